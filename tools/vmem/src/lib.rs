@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory that can start empty.
+#![forbid(unsafe_code)]
