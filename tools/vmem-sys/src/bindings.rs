@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0
+// Generated from include/uapi/linux/vmem.h by bindings/generate.
+
+pub const VMEM_IOC_MAGIC: u32 = 187;
+pub const VMEM_NAME_MAX: u32 = 32;
+pub const VMEM_MAX_SIZE: u64 = 17592186044416;
+pub const VMEM_MAX_BATCH: u32 = 4096;
+pub const VMEM_FEATURE_FILL: u32 = 1;
+pub const VMEM_CREATE_HUGE: u32 = 1;
+pub const VMEM_CREATE_SIGBUS: u32 = 2;
+pub const VMEM_MARK_ZERO: u32 = 1;
+pub const VMEM_MARK_UNREADABLE: u32 = 2;
+pub const VMEM_STATE_ATTACHED: u32 = 1;
+pub const VMEM_STATE_READY: u32 = 2;
+pub const VMEM_STATE_PLAIN: u32 = 4;
+pub type __s32 = ::core::ffi::c_int;
+pub type __u32 = ::core::ffi::c_uint;
+pub type __u64 = ::core::ffi::c_ulonglong;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_features {
+    pub features: __u64,
+    pub max_size: __u64,
+    pub page_size: __u32,
+    pub max_batch: __u32,
+    pub reserved: [__u64; 5usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_features"][::core::mem::size_of::<vmem_features>() - 64usize];
+    ["Alignment of vmem_features"][::core::mem::align_of::<vmem_features>() - 8usize];
+    [
+        "Offset of field: vmem_features::features",
+    ][::core::mem::offset_of!(vmem_features, features) - 0usize];
+    [
+        "Offset of field: vmem_features::max_size",
+    ][::core::mem::offset_of!(vmem_features, max_size) - 8usize];
+    [
+        "Offset of field: vmem_features::page_size",
+    ][::core::mem::offset_of!(vmem_features, page_size) - 16usize];
+    [
+        "Offset of field: vmem_features::max_batch",
+    ][::core::mem::offset_of!(vmem_features, max_batch) - 20usize];
+    [
+        "Offset of field: vmem_features::reserved",
+    ][::core::mem::offset_of!(vmem_features, reserved) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_create {
+    pub size: __u64,
+    pub flags: __u32,
+    pub fault_timeout_ms: __u32,
+    pub name: [::core::ffi::c_char; 32usize],
+    pub mode: __u32,
+    pub uid: __u32,
+    pub gid: __u32,
+    pub vmem_fd: __s32,
+    pub shmem_fd: __s32,
+    pub reserved0: __u32,
+    pub id: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_create"][::core::mem::size_of::<vmem_create>() - 96usize];
+    ["Alignment of vmem_create"][::core::mem::align_of::<vmem_create>() - 8usize];
+    [
+        "Offset of field: vmem_create::size",
+    ][::core::mem::offset_of!(vmem_create, size) - 0usize];
+    [
+        "Offset of field: vmem_create::flags",
+    ][::core::mem::offset_of!(vmem_create, flags) - 8usize];
+    [
+        "Offset of field: vmem_create::fault_timeout_ms",
+    ][::core::mem::offset_of!(vmem_create, fault_timeout_ms) - 12usize];
+    [
+        "Offset of field: vmem_create::name",
+    ][::core::mem::offset_of!(vmem_create, name) - 16usize];
+    [
+        "Offset of field: vmem_create::mode",
+    ][::core::mem::offset_of!(vmem_create, mode) - 48usize];
+    [
+        "Offset of field: vmem_create::uid",
+    ][::core::mem::offset_of!(vmem_create, uid) - 52usize];
+    [
+        "Offset of field: vmem_create::gid",
+    ][::core::mem::offset_of!(vmem_create, gid) - 56usize];
+    [
+        "Offset of field: vmem_create::vmem_fd",
+    ][::core::mem::offset_of!(vmem_create, vmem_fd) - 60usize];
+    [
+        "Offset of field: vmem_create::shmem_fd",
+    ][::core::mem::offset_of!(vmem_create, shmem_fd) - 64usize];
+    [
+        "Offset of field: vmem_create::reserved0",
+    ][::core::mem::offset_of!(vmem_create, reserved0) - 68usize];
+    [
+        "Offset of field: vmem_create::id",
+    ][::core::mem::offset_of!(vmem_create, id) - 72usize];
+    [
+        "Offset of field: vmem_create::reserved",
+    ][::core::mem::offset_of!(vmem_create, reserved) - 80usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_attach {
+    pub name: [::core::ffi::c_char; 32usize],
+    pub id: __u64,
+    pub flags: __u32,
+    pub vmem_fd: __s32,
+    pub shmem_fd: __s32,
+    pub reserved0: __u32,
+    pub size: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_attach"][::core::mem::size_of::<vmem_attach>() - 80usize];
+    ["Alignment of vmem_attach"][::core::mem::align_of::<vmem_attach>() - 8usize];
+    [
+        "Offset of field: vmem_attach::name",
+    ][::core::mem::offset_of!(vmem_attach, name) - 0usize];
+    [
+        "Offset of field: vmem_attach::id",
+    ][::core::mem::offset_of!(vmem_attach, id) - 32usize];
+    [
+        "Offset of field: vmem_attach::flags",
+    ][::core::mem::offset_of!(vmem_attach, flags) - 40usize];
+    [
+        "Offset of field: vmem_attach::vmem_fd",
+    ][::core::mem::offset_of!(vmem_attach, vmem_fd) - 44usize];
+    [
+        "Offset of field: vmem_attach::shmem_fd",
+    ][::core::mem::offset_of!(vmem_attach, shmem_fd) - 48usize];
+    [
+        "Offset of field: vmem_attach::reserved0",
+    ][::core::mem::offset_of!(vmem_attach, reserved0) - 52usize];
+    [
+        "Offset of field: vmem_attach::size",
+    ][::core::mem::offset_of!(vmem_attach, size) - 56usize];
+    [
+        "Offset of field: vmem_attach::reserved",
+    ][::core::mem::offset_of!(vmem_attach, reserved) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_range {
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_range"][::core::mem::size_of::<vmem_range>() - 16usize];
+    ["Alignment of vmem_range"][::core::mem::align_of::<vmem_range>() - 8usize];
+    [
+        "Offset of field: vmem_range::pgoff",
+    ][::core::mem::offset_of!(vmem_range, pgoff) - 0usize];
+    [
+        "Offset of field: vmem_range::nr_pages",
+    ][::core::mem::offset_of!(vmem_range, nr_pages) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_page_request {
+    pub pgoffs: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_page_request"][::core::mem::size_of::<vmem_page_request>() - 16usize];
+    [
+        "Alignment of vmem_page_request",
+    ][::core::mem::align_of::<vmem_page_request>() - 8usize];
+    [
+        "Offset of field: vmem_page_request::pgoffs",
+    ][::core::mem::offset_of!(vmem_page_request, pgoffs) - 0usize];
+    [
+        "Offset of field: vmem_page_request::nr",
+    ][::core::mem::offset_of!(vmem_page_request, nr) - 8usize];
+    [
+        "Offset of field: vmem_page_request::flags",
+    ][::core::mem::offset_of!(vmem_page_request, flags) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_mark {
+    pub ranges: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub done: __u64,
+    pub changed: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_mark"][::core::mem::size_of::<vmem_mark>() - 32usize];
+    ["Alignment of vmem_mark"][::core::mem::align_of::<vmem_mark>() - 8usize];
+    [
+        "Offset of field: vmem_mark::ranges",
+    ][::core::mem::offset_of!(vmem_mark, ranges) - 0usize];
+    ["Offset of field: vmem_mark::nr"][::core::mem::offset_of!(vmem_mark, nr) - 8usize];
+    [
+        "Offset of field: vmem_mark::flags",
+    ][::core::mem::offset_of!(vmem_mark, flags) - 12usize];
+    [
+        "Offset of field: vmem_mark::done",
+    ][::core::mem::offset_of!(vmem_mark, done) - 16usize];
+    [
+        "Offset of field: vmem_mark::changed",
+    ][::core::mem::offset_of!(vmem_mark, changed) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_fill_range {
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub addr: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_fill_range"][::core::mem::size_of::<vmem_fill_range>() - 24usize];
+    [
+        "Alignment of vmem_fill_range",
+    ][::core::mem::align_of::<vmem_fill_range>() - 8usize];
+    [
+        "Offset of field: vmem_fill_range::pgoff",
+    ][::core::mem::offset_of!(vmem_fill_range, pgoff) - 0usize];
+    [
+        "Offset of field: vmem_fill_range::nr_pages",
+    ][::core::mem::offset_of!(vmem_fill_range, nr_pages) - 8usize];
+    [
+        "Offset of field: vmem_fill_range::addr",
+    ][::core::mem::offset_of!(vmem_fill_range, addr) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_fill {
+    pub ranges: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub done: __u64,
+    pub changed: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_fill"][::core::mem::size_of::<vmem_fill>() - 32usize];
+    ["Alignment of vmem_fill"][::core::mem::align_of::<vmem_fill>() - 8usize];
+    [
+        "Offset of field: vmem_fill::ranges",
+    ][::core::mem::offset_of!(vmem_fill, ranges) - 0usize];
+    ["Offset of field: vmem_fill::nr"][::core::mem::offset_of!(vmem_fill, nr) - 8usize];
+    [
+        "Offset of field: vmem_fill::flags",
+    ][::core::mem::offset_of!(vmem_fill, flags) - 12usize];
+    [
+        "Offset of field: vmem_fill::done",
+    ][::core::mem::offset_of!(vmem_fill, done) - 16usize];
+    [
+        "Offset of field: vmem_fill::changed",
+    ][::core::mem::offset_of!(vmem_fill, changed) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_populate {
+    pub ranges: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub done: __u64,
+    pub pages: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_populate"][::core::mem::size_of::<vmem_populate>() - 32usize];
+    ["Alignment of vmem_populate"][::core::mem::align_of::<vmem_populate>() - 8usize];
+    [
+        "Offset of field: vmem_populate::ranges",
+    ][::core::mem::offset_of!(vmem_populate, ranges) - 0usize];
+    [
+        "Offset of field: vmem_populate::nr",
+    ][::core::mem::offset_of!(vmem_populate, nr) - 8usize];
+    [
+        "Offset of field: vmem_populate::flags",
+    ][::core::mem::offset_of!(vmem_populate, flags) - 12usize];
+    [
+        "Offset of field: vmem_populate::done",
+    ][::core::mem::offset_of!(vmem_populate, done) - 16usize];
+    [
+        "Offset of field: vmem_populate::pages",
+    ][::core::mem::offset_of!(vmem_populate, pages) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_present {
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub bitmap: __u64,
+    pub present: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_present"][::core::mem::size_of::<vmem_present>() - 32usize];
+    ["Alignment of vmem_present"][::core::mem::align_of::<vmem_present>() - 8usize];
+    [
+        "Offset of field: vmem_present::pgoff",
+    ][::core::mem::offset_of!(vmem_present, pgoff) - 0usize];
+    [
+        "Offset of field: vmem_present::nr_pages",
+    ][::core::mem::offset_of!(vmem_present, nr_pages) - 8usize];
+    [
+        "Offset of field: vmem_present::bitmap",
+    ][::core::mem::offset_of!(vmem_present, bitmap) - 16usize];
+    [
+        "Offset of field: vmem_present::present",
+    ][::core::mem::offset_of!(vmem_present, present) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_map_fd {
+    pub flags: __u32,
+    pub fd: __s32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_map_fd"][::core::mem::size_of::<vmem_map_fd>() - 8usize];
+    ["Alignment of vmem_map_fd"][::core::mem::align_of::<vmem_map_fd>() - 4usize];
+    [
+        "Offset of field: vmem_map_fd::flags",
+    ][::core::mem::offset_of!(vmem_map_fd, flags) - 0usize];
+    [
+        "Offset of field: vmem_map_fd::fd",
+    ][::core::mem::offset_of!(vmem_map_fd, fd) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_info {
+    pub id: __u64,
+    pub size: __u64,
+    pub flags: __u32,
+    pub state: __u32,
+    pub present: __u64,
+    pub unreadable: __u64,
+    pub requested: __u64,
+    pub queued: __u64,
+    pub waiters: __u64,
+    pub oldest_wait_ns: __u64,
+    pub faults: __u64,
+    pub requests: __u64,
+    pub sigbus: __u64,
+    pub mappings: __u64,
+    pub reserved: [__u64; 3usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_info"][::core::mem::size_of::<vmem_info>() - 128usize];
+    ["Alignment of vmem_info"][::core::mem::align_of::<vmem_info>() - 8usize];
+    ["Offset of field: vmem_info::id"][::core::mem::offset_of!(vmem_info, id) - 0usize];
+    [
+        "Offset of field: vmem_info::size",
+    ][::core::mem::offset_of!(vmem_info, size) - 8usize];
+    [
+        "Offset of field: vmem_info::flags",
+    ][::core::mem::offset_of!(vmem_info, flags) - 16usize];
+    [
+        "Offset of field: vmem_info::state",
+    ][::core::mem::offset_of!(vmem_info, state) - 20usize];
+    [
+        "Offset of field: vmem_info::present",
+    ][::core::mem::offset_of!(vmem_info, present) - 24usize];
+    [
+        "Offset of field: vmem_info::unreadable",
+    ][::core::mem::offset_of!(vmem_info, unreadable) - 32usize];
+    [
+        "Offset of field: vmem_info::requested",
+    ][::core::mem::offset_of!(vmem_info, requested) - 40usize];
+    [
+        "Offset of field: vmem_info::queued",
+    ][::core::mem::offset_of!(vmem_info, queued) - 48usize];
+    [
+        "Offset of field: vmem_info::waiters",
+    ][::core::mem::offset_of!(vmem_info, waiters) - 56usize];
+    [
+        "Offset of field: vmem_info::oldest_wait_ns",
+    ][::core::mem::offset_of!(vmem_info, oldest_wait_ns) - 64usize];
+    [
+        "Offset of field: vmem_info::faults",
+    ][::core::mem::offset_of!(vmem_info, faults) - 72usize];
+    [
+        "Offset of field: vmem_info::requests",
+    ][::core::mem::offset_of!(vmem_info, requests) - 80usize];
+    [
+        "Offset of field: vmem_info::sigbus",
+    ][::core::mem::offset_of!(vmem_info, sigbus) - 88usize];
+    [
+        "Offset of field: vmem_info::mappings",
+    ][::core::mem::offset_of!(vmem_info, mappings) - 96usize];
+    [
+        "Offset of field: vmem_info::reserved",
+    ][::core::mem::offset_of!(vmem_info, reserved) - 104usize];
+};
+pub const VMEM_ID_KEEP: __u32 = 4294967295;
+pub const VMEM_GET_FEATURES: __u32 = 2151725824;
+pub const VMEM_CREATE_VMEM: __u32 = 3227564801;
+pub const VMEM_ATTACH: __u32 = 3226516226;
+pub const VMEM_WAIT_READY: __u32 = 47888;
+pub const VMEM_READY: __u32 = 47889;
+pub const VMEM_GET_PAGE_REQUEST: __u32 = 3222321938;
+pub const VMEM_MARK_PAGE_CACHED: __u32 = 3223370515;
+pub const VMEM_MAKE_PAGES_PRESENT: __u32 = 3223370516;
+pub const VMEM_MAKE_VMA_ANONYMOUS: __u32 = 47893;
+pub const VMEM_FILL_PAGES: __u32 = 3223370518;
+pub const VMEM_GET_PRESENT: __u32 = 3223370519;
+pub const VMEM_GET_INFO: __u32 = 2155920152;
+pub const VMEM_GET_MAP_FD: __u32 = 3221797657;

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The calls, one safe function each.
+//!
+//! A descriptor that is not one of vmem's answers `ENOTTY`: the numbers are vmem's own, and each encodes the size of its argument.
+
+use std::marker::PhantomData;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::bindings::*;
+use crate::ioctl::{call, call_plain};
+use crate::{Errno, PAGE_SIZE};
+
+/// What a call on several ranges achieved.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Ranges that are complete.
+    pub done: usize,
+    /// What the call counts in pages (`changed` or `pages` in the header).
+    pub pages: u64,
+    /// Why it stopped, if it is not complete.
+    pub error: Option<Errno>,
+}
+
+/// The descriptors that make the caller the daemon of a region.
+#[derive(Debug)]
+pub struct Served {
+    /// The region descriptor.
+    pub vmem: OwnedFd,
+    /// The staging file.
+    pub shmem: OwnedFd,
+    /// Size of the region in bytes.
+    pub size: u64,
+    /// Number of the region.
+    pub id: u64,
+}
+
+/// The contents of a run of pages, for [`fill_pages`].
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy)]
+pub struct FillRange<'a> {
+    raw: vmem_fill_range,
+    contents: PhantomData<&'a [u8]>,
+}
+
+impl<'a> FillRange<'a> {
+    /// `contents` for the pages from `pgoff` on. `None` unless it is whole pages.
+    pub fn new(pgoff: u64, contents: &'a [u8]) -> Option<Self> {
+        (contents.len() % PAGE_SIZE == 0).then_some(Self {
+            raw: vmem_fill_range {
+                pgoff,
+                nr_pages: (contents.len() / PAGE_SIZE) as u64,
+                addr: contents.as_ptr() as u64,
+            },
+            contents: PhantomData,
+        })
+    }
+}
+
+/// `VMEM_GET_FEATURES`: what the module can do.
+pub fn get_features(fd: BorrowedFd<'_>) -> Result<vmem_features, Errno> {
+    let mut features = vmem_features::default();
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut features) }?;
+    Ok(features)
+}
+
+/// `VMEM_CREATE_VMEM`: a new region, as `create` describes it.
+pub fn create_vmem(fd: BorrowedFd<'_>, mut create: vmem_create) -> Result<Served, Errno> {
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut create) }?;
+    Ok(Served {
+        vmem: take(create.vmem_fd)?,
+        shmem: take(create.shmem_fd)?,
+        size: create.size,
+        id: create.id,
+    })
+}
+
+/// `VMEM_ATTACH`: the caller becomes the daemon of the region that `attach` names. The name is used if it is not empty.
+pub fn attach(fd: BorrowedFd<'_>, mut attach: vmem_attach) -> Result<Served, Errno> {
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut attach) }?;
+    Ok(Served {
+        vmem: take(attach.vmem_fd)?,
+        shmem: take(attach.shmem_fd)?,
+        size: attach.size,
+        id: attach.id,
+    })
+}
+
+/// `VMEM_WAIT_READY`: waits until a daemon has said READY.
+pub fn wait_ready(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    call_plain::<VMEM_WAIT_READY>(fd)
+}
+
+/// `VMEM_READY`: releases who waits in [`wait_ready`].
+pub fn ready(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    call_plain::<VMEM_READY>(fd)
+}
+
+/// `VMEM_GET_PAGE_REQUEST`: takes requests into `pgoffs` and says how many. Room beyond `VMEM_MAX_BATCH` is not used.
+pub fn get_page_request(fd: BorrowedFd<'_>, pgoffs: &mut [u64]) -> Result<usize, Errno> {
+    let room = pgoffs.len().min(VMEM_MAX_BATCH as usize);
+    let mut request = vmem_page_request {
+        pgoffs: pgoffs.as_mut_ptr() as u64,
+        nr: room as u32,
+        flags: 0,
+    };
+    // SAFETY: `pgoffs` is borrowed mutably and has room for `nr` numbers.
+    unsafe { call(fd, &mut request) }?;
+    Ok(room.min(request.nr as usize))
+}
+
+/// `VMEM_MARK_PAGE_CACHED`: `flags` (`VMEM_MARK_*`) says what became of the pages of `ranges`; `pages` counts those it changed.
+pub fn mark_page_cached(fd: BorrowedFd<'_>, ranges: &[vmem_range], flags: u32) -> Outcome {
+    let mut mark = vmem_mark {
+        ranges: ranges.as_ptr() as u64,
+        nr: count(ranges),
+        flags,
+        done: 0,
+        changed: 0,
+    };
+    // SAFETY: the call only reads `ranges`, of which it knows the length.
+    let result = unsafe { call(fd, &mut mark) };
+    outcome(result, mark.done, mark.changed)
+}
+
+/// `VMEM_FILL_PAGES`: puts contents into absent pages and marks them; `pages` counts those it changed.
+pub fn fill_pages(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>]) -> Outcome {
+    let mut fill = vmem_fill {
+        ranges: ranges.as_ptr() as u64,
+        nr: count(ranges),
+        flags: 0,
+        done: 0,
+        changed: 0,
+    };
+    // SAFETY: a `FillRange` is a `vmem_fill_range`, the contents that it names are borrowed, and the call only reads them.
+    let result = unsafe { call(fd, &mut fill) };
+    outcome(result, fill.done, fill.changed)
+}
+
+/// `VMEM_MAKE_PAGES_PRESENT`: puts present pages of `ranges` into the page tables of all who map the region; `pages` counts those
+/// found mapped, once per mapping.
+pub fn make_pages_present(fd: BorrowedFd<'_>, ranges: &[vmem_range]) -> Outcome {
+    let mut populate = vmem_populate {
+        ranges: ranges.as_ptr() as u64,
+        nr: count(ranges),
+        flags: 0,
+        done: 0,
+        pages: 0,
+    };
+    // SAFETY: the call only reads `ranges`, of which it knows the length.
+    let result = unsafe { call(fd, &mut populate) };
+    outcome(result, populate.done, populate.pages)
+}
+
+/// `VMEM_MAKE_VMA_ANONYMOUS`: turns all mappings into plain anonymous memory.
+pub fn make_vma_anonymous(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    call_plain::<VMEM_MAKE_VMA_ANONYMOUS>(fd)
+}
+
+/// `VMEM_GET_PRESENT`: the present map of the `nr_pages` pages from `pgoff` on, a bit a page in `bitmap`. Returns how many are
+/// present; `EINVAL` if `bitmap` has no room for them.
+pub fn get_present(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64, bitmap: &mut [u64]) -> Result<u64, Errno> {
+    if nr_pages.div_ceil(u64::BITS.into()) > bitmap.len() as u64 {
+        return Err(Errno::INVAL);
+    }
+    let mut present = vmem_present {
+        pgoff,
+        nr_pages,
+        bitmap: bitmap.as_mut_ptr() as u64,
+        present: 0,
+    };
+    // SAFETY: `bitmap` is borrowed mutably and has a bit for each page, as was just checked.
+    unsafe { call(fd, &mut present) }?;
+    Ok(present.present)
+}
+
+/// `VMEM_GET_INFO`: state and counters of a region.
+pub fn get_info(fd: BorrowedFd<'_>) -> Result<vmem_info, Errno> {
+    let mut info = vmem_info::default();
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut info) }?;
+    Ok(info)
+}
+
+/// `VMEM_GET_MAP_FD`: a descriptor that can map the region and cannot serve it.
+pub fn get_map_fd(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut map = vmem_map_fd { flags: 0, fd: -1 };
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut map) }?;
+    take(map.fd)
+}
+
+/// Owns a descriptor that a call has just returned.
+fn take(fd: RawFd) -> Result<OwnedFd, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is not negative, and the kernel made it for this caller just now: nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The length of an array for the kernel. One that does not fit in 32 bits is far beyond `VMEM_MAX_BATCH`: so is what it becomes.
+fn count<T>(entries: &[T]) -> u32 {
+    u32::try_from(entries.len()).unwrap_or(u32::MAX)
+}
+
+fn outcome(result: Result<(), Errno>, done: u64, pages: u64) -> Outcome {
+    Outcome {
+        done: usize::try_from(done).unwrap_or(usize::MAX),
+        pages,
+        error: result.err(),
+    }
+}

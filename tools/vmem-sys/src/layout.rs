@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What can never change once programs are built with it: sizes, offsets and numbers. `tests/layout.c` says the same in C.
+
+use std::mem::{offset_of, size_of};
+
+use rustix::ioctl::opcode;
+
+use crate::bindings::*;
+
+macro_rules! layout {
+    ($name:ident is $size:literal bytes: $($field:ident at $offset:literal),+ $(,)?) => {
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(offset_of!($name, $field) == $offset);)+
+        };
+    };
+}
+
+layout!(vmem_features is 64 bytes: features at 0, max_size at 8, page_size at 16, max_batch at 20, reserved at 24);
+layout!(vmem_create is 96 bytes:
+    size at 0, flags at 8, fault_timeout_ms at 12, name at 16, mode at 48, uid at 52, gid at 56, vmem_fd at 60,
+    shmem_fd at 64, reserved0 at 68, id at 72, reserved at 80
+);
+layout!(vmem_attach is 80 bytes:
+    name at 0, id at 32, flags at 40, vmem_fd at 44, shmem_fd at 48, reserved0 at 52, size at 56, reserved at 64
+);
+layout!(vmem_range is 16 bytes: pgoff at 0, nr_pages at 8);
+layout!(vmem_page_request is 16 bytes: pgoffs at 0, nr at 8, flags at 12);
+layout!(vmem_mark is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, changed at 24);
+layout!(vmem_fill_range is 24 bytes: pgoff at 0, nr_pages at 8, addr at 16);
+layout!(vmem_fill is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, changed at 24);
+layout!(vmem_populate is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, pages at 24);
+layout!(vmem_present is 32 bytes: pgoff at 0, nr_pages at 8, bitmap at 16, present at 24);
+layout!(vmem_map_fd is 8 bytes: flags at 0, fd at 4);
+layout!(vmem_info is 128 bytes:
+    id at 0, size at 8, flags at 16, state at 20, present at 24, unreadable at 32, requested at 40, queued at 48,
+    waiters at 56, oldest_wait_ns at 64, faults at 72, requests at 80, sigbus at 88, mappings at 96, reserved at
+    104
+);
+
+/// The number is what it always was, and what its direction and the size of its argument give.
+const fn check(number: u32, fixed: u32, computed: u32) {
+    assert!(number == fixed);
+    assert!(number == computed);
+}
+
+const TYPE: u8 = VMEM_IOC_MAGIC as u8;
+
+const _: () = {
+    check(VMEM_GET_FEATURES, 0x8040_bb00, opcode::read::<vmem_features>(TYPE, 0x00));
+    check(VMEM_CREATE_VMEM, 0xc060_bb01, opcode::read_write::<vmem_create>(TYPE, 0x01));
+    check(VMEM_ATTACH, 0xc050_bb02, opcode::read_write::<vmem_attach>(TYPE, 0x02));
+    check(VMEM_WAIT_READY, 0x0000_bb10, opcode::none(TYPE, 0x10));
+    check(VMEM_READY, 0x0000_bb11, opcode::none(TYPE, 0x11));
+    check(
+        VMEM_GET_PAGE_REQUEST,
+        0xc010_bb12,
+        opcode::read_write::<vmem_page_request>(TYPE, 0x12),
+    );
+    check(
+        VMEM_MARK_PAGE_CACHED,
+        0xc020_bb13,
+        opcode::read_write::<vmem_mark>(TYPE, 0x13),
+    );
+    check(
+        VMEM_MAKE_PAGES_PRESENT,
+        0xc020_bb14,
+        opcode::read_write::<vmem_populate>(TYPE, 0x14),
+    );
+    check(VMEM_MAKE_VMA_ANONYMOUS, 0x0000_bb15, opcode::none(TYPE, 0x15));
+    check(VMEM_FILL_PAGES, 0xc020_bb16, opcode::read_write::<vmem_fill>(TYPE, 0x16));
+    check(VMEM_GET_PRESENT, 0xc020_bb17, opcode::read_write::<vmem_present>(TYPE, 0x17));
+    check(VMEM_GET_INFO, 0x8080_bb18, opcode::read::<vmem_info>(TYPE, 0x18));
+    check(VMEM_GET_MAP_FD, 0xc008_bb19, opcode::read_write::<vmem_map_fd>(TYPE, 0x19));
+};
