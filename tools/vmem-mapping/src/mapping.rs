@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One mapping of a file, unmapped when dropped.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::copy;
+
+/// What may be done with the memory of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It can be read. The descriptor must be open for reading.
+    ReadOnly,
+    /// It can be read and written. A shared mapping's descriptor must be open for both.
+    ReadWrite,
+}
+
+/// Who sees what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// All who map the file (`MAP_SHARED`).
+    Shared,
+    /// This mapping alone: a page is copied when it is written first (`MAP_PRIVATE`).
+    Private,
+}
+
+/// Why a file cannot be mapped, or memory not copied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MappingError {
+    /// The kernel refused the mapping.
+    #[error("cannot map {len} bytes at offset {offset}")]
+    Map {
+        /// Offset in the file, in bytes.
+        offset: u64,
+        /// Length of the mapping, in bytes.
+        len: usize,
+        /// What the kernel said. `EINVAL`: the length is zero, the offset is not at a page, or the region ends before the mapping.
+        source: Errno,
+    },
+    /// The copy is not inside the mapping.
+    #[error("{len} bytes at {offset} are not inside a mapping of {mapped} bytes")]
+    OutOfBounds {
+        /// Offset in the mapping, in bytes.
+        offset: usize,
+        /// Length of the copy, in bytes.
+        len: usize,
+        /// Length of the mapping, in bytes.
+        mapped: usize,
+    },
+    /// The mapping was made with [`Access::ReadOnly`].
+    #[error("the mapping is read-only")]
+    ReadOnly,
+}
+
+/// A mapping of a part of a file.
+///
+/// It can be used by several threads at once. A forked child has it too, as the kernel gives it.
+///
+/// # Invariants
+///
+/// `address` is the begin of `len` bytes that this mapping alone unmaps. They are readable, and writable if `access` says so. No
+/// reference to them exists.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+    access: Access,
+}
+
+// SAFETY: the memory is the process's, not a thread's, and all access to it is atomic (`copy`).
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from the byte `offset` on, a multiple of [`PAGE_SIZE`](crate::PAGE_SIZE).
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError::Map`] with what the kernel said.
+    pub fn new(file: impl AsFd, offset: u64, len: usize, access: Access, sharing: Sharing) -> Result<Self, MappingError> {
+        let protection = match access {
+            Access::ReadOnly => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        let flags = match sharing {
+            Sharing::Shared => MapFlags::SHARED,
+            Sharing::Private => MapFlags::PRIVATE,
+        };
+        // SAFETY: without an address to map at, the kernel takes one where nothing is.
+        let address = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file.as_fd(), offset) };
+        let address = address
+            .and_then(|address| NonNull::new(address.cast()).ok_or(Errno::NOMEM))
+            .map_err(|source| MappingError::Map { offset, len, source })?;
+        // INVARIANT: made just now, with this access.
+        Ok(Self { address, len, access })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the length is zero. It never is: the kernel refuses such a mapping.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the memory is, for a system call that takes addresses. Dereferencing it is for those who know what else writes there.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+
+    /// Copies `to.len()` bytes from `offset` on out of the mapping. This may wait for a daemon, or end in SIGBUS: see the
+    /// [crate's documentation](crate).
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError::OutOfBounds`].
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), MappingError> {
+        let range = self.range(offset, to.len())?;
+        // SAFETY: the range is inside the mapping.
+        let from = unsafe { self.address.as_ptr().add(range.start) };
+        // SAFETY: by the type's invariants, the whole range is readable as long as `self` is.
+        unsafe { copy::out_of(from, to) };
+        Ok(())
+    }
+
+    /// Copies `from` into the mapping from `offset` on. This may wait for a daemon, or end in SIGBUS: see the
+    /// [crate's documentation](crate).
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError::OutOfBounds`] and [`MappingError::ReadOnly`].
+    pub fn write_at(&self, offset: usize, from: &[u8]) -> Result<(), MappingError> {
+        if self.access == Access::ReadOnly {
+            return Err(MappingError::ReadOnly);
+        }
+        let range = self.range(offset, from.len())?;
+        // SAFETY: the range is inside the mapping.
+        let to = unsafe { self.address.as_ptr().add(range.start) };
+        // SAFETY: by the type's invariants, the whole range is writable as long as `self` is.
+        unsafe { copy::into(to, from) };
+        Ok(())
+    }
+
+    /// `len` bytes from `offset` on, if the mapping has them.
+    fn range(&self, offset: usize, len: usize) -> Result<Range<usize>, MappingError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(offset..end),
+            _ => Err(MappingError::OutOfBounds {
+                offset,
+                len,
+                mapped: self.len,
+            }),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: by the type's invariants, the range is this mapping's to unmap, and no reference to it exists.
+        let result = unsafe { munmap(self.address.as_ptr().cast(), self.len) };
+        debug_assert!(result.is_ok(), "munmap of a whole mapping: {result:?}");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::PAGE_SIZE;
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    /// A file without a name that holds a pattern in which each byte differs from its neighbours.
+    fn file(len: usize) -> File {
+        let mut file = File::from(rustix::fs::memfd_create("mapping", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(&pattern(len)).unwrap();
+        file
+    }
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at % 251) as u8).collect()
+    }
+
+    #[test]
+    fn read_at_any_alignment_and_length_gives_the_bytes() {
+        let expected = pattern(2 * PAGE_SIZE);
+        let mapping = Mapping::new(file(2 * PAGE_SIZE), 0, 2 * PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
+        for offset in (0..20).chain(PAGE_SIZE - 20..PAGE_SIZE + 20) {
+            for len in 0..40 {
+                let mut read = vec![0; len];
+                mapping.read_at(offset, &mut read).unwrap();
+                assert_eq!(read, &expected[offset..offset + len], "{len} bytes at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn write_at_any_alignment_and_length_writes_these_bytes_and_no_others() {
+        let file = file(PAGE_SIZE);
+        let mapping = Mapping::new(&file, 0, PAGE_SIZE, Access::ReadWrite, Sharing::Shared).unwrap();
+        let mut expected = pattern(PAGE_SIZE);
+        for offset in 0..20 {
+            for len in 0..40 {
+                let bytes: Vec<u8> = (0..len).map(|at| (at * 7 + offset) as u8).collect();
+                mapping.write_at(offset, &bytes).unwrap();
+                expected[offset..offset + len].copy_from_slice(&bytes);
+                let mut whole = vec![0; PAGE_SIZE];
+                file.read_exact_at(&mut whole, 0).unwrap();
+                assert_eq!(whole, expected, "{len} bytes at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn private_writes_do_not_reach_the_file() {
+        let file = file(PAGE_SIZE);
+        let mapping = Mapping::new(&file, 0, PAGE_SIZE, Access::ReadWrite, Sharing::Private).unwrap();
+        mapping.write_at(0, &[0xff; 16]).unwrap();
+        let mut read = [0; 16];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(read, pattern(16)[..]);
+    }
+
+    #[test]
+    fn an_offset_maps_that_part_of_the_file() {
+        let mapping = Mapping::new(
+            file(3 * PAGE_SIZE),
+            PAGE_SIZE as u64,
+            PAGE_SIZE,
+            Access::ReadOnly,
+            Sharing::Shared,
+        )
+        .unwrap();
+        let mut read = [0; 8];
+        mapping.read_at(0, &mut read).unwrap();
+        assert_eq!(read, pattern(2 * PAGE_SIZE)[PAGE_SIZE..PAGE_SIZE + 8]);
+    }
+
+    #[test]
+    fn copies_beyond_the_end_are_refused() {
+        let mapping = Mapping::new(file(PAGE_SIZE), 0, PAGE_SIZE, Access::ReadWrite, Sharing::Shared).unwrap();
+        for (offset, len) in [(PAGE_SIZE, 1), (PAGE_SIZE - 1, 2), (0, PAGE_SIZE + 1), (usize::MAX, 2)] {
+            let mut bytes = vec![0; len];
+            assert!(matches!(
+                mapping.read_at(offset, &mut bytes),
+                Err(MappingError::OutOfBounds { .. })
+            ));
+            assert!(matches!(
+                mapping.write_at(offset, &bytes),
+                Err(MappingError::OutOfBounds { .. })
+            ));
+        }
+        mapping.read_at(PAGE_SIZE, &mut []).unwrap();
+    }
+
+    #[test]
+    fn read_only_mappings_refuse_writes() {
+        let mapping = Mapping::new(file(PAGE_SIZE), 0, PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
+        assert!(matches!(mapping.write_at(0, &[1]), Err(MappingError::ReadOnly)));
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_is_an_error() {
+        let file = file(PAGE_SIZE);
+        for (offset, len) in [(0, 0), (1, PAGE_SIZE), (0, usize::MAX)] {
+            assert!(matches!(
+                Mapping::new(&file, offset, len, Access::ReadOnly, Sharing::Shared),
+                Err(MappingError::Map { .. })
+            ));
+        }
+    }
+}
