@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The front end. Kbuild describes the module; tools/Cargo.toml the userspace; what needs a Debian 13 or a virtual machine
+# makes it by itself (tools/testing/README.md).
+
+KDIR	?= /lib/modules/$(shell uname -r)/build
+DESTDIR	?=
+PREFIX	?= /usr/local
+
+TOP	:= $(CURDIR)
+BUILD	:= $(TOP)/build
+# A command inside the build root; in the virtual machine.
+ROOT	:= tools/testing/root/run
+VM	:= tools/testing/vm/run
+# The stock kernel's build tree, as the root sees it.
+VMKDIR	:= /usr/src/vmem-kdir
+
+.PHONY: module
+module:			## vmem.ko for this machine's kernel (KDIR=... for another), in build/host
+	@tools/testing/module $(KDIR) $(BUILD)/host
+	@echo "vmem: built build/host/vmem.ko"
+
+.PHONY: demo
+demo: build		## what vmem is for, shown in a virtual machine
+	@$(VM) --name demo --timeout 600 -- tools/testing/demo/run
+
+.PHONY: test
+test: build		## all tests: on this machine, then in a virtual machine
+	@tools/testing/test unit functional
+
+.PHONY: unit
+unit: build		## the tests that need no kernel
+	@tools/testing/test unit
+
+.PHONY: functional
+functional: build	## the tests in the virtual machine (FILTER=... for some)
+	@tools/testing/test functional
+
+.PHONY: check
+check: setup		## formatting, lints, licences, generated files
+	@tools/testing/test check
+
+.PHONY: setup
+setup:			## the build root and the kernel's Rust outputs (again only when something changed)
+	@tools/testing/root/setup
+
+.PHONY: build
+build: module-vm tools samples	## everything for the virtual machine
+
+.PHONY: module-vm
+module-vm: setup	## vmem.ko for the stock kernel of the virtual machine, in build/module
+	@$(ROOT) tools/testing/module $(VMKDIR) $(BUILD)/module
+
+.PHONY: tools
+tools: setup		## vmemd, its libraries, the functional tests, in build/target/release
+	@$(ROOT) tools/testing/cargo build --release --workspace
+
+.PHONY: samples
+samples: setup tools	## the samples; those in C go to build/samples
+	@[ ! -e samples/Makefile ] || $(ROOT) $(MAKE) -s --no-print-directory -C samples O=$(BUILD)/samples
+
+.PHONY: bindings
+bindings: setup		## writes the generated bindings anew
+	@tools/testing/check/bindings --write
+
+.PHONY: fmt
+fmt: setup		## formats all Rust
+	@tools/testing/check/rustfmt --write
+
+.PHONY: shell vm-shell
+shell: setup		## a shell in the build root
+	@$(ROOT) bash
+vm-shell: build		## a shell in the virtual machine
+	@$(VM) --name shell --interactive --timeout 0 -- bash -i
+
+# The module for this machine's kernel, the programs built by this machine's cargo.
+.PHONY: install
+install: module		## module, programs and man pages for this machine (DESTDIR, PREFIX)
+	@command -v cargo >/dev/null || { echo "vmem: error: no cargo here: it builds the programs" >&2; exit 1; }
+	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target --bins
+	$(MAKE) -C $(KDIR) M=$(TOP) MO=$(BUILD)/host INSTALL_MOD_PATH=$(DESTDIR) modules_install
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
+	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
+
+.PHONY: clean distclean
+clean:			## what was built; the build root stays
+	rm -rf $(BUILD)/host $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/samples $(BUILD)/target \
+		$(BUILD)/vm $(BUILD)/results
+distclean:		## everything
+	rm -rf --one-file-system $(BUILD)
+
+.PHONY: help
+help:			## this
+	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+# One thing after the other: the steps use all processors themselves.
+.NOTPARALLEL:
