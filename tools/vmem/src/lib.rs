@@ -1,3 +1,95 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory that can start empty.
+//!
+//! A *region* is memory of a fixed size whose *pages* may be *absent*. Programs map it. A touch of an absent page, a *fault*, becomes a
+//! *request*; the region's *daemon* takes it, gets the contents from wherever they are, and fills the page. When all pages are
+//! *present*, the region can become plain shared memory, and nothing of vmem is left.
+//!
+//! - [`Control`] is the device: it creates regions ([`RegionBuilder`]) and attaches a daemon to one that lost its own.
+//! - [`Region`] is the daemon's side: it takes requests, fills and marks pages, and ends with [`Region::make_vma_anonymous`].
+//! - [`MapHandle`] is the other side: it maps a region, and can do nothing else with it.
+//! - [`PageIndex`] and [`PageRange`] name pages.
+//!
+//! # A daemon
+//!
+//! ```no_run
+//! use vmem::{Control, Fill, RegionBuilder, PAGE_SIZE};
+//!
+//! # fn main() -> Result<(), vmem::Error> {
+//! let control = Control::open()?;
+//! let region = RegionBuilder::new(1 << 20).name("guest0").mode(0o600).create(&control)?;
+//! region.ready()?;
+//! let mut absent = region.pages().count();
+//! while absent > 0 {
+//!     for page in region.next_requests(64)? {
+//!         let contents = vec![page.get() as u8; PAGE_SIZE];
+//!         absent -= region.fill(&[Fill::new(page, &contents)?]).complete()?;
+//!     }
+//! }
+//! region.make_vma_anonymous()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A program that uses the region
+//!
+//! ```no_run
+//! use vmem::{Access, MapHandle, Sharing};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let handle = MapHandle::open("guest0", Access::ReadWrite)?;
+//! handle.wait_ready()?;
+//! let memory = handle.map(Access::ReadWrite, Sharing::Shared)?;
+//! let mut bytes = [0; 16];
+//! memory.read_at(0, &mut bytes)?; // waits until the daemon has filled page 0
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Asynchronous use
+//!
+//! The descriptor of a [`Region`] is always `O_NONBLOCK`, and it is readable when a page is wanted: give it to any reactor (`AsFd`,
+//! `AsRawFd`). When the reactor says that it is readable, call [`Region::try_next_requests`] until that returns no pages, and only then
+//! wait again. With the feature `tokio`, `AsyncRegion` does this on tokio's `AsyncFd`:
+//!
+#![cfg_attr(feature = "tokio", doc = "```no_run")]
+#![cfg_attr(not(feature = "tokio"), doc = "```ignore")]
+//! # async fn serve(region: vmem::Region) -> Result<(), Box<dyn std::error::Error>> {
+//! let requests = vmem::AsyncRegion::new(region)?;
+//! requests.region().ready()?;
+//! loop {
+//!     for page in requests.next_requests(64).await? {
+//!         let contents = [1; vmem::PAGE_SIZE];
+//!         requests.region().fill(&[vmem::Fill::new(page, &contents)?]).complete()?;
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! The contents that a daemon fills pages with must not lie in memory of a region that it serves itself: it would wait for itself.
+
 #![forbid(unsafe_code)]
+
+mod control;
+mod error;
+mod info;
+mod map;
+mod name;
+mod page;
+mod present;
+mod region;
+#[cfg(feature = "tokio")]
+mod tokio;
+
+pub use vmem_mapping::{Access, Mapping, MappingError, Sharing};
+
+#[cfg(feature = "tokio")]
+pub use crate::tokio::AsyncRegion;
+pub use control::{Control, Features, RegionBuilder};
+pub use error::Error;
+pub use info::Info;
+pub use map::MapHandle;
+pub use name::Name;
+pub use page::{PAGE_SIZE, PageIndex, PageRange};
+pub use present::PresentMap;
+pub use region::{Fill, MAX_BATCH, Progress, Region};

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What can go wrong, by name.
+
+use std::path::PathBuf;
+
+use vmem_mapping::MappingError;
+use vmem_sys::Errno;
+
+use crate::PAGE_SIZE;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device or node cannot be opened. `ENOENT` for the control device: the module is not loaded.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// What was opened.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The file is not one of vmem's. A program that finds no node may have made a plain file in its place.
+    #[error("{what} is not one of vmem's")]
+    NotVmem {
+        /// The path, or the call that it did not know.
+        what: String,
+    },
+    /// The module's pages are of another size than this program's.
+    #[error("the module's pages have {0} bytes, this program's {PAGE_SIZE}")]
+    PageSize(u32),
+    /// This cannot be the name of a region.
+    #[error("{name:?} cannot be a name: 1 to 31 of A-Z a-z 0-9 . _ -, not beginning with a dot, not \"control\"")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// The duration is zero, or more milliseconds than 32 bits hold.
+    #[error("a fault timeout is 1 ms to 49 days")]
+    FaultTimeout,
+    /// The contents to fill pages with are not whole pages.
+    #[error("{len} bytes are not whole pages of {PAGE_SIZE}")]
+    NotWholePages {
+        /// Length of the contents in bytes.
+        len: usize,
+    },
+    /// The runtime that the region was registered with has ended.
+    #[cfg(feature = "tokio")]
+    #[error("the tokio runtime is shutting down")]
+    RuntimeGone,
+    /// The mapping failed.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+
+    /// There is no region of that name or number.
+    #[error("there is no such region")]
+    NoSuchRegion,
+    /// Another daemon is attached to the region.
+    #[error("a daemon is attached to the region already")]
+    DaemonAttached,
+    /// Another region has the name.
+    #[error("the name is taken")]
+    NameTaken,
+    /// The size is over the module's limit ([`Features::max_size`](crate::Features::max_size)).
+    #[error("the region is too large")]
+    TooLarge,
+    /// The module has no more nodes.
+    #[error("there are too many regions")]
+    TooManyRegions,
+    /// Pages are absent or unreadable: the region cannot become plain memory.
+    #[error("pages of the region are absent or unreadable")]
+    PagesAbsent,
+    /// The descriptor maps the region and cannot serve it.
+    #[error("{call}: the descriptor can only map the region")]
+    MapOnly {
+        /// The call.
+        call: &'static str,
+    },
+    /// The arguments are not right, for example a range that is not inside the region.
+    #[error("{call}: not a valid argument")]
+    Invalid {
+        /// The call.
+        call: &'static str,
+    },
+    /// The process or the system has no descriptors left.
+    #[error("{call}: too many open files")]
+    NoDescriptors {
+        /// The call.
+        call: &'static str,
+    },
+    /// There is no memory.
+    #[error("{call}: no memory")]
+    NoMemory {
+        /// The call.
+        call: &'static str,
+    },
+    /// A signal came first. The call can be made again.
+    #[error("{call}: interrupted by a signal")]
+    Interrupted {
+        /// The call.
+        call: &'static str,
+    },
+    /// It would have to wait, and shall not.
+    #[error("{call}: not yet")]
+    WouldBlock {
+        /// The call.
+        call: &'static str,
+    },
+    /// Anything else.
+    #[error("{call}")]
+    Other {
+        /// The call.
+        call: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
+}
+
+/// The calls, as errors name them.
+pub(crate) mod call {
+    pub(crate) const GET_FEATURES: &str = "GET_FEATURES";
+    pub(crate) const CREATE_VMEM: &str = "CREATE_VMEM";
+    pub(crate) const ATTACH: &str = "ATTACH";
+    pub(crate) const WAIT_READY: &str = "WAIT_READY";
+    pub(crate) const READY: &str = "READY";
+    pub(crate) const GET_PAGE_REQUEST: &str = "GET_PAGE_REQUEST";
+    pub(crate) const MARK_PAGE_CACHED: &str = "MARK_PAGE_CACHED";
+    pub(crate) const MAKE_PAGES_PRESENT: &str = "MAKE_PAGES_PRESENT";
+    pub(crate) const MAKE_VMA_ANONYMOUS: &str = "MAKE_VMA_ANONYMOUS";
+    pub(crate) const FILL_PAGES: &str = "FILL_PAGES";
+    pub(crate) const GET_PRESENT: &str = "GET_PRESENT";
+    pub(crate) const GET_INFO: &str = "GET_INFO";
+    pub(crate) const GET_MAP_FD: &str = "GET_MAP_FD";
+    pub(crate) const FCNTL: &str = "fcntl";
+    pub(crate) const POLL: &str = "poll";
+}
+
+impl Error {
+    /// What `errno` means as the answer to `call`.
+    pub(crate) fn from_errno(call: &'static str, errno: Errno) -> Self {
+        match (call, errno) {
+            (call::ATTACH, Errno::NOENT) => Self::NoSuchRegion,
+            (call::ATTACH, Errno::BUSY) => Self::DaemonAttached,
+            (call::CREATE_VMEM, Errno::EXIST) => Self::NameTaken,
+            (call::CREATE_VMEM, Errno::FBIG) => Self::TooLarge,
+            (call::CREATE_VMEM, Errno::NOSPC) => Self::TooManyRegions,
+            (call::MAKE_VMA_ANONYMOUS, Errno::BUSY) => Self::PagesAbsent,
+            (_, Errno::NOTTY) => Self::NotVmem {
+                what: format!("a descriptor without {call}"),
+            },
+            (_, Errno::PERM) => Self::MapOnly { call },
+            (_, Errno::INVAL) => Self::Invalid { call },
+            (_, Errno::MFILE | Errno::NFILE) => Self::NoDescriptors { call },
+            (_, Errno::NOMEM) => Self::NoMemory { call },
+            (_, Errno::INTR) => Self::Interrupted { call },
+            (_, Errno::AGAIN) => Self::WouldBlock { call },
+            (_, source) => Self::Other { call, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_means_what_the_header_says_for_the_call() {
+        assert!(matches!(Error::from_errno(call::ATTACH, Errno::BUSY), Error::DaemonAttached));
+        assert!(matches!(
+            Error::from_errno(call::MAKE_VMA_ANONYMOUS, Errno::BUSY),
+            Error::PagesAbsent
+        ));
+        assert!(matches!(Error::from_errno(call::CREATE_VMEM, Errno::EXIST), Error::NameTaken));
+        assert!(matches!(
+            Error::from_errno(call::READY, Errno::EXIST),
+            Error::Other {
+                call: "READY",
+                source: Errno::EXIST
+            }
+        ));
+    }
+
+    #[test]
+    fn messages_name_the_call_or_the_thing() {
+        assert_eq!(
+            Error::from_errno(call::FILL_PAGES, Errno::INVAL).to_string(),
+            "FILL_PAGES: not a valid argument"
+        );
+        assert_eq!(
+            Error::NotWholePages { len: 5 }.to_string(),
+            "5 bytes are not whole pages of 4096"
+        );
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The side that uses a region's memory.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use vmem_mapping::{Access, Mapping, MappingError, Sharing};
+use vmem_sys::Errno;
+
+use crate::error::call;
+use crate::{Error, Info, Name, PageRange, PresentMap};
+
+/// A map descriptor: it can map a region and wait for it, and cannot serve it.
+///
+/// To give the region to another process, send the descriptor (`AsFd`) over a Unix socket; a received one is a `MapHandle` by
+/// `From<OwnedFd>`.
+#[derive(Debug)]
+pub struct MapHandle {
+    fd: OwnedFd,
+}
+
+impl MapHandle {
+    /// Opens the region named `name`, for reading, or for reading and writing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`], [`Error::Open`] (`ENOENT`: there is no such region; `EACCES`), and [`Error::NotVmem`].
+    pub fn open(name: &str, access: Access) -> Result<Self, Error> {
+        Self::open_path(Name::new(name)?.path(), access)
+    }
+
+    /// Opens the region whose node is at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`MapHandle::open`].
+    pub fn open_path(path: impl AsRef<Path>, access: Access) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let flags = match access {
+            Access::ReadOnly => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|source| Error::Open {
+            path: path.into(),
+            source,
+        })?;
+        match vmem_sys::calls::get_info(fd.as_fd()) {
+            Ok(_) => Ok(Self { fd }),
+            Err(_) => Err(Error::NotVmem {
+                what: path.display().to_string(),
+            }),
+        }
+    }
+
+    /// Waits until a daemon has said that it serves the region.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`]; [`Error::WouldBlock`] if the descriptor is `O_NONBLOCK`.
+    pub fn wait_ready(&self) -> Result<(), Error> {
+        vmem_sys::calls::wait_ready(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::WAIT_READY, errno))
+    }
+
+    /// Maps the whole region.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mapping`].
+    pub fn map(&self, access: Access, sharing: Sharing) -> Result<Mapping, Error> {
+        let pages = pages(self.fd.as_fd())?;
+        self.map_pages(pages, access, sharing)
+    }
+
+    /// Maps `pages` of the region.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mapping`], for example with `EINVAL` if the region does not have all of the pages.
+    pub fn map_pages(&self, pages: PageRange, access: Access, sharing: Sharing) -> Result<Mapping, Error> {
+        let bytes = pages.bytes();
+        let len = usize::try_from(bytes.end - bytes.start).map_err(|_| MappingError::Map {
+            offset: bytes.start,
+            len: usize::MAX,
+            source: Errno::NOMEM,
+        })?;
+        Ok(Mapping::new(&self.fd, bytes.start, len, access, sharing)?)
+    }
+
+    /// State and counters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotVmem`] if this is not a descriptor of a region.
+    pub fn info(&self) -> Result<Info, Error> {
+        Info::get(self.fd.as_fd())
+    }
+
+    /// Which pages are present.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub fn present_map(&self) -> Result<PresentMap, Error> {
+        PresentMap::get(self.fd.as_fd(), pages(self.fd.as_fd())?)
+    }
+}
+
+/// All pages of the region behind `fd`.
+pub(crate) fn pages(fd: BorrowedFd<'_>) -> Result<PageRange, Error> {
+    PageRange::of_len(Info::get(fd)?.size).ok_or(Error::from_errno(call::GET_INFO, Errno::OVERFLOW))
+}
+
+impl From<OwnedFd> for MapHandle {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl From<MapHandle> for OwnedFd {
+    fn from(handle: MapHandle) -> Self {
+        handle.fd
+    }
+}
+
+impl AsFd for MapHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_a_region_is_refused() {
+        assert!(matches!(
+            MapHandle::open_path("/dev/null", Access::ReadWrite),
+            Err(Error::NotVmem { .. })
+        ));
+        assert!(matches!(
+            MapHandle::open_path("/proc/self/no-such-file", Access::ReadWrite),
+            Err(Error::Open {
+                source: Errno::NOENT,
+                ..
+            })
+        ));
+        assert!(matches!(
+            MapHandle::open("../null", Access::ReadWrite),
+            Err(Error::Name { .. })
+        ));
+    }
+}

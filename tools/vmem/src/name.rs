@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Names of regions: what `/dev/vmem/NAME` can be.
+
+use std::ffi::c_char;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use vmem_sys::VMEM_NAME_MAX;
+
+use crate::Error;
+
+/// Where the nodes are.
+pub(crate) const DIRECTORY: &str = "/dev/vmem";
+
+/// The control device, which no region can be named after.
+pub(crate) const CONTROL: &str = "control";
+
+/// The name of a region: 1 to 31 of `A-Z a-z 0-9 . _ -`, not beginning with a dot, not `control`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+impl Name {
+    /// `name`, if it can be one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`].
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let room = VMEM_NAME_MAX as usize - 1;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if name.is_empty() || name.len() > room || name.starts_with('.') || name == CONTROL || !name.bytes().all(allowed) {
+            return Err(Error::Name { name: name.into() });
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The region's node.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(&self.0)
+    }
+
+    /// The name as the kernel takes it, padded with NUL bytes.
+    pub(crate) fn to_sys(&self) -> [c_char; VMEM_NAME_MAX as usize] {
+        let mut padded = [0; VMEM_NAME_MAX as usize];
+        for (to, from) in padded.iter_mut().zip(self.0.bytes()) {
+            *to = from as c_char;
+        }
+        padded
+    }
+}
+
+impl FromStr for Name {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::new(name)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_takes_are_names() {
+        for name in ["a", "guest0", "A.b_c-9", "-", "_", &"x".repeat(31), "controls", "Control"] {
+            assert!(Name::new(name).is_ok(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_would_leave_the_directory_or_hide_are_refused() {
+        for name in [
+            "",
+            ".",
+            "..",
+            ".a",
+            "a/b",
+            "../x",
+            "control",
+            "a b",
+            "ä",
+            "a\0",
+            "a\n",
+            &"x".repeat(32),
+        ] {
+            assert!(Name::new(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_padded_with_nul() {
+        let padded = Name::new("ab").expect("a name").to_sys();
+        assert_eq!(padded[..3], [b'a' as c_char, b'b' as c_char, 0]);
+        assert!(padded[2..].iter().all(|byte| *byte == 0));
+    }
+}

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The daemon's side of a region.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use vmem_sys::calls::{self, FillRange, Outcome};
+use vmem_sys::{Errno, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO};
+
+use crate::error::call;
+use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map};
+
+/// The most pages that one [`Region::next_requests`] returns.
+pub const MAX_BATCH: usize = vmem_sys::VMEM_MAX_BATCH as usize;
+
+/// A region that this process serves: it is the region's daemon as long as this value, or a duplicate of its descriptor, lives.
+///
+/// All methods can be used by several threads at once.
+#[derive(Debug)]
+pub struct Region {
+    fd: OwnedFd,
+    staging: File,
+    id: u64,
+    pages: PageRange,
+}
+
+/// What a call on several ranges achieved. It is complete if there is no error; otherwise the ranges from `ranges` on are left.
+#[derive(Debug)]
+#[must_use]
+pub struct Progress {
+    /// Ranges that are complete.
+    pub ranges: usize,
+    /// Pages that were changed (filled, marked), or found mapped ([`Region::make_pages_present`]).
+    pub pages: u64,
+    /// Why it stopped.
+    pub error: Option<Error>,
+}
+
+impl Progress {
+    /// The number of pages, if all ranges are complete.
+    ///
+    /// # Errors
+    ///
+    /// Why it stopped.
+    pub fn complete(self) -> Result<u64, Error> {
+        match self.error {
+            None => Ok(self.pages),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+/// The contents of a run of pages.
+#[derive(Debug, Clone, Copy)]
+pub struct Fill<'a>(FillRange<'a>);
+
+impl<'a> Fill<'a> {
+    /// `contents` for the pages from `first` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWholePages`].
+    pub fn new(first: PageIndex, contents: &'a [u8]) -> Result<Self, Error> {
+        FillRange::new(first.get(), contents)
+            .map(Self)
+            .ok_or(Error::NotWholePages { len: contents.len() })
+    }
+}
+
+impl Region {
+    /// Takes over a region from its two descriptors, for example ones that came over a Unix socket.
+    ///
+    /// The region descriptor becomes `O_NONBLOCK`, which is the same for all its duplicates.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotVmem`] if `vmem` is not a descriptor of a region.
+    pub fn from_fds(vmem: OwnedFd, shmem: OwnedFd) -> Result<Self, Error> {
+        let info = Info::get(vmem.as_fd())?;
+        let pages = map::pages(vmem.as_fd())?;
+        let nonblocking =
+            rustix::fs::fcntl_getfl(&vmem).and_then(|flags| rustix::fs::fcntl_setfl(&vmem, flags | OFlags::NONBLOCK));
+        nonblocking.map_err(|errno| Error::from_errno(call::FCNTL, errno))?;
+        Ok(Self {
+            fd: vmem,
+            staging: shmem.into(),
+            id: info.id,
+            pages,
+        })
+    }
+
+    /// The region descriptor and the staging file, for another process. Who drops them last leaves the region without a daemon.
+    pub fn into_fds(self) -> (OwnedFd, OwnedFd) {
+        (self.fd, self.staging.into())
+    }
+
+    /// Number of the region; [`Control::attach_id`](crate::Control::attach_id) takes it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Size in bytes, whole pages.
+    pub fn size(&self) -> u64 {
+        self.pages.bytes().end
+    }
+
+    /// All pages of the region.
+    pub fn pages(&self) -> PageRange {
+        self.pages
+    }
+
+    /// The staging file: the shmem file that is the region's memory. What is written there is not seen before it is marked. It is
+    /// charged to the memory cgroup of the writer; [`Region::fill`] charges the program that maps the region.
+    pub fn staging(&self) -> &File {
+        &self.staging
+    }
+
+    /// A descriptor for programs that shall map the region and not serve it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDescriptors`], [`Error::NoMemory`].
+    pub fn map_handle(&self) -> Result<MapHandle, Error> {
+        calls::get_map_fd(self.fd.as_fd())
+            .map(MapHandle::from)
+            .map_err(|errno| Error::from_errno(call::GET_MAP_FD, errno))
+    }
+
+    /// Says that requests are answered from now on: releases who is in [`MapHandle::wait_ready`].
+    ///
+    /// # Errors
+    ///
+    /// None on a region descriptor.
+    pub fn ready(&self) -> Result<(), Error> {
+        calls::ready(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::READY, errno))
+    }
+
+    /// Waits until pages are wanted and takes up to `max` of them (at most [`MAX_BATCH`]). Each absent page is handed out once,
+    /// however many threads wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`] if a signal came first; [`Error::Invalid`] if `max` is zero.
+    pub fn next_requests(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
+        loop {
+            let pages = self.try_next_requests(max)?;
+            if !pages.is_empty() {
+                return Ok(pages);
+            }
+            self.poll(None)?;
+        }
+    }
+
+    /// As [`Region::next_requests`], but returns an empty vector when no page was wanted for as long as `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Region::next_requests`].
+    pub fn next_requests_timeout(&self, max: usize, timeout: Duration) -> Result<Vec<PageIndex>, Error> {
+        let since = Instant::now();
+        loop {
+            let pages = self.try_next_requests(max)?;
+            let left = timeout.saturating_sub(since.elapsed());
+            if !pages.is_empty() || left.is_zero() {
+                return Ok(pages);
+            }
+            self.poll(Some(left))?;
+        }
+    }
+
+    /// Takes up to `max` of the pages that are wanted now, and never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if `max` is zero.
+    pub fn try_next_requests(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
+        let error = |errno| Error::from_errno(call::GET_PAGE_REQUEST, errno);
+        let mut pgoffs = vec![0; max.min(MAX_BATCH)];
+        match calls::get_page_request(self.fd.as_fd(), &mut pgoffs) {
+            Ok(taken) => pgoffs.truncate(taken),
+            Err(Errno::AGAIN) => pgoffs.clear(),
+            Err(errno) => return Err(error(errno)),
+        }
+        pgoffs
+            .into_iter()
+            .map(|pgoff| PageIndex::new(pgoff).ok_or(error(Errno::OVERFLOW)))
+            .collect()
+    }
+
+    /// Waits until a page is wanted, or for `timeout`.
+    fn poll(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        // A duration that the kernel cannot take is longer than anybody waits.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], timeout.as_ref())
+            .map_err(|errno| Error::from_errno(call::POLL, errno))?;
+        Ok(())
+    }
+
+    /// Says that the contents of these pages are in the staging file; who waits for them goes on. Pages that are present already are
+    /// not changed. A signal does not stop this.
+    pub fn mark_cached(&self, ranges: &[PageRange]) -> Progress {
+        self.mark(ranges, 0)
+    }
+
+    /// Says that these pages are zero; who waits for them goes on. Pages that are present already are not changed. A signal does not
+    /// stop this.
+    pub fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
+        self.mark(ranges, VMEM_MARK_ZERO)
+    }
+
+    /// Says that the source cannot give these pages: a touch gets SIGBUS. Pages that are present already are not changed. A signal
+    /// does not stop this.
+    pub fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress {
+        self.mark(ranges, VMEM_MARK_UNREADABLE)
+    }
+
+    fn mark(&self, ranges: &[PageRange], flags: u32) -> Progress {
+        let ranges: Vec<_> = ranges.iter().map(|range| range.to_sys()).collect();
+        batches(call::MARK_PAGE_CACHED, Signals::GoOn, &ranges, |batch| {
+            calls::mark_page_cached(self.fd.as_fd(), batch, flags)
+        })
+    }
+
+    /// Puts contents into those of the pages that are absent, and marks them. A page that is present keeps what it has. A signal does
+    /// not stop this.
+    pub fn fill(&self, fills: &[Fill<'_>]) -> Progress {
+        let ranges: Vec<_> = fills.iter().map(|fill| fill.0).collect();
+        batches(call::FILL_PAGES, Signals::GoOn, &ranges, |batch| {
+            calls::fill_pages(self.fd.as_fd(), batch)
+        })
+    }
+
+    /// Puts those of the pages that are present into the page tables of all who map the region, so that they will not fault. Absent
+    /// ones are passed over. A signal stops this ([`Error::Interrupted`]).
+    pub fn make_pages_present(&self, ranges: &[PageRange]) -> Progress {
+        let ranges: Vec<_> = ranges.iter().map(|range| range.to_sys()).collect();
+        batches(call::MAKE_PAGES_PRESENT, Signals::Stop, &ranges, |batch| {
+            calls::make_pages_present(self.fd.as_fd(), batch)
+        })
+    }
+
+    /// Turns all mappings of the region into plain anonymous memory. It does not come back. A second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PagesAbsent`]; [`Error::Interrupted`] (some mappings are left: call again).
+    pub fn make_vma_anonymous(&self) -> Result<(), Error> {
+        calls::make_vma_anonymous(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::MAKE_VMA_ANONYMOUS, errno))
+    }
+
+    /// Which pages are present.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub fn present_map(&self) -> Result<PresentMap, Error> {
+        PresentMap::get(self.fd.as_fd(), self.pages)
+    }
+
+    /// State and counters.
+    ///
+    /// # Errors
+    ///
+    /// None on a region descriptor.
+    pub fn info(&self) -> Result<Info, Error> {
+        Info::get(self.fd.as_fd())
+    }
+}
+
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Region {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// What a signal does to a call on several ranges.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signals {
+    GoOn,
+    Stop,
+}
+
+/// Makes a call on all of `entries`, in batches as large as the kernel takes.
+fn batches<T>(call: &'static str, signals: Signals, entries: &[T], make: impl Fn(&[T]) -> Outcome) -> Progress {
+    let mut progress = Progress {
+        ranges: 0,
+        pages: 0,
+        error: None,
+    };
+    while progress.ranges < entries.len() {
+        let left = &entries[progress.ranges..];
+        let batch = &left[..left.len().min(MAX_BATCH)];
+        let outcome = make(batch);
+        progress.ranges += outcome.done.min(batch.len());
+        progress.pages += outcome.pages;
+        match outcome.error {
+            None if outcome.done >= batch.len() => (),
+            // A kernel that neither finishes nor says why would be asked again without end.
+            None => progress.error = Some(Error::from_errno(call, Errno::IO)),
+            Some(Errno::INTR) if signals == Signals::GoOn => continue,
+            Some(errno) => progress.error = Some(Error::from_errno(call, errno)),
+        }
+        if progress.error.is_some() {
+            break;
+        }
+    }
+    progress
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// A kernel that answers with these outcomes, in turn, and keeps the lengths of the batches that it got.
+    fn run(signals: Signals, entries: usize, outcomes: &[(usize, u64, Option<Errno>)]) -> (Progress, Vec<usize>) {
+        let answers = RefCell::new(outcomes.iter());
+        let lengths = RefCell::new(Vec::new());
+        let progress = batches("CALL", signals, &vec![(); entries], |batch| {
+            lengths.borrow_mut().push(batch.len());
+            let &(done, pages, error) = answers.borrow_mut().next().unwrap();
+            Outcome { done, pages, error }
+        });
+        (progress, lengths.into_inner())
+    }
+
+    #[test]
+    fn long_arrays_are_split_and_counted_together() {
+        let (progress, lengths) = run(Signals::Stop, MAX_BATCH + 5, &[(MAX_BATCH, 7, None), (5, 2, None)]);
+        assert_eq!(lengths, [MAX_BATCH, 5]);
+        assert_eq!((progress.ranges, progress.pages), (MAX_BATCH + 5, 9));
+        assert_eq!(progress.complete().unwrap(), 9);
+    }
+
+    #[test]
+    fn what_was_done_before_an_error_is_not_lost() {
+        let (progress, _) = run(Signals::GoOn, 10, &[(4, 6, Some(Errno::NOMEM))]);
+        assert_eq!((progress.ranges, progress.pages), (4, 6));
+        assert!(matches!(progress.error, Some(Error::NoMemory { call: "CALL" })));
+    }
+
+    #[test]
+    fn a_signal_stops_only_what_it_may_stop() {
+        let (progress, lengths) = run(Signals::GoOn, 10, &[(4, 6, Some(Errno::INTR)), (6, 1, None)]);
+        assert_eq!((progress.ranges, progress.pages, lengths), (10, 7, vec![10, 6]));
+        let (progress, _) = run(Signals::Stop, 10, &[(4, 6, Some(Errno::INTR))]);
+        assert_eq!(progress.ranges, 4);
+        assert!(matches!(progress.error, Some(Error::Interrupted { .. })));
+    }
+
+    #[test]
+    fn no_ranges_are_no_call() {
+        let (progress, lengths) = run(Signals::Stop, 0, &[]);
+        assert_eq!((progress.complete().unwrap(), lengths.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_call_that_stops_for_no_reason_is_an_error() {
+        let (progress, _) = run(Signals::Stop, 3, &[(2, 2, None)]);
+        assert_eq!(progress.ranges, 2);
+        assert!(progress.error.is_some());
+    }
+
+    #[test]
+    fn contents_are_whole_pages() {
+        let page = PageIndex::new(0).unwrap();
+        assert!(Fill::new(page, &[0; 4096]).is_ok());
+        assert!(matches!(Fill::new(page, &[0; 4095]), Err(Error::NotWholePages { len: 4095 })));
+    }
+
+    #[test]
+    fn a_descriptor_of_something_else_is_refused() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        assert!(matches!(Region::from_fds(null(), null()), Err(Error::NotVmem { .. })));
+    }
+}
