@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory that is a file.
+//!
+//! Read with `pread`, which sees what programs that have the file mapped have written. Nothing is
+//! mapped here, so that a file that shrinks is an error and no signal.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use vmem::{PAGE_SIZE, PageRange};
+
+use crate::answer::Chunk;
+use crate::page::{end, split};
+
+pub(super) struct FileMemory {
+    file: File,
+    /// Size in bytes when it was opened. Only what lies beyond this is zero by definition; a page that
+    /// is missing because the file has shrunk since is unreadable.
+    size: u64,
+}
+
+impl FileMemory {
+    pub(super) fn new(file: File, size: u64) -> Self {
+        Self { file, size }
+    }
+
+    pub(super) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
+        let mut rest = Some(range);
+        while let Some(range) = rest.filter(|_| chunk.room() > 0) {
+            let hole = self.hole_pages(range);
+            rest = match split(range, hole) {
+                (Some(zero), rest) => {
+                    chunk.push_zero(zero);
+                    rest
+                }
+                (None, _) => self.read_data(range, chunk),
+            };
+        }
+        rest
+    }
+
+    /// How many pages at the beginning of `range` are a hole. 0 if there is any doubt.
+    fn hole_pages(&self, range: PageRange) -> u64 {
+        let start = range.bytes().start;
+        let data = match seek(&self.file, SeekFrom::Data(start)) {
+            Ok(offset) => offset / PAGE_SIZE as u64,
+            // Nothing but a hole up to the end of the file, if it still ends where it did.
+            Err(Errno::NXIO) if self.file.metadata().is_ok_and(|m| m.len() >= self.size) => end(range),
+            // Not every file system knows of holes.
+            Err(_) => range.first().get(),
+        };
+        data.min(end(range)).saturating_sub(range.first().get())
+    }
+
+    /// Reads pages that are not known to be a hole, up to the next hole.
+    fn read_data(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
+        let room = chunk.room() as u64;
+        let data = match range.count() {
+            // It is data, and asking how much of it would be more work than reading it.
+            1 => 1,
+            _ => match seek(&self.file, SeekFrom::Hole(range.bytes().start)) {
+                Ok(hole) => hole.div_ceil(PAGE_SIZE as u64).saturating_sub(range.first().get()).max(1),
+                Err(_) => room,
+            },
+        };
+        let (data, rest) = split(range, data.min(room));
+        let data = data?;
+        if self.fill(data, chunk) {
+            chunk.commit(data);
+        } else {
+            for page in data.iter().map(PageRange::from) {
+                if self.fill(page, chunk) {
+                    chunk.commit(page);
+                } else {
+                    chunk.push_unreadable(page);
+                }
+            }
+        }
+        rest
+    }
+
+    /// Reads `range` to where `chunk` takes it. False if any of it cannot be read.
+    fn fill(&self, range: PageRange, chunk: &mut Chunk) -> bool {
+        let length = range.count() as usize * PAGE_SIZE;
+        let buffer = &mut chunk.spare()[..length];
+        // Less than `length` only in the last page: the file ends in it.
+        let in_file = usize::try_from(self.size - range.bytes().start)
+            .unwrap_or(usize::MAX)
+            .min(length);
+        buffer[in_file..].fill(0);
+        self.file.read_exact_at(&mut buffer[..in_file], range.bytes().start).is_ok()
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A source at the other end of a TCP connection: `vmemd serve`.
+//!
+//! The peer is not trusted to speak the protocol. What it sends must answer what was asked, page for
+//! page and in that order; anything else ends the connection. (That the pages are the right ones, only
+//! the peer can know.)
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use vmem::PageRange;
+
+use crate::answer::{Answer, Run};
+use crate::link::{Link, LinkError};
+use crate::page::{end, split};
+use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, PageSource, Readiness, SourceError};
+use crate::wire::frame::Type;
+use crate::wire::greeting::{self, Greeting};
+use crate::wire::{WireError, exports, pages, question, refusal};
+
+/// A connection to a peer.
+pub struct Peer {
+    link: Link,
+    exports: Vec<Export>,
+    outstanding: Outstanding,
+    payload: Vec<u8>,
+    runs: Vec<Run>,
+}
+
+impl Peer {
+    /// Connects to `address` (`HOST:PORT`) and asks what it exports. Neither takes longer than
+    /// `timeout`, and so does no answer later.
+    ///
+    /// # Errors
+    ///
+    /// The peer cannot be reached, does not speak the protocol, or says no.
+    pub fn connect(address: &str, lane: Lane, timeout: Duration) -> Result<Self, SourceError> {
+        let io = |source| SourceError::Io {
+            what: format!("cannot reach {address}"),
+            source,
+        };
+        let mut error = None;
+        for candidate in address.to_socket_addrs().map_err(io)? {
+            match TcpStream::connect_timeout(&candidate, timeout) {
+                Ok(socket) => return Self::greet(Link::new(socket, timeout).map_err(io)?, lane),
+                Err(e) => error = Some(e),
+            }
+        }
+        Err(io(error.unwrap_or_else(|| std::io::Error::other("the name has no address"))))
+    }
+
+    fn greet(link: Link, lane: Lane) -> Result<Self, SourceError> {
+        link.set_lane(lane);
+        let ours = Greeting { lane, features: 0 };
+        let failed = |error| lost(error, "greeting", link.timeout());
+        link.write(&mut [IoSlice::new(&ours.encode())]).map_err(failed)?;
+        let mut theirs = [0; greeting::SIZE];
+        link.read(&mut theirs).map_err(failed)?;
+        let theirs = Greeting::decode(&theirs)?;
+        let mut payload = Vec::new();
+        let header = link
+            .read_frame(&mut payload)
+            .map_err(|error| lost(error, "list of exports", link.timeout()))?;
+        let exports = match header.kind {
+            Type::Exports => exports::decode(&payload)?,
+            Type::Error => return Err(refused(&payload)),
+            other => {
+                return Err(WireError::Unexpected {
+                    got: other.name(),
+                    want: "EXPORTS",
+                }
+                .into());
+            }
+        };
+        if theirs.features != 0 {
+            return Err(WireError::Features(theirs.features).into());
+        }
+        if theirs.lane != lane {
+            return Err(WireError::OtherLane.into());
+        }
+        Ok(Self {
+            link,
+            exports,
+            outstanding: Outstanding::default(),
+            payload,
+            runs: Vec::new(),
+        })
+    }
+}
+
+impl PageSource for Peer {
+    fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        check_question(&self.exports, export, ranges)?;
+        let tag = self.outstanding.add(export, ranges);
+        let payload = question::encode(export as u32, ranges);
+        self.link
+            .write_frame(Type::Read, tag, &[&payload])
+            .map_err(|error| lost(error, "question", self.link.timeout()))
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::When(self.link.as_fd())
+    }
+
+    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
+        let timeout = self.link.timeout();
+        let failed = |error| lost(error, "pages", timeout);
+        self.link.wait(Some(timeout)).map_err(failed)?;
+        let header = self.link.read_frame(&mut self.payload).map_err(failed)?;
+        match header.kind {
+            Type::Pages => {}
+            Type::Error => return Err(refused(&self.payload)),
+            other => {
+                return Err(WireError::Unexpected {
+                    got: other.name(),
+                    want: "PAGES or ERROR",
+                }
+                .into());
+            }
+        }
+        let (export, data) = pages::decode(&self.payload, &mut self.runs)?;
+        let export = self.outstanding.accept(header.tag, export, &self.runs)?;
+        Answer::new(export, &self.runs, data).ok_or_else(|| WireError::Short("PAGES").into())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // An orderly goodbye, for the peer's log; a connection that is lost does not take it.
+        let _ = self.link.write_frame(Type::Goodbye, 0, &[]);
+    }
+}
+
+/// Refuses a question that no source takes.
+pub(crate) fn check_question(exports: &[Export], export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+    let bad = |what: String| Err(SourceError::BadQuestion(what));
+    let Some(of) = exports.get(export) else {
+        return bad(format!("there is no export {export}"));
+    };
+    if let Some(range) = ranges.iter().find(|range| end(**range) > of.pages) {
+        return bad(format!("{range} of {}, which has {} pages", of.name, of.pages));
+    }
+    let pages: u64 = ranges.iter().map(|range| range.count()).sum();
+    if ranges.len() > MAX_ASK_RANGES || !(1..=MAX_ASK_PAGES).contains(&pages) {
+        return bad(format!("{pages} pages in {} ranges", ranges.len()));
+    }
+    Ok(())
+}
+
+fn refused(payload: &[u8]) -> SourceError {
+    match refusal::decode(payload) {
+        Ok((code, text)) => SourceError::Refused { code, text },
+        Err(error) => error.into(),
+    }
+}
+
+fn lost(error: LinkError, what: &str, timeout: Duration) -> SourceError {
+    match error {
+        LinkError::Io(source) => SourceError::Io {
+            what: format!("the connection failed at the {what}"),
+            source,
+        },
+        LinkError::TimedOut => SourceError::TimedOut {
+            what: what.to_owned(),
+            seconds: timeout.as_secs(),
+        },
+        LinkError::Closed { within } => SourceError::Closed { within },
+        LinkError::Wire(error) => error.into(),
+    }
+}
+
+/// What was asked and has not come yet, in the order in which it must come.
+#[derive(Default)]
+struct Outstanding {
+    last_tag: u32,
+    questions: VecDeque<Asked>,
+}
+
+struct Asked {
+    tag: u32,
+    export: usize,
+    ranges: VecDeque<PageRange>,
+}
+
+impl Outstanding {
+    fn add(&mut self, export: usize, ranges: &[PageRange]) -> u32 {
+        // Tags only tell questions apart that are outstanding at once; 0 belongs to none.
+        self.last_tag = self.last_tag.wrapping_add(1).max(1);
+        self.questions.push_back(Asked {
+            tag: self.last_tag,
+            export,
+            ranges: ranges.iter().copied().collect(),
+        });
+        self.last_tag
+    }
+
+    /// Crosses out what `runs` answer: the next pages of the oldest question. Returns its export.
+    fn accept(&mut self, tag: u32, export: u32, runs: &[Run]) -> Result<usize, WireError> {
+        let oldest = self.questions.front_mut();
+        let want = oldest.as_ref().map(|asked| asked.tag);
+        let Some(asked) = oldest.filter(|asked| asked.tag == tag) else {
+            return Err(WireError::Tag { got: tag, want });
+        };
+        if asked.export as u64 != u64::from(export) {
+            return Err(WireError::NoExport(export));
+        }
+        for run in runs {
+            let unasked = WireError::Unasked {
+                pgoff: run.range.first().get(),
+                nr_pages: run.range.count(),
+            };
+            let mut pages = Some(run.range);
+            while let Some(range) = pages {
+                let Some(front) = asked.ranges.pop_front().filter(|front| front.first() == range.first()) else {
+                    return Err(unasked);
+                };
+                let (_, more_asked) = split(front, range.count());
+                let (_, more_given) = split(range, front.count());
+                if let Some(rest) = more_asked {
+                    asked.ranges.push_front(rest);
+                }
+                pages = more_given;
+            }
+        }
+        let export = asked.export;
+        if asked.ranges.is_empty() {
+            self.questions.pop_front();
+        }
+        Ok(export)
+    }
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's side of the page protocol: offers memory to peers.
+//!
+//! One thread accepts, and each connection has a thread of its own, so that an urgent question is answered while the stream is busy.
+//! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins.
+
+mod connection;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::memory::Memory;
+use crate::source::{Export, Lane};
+use crate::wire::MAX_EXPORTS;
+
+pub use connection::{ServeError, Served};
+
+/// What peers may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time; a daemon takes two.
+    pub connections: usize,
+    /// How long a peer may take for a greeting, to send a frame that it has begun, or to take one.
+    pub timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What happens to connections, for a log.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A peer has greeted.
+    Connected {
+        /// Who.
+        peer: SocketAddr,
+        /// What for.
+        lane: Lane,
+    },
+    /// A connection has ended.
+    Ended {
+        /// Who.
+        peer: SocketAddr,
+        /// What it was given.
+        served: Served,
+        /// Why, unless the peer said goodbye.
+        error: Option<&'a ServeError>,
+    },
+    /// A connection was refused: there are too many.
+    Refused {
+        /// Who.
+        peer: SocketAddr,
+    },
+    /// A connection could not be accepted.
+    Failed {
+        /// Why.
+        error: &'a io::Error,
+    },
+}
+
+/// A listening server.
+pub struct Server {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+/// What all threads share.
+struct Shared {
+    memories: Vec<Memory>,
+    exports: Vec<Export>,
+    limits: Limits,
+    report: Box<dyn Fn(Event<'_>) + Send + Sync>,
+    /// The connections, by a running number, to end them when the server ends.
+    open: Mutex<HashMap<u64, TcpStream>>,
+}
+
+/// A server cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Not as many as a source can offer.
+    #[error("{0} exports; a source offers 1 to {MAX_EXPORTS}")]
+    Exports(usize),
+    /// Two have the same name.
+    #[error("two exports are called {0}")]
+    DuplicateName(vmem::Name),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Server {
+    /// Listens on `address`. `report` is called from several threads.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing to offer, or not so, or not there.
+    pub fn bind(
+        address: SocketAddr,
+        memories: Vec<Memory>,
+        limits: Limits,
+        report: impl Fn(Event<'_>) + Send + Sync + 'static,
+    ) -> Result<Self, StartError> {
+        let exports: Vec<Export> = memories.iter().map(|memory| memory.export().clone()).collect();
+        if !(1..=MAX_EXPORTS).contains(&exports.len()) {
+            return Err(StartError::Exports(exports.len()));
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = exports.iter().find(|export| !names.insert(&export.name)) {
+            return Err(StartError::DuplicateName(twice.name.clone()));
+        }
+        let listener = TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| StartError::Listen { address, source })?;
+        let open = Mutex::default();
+        let shared = Arc::new(Shared {
+            memories,
+            exports,
+            limits,
+            report: Box::new(report),
+            open,
+        });
+        Ok(Self { listener, shared })
+    }
+
+    /// What is offered.
+    #[must_use]
+    pub fn exports(&self) -> &[Export] {
+        &self.shared.exports
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// None but what a broken descriptor gives.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is readable, then ends all connections.
+    ///
+    /// # Errors
+    ///
+    /// Waiting is not possible.
+    pub fn run(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        let mut next = 0;
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(stop, PollFlags::IN),
+                PollFd::new(&self.listener, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+            if !fds[0].revents().is_empty() {
+                break;
+            }
+            match self.listener.accept() {
+                Ok((socket, peer)) => {
+                    next += 1;
+                    self.begin(next, socket, peer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    (self.shared.report)(Event::Failed { error: &error });
+                    // No descriptors or no memory: what is there goes on, and this gets better, or not, by itself.
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        for socket in self.shared.open().values() {
+            // It is gone already, or it is now.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        Ok(())
+    }
+
+    /// Gives a connection to a thread.
+    fn begin(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
+        if self.shared.open().len() >= self.shared.limits.connections {
+            (self.shared.report)(Event::Refused { peer });
+            connection::refuse(socket);
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let started = socket
+            .set_nonblocking(false)
+            .and_then(|()| socket.try_clone())
+            .and_then(|clone| {
+                self.shared.open().insert(number, clone);
+                thread::Builder::new().name(format!("peer-{number}")).spawn(move || {
+                    let (served, result) = connection::run(socket, peer, &shared);
+                    shared.open().remove(&number);
+                    (shared.report)(Event::Ended {
+                        peer,
+                        served,
+                        error: result.err().as_ref(),
+                    });
+                })
+            });
+        if let Err(error) = started {
+            self.shared.open().remove(&number);
+            (self.shared.report)(Event::Failed { error: &error });
+        }
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
+        // The map is whole whatever a thread died of.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One connection, from greeting to goodbye.
+
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use super::{Event, Shared};
+use crate::answer::{Chunk, Kind};
+use crate::link::{Link, LinkError};
+use crate::source::Lane;
+use crate::wire::frame::Type;
+use crate::wire::greeting::{self, Greeting};
+use crate::wire::question::{self, Question};
+use crate::wire::{ErrorCode, WireError, exports, pages, refusal};
+
+/// What a connection was given.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Served {
+    /// Pages with their bytes.
+    pub data: u64,
+    /// Zero pages.
+    pub zero: u64,
+    /// Pages that could not be read.
+    pub unreadable: u64,
+}
+
+/// Why a connection ended without a goodbye.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The peer sent something that is not the protocol, or breaks it.
+    #[error(transparent)]
+    Protocol(WireError),
+    /// The peer did not take or send something in time.
+    #[error("the peer took too long")]
+    TimedOut,
+    /// The peer closed the connection, in the middle of a frame or not.
+    #[error("the peer went away without a goodbye{}", if *.within { ", in the middle of a frame" } else { "" })]
+    Closed {
+        /// In the middle of a frame.
+        within: bool,
+    },
+    /// The connection failed.
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+}
+
+impl From<LinkError> for ServeError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Wire(error) => Self::Protocol(error),
+            LinkError::TimedOut => Self::TimedOut,
+            LinkError::Closed { within } => Self::Closed { within },
+            LinkError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+impl From<WireError> for ServeError {
+    fn from(error: WireError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+/// Tells a peer that there are too many connections, without waiting for it.
+pub(super) fn refuse(socket: TcpStream) {
+    const MOMENT: Duration = Duration::from_millis(100);
+    if let Ok(link) = Link::new(socket, MOMENT) {
+        // Which lane it wants has not been read: the peer looks at this only after the error.
+        send_greeting(&link, Lane::Urgent)
+            .and_then(|()| send_error(&link, ErrorCode::Busy, "try again later"))
+            .ok();
+    }
+}
+
+/// Serves one connection until it ends.
+pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared) -> (Served, Result<(), ServeError>) {
+    let mut served = Served::default();
+    let link = match Link::new(socket, shared.limits.timeout) {
+        Ok(link) => link,
+        Err(error) => return (served, Err(ServeError::Io(error))),
+    };
+    let result = converse(&link, peer, shared, &mut served);
+    let broken = match &result {
+        // Whoever speaks something else altogether would not understand.
+        Err(ServeError::Protocol(error)) if !matches!(error, WireError::Magic(_)) => Some(error),
+        _ => None,
+    };
+    if let Some(error) = broken {
+        // The peer shall know why; if it cannot be told, the log has it.
+        let _ = send_error(&link, ErrorCode::Protocol, &error.to_string());
+        link.finish();
+    }
+    (served, result)
+}
+
+fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served) -> Result<(), ServeError> {
+    let mut theirs = [0; greeting::SIZE];
+    link.read(&mut theirs)?;
+    let theirs = Greeting::decode(&theirs);
+    let lane = theirs.as_ref().map_or(Lane::Urgent, |theirs| theirs.lane);
+    if !matches!(theirs, Err(WireError::Magic(_))) {
+        // Also before an error: one that speaks another version learns ours from it.
+        send_greeting(link, lane)?;
+    }
+    theirs?;
+    link.set_lane(lane);
+    link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports)])?;
+    (shared.report)(Event::Connected { peer, lane });
+
+    let mut payload = Vec::new();
+    let mut answering = Answering {
+        link,
+        shared,
+        chunk: Chunk::new(),
+        head: Vec::new(),
+        served,
+    };
+    loop {
+        // A daemon that needs nothing says nothing. One that is gone is found by the socket's keep-alive.
+        link.wait(None)?;
+        let header = link.read_frame(&mut payload)?;
+        match header.kind {
+            Type::Read => answering.answer(header.tag, &question::decode(&payload, &shared.exports)?)?,
+            Type::Goodbye => return Ok(()),
+            other => {
+                return Err(WireError::Unexpected {
+                    got: other.name(),
+                    want: "READ or GOODBYE",
+                }
+                .into());
+            }
+        }
+    }
+}
+
+fn send_greeting(link: &Link, lane: Lane) -> Result<(), LinkError> {
+    link.write(&mut [IoSlice::new(&Greeting { lane, features: 0 }.encode())])
+}
+
+fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError> {
+    link.write_frame(Type::Error, 0, &[&refusal::encode(code, text)])
+}
+
+/// The answering half of a connection.
+struct Answering<'a> {
+    link: &'a Link,
+    shared: &'a Shared,
+    chunk: Chunk,
+    head: Vec<u8>,
+    served: &'a mut Served,
+}
+
+impl Answering<'_> {
+    /// Answers all of a question, in chunks.
+    fn answer(&mut self, tag: u32, question: &Question) -> Result<(), ServeError> {
+        let memory = &self.shared.memories[question.export];
+        for range in &question.ranges {
+            let mut rest = Some(*range);
+            while let Some(range) = rest {
+                rest = memory.read(range, &mut self.chunk);
+                if self.chunk.room() == 0 {
+                    self.send(tag, question.export)?;
+                }
+            }
+        }
+        if self.chunk.runs().is_empty() {
+            Ok(())
+        } else {
+            self.send(tag, question.export)
+        }
+    }
+
+    fn send(&mut self, tag: u32, export: usize) -> Result<(), ServeError> {
+        pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
+        self.link.write_frame(Type::Pages, tag, &[&self.head, self.chunk.data()])?;
+        for run in self.chunk.runs() {
+            let count = match run.kind {
+                Kind::Data => &mut self.served.data,
+                Kind::Zero => &mut self.served.zero,
+                Kind::Unreadable => &mut self.served.unreadable,
+            };
+            *count += run.range.count();
+        }
+        self.chunk.clear();
+        Ok(())
+    }
+}

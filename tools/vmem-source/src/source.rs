@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The one trait behind `--source`.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use vmem::{Name, PageRange};
+
+use crate::answer::Answer;
+use crate::wire::{ErrorCode, WireError};
+
+/// The most ranges in one [`PageSource::ask`].
+pub const MAX_ASK_RANGES: usize = 1024;
+
+/// The most pages in one [`PageSource::ask`] (16 MiB).
+pub const MAX_ASK_PAGES: u64 = 4096;
+
+/// One piece of memory that a source offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Export {
+    /// What the region will be called.
+    pub name: Name,
+    /// Number of pages.
+    pub pages: u64,
+    /// Which memory this is, as far as the source can tell: a number that is another one, most
+    /// likely, if a source that went away comes back with other memory under the same name. Pages
+    /// of the two must never be mixed.
+    pub identity: u32,
+}
+
+/// Which traffic a source is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Pages that a program waits for, in small requests.
+    Urgent,
+    /// All other pages, in large requests.
+    Stream,
+}
+
+/// When [`PageSource::next`] has something to say.
+#[derive(Clone, Copy, Debug)]
+pub enum Readiness<'a> {
+    /// It will not wait: call it whenever something was asked for.
+    Always,
+    /// When this descriptor is readable; also when the source is lost, asked or not.
+    When(BorrowedFd<'a>),
+}
+
+/// Where page contents come from.
+///
+/// This is what a new kind of source implements (a block server, an object store, a checkpoint):
+/// the daemon opens it twice, once for each [`Lane`], and uses each from one thread. Questions are
+/// pipelined: the daemon keeps asking while answers are on their way. A source that reads something
+/// slow does so in threads of its own, behind a descriptor that says when an answer is there.
+///
+/// A source that is not sure of a page's contents says so with an error, and never with contents.
+pub trait PageSource: Send {
+    /// What the source offers. The index of an export is its number in the other calls; it does
+    /// not change while the source is open.
+    fn exports(&self) -> &[Export];
+
+    /// Asks for pages, and does not wait for them.
+    ///
+    /// At most [`MAX_ASK_RANGES`] ranges and [`MAX_ASK_PAGES`] pages, all inside of the export.
+    ///
+    /// # Errors
+    ///
+    /// The source is lost, or the question is not one.
+    fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError>;
+
+    /// When [`next`](Self::next) has something to say.
+    fn readiness(&self) -> Readiness<'_>;
+
+    /// Waits for some of the pages asked for, at most as long as the source's time-out.
+    ///
+    /// Every page asked for comes once, in one answer or another.
+    ///
+    /// # Errors
+    ///
+    /// The source is lost or cannot be believed. What was asked for will not come any more, and the
+    /// source is good for nothing but to be dropped.
+    fn next(&mut self) -> Result<Answer<'_>, SourceError>;
+}
+
+/// A source cannot be used, or not any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// It cannot be reached, or reading from it failed.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time.
+    #[error("{what}: no answer within {seconds} s")]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// It ended the connection.
+    #[error("the source closed the connection{}", if *.within { " in the middle of a frame" } else { "" })]
+    Closed {
+        /// In the middle of a frame.
+        within: bool,
+    },
+    /// It sent something that breaks the protocol.
+    #[error("the source broke the page protocol")]
+    Protocol(#[from] WireError),
+    /// It said no.
+    #[error("the source refused: {text} ({code})")]
+    Refused {
+        /// Why, as a code.
+        code: ErrorCode,
+        /// Why, in the source's words.
+        text: String,
+    },
+    /// The question is not one: it is outside of the export, empty or too large.
+    #[error("a question that cannot be asked: {0}")]
+    BadQuestion(String),
+}
+
+impl SourceError {
+    /// Whether a new connection may do better. A peer that speaks another language will not change
+    /// it; one that is gone may come back, and a frame that was damaged on its way may arrive whole
+    /// the next time.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } => true,
+            Self::Protocol(error) => matches!(error, WireError::Checksum { .. }),
+            Self::Refused { code, .. } => *code == ErrorCode::Busy,
+            Self::BadQuestion(_) => false,
+        }
+    }
+}

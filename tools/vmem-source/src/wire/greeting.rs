@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The first 24 bytes in each direction.
+
+use super::{VERSION, WireError};
+use crate::source::Lane;
+
+/// Size of a greeting in bytes.
+pub(crate) const SIZE: usize = 24;
+
+const MAGIC: [u8; 8] = *b"VMEMPAGE";
+
+/// What one side says first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Greeting {
+    /// What the connection is for; the answer repeats it.
+    pub(crate) lane: Lane,
+    /// Features offered, or those of them that are accepted.
+    pub(crate) features: u64,
+}
+
+impl Greeting {
+    pub(crate) fn encode(self) -> [u8; SIZE] {
+        let mut bytes = [0; SIZE];
+        bytes[0..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[10] = match self.lane {
+            Lane::Urgent => 1,
+            Lane::Stream => 2,
+        };
+        bytes[12..20].copy_from_slice(&self.features.to_le_bytes());
+        let checksum = crc32c::crc32c(&bytes[..20]);
+        bytes[20..24].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Magic and version come first and stay where they are in every version: they must be
+    /// understood by whoever speaks another one.
+    pub(crate) fn decode(bytes: &[u8; SIZE]) -> Result<Self, WireError> {
+        let mut fields = super::fields::Fields::new("greeting", bytes);
+        let magic = fields.bytes()?;
+        if magic != MAGIC {
+            return Err(WireError::Magic(magic));
+        }
+        let version = u16::from_le_bytes(fields.bytes()?);
+        if version != VERSION {
+            return Err(WireError::Version(version));
+        }
+        let [lane, reserved] = fields.bytes()?;
+        let features = fields.u64()?;
+        let said = fields.u32()?;
+        let found = crc32c::crc32c(&bytes[..20]);
+        if said != found {
+            return Err(WireError::Checksum {
+                what: "the greeting",
+                said,
+                found,
+            });
+        }
+        if reserved != 0 {
+            return Err(WireError::Reserved("a greeting"));
+        }
+        let lane = match lane {
+            1 => Lane::Urgent,
+            2 => Lane::Stream,
+            other => return Err(WireError::Lane(other)),
+        };
+        Ok(Self { lane, features })
+    }
+}

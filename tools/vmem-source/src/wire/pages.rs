@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+//! PAGES: contents of pages.
+
+use super::WireError;
+use super::fields::Fields;
+use crate::answer::{Chunk, Kind, Run, data_len};
+use crate::page::range;
+
+const HEAD_SIZE: usize = 8;
+const ENTRY_SIZE: usize = 16;
+
+/// The part of the payload before the bytes of the data runs.
+pub(crate) fn encode_head(export: u32, runs: &[Run], head: &mut Vec<u8>) {
+    head.clear();
+    head.reserve(HEAD_SIZE + runs.len() * ENTRY_SIZE);
+    head.extend(export.to_le_bytes());
+    head.extend((runs.len() as u32).to_le_bytes());
+    for run in runs {
+        let kind: u32 = match run.kind {
+            Kind::Data => 0,
+            Kind::Zero => 1,
+            Kind::Unreadable => 2,
+        };
+        head.extend(run.range.first().get().to_le_bytes());
+        // A run is no longer than a question: MAX_ASK_PAGES.
+        head.extend((run.range.count() as u32).to_le_bytes());
+        head.extend(kind.to_le_bytes());
+    }
+}
+
+/// Takes the runs, and returns the number of the export and the bytes of the data runs, of which
+/// there are exactly as many as the runs say.
+pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), WireError> {
+    runs.clear();
+    let mut fields = Fields::new("PAGES", payload);
+    let export = fields.u32()?;
+    let count = fields.count(Chunk::MAX_RUNS)?;
+    for _ in 0..count {
+        let pgoff = fields.u64()?;
+        let nr_pages = u64::from(fields.u32()?);
+        let kind = match fields.u32()? {
+            0 => Kind::Data,
+            1 => Kind::Zero,
+            2 => Kind::Unreadable,
+            other => return Err(WireError::Kind(other)),
+        };
+        let range = range(pgoff, nr_pages).ok_or(WireError::Outside { pgoff, nr_pages })?;
+        runs.push(Run { range, kind });
+    }
+    let data = fields.rest();
+    match data_len(runs) {
+        Some(length) if length == data.len() => Ok((export, data)),
+        Some(length) if length < data.len() => Err(WireError::Trailing {
+            what: "PAGES",
+            extra: data.len() - length,
+        }),
+        _ => Err(WireError::Short("PAGES")),
+    }
+}

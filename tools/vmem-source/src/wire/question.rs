@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+//! READ: pages that are asked for.
+
+use vmem::PageRange;
+
+use super::WireError;
+use super::fields::Fields;
+use crate::page::{end, range};
+use crate::source::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES};
+
+pub(crate) const HEAD_SIZE: usize = 8;
+pub(crate) const ENTRY_SIZE: usize = 16;
+
+/// A question that has been found to be one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Question {
+    /// Number of the export.
+    pub(crate) export: usize,
+    /// At least one, all inside of the export.
+    pub(crate) ranges: Vec<PageRange>,
+}
+
+pub(crate) fn encode(export: u32, ranges: &[PageRange]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(HEAD_SIZE + ranges.len() * ENTRY_SIZE);
+    payload.extend(export.to_le_bytes());
+    payload.extend((ranges.len() as u32).to_le_bytes());
+    for range in ranges {
+        payload.extend(range.first().get().to_le_bytes());
+        payload.extend(range.count().to_le_bytes());
+    }
+    payload
+}
+
+pub(crate) fn decode(payload: &[u8], exports: &[Export]) -> Result<Question, WireError> {
+    let mut fields = Fields::new("READ", payload);
+    let number = fields.u32()?;
+    let count = fields.count(MAX_ASK_RANGES)?;
+    let (index, export) = usize::try_from(number)
+        .ok()
+        .and_then(|index| exports.get(index).map(|export| (index, export)))
+        .ok_or(WireError::NoExport(number))?;
+    let mut ranges = Vec::with_capacity(count);
+    let mut total = 0_u64;
+    for _ in 0..count {
+        let (pgoff, nr_pages) = (fields.u64()?, fields.u64()?);
+        let range = range(pgoff, nr_pages)
+            .filter(|range| end(*range) <= export.pages)
+            .ok_or(WireError::Outside { pgoff, nr_pages })?;
+        // No overflow: at most MAX_ASK_PAGES before, and MAX_PAGES now.
+        total += range.count();
+        if total > MAX_ASK_PAGES {
+            return Err(WireError::TooMuch(total));
+        }
+        ranges.push(range);
+    }
+    fields.end()?;
+    Ok(Question { export: index, ranges })
+}
