@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * vmem: memory that can start empty.
+ *
+ * The interface between vmem.ko, the programs that map a region, and the
+ * daemon that fills it.
+ */
+#ifndef _UAPI_LINUX_VMEM_H
+#define _UAPI_LINUX_VMEM_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/**
+ * DOC: vmem
+ *
+ * A region is a piece of memory of a fixed size whose pages may be absent.
+ * Programs map it; a touch of an absent page (a fault) becomes a request,
+ * which the daemon reads. The daemon puts the page's contents into the
+ * region's staging file, a shmem file that *is* the memory, and marks the page
+ * as present; the fault then completes.
+ *
+ * Pages are named by their page offset (pgoff) in the region, in units of
+ * &vmem_features.page_size bytes.
+ *
+ * There are three kinds of descriptor:
+ *
+ * - the control descriptor, an open of ``/dev/vmem/control``: creates regions
+ *   and attaches a daemon to them;
+ * - the region descriptor, from %VMEM_CREATE_VMEM or %VMEM_ATTACH: serves the
+ *   region, and can map it. A region has one at most; the daemon is attached as
+ *   long as it (or a duplicate of it) is open;
+ * - the map descriptor, an open of ``/dev/vmem/NAME`` or from
+ *   %VMEM_GET_MAP_FD: can map the region and wait for it, and cannot serve it.
+ *
+ * Rules for every call:
+ *
+ * - pointers are passed as __u64; flags that are not listed and reserved
+ *   fields that are not zero give ``EINVAL``;
+ * - arguments are checked as a whole before anything is done;
+ * - a call on several ranges that stops half-way (a signal, no memory) says in
+ *   ``done`` how many ranges are complete, whatever it returns, and can be
+ *   called again with the rest.
+ *
+ * Errors of every call:
+ *
+ * ======  ====================================================================
+ * EFAULT  an argument is not readable or not writable
+ * EINVAL  an unknown flag, a reserved field that is not zero, a range that is
+ *         empty or not inside the region, too many ranges
+ * ENOTTY  the descriptor does not have this call
+ * EPERM   the call serves the region and the descriptor is a map descriptor
+ * ENOMEM  no memory
+ * EINTR   a signal came first (calls that wait are restarted where the signal's
+ *         handler asks for it)
+ * ======  ====================================================================
+ */
+
+/** VMEM_IOC_MAGIC: the ioctl type of all calls. */
+#define VMEM_IOC_MAGIC		0xBB
+
+/** VMEM_NAME_MAX: size of a region's name in bytes, with the final NUL. */
+#define VMEM_NAME_MAX		32
+
+/** VMEM_MAX_SIZE: size of the largest region in bytes (16 TiB). */
+#define VMEM_MAX_SIZE		(1ULL << 44)
+
+/** VMEM_MAX_BATCH: the most entries in the array of one call. */
+#define VMEM_MAX_BATCH		4096
+
+/* Bits of vmem_features.features. */
+/** VMEM_FEATURE_FILL: %VMEM_FILL_PAGES exists. */
+#define VMEM_FEATURE_FILL	(1ULL << 0)
+
+/**
+ * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
+ * @features: set of VMEM_FEATURE bits
+ * @max_size: the largest region, in bytes
+ * @page_size: size of a page, in bytes
+ * @max_batch: the most entries in the array of one call
+ * @reserved: zero
+ *
+ * On any descriptor.
+ */
+struct vmem_features {
+	__u64 features;
+	__u64 max_size;
+	__u32 page_size;
+	__u32 max_batch;
+	__u64 reserved[5];
+};
+
+/**
+ * VMEM_CREATE_HUGE: when the region becomes plain memory its mappings get
+ * what madvise(MADV_HUGEPAGE) gives. shmem's own switches
+ * (/sys/kernel/mm/transparent_hugepage/shmem_enabled) still decide.
+ */
+#define VMEM_CREATE_HUGE	(1U << 0)
+/**
+ * VMEM_CREATE_SIGBUS: while no daemon is attached, a touch of an absent page
+ * gets SIGBUS. Without it, it waits for the next daemon.
+ */
+#define VMEM_CREATE_SIGBUS	(1U << 1)
+
+/** VMEM_ID_KEEP: as uid or gid, the node belongs to root. */
+#define VMEM_ID_KEEP		((__u32)~0U)
+
+/**
+ * struct vmem_create - create a region (VMEM_CREATE_VMEM)
+ * @size: in: size in bytes, not zero; out: rounded up to whole pages
+ * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS
+ * @fault_timeout_ms: a page for which a touch has waited this long, in
+ *	milliseconds, is taken as unreadable: SIGBUS. 0 waits without end
+ * @name: empty, or the name of the node /dev/vmem/NAME: 1 to 31 of
+ *	``A-Z a-z 0-9 . _ -``, not beginning with a dot, not ``control``;
+ *	padded with NUL bytes
+ * @mode: permission bits of the node, 0 to 0777; 0 without a name
+ * @uid: owner of the node, or VMEM_ID_KEEP
+ * @gid: group of the node, or VMEM_ID_KEEP
+ * @vmem_fd: out: the region descriptor, close-on-exec
+ * @shmem_fd: out: the staging file, close-on-exec. Its size is sealed.
+ * @reserved0: zero
+ * @id: out: number of the region, never used twice
+ * @reserved: zero
+ *
+ * On the control descriptor. The caller is the region's daemon.
+ *
+ * Errors: EINVAL (size, mode or name), EFBIG (size over VMEM_MAX_SIZE),
+ * EEXIST (the name is taken), ENOSPC (no more nodes), EMFILE, ENFILE.
+ */
+struct vmem_create {
+	__u64 size;
+	__u32 flags;
+	__u32 fault_timeout_ms;
+	char name[VMEM_NAME_MAX];
+	__u32 mode;
+	__u32 uid;
+	__u32 gid;
+	__s32 vmem_fd;
+	__s32 shmem_fd;
+	__u32 reserved0;
+	__u64 id;
+	__u64 reserved[2];
+};
+
+/**
+ * struct vmem_attach - become the daemon of a region (VMEM_ATTACH)
+ * @name: name of the region, or empty
+ * @id: its number, if @name is empty; else 0
+ * @flags: zero
+ * @vmem_fd: out: the region descriptor, close-on-exec
+ * @shmem_fd: out: the staging file, close-on-exec
+ * @reserved0: zero
+ * @size: out: size of the region in bytes
+ * @reserved: zero
+ *
+ * On the control descriptor. Requests that an earlier daemon took and did not
+ * answer come again. VMEM_GET_PRESENT tells which pages need no filling.
+ *
+ * Errors: ENOENT (no such region), EBUSY (a daemon is attached), EMFILE,
+ * ENFILE.
+ */
+struct vmem_attach {
+	char name[VMEM_NAME_MAX];
+	__u64 id;
+	__u32 flags;
+	__s32 vmem_fd;
+	__s32 shmem_fd;
+	__u32 reserved0;
+	__u64 size;
+	__u64 reserved[2];
+};
+
+/**
+ * struct vmem_range - a run of pages
+ * @pgoff: the first page
+ * @nr_pages: how many, not zero
+ */
+struct vmem_range {
+	__u64 pgoff;
+	__u64 nr_pages;
+};
+
+/**
+ * struct vmem_page_request - take requests (VMEM_GET_PAGE_REQUEST)
+ * @pgoffs: address of an array of __u64
+ * @nr: in: room in the array, 1 to VMEM_MAX_BATCH; out: pages in it
+ * @flags: zero
+ *
+ * On the region descriptor. Waits until a page is wanted, unless the descriptor
+ * is O_NONBLOCK; poll() says POLLIN when one is. A page is requested once,
+ * however many threads wait for it, until it is marked. A batch is sorted by
+ * page offset within runs; its order says nothing of the order of the faults.
+ *
+ * Errors: EAGAIN (O_NONBLOCK, and no page is wanted), EINTR.
+ */
+struct vmem_page_request {
+	__u64 pgoffs;
+	__u32 nr;
+	__u32 flags;
+};
+
+/** VMEM_MARK_ZERO: the pages are zero; what the staging file holds is dropped. */
+#define VMEM_MARK_ZERO		(1U << 0)
+/** VMEM_MARK_UNREADABLE: the source cannot give them; a touch gets SIGBUS. */
+#define VMEM_MARK_UNREADABLE	(1U << 1)
+
+/**
+ * struct vmem_mark - say what became of pages (VMEM_MARK_PAGE_CACHED)
+ * @ranges: address of an array of struct vmem_range
+ * @nr: entries in it, 1 to VMEM_MAX_BATCH
+ * @flags: 0 (the contents are in the staging file), VMEM_MARK_ZERO or
+ *	VMEM_MARK_UNREADABLE
+ * @done: out: entries that are complete
+ * @changed: out: pages that this call changed. A present page stays present
+ *	with the contents it has; an unreadable one becomes present.
+ *
+ * On the region descriptor. Wakes who waits for the pages.
+ */
+struct vmem_mark {
+	__u64 ranges;
+	__u32 nr;
+	__u32 flags;
+	__u64 done;
+	__u64 changed;
+};
+
+/**
+ * struct vmem_fill_range - contents of a run of pages
+ * @pgoff: the first page
+ * @nr_pages: how many, not zero
+ * @addr: address of the contents, @nr_pages whole pages
+ */
+struct vmem_fill_range {
+	__u64 pgoff;
+	__u64 nr_pages;
+	__u64 addr;
+};
+
+/**
+ * struct vmem_fill - fill and mark (VMEM_FILL_PAGES)
+ * @ranges: address of an array of struct vmem_fill_range
+ * @nr: entries in it, 1 to VMEM_MAX_BATCH
+ * @flags: zero
+ * @done: out: entries that are complete
+ * @changed: out: pages that became present. A page that was present is left
+ *	as it is; an unreadable one is filled.
+ *
+ * On the region descriptor. Copies the contents into the staging file, without
+ * zeroing first, charged to the memory cgroup of the program that maps the
+ * region, and marks the pages, each only if it is not present yet.
+ */
+struct vmem_fill {
+	__u64 ranges;
+	__u32 nr;
+	__u32 flags;
+	__u64 done;
+	__u64 changed;
+};
+
+/**
+ * struct vmem_populate - fill page tables (VMEM_MAKE_PAGES_PRESENT)
+ * @ranges: address of an array of struct vmem_range
+ * @nr: entries in it, 1 to VMEM_MAX_BATCH
+ * @flags: zero
+ * @done: out: entries that are complete
+ * @pages: out: pages looked at and found mapped, counted once per mapping
+ *
+ * On the region descriptor. Puts those pages of the ranges that are present
+ * into the page tables of every process that maps them, so that a touch will
+ * not fault. Absent pages are passed over.
+ */
+struct vmem_populate {
+	__u64 ranges;
+	__u32 nr;
+	__u32 flags;
+	__u64 done;
+	__u64 pages;
+};
+
+/**
+ * struct vmem_present - read the present map (VMEM_GET_PRESENT)
+ * @pgoff: the first page, a multiple of 64
+ * @nr_pages: how many, not zero
+ * @bitmap: address of an array of __u64, one bit a page, the lowest bit first;
+ *	a bit is set if the page is present. Bits after the last page are zero.
+ * @present: out: how many bits are set
+ *
+ * On a region or map descriptor.
+ */
+struct vmem_present {
+	__u64 pgoff;
+	__u64 nr_pages;
+	__u64 bitmap;
+	__u64 present;
+};
+
+/**
+ * struct vmem_map_fd - get a map descriptor (VMEM_GET_MAP_FD)
+ * @flags: zero
+ * @fd: out: the descriptor, close-on-exec
+ *
+ * On a region or map descriptor: something to give to a program that shall map
+ * the region and shall not serve it.
+ */
+struct vmem_map_fd {
+	__u32 flags;
+	__s32 fd;
+};
+
+/* Bits of vmem_info.state. */
+/** VMEM_STATE_ATTACHED: a daemon is attached. */
+#define VMEM_STATE_ATTACHED	(1U << 0)
+/** VMEM_STATE_READY: it has said READY. */
+#define VMEM_STATE_READY	(1U << 1)
+/** VMEM_STATE_PLAIN: the region has become plain memory. */
+#define VMEM_STATE_PLAIN	(1U << 2)
+
+/**
+ * struct vmem_info - state and counters of a region (VMEM_GET_INFO)
+ * @id: number of the region
+ * @size: bytes
+ * @flags: VMEM_CREATE bits
+ * @state: VMEM_STATE bits
+ * @present: pages present
+ * @unreadable: pages marked unreadable
+ * @requested: absent pages that somebody wants
+ * @queued: those of them that the daemon has not taken
+ * @waiters: threads that wait for a page
+ * @oldest_wait_ns: how long the longest of them has waited, in nanoseconds
+ * @faults: faults on absent pages since creation
+ * @requests: requests raised since creation (faults less those that found
+ *	their page requested already)
+ * @sigbus: faults answered with SIGBUS since creation
+ * @mappings: mappings of the region, in all processes, that are not yet plain
+ * @reserved: zero
+ *
+ * On a region or map descriptor. The same figures stand in
+ * /proc/PID/fdinfo/FD.
+ */
+struct vmem_info {
+	__u64 id;
+	__u64 size;
+	__u32 flags;
+	__u32 state;
+	__u64 present;
+	__u64 unreadable;
+	__u64 requested;
+	__u64 queued;
+	__u64 waiters;
+	__u64 oldest_wait_ns;
+	__u64 faults;
+	__u64 requests;
+	__u64 sigbus;
+	__u64 mappings;
+	__u64 reserved[3];
+};
+
+#define VMEM_GET_FEATURES	_IOR(VMEM_IOC_MAGIC, 0x00, struct vmem_features)
+#define VMEM_CREATE_VMEM	_IOWR(VMEM_IOC_MAGIC, 0x01, struct vmem_create)
+#define VMEM_ATTACH		_IOWR(VMEM_IOC_MAGIC, 0x02, struct vmem_attach)
+
+/**
+ * VMEM_WAIT_READY: on a region or map descriptor, waits until a daemon has said
+ * READY. O_NONBLOCK gives EAGAIN instead.
+ */
+#define VMEM_WAIT_READY		_IO(VMEM_IOC_MAGIC, 0x10)
+/** VMEM_READY: on the region descriptor, releases who is in VMEM_WAIT_READY. */
+#define VMEM_READY		_IO(VMEM_IOC_MAGIC, 0x11)
+#define VMEM_GET_PAGE_REQUEST	_IOWR(VMEM_IOC_MAGIC, 0x12, struct vmem_page_request)
+#define VMEM_MARK_PAGE_CACHED	_IOWR(VMEM_IOC_MAGIC, 0x13, struct vmem_mark)
+#define VMEM_MAKE_PAGES_PRESENT	_IOWR(VMEM_IOC_MAGIC, 0x14, struct vmem_populate)
+/**
+ * VMEM_MAKE_VMA_ANONYMOUS: on the region descriptor. All pages being present,
+ * turns every mapping of the region into plain shared (or private) anonymous
+ * memory and lets go of it; later mappings are plain from the start. Errors:
+ * EBUSY (pages are absent or unreadable), EINTR (some mappings are left; call
+ * again). A second call succeeds and does nothing.
+ */
+#define VMEM_MAKE_VMA_ANONYMOUS	_IO(VMEM_IOC_MAGIC, 0x15)
+#define VMEM_FILL_PAGES		_IOWR(VMEM_IOC_MAGIC, 0x16, struct vmem_fill)
+#define VMEM_GET_PRESENT	_IOWR(VMEM_IOC_MAGIC, 0x17, struct vmem_present)
+#define VMEM_GET_INFO		_IOR(VMEM_IOC_MAGIC, 0x18, struct vmem_info)
+#define VMEM_GET_MAP_FD		_IOWR(VMEM_IOC_MAGIC, 0x19, struct vmem_map_fd)
+
+#endif /* _UAPI_LINUX_VMEM_H */

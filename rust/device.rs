@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What vmem is: regions, their mappings, and the daemon that fills them.
+//!
+//! ```text
+//!     /dev/vmem/control ── creates, attaches ──┐
+//!     region or map descriptor ── RegionFile ──┤
+//!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Shards
+//! ```
+//!
+//! Whoever can reach a region has a [`registry::Handle`]; with the last one the region, its name and
+//! its node go. A region knows none of its users: its mappings are found in the address space of the
+//! staging file.
+//!
+//! # Lock order
+//!
+//! 1. `REGISTRY`, the list of regions. Not held while a region works.
+//! 2. `Shard::fill`: between looking whether pages are present and making them so. Held while pages
+//!    are copied from the daemon's memory, whose faults take 3.
+//! 3. The mmap lock, or the lock of a VMA, of a process. Held when a fault or mmap() begins.
+//! 4. The lock of a folio of the staging file.
+//! 5. `Shard::map`, a spinlock: what is known of each page. A page that is found present under it
+//!    stays so.
+//! 6. The lock of a wait queue.
+//!
+//! A fault waits for its page with none of them; if its caller cannot start again, with 3.
+
+pub(crate) mod control;
+pub(crate) mod fault;
+pub(crate) mod info;
+pub(crate) mod name;
+pub(crate) mod region;
+pub(crate) mod region_file;
+pub(crate) mod registry;
+pub(crate) mod serve;

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/vmem/control`: regions are created and daemons attached here.
+
+use super::{
+    name::Name,
+    region::{
+        Config,
+        Region, //
+    },
+    region_file::RegionFile,
+    registry::{
+        self,
+        Handle, //
+    }, //
+};
+use crate::{
+    model::range::{
+        pages_for,
+        PAGE_SIZE, //
+    },
+    sys::{
+        file_ops::{
+            FileOps,
+            FileOpsTable, //
+        },
+        node::Access,
+        uapi::{
+            vmem_attach,
+            vmem_create,
+            vmem_features,
+            UserArg,
+            VMEM_CREATE_HUGE,
+            VMEM_CREATE_SIGBUS,
+            VMEM_FEATURE_FILL,
+            VMEM_IOCTL_ATTACH,
+            VMEM_IOCTL_CREATE_VMEM,
+            VMEM_IOCTL_GET_FEATURES,
+            VMEM_MAX_BATCH,
+            VMEM_MAX_SIZE, //
+        }, //
+    }, //
+};
+use kernel::{
+    fs::{
+        file::{
+            flags,
+            FileDescriptorReservation, //
+        },
+        File, //
+    },
+    prelude::*,
+    str::CString, //
+};
+
+/// The operations of control descriptors.
+pub(crate) static OPS: FileOpsTable<Control> = FileOpsTable::new();
+
+/// An open of the control device.
+pub(crate) struct Control;
+
+#[vtable]
+impl FileOps for Control {
+    type Data = ();
+
+    fn open(_minor: u32) -> Result {
+        Ok(())
+    }
+
+    fn ioctl(_: (), _file: &File, cmd: u32, arg: UserArg) -> Result {
+        match cmd {
+            VMEM_IOCTL_GET_FEATURES => get_features(arg),
+            VMEM_IOCTL_CREATE_VMEM => create_vmem(arg),
+            VMEM_IOCTL_ATTACH => attach(arg),
+            _ => Err(ENOTTY),
+        }
+    }
+}
+
+/// GET_FEATURES.
+pub(crate) fn get_features(arg: UserArg) -> Result {
+    arg.write(&vmem_features {
+        features: VMEM_FEATURE_FILL.into(),
+        max_size: VMEM_MAX_SIZE,
+        page_size: PAGE_SIZE as u32,
+        max_batch: VMEM_MAX_BATCH,
+        reserved: [0; 5],
+    })
+}
+
+/// A descriptor number that is not in use yet, close-on-exec.
+pub(crate) fn reserve_fd() -> Result<FileDescriptorReservation> {
+    FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)
+}
+
+/// The two descriptors of a daemon: numbers first, then the answer, and the descriptors when nothing
+/// can fail any more.
+fn hand_out(handle: Handle, answer: impl FnOnce(&Region, i32, i32) -> Result) -> Result {
+    let region = handle.region().clone();
+    let region_file = RegionFile::for_daemon(handle)?;
+    let (vmem_fd, shmem_fd) = (reserve_fd()?, reserve_fd()?);
+    answer(
+        &region,
+        vmem_fd.reserved_fd() as i32,
+        shmem_fd.reserved_fd() as i32,
+    )?;
+    vmem_fd.fd_install(region_file);
+    shmem_fd.fd_install(region.staging().file().clone());
+    Ok(())
+}
+
+/// CREATE_VMEM.
+fn create_vmem(arg: UserArg) -> Result {
+    let mut call: vmem_create = arg.read()?;
+    let known = VMEM_CREATE_HUGE | VMEM_CREATE_SIGBUS;
+    if call.flags & !known != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+        return Err(EINVAL);
+    }
+    let name = Name::parse(&call.name)?;
+    if call.mode & !0o777 != 0 || (name.is_none() && call.mode != 0) || call.size == 0 {
+        return Err(EINVAL);
+    }
+    if call.size > VMEM_MAX_SIZE {
+        return Err(EFBIG);
+    }
+    let label = match &name {
+        Some(name) => CString::try_from_fmt(fmt!("vmem:{}", name.as_str()))?,
+        None => CString::try_from_fmt(fmt!("vmem"))?,
+    };
+    let region = Region::new(Config {
+        id: registry::next_id(),
+        label,
+        nr_pages: pages_for(call.size).ok_or(EFBIG)?,
+        flags: call.flags,
+        fault_timeout_ms: call.fault_timeout_ms,
+    })?;
+    let access = Access {
+        mode: call.mode,
+        uid: call.uid,
+        gid: call.gid,
+    };
+    hand_out(
+        registry::add(region, name, access)?,
+        |region, vmem_fd, shmem_fd| {
+            call.size = region.size();
+            call.id = region.id();
+            (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
+            arg.write(&call)
+        },
+    )
+}
+
+/// ATTACH.
+fn attach(arg: UserArg) -> Result {
+    let mut call: vmem_attach = arg.read()?;
+    if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+        return Err(EINVAL);
+    }
+    let handle = match Name::parse(&call.name)? {
+        Some(_) if call.id != 0 => return Err(EINVAL),
+        Some(name) => registry::find_name(name)?,
+        None => registry::find_id(call.id)?,
+    };
+    hand_out(handle, |region, vmem_fd, shmem_fd| {
+        call.size = region.size();
+        (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
+        arg.write(&call)
+    })
+}

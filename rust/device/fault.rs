@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a touch of a region does.
+
+use super::{
+    registry::Handle,
+    serve, //
+};
+use crate::{
+    model::{
+        page_map::Touch,
+        range::{
+            PageRange,
+            BLOCK_PAGES, //
+        }, //
+    },
+    sys::{
+        fault::{
+            Answer,
+            Fault,
+            Waiting, //
+        },
+        vm_ops::{
+            MapOps,
+            Memory,
+            VmOps, //
+        },
+        wait::{
+            Patience,
+            Woken, //
+        }, //
+    }, //
+};
+use kernel::prelude::*;
+
+static VM_OPS: VmOps<Mapped> = VmOps::new();
+static MAP_OPS: MapOps<Mapped> = MapOps::new();
+
+/// A region, as what stands behind its mappings.
+pub(crate) struct Mapped(pub(crate) Handle);
+
+impl Memory for Mapped {
+    const VM_OPS: &'static VmOps<Self> = &VM_OPS;
+    const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
+
+    /// A present page is mapped. For an absent one the daemon is asked, once, and the fault waits:
+    /// without its lock, if its caller can start again.
+    fn fault(&self, fault: &mut Fault<'_>) -> Answer {
+        let region = self.0.region();
+        let pgoff = fault.pgoff();
+        loop {
+            if fault.is_core_dump() && !region.is_settled(pgoff) {
+                // A dump holds what is here. A dying process does not wait for the rest.
+                return Answer::SIGBUS;
+            }
+            match region.touch(pgoff) {
+                Touch::Present => {
+                    return fault.map(region.staging(), |range| region.all_present(range));
+                }
+                Touch::Unreadable => return self.sigbus(),
+                Touch::Requested | Touch::Waiting if region.gives_up() => return self.sigbus(),
+                Touch::Requested | Touch::Waiting => {}
+            }
+            match fault.waiting() {
+                Waiting::Never => return Answer::RETRY,
+                Waiting::Unlocked => {
+                    fault.unlock();
+                    // However it ends, the fault starts again and sees.
+                    region.await_page(pgoff, fault.patience());
+                    return Answer::RETRY;
+                }
+                Waiting::InPlace => {
+                    if region.await_page(pgoff, Patience::Killable) == Woken::Signal {
+                        return Answer::SIGBUS;
+                    }
+                }
+            }
+        }
+    }
+
+    fn blocks_present(&self, range: PageRange) -> bool {
+        let start = range.start() & !(BLOCK_PAGES - 1);
+        let end = range
+            .end()
+            .div_ceil(BLOCK_PAGES)
+            .saturating_mul(BLOCK_PAGES);
+        PageRange::within(start, end.saturating_sub(start), u64::MAX)
+            .is_some_and(|blocks| self.0.region().all_present(blocks))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result {
+        serve::discard(self.0.region(), offset, len)
+    }
+}
+
+impl Mapped {
+    fn sigbus(&self) -> Answer {
+        self.0.region().counters().sigbus.count();
+        Answer::SIGBUS
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Region descriptors and map descriptors, and the nodes of named regions.
+
+use super::{
+    control,
+    fault::Mapped,
+    info,
+    region::Attachment,
+    registry::{
+        self,
+        Handle, //
+    },
+    serve, //
+};
+use crate::sys::{
+    file,
+    file_ops::{
+        FileOps,
+        FileOpsTable,
+        Poll, //
+    },
+    uapi::{
+        vmem_map_fd,
+        UserArg,
+        VMEM_IOCTL_FILL_PAGES,
+        VMEM_IOCTL_GET_FEATURES,
+        VMEM_IOCTL_GET_INFO,
+        VMEM_IOCTL_GET_MAP_FD,
+        VMEM_IOCTL_GET_PAGE_REQUEST,
+        VMEM_IOCTL_GET_PRESENT,
+        VMEM_IOCTL_MAKE_PAGES_PRESENT,
+        VMEM_IOCTL_MAKE_VMA_ANONYMOUS,
+        VMEM_IOCTL_MARK_PAGE_CACHED,
+        VMEM_IOCTL_READY,
+        VMEM_IOCTL_WAIT_READY, //
+    },
+    vm_ops::{
+        MapFile,
+        NewVma, //
+    }, //
+};
+use kernel::{
+    fs::{
+        file::flags,
+        File, //
+    },
+    prelude::*,
+    seq_file::SeqFile,
+    sync::aref::ARef, //
+};
+
+/// The operations of region and map descriptors.
+pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
+
+/// An open region.
+pub(crate) struct RegionFile {
+    /// For the daemon: that it is attached. First, so that it goes first.
+    daemon: Option<Attachment>,
+    map_file: MapFile<Mapped>,
+    handle: Handle,
+}
+
+impl RegionFile {
+    fn new(handle: Handle, daemon: Option<Attachment>) -> Result<KBox<Self>> {
+        let region = handle.region();
+        let mapped = Mapped(handle.duplicate()?);
+        let map_file = MapFile::new(region.staging(), region.label(), mapped)?;
+        Ok(KBox::new(
+            Self {
+                daemon,
+                map_file,
+                handle,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// A region descriptor, for the daemon; `EBUSY` if there is one.
+    pub(crate) fn for_daemon(handle: Handle) -> Result<ARef<File>> {
+        let daemon = Attachment::new(handle.region())?;
+        let data = Self::new(handle, Some(daemon))?;
+        file::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
+    }
+
+    /// A map descriptor.
+    fn for_mapping(handle: Handle) -> Result<ARef<File>> {
+        file::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, flags::O_RDWR)
+    }
+
+    fn get_map_fd(&self, arg: UserArg) -> Result {
+        let mut call: vmem_map_fd = arg.read()?;
+        if call.flags != 0 {
+            return Err(EINVAL);
+        }
+        let file = Self::for_mapping(self.handle.duplicate()?)?;
+        let fd = control::reserve_fd()?;
+        call.fd = fd.reserved_fd() as i32;
+        arg.write(&call)?;
+        fd.fd_install(file);
+        Ok(())
+    }
+}
+
+#[vtable]
+impl FileOps for RegionFile {
+    type Data = KBox<Self>;
+
+    fn open(minor: u32) -> Result<Self::Data> {
+        Self::new(registry::find_minor(minor)?, None)
+    }
+
+    fn ioctl(this: &Self, file: &File, cmd: u32, arg: UserArg) -> Result {
+        let region = this.handle.region();
+        let nonblock = file.flags() & flags::O_NONBLOCK != 0;
+        match cmd {
+            VMEM_IOCTL_GET_FEATURES => return control::get_features(arg),
+            VMEM_IOCTL_WAIT_READY => return serve::wait_ready(region, nonblock),
+            VMEM_IOCTL_GET_PRESENT => return info::get_present(region, arg),
+            VMEM_IOCTL_GET_INFO => return info::get_info(region, arg),
+            VMEM_IOCTL_GET_MAP_FD => return this.get_map_fd(arg),
+            _ => {}
+        }
+        let serves = this.daemon.is_some();
+        match cmd {
+            VMEM_IOCTL_READY if serves => {
+                region.set_ready();
+                Ok(())
+            }
+            VMEM_IOCTL_GET_PAGE_REQUEST if serves => serve::get_page_request(region, arg, nonblock),
+            VMEM_IOCTL_MARK_PAGE_CACHED if serves => serve::mark_page_cached(region, arg),
+            VMEM_IOCTL_FILL_PAGES if serves => serve::fill_pages(region, arg),
+            VMEM_IOCTL_MAKE_PAGES_PRESENT if serves => serve::make_pages_present(region, arg),
+            VMEM_IOCTL_MAKE_VMA_ANONYMOUS if serves => serve::make_vma_anonymous(region),
+            VMEM_IOCTL_READY
+            | VMEM_IOCTL_GET_PAGE_REQUEST
+            | VMEM_IOCTL_MARK_PAGE_CACHED
+            | VMEM_IOCTL_FILL_PAGES
+            | VMEM_IOCTL_MAKE_PAGES_PRESENT
+            | VMEM_IOCTL_MAKE_VMA_ANONYMOUS => Err(EPERM),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn mmap(this: &Self, vma: NewVma<'_>) -> Result {
+        let region = this.handle.region();
+        let (pgoff, nr) = vma.pages();
+        region.range(pgoff, nr)?;
+        if region.is_plain() {
+            return vma.map_plain(region.staging());
+        }
+        region.charge_to_current()?;
+        vma.map(&this.map_file);
+        Ok(())
+    }
+
+    fn poll(this: &Self, poll: Poll<'_>) -> bool {
+        let region = this.handle.region();
+        if this.daemon.is_none() {
+            poll.on(&region.starters);
+            return region.is_ready() || region.is_plain();
+        }
+        poll.on(&region.takers);
+        region.has_requests()
+    }
+
+    fn size(this: &Self) -> u64 {
+        this.handle.region().size()
+    }
+
+    fn show_fdinfo(this: &Self, m: &SeqFile) {
+        info::show(this.handle.region(), m);
+    }
+}

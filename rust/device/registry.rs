@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All regions, and how they are found.
+
+use super::{
+    name::Name,
+    region::Region, //
+};
+use crate::sys::{
+    global::global_mutex,
+    node::{
+        Access,
+        Node, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
+};
+
+/// The most named regions.
+pub(crate) const MAX_NODES: u32 = 4096;
+
+const MINOR_WORDS: usize = MAX_NODES as usize / 64;
+
+global_mutex! {
+    static REGISTRY: Mutex<Registry> = Registry::EMPTY, made ready by init;
+}
+
+static NEXT_ID: Atomic<u64> = Atomic::new(1);
+
+/// The list.
+struct Registry {
+    entries: KVec<Entry>,
+    /// Minor numbers in use.
+    minors: [u64; MINOR_WORDS],
+}
+
+struct Entry {
+    region: Arc<Region>,
+    handles: usize,
+    node: Option<NamedNode>,
+}
+
+struct NamedNode {
+    name: Name,
+    minor: u32,
+    _node: Node,
+}
+
+impl Registry {
+    const EMPTY: Self = Self {
+        entries: KVec::new(),
+        minors: [0; MINOR_WORDS],
+    };
+
+    /// Another handle to the region for which `is_it` holds.
+    fn find(&mut self, is_it: impl Fn(&Entry) -> bool) -> Option<Handle> {
+        let entry = self.entries.iter_mut().find(|entry| is_it(entry))?;
+        entry.handles += 1;
+        Some(Handle(entry.region.clone()))
+    }
+
+    fn free_minor(&self) -> Option<u32> {
+        let (at, word) = self
+            .minors
+            .iter()
+            .enumerate()
+            .find(|(_, word)| **word != u64::MAX)?;
+        Some(at as u32 * 64 + word.trailing_ones())
+    }
+
+    fn flip_minor(&mut self, minor: u32) {
+        if let Some(word) = self.minors.get_mut(minor as usize / 64) {
+            *word ^= 1 << (minor % 64);
+        }
+    }
+}
+
+/// A use of a region. With the last one, the region goes, and its name with it.
+pub(crate) struct Handle(Arc<Region>);
+
+impl Handle {
+    /// The region.
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.0
+    }
+
+    /// Another use of it.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        find_id(self.0.id())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut registry = REGISTRY.lock();
+        let id = self.0.id();
+        let Some(at) = registry
+            .entries
+            .iter()
+            .position(|entry| entry.region.id() == id)
+        else {
+            return;
+        };
+        let Some(entry) = registry.entries.get_mut(at) else {
+            return;
+        };
+        entry.handles -= 1;
+        if entry.handles > 0 {
+            return;
+        }
+        // The node goes with the lock held, so that its name can be taken again at once. The region
+        // itself goes with `self`.
+        if let Ok(entry) = registry.entries.remove(at) {
+            if let Some(node) = entry.node {
+                registry.flip_minor(node.minor);
+            }
+        }
+    }
+}
+
+/// A number for a new region.
+pub(crate) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1u64, Relaxed)
+}
+
+/// Adds a region, with a node if it has a name. `EEXIST` if the name is taken, `ENOSPC` if there are
+/// too many.
+pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Result<Handle> {
+    let mut registry = REGISTRY.lock();
+    registry.entries.reserve(1, GFP_KERNEL)?;
+    let node = match name {
+        None => None,
+        Some(name) => {
+            let taken = |entry: &Entry| entry.node.as_ref().is_some_and(|node| node.name == name);
+            if registry.entries.iter().any(taken) {
+                return Err(EEXIST);
+            }
+            let minor = registry.free_minor().ok_or(ENOSPC)?;
+            let node = Node::new(name.as_c_str()?, minor, access)?;
+            registry.flip_minor(minor);
+            Some(NamedNode {
+                name,
+                minor,
+                _node: node,
+            })
+        }
+    };
+    let handle = Handle(region.clone());
+    let entry = Entry {
+        region,
+        handles: 1,
+        node,
+    };
+    // Room was reserved above.
+    let _ = registry.entries.push_within_capacity(entry);
+    Ok(handle)
+}
+
+/// The region with this number.
+pub(crate) fn find_id(id: u64) -> Result<Handle> {
+    REGISTRY
+        .lock()
+        .find(|entry| entry.region.id() == id)
+        .ok_or(ENOENT)
+}
+
+/// The region with this name.
+pub(crate) fn find_name(name: Name) -> Result<Handle> {
+    REGISTRY
+        .lock()
+        .find(|entry| entry.node.as_ref().is_some_and(|node| node.name == name))
+        .ok_or(ENOENT)
+}
+
+/// The region whose node has this minor number.
+pub(crate) fn find_minor(minor: u32) -> Result<Handle> {
+    REGISTRY
+        .lock()
+        .find(|entry| entry.node.as_ref().is_some_and(|node| node.minor == minor))
+        .ok_or(ENXIO)
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the daemon does with a region, and the one thing that a program does to its pages.
+
+use super::{
+    fault::Mapped,
+    region::Region, //
+};
+use crate::{
+    model::{
+        page_map::Verdict,
+        range::{
+            PageRange,
+            PAGE_SIZE, //
+        }, //
+    },
+    sys::{
+        mm::Mappings,
+        task::breathe,
+        uapi::{
+            vmem_fill,
+            vmem_fill_range,
+            vmem_mark,
+            vmem_page_request,
+            vmem_populate,
+            vmem_range,
+            UserArg,
+            UserArray,
+            VMEM_MARK_UNREADABLE,
+            VMEM_MARK_ZERO, //
+        },
+        wait::{
+            Patience,
+            Woken, //
+        }, //
+    }, //
+};
+use kernel::{
+    mm::virt::flags,
+    prelude::*, //
+};
+
+/// Waits until `done`, for who may be interrupted; `EAGAIN` if it does not hold and `nonblock`.
+fn wait_for(
+    queue: &crate::sys::wait::WaitQueue,
+    nonblock: bool,
+    mut done: impl FnMut() -> bool,
+) -> Result {
+    if done() {
+        return Ok(());
+    }
+    if nonblock {
+        return Err(EAGAIN);
+    }
+    match queue.wait(0, Patience::Interruptible, 0, done) {
+        Woken::Done => Ok(()),
+        Woken::Signal | Woken::Timeout => Err(ERESTARTSYS),
+    }
+}
+
+/// WAIT_READY.
+pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
+    wait_for(&region.starters, nonblock, || {
+        region.is_ready() || region.is_plain()
+    })
+}
+
+/// GET_PAGE_REQUEST. A request that cannot be handed over is not lost.
+pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) -> Result {
+    let mut call: vmem_page_request = arg.read()?;
+    if call.flags != 0 {
+        return Err(EINVAL);
+    }
+    let out = UserArray::new(call.pgoffs, call.nr)?;
+    let mut pages = KVec::with_capacity(out.len(), GFP_KERNEL)?;
+    while pages.is_empty() {
+        wait_for(&region.takers, nonblock, || region.has_requests())?;
+        region.take_requests(&mut pages, out.len());
+    }
+    call.nr = pages.len() as u32;
+    let handed_over = out.write(&pages).and_then(|()| arg.write(&call));
+    if handed_over.is_err() {
+        region.put_back(&pages);
+    }
+    handed_over
+}
+
+/// Ranges from user memory, all of which are in the region.
+fn read_ranges(region: &Region, addr: u64, nr: u32) -> Result<KVVec<PageRange>> {
+    let raw = UserArray::new(addr, nr)?.read::<vmem_range>()?;
+    let mut ranges = KVVec::with_capacity(raw.len(), GFP_KERNEL)?;
+    for range in &raw {
+        ranges.push(region.range(range.pgoff, range.nr_pages)?, GFP_KERNEL)?;
+    }
+    Ok(ranges)
+}
+
+/// MARK_PAGE_CACHED.
+pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
+    let mut call: vmem_mark = arg.read()?;
+    let (zero, verdict) = match call.flags {
+        0 => (false, Verdict::Present),
+        VMEM_MARK_ZERO => (true, Verdict::Present),
+        VMEM_MARK_UNREADABLE => (false, Verdict::Unreadable),
+        _ => return Err(EINVAL),
+    };
+    let ranges = read_ranges(region, call.ranges, call.nr)?;
+    (call.done, call.changed) = (0, 0);
+    let mut mark = || -> Result {
+        for range in &ranges {
+            for block in range.blocks() {
+                breathe()?;
+                let _fill = region.locate(block)?.0.fill.lock();
+                if zero {
+                    for absent in region.absent_runs(block)? {
+                        region.staging().drop_pages(absent)?;
+                    }
+                }
+                call.changed += region.settle(block, verdict)?;
+            }
+            call.done += 1;
+        }
+        Ok(())
+    };
+    let result = mark();
+    arg.write(&call)?;
+    result
+}
+
+/// FILL_PAGES.
+pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
+    let mut call: vmem_fill = arg.read()?;
+    if call.flags != 0 {
+        return Err(EINVAL);
+    }
+    let raw = UserArray::new(call.ranges, call.nr)?.read::<vmem_fill_range>()?;
+    for range in &raw {
+        let bytes = region
+            .range(range.pgoff, range.nr_pages)?
+            .bytes()
+            .ok_or(EINVAL)?;
+        range.addr.checked_add(bytes).ok_or(EFAULT)?;
+    }
+    (call.done, call.changed) = (0, 0);
+    let charge = region.charge();
+    let mut fill = || -> Result {
+        for from in &raw {
+            let range = region.range(from.pgoff, from.nr_pages)?;
+            for block in range.blocks() {
+                breathe()?;
+                let _fill = region.locate(block)?.0.fill.lock();
+                for absent in region.absent_runs(block)? {
+                    let skip = (absent.start() - range.start()) * PAGE_SIZE;
+                    let addr = from.addr.checked_add(skip).ok_or(EFAULT)?;
+                    region.staging().write(absent, addr, charge.as_deref())?;
+                    call.changed += region.settle(absent, Verdict::Present)?;
+                }
+            }
+            call.done += 1;
+        }
+        Ok(())
+    };
+    let result = fill();
+    arg.write(&call)?;
+    result
+}
+
+/// MAKE_PAGES_PRESENT.
+pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
+    let mut call: vmem_populate = arg.read()?;
+    if call.flags != 0 {
+        return Err(EINVAL);
+    }
+    let ranges = read_ranges(region, call.ranges, call.nr)?;
+    (call.done, call.pages) = (0, 0);
+    let mappings = Mappings::<Mapped>::of(region.staging());
+    let mut populate = || -> Result {
+        let spaces = mappings.address_spaces()?;
+        for range in &ranges {
+            for block in range.blocks() {
+                for space in &spaces {
+                    call.pages +=
+                        mappings.populate(space, block, |page| region.all_present(page))?;
+                }
+            }
+            call.done += 1;
+        }
+        Ok(())
+    };
+    let result = populate();
+    arg.write(&call)?;
+    result
+}
+
+/// MAKE_VMA_ANONYMOUS.
+pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
+    if region.counts().present != region.nr_pages() {
+        return Err(EBUSY);
+    }
+    region.set_plain();
+    region.starters.wake_all();
+    // A file on a node or an anonymous inode takes away what plain shared memory may do.
+    let mut set = flags::MAYEXEC;
+    if region.wants_huge() {
+        set |= flags::HUGEPAGE;
+    }
+    Mappings::<Mapped>::of(region.staging()).make_plain(set)
+}
+
+/// A program discards pages (MADV_REMOVE): they are zeros from now on, also those that were absent,
+/// which are not fetched any more.
+pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
+    if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        return Err(EINVAL);
+    }
+    let nr = (len / PAGE_SIZE).min(region.nr_pages().saturating_sub(offset / PAGE_SIZE));
+    for block in region.range(offset / PAGE_SIZE, nr)?.blocks() {
+        breathe()?;
+        let _fill = region.locate(block)?.0.fill.lock();
+        region.staging().drop_pages(block)?;
+        region.settle(block, Verdict::Present)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which shard holds a page.
+//!
+//! The pages of a region are dealt to its shards in blocks of [`BLOCK_PAGES`], so that threads that
+//! fault in different places take different locks and a run within a block takes one. Within its
+//! shard a page has a *slot*.
+
+use super::range::{PageRange, BLOCK_PAGES};
+
+/// The most shards of a region: enough for 64 threads, and 64 of them are small.
+const MAX_SHARDS: u64 = 64;
+
+/// How a region's pages are dealt to its shards.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shards {
+    nr_pages: u64,
+    nr_shards: u64,
+}
+
+/// Slots `[first, first + nr)` of a shard; they lie in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slots {
+    pub(crate) shard: usize,
+    pub(crate) first: usize,
+    pub(crate) nr: usize,
+}
+
+impl Shards {
+    /// For a region of `nr_pages` pages.
+    pub(crate) fn new(nr_pages: u64) -> Self {
+        let blocks = nr_pages.div_ceil(BLOCK_PAGES);
+        Self {
+            nr_pages,
+            nr_shards: blocks.clamp(1, MAX_SHARDS),
+        }
+    }
+
+    /// How many shards there are, at least one.
+    pub(crate) fn count(self) -> usize {
+        self.nr_shards as usize
+    }
+
+    /// Slots that each shard must have room for: whole blocks, the same number in each.
+    pub(crate) fn slots_per_shard(self) -> usize {
+        let blocks = self.nr_pages.div_ceil(BLOCK_PAGES);
+        (blocks.div_ceil(self.nr_shards) * BLOCK_PAGES) as usize
+    }
+
+    /// Where the pages of `range` are, which lies within one block (see [`PageRange::blocks`]).
+    pub(crate) fn locate(self, range: PageRange) -> Slots {
+        let block = range.start() / BLOCK_PAGES;
+        let first = block / self.nr_shards * BLOCK_PAGES + range.start() % BLOCK_PAGES;
+        Slots {
+            shard: (block % self.nr_shards) as usize,
+            first: first as usize,
+            nr: range.len() as usize,
+        }
+    }
+
+    /// The page in `slot` of `shard`: the inverse of [`Self::locate`].
+    pub(crate) fn pgoff(self, shard: usize, slot: usize) -> u64 {
+        let slot = slot as u64;
+        let block = slot / BLOCK_PAGES * self.nr_shards + shard as u64;
+        block * BLOCK_PAGES + slot % BLOCK_PAGES
+    }
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe wrappers of what the kernel crate does not offer yet.
+//!
+//! The only layer with unsafe code. It knows nothing of vmem's policy: what a fault means, who may
+//! call what and when a page is present is decided above. Each file names what it stands in for;
+//! `Documentation/upstream-gaps.rst` lists them.
+
+pub(crate) mod bindings;
+pub(crate) mod fault;
+pub(crate) mod file;
+pub(crate) mod file_ops;
+pub(crate) mod global;
+pub(crate) mod memcg;
+pub(crate) mod misc_dev;
+pub(crate) mod mm;
+pub(crate) mod node;
+pub(crate) mod staging;
+pub(crate) mod task;
+pub(crate) mod uapi;
+pub(crate) mod vm_ops;
+pub(crate) mod wait;

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A fault in a mapping of a staging file.
+//!
+//! Stands in for an abstraction of `struct vm_fault`, which upstream does not have.
+
+use super::{
+    bindings,
+    staging::Staging,
+    wait::Patience, //
+};
+use crate::model::range::{
+    PageRange,
+    BLOCK_PAGES, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    bindings as c,
+    prelude::*, //
+};
+
+/// Pages that one read fault maps, if they are present: what the page cache does for files
+/// (`fault_around_bytes`).
+const AROUND_PAGES: usize = 16;
+
+const PAGE_SIZE: usize = crate::model::range::PAGE_SIZE as usize;
+
+/// Whether the fault may wait, and how.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Not at all: the caller comes back (KVM's asynchronous page faults).
+    Never,
+    /// After [`Fault::unlock`].
+    Unlocked,
+    /// Where it is, with the lock held: the caller cannot start again.
+    InPlace,
+}
+
+/// What a fault handler returns.
+pub(crate) struct Answer(c::vm_fault_t);
+
+impl Answer {
+    /// Start again: for a fault that was unlocked, or that may not wait.
+    pub(crate) const RETRY: Self = Self(c::vm_fault_reason_VM_FAULT_RETRY);
+    /// The page cannot be had.
+    pub(crate) const SIGBUS: Self = Self(c::vm_fault_reason_VM_FAULT_SIGBUS);
+    const OOM: Self = Self(c::vm_fault_reason_VM_FAULT_OOM);
+    /// The page table is as it should be.
+    const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);
+    /// The page is in `vmf->page`, and its folio is locked.
+    const LOCKED: Self = Self(c::vm_fault_reason_VM_FAULT_LOCKED);
+
+    pub(super) fn into_raw(self) -> c::vm_fault_t {
+        self.0
+    }
+}
+
+/// A fault.
+///
+/// # Invariants
+///
+/// `vmf` is valid during `'a`; its VMA is until the fault is unlocked, and then `pinned` holds the
+/// file that the VMA had.
+pub(crate) struct Fault<'a> {
+    vmf: *mut c::vm_fault,
+    pinned: *mut c::file,
+    _call: PhantomData<&'a mut ()>,
+}
+
+impl Fault<'_> {
+    /// # Safety
+    ///
+    /// `vmf` is a fault that is being handled during `'_`, and its VMA is locked.
+    pub(super) unsafe fn from_raw(vmf: *mut c::vm_fault) -> Self {
+        // INVARIANT: By the safety requirement.
+        Self {
+            vmf,
+            pinned: core::ptr::null_mut(),
+            _call: PhantomData,
+        }
+    }
+
+    /// The page that is wanted.
+    pub(crate) fn pgoff(&self) -> u64 {
+        // SAFETY: By the type invariants.
+        unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 }
+    }
+
+    fn has(&self, flag: c::fault_flag) -> bool {
+        // SAFETY: By the type invariants.
+        unsafe { (*self.vmf).flags & flag != 0 }
+    }
+
+    /// Whether it may wait.
+    pub(crate) fn waiting(&self) -> Waiting {
+        if !self.has(c::fault_flag_FAULT_FLAG_ALLOW_RETRY) {
+            Waiting::InPlace
+        } else if self.has(c::fault_flag_FAULT_FLAG_RETRY_NOWAIT) {
+            Waiting::Never
+        } else {
+            Waiting::Unlocked
+        }
+    }
+
+    /// What may end its wait.
+    pub(crate) fn patience(&self) -> Patience {
+        if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) {
+            Patience::Interruptible
+        } else {
+            Patience::Killable
+        }
+    }
+
+    /// Whether the task is writing its core dump.
+    pub(crate) fn is_core_dump(&self) -> bool {
+        // SAFETY: The running task is valid, and its flags are its own to read.
+        unsafe { (*kernel::task::Task::current_raw()).flags & c::PF_DUMPCORE != 0 }
+    }
+
+    /// Lets go of the lock that others need, so that the fault may wait; its answer is then
+    /// [`Answer::RETRY`].
+    ///
+    /// The VMA may go. What its file holds stays until the fault has been answered.
+    pub(crate) fn unlock(&mut self) {
+        if !self.pinned.is_null() {
+            return;
+        }
+        // SAFETY: By the type invariants the VMA is valid, and so is its file; the VMA's lock is held
+        // and the caller of the fault allows for its release.
+        // INVARIANT: `pinned` holds the file from before the lock is released.
+        unsafe {
+            self.pinned = c::get_file((*(*self.vmf).__bindgen_anon_1.vma).vm_file);
+            bindings::vmem_fault_unlock(self.vmf);
+        }
+    }
+
+    /// Answers with the page from the staging file. It is present, and the fault not unlocked.
+    ///
+    /// A folio of several pages is mapped as a whole by the memory management, so if `present` says
+    /// that pages near it are absent, only the wanted page is mapped, and here.
+    pub(crate) fn map(&mut self, staging: &Staging, present: impl Fn(PageRange) -> bool) -> Answer {
+        let pgoff = self.pgoff();
+        let vma = self.vma();
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let shared =
+            unsafe { (*vma).__bindgen_anon_2.vm_flags } & kernel::mm::virt::flags::SHARED != 0;
+        let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
+        if !write {
+            self.map_neighbours(staging, &present);
+        }
+
+        let folio = match staging.lock_folio(pgoff) {
+            Ok(folio) => folio,
+            Err(e) if e == ENOMEM => return Answer::OOM,
+            Err(_) => return Answer::SIGBUS,
+        };
+        let copied = write && !shared;
+        if folio.is_large() && !copied && !block_of(pgoff).is_some_and(present) {
+            // The lock of the folio keeps others from mapping it as a whole. Whoever has done so
+            // knew that it is present.
+            // SAFETY: By the type invariants.
+            if unsafe { bindings::vmem_fault_pmd_is_leaf(self.vmf) } != 0 {
+                return Answer::NOPAGE;
+            }
+            // SAFETY: The VMA is locked, and the address of the fault is in it.
+            return Answer(unsafe {
+                let addr = (*self.vmf).__bindgen_anon_1.address;
+                bindings::vmem_fault_insert(vma, addr, folio.page(pgoff), write.into())
+            });
+        }
+        // SAFETY: By the type invariants; the page's reference and its folio's lock go with it.
+        unsafe { (*self.vmf).page = folio.into_page(pgoff) };
+        Answer::LOCKED
+    }
+
+    fn vma(&self) -> *mut c::vm_area_struct {
+        // SAFETY: By the type invariants.
+        unsafe { (*self.vmf).__bindgen_anon_1.vma }
+    }
+
+    /// Maps the present pages around a read fault, those that the page cache has at hand, so that
+    /// they will not fault. The page cache's own function would map a large folio beyond the range
+    /// that it is asked for.
+    fn map_neighbours(&mut self, staging: &Staging, present: &impl Fn(PageRange) -> bool) {
+        let vma = self.vma();
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let (addr, start, end) = unsafe {
+            let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
+            (
+                (*self.vmf).__bindgen_anon_1.address,
+                bounds.vm_start,
+                bounds.vm_end,
+            )
+        };
+        let window = AROUND_PAGES * PAGE_SIZE;
+        let own = addr & !(PAGE_SIZE - 1);
+        let base = addr & !(window - 1);
+        for at in (base..base.saturating_add(window)).step_by(PAGE_SIZE) {
+            if at == own || at < start || at >= end {
+                continue;
+            }
+            // `at` and `own` are in one VMA, so the page offsets differ as the addresses do.
+            let pgoff = (self.pgoff() as i64) + (at as i64 - own as i64) / PAGE_SIZE as i64;
+            let Some(range) = PageRange::within(pgoff as u64, 1, u64::MAX) else {
+                continue;
+            };
+            if !present(range) {
+                continue;
+            }
+            let Some(folio) = staging.trylock_cached(range.start()) else {
+                continue;
+            };
+            if folio.is_large() {
+                continue;
+            }
+            // SAFETY: The VMA is locked and the address in it; the page's folio is locked, small,
+            // and of the VMA's file.
+            let answer =
+                unsafe { bindings::vmem_fault_insert(vma, at, folio.page(range.start()), 0) };
+            if answer != Answer::NOPAGE.0 {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Fault<'_> {
+    fn drop(&mut self) {
+        if !self.pinned.is_null() {
+            // SAFETY: By the type invariants the reference is ours.
+            unsafe { c::fput(self.pinned) };
+        }
+    }
+}
+
+/// The block that a page is in.
+fn block_of(pgoff: u64) -> Option<PageRange> {
+    PageRange::within(pgoff & !(BLOCK_PAGES - 1), BLOCK_PAGES, u64::MAX)
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File operations of a module that cannot be unloaded under an open file.
+//!
+//! Stands in for the table of `kernel::miscdevice`, which has no owner (Rust-for-Linux issue 1182),
+//! no poll() and no llseek().
+
+use super::{
+    bindings,
+    uapi::UserArg,
+    vm_ops::NewVma,
+    wait::WaitQueue, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    ffi,
+    fs::File,
+    prelude::*,
+    seq_file::SeqFile,
+    types::ForeignOwnable, //
+};
+
+/// What a file does. Operations that are not provided are those of a file that has none.
+#[vtable]
+pub(crate) trait FileOps: Sized + 'static {
+    /// What the file holds.
+    type Data: ForeignOwnable + Send + Sync;
+
+    /// A node with this minor number is opened.
+    fn open(_minor: u32) -> Result<Self::Data> {
+        Err(ENXIO)
+    }
+
+    /// An ioctl.
+    fn ioctl(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        _cmd: u32,
+        _arg: UserArg,
+    ) -> Result {
+        Err(ENOTTY)
+    }
+
+    /// mmap().
+    fn mmap(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _vma: NewVma<'_>) -> Result {
+        Err(ENODEV)
+    }
+
+    /// poll(): whether it is readable. Registers with the queue that is woken when that changes.
+    fn poll(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _poll: Poll<'_>) -> bool {
+        false
+    }
+
+    /// Size in bytes, for lseek().
+    fn size(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> u64 {
+        0
+    }
+
+    /// `/proc/PID/fdinfo`.
+    fn show_fdinfo(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _m: &SeqFile) {}
+}
+
+/// A caller of poll().
+pub(crate) struct Poll<'a> {
+    file: *mut kernel::bindings::file,
+    table: *mut kernel::bindings::poll_table,
+    _call: PhantomData<&'a ()>,
+}
+
+impl Poll<'_> {
+    /// Makes the caller wait for [`WaitQueue::wake_all`] too. The queue must be part of what the
+    /// file holds.
+    pub(crate) fn on(&self, queue: &WaitQueue) {
+        // SAFETY: `file` and `table` are valid during the call by construction. The queue lives as
+        // long as the file: the VFS takes a file out of all poll tables before it releases it.
+        unsafe { kernel::bindings::poll_wait(self.file, queue.as_ptr(), self.table) };
+    }
+}
+
+/// A table of operations. It must be a static: open files refer to it.
+pub(crate) struct FileOpsTable<T> {
+    ops: kernel::bindings::file_operations,
+    _type: PhantomData<fn(T)>,
+}
+
+// SAFETY: The table is never written.
+unsafe impl<T> Sync for FileOpsTable<T> {}
+
+impl<T: FileOps> FileOpsTable<T> {
+    /// The operations of `T`, owned by this module.
+    pub(crate) const fn new() -> Self {
+        Self {
+            ops: kernel::bindings::file_operations {
+                owner: crate::THIS_MODULE.as_ptr(),
+                open: if T::HAS_OPEN { Some(Self::open) } else { None },
+                release: Some(Self::release),
+                unlocked_ioctl: if T::HAS_IOCTL {
+                    Some(Self::ioctl)
+                } else {
+                    None
+                },
+                compat_ioctl: if T::HAS_IOCTL {
+                    kernel::bindings::compat_ptr_ioctl
+                } else {
+                    None
+                },
+                mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+                get_unmapped_area: if T::HAS_MMAP {
+                    Some(kernel::bindings::thp_get_unmapped_area)
+                } else {
+                    None
+                },
+                poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+                llseek: if T::HAS_SIZE {
+                    Some(Self::llseek)
+                } else {
+                    Some(kernel::bindings::noop_llseek)
+                },
+                show_fdinfo: if T::HAS_SHOW_FDINFO {
+                    Some(Self::show_fdinfo)
+                } else {
+                    None
+                },
+                ..pin_init::zeroed()
+            },
+            _type: PhantomData,
+        }
+    }
+
+    pub(super) const fn as_ptr(&'static self) -> *const kernel::bindings::file_operations {
+        &raw const self.ops
+    }
+
+    /// What `file` holds.
+    ///
+    /// # Safety
+    ///
+    /// `file` is open with the operations of `T`, and not yet released, during `'a`.
+    unsafe fn data<'a>(
+        file: *mut kernel::bindings::file,
+    ) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
+        // SAFETY: By the safety requirement; the private data was set from `into_foreign` when the
+        // file was opened and does not change.
+        unsafe { T::Data::borrow((*file).private_data) }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, with the inode and the file that is being opened.
+    unsafe extern "C" fn open(
+        inode: *mut kernel::bindings::inode,
+        file: *mut kernel::bindings::file,
+    ) -> ffi::c_int {
+        // SAFETY: The inode is valid.
+        let minor = unsafe { bindings::vmem_node_minor(inode) };
+        match T::open(minor) {
+            Ok(data) => {
+                // SAFETY: Nobody else uses a file that is being opened.
+                unsafe { (*file).private_data = data.into_foreign() };
+                0
+            }
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it once, for a file opened with the operations of `T`.
+    unsafe extern "C" fn release(
+        _inode: *mut kernel::bindings::inode,
+        file: *mut kernel::bindings::file,
+    ) -> ffi::c_int {
+        // SAFETY: The private data came from `into_foreign`, and this is the last use of it.
+        drop(unsafe { T::Data::from_foreign((*file).private_data) });
+        0
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn ioctl(
+        file: *mut kernel::bindings::file,
+        cmd: ffi::c_uint,
+        arg: ffi::c_ulong,
+    ) -> ffi::c_long {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: The file is valid during the call, and ioctl takes no `fdget_pos` reference.
+        let file = unsafe { File::from_raw_file(file) };
+        match T::ioctl(data, file, cmd, UserArg::new(arg)) {
+            Ok(()) => 0,
+            Err(e) => e.to_errno() as ffi::c_long,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T` and a VMA that is being made.
+    unsafe extern "C" fn mmap(
+        file: *mut kernel::bindings::file,
+        vma: *mut kernel::bindings::vm_area_struct,
+    ) -> ffi::c_int {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: The VMA is being made, by this task, during the call.
+        let vma = unsafe { NewVma::from_raw(vma) };
+        match T::mmap(data, vma) {
+            Ok(()) => 0,
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn poll(
+        file: *mut kernel::bindings::file,
+        table: *mut kernel::bindings::poll_table,
+    ) -> kernel::bindings::__poll_t {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data(file) };
+        let poll = Poll {
+            file,
+            table,
+            _call: PhantomData,
+        };
+        if T::poll(data, poll) {
+            kernel::bindings::POLLIN | kernel::bindings::POLLRDNORM
+        } else {
+            0
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn llseek(
+        file: *mut kernel::bindings::file,
+        offset: kernel::bindings::loff_t,
+        whence: ffi::c_int,
+    ) -> kernel::bindings::loff_t {
+        // SAFETY: The file is open during the call.
+        let size = T::size(unsafe { Self::data(file) });
+        // SAFETY: The file is valid during the call. A size is at most `VMEM_MAX_SIZE`.
+        unsafe { kernel::bindings::fixed_size_llseek(file, offset, whence, size as _) }
+    }
+
+    /// # Safety
+    ///
+    /// procfs calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn show_fdinfo(
+        m: *mut kernel::bindings::seq_file,
+        file: *mut kernel::bindings::file,
+    ) {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: The seq file is valid during the call, and this thread's.
+        T::show_fdinfo(data, unsafe { SeqFile::from_raw(m) });
+    }
+}

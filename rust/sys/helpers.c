@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the Rust side calls in C; see helpers.h.
+ *
+ * Built for Linux 7.2 and 7.3. A difference between kernel versions goes here
+ * and nowhere else.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/err.h>
+#include <linux/falloc.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mount.h>
+#include <linux/pagemap.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/shmem_fs.h>
+#include <linux/uio.h>
+#include <uapi/linux/fcntl.h>
+
+#include "helpers.h"
+
+struct file *vmem_shmem_create(const char *name, unsigned long size)
+{
+	struct file *file;
+
+	file = shmem_file_setup(name, size, mk_vma_flags(VMA_NORESERVE_BIT));
+	if (!IS_ERR(file))
+		/* Nobody may pull the memory from under the mappings. */
+		SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
+						   F_SEAL_GROW;
+	return file;
+}
+
+/*
+ * Another open file on the inode of a staging file, with its own operations. As
+ * vm_file it looks like shmem to the memory management, which asks the file's
+ * inode, and holds the owner of @fops.
+ */
+struct file *vmem_shmem_clone(struct file *staging, const char *name,
+			      const struct file_operations *fops, void *data)
+{
+	struct inode *inode = file_inode(staging);
+	struct file *file;
+
+	if (!fops_get(fops))
+		return ERR_PTR(-ENODEV);
+	ihold(inode);
+	file = alloc_file_pseudo(inode, staging->f_path.mnt, name, O_RDWR, fops);
+	if (IS_ERR(file)) {
+		iput(inode);
+		fops_put(fops);
+		return file;
+	}
+	file->private_data = data;
+	return file;
+}
+
+struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff)
+{
+	struct folio *folio = NULL;
+	int err;
+
+	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, SGP_CACHE);
+	return err ? ERR_PTR(err) : folio;
+}
+
+/* Only what is in the page cache, up to date, and locked by nobody. */
+struct folio *vmem_shmem_trylock_cached(struct file *staging,
+					unsigned long pgoff)
+{
+	struct folio *folio;
+
+	folio = __filemap_get_folio(staging->f_mapping, pgoff,
+				    FGP_LOCK | FGP_NOWAIT, 0);
+	if (IS_ERR(folio))
+		return folio;
+	if (!folio_test_uptodate(folio)) {
+		vmem_folio_unlock_put(folio);
+		return ERR_PTR(-ENOENT);
+	}
+	return folio;
+}
+
+int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
+{
+	return vfs_fallocate(staging, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			     pos, len);
+}
+
+/* Writes from user memory, charged to @charge (to the caller, if NULL). */
+long vmem_shmem_write(struct file *staging, unsigned long pos,
+		      unsigned long from, unsigned long len,
+		      struct mem_cgroup *charge)
+{
+	struct mem_cgroup *old;
+	struct iov_iter iter;
+	loff_t at = pos;
+	long ret;
+
+	ret = import_ubuf(ITER_SOURCE, (void __user *)from, len, &iter);
+	if (ret)
+		return ret;
+	old = set_active_memcg(charge);
+	ret = vfs_iter_write(staging, &iter, &at, 0);
+	set_active_memcg(old);
+	return ret;
+}
+
+int vmem_folio_is_large(struct folio *folio)
+{
+	return folio_test_large(folio);
+}
+
+struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff)
+{
+	return folio_file_page(folio, pgoff);
+}
+
+void vmem_folio_unlock_put(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
+			    void *data, int flags)
+{
+	return anon_inode_getfile(name, fops, data, flags);
+}
+
+void vmem_fault_unlock(struct vm_fault *vmf)
+{
+	release_fault_lock(vmf);
+}
+
+int vmem_fault_pmd_is_leaf(struct vm_fault *vmf)
+{
+	return pmd_leaf(pmdp_get_lockless(vmf->pmd));
+}
+
+/*
+ * Maps one page at @addr, whatever the size of its folio. This is the function
+ * that drivers call from their fault handler, for another address of the VMA.
+ */
+unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
+			       struct page *page, int write)
+{
+	struct vm_fault vmf = {
+		.vma = vma,
+		.address = addr,
+	};
+
+	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, write);
+}
+
+void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
+			unsigned long clear)
+{
+	vm_flags_mod(vma, set, clear);
+}
+
+/*
+ * Gives a mapping that exists the file and the operations that mmap() of the
+ * staging file would have given it. The mmap lock is held for writing.
+ */
+int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
+{
+	struct vm_area_desc desc = {
+		.mm = vma->vm_mm,
+		.file = staging,
+		.start = vma->vm_start,
+		.end = vma->vm_end,
+		.pgoff = vma->vm_pgoff,
+		.vm_file = staging,
+	};
+	int err;
+
+	err = staging->f_op->mmap_prepare(&desc);
+	if (err)
+		return err;
+
+	vma_start_write(vma);
+	vma_set_file(vma, staging);
+	vma->vm_ops = desc.vm_ops;
+	vma->vm_private_data = NULL;
+	return 0;
+}
+
+/* For a mapping that is being made. */
+int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging)
+{
+	vma_set_file(vma, staging);
+	return vfs_mmap(staging, vma);
+}
+
+/* The VMAs of a file hang in the tree of its address space. */
+static struct vm_area_struct *first_vma(struct address_space *mapping)
+{
+	struct rb_node *node = rb_first_cached(&mapping->i_mmap);
+
+	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
+}
+
+static struct vm_area_struct *next_vma(struct vm_area_struct *vma)
+{
+	struct rb_node *node = rb_next(&vma->shared.rb);
+
+	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
+}
+
+unsigned long vmem_count_vmas(struct file *staging,
+			      const struct vm_operations_struct *ops)
+{
+	struct address_space *mapping = staging->f_mapping;
+	struct vm_area_struct *vma;
+	unsigned long nr = 0;
+
+	i_mmap_lock_read(mapping);
+	for (vma = first_vma(mapping); vma; vma = next_vma(vma))
+		nr += vma->vm_ops == ops;
+	i_mmap_unlock_read(mapping);
+	return nr;
+}
+
+/*
+ * Puts the address spaces that have VMAs with @ops, each once and with a
+ * reference (mmgrab), into @mms. Returns how many there are, at least: if it is
+ * more than @room, some are left out.
+ */
+unsigned long vmem_collect_mms(struct file *staging,
+			       const struct vm_operations_struct *ops,
+			       struct mm_struct **mms, unsigned long room)
+{
+	struct address_space *mapping = staging->f_mapping;
+	struct vm_area_struct *vma;
+	unsigned long nr = 0, i;
+
+	i_mmap_lock_read(mapping);
+	for (vma = first_vma(mapping); vma; vma = next_vma(vma)) {
+		if (vma->vm_ops != ops)
+			continue;
+		for (i = 0; i < min(nr, room); i++)
+			if (mms[i] == vma->vm_mm)
+				break;
+		if (i < min(nr, room))
+			continue;
+		if (nr < room) {
+			mmgrab(vma->vm_mm);
+			mms[nr] = vma->vm_mm;
+		}
+		nr++;
+	}
+	i_mmap_unlock_read(mapping);
+	return nr;
+}
+
+int vmem_mmget(struct mm_struct *mm)
+{
+	return mmget_not_zero(mm);
+}
+
+void vmem_mmdrop(struct mm_struct *mm)
+{
+	mmdrop(mm);
+}
+
+int vmem_mmap_write_lock(struct mm_struct *mm)
+{
+	return mmap_write_lock_killable(mm);
+}
+
+void vmem_mmap_write_unlock(struct mm_struct *mm)
+{
+	mmap_write_unlock(mm);
+}
+
+int vmem_mmap_read_lock(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
+}
+
+void vmem_mmap_read_unlock(struct mm_struct *mm)
+{
+	mmap_read_unlock(mm);
+}
+
+struct mem_cgroup *vmem_memcg_of_current(void)
+{
+	return get_mem_cgroup_from_mm(current->mm);
+}
+
+void vmem_memcg_put(struct mem_cgroup *memcg)
+{
+	mem_cgroup_put(memcg);
+}
+
+int vmem_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+void vmem_cond_resched(void)
+{
+	cond_resched();
+}

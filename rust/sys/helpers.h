@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the Rust side calls in C: inline functions, macros, structures passed by
+ * value, and exported functions that the kernel's own bindings leave out.
+ *
+ * Only basic types and pointers to opaque structures stand here, so that the
+ * bindings made from this file are the same for every kernel configuration.
+ * Each helper is the plain call that its name says; what decides anything is
+ * Rust. What differs between kernel versions is helpers.c's business alone.
+ */
+#ifndef VMEM_HELPERS_H
+#define VMEM_HELPERS_H
+
+#include <linux/types.h>
+
+struct address_space;
+struct file;
+struct file_operations;
+struct folio;
+struct inode;
+struct mem_cgroup;
+struct mm_struct;
+struct page;
+struct vm_area_struct;
+struct vm_fault;
+struct vm_operations_struct;
+
+/* Staging files. A pointer that is not valid is an error, as in C. */
+struct file *vmem_shmem_create(const char *name, unsigned long size);
+struct file *vmem_shmem_clone(struct file *staging, const char *name,
+			      const struct file_operations *fops, void *data);
+struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff);
+struct folio *vmem_shmem_trylock_cached(struct file *staging,
+					unsigned long pgoff);
+int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len);
+long vmem_shmem_write(struct file *staging, unsigned long pos,
+		      unsigned long from, unsigned long len,
+		      struct mem_cgroup *charge);
+
+/* Folios. */
+int vmem_folio_is_large(struct folio *folio);
+struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff);
+void vmem_folio_unlock_put(struct folio *folio);
+
+/* Files. */
+struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
+			    void *data, int flags);
+
+/* Faults. */
+void vmem_fault_unlock(struct vm_fault *vmf);
+int vmem_fault_pmd_is_leaf(struct vm_fault *vmf);
+unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
+			       struct page *page, int write);
+
+/* Mappings. */
+void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
+			unsigned long clear);
+int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging);
+int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
+unsigned long vmem_count_vmas(struct file *staging,
+			      const struct vm_operations_struct *ops);
+unsigned long vmem_collect_mms(struct file *staging,
+			       const struct vm_operations_struct *ops,
+			       struct mm_struct **mms, unsigned long room);
+int vmem_mmget(struct mm_struct *mm);
+void vmem_mmdrop(struct mm_struct *mm);
+int vmem_mmap_write_lock(struct mm_struct *mm);
+void vmem_mmap_write_unlock(struct mm_struct *mm);
+int vmem_mmap_read_lock(struct mm_struct *mm);
+void vmem_mmap_read_unlock(struct mm_struct *mm);
+
+/* Memory cgroups. */
+struct mem_cgroup *vmem_memcg_of_current(void);
+void vmem_memcg_put(struct mem_cgroup *memcg);
+
+/* The task that runs. */
+int vmem_fatal_signal_pending(void);
+void vmem_cond_resched(void);
+
+/* The node of a named region, /dev/vmem/NAME. */
+int vmem_nodes_register(const struct file_operations *fops, unsigned int count);
+void vmem_nodes_unregister(void);
+void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
+		       unsigned int uid, unsigned int gid);
+void vmem_node_remove(void *node);
+unsigned int vmem_node_minor(struct inode *inode);
+
+#endif /* VMEM_HELPERS_H */

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All the mappings of a region, in every process.
+//!
+//! Stands in for iteration over `address_space.i_mmap` and over the VMAs of an `mm_struct`, which
+//! upstream does not have. The tree of the address space is the list of the mappings: there is no
+//! other that could disagree with it.
+
+use super::{
+    bindings,
+    staging::Staging,
+    vm_ops::{
+        Memory,
+        VmOps, //
+    }, //
+};
+use crate::model::range::{
+    PageRange,
+    PAGE_SHIFT, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    bindings as c,
+    error::to_result,
+    mm::virt::flags,
+    prelude::*, //
+};
+
+/// The mappings of a staging file that have our operations.
+pub(crate) struct Mappings<'a, M> {
+    staging: &'a Staging,
+    ops: *const c::vm_operations_struct,
+    _type: PhantomData<fn(M)>,
+}
+
+impl<'a, M: Memory> Mappings<'a, M> {
+    /// The mappings of `staging` as `M`.
+    pub(crate) fn of(staging: &'a Staging) -> Self {
+        let ops: &'static VmOps<M> = M::VM_OPS;
+        Self {
+            staging,
+            ops: ops.as_ptr(),
+            _type: PhantomData,
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        // SAFETY: The staging file is valid.
+        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), self.ops) as u64 }
+    }
+
+    /// The address spaces that have such mappings, each once.
+    pub(crate) fn address_spaces(&self) -> Result<KVec<AddressSpace>> {
+        let mut room = 8;
+        loop {
+            let mut raw: KVec<*mut c::mm_struct> = KVec::with_capacity(room, GFP_KERNEL)?;
+            // SAFETY: The staging file is valid, and there is room for as many pointers.
+            let nr = unsafe {
+                bindings::vmem_collect_mms(self.staging.as_ptr(), self.ops, raw.as_mut_ptr(), room)
+            };
+            let filled = nr.min(room);
+            // SAFETY: The function has written so many.
+            unsafe { raw.inc_len(filled) };
+            let mut spaces = KVec::with_capacity(filled, GFP_KERNEL);
+            for mm in raw {
+                // Taken over one by one, so that each is given back if memory runs out.
+                let space = AddressSpace(mm);
+                if let Ok(spaces) = &mut spaces {
+                    spaces.push(space, GFP_KERNEL)?;
+                }
+            }
+            if nr <= room {
+                return Ok(spaces?);
+            }
+            room = nr.saturating_mul(2);
+        }
+    }
+
+    /// Turns every mapping into what mmap() of the staging file gives. Each gets the flags `set`.
+    ///
+    /// `EINTR` if the task is being killed; some are then left.
+    pub(crate) fn make_plain(&self, set: usize) -> Result {
+        loop {
+            let mut progress = false;
+            for space in self.address_spaces()? {
+                // One that is being torn down has nobody who would fault.
+                if let Some(mut locked) = space.write()? {
+                    progress |= self.make_plain_in(&mut locked, set)?;
+                }
+            }
+            // A fork may have copied a mapping before it was changed.
+            if !progress {
+                return Ok(());
+            }
+        }
+    }
+
+    fn make_plain_in(&self, space: &mut WriteLocked, set: usize) -> Result<bool> {
+        let mut progress = false;
+        for vma in space.vmas() {
+            if !self.is_ours(vma) {
+                continue;
+            }
+            // SAFETY: The VMA is valid while the lock is held, which allows changing it. Its page
+            // tables hold pages of the same address space as before.
+            unsafe {
+                to_result(bindings::vmem_vma_make_plain(vma, self.staging.as_ptr()))?;
+                bindings::vmem_vma_set_flags(vma, set, flags::DONTEXPAND);
+            }
+            progress = true;
+        }
+        Ok(progress)
+    }
+
+    /// Faults in those pages of `range` for which `present` holds, in `space`. Returns how many it
+    /// has looked at and found mapped.
+    pub(crate) fn populate(
+        &self,
+        space: &AddressSpace,
+        range: PageRange,
+        present: impl Fn(PageRange) -> bool,
+    ) -> Result<u64> {
+        let Some(mut locked) = space.read()? else {
+            return Ok(0);
+        };
+        let mut mapped = 0;
+        for vma in locked.vmas() {
+            // SAFETY: The VMA is valid while the lock is held.
+            let (start, end, pgoff, vm_flags) = unsafe {
+                let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
+                (
+                    bounds.vm_start,
+                    bounds.vm_end,
+                    (*vma).vm_pgoff as u64,
+                    (*vma).__bindgen_anon_2.vm_flags,
+                )
+            };
+            if !self.is_ours(vma) || vm_flags & (flags::READ | flags::WRITE | flags::EXEC) == 0 {
+                continue;
+            }
+            let last = pgoff.saturating_add((end - start) as u64 >> PAGE_SHIFT);
+            for at in range.start().max(pgoff)..range.end().min(last) {
+                if !PageRange::within(at, 1, u64::MAX).is_some_and(&present) {
+                    continue;
+                }
+                let addr = start + ((at - pgoff) << PAGE_SHIFT) as usize;
+                // SAFETY: The lock is held, and the address is in the VMA. Present pages do not make
+                // the fault wait, so it may do without permission to unlock.
+                let answer = unsafe {
+                    c::handle_mm_fault(
+                        vma,
+                        addr,
+                        c::fault_flag_FAULT_FLAG_REMOTE,
+                        core::ptr::null_mut(),
+                    )
+                };
+                if answer & c::vm_fault_reason_VM_FAULT_OOM != 0 {
+                    return Err(ENOMEM);
+                }
+                let failed = c::vm_fault_reason_VM_FAULT_SIGBUS
+                    | c::vm_fault_reason_VM_FAULT_SIGSEGV
+                    | c::vm_fault_reason_VM_FAULT_HWPOISON
+                    | c::vm_fault_reason_VM_FAULT_HWPOISON_LARGE;
+                mapped += u64::from(answer & failed == 0);
+            }
+        }
+        Ok(mapped)
+    }
+
+    fn is_ours(&self, vma: *mut c::vm_area_struct) -> bool {
+        // SAFETY: Callers hold the lock of the address space, so the VMA is valid; one with our
+        // operations has a file.
+        unsafe {
+            (*vma).vm_ops == self.ops
+                && (*(*vma).vm_file).f_mapping == (*self.staging.as_ptr()).f_mapping
+        }
+    }
+}
+
+/// An address space, which may have lost its last user.
+///
+/// # Invariants
+///
+/// The pointer carries a reference of `mmgrab()`.
+pub(crate) struct AddressSpace(*mut c::mm_struct);
+
+impl AddressSpace {
+    /// Locks it against all changes; [`None`] if it has no user any more.
+    fn write(&self) -> Result<Option<WriteLocked>> {
+        Ok(self
+            .user()?
+            .map(|user| -> Result<_> {
+                // SAFETY: `user` holds the address space.
+                to_result(unsafe { bindings::vmem_mmap_write_lock(user.0) })?;
+                Ok(WriteLocked(user))
+            })
+            .transpose()?)
+    }
+
+    /// Locks it against changes of its mappings; [`None`] if it has no user any more.
+    fn read(&self) -> Result<Option<ReadLocked>> {
+        Ok(self
+            .user()?
+            .map(|user| -> Result<_> {
+                // SAFETY: `user` holds the address space.
+                to_result(unsafe { bindings::vmem_mmap_read_lock(user.0) })?;
+                Ok(ReadLocked(user))
+            })
+            .transpose()?)
+    }
+
+    fn user(&self) -> Result<Option<User>> {
+        super::task::breathe()?;
+        // SAFETY: By the type invariant the structure is valid.
+        Ok((unsafe { bindings::vmem_mmget(self.0) } != 0).then_some(User(self.0)))
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::vmem_mmdrop(self.0) };
+    }
+}
+
+/// A user of an address space.
+///
+/// # Invariants
+///
+/// The pointer carries a reference of `mmget()`.
+struct User(*mut c::mm_struct);
+
+impl User {
+    /// Its VMAs in order of address. A VMA is valid as long as the caller holds the lock.
+    fn vmas(&self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            // SAFETY: By the type invariant the address space is valid; the callers hold its lock.
+            let vma = unsafe { c::find_vma(self.0, at) };
+            if vma.is_null() {
+                return None;
+            }
+            // SAFETY: It was just found, under the lock.
+            at = unsafe { (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_end };
+            Some(vma)
+        })
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        // The last user tears the address space down, which is long and takes locks; leave it to a
+        // worker.
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { c::mmput_async(self.0) };
+    }
+}
+
+/// An address space whose lock is held for writing.
+struct WriteLocked(User);
+
+impl WriteLocked {
+    fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
+        self.0.vmas()
+    }
+}
+
+impl Drop for WriteLocked {
+    fn drop(&mut self) {
+        // SAFETY: The lock is held.
+        unsafe { bindings::vmem_mmap_write_unlock(self.0 .0) };
+    }
+}
+
+/// An address space whose lock is held for reading.
+struct ReadLocked(User);
+
+impl ReadLocked {
+    fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
+        self.0.vmas()
+    }
+}
+
+impl Drop for ReadLocked {
+    fn drop(&mut self) {
+        // SAFETY: The lock is held.
+        unsafe { bindings::vmem_mmap_read_unlock(self.0 .0) };
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Nodes under `/dev/vmem`, with mode and owner.
+//!
+//! Stands in for abstractions of `cdev` and of class devices, which upstream does not have.
+
+use super::{
+    bindings,
+    file_ops::{
+        FileOps,
+        FileOpsTable, //
+    }, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    ffi,
+    prelude::*,
+};
+
+/// The numbers for nodes, reserved.
+///
+/// # Invariants
+///
+/// Made at most once at a time: there is one table of nodes.
+pub(crate) struct Nodes(());
+
+impl Nodes {
+    /// Reserves `count` minor numbers, to open nodes with `ops`. For the module's initialization,
+    /// once.
+    pub(crate) fn register<T: FileOps>(ops: &'static FileOpsTable<T>, count: u32) -> Result<Self> {
+        // SAFETY: `ops` lives as long as the module, and the numbers are given back in `drop`.
+        to_result(unsafe { bindings::vmem_nodes_register(ops.as_ptr(), count) })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        // SAFETY: They were registered; a node that exists holds a region, and a region the module.
+        unsafe { bindings::vmem_nodes_unregister() };
+    }
+}
+
+/// Mode and owner of a node.
+#[derive(Clone, Copy)]
+pub(crate) struct Access {
+    /// Permission bits.
+    pub(crate) mode: u32,
+    /// A user of the caller's namespace, or `VMEM_ID_KEEP`.
+    pub(crate) uid: u32,
+    /// A group of the caller's namespace, or `VMEM_ID_KEEP`.
+    pub(crate) gid: u32,
+}
+
+/// A node; it vanishes with this.
+///
+/// # Invariants
+///
+/// The pointer is what `vmem_node_create()` gave.
+pub(crate) struct Node(NonNull<ffi::c_void>);
+
+// SAFETY: A device may be removed on any thread.
+unsafe impl Send for Node {}
+// SAFETY: A shared reference offers nothing.
+unsafe impl Sync for Node {}
+
+impl Node {
+    /// Creates `/dev/vmem/NAME` with the minor number `minor`, one of those reserved.
+    pub(crate) fn new(name: &CStr, minor: u32, access: Access) -> Result<Self> {
+        // SAFETY: `name` is a string, which the function copies.
+        let node = from_err_ptr(unsafe {
+            bindings::vmem_node_create(
+                name.as_char_ptr(),
+                minor,
+                access.mode,
+                access.uid,
+                access.gid,
+            )
+        })?;
+        // INVARIANT: As said.
+        NonNull::new(node).map(Self).ok_or(ENOMEM)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and this is the last use.
+        unsafe { bindings::vmem_node_remove(self.0.as_ptr()) };
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The staging file: the shmem file that is a region's memory.
+//!
+//! Stands in for an abstraction of `include/linux/shmem_fs.h`, which upstream has for DRM only.
+
+use super::{
+    bindings,
+    file::into_file,
+    memcg::Memcg, //
+};
+use crate::model::range::PageRange;
+use core::ptr::NonNull;
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    fs::File,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// A staging file.
+///
+/// # Invariants
+///
+/// The file is a shmem file; its size never changes.
+pub(crate) struct Staging(ARef<File>);
+
+impl Staging {
+    /// A new, empty one of `size` bytes. `name` is what `/proc/PID/maps` shows.
+    pub(crate) fn new(name: &CStr, size: u64) -> Result<Self> {
+        let size = usize::try_from(size).map_err(|_| EFBIG)?;
+        // SAFETY: `name` is a string; the function copies it.
+        let file = from_err_ptr(unsafe { bindings::vmem_shmem_create(name.as_char_ptr(), size) })?;
+        // INVARIANT: A new shmem file, whose size the helper has sealed.
+        // SAFETY: The reference is ours, and the file is not in use by anybody.
+        Ok(Self(unsafe { into_file(file) }))
+    }
+
+    /// The file, to hand out.
+    pub(crate) fn file(&self) -> &ARef<File> {
+        &self.0
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut kernel::bindings::file {
+        self.0.as_ptr()
+    }
+
+    /// The folio of a page, locked: from the page cache, from swap, or a new one of zeros, charged to
+    /// the running task.
+    pub(super) fn lock_folio(&self, pgoff: u64) -> Result<LockedFolio> {
+        let pgoff = usize::try_from(pgoff).map_err(|_| EFBIG)?;
+        // SAFETY: By the type invariants the file is a shmem file.
+        let folio = from_err_ptr(unsafe { bindings::vmem_shmem_lock_folio(self.as_ptr(), pgoff) })?;
+        LockedFolio::new(folio)
+    }
+
+    /// The folio of a page, locked, if that takes no waiting, no I/O and no memory.
+    pub(super) fn trylock_cached(&self, pgoff: u64) -> Option<LockedFolio> {
+        let pgoff = usize::try_from(pgoff).ok()?;
+        // SAFETY: By the type invariants the file is a shmem file.
+        let folio = unsafe { bindings::vmem_shmem_trylock_cached(self.as_ptr(), pgoff) };
+        LockedFolio::new(from_err_ptr(folio).ok()?).ok()
+    }
+
+    /// Drops what the file holds of `range`, so that it reads as zeros.
+    pub(crate) fn drop_pages(&self, range: PageRange) -> Result {
+        let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        let len = usize::try_from(range.bytes().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        // SAFETY: By the type invariants the file is a shmem file.
+        to_result(unsafe { bindings::vmem_shmem_drop(self.as_ptr(), pos, len) })
+    }
+
+    /// Copies `range` from user memory at `from`, charged to `charge`. `EFAULT` if that cannot be
+    /// read as a whole.
+    pub(crate) fn write(&self, range: PageRange, from: u64, charge: Option<&Memcg>) -> Result {
+        let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        let len = usize::try_from(range.bytes().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        let from = usize::try_from(from).map_err(|_| EFAULT)?;
+        let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
+        // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced
+        // for the time of the call; `from` is checked by the function as any user address.
+        let wrote = unsafe { bindings::vmem_shmem_write(self.as_ptr(), pos, from, len, charge) };
+        match usize::try_from(wrote) {
+            Ok(wrote) if wrote == len => Ok(()),
+            Ok(_) => Err(EFAULT),
+            Err(_) => to_result(wrote as i32),
+        }
+    }
+}
+
+/// A folio that is locked.
+///
+/// # Invariants
+///
+/// The pointer carries a reference, and the folio is locked by this task and up to date.
+pub(super) struct LockedFolio(NonNull<kernel::bindings::folio>);
+
+impl LockedFolio {
+    fn new(folio: *mut kernel::bindings::folio) -> Result<Self> {
+        // INVARIANT: Both callers pass what they got from a function that gives such a folio.
+        NonNull::new(folio).map(Self).ok_or(EIO)
+    }
+
+    /// Whether it has more than one page.
+    pub(super) fn is_large(&self) -> bool {
+        // SAFETY: By the type invariants the folio is valid.
+        unsafe { bindings::vmem_folio_is_large(self.0.as_ptr()) != 0 }
+    }
+
+    /// Its page for `pgoff`, which lies in it.
+    pub(super) fn page(&self, pgoff: u64) -> *mut kernel::bindings::page {
+        // SAFETY: By the type invariants the folio is valid.
+        unsafe { bindings::vmem_folio_page(self.0.as_ptr(), pgoff as usize) }
+    }
+
+    /// Gives up the reference and the lock to whoever gets the page next.
+    pub(super) fn into_page(self, pgoff: u64) -> *mut kernel::bindings::page {
+        let page = self.page(pgoff);
+        core::mem::forget(self);
+        page
+    }
+}
+
+impl Drop for LockedFolio {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the lock and the reference are ours.
+        unsafe { bindings::vmem_folio_unlock_put(self.0.as_ptr()) };
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The structures of the uapi header, as things that can be copied from and to user memory.
+//!
+//! Stands in for `kernel::uapi`, which has the headers of the tree only.
+
+pub(crate) use super::bindings::*;
+use kernel::{
+    prelude::*,
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+
+macro_rules! plain_data {
+    ($($name:ident: $size:literal,)*) => {$(
+        // SAFETY: The structure has integers only, so every bit pattern is a value of it.
+        unsafe impl FromBytes for $name {}
+        // SAFETY: The structure has no padding: the sizes of its fields add up to its size, which is
+        // asserted below and, with -Wpadded, of the header.
+        unsafe impl AsBytes for $name {}
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+    )*};
+}
+
+plain_data! {
+    vmem_features: 64,
+    vmem_create: 96,
+    vmem_attach: 80,
+    vmem_range: 16,
+    vmem_page_request: 16,
+    vmem_mark: 32,
+    vmem_fill_range: 24,
+    vmem_fill: 32,
+    vmem_populate: 32,
+    vmem_present: 32,
+    vmem_map_fd: 8,
+    vmem_info: 128,
+}
+
+/// Checks that the numbers that C computes are those of the structures above.
+macro_rules! same_number {
+    ($($c:ident == $rust:expr;)*) => {$( const _: () = assert!($c == $rust); )*};
+}
+
+same_number! {
+    VMEM_IOCTL_GET_FEATURES == kernel::ioctl::_IOR::<vmem_features>(VMEM_IOC_MAGIC, 0x00);
+    VMEM_IOCTL_CREATE_VMEM == kernel::ioctl::_IOWR::<vmem_create>(VMEM_IOC_MAGIC, 0x01);
+    VMEM_IOCTL_ATTACH == kernel::ioctl::_IOWR::<vmem_attach>(VMEM_IOC_MAGIC, 0x02);
+    VMEM_IOCTL_WAIT_READY == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x10);
+    VMEM_IOCTL_READY == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x11);
+    VMEM_IOCTL_GET_PAGE_REQUEST == kernel::ioctl::_IOWR::<vmem_page_request>(VMEM_IOC_MAGIC, 0x12);
+    VMEM_IOCTL_MARK_PAGE_CACHED == kernel::ioctl::_IOWR::<vmem_mark>(VMEM_IOC_MAGIC, 0x13);
+    VMEM_IOCTL_MAKE_PAGES_PRESENT == kernel::ioctl::_IOWR::<vmem_populate>(VMEM_IOC_MAGIC, 0x14);
+    VMEM_IOCTL_MAKE_VMA_ANONYMOUS == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x15);
+    VMEM_IOCTL_FILL_PAGES == kernel::ioctl::_IOWR::<vmem_fill>(VMEM_IOC_MAGIC, 0x16);
+    VMEM_IOCTL_GET_PRESENT == kernel::ioctl::_IOWR::<vmem_present>(VMEM_IOC_MAGIC, 0x17);
+    VMEM_IOCTL_GET_INFO == kernel::ioctl::_IOR::<vmem_info>(VMEM_IOC_MAGIC, 0x18);
+    VMEM_IOCTL_GET_MAP_FD == kernel::ioctl::_IOWR::<vmem_map_fd>(VMEM_IOC_MAGIC, 0x19);
+}
+
+/// The argument of an ioctl: one structure in user memory.
+#[derive(Clone, Copy)]
+pub(crate) struct UserArg(UserPtr);
+
+impl UserArg {
+    /// From an ioctl's argument.
+    pub(crate) fn new(arg: usize) -> Self {
+        Self(UserPtr::from_addr(arg))
+    }
+
+    /// Reads it, once.
+    pub(crate) fn read<T: FromBytes>(self) -> Result<T> {
+        UserSlice::new(self.0, core::mem::size_of::<T>())
+            .reader()
+            .read()
+    }
+
+    /// Writes it.
+    pub(crate) fn write<T: AsBytes>(self, value: &T) -> Result {
+        UserSlice::new(self.0, core::mem::size_of::<T>())
+            .writer()
+            .write(value)
+    }
+}
+
+/// An array in user memory, whose address and length came in a structure.
+pub(crate) struct UserArray {
+    at: UserPtr,
+    nr: usize,
+}
+
+impl UserArray {
+    /// `nr` entries at `addr`; `EINVAL` unless there are 1 to [`VMEM_MAX_BATCH`].
+    pub(crate) fn new(addr: u64, nr: u32) -> Result<Self> {
+        if nr == 0 || nr > VMEM_MAX_BATCH {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            at: UserPtr::from_addr(usize::try_from(addr).map_err(|_| EFAULT)?),
+            nr: nr as usize,
+        })
+    }
+
+    /// How many entries.
+    pub(crate) fn len(&self) -> usize {
+        self.nr
+    }
+
+    /// Reads all entries, once.
+    pub(crate) fn read<T: FromBytes>(&self) -> Result<KVVec<T>> {
+        let mut reader = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).reader();
+        let mut entries = KVVec::with_capacity(self.nr, GFP_KERNEL)?;
+        for _ in 0..self.nr {
+            entries.push(reader.read()?, GFP_KERNEL)?;
+        }
+        Ok(entries)
+    }
+
+    /// Writes the first entries.
+    pub(crate) fn write<T: AsBytes>(&self, entries: &[T]) -> Result {
+        let mut writer = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).writer();
+        for entry in entries {
+            writer.write(entry)?;
+        }
+        Ok(())
+    }
+}
+
+/// A bitmap in user memory, which is written from its beginning to its end.
+pub(crate) struct UserBits(kernel::uaccess::UserSliceWriter);
+
+impl UserBits {
+    /// `words` words at `addr`.
+    pub(crate) fn new(addr: u64, words: usize) -> Result<Self> {
+        let at = UserPtr::from_addr(usize::try_from(addr).map_err(|_| EFAULT)?);
+        let bytes = words.checked_mul(8).ok_or(EINVAL)?;
+        Ok(Self(UserSlice::new(at, bytes).writer()))
+    }
+
+    /// Writes the next words.
+    pub(crate) fn write(&mut self, words: &[u64]) -> Result {
+        for word in words {
+            self.0.write(word)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings whose faults come to us.
+//!
+//! Stands in for an abstraction of `vm_operations_struct`, which upstream does not have.
+//!
+//! What the operations of a VMA need is held by the file of the VMA ([`MapFile`]), as for any file
+//! system: nothing hangs on `open` and `close`, and the module cannot go before the last VMA.
+
+use super::{
+    bindings,
+    fault::{
+        Answer,
+        Fault, //
+    },
+    file::into_file,
+    staging::Staging, //
+};
+use crate::model::range::PageRange;
+use core::marker::PhantomData;
+use kernel::{
+    error::from_err_ptr,
+    ffi,
+    fs::File,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// What stands behind a mapping.
+pub(crate) trait Memory: Sized + Send + Sync + 'static {
+    /// The operations of all mappings of this kind.
+    const VM_OPS: &'static VmOps<Self>;
+
+    /// The operations of the files that such mappings hold.
+    const MAP_OPS: &'static MapOps<Self>;
+
+    /// Answers a fault.
+    fn fault(&self, fault: &mut Fault<'_>) -> Answer;
+
+    /// Whether every page of the blocks that `range` touches is present, so that the page cache may
+    /// map what it holds there, large folios too.
+    fn blocks_present(&self, range: PageRange) -> bool;
+
+    /// The program discards the pages of a range of bytes: they read as zeros from now on.
+    fn discard(&self, offset: u64, len: u64) -> Result;
+}
+
+/// A table of VMA operations. It must be a static: its address tells which mappings are ours.
+pub(crate) struct VmOps<M> {
+    ops: kernel::bindings::vm_operations_struct,
+    _type: PhantomData<fn(M)>,
+}
+
+// SAFETY: The table is never written.
+unsafe impl<M> Sync for VmOps<M> {}
+
+impl<M: Memory> VmOps<M> {
+    /// The operations of `M`.
+    pub(crate) const fn new() -> Self {
+        Self {
+            ops: kernel::bindings::vm_operations_struct {
+                fault: Some(Self::fault),
+                map_pages: Some(Self::map_pages),
+                ..pin_init::zeroed()
+            },
+            _type: PhantomData,
+        }
+    }
+
+    pub(super) const fn as_ptr(&'static self) -> *const kernel::bindings::vm_operations_struct {
+        &raw const self.ops
+    }
+
+    /// # Safety
+    ///
+    /// The memory management calls it, for a VMA that [`NewVma::map`] has set up for an `M`.
+    unsafe extern "C" fn fault(
+        vmf: *mut kernel::bindings::vm_fault,
+    ) -> kernel::bindings::vm_fault_t {
+        // SAFETY: The fault is valid during the call, and so is its VMA until the fault is unlocked.
+        let memory = unsafe { (*(*vmf).__bindgen_anon_1.vma).vm_private_data };
+        // SAFETY: The VMA's file holds the `M`, and `fault` holds the file from when it is unlocked
+        // until it is dropped, after the last use of `memory`.
+        let (memory, mut fault) = unsafe { (&*memory.cast::<M>(), Fault::from_raw(vmf)) };
+        memory.fault(&mut fault).into_raw()
+    }
+
+    /// # Safety
+    ///
+    /// The memory management calls it, for a VMA that [`NewVma::map`] has set up for an `M`.
+    unsafe extern "C" fn map_pages(
+        vmf: *mut kernel::bindings::vm_fault,
+        start: ffi::c_ulong,
+        end: ffi::c_ulong,
+    ) -> kernel::bindings::vm_fault_t {
+        // SAFETY: The fault and its VMA are valid during the call, and the VMA's file holds the `M`.
+        let memory = unsafe { &*(*(*vmf).__bindgen_anon_1.vma).vm_private_data.cast::<M>() };
+        let nr = (end as u64).saturating_sub(start as u64).saturating_add(1);
+        match PageRange::within(start as u64, nr, u64::MAX) {
+            Some(range) if memory.blocks_present(range) => {
+                // SAFETY: The caller's arguments, for the page cache of the VMA's file.
+                unsafe { kernel::bindings::filemap_map_pages(vmf, start, end) }
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// A table of operations for the files that mappings hold.
+pub(crate) struct MapOps<M> {
+    ops: kernel::bindings::file_operations,
+    _type: PhantomData<fn(M)>,
+}
+
+// SAFETY: The table is never written.
+unsafe impl<M> Sync for MapOps<M> {}
+
+impl<M: Memory> MapOps<M> {
+    /// The operations for `M`, owned by this module.
+    pub(crate) const fn new() -> Self {
+        Self {
+            ops: kernel::bindings::file_operations {
+                owner: crate::THIS_MODULE.as_ptr(),
+                release: Some(Self::release),
+                fallocate: Some(Self::fallocate),
+                ..pin_init::zeroed()
+            },
+            _type: PhantomData,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it once, for a file that [`MapFile::new`] has made for an `M`.
+    unsafe extern "C" fn release(
+        _inode: *mut kernel::bindings::inode,
+        file: *mut kernel::bindings::file,
+    ) -> ffi::c_int {
+        // SAFETY: The private data came from `KBox::into_raw`, and this is the last use of it.
+        drop(unsafe { KBox::from_raw((*file).private_data.cast::<M>()) });
+        0
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file that [`MapFile::new`] has made for an `M`.
+    unsafe extern "C" fn fallocate(
+        file: *mut kernel::bindings::file,
+        mode: ffi::c_int,
+        offset: kernel::bindings::loff_t,
+        len: kernel::bindings::loff_t,
+    ) -> ffi::c_long {
+        // SAFETY: The file holds an `M` as long as it is open.
+        let memory = unsafe { &*(*file).private_data.cast::<M>() };
+        let punch = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
+        let discard = || -> Result {
+            if mode as u32 != punch {
+                return Err(Error::from_errno(-(kernel::bindings::EOPNOTSUPP as i32)));
+            }
+            let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else {
+                return Err(EINVAL);
+            };
+            memory.discard(offset, len)
+        };
+        discard().err().map_or(0, |e| e.to_errno() as ffi::c_long)
+    }
+}
+
+/// The file that the mappings of an `M` hold.
+///
+/// It is an open of the staging file's inode with our operations: the memory management, which asks
+/// the inode, sees shmem; and the operations hold the module. It never has a descriptor.
+pub(crate) struct MapFile<M> {
+    file: ARef<File>,
+    memory: *const M,
+}
+
+// SAFETY: A file and a shared reference to an `M`, which is `Send` and `Sync`.
+unsafe impl<M: Memory> Send for MapFile<M> {}
+// SAFETY: As above.
+unsafe impl<M: Memory> Sync for MapFile<M> {}
+
+impl<M: Memory> MapFile<M> {
+    /// Makes the file, which owns `memory` until its last user is gone. `name` is what
+    /// `/proc/PID/maps` shows.
+    pub(crate) fn new(staging: &Staging, name: &CStr, memory: M) -> Result<Self> {
+        let memory = KBox::into_raw(KBox::new(memory, GFP_KERNEL)?);
+        // SAFETY: The staging file is a shmem file; the operations live as long as the module, and
+        // expect a boxed `M`.
+        let file = unsafe {
+            bindings::vmem_shmem_clone(
+                staging.as_ptr(),
+                name.as_char_ptr(),
+                &raw const M::MAP_OPS.ops,
+                memory.cast(),
+            )
+        };
+        match from_err_ptr(file) {
+            Ok(file) => Ok(Self {
+                // SAFETY: A new file, which is ours and will have no descriptor.
+                file: unsafe { into_file(file) },
+                memory,
+            }),
+            Err(e) => {
+                // SAFETY: It came from `into_raw` above, and no file has it.
+                drop(unsafe { KBox::from_raw(memory) });
+                Err(e)
+            }
+        }
+    }
+}
+
+/// A VMA that is being made.
+pub(crate) struct NewVma<'a> {
+    vma: *mut kernel::bindings::vm_area_struct,
+    _call: PhantomData<&'a ()>,
+}
+
+impl NewVma<'_> {
+    /// # Safety
+    ///
+    /// `vma` is being made by this task, in an mmap operation, during `'_`.
+    pub(super) unsafe fn from_raw(vma: *mut kernel::bindings::vm_area_struct) -> Self {
+        Self {
+            vma,
+            _call: PhantomData,
+        }
+    }
+
+    /// First page and number of pages.
+    pub(crate) fn pages(&self) -> (u64, u64) {
+        // SAFETY: The VMA is ours to read.
+        let (pgoff, start, end) = unsafe {
+            let bounds = &(*self.vma).__bindgen_anon_1.__bindgen_anon_1;
+            ((*self.vma).vm_pgoff, bounds.vm_start, bounds.vm_end)
+        };
+        (
+            pgoff as u64,
+            (end - start) as u64 >> crate::model::range::PAGE_SHIFT,
+        )
+    }
+
+    /// Makes it a mapping of `file`'s memory.
+    ///
+    /// `VM_DONTEXPAND` keeps khugepaged and MADV_COLLAPSE away, which would map absent pages as
+    /// zeros: to them a hole in shmem is zeros.
+    pub(crate) fn map<M: Memory>(self, file: &MapFile<M>) {
+        // SAFETY: The VMA is being made, so it may change its file; that file holds what the
+        // operations need.
+        unsafe {
+            kernel::bindings::vma_set_file(self.vma, file.file.as_ptr());
+            (*self.vma).vm_ops = M::VM_OPS.as_ptr();
+            (*self.vma).vm_private_data = file.memory.cast_mut().cast();
+            bindings::vmem_vma_set_flags(self.vma, kernel::mm::virt::flags::DONTEXPAND, 0);
+        }
+    }
+
+    /// Makes it a mapping of the staging file, with nothing of ours in it.
+    pub(crate) fn map_plain(self, staging: &Staging) -> Result {
+        // SAFETY: The VMA is being made, so it may change its file.
+        kernel::error::to_result(unsafe {
+            bindings::vmem_vma_mmap_plain(self.vma, staging.as_ptr())
+        })
+    }
+}
