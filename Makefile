@@ -49,10 +49,12 @@ build: module-vm tools samples	## everything for the virtual machine
 
 .PHONY: module-vm
 module-vm: setup	## vmem.ko for the stock kernel of the virtual machine, in build/module
+	@echo "vmem: building the module"
 	@$(ROOT) tools/testing/module $(VMKDIR) $(BUILD)/module
 
 .PHONY: tools
 tools: setup		## vmemd, its libraries, the functional tests, in build/target/release
+	@echo "vmem: building the programs"
 	@$(ROOT) tools/testing/cargo build --release --workspace
 
 .PHONY: samples
