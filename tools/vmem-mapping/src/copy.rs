@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use rustix::io::Errno;
+
 const WORD: usize = size_of::<u64>();
 
 /// How many of `len` bytes from `address` on come before the first whole word.
@@ -65,6 +67,36 @@ pub(crate) unsafe fn into(to: *mut u8, from: &[u8]) {
     let end = unsafe { to.add(at) };
     // SAFETY: what is left of `from` is what is left of the writable memory.
     unsafe { bytes_into(end, tail) };
+}
+
+/// Copies up to `to.len()` bytes out of this process's memory at `from`, whatever is there: returns how many came before the first page
+/// that cannot be read. The kernel waits for an absent page without keeping a lock of this process.
+pub(crate) fn out_of_until_fault(from: *mut u8, to: &mut [u8]) -> Result<usize, Errno> {
+    let this = std::process::id() as libc::pid_t;
+    let mut copied = 0;
+    while copied < to.len() {
+        let rest = &mut to[copied..];
+        let local = libc::iovec {
+            iov_base: rest.as_mut_ptr().cast(),
+            iov_len: rest.len(),
+        };
+        let remote = libc::iovec {
+            iov_base: from.wrapping_add(copied).cast(),
+            iov_len: rest.len(),
+        };
+        // SAFETY: the call writes to `rest` alone, which is borrowed mutably; what it cannot read is an error.
+        let result = unsafe { libc::process_vm_readv(this, &local, 1, &remote, 1, 0) };
+        match usize::try_from(result) {
+            Ok(len) if len > 0 => copied += len,
+            Ok(_) => break,
+            Err(_) => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EFAULT) => break,
+                Some(libc::EINTR) => continue,
+                errno => return Err(Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+            },
+        }
+    }
+    Ok(copied)
 }
 
 /// [`out_of`], byte by byte.

@@ -52,6 +52,9 @@ pub enum MappingError {
         /// Length of the mapping, in bytes.
         mapped: usize,
     },
+    /// The kernel cannot copy out of the mapping, for another reason than an unreadable page.
+    #[error("cannot read the mapping")]
+    Read(#[source] Errno),
     /// The mapping was made with [`Access::ReadOnly`].
     #[error("the mapping is read-only")]
     ReadOnly,
@@ -129,6 +132,19 @@ impl Mapping {
         // SAFETY: by the type's invariants, the whole range is readable as long as `self` is.
         unsafe { copy::out_of(from, to) };
         Ok(())
+    }
+
+    /// As [`Mapping::read_at`], but where a touch would be SIGBUS the copy ends: returns how many bytes came before that page. The kernel
+    /// copies, which is slower for short reads.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError::OutOfBounds`] and [`MappingError::Read`].
+    pub fn read_until_fault(&self, offset: usize, to: &mut [u8]) -> Result<usize, MappingError> {
+        let range = self.range(offset, to.len())?;
+        // SAFETY: the range is inside the mapping.
+        let from = unsafe { self.address.as_ptr().add(range.start) };
+        copy::out_of_until_fault(from, to).map_err(MappingError::Read)
     }
 
     /// Copies `from` into the mapping from `offset` on. This may wait for a daemon, or end in SIGBUS: see the
@@ -218,6 +234,23 @@ mod tests {
                 assert_eq!(whole, expected, "{len} bytes at {offset}");
             }
         }
+    }
+
+    #[test]
+    fn a_checked_read_ends_where_a_touch_would_be_sigbus() {
+        // The file has two pages, the mapping three.
+        let mapping = Mapping::new(file(2 * PAGE_SIZE), 0, 3 * PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
+        let expected = pattern(2 * PAGE_SIZE);
+        for offset in [0, 1, PAGE_SIZE, 2 * PAGE_SIZE - 1] {
+            let mut read = vec![0; 3 * PAGE_SIZE - offset];
+            let len = mapping.read_until_fault(offset, &mut read).unwrap();
+            assert_eq!(len, 2 * PAGE_SIZE - offset, "from {offset}");
+            assert_eq!(read[..len], expected[offset..]);
+        }
+        assert_eq!(mapping.read_until_fault(2 * PAGE_SIZE, &mut [0; 8]).unwrap(), 0);
+        assert_eq!(mapping.read_until_fault(0, &mut []).unwrap(), 0);
+        assert_eq!(mapping.read_until_fault(7, &mut [0; 8]).unwrap(), 8);
+        assert!(mapping.read_until_fault(3 * PAGE_SIZE, &mut [0; 1]).is_err());
     }
 
     #[test]
