@@ -28,10 +28,14 @@ struct file *vmem_shmem_create(const char *name, unsigned long size)
 	struct file *file;
 
 	file = shmem_file_setup(name, size, mk_vma_flags(VMA_NORESERVE_BIT));
-	if (!IS_ERR(file))
-		/* Nobody may pull the memory from under the mappings. */
-		SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
-						   F_SEAL_GROW;
+	if (IS_ERR(file))
+		return file;
+	/* The daemon writes to it anywhere, as to a memfd. */
+	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
+	file->f_flags |= O_LARGEFILE;
+	/* Nobody may pull the memory from under the mappings. */
+	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
+					   F_SEAL_GROW;
 	return file;
 }
 
