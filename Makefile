@@ -26,7 +26,7 @@ demo: build		## what vmem is for, shown in a virtual machine
 
 .PHONY: test
 test: build		## all tests: on this machine, then in a virtual machine
-	@tools/testing/test unit functional
+	@tools/testing/test unit vm functional
 
 .PHONY: unit
 unit: build		## the tests that need no kernel
