@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module's model layer (`rust/model`), compiled for the host and held against a naive model.
+//!
+//! Nothing is copied: the files are those that the module is built from.
+
+#![forbid(unsafe_code)]
+#![cfg(test)]
+
+// Formatted as the module is.
+#[rustfmt::skip]
+#[path = "."]
+mod model {
+    #[path = "../../../../rust/model/page_map.rs"]
+    pub(crate) mod page_map;
+    #[path = "../../../../rust/model/range.rs"]
+    pub(crate) mod range;
+    #[path = "../../../../rust/model/shards.rs"]
+    pub(crate) mod shards;
+}
+
+mod naive;
+mod page_map;
+mod range;
+mod shards;
