@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use vmem::{Name, PageRange};
 
 use crate::answer::Answer;
+use crate::memory::MemoryError;
 use crate::wire::{ErrorCode, WireError};
 
 /// The most ranges in one [`PageSource::ask`].
@@ -120,6 +121,9 @@ pub enum SourceError {
         /// Why, in the source's words.
         text: String,
     },
+    /// Local memory cannot be opened.
+    #[error("cannot open the source")]
+    Memory(#[from] MemoryError),
     /// The question is not one: it is outside of the export, empty or too large.
     #[error("a question that cannot be asked: {0}")]
     BadQuestion(String),
@@ -135,7 +139,17 @@ impl SourceError {
             Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } => true,
             Self::Protocol(error) => matches!(error, WireError::Checksum { .. }),
             Self::Refused { code, .. } => *code == ErrorCode::Busy,
-            Self::BadQuestion(_) => false,
+            Self::Memory(_) | Self::BadQuestion(_) => false,
+        }
+    }
+
+    /// Whether the source is not there, or does not want, rather than to be believed no more.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } | Self::Memory(_) => true,
+            Self::Protocol(_) | Self::BadQuestion(_) => false,
+            Self::Refused { code, .. } => *code != ErrorCode::Protocol,
         }
     }
 }

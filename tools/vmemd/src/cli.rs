@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line. vmemd(8) describes it in full.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem_source::wire::DEFAULT_PORT;
+
+/// Fills vmem regions from a migration source; with `serve`, is such a source.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmemd",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) receive: Option<Receive>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Offer memory of this machine to other machines' vmemd
+    Serve(Serve),
+}
+
+/// The source's side.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Address to listen on: [HOST:]PORT with a numeric host
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = listen)]
+    pub(crate) listen: SocketAddr,
+    /// Listen on an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Connections at a time; each daemon takes two
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) connections: u16,
+    /// How long a peer may take to send or take one frame
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// What to offer: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
+    #[arg(value_name = "NAME=PATH", required = true)]
+    pub(crate) exports: Vec<String>,
+}
+
+/// The destination's side.
+#[derive(Debug, Args)]
+pub(crate) struct Receive {
+    /// Where the pages are: HOST[:PORT], or file:NAME=PATH (which may be repeated)
+    #[arg(long, value_name = "SOURCE", required = true)]
+    pub(crate) source: Vec<String>,
+    /// Permission bits of /dev/vmem/NAME
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
+    pub(crate) mode: u32,
+    /// Owner of /dev/vmem/NAME, numeric
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) owner: Option<(u32, Option<u32>)>,
+    /// Ask for huge pages once a region is plain memory
+    #[arg(long)]
+    pub(crate) huge: bool,
+    /// A touch that has waited this long for its page gets SIGBUS
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) fault_timeout: Option<Duration>,
+    /// What a touch of an absent page does while no daemon is there
+    #[arg(long, value_enum, default_value_t = OnDeath::Wait)]
+    pub(crate) on_death: OnDeath,
+    /// Fetch only pages that a program touches
+    #[arg(long)]
+    pub(crate) no_background: bool,
+    /// How much the stream may have in flight
+    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) window: u16,
+    /// How long the source may take to answer
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// How long a lost source is tried for
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) retry: Duration,
+    /// Do not put the pages into the programs' page tables at the end
+    #[arg(long)]
+    pub(crate) no_populate: bool,
+    /// End also regions that no program has mapped; their contents are lost unless somebody has them open
+    #[arg(long)]
+    pub(crate) detach_unmapped: bool,
+    /// Report as one JSON object per line on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What happens to waiting programs while no daemon is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum OnDeath {
+    /// They wait for the next daemon.
+    Wait,
+    /// They get SIGBUS.
+    Sigbus,
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    port.or_else(|_| text.parse())
+        .map_err(|_| "not [HOST:]PORT with a numeric host".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 1e6;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.001..=LONGEST).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("not between 0.001 and 1000000 seconds".to_owned())
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "not an octal number from 0 to 777".to_owned())
+}
+
+fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
+    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+    match (number(uid), gid.map(number)) {
+        (Some(uid), None) => Ok((uid, None)),
+        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
+        _ => Err("not UID or UID:GID in numbers".to_owned()),
+    }
+}
+
+/// `HOST[:PORT]` with the port that it means.
+pub(crate) fn with_port(host: &str) -> String {
+    let bare_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+    if bare_ipv6 {
+        format!("[{host}]:{DEFAULT_PORT}")
+    } else if host.ends_with(']') || !host.contains(':') {
+        format!("{host}:{DEFAULT_PORT}")
+    } else {
+        host.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn either_a_source_or_serve() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("vmemd --source host").is_ok());
+        assert!(parse("vmemd serve a=/b").is_ok_and(|cli| cli.command.is_some() && cli.receive.is_none()));
+        for bad in [
+            "vmemd",
+            "vmemd serve",
+            "vmemd --source host serve a=/b",
+            "vmemd --source host --mode 888",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_port_may_be_left_out() {
+        for (given, meant) in [
+            ("host", "host:8636"),
+            ("host:1", "host:1"),
+            ("::1", "[::1]:8636"),
+            ("[::1]", "[::1]:8636"),
+            ("[::1]:1", "[::1]:1"),
+        ] {
+            assert_eq!(with_port(given), meant);
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for bad in ["0", "-1", "nan", "inf", "1e9", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        for bad in ["-1", "4294967295", "1:", ":1", "root", "1:2:3"] {
+            assert!(owner(bad).is_err(), "{bad}");
+        }
+        assert_eq!(owner("1:2"), Ok((1, Some(2))));
+        assert_eq!(mode("640"), Ok(0o640));
+        assert!(mode("1000").is_err());
+        assert!(listen("8636").is_ok() && listen("[::1]:1").is_ok() && listen("localhost:1").is_err());
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Fills regions from a source: faults first, and the rest behind them.
+//!
+//! Two threads, each with a connection of its own:
+//!
+//! - `urgent` takes requests from the regions and asks for exactly those pages;
+//! - `stream` asks for all pages that are absent, in large pieces, going on behind the latest fault.
+//!
+//! Each keeps a window of questions in flight, and fills what comes at once. Neither knows what the other has in flight: a page that a
+//! program waits for is asked for urgently even if the stream has asked for it already, and whoever comes first fills it; a page that is
+//! present keeps what it has. So no order of events gives a wrong page, and what it costs is at most one page for each fault.
+//!
+//! A connection that is lost is made again, and what was in flight is asked for again; meanwhile programs wait. Nothing here holds a
+//! table of pages but the stream's bitmap.
+
+mod apply;
+mod flight;
+mod line;
+pub(crate) mod sink;
+pub(crate) mod stats;
+mod stream;
+mod urgent;
+mod wanted;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use vmem::PageIndex;
+use vmem_source::{Export, Lane, PageSource, SourceError};
+
+use crate::failure::Failure;
+use crate::stop::Stop;
+use flight::Flight;
+pub(crate) use line::Connect;
+use line::Line;
+use sink::Sink;
+use stats::Stats;
+
+/// How to go about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Stream what nobody has asked for.
+    pub(crate) background: bool,
+    /// Pages that the stream may have in flight.
+    pub(crate) window: u64,
+    /// How long a lost source is tried for.
+    pub(crate) retry: Duration,
+}
+
+/// What happens, for who watches.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A connection was lost, and is being made again.
+    Lost {
+        /// Which.
+        lane: Lane,
+        /// Why.
+        error: SourceError,
+    },
+    /// It has been made again.
+    Back {
+        /// Which.
+        lane: Lane,
+    },
+    /// A lane has ended; with a failure, there is nothing left to hope for.
+    Ended(Result<(), Failure>),
+    /// A signal asks to end.
+    Signal,
+}
+
+/// How long a lane waits in such a way that it can be stopped, before it leaves the waiting to its source, which has a time-out.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What all threads share.
+struct Shared {
+    exports: Vec<Export>,
+    sinks: Vec<Arc<dyn Sink>>,
+    options: Options,
+    stats: Arc<Stats>,
+    flight: Flight,
+    /// Pages asked for urgently that the stream has not heard of.
+    faulted: Mutex<Vec<(usize, PageIndex)>>,
+    stop: Arc<Stop>,
+    events: Sender<Event>,
+}
+
+impl Shared {
+    /// Tells the stream of faults. If it does not listen, nothing is lost but that it goes the same way again.
+    fn tell_stream(&self, region: usize, pages: &[PageIndex]) {
+        const ENOUGH: usize = 4096;
+        let mut faulted = self.faulted.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.options.background && faulted.len() < ENOUGH {
+            faulted.extend(pages.iter().map(|page| (region, *page)));
+        }
+    }
+
+    /// What the stream has not heard of.
+    fn faulted(&self) -> Vec<(usize, PageIndex)> {
+        std::mem::take(&mut *self.faulted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn report(&self, event: Event) {
+        // Who does not listen any more is about to end.
+        let _ = self.events.send(event);
+    }
+}
+
+/// What ends a turn early.
+enum Interruption {
+    Source(SourceError),
+    Failure(Failure),
+}
+
+impl From<Failure> for Interruption {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<SourceError> for Interruption {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
+}
+
+/// An engine at work.
+pub(crate) struct Engine {
+    events: Receiver<Event>,
+    stop: Arc<Stop>,
+    running: usize,
+}
+
+impl Engine {
+    /// Starts to fill `sinks`, which are the regions of `exports` in the same order. `first` is a source that is open already, on the
+    /// urgent lane; others are made with `connect`. `events` is the sending end of what [`next_event`](Self::next_event) gives.
+    pub(crate) fn start(
+        exports: Vec<Export>,
+        sinks: Vec<Arc<dyn Sink>>,
+        first: Box<dyn PageSource>,
+        connect: Connect,
+        options: Options,
+        stats: Arc<Stats>,
+    ) -> Result<(Self, Sender<Event>), Failure> {
+        let (sender, events) = channel();
+        let stop = Arc::new(Stop::new().map_err(Failure::local("cannot make an eventfd"))?);
+        let shared = Arc::new(Shared {
+            exports,
+            sinks,
+            options,
+            stats,
+            flight: Flight::default(),
+            faulted: Mutex::default(),
+            stop: Arc::clone(&stop),
+            events: sender.clone(),
+        });
+        let mut engine = Self {
+            events,
+            stop,
+            running: 0,
+        };
+        let line = Line::open(Arc::clone(&shared), Lane::Urgent, Arc::clone(&connect), first)?;
+        engine.spawn("urgent", &shared, move |shared| urgent::run(shared, line))?;
+        if options.background {
+            engine.spawn("stream", &shared, move |shared| {
+                let source = connect(Lane::Stream).map_err(Failure::Source)?;
+                let line = Line::open(Arc::clone(shared), Lane::Stream, connect, source)?;
+                stream::run(shared, line)
+            })?;
+        }
+        Ok((engine, sender))
+    }
+
+    /// The next event, if one comes within `timeout`.
+    pub(crate) fn next_event(&mut self, timeout: Duration) -> Option<Event> {
+        // While one sending end is with the caller, it is not disconnected.
+        let event = self.events.recv_timeout(timeout).ok();
+        if let Some(Event::Ended(_)) = event {
+            self.running -= 1;
+        }
+        event
+    }
+
+    /// Ends the threads, and waits for them for a moment. One that waits for a slow source is left behind: it can do no harm, because a
+    /// page is filled as a whole or not at all.
+    pub(crate) fn stop(mut self) {
+        const MOMENT: Duration = Duration::from_secs(1);
+        self.stop.set();
+        while self.running > 0 && self.next_event(MOMENT).is_some() {}
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        shared: &Arc<Shared>,
+        run: impl FnOnce(&Arc<Shared>) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let shared = Arc::clone(shared);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let result = run(&shared);
+                shared.report(Event::Ended(result));
+            })
+            .map_err(Failure::local("cannot start a thread"))?;
+        self.running += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Pages that a program waits for and that have been asked for urgently.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmem::{PageIndex, PageRange};
+use vmem_source::page::end;
+
+/// Since when pages are waited for. Bounded by who inserts: the urgent lane has a window.
+#[derive(Default)]
+pub(super) struct Flight {
+    pages: Mutex<BTreeMap<(usize, PageIndex), Instant>>,
+}
+
+impl Flight {
+    pub(super) fn insert(&self, region: usize, pages: &[PageIndex]) {
+        let now = Instant::now();
+        self.lock().extend(pages.iter().map(|page| ((region, *page), now)));
+    }
+
+    /// Pages have been filled, on whichever lane they came: how long each of those in flight took.
+    pub(super) fn land(&self, region: usize, pages: PageRange) -> Vec<Duration> {
+        let mut flight = self.lock();
+        let landed: Vec<_> = flight
+            .range((region, pages.first())..)
+            .take_while(|((of, page), _)| *of == region && page.get() < end(pages))
+            .map(|(key, since)| (*key, since.elapsed()))
+            .collect();
+        for (key, _) in &landed {
+            flight.remove(key);
+        }
+        landed.into_iter().map(|(_, time)| time).collect()
+    }
+
+    /// All pages in flight, in order.
+    pub(super) fn pages(&self) -> Vec<(usize, PageIndex)> {
+        self.lock().keys().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(usize, PageIndex), Instant>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use vmem_source::page::range;
+
+    #[test]
+    fn what_lands_is_what_was_in_flight() {
+        let page = |pgoff| PageIndex::new(pgoff).unwrap();
+        let flight = Flight::default();
+        flight.insert(0, &[page(3), page(9)]);
+        flight.insert(1, &[page(3)]);
+        assert_eq!(flight.land(0, range(4, 5).unwrap()).len(), 0);
+        assert_eq!(flight.land(0, range(0, 100).unwrap()).len(), 2);
+        assert_eq!(flight.land(0, range(0, 100).unwrap()).len(), 0, "once");
+        assert_eq!(flight.pages(), [(1, page(3))]);
+    }
+}

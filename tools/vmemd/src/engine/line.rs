@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A source on one lane that is opened again when it is lost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmem::PageRange;
+use vmem_source::{Answer, Lane, PageSource, Readiness, SourceError};
+
+use super::stats::add;
+use super::{Event, Shared};
+use crate::failure::Failure;
+
+/// Opens the source for a lane.
+pub(crate) type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, SourceError> + Send + Sync>;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A connection that has worked for this long is a good one: what comes after it is new trouble.
+const PROVEN: Duration = Duration::from_secs(10);
+
+pub(super) struct Line {
+    shared: Arc<Shared>,
+    lane: Lane,
+    connect: Connect,
+    open: Open,
+    trouble: Option<Trouble>,
+}
+
+/// A source that is open, and how its numbers relate to those of the regions.
+struct Open {
+    source: Box<dyn PageSource>,
+    since: Instant,
+    exports: Vec<usize>,
+    regions: HashMap<usize, usize>,
+}
+
+/// A time without a single answer, over several connections.
+struct Trouble {
+    since: Instant,
+    pause: Duration,
+}
+
+impl Line {
+    /// Takes over an open source.
+    pub(super) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Failure> {
+        let open = Open::new(&shared, source)?;
+        Ok(Self {
+            shared,
+            lane,
+            connect,
+            open,
+            trouble: None,
+        })
+    }
+
+    /// Asks for pages of a region.
+    pub(super) fn ask(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        self.open.source.ask(self.open.exports[region], ranges)
+    }
+
+    pub(super) fn readiness(&self) -> Readiness<'_> {
+        self.open.source.readiness()
+    }
+
+    /// Waits for an answer; returns it with the region that it is for.
+    pub(super) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
+        let answer = self.open.source.next()?;
+        self.trouble = None;
+        match self.open.regions.get(&answer.export()) {
+            Some(region) => Ok((*region, answer)),
+            None => Err(SourceError::BadQuestion(
+                "an answer for an export that was not asked".to_owned(),
+            )),
+        }
+    }
+
+    /// Opens the source again after `error`. When this returns, nothing is in flight any more.
+    pub(super) fn reopen(&mut self, error: SourceError) -> Result<(), Failure> {
+        let now = Instant::now();
+        if self.open.since.elapsed() > PROVEN {
+            self.trouble = None;
+        }
+        let trouble = self.trouble.get_or_insert(Trouble {
+            since: now,
+            pause: FIRST_PAUSE,
+        });
+        let mut error = error;
+        let mut told = false;
+        loop {
+            if !error.is_transient() || trouble.since.elapsed() >= self.shared.options.retry {
+                return Err(Failure::Source(error));
+            }
+            if !told {
+                self.shared.report(Event::Lost { lane: self.lane, error });
+                told = true;
+            }
+            if self.shared.stop.wait(trouble.pause) {
+                return Err(Failure::Stopped);
+            }
+            trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+            match (self.connect)(self.lane) {
+                Ok(source) => {
+                    self.open = Open::new(&self.shared, source)?;
+                    add(&self.shared.stats.reconnects, 1);
+                    self.shared.report(Event::Back { lane: self.lane });
+                    return Ok(());
+                }
+                Err(again) => error = again,
+            }
+        }
+    }
+}
+
+impl Open {
+    /// Finds the regions' memory in a source. It must be the very memory that the regions were begun with.
+    fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Failure> {
+        let mut exports = Vec::new();
+        let mut regions = HashMap::new();
+        for (region, expected) in shared.exports.iter().enumerate() {
+            let found = source.exports().iter().position(|export| export == expected);
+            let number = found.ok_or_else(|| Failure::OtherMemory(expected.name.clone()))?;
+            exports.push(number);
+            regions.insert(number, region);
+        }
+        Ok(Self {
+            source,
+            since: Instant::now(),
+            exports,
+            regions,
+        })
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Where pages go.
+//!
+//! What the engine uses of a [`Region`], and nothing else, so that its tests can run it on memory of their own, without the module.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vmem::{Error, Fill, PageIndex, PageRange, Progress, Region};
+
+/// A region, as the engine sees it.
+pub(crate) trait Sink: Send + Sync {
+    /// Readable when a page is wanted.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Takes up to `max` pages that are wanted now. Each is given once.
+    fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error>;
+    /// Puts contents into those of the pages that are absent.
+    fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress;
+    /// Says that pages are zero.
+    fn mark_zero(&self, ranges: &[PageRange]) -> Progress;
+    /// Says that pages cannot be read.
+    fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress;
+    /// Puts present pages into the page tables of who maps them.
+    fn make_present(&self, ranges: &[PageRange]) -> Progress;
+    /// Turns the region into plain memory.
+    fn make_plain(&self) -> Result<(), Error>;
+    /// Calls `each` with every run of absent pages, unreadable ones among them.
+    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error>;
+    /// How it is now.
+    fn state(&self) -> Result<State, Error>;
+}
+
+/// How a region is at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    /// Pages present.
+    pub(crate) present: u64,
+    /// Pages marked unreadable.
+    pub(crate) unreadable: u64,
+    /// Mappings that are not plain memory yet.
+    pub(crate) mappings: u64,
+}
+
+impl Sink for Region {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
+        self.try_next_requests(max)
+    }
+
+    fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress {
+        let fills: Result<Vec<_>, _> = fills.iter().map(|(first, contents)| Fill::new(*first, contents)).collect();
+        match fills {
+            Ok(fills) => Region::fill(self, &fills),
+            Err(error) => Progress {
+                ranges: 0,
+                pages: 0,
+                error: Some(error),
+            },
+        }
+    }
+
+    fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
+        Region::mark_zero(self, ranges)
+    }
+
+    fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress {
+        Region::mark_unreadable(self, ranges)
+    }
+
+    fn make_present(&self, ranges: &[PageRange]) -> Progress {
+        self.make_pages_present(ranges)
+    }
+
+    fn make_plain(&self) -> Result<(), Error> {
+        self.make_vma_anonymous()
+    }
+
+    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
+        self.present_map()?.absent().for_each(each);
+        Ok(())
+    }
+
+    fn state(&self) -> Result<State, Error> {
+        let info = self.info()?;
+        Ok(State {
+            present: info.present,
+            unreadable: info.unreadable,
+            mappings: info.mappings,
+        })
+    }
+}

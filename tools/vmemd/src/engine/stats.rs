@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a run has done so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::{CreationError, Histogram};
+
+/// Counters that the lanes add to. Each stands for itself: nothing is read from two of them together.
+pub(crate) struct Stats {
+    /// Pages filled with data.
+    pub(crate) data: AtomicU64,
+    /// Pages marked as zero.
+    pub(crate) zero: AtomicU64,
+    /// Pages that came although they were present already.
+    pub(crate) duplicates: AtomicU64,
+    /// Requests taken from regions.
+    pub(crate) requests: AtomicU64,
+    /// Connections made again.
+    pub(crate) reconnects: AtomicU64,
+    /// Microseconds from taking a request to filling its page.
+    service: Mutex<Histogram<u64>>,
+}
+
+/// How long requests took, from taking one to filling its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) max: Duration,
+}
+
+impl Stats {
+    pub(crate) fn new() -> Result<Self, CreationError> {
+        Ok(Self {
+            data: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+            duplicates: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            service: Mutex::new(Histogram::new_with_max(HOUR_US, 2)?),
+        })
+    }
+
+    /// Notes how long requests took.
+    pub(super) fn served(&self, times: &[Duration]) {
+        let mut service = self.service();
+        for time in times {
+            service.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// How long requests took; `None` if there was none.
+    pub(crate) fn service_times(&self) -> Option<Service> {
+        let service = self.service();
+        let at = |quantile| Duration::from_micros(service.value_at_quantile(quantile));
+        (!service.is_empty()).then(|| Service {
+            p50: at(0.5),
+            p99: at(0.99),
+            max: Duration::from_micros(service.max()),
+        })
+    }
+
+    fn service(&self) -> MutexGuard<'_, Histogram<u64>> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The longest time that is told apart, in microseconds.
+const HOUR_US: u64 = 3_600_000_000;
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+/// Reads a counter.
+pub(crate) fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

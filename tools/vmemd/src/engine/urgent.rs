@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The urgent lane: pages that programs wait for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmem::{PageIndex, PageRange};
+use vmem_source::page::join;
+use vmem_source::source::MAX_ASK_RANGES;
+use vmem_source::{Readiness, SourceError};
+
+use super::apply::apply;
+use super::line::Line;
+use super::stats::add;
+use super::{Interruption, PATIENCE, Shared};
+use crate::failure::Failure;
+
+/// Pages in flight at a time. Further requests stay in the kernel. All questions together are so short (16 KiB at most) that the
+/// source's socket takes them while the source is still busy answering: asking does not wait for an answer to be read.
+const WINDOW: usize = 1024;
+
+/// Requests taken from one region at a time: few enough that its first ones are on their way early, and that other regions have their turn.
+const BATCH: usize = 64;
+
+/// Serves requests until it is stopped.
+pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
+    let mut lane = Urgent {
+        shared,
+        line,
+        asked: 0,
+        latest: 0,
+        heard: Instant::now(),
+    };
+    while !shared.stop.is_set() {
+        match lane.turn() {
+            Ok(()) => {}
+            Err(Interruption::Failure(failure)) => return Err(failure),
+            Err(Interruption::Source(error)) => lane.recover(error)?,
+        }
+    }
+    Ok(())
+}
+
+struct Urgent<'a> {
+    shared: &'a Shared,
+    line: Line,
+    /// Pages asked for on this connection that have not come.
+    asked: usize,
+    /// The region whose requests were taken last.
+    latest: usize,
+    /// When the source was heard of last, or was asked something after it had nothing to say.
+    heard: Instant,
+}
+
+impl Urgent<'_> {
+    /// Waits until there is something to do, and does it.
+    fn turn(&mut self) -> Result<(), Interruption> {
+        let (answer, wanted) = self.wait()?;
+        if answer {
+            let (region, answer) = self.line.next()?;
+            self.heard = Instant::now();
+            self.asked = self.asked.saturating_sub(answer.pages() as usize);
+            apply(self.shared, region, &answer)?;
+        }
+        if let Some(region) = wanted {
+            self.latest = region;
+            let name = &self.shared.exports[region].name;
+            let taken = self.shared.sinks[region].take(BATCH);
+            let pages = taken.map_err(Failure::kernel(format!("cannot take requests of region {name}")))?;
+            if !pages.is_empty() {
+                add(&self.shared.stats.requests, pages.len() as u64);
+                self.shared.flight.insert(region, &pages);
+                self.shared.tell_stream(region, &pages);
+                self.ask(region, pages)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
+    fn wait(&self) -> Result<(bool, Option<usize>), Failure> {
+        let regions = if self.asked < WINDOW { self.shared.sinks.len() } else { 0 };
+        let mut fds = vec![PollFd::new(&*self.shared.stop, PollFlags::IN)];
+        fds.extend(
+            self.shared.sinks[..regions]
+                .iter()
+                .map(|sink| PollFd::from_borrowed_fd(sink.fd(), PollFlags::IN)),
+        );
+        let mut patience = PATIENCE;
+        match self.line.readiness() {
+            Readiness::When(fd) => fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+            Readiness::Always => patience = Duration::ZERO,
+        }
+        // A source that has questions to answer and does not is left to its own time-out, even if requests keep coming.
+        let left = (self.asked > 0).then(|| patience.saturating_sub(self.heard.elapsed()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Failure::local("cannot wait for requests")(error.into())),
+        }
+        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let late = self.asked > 0 && self.heard.elapsed() >= patience;
+        let answer = late || fds.get(1 + regions).is_some_and(ready);
+        let after = (self.latest + 1..regions).chain(0..regions.min(self.latest + 1));
+        let wanted = after.into_iter().find(|region| ready(&fds[1 + region]));
+        Ok((answer, wanted))
+    }
+
+    fn ask(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), SourceError> {
+        pages.sort_unstable();
+        if self.asked == 0 {
+            self.heard = Instant::now();
+        }
+        for ranges in runs(&pages).chunks(MAX_ASK_RANGES) {
+            self.line.ask(region, ranges)?;
+        }
+        self.asked += pages.len();
+        Ok(())
+    }
+
+    /// Opens the source again, and asks again for all that is in flight.
+    fn recover(&mut self, error: SourceError) -> Result<(), Failure> {
+        let mut error = error;
+        loop {
+            self.line.reopen(error)?;
+            self.asked = 0;
+            match self.ask_again() {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    fn ask_again(&mut self) -> Result<(), SourceError> {
+        for same_region in self.shared.flight.pages().chunk_by(|a, b| a.0 == b.0) {
+            let pages = same_region.iter().map(|(_, page)| *page).collect();
+            self.ask(same_region[0].0, pages)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sorted pages as runs.
+fn runs(pages: &[PageIndex]) -> Vec<PageRange> {
+    let mut runs: Vec<PageRange> = Vec::new();
+    for page in pages.iter().map(|page| PageRange::from(*page)) {
+        match runs.last_mut().and_then(|last| join(*last, page).map(|both| (last, both))) {
+            Some((last, both)) => *last = both,
+            None => runs.push(page),
+        }
+    }
+    runs
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Why the daemon ends without having done everything, and the exit code that says so.
+
+use std::io;
+
+use vmem_source::SourceError;
+
+/// Why a run ended early. vmemd(8) documents the exit codes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The source cannot be used, or not any more.
+    #[error("no source")]
+    Source(#[source] SourceError),
+    /// A source that came back has not the memory that it had.
+    #[error("the source came back with other memory as {0}; the region must not mix the two")]
+    OtherMemory(vmem::Name),
+    /// The memory that the source exports has another size than the region of its name.
+    #[error("region {name} exists with {region} bytes, but the source exports {export}")]
+    OtherSize {
+        /// Name of the region.
+        name: vmem::Name,
+        /// Size of the region in bytes.
+        region: u64,
+        /// Size of the export in bytes.
+        export: u64,
+    },
+    /// A call on the control device or a region failed.
+    #[error("{what}")]
+    Kernel {
+        /// What was tried, and of which region.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: vmem::Error,
+    },
+    /// `--source` was given more than once.
+    #[error("there is one --source, unless all are of the form file:NAME=PATH")]
+    Sources,
+    /// Something of this process failed.
+    #[error("{what}")]
+    Local {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Pages are left that the source cannot read.
+    #[error("{0} pages cannot be read at the source; a touch of them is SIGBUS")]
+    Unreadable(u64),
+    /// A signal asked to end.
+    #[error("stopped; the regions wait for the next daemon")]
+    Stopped,
+}
+
+impl Failure {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Local { .. } | Self::Sources => 1,
+            Self::Source(error) if error.is_lost() => 2,
+            Self::OtherMemory(_) => 2,
+            Self::Source(_) => 3,
+            Self::Unreadable(_) => 4,
+            Self::Kernel { .. } | Self::OtherSize { .. } => 5,
+            Self::Stopped => 6,
+        }
+    }
+
+    /// Wraps what `what` failed with.
+    pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
+        let what = what.into();
+        |source| Self::Kernel { what, source }
+    }
+
+    /// Wraps what `what` failed with.
+    pub(crate) fn local(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Local { what, source }
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The end of a region: from its last page to plain memory.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use vmem::Error;
+use vmem_source::Export;
+use vmem_source::page::range;
+
+use crate::engine::sink::{Sink, State};
+use crate::failure::Failure;
+
+/// Pages put into page tables in one step (64 MiB), between two looks at everything else.
+const POPULATE_PAGES: u64 = 16384;
+
+/// How far a region has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Phase {
+    /// Pages are absent.
+    Filling,
+    /// All pages are present, and no program has mapped the region: ending it now would lose them.
+    Waiting,
+    /// All pages are present, and are put into page tables.
+    Populating,
+    /// The region is plain memory.
+    Plain,
+    /// All pages but unreadable ones are present. It stays a region.
+    Unreadable,
+}
+
+/// When and how regions end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choices {
+    /// Put all pages into page tables first.
+    pub(crate) populate: bool,
+    /// Do not wait for somebody to map it.
+    pub(crate) detach_unmapped: bool,
+}
+
+/// A region on its way to its end.
+pub(crate) struct Finish {
+    export: Export,
+    sink: Arc<dyn Sink>,
+    phase: Phase,
+    state: State,
+    populated: u64,
+}
+
+impl Finish {
+    pub(crate) fn new(export: Export, sink: Arc<dyn Sink>) -> Result<Self, Failure> {
+        let state = sink
+            .state()
+            .map_err(Failure::kernel(format!("cannot look at region {}", export.name)))?;
+        Ok(Self {
+            export,
+            sink,
+            phase: Phase::Filling,
+            state,
+            populated: 0,
+        })
+    }
+
+    pub(crate) fn export(&self) -> &Export {
+        &self.export
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// As of the latest step.
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether nothing is left to do.
+    pub(crate) fn settled(&self) -> bool {
+        matches!(self.phase, Phase::Plain | Phase::Unreadable)
+    }
+
+    /// Goes one step on, if it can; none takes long. True if there is another one at once.
+    pub(crate) fn step(&mut self, choices: Choices) -> Result<bool, Failure> {
+        if self.settled() {
+            return Ok(false);
+        }
+        self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
+        let pages = self.export.pages;
+        self.phase = match self.phase {
+            _ if self.state.present + self.state.unreadable < pages => Phase::Filling,
+            _ if self.state.present < pages => Phase::Unreadable,
+            Phase::Populating => self.populate()?,
+            _ if self.state.mappings == 0 && !choices.detach_unmapped => Phase::Waiting,
+            _ if choices.populate => Phase::Populating,
+            _ => self.make_plain()?,
+        };
+        Ok(self.phase == Phase::Populating)
+    }
+
+    fn populate(&mut self) -> Result<Phase, Failure> {
+        let left = self.export.pages - self.populated;
+        let Some(pages) = range(self.populated, left.min(POPULATE_PAGES)) else {
+            return self.make_plain();
+        };
+        match self.sink.make_present(&[pages]).complete() {
+            Ok(_) => self.populated += pages.count(),
+            Err(Error::Interrupted { .. }) => {}
+            // It would only have saved faults. Those who map the region may be at the limit of their memory.
+            Err(Error::NoMemory { .. }) => self.populated = self.export.pages,
+            Err(error) => return Err(self.failed("make the pages present of", error)),
+        }
+        Ok(Phase::Populating)
+    }
+
+    fn make_plain(&self) -> Result<Phase, Failure> {
+        match self.sink.make_plain() {
+            Ok(()) => Ok(Phase::Plain),
+            Err(Error::Interrupted { .. }) => Ok(Phase::Populating),
+            Err(error) => Err(self.failed("make plain memory of", error)),
+        }
+    }
+
+    fn failed(&self, what: &str, error: Error) -> Failure {
+        Failure::kernel(format!("cannot {what} region {}", self.export.name))(error)
+    }
+}

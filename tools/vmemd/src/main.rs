@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+//! vmemd: fills vmem regions from a migration source, and is such a source. See vmemd(8).
+#![forbid(unsafe_code)]
+
+mod cli;
+mod engine;
+mod failure;
+mod finish;
+mod receive;
+mod report;
+mod serve;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command};
+
+/// A wrong command line, or something that is no fault of source or kernel.
+const EXIT_LOCAL: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If there is nobody to print it to, the exit code says it.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_LOCAL),
+            };
+        }
+    };
+    let (error, code) = match (cli.command, cli.receive) {
+        (Some(Command::Serve(args)), _) => match serve::run(&args) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (anyhow::Error::from(error), EXIT_LOCAL),
+        },
+        (None, Some(args)) => match receive::run(&args) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => {
+                let code = failure.code();
+                (failure.into(), code)
+            }
+        },
+        // clap asks for one of the two.
+        (None, None) => return ExitCode::from(EXIT_LOCAL),
+    };
+    eprintln!("vmemd: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemd --source`: the destination's side, from the first connection to the exit code.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmem::{Control, Error, PAGE_SIZE, Region, RegionBuilder};
+use vmem_source::local::Local;
+use vmem_source::peer::Peer;
+use vmem_source::{Export, Lane, PageSource, SourceError};
+
+use crate::cli::{OnDeath, Receive, with_port};
+use crate::engine::sink::Sink;
+use crate::engine::stats::Stats;
+use crate::engine::{Connect, Engine, Event, Options};
+use crate::failure::Failure;
+use crate::finish::{Choices, Finish};
+use crate::report::{RegionSnapshot, Report, Snapshot};
+
+/// How often regions are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Fills regions until all are complete, or something says no.
+pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
+    let mut report = Report::new(args.json);
+    let mut run = Run {
+        since: Instant::now(),
+        stats: Arc::new(Stats::new().map_err(|error| Failure::local("cannot count")(std::io::Error::other(error)))?),
+        regions: Vec::new(),
+    };
+    let result = run.receive(args, &mut report);
+    let snapshot = (!run.regions.is_empty()).then(|| run.snapshot());
+    report.end(snapshot.as_ref(), result.as_ref().err());
+    result
+}
+
+struct Run {
+    since: Instant,
+    stats: Arc<Stats>,
+    regions: Vec<Finish>,
+}
+
+impl Run {
+    fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
+        let control = Control::open().map_err(Failure::kernel("no vmem"))?;
+        let connect = connector(args)?;
+        let first = connect(Lane::Urgent).map_err(Failure::Source)?;
+        let exports = first.exports().to_vec();
+        let regions = open_regions(&control, &exports, args)?;
+        for (export, region) in exports.iter().zip(&regions) {
+            self.regions
+                .push(Finish::new(export.clone(), Arc::clone(region) as Arc<dyn Sink>)?);
+        }
+        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
+        let options = Options {
+            background: !args.no_background,
+            window: u64::from(args.window) * (1 << 20) / PAGE_SIZE as u64,
+            retry: args.retry,
+        };
+        let sinks = regions.iter().map(|region| Arc::clone(region) as Arc<dyn Sink>).collect();
+        let (mut engine, events) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&self.stats))?;
+        thread::spawn(move || signals.forever().for_each(|_| drop(events.send(Event::Signal))));
+        for region in regions {
+            region.ready().map_err(Failure::kernel("READY"))?;
+        }
+        report.ready(&args.source.join(" "), &self.snapshot());
+        let choices = Choices {
+            populate: !args.no_populate,
+            detach_unmapped: args.detach_unmapped,
+        };
+        let result = self.watch(&mut engine, choices, report);
+        engine.stop();
+        result
+    }
+
+    /// Takes regions to their end until none is left, or something says that it is over.
+    fn watch(&mut self, engine: &mut Engine, choices: Choices, report: &mut Report) -> Result<(), Failure> {
+        loop {
+            let mut more = false;
+            for region in &mut self.regions {
+                let before = region.phase();
+                more |= region.step(choices)?;
+                if region.phase() != before {
+                    report.phase(&RegionSnapshot::from(&*region));
+                }
+            }
+            report.progress(&self.snapshot());
+            if self.regions.iter().all(Finish::settled) {
+                return match self.regions.iter().map(|region| region.state().unreadable).sum() {
+                    0 => Ok(()),
+                    pages => Err(Failure::Unreadable(pages)),
+                };
+            }
+            match engine.next_event(if more { Duration::ZERO } else { TICK }) {
+                Some(Event::Lost { lane, error }) => report.lost(lane, &error),
+                Some(Event::Back { lane }) => report.back(lane),
+                Some(Event::Ended(result)) => result?,
+                Some(Event::Signal) => return Err(Failure::Stopped),
+                None => {}
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::take(self.since, &self.stats, &self.regions)
+    }
+}
+
+/// How `--source` is opened.
+fn connector(args: &Receive) -> Result<Connect, Failure> {
+    let files: Vec<_> = args
+        .source
+        .iter()
+        .filter_map(|source| source.strip_prefix("file:"))
+        .map(str::to_owned)
+        .collect();
+    if files.len() == args.source.len() {
+        return Ok(Arc::new(move |_| {
+            let local = Local::open(files.iter().map(String::as_str));
+            local
+                .map(|local| Box::new(local) as Box<dyn PageSource>)
+                .map_err(SourceError::from)
+        }));
+    }
+    let [host] = &args.source[..] else {
+        return Err(Failure::Sources);
+    };
+    let (address, timeout) = (with_port(host), args.timeout);
+    Ok(Arc::new(move |lane: Lane| {
+        Peer::connect(&address, lane, timeout).map(|peer| Box::new(peer) as Box<dyn PageSource>)
+    }))
+}
+
+/// A region for each export: a new one, or one that has lost its daemon.
+fn open_regions(control: &Control, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
+    exports
+        .iter()
+        .map(|export| open_region(control, export, args).map(Arc::new))
+        .collect()
+}
+
+fn open_region(control: &Control, export: &Export, args: &Receive) -> Result<Region, Failure> {
+    let size = export.pages * PAGE_SIZE as u64;
+    let mut builder = RegionBuilder::new(size).name(export.name.as_str()).mode(args.mode);
+    if let Some((uid, gid)) = args.owner {
+        builder = builder.uid(uid);
+        builder = gid.into_iter().fold(builder, RegionBuilder::gid);
+    }
+    if args.huge {
+        builder = builder.huge();
+    }
+    if args.on_death == OnDeath::Sigbus {
+        builder = builder.sigbus_without_daemon();
+    }
+    if let Some(timeout) = args.fault_timeout {
+        builder = builder.fault_timeout(timeout);
+    }
+    let region = match builder.create(control) {
+        Err(Error::NameTaken) => control.attach(export.name.as_str()),
+        other => other,
+    };
+    let region = region.map_err(Failure::kernel(format!("cannot serve region {}", export.name)))?;
+    if region.size() == size {
+        Ok(region)
+    } else {
+        Err(Failure::OtherSize {
+            name: export.name.clone(),
+            region: region.size(),
+            export: size,
+        })
+    }
+}

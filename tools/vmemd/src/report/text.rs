@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+//! For people: a bar on a terminal, a line each second elsewhere.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use vmem_source::{Lane, SourceError};
+
+use super::{PAGE, RegionSnapshot, Snapshot, bytes, chain, err, out};
+use crate::finish::Phase;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A progress bar.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    rate: Rate,
+}
+
+impl Bar {
+    pub(super) fn new() -> Self {
+        Self {
+            bar: ProgressBar::new(0),
+            rate: Rate::new(),
+        }
+    }
+
+    pub(super) fn ready(&mut self, source: &str, snapshot: &Snapshot) {
+        ready(source, snapshot);
+        let template = "{wide_bar} {percent:>3} % of {binary_total_bytes}  {msg}";
+        self.bar
+            .set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.set_length(snapshot.size());
+    }
+
+    pub(super) fn progress(&mut self, snapshot: &Snapshot) {
+        self.bar.set_position(snapshot.present());
+        if self.rate.is_due() {
+            self.bar.set_message(figures(self.rate.next(snapshot), snapshot));
+        }
+    }
+
+    pub(super) fn line(&self, line: &str) {
+        self.bar.suspend(|| err(line));
+    }
+
+    pub(super) fn end(&mut self, snapshot: Option<&Snapshot>) {
+        self.bar.finish_and_clear();
+        end(snapshot);
+    }
+}
+
+/// A line each second.
+pub(crate) struct Lines {
+    rate: Rate,
+}
+
+impl Lines {
+    pub(super) fn new() -> Self {
+        Self { rate: Rate::new() }
+    }
+
+    pub(super) fn progress(&mut self, snapshot: &Snapshot) {
+        if self.rate.is_due() {
+            let percent = percent(snapshot.present(), snapshot.size());
+            let seconds = snapshot.elapsed.as_secs_f64();
+            let figures = figures(self.rate.next(snapshot), snapshot);
+            err(&format!(
+                "{seconds:6.1} s  {percent:5.1} % of {}  {figures}",
+                bytes(snapshot.size())
+            ));
+        }
+    }
+}
+
+/// Data bytes a second, measured from line to line.
+struct Rate {
+    then: Instant,
+    data: u64,
+}
+
+impl Rate {
+    fn new() -> Self {
+        Self {
+            then: Instant::now(),
+            data: 0,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.then.elapsed() >= SECOND
+    }
+
+    fn next(&mut self, snapshot: &Snapshot) -> u64 {
+        let bytes = snapshot.data.saturating_sub(self.data) as f64;
+        let rate = bytes / self.then.elapsed().as_secs_f64();
+        (self.then, self.data) = (Instant::now(), snapshot.data);
+        rate as u64
+    }
+}
+
+fn figures(rate: u64, snapshot: &Snapshot) -> String {
+    let service = snapshot
+        .service
+        .map_or(String::new(), |service| format!(", p99 {}", ms(service.p99)));
+    format!("{}/s  {} faults{service}", bytes(rate), snapshot.faults)
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+pub(super) fn ready(source: &str, snapshot: &Snapshot) {
+    for region in &snapshot.regions {
+        let resumed = match region.present {
+            0 => String::new(),
+            present => format!(", {} of it present already", bytes(present)),
+        };
+        err(&format!(
+            "/dev/vmem/{} is ready: {} from {source}{resumed}",
+            region.name,
+            bytes(region.size)
+        ));
+    }
+}
+
+pub(super) fn phase(region: &RegionSnapshot) -> String {
+    let name = &region.name;
+    match region.phase {
+        Phase::Filling => format!("{name}: filling"),
+        Phase::Waiting => format!("{name}: complete; waiting for a program that maps /dev/vmem/{name}"),
+        Phase::Populating => format!("{name}: complete"),
+        Phase::Plain => format!("{name}: plain memory"),
+        Phase::Unreadable => format!("{name}: {} pages cannot be read at the source", region.unreadable / PAGE),
+    }
+}
+
+pub(super) fn lost(lane: Lane, error: &SourceError) -> String {
+    format!("{lane:?} connection lost: {}; trying again, programs wait", chain(error))
+}
+
+pub(super) fn back(lane: Lane) -> String {
+    format!("{lane:?} connection is back")
+}
+
+pub(super) fn end(snapshot: Option<&Snapshot>) {
+    let Some(snapshot) = snapshot else { return };
+    for region in &snapshot.regions {
+        let present = match region.present == region.size {
+            true => String::new(),
+            false => format!(", {} of it present", bytes(region.present)),
+        };
+        out(&format!(
+            "{:<11}{}{present} ({:?})",
+            region.name,
+            bytes(region.size),
+            region.phase
+        ));
+    }
+    let seconds = snapshot.elapsed.as_secs_f64();
+    out(&format!(
+        "data       {} in {} pages",
+        bytes(snapshot.data),
+        snapshot.data / PAGE
+    ));
+    out(&format!(
+        "zero       {} in {} pages",
+        bytes(snapshot.zero),
+        snapshot.zero / PAGE
+    ));
+    let unreadable: u64 = snapshot.regions.iter().map(|region| region.unreadable / PAGE).sum();
+    if unreadable > 0 {
+        out(&format!("unreadable {unreadable} pages"));
+    }
+    match snapshot.service {
+        None => out("faults     none"),
+        Some(service) => out(&format!(
+            "faults     {}, answered in p50 {}, p99 {}, at most {}",
+            snapshot.faults,
+            ms(service.p50),
+            ms(service.p99),
+            ms(service.max)
+        )),
+    }
+    out(&format!(
+        "twice      {} pages came on both connections",
+        snapshot.duplicates / PAGE
+    ));
+    if snapshot.reconnects > 0 {
+        out(&format!("lost       {} connections, made again", snapshot.reconnects));
+    }
+    let rate = (snapshot.data + snapshot.zero) as f64 / seconds.max(0.001);
+    out(&format!("time       {seconds:.1} s, {}/s", bytes(rate as u64)));
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemd serve`: the source's side.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmem::PAGE_SIZE;
+use vmem_source::memory::{Memory, MemoryError};
+use vmem_source::serve::{Event, Limits, Server, StartError};
+
+use crate::cli::Serve;
+use crate::report::{bytes, err, out};
+use crate::stop::Stop;
+
+/// Why memory is not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeFailure {
+    #[error("cannot export")]
+    Memory(#[from] MemoryError),
+    #[error("cannot serve")]
+    Start(#[from] StartError),
+    #[error(
+        "{0} is not a loopback address: whoever reaches it can read the exported memory, and it is sent in clear text; \
+         --insecure says that this is meant"
+    )]
+    Insecure(SocketAddr),
+    #[error("cannot go on")]
+    Io(#[from] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
+    if !args.insecure && !args.listen.ip().is_loopback() {
+        return Err(ServeFailure::Insecure(args.listen));
+    }
+    let memories = args
+        .exports
+        .iter()
+        .map(|spec| Memory::open(spec))
+        .collect::<Result<Vec<_>, _>>()?;
+    let limits = Limits {
+        connections: args.connections.into(),
+        timeout: args.timeout,
+    };
+    let stop = Arc::new(Stop::new()?);
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let server = Server::bind(args.listen, memories, limits, |event| log(&event))?;
+    for export in server.exports() {
+        out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
+    }
+    out(&format!("listening on {}", server.local_addr()?));
+    let stopper = Arc::clone(&stop);
+    thread::spawn(move || signals.forever().for_each(|_| stopper.set()));
+    Ok(server.run(stop.as_fd())?)
+}
+
+fn log(event: &Event<'_>) {
+    match event {
+        Event::Connected { peer, lane } => err(&format!("{peer}: connected ({lane:?})")),
+        Event::Ended { peer, served, error } => {
+            let end = error.map_or("goodbye".to_owned(), |error| error.to_string());
+            let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
+            err(&format!(
+                "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages"
+            ));
+        }
+        Event::Refused { peer } => err(&format!("{peer}: refused, there are too many connections")),
+        Event::Failed { error } => err(&format!("cannot accept a connection: {error}")),
+        _ => {}
+    }
+}
