@@ -67,7 +67,7 @@ impl FileOps for Control {
         Ok(())
     }
 
-    fn ioctl(_: (), _file: &File, cmd: u32, arg: UserArg) -> Result {
+    fn ioctl((): (), _file: &File, cmd: u32, arg: UserArg) -> Result {
         match cmd {
             VMEM_IOCTL_GET_FEATURES => get_features(arg),
             VMEM_IOCTL_CREATE_VMEM => create_vmem(arg),

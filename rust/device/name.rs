@@ -22,7 +22,7 @@ pub(crate) struct Name([u8; MAX]);
 impl Name {
     /// From the field of an ioctl; [`None`] if it is empty, `EINVAL` if it is no name.
     pub(crate) fn parse(field: &[ffi::c_char; MAX]) -> Result<Option<Self>> {
-        let bytes = field.map(|c| c as u8);
+        let bytes = *field;
         let len = bytes.iter().position(|&b| b == 0).ok_or(EINVAL)?;
         let (name, padding) = bytes.split_at(len);
         if padding.iter().any(|&b| b != 0) {

@@ -37,7 +37,10 @@ use crate::{
     }, //
 };
 use kernel::{
-    alloc::flags::__GFP_NOWARN,
+    alloc::flags::{
+        GFP_KERNEL_ACCOUNT,
+        __GFP_NOWARN, //
+    },
     new_mutex,
     new_spinlock,
     prelude::*,
@@ -444,7 +447,7 @@ impl Region {
 
 impl Shard {
     fn new(slots: usize) -> Result<Pin<KBox<Self>>> {
-        let plane = |words| KVVec::from_elem(0u64, words, GFP_KERNEL | __GFP_NOWARN);
+        let plane = |words| KVVec::from_elem(0u64, words, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
         let words = words_for(slots);
         let map = PageMap::new(
             plane(words)?,

@@ -142,8 +142,8 @@ impl Fault<'_> {
         let pgoff = self.pgoff();
         let vma = self.vma();
         // SAFETY: By the type invariants; the fault is not unlocked.
-        let shared =
-            unsafe { (*vma).__bindgen_anon_2.vm_flags } & kernel::mm::virt::flags::SHARED != 0;
+        let vm_flags = unsafe { (*vma).__bindgen_anon_2.vm_flags };
+        let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
         if !write {
             self.map_neighbours(staging, &present);

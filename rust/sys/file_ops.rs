@@ -242,7 +242,7 @@ impl<T: FileOps> FileOpsTable<T> {
         // SAFETY: The file is open during the call.
         let size = T::size(unsafe { Self::data(file) });
         // SAFETY: The file is valid during the call. A size is at most `VMEM_MAX_SIZE`.
-        unsafe { kernel::bindings::fixed_size_llseek(file, offset, whence, size as _) }
+        unsafe { kernel::bindings::fixed_size_llseek(file, offset, whence, size as i64) }
     }
 
     /// # Safety

@@ -188,26 +188,24 @@ pub(crate) struct AddressSpace(*mut c::mm_struct);
 impl AddressSpace {
     /// Locks it against all changes; [`None`] if it has no user any more.
     fn write(&self) -> Result<Option<WriteLocked>> {
-        Ok(self
-            .user()?
+        self.user()?
             .map(|user| -> Result<_> {
                 // SAFETY: `user` holds the address space.
                 to_result(unsafe { bindings::vmem_mmap_write_lock(user.0) })?;
                 Ok(WriteLocked(user))
             })
-            .transpose()?)
+            .transpose()
     }
 
     /// Locks it against changes of its mappings; [`None`] if it has no user any more.
     fn read(&self) -> Result<Option<ReadLocked>> {
-        Ok(self
-            .user()?
+        self.user()?
             .map(|user| -> Result<_> {
                 // SAFETY: `user` holds the address space.
                 to_result(unsafe { bindings::vmem_mmap_read_lock(user.0) })?;
                 Ok(ReadLocked(user))
             })
-            .transpose()?)
+            .transpose()
     }
 
     fn user(&self) -> Result<Option<User>> {

@@ -117,7 +117,7 @@ impl WaitQueue {
         let state = match patience {
             Patience::Killable => bindings::TASK_KILLABLE,
             Patience::Interruptible => bindings::TASK_INTERRUPTIBLE,
-        };
+        } as ffi::c_int;
         let mut left = match limit_ms {
             0 => ffi::c_long::MAX,
             ms => kernel::time::msecs_to_jiffies(ms) as ffi::c_long,
@@ -138,8 +138,7 @@ impl WaitQueue {
         let woken = loop {
             // SAFETY: The head is initialized; `entry` is, too, and `finish_wait` below takes it out
             // of the queue before its memory goes.
-            let signal =
-                unsafe { bindings::prepare_to_wait_event(self.head.get(), entry, state as _) };
+            let signal = unsafe { bindings::prepare_to_wait_event(self.head.get(), entry, state) };
             if done() {
                 break Woken::Done;
             }
