@@ -82,7 +82,7 @@ struct Shared {
     flight: Flight,
     /// Pages asked for urgently that the stream has not heard of.
     faulted: Mutex<Vec<(usize, PageIndex)>>,
-    stop: Arc<Stop>,
+    stop: Stop,
     events: Sender<Event>,
 }
 
@@ -127,8 +127,9 @@ impl From<SourceError> for Interruption {
 
 /// An engine at work.
 pub(crate) struct Engine {
+    shared: Arc<Shared>,
     events: Receiver<Event>,
-    stop: Arc<Stop>,
+    /// Lanes that have not ended.
     running: usize,
 }
 
@@ -144,7 +145,6 @@ impl Engine {
         stats: Arc<Stats>,
     ) -> Result<(Self, Sender<Event>), Failure> {
         let (sender, events) = channel();
-        let stop = Arc::new(Stop::new().map_err(Failure::local("cannot make an eventfd"))?);
         let shared = Arc::new(Shared {
             exports,
             sinks,
@@ -152,12 +152,12 @@ impl Engine {
             stats,
             flight: Flight::default(),
             faulted: Mutex::default(),
-            stop: Arc::clone(&stop),
+            stop: Stop::new().map_err(Failure::local("cannot make an eventfd"))?,
             events: sender.clone(),
         });
         let mut engine = Self {
+            shared: Arc::clone(&shared),
             events,
-            stop,
             running: 0,
         };
         let line = Line::open(Arc::clone(&shared), Lane::Urgent, Arc::clone(&connect), first)?;
@@ -182,11 +182,17 @@ impl Engine {
         event
     }
 
+    /// Whether nothing is on its way: the stream has ended, and nothing is asked for urgently.
+    pub(crate) fn is_idle(&self) -> bool {
+        // The urgent lane does not end by itself.
+        self.running <= 1 && self.shared.flight.pages().is_empty()
+    }
+
     /// Ends the threads, and waits for them for a moment. One that waits for a slow source is left behind: it can do no harm, because a
     /// page is filled as a whole or not at all.
     pub(crate) fn stop(mut self) {
         const MOMENT: Duration = Duration::from_secs(1);
-        self.stop.set();
+        self.shared.stop.set();
         while self.running > 0 && self.next_event(MOMENT).is_some() {}
     }
 

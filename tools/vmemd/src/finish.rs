@@ -81,15 +81,17 @@ impl Finish {
     }
 
     /// Goes one step on, if it can; none takes long. True if there is another one at once.
-    pub(crate) fn step(&mut self, choices: Choices) -> Result<bool, Failure> {
+    ///
+    /// `idle` says that nothing is on its way: a page whose touch has timed out counts as unreadable until it comes.
+    pub(crate) fn step(&mut self, choices: Choices, idle: bool) -> Result<bool, Failure> {
         if self.settled() {
             return Ok(false);
         }
         self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
         let pages = self.export.pages;
         self.phase = match self.phase {
-            _ if self.state.present + self.state.unreadable < pages => Phase::Filling,
-            _ if self.state.present < pages => Phase::Unreadable,
+            _ if idle && self.state.present < pages && self.state.present + self.state.unreadable == pages => Phase::Unreadable,
+            _ if self.state.present < pages => Phase::Filling,
             Phase::Populating => self.populate()?,
             _ if self.state.mappings == 0 && !choices.detach_unmapped => Phase::Waiting,
             _ if choices.populate => Phase::Populating,

@@ -80,9 +80,10 @@ impl Run {
     fn watch(&mut self, engine: &mut Engine, choices: Choices, report: &mut Report) -> Result<(), Failure> {
         loop {
             let mut more = false;
+            let idle = engine.is_idle();
             for region in &mut self.regions {
                 let before = region.phase();
-                more |= region.step(choices)?;
+                more |= region.step(choices, idle)?;
                 if region.phase() != before {
                     report.phase(&RegionSnapshot::from(&*region));
                 }

@@ -2,12 +2,11 @@
 //! Memory that is a vmem region.
 //!
 //! A touch of an absent page waits for the region's own daemon, which is what a chain of hosts wants. A touch of an unreadable one is
-//! SIGBUS, which the server must not die of: so the mapping is read through the kernel, which gives an error instead.
+//! SIGBUS, which the server must not die of: so the kernel reads, and says where it had to stop.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 use vmem::{Access, MapHandle, Mapping, PAGE_SIZE, PageRange, Sharing};
 
@@ -16,8 +15,6 @@ use crate::page::split;
 
 pub(super) struct RegionMemory {
     mapping: Mapping,
-    /// `/proc/self/mem`.
-    process: File,
 }
 
 impl RegionMemory {
@@ -28,10 +25,7 @@ impl RegionMemory {
             return Ok(None);
         }
         let mapping = handle.map(Access::ReadOnly, Sharing::Shared).map_err(io::Error::other)?;
-        Ok(Some(Self {
-            mapping,
-            process: File::open("/proc/self/mem")?,
-        }))
+        Ok(Some(Self { mapping }))
     }
 
     /// Size in bytes.
@@ -40,26 +34,30 @@ impl RegionMemory {
     }
 
     pub(super) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
-        let (front, rest) = split(range, chunk.room() as u64);
-        let front = front?;
-        if self.fill(front, chunk) {
-            chunk.commit(front);
-            return rest;
-        }
-        for page in front.iter().map(PageRange::from) {
-            if self.fill(page, chunk) {
-                chunk.commit(page);
-            } else {
-                chunk.push_unreadable(page);
-            }
+        let mut rest = Some(range);
+        while let Some(range) = rest.filter(|_| chunk.room() > 0) {
+            let (front, _) = split(range, chunk.room() as u64);
+            let readable = front.map_or(0, |front| self.fill(front, chunk));
+            rest = match split(range, readable) {
+                (Some(read), rest) => {
+                    chunk.commit(read);
+                    rest
+                }
+                (None, _) => {
+                    let (unreadable, rest) = split(range, 1);
+                    unreadable.into_iter().for_each(|page| chunk.push_unreadable(page));
+                    rest
+                }
+            };
         }
         rest
     }
 
-    /// Reads `range` to where `chunk` takes it. False if any of it cannot be read.
-    fn fill(&self, range: PageRange, chunk: &mut Chunk) -> bool {
+    /// Reads `range` to where `chunk` takes it, and returns how many pages could be read before the first that could not.
+    fn fill(&self, range: PageRange, chunk: &mut Chunk) -> u64 {
         let length = range.count() as usize * PAGE_SIZE;
-        let address = self.mapping.as_ptr() as u64 + range.bytes().start;
-        self.process.read_exact_at(&mut chunk.spare()[..length], address).is_ok()
+        let buffer = &mut chunk.spare()[..length];
+        let read = self.mapping.read_until_fault(range.bytes().start as usize, buffer);
+        (read.unwrap_or(0) / PAGE_SIZE) as u64
     }
 }

@@ -74,7 +74,7 @@ impl Stream<'_> {
 
     /// Waits until there may be an answer. True if it is time to stop instead.
     fn wait(&self) -> Result<bool, Failure> {
-        let stop = PollFd::new(&*self.shared.stop, PollFlags::IN);
+        let stop = PollFd::new(&self.shared.stop, PollFlags::IN);
         match self.line.readiness() {
             Readiness::Always => Ok(self.shared.stop.is_set()),
             Readiness::When(fd) => {

@@ -81,7 +81,7 @@ impl Urgent<'_> {
     /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
     fn wait(&self) -> Result<(bool, Option<usize>), Failure> {
         let regions = if self.asked < WINDOW { self.shared.sinks.len() } else { 0 };
-        let mut fds = vec![PollFd::new(&*self.shared.stop, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.shared.stop, PollFlags::IN)];
         fds.extend(
             self.shared.sinks[..regions]
                 .iter()
