@@ -80,7 +80,8 @@ vm-shell: build		## a shell in the virtual machine
 install: module		## module, programs and man pages for this machine (DESTDIR, PREFIX)
 	@command -v cargo >/dev/null || { echo "vmem: error: no cargo here: it builds the programs" >&2; exit 1; }
 	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmemd
-	$(MAKE) -C $(KDIR) M=$(TOP) MO=$(BUILD)/host INSTALL_MOD_PATH=$(DESTDIR) modules_install
+	$(MAKE) -C $(KDIR) M=$(TOP) MO=$(BUILD)/host INSTALL_MOD_PATH=$(DESTDIR) \
+		CONFIG_MODULE_SIG_ALL=$(if $(wildcard $(KDIR)/certs/signing_key.pem),y) modules_install
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
 	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
