@@ -16,14 +16,15 @@
 //!
 //! 1. `REGISTRY`, the list of regions. Not held while a region works.
 //! 2. `Shard::fill`: between looking whether pages are present and making them so. Held while pages
-//!    are copied from the daemon's memory, whose faults take 3.
-//! 3. The mmap lock, or the lock of a VMA, of a process. Held when a fault or mmap() begins.
-//! 4. The lock of a folio of the staging file.
-//! 5. `Shard::map`, a spinlock: what is known of each page. A page that is found present under it
+//!    are copied from the daemon's memory, whose faults take 4.
+//! 3. The lock of the staging file's inode (`i_rwsem`), which shmem takes to write and to punch.
+//! 4. The mmap lock, or the lock of a VMA, of a process. Held when a fault or mmap() begins.
+//! 5. The lock of a folio of the staging file.
+//! 6. `Shard::map`, a spinlock: what is known of each page. A page that is found present under it
 //!    stays so.
-//! 6. The lock of a wait queue.
+//! 7. The lock of a wait queue.
 //!
-//! A fault waits for its page with none of them; if its caller cannot start again, with 3.
+//! A fault waits for its page with none of them; if its caller cannot start again, with 4.
 
 pub(crate) mod control;
 pub(crate) mod fault;

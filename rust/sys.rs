@@ -7,6 +7,7 @@
 //! `Documentation/upstream-gaps.rst` lists them.
 
 pub(crate) mod bindings;
+pub(crate) mod errno;
 pub(crate) mod fault;
 pub(crate) mod file;
 pub(crate) mod file_ops;

@@ -230,7 +230,7 @@ unsafe extern "C" {
     pub fn vmem_mmap_write_unlock(mm: *mut mm_struct);
 }
 unsafe extern "C" {
-    pub fn vmem_mmap_read_lock(mm: *mut mm_struct) -> ffi::c_int;
+    pub fn vmem_mmap_read_trylock(mm: *mut mm_struct) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_mmap_read_unlock(mm: *mut mm_struct);
@@ -240,6 +240,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_memcg_put(memcg: *mut mem_cgroup);
+}
+unsafe extern "C" {
+    pub fn vmem_available_memory() -> ffi::c_ulong;
 }
 unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;

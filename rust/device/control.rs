@@ -5,6 +5,7 @@
 use super::{
     name::Name,
     region::{
+        Attachment,
         Config,
         Region, //
     },
@@ -95,9 +96,13 @@ pub(crate) fn reserve_fd() -> Result<FileDescriptorReservation> {
 
 /// The two descriptors of a daemon: numbers first, then the answer, and the descriptors when nothing
 /// can fail any more.
-fn hand_out(handle: Handle, answer: impl FnOnce(&Region, i32, i32) -> Result) -> Result {
+fn hand_out(
+    handle: Handle,
+    daemon: Attachment,
+    answer: impl FnOnce(&Region, i32, i32) -> Result,
+) -> Result {
     let region = handle.region().clone();
-    let region_file = RegionFile::for_daemon(handle)?;
+    let region_file = RegionFile::for_daemon(handle, daemon)?;
     let (vmem_fd, shmem_fd) = (reserve_fd()?, reserve_fd()?);
     answer(
         &region,
@@ -139,15 +144,15 @@ fn create_vmem(arg: UserArg) -> Result {
         uid: call.uid,
         gid: call.gid,
     };
-    hand_out(
-        registry::add(region, name, access)?,
-        |region, vmem_fd, shmem_fd| {
-            call.size = region.size();
-            call.id = region.id();
-            (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
-            arg.write(&call)
-        },
-    )
+    // Attached before anybody can find it.
+    let daemon = Attachment::new(&region)?;
+    let handle = registry::add(region, name, access)?;
+    hand_out(handle, daemon, |region, vmem_fd, shmem_fd| {
+        call.size = region.size();
+        call.id = region.id();
+        (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
+        arg.write(&call)
+    })
 }
 
 /// ATTACH.
@@ -161,7 +166,8 @@ fn attach(arg: UserArg) -> Result {
         Some(name) => registry::find_name(name)?,
         None => registry::find_id(call.id)?,
     };
-    hand_out(handle, |region, vmem_fd, shmem_fd| {
+    let daemon = Attachment::new(handle.region())?;
+    hand_out(handle, daemon, |region, vmem_fd, shmem_fd| {
         call.size = region.size();
         (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
         arg.write(&call)

@@ -33,6 +33,9 @@ use crate::{
 };
 use kernel::prelude::*;
 
+/// How long a kernel thread waits for a page, in milliseconds.
+const KERNEL_THREAD_MS: u32 = 1000;
+
 static VM_OPS: VmOps<Mapped> = VmOps::new();
 static MAP_OPS: MapOps<Mapped> = MapOps::new();
 
@@ -63,6 +66,16 @@ impl Memory for Mapped {
             }
             match fault.waiting() {
                 Waiting::Never => return Answer::RETRY,
+                Waiting::Unlocked if fault.is_kernel_thread() => {
+                    // Its work is waited for when the process dies, and no signal reaches it: it must
+                    // not wait for long. Whom it works for touches the page again.
+                    if fault.tried() {
+                        return Answer::SIGBUS;
+                    }
+                    fault.unlock();
+                    region.await_page_for(pgoff, Patience::Killable, KERNEL_THREAD_MS);
+                    return Answer::RETRY;
+                }
                 Waiting::Unlocked => {
                     fault.unlock();
                     // However it ends, the fault starts again and sees.

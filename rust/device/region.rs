@@ -59,6 +59,9 @@ use kernel::{
     }, //
 };
 
+/// Bits a page that its map takes, not counting the small plane of planes.
+const PLANES: u64 = 3;
+
 /// What a region is created with.
 pub(crate) struct Config {
     /// Number of the region.
@@ -151,6 +154,13 @@ impl Region {
         let layout = Shards::new(config.nr_pages);
         let size = config.nr_pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
         let staging = Staging::new(&config.label, size)?;
+        // The page map of a huge region on a small machine is an error here, not a case for the OOM
+        // killer.
+        let words = words_for(layout.slots_per_shard()) as u64;
+        let map_bytes = words.saturating_mul(layout.count() as u64 * PLANES * 8);
+        if map_bytes > crate::sys::task::available_memory() / 2 {
+            return Err(ENOMEM);
+        }
         let mut shards = KVec::with_capacity(layout.count(), GFP_KERNEL)?;
         for _ in 0..layout.count() {
             shards.push(Shard::new(layout.slots_per_shard())?, GFP_KERNEL)?;
@@ -309,20 +319,25 @@ impl Region {
     /// Waits until the page has its answer or waiting is in vain. A page that does not come in time
     /// is unreadable from then on.
     pub(crate) fn await_page(&self, pgoff: u64, patience: Patience) -> Woken {
-        let Ok((shard, slots)) = self.page(pgoff) else {
-            return Woken::Done;
-        };
-        let woken = shard
-            .waiters
-            .wait(pgoff, patience, self.config.fault_timeout_ms, || {
-                self.is_settled(pgoff) || self.gives_up()
-            });
+        let limit_ms = self.config.fault_timeout_ms;
+        let woken = self.await_page_for(pgoff, patience, limit_ms);
         if woken == Woken::Timeout {
-            let settled = shard.map.lock().settle(slots, Verdict::Unreadable);
-            self.queued.add(-(settled.unqueued as i64), Relaxed);
-            shard.waiters.wake(pgoff, pgoff.saturating_add(1));
+            // The page may have come just now, and then stays.
+            if let Ok(page) = self.range(pgoff, 1) {
+                let _ = self.settle(page, Verdict::Unreadable);
+            }
         }
         woken
+    }
+
+    /// Waits in the same way, at most `limit_ms`, which says nothing of the page.
+    pub(crate) fn await_page_for(&self, pgoff: u64, patience: Patience, limit_ms: u32) -> Woken {
+        let Ok((shard, _)) = self.page(pgoff) else {
+            return Woken::Done;
+        };
+        shard.waiters.wait(pgoff, patience, limit_ms, || {
+            self.is_settled(pgoff) || self.gives_up()
+        })
     }
 
     /// Settles the pages of a block and wakes who waits for them. Returns how many have changed.
@@ -349,24 +364,20 @@ impl Region {
 
     /// Takes requests into `pages`, up to `max`, for which it has room.
     pub(crate) fn take_requests(&self, pages: &mut KVec<u64>, max: usize) {
-        let nr_shards = self.shards.len();
         let first = self.next_shard.load(Relaxed);
-        for step in 0..nr_shards {
+        let shards = || self.shards.iter().enumerate();
+        for (at, shard) in Iterator::chain(shards().skip(first), shards().take(first)) {
             let room = max.saturating_sub(pages.len());
             if room == 0 {
                 break;
             }
-            let at = (first + step) % nr_shards;
-            let Some(shard) = self.shards.get(at) else {
-                continue;
-            };
             let mut map = shard.map.lock();
             let taken = map.take(room, |slot| {
                 // There is room, so this does not fail.
                 let _ = pages.push_within_capacity(self.layout.pgoff(at, slot));
             });
             self.queued.add(-(taken as i64), Relaxed);
-            self.next_shard.store((at + 1) % nr_shards, Relaxed);
+            self.next_shard.store(at + 1, Relaxed);
         }
     }
 

@@ -76,24 +76,25 @@ impl RegionFile {
         )?)
     }
 
-    /// A region descriptor, for the daemon; `EBUSY` if there is one.
-    pub(crate) fn for_daemon(handle: Handle) -> Result<ARef<File>> {
-        let daemon = Attachment::new(handle.region())?;
+    /// A region descriptor, for the daemon that is attached.
+    pub(crate) fn for_daemon(handle: Handle, daemon: Attachment) -> Result<ARef<File>> {
         let data = Self::new(handle, Some(daemon))?;
         file::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
     }
 
-    /// A map descriptor.
-    fn for_mapping(handle: Handle) -> Result<ARef<File>> {
-        file::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, flags::O_RDWR)
+    /// A map descriptor, with the access mode `mode`.
+    fn for_mapping(handle: Handle, mode: u32) -> Result<ARef<File>> {
+        file::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
     }
 
-    fn get_map_fd(&self, arg: UserArg) -> Result {
+    /// GET_MAP_FD. Who may only read gets a descriptor that can only read.
+    fn get_map_fd(&self, file: &File, arg: UserArg) -> Result {
         let mut call: vmem_map_fd = arg.read()?;
         if call.flags != 0 {
             return Err(EINVAL);
         }
-        let file = Self::for_mapping(self.handle.duplicate()?)?;
+        let mode = file.flags() & flags::O_ACCMODE;
+        let file = Self::for_mapping(self.handle.duplicate()?, mode)?;
         let fd = control::reserve_fd()?;
         call.fd = fd.reserved_fd() as i32;
         arg.write(&call)?;
@@ -118,7 +119,7 @@ impl FileOps for RegionFile {
             VMEM_IOCTL_WAIT_READY => return serve::wait_ready(region, nonblock),
             VMEM_IOCTL_GET_PRESENT => return info::get_present(region, arg),
             VMEM_IOCTL_GET_INFO => return info::get_info(region, arg),
-            VMEM_IOCTL_GET_MAP_FD => return this.get_map_fd(arg),
+            VMEM_IOCTL_GET_MAP_FD => return this.get_map_fd(file, arg),
             _ => {}
         }
         let serves = this.daemon.is_some();
@@ -147,7 +148,7 @@ impl FileOps for RegionFile {
         let (pgoff, nr) = vma.pages();
         region.range(pgoff, nr)?;
         if region.is_plain() {
-            return vma.map_plain(region.staging());
+            return vma.map_plain(region.staging(), serve::plain_flags(region));
         }
         region.charge_to_current()?;
         vma.map(&this.map_file);
@@ -161,7 +162,7 @@ impl FileOps for RegionFile {
             return region.is_ready() || region.is_plain();
         }
         poll.on(&region.takers);
-        region.has_requests()
+        region.has_requests() || region.is_plain()
     }
 
     fn size(this: &Self) -> u64 {

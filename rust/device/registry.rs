@@ -123,6 +123,10 @@ impl Drop for Handle {
                 registry.flip_minor(node.minor);
             }
         }
+        if registry.entries.is_empty() {
+            // Nobody drops a static when the module goes.
+            registry.entries = KVec::new();
+        }
     }
 }
 

@@ -15,7 +15,12 @@ use crate::{
         }, //
     },
     sys::{
-        mm::Mappings,
+        errno,
+        memcg::Memcg,
+        mm::{
+            Mappings,
+            PlainFlags, //
+        },
         task::breathe,
         uapi::{
             vmem_fill,
@@ -35,10 +40,7 @@ use crate::{
         }, //
     }, //
 };
-use kernel::{
-    mm::virt::flags,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// Waits until `done`, for who may be interrupted; `EAGAIN` if it does not hold and `nonblock`.
 fn wait_for(
@@ -74,8 +76,13 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     let out = UserArray::new(call.pgoffs, call.nr)?;
     let mut pages = KVec::with_capacity(out.len(), GFP_KERNEL)?;
     while pages.is_empty() {
-        wait_for(&region.takers, nonblock, || region.has_requests())?;
+        wait_for(&region.takers, nonblock, || {
+            region.has_requests() || region.is_plain()
+        })?;
         region.take_requests(&mut pages, out.len());
+        if pages.is_empty() && region.is_plain() {
+            return Err(errno::nodata());
+        }
     }
     call.nr = pages.len() as u32;
     let handed_over = out.write(&pages).and_then(|()| arg.write(&call));
@@ -152,8 +159,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
                 for absent in region.absent_runs(block)? {
                     let skip = (absent.start() - range.start()) * PAGE_SIZE;
                     let addr = from.addr.checked_add(skip).ok_or(EFAULT)?;
-                    region.staging().write(absent, addr, charge.as_deref())?;
-                    call.changed += region.settle(absent, Verdict::Present)?;
+                    fill_run(region, absent, addr, charge.as_deref(), &mut call.changed)?;
                 }
             }
             call.done += 1;
@@ -163,6 +169,33 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     let result = fill();
     arg.write(&call)?;
     result
+}
+
+/// Fills and marks a run of absent pages, which lies in one block whose `fill` is held. What was
+/// copied before an error is marked.
+fn fill_run(
+    region: &Region,
+    run: PageRange,
+    from: u64,
+    charge: Option<&Memcg>,
+    changed: &mut u64,
+) -> Result {
+    let mut at = run.start();
+    while at < run.end() {
+        let rest = region.range(at, run.end() - at)?;
+        let addr = from
+            .checked_add((at - run.start()) * PAGE_SIZE)
+            .ok_or(EFAULT)?;
+        let pages = region.staging().write(rest, addr, charge)? / PAGE_SIZE;
+        if pages == 0 {
+            // It stopped within a page: that is user memory which cannot be read. Where there is no
+            // memory it stops before a page, and says so.
+            return Err(EFAULT);
+        }
+        *changed += region.settle(region.range(at, pages)?, Verdict::Present)?;
+        at += pages;
+    }
+    Ok(())
 }
 
 /// MAKE_PAGES_PRESENT.
@@ -199,12 +232,15 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
     }
     region.set_plain();
     region.starters.wake_all();
-    // A file on a node or an anonymous inode takes away what plain shared memory may do.
-    let mut set = flags::MAYEXEC;
-    if region.wants_huge() {
-        set |= flags::HUGEPAGE;
+    region.takers.wake_all();
+    Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))
+}
+
+/// The flags that a mapping gets when it is plain memory.
+pub(crate) fn plain_flags(region: &Region) -> PlainFlags {
+    PlainFlags {
+        huge: region.wants_huge(),
     }
-    Mappings::<Mapped>::of(region.staging()).make_plain(set)
 }
 
 /// A program discards pages (MADV_REMOVE): they are zeros from now on, also those that were absent,

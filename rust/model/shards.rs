@@ -7,6 +7,7 @@
 //! shard a page has a *slot*.
 
 use super::range::{PageRange, BLOCK_PAGES};
+use core::num::NonZeroU64;
 
 /// The most shards of a region: enough for 64 threads, and 64 of them are small.
 const MAX_SHARDS: u64 = 64;
@@ -15,7 +16,7 @@ const MAX_SHARDS: u64 = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shards {
     nr_pages: u64,
-    nr_shards: u64,
+    nr_shards: NonZeroU64,
 }
 
 /// Slots `[first, first + nr)` of a shard; they lie in one block.
@@ -32,19 +33,19 @@ impl Shards {
         let blocks = nr_pages.div_ceil(BLOCK_PAGES);
         Self {
             nr_pages,
-            nr_shards: blocks.clamp(1, MAX_SHARDS),
+            nr_shards: NonZeroU64::new(blocks.min(MAX_SHARDS)).unwrap_or(NonZeroU64::MIN),
         }
     }
 
     /// How many shards there are, at least one.
     pub(crate) fn count(self) -> usize {
-        self.nr_shards as usize
+        self.nr_shards.get() as usize
     }
 
     /// Slots that each shard must have room for: whole blocks, the same number in each.
     pub(crate) fn slots_per_shard(self) -> usize {
         let blocks = self.nr_pages.div_ceil(BLOCK_PAGES);
-        (blocks.div_ceil(self.nr_shards) * BLOCK_PAGES) as usize
+        (blocks.div_ceil(self.nr_shards.get()) * BLOCK_PAGES) as usize
     }
 
     /// Where the pages of `range` are, which lies within one block (see [`PageRange::blocks`]).
@@ -61,7 +62,7 @@ impl Shards {
     /// The page in `slot` of `shard`: the inverse of [`Self::locate`].
     pub(crate) fn pgoff(self, shard: usize, slot: usize) -> u64 {
         let slot = slot as u64;
-        let block = slot / BLOCK_PAGES * self.nr_shards + shard as u64;
+        let block = slot / BLOCK_PAGES * self.nr_shards.get() + shard as u64;
         block * BLOCK_PAGES + slot % BLOCK_PAGES
     }
 }

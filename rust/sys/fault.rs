@@ -102,13 +102,31 @@ impl Fault<'_> {
         }
     }
 
-    /// What may end its wait.
+    /// What may end its wait. A system call that touches the page cannot be left for a signal that
+    /// does not kill: it would start again at once, and again; it is given one chance to look.
     pub(crate) fn patience(&self) -> Patience {
-        if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) {
+        let leaves = self.has(c::fault_flag_FAULT_FLAG_USER) || !self.tried();
+        if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) && leaves {
             Patience::Interruptible
         } else {
             Patience::Killable
         }
+    }
+
+    /// Whether it has waited before.
+    pub(crate) fn tried(&self) -> bool {
+        self.has(c::fault_flag_FAULT_FLAG_TRIED)
+    }
+
+    /// Whether a kernel thread faults for somebody else (KVM's asynchronous page faults), which no
+    /// signal reaches.
+    pub(crate) fn is_kernel_thread(&self) -> bool {
+        // SAFETY: The running task is valid, and its fields are its own to read.
+        let (flags, mm) = unsafe {
+            let task = kernel::task::Task::current_raw();
+            ((*task).flags, (*task).mm)
+        };
+        flags & c::PF_KTHREAD != 0 && mm.is_null()
     }
 
     /// Whether the task is writing its core dump.

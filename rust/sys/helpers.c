@@ -91,8 +91,13 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 {
-	return vfs_fallocate(staging, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			     pos, len);
+	/*
+	 * Not vfs_fallocate(): when a program discards pages, that has begun
+	 * already, for another file of the same inode.
+	 */
+	return staging->f_op->fallocate(staging,
+					FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					pos, len);
 }
 
 /* Writes from user memory, charged to @charge (to the caller, if NULL). */
@@ -158,6 +163,8 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 		.address = addr,
 	};
 
+	if (PageHWPoison(page))
+		return (__force unsigned int)VM_FAULT_HWPOISON;
 	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, write);
 }
 
@@ -282,9 +289,9 @@ void vmem_mmap_write_unlock(struct mm_struct *mm)
 	mmap_write_unlock(mm);
 }
 
-int vmem_mmap_read_lock(struct mm_struct *mm)
+int vmem_mmap_read_trylock(struct mm_struct *mm)
 {
-	return mmap_read_lock_killable(mm);
+	return mmap_read_trylock(mm);
 }
 
 void vmem_mmap_read_unlock(struct mm_struct *mm)
@@ -300,6 +307,14 @@ struct mem_cgroup *vmem_memcg_of_current(void)
 void vmem_memcg_put(struct mem_cgroup *memcg)
 {
 	mem_cgroup_put(memcg);
+}
+
+/* Bytes that can be had without swapping. */
+unsigned long vmem_available_memory(void)
+{
+	long pages = si_mem_available();
+
+	return pages < 0 ? 0 : (unsigned long)pages << PAGE_SHIFT;
 }
 
 int vmem_fatal_signal_pending(void)

@@ -66,14 +66,15 @@ int vmem_mmget(struct mm_struct *mm);
 void vmem_mmdrop(struct mm_struct *mm);
 int vmem_mmap_write_lock(struct mm_struct *mm);
 void vmem_mmap_write_unlock(struct mm_struct *mm);
-int vmem_mmap_read_lock(struct mm_struct *mm);
+int vmem_mmap_read_trylock(struct mm_struct *mm);
 void vmem_mmap_read_unlock(struct mm_struct *mm);
 
 /* Memory cgroups. */
 struct mem_cgroup *vmem_memcg_of_current(void);
 void vmem_memcg_put(struct mem_cgroup *memcg);
 
-/* The task that runs. */
+/* The task that runs, and the machine. */
+unsigned long vmem_available_memory(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

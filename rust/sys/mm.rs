@@ -26,6 +26,9 @@ use kernel::{
     prelude::*, //
 };
 
+/// How often the lock of an address space is tried, a millisecond apart.
+const LOCK_TRIES: u32 = 100;
+
 /// The mappings of a staging file that have our operations.
 pub(crate) struct Mappings<'a, M> {
     staging: &'a Staging,
@@ -77,16 +80,16 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    /// Turns every mapping into what mmap() of the staging file gives. Each gets the flags `set`.
+    /// Turns every mapping into what mmap() of the staging file gives.
     ///
     /// `EINTR` if the task is being killed; some are then left.
-    pub(crate) fn make_plain(&self, set: usize) -> Result {
+    pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
         loop {
             let mut progress = false;
             for space in self.address_spaces()? {
                 // One that is being torn down has nobody who would fault.
                 if let Some(mut locked) = space.write()? {
-                    progress |= self.make_plain_in(&mut locked, set)?;
+                    progress |= self.make_plain_in(&mut locked, plain)?;
                 }
             }
             // A fork may have copied a mapping before it was changed.
@@ -96,7 +99,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    fn make_plain_in(&self, space: &mut WriteLocked, set: usize) -> Result<bool> {
+    fn make_plain_in(&self, space: &mut WriteLocked, plain: PlainFlags) -> Result<bool> {
         let mut progress = false;
         for vma in space.vmas() {
             if !self.is_ours(vma) {
@@ -106,7 +109,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
             // tables hold pages of the same address space as before.
             unsafe {
                 to_result(bindings::vmem_vma_make_plain(vma, self.staging.as_ptr()))?;
-                bindings::vmem_vma_set_flags(vma, set, flags::DONTEXPAND);
+                plain.give(vma);
             }
             progress = true;
         }
@@ -178,6 +181,32 @@ impl<'a, M: Memory> Mappings<'a, M> {
     }
 }
 
+/// What a mapping may do and shall have when it is plain memory.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainFlags {
+    /// As with madvise(MADV_HUGEPAGE).
+    pub(crate) huge: bool,
+}
+
+impl PlainFlags {
+    /// Gives them to a VMA.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is being made, or the lock of its address space is held for writing.
+    pub(super) unsafe fn give(self, vma: *mut c::vm_area_struct) {
+        // A file on an anonymous inode takes this away, which shared anonymous memory has.
+        let mut set = flags::MAYEXEC;
+        // SAFETY: By the safety requirement.
+        unsafe {
+            if self.huge && (*vma).__bindgen_anon_2.vm_flags & flags::NOHUGEPAGE == 0 {
+                set |= flags::HUGEPAGE;
+            }
+            bindings::vmem_vma_set_flags(vma, set, flags::DONTEXPAND);
+        }
+    }
+}
+
 /// An address space, which may have lost its last user.
 ///
 /// # Invariants
@@ -197,15 +226,20 @@ impl AddressSpace {
             .transpose()
     }
 
-    /// Locks it against changes of its mappings; [`None`] if it has no user any more.
+    /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
+    /// is not to be had: its holder may wait for what the caller has to bring.
     fn read(&self) -> Result<Option<ReadLocked>> {
-        self.user()?
-            .map(|user| -> Result<_> {
-                // SAFETY: `user` holds the address space.
-                to_result(unsafe { bindings::vmem_mmap_read_lock(user.0) })?;
-                Ok(ReadLocked(user))
-            })
-            .transpose()
+        let Some(user) = self.user()? else {
+            return Ok(None);
+        };
+        for _ in 0..LOCK_TRIES {
+            // SAFETY: `user` holds the address space.
+            if unsafe { bindings::vmem_mmap_read_trylock(user.0) } != 0 {
+                return Ok(Some(ReadLocked(user)));
+            }
+            super::task::nap()?;
+        }
+        Ok(None)
     }
 
     fn user(&self) -> Result<Option<User>> {

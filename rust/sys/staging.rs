@@ -73,9 +73,9 @@ impl Staging {
         to_result(unsafe { bindings::vmem_shmem_drop(self.as_ptr(), pos, len) })
     }
 
-    /// Copies `range` from user memory at `from`, charged to `charge`. `EFAULT` if that cannot be
-    /// read as a whole.
-    pub(crate) fn write(&self, range: PageRange, from: u64, charge: Option<&Memcg>) -> Result {
+    /// Copies `range` from user memory at `from`, charged to `charge`. Returns how many bytes it has
+    /// copied, at least one; fewer than `range` has if there was an error on the way.
+    pub(crate) fn write(&self, range: PageRange, from: u64, charge: Option<&Memcg>) -> Result<u64> {
         let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
         let len = usize::try_from(range.bytes().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
         let from = usize::try_from(from).map_err(|_| EFAULT)?;
@@ -83,10 +83,10 @@ impl Staging {
         // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced
         // for the time of the call; `from` is checked by the function as any user address.
         let wrote = unsafe { bindings::vmem_shmem_write(self.as_ptr(), pos, from, len, charge) };
-        match usize::try_from(wrote) {
-            Ok(wrote) if wrote == len => Ok(()),
-            Ok(_) => Err(EFAULT),
-            Err(_) => to_result(wrote as i32),
+        match u64::try_from(wrote) {
+            Ok(0) => Err(EFAULT),
+            Ok(wrote) => Ok(wrote),
+            Err(_) => Err(Error::from_errno(wrote as i32)),
         }
     }
 }

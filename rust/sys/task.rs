@@ -5,6 +5,20 @@
 use super::bindings;
 use kernel::prelude::*;
 
+/// Memory that can be had without swapping, in bytes.
+pub(crate) fn available_memory() -> u64 {
+    // SAFETY: Reads counters.
+    unsafe { bindings::vmem_available_memory() as u64 }
+}
+
+/// Sleeps for a millisecond, or stops (`EINTR`) if the task is being killed.
+pub(crate) fn nap() -> Result {
+    let left = kernel::time::msecs_to_jiffies(1) as isize;
+    // SAFETY: As for `breathe`; the time is not negative.
+    unsafe { kernel::bindings::schedule_timeout_killable(left) };
+    breathe()
+}
+
 /// Between two pieces of long work: lets others run, and stops (`EINTR`) if the task is being killed.
 pub(crate) fn breathe() -> Result {
     // SAFETY: Callers are in process context and hold no spinlock: they are between two pieces of

@@ -9,11 +9,13 @@
 
 use super::{
     bindings,
+    errno,
     fault::{
         Answer,
         Fault, //
     },
     file::into_file,
+    mm::PlainFlags,
     staging::Staging, //
 };
 use crate::model::range::PageRange;
@@ -123,6 +125,8 @@ impl<M: Memory> MapOps<M> {
                 owner: crate::THIS_MODULE.as_ptr(),
                 release: Some(Self::release),
                 fallocate: Some(Self::fallocate),
+                // As shmem: there is no disk to wait for.
+                fsync: Some(kernel::bindings::noop_fsync),
                 ..pin_init::zeroed()
             },
             _type: PhantomData,
@@ -155,7 +159,7 @@ impl<M: Memory> MapOps<M> {
         let punch = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
         let discard = || -> Result {
             if mode as u32 != punch {
-                return Err(Error::from_errno(-(kernel::bindings::EOPNOTSUPP as i32)));
+                return Err(errno::opnotsupp());
             }
             let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else {
                 return Err(EINVAL);
@@ -256,7 +260,9 @@ impl NewVma<'_> {
     }
 
     /// Makes it a mapping of the staging file, with nothing of ours in it.
-    pub(crate) fn map_plain(self, staging: &Staging) -> Result {
+    pub(crate) fn map_plain(self, staging: &Staging, plain: PlainFlags) -> Result {
+        // SAFETY: The VMA is being made.
+        unsafe { plain.give(self.vma) };
         // SAFETY: The VMA is being made, so it may change its file.
         kernel::error::to_result(unsafe {
             bindings::vmem_vma_mmap_plain(self.vma, staging.as_ptr())

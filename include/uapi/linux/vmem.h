@@ -91,9 +91,11 @@ struct vmem_features {
 };
 
 /**
- * VMEM_CREATE_HUGE: when the region becomes plain memory its mappings get
- * what madvise(MADV_HUGEPAGE) gives. shmem's own switches
- * (/sys/kernel/mm/transparent_hugepage/shmem_enabled) still decide.
+ * VMEM_CREATE_HUGE: when the region becomes plain memory its mappings get the
+ * flag that madvise(MADV_HUGEPAGE) sets, but for those with MADV_NOHUGEPAGE.
+ * shmem's own switches (/sys/kernel/mm/transparent_hugepage/shmem_enabled) still
+ * decide, and khugepaged looks only at processes that it knows: those that have
+ * called madvise(MADV_HUGEPAGE) for some memory, or have such anonymous memory.
  */
 #define VMEM_CREATE_HUGE	(1U << 0)
 /**
@@ -110,13 +112,14 @@ struct vmem_features {
  * @size: in: size in bytes, not zero; out: rounded up to whole pages
  * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS
  * @fault_timeout_ms: a page for which a touch has waited this long, in
- *	milliseconds, is taken as unreadable: SIGBUS. 0 waits without end
+ *	milliseconds and without being interrupted by a signal, is taken as
+ *	unreadable: SIGBUS. 0 waits without end
  * @name: empty, or the name of the node /dev/vmem/NAME: 1 to 31 of
  *	``A-Z a-z 0-9 . _ -``, not beginning with a dot, not ``control``;
  *	padded with NUL bytes
- * @mode: permission bits of the node, 0 to 0777; 0 without a name
- * @uid: owner of the node, or VMEM_ID_KEEP
- * @gid: group of the node, or VMEM_ID_KEEP
+ * @mode: permission bits of the node, up to 0777; 0 is 0600. 0 without a name
+ * @uid: owner of the node, or VMEM_ID_KEEP; nothing without a name
+ * @gid: group of the node, or VMEM_ID_KEEP; nothing without a name
  * @vmem_fd: out: the region descriptor, close-on-exec
  * @shmem_fd: out: the staging file, close-on-exec. Its size is sealed.
  * @reserved0: zero
@@ -125,7 +128,8 @@ struct vmem_features {
  *
  * On the control descriptor. The caller is the region's daemon.
  *
- * Errors: EINVAL (size, mode or name), EFBIG (size over VMEM_MAX_SIZE),
+ * Errors: EINVAL (size, mode, name, or an id that the caller's user namespace
+ * does not have), EFBIG (size over VMEM_MAX_SIZE),
  * EEXIST (the name is taken), ENOSPC (no more nodes), EMFILE, ENFILE.
  */
 struct vmem_create {
@@ -189,10 +193,11 @@ struct vmem_range {
  *
  * On the region descriptor. Waits until a page is wanted, unless the descriptor
  * is O_NONBLOCK; poll() says POLLIN when one is. A page is requested once,
- * however many threads wait for it, until it is marked. A batch is sorted by
- * page offset within runs; its order says nothing of the order of the faults.
+ * however many threads wait for it, until it is marked. The order of a batch
+ * says nothing of the order of the faults.
  *
- * Errors: EAGAIN (O_NONBLOCK, and no page is wanted), EINTR.
+ * Errors: EAGAIN (O_NONBLOCK, and no page is wanted), EINTR, ENODATA (the region
+ * is plain memory: no request will come any more).
  */
 struct vmem_page_request {
 	__u64 pgoffs;
@@ -216,6 +221,10 @@ struct vmem_page_request {
  *	with the contents it has; an unreadable one becomes present.
  *
  * On the region descriptor. Wakes who waits for the pages.
+ *
+ * Between a write to the staging file and this call the program may discard the
+ * page (MADV_REMOVE), which makes it present and zero; the write would then be
+ * seen. VMEM_FILL_PAGES does both as one and does not have this gap.
  */
 struct vmem_mark {
 	__u64 ranges;
@@ -247,8 +256,11 @@ struct vmem_fill_range {
  *	as it is; an unreadable one is filled.
  *
  * On the region descriptor. Copies the contents into the staging file, without
- * zeroing first, charged to the memory cgroup of the program that maps the
- * region, and marks the pages, each only if it is not present yet.
+ * zeroing first, and marks the pages, each only if it is not present yet. The
+ * pages are charged to the memory cgroup of the program that mapped the region
+ * first (before anybody has, to the caller's).
+ *
+ * Errors: EFAULT (contents that cannot be read), ENOMEM, ENOSPC.
  */
 struct vmem_fill {
 	__u64 ranges;
@@ -268,7 +280,9 @@ struct vmem_fill {
  *
  * On the region descriptor. Puts those pages of the ranges that are present
  * into the page tables of every process that maps them, so that a touch will
- * not fault. Absent pages are passed over.
+ * not fault. Absent pages are passed over, and so is a process whose mmap lock is
+ * not to be had within a tenth of a second: it may be held by somebody who waits
+ * for a page that the caller has to bring.
  */
 struct vmem_populate {
 	__u64 ranges;
