@@ -138,6 +138,9 @@ pub struct vmem_info {
     pub reserved: [__u64; 3usize],
 }
 unsafe extern "C" {
+    pub static mut __this_module: module;
+}
+unsafe extern "C" {
     pub fn vmem_shmem_create(name: *const ffi::c_char, size: ffi::c_ulong) -> *mut file;
 }
 unsafe extern "C" {

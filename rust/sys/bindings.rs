@@ -21,6 +21,7 @@ use kernel::{
         inode,
         mem_cgroup,
         mm_struct,
+        module,
         page,
         vm_area_struct,
         vm_fault,

@@ -91,7 +91,7 @@ impl<T: FileOps> FileOpsTable<T> {
     pub(crate) const fn new() -> Self {
         Self {
             ops: kernel::bindings::file_operations {
-                owner: crate::THIS_MODULE.as_ptr(),
+                owner: &raw mut bindings::__this_module,
                 open: if T::HAS_OPEN { Some(Self::open) } else { None },
                 release: Some(Self::release),
                 unlocked_ioctl: if T::HAS_IOCTL {

@@ -20,10 +20,14 @@ struct folio;
 struct inode;
 struct mem_cgroup;
 struct mm_struct;
+struct module;
 struct page;
 struct vm_area_struct;
 struct vm_fault;
 struct vm_operations_struct;
+
+/* This module: what THIS_MODULE points to. */
+extern struct module __this_module;
 
 /* Staging files. A pointer that is not valid is an error, as in C. */
 struct file *vmem_shmem_create(const char *name, unsigned long size);

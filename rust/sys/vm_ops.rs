@@ -122,7 +122,7 @@ impl<M: Memory> MapOps<M> {
     pub(crate) const fn new() -> Self {
         Self {
             ops: kernel::bindings::file_operations {
-                owner: crate::THIS_MODULE.as_ptr(),
+                owner: &raw mut bindings::__this_module,
                 release: Some(Self::release),
                 fallocate: Some(Self::fallocate),
                 // As shmem: there is no disk to wait for.

@@ -3,6 +3,8 @@
 
 mod file;
 mod region;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::io;

@@ -5,6 +5,9 @@
 //! page and in that order; anything else ends the connection. (That the pages are the right ones, only
 //! the peer can know.)
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{TcpStream, ToSocketAddrs};

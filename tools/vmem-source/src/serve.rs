@@ -5,6 +5,8 @@
 //! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins.
 
 mod connection;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -14,6 +14,8 @@ pub(crate) mod greeting;
 pub(crate) mod pages;
 pub(crate) mod question;
 pub(crate) mod refusal;
+#[cfg(test)]
+mod tests;
 
 pub use refusal::ErrorCode;
 

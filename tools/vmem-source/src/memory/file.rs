@@ -93,3 +93,26 @@ impl FileMemory {
         self.file.read_exact_at(&mut buffer[..in_file], range.bytes().start).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::tests::memfd;
+    use crate::page::range;
+
+    /// A hole is known without a read: asking for a terabyte of it is no work.
+    #[test]
+    fn holes_are_not_read() {
+        const PAGES: u64 = 1 << 28;
+        let size = PAGES * PAGE_SIZE as u64;
+        let memory = FileMemory::new(memfd(size, &[5]), size);
+        let hole = |first, count| memory.hole_pages(range(first, count).expect("a range"));
+        assert_eq!(hole(0, PAGES), 5);
+        assert_eq!(hole(5, PAGES - 5), 0);
+        assert_eq!(hole(6, PAGES - 6), PAGES - 6);
+        assert_eq!(hole(0, 3), 3);
+        let mut chunk = Chunk::new();
+        assert_eq!(memory.read(range(6, PAGES - 6).expect("a range"), &mut chunk), None);
+        assert_eq!((chunk.runs().len(), chunk.data().len()), (1, 0));
+    }
+}

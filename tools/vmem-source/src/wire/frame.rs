@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The frame around everything after the greetings.
 
+use super::fields::Fields;
 use super::{MAX_EXPORTS, WireError, exports, question, refusal};
 use crate::source::MAX_ASK_RANGES;
 
 /// Size of a frame's header in bytes.
-pub(crate) const HEADER_SIZE: usize = 16;
+pub(crate) const HEADER_SIZE: usize = 20;
 
 /// The longest payload of any frame in bytes.
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
@@ -63,33 +64,42 @@ pub(crate) struct Header {
     pub(crate) length: u32,
     /// Which question the frame belongs to; 0 if to none.
     pub(crate) tag: u32,
+    /// Checksum of the payload.
     checksum: u32,
-    covered: u32,
 }
 
 /// The header of a frame with the payload `parts`, one after the other.
 pub(crate) fn encode(kind: Type, tag: u32, parts: &[&[u8]]) -> [u8; HEADER_SIZE] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     debug_assert!(length <= kind.limit() as usize, "{} of {length} bytes", kind.name());
+    let payload = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
     let mut header = [0; HEADER_SIZE];
     header[0..4].copy_from_slice(&(length as u32).to_le_bytes());
     header[4] = kind as u8;
     header[8..12].copy_from_slice(&tag.to_le_bytes());
-    let start = crc32c::crc32c(&header[..12]);
-    let checksum = parts.iter().fold(start, |crc, part| crc32c::crc32c_append(crc, part));
-    header[12..16].copy_from_slice(&checksum.to_le_bytes());
+    header[12..16].copy_from_slice(&payload.to_le_bytes());
+    let own = crc32c::crc32c(&header[..16]);
+    header[16..20].copy_from_slice(&own.to_le_bytes());
     header
 }
 
 impl Header {
-    /// Takes a header. Only what is needed to take the payload is believed of it, and that within
-    /// limits; the rest when [`verify`](Self::verify) has seen the payload.
+    /// Takes a header, which has a checksum of its own: a damaged length would have us wait for bytes that do not come.
     pub(crate) fn decode(bytes: &[u8; HEADER_SIZE]) -> Result<Self, WireError> {
-        let mut fields = super::fields::Fields::new("header", bytes);
+        let mut fields = Fields::new("header", bytes);
         let length = fields.u32()?;
         let [kind, reserved @ ..] = fields.bytes::<4>()?;
         let tag = fields.u32()?;
         let checksum = fields.u32()?;
+        let said = fields.u32()?;
+        let found = crc32c::crc32c(&bytes[..16]);
+        if said != found {
+            return Err(WireError::Checksum {
+                what: "a header",
+                said,
+                found,
+            });
+        }
         let kind = Type::try_from(kind)?;
         if reserved != [0; 3] {
             return Err(WireError::Reserved("a header"));
@@ -106,13 +116,12 @@ impl Header {
             length,
             tag,
             checksum,
-            covered: crc32c::crc32c(&bytes[..12]),
         })
     }
 
-    /// Whether header and payload are what was sent.
+    /// Whether the payload is what was sent.
     pub(crate) fn verify(&self, payload: &[u8]) -> Result<(), WireError> {
-        let found = crc32c::crc32c_append(self.covered, payload);
+        let found = crc32c::crc32c(payload);
         if found == self.checksum {
             Ok(())
         } else {

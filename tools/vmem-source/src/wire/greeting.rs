@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The first 24 bytes in each direction.
 
+use super::fields::Fields;
 use super::{VERSION, WireError};
 use crate::source::Lane;
 
@@ -36,7 +37,7 @@ impl Greeting {
     /// Magic and version come first and stay where they are in every version: they must be
     /// understood by whoever speaks another one.
     pub(crate) fn decode(bytes: &[u8; SIZE]) -> Result<Self, WireError> {
-        let mut fields = super::fields::Fields::new("greeting", bytes);
+        let mut fields = Fields::new("greeting", bytes);
         let magic = fields.bytes()?;
         if magic != MAGIC {
             return Err(WireError::Magic(magic));
