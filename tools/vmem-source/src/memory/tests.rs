@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is read of memory is what is in it, or is said to be unreadable.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vmem::PAGE_SIZE;
+
+use super::*;
+use crate::answer::{Answer, Contents};
+use crate::page::range;
+
+/// A memfd, which knows holes, of `size` bytes, in which each of `pages` holds its number plus one.
+pub(crate) fn memfd(size: u64, pages: &[u64]) -> File {
+    let file = File::from(memfd_create("source", MemfdFlags::CLOEXEC).expect("a memfd"));
+    for page in pages {
+        let byte = (page % 255) as u8 + 1;
+        file.write_all_at(&[byte; PAGE_SIZE], page * PAGE_SIZE as u64).expect("room");
+    }
+    file.set_len(size).expect("a size");
+    file
+}
+
+/// What `NAME=PATH` is for an open file.
+pub(crate) fn spec(name: &str, file: &File) -> String {
+    format!("{name}=/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn open(file: &File) -> Memory {
+    Memory::open(&spec("ram", file)).expect("memory")
+}
+
+/// All of `memory`, as runs of (first, count, first byte or None).
+fn read(memory: &Memory, first: u64, count: u64) -> Vec<(u64, u64, Option<u8>)> {
+    let mut found = Vec::new();
+    let mut rest = range(first, count);
+    let mut chunk = Chunk::new();
+    while let Some(range) = rest {
+        chunk.clear();
+        rest = memory.read(range, &mut chunk);
+        let answer = Answer::new(0, chunk.runs(), chunk.data()).expect("consistent");
+        assert!(answer.pages() > 0, "no progress");
+        found.extend(answer.contents().map(|(range, contents)| {
+            let byte = match contents {
+                Contents::Data(data) => Some(data[0]),
+                Contents::Zero => Some(0),
+                Contents::Unreadable => None,
+            };
+            (range.first().get(), range.count(), byte)
+        }));
+    }
+    found
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn holes_and_zero_pages_are_zero_and_data_is_itself() {
+    let file = memfd(MIB, &[3, 7]);
+    file.write_all_at(&[0; PAGE_SIZE], 5 * PAGE_SIZE as u64).expect("room");
+    let memory = open(&file);
+    assert_eq!(memory.export().pages, 256);
+    let expected = [
+        (0, 3, Some(0)),
+        (3, 1, Some(4)),
+        (4, 3, Some(0)),
+        (7, 1, Some(8)),
+        (8, 248, Some(0)),
+    ];
+    assert_eq!(read(&memory, 0, 256), expected);
+    assert_eq!(read(&memory, 3, 1), [(3, 1, Some(4))]);
+    assert_eq!(read(&memory, 200, 56), [(200, 56, Some(0))]);
+}
+
+#[test]
+fn data_longer_than_a_chunk_is_read_in_chunks() {
+    let pages: Vec<u64> = (10..300).collect();
+    let memory = open(&memfd(2 * MIB, &pages));
+    let found = read(&memory, 0, 512);
+    assert_eq!(found[0], (0, 10, Some(0)));
+    assert_eq!(found[1], (10, 64, Some(11)));
+    assert_eq!(found.iter().map(|run| run.1).sum::<u64>(), 512);
+    assert_eq!(found.last(), Some(&(300, 212, Some(0))));
+}
+
+#[test]
+fn the_last_page_ends_in_zeros() {
+    let file = memfd(0, &[]);
+    file.write_all_at(&[7; PAGE_SIZE + 10], 0).expect("room");
+    let memory = open(&file);
+    assert_eq!(memory.export().pages, 2);
+    let mut chunk = Chunk::new();
+    assert_eq!(memory.read(range(0, 2).expect("a range"), &mut chunk), None);
+    assert_eq!(chunk.data().len(), 2 * PAGE_SIZE);
+    assert!(chunk.data()[..PAGE_SIZE + 10].iter().all(|byte| *byte == 7));
+    assert!(chunk.data()[PAGE_SIZE + 10..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_a_file_has_lost_is_unreadable_and_not_zero() {
+    let file = memfd(10 * PAGE_SIZE as u64, &[0, 1, 2, 3, 4, 9]);
+    let memory = open(&file);
+    file.set_len(3 * PAGE_SIZE as u64 + 1).expect("a size");
+    assert_eq!(read(&memory, 0, 1), [(0, 1, Some(1))]);
+    let found = read(&memory, 0, 10);
+    assert_eq!(found[0..1], [(0, 3, Some(1))]);
+    assert!(found[1..].iter().all(|run| run.2.is_none()), "{found:?}");
+    assert_eq!(
+        found[1..].iter().map(|run| run.1).sum::<u64>(),
+        7,
+        "the page that was cut is unreadable as a whole"
+    );
+    file.set_len(0).expect("a size");
+    assert_eq!(read(&memory, 5, 5), [(5, 5, None)]);
+}
+
+#[test]
+fn what_a_file_has_grown_is_not_offered() {
+    let file = memfd(PAGE_SIZE as u64, &[0]);
+    let memory = open(&file);
+    file.set_len(MIB).expect("a size");
+    assert_eq!(memory.export().pages, 1);
+    assert_eq!(read(&memory, 0, 1), [(0, 1, Some(1))]);
+}
+
+#[test]
+fn identity_is_that_of_the_file() {
+    let (one, other) = (memfd(MIB, &[1]), memfd(MIB, &[1]));
+    assert_eq!(open(&one).export(), open(&one).export());
+    assert_ne!(open(&one).export().identity, open(&other).export().identity);
+}
+
+#[test]
+fn what_is_no_memory_is_refused_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let fifo = directory.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
+    let empty = directory.path().join("empty");
+    File::create(&empty).expect("a file");
+    let huge = directory.path().join("huge");
+    let refused = |path: &Path| {
+        Memory::open(&format!("ram={}", path.display()))
+            .map(|_| ())
+            .expect_err("no memory")
+    };
+    assert!(matches!(refused(&fifo), MemoryError::NotMemory { .. }));
+    assert!(matches!(refused(directory.path()), MemoryError::NotMemory { .. }));
+    assert!(matches!(refused(Path::new("/dev/null")), MemoryError::NotMemory { .. }));
+    assert!(matches!(refused(&empty), MemoryError::Size { size: 0, .. }));
+    assert!(matches!(refused(&huge), MemoryError::Io { .. }));
+    let file = memfd((1 << 44) + 1, &[]);
+    assert!(matches!(
+        Memory::open(&spec("ram", &file)).map(|_| ()),
+        Err(MemoryError::Size { .. })
+    ));
+    assert!(matches!(Memory::open("ram").map(|_| ()), Err(MemoryError::Spec(_))));
+    assert!(matches!(
+        Memory::open("control=/dev/null").map(|_| ()),
+        Err(MemoryError::Name(_))
+    ));
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A peer that is broken, hostile or slow gets an error, and never a page into a region.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Instant;
+
+use vmem::{Name, PAGE_SIZE};
+
+use super::*;
+use crate::answer::{Contents, Kind};
+use crate::page::range;
+use crate::wire::ErrorCode;
+use crate::wire::frame::encode;
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A server that serves one connection in its own way.
+fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("its address");
+    thread::spawn(move || serve(listener.accept().expect("a connection").0));
+    address
+}
+
+/// A server that sends these bytes, whatever it is asked, and closes when the other side does.
+fn sender(bytes: Vec<u8>) -> SocketAddr {
+    server(move |mut socket| {
+        // Who has heard enough may be gone already.
+        let _ = socket.write_all(&bytes);
+        let _ = socket.shutdown(std::net::Shutdown::Write);
+        let _ = socket.read_to_end(&mut Vec::new());
+    })
+}
+
+fn frame(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
+    [&encode(kind, tag, &[payload])[..], payload].concat()
+}
+
+/// The beginning of every conversation: a greeting, and one export of ten pages.
+fn hello(lane: Lane) -> Vec<u8> {
+    let export = Export {
+        name: Name::new("ram").expect("a name"),
+        pages: 10,
+        identity: 1,
+    };
+    let exports = frame(Type::Exports, 0, &exports::encode(&[export]));
+    [&Greeting { lane, features: 0 }.encode()[..], &exports].concat()
+}
+
+fn pages_frame(tag: u32, export: u32, runs: &[(u64, u64, Kind)]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let runs: Vec<_> = runs
+        .iter()
+        .map(|(first, count, kind)| {
+            if *kind == Kind::Data {
+                data.resize(data.len() + *count as usize * PAGE_SIZE, 0xda);
+            }
+            Run {
+                range: range(*first, *count).expect("a range"),
+                kind: *kind,
+            }
+        })
+        .collect();
+    let mut payload = Vec::new();
+    pages::encode_head(export, &runs, &mut payload);
+    payload.extend(data);
+    frame(Type::Pages, tag, &payload)
+}
+
+/// Connects, asks for `ranges`, and takes answers until all is there.
+fn fetch(address: SocketAddr, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64, u8)>, SourceError> {
+    let ranges: Vec<_> = ranges
+        .iter()
+        .map(|(first, count)| range(*first, *count).expect("a range"))
+        .collect();
+    let mut missing: u64 = ranges.iter().map(|range| range.count()).sum();
+    let mut peer = Peer::connect(&address.to_string(), Lane::Urgent, TIMEOUT)?;
+    peer.ask(0, &ranges)?;
+    let mut found = Vec::new();
+    while missing > 0 {
+        let answer = peer.next()?;
+        missing -= answer.pages();
+        found.extend(answer.contents().map(|(range, contents)| {
+            let byte = match contents {
+                Contents::Data(data) => data[0],
+                Contents::Zero => 0,
+                Contents::Unreadable => 0xff,
+            };
+            (range.first().get(), range.count(), byte)
+        }));
+    }
+    Ok(found)
+}
+
+/// Every place in the first 200 bytes, where all the structure is, and some in the page behind them.
+fn places(length: usize) -> impl Iterator<Item = usize> {
+    (0..200).chain((200..length).step_by(89))
+}
+
+fn protocol_error(result: Result<impl std::fmt::Debug, SourceError>) -> WireError {
+    match result {
+        Err(SourceError::Protocol(error)) => error,
+        other => panic!("not a protocol error: {other:?}"),
+    }
+}
+
+#[test]
+fn good_answers_are_taken() {
+    let answer = pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero), (8, 1, Kind::Unreadable)]);
+    let found = fetch(sender([hello(Lane::Urgent), answer].concat()), &[(0, 4), (8, 1)]).expect("good answers");
+    assert_eq!(found, [(0, 1, 0xda), (1, 3, 0), (8, 1, 0xff)]);
+}
+
+#[test]
+fn answers_in_pieces_are_taken() {
+    let pieces = [(0, 3), (3, 1), (8, 1)].map(|(first, count)| pages_frame(1, 0, &[(first, count, Kind::Zero)]));
+    let found = fetch(sender([hello(Lane::Urgent), pieces.concat()].concat()), &[(0, 4), (8, 1)]).expect("good answers");
+    assert_eq!(found, [(0, 3, 0), (3, 1, 0), (8, 1, 0)]);
+}
+
+#[test]
+fn every_damaged_byte_is_an_error() {
+    let good = [
+        hello(Lane::Urgent),
+        pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero)]),
+    ]
+    .concat();
+    for at in places(good.len()) {
+        let mut damaged = good.clone();
+        damaged[at] ^= 1 << (at % 8);
+        let result = fetch(sender(damaged), &[(0, 4)]);
+        assert!(matches!(result, Err(SourceError::Protocol(_))), "byte {at}: {result:?}");
+    }
+}
+
+#[test]
+fn every_truncated_conversation_is_an_error() {
+    let good = [
+        hello(Lane::Urgent),
+        pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero)]),
+    ]
+    .concat();
+    for end in places(good.len()) {
+        let result = fetch(sender(good[..end].to_vec()), &[(0, 4)]);
+        let lost = result
+            .as_ref()
+            .err()
+            .is_some_and(|error| error.is_lost() && error.is_transient());
+        assert!(lost, "up to byte {end}: {result:?}");
+    }
+}
+
+#[test]
+fn pages_that_were_not_asked_for_are_refused() {
+    let unasked = |pgoff, nr_pages| WireError::Unasked { pgoff, nr_pages };
+    for (runs, error) in [
+        (vec![(5, 1, Kind::Data)], unasked(5, 1)),
+        (vec![(1, 1, Kind::Zero)], unasked(1, 1)),
+        (vec![(0, 5, Kind::Zero)], unasked(0, 5)),
+        (vec![(0, 4, Kind::Zero), (4, 1, Kind::Zero)], unasked(4, 1)),
+        (vec![(8, 1, Kind::Zero)], unasked(8, 1)),
+        (vec![(0, 2, Kind::Zero), (0, 2, Kind::Zero)], unasked(0, 2)),
+        (
+            vec![(0, 4, Kind::Zero), (8, 1, Kind::Zero), (9, 1, Kind::Zero)],
+            unasked(9, 1),
+        ),
+    ] {
+        let bytes = [hello(Lane::Urgent), pages_frame(1, 0, &runs)].concat();
+        assert_eq!(protocol_error(fetch(sender(bytes), &[(0, 4), (8, 1)])), error, "{runs:?}");
+    }
+}
+
+#[test]
+fn answers_to_another_question_are_refused() {
+    let answer = |tag, export| [hello(Lane::Urgent), pages_frame(tag, export, &[(0, 1, Kind::Zero)])].concat();
+    let error = protocol_error(fetch(sender(answer(2, 0)), &[(0, 1)]));
+    assert_eq!(error, WireError::Tag { got: 2, want: Some(1) });
+    assert_eq!(protocol_error(fetch(sender(answer(1, 1)), &[(0, 1)])), WireError::NoExport(1));
+    // The question is answered, and then answered again.
+    let again = [answer(1, 0), pages_frame(1, 0, &[(0, 1, Kind::Zero)])].concat();
+    let mut peer = Peer::connect(&sender(again).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
+    peer.ask(0, &[range(0, 1).expect("a range")]).expect("a good question");
+    assert_eq!(peer.next().expect("a good answer").pages(), 1);
+    let error = protocol_error(peer.next().map(|answer| answer.pages()));
+    assert_eq!(error, WireError::Tag { got: 1, want: None });
+}
+
+#[test]
+fn frames_at_the_wrong_time_are_refused() {
+    let goodbye = frame(Type::Goodbye, 0, &[]);
+    let error = protocol_error(fetch(sender([hello(Lane::Urgent), goodbye.clone()].concat()), &[(0, 1)]));
+    assert_eq!(
+        error,
+        WireError::Unexpected {
+            got: "GOODBYE",
+            want: "PAGES or ERROR"
+        }
+    );
+    let greeting = Greeting {
+        lane: Lane::Urgent,
+        features: 0,
+    }
+    .encode()
+    .to_vec();
+    let error = protocol_error(fetch(sender([greeting, goodbye].concat()), &[(0, 1)]));
+    assert_eq!(
+        error,
+        WireError::Unexpected {
+            got: "GOODBYE",
+            want: "EXPORTS"
+        }
+    );
+}
+
+#[test]
+fn another_protocol_version_or_lane_is_named() {
+    let http = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
+    assert_eq!(protocol_error(fetch(sender(http), &[(0, 1)])), WireError::Magic(*b"HTTP/1.1"));
+    let mut version = hello(Lane::Urgent);
+    version[8] = 9;
+    assert_eq!(protocol_error(fetch(sender(version), &[(0, 1)])), WireError::Version(9));
+    assert_eq!(
+        protocol_error(fetch(sender(hello(Lane::Stream)), &[(0, 1)])),
+        WireError::OtherLane
+    );
+    let eager = Greeting {
+        lane: Lane::Urgent,
+        features: 4,
+    }
+    .encode();
+    let eager = [&eager[..], &hello(Lane::Urgent)[greeting::SIZE..]].concat();
+    assert_eq!(protocol_error(fetch(sender(eager), &[(0, 1)])), WireError::Features(4));
+}
+
+#[test]
+fn a_refusal_is_passed_on() {
+    let error = frame(Type::Error, 0, &refusal::encode(ErrorCode::Busy, "later"));
+    let greeting = Greeting {
+        lane: Lane::Urgent,
+        features: 0,
+    }
+    .encode()
+    .to_vec();
+    for bytes in [[greeting, error.clone()].concat(), [hello(Lane::Urgent), error].concat()] {
+        match fetch(sender(bytes), &[(0, 1)]) {
+            Err(SourceError::Refused {
+                code: ErrorCode::Busy,
+                text,
+            }) => assert_eq!(text, "later"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn silence_ends_in_time() {
+    let silent = server(|socket| {
+        thread::sleep(10 * TIMEOUT);
+        drop(socket);
+    });
+    let since = Instant::now();
+    assert!(matches!(fetch(silent, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    let silent_later = server(|mut socket| {
+        socket.write_all(&hello(Lane::Urgent)).expect("somebody who listens");
+        thread::sleep(10 * TIMEOUT);
+    });
+    assert!(matches!(fetch(silent_later, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    assert!(since.elapsed() < 8 * TIMEOUT, "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_byte_now_and_then_gains_no_time() {
+    let dripping = server(|mut socket| {
+        let bytes = [hello(Lane::Urgent), pages_frame(1, 0, &[(0, 1, Kind::Data)])].concat();
+        let (hello, pages) = bytes.split_at(hello(Lane::Urgent).len());
+        socket.write_all(hello).expect("somebody who listens");
+        for byte in pages {
+            if socket.write_all(&[*byte]).is_err() {
+                return;
+            }
+            thread::sleep(TIMEOUT / 10);
+        }
+    });
+    let since = Instant::now();
+    assert!(matches!(fetch(dripping, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    assert!(since.elapsed() < 4 * TIMEOUT, "{:?}", since.elapsed());
+}
+
+#[test]
+fn nobody_there_is_an_error_that_says_where() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    drop(listener);
+    let error = Peer::connect(&address, Lane::Urgent, TIMEOUT)
+        .map(|_| ())
+        .expect_err("nobody is there");
+    assert!(error.is_lost() && error.to_string().contains(&address), "{error}");
+}
+
+#[test]
+fn questions_that_are_none_are_not_sent() {
+    let mut peer = Peer::connect(&sender(hello(Lane::Urgent)).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
+    let page = range(9, 1).expect("a range");
+    for (export, ranges) in [
+        (1, vec![page]),
+        (0, vec![]),
+        (0, vec![range(9, 2).expect("a range")]),
+        (0, vec![page; MAX_ASK_RANGES + 1]),
+        (0, vec![range(0, 10).expect("a range"); 410]),
+    ] {
+        let result = peer.ask(export, &ranges);
+        assert!(
+            matches!(result, Err(SourceError::BadQuestion(_))),
+            "{export} {}: {result:?}",
+            ranges.len()
+        );
+    }
+    assert!(peer.ask(0, &[page]).is_ok());
+}

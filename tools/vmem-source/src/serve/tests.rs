@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vmem::PAGE_SIZE;
+
+use super::*;
+use crate::answer::Contents;
+use crate::memory::tests::{memfd, spec};
+use crate::page::range;
+use crate::peer::Peer;
+use crate::source::{PageSource, SourceError};
+use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
+use crate::wire::greeting::{self, Greeting};
+use crate::wire::{ErrorCode, WireError, question, refusal};
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+const LIMITS: Limits = Limits {
+    connections: 4,
+    timeout: TIMEOUT,
+};
+
+/// A server that runs until it is dropped, and what it said about ended connections.
+struct Running {
+    address: SocketAddr,
+    stop: Arc<std::os::fd::OwnedFd>,
+    ended: Receiver<(Served, Option<String>)>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn new(memories: Vec<Memory>, limits: Limits) -> Self {
+        use std::os::fd::AsFd;
+        let (sender, ended) = channel();
+        let report = move |event: Event<'_>| {
+            if let Event::Ended { served, error, .. } = event {
+                let _ = sender.send((served, error.map(ToString::to_string)));
+            }
+        };
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, report).expect("a server");
+        let address = server.local_addr().expect("its address");
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
+        let stopped = Arc::clone(&stop);
+        let thread = Some(thread::spawn(move || server.run(stopped.as_fd()).expect("a run")));
+        Self {
+            address,
+            stop,
+            ended,
+            thread,
+        }
+    }
+
+    fn peer(&self) -> Result<Peer, SourceError> {
+        Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10))
+    }
+
+    fn raw(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.address).expect("a connection");
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
+        socket
+    }
+
+    /// How the next connection to end did so.
+    fn next_ended(&self) -> (Served, Option<String>) {
+        self.ended
+            .recv_timeout(Duration::from_secs(10))
+            .expect("a connection that ends")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).expect("a signal");
+        self.thread
+            .take()
+            .map(thread::JoinHandle::join)
+            .transpose()
+            .expect("a thread that ended well");
+    }
+}
+
+/// A server with one export of ten pages, of which 1 and 2 have contents.
+fn small() -> Running {
+    let file = memfd(10 * PAGE_SIZE as u64, &[1, 2]);
+    Running::new(vec![Memory::open(&spec("ram", &file)).expect("memory")], LIMITS)
+}
+
+fn greeting() -> Vec<u8> {
+    Greeting {
+        lane: Lane::Stream,
+        features: 0,
+    }
+    .encode()
+    .to_vec()
+}
+
+fn frame(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
+    [&encode(kind, tag, &[payload])[..], payload].concat()
+}
+
+fn read_frame(first: u64, count: u64) -> Vec<u8> {
+    frame(Type::Read, 1, &question::encode(0, &[range(first, count).expect("a range")]))
+}
+
+/// Sends bytes and nothing more, and returns the frames that come back. The greeting, if one comes, is left out.
+fn converse(running: &Running, bytes: &[u8]) -> Vec<(Type, Vec<u8>)> {
+    let mut socket = running.raw();
+    // The server may have heard enough before the end.
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    // A connection that was reset has given what there is.
+    let _ = socket.read_to_end(&mut answer);
+    let mut frames = Vec::new();
+    let mut rest = answer.get(greeting::SIZE..).unwrap_or_default();
+    while let Some((header, after)) = rest.split_first_chunk::<HEADER_SIZE>() {
+        let header = Header::decode(header).expect("a good header");
+        let (payload, after) = after.split_at(header.length as usize);
+        header.verify(payload).expect("a good payload");
+        frames.push((header.kind, payload.to_vec()));
+        rest = after;
+    }
+    frames
+}
+
+#[test]
+fn peers_get_the_memory_that_is_there() {
+    let pages: Vec<u64> = (100..400).chain([600, 1000]).collect();
+    let (large, small) = (memfd(1024 * PAGE_SIZE as u64, &pages), memfd(5000, &[0]));
+    let memories = [spec("large", &large), spec("small", &small)].map(|spec| Memory::open(&spec).expect("memory"));
+    let running = Running::new(memories.into(), LIMITS);
+    let mut peer = running.peer().expect("a peer");
+    let exports: Vec<_> = peer
+        .exports()
+        .iter()
+        .map(|export| (export.name.to_string(), export.pages))
+        .collect();
+    assert_eq!(exports, [("large".to_owned(), 1024), ("small".to_owned(), 2)]);
+
+    // All questions at once, and more than one range in one of them.
+    peer.ask(0, &[range(0, 512).expect("a range"), range(512, 512).expect("a range")])
+        .expect("a question");
+    peer.ask(1, &[range(0, 2).expect("a range")]).expect("a question");
+    peer.ask(0, &[range(1000, 1).expect("a range")]).expect("a question");
+    let mut found = Vec::new();
+    let mut missing = 1024 + 2 + 1;
+    while missing > 0 {
+        let answer = peer.next().expect("an answer");
+        missing -= answer.pages();
+        for (range, contents) in answer.contents() {
+            match contents {
+                Contents::Zero => found.extend(range.iter().map(|page| (answer.export(), page.get(), 0))),
+                Contents::Data(data) => {
+                    let bytes = data.chunks(PAGE_SIZE).map(|page| page[0]);
+                    found.extend(
+                        range
+                            .iter()
+                            .zip(bytes)
+                            .map(|(page, byte)| (answer.export(), page.get(), byte)),
+                    );
+                }
+                Contents::Unreadable => panic!("{range} is unreadable"),
+            }
+        }
+    }
+    let byte = |page: u64| if pages.contains(&page) { (page % 255) as u8 + 1 } else { 0 };
+    let expected: Vec<_> = (0..1024)
+        .map(|page| (0, page, byte(page)))
+        .chain([(1, 0, 1), (1, 1, 0), (0, 1000, byte(1000))])
+        .collect();
+    assert_eq!(found, expected);
+    drop(peer);
+    let (served, error) = running.next_ended();
+    assert_eq!(error, None, "an orderly goodbye");
+    assert_eq!((served.data, served.zero, served.unreadable), (302 + 1 + 1, 722 + 1, 0));
+}
+
+#[test]
+fn damaged_questions_get_no_pages() {
+    let running = small();
+    let good = [greeting(), read_frame(1, 2)].concat();
+    assert_eq!(converse(&running, &good).last().expect("an answer").0, Type::Pages);
+    for bit in 0..good.len() * 8 {
+        let mut damaged = good.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let frames = converse(&running, &damaged);
+        assert!(frames.iter().all(|(kind, _)| *kind != Type::Pages), "bit {bit}: {frames:?}");
+        if bit / 8 >= 8 {
+            assert_eq!(
+                frames.last().map(|(kind, _)| *kind),
+                Some(Type::Error),
+                "bit {bit}: no reason was given"
+            );
+        }
+    }
+    assert_eq!(
+        converse(&running, &good).last().expect("an answer").0,
+        Type::Pages,
+        "and the server goes on"
+    );
+}
+
+#[test]
+fn truncated_questions_get_no_pages() {
+    let running = small();
+    let good = [greeting(), read_frame(1, 2)].concat();
+    for end in 0..good.len() {
+        let frames = converse(&running, &good[..end]);
+        assert!(
+            frames.iter().all(|(kind, _)| *kind == Type::Exports),
+            "up to {end}: {frames:?}"
+        );
+        let (served, error) = running.next_ended();
+        assert_eq!(served, Served::default());
+        let within = end != 0 && end != greeting::SIZE;
+        let error = error.expect("no goodbye was said");
+        assert_eq!(error.contains("in the middle of a frame"), within, "up to {end}: {error}");
+    }
+}
+
+#[test]
+fn what_breaks_the_protocol_is_told_why() {
+    let running = small();
+    let outside = WireError::Outside { pgoff: 9, nr_pages: 2 };
+    let unexpected = WireError::Unexpected {
+        got: "PAGES",
+        want: "READ or GOODBYE",
+    };
+    let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
+    let mut version = greeting();
+    version[8] = 2;
+    for (bytes, error) in [
+        ([greeting(), read_frame(9, 2)].concat(), outside),
+        ([greeting(), frame(Type::Pages, 0, &[0; 8])].concat(), unexpected),
+        ([greeting(), no_export].concat(), WireError::NoExport(7)),
+        (version, WireError::Version(2)),
+    ] {
+        let frames = converse(&running, &bytes);
+        let (kind, payload) = frames.last().expect("an answer");
+        assert_eq!(*kind, Type::Error);
+        let said = refusal::decode(payload).expect("a whole payload");
+        assert_eq!(said, (ErrorCode::Protocol, error.to_string()));
+        assert_eq!(running.next_ended().1, Some(error.to_string()), "the log names it too");
+    }
+}
+
+#[test]
+fn strangers_are_told_nothing() {
+    let running = small();
+    let mut socket = running.raw();
+    socket
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .expect("somebody who listens");
+    let mut answer = Vec::new();
+    let _ = socket.read_to_end(&mut answer);
+    assert_eq!(answer, b"");
+    let (_, error) = running.next_ended();
+    assert!(
+        error.is_some_and(|error| error.contains("GET / HT")),
+        "the log says what it was"
+    );
+}
+
+#[test]
+fn peers_that_stall_are_left() {
+    let running = small();
+    let since = Instant::now();
+    // One says nothing, one stops in its greeting, one in a frame. None has closed its connection.
+    let stalled: Vec<_> = [0, 10, greeting::SIZE + 30]
+        .map(|end| {
+            let mut socket = running.raw();
+            socket
+                .write_all(&[greeting(), read_frame(1, 2)].concat()[..end])
+                .expect("somebody who listens");
+            socket
+        })
+        .into();
+    let mut peer = running.peer().expect("others are served meanwhile");
+    peer.ask(0, &[range(1, 1).expect("a range")]).expect("a question");
+    assert_eq!(peer.next().expect("an answer").pages(), 1);
+    for _ in &stalled {
+        assert_eq!(running.next_ended().1.as_deref(), Some("the peer took too long"));
+    }
+    assert!(since.elapsed() < 10 * TIMEOUT, "{:?}", since.elapsed());
+    peer.ask(0, &[range(2, 1).expect("a range")])
+        .expect("to be silent between questions is no offence");
+    assert_eq!(peer.next().expect("an answer").pages(), 1);
+}
+
+#[test]
+fn a_peer_that_does_not_take_its_pages_is_left() {
+    let pages: Vec<u64> = (0..4096).collect();
+    let memory = Memory::open(&spec("ram", &memfd(4096 * PAGE_SIZE as u64, &pages))).expect("memory");
+    let running = Running::new(vec![memory], LIMITS);
+    let mut socket = running.raw();
+    socket.write_all(&greeting()).expect("somebody who listens");
+    for _ in 0..4 {
+        // 64 MiB are more than any socket buffer takes.
+        socket.write_all(&read_frame(0, 4096)).expect("somebody who listens");
+    }
+    assert_eq!(running.next_ended().1.as_deref(), Some("the peer took too long"));
+}
+
+#[test]
+fn connections_are_limited() {
+    let running = small();
+    let mut peers: Vec<_> = (0..LIMITS.connections).map(|_| running.peer().expect("a peer")).collect();
+    match running.peer().map(|_| ()) {
+        Err(error) => assert!(error.is_transient(), "a daemon tries again: {error}"),
+        Ok(()) => panic!("one too many"),
+    }
+    peers.pop();
+    running.next_ended();
+    assert!(running.peer().is_ok(), "there is room again");
+}
+
+#[test]
+fn exports_are_one_or_more_and_have_different_names() {
+    let file = memfd(4096, &[0]);
+    let memory = || Memory::open(&spec("ram", &file)).expect("memory");
+    let bind = |memories| Server::bind(([127, 0, 0, 1], 0).into(), memories, LIMITS, |_| ()).map(|_| ());
+    assert!(matches!(bind(vec![]), Err(StartError::Exports(0))));
+    assert!(matches!(bind(vec![memory(), memory()]), Err(StartError::DuplicateName(_))));
+    assert!(bind(vec![memory()]).is_ok());
+}
