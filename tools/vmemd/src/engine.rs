@@ -19,6 +19,8 @@ mod line;
 pub(crate) mod sink;
 pub(crate) mod stats;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod urgent;
 mod wanted;
 
@@ -164,8 +166,7 @@ impl Engine {
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, line))?;
         if options.background {
             engine.spawn("stream", &shared, move |shared| {
-                let source = connect(Lane::Stream).map_err(Failure::Source)?;
-                let line = Line::open(Arc::clone(shared), Lane::Stream, connect, source)?;
+                let line = Line::connect(Arc::clone(shared), Lane::Stream, connect)?;
                 stream::run(shared, line)
             })?;
         }

@@ -43,6 +43,15 @@ struct Trouble {
     pause: Duration,
 }
 
+impl Trouble {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            pause: FIRST_PAUSE,
+        }
+    }
+}
+
 impl Line {
     /// Takes over an open source.
     pub(super) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Failure> {
@@ -54,6 +63,15 @@ impl Line {
             open,
             trouble: None,
         })
+    }
+
+    /// Opens a source, which has been open on another lane: it is tried for as a lost one is.
+    pub(super) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Failure> {
+        let source = match connect(lane) {
+            Ok(source) => source,
+            Err(error) => retry(&shared, lane, &connect, &mut Trouble::new(), error)?,
+        };
+        Self::open(shared, lane, connect, source)
     }
 
     /// Asks for pages of a region.
@@ -79,37 +97,44 @@ impl Line {
 
     /// Opens the source again after `error`. When this returns, nothing is in flight any more.
     pub(super) fn reopen(&mut self, error: SourceError) -> Result<(), Failure> {
-        let now = Instant::now();
         if self.open.since.elapsed() > PROVEN {
             self.trouble = None;
         }
-        let trouble = self.trouble.get_or_insert(Trouble {
-            since: now,
-            pause: FIRST_PAUSE,
-        });
-        let mut error = error;
-        let mut told = false;
-        loop {
-            if !error.is_transient() || trouble.since.elapsed() >= self.shared.options.retry {
-                return Err(Failure::Source(error));
+        let trouble = self.trouble.get_or_insert_with(Trouble::new);
+        let source = retry(&self.shared, self.lane, &self.connect, trouble, error)?;
+        self.open = Open::new(&self.shared, source)?;
+        add(&self.shared.stats.reconnects, 1);
+        Ok(())
+    }
+}
+
+/// Opens the source after `error`, however often that takes, unless it takes too long or cannot get better.
+fn retry(
+    shared: &Shared,
+    lane: Lane,
+    connect: &Connect,
+    trouble: &mut Trouble,
+    mut error: SourceError,
+) -> Result<Box<dyn PageSource>, Failure> {
+    let mut told = false;
+    loop {
+        if !error.is_transient() || trouble.since.elapsed() >= shared.options.retry {
+            return Err(Failure::Source(error));
+        }
+        if !told {
+            shared.report(Event::Lost { lane, error });
+            told = true;
+        }
+        if shared.stop.wait(trouble.pause) {
+            return Err(Failure::Stopped);
+        }
+        trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+        match connect(lane) {
+            Ok(source) => {
+                shared.report(Event::Back { lane });
+                return Ok(source);
             }
-            if !told {
-                self.shared.report(Event::Lost { lane: self.lane, error });
-                told = true;
-            }
-            if self.shared.stop.wait(trouble.pause) {
-                return Err(Failure::Stopped);
-            }
-            trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
-            match (self.connect)(self.lane) {
-                Ok(source) => {
-                    self.open = Open::new(&self.shared, source)?;
-                    add(&self.shared.stats.reconnects, 1);
-                    self.shared.report(Event::Back { lane: self.lane });
-                    return Ok(());
-                }
-                Err(again) => error = again,
-            }
+            Err(again) => error = again,
         }
     }
 }

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A region in this process's own memory: what the module does, as far as the engine can tell.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vmem::{Error, PAGE_SIZE, PageIndex, PageRange, Progress};
+use vmem_source::page::range;
+
+use super::super::sink::{Sink, State};
+
+/// What is known of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Page {
+    Absent,
+    Present,
+    Unreadable,
+}
+
+struct Inner {
+    bytes: Vec<u8>,
+    pages: Vec<Page>,
+    queued: BTreeSet<u64>,
+    requested: BTreeSet<u64>,
+    /// Pages that came although they were present.
+    refused: u64,
+}
+
+/// A region of this process.
+pub(super) struct Memory {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    wanted: OwnedFd,
+}
+
+impl Memory {
+    pub(super) fn new(pages: u64) -> Self {
+        let inner = Inner {
+            bytes: vec![0xee; pages as usize * PAGE_SIZE],
+            pages: vec![Page::Absent; pages as usize],
+            queued: BTreeSet::new(),
+            requested: BTreeSet::new(),
+            refused: 0,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            wanted: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd"),
+        }
+    }
+
+    /// Touches a page, and waits until it is there. `None` if it is unreadable or does not come.
+    pub(super) fn touch(&self, pgoff: u64) -> Option<Vec<u8>> {
+        self.want(pgoff);
+        let at = pgoff as usize;
+        let limit = Duration::from_secs(20);
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), limit, |inner| inner.pages[at] == Page::Absent)
+            .expect("no panic");
+        (inner.pages[at] == Page::Present).then(|| inner.bytes[at * PAGE_SIZE..][..PAGE_SIZE].to_vec())
+    }
+
+    /// Touches a page, and does not wait.
+    pub(super) fn want(&self, pgoff: u64) {
+        let mut inner = self.lock();
+        if inner.pages[pgoff as usize] == Page::Absent && inner.requested.insert(pgoff) {
+            inner.queued.insert(pgoff);
+            rustix::io::write(&self.wanted, &1_u64.to_ne_bytes()).expect("room");
+        }
+    }
+
+    /// A new daemon comes: requests that were not answered come again.
+    pub(super) fn attach(&self) {
+        let mut inner = self.lock();
+        inner.queued = inner.requested.clone();
+        if !inner.queued.is_empty() {
+            rustix::io::write(&self.wanted, &1_u64.to_ne_bytes()).expect("room");
+        }
+    }
+
+    /// All bytes, and what is known of them.
+    pub(super) fn contents(&self) -> (Vec<u8>, Vec<Page>) {
+        let inner = self.lock();
+        (inner.bytes.clone(), inner.pages.clone())
+    }
+
+    pub(super) fn present(&self) -> u64 {
+        self.lock().pages.iter().filter(|page| **page == Page::Present).count() as u64
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.lock().refused
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no panic")
+    }
+
+    fn settle(&self, ranges: &[PageRange], to: Page, bytes: impl Fn(usize) -> Option<Vec<u8>>) -> Progress {
+        let mut inner = self.lock();
+        let mut changed = 0;
+        for (entry, pages) in ranges.iter().enumerate() {
+            let mut contents = bytes(entry).unwrap_or_default();
+            for page in pages.iter() {
+                let at = page.get() as usize;
+                let rest = contents.split_off(contents.len().min(PAGE_SIZE));
+                if inner.pages[at] == Page::Present {
+                    inner.refused += 1;
+                } else {
+                    if !contents.is_empty() {
+                        inner.bytes[at * PAGE_SIZE..][..PAGE_SIZE].copy_from_slice(&contents);
+                    }
+                    inner.pages[at] = to;
+                    inner.queued.remove(&page.get());
+                    inner.requested.remove(&page.get());
+                    changed += 1;
+                }
+                contents = rest;
+            }
+        }
+        drop(inner);
+        self.changed.notify_all();
+        Progress {
+            ranges: ranges.len(),
+            pages: changed,
+            error: None,
+        }
+    }
+}
+
+impl Sink for Memory {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.wanted.as_fd()
+    }
+
+    fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
+        let mut inner = self.lock();
+        let taken: Vec<u64> = inner.queued.iter().copied().take(max).collect();
+        inner.queued.retain(|page| !taken.contains(page));
+        if inner.queued.is_empty() {
+            // Not readable any more until the next request.
+            let _ = rustix::io::read(&self.wanted, &mut [0; 8]);
+        }
+        Ok(taken.into_iter().filter_map(PageIndex::new).collect())
+    }
+
+    fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress {
+        let ranges: Vec<_> = fills
+            .iter()
+            .map(|(first, contents)| PageRange::new(*first, (contents.len() / PAGE_SIZE) as u64).expect("whole pages"))
+            .collect();
+        self.settle(&ranges, Page::Present, |entry| Some(fills[entry].1.to_vec()))
+    }
+
+    fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
+        self.settle(ranges, Page::Present, |entry| {
+            Some(vec![0; ranges[entry].count() as usize * PAGE_SIZE])
+        })
+    }
+
+    fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress {
+        self.settle(ranges, Page::Unreadable, |_| None)
+    }
+
+    fn make_present(&self, ranges: &[PageRange]) -> Progress {
+        Progress {
+            ranges: ranges.len(),
+            pages: 0,
+            error: None,
+        }
+    }
+
+    fn make_plain(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
+        let pages = self.lock().pages.clone();
+        for (pgoff, _) in pages.iter().enumerate().filter(|(_, page)| **page != Page::Present) {
+            each(range(pgoff as u64, 1).expect("a page"));
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<State, Error> {
+        let inner = self.lock();
+        let count = |wanted| inner.pages.iter().filter(|page| **page == wanted).count() as u64;
+        Ok(State {
+            present: count(Page::Present),
+            unreadable: count(Page::Unreadable),
+            mappings: 1,
+        })
+    }
+}
