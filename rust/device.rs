@@ -5,7 +5,7 @@
 //! ```text
 //!     /dev/vmem/control ── creates, attaches ──┐
 //!     region or map descriptor ── RegionFile ──┤
-//!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Shards
+//!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Pages, Daemon
 //! ```
 //!
 //! Whoever can reach a region has a [`registry::Handle`]; with the last one the region, its name and
@@ -27,10 +27,13 @@
 //! A fault waits for its page with none of them; if its caller cannot start again, with 4.
 
 pub(crate) mod control;
+pub(crate) mod daemon;
 pub(crate) mod fault;
 pub(crate) mod info;
 pub(crate) mod name;
+pub(crate) mod pages;
 pub(crate) mod region;
 pub(crate) mod region_file;
 pub(crate) mod registry;
 pub(crate) mod serve;
+pub(crate) mod shard;

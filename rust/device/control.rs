@@ -3,9 +3,9 @@
 //! `/dev/vmem/control`: regions are created and daemons attached here.
 
 use super::{
+    daemon::Attachment,
     name::Name,
     region::{
-        Attachment,
         Config,
         Region, //
     },

@@ -52,13 +52,13 @@ impl Memory for Mapped {
         let region = self.0.region();
         let pgoff = fault.pgoff();
         loop {
-            if fault.is_core_dump() && !region.is_settled(pgoff) {
+            if fault.is_core_dump() && !region.pages().is_settled(pgoff) {
                 // A dump holds what is here. A dying process does not wait for the rest.
                 return Answer::SIGBUS;
             }
-            match region.touch(pgoff) {
+            match region.pages().touch(pgoff) {
                 Touch::Present => {
-                    return fault.map(region.staging(), |range| region.all_present(range));
+                    return fault.map(region.staging(), |range| region.pages().all_present(range));
                 }
                 Touch::Unreadable => return self.sigbus(),
                 Touch::Requested | Touch::Waiting if region.gives_up() => return self.sigbus(),
@@ -98,7 +98,7 @@ impl Memory for Mapped {
             .div_ceil(BLOCK_PAGES)
             .saturating_mul(BLOCK_PAGES);
         PageRange::within(start, end.saturating_sub(start), u64::MAX)
-            .is_some_and(|blocks| self.0.region().all_present(blocks))
+            .is_some_and(|blocks| self.0.region().pages().all_present(blocks))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result {
@@ -108,7 +108,7 @@ impl Memory for Mapped {
 
 impl Mapped {
     fn sigbus(&self) -> Answer {
-        self.0.region().counters().sigbus.count();
+        self.0.region().sigbus.count();
         Answer::SIGBUS
     }
 }

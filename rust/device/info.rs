@@ -9,10 +9,7 @@ use super::{
 use crate::{
     model::{
         page_map::words_for,
-        range::{
-            PageRange,
-            BLOCK_PAGES, //
-        }, //
+        range::BLOCK_PAGES, //
     },
     sys::{
         mm::Mappings,
@@ -36,15 +33,12 @@ use kernel::{
 
 /// The state and the counters.
 fn info(region: &Region) -> vmem_info {
-    let counts = region.counts();
-    let (waiters, oldest_wait_ns) = region.shards().fold((0, 0), |(nr, oldest), shard| {
-        let (more, age) = shard.waiters.census();
-        (nr + more, age.max(oldest))
-    });
+    let counts = region.pages().counts();
+    let (waiters, oldest_wait_ns) = region.pages().waiters();
     let mut state = 0;
     for (holds, bit) in [
-        (region.is_attached(), VMEM_STATE_ATTACHED),
-        (region.is_ready(), VMEM_STATE_READY),
+        (region.daemon().is_attached(), VMEM_STATE_ATTACHED),
+        (region.daemon().is_ready(), VMEM_STATE_READY),
         (region.is_plain(), VMEM_STATE_PLAIN),
     ] {
         if holds {
@@ -62,9 +56,9 @@ fn info(region: &Region) -> vmem_info {
         queued: counts.queued,
         waiters,
         oldest_wait_ns,
-        faults: region.counters().faults.get(),
-        requests: region.counters().requests.get(),
-        sigbus: region.counters().sigbus.get(),
+        faults: region.pages().faults.get(),
+        requests: region.pages().requests.get(),
+        sigbus: region.sigbus.get(),
         mappings: Mappings::<Mapped>::of(region.staging()).count(),
         reserved: [0; 3],
     }
@@ -100,10 +94,8 @@ pub(crate) fn show(region: &Region, m: &SeqFile) {
 
 /// GET_PRESENT.
 pub(crate) fn get_present(region: &Region, arg: UserArg) -> Result {
-    const WORDS: usize = (BLOCK_PAGES / 64) as usize;
-
     let mut call: vmem_present = arg.read()?;
-    let range = region.range(call.pgoff, call.nr_pages)?;
+    let range = region.pages().range(call.pgoff, call.nr_pages)?;
     if range.start() % 64 != 0 {
         return Err(EINVAL);
     }
@@ -111,26 +103,24 @@ pub(crate) fn get_present(region: &Region, arg: UserArg) -> Result {
     let mut out = UserBits::new(call.bitmap, words_for(range.len() as usize))?;
     for block in range.blocks() {
         breathe()?;
-        let mut words = [0; WORDS];
-        let nr = words_for(block.len() as usize).min(WORDS);
-        let Some(words) = words.get_mut(..nr) else {
-            continue;
-        };
-        region.present_words(block, words)?;
-        trim(block, words);
-        call.present += words
+        let bits = region.pages().present_bits(block)?;
+        let first = (block.start() % BLOCK_PAGES / 64) as usize;
+        for (at, word) in bits
             .iter()
-            .map(|word| u64::from(word.count_ones()))
-            .sum::<u64>();
-        out.write(words)?;
+            .skip(first)
+            .take(words_for(block.len() as usize))
+            .enumerate()
+        {
+            let left = block.len() - at as u64 * 64;
+            // Pages after the last are not asked for.
+            let word = if left < 64 {
+                word & ((1 << left) - 1)
+            } else {
+                *word
+            };
+            call.present += u64::from(word.count_ones());
+            out.write(word)?;
+        }
     }
     arg.write(&call)
-}
-
-/// Clears the bits after the last page of `block`.
-fn trim(block: PageRange, words: &mut [u64]) {
-    let rest = block.len() % 64;
-    if let (Some(last), true) = (words.last_mut(), rest != 0) {
-        *last &= (1 << rest) - 1;
-    }
 }

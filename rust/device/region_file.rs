@@ -4,9 +4,9 @@
 
 use super::{
     control,
+    daemon::Attachment,
     fault::Mapped,
     info,
-    region::Attachment,
     registry::{
         self,
         Handle, //
@@ -125,7 +125,7 @@ impl FileOps for RegionFile {
         let serves = this.daemon.is_some();
         match cmd {
             VMEM_IOCTL_READY if serves => {
-                region.set_ready();
+                region.daemon().set_ready();
                 Ok(())
             }
             VMEM_IOCTL_GET_PAGE_REQUEST if serves => serve::get_page_request(region, arg, nonblock),
@@ -146,7 +146,7 @@ impl FileOps for RegionFile {
     fn mmap(this: &Self, vma: NewVma<'_>) -> Result {
         let region = this.handle.region();
         let (pgoff, nr) = vma.pages();
-        region.range(pgoff, nr)?;
+        region.pages().range(pgoff, nr)?;
         if region.is_plain() {
             return vma.map_plain(region.staging(), serve::plain_flags(region));
         }
@@ -158,11 +158,11 @@ impl FileOps for RegionFile {
     fn poll(this: &Self, poll: Poll<'_>) -> bool {
         let region = this.handle.region();
         if this.daemon.is_none() {
-            poll.on(&region.starters);
-            return region.is_ready() || region.is_plain();
+            poll.on(&region.daemon().starters);
+            return region.daemon().is_ready() || region.is_plain();
         }
-        poll.on(&region.takers);
-        region.has_requests() || region.is_plain()
+        poll.on(&region.pages().takers);
+        region.pages().has_requests() || region.is_plain()
     }
 
     fn size(this: &Self) -> u64 {

@@ -62,8 +62,8 @@ fn wait_for(
 
 /// WAIT_READY.
 pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
-    wait_for(&region.starters, nonblock, || {
-        region.is_ready() || region.is_plain()
+    wait_for(&region.daemon().starters, nonblock, || {
+        region.daemon().is_ready() || region.is_plain()
     })
 }
 
@@ -76,10 +76,10 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     let out = UserArray::new(call.pgoffs, call.nr)?;
     let mut pages = KVec::with_capacity(out.len(), GFP_KERNEL)?;
     while pages.is_empty() {
-        wait_for(&region.takers, nonblock, || {
-            region.has_requests() || region.is_plain()
+        wait_for(&region.pages().takers, nonblock, || {
+            region.pages().has_requests() || region.is_plain()
         })?;
-        region.take_requests(&mut pages, out.len());
+        region.pages().take_requests(&mut pages, out.len());
         if pages.is_empty() && region.is_plain() {
             return Err(errno::nodata());
         }
@@ -87,7 +87,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     call.nr = pages.len() as u32;
     let handed_over = out.write(&pages).and_then(|()| arg.write(&call));
     if handed_over.is_err() {
-        region.put_back(&pages);
+        region.pages().put_back(&pages);
     }
     handed_over
 }
@@ -97,7 +97,10 @@ fn read_ranges(region: &Region, addr: u64, nr: u32) -> Result<KVVec<PageRange>> 
     let raw = UserArray::new(addr, nr)?.read::<vmem_range>()?;
     let mut ranges = KVVec::with_capacity(raw.len(), GFP_KERNEL)?;
     for range in &raw {
-        ranges.push(region.range(range.pgoff, range.nr_pages)?, GFP_KERNEL)?;
+        ranges.push(
+            region.pages().range(range.pgoff, range.nr_pages)?,
+            GFP_KERNEL,
+        )?;
     }
     Ok(ranges)
 }
@@ -117,13 +120,13 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
         for range in &ranges {
             for block in range.blocks() {
                 breathe()?;
-                let _fill = region.locate(block)?.0.fill.lock();
+                let _fill = region.pages().locate(block)?.0.fill.lock();
                 if zero {
-                    for absent in region.absent_runs(block)? {
+                    for absent in region.pages().absent_runs(block)? {
                         region.staging().drop_pages(absent)?;
                     }
                 }
-                call.changed += region.settle(block, verdict)?;
+                call.changed += region.pages().settle(block, verdict)?;
             }
             call.done += 1;
         }
@@ -143,6 +146,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     let raw = UserArray::new(call.ranges, call.nr)?.read::<vmem_fill_range>()?;
     for range in &raw {
         let bytes = region
+            .pages()
             .range(range.pgoff, range.nr_pages)?
             .bytes()
             .ok_or(EINVAL)?;
@@ -152,11 +156,11 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     let charge = region.charge();
     let mut fill = || -> Result {
         for from in &raw {
-            let range = region.range(from.pgoff, from.nr_pages)?;
+            let range = region.pages().range(from.pgoff, from.nr_pages)?;
             for block in range.blocks() {
                 breathe()?;
-                let _fill = region.locate(block)?.0.fill.lock();
-                for absent in region.absent_runs(block)? {
+                let _fill = region.pages().locate(block)?.0.fill.lock();
+                for absent in region.pages().absent_runs(block)? {
                     let skip = (absent.start() - range.start()) * PAGE_SIZE;
                     let addr = from.addr.checked_add(skip).ok_or(EFAULT)?;
                     fill_run(region, absent, addr, charge.as_deref(), &mut call.changed)?;
@@ -182,7 +186,7 @@ fn fill_run(
 ) -> Result {
     let mut at = run.start();
     while at < run.end() {
-        let rest = region.range(at, run.end() - at)?;
+        let rest = region.pages().range(at, run.end() - at)?;
         let addr = from
             .checked_add((at - run.start()) * PAGE_SIZE)
             .ok_or(EFAULT)?;
@@ -192,7 +196,9 @@ fn fill_run(
             // memory it stops before a page, and says so.
             return Err(EFAULT);
         }
-        *changed += region.settle(region.range(at, pages)?, Verdict::Present)?;
+        *changed += region
+            .pages()
+            .settle(region.pages().range(at, pages)?, Verdict::Present)?;
         at += pages;
     }
     Ok(())
@@ -213,7 +219,7 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
             for block in range.blocks() {
                 for space in &spaces {
                     call.pages +=
-                        mappings.populate(space, block, |page| region.all_present(page))?;
+                        mappings.populate(space, block, |page| region.pages().all_present(page))?;
                 }
             }
             call.done += 1;
@@ -227,12 +233,10 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
 
 /// MAKE_VMA_ANONYMOUS.
 pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
-    if region.counts().present != region.nr_pages() {
+    if region.pages().counts().present != region.pages().nr() {
         return Err(EBUSY);
     }
     region.set_plain();
-    region.starters.wake_all();
-    region.takers.wake_all();
     Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))
 }
 
@@ -249,12 +253,12 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
     if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
         return Err(EINVAL);
     }
-    let nr = (len / PAGE_SIZE).min(region.nr_pages().saturating_sub(offset / PAGE_SIZE));
-    for block in region.range(offset / PAGE_SIZE, nr)?.blocks() {
+    let nr = (len / PAGE_SIZE).min(region.pages().nr().saturating_sub(offset / PAGE_SIZE));
+    for block in region.pages().range(offset / PAGE_SIZE, nr)?.blocks() {
         breathe()?;
-        let _fill = region.locate(block)?.0.fill.lock();
+        let _fill = region.pages().locate(block)?.0.fill.lock();
         region.staging().drop_pages(block)?;
-        region.settle(block, Verdict::Present)?;
+        region.pages().settle(block, Verdict::Present)?;
     }
     Ok(())
 }

@@ -143,11 +143,8 @@ impl UserBits {
         Ok(Self(UserSlice::new(at, bytes).writer()))
     }
 
-    /// Writes the next words.
-    pub(crate) fn write(&mut self, words: &[u64]) -> Result {
-        for word in words {
-            self.0.write(word)?;
-        }
-        Ok(())
+    /// Writes the next word.
+    pub(crate) fn write(&mut self, word: u64) -> Result {
+        self.0.write(&word)
     }
 }
