@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Calls with arguments that no library would let through.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::{Area, checked};
+
+/// Makes the call `number` with this argument, whatever is in it.
+///
+/// An address in it that the kernel writes to must be 0, unmapped, or that of an [`Area`] or a buffer which the test still owns: that is
+/// the tests' side of the contract.
+pub fn ioctl<T: Copy>(fd: impl AsFd, number: u32, argument: &mut T) -> io::Result<()> {
+    ioctl_at(fd, number, std::ptr::from_mut(argument) as usize)
+}
+
+/// Makes the call `number` with its argument at this address, for example one where nothing is.
+pub fn ioctl_at(fd: impl AsFd, number: u32, address: usize) -> io::Result<()> {
+    // SAFETY: vmem's calls write only to their argument, whose size is in the number, and to addresses in it: the caller's memory.
+    checked(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number.into(), address) }).map(drop)
+}
+
+/// Asks userfaultfd to take the missing faults of an area.
+pub fn register_userfault(area: &Area) -> io::Result<()> {
+    #[repr(C)]
+    struct Api {
+        api: u64,
+        features: u64,
+        ioctls: u64,
+    }
+    #[repr(C)]
+    struct Register {
+        start: u64,
+        len: u64,
+        mode: u64,
+        ioctls: u64,
+    }
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+
+    // SAFETY: the call has one argument, a set of flags.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as libc::c_int)?;
+    let mut api = Api {
+        api: 0xaa,
+        features: 0,
+        ioctls: 0,
+    };
+    // SAFETY: the argument of this call is a `struct uffdio_api`, which `Api` is.
+    let mut result = checked(unsafe { libc::ioctl(fd, UFFDIO_API, &mut api) });
+    if result.is_ok() {
+        let mut register = Register {
+            start: area.address() as u64,
+            len: area.size() as u64,
+            mode: 1,
+            ioctls: 0,
+        };
+        // SAFETY: the argument of this call is a `struct uffdio_register`, which `Register` is.
+        result = checked(unsafe { libc::ioctl(fd, UFFDIO_REGISTER, &mut register) });
+    }
+    // SAFETY: the descriptor was made above and is nobody else's.
+    unsafe { libc::close(fd) };
+    result.map(drop)
+}

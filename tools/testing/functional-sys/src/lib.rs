@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the functional tests do to memory and processes that safe Rust has no words for: fork, mremap, wild ioctl arguments, ptrace.
+//!
+//! The functions are safe to call in the tests' sense: they touch nothing but what an [`Area`] holds or an argument names, and a wild
+//! address ends in an errno. No reference into mapped memory ever exists; [`Area`] gives out copies.
+
+mod area;
+mod ioctl;
+mod process;
+mod transfer;
+
+pub use area::{Area, AreaBuilder};
+pub use ioctl::{ioctl, ioctl_at, register_userfault};
+pub use process::{
+    Child, End, catch_signal, caught, close_descriptors, fork, interrupt_thread, peek_by_ptrace, reset_signal, this_thread,
+};
+pub use transfer::{MemoryAt, read_at_into, read_into, read_other, splice_from, write_at_from, write_from, write_other};
+
+use std::io;
+
+/// Size of a page in bytes.
+pub const PAGE: usize = 4096;
+
+/// The errno of the call that has just failed.
+fn errno() -> io::Error {
+    io::Error::last_os_error()
+}
+
+/// -1 is an error.
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 { Err(errno()) } else { Ok(result) }
+}
+
+/// -1 is an error; else a length.
+fn length(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| errno())
+}

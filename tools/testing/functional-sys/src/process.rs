@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Children, signals, and one process that looks into another.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::checked;
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+}
+
+/// A child process. It is killed when this is dropped, if it still runs.
+#[derive(Debug)]
+pub struct Child {
+    pid: libc::pid_t,
+    end: Option<End>,
+}
+
+/// Makes a child that runs `run` and exits with what it returns. Nothing of the parent is dropped in the child.
+///
+/// The tests call this in their main thread. Other threads of theirs, which the child does not have, hold no lock that `run` takes: they
+/// wait in system calls, or make calls of vmem.
+pub fn fork(run: impl FnOnce() -> i32) -> io::Result<Child> {
+    // SAFETY: the C library makes its own locks right in the child; of others, see above.
+    let pid = checked(unsafe { libc::fork() })?;
+    if pid == 0 {
+        let status = run();
+        // SAFETY: it ends the child, without what the parent has to do at its own end.
+        unsafe { libc::_exit(status) }
+    }
+    Ok(Child { pid, end: None })
+}
+
+impl Child {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    pub fn kill(&self, signal: i32) -> io::Result<()> {
+        if self.end.is_some() {
+            return Ok(());
+        }
+        // SAFETY: the process is this value's child, not yet waited for: the number is no other's.
+        checked(unsafe { libc::kill(self.pid, signal) }).map(drop)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> io::Result<End> {
+        self.wait_with(0).map(|end| end.unwrap_or(End::Exited(-1)))
+    }
+
+    /// Its end, if it has ended.
+    pub fn try_wait(&mut self) -> io::Result<Option<End>> {
+        self.wait_with(libc::WNOHANG)
+    }
+
+    fn wait_with(&mut self, flags: i32) -> io::Result<Option<End>> {
+        if self.end.is_some() {
+            return Ok(self.end);
+        }
+        let mut status = 0;
+        loop {
+            // SAFETY: `status` is a place for the status.
+            match checked(unsafe { libc::waitpid(self.pid, &mut status, flags) }) {
+                Ok(0) => return Ok(None),
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        self.end = Some(if libc::WIFSIGNALED(status) {
+            End::Killed(libc::WTERMSIG(status))
+        } else {
+            End::Exited(libc::WEXITSTATUS(status))
+        });
+        Ok(self.end)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // A child that is waited for already has no more to end.
+        let _ = self.kill(libc::SIGKILL);
+        let _ = self.wait();
+    }
+}
+
+/// Closes those descriptors of this process whose name in `/proc/self/fd` is `chosen`. Nobody may use them afterwards: this is for a
+/// child, which has copies of all that the parent has open.
+pub fn close_descriptors(chosen: impl Fn(&str) -> bool) -> io::Result<()> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let path = entry?.path();
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.parse::<i32>().ok());
+        if let (Some(number), true) = (number, chosen(&target.to_string_lossy())) {
+            numbers.push(number);
+        }
+    }
+    for number in numbers {
+        // SAFETY: the descriptor is open, and by the contract of this function nobody uses it any more.
+        checked(unsafe { libc::close(number) })?;
+    }
+    Ok(())
+}
+
+static CAUGHT: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    CAUGHT.fetch_add(1, Ordering::SeqCst);
+}
+
+/// From now on `signal` is counted, and restarts the system call that it interrupts, or does not.
+pub fn catch_signal(signal: i32, restart: bool) -> io::Result<()> {
+    // SAFETY: all bytes zero is a `sigaction` without flags and without a mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as extern "C" fn(libc::c_int) as usize;
+    action.sa_flags = if restart { libc::SA_RESTART } else { 0 };
+    // SAFETY: the handler does what a signal handler may do: it counts.
+    checked(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }).map(drop)
+}
+
+/// From now on `signal` does what it does by default.
+pub fn reset_signal(signal: i32) -> io::Result<()> {
+    // SAFETY: the default action is a handler for any signal.
+    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(crate::errno()),
+        _ => Ok(()),
+    }
+}
+
+/// How many signals were caught in this process.
+pub fn caught() -> usize {
+    CAUGHT.load(Ordering::SeqCst)
+}
+
+/// The kernel's number of the calling thread.
+pub fn this_thread() -> i32 {
+    // SAFETY: it has no arguments and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// Sends a signal to one thread of a process.
+pub fn interrupt_thread(pid: i32, thread: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: it sends a signal to a thread of the tests', which has a handler for it (`catch_signal`).
+    checked(unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, signal) } as libc::c_int).map(drop)
+}
+
+/// Reads a word of another process by ptrace: attaches, waits until it has stopped, reads, and lets it go.
+pub fn peek_by_ptrace(pid: i32, address: usize) -> io::Result<u64> {
+    let null = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_ATTACH stops the other process, which is a child of the test's.
+    checked(unsafe { libc::ptrace(libc::PTRACE_ATTACH, pid, null, null) } as libc::c_int)?;
+    let mut status = 0;
+    // SAFETY: `status` is a place for the status.
+    checked(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) })?;
+    let mut word = 0u64;
+    // SAFETY: the raw call, unlike the C library's, stores the word through its last argument.
+    let result =
+        checked(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, pid, address, &raw mut word) } as libc::c_int);
+    // SAFETY: PTRACE_DETACH lets the process go on.
+    let detached = checked(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, null, null) } as libc::c_int);
+    result.and(detached).map(|_| word)
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The functional tests: one for each promise, named after it.
+//!
+//! They run as root in a virtual machine with the stock kernel, one after the other. The program inserts the module itself (`VMEM_KO`,
+//! or `build/module/vmem.ko`) and removes it at the end. After each test nothing of it may be left: no descriptor, no child, no region
+//! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
+//!
+//! The tests wait for states, never for times: the machine may be an emulated one.
+#![forbid(unsafe_code)]
+
+mod failure;
+mod program;
+mod server;
+mod setting;
+mod suite;
+mod watchdog;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, ColorSetting, Trial};
+
+use crate::failure::Outcome;
+use crate::watchdog::Watchdog;
+
+/// A test: its name is that of the promise which it proves, after that of its group.
+type Test = (&'static str, fn() -> Outcome);
+
+/// A table of tests with the names of their functions, in the group that their module is.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[crate::Test] = &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    };
+}
+use tests;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The tests share the module and look at its use count: one at a time, in this thread (they fork).
+    arguments.test_threads = Some(1);
+    arguments.color = Some(ColorSetting::Never);
+    let inserted = if arguments.list { Ok(()) } else { world::insert_module() };
+    if let Err(failure) = inserted {
+        eprintln!("vmem-functional: cannot insert the module: {}", failure.text());
+        return ExitCode::FAILURE;
+    }
+    let watchdog = Watchdog::start();
+    let trials = suite::all()
+        .map(|(path, test)| {
+            let name = path.trim_start_matches("vmem_functional::suite::");
+            let watchdog = watchdog.clone();
+            Trial::test(name, move || {
+                let _watched = watchdog.watch(name);
+                world::run(test).map_err(|failure| failure.text().into())
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        if let Err(failure) = world::remove_module() {
+            eprintln!("vmem-functional: cannot remove the module at the end: {}", failure.text());
+            return ExitCode::FAILURE;
+        }
+    }
+    conclusion.exit_code()
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A daemon that answers every request, in a thread of the test.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vmem::{Fill, PageIndex, Region};
+
+use crate::failure::{Outcome, ensure};
+use crate::setting::{bytes_of, contents};
+
+/// A daemon that fills each wanted page with its [`contents`].
+pub(crate) struct Server {
+    stop: Arc<AtomicBool>,
+    served: Arc<Mutex<Vec<PageIndex>>>,
+    thread: Option<JoinHandle<Outcome>>,
+}
+
+impl Server {
+    /// Starts it.
+    pub(crate) fn start(region: &Arc<Region>) -> Self {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let thread = thread::spawn({
+            let (region, stop, served) = (region.clone(), stop.clone(), Arc::clone(&served));
+            move || serve(&region, &stop, &served)
+        });
+        Self {
+            stop,
+            served,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends it, and returns the pages that it was asked for, in the order in which it was asked.
+    pub(crate) fn stop(mut self) -> Outcome<Vec<u64>> {
+        self.end()?;
+        Ok(lock(&self.served).iter().map(|page| page.get()).collect())
+    }
+
+    fn end(&mut self) -> Outcome {
+        self.stop.store(true, Ordering::SeqCst);
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err("the server panicked".into()),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Of a failed test: it has failed already.
+        let _ = self.end();
+    }
+}
+
+fn lock(served: &Mutex<Vec<PageIndex>>) -> std::sync::MutexGuard<'_, Vec<PageIndex>> {
+    served.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(region: &Region, stop: &AtomicBool, served: &Mutex<Vec<PageIndex>>) -> Outcome {
+    while !stop.load(Ordering::SeqCst) {
+        for page in region.next_requests_timeout(64, Duration::from_millis(20))? {
+            lock(served).push(page);
+            let changed = region
+                .fill(&[Fill::new(page, &bytes_of(&contents(page.get())))?])
+                .complete()?;
+            // Somebody else may have been faster, but nobody asks for a page twice.
+            ensure!(changed <= 1, "{page}: {changed} pages were filled");
+        }
+    }
+    Ok(())
+}

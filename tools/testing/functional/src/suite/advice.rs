@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+//! madvise, mlock, MAP_POPULATE and holes: what a program tells the kernel about the region's memory.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FallocateFlags, fallocate, ftruncate};
+use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
+use vmem_functional_sys::AreaBuilder;
+
+use crate::failure::{Outcome, ensure, equal, refused};
+use crate::program::Program;
+use crate::server::Server;
+use crate::setting::{Setting, check_page, check_words, check_zero, contents, mapped_pages, pages};
+
+const MADV_DONTNEED: i32 = 4;
+const MADV_FREE: i32 = 8;
+const MADV_REMOVE: i32 = 9;
+const MADV_POPULATE_READ: i32 = 22;
+const MADV_POPULATE_WRITE: i32 = 23;
+
+crate::tests![
+    dontneed_brings_pages_back_without_a_request,
+    dontneed_of_an_absent_page_leaves_it_absent,
+    removed_pages_are_zero,
+    removed_absent_pages_are_zero_and_never_fetched,
+    remove_wakes_who_waits_for_the_page,
+    a_removed_page_is_not_filled_any_more,
+    a_removed_page_can_be_written,
+    region_and_map_descriptors_cannot_be_truncated_or_punched,
+    the_staging_file_cannot_be_truncated,
+    free_is_refused_as_on_any_shared_memory,
+    mlock_brings_every_page_in,
+    map_populate_brings_every_page_in,
+    populate_read_and_write_bring_every_page_in,
+    populate_of_an_unreadable_page_is_efault,
+    advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion,
+];
+
+fn dontneed_brings_pages_back_without_a_request() -> Outcome {
+    let setting = Setting::new(16)?;
+    setting.fill_all()?;
+    let area = setting.area()?;
+    for pgoff in 0..16 {
+        area.write_page(pgoff, &contents(pgoff as u64 + 100));
+    }
+    area.advise(0..16, MADV_DONTNEED)?;
+    ensure!(mapped_pages(&area)?.iter().all(|mapped| !mapped));
+    for pgoff in 0..16 {
+        check_page(&area, pgoff, pgoff + 100)?;
+    }
+    setting.no_request()?;
+    equal!(setting.region.info()?.faults, 0);
+    // A private copy is given up: the region's contents are back.
+    let private = setting.area_as(AreaBuilder::default().private())?;
+    private.write_page(3, &contents(999));
+    private.advise(0..16, MADV_DONTNEED)?;
+    check_page(&private, 3, 103)
+}
+
+fn dontneed_of_an_absent_page_leaves_it_absent() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.area()?.advise(0..4, MADV_DONTNEED)?;
+    equal!(setting.region.info()?.present, 0);
+    let reader = setting.reader(1)?;
+    equal!(setting.take_request()?, 1);
+    setting.fill([1])?;
+    check_words(&reader.join()?, 1)
+}
+
+fn removed_pages_are_zero() -> Outcome {
+    let setting = Setting::new(16)?;
+    setting.fill_all()?;
+    let area = setting.area()?;
+    let other = setting.area()?;
+    check_page(&other, 4, 4)?;
+    area.advise(4..6, MADV_REMOVE)?;
+    for pgoff in [4, 5] {
+        check_zero(&area, pgoff)?;
+        check_zero(&other, pgoff)?;
+    }
+    check_page(&area, 3, 3)?;
+    check_page(&area, 6, 6)?;
+    setting.no_request()
+}
+
+fn removed_absent_pages_are_zero_and_never_fetched() -> Outcome {
+    // More than the module does at a time.
+    let setting = Setting::new(1200)?;
+    let area = setting.area()?;
+    area.advise(3..1100, MADV_REMOVE)?;
+    equal!(setting.region.info()?.present, 1097);
+    for pgoff in [3, 511, 512, 1099] {
+        check_zero(&area, pgoff)?;
+    }
+    setting.no_request()?;
+    let reader = setting.reader(1100)?;
+    equal!(setting.take_request()?, 1100);
+    setting.fill([1100])?;
+    check_words(&reader.join()?, 1100)
+}
+
+fn remove_wakes_who_waits_for_the_page() -> Outcome {
+    let setting = Setting::new(8)?;
+    let reader = setting.reader(5)?;
+    setting.wait_waiters(1)?;
+    setting.area()?.advise(0..8, MADV_REMOVE)?;
+    ensure!(reader.join()?.iter().all(|word| *word == 0));
+    setting.no_request()
+}
+
+fn a_removed_page_is_not_filled_any_more() -> Outcome {
+    let setting = Setting::new(8)?;
+    let area = setting.area()?;
+    area.advise(2..3, MADV_REMOVE)?;
+    let bytes = crate::setting::bytes_of(&contents(2));
+    equal!(
+        setting
+            .region
+            .fill(&[vmem::Fill::new(crate::setting::page(2), &bytes)?])
+            .complete()?,
+        0
+    );
+    check_zero(&area, 2)
+}
+
+fn a_removed_page_can_be_written() -> Outcome {
+    let setting = Setting::new(8)?;
+    let area = setting.area()?;
+    area.advise(2..3, MADV_REMOVE)?;
+    area.write_page(2, &contents(20));
+    check_page(&setting.area()?, 2, 20)
+}
+
+/// The kernel asks no device for holes: MADV_REMOVE is the way.
+fn region_and_map_descriptors_cannot_be_truncated_or_punched() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(4 * PAGE_SIZE as u64).name("whole"))?;
+    let node = MapHandle::open("whole", Access::ReadWrite)?;
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for fd in [setting.region.as_fd(), setting.map.as_fd(), node.as_fd()] {
+        for flags in [punch, FallocateFlags::empty(), FallocateFlags::ZERO_RANGE] {
+            refused!(fallocate(fd, flags, 0, PAGE_SIZE as u64), NODEV);
+        }
+        refused!(ftruncate(fd, 0), INVAL);
+    }
+    equal!(setting.region.info()?.present, 0);
+    Ok(())
+}
+
+fn the_staging_file_cannot_be_truncated() -> Outcome {
+    let setting = Setting::new(4)?;
+    for size in [0, 1, 3 * PAGE_SIZE as u64, 5 * PAGE_SIZE as u64, 1 << 40] {
+        refused!(ftruncate(setting.region.staging(), size), PERM);
+    }
+    equal!(setting.region.staging().metadata()?.len(), 4 * PAGE_SIZE as u64);
+    // Nor made longer by a write.
+    use std::os::unix::fs::FileExt;
+    ensure!(setting.region.staging().write_at(&[1; 16], 4 * PAGE_SIZE as u64).is_err());
+    Ok(())
+}
+
+fn free_is_refused_as_on_any_shared_memory() -> Outcome {
+    let setting = Setting::new(4)?;
+    refused!(setting.area()?.advise(0..4, MADV_FREE), INVAL);
+    Ok(())
+}
+
+/// A program that does something to a mapping of 64 pages, which a daemon fills, and finds all pages mapped afterwards.
+fn all_come_in(bring: impl FnOnce(&Setting) -> Outcome<vmem_functional_sys::Area>) -> Outcome {
+    let setting = Setting::new(64)?;
+    let program = Program::start(|| {
+        let area = bring(&setting)?;
+        let absent = mapped_pages(&area)?.iter().filter(|mapped| !**mapped).count();
+        ensure!(absent == 0, "{absent} pages are not mapped");
+        for pgoff in 0..64 {
+            check_page(&area, pgoff, pgoff)?;
+        }
+        Ok(vec![])
+    })?;
+    let server = Server::start(&setting.region);
+    program.join()?;
+    let mut served = server.stop()?;
+    served.sort_unstable();
+    equal!(served, (0..64).collect::<Vec<_>>());
+    Ok(())
+}
+
+fn mlock_brings_every_page_in() -> Outcome {
+    all_come_in(|setting| {
+        let area = setting.area()?;
+        area.lock(0..64)?;
+        Ok(area)
+    })
+}
+
+fn map_populate_brings_every_page_in() -> Outcome {
+    all_come_in(|setting| setting.area_as(AreaBuilder::default().populate()))
+}
+
+fn populate_read_and_write_bring_every_page_in() -> Outcome {
+    for advice in [MADV_POPULATE_READ, MADV_POPULATE_WRITE] {
+        all_come_in(|setting| {
+            let area = setting.area()?;
+            area.advise(0..64, advice)?;
+            Ok(area)
+        })?;
+    }
+    Ok(())
+}
+
+fn populate_of_an_unreadable_page_is_efault() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.fill([0, 1, 3])?;
+    setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
+    refused!(setting.area()?.advise(0..4, MADV_POPULATE_READ), FAULT);
+    Ok(())
+}
+
+fn advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion() -> Outcome {
+    const MADV_MERGEABLE: i32 = 12;
+    const MADV_HUGEPAGE: i32 = 14;
+    let setting = Setting::new(1024)?;
+    setting.fill([0])?;
+    let area = setting.area()?;
+    area.advise(0..1024, MADV_HUGEPAGE)?;
+    // Shared memory is not merged; the advice is an error or does nothing, as for any.
+    let _ = area.advise(0..1024, MADV_MERGEABLE);
+    check_page(&area, 0, 0)?;
+    equal!(setting.region.info()?.present, 1);
+    let reader = setting.reader(1)?;
+    equal!(setting.take_request()?, 1);
+    setting.fill([1])?;
+    check_words(&reader.join()?, 1)
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Death of the daemon is a state, not an accident; and how long a fault waits.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use vmem::{Control, PAGE_SIZE, RegionBuilder};
+
+use crate::failure::{Outcome, ensure, equal};
+use crate::program::Program;
+use crate::setting::{Setting, check_words, page};
+use crate::world::wait_until;
+
+crate::tests![
+    waiters_of_a_dead_daemon_stay_killable,
+    waiters_of_a_dead_daemon_go_on_with_the_next_one,
+    a_touch_without_a_daemon_waits_for_the_next_one,
+    the_next_daemon_gets_what_was_taken_and_not_answered,
+    the_next_daemon_learns_which_pages_are_present,
+    a_killed_daemon_is_a_dead_daemon,
+    a_region_lives_as_long_as_it_is_mapped,
+    a_region_attached_by_name_is_the_same,
+    with_sigbus_waiters_get_it_when_the_daemon_dies,
+    with_sigbus_a_touch_without_a_daemon_gets_it,
+    with_sigbus_the_next_daemon_serves_again,
+    with_sigbus_present_pages_stay_readable,
+    a_fault_that_waits_too_long_gets_sigbus,
+    a_fault_that_is_answered_in_time_does_not,
+    after_a_timeout_the_page_can_still_be_filled,
+];
+
+/// Drops the daemon of a setting, and leaves a map descriptor and the number of the region.
+fn orphan(setting: Setting) -> (u64, vmem::MapHandle) {
+    let Setting { region, map } = setting;
+    (region.id(), map)
+}
+
+fn waiters_of_a_dead_daemon_stay_killable() -> Outcome {
+    let setting = Setting::new(8)?;
+    let readers = [setting.reader(1)?, setting.reader(2)?];
+    setting.wait_waiters(2)?;
+    equal!(setting.region.next_requests(1)?.len(), 1);
+    let (_, map) = orphan(setting);
+    ensure!(!map.info()?.attached);
+    // They look around once, and wait on.
+    wait_until("both wait", || Ok(map.info()?.waiters == 2))?;
+    for reader in readers {
+        reader.signal(Signal::KILL)?;
+        reader.join_killed(Signal::KILL)?;
+    }
+    equal!(map.info()?.waiters, 0);
+    Ok(())
+}
+
+fn waiters_of_a_dead_daemon_go_on_with_the_next_one() -> Outcome {
+    let setting = Setting::new(8)?;
+    let reader = setting.reader(1)?;
+    setting.wait_waiters(1)?;
+    let (id, map) = orphan(setting);
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    equal!(next.take_request()?, 1);
+    next.fill([1])?;
+    check_words(&reader.join()?, 1)
+}
+
+fn a_touch_without_a_daemon_waits_for_the_next_one() -> Outcome {
+    let setting = Setting::new(8)?;
+    let pages = setting.pages();
+    let (id, map) = orphan(setting);
+    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, pages)?.page(3)))?;
+    wait_until("it waits", || Ok(map.info()?.waiters == 1))?;
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    equal!(next.take_request()?, 3);
+    next.fill([3])?;
+    check_words(&reader.join()?, 3)
+}
+
+fn the_next_daemon_gets_what_was_taken_and_not_answered() -> Outcome {
+    let setting = Setting::new(700)?;
+    let wanted = [3, 64, 512, 699];
+    let readers: Vec<_> = wanted.iter().map(|pgoff| setting.reader(*pgoff)).collect::<Outcome<_>>()?;
+    setting.wait_waiters(4)?;
+    // Two are taken, one of them is answered.
+    let taken = setting.region.next_requests(2)?;
+    equal!(taken.len(), 2);
+    let answered = taken[0].get() as usize;
+    setting.fill([answered])?;
+    setting.wait_waiters(3)?;
+    let (id, map) = orphan(setting);
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    equal!(next.region.info()?.queued, 3);
+    let mut again: Vec<usize> = next
+        .region
+        .next_requests(64)?
+        .iter()
+        .map(|page| page.get() as usize)
+        .collect();
+    again.sort_unstable();
+    equal!(
+        again,
+        wanted.into_iter().filter(|pgoff| *pgoff != answered).collect::<Vec<_>>()
+    );
+    next.fill(again)?;
+    for (reader, pgoff) in readers.into_iter().zip(wanted) {
+        check_words(&reader.join()?, pgoff)?;
+    }
+    Ok(())
+}
+
+fn the_next_daemon_learns_which_pages_are_present() -> Outcome {
+    let setting = Setting::new(1000)?;
+    let present = [0, 1, 63, 64, 65, 511, 512, 777, 999];
+    setting.fill(present)?;
+    let (id, _map) = orphan(setting);
+    let next = Control::open()?.attach_id(id)?;
+    let map = next.present_map()?;
+    equal!(map.present(), present.len() as u64);
+    for pgoff in 0..1000 {
+        equal!(map.contains(page(pgoff)), present.contains(&pgoff));
+    }
+    let absent: u64 = map.absent().map(|run| run.count()).sum();
+    equal!(absent, 1000 - present.len() as u64);
+    Ok(())
+}
+
+fn a_killed_daemon_is_a_dead_daemon() -> Outcome {
+    let setting = Setting::new(8)?;
+    let (id, map) = orphan(setting);
+    let daemon = Program::start(|| {
+        let region = Control::open()?.attach_id(id)?;
+        region.ready()?;
+        // It takes one request, and never answers.
+        region.next_requests(1)?;
+        region.next_requests(1)?;
+        Ok(vec![])
+    })?;
+    map.wait_ready()?;
+    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(5)))?;
+    wait_until("the request is taken", || {
+        let info = map.info()?;
+        Ok(info.requested == 1 && info.queued == 0)
+    })?;
+    daemon.signal(Signal::KILL)?;
+    daemon.join_killed(Signal::KILL)?;
+    wait_until("nobody is attached", || Ok(!map.info()?.attached))?;
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    equal!(next.take_request()?, 5);
+    next.fill([5])?;
+    check_words(&reader.join()?, 5)
+}
+
+fn a_region_lives_as_long_as_it_is_mapped() -> Outcome {
+    let setting = Setting::new(8)?;
+    setting.fill([2])?;
+    let area = setting.area()?;
+    let id = setting.region.id();
+    drop(setting);
+    crate::setting::check_page(&area, 2, 2)?;
+    let next = Control::open()?.attach_id(id)?;
+    equal!(next.present_map()?.present(), 1);
+    drop(next);
+    drop(area);
+    wait_until("the region is gone", || {
+        Ok(matches!(Control::open()?.attach_id(id), Err(vmem::Error::NoSuchRegion)))
+    })
+}
+
+fn a_region_attached_by_name_is_the_same() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(8 * PAGE_SIZE as u64).name("again"))?;
+    setting.fill([2])?;
+    let (id, _map) = orphan(setting);
+    let next = Control::open()?.attach("again")?;
+    equal!(next.id(), id);
+    equal!(next.size(), 8 * PAGE_SIZE as u64);
+    equal!(next.present_map()?.present(), 1);
+    Ok(())
+}
+
+fn with_sigbus() -> Outcome<Setting> {
+    Setting::create(RegionBuilder::new(8 * PAGE_SIZE as u64).sigbus_without_daemon())
+}
+
+fn with_sigbus_waiters_get_it_when_the_daemon_dies() -> Outcome {
+    let setting = with_sigbus()?;
+    let reader = setting.reader(1)?;
+    setting.wait_waiters(1)?;
+    let (_, map) = orphan(setting);
+    reader.join_killed(Signal::BUS)?;
+    ensure!(map.info()?.sigbus >= 1);
+    Ok(())
+}
+
+fn with_sigbus_a_touch_without_a_daemon_gets_it() -> Outcome {
+    let (_, map) = orphan(with_sigbus()?);
+    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    reader.join_killed(Signal::BUS)
+}
+
+fn with_sigbus_the_next_daemon_serves_again() -> Outcome {
+    let (id, map) = orphan(with_sigbus()?);
+    let early = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    early.join_killed(Signal::BUS)?;
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    let reader = next.reader(3)?;
+    next.wait_waiters(1)?;
+    next.fill([3])?;
+    check_words(&reader.join()?, 3)
+}
+
+fn with_sigbus_present_pages_stay_readable() -> Outcome {
+    let setting = with_sigbus()?;
+    setting.fill([3])?;
+    let (_, map) = orphan(setting);
+    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    check_words(&reader.join()?, 3)
+}
+
+fn impatient(timeout: Duration) -> Outcome<Setting> {
+    Setting::create(RegionBuilder::new(8 * PAGE_SIZE as u64).fault_timeout(timeout))
+}
+
+fn a_fault_that_waits_too_long_gets_sigbus() -> Outcome {
+    let setting = impatient(Duration::from_millis(50))?;
+    setting.reader(1)?.join_killed(Signal::BUS)?;
+    let info = setting.region.info()?;
+    equal!((info.sigbus, info.waiters), (1, 0));
+    Ok(())
+}
+
+fn a_fault_that_is_answered_in_time_does_not() -> Outcome {
+    let setting = impatient(Duration::from_secs(3600))?;
+    let reader = setting.reader(1)?;
+    setting.wait_waiters(1)?;
+    setting.fill([1])?;
+    check_words(&reader.join()?, 1)?;
+    equal!(setting.region.info()?.sigbus, 0);
+    Ok(())
+}
+
+fn after_a_timeout_the_page_can_still_be_filled() -> Outcome {
+    let setting = impatient(Duration::from_millis(50))?;
+    setting.reader(1)?.join_killed(Signal::BUS)?;
+    setting.fill([1])?;
+    check_words(&setting.reader(1)?.join()?, 1)
+}

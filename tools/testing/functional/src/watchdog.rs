@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Ends the run when a test hangs, after saying where everybody is.
+
+use std::fs;
+use std::path::Path;
+use std::process::exit;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a test may take, on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Watches one test at a time.
+#[derive(Clone)]
+pub(crate) struct Watchdog(Arc<Shared>);
+
+struct Shared {
+    test: Mutex<Option<(String, Instant)>>,
+    changed: Condvar,
+}
+
+/// That a test is watched; dropped at its end.
+pub(crate) struct Watched(Watchdog);
+
+impl Watchdog {
+    /// Starts the thread that watches.
+    pub(crate) fn start() -> Self {
+        let watchdog = Self(Arc::new(Shared {
+            test: Mutex::new(None),
+            changed: Condvar::new(),
+        }));
+        let watching = watchdog.clone();
+        thread::spawn(move || watching.run());
+        watchdog
+    }
+
+    /// From now on this test runs.
+    pub(crate) fn watch(&self, name: &str) -> Watched {
+        self.set(Some((name.into(), Instant::now())));
+        Watched(self.clone())
+    }
+
+    fn set(&self, test: Option<(String, Instant)>) {
+        *self.0.test.lock().unwrap_or_else(PoisonError::into_inner) = test;
+        self.0.changed.notify_all();
+    }
+
+    fn run(&self) {
+        let mut test = self.0.test.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let wait = match &*test {
+                None => PATIENCE,
+                Some((name, since)) => match PATIENCE.checked_sub(since.elapsed()) {
+                    Some(left) if !left.is_zero() => left,
+                    _ => {
+                        println!("test {name} ... FAILED (not over after {} s)", PATIENCE.as_secs());
+                        dump();
+                        println!(
+                            "\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out (the run ended here)"
+                        );
+                        // The children of the test die with it: they hold regions.
+                        exit(101);
+                    }
+                },
+            };
+            let woken = self
+                .0
+                .changed
+                .wait_timeout(test, wait)
+                .unwrap_or_else(PoisonError::into_inner);
+            test = woken.0;
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
+/// Prints where each thread of this program and of its children is, and the state of all open regions. Kills the children.
+fn dump() {
+    let this = std::process::id();
+    for process in crate::world::family(this) {
+        let directory = Path::new("/proc").join(process.to_string());
+        println!("process {process}: {}", read(&directory.join("cmdline")).replace('\0', " "));
+        for thread in entries(&directory.join("task")) {
+            println!(
+                "  thread {}: {} in {}\n{}",
+                thread.display(),
+                state(&read(&thread.join("status"))),
+                read(&thread.join("wchan")),
+                read(&thread.join("stack"))
+            );
+        }
+        for descriptor in entries(&directory.join("fdinfo")) {
+            let info = read(&descriptor);
+            if info.contains("vmem-") {
+                println!("  {}:\n{info}", descriptor.display());
+            }
+        }
+        if process != this {
+            let pid = rustix::process::Pid::from_raw(process as i32);
+            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+    }
+}
+
+fn state(status: &str) -> &str {
+    status.lines().find(|line| line.starts_with("State:")).unwrap_or("State: ?")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| error.to_string())
+}
+
+fn entries(path: &Path) -> Vec<std::path::PathBuf> {
+    fs::read_dir(path)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default()
+}

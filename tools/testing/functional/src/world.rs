@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The machine around a test: the module, and that nothing is left after a test.
+
+use std::fs;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::failure::{Outcome, ensure, equal};
+
+/// How long a state may take to come, on the slowest machine. Only a failing test waits this long.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Waits until the condition holds.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Outcome<bool>) -> Outcome {
+    let place = Location::caller();
+    let since = Instant::now();
+    while !condition()? {
+        ensure!(since.elapsed() < PATIENCE, "{place}: waited in vain until {what}");
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// The module to test.
+fn module() -> PathBuf {
+    std::env::var_os("VMEM_KO").map_or_else(|| "build/module/vmem.ko".into(), PathBuf::from)
+}
+
+/// Runs a program of the system.
+pub(crate) fn run_command(program: &str, arguments: &[&str]) -> Outcome<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{program} {arguments:?}: {}: {stdout}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(stdout)
+}
+
+/// Inserts the module, and waits for the control device.
+pub(crate) fn insert_module() -> Outcome {
+    let module = module();
+    run_command("insmod", &[&module.to_string_lossy()])?;
+    wait_until("the control device is there", || Ok(Path::new("/dev/vmem/control").exists()))
+}
+
+/// Removes the module.
+pub(crate) fn remove_module() -> Outcome {
+    run_command("rmmod", &["vmem"]).map(drop)
+}
+
+/// How many users the module has: descriptors, mappings.
+pub(crate) fn module_users() -> Outcome<u64> {
+    Ok(fs::read_to_string("/sys/module/vmem/refcnt")?.trim().parse()?)
+}
+
+/// Names of the nodes, without that of the control device.
+pub(crate) fn nodes() -> Outcome<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/dev/vmem")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "control" {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// How many descriptors this process has open.
+fn descriptors() -> Outcome<Vec<String>> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let path = entry?.path();
+        // The descriptor of this very listing is gone when it is looked at.
+        if let Ok(target) = fs::read_link(&path) {
+            open.push(format!("{} {}", path.display(), target.display()));
+        }
+    }
+    open.retain(|open| !open.ends_with("/fd"));
+    open.sort();
+    Ok(open)
+}
+
+/// `pid` and its descendants.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = family.get(next) {
+        let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        let children: Vec<u32> = threads
+            .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+            .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        family.extend(children);
+        next += 1;
+    }
+    family
+}
+
+/// Runs a test, and then sees that it left nothing.
+pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
+    let before = descriptors()?;
+    test()?;
+    equal!(descriptors()?, before);
+    equal!(family(std::process::id()).len(), 1);
+    if !Path::new("/sys/module/vmem").exists() {
+        return Err("the test has left the machine without the module".into());
+    }
+    // The last use of a region may end a moment after the process that made it.
+    wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
+    equal!(nodes()?, Vec::<String>::new());
+    Ok(())
+}
+
+/// A field of a `/proc` file of lines `NAME: VALUE`.
+pub(crate) fn field(text: &str, name: &str) -> Outcome<u64> {
+    let value = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find_map(|(key, value)| (key == name).then(|| value.trim().trim_end_matches(" kB")));
+    match value {
+        Some(value) => Ok(value.parse().map_err(|error| format!("{name}: {value:?}: {error}"))?),
+        None => Err(format!("no field {name} in {text:?}").into()),
+    }
+}
+
+/// The threads of a process.
+pub(crate) fn threads(pid: i32) -> Outcome<Vec<i32>> {
+    fs::read_dir(format!("/proc/{pid}/task"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?))
+        .collect()
+}
