@@ -147,7 +147,7 @@ impl RegionBuilder {
         self
     }
 
-    /// Permission bits of the node, 0 to 0o777; 0o600 unless told. Only with a name.
+    /// Permission bits of the node, up to 0o777; 0, or nothing said, is 0o600. Only with a name.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
@@ -165,7 +165,8 @@ impl RegionBuilder {
         self
     }
 
-    /// Asks for huge pages once the region is plain memory. The system's setting for shmem still decides.
+    /// Once the region is plain memory, its mappings get what `madvise(MADV_HUGEPAGE)` sets. The system's setting for shmem still
+    /// decides.
     pub fn huge(mut self) -> Self {
         self.flags |= VMEM_CREATE_HUGE;
         self

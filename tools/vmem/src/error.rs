@@ -70,6 +70,9 @@ pub enum Error {
     /// Pages are absent or unreadable: the region cannot become plain memory.
     #[error("pages of the region are absent or unreadable")]
     PagesAbsent,
+    /// The region is plain memory: no page of it will ever be wanted again.
+    #[error("the region has become plain memory")]
+    Plain,
     /// The descriptor maps the region and cannot serve it.
     #[error("{call}: the descriptor can only map the region")]
     MapOnly {
@@ -145,6 +148,7 @@ impl Error {
             (call::CREATE_VMEM, Errno::FBIG) => Self::TooLarge,
             (call::CREATE_VMEM, Errno::NOSPC) => Self::TooManyRegions,
             (call::MAKE_VMA_ANONYMOUS, Errno::BUSY) => Self::PagesAbsent,
+            (call::GET_PAGE_REQUEST, Errno::NODATA) => Self::Plain,
             (_, Errno::NOTTY) => Self::NotVmem {
                 what: format!("a descriptor without {call}"),
             },

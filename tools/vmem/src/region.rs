@@ -143,7 +143,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`Error::Interrupted`] if a signal came first; [`Error::Invalid`] if `max` is zero.
+    /// [`Error::Interrupted`] if a signal came first; [`Error::Plain`] once the region is plain memory; [`Error::Invalid`] if `max` is
+    /// zero.
     pub fn next_requests(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
         loop {
             let pages = self.try_next_requests(max)?;
@@ -175,7 +176,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if `max` is zero.
+    /// [`Error::Plain`] once the region is plain memory; [`Error::Invalid`] if `max` is zero.
     pub fn try_next_requests(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
         let error = |errno| Error::from_errno(call::GET_PAGE_REQUEST, errno);
         let mut pgoffs = vec![0; max.min(MAX_BATCH)];

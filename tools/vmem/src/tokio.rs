@@ -42,7 +42,7 @@ impl AsyncRegion {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if `max` is zero.
+    /// [`Error::Plain`] once the region is plain memory; [`Error::Invalid`] if `max` is zero.
     pub async fn next_requests(&self, max: usize) -> Result<Vec<PageIndex>, Error> {
         loop {
             let mut guard = self.fd.readable().await.map_err(|_| Error::RuntimeGone)?;
