@@ -160,10 +160,10 @@ impl Chunk {
         let mut from = self.used;
         for page in range.iter() {
             let zero = self.buffer[from..from + PAGE_SIZE] == ZERO_PAGE;
-            if !zero {
+            if !zero && from != self.used {
                 self.buffer.copy_within(from..from + PAGE_SIZE, self.used);
-                self.used += PAGE_SIZE;
             }
+            self.used += if zero { 0 } else { PAGE_SIZE };
             self.push(page.into(), if zero { Kind::Zero } else { Kind::Data });
             from += PAGE_SIZE;
         }

@@ -92,6 +92,7 @@ impl Finish {
         self.phase = match self.phase {
             _ if idle && self.state.present < pages && self.state.present + self.state.unreadable == pages => Phase::Unreadable,
             _ if self.state.present < pages => Phase::Filling,
+            _ if self.state.plain => self.make_plain()?,
             Phase::Populating => self.populate()?,
             _ if self.state.mappings == 0 && !choices.detach_unmapped => Phase::Waiting,
             _ if choices.populate => Phase::Populating,
@@ -117,6 +118,8 @@ impl Finish {
 
     fn make_plain(&self) -> Result<Phase, Failure> {
         match self.sink.make_plain() {
+            // One that was made at that very moment is left over; the next call takes it.
+            Ok(()) if self.sink.state().is_ok_and(|state| state.mappings > 0) => Ok(Phase::Populating),
             Ok(()) => Ok(Phase::Plain),
             Err(Error::Interrupted { .. }) => Ok(Phase::Populating),
             Err(error) => Err(self.failed("make plain memory of", error)),

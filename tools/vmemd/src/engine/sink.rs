@@ -11,7 +11,7 @@ use vmem::{Error, Fill, PageIndex, PageRange, Progress, Region};
 pub(crate) trait Sink: Send + Sync {
     /// Readable when a page is wanted.
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Takes up to `max` pages that are wanted now. Each is given once.
+    /// Takes up to `max` pages that are wanted now. Each is given once. [`Error::Plain`] once the region is plain memory.
     fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error>;
     /// Puts contents into those of the pages that are absent.
     fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress;
@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) unreadable: u64,
     /// Mappings that are not plain memory yet.
     pub(crate) mappings: u64,
+    /// Whether it has become plain memory, as a whole or but for some of those mappings.
+    pub(crate) plain: bool,
 }
 
 impl Sink for Region {
@@ -88,6 +90,7 @@ impl Sink for Region {
             present: info.present,
             unreadable: info.unreadable,
             mappings: info.mappings,
+            plain: info.plain,
         })
     }
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The urgent lane: pages that programs wait for.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmem::{PageIndex, PageRange};
+use vmem::{Error, PageIndex, PageRange};
 use vmem_source::page::join;
 use vmem_source::source::MAX_ASK_RANGES;
 use vmem_source::{Readiness, SourceError};
@@ -30,6 +31,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         line,
         asked: 0,
         latest: 0,
+        plain: HashSet::new(),
         heard: Instant::now(),
     };
     while !shared.stop.is_set() {
@@ -49,6 +51,8 @@ struct Urgent<'a> {
     asked: usize,
     /// The region whose requests were taken last.
     latest: usize,
+    /// Regions that have become plain memory.
+    plain: HashSet<usize>,
     /// When the source was heard of last, or was asked something after it had nothing to say.
     heard: Instant,
 }
@@ -65,9 +69,17 @@ impl Urgent<'_> {
         }
         if let Some(region) = wanted {
             self.latest = region;
-            let name = &self.shared.exports[region].name;
-            let taken = self.shared.sinks[region].take(BATCH);
-            let pages = taken.map_err(Failure::kernel(format!("cannot take requests of region {name}")))?;
+            let pages = match self.shared.sinks[region].take(BATCH) {
+                // Nobody will ever want a page of it again.
+                Err(Error::Plain) => {
+                    self.plain.insert(region);
+                    Vec::new()
+                }
+                taken => {
+                    let name = &self.shared.exports[region].name;
+                    taken.map_err(Failure::kernel(format!("cannot take requests of region {name}")))?
+                }
+            };
             if !pages.is_empty() {
                 add(&self.shared.stats.requests, pages.len() as u64);
                 self.shared.flight.insert(region, &pages);
@@ -80,12 +92,15 @@ impl Urgent<'_> {
 
     /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
     fn wait(&self) -> Result<(bool, Option<usize>), Failure> {
-        let regions = if self.asked < WINDOW { self.shared.sinks.len() } else { 0 };
+        let room = self.asked < WINDOW;
+        let regions: Vec<usize> = (0..self.shared.sinks.len())
+            .filter(|region| room && !self.plain.contains(region))
+            .collect();
         let mut fds = vec![PollFd::new(&self.shared.stop, PollFlags::IN)];
         fds.extend(
-            self.shared.sinks[..regions]
+            regions
                 .iter()
-                .map(|sink| PollFd::from_borrowed_fd(sink.fd(), PollFlags::IN)),
+                .map(|region| PollFd::from_borrowed_fd(self.shared.sinks[*region].fd(), PollFlags::IN)),
         );
         let mut patience = PATIENCE;
         match self.line.readiness() {
@@ -101,10 +116,15 @@ impl Urgent<'_> {
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let late = self.asked > 0 && self.heard.elapsed() >= patience;
-        let answer = late || fds.get(1 + regions).is_some_and(ready);
-        let after = (self.latest + 1..regions).chain(0..regions.min(self.latest + 1));
-        let wanted = after.into_iter().find(|region| ready(&fds[1 + region]));
-        Ok((answer, wanted))
+        let answer = late || fds.get(1 + regions.len()).is_some_and(ready);
+        let mut wanted = regions
+            .iter()
+            .zip(&fds[1..])
+            .filter(|(_, fd)| ready(fd))
+            .map(|(region, _)| *region);
+        let first = wanted.clone().next();
+        let next = wanted.find(|region| *region > self.latest);
+        Ok((answer, next.or(first)))
     }
 
     fn ask(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), SourceError> {

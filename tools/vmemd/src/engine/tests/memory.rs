@@ -193,6 +193,7 @@ impl Sink for Memory {
             present: count(Page::Present),
             unreadable: count(Page::Unreadable),
             mappings: 1,
+            plain: false,
         })
     }
 }
