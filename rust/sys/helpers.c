@@ -100,21 +100,29 @@ int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 					pos, len);
 }
 
-/* Writes from user memory, charged to @charge (to the caller, if NULL). */
+/*
+ * Writes from user memory, charged to @charge (to the caller, if NULL).
+ *
+ * Not vfs_iter_write(): it begins a write of the super block, which a program
+ * that discards pages has done already when it comes to wait for the writer.
+ * Nobody can freeze the file system of staging files.
+ */
 long vmem_shmem_write(struct file *staging, unsigned long pos,
 		      unsigned long from, unsigned long len,
 		      struct mem_cgroup *charge)
 {
 	struct mem_cgroup *old;
 	struct iov_iter iter;
-	loff_t at = pos;
+	struct kiocb kiocb;
 	long ret;
 
 	ret = import_ubuf(ITER_SOURCE, (void __user *)from, len, &iter);
 	if (ret)
 		return ret;
+	init_sync_kiocb(&kiocb, staging);
+	kiocb.ki_pos = pos;
 	old = set_active_memcg(charge);
-	ret = vfs_iter_write(staging, &iter, &at, 0);
+	ret = staging->f_op->write_iter(&kiocb, &iter);
 	set_active_memcg(old);
 	return ret;
 }
