@@ -38,38 +38,26 @@ layout!(vmem_info is 128 bytes:
     104
 );
 
-/// The number is what it always was, and what its direction and the size of its argument give.
-const fn check(number: u32, fixed: u32, computed: u32) {
-    assert!(number == fixed);
-    assert!(number == computed);
+/// A number is what it always was, and what its direction and the size of its argument give.
+macro_rules! number {
+    ($name:ident is $fixed:literal: $computed:expr) => {
+        const _: () = {
+            assert!($name == $fixed);
+            assert!($name == $computed);
+        };
+    };
 }
 
-const TYPE: u8 = VMEM_IOC_MAGIC as u8;
-
-const _: () = {
-    check(VMEM_GET_FEATURES, 0x8040_bb00, opcode::read::<vmem_features>(TYPE, 0x00));
-    check(VMEM_CREATE_VMEM, 0xc060_bb01, opcode::read_write::<vmem_create>(TYPE, 0x01));
-    check(VMEM_ATTACH, 0xc050_bb02, opcode::read_write::<vmem_attach>(TYPE, 0x02));
-    check(VMEM_WAIT_READY, 0x0000_bb10, opcode::none(TYPE, 0x10));
-    check(VMEM_READY, 0x0000_bb11, opcode::none(TYPE, 0x11));
-    check(
-        VMEM_GET_PAGE_REQUEST,
-        0xc010_bb12,
-        opcode::read_write::<vmem_page_request>(TYPE, 0x12),
-    );
-    check(
-        VMEM_MARK_PAGE_CACHED,
-        0xc020_bb13,
-        opcode::read_write::<vmem_mark>(TYPE, 0x13),
-    );
-    check(
-        VMEM_MAKE_PAGES_PRESENT,
-        0xc020_bb14,
-        opcode::read_write::<vmem_populate>(TYPE, 0x14),
-    );
-    check(VMEM_MAKE_VMA_ANONYMOUS, 0x0000_bb15, opcode::none(TYPE, 0x15));
-    check(VMEM_FILL_PAGES, 0xc020_bb16, opcode::read_write::<vmem_fill>(TYPE, 0x16));
-    check(VMEM_GET_PRESENT, 0xc020_bb17, opcode::read_write::<vmem_present>(TYPE, 0x17));
-    check(VMEM_GET_INFO, 0x8080_bb18, opcode::read::<vmem_info>(TYPE, 0x18));
-    check(VMEM_GET_MAP_FD, 0xc008_bb19, opcode::read_write::<vmem_map_fd>(TYPE, 0x19));
-};
+number!(VMEM_GET_FEATURES is 0x8040_bb00: opcode::read::<vmem_features>(VMEM_IOC_MAGIC as u8, 0x00));
+number!(VMEM_CREATE_VMEM is 0xc060_bb01: opcode::read_write::<vmem_create>(VMEM_IOC_MAGIC as u8, 0x01));
+number!(VMEM_ATTACH is 0xc050_bb02: opcode::read_write::<vmem_attach>(VMEM_IOC_MAGIC as u8, 0x02));
+number!(VMEM_WAIT_READY is 0x0000_bb10: opcode::none(VMEM_IOC_MAGIC as u8, 0x10));
+number!(VMEM_READY is 0x0000_bb11: opcode::none(VMEM_IOC_MAGIC as u8, 0x11));
+number!(VMEM_GET_PAGE_REQUEST is 0xc010_bb12: opcode::read_write::<vmem_page_request>(VMEM_IOC_MAGIC as u8, 0x12));
+number!(VMEM_MARK_PAGE_CACHED is 0xc020_bb13: opcode::read_write::<vmem_mark>(VMEM_IOC_MAGIC as u8, 0x13));
+number!(VMEM_MAKE_PAGES_PRESENT is 0xc020_bb14: opcode::read_write::<vmem_populate>(VMEM_IOC_MAGIC as u8, 0x14));
+number!(VMEM_MAKE_VMA_ANONYMOUS is 0x0000_bb15: opcode::none(VMEM_IOC_MAGIC as u8, 0x15));
+number!(VMEM_FILL_PAGES is 0xc020_bb16: opcode::read_write::<vmem_fill>(VMEM_IOC_MAGIC as u8, 0x16));
+number!(VMEM_GET_PRESENT is 0xc020_bb17: opcode::read_write::<vmem_present>(VMEM_IOC_MAGIC as u8, 0x17));
+number!(VMEM_GET_INFO is 0x8080_bb18: opcode::read::<vmem_info>(VMEM_IOC_MAGIC as u8, 0x18));
+number!(VMEM_GET_MAP_FD is 0xc008_bb19: opcode::read_write::<vmem_map_fd>(VMEM_IOC_MAGIC as u8, 0x19));

@@ -34,7 +34,7 @@ impl PresentMap {
 
     /// Whether `page` is present. A page that the region does not have is not.
     pub fn contains(&self, page: PageIndex) -> bool {
-        self.pages.contains(page) && self.words[(page.get() / BITS) as usize] >> (page.get() % BITS) & 1 != 0
+        self.pages.contains(page) && (self.words[(page.get() / BITS) as usize] >> (page.get() % BITS)) & 1 != 0
     }
 
     /// The pages that are absent, in order, in the longest runs.

@@ -12,6 +12,7 @@ use crate::{PAGE, checked, errno};
 pub struct AreaBuilder {
     protection: i32,
     flags: i32,
+    alignment: usize,
 }
 
 impl Default for AreaBuilder {
@@ -19,6 +20,7 @@ impl Default for AreaBuilder {
         Self {
             protection: libc::PROT_READ | libc::PROT_WRITE,
             flags: libc::MAP_SHARED,
+            alignment: 1,
         }
     }
 }
@@ -45,6 +47,13 @@ impl AreaBuilder {
         self
     }
 
+    /// At a multiple of so many pages.
+    #[must_use]
+    pub fn aligned(mut self, pages: usize) -> Self {
+        self.alignment = pages;
+        self
+    }
+
     /// Maps `pages` pages of `file` from page `pgoff` on.
     pub fn map(self, file: impl AsFd, pgoff: usize, pages: usize) -> io::Result<Area> {
         self.place(file.as_fd().as_raw_fd(), pgoff, pages)
@@ -59,8 +68,9 @@ impl AreaBuilder {
     fn place(self, fd: i32, pgoff: usize, pages: usize) -> io::Result<Area> {
         let offset = pgoff.wrapping_mul(PAGE) as libc::off_t;
         let len = pages.wrapping_mul(PAGE);
-        // SAFETY: without an address to map at, the kernel takes one where nothing is.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, self.protection, self.flags, fd, offset) };
+        let hint = if self.alignment > 1 { self.free_place(pages)? } else { 0 };
+        // SAFETY: at an address that is a wish only, the kernel maps nothing over what is there.
+        let address = unsafe { libc::mmap(hint as *mut libc::c_void, len, self.protection, self.flags, fd, offset) };
         if address == libc::MAP_FAILED {
             return Err(errno());
         }
@@ -68,6 +78,14 @@ impl AreaBuilder {
             address: address.cast(),
             len,
         })
+    }
+}
+
+impl AreaBuilder {
+    /// Where an aligned mapping of so many pages has room now.
+    fn free_place(self, pages: usize) -> io::Result<usize> {
+        let room = AreaBuilder::default().private().anonymous(pages + self.alignment)?;
+        Ok(room.address().next_multiple_of(self.alignment * PAGE))
     }
 }
 
@@ -197,6 +215,14 @@ impl Area {
         self.moved(address, self.len)?;
         std::mem::forget(other);
         Ok(())
+    }
+
+    /// `mremap` of the whole that leaves the old place mapped (`MREMAP_DONTUNMAP`).
+    pub fn remap_and_keep(&mut self) -> io::Result<()> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+        // SAFETY: the whole area, to which no reference exists. If it works, the old place is leaked, which harms nobody.
+        let address = unsafe { libc::mremap(self.address.cast(), self.len, self.len, flags) };
+        self.moved(address, self.len)
     }
 
     fn moved(&mut self, address: *mut libc::c_void, len: usize) -> io::Result<()> {

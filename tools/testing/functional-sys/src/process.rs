@@ -166,9 +166,10 @@ pub fn peek_by_ptrace(pid: i32, address: usize) -> io::Result<u64> {
     // SAFETY: `status` is a place for the status.
     checked(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) })?;
     let mut word = 0u64;
+    let to = &raw mut word;
     // SAFETY: the raw call, unlike the C library's, stores the word through its last argument.
-    let result =
-        checked(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, pid, address, &raw mut word) } as libc::c_int);
+    let result = unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, pid, address, to) };
+    let result = checked(result as libc::c_int);
     // SAFETY: PTRACE_DETACH lets the process go on.
     let detached = checked(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, null, null) } as libc::c_int);
     result.and(detached).map(|_| word)

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+mod kernel;
 mod program;
 mod server;
 mod setting;

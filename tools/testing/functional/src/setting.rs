@@ -18,7 +18,9 @@ pub(crate) const WORDS: usize = PAGE_SIZE / 8;
 
 /// What page `pgoff` shall hold: each word tells the page and itself, and none is zero.
 pub(crate) fn contents(pgoff: u64) -> Vec<u64> {
-    (0..WORDS as u64).map(|word| (pgoff + 1) << 32 | 0xabc0_0000 | word).collect()
+    (0..WORDS as u64)
+        .map(|word| ((pgoff + 1) << 32) | 0xabc0_0000 | word)
+        .collect()
 }
 
 /// Words as bytes.
@@ -196,7 +198,7 @@ pub(crate) fn pagemap(area: &Area) -> Outcome<Vec<u64>> {
     fs::File::open("/proc/self/pagemap")?.read_exact_at(&mut bytes, (area.address() / PAGE_SIZE * 8) as u64)?;
     Ok(bytes
         .chunks_exact(8)
-        .map(|entry| entry.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+        .map(|entry| entry.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
         .collect())
 }
 

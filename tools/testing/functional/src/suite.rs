@@ -8,16 +8,24 @@ mod create;
 mod daemon_death;
 mod dump;
 mod gup;
+mod huge;
+mod info;
 mod mapping;
 mod mark;
+mod module;
+mod name;
 mod populate;
 mod ready;
+mod reclaim;
 mod request;
+mod sample;
+mod stress;
 
 /// The tests, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
     [
         create::TESTS,
+        name::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,
@@ -28,7 +36,13 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         advice::TESTS,
         gup::TESTS,
         dump::TESTS,
+        info::TESTS,
         conversion::TESTS,
+        reclaim::TESTS,
+        huge::TESTS,
+        module::TESTS,
+        sample::TESTS,
+        stress::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -33,6 +33,9 @@ crate::tests![
     map_populate_brings_every_page_in,
     populate_read_and_write_bring_every_page_in,
     populate_of_an_unreadable_page_is_efault,
+    willneed_and_cold_ask_for_nothing,
+    a_private_mapping_cannot_remove_and_says_eacces,
+    advice_that_would_take_absent_pages_for_zeros_is_refused_with_einval,
     advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion,
 ];
 
@@ -212,6 +215,55 @@ fn populate_of_an_unreadable_page_is_efault() -> Outcome {
     setting.fill([0, 1, 3])?;
     setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
     refused!(setting.area()?.advise(0..4, MADV_POPULATE_READ), FAULT);
+    Ok(())
+}
+
+fn willneed_and_cold_ask_for_nothing() -> Outcome {
+    const MADV_WILLNEED: i32 = 3;
+    const MADV_COLD: i32 = 20;
+    const MADV_PAGEOUT: i32 = 21;
+    let setting = Setting::new(64)?;
+    setting.fill([3])?;
+    let area = setting.area()?;
+    for advice in [MADV_WILLNEED, MADV_COLD, MADV_PAGEOUT] {
+        area.advise(0..64, advice)?;
+    }
+    setting.no_request()?;
+    equal!((setting.region.info()?.faults, setting.region.info()?.present), (0, 1));
+    check_page(&area, 3, 3)
+}
+
+fn a_private_mapping_cannot_remove_and_says_eacces() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.fill_all()?;
+    refused!(
+        setting.area_as(AreaBuilder::default().private())?.advise(0..4, MADV_REMOVE),
+        ACCESS
+    );
+    check_page(&setting.area()?, 1, 1)
+}
+
+fn advice_that_would_take_absent_pages_for_zeros_is_refused_with_einval() -> Outcome {
+    const MADV_DONTFORK: i32 = 10;
+    const MADV_DOFORK: i32 = 11;
+    const MADV_DONTDUMP: i32 = 16;
+    const MADV_DODUMP: i32 = 17;
+    const MADV_COLLAPSE: i32 = 25;
+    const MADV_GUARD_INSTALL: i32 = 102;
+    let setting = Setting::new(1024)?;
+    setting.fill([0])?;
+    let mut area = setting.area()?;
+    for advice in [MADV_COLLAPSE, MADV_GUARD_INSTALL] {
+        refused!(area.advise(0..1024, advice), INVAL);
+    }
+    // The one flag behind this has its price: these cannot be taken back before the conversion.
+    for (taken, back) in [(MADV_DONTFORK, MADV_DOFORK), (MADV_DONTDUMP, MADV_DODUMP)] {
+        area.advise(0..1024, taken)?;
+        refused!(area.advise(0..1024, back), INVAL);
+    }
+    refused!(area.remap_and_keep(), INVAL);
+    setting.no_request()?;
+    equal!(setting.region.info()?.present, 1);
     Ok(())
 }
 

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! MAKE_VMA_ANONYMOUS: the mappings become plain shared anonymous memory, and nothing of vmem is left.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
 use rustix::process::Signal;
 use vmem::{Access, Control, Error, MapHandle, PAGE_SIZE, RegionBuilder, Sharing};
 use vmem_functional_sys::{Area, AreaBuilder};
+use vmem_sys::calls;
 
-use crate::failure::{Outcome, ensure, equal};
+use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::setting::{Board, Setting, check_page, contents, minor_faults, pages, smaps, vm_flags};
 use crate::world::{insert_module, module_users, remove_module, wait_until};
 
 const MADV_DONTNEED: i32 = 4;
+const MADV_NOHUGEPAGE: i32 = 15;
 
 crate::tests![
     conversion_is_refused_with_ebusy_while_pages_are_absent,
@@ -30,6 +33,7 @@ crate::tests![
     a_region_converted_before_it_is_mapped_is_plain,
     huge_regions_get_madv_hugepage,
     wait_ready_of_a_plain_region_returns,
+    who_waits_for_requests_of_a_plain_region_is_told_with_enodata,
     threads_that_read_and_write_meanwhile_notice_nothing,
     programs_that_fork_and_unmap_meanwhile_notice_nothing,
     a_converted_region_is_gone_when_its_descriptors_are_closed,
@@ -303,10 +307,15 @@ fn huge_regions_get_madv_hugepage() -> Outcome {
         }
         let setting = Setting::create(builder)?;
         setting.fill_all()?;
-        let area = setting.area()?;
-        let flagged = || -> Outcome<bool> { Ok(vm_flags(std::process::id(), area.address())?.iter().any(|flag| flag == "hg")) };
+        let (area, unwilling) = (setting.area()?, setting.area()?);
+        unwilling.advise(0..8, MADV_NOHUGEPAGE)?;
         setting.region.make_vma_anonymous()?;
-        equal!(flagged()?, huge);
+        let late = setting.area()?;
+        let flagged =
+            |area: &Area| -> Outcome<bool> { Ok(vm_flags(std::process::id(), area.address())?.iter().any(|flag| flag == "hg")) };
+        equal!(flagged(&area)?, huge);
+        equal!(flagged(&late)?, huge);
+        equal!(flagged(&unwilling)?, false);
     }
     Ok(())
 }
@@ -325,6 +334,24 @@ fn wait_ready_of_a_plain_region_returns() -> Outcome {
     let mut word = [0; 8];
     memory.read_at(0, &mut word)?;
     equal!(u64::from_le_bytes(word), contents(0)[0]);
+    Ok(())
+}
+
+fn who_waits_for_requests_of_a_plain_region_is_told_with_enodata() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.fill_all()?;
+    let waiting = thread::spawn({
+        let region = setting.region.clone();
+        move || region.next_requests(8)
+    });
+    setting.region.make_vma_anonymous()?;
+    // One that waits, and one that comes.
+    ensure!(matches!(
+        waiting.join().map_err(|_| "the thread panicked")?,
+        Err(Error::Plain)
+    ));
+    ensure!(matches!(setting.region.next_requests(8), Err(Error::Plain)));
+    refused!(calls::get_page_request(setting.region.as_fd(), &mut [0; 8]), NODATA);
     Ok(())
 }
 

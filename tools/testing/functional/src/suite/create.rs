@@ -27,6 +27,7 @@ crate::tests![
     size_zero_is_refused_with_einval,
     sizes_over_the_limit_are_refused_with_efbig,
     a_region_of_a_tebibyte_needs_little_memory,
+    a_region_whose_page_map_needs_too_much_memory_is_enomem,
     unknown_create_flags_are_refused_with_einval,
     reserved_fields_of_create_are_refused_with_einval,
     modes_beyond_0777_are_refused_with_einval,
@@ -162,12 +163,32 @@ fn a_region_of_a_tebibyte_needs_little_memory() -> Outcome {
     Ok(())
 }
 
+/// 3 bits a page are 1.5 GiB for 2^32 pages; more than half of what is available is not taken.
+fn a_region_whose_page_map_needs_too_much_memory_is_enomem() -> Outcome {
+    let available = crate::world::field(&std::fs::read_to_string("/proc/meminfo")?, "MemAvailable")? * 1024;
+    let needed = 3 * (VMEM_MAX_SIZE / PAGE_SIZE as u64) / 8;
+    match create(vmem_create {
+        size: VMEM_MAX_SIZE,
+        ..plain()
+    }) {
+        Ok(size) => {
+            equal!(size, VMEM_MAX_SIZE);
+            ensure!(needed <= available / 2, "it took {needed} of {available} bytes");
+        }
+        Err(errno) => {
+            equal!(errno, rustix::io::Errno::NOMEM);
+            ensure!(needed > available / 4, "{needed} bytes are not too much of {available}");
+        }
+    }
+    Ok(())
+}
+
 fn unknown_create_flags_are_refused_with_einval() -> Outcome {
     for bit in 2..32 {
         for known in 0..4 {
             refused!(
                 create(vmem_create {
-                    flags: 1 << bit | known,
+                    flags: (1 << bit) | known,
                     ..plain()
                 }),
                 INVAL
@@ -217,7 +238,7 @@ fn modes_beyond_0777_are_refused_with_einval() -> Outcome {
     };
     for bit in 9..32 {
         refused!(create(named(1 << bit)), INVAL);
-        refused!(create(named(1 << bit | 0o600)), INVAL);
+        refused!(create(named((1 << bit) | 0o600)), INVAL);
     }
     for mode in [0, 0o777, 0o600] {
         create(named(mode))?;
@@ -283,7 +304,7 @@ fn a_create_whose_answer_cannot_be_written_leaves_nothing() -> Outcome {
 
 /// The fields of a create as words, as they lie in memory.
 fn struct_words(create: &vmem_create) -> [u64; 12] {
-    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let pair = |low: u32, high: u32| u64::from(low) | (u64::from(high) << 32);
     let mut words = [0; 12];
     words[0] = create.size;
     words[1] = pair(create.flags, create.fault_timeout_ms);

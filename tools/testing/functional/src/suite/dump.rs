@@ -50,7 +50,7 @@ impl Drop for Cores {
 
 fn number(core: &[u8], at: usize, len: usize) -> Outcome<u64> {
     let bytes = core.get(at..at + len).ok_or("the core dump is too short")?;
-    Ok(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    Ok(bytes.iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte)))
 }
 
 /// The bytes of a dump from this address on, as far as its segment has some. A segment's bytes may end before its memory does.

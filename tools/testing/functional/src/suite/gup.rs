@@ -3,9 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 
-use rustix::fs::OFlags;
 use rustix::pipe::pipe;
 use rustix::process::Signal;
 use vmem::PAGE_SIZE;
@@ -14,9 +12,9 @@ use vmem_functional_sys::{
 };
 
 use crate::failure::{Outcome, ensure, equal, refused};
+use crate::kernel::Disk;
 use crate::program::Program;
 use crate::setting::{Board, Setting, bytes_of, check_page, check_words, contents, pages};
-use crate::world::run_command;
 
 crate::tests![
     a_pipe_write_from_an_absent_page_waits_for_it,
@@ -44,7 +42,7 @@ fn whole(area: &Area, page: usize) -> MemoryAt<'_> {
 fn words(bytes: &[u8]) -> Vec<u64> {
     bytes
         .chunks_exact(8)
-        .map(|word| word.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+        .map(|word| word.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
         .collect()
 }
 
@@ -185,42 +183,12 @@ fn proc_pid_mem_waits_for_the_page() -> Outcome {
     Ok(())
 }
 
-/// A block device in memory, for direct I/O: its pages are pinned, not copied.
-struct Disk {
-    number: String,
-}
-
-impl Disk {
-    fn new() -> Outcome<Self> {
-        run_command("modprobe", &["zram"])?;
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add")?.trim().to_owned();
-        std::fs::write(format!("/sys/block/zram{number}/disksize"), "1M")?;
-        Ok(Self { number })
-    }
-
-    fn open(&self) -> Outcome<File> {
-        let direct = OFlags::DIRECT.bits() as i32;
-        Ok(OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(direct)
-            .open(format!("/dev/zram{}", self.number))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A device in use is a test that has failed already.
-        let _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.number);
-    }
-}
-
 fn a_direct_write_from_the_region_waits_for_its_pages() -> Outcome {
     use std::os::unix::fs::FileExt;
     let setting = Setting::new(8)?;
     setting.fill([2])?;
-    let disk = Disk::new()?;
-    let file = disk.open()?;
+    let disk = Disk::new("1M")?;
+    let file = disk.open_direct()?;
     let program = Program::start(|| {
         let area = setting.area()?;
         let memory = MemoryAt {
@@ -237,7 +205,7 @@ fn a_direct_write_from_the_region_waits_for_its_pages() -> Outcome {
         setting.fill([pgoff])?;
     }
     program.join()?;
-    let buffered = File::open(format!("/dev/zram{}", disk.number))?;
+    let buffered = File::open(disk.path())?;
     let mut bytes = vec![0; 3 * PAGE_SIZE];
     buffered.read_exact_at(&mut bytes, 0)?;
     let expected: Vec<u8> = (2..5).flat_map(|pgoff| bytes_of(&contents(pgoff))).collect();
@@ -248,10 +216,10 @@ fn a_direct_write_from_the_region_waits_for_its_pages() -> Outcome {
 fn a_direct_read_into_absent_pages_stays() -> Outcome {
     use std::os::unix::fs::FileExt;
     let setting = Setting::new(8)?;
-    let disk = Disk::new()?;
-    let file = disk.open()?;
+    let disk = Disk::new("1M")?;
+    let file = disk.open_direct()?;
     {
-        let buffered = OpenOptions::new().write(true).open(format!("/dev/zram{}", disk.number))?;
+        let buffered = OpenOptions::new().write(true).open(disk.path())?;
         buffered.write_all_at(&bytes_of(&contents(70)), 0)?;
         buffered.write_all_at(&bytes_of(&contents(71)), PAGE_SIZE as u64)?;
         buffered.sync_all()?;
@@ -280,8 +248,8 @@ fn a_direct_read_into_absent_pages_stays() -> Outcome {
 fn an_unreadable_page_is_efault_for_direct_io_too() -> Outcome {
     let setting = Setting::new(8)?;
     setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
-    let disk = Disk::new()?;
-    let file = disk.open()?;
+    let disk = Disk::new("1M")?;
+    let file = disk.open_direct()?;
     let area = setting.area()?;
     refused!(write_at_from(&file, whole(&area, 2)), FAULT);
     refused!(read_at_into(&file, whole(&area, 2)), FAULT);

@@ -27,7 +27,6 @@ crate::tests![
     get_page_request_is_restarted_where_the_handler_asks_for_it,
     poll_says_that_a_page_is_wanted,
     requests_come_in_batches_no_larger_than_asked_for,
-    a_batch_is_sorted_within_runs,
     there_is_one_request_per_page_however_many_threads_wait,
     there_is_one_request_per_page_however_many_processes_wait,
     a_request_that_was_taken_does_not_come_again,
@@ -39,6 +38,8 @@ crate::tests![
     a_killed_waiter_dies_at_once,
     all_threads_of_a_killed_program_die_at_once,
     a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting,
+    other_threads_of_a_waiting_program_go_on,
+    a_lock_that_a_waiter_holds_does_not_stop_the_daemon,
 ];
 
 fn a_touch_of_an_absent_page_is_a_request_and_waits_for_its_mark() -> Outcome {
@@ -182,23 +183,6 @@ fn requests_come_in_batches_no_larger_than_asked_for() -> Outcome {
     taken.sort_unstable();
     equal!(taken, (0..16).map(|at| at * 4).collect::<Vec<_>>());
     setting.fill(taken)?;
-    program.join()?;
-    Ok(())
-}
-
-fn a_batch_is_sorted_within_runs() -> Outcome {
-    let setting = Setting::new(64)?;
-    let wanted = vec![9, 3, 7, 1, 8, 2];
-    let program = readers(&setting, wanted.clone())?;
-    setting.wait_waiters(6)?;
-    let taken: Vec<usize> = setting
-        .region
-        .try_next_requests(64)?
-        .iter()
-        .map(|page| page.get() as usize)
-        .collect();
-    equal!(taken, vec![1, 2, 3, 7, 8, 9]);
-    setting.fill(wanted)?;
     program.join()?;
     Ok(())
 }
@@ -387,5 +371,77 @@ fn a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting() -> Outcome {
     setting.fill([6])?;
     program.join()?;
     equal!(setting.region.info()?.requests, 1);
+    Ok(())
+}
+
+fn other_threads_of_a_waiting_program_go_on() -> Outcome {
+    let setting = Setting::new(64)?;
+    setting.fill((0..64).filter(|pgoff| *pgoff != 33))?;
+    let board = Board::new()?;
+    let program = Program::start(|| {
+        let area = Arc::new(setting.area()?);
+        let waiter = thread::spawn({
+            let area = area.clone();
+            move || check_page(&area, 33, 33)
+        });
+        board.wait(0, 1)?;
+        // Everything that wants the lock of the address space for itself.
+        for pgoff in (0..64).filter(|pgoff| *pgoff != 33) {
+            check_page(&area, pgoff, pgoff)?;
+            let other = setting.area()?;
+            check_page(&other, pgoff, pgoff)?;
+            area.protect(pgoff..pgoff + 1, 1)?;
+            area.protect(pgoff..pgoff + 1, 3)?;
+        }
+        let child = Program::start(|| {
+            check_page(&area, 5, 5)?;
+            Ok(vec![])
+        })?;
+        child.join()?;
+        board.set(1, 1)?;
+        waiter.join().map_err(|_| "the waiter panicked")??;
+        Ok(vec![])
+    })?;
+    setting.wait_waiters(1)?;
+    board.set(0, 1)?;
+    board.wait(1, 1)?;
+    equal!(setting.region.info()?.waiters, 1);
+    setting.fill([33])?;
+    program.join()?;
+    Ok(())
+}
+
+/// Who looks into another process by `/proc/PID/mem` waits with that one's lock held, and its own calls queue up behind.
+fn a_lock_that_a_waiter_holds_does_not_stop_the_daemon() -> Outcome {
+    use std::os::unix::fs::FileExt;
+    let setting = Setting::new(64)?;
+    setting.fill(0..32)?;
+    let board = Board::new()?;
+    let program = Program::start(|| {
+        let area = setting.area()?;
+        board.set(0, area.address() as u64)?;
+        board.wait(1, 1)?;
+        // Wants the lock for itself, which the other one holds.
+        let other = setting.area()?;
+        check_page(&other, 40, 40)?;
+        Ok(vec![])
+    })?;
+    board.wait(0, 1)?;
+    let (pid, address) = (program.pid(), board.get(0)?);
+    let reader = Program::start(|| {
+        let mut byte = [0];
+        std::fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut byte, address + 40 * 4096)?;
+        Ok(vec![])
+    })?;
+    setting.wait_waiters(1)?;
+    board.set(1, 1)?;
+    thread::sleep(Duration::from_millis(20));
+    wait_until("the program waits for the lock", || asleep(pid, pid))?;
+    // Both return; what cannot be had is passed over.
+    let mapped = setting.region.make_pages_present(&[pages(0, 64)]).complete()?;
+    ensure!(mapped <= 32, "{mapped} pages");
+    setting.fill([40])?;
+    reader.join()?;
+    program.join()?;
     Ok(())
 }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Parts of the kernel that a test switches on for itself: a swap device, a memory cgroup, a setting in sysfs.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use crate::failure::{Outcome, ensure};
+use crate::world::{field, run_command};
+
+/// A block device in compressed memory.
+pub(crate) struct Disk {
+    number: String,
+}
+
+impl Disk {
+    /// A device of this size, as zram takes it (`512M`).
+    pub(crate) fn new(size: &str) -> Outcome<Self> {
+        run_command("modprobe", &["zram"])?;
+        let number = fs::read_to_string("/sys/class/zram-control/hot_add")?.trim().to_owned();
+        let disk = Self { number };
+        fs::write(format!("/sys/block/zram{}/disksize", disk.number), size)?;
+        Ok(disk)
+    }
+
+    /// Its node.
+    pub(crate) fn path(&self) -> String {
+        format!("/dev/zram{}", self.number)
+    }
+
+    /// An open of it for direct I/O.
+    pub(crate) fn open_direct(&self) -> Outcome<File> {
+        let direct = OFlags::DIRECT.bits() as i32;
+        Ok(OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(direct)
+            .open(self.path())?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Busy for as long as the last close takes.
+        for _ in 0..100 {
+            if fs::write("/sys/class/zram-control/hot_remove", &self.number).is_ok() {
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A swap device that is in use.
+pub(crate) struct Swap {
+    disk: Disk,
+}
+
+impl Swap {
+    /// Swap of 256 MiB.
+    pub(crate) fn new() -> Outcome<Self> {
+        let swap = Self {
+            disk: Disk::new("256M")?,
+        };
+        run_command("mkswap", &[&swap.disk.path()])?;
+        run_command("swapon", &[&swap.disk.path()])?;
+        Ok(swap)
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        let _ = run_command("swapoff", &[&self.disk.path()]);
+    }
+}
+
+/// A memory cgroup.
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// A new one.
+    pub(crate) fn new(name: &str) -> Outcome<Self> {
+        let path = Path::new("/sys/fs/cgroup").join(name);
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Moves the calling process into it.
+    pub(crate) fn enter(&self) -> Outcome {
+        self.set("cgroup.procs", &std::process::id().to_string())
+    }
+
+    /// Writes one of its files.
+    pub(crate) fn set(&self, file: &str, value: &str) -> Outcome {
+        Ok(fs::write(self.0.join(file), value)?)
+    }
+
+    /// A number of its `memory.stat`, in bytes.
+    pub(crate) fn stat(&self, name: &str) -> Outcome<u64> {
+        let text = fs::read_to_string(self.0.join("memory.stat"))?;
+        field(&text.replace(' ', ": "), name)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy until the last process in it is buried.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A file with a setting, which is as it was when this is dropped.
+pub(crate) struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    /// Writes `value`.
+    pub(crate) fn new(path: &'static str, value: &str) -> Outcome<Self> {
+        let text = fs::read_to_string(path)?;
+        // Of several words in one line, the one in brackets is the setting.
+        let chosen = text
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
+        let before = chosen.unwrap_or(text.trim()).to_owned();
+        fs::write(path, value).map_err(|error| format!("{path}: {value}: {error}"))?;
+        let setting = Self { path, before };
+        let now = fs::read_to_string(path)?;
+        ensure!(now.contains(value), "{path} is {now:?} after {value:?} was written");
+        Ok(setting)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path, &self.before);
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Huge pages and merged pages: what the kernel joins never shows an absent page.
+
+use vmem::{Fill, PAGE_SIZE, RegionBuilder};
+use vmem_functional_sys::{Area, AreaBuilder};
+
+use crate::failure::{Outcome, ensure, equal, refused};
+use crate::kernel::Setting as KernelSetting;
+use crate::program::Program;
+use crate::setting::{Setting, bytes_of, check_page, check_words, contents, page, smaps};
+use crate::world::{field, wait_until};
+
+const MADV_MERGEABLE: i32 = 12;
+const MADV_HUGEPAGE: i32 = 14;
+const MADV_COLLAPSE: i32 = 25;
+/// Pages in a huge page.
+const HUGE: usize = 512;
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+crate::tests![
+    a_converted_region_can_have_huge_pages,
+    before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent,
+    a_collapse_by_the_daemon_shows_no_absent_page,
+    with_huge_pages_everywhere_a_fill_shows_no_absent_page,
+    a_huge_page_of_present_pages_alone_can_be_filled_and_removed,
+    copies_in_a_private_mapping_are_merged_after_conversion,
+];
+
+/// A region of so many huge pages that asks for them.
+fn huge_region(count: usize) -> Outcome<Setting> {
+    Setting::create(RegionBuilder::new((count * HUGE * PAGE_SIZE) as u64).huge())
+}
+
+/// Maps all of it where huge pages fit.
+fn aligned(setting: &Setting) -> Outcome<Area> {
+    Ok(AreaBuilder::default().aligned(HUGE).map(&setting.map, 0, setting.pages())?)
+}
+
+/// KiB of the area that are mapped by huge pages of shmem.
+fn huge(area: &Area) -> Outcome<u64> {
+    field(&smaps(std::process::id(), area.address())?, "ShmemPmdMapped")
+}
+
+fn a_converted_region_can_have_huge_pages() -> Outcome {
+    for enabled in ["advise", "always"] {
+        let _enabled = KernelSetting::new(SHMEM_ENABLED, enabled)?;
+        let setting = huge_region(2)?;
+        setting.fill_all()?;
+        let area = aligned(&setting)?;
+        setting.region.make_vma_anonymous()?;
+        area.advise(0..2 * HUGE, MADV_COLLAPSE)?;
+        for pgoff in 0..2 * HUGE {
+            check_page(&area, pgoff, pgoff)?;
+        }
+        equal!(huge(&area)?, 4096);
+    }
+    Ok(())
+}
+
+fn before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent() -> Outcome {
+    for enabled in ["advise", "always"] {
+        let _enabled = KernelSetting::new(SHMEM_ENABLED, enabled)?;
+        let setting = huge_region(2)?;
+        setting.fill((0..2 * HUGE).filter(|pgoff| *pgoff != 77))?;
+        let area = aligned(&setting)?;
+        area.advise(0..2 * HUGE, MADV_HUGEPAGE)?;
+        for pgoff in (0..2 * HUGE).filter(|pgoff| *pgoff != 77) {
+            check_page(&area, pgoff, pgoff)?;
+        }
+        refused!(area.advise(0..2 * HUGE, MADV_COLLAPSE), INVAL);
+        equal!(setting.region.info()?.present, 2 * HUGE as u64 - 1);
+        let reader = setting.reader(77)?;
+        equal!(setting.take_request()?, 77);
+        setting.fill([77])?;
+        check_words(&reader.join()?, 77)?;
+    }
+    Ok(())
+}
+
+fn a_collapse_by_the_daemon_shows_no_absent_page() -> Outcome {
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "advise")?;
+    let setting = huge_region(2)?;
+    let absent = |pgoff: usize| pgoff % 5 == 3;
+    setting.fill((0..2 * HUGE).filter(|pgoff| !absent(*pgoff)))?;
+    // The staging file is plain shmem to the daemon: it can make huge pages of it, with zeros where pages are absent.
+    let staging = AreaBuilder::default()
+        .aligned(HUGE)
+        .map(setting.region.staging(), 0, 2 * HUGE)?;
+    staging.advise(0..2 * HUGE, MADV_HUGEPAGE)?;
+    staging.advise(0..2 * HUGE, MADV_COLLAPSE)?;
+    equal!(huge(&staging)?, 4096);
+    equal!(
+        setting.region.info()?.present,
+        (0..2 * HUGE).filter(|pgoff| !absent(*pgoff)).count() as u64
+    );
+
+    let area = aligned(&setting)?;
+    setting
+        .region
+        .make_pages_present(&[crate::setting::pages(0, 2 * HUGE)])
+        .complete()?;
+    for pgoff in (0..2 * HUGE).filter(|pgoff| !absent(*pgoff)) {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
+        ensure!(mapped != absent(pgoff), "page {pgoff} is mapped: {mapped}");
+    }
+    let reader = setting.reader(513 + 5)?;
+    equal!(setting.take_request()?, 518);
+    setting.fill((0..2 * HUGE).filter(|pgoff| absent(*pgoff)))?;
+    check_words(&reader.join()?, 518)?;
+    for pgoff in 0..2 * HUGE {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    Ok(())
+}
+
+fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "force")?;
+    let setting = huge_region(2)?;
+    let area = aligned(&setting)?;
+    // Each fill may get a huge page for its one page.
+    for pgoff in [5, 6, HUGE, 2 * HUGE - 1] {
+        setting.fill([pgoff])?;
+        check_page(&area, pgoff, pgoff)?;
+    }
+    setting
+        .region
+        .make_pages_present(&[crate::setting::pages(0, 2 * HUGE)])
+        .complete()?;
+    for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
+        ensure!(
+            !mapped || [5, 6, HUGE, 2 * HUGE - 1].contains(&pgoff),
+            "page {pgoff} is mapped"
+        );
+    }
+    let reader = setting.reader(7)?;
+    equal!(setting.take_request()?, 7);
+    setting.region.mark_zero(&[crate::setting::pages(7, 1)]).complete()?;
+    ensure!(reader.join()?.iter().all(|word| *word == 0));
+    // Zero pages and what stood in the staging file, in the middle of a huge page.
+    use std::os::unix::fs::FileExt;
+    setting
+        .region
+        .staging()
+        .write_all_at(&[0xff; PAGE_SIZE], 8 * PAGE_SIZE as u64)?;
+    setting.region.mark_zero(&[crate::setting::pages(8, 1)]).complete()?;
+    crate::setting::check_zero(&area, 8)?;
+    let rest: Vec<usize> = (0..2 * HUGE)
+        .filter(|pgoff| ![5, 6, 7, 8, HUGE, 2 * HUGE - 1].contains(pgoff))
+        .collect();
+    setting.fill(rest.iter().copied())?;
+    setting.region.make_vma_anonymous()?;
+    for pgoff in rest {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    Ok(())
+}
+
+fn a_huge_page_of_present_pages_alone_can_be_filled_and_removed() -> Outcome {
+    const MADV_REMOVE: i32 = 9;
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "force")?;
+    let setting = huge_region(1)?;
+    let bytes: Vec<u8> = (0..HUGE).flat_map(|pgoff| bytes_of(&contents(pgoff as u64))).collect();
+    equal!(setting.region.fill(&[Fill::new(page(0), &bytes)?]).complete()?, HUGE as u64);
+    let area = aligned(&setting)?;
+    check_page(&area, 100, 100)?;
+    area.advise(50..60, MADV_REMOVE)?;
+    for pgoff in 0..HUGE {
+        if (50..60).contains(&pgoff) {
+            crate::setting::check_zero(&area, pgoff)?;
+        } else {
+            check_page(&area, pgoff, pgoff)?;
+        }
+    }
+    setting.no_request()
+}
+
+fn copies_in_a_private_mapping_are_merged_after_conversion() -> Outcome {
+    let setting = Setting::new(64)?;
+    setting.fill_all()?;
+    let _fast = KernelSetting::new("/sys/kernel/mm/ksm/sleep_millisecs", "1")?;
+    let _far = KernelSetting::new("/sys/kernel/mm/ksm/pages_to_scan", "2000")?;
+    let program = Program::start_with(|| {
+        let area = setting.area_as(AreaBuilder::default().private())?;
+        setting.region.make_vma_anonymous()?;
+        for pgoff in 0..64 {
+            area.write_page(pgoff, &contents(7));
+        }
+        area.advise(0..64, MADV_MERGEABLE)?;
+        let _running = KernelSetting::new("/sys/kernel/mm/ksm/run", "1")?;
+        wait_until("pages are merged", || {
+            let merged: u64 = std::fs::read_to_string("/proc/self/ksm_merging_pages")?.trim().parse()?;
+            Ok(merged >= 60)
+        })?;
+        // Merged pages are copied when they are written.
+        area.write_page(10, &contents(8));
+        check_page(&area, 10, 8)?;
+        for pgoff in (0..64).filter(|pgoff| *pgoff != 10) {
+            check_page(&area, pgoff, 7)?;
+        }
+        Ok(vec![])
+    })?;
+    program.join()?;
+    let shared = setting.area()?;
+    for pgoff in 0..64 {
+        check_page(&shared, pgoff, pgoff)?;
+    }
+    Ok(())
+}

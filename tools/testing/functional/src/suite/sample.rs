@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The samples run and say what they should; and requests can be awaited.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use vmem::{AsyncRegion, Control, Error, Fill, PAGE_SIZE, PageIndex, RegionBuilder};
+
+use crate::failure::{Outcome, ensure, equal};
+use crate::setting::{Setting, bytes_of, check_words, contents, page};
+
+crate::tests![
+    the_sample_in_c_reads_what_its_daemon_fills,
+    the_sample_in_rust_reads_what_its_daemon_fills,
+    the_checksum_of_a_region_is_that_of_its_source,
+    the_checksum_of_another_source_is_another,
+    the_checksum_of_a_region_that_is_not_there_is_an_error,
+    requests_can_be_awaited_on_tokio,
+];
+
+/// A sample in Rust: beside this program.
+fn rust_sample(name: &str) -> Outcome<Command> {
+    Ok(Command::new(std::env::current_exe()?.with_file_name(name)))
+}
+
+/// What it printed, if it exited with 0.
+fn success(output: Output) -> Outcome<String> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{}: {text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
+fn check_yabusame(output: &str) -> Outcome {
+    let reader: Vec<&str> = output.lines().filter(|line| line.starts_with("reader: ")).collect();
+    let pages = [(7, 101), (1, 102), (6, 103), (2, 104), (0, 100), (5, 105), (3, 106), (4, 107)];
+    for (touch, (pgoff, number)) in (1..).zip(pages) {
+        let line = format!("reader: touch {touch}: page {pgoff} holds {number}");
+        ensure!(reader.contains(&line.as_str()), "no {line:?} in:\n{output}");
+    }
+    equal!(reader.iter().filter(|line| line.ends_with("sleeps")).count(), 2);
+    ensure!(output.contains("all pages hold what they held"), "{output}");
+    Ok(())
+}
+
+fn the_sample_in_c_reads_what_its_daemon_fills() -> Outcome {
+    let directory = std::env::var_os("VMEM_SAMPLES").map_or_else(|| "build/samples".into(), PathBuf::from);
+    let sample = directory.join("yabusame_c");
+    let output = Command::new(&sample)
+        .output()
+        .map_err(|error| format!("{}: {error}", sample.display()))?;
+    check_yabusame(&success(output)?)
+}
+
+fn the_sample_in_rust_reads_what_its_daemon_fills() -> Outcome {
+    check_yabusame(&success(rust_sample("yabusame")?.output()?)?)
+}
+
+/// A file with a part of a page at its end, and a region of it.
+fn file_and_region() -> Outcome<(PathBuf, Setting)> {
+    let path = PathBuf::from("/tmp/vmem-checksum");
+    let mut bytes: Vec<u8> = (0..200).flat_map(|pgoff| bytes_of(&contents(pgoff))).collect();
+    bytes.truncate(199 * PAGE_SIZE + 100);
+    fs::write(&path, &bytes)?;
+    let setting = Setting::create(RegionBuilder::new(bytes.len() as u64).name("sum"))?;
+    Ok((path, setting))
+}
+
+/// Fills what is asked for, as the file has it.
+fn serve_file(setting: &Setting) -> Outcome {
+    while setting.region.info()?.present < 200 {
+        for wanted in setting.region.next_requests(16)? {
+            let mut bytes = bytes_of(&contents(wanted.get()));
+            if wanted == page(199) {
+                bytes[100..].fill(0);
+            }
+            setting.region.fill(&[Fill::new(wanted, &bytes)?]).complete()?;
+        }
+    }
+    Ok(())
+}
+
+fn the_checksum_of_a_region_is_that_of_its_source() -> Outcome {
+    let (path, setting) = file_and_region()?;
+    let of_file = success(rust_sample("checksum")?.arg("--file").arg(&path).output()?)?;
+    fs::remove_file(&path)?;
+    let expected = of_file.split_whitespace().next().ok_or("it printed nothing")?;
+    let sample = rust_sample("checksum")?
+        .args(["sum", "--wait", "10", "--random", "7", "--expect", expected])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    setting.region.ready()?;
+    serve_file(&setting)?;
+    let printed = success(sample.wait_with_output()?)?;
+    ensure!(printed.starts_with(expected), "{printed:?} and not {expected:?}");
+    // In order it is the same.
+    let printed = success(rust_sample("checksum")?.arg("sum").output()?)?;
+    ensure!(printed.starts_with(expected), "{printed:?} and not {expected:?}");
+    Ok(())
+}
+
+fn the_checksum_of_another_source_is_another() -> Outcome {
+    let (path, setting) = file_and_region()?;
+    let mut other = fs::read(&path)?;
+    other[100_000] ^= 1;
+    fs::write(&path, other)?;
+    let of_file = success(rust_sample("checksum")?.arg("--file").arg(&path).output()?)?;
+    fs::remove_file(&path)?;
+    setting.region.ready()?;
+    setting.fill(0..200)?;
+    let expected = of_file.split_whitespace().next().ok_or("it printed nothing")?;
+    let output = rust_sample("checksum")?.args(["sum", "--expect", expected]).output()?;
+    ensure!(!output.status.success());
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("the checksum is not"));
+    Ok(())
+}
+
+fn the_checksum_of_a_region_that_is_not_there_is_an_error() -> Outcome {
+    let output = rust_sample("checksum")?.arg("nobody").output()?;
+    equal!(output.status.code(), Some(1));
+    equal!(
+        String::from_utf8_lossy(&output.stderr).trim(),
+        "checksum: cannot open /dev/vmem/nobody: No such file or directory (os error 2)"
+    );
+    Ok(())
+}
+
+fn requests_can_be_awaited_on_tokio() -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let region = RegionBuilder::new(64 * PAGE_SIZE as u64).create(&Control::open()?)?;
+    let map = region.map_handle()?;
+    let readers: Vec<_> = (0..4)
+        .map(|reader| {
+            crate::program::Program::start(|| {
+                let area = vmem_functional_sys::AreaBuilder::default().map(&map, 0, 64)?;
+                let mut last = vec![];
+                for pgoff in (reader..64).step_by(4) {
+                    last = area.page(pgoff);
+                    check_words(&last, pgoff)?;
+                }
+                Ok(last)
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    let served = runtime.block_on(async {
+        let requests = AsyncRegion::new(region)?;
+        let mut served = Vec::new();
+        while served.len() < 64 {
+            for wanted in requests.next_requests(8).await? {
+                let bytes = bytes_of(&contents(wanted.get()));
+                requests.region().fill(&[Fill::new(wanted, &bytes)?]).complete()?;
+                served.push(wanted);
+            }
+        }
+        requests.region().make_vma_anonymous()?;
+        // Of a plain region nobody waits for a request.
+        ensure!(matches!(requests.next_requests(8).await, Err(Error::Plain)));
+        Outcome::Ok(served)
+    })?;
+    for (reader, last) in readers.into_iter().zip(60..) {
+        check_words(&reader.join()?, last)?;
+    }
+    let mut served: Vec<u64> = served.into_iter().map(PageIndex::get).collect();
+    served.sort_unstable();
+    equal!(served, (0..64).collect::<Vec<_>>());
+    Ok(())
+}
