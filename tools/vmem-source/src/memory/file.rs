@@ -54,18 +54,10 @@ impl FileMemory {
         data.min(end(range)).saturating_sub(range.first().get())
     }
 
-    /// Reads pages that are not known to be a hole, up to the next hole.
+    /// Reads pages that do not begin with a hole, as many as there is room for. Where the next hole begins is not asked: on tmpfs the
+    /// answer is a walk over all pages up to there, with the file locked. So up to a chunk of a hole may be read, which is zero as well.
     fn read_data(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
-        let room = chunk.room() as u64;
-        let data = match range.count() {
-            // It is data, and asking how much of it would be more work than reading it.
-            1 => 1,
-            _ => match seek(&self.file, SeekFrom::Hole(range.bytes().start)) {
-                Ok(hole) => hole.div_ceil(PAGE_SIZE as u64).saturating_sub(range.first().get()).max(1),
-                Err(_) => room,
-            },
-        };
-        let (data, rest) = split(range, data.min(room));
+        let (data, rest) = split(range, chunk.room() as u64);
         let data = data?;
         if self.fill(data, chunk) {
             chunk.commit(data);
