@@ -26,8 +26,10 @@
 //!
 //! A fault waits for its page with none of them; if its caller cannot start again, with 4.
 
+pub(crate) mod attachment;
 pub(crate) mod control;
 pub(crate) mod daemon;
+pub(crate) mod discard;
 pub(crate) mod fault;
 pub(crate) mod info;
 pub(crate) mod name;

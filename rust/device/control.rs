@@ -3,7 +3,8 @@
 //! `/dev/vmem/control`: regions are created and daemons attached here.
 
 use super::{
-    daemon::Attachment,
+    attachment::Attachment,
+    info,
     name::Name,
     region::{
         Config,
@@ -16,11 +17,9 @@ use super::{
     }, //
 };
 use crate::{
-    model::range::{
-        pages_for,
-        PAGE_SIZE, //
-    },
+    model::range::pages_for,
     sys::{
+        file::reserve_fd,
         file_ops::{
             FileOps,
             FileOpsTable, //
@@ -29,27 +28,18 @@ use crate::{
         uapi::{
             vmem_attach,
             vmem_create,
-            vmem_features,
             UserArg,
             VMEM_CREATE_HUGE,
             VMEM_CREATE_SIGBUS,
-            VMEM_FEATURE_FILL,
             VMEM_IOCTL_ATTACH,
             VMEM_IOCTL_CREATE_VMEM,
             VMEM_IOCTL_GET_FEATURES,
-            VMEM_MAX_BATCH,
             VMEM_MAX_SIZE, //
         }, //
     }, //
 };
 use kernel::{
-    fs::{
-        file::{
-            flags,
-            FileDescriptorReservation, //
-        },
-        File, //
-    },
+    fs::File,
     prelude::*,
     str::CString, //
 };
@@ -70,28 +60,12 @@ impl FileOps for Control {
 
     fn ioctl((): (), _file: &File, cmd: u32, arg: UserArg) -> Result {
         match cmd {
-            VMEM_IOCTL_GET_FEATURES => get_features(arg),
+            VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
             VMEM_IOCTL_CREATE_VMEM => create_vmem(arg),
             VMEM_IOCTL_ATTACH => attach(arg),
             _ => Err(ENOTTY),
         }
     }
-}
-
-/// GET_FEATURES.
-pub(crate) fn get_features(arg: UserArg) -> Result {
-    arg.write(&vmem_features {
-        features: VMEM_FEATURE_FILL.into(),
-        max_size: VMEM_MAX_SIZE,
-        page_size: PAGE_SIZE as u32,
-        max_batch: VMEM_MAX_BATCH,
-        reserved: [0; 5],
-    })
-}
-
-/// A descriptor number that is not in use yet, close-on-exec.
-pub(crate) fn reserve_fd() -> Result<FileDescriptorReservation> {
-    FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)
 }
 
 /// The two descriptors of a daemon: numbers first, then the answer, and the descriptors when nothing

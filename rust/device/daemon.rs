@@ -2,18 +2,14 @@
 
 //! Whether a daemon serves a region.
 
-use super::region::Region;
 use crate::sys::wait::WaitQueue;
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Release, //
-        },
-        Arc, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Release, //
     }, //
 };
 
@@ -37,6 +33,24 @@ impl Daemon {
         })
     }
 
+    /// One attaches; `EBUSY` if there is one.
+    pub(super) fn attach(&self) -> Result {
+        self.attached
+            .cmpxchg(false, true, Full)
+            .map_err(|_| EBUSY)?;
+        Ok(())
+    }
+
+    /// It does not serve any more.
+    pub(super) fn set_gone(&self) {
+        self.ready.store(false, Release);
+    }
+
+    /// The next one may attach.
+    pub(super) fn detach(&self) {
+        self.attached.store(false, Release);
+    }
+
     /// Whether one is attached.
     pub(crate) fn is_attached(&self) -> bool {
         self.attached.load(Acquire)
@@ -51,31 +65,5 @@ impl Daemon {
     pub(crate) fn set_ready(&self) {
         self.ready.store(true, Release);
         self.starters.wake_all();
-    }
-}
-
-/// That a daemon is attached. With it, the daemon goes.
-pub(crate) struct Attachment(Arc<Region>);
-
-impl Attachment {
-    /// Attaches a daemon; `EBUSY` if there is one.
-    pub(crate) fn new(region: &Arc<Region>) -> Result<Self> {
-        region
-            .daemon()
-            .attached
-            .cmpxchg(false, true, Full)
-            .map_err(|_| EBUSY)?;
-        Ok(Self(region.clone()))
-    }
-}
-
-impl Drop for Attachment {
-    /// What the daemon had taken and not answered is requested again, before the next one can come.
-    fn drop(&mut self) {
-        let region = &self.0;
-        region.daemon().ready.store(false, Release);
-        region.pages().put_all_back();
-        region.daemon().attached.store(false, Release);
-        region.pages().wake_all();
     }
 }

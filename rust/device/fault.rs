@@ -3,8 +3,8 @@
 //! What a touch of a region does.
 
 use super::{
-    registry::Handle,
-    serve, //
+    discard::discard,
+    registry::Handle, //
 };
 use crate::{
     model::{
@@ -102,7 +102,7 @@ impl Memory for Mapped {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result {
-        serve::discard(self.0.region(), offset, len)
+        discard(self.0.region(), offset, len)
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a region tells of itself.
+//! What the module and a region tell of themselves.
 
 use super::{
     fault::Mapped,
@@ -9,16 +9,23 @@ use super::{
 use crate::{
     model::{
         page_map::words_for,
-        range::BLOCK_PAGES, //
+        range::{
+            BLOCK_PAGES,
+            PAGE_SIZE, //
+        }, //
     },
     sys::{
         mm::Mappings,
         task::breathe,
         uapi::{
+            vmem_features,
             vmem_info,
             vmem_present,
             UserArg,
             UserBits,
+            VMEM_FEATURE_FILL,
+            VMEM_MAX_BATCH,
+            VMEM_MAX_SIZE,
             VMEM_STATE_ATTACHED,
             VMEM_STATE_PLAIN,
             VMEM_STATE_READY, //
@@ -30,6 +37,17 @@ use kernel::{
     seq_file::SeqFile,
     seq_print, //
 };
+
+/// GET_FEATURES.
+pub(crate) fn get_features(arg: UserArg) -> Result {
+    arg.write(&vmem_features {
+        features: VMEM_FEATURE_FILL.into(),
+        max_size: VMEM_MAX_SIZE,
+        page_size: PAGE_SIZE as u32,
+        max_batch: VMEM_MAX_BATCH,
+        reserved: [0; 5],
+    })
+}
 
 /// The state and the counters.
 fn info(region: &Region) -> vmem_info {

@@ -3,8 +3,7 @@
 //! Region descriptors and map descriptors, and the nodes of named regions.
 
 use super::{
-    control,
-    daemon::Attachment,
+    attachment::Attachment,
     fault::Mapped,
     info,
     registry::{
@@ -16,6 +15,7 @@ use super::{
 use crate::sys::{
     file,
     file_ops::{
+        self,
         FileOps,
         FileOpsTable,
         Poll, //
@@ -79,12 +79,12 @@ impl RegionFile {
     /// A region descriptor, for the daemon that is attached.
     pub(crate) fn for_daemon(handle: Handle, daemon: Attachment) -> Result<ARef<File>> {
         let data = Self::new(handle, Some(daemon))?;
-        file::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
+        file_ops::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
     }
 
     /// A map descriptor, with the access mode `mode`.
     fn for_mapping(handle: Handle, mode: u32) -> Result<ARef<File>> {
-        file::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
+        file_ops::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
     }
 
     /// GET_MAP_FD. Who may only read gets a descriptor that can only read.
@@ -95,7 +95,7 @@ impl RegionFile {
         }
         let mode = file.flags() & flags::O_ACCMODE;
         let file = Self::for_mapping(self.handle.duplicate()?, mode)?;
-        let fd = control::reserve_fd()?;
+        let fd = file::reserve_fd()?;
         call.fd = fd.reserved_fd() as i32;
         arg.write(&call)?;
         fd.fd_install(file);
@@ -115,7 +115,7 @@ impl FileOps for RegionFile {
         let region = this.handle.region();
         let nonblock = file.flags() & flags::O_NONBLOCK != 0;
         match cmd {
-            VMEM_IOCTL_GET_FEATURES => return control::get_features(arg),
+            VMEM_IOCTL_GET_FEATURES => return info::get_features(arg),
             VMEM_IOCTL_WAIT_READY => return serve::wait_ready(region, nonblock),
             VMEM_IOCTL_GET_PRESENT => return info::get_present(region, arg),
             VMEM_IOCTL_GET_INFO => return info::get_info(region, arg),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the daemon does with a region, and the one thing that a program does to its pages.
+//! What the daemon does with a region.
 
 use super::{
     fault::Mapped,
@@ -17,10 +17,7 @@ use crate::{
     sys::{
         errno,
         memcg::Memcg,
-        mm::{
-            Mappings,
-            PlainFlags, //
-        },
+        mm::Mappings,
         task::breathe,
         uapi::{
             vmem_fill,
@@ -34,6 +31,7 @@ use crate::{
             VMEM_MARK_UNREADABLE,
             VMEM_MARK_ZERO, //
         },
+        vm_ops::PlainFlags,
         wait::{
             Patience,
             Woken, //
@@ -245,20 +243,4 @@ pub(crate) fn plain_flags(region: &Region) -> PlainFlags {
     PlainFlags {
         huge: region.wants_huge(),
     }
-}
-
-/// A program discards pages (MADV_REMOVE): they are zeros from now on, also those that were absent,
-/// which are not fetched any more.
-pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
-    if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
-        return Err(EINVAL);
-    }
-    let nr = (len / PAGE_SIZE).min(region.pages().nr().saturating_sub(offset / PAGE_SIZE));
-    for block in region.pages().range(offset / PAGE_SIZE, nr)?.blocks() {
-        breathe()?;
-        let _fill = region.pages().locate(block)?.0.fill.lock();
-        region.staging().drop_pages(block)?;
-        region.pages().settle(block, Verdict::Present)?;
-    }
-    Ok(())
 }

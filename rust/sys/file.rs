@@ -1,24 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making open files.
-//!
-//! Stands in for an abstraction of `anon_inode_getfile()`, which upstream does not have. The file
-//! references the owner of its operations, the module, as long as it lives.
+//! References to open files, and numbers for them.
 
-use super::{
-    bindings,
-    file_ops::{
-        FileOps,
-        FileOpsTable, //
-    }, //
-};
 use core::ptr::NonNull;
 use kernel::{
-    error::from_err_ptr,
-    fs::File,
+    fs::{
+        file::{
+            flags,
+            FileDescriptorReservation, //
+        },
+        File, //
+    },
     prelude::*,
-    sync::aref::ARef,
-    types::ForeignOwnable, //
+    sync::aref::ARef, //
 };
 
 /// Takes over a reference to a file.
@@ -32,25 +26,7 @@ pub(super) unsafe fn into_file(file: *mut kernel::bindings::file) -> ARef<File> 
     unsafe { ARef::from_raw(NonNull::new_unchecked(file.cast::<File>())) }
 }
 
-/// A file on an inode of its own kind, which cannot be opened again through /proc.
-pub(crate) fn anonymous<T: FileOps>(
-    name: &CStr,
-    ops: &'static FileOpsTable<T>,
-    data: T::Data,
-    flags: u32,
-) -> Result<ARef<File>> {
-    let data = data.into_foreign();
-    // SAFETY: `ops` lives as long as the module, which the file references; `data` is what those
-    // operations expect as private data.
-    let file =
-        unsafe { bindings::vmem_anon_file(name.as_char_ptr(), ops.as_ptr(), data, flags as i32) };
-    match from_err_ptr(file) {
-        // SAFETY: A new file, which is ours and no descriptor refers to.
-        Ok(file) => Ok(unsafe { into_file(file) }),
-        Err(e) => {
-            // SAFETY: It came from `into_foreign` above, and no file has it.
-            drop(unsafe { T::Data::from_foreign(data) });
-            Err(e)
-        }
-    }
+/// A descriptor number that is not in use yet, close-on-exec.
+pub(crate) fn reserve_fd() -> Result<FileDescriptorReservation> {
+    FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)
 }

@@ -2,21 +2,24 @@
 
 //! File operations of a module that cannot be unloaded under an open file.
 //!
-//! Stands in for the table of `kernel::miscdevice`, which has no owner (Rust-for-Linux issue 1182),
-//! no poll() and no llseek().
+//! Stands in for the table of `kernel::miscdevice`, which has no poll() and no llseek() and, in 7.2,
+//! no owner (Rust-for-Linux issue 1182), and for an abstraction of `anon_inode_getfile()`.
 
 use super::{
     bindings,
+    file::into_file,
     uapi::UserArg,
     vm_ops::NewVma,
     wait::WaitQueue, //
 };
 use core::marker::PhantomData;
 use kernel::{
+    error::from_err_ptr,
     ffi,
     fs::File,
     prelude::*,
     seq_file::SeqFile,
+    sync::aref::ARef,
     types::ForeignOwnable, //
 };
 
@@ -256,5 +259,29 @@ impl<T: FileOps> FileOpsTable<T> {
         let data = unsafe { Self::data(file) };
         // SAFETY: The seq file is valid during the call, and this thread's.
         T::show_fdinfo(data, unsafe { SeqFile::from_raw(m) });
+    }
+}
+
+/// An open file with these operations, on an inode of its own kind, so that it cannot be opened again
+/// through /proc. The file references the owner of its operations as long as it lives.
+pub(crate) fn anonymous<T: FileOps>(
+    name: &CStr,
+    ops: &'static FileOpsTable<T>,
+    data: T::Data,
+    flags: u32,
+) -> Result<ARef<File>> {
+    let data = data.into_foreign();
+    // SAFETY: `ops` lives as long as the module, which the file references; `data` is what those
+    // operations expect as private data.
+    let file =
+        unsafe { bindings::vmem_anon_file(name.as_char_ptr(), ops.as_ptr(), data, flags as i32) };
+    match from_err_ptr(file) {
+        // SAFETY: A new file, which is ours and no descriptor refers to.
+        Ok(file) => Ok(unsafe { into_file(file) }),
+        Err(e) => {
+            // SAFETY: It came from `into_foreign` above, and no file has it.
+            drop(unsafe { T::Data::from_foreign(data) });
+            Err(e)
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::{
     staging::Staging,
     vm_ops::{
         Memory,
+        PlainFlags,
         VmOps, //
     }, //
 };
@@ -177,32 +178,6 @@ impl<'a, M: Memory> Mappings<'a, M> {
         unsafe {
             (*vma).vm_ops == self.ops
                 && (*(*vma).vm_file).f_mapping == (*self.staging.as_ptr()).f_mapping
-        }
-    }
-}
-
-/// What a mapping may do and shall have when it is plain memory.
-#[derive(Clone, Copy)]
-pub(crate) struct PlainFlags {
-    /// As with madvise(MADV_HUGEPAGE).
-    pub(crate) huge: bool,
-}
-
-impl PlainFlags {
-    /// Gives them to a VMA.
-    ///
-    /// # Safety
-    ///
-    /// The VMA is being made, or the lock of its address space is held for writing.
-    pub(super) unsafe fn give(self, vma: *mut c::vm_area_struct) {
-        // A file on an anonymous inode takes this away, which shared anonymous memory has.
-        let mut set = flags::MAYEXEC;
-        // SAFETY: By the safety requirement.
-        unsafe {
-            if self.huge && (*vma).__bindgen_anon_2.vm_flags & flags::NOHUGEPAGE == 0 {
-                set |= flags::HUGEPAGE;
-            }
-            bindings::vmem_vma_set_flags(vma, set, flags::DONTEXPAND);
         }
     }
 }

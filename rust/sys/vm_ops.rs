@@ -15,7 +15,6 @@ use super::{
         Fault, //
     },
     file::into_file,
-    mm::PlainFlags,
     staging::Staging, //
 };
 use crate::model::range::PageRange;
@@ -24,6 +23,7 @@ use kernel::{
     error::from_err_ptr,
     ffi,
     fs::File,
+    mm::virt::flags,
     prelude::*,
     sync::aref::ARef, //
 };
@@ -214,6 +214,32 @@ impl<M: Memory> MapFile<M> {
     }
 }
 
+/// What a mapping may do and shall have when it is plain memory.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainFlags {
+    /// As with madvise(MADV_HUGEPAGE).
+    pub(crate) huge: bool,
+}
+
+impl PlainFlags {
+    /// Gives them to a VMA.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is being made, or the lock of its address space is held for writing.
+    pub(super) unsafe fn give(self, vma: *mut kernel::bindings::vm_area_struct) {
+        // A file on an anonymous inode takes this away, which shared anonymous memory has.
+        let mut set = flags::MAYEXEC;
+        // SAFETY: By the safety requirement.
+        unsafe {
+            if self.huge && (*vma).__bindgen_anon_2.vm_flags & flags::NOHUGEPAGE == 0 {
+                set |= flags::HUGEPAGE;
+            }
+            bindings::vmem_vma_set_flags(vma, set, flags::DONTEXPAND);
+        }
+    }
+}
+
 /// A VMA that is being made.
 pub(crate) struct NewVma<'a> {
     vma: *mut kernel::bindings::vm_area_struct,
@@ -255,7 +281,7 @@ impl NewVma<'_> {
             kernel::bindings::vma_set_file(self.vma, file.file.as_ptr());
             (*self.vma).vm_ops = M::VM_OPS.as_ptr();
             (*self.vma).vm_private_data = file.memory.cast_mut().cast();
-            bindings::vmem_vma_set_flags(self.vma, kernel::mm::virt::flags::DONTEXPAND, 0);
+            bindings::vmem_vma_set_flags(self.vma, flags::DONTEXPAND, 0);
         }
     }
 
