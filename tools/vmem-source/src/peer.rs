@@ -22,7 +22,7 @@ use crate::page::{end, split};
 use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
-use crate::wire::{WireError, exports, pages, question, refusal};
+use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};
 
 /// A connection to a peer.
 pub struct Peer {
@@ -31,6 +31,8 @@ pub struct Peer {
     outstanding: Outstanding,
     payload: Vec<u8>,
     runs: Vec<Run>,
+    /// Nothing more is to be said.
+    over: bool,
 }
 
 impl Peer {
@@ -63,59 +65,43 @@ impl Peer {
         let mut theirs = [0; greeting::SIZE];
         link.read(&mut theirs).map_err(failed)?;
         let theirs = Greeting::decode(&theirs)?;
-        let mut payload = Vec::new();
-        let header = link
-            .read_frame(&mut payload)
-            .map_err(|error| lost(error, "list of exports", link.timeout()))?;
-        let exports = match header.kind {
-            Type::Exports => exports::decode(&payload)?,
-            Type::Error => return Err(refused(&payload)),
-            other => {
-                return Err(WireError::Unexpected {
-                    got: other.name(),
-                    want: "EXPORTS",
-                }
-                .into());
-            }
-        };
-        if theirs.features != 0 {
-            return Err(WireError::Features(theirs.features).into());
-        }
-        if theirs.lane != lane {
-            return Err(WireError::OtherLane.into());
-        }
-        Ok(Self {
+        let mut peer = Self {
             link,
-            exports,
+            exports: Vec::new(),
             outstanding: Outstanding::default(),
-            payload,
+            payload: Vec::new(),
             runs: Vec::new(),
-        })
-    }
-}
-
-impl PageSource for Peer {
-    fn exports(&self) -> &[Export] {
-        &self.exports
-    }
-
-    fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
-        check_question(&self.exports, export, ranges)?;
-        let tag = self.outstanding.add(export, ranges);
-        let payload = question::encode(export as u32, ranges);
-        self.link
-            .write_frame(Type::Read, tag, &[&payload])
-            .map_err(|error| lost(error, "question", self.link.timeout()))
+            over: false,
+        };
+        match peer.list(theirs, lane) {
+            Ok(exports) => peer.exports = exports,
+            Err(error) => return Err(peer.refuse(error)),
+        }
+        Ok(peer)
     }
 
-    fn readiness(&self) -> Readiness<'_> {
-        Readiness::When(self.link.as_fd())
+    /// Takes the list of exports.
+    fn list(&mut self, theirs: Greeting, lane: Lane) -> Result<Vec<Export>, SourceError> {
+        let failed = |error| lost(error, "list of exports", self.link.timeout());
+        let header = self.link.read_frame(&mut self.payload).map_err(failed)?;
+        // A source that is too busy to look at our greeting says so first.
+        match header.kind {
+            Type::Error => Err(refused(&self.payload)),
+            _ if theirs.features != 0 => Err(WireError::Features(theirs.features).into()),
+            _ if theirs.lane != lane => Err(WireError::OtherLane.into()),
+            Type::Exports => Ok(exports::decode(&self.payload)?),
+            other => Err(WireError::Unexpected {
+                got: other.name(),
+                want: "EXPORTS",
+            }
+            .into()),
+        }
     }
 
-    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
-        let timeout = self.link.timeout();
-        let failed = |error| lost(error, "pages", timeout);
-        self.link.wait(Some(timeout)).map_err(failed)?;
+    /// Takes a frame of an answer; returns the number of the export, and where in the payload the pages begin.
+    fn receive(&mut self) -> Result<(usize, usize), SourceError> {
+        let failed = |error| lost(error, "pages", self.link.timeout());
+        self.link.wait(Some(self.link.timeout())).map_err(failed)?;
         let header = self.link.read_frame(&mut self.payload).map_err(failed)?;
         match header.kind {
             Type::Pages => {}
@@ -129,15 +115,56 @@ impl PageSource for Peer {
             }
         }
         let (export, data) = pages::decode(&self.payload, &mut self.runs)?;
-        let export = self.outstanding.accept(header.tag, export, &self.runs)?;
-        Answer::new(export, &self.runs, data).ok_or_else(|| WireError::Short("PAGES").into())
+        let data = self.payload.len() - data.len();
+        Ok((self.outstanding.accept(header.tag, export, &self.runs)?, data))
+    }
+
+    /// Tells the peer what it has done wrong, if it has, and says nothing more to it.
+    fn refuse(&mut self, error: SourceError) -> SourceError {
+        if let SourceError::Protocol(wire) = &error {
+            let payload = refusal::encode(ErrorCode::Protocol, &wire.to_string());
+            // For the peer's log: if it does not come there, we have it.
+            let _ = self.link.write_frame(Type::Error, 0, &[&payload]);
+        }
+        self.over = true;
+        error
+    }
+}
+
+impl PageSource for Peer {
+    fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        check_question(&self.exports, export, ranges)?;
+        let tag = self.outstanding.add(export, ranges);
+        let payload = question::encode(export as u32, ranges);
+        let sent = self.link.write_frame(Type::Read, tag, &[&payload]);
+        sent.map_err(|error| lost(error, "question", self.link.timeout()))
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::When(self.link.as_fd())
+    }
+
+    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
+        match self.receive() {
+            Ok((export, data)) => {
+                // `decode` has seen that there are as many bytes as the runs say.
+                Answer::new(export, &self.runs, &self.payload[data..]).ok_or_else(|| WireError::Short("PAGES").into())
+            }
+            Err(error) => Err(self.refuse(error)),
+        }
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // An orderly goodbye, for the peer's log; a connection that is lost does not take it.
-        let _ = self.link.write_frame(Type::Goodbye, 0, &[]);
+        if !self.over {
+            // An orderly goodbye, for the peer's log; a connection that is lost does not take it.
+            let _ = self.link.write_frame(Type::Goodbye, 0, &[]);
+        }
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) enum Failure {
     #[error("{0} pages cannot be read at the source; a touch of them is SIGBUS")]
     Unreadable(u64),
     /// A signal asked to end.
-    #[error("stopped; the regions wait for the next daemon")]
+    #[error("stopped; regions that somebody has mapped or open wait for the next daemon")]
     Stopped,
 }
 

@@ -70,7 +70,7 @@ impl Finish {
         self.phase
     }
 
-    /// As of the latest step.
+    /// As of the latest look.
     pub(crate) fn state(&self) -> State {
         self.state
     }
@@ -80,6 +80,12 @@ impl Finish {
         matches!(self.phase, Phase::Plain | Phase::Unreadable)
     }
 
+    /// Looks at the region.
+    pub(crate) fn look(&mut self) -> Result<(), Failure> {
+        self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
+        Ok(())
+    }
+
     /// Goes one step on, if it can; none takes long. True if there is another one at once.
     ///
     /// `idle` says that nothing is on its way: a page whose touch has timed out counts as unreadable until it comes.
@@ -87,7 +93,7 @@ impl Finish {
         if self.settled() {
             return Ok(false);
         }
-        self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
+        self.look()?;
         let pages = self.export.pages;
         self.phase = match self.phase {
             _ if idle && self.state.present < pages && self.state.present + self.state.unreadable == pages => Phase::Unreadable,

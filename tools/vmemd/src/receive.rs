@@ -73,6 +73,8 @@ impl Run {
         };
         let result = self.watch(&mut engine, choices, report);
         engine.stop();
+        // For the summary. If the kernel has nothing to say, it stays at what it said before.
+        self.regions.iter_mut().for_each(|region| drop(region.look()));
         result
     }
 

@@ -70,6 +70,12 @@ impl Snapshot {
         self.regions.iter().map(|region| region.size).sum()
     }
 
+    fn is_moving(&self) -> bool {
+        self.regions
+            .iter()
+            .any(|region| matches!(region.phase, Phase::Filling | Phase::Populating))
+    }
+
     fn present(&self) -> u64 {
         self.regions.iter().map(|region| region.present).sum()
     }

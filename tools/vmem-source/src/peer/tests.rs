@@ -173,6 +173,22 @@ fn pages_that_were_not_asked_for_are_refused() {
 }
 
 #[test]
+fn a_peer_is_told_what_it_did_wrong() {
+    let (said, heard) = std::sync::mpsc::channel();
+    let address = server(move |mut socket| {
+        let bytes = [hello(Lane::Urgent), pages_frame(1, 0, &[(5, 1, Kind::Zero)])].concat();
+        socket.write_all(&bytes).expect("somebody who listens");
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).expect("a whole answer");
+        said.send(answer).expect("the test");
+    });
+    let error = protocol_error(fetch(address, &[(0, 1)]));
+    let answer = heard.recv().expect("an answer");
+    let complaint = frame(Type::Error, 0, &refusal::encode(ErrorCode::Protocol, &error.to_string()));
+    assert!(answer.ends_with(&complaint), "{}", answer.escape_ascii());
+}
+
+#[test]
 fn answers_to_another_question_are_refused() {
     let answer = |tag, export| [hello(Lane::Urgent), pages_frame(tag, export, &[(0, 1, Kind::Zero)])].concat();
     let error = protocol_error(fetch(sender(answer(2, 0)), &[(0, 1)]));

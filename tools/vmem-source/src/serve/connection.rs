@@ -32,6 +32,9 @@ pub enum ServeError {
     /// The peer sent something that is not the protocol, or breaks it.
     #[error(transparent)]
     Protocol(WireError),
+    /// The peer says that this side has broken it.
+    #[error("the peer refused: {0}")]
+    Refused(String),
     /// The peer did not take or send something in time.
     #[error("the peer took too long")]
     TimedOut,
@@ -124,10 +127,11 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
         match header.kind {
             Type::Read => answering.answer(header.tag, &question::decode(&payload, &shared.exports)?)?,
             Type::Goodbye => return Ok(()),
+            Type::Error => return Err(ServeError::Refused(refusal::decode(&payload)?.1)),
             other => {
                 return Err(WireError::Unexpected {
                     got: other.name(),
-                    want: "READ or GOODBYE",
+                    want: "READ, GOODBYE or ERROR",
                 }
                 .into());
             }

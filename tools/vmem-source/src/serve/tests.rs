@@ -229,7 +229,7 @@ fn what_breaks_the_protocol_is_told_why() {
     let outside = WireError::Outside { pgoff: 9, nr_pages: 2 };
     let unexpected = WireError::Unexpected {
         got: "PAGES",
-        want: "READ or GOODBYE",
+        want: "READ, GOODBYE or ERROR",
     };
     let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
     let mut version = greeting();
@@ -247,6 +247,25 @@ fn what_breaks_the_protocol_is_told_why() {
         assert_eq!(said, (ErrorCode::Protocol, error.to_string()));
         assert_eq!(running.next_ended().1, Some(error.to_string()), "the log names it too");
     }
+}
+
+#[test]
+fn what_a_peer_complains_of_is_in_the_log() {
+    let running = small();
+    let complaint = frame(
+        Type::Error,
+        0,
+        &refusal::encode(ErrorCode::Protocol, "pages that nobody wants"),
+    );
+    assert_eq!(
+        converse(&running, &[greeting(), complaint].concat()).len(),
+        1,
+        "nothing but EXPORTS"
+    );
+    assert_eq!(
+        running.next_ended().1.as_deref(),
+        Some("the peer refused: pages that nobody wants")
+    );
 }
 
 #[test]

@@ -61,7 +61,8 @@ impl Lines {
     }
 
     pub(super) fn progress(&mut self, snapshot: &Snapshot) {
-        if self.rate.is_due() {
+        // Waiting for somebody to map a region may take days.
+        if self.rate.is_due() && snapshot.is_moving() {
             let percent = percent(snapshot.present(), snapshot.size());
             let seconds = snapshot.elapsed.as_secs_f64();
             let figures = figures(self.rate.next(snapshot), snapshot);
