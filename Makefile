@@ -37,7 +37,7 @@ functional: build	## the tests in the virtual machine (FILTER=... for some)
 	@tools/testing/test functional
 
 .PHONY: check
-check: setup		## formatting, lints, licences, generated files
+check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
 	@tools/testing/test check
 
 .PHONY: setup
@@ -89,8 +89,8 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
-	rm -rf $(BUILD)/host $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results
+	rm -rf $(BUILD)/host $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-next \
+		$(BUILD)/samples $(BUILD)/target $(BUILD)/vm $(BUILD)/results
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 

@@ -12,8 +12,10 @@ VMEM_ROOT=${VMEM_ROOT:-$VMEM_BUILD/root}
 VMEM_LOGS=$VMEM_BUILD/log
 # Where the kernel build tree is, as seen inside the root. A symbolic link, so that it does not carry a version.
 VMEM_KDIR=/usr/src/vmem-kdir
+# The same of the next kernel series, if there is one.
+VMEM_KDIR_NEXT=/usr/src/vmem-kdir-next
 # shellcheck disable=SC2034 # read by those who source this
-readonly VMEM_TOP VMEM_BUILD VMEM_ROOT VMEM_LOGS VMEM_KDIR
+readonly VMEM_TOP VMEM_BUILD VMEM_ROOT VMEM_LOGS VMEM_KDIR VMEM_KDIR_NEXT
 
 say() { printf '%s\n' "vmem: $*"; }
 
