@@ -212,10 +212,10 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
     (call.done, call.pages) = (0, 0);
     let mappings = Mappings::<Mapped>::of(region.staging());
     let mut populate = || -> Result {
-        let spaces = mappings.address_spaces()?;
+        let mut spaces = mappings.address_spaces()?;
         for range in &ranges {
             for block in range.blocks() {
-                for space in &spaces {
+                for space in &mut spaces {
                     call.pages +=
                         mappings.populate(space, block, |page| region.pages().all_present(page))?;
                 }

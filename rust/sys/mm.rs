@@ -69,7 +69,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
             let mut spaces = KVec::with_capacity(filled, GFP_KERNEL);
             for mm in raw {
                 // Taken over one by one, so that each is given back if memory runs out.
-                let space = AddressSpace(mm);
+                let space = AddressSpace { mm, busy: false };
                 if let Ok(spaces) = &mut spaces {
                     spaces.push(space, GFP_KERNEL)?;
                 }
@@ -118,10 +118,10 @@ impl<'a, M: Memory> Mappings<'a, M> {
     }
 
     /// Faults in those pages of `range` for which `present` holds, in `space`. Returns how many it
-    /// has looked at and found mapped.
+    /// has looked at and found mapped: none from when the lock of `space` was not to be had.
     pub(crate) fn populate(
         &self,
-        space: &AddressSpace,
+        space: &mut AddressSpace,
         range: PageRange,
         present: impl Fn(PageRange) -> bool,
     ) -> Result<u64> {
@@ -187,7 +187,11 @@ impl<'a, M: Memory> Mappings<'a, M> {
 /// # Invariants
 ///
 /// The pointer carries a reference of `mmgrab()`.
-pub(crate) struct AddressSpace(*mut c::mm_struct);
+pub(crate) struct AddressSpace {
+    mm: *mut c::mm_struct,
+    /// Its lock was not to be had once.
+    busy: bool,
+}
 
 impl AddressSpace {
     /// Locks it against all changes; [`None`] if it has no user any more.
@@ -203,7 +207,10 @@ impl AddressSpace {
 
     /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
     /// is not to be had: its holder may wait for what the caller has to bring.
-    fn read(&self) -> Result<Option<ReadLocked>> {
+    fn read(&mut self) -> Result<Option<ReadLocked>> {
+        if self.busy {
+            return Ok(None);
+        }
         let Some(user) = self.user()? else {
             return Ok(None);
         };
@@ -214,20 +221,21 @@ impl AddressSpace {
             }
             super::task::nap()?;
         }
+        self.busy = true;
         Ok(None)
     }
 
     fn user(&self) -> Result<Option<User>> {
         super::task::breathe()?;
         // SAFETY: By the type invariant the structure is valid.
-        Ok((unsafe { bindings::vmem_mmget(self.0) } != 0).then_some(User(self.0)))
+        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then_some(User(self.mm)))
     }
 }
 
 impl Drop for AddressSpace {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is ours.
-        unsafe { bindings::vmem_mmdrop(self.0) };
+        unsafe { bindings::vmem_mmdrop(self.mm) };
     }
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The task that runs.
+//! The task that runs, and the machine.
+//!
+//! Stands in for `cond_resched()`, `fatal_signal_pending()`, a killable sleep and `si_mem_available()`,
+//! which the kernel crate does not have.
 
 use super::bindings;
 use kernel::prelude::*;

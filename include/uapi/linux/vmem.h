@@ -192,9 +192,10 @@ struct vmem_range {
  * @flags: zero
  *
  * On the region descriptor. Waits until a page is wanted, unless the descriptor
- * is O_NONBLOCK; poll() says POLLIN when one is. A page is requested once,
- * however many threads wait for it, until it is marked. The order of a batch
- * says nothing of the order of the faults.
+ * is O_NONBLOCK; poll() says POLLIN when one is, or when none will be any more
+ * (see ENODATA). A page is requested once, however many threads wait for it,
+ * until it is marked. The order of a batch says nothing of the order of the
+ * faults.
  *
  * Errors: EAGAIN (O_NONBLOCK, and no page is wanted), EINTR, ENODATA (the region
  * is plain memory: no request will come any more).
@@ -280,9 +281,9 @@ struct vmem_fill {
  *
  * On the region descriptor. Puts those pages of the ranges that are present
  * into the page tables of every process that maps them, so that a touch will
- * not fault. Absent pages are passed over, and so is a process whose mmap lock is
- * not to be had within a tenth of a second: it may be held by somebody who waits
- * for a page that the caller has to bring.
+ * not fault. Absent pages are passed over, and so is, for the rest of the call, a
+ * process whose mmap lock is not to be had within a tenth of a second: it may be
+ * held by somebody who waits for a page that the caller has to bring.
  */
 struct vmem_populate {
 	__u64 ranges;
@@ -315,7 +316,8 @@ struct vmem_present {
  * @fd: out: the descriptor, close-on-exec
  *
  * On a region or map descriptor: something to give to a program that shall map
- * the region and shall not serve it.
+ * the region and shall not serve it. It has the access mode of the descriptor
+ * that it is asked of: who may only read gets one that can only read.
  */
 struct vmem_map_fd {
 	__u32 flags;
