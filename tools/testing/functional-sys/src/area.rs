@@ -225,6 +225,13 @@ impl Area {
         self.moved(address, self.len)
     }
 
+    /// `remap_file_pages`: these pages shall show the file's from `pgoff` on.
+    pub fn rearrange(&self, pages: Range<usize>, pgoff: usize) -> io::Result<()> {
+        let (address, len) = self.range(&pages);
+        // SAFETY: inside the area, to which no reference exists.
+        checked(unsafe { libc::remap_file_pages(address, len, 0, pgoff, 0) }).map(drop)
+    }
+
     fn moved(&mut self, address: *mut libc::c_void, len: usize) -> io::Result<()> {
         if address == libc::MAP_FAILED {
             return Err(errno());

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::exit;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,15 +53,7 @@ impl Watchdog {
                 None => PATIENCE,
                 Some((name, since)) => match PATIENCE.checked_sub(since.elapsed()) {
                     Some(left) if !left.is_zero() => left,
-                    _ => {
-                        println!("test {name} ... FAILED (not over after {} s)", PATIENCE.as_secs());
-                        dump();
-                        println!(
-                            "\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out (the run ended here)"
-                        );
-                        // The children of the test die with it: they hold regions.
-                        exit(101);
-                    }
+                    _ => give_up(name),
                 },
             };
             let woken = self
@@ -80,12 +72,26 @@ impl Drop for Watched {
     }
 }
 
-/// Prints where each thread of this program and of its children is, and the state of all open regions. Kills the children.
+/// Says what hangs, and ends the run.
+fn give_up(name: &str) -> ! {
+    println!("\ntest {name} ... FAILED (not over after {} s)", PATIENCE.as_secs());
+    // What a hung test has locked may be wanted by who looks at it: no more than a moment for that.
+    let (done, dumped) = mpsc::channel();
+    thread::spawn(move || {
+        dump();
+        done.send(())
+    });
+    let _ = dumped.recv_timeout(Duration::from_secs(10));
+    kill_children();
+    println!("\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out (the run ended here)");
+    exit(101)
+}
+
+/// Prints where each thread of this program and of its children is, and the state of all open regions.
 fn dump() {
-    let this = std::process::id();
-    for process in crate::world::family(this) {
+    for process in crate::world::family(std::process::id()) {
         let directory = Path::new("/proc").join(process.to_string());
-        println!("process {process}: {}", read(&directory.join("cmdline")).replace('\0', " "));
+        println!("process {process}");
         for thread in entries(&directory.join("task")) {
             println!(
                 "  thread {}: {} in {}\n{}",
@@ -101,10 +107,15 @@ fn dump() {
                 println!("  {}:\n{info}", descriptor.display());
             }
         }
-        if process != this {
-            let pid = rustix::process::Pid::from_raw(process as i32);
-            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
-        }
+    }
+}
+
+/// The children of a hung test hold regions.
+fn kill_children() {
+    let this = std::process::id();
+    for process in crate::world::family(this).into_iter().filter(|process| *process != this) {
+        let pid = rustix::process::Pid::from_raw(process as i32);
+        let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
     }
 }
 

@@ -262,6 +262,7 @@ fn advice_that_would_take_absent_pages_for_zeros_is_refused_with_einval() -> Out
         refused!(area.advise(0..1024, back), INVAL);
     }
     refused!(area.remap_and_keep(), INVAL);
+    refused!(area.rearrange(0..1, 1), NODEV);
     setting.no_request()?;
     equal!(setting.region.info()?.present, 1);
     Ok(())

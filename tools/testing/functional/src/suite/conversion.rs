@@ -31,6 +31,7 @@ crate::tests![
     a_converted_mapping_can_grow_as_shared_anonymous_memory_can,
     a_mapping_made_after_the_conversion_is_plain,
     a_region_converted_before_it_is_mapped_is_plain,
+    conversion_gives_no_way_to_write_what_could_only_be_read,
     huge_regions_get_madv_hugepage,
     wait_ready_of_a_plain_region_returns,
     who_waits_for_requests_of_a_plain_region_is_told_with_enodata,
@@ -196,9 +197,10 @@ fn a_converted_page_faults_as_often_as_shared_anonymous_memory() -> Outcome {
     };
     for (step, write) in [(1, false), (1, true), (7, false), (7, true)] {
         let (of_converted, of_plain) = (faults(&converted, step, write)?, faults(&plain, step, write)?);
-        // The window of the fault-around hangs on the address; the two may differ by one window.
+        // Where the windows of the fault-around begin hangs on the address, and a page that is busy is left out of one.
+        let tolerated = of_plain / 10 + 2;
         ensure!(
-            of_converted.abs_diff(of_plain) <= 1,
+            of_converted.abs_diff(of_plain) <= tolerated,
             "step {step}, write {write}: {of_converted} and {of_plain} faults"
         );
         ensure!(of_plain > 16, "only {of_plain} faults: nothing was measured");
@@ -297,6 +299,21 @@ fn a_region_converted_before_it_is_mapped_is_plain() -> Outcome {
     }
     equal!(setting.region.info()?.mappings, 0);
     Ok(())
+}
+
+fn conversion_gives_no_way_to_write_what_could_only_be_read() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(4 * PAGE_SIZE as u64).name("read-only"))?;
+    setting.fill_all()?;
+    let reader = MapHandle::open("read-only", Access::ReadOnly)?;
+    let before = AreaBuilder::default().read_only().map(&reader, 0, 4)?;
+    setting.region.make_vma_anonymous()?;
+    refused!(before.protect(0..4, 3), ACCESS);
+    check_page(&before, 2, 2)?;
+    // Nor by mapping it now.
+    refused!(AreaBuilder::default().map(&reader, 0, 4), ACCESS);
+    let after = AreaBuilder::default().read_only().map(&reader, 0, 4)?;
+    refused!(after.protect(0..4, 3), ACCESS);
+    check_page(&after, 2, 2)
 }
 
 fn huge_regions_get_madv_hugepage() -> Outcome {

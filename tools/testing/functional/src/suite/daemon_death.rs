@@ -20,6 +20,7 @@ crate::tests![
     a_killed_daemon_is_a_dead_daemon,
     a_region_lives_as_long_as_it_is_mapped,
     a_region_attached_by_name_is_the_same,
+    a_daemon_that_waits_for_itself_can_be_killed,
     with_sigbus_waiters_get_it_when_the_daemon_dies,
     with_sigbus_a_touch_without_a_daemon_gets_it,
     with_sigbus_the_next_daemon_serves_again,
@@ -185,6 +186,40 @@ fn a_region_attached_by_name_is_the_same() -> Outcome {
     equal!(next.id(), id);
     equal!(next.size(), 8 * PAGE_SIZE as u64);
     equal!(next.present_map()?.present(), 1);
+    Ok(())
+}
+
+/// Its contents lie in an absent page of the region that it serves.
+fn a_daemon_that_waits_for_itself_can_be_killed() -> Outcome {
+    let setting = Setting::new(8)?;
+    let id = setting.region.id();
+    let daemon = Program::start_with(|| {
+        let source = setting.area()?;
+        let mut fill = vmem_sys::vmem_fill {
+            nr: 1,
+            ..Default::default()
+        };
+        let range = vmem_sys::vmem_fill_range {
+            pgoff: 1,
+            nr_pages: 1,
+            addr: (source.address() + 5 * PAGE_SIZE) as u64,
+        };
+        fill.ranges = std::ptr::from_ref(&range) as u64;
+        vmem_functional_sys::ioctl(&*setting.region, vmem_sys::VMEM_FILL_PAGES, &mut fill)?;
+        Ok(vec![])
+    })?;
+    equal!(setting.take_request()?, 5);
+    setting.wait_waiters(1)?;
+    let (_, map) = orphan(setting);
+    daemon.signal(Signal::KILL)?;
+    daemon.join_killed(Signal::KILL)?;
+    let next = Setting {
+        region: Control::open()?.attach_id(id)?.into(),
+        map,
+    };
+    equal!(next.region.info()?.present, 0);
+    next.fill(0..8)?;
+    next.checker(0..8)?.join()?;
     Ok(())
 }
 

@@ -20,6 +20,7 @@ crate::tests![
     fill_leaves_present_pages_alone,
     fill_of_a_run_fills_only_what_is_absent,
     fill_takes_scattered_runs_in_one_call,
+    fill_can_copy_from_present_pages_of_the_region,
     mark_cached_shows_what_the_staging_file_holds,
     mark_counts_only_pages_that_it_changed,
     mark_leaves_present_pages_alone,
@@ -108,6 +109,28 @@ fn fill_takes_scattered_runs_in_one_call() -> Outcome {
         }
     }
     equal!(setting.region.info()?.present, expected);
+    Ok(())
+}
+
+fn fill_can_copy_from_present_pages_of_the_region() -> Outcome {
+    let setting = Setting::new(1024)?;
+    setting.fill(0..4)?;
+    let area = setting.area()?;
+    let ranges = [(4, 0, 4), (600, 1, 2)].map(|(pgoff, from, nr_pages)| vmem_sys::vmem_fill_range {
+        pgoff,
+        nr_pages,
+        addr: (area.address() + from * PAGE_SIZE) as u64,
+    });
+    let mut fill = vmem_sys::vmem_fill {
+        ranges: ranges.as_ptr() as u64,
+        nr: 2,
+        ..Default::default()
+    };
+    vmem_functional_sys::ioctl(&*setting.region, vmem_sys::VMEM_FILL_PAGES, &mut fill)?;
+    equal!((fill.done, fill.changed), (2, 6));
+    for (at, pgoff) in [(4, 0), (7, 3), (600, 1), (601, 2)] {
+        check_page(&area, at, pgoff)?;
+    }
     Ok(())
 }
 
