@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ struct Run {
 
 impl Run {
     fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
+        let stopping = Arc::new(Mutex::new(None));
+        handle_signals(Arc::clone(&stopping))?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let connect = connector(args)?;
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
@@ -54,7 +57,6 @@ impl Run {
             self.regions
                 .push(Finish::new(export.clone(), Arc::clone(region) as Arc<dyn Sink>)?);
         }
-        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
         let options = Options {
             background: !args.no_background,
             window: u64::from(args.window) * (1 << 20) / PAGE_SIZE as u64,
@@ -62,7 +64,7 @@ impl Run {
         };
         let sinks = regions.iter().map(|region| Arc::clone(region) as Arc<dyn Sink>).collect();
         let (mut engine, events) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&self.stats))?;
-        thread::spawn(move || signals.forever().for_each(|_| drop(events.send(Event::Signal))));
+        *stopping.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
         for region in regions {
             region.ready().map_err(Failure::kernel("READY"))?;
         }
@@ -110,6 +112,21 @@ impl Run {
     fn snapshot(&self) -> Snapshot {
         Snapshot::take(self.since, &self.stats, &self.regions)
     }
+}
+
+/// Has signals end the run. Before there is somebody to tell, they end the process: nothing has been begun.
+fn handle_signals(stopping: Arc<Mutex<Option<Sender<Event>>>>) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            match &*stopping.lock().unwrap_or_else(PoisonError::into_inner) {
+                // Who does not listen any more is about to end.
+                Some(events) => drop(events.send(Event::Signal)),
+                None => std::process::exit(Failure::Stopped.code().into()),
+            }
+        }
+    });
+    Ok(())
 }
 
 /// How `--source` is opened.

@@ -20,6 +20,7 @@ mod reclaim;
 mod request;
 mod sample;
 mod stress;
+mod vmemd;
 
 /// The tests, in the order in which they run.
 pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
@@ -42,6 +43,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         huge::TESTS,
         module::TESTS,
         sample::TESTS,
+        vmemd::TESTS,
         stress::TESTS,
     ]
     .into_iter()
