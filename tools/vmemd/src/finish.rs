@@ -115,9 +115,8 @@ impl Finish {
         match self.sink.make_present(&[pages]).complete() {
             Ok(_) => self.populated += pages.count(),
             Err(Error::Interrupted { .. }) => {}
-            // It would only have saved faults. Those who map the region may be at the limit of their memory.
-            Err(Error::NoMemory { .. }) => self.populated = self.export.pages,
-            Err(error) => return Err(self.failed("make the pages present of", error)),
+            // It would only have saved faults, for example of a program at the limit of its memory.
+            Err(_) => self.populated = self.export.pages,
         }
         Ok(Phase::Populating)
     }
