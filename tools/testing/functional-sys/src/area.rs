@@ -191,6 +191,13 @@ impl Area {
         checked(unsafe { libc::mlock(address, len) }).map(drop)
     }
 
+    /// `msync` of these pages, with these flags.
+    pub fn sync(&self, pages: Range<usize>, flags: i32) -> io::Result<()> {
+        let (address, len) = self.range(&pages);
+        // SAFETY: inside the area; it changes no contents.
+        checked(unsafe { libc::msync(address, len, flags) }).map(drop)
+    }
+
     /// `munmap` of these pages. The rest stays.
     pub fn unmap(&self, pages: Range<usize>) -> io::Result<()> {
         let (address, len) = self.range(&pages);

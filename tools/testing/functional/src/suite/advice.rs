@@ -34,6 +34,7 @@ crate::tests![
     populate_read_and_write_bring_every_page_in,
     populate_of_an_unreadable_page_is_efault,
     willneed_and_cold_ask_for_nothing,
+    msync_succeeds_and_asks_for_nothing,
     a_private_mapping_cannot_remove_and_says_eacces,
     advice_that_would_take_absent_pages_for_zeros_is_refused_with_einval,
     advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion,
@@ -231,6 +232,22 @@ fn willneed_and_cold_ask_for_nothing() -> Outcome {
     setting.no_request()?;
     equal!((setting.region.info()?.faults, setting.region.info()?.present), (0, 1));
     check_page(&area, 3, 3)
+}
+
+fn msync_succeeds_and_asks_for_nothing() -> Outcome {
+    const MS_ASYNC: i32 = 1;
+    const MS_INVALIDATE: i32 = 2;
+    const MS_SYNC: i32 = 4;
+    let setting = Setting::new(64)?;
+    setting.fill([3])?;
+    let area = setting.area()?;
+    area.write_page(3, &contents(30));
+    for flags in [MS_ASYNC, MS_SYNC, MS_SYNC | MS_INVALIDATE] {
+        area.sync(0..64, flags)?;
+    }
+    setting.no_request()?;
+    equal!(setting.region.info()?.present, 1);
+    check_page(&area, 3, 30)
 }
 
 fn a_private_mapping_cannot_remove_and_says_eacces() -> Outcome {
