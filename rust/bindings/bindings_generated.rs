@@ -144,6 +144,9 @@ unsafe extern "C" {
     pub fn vmem_shmem_create(name: *const ffi::c_char, size: ffi::c_ulong) -> *mut file;
 }
 unsafe extern "C" {
+    pub fn vmem_shmem_allow_open(staging: *mut file);
+}
+unsafe extern "C" {
     pub fn vmem_shmem_clone(
         staging: *mut file,
         name: *const ffi::c_char,

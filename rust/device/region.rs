@@ -140,6 +140,7 @@ impl Region {
 
     /// From now on they are. Nobody needs to wait for anything any more.
     pub(crate) fn set_plain(&self) {
+        self.staging.allow_open();
         self.plain.store(true, Release);
         self.daemon.starters.wake_all();
         self.pages.takers.wake_all();

@@ -23,9 +23,35 @@
 
 #include "helpers.h"
 
+/*
+ * The operations of an inode that cannot be opened by its path, such as
+ * /proc/PID/map_files. They are the core's own, so they may stay when we go.
+ */
+static const struct file_operations *no_open_fops(void)
+{
+	static const struct file_operations nothing;
+	const struct file_operations *fops;
+	struct file *file;
+
+	file = anon_inode_getfile("[vmem]", &nothing, NULL, O_RDONLY);
+	if (IS_ERR(file))
+		return ERR_CAST(file);
+	fops = file_inode(file)->i_fop;
+	fput(file);
+	return fops;
+}
+
+/*
+ * The file cannot be opened again: whoever did so would read absent pages as
+ * zeros.
+ */
 struct file *vmem_shmem_create(const char *name, unsigned long size)
 {
+	const struct file_operations *no_open = no_open_fops();
 	struct file *file;
+
+	if (IS_ERR(no_open))
+		return ERR_CAST(no_open);
 
 	file = shmem_file_setup(name, size, mk_vma_flags(VMA_NORESERVE_BIT));
 	if (IS_ERR(file))
@@ -36,7 +62,14 @@ struct file *vmem_shmem_create(const char *name, unsigned long size)
 	/* Nobody may pull the memory from under the mappings. */
 	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
 					   F_SEAL_GROW;
+	file_inode(file)->i_fop = no_open;
 	return file;
+}
+
+/* All pages are present. */
+void vmem_shmem_allow_open(struct file *staging)
+{
+	file_inode(staging)->i_fop = staging->f_op;
 }
 
 /*

@@ -31,6 +31,7 @@ extern struct module __this_module;
 
 /* Staging files. A pointer that is not valid is an error, as in C. */
 struct file *vmem_shmem_create(const char *name, unsigned long size);
+void vmem_shmem_allow_open(struct file *staging);
 struct file *vmem_shmem_clone(struct file *staging, const char *name,
 			      const struct file_operations *fops, void *data);
 struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff);

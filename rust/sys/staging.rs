@@ -29,7 +29,8 @@ use kernel::{
 pub(crate) struct Staging(ARef<File>);
 
 impl Staging {
-    /// A new, empty one of `size` bytes. `name` is what `/proc/PID/maps` shows.
+    /// A new, empty one of `size` bytes, which cannot be opened again through /proc. `name` is what
+    /// `/proc/PID/maps` shows.
     pub(crate) fn new(name: &CStr, size: u64) -> Result<Self> {
         let size = usize::try_from(size).map_err(|_| EFBIG)?;
         // SAFETY: `name` is a string; the function copies it.
@@ -42,6 +43,12 @@ impl Staging {
     /// The file, to hand out.
     pub(crate) fn file(&self) -> &ARef<File> {
         &self.0
+    }
+
+    /// Lets everybody open it again who could open shared memory: all its pages are present.
+    pub(crate) fn allow_open(&self) {
+        // SAFETY: By the type invariants the file is a shmem file.
+        unsafe { bindings::vmem_shmem_allow_open(self.as_ptr()) };
     }
 
     pub(super) fn as_ptr(&self) -> *mut kernel::bindings::file {
