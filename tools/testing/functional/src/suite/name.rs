@@ -32,6 +32,7 @@ crate::tests![
     who_has_no_permission_cannot_open_the_node,
     a_reader_of_the_node_gets_no_way_to_write,
     descriptors_cannot_be_opened_again_through_proc,
+    what_is_mapped_cannot_be_opened_again_through_proc,
     the_control_device_is_root_s_alone,
 ];
 
@@ -232,6 +233,29 @@ fn descriptors_cannot_be_opened_again_through_proc() -> Outcome {
         for write in [false, true] {
             refused!(OpenOptions::new().read(true).write(write).open(&path), NXIO);
         }
+    }
+    Ok(())
+}
+
+/// Whoever opened the memory as plain shmem would read absent pages as zeros.
+fn what_is_mapped_cannot_be_opened_again_through_proc() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.fill([0])?;
+    let area = setting.area()?;
+    let (start, end) = (area.address(), area.address() + area.size());
+    let paths = [
+        format!("/proc/self/map_files/{start:x}-{end:x}"),
+        format!("/proc/self/fd/{}", setting.region.staging().as_raw_fd()),
+    ];
+    for path in &paths {
+        for write in [false, true] {
+            refused!(OpenOptions::new().read(true).write(write).open(path), NXIO);
+        }
+    }
+    setting.fill(1..4)?;
+    setting.region.make_vma_anonymous()?;
+    for path in &paths {
+        OpenOptions::new().read(true).write(true).open(path)?;
     }
     Ok(())
 }
