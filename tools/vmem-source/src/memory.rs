@@ -79,15 +79,7 @@ impl Memory {
     /// There is no such memory, or it cannot be exported.
     pub fn open(spec: &str) -> Result<Self, MemoryError> {
         let (name, path) = spec.split_once('=').ok_or_else(|| MemoryError::Spec(spec.to_owned()))?;
-        Self::open_path(Name::new(name)?, Path::new(path))
-    }
-
-    /// Opens `path` under the name `name`; see [`open`](Self::open).
-    ///
-    /// # Errors
-    ///
-    /// There is no such memory, or it cannot be exported.
-    pub fn open_path(name: Name, path: &Path) -> Result<Self, MemoryError> {
+        let (name, path) = (Name::new(name)?, Path::new(path));
         let io = |source| MemoryError::Io {
             path: path.to_owned(),
             source,

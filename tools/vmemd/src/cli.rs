@@ -31,7 +31,7 @@ pub(crate) enum Command {
 /// The source's side.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Address to listen on: [HOST:]PORT with a numeric host
+    /// Address to listen on: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = listen)]
     pub(crate) listen: SocketAddr,
     /// Listen on an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
@@ -51,7 +51,7 @@ pub(crate) struct Serve {
 /// The destination's side.
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
-    /// Where the pages are: HOST[:PORT], or file:NAME=PATH (which may be repeated)
+    /// Where the pages are: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
     #[arg(long, value_name = "SOURCE", required = true)]
     pub(crate) source: Vec<String>,
     /// Permission bits of /dev/vmem/NAME
@@ -104,7 +104,7 @@ pub(crate) enum OnDeath {
 fn listen(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     port.or_else(|_| text.parse())
-        .map_err(|_| "not [HOST:]PORT with a numeric host".to_owned())
+        .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -27,7 +27,7 @@ mod wanted;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmem::PageIndex;
 use vmem_source::{Export, Lane, PageSource, SourceError};
@@ -133,6 +133,7 @@ pub(crate) struct Engine {
     events: Receiver<Event>,
     /// Lanes that have not ended.
     running: usize,
+    halted: bool,
 }
 
 impl Engine {
@@ -161,6 +162,7 @@ impl Engine {
             shared: Arc::clone(&shared),
             events,
             running: 0,
+            halted: false,
         };
         let line = Line::open(Arc::clone(&shared), Lane::Urgent, Arc::clone(&connect), first)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, line))?;
@@ -173,14 +175,20 @@ impl Engine {
         Ok((engine, sender))
     }
 
-    /// The next event, if one comes within `timeout`.
+    /// The next event, if one comes within `timeout`. After [`halt`](Self::halt) what becomes of the connections is none any more.
     pub(crate) fn next_event(&mut self, timeout: Duration) -> Option<Event> {
         // While one sending end is with the caller, it is not disconnected.
-        let event = self.events.recv_timeout(timeout).ok();
-        if let Some(Event::Ended(_)) = event {
+        let event = self.events.recv_timeout(timeout).ok()?;
+        if let Event::Ended(_) = event {
             self.running -= 1;
         }
-        event
+        (!self.halted || matches!(event, Event::Signal)).then_some(event)
+    }
+
+    /// No page will be needed any more: takes leave of the source.
+    pub(crate) fn halt(&mut self) {
+        self.halted = true;
+        self.shared.stop.set();
     }
 
     /// Whether nothing is on its way: the stream has ended, and nothing is asked for urgently.
@@ -193,8 +201,11 @@ impl Engine {
     /// page is filled as a whole or not at all.
     pub(crate) fn stop(mut self) {
         const MOMENT: Duration = Duration::from_secs(1);
-        self.shared.stop.set();
-        while self.running > 0 && self.next_event(MOMENT).is_some() {}
+        self.halt();
+        let until = Instant::now() + MOMENT;
+        while self.running > 0 && Instant::now() < until {
+            self.next_event(until.saturating_duration_since(Instant::now()));
+        }
     }
 
     fn spawn(

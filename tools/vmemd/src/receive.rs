@@ -18,7 +18,7 @@ use crate::engine::sink::Sink;
 use crate::engine::stats::Stats;
 use crate::engine::{Connect, Engine, Event, Options};
 use crate::failure::Failure;
-use crate::finish::{Choices, Finish};
+use crate::finish::{Choices, Finish, Phase};
 use crate::report::{RegionSnapshot, Report, Snapshot};
 
 /// How often regions are looked at.
@@ -91,6 +91,10 @@ impl Run {
                 if region.phase() != before {
                     report.phase(&RegionSnapshot::from(&*region));
                 }
+            }
+            if self.regions.iter().all(|region| region.phase() != Phase::Filling) {
+                // From now on the source may go: somebody may map a complete region long after.
+                engine.halt();
             }
             report.progress(&self.snapshot());
             if self.regions.iter().all(Finish::settled) {

@@ -9,7 +9,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use tempfile::NamedTempFile;
 use vmem::PAGE_SIZE;

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,7 +30,7 @@ crate::tests![
     a_source_that_comes_back_with_other_memory_is_refused,
     pages_that_the_source_cannot_read_are_exit_code_4_and_can_be_cured,
     regions_are_exported_on_demand_with_what_is_unreadable,
-    a_complete_region_waits_until_somebody_maps_it,
+    a_complete_region_waits_without_its_source_until_somebody_maps_it,
     the_node_has_the_mode_and_owner_that_were_asked_for,
     each_failure_has_its_exit_code,
     the_daemon_s_memory_does_not_grow_with_the_region,
@@ -473,16 +474,21 @@ fn regions_are_exported_on_demand_with_what_is_unreadable() -> Outcome {
     Ok(())
 }
 
-fn a_complete_region_waits_until_somebody_maps_it() -> Outcome {
+fn a_complete_region_waits_without_its_source_until_somebody_maps_it() -> Outcome {
     let file = Scratch::new("waits", PAGES)?;
-    let mut daemon = Daemon::new(&format!("file:{}", file.export("waits")), &[])?;
+    let mut source = Source::new(&[&file.export("waits")])?;
+    let mut daemon = Daemon::new(&source.address, &["--retry", "0.1"])?;
     daemon.wait_line("\"phase\":\"waiting\"")?;
+    // The source is not needed any more.
+    source.process.kill()?;
+    thread::sleep(Duration::from_millis(500));
     let handle = open("waits")?;
     let info = handle.info()?;
     ensure!(info.present == PAGES && info.attached && !info.plain, "{info:?}");
     let memory = map(&handle)?;
     drop(handle);
-    daemon.end()?.with_code(0)?;
+    let end = daemon.end()?.with_code(0)?;
+    ensure!(!end.output.contains("lost"), "{}", end.output);
     for pgoff in 0..PAGES {
         check_page(&memory, pgoff)?;
     }
