@@ -7,6 +7,7 @@ use crate::{
     model::{
         page_map::{
             Counts,
+            PageMap,
             Touch,
             Verdict, //
         },
@@ -64,10 +65,10 @@ pub(crate) struct Pages {
     /// The daemon, when it waits for requests.
     #[pin]
     pub(crate) takers: WaitQueue,
-    /// Requests in the queue, of all shards. Changed with the shard locked.
-    queued: Atomic<i64>,
+    /// One bit for each shard that has requests in its queue. Changed with the shard locked.
+    queued: Atomic<u64>,
     /// Where the next search for requests begins, so that no shard is left waiting.
-    next_shard: Atomic<usize>,
+    next_shard: Atomic<u32>,
     /// Faults on absent pages since creation.
     pub(crate) faults: Counter,
     /// Requests raised since creation.
@@ -148,14 +149,7 @@ impl Pages {
         let Ok((shard, slots)) = self.page(pgoff) else {
             return Touch::Unreadable;
         };
-        let touch = {
-            let mut map = shard.map.lock();
-            let touch = map.touch(slots);
-            if touch == Touch::Requested {
-                self.queued.add(1i64, Relaxed);
-            }
-            touch
-        };
+        let touch = self.change(shard, slots.shard, |map| map.touch(slots));
         match touch {
             Touch::Requested => {
                 self.requests.count();
@@ -195,12 +189,7 @@ impl Pages {
     /// The caller holds the shard's `fill`, or has nothing that another fill could undo.
     pub(crate) fn settle(&self, range: PageRange, verdict: Verdict) -> Result<u64> {
         let (shard, slots) = self.locate(range)?;
-        let settled = {
-            let mut map = shard.map.lock();
-            let settled = map.settle(slots, verdict);
-            self.queued.add(-(settled.unqueued as i64), Relaxed);
-            settled
-        };
+        let settled = self.change(shard, slots.shard, |map| map.settle(slots, verdict));
         if settled.wake {
             shard.waiters.wake(range.start(), range.end());
         }
@@ -209,25 +198,29 @@ impl Pages {
 
     /// Whether there are requests to take.
     pub(crate) fn has_requests(&self) -> bool {
-        self.queued.load(Acquire) > 0
+        self.queued.load(Acquire) != 0
     }
 
     /// Takes requests into `pages`, up to `max`, for which it has room.
     pub(crate) fn take_requests(&self, pages: &mut KVec<u64>, max: usize) {
-        let first = self.next_shard.load(Relaxed);
-        let shards = || self.shards.iter().enumerate();
-        for (at, shard) in Iterator::chain(shards().skip(first), shards().take(first)) {
-            let room = max.saturating_sub(pages.len());
-            if room == 0 {
-                break;
-            }
-            let mut map = shard.map.lock();
-            let taken = map.take(room, |slot| {
-                // There is room, so this does not fail.
-                let _ = pages.push_within_capacity(self.layout.pgoff(at, slot));
+        let first = self.next_shard.load(Relaxed) % u64::BITS;
+        // From `first` on, then the rest.
+        let mut left = self.queued.load(Acquire).rotate_right(first);
+        while left != 0 && pages.len() < max {
+            let step = left.trailing_zeros();
+            left &= left - 1;
+            let at = ((first + step) % u64::BITS) as usize;
+            let Some(shard) = self.shards.get(at) else {
+                continue;
+            };
+            let room = max - pages.len();
+            self.change(shard, at, |map| {
+                map.take(room, |slot| {
+                    // There is room, so this does not fail.
+                    let _ = pages.push_within_capacity(self.layout.pgoff(at, slot));
+                })
             });
-            self.queued.add(-(taken as i64), Relaxed);
-            self.next_shard.store(at + 1, Relaxed);
+            self.next_shard.store(at as u32 + 1, Relaxed);
         }
     }
 
@@ -256,9 +249,27 @@ impl Pages {
     }
 
     fn requeue(&self, shard: &Shard, slots: Slots) {
+        self.change(shard, slots.shard, |map| map.requeue(slots));
+    }
+
+    /// Changes the map of the shard `at`, and the bit that says whether it has requests.
+    fn change<R>(
+        &self,
+        shard: &Shard,
+        at: usize,
+        change: impl FnOnce(&mut PageMap<KVVec<u64>>) -> R,
+    ) -> R {
+        // There are no more shards than bits.
+        let bit = 1u64 << (at % u64::BITS as usize);
         let mut map = shard.map.lock();
-        let back = map.requeue(slots);
-        self.queued.add(back as i64, Relaxed);
+        let before = map.counts().queued > 0;
+        let result = change(&mut map);
+        match (before, map.counts().queued > 0) {
+            (false, true) => self.queued.add(bit, Relaxed),
+            (true, false) => self.queued.add(bit.wrapping_neg(), Relaxed),
+            _ => {}
+        }
+        result
     }
 
     /// Lets everybody who waits look again whether it is in vain.

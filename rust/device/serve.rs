@@ -40,6 +40,9 @@ use crate::{
 };
 use kernel::prelude::*;
 
+/// The most requests taken at once: a page of them. Room for more costs more than it brings.
+const MAX_TAKE: usize = 512;
+
 /// Waits until `done`, for who may be interrupted; `EAGAIN` if it does not hold and `nonblock`.
 fn wait_for(
     queue: &crate::sys::wait::WaitQueue,
@@ -72,12 +75,13 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
         return Err(EINVAL);
     }
     let out = UserArray::new(call.pgoffs, call.nr)?;
-    let mut pages = KVec::with_capacity(out.len(), GFP_KERNEL)?;
+    let max = out.len().min(MAX_TAKE);
+    let mut pages = KVec::with_capacity(max, GFP_KERNEL)?;
     while pages.is_empty() {
         wait_for(&region.pages().takers, nonblock, || {
             region.pages().has_requests() || region.is_plain()
         })?;
-        region.pages().take_requests(&mut pages, out.len());
+        region.pages().take_requests(&mut pages, max);
         if pages.is_empty() && region.is_plain() {
             return Err(errno::nodata());
         }

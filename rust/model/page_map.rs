@@ -47,8 +47,6 @@ pub(crate) enum Verdict {
 pub(crate) struct Settled {
     /// Pages in a new state.
     pub(crate) changed: u64,
-    /// Pages that left the queue without having been taken.
-    pub(crate) unqueued: u64,
     /// Whether one of them had been requested, so that somebody may wait for it.
     pub(crate) wake: bool,
 }
@@ -181,7 +179,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
 
             self.counts.requested -= u64::from(requested.count_ones());
             done.wake |= requested != 0;
-            done.unqueued += self.unqueue(at, queued);
+            self.unqueue(at, queued);
             done.changed += u64::from(absent.count_ones());
 
             set(&mut self.settled, at, absent);

@@ -64,7 +64,6 @@ impl Naive {
                 (_, Verdict::Unreadable) => Page::Unreadable,
             };
             done.changed += u64::from(*page != before);
-            done.unqueued += u64::from(before == Page::Queued);
             done.wake |= matches!(before, Page::Queued | Page::Taken);
         }
         done
