@@ -228,7 +228,7 @@ impl AddressSpace {
     fn user(&self) -> Result<Option<User>> {
         super::task::breathe()?;
         // SAFETY: By the type invariant the structure is valid.
-        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then_some(User(self.mm)))
+        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then(|| User(self.mm)))
     }
 }
 
