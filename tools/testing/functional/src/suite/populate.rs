@@ -21,6 +21,7 @@ crate::tests![
     a_region_that_nobody_maps_has_nothing_to_populate,
     an_unreadable_page_is_passed_over,
     populating_does_not_disturb_what_the_program_wrote,
+    processes_that_end_meanwhile_are_left_alone,
 ];
 
 fn make_pages_present_maps_pages_in_every_process() -> Outcome {
@@ -226,4 +227,31 @@ fn populating_does_not_disturb_what_the_program_wrote() -> Outcome {
     wait_until("the name is gone", || {
         Ok(matches!(Control::open()?.attach("busy"), Err(vmem::Error::NoSuchRegion)))
     })
+}
+
+/// A process that is being torn down gets no pages: they would stay mapped, and the kernel would complain of its counters.
+fn processes_that_end_meanwhile_are_left_alone() -> Outcome {
+    const PAGES: usize = 512;
+    let setting = Setting::new(PAGES)?;
+    setting.fill_all()?;
+    let board = Board::new()?;
+    let parents: Vec<_> = (0..2)
+        .map(|slot| {
+            Program::start(|| {
+                let _area = setting.area()?;
+                for _ in 0..100 {
+                    Program::start(|| Ok(vec![]))?.join()?;
+                }
+                board.set(slot, 1)?;
+                Ok(vec![])
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    while board.get(0)? + board.get(1)? < 2 {
+        setting.region.make_pages_present(&[pages(0, PAGES)]).complete()?;
+    }
+    for parent in parents {
+        parent.join()?;
+    }
+    Ok(())
 }
