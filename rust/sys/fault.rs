@@ -163,7 +163,8 @@ impl Fault<'_> {
         let vm_flags = unsafe { (*vma).__bindgen_anon_2.vm_flags };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
-        if !write {
+        // Who has waited for a page comes alone, or behind others who have mapped what is around it.
+        if !write && !self.tried() {
             self.map_neighbours(staging, &present);
         }
 
