@@ -36,6 +36,10 @@ unit: build		## the tests that need no kernel
 functional: build	## the tests in the virtual machine (FILTER=... for some)
 	@tools/testing/test functional
 
+.PHONY: bench
+bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1 puts it into the documentation)
+	@tools/vmem-bench/bench
+
 .PHONY: check
 check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
 	@tools/testing/test check

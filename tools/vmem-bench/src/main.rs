@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+//! vmem-bench: measures vmem against userfaultfd and plain memory. See Documentation/performance.rst.
+#![forbid(unsafe_code)]
+
+mod book;
+mod case;
+mod cli;
+mod contents;
+mod cpu;
+mod failure;
+mod goal;
+mod order;
+mod peer;
+mod report;
+mod setting;
+mod transfer;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmem-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

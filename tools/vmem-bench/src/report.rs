@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Tables of results, for people and for the documentation.
+
+use std::fmt::Write;
+
+use crate::book::{Book, Cell, Figure, Line, Setting};
+use crate::case::CASES;
+use crate::goal::{best_userfault, verdicts};
+
+/// Where the documentation's tables begin and end.
+const BEGIN: &str = ".. begin measured\n";
+const END: &str = ".. end measured\n";
+
+/// For a terminal.
+pub(crate) fn text(books: &[Book]) -> String {
+    let mut out = String::new();
+    for book in books {
+        let _ = write!(out, "\n{}\n{}", setting(&book.setting), table(book));
+        let goals = goals(book);
+        if !goals.is_empty() {
+            let _ = writeln!(out, "\nGoals");
+        }
+        for [goal, line, figure, verdict] in goals {
+            let _ = writeln!(out, "  {goal}\n    {line:<46} {figure:<22} {verdict}");
+        }
+    }
+    out
+}
+
+/// As reStructuredText.
+pub(crate) fn rst(books: &[Book]) -> String {
+    let mut out = String::new();
+    for book in books {
+        let machine = match book.setting.counts_instructions() {
+            true => "Instructions",
+            false => "Time",
+        };
+        let _ = writeln!(
+            out,
+            "{machine}\n{}\n\n{}\n",
+            "-".repeat(machine.len()),
+            setting(&book.setting)
+        );
+        out.push_str(&simple_table(
+            ["goal", "measured", "ratio or figure", "reached"],
+            &goals(book),
+        ));
+        out.push_str(
+            "\nAll figures: median [10 % .. 90 %], and the ratio to the userfaultfd mode that does best in that line. ::\n",
+        );
+        for line in table(book).lines() {
+            let _ = writeln!(out, "{}", format!("  {line}").trim_end());
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// `document` with the tables of `books` instead of those that it has. `None` if it has no place for them.
+pub(crate) fn replace(document: &str, books: &[Book]) -> Option<String> {
+    let (before, rest) = document.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{}{END}{after}", rst(books)))
+}
+
+fn setting(setting: &Setting) -> String {
+    format!(
+        "Linux {}; {} x {} ({}), {} MiB, on {}; commit {}",
+        setting.kernel, setting.cpus, setting.cpu, setting.accelerator, setting.memory_mib, setting.host_cpu, setting.commit
+    )
+}
+
+/// One line for each goal and line of the book.
+fn goals(book: &Book) -> Vec<[String; 4]> {
+    let verdict = |reached| match reached {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "within the noise",
+    };
+    let row = |found: crate::goal::Verdict| {
+        let figure = spread(found.figure);
+        [found.goal.to_owned(), found.line, figure, verdict(found.reached).to_owned()]
+    };
+    verdicts(book).into_iter().map(row).collect()
+}
+
+fn table(book: &Book) -> String {
+    let mut out = String::new();
+    for case in CASES {
+        let mut lines = book.lines.iter().filter(|line| line.case == case.number).peekable();
+        if lines.peek().is_some() {
+            let _ = writeln!(out, "\nCase {}: {}", case.number, case.title);
+        }
+        for line in lines {
+            let _ = writeln!(out, "  {} ({})", line.what, unit(&book.setting, line));
+            for cell in &line.cells {
+                let figure = Figure::of(&cell.rounds).map_or_else(String::new, spread);
+                let _ = writeln!(
+                    out,
+                    "{}",
+                    format!("    {:<20} {figure:<24}{}", cell.by, ratio(line, cell)).trim_end()
+                );
+            }
+        }
+    }
+    out
+}
+
+fn unit<'a>(setting: &Setting, line: &'a Line) -> &'a str {
+    match line.unit.as_str() {
+        "us" if setting.counts_instructions() => "1000 instructions",
+        "us/page" if setting.counts_instructions() => "1000 instructions/page",
+        unit => unit,
+    }
+}
+
+/// Against the userfaultfd that does best here; what is not told apart from it is marked.
+fn ratio(line: &Line, cell: &Cell) -> String {
+    let Some(best) = best_userfault(line).filter(|best| best.by != cell.by) else {
+        return String::new();
+    };
+    Figure::of_ratio(cell, best).map_or_else(String::new, |ratio| {
+        let noise = if ratio.differs_from_one() { "" } else { ", noise" };
+        format!("{} of {}{noise}", spread(ratio), best.by)
+    })
+}
+
+fn spread(figure: Figure) -> String {
+    let [median, low, high] = [figure.median, figure.low, figure.high].map(short);
+    format!("{median} [{low} .. {high}]")
+}
+
+/// Three digits.
+fn short(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// A "simple table".
+fn simple_table(head: [&str; 4], rows: &[[String; 4]]) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let line = |cells: [&str; 4]| {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join(" ").trim_end().to_owned() + "\n"
+    };
+    let rule = widths.map(|width| "=".repeat(width)).join(" ") + "\n";
+    let mut out = format!("{rule}{}{rule}", line(head));
+    for row in rows {
+        out.push_str(&line([&row[0], &row[1], &row[2], &row[3]]));
+    }
+    out + &rule
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_digits() {
+        for (value, text) in [(0.051, "0.05"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")] {
+            assert_eq!(short(value), text);
+        }
+    }
+
+    #[test]
+    fn a_document_without_a_place_is_not_changed() {
+        assert_eq!(replace("nothing\n", &[]), None);
+        let document = format!("before\n{BEGIN}old\n{END}after\n");
+        assert_eq!(replace(&document, &[]), Some(format!("before\n{BEGIN}\n{END}after\n")));
+    }
+}
