@@ -27,10 +27,15 @@ impl Program {
     /// Starts a program that runs `code`, in a child process. It has the mappings and descriptors of the test, but for region
     /// descriptors: it is no daemon.
     pub(crate) fn start(code: impl FnOnce() -> Outcome<Vec<u64>>) -> Outcome<Self> {
-        Self::start_with(|| {
+        let (begun, begins) = pipe_with(PipeFlags::CLOEXEC)?;
+        let program = Self::start_with(|| {
             close_descriptors(|target| target.contains("[vmem]"))?;
+            drop(begins);
             code()
-        })
+        })?;
+        // It is no daemon from here on: the test may drop its own descriptors and be sure that none is left.
+        File::from(begun).read_to_end(&mut Vec::new())?;
+        Ok(program)
     }
 
     /// As [`Program::start`], but with the test's region descriptors: the region has its daemon as long as this program runs.

@@ -15,6 +15,7 @@ mod mark;
 mod module;
 mod name;
 mod populate;
+mod qemu;
 mod ready;
 mod reclaim;
 mod request;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         huge::TESTS,
         module::TESTS,
         sample::TESTS,
+        qemu::TESTS,
         vmemd::TESTS,
         stress::TESTS,
     ]

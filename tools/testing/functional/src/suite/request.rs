@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
-use vmem_functional_sys::{catch_signal, caught, interrupt_thread, this_thread};
+use vmem_functional_sys::{MemoryAt, catch_signal, caught, interrupt_thread, this_thread, write_from};
 use vmem_sys::calls;
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -38,6 +38,7 @@ crate::tests![
     a_killed_waiter_dies_at_once,
     all_threads_of_a_killed_program_die_at_once,
     a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting,
+    a_signal_to_who_waits_in_a_system_call_takes_no_processor_time,
     other_threads_of_a_waiting_program_go_on,
     a_lock_that_a_waiter_holds_does_not_stop_the_daemon,
 ];
@@ -344,6 +345,7 @@ fn a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting() -> Outcome {
     let board = Board::new()?;
     let program = Program::start(|| {
         catch_signal(Signal::USR1.as_raw(), true)?;
+        let before = caught();
         let area = Arc::new(setting.area()?);
         let reader = thread::spawn({
             let area = area.clone();
@@ -351,7 +353,7 @@ fn a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting() -> Outcome {
         });
         // The main thread has no fault to wait in: it says what the other one has caught.
         while !reader.is_finished() {
-            board.set(0, caught() as u64)?;
+            board.set(0, (caught() - before) as u64)?;
             thread::sleep(Duration::from_millis(1));
         }
         reader.join().map_err(|_| "the reader panicked")??;
@@ -371,6 +373,35 @@ fn a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting() -> Outcome {
     setting.fill([6])?;
     program.join()?;
     equal!(setting.region.info()?.requests, 1);
+    Ok(())
+}
+
+/// A system call cannot be left for a handler in the middle of a copy: it waits for the page, asleep.
+fn a_signal_to_who_waits_in_a_system_call_takes_no_processor_time() -> Outcome {
+    let setting = Setting::new(8)?;
+    let program = Program::start(|| {
+        catch_signal(Signal::USR1.as_raw(), true)?;
+        let before = caught();
+        let area = setting.area()?;
+        let (_reader, writer) = rustix::pipe::pipe()?;
+        let memory = MemoryAt {
+            area: &area,
+            offset: 3 * 4096,
+            len: 100,
+        };
+        equal!(write_from(&writer, memory)?, 100);
+        Ok(vec![caught() as u64 - before as u64])
+    })?;
+    setting.wait_waiters(1)?;
+    program.signal(Signal::USR1)?;
+    // It may look around; a thread that runs on and on is never found asleep with few faults.
+    thread::sleep(Duration::from_millis(300));
+    setting.wait_waiters(1)?;
+    program.wait_asleep()?;
+    let faults = setting.region.info()?.faults;
+    ensure!(faults < 100, "{faults} faults: it does not sleep");
+    setting.fill([3])?;
+    equal!(program.join()?, vec![1]);
     Ok(())
 }
 

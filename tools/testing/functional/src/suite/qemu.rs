@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+//! An unmodified QEMU, with a region as its guest's memory: on KVM if this machine has it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use vmem::{MAX_BATCH, PageRange, Region, RegionBuilder};
+
+use crate::failure::{Outcome, ensure, equal};
+use crate::setting::Setting;
+use crate::world::{run_command, wait_until};
+
+crate::tests![
+    an_unmodified_qemu_runs_on_memory_that_is_filled_on_demand,
+    a_qemu_whose_memory_does_not_come_can_be_killed,
+];
+
+const MEMORY: u64 = 64 << 20;
+
+/// A QEMU that is killed at the end of its test.
+struct Qemu(Child);
+
+impl Qemu {
+    /// Starts one whose firmware tells what it does.
+    fn new(region: &str) -> Outcome<Self> {
+        // Where there is no KVM, QEMU emulates.
+        for module in ["kvm-amd", "kvm-intel"] {
+            let _ = run_command("modprobe", &[module]);
+        }
+        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path=/dev/vmem/{region},share=on");
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-nodefaults", "-display", "none", "-accel", "kvm", "-accel", "tcg"])
+            .args(["-object", &memory, "-machine", "pc,memory-backend=ram"])
+            .args([
+                "-chardev",
+                "stdio,id=firmware",
+                "-device",
+                "isa-debugcon,iobase=0x402,chardev=firmware",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()?;
+        Ok(Self(child))
+    }
+
+    /// Waits until the firmware has said this.
+    fn hear(&mut self, text: &str) -> Outcome {
+        let output = self.0.stdout.take().ok_or("it was heard already")?;
+        for line in BufReader::new(output).lines() {
+            if line?.contains(text) {
+                return Ok(());
+            }
+        }
+        Err(format!("QEMU ended before it said {text:?}").into())
+    }
+
+    fn runs(&mut self) -> Outcome<bool> {
+        Ok(self.0.try_wait()?.is_none())
+    }
+
+    fn kill(&mut self) -> Outcome {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// Answers requests, as the memory of a machine is that has just been switched on: with zeros.
+fn serve_zeros(region: &Region, stop: &AtomicBool) -> Outcome<u64> {
+    let mut served = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let wanted = region.next_requests_timeout(MAX_BATCH, Duration::from_millis(20))?;
+        let ranges: Vec<PageRange> = wanted.into_iter().map(PageRange::from).collect();
+        served += region.mark_zero(&ranges).complete()?;
+    }
+    Ok(served)
+}
+
+fn an_unmodified_qemu_runs_on_memory_that_is_filled_on_demand() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(MEMORY).name("guest0"))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let daemon = thread::spawn({
+        let (region, stop) = (setting.region.clone(), stop.clone());
+        move || serve_zeros(&region, &stop)
+    });
+    let mut qemu = Qemu::new("guest0")?;
+    let heard = qemu.hear("No bootable device");
+    stop.store(true, Ordering::SeqCst);
+    let served = daemon.join().map_err(|_| "the daemon panicked")??;
+    heard?;
+    ensure!(served > 10, "only {served} pages were asked for");
+
+    // The rest at once, and then it is plain memory under the guest's feet.
+    setting.region.mark_zero(&[setting.region.pages()]).complete()?;
+    setting.region.make_vma_anonymous()?;
+    equal!(setting.region.info()?.mappings, 0);
+    ensure!(qemu.runs()?);
+    qemu.kill()
+}
+
+fn a_qemu_whose_memory_does_not_come_can_be_killed() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(MEMORY).name("guest0"))?;
+    let mut qemu = Qemu::new("guest0")?;
+    wait_until("it waits for a page", || {
+        ensure!(qemu.runs()?, "QEMU has ended");
+        Ok(setting.region.info()?.waiters > 0)
+    })?;
+    qemu.kill()?;
+    equal!(setting.region.info()?.waiters, 0);
+    Ok(())
+}
