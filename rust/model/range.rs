@@ -78,7 +78,7 @@ impl PageRange {
         let is_set = move |pgoff: u64| {
             let at = pgoff % BLOCK_PAGES;
             bits.get((at / 64) as usize)
-                .is_some_and(|word| word >> (at % 64) & 1 != 0)
+                .is_some_and(|word| (word >> (at % 64)) & 1 != 0)
         };
         let mut at = self.start;
         core::iter::from_fn(move || {

@@ -18,7 +18,7 @@ proptest! {
 
     #[test]
     fn blocks_are_the_range_cut_at_borders(pgoff in 0..1u64 << 40, nr in 1..5000u64) {
-        let range = PageRange::within(pgoff, nr, u64::MAX).unwrap();
+        let range = PageRange::within(pgoff, nr, u64::MAX).expect("a run within the limit");
         let mut at = pgoff;
         for block in range.blocks() {
             prop_assert_eq!(block.start(), at);
@@ -31,8 +31,8 @@ proptest! {
     #[test]
     fn runs_without_are_the_clear_bits(bits: BlockBits, block in 0..1000u64, first in 0..512u64, nr in 1..=512u64) {
         let nr = nr.min(512 - first);
-        let range = PageRange::within(block * BLOCK_PAGES + first, nr, u64::MAX).unwrap();
-        let clear = |pgoff: &u64| bits[(pgoff % BLOCK_PAGES / 64) as usize] >> (pgoff % 64) & 1 == 0;
+        let range = PageRange::within(block * BLOCK_PAGES + first, nr, u64::MAX).expect("a run within the limit");
+        let clear = |pgoff: &u64| (bits[(pgoff % BLOCK_PAGES / 64) as usize] >> (pgoff % 64)) & 1 == 0;
         let wanted: Vec<u64> = (range.start()..range.end()).filter(clear).collect();
         let runs: Vec<PageRange> = range.runs_without(bits).collect();
         let got: Vec<u64> = runs.iter().flat_map(|run| run.start()..run.end()).collect();
@@ -43,7 +43,7 @@ proptest! {
 
 #[test]
 fn the_last_blocks_of_the_number_space_do_not_overflow() {
-    let range = PageRange::within(u64::MAX - 600, 600, u64::MAX).unwrap();
+    let range = PageRange::within(u64::MAX - 600, 600, u64::MAX).expect("a run within the limit");
     assert_eq!(range.blocks().map(PageRange::len).sum::<u64>(), 600);
     assert_eq!((range.byte_start(), range.bytes()), (None, Some(600 << 12)));
     assert_eq!(pages_for(u64::MAX), None);
