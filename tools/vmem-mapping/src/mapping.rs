@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::copy;
 
@@ -55,6 +55,9 @@ pub enum MappingError {
     /// The kernel cannot copy out of the mapping, for another reason than an unreadable page.
     #[error("cannot read the mapping")]
     Read(#[source] Errno),
+    /// The kernel cannot make a hole.
+    #[error("cannot remove pages of the mapping")]
+    Remove(#[source] Errno),
     /// The mapping was made with [`Access::ReadOnly`].
     #[error("the mapping is read-only")]
     ReadOnly,
@@ -163,6 +166,23 @@ impl Mapping {
         // SAFETY: by the type's invariants, the whole range is writable as long as `self` is.
         unsafe { copy::into(to, from) };
         Ok(())
+    }
+
+    /// Makes a hole of `len` bytes from `offset` on, in the file and all its mappings (`MADV_REMOVE`); it reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError::OutOfBounds`], [`MappingError::ReadOnly`], and [`MappingError::Remove`] with what the kernel said. `EINVAL`: not
+    /// whole pages.
+    pub fn remove(&self, offset: usize, len: usize) -> Result<(), MappingError> {
+        if self.access == Access::ReadOnly {
+            return Err(MappingError::ReadOnly);
+        }
+        let range = self.range(offset, len)?;
+        // SAFETY: the range is inside the mapping.
+        let start = unsafe { self.address.as_ptr().add(range.start) };
+        // SAFETY: the range is this mapping's, and as no reference to it exists, it may change.
+        unsafe { madvise(start.cast(), len, Advice::LinuxRemove) }.map_err(MappingError::Remove)
     }
 
     /// `len` bytes from `offset` on, if the mapping has them.

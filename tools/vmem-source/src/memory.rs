@@ -3,6 +3,7 @@
 
 mod file;
 mod region;
+mod released;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -15,10 +16,12 @@ use rustix::fs::{Mode, OFlags};
 use vmem::{Name, PAGE_SIZE, PageRange};
 
 use crate::answer::Chunk;
+use crate::page::join;
 use crate::source::Export;
 use crate::wire::MAX_PAGES;
 use file::FileMemory;
 use region::RegionMemory;
+use released::Released;
 
 /// Memory that cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,9 @@ pub enum MemoryError {
 pub struct Memory {
     export: Export,
     contents: Contents,
+    path: PathBuf,
+    /// If pages may be given back: which have been.
+    released: Option<Released>,
 }
 
 enum Contents {
@@ -117,7 +123,43 @@ impl Memory {
         Ok(Self {
             export: Export { name, pages, identity },
             contents,
+            path: path.to_owned(),
+            released: None,
         })
+    }
+
+    /// Lets destinations say which pages they have, so that this machine gets their memory back. Which these are is noted in the file
+    /// `NAME.released` in the directory `records`, of a bit a page: from then on they are unreadable, for later servers too.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written to, or there is a record of other memory.
+    pub fn releasable(mut self, records: &Path) -> Result<Self, MemoryError> {
+        let in_file = |path: PathBuf| |source| MemoryError::Io { path, source };
+        match &mut self.contents {
+            Contents::File(file) => file.writable(&self.path),
+            Contents::Region(region) => region.writable(&self.path),
+        }
+        .map_err(in_file(self.path.clone()))?;
+        let path = records.join(format!("{}.released", self.export.name));
+        let released = Released::open(&path, self.export.identity, self.export.pages).map_err(in_file(path))?;
+        self.released = Some(released);
+        Ok(self)
+    }
+
+    /// Whether [`release`](Self::release) does anything.
+    pub(crate) fn is_releasable(&self) -> bool {
+        self.released.is_some()
+    }
+
+    /// Gives `range` back: a destination has it. What cannot be noted is kept.
+    pub(crate) fn release(&self, range: PageRange) -> io::Result<()> {
+        let Some(released) = &self.released else { return Ok(()) };
+        released.note(range)?;
+        match &self.contents {
+            Contents::File(file) => file.release(range),
+            Contents::Region(region) => region.release(range),
+        }
     }
 
     /// What is offered of it.
@@ -129,9 +171,19 @@ impl Memory {
     /// Adds pages from the beginning of `range` to `chunk` until `chunk` is full or `range` at its
     /// end, and returns what is left of `range`. Whatever cannot be read is added as unreadable.
     pub(crate) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
-        match &self.contents {
-            Contents::File(file) => file.read(range, chunk),
-            Contents::Region(region) => region.read(range, chunk),
+        let look = self.released.as_ref().map(Released::look);
+        let (front, gone, rest) = look.as_ref().map_or((range, false, None), |look| look.split(range));
+        let left = match &self.contents {
+            _ if gone => {
+                chunk.push_unreadable(front);
+                None
+            }
+            Contents::File(file) => file.read(front, chunk),
+            Contents::Region(region) => region.read(front, chunk),
+        };
+        match (left, rest) {
+            (Some(left), Some(rest)) => join(left, rest),
+            (left, rest) => left.or(rest),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::link::{Link, LinkError};
 use crate::page::{end, split};
 use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, Greeting};
+use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
 use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};
 
 /// A connection to a peer.
@@ -31,6 +31,8 @@ pub struct Peer {
     outstanding: Outstanding,
     payload: Vec<u8>,
     runs: Vec<Run>,
+    /// The source gives pages back.
+    releases: bool,
     /// Nothing more is to be said.
     over: bool,
 }
@@ -59,7 +61,10 @@ impl Peer {
 
     fn greet(link: Link, lane: Lane) -> Result<Self, SourceError> {
         link.set_lane(lane);
-        let ours = Greeting { lane, features: 0 };
+        let ours = Greeting {
+            lane,
+            features: FEATURE_RELEASE,
+        };
         let failed = |error| lost(error, "greeting", link.timeout());
         link.write(&mut [IoSlice::new(&ours.encode())]).map_err(failed)?;
         let mut theirs = [0; greeting::SIZE];
@@ -71,6 +76,7 @@ impl Peer {
             outstanding: Outstanding::default(),
             payload: Vec::new(),
             runs: Vec::new(),
+            releases: theirs.features & FEATURE_RELEASE != 0,
             over: false,
         };
         match peer.list(theirs, lane) {
@@ -87,7 +93,7 @@ impl Peer {
         // A source that is too busy to look at our greeting says so first.
         match header.kind {
             Type::Error => Err(refused(&self.payload)),
-            _ if theirs.features != 0 => Err(WireError::Features(theirs.features).into()),
+            _ if theirs.features & !FEATURE_RELEASE != 0 => Err(WireError::Features(theirs.features).into()),
             _ if theirs.lane != lane => Err(WireError::OtherLane.into()),
             Type::Exports => Ok(exports::decode(&self.payload)?),
             other => Err(WireError::Unexpected {
@@ -142,6 +148,18 @@ impl PageSource for Peer {
         let payload = question::encode(export as u32, ranges);
         let sent = self.link.write_frame(Type::Read, tag, &[&payload]);
         sent.map_err(|error| lost(error, "question", self.link.timeout()))
+    }
+
+    fn release(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        if !self.releases {
+            return Ok(());
+        }
+        for ranges in ranges.chunks(MAX_ASK_RANGES) {
+            let payload = question::encode(export as u32, ranges);
+            let sent = self.link.write_frame(Type::Release, 0, &[&payload]);
+            sent.map_err(|error| lost(error, "release", self.link.timeout()))?;
+        }
+        Ok(())
     }
 
     fn readiness(&self) -> Readiness<'_> {

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::memory::Memory;
 use crate::source::{Export, Lane};
 use crate::wire::MAX_EXPORTS;
+use crate::wire::greeting::FEATURE_RELEASE;
 
 pub use connection::{ServeError, Served};
 
@@ -66,6 +67,13 @@ pub enum Event<'a> {
     Refused {
         /// Who.
         peer: SocketAddr,
+    },
+    /// Pages could not be given back.
+    Kept {
+        /// Of which memory.
+        name: &'a vmem::Name,
+        /// Why.
+        error: &'a io::Error,
     },
     /// A connection could not be accepted.
     Failed {
@@ -230,6 +238,15 @@ impl Server {
 }
 
 impl Shared {
+    /// The features that are accepted if they are offered.
+    fn features(&self) -> u64 {
+        if self.memories.iter().any(Memory::is_releasable) {
+            FEATURE_RELEASE
+        } else {
+            0
+        }
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
         // The map is whole whatever a thread died of.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)

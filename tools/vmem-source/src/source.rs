@@ -69,6 +69,17 @@ pub trait PageSource: Send {
     /// The source is lost, or the question is not one.
     fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError>;
 
+    /// Says that these pages are where they shall be, for good, and nobody will ask for them again: the source may give them back. One
+    /// that does not do so does nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ask`](Self::ask).
+    fn release(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        let _ = (export, ranges);
+        Ok(())
+    }
+
     /// When [`next`](Self::next) has something to say.
     fn readiness(&self) -> Readiness<'_>;
 

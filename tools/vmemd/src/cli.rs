@@ -2,6 +2,7 @@
 //! The command line. vmemd(8) describes it in full.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -43,6 +44,9 @@ pub(crate) struct Serve {
     /// How long a peer may take to send or take one frame
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) timeout: Duration,
+    /// Give pages back once a destination says that it has them, and note in NAME.released in this directory which these are
+    #[arg(long, value_name = "DIR")]
+    pub(crate) free: Option<PathBuf>,
     /// What to offer: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
     pub(crate) exports: Vec<String>,
@@ -90,6 +94,18 @@ pub(crate) struct Receive {
     /// Report as one JSON object per line on standard output
     #[arg(long)]
     pub(crate) json: bool,
+    /// The region of an export has another name
+    #[arg(long = "region", value_name = "EXPORT=NAME", value_parser = renaming)]
+    pub(crate) regions: Vec<(String, String)>,
+    /// Serve regions that exist; create none
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Ask for no page before a line `start` comes on standard input
+    #[arg(long)]
+    pub(crate) hold: bool,
+    /// Have the source give back pages that are here, if it was told to; with --hold, after a line `release`
+    #[arg(long, conflicts_with = "no_background")]
+    pub(crate) release: bool,
 }
 
 /// What happens to waiting programs while no daemon is attached.
@@ -132,6 +148,12 @@ fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
+fn renaming(text: &str) -> Result<(String, String), String> {
+    let (export, name) = text.split_once('=').ok_or("not EXPORT=NAME")?;
+    vmem::Name::new(name).map_err(|error| error.to_string())?;
+    Ok((export.to_owned(), name.to_owned()))
+}
+
 /// `HOST[:PORT]` with the port that it means.
 pub(crate) fn with_port(host: &str) -> String {
     let bare_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
@@ -164,6 +186,8 @@ mod tests {
             "vmemd serve",
             "vmemd --source host serve a=/b",
             "vmemd --source host --mode 888",
+            "vmemd --source host --region a",
+            "vmemd --source host --region a=/b",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -16,6 +16,7 @@
 mod apply;
 mod flight;
 mod line;
+pub(crate) mod release;
 pub(crate) mod sink;
 pub(crate) mod stats;
 mod stream;
@@ -37,6 +38,7 @@ use crate::stop::Stop;
 use flight::Flight;
 pub(crate) use line::Connect;
 use line::Line;
+use release::{Permission, Release};
 use sink::Sink;
 use stats::Stats;
 
@@ -84,6 +86,7 @@ struct Shared {
     flight: Flight,
     /// Pages asked for urgently that the stream has not heard of.
     faulted: Mutex<Vec<(usize, PageIndex)>>,
+    release: Arc<Release>,
     stop: Stop,
     events: Sender<Event>,
 }
@@ -146,6 +149,7 @@ impl Engine {
         connect: Connect,
         options: Options,
         stats: Arc<Stats>,
+        release: Arc<Release>,
     ) -> Result<(Self, Sender<Event>), Failure> {
         let (sender, events) = channel();
         let shared = Arc::new(Shared {
@@ -155,6 +159,7 @@ impl Engine {
             stats,
             flight: Flight::default(),
             faulted: Mutex::default(),
+            release,
             stop: Stop::new().map_err(Failure::local("cannot make an eventfd"))?,
             events: sender.clone(),
         });
@@ -189,6 +194,11 @@ impl Engine {
     pub(crate) fn halt(&mut self) {
         self.halted = true;
         self.shared.stop.set();
+    }
+
+    /// Whether the source has nothing to hear any more of what is here.
+    pub(crate) fn has_told(&self) -> bool {
+        matches!(self.shared.release.get(), Permission::Never | Permission::Done)
     }
 
     /// Whether nothing is on its way: the stream has ended, and nothing is asked for urgently.

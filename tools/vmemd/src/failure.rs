@@ -18,12 +18,15 @@ pub(crate) enum Failure {
     #[error("region {name} exists with {region} bytes, but the source exports {export}")]
     OtherSize {
         /// Name of the region.
-        name: vmem::Name,
+        name: String,
         /// Size of the region in bytes.
         region: u64,
         /// Size of the export in bytes.
         export: u64,
     },
+    /// `--region` names an export that the source does not have.
+    #[error("--region {0}=...: the source has no such export")]
+    NoSuchExport(String),
     /// A call on the control device or a region failed.
     #[error("{what}")]
     Kernel {
@@ -57,7 +60,7 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Local { .. } | Self::Sources => 1,
+            Self::Local { .. } | Self::Sources | Self::NoSuchExport(_) => 1,
             Self::Source(error) if error.is_lost() => 2,
             Self::OtherMemory(_) => 2,
             Self::Source(_) => 3,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use vmem::Error;
-use vmem_source::Export;
 use vmem_source::page::range;
 
 use crate::engine::sink::{Sink, State};
@@ -41,7 +40,8 @@ pub(crate) struct Choices {
 
 /// A region on its way to its end.
 pub(crate) struct Finish {
-    export: Export,
+    name: String,
+    pages: u64,
     sink: Arc<dyn Sink>,
     phase: Phase,
     state: State,
@@ -49,12 +49,14 @@ pub(crate) struct Finish {
 }
 
 impl Finish {
-    pub(crate) fn new(export: Export, sink: Arc<dyn Sink>) -> Result<Self, Failure> {
+    /// The region `name` of `pages` pages, which `sink` leads to.
+    pub(crate) fn new(name: String, pages: u64, sink: Arc<dyn Sink>) -> Result<Self, Failure> {
         let state = sink
             .state()
-            .map_err(Failure::kernel(format!("cannot look at region {}", export.name)))?;
+            .map_err(Failure::kernel(format!("cannot look at region {name}")))?;
         Ok(Self {
-            export,
+            name,
+            pages,
             sink,
             phase: Phase::Filling,
             state,
@@ -62,8 +64,13 @@ impl Finish {
         })
     }
 
-    pub(crate) fn export(&self) -> &Export {
-        &self.export
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many pages it has.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -94,7 +101,7 @@ impl Finish {
             return Ok(false);
         }
         self.look()?;
-        let pages = self.export.pages;
+        let pages = self.pages;
         self.phase = match self.phase {
             _ if idle && self.state.present < pages && self.state.present + self.state.unreadable == pages => Phase::Unreadable,
             _ if self.state.present < pages => Phase::Filling,
@@ -108,7 +115,7 @@ impl Finish {
     }
 
     fn populate(&mut self) -> Result<Phase, Failure> {
-        let left = self.export.pages - self.populated;
+        let left = self.pages - self.populated;
         let Some(pages) = range(self.populated, left.min(POPULATE_PAGES)) else {
             return self.make_plain();
         };
@@ -116,7 +123,7 @@ impl Finish {
             Ok(_) => self.populated += pages.count(),
             Err(Error::Interrupted { .. }) => {}
             // It would only have saved faults, for example of a program at the limit of its memory.
-            Err(_) => self.populated = self.export.pages,
+            Err(_) => self.populated = self.pages,
         }
         Ok(Phase::Populating)
     }
@@ -132,6 +139,6 @@ impl Finish {
     }
 
     fn failed(&self, what: &str, error: Error) -> Failure {
-        Failure::kernel(format!("cannot {what} region {}", self.export.name))(error)
+        Failure::kernel(format!("cannot {what} region {}", self.name))(error)
     }
 }

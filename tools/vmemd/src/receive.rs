@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
+mod orders;
+mod regions;
+
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -8,18 +11,19 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmem::{Control, Error, PAGE_SIZE, Region, RegionBuilder};
+use vmem::{Control, PAGE_SIZE};
 use vmem_source::local::Local;
 use vmem_source::peer::Peer;
-use vmem_source::{Export, Lane, PageSource, SourceError};
+use vmem_source::{Lane, PageSource, SourceError};
 
-use crate::cli::{OnDeath, Receive, with_port};
+use crate::cli::{Receive, with_port};
 use crate::engine::sink::Sink;
 use crate::engine::stats::Stats;
 use crate::engine::{Connect, Engine, Event, Options};
 use crate::failure::Failure;
 use crate::finish::{Choices, Finish, Phase};
 use crate::report::{RegionSnapshot, Report, Snapshot};
+use orders::Orders;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -52,10 +56,15 @@ impl Run {
         let connect = connector(args)?;
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = first.exports().to_vec();
-        let regions = open_regions(&control, &exports, args)?;
-        for (export, region) in exports.iter().zip(&regions) {
-            self.regions
-                .push(Finish::new(export.clone(), Arc::clone(region) as Arc<dyn Sink>)?);
+        let regions = regions::open(&control, &exports, args)?;
+        for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
+            let sink = Arc::clone(region) as Arc<dyn Sink>;
+            self.regions.push(Finish::new(name, export.pages, sink)?);
+        }
+        let orders = Orders::new(args.hold, args.release)?;
+        if args.hold {
+            report.holding(&args.source.join(" "), &self.snapshot());
+            orders.wait_for_start()?;
         }
         let options = Options {
             background: !args.no_background,
@@ -63,7 +72,10 @@ impl Run {
             retry: args.retry,
         };
         let sinks = regions.iter().map(|region| Arc::clone(region) as Arc<dyn Sink>).collect();
-        let (mut engine, events) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&self.stats))?;
+        let (mut engine, events) = {
+            let (stats, release) = (Arc::clone(&self.stats), orders.release());
+            Engine::start(exports, sinks, first, connect, options, stats, release)?
+        };
         *stopping.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
         for region in regions {
             region.ready().map_err(Failure::kernel("READY"))?;
@@ -92,12 +104,12 @@ impl Run {
                     report.phase(&RegionSnapshot::from(&*region));
                 }
             }
-            if self.regions.iter().all(|region| region.phase() != Phase::Filling) {
+            if engine.has_told() && self.regions.iter().all(|region| region.phase() != Phase::Filling) {
                 // From now on the source may go: somebody may map a complete region long after.
                 engine.halt();
             }
             report.progress(&self.snapshot());
-            if self.regions.iter().all(Finish::settled) {
+            if engine.has_told() && self.regions.iter().all(Finish::settled) {
                 return match self.regions.iter().map(|region| region.state().unreadable).sum() {
                     0 => Ok(()),
                     pages => Err(Failure::Unreadable(pages)),
@@ -156,44 +168,4 @@ fn connector(args: &Receive) -> Result<Connect, Failure> {
     Ok(Arc::new(move |lane: Lane| {
         Peer::connect(&address, lane, timeout).map(|peer| Box::new(peer) as Box<dyn PageSource>)
     }))
-}
-
-/// A region for each export: a new one, or one that has lost its daemon.
-fn open_regions(control: &Control, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
-    exports
-        .iter()
-        .map(|export| open_region(control, export, args).map(Arc::new))
-        .collect()
-}
-
-fn open_region(control: &Control, export: &Export, args: &Receive) -> Result<Region, Failure> {
-    let size = export.pages * PAGE_SIZE as u64;
-    let mut builder = RegionBuilder::new(size).name(export.name.as_str()).mode(args.mode);
-    if let Some((uid, gid)) = args.owner {
-        builder = builder.uid(uid);
-        builder = gid.into_iter().fold(builder, RegionBuilder::gid);
-    }
-    if args.huge {
-        builder = builder.huge();
-    }
-    if args.on_death == OnDeath::Sigbus {
-        builder = builder.sigbus_without_daemon();
-    }
-    if let Some(timeout) = args.fault_timeout {
-        builder = builder.fault_timeout(timeout);
-    }
-    let region = match builder.create(control) {
-        Err(Error::NameTaken) => control.attach(export.name.as_str()),
-        other => other,
-    };
-    let region = region.map_err(Failure::kernel(format!("cannot serve region {}", export.name)))?;
-    if region.size() == size {
-        Ok(region)
-    } else {
-        Err(Failure::OtherSize {
-            name: export.name.clone(),
-            region: region.size(),
-            export: size,
-        })
-    }
 }

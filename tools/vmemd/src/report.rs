@@ -84,8 +84,8 @@ impl Snapshot {
 impl From<&Finish> for RegionSnapshot {
     fn from(region: &Finish) -> Self {
         Self {
-            name: region.export().name.to_string(),
-            size: region.export().pages * PAGE,
+            name: region.name().to_owned(),
+            size: region.pages() * PAGE,
             present: region.state().present * PAGE,
             unreadable: region.state().unreadable * PAGE,
             phase: region.phase(),
@@ -108,6 +108,14 @@ impl Report {
             Self::Bar(Bar::new())
         } else {
             Self::Lines(Lines::new())
+        }
+    }
+
+    /// The regions exist, and everything waits for the order to start.
+    pub(crate) fn holding(&mut self, source: &str, snapshot: &Snapshot) {
+        match self {
+            Self::Bar(_) | Self::Lines(_) => err("holding: a line \"start\" on standard input starts it"),
+            Self::Json(_) => json::holding(source, snapshot),
         }
     }
 

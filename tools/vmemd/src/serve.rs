@@ -41,7 +41,13 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     let memories = args
         .exports
         .iter()
-        .map(|spec| Memory::open(spec))
+        .map(|spec| {
+            let memory = Memory::open(spec)?;
+            match &args.free {
+                Some(records) => memory.releasable(records),
+                None => Ok(memory),
+            }
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let limits = Limits {
         connections: args.connections.into(),
@@ -65,11 +71,16 @@ fn log(event: &Event<'_>) {
         Event::Ended { peer, served, error } => {
             let end = error.map_or("goodbye".to_owned(), |error| error.to_string());
             let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
+            let released = match served.released {
+                0 => String::new(),
+                pages => format!("; gave {pages} pages back"),
+            };
             err(&format!(
-                "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages"
+                "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages{released}"
             ));
         }
         Event::Refused { peer } => err(&format!("{peer}: refused, there are too many connections")),
+        Event::Kept { name, error } => err(&format!("cannot give pages of {name} back: {error}")),
         Event::Failed { error } => err(&format!("cannot accept a connection: {error}")),
         _ => {}
     }

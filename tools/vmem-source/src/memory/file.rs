@@ -5,9 +5,11 @@
 //! mapped here, so that a file that shrinks is an error and no signal.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use vmem::{PAGE_SIZE, PageRange};
 
@@ -24,6 +26,19 @@ pub(super) struct FileMemory {
 impl FileMemory {
     pub(super) fn new(file: File, size: u64) -> Self {
         Self { file, size }
+    }
+
+    /// Opens the file, which is at `path`, for giving pages back.
+    pub(super) fn writable(&mut self, path: &Path) -> io::Result<()> {
+        self.file = File::options().read(true).write(true).open(path)?;
+        Ok(())
+    }
+
+    /// Makes a hole. Who maps the file reads zeros there.
+    pub(super) fn release(&self, range: PageRange) -> io::Result<()> {
+        let bytes = range.bytes();
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, flags, bytes.start, bytes.end - bytes.start)?)
     }
 
     pub(super) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {

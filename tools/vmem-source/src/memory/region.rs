@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use vmem::{Access, MapHandle, Mapping, PAGE_SIZE, PageRange, Sharing};
 
@@ -31,6 +32,20 @@ impl RegionMemory {
     /// Size in bytes.
     pub(super) fn size(&self) -> u64 {
         self.mapping.len() as u64
+    }
+
+    /// Opens the region, whose node is at `path`, for giving pages back.
+    pub(super) fn writable(&mut self, path: &Path) -> io::Result<()> {
+        let handle = MapHandle::open_path(path, Access::ReadWrite).map_err(io::Error::other)?;
+        self.mapping = handle.map(Access::ReadWrite, Sharing::Shared).map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    /// Makes a hole. Who maps the region, which is plain memory, reads zeros there.
+    pub(super) fn release(&self, range: PageRange) -> io::Result<()> {
+        let bytes = range.bytes();
+        let (start, length) = (bytes.start as usize, (bytes.end - bytes.start) as usize);
+        self.mapping.remove(start, length).map_err(io::Error::other)
     }
 
     pub(super) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {

@@ -6,8 +6,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::{Event, Shared};
+use vmem::PageRange;
+
 use crate::answer::{Chunk, Kind};
 use crate::link::{Link, LinkError};
+use crate::memory::Memory;
 use crate::source::Lane;
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
@@ -23,6 +26,8 @@ pub struct Served {
     pub zero: u64,
     /// Pages that could not be read.
     pub unreadable: u64,
+    /// Pages that it has for good, and that were given back here.
+    pub released: u64,
 }
 
 /// Why a connection ended without a goodbye.
@@ -71,7 +76,7 @@ pub(super) fn refuse(socket: TcpStream) {
     const MOMENT: Duration = Duration::from_millis(100);
     if let Ok(link) = Link::new(socket, MOMENT) {
         // Which lane it wants has not been read: the peer looks at this only after the error.
-        send_greeting(&link, Lane::Urgent)
+        send_greeting(&link, Lane::Urgent, 0)
             .and_then(|()| send_error(&link, ErrorCode::Busy, "try again later"))
             .ok();
     }
@@ -105,7 +110,8 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
     let lane = theirs.as_ref().map_or(Lane::Urgent, |theirs| theirs.lane);
     if !matches!(theirs, Err(WireError::Magic(_))) {
         // Also before an error: one that speaks another version learns ours from it.
-        send_greeting(link, lane)?;
+        let offered = theirs.as_ref().map_or(0, |theirs| theirs.features);
+        send_greeting(link, lane, offered & shared.features())?;
     }
     theirs?;
     link.set_lane(lane);
@@ -126,12 +132,24 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
         let header = link.read_frame(&mut payload)?;
         match header.kind {
             Type::Read => answering.answer(header.tag, &question::decode(&payload, &shared.exports)?)?,
+            Type::Release => {
+                let pages = question::decode_release(&payload, &shared.exports)?;
+                let memory = &shared.memories[pages.export];
+                match release(memory, &pages.ranges) {
+                    Ok(count) => answering.served.released += count,
+                    // Nothing is lost but that they are still here.
+                    Err(error) => (shared.report)(Event::Kept {
+                        name: &memory.export().name,
+                        error: &error,
+                    }),
+                }
+            }
             Type::Goodbye => return Ok(()),
             Type::Error => return Err(ServeError::Refused(refusal::decode(&payload)?.1)),
             other => {
                 return Err(WireError::Unexpected {
                     got: other.name(),
-                    want: "READ, GOODBYE or ERROR",
+                    want: "READ, RELEASE, GOODBYE or ERROR",
                 }
                 .into());
             }
@@ -139,12 +157,23 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
     }
 }
 
-fn send_greeting(link: &Link, lane: Lane) -> Result<(), LinkError> {
-    link.write(&mut [IoSlice::new(&Greeting { lane, features: 0 }.encode())])
+fn send_greeting(link: &Link, lane: Lane, features: u64) -> Result<(), LinkError> {
+    link.write(&mut [IoSlice::new(&Greeting { lane, features }.encode())])
 }
 
 fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError> {
     link.write_frame(Type::Error, 0, &[&refusal::encode(code, text)])
+}
+
+/// Gives pages back, if that is wanted here; returns how many.
+fn release(memory: &Memory, ranges: &[PageRange]) -> io::Result<u64> {
+    if !memory.is_releasable() {
+        return Ok(0);
+    }
+    for range in ranges {
+        memory.release(*range)?;
+    }
+    Ok(ranges.iter().map(|range| range.count()).sum())
 }
 
 /// The answering half of a connection.

@@ -229,7 +229,7 @@ fn what_breaks_the_protocol_is_told_why() {
     let outside = WireError::Outside { pgoff: 9, nr_pages: 2 };
     let unexpected = WireError::Unexpected {
         got: "PAGES",
-        want: "READ, GOODBYE or ERROR",
+        want: "READ, RELEASE, GOODBYE or ERROR",
     };
     let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
     let mut version = greeting();
@@ -346,4 +346,67 @@ fn exports_are_one_or_more_and_have_different_names() {
     assert!(matches!(bind(vec![]), Err(StartError::Exports(0))));
     assert!(matches!(bind(vec![memory(), memory()]), Err(StartError::DuplicateName(_))));
     assert!(bind(vec![memory()]).is_ok());
+}
+
+/// Asks for pages, and returns what becomes of each.
+fn fetch(peer: &mut Peer, first: u64, count: u64) -> Vec<Option<u8>> {
+    peer.ask(0, &[range(first, count).expect("a range")]).expect("a question");
+    let mut found = Vec::new();
+    while found.len() < count as usize {
+        let answer = peer.next().expect("an answer");
+        for (range, contents) in answer.contents() {
+            let pages = 0..range.count() as usize;
+            found.extend(pages.map(|page| match contents {
+                Contents::Data(data) => Some(data[page * PAGE_SIZE]),
+                Contents::Zero => Some(0),
+                Contents::Unreadable => None,
+            }));
+        }
+    }
+    found
+}
+
+#[test]
+fn released_pages_are_given_back_and_never_served_again() {
+    let records = tempfile::tempdir().expect("a directory");
+    let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
+    let memory = || {
+        let memory = Memory::open(&spec("ram", &file)).expect("memory");
+        vec![memory.releasable(records.path()).expect("a record")]
+    };
+    let blocks = || {
+        use std::os::unix::fs::MetadataExt;
+        file.metadata().expect("metadata").blocks() * 512 / PAGE_SIZE as u64
+    };
+    assert_eq!(blocks(), 3);
+    let server = Running::new(memory(), LIMITS);
+    let mut peer = server.peer().expect("a peer");
+    assert_eq!(fetch(&mut peer, 0, 4), [Some(0), Some(2), Some(3), Some(0)]);
+    peer.release(0, &[range(0, 2).expect("a range"), range(3, 1).expect("a range")])
+        .expect("a release");
+    let after = [None, None, Some(3), None, Some(0), Some(6)];
+    assert_eq!(fetch(&mut peer, 0, 6), after);
+    assert_eq!(blocks(), 2);
+    drop(peer);
+    assert_eq!(server.next_ended().0.released, 3);
+    drop(server);
+    // The next server knows it as well: a hole is not taken for a page of zeros.
+    let server = Running::new(memory(), LIMITS);
+    let mut peer = server.peer().expect("a peer");
+    assert_eq!(fetch(&mut peer, 0, 6), after);
+}
+
+#[test]
+fn a_source_that_was_not_told_to_gives_nothing_back() {
+    let server = small();
+    let mut peer = server.peer().expect("a peer");
+    peer.release(0, &[range(0, 10).expect("a range")]).expect("nothing");
+    assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)]);
+    // Not even if a peer says so that was not asked to.
+    let release = frame(Type::Release, 0, &question::encode(0, &[range(0, 10).expect("a range")]));
+    let mut raw = server.raw();
+    raw.write_all(&[greeting(), release].concat()).expect("a write");
+    drop(raw);
+    let mut peer = server.peer().expect("a peer");
+    assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)]);
 }

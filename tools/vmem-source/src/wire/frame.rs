@@ -19,6 +19,7 @@ pub(crate) enum Type {
     Pages = 3,
     Goodbye = 4,
     Error = 5,
+    Release = 6,
 }
 
 impl Type {
@@ -29,6 +30,7 @@ impl Type {
             Self::Pages => "PAGES",
             Self::Goodbye => "GOODBYE",
             Self::Error => "ERROR",
+            Self::Release => "RELEASE",
         }
     }
 
@@ -36,7 +38,7 @@ impl Type {
     fn limit(self) -> u32 {
         let limit = match self {
             Self::Exports => exports::HEAD_SIZE + exports::ENTRY_SIZE * MAX_EXPORTS,
-            Self::Read => question::HEAD_SIZE + question::ENTRY_SIZE * MAX_ASK_RANGES,
+            Self::Read | Self::Release => question::HEAD_SIZE + question::ENTRY_SIZE * MAX_ASK_RANGES,
             Self::Pages => return MAX_PAYLOAD,
             Self::Goodbye => 0,
             Self::Error => refusal::MAX_SIZE,
@@ -49,8 +51,15 @@ impl TryFrom<u8> for Type {
     type Error = WireError;
 
     fn try_from(number: u8) -> Result<Self, WireError> {
-        [Self::Exports, Self::Read, Self::Pages, Self::Goodbye, Self::Error]
-            .into_iter()
+        const ALL: [Type; 6] = [
+            Type::Exports,
+            Type::Read,
+            Type::Pages,
+            Type::Goodbye,
+            Type::Error,
+            Type::Release,
+        ];
+        ALL.into_iter()
             .find(|kind| *kind as u8 == number)
             .ok_or(WireError::Type(number))
     }

@@ -10,6 +10,9 @@ pub(crate) const SIZE: usize = 24;
 
 const MAGIC: [u8; 8] = *b"VMEMPAGE";
 
+/// RELEASE frames are understood, and heeded.
+pub(crate) const FEATURE_RELEASE: u64 = 1 << 0;
+
 /// What one side says first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {

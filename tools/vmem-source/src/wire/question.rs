@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! READ: pages that are asked for.
+//! READ and RELEASE: pages that are asked for, and pages that have come for good.
 
 use vmem::PageRange;
 
@@ -11,7 +11,7 @@ use crate::source::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES};
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 16;
 
-/// A question that has been found to be one.
+/// Pages of an export.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Question {
     /// Number of the export.
@@ -31,8 +31,18 @@ pub(crate) fn encode(export: u32, ranges: &[PageRange]) -> Vec<u8> {
     payload
 }
 
+/// Takes a READ.
 pub(crate) fn decode(payload: &[u8], exports: &[Export]) -> Result<Question, WireError> {
-    let mut fields = Fields::new("READ", payload);
+    take("READ", payload, exports, MAX_ASK_PAGES)
+}
+
+/// Takes a RELEASE, which costs its receiver nothing to send.
+pub(crate) fn decode_release(payload: &[u8], exports: &[Export]) -> Result<Question, WireError> {
+    take("RELEASE", payload, exports, u64::MAX)
+}
+
+fn take(what: &'static str, payload: &[u8], exports: &[Export], most: u64) -> Result<Question, WireError> {
+    let mut fields = Fields::new(what, payload);
     let number = fields.u32()?;
     let count = fields.count(MAX_ASK_RANGES)?;
     let (index, export) = usize::try_from(number)
@@ -46,9 +56,9 @@ pub(crate) fn decode(payload: &[u8], exports: &[Export]) -> Result<Question, Wir
         let range = range(pgoff, nr_pages)
             .filter(|range| end(*range) <= export.pages)
             .ok_or(WireError::Outside { pgoff, nr_pages })?;
-        // No overflow: at most MAX_ASK_PAGES before, and MAX_PAGES now.
+        // No overflow: MAX_ASK_RANGES times MAX_PAGES at most.
         total += range.count();
-        if total > MAX_ASK_PAGES {
+        if total > most {
             return Err(WireError::TooMuch(total));
         }
         ranges.push(range);

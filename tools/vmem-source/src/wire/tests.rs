@@ -211,7 +211,7 @@ fn headers_are_refused_by_what_they_say() {
         Err(WireError::TooLong { what: "READ", .. })
     ));
     assert_eq!(Header::decode(&header(0, 0, 0)), Err(WireError::Type(0)));
-    assert_eq!(Header::decode(&header(0, 6, 0)), Err(WireError::Type(6)));
+    assert_eq!(Header::decode(&header(0, 7, 0)), Err(WireError::Type(7)));
     assert_eq!(Header::decode(&header(0, 1, 1)), Err(WireError::Reserved("a header")));
 }
 

@@ -79,6 +79,11 @@ impl Line {
         self.open.source.ask(self.open.exports[region], ranges)
     }
 
+    /// Says that pages of a region are there for good.
+    pub(super) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        self.open.source.release(self.open.exports[region], ranges)
+    }
+
     pub(super) fn readiness(&self) -> Readiness<'_> {
         self.open.source.readiness()
     }

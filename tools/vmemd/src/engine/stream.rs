@@ -9,6 +9,7 @@ use vmem_source::source::MAX_ASK_RANGES;
 
 use super::apply::apply;
 use super::line::Line;
+use super::release::Told;
 use super::wanted::{Plan, Wanted};
 use super::{Interruption, PATIENCE, Shared};
 use crate::failure::Failure;
@@ -24,6 +25,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         line,
         plan,
         asked: 0,
+        told: Told::nothing(shared),
     };
     while !shared.stop.is_set() {
         match stream.turn() {
@@ -34,6 +36,8 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
                 stream.line.reopen(error)?;
                 stream.asked = 0;
                 stream.plan = absent(shared)?;
+                // What was said last may not have arrived, and the source's records are not ours.
+                stream.told = Told::nothing(shared);
             }
         }
     }
@@ -46,6 +50,7 @@ struct Stream<'a> {
     plan: Plan,
     /// Pages asked for on this connection that have not come.
     asked: u64,
+    told: Told,
 }
 
 impl Stream<'_> {
@@ -61,7 +66,9 @@ impl Stream<'_> {
             self.line.ask(region, &runs)?;
             self.asked += runs.iter().map(|run| run.count()).sum::<u64>();
         }
+        self.told.tell(self.shared, &mut self.line)?;
         if self.asked == 0 {
+            self.told.tell_all(self.shared, &mut self.line)?;
             return Ok(false);
         }
         if !self.wait()? {

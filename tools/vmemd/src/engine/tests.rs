@@ -60,10 +60,12 @@ impl Source {
     }
 
     fn at(address: SocketAddr, files: &[(&str, &NamedTempFile)]) -> Self {
-        let memories = files
-            .iter()
-            .map(|(name, file)| Exported::open(&format!("{name}={}", file.path().display())).expect("memory"))
-            .collect();
+        let open =
+            |(name, file): &(&str, &NamedTempFile)| Exported::open(&format!("{name}={}", file.path().display())).expect("memory");
+        Self::of(address, files.iter().map(open).collect())
+    }
+
+    fn of(address: SocketAddr, memories: Vec<Exported>) -> Self {
         let served = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let sum = Arc::clone(&served);
         let server = Server::bind(address, memories, Limits::default(), move |event| {
@@ -108,11 +110,16 @@ fn to(address: SocketAddr) -> Connect {
 
 /// An engine that fills `memories` from `connect`.
 fn start(memories: &[Arc<Memory>], connect: Connect, options: Options) -> (Engine, Arc<Stats>) {
+    start_releasing(memories, connect, options, Permission::Never)
+}
+
+fn start_releasing(memories: &[Arc<Memory>], connect: Connect, options: Options, permission: Permission) -> (Engine, Arc<Stats>) {
     let first = connect(Lane::Urgent).expect("a source");
     let sinks = memories.iter().map(|memory| Arc::clone(memory) as Arc<dyn Sink>).collect();
     let stats = Arc::new(Stats::new().expect("a histogram"));
     let exports = first.exports().to_vec();
-    let (engine, _) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&stats)).expect("an engine");
+    let release = Arc::new(Release::new(permission));
+    let (engine, _) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&stats), release).expect("an engine");
     (engine, stats)
 }
 
@@ -473,4 +480,33 @@ fn stopping_does_not_wait_for_a_source_that_does_not_answer() {
     let since = Instant::now();
     engine.stop();
     assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+}
+
+#[test]
+fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
+    let records = tempfile::tempdir().expect("a directory");
+    let file = source_file(3000, 17);
+    let wanted = std::fs::read(file.path()).expect("the source");
+    let exported = Exported::open(&format!("ram={}", file.path().display())).expect("memory");
+    let exported = exported.releasable(records.path()).expect("a record");
+    let source = Source::of(([127, 0, 0, 1], 0).into(), vec![exported]);
+    let memory = Arc::new(Memory::new(3000));
+    let (mut engine, _) = start_releasing(&[Arc::clone(&memory)], to(source.address), OPTIONS, Permission::Pending);
+    wait_until(|| memory.present() == 3000);
+    assert!(!engine.has_told());
+    assert!(
+        std::fs::read(file.path()).expect("the source") == wanted,
+        "nothing is given back yet"
+    );
+    engine.shared.release.set(Permission::Given);
+    finish(&mut engine).expect("a good end");
+    assert!(engine.has_told());
+    // What was said last is on its way.
+    let blocks = || {
+        use std::os::unix::fs::MetadataExt;
+        file.as_file().metadata().expect("metadata").blocks()
+    };
+    wait_until(|| blocks() == 0);
+    assert!(memory.contents().0 == wanted);
+    engine.stop();
 }

@@ -28,6 +28,13 @@ impl Wanted {
         self.each_word(pages, |word, mask| *word &= !mask);
     }
 
+    /// Takes those of `other` out of the set.
+    pub(super) fn subtract(&mut self, other: &Self) {
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            *word &= !other;
+        }
+    }
+
     /// Takes up to `max_pages` pages in up to `max_runs` runs out of the set: those from `cursor` on, and none before it.
     pub(super) fn take(&mut self, cursor: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
         let mut runs = Vec::new();

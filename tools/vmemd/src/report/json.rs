@@ -31,6 +31,10 @@ impl Json {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Line<'a> {
+    Holding {
+        source: &'a str,
+        regions: Vec<Region<'a>>,
+    },
     Ready {
         source: &'a str,
         regions: Vec<Region<'a>>,
@@ -119,6 +123,11 @@ fn print(line: &Line<'_>) {
     if let Ok(line) = serde_json::to_string(line) {
         out(&line);
     }
+}
+
+pub(super) fn holding(source: &str, snapshot: &Snapshot) {
+    let regions = snapshot.regions.iter().map(region).collect();
+    print(&Line::Holding { source, regions });
 }
 
 pub(super) fn ready(source: &str, snapshot: &Snapshot) {

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One connection to one QEMU.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::QmpError;
+
+/// The longest line that is taken: the largest replies have some hundred KiB.
+const LONGEST_LINE: usize = 16 << 20;
+
+/// Events that nobody has asked for yet. Those after them push out the oldest.
+const MOST_EVENTS: usize = 1024;
+
+/// Something that QEMU says by itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Event {
+    /// What has happened.
+    pub name: String,
+    /// Details, or null.
+    pub data: Value,
+}
+
+/// A connection in command mode.
+#[derive(Debug)]
+pub struct Qmp {
+    socket: UnixStream,
+    limit: Duration,
+    /// Of the latest command.
+    number: u64,
+    /// Bytes that are no whole line yet.
+    received: Vec<u8>,
+    events: VecDeque<Event>,
+}
+
+impl Qmp {
+    /// Connects to the socket at `path`, and waits until QEMU takes commands. No command may take longer than `limit`.
+    ///
+    /// # Errors
+    ///
+    /// There is no QEMU, it is busy with another client for all that time, or it is no QEMU.
+    pub fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
+        let socket = UnixStream::connect(path).map_err(|source| QmpError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::new(socket, limit)
+    }
+
+    /// As [`connect`](Self::connect), to a QEMU that is just being started: tries until `patience` is over.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    pub fn connect_soon(path: &Path, limit: Duration, patience: Duration) -> Result<Self, QmpError> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        let until = Instant::now() + patience;
+        loop {
+            match Self::connect(path, limit) {
+                Err(QmpError::Connect { .. }) if Instant::now() < until => thread::sleep(PAUSE),
+                other => return other,
+            }
+        }
+    }
+
+    pub(crate) fn new(socket: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+        let mut qmp = Self {
+            socket,
+            limit,
+            number: 0,
+            received: Vec::new(),
+            events: VecDeque::new(),
+        };
+        qmp.socket.set_write_timeout(Some(limit)).map_err(QmpError::Io)?;
+        // A QEMU that has another client greets only when that one has left.
+        let greeting = qmp.line("the connection", Instant::now() + limit)?;
+        if greeting.get("QMP").is_none() {
+            return Err(QmpError::NotQmp(greeting.to_string()));
+        }
+        qmp.run("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Carries out a command, and returns what it gives.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses it, or is gone.
+    pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.number += 1;
+        let mut line = json!({"execute": command, "arguments": arguments, "id": self.number}).to_string();
+        line.push('\n');
+        self.socket.write_all(line.as_bytes()).map_err(of_io)?;
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let mut line = self.line(command, deadline)?;
+            if line.get("id").is_some_and(|id| *id != json!(self.number)) {
+                // The reply to a command that took too long.
+                continue;
+            }
+            if let Some(reply) = line.get_mut("return") {
+                return Ok(reply.take());
+            }
+            if let Some(error) = line.get("error") {
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
+                return Err(QmpError::Refused {
+                    command: command.to_owned(),
+                    reason: reason.to_owned(),
+                });
+            }
+            self.note(line)?;
+        }
+    }
+
+    /// The oldest event that has not been looked at yet; waits for one until `deadline`. `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// QEMU is gone.
+    pub fn event(&mut self, deadline: Instant) -> Result<Option<Event>, QmpError> {
+        if self.events.is_empty() {
+            match self.line("an event", deadline) {
+                Ok(line) => self.note(line)?,
+                Err(QmpError::TimedOut { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.events.pop_front())
+    }
+
+    fn note(&mut self, mut line: Value) -> Result<(), QmpError> {
+        let Some(name) = line.get("event").and_then(Value::as_str).map(str::to_owned) else {
+            return Err(QmpError::NotQmp(line.to_string()));
+        };
+        let data = line.get_mut("data").map_or(Value::Null, Value::take);
+        if self.events.len() == MOST_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event { name, data });
+        Ok(())
+    }
+
+    /// The next line. One that is not here by `deadline` stays for later.
+    fn line(&mut self, what: &str, deadline: Instant) -> Result<Value, QmpError> {
+        let began = Instant::now();
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return serde_json::from_slice(&line)
+                    .map_err(|_| QmpError::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()));
+            }
+            if self.received.len() > LONGEST_LINE {
+                return Err(QmpError::NotQmp("a line without end".to_owned()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A time-out of zero would be none.
+            let timeout = left.max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(timeout)).map_err(QmpError::Io)?;
+            let mut piece = [0; 4096];
+            match self.socket.read(&mut piece) {
+                Ok(0) => return Err(QmpError::Closed),
+                Ok(count) => self.received.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if Instant::now() >= deadline {
+                        return Err(QmpError::TimedOut {
+                            what: what.to_owned(),
+                            limit: began.elapsed(),
+                        });
+                    }
+                }
+                Err(error) => return Err(of_io(error)),
+            }
+        }
+    }
+}
+
+impl std::os::fd::AsFd for Qmp {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn of_io(error: io::Error) -> QmpError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => QmpError::Closed,
+        _ => QmpError::Io(error),
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The client against a QEMU that says what it is told to.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+
+/// A QEMU that greets, and then answers each line with the next of `answers`; gives the commands that it got.
+fn qemu(answers: &'static [&'static str]) -> (UnixStream, JoinHandle<Vec<Value>>) {
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    let thread = thread::spawn(move || {
+        let mut commands = Vec::new();
+        let mut out = theirs.try_clone().expect("a socket");
+        writeln!(out, "{GREETING}").expect("room");
+        let mut lines = BufReader::new(theirs).lines();
+        for answer in ["{\"return\": {}}"].iter().chain(answers) {
+            let Some(Ok(line)) = lines.next() else { break };
+            commands.push(serde_json::from_str(&line).expect("JSON"));
+            writeln!(out, "{answer}").expect("room");
+        }
+        commands
+    });
+    (ours, thread)
+}
+
+#[test]
+fn commands_are_carried_out_one_after_the_other() {
+    let (socket, thread) = qemu(&[r#"{"return": {"status": "running"}}"#, r#"{"return": []}"#]);
+    let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+    let status = qmp.run("query-status", json!({})).expect("a status");
+    assert_eq!(status, json!({"status": "running"}));
+    qmp.run("stop", json!({"a": 1})).expect("a reply");
+    let commands = thread.join().expect("no panic");
+    assert_eq!(commands[0]["execute"], "qmp_capabilities");
+    assert_eq!(commands[2], json!({"execute": "stop", "arguments": {"a": 1}, "id": 3}));
+}
+
+#[test]
+fn events_wait_until_they_are_asked_for() {
+    let (socket, _thread) = qemu(&[
+        "{\"event\": \"STOP\", \"timestamp\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\n{\"return\": {}}",
+        "never asked for",
+    ]);
+    let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+    qmp.run("migrate", json!({})).expect("a reply");
+    let now = Instant::now();
+    let event = qmp.event(now).expect("a connection").expect("an event");
+    assert_eq!((event.name.as_str(), event.data), ("STOP", Value::Null));
+    let event = qmp.event(now).expect("a connection").expect("an event");
+    assert_eq!(event.data["status"], "active");
+    assert!(
+        qmp.event(Instant::now() + Duration::from_millis(10))
+            .is_ok_and(|event| event.is_none())
+    );
+}
+
+#[test]
+fn a_late_reply_is_not_taken_for_another() {
+    let (socket, _thread) = qemu(&["{\"return\": {\"late\": true}, \"id\": 1}\n{\"return\": {}, \"id\": 2}"]);
+    let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+    assert_eq!(qmp.run("query-status", json!({})).expect("a reply"), json!({}));
+}
+
+#[test]
+fn a_refusal_has_qemu_s_words() {
+    let (socket, _thread) = qemu(&[r#"{"error": {"class": "GenericError", "desc": "no such thing"}}"#]);
+    let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+    let error = qmp.run("qom-get", json!({})).expect_err("a refusal");
+    assert_eq!(error.to_string(), "QEMU refuses qom-get: no such thing");
+}
+
+#[test]
+fn silence_and_the_end_are_told_apart() {
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    assert!(matches!(
+        Qmp::new(ours, Duration::from_millis(50)),
+        Err(QmpError::TimedOut { .. })
+    ));
+    drop(theirs);
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    drop(theirs);
+    assert!(matches!(Qmp::new(ours, LIMIT), Err(QmpError::Closed)));
+    let (socket, thread) = qemu(&[]);
+    let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+    thread.join().expect("no panic");
+    assert!(matches!(qmp.run("stop", json!({})), Err(QmpError::Closed)));
+}
+
+#[test]
+fn other_programs_are_no_qemu() {
+    for line in ["hello", "{}", "[1]"] {
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        writeln!(theirs, "{line}").expect("room");
+        assert!(matches!(Qmp::new(ours, LIMIT), Err(QmpError::NotQmp(_))), "{line}");
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Telling the source which pages are here for good, so that it gives them back.
+//!
+//! What is here is asked of the kernel and not counted: it is no matter which lane brought a page, or which daemon before this one.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use vmem::PageRange;
+use vmem_source::page::{end, range};
+use vmem_source::source::MAX_ASK_RANGES;
+
+use super::line::Line;
+use super::wanted::Wanted;
+use super::{Interruption, Shared};
+use crate::failure::Failure;
+
+/// How often the source is told.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Whether the source may give pages back. Until it is sure that the program runs here, it must be able to run there.
+#[derive(Debug)]
+pub(crate) struct Release(AtomicU8);
+
+/// The state of [`Release`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Permission {
+    /// Nobody will say so.
+    Never = 0,
+    /// Somebody may say so.
+    Pending = 1,
+    /// It may.
+    Given = 2,
+    /// It has been told of every page.
+    Done = 3,
+}
+
+impl Release {
+    pub(crate) const fn new(permission: Permission) -> Self {
+        Self(AtomicU8::new(permission as u8))
+    }
+
+    pub(crate) fn set(&self, permission: Permission) {
+        self.0.store(permission as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Permission {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Permission::Never,
+            1 => Permission::Pending,
+            2 => Permission::Given,
+            _ => Permission::Done,
+        }
+    }
+}
+
+/// What the source has been told on this connection.
+pub(super) struct Told {
+    /// Pages of each region.
+    regions: Vec<Wanted>,
+    then: Instant,
+}
+
+impl Told {
+    pub(super) fn nothing(shared: &Shared) -> Self {
+        Self {
+            regions: shared.exports.iter().map(|export| Wanted::none_of(export.pages)).collect(),
+            then: Instant::now(),
+        }
+    }
+
+    /// Tells it of what is new, if it is time.
+    pub(super) fn tell(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+        if shared.release.get() == Permission::Given && self.then.elapsed() >= PERIOD {
+            self.then = Instant::now();
+            self.tell_now(shared, line)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the permission, and tells it of everything. Nothing more will come.
+    pub(super) fn tell_all(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+        const MOMENT: Duration = Duration::from_millis(20);
+        while shared.release.get() == Permission::Pending {
+            if shared.stop.wait(MOMENT) {
+                return Ok(());
+            }
+        }
+        if shared.release.get() == Permission::Given {
+            self.tell_now(shared, line)?;
+            shared.release.set(Permission::Done);
+        }
+        Ok(())
+    }
+
+    fn tell_now(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+        for (region, told) in self.regions.iter_mut().enumerate() {
+            let export = &shared.exports[region];
+            let mut news = Wanted::none_of(export.pages);
+            let mut next = 0;
+            let mut present_until = |first: u64, then: u64| {
+                let run = range(next, first.saturating_sub(next));
+                run.into_iter().for_each(|run: PageRange| news.insert(run));
+                next = then;
+            };
+            shared.sinks[region]
+                .absent(&mut |absent| present_until(absent.first().get(), end(absent)))
+                .map_err(Failure::kernel(format!(
+                    "cannot read which pages of {} are present",
+                    export.name
+                )))?;
+            present_until(export.pages, export.pages);
+            news.subtract(told);
+            loop {
+                let runs = news.take(0, u64::MAX, MAX_ASK_RANGES);
+                if runs.is_empty() {
+                    break;
+                }
+                line.release(region, &runs)?;
+                runs.into_iter().for_each(|run| told.insert(run));
+            }
+        }
+        Ok(())
+    }
+}
