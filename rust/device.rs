@@ -34,6 +34,7 @@ pub(crate) mod fault;
 pub(crate) mod info;
 pub(crate) mod name;
 pub(crate) mod pages;
+pub(crate) mod primitives;
 pub(crate) mod region;
 pub(crate) mod region_file;
 pub(crate) mod registry;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The state of a region, and nothing else.
+//! The state of a region and the protocol of who waits for whom, and nothing else.
 //!
-//! This layer has no unsafe code, takes no lock, sleeps nowhere and calls no kernel function. It is
-//! compiled into the module, and a second time on the host, where it is tested against a naive
-//! model (`tools/testing/model`).
+//! This layer has no unsafe code and calls no kernel function; locks and queues are given to it. It
+//! is compiled into the module, and a second time on the host, where the state is tested against a
+//! naive model and the protocol under a model checker (`tools/testing/model`).
 
 pub(crate) mod page_map;
 pub(crate) mod range;
+pub(crate) mod rendezvous;
 pub(crate) mod shards;

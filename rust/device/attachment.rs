@@ -24,8 +24,6 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let region = &self.0;
         region.daemon().set_gone();
-        region.pages().put_all_back();
-        region.daemon().detach();
-        region.pages().wake_all();
+        region.pages().leave(|| region.daemon().detach());
     }
 }

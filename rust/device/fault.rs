@@ -4,6 +4,7 @@
 
 use super::{
     discard::discard,
+    primitives::Limit,
     registry::Handle, //
 };
 use crate::{
@@ -33,8 +34,11 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// How long a kernel thread waits for a page, in milliseconds.
-const KERNEL_THREAD_MS: u32 = 1000;
+/// How long a kernel thread waits for a page: a second.
+const KERNEL_THREAD: Limit = Limit {
+    patience: Patience::Killable,
+    ms: 1000,
+};
 
 static VM_OPS: VmOps<Mapped> = VmOps::new();
 static MAP_OPS: MapOps<Mapped> = MapOps::new();
@@ -73,7 +77,7 @@ impl Memory for Mapped {
                         return Answer::SIGBUS;
                     }
                     fault.unlock();
-                    region.await_page_for(pgoff, Patience::Killable, KERNEL_THREAD_MS);
+                    region.await_page_for(pgoff, KERNEL_THREAD);
                     return Answer::RETRY;
                 }
                 Waiting::Unlocked => {

@@ -2,12 +2,14 @@
 
 //! The pages of a region: which are here, which are wanted, and who waits for them.
 
-use super::shard::Shard;
+use super::{
+    primitives::Limit,
+    shard::Shard, //
+};
 use crate::{
     model::{
         page_map::{
             Counts,
-            PageMap,
             Touch,
             Verdict, //
         },
@@ -16,13 +18,13 @@ use crate::{
             PageRange,
             BLOCK_PAGES, //
         },
+        rendezvous::Rendezvous,
         shards::{
             Shards,
             Slots, //
         }, //
     },
     sys::wait::{
-        Patience,
         WaitQueue,
         Woken, //
     }, //
@@ -30,7 +32,6 @@ use crate::{
 use kernel::{
     prelude::*,
     sync::atomic::{
-        Acquire,
         Atomic,
         Relaxed, //
     }, //
@@ -68,7 +69,7 @@ pub(crate) struct Pages {
     /// One bit for each shard that has requests in its queue. Changed with the shard locked.
     queued: Atomic<u64>,
     /// Where the next search for requests begins, so that no shard is left waiting.
-    next_shard: Atomic<u32>,
+    next_shard: Atomic<u64>,
     /// Faults on absent pages since creation.
     pub(crate) faults: Counter,
     /// Requests raised since creation.
@@ -109,8 +110,19 @@ impl Pages {
         Ok((shard, slots))
     }
 
-    fn page(&self, pgoff: u64) -> Result<(&Shard, Slots)> {
-        self.locate(self.range(pgoff, 1)?)
+    fn page(&self, pgoff: u64) -> Result<Slots> {
+        Ok(self.layout.locate(self.range(pgoff, 1)?))
+    }
+
+    /// Where touches and the daemon meet.
+    fn rendezvous(&self) -> Rendezvous<'_, Pin<KBox<Shard>>, WaitQueue, Atomic<u64>> {
+        Rendezvous {
+            layout: self.layout,
+            shards: &self.shards,
+            takers: &self.takers,
+            queued: &self.queued,
+            next_shard: &self.next_shard,
+        }
     }
 
     /// Whether all of `range` is present, as far as there are such pages.
@@ -146,15 +158,14 @@ impl Pages {
 
     /// A touch of a page: what it finds. Requests the page if it is absent.
     pub(crate) fn touch(&self, pgoff: u64) -> Touch {
-        let Ok((shard, slots)) = self.page(pgoff) else {
+        let Ok(slots) = self.page(pgoff) else {
             return Touch::Unreadable;
         };
-        let touch = self.change(shard, slots.shard, |map| map.touch(slots));
+        let touch = self.rendezvous().touch(slots);
         match touch {
             Touch::Requested => {
                 self.requests.count();
                 self.faults.count();
-                self.takers.wake_all();
             }
             Touch::Waiting => self.faults.count(),
             Touch::Present | Touch::Unreadable => {}
@@ -164,119 +175,55 @@ impl Pages {
 
     /// Whether the page has its final answer.
     pub(crate) fn is_settled(&self, pgoff: u64) -> bool {
-        self.page(pgoff)
+        self.range(pgoff, 1)
+            .and_then(|page| self.locate(page))
             .map_or(true, |(shard, slots)| shard.map.lock().is_settled(slots))
     }
 
-    /// Waits until the page has its answer or `in_vain`, for `limit_ms` if that is not 0.
-    pub(crate) fn wait(
-        &self,
-        pgoff: u64,
-        patience: Patience,
-        limit_ms: u32,
-        in_vain: impl Fn() -> bool,
-    ) -> Woken {
-        let Ok((shard, _)) = self.page(pgoff) else {
-            return Woken::Done;
-        };
-        shard.waiters.wait(pgoff, patience, limit_ms, || {
-            self.is_settled(pgoff) || in_vain()
-        })
+    /// Waits until the page has its answer or `in_vain`.
+    pub(crate) fn wait(&self, pgoff: u64, limit: Limit, in_vain: impl Fn() -> bool) -> Woken {
+        self.page(pgoff)
+            .ok()
+            .and_then(|slots| self.rendezvous().await_page(slots, limit, in_vain))
+            .unwrap_or(Woken::Done)
     }
 
     /// Settles pages within one block and wakes who waits for them. Returns how many have changed.
     ///
     /// The caller holds the shard's `fill`, or has nothing that another fill could undo.
     pub(crate) fn settle(&self, range: PageRange, verdict: Verdict) -> Result<u64> {
-        let (shard, slots) = self.locate(range)?;
-        let settled = self.change(shard, slots.shard, |map| map.settle(slots, verdict));
-        if settled.wake {
-            shard.waiters.wake(range.start(), range.end());
-        }
-        Ok(settled.changed)
+        let (_, slots) = self.locate(range)?;
+        Ok(self.rendezvous().settle(slots, verdict).changed)
     }
 
     /// Whether there are requests to take.
     pub(crate) fn has_requests(&self) -> bool {
-        self.queued.load(Acquire) != 0
+        self.rendezvous().has_requests()
+    }
+
+    /// Waits until there are requests to take, or `in_vain`.
+    pub(crate) fn await_requests(&self, limit: Limit, in_vain: impl Fn() -> bool) -> Woken {
+        self.rendezvous().await_requests(limit, in_vain)
     }
 
     /// Takes requests into `pages`, up to `max`, for which it has room.
     pub(crate) fn take_requests(&self, pages: &mut KVec<u64>, max: usize) {
-        let first = self.next_shard.load(Relaxed) % u64::BITS;
-        // From `first` on, then the rest.
-        let mut left = self.queued.load(Acquire).rotate_right(first);
-        while left != 0 && pages.len() < max {
-            let step = left.trailing_zeros();
-            left &= left - 1;
-            let at = ((first + step) % u64::BITS) as usize;
-            let Some(shard) = self.shards.get(at) else {
-                continue;
-            };
-            let room = max - pages.len();
-            self.change(shard, at, |map| {
-                map.take(room, |slot| {
-                    // There is room, so this does not fail.
-                    let _ = pages.push_within_capacity(self.layout.pgoff(at, slot));
-                })
-            });
-            self.next_shard.store(at as u32 + 1, Relaxed);
-        }
+        self.rendezvous().take(max, |pgoff| {
+            // There is room, so this does not fail.
+            let _ = pages.push_within_capacity(pgoff);
+        });
     }
 
     /// Puts requests back that were taken and could not be handed over.
     pub(crate) fn put_back(&self, pages: &[u64]) {
-        for &pgoff in pages {
-            if let Ok((shard, slots)) = self.page(pgoff) {
-                self.requeue(shard, slots);
-            }
-        }
-        self.takers.wake_all();
+        let slots = pages.iter().filter_map(|&pgoff| self.page(pgoff).ok());
+        self.rendezvous().put_back(slots);
     }
 
-    /// Puts all requests back that were taken and not answered: who took them is gone.
-    pub(crate) fn put_all_back(&self) {
-        let nr = self.layout.slots_per_shard();
-        for (at, shard) in self.shards.iter().enumerate() {
-            let all = Slots {
-                shard: at,
-                first: 0,
-                nr,
-            };
-            self.requeue(shard, all);
-        }
-        self.takers.wake_all();
-    }
-
-    fn requeue(&self, shard: &Shard, slots: Slots) {
-        self.change(shard, slots.shard, |map| map.requeue(slots));
-    }
-
-    /// Changes the map of the shard `at`, and the bit that says whether it has requests.
-    fn change<R>(
-        &self,
-        shard: &Shard,
-        at: usize,
-        change: impl FnOnce(&mut PageMap<KVVec<u64>>) -> R,
-    ) -> R {
-        // There are no more shards than bits.
-        let bit = 1u64 << (at % u64::BITS as usize);
-        let mut map = shard.map.lock();
-        let before = map.counts().queued > 0;
-        let result = change(&mut map);
-        match (before, map.counts().queued > 0) {
-            (false, true) => self.queued.add(bit, Relaxed),
-            (true, false) => self.queued.add(bit.wrapping_neg(), Relaxed),
-            _ => {}
-        }
-        result
-    }
-
-    /// Lets everybody who waits look again whether it is in vain.
-    pub(crate) fn wake_all(&self) {
-        for shard in &self.shards {
-            shard.waiters.wake_all();
-        }
+    /// The daemon goes: what it had taken and not answered is requested again, `detach` makes room
+    /// for the next one, and everybody who waits looks whether it is in vain.
+    pub(crate) fn leave(&self, detach: impl FnOnce()) {
+        self.rendezvous().leave(detach);
     }
 
     /// How many are in which state.

@@ -7,7 +7,8 @@ use super::{
     pages::{
         Counter,
         Pages, //
-    }, //
+    },
+    primitives::Limit, //
 };
 use crate::{
     model::{
@@ -154,8 +155,8 @@ impl Region {
     /// Waits until the page has its answer or waiting is in vain. A page that does not come in time
     /// is unreadable from then on.
     pub(crate) fn await_page(&self, pgoff: u64, patience: Patience) -> Woken {
-        let limit_ms = self.config.fault_timeout_ms;
-        let woken = self.await_page_for(pgoff, patience, limit_ms);
+        let ms = self.config.fault_timeout_ms;
+        let woken = self.await_page_for(pgoff, Limit { patience, ms });
         if woken == Woken::Timeout {
             // The page may have come just now, and then stays.
             if let Ok(page) = self.pages.range(pgoff, 1) {
@@ -165,10 +166,9 @@ impl Region {
         woken
     }
 
-    /// Waits in the same way, at most `limit_ms`, which says nothing of the page.
-    pub(crate) fn await_page_for(&self, pgoff: u64, patience: Patience, limit_ms: u32) -> Woken {
-        self.pages
-            .wait(pgoff, patience, limit_ms, || self.gives_up())
+    /// Waits in the same way, up to a limit which says nothing of the page.
+    pub(crate) fn await_page_for(&self, pgoff: u64, limit: Limit) -> Woken {
+        self.pages.wait(pgoff, limit, || self.gives_up())
     }
 
     /// Whom to charge pages to.

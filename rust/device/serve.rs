@@ -4,6 +4,7 @@
 
 use super::{
     fault::Mapped,
+    primitives::Limit,
     region::Region, //
 };
 use crate::{
@@ -12,7 +13,8 @@ use crate::{
         range::{
             PageRange,
             PAGE_SIZE, //
-        }, //
+        },
+        rendezvous::Queue, //
     },
     sys::{
         errno,
@@ -43,19 +45,21 @@ use kernel::prelude::*;
 /// The most requests taken at once: a page of them. Room for more costs more than it brings.
 const MAX_TAKE: usize = 512;
 
-/// Waits until `done`, for who may be interrupted; `EAGAIN` if it does not hold and `nonblock`.
-fn wait_for(
-    queue: &crate::sys::wait::WaitQueue,
-    nonblock: bool,
-    mut done: impl FnMut() -> bool,
-) -> Result {
-    if done() {
+/// A wait for which a signal comes first is restarted, or is `EINTR`.
+const INTERRUPTIBLE: Limit = Limit {
+    patience: Patience::Interruptible,
+    ms: 0,
+};
+
+/// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`.
+fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
+    if done {
         return Ok(());
     }
     if nonblock {
         return Err(EAGAIN);
     }
-    match queue.wait(0, Patience::Interruptible, 0, done) {
+    match wait() {
         Woken::Done => Ok(()),
         Woken::Signal | Woken::Timeout => Err(ERESTARTSYS),
     }
@@ -63,8 +67,9 @@ fn wait_for(
 
 /// WAIT_READY.
 pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
-    wait_for(&region.daemon().starters, nonblock, || {
-        region.daemon().is_ready() || region.is_plain()
+    let done = || region.daemon().is_ready() || region.is_plain();
+    unless(done(), nonblock, || {
+        Queue::wait(&region.daemon().starters, 0, INTERRUPTIBLE, done)
     })
 }
 
@@ -78,8 +83,11 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     let max = out.len().min(MAX_TAKE);
     let mut pages = KVec::with_capacity(max, GFP_KERNEL)?;
     while pages.is_empty() {
-        wait_for(&region.pages().takers, nonblock, || {
-            region.pages().has_requests() || region.is_plain()
+        let done = region.pages().has_requests() || region.is_plain();
+        unless(done, nonblock, || {
+            region
+                .pages()
+                .await_requests(INTERRUPTIBLE, || region.is_plain())
         })?;
         region.pages().take_requests(&mut pages, max);
         if pages.is_empty() && region.is_plain() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's model layer (`rust/model`), compiled for the host and held against a naive model.
+//! The module's model layer (`rust/model`), compiled for the host: its state is held against a naive model, and its protocol is run in
+//! every order of events.
 //!
 //! Nothing is copied: the files are those that the module is built from.
 
@@ -15,6 +16,8 @@ mod model {
     pub(crate) mod page_map;
     #[path = "../../../../rust/model/range.rs"]
     pub(crate) mod range;
+    #[path = "../../../../rust/model/rendezvous.rs"]
+    pub(crate) mod rendezvous;
     #[path = "../../../../rust/model/shards.rs"]
     pub(crate) mod shards;
 }
@@ -22,4 +25,5 @@ mod model {
 mod naive;
 mod page_map;
 mod range;
+mod rendezvous;
 mod shards;

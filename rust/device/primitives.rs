@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel's locks, queues and atomic words, for the model layer.
+
+use super::shard::Shard;
+use crate::{
+    model::{
+        page_map::PageMap,
+        rendezvous::{
+            self,
+            Queue,
+            Word, //
+        }, //
+    },
+    sys::wait::{
+        Patience,
+        WaitQueue,
+        Woken, //
+    }, //
+};
+use core::ops::DerefMut;
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// What may end a wait, besides what it waits for.
+#[derive(Clone, Copy)]
+pub(crate) struct Limit {
+    /// Which signals do.
+    pub(crate) patience: Patience,
+    /// For how long, in milliseconds; 0 is without end.
+    pub(crate) ms: u32,
+}
+
+impl Queue for WaitQueue {
+    type Limit = Limit;
+    type Woken = Woken;
+
+    fn wait(&self, key: u64, limit: Limit, done: impl FnMut() -> bool) -> Woken {
+        WaitQueue::wait(self, key, limit.patience, limit.ms, done)
+    }
+
+    fn wake(&self, start: u64, end: u64) {
+        WaitQueue::wake(self, start, end);
+    }
+
+    fn wake_all(&self) {
+        WaitQueue::wake_all(self);
+    }
+}
+
+impl Word for Atomic<u64> {
+    fn load(&self) -> u64 {
+        Atomic::load(self, Acquire)
+    }
+
+    fn store(&self, value: u64) {
+        Atomic::store(self, value, Relaxed);
+    }
+
+    fn add(&self, value: u64) {
+        Atomic::add(self, value, Relaxed);
+    }
+}
+
+impl rendezvous::Shard for Shard {
+    type Words = KVVec<u64>;
+    type Queue = WaitQueue;
+
+    fn map(&self) -> impl DerefMut<Target = PageMap<KVVec<u64>>> {
+        self.map.lock()
+    }
+
+    fn waiters(&self) -> &WaitQueue {
+        &self.waiters
+    }
+}
