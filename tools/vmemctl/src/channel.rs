@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A connection on which JSON objects go, one on a line, and nothing takes for ever.
+
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use socket2::{Socket, TcpKeepalive};
+
+/// The longest line that is taken.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// How long a peer may take to take a line, and the network to say that it is gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a connection cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+    #[error("the other side closed the connection")]
+    Closed,
+    #[error("the other side said nothing for {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("it refuses: {0}")]
+    Refused(String),
+    #[error("the other side does not speak this protocol: {0}")]
+    Foreign(String),
+}
+
+/// One end of a conversation.
+pub(crate) struct Channel {
+    socket: Socket,
+    /// Bytes that are no whole line yet.
+    received: Vec<u8>,
+}
+
+impl Channel {
+    pub(crate) fn new(socket: Socket) -> io::Result<Self> {
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            socket,
+            received: Vec::new(),
+        })
+    }
+
+    /// Has the kernel find out that the other machine is gone.
+    pub(crate) fn watch(socket: &Socket) -> io::Result<()> {
+        let probes = TcpKeepalive::new()
+            .with_time(PATIENCE)
+            .with_interval(Duration::from_secs(2))
+            .with_retries(3);
+        socket.set_tcp_keepalive(&probes)?;
+        socket.set_tcp_user_timeout(Some(PATIENCE))?;
+        socket.set_tcp_nodelay(true)
+    }
+
+    pub(crate) fn say(&self, message: &impl Serialize) -> Result<(), ChannelError> {
+        let mut line = serde_json::to_vec(message).map_err(|error| ChannelError::Io(error.into()))?;
+        line.push(b'\n');
+        (&self.socket).write_all(&line).map_err(of_io)
+    }
+
+    /// The next message; waits for it until `deadline`. `None` if there is none.
+    pub(crate) fn hear<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>, ChannelError> {
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                let message = serde_json::from_slice(&line);
+                return message.map(Some).map_err(|_| ChannelError::Foreign(excerpt(&line)));
+            }
+            if self.received.len() > LONGEST_LINE {
+                return Err(ChannelError::Foreign(excerpt(&self.received)));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A time-out of zero would be none.
+            let timeout = left.max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(timeout)).map_err(ChannelError::Io)?;
+            let mut piece = [0; 4096];
+            match (&self.socket).read(&mut piece) {
+                Ok(0) => return Err(ChannelError::Closed),
+                Ok(count) => self.received.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if Instant::now() >= deadline {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(of_io(error)),
+            }
+        }
+    }
+
+    /// The next message, which must come within `limit`.
+    pub(crate) fn hear_within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, ChannelError> {
+        self.hear(Instant::now() + limit)?.ok_or(ChannelError::TimedOut(limit))
+    }
+
+    /// Where this end is.
+    pub(crate) fn local_address(&self) -> io::Result<IpAddr> {
+        let address = self.socket.local_addr()?.as_socket();
+        address
+            .map(|address| address.ip())
+            .ok_or_else(|| io::Error::other("this is no TCP connection"))
+    }
+
+    /// Where the other end is.
+    pub(crate) fn peer_address(&self) -> io::Result<IpAddr> {
+        let address = self.socket.peer_addr()?.as_socket();
+        address
+            .map(|address| address.ip())
+            .ok_or_else(|| io::Error::other("this is no TCP connection"))
+    }
+
+    /// The connection, for other bytes than messages, and those that have come already.
+    pub(crate) fn into_parts(self) -> (Socket, Vec<u8>) {
+        (self.socket, self.received)
+    }
+}
+
+fn of_io(error: io::Error) -> ChannelError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ChannelError::Closed,
+        io::ErrorKind::WouldBlock => ChannelError::TimedOut(PATIENCE),
+        _ => ChannelError::Io(error),
+    }
+}
+
+/// The beginning of what came, without what would harm a terminal.
+fn excerpt(line: &[u8]) -> String {
+    let line = &line[..line.len().min(80)];
+    String::from_utf8_lossy(line).trim().escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::FromSource;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Channel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        (Channel::new(Socket::from(ours)).expect("a channel"), theirs)
+    }
+
+    #[test]
+    fn messages_come_whole_and_in_order() {
+        let (ours, theirs) = pair();
+        let mut theirs = Channel::new(Socket::from(theirs)).expect("a channel");
+        let abort = FromSource::Abort {
+            reason: "a \n line".to_owned(),
+        };
+        ours.say(&FromSource::Start).expect("room");
+        ours.say(&abort).expect("room");
+        let limit = Duration::from_secs(5);
+        assert_eq!(theirs.hear_within::<FromSource>(limit).expect("a message"), FromSource::Start);
+        assert_eq!(theirs.hear_within::<FromSource>(limit).expect("a message"), abort);
+        assert!(
+            theirs
+                .hear::<FromSource>(Instant::now())
+                .is_ok_and(|message| message.is_none())
+        );
+        drop(ours);
+        assert!(matches!(theirs.hear_within::<FromSource>(limit), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let long = "x".repeat(LONGEST_LINE + 5000);
+        for bad in ["GET / HTTP/1.1\n", "{\"say\": \"nothing\"}\n", &long] {
+            let (mut ours, mut theirs) = pair();
+            let bytes = bad.to_owned();
+            let writer = std::thread::spawn(move || theirs.write_all(bytes.as_bytes()));
+            let heard = ours.hear_within::<FromSource>(Duration::from_secs(5));
+            assert!(matches!(heard, Err(ChannelError::Foreign(_))), "{heard:?}");
+            drop(ours);
+            // It may have been cut off.
+            let _ = writer.join().expect("no panic");
+        }
+    }
+}

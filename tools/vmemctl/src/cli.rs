@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line. vmemctl(8) describes it in full.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::record::DIRECTORY;
+
+/// The port that `vmemctl receive` listens on if it is not told another.
+pub(crate) const DEFAULT_PORT: u16 = 8637;
+
+/// Moves running QEMU guests from host to host over vmem regions.
+#[derive(Debug, Parser)]
+#[command(name = "vmemctl", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Where it is noted what is going on, for `recover` and `receive --resume`
+    #[arg(long, global = true, value_name = "DIR", default_value = DIRECTORY)]
+    pub(crate) state: PathBuf,
+    /// Report as one JSON object per line on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Speak in clear text to whoever is there, beyond loopback too
+    #[arg(long, global = true)]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move a guest of this host to another one
+    Migrate(Migrate),
+    /// Take a guest from another host
+    Receive(Receive),
+    /// Go on with a migration whose vmemctl has died; on the host that the guest came from
+    Recover(Recover),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// Where `vmemctl receive` listens
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) to: String,
+    /// Where this host's vmemd listens: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub(crate) serve: Option<SocketAddr>,
+    /// How the destination reaches this host's vmemd, if it is not at the address that it sees, for example through a tunnel
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) pages: Option<String>,
+    /// Give memory back here as it arrives there
+    #[arg(long)]
+    pub(crate) free_source: bool,
+    /// Leave the stopped QEMU here in the end
+    #[arg(long)]
+    pub(crate) keep_source: bool,
+    /// How long the guest's state may take to get there
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Receive {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// Address to listen on: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
+    pub(crate) listen: SocketAddr,
+    /// Make a region, for a QEMU that is started by hand
+    #[arg(long = "region", value_name = "NAME=BYTES", value_parser = region)]
+    pub(crate) regions: Vec<(String, u64)>,
+    /// Owner of the regions, numeric: who QEMU runs as
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) owner: Option<(u32, Option<u32>)>,
+    /// Ask for huge pages once the memory is complete
+    #[arg(long)]
+    pub(crate) huge: bool,
+    /// Take a guest that has more memory than is available now
+    #[arg(long)]
+    pub(crate) overcommit: bool,
+    /// What becomes of a guest whose pages cannot be fetched any more
+    #[arg(long, value_enum, default_value_t = OnLost::Wait)]
+    pub(crate) on_lost: OnLost,
+    /// How long a lost source is tried for before that
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) retry: Duration,
+    /// Go on with the guest that another `receive` took
+    #[arg(long, conflicts_with = "regions")]
+    pub(crate) resume: bool,
+    /// The command that starts QEMU: {memory:ID} is the node of the backend ID, {qmp} the socket
+    #[arg(last = true, value_name = "QEMU", conflicts_with_all = ["resume", "regions"])]
+    pub(crate) command: Vec<String>,
+}
+
+/// What becomes of a guest whose source is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum OnLost {
+    /// It is paused, and its pages are tried for again.
+    Wait,
+    /// A touch of a missing page is SIGBUS, which ends QEMU.
+    Sigbus,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The guest's name, if there are several
+    #[arg(long)]
+    pub(crate) guest: Option<String>,
+    /// Where `vmemctl receive` listens now, if not where it did
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) to: Option<String>,
+    /// Leave the stopped QEMU here in the end
+    #[arg(long)]
+    pub(crate) keep_source: bool,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    port.or_else(|_| text.parse())
+        .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 1e6;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.001..=LONGEST).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("not between 0.001 and 1000000 seconds".to_owned())
+    }
+}
+
+fn region(text: &str) -> Result<(String, u64), String> {
+    let (name, size) = text.split_once('=').ok_or("not NAME=BYTES")?;
+    vmem::Name::new(name).map_err(|error| error.to_string())?;
+    let (number, unit) = match size.char_indices().last() {
+        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&size[..at], unit),
+        _ => (size, ' '),
+    };
+    let shift = match unit {
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => 0,
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "no number of bytes (K, M, G and T are known)".to_owned())?;
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0);
+    bytes
+        .map(|bytes| (name.to_owned(), bytes))
+        .ok_or_else(|| "no size of memory".to_owned())
+}
+
+fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
+    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+    match (number(uid), gid.map(number)) {
+        (Some(uid), None) => Ok((uid, None)),
+        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
+        _ => Err("not UID or UID:GID in numbers".to_owned()),
+    }
+}
+
+/// `HOST[:PORT]` with the port that it means.
+pub(crate) fn with_port(host: &str) -> String {
+    let bare_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+    if bare_ipv6 {
+        format!("[{host}]:{DEFAULT_PORT}")
+    } else if host.ends_with(']') || !host.contains(':') {
+        format!("{host}:{DEFAULT_PORT}")
+    } else {
+        host.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(region("a=4G"), Ok(("a".to_owned(), 4 << 30)));
+        assert_eq!(region("a=4096"), Ok(("a".to_owned(), 4096)));
+        for bad in ["a", "a=", "a=G", "a=0", "a=-1", "a=17179869184T", "a/b=1", "a=1g"] {
+            assert!(region(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_template_or_an_existing_qemu() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("vmemctl receive --qmp /q -- qemu -S").is_ok());
+        assert!(parse("vmemctl receive --qmp /q --region ram=1G").is_ok());
+        assert!(parse("vmemctl receive --qmp /q --resume").is_ok());
+        assert!(parse("vmemctl receive --qmp /q --resume -- qemu").is_err());
+        assert!(parse("vmemctl migrate --qmp /q").is_err());
+        assert!(parse("vmemctl migrate --qmp /q --to host --json").is_ok_and(|cli| cli.json));
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Why a command ends without having done everything, and the exit code that says so.
+
+use std::error::Error;
+use std::io;
+
+use crate::channel::ChannelError;
+use crate::daemon::DaemonError;
+use crate::guest::GuestError;
+use crate::record::RecordError;
+
+/// Something that went wrong, before it is known what that means for the guest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{0}")]
+    Peer(String, #[source] ChannelError),
+    #[error("{what}")]
+    Io {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{what}")]
+    Vmem {
+        what: String,
+        #[source]
+        source: vmem::Error,
+    },
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Trouble {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |source| Self::Io { what, source }
+    }
+
+    pub(crate) fn vmem(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
+        let what = what.into();
+        |source| Self::Vmem { what, source }
+    }
+
+    pub(crate) fn other(what: impl Into<String>) -> Self {
+        Self::Other(what.into())
+    }
+}
+
+impl From<vmem_qmp::QmpError> for Trouble {
+    fn from(error: vmem_qmp::QmpError) -> Self {
+        Self::Guest(error.into())
+    }
+}
+
+/// How a command ended early. vmemctl(8) documents the exit codes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// Nothing was begun.
+    #[error(transparent)]
+    Local(#[from] Trouble),
+    /// The guest has not moved.
+    #[error("the guest goes on at the source")]
+    AtSource(#[source] Trouble),
+    /// The guest has moved, and its memory has not, or not all of it.
+    #[error("the guest is at the destination, and its memory is not complete; 'vmemctl recover' goes on with it")]
+    Unfinished(#[source] Trouble),
+    /// Nobody knows where the guest is.
+    #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
+    Unknown(#[source] Trouble),
+    /// Pages are lost.
+    #[error("the guest has lost memory")]
+    Lost(#[source] Trouble),
+}
+
+impl Failure {
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Local(_) => 1,
+            Self::AtSource(_) => 2,
+            Self::Unfinished(_) | Self::Unknown(_) => 3,
+            Self::Lost(_) => 4,
+        }
+    }
+}
+
+/// An error and what it comes from.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

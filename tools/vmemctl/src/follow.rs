@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's side after the switch: pages are given until the destination has them all.
+
+use std::time::{Duration, Instant};
+
+use crate::channel::Channel;
+use crate::failure::{Trouble, chain};
+use crate::message::{FromDestination, FromSource, Purpose};
+use crate::migrate::source::Export;
+use crate::network::Security;
+use crate::record::Outgoing;
+use crate::report::Report;
+
+/// How often vmemd is looked after.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// How long a lost destination is tried for. The guest waits there, and `vmemctl recover` goes on with it at any later time.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// How the destination is reached again.
+pub(crate) struct Way<'a> {
+    security: Security,
+    to: &'a str,
+    session: &'a str,
+    run: bool,
+}
+
+impl<'a> Way<'a> {
+    pub(crate) fn new(security: Security, record: &'a Outgoing) -> Self {
+        Self {
+            security,
+            to: &record.to,
+            session: &record.session,
+            run: record.run,
+        }
+    }
+
+    /// Connects, and says again that the guest is the destination's: it may not have heard it.
+    pub(crate) fn connect(&self) -> Result<Channel, Trouble> {
+        let channel = self.security.connect(self.to, self.session, Purpose::Recover)?;
+        let said = channel.say(&FromSource::Commit { run: self.run });
+        said.map_err(|error| Trouble::Peer("the destination's vmemctl".to_owned(), error))?;
+        Ok(channel)
+    }
+}
+
+/// Serves pages and tells how far it is, until the destination says that it has all.
+pub(crate) fn follow(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Trouble> {
+    let mut channel = channel;
+    loop {
+        if let Some(news) = export.revive()? {
+            report.note(&format!("{news}; started again"));
+        }
+        match channel.hear(Instant::now() + GLANCE) {
+            Ok(None | Some(FromDestination::Running | FromDestination::Welcome)) => {}
+            Ok(Some(FromDestination::Pages { line })) => report.pages(&line),
+            Ok(Some(FromDestination::Complete { summary })) => {
+                report.complete(&summary);
+                export.stop();
+                return Ok(());
+            }
+            Ok(Some(FromDestination::Incomplete { reason })) => report.note(&format!("destination: {}", reason.escape_debug())),
+            Ok(Some(other)) => {
+                return Err(Trouble::other(format!(
+                    "the destination said something out of order: {other:?}"
+                )));
+            }
+            Err(error) => {
+                report.note(&format!("the destination's vmemctl: {}; trying again", chain(&error)));
+                channel = again(way, export, report)?;
+                report.note("the destination's vmemctl is back");
+            }
+        }
+    }
+}
+
+/// Connects again, and keeps pages coming meanwhile: they go their own way.
+fn again(way: &Way<'_>, export: &mut Export, report: &mut Report) -> Result<Channel, Trouble> {
+    let until = Instant::now() + RETRY;
+    loop {
+        match way.connect() {
+            Ok(channel) => return Ok(channel),
+            Err(trouble) if Instant::now() >= until => return Err(trouble),
+            Err(_) => std::thread::sleep(Duration::from_secs(1)),
+        }
+        if let Some(news) = export.revive()? {
+            report.note(&format!("{news}; started again"));
+        }
+    }
+}

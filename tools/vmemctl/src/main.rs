@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+//! vmemctl: moves running QEMU guests from host to host over vmem regions. See vmemctl(8).
+#![forbid(unsafe_code)]
+
+mod channel;
+mod cli;
+mod daemon;
+mod failure;
+mod follow;
+mod guest;
+mod message;
+mod migrate;
+mod network;
+mod receive;
+mod record;
+mod recover;
+mod relay;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command};
+use failure::chain;
+
+/// A wrong command line.
+const EXIT_USAGE: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If there is nobody to print it to, the exit code says it.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_USAGE),
+            };
+        }
+    };
+    let result = match &cli.command {
+        Command::Migrate(args) => migrate::run(&cli, args),
+        Command::Receive(args) => receive::run(&cli, args),
+        Command::Recover(args) => recover::run(&cli, args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let code = failure.code();
+            report::err(&format!("vmemctl: {}", chain(&failure)));
+            if cli.json {
+                report::out(&serde_json::json!({"event": "failed", "exit_code": code, "error": chain(&failure)}).to_string());
+            }
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl migrate`: the source's side of moving a guest.
+//!
+//! The guest is on exactly one side at any moment. Until COMMIT is said it is the source's, whatever happens, and goes on here. From then
+//! on it is the destination's: it never runs here again unless the destination says that it has not run there and never will. QEMU's own
+//! part is arranged so that neither QEMU starts the guest by itself.
+
+pub(crate) mod source;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vmem_qmp::Qmp;
+
+use crate::channel::{Channel, ChannelError};
+use crate::cli::{Cli, Migrate, with_port};
+use crate::failure::{Failure, Trouble, chain};
+use crate::follow::{Way, follow};
+use crate::guest::{self, LIMIT, Memory};
+use crate::message::{Backend, FromDestination, FromSource, Purpose};
+use crate::network::Security;
+use crate::record::{Outgoing, Phase, Place};
+use crate::report::Report;
+use source::{Export, Stream};
+
+/// How long the destination may take to start a QEMU.
+pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
+
+/// How long the destination may take to load the guest's state and to run it.
+const RESUMPTION: Duration = Duration::from_secs(60);
+
+/// How long the destination is listened to for why it has closed QEMU's stream.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// How often the destination is listened to while QEMU is waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Moves a guest.
+pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
+    let report = Report::new(cli.json);
+    let mut migration = Migration::prepare(cli, args, report)?;
+    let ready = match migration.offer() {
+        Ok(ready) => ready,
+        Err(trouble) => return Err(migration.give_up(trouble)),
+    };
+    if let Err(trouble) = migration.switch(&ready) {
+        return Err(migration.give_up(trouble));
+    }
+    migration.commit()?;
+    let Migration {
+        mut export,
+        channel,
+        qmp,
+        place,
+        mut report,
+        record,
+        security,
+        stopped,
+        ..
+    } = migration;
+    report.running(stopped.map(|stopped| stopped.elapsed()));
+    let way = Way::new(security, &record);
+    follow(&way, channel, &mut export, &mut report).map_err(Failure::Unfinished)?;
+    leave(qmp, args.keep_source, &place);
+    Ok(())
+}
+
+/// The guest's memory is there: nothing is needed here any more.
+pub(crate) fn leave(mut qmp: Qmp, keep_source: bool, place: &Place) {
+    if !keep_source {
+        // It may have been ended by hand.
+        let _ = qmp.run("quit", json!({}));
+    }
+    place.remove();
+}
+
+/// A migration that is going on.
+struct Migration {
+    qmp: Qmp,
+    channel: Channel,
+    export: Export,
+    place: Place,
+    record: Outgoing,
+    security: Security,
+    memory: Vec<Memory>,
+    pages: String,
+    free: bool,
+    timeout: Duration,
+    report: Report,
+    /// When it was heard that the guest had stopped.
+    stopped: Option<Instant>,
+}
+
+impl Migration {
+    /// Everything that changes nothing for the guest.
+    fn prepare(cli: &Cli, args: &Migrate, report: Report) -> Result<Self, Trouble> {
+        let security = Security { insecure: cli.insecure };
+        let mut qmp = Qmp::connect(&args.qmp, LIMIT)?;
+        let guest = guest::name(&mut qmp)?;
+        let status = guest::status(&mut qmp)?;
+        if !matches!(status.as_str(), "running" | "paused") {
+            return Err(guest::GuestError::Status { status }.into());
+        }
+        let memory = guest::memory(&mut qmp)?;
+        let session = session()?;
+        let to = with_port(&args.to);
+        let channel = security.connect(&to, &session, Purpose::Migrate)?;
+        let place = Place::new(&cli.state, "out", &guest)?;
+        let serve = match args.serve {
+            Some(address) => address,
+            None => source::own_address(&channel).map_err(Trouble::io("cannot find this host's address"))?,
+        };
+        let export = Export::start(&memory, serve, &place, args.free_source, &security)?;
+        let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());
+        let record = Outgoing {
+            session,
+            guest,
+            phase: Phase::Prepared,
+            qmp: args.qmp.clone(),
+            to,
+            vmemd: export.arguments().to_vec(),
+            pid: export.pid(),
+            run: status == "running",
+        };
+        place.write(&record)?;
+        Ok(Self {
+            qmp,
+            channel,
+            export,
+            place,
+            record,
+            security,
+            memory,
+            pages,
+            free: args.free_source,
+            timeout: args.timeout,
+            report,
+            stopped: None,
+        })
+    }
+
+    /// Has the destination prepare for the guest; returns the way for the guest's state.
+    fn offer(&mut self) -> Result<Stream, Trouble> {
+        self.say(&FromSource::Offer {
+            guest: self.record.guest.clone(),
+            memory: self
+                .memory
+                .iter()
+                .map(|memory| Backend {
+                    id: memory.id.clone(),
+                    bytes: memory.bytes,
+                    export: source::export_name(memory),
+                })
+                .collect(),
+            pages: self.pages.clone(),
+            release: self.free,
+        })?;
+        match self.hear(PREPARATION)? {
+            FromDestination::Ready => {}
+            FromDestination::Failed { reason } | FromDestination::Refuse { reason } => return Err(refused(&reason)),
+            other => return Err(unexpected(&other)),
+        }
+        let state = self.security.connect(&self.record.to, &self.record.session, Purpose::State)?;
+        Stream::new(state, &self.place)
+    }
+
+    /// Sends the guest's state. When this returns, QEMU has stopped the guest for good, and the destination's QEMU has said that it has
+    /// the state.
+    fn switch(&mut self, stream: &Stream) -> Result<(), Trouble> {
+        guest::enable(
+            &mut self.qmp,
+            &["events", "return-path", "x-ignore-shared", "pause-before-switchover"],
+        )?;
+        // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
+        const UNLIMITED: u64 = 1 << 40;
+        self.qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
+        self.qmp.run("migrate", json!({"uri": stream.uri()}))?;
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let event = self.qmp.event(Instant::now() + GLANCE)?;
+            let event = event.filter(|event| event.name == "MIGRATION");
+            let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
+            match status {
+                Some("pre-switchover") => {
+                    // The guest has stopped, and its devices are quiet: its memory does not change any more.
+                    self.stopped = Some(Instant::now());
+                    self.say(&FromSource::Start)?;
+                    self.qmp.run("migrate-continue", json!({"state": "pre-switchover"}))?;
+                }
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => return Err(self.why_not()?),
+                _ => {}
+            }
+            match self.glance()? {
+                None => {}
+                Some(FromDestination::Pages { line }) => self.report.pages(&line),
+                Some(FromDestination::Failed { reason }) => return Err(refused(&reason)),
+                Some(other) => return Err(unexpected(&other)),
+            }
+            if Instant::now() >= deadline {
+                return Err(Trouble::other(format!(
+                    "the guest's state did not get there within {} s",
+                    self.timeout.as_secs()
+                )));
+            }
+        }
+    }
+
+    /// Why QEMU could not send the state, as either side sees it.
+    fn why_not(&mut self) -> Result<Trouble, Trouble> {
+        let (_, reason) = guest::migration(&mut self.qmp)?;
+        let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
+        let there = match self.channel.hear(Instant::now() + MOMENT) {
+            Ok(Some(FromDestination::Failed { reason })) => format!("; the destination: {}", reason.escape_debug()),
+            _ => String::new(),
+        };
+        Ok(Trouble::other(format!("QEMU cannot send the guest's state: {reason}{there}")))
+    }
+
+    /// Gives the guest away, and waits until it runs there.
+    fn commit(&mut self) -> Result<(), Failure> {
+        self.record.phase = Phase::Committed;
+        if let Err(error) = self.place.write(&self.record) {
+            return Err(self.give_up(error.into()));
+        }
+        let unknown = |trouble: Trouble| Failure::Unknown(trouble);
+        self.say(&FromSource::Commit { run: self.record.run }).map_err(unknown)?;
+        let deadline = Instant::now() + RESUMPTION;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.hear(left).map_err(unknown)? {
+                FromDestination::Running => break,
+                // It has said so: the guest has not run there.
+                FromDestination::Failed { reason } => return Err(self.give_up(refused(&reason))),
+                FromDestination::Pages { line } => self.report.pages(&line),
+                other => return Err(unknown(unexpected(&other))),
+            }
+        }
+        self.record.phase = Phase::Running;
+        // If it cannot be noted, `recover` asks.
+        let _ = self.place.write(&self.record);
+        Ok(())
+    }
+
+    /// Has the guest go on here.
+    fn give_up(&mut self, trouble: Trouble) -> Failure {
+        let reason = chain(&trouble);
+        // Whoever does not hear it finds the connection closed, which means the same.
+        let _ = self.channel.say(&FromSource::Abort { reason });
+        match go_on(&mut self.qmp, self.record.run) {
+            Ok(()) => {
+                self.export.stop();
+                self.place.remove();
+                Failure::AtSource(trouble)
+            }
+            Err(error) => Failure::Local(Trouble::other(format!(
+                "{}; and the guest, which is still here, cannot go on: {}",
+                chain(&trouble),
+                chain(&error)
+            ))),
+        }
+    }
+
+    fn say(&mut self, message: &FromSource) -> Result<(), Trouble> {
+        self.channel.say(message).map_err(lost)
+    }
+
+    fn hear(&mut self, limit: Duration) -> Result<FromDestination, Trouble> {
+        self.channel.hear_within(limit).map_err(lost)
+    }
+
+    fn glance(&mut self) -> Result<Option<FromDestination>, Trouble> {
+        self.channel.hear(Instant::now()).map_err(lost)
+    }
+}
+
+/// Cancels what QEMU may be doing, and has the guest run if it did.
+pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
+    // It fails if nothing is going on.
+    let _ = qmp.run("migrate_cancel", json!({}));
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let (migration, _) = guest::migration(qmp)?;
+        if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(Trouble::other(format!("QEMU's migration stays {migration}")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if runs && guest::status(qmp)? != "running" {
+        qmp.run("cont", json!({}))?;
+    }
+    Ok(())
+}
+
+fn lost(error: ChannelError) -> Trouble {
+    Trouble::Peer("the destination's vmemctl".to_owned(), error)
+}
+
+fn refused(reason: &str) -> Trouble {
+    Trouble::other(format!("the destination refuses: {}", reason.escape_debug()))
+}
+
+fn unexpected(message: &FromDestination) -> Trouble {
+    Trouble::other(format!("the destination said something out of order: {message:?}"))
+}
+
+/// A number that nobody else has.
+fn session() -> Result<String, Trouble> {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|error| Trouble::io("no random numbers")(error.into()))?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's ends of the two streams: pages, and the guest's state.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use crate::channel::Channel;
+use crate::daemon::{Daemon, DaemonError, Says};
+use crate::failure::Trouble;
+use crate::guest::Memory;
+use crate::network::Security;
+use crate::record::Place;
+use crate::relay::relay;
+
+/// How long vmemd may take to listen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the export of a backend is called: a name that a region can have, and that tells backends apart.
+pub(crate) fn export_name(memory: &Memory) -> String {
+    let allowed = |c: char| {
+        if c.is_ascii_alphanumeric() || "_-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    // Region names have 31 bytes at most.
+    memory.id.chars().map(allowed).take(31).collect()
+}
+
+/// A running `vmemd serve` of a guest's memory.
+pub(crate) struct Export {
+    daemon: Option<Daemon>,
+    arguments: Vec<String>,
+    address: SocketAddr,
+    pid: i32,
+    place: Place,
+}
+
+impl Export {
+    /// Starts to serve `memory` on `address`.
+    pub(crate) fn start(
+        memory: &[Memory],
+        address: SocketAddr,
+        place: &Place,
+        free: bool,
+        security: &Security,
+    ) -> Result<Self, Trouble> {
+        let mut options = security.vmemd_arguments(address);
+        if free {
+            let records = place.path("released");
+            std::fs::create_dir_all(&records).map_err(Trouble::io(records.display().to_string()))?;
+            options.extend(["--free".to_owned(), records.display().to_string()]);
+        }
+        let specs = memory
+            .iter()
+            .map(|memory| format!("{}={}", export_name(memory), memory.path.display()));
+        options.extend(specs);
+        Ok(Self::run(address, &options, place)?)
+    }
+
+    /// Serves again what another one served, at the same place.
+    pub(crate) fn again(arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
+        let address = arguments.get(2).and_then(|address| address.parse().ok());
+        let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        Self::run(address, arguments.get(3..).unwrap_or_default(), place)
+    }
+
+    fn run(address: SocketAddr, options: &[String], place: &Place) -> Result<Self, DaemonError> {
+        let arguments = |address: SocketAddr| {
+            let mut all = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
+            all.extend(options.iter().cloned());
+            all
+        };
+        let mut daemon = Daemon::start(&arguments(address), &place.path("vmemd.log"))?;
+        let address = daemon.wait_for(PATIENCE, |line| line.strip_prefix("listening on ")?.parse().ok())?;
+        Ok(Self {
+            pid: daemon.pid(),
+            daemon: Some(daemon),
+            arguments: arguments(address),
+            address,
+            place: place.clone(),
+        })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// What starts it again at the same place.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// If it has died, starts it again; says so.
+    pub(crate) fn revive(&mut self) -> Result<Option<String>, DaemonError> {
+        let Some(daemon) = &mut self.daemon else { return Ok(None) };
+        let mut news = None;
+        while let Some(says) = daemon.hear(Duration::ZERO) {
+            if let Says::Ended(status) = says {
+                news = Some(daemon.ended(status).to_string());
+                break;
+            }
+        }
+        if news.is_some() {
+            let again = Self::again(&self.arguments, &self.place)?;
+            *self = again;
+        }
+        Ok(news)
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.stop();
+        }
+    }
+}
+
+/// Where this host is, as the other end of `channel` sees it, and any port.
+pub(crate) fn own_address(channel: &Channel) -> io::Result<SocketAddr> {
+    let address = channel.local_address()?;
+    Ok(SocketAddr::new(address, 0))
+}
+
+/// The way of the guest's state: QEMU connects to a socket here, and what it sends goes to the destination.
+pub(crate) struct Stream {
+    path: PathBuf,
+}
+
+impl Stream {
+    /// Waits for QEMU in a thread of its own. `network` is a connection for the state.
+    pub(crate) fn new(network: Channel, place: &Place) -> Result<Self, Trouble> {
+        let path = place.path("state.socket");
+        // One that was left behind.
+        let _ = std::fs::remove_file(&path);
+        let failed = || Trouble::io(format!("cannot make {}", path.display()));
+        let listener = UnixListener::bind(&path).map_err(failed())?;
+        thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || {
+                let (network, early) = network.into_parts();
+                if let Ok((qemu, _)) = listener.accept() {
+                    // If it cannot be relayed, both ends are closed, and QEMU says so.
+                    let _ = relay(Socket::from(qemu), network, early);
+                }
+            })
+            .map_err(failed())?;
+        Ok(Self { path })
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("unix:{}", self.path.display())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl receive`: the destination's side of moving a guest.
+//!
+//! The guest does not run here before COMMIT has been heard, and never if it has not. If the connection is lost when the source may have
+//! said it, the guest stays as it is, ready and paused, until the source says again what it has said.
+
+mod arrival;
+mod door;
+mod host;
+mod pages;
+
+use std::time::{Duration, Instant};
+
+use vmem::Control;
+
+use crate::channel::Channel;
+use crate::cli::{Cli, Receive};
+use crate::failure::{Failure, Trouble, chain};
+use crate::message::{FromDestination, FromSource, Purpose};
+use crate::network::Security;
+use crate::report::{Report, err};
+use arrival::Arrival;
+use door::{Door, Visitor};
+use pages::Outlook;
+
+/// How often everything is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Takes one guest, and stays until its memory is complete.
+pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
+    let security = Security { insecure: cli.insecure };
+    let control = Control::open().map_err(Trouble::vmem("no vmem"))?;
+    let regions = host::make_regions(&control, args)?;
+    let listener = security.listen(args.listen)?;
+    let address = listener.local_addr().map_err(Trouble::io("cannot listen"))?;
+    let mut door = Door::open(listener, security)?;
+    let mut report = Report::new(cli.json);
+    let mut arrival = if args.resume {
+        Arrival::resume(cli, args, &door)?
+    } else {
+        report.note(&format!("listening on {address}"));
+        take(cli, args, &control, &mut door, &mut report)?
+    };
+    arrival.wait_for_commit(&mut door, &mut report)?;
+    // QEMU has them open.
+    drop(regions);
+    report.running(None);
+    tend(args, &control, &mut door, arrival, &mut report)
+}
+
+/// Waits for a guest, and prepares everything for it.
+fn take(cli: &Cli, args: &Receive, control: &Control, door: &mut Door, report: &mut Report) -> Result<Arrival, Failure> {
+    loop {
+        let Visitor {
+            mut channel,
+            session,
+            purpose,
+        } = door.wait()?;
+        if purpose != Purpose::Migrate {
+            continue;
+        }
+        match channel.hear_within(door::PATIENCE) {
+            Ok(FromSource::Offer {
+                guest,
+                memory,
+                pages,
+                release,
+            }) => {
+                let offer = arrival::Offer {
+                    session,
+                    guest,
+                    memory,
+                    pages,
+                    release,
+                };
+                return Arrival::prepare(cli, args, control, door, channel, offer);
+            }
+            Ok(other) => report.note(&format!("a source said something out of order: {other:?}")),
+            Err(error) => report.note(&format!("a source: {}", chain(&error))),
+        }
+        door.nobody();
+    }
+}
+
+/// Looks after the guest's pages until all are here, and tells the source.
+fn tend(args: &Receive, control: &Control, door: &mut Door, arrival: Arrival, report: &mut Report) -> Result<(), Failure> {
+    let Arrival {
+        mut channel,
+        mut pages,
+        mut qmp,
+        place,
+        ..
+    } = arrival;
+    loop {
+        match pages.look(args, control, &mut qmp, &place, report)? {
+            Outlook::Same => {}
+            Outlook::Line(line) => {
+                report.pages(&line);
+                say(&mut channel, &FromDestination::Pages { line }, report);
+            }
+            Outlook::Trouble(reason) => {
+                report.note(&reason);
+                say(&mut channel, &FromDestination::Incomplete { reason }, report);
+            }
+            Outlook::Complete(summary) => {
+                report.complete(&summary);
+                tell(channel, door, &FromDestination::Complete { summary }, report)?;
+                place.remove();
+                return Ok(());
+            }
+        }
+        answer(&mut channel, report);
+        if let Some(visitor) = door.glance().filter(|visitor| visitor.purpose == Purpose::Recover) {
+            report.note("the source is back");
+            channel = Some(visitor.channel);
+        }
+    }
+}
+
+/// The source asks on each connection whether the guest runs.
+fn answer(channel: &mut Option<Channel>, report: &Report) {
+    let heard = channel.as_mut().map(|channel| channel.hear(Instant::now()));
+    match heard {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(FromSource::Commit { .. }))) => say(channel, &FromDestination::Running, report),
+        Some(Ok(Some(other))) => report.note(&format!("the source said something out of order: {other:?}")),
+        Some(Err(error)) => {
+            report.note(&format!("the source's vmemctl: {}; pages go on coming", chain(&error)));
+            *channel = None;
+        }
+    }
+}
+
+fn say(channel: &mut Option<Channel>, message: &FromDestination, report: &Report) {
+    let said = channel.as_ref().map(|channel| channel.say(message));
+    if let Some(Err(error)) = said {
+        report.note(&format!("the source's vmemctl: {}; pages go on coming", chain(&error)));
+        *channel = None;
+    }
+}
+
+/// Says the last word, to a source that may have to be waited for: it keeps its QEMU until it has heard it.
+fn tell(channel: Option<Channel>, door: &mut Door, message: &FromDestination, report: &Report) -> Result<(), Failure> {
+    let mut channel = channel;
+    loop {
+        if let Some(channel) = &mut channel {
+            let told = channel
+                .say(message)
+                // It closes when it has heard it.
+                .and_then(|()| channel.hear::<FromSource>(Instant::now() + door::PATIENCE));
+            match told {
+                Err(crate::channel::ChannelError::Closed) => return Ok(()),
+                Ok(Some(FromSource::Commit { .. })) => {
+                    let _ = channel.say(&FromDestination::Running);
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => report.note(&format!("the source's vmemctl: {}", chain(&error))),
+            }
+        }
+        err("the source has not heard it yet: 'vmemctl recover' there ends its QEMU");
+        loop {
+            let visitor = door.wait()?;
+            if visitor.purpose == Purpose::Recover {
+                channel = Some(visitor.channel);
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What this host gives to a guest: regions, and a QEMU.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
+use vmem_qmp::{Qmp, QmpError};
+
+use crate::cli::Receive;
+use crate::failure::Trouble;
+use crate::guest::LIMIT;
+use crate::message::Backend;
+
+/// How long QEMU may take to listen.
+const START: Duration = Duration::from_secs(60);
+
+/// The regions of `--region`. They exist as long as this is held, or somebody has them open.
+pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Trouble> {
+    args.regions
+        .iter()
+        .map(|(name, bytes)| {
+            make_region(control, name, *bytes, args).map_err(Trouble::vmem(format!("cannot make region {name}")))
+        })
+        .collect()
+}
+
+fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Result<MapHandle, Error> {
+    let mut builder = RegionBuilder::new(bytes).name(name);
+    if let Some((uid, gid)) = args.owner {
+        builder = builder.uid(uid);
+        builder = gid.into_iter().fold(builder, RegionBuilder::gid);
+    }
+    if args.huge {
+        builder = builder.huge();
+    }
+    // It is created here, and served by vmemd.
+    let region = builder.create(control)?;
+    MapHandle::open_path(Path::new("/dev/vmem").join(name), Access::ReadOnly).inspect(|_| drop(region))
+}
+
+/// A region for each backend of a guest, named after both.
+pub(super) fn regions_for(
+    control: &Control,
+    guest: &str,
+    memory: &[Backend],
+    args: &Receive,
+) -> Result<(Vec<String>, Vec<MapHandle>), Trouble> {
+    let mut names = Vec::new();
+    let mut handles = Vec::new();
+    for backend in memory {
+        let mut made = None;
+        for name in candidates(guest, &backend.export) {
+            match make_region(control, &name, backend.bytes, args) {
+                Err(Error::NameTaken) => {}
+                Err(error) => return Err(Trouble::vmem(format!("cannot make region {name}"))(error)),
+                Ok(handle) => {
+                    made = Some((name, handle));
+                    break;
+                }
+            }
+        }
+        let (name, handle) = made.ok_or_else(|| Trouble::other(format!("all names for a region of {guest} are taken")))?;
+        names.push(name);
+        handles.push(handle);
+    }
+    Ok((names, handles))
+}
+
+/// Names for a region, the best first: one that an earlier guest still has is not to be had.
+fn candidates(guest: &str, export: &str) -> impl Iterator<Item = String> {
+    let clean = |text: &str, most: usize| -> String {
+        let allowed = |c: char| {
+            if c.is_ascii_alphanumeric() || "_-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        };
+        text.chars().map(allowed).take(most).collect()
+    };
+    // Region names have 31 bytes at most.
+    let base = format!("{}.{}", clean(guest, 14), clean(export, 12));
+    (1..=99).map(move |number| match number {
+        1 => base.clone(),
+        _ => format!("{base}.{number}"),
+    })
+}
+
+/// Refuses a guest that this host has no memory for: it would be killed when its memory comes, after it has left the source.
+pub(super) fn check_memory(memory: &[Backend], args: &Receive) -> Result<(), Trouble> {
+    let wanted: u64 = memory.iter().map(|backend| backend.bytes).sum();
+    let text = std::fs::read_to_string("/proc/meminfo").map_err(Trouble::io("/proc/meminfo"))?;
+    let available = available(&text).ok_or_else(|| Trouble::other("/proc/meminfo has no MemAvailable"))?;
+    if args.overcommit || wanted <= available {
+        Ok(())
+    } else {
+        Err(Trouble::other(format!(
+            "the guest has {} MiB of memory, and {} MiB are available here (--overcommit takes it nevertheless)",
+            wanted >> 20,
+            available >> 20
+        )))
+    }
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A QEMU, and whether it is ours.
+pub(super) struct Qemu {
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Qemu {
+    /// One that somebody else has started.
+    pub(super) fn existing() -> Self {
+        Self {
+            child: None,
+            log: PathBuf::new(),
+        }
+    }
+
+    /// Starts one from the template, with these nodes as its memory.
+    pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], log: &Path) -> Result<Self, Trouble> {
+        let words = args.command.iter().map(|word| substitute(word, &args.qmp, memory, nodes));
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let [program, arguments @ ..] = &words[..] else {
+            return Ok(Self::existing());
+        };
+        let failed = || Trouble::io(format!("cannot start {program}"));
+        let errors = File::create(log).map_err(failed())?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(errors.try_clone().map_err(failed())?)
+            .stderr(errors)
+            // The guest outlives this program, and the terminal's signals are not for it.
+            .process_group(0)
+            .spawn()
+            .map_err(failed())?;
+        Ok(Self {
+            child: Some(child),
+            log: log.to_owned(),
+        })
+    }
+
+    /// Connects to it, once it listens.
+    pub(super) fn connect(&mut self, path: &Path) -> Result<Qmp, Trouble> {
+        let until = Instant::now() + START;
+        loop {
+            let error = match Qmp::connect_soon(path, LIMIT, Duration::from_millis(500)) {
+                Ok(qmp) => return Ok(qmp),
+                Err(error @ QmpError::Connect { .. }) => error,
+                Err(error) => return Err(error.into()),
+            };
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            // One that goes into the background ends well.
+            if let Some(status) = ended.filter(|status| !status.success()) {
+                return Err(Trouble::other(format!("QEMU ended ({status}): {}", self.last_words())));
+            }
+            if self.child.is_none() || Instant::now() >= until {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// The last line that it said.
+    pub(super) fn last_words(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.lines().last().unwrap_or_default().to_owned()
+    }
+
+    /// Ends it: its guest has not come.
+    pub(super) fn end(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Puts what is known into a word of the template.
+fn substitute(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<String, Trouble> {
+    let mut done = String::new();
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once('{') {
+        done.push_str(before);
+        let (inside, after) = after
+            .split_once('}')
+            .ok_or_else(|| Trouble::other(format!("{word:?} has a {{ without a }}")))?;
+        match inside.strip_prefix("memory:") {
+            Some(id) => {
+                let at = memory.iter().position(|backend| backend.id == id);
+                let node = at.and_then(|at| nodes.get(at));
+                let known: Vec<_> = memory.iter().map(|backend| backend.id.as_str()).collect();
+                let unknown = || Trouble::other(format!("the guest has no memory backend {id}; it has {}", known.join(", ")));
+                done.push_str("/dev/vmem/");
+                done.push_str(node.ok_or_else(unknown)?);
+            }
+            None if inside == "qmp" => done.push_str(&qmp.display().to_string()),
+            // JSON, for example.
+            None => done.extend(["{", inside, "}"]),
+        }
+        rest = after;
+    }
+    done.push_str(rest);
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(id: &str) -> Backend {
+        Backend {
+            id: id.to_owned(),
+            bytes: 4096,
+            export: id.to_owned(),
+        }
+    }
+
+    #[test]
+    fn templates_get_what_is_known() {
+        let memory = [backend("ram"), backend("ram1")];
+        let nodes = ["a".to_owned(), "b".to_owned()];
+        let put = |word: &str| substitute(word, Path::new("/run/q"), &memory, &nodes);
+        for (word, meant) in [
+            ("-m", "-m"),
+            (
+                "id=ram1,mem-path={memory:ram1},share=on",
+                "id=ram1,mem-path=/dev/vmem/b,share=on",
+            ),
+            ("unix:{qmp},server=on", "unix:/run/q,server=on"),
+            ("{\"driver\": \"null-co\"}", "{\"driver\": \"null-co\"}"),
+        ] {
+            assert_eq!(put(word).expect("a word"), meant);
+        }
+        let error = put("{memory:disk}").expect_err("a refusal").to_string();
+        assert_eq!(error, "the guest has no memory backend disk; it has ram, ram1");
+        assert!(put("{memory:ram").is_err());
+    }
+
+    #[test]
+    fn names_are_names_of_regions() {
+        let long = "a guest with a very long name/indeed";
+        for name in candidates(long, "the memory of the first NUMA node") {
+            assert!(vmem::Name::new(&name).is_ok(), "{name}");
+        }
+        assert_eq!(
+            candidates("guest0", "ram").take(2).collect::<Vec<_>>(),
+            ["guest0.ram", "guest0.ram.2"]
+        );
+    }
+
+    #[test]
+    fn memory_that_is_available_is_found() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   16 kB\n"), Some(16384));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is known of a migration, in a file: whoever takes it up after a death reads it.
+//!
+//! A file for each guest and side, in a directory that a reboot empties, as it empties the memory that the file speaks of.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::message::Backend;
+
+/// Where records are, unless told.
+pub(crate) const DIRECTORY: &str = "/run/vmem";
+
+/// A record cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("{}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is no record of a migration", .0.display())]
+    Foreign(PathBuf),
+}
+
+/// How far a migration has come. What has been recorded has happened, or is about to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// The guest is the source's.
+    Prepared,
+    /// The guest is the destination's, whether it runs there already or not.
+    Committed,
+    /// It runs there.
+    Running,
+}
+
+/// What the source knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Outgoing {
+    pub(crate) session: String,
+    pub(crate) guest: String,
+    pub(crate) phase: Phase,
+    /// QEMU's socket.
+    pub(crate) qmp: PathBuf,
+    /// Where the destination's vmemctl listens.
+    pub(crate) to: String,
+    /// The arguments of the source's vmemd, with the port that it got.
+    pub(crate) vmemd: Vec<String>,
+    /// Its process.
+    pub(crate) pid: i32,
+    /// The guest ran when it was asked to move.
+    pub(crate) run: bool,
+}
+
+/// What the destination knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Incoming {
+    pub(crate) session: String,
+    pub(crate) guest: String,
+    pub(crate) phase: Phase,
+    /// QEMU's socket.
+    pub(crate) qmp: PathBuf,
+    pub(crate) memory: Vec<Backend>,
+    /// The arguments of the destination's vmemd when it takes up what another one has begun.
+    pub(crate) vmemd: Vec<String>,
+    /// The guest shall run, once it is here.
+    pub(crate) run: bool,
+}
+
+/// Where the record of a guest is, and other files about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    directory: PathBuf,
+}
+
+impl Place {
+    /// The directory `under`/`side`.`guest`, which is made if it is not there.
+    pub(crate) fn new(under: &Path, side: &str, guest: &str) -> Result<Self, RecordError> {
+        let name: String = guest
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || "-_".contains(c) {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect();
+        let directory = under.join(format!("{side}.{name}"));
+        let made = fs::create_dir_all(&directory);
+        made.map_err(|source| io_of(&directory, source))?;
+        Ok(Self { directory })
+    }
+
+    /// All of `side` below `under` that have a record.
+    pub(crate) fn all(under: &Path, side: &str) -> Result<Vec<Self>, RecordError> {
+        let prefix = format!("{side}.");
+        let entries = match fs::read_dir(under) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| io_of(under, source))?,
+        };
+        Ok(entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| Self { directory: entry.path() })
+            .filter(|place| place.path("record").exists())
+            .collect())
+    }
+
+    /// A file in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Replaces the record: at any moment the old one is there, or the new one.
+    pub(crate) fn write(&self, record: &impl Serialize) -> Result<(), RecordError> {
+        let (path, new) = (self.path("record"), self.path("record.new"));
+        let text = serde_json::to_vec_pretty(record).map_err(|error| io_of(&path, error.into()))?;
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| io_of(&path, source))
+    }
+
+    /// The record, if there is one.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
+        let path = self.path("record");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|_| RecordError::Foreign(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(io_of(&path, source)),
+        }
+    }
+
+    /// The migration is over.
+    pub(crate) fn remove(&self) {
+        // What stays is replaced by the next one.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn io_of(path: &Path, source: io::Error) -> RecordError {
+    RecordError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_record_is_read() {
+        let under = tempfile::tempdir().expect("a directory");
+        let place = Place::new(under.path(), "out", "../a guest").expect("a place");
+        assert_eq!(place.read::<Phase>().expect("nothing"), None);
+        place.write(&Phase::Prepared).expect("a record");
+        place.write(&Phase::Committed).expect("a record");
+        assert_eq!(place.read().expect("a record"), Some(Phase::Committed));
+        let all = |side| Place::all(under.path(), side).expect("a directory");
+        assert_eq!(all("out")[0].read().expect("a record"), Some(Phase::Committed));
+        assert!(all("in").is_empty());
+        let other = Place::new(under.path(), "out", "b").expect("a place");
+        assert_eq!(all("out").len(), 1, "one without a record is none");
+        other.write(&Phase::Running).expect("a record");
+        assert_eq!(all("out").len(), 2);
+        other.remove();
+        assert_eq!(all("out").len(), 1);
+        fs::write(place.path("record"), "no record").expect("a file");
+        assert!(matches!(place.read::<Phase>(), Err(RecordError::Foreign(_))));
+    }
+}

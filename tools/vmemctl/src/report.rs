@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the commands say: to people on a terminal, to people who read a log, or to machines.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+/// Who is told.
+pub(crate) struct Report {
+    to: To,
+    began: Instant,
+    /// From the stop of the guest until it was known to run again.
+    downtime: Option<Duration>,
+    rate: Rate,
+}
+
+enum To {
+    Bar(ProgressBar),
+    Lines,
+    Json,
+}
+
+/// Received bytes and requests a second, from line to line.
+#[derive(Default)]
+struct Rate {
+    then: Option<(f64, u64, u64)>,
+}
+
+/// Figures of one line of vmemd.
+struct Figures {
+    seconds: f64,
+    size: u64,
+    present: u64,
+    data: u64,
+    faults: u64,
+    p50: Option<u64>,
+    p99: Option<u64>,
+}
+
+impl Report {
+    pub(crate) fn new(json: bool) -> Self {
+        let to = if json {
+            To::Json
+        } else if io::stderr().is_terminal() {
+            To::Bar(ProgressBar::hidden())
+        } else {
+            To::Lines
+        };
+        Self {
+            to,
+            began: Instant::now(),
+            downtime: None,
+            rate: Rate::default(),
+        }
+    }
+
+    /// Something worth knowing.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.to {
+            To::Bar(bar) => bar.suspend(|| err(text)),
+            To::Lines => err(text),
+            To::Json => print(&json!({"event": "note", "text": text})),
+        }
+    }
+
+    /// The guest runs at the destination.
+    pub(crate) fn running(&mut self, downtime: Option<Duration>) {
+        self.downtime = downtime;
+        let total = self.began.elapsed().as_secs_f64();
+        let down = downtime.map(|downtime| downtime.as_secs_f64());
+        if let To::Json = self.to {
+            print(&json!({"event": "running", "total_seconds": total, "downtime_seconds": down}));
+            return;
+        }
+        let down = down.map_or(String::new(), |down| format!(", after a stop of {:.0} ms", down * 1e3));
+        self.note(&format!("the guest runs at the destination{down}; its memory follows"));
+        if let To::Bar(bar) = &mut self.to {
+            let template = "{wide_bar} {percent:>3} % of {binary_total_bytes}  {msg}";
+            *bar = ProgressBar::new(0);
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        }
+    }
+
+    /// A line of the destination's vmemd.
+    pub(crate) fn pages(&mut self, line: &Value) {
+        let progress = line.get("event").and_then(Value::as_str) == Some("progress");
+        match &self.to {
+            To::Json => print(&json!({"event": "pages", "vmemd": line})),
+            To::Bar(bar) if progress => {
+                let figures = Figures::of(line);
+                bar.set_length(figures.size);
+                bar.set_position(figures.present);
+                let text = self.rate.text(&figures);
+                bar.set_message(text);
+            }
+            To::Lines if progress => {
+                let figures = Figures::of(line);
+                let percent = 100.0 * figures.present as f64 / figures.size.max(1) as f64;
+                let text = self.rate.text(&figures);
+                err(&format!("{percent:5.1} % of {}  {text}", BinaryBytes(figures.size)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The memory is complete.
+    pub(crate) fn complete(&mut self, summary: &Value) {
+        let figures = Figures::of(summary);
+        let number = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
+        let (data, zero) = (figures.data / 4096, number("zero_bytes") / 4096);
+        let total = self.began.elapsed().as_secs_f64();
+        let microseconds = |time: Option<u64>| time.map(|time| time as f64 / 1e6);
+        let (p50, p99) = (microseconds(figures.p50), microseconds(figures.p99));
+        if let To::Json = self.to {
+            print(&json!({
+                "event": "done",
+                "total_seconds": total,
+                "downtime_seconds": self.downtime.map(|downtime| downtime.as_secs_f64()),
+                "pages": {"data": data, "zero": zero, "faults": figures.faults},
+                "bytes": figures.data + number("duplicate_bytes"),
+                "fault_p50_seconds": p50,
+                "fault_p99_seconds": p99,
+            }));
+            return;
+        }
+        if let To::Bar(bar) = &self.to {
+            bar.finish_and_clear();
+        }
+        let ms = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1} ms", time * 1e3));
+        out("the guest's memory is complete at the destination, and plain");
+        if let Some(downtime) = self.downtime {
+            out(&format!("stop       {:.0} ms", downtime.as_secs_f64() * 1e3));
+        }
+        out(&format!("data       {} in {data} pages", BinaryBytes(figures.data)));
+        out(&format!("zero       {zero} pages"));
+        out(&format!(
+            "faults     {}, answered in p50 {}, p99 {}",
+            figures.faults,
+            ms(p50),
+            ms(p99)
+        ));
+        out(&format!("time       {total:.1} s"));
+    }
+}
+
+impl Figures {
+    fn of(line: &Value) -> Self {
+        let number = |field: &str| line.get(field).and_then(Value::as_u64).unwrap_or(0);
+        let regions = line.get("regions").and_then(Value::as_array);
+        let sum = |field: &str| {
+            let of = |region: &Value| region.get(field).and_then(Value::as_u64).unwrap_or(0);
+            regions.into_iter().flatten().map(of).sum()
+        };
+        let time = |field: &str| line.get("fault_us")?.get(field)?.as_u64();
+        Self {
+            seconds: line.get("seconds").and_then(Value::as_f64).unwrap_or(0.0),
+            size: sum("bytes"),
+            present: sum("present_bytes"),
+            data: number("data_bytes"),
+            faults: number("faults"),
+            p50: time("p50"),
+            p99: time("p99"),
+        }
+    }
+}
+
+impl Rate {
+    /// Rate, pages left, faults, time left.
+    fn text(&mut self, now: &Figures) -> String {
+        let (seconds, present, faults) = self.then.unwrap_or((0.0, 0, 0));
+        let passed = (now.seconds - seconds).max(0.001);
+        let rate = now.present.saturating_sub(present) as f64 / passed;
+        let faulted = now.faults.saturating_sub(faults) as f64 / passed;
+        self.then = Some((now.seconds, now.present, now.faults));
+        let left = now.size.saturating_sub(now.present);
+        let eta = match rate {
+            rate if rate > 0.0 => format!("{:.0} s left", left as f64 / rate),
+            _ => "standing still".to_owned(),
+        };
+        let p99 = now
+            .p99
+            .map_or(String::new(), |p99| format!(", p99 {:.1} ms", p99 as f64 / 1e3));
+        format!(
+            "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {eta}",
+            BinaryBytes(rate as u64),
+            left / 4096
+        )
+    }
+}
+
+fn print(line: &Value) {
+    out(&line.to_string());
+}
+
+/// A line on standard output. Who does not listen misses it; the work goes on.
+pub(crate) fn out(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// A line on standard error.
+pub(crate) fn err(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_from_line_to_line() {
+        let line = |seconds: f64, present: u64, faults: u64| {
+            json!({"event": "progress", "seconds": seconds, "data_bytes": 0, "faults": faults,
+                "fault_us": {"p50": 1000, "p99": 2500, "max": 3000},
+                "regions": [{"bytes": 8 << 20, "present_bytes": present}, {"bytes": 8 << 20, "present_bytes": 0}]})
+        };
+        let mut rate = Rate::default();
+        rate.text(&Figures::of(&line(1.0, 1 << 20, 10)));
+        assert_eq!(
+            rate.text(&Figures::of(&line(3.0, 5 << 20, 30))),
+            "2.00 MiB/s  2816 pages left  10 faults/s, p99 2.5 ms  6 s left"
+        );
+        assert!(rate.text(&Figures::of(&line(4.0, 5 << 20, 30))).ends_with("standing still"));
+        // A line that lacks everything is no reason to fall over.
+        assert_eq!(Figures::of(&json!({})).size, 0);
+    }
+}
