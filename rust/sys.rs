@@ -9,6 +9,7 @@
 pub(crate) mod bindings;
 pub(crate) mod errno;
 pub(crate) mod fault;
+pub(crate) mod few;
 pub(crate) mod file;
 pub(crate) mod file_ops;
 pub(crate) mod global;
@@ -16,6 +17,7 @@ pub(crate) mod memcg;
 pub(crate) mod misc_dev;
 pub(crate) mod mm;
 pub(crate) mod node;
+pub(crate) mod place;
 pub(crate) mod staging;
 pub(crate) mod task;
 pub(crate) mod uapi;

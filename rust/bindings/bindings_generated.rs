@@ -161,22 +161,34 @@ unsafe extern "C" {
     pub fn vmem_shmem_trylock_cached(staging: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_drop(staging: *mut file, pos: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
+    pub fn vmem_shmem_lock_to_fill(
+        staging: *mut file,
+        pgoff: ffi::c_ulong,
+        charge: *mut mem_cgroup,
+    ) -> *mut folio;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_write(
-        staging: *mut file,
-        pos: ffi::c_ulong,
-        from: ffi::c_ulong,
-        len: ffi::c_ulong,
-        charge: *mut mem_cgroup,
-    ) -> ffi::c_long;
+    pub fn vmem_shmem_drop(staging: *mut file, pos: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_folio_is_large(folio: *mut folio) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_folio_page(folio: *mut folio, pgoff: ffi::c_ulong) -> *mut page;
+}
+unsafe extern "C" {
+    pub fn vmem_folio_end(folio: *mut folio) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_folio_copy(
+        folio: *mut folio,
+        pgoff: ffi::c_ulong,
+        nr: ffi::c_ulong,
+        from: ffi::c_ulong,
+    ) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_folio_filled(folio: *mut folio, pgoff: ffi::c_ulong, nr: ffi::c_ulong);
 }
 unsafe extern "C" {
     pub fn vmem_folio_unlock_put(folio: *mut folio);
@@ -200,7 +212,6 @@ unsafe extern "C" {
         vma: *mut vm_area_struct,
         addr: ffi::c_ulong,
         page: *mut page,
-        write: ffi::c_int,
     ) -> ffi::c_uint;
 }
 unsafe extern "C" {
@@ -236,6 +247,9 @@ unsafe extern "C" {
     pub fn vmem_mmap_write_unlock(mm: *mut mm_struct);
 }
 unsafe extern "C" {
+    pub fn vmem_vma_end_read(vma: *mut vm_area_struct);
+}
+unsafe extern "C" {
     pub fn vmem_mmap_read_trylock(mm: *mut mm_struct) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -246,6 +260,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_memcg_put(memcg: *mut mem_cgroup);
+}
+unsafe extern "C" {
+    pub fn vmem_fault_in(addr: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_available_memory() -> ffi::c_ulong;

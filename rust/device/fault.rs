@@ -38,6 +38,7 @@ use kernel::prelude::*;
 const KERNEL_THREAD: Limit = Limit {
     patience: Patience::Killable,
     ms: 1000,
+    place: None,
 };
 
 static VM_OPS: VmOps<Mapped> = VmOps::new();
@@ -78,16 +79,19 @@ impl Memory for Mapped {
                     }
                     fault.unlock();
                     region.await_page_for(pgoff, KERNEL_THREAD);
-                    return Answer::RETRY;
+                    return Answer::WAITED;
                 }
                 Waiting::Unlocked => {
+                    let place = fault.place();
                     fault.unlock();
-                    // However it ends, the fault starts again and sees.
-                    region.await_page(pgoff, fault.patience());
-                    return Answer::RETRY;
+                    return match region.await_page(pgoff, place, fault.patience()) {
+                        Woken::Placed => Answer::COMPLETED,
+                        // The fault starts again and sees.
+                        _ => Answer::WAITED,
+                    };
                 }
                 Waiting::InPlace => {
-                    if region.await_page(pgoff, Patience::Killable) == Woken::Signal {
+                    if region.await_page(pgoff, None, Patience::Killable) == Woken::Signal {
                         return Answer::SIGBUS;
                     }
                 }

@@ -24,9 +24,13 @@ use crate::{
             Slots, //
         }, //
     },
-    sys::wait::{
-        WaitQueue,
-        Woken, //
+    sys::{
+        few::Few,
+        place::Places,
+        wait::{
+            WaitQueue,
+            Woken, //
+        }, //
     }, //
 };
 use kernel::{
@@ -142,18 +146,20 @@ impl Pages {
     pub(crate) fn present_bits(&self, block: PageRange) -> Result<BlockBits> {
         let (shard, slots) = self.locate(block)?;
         let map = shard.map.lock();
-        let first = slots.first - slots.first % BLOCK_PAGES as usize;
-        let mut bits = BlockBits::default();
-        for (at, word) in bits.iter_mut().enumerate() {
-            *word = map.present_word(first / 64 + at);
-        }
-        Ok(bits)
+        Ok(block_bits(slots, |word| map.present_word(word)))
     }
 
     /// The runs of pages, in a range within one block, that are not present. The caller holds the
     /// shard's `fill`, so they stay so.
     pub(crate) fn absent_runs(&self, range: PageRange) -> Result<impl Iterator<Item = PageRange>> {
         Ok(range.runs_without(self.present_bits(range)?))
+    }
+
+    /// Whether a page of `range`, which lies in one block, is requested.
+    pub(crate) fn any_requested(&self, range: PageRange) -> Result<bool> {
+        let (shard, slots) = self.locate(range)?;
+        let requested = shard.map.lock().any_requested(slots);
+        Ok(requested)
     }
 
     /// A touch of a page: what it finds. Requests the page if it is absent.
@@ -196,6 +202,24 @@ impl Pages {
         Ok(self.rendezvous().settle(slots, verdict).changed)
     }
 
+    /// Settles pages as present in the same way. If somebody waits for them, `deliver` is called before
+    /// they are woken, with the places where they are wanted; it says whether it has put them all
+    /// there.
+    pub(crate) fn settle_delivered(
+        &self,
+        range: PageRange,
+        deliver: impl FnOnce(&Places) -> bool,
+    ) -> Result<u64> {
+        let (_, slots) = self.locate(range)?;
+        let wake = |queue: &WaitQueue| {
+            let places = queue.places(range.start(), range.end());
+            let placed = !places.is_empty() && deliver(&places);
+            queue.wake(range.start(), range.end(), placed);
+        };
+        let settled = self.rendezvous().settle_and(slots, Verdict::Present, wake);
+        Ok(settled.changed)
+    }
+
     /// Whether there are requests to take.
     pub(crate) fn has_requests(&self) -> bool {
         self.rendezvous().has_requests()
@@ -206,11 +230,10 @@ impl Pages {
         self.rendezvous().await_requests(limit, in_vain)
     }
 
-    /// Takes requests into `pages`, up to `max`, for which it has room.
-    pub(crate) fn take_requests(&self, pages: &mut KVec<u64>, max: usize) {
+    /// Takes requests into `pages`, at most `max`, for which it has room.
+    pub(crate) fn take_requests<const N: usize>(&self, pages: &mut Few<u64, N>, max: usize) {
         self.rendezvous().take(max, |pgoff| {
-            // There is room, so this does not fail.
-            let _ = pages.push_within_capacity(pgoff);
+            pages.push(pgoff);
         });
     }
 
@@ -246,4 +269,17 @@ impl Pages {
             (nr + more, age.max(oldest))
         })
     }
+}
+
+/// A bit for each page of the block that `slots` are in; only the words of `slots` are looked up.
+fn block_bits(slots: Slots, word: impl Fn(usize) -> u64) -> BlockBits {
+    let first = slots.first / 64;
+    let last = slots.first.saturating_add(slots.nr).saturating_sub(1) / 64;
+    let mut bits = BlockBits::default();
+    for at in first..=last {
+        if let Some(bits) = bits.get_mut(at % (BLOCK_PAGES as usize / 64)) {
+            *bits = word(at);
+        }
+    }
+    bits
 }

@@ -12,10 +12,13 @@ use crate::{
             Word, //
         }, //
     },
-    sys::wait::{
-        Patience,
-        WaitQueue,
-        Woken, //
+    sys::{
+        place::Place,
+        wait::{
+            Patience,
+            WaitQueue,
+            Woken, //
+        }, //
     }, //
 };
 use core::ops::DerefMut;
@@ -28,13 +31,15 @@ use kernel::{
     }, //
 };
 
-/// What may end a wait, besides what it waits for.
+/// How to wait.
 #[derive(Clone, Copy)]
 pub(crate) struct Limit {
     /// Which signals do.
     pub(crate) patience: Patience,
     /// For how long, in milliseconds; 0 is without end.
     pub(crate) ms: u32,
+    /// Where the page is wanted, if it may be put there.
+    pub(crate) place: Option<Place>,
 }
 
 impl Queue for WaitQueue {
@@ -42,11 +47,11 @@ impl Queue for WaitQueue {
     type Woken = Woken;
 
     fn wait(&self, key: u64, limit: Limit, done: impl FnMut() -> bool) -> Woken {
-        WaitQueue::wait(self, key, limit.patience, limit.ms, done)
+        WaitQueue::wait(self, key, limit.place, limit.patience, limit.ms, done)
     }
 
     fn wake(&self, start: u64, end: u64) {
-        WaitQueue::wake(self, start, end);
+        WaitQueue::wake(self, start, end, false);
     }
 
     fn wake_all(&self) {

@@ -17,6 +17,7 @@ use crate::{
     },
     sys::{
         memcg::Memcg,
+        place::Place,
         staging::Staging,
         uapi::{
             VMEM_CREATE_HUGE,
@@ -154,9 +155,13 @@ impl Region {
 
     /// Waits until the page has its answer or waiting is in vain. A page that does not come in time
     /// is unreadable from then on.
-    pub(crate) fn await_page(&self, pgoff: u64, patience: Patience) -> Woken {
-        let ms = self.config.fault_timeout_ms;
-        let woken = self.await_page_for(pgoff, Limit { patience, ms });
+    pub(crate) fn await_page(&self, pgoff: u64, place: Option<Place>, patience: Patience) -> Woken {
+        let limit = Limit {
+            patience,
+            ms: self.config.fault_timeout_ms,
+            place,
+        };
+        let woken = self.await_page_for(pgoff, limit);
         if woken == Woken::Timeout {
             // The page may have come just now, and then stays.
             if let Ok(page) = self.pages.range(pgoff, 1) {

@@ -18,6 +18,7 @@ use crate::{
     },
     sys::{
         errno,
+        few::Few,
         memcg::Memcg,
         mm::Mappings,
         task::breathe,
@@ -28,6 +29,7 @@ use crate::{
             vmem_page_request,
             vmem_populate,
             vmem_range,
+            Entries,
             UserArg,
             UserArray,
             VMEM_MARK_UNREADABLE,
@@ -42,13 +44,14 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The most requests taken at once: a page of them. Room for more costs more than it brings.
-const MAX_TAKE: usize = 512;
+/// The most requests taken at once: they are on the stack.
+const MAX_TAKE: usize = 64;
 
 /// A wait for which a signal comes first is restarted, or is `EINTR`.
 const INTERRUPTIBLE: Limit = Limit {
     patience: Patience::Interruptible,
     ms: 0,
+    place: None,
 };
 
 /// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`.
@@ -60,7 +63,7 @@ fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
         return Err(EAGAIN);
     }
     match wait() {
-        Woken::Done => Ok(()),
+        Woken::Done | Woken::Placed => Ok(()),
         Woken::Signal | Woken::Timeout => Err(ERESTARTSYS),
     }
 }
@@ -81,8 +84,8 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     }
     let out = UserArray::new(call.pgoffs, call.nr)?;
     let max = out.len().min(MAX_TAKE);
-    let mut pages = KVec::with_capacity(max, GFP_KERNEL)?;
-    while pages.is_empty() {
+    let mut pages = Few::<u64, MAX_TAKE>::new();
+    while pages.as_slice().is_empty() {
         let done = region.pages().has_requests() || region.is_plain();
         unless(done, nonblock, || {
             region
@@ -90,29 +93,38 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
                 .await_requests(INTERRUPTIBLE, || region.is_plain())
         })?;
         region.pages().take_requests(&mut pages, max);
-        if pages.is_empty() && region.is_plain() {
+        if pages.as_slice().is_empty() && region.is_plain() {
             return Err(errno::nodata());
         }
     }
+    let pages = pages.as_slice();
     call.nr = pages.len() as u32;
-    let handed_over = out.write(&pages).and_then(|()| arg.write(&call));
+    let handed_over = out.write(pages).and_then(|()| arg.write(&call));
     if handed_over.is_err() {
-        region.pages().put_back(&pages);
+        region.pages().put_back(pages);
     }
     handed_over
 }
 
 /// Ranges from user memory, all of which are in the region.
-fn read_ranges(region: &Region, addr: u64, nr: u32) -> Result<KVVec<PageRange>> {
-    let raw = UserArray::new(addr, nr)?.read::<vmem_range>()?;
-    let mut ranges = KVVec::with_capacity(raw.len(), GFP_KERNEL)?;
-    for range in &raw {
-        ranges.push(
-            region.pages().range(range.pgoff, range.nr_pages)?,
-            GFP_KERNEL,
-        )?;
+struct Ranges<'a> {
+    region: &'a Region,
+    raw: Entries<vmem_range>,
+}
+
+impl<'a> Ranges<'a> {
+    fn read(region: &'a Region, addr: u64, nr: u32) -> Result<Self> {
+        let raw = UserArray::new(addr, nr)?.read()?;
+        let ranges = Self { region, raw };
+        ranges.iter().try_for_each(|range| range.map(|_| ()))?;
+        Ok(ranges)
     }
-    Ok(ranges)
+
+    fn iter(&self) -> impl Iterator<Item = Result<PageRange>> + '_ {
+        let pages = self.region.pages();
+        let raw = self.raw.iter();
+        raw.map(|raw| pages.range(raw.pgoff, raw.nr_pages))
+    }
 }
 
 /// MARK_PAGE_CACHED.
@@ -124,11 +136,11 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
         VMEM_MARK_UNREADABLE => (false, Verdict::Unreadable),
         _ => return Err(EINVAL),
     };
-    let ranges = read_ranges(region, call.ranges, call.nr)?;
+    let ranges = Ranges::read(region, call.ranges, call.nr)?;
     (call.done, call.changed) = (0, 0);
     let mut mark = || -> Result {
-        for range in &ranges {
-            for block in range.blocks() {
+        for range in ranges.iter() {
+            for block in range?.blocks() {
                 breathe()?;
                 let _fill = region.pages().locate(block)?.0.fill.lock();
                 if zero {
@@ -154,7 +166,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
         return Err(EINVAL);
     }
     let raw = UserArray::new(call.ranges, call.nr)?.read::<vmem_fill_range>()?;
-    for range in &raw {
+    for range in raw.iter() {
         let bytes = region
             .pages()
             .range(range.pgoff, range.nr_pages)?
@@ -165,7 +177,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     (call.done, call.changed) = (0, 0);
     let charge = region.charge();
     let mut fill = || -> Result {
-        for from in &raw {
+        for from in raw.iter() {
             let range = region.pages().range(from.pgoff, from.nr_pages)?;
             for block in range.blocks() {
                 breathe()?;
@@ -194,24 +206,32 @@ fn fill_run(
     charge: Option<&Memcg>,
     changed: &mut u64,
 ) -> Result {
-    let mut at = run.start();
-    while at < run.end() {
-        let rest = region.pages().range(at, run.end() - at)?;
-        let addr = from
-            .checked_add((at - run.start()) * PAGE_SIZE)
-            .ok_or(EFAULT)?;
-        let pages = region.staging().write(rest, addr, charge)? / PAGE_SIZE;
-        if pages == 0 {
-            // It stopped within a page: that is user memory which cannot be read. Where there is no
-            // memory it stops before a page, and says so.
-            return Err(EFAULT);
+    let pages = region.pages();
+    let waited_for = pages.any_requested(run)?;
+    let mut done = run.start();
+    let mut fill = || -> Result {
+        while done < run.end() {
+            let rest = pages.range(done, run.end() - done)?;
+            let addr = from
+                .checked_add((done - run.start()) * PAGE_SIZE)
+                .ok_or(EFAULT)?;
+            let filled = region.staging().fill(rest, addr, charge)?;
+            done = filled.pages().end();
+            if waited_for {
+                // Each at once, and whoever waits for it finds it in his page table.
+                let mappings = Mappings::<Mapped>::of(region.staging());
+                *changed += pages
+                    .settle_delivered(filled.pages(), |places| mappings.deliver(&filled, places))?;
+            }
         }
-        *changed += region
-            .pages()
-            .settle(region.pages().range(at, pages)?, Verdict::Present)?;
-        at += pages;
+        Ok(())
+    };
+    let result = fill();
+    if !waited_for && done > run.start() {
+        let filled = pages.range(run.start(), done - run.start())?;
+        *changed += pages.settle(filled, Verdict::Present)?;
     }
-    Ok(())
+    result
 }
 
 /// MAKE_PAGES_PRESENT.
@@ -220,13 +240,13 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
     if call.flags != 0 {
         return Err(EINVAL);
     }
-    let ranges = read_ranges(region, call.ranges, call.nr)?;
+    let ranges = Ranges::read(region, call.ranges, call.nr)?;
     (call.done, call.pages) = (0, 0);
     let mappings = Mappings::<Mapped>::of(region.staging());
     let mut populate = || -> Result {
         let mut spaces = mappings.address_spaces()?;
-        for range in &ranges {
-            for block in range.blocks() {
+        for range in ranges.iter() {
+            for block in range?.blocks() {
                 for space in &mut spaces {
                     call.pages +=
                         mappings.populate(space, block, |page| region.pages().all_present(page))?;

@@ -147,6 +147,11 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         get(&self.settled, at) & !get(&self.wanted, at)
     }
 
+    /// Whether a page is absent and requested.
+    pub(crate) fn any_requested(&self, slots: Slots) -> bool {
+        masks(slots).any(|(at, mask)| get(&self.wanted, at) & !get(&self.settled, at) & mask != 0)
+    }
+
     /// A touch of the page of the first slot; requests it if it is absent.
     pub(crate) fn touch(&mut self, slots: Slots) -> Touch {
         let Some((at, mask)) = masks(Slots { nr: 1, ..slots }).next() else {

@@ -96,14 +96,24 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
 
     /// Settles pages within one block, and wakes who waits for them.
     pub(crate) fn settle(&self, slots: Slots, verdict: Verdict) -> Settled {
+        let start = self.layout.pgoff(slots.shard, slots.first);
+        let end = start.saturating_add(slots.nr as u64);
+        self.settle_and(slots, verdict, |queue| queue.wake(start, end))
+    }
+
+    /// Settles pages within one block; then, if somebody may wait for them, calls `wake` with the
+    /// queue in which they wait.
+    pub(crate) fn settle_and(
+        &self,
+        slots: Slots,
+        verdict: Verdict,
+        wake: impl FnOnce(&<S::Target as Shard>::Queue),
+    ) -> Settled {
         let settled = self
             .change(slots.shard, |map| map.settle(slots, verdict))
             .unwrap_or_default();
         if let (true, Some(shard)) = (settled.wake, self.shards.get(slots.shard)) {
-            let start = self.layout.pgoff(slots.shard, slots.first);
-            shard
-                .waiters()
-                .wake(start, start.saturating_add(slots.nr as u64));
+            wake(shard.waiters());
         }
         settled
     }

@@ -6,6 +6,7 @@
 
 use super::{
     bindings,
+    place::Place,
     staging::Staging,
     wait::Patience, //
 };
@@ -37,11 +38,21 @@ pub(crate) enum Waiting {
 }
 
 /// What a fault handler returns.
+#[derive(Clone, Copy)]
 pub(crate) struct Answer(c::vm_fault_t);
 
 impl Answer {
-    /// Start again: for a fault that was unlocked, or that may not wait.
+    /// Start again: for a fault that may not wait.
     pub(crate) const RETRY: Self = Self(c::vm_fault_reason_VM_FAULT_RETRY);
+    /// Start again: for a fault that was unlocked. It has waited, which the next try shall know.
+    pub(crate) const WAITED: Self =
+        Self(c::vm_fault_reason_VM_FAULT_RETRY | c::vm_fault_reason_VM_FAULT_MAJOR);
+    /// For a fault that was unlocked: the page table is as it should be.
+    pub(crate) const COMPLETED: Self = Self(
+        c::vm_fault_reason_VM_FAULT_COMPLETED
+            | c::vm_fault_reason_VM_FAULT_NOPAGE
+            | c::vm_fault_reason_VM_FAULT_MAJOR,
+    );
     /// The page cannot be had.
     pub(crate) const SIGBUS: Self = Self(c::vm_fault_reason_VM_FAULT_SIGBUS);
     const OOM: Self = Self(c::vm_fault_reason_VM_FAULT_OOM);
@@ -49,6 +60,11 @@ impl Answer {
     const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);
     /// The page is in `vmf->page`, and its folio is locked.
     const LOCKED: Self = Self(c::vm_fault_reason_VM_FAULT_LOCKED);
+
+    /// Whether this is the answer of a function that has mapped a page.
+    pub(super) fn is_nopage(raw: c::vm_fault_t) -> bool {
+        raw == Self::NOPAGE.0
+    }
 
     pub(super) fn into_raw(self) -> c::vm_fault_t {
         self.0
@@ -135,8 +151,24 @@ impl Fault<'_> {
         unsafe { (*kernel::task::Task::current_raw()).flags & c::PF_DUMPCORE != 0 }
     }
 
+    /// Where the page is wanted; [`None`] if it will be copied there. The fault is not unlocked.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
+        let vma = self.vma();
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let (mm, vm_flags, addr) = unsafe {
+            (
+                (*vma).vm_mm,
+                (*vma).__bindgen_anon_2.vm_flags,
+                (*self.vmf).__bindgen_anon_1.address,
+            )
+        };
+        let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
+        (shared || !write).then_some(Place { mm, addr, write })
+    }
+
     /// Lets go of the lock that others need, so that the fault may wait; its answer is then
-    /// [`Answer::RETRY`].
+    /// [`Answer::WAITED`] or [`Answer::COMPLETED`].
     ///
     /// The VMA may go. What its file holds stays until the fault has been answered.
     pub(crate) fn unlock(&mut self) {
@@ -184,7 +216,7 @@ impl Fault<'_> {
             // SAFETY: The VMA is locked, and the address of the fault is in it.
             return Answer(unsafe {
                 let addr = (*self.vmf).__bindgen_anon_1.address;
-                bindings::vmem_fault_insert(vma, addr, folio.page(pgoff), write.into())
+                bindings::vmem_fault_insert(vma, addr, folio.page(pgoff))
             });
         }
         // SAFETY: By the type invariants; the page's reference and its folio's lock go with it.
@@ -234,9 +266,8 @@ impl Fault<'_> {
             }
             // SAFETY: The VMA is locked and the address in it; the page's folio is locked, small,
             // and of the VMA's file.
-            let answer =
-                unsafe { bindings::vmem_fault_insert(vma, at, folio.page(range.start()), 0) };
-            if answer != Answer::NOPAGE.0 {
+            let answer = unsafe { bindings::vmem_fault_insert(vma, at, folio.page(range.start())) };
+            if !Answer::is_nopage(answer) {
                 return;
             }
         }

@@ -10,6 +10,7 @@
 #include <linux/falloc.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/highmem.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -122,6 +123,29 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 	return folio;
 }
 
+/*
+ * For who will put contents into it: a folio that is new is not up to date, and
+ * nothing has been made of it. It is charged to @charge (to the caller, if NULL).
+ */
+struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
+				      struct mem_cgroup *charge)
+{
+	struct mem_cgroup *old;
+	struct folio *folio = NULL;
+	int err;
+
+	old = set_active_memcg(charge);
+	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, SGP_WRITE);
+	set_active_memcg(old);
+	if (err)
+		return ERR_PTR(err);
+	if (folio_contain_hwpoisoned_page(folio)) {
+		vmem_folio_unlock_put(folio);
+		return ERR_PTR(-EIO);
+	}
+	return folio;
+}
+
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 {
 	/*
@@ -133,33 +157,6 @@ int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 					pos, len);
 }
 
-/*
- * Writes from user memory, charged to @charge (to the caller, if NULL).
- *
- * Not vfs_iter_write(): it begins a write of the super block, which a program
- * that discards pages has done already when it comes to wait for the writer.
- * Nobody can freeze the file system of staging files.
- */
-long vmem_shmem_write(struct file *staging, unsigned long pos,
-		      unsigned long from, unsigned long len,
-		      struct mem_cgroup *charge)
-{
-	struct mem_cgroup *old;
-	struct iov_iter iter;
-	struct kiocb kiocb;
-	long ret;
-
-	ret = import_ubuf(ITER_SOURCE, (void __user *)from, len, &iter);
-	if (ret)
-		return ret;
-	init_sync_kiocb(&kiocb, staging);
-	kiocb.ki_pos = pos;
-	old = set_active_memcg(charge);
-	ret = staging->f_op->write_iter(&kiocb, &iter);
-	set_active_memcg(old);
-	return ret;
-}
-
 int vmem_folio_is_large(struct folio *folio)
 {
 	return folio_test_large(folio);
@@ -168,6 +165,46 @@ int vmem_folio_is_large(struct folio *folio)
 struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff)
 {
 	return folio_file_page(folio, pgoff);
+}
+
+/* The page offset after the last page. */
+unsigned long vmem_folio_end(struct folio *folio)
+{
+	return folio_next_index(folio);
+}
+
+/*
+ * Copies pages from user memory, as far as that takes no fault. Returns how many
+ * it has copied.
+ */
+unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
+			      unsigned long nr, unsigned long from)
+{
+	size_t at = offset_in_folio(folio, pgoff << PAGE_SHIFT);
+	struct iov_iter iter;
+
+	if (import_ubuf(ITER_SOURCE, (void __user *)from, nr << PAGE_SHIFT, &iter))
+		return 0;
+	return copy_folio_from_iter_atomic(folio, at, nr << PAGE_SHIFT, &iter) >>
+	       PAGE_SHIFT;
+}
+
+/*
+ * These pages of it have their contents. Those that the folio had before stay,
+ * and if it had none, the rest of it is zeros.
+ */
+void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
+		       unsigned long nr)
+{
+	flush_dcache_folio(folio);
+	if (!folio_test_uptodate(folio)) {
+		size_t from = offset_in_folio(folio, pgoff << PAGE_SHIFT);
+
+		folio_zero_segments(folio, 0, from, from + (nr << PAGE_SHIFT),
+				    folio_size(folio));
+		folio_mark_uptodate(folio);
+	}
+	folio_mark_dirty(folio);
 }
 
 void vmem_folio_unlock_put(struct folio *folio)
@@ -193,11 +230,15 @@ int vmem_fault_pmd_is_leaf(struct vm_fault *vmf)
 }
 
 /*
- * Maps one page at @addr, whatever the size of its folio. This is the function
- * that drivers call from their fault handler, for another address of the VMA.
+ * Maps one page at @addr, whatever the size of its folio, and leaves alone what
+ * is in the page table. This is the function that drivers call from their fault
+ * handler, for another address of the VMA.
+ *
+ * Not for writing, even if the touch is a write: with that, it warns of an entry
+ * that it does not expect. A shared mapping of shmem is writable from the start.
  */
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
-			       struct page *page, int write)
+			       struct page *page)
 {
 	struct vm_fault vmf = {
 		.vma = vma,
@@ -206,7 +247,7 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 
 	if (PageHWPoison(page))
 		return (__force unsigned int)VM_FAULT_HWPOISON;
-	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, write);
+	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, false);
 }
 
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
@@ -330,6 +371,11 @@ void vmem_mmap_write_unlock(struct mm_struct *mm)
 	mmap_write_unlock(mm);
 }
 
+void vmem_vma_end_read(struct vm_area_struct *vma)
+{
+	vma_end_read(vma);
+}
+
 int vmem_mmap_read_trylock(struct mm_struct *mm)
 {
 	return mmap_read_trylock(mm);
@@ -356,6 +402,12 @@ unsigned long vmem_available_memory(void)
 	long pages = si_mem_available();
 
 	return pages < 0 ? 0 : (unsigned long)pages << PAGE_SHIFT;
+}
+
+/* Brings a page of user memory in, for reading. */
+int vmem_fault_in(unsigned long addr)
+{
+	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
 }
 
 int vmem_fatal_signal_pending(void)

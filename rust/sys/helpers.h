@@ -37,14 +37,18 @@ struct file *vmem_shmem_clone(struct file *staging, const char *name,
 struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff);
 struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff);
+struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
+				      struct mem_cgroup *charge);
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len);
-long vmem_shmem_write(struct file *staging, unsigned long pos,
-		      unsigned long from, unsigned long len,
-		      struct mem_cgroup *charge);
 
 /* Folios. */
 int vmem_folio_is_large(struct folio *folio);
 struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff);
+unsigned long vmem_folio_end(struct folio *folio);
+unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
+			      unsigned long nr, unsigned long from);
+void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
+		       unsigned long nr);
 void vmem_folio_unlock_put(struct folio *folio);
 
 /* Files. */
@@ -55,7 +59,7 @@ struct file *vmem_anon_file(const char *name, const struct file_operations *fops
 void vmem_fault_unlock(struct vm_fault *vmf);
 int vmem_fault_pmd_is_leaf(struct vm_fault *vmf);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
-			       struct page *page, int write);
+			       struct page *page);
 
 /* Mappings. */
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
@@ -71,6 +75,7 @@ int vmem_mmget(struct mm_struct *mm);
 void vmem_mmdrop(struct mm_struct *mm);
 int vmem_mmap_write_lock(struct mm_struct *mm);
 void vmem_mmap_write_unlock(struct mm_struct *mm);
+void vmem_vma_end_read(struct vm_area_struct *vma);
 int vmem_mmap_read_trylock(struct mm_struct *mm);
 void vmem_mmap_read_unlock(struct mm_struct *mm);
 
@@ -79,6 +84,7 @@ struct mem_cgroup *vmem_memcg_of_current(void);
 void vmem_memcg_put(struct mem_cgroup *memcg);
 
 /* The task that runs, and the machine. */
+int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);

@@ -8,7 +8,16 @@
 
 use super::{
     bindings,
-    staging::Staging,
+    fault::Answer,
+    place::{
+        Place,
+        Places, //
+    },
+    staging::{
+        Filled,
+        LockedFolio,
+        Staging, //
+    },
     vm_ops::{
         Memory,
         PlainFlags,
@@ -172,8 +181,59 @@ impl<'a, M: Memory> Mappings<'a, M> {
         Ok(mapped)
     }
 
+    /// Puts a page that has just been filled where it is wanted. Returns whether all of `places` have
+    /// their pages.
+    pub(crate) fn deliver(&self, filled: &Filled, places: &Places) -> bool {
+        // Others may have mapped a large folio as a whole.
+        !filled.folio().is_large()
+            && places.iter().all(|(pgoff, place)| {
+                filled.pages().start() == *pgoff && self.put(filled.folio(), *pgoff, place)
+            })
+    }
+
+    /// Puts the page of a small folio, which is locked, where it is wanted, unless that takes waiting.
+    fn put(&self, folio: &LockedFolio, pgoff: u64, place: &Place) -> bool {
+        // SAFETY: `places` hold a user of each address space.
+        let vma = unsafe { c::lock_vma_under_rcu(place.mm, place.addr) };
+        if vma.is_null() {
+            return false;
+        }
+        let page = folio.page(pgoff);
+        // SAFETY: The VMA is locked for reading, until the end of this block; the page's folio is
+        // locked and of the staging file.
+        unsafe {
+            let put = self.is_wanted_at(vma, pgoff, place)
+                && Answer::is_nopage(bindings::vmem_fault_insert(vma, place.addr, page));
+            bindings::vmem_vma_end_read(vma);
+            put
+        }
+    }
+
+    /// Whether the page is still what `place` is in this VMA, and may be mapped as it says.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is locked, and the address in it.
+    unsafe fn is_wanted_at(&self, vma: *mut c::vm_area_struct, pgoff: u64, place: &Place) -> bool {
+        // SAFETY: By the safety requirement.
+        let (start, first, vm_flags) = unsafe {
+            let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
+            (
+                bounds.vm_start,
+                (*vma).vm_pgoff as u64,
+                (*vma).__bindgen_anon_2.vm_flags,
+            )
+        };
+        let needed = match place.write {
+            true => flags::WRITE | flags::SHARED,
+            false => flags::READ,
+        };
+        let at = first.checked_add((place.addr.saturating_sub(start) >> PAGE_SHIFT) as u64);
+        self.is_ours(vma) && at == Some(pgoff) && vm_flags & needed == needed
+    }
+
     fn is_ours(&self, vma: *mut c::vm_area_struct) -> bool {
-        // SAFETY: Callers hold the lock of the address space, so the VMA is valid; one with our
+        // SAFETY: Callers hold the lock of the address space or of the VMA, so it is valid; one with our
         // operations has a file.
         unsafe {
             (*vma).vm_ops == self.ops

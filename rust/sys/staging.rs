@@ -7,7 +7,8 @@
 use super::{
     bindings,
     file::into_file,
-    memcg::Memcg, //
+    memcg::Memcg,
+    task::fault_in, //
 };
 use crate::model::range::PageRange;
 use core::ptr::NonNull;
@@ -80,21 +81,51 @@ impl Staging {
         to_result(unsafe { bindings::vmem_shmem_drop(self.as_ptr(), pos, len) })
     }
 
-    /// Copies `range` from user memory at `from`, charged to `charge`. Returns how many bytes it has
-    /// copied, at least one; fewer than `range` has if there was an error on the way.
-    pub(crate) fn write(&self, range: PageRange, from: u64, charge: Option<&Memcg>) -> Result<u64> {
-        let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
-        let len = usize::try_from(range.bytes().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
-        let from = usize::try_from(from).map_err(|_| EFAULT)?;
+    /// Copies pages from user memory at `from`, charged to `charge`: those from the first of `range`
+    /// on that are in one folio.
+    ///
+    /// The folio stays locked, so that what it holds can be made known first.
+    pub(crate) fn fill(
+        &self,
+        range: PageRange,
+        from: u64,
+        charge: Option<&Memcg>,
+    ) -> Result<Filled> {
+        let pgoff = usize::try_from(range.start()).map_err(|_| EFBIG)?;
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
-        // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced
-        // for the time of the call; `from` is checked by the function as any user address.
-        let wrote = unsafe { bindings::vmem_shmem_write(self.as_ptr(), pos, from, len, charge) };
-        match u64::try_from(wrote) {
-            Ok(0) => Err(EFAULT),
-            Ok(wrote) => Ok(wrote),
-            Err(_) => Err(Error::from_errno(wrote as i32)),
+        loop {
+            // SAFETY: By the type invariants the file is a shmem file; `charge` is null or
+            // referenced for the time of the call.
+            let folio = from_err_ptr(unsafe {
+                bindings::vmem_shmem_lock_to_fill(self.as_ptr(), pgoff, charge)
+            })?;
+            let folio = LockedFolio::new(folio)?;
+            let nr = folio.end().min(range.end()).saturating_sub(range.start());
+            let copied = folio.copy(range.start(), nr, from);
+            if let Some(pages) = PageRange::within(range.start(), copied, range.end()) {
+                return Ok(Filled { pages, folio });
+            }
+            // User memory is brought in without the folio's lock: it may be of this very file.
+            drop(folio);
+            fault_in(from)?;
         }
+    }
+}
+
+/// Pages that have been filled, in one folio, which is still locked.
+pub(crate) struct Filled {
+    pages: PageRange,
+    folio: LockedFolio,
+}
+
+impl Filled {
+    /// The pages.
+    pub(crate) fn pages(&self) -> PageRange {
+        self.pages
+    }
+
+    pub(super) fn folio(&self) -> &LockedFolio {
+        &self.folio
     }
 }
 
@@ -102,12 +133,12 @@ impl Staging {
 ///
 /// # Invariants
 ///
-/// The pointer carries a reference, and the folio is locked by this task and up to date.
+/// The pointer carries a reference, and the folio is locked by this task.
 pub(super) struct LockedFolio(NonNull<kernel::bindings::folio>);
 
 impl LockedFolio {
     fn new(folio: *mut kernel::bindings::folio) -> Result<Self> {
-        // INVARIANT: Both callers pass what they got from a function that gives such a folio.
+        // INVARIANT: All callers pass what they got from a function that gives such a folio.
         NonNull::new(folio).map(Self).ok_or(EIO)
     }
 
@@ -115,6 +146,26 @@ impl LockedFolio {
     pub(super) fn is_large(&self) -> bool {
         // SAFETY: By the type invariants the folio is valid.
         unsafe { bindings::vmem_folio_is_large(self.0.as_ptr()) != 0 }
+    }
+
+    /// The page offset after its last page.
+    fn end(&self) -> u64 {
+        // SAFETY: By the type invariants the folio is valid.
+        unsafe { bindings::vmem_folio_end(self.0.as_ptr()) as u64 }
+    }
+
+    /// Copies `nr` pages from user memory at `from`; they lie in it, from `pgoff` on. Returns how
+    /// many it has copied: it ends where user memory is not at hand.
+    fn copy(&self, pgoff: u64, nr: u64, from: u64) -> u64 {
+        let (pgoff, nr, from) = (pgoff as usize, nr as usize, from as usize);
+        // SAFETY: By the type invariants the folio is valid, and locked for us, and the pages lie in
+        // it; `from` is checked by the function as any user address.
+        let copied = unsafe { bindings::vmem_folio_copy(self.0.as_ptr(), pgoff, nr, from) };
+        if copied > 0 {
+            // SAFETY: By the type invariants the folio is locked; these pages of it have contents.
+            unsafe { bindings::vmem_folio_filled(self.0.as_ptr(), pgoff, copied) };
+        }
+        copied as u64
     }
 
     /// Its page for `pgoff`, which lies in it.

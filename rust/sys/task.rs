@@ -14,6 +14,15 @@ pub(crate) fn available_memory() -> u64 {
     unsafe { bindings::vmem_available_memory() as u64 }
 }
 
+/// Brings a page of user memory in, for reading; `EFAULT` if it cannot be had. A pending signal that
+/// kills is `EINTR`.
+pub(super) fn fault_in(addr: u64) -> Result {
+    breathe()?;
+    let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
+    // SAFETY: The address is checked by the function as any user address.
+    kernel::error::to_result(unsafe { bindings::vmem_fault_in(addr) })
+}
+
 /// Sleeps for a millisecond, or stops (`EINTR`) if the task is being killed.
 pub(crate) fn nap() -> Result {
     let left = kernel::time::msecs_to_jiffies(1) as isize;

@@ -5,6 +5,8 @@
 //! Stands in for `kernel::uapi`, which has the headers of the tree only.
 
 pub(crate) use super::bindings::*;
+use super::few::Few;
+use core::ops::Deref;
 use kernel::{
     prelude::*,
     transmute::{
@@ -113,13 +115,20 @@ impl UserArray {
     }
 
     /// Reads all entries, once.
-    pub(crate) fn read<T: FromBytes>(&self) -> Result<KVVec<T>> {
+    pub(crate) fn read<T: FromBytes + Copy>(&self) -> Result<Entries<T>> {
         let mut reader = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).reader();
+        if self.nr <= FEW {
+            let mut few = Few::new();
+            for _ in 0..self.nr {
+                few.push(reader.read()?);
+            }
+            return Ok(Entries::Few(few));
+        }
         let mut entries = KVVec::with_capacity(self.nr, GFP_KERNEL)?;
         for _ in 0..self.nr {
             entries.push(reader.read()?, GFP_KERNEL)?;
         }
-        Ok(entries)
+        Ok(Entries::Many(entries))
     }
 
     /// Writes the first entries.
@@ -129,6 +138,28 @@ impl UserArray {
             writer.write(entry)?;
         }
         Ok(())
+    }
+}
+
+/// So many entries take no memory but the stack.
+const FEW: usize = 8;
+
+/// Entries that have been read from user memory.
+pub(crate) enum Entries<T> {
+    /// They are on the stack.
+    Few(Few<T, FEW>),
+    /// They are too many for that.
+    Many(KVVec<T>),
+}
+
+impl<T: Copy> Deref for Entries<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Few(few) => few.as_slice(),
+            Self::Many(many) => many,
+        }
     }
 }
 

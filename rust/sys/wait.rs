@@ -2,9 +2,16 @@
 
 //! Waiting for a key, killably, with a time limit, and being woken only if it is one's own.
 //!
+//! A thread that waits for a page says where it wants it, so that whoever brings the page can put it
+//! there before he wakes the thread.
+//!
 //! Stands in for `kernel::sync::CondVar`, which has no killable wait, gives up its lock only, and
 //! wakes all or one.
 
+use super::place::{
+    Place,
+    Places, //
+};
 use core::ptr;
 use kernel::{
     bindings,
@@ -31,6 +38,8 @@ pub(crate) enum Patience {
 pub(crate) enum Woken {
     /// The condition holds.
     Done,
+    /// The condition holds, and the waker has put the page where it was wanted.
+    Placed,
     /// A signal is pending.
     Signal,
     /// The time is over.
@@ -41,6 +50,25 @@ pub(crate) enum Woken {
 struct Keys {
     start: u64,
     end: u64,
+    /// Whether all places that were found have their pages.
+    placed: bool,
+}
+
+impl Keys {
+    fn contains(&self, key: u64) -> bool {
+        (self.start..self.end).contains(&key)
+    }
+}
+
+/// How far a page is on its way to the place of who waits for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// Nobody puts it there.
+    None,
+    /// Somebody does so now.
+    Begun,
+    /// It is there.
+    Done,
 }
 
 /// A queue of threads, each of which waits for a key.
@@ -61,6 +89,8 @@ struct Waiter {
     entry: bindings::wait_queue_entry,
     key: u64,
     since: Instant<Monotonic>,
+    place: Option<Place>,
+    delivery: Delivery,
 }
 
 impl WaitQueue {
@@ -81,10 +111,31 @@ impl WaitQueue {
         })
     }
 
-    /// Wakes the threads that wait for a key in `[start, end)`.
-    pub(crate) fn wake(&self, start: u64, end: u64) {
-        let keys = Keys { start, end };
+    /// Wakes the threads that wait for a key in `[start, end)`. `placed`: the places that
+    /// [`Self::places`] gave have their pages.
+    pub(crate) fn wake(&self, start: u64, end: u64, placed: bool) {
+        let keys = Keys { start, end, placed };
         self.wake_keys(ptr::from_ref(&keys).cast_mut().cast());
+    }
+
+    /// The places of the threads that wait for a key in `[start, end)`, or many of them.
+    pub(crate) fn places(&self, start: u64, end: u64) -> Places {
+        let keys = Keys {
+            start,
+            end,
+            placed: false,
+        };
+        let mut places = Places::new();
+        self.each(|waiter| {
+            if let (true, Some(place)) = (keys.contains(waiter.key), waiter.place) {
+                // SAFETY: The waiter is in the queue: whoever touches the page holds a user of the
+                // address space until its fault has been answered.
+                if unsafe { places.add(waiter.key, place) } {
+                    waiter.delivery = Delivery::Begun;
+                }
+            }
+        });
+        places
     }
 
     /// Wakes all.
@@ -110,6 +161,7 @@ impl WaitQueue {
     pub(crate) fn wait(
         &self,
         key: u64,
+        place: Option<Place>,
         patience: Patience,
         limit_ms: u32,
         mut done: impl FnMut() -> bool,
@@ -126,6 +178,8 @@ impl WaitQueue {
             entry: bindings::wait_queue_entry::default(),
             key,
             since: Instant::now(),
+            place,
+            delivery: Delivery::None,
         });
         let entry: *mut bindings::wait_queue_entry = waiter.get().cast();
         // SAFETY: `entry` is on this stack frame and nobody else knows it yet.
@@ -139,6 +193,7 @@ impl WaitQueue {
             // SAFETY: The head is initialized; `entry` is, too, and `finish_wait` below takes it out
             // of the queue before its memory goes.
             let signal = unsafe { bindings::prepare_to_wait_event(self.head.get(), entry, state) };
+            // Only now, in the queue, does it matter if the answer is no.
             if done() {
                 break Woken::Done;
             }
@@ -150,17 +205,34 @@ impl WaitQueue {
             }
             // SAFETY: In process context, without spinlocks; `left` is not negative.
             left = unsafe { bindings::schedule_timeout(left) };
+            if done() {
+                break Woken::Done;
+            }
         };
         // SAFETY: `entry` was prepared with this head.
         unsafe { bindings::finish_wait(self.head.get(), entry) };
-        woken
+        // SAFETY: It is not in the queue, so this thread is the only one that knows it.
+        let delivery = unsafe { (*waiter.get()).delivery };
+        match woken {
+            Woken::Done if delivery == Delivery::Done => Woken::Placed,
+            woken => woken,
+        }
     }
 
     /// How many threads wait, and for how many nanoseconds the longest of them has. Not for a queue
     /// with pollers.
     pub(crate) fn census(&self) -> (u64, u64) {
-        let head = self.head.get();
         let (mut nr, mut oldest) = (0, 0);
+        self.each(|waiter| {
+            nr += 1;
+            oldest = oldest.max(waiter.since.elapsed().as_nanos());
+        });
+        (nr, u64::try_from(oldest).unwrap_or(0))
+    }
+
+    /// Calls `visit` for each waiter, with the queue locked. Not for a queue with pollers.
+    fn each(&self, mut visit: impl FnMut(&mut Waiter)) {
+        let head = self.head.get();
         // SAFETY: The head is initialized. Its lock is never taken in interrupts: all who use this
         // queue are in process context.
         unsafe { bindings::spin_lock(&raw mut (*head).lock) };
@@ -169,17 +241,15 @@ impl WaitQueue {
         // SAFETY: Only the address is taken.
         while at != unsafe { &raw mut (*head).head } {
             // SAFETY: What hangs in this list is the entry of a `Waiter`, its first field, and it
-            // cannot leave while the lock is held.
+            // cannot leave while the lock is held; until it has left, only who holds the lock uses it.
             let waiter = unsafe {
-                &*kernel::container_of!(at, bindings::wait_queue_entry, entry).cast::<Waiter>()
+                &mut *kernel::container_of!(at, bindings::wait_queue_entry, entry).cast::<Waiter>()
             };
-            nr += 1;
-            oldest = oldest.max(waiter.since.elapsed().as_nanos());
+            visit(waiter);
             at = waiter.entry.entry.next;
         }
         // SAFETY: It was taken above.
         unsafe { bindings::spin_unlock(&raw mut (*head).lock) };
-        (nr, u64::try_from(oldest).unwrap_or(0))
     }
 }
 
@@ -198,10 +268,15 @@ unsafe extern "C" fn wake_waiter(
     if !key.is_null() {
         // SAFETY: By the safety requirements of this function.
         let keys = unsafe { &*key.cast::<Keys>() };
+        let waiter: *mut Waiter = entry.cast();
         // SAFETY: By the safety requirements of this function; `entry` is the first field.
-        let own = unsafe { (*entry.cast::<Waiter>()).key };
-        if own < keys.start || own >= keys.end {
+        let (own, delivery) = unsafe { ((*waiter).key, (*waiter).delivery) };
+        if !keys.contains(own) {
             return 0;
+        }
+        if keys.placed && delivery == Delivery::Begun {
+            // SAFETY: As above; the queue is locked.
+            unsafe { (*waiter).delivery = Delivery::Done };
         }
     }
     // SAFETY: By the safety requirements of this function.

@@ -239,6 +239,17 @@ impl Area {
         checked(unsafe { libc::remap_file_pages(address, len, 0, pgoff, 0) }).map(drop)
     }
 
+    /// `mmap` with `MAP_FIXED`: these pages become a shared mapping of `file` from page `pgoff` on.
+    pub fn cover(&self, pages: Range<usize>, file: impl AsFd, pgoff: usize) -> io::Result<()> {
+        let (address, len) = self.range(&pages);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let offset = pgoff.wrapping_mul(PAGE) as libc::off_t;
+        // SAFETY: inside the area, which is this value's to unmap, and no reference to it exists.
+        let covered = unsafe { libc::mmap(address, len, protection, flags, file.as_fd().as_raw_fd(), offset) };
+        if covered == libc::MAP_FAILED { Err(errno()) } else { Ok(()) }
+    }
+
     fn moved(&mut self, address: *mut libc::c_void, len: usize) -> io::Result<()> {
         if address == libc::MAP_FAILED {
             return Err(errno());

@@ -4,6 +4,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -11,12 +13,12 @@ use rustix::net::{
 };
 use rustix::process::Signal;
 use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{AreaBuilder, register_userfault};
+use vmem_functional_sys::{Area, AreaBuilder, register_userfault};
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::server::Server;
-use crate::setting::{Board, Setting, check_page, check_words, contents, vm_flags};
+use crate::setting::{Board, Setting, bytes_of, check_page, check_words, contents, vm_flags};
 
 crate::tests![
     a_shared_mapping_is_shared_by_all_processes,
@@ -30,6 +32,7 @@ crate::tests![
     a_region_can_be_mapped_twice_by_one_process,
     a_part_can_be_unmapped,
     mprotect_works_as_on_a_file,
+    a_mapping_that_changes_under_a_waiting_touch_is_found_as_it_is,
     mremap_can_shrink,
     mremap_can_move,
     mremap_cannot_grow_and_says_efault,
@@ -254,6 +257,58 @@ fn mprotect_works_as_on_a_file() -> Outcome {
     equal!(setting.take_request()?, 7);
     setting.fill([7])?;
     check_words(&program.join()?, 7)
+}
+
+/// A program of which one thread touches page 3, to read or to write, while another one changes the mapping. The page comes after
+/// that. What it has read.
+fn waiting(write: bool, change: impl Fn(&Setting, &Area) -> Outcome) -> Outcome<Program> {
+    let setting = Setting::new(8)?;
+    setting.fill(5..8)?;
+    let board = Board::new()?;
+    let program = Program::start(|| {
+        let area = Arc::new(setting.area()?);
+        let waiter = thread::spawn({
+            let area = area.clone();
+            move || match write {
+                true => {
+                    area.poke(3 * PAGE_SIZE, 1);
+                    Vec::new()
+                }
+                false => area.page(3),
+            }
+        });
+        board.wait(0, 1)?;
+        change(&setting, &area)?;
+        board.set(1, 1)?;
+        Ok(waiter.join().map_err(|_| "the waiter panicked")?)
+    })?;
+    equal!(setting.take_request()?, 3);
+    setting.wait_waiters(1)?;
+    board.set(0, 1)?;
+    board.wait(1, 1)?;
+    setting.fill([3])?;
+    Ok(program)
+}
+
+fn a_mapping_that_changes_under_a_waiting_touch_is_found_as_it_is() -> Outcome {
+    const NONE: i32 = 0;
+    const READ: i32 = 1;
+    const DONTNEED: i32 = 4;
+    waiting(true, |_, area| Ok(area.protect(2..4, READ)?))?.join_killed(Signal::SEGV)?;
+    check_words(&waiting(false, |_, area| Ok(area.protect(2..4, READ)?))?.join()?, 3)?;
+    waiting(false, |_, area| Ok(area.protect(2..4, NONE)?))?.join_killed(Signal::SEGV)?;
+    waiting(false, |_, area| Ok(area.unmap(3..4)?))?.join_killed(Signal::SEGV)?;
+    waiting(true, |_, area| Ok(area.unmap(0..8)?))?.join_killed(Signal::SEGV)?;
+    waiting(true, |_, area| Ok(area.advise(0..8, DONTNEED)?))?.join()?;
+    // Where page 3 was, the touch finds page 6 in the end.
+    let moved = waiting(false, |setting, area| Ok(area.cover(3..4, &setting.map, 6)?))?;
+    check_words(&moved.join()?, 6)?;
+    let replaced = waiting(false, |_, area| {
+        let other = rustix::fs::memfd_create("other", rustix::fs::MemfdFlags::CLOEXEC)?;
+        rustix::io::write(&other, &bytes_of(&contents(9)))?;
+        Ok(area.cover(3..4, &other, 0)?)
+    })?;
+    check_words(&replaced.join()?, 9)
 }
 
 fn mremap_can_shrink() -> Outcome {
