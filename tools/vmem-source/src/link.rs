@@ -6,12 +6,13 @@
 //! of time ends at most one time-out late.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
+use socket2::{SockRef, Socket, TcpKeepalive};
+use vmem_tls::{Identity, TlsError};
 
 use crate::source::Lane;
 use crate::wire::WireError;
@@ -32,38 +33,65 @@ pub(crate) enum LinkError {
 }
 
 pub(crate) struct Link {
-    socket: TcpStream,
+    /// What is read and written.
+    socket: Socket,
+    /// What is on the network: the same, unless the connection is protected.
+    carrier: TcpStream,
     timeout: Duration,
 }
 
+/// Which side of a connection this is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side<'a> {
+    /// The one that connects, to this host.
+    Destination(&'a str),
+    Source,
+}
+
 impl Link {
-    /// Takes over a connected socket.
-    pub(crate) fn new(socket: TcpStream, timeout: Duration) -> io::Result<Self> {
-        socket.set_nodelay(true)?;
+    /// Takes over a connected socket, and protects it if there is an identity.
+    pub(crate) fn new(
+        carrier: TcpStream,
+        timeout: Duration,
+        side: Side<'_>,
+        identity: Option<&Identity>,
+    ) -> Result<Self, TlsError> {
+        carrier.set_nodelay(true)?;
+        // A peer whose machine is gone says nothing: while nothing is asked, only this finds out.
+        let probes = TcpKeepalive::new()
+            .with_time(timeout.max(Duration::from_secs(1)))
+            .with_interval(Duration::from_secs(2))
+            .with_retries(3);
+        let network = Socket::from(carrier.try_clone()?);
+        network.set_tcp_keepalive(&probes)?;
+        network.set_tcp_user_timeout(Some(timeout))?;
+        let socket = match (identity, side) {
+            (None, _) => network,
+            (Some(identity), Side::Destination(host)) => identity.connect(carrier.try_clone()?, host, timeout)?,
+            (Some(identity), Side::Source) => identity.accept(carrier.try_clone()?, timeout)?,
+        };
         socket.set_read_timeout(Some(timeout))?;
         socket.set_write_timeout(Some(timeout))?;
-        // A peer whose machine is gone says nothing: while nothing is asked, only this finds out.
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_keepidle(&socket, timeout.max(Duration::from_secs(1)))?;
-        sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(2))?;
-        sockopt::set_tcp_keepcnt(&socket, 3)?;
-        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        sockopt::set_tcp_user_timeout(&socket, timeout_ms)?;
-        Ok(Self { socket, timeout })
+        Ok(Self {
+            socket,
+            carrier,
+            timeout,
+        })
     }
 
     /// Lets the packets of the urgent lane overtake others where the network's queues have classes
     /// (the default one of Linux has). It is only a hint, so that a refusal does not matter.
     pub(crate) fn set_lane(&self, lane: Lane) {
-        const LOWDELAY: u8 = 0x10;
-        const THROUGHPUT: u8 = 0x08;
+        const LOWDELAY: u32 = 0x10;
+        const THROUGHPUT: u32 = 0x08;
         let class = match lane {
             Lane::Urgent => LOWDELAY,
             Lane::Stream => THROUGHPUT,
         };
-        let _ = match self.socket.local_addr() {
-            Ok(address) if address.is_ipv6() => sockopt::set_ipv6_tclass(&self.socket, class.into()),
-            _ => sockopt::set_ip_tos(&self.socket, class),
+        let carrier = SockRef::from(&self.carrier);
+        let _ = match self.carrier.local_addr() {
+            Ok(address) if address.is_ipv6() => carrier.set_tclass_v6(class),
+            _ => carrier.set_tos_v4(class),
         };
     }
 
@@ -137,7 +165,7 @@ impl Link {
     pub(crate) fn finish(&self) {
         const MOMENT: Duration = Duration::from_millis(500);
         const ENOUGH: usize = 64;
-        if self.socket.shutdown(std::net::Shutdown::Write).is_err() {
+        if self.socket.shutdown(Shutdown::Write).is_err() {
             return;
         }
         let mut discarded = [0; 4096];

@@ -15,9 +15,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use vmem::PageRange;
+use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
-use crate::link::{Link, LinkError};
+use crate::link::{Link, LinkError, Side};
 use crate::page::{end, split};
 use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
@@ -39,12 +40,13 @@ pub struct Peer {
 
 impl Peer {
     /// Connects to `address` (`HOST:PORT`) and asks what it exports. Neither takes longer than
-    /// `timeout`, and so does no answer later.
+    /// `timeout`, and so does no answer later. With an identity the connection is protected, and the peer must be who it is
+    /// connected to as.
     ///
     /// # Errors
     ///
     /// The peer cannot be reached, does not speak the protocol, or says no.
-    pub fn connect(address: &str, lane: Lane, timeout: Duration) -> Result<Self, SourceError> {
+    pub fn connect(address: &str, lane: Lane, timeout: Duration, identity: Option<&Identity>) -> Result<Self, SourceError> {
         let io = |source| SourceError::Io {
             what: format!("cannot reach {address}"),
             source,
@@ -52,7 +54,12 @@ impl Peer {
         let mut error = None;
         for candidate in address.to_socket_addrs().map_err(io)? {
             match TcpStream::connect_timeout(&candidate, timeout) {
-                Ok(socket) => return Self::greet(Link::new(socket, timeout).map_err(io)?, lane),
+                Ok(socket) => {
+                    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+                    let side = Side::Destination(host.trim_start_matches('[').trim_end_matches(']'));
+                    let link = Link::new(socket, timeout, side, identity);
+                    return Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane);
+                }
                 Err(e) => error = Some(e),
             }
         }

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vmem_tls::Identity;
 
 use crate::memory::Memory;
 use crate::source::{Export, Lane};
@@ -93,6 +94,7 @@ struct Shared {
     memories: Vec<Memory>,
     exports: Vec<Export>,
     limits: Limits,
+    identity: Option<Identity>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     /// The connections, by a running number, to end them when the server ends.
     open: Mutex<HashMap<u64, TcpStream>>,
@@ -120,7 +122,8 @@ pub enum StartError {
 }
 
 impl Server {
-    /// Listens on `address`. `report` is called from several threads.
+    /// Listens on `address`. With an identity, only those are let in whom its authority has certified. `report` is called from several
+    /// threads.
     ///
     /// # Errors
     ///
@@ -129,6 +132,7 @@ impl Server {
         address: SocketAddr,
         memories: Vec<Memory>,
         limits: Limits,
+        identity: Option<Identity>,
         report: impl Fn(Event<'_>) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
         let exports: Vec<Export> = memories.iter().map(|memory| memory.export().clone()).collect();
@@ -147,6 +151,7 @@ impl Server {
             memories,
             exports,
             limits,
+            identity,
             report: Box::new(report),
             open,
         });
@@ -211,7 +216,7 @@ impl Server {
     fn begin(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
         if self.shared.open().len() >= self.shared.limits.connections {
             (self.shared.report)(Event::Refused { peer });
-            connection::refuse(socket);
+            connection::refuse(socket, self.shared.identity.is_some());
             return;
         }
         let shared = Arc::clone(&self.shared);

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use vmem::{Name, PageRange};
+use vmem_tls::TlsError;
 
 use crate::answer::Answer;
 use crate::memory::MemoryError;
@@ -107,6 +108,13 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// It cannot be made sure who it is.
+    #[error("no protected connection to the source")]
+    Tls {
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
     /// It did not answer in time.
     #[error("{what}: no answer within {seconds} s")]
     TimedOut {
@@ -148,6 +156,7 @@ impl SourceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } => true,
+            Self::Tls { source } => matches!(source, TlsError::Io(_) | TlsError::TimedOut(_)),
             Self::Protocol(error) => matches!(error, WireError::Checksum { .. }),
             Self::Refused { code, .. } => *code == ErrorCode::Busy,
             Self::Memory(_) | Self::BadQuestion(_) => false,
@@ -158,7 +167,7 @@ impl SourceError {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } | Self::Memory(_) => true,
+            Self::Io { .. } | Self::Tls { .. } | Self::TimedOut { .. } | Self::Closed { .. } | Self::Memory(_) => true,
             Self::Protocol(_) | Self::BadQuestion(_) => false,
             Self::Refused { code, .. } => *code != ErrorCode::Protocol,
         }

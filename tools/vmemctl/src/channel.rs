@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{Socket, TcpKeepalive};
+use vmem_tls::TlsError;
 
 /// The longest line that is taken.
 const LONGEST_LINE: usize = 1 << 20;
@@ -24,6 +25,8 @@ pub(crate) enum ChannelError {
     Closed,
     #[error("the other side said nothing for {} s", .0.as_secs())]
     TimedOut(Duration),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("it refuses: {0}")]
     Refused(String),
     #[error("the other side does not speak this protocol: {0}")]
@@ -33,15 +36,20 @@ pub(crate) enum ChannelError {
 /// One end of a conversation.
 pub(crate) struct Channel {
     socket: Socket,
+    /// The addresses of this end and of the other one on the network.
+    ends: Option<(IpAddr, IpAddr)>,
     /// Bytes that are no whole line yet.
     received: Vec<u8>,
 }
 
 impl Channel {
-    pub(crate) fn new(socket: Socket) -> io::Result<Self> {
+    /// A conversation on `socket`, whose bytes `carrier` takes over the network.
+    pub(crate) fn new(socket: Socket, carrier: &Socket) -> io::Result<Self> {
         socket.set_write_timeout(Some(PATIENCE))?;
+        let (local, peer) = (carrier.local_addr()?.as_socket(), carrier.peer_addr()?.as_socket());
         Ok(Self {
             socket,
+            ends: local.zip(peer).map(|(local, peer)| (local.ip(), peer.ip())),
             received: Vec::new(),
         })
     }
@@ -98,20 +106,9 @@ impl Channel {
         self.hear(Instant::now() + limit)?.ok_or(ChannelError::TimedOut(limit))
     }
 
-    /// Where this end is.
-    pub(crate) fn local_address(&self) -> io::Result<IpAddr> {
-        let address = self.socket.local_addr()?.as_socket();
-        address
-            .map(|address| address.ip())
-            .ok_or_else(|| io::Error::other("this is no TCP connection"))
-    }
-
-    /// Where the other end is.
-    pub(crate) fn peer_address(&self) -> io::Result<IpAddr> {
-        let address = self.socket.peer_addr()?.as_socket();
-        address
-            .map(|address| address.ip())
-            .ok_or_else(|| io::Error::other("this is no TCP connection"))
+    /// Where this end is and where the other one is, if that is a network.
+    pub(crate) fn ends(&self) -> Option<(IpAddr, IpAddr)> {
+        self.ends
     }
 
     /// The connection, for other bytes than messages, and those that have come already.
@@ -140,15 +137,21 @@ mod tests {
     use crate::message::FromSource;
     use std::os::unix::net::UnixStream;
 
+    fn channel(socket: UnixStream) -> Channel {
+        let socket = Socket::from(socket);
+        let carrier = socket.try_clone().expect("a socket");
+        Channel::new(socket, &carrier).expect("a channel")
+    }
+
     fn pair() -> (Channel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("sockets");
-        (Channel::new(Socket::from(ours)).expect("a channel"), theirs)
+        (channel(ours), theirs)
     }
 
     #[test]
     fn messages_come_whole_and_in_order() {
         let (ours, theirs) = pair();
-        let mut theirs = Channel::new(Socket::from(theirs)).expect("a channel");
+        let mut theirs = channel(theirs);
         let abort = FromSource::Abort {
             reason: "a \n line".to_owned(),
         };

@@ -24,6 +24,9 @@ pub(crate) struct Cli {
     /// Report as one JSON object per line on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Protect all connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
+    pub(crate) tls: Option<PathBuf>,
     /// Speak in clear text to whoever is there, beyond loopback too
     #[arg(long, global = true)]
     pub(crate) insecure: bool,

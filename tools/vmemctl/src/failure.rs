@@ -32,6 +32,8 @@ pub(crate) enum Trouble {
         #[source]
         source: vmem::Error,
     },
+    #[error("no identity")]
+    Tls(#[source] vmem_tls::TlsError),
     #[error("{0}")]
     Other(String),
 }

@@ -19,14 +19,14 @@ const RETRY: Duration = Duration::from_secs(600);
 
 /// How the destination is reached again.
 pub(crate) struct Way<'a> {
-    security: Security,
+    security: &'a Security,
     to: &'a str,
     session: &'a str,
     run: bool,
 }
 
 impl<'a> Way<'a> {
-    pub(crate) fn new(security: Security, record: &'a Outgoing) -> Self {
+    pub(crate) fn new(security: &'a Security, record: &'a Outgoing) -> Self {
         Self {
             security,
             to: &record.to,

@@ -59,7 +59,7 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
         ..
     } = migration;
     report.running(stopped.map(|stopped| stopped.elapsed()));
-    let way = Way::new(security, &record);
+    let way = Way::new(&security, &record);
     follow(&way, channel, &mut export, &mut report).map_err(Failure::Unfinished)?;
     leave(qmp, args.keep_source, &place);
     Ok(())
@@ -94,7 +94,7 @@ struct Migration {
 impl Migration {
     /// Everything that changes nothing for the guest.
     fn prepare(cli: &Cli, args: &Migrate, report: Report) -> Result<Self, Trouble> {
-        let security = Security { insecure: cli.insecure };
+        let security = Security::new(cli)?;
         let mut qmp = Qmp::connect(&args.qmp, LIMIT)?;
         let guest = guest::name(&mut qmp)?;
         let status = guest::status(&mut qmp)?;
@@ -108,7 +108,7 @@ impl Migration {
         let place = Place::new(&cli.state, "out", &guest)?;
         let serve = match args.serve {
             Some(address) => address,
-            None => source::own_address(&channel).map_err(Trouble::io("cannot find this host's address"))?,
+            None => source::own_address(&channel)?,
         };
         let export = Export::start(&memory, serve, &place, args.free_source, &security)?;
         let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());

@@ -3,33 +3,52 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::Socket;
+use vmem_tls::Identity;
 
 use crate::channel::{Channel, ChannelError};
+use crate::cli::Cli;
 use crate::failure::Trouble;
 use crate::message::{FromDestination, FromSource, Purpose, VERSION};
 
 /// How long the other side may take to be there and to greet.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a connection is protected.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Security {
-    /// Clear text is meant, beyond loopback too.
-    pub(crate) insecure: bool,
+/// How connections are protected.
+#[derive(Clone, Debug)]
+pub(crate) enum Security {
+    /// Not: they stay on this machine, or in a tunnel that begins there.
+    Loopback,
+    /// Not: clear text is meant.
+    Insecure,
+    /// With certificates on both sides, from this directory.
+    Tls(Identity, PathBuf),
 }
 
 impl Security {
+    pub(crate) fn new(cli: &Cli) -> Result<Self, Trouble> {
+        match (&cli.tls, cli.insecure) {
+            (Some(directory), _) => {
+                let identity = Identity::load(directory).map_err(Trouble::Tls)?;
+                let directory = std::path::absolute(directory).map_err(Trouble::io("no such directory"))?;
+                Ok(Self::Tls(identity, directory))
+            }
+            (None, true) => Ok(Self::Insecure),
+            (None, false) => Ok(Self::Loopback),
+        }
+    }
+
     /// Refuses clear text where others can read it.
     fn check(&self, address: SocketAddr) -> Result<(), Trouble> {
-        if self.insecure || address.ip().is_loopback() {
+        if !matches!(self, Self::Loopback) || address.ip().is_loopback() {
             Ok(())
         } else {
             Err(Trouble::other(format!(
-                "{address} is not a loopback address: the guest's memory and state would go there in clear text; --insecure says \
-                 that this is meant"
+                "{address} is not a loopback address: the guest's memory and state would go there in clear text; --tls protects \
+                 them, --insecure says that this is meant"
             )))
         }
     }
@@ -41,15 +60,17 @@ impl Security {
         for address in to.to_socket_addrs().map_err(failed())? {
             self.check(address)?;
             match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(stream) => return self.greet(stream, session, purpose).map_err(|e| peer(to, e)),
+                Ok(stream) => return self.greet(stream, to, session, purpose).map_err(|e| peer(to, e)),
                 Err(e) => error = e,
             }
         }
         Err(failed()(error))
     }
 
-    fn greet(&self, stream: TcpStream, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
-        let mut channel = self.protect(stream).map_err(ChannelError::Io)?;
+    fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
+        let host = to.rsplit_once(':').map_or(to, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut channel = self.protect(stream, Some(host))?;
         channel.say(&FromSource::Hello {
             version: VERSION,
             session: session.to_owned(),
@@ -62,12 +83,19 @@ impl Security {
         }
     }
 
-    /// What a vmemd is told that serves or asks at this address.
-    pub(crate) fn vmemd_arguments(&self, address: SocketAddr) -> Vec<String> {
-        if address.ip().is_loopback() {
-            Vec::new()
-        } else {
-            vec!["--insecure".to_owned()]
+    /// What vmemd is told that serves pages.
+    pub(crate) fn serve_arguments(&self) -> Vec<String> {
+        match self {
+            Self::Insecure => vec!["--insecure".to_owned()],
+            _ => self.source_arguments(),
+        }
+    }
+
+    /// What vmemd is told that asks for pages.
+    pub(crate) fn source_arguments(&self) -> Vec<String> {
+        match self {
+            Self::Tls(_, directory) => vec!["--tls".to_owned(), directory.display().to_string()],
+            Self::Loopback | Self::Insecure => Vec::new(),
         }
     }
 
@@ -78,7 +106,7 @@ impl Security {
 
     /// Takes a connection; returns it with what it is for.
     pub(crate) fn accept(&self, stream: TcpStream) -> Result<(Channel, String, Purpose), ChannelError> {
-        let mut channel = self.protect(stream).map_err(ChannelError::Io)?;
+        let mut channel = self.protect(stream, None)?;
         match channel.hear_within(PATIENCE)? {
             FromSource::Hello {
                 version: VERSION,
@@ -94,10 +122,16 @@ impl Security {
         }
     }
 
-    fn protect(&self, stream: TcpStream) -> io::Result<Channel> {
-        let socket = Socket::from(stream);
-        Channel::watch(&socket)?;
-        Channel::new(socket)
+    /// Makes a conversation of a connection: one that this side has made to `host`, or one that has been made to it.
+    fn protect(&self, stream: TcpStream, host: Option<&str>) -> Result<Channel, ChannelError> {
+        let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
+        Channel::watch(&carrier).map_err(ChannelError::Io)?;
+        let socket = match (self, host) {
+            (Self::Tls(identity, _), Some(host)) => identity.connect(stream, host, PATIENCE)?,
+            (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?,
+            (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
+        };
+        Channel::new(socket, &carrier).map_err(ChannelError::Io)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::failure::{Failure, Trouble, chain};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::report::{Report, err};
-use arrival::Arrival;
+use arrival::{Arrival, Host};
 use door::{Door, Visitor};
 use pages::Outlook;
 
@@ -28,18 +28,25 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// Takes one guest, and stays until its memory is complete.
 pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
-    let security = Security { insecure: cli.insecure };
+    let security = Security::new(cli)?;
     let control = Control::open().map_err(Trouble::vmem("no vmem"))?;
     let regions = host::make_regions(&control, args)?;
     let listener = security.listen(args.listen)?;
     let address = listener.local_addr().map_err(Trouble::io("cannot listen"))?;
-    let mut door = Door::open(listener, security)?;
+    let mut door = Door::open(listener, security.clone())?;
     let mut report = Report::new(cli.json);
     let mut arrival = if args.resume {
         Arrival::resume(cli, args, &door)?
     } else {
         report.note(&format!("listening on {address}"));
-        take(cli, args, &control, &mut door, &mut report)?
+        {
+            let host = Host {
+                args,
+                control: &control,
+                security: &security,
+            };
+            take(cli, &host, &mut door, &mut report)?
+        }
     };
     arrival.wait_for_commit(&mut door, &mut report)?;
     // QEMU has them open.
@@ -49,7 +56,7 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
 }
 
 /// Waits for a guest, and prepares everything for it.
-fn take(cli: &Cli, args: &Receive, control: &Control, door: &mut Door, report: &mut Report) -> Result<Arrival, Failure> {
+fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &mut Report) -> Result<Arrival, Failure> {
     loop {
         let Visitor {
             mut channel,
@@ -73,7 +80,7 @@ fn take(cli: &Cli, args: &Receive, control: &Control, door: &mut Door, report: &
                     pages,
                     release,
                 };
-                return Arrival::prepare(cli, args, control, door, channel, offer);
+                return Arrival::prepare(cli, host, door, channel, offer);
             }
             Ok(other) => report.note(&format!("a source said something out of order: {other:?}")),
             Err(error) => report.note(&format!("a source: {}", chain(&error))),

@@ -18,7 +18,7 @@ use crate::report::Report;
 /// Finds out where the guest is, and goes on from there.
 pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let mut report = Report::new(cli.json);
-    let security = Security { insecure: cli.insecure };
+    let security = Security::new(cli)?;
     let (place, mut record) = find(cli, args)?;
     if let Some(to) = &args.to {
         record.to = with_port(to);
@@ -32,7 +32,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         report.note("the guest had not left this host yet; it goes on here");
         return Ok(());
     }
-    let way = Way::new(security, &record);
+    let way = Way::new(&security, &record);
     let mut channel = way.connect().map_err(Failure::Unknown)?;
     let state = channel
         .hear_within(PREPARATION)
@@ -65,7 +65,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let mut export = Export::again(&record.vmemd, &place).map_err(|error| Failure::Unfinished(error.into()))?;
     record.pid = export.pid();
     place.write(&record).map_err(Trouble::from)?;
-    let way = Way::new(security, &record);
+    let way = Way::new(&security, &record);
     follow(&way, channel, &mut export, &mut report).map_err(Failure::Unfinished)?;
     leave(qmp, args.keep_source, &place);
     Ok(())

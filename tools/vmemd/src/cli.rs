@@ -38,6 +38,9 @@ pub(crate) struct Serve {
     /// Listen on an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Let only those in whom ca.pem in this directory has certified; cert.pem and key.pem say who this is
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
+    pub(crate) tls: Option<PathBuf>,
     /// Connections at a time; each daemon takes two
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
@@ -58,6 +61,9 @@ pub(crate) struct Receive {
     /// Where the pages are: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
     #[arg(long, value_name = "SOURCE", required = true)]
     pub(crate) source: Vec<String>,
+    /// Protect the connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
     /// Permission bits of /dev/vmem/NAME
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
     pub(crate) mode: u32,

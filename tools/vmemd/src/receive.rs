@@ -15,6 +15,7 @@ use vmem::{Control, PAGE_SIZE};
 use vmem_source::local::Local;
 use vmem_source::peer::Peer;
 use vmem_source::{Lane, PageSource, SourceError};
+use vmem_tls::Identity;
 
 use crate::cli::{Receive, with_port};
 use crate::engine::sink::Sink;
@@ -165,7 +166,8 @@ fn connector(args: &Receive) -> Result<Connect, Failure> {
         return Err(Failure::Sources);
     };
     let (address, timeout) = (with_port(host), args.timeout);
+    let identity = args.tls.as_deref().map(Identity::load).transpose()?;
     Ok(Arc::new(move |lane: Lane| {
-        Peer::connect(&address, lane, timeout).map(|peer| Box::new(peer) as Box<dyn PageSource>)
+        Peer::connect(&address, lane, timeout, identity.as_ref()).map(|peer| Box::new(peer) as Box<dyn PageSource>)
     }))
 }

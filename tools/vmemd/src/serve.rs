@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 use vmem::PAGE_SIZE;
 use vmem_source::memory::{Memory, MemoryError};
 use vmem_source::serve::{Event, Limits, Server, StartError};
+use vmem_tls::{Identity, TlsError};
 
 use crate::cli::Serve;
 use crate::report::{bytes, err, out};
@@ -26,16 +27,19 @@ pub(crate) enum ServeFailure {
     Start(#[from] StartError),
     #[error(
         "{0} is not a loopback address: whoever reaches it can read the exported memory, and it is sent in clear text; \
-         --insecure says that this is meant"
+         --tls protects it, --insecure says that this is meant"
     )]
     Insecure(SocketAddr),
+    #[error("no identity")]
+    Tls(#[from] TlsError),
     #[error("cannot go on")]
     Io(#[from] io::Error),
 }
 
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
-    if !args.insecure && !args.listen.ip().is_loopback() {
+    let identity = args.tls.as_deref().map(Identity::load).transpose()?;
+    if identity.is_none() && !args.insecure && !args.listen.ip().is_loopback() {
         return Err(ServeFailure::Insecure(args.listen));
     }
     let memories = args
@@ -55,7 +59,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     };
     let stop = Arc::new(Stop::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let server = Server::bind(args.listen, memories, limits, |event| log(&event))?;
+    let server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
     for export in server.exports() {
         out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
     }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::{Event, Shared};
 use vmem::PageRange;
+use vmem_tls::TlsError;
 
 use crate::answer::{Chunk, Kind};
-use crate::link::{Link, LinkError};
+use crate::link::{Link, LinkError, Side};
 use crate::memory::Memory;
 use crate::source::Lane;
 use crate::wire::frame::Type;
@@ -49,6 +50,9 @@ pub enum ServeError {
         /// In the middle of a frame.
         within: bool,
     },
+    /// Who is there is not who may be, or does not say so.
+    #[error("no protected connection: {0}")]
+    Tls(#[source] TlsError),
     /// The connection failed.
     #[error("the connection failed")]
     Io(#[source] io::Error),
@@ -72,9 +76,13 @@ impl From<WireError> for ServeError {
 }
 
 /// Tells a peer that there are too many connections, without waiting for it.
-pub(super) fn refuse(socket: TcpStream) {
+pub(super) fn refuse(socket: TcpStream, protected: bool) {
     const MOMENT: Duration = Duration::from_millis(100);
-    if let Ok(link) = Link::new(socket, MOMENT) {
+    if protected {
+        // To find out who it is, only to say no, would let anybody hold up those who come after.
+        return;
+    }
+    if let Ok(link) = Link::new(socket, MOMENT, Side::Source, None) {
         // Which lane it wants has not been read: the peer looks at this only after the error.
         send_greeting(&link, Lane::Urgent, 0)
             .and_then(|()| send_error(&link, ErrorCode::Busy, "try again later"))
@@ -85,9 +93,9 @@ pub(super) fn refuse(socket: TcpStream) {
 /// Serves one connection until it ends.
 pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared) -> (Served, Result<(), ServeError>) {
     let mut served = Served::default();
-    let link = match Link::new(socket, shared.limits.timeout) {
+    let link = match Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref()) {
         Ok(link) => link,
-        Err(error) => return (served, Err(ServeError::Io(error))),
+        Err(error) => return (served, Err(ServeError::Tls(error))),
     };
     let result = converse(&link, peer, shared, &mut served);
     let broken = match &result {

@@ -42,7 +42,7 @@ impl Running {
                 let _ = sender.send((served, error.map(ToString::to_string)));
             }
         };
-        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, report).expect("a server");
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, None, report).expect("a server");
         let address = server.local_addr().expect("its address");
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
         let stopped = Arc::clone(&stop);
@@ -56,7 +56,7 @@ impl Running {
     }
 
     fn peer(&self) -> Result<Peer, SourceError> {
-        Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10))
+        Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10), None)
     }
 
     fn raw(&self) -> TcpStream {
@@ -342,7 +342,7 @@ fn connections_are_limited() {
 fn exports_are_one_or_more_and_have_different_names() {
     let file = memfd(4096, &[0]);
     let memory = || Memory::open(&spec("ram", &file)).expect("memory");
-    let bind = |memories| Server::bind(([127, 0, 0, 1], 0).into(), memories, LIMITS, |_| ()).map(|_| ());
+    let bind = |memories| Server::bind(([127, 0, 0, 1], 0).into(), memories, LIMITS, None, |_| ()).map(|_| ());
     assert!(matches!(bind(vec![]), Err(StartError::Exports(0))));
     assert!(matches!(bind(vec![memory(), memory()]), Err(StartError::DuplicateName(_))));
     assert!(bind(vec![memory()]).is_ok());

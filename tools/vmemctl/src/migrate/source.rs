@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The source's ends of the two streams: pages, and the guest's state.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -52,7 +51,7 @@ impl Export {
         free: bool,
         security: &Security,
     ) -> Result<Self, Trouble> {
-        let mut options = security.vmemd_arguments(address);
+        let mut options = security.serve_arguments();
         if free {
             let records = place.path("released");
             std::fs::create_dir_all(&records).map_err(Trouble::io(records.display().to_string()))?;
@@ -127,9 +126,11 @@ impl Export {
 }
 
 /// Where this host is, as the other end of `channel` sees it, and any port.
-pub(crate) fn own_address(channel: &Channel) -> io::Result<SocketAddr> {
-    let address = channel.local_address()?;
-    Ok(SocketAddr::new(address, 0))
+pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Trouble> {
+    let (own, _) = channel
+        .ends()
+        .ok_or_else(|| Trouble::other("the destination is not on a network"))?;
+    Ok(SocketAddr::new(own, 0))
 }
 
 /// The way of the guest's state: QEMU connects to a socket here, and what it sends goes to the destination.

@@ -20,9 +20,18 @@ use crate::cli::{Cli, Receive};
 use crate::failure::{Failure, Trouble, chain};
 use crate::guest::{self, LIMIT, Memory};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
+use crate::network::Security;
 use crate::record::{Incoming, Phase, Place};
 use crate::relay::{Relay, relay};
 use crate::report::Report;
+
+/// What a guest is prepared with.
+#[derive(Clone, Copy)]
+pub(super) struct Host<'a> {
+    pub(super) args: &'a Receive,
+    pub(super) control: &'a Control,
+    pub(super) security: &'a Security,
+}
 
 /// What the source offers.
 pub(super) struct Offer {
@@ -50,17 +59,10 @@ pub(super) struct Arrival {
 
 impl Arrival {
     /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
-    pub(super) fn prepare(
-        cli: &Cli,
-        args: &Receive,
-        control: &Control,
-        door: &mut Door,
-        channel: Channel,
-        offer: Offer,
-    ) -> Result<Self, Failure> {
+    pub(super) fn prepare(cli: &Cli, host: &Host<'_>, door: &mut Door, channel: Channel, offer: Offer) -> Result<Self, Failure> {
         let mut qemu = Qemu::existing();
         let place = Place::new(&cli.state, "in", &offer.guest).map_err(Trouble::from)?;
-        match Self::build(args, control, &channel, offer, &place, &mut qemu) {
+        match Self::build(host, &channel, offer, &place, &mut qemu) {
             Ok((pages, qmp, record, regions)) => {
                 let arrival = Self {
                     channel: Some(channel),
@@ -92,18 +94,18 @@ impl Arrival {
     }
 
     fn build(
-        args: &Receive,
-        control: &Control,
+        host: &Host<'_>,
         channel: &Channel,
         offer: Offer,
         place: &Place,
         qemu: &mut Qemu,
     ) -> Result<(Pages, Qmp, Incoming, Vec<MapHandle>), Trouble> {
+        let args = host.args;
         host::check_memory(&offer.memory, args)?;
         let mut regions = Vec::new();
         let mut names = Vec::new();
         if !args.command.is_empty() {
-            (names, regions) = host::regions_for(control, &offer.guest, &offer.memory, args)?;
+            (names, regions) = host::regions_for(host.control, &offer.guest, &offer.memory, args)?;
             *qemu = Qemu::start(args, &offer.memory, &names, &place.path("qemu.log"))?;
         }
         let mut qmp = qemu.connect(&args.qmp)?;
@@ -127,7 +129,7 @@ impl Arrival {
         // One that was left behind.
         let _ = std::fs::remove_file(&state);
         qmp.run("migrate-incoming", json!({"uri": format!("unix:{}", state.display())}))?;
-        let arguments = vmemd_arguments(args, channel, &offer, &names)?;
+        let arguments = vmemd_arguments(host, channel, &offer, &names)?;
         let pages = Pages::hold(&arguments, names, place)?;
         let record = Incoming {
             session: offer.session,
@@ -373,18 +375,19 @@ fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Tr
 }
 
 /// How the destination's vmemd is started when it goes on with what another one has begun.
-fn vmemd_arguments(args: &Receive, channel: &Channel, offer: &Offer, regions: &[String]) -> Result<Vec<String>, Trouble> {
+fn vmemd_arguments(host: &Host<'_>, channel: &Channel, offer: &Offer, regions: &[String]) -> Result<Vec<String>, Trouble> {
     let source = match offer.pages.parse::<u16>() {
         Ok(port) => {
-            let host = channel
-                .peer_address()
-                .map_err(Trouble::io("cannot find the source's address"))?;
-            SocketAddr::new(host, port).to_string()
+            let (_, peer) = channel
+                .ends()
+                .ok_or_else(|| Trouble::other("the source is not on a network"))?;
+            SocketAddr::new(peer, port).to_string()
         }
         Err(_) => offer.pages.clone(),
     };
     let mut arguments: Vec<String> = ["--source", &source, "--resume", "--json"].map(str::to_owned).to_vec();
-    arguments.extend(["--retry".to_owned(), args.retry.as_secs_f64().to_string()]);
+    arguments.extend(["--retry".to_owned(), host.args.retry.as_secs_f64().to_string()]);
+    arguments.extend(host.security.source_arguments());
     for (backend, region) in offer.memory.iter().zip(regions) {
         arguments.extend(["--region".to_owned(), format!("{}={region}", backend.export)]);
     }

@@ -39,7 +39,7 @@ impl Door {
             .name("door".to_owned())
             .spawn(move || {
                 for stream in listener.incoming() {
-                    let (sender, inside) = (sender.clone(), Arc::clone(&inside));
+                    let (sender, inside, security) = (sender.clone(), Arc::clone(&inside), security.clone());
                     // One who says nothing must not keep others out.
                     let visit = move || match stream.map_err(ChannelError::Io).and_then(|stream| security.accept(stream)) {
                         Ok((channel, session, purpose)) => let_in(channel, session, purpose, &inside, &sender),

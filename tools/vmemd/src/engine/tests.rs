@@ -68,7 +68,7 @@ impl Source {
     fn of(address: SocketAddr, memories: Vec<Exported>) -> Self {
         let served = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let sum = Arc::clone(&served);
-        let server = Server::bind(address, memories, Limits::default(), move |event| {
+        let server = Server::bind(address, memories, Limits::default(), None, move |event| {
             if let vmem_source::serve::Event::Ended { served, .. } = event {
                 sum.fetch_add(served.data + served.zero + served.unreadable, Ordering::Relaxed);
             }
@@ -104,7 +104,7 @@ const OPTIONS: Options = Options {
 
 fn to(address: SocketAddr) -> Connect {
     Arc::new(move |lane| {
-        Peer::connect(&address.to_string(), lane, Duration::from_secs(5)).map(|peer| Box::new(peer) as Box<dyn PageSource>)
+        Peer::connect(&address.to_string(), lane, Duration::from_secs(5), None).map(|peer| Box::new(peer) as Box<dyn PageSource>)
     })
 }
 

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Two sides that know each other, and those who do not.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use socket2::Socket;
+use tempfile::TempDir;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate")
+}
+
+/// The files of one who is called `name`, certified by `by`, and believes `believed`.
+fn files(name: &str, by: &Authority, believed: &Authority) -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, by).expect("a certificate");
+    let put = |file: &str, text: String| std::fs::write(directory.path().join(file), text).expect("a file");
+    put("ca.pem", believed.pem());
+    put("cert.pem", certificate.pem());
+    put("key.pem", key.serialize_pem());
+    directory
+}
+
+fn identity(directory: &TempDir) -> Identity {
+    Identity::load(directory.path()).expect("an identity")
+}
+
+/// The two ends of a connection to `host`, as each side sees it.
+fn meet(client: &Identity, server: &Identity, host: &str) -> (Result<Socket, TlsError>, Result<Socket, TlsError>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let server = server.clone();
+    let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
+    let socket = TcpStream::connect(address).expect("a connection");
+    let connected = client.connect(socket, host, LIMIT);
+    (connected, accepting.join().expect("no panic"))
+}
+
+#[test]
+fn both_directions_at_once_and_their_ends() {
+    let ca = authority();
+    let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let (connected, accepted) = meet(&identity(&ours), &identity(&theirs), "b.test");
+    let (connected, accepted) = (connected.expect("a connection"), accepted.expect("a connection"));
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+    let talk = |mut socket: Socket, bytes: Vec<u8>| {
+        thread::spawn(move || {
+            let mut other = socket.try_clone().expect("a socket");
+            let sent = bytes.clone();
+            let writer = thread::spawn(move || {
+                other.write_all(&sent).expect("room");
+                other.shutdown(Shutdown::Write).expect("a socket");
+            });
+            let mut received = Vec::new();
+            socket.read_to_end(&mut received).expect("the end");
+            writer.join().expect("no panic");
+            assert!(received == bytes);
+        })
+    };
+    let (one, two) = (talk(connected, bytes.clone()), talk(accepted, bytes));
+    one.join().expect("no panic");
+    two.join().expect("no panic");
+}
+
+#[test]
+fn who_is_not_known_is_not_let_in() {
+    let (ca, other) = (authority(), authority());
+    let (good, server) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let stranger = files("a.test", &other, &ca);
+    let impostor = files("b.test", &other, &other);
+    let (connected, _) = meet(&identity(&good), &identity(&server), "c.test");
+    assert!(matches!(connected, Err(TlsError::Handshake(_))), "another name");
+    let (connected, accepted) = meet(&identity(&good), &identity(&impostor), "b.test");
+    assert!(connected.is_err() && accepted.is_err(), "an impostor");
+    // A stranger learns it only when it hears nothing: its own part of the handshake is over before.
+    let (connected, accepted) = meet(&identity(&stranger), &identity(&server), "b.test");
+    assert!(matches!(accepted, Err(TlsError::Handshake(_))), "a stranger");
+    if let Ok(mut socket) = connected {
+        assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0);
+    }
+}
+
+#[test]
+fn one_that_says_nothing_or_something_else_is_no_peer() {
+    let ca = authority();
+    let server = identity(&files("b.test", &ca, &ca));
+    for words in [&b""[..], b"GET / HTTP/1.1\r\n\r\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+        client.write_all(words).expect("room");
+        let accepted = server.accept(listener.accept().expect("a connection").0, Duration::from_millis(200));
+        match words {
+            b"" => assert!(matches!(accepted, Err(TlsError::TimedOut(_))), "{accepted:?}"),
+            _ => assert!(matches!(accepted, Err(TlsError::Handshake(_))), "{accepted:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_cut_is_no_end() {
+    let ca = authority();
+    let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let server = identity(&theirs);
+    let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
+    let socket = TcpStream::connect(address).expect("a connection");
+    let scissors = socket.try_clone().expect("a socket");
+    let mut connected = identity(&ours).connect(socket, "b.test", LIMIT).expect("a connection");
+    let mut accepted = accepting.join().expect("no panic").expect("a connection");
+    connected.write_all(b"half").expect("room");
+    let mut buffer = [0; 8];
+    assert_eq!(accepted.read(&mut buffer).expect("bytes"), 4);
+    scissors.shutdown(Shutdown::Both).expect("a socket");
+    // For the user it is closed in both directions, and nothing hangs.
+    assert_eq!(accepted.read(&mut buffer).unwrap_or(0), 0);
+    assert_eq!(connected.read(&mut buffer).unwrap_or(0), 0);
+    thread::sleep(Duration::from_millis(50));
+    assert!(accepted.write_all(&[0; 1 << 20]).is_err());
+}
+
+#[test]
+fn files_that_are_none_are_named() {
+    let ca = authority();
+    let good = files("a.test", &ca, &ca);
+    let other = files("b.test", &ca, &ca);
+    let error = |path: &Path| Identity::load(path).expect_err("a refusal").to_string();
+    std::fs::copy(other.path().join("key.pem"), good.path().join("key.pem")).expect("a file");
+    assert!(
+        matches!(Identity::load(good.path()), Err(TlsError::Identity(_))),
+        "another's key"
+    );
+    std::fs::write(good.path().join("cert.pem"), "nothing").expect("a file");
+    assert!(error(good.path()).contains("cert.pem"));
+    std::fs::remove_file(good.path().join("ca.pem")).expect("a file");
+    assert!(error(good.path()).contains("ca.pem"));
+}
