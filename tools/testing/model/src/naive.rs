@@ -42,6 +42,10 @@ impl Naive {
         matches!(self.0[slot], Page::Present | Page::Unreadable)
     }
 
+    pub(crate) fn is_requested(&self, slot: usize) -> bool {
+        matches!(self.0[slot], Page::Queued | Page::Taken)
+    }
+
     pub(crate) fn touch(&mut self, slot: usize) -> Touch {
         match self.0[slot] {
             Page::Present => Touch::Present,

@@ -89,6 +89,10 @@ proptest! {
                 map.all_present(slots(first, nr)),
                 (first..first + nr).all(|slot| naive.is_present(slot))
             );
+            prop_assert_eq!(
+                map.any_requested(slots(first, nr)),
+                (first..first + nr).any(|slot| naive.is_requested(slot))
+            );
             prop_assert_eq!(map.is_settled(slots(first, nr)), naive.is_settled(first));
             let bit = (map.present_word(first / 64) >> (first % 64)) & 1;
             prop_assert_eq!(bit == 1, naive.is_present(first));
