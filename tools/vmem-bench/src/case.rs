@@ -5,6 +5,7 @@ mod fill;
 mod footprint;
 mod one_fault;
 mod plain;
+mod prefetch;
 mod processes;
 mod stream;
 mod threads;
@@ -88,6 +89,12 @@ pub(crate) const CASES: &[Case] = &[
         number: 7,
         title: "memory",
         round: footprint::round,
+    },
+    // Case 8, instructions, is all of these on a machine that counts them.
+    Case {
+        number: 9,
+        title: "prefetch",
+        round: prefetch::round,
     },
 ];
 

@@ -82,6 +82,9 @@ pub(crate) struct Receive {
     /// Fetch only pages that a program touches
     #[arg(long)]
     pub(crate) no_background: bool,
+    /// Pages to fetch ahead of a program that goes through memory in equal steps, at most; 0 with --no-background unless given
+    #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(..=256))]
+    pub(crate) prefetch: Option<u16>,
     /// How much the stream may have in flight
     #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) window: u16,

@@ -3,7 +3,7 @@
 //!
 //! Two threads, each with a connection of its own:
 //!
-//! - `urgent` takes requests from the regions and asks for exactly those pages;
+//! - `urgent` takes requests from the regions and asks for those pages, and a few that will be wanted next;
 //! - `stream` asks for all pages that are absent, in large pieces, going on behind the latest fault.
 //!
 //! Each keeps a window of questions in flight, and fills what comes at once. Neither knows what the other has in flight: a page that a
@@ -15,6 +15,7 @@
 
 mod apply;
 mod flight;
+mod foresight;
 mod line;
 pub(crate) mod release;
 pub(crate) mod sink;
@@ -49,6 +50,8 @@ pub(crate) struct Options {
     pub(crate) background: bool,
     /// Pages that the stream may have in flight.
     pub(crate) window: u64,
+    /// The most pages that are asked for urgently ahead of a program that goes through memory in equal steps.
+    pub(crate) prefetch: u64,
     /// How long a lost source is tried for.
     pub(crate) retry: Duration,
 }

@@ -28,6 +28,8 @@ use orders::Orders;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// Pages that are fetched ahead unless told otherwise: more would delay the pages of others (128 KiB take 1 ms at 1 Gbit/s).
+const PREFETCH: u64 = 32;
 
 /// Fills regions until all are complete, or something says no.
 pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
@@ -70,6 +72,7 @@ impl Run {
         let options = Options {
             background: !args.no_background,
             window: u64::from(args.window) * (1 << 20) / PAGE_SIZE as u64,
+            prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry,
         };
         let sinks = regions.iter().map(|region| Arc::clone(region) as Arc<dyn Sink>).collect();

@@ -17,6 +17,8 @@ pub(crate) struct Stats {
     pub(crate) duplicates: AtomicU64,
     /// Requests taken from regions.
     pub(crate) requests: AtomicU64,
+    /// Pages asked for urgently ahead of requests.
+    pub(crate) ahead: AtomicU64,
     /// Connections made again.
     pub(crate) reconnects: AtomicU64,
     /// Microseconds from taking a request to filling its page.
@@ -38,6 +40,7 @@ impl Stats {
             zero: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             service: Mutex::new(Histogram::new_with_max(HOUR_US, 2)?),
         })

@@ -99,6 +99,7 @@ impl Drop for Source {
 const OPTIONS: Options = Options {
     background: true,
     window: 1024,
+    prefetch: 0,
     retry: Duration::from_secs(20),
 };
 

@@ -12,6 +12,7 @@ use vmem_source::source::MAX_ASK_RANGES;
 use vmem_source::{Readiness, SourceError};
 
 use super::apply::apply;
+use super::foresight::Foresight;
 use super::line::Line;
 use super::stats::add;
 use super::{Interruption, PATIENCE, Shared};
@@ -30,6 +31,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         shared,
         line,
         asked: 0,
+        foresight: Foresight::new(shared.exports.iter().map(|export| export.pages), shared.options.prefetch),
         latest: 0,
         plain: HashSet::new(),
         heard: Instant::now(),
@@ -49,6 +51,7 @@ struct Urgent<'a> {
     line: Line,
     /// Pages asked for on this connection that have not come.
     asked: usize,
+    foresight: Foresight,
     /// The region whose requests were taken last.
     latest: usize,
     /// Regions that have become plain memory.
@@ -65,6 +68,9 @@ impl Urgent<'_> {
             let (region, answer) = self.line.next()?;
             self.heard = Instant::now();
             self.asked = self.asked.saturating_sub(answer.pages() as usize);
+            for (pages, _) in answer.contents() {
+                self.foresight.came(region, pages);
+            }
             apply(self.shared, region, &answer)?;
         }
         if let Some(region) = wanted {
@@ -84,7 +90,13 @@ impl Urgent<'_> {
                 add(&self.shared.stats.requests, pages.len() as u64);
                 self.shared.flight.insert(region, &pages);
                 self.shared.tell_stream(region, &pages);
-                self.ask(region, pages)?;
+                let ahead = self.foresight.wanted(region, &pages);
+                add(&self.shared.stats.ahead, ahead.len() as u64);
+                // What is on its way already is not asked for again.
+                let foreseen = |page: &PageIndex| self.foresight.expects(region, *page);
+                let (_, asked): (Vec<_>, Vec<_>) = pages.into_iter().partition(foreseen);
+                self.ask(region, asked)?;
+                self.ask(region, ahead)?;
             }
         }
         Ok(())
@@ -129,7 +141,7 @@ impl Urgent<'_> {
 
     fn ask(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), SourceError> {
         pages.sort_unstable();
-        if self.asked == 0 {
+        if self.asked == 0 && !pages.is_empty() {
             self.heard = Instant::now();
         }
         for ranges in runs(&pages).chunks(MAX_ASK_RANGES) {
@@ -145,6 +157,7 @@ impl Urgent<'_> {
         loop {
             self.line.reopen(error)?;
             self.asked = 0;
+            self.foresight.forget();
             match self.ask_again() {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,

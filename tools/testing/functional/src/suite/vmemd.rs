@@ -23,6 +23,7 @@ crate::tests![
     a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory,
     files_with_holes_and_memfds_are_exported_side_by_side,
     without_background_only_touched_pages_are_fetched,
+    pages_ahead_of_equal_steps_are_fetched_and_no_others,
     a_killed_daemon_is_replaced_by_the_next_one,
     sigterm_leaves_a_mapped_region_to_the_next_daemon,
     programs_wait_for_a_source_that_comes_back,
@@ -332,6 +333,36 @@ fn without_background_only_touched_pages_are_fetched() -> Outcome {
     let end = daemon.end()?.with_code(6)?;
     equal!((end.number("faults")?, end.number("duplicate_bytes")?), (4, 0));
     equal!(handle.info()?.present, 4);
+    Ok(())
+}
+
+fn pages_ahead_of_equal_steps_are_fetched_and_no_others() -> Outcome {
+    let file = Scratch::new("ahead", PAGES)?;
+    let source = Source::new(&[&file.export("ahead")])?;
+    let daemon = Daemon::new(&source.address, &["--no-background", "--prefetch", "8"])?;
+    let handle = open("ahead")?;
+    let memory = map(&handle)?;
+    for pgoff in [1999, 3, 14, 1000] {
+        check_page(&memory, pgoff)?;
+    }
+    equal!(handle.info()?.present, 4);
+    // The third request on a walk brings four pages more, the next one eight.
+    for pgoff in [100, 110, 120] {
+        check_page(&memory, pgoff)?;
+    }
+    wait_info(&handle, "four pages come unasked", |info| info.present == 4 + 3 + 4)?;
+    for pgoff in [130, 140, 150, 160] {
+        check_page(&memory, pgoff)?;
+    }
+    let info = handle.info()?;
+    equal!((info.present, info.requests), (11, 7));
+    check_page(&memory, 170)?;
+    wait_info(&handle, "eight pages come unasked", |info| info.present == 11 + 1 + 8)?;
+    check_page(&memory, 250)?;
+    equal!(handle.info()?.requests, 8);
+    daemon.process.terminate()?;
+    let end = daemon.end()?.with_code(6)?;
+    equal!((end.number("faults")?, end.number("duplicate_bytes")?), (8, 0));
     Ok(())
 }
 
