@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -83,6 +84,21 @@ pub enum Event<'a> {
     },
 }
 
+/// What a server has given to all connections together.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Connections that were taken.
+    pub connections: AtomicU64,
+    /// Pages with their bytes.
+    pub data: AtomicU64,
+    /// Zero pages.
+    pub zero: AtomicU64,
+    /// Pages that could not be read.
+    pub unreadable: AtomicU64,
+    /// Pages given back.
+    pub released: AtomicU64,
+}
+
 /// A listening server.
 pub struct Server {
     listener: TcpListener,
@@ -95,6 +111,7 @@ struct Shared {
     exports: Vec<Export>,
     limits: Limits,
     identity: Option<Identity>,
+    totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     /// The connections, by a running number, to end them when the server ends.
     open: Mutex<HashMap<u64, TcpStream>>,
@@ -152,6 +169,7 @@ impl Server {
             exports,
             limits,
             identity,
+            totals: Arc::default(),
             report: Box::new(report),
             open,
         });
@@ -162,6 +180,12 @@ impl Server {
     #[must_use]
     pub fn exports(&self) -> &[Export] {
         &self.shared.exports
+    }
+
+    /// What it has given so far, and gives from now on.
+    #[must_use]
+    pub fn totals(&self) -> Arc<Totals> {
+        Arc::clone(&self.shared.totals)
     }
 
     /// Where it listens.

@@ -56,6 +56,9 @@ pub(crate) struct Migrate {
     /// How the destination reaches this host's vmemd, if it is not at the address that it sees, for example through a tunnel
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pages: Option<String>,
+    /// Where vmemd gives figures to a Prometheus: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Give memory back here as it arrives there
     #[arg(long)]
     pub(crate) free_source: bool,
@@ -75,6 +78,9 @@ pub(crate) struct Receive {
     /// Address to listen on: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
     pub(crate) listen: SocketAddr,
+    /// Where vmemd gives figures to a Prometheus: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Make a region, for a QEMU that is started by hand
     #[arg(long = "region", value_name = "NAME=BYTES", value_parser = region)]
     pub(crate) regions: Vec<(String, u64)>,

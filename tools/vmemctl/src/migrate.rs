@@ -110,7 +110,7 @@ impl Migration {
             Some(address) => address,
             None => source::own_address(&channel)?,
         };
-        let export = Export::start(&memory, serve, &place, args.free_source, &security)?;
+        let export = Export::start(&memory, serve, &place, args, &security)?;
         let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());
         let record = Outgoing {
             session,

@@ -50,6 +50,9 @@ pub(crate) struct Serve {
     /// Give pages back once a destination says that it has them, and note in NAME.released in this directory which these are
     #[arg(long, value_name = "DIR")]
     pub(crate) free: Option<PathBuf>,
+    /// Give figures to a Prometheus, at http://ADDR/metrics
+    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// What to offer: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
     pub(crate) exports: Vec<String>,
@@ -100,6 +103,9 @@ pub(crate) struct Receive {
     /// End also regions that no program has mapped; their contents are lost unless somebody has them open
     #[arg(long)]
     pub(crate) detach_unmapped: bool,
+    /// Give figures to a Prometheus, at http://ADDR/metrics
+    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Report as one JSON object per line on standard output
     #[arg(long)]
     pub(crate) json: bool,

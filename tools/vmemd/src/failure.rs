@@ -27,6 +27,9 @@ pub(crate) enum Failure {
     /// `--region` names an export that the source does not have.
     #[error("--region {0}=...: the source has no such export")]
     NoSuchExport(String),
+    /// `--metrics` does not work.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::MetricsError),
     /// The files of `--tls` are not what they should be.
     #[error("no identity")]
     Tls(#[from] vmem_tls::TlsError),
@@ -63,7 +66,7 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Local { .. } | Self::Sources | Self::NoSuchExport(_) | Self::Tls(_) => 1,
+            Self::Local { .. } | Self::Sources | Self::NoSuchExport(_) | Self::Tls(_) | Self::Metrics(_) => 1,
             Self::Source(error) if error.is_lost() => 2,
             Self::OtherMemory(_) => 2,
             Self::Source(_) => 3,

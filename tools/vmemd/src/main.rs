@@ -6,6 +6,7 @@ mod cli;
 mod engine;
 mod failure;
 mod finish;
+mod metrics;
 mod receive;
 mod report;
 mod serve;

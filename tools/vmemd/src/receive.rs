@@ -23,6 +23,7 @@ use crate::engine::stats::Stats;
 use crate::engine::{Connect, Engine, Event, Options};
 use crate::failure::Failure;
 use crate::finish::{Choices, Finish, Phase};
+use crate::metrics::Destination;
 use crate::report::{RegionSnapshot, Report, Snapshot};
 use orders::Orders;
 
@@ -38,6 +39,7 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         since: Instant::now(),
         stats: Arc::new(Stats::new().map_err(|error| Failure::local("cannot count")(std::io::Error::other(error)))?),
         regions: Vec::new(),
+        metrics: args.metrics.map(Destination::listen).transpose()?,
     };
     let result = run.receive(args, &mut report);
     let snapshot = (!run.regions.is_empty()).then(|| run.snapshot());
@@ -49,6 +51,7 @@ struct Run {
     since: Instant,
     stats: Arc<Stats>,
     regions: Vec<Finish>,
+    metrics: Option<Destination>,
 }
 
 impl Run {
@@ -112,7 +115,11 @@ impl Run {
                 // From now on the source may go: somebody may map a complete region long after.
                 engine.halt();
             }
-            report.progress(&self.snapshot());
+            let now = self.snapshot();
+            report.progress(&now);
+            if let Some(metrics) = &self.metrics {
+                metrics.set(now);
+            }
             if engine.has_told() && self.regions.iter().all(Finish::settled) {
                 return match self.regions.iter().map(|region| region.state().unreadable).sum() {
                     0 => Ok(()),

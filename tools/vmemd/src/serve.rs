@@ -15,6 +15,7 @@ use vmem_source::serve::{Event, Limits, Server, StartError};
 use vmem_tls::{Identity, TlsError};
 
 use crate::cli::Serve;
+use crate::metrics::{MetricsError, listen_for_source};
 use crate::report::{bytes, err, out};
 use crate::stop::Stop;
 
@@ -30,6 +31,8 @@ pub(crate) enum ServeFailure {
          --tls protects it, --insecure says that this is meant"
     )]
     Insecure(SocketAddr),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error("no identity")]
     Tls(#[from] TlsError),
     #[error("cannot go on")]
@@ -60,6 +63,9 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     let stop = Arc::new(Stop::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
+    if let Some(address) = args.metrics {
+        listen_for_source(address, server.totals())?;
+    }
     for export in server.exports() {
         out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
     }

@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Event, Shared};
@@ -125,6 +126,7 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
     link.set_lane(lane);
     link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports)])?;
     (shared.report)(Event::Connected { peer, lane });
+    add(&shared.totals.connections, 1);
 
     let mut payload = Vec::new();
     let mut answering = Answering {
@@ -144,7 +146,10 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
                 let pages = question::decode_release(&payload, &shared.exports)?;
                 let memory = &shared.memories[pages.export];
                 match release(memory, &pages.ranges) {
-                    Ok(count) => answering.served.released += count,
+                    Ok(count) => {
+                        answering.served.released += count;
+                        add(&shared.totals.released, count);
+                    }
                     // Nothing is lost but that they are still here.
                     Err(error) => (shared.report)(Event::Kept {
                         name: &memory.export().name,
@@ -171,6 +176,11 @@ fn send_greeting(link: &Link, lane: Lane, features: u64) -> Result<(), LinkError
 
 fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError> {
     link.write_frame(Type::Error, 0, &[&refusal::encode(code, text)])
+}
+
+/// Each figure stands for itself: nothing is read from two of them together.
+fn add(total: &AtomicU64, amount: u64) {
+    total.fetch_add(amount, Ordering::Relaxed);
 }
 
 /// Gives pages back, if that is wanted here; returns how many.
@@ -217,12 +227,14 @@ impl Answering<'_> {
         pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
         self.link.write_frame(Type::Pages, tag, &[&self.head, self.chunk.data()])?;
         for run in self.chunk.runs() {
-            let count = match run.kind {
-                Kind::Data => &mut self.served.data,
-                Kind::Zero => &mut self.served.zero,
-                Kind::Unreadable => &mut self.served.unreadable,
+            let totals = &self.shared.totals;
+            let (count, total) = match run.kind {
+                Kind::Data => (&mut self.served.data, &totals.data),
+                Kind::Zero => (&mut self.served.zero, &totals.zero),
+                Kind::Unreadable => (&mut self.served.unreadable, &totals.unreadable),
             };
             *count += run.range.count();
+            add(total, run.range.count());
         }
         self.chunk.clear();
         Ok(())

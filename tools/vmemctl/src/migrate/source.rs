@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use crate::channel::Channel;
+use crate::cli::Migrate;
 use crate::daemon::{Daemon, DaemonError, Says};
 use crate::failure::Trouble;
 use crate::guest::Memory;
@@ -48,11 +49,14 @@ impl Export {
         memory: &[Memory],
         address: SocketAddr,
         place: &Place,
-        free: bool,
+        args: &Migrate,
         security: &Security,
     ) -> Result<Self, Trouble> {
         let mut options = security.serve_arguments();
-        if free {
+        if let Some(address) = args.metrics {
+            options.extend(["--metrics".to_owned(), address.to_string()]);
+        }
+        if args.free_source {
             let records = place.path("released");
             std::fs::create_dir_all(&records).map_err(Trouble::io(records.display().to_string()))?;
             options.extend(["--free".to_owned(), records.display().to_string()]);

@@ -391,6 +391,9 @@ fn vmemd_arguments(host: &Host<'_>, channel: &Channel, offer: &Offer, regions: &
     for (backend, region) in offer.memory.iter().zip(regions) {
         arguments.extend(["--region".to_owned(), format!("{}={region}", backend.export)]);
     }
+    if let Some(address) = host.args.metrics {
+        arguments.extend(["--metrics".to_owned(), address.to_string()]);
+    }
     if offer.release {
         arguments.push("--release".to_owned());
     }

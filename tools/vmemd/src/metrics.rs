@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Figures for a Prometheus that comes and asks: OpenMetrics text over HTTP. vmemd(8) lists them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use tiny_http::{Header, Response, Server};
+use vmem::PAGE_SIZE;
+use vmem_source::serve::Totals;
+
+use crate::finish::Phase;
+use crate::report::{RegionSnapshot, Snapshot};
+
+/// The figures cannot be given.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot give figures on {address}: {why}")]
+pub(crate) struct MetricsError {
+    address: SocketAddr,
+    why: String,
+}
+
+/// What a destination shows: the latest snapshot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Destination(Arc<Mutex<Snapshot>>);
+
+impl Destination {
+    /// Gives figures on `address` from now on.
+    pub(crate) fn listen(address: SocketAddr) -> Result<Self, MetricsError> {
+        let destination = Self::default();
+        listen(address, "vmemd", Box::new(destination.clone()))?;
+        Ok(destination)
+    }
+
+    /// This is how it is now.
+    pub(crate) fn set(&self, now: Snapshot) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+impl Collector for Destination {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut regions = |name: &str, help: &str, unit: Option<&Unit>, value: &dyn Fn(&RegionSnapshot) -> u64| {
+            let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+            for region in &now.regions {
+                let labels = [("region", region.name.as_str())];
+                // A region has 16 TiB at most.
+                ConstGauge::new(value(region) as i64).encode(metric.encode_family(&labels)?)?;
+            }
+            Ok::<(), fmt::Error>(())
+        };
+        let bytes = Some(&Unit::Bytes);
+        regions("region_size", "Size of the region", bytes, &|region| region.size)?;
+        regions("region_present", "Memory that is here", bytes, &|region| region.present)?;
+        regions("region_unreadable", "Memory that the source cannot read", bytes, &|region| {
+            region.unreadable
+        })?;
+        regions("region_plain", "1 once it is plain memory", None, &|region| {
+            (region.phase == Phase::Plain).into()
+        })?;
+        for (name, help, value) in [
+            ("data_pages", "Pages filled with data", now.data / PAGE),
+            ("zero_pages", "Pages that are zero", now.zero / PAGE),
+            (
+                "duplicate_pages",
+                "Pages that came although they were here",
+                now.duplicates / PAGE,
+            ),
+            ("faults", "Requests of programs that wait for a page", now.faults),
+            ("reconnects", "Connections to the source made again", now.reconnects),
+        ] {
+            count(&mut encoder, name, help, value)?;
+        }
+        let help = "From taking a request to filling its page";
+        let mut metric = encoder.encode_descriptor("fault_service", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        if let Some(service) = &now.service {
+            for (quantile, time) in [("0.5", service.p50), ("0.99", service.p99), ("1", service.max)] {
+                ConstGauge::new(time.as_secs_f64()).encode(metric.encode_family(&[("quantile", quantile)])?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a source shows.
+#[derive(Debug)]
+struct Source(Arc<Totals>);
+
+impl Collector for Source {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Totals {
+            connections,
+            data,
+            zero,
+            unreadable,
+            released,
+        } = &*self.0;
+        for (name, help, value) in [
+            ("connections", "Connections that were taken", connections),
+            ("data_pages", "Pages sent with their bytes", data),
+            ("zero_pages", "Pages sent as zero", zero),
+            ("unreadable_pages", "Pages that could not be read", unreadable),
+            ("released_pages", "Pages given back", released),
+        ] {
+            count(&mut encoder, name, help, value.load(Ordering::Relaxed))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives the figures of a source on `address` from now on.
+pub(crate) fn listen_for_source(address: SocketAddr, totals: Arc<Totals>) -> Result<(), MetricsError> {
+    listen(address, "vmemd_serve", Box::new(Source(totals)))
+}
+
+fn count(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstCounter::new(value).encode(metric)
+}
+
+/// Answers in a thread of its own, until the process ends.
+fn listen(address: SocketAddr, prefix: &str, collector: Box<dyn Collector>) -> Result<(), MetricsError> {
+    const KIND: &[u8] = b"application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let failed = |why: String| MetricsError { address, why };
+    let mut registry = Registry::with_prefix(prefix);
+    registry.register_collector(collector);
+    let server = Server::http(address).map_err(|error| failed(error.to_string()))?;
+    let kind = Header::from_bytes(&b"Content-Type"[..], KIND).map_err(|()| failed("no header".to_owned()))?;
+    let answer = move || {
+        for request in server.incoming_requests() {
+            let mut body = String::new();
+            // Writing to a string does not fail. Who hangs up before the answer has no use for it.
+            let _ = text::encode(&mut body, &registry);
+            let _ = match request.url() {
+                "/metrics" => request.respond(Response::from_string(body).with_header(kind.clone())),
+                _ => request.respond(Response::from_string("/metrics\n").with_status_code(404)),
+            };
+        }
+    };
+    let thread = thread::Builder::new().name("metrics".to_owned()).spawn(answer);
+    thread.map(|_| ()).map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use crate::engine::stats::Service;
+
+    fn free_port() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("its address")
+    }
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut socket = TcpStream::connect(address).expect("a connection");
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("room");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    #[test]
+    fn a_destination_s_figures_are_the_latest() {
+        let address = free_port();
+        let figures = Destination::listen(address).expect("a server");
+        assert!(get(address, "/metrics").contains("vmemd_faults_total 0"));
+        let millisecond = Duration::from_millis(1);
+        figures.set(Snapshot {
+            faults: 7,
+            data: 8192,
+            service: Some(Service {
+                p50: millisecond,
+                p99: millisecond * 2,
+                max: millisecond * 3,
+            }),
+            regions: vec![RegionSnapshot {
+                name: "ram".to_owned(),
+                size: 1 << 20,
+                present: 8192,
+                unreadable: 0,
+                phase: Phase::Filling,
+            }],
+            ..Snapshot::default()
+        });
+        let answer = get(address, "/metrics");
+        for line in [
+            "HTTP/1.1 200 OK",
+            "vmemd_faults_total 7",
+            "vmemd_data_pages_total 2",
+            "vmemd_region_present_bytes{region=\"ram\"} 8192",
+            "vmemd_region_plain{region=\"ram\"} 0",
+            "vmemd_fault_service_seconds{quantile=\"0.99\"} 0.002",
+            "# EOF",
+        ] {
+            assert!(answer.contains(line), "{line:?} is not in {answer}");
+        }
+        assert!(get(address, "/").contains("404"));
+    }
+
+    #[test]
+    fn a_source_s_figures_are_what_it_sent() {
+        let address = free_port();
+        let totals = Arc::new(Totals::default());
+        listen_for_source(address, Arc::clone(&totals)).expect("a server");
+        totals.released.store(5, Ordering::Relaxed);
+        assert!(get(address, "/metrics").contains("vmemd_serve_released_pages_total 5"));
+        assert!(listen_for_source(address, totals).is_err(), "the port is taken");
+    }
+}
