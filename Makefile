@@ -57,7 +57,7 @@ module-vm: setup	## vmem.ko for the stock kernel of the virtual machine, in buil
 	@$(ROOT) tools/testing/module $(VMKDIR) $(BUILD)/module
 
 .PHONY: tools
-tools: setup		## vmemd, its libraries, the functional tests, in build/target/release
+tools: setup		## vmemd, vmemctl, their libraries, the functional tests, in build/target/release
 	@echo "vmem: building the programs"
 	@$(ROOT) tools/testing/cargo build --release --workspace
 
@@ -83,10 +83,10 @@ vm-shell: build		## a shell in the virtual machine
 .PHONY: install
 install: module		## module, programs and man pages for this machine (DESTDIR, PREFIX)
 	@command -v cargo >/dev/null || { echo "vmem: error: no cargo here: it builds the programs" >&2; exit 1; }
-	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmemd
+	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmemd -p vmemctl
 	$(MAKE) -C $(KDIR) M=$(TOP) MO=$(BUILD)/host INSTALL_MOD_PATH=$(DESTDIR) \
 		CONFIG_MODULE_SIG_ALL=$(if $(wildcard $(KDIR)/certs/signing_key.pem),y) modules_install
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd $(BUILD)/host-target/release/vmemctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
 	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
