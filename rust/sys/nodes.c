@@ -11,6 +11,8 @@
 #include <linux/fs.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/sprintf.h>
+#include <linux/string.h>
 #include <linux/uidgid.h>
 
 #include "helpers.h"
@@ -38,7 +40,12 @@ static char *node_devnode(const struct device *dev, umode_t *mode, kuid_t *uid,
 		*uid = node->uid;
 	if (gid)
 		*gid = node->gid;
-	return NULL;
+	/*
+	 * If it has no name the core goes on without a word, and there is a
+	 * device without a node, or a node without a device.
+	 */
+	return kasprintf(GFP_KERNEL | __GFP_NOFAIL, "vmem/%s",
+			 strchr(dev_name(dev), '!') + 1);
 }
 
 static const struct device_type node_type = {
@@ -111,7 +118,7 @@ void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
 	node->dev.type = &node_type;
 	node->dev.devt = nodes_base + minor;
 	node->dev.release = node_release;
-	/* The core turns '!' into '/'. */
+	/* As in sysfs, where '!' stands for '/'. */
 	err = dev_set_name(&node->dev, "vmem!%s", name);
 	if (!err)
 		err = device_add(&node->dev);
