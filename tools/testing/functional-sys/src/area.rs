@@ -147,6 +147,28 @@ impl Area {
         unsafe { self.at(offset, 1).write_volatile(byte) }
     }
 
+    /// Reads a word, at a multiple of its size. Signals as for [`Area::peek`].
+    ///
+    /// # Panics
+    ///
+    /// Unless it is inside and aligned.
+    pub fn load(&self, offset: usize) -> u64 {
+        assert!(offset % 8 == 0, "a word at {offset}");
+        // SAFETY: inside the area, by `at`, and aligned, as the area's begin is; signals as in `peek`.
+        unsafe { self.at(offset, 8).cast::<u64>().read_volatile() }
+    }
+
+    /// Writes a word, at a multiple of its size. Signals as for [`Area::peek`].
+    ///
+    /// # Panics
+    ///
+    /// Unless it is inside and aligned.
+    pub fn store(&self, offset: usize, word: u64) {
+        assert!(offset % 8 == 0, "a word at {offset}");
+        // SAFETY: inside the area, by `at`, and aligned, as the area's begin is; signals as in `poke`.
+        unsafe { self.at(offset, 8).cast::<u64>().write_volatile(word) }
+    }
+
     /// Copies a page out, word by word.
     pub fn page(&self, page: usize) -> Vec<u64> {
         let begin = self.at(page * PAGE, PAGE).cast::<u64>();

@@ -5,10 +5,12 @@
 //! or `build/module/vmem.ko`) and removes it at the end. After each test nothing of it may be left: no descriptor, no child, no region
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
-//! The tests wait for states, never for times: the machine may be an emulated one.
+//! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand are left out
+//! where the kernel has none (`injector`).
 #![forbid(unsafe_code)]
 
 mod failure;
+mod injector;
 mod kernel;
 mod program;
 mod server;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
                 let _watched = watchdog.watch(name);
                 world::run(test).map_err(|failure| failure.text().into())
             })
+            .with_ignored_flag(name.starts_with("injection::") && !injector::available())
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

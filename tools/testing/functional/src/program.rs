@@ -64,13 +64,29 @@ impl Program {
     }
 
     /// Waits for what it returns.
-    pub(crate) fn join(mut self) -> Outcome<Vec<u64>> {
+    pub(crate) fn join(self) -> Outcome<Vec<u64>> {
+        match self.told()? {
+            (End::Exited(0), words) => Ok(words),
+            (end, _) => Err(format!("the program ended with {end:?}").into()),
+        }
+    }
+
+    /// Waits for what it returns; [`None`] if `signal` has killed it.
+    pub(crate) fn join_unless_killed(self, signal: Signal) -> Outcome<Option<Vec<u64>>> {
+        match self.told()? {
+            (End::Exited(0), words) => Ok(Some(words)),
+            (End::Killed(by), _) if by == signal.as_raw() => Ok(None),
+            (end, _) => Err(format!("the program ended with {end:?}").into()),
+        }
+    }
+
+    /// Waits for its end, and gives what it has told.
+    fn told(mut self) -> Outcome<(End, Vec<u64>)> {
         let mut reply = Vec::new();
         self.reply.read_to_end(&mut reply)?;
         match self.child.wait()? {
-            End::Exited(0) => Ok(reply.chunks_exact(8).map(word).collect()),
             End::Exited(FAILED) => Err(format!("program: {}", String::from_utf8_lossy(&reply)).into()),
-            end => Err(format!("the program ended with {end:?}").into()),
+            end => Ok((end, reply.chunks_exact(8).map(word).collect())),
         }
     }
 

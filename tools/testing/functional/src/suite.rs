@@ -6,10 +6,12 @@ mod call;
 mod conversion;
 mod create;
 mod daemon_death;
+mod death;
 mod dump;
 mod gup;
 mod huge;
 mod info;
+mod injection;
 mod mapping;
 mod mark;
 mod module;
@@ -47,6 +49,8 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         qemu::TESTS,
         vmemd::TESTS,
         stress::TESTS,
+        death::TESTS,
+        injection::TESTS,
     ]
     .into_iter()
     .flatten()

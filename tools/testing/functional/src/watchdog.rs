@@ -4,12 +4,21 @@
 use std::fs;
 use std::path::Path;
 use std::process::exit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a test may take, on the slowest machine.
+/// How long a test may take, or a step of a long one, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Whether the test has said that it is still moving, since the watchdog looked.
+static MOVING: AtomicBool = AtomicBool::new(false);
+
+/// A test of many steps says so at each.
+pub(crate) fn still_moving() {
+    MOVING.store(true, Ordering::Relaxed);
+}
 
 /// Watches one test at a time.
 #[derive(Clone)]
@@ -49,10 +58,14 @@ impl Watchdog {
     fn run(&self) {
         let mut test = self.0.test.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let wait = match &*test {
+            let wait = match &mut *test {
                 None => PATIENCE,
                 Some((name, since)) => match PATIENCE.checked_sub(since.elapsed()) {
                     Some(left) if !left.is_zero() => left,
+                    _ if MOVING.swap(false, Ordering::Relaxed) => {
+                        *since = Instant::now();
+                        PATIENCE
+                    }
                     _ => give_up(name),
                 },
             };

@@ -22,7 +22,7 @@ crate::tests![
 ];
 
 /// Tries to remove the module, which must not be possible.
-fn cannot_remove() -> Outcome {
+pub(super) fn cannot_remove() -> Outcome {
     match run_command("rmmod", &["vmem"]) {
         Ok(_) => {
             insert_module()?;

@@ -43,11 +43,11 @@ fn beside(name: &str) -> Outcome<Command> {
 }
 
 /// A file in memory, gone at the end of its test.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
     /// `pages` pages with their contents, but for every fifth, which is zero.
-    fn new(name: &str, pages: u64) -> Outcome<Self> {
+    pub(super) fn new(name: &str, pages: u64) -> Outcome<Self> {
         let scratch = Self(Path::new("/dev/shm").join(format!("vmemd-{name}")));
         let bytes = |pgoff| {
             if pgoff % 5 == 4 {
@@ -60,7 +60,7 @@ impl Scratch {
         Ok(scratch)
     }
 
-    fn export(&self, name: &str) -> String {
+    pub(super) fn export(&self, name: &str) -> String {
         format!("{name}={}", self.0.display())
     }
 }
@@ -72,17 +72,22 @@ impl Drop for Scratch {
 }
 
 /// A child that does not outlive its test.
-struct Process(Child);
+pub(super) struct Process(Child);
 
 impl Process {
-    fn kill(&mut self) -> Outcome {
+    pub(super) fn kill(&mut self) -> Outcome {
         self.0.kill()?;
         self.0.wait()?;
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: Signal) -> Outcome {
+        Ok(kill_process(Pid::from_child(&self.0), signal)?)
+    }
+
     fn terminate(&self) -> Outcome {
-        Ok(kill_process(Pid::from_child(&self.0), Signal::TERM)?)
+        self.signal(Signal::TERM)
     }
 }
 
@@ -93,13 +98,13 @@ impl Drop for Process {
 }
 
 /// `vmemd serve`.
-struct Source {
+pub(super) struct Source {
     process: Process,
-    address: String,
+    pub(super) address: String,
 }
 
 impl Source {
-    fn new(exports: &[&str]) -> Outcome<Self> {
+    pub(super) fn new(exports: &[&str]) -> Outcome<Self> {
         Self::at("127.0.0.1:0", exports)
     }
 
@@ -123,8 +128,8 @@ impl Source {
 }
 
 /// `vmemd --source`, which reports as JSON.
-struct Daemon {
-    process: Process,
+pub(super) struct Daemon {
+    pub(super) process: Process,
     output: BufReader<ChildStdout>,
     heard: String,
 }
@@ -137,7 +142,7 @@ struct End {
 }
 
 impl Daemon {
-    fn new(source: &str, options: &[&str]) -> Outcome<Self> {
+    pub(super) fn new(source: &str, options: &[&str]) -> Outcome<Self> {
         let mut command = beside("vmemd")?;
         command.args(["--source", source, "--json"]).args(options);
         let mut process = Process(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
@@ -245,12 +250,12 @@ impl Program {
 }
 
 /// Opens a region as soon as it is there.
-fn open(name: &str) -> Outcome<MapHandle> {
+pub(super) fn open(name: &str) -> Outcome<MapHandle> {
     wait_until("the region is there", || Ok(nodes()?.iter().any(|node| node == name)))?;
     Ok(MapHandle::open(name, Access::ReadWrite)?)
 }
 
-fn map(handle: &MapHandle) -> Outcome<Mapping> {
+pub(super) fn map(handle: &MapHandle) -> Outcome<Mapping> {
     handle.wait_ready()?;
     Ok(handle.map(Access::ReadWrite, Sharing::Shared)?)
 }
@@ -261,7 +266,7 @@ fn wait_info(handle: &MapHandle, what: &str, holds: impl Fn(&Info) -> bool) -> O
     Ok(handle.info()?)
 }
 
-fn check_page(mapping: &Mapping, pgoff: u64) -> Outcome {
+pub(super) fn check_page(mapping: &Mapping, pgoff: u64) -> Outcome {
     let mut page = vec![0; PAGE_SIZE];
     mapping.read_at(pgoff as usize * PAGE_SIZE, &mut page)?;
     let expected = if pgoff % 5 == 4 {

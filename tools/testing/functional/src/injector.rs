@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Failures on demand: the kernel's fault injection, for one call of one thread.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::failure::Outcome;
+
+/// What can be made to fail, as debugfs calls it: small allocations, pages, copies from and to user memory.
+const POINTS: [&str; 3] = ["failslab", "fail_page_alloc", "fail_usercopy"];
+
+/// Whether this kernel can (a debug kernel).
+pub(crate) fn available() -> bool {
+    Path::new("/proc/thread-self/fail-nth").exists()
+}
+
+/// Makes one failure happen in the thread that made it.
+pub(crate) struct Injector(File);
+
+impl Injector {
+    /// Nothing fails yet.
+    pub(crate) fn new() -> Outcome<Self> {
+        for point in POINTS {
+            let set = |file: &str, value: &str| {
+                let path = Path::new("/sys/kernel/debug").join(point).join(file);
+                if path.exists() { fs::write(path, value) } else { Ok(()) }
+            };
+            // A trace for each failure would be taken for a complaint of the kernel.
+            set("verbose", "0")?;
+            set("ignore-gfp-wait", "N")?;
+            set("ignore-gfp-highmem", "N")?;
+            set("min-order", "0")?;
+        }
+        Ok(Self(
+            File::options().read(true).write(true).open("/proc/thread-self/fail-nth")?,
+        ))
+    }
+
+    /// The `nth` thing from now on that can fail in this thread, does. The first is 1.
+    pub(crate) fn arm(&self, nth: u32) -> Outcome {
+        Ok(self.0.write_all_at(nth.to_string().as_bytes(), 0)?)
+    }
+
+    /// Nothing fails any more. Whether something has.
+    pub(crate) fn disarm(&self) -> Outcome<bool> {
+        let mut left = [0; 16];
+        // This very read can be what fails; then nothing did before.
+        let Ok(len) = self.0.read_at(&mut left, 0) else {
+            return Ok(false);
+        };
+        let failed = left[..len].trim_ascii() == b"0";
+        if !failed && self.0.write_all_at(b"0", 0).is_err() {
+            // It was this write; now nothing is left to fail.
+            return Ok(false);
+        }
+        Ok(failed)
+    }
+}
