@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A daemon: serves one region, in whatever way, and converts it in the end.
+
+use std::os::unix::fs::FileExt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::fs::{FallocateFlags, fallocate};
+use vmem::{Control, Error, Fill, PAGE_SIZE, PageIndex, PageRange, Region, RegionBuilder};
+
+use crate::board::{Board, Mark, Note};
+use crate::hands::name;
+use crate::model::Page;
+use crate::numbers::Numbers;
+
+/// The status of a daemon that has converted its region.
+pub(crate) const CONVERTED: i32 = 10;
+
+struct Daemon<'a> {
+    board: &'a Board,
+    region: usize,
+    life: u64,
+    served: Region,
+    numbers: Numbers,
+}
+
+/// Attaches to the region, or makes it.
+fn attach(board: &Board, region: usize) -> anyhow::Result<Option<Region>> {
+    let control = Control::open()?;
+    match control.attach(&name(region)) {
+        Ok(served) => return Ok(Some(served)),
+        Err(Error::NoSuchRegion) => (),
+        // The last one is just going.
+        Err(Error::DaemonAttached) => return Ok(None),
+        Err(error) => return Err(error).context("attach"),
+    }
+    match RegionBuilder::new((board.pages() * PAGE_SIZE) as u64)
+        .name(name(region))
+        .huge()
+        .create(&control)
+    {
+        Ok(served) => Ok(Some(served)),
+        Err(Error::NameTaken) => Ok(None),
+        Err(error) => Err(error).context("create"),
+    }
+}
+
+/// A daemon's life: until its region is plain memory, the run is over, or it dies. Returns its exit status.
+pub(crate) fn run(board: &Board, actor: usize, region: usize, numbers: Numbers) -> anyhow::Result<i32> {
+    let served = loop {
+        board.count(actor, Note::Steps)?;
+        if let Some(served) = attach(board, region)? {
+            break served;
+        }
+        sleep(Duration::from_millis(1));
+    };
+    let mut daemon = Daemon {
+        board,
+        region,
+        life: board.life(region)?,
+        served,
+        numbers,
+    };
+    daemon.served.ready()?;
+    while !board.is_over()? {
+        board.count(actor, Note::Steps)?;
+        if daemon.step().with_context(|| format!("daemon of region {region}"))? {
+            return Ok(CONVERTED);
+        }
+    }
+    Ok(0)
+}
+
+fn index(page: usize) -> anyhow::Result<PageIndex> {
+    PageIndex::new(page as u64).context("a page number")
+}
+
+fn range(run: &std::ops::Range<usize>) -> anyhow::Result<PageRange> {
+    PageRange::new(index(run.start)?, run.len() as u64).context("a run of pages")
+}
+
+/// No memory is no mistake.
+fn or_no_memory<T: Default>(result: Result<T, Error>) -> anyhow::Result<T> {
+    match result {
+        Err(Error::NoMemory { .. }) => Ok(T::default()),
+        other => Ok(other?),
+    }
+}
+
+impl Daemon<'_> {
+    fn page(&self, page: usize) -> Page {
+        Page {
+            region: self.region,
+            life: self.life,
+            page,
+        }
+    }
+
+    /// Whether the region has been converted.
+    fn step(&mut self) -> anyhow::Result<bool> {
+        let pages = self.board.pages();
+        let max = 1 + self.numbers.below(64);
+        let requests = match self.served.next_requests_timeout(max, Duration::from_millis(2)) {
+            // The last daemon has converted it, and died before it could say so.
+            Err(Error::Plain) => return Ok(true),
+            other => other?,
+        };
+        for wanted in requests {
+            // Sometimes it forgets: the next daemon gets it again.
+            if !self.numbers.once_in(300) {
+                self.answer(wanted.get() as usize)?;
+            }
+        }
+        let run = self.numbers.run(pages, 40);
+        match self.numbers.below(24) {
+            0..6 => self.fill(run)?,
+            6..8 => {
+                let _mapped = or_no_memory(self.served.make_pages_present(&[range(&run)?]).complete())?;
+            }
+            8 if self.numbers.once_in(4) => {
+                // Whoever writes to a hole of the staging file by himself knows what he does.
+                let page = run.start;
+                self.board.mark(self.region, page, Mark::Zero)?;
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(self.served.staging(), flags, (page * PAGE_SIZE) as u64, PAGE_SIZE as u64).context("fallocate")?;
+            }
+            9 if self.numbers.once_in(30) => return self.complete(),
+            10 => {
+                let info = self.served.info()?;
+                ensure!(info.attached, "a daemon is not attached: {info:?}");
+            }
+            _ => (),
+        }
+        Ok(false)
+    }
+
+    fn answer(&mut self, page: usize) -> anyhow::Result<()> {
+        let one = [range(&(page..page + 1))?];
+        if self.page(page).is_staged() {
+            // It is written by nobody else, here or in another life of this daemon.
+            if !self.served.present_map()?.contains(index(page)?) {
+                self.served
+                    .staging()
+                    .write_all_at(&self.page(page).bytes(), (page * PAGE_SIZE) as u64)
+                    .context("writing to the staging file")?;
+                self.served.mark_cached(&one).complete()?;
+            }
+            return Ok(());
+        }
+        match self.numbers.below(60) {
+            0 => {
+                self.board.mark(self.region, page, Mark::Zero)?;
+                self.served.mark_zero(&one).complete()?;
+            }
+            1 if self.numbers.once_in(3) => {
+                self.board.mark(self.region, page, Mark::Unreadable)?;
+                self.served.mark_unreadable(&one).complete()?;
+            }
+            _ => self.fill(page..page + 1)?,
+        }
+        Ok(())
+    }
+
+    fn fill(&self, run: std::ops::Range<usize>) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = run.clone().flat_map(|page| self.page(page).bytes()).collect();
+        let _changed = or_no_memory(self.served.fill(&[Fill::new(index(run.start)?, &bytes)?]).complete())?;
+        Ok(())
+    }
+
+    /// Brings all that is missing, and converts the region.
+    fn complete(&self) -> anyhow::Result<bool> {
+        let pages = self.board.pages();
+        for start in (0..pages).step_by(64) {
+            self.fill(start..(start + 64).min(pages))?;
+        }
+        match self.served.make_vma_anonymous() {
+            Ok(()) => Ok(true),
+            // Not everything could be filled, for want of memory.
+            Err(Error::PagesAbsent | Error::NoMemory { .. }) => Ok(false),
+            Err(error) => Err(error).context("conversion"),
+        }
+    }
+}

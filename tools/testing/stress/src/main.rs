@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Programs, daemons and the memory management, all at once and at random, on the same regions, for as long as one likes.
+//!
+//! What each does follows from the seed; how they meet is the machine's. Every page that a program looks at is compared with what it can
+//! hold by then (`model`). Whoever finds something wrong says so and ends the run, and so does the supervisor when somebody does not
+//! move. The program inserts the module (`VMEM_KO`, or `build/module/vmem.ko`) and must be able to remove it at the end.
+#![forbid(unsafe_code)]
+
+mod board;
+mod daemon;
+mod fuzzer;
+mod hands;
+mod machine;
+mod model;
+mod numbers;
+mod program;
+mod state;
+mod supervisor;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// How much of what.
+#[derive(Debug, Clone, Copy, Parser)]
+#[command(name = "vmem-stress", version)]
+pub(crate) struct Options {
+    /// For how long
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    seconds: Duration,
+    /// What everybody does; 0 is another one each time
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Programs that map the regions
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=64))]
+    processes: u16,
+    /// Regions, each with a daemon of its own
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    regions: u16,
+    /// Pages of each region
+    #[arg(long, default_value_t = 1100, value_parser = clap::value_parser!(u16).range(64..=8192))]
+    pages: u16,
+    /// How long somebody may stand still, in seconds, on the slowest machine
+    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = seconds)]
+    patience: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}
+
+fn main() -> ExitCode {
+    match supervisor::run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmem-stress: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

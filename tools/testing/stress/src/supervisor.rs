@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Starts everybody, kills some, starts them again, and sees that all move.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use vmem_functional_sys::{Child, End, fork, reset_signal};
+
+use crate::board::{Board, Mark, Note};
+use crate::hands::name;
+use crate::machine::Machine;
+use crate::numbers::Numbers;
+use crate::{Options, daemon, fuzzer, program, state};
+
+/// How often the supervisor looks around.
+const TURN: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Daemon(usize),
+    Program(usize),
+    Fuzzer,
+}
+
+struct Actor {
+    role: Role,
+    child: Option<Child>,
+    lives: u64,
+    /// Its steps when it was last seen to have moved, and when that was.
+    moved: (u64, Instant),
+    /// It was sent SIGKILL.
+    killed: bool,
+    stopped: bool,
+}
+
+struct Supervisor {
+    options: Options,
+    seed: u64,
+    board: Board,
+    actors: Vec<Actor>,
+    numbers: Numbers,
+    kills: u64,
+    bus: u64,
+    conversions: u64,
+}
+
+/// Runs it all.
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    let seed = match options.seed {
+        0 => SystemTime::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64),
+        seed => seed,
+    };
+    println!("vmem-stress: seed {seed}, {options:?}");
+    let machine = Machine::new()?;
+    let mut roles: Vec<Role> = (0..options.regions.into()).map(Role::Daemon).collect();
+    roles.extend((0..options.processes.into()).map(Role::Program));
+    roles.push(Role::Fuzzer);
+    let mut supervisor = Supervisor {
+        board: Board::new(options.regions.into(), options.pages.into(), roles.len())?,
+        actors: roles.into_iter().map(Actor::new).collect(),
+        numbers: Numbers::new(seed, usize::MAX, 0),
+        options,
+        seed,
+        kills: 0,
+        bus: 0,
+        conversions: 0,
+    };
+    supervisor.supervise(&machine)?;
+    supervisor.finish()?;
+    machine.finish()?;
+    supervisor.tell()
+}
+
+impl Actor {
+    fn new(role: Role) -> Self {
+        Self {
+            role,
+            child: None,
+            lives: 0,
+            moved: (0, Instant::now()),
+            killed: false,
+            stopped: false,
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        if let Some(child) = &self.child {
+            child.kill(signal.as_raw())?;
+            self.stopped = signal == Signal::STOP;
+            self.killed |= signal == Signal::KILL;
+        }
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    fn supervise(&mut self, machine: &Machine) -> anyhow::Result<()> {
+        let (begun, mut told) = (Instant::now(), Instant::now());
+        while begun.elapsed() < self.options.seconds {
+            for actor in 0..self.actors.len() {
+                self.look_after(actor)?;
+            }
+            self.turn_regions()?;
+            self.meddle()?;
+            machine.work(&mut self.numbers);
+            if told.elapsed() > Duration::from_secs(60) {
+                println!("vmem-stress: {} s", begun.elapsed().as_secs());
+                told = Instant::now();
+            }
+            sleep(TURN);
+        }
+        Ok(())
+    }
+
+    /// Starts an actor, buries it, or sees it move.
+    fn look_after(&mut self, actor: usize) -> anyhow::Result<()> {
+        let end = match &mut self.actors[actor].child {
+            None => return self.start(actor),
+            Some(child) => child.try_wait()?,
+        };
+        match end {
+            Some(end) => {
+                self.actors[actor].child = None;
+                self.bury(actor, end)
+            }
+            None => self.see_move(actor),
+        }
+    }
+
+    fn start(&mut self, at: usize) -> anyhow::Result<()> {
+        let actor = &self.actors[at];
+        if let Role::Daemon(region) = actor.role {
+            // Given up: nobody serves it until it is gone.
+            if self.board.life(region)? % 2 == 1 {
+                return Ok(());
+            }
+        }
+        let (role, numbers) = (actor.role, Numbers::new(self.seed, at, actor.lives));
+        let board = &self.board;
+        let child = fork(|| {
+            let lived = be_born().and_then(|()| match role {
+                Role::Daemon(region) => daemon::run(board, at, region, numbers),
+                Role::Program(program) => program::run(board, at, program, numbers).map(|()| 0),
+                Role::Fuzzer => fuzzer::run(board, at, numbers).map(|()| 0),
+            });
+            lived.unwrap_or_else(|error| {
+                eprintln!("vmem-stress: {role:?}: {error:#}");
+                1
+            })
+        });
+        let actor = &mut self.actors[at];
+        actor.child = Some(child.context("fork")?);
+        actor.lives += 1;
+        actor.killed = false;
+        actor.stopped = false;
+        actor.moved.1 = Instant::now();
+        Ok(())
+    }
+
+    fn bury(&mut self, at: usize, end: End) -> anyhow::Result<()> {
+        let actor = &self.actors[at];
+        match (end, actor.role) {
+            (End::Exited(daemon::CONVERTED), Role::Daemon(region)) => {
+                self.conversions += 1;
+                // The region is given up: when everybody has let go of it, the next life begins.
+                self.board.turn(region)
+            }
+            (End::Exited(0), _) => Ok(()),
+            (End::Killed(signal), _) if signal == Signal::KILL.as_raw() && actor.killed => Ok(()),
+            (End::Killed(signal), Role::Program(_)) if signal == Signal::BUS.as_raw() => {
+                self.bus += 1;
+                let touching = self.board.note(at, Note::Touching)?;
+                ensure!(touching > 0, "{:?} got SIGBUS without a touch", actor.role);
+                let (region, page) = self.board.page_of(touching - 1);
+                ensure!(
+                    self.board.is_marked(region, page, Mark::Unreadable)?,
+                    "{:?} got SIGBUS from page {page} of region {region}, which nobody has made unreadable",
+                    actor.role
+                );
+                Ok(())
+            }
+            (end, role) => bail!("{role:?} ended with {end:?}"),
+        }
+    }
+
+    fn see_move(&mut self, at: usize) -> anyhow::Result<()> {
+        let steps = self.board.note(at, Note::Steps)?;
+        let actor = &mut self.actors[at];
+        if actor.moved.0 != steps || actor.stopped {
+            actor.moved = (steps, Instant::now());
+        }
+        if actor.moved.1.elapsed() < self.options.patience {
+            return Ok(());
+        }
+        let role = actor.role;
+        self.dump();
+        bail!("{role:?} has not moved for {} s", self.options.patience.as_secs())
+    }
+
+    fn dump(&self) {
+        let running = self.actors.iter().filter_map(|actor| Some((actor, actor.child.as_ref()?)));
+        state::dump(running.map(|(actor, child)| (format!("{:?}", actor.role), child.pid())));
+    }
+
+    /// Lets the next life of a region begin, when the last one is over.
+    fn turn_regions(&mut self) -> anyhow::Result<()> {
+        for region in 0..self.board.regions() {
+            if self.board.life(region)? % 2 == 1 && !Path::new("/dev/vmem").join(name(region)).exists() {
+                self.board.turn(region)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills somebody, or stops somebody for a while.
+    fn meddle(&mut self) -> anyhow::Result<()> {
+        let at = self.numbers.below(self.actors.len());
+        let actor = &mut self.actors[at];
+        if actor.stopped {
+            return actor.signal(Signal::CONT);
+        }
+        match self.numbers.below(30) {
+            0..2 => {
+                self.kills += 1;
+                actor.signal(Signal::KILL)
+            }
+            2 => actor.signal(Signal::STOP),
+            _ => Ok(()),
+        }
+    }
+
+    /// Programs end by themselves, as long as somebody serves them; then the daemons do.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        for actor in &mut self.actors {
+            actor.signal(Signal::CONT)?;
+        }
+        let is_program = |actor: &Actor| matches!(actor.role, Role::Program(_));
+        // Not told to end yet: a program that is to be ended now may wait for a page.
+        for actor in self.actors.iter_mut().filter(|actor| is_program(actor)) {
+            actor.signal(Signal::KILL)?;
+        }
+        self.board.end()?;
+        let since = Instant::now();
+        while self.actors.iter().any(|actor| actor.child.is_some()) {
+            for at in 0..self.actors.len() {
+                let end = match &mut self.actors[at].child {
+                    None => continue,
+                    Some(child) => child.try_wait()?,
+                };
+                if let Some(end) = end {
+                    self.actors[at].child = None;
+                    self.bury(at, end)?;
+                }
+            }
+            if since.elapsed() > self.options.patience {
+                self.dump();
+                bail!("not everybody has ended");
+            }
+            sleep(TURN);
+        }
+        let users = || std::fs::read_to_string("/sys/module/vmem/refcnt").context("the module's use count");
+        while users()?.trim() != "0" {
+            ensure!(since.elapsed() < self.options.patience, "the module is in use: {}", users()?);
+            sleep(TURN);
+        }
+        Ok(())
+    }
+
+    fn tell(&self) -> anyhow::Result<()> {
+        let sum = |note| -> anyhow::Result<u64> { (0..self.actors.len()).map(|actor| self.board.note(actor, note)).sum() };
+        let lives: u64 = self.actors.iter().map(|actor| actor.lives).sum();
+        println!(
+            "vmem-stress: {} steps, {} pages compared, {} wild calls, {lives} processes, {} killed, {} times SIGBUS, {} conversions",
+            sum(Note::Steps)?,
+            sum(Note::Checked)?,
+            sum(Note::Wild)?,
+            self.kills,
+            self.bus,
+            self.conversions
+        );
+        ensure!(sum(Note::Checked)? > 0, "nothing was compared");
+        Ok(())
+    }
+}
+
+/// What sets an actor apart from the supervisor.
+fn be_born() -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Rust's runtime catches these, and touches a second time before it lets the process die.
+    for signal in [Signal::BUS, Signal::SEGV] {
+        reset_signal(signal.as_raw())?;
+    }
+    Machine::enter()
+}
