@@ -22,7 +22,7 @@ pub use refusal::ErrorCode;
 use vmem::PAGE_SIZE;
 
 /// Version of the protocol. Both ends must speak the same one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The port that `vmemd serve` listens on if it is not told another.
 pub const DEFAULT_PORT: u16 = 8636;
@@ -53,14 +53,14 @@ pub enum WireError {
     #[error("the peer's greeting is for the other lane")]
     OtherLane,
     /// Something was damaged on its way.
-    #[error("the checksum of {what} does not match its bytes: {said:#010x} said, {found:#010x} found")]
+    #[error("the checksum of {what} does not match its bytes: {said:#x} said, {found:#x} found")]
     Checksum {
         /// Of what.
         what: &'static str,
         /// The checksum sent.
-        said: u32,
+        said: u64,
         /// The checksum of what arrived.
-        found: u32,
+        found: u64,
     },
     /// A frame type that does not exist.
     #[error("a frame of type {0}, which does not exist")]

@@ -4,14 +4,19 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use crate::record::Place;
+
+/// The file with the number of the latest vmemd's process.
+const PID: &str = "vmemd.pid";
 
 /// vmemd cannot be started, or ended at once.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +47,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts vmemd with these arguments. What it says on standard error is in the file `log`.
-    pub(crate) fn start(arguments: &[String], log: &Path) -> Result<Self, DaemonError> {
+    /// Starts vmemd with these arguments. What it says on standard error is in `place`, and so is the number of its process, for whoever
+    /// comes after this program.
+    pub(crate) fn start(arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
         let program = program();
         let failed = |error| DaemonError::Start(program.clone(), error);
-        let errors = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let log = place.path("vmemd.log");
+        let errors = File::options().create(true).append(true).open(&log).map_err(failed)?;
         let mut child = Command::new(&program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -59,16 +66,12 @@ impl Daemon {
         let orders = child.stdin.take();
         let (sender, says) = channel();
         let pid = Pid::from_child(&child);
+        std::fs::write(place.path(PID), child.id().to_string()).map_err(failed)?;
         thread::Builder::new()
             .name("vmemd".to_owned())
             .spawn(move || listen(child, &sender))
             .map_err(failed)?;
-        Ok(Self {
-            pid,
-            orders,
-            says,
-            log: log.to_owned(),
-        })
+        Ok(Self { pid, orders, says, log })
     }
 
     /// What it says next, if it does so within `limit`.
@@ -114,10 +117,6 @@ impl Daemon {
         let _ = kill_process(self.pid, Signal::TERM);
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
-    }
-
     /// Why it ended, with the last line of its log.
     pub(crate) fn ended(&self, status: ExitStatus) -> DaemonError {
         let text = std::fs::read(&self.log).unwrap_or_default();
@@ -155,4 +154,28 @@ fn program() -> PathBuf {
 pub(crate) fn event(line: &str, name: &str) -> Option<Value> {
     let value: Value = serde_json::from_str(line).ok()?;
     (value.get("event")?.as_str()? == name).then_some(value)
+}
+
+/// Ends the vmemd that an earlier vmemctl has left behind in `place`, if its number is still its. Returns when it has let go of
+/// everything.
+pub(crate) fn end_left_over(place: &Place) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(20);
+    let number = std::fs::read_to_string(place.path(PID)).unwrap_or_default();
+    let Ok(pid) = number.parse() else { return };
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let is_vmemd = || std::fs::read_to_string(directory.join("comm")).is_ok_and(|name| name.trim() == "vmemd");
+    // A zombie has let go of everything.
+    let is_alive = || is_vmemd() && std::fs::read_link(directory.join("exe")).is_ok();
+    for signal in [Signal::TERM, Signal::KILL] {
+        let Some(pid) = Pid::from_raw(pid).filter(|_| is_alive()) else {
+            return;
+        };
+        // It may be ending by itself.
+        let _ = kill_process(pid, signal);
+        let until = Instant::now() + PATIENCE;
+        while is_alive() && Instant::now() < until {
+            thread::sleep(PAUSE);
+        }
+    }
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A guest as its QEMU describes it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::net::sockopt;
 use serde_json::{Value, json};
 use vmem_qmp::{Qmp, QmpError};
 
@@ -17,12 +16,10 @@ pub(crate) enum GuestError {
     #[error(transparent)]
     Qmp(#[from] QmpError),
     #[error(
-        "the guest has {total} bytes of memory, of which {shared} are in backends that a second process can map; all must be: \
+        "the guest has {total} bytes of memory, of which {shared} are in files that a second process can map; all must be: \
          -object memory-backend-file,...,share=on and -machine memory-backend=... (or -numa node,memdev=...)"
     )]
     NotShared { total: u64, shared: u64 },
-    #[error("memory backend {id}: {what}")]
-    Backend { id: String, what: String },
     #[error("the guest is {status}; it can be moved when it is running or paused")]
     Status { status: String },
     #[error("QEMU's reply to {command} has no {field}")]
@@ -80,25 +77,19 @@ pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
         let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
-        let Some(kind) = kind
-            .strip_prefix("child<memory-backend-")
-            .and_then(|kind| kind.strip_suffix('>'))
-        else {
+        // QEMU leaves out of its stream only memory that is a file with a name; of a memfd it would send all.
+        if kind != "child<memory-backend-file>" {
             continue;
-        };
+        }
         let mut get = |property: &str| qmp.run("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
-        // A backend that no machine or device uses is nobody's memory.
-        if kind == "epc" || get("share")? != json!(true) {
+        if get("share")? != json!(true) {
             continue;
         }
         let bytes = get("size")?.as_u64().ok_or(GuestError::Reply {
             command: "qom-get",
             field: "size",
         })?;
-        let path = match kind {
-            "file" => PathBuf::from(get("mem-path")?.as_str().unwrap_or_default()),
-            _ => descriptor(qmp, &id, kind, bytes)?,
-        };
+        let path = PathBuf::from(get("mem-path")?.as_str().unwrap_or_default());
         found.push(Memory { id, bytes, path });
     }
     let summary = qmp.run("query-memory-size-summary", json!({}))?;
@@ -110,34 +101,4 @@ pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
     } else {
         Err(GuestError::NotShared { total, shared })
     }
-}
-
-/// Memory that has no path is found among QEMU's descriptors: the only memfd of that size.
-fn descriptor(qmp: &Qmp, id: &str, kind: &str, bytes: u64) -> Result<PathBuf, GuestError> {
-    let bad = |what: String| GuestError::Backend { id: id.to_owned(), what };
-    let pid = sockopt::socket_peercred(qmp)
-        .map_err(|error| bad(format!("cannot find QEMU's process: {error}")))?
-        .pid;
-    let directory = PathBuf::from(format!("/proc/{}/fd", pid.as_raw_nonzero()));
-    let entries = std::fs::read_dir(&directory).map_err(|error| bad(format!("{}: {error}", directory.display())))?;
-    let mut found: Vec<PathBuf> = Vec::new();
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let is_memory = std::fs::read_link(&path).is_ok_and(|link| link.starts_with("/memfd:"));
-        let metadata = std::fs::metadata(&path).ok().filter(|metadata| metadata.len() == bytes);
-        if is_memory && metadata.is_some_and(|metadata| !found.iter().any(|other| same_file(other, &metadata))) {
-            found.push(path);
-        }
-    }
-    match &found[..] {
-        [path] => Ok(path.clone()),
-        _ => Err(bad(format!(
-            "{} memfds of QEMU have its size: a memory-backend-{kind} cannot be told from others, a memory-backend-file can",
-            found.len()
-        ))),
-    }
-}
-
-fn same_file(path: &Path, metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).is_ok_and(|other| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino()))
 }

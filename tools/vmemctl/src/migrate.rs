@@ -46,7 +46,11 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     if let Err(trouble) = migration.switch(&ready) {
         return Err(migration.give_up(trouble));
     }
-    migration.commit()?;
+    if let Err(failure) = migration.commit() {
+        // The guest may need its pages, wherever it is.
+        migration.export.leave();
+        return Err(failure);
+    }
     let Migration {
         mut export,
         channel,
@@ -60,7 +64,10 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     } = migration;
     report.running(stopped.map(|stopped| stopped.elapsed()));
     let way = Way::new(&security, &record);
-    follow(&way, channel, &mut export, &mut report).map_err(Failure::Unfinished)?;
+    if let Err(trouble) = follow(&way, channel, &mut export, &mut report) {
+        export.leave();
+        return Err(Failure::Unfinished(trouble));
+    }
     leave(qmp, args.keep_source, &place);
     Ok(())
 }
@@ -87,6 +94,8 @@ struct Migration {
     free: bool,
     timeout: Duration,
     report: Report,
+    /// QEMU was told to migrate. Before, what it does is not this migration's business.
+    begun: bool,
     /// When it was heard that the guest had stopped.
     stopped: Option<Instant>,
 }
@@ -102,10 +111,18 @@ impl Migration {
             return Err(guest::GuestError::Status { status }.into());
         }
         let memory = guest::memory(&mut qmp)?;
+        let place = Place::new(&cli.state, "out", &guest)?;
+        if place
+            .read::<Outgoing>()?
+            .is_some_and(|record| record.phase != Phase::Prepared)
+        {
+            return Err(Trouble::other(
+                "the guest is on its way to another host: 'vmemctl recover' goes on with that",
+            ));
+        }
         let session = session()?;
         let to = with_port(&args.to);
         let channel = security.connect(&to, &session, Purpose::Migrate)?;
-        let place = Place::new(&cli.state, "out", &guest)?;
         let serve = match args.serve {
             Some(address) => address,
             None => source::own_address(&channel)?,
@@ -119,7 +136,6 @@ impl Migration {
             qmp: args.qmp.clone(),
             to,
             vmemd: export.arguments().to_vec(),
-            pid: export.pid(),
             run: status == "running",
         };
         place.write(&record)?;
@@ -135,6 +151,7 @@ impl Migration {
             free: args.free_source,
             timeout: args.timeout,
             report,
+            begun: false,
             stopped: None,
         })
     }
@@ -167,6 +184,13 @@ impl Migration {
     /// Sends the guest's state. When this returns, QEMU has stopped the guest for good, and the destination's QEMU has said that it has
     /// the state.
     fn switch(&mut self, stream: &Stream) -> Result<(), Trouble> {
+        // Somebody else may have moved it meanwhile.
+        let status = guest::status(&mut self.qmp)?;
+        let expected = if self.record.run { "running" } else { "paused" };
+        let (migration, _) = guest::migration(&mut self.qmp)?;
+        if status != expected || matches!(migration.as_str(), "setup" | "active" | "device") {
+            return Err(guest::GuestError::Status { status }.into());
+        }
         guest::enable(
             &mut self.qmp,
             &["events", "return-path", "x-ignore-shared", "pause-before-switchover"],
@@ -175,6 +199,7 @@ impl Migration {
         const UNLIMITED: u64 = 1 << 40;
         self.qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
         self.qmp.run("migrate", json!({"uri": stream.uri()}))?;
+        self.begun = true;
         let deadline = Instant::now() + self.timeout;
         loop {
             let event = self.qmp.event(Instant::now() + GLANCE)?;
@@ -247,7 +272,12 @@ impl Migration {
         let reason = chain(&trouble);
         // Whoever does not hear it finds the connection closed, which means the same.
         let _ = self.channel.say(&FromSource::Abort { reason });
-        match go_on(&mut self.qmp, self.record.run) {
+        let gone_on = if self.begun {
+            go_on(&mut self.qmp, self.record.run)
+        } else {
+            Ok(())
+        };
+        match gone_on {
             Ok(()) => {
                 self.export.stop();
                 self.place.remove();

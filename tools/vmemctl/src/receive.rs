@@ -99,7 +99,7 @@ fn tend(args: &Receive, control: &Control, door: &mut Door, arrival: Arrival, re
         ..
     } = arrival;
     loop {
-        match pages.look(args, control, &mut qmp, &place, report)? {
+        match pages.look(args, control, &mut qmp, report)? {
             Outlook::Same => {}
             Outlook::Line(line) => {
                 report.pages(&line);

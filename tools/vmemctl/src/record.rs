@@ -3,10 +3,12 @@
 //!
 //! A file for each guest and side, in a directory that a reboot empties, as it empties the memory that the file speaks of.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,8 @@ pub(crate) enum RecordError {
     },
     #[error("{} is no record of a migration", .0.display())]
     Foreign(PathBuf),
+    #[error("another vmemctl is at work on this guest ({})", .0.display())]
+    Busy(PathBuf),
 }
 
 /// How far a migration has come. What has been recorded has happened, or is about to.
@@ -52,8 +56,6 @@ pub(crate) struct Outgoing {
     pub(crate) to: String,
     /// The arguments of the source's vmemd, with the port that it got.
     pub(crate) vmemd: Vec<String>,
-    /// Its process.
-    pub(crate) pid: i32,
     /// The guest ran when it was asked to move.
     pub(crate) run: bool,
 }
@@ -73,10 +75,12 @@ pub(crate) struct Incoming {
     pub(crate) run: bool,
 }
 
-/// Where the record of a guest is, and other files about it.
+/// Where the record of a guest is, and other files about it. One process at a time has it.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     directory: PathBuf,
+    /// Held as long as this or a clone of it is.
+    _lock: Arc<File>,
 }
 
 impl Place {
@@ -95,22 +99,41 @@ impl Place {
         let directory = under.join(format!("{side}.{name}"));
         let made = fs::create_dir_all(&directory);
         made.map_err(|source| io_of(&directory, source))?;
-        Ok(Self { directory })
+        Self::lock(directory)
     }
 
-    /// All of `side` below `under` that have a record.
+    fn lock(directory: PathBuf) -> Result<Self, RecordError> {
+        let path = directory.join("lock");
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.map_err(|source| io_of(&path, source))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self {
+                directory,
+                _lock: Arc::new(file),
+            }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RecordError::Busy(directory)),
+            Err(error) => Err(io_of(&path, error.into())),
+        }
+    }
+
+    /// All of `side` below `under` that have a record, and nobody at work on them.
     pub(crate) fn all(under: &Path, side: &str) -> Result<Vec<Self>, RecordError> {
         let prefix = format!("{side}.");
         let entries = match fs::read_dir(under) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(|source| io_of(under, source))?,
         };
-        Ok(entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .map(|entry| Self { directory: entry.path() })
-            .filter(|place| place.path("record").exists())
-            .collect())
+        let mut free = Vec::new();
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path().join("record").exists() {
+                match Self::lock(entry.path()) {
+                    Ok(place) => free.push(place),
+                    Err(RecordError::Busy(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(free)
     }
 
     /// A file in it.
@@ -165,16 +188,25 @@ mod tests {
         place.write(&Phase::Prepared).expect("a record");
         place.write(&Phase::Committed).expect("a record");
         assert_eq!(place.read().expect("a record"), Some(Phase::Committed));
+        let again = Place::new(under.path(), "out", "../a guest");
+        assert!(matches!(again, Err(RecordError::Busy(_))), "one at a time");
+        let path = place.path("record");
+        drop(place);
         let all = |side| Place::all(under.path(), side).expect("a directory");
         assert_eq!(all("out")[0].read().expect("a record"), Some(Phase::Committed));
         assert!(all("in").is_empty());
         let other = Place::new(under.path(), "out", "b").expect("a place");
         assert_eq!(all("out").len(), 1, "one without a record is none");
         other.write(&Phase::Running).expect("a record");
-        assert_eq!(all("out").len(), 2);
-        other.remove();
+        assert_eq!(all("out").len(), 1, "somebody is at work on it");
+        drop(other);
+        let mut both = all("out");
+        assert_eq!(both.len(), 2);
+        both.drain(..)
+            .filter(|place| place.read().is_ok_and(|phase| phase == Some(Phase::Running)))
+            .for_each(|place| place.remove());
         assert_eq!(all("out").len(), 1);
-        fs::write(place.path("record"), "no record").expect("a file");
-        assert!(matches!(place.read::<Phase>(), Err(RecordError::Foreign(_))));
+        fs::write(path, "no record").expect("a file");
+        assert!(matches!(all("out")[0].read::<Phase>(), Err(RecordError::Foreign(_))));
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
 
-use rustix::process::{Pid, Signal, kill_process};
 use vmem_qmp::Qmp;
 
 use crate::cli::{Cli, Recover, with_port};
+use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT};
@@ -26,7 +26,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let mut qmp = Qmp::connect(&record.qmp, LIMIT).map_err(Trouble::from)?;
     if record.phase == Phase::Prepared {
         // COMMIT has not been said: the guest has not left.
-        end_daemon(&record);
+        end_left_over(&place);
         go_on(&mut qmp, record.run)?;
         place.remove();
         report.note("the guest had not left this host yet; it goes on here");
@@ -42,7 +42,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         FromDestination::Failed { reason } => {
             // The destination's word that the guest has not run there and never will.
             report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
-            end_daemon(&record);
+            end_left_over(&place);
             go_on(&mut qmp, record.run)?;
             place.remove();
             report.note("the guest goes on at this host");
@@ -61,12 +61,13 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     record.phase = Phase::Running;
     place.write(&record).map_err(Trouble::from)?;
     // A vmemd that still serves is replaced by one that is looked after.
-    end_daemon(&record);
+    end_left_over(&place);
     let mut export = Export::again(&record.vmemd, &place).map_err(|error| Failure::Unfinished(error.into()))?;
-    record.pid = export.pid();
-    place.write(&record).map_err(Trouble::from)?;
     let way = Way::new(&security, &record);
-    follow(&way, channel, &mut export, &mut report).map_err(Failure::Unfinished)?;
+    if let Err(trouble) = follow(&way, channel, &mut export, &mut report) {
+        export.leave();
+        return Err(Failure::Unfinished(trouble));
+    }
     leave(qmp, args.keep_source, &place);
     Ok(())
 }
@@ -83,22 +84,5 @@ fn find(cli: &Cli, args: &Recover) -> Result<(Place, Outgoing), Trouble> {
         (Some(only), 0) => Ok(only),
         (None, _) => Err(Trouble::other(format!("no migration is noted in {}", cli.state.display()))),
         (Some(_), _) => Err(Trouble::other("several migrations are noted; --guest says which")),
-    }
-}
-
-/// Ends the vmemd that served the guest's memory, if its number is still its.
-fn end_daemon(record: &Outgoing) {
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", record.pid)).unwrap_or_default();
-    if let Some(pid) = Pid::from_raw(record.pid).filter(|_| name.trim() == "vmemd") {
-        let gone = || !std::path::Path::new(&format!("/proc/{}", record.pid)).exists();
-        // It may be ending by itself.
-        let _ = kill_process(pid, Signal::TERM);
-        for _ in 0..100 {
-            if gone() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        let _ = kill_process(pid, Signal::KILL);
     }
 }

@@ -233,12 +233,12 @@ fn what_breaks_the_protocol_is_told_why() {
     };
     let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
     let mut version = greeting();
-    version[8] = 2;
+    version[8] = 3;
     for (bytes, error) in [
         ([greeting(), read_frame(9, 2)].concat(), outside),
         ([greeting(), frame(Type::Pages, 0, &[0; 8])].concat(), unexpected),
         ([greeting(), no_export].concat(), WireError::NoExport(7)),
-        (version, WireError::Version(2)),
+        (version, WireError::Version(3)),
     ] {
         let frames = converse(&running, &bytes);
         let (kind, payload) = frames.last().expect("an answer");

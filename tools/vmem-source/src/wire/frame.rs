@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The frame around everything after the greetings.
 
+use std::hash::Hasher;
+
+use twox_hash::XxHash64;
+
 use super::fields::Fields;
 use super::{MAX_EXPORTS, WireError, exports, question, refusal};
 use crate::source::MAX_ASK_RANGES;
 
 /// Size of a frame's header in bytes.
-pub(crate) const HEADER_SIZE: usize = 20;
+pub(crate) const HEADER_SIZE: usize = 24;
 
 /// The longest payload of any frame in bytes.
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
@@ -74,21 +78,22 @@ pub(crate) struct Header {
     /// Which question the frame belongs to; 0 if to none.
     pub(crate) tag: u32,
     /// Checksum of the payload.
-    checksum: u32,
+    checksum: u64,
 }
 
 /// The header of a frame with the payload `parts`, one after the other.
 pub(crate) fn encode(kind: Type, tag: u32, parts: &[&[u8]]) -> [u8; HEADER_SIZE] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     debug_assert!(length <= kind.limit() as usize, "{} of {length} bytes", kind.name());
-    let payload = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+    let mut payload = XxHash64::with_seed(0);
+    parts.iter().for_each(|part| payload.write(part));
     let mut header = [0; HEADER_SIZE];
     header[0..4].copy_from_slice(&(length as u32).to_le_bytes());
     header[4] = kind as u8;
     header[8..12].copy_from_slice(&tag.to_le_bytes());
-    header[12..16].copy_from_slice(&payload.to_le_bytes());
-    let own = crc32c::crc32c(&header[..16]);
-    header[16..20].copy_from_slice(&own.to_le_bytes());
+    header[12..20].copy_from_slice(&payload.finish().to_le_bytes());
+    let own = crc32c::crc32c(&header[..20]);
+    header[20..24].copy_from_slice(&own.to_le_bytes());
     header
 }
 
@@ -99,14 +104,14 @@ impl Header {
         let length = fields.u32()?;
         let [kind, reserved @ ..] = fields.bytes::<4>()?;
         let tag = fields.u32()?;
-        let checksum = fields.u32()?;
+        let checksum = fields.u64()?;
         let said = fields.u32()?;
-        let found = crc32c::crc32c(&bytes[..16]);
+        let found = crc32c::crc32c(&bytes[..20]);
         if said != found {
             return Err(WireError::Checksum {
                 what: "a header",
-                said,
-                found,
+                said: said.into(),
+                found: found.into(),
             });
         }
         let kind = Type::try_from(kind)?;
@@ -130,7 +135,7 @@ impl Header {
 
     /// Whether the payload is what was sent.
     pub(crate) fn verify(&self, payload: &[u8]) -> Result<(), WireError> {
-        let found = crc32c::crc32c(payload);
+        let found = XxHash64::oneshot(0, payload);
         if found == self.checksum {
             Ok(())
         } else {

@@ -56,8 +56,8 @@ impl Greeting {
         if said != found {
             return Err(WireError::Checksum {
                 what: "the greeting",
-                said,
-                found,
+                said: said.into(),
+                found: found.into(),
             });
         }
         if reserved != 0 {

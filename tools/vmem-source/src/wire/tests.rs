@@ -188,8 +188,8 @@ fn header(length: u32, kind: u8, reserved: u8) -> [u8; HEADER_SIZE] {
     bytes[0..4].copy_from_slice(&length.to_le_bytes());
     bytes[4] = kind;
     bytes[6] = reserved;
-    let checksum = crc32c::crc32c(&bytes[..16]);
-    bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes[..20]);
+    bytes[20..24].copy_from_slice(&checksum.to_le_bytes());
     bytes
 }
 
@@ -229,7 +229,7 @@ fn greetings_are_refused_by_what_they_say() {
         Greeting::decode(&bytes)
     };
     assert_eq!(with(0, b'X'), Err(WireError::Magic(*b"XMEMPAGE")));
-    assert_eq!(with(8, 2), Err(WireError::Version(2)));
+    assert_eq!(with(8, 1), Err(WireError::Version(1)));
     assert_eq!(with(10, 3), Err(WireError::Lane(3)));
     assert_eq!(with(11, 1), Err(WireError::Reserved("a greeting")));
 }

@@ -39,7 +39,6 @@ pub(crate) struct Export {
     daemon: Option<Daemon>,
     arguments: Vec<String>,
     address: SocketAddr,
-    pid: i32,
     place: Place,
 }
 
@@ -81,10 +80,9 @@ impl Export {
             all.extend(options.iter().cloned());
             all
         };
-        let mut daemon = Daemon::start(&arguments(address), &place.path("vmemd.log"))?;
+        let mut daemon = Daemon::start(&arguments(address), place)?;
         let address = daemon.wait_for(PATIENCE, |line| line.strip_prefix("listening on ")?.parse().ok())?;
         Ok(Self {
-            pid: daemon.pid(),
             daemon: Some(daemon),
             arguments: arguments(address),
             address,
@@ -101,10 +99,6 @@ impl Export {
         &self.arguments
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
-    }
-
     /// If it has died, starts it again; says so.
     pub(crate) fn revive(&mut self) -> Result<Option<String>, DaemonError> {
         let Some(daemon) = &mut self.daemon else { return Ok(None) };
@@ -116,16 +110,28 @@ impl Export {
             }
         }
         if news.is_some() {
-            let again = Self::again(&self.arguments, &self.place)?;
-            *self = again;
+            self.leave();
+            *self = Self::again(&self.arguments, &self.place)?;
         }
         Ok(news)
     }
 
+    /// Ends it: nobody needs its pages any more.
     pub(crate) fn stop(&mut self) {
-        if let Some(daemon) = &mut self.daemon {
+        if let Some(mut daemon) = self.daemon.take() {
             daemon.stop();
         }
+    }
+
+    /// It shall serve on without anybody who looks after it.
+    pub(crate) fn leave(&mut self) {
+        self.daemon = None;
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -17,6 +17,7 @@ use super::host::{self, Qemu};
 use super::pages::Pages;
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
+use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble, chain};
 use crate::guest::{self, LIMIT, Memory};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
@@ -164,6 +165,8 @@ impl Arrival {
         let memory = guest::memory(&mut qmp)?;
         let names = match_memory(&record.memory, &memory)?;
         door.taken(&record.session);
+        // It has the regions, and nobody hears what it says.
+        end_left_over(&place);
         Ok(Self {
             channel: None,
             pages: Pages::absent(&record.vmemd, names, &place),

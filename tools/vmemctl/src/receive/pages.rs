@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ pub(super) struct Pages {
     /// What starts one that goes on.
     arguments: Vec<String>,
     regions: Vec<String>,
-    log: PathBuf,
+    place: Place,
     /// What the latest one said last.
     summary: Option<Value>,
     /// The next try, if there is no daemon.
@@ -60,7 +59,7 @@ impl Pages {
         let mut pages = Self::absent(arguments, regions, place);
         let mut all = arguments.to_vec();
         all.push("--hold".to_owned());
-        let mut daemon = Daemon::start(&all, &pages.log)?;
+        let mut daemon = Daemon::start(&all, place)?;
         daemon.wait_for(PATIENCE, |line| event(line, "holding"))?;
         pages.daemon = Some(daemon);
         Ok(pages)
@@ -72,7 +71,7 @@ impl Pages {
             daemon: None,
             arguments: arguments.to_vec(),
             regions,
-            log: place.path("vmemd.log"),
+            place: place.clone(),
             summary: None,
             next: Instant::now(),
             paused: false,
@@ -118,18 +117,14 @@ impl Pages {
     }
 
     /// Looks at vmemd for a moment, and starts it again if it has died.
-    pub(super) fn look(
-        &mut self,
-        args: &Receive,
-        control: &Control,
-        qmp: &mut Qmp,
-        place: &Place,
-        report: &Report,
-    ) -> Result<Outlook, Failure> {
+    pub(super) fn look(&mut self, args: &Receive, control: &Control, qmp: &mut Qmp, report: &Report) -> Result<Outlook, Failure> {
         let Some(daemon) = &mut self.daemon else {
             std::thread::sleep(GLANCE.min(self.next.saturating_duration_since(Instant::now())));
+            if self.all_plain() {
+                return Ok(Outlook::Complete(self.summary.take().unwrap_or(Value::Null)));
+            }
             if Instant::now() >= self.next {
-                let started = Daemon::start(&self.arguments, &self.log);
+                let started = Daemon::start(&self.arguments, &self.place);
                 self.daemon = Some(started.map_err(|error| Failure::Unfinished(error.into()))?);
             }
             return Ok(Outlook::Same);
@@ -150,7 +145,7 @@ impl Pages {
             Some(Says::Ended(status)) => {
                 let why = chain(&daemon.ended(status));
                 self.daemon = None;
-                self.ended(status, why, args, control, qmp, place)
+                self.ended(status, why, args, control, qmp)
             }
         }
     }
@@ -162,13 +157,12 @@ impl Pages {
         args: &Receive,
         control: &Control,
         qmp: &mut Qmp,
-        place: &Place,
     ) -> Result<Outlook, Failure> {
         match (status.code(), status.signal()) {
             (Some(0), _) => Ok(Outlook::Complete(self.summary.take().unwrap_or(Value::Null))),
-            (Some(UNREADABLE), _) => Err(Failure::Lost(Trouble::other(self.list_missing(place)))),
+            (Some(UNREADABLE), _) => Err(Failure::Lost(Trouble::other(self.list_missing()))),
             (Some(SOURCE_LOST), _) => {
-                let missing = self.list_missing(place);
+                let missing = self.list_missing();
                 match args.on_lost {
                     OnLost::Sigbus => {
                         self.poison(control)?;
@@ -211,8 +205,17 @@ impl Pages {
         }
     }
 
+    /// Whether there is nothing left to do for a vmemd.
+    fn all_plain(&self) -> bool {
+        let is_plain = |name: &String| {
+            let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
+            info.is_ok_and(|info| info.plain)
+        };
+        self.regions.iter().all(is_plain)
+    }
+
     /// Which pages are missing, in a file, and their number in words.
-    fn list_missing(&self, place: &Place) -> String {
+    fn list_missing(&self) -> String {
         let mut list = String::new();
         let mut count = 0;
         for name in &self.regions {
@@ -228,7 +231,7 @@ impl Pages {
                 Err(error) => return format!("what is missing cannot be read: {}", chain(&error)),
             }
         }
-        let path = place.path("missing");
+        let path = self.place.path("missing");
         match std::fs::write(&path, list) {
             Ok(()) => format!(
                 "{count} pages are missing, listed in {} (region, first page, count)",
