@@ -212,7 +212,8 @@ impl Pages {
     ) -> Result<u64> {
         let (_, slots) = self.locate(range)?;
         let wake = |queue: &WaitQueue| {
-            let places = queue.places(range.start(), range.end());
+            let mut places = Places::new();
+            queue.places(range.start(), range.end(), &mut places);
             let placed = !places.is_empty() && deliver(&places);
             queue.wake(range.start(), range.end(), placed);
         };

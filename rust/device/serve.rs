@@ -114,7 +114,8 @@ struct Ranges<'a> {
 
 impl<'a> Ranges<'a> {
     fn read(region: &'a Region, addr: u64, nr: u32) -> Result<Self> {
-        let raw = UserArray::new(addr, nr)?.read()?;
+        let mut raw = Entries::new();
+        UserArray::new(addr, nr)?.read(&mut raw)?;
         let ranges = Self { region, raw };
         ranges.iter().try_for_each(|range| range.map(|_| ()))?;
         Ok(ranges)
@@ -165,7 +166,8 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     if call.flags != 0 {
         return Err(EINVAL);
     }
-    let raw = UserArray::new(call.ranges, call.nr)?.read::<vmem_fill_range>()?;
+    let mut raw = Entries::<vmem_fill_range>::new();
+    UserArray::new(call.ranges, call.nr)?.read(&mut raw)?;
     for range in raw.iter() {
         let bytes = region
             .pages()

@@ -29,7 +29,8 @@ const MAX_PLACES: usize = 8;
 pub(crate) struct Places(Few<(u64, Place), MAX_PLACES>);
 
 impl Places {
-    pub(super) fn new() -> Self {
+    /// None.
+    pub(crate) fn new() -> Self {
         // INVARIANT: There is none.
         Self(Few::new())
     }

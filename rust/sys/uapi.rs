@@ -114,21 +114,21 @@ impl UserArray {
         self.nr
     }
 
-    /// Reads all entries, once.
-    pub(crate) fn read<T: FromBytes + Copy>(&self) -> Result<Entries<T>> {
+    /// Reads all entries, once, into `entries`, which has none yet.
+    pub(crate) fn read<T: FromBytes + Copy>(&self, entries: &mut Entries<T>) -> Result {
         let mut reader = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).reader();
-        if self.nr <= FEW {
-            let mut few = Few::new();
-            for _ in 0..self.nr {
-                few.push(reader.read()?);
-            }
-            return Ok(Entries::Few(few));
+        if self.nr > FEW {
+            entries.many.reserve(self.nr, GFP_KERNEL)?;
         }
-        let mut entries = KVVec::with_capacity(self.nr, GFP_KERNEL)?;
         for _ in 0..self.nr {
-            entries.push(reader.read()?, GFP_KERNEL)?;
+            let entry = reader.read()?;
+            if self.nr > FEW {
+                entries.many.push(entry, GFP_KERNEL)?;
+            } else {
+                entries.few.push(entry);
+            }
         }
-        Ok(Entries::Many(entries))
+        Ok(())
     }
 
     /// Writes the first entries.
@@ -145,20 +145,30 @@ impl UserArray {
 const FEW: usize = 8;
 
 /// Entries that have been read from user memory.
-pub(crate) enum Entries<T> {
-    /// They are on the stack.
-    Few(Few<T, FEW>),
-    /// They are too many for that.
-    Many(KVVec<T>),
+pub(crate) struct Entries<T> {
+    few: Few<T, FEW>,
+    /// All of them, if they are not few.
+    many: KVVec<T>,
+}
+
+impl<T: Copy> Entries<T> {
+    /// None.
+    pub(crate) fn new() -> Self {
+        Self {
+            few: Few::new(),
+            many: KVVec::new(),
+        }
+    }
 }
 
 impl<T: Copy> Deref for Entries<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        match self {
-            Self::Few(few) => few.as_slice(),
-            Self::Many(many) => many,
+        if self.many.is_empty() {
+            self.few.as_slice()
+        } else {
+            &self.many
         }
     }
 }

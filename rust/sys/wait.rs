@@ -118,14 +118,13 @@ impl WaitQueue {
         self.wake_keys(ptr::from_ref(&keys).cast_mut().cast());
     }
 
-    /// The places of the threads that wait for a key in `[start, end)`, or many of them.
-    pub(crate) fn places(&self, start: u64, end: u64) -> Places {
+    /// Adds the places of the threads that wait for a key in `[start, end)`, as far as there is room.
+    pub(crate) fn places(&self, start: u64, end: u64, places: &mut Places) {
         let keys = Keys {
             start,
             end,
             placed: false,
         };
-        let mut places = Places::new();
         self.each(|waiter| {
             if let (true, Some(place)) = (keys.contains(waiter.key), waiter.place) {
                 // SAFETY: The waiter is in the queue: whoever touches the page holds a user of the
@@ -135,7 +134,6 @@ impl WaitQueue {
                 }
             }
         });
-        places
     }
 
     /// Wakes all.
