@@ -2,7 +2,7 @@
 //! What vmem is to reach, and whether it does.
 
 use crate::book::{Book, Cell, Figure, Line};
-use crate::peer::{MINOR, MISSING, VMEM, VMEM_MAPPED};
+use crate::peer::{MINOR, MINOR_HUGE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
 
 /// Against what a figure is held.
 enum Against {
@@ -82,6 +82,14 @@ const GOALS: &[Goal] = &[
         case: 3,
         line: ("", "fill + touch"),
         of: FILLERS,
+        against: Against::BestUserfault,
+        aim: Aim::AtMost(0.5),
+    },
+    Goal {
+        what: "the same where shmem makes huge pages",
+        case: 3,
+        line: ("", "fill + touch"),
+        of: &[VMEM_HUGE],
         against: Against::BestUserfault,
         aim: Aim::AtMost(0.5),
     },
@@ -167,7 +175,7 @@ impl Goal {
         match self.against {
             Against::Nothing => Figure::of(&own.rounds),
             Against::One(name) => Figure::of_ratio(own, line.cell(name)?),
-            Against::BestUserfault => Figure::of_ratio(own, best_userfault(line)?),
+            Against::BestUserfault => Figure::of_ratio(own, best_userfault(line, own)?),
         }
     }
 }
@@ -190,9 +198,14 @@ impl Aim {
     }
 }
 
-/// The userfaultfd mode that does best in this line.
-pub(crate) fn best_userfault(line: &Line) -> Option<&Cell> {
-    line.best_of(&[MISSING, MINOR])
+/// The userfaultfd mode that does best in this line, of those that had what `cell` had: huge pages, or none.
+pub(crate) fn best_userfault<'a>(line: &'a Line, cell: &Cell) -> Option<&'a Cell> {
+    let huge = [VMEM_HUGE, MINOR_HUGE].contains(&cell.by.as_str());
+    line.best_of(if huge {
+        &[MISSING, MINOR, MINOR_HUGE]
+    } else {
+        &[MISSING, MINOR]
+    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use vmem::PAGE_SIZE;
 use vmem_bench_sys::{Memory, Sharing};
 
 use crate::contents::{Contents, verify};
-use crate::failure::{During, Outcome};
+use crate::failure::{During, Failure, Outcome};
 
 pub(crate) use minor::Minor;
 pub(crate) use region::RegionPeer;
@@ -66,12 +66,16 @@ pub(crate) enum Kind {
     Vmem,
     /// The same; what is brought in the background goes into the page tables (`MAKE_PAGES_PRESENT`).
     VmemMapped,
+    /// vmem, `FILL_PAGES`, where shmem makes huge pages ([`HugePages`]).
+    VmemHuge,
     /// userfaultfd on private anonymous memory, `UFFDIO_COPY`.
     Missing,
     /// userfaultfd on a shmem file: `pwrite` into the file, then `UFFDIO_CONTINUE`.
     Minor,
     /// The same, with a store through the daemon's own mapping instead of `pwrite`.
     MinorStore,
+    /// [`Kind::Minor`] where shmem makes huge pages.
+    MinorHuge,
 }
 
 impl Kind {
@@ -82,10 +86,18 @@ impl Kind {
             Self::Allocate => "shmem, zero page",
             Self::Vmem => VMEM,
             Self::VmemMapped => VMEM_MAPPED,
+            Self::VmemHuge => VMEM_HUGE,
             Self::Missing => MISSING,
             Self::Minor => MINOR,
             Self::MinorStore => "uffd MINOR, stores",
+            Self::MinorHuge => MINOR_HUGE,
         }
+    }
+
+    /// Turns on what it needs of the system, as long as the value lives.
+    pub(crate) fn prepare(self) -> Outcome<Option<HugePages>> {
+        let huge = matches!(self, Self::VmemHuge | Self::MinorHuge);
+        huge.then(HugePages::new).transpose()
     }
 
     /// Makes memory of `pages` pages, absent but for [`Kind::Floor`].
@@ -93,16 +105,40 @@ impl Kind {
         Ok(match self {
             Self::Floor => Arc::new(Shmem::full(pages, contents)?),
             Self::Allocate => Arc::new(Shmem::empty(pages)?),
-            Self::Vmem => Arc::new(RegionPeer::new(pages, false)?),
+            Self::Vmem | Self::VmemHuge => Arc::new(RegionPeer::new(pages, false)?),
             Self::VmemMapped => Arc::new(RegionPeer::new(pages, true)?),
             Self::Missing => Arc::new(missing::Missing::new(pages)?),
-            Self::Minor => Arc::new(Minor::new(pages, minor::Write::Call)?),
+            Self::Minor | Self::MinorHuge => Arc::new(Minor::new(pages, minor::Write::Call)?),
             Self::MinorStore => Arc::new(Minor::new(pages, minor::Write::Store)?),
         })
     }
 }
 
+/// That new shmem files get huge pages, as the administrator may wish it; as it was before when dropped.
+pub(crate) struct HugePages(String);
+
+impl HugePages {
+    const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+    fn new() -> Outcome<Self> {
+        let choices = std::fs::read_to_string(Self::SWITCH).during("read shmem_enabled")?;
+        let chosen = choices.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        let (chosen, _) = chosen.ok_or(Failure::Wrong(format!("shmem_enabled is {choices:?}")))?;
+        std::fs::write(Self::SWITCH, "always").during("write shmem_enabled")?;
+        Ok(Self(chosen.to_owned()))
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        // It worked a moment ago.
+        let _ = std::fs::write(Self::SWITCH, &self.0);
+    }
+}
+
 pub(crate) const VMEM: &str = "vmem";
+pub(crate) const VMEM_HUGE: &str = "vmem, huge";
+pub(crate) const MINOR_HUGE: &str = "uffd MINOR, huge";
 pub(crate) const VMEM_MAPPED: &str = "vmem, mapped";
 pub(crate) const MISSING: &str = "uffd MISSING";
 pub(crate) const MINOR: &str = "uffd MINOR";

@@ -116,7 +116,7 @@ fn unit<'a>(setting: &Setting, line: &'a Line) -> &'a str {
 
 /// Against the userfaultfd that does best here; what is not told apart from it is marked.
 fn ratio(line: &Line, cell: &Cell) -> String {
-    let Some(best) = best_userfault(line).filter(|best| best.by != cell.by) else {
+    let Some(best) = best_userfault(line, cell).filter(|best| best.by != cell.by) else {
         return String::new();
     };
     Figure::of_ratio(cell, best).map_or_else(String::new, |ratio| {

@@ -15,11 +15,19 @@ const PAGES: u64 = 4096;
 /// Scattered pages that are given to the peer at once.
 const BATCH: usize = 512;
 
-const KINDS: [Kind; 4] = [Kind::Vmem, Kind::VmemMapped, Kind::Missing, Kind::Minor];
+const KINDS: [Kind; 6] = [
+    Kind::Vmem,
+    Kind::VmemMapped,
+    Kind::VmemHuge,
+    Kind::Missing,
+    Kind::Minor,
+    Kind::MinorHuge,
+];
 
 pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
     for (name, run) in [("4 KiB scattered", 1), ("64 KiB", 16), ("2 MiB", 512)] {
         for kind in bench.chosen(&KINDS) {
+            let _prepared = kind.prepare()?;
             let peer = kind.make(PAGES, &bench.contents)?;
             let (fill_wall, fill_cpu) = timed(|| fill(bench, &*peer, run, number))?;
             let (touch_wall, touch_cpu) = timed(|| touch_all(kind, &*peer))?;
