@@ -56,6 +56,8 @@ pub(crate) fn follow(way: &Way<'_>, channel: Channel, export: &mut Export, repor
             Ok(Some(FromDestination::Pages { line })) => report.pages(&line),
             Ok(Some(FromDestination::Complete { summary })) => {
                 report.complete(&summary);
+                // If it is not heard, the destination waits for `recover`, which finds nothing to do but this.
+                let _ = channel.say(&FromSource::Heard);
                 export.stop();
                 return Ok(());
             }

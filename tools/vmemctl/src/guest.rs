@@ -61,11 +61,49 @@ pub(crate) fn migration(qmp: &mut Qmp) -> Result<(String, Option<String>), Guest
     Ok((status, reason))
 }
 
-/// Switches capabilities of migration on.
-pub(crate) fn enable(qmp: &mut Qmp, capabilities: &[&str]) -> Result<(), GuestError> {
+/// What a migration changes in QEMU, so that it can be changed back.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Capabilities that were off.
+    off: Vec<&'static str>,
+    /// Bytes a second, as it was.
+    bandwidth: Option<u64>,
+}
+
+impl Settings {
+    /// Switches capabilities of migration on.
+    pub(crate) fn enable(qmp: &mut Qmp, capabilities: &[&'static str]) -> Result<Self, GuestError> {
+        let now = qmp.run("query-migrate-capabilities", json!({}))?;
+        let is_on = |name: &str| {
+            let mut on = now.as_array().into_iter().flatten().filter(|one| one["state"] == json!(true));
+            on.any(|one| one["capability"] == json!(name))
+        };
+        let off: Vec<_> = capabilities.iter().copied().filter(|name| !is_on(name)).collect();
+        set(qmp, &off, true)?;
+        Ok(Self { off, bandwidth: None })
+    }
+
+    /// Lets the stream have this many bytes a second.
+    pub(crate) fn set_bandwidth(&mut self, qmp: &mut Qmp, bytes: u64) -> Result<(), GuestError> {
+        let now = qmp.run("query-migrate-parameters", json!({}))?;
+        self.bandwidth = now.get("max-bandwidth").and_then(Value::as_u64);
+        qmp.run("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
+        Ok(())
+    }
+
+    /// Puts everything back: somebody else may use QEMU's migration next, and would miss the memory in it.
+    pub(crate) fn restore(&self, qmp: &mut Qmp) -> Result<(), GuestError> {
+        if let Some(bytes) = self.bandwidth {
+            qmp.run("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
+        }
+        set(qmp, &self.off, false)
+    }
+}
+
+fn set(qmp: &mut Qmp, capabilities: &[&str], state: bool) -> Result<(), GuestError> {
     let list: Vec<Value> = capabilities
         .iter()
-        .map(|name| json!({"capability": name, "state": true}))
+        .map(|name| json!({"capability": name, "state": state}))
         .collect();
     qmp.run("migrate-set-capabilities", json!({"capabilities": list}))?;
     Ok(())

@@ -61,6 +61,8 @@ pub(crate) enum FromSource {
     },
     /// It goes on at the source.
     Abort { reason: String },
+    /// FAILED or COMPLETE has been heard: the destination may forget the guest's move.
+    Heard,
 }
 
 /// What the destination says.

@@ -16,7 +16,7 @@ use crate::channel::{Channel, ChannelError};
 use crate::cli::{Cli, Migrate, with_port};
 use crate::failure::{Failure, Trouble, chain};
 use crate::follow::{Way, follow};
-use crate::guest::{self, LIMIT, Memory};
+use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
@@ -96,6 +96,7 @@ struct Migration {
     report: Report,
     /// QEMU was told to migrate. Before, what it does is not this migration's business.
     begun: bool,
+    settings: Option<Settings>,
     /// When it was heard that the guest had stopped.
     stopped: Option<Instant>,
 }
@@ -152,6 +153,7 @@ impl Migration {
             timeout: args.timeout,
             report,
             begun: false,
+            settings: None,
             stopped: None,
         })
     }
@@ -191,13 +193,11 @@ impl Migration {
         if status != expected || matches!(migration.as_str(), "setup" | "active" | "device") {
             return Err(guest::GuestError::Status { status }.into());
         }
-        guest::enable(
-            &mut self.qmp,
-            &["events", "return-path", "x-ignore-shared", "pause-before-switchover"],
-        )?;
+        let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
+        let settings = self.settings.insert(Settings::enable(&mut self.qmp, &capabilities)?);
         // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
         const UNLIMITED: u64 = 1 << 40;
-        self.qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
+        settings.set_bandwidth(&mut self.qmp, UNLIMITED)?;
         self.qmp.run("migrate", json!({"uri": stream.uri()}))?;
         self.begun = true;
         let deadline = Instant::now() + self.timeout;
@@ -256,7 +256,11 @@ impl Migration {
             match self.hear(left).map_err(unknown)? {
                 FromDestination::Running => break,
                 // It has said so: the guest has not run there.
-                FromDestination::Failed { reason } => return Err(self.give_up(refused(&reason))),
+                FromDestination::Failed { reason } => {
+                    // If it does not hear this, it waits for another word: give_up says it too.
+                    let _ = self.channel.say(&FromSource::Heard);
+                    return Err(self.give_up(refused(&reason)));
+                }
                 FromDestination::Pages { line } => self.report.pages(&line),
                 other => return Err(unknown(unexpected(&other))),
             }
@@ -277,6 +281,10 @@ impl Migration {
         } else {
             Ok(())
         };
+        let restored = self.settings.as_ref().map(|settings| settings.restore(&mut self.qmp));
+        if let Some(Err(error)) = restored {
+            self.report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
+        }
         match gone_on {
             Ok(()) => {
                 self.export.stop();

@@ -18,8 +18,8 @@ use crate::cli::{Cli, Receive};
 use crate::failure::{Failure, Trouble, chain};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
-use crate::report::{Report, err};
-use arrival::{Arrival, Host};
+use crate::report::Report;
+use arrival::{Arrival, Ended, Host};
 use door::{Door, Visitor};
 use pages::Outlook;
 
@@ -48,7 +48,9 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
             take(cli, &host, &mut door, &mut report)?
         }
     };
-    arrival.wait_for_commit(&mut door, &mut report)?;
+    if let Err(ended) = arrival.wait_for_commit(&mut door, &mut report) {
+        return end(ended, arrival, &mut door, &report);
+    }
     // QEMU has them open.
     drop(regions);
     report.running(None);
@@ -87,6 +89,24 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &mut Report) -> Res
         }
         door.nobody();
     }
+}
+
+/// The guest has not come, or not in a way that it can be left alone.
+fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report) -> Result<(), Failure> {
+    let trouble = match ended {
+        // Whoever does not hear it has not given the guest away.
+        Ended::BeforeCommit(trouble) => arrival.refuse(door, trouble),
+        Ended::AfterCommit(trouble) => {
+            let reason = chain(&trouble);
+            let (channel, place) = arrival.discard();
+            tell(channel, door, &FromDestination::Failed { reason }, report)?;
+            place.remove();
+            trouble
+        }
+        Ended::Unknown(trouble) => return Err(Failure::Unfinished(trouble)),
+    };
+    door.nobody();
+    Err(Failure::AtSource(trouble))
 }
 
 /// Looks after the guest's pages until all are here, and tells the source.
@@ -146,26 +166,15 @@ fn say(channel: &mut Option<Channel>, message: &FromDestination, report: &Report
     }
 }
 
-/// Says the last word, to a source that may have to be waited for: it keeps its QEMU until it has heard it.
+/// Says the last word, to a source that may have to be waited for: until it has heard it, it does not know what to do with its QEMU.
 fn tell(channel: Option<Channel>, door: &mut Door, message: &FromDestination, report: &Report) -> Result<(), Failure> {
     let mut channel = channel;
     loop {
-        if let Some(channel) = &mut channel {
-            let told = channel
-                .say(message)
-                // It closes when it has heard it.
-                .and_then(|()| channel.hear::<FromSource>(Instant::now() + door::PATIENCE));
-            match told {
-                Err(crate::channel::ChannelError::Closed) => return Ok(()),
-                Ok(Some(FromSource::Commit { .. })) => {
-                    let _ = channel.say(&FromDestination::Running);
-                    continue;
-                }
-                Ok(_) => {}
-                Err(error) => report.note(&format!("the source's vmemctl: {}", chain(&error))),
-            }
+        let heard = channel.as_mut().is_some_and(|channel| tell_once(channel, message, report));
+        if heard {
+            return Ok(());
         }
-        err("the source has not heard it yet: 'vmemctl recover' there ends its QEMU");
+        report.note("the source has not heard how it ended: 'vmemctl recover' there asks");
         loop {
             let visitor = door.wait()?;
             if visitor.purpose == Purpose::Recover {
@@ -174,4 +183,26 @@ fn tell(channel: Option<Channel>, door: &mut Door, message: &FromDestination, re
             }
         }
     }
+}
+
+/// Whether the source has heard it.
+fn tell_once(channel: &mut Channel, message: &FromDestination, report: &Report) -> bool {
+    if let FromDestination::Complete { .. } = message {
+        // One that has just come back asks first whether the guest runs.
+        let _ = channel.say(&FromDestination::Running);
+    }
+    let until = Instant::now() + door::PATIENCE;
+    let mut said = channel.say(message);
+    while said.is_ok() {
+        match channel.hear(until) {
+            Ok(Some(FromSource::Heard | FromSource::Abort { .. })) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(error) => said = Err(error),
+        }
+    }
+    if let Err(error) = said {
+        report.note(&format!("the source's vmemctl: {}", chain(&error)));
+    }
+    false
 }

@@ -8,7 +8,7 @@ use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT};
-use crate::message::FromDestination;
+use crate::message::{FromDestination, FromSource};
 use crate::migrate::source::Export;
 use crate::migrate::{PREPARATION, go_on, leave};
 use crate::network::Security;
@@ -41,6 +41,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         FromDestination::Running => {}
         FromDestination::Failed { reason } => {
             // The destination's word that the guest has not run there and never will.
+            let _ = channel.say(&FromSource::Heard);
             report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
             end_left_over(&place);
             go_on(&mut qmp, record.run)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use socket2::Socket;
-use vmem::{Control, MapHandle};
+use vmem::{Access, Control, MapHandle};
 use vmem_qmp::Qmp;
 
 use super::GLANCE;
@@ -19,7 +19,7 @@ use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
 use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble, chain};
-use crate::guest::{self, LIMIT, Memory};
+use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::record::{Incoming, Phase, Place};
@@ -79,7 +79,11 @@ impl Arrival {
                 arrival.place.write(&arrival.record).map_err(Trouble::from)?;
                 match arrival.say(&FromDestination::Ready) {
                     Ok(()) => Ok(arrival),
-                    Err(trouble) => Err(arrival.refuse(door, trouble)),
+                    Err(trouble) => {
+                        let trouble = arrival.refuse(door, trouble);
+                        door.nobody();
+                        Err(Failure::AtSource(trouble))
+                    }
                 }
             }
             Err(trouble) => {
@@ -123,9 +127,13 @@ impl Arrival {
         } else if names != nodes {
             return Err(Trouble::other("QEMU has other files as its memory than {memory:...} says"));
         }
+        for name in &names {
+            check_mapped(name)?;
+        }
         // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
         qmp.run("stop", json!({}))?;
-        guest::enable(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
+        // They stay on: this QEMU takes one guest.
+        Settings::enable(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
         let state = place.path("state.socket");
         // One that was left behind.
         let _ = std::fs::remove_file(&state);
@@ -181,18 +189,15 @@ impl Arrival {
     }
 
     /// Waits until the guest is this host's, and has it run.
-    pub(super) fn wait_for_commit(&mut self, door: &mut Door, report: &mut Report) -> Result<(), Failure> {
+    pub(super) fn wait_for_commit(&mut self, door: &mut Door, report: &mut Report) -> Result<(), Ended> {
         while self.record.phase == Phase::Prepared {
-            if let Err(trouble) = self.wait_for_word(door, report) {
-                return Err(self.refuse_in_place(door, trouble));
-            }
+            self.wait_for_word(door, report).map_err(Ended::BeforeCommit)?;
         }
-        let loaded = self.wait_for_state();
-        match loaded.and_then(|()| self.go()) {
-            Ok(()) => Ok(()),
-            Err(trouble) if self.never_ran() => Err(self.refuse_in_place(door, trouble)),
-            Err(trouble) => Err(Failure::Unfinished(trouble)),
-        }
+        let result = self.wait_for_state().and_then(|()| self.go());
+        result.map_err(|trouble| match self.never_ran() {
+            true => Ended::AfterCommit(trouble),
+            false => Ended::Unknown(trouble),
+        })
     }
 
     /// Does what the source, or QEMU, wants next.
@@ -337,20 +342,37 @@ impl Arrival {
             .map_err(|error| Trouble::Peer("the source's vmemctl".to_owned(), error))
     }
 
-    fn refuse(mut self, door: &Door, trouble: Trouble) -> Failure {
-        self.refuse_in_place(door, trouble)
+    /// Tells the source that the guest does not come, and leaves nothing of it here.
+    pub(super) fn refuse(self, door: &Door, trouble: Trouble) -> Trouble {
+        let reason = chain(&trouble);
+        // A source that does not hear it finds the connection closed.
+        let _ = self.say(&FromDestination::Failed { reason });
+        let (_, place) = self.discard();
+        place.remove();
+        door.nobody();
+        trouble
     }
 
-    /// The guest does not come: nothing of it stays here.
-    fn refuse_in_place(&mut self, door: &Door, trouble: Trouble) -> Failure {
-        let reason = chain(&trouble);
-        let _ = self.say(&FromDestination::Failed { reason });
+    /// Leaves nothing of the guest here, but for what the source has to be told, and the note of it.
+    pub(super) fn discard(mut self) -> (Option<Channel>, Place) {
         self.pages.stop();
+        if self.qemu.is_ours() {
+            // One that went into the background has left its first process behind.
+            let _ = self.qmp.run("quit", json!({}));
+        }
         self.qemu.end();
-        self.place.remove();
-        door.nobody();
-        Failure::AtSource(trouble)
+        (self.channel, self.place)
     }
+}
+
+/// How it ended without the guest running here.
+pub(super) enum Ended {
+    /// The source has not given it away.
+    BeforeCommit(Trouble),
+    /// The source has given it away, and has to hear that it can have it back.
+    AfterCommit(Trouble),
+    /// It may run here.
+    Unknown(Trouble),
 }
 
 /// The region of each backend that is offered, as QEMU has it.
@@ -374,6 +396,15 @@ fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Tr
         Ok(names)
     } else {
         Err(Trouble::other("QEMU here has more memory backends than at the source"))
+    }
+}
+
+/// What QEMU calls `/dev/vmem/NAME` may be another file: it may see another /dev, or have made a file there before there was a region.
+fn check_mapped(name: &str) -> Result<(), Trouble> {
+    let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
+    match info.map_err(Trouble::vmem(format!("cannot look at region {name}")))?.mappings {
+        0 => Err(Trouble::other(format!("QEMU does not have region {name} mapped, but another file of that path"))),
+        _ => Ok(()),
     }
 }
 

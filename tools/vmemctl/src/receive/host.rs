@@ -177,6 +177,11 @@ impl Qemu {
         text.lines().last().unwrap_or_default().to_owned()
     }
 
+    /// Whether it was started here.
+    pub(super) fn is_ours(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Ends it: its guest has not come.
     pub(super) fn end(&mut self) {
         if let Some(child) = &mut self.child {
