@@ -215,6 +215,14 @@ unsafe extern "C" {
     ) -> ffi::c_uint;
 }
 unsafe extern "C" {
+    pub fn vmem_place_insert(
+        vma: *mut vm_area_struct,
+        addr: ffi::c_ulong,
+        page: *mut page,
+        charge: *mut mem_cgroup,
+    ) -> ffi::c_uint;
+}
+unsafe extern "C" {
     pub fn vmem_vma_set_flags(vma: *mut vm_area_struct, set: ffi::c_ulong, clear: ffi::c_ulong);
 }
 unsafe extern "C" {

@@ -222,8 +222,9 @@ fn fill_run(
             if waited_for {
                 // Each at once, and whoever waits for it finds it in his page table.
                 let mappings = Mappings::<Mapped>::of(region.staging());
-                *changed += pages
-                    .settle_delivered(filled.pages(), |places| mappings.deliver(&filled, places))?;
+                *changed += pages.settle_delivered(filled.pages(), |places| {
+                    mappings.deliver(&filled, places, charge)
+                })?;
             }
         }
         Ok(())

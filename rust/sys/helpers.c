@@ -250,6 +250,17 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, false);
 }
 
+/* The same from another task; a page table that it takes is charged to @charge. */
+unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
+			       struct page *page, struct mem_cgroup *charge)
+{
+	struct mem_cgroup *old = set_active_memcg(charge);
+	unsigned int ret = vmem_fault_insert(vma, addr, page);
+
+	set_active_memcg(old);
+	return ret;
+}
+
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 			unsigned long clear)
 {

@@ -60,6 +60,8 @@ void vmem_fault_unlock(struct vm_fault *vmf);
 int vmem_fault_pmd_is_leaf(struct vm_fault *vmf);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page);
+unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
+			       struct page *page, struct mem_cgroup *charge);
 
 /* Mappings. */
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,

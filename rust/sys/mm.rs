@@ -9,6 +9,7 @@
 use super::{
     bindings,
     fault::Answer,
+    memcg::Memcg,
     place::{
         Place,
         Places, //
@@ -182,17 +183,24 @@ impl<'a, M: Memory> Mappings<'a, M> {
     }
 
     /// Puts a page that has just been filled where it is wanted. Returns whether all of `places` have
-    /// their pages.
-    pub(crate) fn deliver(&self, filled: &Filled, places: &Places) -> bool {
+    /// their pages. Page tables that this takes are charged to `charge`.
+    pub(crate) fn deliver(&self, filled: &Filled, places: &Places, charge: Option<&Memcg>) -> bool {
+        let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
         // Others may have mapped a large folio as a whole.
         !filled.folio().is_large()
             && places.iter().all(|(pgoff, place)| {
-                filled.pages().start() == *pgoff && self.put(filled.folio(), *pgoff, place)
+                filled.pages().start() == *pgoff && self.put(filled.folio(), *pgoff, place, charge)
             })
     }
 
     /// Puts the page of a small folio, which is locked, where it is wanted, unless that takes waiting.
-    fn put(&self, folio: &LockedFolio, pgoff: u64, place: &Place) -> bool {
+    fn put(
+        &self,
+        folio: &LockedFolio,
+        pgoff: u64,
+        place: &Place,
+        charge: *mut c::mem_cgroup,
+    ) -> bool {
         // SAFETY: `places` hold a user of each address space.
         let vma = unsafe { c::lock_vma_under_rcu(place.mm, place.addr) };
         if vma.is_null() {
@@ -200,10 +208,10 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
         let page = folio.page(pgoff);
         // SAFETY: The VMA is locked for reading, until the end of this block; the page's folio is
-        // locked and of the staging file.
+        // locked and of the staging file; `charge` is null or referenced by the caller.
         unsafe {
             let put = self.is_wanted_at(vma, pgoff, place)
-                && Answer::is_nopage(bindings::vmem_fault_insert(vma, place.addr, page));
+                && Answer::is_nopage(bindings::vmem_place_insert(vma, place.addr, page, charge));
             bindings::vmem_vma_end_read(vma);
             put
         }
