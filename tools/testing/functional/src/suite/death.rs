@@ -291,6 +291,10 @@ fn a_program_that_runs_out_of_memory_dies_alone() -> Outcome {
     program.join_killed(Signal::KILL)?;
     // More memory for the group, and the region goes on.
     group.set("memory.max", "max")?;
+    // A request that was taken does not come again: the daemon brings what was refused.
+    if let Some(wanted) = refused {
+        setting.fill([wanted.get() as usize])?;
+    }
     let server = Server::start(&setting.region);
     setting.checker(0..PAGES)?.join()?;
     server.stop()?;
