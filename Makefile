@@ -24,9 +24,13 @@ module:			## vmem.ko for this machine's kernel (KDIR=... for another), in build/
 demo: build		## what vmem is for, shown in a virtual machine
 	@$(VM) --name demo --timeout 600 -- tools/testing/demo/run
 
+.PHONY: demo-vm
+demo-vm: build		## a running guest moves to another host; then the same by QEMU's own ways, side by side
+	@$(VM) --name demo-vm --mem 4G --timeout 1800 -- $(BUILD)/target/release/vmem-migration demo
+
 .PHONY: test
 test: build		## all tests: on this machine, then in a virtual machine
-	@tools/testing/test unit vm functional
+	@tools/testing/test unit vm functional migration
 
 .PHONY: unit
 unit: build		## the tests that need no kernel
@@ -36,9 +40,17 @@ unit: build		## the tests that need no kernel
 functional: build	## the tests in the virtual machine (FILTER=... for some)
 	@tools/testing/test functional
 
+.PHONY: migration
+migration: build	## the tests that move guests (FILTER=... for some)
+	@tools/testing/test migration
+
 .PHONY: bench
 bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1 puts it into the documentation)
 	@tools/vmem-bench/bench
+
+.PHONY: bench-migration
+bench-migration: build	## the ways to move a guest, side by side (ROUNDS=..., PUBLISH=1 puts the table into the documentation)
+	@tools/testing/migration/bench
 
 .PHONY: check
 check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
@@ -49,7 +61,7 @@ setup:			## the build root and the kernel's Rust outputs (again only when someth
 	@tools/testing/root/setup
 
 .PHONY: build
-build: module-vm tools samples	## everything for the virtual machine
+build: module-vm tools samples guest	## everything for the virtual machine
 
 .PHONY: module-vm
 module-vm: setup	## vmem.ko for the stock kernel of the virtual machine, in build/module
@@ -64,6 +76,10 @@ tools: setup		## vmemd, vmemctl, their libraries, the functional tests, in build
 .PHONY: samples
 samples: setup tools	## the samples; those in C go to build/samples
 	@[ ! -e samples/Makefile ] || $(ROOT) $(MAKE) -s --no-print-directory -C samples O=$(BUILD)/samples
+
+.PHONY: guest
+guest: tools		## the guest of the migration tests, in build/guest
+	@$(ROOT) tools/testing/guest/image $(BUILD)/guest
 
 .PHONY: bindings
 bindings: setup		## writes the generated bindings anew
@@ -93,7 +109,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
-	rm -rf $(BUILD)/host $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-next \
+	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-next \
 		$(BUILD)/samples $(BUILD)/target $(BUILD)/vm $(BUILD)/results
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)

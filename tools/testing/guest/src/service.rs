@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The TCP service. A line is a word of the client's, which comes back with a number that grows by one each time; or an order.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crate::report::{self, Report};
+use crate::ticker::Ticker;
+use crate::worker::{Work, Worker};
+
+/// The port.
+const PORT: u16 = 7;
+
+/// A service whose port is open.
+pub(crate) struct Service {
+    listener: TcpListener,
+    guest: Arc<Guest>,
+}
+
+struct Guest {
+    worker: Arc<Worker>,
+    ticker: Arc<Ticker>,
+    answers: AtomicU64,
+}
+
+/// Opens the port.
+pub(crate) fn listen(worker: Arc<Worker>, ticker: Arc<Ticker>) -> std::io::Result<Service> {
+    Ok(Service {
+        listener: TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?,
+        guest: Arc::new(Guest {
+            worker,
+            ticker,
+            answers: AtomicU64::new(0),
+        }),
+    })
+}
+
+impl Service {
+    /// Serves, without an end.
+    pub(crate) fn run(&self) -> std::io::Result<()> {
+        for connection in self.listener.incoming() {
+            let (connection, guest) = (connection?, self.guest.clone());
+            // A client may go as it likes.
+            thread::spawn(move || guest.talk(connection));
+        }
+        Ok(())
+    }
+}
+
+impl Guest {
+    fn talk(&self, mut connection: TcpStream) -> std::io::Result<()> {
+        connection.set_nodelay(true)?;
+        for line in BufReader::new(connection.try_clone()?).lines() {
+            let answer = self.answer(&line?) + "\n";
+            connection.write_all(answer.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, line: &str) -> String {
+        let ok = "ok".to_owned();
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("idle", _) => {
+                self.worker.work(Work::Idle);
+                ok
+            }
+            // 0: as fast as it can.
+            ("write", rate) => {
+                let rate = rate.parse().ok().filter(|rate| *rate != 0);
+                self.worker.work(Work::Write(rate));
+                ok
+            }
+            ("mark", _) => {
+                self.worker.mark();
+                self.ticker.mark();
+                ok
+            }
+            ("report", _) => report::line(&Report::new(&self.worker, &self.ticker)),
+            ("verify", _) => report::line(&self.worker.verify()),
+            _ => format!("{line} {}", self.answers.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}

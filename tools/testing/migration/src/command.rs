@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Programs of the system.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Runs a program to its end, and returns what it printed.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.with_context(|| format!("cannot start {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}: {}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// As [`run`], of a line of words.
+pub(crate) fn line(line: &str) -> Result<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (program, arguments) = words.split_first().context("an empty command")?;
+    run(program, arguments)
+}

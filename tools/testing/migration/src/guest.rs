@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest, wherever it runs: what it is made of, and what can be asked of it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::patience::PATIENCE;
+use crate::slot::Slot;
+
+/// What a guest is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Tells guests apart that are there at the same time: below 100.
+    pub(crate) number: u8,
+    /// MiB of RAM of each of its memory backends: one, or two (each a NUMA node).
+    pub(crate) memory_mib: Vec<u32>,
+    /// How much of that it works on.
+    pub(crate) work_mib: u32,
+    /// Whether it has a network device.
+    pub(crate) network: bool,
+}
+
+/// What a guest's RAM is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// QEMU's own, anonymous.
+    Anonymous,
+    /// A file in shared memory for each backend.
+    Shared,
+    /// What `vmemctl receive` puts in.
+    Template,
+}
+
+/// What a guest has seen since it was last told to mark.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) ticker: Ticker,
+    pub(crate) touches: Touches,
+}
+
+/// Its ticker. Seconds.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Ticker {
+    pub(crate) own_gap: f64,
+    pub(crate) host_gap: Option<f64>,
+    pub(crate) late: f64,
+}
+
+/// Its worker's touches of pages. Seconds.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Touches {
+    pub(crate) count: u64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
+    pub(crate) work: u64,
+    pub(crate) wrong: Vec<String>,
+}
+
+/// What it has found in its memory.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Verdict {
+    pub(crate) pages: u64,
+    wrong: u64,
+    first: Vec<String>,
+    pub(crate) work: u64,
+    generations: u64,
+}
+
+/// What the worker of a guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Next to nothing: a page is read now and then.
+    Idle,
+    /// Pages all over its memory are checked and written: so many a second, or (0) as many as it can.
+    Writing(u32),
+}
+
+impl Load {
+    /// What the tables call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Writing(_) => "writing all over its memory",
+        }
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            number: 0,
+            memory_mib: vec![192],
+            work_mib: 96,
+            network: true,
+        }
+    }
+}
+
+impl Guest {
+    fn address(&self) -> String {
+        format!("192.0.2.{}", 10 + self.number)
+    }
+
+    /// Where `vmemctl receive` listens for it.
+    pub(crate) fn port(&self) -> u16 {
+        8637 + u16::from(self.number)
+    }
+
+    /// Where its service is.
+    pub(crate) fn service(&self) -> Result<SocketAddr> {
+        Ok(format!("{}:7", self.address()).parse()?)
+    }
+
+    /// QEMU's command line for it, without the program.
+    pub(crate) fn arguments(&self, slot: &Slot, memory: Memory) -> Vec<String> {
+        let mut arguments: Vec<String> =
+            "-nodefaults -no-user-config -display none -no-reboot -bios qboot.rom -smp 1 -kernel build/guest/vmlinuz -initrd build/guest/initramfs"
+                .split(' ')
+                .map(str::to_owned)
+                .collect();
+        let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        let (accelerator, cpu) = match Path::new("/dev/kvm").exists() {
+            true => ("kvm", "host,svm=off,vmx=off"),
+            false => ("tcg", "max"),
+        };
+        add("-name", format!("guest{}", self.number));
+        add("-pidfile", slot.pid().display().to_string());
+        add("-cpu", cpu.into());
+        add("-m", format!("{}M", self.memory_mib.iter().sum::<u32>()));
+        let mut machine = format!("pc,accel={accelerator}");
+        if memory != Memory::Anonymous {
+            for (node, mib) in self.memory_mib.iter().enumerate() {
+                let path = match memory {
+                    Memory::Template => format!("{{memory:ram{node}}}"),
+                    _ => slot.shared_memory(node),
+                };
+                add(
+                    "-object",
+                    format!("memory-backend-file,id=ram{node},size={mib}M,mem-path={path},share=on"),
+                );
+                match self.memory_mib.len() {
+                    1 => machine += ",memory-backend=ram0",
+                    _ => add("-numa", format!("node,nodeid={node},memdev=ram{node}")),
+                }
+            }
+        }
+        add("-machine", machine);
+        let append = format!(
+            "console=ttyS0 quiet panic=-1 GUEST_ADDRESS={}/24 GUEST_MIB={}",
+            self.address(),
+            self.work_mib
+        );
+        add("-append", append);
+        add("-serial", format!("file:{}", slot.console().display()));
+        if self.network {
+            add("-netdev", format!("tap,id=lan,ifname={},script=no,downscript=no", slot.tap()));
+            let mac = format!("52:54:00:00:00:{:02x}", self.number);
+            add("-device", format!("virtio-net-pci,netdev=lan,mac={mac},romfile="));
+        }
+        add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
+        let qmp = match memory {
+            Memory::Template => "{qmp}".into(),
+            _ => slot.qmp().display().to_string(),
+        };
+        add("-qmp", format!("unix:{qmp},server=on,wait=off"));
+        arguments
+    }
+
+    /// Tells its worker what to do.
+    pub(crate) fn work(&self, load: Load) -> Result<()> {
+        self.order(&match load {
+            Load::Idle => "idle".into(),
+            Load::Writing(rate) => format!("write {rate}"),
+        })
+    }
+
+    /// What is reported is of now and later.
+    pub(crate) fn mark(&self) -> Result<()> {
+        self.order("mark")
+    }
+
+    /// What it has seen.
+    pub(crate) fn report(&self) -> Result<Report> {
+        let report: Report = self.question("report")?;
+        ensure!(
+            report.touches.wrong.is_empty(),
+            "wrong pages: {}",
+            report.touches.wrong.join("; ")
+        );
+        Ok(report)
+    }
+
+    /// It looks at all pages that it works on; that one is wrong is an error.
+    pub(crate) fn verify(&self) -> Result<Verdict> {
+        let verdict: Verdict = self.question("verify")?;
+        ensure!(
+            verdict.wrong == 0,
+            "{} of the guest's {} pages are wrong: {}",
+            verdict.wrong,
+            verdict.pages,
+            verdict.first.join("; ")
+        );
+        ensure!(
+            verdict.work == verdict.generations,
+            "the guest has written {} pages, and its pages tell of {}",
+            verdict.work,
+            verdict.generations
+        );
+        Ok(verdict)
+    }
+
+    fn order(&self, order: &str) -> Result<()> {
+        let answer = self.ask(order)?;
+        ensure!(answer == "ok", "the guest answers {answer:?} to {order:?}");
+        Ok(())
+    }
+
+    fn question<T: DeserializeOwned>(&self, question: &str) -> Result<T> {
+        let answer = self.ask(question)?;
+        serde_json::from_str(&answer).with_context(|| format!("the guest answers {answer:?} to {question:?}"))
+    }
+
+    fn ask(&self, line: &str) -> Result<String> {
+        let asked = || -> Result<String> {
+            let mut connection = TcpStream::connect_timeout(&self.service()?, PATIENCE)?;
+            connection.set_read_timeout(Some(PATIENCE))?;
+            connection.write_all(format!("{line}\n").as_bytes())?;
+            let mut answer = String::new();
+            BufReader::new(connection).read_line(&mut answer)?;
+            Ok(answer.trim_end().to_owned())
+        };
+        asked().with_context(|| format!("cannot ask the guest: {line}"))
+    }
+}
+
+impl Ticker {
+    /// The longest time in which the guest did not run, as it saw it: by its host's clock, where that can be read.
+    pub(crate) fn gap(&self) -> f64 {
+        self.host_gap.unwrap_or(self.own_gap)
+    }
+}

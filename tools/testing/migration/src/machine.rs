@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A QEMU as the distribution ships it.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use vmem_qmp::Qmp;
+
+use crate::guest::{Guest, Memory};
+use crate::network::Host;
+use crate::patience::{PATIENCE, wait_until};
+use crate::slot::Slot;
+
+/// The program.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+/// How often a guest is booted that does not come up.
+const TRIES: u32 = 3;
+/// How long QEMU may think about a command.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A QEMU; it ends when this is dropped.
+pub(crate) struct Machine {
+    pub(crate) slot: Slot,
+    /// None: somebody else has started it.
+    process: Option<Child>,
+    qmp: Qmp,
+}
+
+impl Machine {
+    /// Starts a QEMU which boots a guest, and waits until that is ready.
+    pub(crate) fn boot(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match Self::boot_once(host, guest, memory) {
+                // An emulated KVM fails now and then.
+                Err(error) if tries < TRIES => eprintln!("a guest did not come up: {error:#}; once more"),
+                booted => return booted,
+            }
+        }
+    }
+
+    fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
+        let slot = Slot::new(host, guest)?;
+        let arguments = guest.arguments(&slot, memory);
+        let mut machine = Self::start(slot, &arguments)?;
+        let console = machine.slot.console();
+        wait_until("the guest is ready", || {
+            machine.check()?;
+            let text = fs::read_to_string(&console).unwrap_or_default();
+            ensure!(!text.contains("Kernel panic"), "the guest's kernel has panicked:\n{text}");
+            sleep(Duration::from_millis(50));
+            Ok(text.contains("\"ready\""))
+        })?;
+        Ok(machine)
+    }
+
+    /// Starts a QEMU which waits for a guest.
+    pub(crate) fn incoming(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
+        let slot = Slot::new(host, guest)?;
+        let mut arguments = guest.arguments(&slot, memory);
+        arguments.extend(["-incoming", "defer"].map(str::to_owned));
+        Self::start(slot, &arguments)
+    }
+
+    fn start(slot: Slot, arguments: &[String]) -> Result<Self> {
+        let mut command = slot.host.command(QEMU);
+        command.args(arguments);
+        let mut process = spawn(&mut command, &slot, "qemu")?;
+        match Qmp::connect_soon(&slot.own_qmp(), LIMIT, PATIENCE) {
+            Ok(qmp) => Ok(Self {
+                slot,
+                process: Some(process),
+                qmp,
+            }),
+            Err(error) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(error).with_context(|| format!("QEMU does not answer: {}", slot.read_log("qemu")))
+            }
+        }
+    }
+
+    /// Takes over a QEMU that somebody else has started in this slot.
+    pub(crate) fn adopt(slot: Slot) -> Result<Self> {
+        let qmp = Qmp::connect_soon(&slot.own_qmp(), LIMIT, PATIENCE).context("QEMU does not answer")?;
+        Ok(Self {
+            slot,
+            process: None,
+            qmp,
+        })
+    }
+
+    /// Runs a QMP command.
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        Ok(self.qmp.run(command, arguments)?)
+    }
+
+    /// Whether the machine runs, as QEMU says; not whether QEMU does.
+    pub(crate) fn guest_runs(&mut self) -> Result<bool> {
+        Ok(self.execute("query-status", json!({}))?["running"] == json!(true))
+    }
+
+    /// Whether QEMU runs.
+    pub(crate) fn runs(&mut self) -> Result<bool> {
+        match &mut self.process {
+            Some(process) => Ok(process.try_wait()?.is_none()),
+            None => Ok(self.qmp.run("query-status", json!({})).is_ok()),
+        }
+    }
+
+    /// That QEMU and its machine have not given up.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        ensure!(self.runs()?, "QEMU has ended: {}", self.slot.read_log("qemu"));
+        let status = self.execute("query-status", json!({}))?;
+        ensure!(
+            status["status"] != json!("internal-error"),
+            "KVM has failed: {}",
+            self.slot.read_log("qemu")
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        } else if let Some(pid) = running(&self.slot) {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = wait_until("QEMU is gone", || Ok(running(&self.slot).is_none()));
+        }
+    }
+}
+
+/// The QEMU that has noted its number in the slot, if it still runs.
+fn running(slot: &Slot) -> Option<Pid> {
+    let pid = fs::read_to_string(slot.pid())
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)?;
+    let command = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+    command.contains(slot.pid().to_str()?).then_some(pid)
+}
+
+/// Starts a program whose messages go to its log in the slot.
+pub(crate) fn spawn(command: &mut Command, slot: &Slot, log: &str) -> Result<Child> {
+    let path = slot.log(log);
+    let file = |path: &Path| File::create(path).with_context(|| format!("cannot write {}", path.display()));
+    let output = file(&path)?;
+    let errors = output.try_clone()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))
+}

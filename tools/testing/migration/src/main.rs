@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Moves running guests from one host to another: tests it, shows it, and compares the ways to do it.
+//!
+//! It runs as root in a virtual machine. Two hosts are two network namespaces of it (`network`), since two virtual machines on two
+//! processors would mostly wait for each other. A guest is a Linux under an unmodified QEMU (`machine`), on the machine's KVM; what runs in
+//! it is `tools/testing/guest` (`guest`).
+#![forbid(unsafe_code)]
+
+mod book;
+mod cli;
+mod client;
+mod command;
+mod demo;
+mod guest;
+mod machine;
+mod method;
+mod network;
+mod patience;
+mod report;
+mod rig;
+mod slot;
+mod suite;
+mod trial;
+mod vmemctl;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("vmem-migration: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

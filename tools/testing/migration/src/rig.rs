@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The machine around the guests: KVM, the network, and the module vmem.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::command::{line, run};
+use crate::network::{Network, Wire};
+use crate::patience::wait_until;
+
+/// Where the kernel and the file system of the guests are.
+const IMAGES: [&str; 2] = ["build/guest/vmlinuz", "build/guest/initramfs"];
+
+/// What all moves need; taken down when dropped.
+pub(crate) struct Rig {
+    pub(crate) network: Network,
+    module: bool,
+}
+
+impl Rig {
+    /// Sets it up.
+    pub(crate) fn new(wire: &Wire) -> Result<Self> {
+        for image in IMAGES {
+            ensure!(Path::new(image).exists(), "{image} is missing: run 'make guest'");
+        }
+        // Where there is no KVM, QEMU emulates.
+        for module in ["kvm-amd", "kvm-intel"] {
+            let _ = run("modprobe", &[module]);
+        }
+        let mut rig = Self {
+            network: Network::new(wire)?,
+            module: false,
+        };
+        rig.insert_module()?;
+        Ok(rig)
+    }
+
+    /// What accelerates the guests here.
+    pub(crate) fn accelerator() -> &'static str {
+        if Path::new("/dev/kvm").exists() { "KVM" } else { "TCG" }
+    }
+
+    fn insert_module(&mut self) -> Result<()> {
+        if Path::new("/dev/vmem/control").exists() {
+            return Ok(());
+        }
+        let module = std::env::var_os("VMEM_KO").map_or_else(|| "build/module/vmem.ko".into(), PathBuf::from);
+        run("insmod", &[&module.to_string_lossy()]).context("the module vmem")?;
+        self.module = true;
+        wait_until("the control device is there", || Ok(Path::new("/dev/vmem/control").exists()))
+    }
+
+    /// Takes it down. That something still uses the module is an error.
+    pub(crate) fn remove(mut self) -> Result<()> {
+        if std::mem::take(&mut self.module) {
+            line("rmmod vmem").context("something was left behind")?;
+        }
+        Ok(())
+    }
+}

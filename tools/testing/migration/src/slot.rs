@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a host has for a guest: a tap, a directory, files for its memory. Gone when dropped.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::guest::Guest;
+use crate::network::Host;
+
+/// Place for one guest on one host.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) host: Host,
+    number: u8,
+    directory: PathBuf,
+}
+
+impl Slot {
+    /// Makes the directory and the tap.
+    pub(crate) fn new(host: Host, guest: &Guest) -> Result<Self> {
+        let slot = Self {
+            host,
+            number: guest.number,
+            directory: format!("/run/vmem-migration/{}/guest{}", host.name(), guest.number).into(),
+        };
+        slot.clear();
+        fs::create_dir_all(&slot.directory).context("a directory in /run")?;
+        host.add_tap(&slot.tap())?;
+        Ok(slot)
+    }
+
+    /// The guest's network device on this host.
+    pub(crate) fn tap(&self) -> String {
+        format!("tap{}", self.number)
+    }
+
+    /// What the guest writes to its serial console.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.directory.join("console")
+    }
+
+    /// The QMP socket for this program. A QMP socket talks to one client at a time.
+    pub(crate) fn own_qmp(&self) -> PathBuf {
+        self.directory.join("own.qmp")
+    }
+
+    /// The QMP socket for `vmemctl`.
+    pub(crate) fn qmp(&self) -> PathBuf {
+        self.directory.join("vmemctl.qmp")
+    }
+
+    /// Where `vmemctl` notes what is going on.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// QEMU's process number.
+    pub(crate) fn pid(&self) -> PathBuf {
+        self.directory.join("pid")
+    }
+
+    /// Where a program's messages go.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.log"))
+    }
+
+    /// What a program has written to its log so far.
+    pub(crate) fn read_log(&self, name: &str) -> String {
+        fs::read_to_string(self.log(name)).unwrap_or_default()
+    }
+
+    /// A file in shared memory for one of the guest's backends.
+    pub(crate) fn shared_memory(&self, backend: usize) -> String {
+        format!("/dev/shm/{}-guest{}-ram{backend}", self.host.name(), self.number)
+    }
+
+    fn clear(&self) {
+        let _ = fs::remove_dir_all(&self.directory);
+        for backend in 0..2 {
+            let _ = fs::remove_file(self.shared_memory(backend));
+        }
+        let _ = self.host.remove_tap(&self.tap());
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

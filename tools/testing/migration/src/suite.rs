@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The tests: real guests that are moved, and what goes wrong meanwhile.
+//!
+//! One after the other. A test that leaves its guest intact parks it, and the next one takes it, wherever it runs (`stage`). After each test
+//! nothing else is left on the hosts. The tests wait for states, never for times: the machine may be an emulated one.
+
+mod after;
+mod before;
+mod moving;
+mod qemu;
+mod stage;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::{Arguments, ColorSetting, Trial};
+use rustix::process::{Signal, kill_process};
+
+use crate::network::{Host, Wire};
+use crate::patience::wait_until;
+use crate::rig::Rig;
+use stage::Stage;
+
+/// A test: its name after that of its group.
+type Test = (&'static str, fn(&Stage) -> Result<()>);
+
+/// The wire of the tests.
+const RATE: &str = "1gbit";
+const DELAY_MS: f64 = 0.25;
+
+/// A table of tests with the names of their functions, in the group that their module is.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[crate::suite::Test] = &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    };
+}
+use tests;
+
+/// All tests, in the order in which they run.
+fn all() -> impl Iterator<Item = Test> {
+    [moving::TESTS, before::TESTS, after::TESTS, qemu::TESTS]
+        .into_iter()
+        .flatten()
+        .copied()
+}
+
+/// Runs those that the arguments name.
+pub(crate) fn run(arguments: Vec<String>) -> Result<ExitCode> {
+    let mut arguments = Arguments::from_iter(["vmem-migration".to_owned()].into_iter().chain(arguments));
+    arguments.test_threads = Some(1);
+    arguments.color = Some(ColorSetting::Never);
+    let wire = Wire {
+        delay_ms: DELAY_MS,
+        rate: Some(RATE.into()),
+    };
+    let stage = match arguments.list {
+        true => None,
+        false => Some(Arc::new(Stage::new(Rig::new(&wire)?))),
+    };
+    let trials = all()
+        .map(|(path, test)| {
+            let stage = stage.clone();
+            Trial::test(path.trim_start_matches("vmem_migration::suite::"), move || match &stage {
+                None => Ok(()),
+                Some(stage) => run_one(stage, test).map_err(|error| format!("{error:#}").into()),
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(stage) = stage.and_then(Arc::into_inner) {
+        stage.rig.remove()?;
+    }
+    Ok(conclusion.exit_code())
+}
+
+/// Runs a test, and then sees that it left nothing.
+fn run_one(stage: &Stage, test: fn(&Stage) -> Result<()>) -> Result<()> {
+    let outcome = test(stage).and_then(|()| nothing_left(stage));
+    stage.rig.network.set_wire(true)?;
+    stage.rig.network.set_rate(RATE)?;
+    if outcome.is_err() {
+        // A guest of a failed test is nobody's any more, and so is what served it.
+        stage.clear();
+        for host in Host::BOTH {
+            for pid in host.processes()? {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        wait_until("the hosts are empty", || Ok(processes()? == 0))?;
+    }
+    outcome
+}
+
+fn nothing_left(stage: &Stage) -> Result<()> {
+    let parked = usize::from(stage.is_parked());
+    let left = wait_until("nothing but a parked guest is left", || Ok(processes()? == parked));
+    if left.is_err() {
+        for host in Host::BOTH {
+            for program in ["vmemd", "vmemctl", "qemu-system-x86"] {
+                let count = host.processes_of(program)?.len();
+                ensure!(count == 0, "{count} of {program} are left on {}", host.name());
+            }
+        }
+    }
+    left
+}
+
+fn processes() -> Result<usize> {
+    Ok(Host::First.processes()?.len() + Host::Second.processes()?.len())
+}

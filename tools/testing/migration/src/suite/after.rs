@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What goes wrong after the switch: the guest waits for its pages, and then goes on.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::stage::{Actor, Journey, Stage};
+use crate::machine::Machine;
+use crate::patience::wait_until;
+use crate::vmemctl::Vmemctl;
+
+super::tests![
+    the_network_breaks_and_returns,
+    the_sources_vmemd_is_killed,
+    the_destinations_vmemd_is_killed,
+    the_sources_vmemctl_dies,
+    the_source_host_is_gone,
+];
+
+/// How long the network is broken.
+const BREAK: Duration = Duration::from_secs(3);
+
+/// A guest which has switched, and most of whose memory has not come yet.
+fn switched(stage: &Stage, receive: &[&str]) -> Result<(Actor, Journey)> {
+    let (actor, source) = stage.guest()?;
+    stage.rig.network.set_rate("100mbit")?;
+    let mut journey = actor.set_out(source, receive, &[])?;
+    journey.wait_switched()?;
+    Ok((actor, journey))
+}
+
+/// All comes now.
+fn hurry(stage: &Stage) -> Result<()> {
+    stage.rig.network.set_rate(super::RATE)
+}
+
+fn the_network_breaks_and_returns(stage: &Stage) -> Result<()> {
+    let (actor, mut journey) = switched(stage, &[])?;
+    stage.rig.network.set_wire(false)?;
+    sleep(BREAK);
+    ensure!(journey.migrate.runs()?, "vmemctl migrate has not waited");
+    stage.rig.network.set_wire(true)?;
+    hurry(stage)?;
+    stage.park(actor, journey.arrive()?.machine)
+}
+
+fn the_sources_vmemd_is_killed(stage: &Stage) -> Result<()> {
+    let (actor, journey) = switched(stage, &[])?;
+    journey.prepared.source.slot.host.kill_all("vmemd")?;
+    hurry(stage)?;
+    stage.park(actor, journey.arrive()?.machine)
+}
+
+fn the_destinations_vmemd_is_killed(stage: &Stage) -> Result<()> {
+    let (actor, journey) = switched(stage, &[])?;
+    journey.prepared.slot.host.kill_all("vmemd")?;
+    hurry(stage)?;
+    stage.park(actor, journey.arrive()?.machine)
+}
+
+fn the_sources_vmemctl_dies(stage: &Stage) -> Result<()> {
+    let (actor, mut journey) = switched(stage, &[])?;
+    journey.migrate.kill()?;
+    let mut recover = Vmemctl::recover(&journey.prepared.source.slot)?;
+    hurry(stage)?;
+    recover.expect(&journey.prepared.source.slot, 0)?;
+    let machine = received(journey)?;
+    stage.park(actor, machine)
+}
+
+/// The guest's memory is complete at its destination, and its source has ended.
+fn received(mut journey: Journey) -> Result<Machine> {
+    journey.prepared.receive.expect(&journey.prepared.slot, 0)?;
+    let source = &mut journey.prepared.source;
+    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
+    Machine::adopt(journey.prepared.slot)
+}
+
+fn the_source_host_is_gone(stage: &Stage) -> Result<()> {
+    let (_, mut journey) = switched(stage, &["--retry", "2"])?;
+    let host = journey.prepared.source.slot.host;
+    journey.migrate.kill()?;
+    host.kill_all("vmemd")?;
+    host.kill_all("qemu-system-x86")?;
+    // What is not here will never come: the guest is paused, and it is said which pages it lacks.
+    let receive = &mut journey.prepared.receive;
+    wait_until("the loss is noticed", || {
+        ensure!(receive.runs()?, "vmemctl receive has not waited");
+        Ok(journey.prepared.slot.read_log("receive").contains("missing"))
+    })?;
+    let mut machine = Machine::adopt(journey.prepared.slot)?;
+    wait_until("the guest is paused", || Ok(!machine.guest_runs()?))?;
+    receive.kill()?;
+    machine.slot.host.kill_all("vmemd").or_else(|_| Ok(()))
+}

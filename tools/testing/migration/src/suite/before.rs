@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What goes wrong before the switch: the guest goes on at its source, and nobody has a second one.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::stage::Stage;
+use crate::command::run;
+use crate::guest::Guest;
+use crate::method::vmem::Prepared;
+use crate::patience::wait_until;
+use crate::slot::Slot;
+use crate::vmemctl::Vmemctl;
+
+super::tests![
+    nobody_is_there_to_receive,
+    the_destination_lacks_the_module,
+    the_destinations_vmemctl_dies,
+    the_destinations_qemu_dies,
+    the_destination_has_another_size_of_memory,
+    the_destination_lacks_a_device,
+    the_destination_has_too_little_memory,
+];
+
+/// vmemctl: the guest goes on at its source.
+const AT_SOURCE: i32 = 2;
+/// vmemctl: nothing has begun.
+const LOCAL: i32 = 1;
+
+fn nobody_is_there_to_receive(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
+    migrate.expect(&source.slot, LOCAL)?;
+    stage.park(actor, source)
+}
+
+fn the_destination_lacks_the_module(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    // Where nothing is in /dev/vmem.
+    let script =
+        "mount -t tmpfs none /dev/vmem && exec build/target/release/vmemctl receive --insecure --qmp /run/none --region ram=1M";
+    let output = Command::new("unshare").args(["-m", "sh", "-c", script]).output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(LOCAL) && text.contains("no vmem"),
+        "{}: {text}",
+        output.status
+    );
+    let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
+    migrate.expect(&source.slot, LOCAL)?;
+    stage.park(actor, source)
+}
+
+fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let slot = Slot::new(source.slot.host.other(), &actor.guest)?;
+    // Instead of a QEMU it starts what kills it.
+    let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sh", "-c", "kill -KILL $PPID"])?;
+    let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
+    migrate.expect(&source.slot, AT_SOURCE)?;
+    wait_until("vmemctl receive has died", || Ok(!receive.runs()?))?;
+    stage.park(actor, source)
+}
+
+fn the_destinations_qemu_dies(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    let mut pid = None;
+    wait_until("the destination's QEMU is there", || {
+        let text = fs::read_to_string(journey.prepared.slot.pid()).unwrap_or_default();
+        pid = text.trim().parse().ok().and_then(Pid::from_raw);
+        Ok(pid.is_some())
+    })?;
+    kill_process(pid.context("no number")?, Signal::KILL)?;
+    journey.prepared.receive.expect(&journey.prepared.slot, AT_SOURCE)?;
+    stage.park(actor, journey.fail(AT_SOURCE)?)
+}
+
+/// The destination's QEMU is started for this guest, which differs from the one that comes.
+fn received_as(stage: &Stage, other: impl FnOnce(&mut Guest), arguments: &[&str]) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let mut guest = actor.guest.clone();
+    other(&mut guest);
+    let mut prepared = Prepared::new(&guest, source, arguments)?;
+    let mut migrate = Vmemctl::migrate(&prepared.source.slot, &guest, &[])?;
+    migrate.expect(&prepared.source.slot, AT_SOURCE)?;
+    prepared.receive.expect(&prepared.slot, AT_SOURCE)?;
+    stage.park(actor, prepared.source)
+}
+
+fn the_destination_has_another_size_of_memory(stage: &Stage) -> Result<()> {
+    received_as(stage, |guest| guest.memory_mib = vec![128], &[])
+}
+
+fn the_destination_lacks_a_device(stage: &Stage) -> Result<()> {
+    received_as(stage, |guest| guest.network = false, &[])
+}
+
+fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
+    /// Less than the guest has.
+    const LEFT_MIB: u64 = 150;
+    let available = available_mib()?;
+    let place = "/run/vmem-migration/taken";
+    fs::create_dir_all(place)?;
+    run("mount", &["-t", "tmpfs", "-o", "size=100%", "none", place])?;
+    let outcome = run(
+        "fallocate",
+        &["-l", &format!("{}M", available - LEFT_MIB), &format!("{place}/memory")],
+    )
+    .and_then(|_| received_as(stage, |_| (), &[]));
+    run("umount", &[place])?;
+    outcome
+}
+
+fn available_mib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line.context("no MemAvailable")?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib >> 10)
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guests that are moved by vmemctl, and nothing goes wrong.
+
+use anyhow::{Result, ensure};
+
+use super::stage::{Actor, Stage};
+use crate::guest::{Guest, Memory};
+use crate::machine::Machine;
+use crate::network::Host;
+
+super::tests![
+    a_running_guest_is_moved,
+    a_guest_goes_back_and_forth,
+    a_guest_with_two_memory_backends_is_moved,
+    two_guests_are_moved_at_once,
+];
+
+/// How often a guest goes from host to host, if VMEM_MOVES does not say it: there and back.
+const MOVES: usize = 2;
+
+fn a_running_guest_is_moved(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let bytes = stage.rig.network.wire_bytes()?;
+    let moved = actor.set_out(source, &[], &[])?.arrive()?;
+    let bytes = stage.rig.network.wire_bytes()? - bytes;
+    let data = moved.data_bytes.unwrap_or_default();
+    ensure!(
+        data > 0 && bytes > data,
+        "{bytes} bytes on the wire, {data} bytes of memory that is not zero"
+    );
+    stage.park(actor, moved.machine)
+}
+
+fn a_guest_goes_back_and_forth(stage: &Stage) -> Result<()> {
+    let (actor, mut machine) = stage.guest()?;
+    let moves = std::env::var("VMEM_MOVES").ok().and_then(|moves| moves.parse().ok());
+    for _ in 0..moves.unwrap_or(MOVES) {
+        let to = machine.slot.host.other();
+        machine = actor.move_over(machine)?;
+        ensure!(machine.slot.host == to, "the guest is on the wrong host");
+        actor.guest.report()?;
+    }
+    stage.park(actor, machine)
+}
+
+fn a_guest_with_two_memory_backends_is_moved(_: &Stage) -> Result<()> {
+    let guest = Guest {
+        number: 1,
+        memory_mib: vec![128, 64],
+        ..Guest::default()
+    };
+    let source = Machine::boot(Host::First, &guest, Memory::Shared)?;
+    let actor = Actor::new(guest)?;
+    let moved = actor.move_over(source)?;
+    actor.intact(moved).map(drop)
+}
+
+fn two_guests_are_moved_at_once(stage: &Stage) -> Result<()> {
+    let guest = Guest {
+        number: 1,
+        ..Guest::default()
+    };
+    let other_source = Machine::boot(Host::First, &guest, Memory::Shared)?;
+    let other = Actor::new(guest)?;
+    let (actor, source) = stage.guest()?;
+    let journey = actor.set_out(source, &[], &[])?;
+    let other_journey = other.set_out(other_source, &[], &[])?;
+    let moved = journey.arrive()?;
+    other.intact(other_journey.arrive()?.machine)?;
+    stage.park(actor, moved.machine)
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl`, as a user runs it.
+
+use std::process::Child;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::guest::{Guest, Memory};
+use crate::machine::{QEMU, spawn};
+use crate::patience::wait_until;
+use crate::slot::Slot;
+
+/// The program.
+const PROGRAM: &str = "build/target/release/vmemctl";
+
+/// A running vmemctl; killed when dropped.
+pub(crate) struct Vmemctl {
+    process: Child,
+    log: String,
+}
+
+impl Vmemctl {
+    /// Waits for a guest in this slot; returns when it listens.
+    pub(crate) fn receive(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
+        let mut qemu = vec![QEMU.to_owned()];
+        qemu.extend(guest.arguments(slot, Memory::Template));
+        qemu.extend(["-incoming", "defer"].map(str::to_owned));
+        let mut words: Vec<&str> = options.to_vec();
+        words.push("--");
+        words.extend(qemu.iter().map(String::as_str));
+        Self::receive_as(slot, guest, &words)
+    }
+
+    /// Waits for a guest in this slot, with these options and without a command that starts QEMU.
+    pub(crate) fn receive_as(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
+        let listen = format!("{}:{}", slot.host.address(), guest.port());
+        let qmp = slot.qmp();
+        let mut words = vec!["receive", "--listen", &listen, "--qmp", path(&qmp)?];
+        words.extend_from_slice(options);
+        let mut receive = Self::start(slot, "receive", &words)?;
+        wait_until("vmemctl receive listens", || {
+            let listens = slot.read_log("receive").contains("listening");
+            ensure!(
+                listens || receive.process.try_wait()?.is_none(),
+                "vmemctl receive has ended: {}",
+                slot.read_log("receive")
+            );
+            Ok(listens)
+        })?;
+        Ok(receive)
+    }
+
+    /// Moves the guest in this slot to the other host.
+    pub(crate) fn migrate(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
+        let to = format!("{}:{}", slot.host.other().address(), guest.port());
+        let qmp = slot.qmp();
+        let mut words = vec!["migrate", "--qmp", path(&qmp)?, "--to", &to];
+        words.extend_from_slice(options);
+        Self::start(slot, "migrate", &words)
+    }
+
+    /// Goes on with a migration of the guest that was in this slot.
+    pub(crate) fn recover(slot: &Slot) -> Result<Self> {
+        Self::start(slot, "recover", &["recover"])
+    }
+
+    fn start(slot: &Slot, log: &str, words: &[&str]) -> Result<Self> {
+        let mut command = slot.host.command(PROGRAM);
+        let state = slot.state();
+        command.args(["--insecure", "--json", "--state", path(&state)?]).args(words);
+        let process = spawn(&mut command, slot, log)?;
+        Ok(Self {
+            process,
+            log: log.to_owned(),
+        })
+    }
+
+    /// Waits for its end; returns its exit code.
+    pub(crate) fn end(&mut self) -> Result<i32> {
+        let mut status = None;
+        wait_until(&format!("vmemctl {} ends", self.log), || {
+            status = self.process.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        let code = status.and_then(|status| status.code());
+        code.context("vmemctl was killed")
+    }
+
+    /// Waits for its end, which must be this one.
+    pub(crate) fn expect(&mut self, slot: &Slot, code: i32) -> Result<()> {
+        let ended = self.end()?;
+        if ended != code {
+            let text = slot.read_log(&self.log);
+            let last: Vec<&str> = text.lines().rev().take(3).collect();
+            bail!(
+                "vmemctl {} has ended with {ended} and not {code}: {}",
+                self.log,
+                last.join(" | ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until it has said something of this kind.
+    pub(crate) fn wait_for(&mut self, slot: &Slot, event: &str) -> Result<Value> {
+        let mut found = None;
+        wait_until(&format!("vmemctl {} says {event}", self.log), || {
+            found = said(&slot.read_log(&self.log), event);
+            ensure!(
+                found.is_some() || self.process.try_wait()?.is_none(),
+                "vmemctl {} has ended: {}",
+                self.log,
+                slot.read_log(&self.log)
+            );
+            Ok(found.is_some())
+        })?;
+        found.context("it is gone")
+    }
+
+    /// Whether it runs.
+    pub(crate) fn runs(&mut self) -> Result<bool> {
+        Ok(self.process.try_wait()?.is_none())
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Vmemctl {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.kill();
+    }
+}
+
+/// The last line of a log that is of this kind.
+pub(crate) fn said(log: &str, event: &str) -> Option<Value> {
+    let mut lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.find(|line| line["event"] == event)
+}
+
+fn path(path: &std::path::Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
+}
