@@ -283,7 +283,8 @@ impl Migration {
         };
         let restored = self.settings.as_ref().map(|settings| settings.restore(&mut self.qmp));
         if let Some(Err(error)) = restored {
-            self.report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
+            self.report
+                .note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
         }
         match gone_on {
             Ok(()) => {

@@ -403,7 +403,9 @@ fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Tr
 fn check_mapped(name: &str) -> Result<(), Trouble> {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
     match info.map_err(Trouble::vmem(format!("cannot look at region {name}")))?.mappings {
-        0 => Err(Trouble::other(format!("QEMU does not have region {name} mapped, but another file of that path"))),
+        0 => Err(Trouble::other(format!(
+            "QEMU does not have region {name} mapped, but another file of that path"
+        ))),
         _ => Ok(()),
     }
 }
