@@ -44,6 +44,16 @@ functional: build	## the tests in the virtual machine (FILTER=... for some)
 migration: build	## the tests that move guests (FILTER=... for some)
 	@tools/testing/test migration
 
+.PHONY: stress
+stress: build		## everything at once, at random (SECONDS=600, SEED=...)
+	@VMEM_STRESS_SECONDS=$(or $(SECONDS),600) tools/testing/test stress
+
+.PHONY: test-debug test-kcsan
+test-debug: build	## all of that, and failures on demand, on a debug kernel (KASAN, lockdep, kmemleak), which is built first
+	@tools/testing/test debug
+test-kcsan: build	## the same on a kernel that looks for races (KCSAN)
+	@tools/testing/test kcsan
+
 .PHONY: bench
 bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1 puts it into the documentation)
 	@tools/vmem-bench/bench
@@ -109,8 +119,8 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
-	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-next \
-		$(BUILD)/samples $(BUILD)/target $(BUILD)/vm $(BUILD)/results
+	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-kasan $(BUILD)/module-kcsan \
+		$(BUILD)/module-next $(BUILD)/samples $(BUILD)/target $(BUILD)/vm $(BUILD)/results
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 

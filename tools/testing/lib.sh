@@ -10,12 +10,14 @@ VMEM_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 VMEM_BUILD=$VMEM_TOP/build
 VMEM_ROOT=${VMEM_ROOT:-$VMEM_BUILD/root}
 VMEM_LOGS=$VMEM_BUILD/log
+# The debug kernels, and the source that they are built from.
+VMEM_DEBUG=$VMEM_BUILD/kernel-debug
 # Where the kernel build tree is, as seen inside the root. A symbolic link, so that it does not carry a version.
 VMEM_KDIR=/usr/src/vmem-kdir
 # The same of the next kernel series, if there is one.
 VMEM_KDIR_NEXT=/usr/src/vmem-kdir-next
 # shellcheck disable=SC2034 # read by those who source this
-readonly VMEM_TOP VMEM_BUILD VMEM_ROOT VMEM_LOGS VMEM_KDIR VMEM_KDIR_NEXT
+readonly VMEM_TOP VMEM_BUILD VMEM_ROOT VMEM_LOGS VMEM_DEBUG VMEM_KDIR VMEM_KDIR_NEXT
 
 say() { printf '%s\n' "vmem: $*"; }
 
