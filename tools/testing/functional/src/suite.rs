@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! All tests, by what they are about.
 
+mod access;
 mod advice;
 mod call;
 mod conversion;
@@ -30,6 +31,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
     [
         create::TESTS,
         name::TESTS,
+        access::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who may do what, and what those who do not trust each other can do to each other (`Documentation/threat-model.rst`).
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+use vmem::{Access, Control, Error, Fill, MapHandle, PAGE_SIZE, RegionBuilder};
+use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, become_user, write_from};
+use vmem_sys::calls;
+
+use crate::failure::{Outcome, ensure, equal, refused};
+use crate::program::Program;
+use crate::setting::{Board, Setting, bytes_of, check_page, contents, page};
+use crate::world::wait_until;
+
+crate::tests![
+    who_opens_what_is_as_the_table_says,
+    root_in_a_user_namespace_is_nobody_special,
+    a_user_with_a_node_maps_and_cannot_serve,
+    who_is_given_the_region_descriptor_serves_without_privileges,
+    a_program_can_end_the_wait_of_its_own_system_call,
+    a_time_limit_bounds_how_long_a_system_call_is_held,
+    a_program_can_hold_up_conversion_but_no_killed_daemon,
+];
+
+const USER: u32 = 1000;
+
+/// How a shell opens a file.
+const READ: &str = "<";
+const WRITE: &str = "<>";
+
+/// Whether `shell`, a command that runs a script, can open the path.
+fn opens(mut shell: Command, path: &str, how: &str) -> Outcome<bool> {
+    let script = format!("exec 3{how}/dev/vmem/{path}");
+    Ok(shell.args(["-c", &script]).output()?.status.success())
+}
+
+fn root() -> Command {
+    Command::new("/bin/sh")
+}
+
+fn user(gid: u32) -> Command {
+    let mut shell = root();
+    shell.uid(USER).gid(gid);
+    shell
+}
+
+/// The user, as root of a user namespace of its own.
+fn root_of_a_namespace() -> Command {
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["--user", "--map-root-user", "--mount", "/bin/sh"])
+        .uid(USER)
+        .gid(USER);
+    shell
+}
+
+fn who_opens_what_is_as_the_table_says() -> Outcome {
+    let node = |name: &str, mode, uid, gid| {
+        let builder = RegionBuilder::new(PAGE_SIZE as u64).name(name);
+        Setting::create(builder.mode(mode).uid(uid).gid(gid))
+    };
+    let _regions = [
+        node("roots", 0o600, 0, 0)?,
+        node("users", 0o600, USER, 0)?,
+        node("groups", 0o640, 0, 5)?,
+        node("everyones", 0o666, 0, 0)?,
+    ];
+    // Who opens for reading, and for writing: root; the user; the user in the group; root of a namespace.
+    let table = [
+        ("control", [true, false, false, false], [true, false, false, false]),
+        ("roots", [true, false, false, false], [true, false, false, false]),
+        ("users", [true, true, true, true], [true, true, true, true]),
+        ("groups", [true, false, true, false], [true, false, false, false]),
+        ("everyones", [true; 4], [true; 4]),
+    ];
+    for (path, reads, writes) in table {
+        for (how, expected) in [(READ, reads), (WRITE, writes)] {
+            let found = [
+                opens(root(), path, how)?,
+                opens(user(USER), path, how)?,
+                opens(user(5), path, how)?,
+                opens(root_of_a_namespace(), path, how)?,
+            ];
+            ensure!(found == expected, "{path} {how}: {found:?}, not {expected:?}");
+        }
+    }
+    Ok(())
+}
+
+fn root_in_a_user_namespace_is_nobody_special() -> Outcome {
+    let _setting = Setting::create(RegionBuilder::new(PAGE_SIZE as u64).name("roots"))?;
+    // That the namespace works, or the rest would prove nothing.
+    ensure!(root_of_a_namespace().args(["-c", "test $(id -u) = 0"]).status()?.success());
+    for attempt in [
+        "mknod /tmp/node c $(stat -c '0x%t 0x%T' /dev/vmem/roots)",
+        "mknod /tmp/node c $(stat -c '0x%t 0x%T' /dev/vmem/control)",
+        "chmod 666 /dev/vmem/roots",
+        "chown 0:0 /dev/vmem/control",
+        "mount -t devtmpfs none /mnt",
+        "rmmod vmem",
+    ] {
+        let output = root_of_a_namespace().args(["-c", attempt]).output()?;
+        ensure!(!output.status.success(), "{attempt} was possible");
+    }
+    Ok(())
+}
+
+fn a_user_with_a_node_maps_and_cannot_serve() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(4 * PAGE_SIZE as u64).name("users").mode(0o666))?;
+    setting.fill([1])?;
+    let id = setting.region.id();
+    Program::start(|| {
+        become_user(USER, USER)?;
+        let node = MapHandle::open("users", Access::ReadWrite)?;
+        check_page(&AreaBuilder::default().map(&node, 0, 4)?, 1, 1)?;
+        refused!(calls::ready(node.as_fd()), PERM);
+        refused!(calls::get_page_request(node.as_fd(), &mut [0; 4]), PERM);
+        refused!(calls::make_vma_anonymous(node.as_fd()), PERM);
+        for fill in [
+            calls::fill_pages(node.as_fd(), &[]),
+            calls::mark_page_cached(node.as_fd(), &[], 0),
+        ] {
+            equal!(fill.error, Some(Errno::PERM));
+        }
+        // Nor by what it is given, nor by going round.
+        refused!(calls::ready(calls::get_map_fd(node.as_fd())?.as_fd()), PERM);
+        let control = Control::open();
+        ensure!(matches!(&control, Err(Error::Open { source, .. }) if *source == Errno::ACCESS));
+        Ok(vec![id])
+    })?
+    .join()?;
+    Ok(())
+}
+
+fn who_is_given_the_region_descriptor_serves_without_privileges() -> Outcome {
+    let setting = Setting::new(4)?;
+    let reader = setting.reader(2)?;
+    setting.wait_waiters(1)?;
+    let daemon = Program::start_with(|| {
+        become_user(USER, USER)?;
+        setting.region.ready()?;
+        for wanted in setting.region.next_requests(4)? {
+            let bytes = bytes_of(&contents(wanted.get()));
+            setting.region.fill(&[Fill::new(wanted, &bytes)?]).complete()?;
+        }
+        Ok(vec![])
+    })?;
+    daemon.join()?;
+    reader.join()?;
+    Ok(())
+}
+
+/// A `write()` from a page that has not come, and its result.
+fn write_from_page(area: &Area, page: usize) -> Outcome<std::io::Result<usize>> {
+    let (_reader, writer) = rustix::pipe::pipe()?;
+    let memory = MemoryAt {
+        area,
+        offset: page * PAGE_SIZE,
+        len: 64,
+    };
+    Ok(write_from(&writer, memory))
+}
+
+fn a_program_can_end_the_wait_of_its_own_system_call() -> Outcome {
+    const MADV_REMOVE: i32 = 9;
+    let setting = Setting::new(4)?;
+    let waiter = Program::start(|| {
+        equal!(write_from_page(&setting.area()?, 2)??, 64);
+        Ok(vec![])
+    })?;
+    setting.wait_waiters(1)?;
+    setting.area()?.advise(2..3, MADV_REMOVE)?;
+    waiter.join()?;
+    Ok(())
+}
+
+fn a_time_limit_bounds_how_long_a_system_call_is_held() -> Outcome {
+    let builder = RegionBuilder::new(4 * PAGE_SIZE as u64).fault_timeout(Duration::from_millis(50));
+    let setting = Setting::create(builder)?;
+    let program = Program::start(|| {
+        become_user(USER, USER)?;
+        refused!(write_from_page(&setting.area()?, 2)?, FAULT);
+        Ok(vec![])
+    })?;
+    program.join()?;
+    equal!(setting.region.info()?.waiters, 0);
+    Ok(())
+}
+
+/// A program whose lock somebody holds is not converted. `/proc/PID/mem` on a page of another region holds it.
+fn a_program_can_hold_up_conversion_but_no_killed_daemon() -> Outcome {
+    let (complete, slow) = (Setting::new(4)?, Setting::new(4)?);
+    complete.fill_all()?;
+    let board = Board::new()?;
+    let program = Program::start(|| {
+        let (area, other) = (complete.area()?, slow.area()?);
+        board.set(0, other.address() as u64)?;
+        board.wait(1, 1)?;
+        check_page(&area, 1, 1)?;
+        check_page(&other, 2, 2)?;
+        Ok(vec![])
+    })?;
+    board.wait(0, 1)?;
+    let (pid, address) = (program.pid(), board.get(0)?);
+    let holder = Program::start(|| {
+        let mut byte = [0];
+        std::fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut byte, address + 2 * PAGE_SIZE as u64)?;
+        Ok(vec![])
+    })?;
+    slow.wait_waiters(1)?;
+    let daemon = Program::start_with(|| {
+        complete.region.make_vma_anonymous()?;
+        Ok(vec![])
+    })?;
+    wait_until("it waits for the lock", || Ok(complete.region.info()?.mappings == 1))?;
+    daemon.wait_asleep()?;
+    daemon.signal(Signal::KILL)?;
+    daemon.join_killed(Signal::KILL)?;
+    // When the lock is let go of, all goes on.
+    let bytes = bytes_of(&contents(2));
+    slow.region.fill(&[Fill::new(page(2), &bytes)?]).complete()?;
+    holder.join()?;
+    complete.region.make_vma_anonymous()?;
+    board.set(1, 1)?;
+    program.join()?;
+    Ok(())
+}
