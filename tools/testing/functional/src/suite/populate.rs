@@ -7,6 +7,7 @@ use vmem_functional_sys::AreaBuilder;
 use crate::failure::{Outcome, ensure, equal};
 use crate::program::Program;
 use crate::setting::{Board, Setting, check_page, mapped_pages, minor_faults, pages};
+use crate::watchdog::still_moving;
 use crate::world::wait_until;
 
 crate::tests![
@@ -231,6 +232,7 @@ fn populating_does_not_disturb_what_the_program_wrote() -> Outcome {
 
 /// A process that is being torn down gets no pages: they would stay mapped, and the kernel would complain of its counters.
 fn processes_that_end_meanwhile_are_left_alone() -> Outcome {
+    const CHILDREN: u64 = 100;
     const PAGES: usize = 512;
     let setting = Setting::new(PAGES)?;
     setting.fill_all()?;
@@ -239,15 +241,21 @@ fn processes_that_end_meanwhile_are_left_alone() -> Outcome {
         .map(|slot| {
             Program::start(|| {
                 let _area = setting.area()?;
-                for _ in 0..100 {
+                for nr in 1..=CHILDREN {
                     Program::start(|| Ok(vec![]))?.join()?;
+                    board.set(slot, nr)?;
                 }
-                board.set(slot, 1)?;
                 Ok(vec![])
             })
         })
         .collect::<Outcome<_>>()?;
-    while board.get(0)? + board.get(1)? < 2 {
+    let (mut before, mut ended) = (0, 0);
+    while ended < 2 * CHILDREN {
+        if ended > before {
+            before = ended;
+            still_moving();
+        }
+        ended = board.get(0)? + board.get(1)?;
         setting.region.make_pages_present(&[pages(0, PAGES)]).complete()?;
     }
     for parent in parents {
