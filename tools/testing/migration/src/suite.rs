@@ -69,6 +69,8 @@ pub(crate) fn run(arguments: Vec<String>) -> Result<ExitCode> {
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(stage) = stage.and_then(Arc::into_inner) {
+        // Its guest has memory of the module.
+        stage.clear();
         stage.rig.remove()?;
     }
     Ok(conclusion.exit_code())

@@ -34,11 +34,7 @@ impl Vmemctl {
 
     /// Waits for a guest in this slot, with these options and without a command that starts QEMU.
     pub(crate) fn receive_as(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
-        let listen = format!("{}:{}", slot.host.address(), guest.port());
-        let qmp = slot.qmp();
-        let mut words = vec!["receive", "--listen", &listen, "--qmp", path(&qmp)?];
-        words.extend_from_slice(options);
-        let mut receive = Self::start(slot, "receive", &words)?;
+        let mut receive = Self::start_receive(slot, guest, options)?;
         wait_until("vmemctl receive listens", || {
             let listens = slot.read_log("receive").contains("listening");
             ensure!(
@@ -49,6 +45,19 @@ impl Vmemctl {
             Ok(listens)
         })?;
         Ok(receive)
+    }
+
+    /// Goes on with the guest that another vmemctl took in this slot.
+    pub(crate) fn resume(slot: &Slot, guest: &Guest) -> Result<Self> {
+        Self::start_receive(slot, guest, &["--resume"])
+    }
+
+    fn start_receive(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
+        let listen = format!("{}:{}", slot.host.address(), guest.port());
+        let qmp = slot.qmp();
+        let mut words = vec!["receive", "--listen", &listen, "--qmp", path(&qmp)?];
+        words.extend_from_slice(options);
+        Self::start(slot, "receive", &words)
     }
 
     /// Moves the guest in this slot to the other host.

@@ -16,6 +16,7 @@ super::tests![
     the_sources_vmemd_is_killed,
     the_destinations_vmemd_is_killed,
     the_sources_vmemctl_dies,
+    the_destinations_vmemctl_dies,
     the_source_host_is_gone,
 ];
 
@@ -66,6 +67,16 @@ fn the_sources_vmemctl_dies(stage: &Stage) -> Result<()> {
     let mut recover = Vmemctl::recover(&journey.prepared.source.slot)?;
     hurry(stage)?;
     recover.expect(&journey.prepared.source.slot, 0)?;
+    let machine = received(journey)?;
+    stage.park(actor, machine)
+}
+
+fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
+    let (actor, mut journey) = switched(stage, &[])?;
+    journey.prepared.receive.kill()?;
+    journey.prepared.receive = Vmemctl::resume(&journey.prepared.slot, &actor.guest)?;
+    hurry(stage)?;
+    journey.migrate.expect(&journey.prepared.source.slot, 0)?;
     let machine = received(journey)?;
     stage.park(actor, machine)
 }

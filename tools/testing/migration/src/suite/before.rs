@@ -102,6 +102,9 @@ fn the_destination_lacks_a_device(stage: &Stage) -> Result<()> {
 fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
     /// Less than the guest has.
     const LEFT_MIB: u64 = 150;
+    // It is there before the memory is taken.
+    let (actor, source) = stage.guest()?;
+    stage.park(actor, source)?;
     let available = available_mib()?;
     let place = "/run/vmem-migration/taken";
     fs::create_dir_all(place)?;
