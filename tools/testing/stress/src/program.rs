@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use vmem::{Access, MapHandle, PAGE_SIZE};
 use vmem_functional_sys::{AreaBuilder, End, MemoryAt, fork, write_from};
 
@@ -141,6 +142,10 @@ fn part(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>) -
 fn family(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>) -> anyhow::Result<()> {
     let kill = numbers.once_in(3);
     let child = fork(|| {
+        // Else it waits for its page for good when its parent and all daemons are dead.
+        if set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
+            return 1;
+        }
         let wrong = run.clone().find_map(|page| hands.check(page).err());
         wrong.map_or(0, |error| {
             eprintln!("vmem-stress: a child: {error:#}");
