@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use vmem_qmp::{Qmp, QmpError};
 
@@ -62,32 +63,36 @@ pub(crate) fn migration(qmp: &mut Qmp) -> Result<(String, Option<String>), Guest
 }
 
 /// What a migration changes in QEMU, so that it can be changed back.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// Capabilities that were off.
-    off: Vec<&'static str>,
+    off: Vec<String>,
     /// Bytes a second, as it was.
     bandwidth: Option<u64>,
 }
 
 impl Settings {
-    /// Switches capabilities of migration on.
-    pub(crate) fn enable(qmp: &mut Qmp, capabilities: &[&'static str]) -> Result<Self, GuestError> {
+    /// How it is now, for a migration that wants these capabilities.
+    pub(crate) fn of(qmp: &mut Qmp, capabilities: &[&str]) -> Result<Self, GuestError> {
         let now = qmp.run("query-migrate-capabilities", json!({}))?;
         let is_on = |name: &str| {
             let mut on = now.as_array().into_iter().flatten().filter(|one| one["state"] == json!(true));
             on.any(|one| one["capability"] == json!(name))
         };
-        let off: Vec<_> = capabilities.iter().copied().filter(|name| !is_on(name)).collect();
-        set(qmp, &off, true)?;
-        Ok(Self { off, bandwidth: None })
+        let off = capabilities.iter().filter(|name| !is_on(name));
+        let parameters = qmp.run("query-migrate-parameters", json!({}))?;
+        Ok(Self {
+            off: off.map(|name| (*name).to_owned()).collect(),
+            bandwidth: parameters.get("max-bandwidth").and_then(Value::as_u64),
+        })
     }
 
-    /// Lets the stream have this many bytes a second.
-    pub(crate) fn set_bandwidth(&mut self, qmp: &mut Qmp, bytes: u64) -> Result<(), GuestError> {
-        let now = qmp.run("query-migrate-parameters", json!({}))?;
-        self.bandwidth = now.get("max-bandwidth").and_then(Value::as_u64);
-        qmp.run("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
+    /// Switches the capabilities on, and lets the stream have as much as there is.
+    pub(crate) fn change(&self, qmp: &mut Qmp) -> Result<(), GuestError> {
+        // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
+        const UNLIMITED: u64 = 1 << 40;
+        set(qmp, &self.off, true)?;
+        qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
         Ok(())
     }
 
@@ -100,7 +105,7 @@ impl Settings {
     }
 }
 
-fn set(qmp: &mut Qmp, capabilities: &[&str], state: bool) -> Result<(), GuestError> {
+fn set(qmp: &mut Qmp, capabilities: &[String], state: bool) -> Result<(), GuestError> {
     let list: Vec<Value> = capabilities
         .iter()
         .map(|name| json!({"capability": name, "state": state}))

@@ -96,7 +96,6 @@ struct Migration {
     report: Report,
     /// QEMU was told to migrate. Before, what it does is not this migration's business.
     begun: bool,
-    settings: Option<Settings>,
     /// When it was heard that the guest had stopped.
     stopped: Option<Instant>,
 }
@@ -138,6 +137,7 @@ impl Migration {
             to,
             vmemd: export.arguments().to_vec(),
             run: status == "running",
+            settings: None,
         };
         place.write(&record)?;
         Ok(Self {
@@ -153,7 +153,6 @@ impl Migration {
             timeout: args.timeout,
             report,
             begun: false,
-            settings: None,
             stopped: None,
         })
     }
@@ -194,10 +193,10 @@ impl Migration {
             return Err(guest::GuestError::Status { status }.into());
         }
         let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
-        let settings = self.settings.insert(Settings::enable(&mut self.qmp, &capabilities)?);
-        // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
-        const UNLIMITED: u64 = 1 << 40;
-        settings.set_bandwidth(&mut self.qmp, UNLIMITED)?;
+        let settings = Settings::of(&mut self.qmp, &capabilities)?;
+        self.record.settings = Some(settings.clone());
+        self.place.write(&self.record)?;
+        settings.change(&mut self.qmp)?;
         self.qmp.run("migrate", json!({"uri": stream.uri()}))?;
         self.begun = true;
         let deadline = Instant::now() + self.timeout;
@@ -281,11 +280,7 @@ impl Migration {
         } else {
             Ok(())
         };
-        let restored = self.settings.as_ref().map(|settings| settings.restore(&mut self.qmp));
-        if let Some(Err(error)) = restored {
-            self.report
-                .note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
-        }
+        restore(&mut self.qmp, &self.record, &self.report);
         match gone_on {
             Ok(()) => {
                 self.export.stop();
@@ -332,6 +327,14 @@ pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
         qmp.run("cont", json!({}))?;
     }
     Ok(())
+}
+
+/// Puts QEMU's settings back. If that fails, the guest is none the worse.
+pub(crate) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
+    let restored = record.settings.as_ref().map(|settings| settings.restore(qmp));
+    if let Some(Err(error)) = restored {
+        report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
+    }
 }
 
 fn lost(error: ChannelError) -> Trouble {

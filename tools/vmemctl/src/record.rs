@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Settings;
 use crate::message::Backend;
 
 /// Where records are, unless told.
@@ -58,6 +59,8 @@ pub(crate) struct Outgoing {
     pub(crate) vmemd: Vec<String>,
     /// The guest ran when it was asked to move.
     pub(crate) run: bool,
+    /// QEMU's, before they were changed.
+    pub(crate) settings: Option<Settings>,
 }
 
 /// What the destination knows.
@@ -73,6 +76,8 @@ pub(crate) struct Incoming {
     pub(crate) vmemd: Vec<String>,
     /// The guest shall run, once it is here.
     pub(crate) run: bool,
+    /// QEMU's, before they were changed; until they are put back.
+    pub(crate) settings: Option<Settings>,
 }
 
 /// Where the record of a guest is, and other files about it. One process at a time has it.

@@ -10,7 +10,7 @@ use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT};
 use crate::message::{FromDestination, FromSource};
 use crate::migrate::source::Export;
-use crate::migrate::{PREPARATION, go_on, leave};
+use crate::migrate::{PREPARATION, go_on, leave, restore};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
@@ -28,6 +28,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         // COMMIT has not been said: the guest has not left.
         end_left_over(&place);
         go_on(&mut qmp, record.run)?;
+        restore(&mut qmp, &record, &report);
         place.remove();
         report.note("the guest had not left this host yet; it goes on here");
         return Ok(());
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
             report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
             end_left_over(&place);
             go_on(&mut qmp, record.run)?;
+            restore(&mut qmp, &record, &report);
             place.remove();
             report.note("the guest goes on at this host");
             return Ok(());

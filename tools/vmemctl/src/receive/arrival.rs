@@ -53,6 +53,8 @@ pub(super) struct Arrival {
     record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
+    /// The source has said that the guest goes on there.
+    aborted: bool,
     state: PathBuf,
     /// So that the regions exist until QEMU has them open, and as long as they may be needed.
     _regions: Vec<MapHandle>,
@@ -74,6 +76,7 @@ impl Arrival {
                     record,
                     qemu,
                     relay: None,
+                    aborted: false,
                     _regions: regions,
                 };
                 arrival.place.write(&arrival.record).map_err(Trouble::from)?;
@@ -132,8 +135,8 @@ impl Arrival {
         }
         // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
         qmp.run("stop", json!({}))?;
-        // They stay on: this QEMU takes one guest.
-        Settings::enable(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
+        let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
+        settings.change(&mut qmp)?;
         let state = place.path("state.socket");
         // One that was left behind.
         let _ = std::fs::remove_file(&state);
@@ -148,6 +151,7 @@ impl Arrival {
             memory: offer.memory,
             vmemd: arguments,
             run: true,
+            settings: Some(settings),
         };
         Ok((pages, qmp, record, regions))
     }
@@ -184,6 +188,7 @@ impl Arrival {
             record,
             qemu: Qemu::existing(),
             relay: None,
+            aborted: false,
             _regions: Vec::new(),
         })
     }
@@ -191,13 +196,25 @@ impl Arrival {
     /// Waits until the guest is this host's, and has it run.
     pub(super) fn wait_for_commit(&mut self, door: &mut Door, report: &mut Report) -> Result<(), Ended> {
         while self.record.phase == Phase::Prepared {
-            self.wait_for_word(door, report).map_err(Ended::BeforeCommit)?;
+            if let Err(trouble) = self.wait_for_word(door, report) {
+                return Err(self.judge(trouble));
+            }
         }
         let result = self.wait_for_state().and_then(|()| self.go());
         result.map_err(|trouble| match self.never_ran() {
             true => Ended::AfterCommit(trouble),
             false => Ended::Unknown(trouble),
         })
+    }
+
+    /// What it means that the guest does not come: the source may have said COMMIT once QEMU has the state.
+    fn judge(&mut self, trouble: Trouble) -> Ended {
+        let prepared = self.record.phase == Phase::Prepared;
+        if self.aborted || (prepared && !self.has_state()) {
+            Ended::BeforeCommit(trouble)
+        } else {
+            Ended::AfterCommit(trouble)
+        }
     }
 
     /// Does what the source, or QEMU, wants next.
@@ -236,6 +253,7 @@ impl Arrival {
                 self.place.write(&self.record)?;
             }
             Ok(Some(FromSource::Abort { reason })) => {
+                self.aborted = true;
                 return Err(Trouble::other(format!(
                     "the source has changed its mind: {}",
                     reason.escape_debug()
@@ -317,6 +335,10 @@ impl Arrival {
         self.record.phase = Phase::Running;
         self.place.write(&self.record)?;
         self.pages.release();
+        if let Some(settings) = self.record.settings.take() {
+            // Whoever saves this guest to a file next would miss its memory. If it fails, the guest is none the worse.
+            let _ = settings.restore(&mut self.qmp);
+        }
         Ok(())
     }
 

@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long vmemd may take to reach the source and the regions.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The file that says that the guest was paused because its source is gone.
+const PAUSED: &str = "paused";
+
 /// vmemd's exit codes (vmemd(8)).
 const SOURCE_LOST: i32 = 2;
 const UNREADABLE: i32 = 4;
@@ -74,7 +77,7 @@ impl Pages {
             place: place.clone(),
             summary: None,
             next: Instant::now(),
-            paused: false,
+            paused: place.path(PAUSED).exists(),
         }
     }
 
@@ -176,6 +179,10 @@ impl Pages {
                             return Ok(Outlook::Same);
                         }
                         self.paused = qmp.run("stop", json!({})).is_ok();
+                        if self.paused {
+                            // For whoever takes this up. If it cannot be noted, the guest stays paused then.
+                            let _ = std::fs::write(self.place.path(PAUSED), "");
+                        }
                         let paused = if self.paused {
                             "the guest is paused"
                         } else {
@@ -198,6 +205,7 @@ impl Pages {
     /// The source is there: a guest that was paused because it was not goes on.
     fn go_on(&mut self, qmp: &mut Qmp, report: &Report) {
         if std::mem::take(&mut self.paused) {
+            let _ = std::fs::remove_file(self.place.path(PAUSED));
             match qmp.run("cont", json!({})) {
                 Ok(_) => report.note("the source is back, and the guest goes on"),
                 Err(error) => report.note(&format!("the guest stays paused: {}", chain(&error))),
