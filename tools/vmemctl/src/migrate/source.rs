@@ -16,7 +16,7 @@ use crate::failure::Trouble;
 use crate::guest::Memory;
 use crate::network::Security;
 use crate::record::Place;
-use crate::relay::relay;
+use crate::relay::{End, relay};
 
 /// How long vmemd may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -162,7 +162,7 @@ impl Stream {
                 let (network, early) = network.into_parts();
                 if let Ok((qemu, _)) = listener.accept() {
                     // If it cannot be relayed, both ends are closed, and QEMU says so.
-                    let _ = relay(Socket::from(qemu), network, early);
+                    let _ = relay(End::Source, Socket::from(qemu), network, early);
                 }
             })
             .map_err(failed())?;

@@ -23,7 +23,7 @@ use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::record::{Incoming, Phase, Place};
-use crate::relay::{Relay, relay};
+use crate::relay::{End, Relay, relay};
 use crate::report::Report;
 
 /// What a guest is prepared with.
@@ -280,27 +280,17 @@ impl Arrival {
         let failed = || Trouble::io("cannot reach QEMU's socket for the state");
         let qemu = UnixStream::connect(&self.state).map_err(failed())?;
         let (network, early) = channel.into_parts();
-        self.relay = Some(relay(Socket::from(qemu), network, early).map_err(failed())?);
+        self.relay = Some(relay(End::Destination, Socket::from(qemu), network, early).map_err(failed())?);
         Ok(())
     }
 
-    /// Whether QEMU has all of the state, so that the source's QEMU may have heard that it has. Nothing more comes from now on.
+    /// Whether the source's QEMU may have heard that this one has all of the state; only then the source can have said COMMIT. Nothing
+    /// more comes from now on.
     fn has_state(&mut self) -> bool {
-        if let Some(relay) = &self.relay {
+        self.relay.as_ref().is_some_and(|relay| {
             relay.cut();
-        }
-        let until = Instant::now() + LIMIT;
-        while Instant::now() < until {
-            match guest::migration(&mut self.qmp) {
-                Ok((status, _)) if status == "completed" => return true,
-                Ok((status, _)) if matches!(status.as_str(), "active" | "setup" | "device") => std::thread::sleep(GLANCE),
-                // It failed or never began; or QEMU has ended.
-                Ok(_) | Err(guest::GuestError::Qmp(vmem_qmp::QmpError::Closed)) => return false,
-                // It cannot be known.
-                Err(_) => return true,
-            }
-        }
-        true
+            relay.has_loaded()
+        })
     }
 
     /// Waits until QEMU has the guest's state.
@@ -378,11 +368,10 @@ impl Arrival {
     /// Leaves nothing of the guest here, but for what the source has to be told, and the note of it.
     pub(super) fn discard(mut self) -> (Option<Channel>, Place) {
         self.pages.stop();
-        if self.qemu.is_ours() {
+        if self.qemu.is_ours() && !self.qemu.end() {
             // One that went into the background has left its first process behind.
             let _ = self.qmp.run("quit", json!({}));
         }
-        self.qemu.end();
         (self.channel, self.place)
     }
 }

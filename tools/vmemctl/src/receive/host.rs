@@ -182,13 +182,14 @@ impl Qemu {
         self.child.is_some()
     }
 
-    /// Ends it: its guest has not come.
-    pub(super) fn end(&mut self) {
-        if let Some(child) = &mut self.child {
-            // It may have ended.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// Ends it, whatever it waits for: its guest has not come. False if it was not this program's to end.
+    pub(super) fn end(&mut self) -> bool {
+        let Some(child) = &mut self.child else { return false };
+        let runs = child.try_wait().is_ok_and(|status| status.is_none());
+        // It may have ended just now.
+        let _ = child.kill();
+        let _ = child.wait();
+        runs
     }
 }
 
