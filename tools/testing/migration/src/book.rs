@@ -11,6 +11,9 @@ pub(crate) struct Book {
     /// On what: kernel, QEMU, processors, wire, guest.
     pub(crate) setting: Vec<String>,
     pub(crate) trials: Vec<Figures>,
+    /// Moves by QEMU's own ways that failed.
+    #[serde(default)]
+    pub(crate) failures: Vec<String>,
 }
 
 /// One move. Times are in seconds.

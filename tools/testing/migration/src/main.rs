@@ -12,6 +12,7 @@ mod client;
 mod command;
 mod demo;
 mod guest;
+mod identity;
 mod machine;
 mod method;
 mod network;

@@ -38,6 +38,12 @@ pub(crate) fn text(book: &Book) -> String {
         let _ = writeln!(out, "\nguest {load}, {}\n", rounds_text(rounds.unwrap_or_default()));
         out.push_str(&table(&rows));
     }
+    if !book.failures.is_empty() {
+        let _ = writeln!(out, "\nNot in the tables, because they failed:\n");
+    }
+    for failure in &book.failures {
+        let _ = writeln!(out, "{failure}");
+    }
     out
 }
 
@@ -152,6 +158,7 @@ mod tests {
         let book = Book {
             setting: vec!["here".into()],
             trials: vec![],
+            failures: vec![],
         };
         assert_eq!(replace("nothing\n", &book), None);
         let document = format!("before\n{BEGIN}old\n{END}after\n");

@@ -77,7 +77,11 @@ impl Vmemctl {
     fn start(slot: &Slot, log: &str, words: &[&str]) -> Result<Self> {
         let mut command = slot.host.command(PROGRAM);
         let state = slot.state();
-        command.args(["--insecure", "--json", "--state", path(&state)?]).args(words);
+        command.args(["--json", "--state", path(&state)?]);
+        if !words.contains(&"--tls") {
+            command.arg("--insecure");
+        }
+        command.args(words);
         let process = spawn(&mut command, slot, log)?;
         Ok(Self {
             process,

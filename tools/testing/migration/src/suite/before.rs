@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +25,7 @@ super::tests![
     the_destination_has_another_size_of_memory,
     the_destination_lacks_a_device,
     the_destination_has_too_little_memory,
+    the_devices_state_is_cut,
 ];
 
 /// vmemctl: the guest goes on at its source.
@@ -123,4 +126,25 @@ fn available_mib() -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib: u64 = line.context("no MemAvailable")?.trim().trim_end_matches(" kB").parse()?;
     Ok(kib >> 10)
+}
+
+fn the_devices_state_is_cut(stage: &Stage) -> Result<()> {
+    /// The state has a few hundred KiB.
+    const PART: u64 = 60_000;
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &["--timeout", "20"])?;
+    wait_until("the destination's QEMU is there", || Ok(journey.prepared.slot.pid().exists()))?;
+    stage.rig.network.set_rate("500kbit")?;
+    let bytes = stage.rig.network.wire_bytes()?;
+    wait_until("part of the state is there", || {
+        ensure!(journey.migrate.runs()?, "it is over already");
+        sleep(Duration::from_millis(20));
+        Ok(stage.rig.network.wire_bytes()? > bytes + PART)
+    })?;
+    stage.rig.network.set_wire(false)?;
+    let slot = &journey.prepared.source.slot;
+    journey.migrate.expect(slot, AT_SOURCE)?;
+    stage.rig.network.set_wire(true)?;
+    journey.prepared.receive.expect(&journey.prepared.slot, AT_SOURCE)?;
+    stage.park(actor, journey.prepared.source)
 }

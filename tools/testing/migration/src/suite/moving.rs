@@ -1,19 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guests that are moved by vmemctl, and nothing goes wrong.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 
 use super::stage::{Actor, Stage};
 use crate::guest::{Guest, Memory};
+use crate::identity;
 use crate::machine::Machine;
 use crate::network::Host;
+use crate::slot::Slot;
+use crate::vmemctl::Vmemctl;
 
 super::tests![
     a_running_guest_is_moved,
+    a_guest_is_moved_over_a_protected_network,
     a_guest_goes_back_and_forth,
     a_guest_with_two_memory_backends_is_moved,
     two_guests_are_moved_at_once,
 ];
+
+/// vmemctl: nothing has begun.
+const LOCAL: i32 = 1;
 
 /// How often a guest goes from host to host, if VMEM_MOVES does not say it: there and back.
 const MOVES: usize = 2;
@@ -28,6 +37,24 @@ fn a_running_guest_is_moved(stage: &Stage) -> Result<()> {
         data > 0 && bytes > data,
         "{bytes} bytes on the wire, {data} bytes of memory that is not zero"
     );
+    stage.park(actor, moved.machine)
+}
+
+fn a_guest_is_moved_over_a_protected_network(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let hosts = [Host::First.address(), Host::Second.address()];
+    let good = identity::write(&hosts, Path::new("/tmp/identity"))?;
+    let other = identity::write(&hosts, Path::new("/tmp/other-identity"))?;
+    let (good, other) = (good.to_string_lossy(), other.to_string_lossy());
+    let good = ["--tls", good.as_ref()];
+    // Somebody whom another authority has certified gets no guest.
+    let slot = Slot::new(source.slot.host.other(), &actor.guest)?;
+    let options = ["--tls", other.as_ref(), "--region", "stranger=1M"];
+    let mut stranger = Vmemctl::receive_as(&slot, &actor.guest, &options)?;
+    Vmemctl::migrate(&source.slot, &actor.guest, &good)?.expect(&source.slot, LOCAL)?;
+    stranger.kill()?;
+    drop(slot);
+    let moved = actor.set_out(source, &good, &good)?.arrive()?;
     stage.park(actor, moved.machine)
 }
 
