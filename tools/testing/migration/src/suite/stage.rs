@@ -48,7 +48,17 @@ impl Stage {
     pub(crate) fn guest(&self) -> Result<(Actor, Machine)> {
         let guest = Guest::default();
         let parked = self.lock().take();
-        let machine = parked.map_or_else(|| Machine::boot(Host::First, &guest, Memory::Shared), Ok)?;
+        if let Some(mut machine) = parked {
+            match Actor::new(guest.clone()) {
+                Ok(actor) => return Ok((actor, machine)),
+                // The test before has found it intact. An emulated SVM stops a guest now and then.
+                Err(error) => {
+                    let runs = machine.guest_runs();
+                    eprintln!("the parked guest does not answer ({error:#}; running: {runs:?}): another one is booted");
+                }
+            }
+        }
+        let machine = Machine::boot(Host::First, &guest, Memory::Shared)?;
         Ok((Actor::new(guest)?, machine))
     }
 
