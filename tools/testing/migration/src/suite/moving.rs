@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guests that are moved by vmemctl, and nothing goes wrong.
 
+use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::stage::{Actor, Stage};
+use crate::command::run;
 use crate::guest::{Guest, Memory};
 use crate::identity;
 use crate::machine::Machine;
@@ -19,6 +21,7 @@ super::tests![
     a_guest_goes_back_and_forth,
     a_guest_with_two_memory_backends_is_moved,
     two_guests_are_moved_at_once,
+    a_guest_is_moved_whose_memory_a_second_process_maps,
 ];
 
 /// vmemctl: nothing has begun.
@@ -95,4 +98,23 @@ fn two_guests_are_moved_at_once(stage: &Stage) -> Result<()> {
     let moved = journey.arrive()?;
     other.intact(other_journey.arrive()?.machine)?;
     stage.park(actor, moved.machine)
+}
+
+/// As a vhost-user back end does: it maps the memory at the destination, and touches pages that have not come.
+fn a_guest_is_moved_whose_memory_a_second_process_maps(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let regions = || -> Result<Vec<String>> {
+        let entries = fs::read_dir("/dev/vmem")?.flatten();
+        Ok(entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect())
+    };
+    let before = regions()?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    journey.wait_switched()?;
+    let region = regions()?.into_iter().find(|region| !before.contains(region));
+    let region = region.context("there is no new region")?;
+    let output = run("build/target/release/checksum", &[&region, "--random", "1"])?;
+    ensure!(!output.is_empty(), "the second process has seen nothing");
+    stage.park(actor, journey.arrive()?.machine)
 }
