@@ -53,6 +53,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         stress::TESTS,
         death::TESTS,
         injection::TESTS,
+        injection::touch::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -6,19 +6,19 @@
 //! nothing failing it must succeed and find everything as it should be. That nothing leaks is seen by the module's use count after
 //! each test, and by kmemleak at the end of the run.
 
+pub(crate) mod touch;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Signal;
 use vmem::{Control, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder, End, MemoryAt, fork, write_from};
+use vmem_functional_sys::AreaBuilder;
 use vmem_sys::calls::{self, FillRange};
 use vmem_sys::{VMEM_ID_KEEP, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO, vmem_attach, vmem_create, vmem_range};
 
 use crate::failure::{Outcome, ensure, equal, errno_of};
 use crate::injector::Injector;
-use crate::program::Program;
 use crate::server::Server;
 use crate::setting::{Setting, bytes_of, check_page, contents};
 use crate::watchdog::still_moving;
@@ -37,8 +37,6 @@ crate::tests![
     queries_fail_cleanly_at_every_step,
     conversion_fails_cleanly_at_every_step,
     close_succeeds_whatever_fails,
-    touches_of_present_pages_survive_a_failure_at_every_step,
-    touches_of_absent_pages_survive_a_failure_at_every_step,
 ];
 
 /// No call has more steps than this.
@@ -75,35 +73,6 @@ fn sweep<S>(
         }
         verify(state).map_err(|failure| format!("{what}, step {nth}: {}", failure.text()))?;
         if !failed {
-            return tell(what, nth - 1);
-        }
-    }
-    Err(format!("{what} has more than {MOST} steps").into())
-}
-
-/// As [`sweep`], for what a program does with a mapping of a region: it may get SIGBUS when a step fails. Then its pages must be right
-/// for the next program.
-fn sweep_program(what: &str, prepare: impl Fn() -> Outcome<Setting>, touch: impl Fn(&Area) -> Outcome) -> Outcome {
-    let mut killed = 0;
-    for nth in 1..MOST {
-        still_moving();
-        let setting = prepare()?;
-        let server = Server::start(&setting.region);
-        let program = Program::start(|| {
-            let area = setting.area()?;
-            let injector = Injector::new()?;
-            injector.arm(nth)?;
-            let result = touch(&area);
-            let failed = injector.disarm()?;
-            result?;
-            Ok(vec![failed.into()])
-        })?;
-        let told = program.join_unless_killed(Signal::BUS)?;
-        killed += u32::from(told.is_none());
-        setting.checker(0..PAGES)?.join()?;
-        server.stop()?;
-        if told.is_some_and(|told| told == [0]) {
-            println!("  {what}: {killed} times SIGBUS");
             return tell(what, nth - 1);
         }
     }
@@ -422,65 +391,6 @@ fn close_succeeds_whatever_fails() -> Outcome {
             },
             |_| gone(),
         )?;
-    }
-    Ok(())
-}
-
-/// A way to touch pages.
-type Touch = fn(&Area) -> Outcome;
-
-const TOUCHES: [(&str, Touch); 5] = [
-    ("load", |area| check_page(area, 2, 2)),
-    ("store", |area| {
-        area.poke(6 * PAGE_SIZE, contents(6)[0] as u8);
-        check_page(area, 6, 6)
-    }),
-    ("write", |area| {
-        let Ok((_reader, writer)) = rustix::pipe::pipe() else {
-            return Ok(());
-        };
-        let memory = MemoryAt {
-            area,
-            offset: 7 * PAGE_SIZE,
-            len: 100,
-        };
-        match write_from(&writer, memory) {
-            Ok(100) => Ok(()),
-            Ok(len) => Err(format!("{len} bytes were written").into()),
-            Err(error) => {
-                ensure!(MEMORY.contains(&errno(&error)), "{error}");
-                Ok(())
-            }
-        }
-    }),
-    ("mlock", |area| match area.lock(8..10) {
-        Ok(()) => check_page(area, 8, 8),
-        Err(error) => {
-            // EAGAIN: some of it could not be locked.
-            ensure!([Errno::NOMEM, Errno::AGAIN].contains(&errno(&error)), "{error}");
-            Ok(())
-        }
-    }),
-    ("fork and load", |area| {
-        let child = fork(|| i32::from(check_page(area, 3, 3).is_err()));
-        match child.and_then(|mut child| child.wait()) {
-            Ok(end) => equal!(end, End::Exited(0)),
-            Err(error) => ensure!([Errno::NOMEM, Errno::AGAIN].contains(&errno(&error)), "{error}"),
-        }
-        Ok(())
-    }),
-];
-
-fn touches_of_present_pages_survive_a_failure_at_every_step() -> Outcome {
-    for (what, touch) in TOUCHES {
-        sweep_program(&format!("{what} of present pages"), present, touch)?;
-    }
-    Ok(())
-}
-
-fn touches_of_absent_pages_survive_a_failure_at_every_step() -> Outcome {
-    for (what, touch) in TOUCHES {
-        sweep_program(&format!("{what} of absent pages"), absent, touch)?;
     }
     Ok(())
 }
