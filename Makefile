@@ -54,6 +54,10 @@ test-debug: build	## all of that, and failures on demand, on a debug kernel (KAS
 test-kcsan: build	## the same on a kernel that looks for races (KCSAN)
 	@tools/testing/test kcsan
 
+.PHONY: test-mutants
+test-mutants: build	## breaks the module on purpose, in many ways, and sees that the tests find each
+	@tools/testing/test mutants
+
 .PHONY: bench
 bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1 puts it into the documentation)
 	@tools/vmem-bench/bench
