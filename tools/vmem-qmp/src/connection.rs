@@ -181,12 +181,6 @@ impl Qmp {
     }
 }
 
-impl std::os::fd::AsFd for Qmp {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 fn of_io(error: io::Error) -> QmpError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => QmpError::Closed,

@@ -43,12 +43,4 @@ pub enum QmpError {
         /// Why, in QEMU's words.
         reason: String,
     },
-    /// A reply lacks what the command is documented to give.
-    #[error("QEMU's reply to {command} has no {field}")]
-    NoField {
-        /// Which command.
-        command: &'static str,
-        /// What is missing.
-        field: String,
-    },
 }
