@@ -57,15 +57,15 @@ impl Release {
 
 /// What the source has been told on this connection.
 pub(super) struct Told {
-    /// Pages of each region.
+    /// Pages of each region. Most sources are never told anything, and a bit for each page is 2 MiB for 64 GiB: nothing is here before.
     regions: Vec<Wanted>,
     then: Instant,
 }
 
 impl Told {
-    pub(super) fn nothing(shared: &Shared) -> Self {
+    pub(super) fn nothing() -> Self {
         Self {
-            regions: shared.exports.iter().map(|export| Wanted::none_of(export.pages)).collect(),
+            regions: Vec::new(),
             then: Instant::now(),
         }
     }
@@ -95,6 +95,10 @@ impl Told {
     }
 
     fn tell_now(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+        if self.regions.is_empty() {
+            let none = shared.exports.iter().map(|export| Wanted::none_of(export.pages));
+            self.regions = none.collect();
+        }
         for (region, told) in self.regions.iter_mut().enumerate() {
             let export = &shared.exports[region];
             let mut news = Wanted::none_of(export.pages);

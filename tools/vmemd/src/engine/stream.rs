@@ -25,7 +25,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         line,
         plan,
         asked: 0,
-        told: Told::nothing(shared),
+        told: Told::nothing(),
     };
     while !shared.stop.is_set() {
         match stream.turn() {
@@ -37,7 +37,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
                 stream.asked = 0;
                 stream.plan = absent(shared)?;
                 // What was said last may not have arrived, and the source's records are not ours.
-                stream.told = Told::nothing(shared);
+                stream.told = Told::nothing();
             }
         }
     }
