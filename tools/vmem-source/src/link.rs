@@ -43,7 +43,7 @@ pub(crate) struct Link {
 /// Which side of a connection this is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Side<'a> {
-    /// The one that connects, to this host.
+    /// The one that connects, to this address (`HOST:PORT`).
     Destination(&'a str),
     Source,
 }
@@ -67,7 +67,7 @@ impl Link {
         network.set_tcp_user_timeout(Some(timeout))?;
         let socket = match (identity, side) {
             (None, _) => network,
-            (Some(identity), Side::Destination(host)) => identity.connect(carrier.try_clone()?, host, timeout)?,
+            (Some(identity), Side::Destination(address)) => identity.connect(carrier.try_clone()?, address, timeout)?,
             (Some(identity), Side::Source) => identity.accept(carrier.try_clone()?, timeout)?,
         };
         socket.set_read_timeout(Some(timeout))?;

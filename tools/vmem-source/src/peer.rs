@@ -55,9 +55,7 @@ impl Peer {
         for candidate in address.to_socket_addrs().map_err(io)? {
             match TcpStream::connect_timeout(&candidate, timeout) {
                 Ok(socket) => {
-                    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-                    let side = Side::Destination(host.trim_start_matches('[').trim_end_matches(']'));
-                    let link = Link::new(socket, timeout, side, identity);
+                    let link = Link::new(socket, timeout, Side::Destination(address), identity);
                     return Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane);
                 }
                 Err(e) => error = Some(e),

@@ -93,13 +93,14 @@ impl Identity {
         })
     }
 
-    /// Protects a connection that this side has made to `host`, a name or an address, and returns what is to be used instead of it. The
-    /// other side must have a certificate for it.
+    /// Protects a connection that this side has made to `address` (`HOST:PORT`), and returns what is to be used instead of it. The other
+    /// side must have a certificate for the host, which is a name or an address.
     ///
     /// # Errors
     ///
     /// All but [`TlsError::File`] and [`TlsError::Identity`].
-    pub fn connect(&self, socket: TcpStream, host: &str, limit: Duration) -> Result<Socket, TlsError> {
+    pub fn connect(&self, socket: TcpStream, address: &str, limit: Duration) -> Result<Socket, TlsError> {
+        let host = host_of(address);
         let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Name(host.to_owned()))?;
         let connection = ClientConnection::new(Arc::clone(&self.client), name).map_err(TlsError::Handshake)?;
         protect(connection.into(), socket, limit)
@@ -114,6 +115,12 @@ impl Identity {
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(TlsError::Handshake)?;
         protect(connection.into(), socket, limit)
     }
+}
+
+/// The host of `HOST:PORT`; one of IPv6 is in brackets there, and not in a certificate.
+pub(crate) fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

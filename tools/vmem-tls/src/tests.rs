@@ -47,7 +47,7 @@ fn meet(client: &Identity, server: &Identity, host: &str) -> (Result<Socket, Tls
     let server = server.clone();
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
     let socket = TcpStream::connect(address).expect("a connection");
-    let connected = client.connect(socket, host, LIMIT);
+    let connected = client.connect(socket, &format!("{host}:1"), LIMIT);
     (connected, accepting.join().expect("no panic"))
 }
 
@@ -121,7 +121,7 @@ fn a_connection_that_is_cut_is_no_end() {
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
     let socket = TcpStream::connect(address).expect("a connection");
     let scissors = socket.try_clone().expect("a socket");
-    let mut connected = identity(&ours).connect(socket, "b.test", LIMIT).expect("a connection");
+    let mut connected = identity(&ours).connect(socket, "b.test:1", LIMIT).expect("a connection");
     let mut accepted = accepting.join().expect("no panic").expect("a connection");
     connected.write_all(b"half").expect("room");
     let mut buffer = [0; 8];
@@ -132,6 +132,17 @@ fn a_connection_that_is_cut_is_no_end() {
     assert_eq!(connected.read(&mut buffer).unwrap_or(0), 0);
     thread::sleep(Duration::from_millis(50));
     assert!(accepted.write_all(&[0; 1 << 20]).is_err());
+}
+
+#[test]
+fn the_host_of_an_address_is_found() {
+    for (address, host) in [
+        ("a.test:8637", "a.test"),
+        ("192.0.2.1:8637", "192.0.2.1"),
+        ("[2001:db8::1]:8637", "2001:db8::1"),
+    ] {
+        assert_eq!(identity::host_of(address), host);
+    }
 }
 
 #[test]

@@ -68,9 +68,7 @@ impl Security {
     }
 
     fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
-        let host = to.rsplit_once(':').map_or(to, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let mut channel = self.protect(stream, Some(host))?;
+        let mut channel = self.protect(stream, Some(to))?;
         channel.say(&FromSource::Hello {
             version: VERSION,
             session: session.to_owned(),
@@ -122,12 +120,12 @@ impl Security {
         }
     }
 
-    /// Makes a conversation of a connection: one that this side has made to `host`, or one that has been made to it.
-    fn protect(&self, stream: TcpStream, host: Option<&str>) -> Result<Channel, ChannelError> {
+    /// Makes a conversation of a connection: one that this side has made to `to` (`HOST:PORT`), or one that has been made to it.
+    fn protect(&self, stream: TcpStream, to: Option<&str>) -> Result<Channel, ChannelError> {
         let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
         Channel::watch(&carrier).map_err(ChannelError::Io)?;
-        let socket = match (self, host) {
-            (Self::Tls(identity, _), Some(host)) => identity.connect(stream, host, PATIENCE)?,
+        let socket = match (self, to) {
+            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, PATIENCE)?,
             (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?,
             (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
         };
