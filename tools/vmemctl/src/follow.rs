@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
-use crate::failure::{Trouble, chain};
+use crate::failure::{Failure, Trouble, chain};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::migrate::source::Export;
 use crate::network::Security;
@@ -44,8 +44,16 @@ impl<'a> Way<'a> {
     }
 }
 
-/// Serves pages and tells how far it is, until the destination says that it has all.
-pub(crate) fn follow(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Trouble> {
+/// Serves pages and tells how far it is, until the destination says that it has all. If it does not get so far, pages are served on
+/// without this program: the guest needs them.
+pub(crate) fn follow(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Failure> {
+    follow_to_the_end(way, channel, export, report).map_err(|trouble| {
+        export.leave();
+        Failure::Unfinished(trouble)
+    })
+}
+
+fn follow_to_the_end(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Trouble> {
     let mut channel = channel;
     loop {
         if let Some(news) = export.revive()? {

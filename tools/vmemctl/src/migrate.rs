@@ -64,10 +64,7 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     } = migration;
     report.running(stopped.map(|stopped| stopped.elapsed()));
     let way = Way::new(&security, &record);
-    if let Err(trouble) = follow(&way, channel, &mut export, &mut report) {
-        export.leave();
-        return Err(Failure::Unfinished(trouble));
-    }
+    follow(&way, channel, &mut export, &mut report)?;
     leave(qmp, args.keep_source, &place);
     Ok(())
 }

@@ -26,10 +26,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let mut qmp = Qmp::connect(&record.qmp, LIMIT).map_err(Trouble::from)?;
     if record.phase == Phase::Prepared {
         // COMMIT has not been said: the guest has not left.
-        end_left_over(&place);
-        go_on(&mut qmp, record.run)?;
-        restore(&mut qmp, &record, &report);
-        place.remove();
+        go_on_here(qmp, &record, &place, &report)?;
         report.note("the guest had not left this host yet; it goes on here");
         return Ok(());
     }
@@ -44,10 +41,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
             // The destination's word that the guest has not run there and never will.
             let _ = channel.say(&FromSource::Heard);
             report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
-            end_left_over(&place);
-            go_on(&mut qmp, record.run)?;
-            restore(&mut qmp, &record, &report);
-            place.remove();
+            go_on_here(qmp, &record, &place, &report)?;
             report.note("the guest goes on at this host");
             return Ok(());
         }
@@ -67,11 +61,17 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     end_left_over(&place);
     let mut export = Export::again(&record.vmemd, &place).map_err(|error| Failure::Unfinished(error.into()))?;
     let way = Way::new(&security, &record);
-    if let Err(trouble) = follow(&way, channel, &mut export, &mut report) {
-        export.leave();
-        return Err(Failure::Unfinished(trouble));
-    }
+    follow(&way, channel, &mut export, &mut report)?;
     leave(qmp, args.keep_source, &place);
+    Ok(())
+}
+
+/// Has the guest go on at this host, and leaves nothing of the migration here.
+fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -> Result<(), Trouble> {
+    end_left_over(place);
+    go_on(&mut qmp, record.run)?;
+    restore(&mut qmp, record, report);
+    place.remove();
     Ok(())
 }
 
