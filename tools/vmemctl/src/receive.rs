@@ -95,7 +95,7 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &mut Report) -> Res
 fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report) -> Result<(), Failure> {
     let trouble = match ended {
         // Whoever does not hear it has not given the guest away.
-        Ended::BeforeCommit(trouble) => arrival.refuse(door, trouble),
+        Ended::BeforeCommit(trouble) => arrival.refuse(trouble),
         Ended::AfterCommit(trouble) => {
             let reason = chain(&trouble);
             let (channel, place) = arrival.discard();

@@ -83,7 +83,7 @@ impl Arrival {
                 match arrival.say(&FromDestination::Ready) {
                     Ok(()) => Ok(arrival),
                     Err(trouble) => {
-                        let trouble = arrival.refuse(door, trouble);
+                        let trouble = arrival.refuse(trouble);
                         door.nobody();
                         Err(Failure::AtSource(trouble))
                     }
@@ -355,13 +355,12 @@ impl Arrival {
     }
 
     /// Tells the source that the guest does not come, and leaves nothing of it here.
-    pub(super) fn refuse(self, door: &Door, trouble: Trouble) -> Trouble {
+    pub(super) fn refuse(self, trouble: Trouble) -> Trouble {
         let reason = chain(&trouble);
         // A source that does not hear it finds the connection closed.
         let _ = self.say(&FromDestination::Failed { reason });
         let (_, place) = self.discard();
         place.remove();
-        door.nobody();
         trouble
     }
 

@@ -37,9 +37,9 @@ fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Res
     if args.huge {
         builder = builder.huge();
     }
-    // It is created here, and served by vmemd.
-    let region = builder.create(control)?;
-    MapHandle::open_path(Path::new("/dev/vmem").join(name), Access::ReadOnly).inspect(|_| drop(region))
+    // It is created here, and served by vmemd. Until it is open, the region exists because of this.
+    let _served = builder.create(control)?;
+    MapHandle::open(name, Access::ReadOnly)
 }
 
 /// A region for each backend of a guest, named after both.
