@@ -10,6 +10,7 @@ mod follow;
 mod guest;
 mod message;
 mod migrate;
+mod name;
 mod network;
 mod receive;
 mod record;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::Settings;
 use crate::message::Backend;
+use crate::name::clean;
 
 /// Where records are, unless told.
 pub(crate) const DIRECTORY: &str = "/run/vmem";
@@ -91,17 +92,7 @@ pub(crate) struct Place {
 impl Place {
     /// The directory `under`/`side`.`guest`, which is made if it is not there.
     pub(crate) fn new(under: &Path, side: &str, guest: &str) -> Result<Self, RecordError> {
-        let name: String = guest
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || "-_".contains(c) {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
-        let directory = under.join(format!("{side}.{name}"));
+        let directory = under.join(format!("{side}.{}", clean(guest, usize::MAX)));
         let made = fs::create_dir_all(&directory);
         made.map_err(|source| io_of(&directory, source))?;
         Self::lock(directory)

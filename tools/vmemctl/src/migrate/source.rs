@@ -14,6 +14,7 @@ use crate::cli::Migrate;
 use crate::daemon::{Daemon, DaemonError, Says};
 use crate::failure::Trouble;
 use crate::guest::Memory;
+use crate::name::clean;
 use crate::network::Security;
 use crate::record::Place;
 use crate::relay::{End, relay};
@@ -23,15 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the export of a backend is called: a name that a region can have, and that tells backends apart.
 pub(crate) fn export_name(memory: &Memory) -> String {
-    let allowed = |c: char| {
-        if c.is_ascii_alphanumeric() || "_-".contains(c) {
-            c
-        } else {
-            '_'
-        }
-    };
     // Region names have 31 bytes at most.
-    memory.id.chars().map(allowed).take(31).collect()
+    clean(&memory.id, 31)
 }
 
 /// A running `vmemd serve` of a guest's memory.

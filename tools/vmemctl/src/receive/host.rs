@@ -14,6 +14,7 @@ use crate::cli::Receive;
 use crate::failure::Trouble;
 use crate::guest::LIMIT;
 use crate::message::Backend;
+use crate::name::clean;
 
 /// How long QEMU may take to listen.
 const START: Duration = Duration::from_secs(60);
@@ -72,16 +73,6 @@ pub(super) fn regions_for(
 
 /// Names for a region, the best first: one that an earlier guest still has is not to be had.
 fn candidates(guest: &str, export: &str) -> impl Iterator<Item = String> {
-    let clean = |text: &str, most: usize| -> String {
-        let allowed = |c: char| {
-            if c.is_ascii_alphanumeric() || "_-".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        };
-        text.chars().map(allowed).take(most).collect()
-    };
     // Region names have 31 bytes at most.
     let base = format!("{}.{}", clean(guest, 14), clean(export, 12));
     (1..=99).map(move |number| match number {
