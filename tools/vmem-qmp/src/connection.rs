@@ -2,7 +2,7 @@
 //! One connection to one QEMU.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::QmpError;
+use crate::{LineError, Lines, QmpError};
 
 /// The longest line that is taken: the largest replies have some hundred KiB.
 const LONGEST_LINE: usize = 16 << 20;
@@ -34,8 +34,7 @@ pub struct Qmp {
     limit: Duration,
     /// Of the latest command.
     number: u64,
-    /// Bytes that are no whole line yet.
-    received: Vec<u8>,
+    lines: Lines,
     events: VecDeque<Event>,
 }
 
@@ -74,7 +73,7 @@ impl Qmp {
             socket,
             limit,
             number: 0,
-            received: Vec::new(),
+            lines: Lines::new(LONGEST_LINE),
             events: VecDeque::new(),
         };
         qmp.socket.set_write_timeout(Some(limit)).map_err(QmpError::Io)?;
@@ -149,35 +148,19 @@ impl Qmp {
     /// The next line. One that is not here by `deadline` stays for later.
     fn line(&mut self, what: &str, deadline: Instant) -> Result<Value, QmpError> {
         let began = Instant::now();
-        loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                return serde_json::from_slice(&line)
-                    .map_err(|_| QmpError::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()));
+        let line = match self.lines.next(&self.socket, deadline) {
+            Ok(Some(line)) => line,
+            Ok(None) => {
+                return Err(QmpError::TimedOut {
+                    what: what.to_owned(),
+                    limit: began.elapsed(),
+                });
             }
-            if self.received.len() > LONGEST_LINE {
-                return Err(QmpError::NotQmp("a line without end".to_owned()));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A time-out of zero would be none.
-            let timeout = left.max(Duration::from_millis(1));
-            self.socket.set_read_timeout(Some(timeout)).map_err(QmpError::Io)?;
-            let mut piece = [0; 4096];
-            match self.socket.read(&mut piece) {
-                Ok(0) => return Err(QmpError::Closed),
-                Ok(count) => self.received.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() >= deadline {
-                        return Err(QmpError::TimedOut {
-                            what: what.to_owned(),
-                            limit: began.elapsed(),
-                        });
-                    }
-                }
-                Err(error) => return Err(of_io(error)),
-            }
-        }
+            Err(LineError::Closed) => return Err(QmpError::Closed),
+            Err(LineError::Io(error)) => return Err(QmpError::Io(error)),
+            Err(error @ LineError::TooLong(_)) => return Err(QmpError::NotQmp(error.to_string())),
+        };
+        serde_json::from_slice(&line).map_err(|_| QmpError::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()))
     }
 }
 

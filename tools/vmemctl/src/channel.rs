@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A connection on which JSON objects go, one on a line, and nothing takes for ever.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{Socket, TcpKeepalive};
+use vmem_qmp::{LineError, Lines};
 use vmem_tls::TlsError;
 
 /// The longest line that is taken.
@@ -38,8 +39,7 @@ pub(crate) struct Channel {
     socket: Socket,
     /// The addresses of this end and of the other one on the network.
     ends: Option<(IpAddr, IpAddr)>,
-    /// Bytes that are no whole line yet.
-    received: Vec<u8>,
+    lines: Lines,
 }
 
 impl Channel {
@@ -50,7 +50,7 @@ impl Channel {
         Ok(Self {
             socket,
             ends: local.zip(peer).map(|(local, peer)| (local.ip(), peer.ip())),
-            received: Vec::new(),
+            lines: Lines::new(LONGEST_LINE),
         })
     }
 
@@ -73,32 +73,15 @@ impl Channel {
 
     /// The next message; waits for it until `deadline`. `None` if there is none.
     pub(crate) fn hear<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>, ChannelError> {
-        loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                let message = serde_json::from_slice(&line);
-                return message.map(Some).map_err(|_| ChannelError::Foreign(excerpt(&line)));
-            }
-            if self.received.len() > LONGEST_LINE {
-                return Err(ChannelError::Foreign(excerpt(&self.received)));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A time-out of zero would be none.
-            let timeout = left.max(Duration::from_millis(1));
-            self.socket.set_read_timeout(Some(timeout)).map_err(ChannelError::Io)?;
-            let mut piece = [0; 4096];
-            match (&self.socket).read(&mut piece) {
-                Ok(0) => return Err(ChannelError::Closed),
-                Ok(count) => self.received.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() >= deadline {
-                        return Ok(None);
-                    }
-                }
-                Err(error) => return Err(of_io(error)),
-            }
-        }
+        let line = match self.lines.next(&self.socket, deadline) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(None),
+            Err(LineError::Closed) => return Err(ChannelError::Closed),
+            Err(LineError::TooLong(line)) => return Err(ChannelError::Foreign(excerpt(&line))),
+            Err(LineError::Io(error)) => return Err(ChannelError::Io(error)),
+        };
+        let message = serde_json::from_slice(&line);
+        message.map(Some).map_err(|_| ChannelError::Foreign(excerpt(&line)))
     }
 
     /// The next message, which must come within `limit`.
@@ -113,7 +96,7 @@ impl Channel {
 
     /// The connection, for other bytes than messages, and those that have come already.
     pub(crate) fn into_parts(self) -> (Socket, Vec<u8>) {
-        (self.socket, self.received)
+        (self.socket, self.lines.into_rest())
     }
 }
 
