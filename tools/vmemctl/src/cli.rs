@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem_cli::{address, owner, seconds};
 
 use crate::record::DIRECTORY;
 
@@ -129,22 +130,6 @@ pub(crate) struct Recover {
     pub(crate) keep_source: bool,
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    port.or_else(|_| text.parse())
-        .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 1e6;
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    if (0.001..=LONGEST).contains(&seconds) {
-        Ok(Duration::from_secs_f64(seconds))
-    } else {
-        Err("not between 0.001 and 1000000 seconds".to_owned())
-    }
-}
-
 fn region(text: &str) -> Result<(String, u64), String> {
     let (name, size) = text.split_once('=').ok_or("not NAME=BYTES")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
@@ -166,28 +151,6 @@ fn region(text: &str) -> Result<(String, u64), String> {
     bytes
         .map(|bytes| (name.to_owned(), bytes))
         .ok_or_else(|| "no size of memory".to_owned())
-}
-
-fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
-    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
-    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
-    match (number(uid), gid.map(number)) {
-        (Some(uid), None) => Ok((uid, None)),
-        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
-        _ => Err("not UID or UID:GID in numbers".to_owned()),
-    }
-}
-
-/// `HOST[:PORT]` with the port that it means.
-pub(crate) fn with_port(host: &str) -> String {
-    let bare_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
-    if bare_ipv6 {
-        format!("[{host}]:{DEFAULT_PORT}")
-    } else if host.ends_with(']') || !host.contains(':') {
-        format!("{host}:{DEFAULT_PORT}")
-    } else {
-        host.to_owned()
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Why a command ends without having done everything, and the exit code that says so.
 
-use std::error::Error;
 use std::io;
 
 use crate::channel::ChannelError;
@@ -89,15 +88,4 @@ impl Failure {
             Self::Lost(_) => 4,
         }
     }
-}
-
-/// An error and what it comes from.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

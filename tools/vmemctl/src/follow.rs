@@ -3,8 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use vmem_cli::chain;
+
 use crate::channel::Channel;
-use crate::failure::{Failure, Trouble, chain};
+use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::migrate::source::Export;
 use crate::network::Security;

@@ -20,26 +20,17 @@ mod report;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
+use vmem_cli::chain;
 
 use cli::{Cli, Command};
-use failure::chain;
 
 /// A wrong command line.
 const EXIT_USAGE: u8 = 1;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match vmem_cli::parse(EXIT_USAGE) {
         Ok(cli) => cli,
-        Err(error) => {
-            // If there is nobody to print it to, the exit code says it.
-            let _ = error.print();
-            return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(EXIT_USAGE),
-            };
-        }
+        Err(code) => return code,
     };
     let result = match &cli.command {
         Command::Migrate(args) => migrate::run(&cli, args),

@@ -13,8 +13,8 @@ use serde_json::json;
 use vmem_qmp::Qmp;
 
 use crate::channel::{Channel, ChannelError};
-use crate::cli::{Cli, Migrate, with_port};
-use crate::failure::{Failure, Trouble, chain};
+use crate::cli::{Cli, DEFAULT_PORT, Migrate};
+use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
@@ -22,6 +22,7 @@ use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use source::{Export, Stream};
+use vmem_cli::{chain, with_port};
 
 /// How long the destination may take to start a QEMU.
 pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
@@ -118,7 +119,7 @@ impl Migration {
             ));
         }
         let session = session()?;
-        let to = with_port(&args.to);
+        let to = with_port(&args.to, DEFAULT_PORT);
         let channel = security.connect(&to, &session, Purpose::Migrate)?;
         let serve = match args.serve {
             Some(address) => address,

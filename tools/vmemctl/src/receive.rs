@@ -15,13 +15,14 @@ use vmem::Control;
 
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
-use crate::failure::{Failure, Trouble, chain};
+use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::report::Report;
 use arrival::{Arrival, Ended, Host};
 use door::{Door, Visitor};
 use pages::Outlook;
+use vmem_cli::chain;
 
 /// How often everything is looked at.
 const GLANCE: Duration = Duration::from_millis(50);

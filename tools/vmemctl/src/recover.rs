@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
 
+use vmem_cli::with_port;
 use vmem_qmp::Qmp;
 
-use crate::cli::{Cli, Recover, with_port};
+use crate::cli::{Cli, DEFAULT_PORT, Recover};
 use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, follow};
@@ -21,7 +22,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let security = Security::new(cli)?;
     let (place, mut record) = find(cli, args)?;
     if let Some(to) = &args.to {
-        record.to = with_port(to);
+        record.to = with_port(to, DEFAULT_PORT);
     }
     let mut qmp = Qmp::connect(&record.qmp, LIMIT).map_err(Trouble::from)?;
     if record.phase == Phase::Prepared {

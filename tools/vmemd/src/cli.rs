@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem_cli::{address, owner, seconds};
 use vmem_source::wire::DEFAULT_PORT;
 
 /// Fills vmem regions from a migration source; with `serve`, is such a source.
@@ -33,7 +34,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// Address to listen on: PORT, or HOST:PORT with a numeric host
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = listen)]
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
     pub(crate) listen: SocketAddr,
     /// Listen on an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
     #[arg(long)]
@@ -51,7 +52,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR")]
     pub(crate) free: Option<PathBuf>,
     /// Give figures to a Prometheus, at http://ADDR/metrics
-    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
     /// What to offer: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
@@ -104,7 +105,7 @@ pub(crate) struct Receive {
     #[arg(long)]
     pub(crate) detach_unmapped: bool,
     /// Give figures to a Prometheus, at http://ADDR/metrics
-    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Report as one JSON object per line on standard output
     #[arg(long)]
@@ -132,53 +133,15 @@ pub(crate) enum OnDeath {
     Sigbus,
 }
 
-fn listen(text: &str) -> Result<SocketAddr, String> {
-    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    port.or_else(|_| text.parse())
-        .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 1e6;
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    if (0.001..=LONGEST).contains(&seconds) {
-        Ok(Duration::from_secs_f64(seconds))
-    } else {
-        Err("not between 0.001 and 1000000 seconds".to_owned())
-    }
-}
-
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| "not an octal number from 0 to 777".to_owned())
-}
-
-fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
-    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
-    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
-    match (number(uid), gid.map(number)) {
-        (Some(uid), None) => Ok((uid, None)),
-        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
-        _ => Err("not UID or UID:GID in numbers".to_owned()),
-    }
 }
 
 fn renaming(text: &str) -> Result<(String, String), String> {
     let (export, name) = text.split_once('=').ok_or("not EXPORT=NAME")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
     Ok((export.to_owned(), name.to_owned()))
-}
-
-/// `HOST[:PORT]` with the port that it means.
-pub(crate) fn with_port(host: &str) -> String {
-    let bare_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
-    if bare_ipv6 {
-        format!("[{host}]:{DEFAULT_PORT}")
-    } else if host.ends_with(']') || !host.contains(':') {
-        format!("{host}:{DEFAULT_PORT}")
-    } else {
-        host.to_owned()
-    }
 }
 
 #[cfg(test)]
@@ -209,29 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn the_port_may_be_left_out() {
-        for (given, meant) in [
-            ("host", "host:8636"),
-            ("host:1", "host:1"),
-            ("::1", "[::1]:8636"),
-            ("[::1]", "[::1]:8636"),
-            ("[::1]:1", "[::1]:1"),
-        ] {
-            assert_eq!(with_port(given), meant);
-        }
-    }
-
-    #[test]
-    fn numbers_out_of_range_are_refused() {
-        for bad in ["0", "-1", "nan", "inf", "1e9", ""] {
-            assert!(seconds(bad).is_err(), "{bad}");
-        }
-        for bad in ["-1", "4294967295", "1:", ":1", "root", "1:2:3"] {
-            assert!(owner(bad).is_err(), "{bad}");
-        }
-        assert_eq!(owner("1:2"), Ok((1, Some(2))));
+    fn permissions_are_octal() {
         assert_eq!(mode("640"), Ok(0o640));
-        assert!(mode("1000").is_err());
-        assert!(listen("8636").is_ok() && listen("[::1]:1").is_ok() && listen("localhost:1").is_err());
+        for bad in ["1000", "8", "-1", ""] {
+            assert!(mode(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -14,25 +14,15 @@ mod stop;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
-
 use cli::{Cli, Command};
 
 /// A wrong command line, or something that is no fault of source or kernel.
 const EXIT_LOCAL: u8 = 1;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match vmem_cli::parse(EXIT_LOCAL) {
         Ok(cli) => cli,
-        Err(error) => {
-            // If there is nobody to print it to, the exit code says it.
-            let _ = error.print();
-            return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(EXIT_LOCAL),
-            };
-        }
+        Err(code) => return code,
     };
     let (error, code) = match (cli.command, cli.receive) {
         (Some(Command::Serve(args)), _) => match serve::run(&args) {

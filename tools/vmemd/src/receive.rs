@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::{Control, PAGE_SIZE};
+use vmem_cli::with_port;
 use vmem_source::local::Local;
 use vmem_source::peer::Peer;
+use vmem_source::wire::DEFAULT_PORT;
 use vmem_source::{Lane, PageSource, SourceError};
 use vmem_tls::Identity;
 
-use crate::cli::{Receive, with_port};
+use crate::cli::Receive;
 use crate::engine::sink::Sink;
 use crate::engine::stats::Stats;
 use crate::engine::{Connect, Engine, Event, Options};
@@ -175,7 +177,7 @@ fn connector(args: &Receive) -> Result<Connect, Failure> {
     let [host] = &args.source[..] else {
         return Err(Failure::Sources);
     };
-    let (address, timeout) = (with_port(host), args.timeout);
+    let (address, timeout) = (with_port(host, DEFAULT_PORT), args.timeout);
     let identity = args.tls.as_deref().map(Identity::load).transpose()?;
     Ok(Arc::new(move |lane: Lane| {
         Peer::connect(&address, lane, timeout, identity.as_ref()).map(|peer| Box::new(peer) as Box<dyn PageSource>)

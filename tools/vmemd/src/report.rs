@@ -188,9 +188,3 @@ pub(crate) fn err(line: &str) {
 pub(crate) fn bytes(amount: u64) -> String {
     indicatif::BinaryBytes(amount).to_string()
 }
-
-/// An error and what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

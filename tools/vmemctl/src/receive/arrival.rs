@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use socket2::Socket;
 use vmem::{Access, Control, MapHandle};
+use vmem_cli::chain;
 use vmem_qmp::Qmp;
 
 use super::GLANCE;
@@ -18,7 +19,7 @@ use super::pages::Pages;
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
 use crate::daemon::end_left_over;
-use crate::failure::{Failure, Trouble, chain};
+use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use vmem_cli::chain;
+
 use crate::channel::{Channel, ChannelError};
-use crate::failure::{Trouble, chain};
+use crate::failure::Trouble;
 use crate::message::{FromDestination, Purpose};
 use crate::network::Security;
 use crate::report::err;

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmem::{Access, Control, MapHandle, PageRange};
+use vmem_cli::chain;
 use vmem_qmp::Qmp;
 
 use super::GLANCE;
 use crate::cli::{OnLost, Receive};
 use crate::daemon::{Daemon, DaemonError, Says, event};
-use crate::failure::{Failure, Trouble, chain};
+use crate::failure::{Failure, Trouble};
 use crate::record::Place;
 use crate::report::Report;
 

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vmem_cli::chain;
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot, chain, out};
+use super::{PAGE, RegionSnapshot, Snapshot, out};
 use crate::failure::Failure;
 use crate::finish::Phase;
 

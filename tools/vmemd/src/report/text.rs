@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use vmem_cli::chain;
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot, bytes, chain, err, out};
+use super::{PAGE, RegionSnapshot, Snapshot, bytes, err, out};
 use crate::finish::Phase;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What arguments mean.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// An address to listen on: `PORT`, which is one of loopback, or `HOST:PORT` with a numeric host.
+///
+/// # Errors
+///
+/// It is neither; says so.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    port.or_else(|_| text.parse())
+        .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
+}
+
+/// A time in seconds, which may have a fraction.
+///
+/// # Errors
+///
+/// It is no number, or one that makes no sense as a time limit; says which.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 1e6;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.001..=LONGEST).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("not between 0.001 and 1000000 seconds".to_owned())
+    }
+}
+
+/// `UID` or `UID:GID`, numeric. The greatest number is none: to the kernel it means "leave it".
+///
+/// # Errors
+///
+/// It is neither; says so.
+pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
+    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+    match (number(uid), gid.map(number)) {
+        (Some(uid), None) => Ok((uid, None)),
+        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
+        _ => Err("not UID or UID:GID in numbers".to_owned()),
+    }
+}
+
+/// `HOST[:PORT]` with the port that it means: `default` if it names none.
+pub fn with_port(host: &str, default: u16) -> String {
+    let bare_ipv6 = host.parse::<Ipv6Addr>().is_ok();
+    if bare_ipv6 {
+        format!("[{host}]:{default}")
+    } else if host.ends_with(']') || !host.contains(':') {
+        format!("{host}:{default}")
+    } else {
+        host.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_may_be_left_out() {
+        for (given, meant) in [
+            ("host", "host:8636"),
+            ("host:1", "host:1"),
+            ("::1", "[::1]:8636"),
+            ("[::1]", "[::1]:8636"),
+            ("[::1]:1", "[::1]:1"),
+        ] {
+            assert_eq!(with_port(given, 8636), meant);
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for bad in ["0", "-1", "nan", "inf", "1e9", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        for bad in ["-1", "4294967295", "1:", ":1", "root", "1:2:3"] {
+            assert!(owner(bad).is_err(), "{bad}");
+        }
+        assert_eq!(owner("1:2"), Ok((1, Some(2))));
+        assert!(address("8636").is_ok() && address("[::1]:1").is_ok() && address("localhost:1").is_err());
+    }
+}
