@@ -3,10 +3,13 @@
 //!
 //! The functions are safe to call in the tests' sense: they touch nothing but what an [`Area`] holds or an argument names, and a wild
 //! address ends in an errno. No reference into mapped memory ever exists; [`Area`] gives out copies.
+//!
+//! And what both the functional tests and the stress program print of a process that hangs: [`print_state`].
 
 mod area;
 mod ioctl;
 mod process;
+mod state;
 mod transfer;
 
 pub use area::{Area, AreaBuilder};
@@ -15,6 +18,7 @@ pub use process::{
     Child, End, become_user, catch_signal, caught, close_descriptors, fork, interrupt_thread, peek_by_ptrace, reset_signal,
     this_thread,
 };
+pub use state::print_state;
 pub use transfer::{MemoryAt, read_at_into, read_into, read_other, splice_from, write_at_from, write_from, write_other};
 
 use std::io;

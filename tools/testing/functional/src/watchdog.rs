@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Ends the run when a test hangs, after saying where everybody is.
 
-use std::fs;
-use std::path::Path;
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use vmem_functional_sys::print_state;
 
 /// How long a test may take, or a step of a long one, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -103,23 +103,7 @@ fn give_up(name: &str) -> ! {
 /// Prints where each thread of this program and of its children is, and the state of all open regions.
 fn dump() {
     for process in crate::world::family(std::process::id()) {
-        let directory = Path::new("/proc").join(process.to_string());
-        println!("process {process}");
-        for thread in entries(&directory.join("task")) {
-            println!(
-                "  thread {}: {} in {}\n{}",
-                thread.display(),
-                state(&read(&thread.join("status"))),
-                read(&thread.join("wchan")),
-                read(&thread.join("stack"))
-            );
-        }
-        for descriptor in entries(&directory.join("fdinfo")) {
-            let info = read(&descriptor);
-            if info.contains("vmem-") {
-                println!("  {}:\n{info}", descriptor.display());
-            }
-        }
+        print_state(process as i32);
     }
 }
 
@@ -130,18 +114,4 @@ fn kill_children() {
         let pid = rustix::process::Pid::from_raw(process as i32);
         let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
     }
-}
-
-fn state(status: &str) -> &str {
-    status.lines().find(|line| line.starts_with("State:")).unwrap_or("State: ?")
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| error.to_string())
-}
-
-fn entries(path: &Path) -> Vec<std::path::PathBuf> {
-    fs::read_dir(path)
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default()
 }

@@ -14,7 +14,6 @@ mod machine;
 mod model;
 mod numbers;
 mod program;
-mod state;
 mod supervisor;
 
 use std::process::ExitCode;

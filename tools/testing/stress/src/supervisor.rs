@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use vmem_functional_sys::{Child, End, fork, reset_signal};
+use vmem_functional_sys::{Child, End, fork, print_state, reset_signal};
 
 use crate::board::{Board, Mark, Note};
 use crate::hands::name;
 use crate::machine::Machine;
 use crate::numbers::Numbers;
-use crate::{Options, daemon, fuzzer, program, state};
+use crate::{Options, daemon, fuzzer, program};
 
 /// How often the supervisor looks around.
 const TURN: Duration = Duration::from_millis(20);
@@ -201,8 +201,14 @@ impl Supervisor {
     }
 
     fn dump(&self) {
-        let running = self.actors.iter().filter_map(|actor| Some((actor, actor.child.as_ref()?)));
-        state::dump(running.map(|(actor, child)| (format!("{:?}", actor.role), child.pid())));
+        let running = self
+            .actors
+            .iter()
+            .filter_map(|actor| Some((actor.role, actor.child.as_ref()?)));
+        for (role, child) in running {
+            print!("{role:?}, ");
+            print_state(child.pid());
+        }
     }
 
     /// Lets the next life of a region begin, when the last one is over.
