@@ -271,6 +271,10 @@ fn a_program_that_runs_out_of_memory_dies_alone() -> Outcome {
         (0..PAGES).try_for_each(|pgoff| check_page(&area, pgoff, pgoff))?;
         Ok(vec![])
     })?;
+    wait_until(
+        "the program has mapped the region",
+        || Ok(setting.region.info()?.mappings > 0),
+    )?;
     // Its pages are charged to its group, which kills it when they are too many; a fill says ENOMEM then.
     let mut refused = None;
     while setting.region.info()?.mappings > 0 || refused.is_none() {
