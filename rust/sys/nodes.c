@@ -5,6 +5,7 @@
  * misc_register() would do but for the owner: only a device_type can tell
  * devtmpfs the uid and gid of a node.
  */
+#include <linux/atomic.h>
 #include <linux/cdev.h>
 #include <linux/device.h>
 #include <linux/err.h>
@@ -14,6 +15,7 @@
 #include <linux/sprintf.h>
 #include <linux/string.h>
 #include <linux/uidgid.h>
+#include <linux/wait_bit.h>
 
 #include "helpers.h"
 
@@ -26,7 +28,10 @@ struct vmem_node {
 
 static dev_t nodes_base;
 static unsigned int nodes_count;
-static struct cdev nodes_cdev;
+static struct cdev *nodes_cdev;
+static struct class *nodes_class;
+/* Removed nodes are among these until nobody refers to them any more. */
+static atomic_t nodes_alive;
 
 static char *node_devnode(const struct device *dev, umode_t *mode, kuid_t *uid,
 			  kgid_t *gid)
@@ -53,45 +58,51 @@ static const struct device_type node_type = {
 	.devnode = node_devnode,
 };
 
-static const struct class node_class = {
-	.name = "vmem",
-};
-
 static void node_release(struct device *dev)
 {
 	kfree(container_of(dev, struct vmem_node, dev));
+	atomic_dec_and_wake_up(&nodes_alive);
 }
 
 int vmem_nodes_register(const struct file_operations *fops, unsigned int count)
 {
 	int err;
 
-	err = class_register(&node_class);
-	if (err)
-		return err;
+	/* Class and cdev may outlive the module: neither is a part of it. */
+	nodes_class = class_create("vmem");
+	if (IS_ERR(nodes_class))
+		return PTR_ERR(nodes_class);
 	err = alloc_chrdev_region(&nodes_base, 0, count, "vmem");
 	if (err)
 		goto out_class;
-	cdev_init(&nodes_cdev, fops);
-	nodes_cdev.owner = THIS_MODULE;
-	err = cdev_add(&nodes_cdev, nodes_base, count);
-	if (err)
+	err = -ENOMEM;
+	nodes_cdev = cdev_alloc();
+	if (!nodes_cdev)
 		goto out_region;
+	nodes_cdev->ops = fops;
+	nodes_cdev->owner = THIS_MODULE;
+	err = cdev_add(nodes_cdev, nodes_base, count);
+	if (err)
+		goto out_cdev;
 	nodes_count = count;
 	return 0;
 
+out_cdev:
+	kobject_put(&nodes_cdev->kobj);
 out_region:
 	unregister_chrdev_region(nodes_base, count);
 out_class:
-	class_unregister(&node_class);
+	class_destroy(nodes_class);
 	return err;
 }
 
 void vmem_nodes_unregister(void)
 {
-	cdev_del(&nodes_cdev);
+	cdev_del(nodes_cdev);
 	unregister_chrdev_region(nodes_base, nodes_count);
-	class_unregister(&node_class);
+	class_destroy(nodes_class);
+	/* The last reference to a node calls node_release(), which is here. */
+	wait_var_event(&nodes_alive, !atomic_read(&nodes_alive));
 }
 
 void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
@@ -113,8 +124,9 @@ void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
 		return ERR_PTR(-EINVAL);
 	}
 
+	atomic_inc(&nodes_alive);
 	device_initialize(&node->dev);
-	node->dev.class = &node_class;
+	node->dev.class = nodes_class;
 	node->dev.type = &node_type;
 	node->dev.devt = nodes_base + minor;
 	node->dev.release = node_release;
