@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Huge pages and merged pages: what the kernel joins never shows an absent page.
 
+use std::fs;
+
+use rustix::io::Errno;
 use vmem::{Fill, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder};
 
-use crate::failure::{Outcome, ensure, equal, refused};
+use crate::failure::{Outcome, ensure, equal, errno_of, refused};
 use crate::kernel::Setting as KernelSetting;
 use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_page, check_words, contents, page, smaps};
@@ -41,6 +44,19 @@ fn huge(area: &Area) -> Outcome<u64> {
     field(&smaps(std::process::id(), area.address())?, "ShmemPmdMapped")
 }
 
+/// Makes huge pages of the first two. `EAGAIN` and `ENOMEM` are passing (madvise(2)): a page is in somebody's hands, or the memory is in pieces.
+fn collapse(area: &Area) -> Outcome {
+    wait_until("two huge pages can be had", || {
+        match area.advise(0..2 * HUGE, MADV_COLLAPSE) {
+            Err(error) if matches!(errno_of(&error), Some(Errno::AGAIN | Errno::NOMEM)) => {
+                fs::write("/proc/sys/vm/compact_memory", "1")?;
+                Ok(false)
+            }
+            outcome => Ok(outcome.map(|()| true)?),
+        }
+    })
+}
+
 fn a_converted_region_can_have_huge_pages() -> Outcome {
     for enabled in ["advise", "always"] {
         let _enabled = KernelSetting::new(SHMEM_ENABLED, enabled)?;
@@ -48,7 +64,7 @@ fn a_converted_region_can_have_huge_pages() -> Outcome {
         setting.fill_all()?;
         let area = aligned(&setting)?;
         setting.region.make_vma_anonymous()?;
-        area.advise(0..2 * HUGE, MADV_COLLAPSE)?;
+        collapse(&area)?;
         for pgoff in 0..2 * HUGE {
             check_page(&area, pgoff, pgoff)?;
         }
@@ -87,7 +103,7 @@ fn a_collapse_by_the_daemon_shows_no_absent_page() -> Outcome {
         .aligned(HUGE)
         .map(setting.region.staging(), 0, 2 * HUGE)?;
     staging.advise(0..2 * HUGE, MADV_HUGEPAGE)?;
-    staging.advise(0..2 * HUGE, MADV_COLLAPSE)?;
+    collapse(&staging)?;
     equal!(huge(&staging)?, 4096);
     equal!(
         setting.region.info()?.present,
@@ -190,7 +206,7 @@ fn copies_in_a_private_mapping_are_merged_after_conversion() -> Outcome {
         area.advise(0..64, MADV_MERGEABLE)?;
         let _running = KernelSetting::new("/sys/kernel/mm/ksm/run", "1")?;
         wait_until("pages are merged", || {
-            let merged: u64 = std::fs::read_to_string("/proc/self/ksm_merging_pages")?.trim().parse()?;
+            let merged: u64 = fs::read_to_string("/proc/self/ksm_merging_pages")?.trim().parse()?;
             Ok(merged >= 60)
         })?;
         // Merged pages are copied when they are written.
