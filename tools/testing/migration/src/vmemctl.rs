@@ -3,7 +3,7 @@
 
 use std::process::Child;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{Guest, Memory};
@@ -102,16 +102,14 @@ impl Vmemctl {
 
     /// Waits for its end, which must be this one.
     pub(crate) fn expect(&mut self, slot: &Slot, code: i32) -> Result<()> {
-        let ended = self.end()?;
-        if ended != code {
-            let text = slot.read_log(&self.log);
-            let last: Vec<&str> = text.lines().rev().take(3).collect();
-            bail!(
-                "vmemctl {} has ended with {ended} and not {code}: {}",
-                self.log,
-                last.join(" | ")
-            );
-        }
+        let last = |log: &str| slot.read_log(log).lines().rev().take(3).collect::<Vec<_>>().join(" | ");
+        let ended = self.end().with_context(|| format!("it has said last: {}", last(&self.log)))?;
+        ensure!(
+            ended == code,
+            "vmemctl {} has ended with {ended} and not {code}: {}",
+            self.log,
+            last(&self.log)
+        );
         Ok(())
     }
 
