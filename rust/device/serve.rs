@@ -250,9 +250,10 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
         let mut spaces = mappings.address_spaces()?;
         for range in ranges.iter() {
             for block in range?.blocks() {
+                let all = region.pages().all_present(block);
                 for space in &mut spaces {
-                    call.pages +=
-                        mappings.populate(space, block, |page| region.pages().all_present(page))?;
+                    call.pages += mappings
+                        .populate(space, block, |page| all || region.pages().all_present(page))?;
                 }
             }
             call.done += 1;
