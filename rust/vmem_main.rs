@@ -24,7 +24,8 @@ use device::{
 use kernel::prelude::*;
 use sys::{
     misc_dev::MiscDev,
-    node::Nodes, //
+    node::Nodes,
+    staging::HugeMount, //
 };
 
 module! {
@@ -42,12 +43,14 @@ struct Vmem {
     #[pin]
     control: MiscDev,
     nodes: Nodes,
+    huge: HugeMount,
 }
 
 impl kernel::InPlaceModule for Vmem {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         registry::init(module);
         try_pin_init!(Self {
+            huge: HugeMount::new(module)?,
             nodes: Nodes::register(&region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
         })

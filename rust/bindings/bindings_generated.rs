@@ -141,7 +141,17 @@ unsafe extern "C" {
     pub static mut __this_module: module;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_create(name: *const ffi::c_char, size: ffi::c_ulong) -> *mut file;
+    pub fn vmem_shmem_mount() -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shmem_unmount();
+}
+unsafe extern "C" {
+    pub fn vmem_shmem_create(
+        name: *const ffi::c_char,
+        size: ffi::c_ulong,
+        huge: ffi::c_int,
+    ) -> *mut file;
 }
 unsafe extern "C" {
     pub fn vmem_shmem_allow_open(staging: *mut file);

@@ -79,7 +79,8 @@ impl Region {
     /// A region whose pages are all absent, and which no daemon serves.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
         let size = config.nr_pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
-        let staging = Staging::new(&config.label, size)?;
+        let huge = config.flags & VMEM_CREATE_HUGE != 0;
+        let staging = Staging::new(&config.label, size, huge)?;
         let pages = Pages::new(config.nr_pages)?;
         Arc::pin_init(
             pin_init!(Self {

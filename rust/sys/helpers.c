@@ -10,7 +10,9 @@
 #include <linux/falloc.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/fs_context.h>
 #include <linux/highmem.h>
+#include <linux/huge_mm.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -43,18 +45,58 @@ static const struct file_operations *no_open_fops(void)
 }
 
 /*
+ * Where staging files are whose memory shall be huge pages. The kernel's own
+ * mount leaves that to the administrator's shmem_enabled for all shared memory
+ * at once; of that only "deny" and "force" count here. NULL without huge pages.
+ */
+static struct vfsmount *huge_mount;
+
+int vmem_shmem_mount(void)
+{
+	struct fs_context *fc;
+	int err;
+
+	if (!IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) || !has_transparent_hugepage())
+		return 0;
+	/* tmpfs is no module: there is nothing to put. */
+	fc = fs_context_for_mount(get_fs_type("tmpfs"), SB_KERNMOUNT);
+	if (IS_ERR(fc))
+		return PTR_ERR(fc);
+	err = vfs_parse_fs_string(fc, "source", "vmem");
+	if (!err)
+		err = vfs_parse_fs_string(fc, "huge", "within_size");
+	if (!err) {
+		huge_mount = fc_mount_longterm(fc);
+		err = PTR_ERR_OR_ZERO(huge_mount);
+	}
+	put_fs_context(fc);
+	return err;
+}
+
+/* Its files, which may be in use as plain memory, keep it. */
+void vmem_shmem_unmount(void)
+{
+	if (huge_mount)
+		kern_unmount(huge_mount);
+}
+
+/*
  * The file cannot be opened again: whoever did so would read absent pages as
  * zeros.
  */
-struct file *vmem_shmem_create(const char *name, unsigned long size)
+struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 {
+	const vma_flags_t flags = mk_vma_flags(VMA_NORESERVE_BIT);
 	const struct file_operations *no_open = no_open_fops();
 	struct file *file;
 
 	if (IS_ERR(no_open))
 		return ERR_CAST(no_open);
 
-	file = shmem_file_setup(name, size, mk_vma_flags(VMA_NORESERVE_BIT));
+	if (huge && huge_mount)
+		file = shmem_file_setup_with_mnt(huge_mount, name, size, flags);
+	else
+		file = shmem_file_setup(name, size, flags);
 	if (IS_ERR(file))
 		return file;
 	/* The daemon writes to it anywhere, as to a memfd. */
@@ -191,7 +233,7 @@ unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
 
 /*
  * These pages of it have their contents. Those that the folio had before stay,
- * and if it had none, the rest of it is zeros.
+ * and if it had none, the rest of it is zeros; it may be that from the start.
  */
 void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 		       unsigned long nr)
@@ -200,8 +242,10 @@ void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 	if (!folio_test_uptodate(folio)) {
 		size_t from = offset_in_folio(folio, pgoff << PAGE_SHIFT);
 
-		folio_zero_segments(folio, 0, from, from + (nr << PAGE_SHIFT),
-				    folio_size(folio));
+		if (!want_init_on_alloc(GFP_HIGHUSER))
+			folio_zero_segments(folio, 0, from,
+					    from + (nr << PAGE_SHIFT),
+					    folio_size(folio));
 		folio_mark_uptodate(folio);
 	}
 	folio_mark_dirty(folio);

@@ -30,7 +30,9 @@ struct vm_operations_struct;
 extern struct module __this_module;
 
 /* Staging files. A pointer that is not valid is an error, as in C. */
-struct file *vmem_shmem_create(const char *name, unsigned long size);
+int vmem_shmem_mount(void);
+void vmem_shmem_unmount(void);
+struct file *vmem_shmem_create(const char *name, unsigned long size, int huge);
 void vmem_shmem_allow_open(struct file *staging);
 struct file *vmem_shmem_clone(struct file *staging, const char *name,
 			      const struct file_operations *fops, void *data);

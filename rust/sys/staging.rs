@@ -22,6 +22,26 @@ use kernel::{
     sync::aref::ARef, //
 };
 
+/// The place of huge staging files, which the module has as long as it is loaded.
+pub(crate) struct HugeMount(());
+
+impl HugeMount {
+    /// Makes it. The reference to the module, which only its initialization has, says that this is
+    /// called once. Without huge pages in the kernel it is none.
+    pub(crate) fn new(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: The module is initialized once.
+        to_result(unsafe { bindings::vmem_shmem_mount() })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for HugeMount {
+    fn drop(&mut self) {
+        // SAFETY: It was made, and goes with the module: no staging file will be made any more.
+        unsafe { bindings::vmem_shmem_unmount() };
+    }
+}
+
 /// A staging file.
 ///
 /// # Invariants
@@ -31,11 +51,13 @@ pub(crate) struct Staging(ARef<File>);
 
 impl Staging {
     /// A new, empty one of `size` bytes, which cannot be opened again through /proc. `name` is what
-    /// `/proc/PID/maps` shows.
-    pub(crate) fn new(name: &CStr, size: u64) -> Result<Self> {
+    /// `/proc/PID/maps` shows. Its memory comes in huge pages if it is `huge` and they are to be had.
+    pub(crate) fn new(name: &CStr, size: u64, huge: bool) -> Result<Self> {
         let size = usize::try_from(size).map_err(|_| EFBIG)?;
         // SAFETY: `name` is a string; the function copies it.
-        let file = from_err_ptr(unsafe { bindings::vmem_shmem_create(name.as_char_ptr(), size) })?;
+        let file = from_err_ptr(unsafe {
+            bindings::vmem_shmem_create(name.as_char_ptr(), size, huge.into())
+        })?;
         // INVARIANT: A new shmem file, whose size the helper has sealed.
         // SAFETY: The reference is ours, and the file is not in use by anybody.
         Ok(Self(unsafe { into_file(file) }))

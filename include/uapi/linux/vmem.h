@@ -91,11 +91,12 @@ struct vmem_features {
 };
 
 /**
- * VMEM_CREATE_HUGE: when the region becomes plain memory its mappings get the
- * flag that madvise(MADV_HUGEPAGE) sets, but for those with MADV_NOHUGEPAGE.
- * shmem's own switches (/sys/kernel/mm/transparent_hugepage/shmem_enabled) still
- * decide, and khugepaged looks only at processes that it knows: those that have
- * called madvise(MADV_HUGEPAGE) for some memory, or have such anonymous memory.
+ * VMEM_CREATE_HUGE: the memory comes in transparent huge pages, where there are
+ * any to be had: the first page of one that is filled brings the memory of all
+ * of it, and that is charged; its other pages are absent until they are filled.
+ * Of /sys/kernel/mm/transparent_hugepage/shmem_enabled only "deny" forbids it.
+ * When the region becomes plain memory its mappings get the flag that
+ * madvise(MADV_HUGEPAGE) sets, but for those with MADV_NOHUGEPAGE.
  */
 #define VMEM_CREATE_HUGE	(1U << 0)
 /**

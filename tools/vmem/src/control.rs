@@ -165,8 +165,8 @@ impl RegionBuilder {
         self
     }
 
-    /// Once the region is plain memory, its mappings get what `madvise(MADV_HUGEPAGE)` sets. The system's setting for shmem still
-    /// decides.
+    /// The memory comes in transparent huge pages where there are any to be had: the first page of one that is filled brings the memory
+    /// of all of it. Once the region is plain, its mappings get what `madvise(MADV_HUGEPAGE)` sets.
     pub fn huge(mut self) -> Self {
         self.flags |= VMEM_CREATE_HUGE;
         self

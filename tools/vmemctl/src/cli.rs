@@ -88,7 +88,7 @@ pub(crate) struct Receive {
     /// Owner of the regions, numeric: who QEMU runs as
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Ask for huge pages once the memory is complete
+    /// Memory in huge pages: a page that comes takes the memory of 2 MiB, until those around it are here, too
     #[arg(long)]
     pub(crate) huge: bool,
     /// Take a guest that has more memory than is available now

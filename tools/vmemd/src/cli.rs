@@ -74,7 +74,7 @@ pub(crate) struct Receive {
     /// Owner of /dev/vmem/NAME, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Ask for huge pages once a region is plain memory
+    /// Memory in huge pages: a page that comes takes the memory of 2 MiB, until those around it are here, too
     #[arg(long)]
     pub(crate) huge: bool,
     /// A touch that has waited this long for its page gets SIGBUS

@@ -35,11 +35,10 @@ fn attach(board: &Board, region: usize) -> anyhow::Result<Option<Region>> {
         Err(Error::DaemonAttached) => return Ok(None),
         Err(error) => return Err(error).context("attach"),
     }
-    match RegionBuilder::new((board.pages() * PAGE_SIZE) as u64)
-        .name(name(region))
-        .huge()
-        .create(&control)
-    {
+    let builder = RegionBuilder::new((board.pages() * PAGE_SIZE) as u64).name(name(region));
+    // Every other one in huge pages.
+    let builder = if region % 2 == 0 { builder.huge() } else { builder };
+    match builder.create(&control) {
         Ok(served) => Ok(Some(served)),
         Err(Error::NameTaken) => Ok(None),
         Err(error) => Err(error).context("create"),

@@ -21,6 +21,9 @@ const HUGE: usize = 512;
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 crate::tests![
+    a_huge_region_is_filled_with_huge_pages,
+    a_fill_in_pieces_shows_no_absent_page,
+    no_huge_pages_where_the_administrator_denies_them,
     a_converted_region_can_have_huge_pages,
     before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent,
     a_collapse_by_the_daemon_shows_no_absent_page,
@@ -55,6 +58,71 @@ fn collapse(area: &Area) -> Outcome {
             outcome => Ok(outcome.map(|()| true)?),
         }
     })
+}
+
+/// Fills the huge page `at` with its contents, in one call.
+fn fill_huge_page(setting: &Setting, at: usize) -> Outcome {
+    fs::write("/proc/sys/vm/compact_memory", "1")?;
+    let bytes: Vec<u8> = (at * HUGE..(at + 1) * HUGE)
+        .flat_map(|pgoff| bytes_of(&contents(pgoff as u64)))
+        .collect();
+    let filled = setting.region.fill(&[Fill::new(page(at * HUGE), &bytes)?]).complete()?;
+    equal!(filled, HUGE as u64);
+    Ok(())
+}
+
+/// On the settings that the system has: shmem_enabled is `never` there.
+fn a_huge_region_is_filled_with_huge_pages() -> Outcome {
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "never")?;
+    wait_until("two huge pages can be had", || {
+        let setting = huge_region(2)?;
+        let area = aligned(&setting)?;
+        fill_huge_page(&setting, 0)?;
+        fill_huge_page(&setting, 1)?;
+        for pgoff in 0..2 * HUGE {
+            check_page(&area, pgoff, pgoff)?;
+        }
+        let before = huge(&area)?;
+        setting.region.make_vma_anonymous()?;
+        for pgoff in 0..2 * HUGE {
+            check_page(&area, pgoff, pgoff)?;
+        }
+        Ok(before == 4096 && huge(&area)? == 4096)
+    })
+}
+
+/// The first piece of a huge page brings memory for all of it, in which nothing but that piece shows.
+fn a_fill_in_pieces_shows_no_absent_page() -> Outcome {
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "never")?;
+    let setting = huge_region(2)?;
+    let area = aligned(&setting)?;
+    setting.fill((0..2 * HUGE).filter(|pgoff| pgoff % 3 == 1))?;
+    for pgoff in (0..2 * HUGE).filter(|pgoff| pgoff % 3 == 1) {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
+        ensure!(!mapped || pgoff % 3 == 1, "page {pgoff} is mapped");
+    }
+    let reader = setting.reader(HUGE + 1)?;
+    equal!(setting.take_request()?, HUGE + 1);
+    setting.fill((0..2 * HUGE).filter(|pgoff| pgoff % 3 != 1))?;
+    check_words(&reader.join()?, HUGE + 1)?;
+    for pgoff in 0..2 * HUGE {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    Ok(())
+}
+
+fn no_huge_pages_where_the_administrator_denies_them() -> Outcome {
+    let _denied = KernelSetting::new(SHMEM_ENABLED, "deny")?;
+    let setting = huge_region(1)?;
+    let area = aligned(&setting)?;
+    fill_huge_page(&setting, 0)?;
+    for pgoff in 0..HUGE {
+        check_page(&area, pgoff, pgoff)?;
+    }
+    equal!(huge(&area)?, 0);
+    Ok(())
 }
 
 fn a_converted_region_can_have_huge_pages() -> Outcome {
