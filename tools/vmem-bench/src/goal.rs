@@ -86,7 +86,7 @@ const GOALS: &[Goal] = &[
         aim: Aim::AtMost(0.5),
     },
     Goal {
-        what: "the same where shmem makes huge pages",
+        what: "the same with huge pages",
         case: 3,
         line: ("", "fill + touch"),
         of: &[VMEM_HUGE],

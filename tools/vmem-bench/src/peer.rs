@@ -66,7 +66,7 @@ pub(crate) enum Kind {
     Vmem,
     /// The same; what is brought in the background goes into the page tables (`MAKE_PAGES_PRESENT`).
     VmemMapped,
-    /// vmem, `FILL_PAGES`, where shmem makes huge pages ([`HugePages`]).
+    /// vmem, `FILL_PAGES`, a region of huge pages.
     VmemHuge,
     /// userfaultfd on private anonymous memory, `UFFDIO_COPY`.
     Missing,
@@ -96,8 +96,7 @@ impl Kind {
 
     /// Turns on what it needs of the system, as long as the value lives.
     pub(crate) fn prepare(self) -> Outcome<Option<HugePages>> {
-        let huge = matches!(self, Self::VmemHuge | Self::MinorHuge);
-        huge.then(HugePages::new).transpose()
+        (self == Self::MinorHuge).then(HugePages::new).transpose()
     }
 
     /// Makes memory of `pages` pages, absent but for [`Kind::Floor`].
@@ -105,8 +104,9 @@ impl Kind {
         Ok(match self {
             Self::Floor => Arc::new(Shmem::full(pages, contents)?),
             Self::Allocate => Arc::new(Shmem::empty(pages)?),
-            Self::Vmem | Self::VmemHuge => Arc::new(RegionPeer::new(pages, false)?),
-            Self::VmemMapped => Arc::new(RegionPeer::new(pages, true)?),
+            Self::Vmem => Arc::new(RegionPeer::new(pages)?),
+            Self::VmemMapped => Arc::new(RegionPeer::mapped(pages)?),
+            Self::VmemHuge => Arc::new(RegionPeer::huge(pages)?),
             Self::Missing => Arc::new(missing::Missing::new(pages)?),
             Self::Minor | Self::MinorHuge => Arc::new(Minor::new(pages, minor::Write::Call)?),
             Self::MinorStore => Arc::new(Minor::new(pages, minor::Write::Store)?),

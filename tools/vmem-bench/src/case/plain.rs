@@ -37,7 +37,7 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
 type Times = Vec<(&'static str, f64)>;
 
 fn measure_region(bench: &Bench) -> Outcome<Times> {
-    let peer = RegionPeer::new(PAGES as u64, false)?;
+    let peer = RegionPeer::new(PAGES as u64)?;
     peer.fill_all(&bench.contents)?;
     let RegionPeer { region, memory, .. } = peer;
     let handle = region.map_handle()?;

@@ -35,7 +35,7 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
 
 /// One region, one daemon.
 fn vmem(bench: &Bench, order: &[u64], processes: usize) -> Outcome<f64> {
-    let peer = Arc::new(RegionPeer::new(PAGES + Daemon::THREADS, false)?);
+    let peer = Arc::new(RegionPeer::new(PAGES + Daemon::THREADS)?);
     // Before the daemon's thread: who forks has no other.
     let programs = Programs::start(processes, Kind::Vmem, &peer.memory, order, |_| Ok(()))?;
     let peer: Arc<dyn Peer> = peer;

@@ -28,13 +28,27 @@ pub(crate) struct RegionPeer {
 
 impl RegionPeer {
     /// A region of so many pages, all absent.
-    pub(crate) fn new(pages: u64, mapped: bool) -> Outcome<Self> {
-        let region = RegionBuilder::new(pages * PAGE_SIZE as u64).create(&Control::open()?)?;
+    pub(crate) fn new(pages: u64) -> Outcome<Self> {
+        Self::create(RegionBuilder::new(bytes(pages)), false)
+    }
+
+    /// One whose pages go into the page tables if they are brought in the background.
+    pub(crate) fn mapped(pages: u64) -> Outcome<Self> {
+        Self::create(RegionBuilder::new(bytes(pages)), true)
+    }
+
+    /// One whose memory is huge pages.
+    pub(crate) fn huge(pages: u64) -> Outcome<Self> {
+        Self::create(RegionBuilder::new(bytes(pages)).huge(), false)
+    }
+
+    fn create(builder: RegionBuilder, mapped: bool) -> Outcome<Self> {
+        let region = builder.create(&Control::open()?)?;
         region.ready()?;
         // The library waits with poll(), which programs with an event loop need; a thread of its own waits in the call.
         let flags = rustix::fs::fcntl_getfl(&region).during("fcntl(F_GETFL)")?;
         rustix::fs::fcntl_setfl(&region, flags - OFlags::NONBLOCK).during("fcntl(F_SETFL)")?;
-        let memory = map(&region.map_handle()?, pages)?;
+        let memory = map(&region.map_handle()?, region.pages().count())?;
         Ok(Self { region, memory, mapped })
     }
 
@@ -58,6 +72,10 @@ impl RegionPeer {
         }
         complete(calls::make_pages_present(self.region.as_fd(), ranges), "MAKE_PAGES_PRESENT")
     }
+}
+
+fn bytes(pages: u64) -> u64 {
+    pages * PAGE_SIZE as u64
 }
 
 fn complete(called: Called, what: &'static str) -> Outcome {
