@@ -22,7 +22,7 @@ pub use refusal::ErrorCode;
 use vmem::PAGE_SIZE;
 
 /// Version of the protocol. Both ends must speak the same one.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The port that `vmemd serve` listens on if it is not told another.
 pub const DEFAULT_PORT: u16 = 8636;

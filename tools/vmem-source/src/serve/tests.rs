@@ -17,7 +17,7 @@ use crate::peer::Peer;
 use crate::source::{PageSource, SourceError};
 use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
 use crate::wire::greeting::{self, Greeting};
-use crate::wire::{ErrorCode, WireError, question, refusal};
+use crate::wire::{ErrorCode, VERSION, WireError, question, refusal};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const LIMITS: Limits = Limits {
@@ -233,12 +233,12 @@ fn what_breaks_the_protocol_is_told_why() {
     };
     let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
     let mut version = greeting();
-    version[8] = 3;
+    version[8] ^= 0x80;
     for (bytes, error) in [
         ([greeting(), read_frame(9, 2)].concat(), outside),
         ([greeting(), frame(Type::Pages, 0, &[0; 8])].concat(), unexpected),
         ([greeting(), no_export].concat(), WireError::NoExport(7)),
-        (version, WireError::Version(3)),
+        (version, WireError::Version(VERSION ^ 0x80)),
     ] {
         let frames = converse(&running, &bytes);
         let (kind, payload) = frames.last().expect("an answer");

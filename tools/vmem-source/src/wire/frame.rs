@@ -3,7 +3,7 @@
 
 use std::hash::Hasher;
 
-use twox_hash::XxHash64;
+use twox_hash::XxHash3_64;
 
 use super::fields::Fields;
 use super::{MAX_EXPORTS, WireError, exports, question, refusal};
@@ -85,7 +85,7 @@ pub(crate) struct Header {
 pub(crate) fn encode(kind: Type, tag: u32, parts: &[&[u8]]) -> [u8; HEADER_SIZE] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     debug_assert!(length <= kind.limit() as usize, "{} of {length} bytes", kind.name());
-    let mut payload = XxHash64::with_seed(0);
+    let mut payload = XxHash3_64::new();
     parts.iter().for_each(|part| payload.write(part));
     let mut header = [0; HEADER_SIZE];
     header[0..4].copy_from_slice(&(length as u32).to_le_bytes());
@@ -135,7 +135,7 @@ impl Header {
 
     /// Whether the payload is what was sent.
     pub(crate) fn verify(&self, payload: &[u8]) -> Result<(), WireError> {
-        let found = XxHash64::oneshot(0, payload);
+        let found = XxHash3_64::oneshot(payload);
         if found == self.checksum {
             Ok(())
         } else {
