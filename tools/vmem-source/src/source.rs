@@ -39,6 +39,20 @@ pub enum Lane {
     Stream,
 }
 
+/// The nice value of threads that serve the urgent lane. They have little to do and are waited for: where there are fewer processors than
+/// threads that want one, they do not queue behind the stream.
+const URGENT_NICE: i32 = -10;
+
+impl Lane {
+    /// The calling thread serves this lane from now on. Without the privilege to go before others (`CAP_SYS_NICE`) it is one among them.
+    pub fn take_thread(self) {
+        if self == Self::Urgent {
+            // Of this thread alone: setpriority(2), "C library/kernel differences".
+            let _ = rustix::process::setpriority_process(None, URGENT_NICE);
+        }
+    }
+}
+
 /// When [`PageSource::next`] has something to say.
 #[derive(Clone, Copy, Debug)]
 pub enum Readiness<'a> {

@@ -124,6 +124,7 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
     }
     theirs?;
     link.set_lane(lane);
+    lane.take_thread();
     link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports)])?;
     (shared.report)(Event::Connected { peer, lane });
     add(&shared.totals.connections, 1);

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{Error, PageIndex, PageRange};
 use vmem_source::page::join;
 use vmem_source::source::MAX_ASK_RANGES;
-use vmem_source::{Readiness, SourceError};
+use vmem_source::{Lane, Readiness, SourceError};
 
 use super::apply::apply;
 use super::foresight::Foresight;
@@ -27,6 +27,7 @@ const BATCH: usize = 64;
 
 /// Serves requests until it is stopped.
 pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
+    Lane::Urgent.take_thread();
     let mut lane = Urgent {
         shared,
         line,
