@@ -58,6 +58,12 @@ pub(crate) struct Config {
     pub(crate) fault_timeout_ms: u32,
 }
 
+impl Config {
+    fn wants_huge(&self) -> bool {
+        self.flags & VMEM_CREATE_HUGE != 0
+    }
+}
+
 /// A region.
 #[pin_data]
 pub(crate) struct Region {
@@ -79,8 +85,7 @@ impl Region {
     /// A region whose pages are all absent, and which no daemon serves.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
         let size = config.nr_pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
-        let huge = config.flags & VMEM_CREATE_HUGE != 0;
-        let staging = Staging::new(&config.label, size, huge)?;
+        let staging = Staging::new(&config.label, size, config.wants_huge())?;
         let pages = Pages::new(config.nr_pages)?;
         Arc::pin_init(
             pin_init!(Self {
@@ -116,9 +121,9 @@ impl Region {
         self.config.flags
     }
 
-    /// Whether its mappings shall have huge pages when they become plain memory.
+    /// Whether its memory shall be huge pages, also when it has become plain.
     pub(crate) fn wants_huge(&self) -> bool {
-        self.config.flags & VMEM_CREATE_HUGE != 0
+        self.config.wants_huge()
     }
 
     /// The staging file.

@@ -485,8 +485,15 @@ fn a_converted_region_is_gone_when_its_descriptors_are_closed() -> Outcome {
 }
 
 fn rmmod_succeeds_while_the_converted_program_runs_on() -> Outcome {
-    const PAGES: usize = 128;
-    let setting = Setting::new(PAGES)?;
+    const PAGES: usize = 600;
+    let builder = || RegionBuilder::new((PAGES * PAGE_SIZE) as u64);
+    outlives_the_module(Setting::create(builder())?, PAGES)?;
+    // Its memory is on the module's own mount.
+    outlives_the_module(Setting::create(builder().huge())?, PAGES)
+}
+
+/// A program that has mapped all of the region goes on when it is converted and the module is gone.
+fn outlives_the_module(setting: Setting, nr_pages: usize) -> Outcome {
     setting.fill_all()?;
     let board = Board::new()?;
     let program = Program::start(|| {
@@ -494,11 +501,11 @@ fn rmmod_succeeds_while_the_converted_program_runs_on() -> Outcome {
         vmem_functional_sys::close_descriptors(|target| target.contains("[vmem"))?;
         board.set(0, 1)?;
         board.wait(1, 1)?;
-        for pgoff in 0..PAGES {
+        for pgoff in 0..nr_pages {
             check_page(&area, pgoff, pgoff)?;
         }
-        area.advise(0..PAGES, MADV_DONTNEED)?;
-        for pgoff in 0..PAGES {
+        area.advise(0..nr_pages, MADV_DONTNEED)?;
+        for pgoff in 0..nr_pages {
             check_page(&area, pgoff, pgoff)?;
             area.write_page(pgoff, &contents(pgoff as u64 + 500));
         }
