@@ -88,7 +88,13 @@ fn serve_zeros(region: &Region, stop: &AtomicBool) -> Outcome<u64> {
 }
 
 fn an_unmodified_qemu_runs_on_memory_that_is_filled_on_demand() -> Outcome {
-    let setting = Setting::create(RegionBuilder::new(MEMORY).name("guest0"))?;
+    let builder = || RegionBuilder::new(MEMORY).name("guest0");
+    runs_on(Setting::create(builder())?)?;
+    runs_on(Setting::create(builder().huge())?)
+}
+
+/// QEMU's firmware comes to its end on the region, which is then converted.
+fn runs_on(setting: Setting) -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     let daemon = thread::spawn({
         let (region, stop) = (setting.region.clone(), stop.clone());
