@@ -4,13 +4,13 @@
 use std::fs;
 
 use rustix::io::Errno;
-use vmem::{Fill, PAGE_SIZE, RegionBuilder};
+use vmem::{PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder};
 
 use crate::failure::{Outcome, ensure, equal, errno_of, refused};
 use crate::kernel::Setting as KernelSetting;
 use crate::program::Program;
-use crate::setting::{Setting, bytes_of, check_page, check_words, contents, page, smaps};
+use crate::setting::{Setting, check_page, check_words, contents, smaps};
 use crate::world::{field, wait_until};
 
 const MADV_MERGEABLE: i32 = 12;
@@ -47,12 +47,16 @@ fn huge(area: &Area) -> Outcome<u64> {
     field(&smaps(std::process::id(), area.address())?, "ShmemPmdMapped")
 }
 
+fn compact() -> Outcome {
+    Ok(fs::write("/proc/sys/vm/compact_memory", "1")?)
+}
+
 /// Makes huge pages of the first two. `EAGAIN` and `ENOMEM` are passing (madvise(2)): a page is in somebody's hands, or the memory is in pieces.
 fn collapse(area: &Area) -> Outcome {
     wait_until("two huge pages can be had", || {
         match area.advise(0..2 * HUGE, MADV_COLLAPSE) {
             Err(error) if matches!(errno_of(&error), Some(Errno::AGAIN | Errno::NOMEM)) => {
-                fs::write("/proc/sys/vm/compact_memory", "1")?;
+                compact()?;
                 Ok(false)
             }
             outcome => Ok(outcome.map(|()| true)?),
@@ -60,33 +64,32 @@ fn collapse(area: &Area) -> Outcome {
     })
 }
 
-/// Fills the huge page `at` with its contents, in one call.
-fn fill_huge_page(setting: &Setting, at: usize) -> Outcome {
-    fs::write("/proc/sys/vm/compact_memory", "1")?;
-    let bytes: Vec<u8> = (at * HUGE..(at + 1) * HUGE)
-        .flat_map(|pgoff| bytes_of(&contents(pgoff as u64)))
-        .collect();
-    let filled = setting.region.fill(&[Fill::new(page(at * HUGE), &bytes)?]).complete()?;
-    equal!(filled, HUGE as u64);
-    Ok(())
+/// Fails unless all pages of the region hold their contents in the area, which maps all of it.
+fn check_all(setting: &Setting, area: &Area) -> Outcome {
+    (0..setting.pages()).try_for_each(|pgoff| check_page(area, pgoff, pgoff))
+}
+
+/// A program waits for the page `wanted`, which is absent as others are; then all of these are filled.
+fn fill_absent(setting: &Setting, area: &Area, wanted: usize, absent: impl Fn(usize) -> bool) -> Outcome {
+    let reader = setting.reader(wanted)?;
+    equal!(setting.take_request()?, wanted);
+    setting.fill((0..setting.pages()).filter(|pgoff| absent(*pgoff)))?;
+    check_words(&reader.join()?, wanted)?;
+    check_all(setting, area)
 }
 
 /// On the settings that the system has: shmem_enabled is `never` there.
 fn a_huge_region_is_filled_with_huge_pages() -> Outcome {
     let _enabled = KernelSetting::new(SHMEM_ENABLED, "never")?;
     wait_until("two huge pages can be had", || {
+        compact()?;
         let setting = huge_region(2)?;
         let area = aligned(&setting)?;
-        fill_huge_page(&setting, 0)?;
-        fill_huge_page(&setting, 1)?;
-        for pgoff in 0..2 * HUGE {
-            check_page(&area, pgoff, pgoff)?;
-        }
+        setting.fill_all()?;
+        check_all(&setting, &area)?;
         let before = huge(&area)?;
         setting.region.make_vma_anonymous()?;
-        for pgoff in 0..2 * HUGE {
-            check_page(&area, pgoff, pgoff)?;
-        }
+        check_all(&setting, &area)?;
         Ok(before == 4096 && huge(&area)? == 4096)
     })
 }
@@ -103,24 +106,15 @@ fn a_fill_in_pieces_shows_no_absent_page() -> Outcome {
     for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
         ensure!(!mapped || pgoff % 3 == 1, "page {pgoff} is mapped");
     }
-    let reader = setting.reader(HUGE + 1)?;
-    equal!(setting.take_request()?, HUGE + 1);
-    setting.fill((0..2 * HUGE).filter(|pgoff| pgoff % 3 != 1))?;
-    check_words(&reader.join()?, HUGE + 1)?;
-    for pgoff in 0..2 * HUGE {
-        check_page(&area, pgoff, pgoff)?;
-    }
-    Ok(())
+    fill_absent(&setting, &area, HUGE + 1, |pgoff| pgoff % 3 != 1)
 }
 
 fn no_huge_pages_where_the_administrator_denies_them() -> Outcome {
     let _denied = KernelSetting::new(SHMEM_ENABLED, "deny")?;
     let setting = huge_region(1)?;
     let area = aligned(&setting)?;
-    fill_huge_page(&setting, 0)?;
-    for pgoff in 0..HUGE {
-        check_page(&area, pgoff, pgoff)?;
-    }
+    setting.fill_all()?;
+    check_all(&setting, &area)?;
     equal!(huge(&area)?, 0);
     Ok(())
 }
@@ -133,9 +127,7 @@ fn a_converted_region_can_have_huge_pages() -> Outcome {
         let area = aligned(&setting)?;
         setting.region.make_vma_anonymous()?;
         collapse(&area)?;
-        for pgoff in 0..2 * HUGE {
-            check_page(&area, pgoff, pgoff)?;
-        }
+        check_all(&setting, &area)?;
         equal!(huge(&area)?, 4096);
     }
     Ok(())
@@ -153,10 +145,7 @@ fn before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent() -> Out
         }
         refused!(area.advise(0..2 * HUGE, MADV_COLLAPSE), INVAL);
         equal!(setting.region.info()?.present, 2 * HUGE as u64 - 1);
-        let reader = setting.reader(77)?;
-        equal!(setting.take_request()?, 77);
-        setting.fill([77])?;
-        check_words(&reader.join()?, 77)?;
+        fill_absent(&setting, &area, 77, |pgoff| pgoff == 77)?;
     }
     Ok(())
 }
@@ -189,14 +178,7 @@ fn a_collapse_by_the_daemon_shows_no_absent_page() -> Outcome {
     for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
         ensure!(mapped != absent(pgoff), "page {pgoff} is mapped: {mapped}");
     }
-    let reader = setting.reader(513 + 5)?;
-    equal!(setting.take_request()?, 518);
-    setting.fill((0..2 * HUGE).filter(|pgoff| absent(*pgoff)))?;
-    check_words(&reader.join()?, 518)?;
-    for pgoff in 0..2 * HUGE {
-        check_page(&area, pgoff, pgoff)?;
-    }
-    Ok(())
+    fill_absent(&setting, &area, 518, absent)
 }
 
 fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
@@ -245,8 +227,7 @@ fn a_huge_page_of_present_pages_alone_can_be_filled_and_removed() -> Outcome {
     const MADV_REMOVE: i32 = 9;
     let _enabled = KernelSetting::new(SHMEM_ENABLED, "force")?;
     let setting = huge_region(1)?;
-    let bytes: Vec<u8> = (0..HUGE).flat_map(|pgoff| bytes_of(&contents(pgoff as u64))).collect();
-    equal!(setting.region.fill(&[Fill::new(page(0), &bytes)?]).complete()?, HUGE as u64);
+    setting.fill_all()?;
     let area = aligned(&setting)?;
     check_page(&area, 100, 100)?;
     area.advise(50..60, MADV_REMOVE)?;
