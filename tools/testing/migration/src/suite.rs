@@ -81,7 +81,9 @@ fn run_one(stage: &Stage, test: fn(&Stage) -> Result<()>) -> Result<()> {
     let outcome = test(stage).and_then(|()| nothing_left(stage));
     stage.rig.network.set_wire(true)?;
     stage.rig.network.set_rate(RATE)?;
-    if outcome.is_err() {
+    if let Err(error) = &outcome {
+        // Now: the list at the end may not come, if the machine dies before.
+        println!("\n  {error:#}");
         // A guest of a failed test is nobody's any more, and so is what served it.
         stage.clear();
         for host in Host::BOTH {
