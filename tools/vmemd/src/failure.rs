@@ -68,11 +68,11 @@ impl Failure {
         match self {
             Self::Local { .. } | Self::Sources | Self::NoSuchExport(_) | Self::Tls(_) | Self::Metrics(_) => 1,
             Self::Source(error) if error.is_lost() => 2,
-            Self::OtherMemory(_) => 2,
             Self::Source(_) => 3,
             Self::Unreadable(_) => 4,
             Self::Kernel { .. } | Self::OtherSize { .. } => 5,
             Self::Stopped => 6,
+            Self::OtherMemory(_) => 7,
         }
     }
 

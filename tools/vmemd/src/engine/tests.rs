@@ -403,6 +403,7 @@ fn a_source_that_comes_back_with_other_memory_is_refused() {
         matches!(&failure, Failure::OtherMemory(name) if name.as_str() == "ram"),
         "{failure:?}"
     );
+    assert_eq!(failure.code(), 7, "never to be tried again");
     engine.stop();
     assert!(check(&memory, &file) < 3000, "and no page of the other file is there");
 }

@@ -449,7 +449,7 @@ fn a_source_that_comes_back_with_other_memory_is_refused() -> Outcome {
     let other = Scratch::new("another", PAGES)?;
     let _other = Source::at(&source.address, &[&other.export("other")])?;
     let before = wait_info(&handle, "the program waits", |info| info.waiters == 1)?.present;
-    let end = daemon.end()?.with_code(2)?;
+    let end = daemon.end()?.with_code(7)?;
     ensure!(end.errors.contains("other memory as other"), "{}", end.errors);
     equal!(handle.info()?.present, before);
     program.process.kill()
