@@ -113,6 +113,9 @@ pub(crate) struct Receive {
     /// The region of an export has another name
     #[arg(long = "region", value_name = "EXPORT=NAME", value_parser = renaming)]
     pub(crate) regions: Vec<(String, String)>,
+    /// Of the source's exports, take those that a --region names, and ignore the others
+    #[arg(long, requires = "regions")]
+    pub(crate) only: bool,
     /// Serve regions that exist; create none
     #[arg(long)]
     pub(crate) resume: bool,

@@ -63,7 +63,7 @@ impl Run {
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let connect = connector(args)?;
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
-        let exports = first.exports().to_vec();
+        let exports = regions::taken(first.exports(), args)?;
         let regions = regions::open(&control, &exports, args)?;
         for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
             let sink = Arc::clone(region) as Arc<dyn Sink>;

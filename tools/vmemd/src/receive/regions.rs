@@ -8,6 +8,28 @@ use vmem_source::Export;
 
 use crate::cli::{OnDeath, Receive};
 use crate::failure::Failure;
+use crate::report::err;
+
+/// Those of a source's exports that there is to be a region of.
+pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, Failure> {
+    let is = |export: &Export, name: &str| export.name.as_str() == name;
+    if let Some((unknown, _)) = args
+        .regions
+        .iter()
+        .find(|(of, _)| !exports.iter().any(|export| is(export, of)))
+    {
+        return Err(Failure::NoSuchExport(unknown.clone()));
+    }
+    let wanted = |export: &Export| !args.only || args.regions.iter().any(|(of, _)| is(export, of));
+    let (taken, ignored): (Vec<_>, Vec<_>) = exports.iter().cloned().partition(wanted);
+    for export in ignored {
+        err(&format!(
+            "the source's export {} is ignored: no --region names it",
+            export.name
+        ));
+    }
+    Ok(taken)
+}
 
 /// The name of each export's region.
 pub(super) fn names(exports: &[Export], args: &Receive) -> Vec<String> {
@@ -20,13 +42,6 @@ pub(super) fn names(exports: &[Export], args: &Receive) -> Vec<String> {
 
 /// A region for each export: a new one, or one that has lost its daemon.
 pub(super) fn open(control: &Control, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
-    if let Some((unknown, _)) = args
-        .regions
-        .iter()
-        .find(|(of, _)| exports.iter().all(|export| export.name.as_str() != of))
-    {
-        return Err(Failure::NoSuchExport(unknown.clone()));
-    }
     exports
         .iter()
         .zip(names(exports, args))
@@ -71,4 +86,46 @@ fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
         builder = builder.fault_timeout(timeout);
     }
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn args(line: &str) -> Receive {
+        Cli::parse_from(line.split(' ')).receive.expect("a destination")
+    }
+
+    fn exports(names: &[&str]) -> Vec<Export> {
+        let export = |name: &&str| Export {
+            name: vmem::Name::new(name).expect("a name"),
+            pages: 1,
+            identity: 0,
+        };
+        names.iter().map(export).collect()
+    }
+
+    #[test]
+    fn all_are_taken_or_those_that_are_named() {
+        let offered = exports(&["a", "b", "c"]);
+        let taken = |line| taken(&offered, &args(line)).map(|taken| names(&taken, &args(line)));
+        let all = taken("vmemd --source x --region b=other").expect("exports");
+        assert_eq!(all, ["a", "other", "c"]);
+        let some = taken("vmemd --source x --only --region b=other --region c=c").expect("exports");
+        assert_eq!(some, ["other", "c"]);
+    }
+
+    #[test]
+    fn what_is_named_must_be_there() {
+        for line in [
+            "vmemd --source x --region d=e",
+            "vmemd --source x --only --region a=a --region d=e",
+        ] {
+            let refused = taken(&exports(&["a", "b"]), &args(line));
+            assert!(matches!(refused, Err(Failure::NoSuchExport(name)) if name == "d"), "{line}");
+        }
+    }
 }
