@@ -5,6 +5,7 @@
 //! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins.
 
 mod connection;
+mod held;
 #[cfg(test)]
 mod tests;
 
@@ -12,12 +13,13 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vmem::PageRange;
 use vmem_tls::Identity;
 
 use crate::memory::Memory;
@@ -26,6 +28,7 @@ use crate::wire::MAX_EXPORTS;
 use crate::wire::greeting::FEATURE_RELEASE;
 
 pub use connection::{ServeError, Served};
+use held::Held;
 
 /// What peers may use.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +114,8 @@ struct Shared {
     exports: Vec<Export>,
     limits: Limits,
     identity: Option<Identity>,
+    /// What was released before anything may be.
+    held: Held,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     /// The connections, by a running number, to end them when the server ends.
@@ -169,11 +174,26 @@ impl Server {
             exports,
             limits,
             identity,
+            held: Held::default(),
             totals: Arc::default(),
             report: Box::new(report),
             open,
         });
         Ok(Self { listener, shared })
+    }
+
+    /// Gives no page back before [`allow_release`](Self::allow_release): what destinations say that they have is kept until then.
+    #[must_use]
+    pub fn hold_release(self) -> Self {
+        self.shared.held.begin(self.shared.memories.len());
+        self
+    }
+
+    /// It is sure that nobody will need the memory here any more: gives back what destinations have, and will have.
+    pub fn allow_release(&self) {
+        for (export, ranges) in self.shared.held.end().into_iter().enumerate() {
+            self.shared.give_back(export, &ranges);
+        }
     }
 
     /// What is offered.
@@ -274,6 +294,34 @@ impl Shared {
         } else {
             0
         }
+    }
+
+    /// A destination has these pages for good: gives them back, if that is wanted here and may be done already. Returns how many.
+    fn release(&self, export: usize, ranges: &[PageRange]) -> u64 {
+        match self.memories.get(export) {
+            Some(memory) if memory.is_releasable() && !self.held.keep(export, memory.export().pages, ranges) => {
+                self.give_back(export, ranges)
+            }
+            _ => 0,
+        }
+    }
+
+    fn give_back(&self, export: usize, ranges: &[PageRange]) -> u64 {
+        let Some(memory) = self.memories.get(export) else { return 0 };
+        let mut count = 0;
+        for range in ranges {
+            match memory.release(*range) {
+                Ok(()) => count += range.count(),
+                // Nothing is lost but that they are still here.
+                Err(error) => {
+                    let name = &memory.export().name;
+                    (self.report)(Event::Kept { name, error: &error });
+                    break;
+                }
+            }
+        }
+        self.totals.released.fetch_add(count, Ordering::Relaxed);
+        count
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {

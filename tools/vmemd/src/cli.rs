@@ -51,6 +51,9 @@ pub(crate) struct Serve {
     /// Give pages back once a destination says that it has them, and note in NAME.released in this directory which these are
     #[arg(long, value_name = "DIR")]
     pub(crate) free: Option<PathBuf>,
+    /// Give nothing back before a line `release` comes on standard input
+    #[arg(long, requires = "free")]
+    pub(crate) hold_release: bool,
     /// Give figures to a Prometheus, at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
@@ -169,6 +172,8 @@ mod tests {
             "vmemd --source host --mode 888",
             "vmemd --source host --region a",
             "vmemd --source host --region a=/b",
+            "vmemd --source host --only",
+            "vmemd serve --hold-release a=/b",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

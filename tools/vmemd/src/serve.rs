@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd serve`: the source's side.
 
-use std::io;
+use std::io::{self, BufRead};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -62,7 +62,11 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     };
     let stop = Arc::new(Stop::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
+    let mut server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
+    if args.hold_release {
+        server = server.hold_release();
+    }
+    let server = Arc::new(server);
     if let Some(address) = args.metrics {
         listen_for_source(address, server.totals())?;
     }
@@ -72,7 +76,21 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     out(&format!("listening on {}", server.local_addr()?));
     let stopper = Arc::clone(&stop);
     thread::spawn(move || signals.forever().for_each(|_| stopper.set()));
+    if args.hold_release {
+        let server = Arc::clone(&server);
+        thread::spawn(move || listen(io::stdin().lock(), || server.allow_release()));
+    }
     Ok(server.run(stop.as_fd())?)
+}
+
+/// Takes orders, a word on a line. Whoever goes away without the word has not said it.
+fn listen(lines: impl BufRead, release: impl Fn()) {
+    for line in lines.lines().map_while(Result::ok) {
+        match line.trim() {
+            "release" => release(),
+            other => err(&format!("no such order: {}", other.escape_debug())),
+        }
+    }
 }
 
 fn log(event: &Event<'_>) {
@@ -93,5 +111,21 @@ fn log(event: &Event<'_>) {
         Event::Kept { name, error } => err(&format!("cannot give pages of {name} back: {error}")),
         Event::Failed { error } => err(&format!("cannot accept a connection: {error}")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn only_the_word_releases() {
+        for (said, times) in [("", 0), ("releas\nrelease!\nstart\n", 0), ("no\n release \n", 1)] {
+            let released = Cell::new(0);
+            listen(said.as_bytes(), || released.set(released.get() + 1));
+            assert_eq!(released.get(), times, "{said:?}");
+        }
     }
 }

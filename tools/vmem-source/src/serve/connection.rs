@@ -7,12 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Event, Shared};
-use vmem::PageRange;
 use vmem_tls::TlsError;
 
 use crate::answer::{Chunk, Kind};
 use crate::link::{Link, LinkError, Side};
-use crate::memory::Memory;
 use crate::source::Lane;
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
@@ -145,18 +143,7 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
             Type::Read => answering.answer(header.tag, &question::decode(&payload, &shared.exports)?)?,
             Type::Release => {
                 let pages = question::decode_release(&payload, &shared.exports)?;
-                let memory = &shared.memories[pages.export];
-                match release(memory, &pages.ranges) {
-                    Ok(count) => {
-                        answering.served.released += count;
-                        add(&shared.totals.released, count);
-                    }
-                    // Nothing is lost but that they are still here.
-                    Err(error) => (shared.report)(Event::Kept {
-                        name: &memory.export().name,
-                        error: &error,
-                    }),
-                }
+                answering.served.released += shared.release(pages.export, &pages.ranges);
             }
             Type::Goodbye => return Ok(()),
             Type::Error => return Err(ServeError::Refused(refusal::decode(&payload)?.1)),
@@ -182,17 +169,6 @@ fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError>
 /// Each figure stands for itself: nothing is read from two of them together.
 fn add(total: &AtomicU64, amount: u64) {
     total.fetch_add(amount, Ordering::Relaxed);
-}
-
-/// Gives pages back, if that is wanted here; returns how many.
-fn release(memory: &Memory, ranges: &[PageRange]) -> io::Result<u64> {
-    if !memory.is_releasable() {
-        return Ok(0);
-    }
-    for range in ranges {
-        memory.release(*range)?;
-    }
-    Ok(ranges.iter().map(|range| range.count()).sum())
 }
 
 /// The answering half of a connection.

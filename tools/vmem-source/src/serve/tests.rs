@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
 
 /// A server that runs until it is dropped, and what it said about ended connections.
 struct Running {
+    server: Arc<Server>,
     address: SocketAddr,
     stop: Arc<std::os::fd::OwnedFd>,
     ended: Receiver<(Served, Option<String>)>,
@@ -35,6 +36,10 @@ struct Running {
 
 impl Running {
     fn new(memories: Vec<Memory>, limits: Limits) -> Self {
+        Self::with(memories, limits, |server| server)
+    }
+
+    fn with(memories: Vec<Memory>, limits: Limits, change: impl FnOnce(Server) -> Server) -> Self {
         use std::os::fd::AsFd;
         let (sender, ended) = channel();
         let report = move |event: Event<'_>| {
@@ -42,12 +47,14 @@ impl Running {
                 let _ = sender.send((served, error.map(ToString::to_string)));
             }
         };
-        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, None, report).expect("a server");
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, None, report);
+        let server = Arc::new(change(server.expect("a server")));
         let address = server.local_addr().expect("its address");
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
-        let stopped = Arc::clone(&stop);
-        let thread = Some(thread::spawn(move || server.run(stopped.as_fd()).expect("a run")));
+        let (stopped, running) = (Arc::clone(&stop), Arc::clone(&server));
+        let thread = Some(thread::spawn(move || running.run(stopped.as_fd()).expect("a run")));
         Self {
+            server,
             address,
             stop,
             ended,
@@ -409,4 +416,21 @@ fn a_source_that_was_not_told_to_gives_nothing_back() {
     drop(raw);
     let mut peer = server.peer().expect("a peer");
     assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)]);
+}
+
+#[test]
+fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
+    let records = tempfile::tempdir().expect("a directory");
+    let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
+    let memory = Memory::open(&spec("ram", &file)).expect("memory");
+    let memory = memory.releasable(records.path()).expect("a record");
+    let server = Running::with(vec![memory], LIMITS, Server::hold_release);
+    let mut peer = server.peer().expect("a peer");
+    peer.release(0, &[range(0, 2).expect("a range")]).expect("a release");
+    assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)], "they are still here");
+    server.server.allow_release();
+    assert_eq!(fetch(&mut peer, 0, 3), [None, None, Some(3)]);
+    peer.release(0, &[range(2, 1).expect("a range")]).expect("a release");
+    assert_eq!(fetch(&mut peer, 0, 3), [None, None, None]);
+    assert_eq!(server.server.totals().released.load(Ordering::Relaxed), 3);
 }
