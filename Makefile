@@ -44,6 +44,10 @@ functional: build	## the tests in the virtual machine (FILTER=... for some)
 migration: build	## the tests that move guests (FILTER=... for some)
 	@tools/testing/test migration
 
+.PHONY: death
+death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUNDS=..., VMEM_SEED=...)
+	@tools/testing/test death
+
 .PHONY: stress
 stress: build		## everything at once, at random (SECONDS=600, SEED=...)
 	@VMEM_STRESS_SECONDS=$(or $(SECONDS),600) tools/testing/test stress

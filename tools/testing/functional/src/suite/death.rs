@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Everybody dies, at any moment and in any order.
 //!
-//! `VMEM_ROUNDS` says how often, and `VMEM_SEED` which moments; the order of events is the machine's.
+//! `VMEM_ROUNDS` says how often each (`make death`: a thousand times), and `VMEM_SEED` which moments; the order of events is the machine's.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmem::{Access, Control, Error, Fill, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::AreaBuilder;
+use vmem::{Access, Control, Error, Fill, MapHandle, PAGE_SIZE, PageIndex, RegionBuilder};
+use vmem_functional_sys::{AreaBuilder, close_descriptors};
 
 use super::module::cannot_remove;
 use super::stress::Numbers;
@@ -21,7 +21,7 @@ use crate::program::Program;
 use crate::server::Server;
 use crate::setting::{Setting, bytes_of, check_page, contents, page};
 use crate::watchdog::still_moving;
-use crate::world::{insert_module, module_users, remove_module, wait_until};
+use crate::world::{insert_module, module_users, nodes, remove_module, wait_until};
 
 crate::tests![
     vmemd_and_programs_are_killed_at_random_moments,
@@ -37,8 +37,43 @@ fn number(variable: &str, default: u64) -> Outcome<u64> {
     Ok(std::env::var(variable).map_or(Ok(default), |value| value.parse())?)
 }
 
+/// The rounds of a test: `VMEM_ROUNDS`, or so many.
+fn rounds(default: u64) -> Outcome<std::ops::Range<u64>> {
+    Ok(0..number("VMEM_ROUNDS", default)?)
+}
+
 const NAME: &str = "mortal";
 const PAGES: u64 = 2048;
+/// The module is removed and inserted again after every so many deaths only: that takes longer than a death.
+const REMOVALS: u64 = 16;
+
+/// The module is in use: it cannot be removed.
+fn before(round: u64) -> Outcome {
+    still_moving();
+    if round % REMOVALS == 0 { cannot_remove() } else { Ok(()) }
+}
+
+/// Nothing of the dead is left: nothing uses the module, and it can be removed.
+fn after(round: u64) -> Outcome {
+    wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
+    equal!(nodes()?, Vec::<String>::new());
+    if round % REMOVALS == 0 {
+        remove_module()?;
+        insert_module()?;
+    }
+    Ok(())
+}
+
+/// [`after`] the last use of a region: the next daemon has it, and after that one nobody.
+fn after_region(setting: Setting, round: u64) -> Outcome {
+    let Setting { region, map } = setting;
+    let id = region.id();
+    drop(region);
+    let next = Control::open()?.attach_id(id)?;
+    equal!(next.info()?.waiters, 0);
+    drop((next, map));
+    after(round)
+}
 
 /// A program that reads random pages for ever, by several threads, and finds the source's contents in each.
 fn reader(seed: u64) -> Outcome<Program> {
@@ -72,13 +107,12 @@ fn in_need(handle: &MapHandle) -> Outcome<bool> {
 }
 
 fn vmemd_and_programs_are_killed_at_random_moments() -> Outcome {
-    let (rounds, seed) = (number("VMEM_ROUNDS", 25)?, number("VMEM_SEED", 1)?);
+    let (rounds, seed) = (rounds(25)?, number("VMEM_SEED", 1)?);
     let mut numbers = Numbers(seed);
     let file = Scratch::new("mortal", PAGES)?;
     let source = Source::new(&[&file.export(NAME)])?;
     let (mut region, mut regions, mut pending) = (None, 0, 0);
-    for round in 0..rounds {
-        still_moving();
+    for round in rounds.clone() {
         let mut daemon = Daemon::new(&source.address, &["--no-background"])?;
         let handle = match region.take() {
             Some(handle) => handle,
@@ -90,9 +124,7 @@ fn vmemd_and_programs_are_killed_at_random_moments() -> Outcome {
         wait_until("vmemd serves", || Ok(handle.info()?.ready))?;
         let program = reader(seed + round)?;
         wait_until("faults are pending", || in_need(&handle))?;
-        if round % 16 == 0 {
-            cannot_remove()?;
-        }
+        before(round)?;
         thread::sleep(Duration::from_micros(numbers.below(20_000) as u64));
         let deaths = numbers.below(3);
         if deaths == 0 {
@@ -131,22 +163,32 @@ fn vmemd_and_programs_are_killed_at_random_moments() -> Outcome {
         let memory = vmemd::map(&handle)?;
         (0..PAGES).try_for_each(|pgoff| vmemd::check_page(&memory, pgoff))?;
     }
-    println!("  {rounds} rounds on {regions} regions; faults were pending at {pending} deaths");
-    wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
-    remove_module()?;
-    insert_module()
+    println!(
+        "  {} rounds on {regions} regions; faults were pending at {pending} deaths",
+        rounds.end
+    );
+    ensure!(pending * 2 > rounds.end, "faults were pending at {pending} deaths only");
+    after(0)
 }
 
 fn whoever_is_stopped_holds_up_nobody_else_for_good() -> Outcome {
     let file = Scratch::new("mortal", PAGES)?;
     let source = Source::new(&[&file.export(NAME)])?;
-    let mut daemon = Daemon::new(&source.address, &["--no-background"])?;
-    let handle = vmemd::open(NAME)?;
-    wait_until("vmemd serves", || Ok(handle.info()?.ready))?;
-    for seed in 0..4 {
+    let mut served: Option<(Daemon, MapHandle)> = None;
+    for round in rounds(8)? {
+        let (mut daemon, handle) = match served.take() {
+            Some(served) => served,
+            None => {
+                let daemon = Daemon::new(&source.address, &["--no-background"])?;
+                let handle = vmemd::open(NAME)?;
+                wait_until("vmemd serves", || Ok(handle.info()?.ready))?;
+                (daemon, handle)
+            }
+        };
+        before(round)?;
         // A stopped daemon is a slow one: who waits can be killed, and goes on when it does.
-        let stays = reader(seed)?;
-        let goes = reader(seed + 100)?;
+        let stays = reader(round)?;
+        let goes = reader(round + 100)?;
         daemon.process.signal(Signal::STOP)?;
         wait_until("all wait", || Ok(handle.info()?.waiters == 6))?;
         goes.signal(Signal::KILL)?;
@@ -156,13 +198,22 @@ fn whoever_is_stopped_holds_up_nobody_else_for_good() -> Outcome {
         stays.signal(Signal::STOP)?;
         daemon.process.signal(Signal::CONT)?;
         wait_until("its pages have come", || Ok(handle.info()?.requested == 0))?;
-        let before = handle.info()?.present;
+        let there = handle.info()?.present;
         stays.signal(Signal::CONT)?;
-        wait_until("it goes on", || Ok(handle.info()?.present > before))?;
+        wait_until("it goes on", || Ok(handle.info()?.present > there))?;
         stays.signal(Signal::KILL)?;
         stays.join_killed(Signal::KILL)?;
+        if handle.info()?.present < PAGES / 2 {
+            served = Some((daemon, handle));
+        } else {
+            // Soon there would be nothing left to wait for.
+            daemon.process.kill()?;
+            drop((daemon, handle));
+            after(0)?;
+        }
     }
-    daemon.process.kill()
+    drop(served);
+    after(0)
 }
 
 /// All orders of `len` things.
@@ -182,15 +233,20 @@ fn orders(len: usize) -> Vec<Vec<usize>> {
 
 fn descriptors_can_be_closed_in_every_order() -> Outcome {
     const STAGING: usize = 1;
-    let control = Control::open()?;
     let all = orders(5);
     equal!(all.len(), 120);
-    for order in all {
-        still_moving();
+    // All of them, more than once if there are to be so many rounds.
+    let rounds = 0..rounds(0)?.end.max(all.len() as u64);
+    for (round, order) in rounds.zip(all.iter().cycle()) {
         let setting = Setting::create(RegionBuilder::new(4 * PAGE_SIZE as u64).name(NAME))?;
         setting.fill([1])?;
         let node = MapHandle::open(NAME, Access::ReadOnly)?;
         let area = setting.area()?;
+        let mut waiter = Some(waiter_alone(&setting)?);
+        // All orders are there with the waiter's death at each place, after six times as many rounds.
+        let death = (round + round / all.len() as u64) as usize % 6;
+        let control = Control::open()?;
+        before(round)?;
         let Setting { region, map } = setting;
         let id = region.id();
         let region = std::sync::Arc::into_inner(region).ok_or("nobody else has it")?;
@@ -202,16 +258,35 @@ fn descriptors_can_be_closed_in_every_order() -> Outcome {
             Some(Box::new(node)),
             Some(Box::new(area)),
         ];
-        for (nr, &thing) in order.iter().enumerate() {
+        for nr in 0..6 {
+            if nr == death {
+                let waiter = waiter.take().ok_or("it dies once")?;
+                waiter.signal(Signal::KILL)?;
+                waiter.join_killed(Signal::KILL)?;
+            }
+            let Some(&thing) = order.get(nr) else { break };
             things[thing] = None;
             // The staging file is the only one that keeps nothing.
-            let kept = order[nr + 1..].iter().any(|&left| left != STAGING);
+            let kept = waiter.is_some() || order[nr + 1..].iter().any(|&left| left != STAGING);
             let found = !matches!(control.attach_id(id), Err(Error::NoSuchRegion));
             ensure!(found == kept, "in the order {order:?}, after {nr}: found is {found}");
         }
-        wait_until("only the control device is in use", || Ok(module_users()? == 1))?;
+        ensure!(matches!(control.attach_id(id), Err(Error::NoSuchRegion)));
+        drop(control);
+        after(round)?;
     }
     Ok(())
+}
+
+/// A program that waits for a page of the region, and has nothing of it but a mapping.
+fn waiter_alone(setting: &Setting) -> Outcome<Program> {
+    let program = Program::start(|| {
+        let area = setting.area()?;
+        close_descriptors(|target| target.contains("[vmem") || target.starts_with("/dev/vmem/"))?;
+        Ok(area.page(2))
+    })?;
+    setting.wait_waiters(1)?;
+    Ok(program)
 }
 
 /// A program, of which some threads wait for pages, and the first does something else.
@@ -230,7 +305,7 @@ fn with_waiting_threads(setting: &Setting, then: impl FnOnce() -> Outcome) -> Ou
 }
 
 /// The dead have left nothing, and the region goes on.
-fn goes_on(setting: &Setting) -> Outcome {
+fn goes_on(setting: Setting, round: u64) -> Outcome {
     wait_until("nobody waits", || Ok(setting.region.info()?.waiters == 0))?;
     equal!(setting.region.info()?.mappings, 0);
     let mut wanted: Vec<usize> = setting
@@ -242,25 +317,39 @@ fn goes_on(setting: &Setting) -> Outcome {
     wanted.sort_unstable();
     equal!(wanted, [1, 2, 3]);
     setting.fill_all()?;
-    setting.checker(0..8)?.join().map(drop)
+    setting.checker(0..8)?.join()?;
+    after_region(setting, round)
 }
 
 fn a_program_can_exec_while_its_threads_wait() -> Outcome {
-    let setting = Setting::new(8)?;
-    let program = with_waiting_threads(&setting, || Err(Command::new("/bin/true").exec().into()))?;
-    equal!(program.end()?, vmem_functional_sys::End::Exited(0));
-    goes_on(&setting)
+    for round in rounds(4)? {
+        let setting = Setting::new(8)?;
+        before(round)?;
+        let program = with_waiting_threads(&setting, || Err(Command::new("/bin/true").exec().into()))?;
+        equal!(program.end()?, vmem_functional_sys::End::Exited(0));
+        goes_on(setting, round)?;
+    }
+    Ok(())
 }
 
 fn a_program_can_exit_while_its_threads_wait() -> Outcome {
-    let setting = Setting::new(8)?;
-    let program = with_waiting_threads(&setting, || Ok(()))?;
-    program.join()?;
-    goes_on(&setting)
+    for round in rounds(4)? {
+        let setting = Setting::new(8)?;
+        before(round)?;
+        let program = with_waiting_threads(&setting, || Ok(()))?;
+        program.join()?;
+        goes_on(setting, round)?;
+    }
+    Ok(())
 }
 
 fn a_program_that_runs_out_of_memory_dies_alone() -> Outcome {
-    const PAGES: usize = 4096;
+    // A tenth of the rounds: there are thousands of pages to fill in each.
+    (0..rounds(20)?.end.div_ceil(10)).try_for_each(runs_out_of_memory)
+}
+
+fn runs_out_of_memory(round: u64) -> Outcome {
+    const PAGES: usize = 2560;
     let setting = Setting::new(PAGES)?;
     let group = Cgroup::new("mortal")?;
     group.set("memory.max", "8M")?;
@@ -275,38 +364,51 @@ fn a_program_that_runs_out_of_memory_dies_alone() -> Outcome {
         "the program has mapped the region",
         || Ok(setting.region.info()?.mappings > 0),
     )?;
-    // Its pages are charged to its group, which kills it when they are too many; a fill says ENOMEM then.
+    before(round)?;
+    // Its pages are charged to its group, which kills it when they are too many.
     let mut refused = None;
-    while setting.region.info()?.mappings > 0 || refused.is_none() {
-        still_moving();
-        let taken = setting.region.next_requests_timeout(8, Duration::from_millis(20))?;
-        for wanted in taken {
-            let bytes = bytes_of(&contents(wanted.get()));
-            match setting.region.fill(&[Fill::new(wanted, &bytes)?]).complete() {
-                Ok(_) => (),
-                Err(Error::NoMemory { .. }) => refused = Some(wanted),
-                Err(error) => return Err(error.into()),
+    while setting.region.info()?.mappings > 0 {
+        for wanted in setting.region.next_requests_timeout(8, Duration::from_millis(20))? {
+            if !fills(&setting, wanted)? {
+                refused = Some(wanted);
             }
-        }
-        if refused.is_none() && setting.region.info()?.mappings == 0 {
-            break;
         }
     }
     program.join_killed(Signal::KILL)?;
+    // What its death has freed is soon used up, and there is nobody left to kill: a fill says ENOMEM then.
+    for wanted in setting.region.pages().iter() {
+        if refused.is_none() && !fills(&setting, wanted)? {
+            refused = Some(wanted);
+        }
+    }
+    let refused = refused.ok_or("more pages were filled than the group may have")?;
     // More memory for the group, and the region goes on.
     group.set("memory.max", "max")?;
     // A request that was taken does not come again: the daemon brings what was refused.
-    if let Some(wanted) = refused {
-        setting.fill([wanted.get() as usize])?;
-    }
+    ensure!(fills(&setting, refused)?);
     let server = Server::start(&setting.region);
     setting.checker(0..PAGES)?.join()?;
     server.stop()?;
     equal!(setting.region.info()?.present, PAGES as u64);
-    if let Some(wanted) = refused {
-        equal!(setting.region.present_map()?.contains(page(wanted.get() as usize)), true);
+    after_region(setting, round)
+}
+
+/// Fills a page. Whether there was memory for it.
+fn fills(setting: &Setting, page: PageIndex) -> Outcome<bool> {
+    let filled = setting
+        .region
+        .fill(&[Fill::new(page, &bytes_of(&contents(page.get())))?])
+        .complete();
+    match filled {
+        Ok(filled) => {
+            if filled > 0 {
+                still_moving();
+            }
+            Ok(true)
+        }
+        Err(Error::NoMemory { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 fn a_mapping_survives_forks_without_end() -> Outcome {
