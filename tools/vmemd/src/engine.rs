@@ -80,9 +80,21 @@ pub(crate) enum Event {
 /// How long a lane waits in such a way that it can be stopped, before it leaves the waiting to its source, which has a time-out.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A region to be filled.
+pub(crate) struct Target {
+    /// What of the source fills it.
+    pub(crate) export: Export,
+    /// What it is called here.
+    pub(crate) name: String,
+    /// Where its pages go.
+    pub(crate) sink: Arc<dyn Sink>,
+}
+
 /// What all threads share.
 struct Shared {
+    /// Of each region: its export, its name, and where its pages go.
     exports: Vec<Export>,
+    names: Vec<String>,
     sinks: Vec<Arc<dyn Sink>>,
     options: Options,
     stats: Arc<Stats>,
@@ -107,6 +119,11 @@ impl Shared {
     /// What the stream has not heard of.
     fn faulted(&self) -> Vec<(usize, PageIndex)> {
         std::mem::take(&mut *self.faulted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Wraps what a call on a region failed with.
+    fn failed(&self, what: &str, region: usize) -> impl FnOnce(vmem::Error) -> Failure + use<> {
+        Failure::kernel(format!("cannot {what} region {}", self.names[region]))
     }
 
     fn report(&self, event: Event) {
@@ -143,11 +160,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts to fill `sinks`, which are the regions of `exports` in the same order. `first` is a source that is open already, on the
-    /// urgent lane; others are made with `connect`. `events` is the sending end of what [`next_event`](Self::next_event) gives.
+    /// Starts to fill `targets`. `first` is a source that is open already, on the urgent lane; others are made with `connect`. `events` is
+    /// the sending end of what [`next_event`](Self::next_event) gives.
     pub(crate) fn start(
-        exports: Vec<Export>,
-        sinks: Vec<Arc<dyn Sink>>,
+        targets: Vec<Target>,
         first: Box<dyn PageSource>,
         connect: Connect,
         options: Options,
@@ -155,8 +171,15 @@ impl Engine {
         release: Arc<Release>,
     ) -> Result<(Self, Sender<Event>), Failure> {
         let (sender, events) = channel();
+        let (mut exports, mut names, mut sinks) = (Vec::new(), Vec::new(), Vec::new());
+        for target in targets {
+            exports.push(target.export);
+            names.push(target.name);
+            sinks.push(target.sink);
+        }
         let shared = Arc::new(Shared {
             exports,
+            names,
             sinks,
             options,
             stats,

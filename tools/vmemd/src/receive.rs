@@ -22,7 +22,7 @@ use vmem_tls::Identity;
 use crate::cli::Receive;
 use crate::engine::sink::Sink;
 use crate::engine::stats::Stats;
-use crate::engine::{Connect, Engine, Event, Options};
+use crate::engine::{Connect, Engine, Event, Options, Target};
 use crate::failure::Failure;
 use crate::finish::{Choices, Finish, Phase};
 use crate::metrics::Destination;
@@ -65,9 +65,12 @@ impl Run {
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = regions::taken(first.exports(), args)?;
         let regions = regions::open(&control, &exports, args)?;
+        let mut targets = Vec::new();
         for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
             let sink = Arc::clone(region) as Arc<dyn Sink>;
-            self.regions.push(Finish::new(name, export.pages, sink)?);
+            self.regions.push(Finish::new(name.clone(), export.pages, Arc::clone(&sink))?);
+            let export = export.clone();
+            targets.push(Target { export, name, sink });
         }
         let orders = Orders::new(args.hold, args.release)?;
         if args.hold {
@@ -80,10 +83,9 @@ impl Run {
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry,
         };
-        let sinks = regions.iter().map(|region| Arc::clone(region) as Arc<dyn Sink>).collect();
         let (mut engine, events) = {
             let (stats, release) = (Arc::clone(&self.stats), orders.release());
-            Engine::start(exports, sinks, first, connect, options, stats, release)?
+            Engine::start(targets, first, connect, options, stats, release)?
         };
         *stopping.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
         for region in regions {

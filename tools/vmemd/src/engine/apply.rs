@@ -57,12 +57,7 @@ fn all<T>(shared: &Shared, region: usize, what: &str, entries: &[T], call: impl 
                     return Err(Failure::Stopped);
                 }
             }
-            Some(error) => {
-                return Err(Failure::kernel(format!(
-                    "cannot {what} region {}",
-                    shared.exports[region].name
-                ))(error));
-            }
+            Some(error) => return Err(shared.failed(what, region)(error)),
         }
     }
     Ok(pages)

@@ -70,38 +70,50 @@ impl Told {
         }
     }
 
-    /// Tells it of what is new, if it is time.
-    pub(super) fn tell(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
-        if shared.release.get() == Permission::Given && self.then.elapsed() >= PERIOD {
-            self.then = Instant::now();
-            self.tell_now(shared, line)?;
-        }
-        Ok(())
+    /// Whether it is time to tell it of what is new.
+    pub(super) fn is_due(&self, shared: &Shared) -> bool {
+        shared.release.get() == Permission::Given && self.then.elapsed() >= PERIOD
     }
 
     /// Waits for the permission, and tells it of everything. Nothing more will come.
     pub(super) fn tell_all(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
         const MOMENT: Duration = Duration::from_millis(20);
-        while shared.release.get() == Permission::Pending {
+        loop {
+            match shared.release.get() {
+                Permission::Never | Permission::Done => return Ok(()),
+                Permission::Pending => {}
+                Permission::Given => {
+                    let all = all_are_kept(shared)?;
+                    if all || self.is_due(shared) {
+                        let told = self.tell(shared, line)?;
+                        if told {
+                            shared.release.set(Permission::Done);
+                            return Ok(());
+                        }
+                    }
+                }
+            }
             if shared.stop.wait(MOMENT) {
                 return Ok(());
             }
         }
-        if shared.release.get() == Permission::Given {
-            self.tell_now(shared, line)?;
-            shared.release.set(Permission::Done);
-        }
-        Ok(())
     }
 
-    fn tell_now(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+    /// Tells it of what is new. False if there are regions that it must not hear of yet.
+    pub(super) fn tell(&mut self, shared: &Shared, line: &mut Line) -> Result<bool, Interruption> {
+        self.then = Instant::now();
         if self.regions.is_empty() {
             let none = shared.exports.iter().map(|export| Wanted::none_of(export.pages));
             self.regions = none.collect();
         }
+        let mut all = true;
         for (region, told) in self.regions.iter_mut().enumerate() {
-            let export = &shared.exports[region];
-            let mut news = Wanted::none_of(export.pages);
+            if !is_kept(shared, region)? {
+                all = false;
+                continue;
+            }
+            let pages = shared.exports[region].pages;
+            let mut news = Wanted::none_of(pages);
             let mut next = 0;
             let mut present_until = |first: u64, then: u64| {
                 let run = range(next, first.saturating_sub(next));
@@ -110,11 +122,8 @@ impl Told {
             };
             shared.sinks[region]
                 .absent(&mut |absent| present_until(absent.first().get(), end(absent)))
-                .map_err(Failure::kernel(format!(
-                    "cannot read which pages of {} are present",
-                    export.name
-                )))?;
-            present_until(export.pages, export.pages);
+                .map_err(shared.failed("read which pages are present in", region))?;
+            present_until(pages, pages);
             news.subtract(told);
             loop {
                 let runs = news.take(0, u64::MAX, MAX_ASK_RANGES);
@@ -125,6 +134,22 @@ impl Told {
                 runs.into_iter().for_each(|run| told.insert(run));
             }
         }
-        Ok(())
+        Ok(all)
     }
+}
+
+/// Whether the region's pages outlive this process. Those of one that no program has mapped do not: as long as it is so, the source must
+/// have them.
+fn is_kept(shared: &Shared, region: usize) -> Result<bool, Failure> {
+    let state = shared.sinks[region].state().map_err(shared.failed("look at", region))?;
+    Ok(state.mappings > 0 || state.plain)
+}
+
+fn all_are_kept(shared: &Shared) -> Result<bool, Failure> {
+    for region in 0..shared.sinks.len() {
+        if !is_kept(shared, region)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

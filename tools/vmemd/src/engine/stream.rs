@@ -59,14 +59,20 @@ impl Stream<'_> {
         for (region, page) in self.shared.faulted() {
             self.plan.follow(region, page);
         }
-        while self.asked < self.shared.options.window {
+        // The source is told while it has nothing to answer. It does not read what we say before it has sent its answers, and we do not
+        // read those while we talk: with much to say, both would wait for each other.
+        let tell = self.told.is_due(self.shared);
+        while !tell && self.asked < self.shared.options.window {
             let Some((region, runs)) = self.plan.next(ASK_PAGES, MAX_ASK_RANGES) else {
                 break;
             };
             self.line.ask(region, &runs)?;
             self.asked += runs.iter().map(|run| run.count()).sum::<u64>();
         }
-        self.told.tell(self.shared, &mut self.line)?;
+        if tell && self.asked == 0 {
+            self.told.tell(self.shared, &mut self.line)?;
+            return Ok(true);
+        }
         if self.asked == 0 {
             self.told.tell_all(self.shared, &mut self.line)?;
             return Ok(false);
@@ -99,13 +105,10 @@ impl Stream<'_> {
 /// All that is absent now, in all regions.
 fn absent(shared: &Shared) -> Result<Plan, Failure> {
     let mut regions = Vec::new();
-    for (export, sink) in shared.exports.iter().zip(&shared.sinks) {
-        let mut wanted = Wanted::none_of(export.pages);
+    for (region, sink) in shared.sinks.iter().enumerate() {
+        let mut wanted = Wanted::none_of(shared.exports[region].pages);
         sink.absent(&mut |pages| wanted.insert(pages))
-            .map_err(Failure::kernel(format!(
-                "cannot read which pages of region {} are present",
-                export.name
-            )))?;
+            .map_err(shared.failed("read which pages are present in", region))?;
         regions.push(wanted);
     }
     Ok(Plan::new(regions))

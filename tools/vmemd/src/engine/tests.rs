@@ -116,11 +116,15 @@ fn start(memories: &[Arc<Memory>], connect: Connect, options: Options) -> (Engin
 
 fn start_releasing(memories: &[Arc<Memory>], connect: Connect, options: Options, permission: Permission) -> (Engine, Arc<Stats>) {
     let first = connect(Lane::Urgent).expect("a source");
-    let sinks = memories.iter().map(|memory| Arc::clone(memory) as Arc<dyn Sink>).collect();
+    let target = |(export, memory): (&Export, &Arc<Memory>)| Target {
+        export: export.clone(),
+        name: export.name.to_string(),
+        sink: Arc::clone(memory) as Arc<dyn Sink>,
+    };
+    let targets = first.exports().iter().zip(memories).map(target).collect();
     let stats = Arc::new(Stats::new().expect("a histogram"));
-    let exports = first.exports().to_vec();
     let release = Arc::new(Release::new(permission));
-    let (engine, _) = Engine::start(exports, sinks, first, connect, options, Arc::clone(&stats), release).expect("an engine");
+    let (engine, _) = Engine::start(targets, first, connect, options, Arc::clone(&stats), release).expect("an engine");
     (engine, stats)
 }
 
@@ -130,6 +134,12 @@ fn wait_until(condition: impl Fn() -> bool) {
         assert!(Instant::now() < until, "it does not come to this");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// How much memory a file takes.
+fn blocks(file: &NamedTempFile) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.as_file().metadata().expect("metadata").blocks()
 }
 
 /// Waits until the engine has nothing more to do, or fails.
@@ -504,11 +514,31 @@ fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
     finish(&mut engine).expect("a good end");
     assert!(engine.has_told());
     // What was said last is on its way.
-    let blocks = || {
-        use std::os::unix::fs::MetadataExt;
-        file.as_file().metadata().expect("metadata").blocks()
-    };
-    wait_until(|| blocks() == 0);
+    wait_until(|| blocks(&file) == 0);
     assert!(memory.contents().0 == wanted);
+    engine.stop();
+}
+
+#[test]
+fn the_source_keeps_what_would_be_lost_with_the_daemon() {
+    let records = tempfile::tempdir().expect("a directory");
+    let files = [source_file(300, 18), source_file(300, 19)];
+    let exported = |name: &str, file: &NamedTempFile| {
+        let exported = Exported::open(&format!("{name}={}", file.path().display())).expect("memory");
+        exported.releasable(records.path()).expect("a record")
+    };
+    let memories = vec![exported("a", &files[0]), exported("b", &files[1])];
+    let source = Source::of(([127, 0, 0, 1], 0).into(), memories);
+    let regions = [300, 300].map(|pages| Arc::new(Memory::new(pages)));
+    regions[1].set_mapped(false);
+    let (mut engine, _) = start_releasing(&regions, to(source.address), OPTIONS, Permission::Given);
+    wait_until(|| blocks(&files[0]) == 0);
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(check(&regions[1], &files[1]), 300, "nothing of it is given back");
+    assert!(!engine.has_told());
+    regions[1].set_mapped(true);
+    finish(&mut engine).expect("a good end");
+    assert!(engine.has_told());
+    wait_until(|| blocks(&files[1]) == 0);
     engine.stop();
 }

@@ -82,10 +82,7 @@ impl Urgent<'_> {
                     self.plain.insert(region);
                     Vec::new()
                 }
-                taken => {
-                    let name = &self.shared.exports[region].name;
-                    taken.map_err(Failure::kernel(format!("cannot take requests of region {name}")))?
-                }
+                taken => taken.map_err(self.shared.failed("take requests of", region))?,
             };
             if !pages.is_empty() {
                 add(&self.shared.stats.requests, pages.len() as u64);

@@ -27,6 +27,7 @@ struct Inner {
     requested: BTreeSet<u64>,
     /// Pages that came although they were present.
     refused: u64,
+    mapped: bool,
 }
 
 /// A region of this process.
@@ -44,6 +45,7 @@ impl Memory {
             queued: BTreeSet::new(),
             requested: BTreeSet::new(),
             refused: 0,
+            mapped: true,
         };
         Self {
             inner: Mutex::new(inner),
@@ -71,6 +73,11 @@ impl Memory {
             inner.queued.insert(pgoff);
             rustix::io::write(&self.wanted, &1_u64.to_ne_bytes()).expect("room");
         }
+    }
+
+    /// Whether a program has it mapped.
+    pub(super) fn set_mapped(&self, mapped: bool) {
+        self.lock().mapped = mapped;
     }
 
     /// A new daemon comes: requests that were not answered come again.
@@ -192,7 +199,7 @@ impl Sink for Memory {
         Ok(State {
             present: count(Page::Present),
             unreadable: count(Page::Unreadable),
-            mappings: 1,
+            mappings: inner.mapped.into(),
             plain: false,
         })
     }
