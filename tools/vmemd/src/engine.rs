@@ -18,6 +18,7 @@ mod flight;
 mod foresight;
 mod line;
 pub(crate) mod release;
+mod shortage;
 pub(crate) mod sink;
 pub(crate) mod stats;
 mod stream;
@@ -26,6 +27,7 @@ mod tests;
 mod urgent;
 mod wanted;
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -71,6 +73,11 @@ pub(crate) enum Event {
         /// Which.
         lane: Lane,
     },
+    /// There is no memory for pages of a region: they are tried again, and others go on.
+    Short {
+        /// The region.
+        name: String,
+    },
     /// A lane has ended; with a failure, there is nothing left to hope for.
     Ended(Result<(), Failure>),
     /// A signal asks to end.
@@ -102,6 +109,8 @@ struct Shared {
     /// Pages asked for urgently that the stream has not heard of.
     faulted: Mutex<Vec<(usize, PageIndex)>>,
     release: Arc<Release>,
+    /// When it was said last of a region that there is no memory for it.
+    short: Mutex<BTreeMap<usize, Instant>>,
     stop: Stop,
     events: Sender<Event>,
 }
@@ -119,6 +128,17 @@ impl Shared {
     /// What the stream has not heard of.
     fn faulted(&self) -> Vec<(usize, PageIndex)> {
         std::mem::take(&mut *self.faulted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// There is no memory for a region. Said now and then: a region at a limit comes and goes.
+    fn report_short(&self, region: usize) {
+        const ENOUGH: Duration = Duration::from_secs(60);
+        let mut short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
+        if short.get(&region).is_none_or(|then| then.elapsed() >= ENOUGH) {
+            short.insert(region, Instant::now());
+            let name = self.names[region].clone();
+            self.report(Event::Short { name });
+        }
     }
 
     /// Wraps what a call on a region failed with.
@@ -186,6 +206,7 @@ impl Engine {
             flight: Flight::default(),
             faulted: Mutex::default(),
             release,
+            short: Mutex::default(),
             stop: Stop::new().map_err(Failure::local("cannot make an eventfd"))?,
             events: sender.clone(),
         });

@@ -133,6 +133,7 @@ impl Run {
             match engine.next_event(if more { Duration::ZERO } else { TICK }) {
                 Some(Event::Lost { lane, error }) => report.lost(lane, &error),
                 Some(Event::Back { lane }) => report.back(lane),
+                Some(Event::Short { name }) => report.short(&name),
                 Some(Event::Ended(result)) => result?,
                 Some(Event::Signal) => return Err(Failure::Stopped),
                 None => {}

@@ -164,6 +164,15 @@ impl Report {
         }
     }
 
+    /// There is no memory for pages of a region.
+    pub(crate) fn short(&mut self, name: &str) {
+        match self {
+            Self::Bar(bar) => bar.line(&text::short(name)),
+            Self::Lines(_) => err(&text::short(name)),
+            Self::Json(_) => json::short(name),
+        }
+    }
+
     /// The end; without a snapshot if nothing was begun.
     pub(crate) fn end(&mut self, snapshot: Option<&Snapshot>, failure: Option<&Failure>) {
         match self {

@@ -39,6 +39,13 @@ impl Flight {
         self.lock().keys().copied().collect()
     }
 
+    /// The pages of one region in flight, in order.
+    pub(super) fn of(&self, region: usize) -> Vec<PageIndex> {
+        let flight = self.lock();
+        let of_region = flight.keys().filter(|(of, _)| *of == region);
+        of_region.map(|(_, page)| *page).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(usize, PageIndex), Instant>> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }

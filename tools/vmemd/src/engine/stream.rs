@@ -1,21 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The stream: all pages that are absent, behind the faults.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmem::PageRange;
 use vmem_source::Readiness;
-use vmem_source::source::MAX_ASK_RANGES;
 
 use super::apply::apply;
 use super::line::Line;
 use super::release::Told;
+use super::shortage::Shortage;
 use super::wanted::{Plan, Wanted};
 use super::{Interruption, PATIENCE, Shared};
 use crate::failure::Failure;
 
 /// Pages in one question (1 MiB): large enough that questions cost nothing, small enough to follow the faults.
 const ASK_PAGES: u64 = 256;
+
+/// Runs in one question.
+const ASK_RUNS: usize = 256;
+
+/// Runs in all questions that are not answered: few enough that the source's socket takes them while the source is still busy answering,
+/// however scattered the pages are. Asking does not wait for an answer to be read.
+const MOST_RUNS: usize = 1024;
 
 /// Asks for every page that is absent, once, and ends when all have come.
 pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
@@ -24,7 +33,8 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         shared,
         line,
         plan,
-        asked: 0,
+        asked: Asked::default(),
+        shortage: Shortage::default(),
         told: Told::nothing(),
     };
     while !shared.stop.is_set() {
@@ -34,7 +44,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
             Err(Interruption::Failure(failure)) => return Err(failure),
             Err(Interruption::Source(error)) => {
                 stream.line.reopen(error)?;
-                stream.asked = 0;
+                stream.asked = Asked::default();
                 stream.plan = absent(shared)?;
                 // What was said last may not have arrived, and the source's records are not ours.
                 stream.told = Told::nothing();
@@ -48,9 +58,42 @@ struct Stream<'a> {
     shared: &'a Shared,
     line: Line,
     plan: Plan,
-    /// Pages asked for on this connection that have not come.
-    asked: u64,
+    asked: Asked,
+    shortage: Shortage,
     told: Told,
+}
+
+/// Questions on this connection that are not answered in full.
+#[derive(Default)]
+struct Asked {
+    /// The pages and runs of each; pages that have come are taken off.
+    questions: VecDeque<(u64, usize)>,
+    pages: u64,
+    runs: usize,
+}
+
+impl Asked {
+    fn add(&mut self, runs: &[PageRange]) {
+        let pages = runs.iter().map(|run| run.count()).sum();
+        self.questions.push_back((pages, runs.len()));
+        self.pages += pages;
+        self.runs += runs.len();
+    }
+
+    /// The next `pages` have come: questions are answered in their order.
+    fn came(&mut self, mut pages: u64) {
+        self.pages = self.pages.saturating_sub(pages);
+        while let Some((left, runs)) = self.questions.front_mut() {
+            let taken = pages.min(*left);
+            *left -= taken;
+            pages -= taken;
+            if *left > 0 {
+                break;
+            }
+            self.runs -= *runs;
+            self.questions.pop_front();
+        }
+    }
 }
 
 impl Stream<'_> {
@@ -62,27 +105,51 @@ impl Stream<'_> {
         // The source is told while it has nothing to answer. It does not read what we say before it has sent its answers, and we do not
         // read those while we talk: with much to say, both would wait for each other.
         let tell = self.told.is_due(self.shared);
-        while !tell && self.asked < self.shared.options.window {
-            let Some((region, runs)) = self.plan.next(ASK_PAGES, MAX_ASK_RANGES) else {
+        while !tell && self.asked.pages < self.shared.options.window {
+            let (runs, shortage) = (ASK_RUNS.min(MOST_RUNS - self.asked.runs), &self.shortage);
+            let Some((region, runs)) = self.plan.next(ASK_PAGES, runs, |region| shortage.allows(region)) else {
                 break;
             };
             self.line.ask(region, &runs)?;
-            self.asked += runs.iter().map(|run| run.count()).sum::<u64>();
+            self.shortage.try_again(region);
+            self.asked.add(&runs);
         }
-        if tell && self.asked == 0 {
-            self.told.tell(self.shared, &mut self.line)?;
-            return Ok(true);
-        }
-        if self.asked == 0 {
-            self.told.tell_all(self.shared, &mut self.line)?;
-            return Ok(false);
+        if self.asked.pages == 0 {
+            return self.nothing_asked(tell);
         }
         if !self.wait()? {
             let (region, answer) = self.line.next()?;
-            self.asked = self.asked.saturating_sub(answer.pages());
-            apply(self.shared, region, &answer)?;
+            self.asked.came(answer.pages());
+            let short = apply(self.shared, region, &answer)?;
+            if short.is_empty() {
+                self.shortage.end(region);
+            } else {
+                self.plan.put_back(region, &short);
+                if self.shortage.set_aside(region) {
+                    self.shared.report_short(region);
+                }
+            }
         }
         Ok(true)
+    }
+
+    /// No answer is due. False if none ever will be.
+    fn nothing_asked(&mut self, tell: bool) -> Result<bool, Interruption> {
+        if tell {
+            self.told.tell(self.shared, &mut self.line)?;
+            return Ok(true);
+        }
+        for region in self.shortage.all() {
+            if !self.plan.wants(region) {
+                self.shortage.end(region);
+            }
+        }
+        if let Some(pause) = self.shortage.wait() {
+            self.shared.stop.wait(pause);
+            return Ok(true);
+        }
+        self.told.tell_all(self.shared, &mut self.line)?;
+        Ok(false)
     }
 
     /// Waits until there may be an answer. True if it is time to stop instead.

@@ -14,6 +14,7 @@ use vmem_source::{Lane, Readiness, SourceError};
 use super::apply::apply;
 use super::foresight::Foresight;
 use super::line::Line;
+use super::shortage::Shortage;
 use super::stats::add;
 use super::{Interruption, PATIENCE, Shared};
 use crate::failure::Failure;
@@ -34,6 +35,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
         asked: 0,
         foresight: Foresight::new(shared.exports.iter().map(|export| export.pages), shared.options.prefetch),
         latest: 0,
+        shortage: Shortage::default(),
         plain: HashSet::new(),
         heard: Instant::now(),
     };
@@ -55,6 +57,7 @@ struct Urgent<'a> {
     foresight: Foresight,
     /// The region whose requests were taken last.
     latest: usize,
+    shortage: Shortage,
     /// Regions that have become plain memory.
     plain: HashSet<usize>,
     /// When the source was heard of last, or was asked something after it had nothing to say.
@@ -72,7 +75,11 @@ impl Urgent<'_> {
             for (pages, _) in answer.contents() {
                 self.foresight.came(region, pages);
             }
-            apply(self.shared, region, &answer)?;
+            let short = apply(self.shared, region, &answer)?;
+            self.note_shortage(region, !short.is_empty())?;
+        }
+        for region in self.shortage.due() {
+            self.try_again(region)?;
         }
         if let Some(region) = wanted {
             self.latest = region;
@@ -100,11 +107,36 @@ impl Urgent<'_> {
         Ok(())
     }
 
+    /// There was no memory for pages of the region that came, or there was: then all that is in flight is asked for again.
+    fn note_shortage(&mut self, region: usize, short: bool) -> Result<(), SourceError> {
+        if short {
+            if self.shortage.set_aside(region) {
+                self.shared.report_short(region);
+            }
+        } else if self.shortage.has(region) {
+            self.shortage.end(region);
+            self.ask(region, self.shared.flight.of(region))?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a few pages of a region that was short.
+    fn try_again(&mut self, region: usize) -> Result<(), SourceError> {
+        let mut pages = self.shared.flight.of(region);
+        pages.truncate(BATCH);
+        if pages.is_empty() {
+            self.shortage.end(region);
+            return Ok(());
+        }
+        self.shortage.try_again(region);
+        self.ask(region, pages)
+    }
+
     /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
     fn wait(&self) -> Result<(bool, Option<usize>), Failure> {
         let room = self.asked < WINDOW;
         let regions: Vec<usize> = (0..self.shared.sinks.len())
-            .filter(|region| room && !self.plain.contains(region))
+            .filter(|region| room && !self.plain.contains(region) && !self.shortage.has(*region))
             .collect();
         let mut fds = vec![PollFd::new(&self.shared.stop, PollFlags::IN)];
         fds.extend(
@@ -119,6 +151,7 @@ impl Urgent<'_> {
         }
         // A source that has questions to answer and does not is left to its own time-out, even if requests keep coming.
         let left = (self.asked > 0).then(|| patience.saturating_sub(self.heard.elapsed()));
+        let left = left.into_iter().chain(self.shortage.wait()).min();
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

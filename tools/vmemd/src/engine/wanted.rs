@@ -103,12 +103,33 @@ impl Plan {
         }
     }
 
-    /// The next question: pages of one region, up to `max_pages` in up to `max_runs` runs. `None` when nothing is left to ask for.
-    pub(super) fn next(&mut self, max_pages: u64, max_runs: usize) -> Option<(usize, Vec<PageRange>)> {
+    /// These pages are to be asked for after all.
+    pub(super) fn put_back(&mut self, region: usize, pages: &[PageRange]) {
+        if let Some(wanted) = self.regions.get_mut(region) {
+            pages.iter().for_each(|range| wanted.insert(*range));
+        }
+    }
+
+    /// Whether there is anything of this region to ask for.
+    pub(super) fn wants(&self, region: usize) -> bool {
+        self.regions.get(region).is_some_and(|wanted| wanted.find(0, true).is_some())
+    }
+
+    /// The next question: pages of a region that `may` be asked for, up to `max_pages` in up to `max_runs` runs. `None` when nothing is left
+    /// to ask for.
+    pub(super) fn next(
+        &mut self,
+        max_pages: u64,
+        max_runs: usize,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<PageRange>)> {
         let count = self.regions.len();
         // From here to the end of this region, then all others from their beginning, then this one from its beginning.
         for step in 0..=count {
             let region = (self.at.0 + step) % count;
+            if !may(region) {
+                continue;
+            }
             let cursor = if step == 0 { self.at.1 } else { 0 };
             let runs = self.regions[region].take(cursor, max_pages, max_runs);
             if let Some(last) = runs.last() {
@@ -163,10 +184,21 @@ mod tests {
     fn plan_goes_round_and_ends() {
         let mut plan = Plan::new(vec![wanted(4, &[(0, 4)]), wanted(4, &[(1, 2)])]);
         plan.follow(0, PageIndex::new(1).unwrap());
-        let mut next = || plan.next(10, 10).map(|(region, runs)| (region, plain(&runs)));
+        let mut next = || plan.next(10, 10, |_| true).map(|(region, runs)| (region, plain(&runs)));
         assert_eq!(next(), Some((0, vec![(2, 2)])), "what follows the fault comes first");
         assert_eq!(next(), Some((1, vec![(1, 2)])));
         assert_eq!(next(), Some((0, vec![(0, 1)])), "and not the page of the fault itself");
         assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn plan_passes_over_regions_that_may_not_be_asked_for() {
+        let mut plan = Plan::new(vec![wanted(4, &[(0, 4)]), wanted(4, &[(1, 2)])]);
+        let first = plan.next(10, 10, |region| region == 1);
+        assert_eq!(first.map(|(region, runs)| (region, plain(&runs))), Some((1, vec![(1, 2)])));
+        assert_eq!(plan.next(10, 10, |region| region == 1), None);
+        assert!(plan.wants(0) && !plan.wants(1));
+        plan.put_back(1, &[range(1, 1).unwrap()]);
+        assert!(plan.wants(1));
     }
 }

@@ -49,6 +49,9 @@ enum Line<'a> {
     Back {
         connection: &'static str,
     },
+    Short {
+        name: &'a str,
+    },
     End {
         exit_code: u8,
         error: Option<String>,
@@ -149,6 +152,10 @@ pub(super) fn lost(of: Lane, error: &SourceError) {
 
 pub(super) fn back(of: Lane) {
     print(&Line::Back { connection: lane(of) });
+}
+
+pub(super) fn short(name: &str) {
+    print(&Line::Short { name });
 }
 
 pub(super) fn end(snapshot: Option<&Snapshot>, failure: Option<&Failure>) {

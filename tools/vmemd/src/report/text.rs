@@ -149,6 +149,10 @@ pub(super) fn back(lane: Lane) -> String {
     format!("{lane:?} connection is back")
 }
 
+pub(super) fn short(name: &str) -> String {
+    format!("{name}: there is no memory for its pages; trying again, its programs wait")
+}
+
 pub(super) fn end(snapshot: Option<&Snapshot>) {
     let Some(snapshot) = snapshot else { return };
     for region in &snapshot.regions {

@@ -28,6 +28,8 @@ struct Inner {
     /// Pages that came although they were present.
     refused: u64,
     mapped: bool,
+    /// The most pages that there is memory for.
+    room: u64,
 }
 
 /// A region of this process.
@@ -46,6 +48,7 @@ impl Memory {
             requested: BTreeSet::new(),
             refused: 0,
             mapped: true,
+            room: u64::MAX,
         };
         Self {
             inner: Mutex::new(inner),
@@ -80,6 +83,11 @@ impl Memory {
         self.lock().mapped = mapped;
     }
 
+    /// How many pages there is memory for.
+    pub(super) fn set_room(&self, pages: u64) {
+        self.lock().room = pages;
+    }
+
     /// A new daemon comes: requests that were not answered come again.
     pub(super) fn attach(&self) {
         let mut inner = self.lock();
@@ -110,6 +118,7 @@ impl Memory {
     fn settle(&self, ranges: &[PageRange], to: Page, bytes: impl Fn(usize) -> Option<Vec<u8>>) -> Progress {
         let mut inner = self.lock();
         let mut changed = 0;
+        let mut present = inner.pages.iter().filter(|page| **page == Page::Present).count() as u64;
         for (entry, pages) in ranges.iter().enumerate() {
             let mut contents = bytes(entry).unwrap_or_default();
             for page in pages.iter() {
@@ -117,6 +126,14 @@ impl Memory {
                 let rest = contents.split_off(contents.len().min(PAGE_SIZE));
                 if inner.pages[at] == Page::Present {
                     inner.refused += 1;
+                } else if present >= inner.room {
+                    drop(inner);
+                    self.changed.notify_all();
+                    return Progress {
+                        ranges: entry,
+                        pages: changed,
+                        error: Some(Error::NoMemory { call: "FILL_PAGES" }),
+                    };
                 } else {
                     if !contents.is_empty() {
                         inner.bytes[at * PAGE_SIZE..][..PAGE_SIZE].copy_from_slice(&contents);
@@ -125,6 +142,7 @@ impl Memory {
                     inner.queued.remove(&page.get());
                     inner.requested.remove(&page.get());
                     changed += 1;
+                    present += 1;
                 }
                 contents = rest;
             }
