@@ -58,8 +58,8 @@ impl Foresight {
         }
     }
 
-    /// Programs want these pages. Returns those to be asked for ahead: none that is wanted, none twice.
-    pub(super) fn wanted(&mut self, region: usize, pages: &[PageIndex]) -> Vec<PageIndex> {
+    /// Programs want these pages. Returns those to be asked for ahead, `room` at most: none that is wanted, none twice.
+    pub(super) fn wanted(&mut self, region: usize, pages: &[PageIndex], room: usize) -> Vec<PageIndex> {
         let Some(watch) = self.regions.get_mut(region).filter(|_| self.limit > 0) else {
             return Vec::new();
         };
@@ -67,8 +67,13 @@ impl Foresight {
         for page in pages {
             ahead.extend(watch.follow(page.get(), self.limit).into_iter().filter_map(PageIndex::new));
         }
-        ahead.retain(|page| !pages.contains(page) && self.expected.insert((region, *page)));
-        ahead.into_iter().collect()
+        let expected = &mut self.expected;
+        let new = ahead
+            .into_iter()
+            .filter(|page| !pages.contains(page) && !expected.contains(&(region, *page)));
+        let new: Vec<_> = new.take(room).collect();
+        expected.extend(new.iter().map(|page| (region, *page)));
+        new
     }
 
     /// Whether the page has been asked for ahead and has not come.
@@ -114,7 +119,7 @@ impl Watch {
     /// A walk that two earlier requests and this one are on.
     fn begin(&self, page: u64) -> Option<Walk> {
         let step = self.recent.iter().rev().find_map(|before| {
-            let step = distance(*before, page).filter(|step| *step != 0)?;
+            let step = distance(*before, page).filter(|step| (1..=LONGEST_STEP).contains(&step.unsigned_abs()))?;
             let first = before.checked_add_signed(-step)?;
             self.recent.contains(&first).then_some(step)
         })?;
@@ -182,7 +187,13 @@ mod tests {
     /// What is asked for ahead at each of these requests, one after the other.
     fn ahead(limit: u64, pages: &[u64]) -> Vec<Vec<u64>> {
         let mut foresight = Foresight::new([1000].into_iter(), limit);
-        let ask = |pgoff: &u64| foresight.wanted(0, &[page(*pgoff)]).iter().map(|page| page.get()).collect();
+        let ask = |pgoff: &u64| {
+            foresight
+                .wanted(0, &[page(*pgoff)], 100)
+                .iter()
+                .map(|page| page.get())
+                .collect()
+        };
         pages.iter().map(ask).collect()
     }
 
@@ -232,10 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_foreseen_than_there_is_room_for() {
+        let mut foresight = Foresight::new([1000].into_iter(), 16);
+        let mut ask = |pgoff, room| foresight.wanted(0, &[page(pgoff)], room).len();
+        assert_eq!(
+            (ask(10, 9), ask(11, 9), ask(12, 3), ask(17, 0), ask(26, 100)),
+            (0, 0, 3, 0, 16)
+        );
+        assert!(foresight.expects(0, page(15)) && !foresight.expects(0, page(16)));
+    }
+
+    #[test]
+    fn steps_have_a_limit() {
+        let ahead = |step| {
+            let mut foresight = Foresight::new([1 << 20].into_iter(), 16);
+            let mut ask = |pgoff| foresight.wanted(0, &[page(pgoff)], 100).len();
+            (ask(0), ask(step), ask(2 * step)).2
+        };
+        assert_eq!((ahead(LONGEST_STEP), ahead(LONGEST_STEP + 1)), (4, 0));
+    }
+
+    #[test]
     fn pages_on_their_way_are_known_until_they_come() {
         let mut foresight = Foresight::new([1000, 1000].into_iter(), 16);
         for pgoff in [10, 11, 12] {
-            foresight.wanted(1, &[page(pgoff)]);
+            foresight.wanted(1, &[page(pgoff)], 100);
         }
         assert!(foresight.expects(1, page(14)) && !foresight.expects(0, page(14)));
         foresight.came(1, range(13, 2).unwrap());

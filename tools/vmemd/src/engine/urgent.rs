@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{Error, PageIndex, PageRange};
 use vmem_source::page::join;
-use vmem_source::source::MAX_ASK_RANGES;
+use vmem_source::source::{MAX_ASK_PAGES, MAX_ASK_RANGES};
 use vmem_source::{Lane, Readiness, SourceError};
 
 use super::apply::apply;
@@ -19,8 +19,9 @@ use super::stats::add;
 use super::{Interruption, PATIENCE, Shared};
 use crate::failure::Failure;
 
-/// Pages in flight at a time. Further requests stay in the kernel. All questions together are so short (16 KiB at most) that the
-/// source's socket takes them while the source is still busy answering: asking does not wait for an answer to be read.
+/// Pages in flight at a time, those ahead of requests among them. Further requests stay in the kernel. All questions together are so short
+/// (little more than 16 KiB) that the source's socket takes them while the source is still busy answering: asking does not wait for an
+/// answer to be read.
 const WINDOW: usize = 1024;
 
 /// Requests taken from one region at a time: few enough that its first ones are on their way early, and that other regions have their turn.
@@ -95,7 +96,8 @@ impl Urgent<'_> {
                 add(&self.shared.stats.requests, pages.len() as u64);
                 self.shared.flight.insert(region, &pages);
                 self.shared.tell_stream(region, &pages);
-                let ahead = self.foresight.wanted(region, &pages);
+                let room = WINDOW.saturating_sub(self.asked + pages.len());
+                let ahead = self.foresight.wanted(region, &pages, room);
                 add(&self.shared.stats.ahead, ahead.len() as u64);
                 // What is on its way already is not asked for again.
                 let foreseen = |page: &PageIndex| self.foresight.expects(region, *page);
@@ -175,8 +177,10 @@ impl Urgent<'_> {
         if self.asked == 0 && !pages.is_empty() {
             self.heard = Instant::now();
         }
-        for ranges in runs(&pages).chunks(MAX_ASK_RANGES) {
-            self.line.ask(region, ranges)?;
+        for pages in pages.chunks(MAX_ASK_PAGES as usize) {
+            for ranges in runs(pages).chunks(MAX_ASK_RANGES) {
+                self.line.ask(region, ranges)?;
+            }
         }
         self.asked += pages.len();
         Ok(())
