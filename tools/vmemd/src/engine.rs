@@ -275,11 +275,28 @@ impl Engine {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let result = run(&shared);
-                shared.report(Event::Ended(result));
+                let mut ending = Ending {
+                    shared: &shared,
+                    result: None,
+                };
+                ending.result = Some(run(&shared));
             })
             .map_err(Failure::local("cannot start a thread"))?;
         self.running += 1;
         Ok(())
+    }
+}
+
+/// Reports the end of a lane, also of one that has panicked: nobody shall wait for it.
+struct Ending<'a> {
+    shared: &'a Shared,
+    result: Option<Result<(), Failure>>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let panicked = || Err(Failure::local("cannot go on")(std::io::Error::other("a thread has panicked")));
+        let result = self.result.take().unwrap_or_else(panicked);
+        self.shared.report(Event::Ended(result));
     }
 }
