@@ -27,7 +27,7 @@ mod tests;
 mod urgent;
 mod wanted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -174,6 +174,9 @@ impl From<SourceError> for Interruption {
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     events: Receiver<Event>,
+    connect: Connect,
+    /// Regions of which all that was absent has been asked for.
+    asked: BTreeSet<usize>,
     /// Lanes that have not ended.
     running: usize,
     halted: bool,
@@ -213,18 +216,37 @@ impl Engine {
         let mut engine = Self {
             shared: Arc::clone(&shared),
             events,
+            connect: Arc::clone(&connect),
+            asked: BTreeSet::new(),
             running: 0,
             halted: false,
         };
-        let line = Line::open(Arc::clone(&shared), Lane::Urgent, Arc::clone(&connect), first)?;
+        let line = Line::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, line))?;
         if options.background {
-            engine.spawn("stream", &shared, move |shared| {
-                let line = Line::connect(Arc::clone(shared), Lane::Stream, connect)?;
-                stream::run(shared, line)
-            })?;
+            engine.stream((0..shared.sinks.len()).collect())?;
         }
         Ok((engine, sender))
+    }
+
+    /// Whether the pages of a region that cannot be read are known to be such at the source. A touch can also have timed out before
+    /// anybody asked for its page: where there is no stream, they are asked for once, and it is known when the engine is idle again.
+    pub(crate) fn has_asked_for_unreadable(&mut self, region: usize) -> Result<bool, Failure> {
+        let asked = self.asked.contains(&region);
+        if !asked {
+            self.stream(vec![region])?;
+        }
+        Ok(asked)
+    }
+
+    /// Asks for all that is absent in these regions.
+    fn stream(&mut self, regions: Vec<usize>) -> Result<(), Failure> {
+        self.asked.extend(&regions);
+        let (shared, connect) = (Arc::clone(&self.shared), Arc::clone(&self.connect));
+        self.spawn("stream", &shared, move |shared| {
+            let line = Line::connect(Arc::clone(shared), Lane::Stream, connect)?;
+            stream::run(shared, line, &regions)
+        })
     }
 
     /// The next event, if one comes within `timeout`. After [`halt`](Self::halt) what becomes of the connections is none any more.

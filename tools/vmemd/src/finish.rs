@@ -93,17 +93,24 @@ impl Finish {
         Ok(())
     }
 
+    /// Whether, as of the latest look, pages are absent and all of these unreadable. It need not be the source that cannot read them: a page
+    /// whose touch has timed out counts as unreadable until it comes.
+    pub(crate) fn is_present_or_unreadable(&self) -> bool {
+        let State { present, unreadable, .. } = self.state;
+        present < self.pages && present + unreadable == self.pages
+    }
+
     /// Goes one step on, if it can; none takes long. True if there is another one at once.
     ///
-    /// `idle` says that nothing is on its way: a page whose touch has timed out counts as unreadable until it comes.
-    pub(crate) fn step(&mut self, choices: Choices, idle: bool) -> Result<bool, Failure> {
+    /// `known` says that the source cannot read what is unreadable as of the latest look.
+    pub(crate) fn step(&mut self, choices: Choices, known: bool) -> Result<bool, Failure> {
         if self.settled() {
             return Ok(false);
         }
         self.look()?;
         let pages = self.pages;
         self.phase = match self.phase {
-            _ if idle && self.state.present < pages && self.state.present + self.state.unreadable == pages => Phase::Unreadable,
+            _ if known && self.is_present_or_unreadable() => Phase::Unreadable,
             _ if self.state.present < pages => Phase::Filling,
             _ if self.state.plain => self.make_plain()?,
             Phase::Populating => self.populate()?,

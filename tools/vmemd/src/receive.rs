@@ -108,9 +108,10 @@ impl Run {
         loop {
             let mut more = false;
             let idle = engine.is_idle();
-            for region in &mut self.regions {
+            for (number, region) in self.regions.iter_mut().enumerate() {
                 let before = region.phase();
-                more |= region.step(choices, idle)?;
+                let known = idle && region.is_present_or_unreadable() && engine.has_asked_for_unreadable(number)?;
+                more |= region.step(choices, known)?;
                 if region.phase() != before {
                     report.phase(&RegionSnapshot::from(&*region));
                 }

@@ -26,9 +26,9 @@ const ASK_RUNS: usize = 256;
 /// however scattered the pages are. Asking does not wait for an answer to be read.
 const MOST_RUNS: usize = 1024;
 
-/// Asks for every page that is absent, once, and ends when all have come.
-pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
-    let plan = absent(shared)?;
+/// Asks for every page that is absent in these regions, once, and ends when all have come.
+pub(super) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result<(), Failure> {
+    let plan = absent(shared, regions)?;
     let mut stream = Stream {
         shared,
         line,
@@ -45,7 +45,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
             Err(Interruption::Source(error)) => {
                 stream.line.reopen(error)?;
                 stream.asked = Asked::default();
-                stream.plan = absent(shared)?;
+                stream.plan = absent(shared, regions)?;
                 // What was said last may not have arrived, and the source's records are not ours.
                 stream.told = Told::nothing();
             }
@@ -169,14 +169,16 @@ impl Stream<'_> {
     }
 }
 
-/// All that is absent now, in all regions.
-fn absent(shared: &Shared) -> Result<Plan, Failure> {
-    let mut regions = Vec::new();
+/// All that is absent now in these regions.
+fn absent(shared: &Shared, regions: &[usize]) -> Result<Plan, Failure> {
+    let mut plan = Vec::new();
     for (region, sink) in shared.sinks.iter().enumerate() {
         let mut wanted = Wanted::none_of(shared.exports[region].pages);
-        sink.absent(&mut |pages| wanted.insert(pages))
-            .map_err(shared.failed("read which pages are present in", region))?;
-        regions.push(wanted);
+        if regions.contains(&region) {
+            sink.absent(&mut |pages| wanted.insert(pages))
+                .map_err(shared.failed("read which pages are present in", region))?;
+        }
+        plan.push(wanted);
     }
-    Ok(Plan::new(regions))
+    Ok(Plan::new(plan))
 }

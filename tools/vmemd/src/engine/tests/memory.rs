@@ -88,6 +88,11 @@ impl Memory {
         self.lock().room = pages;
     }
 
+    /// A touch of this page has timed out before anybody took its request.
+    pub(super) fn time_out(&self, pgoff: u64) {
+        self.lock().pages[pgoff as usize] = Page::Unreadable;
+    }
+
     /// A new daemon comes: requests that were not answered come again.
     pub(super) fn attach(&self) {
         let mut inner = self.lock();
