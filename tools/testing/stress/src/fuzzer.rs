@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Calls with arguments that nobody would make, on regions of its own.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use vmem::{Control, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder, ioctl_at};
 use vmem_sys::{
     VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FILL_PAGES, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD, VMEM_GET_PAGE_REQUEST,
     VMEM_GET_PRESENT, VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED, VMEM_READY, VMEM_WAIT_READY,
+    vmem_create, vmem_map_fd,
 };
 
 use crate::board::{Board, Note};
@@ -78,8 +82,8 @@ impl Arguments {
         }
     }
 
-    /// Fills the memory with something, and gives the address of an argument.
-    fn make(&self, numbers: &mut Numbers, absent: &Area) -> usize {
+    /// Fills the memory with something, and gives the address of a call's argument.
+    fn make(&self, numbers: &mut Numbers, absent: &Area, call: u32) -> usize {
         // Many fields must be zero for a call to come far.
         let zeros = numbers.below(16) * 8;
         for offset in (0..2048).step_by(8) {
@@ -92,21 +96,51 @@ impl Arguments {
             };
             self.memory.store(offset, word);
         }
-        // The sizes of regions: small ones, as there may be thousands, or impossible ones.
+        // The sizes of regions: small ones, as there may be thousands, or impossible ones. One of terabytes takes hundreds of megabytes,
+        // and its cgroup's programs would be killed for it.
         let size = self.memory.load(0);
         if (1 << 24..=1 << 44).contains(&size) {
             self.memory.store(0, size % (1 << 24));
         }
-        if numbers.once_in(12) {
-            self.address(numbers, absent) as usize
-        } else {
-            self.memory.address()
+        let wild = self.address(numbers, absent) as usize;
+        let is_in = |area: &Area| (area.address()..area.address() + area.size()).contains(&wild);
+        let is_size = call == VMEM_CREATE_VMEM && (is_in(&self.memory) || is_in(absent));
+        match numbers.once_in(12) && !is_size {
+            true => wild,
+            false => self.memory.address(),
         }
+    }
+
+    /// The descriptor that a call has stored at `offset`.
+    fn descriptor(&self, offset: usize) -> i32 {
+        (0..4).fold(0, |value, byte| {
+            value | (i32::from(self.memory.peek(offset + byte)) << (8 * byte))
+        })
     }
 }
 
 /// Calls in a life. What descriptors they gave goes with it.
 const CALLS_IN_A_LIFE: usize = 600;
+/// Calls on a region that has become plain: most of them can only be refused then.
+const CALLS_WHEN_PLAIN: usize = 20;
+/// Descriptors that calls gave and that are used for others.
+const DESCRIPTORS: usize = 16;
+/// What leaves the processors to the others.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The descriptor that a call has given, if it is one that may be used: whoever serves the others' regions, too, makes their pages wrong.
+fn given(call: u32, arguments: &Arguments) -> anyhow::Result<Option<OwnedFd>> {
+    let offset = match call {
+        VMEM_CREATE_VMEM => offset_of!(vmem_create, vmem_fd),
+        VMEM_GET_MAP_FD => offset_of!(vmem_map_fd, fd),
+        _ => return Ok(None),
+    };
+    let itself = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd")?;
+    let fd =
+        pidfd_getfd(&itself, arguments.descriptor(offset), PidfdGetfdFlags::empty()).context("a descriptor that a call gave")?;
+    fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+    Ok(Some(fd))
+}
 
 /// A fuzzer's life.
 pub(crate) fn run(board: &Board, actor: usize, mut numbers: Numbers) -> anyhow::Result<()> {
@@ -121,22 +155,39 @@ pub(crate) fn run(board: &Board, actor: usize, mut numbers: Numbers) -> anyhow::
     for fd in [region.as_fd(), map.as_fd()] {
         fcntl_setfl(fd, OFlags::NONBLOCK)?;
     }
-    for _ in 0..CALLS_IN_A_LIFE {
-        if board.is_over()? {
-            break;
-        }
+    let mut others: Vec<OwnedFd> = Vec::new();
+    let mut left = CALLS_IN_A_LIFE;
+    while left > 0 && !board.is_over()? {
+        left -= 1;
         board.count(actor, Note::Steps)?;
-        let fd: BorrowedFd<'_> = numbers.pick(&[region.as_fd(), region.as_fd(), map.as_fd(), control.as_fd()]);
+        let fd: BorrowedFd<'_> = match numbers.below(6) {
+            0 => control.as_fd(),
+            1 => map.as_fd(),
+            at if at < 4 && !others.is_empty() => others[numbers.below(others.len())].as_fd(),
+            _ => region.as_fd(),
+        };
         let call = match numbers.below(20) {
             // Numbers and sizes that are no call.
             0 => numbers.any() as u32,
             1 => numbers.pick(&CALLS) ^ (1 << numbers.below(32)),
             _ => numbers.pick(&CALLS),
         };
-        let argument = arguments.make(&mut numbers, &area);
+        let argument = arguments.make(&mut numbers, &area, call);
         // Whatever comes of it.
-        let _ = ioctl_at(fd, call, argument);
+        let result = ioctl_at(fd, call, argument);
         board.count(actor, Note::Wild)?;
+        if result.is_ok() && argument == arguments.memory.address() {
+            if let Some(fd) = given(call, &arguments)? {
+                if others.len() == DESCRIPTORS {
+                    others.swap_remove(numbers.below(DESCRIPTORS));
+                }
+                others.push(fd);
+            }
+        }
+        if result.is_ok() && call == VMEM_MAKE_VMA_ANONYMOUS && region.info()?.plain {
+            left = left.min(CALLS_WHEN_PLAIN);
+        }
+        sleep(PAUSE);
     }
     Ok(())
 }
