@@ -5,6 +5,8 @@ use anyhow::Context;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vmem_mapping::{Access, Mapping, Sharing};
 
+/// Numbers that the memory has for each region: its life, and whether that has become plain.
+const PER_REGION: usize = 2;
 /// Numbers that the memory has for each actor.
 const PER_ACTOR: usize = 8;
 /// Numbers that the memory has for each page.
@@ -17,10 +19,14 @@ pub(crate) enum Note {
     Steps,
     /// Pages compared, ever.
     Checked,
+    /// Those of them in memory that a conversion has made plain.
+    CheckedPlain,
     /// Calls made with wild arguments, ever.
     Wild,
     /// The page that it touches next: [`Board::page`], plus one.
     Touching,
+    /// The most pages that KSM was ever seen to save.
+    Merged,
 }
 
 /// What is known of a page, once it has been so.
@@ -39,12 +45,13 @@ pub(crate) struct Board {
     regions: usize,
     pages: usize,
     actors: usize,
+    workers: usize,
 }
 
 impl Board {
-    /// All numbers are zero.
-    pub(crate) fn new(regions: usize, pages: usize, actors: usize) -> anyhow::Result<Self> {
-        let len = 8 * (1 + regions + actors * PER_ACTOR + regions * pages * PER_PAGE);
+    /// All numbers are zero. The first of the actors are the daemons and programs, which are `workers`.
+    pub(crate) fn new(regions: usize, pages: usize, actors: usize, workers: usize) -> anyhow::Result<Self> {
+        let len = 8 * (1 + regions * PER_REGION + actors * PER_ACTOR + regions * pages * PER_PAGE);
         let file = memfd_create("board", MemfdFlags::CLOEXEC).context("memfd")?;
         ftruncate(&file, len as u64).context("memfd")?;
         Ok(Self {
@@ -52,6 +59,7 @@ impl Board {
             regions,
             pages,
             actors,
+            workers,
         })
     }
 
@@ -100,11 +108,22 @@ impl Board {
                 }
             }
         }
+        self.set(1 + self.regions + region, 0)?;
         self.set(1 + region, life + 1)
     }
 
+    /// Whether the region is plain memory in this life. It is so a moment before this is said.
+    pub(crate) fn is_plain(&self, region: usize) -> anyhow::Result<bool> {
+        Ok(self.get(1 + self.regions + region)? != 0)
+    }
+
+    /// Says that the region is plain memory.
+    pub(crate) fn set_plain(&self, region: usize) -> anyhow::Result<()> {
+        self.set(1 + self.regions + region, 1)
+    }
+
     fn place(&self, region: usize, page: usize, mark: Mark) -> usize {
-        let pages = 1 + self.regions + self.actors * PER_ACTOR;
+        let pages = 1 + self.regions * PER_REGION + self.actors * PER_ACTOR;
         pages + (region * self.pages + page) * PER_PAGE + mark as usize
     }
 
@@ -119,7 +138,7 @@ impl Board {
     }
 
     fn note_place(&self, actor: usize, note: Note) -> usize {
-        1 + self.regions + actor * PER_ACTOR + note as usize
+        1 + self.regions * PER_REGION + actor * PER_ACTOR + note as usize
     }
 
     /// What an actor has noted.
@@ -135,6 +154,11 @@ impl Board {
     /// Counts a note up.
     pub(crate) fn count(&self, actor: usize, note: Note) -> anyhow::Result<()> {
         self.set_note(actor, note, self.note(actor, note)? + 1)
+    }
+
+    /// Steps of all daemons and programs.
+    pub(crate) fn steps(&self) -> anyhow::Result<u64> {
+        (0..self.workers).map(|actor| self.note(actor, Note::Steps)).sum()
     }
 
     /// One number for a page of a region.

@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use vmem::{Control, Error, Fill, PAGE_SIZE, PageIndex, PageRange, Region, RegionBuilder};
 
 use crate::board::{Board, Mark, Note};
-use crate::hands::name;
+use crate::hands::{is_huge, name};
 use crate::model::Page;
 use crate::numbers::Numbers;
 
@@ -36,8 +36,7 @@ fn attach(board: &Board, region: usize) -> anyhow::Result<Option<Region>> {
         Err(error) => return Err(error).context("attach"),
     }
     let builder = RegionBuilder::new((board.pages() * PAGE_SIZE) as u64).name(name(region));
-    // Every other one in huge pages.
-    let builder = if region % 2 == 0 { builder.huge() } else { builder };
+    let builder = if is_huge(region) { builder.huge() } else { builder };
     match builder.create(&control) {
         Ok(served) => Ok(Some(served)),
         Err(Error::NameTaken) => Ok(None),
@@ -124,7 +123,7 @@ impl Daemon<'_> {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 fallocate(self.served.staging(), flags, (page * PAGE_SIZE) as u64, PAGE_SIZE as u64).context("fallocate")?;
             }
-            9 if self.numbers.once_in(30) => return self.complete(),
+            9 if self.numbers.once_in(12) => return self.complete(),
             10 => {
                 let info = self.served.info()?;
                 ensure!(info.attached, "a daemon is not attached: {info:?}");

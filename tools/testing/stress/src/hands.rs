@@ -2,6 +2,8 @@
 //! What a program holds of a region: a descriptor, mappings, and what it has written.
 
 use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
 
 use anyhow::{Context, ensure};
 use vmem::{Access, MapHandle, PAGE_SIZE};
@@ -10,9 +12,22 @@ use vmem_functional_sys::{Area, AreaBuilder};
 use crate::board::{Board, Note};
 use crate::model::{Page, WORDS};
 
+/// Whether a region is one of huge pages: every other one is.
+pub(crate) fn is_huge(region: usize) -> bool {
+    region % 2 == 0
+}
+
 /// The node of a region.
 pub(crate) fn name(region: usize) -> String {
     format!("stress{region}")
+}
+
+/// How all of a region is mapped: one of huge pages where these can be mapped as such.
+fn whole(region: usize) -> AreaBuilder {
+    match is_huge(region) {
+        true => AreaBuilder::default().aligned(512),
+        false => AreaBuilder::default(),
+    }
 }
 
 /// A program's hold on one life of a region. Its mappings go before its descriptor, so that a region whose node is gone is mapped by
@@ -44,9 +59,7 @@ impl<'a> Hands<'a> {
             Err(vmem::Error::Open { .. } | vmem::Error::NotVmem { .. }) => return Ok(None),
             Err(error) => return Err(error).context("opening a node"),
         };
-        let area = AreaBuilder::default()
-            .map(&handle, 0, board.pages())
-            .context("mapping a region")?;
+        let area = whole(region).map(&handle, 0, board.pages()).context("mapping a region")?;
         // It was this life's all the time only if that goes on.
         if board.life(region)? != life {
             return Ok(None);
@@ -83,6 +96,9 @@ impl<'a> Hands<'a> {
     pub(crate) fn compare(&self, page: usize, words: &[u64]) -> anyhow::Result<()> {
         let own = self.written.get(&page).copied();
         self.page(page).check(self.board, self.program, words, own)?;
+        if self.board.is_plain(self.region)? {
+            self.board.count(self.actor, Note::CheckedPlain)?;
+        }
         self.board.count(self.actor, Note::Checked)
     }
 
@@ -113,7 +129,7 @@ impl<'a> Hands<'a> {
     pub(crate) fn write_privately(&mut self, page: usize, value: u64) -> anyhow::Result<()> {
         self.touch(page)?;
         if self.private.is_none() {
-            let area = AreaBuilder::default().private().map(&self.handle, 0, self.board.pages());
+            let area = whole(self.region).private().map(&self.handle, 0, self.board.pages());
             self.private = Some((area.context("a private mapping")?, HashMap::new()));
         }
         let Some((area, copies)) = &mut self.private else {
@@ -134,6 +150,14 @@ impl<'a> Hands<'a> {
         self.page(page).check(self.board, self.program, &words, own)
     }
 
+    /// Advises the private mapping, if there is one.
+    pub(crate) fn advise_privately(&self, pages: Range<usize>, advice: i32) -> io::Result<()> {
+        match &self.private {
+            Some((area, _)) => area.advise(pages, advice),
+            None => Ok(()),
+        }
+    }
+
     /// Lets go of the private mapping.
     pub(crate) fn drop_private(&mut self) {
         self.private = None;
@@ -141,7 +165,7 @@ impl<'a> Hands<'a> {
 
     /// Maps the region at another place, and lets go of the first one.
     pub(crate) fn map_again(&mut self) -> anyhow::Result<()> {
-        self.area = AreaBuilder::default()
+        self.area = whole(self.region)
             .map(&self.handle, 0, self.board.pages())
             .context("mapping again")?;
         Ok(())

@@ -13,8 +13,10 @@ mod hands;
 mod machine;
 mod model;
 mod numbers;
+mod pace;
 mod program;
 mod supervisor;
+mod tally;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     match supervisor::run(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vmem-stress: {error:#}");
+            eprintln!("vmem-stress: FAILED: {error:#}");
             ExitCode::FAILURE
         }
     }

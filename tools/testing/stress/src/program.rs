@@ -17,6 +17,7 @@ use crate::numbers::Numbers;
 
 const MADV_DONTNEED: i32 = 4;
 const MADV_REMOVE: i32 = 9;
+const MADV_MERGEABLE: i32 = 12;
 /// Advice that changes no contents: WILLNEED, RANDOM, MERGEABLE, UNMERGEABLE, HUGEPAGE, NOHUGEPAGE, COLD, PAGEOUT, COLLAPSE.
 const HARMLESS: [i32; 9] = [3, 1, 12, 13, 14, 15, 20, 21, 25];
 
@@ -59,12 +60,13 @@ fn step(board: &Board, hands: &mut Hands<'_>, numbers: &mut Numbers) -> anyhow::
     let pages = board.pages();
     let page = numbers.below(pages);
     let run = numbers.run(pages, 24);
-    match numbers.below(40) {
+    match numbers.below(42) {
         0..8 => hands.check(page),
         8..12 => run.clone().try_for_each(|page| hands.check(page)),
-        12..19 => hands.write(page, numbers.any()),
-        19..21 => hands.write_privately(page, numbers.any()),
-        21 => {
+        12..18 => hands.write(page, numbers.any()),
+        18 => hands.write_privately(page, numbers.any()),
+        19..21 => make_copies(hands, numbers, pages),
+        21 if numbers.once_in(10) => {
             hands.drop_private();
             Ok(())
         }
@@ -85,12 +87,16 @@ fn step(board: &Board, hands: &mut Hands<'_>, numbers: &mut Numbers) -> anyhow::
             let _refused = hands.area.advise(run.clone(), numbers.pick(&HARMLESS));
             hands.check(run.start)
         }
+        40..42 => {
+            let _refused = hands.advise_privately(run, numbers.pick(&HARMLESS));
+            Ok(())
+        }
         27 => {
             or_refused(hands.area.protect(run.clone(), 1)).context("mprotect")?;
             run.clone().try_for_each(|page| hands.check(page))?;
             or_refused(hands.area.protect(run, 3)).context("mprotect")
         }
-        28..30 => part(hands, numbers, run),
+        28..30 => part(hands, numbers, run, pages),
         30 => hands.map_again(),
         31 => {
             let place = AreaBuilder::default().private().anonymous(pages).context("a place")?;
@@ -123,7 +129,7 @@ fn step(board: &Board, hands: &mut Hands<'_>, numbers: &mut Numbers) -> anyhow::
 }
 
 /// Another mapping of a part, in pieces.
-fn part(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>) -> anyhow::Result<()> {
+fn part(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>, pages: usize) -> anyhow::Result<()> {
     let builder = numbers.pick(&[AreaBuilder::default(), AreaBuilder::default().read_only()]);
     let mut part = builder.map(&hands.handle, run.start, run.len()).context("mapping a part")?;
     let (first, last) = (run.start, run.len() - 1);
@@ -135,7 +141,27 @@ fn part(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>) -
         }
         part.remap(last, numbers.once_in(2)).context("mremap to less")?;
     }
+    hands.check_in(&part, 0, first)?;
+    // Plain memory can grow; what is still a region cannot.
+    let grown = part.pages() + 1 + numbers.below(16);
+    if part.remap(grown, true).is_ok() {
+        let page = (first + grown - 1).min(pages - 1);
+        hands.check_in(&part, page - first, page)?;
+    }
     hands.check_in(&part, 0, first)
+}
+
+/// Private copies of pages that no program writes to. Others' copies of them are equal to these or not, so that KSM has something to merge,
+/// once the region is plain; it does not merge what has changed of late, so this happens to the same few pages.
+fn make_copies(hands: &mut Hands<'_>, numbers: &mut Numbers, pages: usize) -> anyhow::Result<()> {
+    let first = numbers.below(pages.min(128));
+    let value = (0xc << 60) | u64::from(numbers.once_in(4));
+    let copied = (first..(first + 128).min(pages)).filter(|&page| hands.page(page).is_staged());
+    for page in copied.collect::<Vec<_>>() {
+        hands.write_privately(page, value)?;
+    }
+    let _refused = hands.advise_privately(0..pages, MADV_MERGEABLE);
+    Ok(())
 }
 
 /// Children that touch, and perhaps are killed for it.

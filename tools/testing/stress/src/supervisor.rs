@@ -13,16 +13,24 @@ use crate::board::{Board, Mark, Note};
 use crate::hands::name;
 use crate::machine::Machine;
 use crate::numbers::Numbers;
+use crate::pace::Pace;
+use crate::tally::{Kernel, Tally};
 use crate::{Options, daemon, fuzzer, program};
 
 /// How often the supervisor looks around.
 const TURN: Duration = Duration::from_millis(20);
+/// Up to how many milliseconds a region lives on as plain memory, and half a second.
+const PLAIN_LIFE: usize = 5000;
+/// So many steps leave several programs equal pages in plain memory, for as long as KSM takes to find them. On a debug kernel a run of two
+/// minutes may have fewer.
+const ENOUGH_TO_MERGE: u64 = 10_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Daemon(usize),
     Program(usize),
     Fuzzer,
+    Machine,
 }
 
 struct Actor {
@@ -39,8 +47,11 @@ struct Actor {
 struct Supervisor {
     options: Options,
     seed: u64,
+    machine: Machine,
     board: Board,
     actors: Vec<Actor>,
+    /// Of each region that is plain, when it is given up.
+    given_up: Vec<Option<Instant>>,
     numbers: Numbers,
     kills: u64,
     bus: u64,
@@ -54,13 +65,17 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         seed => seed,
     };
     println!("vmem-stress: seed {seed}, {options:?}");
-    let machine = Machine::new()?;
+    let (machine, before) = (Machine::new()?, Kernel::now()?);
+    // Daemons and programs first.
     let mut roles: Vec<Role> = (0..options.regions.into()).map(Role::Daemon).collect();
     roles.extend((0..options.processes.into()).map(Role::Program));
-    roles.push(Role::Fuzzer);
+    let workers = roles.len();
+    roles.extend([Role::Fuzzer, Role::Machine]);
     let mut supervisor = Supervisor {
-        board: Board::new(options.regions.into(), options.pages.into(), roles.len())?,
+        board: Board::new(options.regions.into(), options.pages.into(), roles.len(), workers)?,
         actors: roles.into_iter().map(Actor::new).collect(),
+        given_up: vec![None; options.regions.into()],
+        machine,
         numbers: Numbers::new(seed, usize::MAX, 0),
         options,
         seed,
@@ -68,10 +83,10 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         bus: 0,
         conversions: 0,
     };
-    supervisor.supervise(&machine)?;
+    supervisor.supervise()?;
     supervisor.finish()?;
-    machine.finish()?;
-    supervisor.tell()
+    supervisor.machine.finish()?;
+    supervisor.tell(&before)
 }
 
 impl Actor {
@@ -97,15 +112,16 @@ impl Actor {
 }
 
 impl Supervisor {
-    fn supervise(&mut self, machine: &Machine) -> anyhow::Result<()> {
-        let (begun, mut told) = (Instant::now(), Instant::now());
+    fn supervise(&mut self) -> anyhow::Result<()> {
+        let (begun, mut told, mut pace) = (Instant::now(), Instant::now(), Pace::new());
         while begun.elapsed() < self.options.seconds {
             for actor in 0..self.actors.len() {
                 self.look_after(actor)?;
             }
             self.turn_regions()?;
-            self.meddle()?;
-            machine.work(&mut self.numbers);
+            if pace.is_due(&self.board)? {
+                self.meddle()?;
+            }
             if told.elapsed() > Duration::from_secs(60) {
                 println!("vmem-stress: {} s", begun.elapsed().as_secs());
                 told = Instant::now();
@@ -133,18 +149,19 @@ impl Supervisor {
     fn start(&mut self, at: usize) -> anyhow::Result<()> {
         let actor = &self.actors[at];
         if let Role::Daemon(region) = actor.role {
-            // Given up: nobody serves it until it is gone.
-            if self.board.life(region)? % 2 == 1 {
+            // Plain, or given up: nobody serves it until it is gone.
+            if self.board.life(region)? % 2 == 1 || self.board.is_plain(region)? {
                 return Ok(());
             }
         }
         let (role, numbers) = (actor.role, Numbers::new(self.seed, at, actor.lives));
-        let board = &self.board;
+        let (board, machine) = (&self.board, &self.machine);
         let child = fork(|| {
-            let lived = be_born().and_then(|()| match role {
+            let lived = be_born(role).and_then(|()| match role {
                 Role::Daemon(region) => daemon::run(board, at, region, numbers),
                 Role::Program(program) => program::run(board, at, program, numbers).map(|()| 0),
                 Role::Fuzzer => fuzzer::run(board, at, numbers).map(|()| 0),
+                Role::Machine => machine.run(board, at, numbers).map(|()| 0),
             });
             lived.unwrap_or_else(|error| {
                 eprintln!("vmem-stress: {role:?}: {error:#}");
@@ -165,8 +182,10 @@ impl Supervisor {
         match (end, actor.role) {
             (End::Exited(daemon::CONVERTED), Role::Daemon(region)) => {
                 self.conversions += 1;
-                // The region is given up: when everybody has let go of it, the next life begins.
-                self.board.turn(region)
+                self.board.set_plain(region)?;
+                let life = Duration::from_millis(500 + self.numbers.below(PLAIN_LIFE) as u64);
+                self.given_up[region] = Some(Instant::now() + life);
+                Ok(())
             }
             (End::Exited(0), _) => Ok(()),
             (End::Killed(signal), _) if signal == Signal::KILL.as_raw() && actor.killed => Ok(()),
@@ -211,10 +230,15 @@ impl Supervisor {
         }
     }
 
-    /// Lets the next life of a region begin, when the last one is over.
+    /// Gives up regions that were plain memory for long enough, or that nobody has any more. When everybody has let go of one, its next life
+    /// begins.
     fn turn_regions(&mut self) -> anyhow::Result<()> {
         for region in 0..self.board.regions() {
-            if self.board.life(region)? % 2 == 1 && !Path::new("/dev/vmem").join(name(region)).exists() {
+            let exists = Path::new("/dev/vmem").join(name(region)).exists();
+            if self.given_up[region].is_some_and(|when| !exists || when <= Instant::now()) {
+                self.given_up[region] = None;
+                self.board.turn(region)?;
+            } else if self.board.life(region)? % 2 == 1 && !exists {
                 self.board.turn(region)?;
             }
         }
@@ -275,29 +299,47 @@ impl Supervisor {
         Ok(())
     }
 
-    fn tell(&self) -> anyhow::Result<()> {
+    fn tell(&self, before: &Kernel) -> anyhow::Result<()> {
         let sum = |note| -> anyhow::Result<u64> { (0..self.actors.len()).map(|actor| self.board.note(actor, note)).sum() };
-        let lives: u64 = self.actors.iter().map(|actor| actor.lives).sum();
-        println!(
-            "vmem-stress: {} steps, {} pages compared, {} wild calls, {lives} processes, {} killed, {} times SIGBUS, {} conversions",
-            sum(Note::Steps)?,
-            sum(Note::Checked)?,
-            sum(Note::Wild)?,
-            self.kills,
-            self.bus,
-            self.conversions
-        );
-        ensure!(sum(Note::Checked)? > 0, "nothing was compared");
-        Ok(())
+        let steps = self.board.steps()?;
+        let now = Kernel::now()?;
+        let since = |names| now.since(before, names);
+        let mut tally = Tally::default();
+        tally.demand(steps, "steps");
+        tally.demand(sum(Note::Checked)?, "pages compared");
+        tally.demand(sum(Note::CheckedPlain)?, "of them in plain memory");
+        tally.demand(self.conversions, "conversions");
+        tally.demand(self.kills, "processes killed");
+        tally.add(self.bus, "times SIGBUS");
+        tally.demand(sum(Note::Wild)?, "wild calls");
+        tally.demand(since(&["pswpin"]), "pages swapped in");
+        let merged = (sum(Note::Merged)?, "pages saved by KSM at once");
+        match steps {
+            ENOUGH_TO_MERGE.. => tally.demand(merged.0, merged.1),
+            _ => tally.add(merged.0, merged.1),
+        }
+        tally.demand(since(&["thp_file_alloc", "thp_collapse_alloc"]), "huge pages made");
+        match self.machine.moves {
+            true => tally.demand(
+                since(&["pgmigrate_success"]),
+                "pages migrated between nodes and by compaction",
+            ),
+            false => tally.add(since(&["pgmigrate_success"]), "pages migrated by compaction"),
+        }
+        tally.tell(self.options.seconds)
     }
 }
 
 /// What sets an actor apart from the supervisor.
-fn be_born() -> anyhow::Result<()> {
+fn be_born(role: Role) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // Rust's runtime catches these, and touches a second time before it lets the process die.
     for signal in [Signal::BUS, Signal::SEGV] {
         reset_signal(signal.as_raw())?;
     }
-    Machine::enter()
+    match role {
+        // Who reclaims the others' memory shall not wait for his own.
+        Role::Machine => Ok(()),
+        _ => Machine::enter(),
+    }
 }
