@@ -63,10 +63,15 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
+        if let Err(error) = std::fs::write(place.path(PID), child.id().to_string()) {
+            // Nobody could find it later.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(error));
+        }
         let orders = child.stdin.take();
         let (sender, says) = channel();
         let pid = Pid::from_child(&child);
-        std::fs::write(place.path(PID), child.id().to_string()).map_err(failed)?;
         thread::Builder::new()
             .name("vmemd".to_owned())
             .spawn(move || listen(child, &sender))

@@ -64,7 +64,10 @@ impl Pages {
         let mut all = arguments.to_vec();
         all.push("--hold".to_owned());
         let mut daemon = Daemon::start(&all, place)?;
-        daemon.wait_for(PATIENCE, |line| event(line, "holding"))?;
+        if let Err(error) = daemon.wait_for(PATIENCE, |line| event(line, "holding")) {
+            daemon.stop();
+            return Err(error);
+        }
         pages.daemon = Some(daemon);
         Ok(pages)
     }
