@@ -69,11 +69,20 @@ pub(crate) enum Failure {
     #[error("the guest goes on at the source")]
     AtSource(#[source] Trouble),
     /// The guest has moved, and its memory has not, or not all of it.
-    #[error("the guest is at the destination, and its memory is not complete; 'vmemctl recover' goes on with it")]
+    #[error(
+        "the guest is at the destination, and its memory is not complete; 'vmemctl recover' at the source and 'vmemctl receive --resume' at the \
+             destination go on with it"
+    )]
     Unfinished(#[source] Trouble),
     /// Nobody knows where the guest is.
     #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
     Unknown(#[source] Trouble),
+    /// The guest has moved, and its QEMU has ended before its memory was complete.
+    #[error("the guest has ended at the destination; it must not go on at the source")]
+    Gone(#[source] Trouble),
+    /// It runs twice.
+    #[error("the guest runs at both hosts")]
+    Twice(#[source] Trouble),
     /// Pages are lost.
     #[error("the guest has lost memory")]
     Lost(#[source] Trouble),
@@ -85,7 +94,8 @@ impl Failure {
             Self::Local(_) => 1,
             Self::AtSource(_) => 2,
             Self::Unfinished(_) | Self::Unknown(_) => 3,
-            Self::Lost(_) => 4,
+            Self::Lost(_) | Self::Twice(_) => 4,
+            Self::Gone(_) => 5,
         }
     }
 }

@@ -39,8 +39,17 @@ impl<'a> Way<'a> {
 
     /// Connects, and says again that the guest is the destination's: it may not have heard it.
     pub(crate) fn connect(&self) -> Result<Channel, Trouble> {
+        self.say(&FromSource::Commit { run: self.run })
+    }
+
+    /// Connects, and says that the guest goes on here: it may not have heard it, and would wait for it.
+    pub(crate) fn abort(&self, reason: String) -> Result<(), Trouble> {
+        self.say(&FromSource::Abort { reason }).map(drop)
+    }
+
+    fn say(&self, word: &FromSource) -> Result<Channel, Trouble> {
         let channel = self.security.connect(self.to, self.session, Purpose::Recover)?;
-        let said = channel.say(&FromSource::Commit { run: self.run });
+        let said = channel.say(word);
         said.map_err(|error| Trouble::Peer("the destination's vmemctl".to_owned(), error))?;
         Ok(channel)
     }
@@ -49,13 +58,23 @@ impl<'a> Way<'a> {
 /// Serves pages and tells how far it is, until the destination says that it has all. If it does not get so far, pages are served on
 /// without this program: the guest needs them.
 pub(crate) fn follow(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Failure> {
-    follow_to_the_end(way, channel, export, report).map_err(|trouble| {
-        export.leave();
-        Failure::Unfinished(trouble)
-    })
+    match follow_to_the_end(way, channel, export, report) {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(Failure::Gone(Trouble::other(reason))),
+        Err(trouble) => {
+            export.leave();
+            Err(Failure::Unfinished(trouble))
+        }
+    }
 }
 
-fn follow_to_the_end(way: &Way<'_>, channel: Channel, export: &mut Export, report: &mut Report) -> Result<(), Trouble> {
+/// Until the destination has all, or, if the guest has ended there, it has said so.
+fn follow_to_the_end(
+    way: &Way<'_>,
+    channel: Channel,
+    export: &mut Export,
+    report: &mut Report,
+) -> Result<Option<String>, Trouble> {
     let mut channel = channel;
     loop {
         if let Some(news) = export.revive()? {
@@ -69,7 +88,12 @@ fn follow_to_the_end(way: &Way<'_>, channel: Channel, export: &mut Export, repor
                 // If it is not heard, the destination waits for `recover`, which finds nothing to do but this.
                 let _ = channel.say(&FromSource::Heard);
                 export.stop();
-                return Ok(());
+                return Ok(None);
+            }
+            Ok(Some(FromDestination::Gone { reason })) => {
+                let _ = channel.say(&FromSource::Heard);
+                export.stop();
+                return Ok(Some(reason.escape_debug().to_string()));
             }
             Ok(Some(FromDestination::Incomplete { reason })) => report.note(&format!("destination: {}", reason.escape_debug())),
             Ok(Some(other)) => {
@@ -87,7 +111,7 @@ fn follow_to_the_end(way: &Way<'_>, channel: Channel, export: &mut Export, repor
 }
 
 /// Connects again, and keeps pages coming meanwhile: they go their own way.
-fn again(way: &Way<'_>, export: &mut Export, report: &mut Report) -> Result<Channel, Trouble> {
+pub(crate) fn again(way: &Way<'_>, export: &mut Export, report: &mut Report) -> Result<Channel, Trouble> {
     let until = Instant::now() + RETRY;
     loop {
         match way.connect() {

@@ -6,6 +6,8 @@ mod channel;
 mod cli;
 mod daemon;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod follow;
 mod guest;
 mod message;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Version of this conversation. Both ends must speak the same one.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ pub(crate) enum FromSource {
     },
     /// It goes on at the source.
     Abort { reason: String },
-    /// FAILED or COMPLETE has been heard: the destination may forget the guest's move.
+    /// FAILED, GONE or COMPLETE has been heard: the destination may forget the guest's move.
     Heard,
 }
 
@@ -79,10 +79,12 @@ pub(crate) enum FromDestination {
     Running,
     /// The guest has not run here and never will.
     Failed { reason: String },
+    /// The guest was the destination's, and its QEMU has ended there.
+    Gone { reason: String },
     /// A line of the destination's vmemd.
     Pages { line: Value },
     /// The memory is complete, and plain.
     Complete { summary: Value },
-    /// The memory cannot be completed.
+    /// Something keeps the memory from coming. For people.
     Incomplete { reason: String },
 }

@@ -10,12 +10,13 @@ pub(crate) mod source;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vmem_qmp::Qmp;
+use vmem_qmp::{Qmp, QmpError};
 
 use crate::channel::{Channel, ChannelError};
 use crate::cli::{Cli, DEFAULT_PORT, Migrate};
+use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
-use crate::follow::{Way, follow};
+use crate::follow::{Way, again, follow};
 use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
@@ -32,6 +33,9 @@ const RESUMPTION: Duration = Duration::from_secs(60);
 
 /// How long the destination is listened to for why it has closed QEMU's stream.
 const MOMENT: Duration = Duration::from_millis(500);
+
+/// How long the destination's QEMU may take to give up the guest's disks.
+const LOCKS: Duration = Duration::from_secs(20);
 
 /// How often the destination is listened to while QEMU is waited for.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -65,14 +69,25 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     } = migration;
     report.running(stopped.map(|stopped| stopped.elapsed()));
     let way = Way::new(&security, &record);
-    follow(&way, channel, &mut export, &mut report)?;
-    leave(qmp, args.keep_source, &place);
-    Ok(())
+    end(
+        follow(&way, channel, &mut export, &mut report),
+        Some(qmp),
+        args.keep_source,
+        &place,
+    )
+}
+
+/// Leaves nothing here, unless the destination still needs it.
+pub(crate) fn end(result: Result<(), Failure>, qmp: Option<Qmp>, keep_source: bool, place: &Place) -> Result<(), Failure> {
+    if let Ok(()) | Err(Failure::Gone(_)) = result {
+        leave(qmp, keep_source, place);
+    }
+    result
 }
 
 /// The guest's memory is there: nothing is needed here any more.
-pub(crate) fn leave(mut qmp: Qmp, keep_source: bool, place: &Place) {
-    if !keep_source {
+fn leave(qmp: Option<Qmp>, keep_source: bool, place: &Place) {
+    if let Some(mut qmp) = qmp.filter(|_| !keep_source) {
         // It may have been ended by hand.
         let _ = qmp.run("quit", json!({}));
     }
@@ -110,14 +125,13 @@ impl Migration {
         }
         let memory = guest::memory(&mut qmp)?;
         let place = Place::new(&cli.state, "out", &guest)?;
-        if place
-            .read::<Outgoing>()?
-            .is_some_and(|record| record.phase != Phase::Prepared)
-        {
+        let earlier = place.read::<Outgoing>()?;
+        if earlier.as_ref().is_some_and(|record| record.phase != Phase::Prepared) {
             return Err(Trouble::other(
                 "the guest is on its way to another host: 'vmemctl recover' goes on with that",
             ));
         }
+        end_left_over(&place);
         let session = session()?;
         let to = with_port(&args.to, DEFAULT_PORT);
         let channel = security.connect(&to, &session, Purpose::Migrate)?;
@@ -125,7 +139,7 @@ impl Migration {
             Some(address) => address,
             None => source::own_address(&channel)?,
         };
-        let export = Export::start(&memory, serve, &place, args, &security)?;
+        let export = Export::start(&memory, &session, serve, &place, args, &security)?;
         let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());
         let record = Outgoing {
             session,
@@ -135,7 +149,8 @@ impl Migration {
             to,
             vmemd: export.arguments().to_vec(),
             run: status == "running",
-            settings: None,
+            // An earlier try may not have put back what it found.
+            settings: earlier.and_then(|record| record.settings),
         };
         place.write(&record)?;
         Ok(Self {
@@ -162,10 +177,11 @@ impl Migration {
             memory: self
                 .memory
                 .iter()
-                .map(|memory| Backend {
+                .enumerate()
+                .map(|(number, memory)| Backend {
                     id: memory.id.clone(),
                     bytes: memory.bytes,
-                    export: source::export_name(memory),
+                    export: source::export_name(memory, number, &self.record.session),
                 })
                 .collect(),
             pages: self.pages.clone(),
@@ -191,7 +207,10 @@ impl Migration {
             return Err(guest::GuestError::Status { status }.into());
         }
         let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
-        let settings = Settings::of(&mut self.qmp, &capabilities)?;
+        let settings = match self.record.settings.take() {
+            Some(earlier) => earlier,
+            None => Settings::of(&mut self.qmp, &capabilities)?,
+        };
         self.record.settings = Some(settings.clone());
         self.place.write(&self.record)?;
         settings.change(&mut self.qmp)?;
@@ -245,21 +264,29 @@ impl Migration {
         if let Err(error) = self.place.write(&self.record) {
             return Err(self.give_up(error.into()));
         }
-        let unknown = |trouble: Trouble| Failure::Unknown(trouble);
-        self.say(&FromSource::Commit { run: self.record.run }).map_err(unknown)?;
-        let deadline = Instant::now() + RESUMPTION;
+        if let Err(error) = self.channel.say(&FromSource::Commit { run: self.record.run }) {
+            self.reconnect(&error)?;
+        }
+        let mut deadline = Instant::now() + RESUMPTION;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.hear(left).map_err(unknown)? {
-                FromDestination::Running => break,
+            match self.channel.hear(deadline) {
+                Ok(Some(FromDestination::Running)) => break,
                 // It has said so: the guest has not run there.
-                FromDestination::Failed { reason } => {
-                    // If it does not hear this, it waits for another word: give_up says it too.
-                    let _ = self.channel.say(&FromSource::Heard);
+                Ok(Some(FromDestination::Failed { reason })) => {
+                    let noted = take_back(&mut self.record, &self.place);
+                    if noted.is_ok() {
+                        // If it does not hear this, it waits for another word: give_up says it too.
+                        let _ = self.channel.say(&FromSource::Heard);
+                    }
                     return Err(self.give_up(refused(&reason)));
                 }
-                FromDestination::Pages { line } => self.report.pages(&line),
-                other => return Err(unknown(unexpected(&other))),
+                Ok(Some(FromDestination::Pages { line })) => self.report.pages(&line),
+                Ok(Some(other)) => return Err(Failure::Unknown(unexpected(&other))),
+                Ok(None) => return Err(Failure::Unknown(lost(ChannelError::TimedOut(RESUMPTION)))),
+                Err(error) => {
+                    self.reconnect(&error)?;
+                    deadline = Instant::now() + RESUMPTION;
+                }
             }
         }
         self.record.phase = Phase::Running;
@@ -268,11 +295,21 @@ impl Migration {
         Ok(())
     }
 
+    /// The connection was lost after COMMIT was said, or tried to be: asks again.
+    fn reconnect(&mut self, error: &ChannelError) -> Result<(), Failure> {
+        let text = format!("the destination's vmemctl: {}; trying again", chain(error));
+        self.report.note(&text);
+        let way = Way::new(&self.security, &self.record);
+        self.channel = again(&way, &mut self.export, &mut self.report).map_err(Failure::Unknown)?;
+        Ok(())
+    }
+
     /// Has the guest go on here.
     fn give_up(&mut self, trouble: Trouble) -> Failure {
         let reason = chain(&trouble);
-        // Whoever does not hear it finds the connection closed, which means the same.
-        let _ = self.channel.say(&FromSource::Abort { reason });
+        // Whoever does not hear it finds the connection closed, which means the same, but for a destination that has the whole state: that
+        // one waits for the word.
+        let said = self.channel.say(&FromSource::Abort { reason: reason.clone() });
         let gone_on = if self.begun {
             go_on(&mut self.qmp, self.record.run)
         } else {
@@ -281,6 +318,9 @@ impl Migration {
         restore(&mut self.qmp, &self.record, &self.report);
         match gone_on {
             Ok(()) => {
+                if said.is_err() && self.stopped.is_some() {
+                    abort(&Way::new(&self.security, &self.record), reason, &self.report);
+                }
                 self.export.stop();
                 self.place.remove();
                 Failure::AtSource(trouble)
@@ -306,6 +346,22 @@ impl Migration {
     }
 }
 
+/// The destination has said FAILED: notes that the guest is this host's again. Only then the destination may forget it.
+pub(crate) fn take_back(record: &mut Outgoing, place: &Place) -> Result<(), Trouble> {
+    record.phase = Phase::Prepared;
+    Ok(place.write(record)?)
+}
+
+/// Tells a destination that it does not get the guest, if it can be told.
+pub(crate) fn abort(way: &Way<'_>, reason: String, report: &Report) {
+    if let Err(trouble) = way.abort(reason) {
+        report.note(&format!(
+            "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
+            chain(&trouble)
+        ));
+    }
+}
+
 /// Cancels what QEMU may be doing, and has the guest run if it did.
 pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
     // It fails if nothing is going on.
@@ -321,8 +377,12 @@ pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    if runs && guest::status(qmp)? != "running" {
-        qmp.run("cont", json!({}))?;
+    let until = Instant::now() + LOCKS;
+    while runs && guest::status(qmp)? != "running" {
+        match qmp.run("cont", json!({})) {
+            Err(QmpError::Refused { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(200)),
+            result => drop(result?),
+        }
     }
     Ok(())
 }

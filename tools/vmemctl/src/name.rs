@@ -13,6 +13,12 @@ pub(crate) fn clean(text: &str, most: usize) -> String {
     text.chars().map(allowed).take(most).collect()
 }
 
+/// What tells the exports of one move from those of all others. `None` if this is not the number of a move.
+pub(crate) fn session_mark(session: &str) -> Option<&str> {
+    let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    session.bytes().all(hex).then(|| session.get(..16)).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -22,5 +28,13 @@ mod tests {
         assert_eq!(clean("guest-0_a", usize::MAX), "guest-0_a");
         assert_eq!(clean("../a guest\u{e9}\n", usize::MAX), "___a_guest__");
         assert_eq!(clean("\u{e9}\u{e9}ab", 3), "__a");
+    }
+
+    #[test]
+    fn a_mark_is_of_a_number() {
+        assert_eq!(session_mark("0123456789abcdef0123456789abcdef"), Some("0123456789abcdef"));
+        for bad in ["", "0123456789abcde", "0123456789abcdeX0", "\u{e9}123456789abcdef0"] {
+            assert_eq!(session_mark(bad), None, "{bad}");
+        }
     }
 }

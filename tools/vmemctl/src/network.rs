@@ -2,7 +2,7 @@
 //! Connections between two vmemctl.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +53,23 @@ impl Security {
         }
     }
 
+    /// Takes only `HOST:PORT`, with a host to which pages may be asked for.
+    pub(crate) fn check_host(&self, text: &str) -> Result<(), Trouble> {
+        let bad = || Trouble::other(format!("{text:?} is neither PORT nor HOST:PORT"));
+        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match inside {
+            Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+            // "file:..." is not on the network.
+            None => host != "file" && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)),
+        };
+        if host.is_empty() || host.starts_with('-') || !is_host || port.parse::<u16>().is_err() {
+            return Err(bad());
+        }
+        let mut found = text.to_socket_addrs().map_err(Trouble::io(format!("cannot find {text}")))?;
+        found.try_for_each(|address| self.check(address))
+    }
+
     /// Connects to the vmemctl at `to` (`HOST:PORT`).
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Trouble> {
         let failed = || Trouble::io(format!("cannot reach {to}"));
@@ -76,7 +93,7 @@ impl Security {
         })?;
         match channel.hear_within(PATIENCE)? {
             FromDestination::Welcome => Ok(channel),
-            FromDestination::Refuse { reason } => Err(ChannelError::Refused(reason)),
+            FromDestination::Refuse { reason } => Err(ChannelError::Refused(reason.escape_debug().to_string())),
             _ => Err(ChannelError::Foreign("an answer to nothing".to_owned())),
         }
     }
@@ -135,4 +152,33 @@ impl Security {
 
 fn peer(to: &str, error: ChannelError) -> Trouble {
     Trouble::Peer(format!("the vmemctl at {to}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_come_from_a_host() {
+        let check = |security: &Security, text| security.check_host(text).is_ok();
+        for good in ["127.0.0.1:80", "[::1]:80", "localhost:8636"] {
+            assert!(check(&Security::Loopback, good), "{good}");
+        }
+        assert!(check(&Security::Insecure, "192.0.2.1:80"));
+        assert!(!check(&Security::Loopback, "192.0.2.1:80"), "in clear text");
+        for bad in [
+            "",
+            "127.0.0.1",
+            ":80",
+            "file:80",
+            "file:ram=/dev/shm/other",
+            "file:ram=/x:80",
+            "-x:80",
+            "[x]:80",
+            "127.0.0.1:99999",
+            "a b:80",
+        ] {
+            assert!(!check(&Security::Insecure, bad), "{bad}");
+        }
+    }
 }

@@ -16,13 +16,16 @@ use vmem::Control;
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
 use crate::failure::{Failure, Trouble};
+use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
+use crate::record::Place;
 use crate::report::Report;
-use arrival::{Arrival, Ended, Host};
+use arrival::{Arrival, Ended, Host, Left};
 use door::{Door, Visitor};
 use pages::Outlook;
 use vmem_cli::chain;
+use vmem_qmp::{Qmp, QmpError};
 
 /// How often everything is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -37,7 +40,10 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
     let mut door = Door::open(listener, security.clone())?;
     let mut report = Report::new(cli.json);
     let mut arrival = if args.resume {
-        Arrival::resume(cli, args, &door)?
+        match Arrival::resume(cli, args, &door)? {
+            Left::Arrival(arrival) => *arrival,
+            Left::Over(place, word) => return over(None, &place, &word, &mut door, &report),
+        }
     } else {
         report.note(&format!("listening on {address}"));
         {
@@ -94,20 +100,43 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &mut Report) -> Res
 
 /// The guest has not come, or not in a way that it can be left alone.
 fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report) -> Result<(), Failure> {
-    let trouble = match ended {
+    match ended {
         // Whoever does not hear it has not given the guest away.
-        Ended::BeforeCommit(trouble) => arrival.refuse(trouble),
+        Ended::BeforeCommit(trouble) => {
+            let trouble = arrival.refuse(trouble);
+            door.nobody();
+            Err(Failure::AtSource(trouble))
+        }
         Ended::AfterCommit(trouble) => {
             let reason = chain(&trouble);
-            let (channel, place) = arrival.discard();
-            tell(channel, door, &FromDestination::Failed { reason }, report)?;
-            place.remove();
-            trouble
+            let (channel, place) = arrival.give_back(&reason, report);
+            over(channel, &place, &FromDestination::Failed { reason }, door, report)
         }
-        Ended::Unknown(trouble) => return Err(Failure::Unfinished(trouble)),
-    };
+        Ended::Gone(trouble) => {
+            let reason = chain(&trouble);
+            let (channel, place) = arrival.discard();
+            over(channel, &place, &FromDestination::Gone { reason }, door, report)
+        }
+        Ended::Unknown(trouble) => Err(Failure::Unfinished(trouble)),
+    }
+}
+
+/// There is no guest here any more: the source has to hear it, and nothing is left to note then.
+fn over(
+    channel: Option<Channel>,
+    place: &Place,
+    word: &FromDestination,
+    door: &mut Door,
+    report: &Report,
+) -> Result<(), Failure> {
+    tell(channel, door, word, report)?;
+    place.remove();
     door.nobody();
-    Err(Failure::AtSource(trouble))
+    Err(match word {
+        FromDestination::Gone { reason } => Failure::Gone(Trouble::other(reason.as_str())),
+        FromDestination::Failed { reason } => Failure::AtSource(Trouble::other(reason.as_str())),
+        other => Failure::Unfinished(Trouble::other(format!("{other:?}"))),
+    })
 }
 
 /// Looks after the guest's pages until all are here, and tells the source.
@@ -120,7 +149,17 @@ fn tend(args: &Receive, control: &Control, door: &mut Door, arrival: Arrival, re
         ..
     } = arrival;
     loop {
-        match pages.look(args, control, &mut qmp, report)? {
+        if ended(&mut qmp, args) {
+            pages.stop();
+            let reason = "QEMU has ended".to_owned();
+            return over(channel, &place, &FromDestination::Gone { reason }, door, report);
+        }
+        let look = pages.look(args, control, &mut qmp, report);
+        if let Err(failure) = &look {
+            let reason = chain(failure);
+            say(&mut channel, &FromDestination::Incomplete { reason }, report);
+        }
+        match look? {
             Outlook::Same => {}
             Outlook::Line(line) => {
                 report.pages(&line);
@@ -142,6 +181,21 @@ fn tend(args: &Receive, control: &Control, door: &mut Door, arrival: Arrival, re
             report.note("the source is back");
             channel = Some(visitor.channel);
         }
+    }
+}
+
+/// Whether the guest's QEMU is gone.
+fn ended(qmp: &mut Qmp, args: &Receive) -> bool {
+    match qmp.event(Instant::now()) {
+        Err(QmpError::Closed | QmpError::Io(_)) => match Qmp::connect(&args.qmp, LIMIT) {
+            // Only this connection was.
+            Ok(again) => {
+                *qmp = again;
+                false
+            }
+            Err(error) => arrival::is_nobody(&error),
+        },
+        _ => false,
     }
 }
 
@@ -188,7 +242,7 @@ fn tell(channel: Option<Channel>, door: &mut Door, message: &FromDestination, re
 
 /// Whether the source has heard it.
 fn tell_once(channel: &mut Channel, message: &FromDestination, report: &Report) -> bool {
-    if let FromDestination::Complete { .. } = message {
+    if let FromDestination::Complete { .. } | FromDestination::Gone { .. } = message {
         // One that has just come back asks first whether the guest runs.
         let _ = channel.say(&FromDestination::Running);
     }

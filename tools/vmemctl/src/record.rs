@@ -42,8 +42,12 @@ pub(crate) enum Phase {
     Prepared,
     /// The guest is the destination's, whether it runs there already or not.
     Committed,
+    /// QEMU was told to run it, or is about to be: it may have run. At the destination only.
+    Starting,
     /// It runs there.
     Running,
+    /// It has not run at the destination and never will, and the source has to hear that. At the destination only.
+    Failed,
 }
 
 /// What the source knows.
@@ -72,13 +76,19 @@ pub(crate) struct Incoming {
     pub(crate) phase: Phase,
     /// QEMU's socket.
     pub(crate) qmp: PathBuf,
+    /// What this host's QEMU calls the guest.
+    pub(crate) name: String,
     pub(crate) memory: Vec<Backend>,
+    /// Where that is here.
+    pub(crate) regions: Vec<String>,
     /// The arguments of the destination's vmemd when it takes up what another one has begun.
     pub(crate) vmemd: Vec<String>,
     /// The guest shall run, once it is here.
     pub(crate) run: bool,
     /// QEMU's, before they were changed; until they are put back.
     pub(crate) settings: Option<Settings>,
+    /// Why it has failed.
+    pub(crate) reason: Option<String>,
 }
 
 /// Where the record of a guest is, and other files about it. One process at a time has it.

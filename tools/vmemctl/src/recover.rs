@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
 
-use vmem_cli::with_port;
+use vmem_cli::{chain, with_port};
 use vmem_qmp::Qmp;
 
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
@@ -11,7 +11,7 @@ use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT};
 use crate::message::{FromDestination, FromSource};
 use crate::migrate::source::Export;
-use crate::migrate::{PREPARATION, go_on, leave, restore};
+use crate::migrate::{PREPARATION, abort, end, go_on, restore, take_back};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
@@ -24,22 +24,30 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     if let Some(to) = &args.to {
         record.to = with_port(to, DEFAULT_PORT);
     }
-    let mut qmp = Qmp::connect(&record.qmp, LIMIT).map_err(Trouble::from)?;
+    let way = Way::new(&security, &record);
+    let qmp = connect(&record);
     if record.phase == Phase::Prepared {
-        // COMMIT has not been said: the guest has not left.
-        go_on_here(qmp, &record, &place, &report)?;
-        report.note("the guest had not left this host yet; it goes on here");
+        // COMMIT has not been said, or has been taken back: the guest is this host's. Whoever waits for it there has its disks.
+        let reason = "the guest goes on at the source".to_owned();
+        abort(&way, reason, &report);
+        go_on_here(qmp?, &record, &place, &report)?;
+        report.note("the guest had not left this host; it goes on here");
         return Ok(());
     }
-    let way = Way::new(&security, &record);
-    let mut channel = way.connect().map_err(Failure::Unknown)?;
+    let unheard = |trouble| match record.phase {
+        Phase::Running => Failure::Unfinished(trouble),
+        _ => Failure::Unknown(trouble),
+    };
+    let mut channel = way.connect().map_err(unheard)?;
     let state = channel
         .hear_within(PREPARATION)
-        .map_err(|error| Failure::Unknown(Trouble::Peer("the destination's vmemctl".to_owned(), error)))?;
+        .map_err(|error| unheard(Trouble::Peer("the destination's vmemctl".to_owned(), error)))?;
     match state {
         FromDestination::Running => {}
-        FromDestination::Failed { reason } => {
+        FromDestination::Failed { reason } if record.phase != Phase::Running => {
             // The destination's word that the guest has not run there and never will.
+            let qmp = qmp?;
+            take_back(&mut record, &place)?;
             let _ = channel.say(&FromSource::Heard);
             report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
             go_on_here(qmp, &record, &place, &report)?;
@@ -48,13 +56,22 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         }
         other => {
             let what = format!("the destination said something out of order: {other:?}");
-            return Err(Failure::Unknown(Trouble::other(what)));
+            return Err(unheard(Trouble::other(what)));
         }
     }
-    if guest::status(&mut qmp).map_err(Trouble::from)? == "running" {
-        let what = "the guest runs at this host as well: somebody has started it by hand";
-        return Err(Failure::Lost(Trouble::other(what)));
-    }
+    let qmp = match qmp {
+        Ok(mut qmp) => {
+            if guest::status(&mut qmp).map_err(Trouble::from)? == "running" {
+                return Err(Failure::Twice(Trouble::other("somebody has started it here by hand")));
+            }
+            Some(qmp)
+        }
+        // It is not needed any more: the memory is in files.
+        Err(trouble) => {
+            report.note(&format!("{}; its memory is served without it", chain(&trouble)));
+            None
+        }
+    };
     report.running(None);
     record.phase = Phase::Running;
     place.write(&record).map_err(Trouble::from)?;
@@ -62,9 +79,21 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     end_left_over(&place);
     let mut export = Export::again(&record.vmemd, &place).map_err(|error| Failure::Unfinished(error.into()))?;
     let way = Way::new(&security, &record);
-    follow(&way, channel, &mut export, &mut report)?;
-    leave(qmp, args.keep_source, &place);
-    Ok(())
+    end(follow(&way, channel, &mut export, &mut report), qmp, args.keep_source, &place)
+}
+
+/// Connects to the guest's QEMU, and makes sure that it is that one.
+fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
+    let mut qmp = Qmp::connect(&record.qmp, LIMIT)?;
+    let name = guest::name(&mut qmp)?;
+    if name == record.guest {
+        Ok(qmp)
+    } else {
+        Err(Trouble::other(format!(
+            "the guest of {} is {name:?} now",
+            record.qmp.display()
+        )))
+    }
 }
 
 /// Has the guest go on at this host, and leaves nothing of the migration here.

@@ -14,7 +14,7 @@ use crate::cli::Migrate;
 use crate::daemon::{Daemon, DaemonError, Says};
 use crate::failure::Trouble;
 use crate::guest::Memory;
-use crate::name::clean;
+use crate::name::{clean, session_mark};
 use crate::network::Security;
 use crate::record::Place;
 use crate::relay::{End, relay};
@@ -22,10 +22,12 @@ use crate::relay::{End, relay};
 /// How long vmemd may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the export of a backend is called: a name that a region can have, and that tells backends apart.
-pub(crate) fn export_name(memory: &Memory) -> String {
+/// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
+/// another guest's vmemd at this address finds no export of this name there.
+pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> String {
+    let mark = session_mark(session).unwrap_or_default();
     // Region names have 31 bytes at most.
-    clean(&memory.id, 31)
+    format!("{}.{number}.{mark}", clean(&memory.id, 10))
 }
 
 /// A running `vmemd serve` of a guest's memory.
@@ -40,6 +42,7 @@ impl Export {
     /// Starts to serve `memory` on `address`.
     pub(crate) fn start(
         memory: &[Memory],
+        session: &str,
         address: SocketAddr,
         place: &Place,
         args: &Migrate,
@@ -56,7 +59,8 @@ impl Export {
         }
         let specs = memory
             .iter()
-            .map(|memory| format!("{}={}", export_name(memory), memory.path.display()));
+            .enumerate()
+            .map(|(number, memory)| format!("{}={}", export_name(memory, number, session), memory.path.display()));
         options.extend(specs);
         Ok(Self::run(address, &options, place)?)
     }

@@ -54,7 +54,7 @@ pub(super) fn regions_for(
     let mut handles = Vec::new();
     for backend in memory {
         let mut made = None;
-        for name in candidates(guest, &backend.export) {
+        for name in candidates(guest, &backend.id) {
             match make_region(control, &name, backend.bytes, args) {
                 Err(Error::NameTaken) => {}
                 Err(error) => return Err(Trouble::vmem(format!("cannot make region {name}"))(error)),
@@ -72,9 +72,9 @@ pub(super) fn regions_for(
 }
 
 /// Names for a region, the best first: one that an earlier guest still has is not to be had.
-fn candidates(guest: &str, export: &str) -> impl Iterator<Item = String> {
+fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
     // Region names have 31 bytes at most.
-    let base = format!("{}.{}", clean(guest, 14), clean(export, 12));
+    let base = format!("{}.{}", clean(guest, 14), clean(id, 12));
     (1..=99).map(move |number| match number {
         1 => base.clone(),
         _ => format!("{base}.{number}"),
@@ -83,7 +83,8 @@ fn candidates(guest: &str, export: &str) -> impl Iterator<Item = String> {
 
 /// Refuses a guest that this host has no memory for: it would be killed when its memory comes, after it has left the source.
 pub(super) fn check_memory(memory: &[Backend], args: &Receive) -> Result<(), Trouble> {
-    let wanted: u64 = memory.iter().map(|backend| backend.bytes).sum();
+    let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
+    let wanted = wanted.ok_or_else(|| Trouble::other("the guest has more memory than there can be"))?;
     let text = std::fs::read_to_string("/proc/meminfo").map_err(Trouble::io("/proc/meminfo"))?;
     let available = available(&text).ok_or_else(|| Trouble::other("/proc/meminfo has no MemAvailable"))?;
     if args.overcommit || wanted <= available {
@@ -168,19 +169,13 @@ impl Qemu {
         text.lines().last().unwrap_or_default().to_owned()
     }
 
-    /// Whether it was started here.
-    pub(super) fn is_ours(&self) -> bool {
-        self.child.is_some()
-    }
-
-    /// Ends it, whatever it waits for: its guest has not come. False if it was not this program's to end.
-    pub(super) fn end(&mut self) -> bool {
-        let Some(child) = &mut self.child else { return false };
-        let runs = child.try_wait().is_ok_and(|status| status.is_none());
-        // It may have ended just now.
-        let _ = child.kill();
-        let _ = child.wait();
-        runs
+    /// Ends it, if it was started here, whatever it waits for: its guest has not come.
+    pub(super) fn end(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended just now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

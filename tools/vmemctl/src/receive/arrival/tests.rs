@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What becomes of a guest when something dies in the moment in which it moves.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::fake;
+
+/// An arrival at a QEMU that is none, in a directory of its own.
+struct Scene {
+    directory: TempDir,
+    qemu: fake::Qemu,
+    arrival: Arrival,
+}
+
+fn record(phase: Phase, qmp: PathBuf) -> Incoming {
+    Incoming {
+        session: "0123456789abcdef0123456789abcdef".to_owned(),
+        guest: "guest0".to_owned(),
+        phase,
+        qmp,
+        name: "guest0".to_owned(),
+        memory: Vec::new(),
+        regions: Vec::new(),
+        vmemd: Vec::new(),
+        run: true,
+        settings: None,
+        reason: None,
+    }
+}
+
+fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, status, migration);
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let record = record(phase, path.clone());
+    place.write(&record).expect("a record");
+    let arrival = Arrival {
+        channel: None,
+        pages: Pages::absent(&[], Vec::new(), &place),
+        qmp: fake::Qemu::connect(&path),
+        state: place.path("state.socket"),
+        place,
+        record,
+        qemu: Qemu::existing(),
+        relay: None,
+        resumed: false,
+        aborted: false,
+        _regions: Vec::new(),
+    };
+    Scene {
+        directory,
+        qemu,
+        arrival,
+    }
+}
+
+impl Scene {
+    fn finish(&mut self) -> Result<(), Ended> {
+        self.arrival.finish(&Report::new(true))
+    }
+
+    fn noted(&self) -> Phase {
+        let record: Option<Incoming> = self.arrival.place.read().expect("a record");
+        record.expect("a record").phase
+    }
+}
+
+#[test]
+fn a_guest_that_is_given_runs() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.finish().expect("the guest runs");
+    assert_eq!(scene.noted(), Phase::Running);
+    assert_eq!(scene.qemu.state().status, "running");
+}
+
+#[test]
+fn one_that_was_paused_stays_so() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.arrival.record.run = false;
+    scene.finish().expect("the guest is here");
+    assert_eq!(scene.noted(), Phase::Running);
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn one_that_runs_already_is_not_started_again() {
+    let mut scene = scene(Phase::Running, "paused", "completed");
+    scene.finish().expect("the guest is here");
+    assert!(!scene.qemu.has_heard("cont"), "somebody has paused it");
+}
+
+#[test]
+fn a_qemu_that_dies_of_the_start_may_have_run_the_guest() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().dies_of = "cont";
+    let ended = scene.finish().expect_err("no guest");
+    assert!(matches!(ended, Ended::Gone(_)), "{ended:?}");
+    assert_eq!(scene.noted(), Phase::Starting);
+}
+
+#[test]
+fn so_it_may_if_another_receive_was_about_to_start_it() {
+    for refuses in ["", "cont"] {
+        let mut scene = scene(Phase::Starting, "paused", "completed");
+        scene.qemu.state().refuses = refuses;
+        scene.qemu.state().dies_of = if refuses.is_empty() { "query-migrate" } else { "" };
+        let ended = scene.finish().expect_err("no guest");
+        assert!(matches!(ended, Ended::Gone(_) | Ended::Unknown(_)), "{ended:?}");
+        assert!(!scene.qemu.has_heard("quit"));
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_before_has_not_run_the_guest() {
+    for command in ["query-migrate", "query-status"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().dies_of = command;
+        let ended = scene.finish().expect_err("no guest");
+        assert!(matches!(ended, Ended::AfterCommit(_)), "{command}: {ended:?}");
+        assert_eq!(scene.noted(), Phase::Committed, "{command}");
+    }
+}
+
+#[test]
+fn a_refused_start_is_none_and_the_qemu_is_ended() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().refuses = "cont";
+    let ended = scene.finish().expect_err("no guest");
+    assert!(matches!(ended, Ended::AfterCommit(_)), "{ended:?}");
+    assert!(scene.qemu.has_heard("quit"), "nobody can start it later");
+    let (_, place) = scene.arrival.give_back("not now", &Report::new(true));
+    let record: Incoming = place.read().expect("a record").expect("a record");
+    assert_eq!((record.phase, record.reason.as_deref()), (Phase::Failed, Some("not now")));
+}
+
+#[test]
+fn a_state_that_cannot_be_loaded_is_given_back() {
+    let mut scene = scene(Phase::Committed, "inmigrate", "failed");
+    let ended = scene.finish().expect_err("no guest");
+    assert!(matches!(ended, Ended::AfterCommit(_)), "{ended:?}");
+    assert!(scene.qemu.has_heard("quit"));
+}
+
+#[test]
+fn one_that_runs_without_our_doing_is_not_given_back() {
+    let mut scene = scene(Phase::Committed, "running", "failed");
+    let ended = scene.finish().expect_err("no guest");
+    assert!(matches!(ended, Ended::Unknown(_)), "{ended:?}");
+    assert!(!scene.qemu.has_heard("quit"));
+}
+
+#[test]
+fn a_guest_that_does_not_come_leaves_no_qemu() {
+    let scene = scene(Phase::Prepared, "paused", "completed");
+    scene.arrival.refuse(Trouble::other("the source has changed its mind"));
+    assert!(scene.qemu.has_heard("quit"));
+    assert!(!scene.directory.path().join("in.guest0/record").exists());
+}
+
+/// What is made of a lost connection.
+fn judged(resumed: bool, migration: &'static str, dies: bool) -> Ended {
+    let mut scene = scene(Phase::Prepared, "paused", migration);
+    scene.arrival.resumed = resumed;
+    scene.qemu.state().dies_of = if dies { "query-migrate" } else { "" };
+    scene.arrival.judge(Trouble::other("lost"))
+}
+
+#[test]
+fn a_state_that_another_receive_got_may_have_been_given() {
+    assert!(matches!(judged(false, "active", false), Ended::BeforeCommit(_)));
+    for state in ["none", "setup"] {
+        assert!(matches!(judged(true, state, false), Ended::BeforeCommit(_)), "{state}");
+    }
+    for state in ["active", "completed", "failed"] {
+        assert!(matches!(judged(true, state, false), Ended::AfterCommit(_)), "{state}");
+    }
+    assert!(matches!(judged(true, "completed", true), Ended::AfterCommit(_)));
+}
+
+fn cli(scene: &Path, rest: &[&str]) -> Cli {
+    use clap::Parser;
+    let state = scene.to_str().expect("a path");
+    let words = ["vmemctl", "--state", state, "receive", "--qmp", "/nobody/qmp"];
+    Cli::parse_from(words.iter().chain(rest))
+}
+
+/// What `receive --resume` makes of a QEMU that is gone.
+fn resumed(phase: Phase) -> (Result<Left, Failure>, TempDir) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    place.write(&record(phase, "/nobody/qmp".into())).expect("a record");
+    drop(place);
+    let cli = cli(directory.path(), &["--resume"]);
+    let crate::cli::Command::Receive(args) = &cli.command else {
+        panic!("not receive")
+    };
+    let security = Security::new(&cli).expect("loopback");
+    let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    let door = Door::open(listener, security).expect("a door");
+    (Arrival::resume(&cli, args, &door), directory)
+}
+
+#[test]
+fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
+    for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
+        let (left, _directory) = resumed(phase);
+        let Ok(Left::Over(place, FromDestination::Failed { .. })) = left else {
+            panic!("{phase:?}")
+        };
+        let record: Incoming = place.read().expect("a record").expect("a record");
+        assert_eq!(record.phase, Phase::Failed, "it is said again after another death");
+    }
+    for phase in [Phase::Starting, Phase::Running] {
+        let (left, _directory) = resumed(phase);
+        assert!(matches!(left, Ok(Left::Over(_, FromDestination::Gone { .. }))), "{phase:?}");
+    }
+}
+
+#[test]
+fn the_record_of_another_guest_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    place.write(&record(Phase::Running, "/run/q".into())).expect("a record");
+    drop(place);
+    let offer = Offer {
+        session: String::new(),
+        guest: "guest0".to_owned(),
+        memory: Vec::new(),
+        pages: "1".to_owned(),
+        release: false,
+    };
+    let error = new_place(&cli(directory.path(), &[]), &offer).expect_err("a refusal");
+    assert!(error.to_string().contains("--resume"), "{error}");
+    let record = Place::new(directory.path(), "in", "guest0").and_then(|place| place.read::<Incoming>());
+    assert_eq!(record.expect("a record").map(|record| record.phase), Some(Phase::Running));
+}
+
+#[test]
+fn two_guests_of_one_socket_are_not_told_apart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for guest in ["a", "b"] {
+        let place = Place::new(directory.path(), "in", guest).expect("a place");
+        place.write(&record(Phase::Running, "/nobody/qmp".into())).expect("a record");
+    }
+    let cli = cli(directory.path(), &["--resume"]);
+    let crate::cli::Command::Receive(args) = &cli.command else {
+        panic!("not receive")
+    };
+    assert!(noted(&cli, args).is_err_and(|error| error.to_string().contains("several")));
+}
