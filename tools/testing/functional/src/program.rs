@@ -11,7 +11,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use vmem_functional_sys::{Child, End, close_descriptors, fork, reset_signal};
 
 use crate::failure::{Outcome, ensure};
-use crate::world::wait_until;
+use crate::world::{field, wait_until};
 
 /// The exit status of a program whose code failed.
 const FAILED: i32 = 99;
@@ -100,10 +100,25 @@ impl Program {
         Ok(())
     }
 
-    /// Waits until all its threads sleep.
+    /// How often its first thread has gone to sleep.
+    pub(crate) fn sleeps(&self) -> Outcome<u64> {
+        field(
+            &fs::read_to_string(format!("/proc/{}/status", self.pid()))?,
+            "voluntary_ctxt_switches",
+        )
+    }
+
+    /// Waits until its first thread sleeps.
     pub(crate) fn wait_asleep(&self) -> Outcome {
         wait_until("the program sleeps", || asleep(self.pid(), self.pid()))
     }
+}
+
+/// Whether a thread sleeps in the system call of this number, and not on its way there.
+pub(crate) fn asleep_in(pid: i32, thread: i32, call: i64) -> Outcome<bool> {
+    // The number of the call and its arguments, or "running".
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/syscall"))?;
+    Ok(text.split_whitespace().next() == Some(&call.to_string()) && asleep(pid, thread)?)
 }
 
 fn word(bytes: &[u8]) -> u64 {

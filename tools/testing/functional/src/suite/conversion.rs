@@ -19,6 +19,8 @@ use crate::world::{insert_module, module_users, remove_module, wait_until};
 const MADV_DONTNEED: i32 = 4;
 const MADV_NOHUGEPAGE: i32 = 15;
 
+use super::request::{joined, take_in_a_thread};
+
 crate::tests![
     conversion_is_refused_with_ebusy_while_pages_are_absent,
     conversion_is_refused_with_ebusy_while_pages_are_unreadable,
@@ -358,16 +360,10 @@ fn wait_ready_of_a_plain_region_returns() -> Outcome {
 fn who_waits_for_requests_of_a_plain_region_is_told_with_enodata() -> Outcome {
     let setting = Setting::new(4)?;
     setting.fill_all()?;
-    let waiting = thread::spawn({
-        let region = setting.region.clone();
-        move || region.next_requests(8)
-    });
+    let (_, waiting) = take_in_a_thread(&setting)?;
     setting.region.make_vma_anonymous()?;
     // One that waits, and one that comes.
-    ensure!(matches!(
-        waiting.join().map_err(|_| "the thread panicked")?,
-        Err(Error::Plain)
-    ));
+    refused!(joined(waiting)?, NODATA);
     ensure!(matches!(setting.region.next_requests(8), Err(Error::Plain)));
     refused!(calls::get_page_request(setting.region.as_fd(), &mut [0; 8]), NODATA);
     let mut fds = [PollFd::new(&*setting.region, PollFlags::IN)];

@@ -293,10 +293,11 @@ fn a_page_never_reads_as_zeros_however_touch_and_fill_race() -> Outcome {
                 .map(|_| {
                     scope.spawn(|| -> Outcome {
                         loop {
-                            let pgoff = next.fetch_add(1, Ordering::SeqCst) * 5 % PAGES;
-                            if next.load(Ordering::SeqCst) > PAGES + 2 {
+                            let step = next.fetch_add(1, Ordering::SeqCst);
+                            if step >= PAGES {
                                 return Ok(());
                             }
+                            let pgoff = step * 5 % PAGES;
                             let bytes = bytes_of(&contents(pgoff as u64));
                             if pgoff % 2 == 0 {
                                 setting.region.fill(&[Fill::new(page(pgoff), &bytes)?]).complete()?;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
-use vmem_functional_sys::{MemoryAt, catch_signal, caught, interrupt_thread, this_thread, write_from};
+use vmem_functional_sys::{MemoryAt, SYS_ioctl, SYS_mmap, catch_signal, caught, interrupt_thread, this_thread, write_from};
 use vmem_sys::calls;
 
 use crate::failure::{Outcome, ensure, equal, refused};
-use crate::program::{Program, asleep};
+use crate::program::{Program, asleep_in};
 use crate::setting::{Board, Setting, check_page, check_words, page, pages};
 use crate::world::wait_until;
 
@@ -73,7 +73,7 @@ fn a_write_to_an_absent_page_goes_onto_its_contents() -> Outcome {
 }
 
 /// A thread that waits in GET_PAGE_REQUEST, until a page is wanted or a signal comes.
-fn take_in_a_thread(setting: &Setting) -> Outcome<(i32, thread::JoinHandle<rustix::io::Result<usize>>)> {
+pub(super) fn take_in_a_thread(setting: &Setting) -> Outcome<(i32, thread::JoinHandle<rustix::io::Result<usize>>)> {
     let flags = fcntl_getfl(&*setting.region)?;
     fcntl_setfl(&*setting.region, flags - OFlags::NONBLOCK)?;
     let number = Arc::new(AtomicI32::new(0));
@@ -86,12 +86,12 @@ fn take_in_a_thread(setting: &Setting) -> Outcome<(i32, thread::JoinHandle<rusti
     });
     wait_until("the thread waits", || {
         let thread = number.load(Ordering::SeqCst);
-        Ok(thread != 0 && asleep(std::process::id() as i32, thread)?)
+        Ok(thread != 0 && asleep_in(std::process::id() as i32, thread, SYS_ioctl)?)
     })?;
     Ok((number.load(Ordering::SeqCst), taker))
 }
 
-fn joined(taker: thread::JoinHandle<rustix::io::Result<usize>>) -> Outcome<rustix::io::Result<usize>> {
+pub(super) fn joined(taker: thread::JoinHandle<rustix::io::Result<usize>>) -> Outcome<rustix::io::Result<usize>> {
     taker.join().map_err(|_| "the thread panicked".into())
 }
 
@@ -279,10 +279,14 @@ fn a_mark_wakes_only_who_waits_for_the_page() -> Outcome {
     let setting = Setting::new(300)?;
     let [one, other] = [setting.reader(10)?, setting.reader(11)?];
     setting.wait_waiters(2)?;
+    other.wait_asleep()?;
+    // Whoever is woken in vain sleeps again, and can be told by how often it has slept.
+    let sleeps = other.sleeps()?;
     setting.fill([9, 12, 200, 10])?;
     check_words(&one.join()?, 10)?;
     setting.wait_waiters(1)?;
     other.wait_asleep()?;
+    equal!(other.sleeps()?, sleeps);
     setting.fill([11])?;
     check_words(&other.join()?, 11)
 }
@@ -466,8 +470,7 @@ fn a_lock_that_a_waiter_holds_does_not_stop_the_daemon() -> Outcome {
     })?;
     setting.wait_waiters(1)?;
     board.set(1, 1)?;
-    thread::sleep(Duration::from_millis(20));
-    wait_until("the program waits for the lock", || asleep(pid, pid))?;
+    wait_until("the program waits for the lock", || asleep_in(pid, pid, SYS_mmap))?;
     // Both return; what cannot be had is passed over.
     let mapped = setting.region.make_pages_present(&[pages(0, 64)]).complete()?;
     ensure!(mapped <= 32, "{mapped} pages");
