@@ -29,7 +29,7 @@ demo-vm: build		## a running guest moves to another host; then the same by QEMU'
 	@$(VM) --name demo-vm --mem 4G --timeout 1800 -- $(BUILD)/target/release/vmem-migration demo
 
 .PHONY: test
-test: build		## all tests: on this machine, then in a virtual machine
+test: build		## unit, functional and migration tests, and those of the virtual machine's runner
 	@tools/testing/test unit vm functional migration
 
 .PHONY: unit
@@ -50,12 +50,12 @@ death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUN
 
 .PHONY: stress
 stress: build		## everything at once, at random (SECONDS=600, SEED=...)
-	@VMEM_STRESS_SECONDS=$(or $(SECONDS),600) tools/testing/test stress
+	@VMEM_STRESS_SECONDS=$(or $(SECONDS),600) VMEM_STRESS_SEED=$(or $(SEED),$(VMEM_STRESS_SEED),0) tools/testing/test stress
 
 .PHONY: test-debug test-kcsan
-test-debug: build	## all of that, and failures on demand, on a debug kernel (KASAN, lockdep, kmemleak), which is built first
+test-debug: build	## functional tests, failures on demand and stress on a debug kernel (KASAN, lockdep, kmemleak), which is built first
 	@tools/testing/test debug
-test-kcsan: build	## the same on a kernel that looks for races (KCSAN)
+test-kcsan: build	## functional tests and stress on a kernel that looks for races (KCSAN), which is built first
 	@tools/testing/test kcsan
 
 .PHONY: test-mutants
@@ -127,8 +127,8 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
-	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-clippy $(BUILD)/module-kasan $(BUILD)/module-kcsan \
-		$(BUILD)/module-next $(BUILD)/samples $(BUILD)/target $(BUILD)/vm $(BUILD)/results
+	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
+		$(BUILD)/vm $(BUILD)/results
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 
