@@ -145,13 +145,20 @@ impl Daemon {
     pub(super) fn new(source: &str, options: &[&str]) -> Outcome<Self> {
         let mut command = beside("vmemd")?;
         command.args(["--source", source, "--json"]).args(options);
-        let mut process = Process(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process(command.spawn()?);
         let output = BufReader::new(process.0.stdout.take().ok_or("no output")?);
         Ok(Self {
             process,
             output,
             heard: String::new(),
         })
+    }
+
+    /// Tells it a word.
+    fn tell(&mut self, word: &str) -> Outcome {
+        let input = self.process.0.stdin.as_mut().ok_or("it hears nothing")?;
+        Ok(writeln!(input, "{word}")?)
     }
 
     /// Waits until it says this.
@@ -285,7 +292,18 @@ fn a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory() -> Outcome 
     let file = Scratch::new("plain", PAGES)?;
     let source = Source::new(&[&file.export("plain")])?;
     let program = Program::new("plain", &file.0)?;
-    let end = Daemon::new(&source.address, &[])?.end()?.with_code(0)?;
+    // However fast the pages come, somebody waits for the last of them before the first comes.
+    let mut daemon = Daemon::new(&source.address, &["--hold"])?;
+    let handle = open("plain")?;
+    let reader = thread::spawn({
+        let memory = handle.map(Access::ReadWrite, Sharing::Shared)?;
+        move || check_page(&memory, PAGES - 1)
+    });
+    wait_info(&handle, "somebody waits", |info| info.waiters == 1)?;
+    daemon.tell("start")?;
+    reader.join().map_err(|_| "the reader panicked")??;
+    drop(handle);
+    let end = daemon.end()?.with_code(0)?;
     equal!(end.number("data_bytes")? + end.number("zero_bytes")?, SIZE);
     equal!(end.number("zero_bytes")?, SIZE / 5);
     ensure!(end.number("faults")? > 0, "{}", end.output);
