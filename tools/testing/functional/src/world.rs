@@ -8,6 +8,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::failure::{Outcome, ensure, equal};
 
 /// How long a state may take to come, on the slowest machine. Only a failing test waits this long.
@@ -109,7 +111,10 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
 /// Runs a test, and then sees that it left nothing.
 pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
     let before = descriptors()?;
-    test()?;
+    if let Err(failure) = test() {
+        clean_up();
+        return Err(failure);
+    }
     equal!(descriptors()?, before);
     equal!(family(std::process::id()).len(), 1);
     if !Path::new("/sys/module/vmem").exists() {
@@ -119,6 +124,19 @@ pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
     wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
     equal!(nodes()?, Vec::<String>::new());
     Ok(())
+}
+
+/// Ends what a failed test has left, as far as that can be, so that the next one is not blamed for it.
+fn clean_up() {
+    let this = std::process::id();
+    for pid in family(this).into_iter().filter(|pid| *pid != this) {
+        let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, Signal::KILL));
+    }
+    if !Path::new("/sys/module/vmem").exists() {
+        let _ = insert_module();
+    }
+    // What is still there then, the next test will say.
+    let _ = wait_until("nothing uses the module", || Ok(module_users()? == 0));
 }
 
 /// A field of a `/proc` file of lines `NAME: VALUE`.
