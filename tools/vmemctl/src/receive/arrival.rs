@@ -17,7 +17,7 @@ use vmem_qmp::{Qmp, QmpError};
 
 use super::door::Door;
 use super::host::{self, Qemu};
-use super::pages::Pages;
+use super::pages::{self, Pages};
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
 use crate::daemon::end_left_over;
@@ -194,6 +194,10 @@ impl Arrival {
         if record.phase == Phase::Failed {
             let reason = record.reason.unwrap_or_default();
             return Ok(Left::Over(place, FromDestination::Failed { reason }));
+        }
+        if pages::is_lost(&place) {
+            let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
+            return Err(Failure::Lost(Trouble::other(what)));
         }
         let qmp = Qmp::connect(&args.qmp, LIMIT);
         let nobody_listens = qmp.as_ref().is_err_and(is_nobody);

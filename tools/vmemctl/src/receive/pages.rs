@@ -2,7 +2,6 @@
 //! The destination's vmemd, kept alive.
 
 use std::fmt::Write;
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -21,15 +20,53 @@ use crate::report::Report;
 /// Between two tries to reach a source that is gone.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Between two tries at the most, if vmemd ends again and again; one that has lived longer starts the count anew.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long vmemd may take to reach the source and the regions.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The file that says that the guest was paused because its source is gone.
 const PAUSED: &str = "paused";
 
-/// vmemd's exit codes (vmemd(8)).
-const SOURCE_LOST: i32 = 2;
-const UNREADABLE: i32 = 4;
+/// The file that says that the source came back with other memory.
+const OTHER_MEMORY: &str = "other-memory";
+
+/// What the end of a vmemd means (vmemd(8)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Complete,
+    SourceLost,
+    Unreadable,
+    OtherMemory,
+    /// Another one may do better: it was killed, or something failed that may not fail again.
+    Again,
+}
+
+impl End {
+    fn of(status: ExitStatus) -> Self {
+        match status.code() {
+            Some(0) => Self::Complete,
+            Some(2) => Self::SourceLost,
+            Some(4) => Self::Unreadable,
+            Some(7) => Self::OtherMemory,
+            _ => Self::Again,
+        }
+    }
+}
+
+/// How long to wait after so many ends in a row.
+fn back_off(ends: u32) -> Duration {
+    match ends.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(more) => Duration::from_secs(1 << more.min(6)).min(LONGEST_PAUSE),
+    }
+}
+
+/// Whether the guest's source has come back with other memory: what is missing here is lost.
+pub(super) fn is_lost(place: &Place) -> bool {
+    place.path(OTHER_MEMORY).exists()
+}
 
 /// What a look at the pages gives.
 pub(super) enum Outlook {
@@ -53,6 +90,9 @@ pub(super) struct Pages {
     summary: Option<Value>,
     /// The next try, if there is no daemon.
     next: Instant,
+    /// When the latest one was started, and how many have ended in a row.
+    started: Instant,
+    ends: u32,
     /// The guest was paused because its source is gone.
     paused: bool,
 }
@@ -81,6 +121,8 @@ impl Pages {
             place: place.clone(),
             summary: None,
             next: Instant::now(),
+            started: Instant::now(),
+            ends: 0,
             paused: place.path(PAUSED).exists(),
         }
     }
@@ -131,8 +173,11 @@ impl Pages {
                 return Ok(Outlook::Complete(self.summary.take().unwrap_or(Value::Null)));
             }
             if Instant::now() >= self.next {
-                let started = Daemon::start(&self.arguments, &self.place);
-                self.daemon = Some(started.map_err(|error| Failure::Unfinished(error.into()))?);
+                self.started = Instant::now();
+                match Daemon::start(&self.arguments, &self.place) {
+                    Ok(daemon) => self.daemon = Some(daemon),
+                    Err(error) => return Ok(self.again(&chain(&error))),
+                }
             }
             return Ok(Outlook::Same);
         };
@@ -165,45 +210,70 @@ impl Pages {
         control: &Control,
         qmp: &mut Qmp,
     ) -> Result<Outlook, Failure> {
-        match (status.code(), status.signal()) {
-            (Some(0), _) => Ok(Outlook::Complete(self.summary.take().unwrap_or(Value::Null))),
-            (Some(UNREADABLE), _) => Err(Failure::Lost(Trouble::other(self.list_missing()))),
-            (Some(SOURCE_LOST), _) => {
-                let missing = self.list_missing();
-                match args.on_lost {
-                    OnLost::Sigbus => {
-                        self.poison(control)?;
-                        Err(Failure::Lost(Trouble::other(format!(
-                            "{why}; {missing}; a touch of them is SIGBUS now"
-                        ))))
-                    }
-                    OnLost::Wait => {
-                        self.next = Instant::now() + PAUSE;
-                        if self.paused {
-                            return Ok(Outlook::Same);
-                        }
-                        self.paused = qmp.run("stop", json!({})).is_ok();
-                        if self.paused {
-                            // For whoever takes this up. If it cannot be noted, the guest stays paused then.
-                            let _ = std::fs::write(self.place.path(PAUSED), "");
-                        }
-                        let paused = if self.paused {
-                            "the guest is paused"
-                        } else {
-                            "the guest waits"
-                        };
-                        Ok(Outlook::Trouble(format!(
-                            "{why}; {missing}; {paused} until the source is back"
-                        )))
-                    }
+        match End::of(status) {
+            End::Complete => Ok(Outlook::Complete(self.summary.take().unwrap_or(Value::Null))),
+            End::Unreadable => Err(Failure::Lost(Trouble::other(self.list_missing()))),
+            End::Again => Ok(self.again(&why)),
+            End::OtherMemory => self.other_memory(&why, args, control, qmp),
+            End::SourceLost if args.on_lost == OnLost::Sigbus => self.sigbus(&why, control),
+            End::SourceLost => {
+                self.next = Instant::now() + PAUSE;
+                if self.paused {
+                    return Ok(Outlook::Same);
                 }
+                self.paused = qmp.run("stop", json!({})).is_ok();
+                if self.paused {
+                    // For whoever takes this up. If it cannot be noted, the guest stays paused then.
+                    let _ = std::fs::write(self.place.path(PAUSED), "");
+                }
+                let paused = if self.paused {
+                    "the guest is paused"
+                } else {
+                    "the guest waits"
+                };
+                let missing = self.list_missing();
+                Ok(Outlook::Trouble(format!(
+                    "{why}; {missing}; {paused} until the source is back"
+                )))
             }
-            (None, Some(_)) => {
-                self.next = Instant::now();
-                Ok(Outlook::Trouble(format!("{why}; started again")))
-            }
-            _ => Err(Failure::Unfinished(Trouble::other(why))),
         }
+    }
+
+    /// Another vmemd is started, sooner or later: the guest needs one.
+    fn again(&mut self, why: &str) -> Outlook {
+        if self.started.elapsed() > LONGEST_PAUSE {
+            self.ends = 0;
+        }
+        self.ends = self.ends.saturating_add(1);
+        let pause = back_off(self.ends);
+        self.next = Instant::now() + pause;
+        Outlook::Trouble(match pause {
+            Duration::ZERO => format!("{why}; started again"),
+            pause => format!("{why}; started again in {} s", pause.as_secs()),
+        })
+    }
+
+    /// The memory that the guest had is not at the source any more. A vmemd that is started now would not know that, and would mix the two.
+    fn other_memory(&mut self, why: &str, args: &Receive, control: &Control, qmp: &mut Qmp) -> Result<Outlook, Failure> {
+        let noted = std::fs::write(self.place.path(OTHER_MEMORY), "");
+        noted.map_err(|error| Failure::Lost(Trouble::io(why)(error)))?;
+        if args.on_lost == OnLost::Sigbus {
+            return self.sigbus(why, control);
+        }
+        let paused = match qmp.run("stop", json!({})) {
+            Ok(_) => "the guest is paused for good",
+            Err(_) => "the guest waits for good",
+        };
+        let missing = self.list_missing();
+        Err(Failure::Lost(Trouble::other(format!("{why}; {missing}; {paused}"))))
+    }
+
+    /// The missing pages are given up.
+    fn sigbus(&self, why: &str, control: &Control) -> Result<Outlook, Failure> {
+        let missing = self.list_missing();
+        self.poison(control)?;
+        let what = format!("{why}; {missing}; a touch of them is SIGBUS now");
+        Err(Failure::Lost(Trouble::other(what)))
     }
 
     /// The source is there: a guest that was paused because it was not goes on.
@@ -262,5 +332,50 @@ impl Pages {
             region.mark_unreadable(&absent).complete().map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_certain_is_not_tried_again() {
+        let exited = |code: i32| End::of(ExitStatus::from_raw(code << 8));
+        assert_eq!(
+            [0, 2, 4, 7].map(exited),
+            [End::Complete, End::SourceLost, End::Unreadable, End::OtherMemory]
+        );
+        for code in [1, 3, 5, 6, 101] {
+            assert_eq!(exited(code), End::Again, "{code}");
+        }
+        assert_eq!(End::of(ExitStatus::from_raw(9)), End::Again, "killed");
+    }
+
+    #[test]
+    fn one_that_always_ends_is_started_less_and_less_often() {
+        let seconds = |ends| back_off(ends).as_secs();
+        assert_eq!([0, 1, 2, 3, 4, 8, u32::MAX].map(seconds), [0, 0, 1, 2, 4, 60, 60]);
+    }
+
+    #[test]
+    fn one_that_is_not_there_is_tried_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+        let mut pages = Pages::absent(&[], Vec::new(), &place);
+        for expected in [
+            "no vmemd; started again",
+            "no vmemd; started again in 1 s",
+            "no vmemd; started again in 2 s",
+        ] {
+            let Outlook::Trouble(text) = pages.again("no vmemd") else {
+                panic!("no trouble")
+            };
+            assert_eq!(text, expected);
+        }
+        pages.started = Instant::now().checked_sub(LONGEST_PAUSE * 2).expect("a time");
+        assert!(matches!(pages.again("killed"), Outlook::Trouble(text) if text == "killed; started again"));
     }
 }

@@ -189,10 +189,11 @@ fn cli(scene: &Path, rest: &[&str]) -> Cli {
 }
 
 /// What `receive --resume` makes of a QEMU that is gone.
-fn resumed(phase: Phase) -> (Result<Left, Failure>, TempDir) {
+fn resumed(phase: Phase, file: &str) -> (Result<Left, Failure>, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let place = Place::new(directory.path(), "in", "guest0").expect("a place");
     place.write(&record(phase, "/nobody/qmp".into())).expect("a record");
+    std::fs::write(place.path(file), "").expect("a file");
     drop(place);
     let cli = cli(directory.path(), &["--resume"]);
     let crate::cli::Command::Receive(args) = &cli.command else {
@@ -207,7 +208,7 @@ fn resumed(phase: Phase) -> (Result<Left, Failure>, TempDir) {
 #[test]
 fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
     for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
-        let (left, _directory) = resumed(phase);
+        let (left, _directory) = resumed(phase, "lock");
         let Ok(Left::Over(place, FromDestination::Failed { .. })) = left else {
             panic!("{phase:?}")
         };
@@ -215,9 +216,15 @@ fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
         assert_eq!(record.phase, Phase::Failed, "it is said again after another death");
     }
     for phase in [Phase::Starting, Phase::Running] {
-        let (left, _directory) = resumed(phase);
+        let (left, _directory) = resumed(phase, "lock");
         assert!(matches!(left, Ok(Left::Over(_, FromDestination::Gone { .. }))), "{phase:?}");
     }
+}
+
+#[test]
+fn pages_of_other_memory_are_not_taken_after_a_death() {
+    let (left, _directory) = resumed(Phase::Running, "other-memory");
+    assert!(matches!(left, Err(Failure::Lost(_))));
 }
 
 #[test]
