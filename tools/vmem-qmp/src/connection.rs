@@ -86,6 +86,17 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// The number of QEMU's process: of the one that listens at the socket.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not say.
+    pub fn process(&self) -> Result<i32, QmpError> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.socket);
+        let peer = peer.map_err(|error| QmpError::Io(error.into()))?;
+        Ok(peer.pid.as_raw_nonzero().get())
+    }
+
     /// Carries out a command, and returns what it gives.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! on it is the destination's: it never runs here again unless the destination says that it has not run there and never will. QEMU's own
 //! part is arranged so that neither QEMU starts the guest by itself.
 
+pub(crate) mod served;
 pub(crate) mod source;
 
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
+use served::Served;
 use source::{Export, Stream};
 use vmem_cli::{chain, with_port};
 
@@ -124,6 +126,9 @@ impl Migration {
             return Err(guest::GuestError::Status { status }.into());
         }
         let memory = guest::memory(&mut qmp)?;
+        let process = qmp.process()?;
+        let served = memory.iter().map(|memory| Served::find(process, &memory.path));
+        let served = served.collect::<Result<Vec<_>, _>>()?;
         let place = Place::new(&cli.state, "out", &guest)?;
         let earlier = place.read::<Outgoing>()?;
         if earlier.as_ref().is_some_and(|record| record.phase != Phase::Prepared) {
@@ -139,7 +144,7 @@ impl Migration {
             Some(address) => address,
             None => source::own_address(&channel)?,
         };
-        let export = Export::start(&memory, &session, serve, &place, args, &security)?;
+        let export = Export::start(&memory, served.clone(), &session, serve, &place, args, &security)?;
         let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());
         let record = Outgoing {
             session,
@@ -148,6 +153,7 @@ impl Migration {
             qmp: args.qmp.clone(),
             to,
             vmemd: export.arguments().to_vec(),
+            served,
             run: status == "running",
             // An earlier try may not have put back what it found.
             settings: earlier.and_then(|record| record.settings),
@@ -292,6 +298,7 @@ impl Migration {
         self.record.phase = Phase::Running;
         // If it cannot be noted, `recover` asks.
         let _ = self.place.write(&self.record);
+        self.export.release();
         Ok(())
     }
 

@@ -3,8 +3,9 @@
 //!
 //! A file for each guest and side, in a directory that a reboot empties, as it empties the memory that the file speaks of.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::Settings;
 use crate::message::Backend;
+use crate::migrate::served::Served;
 use crate::name::clean;
 
 /// Where records are, unless told.
@@ -62,6 +64,8 @@ pub(crate) struct Outgoing {
     pub(crate) to: String,
     /// The arguments of the source's vmemd, with the port that it got.
     pub(crate) vmemd: Vec<String>,
+    /// The files of its memory.
+    pub(crate) served: Vec<Served>,
     /// The guest ran when it was asked to move.
     pub(crate) run: bool,
     /// QEMU's, before they were changed.
@@ -103,20 +107,29 @@ impl Place {
     /// The directory `under`/`side`.`guest`, which is made if it is not there.
     pub(crate) fn new(under: &Path, side: &str, guest: &str) -> Result<Self, RecordError> {
         let directory = under.join(format!("{side}.{}", clean(guest, usize::MAX)));
-        let made = fs::create_dir_all(&directory);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        // With the number of a migration, anybody could say COMMIT or ABORT.
+        let made = made.and_then(|()| fs::set_permissions(&directory, Permissions::from_mode(0o700)));
         made.map_err(|source| io_of(&directory, source))?;
         Self::lock(directory)
     }
 
     fn lock(directory: PathBuf) -> Result<Self, RecordError> {
         let path = directory.join("lock");
-        let file = File::options().create(true).append(true).open(&path);
-        let file = file.map_err(|source| io_of(&path, source))?;
+        let failed = |source| io_of(&path, source);
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self {
-                directory,
-                _lock: Arc::new(file),
-            }),
+            Ok(()) => {
+                // Whoever had it may have removed it with all else, between these two calls.
+                let (held, there) = (file.metadata().map_err(failed)?, fs::metadata(&path).map_err(failed)?);
+                if held.ino() != there.ino() {
+                    return Err(RecordError::Busy(directory));
+                }
+                Ok(Self {
+                    directory,
+                    _lock: Arc::new(file),
+                })
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RecordError::Busy(directory)),
             Err(error) => Err(io_of(&path, error.into())),
         }
@@ -191,6 +204,8 @@ mod tests {
         let under = tempfile::tempdir().expect("a directory");
         let place = Place::new(under.path(), "out", "../a guest").expect("a place");
         assert_eq!(place.read::<Phase>().expect("nothing"), None);
+        let mode = fs::metadata(&place.directory).expect("a directory").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "nobody else can read the session");
         place.write(&Phase::Prepared).expect("a record");
         place.write(&Phase::Committed).expect("a record");
         assert_eq!(place.read().expect("a record"), Some(Phase::Committed));

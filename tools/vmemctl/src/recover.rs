@@ -77,7 +77,8 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     place.write(&record).map_err(Trouble::from)?;
     // A vmemd that still serves is replaced by one that is looked after.
     end_left_over(&place);
-    let mut export = Export::again(&record.vmemd, &place).map_err(|error| Failure::Unfinished(error.into()))?;
+    let mut export = Export::again(&record.vmemd, record.served.clone(), &place).map_err(Failure::Unfinished)?;
+    export.release();
     let way = Way::new(&security, &record);
     end(follow(&way, channel, &mut export, &mut report), qmp, args.keep_source, &place)
 }

@@ -11,9 +11,10 @@ use socket2::Socket;
 
 use crate::channel::Channel;
 use crate::cli::Migrate;
-use crate::daemon::{Daemon, DaemonError, Says};
+use crate::daemon::{Daemon, Says};
 use crate::failure::Trouble;
 use crate::guest::Memory;
+use crate::migrate::served::Served;
 use crate::name::{clean, session_mark};
 use crate::network::Security;
 use crate::record::Place;
@@ -34,14 +35,18 @@ pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> Stri
 pub(crate) struct Export {
     daemon: Option<Daemon>,
     arguments: Vec<String>,
+    served: Vec<Served>,
     address: SocketAddr,
     place: Place,
+    /// What the destination gives back may be given back.
+    released: bool,
 }
 
 impl Export {
     /// Starts to serve `memory` on `address`.
     pub(crate) fn start(
         memory: &[Memory],
+        served: Vec<Served>,
         session: &str,
         address: SocketAddr,
         place: &Place,
@@ -55,36 +60,55 @@ impl Export {
         if args.free_source {
             let records = place.path("released");
             std::fs::create_dir_all(&records).map_err(Trouble::io(records.display().to_string()))?;
-            options.extend(["--free".to_owned(), records.display().to_string()]);
+            options.extend([
+                "--free".to_owned(),
+                records.display().to_string(),
+                "--hold-release".to_owned(),
+            ]);
         }
         let specs = memory
             .iter()
+            .zip(&served)
             .enumerate()
-            .map(|(number, memory)| format!("{}={}", export_name(memory, number, session), memory.path.display()));
+            .map(|(number, (memory, file))| format!("{}={}", export_name(memory, number, session), file.path.display()));
         options.extend(specs);
-        Ok(Self::run(address, &options, place)?)
+        Self::run(address, &options, served, place)
     }
 
     /// Serves again what another one served, at the same place.
-    pub(crate) fn again(arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
+    pub(crate) fn again(arguments: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
         let address = arguments.get(2).and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        Self::run(address, arguments.get(3..).unwrap_or_default(), place)
+        Self::run(address, arguments.get(3..).unwrap_or_default(), served, place)
     }
 
-    fn run(address: SocketAddr, options: &[String], place: &Place) -> Result<Self, DaemonError> {
+    fn run(address: SocketAddr, options: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
         let arguments = |address: SocketAddr| {
             let mut all = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
             all.extend(options.iter().cloned());
             all
         };
+        check(&served)?;
         let mut daemon = Daemon::start(&arguments(address), place)?;
-        let address = daemon.wait_for(PATIENCE, |line| line.strip_prefix("listening on ")?.parse().ok())?;
+        let address = daemon.wait_for(PATIENCE, |line| line.strip_prefix("listening on ")?.parse().ok());
+        // It has opened them meanwhile.
+        let address = match address
+            .map_err(Trouble::from)
+            .and_then(|address| check(&served).map(|()| address))
+        {
+            Ok(address) => address,
+            Err(trouble) => {
+                daemon.stop();
+                return Err(trouble);
+            }
+        };
         Ok(Self {
             daemon: Some(daemon),
             arguments: arguments(address),
+            served,
             address,
             place: place.clone(),
+            released: false,
         })
     }
 
@@ -97,8 +121,16 @@ impl Export {
         &self.arguments
     }
 
+    /// The guest runs at the destination: what that one has may be given back here.
+    pub(crate) fn release(&mut self) {
+        self.released = true;
+        if let Some(daemon) = &mut self.daemon {
+            daemon.order("release");
+        }
+    }
+
     /// If it has died, starts it again; says so.
-    pub(crate) fn revive(&mut self) -> Result<Option<String>, DaemonError> {
+    pub(crate) fn revive(&mut self) -> Result<Option<String>, Trouble> {
         let Some(daemon) = &mut self.daemon else { return Ok(None) };
         let mut news = None;
         while let Some(says) = daemon.hear(Duration::ZERO) {
@@ -109,7 +141,11 @@ impl Export {
         }
         if news.is_some() {
             self.leave();
-            *self = Self::again(&self.arguments, &self.place)?;
+            let released = self.released;
+            *self = Self::again(&self.arguments, self.served.clone(), &self.place)?;
+            if released {
+                self.release();
+            }
         }
         Ok(news)
     }
@@ -125,6 +161,10 @@ impl Export {
     pub(crate) fn leave(&mut self) {
         self.daemon = None;
     }
+}
+
+fn check(served: &[Served]) -> Result<(), Trouble> {
+    served.iter().try_for_each(Served::check)
 }
 
 impl Drop for Export {
