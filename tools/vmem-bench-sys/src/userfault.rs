@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! userfaultfd: what vmem is measured against.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{Memory, PAGE_SIZE};
@@ -88,14 +89,17 @@ impl Userfault {
     ///
     /// `EPROTO` for a message that is no fault on the mapping; what `read(2)` gives.
     pub fn take(&self, pages: &mut Vec<u64>) -> Result<(), Errno> {
-        // SAFETY: a message is numbers: all bytes zero is one.
-        let empty: uffd_msg = unsafe { std::mem::zeroed() };
-        let mut messages = [empty; BATCH];
-        // SAFETY: `messages` is that many bytes, borrowed mutably, and any bytes are messages.
-        let room = unsafe { std::slice::from_raw_parts_mut(messages.as_mut_ptr().cast::<u8>(), size_of_val(&messages)) };
-        let len = rustix::io::read(&self.fd, room)?;
+        // Nothing is written there before the kernel does: this is on the way of each fault that is measured.
+        let mut messages = [const { MaybeUninit::<uffd_msg>::uninit() }; BATCH];
+        // SAFETY: `messages` is that many bytes, borrowed mutably, which need not be initialized.
+        let room =
+            unsafe { std::slice::from_raw_parts_mut(messages.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(&messages)) };
+        let (read, _) = rustix::io::read(&self.fd, room)?;
+        let len = read.len();
         pages.clear();
         for message in messages.iter().take(len / size_of::<uffd_msg>()) {
+            // SAFETY: so many were read, and any bytes are a message: it is numbers.
+            let message = unsafe { message.assume_init_ref() };
             if u32::from(message.event) != UFFD_EVENT_PAGEFAULT {
                 return Err(Errno::PROTO);
             }
