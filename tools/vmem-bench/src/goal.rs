@@ -2,7 +2,7 @@
 //! What vmem is to reach, and whether it does.
 
 use crate::book::{Book, Cell, Figure, Line};
-use crate::peer::{MINOR, MINOR_HUGE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
+use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
 
 /// Against what a figure is held.
 enum Against {
@@ -19,7 +19,7 @@ enum Against {
 enum Aim {
     AtMost(f64),
     AtLeast(f64),
-    /// Not told apart from 1, or at most this far from it.
+    /// At most this far from 1.
     Same(f64),
 }
 
@@ -186,8 +186,11 @@ impl Aim {
             Self::AtMost(limit) => (figure.high <= limit, figure.low <= limit),
             Self::AtLeast(limit) => (figure.low >= limit, figure.high >= limit),
             Self::Same(tolerance) => {
-                let same = !figure.differs_from_one() || (figure.median - 1.0).abs() <= tolerance;
-                (same, same)
+                let (least, most) = (1.0 - tolerance, 1.0 + tolerance);
+                (
+                    figure.low >= least && figure.high <= most,
+                    figure.low <= most && figure.high >= least,
+                )
             }
         };
         match (worst, best) {
@@ -202,9 +205,9 @@ impl Aim {
 pub(crate) fn best_userfault<'a>(line: &'a Line, cell: &Cell) -> Option<&'a Cell> {
     let huge = [VMEM_HUGE, MINOR_HUGE].contains(&cell.by.as_str());
     line.best_of(if huge {
-        &[MISSING, MINOR, MINOR_HUGE]
+        &[MISSING, MINOR, MINOR_STORE, MINOR_HUGE]
     } else {
-        &[MISSING, MINOR]
+        &[MISSING, MINOR, MINOR_STORE]
     })
 }
 
@@ -228,9 +231,11 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_what_noise_hides_or_what_hardly_differs() {
-        assert_eq!(Aim::Same(0.02).reached(figure(0.7, 1.2)), Some(true));
-        assert_eq!(Aim::Same(0.02).reached(figure(1.01, 1.02)), Some(true));
+    fn the_same_is_what_hardly_differs_and_not_what_noise_hides() {
+        assert_eq!(Aim::Same(0.02).reached(figure(0.99, 1.02)), Some(true));
+        assert_eq!(Aim::Same(0.02).reached(figure(0.7, 1.2)), None);
+        assert_eq!(Aim::Same(0.02).reached(figure(1.01, 1.03)), None);
         assert_eq!(Aim::Same(0.02).reached(figure(1.1, 1.2)), Some(false));
+        assert_eq!(Aim::Same(0.02).reached(figure(0.8, 0.9)), Some(false));
     }
 }

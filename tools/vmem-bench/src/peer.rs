@@ -89,7 +89,7 @@ impl Kind {
             Self::VmemHuge => VMEM_HUGE,
             Self::Missing => MISSING,
             Self::Minor => MINOR,
-            Self::MinorStore => "uffd MINOR, stores",
+            Self::MinorStore => MINOR_STORE,
             Self::MinorHuge => MINOR_HUGE,
         }
     }
@@ -142,6 +142,7 @@ pub(crate) const MINOR_HUGE: &str = "uffd MINOR, huge";
 pub(crate) const VMEM_MAPPED: &str = "vmem, mapped";
 pub(crate) const MISSING: &str = "uffd MISSING";
 pub(crate) const MINOR: &str = "uffd MINOR";
+pub(crate) const MINOR_STORE: &str = "uffd MINOR, stores";
 
 /// Which pages a thread of the daemon has taken on itself. With several threads, or several faults on a page, userfaultfd tells of a page
 /// more than once; to bring it once more would be lost time, and could undo what the program wrote. Who is told of a page that another
