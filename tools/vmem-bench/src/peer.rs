@@ -41,7 +41,12 @@ pub(crate) trait Peer: Send + Sync {
     /// Brings these pages, in any order and perhaps repeated; one may be there already.
     fn bring(&self, pages: &[u64], contents: &Contents) -> Outcome;
 
-    /// Brings `pages` absent pages from `first` on, for which nobody waits.
+    /// Brings these absent pages, for which nobody waits before [`Peer::finish`].
+    fn bring_unasked(&self, pages: &[u64], contents: &Contents) -> Outcome {
+        self.bring(pages, contents)
+    }
+
+    /// Brings `pages` absent pages from `first` on, for which nobody waits before [`Peer::finish`].
     fn bring_run(&self, first: u64, pages: usize, contents: &Contents) -> Outcome;
 
     /// Called once, when all pages were brought in the background.

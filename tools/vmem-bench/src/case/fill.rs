@@ -53,7 +53,9 @@ fn timed(work: impl FnOnce() -> Outcome) -> Outcome<(f64, f64)> {
 fn fill(bench: &Bench, peer: &dyn Peer, run: u64, seed: u64) -> Outcome {
     let order = shuffled(PAGES / run, seed);
     if run == 1 {
-        order.chunks(BATCH).try_for_each(|pages| peer.bring(pages, &bench.contents))?;
+        order
+            .chunks(BATCH)
+            .try_for_each(|pages| peer.bring_unasked(pages, &bench.contents))?;
     } else {
         let mut order = order.into_iter();
         order.try_for_each(|piece| peer.bring_run(piece * run, run as usize, &bench.contents))?;

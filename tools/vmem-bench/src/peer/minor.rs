@@ -49,6 +49,10 @@ impl Minor {
         })
     }
 
+    fn resume(&self, first: u64, pages: usize) -> Outcome {
+        self.faults.resume(first, pages).during("UFFDIO_CONTINUE")
+    }
+
     fn write(&self, page: u64, contents: &[u8]) -> Outcome {
         match self.write {
             Write::Call => {
@@ -75,14 +79,23 @@ impl Peer for Minor {
     fn bring(&self, pages: &[u64], contents: &Contents) -> Outcome {
         for page in pages {
             if self.claims.claim(*page) {
-                self.bring_run(*page, 1, contents)?;
+                self.write(*page, contents.of(*page, 1))?;
+                self.resume(*page, 1)?;
             }
         }
         Ok(())
     }
 
+    fn bring_unasked(&self, pages: &[u64], contents: &Contents) -> Outcome {
+        pages.iter().try_for_each(|page| self.bring_run(*page, 1, contents))
+    }
+
     fn bring_run(&self, first: u64, pages: usize, contents: &Contents) -> Outcome {
-        self.write(first, contents.of(first, pages))?;
-        self.faults.resume(first, pages).during("UFFDIO_CONTINUE")
+        self.write(first, contents.of(first, pages))
+    }
+
+    /// One call for all pages: nobody has waited for one.
+    fn finish(&self) -> Outcome {
+        self.resume(0, self.memory.pages())
     }
 }
