@@ -2,7 +2,7 @@
 //! A region that comes from one vmemd to another over a loopback socket.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -115,28 +115,53 @@ pub(crate) struct Transfer {
     handle: MapHandle,
     process: Process,
     /// Its report, kept open.
-    _report: BufReader<ChildStdout>,
+    report: BufReader<ChildStdout>,
+}
+
+/// Reads the next line of a report, which must be of this event.
+fn expect(report: &mut impl BufRead, event: &str) -> Outcome {
+    let mut line = String::new();
+    report.read_line(&mut line).during("read the report of vmemd")?;
+    match line.contains(&format!("\"{event}\"")) {
+        true => Ok(()),
+        false => Err(Failure::Wrong(format!("vmemd says {line:?} and not that it is {event}"))),
+    }
 }
 
 impl Transfer {
-    /// Starts it, and returns when it serves faults (and, unless told otherwise, has begun with the stream).
-    pub(crate) fn start(_: &Source, options: &[&str]) -> Outcome<Self> {
+    /// Starts it, and returns when it is connected and has made the region. It asks for no page before [`Transfer::go`].
+    pub(crate) fn hold(_: &Source, options: &[&str]) -> Outcome<Self> {
         let mut command = vmemd()?;
-        command.args(["--source", ADDRESS, "--json"]).args(options);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        command.args(["--source", ADDRESS, "--json", "--hold"]).args(options);
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
         let mut process = Process(child.during("start vmemd")?);
         let report = process.0.stdout.take();
         let mut report = BufReader::new(report.ok_or(Failure::Wrong("vmemd without a standard output".into()))?);
-        let mut line = String::new();
-        report.read_line(&mut line).during("read the report of vmemd")?;
-        if !line.contains("\"ready\"") {
-            return Err(Failure::Wrong(format!("vmemd says {line:?} and not that it is ready")));
-        }
+        expect(&mut report, "holding")?;
         Ok(Self {
             handle: MapHandle::open(NAME, Access::ReadWrite)?,
             process,
-            _report: report,
+            report,
         })
+    }
+
+    /// It may begin.
+    pub(crate) fn go(&mut self) -> Outcome {
+        let orders = self.process.0.stdin.as_mut();
+        let orders = orders.ok_or(Failure::Wrong("vmemd without a standard input".into()))?;
+        orders.write_all(b"start\n").during("write to vmemd")
+    }
+
+    /// Starts it, and returns when it serves faults (and, unless told otherwise, has begun with the stream).
+    pub(crate) fn start(source: &Source, options: &[&str]) -> Outcome<Self> {
+        let mut this = Self::hold(source, options)?;
+        this.go()?;
+        expect(&mut this.report, "ready")?;
+        Ok(this)
     }
 
     /// Maps the region.

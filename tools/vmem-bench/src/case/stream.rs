@@ -49,11 +49,12 @@ fn mib_per_second(time: Duration) -> f64 {
     (PAGES * PAGE_SIZE as u64) as f64 / f64::from(1 << 20) / time.as_secs_f64()
 }
 
-/// From when vmemd serves to when all pages are present, with a program that has mapped the region and waits.
+/// From when vmemd may ask for the first page to when all are present, with a program that has mapped the region and waits.
 fn vmemd(source: &Source) -> Outcome<f64> {
-    let transfer = Transfer::start(source, &[])?;
-    let since = Instant::now();
+    let mut transfer = Transfer::hold(source, &[])?;
     let _memory = transfer.map()?;
+    let since = Instant::now();
+    transfer.go()?;
     while !transfer.is_complete()? {
         std::thread::sleep(Duration::from_millis(1));
     }
