@@ -253,6 +253,9 @@ unsafe extern "C" {
     ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_mm_is_owned(mm: *mut mm_struct) -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_mmget(mm: *mut mm_struct) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -284,6 +287,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_available_memory() -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_process_is_dying() -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;

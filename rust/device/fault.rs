@@ -34,8 +34,8 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// How long a kernel thread waits for a page: a second.
-const KERNEL_THREAD: Limit = Limit {
+/// How long a thread waits for a page that no signal reaches: a second.
+const DEAF: Limit = Limit {
     patience: Patience::Killable,
     ms: 1000,
     place: None,
@@ -57,9 +57,10 @@ impl Memory for Mapped {
         let region = self.0.region();
         let pgoff = fault.pgoff();
         loop {
-            if fault.is_core_dump() && !region.pages().is_settled(pgoff) {
-                // A dump holds what is here. A dying process does not wait for the rest.
-                return Answer::SIGBUS;
+            if fault.is_dying() && !region.pages().is_settled(pgoff) {
+                // A dump holds what is here. A dying process does not wait for the rest: no signal
+                // would end that wait.
+                return self.sigbus();
             }
             match region.pages().touch(pgoff) {
                 Touch::Present => {
@@ -71,14 +72,14 @@ impl Memory for Mapped {
             }
             match fault.waiting() {
                 Waiting::Never => return Answer::RETRY,
-                Waiting::Unlocked if fault.is_kernel_thread() => {
-                    // Its work is waited for when the process dies, and no signal reaches it: it must
-                    // not wait for long. Whom it works for touches the page again.
-                    if fault.tried() {
-                        return Answer::SIGBUS;
+                Waiting::Unlocked if fault.is_deaf() => {
+                    // Its end is waited for when the process dies, so it must not wait for long. Whom
+                    // KVM's thread works for touches the page again.
+                    if fault.tried() && !fault.is_for_living() {
+                        return self.sigbus();
                     }
                     fault.unlock();
-                    region.await_page_for(pgoff, KERNEL_THREAD);
+                    region.await_page_for(pgoff, DEAF);
                     return Answer::WAITED;
                 }
                 Waiting::Unlocked => {
@@ -90,9 +91,15 @@ impl Memory for Mapped {
                         _ => Answer::WAITED,
                     };
                 }
+                Waiting::InPlace if fault.is_deaf() => {
+                    // An IOMMU's, for one.
+                    if region.await_page_for(pgoff, DEAF) != Woken::Done {
+                        return self.sigbus();
+                    }
+                }
                 Waiting::InPlace => {
                     if region.await_page(pgoff, None, Patience::Killable) == Woken::Signal {
-                        return Answer::SIGBUS;
+                        return self.sigbus();
                     }
                 }
             }

@@ -134,21 +134,28 @@ impl Fault<'_> {
         self.has(c::fault_flag_FAULT_FLAG_TRIED)
     }
 
-    /// Whether a kernel thread faults for somebody else (KVM's asynchronous page faults), which no
-    /// signal reaches.
-    pub(crate) fn is_kernel_thread(&self) -> bool {
-        // SAFETY: The running task is valid, and its fields are its own to read.
-        let (flags, mm) = unsafe {
-            let task = kernel::task::Task::current_raw();
-            ((*task).flags, (*task).mm)
-        };
-        flags & c::PF_KTHREAD != 0 && mm.is_null()
+    /// Whether no signal reaches the task: a kernel thread that faults for somebody else, or a
+    /// thread that ends, which still clears the word of its thread id and walks its robust futexes.
+    pub(crate) fn is_deaf(&self) -> bool {
+        task_flags() & (c::PF_KTHREAD | c::PF_EXITING) != 0
     }
 
-    /// Whether the task is writing its core dump.
-    pub(crate) fn is_core_dump(&self) -> bool {
-        // SAFETY: The running task is valid, and its flags are its own to read.
-        unsafe { (*kernel::task::Task::current_raw()).flags & c::PF_DUMPCORE != 0 }
+    /// Whether it is a kernel thread in the address space of a process that lives (vhost's).
+    pub(crate) fn is_for_living(&self) -> bool {
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let mm = unsafe { (*self.vma()).vm_mm };
+        // SAFETY: The running task is valid, and its address space its own to read.
+        let own = unsafe { (*kernel::task::Task::current_raw()).mm };
+        // SAFETY: The VMA is locked, so its address space is valid.
+        task_flags() & c::PF_KTHREAD != 0
+            && own == mm
+            && unsafe { bindings::vmem_mm_is_owned(mm) } != 0
+    }
+
+    /// Whether the process writes its core dump, or ends with all of its threads.
+    pub(crate) fn is_dying(&self) -> bool {
+        // SAFETY: Reads what the running task says of itself.
+        unsafe { bindings::vmem_process_is_dying() != 0 }
     }
 
     /// Where the page is wanted; [`None`] if it will be copied there. The fault is not unlocked.
@@ -281,6 +288,12 @@ impl Drop for Fault<'_> {
             unsafe { c::fput(self.pinned) };
         }
     }
+}
+
+/// The `PF_` flags of the running task.
+fn task_flags() -> u32 {
+    // SAFETY: The running task is valid, and its flags are its own to read.
+    unsafe { (*kernel::task::Task::current_raw()).flags }
 }
 
 /// The block that a page is in.

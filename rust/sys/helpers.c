@@ -406,6 +406,19 @@ unsigned long vmem_collect_mms(struct file *staging,
 	return nr;
 }
 
+/*
+ * Whether a process has it. Kernel threads that work in it keep it, and are no
+ * owner. Without memory cgroups there is none to be known.
+ */
+int vmem_mm_is_owned(struct mm_struct *mm)
+{
+#ifdef CONFIG_MEMCG
+	return rcu_access_pointer(mm->owner) != NULL;
+#else
+	return 0;
+#endif
+}
+
 int vmem_mmget(struct mm_struct *mm)
 {
 	return mmget_not_zero(mm);
@@ -463,6 +476,14 @@ unsigned long vmem_available_memory(void)
 int vmem_fault_in(unsigned long addr)
 {
 	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
+}
+
+/* Its signals are over: no other thread can tell it anything. */
+int vmem_process_is_dying(void)
+{
+	return (current->flags & PF_DUMPCORE) ||
+	       ((current->flags & PF_EXITING) &&
+		(READ_ONCE(current->signal->flags) & SIGNAL_GROUP_EXIT));
 }
 
 int vmem_fatal_signal_pending(void)

@@ -75,6 +75,7 @@ unsigned long vmem_count_vmas(struct file *staging,
 unsigned long vmem_collect_mms(struct file *staging,
 			       const struct vm_operations_struct *ops,
 			       struct mm_struct **mms, unsigned long room);
+int vmem_mm_is_owned(struct mm_struct *mm);
 int vmem_mmget(struct mm_struct *mm);
 void vmem_mmdrop(struct mm_struct *mm);
 int vmem_mmap_write_lock(struct mm_struct *mm);
@@ -90,6 +91,7 @@ void vmem_memcg_put(struct mem_cgroup *memcg);
 /* The task that runs, and the machine. */
 int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
+int vmem_process_is_dying(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

@@ -13,6 +13,7 @@ pub struct AreaBuilder {
     protection: i32,
     flags: i32,
     alignment: usize,
+    hint: usize,
 }
 
 impl Default for AreaBuilder {
@@ -21,6 +22,7 @@ impl Default for AreaBuilder {
             protection: libc::PROT_READ | libc::PROT_WRITE,
             flags: libc::MAP_SHARED,
             alignment: 1,
+            hint: 0,
         }
     }
 }
@@ -54,6 +56,14 @@ impl AreaBuilder {
         self
     }
 
+    /// At this address, and nowhere else.
+    #[must_use]
+    pub fn at(mut self, address: usize) -> Self {
+        self.hint = address;
+        self.flags |= libc::MAP_FIXED_NOREPLACE;
+        self
+    }
+
     /// Maps `pages` pages of `file` from page `pgoff` on.
     pub fn map(self, file: impl AsFd, pgoff: usize, pages: usize) -> io::Result<Area> {
         self.place(file.as_fd().as_raw_fd(), pgoff, pages)
@@ -68,8 +78,12 @@ impl AreaBuilder {
     fn place(self, fd: i32, pgoff: usize, pages: usize) -> io::Result<Area> {
         let offset = pgoff.wrapping_mul(PAGE) as libc::off_t;
         let len = pages.wrapping_mul(PAGE);
-        let hint = if self.alignment > 1 { self.free_place(pages)? } else { 0 };
-        // SAFETY: at an address that is a wish only, the kernel maps nothing over what is there.
+        let hint = if self.alignment > 1 {
+            self.free_place(pages)?
+        } else {
+            self.hint
+        };
+        // SAFETY: the kernel maps nothing over what is there: the address is a wish only, or with `MAP_FIXED_NOREPLACE`.
         let address = unsafe { libc::mmap(hint as *mut libc::c_void, len, self.protection, self.flags, fd, offset) };
         if address == libc::MAP_FAILED {
             return Err(errno());

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::checked;
+use crate::{Area, checked};
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +159,15 @@ pub fn caught() -> usize {
 pub fn this_thread() -> i32 {
     // SAFETY: it has no arguments and cannot fail.
     unsafe { libc::gettid() }
+}
+
+/// The list of robust futexes of the calling thread is this one from now on, `offset` bytes after the begin of the area: its exit
+/// walks it.
+pub fn set_robust_list(area: &Area, offset: usize) -> io::Result<()> {
+    let head = area.address().wrapping_add(offset);
+    const SIZE: usize = 3 * size_of::<usize>();
+    // SAFETY: the kernel reads the list, whatever it is, as any user memory. The tests have no robust futexes that would miss it.
+    checked(unsafe { libc::syscall(libc::SYS_set_robust_list, head, SIZE) } as libc::c_int).map(drop)
 }
 
 /// Sends a signal to one thread of a process.

@@ -9,6 +9,7 @@ mod create;
 mod daemon_death;
 mod death;
 mod dump;
+mod exit;
 mod gup;
 mod huge;
 mod info;
@@ -42,6 +43,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         advice::TESTS,
         gup::TESTS,
         dump::TESTS,
+        exit::TESTS,
         info::TESTS,
         conversion::TESTS,
         reclaim::TESTS,
