@@ -12,19 +12,7 @@
 //! its node go. A region knows none of its users: its mappings are found in the address space of the
 //! staging file.
 //!
-//! # Lock order
-//!
-//! 1. `REGISTRY`, the list of regions. Not held while a region works.
-//! 2. `Shard::fill`: between looking whether pages are present and making them so. Held while pages
-//!    are copied from the daemon's memory, which may have to be faulted in: 4.
-//! 3. The lock of the staging file's inode (`i_rwsem`), which shmem takes to write and to punch.
-//! 4. The mmap lock, or the lock of a VMA, of a process. Held when a fault or mmap() begins.
-//! 5. The lock of a folio of the staging file. With it held, a fill tries for 4.
-//! 6. `Shard::map`, a spinlock: what is known of each page. A page that is found present under it
-//!    stays so.
-//! 7. The lock of a wait queue.
-//!
-//! A fault waits for its page with none of them; if its caller cannot start again, with 4.
+//! The order of locks stands in `Documentation/locking.rst`.
 
 pub(crate) mod attachment;
 pub(crate) mod control;

@@ -10,7 +10,7 @@
 //!        └─────► sys        safe wrappers of C; the only unsafe code, knows no policy
 //! ```
 //!
-//! The order of the locks stands in [`device`].
+//! The order of the locks stands in `Documentation/locking.rst`.
 
 mod device;
 mod model;

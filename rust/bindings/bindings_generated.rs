@@ -165,7 +165,11 @@ unsafe extern "C" {
     ) -> *mut file;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_lock_folio(staging: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
+    pub fn vmem_shmem_lock_folio(
+        staging: *mut file,
+        pgoff: ffi::c_ulong,
+        mm: *mut mm_struct,
+    ) -> *mut folio;
 }
 unsafe extern "C" {
     pub fn vmem_shmem_trylock_cached(staging: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
@@ -233,6 +237,13 @@ unsafe extern "C" {
     ) -> ffi::c_uint;
 }
 unsafe extern "C" {
+    pub fn vmem_fault_remote(
+        vma: *mut vm_area_struct,
+        addr: ffi::c_ulong,
+        charge: *mut mem_cgroup,
+    ) -> ffi::c_uint;
+}
+unsafe extern "C" {
     pub fn vmem_vma_set_flags(vma: *mut vm_area_struct, set: ffi::c_ulong, clear: ffi::c_ulong);
 }
 unsafe extern "C" {
@@ -277,10 +288,19 @@ unsafe extern "C" {
     pub fn vmem_mmap_read_unlock(mm: *mut mm_struct);
 }
 unsafe extern "C" {
+    pub fn vmem_memcg_of_mm(mm: *mut mm_struct) -> *mut mem_cgroup;
+}
+unsafe extern "C" {
     pub fn vmem_memcg_of_current() -> *mut mem_cgroup;
 }
 unsafe extern "C" {
+    pub fn vmem_memcg_is_online(memcg: *mut mem_cgroup) -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_memcg_put(memcg: *mut mem_cgroup);
+}
+unsafe extern "C" {
+    pub fn vmem_access_ok(addr: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_fault_in(addr: ffi::c_ulong) -> ffi::c_int;

@@ -76,7 +76,8 @@ pub(crate) struct Region {
     plain: Atomic<bool>,
     /// Faults answered with SIGBUS since creation.
     pub(crate) sigbus: Counter,
-    /// Whom pages are charged to: the cgroup of the first program that mapped the region.
+    /// Whom pages are charged to: the cgroup of the first program that mapped the region and whose
+    /// cgroup has not been removed.
     #[pin]
     charge: SpinLock<Option<Arc<Memcg>>>,
 }
@@ -187,16 +188,20 @@ impl Region {
         self.charge.lock().clone()
     }
 
-    /// A program maps the region; the first one pays for it.
+    /// A program maps the region; the first one pays for it, as long as its cgroup is there.
     pub(crate) fn charge_to_current(&self) -> Result {
-        if self.charge.lock().is_some() {
+        let is_there = |payer: &Option<Arc<Memcg>>| payer.as_deref().is_some_and(Memcg::is_online);
+        if is_there(&self.charge.lock()) {
             return Ok(());
         }
         let Some(memcg) = Memcg::of_current() else {
             return Ok(());
         };
         let memcg = Arc::new(memcg, GFP_KERNEL)?;
-        self.charge.lock().get_or_insert(memcg);
+        let mut payer = self.charge.lock();
+        if !is_there(&payer) {
+            *payer = Some(memcg);
+        }
         Ok(())
     }
 }

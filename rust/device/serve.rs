@@ -21,7 +21,11 @@ use crate::{
         few::Few,
         memcg::Memcg,
         mm::Mappings,
-        task::breathe,
+        task::{
+            breathe,
+            check_user_range,
+            fault_in, //
+        },
         uapi::{
             vmem_fill,
             vmem_fill_range,
@@ -174,20 +178,27 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
             .range(range.pgoff, range.nr_pages)?
             .bytes()
             .ok_or(EINVAL)?;
-        range.addr.checked_add(bytes).ok_or(EFAULT)?;
+        check_user_range(range.addr, bytes)?;
     }
     (call.done, call.changed) = (0, 0);
     let charge = region.charge();
     let mut fill = || -> Result {
         for from in raw.iter() {
             let range = region.pages().range(from.pgoff, from.nr_pages)?;
+            let contents = Contents {
+                first: range.start(),
+                addr: from.addr,
+            };
             for block in range.blocks() {
                 breathe()?;
-                let _fill = region.pages().locate(block)?.0.fill.lock();
-                for absent in region.pages().absent_runs(block)? {
-                    let skip = (absent.start() - range.start()) * PAGE_SIZE;
-                    let addr = from.addr.checked_add(skip).ok_or(EFAULT)?;
-                    fill_run(region, absent, addr, charge.as_deref(), &mut call.changed)?;
+                while let Some(missing) = fill_block(
+                    region,
+                    block,
+                    contents,
+                    charge.as_deref(),
+                    &mut call.changed,
+                )? {
+                    fault_in(missing)?;
                 }
             }
             call.done += 1;
@@ -199,25 +210,64 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     result
 }
 
-/// Fills and marks a run of absent pages, which lies in one block whose `fill` is held. What was
-/// copied before an error is marked.
+/// User memory from which pages are filled.
+#[derive(Clone, Copy)]
+struct Contents {
+    /// The page that the first of it is for.
+    first: u64,
+    /// Where it is.
+    addr: u64,
+}
+
+impl Contents {
+    /// Where the contents of a page are.
+    fn of(self, pgoff: u64) -> Result<u64> {
+        pgoff
+            .checked_sub(self.first)
+            .and_then(|skip| skip.checked_mul(PAGE_SIZE))
+            .and_then(|skip| self.addr.checked_add(skip))
+            .ok_or(EFAULT)
+    }
+}
+
+/// Fills and marks the absent pages of a block. Returns the address of contents that are not at hand,
+/// if it could not go on for that.
+fn fill_block(
+    region: &Region,
+    block: PageRange,
+    from: Contents,
+    charge: Option<&Memcg>,
+    changed: &mut u64,
+) -> Result<Option<u64>> {
+    let _fill = region.pages().locate(block)?.0.fill.lock();
+    for absent in region.pages().absent_runs(block)? {
+        let missing = fill_run(region, absent, from, charge, changed)?;
+        if missing.is_some() {
+            return Ok(missing);
+        }
+    }
+    Ok(None)
+}
+
+/// The same for a run of absent pages within a block whose `fill` is held. What was copied is marked,
+/// also before an error.
 fn fill_run(
     region: &Region,
     run: PageRange,
-    from: u64,
+    from: Contents,
     charge: Option<&Memcg>,
     changed: &mut u64,
-) -> Result {
+) -> Result<Option<u64>> {
     let pages = region.pages();
     let waited_for = pages.any_requested(run)?;
     let mut done = run.start();
-    let mut fill = || -> Result {
+    let mut fill = || -> Result<Option<u64>> {
         while done < run.end() {
             let rest = pages.range(done, run.end() - done)?;
-            let addr = from
-                .checked_add((done - run.start()) * PAGE_SIZE)
-                .ok_or(EFAULT)?;
-            let filled = region.staging().fill(rest, addr, charge)?;
+            let addr = from.of(done)?;
+            let Some(filled) = region.staging().fill(rest, addr, charge)? else {
+                return Ok(Some(addr));
+            };
             done = filled.pages().end();
             if waited_for {
                 // Each at once, and whoever waits for it finds it in his page table.
@@ -227,7 +277,7 @@ fn fill_run(
                 })?;
             }
         }
-        Ok(())
+        Ok(None)
     };
     let result = fill();
     if !waited_for && done > run.start() {

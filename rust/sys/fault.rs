@@ -207,7 +207,8 @@ impl Fault<'_> {
             self.map_neighbours(staging, &present);
         }
 
-        let folio = match staging.lock_folio(pgoff) {
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let folio = match unsafe { staging.lock_folio(pgoff, (*vma).vm_mm) } {
             Ok(folio) => folio,
             Err(e) if e == ENOMEM => return Answer::OOM,
             Err(_) => return Answer::SIGBUS,

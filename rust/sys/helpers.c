@@ -139,13 +139,30 @@ struct file *vmem_shmem_clone(struct file *staging, const char *name,
 	return file;
 }
 
-struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff)
+static struct folio *get_folio(struct file *staging, unsigned long pgoff,
+			       enum sgp_type sgp, struct mem_cgroup *charge)
 {
+	struct mem_cgroup *old = set_active_memcg(charge);
 	struct folio *folio = NULL;
 	int err;
 
-	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, SGP_CACHE);
+	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, sgp);
+	set_active_memcg(old);
 	return err ? ERR_PTR(err) : folio;
+}
+
+/* For a fault in @mm. Whoever touches another's memory does not pay for it. */
+struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
+				    struct mm_struct *mm)
+{
+	struct mem_cgroup *charge = NULL;
+	struct folio *folio;
+
+	if (mm != current->mm)
+		charge = get_mem_cgroup_from_mm(mm);
+	folio = get_folio(staging, pgoff, SGP_CACHE, charge);
+	mem_cgroup_put(charge);
+	return folio;
 }
 
 /* Only what is in the page cache, up to date, and locked by nobody. */
@@ -172,16 +189,9 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge)
 {
-	struct mem_cgroup *old;
-	struct folio *folio = NULL;
-	int err;
+	struct folio *folio = get_folio(staging, pgoff, SGP_WRITE, charge);
 
-	old = set_active_memcg(charge);
-	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, SGP_WRITE);
-	set_active_memcg(old);
-	if (err)
-		return ERR_PTR(err);
-	if (folio_contain_hwpoisoned_page(folio)) {
+	if (!IS_ERR(folio) && folio_contain_hwpoisoned_page(folio)) {
 		vmem_folio_unlock_put(folio);
 		return ERR_PTR(-EIO);
 	}
@@ -303,6 +313,20 @@ unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
 
 	set_active_memcg(old);
 	return ret;
+}
+
+/*
+ * A fault in another's address space, whose lock is held. It may not wait, and
+ * what it takes is charged to @charge.
+ */
+unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
+			       struct mem_cgroup *charge)
+{
+	struct mem_cgroup *old = set_active_memcg(charge);
+	vm_fault_t ret = handle_mm_fault(vma, addr, FAULT_FLAG_REMOTE, NULL);
+
+	set_active_memcg(old);
+	return (__force unsigned int)ret;
 }
 
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
@@ -454,9 +478,26 @@ void vmem_mmap_read_unlock(struct mm_struct *mm)
 	mmap_read_unlock(mm);
 }
 
+struct mem_cgroup *vmem_memcg_of_mm(struct mm_struct *mm)
+{
+	return get_mem_cgroup_from_mm(mm);
+}
+
 struct mem_cgroup *vmem_memcg_of_current(void)
 {
 	return get_mem_cgroup_from_mm(current->mm);
+}
+
+/*
+ * Whether it has not been removed; its limit holds even then. From the very
+ * moment: it is offline only some time later.
+ */
+int vmem_memcg_is_online(struct mem_cgroup *memcg)
+{
+	if (!css_tryget_online(&memcg->css))
+		return 0;
+	mem_cgroup_put(memcg);
+	return 1;
 }
 
 void vmem_memcg_put(struct mem_cgroup *memcg)
@@ -470,6 +511,11 @@ unsigned long vmem_available_memory(void)
 	long pages = si_mem_available();
 
 	return pages < 0 ? 0 : (unsigned long)pages << PAGE_SHIFT;
+}
+
+int vmem_access_ok(unsigned long addr, unsigned long len)
+{
+	return access_ok((const void __user *)addr, len);
 }
 
 /* Brings a page of user memory in, for reading. */

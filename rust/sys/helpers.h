@@ -36,7 +36,8 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge);
 void vmem_shmem_allow_open(struct file *staging);
 struct file *vmem_shmem_clone(struct file *staging, const char *name,
 			      const struct file_operations *fops, void *data);
-struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff);
+struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
+				    struct mm_struct *mm);
 struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff);
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
@@ -64,6 +65,8 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page);
 unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page, struct mem_cgroup *charge);
+unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
+			       struct mem_cgroup *charge);
 
 /* Mappings. */
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
@@ -85,10 +88,13 @@ int vmem_mmap_read_trylock(struct mm_struct *mm);
 void vmem_mmap_read_unlock(struct mm_struct *mm);
 
 /* Memory cgroups. */
+struct mem_cgroup *vmem_memcg_of_mm(struct mm_struct *mm);
 struct mem_cgroup *vmem_memcg_of_current(void);
+int vmem_memcg_is_online(struct mem_cgroup *memcg);
 void vmem_memcg_put(struct mem_cgroup *memcg);
 
 /* The task that runs, and the machine. */
+int vmem_access_ok(unsigned long addr, unsigned long len);
 int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
 int vmem_process_is_dying(void);

@@ -27,6 +27,23 @@ impl Memcg {
         NonNull::new(unsafe { bindings::vmem_memcg_of_current() }).map(Self)
     }
 
+    /// The cgroup that the memory of `mm` is charged to; [`None`] if memory cgroups are off.
+    ///
+    /// # Safety
+    ///
+    /// The address space is valid.
+    pub(super) unsafe fn of_mm(mm: *mut kernel::bindings::mm_struct) -> Option<Self> {
+        // INVARIANT: The function returns a reference of its own, or null.
+        // SAFETY: By the safety requirement.
+        NonNull::new(unsafe { bindings::vmem_memcg_of_mm(mm) }).map(Self)
+    }
+
+    /// Whether it has not been removed.
+    pub(crate) fn is_online(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::vmem_memcg_is_online(self.0.as_ptr()) != 0 }
+    }
+
     /// The pointer, valid as long as `self` is.
     pub(crate) fn as_ptr(&self) -> *mut kernel::bindings::mem_cgroup {
         self.0.as_ptr()

@@ -138,8 +138,12 @@ impl<'a, M: Memory> Mappings<'a, M> {
         let Some(mut locked) = space.read()? else {
             return Ok(0);
         };
+        // SAFETY: `locked` holds the address space.
+        let charge = unsafe { Memcg::of_mm(locked.0 .0) };
+        let charge = charge.as_ref().map_or(core::ptr::null_mut(), Memcg::as_ptr);
         let mut mapped = 0;
         for vma in locked.vmas() {
+            super::task::breathe()?;
             // SAFETY: The VMA is valid while the lock is held.
             let (start, end, pgoff, vm_flags) = unsafe {
                 let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
@@ -159,16 +163,10 @@ impl<'a, M: Memory> Mappings<'a, M> {
                     continue;
                 }
                 let addr = start + ((at - pgoff) << PAGE_SHIFT) as usize;
-                // SAFETY: The lock is held, and the address is in the VMA. Present pages do not make
-                // the fault wait, so it may do without permission to unlock.
-                let answer = unsafe {
-                    c::handle_mm_fault(
-                        vma,
-                        addr,
-                        c::fault_flag_FAULT_FLAG_REMOTE,
-                        core::ptr::null_mut(),
-                    )
-                };
+                // SAFETY: The lock is held, and the address is in the VMA; `charge` is null or held
+                // above. Present pages do not make the fault wait, so it may do without permission
+                // to unlock.
+                let answer = unsafe { bindings::vmem_fault_remote(vma, addr, charge) };
                 if answer & c::vm_fault_reason_VM_FAULT_OOM != 0 {
                     return Err(ENOMEM);
                 }

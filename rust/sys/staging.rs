@@ -7,8 +7,7 @@
 use super::{
     bindings,
     file::into_file,
-    memcg::Memcg,
-    task::fault_in, //
+    memcg::Memcg, //
 };
 use crate::model::range::PageRange;
 use core::ptr::NonNull;
@@ -78,13 +77,21 @@ impl Staging {
         self.0.as_ptr()
     }
 
-    /// The folio of a page, locked: from the page cache, from swap, or a new one of zeros, charged to
-    /// the running task.
-    pub(super) fn lock_folio(&self, pgoff: u64) -> Result<LockedFolio> {
+    /// The folio of a page, locked, for a fault in `mm`: from the page cache, from swap, or a new one
+    /// of zeros, charged to the cgroup of `mm`.
+    ///
+    /// # Safety
+    ///
+    /// The address space is valid.
+    pub(super) unsafe fn lock_folio(
+        &self,
+        pgoff: u64,
+        mm: *mut kernel::bindings::mm_struct,
+    ) -> Result<LockedFolio> {
         let pgoff = usize::try_from(pgoff).map_err(|_| EFBIG)?;
-        // SAFETY: By the type invariants the file is a shmem file.
-        let folio = from_err_ptr(unsafe { bindings::vmem_shmem_lock_folio(self.as_ptr(), pgoff) })?;
-        LockedFolio::new(folio)
+        // SAFETY: By the type invariants the file is a shmem file; `mm` by the safety requirement.
+        let folio = unsafe { bindings::vmem_shmem_lock_folio(self.as_ptr(), pgoff, mm) };
+        LockedFolio::new(from_err_ptr(folio)?)
     }
 
     /// The folio of a page, locked, if that takes no waiting, no I/O and no memory.
@@ -104,7 +111,8 @@ impl Staging {
     }
 
     /// Copies pages from user memory at `from`, charged to `charge`: those from the first of `range`
-    /// on that are in one folio.
+    /// on that are in one folio. [`None`] if user memory is not at hand: the caller brings it in,
+    /// with nothing held, since that may take for ever.
     ///
     /// The folio stays locked, so that what it holds can be made known first.
     pub(crate) fn fill(
@@ -112,25 +120,19 @@ impl Staging {
         range: PageRange,
         from: u64,
         charge: Option<&Memcg>,
-    ) -> Result<Filled> {
+    ) -> Result<Option<Filled>> {
         let pgoff = usize::try_from(range.start()).map_err(|_| EFBIG)?;
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
-        loop {
-            // SAFETY: By the type invariants the file is a shmem file; `charge` is null or
-            // referenced for the time of the call.
-            let folio = from_err_ptr(unsafe {
-                bindings::vmem_shmem_lock_to_fill(self.as_ptr(), pgoff, charge)
-            })?;
-            let folio = LockedFolio::new(folio)?;
-            let nr = folio.end().min(range.end()).saturating_sub(range.start());
-            let copied = folio.copy(range.start(), nr, from);
-            if let Some(pages) = PageRange::within(range.start(), copied, range.end()) {
-                return Ok(Filled { pages, folio });
-            }
-            // User memory is brought in without the folio's lock: it may be of this very file.
-            drop(folio);
-            fault_in(from)?;
-        }
+        // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced for
+        // the time of the call.
+        let folio = from_err_ptr(unsafe {
+            bindings::vmem_shmem_lock_to_fill(self.as_ptr(), pgoff, charge)
+        })?;
+        let folio = LockedFolio::new(folio)?;
+        let nr = folio.end().min(range.end()).saturating_sub(range.start());
+        let copied = folio.copy(range.start(), nr, from);
+        let pages = PageRange::within(range.start(), copied, range.end());
+        Ok(pages.map(|pages| Filled { pages, folio }))
     }
 }
 

@@ -14,9 +14,20 @@ pub(crate) fn available_memory() -> u64 {
     unsafe { bindings::vmem_available_memory() as u64 }
 }
 
-/// Brings a page of user memory in, for reading; `EFAULT` if it cannot be had. A pending signal that
-/// kills is `EINTR`.
-pub(super) fn fault_in(addr: u64) -> Result {
+/// `EFAULT` unless `[addr, addr + len)` is a place where user memory can be.
+pub(crate) fn check_user_range(addr: u64, len: u64) -> Result {
+    let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
+    let len = usize::try_from(len).map_err(|_| EFAULT)?;
+    // SAFETY: Compares numbers.
+    match unsafe { bindings::vmem_access_ok(addr, len) } {
+        0 => Err(EFAULT),
+        _ => Ok(()),
+    }
+}
+
+/// Brings a page of user memory in, for reading; `EFAULT` if it cannot be had. May wait for whoever
+/// has the page, so nothing is held. `EINTR` if the task is being killed.
+pub(crate) fn fault_in(addr: u64) -> Result {
     breathe()?;
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
     // SAFETY: The address is checked by the function as any user address.

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::AreaBuilder;
+use vmem_functional_sys::{AreaBuilder, ioctl};
+use vmem_sys::{VMEM_FILL_PAGES, vmem_fill, vmem_fill_range};
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
@@ -38,6 +39,7 @@ crate::tests![
     a_private_mapping_cannot_remove_and_says_eacces,
     advice_that_would_take_absent_pages_for_zeros_is_refused_with_einval,
     advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion,
+    a_fill_that_waits_for_its_contents_holds_up_neither_a_discard_nor_another_fill,
 ];
 
 fn dontneed_brings_pages_back_without_a_request() -> Outcome {
@@ -300,4 +302,35 @@ fn advice_for_huge_pages_and_ksm_is_taken_and_changes_nothing_before_conversion(
     equal!(setting.take_request()?, 1);
     setting.fill([1])?;
     check_words(&reader.join()?, 1)
+}
+
+fn a_fill_that_waits_for_its_contents_holds_up_neither_a_discard_nor_another_fill() -> Outcome {
+    let (setting, slow) = (Setting::new(64)?, Setting::new(4)?);
+    let filler = Program::start_with(|| {
+        let contents = slow.area()?;
+        let range = vmem_fill_range {
+            pgoff: 3,
+            nr_pages: 1,
+            addr: (contents.address() + 3 * PAGE_SIZE) as u64,
+        };
+        let mut fill = vmem_fill {
+            ranges: (&raw const range) as u64,
+            nr: 1,
+            ..Default::default()
+        };
+        ioctl(setting.region.as_fd(), VMEM_FILL_PAGES, &mut fill)?;
+        Ok(vec![fill.changed])
+    })?;
+    slow.wait_waiters(1)?;
+    let program = Program::start(|| {
+        let area = setting.area()?;
+        area.advise(8..16, MADV_REMOVE)?;
+        check_zero(&area, 9)?;
+        Ok(vec![])
+    })?;
+    program.join()?;
+    setting.fill([1])?;
+    slow.fill([3])?;
+    equal!(filler.join()?, [1]);
+    check_page(&setting.area()?, 3, 3)
 }

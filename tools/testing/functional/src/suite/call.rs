@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vmem::{Control, PAGE_SIZE};
+use vmem::{Control, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder, ioctl, ioctl_at};
 use vmem_sys::{
     VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FILL_PAGES, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD, VMEM_GET_PAGE_REQUEST,
@@ -28,6 +28,7 @@ crate::tests![
     a_wrong_range_at_the_end_stops_the_call_before_it_begins,
     the_greatest_batch_is_taken,
     contents_that_cannot_be_read_are_efault_and_what_was_done_is_told,
+    contents_beyond_the_end_of_user_memory_are_efault_before_anything_is_done,
     contents_can_lie_anywhere_in_a_page,
     present_map_refuses_wrong_ranges,
     present_map_clears_the_bits_after_the_last_page,
@@ -346,6 +347,35 @@ fn contents_that_cannot_be_read_are_efault_and_what_was_done_is_told() -> Outcom
         equal!(map.present(), expected_present);
         // Whatever was copied of the unreadable page, it is not marked.
         ensure!(!map.contains(crate::setting::page(pgoff as usize + 1)));
+    }
+    Ok(())
+}
+
+fn contents_beyond_the_end_of_user_memory_are_efault_before_anything_is_done() -> Outcome {
+    const LAST_PAGE: usize = (1 << 47) - 2 * PAGE_SIZE;
+    let last = AreaBuilder::default().private().at(LAST_PAGE).anonymous(1)?;
+    last.write_page(0, &contents(7));
+    let readable = [(0, 1, LAST_PAGE)];
+    for (pgoff, nr_pages, addr) in [(1, 2, LAST_PAGE), (1, 1, 1 << 63), (1, 1, usize::MAX - 7)] {
+        let ranges = readable.into_iter().chain([(pgoff, nr_pages, addr)]);
+        let ranges: Vec<_> = ranges
+            .map(|(pgoff, nr_pages, addr)| vmem_fill_range {
+                pgoff,
+                nr_pages,
+                addr: addr as u64,
+            })
+            .collect();
+        for huge in [false, true] {
+            let builder = RegionBuilder::new(4 << 20);
+            let setting = Setting::create(if huge { builder.huge() } else { builder })?;
+            let mut fill = vmem_fill {
+                ranges: ranges.as_ptr() as u64,
+                nr: ranges.len() as u32,
+                ..Default::default()
+            };
+            refused!(ioctl(setting.region.as_fd(), VMEM_FILL_PAGES, &mut fill), FAULT);
+            equal!((fill.done, setting.region.info()?.present), (0, 0));
+        }
     }
     Ok(())
 }

@@ -20,6 +20,8 @@ crate::tests![
     under_memory_pressure_pages_go_to_swap_and_come_back,
     pages_are_charged_to_the_program_and_not_to_the_daemon,
     before_the_region_is_mapped_pages_are_charged_to_the_filler,
+    zeros_that_the_daemon_populates_are_charged_to_the_program,
+    a_cgroup_that_has_been_removed_does_not_pay,
 ];
 
 /// KiB of this area in swap.
@@ -198,4 +200,60 @@ fn before_the_region_is_mapped_pages_are_charged_to_the_filler() -> Outcome {
     ensure!(daemon >= 8192, "the filler's cgroup has {daemon} KiB");
     ensure!(program < 1024, "the program's cgroup has {program} KiB");
     Ok(())
+}
+
+fn zeros_that_the_daemon_populates_are_charged_to_the_program() -> Outcome {
+    const PAGES: usize = 2048;
+    let (program, daemon) = (Cgroup::new("vmem-program")?, Cgroup::new("vmem-daemon")?);
+    let setting = Setting::new(PAGES)?;
+    let board = Board::new()?;
+    let user = Program::start(|| {
+        program.enter()?;
+        let _area = setting.area()?;
+        board.set(0, 1)?;
+        board.wait(1, 1)?;
+        Ok(vec![])
+    })?;
+    board.wait(0, 1)?;
+    let populated = Program::start_with(|| {
+        daemon.enter()?;
+        let all = [crate::setting::pages(0, PAGES)];
+        setting.region.mark_zero(&all).complete()?;
+        let populated = setting.region.make_pages_present(&all).complete()?;
+        Ok(vec![populated])
+    })?;
+    equal!(populated.join()?, [PAGES as u64]);
+    let (in_program, in_daemon) = (program.stat("shmem")? / 1024, daemon.stat("shmem")? / 1024);
+    ensure!(in_program >= 8192, "the program's cgroup has {in_program} KiB");
+    ensure!(in_daemon < 1024, "the daemon's cgroup has {in_daemon} KiB");
+    board.set(1, 1)?;
+    user.join().map(drop)
+}
+
+fn a_cgroup_that_has_been_removed_does_not_pay() -> Outcome {
+    const PAGES: usize = 2048;
+    let setting = Setting::new(PAGES)?;
+    let first = Cgroup::new("vmem-first")?;
+    let user = Program::start(|| {
+        first.enter()?;
+        setting.area()?;
+        Ok(vec![])
+    })?;
+    user.join()?;
+    drop(first);
+    let second = Cgroup::new("vmem-second")?;
+    let board = Board::new()?;
+    let user = Program::start(|| {
+        second.enter()?;
+        let _area = setting.area()?;
+        board.set(0, 1)?;
+        board.wait(1, 1)?;
+        Ok(vec![])
+    })?;
+    board.wait(0, 1)?;
+    setting.fill_all()?;
+    let charged = second.stat("shmem")? / 1024;
+    ensure!(charged >= 8192, "the second program's cgroup has {charged} KiB");
+    board.set(1, 1)?;
+    user.join().map(drop)
 }
