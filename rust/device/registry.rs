@@ -40,6 +40,9 @@ struct Registry {
     entries: KVec<Entry>,
     /// Minor numbers in use.
     minors: [u64; MINOR_WORDS],
+    /// Where the search for a free one begins. Who has just been let open a node that is gone shall
+    /// not find another one behind its number.
+    next_minor: u32,
 }
 
 struct Entry {
@@ -58,6 +61,7 @@ impl Registry {
     const EMPTY: Self = Self {
         entries: KVec::new(),
         minors: [0; MINOR_WORDS],
+        next_minor: 0,
     };
 
     /// Another handle to the region for which `is_it` holds.
@@ -68,12 +72,13 @@ impl Registry {
     }
 
     fn free_minor(&self) -> Option<u32> {
-        let (at, word) = self
-            .minors
-            .iter()
-            .enumerate()
-            .find(|(_, word)| **word != u64::MAX)?;
-        Some(at as u32 * 64 + word.trailing_ones())
+        let is_free = |minor: &u32| {
+            let word = self.minors.get(*minor as usize / 64);
+            word.is_some_and(|word| word & (1 << (minor % 64)) == 0)
+        };
+        (0..MAX_NODES)
+            .map(|step| (self.next_minor + step) % MAX_NODES)
+            .find(is_free)
     }
 
     fn flip_minor(&mut self, minor: u32) {
@@ -139,7 +144,6 @@ pub(crate) fn next_id() -> u64 {
 /// too many.
 pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Result<Handle> {
     let mut registry = REGISTRY.lock();
-    registry.entries.reserve(1, GFP_KERNEL)?;
     let node = match name {
         None => None,
         Some(name) => {
@@ -149,7 +153,6 @@ pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Re
             }
             let minor = registry.free_minor().ok_or(ENOSPC)?;
             let node = Node::new(name.as_c_str()?, minor, access)?;
-            registry.flip_minor(minor);
             Some(NamedNode {
                 name,
                 minor,
@@ -157,15 +160,20 @@ pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Re
             })
         }
     };
-    let handle = Handle(region.clone());
+    let minor = node.as_ref().map(|node| node.minor);
     let entry = Entry {
-        region,
+        region: region.clone(),
         handles: 1,
         node,
     };
-    // Room was reserved above.
-    let _ = registry.entries.push_within_capacity(entry);
-    Ok(handle)
+    // The last that can fail: an empty list with room would be left behind by the module.
+    registry.entries.push(entry, GFP_KERNEL)?;
+    if let Some(minor) = minor {
+        registry.flip_minor(minor);
+        registry.next_minor = (minor + 1) % MAX_NODES;
+    }
+    // Only now: what drops a handle looks for its entry, and takes the lock.
+    Ok(Handle(region))
 }
 
 /// The region with this number.

@@ -20,7 +20,10 @@ use crate::{
         errno,
         few::Few,
         memcg::Memcg,
-        mm::Mappings,
+        mm::{
+            LockTime,
+            Mappings, //
+        },
         task::{
             breathe,
             check_user_range,
@@ -298,12 +301,14 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
     let mappings = Mappings::<Mapped>::of(region.staging());
     let mut populate = || -> Result {
         let mut spaces = mappings.address_spaces()?;
+        let mut time = LockTime::new();
         for range in ranges.iter() {
             for block in range?.blocks() {
                 let all = region.pages().all_present(block);
                 for space in &mut spaces {
-                    call.pages += mappings
-                        .populate(space, block, |page| all || region.pages().all_present(page))?;
+                    call.pages += mappings.populate(space, &mut time, block, |page| {
+                        all || region.pages().all_present(page)
+                    })?;
                 }
             }
             call.done += 1;

@@ -32,7 +32,7 @@
  */
 static const struct file_operations *no_open_fops(void)
 {
-	static const struct file_operations nothing;
+	static const struct file_operations nothing = { .owner = THIS_MODULE };
 	const struct file_operations *fops;
 	struct file *file;
 
@@ -357,7 +357,7 @@ int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
 
 	vma_start_write(vma);
 	vma_set_file(vma, staging);
-	vma->vm_ops = desc.vm_ops;
+	WRITE_ONCE(vma->vm_ops, desc.vm_ops);
 	vma->vm_private_data = NULL;
 	return 0;
 }
@@ -393,15 +393,16 @@ unsigned long vmem_count_vmas(struct file *staging,
 
 	i_mmap_lock_read(mapping);
 	for (vma = first_vma(mapping); vma; vma = next_vma(vma))
-		nr += vma->vm_ops == ops;
+		nr += READ_ONCE(vma->vm_ops) == ops;
 	i_mmap_unlock_read(mapping);
 	return nr;
 }
 
 /*
  * Puts the address spaces that have VMAs with @ops, each once and with a
- * reference (mmgrab), into @mms. Returns how many there are, at least: if it is
- * more than @room, some are left out.
+ * reference (mmgrab), into @mms; not those that have lost their last user.
+ * Returns how many there are, at least: if it is more than @room, some are left
+ * out.
  */
 unsigned long vmem_collect_mms(struct file *staging,
 			       const struct vm_operations_struct *ops,
@@ -413,7 +414,10 @@ unsigned long vmem_collect_mms(struct file *staging,
 
 	i_mmap_lock_read(mapping);
 	for (vma = first_vma(mapping); vma; vma = next_vma(vma)) {
-		if (vma->vm_ops != ops)
+		if (READ_ONCE(vma->vm_ops) != ops)
+			continue;
+		/* One that is being torn down. */
+		if (!atomic_read(&vma->vm_mm->mm_users))
 			continue;
 		for (i = 0; i < min(nr, room); i++)
 			if (mms[i] == vma->vm_mm)

@@ -34,11 +34,26 @@ use kernel::{
     bindings as c,
     error::to_result,
     mm::virt::flags,
-    prelude::*, //
+    prelude::*,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
 };
 
-/// How often the lock of an address space is tried, a millisecond apart.
-const LOCK_TRIES: u32 = 100;
+/// How long a call may wait for the locks of address spaces, all in all.
+pub(crate) struct LockTime {
+    left_ns: i64,
+}
+
+impl LockTime {
+    /// A tenth of a second.
+    pub(crate) fn new() -> Self {
+        Self {
+            left_ns: 100_000_000,
+        }
+    }
+}
 
 /// The mappings of a staging file that have our operations.
 pub(crate) struct Mappings<'a, M> {
@@ -64,7 +79,8 @@ impl<'a, M: Memory> Mappings<'a, M> {
         unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), self.ops) as u64 }
     }
 
-    /// The address spaces that have such mappings, each once.
+    /// The address spaces that have such mappings, each once. Not those that are being torn down:
+    /// they have nobody who would fault.
     pub(crate) fn address_spaces(&self) -> Result<KVec<AddressSpace>> {
         let mut room = 8;
         loop {
@@ -95,23 +111,22 @@ impl<'a, M: Memory> Mappings<'a, M> {
     ///
     /// `EINTR` if the task is being killed; some are then left.
     pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
+        // Until none is found: a fork may copy a mapping before it is changed, into an address space
+        // that was not there when they were collected.
         loop {
-            let mut progress = false;
-            for space in self.address_spaces()? {
-                // One that is being torn down has nobody who would fault.
-                if let Some(mut locked) = space.write()? {
-                    progress |= self.make_plain_in(&mut locked, plain)?;
-                }
-            }
-            // A fork may have copied a mapping before it was changed.
-            if !progress {
+            let spaces = self.address_spaces()?;
+            if spaces.is_empty() {
                 return Ok(());
+            }
+            for space in spaces {
+                if let Some(mut locked) = space.write()? {
+                    self.make_plain_in(&mut locked, plain)?;
+                }
             }
         }
     }
 
-    fn make_plain_in(&self, space: &mut WriteLocked, plain: PlainFlags) -> Result<bool> {
-        let mut progress = false;
+    fn make_plain_in(&self, space: &mut WriteLocked, plain: PlainFlags) -> Result {
         for vma in space.vmas() {
             if !self.is_ours(vma) {
                 continue;
@@ -122,20 +137,20 @@ impl<'a, M: Memory> Mappings<'a, M> {
                 to_result(bindings::vmem_vma_make_plain(vma, self.staging.as_ptr()))?;
                 plain.give(vma);
             }
-            progress = true;
         }
-        Ok(progress)
+        Ok(())
     }
 
     /// Faults in those pages of `range` for which `present` holds, in `space`. Returns how many it
-    /// has looked at and found mapped: none from when the lock of `space` was not to be had.
+    /// has looked at and found mapped: none from when the lock of `space` was not to be had in `time`.
     pub(crate) fn populate(
         &self,
         space: &mut AddressSpace,
+        time: &mut LockTime,
         range: PageRange,
         present: impl Fn(PageRange) -> bool,
     ) -> Result<u64> {
-        let Some(mut locked) = space.read()? else {
+        let Some(mut locked) = space.read(time)? else {
             return Ok(0);
         };
         // SAFETY: `locked` holds the address space.
@@ -273,22 +288,26 @@ impl AddressSpace {
 
     /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
     /// is not to be had: its holder may wait for what the caller has to bring.
-    fn read(&mut self) -> Result<Option<ReadLocked>> {
+    fn read(&mut self, time: &mut LockTime) -> Result<Option<ReadLocked>> {
         if self.busy {
             return Ok(None);
         }
         let Some(user) = self.user()? else {
             return Ok(None);
         };
-        for _ in 0..LOCK_TRIES {
+        loop {
             // SAFETY: `user` holds the address space.
             if unsafe { bindings::vmem_mmap_read_trylock(user.0) } != 0 {
                 return Ok(Some(ReadLocked(user)));
             }
+            if time.left_ns <= 0 {
+                self.busy = true;
+                return Ok(None);
+            }
+            let since = Instant::<Monotonic>::now();
             super::task::nap()?;
+            time.left_ns = time.left_ns.saturating_sub(since.elapsed().as_nanos());
         }
-        self.busy = true;
-        Ok(None)
     }
 
     fn user(&self) -> Result<Option<User>> {

@@ -34,7 +34,7 @@ pub(crate) fn fault_in(addr: u64) -> Result {
     kernel::error::to_result(unsafe { bindings::vmem_fault_in(addr) })
 }
 
-/// Sleeps for a millisecond, or stops (`EINTR`) if the task is being killed.
+/// Sleeps for a tick of the clock, or stops (`EINTR`) if the task is being killed.
 pub(crate) fn nap() -> Result {
     let left = kernel::time::msecs_to_jiffies(1) as isize;
     // SAFETY: As for `breathe`; the time is not negative.

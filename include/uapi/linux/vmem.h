@@ -283,8 +283,9 @@ struct vmem_fill {
  * On the region descriptor. Puts those pages of the ranges that are present
  * into the page tables of every process that maps them, so that a touch will
  * not fault. Absent pages are passed over, and so is, for the rest of the call, a
- * process whose mmap lock is not to be had within a tenth of a second: it may be
- * held by somebody who waits for a page that the caller has to bring.
+ * process whose mmap lock is not to be had: it may be held by somebody who waits
+ * for a page that the caller has to bring. The call waits a tenth of a second for
+ * such locks, all in all.
  */
 struct vmem_populate {
 	__u64 ranges;

@@ -26,6 +26,7 @@ crate::tests![
     a_taken_name_is_refused_with_eexist,
     a_name_is_free_again_when_its_region_is_gone,
     many_regions_have_nodes_at_once,
+    the_number_of_a_node_that_is_gone_is_not_the_next_one_s,
     the_node_stays_as_long_as_the_region_does,
     seek_to_the_end_gives_the_size,
     an_open_node_maps_and_cannot_serve,
@@ -146,6 +147,16 @@ fn many_regions_have_nodes_at_once() -> Outcome {
             region.id()
         );
     }
+    Ok(())
+}
+
+fn the_number_of_a_node_that_is_gone_is_not_the_next_one_s() -> Outcome {
+    let number = |name: &str| -> Outcome<u64> {
+        let _setting = Setting::create(region(name))?;
+        Ok(fs::metadata(Path::new("/dev/vmem").join(name))?.rdev())
+    };
+    let numbers = [number("guest0")?, number("guest1")?, number("guest2")?];
+    ensure!(numbers[0] != numbers[1] && numbers[1] != numbers[2], "{numbers:?}");
     Ok(())
 }
 
