@@ -38,9 +38,9 @@
  * - pointers are passed as __u64; flags that are not listed and reserved
  *   fields that are not zero give ``EINVAL``;
  * - arguments are checked as a whole before anything is done;
- * - a call on several ranges that stops half-way (a signal, no memory) says in
- *   ``done`` how many ranges are complete, whatever it returns, and can be
- *   called again with the rest.
+ * - a call on several ranges that stops half-way (no memory, the caller is being
+ *   killed) says in ``done`` how many ranges are complete, whatever it returns,
+ *   and can be called again with the rest.
  *
  * Errors of every call:
  *
@@ -189,7 +189,8 @@ struct vmem_range {
 /**
  * struct vmem_page_request - take requests (VMEM_GET_PAGE_REQUEST)
  * @pgoffs: address of an array of __u64
- * @nr: in: room in the array, 1 to VMEM_MAX_BATCH; out: pages in it
+ * @nr: in: room in the array, 1 to VMEM_MAX_BATCH; out: pages in it, of which one
+ *	call never gives more than 64
  * @flags: zero
  *
  * On the region descriptor. Waits until a page is wanted, unless the descriptor
@@ -262,7 +263,8 @@ struct vmem_fill_range {
  * pages are charged to the memory cgroup of the program that mapped the region
  * first (before anybody has, to the caller's).
  *
- * Errors: EFAULT (contents that cannot be read), ENOMEM, ENOSPC.
+ * Errors: EFAULT (contents that cannot be read), ENOMEM, ENOSPC, EIO (the memory
+ * of the page is broken).
  */
 struct vmem_fill {
 	__u64 ranges;
@@ -380,7 +382,7 @@ struct vmem_info {
 
 /**
  * VMEM_WAIT_READY: on a region or map descriptor, waits until a daemon has said
- * READY. O_NONBLOCK gives EAGAIN instead.
+ * READY or the region is plain. O_NONBLOCK gives EAGAIN instead.
  */
 #define VMEM_WAIT_READY		_IO(VMEM_IOC_MAGIC, 0x10)
 /** VMEM_READY: on the region descriptor, releases who is in VMEM_WAIT_READY. */
@@ -390,10 +392,12 @@ struct vmem_info {
 #define VMEM_MAKE_PAGES_PRESENT	_IOWR(VMEM_IOC_MAGIC, 0x14, struct vmem_populate)
 /**
  * VMEM_MAKE_VMA_ANONYMOUS: on the region descriptor. All pages being present,
- * turns every mapping of the region into plain shared (or private) anonymous
- * memory and lets go of it; later mappings are plain from the start. Errors:
- * EBUSY (pages are absent or unreadable), EINTR (some mappings are left; call
- * again). A second call succeeds and does nothing.
+ * turns every shared mapping of the region into plain shared anonymous memory,
+ * and every private one into a private mapping of that, and lets go of it; later
+ * mappings are plain from the start. Errors: EBUSY (pages are absent or
+ * unreadable); EINTR (the caller is being killed) and ENOMEM, with which some
+ * mappings are left: the next daemon, or another call, converts them. A second
+ * call succeeds and does nothing.
  */
 #define VMEM_MAKE_VMA_ANONYMOUS	_IO(VMEM_IOC_MAGIC, 0x15)
 #define VMEM_FILL_PAGES		_IOWR(VMEM_IOC_MAGIC, 0x16, struct vmem_fill)
