@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket, TcpKeepalive};
-use vmem_tls::{Identity, TlsError};
+use vmem_tls::{Identity, TlsError, Trouble};
 
 use crate::source::Lane;
 use crate::wire::WireError;
@@ -28,15 +28,23 @@ pub(crate) enum LinkError {
     /// The peer closed the connection; in the middle of a frame or not.
     #[error("the peer closed the connection{}", if *.within { " in the middle of a frame" } else { "" })]
     Closed { within: bool },
+    /// What protects the connection does not let it go on.
+    #[error(transparent)]
+    Tls(TlsError),
     #[error(transparent)]
     Wire(#[from] WireError),
 }
+
+/// The longest time of silence after which the kernel takes to look for the peer (tcp(7), `MAX_TCP_KEEPIDLE`).
+const LONGEST_IDLE: Duration = Duration::from_secs(32767);
 
 pub(crate) struct Link {
     /// What is read and written.
     socket: Socket,
     /// What is on the network: the same, unless the connection is protected.
     carrier: TcpStream,
+    /// If it is protected: why it has ended.
+    trouble: Option<Trouble>,
     timeout: Duration,
 }
 
@@ -59,22 +67,27 @@ impl Link {
         carrier.set_nodelay(true)?;
         // A peer whose machine is gone says nothing: while nothing is asked, only this finds out.
         let probes = TcpKeepalive::new()
-            .with_time(timeout.max(Duration::from_secs(1)))
+            .with_time(timeout.clamp(Duration::from_secs(1), LONGEST_IDLE))
             .with_interval(Duration::from_secs(2))
             .with_retries(3);
         let network = Socket::from(carrier.try_clone()?);
         network.set_tcp_keepalive(&probes)?;
         network.set_tcp_user_timeout(Some(timeout))?;
-        let socket = match (identity, side) {
-            (None, _) => network,
-            (Some(identity), Side::Destination(address)) => identity.connect(carrier.try_clone()?, address, timeout)?,
-            (Some(identity), Side::Source) => identity.accept(carrier.try_clone()?, timeout)?,
+        let protected = match (identity, side) {
+            (None, _) => None,
+            (Some(identity), Side::Destination(address)) => Some(identity.connect(carrier.try_clone()?, address, timeout)?),
+            (Some(identity), Side::Source) => Some(identity.accept(carrier.try_clone()?, timeout)?),
+        };
+        let (socket, trouble) = match protected {
+            None => (network, None),
+            Some((socket, trouble)) => (socket, Some(trouble)),
         };
         socket.set_read_timeout(Some(timeout))?;
         socket.set_write_timeout(Some(timeout))?;
         Ok(Self {
             socket,
             carrier,
+            trouble,
             timeout,
         })
     }
@@ -148,10 +161,10 @@ impl Link {
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             match (&self.socket).write_vectored(slices) {
-                Ok(0) => return Err(LinkError::Closed { within: true }),
+                Ok(0) => return Err(self.closed(true)),
                 Ok(n) => IoSlice::advance_slices(&mut slices, n),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(of_io(error)),
+                Err(error) => return Err(self.of_io(error)),
             }
             if !slices.is_empty() && Instant::now() >= deadline {
                 return Err(LinkError::TimedOut);
@@ -180,13 +193,13 @@ impl Link {
     fn read_until(&self, mut buffer: &mut [u8], deadline: Instant, mut within: bool) -> Result<(), LinkError> {
         while !buffer.is_empty() {
             match (&self.socket).read(buffer) {
-                Ok(0) => return Err(LinkError::Closed { within }),
+                Ok(0) => return Err(self.closed(within)),
                 Ok(n) => {
                     within = true;
                     buffer = &mut buffer[n..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(of_io(error)),
+                Err(error) => return Err(self.of_io(error)),
             }
             if !buffer.is_empty() && Instant::now() >= deadline {
                 return Err(LinkError::TimedOut);
@@ -194,19 +207,25 @@ impl Link {
         }
         Ok(())
     }
+
+    /// The connection is closed: why, if that is known.
+    fn closed(&self, within: bool) -> LinkError {
+        let trouble = self.trouble.as_ref().and_then(Trouble::take);
+        trouble.map_or(LinkError::Closed { within }, LinkError::Tls)
+    }
+
+    /// A socket's time-out reads as "would block".
+    fn of_io(&self, error: io::Error) -> LinkError {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => LinkError::TimedOut,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => self.closed(false),
+            _ => LinkError::Io(error),
+        }
+    }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// A socket's time-out reads as "would block".
-fn of_io(error: io::Error) -> LinkError {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => LinkError::TimedOut,
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => LinkError::Closed { within: false },
-        _ => LinkError::Io(error),
     }
 }

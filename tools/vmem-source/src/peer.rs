@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmem::PageRange;
 use vmem_tls::Identity;
@@ -39,8 +39,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to `address` (`HOST:PORT`) and asks what it exports. Neither takes longer than
-    /// `timeout`, and so does no answer later. With an identity the connection is protected, and the peer must be who it is
+    /// Connects to `address` (`HOST:PORT`) and asks what it exports. Neither takes longer than `timeout`, however many addresses the host
+    /// has, and so does no answer later; looking its name up takes as long as the system's resolver does. With an identity the connection is protected, and the peer must be who it is
     /// connected to as.
     ///
     /// # Errors
@@ -52,8 +52,12 @@ impl Peer {
             source,
         };
         let mut error = None;
-        for candidate in address.to_socket_addrs().map_err(io)? {
-            match TcpStream::connect_timeout(&candidate, timeout) {
+        let candidates: Vec<_> = address.to_socket_addrs().map_err(io)?.collect();
+        let deadline = Instant::now() + timeout;
+        for (tried, candidate) in candidates.iter().enumerate() {
+            // One that does not answer leaves time for the others.
+            let share = deadline.saturating_duration_since(Instant::now()) / (candidates.len() - tried) as u32;
+            match TcpStream::connect_timeout(candidate, share.max(Duration::from_millis(1))) {
                 Ok(socket) => {
                     let link = Link::new(socket, timeout, Side::Destination(address), identity);
                     return Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane);
@@ -225,6 +229,7 @@ fn lost(error: LinkError, what: &str, timeout: Duration) -> SourceError {
             seconds: timeout.as_secs(),
         },
         LinkError::Closed { within } => SourceError::Closed { within },
+        LinkError::Tls(source) => SourceError::Tls { source },
         LinkError::Wire(error) => error.into(),
     }
 }

@@ -170,7 +170,7 @@ impl SourceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io { .. } | Self::TimedOut { .. } | Self::Closed { .. } => true,
-            Self::Tls { source } => matches!(source, TlsError::Io(_) | TlsError::TimedOut(_)),
+            Self::Tls { source } => matches!(source, TlsError::Io(_) | TlsError::TimedOut(_) | TlsError::Broken(_)),
             Self::Protocol(error) => matches!(error, WireError::Checksum { .. }),
             Self::Refused { code, .. } => *code == ErrorCode::Busy,
             Self::Memory(_) | Self::BadQuestion(_) => false,

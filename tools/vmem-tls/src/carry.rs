@@ -4,8 +4,9 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::Connection;
 
 /// The most of one direction that waits here.
@@ -13,32 +14,37 @@ const ROOM: usize = 64 << 10;
 
 /// Carries bytes in both directions until both are at their end, or one fails. That the other side has ended a direction is passed on
 /// only if it has said so under the protection: a connection that was cut is cut here too.
-pub(crate) fn carry(mut connection: Connection, network: &TcpStream, user: &UnixStream) {
+///
+/// Once the user has ended its direction, what is left has `limit`: whoever keeps its end open must not keep this thread.
+pub(crate) fn carry(mut connection: Connection, network: &TcpStream, user: &UnixStream, limit: Duration) -> io::Result<()> {
     connection.set_buffer_limit(Some(ROOM));
     let mut carrier = Carrier {
         connection,
         network,
         user,
+        limit,
+        over: None,
         inward: Vec::new(),
         user_ended: false,
         peer_ended: false,
         told_user: false,
         told_peer: false,
     };
+    // The other side's first words may have come with its last of the handshake.
+    carrier.begin()?;
     while !carrier.is_over() {
-        if carrier.turn().is_err() {
-            break;
-        }
+        carrier.turn()?;
     }
-    // Both are closed when they are dropped; whoever has another handle of one shall notice as well.
-    let _ = network.shutdown(Shutdown::Both);
-    let _ = user.shutdown(Shutdown::Both);
+    Ok(())
 }
 
 struct Carrier<'a> {
     connection: Connection,
     network: &'a TcpStream,
     user: &'a UnixStream,
+    limit: Duration,
+    /// When it is over, whatever is left, once the user has ended.
+    over: Option<Instant>,
     /// Plain bytes on their way to the user.
     inward: Vec<u8>,
     user_ended: bool,
@@ -51,6 +57,12 @@ struct Carrier<'a> {
 impl Carrier<'_> {
     fn is_over(&self) -> bool {
         self.told_user && self.told_peer && !self.connection.wants_write()
+    }
+
+    /// Passes on what came before.
+    fn begin(&mut self) -> io::Result<()> {
+        self.peer_ended = self.take_plain()?;
+        self.pass_ends_on()
     }
 
     /// Waits until something can be moved, and moves it.
@@ -75,7 +87,10 @@ impl Carrier<'_> {
         if !user.is_empty() {
             fds.push(PollFd::new(self.user, user));
         }
-        match poll(&mut fds, None) {
+        let left = self.over.map(|over| over.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -133,6 +148,7 @@ impl Carrier<'_> {
         let count = match self.user.read(&mut piece) {
             Ok(0) => {
                 self.user_ended = true;
+                self.over = Some(Instant::now() + self.limit);
                 0
             }
             other => unless_blocked(other)?,

@@ -2,17 +2,17 @@
 //! Who this side is, and whom it believes.
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 use socket2::Socket;
 
 use crate::carry::carry;
@@ -38,6 +38,9 @@ pub enum TlsError {
     /// The other side is not to be believed, or does not believe this one.
     #[error("the other side and this one do not agree who they are")]
     Handshake(#[source] rustls::Error),
+    /// What came later is not what the other side has sent.
+    #[error("the protected connection broke")]
+    Broken(#[source] rustls::Error),
     /// It does not say who it is in time.
     #[error("the other side did not say who it is within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
@@ -93,13 +96,14 @@ impl Identity {
         })
     }
 
-    /// Protects a connection that this side has made to `address` (`HOST:PORT`), and returns what is to be used instead of it. The other
+    /// Protects a connection that this side has made to `address` (`HOST:PORT`), and returns what is to be used instead of it, and
+    /// where it says why it has ended. The other
     /// side must have a certificate for the host, which is a name or an address.
     ///
     /// # Errors
     ///
     /// All but [`TlsError::File`] and [`TlsError::Identity`].
-    pub fn connect(&self, socket: TcpStream, address: &str, limit: Duration) -> Result<Socket, TlsError> {
+    pub fn connect(&self, socket: TcpStream, address: &str, limit: Duration) -> Result<(Socket, Trouble), TlsError> {
         let host = host_of(address);
         let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Name(host.to_owned()))?;
         let connection = ClientConnection::new(Arc::clone(&self.client), name).map_err(TlsError::Handshake)?;
@@ -111,9 +115,16 @@ impl Identity {
     /// # Errors
     ///
     /// As for [`connect`](Self::connect), but for names.
-    pub fn accept(&self, socket: TcpStream, limit: Duration) -> Result<Socket, TlsError> {
+    pub fn accept(&self, socket: TcpStream, limit: Duration) -> Result<(Socket, Trouble), TlsError> {
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(TlsError::Handshake)?;
         protect(connection.into(), socket, limit)
+    }
+}
+
+#[cfg(test)]
+impl Identity {
+    pub(crate) fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.client)
     }
 }
 
@@ -136,15 +147,61 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(list)
 }
 
-fn protect(mut connection: Connection, socket: TcpStream, limit: Duration) -> Result<Socket, TlsError> {
+fn protect(mut connection: Connection, socket: TcpStream, limit: Duration) -> Result<(Socket, Trouble), TlsError> {
     shake_hands(&mut connection, &socket, limit)?;
     let (ours, theirs) = UnixStream::pair()?;
     socket.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
-    thread::Builder::new()
-        .name("tls".to_owned())
-        .spawn(move || carry(connection, &socket, &theirs))?;
-    Ok(Socket::from(ours))
+    let trouble = Trouble::default();
+    let its_trouble = trouble.clone();
+    thread::Builder::new().name("tls".to_owned()).spawn(move || {
+        if let Err(error) = carry(connection, &socket, &theirs, limit) {
+            its_trouble.note(error);
+        }
+        // Both are closed when they are dropped; whoever has another handle of one shall notice as well.
+        let _ = socket.shutdown(Shutdown::Both);
+        let _ = theirs.shutdown(Shutdown::Both);
+    })?;
+    Ok((Socket::from(ours), trouble))
+}
+
+/// What a protected connection has ended of. For its user it is one that was closed: this tells why.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Option<rustls::Error>>>);
+
+impl Trouble {
+    /// What broke the protection, if that is why it has ended. Told once.
+    #[must_use]
+    pub fn take(&self) -> Option<TlsError> {
+        let error = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(match error {
+            rustls::Error::AlertReceived(alert) if is_about_identity(alert) => TlsError::Handshake(error),
+            error => TlsError::Broken(error),
+        })
+    }
+
+    /// That the network has failed is no trouble of the protection.
+    fn note(&self, error: io::Error) {
+        let error = error.into_inner().and_then(|error| error.downcast::<rustls::Error>().ok());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = error.map(|error| *error);
+    }
+}
+
+/// Whether the other side says that it does not believe this one. In TLS 1.3 it says so when the handshake is over here already.
+fn is_about_identity(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            // A signature that is not by the authority's key.
+            | AlertDescription::DecryptError
+    )
 }
 
 fn shake_hands(connection: &mut Connection, mut socket: &TcpStream, limit: Duration) -> Result<(), TlsError> {

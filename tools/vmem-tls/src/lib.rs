@@ -13,4 +13,4 @@ mod identity;
 #[cfg(test)]
 mod tests;
 
-pub use identity::{Identity, TlsError};
+pub use identity::{Identity, TlsError, Trouble};

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Two sides that know each other, and those who do not.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 use socket2::Socket;
 use tempfile::TempDir;
 
@@ -40,8 +42,11 @@ fn identity(directory: &TempDir) -> Identity {
     Identity::load(directory.path()).expect("an identity")
 }
 
+/// What becomes of a side.
+type Met = Result<(Socket, Trouble), TlsError>;
+
 /// The two ends of a connection to `host`, as each side sees it.
-fn meet(client: &Identity, server: &Identity, host: &str) -> (Result<Socket, TlsError>, Result<Socket, TlsError>) {
+fn meet(client: &Identity, server: &Identity, host: &str) -> (Met, Met) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let server = server.clone();
@@ -56,7 +61,7 @@ fn both_directions_at_once_and_their_ends() {
     let ca = authority();
     let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let (connected, accepted) = meet(&identity(&ours), &identity(&theirs), "b.test");
-    let (connected, accepted) = (connected.expect("a connection"), accepted.expect("a connection"));
+    let (connected, accepted) = (connected.expect("a connection").0, accepted.expect("a connection").0);
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
     let talk = |mut socket: Socket, bytes: Vec<u8>| {
         thread::spawn(move || {
@@ -90,8 +95,10 @@ fn who_is_not_known_is_not_let_in() {
     // A stranger learns it only when it hears nothing: its own part of the handshake is over before.
     let (connected, accepted) = meet(&identity(&stranger), &identity(&server), "b.test");
     assert!(matches!(accepted, Err(TlsError::Handshake(_))), "a stranger");
-    if let Ok(mut socket) = connected {
+    if let Ok((mut socket, trouble)) = connected {
         assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0);
+        let why = trouble.take();
+        assert!(matches!(why, Some(TlsError::Handshake(_))), "{why:?}");
     }
 }
 
@@ -121,8 +128,8 @@ fn a_connection_that_is_cut_is_no_end() {
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
     let socket = TcpStream::connect(address).expect("a connection");
     let scissors = socket.try_clone().expect("a socket");
-    let mut connected = identity(&ours).connect(socket, "b.test:1", LIMIT).expect("a connection");
-    let mut accepted = accepting.join().expect("no panic").expect("a connection");
+    let (mut connected, trouble) = identity(&ours).connect(socket, "b.test:1", LIMIT).expect("a connection");
+    let (mut accepted, _) = accepting.join().expect("no panic").expect("a connection");
     connected.write_all(b"half").expect("room");
     let mut buffer = [0; 8];
     assert_eq!(accepted.read(&mut buffer).expect("bytes"), 4);
@@ -132,6 +139,7 @@ fn a_connection_that_is_cut_is_no_end() {
     assert_eq!(connected.read(&mut buffer).unwrap_or(0), 0);
     thread::sleep(Duration::from_millis(50));
     assert!(accepted.write_all(&[0; 1 << 20]).is_err());
+    assert!(trouble.take().is_none(), "it was the network");
 }
 
 #[test]
@@ -160,4 +168,65 @@ fn files_that_are_none_are_named() {
     assert!(error(good.path()).contains("cert.pem"));
     std::fs::remove_file(good.path().join("ca.pem")).expect("a file");
     assert!(error(good.path()).contains("ca.pem"));
+}
+
+/// A client that sends its last words of the handshake and its first of the conversation at once, as a quick one does.
+fn talk_at_once(directory: &TempDir, address: SocketAddr, words: &[u8]) -> (TcpStream, ClientConnection) {
+    let mut socket = TcpStream::connect(address).expect("a connection");
+    let name = ServerName::try_from("b.test").expect("a name");
+    let config = identity(directory).client_config();
+    let mut client = ClientConnection::new(config, name).expect("a client");
+    let mut out = Vec::new();
+    while client.is_handshaking() {
+        while client.wants_write() {
+            client.write_tls(&mut out).expect("room");
+        }
+        if client.is_handshaking() {
+            socket.write_all(&out).expect("a peer");
+            out.clear();
+            client.read_tls(&mut socket).expect("an answer");
+            client.process_new_packets().expect("a good answer");
+        }
+    }
+    client.writer().write_all(words).expect("room");
+    while client.wants_write() {
+        client.write_tls(&mut out).expect("room");
+    }
+    socket.write_all(&out).expect("a peer");
+    (socket, client)
+}
+
+#[test]
+fn words_that_come_with_the_end_of_the_handshake_are_heard() {
+    let ca = authority();
+    let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let server = identity(&theirs);
+    let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
+    let talking = talk_at_once(&ours, address, b"hello");
+    let (mut accepted, _) = accepting.join().expect("no panic").expect("a connection");
+    accepted.set_read_timeout(Some(LIMIT)).expect("a time-out");
+    let mut heard = [0; 5];
+    accepted.read_exact(&mut heard).expect("words");
+    assert_eq!(&heard, b"hello");
+    drop(talking);
+}
+
+#[test]
+fn a_peer_that_keeps_its_end_open_is_left() {
+    let ca = authority();
+    let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let server = identity(&theirs);
+    let limit = Duration::from_millis(300);
+    let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, limit));
+    let (mut socket, _client) = talk_at_once(&ours, address, b"");
+    drop(accepting.join().expect("no panic").expect("a connection"));
+    // It says goodbye, waits for ours for a while, and goes.
+    socket.set_read_timeout(Some(LIMIT)).expect("a time-out");
+    let mut rest = Vec::new();
+    let end = socket.read_to_end(&mut rest).map_err(|error| error.kind());
+    assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "{end:?}");
 }

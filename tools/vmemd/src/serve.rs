@@ -10,6 +10,7 @@ use std::thread;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::PAGE_SIZE;
+use vmem_cli::chain;
 use vmem_source::memory::{Memory, MemoryError};
 use vmem_source::serve::{Event, Limits, Server, StartError};
 use vmem_tls::{Identity, TlsError};
@@ -97,7 +98,7 @@ fn log(event: &Event<'_>) {
     match event {
         Event::Connected { peer, lane } => err(&format!("{peer}: connected ({lane:?})")),
         Event::Ended { peer, served, error } => {
-            let end = error.map_or("goodbye".to_owned(), |error| error.to_string());
+            let end = error.map_or("goodbye".to_owned(), |error| chain(error));
             let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
             let released = match served.released {
                 0 => String::new(),
@@ -108,8 +109,8 @@ fn log(event: &Event<'_>) {
             ));
         }
         Event::Refused { peer } => err(&format!("{peer}: refused, there are too many connections")),
-        Event::Kept { name, error } => err(&format!("cannot give pages of {name} back: {error}")),
-        Event::Failed { error } => err(&format!("cannot accept a connection: {error}")),
+        Event::Kept { name, error } => err(&format!("cannot give pages of {name} back: {}", chain(error))),
+        Event::Failed { error } => err(&format!("cannot accept a connection: {}", chain(error))),
         _ => {}
     }
 }

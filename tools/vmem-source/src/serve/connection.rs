@@ -50,7 +50,7 @@ pub enum ServeError {
         within: bool,
     },
     /// Who is there is not who may be, or does not say so.
-    #[error("no protected connection: {0}")]
+    #[error("no protected connection")]
     Tls(#[source] TlsError),
     /// The connection failed.
     #[error("the connection failed")]
@@ -64,6 +64,7 @@ impl From<LinkError> for ServeError {
             LinkError::TimedOut => Self::TimedOut,
             LinkError::Closed { within } => Self::Closed { within },
             LinkError::Io(error) => Self::Io(error),
+            LinkError::Tls(error) => Self::Tls(error),
         }
     }
 }
