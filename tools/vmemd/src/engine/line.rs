@@ -18,8 +18,12 @@ pub(crate) type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, Source
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A connection that has worked for this long is a good one: what comes after it is new trouble.
-const PROVEN: Duration = Duration::from_secs(10);
+/// A connection that has been there for this long, and owes no answer, is a good one: what comes after it is new trouble.
+const PROVEN: Duration = if cfg!(test) {
+    Duration::from_millis(500)
+} else {
+    Duration::from_secs(10)
+};
 
 pub(super) struct Line {
     shared: Arc<Shared>,
@@ -33,6 +37,8 @@ pub(super) struct Line {
 struct Open {
     source: Box<dyn PageSource>,
     since: Instant,
+    /// Pages asked for that have not come.
+    owed: u64,
     exports: Vec<usize>,
     regions: HashMap<usize, usize>,
 }
@@ -76,6 +82,7 @@ impl Line {
 
     /// Asks for pages of a region.
     pub(super) fn ask(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+        self.open.owed += ranges.iter().map(|range| range.count()).sum::<u64>();
         self.open.source.ask(self.open.exports[region], ranges)
     }
 
@@ -92,6 +99,7 @@ impl Line {
     pub(super) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
         let answer = self.open.source.next()?;
         self.trouble = None;
+        self.open.owed = self.open.owed.saturating_sub(answer.pages());
         match self.open.regions.get(&answer.export()) {
             Some(region) => Ok((*region, answer)),
             None => Err(SourceError::BadQuestion(
@@ -102,7 +110,7 @@ impl Line {
 
     /// Opens the source again after `error`. When this returns, nothing is in flight any more.
     pub(super) fn reopen(&mut self, error: SourceError) -> Result<(), Failure> {
-        if self.open.since.elapsed() > PROVEN {
+        if self.open.owed == 0 && self.open.since.elapsed() > PROVEN {
             self.trouble = None;
         }
         let trouble = self.trouble.get_or_insert_with(Trouble::new);
@@ -158,6 +166,7 @@ impl Open {
         Ok(Self {
             source,
             since: Instant::now(),
+            owed: 0,
             exports,
             regions,
         })

@@ -15,6 +15,7 @@ use vmem::PAGE_SIZE;
 use vmem_source::memory::Memory as Exported;
 use vmem_source::peer::Peer;
 use vmem_source::serve::{Limits, Server};
+use vmem_source::{Answer, Readiness};
 
 use super::stats::get;
 use super::*;
@@ -387,6 +388,53 @@ fn a_source_that_is_gone_ends_the_run_and_leaves_pages_absent() {
     assert_eq!(failure.code(), 2);
     engine.stop();
     assert!(check(&memory, &file) < 3000);
+}
+
+/// A source that says what it has, and never anything else.
+struct Mute {
+    exports: Vec<Export>,
+    never: Stop,
+}
+
+impl PageSource for Mute {
+    fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    fn ask(&mut self, _: usize, _: &[vmem::PageRange]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        use std::os::fd::AsFd;
+        Readiness::When(self.never.as_fd())
+    }
+
+    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
+        Err(SourceError::Closed { within: false })
+    }
+}
+
+#[test]
+fn a_source_that_greets_and_never_answers_is_given_up() {
+    let export = Export {
+        name: vmem::Name::new("ram").expect("a name"),
+        pages: 10,
+        identity: 0,
+    };
+    let connect: Connect = Arc::new(move |_| {
+        let (exports, never) = (vec![export.clone()], Stop::new().expect("an eventfd"));
+        Ok(Box::new(Mute { exports, never }) as Box<dyn PageSource>)
+    });
+    let memory = Arc::new(Memory::new(10));
+    memory.want(3);
+    let options = Options {
+        retry: Duration::from_secs(3),
+        ..OPTIONS
+    };
+    let (mut engine, _) = start(&[memory], connect, options);
+    assert!(matches!(failure(&mut engine), Failure::Source(_)));
+    engine.stop();
 }
 
 #[test]
