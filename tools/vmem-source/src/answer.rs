@@ -125,6 +125,25 @@ impl Chunk {
         self.used = 0;
     }
 
+    /// How it is now, to come back to.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            runs: self.runs.len(),
+            last: self.runs.last().copied(),
+            used: self.used,
+        }
+    }
+
+    /// Takes out what was added since it was as in `mark`.
+    pub(crate) fn go_back(&mut self, mark: &Mark) {
+        self.runs.truncate(mark.runs);
+        // It may have grown.
+        if let (Some(last), Some(before)) = (self.runs.last_mut(), mark.last) {
+            *last = before;
+        }
+        self.used = mark.used;
+    }
+
     /// The runs.
     #[must_use]
     pub fn runs(&self) -> &[Run] {
@@ -186,6 +205,14 @@ impl Chunk {
             None => self.runs.push(Run { range, kind }),
         }
     }
+}
+
+/// What a [`Chunk`] had in it at one time.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    runs: usize,
+    last: Option<Run>,
+    used: usize,
 }
 
 impl Default for Chunk {
@@ -252,6 +279,19 @@ mod tests {
         assert!(Answer::new(0, &runs, &[0; 2 * PAGE_SIZE - 1]).is_none());
         assert!(Answer::new(0, &runs, &[0; 3 * PAGE_SIZE]).is_none());
         assert!(Answer::new(0, &[], &[0]).is_none());
+    }
+
+    #[test]
+    fn what_was_added_can_be_taken_out() {
+        let mut chunk = Chunk::new();
+        chunk.spare()[0] = 7;
+        chunk.commit(range(0, 1));
+        let (mark, runs) = (chunk.mark(), chunk.runs().to_vec());
+        chunk.spare()[..2 * PAGE_SIZE].fill(8);
+        chunk.commit(range(1, 2));
+        chunk.push_zero(range(3, 1));
+        chunk.go_back(&mark);
+        assert_eq!((chunk.runs(), chunk.data().len()), (&runs[..], PAGE_SIZE));
     }
 
     #[test]

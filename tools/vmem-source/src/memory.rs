@@ -9,10 +9,13 @@ pub(crate) mod tests;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fsetxattr};
+use rustix::io::Errno;
 use vmem::{Name, PAGE_SIZE, PageRange};
 
 use crate::answer::Chunk;
@@ -50,6 +53,18 @@ pub enum MemoryError {
         /// What it is instead.
         what: &'static str,
     },
+    /// A server gives pages of it back.
+    #[error("{}: another server has it, of which one gives pages back", path.display())]
+    InUse {
+        /// What is in use.
+        path: PathBuf,
+    },
+    /// Pages of it were given back: what is zero in it need not have been.
+    #[error("{}: pages of it were given back, and only a server with their record (--free) knows which", path.display())]
+    GivenBack {
+        /// What it is.
+        path: PathBuf,
+    },
     /// It has a size that no region can have.
     #[error("{} has {size} bytes; a region has 1 byte to 16 TiB", path.display())]
     Size {
@@ -65,6 +80,8 @@ pub struct Memory {
     export: Export,
     contents: Contents,
     path: PathBuf,
+    /// What was opened. Who gives pages back has locked it alone, all others together: a page that has been given back reads as zeros.
+    held: File,
     /// If pages may be given back: which have been.
     released: Option<Released>,
 }
@@ -84,6 +101,16 @@ impl Memory {
     ///
     /// There is no such memory, or it cannot be exported.
     pub fn open(spec: &str) -> Result<Self, MemoryError> {
+        let memory = Self::find(spec)?;
+        match flock(&memory.held, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Err(MemoryError::InUse { path: memory.path }),
+            _ if memory.is_marked() => Err(MemoryError::GivenBack { path: memory.path }),
+            // Not every file system has locks.
+            _ => Ok(memory),
+        }
+    }
+
+    fn find(spec: &str) -> Result<Self, MemoryError> {
         let (name, path) = spec.split_once('=').ok_or_else(|| MemoryError::Spec(spec.to_owned()))?;
         let (name, path) = (Name::new(name)?, Path::new(path));
         let io = |source| MemoryError::Io {
@@ -98,6 +125,7 @@ impl Memory {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| io(e.into()))?);
         let metadata = file.metadata().map_err(io)?;
+        let held = file.try_clone().map_err(io)?;
         let kind = metadata.file_type();
         let (contents, size) = if kind.is_file() || kind.is_block_device() {
             // A block device's metadata has no size, seeking finds it.
@@ -119,32 +147,50 @@ impl Memory {
                 size,
             });
         }
-        let identity = identity(&[metadata.dev(), metadata.ino(), metadata.rdev()]).map_err(io)?;
+        // A file system may give a new file the number of one that is gone.
+        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born = born.map_or(0, |born| born.as_nanos() as u64);
+        let identity = identity(&[metadata.dev(), metadata.ino(), metadata.rdev(), born]).map_err(io)?;
         Ok(Self {
             export: Export { name, pages, identity },
             contents,
             path: path.to_owned(),
+            held,
             released: None,
         })
     }
 
-    /// Lets destinations say which pages they have, so that this machine gets their memory back. Which these are is noted in the file
-    /// `NAME.released` in the directory `records`, of a bit a page: from then on they are unreadable, for later servers too.
+    /// Opens memory as [`open`](Self::open) does, and lets destinations say which pages they have, so that this machine gets their memory
+    /// back. Which these are is noted in the file `NAME.released` in the directory `records`, a bit a page: from then on they are
+    /// unreadable, for later servers too. Where the file system can mark files, one that is opened without the record is refused.
     ///
     /// # Errors
     ///
-    /// It cannot be written to, or there is a record of other memory.
-    pub fn releasable(mut self, records: &Path) -> Result<Self, MemoryError> {
+    /// As for [`open`](Self::open); it cannot be written to, another server has it, or there is a record of other memory.
+    pub fn open_releasable(spec: &str, records: &Path) -> Result<Self, MemoryError> {
+        let mut memory = Self::find(spec)?;
         let in_file = |path: PathBuf| |source| MemoryError::Io { path, source };
-        match &mut self.contents {
-            Contents::File(file) => file.writable(&self.path),
-            Contents::Region(region) => region.writable(&self.path),
+        match flock(&memory.held, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(MemoryError::InUse { path: memory.path }),
+            other => other.map_err(|error| in_file(memory.path.clone())(error.into()))?,
         }
-        .map_err(in_file(self.path.clone()))?;
-        let path = records.join(format!("{}.released", self.export.name));
-        let released = Released::open(&path, self.export.identity, self.export.pages).map_err(in_file(path))?;
-        self.released = Some(released);
-        Ok(self)
+        // The very file that was opened, whatever is at its path by now.
+        let itself = PathBuf::from(format!("/proc/self/fd/{}", memory.held.as_raw_fd()));
+        match &mut memory.contents {
+            Contents::File(file) => file.writable(&itself),
+            Contents::Region(region) => region.writable(&itself),
+        }
+        .map_err(in_file(memory.path.clone()))?;
+        let path = records.join(format!("{}.released", memory.export.name));
+        let Export { identity, pages, .. } = memory.export;
+        let released = Released::open(&path, identity, pages, !memory.is_marked()).map_err(in_file(path))?;
+        memory.released = Some(released);
+        Ok(memory)
+    }
+
+    /// Whether pages of the file were given back, as far as its file system can tell.
+    fn is_marked(&self) -> bool {
+        fgetxattr(&self.held, MARK, &mut [0; 1][..]).is_ok()
     }
 
     /// Whether [`release`](Self::release) does anything.
@@ -156,6 +202,8 @@ impl Memory {
     pub(crate) fn release(&self, range: PageRange) -> io::Result<()> {
         let Some(released) = &self.released else { return Ok(()) };
         released.note(range)?;
+        // Not every file system can, and none on a region's node. It costs less than the hole.
+        let _ = fsetxattr(&self.held, MARK, b"1", XattrFlags::empty());
         match &self.contents {
             Contents::File(file) => file.release(range),
             Contents::Region(region) => region.release(range),
@@ -171,22 +219,39 @@ impl Memory {
     /// Adds pages from the beginning of `range` to `chunk` until `chunk` is full or `range` at its
     /// end, and returns what is left of `range`. Whatever cannot be read is added as unreadable.
     pub(crate) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
-        let look = self.released.as_ref().map(Released::look);
-        let (front, gone, rest) = look.as_ref().map_or((range, false, None), |look| look.split(range));
-        let left = match &self.contents {
-            _ if gone => {
-                chunk.push_unreadable(front);
-                None
+        let Some(released) = &self.released else {
+            return self.read_contents(range, chunk);
+        };
+        let (front, gone, rest) = released.look().split(range);
+        let left = if gone {
+            chunk.push_unreadable(front);
+            None
+        } else {
+            let before = chunk.mark();
+            let left = self.read_contents(front, chunk);
+            // What was given back meanwhile may have been read as zeros. It has been noted before.
+            if released.look().has_any(front) {
+                chunk.go_back(&before);
+                return Some(range);
             }
-            Contents::File(file) => file.read(front, chunk),
-            Contents::Region(region) => region.read(front, chunk),
+            left
         };
         match (left, rest) {
             (Some(left), Some(rest)) => join(left, rest),
             (left, rest) => left.or(rest),
         }
     }
+
+    fn read_contents(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
+        match &self.contents {
+            Contents::File(file) => file.read(range, chunk),
+            Contents::Region(region) => region.read(range, chunk),
+        }
+    }
 }
+
+/// What a file is marked with once pages of it have been given back.
+const MARK: &str = "user.vmem.released";
 
 /// Which memory this is: the same number only, most likely, for the same file in the same boot. What a
 /// file system in memory calls by one number is other memory after a reboot.

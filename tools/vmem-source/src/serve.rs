@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::PageRange;
 use vmem_tls::Identity;
 
@@ -258,7 +258,7 @@ impl Server {
 
     /// Gives a connection to a thread.
     fn begin(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
-        if self.shared.open().len() >= self.shared.limits.connections {
+        if self.shared.is_full() {
             (self.shared.report)(Event::Refused { peer });
             connection::refuse(socket, self.shared.identity.is_some());
             return;
@@ -287,6 +287,15 @@ impl Server {
 }
 
 impl Shared {
+    /// Whether there are as many connections as there may be. One whose peer has gone ends by itself, unless it waits for a page of a region
+    /// that does not come: it takes nobody's place, up to a limit.
+    fn is_full(&self) -> bool {
+        const MOST: usize = 16;
+        let (open, limit) = (self.open(), self.limits.connections);
+        let there = || open.values().filter(|socket| !is_gone(socket)).count();
+        open.len() >= limit && (open.len() >= limit * MOST || there() >= limit)
+    }
+
     /// The features that are accepted if they are offered.
     fn features(&self) -> u64 {
         if self.memories.iter().any(Memory::is_releasable) {
@@ -328,4 +337,10 @@ impl Shared {
         // The map is whole whatever a thread died of.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the other side has closed the connection, or its direction of it.
+fn is_gone(socket: &TcpStream) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

@@ -49,12 +49,9 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     let memories = args
         .exports
         .iter()
-        .map(|spec| {
-            let memory = Memory::open(spec)?;
-            match &args.free {
-                Some(records) => memory.releasable(records),
-                None => Ok(memory),
-            }
+        .map(|spec| match &args.free {
+            Some(records) => Memory::open_releasable(spec, records),
+            None => Memory::open(spec),
         })
         .collect::<Result<Vec<_>, _>>()?;
     let limits = Limits {

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use vmem::PageRange;
 
 use crate::page::{end, split};
@@ -21,13 +23,12 @@ const HEAD_SIZE: u64 = 16;
 
 pub(super) struct Released {
     file: File,
-    /// A reader that has found a page here, or not, keeps the lock until it has read the page.
     map: RwLock<Vec<u8>>,
 }
 
 impl Released {
-    /// Opens or begins the record at `path`, of memory of `pages` pages.
-    pub(super) fn open(path: &Path, identity: u32, pages: u64) -> io::Result<Self> {
+    /// Opens or, if there `may_begin` one, begins the record at `path`, of memory of `pages` pages.
+    pub(super) fn open(path: &Path, identity: u32, pages: u64, may_begin: bool) -> io::Result<Self> {
         let mut head = [0; HEAD_SIZE as usize];
         head[..8].copy_from_slice(&MAGIC);
         head[8..12].copy_from_slice(&identity.to_le_bytes());
@@ -38,8 +39,18 @@ impl Released {
             .create(true)
             .truncate(false)
             .open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(io::Error::other("another server uses this record")),
+            other => other?,
+        }
         let mut map = Vec::new();
         if file.metadata()?.len() == 0 {
+            if !may_begin {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "pages of this memory were given back, and this is not the record of them",
+                ));
+            }
             map.resize(size, 0);
             file.set_len(HEAD_SIZE + size as u64)?;
             file.write_all_at(&head, 0)?;
@@ -58,13 +69,14 @@ impl Released {
         Ok(Self { file, map })
     }
 
-    /// What is given back as of now; nothing more is while this is held.
+    /// What is given back as of now; nothing more is while this is held, which is not for long: reading a page can take for ever. Who reads
+    /// looks before and after it.
     pub(super) fn look(&self) -> Look<'_> {
         // A note is whole whatever a thread died of.
         Look(self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes `range`, and waits until nobody reads it any more. It may be given back only after this.
+    /// Notes `range`. It may be given back only after this.
     pub(super) fn note(&self, range: PageRange) -> io::Result<()> {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         let (first, last) = (range.first().get() / 8, (end(range) - 1) / 8);
@@ -95,6 +107,11 @@ impl Look<'_> {
         }
     }
 
+    /// Whether any page of `range` is given back.
+    pub(super) fn has_any(&self, range: PageRange) -> bool {
+        (range.first().get()..end(range)).any(|page| self.gone(page))
+    }
+
     fn gone(&self, page: u64) -> bool {
         let byte = usize::try_from(page / 8).ok().and_then(|index| self.0.get(index));
         byte.is_some_and(|byte| byte & (1 << (page % 8)) != 0)
@@ -114,11 +131,12 @@ mod tests {
     fn what_is_noted_is_found_by_the_next_server() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ram.released");
-        let record = Released::open(&path, 7, 100).expect("a record");
+        let record = Released::open(&path, 7, 100, true).expect("a record");
         record.note(run(3, 20)).expect("a note");
         record.note(run(99, 1)).expect("a note");
+        assert!(Released::open(&path, 7, 100, true).is_err(), "one server at a time");
         drop(record);
-        let record = Released::open(&path, 7, 100).expect("a record");
+        let record = Released::open(&path, 7, 100, true).expect("a record");
         let look = record.look();
         assert_eq!(look.split(run(0, 100)), (run(0, 3), false, Some(run(3, 97))));
         assert_eq!(look.split(run(3, 97)), (run(3, 20), true, Some(run(23, 77))));
@@ -130,10 +148,10 @@ mod tests {
     fn a_record_of_other_memory_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ram.released");
-        drop(Released::open(&path, 7, 100).expect("a record"));
-        assert!(Released::open(&path, 8, 100).is_err());
-        assert!(Released::open(&path, 7, 900).is_err());
+        drop(Released::open(&path, 7, 100, true).expect("a record"));
+        assert!(Released::open(&path, 8, 100, true).is_err());
+        assert!(Released::open(&path, 7, 900, true).is_err());
         std::fs::write(&path, "something else").expect("a file");
-        assert!(Released::open(&path, 7, 100).is_err());
+        assert!(Released::open(&path, 7, 100, true).is_err());
     }
 }

@@ -161,3 +161,69 @@ fn what_is_no_memory_is_refused_at_once() {
         Err(MemoryError::Name(_))
     ));
 }
+
+/// Not a memfd, which no file system marks.
+fn file_in(directory: &Path) -> File {
+    let path = directory.join("file");
+    std::fs::write(&path, vec![7; 4 * PAGE_SIZE]).expect("a file");
+    File::open(path).expect("the file")
+}
+
+#[test]
+fn memory_that_is_given_back_is_served_by_one_server_with_one_record() {
+    let records = tempfile::tempdir().expect("a directory");
+    let file = memfd(MIB, &[1]);
+    let releasable = |name: &str, file: &File| Memory::open_releasable(&spec(name, file), records.path()).map(|_| ());
+    let plain = open(&file);
+    assert!(matches!(releasable("a", &file), Err(MemoryError::InUse { .. })));
+    assert!(Memory::open(&spec("b", &file)).is_ok(), "who only reads disturbs nobody");
+    drop(plain);
+    let alone = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
+    assert!(matches!(releasable("b", &file), Err(MemoryError::InUse { .. })));
+    assert!(matches!(
+        Memory::open(&spec("b", &file)).map(|_| ()),
+        Err(MemoryError::InUse { .. })
+    ));
+    let other = memfd(MIB, &[1]);
+    assert!(
+        matches!(releasable("a", &other), Err(MemoryError::Io { .. })),
+        "the record is in use"
+    );
+    drop(alone);
+    assert!(releasable("a", &file).is_ok());
+}
+
+#[test]
+fn a_file_that_pages_were_given_back_of_is_nothing_without_their_record() {
+    let (directory, records) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
+    let file = file_in(directory.path());
+    if fsetxattr(&file, "user.vmem.test", b"1", XattrFlags::empty()).is_err() {
+        // Nothing can be told then, which the man page says.
+        return;
+    }
+    let memory = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
+    memory.release(range(1, 1).expect("a range")).expect("a hole");
+    drop(memory);
+    assert!(matches!(
+        Memory::open(&spec("a", &file)).map(|_| ()),
+        Err(MemoryError::GivenBack { .. })
+    ));
+    assert!(
+        Memory::open_releasable(&spec("b", &file), records.path()).is_err(),
+        "it has no record"
+    );
+    let memory = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
+    assert_eq!(read(&memory, 0, 4), [(0, 1, Some(7)), (1, 1, None), (2, 2, Some(7))]);
+}
+
+#[test]
+fn identity_tells_a_file_from_one_that_was_there_before() {
+    // A file system with few files gives a number again at once.
+    let directory = tempfile::tempdir().expect("a directory");
+    let before = open(&file_in(directory.path())).export().identity;
+    std::fs::remove_file(directory.path().join("file")).expect("a file");
+    assert_ne!(open(&file_in(directory.path())).export().identity, before);
+}

@@ -378,8 +378,15 @@ fn released_pages_are_given_back_and_never_served_again() {
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
     let memory = || {
-        let memory = Memory::open(&spec("ram", &file)).expect("memory");
-        vec![memory.releasable(records.path()).expect("a record")]
+        // The last thread of an earlier server may not have let go yet.
+        let until = Instant::now() + TIMEOUT;
+        loop {
+            match Memory::open_releasable(&spec("ram", &file), records.path()) {
+                Err(error) if Instant::now() > until => panic!("{error}"),
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+                Ok(memory) => return vec![memory],
+            }
+        }
     };
     let blocks = || {
         use std::os::unix::fs::MetadataExt;
@@ -422,8 +429,7 @@ fn a_source_that_was_not_told_to_gives_nothing_back() {
 fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
-    let memory = Memory::open(&spec("ram", &file)).expect("memory");
-    let memory = memory.releasable(records.path()).expect("a record");
+    let memory = Memory::open_releasable(&spec("ram", &file), records.path()).expect("memory");
     let server = Running::with(vec![memory], LIMITS, Server::hold_release);
     let mut peer = server.peer().expect("a peer");
     peer.release(0, &[range(0, 2).expect("a range")]).expect("a release");
@@ -433,4 +439,16 @@ fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
     peer.release(0, &[range(2, 1).expect("a range")]).expect("a release");
     assert_eq!(fetch(&mut peer, 0, 3), [None, None, None]);
     assert_eq!(server.server.totals().released.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn a_peer_that_has_gone_is_known_to_be() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let peer = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let (socket, _) = listener.accept().expect("a connection");
+    assert!(!is_gone(&socket));
+    (&peer).write_all(b"a question").expect("room");
+    assert!(!is_gone(&socket), "one that speaks is there");
+    drop(peer);
+    assert!(is_gone(&socket));
 }

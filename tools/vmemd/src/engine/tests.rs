@@ -48,6 +48,11 @@ fn source_file(pages: u64, seed: u64) -> NamedTempFile {
     file
 }
 
+/// What is offered of a file.
+fn spec(name: &str, file: &NamedTempFile) -> String {
+    format!("{name}={}", file.path().display())
+}
+
 /// A server of some files, until it is dropped.
 struct Source {
     address: SocketAddr,
@@ -61,8 +66,7 @@ impl Source {
     }
 
     fn at(address: SocketAddr, files: &[(&str, &NamedTempFile)]) -> Self {
-        let open =
-            |(name, file): &(&str, &NamedTempFile)| Exported::open(&format!("{name}={}", file.path().display())).expect("memory");
+        let open = |(name, file): &(&str, &NamedTempFile)| Exported::open(&spec(name, file)).expect("memory");
         Self::of(address, files.iter().map(open).collect())
     }
 
@@ -547,8 +551,7 @@ fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
     let records = tempfile::tempdir().expect("a directory");
     let file = source_file(3000, 17);
     let wanted = std::fs::read(file.path()).expect("the source");
-    let exported = Exported::open(&format!("ram={}", file.path().display())).expect("memory");
-    let exported = exported.releasable(records.path()).expect("a record");
+    let exported = Exported::open_releasable(&spec("ram", &file), records.path()).expect("memory");
     let source = Source::of(([127, 0, 0, 1], 0).into(), vec![exported]);
     let memory = Arc::new(Memory::new(3000));
     let (mut engine, _) = start_releasing(&[Arc::clone(&memory)], to(source.address), OPTIONS, Permission::Pending);
@@ -571,10 +574,8 @@ fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
 fn the_source_keeps_what_would_be_lost_with_the_daemon() {
     let records = tempfile::tempdir().expect("a directory");
     let files = [source_file(300, 18), source_file(300, 19)];
-    let exported = |name: &str, file: &NamedTempFile| {
-        let exported = Exported::open(&format!("{name}={}", file.path().display())).expect("memory");
-        exported.releasable(records.path()).expect("a record")
-    };
+    let exported =
+        |name: &str, file: &NamedTempFile| Exported::open_releasable(&spec(name, file), records.path()).expect("memory");
     let memories = vec![exported("a", &files[0]), exported("b", &files[1])];
     let source = Source::of(([127, 0, 0, 1], 0).into(), memories);
     let regions = [300, 300].map(|pages| Arc::new(Memory::new(pages)));
