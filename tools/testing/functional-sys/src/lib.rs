@@ -15,8 +15,8 @@ mod transfer;
 pub use area::{Area, AreaBuilder};
 pub use ioctl::{ioctl, ioctl_at, register_userfault};
 pub use process::{
-    Child, End, become_user, catch_signal, caught, close_descriptors, fork, interrupt_thread, peek_by_ptrace, reset_signal,
-    set_robust_list, this_thread,
+    Child, End, become_root_of_a_namespace, become_user, catch_signal, caught, close_descriptors, fork, interrupt_thread,
+    peek_by_ptrace, reset_signal, set_robust_list, this_thread,
 };
 pub use state::print_state;
 pub use transfer::{MemoryAt, read_at_into, read_into, read_other, splice_from, write_at_from, write_from, write_other};

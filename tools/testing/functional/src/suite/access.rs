@@ -1,26 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Who may do what, and what those who do not trust each other can do to each other (`Documentation/threat-model.rst`).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use vmem::{Access, Control, Error, Fill, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, become_user, write_from};
-use vmem_sys::calls;
+use vmem_functional_sys::{
+    Area, AreaBuilder, MemoryAt, become_root_of_a_namespace, become_user, catch_signal, caught, write_from,
+};
+use vmem_sys::calls::{self, FillRange};
+use vmem_sys::{VMEM_ID_KEEP, VMEM_MARK_ZERO, vmem_attach, vmem_create, vmem_range};
 
-use crate::failure::{Outcome, ensure, equal, refused};
+use crate::failure::{Outcome, ensure, equal, errno_of, refused};
 use crate::program::Program;
 use crate::setting::{Board, Setting, bytes_of, check_page, contents, page};
-use crate::world::wait_until;
+use crate::world::{module_users, wait_until};
 
 crate::tests![
     who_opens_what_is_as_the_table_says,
     root_in_a_user_namespace_is_nobody_special,
+    who_calls_what_is_as_the_table_says,
     a_user_with_a_node_maps_and_cannot_serve,
     who_is_given_the_region_descriptor_serves_without_privileges,
     a_program_can_end_the_wait_of_its_own_system_call,
@@ -94,7 +99,7 @@ fn who_opens_what_is_as_the_table_says() -> Outcome {
 }
 
 fn root_in_a_user_namespace_is_nobody_special() -> Outcome {
-    let _setting = Setting::create(RegionBuilder::new(PAGE_SIZE as u64).name("roots"))?;
+    let setting = Setting::create(RegionBuilder::new(PAGE_SIZE as u64).name("roots"))?;
     // That the namespace works, or the rest would prove nothing.
     ensure!(root_of_a_namespace().args(["-c", "test $(id -u) = 0"]).status()?.success());
     for attempt in [
@@ -103,10 +108,122 @@ fn root_in_a_user_namespace_is_nobody_special() -> Outcome {
         "chmod 666 /dev/vmem/roots",
         "chown 0:0 /dev/vmem/control",
         "mount -t devtmpfs none /mnt",
-        "rmmod vmem",
     ] {
-        let output = root_of_a_namespace().args(["-c", attempt]).output()?;
-        ensure!(!output.status.success(), "{attempt} was possible");
+        not_permitted(attempt)?;
+    }
+    // While there is a use of it, nobody may; and rmmod does not even try.
+    drop(setting);
+    wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
+    not_permitted("rmmod vmem")
+}
+
+/// A command that root of a namespace is not permitted; it does not fail in any other way.
+fn not_permitted(attempt: &str) -> Outcome {
+    let output = root_of_a_namespace().args(["-c", attempt]).output()?;
+    ensure!(!output.status.success(), "{attempt} was possible");
+    let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    ensure!(
+        said.contains("not permitted") || said.contains("permission denied"),
+        "{attempt}: {said}"
+    );
+    Ok(())
+}
+
+/// A call with a descriptor. There is a region with this number.
+type Call = fn(BorrowedFd<'_>, u64) -> Result<(), Errno>;
+
+/// Each call, with what it is to return on the control descriptor, the region descriptor and a map descriptor: where the descriptor has the
+/// call, it comes as far as to say what is the matter with the region.
+#[rustfmt::skip]
+const CALLS: [(&str, Call, [Option<Errno>; 3]); 14] = [
+    ("GET_FEATURES", |fd, _| calls::get_features(fd).map(drop), [None, None, None]),
+    ("CREATE_VMEM", |fd, _| create(fd), [None, Some(Errno::NOTTY), Some(Errno::NOTTY)]),
+    ("ATTACH", attach, [Some(Errno::BUSY), Some(Errno::NOTTY), Some(Errno::NOTTY)]),
+    ("READY", |fd, _| calls::ready(fd), [Some(Errno::NOTTY), None, Some(Errno::PERM)]),
+    ("WAIT_READY", |fd, _| calls::wait_ready(fd), [Some(Errno::NOTTY), None, None]),
+    ("GET_INFO", |fd, _| calls::get_info(fd).map(drop), [Some(Errno::NOTTY), None, None]),
+    ("GET_PRESENT", |fd, _| calls::get_present(fd, 0, 4, &mut [0]).map(drop), [Some(Errno::NOTTY), None, None]),
+    ("GET_MAP_FD", |fd, _| calls::get_map_fd(fd).map(drop), [Some(Errno::NOTTY), None, None]),
+    ("GET_PAGE_REQUEST", |fd, _| calls::get_page_request(fd, &mut [0; 4]).map(drop),
+        [Some(Errno::NOTTY), Some(Errno::AGAIN), Some(Errno::PERM)]),
+    ("MARK_PAGE_CACHED", |fd, _| done(calls::mark_page_cached(fd, &[FIRST], VMEM_MARK_ZERO)), SERVES),
+    ("FILL_PAGES", |fd, _| fill(fd), SERVES),
+    ("MAKE_PAGES_PRESENT", |fd, _| done(calls::make_pages_present(fd, &[FIRST])), SERVES),
+    ("MAKE_VMA_ANONYMOUS", |fd, _| calls::make_vma_anonymous(fd), [Some(Errno::NOTTY), Some(Errno::BUSY), Some(Errno::PERM)]),
+    ("mmap()", |fd, _| map(fd), [Some(Errno::NODEV), None, None]),
+];
+const SERVES: [Option<Errno>; 3] = [Some(Errno::NOTTY), None, Some(Errno::PERM)];
+const FIRST: vmem_range = vmem_range { pgoff: 0, nr_pages: 1 };
+
+fn done(outcome: calls::Outcome) -> Result<(), Errno> {
+    outcome.error.map_or(Ok(()), Err)
+}
+
+fn create(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let create = vmem_create {
+        size: PAGE_SIZE as u64,
+        uid: VMEM_ID_KEEP,
+        gid: VMEM_ID_KEEP,
+        ..Default::default()
+    };
+    calls::create_vmem(fd, create).map(drop)
+}
+
+fn attach(fd: BorrowedFd<'_>, id: u64) -> Result<(), Errno> {
+    let attach = vmem_attach {
+        id,
+        ..Default::default()
+    };
+    calls::attach(fd, attach).map(drop)
+}
+
+fn fill(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let bytes = bytes_of(&contents(1));
+    done(calls::fill_pages(fd, &[FillRange::new(1, &bytes).ok_or(Errno::INVAL)?]))
+}
+
+fn map(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    match AreaBuilder::default().map(fd, 0, 4) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(errno_of(&error).unwrap_or(Errno::NOTSUP)),
+    }
+}
+
+/// A way to become somebody.
+type Become = fn() -> Outcome;
+
+/// The descriptor is the right: it does not matter who has it.
+fn who_calls_what_is_as_the_table_says() -> Outcome {
+    let users: [(&str, Become); 3] = [
+        ("root", || Ok(())),
+        ("a user", || Ok(become_user(USER, USER)?)),
+        ("root of a namespace", || {
+            become_user(USER, USER)?;
+            Ok(become_root_of_a_namespace()?)
+        }),
+    ];
+    for (who, become_who) in users {
+        let control = Control::open()?;
+        let setting = Setting::new(4)?;
+        let program = Program::start_with(|| {
+            become_who()?;
+            let descriptors = [
+                ("control", control.as_fd()),
+                ("region", setting.region.as_fd()),
+                ("map", setting.map.as_fd()),
+            ];
+            for (name, call, expected) in CALLS {
+                for ((what, fd), expected) in descriptors.into_iter().zip(expected) {
+                    let found = call(fd, setting.region.id()).err();
+                    ensure!(
+                        found == expected,
+                        "{name} of {who} on the {what} descriptor: {found:?}, not {expected:?}"
+                    );
+                }
+            }
+            Ok(vec![])
+        })?;
+        program.join()?;
     }
     Ok(())
 }
@@ -181,14 +298,29 @@ fn a_program_can_end_the_wait_of_its_own_system_call() -> Outcome {
 }
 
 fn a_time_limit_bounds_how_long_a_system_call_is_held() -> Outcome {
-    let builder = RegionBuilder::new(4 * PAGE_SIZE as u64).fault_timeout(Duration::from_millis(50));
+    let builder = RegionBuilder::new(4 * PAGE_SIZE as u64).fault_timeout(Duration::from_millis(200));
     let setting = Setting::create(builder)?;
+    let board = Board::new()?;
     let program = Program::start(|| {
         become_user(USER, USER)?;
-        refused!(write_from_page(&setting.area()?, 2)?, FAULT);
+        catch_signal(Signal::USR1.as_raw(), true)?;
+        let area = setting.area()?;
+        board.set(0, 1)?;
+        refused!(write_from_page(&area, 2)?, FAULT);
+        Ok(vec![caught() as u64])
+    })?;
+    // Signals come all the time: one that began the wait anew each time would end it never.
+    board.wait(0, 1)?;
+    let pid = Pid::from_raw(program.pid()).ok_or("it has a number")?;
+    let disturber = Program::start(|| {
+        while kill_process(pid, Signal::USR1).is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
         Ok(vec![])
     })?;
-    program.join()?;
+    let told = program.join()?;
+    ensure!(told.iter().any(|caught| *caught > 0), "no signal came");
+    disturber.join()?;
     equal!(setting.region.info()?.waiters, 0);
     Ok(())
 }
