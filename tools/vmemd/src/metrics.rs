@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Figures for a Prometheus that comes and asks: OpenMetrics text over HTTP. vmemd(8) lists them.
 
+mod http;
+
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,7 +16,6 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use tiny_http::{Header, Response, Server};
 use vmem::PAGE_SIZE;
 use vmem_source::serve::Totals;
 
@@ -22,10 +24,10 @@ use crate::report::{RegionSnapshot, Snapshot};
 
 /// The figures cannot be given.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot give figures on {address}: {why}")]
+#[error("cannot give figures on {address}")]
 pub(crate) struct MetricsError {
     address: SocketAddr,
-    why: String,
+    source: io::Error,
 }
 
 /// What a destination shows: the latest snapshot.
@@ -130,32 +132,27 @@ fn count(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64
 
 /// Answers in a thread of its own, until the process ends.
 fn listen(address: SocketAddr, prefix: &str, collector: Box<dyn Collector>) -> Result<(), MetricsError> {
-    const KIND: &[u8] = b"application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let failed = |why: String| MetricsError { address, why };
+    const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let failed = |source| MetricsError { address, source };
     let mut registry = Registry::with_prefix(prefix);
     registry.register_collector(collector);
-    let server = Server::http(address).map_err(|error| failed(error.to_string()))?;
-    let kind = Header::from_bytes(&b"Content-Type"[..], KIND).map_err(|()| failed("no header".to_owned()))?;
-    let answer = move || {
-        for request in server.incoming_requests() {
-            let mut body = String::new();
-            // Writing to a string does not fail. Who hangs up before the answer has no use for it.
-            let _ = text::encode(&mut body, &registry);
-            let _ = match request.url() {
-                "/metrics" => request.respond(Response::from_string(body).with_header(kind.clone())),
-                _ => request.respond(Response::from_string("/metrics\n").with_status_code(404)),
-            };
-        }
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let page = move || {
+        let mut body = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut body, &registry);
+        body
     };
-    let thread = thread::Builder::new().name("metrics".to_owned()).spawn(answer);
-    thread.map(|_| ()).map_err(|error| failed(error.to_string()))
+    let thread = thread::Builder::new().name("metrics".to_owned());
+    let answer = move || http::serve(&listener, "/metrics", KIND, page);
+    thread.spawn(answer).map(|_| ()).map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
     use std::time::Duration;
 
     use crate::engine::stats::Service;
