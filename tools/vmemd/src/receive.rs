@@ -31,6 +31,8 @@ use orders::Orders;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// How long the end may take that a signal asks for: the engine's threads have a second.
+const GRACE: Duration = Duration::from_secs(3);
 /// Pages that are fetched ahead unless told otherwise: more would delay the pages of others (128 KiB take 1 ms at 1 Gbit/s).
 const PREFETCH: u64 = 32;
 
@@ -41,7 +43,7 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         since: Instant::now(),
         stats: Arc::new(Stats::new().map_err(|error| Failure::local("cannot count")(std::io::Error::other(error)))?),
         regions: Vec::new(),
-        metrics: args.metrics.map(Destination::listen).transpose()?,
+        metrics: None,
     };
     let result = run.receive(args, &mut report);
     let snapshot = (!run.regions.is_empty()).then(|| run.snapshot());
@@ -60,6 +62,7 @@ impl Run {
     fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
         let stopping = Arc::new(Mutex::new(None));
         handle_signals(Arc::clone(&stopping))?;
+        self.metrics = args.metrics.map(Destination::listen).transpose()?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let connect = connector(args)?;
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
@@ -151,13 +154,16 @@ impl Run {
 fn handle_signals(stopping: Arc<Mutex<Option<Sender<Event>>>>) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
     thread::spawn(move || {
-        for _ in signals.forever() {
-            match &*stopping.lock().unwrap_or_else(PoisonError::into_inner) {
-                // Who does not listen any more is about to end.
-                Some(events) => drop(events.send(Event::Signal)),
-                None => std::process::exit(Failure::Stopped.code().into()),
-            }
+        // A second one has nothing to add.
+        signals.forever().next();
+        let engine = stopping.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(events) = engine {
+            // Who does not listen any more is about to end.
+            let _ = events.send(Event::Signal);
+            // It may be at something that takes long, or at words that nobody reads. Nothing is half done whenever it ends.
+            thread::sleep(GRACE);
         }
+        std::process::exit(Failure::Stopped.code().into());
     });
     Ok(())
 }

@@ -183,7 +183,8 @@ impl Report {
     }
 }
 
-/// A line on standard output. Who does not listen misses it; the daemon's work goes on.
+/// A line on standard output. Who has gone misses it. One who is there and does not read makes this wait, and with it the end of regions;
+/// their pages go on coming.
 pub(crate) fn out(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
