@@ -24,6 +24,18 @@ pub(crate) enum Failure {
         /// Size of the export in bytes.
         export: u64,
     },
+    /// The source exports more than this machine could keep track of.
+    #[error(
+        "the source exports {pages} pages: to keep track of them takes up to {need} MiB, more than half of the {available} MiB that there are"
+    )]
+    TooMuch {
+        /// Pages of all exports that are taken.
+        pages: u64,
+        /// Memory for that.
+        need: u64,
+        /// Memory that there is.
+        available: u64,
+    },
     /// `--region` names an export that the source does not have.
     #[error("--region {0}=...: the source has no such export")]
     NoSuchExport(String),
@@ -70,7 +82,7 @@ impl Failure {
             Self::Source(error) if error.is_lost() => 2,
             Self::Source(_) => 3,
             Self::Unreadable(_) => 4,
-            Self::Kernel { .. } | Self::OtherSize { .. } => 5,
+            Self::Kernel { .. } | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
             Self::Stopped => 6,
             Self::OtherMemory(_) => 7,
         }

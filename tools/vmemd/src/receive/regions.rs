@@ -28,7 +28,32 @@ pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, F
             export.name
         ));
     }
+    if let Some(available) = available() {
+        can_be_tracked(&taken, available)?;
+    }
     Ok(taken)
+}
+
+/// Whether memory for as many pages can be kept track of, with so many MiB of memory: a page takes up to three bits. The source says how
+/// large its memory is, and must not use up this machine's by it.
+fn can_be_tracked(exports: &[Export], available: u64) -> Result<(), Failure> {
+    const PAGES_PER_MIB: u64 = (8 << 20) / 3;
+    // No overflow: 1024 exports of 2^32 pages at most.
+    let pages: u64 = exports.iter().map(|export| export.pages).sum();
+    let need = pages.div_ceil(PAGES_PER_MIB);
+    if need <= available / 2 {
+        Ok(())
+    } else {
+        Err(Failure::TooMuch { pages, need, available })
+    }
+}
+
+/// MiB of memory that could be had now, if that can be found out.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib >> 10)
 }
 
 /// The name of each export's region.
@@ -116,6 +141,23 @@ mod tests {
         assert_eq!(all, ["a", "other", "c"]);
         let some = taken("vmemd --source x --only --region b=other --region c=c").expect("exports");
         assert_eq!(some, ["other", "c"]);
+    }
+
+    #[test]
+    fn a_source_cannot_use_up_memory_by_what_it_says() {
+        let large = |count: usize| {
+            let mut exports = vec![exports(&["a"]).remove(0); count];
+            exports.iter_mut().for_each(|export| export.pages = 1 << 32);
+            exports
+        };
+        assert!(can_be_tracked(&exports(&["a", "b"]), 2).is_ok());
+        assert!(can_be_tracked(&large(1), 4096).is_ok());
+        assert!(matches!(
+            can_be_tracked(&large(1), 3000),
+            Err(Failure::TooMuch { need: 1537, .. })
+        ));
+        assert!(can_be_tracked(&large(1024), 1 << 20).is_err());
+        assert!(available().is_some_and(|available| available > 0));
     }
 
     #[test]
