@@ -4,7 +4,6 @@
 use std::ffi::c_char;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use vmem_sys::VMEM_NAME_MAX;
 
@@ -52,14 +51,6 @@ impl Name {
             *to = from as c_char;
         }
         padded
-    }
-}
-
-impl FromStr for Name {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Self::new(name)
     }
 }
 
