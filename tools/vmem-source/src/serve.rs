@@ -2,7 +2,8 @@
 //! The source's side of the page protocol: offers memory to peers.
 //!
 //! One thread accepts, and each connection has a thread of its own, so that an urgent question is answered while the stream is busy.
-//! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins.
+//! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins, but for one
+//! thing: a touch of an absent page of a region takes as long as its daemon does.
 
 mod connection;
 mod held;

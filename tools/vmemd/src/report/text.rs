@@ -193,7 +193,7 @@ pub(super) fn end(snapshot: Option<&Snapshot>) {
         )),
     }
     out(&format!(
-        "twice      {} pages came on both connections",
+        "twice      {} pages came that were here already",
         snapshot.duplicates / PAGE
     ));
     if snapshot.reconnects > 0 {
