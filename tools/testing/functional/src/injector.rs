@@ -7,8 +7,17 @@ use std::path::Path;
 
 use crate::failure::Outcome;
 
-/// What can be made to fail, as debugfs calls it: small allocations, pages, copies from and to user memory.
-const POINTS: [&str; 3] = ["failslab", "fail_page_alloc", "fail_usercopy"];
+/// What can be made to fail, as debugfs calls it (small allocations, pages, copies from and to user memory), and how: those that may wait, too. A
+/// trace for each failure would be taken for a complaint of the kernel.
+const SETTINGS: [(&str, &str); 7] = [
+    ("failslab/verbose", "0"),
+    ("failslab/ignore-gfp-wait", "N"),
+    ("fail_page_alloc/verbose", "0"),
+    ("fail_page_alloc/ignore-gfp-wait", "N"),
+    ("fail_page_alloc/ignore-gfp-highmem", "N"),
+    ("fail_page_alloc/min-order", "0"),
+    ("fail_usercopy/verbose", "0"),
+];
 
 /// Whether this kernel can (a debug kernel).
 pub(crate) fn available() -> bool {
@@ -21,16 +30,10 @@ pub(crate) struct Injector(File);
 impl Injector {
     /// Nothing fails yet.
     pub(crate) fn new() -> Outcome<Self> {
-        for point in POINTS {
-            let set = |file: &str, value: &str| {
-                let path = Path::new("/sys/kernel/debug").join(point).join(file);
-                if path.exists() { fs::write(path, value) } else { Ok(()) }
-            };
-            // A trace for each failure would be taken for a complaint of the kernel.
-            set("verbose", "0")?;
-            set("ignore-gfp-wait", "N")?;
-            set("ignore-gfp-highmem", "N")?;
-            set("min-order", "0")?;
+        for (file, value) in SETTINGS {
+            let path = Path::new("/sys/kernel/debug").join(file);
+            // Without one of these less would fail, and nobody would see it.
+            fs::write(&path, value).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(Self(
             File::options().read(true).write(true).open("/proc/thread-self/fail-nth")?,

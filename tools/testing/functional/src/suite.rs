@@ -55,6 +55,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         stress::TESTS,
         death::TESTS,
         injection::TESTS,
+        injection::huge::TESTS,
         injection::touch::TESTS,
     ]
     .into_iter()

@@ -2,10 +2,12 @@
 //! Huge pages and merged pages: what the kernel joins never shows an absent page.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use vmem::{PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder};
+use vmem_functional_sys::{Area, AreaBuilder, ioctl};
+use vmem_sys::{VMEM_FILL_PAGES, vmem_fill, vmem_fill_range};
 
 use crate::failure::{Outcome, ensure, equal, errno_of, refused};
 use crate::kernel::Setting as KernelSetting;
@@ -23,6 +25,7 @@ const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 crate::tests![
     a_huge_region_is_filled_with_huge_pages,
     a_fill_in_pieces_shows_no_absent_page,
+    a_fill_whose_contents_end_within_a_huge_page_shows_no_absent_page,
     no_huge_pages_where_the_administrator_denies_them,
     a_converted_region_can_have_huge_pages,
     before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent,
@@ -107,6 +110,31 @@ fn a_fill_in_pieces_shows_no_absent_page() -> Outcome {
         ensure!(!mapped || pgoff % 3 == 1, "page {pgoff} is mapped");
     }
     fill_absent(&setting, &area, HUGE + 1, |pgoff| pgoff % 3 != 1)
+}
+
+fn a_fill_whose_contents_end_within_a_huge_page_shows_no_absent_page() -> Outcome {
+    const READABLE: usize = 300;
+    let setting = huge_region(1)?;
+    let memory = AreaBuilder::default().private().anonymous(HUGE)?;
+    (0..READABLE).for_each(|pgoff| memory.write_page(pgoff, &contents(pgoff as u64)));
+    memory.protect(READABLE..HUGE, 0)?;
+    let range = vmem_fill_range {
+        pgoff: 0,
+        nr_pages: HUGE as u64,
+        addr: memory.address() as u64,
+    };
+    let mut fill = vmem_fill {
+        ranges: std::ptr::from_ref(&range) as u64,
+        nr: 1,
+        ..Default::default()
+    };
+    refused!(ioctl(setting.region.as_fd(), VMEM_FILL_PAGES, &mut fill), FAULT);
+    equal!((fill.done, setting.region.info()?.present), (0, fill.changed));
+    let there = fill.changed as usize;
+    ensure!(there <= READABLE, "{there} pages are present");
+    let area = aligned(&setting)?;
+    (0..there).try_for_each(|pgoff| check_page(&area, pgoff, pgoff))?;
+    fill_absent(&setting, &area, READABLE + 1, |pgoff| pgoff >= there)
 }
 
 fn no_huge_pages_where_the_administrator_denies_them() -> Outcome {

@@ -6,6 +6,7 @@
 //! nothing failing it must succeed and find everything as it should be. That nothing leaks is seen by the module's use count after
 //! each test, and by kmemleak at the end of the run.
 
+pub(crate) mod huge;
 pub(crate) mod touch;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,14 +14,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use vmem::{Control, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::AreaBuilder;
+use vmem_functional_sys::{AreaBuilder, close_descriptors};
 use vmem_sys::calls::{self, FillRange};
 use vmem_sys::{VMEM_ID_KEEP, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO, vmem_attach, vmem_create, vmem_range};
 
 use crate::failure::{Outcome, ensure, equal, errno_of};
 use crate::injector::Injector;
+use crate::program::Program;
 use crate::server::Server;
-use crate::setting::{Setting, bytes_of, check_page, contents};
+use crate::setting::{Board, Setting, bytes_of, check_page, contents};
 use crate::watchdog::still_moving;
 use crate::world::{module_users, nodes, wait_until};
 
@@ -89,7 +91,10 @@ fn result(outcome: calls::Outcome) -> Result<(), Errno> {
     outcome.error.map_or(Ok(()), Err)
 }
 
+/// Of a call that copies from or to user memory, be it only its argument or a path.
 const MEMORY: [Errno; 2] = [Errno::NOMEM, Errno::FAULT];
+/// Of one that does not.
+const NO_COPY: [Errno; 1] = [Errno::NOMEM];
 const ALL: vmem_range = vmem_range {
     pgoff: 0,
     nr_pages: PAGES as u64,
@@ -221,7 +226,7 @@ fn mapping_fails_cleanly_at_every_step() -> Outcome {
         sweep(
             what,
             || Ok((present()?, None)),
-            &MEMORY,
+            &NO_COPY,
             |(setting, area)| {
                 *area = Some(builder.map(&setting.map, 0, PAGES).map_err(|error| errno(&error))?);
                 Ok(())
@@ -306,17 +311,49 @@ fn mark_fails_cleanly_at_every_step() -> Outcome {
     Ok(())
 }
 
+/// Another program with a mapping of a region and nothing else of it. It looks at these pages when it is told to.
+struct Neighbour {
+    program: Program,
+    board: Board,
+}
+
+impl Neighbour {
+    fn new(setting: &Setting, page: usize) -> Outcome<Self> {
+        let board = Board::new()?;
+        let program = Program::start(|| {
+            let area = setting.area()?;
+            close_descriptors(|target| target.contains("[vmem") || target.starts_with("/dev/vmem/"))?;
+            board.set(1, 1)?;
+            board.wait(0, 1)?;
+            check_page(&area, page, page)?;
+            Ok(vec![])
+        })?;
+        board.wait(1, 1)?;
+        Ok(Self { program, board })
+    }
+
+    /// Its page must be right.
+    fn look(self) -> Outcome {
+        self.board.set(0, 1)?;
+        self.program.join().map(drop)
+    }
+}
+
 fn make_pages_present_fails_cleanly_at_every_step() -> Outcome {
     sweep(
         "make_pages_present",
         || {
             let setting = present()?;
             let areas = [setting.area()?, setting.area_as(AreaBuilder::default().private())?];
-            Ok((setting, areas))
+            let neighbour = Neighbour::new(&setting, 9)?;
+            Ok((setting, areas, neighbour))
         },
         &MEMORY,
-        |(setting, _)| result(calls::make_pages_present(setting.region.as_fd(), &[ALL])),
-        |(_, areas)| (0..PAGES).try_for_each(|page| areas.iter().try_for_each(|area| check_page(area, page, page))),
+        |(setting, _, _)| result(calls::make_pages_present(setting.region.as_fd(), &[ALL])),
+        |(_, areas, neighbour)| {
+            (0..PAGES).try_for_each(|page| areas.iter().try_for_each(|area| check_page(area, page, page)))?;
+            neighbour.look()
+        },
     )
 }
 
@@ -357,15 +394,17 @@ fn conversion_fails_cleanly_at_every_step() -> Outcome {
         || {
             let setting = present()?;
             let areas = [setting.area()?, setting.area_as(AreaBuilder::default().private())?];
-            Ok((setting, areas))
+            let neighbour = Neighbour::new(&setting, 9)?;
+            Ok((setting, areas, neighbour))
         },
-        &MEMORY,
-        |(setting, _)| calls::make_vma_anonymous(setting.region.as_fd()),
-        |(setting, areas)| {
+        &NO_COPY,
+        |(setting, _, _)| calls::make_vma_anonymous(setting.region.as_fd()),
+        |(setting, areas, neighbour)| {
             equal!(setting.region.info()?.mappings, 0);
             drop(setting);
             wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
-            areas.iter().try_for_each(|area| check_page(area, 4, 4))
+            areas.iter().try_for_each(|area| check_page(area, 4, 4))?;
+            neighbour.look()
         },
     )
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a program does with a mapping while steps of it fail: it may get SIGBUS, and no wrong page.
 
+use std::fs;
+
 use rustix::io::Errno;
 use rustix::process::Signal;
 use vmem::PAGE_SIZE;
@@ -9,20 +11,23 @@ use vmem_functional_sys::{Area, End, MemoryAt, fork, write_from};
 use super::{MEMORY, MOST, PAGES, absent, errno, present, tell};
 use crate::failure::{Outcome, ensure, equal};
 use crate::injector::Injector;
+use crate::kernel::Swap;
 use crate::program::Program;
 use crate::server::Server;
-use crate::setting::{Setting, check_page, contents};
+use crate::setting::{Setting, check_page, contents, smaps};
 use crate::watchdog::still_moving;
+use crate::world::{field, wait_until};
 
 crate::tests![
     touches_of_present_pages_survive_a_failure_at_every_step,
     touches_of_absent_pages_survive_a_failure_at_every_step,
+    touches_of_swapped_pages_survive_a_failure_at_every_step,
     fork_fails_cleanly_at_every_step,
 ];
 
 /// As [`super::sweep`], for what a program does with a mapping of a region: it may get SIGBUS when a step fails. Then its pages must be right
-/// for the next program.
-fn sweep_program(what: &str, prepare: impl Fn() -> Outcome<Setting>, touch: impl Fn(&Area) -> Outcome) -> Outcome {
+/// for the next program. Before the first failure the program does `ready`.
+fn sweep_program(what: &str, prepare: impl Fn() -> Outcome<Setting>, ready: Touch, touch: Touch) -> Outcome {
     let mut killed = 0;
     for nth in 1..MOST {
         still_moving();
@@ -31,6 +36,7 @@ fn sweep_program(what: &str, prepare: impl Fn() -> Outcome<Setting>, touch: impl
         let program = Program::start(|| {
             let area = setting.area()?;
             let injector = Injector::new()?;
+            ready(&area)?;
             injector.arm(nth)?;
             let result = touch(&area);
             let failed = injector.disarm()?;
@@ -88,14 +94,32 @@ const TOUCHES: [(&str, Touch); 4] = [
 
 fn touches_of_present_pages_survive_a_failure_at_every_step() -> Outcome {
     for (what, touch) in TOUCHES {
-        sweep_program(&format!("{what} of present pages"), present, touch)?;
+        sweep_program(&format!("{what} of present pages"), present, |_| Ok(()), touch)?;
     }
     Ok(())
 }
 
 fn touches_of_absent_pages_survive_a_failure_at_every_step() -> Outcome {
     for (what, touch) in TOUCHES {
-        sweep_program(&format!("{what} of absent pages"), absent, touch)?;
+        sweep_program(&format!("{what} of absent pages"), absent, |_| Ok(()), touch)?;
+    }
+    Ok(())
+}
+
+fn touches_of_swapped_pages_survive_a_failure_at_every_step() -> Outcome {
+    const MADV_PAGEOUT: i32 = 21;
+    let _swap = Swap::new()?;
+    let out = |area: &Area| -> Outcome {
+        (0..PAGES).try_for_each(|page| check_page(area, page, page))?;
+        // What was just filled may wait in a list of some processor, where nobody can take it from; this empties all of them.
+        fs::write("/proc/sys/vm/compact_memory", "1")?;
+        wait_until("all pages are in swap", || {
+            area.advise(0..PAGES, MADV_PAGEOUT)?;
+            Ok(field(&smaps(std::process::id(), area.address())?, "Swap")? == (PAGES * PAGE_SIZE / 1024) as u64)
+        })
+    };
+    for (what, touch) in TOUCHES {
+        sweep_program(&format!("{what} of swapped pages"), present, out, touch)?;
     }
     Ok(())
 }
