@@ -51,7 +51,7 @@ impl kernel::InPlaceModule for Vmem {
         registry::init(module);
         try_pin_init!(Self {
             huge: HugeMount::new(module)?,
-            nodes: Nodes::register(&region_file::OPS, registry::MAX_NODES)?,
+            nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
         })
     }

@@ -2,7 +2,7 @@
 
 //! Whether a daemon serves a region.
 
-use crate::sys::wait::WaitQueue;
+use crate::sys::wait::PollQueue;
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -20,7 +20,7 @@ pub(crate) struct Daemon {
     ready: Atomic<bool>,
     /// Who is in WAIT_READY.
     #[pin]
-    pub(crate) starters: WaitQueue,
+    pub(crate) starters: PollQueue,
 }
 
 impl Daemon {
@@ -29,7 +29,7 @@ impl Daemon {
         pin_init!(Self {
             attached: Atomic::new(false),
             ready: Atomic::new(false),
-            starters <- WaitQueue::new(),
+            starters <- PollQueue::new(),
         })
     }
 

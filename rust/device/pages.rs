@@ -28,6 +28,7 @@ use crate::{
         few::Few,
         place::Places,
         wait::{
+            PollQueue,
             WaitQueue,
             Woken, //
         }, //
@@ -69,7 +70,7 @@ pub(crate) struct Pages {
     shards: KVec<Pin<KBox<Shard>>>,
     /// The daemon, when it waits for requests.
     #[pin]
-    pub(crate) takers: WaitQueue,
+    pub(crate) takers: PollQueue,
     /// One bit for each shard that has requests in its queue. Changed with the shard locked.
     queued: Atomic<u64>,
     /// Where the next search for requests begins, so that no shard is left waiting.
@@ -89,7 +90,7 @@ impl Pages {
             nr,
             layout,
             shards,
-            takers <- WaitQueue::new(),
+            takers <- PollQueue::new(),
             queued: Atomic::new(0),
             next_shard: Atomic::new(0),
             faults: Counter::new(),
@@ -119,7 +120,7 @@ impl Pages {
     }
 
     /// Where touches and the daemon meet.
-    fn rendezvous(&self) -> Rendezvous<'_, Pin<KBox<Shard>>, WaitQueue, Atomic<u64>> {
+    fn rendezvous(&self) -> Rendezvous<'_, Pin<KBox<Shard>>, PollQueue, Atomic<u64>> {
         Rendezvous {
             layout: self.layout,
             shards: &self.shards,
@@ -227,8 +228,8 @@ impl Pages {
     }
 
     /// Waits until there are requests to take, or `in_vain`.
-    pub(crate) fn await_requests(&self, limit: Limit, in_vain: impl Fn() -> bool) -> Woken {
-        self.rendezvous().await_requests(limit, in_vain)
+    pub(crate) fn await_requests(&self, in_vain: impl Fn() -> bool) -> Woken {
+        self.rendezvous().await_requests((), in_vain)
     }
 
     /// Takes requests into `pages`, at most `max`, for which it has room.

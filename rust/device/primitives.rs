@@ -16,6 +16,7 @@ use crate::{
         place::Place,
         wait::{
             Patience,
+            PollQueue,
             WaitQueue,
             Woken, //
         }, //
@@ -56,6 +57,25 @@ impl Queue for WaitQueue {
 
     fn wake_all(&self) {
         WaitQueue::wake_all(self);
+    }
+}
+
+impl Queue for PollQueue {
+    /// A signal.
+    type Limit = ();
+    type Woken = Woken;
+
+    fn wait(&self, _key: u64, _limit: (), done: impl FnMut() -> bool) -> Woken {
+        PollQueue::wait(self, done)
+    }
+
+    /// All wait for the same.
+    fn wake(&self, _start: u64, _end: u64) {
+        PollQueue::wake_all(self);
+    }
+
+    fn wake_all(&self) {
+        PollQueue::wake_all(self);
     }
 }
 

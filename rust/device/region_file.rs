@@ -17,8 +17,7 @@ use crate::sys::{
     file_ops::{
         self,
         FileOps,
-        FileOpsTable,
-        Poll, //
+        FileOpsTable, //
     },
     uapi::{
         vmem_map_fd,
@@ -38,7 +37,8 @@ use crate::sys::{
     vm_ops::{
         MapFile,
         NewVma, //
-    }, //
+    },
+    wait::PollQueue, //
 };
 use kernel::{
     fs::{
@@ -47,7 +47,8 @@ use kernel::{
     },
     prelude::*,
     seq_file::SeqFile,
-    sync::aref::ARef, //
+    sync::aref::ARef,
+    types::ForeignOwnable, //
 };
 
 /// The operations of region and map descriptors.
@@ -155,14 +156,21 @@ impl FileOps for RegionFile {
         Ok(())
     }
 
-    fn poll(this: &Self, poll: Poll<'_>) -> bool {
+    fn poll_queue<'a>(this: <Self::Data as ForeignOwnable>::Borrowed<'a>) -> Option<&'a PollQueue> {
         let region = this.handle.region();
-        if this.daemon.is_none() {
-            poll.on(&region.daemon().starters);
-            return region.daemon().is_ready() || region.is_plain();
-        }
-        poll.on(&region.pages().takers);
-        region.pages().has_requests() || region.is_plain()
+        Some(match this.daemon {
+            None => &region.daemon().starters,
+            Some(_) => &region.pages().takers,
+        })
+    }
+
+    fn is_readable(this: &Self) -> bool {
+        let region = this.handle.region();
+        region.is_plain()
+            || match this.daemon {
+                None => region.daemon().is_ready(),
+                Some(_) => region.pages().has_requests(),
+            }
     }
 
     fn size(this: &Self) -> u64 {

@@ -4,7 +4,6 @@
 
 use super::{
     fault::Mapped,
-    primitives::Limit,
     region::Region, //
 };
 use crate::{
@@ -13,8 +12,7 @@ use crate::{
         range::{
             PageRange,
             PAGE_SIZE, //
-        },
-        rendezvous::Queue, //
+        }, //
     },
     sys::{
         errno,
@@ -43,10 +41,7 @@ use crate::{
             VMEM_MARK_ZERO, //
         },
         vm_ops::PlainFlags,
-        wait::{
-            Patience,
-            Woken, //
-        }, //
+        wait::Woken, //
     }, //
 };
 use kernel::prelude::*;
@@ -54,14 +49,8 @@ use kernel::prelude::*;
 /// The most requests taken at once: they are on the stack.
 const MAX_TAKE: usize = 64;
 
-/// A wait for which a signal comes first is restarted, or is `EINTR`.
-const INTERRUPTIBLE: Limit = Limit {
-    patience: Patience::Interruptible,
-    ms: 0,
-    place: None,
-};
-
-/// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`.
+/// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`. A wait for which a signal comes first is
+/// restarted, or is `EINTR`.
 fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
     if done {
         return Ok(());
@@ -78,9 +67,7 @@ fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
 /// WAIT_READY.
 pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
     let done = || region.daemon().is_ready() || region.is_plain();
-    unless(done(), nonblock, || {
-        Queue::wait(&region.daemon().starters, 0, INTERRUPTIBLE, done)
-    })
+    unless(done(), nonblock, || region.daemon().starters.wait(done))
 }
 
 /// GET_PAGE_REQUEST. A request that cannot be handed over is not lost.
@@ -95,9 +82,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     while pages.as_slice().is_empty() {
         let done = region.pages().has_requests() || region.is_plain();
         unless(done, nonblock, || {
-            region
-                .pages()
-                .await_requests(INTERRUPTIBLE, || region.is_plain())
+            region.pages().await_requests(|| region.is_plain())
         })?;
         region.pages().take_requests(&mut pages, max);
         if pages.as_slice().is_empty() && region.is_plain() {

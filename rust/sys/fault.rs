@@ -142,14 +142,16 @@ impl Fault<'_> {
 
     /// Whether it is a kernel thread in the address space of a process that lives (vhost's).
     pub(crate) fn is_for_living(&self) -> bool {
+        if !self.pinned.is_null() {
+            return false;
+        }
         // SAFETY: By the type invariants; the fault is not unlocked.
         let mm = unsafe { (*self.vma()).vm_mm };
         // SAFETY: The running task is valid, and its address space its own to read.
         let own = unsafe { (*kernel::task::Task::current_raw()).mm };
         // SAFETY: The VMA is locked, so its address space is valid.
-        task_flags() & c::PF_KTHREAD != 0
-            && own == mm
-            && unsafe { bindings::vmem_mm_is_owned(mm) } != 0
+        let owned = unsafe { bindings::vmem_mm_is_owned(mm) } != 0;
+        task_flags() & c::PF_KTHREAD != 0 && own == mm && owned
     }
 
     /// Whether the process writes its core dump, or ends with all of its threads.
@@ -158,8 +160,11 @@ impl Fault<'_> {
         unsafe { bindings::vmem_process_is_dying() != 0 }
     }
 
-    /// Where the page is wanted; [`None`] if it will be copied there. The fault is not unlocked.
+    /// Where the page is wanted; [`None`] if it will be copied there, or the fault is unlocked.
     pub(crate) fn place(&self) -> Option<Place> {
+        if !self.pinned.is_null() {
+            return None;
+        }
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
         let vma = self.vma();
         // SAFETY: By the type invariants; the fault is not unlocked.
@@ -196,8 +201,16 @@ impl Fault<'_> {
     /// A folio of several pages is mapped as a whole by the memory management, so if `present` says
     /// that pages near it are absent, only the wanted page is mapped, and here.
     pub(crate) fn map(&mut self, staging: &Staging, present: impl Fn(PageRange) -> bool) -> Answer {
+        if !self.pinned.is_null() {
+            return Answer::WAITED;
+        }
         let pgoff = self.pgoff();
         let vma = self.vma();
+        // SAFETY: By the type invariants the VMA and its file are valid: the fault is not unlocked. So
+        // is the staging file.
+        if unsafe { (*(*vma).vm_file).f_mapping != (*staging.as_ptr()).f_mapping } {
+            return Answer::SIGBUS;
+        }
         // SAFETY: By the type invariants; the fault is not unlocked.
         let vm_flags = unsafe { (*vma).__bindgen_anon_2.vm_flags };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;

@@ -10,7 +10,7 @@ use super::{
     file::into_file,
     uapi::UserArg,
     vm_ops::NewVma,
-    wait::WaitQueue, //
+    wait::PollQueue, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -49,8 +49,16 @@ pub(crate) trait FileOps: Sized + 'static {
         Err(ENODEV)
     }
 
-    /// poll(): whether it is readable. Registers with the queue that is woken when that changes.
-    fn poll(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _poll: Poll<'_>) -> bool {
+    /// For poll(): the queue that is woken when it becomes readable. It is a part of what the file
+    /// holds.
+    fn poll_queue<'a>(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'a>,
+    ) -> Option<&'a PollQueue> {
+        None
+    }
+
+    /// Whether it is readable.
+    fn is_readable(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
         false
     }
 
@@ -61,23 +69,6 @@ pub(crate) trait FileOps: Sized + 'static {
 
     /// `/proc/PID/fdinfo`.
     fn show_fdinfo(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _m: &SeqFile) {}
-}
-
-/// A caller of poll().
-pub(crate) struct Poll<'a> {
-    file: *mut kernel::bindings::file,
-    table: *mut kernel::bindings::poll_table,
-    _call: PhantomData<&'a ()>,
-}
-
-impl Poll<'_> {
-    /// Makes the caller wait for [`WaitQueue::wake_all`] too. The queue must be part of what the
-    /// file holds.
-    pub(crate) fn on(&self, queue: &WaitQueue) {
-        // SAFETY: `file` and `table` are valid during the call by construction. The queue lives as
-        // long as the file: the VFS takes a file out of all poll tables before it releases it.
-        unsafe { kernel::bindings::poll_wait(self.file, queue.as_ptr(), self.table) };
-    }
 }
 
 /// A table of operations. It must be a static: open files refer to it.
@@ -113,7 +104,11 @@ impl<T: FileOps> FileOpsTable<T> {
                 } else {
                     None
                 },
-                poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+                poll: if T::HAS_POLL_QUEUE {
+                    Some(Self::poll)
+                } else {
+                    None
+                },
                 llseek: if T::HAS_SIZE {
                     Some(Self::llseek)
                 } else {
@@ -221,13 +216,14 @@ impl<T: FileOps> FileOpsTable<T> {
         table: *mut kernel::bindings::poll_table,
     ) -> kernel::bindings::__poll_t {
         // SAFETY: The file is open during the call.
-        let data = unsafe { Self::data(file) };
-        let poll = Poll {
-            file,
-            table,
-            _call: PhantomData,
-        };
-        if T::poll(data, poll) {
+        if let Some(queue) = T::poll_queue(unsafe { Self::data(file) }) {
+            // SAFETY: `file` and `table` are valid during the call. The queue borrows from what the
+            // file holds, so it lives as long as the file, and the VFS takes a file out of all poll
+            // tables before it releases it.
+            unsafe { kernel::bindings::poll_wait(file, queue.as_ptr(), table) };
+        }
+        // SAFETY: The file is open during the call.
+        if T::is_readable(unsafe { Self::data(file) }) {
             kernel::bindings::POLLIN | kernel::bindings::POLLRDNORM
         } else {
             0

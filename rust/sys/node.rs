@@ -29,9 +29,13 @@ use kernel::{
 pub(crate) struct Nodes(());
 
 impl Nodes {
-    /// Reserves `count` minor numbers, to open nodes with `ops`. For the module's initialization,
-    /// once.
-    pub(crate) fn register<T: FileOps>(ops: &'static FileOpsTable<T>, count: u32) -> Result<Self> {
+    /// Reserves `count` minor numbers, to open nodes with `ops`. The reference to the module, which
+    /// only its initialization has, says that this is called once.
+    pub(crate) fn register<T: FileOps>(
+        _module: &'static ThisModule,
+        ops: &'static FileOpsTable<T>,
+        count: u32,
+    ) -> Result<Self> {
         // SAFETY: `ops` lives as long as the module, and the numbers are given back in `drop`.
         to_result(unsafe { bindings::vmem_nodes_register(ops.as_ptr(), count) })?;
         Ok(Self(()))

@@ -83,6 +83,37 @@ unsafe impl Send for WaitQueue {}
 // SAFETY: As above.
 unsafe impl Sync for WaitQueue {}
 
+/// A queue of threads that all wait for the same, some of them in poll().
+#[pin_data]
+pub(crate) struct PollQueue {
+    #[pin]
+    waiters: WaitQueue,
+}
+
+impl PollQueue {
+    /// An empty queue.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            waiters <- WaitQueue::new(),
+        })
+    }
+
+    /// Wakes all.
+    pub(crate) fn wake_all(&self) {
+        self.waiters.wake_all();
+    }
+
+    /// Waits until `done` returns true, or for a signal, as [`WaitQueue::wait`].
+    pub(crate) fn wait(&self, done: impl FnMut() -> bool) -> Woken {
+        self.waiters.wait(0, None, Patience::Interruptible, 0, done)
+    }
+
+    /// The head, for poll().
+    pub(super) fn as_ptr(&self) -> *mut bindings::wait_queue_head {
+        self.waiters.head.get()
+    }
+}
+
 /// One thread in the queue; lives on its stack for the time of the wait.
 #[repr(C)]
 struct Waiter {
@@ -143,15 +174,9 @@ impl WaitQueue {
 
     fn wake_keys(&self, keys: *mut ffi::c_void) {
         // SAFETY: The head is initialized. `keys` is null or points to a `Keys` that outlives the
-        // call; every function in this queue is [`wake_waiter`], or poll's, which takes the key as
-        // flags only if it is not null: and those are added by [`Self::register`] alone, to queues
-        // which are woken with `wake_all`.
+        // call; every function in this queue is [`wake_waiter`], or poll's, which takes a key that is
+        // not null for flags: but such a queue is in a [`PollQueue`], whose key is null.
         unsafe { bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, keys) };
-    }
-
-    /// The head, for poll(); such a queue is woken by [`Self::wake_all`] only.
-    pub(super) fn as_ptr(&self) -> *mut bindings::wait_queue_head {
-        self.head.get()
     }
 
     /// Waits until `done` returns true, which is called with this thread in the queue: whoever makes
@@ -217,8 +242,7 @@ impl WaitQueue {
         }
     }
 
-    /// How many threads wait, and for how many nanoseconds the longest of them has. Not for a queue
-    /// with pollers.
+    /// How many threads wait, and for how many nanoseconds the longest of them has.
     pub(crate) fn census(&self) -> (u64, u64) {
         let (mut nr, mut oldest) = (0, 0);
         self.each(|waiter| {
@@ -228,7 +252,7 @@ impl WaitQueue {
         (nr, u64::try_from(oldest).unwrap_or(0))
     }
 
-    /// Calls `visit` for each waiter, with the queue locked. Not for a queue with pollers.
+    /// Calls `visit` for each waiter, with the queue locked.
     fn each(&self, mut visit: impl FnMut(&mut Waiter)) {
         let head = self.head.get();
         // SAFETY: The head is initialized. Its lock is never taken in interrupts: all who use this
@@ -238,8 +262,9 @@ impl WaitQueue {
         let mut at = unsafe { (*head).head.next };
         // SAFETY: Only the address is taken.
         while at != unsafe { &raw mut (*head).head } {
-            // SAFETY: What hangs in this list is the entry of a `Waiter`, its first field, and it
-            // cannot leave while the lock is held; until it has left, only who holds the lock uses it.
+            // SAFETY: What hangs in this list is the entry of a `Waiter`, its first field (pollers are
+            // in a [`PollQueue`] only, which has no use for this), and it cannot leave while the lock
+            // is held; until it has left, only who holds the lock uses it.
             let waiter = unsafe {
                 &mut *kernel::container_of!(at, bindings::wait_queue_entry, entry).cast::<Waiter>()
             };
