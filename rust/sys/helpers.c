@@ -441,7 +441,7 @@ unsigned long vmem_collect_mms(struct file *staging,
 int vmem_mm_is_owned(struct mm_struct *mm)
 {
 #ifdef CONFIG_MEMCG
-	return rcu_access_pointer(mm->owner) != NULL;
+	return !!rcu_access_pointer(mm->owner);
 #else
 	return 0;
 #endif
