@@ -142,8 +142,8 @@ impl Security {
         let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
         Channel::watch(&carrier).map_err(ChannelError::Io)?;
         let socket = match (self, to) {
-            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, PATIENCE)?,
-            (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?,
+            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, PATIENCE)?.0,
+            (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?.0,
             (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
         };
         Channel::new(socket, &carrier).map_err(ChannelError::Io)
