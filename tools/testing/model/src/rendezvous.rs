@@ -4,7 +4,10 @@
 //!
 //! A lost wake-up or a lost request is a thread that waits for good, and loom says "deadlock".
 
+mod delivery;
+mod ends;
 mod primitives;
+mod queue;
 
 use crate::model::{
     page_map::{Touch, Verdict},
@@ -15,6 +18,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::Ordering;
 use loom::thread;
 use primitives::Region;
+use queue::{Limit, Woken};
 use std::process::Command;
 
 /// Pages that are in different shards.
@@ -42,10 +46,30 @@ fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
         match region.rendezvous().touch(slots(region, pgoff)) {
             Touch::Requested | Touch::Waiting if in_vain() => return None,
             Touch::Requested | Touch::Waiting => {
-                let waited = region.rendezvous().await_page(slots(region, pgoff), (), in_vain);
+                let waited = region.rendezvous().await_page(slots(region, pgoff), Limit::none(), in_vain);
                 assert!(waited.is_some(), "the page is one of the region");
             }
             found => return Some(found),
+        }
+    }
+}
+
+/// The same by a thread whose waits may end otherwise, and which may get its page at a place: what it found, or why it went.
+fn fault_until(region: &Region, pgoff: u64, limit: &Limit) -> Result<Touch, Woken> {
+    loop {
+        let waited = match region.rendezvous().touch(slots(region, pgoff)) {
+            Touch::Requested | Touch::Waiting => region.rendezvous().await_page(slots(region, pgoff), limit.clone(), || false),
+            found => return Ok(found),
+        };
+        match waited.expect("the page is one of the region") {
+            Woken::Done => (),
+            Woken::Placed => {
+                let place = limit.place.expect("only who wants a page somewhere gets it there");
+                assert!(region.placed[place].load(Ordering::Relaxed), "nothing was put there");
+                return Ok(Touch::Present);
+            }
+            Woken::Timeout => settle(region, pgoff, Verdict::Unreadable),
+            Woken::Signal => return Err(Woken::Signal),
         }
     }
 }
@@ -54,7 +78,7 @@ fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
 fn take(region: &Region, max: usize) -> Vec<u64> {
     let mut taken = Vec::new();
     while taken.is_empty() {
-        region.rendezvous().await_requests((), || false);
+        region.rendezvous().await_requests(Limit::none(), || false);
         region.rendezvous().take(max, |pgoff| taken.push(pgoff));
     }
     taken

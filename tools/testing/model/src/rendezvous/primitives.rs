@@ -1,106 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The checker's locks, queues and atomic words, as the kernel's behave.
+//! The checker's locks and atomic words, as the kernel's behave, and a region of them.
 
+use super::queue::WaitQueue;
 use crate::model::{
     page_map::{PageMap, words_for},
-    rendezvous::{Queue, Rendezvous, Shard, Word},
-    shards::Shards,
+    rendezvous::{Rendezvous, Shard, Word},
+    shards::{Shards, Slots},
 };
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use loom::sync::{Condvar, Mutex, MutexGuard};
+use loom::sync::{Mutex, MutexGuard};
 use std::ops::DerefMut;
 use std::sync::{Arc, PoisonError};
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks; a panic of another thread is a failed test already.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One thread in a queue.
-struct Waiter {
-    key: u64,
-    /// The task's state: whether it runs on when it has nothing more to do.
-    running: Mutex<bool>,
-    changed: Condvar,
-}
-
-/// `wait_queue_head` with `prepare_to_wait_event()`, `schedule()`, `finish_wait()` and `__wake_up()`.
-pub(super) struct WaitQueue {
-    entries: Mutex<Vec<Arc<Waiter>>>,
-    /// The mistake that the protocol forbids, to see the checker find it.
-    looks_first: bool,
-}
-
-impl WaitQueue {
-    fn new(looks_first: bool) -> Self {
-        Self {
-            entries: Mutex::new(Vec::new()),
-            looks_first,
-        }
-    }
-
-    fn prepare(&self, waiter: &Arc<Waiter>) {
-        let mut entries = lock(&self.entries);
-        if !entries.iter().any(|entry| Arc::ptr_eq(entry, waiter)) {
-            entries.push(waiter.clone());
-        }
-        *lock(&waiter.running) = false;
-    }
-
-    fn finish(&self, waiter: &Arc<Waiter>) {
-        lock(&self.entries).retain(|entry| !Arc::ptr_eq(entry, waiter));
-    }
-
-    fn wake_if(&self, wanted: impl Fn(u64) -> bool) {
-        lock(&self.entries).retain(|entry| {
-            if wanted(entry.key) {
-                *lock(&entry.running) = true;
-                entry.changed.notify_one();
-            }
-            !wanted(entry.key)
-        });
-    }
-}
-
-impl Waiter {
-    fn schedule(&self) {
-        let mut running = lock(&self.running);
-        while !*running {
-            running = self.changed.wait(running).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Queue for WaitQueue {
-    type Limit = ();
-    type Woken = ();
-
-    fn wait(&self, key: u64, (): (), mut done: impl FnMut() -> bool) {
-        let waiter = Arc::new(Waiter {
-            key,
-            running: Mutex::new(false),
-            changed: Condvar::new(),
-        });
-        loop {
-            if self.looks_first && done() {
-                break;
-            }
-            self.prepare(&waiter);
-            if !self.looks_first && done() {
-                break;
-            }
-            waiter.schedule();
-        }
-        self.finish(&waiter);
-    }
-
-    fn wake(&self, start: u64, end: u64) {
-        self.wake_if(|key| (start..end).contains(&key));
-    }
-
-    fn wake_all(&self) {
-        self.wake_if(|_| true);
-    }
 }
 
 impl Word for AtomicU64 {
@@ -140,11 +55,20 @@ impl Shard for Part {
 pub(super) struct Region {
     pub(super) layout: Shards,
     shards: Vec<Arc<Part>>,
-    takers: WaitQueue,
+    /// The daemon, when it waits for requests.
+    pub(super) takers: WaitQueue,
+    /// Who waits for a daemon: `Daemon::starters`.
+    pub(super) starters: WaitQueue,
     queued: AtomicU64,
     next_shard: AtomicU64,
     /// Whether a daemon is attached: `Daemon::attached`.
     pub(super) attached: AtomicBool,
+    /// Whether it serves: `Daemon::ready`.
+    pub(super) ready: AtomicBool,
+    /// Whether the region is plain: `Region::plain`.
+    pub(super) plain: AtomicBool,
+    /// Places where a page can be wanted, and whether it is there.
+    pub(super) placed: [AtomicBool; 2],
 }
 
 impl Region {
@@ -170,10 +94,19 @@ impl Region {
             layout,
             shards: (0..layout.count()).map(|_| Arc::new(part())).collect(),
             takers: WaitQueue::new(looks_first),
+            starters: WaitQueue::new(looks_first),
             queued: AtomicU64::new(0),
             next_shard: AtomicU64::new(0),
             attached: AtomicBool::new(true),
+            ready: AtomicBool::new(false),
+            plain: AtomicBool::new(false),
+            placed: [AtomicBool::new(false), AtomicBool::new(false)],
         }
+    }
+
+    /// Who waits for pages of the shard of these slots.
+    pub(super) fn waiters(&self, slots: Slots) -> &WaitQueue {
+        &self.shards[slots.shard].waiters
     }
 
     /// Where touches and the daemon meet.
