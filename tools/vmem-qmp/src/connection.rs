@@ -2,12 +2,15 @@
 //! One connection to one QEMU.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::{LineError, Lines, QmpError};
@@ -103,10 +106,40 @@ impl Qmp {
     ///
     /// QEMU refuses it, or is gone.
     pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.number += 1;
-        let mut line = json!({"execute": command, "arguments": arguments, "id": self.number}).to_string();
-        line.push('\n');
+        let line = self.command(command, &arguments);
         self.socket.write_all(line.as_bytes()).map_err(of_io)?;
+        self.reply(command)
+    }
+
+    /// Gives QEMU an open file, which it knows as `fd:NAME` from then on; one that it knew so before it closes.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses it, or is gone.
+    pub fn give(&mut self, name: &str, file: impl AsFd) -> Result<(), QmpError> {
+        const COMMAND: &str = "getfd";
+        let line = self.command(COMMAND, &json!({"fdname": name}));
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut with = SendAncillaryBuffer::new(&mut space);
+        with.push(SendAncillaryMessage::ScmRights(&files));
+        let piece = [IoSlice::new(line.as_bytes())];
+        let sent = sendmsg(&self.socket, &piece, &mut with, SendFlags::NOSIGNAL).map_err(|error| of_io(error.into()))?;
+        // The file goes with the first byte.
+        let rest = line.as_bytes().get(sent..).unwrap_or_default();
+        self.socket.write_all(rest).map_err(of_io)?;
+        self.reply(COMMAND).map(drop)
+    }
+
+    /// The line that says the next command.
+    fn command(&mut self, command: &str, arguments: &Value) -> String {
+        self.number += 1;
+        let line = json!({"execute": command, "arguments": arguments, "id": self.number});
+        format!("{line}\n")
+    }
+
+    /// What the latest command gives.
+    fn reply(&mut self, command: &str) -> Result<Value, QmpError> {
         let deadline = Instant::now() + self.limit;
         loop {
             let mut line = self.line(command, deadline)?;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The client against a QEMU that says what it is told to.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
 use super::*;
@@ -75,6 +77,48 @@ fn a_refusal_has_qemu_s_words() {
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
     let error = qmp.run("qom-get", json!({})).expect_err("a refusal");
     assert_eq!(error.to_string(), "QEMU refuses qom-get: no such thing");
+}
+
+#[test]
+fn a_file_is_given_with_its_name() {
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    let (given, mut other) = UnixStream::pair().expect("sockets");
+    let thread = thread::spawn(move || {
+        let mut out = theirs.try_clone().expect("a socket");
+        writeln!(
+            out,
+            "{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n{{\"return\": {{}}, \"id\": 2}}"
+        )
+        .expect("room");
+        let mut files = Vec::new();
+        let mut text = Vec::new();
+        while text.iter().filter(|byte| **byte == b'\n').count() < 2 {
+            let mut bytes = [0; 256];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut with = RecvAncillaryBuffer::new(&mut space);
+            let mut pieces = [IoSliceMut::new(&mut bytes)];
+            let got = recvmsg(&theirs, &mut pieces, &mut with, RecvFlags::empty()).expect("a message");
+            for message in with.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    files.extend(rights);
+                }
+            }
+            text.extend_from_slice(&bytes[..got.bytes]);
+        }
+        (files, String::from_utf8(text).expect("text"))
+    });
+    let mut qmp = Qmp::new(ours, LIMIT).expect("a QEMU");
+    qmp.give("state", &given).expect("a reply");
+    drop(given);
+    let (mut files, text) = thread.join().expect("no panic");
+    assert!(text.contains(r#""arguments":{"fdname":"state"},"execute":"getfd""#), "{text}");
+    assert_eq!(files.len(), 1);
+    let mut file = UnixStream::from(files.remove(0));
+    writeln!(file, "through").expect("room");
+    drop(file);
+    let mut through = String::new();
+    other.read_to_string(&mut through).expect("the end");
+    assert_eq!(through, "through\n");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use served::Served;
-use source::{Export, Stream};
+use source::Export;
 use vmem_cli::{chain, with_port};
 
 /// How long the destination may take to start a QEMU.
@@ -50,7 +50,7 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
         Ok(ready) => ready,
         Err(trouble) => return Err(migration.give_up(trouble)),
     };
-    if let Err(trouble) = migration.switch(&ready) {
+    if let Err(trouble) = migration.switch(ready) {
         return Err(migration.give_up(trouble));
     }
     if let Err(failure) = migration.commit() {
@@ -176,8 +176,8 @@ impl Migration {
         })
     }
 
-    /// Has the destination prepare for the guest; returns the way for the guest's state.
-    fn offer(&mut self) -> Result<Stream, Trouble> {
+    /// Has the destination prepare for the guest; returns the connection for the guest's state.
+    fn offer(&mut self) -> Result<Channel, Trouble> {
         self.say(&FromSource::Offer {
             guest: self.record.guest.clone(),
             memory: self
@@ -198,13 +198,12 @@ impl Migration {
             FromDestination::Failed { reason } | FromDestination::Refuse { reason } => return Err(refused(&reason)),
             other => return Err(unexpected(&other)),
         }
-        let state = self.security.connect(&self.record.to, &self.record.session, Purpose::State)?;
-        Stream::new(state, &self.place)
+        self.security.connect(&self.record.to, &self.record.session, Purpose::State)
     }
 
     /// Sends the guest's state. When this returns, QEMU has stopped the guest for good, and the destination's QEMU has said that it has
     /// the state.
-    fn switch(&mut self, stream: &Stream) -> Result<(), Trouble> {
+    fn switch(&mut self, state: Channel) -> Result<(), Trouble> {
         // Somebody else may have moved it meanwhile.
         let status = guest::status(&mut self.qmp)?;
         let expected = if self.record.run { "running" } else { "paused" };
@@ -220,7 +219,8 @@ impl Migration {
         self.record.settings = Some(settings.clone());
         self.place.write(&self.record)?;
         settings.change(&mut self.qmp)?;
-        self.qmp.run("migrate", json!({"uri": stream.uri()}))?;
+        let uri = source::give_stream(&mut self.qmp, state)?;
+        self.qmp.run("migrate", json!({"uri": uri}))?;
         self.begun = true;
         let deadline = Instant::now() + self.timeout;
         loop {

@@ -2,12 +2,11 @@
 //! The source's ends of the two streams: pages, and the guest's state.
 
 use std::net::SocketAddr;
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::thread;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use socket2::Socket;
+use vmem_qmp::Qmp;
 
 use crate::channel::Channel;
 use crate::cli::Migrate;
@@ -22,6 +21,9 @@ use crate::relay::{End, relay};
 
 /// How long vmemd may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What QEMU calls the socket for the guest's state.
+pub(crate) const STREAM: &str = "vmemctl-state";
 
 /// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
 /// another guest's vmemd at this address finds no export of this name there.
@@ -181,39 +183,14 @@ pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Trouble> {
     Ok(SocketAddr::new(own, 0))
 }
 
-/// The way of the guest's state: QEMU connects to a socket here, and what it sends goes to the destination.
-pub(crate) struct Stream {
-    path: PathBuf,
-}
-
-impl Stream {
-    /// Waits for QEMU in a thread of its own. `network` is a connection for the state.
-    pub(crate) fn new(network: Channel, place: &Place) -> Result<Self, Trouble> {
-        let path = place.path("state.socket");
-        // One that was left behind.
-        let _ = std::fs::remove_file(&path);
-        let failed = || Trouble::io(format!("cannot make {}", path.display()));
-        let listener = UnixListener::bind(&path).map_err(failed())?;
-        thread::Builder::new()
-            .name("state".to_owned())
-            .spawn(move || {
-                let (network, early) = network.into_parts();
-                if let Ok((qemu, _)) = listener.accept() {
-                    // If it cannot be relayed, both ends are closed, and QEMU says so.
-                    let _ = relay(End::Source, Socket::from(qemu), network, early);
-                }
-            })
-            .map_err(failed())?;
-        Ok(Self { path })
-    }
-
-    pub(crate) fn uri(&self) -> String {
-        format!("unix:{}", self.path.display())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// The way of the guest's state: QEMU gets one end of a socket, and what it sends there goes to the destination. `network` is a connection
+/// for the state. It can be used once.
+pub(crate) fn give_stream(qmp: &mut Qmp, network: Channel) -> Result<String, Trouble> {
+    let failed = || Trouble::io("no way for the guest's state");
+    let (theirs, ours) = UnixStream::pair().map_err(failed())?;
+    qmp.give(STREAM, &theirs)?;
+    let (network, early) = network.into_parts();
+    // If it cannot be relayed, both ends are closed, and QEMU says so.
+    relay(End::Source, Socket::from(ours), network, early).map_err(failed())?;
+    Ok(format!("fd:{STREAM}"))
 }

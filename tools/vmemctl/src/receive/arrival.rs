@@ -7,7 +7,7 @@ mod commit;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -24,6 +24,7 @@ use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT, Settings};
 use crate::message::{Backend, FromDestination};
+use crate::migrate::source::STREAM;
 use crate::network::Security;
 use crate::record::{Incoming, Phase, Place};
 use crate::relay::Relay;
@@ -64,7 +65,8 @@ pub(super) struct Arrival {
     resumed: bool,
     /// The source has said that the guest goes on there.
     aborted: bool,
-    state: PathBuf,
+    /// The other end of what QEMU gets the state from, until that comes.
+    state: Option<UnixStream>,
     /// So that the regions exist until QEMU has them open, and as long as they may be needed.
     _regions: Vec<MapHandle>,
 }
@@ -90,12 +92,12 @@ impl Arrival {
             }
         });
         match made {
-            Ok((place, (pages, qmp, record, regions))) => {
+            Ok((place, (pages, qmp, state, record, regions))) => {
                 let arrival = Self {
                     channel: Some(channel),
                     pages,
                     qmp,
-                    state: place.path("state.socket"),
+                    state: Some(state),
                     place,
                     record,
                     qemu,
@@ -129,7 +131,7 @@ impl Arrival {
         offer: Offer,
         place: &Place,
         qemu: &mut Qemu,
-    ) -> Result<(Pages, Qmp, Incoming, Vec<MapHandle>), Trouble> {
+    ) -> Result<(Pages, Qmp, UnixStream, Incoming, Vec<MapHandle>), Trouble> {
         let args = host.args;
         let source = checks::check_offer(&offer, channel, host.security)?;
         host::check_memory(&offer.memory, args)?;
@@ -161,10 +163,9 @@ impl Arrival {
         qmp.run("stop", json!({}))?;
         let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
         settings.change(&mut qmp)?;
-        let state = place.path("state.socket");
-        // One that was left behind.
-        let _ = std::fs::remove_file(&state);
-        qmp.run("migrate-incoming", json!({"uri": format!("unix:{}", state.display())}))?;
+        let (theirs, state) = UnixStream::pair().map_err(Trouble::io("no way for the guest's state"))?;
+        qmp.give(STREAM, &theirs)?;
+        qmp.run("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
         let arguments = vmemd_arguments(host, &source, &offer, &names);
         let mut pages = Pages::hold(&arguments, names.clone(), place)?;
         let record = Incoming {
@@ -184,7 +185,7 @@ impl Arrival {
             pages.stop();
             return Err(error.into());
         }
-        Ok((pages, qmp, record, regions))
+        Ok((pages, qmp, state, record, regions))
     }
 
     /// Takes up what another `receive` has begun.
@@ -238,7 +239,7 @@ impl Arrival {
             channel: None,
             pages: Pages::absent(&record.vmemd, names, &place),
             qmp,
-            state: place.path("state.socket"),
+            state: None,
             place,
             record,
             qemu: Qemu::existing(),

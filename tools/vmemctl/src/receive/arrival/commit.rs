@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The moment in which the guest becomes this host's.
 
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -126,8 +125,9 @@ impl Arrival {
 
     /// QEMU gets the connection that its state comes on.
     fn connect_state(&mut self, channel: Channel) -> Result<(), Trouble> {
-        let failed = || Trouble::io("cannot reach QEMU's socket for the state");
-        let qemu = UnixStream::connect(&self.state).map_err(failed())?;
+        let qemu = self.state.take();
+        let qemu = qemu.ok_or_else(|| Trouble::other("the source sends the guest's state a second time"))?;
+        let failed = || Trouble::io("no way for the guest's state");
         let (network, early) = channel.into_parts();
         self.relay = Some(relay(End::Destination, Socket::from(qemu), network, early).map_err(failed())?);
         Ok(())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What becomes of a guest when something dies in the moment in which it moves.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -42,7 +42,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         channel: None,
         pages: Pages::absent(&[], Vec::new(), &place),
         qmp: fake::Qemu::connect(&path),
-        state: place.path("state.socket"),
+        state: None,
         place,
         record,
         qemu: Qemu::existing(),
