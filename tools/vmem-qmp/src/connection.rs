@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{LineError, Lines, QmpError};
 
@@ -48,11 +49,21 @@ impl Qmp {
     ///
     /// There is no QEMU, it is busy with another client for all that time, or it is no QEMU.
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
-        let socket = UnixStream::connect(path).map_err(|source| QmpError::Connect {
+        let failed = |source| QmpError::Connect {
             path: path.to_owned(),
             source,
-        })?;
-        Self::new(socket, limit)
+        };
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(QmpError::Io)?;
+        // A QEMU that has a client, and others who wait, lets nobody connect. This limit is one for connecting, too.
+        socket.set_write_timeout(Some(limit)).map_err(QmpError::Io)?;
+        match SockAddr::unix(path).and_then(|address| socket.connect(&address)) {
+            Ok(()) => Self::new(UnixStream::from(OwnedFd::from(socket)), limit),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(QmpError::TimedOut {
+                what: "the connection".to_owned(),
+                limit,
+            }),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// As [`connect`](Self::connect), to a QEMU that is just being started: tries until `patience` is over.

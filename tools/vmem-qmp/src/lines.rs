@@ -27,6 +27,8 @@ pub struct Lines {
     longest: usize,
     /// Bytes that are no whole line yet.
     received: Vec<u8>,
+    /// In so many of them there is no end of a line.
+    searched: usize,
 }
 
 impl Lines {
@@ -35,6 +37,7 @@ impl Lines {
         Self {
             longest,
             received: Vec::new(),
+            searched: 0,
         }
     }
 
@@ -45,21 +48,34 @@ impl Lines {
     /// There will be no line any more.
     pub fn next(&mut self, socket: impl AsFd, deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let socket = SockRef::from(&socket);
+        let mut has_read = false;
         loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let mut rest = self.received.iter().skip(self.searched);
+            if let Some(length) = rest.position(|byte| *byte == b'\n') {
+                let end = self.searched + length;
+                self.searched = 0;
                 return Ok(Some(self.received.drain(..=end).collect()));
             }
+            self.searched = self.received.len();
             if self.received.len() > self.longest {
+                self.searched = 0;
                 return Err(LineError::TooLong(std::mem::take(&mut self.received)));
             }
             let left = deadline.saturating_duration_since(Instant::now());
+            // One that sends a byte now and then must not be waited for any longer.
+            if has_read && left.is_zero() {
+                return Ok(None);
+            }
             // A time-out of zero would be none.
             let timeout = left.max(Duration::from_millis(1));
             socket.set_read_timeout(Some(timeout)).map_err(LineError::Io)?;
             let mut piece = [0; 4096];
             match (&*socket).read(&mut piece) {
                 Ok(0) => return Err(LineError::Closed),
-                Ok(count) => self.received.extend_from_slice(&piece[..count]),
+                Ok(count) => {
+                    self.received.extend_from_slice(&piece[..count]);
+                    has_read = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if Instant::now() >= deadline {
@@ -99,6 +115,19 @@ mod tests {
         assert_eq!(next().expect("a line"), b"two\n");
         assert_eq!(next(), None, "half a line");
         assert_eq!(lines.into_rest(), b"rest");
+    }
+
+    #[test]
+    fn bytes_one_by_one_are_not_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        let writer = std::thread::spawn(move || while theirs.write_all(b"x").is_ok() {});
+        let mut lines = Lines::new(usize::MAX);
+        let until = Instant::now() + Duration::from_millis(100);
+        assert_eq!(lines.next(&ours, until).expect("a connection"), None);
+        assert!(until.elapsed() < Duration::from_secs(10));
+        drop(ours);
+        writer.join().expect("no panic");
+        assert!(!lines.into_rest().is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::*;
 
@@ -136,6 +137,20 @@ fn silence_and_the_end_are_told_apart() {
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
     thread.join().expect("no panic");
     assert!(matches!(qmp.run("stop", json!({})), Err(QmpError::Closed)));
+}
+
+#[test]
+fn a_socket_that_nobody_is_let_in_at_is_not_waited_for() {
+    let path = std::env::temp_dir().join(format!("vmem-qmp-test.{}", std::process::id()));
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+    let address = SockAddr::unix(&path).expect("an address");
+    listener.bind(&address).expect("a path");
+    listener.listen(0).expect("a socket");
+    let _first = UnixStream::connect(&path).expect("room for one");
+    let second = Qmp::connect(&path, Duration::from_millis(50));
+    std::fs::remove_file(&path).expect("a file");
+    assert!(matches!(second, Err(QmpError::TimedOut { .. })));
+    assert!(matches!(Qmp::connect(&path, LIMIT), Err(QmpError::Connect { .. })));
 }
 
 #[test]
