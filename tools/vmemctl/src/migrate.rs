@@ -7,6 +7,8 @@
 
 pub(crate) mod served;
 pub(crate) mod source;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,9 @@ const MOMENT: Duration = Duration::from_millis(500);
 
 /// How long the destination's QEMU may take to give up the guest's disks.
 const LOCKS: Duration = Duration::from_secs(20);
+
+/// How long a destination that has heard ABORT may take to end its QEMU and say so.
+const FAREWELL: Duration = Duration::from_secs(15);
 
 /// How often the destination is listened to while QEMU is waited for.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -113,6 +118,8 @@ struct Migration {
     begun: bool,
     /// When it was heard that the guest had stopped.
     stopped: Option<Instant>,
+    /// The destination has said FAILED: it does not wait for the guest.
+    settled: bool,
 }
 
 impl Migration {
@@ -173,6 +180,7 @@ impl Migration {
             report,
             begun: false,
             stopped: None,
+            settled: false,
         })
     }
 
@@ -241,7 +249,10 @@ impl Migration {
             match self.glance()? {
                 None => {}
                 Some(FromDestination::Pages { line }) => self.report.pages(&line),
-                Some(FromDestination::Failed { reason }) => return Err(refused(&reason)),
+                Some(FromDestination::Failed { reason }) => {
+                    self.settled = true;
+                    return Err(refused(&reason));
+                }
                 Some(other) => return Err(unexpected(&other)),
             }
             if Instant::now() >= deadline {
@@ -258,7 +269,10 @@ impl Migration {
         let (_, reason) = guest::migration(&mut self.qmp)?;
         let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
         let there = match self.channel.hear(Instant::now() + MOMENT) {
-            Ok(Some(FromDestination::Failed { reason })) => format!("; the destination: {}", reason.escape_debug()),
+            Ok(Some(FromDestination::Failed { reason })) => {
+                self.settled = true;
+                format!("; the destination: {}", reason.escape_debug())
+            }
             _ => String::new(),
         };
         Ok(Trouble::other(format!("QEMU cannot send the guest's state: {reason}{there}")))
@@ -282,7 +296,7 @@ impl Migration {
                     let noted = take_back(&mut self.record, &self.place);
                     if noted.is_ok() {
                         // If it does not hear this, it waits for another word: give_up says it too.
-                        let _ = self.channel.say(&FromSource::Heard);
+                        self.settled = self.channel.say(&FromSource::Heard).is_ok();
                     }
                     return Err(self.give_up(refused(&reason)));
                 }
@@ -325,7 +339,7 @@ impl Migration {
         restore(&mut self.qmp, &self.record, &self.report);
         match gone_on {
             Ok(()) => {
-                if said.is_err() && self.stopped.is_some() {
+                if self.stopped.is_some() && !self.settled && (said.is_err() || !self.is_aborted()) {
                     abort(&Way::new(&self.security, &self.record), reason, &self.report);
                 }
                 self.export.stop();
@@ -337,6 +351,18 @@ impl Migration {
                 chain(&trouble),
                 chain(&error)
             ))),
+        }
+    }
+
+    /// Whether the destination has given the guest up: a word that was sent need not have been heard.
+    fn is_aborted(&mut self) -> bool {
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            match self.channel.hear(deadline) {
+                Ok(Some(FromDestination::Failed { .. })) => return true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return false,
+            }
         }
     }
 

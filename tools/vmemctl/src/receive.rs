@@ -27,6 +27,9 @@ use pages::Outlook;
 use vmem_cli::chain;
 use vmem_qmp::{Qmp, QmpError};
 
+/// How long a source may take to offer its guest: it starts its vmemd first.
+const OFFER: Duration = Duration::from_secs(45);
+
 /// How often everything is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -75,7 +78,7 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &mut Report) -> Res
         if purpose != Purpose::Migrate {
             continue;
         }
-        match channel.hear_within(door::PATIENCE) {
+        match channel.hear_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
                 memory,

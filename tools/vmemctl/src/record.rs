@@ -155,6 +155,27 @@ impl Place {
         Ok(free)
     }
 
+    /// Those of [`all`](Self::all) whose record `is` one. One that cannot be read matters only if there is no such record.
+    pub(crate) fn find<T: DeserializeOwned>(
+        under: &Path,
+        side: &str,
+        is: impl Fn(&T) -> bool,
+    ) -> Result<Vec<(Self, T)>, RecordError> {
+        let mut found = Vec::new();
+        let mut unreadable = None;
+        for place in Self::all(under, side)? {
+            match place.read::<T>() {
+                Ok(Some(record)) if is(&record) => found.push((place, record)),
+                Ok(_) => {}
+                Err(error) => unreadable = Some(error),
+            }
+        }
+        match unreadable {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
+    }
+
     /// A file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -229,5 +250,14 @@ mod tests {
         assert_eq!(all("out").len(), 1);
         fs::write(path, "no record").expect("a file");
         assert!(matches!(all("out")[0].read::<Phase>(), Err(RecordError::Foreign(_))));
+        let find = |wanted| Place::find(under.path(), "out", move |phase: &Phase| *phase == wanted);
+        assert!(
+            matches!(find(Phase::Running), Err(RecordError::Foreign(_))),
+            "it may be that one"
+        );
+        Place::new(under.path(), "out", "c")
+            .and_then(|place| place.write(&Phase::Running))
+            .expect("a record");
+        assert_eq!(find(Phase::Running).map(|found| found.len()).ok(), Some(1));
     }
 }

@@ -107,13 +107,8 @@ fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -
 }
 
 fn find(cli: &Cli, args: &Recover) -> Result<(Place, Outgoing), Trouble> {
-    let mut found = Vec::new();
-    for place in Place::all(&cli.state, "out")? {
-        match place.read::<Outgoing>()? {
-            Some(record) if args.guest.as_ref().is_none_or(|guest| *guest == record.guest) => found.push((place, record)),
-            _ => {}
-        }
-    }
+    let is = |record: &Outgoing| args.guest.as_ref().is_none_or(|guest| *guest == record.guest);
+    let mut found = Place::find(&cli.state, "out", is)?;
     match (found.pop(), found.len()) {
         (Some(only), 0) => Ok(only),
         (None, _) => Err(Trouble::other(format!("no migration is noted in {}", cli.state.display()))),

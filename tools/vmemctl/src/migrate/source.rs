@@ -114,6 +114,25 @@ impl Export {
         })
     }
 
+    /// None, for tests.
+    #[cfg(test)]
+    pub(crate) fn none(place: &Place) -> Self {
+        Self {
+            daemon: None,
+            arguments: Vec::new(),
+            served: Vec::new(),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            place: place.clone(),
+            released: false,
+        }
+    }
+
+    /// Whether what is given back there may be given back here.
+    #[cfg(test)]
+    pub(crate) fn is_released(&self) -> bool {
+        self.released
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }

@@ -320,13 +320,7 @@ fn new_place(cli: &Cli, offer: &Offer) -> Result<Place, Trouble> {
 
 /// The guest of a QEMU, as an earlier `receive` has noted it.
 fn noted(cli: &Cli, args: &Receive) -> Result<(Place, Incoming), Trouble> {
-    let mut found = Vec::new();
-    for place in Place::all(&cli.state, "in")? {
-        match place.read::<Incoming>()? {
-            Some(record) if record.qmp == args.qmp => found.push((place, record)),
-            _ => {}
-        }
-    }
+    let mut found = Place::find(&cli.state, "in", |record: &Incoming| record.qmp == args.qmp)?;
     let (qmp, state) = (args.qmp.display(), cli.state.display());
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),

@@ -64,7 +64,7 @@ pub(super) fn regions_for(
                 }
             }
         }
-        let (name, handle) = made.ok_or_else(|| Trouble::other(format!("all names for a region of {guest} are taken")))?;
+        let (name, handle) = made.ok_or_else(|| Trouble::other(format!("all names for a region of {guest:?} are taken")))?;
         names.push(name);
         handles.push(handle);
     }
@@ -192,7 +192,7 @@ fn substitute(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) -> R
             Some(id) => {
                 let at = memory.iter().position(|backend| backend.id == id);
                 let node = at.and_then(|at| nodes.get(at));
-                let known: Vec<_> = memory.iter().map(|backend| backend.id.as_str()).collect();
+                let known: Vec<_> = memory.iter().map(|backend| backend.id.escape_debug().to_string()).collect();
                 let unknown = || Trouble::other(format!("the guest has no memory backend {id}; it has {}", known.join(", ")));
                 done.push_str("/dev/vmem/");
                 done.push_str(node.ok_or_else(unknown)?);

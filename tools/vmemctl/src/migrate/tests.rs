@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's side of the moment in which the guest moves, with a QEMU and a destination that are none.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::fake;
+
+const SESSION: &str = "0123456789abcdef0123456789abcdef";
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A migration whose state is there: COMMIT is next.
+struct Scene {
+    directory: TempDir,
+    qemu: fake::Qemu,
+    migration: Migration,
+    destination: JoinHandle<()>,
+}
+
+/// The phase that is noted in a directory.
+fn noted(directory: PathBuf) -> Option<Phase> {
+    let text = std::fs::read_to_string(directory.join("out.guest0/record")).ok()?;
+    serde_json::from_str::<Outgoing>(&text).ok().map(|record| record.phase)
+}
+
+/// Lets the source in.
+fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
+    let (stream, _) = listener.accept().expect("a connection");
+    let (channel, session, purpose) = Security::Loopback.accept(stream).expect("a greeting");
+    assert_eq!((session.as_str(), purpose), (SESSION, wanted));
+    channel.say(&FromDestination::Welcome).expect("room");
+    channel
+}
+
+fn expect_commit(channel: &mut Channel) {
+    let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+    assert_eq!(heard, FromSource::Commit { run: true });
+}
+
+/// `destination` gets the connection, the listener for others, and the directory of the records.
+fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'static) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = listener.local_addr().expect("an address").to_string();
+    let records = directory.path().to_owned();
+    let destination = thread::spawn(move || {
+        let channel = welcome(&listener, Purpose::Migrate);
+        destination(channel, &listener, records);
+    });
+    let place = Place::new(directory.path(), "out", "guest0").expect("a place");
+    let channel = Security::Loopback
+        .connect(&to, SESSION, Purpose::Migrate)
+        .expect("a destination");
+    let record = Outgoing {
+        session: SESSION.to_owned(),
+        guest: "guest0".to_owned(),
+        phase: Phase::Prepared,
+        qmp: path.clone(),
+        to,
+        vmemd: Vec::new(),
+        served: Vec::new(),
+        run: true,
+        settings: None,
+    };
+    let migration = Migration {
+        qmp: fake::Qemu::connect(&path),
+        channel,
+        export: Export::none(&place),
+        place,
+        record,
+        security: Security::Loopback,
+        memory: Vec::new(),
+        pages: String::new(),
+        free: false,
+        timeout: LIMIT,
+        report: Report::new(true),
+        begun: true,
+        stopped: Some(Instant::now()),
+        settled: false,
+    };
+    Scene {
+        directory,
+        qemu,
+        migration,
+        destination,
+    }
+}
+
+#[test]
+fn a_guest_that_is_given_away_stays_stopped() {
+    let mut scene = scene(|mut channel, _, records| {
+        expect_commit(&mut channel);
+        assert_eq!(noted(records), Some(Phase::Committed), "before it is said");
+        channel.say(&FromDestination::Running).expect("room");
+    });
+    assert!(!scene.migration.export.is_released(), "nothing is given back before");
+    scene.migration.commit().expect("it runs there");
+    scene.destination.join().expect("a good end");
+    assert!(scene.migration.export.is_released());
+    assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it() {
+    let mut scene = scene(|mut channel, _, records| {
+        expect_commit(&mut channel);
+        let reason = "no disks".to_owned();
+        channel.say(&FromDestination::Failed { reason }).expect("room");
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert_eq!(heard, FromSource::Heard);
+        // It is removed once the guest runs.
+        assert_ne!(noted(records), Some(Phase::Committed));
+    });
+    // The disks are the destination's for a moment more.
+    scene.qemu.state().refuses = "cont";
+    let qemu = scene.qemu.clone();
+    let disks = thread::spawn(move || {
+        while !qemu.has_heard("cont") {
+            thread::sleep(Duration::from_millis(10));
+        }
+        qemu.state().refuses = "";
+    });
+    let failure = scene.migration.commit().expect_err("no guest there");
+    assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
+    scene.destination.join().expect("a good end");
+    disks.join().expect("a good end");
+    assert_eq!(scene.qemu.state().status, "running");
+    assert_eq!(noted(scene.directory.path().into()), None);
+}
+
+#[test]
+fn a_break_after_commit_is_ridden_out() {
+    let mut scene = scene(|mut channel, listener, _| {
+        expect_commit(&mut channel);
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        expect_commit(&mut channel);
+        channel.say(&FromDestination::Running).expect("room");
+    });
+    scene.migration.commit().expect("it runs there");
+    scene.destination.join().expect("a good end");
+    assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
+    let mut scene = scene(|channel, listener, _| {
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
+    });
+    // Until it is known to be gone.
+    while !matches!(
+        scene.migration.channel.hear::<FromDestination>(Instant::now() + LIMIT),
+        Err(ChannelError::Closed)
+    ) {}
+    let failure = scene.migration.give_up(Trouble::other("a time limit"));
+    assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
+    assert_eq!(scene.qemu.state().status, "running");
+    drop(scene.migration);
+    scene.destination.join().expect("a good end");
+}
