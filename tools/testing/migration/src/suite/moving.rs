@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guests that are moved by vmemctl, and nothing goes wrong.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +21,7 @@ super::tests![
     a_running_guest_is_moved,
     a_guest_is_moved_over_a_protected_network,
     a_guest_goes_back_and_forth,
-    a_guest_with_two_memory_backends_is_moved,
+    a_guest_with_two_memory_backends_is_moved_and_its_source_freed,
     two_guests_are_moved_at_once,
     a_guest_is_moved_whose_memory_a_second_process_maps,
 ];
@@ -73,16 +75,24 @@ fn a_guest_goes_back_and_forth(stage: &Stage) -> Result<()> {
     stage.park(actor, machine)
 }
 
-fn a_guest_with_two_memory_backends_is_moved(_: &Stage) -> Result<()> {
+fn a_guest_with_two_memory_backends_is_moved_and_its_source_freed(_: &Stage) -> Result<()> {
     let guest = Guest {
         number: 1,
         memory_mib: vec![128, 64],
         ..Guest::default()
     };
     let source = Machine::boot(Host::First, &guest, Memory::Shared)?;
+    let memory: io::Result<Vec<_>> = (0..2)
+        .map(|backend| File::open(source.slot.shared_memory(backend)))
+        .collect();
+    let memory = memory.context("the source's memory")?;
+    let in_use = || memory.iter().map(|file| Ok(file.metadata()?.blocks())).sum::<io::Result<u64>>();
+    let before = in_use()?;
     let actor = Actor::new(guest)?;
-    let moved = actor.move_over(source)?;
-    actor.intact(moved).map(drop)
+    let moved = actor.set_out(source, &[], &["--free-source"])?.arrive()?;
+    let after = in_use()?;
+    ensure!(after < before / 10, "{after} of {before} blocks of the source's memory are left");
+    actor.intact(moved.machine).map(drop)
 }
 
 fn two_guests_are_moved_at_once(stage: &Stage) -> Result<()> {
