@@ -82,16 +82,22 @@ fn a_guest_with_two_memory_backends_is_moved_and_its_source_freed(_: &Stage) -> 
         ..Guest::default()
     };
     let source = Machine::boot(Host::First, &guest, Memory::Shared)?;
-    let memory: io::Result<Vec<_>> = (0..2)
-        .map(|backend| File::open(source.slot.shared_memory(backend)))
-        .collect();
+    let memory: io::Result<Vec<_>> = (0..2).map(|backend| File::open(source.slot.shared_memory(backend))).collect();
     let memory = memory.context("the source's memory")?;
-    let in_use = || memory.iter().map(|file| Ok(file.metadata()?.blocks())).sum::<io::Result<u64>>();
+    let in_use = || {
+        memory
+            .iter()
+            .map(|file| Ok(file.metadata()?.blocks()))
+            .sum::<io::Result<u64>>()
+    };
     let before = in_use()?;
     let actor = Actor::new(guest)?;
     let moved = actor.set_out(source, &[], &["--free-source"])?.arrive()?;
     let after = in_use()?;
-    ensure!(after < before / 10, "{after} of {before} blocks of the source's memory are left");
+    ensure!(
+        after < before / 10,
+        "{after} of {before} blocks of the source's memory are left"
+    );
     actor.intact(moved.machine).map(drop)
 }
 
