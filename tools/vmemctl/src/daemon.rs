@@ -3,20 +3,27 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::Value;
 
+use crate::name::session_mark;
+use crate::process::{Process, with_arguments};
 use crate::record::Place;
 
-/// The file with the number of the latest vmemd's process.
+/// The file with the identity of the latest vmemd's process.
 const PID: &str = "vmemd.pid";
+
+/// How long a vmemd that was asked to end may take for it, before it is made to.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// vmemd cannot be started, or ended at once.
 #[derive(Debug, thiserror::Error)]
@@ -40,21 +47,35 @@ pub(crate) enum Says {
 
 /// A running vmemd.
 pub(crate) struct Daemon {
-    pid: Pid,
-    orders: Option<ChildStdin>,
+    child: Arc<Spawned>,
+    orders: Orders,
     says: Receiver<Says>,
     log: PathBuf,
 }
 
+/// The way to a vmemd's standard input, until there are no more orders.
+pub(crate) type Orders = Arc<Mutex<Option<ChildStdin>>>;
+
+/// A process that was started here, and the others of its group: those that a script in its place has started.
+pub(crate) struct Spawned {
+    process: Process,
+    /// Its end was fetched: the kernel may give its number, which is also the group's, to another process.
+    reaped: Mutex<bool>,
+}
+
 impl Daemon {
-    /// Starts vmemd with these arguments. What it says on standard error is in `place`, and so is the number of its process, for whoever
-    /// comes after this program.
+    /// Starts vmemd with these arguments. What it says on standard error is in `place`, and so is which process it is, for whoever comes
+    /// after this program.
     pub(crate) fn start(arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
-        let program = program();
-        let failed = |error| DaemonError::Start(program.clone(), error);
+        Self::spawn(&program(), arguments, place)
+    }
+
+    /// As [`start`](Self::start), with this program.
+    pub(crate) fn spawn(program: &Path, arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
+        let failed = |error| DaemonError::Start(program.to_owned(), error);
         let log = place.path("vmemd.log");
         let errors = File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let mut child = Command::new(&program)
+        let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -63,20 +84,35 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        if let Err(error) = std::fs::write(place.path(PID), child.id().to_string()) {
-            // Nobody could find it later.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(failed(error));
-        }
         let orders = child.stdin.take();
+        let process = match Process::of_child(&child).and_then(|process| note(&process, place).map(|()| process)) {
+            Ok(process) => process,
+            Err(error) => {
+                // Nobody could find it later.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(error));
+            }
+        };
         let (sender, says) = channel();
-        let pid = Pid::from_child(&child);
-        thread::Builder::new()
-            .name("vmemd".to_owned())
-            .spawn(move || listen(child, &sender))
-            .map_err(failed)?;
-        Ok(Self { pid, orders, says, log })
+        let spawned = Arc::new(Spawned {
+            process,
+            reaped: Mutex::new(false),
+        });
+        let daemon = Self {
+            child: Arc::clone(&spawned),
+            orders: Arc::new(Mutex::new(orders)),
+            says,
+            log,
+        };
+        let thread = thread::Builder::new().name("vmemd".to_owned());
+        match thread.spawn(move || listen(child, &spawned, &sender)) {
+            Ok(_) => Ok(daemon),
+            Err(error) => {
+                daemon.child.signal(Signal::KILL);
+                Err(failed(error))
+            }
+        }
     }
 
     /// What it says next, if it does so within `limit`.
@@ -104,22 +140,28 @@ impl Daemon {
 
     /// Gives it an order on standard input.
     pub(crate) fn order(&mut self, word: &str) {
-        if let Some(orders) = &mut self.orders {
-            // If it has ended, that is heard.
-            let _ = writeln!(orders, "{word}");
-        }
+        order(&self.orders, word);
     }
 
     /// There will be no more orders.
     pub(crate) fn no_more_orders(&mut self) {
-        self.orders = None;
+        *lock(&self.orders) = None;
+    }
+
+    /// What gives it orders without having it.
+    pub(crate) fn orders(&self) -> Orders {
+        Arc::clone(&self.orders)
+    }
+
+    /// Its process.
+    pub(crate) fn process(&self) -> &Spawned {
+        &self.child
     }
 
     /// Asks it to end.
     pub(crate) fn stop(&mut self) {
         self.no_more_orders();
-        // It may have ended. Its number is not another's as long as its end has not been heard.
-        let _ = kill_process(self.pid, Signal::TERM);
+        self.child.signal(Signal::TERM);
     }
 
     /// Why it ended, with the last line of its log.
@@ -134,14 +176,67 @@ impl Daemon {
     }
 }
 
-fn listen(mut child: Child, sender: &Sender<Says>) {
+/// Gives an order, if there is somebody to take it.
+pub(crate) fn order(orders: &Orders, word: &str) {
+    if let Some(orders) = &mut *lock(orders) {
+        // If it has ended, that is heard.
+        let _ = writeln!(orders, "{word}");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Spawned {
+    /// Sends all of them a signal. They may have ended.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+        let reaped = lock(&self.reaped);
+        if let Some(group) = Pid::from_raw(self.process.number()).filter(|_| !*reaped) {
+            // As long as the first of them has not been reaped, the number is this group's.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
+    /// Has them end, and waits until the first of them has.
+    pub(crate) fn end(&self) {
+        self.signal(Signal::TERM);
+        if !self.process.wait(PATIENCE) {
+            self.signal(Signal::KILL);
+            self.process.wait(PATIENCE);
+        }
+    }
+
+    /// Waits for the end of the first one, and forgets it.
+    fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
+        waitid(
+            WaitId::PidFd(self.process.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+        )?;
+        let mut reaped = lock(&self.reaped);
+        *reaped = true;
+        child.wait()
+    }
+}
+
+/// Writes down which process it is. One that has ended already is not looked for.
+fn note(process: &Process, place: &Place) -> io::Result<()> {
+    match process.identity() {
+        Ok(identity) => std::fs::write(place.path(PID), serde_json::to_vec(&identity)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn listen(mut child: Child, spawned: &Spawned, sender: &Sender<Says>) {
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             // Who does not listen any more has no use for it.
             let _ = sender.send(Says::Line(line));
         }
     }
-    if let Ok(status) = child.wait() {
+    if let Ok(status) = spawned.reap(&mut child) {
         let _ = sender.send(Says::Ended(status));
     }
 }
@@ -161,26 +256,48 @@ pub(crate) fn event(line: &str, name: &str) -> Option<Value> {
     (value.get("event")?.as_str()? == name).then_some(value)
 }
 
-/// Ends the vmemd that an earlier vmemctl has left behind in `place`, if its number is still its. Returns when it has let go of
-/// everything.
-pub(crate) fn end_left_over(place: &Place) {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    const PAUSE: Duration = Duration::from_millis(20);
-    let number = std::fs::read_to_string(place.path(PID)).unwrap_or_default();
-    let Ok(pid) = number.parse() else { return };
-    let directory = PathBuf::from(format!("/proc/{pid}"));
-    let is_vmemd = || std::fs::read_to_string(directory.join("comm")).is_ok_and(|name| name.trim() == "vmemd");
-    // A zombie has let go of everything.
-    let is_alive = || is_vmemd() && std::fs::read_link(directory.join("exe")).is_ok();
+/// What a vmemd is for: both sides of a move can be on one machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Duty {
+    /// It serves the pages of a guest that leaves.
+    Serve,
+    /// It fetches the pages of a guest that comes.
+    Fetch,
+}
+
+/// The processes that an earlier vmemctl has left behind: the one that it has noted in `place`, and those that were started for the same
+/// `session` and duty, whatever their program is called. No others.
+pub(crate) fn left_over(place: &Place, session: Option<&str>, duty: Duty) -> Vec<Process> {
+    let noted = std::fs::read(place.path(PID)).ok();
+    let noted = noted.and_then(|text| Process::find(&serde_json::from_slice(&text).ok()?));
+    let mark = session.and_then(session_mark);
+    let others = mark.map(|mark| with_arguments(|words| is_of_session(words, mark, duty)));
+    noted.into_iter().chain(others.into_iter().flatten()).collect()
+}
+
+/// Whether these are the words of a vmemd, or of a script in its place, that has this duty and exports with this mark: `NAME=PATH`, or
+/// `NAME=REGION`.
+fn is_of_session(words: &[String], mark: &str, duty: Duty) -> bool {
+    let word = match duty {
+        Duty::Serve => "serve",
+        Duty::Fetch => "--source",
+    };
+    let is_export = |word: &String| {
+        let name = word.split_once('=').map(|(name, _)| name);
+        name.and_then(|name| name.strip_suffix(mark))
+            .is_some_and(|rest| rest.ends_with('.'))
+    };
+    words.iter().any(|one| one == word) && words.iter().any(is_export)
+}
+
+/// Ends what an earlier vmemctl has left behind (see [`left_over`]). Returns when it has let go of everything.
+pub(crate) fn end_left_over(place: &Place, session: Option<&str>, duty: Duty) {
+    let mut left = left_over(place, session, duty);
     for signal in [Signal::TERM, Signal::KILL] {
-        let Some(pid) = Pid::from_raw(pid).filter(|_| is_alive()) else {
-            return;
-        };
-        // It may be ending by itself.
-        let _ = kill_process(pid, signal);
-        let until = Instant::now() + PATIENCE;
-        while is_alive() && Instant::now() < until {
-            thread::sleep(PAUSE);
-        }
+        left.iter().for_each(|process| process.signal(signal));
+        left.retain(|process| !process.wait(PATIENCE));
     }
 }
+
+#[cfg(test)]
+mod tests;

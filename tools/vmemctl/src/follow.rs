@@ -77,9 +77,7 @@ fn follow_to_the_end(
 ) -> Result<Option<String>, Trouble> {
     let mut channel = channel;
     loop {
-        if let Some(news) = export.revive()? {
-            report.note(&format!("{news}; started again"));
-        }
+        export.news().iter().for_each(|news| report.note(news));
         match channel.hear(Instant::now() + GLANCE) {
             Ok(None | Some(FromDestination::Running | FromDestination::Welcome)) => {}
             Ok(Some(FromDestination::Pages { line })) => report.pages(&line),
@@ -119,8 +117,6 @@ pub(crate) fn again(way: &Way<'_>, export: &mut Export, report: &mut Report) -> 
             Err(trouble) if Instant::now() >= until => return Err(trouble),
             Err(_) => std::thread::sleep(Duration::from_secs(1)),
         }
-        if let Some(news) = export.revive()? {
-            report.note(&format!("{news}; started again"));
-        }
+        export.news().iter().for_each(|news| report.note(news));
     }
 }

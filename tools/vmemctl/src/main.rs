@@ -2,6 +2,7 @@
 //! vmemctl: moves running QEMU guests from host to host over vmem regions. See vmemctl(8).
 #![forbid(unsafe_code)]
 
+mod back_off;
 mod channel;
 mod cli;
 mod daemon;
@@ -14,11 +15,13 @@ mod message;
 mod migrate;
 mod name;
 mod network;
+mod process;
 mod receive;
 mod record;
 mod recover;
 mod relay;
 mod report;
+mod supervisor;
 
 use std::process::ExitCode;
 

@@ -17,7 +17,7 @@ use vmem_qmp::{Qmp, QmpError};
 
 use crate::channel::{Channel, ChannelError};
 use crate::cli::{Cli, DEFAULT_PORT, Migrate};
-use crate::daemon::end_left_over;
+use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, again, follow};
 use crate::guest::{self, LIMIT, Memory, Settings};
@@ -143,7 +143,8 @@ impl Migration {
                 "the guest is on its way to another host: 'vmemctl recover' goes on with that",
             ));
         }
-        end_left_over(&place);
+        let before = earlier.as_ref().map(|record| record.session.as_str());
+        end_left_over(&place, before, Duty::Serve);
         let session = session()?;
         let to = with_port(&args.to, DEFAULT_PORT);
         let channel = security.connect(&to, &session, Purpose::Migrate)?;
@@ -151,8 +152,8 @@ impl Migration {
             Some(address) => address,
             None => source::own_address(&channel)?,
         };
-        let export = Export::start(&memory, served.clone(), &session, serve, &place, args, &security)?;
-        let pages = args.pages.clone().unwrap_or_else(|| export.port().to_string());
+        let (export, address) = Export::start(&memory, served.clone(), &session, serve, &place, args, &security)?;
+        let pages = args.pages.clone().unwrap_or_else(|| address.port().to_string());
         let record = Outgoing {
             session,
             guest,

@@ -5,7 +5,7 @@ use vmem_cli::{chain, with_port};
 use vmem_qmp::Qmp;
 
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
-use crate::daemon::end_left_over;
+use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
 use crate::follow::{Way, follow};
 use crate::guest::{self, LIMIT};
@@ -76,7 +76,7 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     record.phase = Phase::Running;
     place.write(&record).map_err(Trouble::from)?;
     // A vmemd that still serves is replaced by one that is looked after.
-    end_left_over(&place);
+    end_left_over(&place, Some(&record.session), Duty::Serve);
     let mut export = Export::again(&record.vmemd, record.served.clone(), &place).map_err(Failure::Unfinished)?;
     export.release();
     let way = Way::new(&security, &record);
@@ -99,7 +99,7 @@ fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
 
 /// Has the guest go on at this host, and leaves nothing of the migration here.
 fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -> Result<(), Trouble> {
-    end_left_over(place);
+    end_left_over(place, Some(&record.session), Duty::Serve);
     go_on(&mut qmp, record.run)?;
     restore(&mut qmp, record, report);
     place.remove();

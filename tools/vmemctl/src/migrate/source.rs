@@ -3,14 +3,16 @@
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use socket2::Socket;
+use vmem_cli::chain;
 use vmem_qmp::Qmp;
 
 use crate::channel::Channel;
 use crate::cli::Migrate;
-use crate::daemon::{Daemon, Says};
+use crate::daemon::{Daemon, DaemonError};
 use crate::failure::Trouble;
 use crate::guest::Memory;
 use crate::migrate::served::Served;
@@ -18,6 +20,7 @@ use crate::name::{clean, session_mark};
 use crate::network::Security;
 use crate::record::Place;
 use crate::relay::{End, relay};
+use crate::supervisor::{Event, First, Next, Supervisor, Work};
 
 /// How long vmemd may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,15 +36,48 @@ pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> Stri
     format!("{}.{number}.{mark}", clean(&memory.id, 10))
 }
 
-/// A running `vmemd serve` of a guest's memory.
+/// A `vmemd serve` of a guest's memory, which is kept alive.
 pub(crate) struct Export {
-    daemon: Option<Daemon>,
+    supervisor: Option<Supervisor>,
+    arguments: Vec<String>,
+    /// What the destination gives back may be given back.
+    #[cfg(test)]
+    released: bool,
+}
+
+/// What starts a vmemd that serves.
+struct Serve {
     arguments: Vec<String>,
     served: Vec<Served>,
-    address: SocketAddr,
     place: Place,
-    /// What the destination gives back may be given back.
-    released: bool,
+}
+
+impl Work for Serve {
+    fn start(&self) -> Result<Daemon, DaemonError> {
+        Daemon::start(&self.arguments, &self.place)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check(&self.served).map_err(|trouble| chain(&trouble))
+    }
+
+    fn is_ready(&self, line: &str) -> bool {
+        listens(line).is_some()
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(PATIENCE)
+    }
+
+    fn after(&self, _: Option<ExitStatus>) -> Next {
+        // The guest may need its pages, whatever has ended it.
+        Next::BackOff
+    }
+}
+
+/// Where a vmemd listens that says so with this line.
+fn listens(line: &str) -> Option<SocketAddr> {
+    line.strip_prefix("listening on ")?.parse().ok()
 }
 
 impl Export {
@@ -54,7 +90,7 @@ impl Export {
         place: &Place,
         args: &Migrate,
         security: &Security,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<(Self, SocketAddr), Trouble> {
         let mut options = security.serve_arguments();
         if let Some(address) = args.metrics {
             options.extend(["--metrics".to_owned(), address.to_string()]);
@@ -74,17 +110,6 @@ impl Export {
             .enumerate()
             .map(|(number, (memory, file))| format!("{}={}", export_name(memory, number, session), file.path.display()));
         options.extend(specs);
-        Self::run(address, &options, served, place)
-    }
-
-    /// Serves again what another one served, at the same place.
-    pub(crate) fn again(arguments: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
-        let address = arguments.get(2).and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        Self::run(address, arguments.get(3..).unwrap_or_default(), served, place)
-    }
-
-    fn run(address: SocketAddr, options: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
         let arguments = |address: SocketAddr| {
             let mut all = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
             all.extend(options.iter().cloned());
@@ -92,37 +117,47 @@ impl Export {
         };
         check(&served)?;
         let mut daemon = Daemon::start(&arguments(address), place)?;
-        let address = daemon.wait_for(PATIENCE, |line| line.strip_prefix("listening on ")?.parse().ok());
-        // It has opened them meanwhile.
-        let address = match address
-            .map_err(Trouble::from)
-            .and_then(|address| check(&served).map(|()| address))
-        {
+        // It has opened them when it listens.
+        let address = daemon.wait_for(PATIENCE, listens).map_err(Trouble::from);
+        let address = match address.and_then(|address| check(&served).map(|()| address)) {
             Ok(address) => address,
             Err(trouble) => {
-                daemon.stop();
+                daemon.process().end();
                 return Err(trouble);
             }
         };
-        Ok(Self {
-            daemon: Some(daemon),
-            arguments: arguments(address),
-            served,
+        Ok((
+            Self::supervise(arguments(address), served, place, First::Running(daemon))?,
             address,
+        ))
+    }
+
+    /// Serves again what another one served, at the same place: as soon as that can be.
+    pub(crate) fn again(arguments: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
+        Self::supervise(arguments.to_vec(), served, place, First::Missing)
+    }
+
+    fn supervise(arguments: Vec<String>, served: Vec<Served>, place: &Place, first: First) -> Result<Self, Trouble> {
+        let work = Serve {
+            arguments: arguments.clone(),
+            served,
             place: place.clone(),
+        };
+        let supervisor = Supervisor::new(work, first).map_err(Trouble::io("cannot start a thread"))?;
+        Ok(Self {
+            supervisor: Some(supervisor),
+            arguments,
+            #[cfg(test)]
             released: false,
         })
     }
 
     /// None, for tests.
     #[cfg(test)]
-    pub(crate) fn none(place: &Place) -> Self {
+    pub(crate) fn none() -> Self {
         Self {
-            daemon: None,
+            supervisor: None,
             arguments: Vec::new(),
-            served: Vec::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            place: place.clone(),
             released: false,
         }
     }
@@ -133,10 +168,6 @@ impl Export {
         self.released
     }
 
-    pub(crate) fn port(&self) -> u16 {
-        self.address.port()
-    }
-
     /// What starts it again at the same place.
     pub(crate) fn arguments(&self) -> &[String] {
         &self.arguments
@@ -144,43 +175,42 @@ impl Export {
 
     /// The guest runs at the destination: what that one has may be given back here.
     pub(crate) fn release(&mut self) {
-        self.released = true;
-        if let Some(daemon) = &mut self.daemon {
-            daemon.order("release");
+        #[cfg(test)]
+        {
+            self.released = true;
+        }
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.order("release");
         }
     }
 
-    /// If it has died, starts it again; says so.
-    pub(crate) fn revive(&mut self) -> Result<Option<String>, Trouble> {
-        let Some(daemon) = &mut self.daemon else { return Ok(None) };
-        let mut news = None;
-        while let Some(says) = daemon.hear(Duration::ZERO) {
-            if let Says::Ended(status) = says {
-                news = Some(daemon.ended(status).to_string());
-                break;
-            }
-        }
-        if news.is_some() {
-            self.leave();
-            let released = self.released;
-            *self = Self::again(&self.arguments, self.served.clone(), &self.place)?;
-            if released {
-                self.release();
-            }
-        }
-        Ok(news)
+    /// What has become of vmemd meanwhile, for people.
+    pub(crate) fn news(&mut self) -> Vec<String> {
+        let events = std::iter::from_fn(|| self.supervisor.as_ref()?.hear(Duration::ZERO));
+        events.filter_map(told).collect()
     }
 
     /// Ends it: nobody needs its pages any more.
     pub(crate) fn stop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            daemon.stop();
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.stop();
         }
     }
 
-    /// It shall serve on without anybody who looks after it.
-    pub(crate) fn leave(&mut self) {
-        self.daemon = None;
+    /// It shall serve on without anybody who looks after it; whether it does.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.supervisor.take().is_some_and(Supervisor::leave)
+    }
+}
+
+fn told(event: Event) -> Option<String> {
+    match event {
+        Event::Line(_) => None,
+        Event::Ready => Some("vmemd serves again".to_owned()),
+        Event::Ended { why, again, .. } => Some(match again.unwrap_or_default() {
+            Duration::ZERO => format!("{why}; started again"),
+            pause => format!("{why}; started again in {} s", pause.as_secs()),
+        }),
     }
 }
 

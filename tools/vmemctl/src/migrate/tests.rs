@@ -71,7 +71,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
     let migration = Migration {
         qmp: fake::Qemu::connect(&path),
         channel,
-        export: Export::none(&place),
+        export: Export::none(),
         place,
         record,
         security: Security::Loopback,

@@ -20,7 +20,7 @@ use super::host::{self, Qemu};
 use super::pages::{self, Pages};
 use crate::channel::Channel;
 use crate::cli::{Cli, Receive};
-use crate::daemon::end_left_over;
+use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT, Settings};
 use crate::message::{Backend, FromDestination};
@@ -204,7 +204,7 @@ impl Arrival {
         let nobody_listens = qmp.as_ref().is_err_and(is_nobody);
         if nobody_listens && !record.regions.iter().any(|name| checks::is_mapped(name)) {
             // Its QEMU is gone.
-            end_left_over(&place);
+            end_left_over(&place, Some(&record.session), Duty::Fetch);
             let reason = "QEMU has ended".to_owned();
             let word = if record.phase >= Phase::Starting {
                 FromDestination::Gone { reason }
@@ -234,7 +234,7 @@ impl Arrival {
             return Err(Trouble::other("QEMU's memory is in other regions than noted"));
         }
         // It has the regions, and nobody hears what it says.
-        end_left_over(&place);
+        end_left_over(&place, Some(&record.session), Duty::Fetch);
         Ok(Self {
             channel: None,
             pages: Pages::absent(&record.vmemd, names, &place),

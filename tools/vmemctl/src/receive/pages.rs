@@ -11,6 +11,7 @@ use vmem_cli::chain;
 use vmem_qmp::Qmp;
 
 use super::GLANCE;
+use crate::back_off::BackOff;
 use crate::cli::{OnLost, Receive};
 use crate::daemon::{Daemon, DaemonError, Says, event};
 use crate::failure::{Failure, Trouble};
@@ -19,9 +20,6 @@ use crate::report::Report;
 
 /// Between two tries to reach a source that is gone.
 const PAUSE: Duration = Duration::from_secs(2);
-
-/// Between two tries at the most, if vmemd ends again and again; one that has lived longer starts the count anew.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long vmemd may take to reach the source and the regions.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,14 +53,6 @@ impl End {
     }
 }
 
-/// How long to wait after so many ends in a row.
-fn back_off(ends: u32) -> Duration {
-    match ends.checked_sub(2) {
-        None => Duration::ZERO,
-        Some(more) => Duration::from_secs(1 << more.min(6)).min(LONGEST_PAUSE),
-    }
-}
-
 /// Whether the guest's source has come back with other memory: what is missing here is lost.
 pub(super) fn is_lost(place: &Place) -> bool {
     place.path(OTHER_MEMORY).exists()
@@ -90,9 +80,9 @@ pub(super) struct Pages {
     summary: Option<Value>,
     /// The next try, if there is no daemon.
     next: Instant,
-    /// When the latest one was started, and how many have ended in a row.
+    /// When the latest one was started.
     started: Instant,
-    ends: u32,
+    back_off: BackOff,
     /// The guest was paused because its source is gone.
     paused: bool,
 }
@@ -122,7 +112,7 @@ impl Pages {
             summary: None,
             next: Instant::now(),
             started: Instant::now(),
-            ends: 0,
+            back_off: BackOff::default(),
             paused: place.path(PAUSED).exists(),
         }
     }
@@ -241,11 +231,7 @@ impl Pages {
 
     /// Another vmemd is started, sooner or later: the guest needs one.
     fn again(&mut self, why: &str) -> Outlook {
-        if self.started.elapsed() > LONGEST_PAUSE {
-            self.ends = 0;
-        }
-        self.ends = self.ends.saturating_add(1);
-        let pause = back_off(self.ends);
+        let pause = self.back_off.pause(self.started.elapsed());
         self.next = Instant::now() + pause;
         Outlook::Trouble(match pause {
             Duration::ZERO => format!("{why}; started again"),
@@ -340,6 +326,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+    use crate::back_off::LONGEST_PAUSE;
 
     #[test]
     fn only_what_is_certain_is_not_tried_again() {
@@ -352,12 +339,6 @@ mod tests {
             assert_eq!(exited(code), End::Again, "{code}");
         }
         assert_eq!(End::of(ExitStatus::from_raw(9)), End::Again, "killed");
-    }
-
-    #[test]
-    fn one_that_always_ends_is_started_less_and_less_often() {
-        let seconds = |ends| back_off(ends).as_secs();
-        assert_eq!([0, 1, 2, 3, 4, 8, u32::MAX].map(seconds), [0, 0, 1, 2, 4, 60, 60]);
     }
 
     #[test]
