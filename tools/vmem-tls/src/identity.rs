@@ -69,11 +69,7 @@ impl Identity {
             authority.add(certificate).map_err(identity)?;
         }
         let own = certificates(&directory.join("cert.pem"))?;
-        let path = directory.join("key.pem");
-        let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| TlsError::File {
-            path,
-            why: error.to_string(),
-        })?;
+        let key = private_key(&directory.join("key.pem"))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let authority = Arc::new(authority);
         let versions = &[&rustls::version::TLS13];
@@ -145,6 +141,22 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         return Err(bad("there is no certificate in it".to_owned()));
     }
     Ok(list)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| {
+        // "BEGIN ENCRYPTED PRIVATE KEY", or "Proc-Type: 4,ENCRYPTED": the parser finds no key, or bytes that are no base64.
+        let is_encrypted = std::fs::read_to_string(path).is_ok_and(|text| text.contains("ENCRYPTED"));
+        let why = if is_encrypted {
+            "the key is encrypted, and nobody is there to give the pass phrase; 'openssl pkey -in ENCRYPTED -out key.pem' makes one that is not".to_owned()
+        } else {
+            error.to_string()
+        };
+        TlsError::File {
+            path: path.to_owned(),
+            why,
+        }
+    })
 }
 
 fn protect(mut connection: Connection, socket: TcpStream, limit: Duration) -> Result<(Socket, Trouble), TlsError> {

@@ -164,6 +164,17 @@ fn files_that_are_none_are_named() {
         matches!(Identity::load(good.path()), Err(TlsError::Identity(_))),
         "another's key"
     );
+    // As "openssl pkey -aes256" and "openssl ec -aes256" begin them.
+    for encrypted in [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHsMFcGCSqGSIb3DQEFDTBK\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,1F5A\n\nMIHs\n-----END EC PRIVATE KEY-----\n",
+    ] {
+        std::fs::write(good.path().join("key.pem"), encrypted).expect("a file");
+        let error = error(good.path());
+        assert!(error.contains("key.pem: the key is encrypted"), "{error}");
+    }
+    std::fs::write(good.path().join("key.pem"), "nothing").expect("a file");
+    assert!(!error(good.path()).contains("encrypted"));
     std::fs::write(good.path().join("cert.pem"), "nothing").expect("a file");
     assert!(error(good.path()).contains("cert.pem"));
     std::fs::remove_file(good.path().join("ca.pem")).expect("a file");
