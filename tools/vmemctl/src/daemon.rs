@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) enum DaemonError {
     #[error("cannot start {}", .0.display())]
     Start(PathBuf, #[source] io::Error),
+    /// The directory of the guest cannot be written to.
+    #[error("vmemd is not started, because {} cannot be written", .0.display())]
+    Note(PathBuf, #[source] io::Error),
     #[error("vmemd ended ({status}): {last}")]
     Ended { status: String, last: String },
     #[error("vmemd was not ready within {} s", .0.as_secs())]
@@ -74,7 +77,8 @@ impl Daemon {
     pub(crate) fn spawn(program: &Path, arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
         let log = place.path("vmemd.log");
-        let errors = File::options().create(true).append(true).open(&log).map_err(failed)?;
+        let errors = File::options().create(true).append(true).open(&log);
+        let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -85,13 +89,17 @@ impl Daemon {
             .spawn()
             .map_err(failed)?;
         let orders = child.stdin.take();
-        let process = match Process::of_child(&child).and_then(|process| note(&process, place).map(|()| process)) {
+        let noted = |process| match note(&process, place) {
+            Ok(()) => Ok(process),
+            Err(error) => Err(DaemonError::Note(place.path(PID), error)),
+        };
+        let process = match Process::of_child(&child).map_err(failed).and_then(noted) {
             Ok(process) => process,
             Err(error) => {
                 // Nobody could find it later.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(failed(error));
+                return Err(error);
             }
         };
         let (sender, says) = channel();

@@ -133,3 +133,16 @@ fn end_of_one_is_heard_when_it_is_reaped() {
     assert!(matches!(daemon.hear(LONG), Some(Says::Ended(status)) if status.success()));
     assert!(*lock(&daemon.process().reaped), "its number may be another's from now on");
 }
+
+#[test]
+fn a_directory_that_cannot_be_written_is_not_taken_for_a_vmemd_that_cannot_be_started() {
+    let (_directory, place) = place();
+    // As on a file system that is full, the file cannot be made.
+    fs::create_dir(place.path("vmemd.log")).expect("a directory");
+    let error = Daemon::start(&[], &place).err().expect("an error").to_string();
+    let log = place.path("vmemd.log");
+    assert_eq!(
+        error,
+        format!("vmemd is not started, because {} cannot be written", log.display())
+    );
+}
