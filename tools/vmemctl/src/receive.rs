@@ -8,6 +8,7 @@ mod arrival;
 mod door;
 mod host;
 mod pages;
+mod template;
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// Takes one guest, and stays until its memory is complete.
 pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
+    template::check(&args.command)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Trouble::vmem("no vmem"))?;
     let regions = host::make_regions(&control, args)?;

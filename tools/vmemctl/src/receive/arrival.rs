@@ -141,7 +141,12 @@ impl Arrival {
             (names, regions) = host::regions_for(host.control, &offer.guest, &offer.memory, args)?;
             *qemu = Qemu::start(args, &offer.memory, &names, &place.path("qemu.log"))?;
         }
-        let mut qmp = qemu.connect(&args.qmp)?;
+        let made = if names.is_empty() {
+            args.regions.iter().map(|(name, _)| name.clone()).collect()
+        } else {
+            names.clone()
+        };
+        let mut qmp = qemu.connect(&args.qmp).map_err(|trouble| host::explain(trouble, &made))?;
         let status = guest::status(&mut qmp)?;
         if status != "inmigrate" {
             return Err(Trouble::other(format!(

@@ -8,8 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
+use vmem_cli::chain;
 use vmem_qmp::{Qmp, QmpError};
 
+use super::template;
 use crate::cli::Receive;
 use crate::failure::Trouble;
 use crate::guest::LIMIT;
@@ -103,6 +105,22 @@ fn available(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Why QEMU could not be asked, with more words if it waits for pages of one of these regions: none come before it takes the guest.
+pub(super) fn explain(trouble: Trouble, regions: &[String]) -> Trouble {
+    let waits = |name: &&String| {
+        let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
+        info.is_ok_and(|info| info.waiters > 0)
+    };
+    match regions.iter().find(waits) {
+        None => trouble,
+        Some(name) => Trouble::other(format!(
+            "{}; QEMU waits for pages of region {name}, which come only with the guest: was it started with prealloc=on, -mem-prealloc or \
+             -overcommit mem-lock=on?",
+            chain(&trouble)
+        )),
+    }
+}
+
 /// A QEMU, and whether it is ours.
 pub(super) struct Qemu {
     child: Option<Child>,
@@ -120,8 +138,7 @@ impl Qemu {
 
     /// Starts one from the template, with these nodes as its memory.
     pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], log: &Path) -> Result<Self, Trouble> {
-        let words = args.command.iter().map(|word| substitute(word, &args.qmp, memory, nodes));
-        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let words = template::fill_in(&args.command, &args.qmp, memory, nodes)?;
         let [program, arguments @ ..] = &words[..] else {
             return Ok(Self::existing());
         };
@@ -179,66 +196,9 @@ impl Qemu {
     }
 }
 
-/// Puts what is known into a word of the template.
-fn substitute(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<String, Trouble> {
-    let mut done = String::new();
-    let mut rest = word;
-    while let Some((before, after)) = rest.split_once('{') {
-        done.push_str(before);
-        let (inside, after) = after
-            .split_once('}')
-            .ok_or_else(|| Trouble::other(format!("{word:?} has a {{ without a }}")))?;
-        match inside.strip_prefix("memory:") {
-            Some(id) => {
-                let at = memory.iter().position(|backend| backend.id == id);
-                let node = at.and_then(|at| nodes.get(at));
-                let known: Vec<_> = memory.iter().map(|backend| backend.id.escape_debug().to_string()).collect();
-                let unknown = || Trouble::other(format!("the guest has no memory backend {id}; it has {}", known.join(", ")));
-                done.push_str("/dev/vmem/");
-                done.push_str(node.ok_or_else(unknown)?);
-            }
-            None if inside == "qmp" => done.push_str(&qmp.display().to_string()),
-            // JSON, for example.
-            None => done.extend(["{", inside, "}"]),
-        }
-        rest = after;
-    }
-    done.push_str(rest);
-    Ok(done)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn backend(id: &str) -> Backend {
-        Backend {
-            id: id.to_owned(),
-            bytes: 4096,
-            export: id.to_owned(),
-        }
-    }
-
-    #[test]
-    fn templates_get_what_is_known() {
-        let memory = [backend("ram"), backend("ram1")];
-        let nodes = ["a".to_owned(), "b".to_owned()];
-        let put = |word: &str| substitute(word, Path::new("/run/q"), &memory, &nodes);
-        for (word, meant) in [
-            ("-m", "-m"),
-            (
-                "id=ram1,mem-path={memory:ram1},share=on",
-                "id=ram1,mem-path=/dev/vmem/b,share=on",
-            ),
-            ("unix:{qmp},server=on", "unix:/run/q,server=on"),
-            ("{\"driver\": \"null-co\"}", "{\"driver\": \"null-co\"}"),
-        ] {
-            assert_eq!(put(word).expect("a word"), meant);
-        }
-        let error = put("{memory:disk}").expect_err("a refusal").to_string();
-        assert_eq!(error, "the guest has no memory backend disk; it has ram, ram1");
-        assert!(put("{memory:ram").is_err());
-    }
 
     #[test]
     fn names_are_names_of_regions() {
