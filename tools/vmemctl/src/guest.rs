@@ -23,6 +23,9 @@ pub(crate) enum GuestError {
     NotShared { total: u64, shared: u64 },
     #[error("the guest is {status}; it can be moved when it is running or paused")]
     Status { status: String },
+    /// What QEMU has against it, and what to do.
+    #[error("QEMU cannot migrate the guest in this way: {0}")]
+    Obstacle(String),
     #[error("QEMU's reply to {command} has no {field}")]
     Reply { command: &'static str, field: &'static str },
 }

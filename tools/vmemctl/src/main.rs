@@ -15,6 +15,7 @@ mod message;
 mod migrate;
 mod name;
 mod network;
+mod obstacles;
 mod process;
 mod receive;
 mod record;

@@ -23,6 +23,7 @@ use crate::follow::{Way, again, follow};
 use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
+use crate::obstacles;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use served::Served;
@@ -132,6 +133,7 @@ impl Migration {
         if !matches!(status.as_str(), "running" | "paused") {
             return Err(guest::GuestError::Status { status }.into());
         }
+        obstacles::check(&mut qmp)?;
         let memory = guest::memory(&mut qmp)?;
         let process = qmp.process()?;
         let served = memory.iter().map(|memory| Served::find(process, &memory.path));

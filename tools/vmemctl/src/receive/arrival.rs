@@ -26,6 +26,7 @@ use crate::guest::{self, LIMIT, Settings};
 use crate::message::{Backend, FromDestination};
 use crate::migrate::source::STREAM;
 use crate::network::Security;
+use crate::obstacles;
 use crate::record::{Incoming, Phase, Place};
 use crate::relay::Relay;
 use crate::report::Report;
@@ -153,6 +154,7 @@ impl Arrival {
                 "QEMU is {status}: it must be started with -incoming defer"
             )));
         }
+        obstacles::check(&mut qmp)?;
         let name = guest::name(&mut qmp)?;
         let found = guest::memory(&mut qmp)?;
         let nodes = checks::match_memory(&offer.memory, &found)?;

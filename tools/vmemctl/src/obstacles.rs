@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What in a QEMU prevents a migration over vmemctl's socket, and is known before anything begins.
+
+use serde_json::{Value, json};
+use vmem_qmp::Qmp;
+
+use crate::guest::GuestError;
+
+/// Capabilities with which QEMU does not send one stream into one socket, or does not take it out of one. vmemctl switches capabilities on
+/// that it needs; it does not know why somebody has switched on one of these.
+const CAPABILITIES: [&str; 6] = [
+    "background-snapshot",
+    "mapped-ram",
+    "multifd",
+    "postcopy-ram",
+    "x-colo",
+    "zero-copy-send",
+];
+
+/// Refuses a QEMU that cannot migrate, or not in this way.
+pub(crate) fn check(qmp: &mut Qmp) -> Result<(), GuestError> {
+    let mut ask = |command: &str| qmp.run(command, json!({}));
+    let migration = ask("query-migrate")?;
+    let capabilities = ask("query-migrate-capabilities")?;
+    let parameters = ask("query-migrate-parameters")?;
+    match find(&migration, &capabilities, &parameters) {
+        None => Ok(()),
+        Some(what) => Err(GuestError::Obstacle(what)),
+    }
+}
+
+/// The obstacles in QEMU's replies, and what to do, in words.
+fn find(migration: &Value, capabilities: &Value, parameters: &Value) -> Option<String> {
+    let mut found = Vec::new();
+    if let Some(status @ ("setup" | "active" | "pre-switchover" | "device" | "cancelling")) = text(migration, "status") {
+        found.push(format!("a migration is going on already (query-migrate: {status})"));
+    }
+    let blocked = migration.get("blocked-reasons").and_then(Value::as_array);
+    found.extend(blocked.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+    let capabilities = capabilities.as_array().into_iter().flatten();
+    let on = capabilities
+        .filter(|one| one["state"] == json!(true))
+        .filter_map(|one| text(one, "capability"));
+    found.extend(
+        on.filter(|name| CAPABILITIES.contains(name))
+            .map(|name| format!("the migration capability {name} is on, and must be off (migrate-set-capabilities)")),
+    );
+    if let Some(credentials) = text(parameters, "tls-creds").filter(|name| !name.is_empty()) {
+        found.push(format!(
+            "the migration parameter tls-creds is {credentials:?}, and must be \"\" (migrate-set-parameters): vmemctl --tls protects the stream"
+        ));
+    }
+    if let Some(mode) = text(parameters, "mode").filter(|mode| *mode != "normal") {
+        found.push(format!(
+            "the migration parameter mode is {mode}, and must be normal (migrate-set-parameters)"
+        ));
+    }
+    (!found.is_empty()).then(|| found.join("; "))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
+    value.get(field)?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capabilities(on: &[&str]) -> Value {
+        let all = ["xbzrle", "events", "multifd", "postcopy-ram", "x-ignore-shared"];
+        all.iter()
+            .map(|name| json!({"capability": name, "state": on.contains(name)}))
+            .collect()
+    }
+
+    #[test]
+    fn an_ordinary_qemu_has_none() {
+        let parameters = json!({"max-bandwidth": 134_217_728, "tls-creds": "", "tls-hostname": "", "mode": "normal"});
+        for migration in [json!({}), json!({"status": "completed"}), json!({"status": "cancelled"})] {
+            assert_eq!(
+                find(&migration, &capabilities(&["events", "x-ignore-shared"]), &parameters),
+                None,
+                "{migration}"
+            );
+        }
+        // An old QEMU does not know all of this.
+        assert_eq!(find(&json!({}), &json!([]), &json!({})), None);
+    }
+
+    #[test]
+    fn each_one_is_named() {
+        let none = json!({});
+        let blocked = json!({"blocked-reasons": ["0000:00:04.0: VFIO migration is not supported in kernel", "no"]});
+        let found = find(&blocked, &none, &none).expect("an obstacle");
+        assert_eq!(found, "0000:00:04.0: VFIO migration is not supported in kernel; no");
+        let found = find(&json!({"status": "active"}), &none, &none).expect("an obstacle");
+        assert!(found.contains("going on already (query-migrate: active)"), "{found}");
+        let found = find(&none, &capabilities(&["multifd", "xbzrle"]), &none).expect("an obstacle");
+        assert!(
+            found.contains("capability multifd is on") && !found.contains("xbzrle"),
+            "{found}"
+        );
+        let found = find(&none, &none, &json!({"tls-creds": "tls0", "mode": "cpr-reboot"})).expect("an obstacle");
+        assert!(
+            found.contains("tls-creds is \"tls0\"") && found.contains("mode is cpr-reboot"),
+            "{found}"
+        );
+    }
+}
