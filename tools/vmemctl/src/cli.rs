@@ -31,6 +31,9 @@ pub(crate) struct Cli {
     /// Speak in clear text to whoever is there, beyond loopback too
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
+    /// Start QEMU and vmemd in the systemd unit or session of this command, and not in scopes of their own
+    #[arg(long, global = true)]
+    pub(crate) no_scope: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::name::session_mark;
 use crate::process::{Process, with_arguments};
 use crate::record::Place;
+use crate::scope;
 
 /// The file with the identity of the latest vmemd's process.
 const PID: &str = "vmemd.pid";
@@ -79,7 +80,7 @@ impl Daemon {
         let log = place.path("vmemd.log");
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
-        let mut child = Command::new(program)
+        let mut child = scope::command(program, "vmemd", place.directory())
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -22,6 +22,7 @@ mod record;
 mod recover;
 mod relay;
 mod report;
+mod scope;
 mod supervisor;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 use vmem_cli::chain;
 
 use cli::{Cli, Command};
+use report::Report;
 
 /// A wrong command line.
 const EXIT_USAGE: u8 = 1;
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    if let Some(note) = scope::prepare(!cli.no_scope) {
+        Report::new(cli.json).note(&note);
+    }
     let result = match &cli.command {
         Command::Migrate(args) => migrate::run(&cli, args),
         Command::Receive(args) => receive::run(&cli, args),

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
@@ -17,6 +17,7 @@ use crate::failure::Trouble;
 use crate::guest::LIMIT;
 use crate::message::Backend;
 use crate::name::clean;
+use crate::scope;
 
 /// How long QEMU may take to listen.
 const START: Duration = Duration::from_secs(60);
@@ -144,7 +145,7 @@ impl Qemu {
         };
         let failed = || Trouble::io(format!("cannot start {program}"));
         let errors = File::create(log).map_err(failed())?;
-        let child = Command::new(program)
+        let child = scope::command(program, "qemu", log.parent().unwrap_or(log))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(errors.try_clone().map_err(failed())?)
