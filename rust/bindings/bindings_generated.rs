@@ -253,15 +253,19 @@ unsafe extern "C" {
     pub fn vmem_vma_mmap_plain(vma: *mut vm_area_struct, staging: *mut file) -> ffi::c_int;
 }
 unsafe extern "C" {
-    pub fn vmem_count_vmas(staging: *mut file, ops: *const vm_operations_struct) -> ffi::c_ulong;
+    pub fn vmem_count_vmas(
+        staging: *mut file,
+        ops: *const vm_operations_struct,
+        max: ffi::c_ulong,
+    ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
     pub fn vmem_collect_mms(
         staging: *mut file,
         ops: *const vm_operations_struct,
-        mms: *mut *mut mm_struct,
-        room: ffi::c_ulong,
-    ) -> ffi::c_ulong;
+        table: *mut *mut mm_struct,
+        bits: ffi::c_uint,
+    ) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_mm_is_owned(mm: *mut mm_struct) -> ffi::c_int;

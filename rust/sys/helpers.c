@@ -11,6 +11,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fs_context.h>
+#include <linux/hash.h>
 #include <linux/highmem.h>
 #include <linux/huge_mm.h>
 #include <linux/memcontrol.h>
@@ -18,6 +19,7 @@
 #include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/pagemap.h>
+#include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
@@ -384,54 +386,76 @@ static struct vm_area_struct *next_vma(struct vm_area_struct *vma)
 	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
 }
 
+/*
+ * Counts the VMAs with @ops up to @max. As long as they are looked at, nobody
+ * forks or unmaps one, so whoever is to be killed stops looking.
+ */
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vm_operations_struct *ops)
+			      const struct vm_operations_struct *ops,
+			      unsigned long max)
 {
 	struct address_space *mapping = staging->f_mapping;
 	struct vm_area_struct *vma;
 	unsigned long nr = 0;
 
 	i_mmap_lock_read(mapping);
-	for (vma = first_vma(mapping); vma; vma = next_vma(vma))
+	for (vma = first_vma(mapping); vma && nr < max; vma = next_vma(vma)) {
 		nr += READ_ONCE(vma->vm_ops) == ops;
+		cond_resched();
+		if (fatal_signal_pending(current))
+			break;
+	}
 	i_mmap_unlock_read(mapping);
 	return nr;
 }
 
+/* The slot of @mm in a table that has a free one: its own, or a free one. */
+static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
+				  struct mm_struct *mm)
+{
+	unsigned long mask = (1UL << bits) - 1;
+	unsigned long at = hash_ptr(mm, bits);
+
+	while (table[at] && table[at] != mm)
+		at = (at + 1) & mask;
+	return &table[at];
+}
+
 /*
  * Puts the address spaces that have VMAs with @ops, each once and with a
- * reference (mmgrab), into @mms; not those that have lost their last user.
- * Returns how many there are, at least: if it is more than @room, some are left
- * out.
+ * reference (mmgrab), into the empty @table of 1 << @bits slots; not those that
+ * have lost their last user. Stops when half of the slots are taken, and returns
+ * whether there may be more then. The time for a VMA depends neither on how many
+ * there are nor on how many address spaces.
  */
-unsigned long vmem_collect_mms(struct file *staging,
-			       const struct vm_operations_struct *ops,
-			       struct mm_struct **mms, unsigned long room)
+int vmem_collect_mms(struct file *staging,
+		     const struct vm_operations_struct *ops,
+		     struct mm_struct **table, unsigned int bits)
 {
 	struct address_space *mapping = staging->f_mapping;
+	unsigned long room = 1UL << bits >> 1;
 	struct vm_area_struct *vma;
-	unsigned long nr = 0, i;
+	struct mm_struct **slot;
 
 	i_mmap_lock_read(mapping);
-	for (vma = first_vma(mapping); vma; vma = next_vma(vma)) {
+	for (vma = first_vma(mapping); vma && room; vma = next_vma(vma)) {
+		cond_resched();
+		if (fatal_signal_pending(current))
+			break;
 		if (READ_ONCE(vma->vm_ops) != ops)
 			continue;
 		/* One that is being torn down. */
 		if (!atomic_read(&vma->vm_mm->mm_users))
 			continue;
-		for (i = 0; i < min(nr, room); i++)
-			if (mms[i] == vma->vm_mm)
-				break;
-		if (i < min(nr, room))
+		slot = mm_slot(table, bits, vma->vm_mm);
+		if (*slot)
 			continue;
-		if (nr < room) {
-			mmgrab(vma->vm_mm);
-			mms[nr] = vma->vm_mm;
-		}
-		nr++;
+		mmgrab(vma->vm_mm);
+		*slot = vma->vm_mm;
+		room--;
 	}
 	i_mmap_unlock_read(mapping);
-	return nr;
+	return !!vma;
 }
 
 /*

@@ -74,10 +74,11 @@ void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging);
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vm_operations_struct *ops);
-unsigned long vmem_collect_mms(struct file *staging,
-			       const struct vm_operations_struct *ops,
-			       struct mm_struct **mms, unsigned long room);
+			      const struct vm_operations_struct *ops,
+			      unsigned long max);
+int vmem_collect_mms(struct file *staging,
+		     const struct vm_operations_struct *ops,
+		     struct mm_struct **table, unsigned int bits);
 int vmem_mm_is_owned(struct mm_struct *mm);
 int vmem_mmget(struct mm_struct *mm);
 void vmem_mmdrop(struct mm_struct *mm);

@@ -55,6 +55,15 @@ impl LockTime {
     }
 }
 
+/// How far mappings are counted: they cannot be made or removed meanwhile.
+const MAX_COUNT: usize = 4096;
+
+/// How many address spaces are looked at first, and how many are changed at a time. Both are powers of
+/// two.
+const FEW_SPACES: usize = 64;
+/// How many address spaces are looked at, at most.
+const MAX_SPACES: usize = 32768;
+
 /// The mappings of a staging file that have our operations.
 pub(crate) struct Mappings<'a, M> {
     staging: &'a Staging,
@@ -73,52 +82,58 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    /// How many there are.
+    /// How many there are; [`MAX_COUNT`] stands for that many and more.
     pub(crate) fn count(&self) -> u64 {
         // SAFETY: The staging file is valid.
-        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), self.ops) as u64 }
+        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), self.ops, MAX_COUNT) as u64 }
     }
 
-    /// The address spaces that have such mappings, each once. Not those that are being torn down:
-    /// they have nobody who would fault.
-    pub(crate) fn address_spaces(&self) -> Result<KVec<AddressSpace>> {
-        let mut room = 8;
+    /// The address spaces that have such mappings, each once, but no more than [`MAX_SPACES`]. Not those
+    /// that are being torn down: they have nobody who would fault.
+    pub(crate) fn address_spaces(&self) -> Result<KVVec<AddressSpace>> {
+        let mut room = FEW_SPACES;
         loop {
-            let mut raw: KVec<*mut c::mm_struct> = KVec::with_capacity(room, GFP_KERNEL)?;
-            // SAFETY: The staging file is valid, and there is room for as many pointers.
-            let nr = unsafe {
-                bindings::vmem_collect_mms(self.staging.as_ptr(), self.ops, raw.as_mut_ptr(), room)
-            };
-            let filled = nr.min(room);
-            // SAFETY: The function has written so many.
-            unsafe { raw.inc_len(filled) };
-            let mut spaces = KVec::with_capacity(filled, GFP_KERNEL);
-            for mm in raw {
-                // Taken over one by one, so that each is given back if memory runs out.
-                let space = AddressSpace { mm, busy: false };
-                if let Ok(spaces) = &mut spaces {
-                    spaces.push(space, GFP_KERNEL)?;
-                }
+            let (spaces, more) = self.some_address_spaces(room)?;
+            if !more || room >= MAX_SPACES {
+                return Ok(spaces);
             }
-            if nr <= room {
-                return Ok(spaces?);
-            }
-            room = nr.saturating_mul(2);
+            room = room.saturating_mul(8);
         }
+    }
+
+    /// `room` of them, a power of two, and whether there may be more.
+    fn some_address_spaces(&self, room: usize) -> Result<(KVVec<AddressSpace>, bool)> {
+        super::task::breathe()?;
+        let slots = room.checked_mul(2).ok_or(ENOMEM)?;
+        let memory = GFP_KERNEL | __GFP_NOWARN;
+        let mut spaces = KVVec::with_capacity(room, memory)?;
+        let mut table = KVVec::from_elem(core::ptr::null_mut::<c::mm_struct>(), slots, memory)?;
+        // SAFETY: The staging file is valid, and the table, which is empty, has so many slots.
+        let more = unsafe {
+            let bits = slots.trailing_zeros();
+            bindings::vmem_collect_mms(self.staging.as_ptr(), self.ops, table.as_mut_ptr(), bits)
+        };
+        for mm in table.iter().copied().filter(|mm| !mm.is_null()) {
+            // INVARIANT: The function has taken a reference for each. There is room for all, and one that
+            // had none would be given back here.
+            let _ = spaces.push_within_capacity(AddressSpace { mm, busy: false });
+        }
+        Ok((spaces, more != 0))
     }
 
     /// Turns every mapping into what mmap() of the staging file gives.
     ///
     /// `EINTR` if the task is being killed; some are then left.
     pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
-        // Until none is found: a fork may copy a mapping before it is changed, into an address space
-        // that was not there when they were collected.
+        // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
+        // before it is changed, into an address space that was not there when they were collected.
         loop {
-            let spaces = self.address_spaces()?;
+            let (spaces, _) = self.some_address_spaces(FEW_SPACES)?;
+            super::task::breathe()?;
             if spaces.is_empty() {
                 return Ok(());
             }
-            for space in spaces {
+            for space in &spaces {
                 if let Some(mut locked) = space.write()? {
                     self.make_plain_in(&mut locked, plain)?;
                 }
@@ -128,6 +143,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
 
     fn make_plain_in(&self, space: &mut WriteLocked, plain: PlainFlags) -> Result {
         for vma in space.vmas() {
+            super::task::breathe()?;
             if !self.is_ours(vma) {
                 continue;
             }

@@ -352,7 +352,8 @@ struct vmem_map_fd {
  * @requests: requests raised since creation (faults less those that found
  *	their page requested already)
  * @sigbus: faults answered with SIGBUS since creation
- * @mappings: mappings of the region, in all processes, that are not yet plain
+ * @mappings: mappings of the region, in all processes, that are not yet
+ *	plain; 4096 is that many or more
  * @reserved: zero
  *
  * On a region or map descriptor. The same figures stand in

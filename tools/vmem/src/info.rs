@@ -41,7 +41,7 @@ pub struct Info {
     pub requests: u64,
     /// Faults answered with SIGBUS since creation.
     pub sigbus: u64,
-    /// Mappings of the region, in all processes, that are not yet plain.
+    /// Mappings of the region, in all processes, that are not yet plain; 4096 is that many or more.
     pub mappings: u64,
 }
 

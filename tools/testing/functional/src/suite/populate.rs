@@ -23,6 +23,7 @@ crate::tests![
     an_unreadable_page_is_passed_over,
     populating_does_not_disturb_what_the_program_wrote,
     processes_that_end_meanwhile_are_left_alone,
+    mappings_without_number_hold_up_neither_populate_nor_conversion,
 ];
 
 fn make_pages_present_maps_pages_in_every_process() -> Outcome {
@@ -260,6 +261,54 @@ fn processes_that_end_meanwhile_are_left_alone() -> Outcome {
     }
     for parent in parents {
         parent.join()?;
+    }
+    Ok(())
+}
+
+/// Eight programs with a mapping each, and behind them, in the kernel's order of a file's mappings, some with as many as a process can have.
+fn mappings_without_number_hold_up_neither_populate_nor_conversion() -> Outcome {
+    const FEW: usize = 8;
+    const MANY: usize = 5;
+    const EACH: usize = 60_000;
+    let setting = Setting::new(2)?;
+    setting.fill_all()?;
+    let board = Board::new()?;
+    let mut programs = Vec::new();
+    for slot in 0..FEW {
+        programs.push(Program::start(|| {
+            let area = AreaBuilder::default().map(&setting.map, 0, 1)?;
+            board.set(slot, 1)?;
+            board.wait(63, 1)?;
+            check_page(&area, 0, 0)?;
+            Ok(vec![])
+        })?);
+        board.wait(slot, 1)?;
+    }
+    let areas = (0..EACH)
+        .map(|_| Ok(AreaBuilder::default().map(&setting.map, 1, 1)?))
+        .collect::<Outcome<Vec<_>>>()?;
+    // This one has them, too.
+    for slot in FEW..FEW + MANY - 1 {
+        programs.push(Program::start(|| {
+            board.set(slot, 1)?;
+            board.wait(63, 1)?;
+            check_page(&areas[EACH - 1], 0, 1)?;
+            Ok(vec![])
+        })?);
+        board.wait(slot, 1)?;
+        still_moving();
+    }
+    // One page in few places, and not one in many, which takes its time.
+    equal!(setting.region.make_pages_present(&[pages(0, 1)]).complete()?, FEW as u64);
+    still_moving();
+    equal!(setting.region.info()?.mappings, 4096);
+    setting.region.make_vma_anonymous()?;
+    still_moving();
+    equal!(setting.region.info()?.mappings, 0);
+    check_page(&areas[0], 0, 1)?;
+    board.set(63, 1)?;
+    for program in programs {
+        program.join()?;
     }
     Ok(())
 }
