@@ -222,6 +222,12 @@ unsafe extern "C" {
     pub fn vmem_fault_pmd_is_leaf(vmf: *mut vm_fault) -> ffi::c_int;
 }
 unsafe extern "C" {
+    pub fn vmem_fault_has_marker(vmf: *mut vm_fault) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_has_page_table_memory() -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_fault_insert(
         vma: *mut vm_area_struct,
         addr: ffi::c_ulong,

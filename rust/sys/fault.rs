@@ -7,7 +7,10 @@
 use super::{
     bindings,
     place::Place,
-    staging::Staging,
+    staging::{
+        LockedFolio,
+        Staging, //
+    },
     wait::Patience, //
 };
 use crate::model::range::{
@@ -56,10 +59,15 @@ impl Answer {
     /// The page cannot be had.
     pub(crate) const SIGBUS: Self = Self(c::vm_fault_reason_VM_FAULT_SIGBUS);
     const OOM: Self = Self(c::vm_fault_reason_VM_FAULT_OOM);
-    /// The page table is as it should be.
+    /// The page table is as it should be, or the fault is to come again.
     const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);
     /// The page is in `vmf->page`, and its folio is locked.
     const LOCKED: Self = Self(c::vm_fault_reason_VM_FAULT_LOCKED);
+
+    /// Whether there was no memory, says the function that gave the answer.
+    fn is_oom(self) -> bool {
+        self.0 & Self::OOM.0 != 0
+    }
 
     /// Whether this is the answer of a function that has mapped a page.
     pub(super) fn is_nopage(raw: c::vm_fault_t) -> bool {
@@ -118,8 +126,9 @@ impl Fault<'_> {
         }
     }
 
-    /// What may end its wait. A system call that touches the page cannot be left for a signal that
-    /// does not kill: it would start again at once, and again; it is given one chance to look.
+    /// What may end its wait, if it is unlocked. A system call that touches the page cannot be left
+    /// for a signal that does not kill: it would start again at once, and again; it is given one
+    /// chance to look.
     pub(crate) fn patience(&self) -> Patience {
         let leaves = self.has(c::fault_flag_FAULT_FLAG_USER) || !self.tried();
         if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) && leaves {
@@ -234,15 +243,41 @@ impl Fault<'_> {
             if unsafe { bindings::vmem_fault_pmd_is_leaf(self.vmf) } != 0 {
                 return Answer::NOPAGE;
             }
-            // SAFETY: The VMA is locked, and the address of the fault is in it.
-            return Answer(unsafe {
-                let addr = (*self.vmf).__bindgen_anon_1.address;
-                bindings::vmem_fault_insert(vma, addr, folio.page(pgoff))
-            });
+            return self.insert(&folio, pgoff);
         }
         // SAFETY: By the type invariants; the page's reference and its folio's lock go with it.
         unsafe { (*self.vmf).page = folio.into_page(pgoff) };
         Answer::LOCKED
+    }
+
+    /// Maps the wanted page of a folio, which is locked.
+    fn insert(&self, folio: &LockedFolio, pgoff: u64) -> Answer {
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        if unsafe { bindings::vmem_fault_has_marker(self.vmf) } != 0 {
+            // userfaultfd does not register such a VMA, so there is no marker. If there were one, the
+            // insertion would leave it alone, and the fault would come again for ever; and the kernel's
+            // own way to replace it may map all of the folio.
+            return Answer::SIGBUS;
+        }
+        let insert = || {
+            // SAFETY: The VMA is locked, and the address of the fault is in it; the page's folio is locked.
+            Answer(unsafe {
+                let addr = (*self.vmf).__bindgen_anon_1.address;
+                bindings::vmem_fault_insert(self.vma(), addr, folio.page(pgoff))
+            })
+        };
+        let answer = insert();
+        if !answer.is_oom() {
+            return answer;
+        }
+        let again = insert();
+        // A page table that was taken away under the fault looks like one for which there is no
+        // memory. That would end a system call, and a virtual machine, though the page is here.
+        // SAFETY: In process context; no spinlock is held.
+        if again.is_oom() && unsafe { bindings::vmem_has_page_table_memory() } != 0 {
+            return Answer::NOPAGE;
+        }
+        again
     }
 
     fn vma(&self) -> *mut c::vm_area_struct {

@@ -286,6 +286,30 @@ int vmem_fault_pmd_is_leaf(struct vm_fault *vmf)
 }
 
 /*
+ * Whether the page table has something at its address which maps no page: a
+ * marker of userfaultfd. With an empty page table, or none, it has not.
+ */
+int vmem_fault_has_marker(struct vm_fault *vmf)
+{
+	return (vmf->flags & FAULT_FLAG_ORIG_PTE_VALID) && !pte_none(vmf->orig_pte);
+}
+
+/*
+ * Whether there would be memory for a page table now. vmf_insert_page_mkwrite()
+ * says VM_FAULT_OOM also if madvise() frees the page table under it
+ * (CONFIG_PT_RECLAIM).
+ */
+int vmem_has_page_table_memory(void)
+{
+	struct page *page = alloc_page(GFP_KERNEL_ACCOUNT);
+
+	if (!page)
+		return 0;
+	__free_page(page);
+	return 1;
+}
+
+/*
  * Maps one page at @addr, whatever the size of its folio, and leaves alone what
  * is in the page table. This is the function that drivers call from their fault
  * handler, for another address of the VMA.

@@ -61,6 +61,8 @@ struct file *vmem_anon_file(const char *name, const struct file_operations *fops
 /* Faults. */
 void vmem_fault_unlock(struct vm_fault *vmf);
 int vmem_fault_pmd_is_leaf(struct vm_fault *vmf);
+int vmem_fault_has_marker(struct vm_fault *vmf);
+int vmem_has_page_table_memory(void);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page);
 unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,

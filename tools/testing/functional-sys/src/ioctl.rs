@@ -20,8 +20,17 @@ pub fn ioctl_at(fd: impl AsFd, number: u32, address: usize) -> io::Result<()> {
     checked(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number.into(), address) }).map(drop)
 }
 
-/// Asks userfaultfd to take the missing faults of an area.
-pub fn register_userfault(area: &Area) -> io::Result<()> {
+/// What userfaultfd can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Userfault {
+    /// Faults on missing pages, as messages.
+    Missing,
+    /// To remember which pages are written (`UFFD_FEATURE_WP_ASYNC`).
+    WriteProtectAsync,
+}
+
+/// Asks userfaultfd for this, in an area.
+pub fn register_userfault(area: &Area, what: Userfault) -> io::Result<()> {
     #[repr(C)]
     struct Api {
         api: u64,
@@ -37,12 +46,17 @@ pub fn register_userfault(area: &Area) -> io::Result<()> {
     }
     const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
     const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const WP_ASYNC: u64 = 1 << 15;
+    let (features, mode) = match what {
+        Userfault::Missing => (0, 1),
+        Userfault::WriteProtectAsync => (WP_ASYNC, 2),
+    };
 
     // SAFETY: the call has one argument, a set of flags.
     let fd = checked(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as libc::c_int)?;
     let mut api = Api {
         api: 0xaa,
-        features: 0,
+        features,
         ioctls: 0,
     };
     // SAFETY: the argument of this call is a `struct uffdio_api`, which `Api` is.
@@ -51,7 +65,7 @@ pub fn register_userfault(area: &Area) -> io::Result<()> {
         let mut register = Register {
             start: area.address() as u64,
             len: area.size() as u64,
-            mode: 1,
+            mode,
             ioctls: 0,
         };
         // SAFETY: the argument of this call is a `struct uffdio_register`, which `Register` is.

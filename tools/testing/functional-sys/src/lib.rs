@@ -13,7 +13,7 @@ mod state;
 mod transfer;
 
 pub use area::{Area, AreaBuilder};
-pub use ioctl::{ioctl, ioctl_at, register_userfault};
+pub use ioctl::{Userfault, ioctl, ioctl_at, register_userfault};
 pub use process::{
     Child, End, become_root_of_a_namespace, become_user, catch_signal, caught, close_descriptors, fork, interrupt_thread,
     peek_by_ptrace, reset_signal, set_robust_list, this_thread,

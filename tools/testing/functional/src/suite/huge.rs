@@ -3,18 +3,23 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use vmem::{PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder, ioctl};
+use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, ioctl, read_at_into, write_at_from};
 use vmem_sys::{VMEM_FILL_PAGES, vmem_fill, vmem_fill_range};
 
 use crate::failure::{Outcome, ensure, equal, errno_of, refused};
 use crate::kernel::Setting as KernelSetting;
 use crate::program::Program;
-use crate::setting::{Setting, check_page, check_words, contents, smaps};
+use crate::setting::{Setting, check_page, check_words, contents, pages, smaps};
 use crate::world::{field, wait_until};
 
+const MADV_DONTNEED: i32 = 4;
 const MADV_MERGEABLE: i32 = 12;
 const MADV_HUGEPAGE: i32 = 14;
 const MADV_COLLAPSE: i32 = 25;
@@ -33,6 +38,7 @@ crate::tests![
     with_huge_pages_everywhere_a_fill_shows_no_absent_page,
     a_huge_page_of_present_pages_alone_can_be_filled_and_removed,
     copies_in_a_private_mapping_are_merged_after_conversion,
+    page_table_freed_during_a_fault_is_no_failure,
 ];
 
 /// A region of so many huge pages that asks for them.
@@ -196,10 +202,7 @@ fn a_collapse_by_the_daemon_shows_no_absent_page() -> Outcome {
     );
 
     let area = aligned(&setting)?;
-    setting
-        .region
-        .make_pages_present(&[crate::setting::pages(0, 2 * HUGE)])
-        .complete()?;
+    setting.region.make_pages_present(&[pages(0, 2 * HUGE)]).complete()?;
     for pgoff in (0..2 * HUGE).filter(|pgoff| !absent(*pgoff)) {
         check_page(&area, pgoff, pgoff)?;
     }
@@ -218,10 +221,7 @@ fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
         setting.fill([pgoff])?;
         check_page(&area, pgoff, pgoff)?;
     }
-    setting
-        .region
-        .make_pages_present(&[crate::setting::pages(0, 2 * HUGE)])
-        .complete()?;
+    setting.region.make_pages_present(&[pages(0, 2 * HUGE)]).complete()?;
     for (pgoff, mapped) in crate::setting::mapped_pages(&area)?.into_iter().enumerate() {
         ensure!(
             !mapped || [5, 6, HUGE, 2 * HUGE - 1].contains(&pgoff),
@@ -230,7 +230,7 @@ fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
     }
     let reader = setting.reader(7)?;
     equal!(setting.take_request()?, 7);
-    setting.region.mark_zero(&[crate::setting::pages(7, 1)]).complete()?;
+    setting.region.mark_zero(&[pages(7, 1)]).complete()?;
     ensure!(reader.join()?.iter().all(|word| *word == 0));
     // Zero pages and what stood in the staging file, in the middle of a huge page.
     use std::os::unix::fs::FileExt;
@@ -238,7 +238,7 @@ fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
         .region
         .staging()
         .write_all_at(&[0xff; PAGE_SIZE], 8 * PAGE_SIZE as u64)?;
-    setting.region.mark_zero(&[crate::setting::pages(8, 1)]).complete()?;
+    setting.region.mark_zero(&[pages(8, 1)]).complete()?;
     crate::setting::check_zero(&area, 8)?;
     let rest: Vec<usize> = (0..2 * HUGE)
         .filter(|pgoff| ![5, 6, 7, 8, HUGE, 2 * HUGE - 1].contains(pgoff))
@@ -300,4 +300,76 @@ fn copies_in_a_private_mapping_are_merged_after_conversion() -> Outcome {
         check_page(&shared, pgoff, pgoff)?;
     }
     Ok(())
+}
+
+/// KiB of shared memory in huge pages, mapped or not.
+fn shmem_huge() -> Outcome<u64> {
+    field(&fs::read_to_string("/proc/meminfo")?, "ShmemHugePages")
+}
+
+/// MADV_DONTNEED of all that a page table maps frees the table (CONFIG_PT_RECLAIM), also under a fault that is about to use it. The fault starts
+/// again: no system call fails for it, no call of the daemon's, and the kernel does not complain.
+fn page_table_freed_during_a_fault_is_no_failure() -> Outcome {
+    const BLOCKS: usize = 2;
+    const DURATION: Duration = Duration::from_secs(4);
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "never")?;
+    let mut made = None;
+    wait_until("two huge pages can be had", || {
+        compact()?;
+        let before = shmem_huge()?;
+        let setting = huge_region(BLOCKS)?;
+        // The last page of each stays absent, so that no huge page is mapped as a whole.
+        setting.fill((0..BLOCKS * HUGE).filter(|pgoff| pgoff % HUGE != HUGE - 1))?;
+        let huge = shmem_huge()? == before + (BLOCKS * 2048) as u64;
+        made = Some(setting);
+        Ok(huge)
+    })?;
+    let setting = made.ok_or("no region")?;
+    let area = aligned(&setting)?;
+    let file = memfd_create("page", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, PAGE_SIZE as u64)?;
+
+    let over = AtomicBool::new(false);
+    // Each goes on to the end or to its own failure, on pages of its own.
+    let until_over = |mut act: Box<dyn FnMut(usize) -> Outcome + Send + '_>| -> Outcome {
+        let mut round = 0;
+        while !over.load(Ordering::Relaxed) {
+            act(round % BLOCKS * HUGE)?;
+            round += 1;
+        }
+        Ok(())
+    };
+    let whole = |page| MemoryAt {
+        area: &area,
+        offset: page * PAGE_SIZE,
+        len: PAGE_SIZE,
+    };
+    thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| until_over(Box::new(|first| check_page(&area, first + 1, first + 1)))),
+            scope.spawn(|| {
+                until_over(Box::new(|first| {
+                    equal!(write_at_from(&file, whole(first + 2))?, PAGE_SIZE);
+                    equal!(read_at_into(&file, whole(first + 3))?, PAGE_SIZE);
+                    Ok(())
+                }))
+            }),
+            scope.spawn(|| {
+                until_over(Box::new(|first| {
+                    setting.region.make_pages_present(&[pages(first, HUGE)]).complete()?;
+                    Ok(())
+                }))
+            }),
+        ];
+        let since = Instant::now();
+        let mut dropped = Ok(());
+        while dropped.is_ok() && since.elapsed() < DURATION && threads.iter().all(|thread| !thread.is_finished()) {
+            dropped = (0..BLOCKS).try_for_each(|block| area.advise(block * HUGE..(block + 1) * HUGE, MADV_DONTNEED));
+        }
+        over.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().map_err(|_| "a thread panicked")??;
+        }
+        Ok(dropped?)
+    })
 }

@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use rustix::process::Signal;
 use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder, register_userfault};
+use vmem_functional_sys::{Area, AreaBuilder, Userfault, register_userfault};
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
@@ -399,9 +399,11 @@ fn a_private_mapping_of_a_read_only_descriptor_can_be_written() -> Outcome {
 
 fn userfaultfd_cannot_register_a_region() -> Outcome {
     let setting = Setting::new(4)?;
-    // The call itself works here: on plain shared memory.
-    register_userfault(&AreaBuilder::default().anonymous(4)?)?;
-    refused!(register_userfault(&setting.area()?), INVAL);
+    for what in [Userfault::Missing, Userfault::WriteProtectAsync] {
+        // The call itself works here: on plain shared memory.
+        register_userfault(&AreaBuilder::default().anonymous(4)?, what)?;
+        refused!(register_userfault(&setting.area()?, what), INVAL);
+    }
     Ok(())
 }
 
