@@ -367,6 +367,7 @@ void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
  */
 int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
 {
+	struct address_space *mapping = staging->f_mapping;
 	struct vm_area_desc desc = {
 		.mm = vma->vm_mm,
 		.file = staging,
@@ -382,9 +383,12 @@ int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
 		return err;
 
 	vma_start_write(vma);
+	/* Who finds the VMA by the tree of its file looks at the file. */
+	i_mmap_lock_write(mapping);
 	vma_set_file(vma, staging);
 	WRITE_ONCE(vma->vm_ops, desc.vm_ops);
 	vma->vm_private_data = NULL;
+	i_mmap_unlock_write(mapping);
 	return 0;
 }
 
