@@ -322,6 +322,9 @@ unsafe extern "C" {
     pub fn vmem_process_is_dying() -> ffi::c_int;
 }
 unsafe extern "C" {
+    pub fn vmem_task_killable_freezable() -> ffi::c_uint;
+}
+unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;
 }
 unsafe extern "C" {

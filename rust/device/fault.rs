@@ -34,9 +34,9 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// How long a thread waits for a page that no signal reaches: a second.
+/// How long a thread waits for a page that no signal reaches: a second. That is not worth freezing it.
 const DEAF: Limit = Limit {
-    patience: Patience::Killable,
+    patience: Patience::KillableLocked,
     ms: 1000,
     place: None,
 };
@@ -98,7 +98,7 @@ impl Memory for Mapped {
                     }
                 }
                 Waiting::InPlace => {
-                    if region.await_page(pgoff, None, Patience::Killable) == Woken::Signal {
+                    if region.await_page(pgoff, None, Patience::KillableLocked) == Woken::Signal {
                         return self.sigbus();
                     }
                 }

@@ -588,6 +588,16 @@ int vmem_process_is_dying(void)
 		(READ_ONCE(current->signal->flags) & SIGNAL_GROUP_EXIT));
 }
 
+/*
+ * The state of a killable wait that may last: whoever is in it can be frozen.
+ * It may be in the middle of a system call, with locks of others, as one that
+ * waits for a network file system is.
+ */
+unsigned int vmem_task_killable_freezable(void)
+{
+	return TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
+}
+
 int vmem_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);

@@ -101,6 +101,7 @@ int vmem_access_ok(unsigned long addr, unsigned long len);
 int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
 int vmem_process_is_dying(void);
+unsigned int vmem_task_killable_freezable(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

@@ -27,8 +27,10 @@ use kernel::{
 /// What may end a wait, besides what it waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// A signal that kills.
+    /// A signal that kills. The task can be frozen meanwhile.
     Killable,
+    /// The same for who has a lock that others need, and so is not frozen.
+    KillableLocked,
     /// Any signal.
     Interruptible,
 }
@@ -190,7 +192,9 @@ impl WaitQueue {
         mut done: impl FnMut() -> bool,
     ) -> Woken {
         let state = match patience {
-            Patience::Killable => bindings::TASK_KILLABLE,
+            // SAFETY: Names a number.
+            Patience::Killable => unsafe { super::bindings::vmem_task_killable_freezable() },
+            Patience::KillableLocked => bindings::TASK_KILLABLE,
             Patience::Interruptible => bindings::TASK_INTERRUPTIBLE,
         } as ffi::c_int;
         let mut left = match limit_ms {

@@ -120,6 +120,64 @@ impl Drop for Cgroup {
     }
 }
 
+/// A group of the freezer of cgroup v1, which stops its processes where they are, as suspending the machine does. (That of cgroup v2 is told by
+/// signals, which who waits in the kernel does not see.)
+pub(crate) struct Freezer {
+    mount: PathBuf,
+    group: PathBuf,
+}
+
+impl Freezer {
+    /// Whether the kernel has it.
+    pub(crate) fn available() -> bool {
+        fs::read_to_string("/proc/cgroups").is_ok_and(|list| list.lines().any(|line| line.starts_with("freezer\t")))
+    }
+
+    /// A new group.
+    pub(crate) fn new(name: &str) -> Outcome<Self> {
+        let mount = PathBuf::from("/tmp/freezer");
+        fs::create_dir_all(&mount)?;
+        run_command(
+            "mount",
+            &["-t", "cgroup", "-o", "freezer", "freezer", &mount.to_string_lossy()],
+        )?;
+        let group = mount.join(name);
+        let freezer = Self { mount, group };
+        fs::create_dir(&freezer.group)?;
+        Ok(freezer)
+    }
+
+    /// Puts a process into it.
+    pub(crate) fn add(&self, pid: i32) -> Outcome {
+        Ok(fs::write(self.group.join("cgroup.procs"), pid.to_string())?)
+    }
+
+    /// Tells all of it to freeze, and says whether all has.
+    pub(crate) fn freeze(&self) -> Outcome<bool> {
+        fs::write(self.group.join("freezer.state"), "FROZEN")?;
+        Ok(fs::read_to_string(self.group.join("freezer.state"))?.trim() == "FROZEN")
+    }
+
+    /// Lets all go on.
+    pub(crate) fn thaw(&self) -> Outcome {
+        Ok(fs::write(self.group.join("freezer.state"), "THAWED")?)
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = self.thaw();
+        // Busy until the last process in it is buried.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.group).is_ok() {
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        let _ = run_command("umount", &[&self.mount.to_string_lossy()]);
+    }
+}
+
 /// A file with a setting, which is as it was when this is dropped.
 pub(crate) struct Setting {
     path: &'static str,

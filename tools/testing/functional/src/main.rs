@@ -5,8 +5,8 @@
 //! or `build/module/vmem.ko`) and removes it at the end. After each test nothing of it may be left: no descriptor, no child, no region
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
-//! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand are left out
-//! where the kernel has none (`injector`).
+//! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand, or the
+//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`).
 #![forbid(unsafe_code)]
 
 mod failure;
@@ -37,6 +37,15 @@ macro_rules! tests {
 }
 use tests;
 
+/// Whether this kernel has what the test wants.
+fn possible(name: &str) -> bool {
+    match name.split("::").next() {
+        Some("injection") => injector::available(),
+        Some("freeze") => kernel::Freezer::available(),
+        _ => true,
+    }
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share the module and look at its use count: one at a time, in this thread (they fork).
@@ -56,7 +65,7 @@ fn main() -> ExitCode {
                 let _watched = watchdog.watch(name);
                 world::run(test).map_err(|failure| failure.text().into())
             })
-            .with_ignored_flag(name.starts_with("injection::") && !injector::available())
+            .with_ignored_flag(!possible(name))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

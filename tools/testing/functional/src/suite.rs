@@ -10,6 +10,7 @@ mod daemon_death;
 mod death;
 mod dump;
 mod exit;
+mod freeze;
 mod gup;
 mod huge;
 mod info;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         gup::TESTS,
         dump::TESTS,
         exit::TESTS,
+        freeze::TESTS,
         info::TESTS,
         conversion::TESTS,
         reclaim::TESTS,

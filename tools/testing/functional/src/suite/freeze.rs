@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Freezing: a thread that waits for a page keeps neither its group nor the machine from being frozen.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::pipe::pipe;
+use vmem::PAGE_SIZE;
+use vmem_functional_sys::{MemoryAt, write_from};
+
+use crate::failure::{Outcome, ensure, equal};
+use crate::kernel::Freezer;
+use crate::program::{Program, asleep};
+use crate::setting::{Setting, check_words};
+use crate::world::wait_until;
+
+crate::tests![who_waits_in_a_system_call_can_be_frozen, who_waits_in_user_mode_can_be_frozen,];
+
+/// Freezes a program that waits for page 1, fills the page meanwhile, and lets it go on.
+fn frozen_while_it_waits(name: &str, program: impl FnOnce(&Setting) -> Outcome<Vec<u64>>) -> Outcome {
+    let setting = Setting::new(4)?;
+    let program = Program::start(|| program(&setting))?;
+    equal!(setting.take_request()?, 1);
+    setting.wait_waiters(1)?;
+    let freezer = Freezer::new(name)?;
+    freezer.add(program.pid())?;
+    wait_until("it is frozen", || freezer.freeze())?;
+    setting.fill([1])?;
+    // Long enough for who would run on, and not for a state to come.
+    sleep(Duration::from_millis(100));
+    ensure!(asleep(program.pid(), program.pid())?, "it runs, though it is frozen");
+    freezer.thaw()?;
+    check_words(&program.join()?, 1)
+}
+
+fn who_waits_in_a_system_call_can_be_frozen() -> Outcome {
+    frozen_while_it_waits("call", |setting| {
+        let area = setting.area()?;
+        let (reader, writer) = pipe()?;
+        let memory = MemoryAt {
+            area: &area,
+            offset: PAGE_SIZE,
+            len: PAGE_SIZE,
+        };
+        equal!(write_from(&writer, memory)?, PAGE_SIZE);
+        let mut bytes = vec![0; PAGE_SIZE];
+        equal!(rustix::io::read(&reader, &mut bytes)?, PAGE_SIZE);
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|word| word.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
+            .collect())
+    })
+}
+
+fn who_waits_in_user_mode_can_be_frozen() -> Outcome {
+    frozen_while_it_waits("user", |setting| Ok(setting.area()?.page(1)))
+}
