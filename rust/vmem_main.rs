@@ -25,7 +25,8 @@ use kernel::prelude::*;
 use sys::{
     misc_dev::MiscDev,
     node::Nodes,
-    staging::HugeMount, //
+    staging::HugeMount,
+    task::CodeInUse, //
 };
 
 module! {
@@ -37,19 +38,21 @@ module! {
 }
 
 /// The module. Its parts go in this order: nobody can open a region's node when they go, since an
-/// open file holds the module.
+/// open file holds the module. Last of all it is waited for who still runs in its code.
 #[pin_data]
 struct Vmem {
     #[pin]
     control: MiscDev,
     nodes: Nodes,
     huge: HugeMount,
+    code: CodeInUse,
 }
 
 impl kernel::InPlaceModule for Vmem {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         registry::init(module);
         try_pin_init!(Self {
+            code: CodeInUse,
             huge: HugeMount::new(module)?,
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),

@@ -325,6 +325,9 @@ unsafe extern "C" {
     pub fn vmem_task_killable_freezable() -> ffi::c_uint;
 }
 unsafe extern "C" {
+    pub fn vmem_wait_preempted();
+}
+unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;
 }
 unsafe extern "C" {

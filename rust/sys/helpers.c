@@ -19,6 +19,7 @@
 #include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/pagemap.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -596,6 +597,15 @@ int vmem_process_is_dying(void)
 unsigned int vmem_task_killable_freezable(void)
 {
 	return TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
+}
+
+/*
+ * Waits until no task is preempted in the code of the module. Whoever has put
+ * the last reference to it may be, with nothing left to do but return.
+ */
+void vmem_wait_preempted(void)
+{
+	synchronize_rcu_tasks();
 }
 
 int vmem_fatal_signal_pending(void)

@@ -102,6 +102,7 @@ int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
 int vmem_process_is_dying(void);
 unsigned int vmem_task_killable_freezable(void);
+void vmem_wait_preempted(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

@@ -14,6 +14,21 @@ pub(crate) fn available_memory() -> u64 {
     unsafe { bindings::vmem_available_memory() as u64 }
 }
 
+/// That the code of the module may be in use; dropped when the module goes.
+///
+/// Who puts the last reference to the module from within its code has yet to return: a kernel thread
+/// in a fault, whose file another thread releases, or who removes a node. While it is preempted there,
+/// the code must stay.
+pub(crate) struct CodeInUse;
+
+impl Drop for CodeInUse {
+    fn drop(&mut self) {
+        // SAFETY: In process context, with nothing held: the module's exit, or the end of a failed
+        // initialization.
+        unsafe { bindings::vmem_wait_preempted() };
+    }
+}
+
 /// `EFAULT` unless `[addr, addr + len)` is a place where user memory can be.
 pub(crate) fn check_user_range(addr: u64, len: u64) -> Result {
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
