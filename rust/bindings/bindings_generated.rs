@@ -253,6 +253,19 @@ unsafe extern "C" {
     pub fn vmem_vma_set_flags(vma: *mut vm_area_struct, set: ffi::c_ulong, clear: ffi::c_ulong);
 }
 unsafe extern "C" {
+    pub fn vmem_vma_unlock(vma: *mut vm_area_struct);
+}
+unsafe extern "C" {
+    pub fn vmem_vma_set_policy(vma: *mut vm_area_struct, policy: *mut mempolicy) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_vma_get_policy(
+        vma: *mut vm_area_struct,
+        addr: ffi::c_ulong,
+        ilx: *mut ffi::c_ulong,
+    ) -> *mut mempolicy;
+}
+unsafe extern "C" {
     pub fn vmem_vma_make_plain(vma: *mut vm_area_struct, staging: *mut file) -> ffi::c_int;
 }
 unsafe extern "C" {

@@ -20,6 +20,7 @@ use kernel::{
         folio,
         inode,
         mem_cgroup,
+        mempolicy,
         mm_struct,
         module,
         page,

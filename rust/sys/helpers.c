@@ -15,6 +15,7 @@
 #include <linux/highmem.h>
 #include <linux/huge_mm.h>
 #include <linux/memcontrol.h>
+#include <linux/mempolicy.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mount.h>
@@ -84,6 +85,25 @@ void vmem_shmem_unmount(void)
 }
 
 /*
+ * The operations that shmem gives the mappings of every file of the kind that
+ * vmem_shmem_create() makes.
+ */
+static const struct vm_operations_struct *shmem_ops;
+
+static int find_shmem_ops(struct file *staging)
+{
+	struct vm_area_desc desc = {
+		.file = staging,
+		.vm_file = staging,
+	};
+	int err = staging->f_op->mmap_prepare(&desc);
+
+	if (!err)
+		WRITE_ONCE(shmem_ops, desc.vm_ops);
+	return err;
+}
+
+/*
  * The file cannot be opened again: whoever did so would read absent pages as
  * zeros.
  */
@@ -92,6 +112,7 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 	const vma_flags_t flags = mk_vma_flags(VMA_NORESERVE_BIT);
 	const struct file_operations *no_open = no_open_fops();
 	struct file *file;
+	int err;
 
 	if (IS_ERR(no_open))
 		return ERR_CAST(no_open);
@@ -109,6 +130,11 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
 					   F_SEAL_GROW;
 	file_inode(file)->i_fop = no_open;
+	err = find_shmem_ops(file);
+	if (err) {
+		fput(file);
+		return ERR_PTR(err);
+	}
 	return file;
 }
 
@@ -361,6 +387,28 @@ void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 {
 	vm_flags_mod(vma, set, clear);
 }
+
+void vmem_vma_unlock(struct vm_area_struct *vma)
+{
+	vm_flags_clear(vma, VM_LOCKED);
+}
+
+#ifdef CONFIG_NUMA
+/*
+ * mbind() on a mapping, and what it has said: shmem keeps that in the inode, so
+ * it decides where fills go, and stays when the mapping has become plain.
+ */
+int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy)
+{
+	return READ_ONCE(shmem_ops)->set_policy(vma, policy);
+}
+
+struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
+				      unsigned long addr, unsigned long *ilx)
+{
+	return READ_ONCE(shmem_ops)->get_policy(vma, addr, ilx);
+}
+#endif
 
 /*
  * Gives a mapping that exists the file and the operations that mmap() of the

@@ -19,6 +19,7 @@ struct file_operations;
 struct folio;
 struct inode;
 struct mem_cgroup;
+struct mempolicy;
 struct mm_struct;
 struct module;
 struct page;
@@ -73,6 +74,10 @@ unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
 /* Mappings. */
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 			unsigned long clear);
+void vmem_vma_unlock(struct vm_area_struct *vma);
+int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy);
+struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
+				      unsigned long addr, unsigned long *ilx);
 int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging);
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
 unsigned long vmem_count_vmas(struct file *staging,

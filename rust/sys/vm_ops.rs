@@ -63,6 +63,10 @@ impl<M: Memory> VmOps<M> {
             ops: kernel::bindings::vm_operations_struct {
                 fault: Some(Self::fault),
                 map_pages: Some(Self::map_pages),
+                #[cfg(CONFIG_NUMA)]
+                set_policy: Some(bindings::vmem_vma_set_policy),
+                #[cfg(CONFIG_NUMA)]
+                get_policy: Some(bindings::vmem_vma_get_policy),
                 ..pin_init::zeroed()
             },
             _type: PhantomData,

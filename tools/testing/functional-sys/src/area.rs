@@ -201,7 +201,7 @@ impl Area {
         }
     }
 
-    fn range(&self, pages: &Range<usize>) -> (*mut libc::c_void, usize) {
+    pub(crate) fn range(&self, pages: &Range<usize>) -> (*mut libc::c_void, usize) {
         let len = (pages.end - pages.start) * PAGE;
         (self.at(pages.start * PAGE, len).cast(), len)
     }

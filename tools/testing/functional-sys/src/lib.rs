@@ -8,6 +8,7 @@
 
 mod area;
 mod ioctl;
+mod numa;
 mod process;
 mod state;
 mod transfer;

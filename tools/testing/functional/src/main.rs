@@ -6,7 +6,8 @@
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
 //! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand, or the
-//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`).
+//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`), and those that want two nodes on a machine of one
+//! (`suite::numa`).
 #![forbid(unsafe_code)]
 
 mod failure;
@@ -37,11 +38,12 @@ macro_rules! tests {
 }
 use tests;
 
-/// Whether this kernel has what the test wants.
+/// Whether this machine has what the test wants.
 fn possible(name: &str) -> bool {
     match name.split("::").next() {
         Some("injection") => injector::available(),
         Some("freeze") => kernel::Freezer::available(),
+        Some("numa") => suite::numa::available(),
         _ => true,
     }
 }

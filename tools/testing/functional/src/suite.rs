@@ -19,6 +19,7 @@ mod mapping;
 mod mark;
 mod module;
 mod name;
+pub(crate) mod numa;
 mod populate;
 mod qemu;
 mod ready;
@@ -50,6 +51,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         conversion::TESTS,
         reclaim::TESTS,
         huge::TESTS,
+        numa::TESTS,
         module::TESTS,
         sample::TESTS,
         qemu::TESTS,

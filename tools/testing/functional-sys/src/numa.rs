@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Which node memory shall be on, and which it is on.
+
+use std::io;
+use std::ops::Range;
+
+use crate::{Area, PAGE, checked};
+
+const MPOL_BIND: i32 = 2;
+const MPOL_F_NODE: u64 = 1;
+const MPOL_F_ADDR: u64 = 2;
+/// Bits of a mask of nodes, as the kernel counts them: one more than it looks at.
+const NODES: u64 = 65;
+
+impl Area {
+    /// `mbind` of these pages to one node.
+    pub fn bind(&self, pages: Range<usize>, node: u32) -> io::Result<()> {
+        let (address, len) = self.range(&pages);
+        let mask = 1u64 << node;
+        // SAFETY: inside the area; the call reads the mask, and changes no contents.
+        checked(unsafe { libc::syscall(libc::SYS_mbind, address, len, MPOL_BIND, &raw const mask, NODES, 0) } as libc::c_int)
+            .map(drop)
+    }
+
+    /// The one node that a page shall be on, if `mbind` has said so.
+    pub fn bound_to(&self, page: usize) -> io::Result<Option<u32>> {
+        let (mut policy, mut mask) = (0i32, 0u64);
+        let (to, nodes) = (&raw mut policy, &raw mut mask);
+        let address = self.at(page * PAGE, PAGE);
+        // SAFETY: the call writes the policy, and a mask of no more than 64 nodes.
+        checked(unsafe { libc::syscall(libc::SYS_get_mempolicy, to, nodes, NODES, address, MPOL_F_ADDR) } as libc::c_int)?;
+        Ok((policy == MPOL_BIND && mask.is_power_of_two()).then(|| mask.trailing_zeros()))
+    }
+
+    /// The node that a page is on. It is touched.
+    pub fn node_of(&self, page: usize) -> io::Result<u32> {
+        let mut node = 0i32;
+        let to = &raw mut node;
+        let address = self.at(page * PAGE, PAGE);
+        let flags = MPOL_F_NODE | MPOL_F_ADDR;
+        // SAFETY: the call writes the node.
+        checked(
+            unsafe { libc::syscall(libc::SYS_get_mempolicy, to, std::ptr::null_mut::<u64>(), 0, address, flags) } as libc::c_int,
+        )?;
+        u32::try_from(node).map_err(io::Error::other)
+    }
+}
