@@ -332,6 +332,9 @@ unsafe extern "C" {
     pub fn vmem_available_memory() -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_locks_on_fault() -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_process_is_dying() -> ffi::c_int;
 }
 unsafe extern "C" {

@@ -21,6 +21,7 @@ use crate::{
             Fault,
             Waiting, //
         },
+        mm::Mappings,
         vm_ops::{
             MapOps,
             Memory,
@@ -61,6 +62,13 @@ impl Memory for Mapped {
                 // A dump holds what is here. A dying process does not wait for the rest: no signal
                 // would end that wait.
                 return self.sigbus();
+            }
+            if fault.locks_on_fault() && !region.pages().is_settled(pgoff) {
+                let addr = fault.address();
+                fault.unlock();
+                // If it is killed, it does not come back.
+                let _ = Mappings::<Self>::of(region.staging()).lock_on_fault(addr);
+                return Answer::WAITED;
             }
             match region.pages().touch(pgoff) {
                 Touch::Present => {

@@ -151,16 +151,51 @@ impl Fault<'_> {
 
     /// Whether it is a kernel thread in the address space of a process that lives (vhost's).
     pub(crate) fn is_for_living(&self) -> bool {
+        if !self.is_own() {
+            return false;
+        }
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let mm = unsafe { (*self.vma()).vm_mm };
+        // SAFETY: The VMA is locked, so its address space is valid.
+        task_flags() & c::PF_KTHREAD != 0 && unsafe { bindings::vmem_mm_is_owned(mm) } != 0
+    }
+
+    /// Whether it is in the address space that the task runs in, and not unlocked. A debugger's and
+    /// those of `/proc/PID/mem` are not.
+    pub(crate) fn is_own(&self) -> bool {
         if !self.pinned.is_null() {
             return false;
         }
         // SAFETY: By the type invariants; the fault is not unlocked.
         let mm = unsafe { (*self.vma()).vm_mm };
         // SAFETY: The running task is valid, and its address space its own to read.
-        let own = unsafe { (*kernel::task::Task::current_raw()).mm };
-        // SAFETY: The VMA is locked, so its address space is valid.
-        let owned = unsafe { bindings::vmem_mm_is_owned(mm) } != 0;
-        task_flags() & c::PF_KTHREAD != 0 && own == mm && owned
+        mm == unsafe { (*kernel::task::Task::current_raw()).mm }
+    }
+
+    /// Whether it comes through a mapping that can write to the region, and is not unlocked. A private
+    /// mapping cannot, nor a shared one of a file that is open for reading.
+    pub(crate) fn may_write(&self) -> bool {
+        if !self.pinned.is_null() {
+            return false;
+        }
+        // SAFETY: By the type invariants; the fault is not unlocked.
+        let vm_flags = unsafe { (*self.vma()).__bindgen_anon_2.vm_flags };
+        vm_flags & kernel::mm::virt::flags::SHARED != 0
+    }
+
+    /// Whether the task locks memory on fault: it touches each page of a range, and needs none of them.
+    pub(crate) fn locks_on_fault(&self) -> bool {
+        !self.has(c::fault_flag_FAULT_FLAG_USER)
+            && self.waiting() == Waiting::Unlocked
+            && self.is_own()
+            // SAFETY: Reads the registers of the running task.
+            && unsafe { bindings::vmem_locks_on_fault() } != 0
+    }
+
+    /// Where the touch is.
+    pub(crate) fn address(&self) -> usize {
+        // SAFETY: By the type invariants.
+        unsafe { (*self.vmf).__bindgen_anon_1.address }
     }
 
     /// Whether the process writes its core dump, or ends with all of its threads.

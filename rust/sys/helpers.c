@@ -26,7 +26,10 @@
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/uio.h>
+#include <linux/unistd.h>
 #include <uapi/linux/fcntl.h>
+#include <uapi/linux/mman.h>
+#include <asm/syscall.h>
 
 #include "helpers.h"
 
@@ -627,6 +630,30 @@ int vmem_access_ok(unsigned long addr, unsigned long len)
 int vmem_fault_in(unsigned long addr)
 {
 	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
+}
+
+/*
+ * Whether the task is in mlock2(MLOCK_ONFAULT) or mlockall(MCL_ONFAULT). These
+ * calls set no flag in a mapping with VM_DONTEXPAND, but touch all of its pages:
+ * nothing else tells such a touch from others.
+ */
+int vmem_locks_on_fault(void)
+{
+	struct pt_regs *regs = task_pt_regs(current);
+	unsigned long args[6];
+	int nr;
+
+	if (current->flags & (PF_KTHREAD | PF_USER_WORKER))
+		return 0;
+	nr = syscall_get_nr(current, regs);
+	syscall_get_arguments(current, regs, args);
+#ifdef CONFIG_IA32_EMULATION
+	if (in_ia32_syscall())
+		return (nr == __NR_ia32_mlock2 && (args[2] & MLOCK_ONFAULT)) ||
+		       (nr == __NR_ia32_mlockall && (args[0] & MCL_ONFAULT));
+#endif
+	return (nr == __NR_mlock2 && (args[2] & MLOCK_ONFAULT)) ||
+	       (nr == __NR_mlockall && (args[0] & MCL_ONFAULT));
 }
 
 /* Its signals are over: no other thread can tell it anything. */

@@ -105,6 +105,7 @@ void vmem_memcg_put(struct mem_cgroup *memcg);
 int vmem_access_ok(unsigned long addr, unsigned long len);
 int vmem_fault_in(unsigned long addr);
 unsigned long vmem_available_memory(void);
+int vmem_locks_on_fault(void);
 int vmem_process_is_dying(void);
 unsigned int vmem_task_killable_freezable(void);
 void vmem_wait_preempted(void);

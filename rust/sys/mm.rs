@@ -152,6 +152,30 @@ impl<'a, M: Memory> Mappings<'a, M> {
             unsafe {
                 to_result(bindings::vmem_vma_make_plain(vma, self.staging.as_ptr()))?;
                 plain.give(vma);
+                // From here on a lock holds, and brings pages in.
+                bindings::vmem_vma_set_flags(vma, 0, flags::LOCKONFAULT);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has nothing bring in all pages of the mapping at `addr` of the running process any more, if it is
+    /// one of these: a lock on fault shall not. `EINTR` if the task is being killed.
+    pub(crate) fn lock_on_fault(&self, addr: usize) -> Result {
+        // SAFETY: The running task is valid, and its address space its own to read.
+        let mm = unsafe { (*kernel::task::Task::current_raw()).mm };
+        // SAFETY: A task in a system call of its own has an address space.
+        if unsafe { bindings::vmem_mmget(mm) } == 0 {
+            return Ok(());
+        }
+        let mut locked = User(mm).write()?;
+        let found = locked.vmas_from(addr).next();
+        if let Some(vma) = found.filter(|vma| self.is_ours(*vma)) {
+            // SAFETY: The VMA is valid while the lock is held, which allows changing its flags.
+            unsafe {
+                if (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_start <= addr {
+                    bindings::vmem_vma_set_flags(vma, flags::LOCKONFAULT, 0);
+                }
             }
         }
         Ok(())
@@ -293,13 +317,7 @@ pub(crate) struct AddressSpace {
 impl AddressSpace {
     /// Locks it against all changes; [`None`] if it has no user any more.
     fn write(&self) -> Result<Option<WriteLocked>> {
-        self.user()?
-            .map(|user| -> Result<_> {
-                // SAFETY: `user` holds the address space.
-                to_result(unsafe { bindings::vmem_mmap_write_lock(user.0) })?;
-                Ok(WriteLocked(user))
-            })
-            .transpose()
+        self.user()?.map(User::write).transpose()
     }
 
     /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
@@ -348,9 +366,16 @@ impl Drop for AddressSpace {
 struct User(*mut c::mm_struct);
 
 impl User {
-    /// Its VMAs in order of address. A VMA is valid as long as the caller holds the lock.
-    fn vmas(&self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        let mut at = 0;
+    /// Locks it against all changes. `EINTR` if the task is being killed.
+    fn write(self) -> Result<WriteLocked> {
+        // SAFETY: By the type invariant the address space is valid.
+        to_result(unsafe { bindings::vmem_mmap_write_lock(self.0) })?;
+        Ok(WriteLocked(self))
+    }
+
+    /// Its VMAs that end after `at`, in order of address. A VMA is valid as long as the caller holds the
+    /// lock.
+    fn vmas_from(&self, mut at: usize) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
         core::iter::from_fn(move || {
             // SAFETY: By the type invariant the address space is valid; the callers hold its lock.
             let vma = unsafe { c::find_vma(self.0, at) };
@@ -378,7 +403,11 @@ struct WriteLocked(User);
 
 impl WriteLocked {
     fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.0.vmas()
+        self.vmas_from(0)
+    }
+
+    fn vmas_from(&mut self, at: usize) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
+        self.0.vmas_from(at)
     }
 }
 
@@ -394,7 +423,7 @@ struct ReadLocked(User);
 
 impl ReadLocked {
     fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.0.vmas()
+        self.0.vmas_from(0)
     }
 }
 

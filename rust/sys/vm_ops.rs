@@ -277,7 +277,9 @@ impl NewVma<'_> {
     /// Makes it a mapping of `file`'s memory.
     ///
     /// `VM_DONTEXPAND` keeps khugepaged and MADV_COLLAPSE away, which would map absent pages as
-    /// zeros: to them a hole in shmem is zeros.
+    /// zeros: to them a hole in shmem is zeros. It also keeps mlock() away. After
+    /// `mlockall(MCL_FUTURE | MCL_ONFAULT)` mmap() would bring in every page nevertheless, unless the
+    /// mapping has `VM_LOCKONFAULT`, which goes together with `VM_LOCKED` if that is there.
     pub(crate) fn map<M: Memory>(self, file: &MapFile<M>) {
         // SAFETY: The VMA is being made, so it may change its file; that file holds what the
         // operations need.
@@ -286,6 +288,7 @@ impl NewVma<'_> {
             (*self.vma).vm_ops = M::VM_OPS.as_ptr();
             (*self.vma).vm_private_data = file.memory.cast_mut().cast();
             bindings::vmem_vma_set_flags(self.vma, flags::DONTEXPAND, 0);
+            bindings::vmem_vma_unlock(self.vma);
         }
     }
 

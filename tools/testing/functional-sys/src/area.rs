@@ -227,6 +227,13 @@ impl Area {
         checked(unsafe { libc::mlock(address, len) }).map(drop)
     }
 
+    /// `mlock2(MLOCK_ONFAULT)` of these pages.
+    pub fn lock_on_fault(&self, pages: Range<usize>) -> io::Result<()> {
+        let (address, len) = self.range(&pages);
+        // SAFETY: inside the area; it changes no contents.
+        checked(unsafe { libc::mlock2(address, len, libc::MLOCK_ONFAULT as libc::c_uint) }).map(drop)
+    }
+
     /// `msync` of these pages, with these flags.
     pub fn sync(&self, pages: Range<usize>, flags: i32) -> io::Result<()> {
         let (address, len) = self.range(&pages);

@@ -157,6 +157,37 @@ pub fn catch_signal(signal: i32, restart: bool) -> io::Result<()> {
     checked(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }).map(drop)
 }
 
+extern "C" fn exit_with_code(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives a handler that asks for it a `siginfo_t`; `_exit` may be called in a handler.
+    unsafe { libc::_exit((*info).si_code) }
+}
+
+/// From now on SIGBUS ends this process, with the signal's code as its status.
+pub fn exit_with_bus_code() -> io::Result<()> {
+    // SAFETY: all bytes zero is a `sigaction` without flags and without a mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = exit_with_code as extern "C" fn(_, _, _) as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler does what a signal handler may do: it ends the process.
+    checked(unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) }).map(drop)
+}
+
+/// `mlockall`.
+pub fn lock_all(flags: i32) -> io::Result<()> {
+    // SAFETY: it has no addresses.
+    checked(unsafe { libc::mlockall(flags) }).map(drop)
+}
+
+/// `FUTEX_WAKE_OP` that adds nothing to the word at `offset`: the kernel touches it with the lock of the address space held.
+pub fn wake_op(area: &Area, offset: usize) -> io::Result<()> {
+    let own = 0u32;
+    let futex = libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG;
+    let add_nothing = libc::FUTEX_OP(libc::FUTEX_OP_ADD, 0, libc::FUTEX_OP_CMP_EQ, 0);
+    let (first, second) = (&raw const own, area.at(offset, 4));
+    // SAFETY: the second word is inside its area, to which no reference exists; nobody waits for either.
+    checked(unsafe { libc::syscall(libc::SYS_futex, first, futex, 1, 1usize, second, add_nothing) } as libc::c_int).map(drop)
+}
+
 /// From now on `signal` does what it does by default.
 pub fn reset_signal(signal: i32) -> io::Result<()> {
     // SAFETY: the default action is a handler for any signal.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{AreaBuilder, ioctl};
+use vmem_functional_sys::{AreaBuilder, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, ioctl, lock_all};
 use vmem_sys::{VMEM_FILL_PAGES, vmem_fill, vmem_fill_range};
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -31,6 +31,9 @@ crate::tests![
     the_staging_file_cannot_be_truncated,
     free_is_refused_as_on_any_shared_memory,
     mlock_brings_every_page_in,
+    mlock_on_fault_asks_for_nothing,
+    mlockall_on_fault_asks_for_nothing,
+    a_mapping_made_under_mlockall_on_fault_asks_for_nothing,
     map_populate_brings_every_page_in,
     populate_read_and_write_bring_every_page_in,
     populate_of_an_unreadable_page_is_efault,
@@ -195,6 +198,48 @@ fn mlock_brings_every_page_in() -> Outcome {
         let area = setting.area()?;
         area.lock(0..64)?;
         Ok(area)
+    })
+}
+
+/// A program that brings the mapping of a region without a server to be, and touches a page of it then.
+fn none_come_in(bring: impl FnOnce(&Setting) -> Outcome<vmem_functional_sys::Area>) -> Outcome {
+    let setting = Setting::new(64)?;
+    setting.fill([3])?;
+    let program = Program::start(|| {
+        let area = bring(&setting)?;
+        let info = setting.map.info()?;
+        equal!((info.faults, info.requests), (0, 0));
+        check_page(&area, 3, 3)?;
+        check_page(&area, 40, 40)?;
+        Ok(vec![])
+    })?;
+    equal!(setting.take_request()?, 40);
+    setting.fill([40])?;
+    program.join().map(drop)
+}
+
+fn mlock_on_fault_asks_for_nothing() -> Outcome {
+    none_come_in(|setting| {
+        let area = setting.area()?;
+        area.lock_on_fault(0..64)?;
+        area.lock_on_fault(8..16)?;
+        Ok(area)
+    })
+}
+
+fn mlockall_on_fault_asks_for_nothing() -> Outcome {
+    none_come_in(|setting| {
+        let area = setting.area()?;
+        lock_all(MCL_CURRENT | MCL_ONFAULT)?;
+        lock_all(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)?;
+        Ok(area)
+    })
+}
+
+fn a_mapping_made_under_mlockall_on_fault_asks_for_nothing() -> Outcome {
+    none_come_in(|setting| {
+        lock_all(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)?;
+        setting.area()
     })
 }
 

@@ -13,7 +13,7 @@ use vmem_sys::calls;
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
-use crate::setting::{Board, Setting, check_page, contents, minor_faults, pages, smaps, vm_flags};
+use crate::setting::{Board, Setting, check_page, contents, mapped_pages, minor_faults, pages, smaps, vm_flags};
 use crate::world::{insert_module, module_users, remove_module, wait_until};
 
 const MADV_DONTNEED: i32 = 4;
@@ -32,6 +32,7 @@ crate::tests![
     a_converted_private_mapping_keeps_its_copies,
     parts_of_a_mapping_are_converted_with_their_protection,
     a_converted_mapping_can_grow_as_shared_anonymous_memory_can,
+    a_converted_mapping_can_be_locked,
     a_mapping_made_after_the_conversion_is_plain,
     a_region_converted_before_it_is_mapped_is_plain,
     conversion_gives_no_way_to_write_what_could_only_be_read,
@@ -272,6 +273,25 @@ fn a_converted_mapping_can_grow_as_shared_anonymous_memory_can() -> Outcome {
         beyond.join_killed(Signal::BUS)?;
     }
     check_page(&converted, 7, 7)
+}
+
+fn a_converted_mapping_can_be_locked() -> Outcome {
+    let setting = Setting::new(16)?;
+    setting.fill_all()?;
+    let (area, other) = (setting.area()?, setting.area()?);
+    area.lock(0..16)?;
+    other.lock_on_fault(0..16)?;
+    setting.region.make_vma_anonymous()?;
+    let pid = std::process::id();
+    for area in [&area, &other] {
+        // What was locked before is not locked any more, or not yet.
+        ensure!(!vm_flags(pid, area.address())?.contains(&"lo".into()));
+        area.advise(0..16, MADV_DONTNEED)?;
+        area.lock(0..16)?;
+        ensure!(vm_flags(pid, area.address())?.contains(&"lo".into()));
+        ensure!(mapped_pages(area)?.iter().all(|mapped| *mapped));
+    }
+    Ok(())
 }
 
 fn a_mapping_made_after_the_conversion_is_plain() -> Outcome {
