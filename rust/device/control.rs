@@ -30,6 +30,7 @@ use crate::{
             vmem_create,
             UserArg,
             VMEM_CREATE_HUGE,
+            VMEM_CREATE_POISON,
             VMEM_CREATE_SIGBUS,
             VMEM_IOCTL_ATTACH,
             VMEM_IOCTL_CREATE_VMEM,
@@ -91,7 +92,7 @@ fn hand_out(
 /// CREATE_VMEM.
 fn create_vmem(arg: UserArg) -> Result {
     let mut call: vmem_create = arg.read()?;
-    let known = VMEM_CREATE_HUGE | VMEM_CREATE_SIGBUS;
+    let known = VMEM_CREATE_HUGE | VMEM_CREATE_SIGBUS | VMEM_CREATE_POISON;
     if call.flags & !known != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
         return Err(EINVAL);
     }

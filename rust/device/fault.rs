@@ -74,7 +74,7 @@ impl Memory for Mapped {
                 Touch::Present => {
                     return fault.map(region.staging(), |range| region.pages().all_present(range));
                 }
-                Touch::Unreadable => return self.sigbus(),
+                Touch::Unreadable => return self.unreadable(),
                 Touch::Requested | Touch::Waiting if region.gives_up() => return self.sigbus(),
                 Touch::Requested | Touch::Waiting => {}
             }
@@ -130,6 +130,15 @@ impl Memory for Mapped {
 }
 
 impl Mapped {
+    fn unreadable(&self) -> Answer {
+        self.0.region().sigbus.count();
+        if self.0.region().poisons() {
+            Answer::HWPOISON
+        } else {
+            Answer::SIGBUS
+        }
+    }
+
     fn sigbus(&self) -> Answer {
         self.0.region().sigbus.count();
         Answer::SIGBUS

@@ -24,6 +24,7 @@ use crate::{
             UserArg,
             UserBits,
             VMEM_FEATURE_FILL,
+            VMEM_FEATURE_POISON,
             VMEM_MAX_BATCH,
             VMEM_MAX_SIZE,
             VMEM_STATE_ATTACHED,
@@ -41,7 +42,7 @@ use kernel::{
 /// GET_FEATURES.
 pub(crate) fn get_features(arg: UserArg) -> Result {
     arg.write(&vmem_features {
-        features: VMEM_FEATURE_FILL.into(),
+        features: (VMEM_FEATURE_FILL | VMEM_FEATURE_POISON).into(),
         max_size: VMEM_MAX_SIZE,
         page_size: PAGE_SIZE as u32,
         max_batch: VMEM_MAX_BATCH,

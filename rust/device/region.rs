@@ -21,6 +21,7 @@ use crate::{
         staging::Staging,
         uapi::{
             VMEM_CREATE_HUGE,
+            VMEM_CREATE_POISON,
             VMEM_CREATE_SIGBUS, //
         },
         wait::{
@@ -160,8 +161,12 @@ impl Region {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
     }
 
-    /// Waits until the page has its answer or waiting is in vain. A page that does not come in time
-    /// is unreadable from then on.
+    /// Whether an unreadable page is as good as broken memory.
+    pub(crate) fn poisons(&self) -> bool {
+        self.config.flags & VMEM_CREATE_POISON != 0
+    }
+
+    /// Waits until the page has its answer or waiting is in vain, or the region's time is over.
     pub(crate) fn await_page(&self, pgoff: u64, place: Option<Place>, patience: Patience) -> Woken {
         let limit = Limit {
             patience,

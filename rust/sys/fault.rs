@@ -58,6 +58,8 @@ impl Answer {
     );
     /// The page cannot be had.
     pub(crate) const SIGBUS: Self = Self(c::vm_fault_reason_VM_FAULT_SIGBUS);
+    /// The page is as good as broken memory.
+    pub(crate) const HWPOISON: Self = Self(c::vm_fault_reason_VM_FAULT_HWPOISON);
     const OOM: Self = Self(c::vm_fault_reason_VM_FAULT_OOM);
     /// The page table is as it should be, or the fault is to come again.
     const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);

@@ -71,6 +71,8 @@
 /* Bits of vmem_features.features. */
 /** VMEM_FEATURE_FILL: %VMEM_FILL_PAGES exists. */
 #define VMEM_FEATURE_FILL	(1ULL << 0)
+/** VMEM_FEATURE_POISON: %VMEM_CREATE_POISON exists. */
+#define VMEM_FEATURE_POISON	(1ULL << 1)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -104,6 +106,15 @@ struct vmem_features {
  * gets SIGBUS. Without it, it waits for the next daemon.
  */
 #define VMEM_CREATE_SIGBUS	(1U << 1)
+/**
+ * VMEM_CREATE_POISON: an unreadable page answers as memory that is broken. The
+ * SIGBUS of a touch has the code BUS_MCEERR_AR and not BUS_ADRERR; KVM sends it
+ * to the virtual CPU's thread instead of failing, so that a virtual machine
+ * monitor can inject a machine check, and its guest loses a process and not
+ * itself. The kernel logs each such touch in user mode. A touch that gets SIGBUS
+ * for another reason is not concerned.
+ */
+#define VMEM_CREATE_POISON	(1U << 2)
 
 /** VMEM_ID_KEEP: as uid or gid, the node belongs to root. */
 #define VMEM_ID_KEEP		((__u32)~0U)
@@ -111,7 +122,7 @@ struct vmem_features {
 /**
  * struct vmem_create - create a region (VMEM_CREATE_VMEM)
  * @size: in: size in bytes, not zero; out: rounded up to whole pages
- * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS
+ * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS, VMEM_CREATE_POISON
  * @fault_timeout_ms: a page for which a touch has waited this long, in
  *	milliseconds and without being interrupted by a signal, is taken as
  *	unreadable: SIGBUS. 0 waits without end

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
-use vmem_sys::{VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_ID_KEEP, vmem_attach, vmem_create};
+use vmem_sys::{
+    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_ID_KEEP, vmem_attach,
+    vmem_create,
+};
 
 use crate::error::call;
 use crate::name::{CONTROL, DIRECTORY};
@@ -29,6 +32,8 @@ pub struct Features {
     pub max_batch: u32,
     /// Whether [`Region::fill`] works.
     pub fill: bool,
+    /// Whether [`RegionBuilder::poison_unreadable`] is known.
+    pub poison: bool,
 }
 
 impl Control {
@@ -72,6 +77,7 @@ impl Control {
             max_size: features.max_size,
             max_batch: features.max_batch,
             fill: features.features & u64::from(VMEM_FEATURE_FILL) != 0,
+            poison: features.features & u64::from(VMEM_FEATURE_POISON) != 0,
         })
     }
 
@@ -178,7 +184,16 @@ impl RegionBuilder {
         self
     }
 
-    /// A touch that has waited this long for its page gets SIGBUS. Part of a millisecond counts as a whole one.
+    /// An unreadable page answers as memory that is broken: the code of its SIGBUS is `BUS_MCEERR_AR`. KVM hands that to the virtual machine
+    /// monitor instead of failing, which can let its guest lose one process and not itself. A module without
+    /// [`Features::poison`] refuses it.
+    pub fn poison_unreadable(mut self) -> Self {
+        self.flags |= VMEM_CREATE_POISON;
+        self
+    }
+
+    /// A touch that has waited this long for its page gets SIGBUS, and the page is unreadable from then on. Through a mapping that
+    /// cannot write to the region the page stays as it is. Part of a millisecond counts as a whole one.
     pub fn fault_timeout(mut self, timeout: Duration) -> Self {
         self.fault_timeout = Some(timeout);
         self

@@ -5,15 +5,18 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rustix::pipe::pipe;
 use rustix::process::Signal;
-use vmem::{Fill, PAGE_SIZE};
-use vmem_functional_sys::{MemoryAt, write_from};
+use vmem::{Fill, PAGE_SIZE, RegionBuilder};
+use vmem_functional_sys::{AreaBuilder, BUS_ADRERR, BUS_MCEERR_AR, End, MemoryAt, exit_with_bus_code, write_from};
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_page, check_words, check_zero, contents, page, pages};
+
+const MADV_POPULATE_READ: i32 = 22;
 
 crate::tests![
     fill_puts_contents_into_absent_pages,
@@ -31,6 +34,7 @@ crate::tests![
     a_system_call_on_an_unreadable_page_is_efault,
     an_unreadable_page_that_is_filled_is_present,
     an_unreadable_page_does_not_spoil_its_neighbours,
+    an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory,
     a_page_never_reads_as_zeros_however_touch_and_fill_race,
     a_page_is_filled_whole_before_it_is_seen,
     of_two_racing_fills_one_wins_whole,
@@ -242,6 +246,57 @@ fn a_system_call_on_an_unreadable_page_is_efault() -> Outcome {
         len: 100,
     };
     refused!(write_from(&writer, memory), FAULT);
+    Ok(())
+}
+
+/// The code of the SIGBUS that a touch of page 2 gets.
+fn bus_code(setting: &Setting) -> Outcome<i32> {
+    let toucher = Program::start(|| {
+        exit_with_bus_code()?;
+        setting.area()?.poke(2 * PAGE_SIZE, 1);
+        Ok(vec![])
+    })?;
+    match toucher.end()? {
+        End::Exited(code) => Ok(code),
+        End::Killed(signal) => Err(format!("the program was killed by {signal}").into()),
+    }
+}
+
+fn an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory() -> Outcome {
+    let setting = Setting::new(4)?;
+    setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
+    equal!(bus_code(&setting)?, BUS_ADRERR);
+
+    let builder = RegionBuilder::new(4 * PAGE_SIZE as u64);
+    let setting = Setting::create(builder.clone().poison_unreadable())?;
+    setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
+    equal!(bus_code(&setting)?, BUS_MCEERR_AR);
+    equal!(setting.region.info()?.sigbus, 1);
+    // A system call fails as before, but for one that has an errno for it.
+    let area = setting.area()?;
+    let (_reader, writer) = pipe()?;
+    let memory = MemoryAt {
+        area: &area,
+        offset: 2 * PAGE_SIZE,
+        len: 100,
+    };
+    refused!(write_from(&writer, memory), FAULT);
+    refused!(area.advise(2..3, MADV_POPULATE_READ), HWPOISON);
+    setting.fill([2])?;
+    check_page(&area, 2, 2)?;
+
+    // So is one that has not come in time, and not one that nobody serves.
+    let builder = builder.poison_unreadable().sigbus_without_daemon();
+    let setting = Setting::create(builder.fault_timeout(Duration::from_millis(50)))?;
+    equal!(bus_code(&setting)?, BUS_MCEERR_AR);
+    let Setting { region, map } = setting;
+    drop(region);
+    let orphan = Program::start(|| {
+        exit_with_bus_code()?;
+        AreaBuilder::default().map(&map, 0, 4)?.peek(0);
+        Ok(vec![])
+    })?;
+    equal!(orphan.end()?, End::Exited(BUS_ADRERR));
     Ok(())
 }
 
