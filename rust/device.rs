@@ -21,6 +21,7 @@ pub(crate) mod discard;
 pub(crate) mod fault;
 pub(crate) mod info;
 pub(crate) mod name;
+mod overdue;
 pub(crate) mod pages;
 pub(crate) mod primitives;
 pub(crate) mod region;

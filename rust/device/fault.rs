@@ -35,8 +35,9 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// How long a thread waits for a page that no signal reaches: a second. That is not worth freezing it.
-const DEAF: Limit = Limit {
+/// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
+/// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
+const BRIEFLY: Limit = Limit {
     patience: Patience::KillableLocked,
     ms: 1000,
     place: None,
@@ -87,27 +88,41 @@ impl Memory for Mapped {
                         return self.sigbus();
                     }
                     fault.unlock();
-                    region.await_page_for(pgoff, DEAF);
+                    region.await_page_for(pgoff, BRIEFLY);
                     return Answer::WAITED;
                 }
                 Waiting::Unlocked => {
+                    let may_write = fault.may_write();
+                    if !may_write && region.overdue.take(pgoff) && fault.tried() {
+                        return self.sigbus();
+                    }
                     let place = fault.place();
                     fault.unlock();
                     return match region.await_page(pgoff, place, fault.patience()) {
                         Woken::Placed => Answer::COMPLETED,
+                        Woken::Timeout => {
+                            if may_write {
+                                region.give_up_page(pgoff);
+                            } else {
+                                region.overdue.add(pgoff);
+                            }
+                            Answer::WAITED
+                        }
                         // The fault starts again and sees.
-                        _ => Answer::WAITED,
+                        Woken::Done | Woken::Signal => Answer::WAITED,
                     };
                 }
-                Waiting::InPlace if fault.is_deaf() => {
-                    // An IOMMU's, for one.
-                    if region.await_page_for(pgoff, DEAF) != Woken::Done {
+                Waiting::InPlace if fault.is_deaf() || !fault.is_own() => {
+                    // An IOMMU's, for one; a debugger's.
+                    if region.await_page_for(pgoff, BRIEFLY) != Woken::Done {
                         return self.sigbus();
                     }
                 }
                 Waiting::InPlace => {
-                    if region.await_page(pgoff, None, Patience::KillableLocked) == Woken::Signal {
-                        return self.sigbus();
+                    match region.await_page(pgoff, None, Patience::KillableLocked) {
+                        Woken::Done | Woken::Placed => {}
+                        Woken::Timeout if fault.may_write() => region.give_up_page(pgoff),
+                        Woken::Timeout | Woken::Signal => return self.sigbus(),
                     }
                 }
             }

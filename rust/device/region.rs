@@ -4,6 +4,7 @@
 
 use super::{
     daemon::Daemon,
+    overdue::Overdue,
     pages::{
         Counter,
         Pages, //
@@ -77,6 +78,8 @@ pub(crate) struct Region {
     plain: Atomic<bool>,
     /// Faults answered with SIGBUS since creation.
     pub(crate) sigbus: Counter,
+    /// Who has waited too long, and cannot make the page unreadable for everybody.
+    pub(crate) overdue: Overdue,
     /// Whom pages are charged to: the cgroup of the first program that mapped the region and whose
     /// cgroup has not been removed.
     #[pin]
@@ -97,6 +100,7 @@ impl Region {
                 daemon <- Daemon::none(),
                 plain: Atomic::new(false),
                 sigbus: Counter::new(),
+                overdue: Overdue::new(),
                 charge <- new_spinlock!(None),
             }),
             GFP_KERNEL,
@@ -173,17 +177,17 @@ impl Region {
             ms: self.config.fault_timeout_ms,
             place,
         };
-        let woken = self.await_page_for(pgoff, limit);
-        if woken == Woken::Timeout {
-            // The page may have come just now, and then stays.
-            if let Ok(page) = self.pages.range(pgoff, 1) {
-                let _ = self.pages.settle(page, Verdict::Unreadable);
-            }
-        }
-        woken
+        self.await_page_for(pgoff, limit)
     }
 
-    /// Waits in the same way, up to a limit which says nothing of the page.
+    /// The page has not come in time: it is unreadable, unless it has come just now.
+    pub(crate) fn give_up_page(&self, pgoff: u64) {
+        if let Ok(page) = self.pages.range(pgoff, 1) {
+            let _ = self.pages.settle(page, Verdict::Unreadable);
+        }
+    }
+
+    /// Waits in the same way, up to another limit.
     pub(crate) fn await_page_for(&self, pgoff: u64, limit: Limit) -> Woken {
         self.pages.wait(pgoff, limit, || self.gives_up())
     }

@@ -125,7 +125,9 @@ struct vmem_features {
  * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS, VMEM_CREATE_POISON
  * @fault_timeout_ms: a page for which a touch has waited this long, in
  *	milliseconds and without being interrupted by a signal, is taken as
- *	unreadable: SIGBUS. 0 waits without end
+ *	unreadable: SIGBUS. A touch through a mapping that cannot write to the
+ *	region (read-only, or private) gets SIGBUS then, and the page stays as it
+ *	is. 0 waits without end
  * @name: empty, or the name of the node /dev/vmem/NAME: 1 to 31 of
  *	``A-Z a-z 0-9 . _ -``, not beginning with a dot, not ``control``;
  *	padded with NUL bytes

@@ -2,7 +2,6 @@
 //! Who may do what, and what those who do not trust each other can do to each other (`Documentation/threat-model.rst`).
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
@@ -12,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use vmem::{Access, Control, Error, Fill, MapHandle, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{
-    Area, AreaBuilder, MemoryAt, become_root_of_a_namespace, become_user, catch_signal, caught, write_from,
+    Area, AreaBuilder, MemoryAt, become_root_of_a_namespace, become_user, catch_signal, caught, wake_op, write_from,
 };
 use vmem_sys::calls::{self, FillRange};
 use vmem_sys::{VMEM_ID_KEEP, VMEM_MARK_ZERO, vmem_attach, vmem_create, vmem_range};
@@ -325,24 +324,15 @@ fn a_time_limit_bounds_how_long_a_system_call_is_held() -> Outcome {
     Ok(())
 }
 
-/// A program whose lock somebody holds is not converted. `/proc/PID/mem` on a page of another region holds it.
+/// A program whose lock somebody holds is not converted. A futex operation of its own on a page of another region holds it.
 fn a_program_can_hold_up_conversion_but_no_killed_daemon() -> Outcome {
     let (complete, slow) = (Setting::new(4)?, Setting::new(4)?);
     complete.fill_all()?;
-    let board = Board::new()?;
     let program = Program::start(|| {
         let (area, other) = (complete.area()?, slow.area()?);
-        board.set(0, other.address() as u64)?;
-        board.wait(1, 1)?;
+        wake_op(&other, 2 * PAGE_SIZE)?;
         check_page(&area, 1, 1)?;
         check_page(&other, 2, 2)?;
-        Ok(vec![])
-    })?;
-    board.wait(0, 1)?;
-    let (pid, address) = (program.pid(), board.get(0)?);
-    let holder = Program::start(|| {
-        let mut byte = [0];
-        std::fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut byte, address + 2 * PAGE_SIZE as u64)?;
         Ok(vec![])
     })?;
     slow.wait_waiters(1)?;
@@ -357,9 +347,7 @@ fn a_program_can_hold_up_conversion_but_no_killed_daemon() -> Outcome {
     // When the lock is let go of, all goes on.
     let bytes = bytes_of(&contents(2));
     slow.region.fill(&[Fill::new(page(2), &bytes)?]).complete()?;
-    holder.join()?;
-    complete.region.make_vma_anonymous()?;
-    board.set(1, 1)?;
     program.join()?;
+    complete.region.make_vma_anonymous()?;
     Ok(())
 }

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use rustix::pipe::pipe;
 use rustix::process::Signal;
-use vmem::{Control, PAGE_SIZE, RegionBuilder};
+use vmem::{Access, Control, MapHandle, PAGE_SIZE, RegionBuilder};
+use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, catch_signal, caught, write_from};
 
-use crate::failure::{Outcome, ensure, equal};
+use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::setting::{Setting, check_words, page};
 use crate::world::wait_until;
@@ -28,10 +30,12 @@ crate::tests![
     a_fault_that_waits_too_long_gets_sigbus,
     a_fault_that_is_answered_in_time_does_not,
     after_a_timeout_the_page_can_still_be_filled,
+    who_cannot_write_gets_sigbus_alone_when_the_time_is_over,
+    a_signal_does_not_shorten_the_time_of_who_cannot_write,
 ];
 
 /// Drops the daemon of a setting, and leaves a map descriptor and the number of the region.
-fn orphan(setting: Setting) -> (u64, vmem::MapHandle) {
+fn orphan(setting: Setting) -> (u64, MapHandle) {
     let Setting { region, map } = setting;
     (region.id(), map)
 }
@@ -71,7 +75,7 @@ fn a_touch_without_a_daemon_waits_for_the_next_one() -> Outcome {
     let setting = Setting::new(8)?;
     let pages = setting.pages();
     let (id, map) = orphan(setting);
-    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, pages)?.page(3)))?;
+    let reader = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, pages)?.page(3)))?;
     wait_until("it waits", || Ok(map.info()?.waiters == 1))?;
     let next = Setting {
         region: Control::open()?.attach_id(id)?.into(),
@@ -145,7 +149,7 @@ fn a_killed_daemon_is_a_dead_daemon() -> Outcome {
         Ok(vec![])
     })?;
     map.wait_ready()?;
-    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(5)))?;
+    let reader = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(5)))?;
     wait_until("the request is taken", || {
         let info = map.info()?;
         Ok(info.requested == 1 && info.queued == 0)
@@ -239,13 +243,13 @@ fn with_sigbus_waiters_get_it_when_the_daemon_dies() -> Outcome {
 
 fn with_sigbus_a_touch_without_a_daemon_gets_it() -> Outcome {
     let (_, map) = orphan(with_sigbus()?);
-    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    let reader = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
     reader.join_killed(Signal::BUS)
 }
 
 fn with_sigbus_the_next_daemon_serves_again() -> Outcome {
     let (id, map) = orphan(with_sigbus()?);
-    let early = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    let early = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
     early.join_killed(Signal::BUS)?;
     let next = Setting {
         region: Control::open()?.attach_id(id)?.into(),
@@ -261,7 +265,7 @@ fn with_sigbus_present_pages_stay_readable() -> Outcome {
     let setting = with_sigbus()?;
     setting.fill([3])?;
     let (_, map) = orphan(setting);
-    let reader = Program::start(|| Ok(vmem_functional_sys::AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
+    let reader = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
     check_words(&reader.join()?, 3)
 }
 
@@ -292,4 +296,64 @@ fn after_a_timeout_the_page_can_still_be_filled() -> Outcome {
     setting.reader(1)?.join_killed(Signal::BUS)?;
     setting.fill([1])?;
     check_words(&setting.reader(1)?.join()?, 1)
+}
+
+/// What a private mapping is, too: its writes are its own.
+fn who_cannot_write_gets_sigbus_alone_when_the_time_is_over() -> Outcome {
+    let builder = RegionBuilder::new(8 * PAGE_SIZE as u64).name("slow");
+    let setting = Setting::create(builder.fault_timeout(Duration::from_millis(300)))?;
+    let reader = MapHandle::open("slow", Access::ReadOnly)?;
+    let (read_only, private) = (AreaBuilder::default().read_only(), AreaBuilder::default().private());
+    for area in [read_only, private, private.read_only()] {
+        let toucher = Program::start(|| {
+            area.map(&reader, 0, 8)?.peek(PAGE_SIZE);
+            Ok(vec![])
+        })?;
+        toucher.join_killed(Signal::BUS)?;
+        let caller = Program::start(|| {
+            let (area, (_end, pipe)) = (area.map(&reader, 0, 8)?, pipe()?);
+            refused!(write_from(&pipe, whole_page(&area, 1)), FAULT);
+            Ok(vec![])
+        })?;
+        caller.join()?;
+    }
+    let info = setting.region.info()?;
+    equal!((info.unreadable, info.requested, info.waiters), (0, 1, 0));
+    // A system call may touch the page more than once.
+    ensure!(info.sigbus >= 6, "SIGBUS {} times", info.sigbus);
+    // Nobody has to be told that it can be read again, and who waited has done no harm to who can write.
+    let writer = setting.reader(1)?;
+    setting.wait_waiters(1)?;
+    setting.fill([1])?;
+    check_words(&writer.join()?, 1)
+}
+
+fn a_signal_does_not_shorten_the_time_of_who_cannot_write() -> Outcome {
+    let setting = impatient(Duration::from_secs(3600))?;
+    let program = Program::start(|| {
+        catch_signal(Signal::USR1.as_raw(), true)?;
+        let before = caught();
+        let (area, (_end, pipe)) = (setting.area_as(AreaBuilder::default().private())?, pipe()?);
+        equal!(write_from(&pipe, whole_page(&area, 1))?, PAGE_SIZE);
+        Ok(vec![(caught() - before) as u64])
+    })?;
+    setting.wait_waiters(1)?;
+    // It leaves its wait once to look around, and goes on waiting.
+    let slept = program.sleeps()?;
+    program.signal(Signal::USR1)?;
+    wait_until("it waits again", || {
+        Ok(program.sleeps()? > slept && setting.region.info()?.waiters == 1)
+    })?;
+    equal!(setting.region.info()?.sigbus, 0);
+    setting.fill([1])?;
+    equal!(program.join()?, [1]);
+    Ok(())
+}
+
+fn whole_page(area: &Area, page: usize) -> MemoryAt<'_> {
+    MemoryAt {
+        area,
+        offset: page * PAGE_SIZE,
+        len: PAGE_SIZE,
+    }
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
-use vmem_functional_sys::{MemoryAt, SYS_ioctl, SYS_mmap, catch_signal, caught, interrupt_thread, this_thread, write_from};
+use vmem_functional_sys::{
+    MemoryAt, SYS_ioctl, SYS_mmap, catch_signal, caught, interrupt_thread, this_thread, wake_op, write_from,
+};
 use vmem_sys::calls;
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -446,28 +448,24 @@ fn other_threads_of_a_waiting_program_go_on() -> Outcome {
     Ok(())
 }
 
-/// Who looks into another process by `/proc/PID/mem` waits with that one's lock held, and its own calls queue up behind.
+/// A futex operation waits with its own process's lock held, and other calls of the process queue up behind.
 fn a_lock_that_a_waiter_holds_does_not_stop_the_daemon() -> Outcome {
-    use std::os::unix::fs::FileExt;
     let setting = Setting::new(64)?;
     setting.fill(0..32)?;
     let board = Board::new()?;
     let program = Program::start(|| {
         let area = setting.area()?;
-        board.set(0, area.address() as u64)?;
-        board.wait(1, 1)?;
-        // Wants the lock for itself, which the other one holds.
-        let other = setting.area()?;
-        check_page(&other, 40, 40)?;
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| wake_op(&area, 40 * 4096));
+            board.wait(1, 1)?;
+            // Wants the lock for itself, which the other one holds.
+            let other = setting.area()?;
+            waiter.join().map_err(|_| "the thread panicked")??;
+            check_page(&other, 40, 40)
+        })?;
         Ok(vec![])
     })?;
-    board.wait(0, 1)?;
-    let (pid, address) = (program.pid(), board.get(0)?);
-    let reader = Program::start(|| {
-        let mut byte = [0];
-        std::fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut byte, address + 40 * 4096)?;
-        Ok(vec![])
-    })?;
+    let pid = program.pid();
     setting.wait_waiters(1)?;
     board.set(1, 1)?;
     wait_until("the program waits for the lock", || asleep_in(pid, pid, SYS_mmap))?;
@@ -475,7 +473,6 @@ fn a_lock_that_a_waiter_holds_does_not_stop_the_daemon() -> Outcome {
     let mapped = setting.region.make_pages_present(&[pages(0, 64)]).complete()?;
     ensure!(mapped <= 32, "{mapped} pages");
     setting.fill([40])?;
-    reader.join()?;
     program.join()?;
     Ok(())
 }
