@@ -2,7 +2,7 @@
 //! A connection on which JSON objects go, one on a line, and nothing takes for ever.
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub(crate) enum ChannelError {
 pub(crate) struct Channel {
     socket: Socket,
     /// The addresses of this end and of the other one on the network.
-    ends: Option<(IpAddr, IpAddr)>,
+    ends: Option<(SocketAddr, SocketAddr)>,
     lines: Lines,
 }
 
@@ -49,7 +49,7 @@ impl Channel {
         let (local, peer) = (carrier.local_addr()?.as_socket(), carrier.peer_addr()?.as_socket());
         Ok(Self {
             socket,
-            ends: local.zip(peer).map(|(local, peer)| (local.ip(), peer.ip())),
+            ends: local.zip(peer).map(|(local, peer)| (canonical(local), canonical(peer))),
             lines: Lines::new(LONGEST_LINE),
         })
     }
@@ -90,13 +90,21 @@ impl Channel {
     }
 
     /// Where this end is and where the other one is, if that is a network.
-    pub(crate) fn ends(&self) -> Option<(IpAddr, IpAddr)> {
+    pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.ends
     }
 
     /// The connection, for other bytes than messages, and those that have come already.
     pub(crate) fn into_parts(self) -> (Socket, Vec<u8>) {
         (self.socket, self.lines.into_rest())
+    }
+}
+
+/// An address as others know it: one of IPv4 that a socket of IPv6 sees is one of IPv4. One of IPv6 keeps its scope.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -150,6 +158,15 @@ mod tests {
         );
         drop(ours);
         assert!(matches!(theirs.hear_within::<FromSource>(limit), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn addresses_are_canonical_and_keep_their_scope() {
+        let of = |text: &str| canonical(text.parse().expect("an address")).to_string();
+        assert_eq!(of("[::ffff:192.0.2.1]:8637"), "192.0.2.1:8637");
+        assert_eq!(of("192.0.2.1:8637"), "192.0.2.1:8637");
+        assert_eq!(of("[2001:db8::1]:8637"), "[2001:db8::1]:8637");
+        assert_eq!(of("[fe80::1%2]:8637"), "[fe80::1%2]:8637");
     }
 
     #[test]

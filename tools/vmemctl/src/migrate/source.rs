@@ -226,10 +226,11 @@ impl Drop for Export {
 
 /// Where this host is, as the other end of `channel` sees it, and any port.
 pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Trouble> {
-    let (own, _) = channel
+    let (mut own, _) = channel
         .ends()
         .ok_or_else(|| Trouble::other("the destination is not on a network"))?;
-    Ok(SocketAddr::new(own, 0))
+    own.set_port(0);
+    Ok(own)
 }
 
 /// The way of the guest's state: QEMU gets one end of a socket, and what it sends there goes to the destination. `network` is a connection

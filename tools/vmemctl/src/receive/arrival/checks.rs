@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What another host says is not believed, and neither is what QEMU calls its memory.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use vmem::{Access, MapHandle};
@@ -31,10 +30,12 @@ pub(super) fn check_offer(offer: &Offer, channel: &Channel, security: &Security)
         }
     }
     if let Ok(port) = offer.pages.parse::<u16>() {
-        let (_, peer) = channel
+        let (_, mut peer) = channel
             .ends()
             .ok_or_else(|| Trouble::other("the source is not on a network"))?;
-        return Ok(SocketAddr::new(peer, port).to_string());
+        // The address as it is, with the scope of one that is link-local.
+        peer.set_port(port);
+        return Ok(peer.to_string());
     }
     security.check_host(&offer.pages)?;
     Ok(offer.pages.clone())
