@@ -77,7 +77,9 @@ impl Daemon {
     /// As [`start`](Self::start), with this program.
     pub(crate) fn spawn(program: &Path, arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
-        let log = place.path("vmemd.log");
+        let log = place
+            .log("vmemd.log")
+            .map_err(|error| DaemonError::Note(place.directory().to_owned(), io::Error::other(error)))?;
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
         let mut child = scope::command(program, "vmemd", place.directory())
@@ -147,16 +149,6 @@ impl Daemon {
         }
     }
 
-    /// Gives it an order on standard input.
-    pub(crate) fn order(&mut self, word: &str) {
-        order(&self.orders, word);
-    }
-
-    /// There will be no more orders.
-    pub(crate) fn no_more_orders(&mut self) {
-        *lock(&self.orders) = None;
-    }
-
     /// What gives it orders without having it.
     pub(crate) fn orders(&self) -> Orders {
         Arc::clone(&self.orders)
@@ -165,12 +157,6 @@ impl Daemon {
     /// Its process.
     pub(crate) fn process(&self) -> &Spawned {
         &self.child
-    }
-
-    /// Asks it to end.
-    pub(crate) fn stop(&mut self) {
-        self.no_more_orders();
-        self.child.signal(Signal::TERM);
     }
 
     /// Why it ended, with the last line of its log.

@@ -80,6 +80,12 @@ pub(crate) enum Failure {
     /// The guest has moved, and its QEMU has ended before its memory was complete.
     #[error("the guest has ended at the destination; it must not go on at the source")]
     Gone(#[source] Trouble),
+    /// There is nothing left to do here, and the source has not heard that.
+    #[error(
+        "the source has not heard how it ended: 'vmemctl receive --resume' waits for it again, and 'vmemctl forget' removes the record if \
+             the source is gone for good"
+    )]
+    Unheard(#[source] Trouble),
     /// It runs twice.
     #[error("the guest runs at both hosts")]
     Twice(#[source] Trouble),
@@ -96,6 +102,7 @@ impl Failure {
             Self::Unfinished(_) | Self::Unknown(_) => 3,
             Self::Lost(_) | Self::Twice(_) => 4,
             Self::Gone(_) => 5,
+            Self::Unheard(_) => 6,
         }
     }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A QEMU that is none, for tests: it has a state, knows a few commands, and dies when it is told to.
+//! A QEMU that is none, for tests: it has a state, knows a few commands, and dies when it is told to. It has a process of its own, which
+//! does nothing but live as long as it does.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use serde_json::{Value, json};
 use vmem_qmp::Qmp;
 
 /// What it is and does.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct State {
     pub(crate) status: &'static str,
     pub(crate) migration: &'static str,
@@ -20,8 +22,25 @@ pub(crate) struct State {
     pub(crate) dies_of: &'static str,
     /// It refuses this.
     pub(crate) refuses: &'static str,
+    /// Its main loop waits for a page: nothing is done or answered.
+    pub(crate) blocked: bool,
+    /// Its main loop does so from this command on, before it is carried out.
+    pub(crate) blocks_at: &'static str,
+    /// It closes the connection when it hears this, once, and does not carry it out. It lives on, and listens.
+    pub(crate) hangs_up_at: &'static str,
+    /// As before, but it does not listen any more either.
+    pub(crate) leaves_at: &'static str,
     /// It has heard this.
     pub(crate) heard: Vec<String>,
+    process: Child,
+}
+
+/// What follows when a client is gone.
+#[derive(PartialEq, Eq)]
+enum Then {
+    Listen,
+    Leave,
+    Die,
 }
 
 /// A handle of it.
@@ -29,20 +48,33 @@ pub(crate) struct State {
 pub(crate) struct Qemu(Arc<Mutex<State>>);
 
 impl Qemu {
-    /// One that listens at `path` until its client leaves or it dies.
+    /// One that listens at `path` until it dies.
     pub(crate) fn start(path: &Path, status: &'static str, migration: &'static str) -> Self {
+        // It ends when its input does: with this handle.
+        let process = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
         let qemu = Self(Arc::new(Mutex::new(State {
             status,
             migration,
             dies_of: "",
             refuses: "",
+            blocked: false,
+            blocks_at: "",
+            hangs_up_at: "",
+            leaves_at: "",
             heard: Vec::new(),
+            process: process.expect("a process"),
         })));
         let listener = UnixListener::bind(path).expect("a socket");
         let (inside, path) = (qemu.clone(), path.to_owned());
         thread::spawn(move || {
-            let _ = inside.serve(&listener);
+            let then = inside.serve_all(&listener);
             let _ = std::fs::remove_file(path);
+            drop(listener);
+            if then == Then::Die {
+                let mut state = inside.state();
+                state.process.kill().expect("a process");
+                state.process.wait().expect("a process");
+            }
         });
         qemu
     }
@@ -55,30 +87,73 @@ impl Qemu {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.state().process.id()).expect("a number")
+    }
+
+    /// Whether its process lives.
+    pub(crate) fn lives(&self) -> bool {
+        self.state().process.try_wait().expect("a process").is_none()
+    }
+
     /// Whether it has heard this command.
     pub(crate) fn has_heard(&self, command: &str) -> bool {
         self.state().heard.iter().any(|heard| heard == command)
     }
 
-    fn serve(&self, listener: &UnixListener) -> std::io::Result<()> {
-        let (socket, _) = listener.accept()?;
+    fn serve_all(&self, listener: &UnixListener) -> Then {
+        loop {
+            let Ok((socket, _)) = listener.accept() else {
+                return Then::Leave;
+            };
+            match self.serve(socket) {
+                Ok(Then::Listen) | Err(_) => {}
+                Ok(then) => return then,
+            }
+        }
+    }
+
+    fn serve(&self, socket: UnixStream) -> std::io::Result<Then> {
         let mut out = socket.try_clone()?;
+        self.wait_unblocked();
         writeln!(out, "{}", json!({"QMP": {}}))?;
         for line in BufReader::new(socket).lines() {
             let command: Value = serde_json::from_str(&line?)?;
             let name = command["execute"].as_str().unwrap_or_default().to_owned();
-            let reply = self.carry_out(&name);
-            let state = self.state();
-            if name == "quit" || name == state.dies_of {
-                break;
+            {
+                let mut state = self.state();
+                if name == state.hangs_up_at {
+                    state.hangs_up_at = "";
+                    return Ok(Then::Listen);
+                }
+                if name == state.leaves_at {
+                    return Ok(Then::Leave);
+                }
+                if name == state.blocks_at {
+                    (state.blocked, state.blocks_at) = (true, "");
+                }
             }
-            drop(state);
+            self.wait_unblocked();
+            let mut reply = self.carry_out(&name, &command["arguments"]);
+            reply["id"] = command["id"].clone();
+            let dies = name == "quit" || name == self.state().dies_of;
+            if dies {
+                return Ok(Then::Die);
+            }
             writeln!(out, "{reply}")?;
         }
-        Ok(())
+        Ok(Then::Listen)
     }
 
-    fn carry_out(&self, name: &str) -> Value {
+    /// A page comes, sooner or later.
+    fn wait_unblocked(&self) {
+        while self.state().blocked {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn carry_out(&self, name: &str, arguments: &Value) -> Value {
         let mut state = self.state();
         state.heard.push(name.to_owned());
         if name == state.refuses {
@@ -89,6 +164,15 @@ impl Qemu {
             "stop" => state.status = "paused",
             "query-status" => return json!({"return": {"status": state.status}}),
             "query-migrate" => return json!({"return": {"status": state.migration}}),
+            "qom-list" => return json!({"return": [{"name": "ram", "type": "child<memory-backend-file>"}]}),
+            "qom-get" => {
+                return json!({"return": match arguments["property"].as_str() {
+                    Some("size") => json!(4096),
+                    Some("mem-path") => json!("/dev/vmem/guest0.ram"),
+                    _ => json!(true),
+                }});
+            }
+            "query-memory-size-summary" => return json!({"return": {"base-memory": 4096}}),
             _ => {}
         }
         json!({"return": {}})

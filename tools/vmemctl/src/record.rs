@@ -17,9 +17,14 @@ use crate::guest::Settings;
 use crate::message::Backend;
 use crate::migrate::served::Served;
 use crate::name::clean;
+use crate::process::Identity;
 
 /// Where records are, unless told.
 pub(crate) const DIRECTORY: &str = "/run/vmem";
+
+/// Where logs are if records are in [`DIRECTORY`], and where in the directory of the records if not.
+const LOGS: &str = "/var/log/vmem";
+const LOGS_BESIDE: &str = "log";
 
 /// A record cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,8 @@ pub(crate) enum Phase {
     Starting,
     /// It runs there.
     Running,
+    /// Its memory is there, too, and the source has to hear that. At the destination only.
+    Complete,
     /// It has not run at the destination and never will, and the source has to hear that. At the destination only.
     Failed,
 }
@@ -85,6 +92,12 @@ pub(crate) struct Incoming {
     pub(crate) memory: Vec<Backend>,
     /// Where that is here.
     pub(crate) regions: Vec<String>,
+    /// The kernel's number of each of these regions: another region of the same name has another.
+    #[serde(default)]
+    pub(crate) region_ids: Vec<u64>,
+    /// QEMU's process, if that is known.
+    #[serde(default)]
+    pub(crate) qemu: Option<Identity>,
     /// The arguments of the destination's vmemd when it takes up what another one has begun.
     pub(crate) vmemd: Vec<String>,
     /// The guest shall run, once it is here.
@@ -184,6 +197,29 @@ impl Place {
     /// A file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// A file for what a program says, which stays when the migration is over: QEMU and vmemd live on, and why something has failed is
+    /// asked later.
+    pub(crate) fn log(&self, name: &str) -> Result<PathBuf, RecordError> {
+        let under = self.directory.parent().unwrap_or(&self.directory);
+        let beside = under.join(LOGS_BESIDE);
+        let wanted = if under == Path::new(DIRECTORY) {
+            PathBuf::from(LOGS)
+        } else {
+            beside.clone()
+        };
+        let make = |directory: &Path| DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        // A host whose /var cannot be written to can have guests.
+        let logs = match make(&wanted) {
+            Ok(()) => wanted,
+            Err(_) => {
+                make(&beside).map_err(|source| io_of(&beside, source))?;
+                beside
+            }
+        };
+        let guest = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        Ok(logs.join(format!("{guest}.{name}")))
     }
 
     /// Replaces the record: at any moment the old one is there, or the new one.

@@ -24,8 +24,6 @@ const GLANCE: Duration = Duration::from_millis(50);
 const SETTLING: Duration = Duration::from_secs(2);
 
 /// What follows the end of a vmemd.
-// The destination's side has all of these.
-#[allow(dead_code)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Next {
     /// No other one: its work is done, or cannot be done.
@@ -57,8 +55,6 @@ pub(crate) trait Work: Send + 'static {
 }
 
 /// What becomes of vmemd.
-// The destination's side reads all of it.
-#[allow(dead_code)]
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A line of its standard output.
@@ -76,7 +72,6 @@ pub(crate) enum Event {
 }
 
 /// What is supervised first.
-#[allow(dead_code)]
 pub(crate) enum First {
     /// One that is ready.
     Running(Daemon),

@@ -105,7 +105,7 @@ fn what_a_script_has_started_is_stopped_with_it() {
     let mut daemon = Daemon::spawn(Path::new("sh"), &shell("sleep 1000 & echo $!; wait; true"), &place).expect("a process");
     let inner = daemon.wait_for(LONG, |line| line.parse().ok()).expect("a number");
     let inner = Process::open(inner).expect("it lives");
-    daemon.stop();
+    daemon.process().end();
     assert!(inner.wait(LONG));
     assert!(matches!(daemon.hear(LONG), Some(Says::Ended(_))));
 }
@@ -139,9 +139,9 @@ fn end_of_one_is_heard_when_it_is_reaped() {
 fn a_directory_that_cannot_be_written_is_not_taken_for_a_vmemd_that_cannot_be_started() {
     let (_directory, place) = place();
     // As on a file system that is full, the file cannot be made.
-    fs::create_dir(place.path("vmemd.log")).expect("a directory");
+    fs::create_dir(place.log("vmemd.log").expect("a directory")).expect("a directory");
     let error = Daemon::start(&[], &place).err().expect("an error").to_string();
-    let log = place.path("vmemd.log");
+    let log = place.log("vmemd.log").expect("a directory");
     assert_eq!(
         error,
         format!("vmemd is not started, because {} cannot be written", log.display())

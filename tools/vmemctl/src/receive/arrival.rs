@@ -3,27 +3,30 @@
 
 mod checks;
 mod commit;
+mod resume;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use vmem::{Control, MapHandle};
 use vmem_cli::chain;
-use vmem_qmp::{Qmp, QmpError};
 
 use super::door::Door;
 use super::host::{self, Qemu};
-use super::pages::{self, Pages};
+use super::monitor::Monitor;
+use super::offer::Offer;
+use super::pages::{LossPolicy, Pages};
+use super::process::QemuProcess;
+use super::regions::{self, Regions};
+use super::room;
 use crate::channel::Channel;
-use crate::cli::{Cli, Receive};
-use crate::daemon::{Duty, end_left_over};
+use crate::cli::{Cli, OnLost, Receive};
 use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT, Settings};
-use crate::message::{Backend, FromDestination};
+use crate::message::FromDestination;
 use crate::migrate::source::STREAM;
 use crate::network::Security;
 use crate::obstacles;
@@ -31,9 +34,10 @@ use crate::record::{Incoming, Phase, Place};
 use crate::relay::Relay;
 use crate::report::Report;
 pub(super) use commit::Ended;
+pub(super) use resume::Left;
 
 /// How long a QEMU may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a guest is prepared with.
 #[derive(Clone, Copy)]
@@ -43,23 +47,14 @@ pub(super) struct Host<'a> {
     pub(super) security: &'a Security,
 }
 
-/// What the source offers.
-pub(super) struct Offer {
-    pub(super) session: String,
-    pub(super) guest: String,
-    pub(super) memory: Vec<Backend>,
-    pub(super) pages: String,
-    pub(super) release: bool,
-}
-
 /// A guest whose state comes, or has come.
 pub(super) struct Arrival {
     /// `None` while the source's vmemctl is not there.
     pub(super) channel: Option<Channel>,
     pub(super) pages: Pages,
-    pub(super) qmp: Qmp,
+    pub(super) monitor: Monitor,
     pub(super) place: Place,
-    record: Incoming,
+    pub(super) record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
     /// Another `receive` has begun with it.
@@ -72,32 +67,28 @@ pub(super) struct Arrival {
     _regions: Vec<MapHandle>,
 }
 
-/// What another `receive` has left.
-pub(super) enum Left {
-    /// A guest to go on with.
-    Arrival(Box<Arrival>),
-    /// The guest's end, which the source has to hear.
-    Over(Place, FromDestination),
-}
-
 impl Arrival {
     /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
     pub(super) fn prepare(cli: &Cli, host: &Host<'_>, door: &mut Door, channel: Channel, offer: Offer) -> Result<Self, Failure> {
         let mut qemu = Qemu::existing();
-        let made = new_place(cli, &offer).and_then(|place| match Self::build(host, &channel, offer, &place, &mut qemu) {
-            Ok(parts) => Ok((place, parts)),
-            Err(trouble) => {
-                qemu.end();
-                place.remove();
-                Err(trouble)
+        let made = new_place(cli, &offer).and_then(|place| {
+            let reserved = room::reserve(&cli.state, &place, &offer.memory, host.args.overcommit);
+            match reserved.and_then(|()| Self::build(host, offer, &place, &mut qemu)) {
+                Ok(parts) => Ok((place, parts)),
+                Err(trouble) => {
+                    let trouble = qemu.explain(trouble);
+                    qemu.end();
+                    place.remove();
+                    Err(trouble)
+                }
             }
         });
         match made {
-            Ok((place, (pages, qmp, state, record, regions))) => {
+            Ok((place, (pages, monitor, state, record, regions))) => {
                 let arrival = Self {
                     channel: Some(channel),
                     pages,
-                    qmp,
+                    monitor,
                     state: Some(state),
                     place,
                     record,
@@ -128,19 +119,16 @@ impl Arrival {
 
     fn build(
         host: &Host<'_>,
-        channel: &Channel,
         offer: Offer,
         place: &Place,
         qemu: &mut Qemu,
-    ) -> Result<(Pages, Qmp, UnixStream, Incoming, Vec<MapHandle>), Trouble> {
+    ) -> Result<(Pages, Monitor, UnixStream, Incoming, Vec<MapHandle>), Trouble> {
         let args = host.args;
-        let source = checks::check_offer(&offer, channel, host.security)?;
-        host::check_memory(&offer.memory, args)?;
         let mut regions = Vec::new();
         let mut names = Vec::new();
         if !args.command.is_empty() {
             (names, regions) = host::regions_for(host.control, &offer.guest, &offer.memory, args)?;
-            *qemu = Qemu::start(args, &offer.memory, &names, &place.path("qemu.log"))?;
+            *qemu = Qemu::start(args, &offer.memory, &names, place)?;
         }
         let made = if names.is_empty() {
             args.regions.iter().map(|(name, _)| name.clone()).collect()
@@ -173,9 +161,11 @@ impl Arrival {
         let (theirs, state) = UnixStream::pair().map_err(Trouble::io("no way for the guest's state"))?;
         qmp.give(STREAM, &theirs)?;
         qmp.run("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
-        let arguments = vmemd_arguments(host, &source, &offer, &names);
-        let mut pages = Pages::hold(&arguments, names.clone(), place)?;
+        let region_ids = regions::ids(&names).map_err(Trouble::vmem("cannot look at the regions"))?;
+        // Who listens at the socket may be a proxy, which does not have the guest's memory open.
+        let process = qmp.process().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
         let record = Incoming {
+            vmemd: vmemd_arguments(host, &offer, &names),
             session: offer.session,
             guest: offer.guest,
             phase: Phase::Prepared,
@@ -183,78 +173,20 @@ impl Arrival {
             name,
             memory: offer.memory,
             regions: names,
-            vmemd: arguments,
+            region_ids,
+            qemu: process.as_ref().and_then(|process| process.identity().ok()),
             run: true,
             settings: Some(settings),
             reason: None,
         };
+        let known = Regions::of(&record);
+        let mut pages = Pages::hold(&record, place, loss_policy(args))?;
+        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT);
         if let Err(error) = place.write(&record) {
             pages.stop();
             return Err(error.into());
         }
-        Ok((pages, qmp, state, record, regions))
-    }
-
-    /// Takes up what another `receive` has begun.
-    pub(super) fn resume(cli: &Cli, args: &Receive, door: &Door) -> Result<Left, Failure> {
-        let (place, mut record) = noted(cli, args)?;
-        door.taken(&record.session);
-        if record.phase == Phase::Failed {
-            let reason = record.reason.unwrap_or_default();
-            return Ok(Left::Over(place, FromDestination::Failed { reason }));
-        }
-        if pages::is_lost(&place) {
-            let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
-            return Err(Failure::Lost(Trouble::other(what)));
-        }
-        let qmp = Qmp::connect(&args.qmp, LIMIT);
-        let nobody_listens = qmp.as_ref().is_err_and(is_nobody);
-        if nobody_listens && !record.regions.iter().any(|name| checks::is_mapped(name)) {
-            // Its QEMU is gone.
-            end_left_over(&place, Some(&record.session), Duty::Fetch);
-            let reason = "QEMU has ended".to_owned();
-            let word = if record.phase >= Phase::Starting {
-                FromDestination::Gone { reason }
-            } else {
-                record.phase = Phase::Failed;
-                record.reason = Some(reason.clone());
-                place.write(&record).map_err(Trouble::from)?;
-                FromDestination::Failed { reason }
-            };
-            return Ok(Left::Over(place, word));
-        }
-        let arrival = Self::take_up(qmp.map_err(Trouble::from)?, place, record)?;
-        Ok(Left::Arrival(Box::new(arrival)))
-    }
-
-    fn take_up(mut qmp: Qmp, place: Place, record: Incoming) -> Result<Self, Trouble> {
-        let name = guest::name(&mut qmp)?;
-        if name != record.name {
-            return Err(Trouble::other(format!(
-                "QEMU's guest is {name:?} and not {:?}: another one has this socket",
-                record.name
-            )));
-        }
-        let memory = guest::memory(&mut qmp)?;
-        let names = checks::match_memory(&record.memory, &memory)?;
-        if names != record.regions {
-            return Err(Trouble::other("QEMU's memory is in other regions than noted"));
-        }
-        // It has the regions, and nobody hears what it says.
-        end_left_over(&place, Some(&record.session), Duty::Fetch);
-        Ok(Self {
-            channel: None,
-            pages: Pages::absent(&record.vmemd, names, &place),
-            qmp,
-            state: None,
-            place,
-            record,
-            qemu: Qemu::existing(),
-            relay: None,
-            resumed: true,
-            aborted: false,
-            _regions: Vec::new(),
-        })
+        Ok((pages, monitor, state, record, regions))
     }
 
     fn say(&self, message: &FromDestination) -> Result<(), Trouble> {
@@ -297,19 +229,18 @@ impl Arrival {
         (self.channel, self.place)
     }
 
-    /// Ends QEMU, whoever has started it; whether it has let go of everything.
+    /// Ends QEMU, whoever has started it; whether it is gone for certain.
     fn end_qemu(&mut self) -> bool {
         self.qemu.end();
-        // It may have ended by that.
-        let _ = self.qmp.run("quit", json!({}));
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.qmp.event(until) {
-                Err(QmpError::Closed | QmpError::Io(_)) => return true,
-                Err(_) | Ok(None) => return false,
-                Ok(Some(_)) => {}
-            }
-        }
+        self.monitor.end(PATIENCE)
+    }
+}
+
+/// What vmemd's supervisor does when the source is lost. Where the missing pages are given up, no vmemd must have the regions.
+pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
+    match args.on_lost {
+        OnLost::Wait => LossPolicy::Retry,
+        OnLost::Sigbus => LossPolicy::End,
     }
 }
 
@@ -319,36 +250,16 @@ fn new_place(cli: &Cli, offer: &Offer) -> Result<Place, Trouble> {
     match place.read::<Incoming>()? {
         None => Ok(place),
         Some(_) => Err(Trouble::other(format!(
-            "{} is noted from an earlier move: 'vmemctl receive --resume' goes on with that; if there is no such guest any more, remove it",
+            "{} is noted from an earlier move: 'vmemctl receive --resume' goes on with that; if there is no such guest any more, 'vmemctl forget' \
+             removes it",
             place.path("record").display()
         ))),
     }
 }
 
-/// The guest of a QEMU, as an earlier `receive` has noted it.
-fn noted(cli: &Cli, args: &Receive) -> Result<(Place, Incoming), Trouble> {
-    let mut found = Place::find(&cli.state, "in", |record: &Incoming| record.qmp == args.qmp)?;
-    let (qmp, state) = (args.qmp.display(), cli.state.display());
-    match (found.pop(), found.is_empty()) {
-        (Some(only), true) => Ok(only),
-        (None, _) => Err(Trouble::other(format!("no guest of {qmp} is noted in {state}"))),
-        (Some(_), false) => Err(Trouble::other(format!(
-            "several guests of {qmp} are noted in {state}: remove the directories of those that are not there any more"
-        ))),
-    }
-}
-
-/// Whether nobody listens at a socket.
-pub(super) fn is_nobody(error: &QmpError) -> bool {
-    let QmpError::Connect { source, .. } = error else {
-        return false;
-    };
-    matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
 /// How the destination's vmemd is started when it goes on with what another one has begun.
-fn vmemd_arguments(host: &Host<'_>, source: &str, offer: &Offer, regions: &[String]) -> Vec<String> {
-    let mut arguments: Vec<String> = ["--source", source, "--resume", "--only", "--json"]
+fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<String> {
+    let mut arguments: Vec<String> = ["--source", &offer.source, "--resume", "--only", "--json"]
         .map(str::to_owned)
         .to_vec();
     arguments.extend(["--retry".to_owned(), host.args.retry.as_secs_f64().to_string()]);

@@ -2,6 +2,7 @@
 //! What this host gives to a guest: regions, and a QEMU.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -17,6 +18,7 @@ use crate::failure::Trouble;
 use crate::guest::LIMIT;
 use crate::message::Backend;
 use crate::name::clean;
+use crate::record::Place;
 use crate::scope;
 
 /// How long QEMU may take to listen.
@@ -84,28 +86,6 @@ fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Refuses a guest that this host has no memory for: it would be killed when its memory comes, after it has left the source.
-pub(super) fn check_memory(memory: &[Backend], args: &Receive) -> Result<(), Trouble> {
-    let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
-    let wanted = wanted.ok_or_else(|| Trouble::other("the guest has more memory than there can be"))?;
-    let text = std::fs::read_to_string("/proc/meminfo").map_err(Trouble::io("/proc/meminfo"))?;
-    let available = available(&text).ok_or_else(|| Trouble::other("/proc/meminfo has no MemAvailable"))?;
-    if args.overcommit || wanted <= available {
-        Ok(())
-    } else {
-        Err(Trouble::other(format!(
-            "the guest has {} MiB of memory, and {} MiB are available here (--overcommit takes it nevertheless)",
-            wanted >> 20,
-            available >> 20
-        )))
-    }
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// Why QEMU could not be asked, with more words if it waits for pages of one of these regions: none come before it takes the guest.
 pub(super) fn explain(trouble: Trouble, regions: &[String]) -> Trouble {
     let waits = |name: &&String| {
@@ -126,6 +106,8 @@ pub(super) fn explain(trouble: Trouble, regions: &[String]) -> Trouble {
 pub(super) struct Qemu {
     child: Option<Child>,
     log: PathBuf,
+    /// So long was the log before it was started.
+    before: u64,
 }
 
 impl Qemu {
@@ -134,18 +116,21 @@ impl Qemu {
         Self {
             child: None,
             log: PathBuf::new(),
+            before: 0,
         }
     }
 
     /// Starts one from the template, with these nodes as its memory.
-    pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], log: &Path) -> Result<Self, Trouble> {
+    pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], place: &Place) -> Result<Self, Trouble> {
         let words = template::fill_in(&args.command, &args.qmp, memory, nodes)?;
         let [program, arguments @ ..] = &words[..] else {
             return Ok(Self::existing());
         };
         let failed = || Trouble::io(format!("cannot start {program}"));
-        let errors = File::create(log).map_err(failed())?;
-        let child = scope::command(program, "qemu", log.parent().unwrap_or(log))
+        let log = place.log("qemu.log")?;
+        let errors = File::options().create(true).append(true).open(&log).map_err(failed())?;
+        let before = errors.metadata().map_err(failed())?.len();
+        let child = scope::command(program, "qemu", place.directory())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(errors.try_clone().map_err(failed())?)
@@ -156,7 +141,8 @@ impl Qemu {
             .map_err(failed())?;
         Ok(Self {
             child: Some(child),
-            log: log.to_owned(),
+            log,
+            before,
         })
     }
 
@@ -170,9 +156,9 @@ impl Qemu {
                 Err(error) => return Err(error.into()),
             };
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            // One that goes into the background ends well.
-            if let Some(status) = ended.filter(|status| !status.success()) {
-                return Err(Trouble::other(format!("QEMU ended ({status}): {}", self.last_words())));
+            // One that goes into the background ends well. What it said is told with the error.
+            if ended.is_some_and(|status| !status.success()) {
+                return Err(error.into());
             }
             if self.child.is_none() || Instant::now() >= until {
                 return Err(error.into());
@@ -180,11 +166,44 @@ impl Qemu {
         }
     }
 
-    /// The last line that it said.
+    /// The last lines that it said.
     pub(super) fn last_words(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        text.lines().last().unwrap_or_default().to_owned()
+        const LINES: usize = 3;
+        const BYTES: u64 = 4096;
+        let read = || -> std::io::Result<String> {
+            let mut log = File::open(&self.log)?;
+            let end = log.metadata()?.len();
+            log.seek(SeekFrom::Start(self.before.max(end.saturating_sub(BYTES))))?;
+            let mut text = Vec::new();
+            log.take(BYTES).read_to_end(&mut text)?;
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        };
+        let text = read().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
+        last.iter()
+            .map(|line| line.escape_debug().to_string())
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    /// What went wrong, with QEMU's own words if that is because it has ended.
+    pub(super) fn explain(&mut self, trouble: Trouble) -> Trouble {
+        const MOMENT: Duration = Duration::from_millis(500);
+        let until = Instant::now() + MOMENT;
+        let Some(child) = &mut self.child else { return trouble };
+        loop {
+            match child.try_wait() {
+                // One that goes into the background ends well.
+                Ok(Some(status)) if status.success() => return trouble,
+                Ok(Some(status)) => {
+                    let (what, words) = (chain(&trouble), self.last_words());
+                    return Trouble::other(format!("{what}; QEMU has ended ({status}): {words}"));
+                }
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                _ => return trouble,
+            }
+        }
     }
 
     /// Ends it, if it was started here, whatever it waits for: its guest has not come.
@@ -211,11 +230,5 @@ mod tests {
             candidates("guest0", "ram").take(2).collect::<Vec<_>>(),
             ["guest0.ram", "guest0.ram.2"]
         );
-    }
-
-    #[test]
-    fn memory_that_is_available_is_found() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   16 kB\n"), Some(16384));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
     }
 }

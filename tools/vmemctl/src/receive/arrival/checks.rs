@@ -1,45 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What another host says is not believed, and neither is what QEMU calls its memory.
+//! What QEMU calls its memory is not believed.
 
 use std::path::Path;
 
 use vmem::{Access, MapHandle};
 
-use super::Offer;
-use crate::channel::Channel;
 use crate::failure::Trouble;
 use crate::guest::Memory;
 use crate::message::Backend;
-use crate::name::session_mark;
-use crate::network::Security;
-
-/// Looks at what the source wants of this host's vmemd; returns where that one finds the pages.
-pub(super) fn check_offer(offer: &Offer, channel: &Channel, security: &Security) -> Result<String, Trouble> {
-    let mark = session_mark(&offer.session).ok_or_else(|| Trouble::other("the source's session is no number"))?;
-    for (at, backend) in offer.memory.iter().enumerate() {
-        let (id, export) = (&backend.id, &backend.export);
-        // The export of another move cannot be called that.
-        if vmem::Name::new(export).is_err() || !export.ends_with(mark) {
-            return Err(Trouble::other(format!("{export:?} is no name for an export of this move")));
-        }
-        let before = offer.memory.iter().take(at);
-        if before.filter(|other| other.id == *id || other.export == *export).count() > 0 {
-            return Err(Trouble::other(format!(
-                "the source offers memory backend {id:?} or its export twice"
-            )));
-        }
-    }
-    if let Ok(port) = offer.pages.parse::<u16>() {
-        let (_, mut peer) = channel
-            .ends()
-            .ok_or_else(|| Trouble::other("the source is not on a network"))?;
-        // The address as it is, with the scope of one that is link-local.
-        peer.set_port(port);
-        return Ok(peer.to_string());
-    }
-    security.check_host(&offer.pages)?;
-    Ok(offer.pages.clone())
-}
 
 /// The region of each backend that is offered, as QEMU has it.
 pub(super) fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Trouble> {
@@ -81,11 +49,4 @@ pub(super) fn check_region(name: &str) -> Result<(), Trouble> {
     } else {
         Ok(())
     }
-}
-
-/// Whether somebody has this region mapped.
-pub(super) fn is_mapped(name: &str) -> bool {
-    let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
-    // There is no such region.
-    info.is_ok_and(|info| info.plain || info.mappings > 0)
 }

@@ -12,12 +12,21 @@ use super::Arrival;
 use crate::channel::Channel;
 use crate::failure::Trouble;
 use crate::guest::{self, GuestError, LIMIT};
-use crate::message::{FromDestination, FromSource, Purpose};
-use crate::receive::GLANCE;
+use crate::message::{FromDestination, FromSource};
 use crate::receive::door::{Door, Visitor};
+use crate::receive::monitor::Wait;
 use crate::record::{Incoming, Phase};
 use crate::relay::{End, relay};
 use crate::report::Report;
+
+/// How often everything is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// How often QEMU is told to start the guest. Each time it is asked whether it has done so.
+const TRIES: u32 = 5;
+
+/// How long a QEMU that has closed its socket may take to exit.
+const EXIT: Duration = Duration::from_secs(2);
 
 /// How it ended without the guest running here.
 #[derive(Debug)]
@@ -37,7 +46,7 @@ impl Arrival {
     pub(in crate::receive) fn wait_for_commit(&mut self, door: &mut Door, report: &mut Report) -> Result<(), Ended> {
         while self.record.phase == Phase::Prepared {
             if let Err(trouble) = self.wait_for_word(door, report) {
-                return Err(self.judge(trouble));
+                return Err(self.judge(trouble, report));
             }
         }
         self.finish(report)
@@ -45,18 +54,20 @@ impl Arrival {
 
     /// The guest is this host's: has it run.
     pub(super) fn finish(&mut self, report: &Report) -> Result<(), Ended> {
-        let result = self.wait_for_state().and_then(|()| self.go(report));
-        result.map_err(|trouble| self.judge(trouble))
+        self.pages.keep();
+        let result = self.wait_for_state(report).and_then(|()| self.go(report));
+        result.map_err(|trouble| self.judge(trouble, report))
     }
 
     /// What it means that the guest does not come: the source may have said COMMIT once QEMU has the state.
-    pub(super) fn judge(&mut self, trouble: Trouble) -> Ended {
+    pub(super) fn judge(&mut self, trouble: Trouble, report: &Report) -> Ended {
+        let trouble = self.qemu.explain(trouble);
         let prepared = self.record.phase == Phase::Prepared;
-        if self.aborted || (prepared && !self.has_state()) {
+        if self.aborted || (prepared && !self.has_state(report)) {
             Ended::BeforeCommit(trouble)
-        } else if self.never_ran() {
+        } else if self.never_ran(report) {
             Ended::AfterCommit(trouble)
-        } else if self.record.phase >= Phase::Starting && self.is_gone() {
+        } else if self.record.phase >= Phase::Starting && self.monitor.is_gone_within(EXIT) {
             Ended::Gone(trouble)
         } else {
             Ended::Unknown(trouble)
@@ -67,16 +78,8 @@ impl Arrival {
     fn wait_for_word(&mut self, door: &mut Door, report: &Report) -> Result<(), Trouble> {
         let limit = if self.channel.is_some() { Duration::ZERO } else { GLANCE };
         match door.wait_for(limit) {
-            Some(Visitor {
-                channel,
-                purpose: Purpose::State,
-                ..
-            }) => self.connect_state(channel)?,
-            Some(Visitor {
-                channel,
-                purpose: Purpose::Recover,
-                ..
-            }) => {
+            Some(Visitor::State(channel)) => self.connect_state(channel)?,
+            Some(Visitor::Recover(channel)) => {
                 report.note("the source is back");
                 self.channel = Some(channel);
             }
@@ -110,7 +113,7 @@ impl Arrival {
             Ok(Some(other)) => return Err(Trouble::other(format!("the source said something out of order: {other:?}"))),
             Err(error) => {
                 let trouble = Trouble::Peer("the source's vmemctl".to_owned(), error);
-                if !self.has_state() {
+                if !self.has_state(report) {
                     return Err(trouble);
                 }
                 report.note(&format!(
@@ -135,7 +138,7 @@ impl Arrival {
 
     /// Whether the source's QEMU may have heard that this one has all of the state; only then the source can have said COMMIT. Nothing
     /// more comes from now on.
-    fn has_state(&mut self) -> bool {
+    fn has_state(&mut self, report: &Report) -> bool {
         match &self.relay {
             Some(relay) => {
                 relay.cut();
@@ -145,37 +148,42 @@ impl Arrival {
             // cannot have said the word; one that is gone, or waits for a page, may have.
             None => {
                 let state = |(status, _): &(String, _)| !matches!(status.as_str(), "none" | "setup");
-                self.resumed && guest::migration(&mut self.qmp).as_ref().map_or(true, state)
+                self.resumed
+                    && self
+                        .monitor
+                        .ask_briefly(report, guest::migration)
+                        .as_ref()
+                        .map_or(true, state)
             }
         }
     }
 
-    /// Waits until QEMU has the guest's state.
-    fn wait_for_state(&mut self) -> Result<(), Trouble> {
-        let until = Instant::now() + LIMIT;
+    /// Waits until QEMU has the guest's state. Loading it touches the guest's memory, so this takes as long as pages come.
+    fn wait_for_state(&mut self, report: &Report) -> Result<(), Trouble> {
+        let regions = self.monitor.regions().clone();
+        let mut wait = Wait::new(&regions, LIMIT);
         loop {
-            match guest::migration(&mut self.qmp) {
-                Ok((status, reason)) => match status.as_str() {
-                    "completed" => return Ok(()),
-                    "failed" | "none" | "cancelled" => {
-                        let reason = reason.unwrap_or_else(|| self.qemu.last_words());
-                        return Err(Trouble::other(format!("QEMU cannot load the guest's state: {reason}")));
-                    }
-                    _ => {}
-                },
-                Err(error) => return Err(error.into()),
+            let (status, reason) = self.monitor.ask(report, guest::migration)?;
+            match status.as_str() {
+                "completed" => return Ok(()),
+                "failed" | "none" | "cancelled" => {
+                    let reason = reason.unwrap_or_else(|| self.qemu.last_words());
+                    return Err(Trouble::other(format!("QEMU cannot load the guest's state: {reason}")));
+                }
+                _ => {}
             }
-            if Instant::now() >= until {
+            if !wait.goes_on() {
                 return Err(Trouble::other("QEMU does not come to an end with the guest's state"));
             }
-            self.qmp.event(Instant::now() + Duration::from_millis(5))?;
+            // That the connection is closed is found by whoever asks next.
+            let _ = self.monitor.event(Instant::now() + Duration::from_millis(5));
         }
     }
 
     /// The guest runs here.
     fn go(&mut self, report: &Report) -> Result<(), Trouble> {
         if self.record.phase != Phase::Running {
-            self.start()?;
+            self.start(report)?;
             let running = Incoming {
                 phase: Phase::Running,
                 ..self.record.clone()
@@ -188,17 +196,14 @@ impl Arrival {
         // If the source does not hear it, it asks.
         let _ = self.say(&FromDestination::Running);
         self.pages.release();
-        if let Some(settings) = self.record.settings.take() {
-            // Whoever saves this guest to a file next would miss its memory. If it fails, the guest is none the worse.
-            let _ = settings.restore(&mut self.qmp);
-        }
         Ok(())
     }
 
     /// Has QEMU start the guest, if it shall run. That is noted first: a QEMU that dies may have run the guest for a moment, and written
     /// to its disks, whether it has answered or not.
-    fn start(&mut self) -> Result<(), Trouble> {
-        let wanted = self.record.run && guest::status(&mut self.qmp)? != "running";
+    fn start(&mut self, report: &Report) -> Result<(), Trouble> {
+        let runs = |status: &str| status == "running";
+        let wanted = self.record.run && !runs(&self.monitor.ask(report, guest::status)?);
         let before = self.record.clone();
         self.note(Incoming {
             phase: Phase::Starting,
@@ -207,30 +212,41 @@ impl Arrival {
         if !wanted {
             return Ok(());
         }
-        let result = self.qmp.run("cont", json!({}));
-        if let Err(QmpError::Refused { .. }) = result {
-            // The only answer that says that it has not been started: not this time.
-            self.note(before)?;
+        let mut tries = 1..=TRIES;
+        loop {
+            let first = tries.next() == Some(1);
+            let error = match self.monitor.once(|qmp| Ok(qmp.run("cont", json!({}))?)) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if first && matches!(error, GuestError::Qmp(QmpError::Refused { .. })) {
+                // The only answer that says that it has not been started: not this time.
+                self.note(before)?;
+                return Err(error.into());
+            }
+            // QEMU has not answered in time, and may still start the guest: it says how the guest is after that, and not before.
+            if runs(&self.monitor.ask(report, guest::status)?) {
+                return Ok(());
+            }
+            if tries.is_empty() {
+                return Err(error.into());
+            }
         }
-        result?;
-        Ok(())
     }
 
     /// Whether it is certain that QEMU has not run the guest, and cannot any more.
-    fn never_ran(&mut self) -> bool {
+    fn never_ran(&mut self, report: &Report) -> bool {
         if self.record.phase >= Phase::Starting {
             return false;
         }
-        match guest::status(&mut self.qmp) {
-            Ok(status) => matches!(status.as_str(), "inmigrate" | "paused" | "prelaunch") && self.end_qemu(),
-            // It has ended, and `cont` would have been noted.
-            Err(GuestError::Qmp(QmpError::Closed)) => true,
-            Err(_) => false,
+        // If it has ended: `cont` would have been noted.
+        if self.monitor.is_gone_within(Duration::ZERO) {
+            return true;
         }
-    }
-
-    fn is_gone(&mut self) -> bool {
-        matches!(guest::status(&mut self.qmp), Err(GuestError::Qmp(QmpError::Closed)))
+        match self.monitor.ask_briefly(report, guest::status) {
+            Ok(status) => matches!(status.as_str(), "inmigrate" | "paused" | "prelaunch") && self.end_qemu(),
+            Err(_) => self.monitor.is_gone_within(EXIT),
+        }
     }
 
     /// Replaces what is noted. If that fails, it has not become true.

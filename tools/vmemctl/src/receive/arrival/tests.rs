@@ -2,16 +2,29 @@
 //! What becomes of a guest when something dies in the moment in which it moves.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::daemon::DaemonError;
 use crate::fake;
+use crate::message::Backend;
+use crate::receive::regions::State;
+use crate::supervisor::First;
+
+/// How long one command may take, and how long QEMU may be silent while no page comes.
+const COMMAND: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// An arrival at a QEMU that is none, in a directory of its own.
 struct Scene {
     directory: TempDir,
     qemu: fake::Qemu,
+    /// Pages that are present.
+    present: Arc<AtomicU64>,
     arrival: Arrival,
 }
 
@@ -21,14 +34,46 @@ fn record(phase: Phase, qmp: PathBuf) -> Incoming {
         guest: "guest0".to_owned(),
         phase,
         qmp,
-        name: "guest0".to_owned(),
-        memory: Vec::new(),
-        regions: Vec::new(),
+        name: "guest".to_owned(),
+        memory: vec![Backend {
+            id: "ram".to_owned(),
+            bytes: 4096,
+            export: "ram.0.0123456789abcdef".to_owned(),
+        }],
+        regions: vec!["guest0.ram".to_owned()],
+        region_ids: Vec::new(),
+        qemu: None,
         vmemd: Vec::new(),
         run: true,
         settings: None,
         reason: None,
     }
+}
+
+/// Regions that this QEMU maps as long as it lives, and that some daemon serves.
+fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
+    let (qemu, present) = (qemu.clone(), Arc::clone(present));
+    Regions::fake(move || State {
+        exist: true,
+        mapped: qemu.lives(),
+        plain: false,
+        attached: true,
+        present: present.load(Ordering::SeqCst),
+    })
+}
+
+/// The pages of a guest that needs a vmemd; `daemon` is done when one is started. There is none in these tests.
+fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> Pages {
+    let start = move || {
+        daemon();
+        Err(DaemonError::TimedOut(Duration::ZERO))
+    };
+    Pages::supervise(start, regions, LossPolicy::Retry, First::Missing, true).expect("a thread")
+}
+
+fn monitor_of(qemu: &fake::Qemu, path: &Path, regions: Regions) -> Monitor {
+    let process = QemuProcess::open(qemu.pid());
+    Monitor::new(path.to_owned(), None, Some(process), regions, COMMAND).with_patience(SILENCE)
 }
 
 fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
@@ -38,10 +83,12 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
     let place = Place::new(directory.path(), "in", "guest0").expect("a place");
     let record = record(phase, path.clone());
     place.write(&record).expect("a record");
+    let present = Arc::new(AtomicU64::new(0));
+    let regions = regions_of(&qemu, &present);
     let arrival = Arrival {
         channel: None,
-        pages: Pages::absent(&[], Vec::new(), &place),
-        qmp: fake::Qemu::connect(&path),
+        pages: pages_of(regions.clone(), || ()),
+        monitor: monitor_of(&qemu, &path, regions),
         state: None,
         place,
         record,
@@ -54,6 +101,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
     Scene {
         directory,
         qemu,
+        present,
         arrival,
     }
 }
@@ -166,7 +214,7 @@ fn judged(resumed: bool, migration: &'static str, dies: bool) -> Ended {
     let mut scene = scene(Phase::Prepared, "paused", migration);
     scene.arrival.resumed = resumed;
     scene.qemu.state().dies_of = if dies { "query-migrate" } else { "" };
-    scene.arrival.judge(Trouble::other("lost"))
+    scene.arrival.judge(Trouble::other("lost"), &Report::new(true))
 }
 
 #[test]
@@ -202,7 +250,7 @@ fn resumed(phase: Phase, file: &str) -> (Result<Left, Failure>, TempDir) {
     let security = Security::new(&cli).expect("loopback");
     let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
     let door = Door::open(listener, security).expect("a door");
-    (Arrival::resume(&cli, args, &door), directory)
+    (Arrival::resume(&cli, args, &door, &Report::new(true)), directory)
 }
 
 #[test]
@@ -237,7 +285,7 @@ fn the_record_of_another_guest_is_left_alone() {
         session: String::new(),
         guest: "guest0".to_owned(),
         memory: Vec::new(),
-        pages: "1".to_owned(),
+        source: "127.0.0.1:1".to_owned(),
         release: false,
     };
     let error = new_place(&cli(directory.path(), &[]), &offer).expect_err("a refusal");
@@ -257,5 +305,129 @@ fn two_guests_of_one_socket_are_not_told_apart() {
     let crate::cli::Command::Receive(args) = &cli.command else {
         panic!("not receive")
     };
-    assert!(noted(&cli, args).is_err_and(|error| error.to_string().contains("several")));
+    assert!(resume::recorded(&cli, args).is_err_and(|error| error.to_string().contains("several")));
+}
+
+/// A page comes every now and then, until this is dropped.
+fn pages_come(present: &Arc<AtomicU64>) -> impl Drop + use<> {
+    struct Trickle(Arc<AtomicU64>);
+    impl Drop for Trickle {
+        fn drop(&mut self) {
+            self.0.store(1, Ordering::SeqCst);
+        }
+    }
+    let over = Arc::new(AtomicU64::new(0));
+    let (seen, present) = (Arc::clone(&over), Arc::clone(present));
+    std::thread::spawn(move || {
+        while seen.load(Ordering::SeqCst) == 0 {
+            present.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(COMMAND);
+        }
+    });
+    Trickle(over)
+}
+
+/// Frees the main loop after a time in which it would have been given up if no page came.
+fn unblock_late(qemu: &fake::Qemu) {
+    let qemu = qemu.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(SILENCE * 2);
+        qemu.state().blocked = false;
+    });
+}
+
+#[test]
+fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
+    for command in ["query-migrate", "query-status", "cont"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().blocks_at = command;
+        let pages = pages_come(&scene.present);
+        unblock_late(&scene.qemu);
+        scene.finish().expect("the guest runs");
+        drop(pages);
+        assert_eq!(scene.noted(), Phase::Running, "{command}");
+        assert_eq!(scene.qemu.state().status, "running", "{command}");
+    }
+}
+
+#[test]
+fn qemu_that_says_nothing_while_no_page_comes_is_given_up_and_lives_on() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().blocks_at = "cont";
+    let ended = scene.finish().expect_err("nobody knows");
+    assert!(matches!(ended, Ended::Unknown(_)), "{ended:?}");
+    assert_eq!(scene.noted(), Phase::Starting);
+    assert!(scene.qemu.lives());
+}
+
+#[test]
+fn closed_connection_is_made_again_if_qemu_lives() {
+    for command in ["query-migrate", "query-status", "cont"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().hangs_up_at = command;
+        scene.finish().expect("the guest runs");
+        assert_eq!(scene.qemu.state().status, "running", "{command}");
+    }
+}
+
+#[test]
+fn qemu_that_lives_without_its_socket_is_not_taken_for_gone() {
+    for (phase, command) in [
+        (Phase::Committed, "query-migrate"),
+        (Phase::Committed, "query-status"),
+        (Phase::Committed, "cont"),
+        (Phase::Starting, "query-migrate"),
+    ] {
+        let mut scene = scene(phase, "paused", "completed");
+        scene.qemu.state().leaves_at = command;
+        let ended = scene.finish().expect_err("nobody knows");
+        assert!(matches!(ended, Ended::Unknown(_)), "{phase:?} {command}: {ended:?}");
+        assert!(scene.qemu.lives());
+    }
+}
+
+#[test]
+fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
+    let scene = scene(Phase::Prepared, "inmigrate", "active");
+    scene.qemu.state().blocked = true;
+    let qemu = scene.qemu.clone();
+    let began = Instant::now();
+    scene.arrival.refuse(Trouble::other("the source has changed its mind"));
+    assert!(!qemu.lives(), "it could be started later");
+    assert!(began.elapsed() < 3 * PATIENCE);
+}
+
+/// The main loop of this QEMU waits for a page as long as no daemon is attached: as after the deaths of `receive` and its vmemd.
+#[test]
+fn resume_has_pages_come_before_it_waits_for_qemu() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, "running", "completed");
+    qemu.state().blocked = true;
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let attached = Arc::new(Mutex::new(false));
+    let look = {
+        let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));
+        move || State {
+            exist: true,
+            mapped: qemu.lives(),
+            plain: false,
+            attached: *attached.lock().expect("no panic"),
+            present: 0,
+        }
+    };
+    let regions = Regions::fake(look);
+    let daemon = {
+        let qemu = qemu.clone();
+        move || {
+            *attached.lock().expect("no panic") = true;
+            qemu.state().blocked = false;
+        }
+    };
+    let pages = pages_of(regions.clone(), daemon);
+    let monitor = monitor_of(&qemu, &path, regions);
+    let record = record(Phase::Running, path);
+    let report = Report::new(true);
+    let mut arrival = Arrival::take_up(pages, monitor, place, record, &report).unwrap_or_else(|failure| panic!("{failure}"));
+    arrival.finish(&report).expect("the guest runs");
 }

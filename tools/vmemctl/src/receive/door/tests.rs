@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Strangers, and sources that say nothing or what they must not.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::*;
+use crate::message::Backend;
+
+const SESSION: &str = "0123456789abcdef0123456789abcdef";
+
+/// More than there are places.
+const MANY: usize = 2 * PLACES;
+
+fn open(address: &str) -> (Door, SocketAddr) {
+    let address: SocketAddr = address.parse().expect("an address");
+    let listener = TcpListener::bind(address).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (Door::open(listener, Security::Insecure).expect("a door"), address)
+}
+
+fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
+    Security::Loopback
+        .connect(&to.to_string(), session, purpose)
+        .expect("a welcome")
+}
+
+fn offer(export: &str) -> FromSource {
+    FromSource::Offer {
+        guest: "guest0".to_owned(),
+        memory: vec![Backend {
+            id: "ram".to_owned(),
+            bytes: 4096,
+            export: export.to_owned(),
+        }],
+        pages: "8636".to_owned(),
+        release: false,
+    }
+}
+
+fn good() -> FromSource {
+    offer(&format!("ram.0.{}", &SESSION[..16]))
+}
+
+fn wait(door: &mut Door) -> Offer {
+    match door.wait_for(Duration::from_secs(10)) {
+        Some(Visitor::Guest(_, offer)) => offer,
+        _ => panic!("no guest"),
+    }
+}
+
+#[test]
+fn strangers_that_say_nothing_do_not_keep_a_source_out() {
+    let (mut door, address) = open("127.0.0.1:0");
+    let mut silent: Vec<TcpStream> = (0..MANY)
+        .map(|_| TcpStream::connect(address).expect("a connection"))
+        .collect();
+    let source = connect(address, SESSION, Purpose::Migrate);
+    source.say(&good()).expect("room");
+    wait(&mut door);
+    // The oldest was ended for the newest, long before its time was over.
+    let first = &mut silent[0];
+    first.set_read_timeout(Some(PATIENCE / 2)).expect("a socket");
+    assert_eq!(first.read(&mut [0]).expect("the end"), 0);
+}
+
+#[test]
+fn sources_that_offer_nothing_do_not_keep_another_out() {
+    let (mut door, address) = open("127.0.0.1:0");
+    let began = Instant::now();
+    let _silent: Vec<Channel> = (0..MANY).map(|_| connect(address, SESSION, Purpose::Migrate)).collect();
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+    assert!(began.elapsed() < OFFER / 2);
+}
+
+#[test]
+fn offer_that_is_bogus_is_refused_and_another_taken() {
+    let (mut door, address) = open("127.0.0.1:0");
+    for bogus in [offer("ram"), FromSource::Start] {
+        let mut source = connect(address, SESSION, Purpose::Migrate);
+        source.say(&bogus).expect("room");
+        let answer = source.hear_within::<FromDestination>(PATIENCE);
+        assert!(!matches!(answer, Ok(FromDestination::Ready)), "{answer:?}");
+    }
+    assert!(door.glance().is_none());
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+}
+
+#[test]
+fn second_offer_is_refused() {
+    let (mut door, address) = open("127.0.0.1:0");
+    let (first, mut second) = (
+        connect(address, SESSION, Purpose::Migrate),
+        connect(address, SESSION, Purpose::Migrate),
+    );
+    first.say(&good()).expect("room");
+    wait(&mut door);
+    second.say(&good()).expect("room");
+    let answer = second.hear_within(PATIENCE).expect("an answer");
+    assert!(matches!(answer, FromDestination::Failed { reason } if reason.contains("another guest")));
+    let third = Security::Loopback.connect(&address.to_string(), SESSION, Purpose::Migrate);
+    assert!(third.is_err(), "and so is a third one, at once");
+}
+
+#[test]
+fn source_of_ipv4_at_a_socket_of_ipv6_is_one_of_ipv4() {
+    let (mut door, address) = open("[::]:0");
+    let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    assert_eq!(wait(&mut door).source, "127.0.0.1:8636");
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The last word to the source, which may have to be waited for: until it has heard it, it does not know what to do with its QEMU.
+
+use std::time::{Duration, Instant};
+
+use vmem_cli::chain;
+
+use super::door::{self, Door, Visitor};
+use crate::channel::Channel;
+use crate::failure::{Failure, Trouble};
+use crate::message::{FromDestination, FromSource};
+use crate::record::Place;
+use crate::report::Report;
+
+/// How long a source is waited for that nobody here needs any more: as long as it tries to reach this host by itself.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Says the last word, and removes the record once the source has heard it. FAILED is said until it is heard: the guest stands still as
+/// long as it is not. The others are recorded, and given up after a while: `receive --resume` says them again.
+pub(super) fn say_last(
+    channel: Option<Channel>,
+    place: &Place,
+    word: &FromDestination,
+    door: &mut Door,
+    report: &Report,
+) -> Result<(), Failure> {
+    let patience = match word {
+        FromDestination::Failed { .. } => None,
+        _ => Some(PATIENCE),
+    };
+    say_within(patience, channel, place, word, door, report)
+}
+
+fn say_within(
+    patience: Option<Duration>,
+    channel: Option<Channel>,
+    place: &Place,
+    word: &FromDestination,
+    door: &mut Door,
+    report: &Report,
+) -> Result<(), Failure> {
+    if !tell(patience, channel, door, word, report)? {
+        let what = match word {
+            FromDestination::Gone { reason } => format!("the guest has ended here ({reason})"),
+            _ => "the guest is here with all its memory".to_owned(),
+        };
+        return Err(Failure::Unheard(Trouble::other(what)));
+    }
+    place.remove();
+    door.nobody();
+    match word {
+        FromDestination::Complete { .. } => Ok(()),
+        FromDestination::Gone { reason } => Err(Failure::Gone(Trouble::other(reason.as_str()))),
+        FromDestination::Failed { reason } => Err(Failure::AtSource(Trouble::other(reason.as_str()))),
+        other => Err(Failure::Unfinished(Trouble::other(format!("{other:?}")))),
+    }
+}
+
+/// Whether the source has heard the word, on this connection or on one that it makes within `patience`.
+fn tell(
+    patience: Option<Duration>,
+    channel: Option<Channel>,
+    door: &mut Door,
+    word: &FromDestination,
+    report: &Report,
+) -> Result<bool, Failure> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    let mut channel = channel;
+    loop {
+        let heard = channel.as_mut().is_some_and(|channel| tell_once(channel, word, report));
+        if heard {
+            return Ok(true);
+        }
+        report.note("the source has not heard how it ended: 'vmemctl recover' there asks");
+        channel = loop {
+            let visitor = match until {
+                None => Some(door.wait()?),
+                Some(until) => door.wait_for(until.saturating_duration_since(Instant::now())),
+            };
+            match visitor {
+                Some(Visitor::Recover(channel)) => break Some(channel),
+                Some(_) => {}
+                None => return Ok(false),
+            }
+        };
+    }
+}
+
+/// Whether the source has heard it on this connection.
+fn tell_once(channel: &mut Channel, word: &FromDestination, report: &Report) -> bool {
+    if let FromDestination::Complete { .. } | FromDestination::Gone { .. } = word {
+        // One that has just come back asks first whether the guest runs.
+        let _ = channel.say(&FromDestination::Running);
+    }
+    let until = Instant::now() + door::PATIENCE;
+    let mut said = channel.say(word);
+    while said.is_ok() {
+        match channel.hear(until) {
+            Ok(Some(FromSource::Heard | FromSource::Abort { .. })) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(error) => said = Err(error),
+        }
+    }
+    if let Err(error) = said {
+        report.note(&format!("the source's vmemctl: {}", chain(&error)));
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Security;
+    use crate::record::Phase;
+
+    #[test]
+    fn source_that_never_comes_back_is_not_waited_for_and_the_record_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+        place.write(&Phase::Complete).expect("a record");
+        let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+        let mut door = Door::open(listener, Security::Loopback).expect("a door");
+        let word = FromDestination::Complete {
+            summary: serde_json::Value::Null,
+        };
+        let patience = Some(Duration::from_millis(50));
+        let result = say_within(patience, None, &place, &word, &mut door, &Report::new(true));
+        assert!(
+            matches!(&result, Err(failure @ Failure::Unheard(_)) if failure.code() == 6),
+            "{result:?}"
+        );
+        assert_eq!(place.read::<Phase>().expect("a record"), Some(Phase::Complete));
+    }
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the supervisor has to know of a vmemd that fetches pages.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::daemon::{Daemon, DaemonError, event};
+use crate::receive::regions::Regions;
+use crate::supervisor::{Next, Work};
+
+/// Between two tries to reach a source that is gone.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether vmemd may be started again, as long as the guest is not this host's.
+const HELD: Duration = Duration::from_millis(20);
+
+/// Why no vmemd is started then.
+pub(super) const NOT_YET: &str = "the guest is not this host's yet";
+
+/// What follows when vmemd has lost the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::receive) enum LossPolicy {
+    /// Another vmemd tries to reach it.
+    Retry,
+    /// None does: the regions are needed for something else.
+    End,
+}
+
+/// What the exit status of a vmemd means (vmemd(8)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Exit {
+    Complete,
+    SourceLost,
+    Unreadable,
+    OtherMemory,
+    /// Another one may do better: it was killed, or something failed that may not fail again. Or nobody knows.
+    Again,
+}
+
+impl Exit {
+    pub(super) fn of(status: Option<ExitStatus>) -> Self {
+        match status.and_then(|status| status.code()) {
+            Some(0) => Self::Complete,
+            Some(2) => Self::SourceLost,
+            Some(4) => Self::Unreadable,
+            Some(7) => Self::OtherMemory,
+            _ => Self::Again,
+        }
+    }
+}
+
+/// The work of a vmemd that fetches pages.
+pub(super) struct Fetch<S> {
+    start: S,
+    regions: Regions,
+    policy: LossPolicy,
+    keep: Arc<AtomicBool>,
+}
+
+impl<S> Fetch<S> {
+    pub(super) fn new(start: S, regions: Regions, policy: LossPolicy, keep: Arc<AtomicBool>) -> Self {
+        Self {
+            start,
+            regions,
+            policy,
+            keep,
+        }
+    }
+
+    fn keeps(&self) -> bool {
+        self.keep.load(Ordering::SeqCst)
+    }
+}
+
+impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Work for Fetch<S> {
+    fn start(&self) -> Result<Daemon, DaemonError> {
+        (self.start)()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.keeps() { Ok(()) } else { Err(NOT_YET.to_owned()) }
+    }
+
+    fn is_ready(&self, line: &str) -> bool {
+        event(line, "ready").is_some()
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(super::HOLD)
+    }
+
+    fn after(&self, status: Option<ExitStatus>) -> Next {
+        let exit = Exit::of(status);
+        match exit {
+            _ if !self.keeps() => Next::In(HELD),
+            Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Next::Over,
+            Exit::SourceLost if self.policy == LossPolicy::End => Next::Over,
+            Exit::SourceLost => Next::In(PAUSE),
+            // There is nothing left to do for a vmemd.
+            Exit::Again if self.regions.look().plain => Next::Over,
+            Exit::Again => Next::BackOff,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A source that goes and comes back, while QEMU cannot always answer.
+
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::fake;
+use crate::receive::process::QemuProcess;
+use crate::receive::regions::{Regions, State};
+
+/// How long QEMU may take for a command.
+const COMMAND: Duration = Duration::from_millis(200);
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Scene {
+    _directory: TempDir,
+    qemu: fake::Qemu,
+    place: Place,
+    pauser: Pauser,
+}
+
+/// A guest that has come here. `paused`: its source was gone when another `receive` died.
+fn scene(status: &'static str, paused: bool) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, status, "completed");
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    if paused {
+        fs::write(place.path(PAUSED), "").expect("a file");
+    }
+    let inside = qemu.clone();
+    let regions = Regions::fake(move || State {
+        exist: true,
+        mapped: inside.lives(),
+        plain: false,
+        attached: true,
+        present: 0,
+    });
+    let process = QemuProcess::open(qemu.pid());
+    let monitor = Monitor::new(path, None, Some(process), regions, COMMAND);
+    let pauser = Pauser::start(monitor, None, &place).expect("a thread");
+    Scene {
+        _directory: directory,
+        qemu,
+        place,
+        pauser,
+    }
+}
+
+impl Scene {
+    fn is_noted(&self) -> bool {
+        self.place.path(PAUSED).exists()
+    }
+
+    fn wait(&self, what: &str, is: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !is(self) {
+            assert!(Instant::now() < until, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn wait_status(&self, status: &str) {
+        self.wait(status, |scene| scene.qemu.state().status == status);
+    }
+
+    fn wait_heard(&self, command: &str) {
+        self.wait(command, |scene| scene.qemu.has_heard(command));
+    }
+}
+
+#[test]
+fn guest_is_paused_while_its_source_is_gone() {
+    let scene = scene("running", false);
+    scene.pauser.source_gone();
+    scene.wait_status("paused");
+    assert!(scene.is_noted(), "for whoever takes this up");
+    scene.pauser.source_back();
+    scene.wait_status("running");
+    scene.wait("nothing is noted", |scene| !scene.is_noted());
+}
+
+/// QEMU gets `stop` while its main loop waits for a page, and carries it out when the source is back.
+#[test]
+fn guest_that_is_stopped_late_goes_on() {
+    let scene = scene("running", false);
+    scene.qemu.state().blocks_at = "stop";
+    scene.pauser.source_gone();
+    scene.wait("stop is sent", |scene| scene.qemu.state().blocked);
+    thread::sleep(2 * COMMAND);
+    assert!(scene.is_noted(), "before the command is answered");
+    // As in an outage: the source is tried for again and again.
+    scene.pauser.source_gone();
+    scene.qemu.state().blocked = false;
+    scene.pauser.source_back();
+    scene.wait_heard("cont");
+    scene.wait_status("running");
+    scene.wait("nothing is noted", |scene| !scene.is_noted());
+    let stops = scene.qemu.state().heard.iter().filter(|heard| *heard == "stop").count();
+    assert_eq!(stops, 1, "one is not followed by others");
+}
+
+#[test]
+fn guest_whose_qemu_could_not_be_asked_goes_on() {
+    let scene = scene("running", false);
+    scene.qemu.state().blocked = true;
+    scene.pauser.source_gone();
+    thread::sleep(3 * COMMAND);
+    scene.pauser.source_back();
+    scene.qemu.state().blocked = false;
+    thread::sleep(4 * GLANCE);
+    assert_eq!(scene.qemu.state().status, "running");
+    assert!(!scene.is_noted());
+}
+
+#[test]
+fn guest_that_somebody_else_has_paused_is_left_alone() {
+    let scene = scene("paused", false);
+    scene.pauser.source_gone();
+    scene.wait_heard("query-status");
+    scene.pauser.source_back();
+    thread::sleep(4 * GLANCE);
+    assert!(!scene.qemu.has_heard("cont") && !scene.qemu.has_heard("stop"));
+}
+
+#[test]
+fn guest_that_an_earlier_receive_has_paused_goes_on_when_the_source_is_there() {
+    let scene = scene("paused", true);
+    thread::sleep(2 * GLANCE);
+    assert!(!scene.qemu.has_heard("cont"), "nobody has said that it is");
+    scene.pauser.source_back();
+    scene.wait_status("running");
+}
+
+#[test]
+fn guest_goes_on_when_all_pages_are_here_and_the_socket_is_let_go() {
+    let scene = scene("paused", true);
+    scene.pauser.finish();
+    let until = Instant::now() + PATIENCE;
+    while scene.pauser.news_within(until - Instant::now()) != Some(News::Finished) {}
+    assert_eq!(scene.qemu.state().status, "running");
+    // QEMU talks to one client at a time.
+    scene.wait("the socket is free", |scene| {
+        Qmp::connect(&scene._directory.path().join("qmp"), COMMAND).is_ok()
+    });
+}
+
+#[test]
+fn closed_connection_is_not_the_end_of_qemu() {
+    let scene = scene("running", false);
+    scene.qemu.state().hangs_up_at = "query-status";
+    scene.pauser.source_gone();
+    scene.wait_status("paused");
+    let news: Vec<News> = std::iter::from_fn(|| scene.pauser.news()).collect();
+    assert!(!news.contains(&News::Gone), "{news:?}");
+}
+
+#[test]
+fn what_becomes_of_a_paused_guest_is_said_when_its_source_is_lost() {
+    let scene = scene("running", false);
+    let note = || match scene.pauser.news_within(PATIENCE) {
+        Some(News::Note(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    scene.pauser.source_gone();
+    assert_eq!(note(), "the guest is paused until the source is back");
+    scene.pauser.source_lost();
+    assert_eq!(note(), "the guest is paused for good");
+}
+
+#[test]
+fn qemu_that_has_ended_is_gone() {
+    let scene = scene("running", false);
+    scene.qemu.state().dies_of = "query-status";
+    scene.pauser.source_gone();
+    let until = Instant::now() + PATIENCE;
+    while scene.pauser.news_within(until - Instant::now()) != Some(News::Gone) {}
+}

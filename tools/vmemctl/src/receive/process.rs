@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+//! QEMU's process.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::migrate::served::Served;
+use crate::process::{Identity, Process};
+
+/// A QEMU that lived when it was looked for, or had ended.
+#[derive(Debug)]
+pub(super) struct QemuProcess {
+    /// `None`: it had ended.
+    process: Option<Process>,
+}
+
+impl QemuProcess {
+    /// The process with this number, if it has all regions open. A proxy that listens at QEMU's socket has not.
+    pub(super) fn with_regions(pid: i32, regions: &[String]) -> Option<Self> {
+        let process = Process::open(pid).ok()?;
+        let is_open = |name: &String| Served::find(pid, &Path::new("/dev/vmem").join(name)).is_ok();
+        let is_qemu = !regions.is_empty() && regions.iter().all(is_open);
+        // What was read was its own if it still lives.
+        let lives = !process.wait(Duration::ZERO);
+        (is_qemu && lives).then_some(Self { process: Some(process) })
+    }
+
+    /// The process that was recorded.
+    pub(super) fn find(identity: &Identity) -> Self {
+        Self {
+            process: Process::find(identity),
+        }
+    }
+
+    /// The process with this number, for tests.
+    #[cfg(test)]
+    pub(super) fn open(pid: i32) -> Self {
+        Self {
+            process: Some(Process::open(pid).expect("a process")),
+        }
+    }
+
+    /// What finds it again.
+    pub(super) fn identity(&self) -> io::Result<Identity> {
+        self.process.as_ref().ok_or(io::ErrorKind::NotFound)?.identity()
+    }
+
+    /// Whether it has ended, now or within `limit`.
+    pub(super) fn ends_within(&self, limit: Duration) -> bool {
+        self.process.as_ref().is_none_or(|process| process.wait(limit))
+    }
+
+    /// Ends it, whatever it waits for.
+    pub(super) fn kill(&self) {
+        if let Some(process) = &self.process {
+            process.signal(Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The guest runs here, and its memory follows: what the supervisor of vmemd and the guest's pauser report is put together, and told to the
+//! source. Nothing here waits for QEMU.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmem::Control;
+use vmem_cli::chain;
+
+use super::arrival::Arrival;
+use super::door::{Door, Visitor};
+use super::farewell::say_last;
+use super::loss::Loss;
+use super::missing;
+use super::pages::{self, End, Pages};
+use super::pause::{self, Pauser};
+use crate::channel::Channel;
+use crate::cli::Receive;
+use crate::failure::Failure;
+use crate::guest::LIMIT;
+use crate::message::{FromDestination, FromSource};
+use crate::record::{Incoming, Phase, Place};
+use crate::report::Report;
+
+/// How often everything is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A guest whose memory follows.
+struct Tending<'a> {
+    channel: Option<Channel>,
+    pages: Pages,
+    pauser: Pauser,
+    place: Place,
+    record: Incoming,
+    args: &'a Receive,
+    control: &'a Control,
+    report: &'a mut Report,
+    /// The source is gone, and which pages are missing has been listed.
+    listed: bool,
+}
+
+/// Stays until all pages are here, and the source has heard that.
+pub(super) fn tend(
+    args: &Receive,
+    control: &Control,
+    door: &mut Door,
+    arrival: Arrival,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let Arrival {
+        channel,
+        pages,
+        monitor,
+        place,
+        record,
+        ..
+    } = arrival;
+    let pauser = Pauser::start(monitor, record.settings.clone(), &place)?;
+    let tending = Tending {
+        channel,
+        pages,
+        pauser,
+        place,
+        record,
+        args,
+        control,
+        report,
+        listed: false,
+    };
+    if tending.pages.source_is_there() {
+        tending.pauser.source_back();
+    }
+    tending.run(door)
+}
+
+impl Tending<'_> {
+    fn run(mut self, door: &mut Door) -> Result<(), Failure> {
+        loop {
+            while let Some(news) = self.pauser.news() {
+                match news {
+                    pause::News::Note(text) => self.tell(text),
+                    pause::News::Restored => self.restored(),
+                    pause::News::Gone | pause::News::Finished => return self.gone(door),
+                }
+            }
+            if let Some(news) = self.pages.news(GLANCE) {
+                match news {
+                    pages::News::Line(line) => self.line(line),
+                    pages::News::Flow => self.source_back(),
+                    pages::News::Trouble(reason) => self.tell(reason),
+                    pages::News::SourceLost(why) => self.source_lost(&why),
+                    pages::News::Ended(End::Complete(summary)) => return self.complete(summary, door),
+                    pages::News::Ended(end) => return Err(self.lost(&end)),
+                }
+            }
+            self.answer();
+            if let Some(Visitor::Recover(channel)) = door.glance() {
+                self.report.note("the source is back");
+                self.channel = Some(channel);
+            }
+        }
+    }
+
+    /// Tells people on both sides.
+    fn tell(&mut self, reason: String) {
+        self.report.note(&reason);
+        self.say(&FromDestination::Incomplete { reason });
+    }
+
+    /// A line of vmemd. One that says that it is ready has reached the source.
+    fn line(&mut self, line: Value) {
+        if pages::is_ready(&line) {
+            self.source_back();
+        }
+        self.report.pages(&line);
+        self.say(&FromDestination::Pages { line });
+    }
+
+    fn source_back(&mut self) {
+        self.listed = false;
+        self.pauser.source_back();
+    }
+
+    fn source_lost(&mut self, why: &str) {
+        self.pauser.source_gone();
+        // Once, and not each time that it is not reached.
+        if !std::mem::replace(&mut self.listed, true) {
+            let missing = missing::list(&self.record.regions, &self.place);
+            self.tell(format!("{why}; {missing}"));
+        }
+    }
+
+    /// QEMU's settings need not be put back by whoever takes this up.
+    fn restored(&mut self) {
+        self.record.settings = None;
+        self.write();
+    }
+
+    fn write(&self) {
+        if let Err(error) = self.place.write(&self.record) {
+            self.report.note(&chain(&error));
+        }
+    }
+
+    /// QEMU has ended before the memory was complete.
+    fn gone(mut self, door: &mut Door) -> Result<(), Failure> {
+        self.pages.stop();
+        let reason = "QEMU has ended".to_owned();
+        say_last(
+            self.channel,
+            &self.place,
+            &FromDestination::Gone { reason },
+            door,
+            self.report,
+        )
+    }
+
+    /// The guest needs nobody any more. QEMU's socket is let go first: whoever manages the guest may be waiting for it.
+    fn complete(mut self, summary: Value, door: &mut Door) -> Result<(), Failure> {
+        self.pauser.finish();
+        let until = Instant::now() + 2 * LIMIT;
+        while let Some(news) = self.pauser.news_within(until.saturating_duration_since(Instant::now())) {
+            match news {
+                pause::News::Note(text) => self.report.note(&text),
+                pause::News::Restored => self.record.settings = None,
+                // That QEMU has ended by now changes nothing: it had all of its memory.
+                pause::News::Gone | pause::News::Finished => break,
+            }
+        }
+        self.record.phase = Phase::Complete;
+        self.write();
+        self.report.complete(&summary);
+        say_last(
+            self.channel,
+            &self.place,
+            &FromDestination::Complete { summary },
+            door,
+            self.report,
+        )
+    }
+
+    /// Pages of the guest will not come.
+    fn lost(&mut self, end: &End) -> Failure {
+        let loss = Loss {
+            regions: &self.record.regions,
+            place: &self.place,
+            pauser: &self.pauser,
+            control: self.control,
+            on_lost: self.args.on_lost,
+        };
+        let failure = match end {
+            End::OtherMemory(why) => loss.of_other_memory(why),
+            End::SourceLost(why) => loss.of_source(why),
+            End::Unreadable | End::Complete(_) => loss.of_pages(),
+        };
+        let reason = chain(&failure);
+        self.say(&FromDestination::Incomplete { reason });
+        failure
+    }
+
+    /// The source asks on each connection whether the guest runs.
+    fn answer(&mut self) {
+        let heard = self.channel.as_mut().map(|channel| channel.hear(Instant::now()));
+        match heard {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(FromSource::Commit { .. }))) => self.say(&FromDestination::Running),
+            Some(Ok(Some(other))) => self
+                .report
+                .note(&format!("the source said something out of order: {other:?}")),
+            Some(Err(error)) => self.disconnected(&chain(&error)),
+        }
+    }
+
+    fn say(&mut self, message: &FromDestination) {
+        let said = self.channel.as_ref().map(|channel| channel.say(message));
+        if let Some(Err(error)) = said {
+            self.disconnected(&chain(&error));
+        }
+    }
+
+    fn disconnected(&mut self, error: &str) {
+        self.report
+            .note(&format!("the source's vmemctl: {error}; pages go on coming"));
+        self.channel = None;
+    }
+}
