@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Receive(Receive),
     /// Go on with a migration whose vmemctl has died; on the host that the guest came from
     Recover(Recover),
+    /// Remove the record of a guest that has come here, and whose source is gone for good
+    Forget(Forget),
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +120,16 @@ pub(crate) enum OnLost {
     Wait,
     /// A touch of a missing page is SIGBUS, which ends QEMU.
     Sigbus,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Forget {
+    /// The guest's name
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// Even if its source may be waiting to hear how it ended
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod failure;
 #[cfg(test)]
 mod fake;
 mod follow;
+mod forget;
 mod guest;
 mod message;
 mod migrate;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Migrate(args) => migrate::run(&cli, args),
         Command::Receive(args) => receive::run(&cli, args),
         Command::Recover(args) => recover::run(&cli, args),
+        Command::Forget(args) => forget::run(&cli, args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

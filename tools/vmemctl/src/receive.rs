@@ -21,16 +21,23 @@ mod room;
 mod template;
 mod tend;
 
+use std::time::Duration;
+
 use vmem::Control;
 
 use crate::cli::{Cli, Receive};
 use crate::failure::{Failure, Trouble};
+use crate::guest::LIMIT;
 use crate::message::FromDestination;
 use crate::network::Security;
+use crate::record::Incoming;
 use crate::report::Report;
 use arrival::{Arrival, Ended, Host, Left};
 use door::{Door, Visitor};
 use farewell::say_last;
+use monitor::Monitor;
+use process::QemuProcess;
+use regions::Regions;
 use vmem_cli::chain;
 
 /// Takes one guest, and stays until its memory is complete.
@@ -64,6 +71,15 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
     drop(regions);
     report.running(None);
     tend::tend(args, &control, &mut door, arrival, &mut report)
+}
+
+/// Whether a guest that has been recorded may be here and lack memory.
+pub(crate) fn needs_memory(record: &Incoming) -> bool {
+    let process = record.qemu.as_ref().map(QemuProcess::find);
+    let regions = Regions::of(record);
+    let is_complete = regions.look().plain;
+    let monitor = Monitor::new(record.qmp.clone(), None, process, regions, LIMIT);
+    !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }
 
 /// Waits for a guest, and prepares everything for it.
