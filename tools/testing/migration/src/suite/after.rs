@@ -17,6 +17,8 @@ super::tests![
     the_destinations_vmemd_is_killed,
     the_sources_vmemctl_dies,
     the_destinations_vmemctl_dies,
+    receive_and_its_vmemd_are_killed_together,
+    the_source_is_back_after_the_retries,
     the_source_host_is_gone,
 ];
 
@@ -79,6 +81,37 @@ fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
     journey.migrate.expect(&journey.prepared.source.slot, 0)?;
     let machine = received(journey)?;
     stage.park(actor, machine)
+}
+
+/// Nobody serves the guest for a while: it waits, and so does QEMU's main loop if it touches a page that is missing. QEMU then answers
+/// nothing before pages come again.
+fn receive_and_its_vmemd_are_killed_together(stage: &Stage) -> Result<()> {
+    let (actor, mut journey) = switched(stage, &[])?;
+    // In this order: the first would start the second again.
+    journey.prepared.receive.kill()?;
+    journey.prepared.slot.host.kill_all("vmemd")?;
+    sleep(BREAK);
+    journey.prepared.receive = Vmemctl::resume(&journey.prepared.slot, &actor.guest)?;
+    hurry(stage)?;
+    journey.migrate.expect(&journey.prepared.source.slot, 0)?;
+    let machine = received(journey)?;
+    stage.park(actor, machine)
+}
+
+/// The guest is paused, or waits in QEMU, which then gets to the order to pause it only when the source is back. It goes on in any case.
+fn the_source_is_back_after_the_retries(stage: &Stage) -> Result<()> {
+    let (actor, mut journey) = switched(stage, &["--retry", "2"])?;
+    stage.rig.network.set_wire(false)?;
+    let receive = &mut journey.prepared.receive;
+    wait_until("the loss is noticed", || {
+        ensure!(receive.runs()?, "vmemctl receive has not waited");
+        Ok(journey.prepared.slot.read_log("receive").contains("missing"))
+    })?;
+    // Until it has tried to have QEMU stop the guest.
+    sleep(BREAK);
+    stage.rig.network.set_wire(true)?;
+    hurry(stage)?;
+    stage.park(actor, journey.arrive()?.machine)
 }
 
 /// The guest's memory is complete at its destination, and its source has ended.
