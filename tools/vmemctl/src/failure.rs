@@ -102,7 +102,7 @@ impl Failure {
             Self::Unfinished(_) | Self::Unknown(_) => 3,
             Self::Lost(_) | Self::Twice(_) => 4,
             Self::Gone(_) => 5,
-            Self::Unheard(_) => 6,
+            Self::Unheard(_) => 7,
         }
     }
 }

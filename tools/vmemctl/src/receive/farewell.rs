@@ -127,7 +127,7 @@ mod tests {
         let patience = Some(Duration::from_millis(50));
         let result = say_within(patience, None, &place, &word, &mut door, &Report::new(true));
         assert!(
-            matches!(&result, Err(failure @ Failure::Unheard(_)) if failure.code() == 6),
+            matches!(&result, Err(failure @ Failure::Unheard(_)) if failure.code() == 7),
             "{result:?}"
         );
         assert_eq!(place.read::<Phase>().expect("a record"), Some(Phase::Complete));
