@@ -186,8 +186,11 @@ impl Fault<'_> {
     }
 
     /// Whether the task locks memory on fault: it touches each page of a range, and needs none of them.
+    /// Such a touch starts anew each time. One that comes again is of something else on the call's way
+    /// out, the frame of a signal, say.
     pub(crate) fn locks_on_fault(&self) -> bool {
         !self.has(c::fault_flag_FAULT_FLAG_USER)
+            && !self.tried()
             && self.waiting() == Waiting::Unlocked
             && self.is_own()
             // SAFETY: Reads the registers of the running task.
