@@ -328,48 +328,52 @@ fn page_table_freed_during_a_fault_is_no_failure() -> Outcome {
     let area = aligned(&setting)?;
     let file = memfd_create("page", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, PAGE_SIZE as u64)?;
-
-    let over = AtomicBool::new(false);
-    // Each goes on to the end or to its own failure, on pages of its own.
-    let until_over = |mut act: Box<dyn FnMut(usize) -> Outcome + Send + '_>| -> Outcome {
-        let mut round = 0;
-        while !over.load(Ordering::Relaxed) {
-            act(round % BLOCKS * HUGE)?;
-            round += 1;
-        }
-        Ok(())
-    };
     let whole = |page| MemoryAt {
         area: &area,
         offset: page * PAGE_SIZE,
         len: PAGE_SIZE,
     };
+
+    // It fills the page tables as fast as can be, so that freeing one takes long.
+    let populate = |first| {
+        setting.region.make_pages_present(&[pages(first, HUGE)]).complete()?;
+        Ok(())
+    };
+    while_dropped(&area, DURATION, &populate, &|_| Ok(()))?;
+    let touch_and_call = |first| {
+        check_page(&area, first + 1, first + 1)?;
+        equal!(write_at_from(&file, whole(first + 2))?, PAGE_SIZE);
+        equal!(read_at_into(&file, whole(first + 3))?, PAGE_SIZE);
+        Ok(())
+    };
+    while_dropped(&area, DURATION, &populate, &touch_and_call)
+}
+
+/// What a thread does with the block that begins with this page.
+type OnBlock<'a> = &'a (dyn Fn(usize) -> Outcome + Sync);
+
+/// Drops one block of the area after the other from the page tables, while a second thread does `first`, and then `second`, with each.
+fn while_dropped(area: &Area, duration: Duration, first: OnBlock<'_>, second: OnBlock<'_>) -> Outcome {
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let threads = [
-            scope.spawn(|| until_over(Box::new(|first| check_page(&area, first + 1, first + 1)))),
-            scope.spawn(|| {
-                until_over(Box::new(|first| {
-                    equal!(write_at_from(&file, whole(first + 2))?, PAGE_SIZE);
-                    equal!(read_at_into(&file, whole(first + 3))?, PAGE_SIZE);
-                    Ok(())
-                }))
-            }),
-            scope.spawn(|| {
-                until_over(Box::new(|first| {
-                    setting.region.make_pages_present(&[pages(first, HUGE)]).complete()?;
-                    Ok(())
-                }))
-            }),
-        ];
+        let other = scope.spawn(|| -> Outcome {
+            while !over.load(Ordering::Relaxed) {
+                for block in (0..area.pages()).step_by(HUGE) {
+                    first(block)?;
+                    second(block)?;
+                }
+            }
+            Ok(())
+        });
         let since = Instant::now();
         let mut dropped = Ok(());
-        while dropped.is_ok() && since.elapsed() < DURATION && threads.iter().all(|thread| !thread.is_finished()) {
-            dropped = (0..BLOCKS).try_for_each(|block| area.advise(block * HUGE..(block + 1) * HUGE, MADV_DONTNEED));
+        while dropped.is_ok() && since.elapsed() < duration && !other.is_finished() {
+            dropped = (0..area.pages())
+                .step_by(HUGE)
+                .try_for_each(|block| area.advise(block..block + HUGE, MADV_DONTNEED));
         }
         over.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread.join().map_err(|_| "a thread panicked")??;
-        }
+        other.join().map_err(|_| "a thread panicked")??;
         Ok(dropped?)
     })
 }
