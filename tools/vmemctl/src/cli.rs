@@ -2,7 +2,7 @@
 //! The command line. vmemctl(8) describes it in full.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -145,6 +145,37 @@ pub(crate) struct Recover {
     pub(crate) keep_source: bool,
 }
 
+impl Cli {
+    /// The command that goes on with the move of this guest.
+    pub(crate) fn recover_command(&self, guest: &str) -> String {
+        let mut words = vec!["vmemctl".to_owned()];
+        if self.state != Path::new(DIRECTORY) {
+            words.extend(["--state".to_owned(), quoted(&self.state.to_string_lossy())]);
+        }
+        if let Some(directory) = &self.tls {
+            words.extend(["--tls".to_owned(), quoted(&directory.to_string_lossy())]);
+        }
+        if self.insecure {
+            words.push("--insecure".to_owned());
+        }
+        if self.no_scope {
+            words.push("--no-scope".to_owned());
+        }
+        words.extend(["recover".to_owned(), "--guest".to_owned(), quoted(guest)]);
+        words.join(" ")
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 fn region(text: &str) -> Result<(String, u64), String> {
     let (name, size) = text.split_once('=').ok_or("not NAME=BYTES")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
@@ -176,6 +207,22 @@ mod tests {
     fn command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_goes_on_with_a_move_can_be_typed() {
+        let command = |line: &str, guest: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+            cli.recover_command(guest)
+        };
+        assert_eq!(
+            command("vmemctl migrate --qmp /q --to host", "guest0"),
+            "vmemctl recover --guest guest0"
+        );
+        assert_eq!(
+            command("vmemctl --state /s --insecure migrate --qmp /q --to host", "it's"),
+            "vmemctl --state /s --insecure recover --guest 'it'\\''s'"
+        );
     }
 
     #[test]

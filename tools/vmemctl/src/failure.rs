@@ -7,6 +7,7 @@ use crate::channel::ChannelError;
 use crate::daemon::DaemonError;
 use crate::guest::GuestError;
 use crate::record::RecordError;
+use crate::signals::Stopped;
 
 /// Something that went wrong, before it is known what that means for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,8 @@ pub(crate) enum Trouble {
         #[source]
         source: vmem::Error,
     },
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     #[error("no identity")]
     Tls(#[source] vmem_tls::TlsError),
     #[error("{0}")]
@@ -46,6 +49,11 @@ impl Trouble {
     pub(crate) fn vmem(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
         let what = what.into();
         |source| Self::Vmem { what, source }
+    }
+
+    /// Whether a signal asked for it.
+    pub(crate) fn is_signal(&self) -> bool {
+        matches!(self, Self::Stopped(Stopped::Signal(_)))
     }
 
     pub(crate) fn other(what: impl Into<String>) -> Self {
@@ -74,6 +82,9 @@ pub(crate) enum Failure {
              destination go on with it"
     )]
     Unfinished(#[source] Trouble),
+    /// A signal has ended this program while the guest was on its way.
+    #[error("the move is not over: a vmemd that serves goes on, and so does 'vmemctl recover', at any time")]
+    Detached(#[source] Trouble),
     /// Nobody knows where the guest is.
     #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
     Unknown(#[source] Trouble),
@@ -102,6 +113,7 @@ impl Failure {
             Self::Unfinished(_) | Self::Unknown(_) => 3,
             Self::Lost(_) | Self::Twice(_) => 4,
             Self::Gone(_) => 5,
+            Self::Detached(_) => 6,
             Self::Unheard(_) => 7,
         }
     }

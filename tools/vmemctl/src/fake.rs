@@ -30,6 +30,8 @@ pub(crate) struct State {
     pub(crate) hangs_up_at: &'static str,
     /// As before, but it does not listen any more either.
     pub(crate) leaves_at: &'static str,
+    /// What it says by itself after having done a command.
+    pub(crate) says: Option<(&'static str, Value)>,
     /// It has heard this.
     pub(crate) heard: Vec<String>,
     process: Child,
@@ -61,6 +63,7 @@ impl Qemu {
             blocks_at: "",
             hangs_up_at: "",
             leaves_at: "",
+            says: None,
             heard: Vec::new(),
             process: process.expect("a process"),
         })));
@@ -141,7 +144,11 @@ impl Qemu {
             if dies {
                 return Ok(Then::Die);
             }
+            let event = self.state().says.clone().filter(|(after, _)| *after == name).map(|(_, event)| event);
             writeln!(out, "{reply}")?;
+            if let Some(event) = event {
+                writeln!(out, "{event}")?;
+            }
         }
         Ok(Then::Listen)
     }
@@ -161,6 +168,8 @@ impl Qemu {
         }
         match name {
             "cont" => state.status = "running",
+            "migrate" => state.migration = "active",
+            "migrate_cancel" if state.migration == "active" => state.migration = "cancelled",
             "stop" => state.status = "paused",
             "query-status" => return json!({"return": {"status": state.status}}),
             "query-migrate" => return json!({"return": {"status": state.migration}}),

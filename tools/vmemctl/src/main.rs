@@ -24,6 +24,7 @@ mod recover;
 mod relay;
 mod report;
 mod scope;
+mod signals;
 mod supervisor;
 
 use std::process::ExitCode;

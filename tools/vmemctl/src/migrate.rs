@@ -10,6 +10,7 @@ pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -19,13 +20,14 @@ use crate::channel::{Channel, ChannelError};
 use crate::cli::{Cli, DEFAULT_PORT, Migrate};
 use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
-use crate::follow::{Way, again, follow};
+use crate::follow::{self, Way, again, hear, lost};
 use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::obstacles;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
+use crate::signals::Signals;
 use served::Served;
 use source::Export;
 use vmem_cli::{chain, with_port};
@@ -45,13 +47,18 @@ const LOCKS: Duration = Duration::from_secs(20);
 /// How long a destination that has heard ABORT may take to end its QEMU and say so.
 const FAREWELL: Duration = Duration::from_secs(15);
 
-/// How often the destination is listened to while QEMU is waited for.
+/// How often each of the others is listened to while one is waited for.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// Moves a guest.
 pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     let report = Report::new(cli.json);
-    let mut migration = Migration::prepare(cli, args, report)?;
+    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+    let mut migration = match Migration::prepare(cli, args, report, signals) {
+        Ok(migration) => migration,
+        Err(trouble) if trouble.is_signal() => return Err(Failure::AtSource(trouble)),
+        Err(trouble) => return Err(trouble.into()),
+    };
     let ready = match migration.offer() {
         Ok(ready) => ready,
         Err(trouble) => return Err(migration.give_up(trouble)),
@@ -59,30 +66,12 @@ pub(crate) fn run(cli: &Cli, args: &Migrate) -> Result<(), Failure> {
     if let Err(trouble) = migration.switch(ready) {
         return Err(migration.give_up(trouble));
     }
-    if let Err(failure) = migration.commit() {
-        // The guest may need its pages, wherever it is.
-        migration.export.leave();
-        return Err(failure);
+    let hint = cli.recover_command(&migration.record.guest);
+    let result = migration.commit().and_then(|()| migration.follow(args.keep_source));
+    if let Err(Failure::Detached(_)) = result {
+        Report::new(cli.json).note(&format!("'{hint}' goes on"));
     }
-    let Migration {
-        mut export,
-        channel,
-        qmp,
-        place,
-        mut report,
-        record,
-        security,
-        stopped,
-        ..
-    } = migration;
-    report.running(stopped.map(|stopped| stopped.elapsed()));
-    let way = Way::new(&security, &record);
-    end(
-        follow(&way, channel, &mut export, &mut report),
-        Some(qmp),
-        args.keep_source,
-        &place,
-    )
+    result
 }
 
 /// Leaves nothing here, unless the destination still needs it.
@@ -115,6 +104,7 @@ struct Migration {
     free: bool,
     timeout: Duration,
     report: Report,
+    signals: Signals,
     /// QEMU was told to migrate. Before, what it does is not this migration's business.
     begun: bool,
     /// When it was heard that the guest had stopped.
@@ -125,7 +115,7 @@ struct Migration {
 
 impl Migration {
     /// Everything that changes nothing for the guest.
-    fn prepare(cli: &Cli, args: &Migrate, report: Report) -> Result<Self, Trouble> {
+    fn prepare(cli: &Cli, args: &Migrate, report: Report, signals: Signals) -> Result<Self, Trouble> {
         let security = Security::new(cli)?;
         let mut qmp = Qmp::connect(&args.qmp, LIMIT)?;
         let guest = guest::name(&mut qmp)?;
@@ -147,28 +137,23 @@ impl Migration {
         }
         let before = earlier.as_ref().map(|record| record.session.as_str());
         end_left_over(&place, before, Duty::Serve);
-        let session = session()?;
-        let to = with_port(&args.to, DEFAULT_PORT);
-        let channel = security.connect(&to, &session, Purpose::Migrate)?;
-        let serve = match args.serve {
-            Some(address) => address,
-            None => source::own_address(&channel)?,
-        };
-        let (export, address) = Export::start(&memory, served.clone(), &session, serve, &place, args, &security)?;
-        let pages = args.pages.clone().unwrap_or_else(|| address.port().to_string());
         let record = Outgoing {
-            session,
+            session: session()?,
             guest,
             phase: Phase::Prepared,
             qmp: args.qmp.clone(),
-            to,
-            vmemd: export.arguments().to_vec(),
+            to: with_port(&args.to, DEFAULT_PORT),
+            vmemd: Vec::new(),
             served,
             run: status == "running",
             // An earlier try may not have put back what it found.
-            settings: earlier.and_then(|record| record.settings),
+            settings: earlier.as_ref().and_then(|record| record.settings.clone()),
         };
-        place.write(&record)?;
+        let reached = reach(args, &security, &memory, record, &place, &signals);
+        if reached.is_err() && earlier.is_none() {
+            place.remove();
+        }
+        let (channel, export, pages, record) = reached?;
         Ok(Self {
             qmp,
             channel,
@@ -181,6 +166,7 @@ impl Migration {
             free: args.free_source,
             timeout: args.timeout,
             report,
+            signals,
             begun: false,
             stopped: None,
             settled: false,
@@ -204,12 +190,12 @@ impl Migration {
             pages: self.pages.clone(),
             release: self.free,
         })?;
-        match self.hear(PREPARATION)? {
+        match hear(&mut self.channel, PREPARATION, &self.signals)? {
             FromDestination::Ready => {}
             FromDestination::Failed { reason } | FromDestination::Refuse { reason } => return Err(refused(&reason)),
             other => return Err(unexpected(&other)),
         }
-        self.security.connect(&self.record.to, &self.record.session, Purpose::State)
+        connect(&self.security, &self.record, Purpose::State, &self.signals)
     }
 
     /// Sends the guest's state. When this returns, QEMU has stopped the guest for good, and the destination's QEMU has said that it has
@@ -231,10 +217,13 @@ impl Migration {
         self.place.write(&self.record)?;
         settings.change(&mut self.qmp)?;
         let uri = source::give_stream(&mut self.qmp, state)?;
-        self.qmp.run("migrate", json!({"uri": uri}))?;
-        self.begun = true;
+        let begun = self.qmp.run("migrate", json!({"uri": uri}));
+        // One that does not answer may have begun.
+        self.begun = !matches!(begun, Err(QmpError::Refused { .. }));
+        begun?;
         let deadline = Instant::now() + self.timeout;
         loop {
+            self.signals.check()?;
             let event = self.qmp.event(Instant::now() + GLANCE)?;
             let event = event.filter(|event| event.name == "MIGRATION");
             let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
@@ -283,6 +272,9 @@ impl Migration {
 
     /// Gives the guest away, and waits until it runs there.
     fn commit(&mut self) -> Result<(), Failure> {
+        if let Err(stopped) = self.signals.check() {
+            return Err(self.give_up(stopped.into()));
+        }
         self.record.phase = Phase::Committed;
         if let Err(error) = self.place.write(&self.record) {
             return Err(self.give_up(error.into()));
@@ -292,7 +284,10 @@ impl Migration {
         }
         let mut deadline = Instant::now() + RESUMPTION;
         loop {
-            match self.channel.hear(deadline) {
+            if let Err(stopped) = self.signals.check() {
+                return Err(self.leave(stopped.into()));
+            }
+            match self.channel.hear(deadline.min(Instant::now() + GLANCE)) {
                 Ok(Some(FromDestination::Running)) => break,
                 // It has said so: the guest has not run there.
                 Ok(Some(FromDestination::Failed { reason })) => {
@@ -304,8 +299,9 @@ impl Migration {
                     return Err(self.give_up(refused(&reason)));
                 }
                 Ok(Some(FromDestination::Pages { line })) => self.report.pages(&line),
-                Ok(Some(other)) => return Err(Failure::Unknown(unexpected(&other))),
-                Ok(None) => return Err(Failure::Unknown(lost(ChannelError::TimedOut(RESUMPTION)))),
+                Ok(Some(other)) => return Err(self.leave(unexpected(&other))),
+                Ok(None) if Instant::now() < deadline => {}
+                Ok(None) => return Err(self.leave(lost(ChannelError::TimedOut(RESUMPTION)))),
                 Err(error) => {
                     self.reconnect(&error)?;
                     deadline = Instant::now() + RESUMPTION;
@@ -319,32 +315,69 @@ impl Migration {
         Ok(())
     }
 
+    /// It is not known whether the guest runs at the destination. It may need its pages there.
+    fn leave(&mut self, trouble: Trouble) -> Failure {
+        follow::leave(trouble, &mut self.export, &self.report, Failure::Unknown)
+    }
+
     /// The connection was lost after COMMIT was said, or tried to be: asks again.
     fn reconnect(&mut self, error: &ChannelError) -> Result<(), Failure> {
         let text = format!("the destination's vmemctl: {}; trying again", chain(error));
         self.report.note(&text);
         let way = Way::new(&self.security, &self.record);
-        self.channel = again(&way, &mut self.export, &mut self.report).map_err(Failure::Unknown)?;
-        Ok(())
+        match again(&way, &mut self.export, &mut self.report, &self.signals) {
+            Ok(channel) => {
+                self.channel = channel;
+                Ok(())
+            }
+            Err(trouble) => Err(self.leave(trouble)),
+        }
+    }
+
+    /// The guest runs at the destination: serves its pages until that one has them all.
+    fn follow(self, keep_source: bool) -> Result<(), Failure> {
+        let Self {
+            mut export,
+            channel,
+            qmp,
+            place,
+            mut report,
+            record,
+            security,
+            stopped,
+            signals,
+            ..
+        } = self;
+        report.running(stopped.map(|stopped| stopped.elapsed()));
+        let way = Way::new(&security, &record);
+        let result = follow::follow(&way, channel, &mut export, &mut report, &signals);
+        end(result, Some(qmp), keep_source, &place)
     }
 
     /// Has the guest go on here.
     fn give_up(&mut self, trouble: Trouble) -> Failure {
         let reason = chain(&trouble);
+        if trouble.is_signal() {
+            self.report.note(&format!("{reason}: giving the move up"));
+        }
         // Whoever does not hear it finds the connection closed, which means the same, but for a destination that has the whole state: that
-        // one waits for the word.
+        // one waits for the word, and its QEMU may have the disks until then.
         let said = self.channel.say(&FromSource::Abort { reason: reason.clone() });
-        let gone_on = if self.begun {
-            go_on(&mut self.qmp, self.record.run)
-        } else {
-            Ok(())
-        };
+        let telling = (self.stopped.is_some() && !self.settled).then(|| Farewell {
+            channel: said.is_ok().then_some(&mut self.channel),
+            way: Way::new(&self.security, &self.record),
+            reason,
+        });
+        let (qmp, record, begun) = (&mut self.qmp, &self.record, self.begun);
+        let (gone_on, told) = beside(telling.map(|farewell| move || farewell.say()), |is_told| {
+            if begun { go_on(qmp, record.run, is_told) } else { Ok(()) }
+        });
+        if let Some(Err(trouble)) = told {
+            unheard(&trouble, &self.report);
+        }
         restore(&mut self.qmp, &self.record, &self.report);
         match gone_on {
             Ok(()) => {
-                if self.stopped.is_some() && !self.settled && (said.is_err() || !self.is_aborted()) {
-                    abort(&Way::new(&self.security, &self.record), reason, &self.report);
-                }
                 self.export.stop();
                 self.place.remove();
                 Failure::AtSource(trouble)
@@ -357,24 +390,8 @@ impl Migration {
         }
     }
 
-    /// Whether the destination has given the guest up: a word that was sent need not have been heard.
-    fn is_aborted(&mut self) -> bool {
-        let deadline = Instant::now() + FAREWELL;
-        loop {
-            match self.channel.hear(deadline) {
-                Ok(Some(FromDestination::Failed { .. })) => return true,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return false,
-            }
-        }
-    }
-
     fn say(&mut self, message: &FromSource) -> Result<(), Trouble> {
         self.channel.say(message).map_err(lost)
-    }
-
-    fn hear(&mut self, limit: Duration) -> Result<FromDestination, Trouble> {
-        self.channel.hear_within(limit).map_err(lost)
     }
 
     fn glance(&mut self) -> Result<Option<FromDestination>, Trouble> {
@@ -389,17 +406,56 @@ pub(crate) fn take_back(record: &mut Outgoing, place: &Place) -> Result<(), Trou
 }
 
 /// Tells a destination that it does not get the guest, if it can be told.
-pub(crate) fn abort(way: &Way<'_>, reason: String, report: &Report) {
+pub(crate) fn abort(way: &Way, reason: String, report: &Report) {
     if let Err(trouble) = way.abort(reason) {
-        report.note(&format!(
-            "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
-            chain(&trouble)
-        ));
+        unheard(&trouble, report);
     }
 }
 
-/// Cancels what QEMU may be doing, and has the guest run if it did.
-pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
+fn unheard(trouble: &Trouble, report: &Report) {
+    report.note(&format!(
+        "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
+        chain(trouble)
+    ));
+}
+
+/// The last word to a destination that waits for it.
+struct Farewell<'a> {
+    /// Where it was said, if it was.
+    channel: Option<&'a mut Channel>,
+    way: Way,
+    reason: String,
+}
+
+impl Farewell<'_> {
+    /// Returns when the destination has ended its QEMU, or has heard that it must. A word that was sent need not have been heard.
+    fn say(self) -> Result<(), Trouble> {
+        let deadline = Instant::now() + FAREWELL;
+        if let Some(channel) = self.channel {
+            loop {
+                match channel.hear(deadline) {
+                    Ok(Some(FromDestination::Failed { .. })) => return Ok(()),
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+        self.way.abort(self.reason)
+    }
+}
+
+/// Does `main`, and `other` in a thread beside it. `main` can ask whether `other` is done; without an `other` it is.
+fn beside<T, U: Send>(other: Option<impl FnOnce() -> U + Send>, main: impl FnOnce(&dyn Fn() -> bool) -> T) -> (T, Option<U>) {
+    let Some(other) = other else { return (main(&|| true), None) };
+    thread::scope(|scope| {
+        let thread = scope.spawn(other);
+        let done = main(&|| thread.is_finished());
+        (done, thread.join().ok())
+    })
+}
+
+/// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
+pub(crate) fn go_on(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Trouble> {
     // It fails if nothing is going on.
     let _ = qmp.run("migrate_cancel", json!({}));
     let deadline = Instant::now() + LIMIT;
@@ -411,12 +467,15 @@ pub(crate) fn go_on(qmp: &mut Qmp, runs: bool) -> Result<(), Trouble> {
         if Instant::now() >= deadline {
             return Err(Trouble::other(format!("QEMU's migration stays {migration}")));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
-    let until = Instant::now() + LOCKS;
+    let mut until = Instant::now() + LOCKS;
     while runs && guest::status(qmp)? != "running" {
+        if !is_told() {
+            until = Instant::now() + LOCKS;
+        }
         match qmp.run("cont", json!({})) {
-            Err(QmpError::Refused { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(200)),
+            Err(QmpError::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
             result => drop(result?),
         }
     }
@@ -429,10 +488,6 @@ pub(crate) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
     if let Some(Err(error)) = restored {
         report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
     }
-}
-
-fn lost(error: ChannelError) -> Trouble {
-    Trouble::Peer("the destination's vmemctl".to_owned(), error)
 }
 
 fn refused(reason: &str) -> Trouble {
@@ -449,4 +504,34 @@ fn session() -> Result<String, Trouble> {
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     filled.map_err(|error| Trouble::io("no random numbers")(error.into()))?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+/// Connects to the destination, which a signal ends.
+fn connect(security: &Security, record: &Outgoing, purpose: Purpose, signals: &Signals) -> Result<Channel, Trouble> {
+    let (security, to, session) = (security.clone(), record.to.clone(), record.session.clone());
+    signals.unless(move || security.connect(&to, &session, purpose))?
+}
+
+/// Reaches the destination, and has this host's vmemd serve: the connection, the vmemd, how the destination reaches that, and what is
+/// noted of all this.
+fn reach(
+    args: &Migrate,
+    security: &Security,
+    memory: &[Memory],
+    mut record: Outgoing,
+    place: &Place,
+    signals: &Signals,
+) -> Result<(Channel, Export, String, Outgoing), Trouble> {
+    let channel = connect(security, &record, Purpose::Migrate, signals)?;
+    let serve = match args.serve {
+        Some(address) => address,
+        None => source::own_address(&channel)?,
+    };
+    let served = record.served.clone();
+    let (export, address) = Export::start(memory, served, &record.session, serve, place, args, security)?;
+    signals.check()?;
+    record.vmemd = export.arguments().to_vec();
+    place.write(&record)?;
+    let pages = args.pages.clone().unwrap_or_else(|| address.port().to_string());
+    Ok((channel, export, pages, record))
 }

@@ -7,7 +7,7 @@ use vmem_qmp::Qmp;
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
 use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
-use crate::follow::{Way, follow};
+use crate::follow::{Way, follow, hear};
 use crate::guest::{self, LIMIT};
 use crate::message::{FromDestination, FromSource};
 use crate::migrate::source::Export;
@@ -15,17 +15,29 @@ use crate::migrate::{PREPARATION, abort, end, go_on, restore, take_back};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// Finds out where the guest is, and goes on from there.
 pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
+    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+    let (place, record) = find(cli, args)?;
+    let hint = cli.recover_command(&record.guest);
+    let result = go_on_with(cli, args, place, record, &signals);
+    if let Err(Failure::Detached(_)) = result {
+        Report::new(cli.json).note(&format!("'{hint}' goes on"));
+    }
+    result
+}
+
+fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, signals: &Signals) -> Result<(), Failure> {
     let mut report = Report::new(cli.json);
     let security = Security::new(cli)?;
-    let (place, mut record) = find(cli, args)?;
     if let Some(to) = &args.to {
         record.to = with_port(to, DEFAULT_PORT);
     }
     let way = Way::new(&security, &record);
     let qmp = connect(&record);
+    signals.check().map_err(|stopped| Failure::Detached(stopped.into()))?;
     if record.phase == Phase::Prepared {
         // COMMIT has not been said, or has been taken back: the guest is this host's. Whoever waits for it there has its disks.
         let reason = "the guest goes on at the source".to_owned();
@@ -34,15 +46,13 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
         report.note("the guest had not left this host; it goes on here");
         return Ok(());
     }
-    let unheard = |trouble| match record.phase {
+    let unheard = |trouble: Trouble| match record.phase {
+        _ if trouble.is_signal() => Failure::Detached(trouble),
         Phase::Running => Failure::Unfinished(trouble),
         _ => Failure::Unknown(trouble),
     };
-    let mut channel = way.connect().map_err(unheard)?;
-    let state = channel
-        .hear_within(PREPARATION)
-        .map_err(|error| unheard(Trouble::Peer("the destination's vmemctl".to_owned(), error)))?;
-    match state {
+    let mut channel = way.connect(signals).map_err(unheard)?;
+    match hear(&mut channel, PREPARATION, signals).map_err(unheard)? {
         FromDestination::Running => {}
         FromDestination::Failed { reason } if record.phase != Phase::Running => {
             // The destination's word that the guest has not run there and never will.
@@ -80,7 +90,12 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let mut export = Export::again(&record.vmemd, record.served.clone(), &place).map_err(Failure::Unfinished)?;
     export.release();
     let way = Way::new(&security, &record);
-    end(follow(&way, channel, &mut export, &mut report), qmp, args.keep_source, &place)
+    end(
+        follow(&way, channel, &mut export, &mut report, signals),
+        qmp,
+        args.keep_source,
+        &place,
+    )
 }
 
 /// Connects to the guest's QEMU, and makes sure that it is that one.
@@ -100,7 +115,7 @@ fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
 /// Has the guest go on at this host, and leaves nothing of the migration here.
 fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -> Result<(), Trouble> {
     end_left_over(place, Some(&record.session), Duty::Serve);
-    go_on(&mut qmp, record.run)?;
+    go_on(&mut qmp, record.run, &|| true)?;
     restore(&mut qmp, record, report);
     place.remove();
     Ok(())

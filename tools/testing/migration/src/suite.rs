@@ -8,6 +8,7 @@ mod after;
 mod before;
 mod moving;
 mod qemu;
+mod signals;
 mod stage;
 
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ use tests;
 
 /// All tests, in the order in which they run.
 fn all() -> impl Iterator<Item = Test> {
-    [moving::TESTS, before::TESTS, after::TESTS, qemu::TESTS]
+    [moving::TESTS, before::TESTS, after::TESTS, signals::TESTS, qemu::TESTS]
         .into_iter()
         .flatten()
         .copied()

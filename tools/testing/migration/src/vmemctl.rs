@@ -4,6 +4,7 @@
 use std::process::Child;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::guest::{Guest, Memory};
@@ -132,6 +133,11 @@ impl Vmemctl {
     /// Whether it runs.
     pub(crate) fn runs(&mut self) -> Result<bool> {
         Ok(self.process.try_wait()?.is_none())
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.process), signal)?)
     }
 
     /// Kills it.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The source's side of the moment in which the guest moves, with a QEMU and a destination that are none.
 
+mod interrupted;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
@@ -80,6 +82,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
         free: false,
         timeout: LIMIT,
         report: Report::new(true),
+        signals: Signals::default(),
         begun: true,
         stopped: Some(Instant::now()),
         settled: false,
@@ -167,5 +170,24 @@ fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
     assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
     assert_eq!(scene.qemu.state().status, "running");
     drop(scene.migration);
+    scene.destination.join().expect("a good end");
+}
+
+#[test]
+fn abort_reaches_a_destination_that_has_the_disks_before_the_guest_goes_on() {
+    let (sender, qemu) = std::sync::mpsc::channel::<fake::Qemu>();
+    let mut scene = scene(move |channel, listener, _| {
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
+        // Its QEMU has had them until now.
+        qemu.recv().expect("a QEMU").state().refuses = "";
+    });
+    scene.qemu.state().refuses = "cont";
+    sender.send(scene.qemu.clone()).expect("a destination");
+    let failure = scene.migration.give_up(Trouble::other("a time limit"));
+    assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
+    assert_eq!(scene.qemu.state().status, "running");
     scene.destination.join().expect("a good end");
 }

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Signals that end `vmemctl migrate` and `recover`: before COMMIT the guest goes on at its source and nothing of the move stays; after it the
+//! guest goes on at its destination, and so does the move.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+
+use super::stage::Stage;
+use crate::machine::Machine;
+use crate::patience::wait_until;
+use crate::slot::Slot;
+use crate::vmemctl::Vmemctl;
+
+super::tests![
+    sigint_while_the_destination_prepares_ends_the_move,
+    sighup_while_the_state_is_sent_ends_the_move,
+    sigterm_while_pages_come_leaves_them_coming,
+];
+
+/// vmemctl: the guest goes on at its source.
+const AT_SOURCE: i32 = 2;
+/// vmemctl: a signal has ended it, and the move can be gone on with.
+const DETACHED: i32 = 6;
+
+/// Nothing of a move is left at its source.
+fn ensure_nothing_left(slot: &Slot) -> Result<()> {
+    ensure!(slot.host.processes_of("vmemd")?.is_empty(), "a vmemd is left");
+    let state = fs::read_dir(slot.state())?.flatten();
+    let left: Vec<_> = state.map(|entry| entry.file_name()).collect();
+    let is_record = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("out.");
+    ensure!(!left.iter().any(is_record), "a record is left: {left:?}");
+    Ok(())
+}
+
+fn sigint_while_the_destination_prepares_ends_the_move(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let slot = Slot::new(source.slot.host.other(), &actor.guest)?;
+    // Instead of a QEMU it starts what never is one.
+    let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sleep", "1000"])?;
+    let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
+    wait_until("the destination prepares", || {
+        ensure!(migrate.runs()?, "vmemctl migrate has ended");
+        Ok(!slot.host.processes_of("sleep")?.is_empty())
+    })?;
+    migrate.signal(Signal::INT)?;
+    migrate.expect(&source.slot, AT_SOURCE)?;
+    ensure_nothing_left(&source.slot)?;
+    receive.kill()?;
+    // It may have heard of it, and have ended that.
+    let _ = slot.host.kill_all("sleep");
+    stage.park(actor, source)
+}
+
+fn sighup_while_the_state_is_sent_ends_the_move(stage: &Stage) -> Result<()> {
+    /// The state has a few hundred KiB.
+    const PART: u64 = 60_000;
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    wait_until("the destination's QEMU is there", || Ok(journey.prepared.slot.pid().exists()))?;
+    stage.rig.network.set_rate("500kbit")?;
+    let bytes = stage.rig.network.wire_bytes()?;
+    wait_until("part of the state is there", || {
+        ensure!(journey.migrate.runs()?, "it is over already");
+        sleep(Duration::from_millis(20));
+        Ok(stage.rig.network.wire_bytes()? > bytes + PART)
+    })?;
+    journey.migrate.signal(Signal::HUP)?;
+    journey.migrate.expect(&journey.prepared.source.slot, AT_SOURCE)?;
+    stage.rig.network.set_rate(super::RATE)?;
+    journey.prepared.receive.expect(&journey.prepared.slot, AT_SOURCE)?;
+    ensure_nothing_left(&journey.prepared.source.slot)?;
+    stage.park(actor, journey.prepared.source)
+}
+
+fn sigterm_while_pages_come_leaves_them_coming(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    stage.rig.network.set_rate("50mbit")?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    journey.wait_switched()?;
+    journey.migrate.signal(Signal::TERM)?;
+    let slot = &journey.prepared.source.slot;
+    journey.migrate.expect(slot, DETACHED)?;
+    ensure!(
+        slot.read_log("migrate").contains("recover --guest"),
+        "it is not said how to go on"
+    );
+    let serving = slot.host.processes_of("vmemd")?;
+    ensure!(serving.len() == 1, "{} of vmemd serve", serving.len());
+    let mut recover = Vmemctl::recover(slot)?;
+    recover.wait_for(slot, "running")?;
+    recover.signal(Signal::INT)?;
+    recover.expect(slot, DETACHED)?;
+    stage.rig.network.set_rate(super::RATE)?;
+    Vmemctl::recover(slot)?.expect(slot, 0)?;
+    journey.prepared.receive.expect(&journey.prepared.slot, 0)?;
+    let source = &mut journey.prepared.source;
+    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
+    stage.park(actor, Machine::adopt(journey.prepared.slot)?)
+}
