@@ -18,9 +18,21 @@ pub(crate) fn run(cli: &Cli, args: &Forget) -> Result<(), Failure> {
 
 fn find(cli: &Cli, args: &Forget) -> Result<(Place, Incoming), Trouble> {
     let state = cli.state.display();
-    let mut found = Place::find(&cli.state, "in", |record: &Incoming| record.guest == args.guest)?;
-    if let Some(only) = found.pop() {
-        return Ok(only);
+    let mut found = Place::find(&cli.state, "in", |_: &Incoming| true)?;
+    // One of several of this name is named by what it is known by.
+    found.retain(|(place, record)| record.guest == args.guest || place.key() == args.guest);
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => return Ok(only),
+        (None, _) => {}
+        (Some(last), false) => {
+            found.push(last);
+            let keys: Vec<_> = found.iter().map(|(place, _)| place.key()).collect();
+            return Err(Trouble::other(format!(
+                "several guests {:?} are recorded in {state}: name one of {}",
+                args.guest,
+                keys.join(", ")
+            )));
+        }
     }
     let leaves = Place::find(&cli.state, "out", |record: &Outgoing| record.guest == args.guest)?;
     Err(Trouble::other(if leaves.is_empty() {
@@ -132,5 +144,28 @@ mod tests {
         };
         assert!(check(&lives(Phase::Running), true).is_err());
         assert!(check(&lives(Phase::Complete), false).is_ok(), "it needs nobody");
+    }
+
+    #[test]
+    fn one_of_several_guests_of_a_name_is_named_by_its_key() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for uuid in ["a", "b"] {
+            let key = crate::key::Key::new(Some(uuid), None, String::new);
+            let place = Place::new(directory.path(), "in", key).expect("a place");
+            place.write(&record(Phase::Complete)).expect("a record");
+        }
+        let forget = |guest: &str| {
+            let state = directory.path().to_str().expect("a path");
+            let cli = Cli::parse_from(["vmemctl", "--state", state, "forget", guest]);
+            let crate::cli::Command::Forget(args) = &cli.command else {
+                panic!("not forget")
+            };
+            run(&cli, args).map_err(|failure| vmem_cli::chain(&failure))
+        };
+        let error = forget("guest0").expect_err("nobody knows which");
+        assert!(error.contains("uuid=a") && error.contains("uuid=b"), "{error}");
+        forget("uuid=b").expect("only one");
+        forget("guest0").expect("only one is left");
+        assert!(!directory.path().join("in.uuid=a").exists());
     }
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use vmem_qmp::{Qmp, QmpError};
 
+use crate::key::Key;
+use crate::process::Process;
+
 /// How long QEMU may take for a command.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,8 +51,29 @@ fn text(value: &Value, command: &'static str, field: &'static str) -> Result<Str
 
 /// The guest's name, or "guest".
 pub(crate) fn name(qmp: &mut Qmp) -> Result<String, GuestError> {
+    Ok(own_name(qmp)?.unwrap_or_else(|| "guest".to_owned()))
+}
+
+/// The name that it was given.
+fn own_name(qmp: &mut Qmp) -> Result<Option<String>, GuestError> {
     let reply = qmp.run("query-name", json!({}))?;
-    Ok(reply.get("name").and_then(Value::as_str).unwrap_or("guest").to_owned())
+    let name = reply.get("name").and_then(Value::as_str);
+    Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
+/// What tells the guest from all others: its UUID, or its name, or else its QEMU's process.
+pub(crate) fn key(qmp: &mut Qmp) -> Result<Key, GuestError> {
+    /// QEMU's answer for a guest without one.
+    const NONE: &str = "00000000-0000-0000-0000-000000000000";
+    let reply = qmp.run("query-uuid", json!({}))?;
+    let uuid = reply.get("UUID").and_then(Value::as_str).filter(|uuid| *uuid != NONE);
+    let name = own_name(qmp)?;
+    let process = qmp.process()?;
+    Ok(Key::new(uuid, name.as_deref(), || {
+        let start = Process::open(process).and_then(|process| process.identity());
+        // Nobody knows whether it is the same one later; then nobody finds it.
+        start.map_or_else(|_| format!("qemu={process}"), |identity| format!("qemu={identity}"))
+    }))
 }
 
 /// The run state: "running", "paused", "inmigrate", ...

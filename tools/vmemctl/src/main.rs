@@ -12,6 +12,7 @@ mod fake;
 mod follow;
 mod forget;
 mod guest;
+mod key;
 mod message;
 mod migrate;
 mod name;

@@ -46,6 +46,9 @@ pub(crate) enum FromSource {
     Offer {
         /// Its name, for people.
         guest: String,
+        /// What tells it from others. `None`: its name.
+        #[serde(default)]
+        key: Option<String>,
         memory: Vec<Backend>,
         /// Where the source's vmemd listens: a port of the source's address, or `HOST:PORT`.
         pages: String,

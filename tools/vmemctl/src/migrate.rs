@@ -128,7 +128,9 @@ impl Migration {
         let process = qmp.process()?;
         let served = memory.iter().map(|memory| Served::find(process, &memory.path));
         let served = served.collect::<Result<Vec<_>, _>>()?;
-        let place = Place::new(&cli.state, "out", &guest)?;
+        let key = guest::key(&mut qmp)?;
+        Place::check_earlier(&cli.state, "out", &guest)?;
+        let place = Place::new(&cli.state, "out", key.clone())?;
         let earlier = place.read::<Outgoing>()?;
         if earlier.as_ref().is_some_and(|record| record.phase != Phase::Prepared) {
             return Err(Trouble::other(
@@ -140,6 +142,7 @@ impl Migration {
         let record = Outgoing {
             session: session()?,
             guest,
+            key,
             phase: Phase::Prepared,
             qmp: args.qmp.clone(),
             to: with_port(&args.to, DEFAULT_PORT),
@@ -177,6 +180,7 @@ impl Migration {
     fn offer(&mut self) -> Result<Channel, Trouble> {
         self.say(&FromSource::Offer {
             guest: self.record.guest.clone(),
+            key: Some(self.record.key.to_say(&self.record.session).as_str().to_owned()),
             memory: self
                 .memory
                 .iter()

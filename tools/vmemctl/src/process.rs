@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A process that is held. Its number alone would not do: the kernel gives it to another process once its owner is gone.
 
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,12 @@ pub(crate) struct Identity {
     start: u64,
     /// Which boot.
     boot: String,
+}
+
+impl Display for Identity {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.pid, self.start)
+    }
 }
 
 /// A process that cannot be taken for another one.

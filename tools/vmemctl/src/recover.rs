@@ -102,11 +102,11 @@ fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, sig
 fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
     let mut qmp = Qmp::connect(&record.qmp, LIMIT)?;
     let name = guest::name(&mut qmp)?;
-    if name == record.guest {
+    if name == record.guest && guest::key(&mut qmp)? == record.key {
         Ok(qmp)
     } else {
         Err(Trouble::other(format!(
-            "the guest of {} is {name:?} now",
+            "the guest of {} is another one now ({name:?})",
             record.qmp.display()
         )))
     }
@@ -122,11 +122,21 @@ fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -
 }
 
 fn find(cli: &Cli, args: &Recover) -> Result<(Place, Outgoing), Trouble> {
-    let is = |record: &Outgoing| args.guest.as_ref().is_none_or(|guest| *guest == record.guest);
+    let is = |record: &Outgoing| {
+        let is_named = |guest: &String| [record.guest.as_str(), record.key.as_str()].contains(&guest.as_str());
+        args.guest.as_ref().is_none_or(is_named)
+    };
     let mut found = Place::find(&cli.state, "out", is)?;
     match (found.pop(), found.len()) {
         (Some(only), 0) => Ok(only),
         (None, _) => Err(Trouble::other(format!("no migration is noted in {}", cli.state.display()))),
-        (Some(_), _) => Err(Trouble::other("several migrations are noted; --guest says which")),
+        (Some(last), _) => {
+            found.push(last);
+            let all = found.iter().map(|(_, record)| format!("{:?} ({})", record.guest, record.key.as_str()));
+            Err(Trouble::other(format!(
+                "several migrations are noted: {}; --guest says which, by what is in parentheses if names are the same",
+                all.collect::<Vec<_>>().join(", ")
+            )))
+        }
     }
 }

@@ -62,6 +62,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
     let record = Outgoing {
         session: SESSION.to_owned(),
         guest: "guest0".to_owned(),
+        key: "guest0".into(),
         phase: Phase::Prepared,
         qmp: path.clone(),
         to,

@@ -246,7 +246,8 @@ pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
 
 /// A place for what becomes of a new guest, unless one of its name has come already.
 fn new_place(cli: &Cli, offer: &Offer) -> Result<Place, Trouble> {
-    let place = Place::new(&cli.state, "in", &offer.guest)?;
+    Place::check_earlier(&cli.state, "in", &offer.guest)?;
+    let place = Place::new(&cli.state, "in", offer.key.clone())?;
     match place.read::<Incoming>()? {
         None => Ok(place),
         Some(_) => Err(Trouble::other(format!(

@@ -17,6 +17,7 @@ use super::lobby::{Lobby, Seat};
 use super::offer::{self, Offer};
 use crate::channel::Channel;
 use crate::failure::Trouble;
+use crate::key::Key;
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::report::err;
@@ -174,13 +175,14 @@ impl Inside {
 
     /// Waits for a guest. The first that is offered as it must be is taken; nobody else has to wait for that.
     fn hear_offer(&self, mut channel: Channel, session: String) -> Option<Visitor> {
-        let (guest, memory, pages, release) = match channel.hear_within(OFFER) {
+        let (guest, key, memory, pages, release) = match channel.hear_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
+                key,
                 memory,
                 pages,
                 release,
-            }) => (guest, memory, pages, release),
+            }) => (guest, key, memory, pages, release),
             Ok(other) => {
                 err(&format!("a source said something out of order: {other:?}"));
                 return None;
@@ -197,6 +199,7 @@ impl Inside {
                     *taken = Some(session.clone());
                     let offer = Offer {
                         session,
+                        key: key.as_deref().map_or_else(|| guest.as_str().into(), Key::received),
                         guest,
                         memory,
                         source,

@@ -3,6 +3,7 @@
 
 use crate::channel::Channel;
 use crate::failure::Trouble;
+use crate::key::Key;
 use crate::message::Backend;
 use crate::name::session_mark;
 use crate::network::Security;
@@ -12,6 +13,8 @@ use crate::network::Security;
 pub(super) struct Offer {
     pub(super) session: String,
     pub(super) guest: String,
+    /// What tells it from others.
+    pub(super) key: Key,
     pub(super) memory: Vec<Backend>,
     /// Where this host's vmemd finds the pages: `HOST:PORT`.
     pub(super) source: String,

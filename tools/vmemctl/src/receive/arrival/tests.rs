@@ -284,6 +284,7 @@ fn the_record_of_another_guest_is_left_alone() {
     let offer = Offer {
         session: String::new(),
         guest: "guest0".to_owned(),
+        key: "guest0".into(),
         memory: Vec::new(),
         source: "127.0.0.1:1".to_owned(),
         release: false,

@@ -29,6 +29,7 @@ fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
 fn offer(export: &str) -> FromSource {
     FromSource::Offer {
         guest: "guest0".to_owned(),
+        key: None,
         memory: vec![Backend {
             id: "ram".to_owned(),
             bytes: 4096,
