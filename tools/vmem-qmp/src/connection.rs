@@ -178,10 +178,12 @@ impl Qmp {
     ///
     /// QEMU is gone.
     pub fn event(&mut self, deadline: Instant) -> Result<Option<Event>, QmpError> {
-        if self.events.is_empty() {
+        while self.events.is_empty() {
             match self.line("an event", deadline) {
+                // The reply to a command that took too long.
+                Ok(line) if line.get("return").is_some() || line.get("error").is_some() => {}
                 Ok(line) => self.note(line)?,
-                Err(QmpError::TimedOut { .. }) => {}
+                Err(QmpError::TimedOut { .. }) => break,
                 Err(error) => return Err(error),
             }
         }

@@ -73,6 +73,28 @@ fn a_late_reply_is_not_taken_for_another() {
 }
 
 #[test]
+fn late_reply_is_not_taken_for_the_end_while_events_are_waited_for() {
+    let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+    writeln!(theirs, "{GREETING}\n{{\"return\": {{}}, \"id\": 1}}").expect("room");
+    let mut qmp = Qmp::new(ours, Duration::from_millis(100)).expect("a QEMU");
+    assert!(matches!(qmp.run("stop", json!({})), Err(QmpError::TimedOut { .. })));
+    assert!(matches!(qmp.run("cont", json!({})), Err(QmpError::TimedOut { .. })));
+    for late in [
+        r#"{"return": {}, "id": 2}"#,
+        r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 3}"#,
+        r#"{"event": "STOP", "timestamp": {}}"#,
+    ] {
+        writeln!(theirs, "{late}").expect("room");
+    }
+    let event = qmp.event(Instant::now() + LIMIT).expect("a connection").expect("an event");
+    assert_eq!(event.name, "STOP");
+    let late = r#"{"return": {}, "id": 3}"#;
+    writeln!(theirs, "{late}").expect("room");
+    let none = qmp.event(Instant::now() + Duration::from_millis(10)).expect("a connection");
+    assert_eq!(none, None);
+}
+
+#[test]
 fn a_refusal_has_qemu_s_words() {
     let (socket, _thread) = qemu(&[r#"{"error": {"class": "GenericError", "desc": "no such thing"}}"#]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
