@@ -144,7 +144,12 @@ impl Qemu {
             if dies {
                 return Ok(Then::Die);
             }
-            let event = self.state().says.clone().filter(|(after, _)| *after == name).map(|(_, event)| event);
+            let event = self
+                .state()
+                .says
+                .clone()
+                .filter(|(after, _)| *after == name)
+                .map(|(_, event)| event);
             writeln!(out, "{reply}")?;
             if let Some(event) = event {
                 writeln!(out, "{event}")?;

@@ -112,7 +112,11 @@ mod tests {
     #[test]
     fn key_stays_the_same_on_another_host() {
         let long = "\u{e9}".repeat(200);
-        for key in [Key::from("a b"), Key::from(long.as_str()), Key::new(Some(UUID), None, String::new)] {
+        for key in [
+            Key::from("a b"),
+            Key::from(long.as_str()),
+            Key::new(Some(UUID), None, String::new),
+        ] {
             assert_eq!(Key::received(key.as_str()), key);
             assert!(key.as_str().len() <= LONGEST);
         }

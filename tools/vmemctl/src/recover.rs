@@ -4,6 +4,7 @@
 use vmem_cli::{chain, with_port};
 use vmem_qmp::Qmp;
 
+use crate::channel::Channel;
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
 use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
@@ -52,7 +53,7 @@ fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, sig
         _ => Failure::Unknown(trouble),
     };
     let mut channel = way.connect(signals).map_err(unheard)?;
-    match hear(&mut channel, PREPARATION, signals).map_err(unheard)? {
+    match answer(&mut channel, &mut report, signals).map_err(unheard)? {
         FromDestination::Running => {}
         FromDestination::Failed { reason } if record.phase != Phase::Running => {
             // The destination's word that the guest has not run there and never will.
@@ -98,6 +99,17 @@ fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, sig
     )
 }
 
+/// What the destination answers to COMMIT. It may be telling how far the pages are already.
+fn answer(channel: &mut Channel, report: &mut Report, signals: &Signals) -> Result<FromDestination, Trouble> {
+    loop {
+        match hear(channel, PREPARATION, signals)? {
+            FromDestination::Pages { line } => report.pages(&line),
+            FromDestination::Incomplete { reason } => report.note(&format!("destination: {}", reason.escape_debug())),
+            other => return Ok(other),
+        }
+    }
+}
+
 /// Connects to the guest's QEMU, and makes sure that it is that one.
 fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
     let mut qmp = Qmp::connect(&record.qmp, LIMIT)?;
@@ -132,11 +144,89 @@ fn find(cli: &Cli, args: &Recover) -> Result<(Place, Outgoing), Trouble> {
         (None, _) => Err(Trouble::other(format!("no migration is noted in {}", cli.state.display()))),
         (Some(last), _) => {
             found.push(last);
-            let all = found.iter().map(|(_, record)| format!("{:?} ({})", record.guest, record.key.as_str()));
+            let all = found
+                .iter()
+                .map(|(_, record)| format!("{:?} ({})", record.guest, record.key.as_str()));
             Err(Trouble::other(format!(
                 "several migrations are noted: {}; --guest says which, by what is in parentheses if names are the same",
                 all.collect::<Vec<_>>().join(", ")
             )))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::thread;
+    use std::time::Duration;
+
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::Command;
+    use crate::fake;
+    use crate::message::Purpose;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A guest that was given away.
+    fn record(qmp: &Path, to: String) -> Outgoing {
+        Outgoing {
+            session: "0123456789abcdef0123456789abcdef".to_owned(),
+            guest: "guest".to_owned(),
+            key: "guest".into(),
+            phase: Phase::Committed,
+            qmp: qmp.to_owned(),
+            to,
+            vmemd: Vec::new(),
+            served: Vec::new(),
+            run: true,
+            settings: None,
+        }
+    }
+
+    #[test]
+    fn pages_that_are_told_before_the_answer_are_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("qmp");
+        let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = listener.local_addr().expect("an address").to_string();
+        let destination = thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a connection");
+            let (mut channel, _, purpose) = Security::Loopback.accept(stream).expect("a greeting");
+            assert_eq!(purpose, Purpose::Recover);
+            let incomplete = "the source is gone".to_owned();
+            for message in [
+                FromDestination::Welcome,
+                FromDestination::Pages { line: json!({}) },
+                FromDestination::Incomplete { reason: incomplete },
+                FromDestination::Running,
+                FromDestination::Complete { summary: json!({}) },
+            ] {
+                channel.say(&message).expect("room");
+            }
+            while channel.hear_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
+        });
+        let place = Place::new(directory.path(), "out", "guest").expect("a place");
+        place
+            .write(&Outgoing {
+                key: guest::key(&mut fake::Qemu::connect(&path)).expect("a key"),
+                ..record(&path, to)
+            })
+            .expect("a record");
+        drop(place);
+        let state = directory.path().to_str().expect("a path");
+        let cli = Cli::parse_from(["vmemctl", "--state", state, "recover"]);
+        let Command::Recover(args) = &cli.command else {
+            panic!("not recover")
+        };
+        let (place, record) = find(&cli, args).expect("a record");
+        go_on_with(&cli, args, place, record, &Signals::default()).expect("it is complete");
+        destination.join().expect("a good end");
+        assert!(qemu.has_heard("quit"));
     }
 }
