@@ -13,22 +13,14 @@
 //! # A daemon
 //!
 //! ```no_run
-//! use vmem::{Control, Fill, RegionBuilder, PAGE_SIZE};
+#![doc = include_str!("../doc/daemon.rs")]
 //!
-//! # fn main() -> Result<(), vmem::Error> {
-//! let control = Control::open()?;
-//! let region = RegionBuilder::new(1 << 20).name("guest0").mode(0o600).create(&control)?;
-//! region.ready()?;
-//! let mut absent = region.pages().count();
-//! while absent > 0 {
-//!     for page in region.next_requests(64)? {
-//!         let contents = vec![page.get() as u8; PAGE_SIZE];
-//!         absent -= region.fill(&[Fill::new(page, &contents)?]).complete()?;
-//!     }
+//! fn main() -> Result<(), Error> {
+//!     let control = vmem::Control::open()?;
+//!     let region = vmem::RegionBuilder::new(1 << 20).name("guest0").mode(0o600).create(&control)?;
+//!     region.ready()?;
+//!     serve(&region)
 //! }
-//! region.make_vma_anonymous()?;
-//! # Ok(())
-//! # }
 //! ```
 //!
 //! # A program that uses the region
@@ -65,6 +57,21 @@
 //! }
 //! # }
 //! ```
+//!
+//! # Depending on this crate
+//!
+//! It is not on crates.io. A program outside of vmem's source tree names the tree, or a git repository with it:
+//!
+//! ```toml
+//! [dependencies]
+//! vmem = { path = "../vmem/tools/vmem" }
+//! # vmem = { git = "https://example.org/vmem.git" }
+//! ```
+//!
+//! It needs Rust 1.85 and Linux on x86-64 to build, and neither the module nor its header. `MADV_REMOVE`, cgroups and all else that the
+//! module promises are described in `Documentation/semantics.rst`.
+//!
+//! # Memory of the daemon's own regions
 //!
 //! The contents that a daemon fills pages with must not lie in memory of a region that it serves itself: it would wait for itself.
 

@@ -9,6 +9,7 @@ use vmem::{AsyncRegion, Control, Error, Fill, PAGE_SIZE, PageIndex, RegionBuilde
 
 use crate::failure::{Outcome, ensure, equal};
 use crate::setting::{Setting, bytes_of, check_words, contents, page};
+use crate::world::wait_until;
 
 crate::tests![
     the_sample_in_c_reads_what_its_daemon_fills,
@@ -17,7 +18,18 @@ crate::tests![
     the_checksum_of_another_source_is_another,
     the_checksum_of_a_region_that_is_not_there_is_an_error,
     requests_can_be_awaited_on_tokio,
+    the_program_in_the_description_of_the_calls_reads_what_its_daemons_fill,
+    the_daemon_on_the_first_page_of_the_library_ends_when_programs_discard,
 ];
+
+/// The daemon on the first page of the library, as it stands there.
+mod first_page {
+    include!("../../../../vmem/doc/daemon.rs");
+
+    pub(super) fn run(region: &Region) -> Result<(), Error> {
+        serve(region)
+    }
+}
 
 /// A sample in Rust: beside this program.
 fn rust_sample(name: &str) -> Outcome<Command> {
@@ -48,13 +60,18 @@ fn check_yabusame(output: &str) -> Outcome {
     Ok(())
 }
 
-fn the_sample_in_c_reads_what_its_daemon_fills() -> Outcome {
+/// What a sample in C prints.
+fn c_sample(name: &str) -> Outcome<String> {
     let directory = std::env::var_os("VMEM_SAMPLES").map_or_else(|| "build/samples".into(), PathBuf::from);
-    let sample = directory.join("yabusame_c");
+    let sample = directory.join(name);
     let output = Command::new(&sample)
         .output()
         .map_err(|error| format!("{}: {error}", sample.display()))?;
-    check_yabusame(&success(output)?)
+    success(output)
+}
+
+fn the_sample_in_c_reads_what_its_daemon_fills() -> Outcome {
+    check_yabusame(&c_sample("yabusame_c")?)
 }
 
 fn the_sample_in_rust_reads_what_its_daemon_fills() -> Outcome {
@@ -169,5 +186,33 @@ fn requests_can_be_awaited_on_tokio() -> Outcome {
     let mut served: Vec<u64> = served.into_iter().map(PageIndex::get).collect();
     served.sort_unstable();
     equal!(served, (0..64).collect::<Vec<_>>());
+    Ok(())
+}
+
+fn the_program_in_the_description_of_the_calls_reads_what_its_daemons_fill() -> Outcome {
+    let output = c_sample("uapi")?;
+    equal!(output.trim(), "all 16777216 bytes are right");
+    Ok(())
+}
+
+fn the_daemon_on_the_first_page_of_the_library_ends_when_programs_discard() -> Outcome {
+    const MADV_REMOVE: i32 = 9;
+    let setting = Setting::new(8)?;
+    setting.region.ready()?;
+    let region = setting.region.clone();
+    let daemon = std::thread::spawn(move || first_page::run(&region));
+    let area = setting.area()?;
+    area.advise(2..4, MADV_REMOVE)?;
+    for pgoff in [7, 1, 6, 0, 5, 4] {
+        let word = u64::from_ne_bytes([pgoff as u8; 8]);
+        ensure!(
+            area.page(pgoff).iter().all(|found| *found == word),
+            "page {pgoff} is not the daemon's"
+        );
+    }
+    ensure!(area.page(2).iter().all(|word| *word == 0), "a discarded page is not zero");
+    wait_until("the daemon has ended", || Ok(daemon.is_finished()))?;
+    daemon.join().map_err(|_| "the daemon has panicked")??;
+    ensure!(setting.region.info()?.plain);
     Ok(())
 }
