@@ -122,6 +122,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 		CONFIG_MODULE_SIG_ALL=$(if $(wildcard $(KDIR)/certs/signing_key.pem),y) modules_install
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd $(BUILD)/host-target/release/vmemctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/vmem/apparmor tools/vmemctl/apparmor/libvirt-qemu
 	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
 
