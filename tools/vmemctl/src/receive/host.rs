@@ -231,4 +231,32 @@ mod tests {
             ["guest0.ram", "guest0.ram.2"]
         );
     }
+
+    /// A QEMU that says something and ends, in `--state`.
+    fn failing(state: &Path) -> Qemu {
+        use clap::Parser;
+        let words = ["vmemctl", "receive", "--qmp", "/nobody/qmp", "--", "sh", "-c"];
+        let script = "echo qemu: first; echo qemu: last >&2; exit 3";
+        let cli = crate::cli::Cli::parse_from(words.into_iter().chain([script]));
+        let crate::cli::Command::Receive(args) = &cli.command else {
+            panic!("not receive")
+        };
+        let place = Place::new(state, "in", "guest0").expect("a place");
+        let qemu = Qemu::start(args, &[], &[], &place).expect("a process");
+        place.remove();
+        qemu
+    }
+
+    #[test]
+    fn last_words_of_a_qemu_that_fails_are_told_and_stay() {
+        let state = tempfile::tempdir().expect("a directory");
+        for _ in 0..2 {
+            let mut qemu = failing(state.path());
+            let error = qemu.connect(Path::new("/nobody/qmp")).err().expect("no QEMU");
+            let text = qemu.explain(error).to_string();
+            assert!(text.ends_with("QEMU has ended (exit status: 3): qemu: first; qemu: last"), "{text}");
+        }
+        let log = std::fs::read_to_string(state.path().join("log/in.guest0.qemu.log")).expect("a log");
+        assert_eq!(log.lines().count(), 4, "{log}");
+    }
 }
