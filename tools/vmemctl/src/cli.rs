@@ -148,6 +148,25 @@ pub(crate) struct Recover {
 impl Cli {
     /// The command that goes on with the move of this guest.
     pub(crate) fn recover_command(&self, guest: &str) -> String {
+        let mut words = self.common_words();
+        words.extend(["recover".to_owned(), "--guest".to_owned(), quoted(guest)]);
+        words.join(" ")
+    }
+
+    /// The command that goes on with the guest that this one has taken.
+    pub(crate) fn resume_command(&self, args: &Receive) -> String {
+        let mut words = self.common_words();
+        words.extend(["receive".to_owned(), "--resume".to_owned()]);
+        words.extend(["--qmp".to_owned(), quoted(&args.qmp.to_string_lossy())]);
+        words.extend(["--listen".to_owned(), quoted(&args.listen.to_string())]);
+        if args.on_lost == OnLost::Sigbus {
+            words.extend(["--on-lost".to_owned(), "sigbus".to_owned()]);
+        }
+        words.join(" ")
+    }
+
+    /// The program, and those options that another command on the same guest needs as well.
+    fn common_words(&self) -> Vec<String> {
         let mut words = vec!["vmemctl".to_owned()];
         if self.state != Path::new(DIRECTORY) {
             words.extend(["--state".to_owned(), quoted(&self.state.to_string_lossy())]);
@@ -161,8 +180,7 @@ impl Cli {
         if self.no_scope {
             words.push("--no-scope".to_owned());
         }
-        words.extend(["recover".to_owned(), "--guest".to_owned(), quoted(guest)]);
-        words.join(" ")
+        words
     }
 }
 
@@ -222,6 +240,15 @@ mod tests {
         assert_eq!(
             command("vmemctl --state /s --insecure migrate --qmp /q --to host", "it's"),
             "vmemctl --state /s --insecure recover --guest 'it'\\''s'"
+        );
+        let line = "vmemctl --tls /t receive --qmp /q --listen 8000 -- qemu";
+        let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+        let Command::Receive(args) = &cli.command else {
+            panic!("not receive")
+        };
+        assert_eq!(
+            cli.resume_command(args),
+            "vmemctl --tls /t receive --resume --qmp /q --listen 127.0.0.1:8000"
         );
     }
 

@@ -32,6 +32,7 @@ use crate::message::FromDestination;
 use crate::network::Security;
 use crate::record::Incoming;
 use crate::report::Report;
+use crate::signals::Signals;
 use arrival::{Arrival, Ended, Host, Left};
 use door::{Door, Visitor};
 use farewell::say_last;
@@ -40,8 +41,24 @@ use process::QemuProcess;
 use regions::Regions;
 use vmem_cli::chain;
 
-/// Takes one guest, and stays until its memory is complete.
+/// How often it is looked whether a guest comes.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Takes one guest, and stays until its memory is complete. A signal ends that: as long as the guest is the source's, it goes on there;
+/// afterwards it is left to QEMU and vmemd.
 pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
+    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+    let mut report = Report::new(cli.json);
+    let result = receive(cli, args, &mut report, &signals);
+    let detached = match (result, signals.check()) {
+        (Err(Failure::Unfinished(_) | Failure::Detached(_)), Err(stopped)) => Failure::Detached(stopped.into()),
+        (result, _) => return result,
+    };
+    report.note(&format!("'{}' goes on", cli.resume_command(args)));
+    Err(detached)
+}
+
+fn receive(cli: &Cli, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Failure> {
     template::check(&args.command)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Trouble::vmem("no vmem"))?;
@@ -49,11 +66,10 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
     let listener = security.listen(args.listen)?;
     let address = listener.local_addr().map_err(Trouble::io("cannot listen"))?;
     let mut door = Door::open(listener, security.clone())?;
-    let mut report = Report::new(cli.json);
     let mut arrival = if args.resume {
-        match Arrival::resume(cli, args, &door, &report)? {
+        match Arrival::resume(cli, args, &door, report, signals)? {
             Left::Arrival(arrival) => *arrival,
-            Left::Over(place, word) => return say_last(None, &place, &word, &mut door, &report),
+            Left::Over(place, word) => return say_last(None, &place, &word, &mut door, report, signals),
         }
     } else {
         report.note(&format!("listening on {address}"));
@@ -61,16 +77,17 @@ pub(crate) fn run(cli: &Cli, args: &Receive) -> Result<(), Failure> {
             args,
             control: &control,
             security: &security,
+            signals,
         };
         take(cli, &host, &mut door)?
     };
-    if let Err(ended) = arrival.wait_for_commit(&mut door, &mut report) {
-        return end(ended, arrival, &mut door, &report);
+    if let Err(ended) = arrival.wait_for_commit(&mut door, report) {
+        return end(ended, arrival, &mut door, report, signals);
     }
     // QEMU has them open.
     drop(regions);
     report.running(None);
-    tend::tend(args, &control, &mut door, arrival, &mut report)
+    tend::tend(args, &control, &mut door, arrival, report, signals)
 }
 
 /// Whether a guest that has been recorded may be here and lack memory.
@@ -85,14 +102,15 @@ pub(crate) fn needs_memory(record: &Incoming) -> bool {
 /// Waits for a guest, and prepares everything for it.
 fn take(cli: &Cli, host: &Host<'_>, door: &mut Door) -> Result<Arrival, Failure> {
     loop {
-        if let Visitor::Guest(channel, offer) = door.wait()? {
+        host.signals.check().map_err(Trouble::from)?;
+        if let Some(Visitor::Guest(channel, offer)) = door.wait_for(GLANCE) {
             return Arrival::prepare(cli, host, door, channel, offer);
         }
     }
 }
 
 /// The guest has not come, or not in a way that it can be left alone.
-fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report) -> Result<(), Failure> {
+fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Failure> {
     match ended {
         // Whoever does not hear it has not given the guest away.
         Ended::BeforeCommit(trouble) => {
@@ -103,12 +121,12 @@ fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report) -> Resu
         Ended::AfterCommit(trouble) => {
             let reason = chain(&trouble);
             let (channel, place) = arrival.give_back(&reason, report);
-            say_last(channel, &place, &FromDestination::Failed { reason }, door, report)
+            say_last(channel, &place, &FromDestination::Failed { reason }, door, report, signals)
         }
         Ended::Gone(trouble) => {
             let reason = chain(&trouble);
             let (channel, place) = arrival.discard();
-            say_last(channel, &place, &FromDestination::Gone { reason }, door, report)
+            say_last(channel, &place, &FromDestination::Gone { reason }, door, report, signals)
         }
         // A vmemd that serves is left alone.
         Ended::Unknown(trouble) => Err(Failure::Unfinished(trouble)),

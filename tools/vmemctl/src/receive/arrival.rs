@@ -33,6 +33,7 @@ use crate::obstacles;
 use crate::record::{Incoming, Phase, Place};
 use crate::relay::Relay;
 use crate::report::Report;
+use crate::signals::Signals;
 pub(super) use commit::Ended;
 pub(super) use resume::Left;
 
@@ -45,6 +46,7 @@ pub(super) struct Host<'a> {
     pub(super) args: &'a Receive,
     pub(super) control: &'a Control,
     pub(super) security: &'a Security,
+    pub(super) signals: &'a Signals,
 }
 
 /// A guest whose state comes, or has come.
@@ -61,6 +63,7 @@ pub(super) struct Arrival {
     resumed: bool,
     /// The source has said that the guest goes on there.
     aborted: bool,
+    signals: Signals,
     /// The other end of what QEMU gets the state from, until that comes.
     state: Option<UnixStream>,
     /// So that the regions exist until QEMU has them open, and as long as they may be needed.
@@ -96,6 +99,7 @@ impl Arrival {
                     relay: None,
                     resumed: false,
                     aborted: false,
+                    signals: host.signals.clone(),
                     _regions: regions,
                 };
                 match arrival.say(&FromDestination::Ready) {
@@ -135,7 +139,9 @@ impl Arrival {
         } else {
             names.clone()
         };
-        let mut qmp = qemu.connect(&args.qmp).map_err(|trouble| host::explain(trouble, &made))?;
+        let mut qmp = qemu
+            .connect(&args.qmp, host.signals)
+            .map_err(|trouble| host::explain(trouble, &made))?;
         let status = guest::status(&mut qmp)?;
         if status != "inmigrate" {
             return Err(Trouble::other(format!(
@@ -181,7 +187,7 @@ impl Arrival {
         };
         let known = Regions::of(&record);
         let mut pages = Pages::hold(&record, place, loss_policy(args))?;
-        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT);
+        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT).with_signals(host.signals);
         if let Err(error) = place.write(&record) {
             pages.stop();
             return Err(error.into());

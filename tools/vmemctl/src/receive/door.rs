@@ -77,11 +77,6 @@ impl Door {
         Ok(Self { visitors, guest })
     }
 
-    /// The next visitor.
-    pub(super) fn wait(&mut self) -> Result<Visitor, Trouble> {
-        self.visitors.recv().map_err(|_| Trouble::other("nobody listens any more"))
-    }
-
     /// The next visitor, if one comes within `limit`.
     pub(super) fn wait_for(&mut self, limit: Duration) -> Option<Visitor> {
         self.visitors.recv_timeout(limit).ok()

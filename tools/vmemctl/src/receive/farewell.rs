@@ -11,9 +11,13 @@ use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource};
 use crate::record::Place;
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// How long a source is waited for that nobody here needs any more: as long as it tries to reach this host by itself.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often it is looked whether it is over.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Says the last word, and removes the record once the source has heard it. FAILED is said until it is heard: the guest stands still as
 /// long as it is not. The others are recorded, and given up after a while: `receive --resume` says them again.
@@ -23,12 +27,13 @@ pub(super) fn say_last(
     word: &FromDestination,
     door: &mut Door,
     report: &Report,
+    signals: &Signals,
 ) -> Result<(), Failure> {
     let patience = match word {
         FromDestination::Failed { .. } => None,
         _ => Some(PATIENCE),
     };
-    say_within(patience, channel, place, word, door, report)
+    say_within(patience, channel, place, word, door, report, signals)
 }
 
 fn say_within(
@@ -38,8 +43,9 @@ fn say_within(
     word: &FromDestination,
     door: &mut Door,
     report: &Report,
+    signals: &Signals,
 ) -> Result<(), Failure> {
-    if !tell(patience, channel, door, word, report)? {
+    if !tell(patience, channel, door, word, report, signals)? {
         let what = match word {
             FromDestination::Gone { reason } => format!("the guest has ended here ({reason})"),
             _ => "the guest is here with all its memory".to_owned(),
@@ -63,6 +69,7 @@ fn tell(
     door: &mut Door,
     word: &FromDestination,
     report: &Report,
+    signals: &Signals,
 ) -> Result<bool, Failure> {
     let until = patience.map(|patience| Instant::now() + patience);
     let mut channel = channel;
@@ -73,14 +80,13 @@ fn tell(
         }
         report.note("the source has not heard how it ended: 'vmemctl recover' there asks");
         channel = loop {
-            let visitor = match until {
-                None => Some(door.wait()?),
-                Some(until) => door.wait_for(until.saturating_duration_since(Instant::now())),
-            };
-            match visitor {
-                Some(Visitor::Recover(channel)) => break Some(channel),
-                Some(_) => {}
-                None => return Ok(false),
+            // The record stays, and says what the source has to hear.
+            signals.check().map_err(|stopped| Failure::Detached(stopped.into()))?;
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
+            if let Some(Visitor::Recover(channel)) = door.wait_for(GLANCE) {
+                break Some(channel);
             }
         };
     }
@@ -126,11 +132,29 @@ mod tests {
             summary: serde_json::Value::Null,
         };
         let patience = Some(Duration::from_millis(50));
-        let result = say_within(patience, None, &place, &word, &mut door, &Report::new(true));
+        let signals = Signals::default();
+        let result = say_within(patience, None, &place, &word, &mut door, &Report::new(true), &signals);
         assert!(
             matches!(&result, Err(failure @ Failure::Unheard(_)) if failure.code() == 7),
             "{result:?}"
         );
+        let left: Option<serde_json::Value> = place.read().expect("a record");
+        assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
+    }
+
+    #[test]
+    fn wait_for_the_source_ends_by_a_signal_and_the_record_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+        let record = serde_json::json!({"phase": Phase::Failed});
+        place.write(&record).expect("a record");
+        let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+        let mut door = Door::open(listener, Security::Loopback).expect("a door");
+        let word = FromDestination::Failed { reason: String::new() };
+        let signals = Signals::default();
+        signals.raise();
+        let result = say_last(None, &place, &word, &mut door, &Report::new(true), &signals);
+        assert!(matches!(result, Err(Failure::Detached(_))), "{result:?}");
         let left: Option<serde_json::Value> = place.read().expect("a record");
         assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
     }

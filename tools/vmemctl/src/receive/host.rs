@@ -20,6 +20,7 @@ use crate::message::Backend;
 use crate::name::clean;
 use crate::record::Place;
 use crate::scope;
+use crate::signals::Signals;
 
 /// How long QEMU may take to listen.
 const START: Duration = Duration::from_secs(60);
@@ -147,7 +148,7 @@ impl Qemu {
     }
 
     /// Connects to it, once it listens.
-    pub(super) fn connect(&mut self, path: &Path) -> Result<Qmp, Trouble> {
+    pub(super) fn connect(&mut self, path: &Path, signals: &Signals) -> Result<Qmp, Trouble> {
         let until = Instant::now() + START;
         loop {
             let error = match Qmp::connect_soon(path, LIMIT, Duration::from_millis(500)) {
@@ -160,6 +161,7 @@ impl Qemu {
             if ended.is_some_and(|status| !status.success()) {
                 return Err(error.into());
             }
+            signals.check()?;
             if self.child.is_none() || Instant::now() >= until {
                 return Err(error.into());
             }
@@ -252,9 +254,14 @@ mod tests {
         let state = tempfile::tempdir().expect("a directory");
         for _ in 0..2 {
             let mut qemu = failing(state.path());
-            let error = qemu.connect(Path::new("/nobody/qmp")).err().expect("no QEMU");
+            let error = qemu
+                .connect(Path::new("/nobody/qmp"), &Signals::default())
+                .expect_err("no QEMU");
             let text = qemu.explain(error).to_string();
-            assert!(text.ends_with("QEMU has ended (exit status: 3): qemu: first; qemu: last"), "{text}");
+            assert!(
+                text.ends_with("QEMU has ended (exit status: 3): qemu: first; qemu: last"),
+                "{text}"
+            );
         }
         let log = std::fs::read_to_string(state.path().join("log/in.guest0.qemu.log")).expect("a log");
         assert_eq!(log.lines().count(), 4, "{log}");

@@ -14,6 +14,7 @@ use super::process::QemuProcess;
 use super::regions::Regions;
 use crate::guest::GuestError;
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// How long QEMU may be silent while no page comes, once the guest is this host's: as long as the source tries to reach this host.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -37,6 +38,8 @@ pub(super) struct Monitor {
     limit: Duration,
     /// How long QEMU may be silent while no page comes.
     patience: Duration,
+    /// One of these ends all patience.
+    signals: Signals,
 }
 
 /// Waits as long as pages come.
@@ -77,7 +80,14 @@ impl Monitor {
             regions,
             limit,
             patience: PATIENCE,
+            signals: Signals::default(),
         }
+    }
+
+    /// Not waited for any more once one of these signals has come.
+    pub(super) fn with_signals(self, signals: &Signals) -> Self {
+        let signals = signals.clone();
+        Self { signals, ..self }
     }
 
     /// With another patience, for tests.
@@ -138,7 +148,7 @@ impl Monitor {
                     regions.look().present
                 ));
             }
-            if !wait.goes_on() {
+            if !wait.goes_on() || self.signals.check().is_err() {
                 return Err(error.into());
             }
         }

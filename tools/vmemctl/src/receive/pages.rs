@@ -17,6 +17,7 @@ use super::regions::Regions;
 use crate::daemon::{Daemon, DaemonError, Duty, end_left_over, event, left_over};
 use crate::failure::Trouble;
 use crate::record::{Incoming, Place};
+use crate::report::err;
 use crate::supervisor::{Event, First, Supervisor};
 pub(super) use fetch::LossPolicy;
 use fetch::{Exit, Fetch, NOT_YET};
@@ -144,6 +145,14 @@ impl Pages {
         }
     }
 
+    /// Leaves the guest with a vmemd that nobody supervises. If there is none at the moment, one is started.
+    pub(super) fn leave(&mut self) {
+        let is_left = self.supervisor.take().is_none_or(Supervisor::leave);
+        if !is_left && self.keep.load(Ordering::SeqCst) {
+            err("no vmemd fetches the guest's pages: 'vmemctl receive --resume' starts one");
+        }
+    }
+
     /// What is new, if something is within `limit`.
     pub(super) fn news(&mut self, limit: Duration) -> Option<News> {
         let until = Instant::now() + limit;
@@ -226,6 +235,13 @@ impl Pages {
                 Some(News::Ended(end)) => return Err(Trouble::other(format!("vmemd has ended: {end:?}"))),
             }
         }
+    }
+}
+
+impl Drop for Pages {
+    /// Whatever this program ends of, the guest needs its pages.
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

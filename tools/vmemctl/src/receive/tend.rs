@@ -22,6 +22,7 @@ use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource};
 use crate::record::{Incoming, Phase, Place};
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// How often everything is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -36,6 +37,7 @@ struct Tending<'a> {
     args: &'a Receive,
     control: &'a Control,
     report: &'a mut Report,
+    signals: &'a Signals,
     /// The source is gone, and which pages are missing has been listed.
     listed: bool,
 }
@@ -47,6 +49,7 @@ pub(super) fn tend(
     door: &mut Door,
     arrival: Arrival,
     report: &mut Report,
+    signals: &Signals,
 ) -> Result<(), Failure> {
     let Arrival {
         channel,
@@ -66,6 +69,7 @@ pub(super) fn tend(
         args,
         control,
         report,
+        signals,
         listed: false,
     };
     if tending.pages.source_is_there() {
@@ -77,6 +81,10 @@ pub(super) fn tend(
 impl Tending<'_> {
     fn run(mut self, door: &mut Door) -> Result<(), Failure> {
         loop {
+            if let Err(stopped) = self.signals.check() {
+                // The guest runs on, and a vmemd goes on fetching its pages.
+                return Err(Failure::Detached(stopped.into()));
+            }
             while let Some(news) = self.pauser.news() {
                 match news {
                     pause::News::Note(text) => self.tell(text),
@@ -153,6 +161,7 @@ impl Tending<'_> {
             &FromDestination::Gone { reason },
             door,
             self.report,
+            self.signals,
         )
     }
 
@@ -177,6 +186,7 @@ impl Tending<'_> {
             &FromDestination::Complete { summary },
             door,
             self.report,
+            self.signals,
         )
     }
 

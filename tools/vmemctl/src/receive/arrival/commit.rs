@@ -45,6 +45,9 @@ impl Arrival {
     /// Waits until the guest is this host's, and has it run.
     pub(in crate::receive) fn wait_for_commit(&mut self, door: &mut Door, report: &mut Report) -> Result<(), Ended> {
         while self.record.phase == Phase::Prepared {
+            if let Err(stopped) = self.signals.check() {
+                return Err(self.interrupt(stopped.into(), report));
+            }
             if let Err(trouble) = self.wait_for_word(door, report) {
                 return Err(self.judge(trouble, report));
             }
@@ -56,7 +59,21 @@ impl Arrival {
     pub(super) fn finish(&mut self, report: &Report) -> Result<(), Ended> {
         self.pages.keep();
         let result = self.wait_for_state(report).and_then(|()| self.go(report));
-        result.map_err(|trouble| self.judge(trouble, report))
+        result.map_err(|trouble| match self.signals.check() {
+            // The guest is this host's, and is left as it is. If QEMU is gone, that has to be said nevertheless.
+            Err(stopped) if !self.monitor.is_gone_within(Duration::ZERO) => Ended::Unknown(stopped.into()),
+            _ => self.judge(trouble, report),
+        })
+    }
+
+    /// A signal has come, and the guest is not known to be this host's: the source goes on with it. But if the source is not there, it
+    /// may have given the guest away: then that stays ready and paused.
+    fn interrupt(&mut self, trouble: Trouble, report: &Report) -> Ended {
+        if self.channel.is_some() {
+            self.judge(trouble, report)
+        } else {
+            Ended::Unknown(trouble)
+        }
     }
 
     /// What it means that the guest does not come: the source may have said COMMIT once QEMU has the state.

@@ -23,6 +23,7 @@ use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
 use crate::record::{Incoming, Phase, Place};
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// What another `receive` has left.
 pub(in crate::receive) enum Left {
@@ -34,7 +35,13 @@ pub(in crate::receive) enum Left {
 
 impl Arrival {
     /// Takes up what another `receive` has begun.
-    pub(in crate::receive) fn resume(cli: &Cli, args: &Receive, door: &Door, report: &Report) -> Result<Left, Failure> {
+    pub(in crate::receive) fn resume(
+        cli: &Cli,
+        args: &Receive,
+        door: &Door,
+        report: &Report,
+        signals: &Signals,
+    ) -> Result<Left, Failure> {
         let (place, record) = recorded(cli, args)?;
         door.taken(&record.session);
         match record.phase {
@@ -54,7 +61,7 @@ impl Arrival {
         }
         let process = record.qemu.as_ref().map(QemuProcess::find);
         let regions = Regions::of(&record);
-        let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT);
+        let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {
             end_left_over(&place, Some(&record.session), Duty::Fetch);
             return Self::without_qemu(place, record);
@@ -69,7 +76,7 @@ impl Arrival {
             return Err(Failure::Local(Trouble::other(what)));
         }
         let pages = Pages::resume(&record, &place, loss_policy(args))?;
-        Self::take_up(pages, monitor, place, record, report).map(|arrival| Left::Arrival(Box::new(arrival)))
+        Self::take_up(pages, monitor, place, record, signals, report).map(|arrival| Left::Arrival(Box::new(arrival)))
     }
 
     /// Pages come by now, or will as soon as the source is there. Whether they do decides how long QEMU is waited for.
@@ -78,6 +85,7 @@ impl Arrival {
         monitor: Monitor,
         place: Place,
         record: Incoming,
+        signals: &Signals,
         report: &Report,
     ) -> Result<Self, Failure> {
         let arrival = Self {
@@ -91,6 +99,7 @@ impl Arrival {
             relay: None,
             resumed: true,
             aborted: false,
+            signals: signals.clone(),
             _regions: Vec::new(),
         };
         arrival.identify(report)

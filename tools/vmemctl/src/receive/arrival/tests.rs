@@ -96,6 +96,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         relay: None,
         resumed: false,
         aborted: false,
+        signals: Signals::default(),
         _regions: Vec::new(),
     };
     Scene {
@@ -250,7 +251,10 @@ fn resumed(phase: Phase, file: &str) -> (Result<Left, Failure>, TempDir) {
     let security = Security::new(&cli).expect("loopback");
     let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
     let door = Door::open(listener, security).expect("a door");
-    (Arrival::resume(&cli, args, &door, &Report::new(true)), directory)
+    (
+        Arrival::resume(&cli, args, &door, &Report::new(true), &Signals::default()),
+        directory,
+    )
 }
 
 #[test]
@@ -398,6 +402,41 @@ fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
     assert!(began.elapsed() < 3 * PATIENCE);
 }
 
+#[test]
+fn signal_gives_a_guest_up_that_is_the_sources() {
+    let mut scene = scene(Phase::Prepared, "inmigrate", "active");
+    let mut door = door();
+    let (ours, _theirs) = UnixStream::pair().expect("sockets");
+    let (socket, carrier) = (ours.try_clone().expect("a socket").into(), ours.into());
+    scene.arrival.channel = Some(Channel::new(socket, &carrier).expect("a channel"));
+    scene.arrival.signals.raise();
+    let ended = scene.arrival.wait_for_commit(&mut door, &mut Report::new(true));
+    assert!(matches!(ended, Err(Ended::BeforeCommit(_))), "{ended:?}");
+}
+
+#[test]
+fn signal_leaves_a_guest_that_may_be_this_hosts() {
+    for phase in [Phase::Prepared, Phase::Committed] {
+        let mut scene = scene(phase, "paused", "completed");
+        scene.arrival.resumed = true;
+        scene.qemu.state().blocked = phase == Phase::Committed;
+        let mut door = door();
+        scene.arrival.signals.raise();
+        scene.arrival.monitor = scene.arrival.monitor.with_signals(&scene.arrival.signals);
+        let ended = scene.arrival.wait_for_commit(&mut door, &mut Report::new(true));
+        assert!(
+            matches!(&ended, Err(Ended::Unknown(trouble)) if trouble.is_signal()),
+            "{ended:?}"
+        );
+        assert!(scene.qemu.lives() && !scene.qemu.has_heard("quit"), "{phase:?}");
+    }
+}
+
+fn door() -> Door {
+    let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    Door::open(listener, Security::Loopback).expect("a door")
+}
+
 /// The main loop of this QEMU waits for a page as long as no daemon is attached: as after the deaths of `receive` and its vmemd.
 #[test]
 fn resume_has_pages_come_before_it_waits_for_qemu() {
@@ -429,6 +468,7 @@ fn resume_has_pages_come_before_it_waits_for_qemu() {
     let monitor = monitor_of(&qemu, &path, regions);
     let record = record(Phase::Running, path);
     let report = Report::new(true);
-    let mut arrival = Arrival::take_up(pages, monitor, place, record, &report).unwrap_or_else(|failure| panic!("{failure}"));
+    let mut arrival = Arrival::take_up(pages, monitor, place, record, &Signals::default(), &report)
+        .unwrap_or_else(|failure| panic!("{failure}"));
     arrival.finish(&report).expect("the guest runs");
 }
