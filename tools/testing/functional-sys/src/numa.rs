@@ -38,10 +38,10 @@ impl Area {
         let to = &raw mut node;
         let address = self.at(page * PAGE, PAGE);
         let flags = MPOL_F_NODE | MPOL_F_ADDR;
+        let no_mask = std::ptr::null_mut::<u64>();
         // SAFETY: the call writes the node.
-        checked(
-            unsafe { libc::syscall(libc::SYS_get_mempolicy, to, std::ptr::null_mut::<u64>(), 0, address, flags) } as libc::c_int,
-        )?;
+        let result = unsafe { libc::syscall(libc::SYS_get_mempolicy, to, no_mask, 0, address, flags) };
+        checked(result as libc::c_int)?;
         u32::try_from(node).map_err(io::Error::other)
     }
 }

@@ -158,8 +158,10 @@ pub fn catch_signal(signal: i32, restart: bool) -> io::Result<()> {
 }
 
 extern "C" fn exit_with_code(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel gives a handler that asks for it a `siginfo_t`; `_exit` may be called in a handler.
-    unsafe { libc::_exit((*info).si_code) }
+    // SAFETY: the kernel gives a handler that asks for it a `siginfo_t`.
+    let code = unsafe { (*info).si_code };
+    // SAFETY: `_exit` may be called in a handler.
+    unsafe { libc::_exit(code) }
 }
 
 /// From now on SIGBUS ends this process, with the signal's code as its status.
