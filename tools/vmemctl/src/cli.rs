@@ -124,7 +124,7 @@ pub(crate) enum OnLost {
 
 #[derive(Debug, Args)]
 pub(crate) struct Forget {
-    /// The guest's name
+    /// The guest's name, or what it is known by, if several have that name
     #[arg(value_name = "GUEST")]
     pub(crate) guest: String,
     /// Even if its source may be waiting to hear how it ended
@@ -134,7 +134,7 @@ pub(crate) struct Forget {
 
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
-    /// The guest's name, if there are several
+    /// The guest's name, if there are several, or what it is known by, if several have that name
     #[arg(long)]
     pub(crate) guest: Option<String>,
     /// Where `vmemctl receive` listens now, if not where it did

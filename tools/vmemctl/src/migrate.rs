@@ -117,7 +117,8 @@ impl Migration {
     /// Everything that changes nothing for the guest.
     fn prepare(cli: &Cli, args: &Migrate, report: Report, signals: Signals) -> Result<Self, Trouble> {
         let security = Security::new(cli)?;
-        let mut qmp = Qmp::connect(&args.qmp, LIMIT)?;
+        let path = args.qmp.clone();
+        let mut qmp = signals.unless(move || Qmp::connect(&path, LIMIT))??;
         let guest = guest::name(&mut qmp)?;
         let status = guest::status(&mut qmp)?;
         if !matches!(status.as_str(), "running" | "paused") {

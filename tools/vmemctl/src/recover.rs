@@ -16,7 +16,7 @@ use crate::migrate::{PREPARATION, abort, end, go_on, restore, take_back};
 use crate::network::Security;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
-use crate::signals::Signals;
+use crate::signals::{Signals, Stopped};
 
 /// Finds out where the guest is, and goes on from there.
 pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
@@ -37,8 +37,10 @@ fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, sig
         record.to = with_port(to, DEFAULT_PORT);
     }
     let way = Way::new(&security, &record);
-    let qmp = connect(&record);
-    signals.check().map_err(|stopped| Failure::Detached(stopped.into()))?;
+    let (path, detached) = (record.qmp.clone(), |stopped: Stopped| Failure::Detached(stopped.into()));
+    let qmp = signals.unless(move || Qmp::connect(&path, LIMIT)).map_err(detached)?;
+    let qmp = qmp.map_err(Trouble::from).and_then(|qmp| same_guest(qmp, &record));
+    signals.check().map_err(detached)?;
     if record.phase == Phase::Prepared {
         // COMMIT has not been said, or has been taken back: the guest is this host's. Whoever waits for it there has its disks.
         let reason = "the guest goes on at the source".to_owned();
@@ -110,9 +112,8 @@ fn answer(channel: &mut Channel, report: &mut Report, signals: &Signals) -> Resu
     }
 }
 
-/// Connects to the guest's QEMU, and makes sure that it is that one.
-fn connect(record: &Outgoing) -> Result<Qmp, Trouble> {
-    let mut qmp = Qmp::connect(&record.qmp, LIMIT)?;
+/// Makes sure that this QEMU has that guest.
+fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Trouble> {
     let name = guest::name(&mut qmp)?;
     if name == record.guest && guest::key(&mut qmp)? == record.key {
         Ok(qmp)

@@ -63,6 +63,35 @@ fn at_the_beginning(scene: &mut Scene) {
 }
 
 #[test]
+fn signal_while_another_client_has_the_monitor_ends_the_move() {
+    use clap::Parser;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    // It takes the connection, and does not greet.
+    let _busy = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let (state, qmp) = (directory.path().to_str().expect("a path"), path.to_str().expect("a path"));
+    let cli = Cli::parse_from(["vmemctl", "--state", state, "migrate", "--qmp", qmp, "--to", "127.0.0.1:1"]);
+    let crate::cli::Command::Migrate(args) = &cli.command else {
+        panic!("not migrate")
+    };
+    let signals = Signals::default();
+    let raise = signals.clone();
+    let (began, thread) = (
+        Instant::now(),
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            raise.raise();
+        }),
+    );
+    let trouble = Migration::prepare(&cli, args, Report::new(true), signals)
+        .map(drop)
+        .expect_err("a signal");
+    assert!(trouble.is_signal(), "{trouble:?}");
+    assert!(began.elapsed() < Duration::from_secs(8), "not after the time for a command");
+    thread.join().expect("a good end");
+}
+
+#[test]
 fn signal_while_the_destination_prepares_ends_the_move() {
     let mut scene = raised(|mut channel, _, signals| {
         let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
