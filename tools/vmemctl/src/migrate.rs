@@ -5,12 +5,12 @@
 //! on it is the destination's: it never runs here again unless the destination says that it has not run there and never will. QEMU's own
 //! part is arranged so that neither QEMU starts the guest by itself.
 
+pub(crate) mod back;
 pub(crate) mod served;
 pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -28,6 +28,7 @@ use crate::obstacles;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use crate::signals::Signals;
+use back::{Farewell, beside, go_on, restore, take_back, unheard};
 use served::Served;
 use source::Export;
 use vmem_cli::{chain, with_port};
@@ -40,12 +41,6 @@ const RESUMPTION: Duration = Duration::from_secs(60);
 
 /// How long the destination is listened to for why it has closed QEMU's stream.
 const MOMENT: Duration = Duration::from_millis(500);
-
-/// How long the destination's QEMU may take to give up the guest's disks.
-const LOCKS: Duration = Duration::from_secs(20);
-
-/// How long a destination that has heard ABORT may take to end its QEMU and say so.
-const FAREWELL: Duration = Duration::from_secs(15);
 
 /// How often each of the others is listened to while one is waited for.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -401,97 +396,6 @@ impl Migration {
 
     fn glance(&mut self) -> Result<Option<FromDestination>, Trouble> {
         self.channel.hear(Instant::now()).map_err(lost)
-    }
-}
-
-/// The destination has said FAILED: notes that the guest is this host's again. Only then the destination may forget it.
-pub(crate) fn take_back(record: &mut Outgoing, place: &Place) -> Result<(), Trouble> {
-    record.phase = Phase::Prepared;
-    Ok(place.write(record)?)
-}
-
-/// Tells a destination that it does not get the guest, if it can be told.
-pub(crate) fn abort(way: &Way, reason: String, report: &Report) {
-    if let Err(trouble) = way.abort(reason) {
-        unheard(&trouble, report);
-    }
-}
-
-fn unheard(trouble: &Trouble, report: &Report) {
-    report.note(&format!(
-        "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
-        chain(trouble)
-    ));
-}
-
-/// The last word to a destination that waits for it.
-struct Farewell<'a> {
-    /// Where it was said, if it was.
-    channel: Option<&'a mut Channel>,
-    way: Way,
-    reason: String,
-}
-
-impl Farewell<'_> {
-    /// Returns when the destination has ended its QEMU, or has heard that it must. A word that was sent need not have been heard.
-    fn say(self) -> Result<(), Trouble> {
-        let deadline = Instant::now() + FAREWELL;
-        if let Some(channel) = self.channel {
-            loop {
-                match channel.hear(deadline) {
-                    Ok(Some(FromDestination::Failed { .. })) => return Ok(()),
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => break,
-                }
-            }
-        }
-        self.way.abort(self.reason)
-    }
-}
-
-/// Does `main`, and `other` in a thread beside it. `main` can ask whether `other` is done; without an `other` it is.
-fn beside<T, U: Send>(other: Option<impl FnOnce() -> U + Send>, main: impl FnOnce(&dyn Fn() -> bool) -> T) -> (T, Option<U>) {
-    let Some(other) = other else { return (main(&|| true), None) };
-    thread::scope(|scope| {
-        let thread = scope.spawn(other);
-        let done = main(&|| thread.is_finished());
-        (done, thread.join().ok())
-    })
-}
-
-/// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
-pub(crate) fn go_on(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Trouble> {
-    // It fails if nothing is going on.
-    let _ = qmp.run("migrate_cancel", json!({}));
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let (migration, _) = guest::migration(qmp)?;
-        if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
-            break;
-        }
-        if Instant::now() >= deadline {
-            return Err(Trouble::other(format!("QEMU's migration stays {migration}")));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    let mut until = Instant::now() + LOCKS;
-    while runs && guest::status(qmp)? != "running" {
-        if !is_told() {
-            until = Instant::now() + LOCKS;
-        }
-        match qmp.run("cont", json!({})) {
-            Err(QmpError::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
-            result => drop(result?),
-        }
-    }
-    Ok(())
-}
-
-/// Puts QEMU's settings back. If that fails, the guest is none the worse.
-pub(crate) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
-    let restored = record.settings.as_ref().map(|settings| settings.restore(qmp));
-    if let Some(Err(error)) = restored {
-        report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
     }
 }
 
