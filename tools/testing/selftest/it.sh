@@ -22,6 +22,18 @@ it() {
 	fi
 }
 
+# left NAME FILE PATTERN: the last machine has left FILE, with a line with PATTERN.
+left() {
+	if grep -qE -- "$3" "$VMEM_BUILD/vm/selftest/$2"; then
+		echo "test $group::$1 ... ok"
+		passed=$((passed + 1))
+	else
+		echo "test $group::$1 ... FAILED"
+		echo "build/vm/selftest/$2 has no line with \"$3\""
+		failed=$((failed + 1))
+	fi
+}
+
 # finish: the summary, and the status.
 finish() {
 	echo "test result: $passed passed; $failed failed; 0 ignored;"
