@@ -26,7 +26,7 @@ demo: build		## what vmem is for, shown in a virtual machine
 
 .PHONY: demo-vm
 demo-vm: build		## a running guest moves to another host; then the same by QEMU's own ways, side by side
-	@$(VM) --name demo-vm --mem 4G --timeout 1800 -- $(BUILD)/target/release/vmem-migration demo
+	@tools/testing/migration/demo
 
 .PHONY: test
 test: build		## unit, functional and migration tests, and those of the virtual machine's runner
@@ -43,6 +43,11 @@ functional: build	## the tests in the virtual machine (FILTER=... for some)
 .PHONY: migration
 migration: build	## the tests that move guests (FILTER=... for some)
 	@tools/testing/test migration
+
+.PHONY: migration-qemu
+migration-qemu: build	## guests that move between the QEMU of Debian 13 and that of its backports
+	@tools/testing/root/qemu
+	@tools/testing/test qemu
 
 .PHONY: death
 death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUNDS=..., VMEM_SEED=...)
@@ -70,6 +75,10 @@ bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1
 bench-migration: build	## the ways to move a guest, side by side (ROUNDS=..., PUBLISH=1 puts the table into the documentation)
 	@tools/testing/migration/bench
 
+.PHONY: bench-deaths
+bench-deaths: build	## how many moved guests and machines die, in each way of moving (DEATHS_SECONDS=..., CONFIGURATIONS=...)
+	@tools/testing/migration/endure $(CONFIGURATIONS)
+
 .PHONY: check
 check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
 	@tools/testing/test check
@@ -77,6 +86,7 @@ check: setup		## formatting, lints, licences, generated files, the module on the
 .PHONY: setup
 setup:			## the build root and the kernel's Rust outputs (again only when something changed)
 	@tools/testing/root/setup
+	@[ -z "$${VMEM_QEMU:-}$${VMEM_MACHINE_QEMU:-}" ] || tools/testing/root/qemu
 
 .PHONY: build
 build: module-vm tools samples guest	## everything for the virtual machine

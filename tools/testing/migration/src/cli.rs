@@ -4,17 +4,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::book::Book;
 use crate::command::line;
+use crate::endurance::Endurance;
 use crate::guest::{Guest, Load};
 use crate::method::Method;
 use crate::network::Wire;
 use crate::report;
 use crate::rig::Rig;
+use crate::variant::Variant;
 use crate::{suite, trial};
 
 /// Moves running guests from one host to another.
@@ -35,6 +38,8 @@ enum Command {
     Measure(Measure),
     /// Show what was measured
     Report(Report),
+    /// Move guests again and again, and say what became of each
+    Endure(Endure),
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +100,38 @@ struct Report {
     into: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct Endure {
+    /// Only this way; all if none is given
+    #[arg(long, value_name = "WAY")]
+    method: Vec<Method>,
+    /// Guests that are not moved, besides: they work for as long as a move may take
+    #[arg(long)]
+    rest: bool,
+    /// The guest does this
+    #[arg(long, value_name = "LOAD", default_value = "writing")]
+    load: LoadName,
+    /// Pages that the writing guest writes each second; 0: as many as it can
+    #[arg(long, value_name = "PAGES", default_value_t = 0)]
+    pages: u32,
+    /// No new move begins after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 480)]
+    seconds: u64,
+    /// How often one guest is moved
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    moves: u32,
+    /// So many guests more work meanwhile, and are not moved
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    beside: u8,
+    /// The module is not loaded
+    #[arg(long, conflicts_with = "method", requires = "rest")]
+    no_module: bool,
+    #[command(flatten)]
+    variant: Variant,
+    #[command(flatten)]
+    wire: WireArguments,
+}
+
 impl Cli {
     /// Does what the command line says.
     pub(crate) fn run(self) -> Result<ExitCode> {
@@ -116,6 +153,7 @@ impl Cli {
             }
             Command::Measure(measure) => measure.run()?,
             Command::Report(report) => report.run()?,
+            Command::Endure(endure) => endure.run()?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -162,6 +200,47 @@ impl WireArguments {
     }
 }
 
+impl Endure {
+    fn run(&self) -> Result<()> {
+        let wire = self.wire.wire();
+        let rig = if self.no_module {
+            Rig::without_module(&wire)?
+        } else {
+            Rig::new(&wire)?
+        };
+        let methods = if self.method.is_empty() && !self.rest {
+            Method::ALL
+        } else {
+            &self.method
+        };
+        Endurance {
+            ways: methods.iter().copied().map(Some).chain(self.rest.then_some(None)).collect(),
+            load: self.load.load(self.pages),
+            moves: self.moves,
+            until: Instant::now() + Duration::from_secs(self.seconds),
+            guest: Guest {
+                memory_mib: vec![128],
+                work_mib: 32,
+                variant: self.variant,
+                ..Guest::default()
+            },
+            beside: self.beside,
+        }
+        .run();
+        rig.remove()
+    }
+}
+
+impl LoadName {
+    /// Of a guest that writes so many pages a second.
+    fn load(self, pages: u32) -> Load {
+        match self {
+            Self::Idle => Load::Idle,
+            Self::Writing => Load::Writing(pages),
+        }
+    }
+}
+
 impl Measure {
     fn run(&self) -> Result<()> {
         let rig = Rig::new(&self.wire.wire())?;
@@ -179,10 +258,7 @@ impl Measure {
         // One after the other in each round: what else the machine does meets all of them.
         for round in 1..=self.rounds {
             for load in loads {
-                let load = match load {
-                    LoadName::Idle => Load::Idle,
-                    LoadName::Writing => Load::Writing(self.pages),
-                };
+                let load = load.load(self.pages);
                 for method in methods {
                     let what = format!("round {round}, guest {}, {}", load.name(), method.name());
                     let figures = match trial::run(&rig, *method, load, &guest) {

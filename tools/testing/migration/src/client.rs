@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::patience::PATIENCE;
+use crate::harm::ensure_unharmed;
+use crate::patience::patience;
 
 /// From an answer to the next question.
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -34,9 +35,9 @@ pub(crate) struct Waits {
 impl Client {
     /// Connects, and starts to talk.
     pub(crate) fn start(service: SocketAddr) -> Result<Self> {
-        let connection = TcpStream::connect_timeout(&service, PATIENCE).context("the client cannot connect")?;
+        let connection = TcpStream::connect_timeout(&service, patience()).context("the client cannot connect")?;
         connection.set_nodelay(true)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(patience()))?;
         let (stop, waits) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let thread = thread::spawn({
             let (stop, waits) = (Arc::clone(&stop), Arc::clone(&waits));
@@ -104,7 +105,7 @@ fn talk(mut connection: TcpStream, stop: &AtomicBool, waits: &Mutex<Waits>) -> R
             .parse()
             .with_context(|| format!("the client got the answer {answer:?}"))?;
         if let Some(last) = last {
-            ensure!(number == last + 1, "the guest has answered as number {number} after {last}");
+            ensure_unharmed!(number == last + 1, "the guest has answered as number {number} after {last}");
         }
         last = Some(number);
         {

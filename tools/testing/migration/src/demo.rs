@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::book::{Book, Figures};
 use crate::guest::{Guest, Load};
+use crate::harm::{is_harm, is_tried_again};
 use crate::method::Method;
 use crate::network::Host;
 use crate::report::{self, seconds};
@@ -23,6 +24,24 @@ impl Story {
 
     fn say(&self, text: &str) {
         println!("        {text}");
+    }
+
+    /// Moves a guest; once more, and says so, if an emulated machine has lost it.
+    fn persist(&self, mut attempt: impl FnMut() -> Result<Figures>) -> Result<Figures> {
+        let mut failures = 0;
+        loop {
+            failures += 1;
+            match attempt() {
+                Err(error) if is_tried_again(failures, &error) => {
+                    self.say(&format!(
+                        "the guest was lost: {}",
+                        format!("{error:#}").lines().next().unwrap_or_default()
+                    ));
+                    self.say("QEMU's emulation of SVM does that now and then (Documentation/testing.rst): once more, with another guest");
+                }
+                outcome => return outcome,
+            }
+        }
     }
 }
 
@@ -41,7 +60,8 @@ pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
         "On {first}: an unmodified QEMU boots a Linux on {}",
         Rig::accelerator()
     ));
-    let figures = trial::run_watched(rig, Method::Vmem, Load::Writing(0), &guest, |step| tell(&story, &guest, step))?;
+    let figures =
+        story.persist(|| trial::run_watched(rig, Method::Vmem, Load::Writing(0), &guest, |step| tell(&story, &guest, step)))?;
     show(&story, &figures);
 
     story.step("The same, and an idle guest, by vmem and by QEMU's own ways: one round, so take the figures for an impression");
@@ -52,10 +72,10 @@ pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
             if (*method, load) == (Method::Vmem, Load::Writing(0)) {
                 continue;
             }
-            match trial::run(rig, *method, load, &guest) {
+            match story.persist(|| trial::run(rig, *method, load, &guest)) {
                 Ok(figures) => book.trials.push(figures),
                 // What QEMU does by itself is not what is shown here; its row is missing.
-                Err(error) if *method != Method::Vmem => {
+                Err(error) if *method != Method::Vmem && !is_harm(&error) => {
                     story.say(&format!("{what}: failed: {error:#}"));
                     continue;
                 }

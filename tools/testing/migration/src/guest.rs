@@ -9,8 +9,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::patience::PATIENCE;
+use crate::harm::ensure_unharmed;
+use crate::network::Host;
+use crate::patience::patience;
+use crate::qemu;
 use crate::slot::Slot;
+use crate::variant::Variant;
 
 /// What a guest is made of.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) work_mib: u32,
     /// Whether it has a network device.
     pub(crate) network: bool,
+    /// What is done otherwise than usual.
+    pub(crate) variant: Variant,
 }
 
 /// What a guest's RAM is made of.
@@ -98,6 +104,7 @@ impl Default for Guest {
             memory_mib: vec![192],
             work_mib: 96,
             network: true,
+            variant: Variant::default(),
         }
     }
 }
@@ -117,6 +124,12 @@ impl Guest {
         Ok(format!("{}:7", self.address()).parse()?)
     }
 
+    /// The words that start QEMU for it on this host.
+    pub(crate) fn qemu(&self, host: Host) -> Vec<String> {
+        let words = self.variant.before_qemu().iter().copied();
+        words.chain([qemu::program(host)]).map(str::to_owned).collect()
+    }
+
     /// QEMU's command line for it, without the program.
     pub(crate) fn arguments(&self, slot: &Slot, memory: Memory) -> Vec<String> {
         let mut arguments: Vec<String> =
@@ -125,7 +138,7 @@ impl Guest {
                 .map(str::to_owned)
                 .collect();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        let (accelerator, cpu) = match Path::new("/dev/kvm").exists() {
+        let (accelerator, cpu) = match Path::new("/dev/kvm").exists() && !self.variant.emulated {
             true => ("kvm", "host,svm=off,vmx=off"),
             false => ("tcg", "max"),
         };
@@ -133,7 +146,7 @@ impl Guest {
         add("-pidfile", slot.pid().display().to_string());
         add("-cpu", cpu.into());
         add("-m", format!("{}M", self.memory_mib.iter().sum::<u32>()));
-        let mut machine = format!("pc,accel={accelerator}");
+        let mut machine = format!("{},accel={accelerator}", qemu::machine_type());
         if memory != Memory::Anonymous {
             for (node, mib) in self.memory_mib.iter().enumerate() {
                 let path = match memory {
@@ -151,17 +164,23 @@ impl Guest {
             }
         }
         add("-machine", machine);
-        let append = format!(
+        let mut append = format!(
             "console=ttyS0 quiet panic=-1 GUEST_ADDRESS={}/24 GUEST_MIB={}",
             self.address(),
             self.work_mib
         );
+        if self.variant.without_async_pf {
+            append += " no-kvmapf";
+        }
         add("-append", append);
         add("-serial", format!("file:{}", slot.console().display()));
         if self.network {
             add("-netdev", format!("tap,id=lan,ifname={},script=no,downscript=no", slot.tap()));
             let mac = format!("52:54:00:00:00:{:02x}", self.number);
-            add("-device", format!("virtio-net-pci,netdev=lan,mac={mac},romfile="));
+            add(
+                "-device",
+                format!("virtio-net-pci,netdev=lan,mac={mac},romfile={}", qemu::network_options()),
+            );
         }
         add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
         let qmp = match memory {
@@ -188,7 +207,7 @@ impl Guest {
     /// What it has seen.
     pub(crate) fn report(&self) -> Result<Report> {
         let report: Report = self.question("report")?;
-        ensure!(
+        ensure_unharmed!(
             report.touches.wrong.is_empty(),
             "wrong pages: {}",
             report.touches.wrong.join("; ")
@@ -199,14 +218,14 @@ impl Guest {
     /// It looks at all pages that it works on; that one is wrong is an error.
     pub(crate) fn verify(&self) -> Result<Verdict> {
         let verdict: Verdict = self.question("verify")?;
-        ensure!(
+        ensure_unharmed!(
             verdict.wrong == 0,
             "{} of the guest's {} pages are wrong: {}",
             verdict.wrong,
             verdict.pages,
             verdict.first.join("; ")
         );
-        ensure!(
+        ensure_unharmed!(
             verdict.work == verdict.generations,
             "the guest has written {} pages, and its pages tell of {}",
             verdict.work,
@@ -228,8 +247,8 @@ impl Guest {
 
     fn ask(&self, line: &str) -> Result<String> {
         let asked = || -> Result<String> {
-            let mut connection = TcpStream::connect_timeout(&self.service()?, PATIENCE)?;
-            connection.set_read_timeout(Some(PATIENCE))?;
+            let mut connection = TcpStream::connect_timeout(&self.service()?, patience())?;
+            connection.set_read_timeout(Some(patience()))?;
             connection.write_all(format!("{line}\n").as_bytes())?;
             let mut answer = String::new();
             BufReader::new(connection).read_line(&mut answer)?;

@@ -13,14 +13,11 @@ use serde_json::{Value, json};
 use vmem_qmp::Qmp;
 
 use crate::guest::{Guest, Memory};
+use crate::harm::is_tried_again;
 use crate::network::Host;
-use crate::patience::{PATIENCE, wait_until};
+use crate::patience::{patience, wait_until};
 use crate::slot::Slot;
 
-/// The program.
-pub(crate) const QEMU: &str = "qemu-system-x86_64";
-/// How often a guest is booted that does not come up.
-const TRIES: u32 = 3;
 /// How long QEMU may think about a command.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -35,23 +32,24 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts a QEMU which boots a guest, and waits until that is ready.
     pub(crate) fn boot(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
-        let mut tries = 0;
+        let mut failures = 0;
         loop {
-            tries += 1;
+            failures += 1;
             match Self::boot_once(host, guest, memory) {
-                // An emulated KVM fails now and then.
-                Err(error) if tries < TRIES => eprintln!("a guest did not come up: {error:#}; once more"),
+                Err(error) if is_tried_again(failures, &error) => eprintln!("a guest did not come up: {error:#}; once more"),
                 booted => return booted,
             }
         }
     }
 
-    fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
+    /// As [`Machine::boot`], once.
+    pub(crate) fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
         let slot = Slot::new(host, guest)?;
         let arguments = guest.arguments(&slot, memory);
-        let mut machine = Self::start(slot, &arguments)?;
+        let name = slot.name();
+        let mut machine = Self::start(slot, guest, &arguments)?;
         let console = machine.slot.console();
-        wait_until("the guest is ready", || {
+        wait_until(&format!("the guest in {name} is ready"), || {
             machine.check()?;
             let text = fs::read_to_string(&console).unwrap_or_default();
             ensure!(!text.contains("Kernel panic"), "the guest's kernel has panicked:\n{text}");
@@ -66,14 +64,14 @@ impl Machine {
         let slot = Slot::new(host, guest)?;
         let mut arguments = guest.arguments(&slot, memory);
         arguments.extend(["-incoming", "defer"].map(str::to_owned));
-        Self::start(slot, &arguments)
+        Self::start(slot, guest, &arguments)
     }
 
-    fn start(slot: Slot, arguments: &[String]) -> Result<Self> {
-        let mut command = slot.host.command(QEMU);
+    fn start(slot: Slot, guest: &Guest, arguments: &[String]) -> Result<Self> {
+        let mut command = slot.host.command(&guest.qemu(slot.host));
         command.args(arguments);
         let mut process = spawn(&mut command, &slot, "qemu")?;
-        match Qmp::connect_soon(&slot.own_qmp(), LIMIT, PATIENCE) {
+        match Qmp::connect_soon(&slot.own_qmp(), LIMIT, patience()) {
             Ok(qmp) => Ok(Self {
                 slot,
                 process: Some(process),
@@ -89,7 +87,7 @@ impl Machine {
 
     /// Takes over a QEMU that somebody else has started in this slot.
     pub(crate) fn adopt(slot: Slot) -> Result<Self> {
-        let qmp = Qmp::connect_soon(&slot.own_qmp(), LIMIT, PATIENCE).context("QEMU does not answer")?;
+        let qmp = Qmp::connect_soon(&slot.own_qmp(), LIMIT, patience()).context("QEMU does not answer")?;
         Ok(Self {
             slot,
             process: None,
@@ -105,6 +103,14 @@ impl Machine {
     /// Whether the machine runs, as QEMU says; not whether QEMU does.
     pub(crate) fn guest_runs(&mut self) -> Result<bool> {
         Ok(self.execute("query-status", json!({}))?["running"] == json!(true))
+    }
+
+    /// What QEMU says of the machine, or why it says nothing.
+    pub(crate) fn status(&mut self) -> String {
+        match self.execute("query-status", json!({})) {
+            Ok(status) => status["status"].to_string(),
+            Err(error) => format!("nothing ({error:#})"),
+        }
     }
 
     /// Whether QEMU runs.
@@ -134,6 +140,7 @@ impl Drop for Machine {
             let _ = process.kill();
             let _ = process.wait();
         } else if let Some(pid) = running(&self.slot) {
+            self.slot.keep_errors(pid);
             let _ = kill_process(pid, Signal::KILL);
             let _ = wait_until("QEMU is gone", || Ok(running(&self.slot).is_none()));
         }

@@ -59,6 +59,16 @@ impl Method {
         }
     }
 
+    /// What the command line calls it.
+    pub(crate) fn short(self) -> &'static str {
+        match self {
+            Self::Precopy => "precopy",
+            Self::Postcopy => "postcopy",
+            Self::PostcopyPreempt => "postcopy-preempt",
+            Self::Vmem => "vmem",
+        }
+    }
+
     /// The memory at the source of a guest that is to be moved so: what suits the method best.
     pub(crate) fn memory(self) -> Memory {
         match self {

@@ -5,6 +5,7 @@
 //! a bridge in the machine's own namespace, where the guests' clients are; each host has a bridge of its own at the LAN, and the taps
 //! of its guests are on that. So a guest keeps its address wherever it runs.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 
@@ -62,10 +63,10 @@ impl Host {
         }
     }
 
-    /// A program on this host.
-    pub(crate) fn command(self, program: &str) -> Command {
+    /// A program on this host: its words, or the first of them.
+    pub(crate) fn command<W: AsRef<OsStr>>(self, words: &[W]) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.name(), program]);
+        command.args(["netns", "exec", self.name()]).args(words);
         command
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{line, run};
 use crate::network::{Network, Wire};
 use crate::patience::wait_until;
+use crate::{evidence, qemu, slot};
 
 /// Where the kernel and the file system of the guests are.
 const IMAGES: [&str; 2] = ["build/guest/vmlinuz", "build/guest/initramfs"];
@@ -21,19 +22,26 @@ pub(crate) struct Rig {
 impl Rig {
     /// Sets it up.
     pub(crate) fn new(wire: &Wire) -> Result<Self> {
+        let mut rig = Self::without_module(wire)?;
+        rig.insert_module()?;
+        Ok(rig)
+    }
+
+    /// The same, but vmem is not loaded: for guests that do without.
+    pub(crate) fn without_module(wire: &Wire) -> Result<Self> {
         for image in IMAGES {
             ensure!(Path::new(image).exists(), "{image} is missing: run 'make guest'");
         }
+        qemu::choose()?;
+        evidence::keep(Path::new(slot::DIRECTORIES));
         // Where there is no KVM, QEMU emulates.
         for module in ["kvm-amd", "kvm-intel"] {
             let _ = run("modprobe", &[module]);
         }
-        let mut rig = Self {
+        Ok(Self {
             network: Network::new(wire)?,
             module: false,
-        };
-        rig.insert_module()?;
-        Ok(rig)
+        })
     }
 
     /// What accelerates the guests here.

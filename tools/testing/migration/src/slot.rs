@@ -3,11 +3,20 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 
+use crate::evidence;
 use crate::guest::Guest;
 use crate::network::Host;
+
+/// Where the directories of all slots are.
+pub(crate) const DIRECTORIES: &str = "/run/vmem-migration";
+
+/// How many there have been: what is left of them is told apart by it.
+static SLOTS: AtomicU32 = AtomicU32::new(0);
 
 /// Place for one guest on one host.
 #[derive(Debug)]
@@ -23,7 +32,13 @@ impl Slot {
         let slot = Self {
             host,
             number: guest.number,
-            directory: format!("/run/vmem-migration/{}/guest{}", host.name(), guest.number).into(),
+            directory: format!(
+                "{DIRECTORIES}/{:03}-{}-guest{}",
+                SLOTS.fetch_add(1, Ordering::Relaxed),
+                host.name(),
+                guest.number
+            )
+            .into(),
         };
         slot.clear();
         fs::create_dir_all(&slot.directory).context("a directory in /run")?;
@@ -66,6 +81,16 @@ impl Slot {
         self.directory.join(format!("{name}.log"))
     }
 
+    /// The name of its directory, also among the results of the run.
+    pub(crate) fn name(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Keeps what this process writes to its standard error, though nobody can see the file any more.
+    pub(crate) fn keep_errors(&self, pid: Pid) {
+        let _ = fs::copy(format!("/proc/{}/fd/2", pid.as_raw_nonzero()), self.log("qemu-errors"));
+    }
+
     /// What a program has written to its log so far.
     pub(crate) fn read_log(&self, name: &str) -> String {
         fs::read_to_string(self.log(name)).unwrap_or_default()
@@ -87,6 +112,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        evidence::copy();
         self.clear();
     }
 }

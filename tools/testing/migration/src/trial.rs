@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::book::Figures;
 use crate::client::Client;
 use crate::guest::{Guest, Load};
+use crate::harm::ensure_unharmed;
 use crate::machine::Machine;
 use crate::method::Method;
 use crate::network::Host;
@@ -68,7 +69,7 @@ pub(crate) fn run_watched(rig: &Rig, method: Method, load: Load, guest: &Guest, 
 
     guest.work(Load::Idle)?;
     let verdict = guest.verify().or_else(|error| moved.machine.check().and(Err(error)))?;
-    ensure!(
+    ensure_unharmed!(
         verdict.work >= at_end.touches.work,
         "the guest has gone back to an earlier state"
     );
@@ -77,7 +78,7 @@ pub(crate) fn run_watched(rig: &Rig, method: Method, load: Load, guest: &Guest, 
     // Nowhere else.
     ensure!(moved.machine.guest_runs()?, "the guest does not run where it should");
     if let Some(left) = &mut moved.left {
-        ensure!(!left.guest_runs()?, "the guest runs at its source, too");
+        ensure_unharmed!(!left.guest_runs()?, "the guest runs at its source, too");
     }
 
     let work = at_end.touches.work - before.touches.work;

@@ -8,9 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::guest::{Guest, Memory};
-use crate::machine::{QEMU, spawn};
+use crate::machine::spawn;
 use crate::patience::wait_until;
 use crate::slot::Slot;
+use crate::variant::Variant;
 
 /// The program.
 const PROGRAM: &str = "build/target/release/vmemctl";
@@ -24,7 +25,7 @@ pub(crate) struct Vmemctl {
 impl Vmemctl {
     /// Waits for a guest in this slot; returns when it listens.
     pub(crate) fn receive(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
-        let mut qemu = vec![QEMU.to_owned()];
+        let mut qemu = guest.qemu(slot.host);
         qemu.extend(guest.arguments(slot, Memory::Template));
         qemu.extend(["-incoming", "defer"].map(str::to_owned));
         let mut words: Vec<&str> = options.to_vec();
@@ -58,7 +59,7 @@ impl Vmemctl {
         let qmp = slot.qmp();
         let mut words = vec!["receive", "--listen", &listen, "--qmp", path(&qmp)?];
         words.extend_from_slice(options);
-        Self::start(slot, "receive", &words)
+        Self::start(slot, guest.variant, "receive", &words)
     }
 
     /// Moves the guest in this slot to the other host.
@@ -67,18 +68,18 @@ impl Vmemctl {
         let qmp = slot.qmp();
         let mut words = vec!["migrate", "--qmp", path(&qmp)?, "--to", &to];
         words.extend_from_slice(options);
-        Self::start(slot, "migrate", &words)
+        Self::start(slot, guest.variant, "migrate", &words)
     }
 
     /// Goes on with a migration of the guest that was in this slot.
     pub(crate) fn recover(slot: &Slot) -> Result<Self> {
-        Self::start(slot, "recover", &["recover"])
+        Self::start(slot, Variant::default(), "recover", &["recover"])
     }
 
-    fn start(slot: &Slot, log: &str, words: &[&str]) -> Result<Self> {
-        let mut command = slot.host.command(PROGRAM);
+    fn start(slot: &Slot, variant: Variant, log: &str, words: &[&str]) -> Result<Self> {
+        let mut command = slot.host.command(variant.before_vmemctl());
         let state = slot.state();
-        command.args(["--json", "--state", path(&state)?]);
+        command.args([PROGRAM, "--json", "--state", path(&state)?]);
         if !words.contains(&"--tls") {
             command.arg("--insecure");
         }

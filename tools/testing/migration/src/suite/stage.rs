@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::client::Client;
 use crate::guest::{Guest, Load, Memory};
+use crate::harm::{ensure_unharmed, is_tried_again};
 use crate::machine::Machine;
 use crate::method::Moved;
 use crate::method::vmem::Prepared;
@@ -52,10 +53,11 @@ impl Stage {
             match Actor::new(guest.clone()) {
                 Ok(actor) => return Ok((actor, machine)),
                 // The test before has found it intact. An emulated SVM stops a guest now and then.
-                Err(error) => {
+                Err(error) if is_tried_again(1, &error) => {
                     let runs = machine.guest_runs();
                     eprintln!("the parked guest does not answer ({error:#}; running: {runs:?}): another one is booted");
                 }
+                Err(error) => return Err(error).context("the parked guest does not answer"),
             }
         }
         let machine = Machine::boot(Host::First, &guest, Memory::Shared)?;
@@ -98,7 +100,7 @@ impl Actor {
         ensure!(machine.guest_runs()?, "the guest does not run where it should");
         self.guest.work(Load::Idle)?;
         let verdict = self.guest.verify()?;
-        ensure!(verdict.work >= self.work, "the guest has gone back to an earlier state");
+        ensure_unharmed!(verdict.work >= self.work, "the guest has gone back to an earlier state");
         self.client.stop()?;
         Ok(machine)
     }
