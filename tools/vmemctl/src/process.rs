@@ -6,9 +6,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -112,9 +113,16 @@ impl Process {
 
     /// Waits until it has ended, for `limit` at most; whether it has. A zombie has: it has let go of everything.
     pub(crate) fn wait(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        let limit = Timespec::try_from(limit).ok();
-        poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0)
+        let until = Instant::now() + limit;
+        loop {
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+            match poll(&mut fds, left.as_ref()) {
+                // A signal to this program is not its end.
+                Err(Errno::INTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 }
 
