@@ -2,7 +2,8 @@
 //! What runs in a guest that is moved: the first process of a Linux that has nothing else.
 //!
 //! It has a ticker, which finds the longest time in which the guest did not run (`ticker`); memory of which each word is known, and
-//! a worker that writes all over it (`worker`, `page`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
+//! a worker that writes all over it (`worker`, `page`); another process that may be lost (`victim`); and a TCP service to talk to
+//! (`service`). It is asked over TCP what it has seen.
 #![forbid(unsafe_code)]
 
 mod clock;
@@ -10,6 +11,7 @@ mod page;
 mod report;
 mod service;
 mod ticker;
+mod victim;
 mod worker;
 
 use std::sync::Arc;
@@ -22,6 +24,9 @@ use crate::worker::Worker;
 const DEFAULT_MIB: usize = 64;
 
 fn main() -> std::io::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(victim::ARGUMENT) {
+        return victim::run();
+    }
     let mib = std::env::var("GUEST_MIB").ok().and_then(|mib| mib.parse().ok());
     let worker = Arc::new(Worker::start(mib.unwrap_or(DEFAULT_MIB)));
     let ticker = Arc::new(Ticker::start());

@@ -3,12 +3,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::report::{self, Report};
 use crate::ticker::Ticker;
+use crate::victim::Victim;
 use crate::worker::{Work, Worker};
 
 /// The port.
@@ -24,6 +25,7 @@ struct Guest {
     worker: Arc<Worker>,
     ticker: Arc<Ticker>,
     answers: AtomicU64,
+    victim: Mutex<Option<Victim>>,
 }
 
 /// Opens the port.
@@ -34,6 +36,7 @@ pub(crate) fn listen(worker: Arc<Worker>, ticker: Arc<Ticker>) -> std::io::Resul
             worker,
             ticker,
             answers: AtomicU64::new(0),
+            victim: Mutex::default(),
         }),
     })
 }
@@ -60,6 +63,19 @@ impl Guest {
         Ok(())
     }
 
+    fn victim(&self, anew: bool, order: &str) -> String {
+        let Ok(mut victim) = self.victim.lock() else {
+            return "the victim is lost".to_owned();
+        };
+        let answer = (|| {
+            if anew {
+                *victim = Some(Victim::start()?);
+            }
+            victim.as_mut().ok_or(std::io::ErrorKind::NotFound)?.ask(order)
+        })();
+        answer.unwrap_or_else(|error: std::io::Error| error.to_string())
+    }
+
     fn answer(&self, line: &str) -> String {
         let ok = "ok".to_owned();
         match line.split_once(' ').unwrap_or((line, "")) {
@@ -79,6 +95,9 @@ impl Guest {
                 ok
             }
             ("report", _) => report::line(&Report::new(&self.worker, &self.ticker)),
+            // A new one; the last one, if it lives, ends with its pipes.
+            ("victim", _) => self.victim(true, "frames"),
+            ("touch", _) => self.victim(false, line),
             ("verify", _) => report::line(&self.worker.verify()),
             _ => format!("{line} {}", self.answers.fetch_add(1, Ordering::Relaxed)),
         }

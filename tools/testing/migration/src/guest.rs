@@ -40,6 +40,8 @@ pub(crate) enum Memory {
     Shared,
     /// What `vmemctl receive` puts in.
     Template,
+    /// A region for each backend ([`Guest::region`]).
+    Region,
 }
 
 /// What a guest has seen since it was last told to mark.
@@ -130,6 +132,11 @@ impl Guest {
         words.chain([qemu::program(host)]).map(str::to_owned).collect()
     }
 
+    /// The name of the region of a backend.
+    pub(crate) fn region(&self, backend: usize) -> String {
+        format!("guest{}-ram{backend}", self.number)
+    }
+
     /// QEMU's command line for it, without the program.
     pub(crate) fn arguments(&self, slot: &Slot, memory: Memory) -> Vec<String> {
         let mut arguments: Vec<String> =
@@ -151,6 +158,7 @@ impl Guest {
             for (node, mib) in self.memory_mib.iter().enumerate() {
                 let path = match memory {
                     Memory::Template => format!("{{memory:ram{node}}}"),
+                    Memory::Region => format!("/dev/vmem/{}", self.region(node)),
                     _ => slot.shared_memory(node),
                 };
                 add(
@@ -232,6 +240,18 @@ impl Guest {
             verdict.generations
         );
         Ok(verdict)
+    }
+
+    /// It starts a process with a few pages. Returns where they are: page frame numbers in the guest.
+    pub(crate) fn start_victim(&self) -> Result<Vec<u64>> {
+        let answer = self.ask("victim")?;
+        let frames = answer.split(' ').map(str::parse).collect::<Result<Vec<u64>, _>>();
+        frames.with_context(|| format!("the guest answers {answer:?} and not with numbers"))
+    }
+
+    /// That process looks at one of its pages: "ok", or the signal of which it has died.
+    pub(crate) fn touch(&self, page: usize) -> Result<String> {
+        self.ask(&format!("touch {page}"))
     }
 
     fn order(&self, order: &str) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod after;
 mod before;
+mod lost;
 mod moving;
 mod qemu;
 mod signals;
@@ -40,10 +41,17 @@ use tests;
 
 /// All tests, in the order in which they run.
 fn all() -> impl Iterator<Item = Test> {
-    [moving::TESTS, before::TESTS, after::TESTS, signals::TESTS, qemu::TESTS]
-        .into_iter()
-        .flatten()
-        .copied()
+    [
+        moving::TESTS,
+        before::TESTS,
+        after::TESTS,
+        signals::TESTS,
+        lost::TESTS,
+        qemu::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
 }
 
 /// Runs those that the arguments name.
@@ -62,10 +70,13 @@ pub(crate) fn run(arguments: Vec<String>) -> Result<ExitCode> {
     let trials = all()
         .map(|(path, test)| {
             let stage = stage.clone();
-            Trial::test(path.trim_start_matches("vmem_migration::suite::"), move || match &stage {
+            let name = path.trim_start_matches("vmem_migration::suite::");
+            let wants_kvm = name.starts_with("lost::") && stage.is_some() && Rig::accelerator() != "KVM";
+            Trial::test(name, move || match &stage {
                 None => Ok(()),
                 Some(stage) => run_one(stage, test).map_err(|error| format!("{error:#}").into()),
             })
+            .with_ignored_flag(wants_kvm)
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
