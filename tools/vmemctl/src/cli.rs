@@ -118,7 +118,7 @@ pub(crate) struct Receive {
 pub(crate) enum OnLost {
     /// It is paused, and its pages are tried for again.
     Wait,
-    /// A touch of a missing page is SIGBUS, which ends QEMU.
+    /// A missing page is broken memory: the guest loses the process that touches it, or itself. Without KVM it is SIGBUS, which ends QEMU.
     Sigbus,
 }
 

@@ -44,6 +44,10 @@ fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Res
     if args.huge {
         builder = builder.huge();
     }
+    // A page that is lost shall cost the guest a process and not its life.
+    if control.features()?.poison {
+        builder = builder.poison_unreadable();
+    }
     // It is created here, and served by vmemd. Until it is open, the region exists because of this.
     let _served = builder.create(control)?;
     MapHandle::open(name, Access::ReadOnly)
