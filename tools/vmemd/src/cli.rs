@@ -86,6 +86,9 @@ pub(crate) struct Receive {
     /// What a touch of an absent page does while no daemon is there
     #[arg(long, value_enum, default_value_t = OnDeath::Wait)]
     pub(crate) on_death: OnDeath,
+    /// What a touch of a page is told that cannot be had
+    #[arg(long, value_enum, default_value_t = OnUnreadable::Sigbus)]
+    pub(crate) on_unreadable: OnUnreadable,
     /// Fetch only pages that a program touches
     #[arg(long)]
     pub(crate) no_background: bool,
@@ -137,6 +140,15 @@ pub(crate) enum OnDeath {
     Wait,
     /// They get SIGBUS.
     Sigbus,
+}
+
+/// What a page is taken for that cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum OnUnreadable {
+    /// One beyond the end of a file: SIGBUS. It ends a virtual machine.
+    Sigbus,
+    /// Broken memory: SIGBUS with another code. A virtual machine can lose a process of its guest.
+    Poison,
 }
 
 fn mode(text: &str) -> Result<u32, String> {

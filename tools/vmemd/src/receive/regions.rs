@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vmem::{Control, Error, PAGE_SIZE, Region, RegionBuilder};
 use vmem_source::Export;
 
-use crate::cli::{OnDeath, Receive};
+use crate::cli::{OnDeath, OnUnreadable, Receive};
 use crate::failure::Failure;
 use crate::report::err;
 
@@ -106,6 +106,9 @@ fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
     }
     if args.on_death == OnDeath::Sigbus {
         builder = builder.sigbus_without_daemon();
+    }
+    if args.on_unreadable == OnUnreadable::Poison {
+        builder = builder.poison_unreadable();
     }
     if let Some(timeout) = args.fault_timeout {
         builder = builder.fault_timeout(timeout);
