@@ -107,9 +107,13 @@ fn step(board: &Board, hands: &mut Hands<'_>, numbers: &mut Numbers) -> anyhow::
         32..34 => family(hands, numbers, run),
         34..36 => by_system_call(hands, page),
         36 => {
-            // Unreadable pages make this ENOMEM, too.
-            let _ = hands.area.lock(run.clone());
-            Ok(())
+            // Unreadable pages make a lock ENOMEM, too. A machine of one node knows no second one.
+            let _refused = match numbers.below(3) {
+                0 => hands.area.lock(run.clone()),
+                1 => hands.area.lock_on_fault(run.clone()),
+                _ => hands.area.bind(run.clone(), numbers.below(2) as u32),
+            };
+            hands.check(run.start)
         }
         37 => by_another_descriptor(hands, page),
         38 => {
