@@ -16,8 +16,8 @@ mod transfer;
 pub use area::{Area, AreaBuilder};
 pub use ioctl::{Userfault, ioctl, ioctl_at, register_userfault};
 pub use process::{
-    Child, End, become_root_of_a_namespace, become_user, catch_signal, caught, close_descriptors, exit_with_bus_code, fork,
-    interrupt_thread, lock_all, peek_by_ptrace, reset_signal, set_robust_list, this_thread, wake_op,
+    Child, End, become_root_of_a_namespace, become_user, catch_signal, catch_signal_on, caught, close_descriptors,
+    exit_with_bus_code, fork, interrupt_thread, lock_all, peek_by_ptrace, reset_signal, set_robust_list, this_thread, wake_op,
 };
 pub use state::print_state;
 pub use transfer::{MemoryAt, read_at_into, read_into, read_other, splice_from, write_at_from, write_from, write_other};

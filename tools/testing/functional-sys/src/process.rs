@@ -174,6 +174,23 @@ pub fn exit_with_bus_code() -> io::Result<()> {
     checked(unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) }).map(drop)
 }
 
+/// Handlers of `signal` run on this page of the area, and are counted.
+pub fn catch_signal_on(signal: i32, area: &Area, page: usize) -> io::Result<()> {
+    let stack = libc::stack_t {
+        ss_sp: area.at(page * crate::PAGE, crate::PAGE).cast(),
+        ss_flags: 0,
+        ss_size: crate::PAGE,
+    };
+    // SAFETY: the stack is inside its area, to which no reference exists, and nothing else is written to that page.
+    checked(unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) })?;
+    // SAFETY: all bytes zero is a `sigaction` without flags and without a mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as extern "C" fn(libc::c_int) as usize;
+    action.sa_flags = libc::SA_ONSTACK;
+    // SAFETY: the handler does what a signal handler may do: it counts.
+    checked(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }).map(drop)
+}
+
 /// `mlockall`.
 pub fn lock_all(flags: i32) -> io::Result<()> {
     // SAFETY: it has no addresses.

@@ -4,14 +4,15 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
+use rustix::process::Signal;
 use vmem::{Access, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{AreaBuilder, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, ioctl, lock_all};
+use vmem_functional_sys::{AreaBuilder, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, catch_signal_on, caught, ioctl, lock_all};
 use vmem_sys::{VMEM_FILL_PAGES, vmem_fill, vmem_fill_range};
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::server::Server;
-use crate::setting::{Setting, check_page, check_words, check_zero, contents, mapped_pages, pages};
+use crate::setting::{Board, Setting, check_page, check_words, check_zero, contents, mapped_pages, pages};
 
 const MADV_DONTNEED: i32 = 4;
 const MADV_FREE: i32 = 8;
@@ -34,6 +35,7 @@ crate::tests![
     mlock_on_fault_asks_for_nothing,
     mlockall_on_fault_asks_for_nothing,
     a_mapping_made_under_mlockall_on_fault_asks_for_nothing,
+    a_signal_frame_is_written_though_a_lock_on_fault_was_interrupted,
     map_populate_brings_every_page_in,
     populate_read_and_write_bring_every_page_in,
     populate_of_an_unreadable_page_is_efault,
@@ -241,6 +243,31 @@ fn a_mapping_made_under_mlockall_on_fault_asks_for_nothing() -> Outcome {
         lock_all(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)?;
         setting.area()
     })
+}
+
+/// The touch by the kernel that follows such a call, on its way out, is one that needs its page.
+fn a_signal_frame_is_written_though_a_lock_on_fault_was_interrupted() -> Outcome {
+    let setting = Setting::new(64)?;
+    let server = Server::start(&setting.region);
+    // Most signals come while the program is in the call.
+    for page in (8..64).step_by(8) {
+        let board = Board::new()?;
+        let program = Program::start(|| {
+            let (area, other) = (setting.area()?, AreaBuilder::default().private().anonymous(64)?);
+            catch_signal_on(Signal::USR1.as_raw(), &area, page)?;
+            board.set(0, 1)?;
+            let before = caught();
+            while caught() == before {
+                other.lock_on_fault(0..64)?;
+            }
+            Ok(vec![])
+        })?;
+        board.wait(0, 1)?;
+        program.signal(Signal::USR1)?;
+        program.join()?;
+    }
+    equal!(server.stop()?, (8..64).step_by(8).collect::<Vec<u64>>());
+    Ok(())
 }
 
 fn map_populate_brings_every_page_in() -> Outcome {
