@@ -199,16 +199,20 @@ impl RegionBuilder {
         self
     }
 
-    /// Creates the region. The caller is its daemon.
+    /// Creates the region. The caller is its daemon. A region whose node cannot be where its name says is not created.
     ///
     /// # Errors
     ///
-    /// [`Error::Name`], [`Error::FaultTimeout`], [`Error::Invalid`] (a size of zero, a mode beyond 0o777 or without a name),
+    /// [`Error::ForeignNode`] (something else is in the node's place, for example a plain file), [`Error::Name`], [`Error::FaultTimeout`], [`Error::Invalid`] (a size of zero, a mode beyond 0o777 or without a name),
     /// [`Error::TooLarge`], [`Error::NameTaken`], [`Error::TooManyRegions`], [`Error::NoDescriptors`], [`Error::NoMemory`].
     pub fn create(&self, control: &Control) -> Result<Region, Error> {
         let Served { vmem, shmem, .. } = calls::create_vmem(control.fd.as_fd(), self.to_sys()?)
             .map_err(|errno| Error::from_errno(call::CREATE_VMEM, errno))?;
-        Region::from_fds(vmem, shmem)
+        let region = Region::from_fds(vmem, shmem)?;
+        if let Some(name) = &self.name {
+            region.check_node(Name::new(name)?.path())?;
+        }
+        Ok(region)
     }
 
     fn to_sys(&self) -> Result<vmem_create, Error> {

@@ -26,6 +26,17 @@ pub enum Error {
         /// The path, or the call that it did not know.
         what: String,
     },
+    /// What is at the path of a region's node is something else: programs that open it would not get the region's memory.
+    #[error(
+        "{} is {found}, not the node of the region of this name: programs that open it would get other memory; remove it",
+        path.display()
+    )]
+    ForeignNode {
+        /// Where the node should be.
+        path: PathBuf,
+        /// What is there instead.
+        found: &'static str,
+    },
     /// The module's pages are of another size than this program's.
     #[error("the module's pages have {0} bytes, this program's {PAGE_SIZE}")]
     PageSize(u32),

@@ -4,12 +4,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
 use vmem_mapping::{Access, Mapping, MappingError, Sharing};
 use vmem_sys::Errno;
 
 use crate::error::call;
-use crate::{Error, Info, Name, PageRange, PresentMap};
+use crate::{Error, Info, Name, PageRange, PresentMap, node};
 
 /// A map descriptor: it can map a region and wait for it, and cannot serve it.
 ///
@@ -36,21 +35,7 @@ impl MapHandle {
     ///
     /// As for [`MapHandle::open`].
     pub fn open_path(path: impl AsRef<Path>, access: Access) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let flags = match access {
-            Access::ReadOnly => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
-        };
-        let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|source| Error::Open {
-            path: path.into(),
-            source,
-        })?;
-        match vmem_sys::calls::get_info(fd.as_fd()) {
-            Ok(_) => Ok(Self { fd }),
-            Err(_) => Err(Error::NotVmem {
-                what: path.display().to_string(),
-            }),
-        }
+        node::open(path.as_ref(), access).map(Self::from)
     }
 
     /// Waits until a daemon has said that it serves the region.
@@ -139,6 +124,9 @@ mod tests {
             MapHandle::open_path("/dev/null", Access::ReadWrite),
             Err(Error::NotVmem { .. })
         ));
+        // The error of a plain file names what is there: a program that came too early may have made it.
+        let error = MapHandle::open_path("/proc/self/exe", Access::ReadOnly).expect_err("a plain file");
+        assert_eq!(error.to_string(), "/proc/self/exe (a plain file) is not one of vmem's");
         assert!(matches!(
             MapHandle::open_path("/proc/self/no-such-file", Access::ReadWrite),
             Err(Error::Open {

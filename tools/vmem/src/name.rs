@@ -9,8 +9,8 @@ use vmem_sys::VMEM_NAME_MAX;
 
 use crate::Error;
 
-/// Where the nodes are.
-pub(crate) const DIRECTORY: &str = "/dev/vmem";
+/// Where the nodes of regions are, and the control device.
+pub const DIRECTORY: &str = "/dev/vmem";
 
 /// The control device, which no region can be named after.
 pub(crate) const CONTROL: &str = "control";

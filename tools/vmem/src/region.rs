@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,7 +12,7 @@ use vmem_sys::calls::{self, FillRange, Outcome};
 use vmem_sys::{Errno, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO};
 
 use crate::error::call;
-use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map};
+use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map, node};
 
 /// The most pages that one [`Region::next_requests`] returns.
 pub const MAX_BATCH: usize = vmem_sys::VMEM_MAX_BATCH as usize;
@@ -127,6 +128,16 @@ impl Region {
         calls::get_map_fd(self.fd.as_fd())
             .map(MapHandle::from)
             .map_err(|errno| Error::from_errno(call::GET_MAP_FD, errno))
+    }
+
+    /// Makes sure that programs which open `path` get this region: that it is the region's node. [`RegionBuilder::create`](crate::RegionBuilder::create)
+    /// does so; whoever attaches to a region decides what a missing node means to the programs that have the region already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignNode`]; [`Error::Open`] if nothing is there.
+    pub fn check_node(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        node::check(path.as_ref(), self.id)
     }
 
     /// Says that requests are answered from now on: releases who is in [`MapHandle::wait_ready`].

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The nodes of regions, `/dev/vmem/NAME`, and what can be in their place.
+//!
+//! The node is made in the device file system of the kernel. If something else has the path, for example a plain file of a program that
+//! came too early and creates what it does not find, the region has no node, and the kernel says nothing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, major, minor};
+use vmem_mapping::Access;
+use vmem_sys::Errno;
+use vmem_sys::calls::get_info;
+
+use crate::{Error, Info};
+
+/// Opens the node at `path`. What is no node of a region is refused, whatever it is, and none of it makes the open wait.
+pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
+    let failed = |source| Error::Open {
+        path: path.into(),
+        source,
+    };
+    let foreign = |found| Error::NotVmem {
+        what: format!("{} ({found})", path.display()),
+    };
+    if let Some(found) = kind(path).map_err(failed)? {
+        return Err(foreign(found));
+    }
+    let flags = match access {
+        Access::ReadOnly => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let fd = rustix::fs::open(
+        path,
+        flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    get_info(fd.as_fd()).map_err(|_| foreign("another device"))?;
+    // Who waits for the region to become ready waits.
+    rustix::fs::fcntl_getfl(&fd)
+        .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
+        .map_err(failed)?;
+    Ok(fd)
+}
+
+/// Makes sure that what is at `path` is the node of the region with the number `id`.
+pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
+    let foreign = |found| Error::ForeignNode {
+        path: path.into(),
+        found,
+    };
+    let failed = |source| Error::Open {
+        path: path.into(),
+        source,
+    };
+    if let Some(found) = kind(path).map_err(failed)? {
+        return Err(foreign(found));
+    }
+    match open(path, Access::ReadOnly) {
+        Ok(fd) if Info::get(fd.as_fd())?.id == id => Ok(()),
+        Ok(_) => Err(foreign("the node of another region")),
+        Err(Error::NotVmem { .. }) => Err(foreign("another device")),
+        // A daemon without the privileges of root, and a node for somebody else: which device it is can be seen.
+        Err(Error::Open {
+            source: Errno::ACCESS | Errno::PERM,
+            ..
+        }) => match is_device_of(path).map_err(failed)? {
+            true => Ok(()),
+            false => Err(foreign("another device")),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the device whose node is at `path` is the one that belongs there, by what the kernel says of its number. Where it cannot be
+/// asked (no sysfs), it is believed.
+fn is_device_of(path: &Path) -> Result<bool, Errno> {
+    let number = rustix::fs::stat(path)?.st_rdev;
+    let event = format!("/sys/dev/char/{}:{}/uevent", major(number), minor(number));
+    let Ok(event) = std::fs::read_to_string(event) else {
+        return Ok(!Path::new("/sys/dev/char").exists());
+    };
+    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    Ok(name.is_some_and(|name| Path::new("/dev").join(name) == path))
+}
+
+/// What is at `path`; `None` for a character device, which a node is.
+fn kind(path: &Path) -> Result<Option<&'static str>, Errno> {
+    let mode = rustix::fs::stat(path)?.st_mode;
+    Ok(match FileType::from_raw_mode(mode) {
+        FileType::CharacterDevice => None,
+        FileType::RegularFile => Some("a plain file"),
+        FileType::Directory => Some("a directory"),
+        _ => Some("no character device"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_names_what_is_in_the_place_of_a_node() {
+        let found = |path: &str| match check(Path::new(path), 1) {
+            Err(Error::ForeignNode { found, .. }) => found,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found("/proc/self/exe"), "a plain file");
+        assert_eq!(found("/proc/self"), "a directory");
+        assert_eq!(found("/dev/null"), "another device");
+        assert!(matches!(
+            check(Path::new("/proc/self/no-such-file"), 1),
+            Err(Error::Open {
+                source: Errno::NOENT,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_number() {
+        if Path::new("/sys/dev/char/1:3/uevent").exists() {
+            assert_eq!(is_device_of(Path::new("/dev/null")), Ok(true));
+            let other = std::env::temp_dir().join(format!("vmem-null-{}", std::process::id()));
+            std::os::unix::fs::symlink("/dev/null", &other).expect("a link");
+            let found = is_device_of(&other);
+            std::fs::remove_file(&other).expect("the link");
+            assert_eq!(found, Ok(false));
+        }
+    }
+
+    #[test]
+    fn open_does_not_wait_for_a_writer_of_a_fifo() {
+        let path = std::env::temp_dir().join(format!("vmem-node-{}", std::process::id()));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+        let opened = open(&path, Access::ReadOnly);
+        std::fs::remove_file(&path).expect("the FIFO");
+        assert!(matches!(opened, Err(Error::NotVmem { .. })), "{opened:?}");
+    }
+}
