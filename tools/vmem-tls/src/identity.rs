@@ -3,18 +3,25 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{AlertDescription, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
+};
 use socket2::Socket;
 
+use crate::allowed::{AllowedNames, Verifier};
 use crate::carry::carry;
 
 /// Why a connection is not protected, and so not there.
@@ -54,6 +61,7 @@ pub enum TlsError {
 pub struct Identity {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    warnings: Vec<String>,
 }
 
 impl Identity {
@@ -63,33 +71,67 @@ impl Identity {
     ///
     /// [`TlsError::File`], [`TlsError::Identity`].
     pub fn load(directory: &Path) -> Result<Self, TlsError> {
+        Self::load_allowing(directory, &[])
+    }
+
+    /// As [`load`](Self::load). Of those whom the authority has certified, only those are believed whose certificate has one of `names`
+    /// among its alternative names: of hosts, or addresses. No names are no restriction.
+    ///
+    /// # Errors
+    ///
+    /// As for [`load`](Self::load); [`TlsError::Name`].
+    pub fn load_allowing(directory: &Path, names: &[String]) -> Result<Self, TlsError> {
         let identity = |error: rustls::Error| TlsError::Identity(error.into());
+        let built = |error: VerifierBuilderError| TlsError::Identity(error.into());
+        let allowed = AllowedNames::new(names).map_err(TlsError::Name)?;
         let mut authority = RootCertStore::empty();
         for certificate in certificates(&directory.join("ca.pem"))? {
             authority.add(certificate).map_err(identity)?;
         }
         let own = certificates(&directory.join("cert.pem"))?;
-        let key = private_key(&directory.join("key.pem"))?;
+        let path = directory.join("key.pem");
+        let key = private_key(&path)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let authority = Arc::new(authority);
         let versions = &[&rustls::version::TLS13];
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authority), Arc::clone(&provider));
+        let clients = WebPkiClientVerifier::builder_with_provider(authority, Arc::clone(&provider));
+        let (servers, clients) = (servers.build().map_err(built)?, clients.build().map_err(built)?);
+        let warnings = [readable_by_others(&path), expiry(&*clients, &own, UnixTime::now())];
+        let servers: Arc<dyn ServerCertVerifier> = servers;
+        // Not dangerous: it is webpki's verifier, and one condition more.
+        let servers = Arc::new(Verifier {
+            allowed: allowed.clone(),
+            authority: servers,
+        });
+        let clients = Arc::new(Verifier {
+            allowed,
+            authority: clients,
+        });
         let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions)
             .map_err(identity)?
-            .with_root_certificates(Arc::clone(&authority))
+            .dangerous()
+            .with_custom_certificate_verifier(servers)
             .with_client_auth_cert(own.clone(), key.clone_key())
             .map_err(identity)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(authority, Arc::clone(&provider)).build();
         let server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(identity)?
-            .with_client_cert_verifier(verifier.map_err(|error| TlsError::Identity(error.into()))?)
+            .with_client_cert_verifier(clients)
             .with_single_cert(own, key)
             .map_err(identity)?;
         Ok(Self {
             client: Arc::new(client),
             server: Arc::new(server),
+            warnings: warnings.into_iter().flatten().collect(),
         })
+    }
+
+    /// What whoever looks after the files should know: others can read the key, or the certificate is about to expire.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Protects a connection that this side has made to `address` (`HOST:PORT`), and returns what is to be used instead of it, and
@@ -157,6 +199,40 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             why,
         }
     })
+}
+
+/// Whether anybody but the owner of the key, and a group that may read it, can read it or change it.
+fn readable_by_others(path: &Path) -> Option<String> {
+    let mode = path.metadata().ok()?.permissions().mode();
+    (mode & 0o027 != 0).then(|| {
+        let (path, mode) = (path.display(), mode & 0o777);
+        format!("{path} has mode {mode:o}: others can read or change it, and pass for this side with it (chmod 600)")
+    })
+}
+
+/// How long before its end a certificate is warned about.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// Whether this side's own certificate has expired, or is about to.
+fn expiry(verifier: &dyn ClientCertVerifier, own: &[CertificateDer<'_>], now: UnixTime) -> Option<String> {
+    let (certificate, others) = own.split_first()?;
+    // That it is none of a client is no matter: the time is looked at first.
+    let has_expired = |at: UnixTime| {
+        matches!(
+            verifier.verify_client_cert(certificate, others, at),
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. }
+            ))
+        )
+    };
+    let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + SOON);
+    if has_expired(now) {
+        Some("cert.pem, or one between it and the authority, has expired: the other side will not believe it".to_owned())
+    } else if has_expired(soon) {
+        Some("cert.pem, or one between it and the authority, expires within 14 days".to_owned())
+    } else {
+        None
+    }
 }
 
 fn protect(mut connection: Connection, socket: TcpStream, limit: Duration) -> Result<(Socket, Trouble), TlsError> {

@@ -8,6 +8,7 @@
 //! who speak on a connection, in both directions at once and with time limits, need not know whether it is protected.
 #![forbid(unsafe_code)]
 
+mod allowed;
 mod carry;
 mod identity;
 #[cfg(test)]

@@ -241,3 +241,64 @@ fn a_peer_that_keeps_its_end_open_is_left() {
     let end = socket.read_to_end(&mut rest).map_err(|error| error.kind());
     assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "{end:?}");
 }
+
+#[test]
+fn of_those_who_are_certified_only_the_allowed_names_are_let_in() {
+    let ca = authority();
+    let (ours, other) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
+    let allowing = |directory: &TempDir, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        Identity::load_allowing(directory.path(), &names)
+    };
+    for (names, good) in [
+        (&["a.test"][..], true),
+        (&["c.test", "a.test"], true),
+        (&["c.test", "192.0.2.1"], false),
+    ] {
+        // The one who is connected to chooses, and so does the one who connects.
+        let server = allowing(&other, names).expect("an identity");
+        let (connected, accepted) = meet(&identity(&ours), &server, "b.test");
+        assert_eq!(accepted.is_ok(), good, "{names:?}");
+        if let (Ok((mut socket, trouble)), false) = (connected, good) {
+            assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0);
+            assert!(matches!(trouble.take(), Some(TlsError::Handshake(_))), "it is told");
+        }
+        let client = allowing(&other, names).expect("an identity");
+        let (connected, _) = meet(&client, &identity(&ours), "a.test");
+        assert_eq!(connected.is_ok(), good, "{names:?}");
+    }
+    assert!(matches!(allowing(&ours, &["a b"]), Err(TlsError::Name(_))));
+}
+
+#[test]
+fn files_that_should_be_looked_after_are_warned_about() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let ca = authority();
+    let directory = files("a.test", &ca, &ca);
+    let warnings = |mode: u32| {
+        let key = directory.path().join("key.pem");
+        std::fs::set_permissions(key, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        identity(&directory).warnings().join("\n")
+    };
+    assert_eq!(warnings(0o600), "");
+    assert_eq!(warnings(0o640), "");
+    assert!(warnings(0o644).contains("key.pem has mode 644"));
+    assert!(warnings(0o660).contains("key.pem has mode 660"));
+    warnings(0o600);
+    let until = |year| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("parameters");
+        params.not_after = year;
+        // A server's certificate is looked at, too.
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &ca).expect("a certificate");
+        std::fs::write(directory.path().join("cert.pem"), certificate.pem()).expect("a file");
+        std::fs::write(directory.path().join("key.pem"), key.serialize_pem()).expect("a file");
+        identity(&directory).warnings().join("\n")
+    };
+    assert!(until(rcgen::date_time_ymd(2020, 1, 1)).contains("has expired"));
+    assert_eq!(until(rcgen::date_time_ymd(2090, 1, 1)), "");
+    let soon = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600);
+    assert!(until(soon.into()).contains("within 14 days"));
+}
