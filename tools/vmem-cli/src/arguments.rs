@@ -45,6 +45,35 @@ pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
+/// Where pages come from: `file:NAME=PATH`, or `HOST[:PORT]`, as it stands.
+///
+/// # Errors
+///
+/// It is neither; says so.
+pub fn source(text: &str) -> Result<String, String> {
+    if let Some(spec) = text.strip_prefix("file:") {
+        return match spec.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok(text.to_owned()),
+            _ => Err("not file:NAME=PATH".to_owned()),
+        };
+    }
+    let bad = || Err("not HOST, HOST:PORT, [ADDRESS]:PORT or file:NAME=PATH".to_owned());
+    let whole = with_port(text, 1);
+    let Some((host, port)) = whole.rsplit_once(':') else {
+        return bad();
+    };
+    let is_host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+        Some(address) => {
+            address.is_some_and(|address| address.split('%').next().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()))
+        }
+        None => !host.is_empty() && !host.starts_with('-') && host.chars().all(|c| c.is_alphanumeric() || ".-_".contains(c)),
+    };
+    match port.parse::<u16>() {
+        Ok(1..) if is_host => Ok(text.to_owned()),
+        _ => bad(),
+    }
+}
+
 /// `HOST[:PORT]` with the port that it means: `default` if it names none.
 pub fn with_port(host: &str, default: u16) -> String {
     let bare_ipv6 = host.parse::<Ipv6Addr>().is_ok();
@@ -71,6 +100,39 @@ mod tests {
             ("[::1]:1", "[::1]:1"),
         ] {
             assert_eq!(with_port(given, 8636), meant);
+        }
+    }
+
+    #[test]
+    fn a_source_is_a_host_or_a_file() {
+        for good in [
+            "localhost",
+            "localhost:8636",
+            "a-b.example:1",
+            "192.0.2.1",
+            "::1",
+            "[::1]:1",
+            "[fe80::1%eth0]:1",
+            "file:a=/b",
+        ] {
+            assert_eq!(source(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "localhost:abc",
+            "localhost:",
+            "localhost:0",
+            "localhost:65536",
+            ":1",
+            "a b",
+            "-x",
+            "[x]:1",
+            "[::1",
+            "file:a",
+            "file:=b",
+            "http://a/b",
+        ] {
+            assert!(source(bad).is_err(), "{bad:?}");
         }
     }
 

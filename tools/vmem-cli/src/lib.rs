@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-pub use arguments::{address, owner, seconds, with_port};
+pub use arguments::{address, owner, seconds, source, with_port};
 
 /// Reads this program's command line.
 ///
