@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+mod bits;
+pub mod endpoint;
 mod link;
 pub mod local;
 pub mod memory;

@@ -12,9 +12,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fsetxattr};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 use vmem::{Name, PAGE_SIZE, PageRange};
 
@@ -84,6 +85,23 @@ pub struct Memory {
     held: File,
     /// If pages may be given back: which have been.
     released: Option<Released>,
+    /// It has turned out that no holes can be made in it.
+    keeps: AtomicBool,
+}
+
+/// Pages cannot be given back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// It cannot be noted that they are. They are kept.
+    #[error("the record cannot be written")]
+    Note(#[source] io::Error),
+    /// There are no holes in this kind of memory. They are kept, and so is all of it from now on.
+    #[error("no holes can be made in it; all of its pages are kept from now on")]
+    Unsupported(#[source] io::Error),
+    /// A hole could not be made, or not all of it.
+    #[error("a hole cannot be made")]
+    Hole(#[source] io::Error),
 }
 
 enum Contents {
@@ -127,6 +145,9 @@ impl Memory {
         let metadata = file.metadata().map_err(io)?;
         let held = file.try_clone().map_err(io)?;
         let kind = metadata.file_type();
+        if kind.is_file() && is_in_place_of_a_node(path) {
+            return Err(not_memory("a plain file in the place of a region's node; remove it"));
+        }
         let (contents, size) = if kind.is_file() || kind.is_block_device() {
             // A block device's metadata has no size, seeking finds it.
             let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| io(e.into()))?;
@@ -157,6 +178,7 @@ impl Memory {
             path: path.to_owned(),
             held,
             released: None,
+            keeps: AtomicBool::new(false),
         })
     }
 
@@ -198,15 +220,42 @@ impl Memory {
         self.released.is_some()
     }
 
-    /// Gives `range` back: a destination has it. What cannot be noted is kept.
-    pub(crate) fn release(&self, range: PageRange) -> io::Result<()> {
-        let Some(released) = &self.released else { return Ok(()) };
-        released.note(range)?;
+    /// Gives `range` back: a destination has it. What cannot be noted is kept. Returns how many pages were given back: pages that had been
+    /// before do not count.
+    ///
+    /// Where the system cannot make holes at all, nothing is given back from then on, and the pages stay readable. After another error a hole
+    /// may have been made or not: the pages stay unreadable.
+    pub(crate) fn release(&self, range: PageRange) -> Result<u64, ReleaseError> {
+        let Some(released) = self.released.as_ref().filter(|_| !self.keeps.load(Ordering::Relaxed)) else {
+            return Ok(0);
+        };
+        let fresh = released.note(range).map_err(ReleaseError::Note)?;
         // Not every file system can, and none on a region's node. It costs less than the hole.
         let _ = fsetxattr(&self.held, MARK, b"1", XattrFlags::empty());
-        match &self.contents {
-            Contents::File(file) => file.release(range),
-            Contents::Region(region) => region.release(range),
+        let mut count = 0;
+        for (at, pages) in fresh.iter().enumerate() {
+            let made = match &self.contents {
+                Contents::File(file) => file.release(*pages),
+                Contents::Region(region) => region.release(*pages),
+            };
+            match made {
+                Ok(()) => count += pages.count(),
+                Err(error) if is_unsupported(&error) => {
+                    self.keep(released, &fresh[at..]);
+                    return Err(ReleaseError::Unsupported(error));
+                }
+                Err(error) => return Err(ReleaseError::Hole(error)),
+            }
+        }
+        Ok(count)
+    }
+
+    /// No hole can be made: these pages are what they were, and so will all others be.
+    fn keep(&self, released: &Released, pages: &[PageRange]) {
+        self.keeps.store(true, Ordering::Relaxed);
+        // Who cannot note that they are still here has them unreadable, which loses memory and no contents.
+        if released.forget(pages).is_ok() && released.is_empty() {
+            let _ = fremovexattr(&self.held, MARK);
         }
     }
 
@@ -248,6 +297,19 @@ impl Memory {
             Contents::Region(region) => region.read(range, chunk),
         }
     }
+}
+
+/// Whether there are no holes in this kind of memory, so that none has been made.
+fn is_unsupported(error: &io::Error) -> bool {
+    let errors = [Errno::OPNOTSUPP, Errno::NOSYS].map(|errno| Some(errno.raw_os_error()));
+    errors.contains(&error.raw_os_error())
+}
+
+/// Whether `path` is where a region's node would be. A program that opens a node too early may make a plain file there, and what it holds is
+/// not what anybody means by the path.
+fn is_in_place_of_a_node(path: &Path) -> bool {
+    let path = std::fs::canonicalize(path);
+    path.is_ok_and(|path| path.parent().is_some_and(|directory| directory == Path::new(vmem::DIRECTORY)))
 }
 
 /// What a file is marked with once pages of it have been given back.

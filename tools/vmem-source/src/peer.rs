@@ -10,7 +10,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use vmem_tls::Identity;
 use crate::answer::{Answer, Run};
 use crate::link::{Link, LinkError, Side};
 use crate::page::{end, split};
-use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, PageSource, Readiness, SourceError};
+use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES, PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
 use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};
@@ -39,33 +39,32 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to `address` (`HOST:PORT`) and asks what it exports. Neither takes longer than `timeout`, however many addresses the host
-    /// has, and so does no answer later; looking its name up takes as long as the system's resolver does. With an identity the connection is protected, and the peer must be who it is
-    /// connected to as.
-    ///
-    /// # Errors
-    ///
-    /// The peer cannot be reached, does not speak the protocol, or says no.
-    pub fn connect(address: &str, lane: Lane, timeout: Duration, identity: Option<&Identity>) -> Result<Self, SourceError> {
-        let io = |source| SourceError::Io {
-            what: format!("cannot reach {address}"),
-            source,
-        };
-        let mut error = None;
-        let candidates: Vec<_> = address.to_socket_addrs().map_err(io)?.collect();
-        let deadline = Instant::now() + timeout;
+    /// Connects to one of `candidates`, the addresses of `host` (`HOST:PORT`), until `deadline`, and asks what it exports. No answer takes
+    /// longer than `timeout`. With an identity the connection is protected, and the peer must be who it is connected to as.
+    pub(crate) fn connect_to(
+        candidates: &[SocketAddr],
+        host: &str,
+        lane: Lane,
+        deadline: Instant,
+        timeout: Duration,
+        identity: Option<&Identity>,
+    ) -> Result<Self, SourceError> {
+        let mut error = std::io::Error::other("the name has no address");
         for (tried, candidate) in candidates.iter().enumerate() {
             // One that does not answer leaves time for the others.
             let share = deadline.saturating_duration_since(Instant::now()) / (candidates.len() - tried) as u32;
             match TcpStream::connect_timeout(candidate, share.max(Duration::from_millis(1))) {
                 Ok(socket) => {
-                    let link = Link::new(socket, timeout, Side::Destination(address), identity);
+                    let link = Link::new(socket, timeout, Side::Destination(host), identity);
                     return Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane);
                 }
-                Err(e) => error = Some(e),
+                Err(e) => error = e,
             }
         }
-        Err(io(error.unwrap_or_else(|| std::io::Error::other("the name has no address"))))
+        Err(SourceError::Io {
+            what: format!("cannot reach {host}"),
+            source: error,
+        })
     }
 
     fn greet(link: Link, lane: Lane) -> Result<Self, SourceError> {
@@ -146,6 +145,15 @@ impl Peer {
     }
 }
 
+#[cfg(test)]
+impl Peer {
+    /// Connects to `address` in clear text.
+    pub(crate) fn connect(address: &str, lane: Lane, timeout: Duration) -> Result<Self, SourceError> {
+        use crate::endpoint::{Endpoint, Security};
+        Endpoint::new(address, Security::Insecure, timeout).connect(lane)
+    }
+}
+
 impl PageSource for Peer {
     fn exports(&self) -> &[Export] {
         &self.exports
@@ -163,8 +171,8 @@ impl PageSource for Peer {
         if !self.releases {
             return Ok(());
         }
-        for ranges in ranges.chunks(MAX_ASK_RANGES) {
-            let payload = question::encode(export as u32, ranges);
+        for ranges in frames_of(ranges) {
+            let payload = question::encode(export as u32, &ranges);
             let sent = self.link.write_frame(Type::Release, 0, &[&payload]);
             sent.map_err(|error| lost(error, "release", self.link.timeout()))?;
         }
@@ -193,6 +201,27 @@ impl Drop for Peer {
             let _ = self.link.write_frame(Type::Goodbye, 0, &[]);
         }
     }
+}
+
+/// The ranges as RELEASE frames take them: so many in each, and so many pages.
+fn frames_of(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut frames: Vec<Vec<PageRange>> = Vec::new();
+    let mut room = 0;
+    for range in ranges {
+        let mut rest = Some(*range);
+        while let Some(range) = rest {
+            let full = frames.last().is_none_or(|frame| frame.len() == MAX_ASK_RANGES);
+            if full || room == 0 {
+                frames.push(Vec::new());
+                room = MAX_RELEASE_PAGES;
+            }
+            let (front, back) = split(range, room);
+            room -= front.map_or(0, |front| front.count());
+            frames.iter_mut().last().into_iter().for_each(|frame| frame.extend(front));
+            rest = back;
+        }
+    }
+    frames
 }
 
 /// Refuses a question that no source takes.

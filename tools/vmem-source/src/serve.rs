@@ -7,34 +7,37 @@
 
 mod connection;
 mod held;
+mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use vmem::PageRange;
 use vmem_tls::Identity;
 
-use crate::memory::Memory;
-use crate::source::{Export, Lane};
+use crate::memory::{Memory, ReleaseError};
+use crate::page::split;
+use crate::source::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::wire::MAX_EXPORTS;
 use crate::wire::greeting::FEATURE_RELEASE;
 
 pub use connection::{ServeError, Served};
 use held::Held;
+use slots::Slots;
 
 /// What peers may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; a daemon takes two.
+    /// Connections at a time whose peers have proved who they are; a daemon takes two. Others have a budget of their own.
     pub connections: usize,
     /// How long a peer may take for a greeting, to send a frame that it has begun, or to take one.
     pub timeout: Duration,
@@ -68,9 +71,11 @@ pub enum Event<'a> {
         served: Served,
         /// Why, unless the peer said goodbye.
         error: Option<&'a ServeError>,
+        /// Whether it had proved who it is. Anybody can make connections that have not.
+        proven: bool,
     },
-    /// A connection was refused: there are too many.
-    Refused {
+    /// A connection was closed before its peer had proved who it is: there were too many of those.
+    Dropped {
         /// Who.
         peer: SocketAddr,
     },
@@ -78,8 +83,8 @@ pub enum Event<'a> {
     Kept {
         /// Of which memory.
         name: &'a vmem::Name,
-        /// Why.
-        error: &'a io::Error,
+        /// Why: the first error, if there were several.
+        error: &'a ReleaseError,
     },
     /// A connection could not be accepted.
     Failed {
@@ -119,8 +124,7 @@ struct Shared {
     held: Held,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
-    /// The connections, by a running number, to end them when the server ends.
-    open: Mutex<HashMap<u64, TcpStream>>,
+    slots: Arc<Slots>,
 }
 
 /// A server cannot be started.
@@ -169,7 +173,6 @@ impl Server {
         let listener = TcpListener::bind(address)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| StartError::Listen { address, source })?;
-        let open = Mutex::default();
         let shared = Arc::new(Shared {
             memories,
             exports,
@@ -178,7 +181,7 @@ impl Server {
             held: Held::default(),
             totals: Arc::default(),
             report: Box::new(report),
-            open,
+            slots: Slots::new(limits.connections),
         });
         Ok(Self { listener, shared })
     }
@@ -250,53 +253,42 @@ impl Server {
                 }
             }
         }
-        for socket in self.shared.open().values() {
-            // It is gone already, or it is now.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.shared.slots.close();
         Ok(())
     }
 
     /// Gives a connection to a thread.
     fn begin(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
-        if self.shared.is_full() {
-            (self.shared.report)(Event::Refused { peer });
-            connection::refuse(socket, self.shared.identity.is_some());
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        let started = socket
-            .set_nonblocking(false)
-            .and_then(|()| socket.try_clone())
-            .and_then(|clone| {
-                self.shared.open().insert(number, clone);
-                thread::Builder::new().name(format!("peer-{number}")).spawn(move || {
-                    let (served, result) = connection::run(socket, peer, &shared);
-                    shared.open().remove(&number);
-                    (shared.report)(Event::Ended {
-                        peer,
-                        served,
-                        error: result.err().as_ref(),
-                    });
-                })
-            });
-        if let Err(error) = started {
-            self.shared.open().remove(&number);
+        if let Err(error) = self.spawn(number, socket, peer) {
             (self.shared.report)(Event::Failed { error: &error });
         }
+    }
+
+    fn spawn(&self, number: u64, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        socket.set_nonblocking(false)?;
+        let (slot, dropped) = self.shared.slots.enter(number, socket.try_clone()?, peer);
+        if let Some(peer) = dropped {
+            (self.shared.report)(Event::Dropped { peer });
+        }
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name(format!("peer-{number}"));
+        thread.spawn(move || {
+            let mut served = Served::default();
+            let result = connection::run(socket, peer, &shared, &slot, &mut served);
+            let proven = slot.is_proven();
+            drop(slot);
+            (shared.report)(Event::Ended {
+                peer,
+                served,
+                error: result.err().as_ref(),
+                proven,
+            });
+        })?;
+        Ok(())
     }
 }
 
 impl Shared {
-    /// Whether there are as many connections as there may be. One whose peer has gone ends by itself, unless it waits for a page of a region
-    /// that does not come: it takes nobody's place, up to a limit.
-    fn is_full(&self) -> bool {
-        const MOST: usize = 16;
-        let (open, limit) = (self.open(), self.limits.connections);
-        let there = || open.values().filter(|socket| !is_gone(socket)).count();
-        open.len() >= limit && (open.len() >= limit * MOST || there() >= limit)
-    }
-
     /// The features that are accepted if they are offered.
     fn features(&self) -> u64 {
         if self.memories.iter().any(Memory::is_releasable) {
@@ -316,32 +308,27 @@ impl Shared {
         }
     }
 
+    /// Gives pages back, in pieces: who reads a page waits for what one takes. What fails for one does not keep the others.
     fn give_back(&self, export: usize, ranges: &[PageRange]) -> u64 {
         let Some(memory) = self.memories.get(export) else { return 0 };
         let mut count = 0;
+        let mut failed = None;
         for range in ranges {
-            match memory.release(*range) {
-                Ok(()) => count += range.count(),
-                // Nothing is lost but that they are still here.
-                Err(error) => {
-                    let name = &memory.export().name;
-                    (self.report)(Event::Kept { name, error: &error });
-                    break;
+            let mut rest = Some(*range);
+            while let Some(range) = rest {
+                let (piece, back) = split(range, MAX_RELEASE_PAGES);
+                rest = back;
+                match piece.map_or(Ok(0), |piece| memory.release(piece)) {
+                    Ok(pages) => count += pages,
+                    Err(error) => failed = failed.or(Some(error)),
                 }
             }
+        }
+        if let Some(error) = failed {
+            let name = &memory.export().name;
+            (self.report)(Event::Kept { name, error: &error });
         }
         self.totals.released.fetch_add(count, Ordering::Relaxed);
         count
     }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
-        // The map is whole whatever a thread died of.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether the other side has closed the connection, or its direction of it.
-fn is_gone(socket: &TcpStream) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

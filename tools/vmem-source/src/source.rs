@@ -2,6 +2,7 @@
 //! The one trait behind `--source`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use vmem::{Name, PageRange};
@@ -16,6 +17,9 @@ pub const MAX_ASK_RANGES: usize = 1024;
 
 /// The most pages in one [`PageSource::ask`] (16 MiB).
 pub const MAX_ASK_PAGES: u64 = 4096;
+
+/// The most pages in one frame that says which pages a destination has for good (1 GiB).
+pub(crate) const MAX_RELEASE_PAGES: u64 = 1 << 18;
 
 /// One piece of memory that a source offers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +126,12 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// Clear text is not meant, and would leave this machine.
+    #[error(
+        "{0} is not a loopback address: the memory would come from there in clear text, from whoever answers; --tls protects it, \
+         --insecure says that this is meant"
+    )]
+    ClearText(SocketAddr),
     /// It cannot be made sure who it is.
     #[error("no protected connection to the source")]
     Tls {
@@ -173,7 +183,7 @@ impl SourceError {
             Self::Tls { source } => matches!(source, TlsError::Io(_) | TlsError::TimedOut(_) | TlsError::Broken(_)),
             Self::Protocol(error) => matches!(error, WireError::Checksum { .. }),
             Self::Refused { code, .. } => *code == ErrorCode::Busy,
-            Self::Memory(_) | Self::BadQuestion(_) => false,
+            Self::ClearText(_) | Self::Memory(_) | Self::BadQuestion(_) => false,
         }
     }
 
@@ -182,7 +192,7 @@ impl SourceError {
     pub fn is_lost(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Tls { .. } | Self::TimedOut { .. } | Self::Closed { .. } | Self::Memory(_) => true,
-            Self::Protocol(_) | Self::BadQuestion(_) => false,
+            Self::ClearText(_) | Self::Protocol(_) | Self::BadQuestion(_) => false,
             Self::Refused { code, .. } => *code != ErrorCode::Protocol,
         }
     }

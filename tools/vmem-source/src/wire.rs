@@ -140,9 +140,12 @@ pub enum WireError {
         /// How many.
         nr_pages: u64,
     },
-    /// More pages in one question than allowed.
-    #[error("a question for {0} pages at once, which is more than allowed")]
+    /// More pages in one frame than allowed.
+    #[error("a frame about {0} pages at once, which is more than allowed")]
     TooMuch(u64),
+    /// A page that comes twice where each page comes once.
+    #[error("page {0} twice in a frame RELEASE")]
+    Overlap(u64),
     /// A kind of contents that does not exist.
     #[error("pages of kind {0}, which does not exist")]
     Kind(u32),

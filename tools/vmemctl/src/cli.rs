@@ -28,6 +28,9 @@ pub(crate) struct Cli {
     /// Protect all connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
+    /// Of those whom ca.pem has certified, believe one whose certificate has this name; may be repeated
+    #[arg(long = "allow-name", global = true, value_name = "NAME", requires = "tls")]
+    pub(crate) allow_names: Vec<String>,
     /// Speak in clear text to whoever is there, beyond loopback too
     #[arg(long, global = true)]
     pub(crate) insecure: bool,

@@ -25,16 +25,27 @@ pub(crate) enum Security {
     /// Not: clear text is meant.
     Insecure,
     /// With certificates on both sides, from this directory.
-    Tls(Identity, PathBuf),
+    Tls(Identity, Files),
+}
+
+/// What vmemd is given of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    directory: PathBuf,
+    allow_names: Vec<String>,
 }
 
 impl Security {
     pub(crate) fn new(cli: &Cli) -> Result<Self, Trouble> {
         match (&cli.tls, cli.insecure) {
             (Some(directory), _) => {
-                let identity = Identity::load(directory).map_err(Trouble::Tls)?;
+                let allow_names = cli.allow_names.clone();
+                let identity = Identity::load_allowing(directory, &allow_names).map_err(Trouble::Tls)?;
+                for warning in identity.warnings() {
+                    eprintln!("vmemctl: warning: {warning}");
+                }
                 let directory = std::path::absolute(directory).map_err(Trouble::io("no such directory"))?;
-                Ok(Self::Tls(identity, directory))
+                Ok(Self::Tls(identity, Files { directory, allow_names }))
             }
             (None, true) => Ok(Self::Insecure),
             (None, false) => Ok(Self::Loopback),
@@ -98,19 +109,18 @@ impl Security {
         }
     }
 
-    /// What vmemd is told that serves pages.
-    pub(crate) fn serve_arguments(&self) -> Vec<String> {
+    /// What vmemd is told, of both sides.
+    pub(crate) fn vmemd_arguments(&self) -> Vec<String> {
         match self {
+            Self::Loopback => Vec::new(),
             Self::Insecure => vec!["--insecure".to_owned()],
-            _ => self.source_arguments(),
-        }
-    }
-
-    /// What vmemd is told that asks for pages.
-    pub(crate) fn source_arguments(&self) -> Vec<String> {
-        match self {
-            Self::Tls(_, directory) => vec!["--tls".to_owned(), directory.display().to_string()],
-            Self::Loopback | Self::Insecure => Vec::new(),
+            Self::Tls(_, Files { directory, allow_names }) => {
+                let names = allow_names.iter().flat_map(|name| ["--allow-name".to_owned(), name.clone()]);
+                ["--tls".to_owned(), directory.display().to_string()]
+                    .into_iter()
+                    .chain(names)
+                    .collect()
+            }
         }
     }
 

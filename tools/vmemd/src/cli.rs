@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vmem_cli::{address, owner, seconds};
+use vmem_cli::{address, owner, seconds, source};
 use vmem_source::wire::DEFAULT_PORT;
 
 /// Fills vmem regions from a migration source; with `serve`, is such a source.
@@ -42,6 +42,12 @@ pub(crate) struct Serve {
     /// Let only those in whom ca.pem in this directory has certified; cert.pem and key.pem say who this is
     #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
+    /// Of those whom ca.pem has certified, let in one whose certificate has this name; may be repeated
+    #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
+    pub(crate) allow_names: Vec<String>,
+    /// Who vmemd becomes once the memory is open, numeric; 65534 (nobody) unless given
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) user: Option<(u32, Option<u32>)>,
     /// Connections at a time; each daemon takes two
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
@@ -66,14 +72,23 @@ pub(crate) struct Serve {
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
     /// Where the pages are: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
-    #[arg(long, value_name = "SOURCE", required = true)]
+    #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
+    /// Connect to an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
+    #[arg(long)]
+    pub(crate) insecure: bool,
     /// Protect the connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
-    /// Permission bits of /dev/vmem/NAME
-    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
-    pub(crate) mode: u32,
+    /// Of those whom ca.pem has certified, believe one whose certificate has this name; may be repeated
+    #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
+    pub(crate) allow_names: Vec<String>,
+    /// Who vmemd becomes once the control device is open, numeric; 65534 (nobody) unless given
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) user: Option<(u32, Option<u32>)>,
+    /// Permission bits of /dev/vmem/NAME; 600 unless given
+    #[arg(long, value_name = "OCTAL", value_parser = mode)]
+    pub(crate) mode: Option<u32>,
     /// Owner of /dev/vmem/NAME, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
@@ -83,27 +98,27 @@ pub(crate) struct Receive {
     /// A touch that has waited this long for its page gets SIGBUS
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) fault_timeout: Option<Duration>,
-    /// What a touch of an absent page does while no daemon is there
-    #[arg(long, value_enum, default_value_t = OnDeath::Wait)]
-    pub(crate) on_death: OnDeath,
-    /// What a touch of a page is told that cannot be had
-    #[arg(long, value_enum, default_value_t = OnUnreadable::Sigbus)]
-    pub(crate) on_unreadable: OnUnreadable,
+    /// What a touch of an absent page does while no daemon is there; wait unless given
+    #[arg(long, value_enum)]
+    pub(crate) on_death: Option<OnDeath>,
+    /// What a touch of a page is told that cannot be had; sigbus unless given
+    #[arg(long, value_enum)]
+    pub(crate) on_unreadable: Option<OnUnreadable>,
     /// Fetch only pages that a program touches
     #[arg(long)]
     pub(crate) no_background: bool,
     /// Pages to fetch ahead of a program that goes through memory in equal steps, at most; 0 with --no-background unless given
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(..=256))]
     pub(crate) prefetch: Option<u16>,
-    /// How much the stream may have in flight
-    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) window: u16,
-    /// How long the source may take to answer
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-    pub(crate) timeout: Duration,
-    /// How long a lost source is tried for
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
-    pub(crate) retry: Duration,
+    /// How much the stream may have in flight; 4 unless given
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) window: Option<u16>,
+    /// How long the source may take to answer; 10 unless given
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// How long a lost source is tried for; 60 unless given
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) retry: Option<Duration>,
     /// Do not put the pages into the programs' page tables at the end
     #[arg(long)]
     pub(crate) no_populate: bool,
@@ -125,12 +140,67 @@ pub(crate) struct Receive {
     /// Serve regions that exist; create none
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Serve a region that exists and has no daemon, and create those that do not exist
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) attach: bool,
     /// Ask for no page before a line `start` comes on standard input
     #[arg(long)]
     pub(crate) hold: bool,
     /// Have the source give back pages that are here, if it was told to; with --hold, after a line `release`
     #[arg(long, conflicts_with = "no_background")]
     pub(crate) release: bool,
+}
+
+impl Receive {
+    /// Options that say how a region is made, as far as they were given.
+    pub(crate) fn of_new_regions(&self) -> Vec<&'static str> {
+        given([
+            ("--mode", self.mode.is_some()),
+            ("--owner", self.owner.is_some()),
+            ("--huge", self.huge),
+            ("--fault-timeout", self.fault_timeout.is_some()),
+            ("--on-death", self.on_death.is_some()),
+            ("--on-unreadable", self.on_unreadable.is_some()),
+        ])
+    }
+
+    /// What was given and means nothing with something else that was given, in words.
+    pub(crate) fn without_effect(&self) -> Vec<String> {
+        let of_network = given([
+            ("--tls", self.tls.is_some()),
+            ("--insecure", self.insecure),
+            ("--timeout", self.timeout.is_some()),
+            ("--retry", self.retry.is_some()),
+            ("--release", self.release),
+        ]);
+        let of_stream = given([("--window", self.window.is_some())]);
+        let is_file = |source: &String| source.starts_with("file:");
+        let without = |options: Vec<&str>, with: &str| -> Vec<String> {
+            let words = options
+                .into_iter()
+                .map(|option| format!("{option} has no effect with {with}"));
+            words.collect()
+        };
+        let mut all = Vec::new();
+        if self.resume {
+            all.extend(without(self.of_new_regions(), "--resume"));
+        }
+        if self.source.iter().all(is_file) {
+            all.extend(without(of_network, "--source file:..."));
+        }
+        if self.no_background {
+            all.extend(without(of_stream, "--no-background"));
+        }
+        all
+    }
+}
+
+fn given<const N: usize>(options: [(&'static str, bool); N]) -> Vec<&'static str> {
+    options
+        .into_iter()
+        .filter(|(_, given)| *given)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// What happens to waiting programs while no daemon is attached.
@@ -186,9 +256,32 @@ mod tests {
             "vmemd --source host --region a=/b",
             "vmemd --source host --only",
             "vmemd serve --hold-release a=/b",
+            "vmemd serve --allow-name a.test a=/b",
+            "vmemd --source host --allow-name a.test",
+            "vmemd --source localhost:abc",
+            "vmemd --source file:a",
+            "vmemd --source host --resume --attach",
+            "vmemd --source host --tls /a --insecure",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_means_nothing_is_said() {
+        let said = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+            cli.receive.expect("a destination").without_effect().join("; ")
+        };
+        assert_eq!(said("vmemd --source host --mode 600 --retry 1 --window 1"), "");
+        assert_eq!(
+            said("vmemd --source host --resume --mode 600 --huge"),
+            "--mode has no effect with --resume; --huge has no effect with --resume"
+        );
+        assert_eq!(
+            said("vmemd --source file:a=/b --retry 5 --no-background --window 3"),
+            "--retry has no effect with --source file:...; --window has no effect with --no-background"
+        );
     }
 
     #[test]

@@ -45,6 +45,14 @@ pub(crate) enum Failure {
     /// The files of `--tls` are not what they should be.
     #[error("no identity")]
     Tls(#[from] vmem_tls::TlsError),
+    /// What is not needed cannot be given up.
+    #[error(transparent)]
+    Privileges(#[from] crate::privileges::PrivilegeError),
+    /// A region exists, and it was not said that it may be served.
+    #[error(
+        "region {0} exists already: --attach goes on with it, if it has no daemon; --region {0}=NAME gives this one another name"
+    )]
+    Exists(String),
     /// A call on the control device or a region failed.
     #[error("{what}")]
     Kernel {
@@ -78,11 +86,17 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Local { .. } | Self::Sources | Self::NoSuchExport(_) | Self::Tls(_) | Self::Metrics(_) => 1,
+            Self::Local { .. }
+            | Self::Sources
+            | Self::NoSuchExport(_)
+            | Self::Tls(_)
+            | Self::Metrics(_)
+            | Self::Privileges(_) => 1,
+            Self::Source(SourceError::ClearText(_)) => 1,
             Self::Source(error) if error.is_lost() => 2,
             Self::Source(_) => 3,
             Self::Unreadable(_) => 4,
-            Self::Kernel { .. } | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
+            Self::Kernel { .. } | Self::Exists(_) | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
             Self::Stopped => 6,
             Self::OtherMemory(_) => 7,
         }

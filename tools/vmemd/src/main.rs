@@ -5,8 +5,12 @@
 mod cli;
 mod engine;
 mod failure;
+mod files;
 mod finish;
 mod metrics;
+mod orders;
+mod output;
+mod privileges;
 mod receive;
 mod report;
 mod serve;
@@ -24,21 +28,28 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    files::raise_limit();
+    let code = run(cli);
+    output::flush();
+    ExitCode::from(code)
+}
+
+fn run(cli: Cli) -> u8 {
     let (error, code) = match (cli.command, cli.receive) {
         (Some(Command::Serve(args)), _) => match serve::run(&args) {
-            Ok(()) => return ExitCode::SUCCESS,
+            Ok(()) => return 0,
             Err(error) => (anyhow::Error::from(error), EXIT_LOCAL),
         },
         (None, Some(args)) => match receive::run(&args) {
-            Ok(()) => return ExitCode::SUCCESS,
+            Ok(()) => return 0,
             Err(failure) => {
                 let code = failure.code();
                 (failure.into(), code)
             }
         },
         // clap asks for one of the two.
-        (None, None) => return ExitCode::from(EXIT_LOCAL),
+        (None, None) => return EXIT_LOCAL,
     };
-    eprintln!("vmemd: {error:#}");
-    ExitCode::from(code)
+    output::err(&format!("vmemd: {error:#}"));
+    code
 }

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -17,9 +18,11 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use vmem::PAGE_SIZE;
+use vmem_cli::chain;
 use vmem_source::serve::Totals;
 
 use crate::finish::Phase;
+use crate::output::err;
 use crate::report::{RegionSnapshot, Snapshot};
 
 /// The figures cannot be given.
@@ -30,16 +33,32 @@ pub(crate) struct MetricsError {
     source: io::Error,
 }
 
+/// What becomes of figures whose address cannot be listened on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unbound {
+    /// An error: nothing has been begun, and the command line can be mended.
+    Fails,
+    /// A warning, and the address is tried again and again: programs wait for the pages of this process, and not for its figures.
+    Retries,
+}
+
+/// Between two tries to listen.
+const PAUSE: Duration = if cfg!(test) {
+    Duration::from_millis(20)
+} else {
+    Duration::from_secs(10)
+};
+
 /// What a destination shows: the latest snapshot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Destination(Arc<Mutex<Snapshot>>);
 
 impl Destination {
-    /// Gives figures on `address` from now on.
-    pub(crate) fn listen(address: SocketAddr) -> Result<Self, MetricsError> {
+    /// Gives figures from now on, or from when that becomes possible.
+    pub(crate) fn listen(listener: Listener) -> Self {
         let destination = Self::default();
-        listen(address, "vmemd", Box::new(destination.clone()))?;
-        Ok(destination)
+        listener.answer("vmemd", Box::new(destination.clone()));
+        destination
     }
 
     /// This is how it is now.
@@ -120,9 +139,9 @@ impl Collector for Source {
     }
 }
 
-/// Gives the figures of a source on `address` from now on.
-pub(crate) fn listen_for_source(address: SocketAddr, totals: Arc<Totals>) -> Result<(), MetricsError> {
-    listen(address, "vmemd_serve", Box::new(Source(totals)))
+/// Gives the figures of a source from now on, or from when that becomes possible.
+pub(crate) fn listen_for_source(listener: Listener, totals: Arc<Totals>) {
+    listener.answer("vmemd_serve", Box::new(Source(totals)));
 }
 
 fn count(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
@@ -130,22 +149,60 @@ fn count(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64
     ConstCounter::new(value).encode(metric)
 }
 
-/// Answers in a thread of its own, until the process ends.
-fn listen(address: SocketAddr, prefix: &str, collector: Box<dyn Collector>) -> Result<(), MetricsError> {
-    const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let failed = |source| MetricsError { address, source };
-    let mut registry = Registry::with_prefix(prefix);
-    registry.register_collector(collector);
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    let page = move || {
-        let mut body = String::new();
-        // Writing to a string does not fail.
-        let _ = text::encode(&mut body, &registry);
-        body
-    };
-    let thread = thread::Builder::new().name("metrics".to_owned());
-    let answer = move || http::serve(&listener, "/metrics", KIND, page);
-    thread.spawn(answer).map(|_| ()).map_err(failed)
+/// Where figures are given, before there is a thread for it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    address: SocketAddr,
+    bound: Result<TcpListener, MetricsError>,
+}
+
+impl Listener {
+    /// Listens on `address`.
+    pub(crate) fn bind(address: SocketAddr, unless: Unbound) -> Result<Self, MetricsError> {
+        let bound = TcpListener::bind(address).map_err(|source| MetricsError { address, source });
+        match (bound, unless) {
+            (Err(error), Unbound::Fails) => Err(error),
+            (bound, _) => Ok(Self { address, bound }),
+        }
+    }
+
+    /// Answers in a thread of its own, until the process ends.
+    fn answer(self, prefix: &str, collector: Box<dyn Collector>) {
+        const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        let mut registry = Registry::with_prefix(prefix);
+        registry.register_collector(collector);
+        let page = move || {
+            let mut body = String::new();
+            // Writing to a string does not fail.
+            let _ = text::encode(&mut body, &registry);
+            body
+        };
+        let Self { address, bound } = self;
+        let answer = move || {
+            let listener = bound.unwrap_or_else(|error| bind_later(address, &error));
+            http::serve(&listener, "/metrics", KIND, page);
+        };
+        let thread = thread::Builder::new().name("metrics".to_owned());
+        if let Err(source) = thread.spawn(answer) {
+            err(&format!("warning: {}", chain(&MetricsError { address, source })));
+        }
+    }
+}
+
+/// Listens as soon as that is possible, which may be never.
+fn bind_later(address: SocketAddr, error: &MetricsError) -> TcpListener {
+    err(&format!(
+        "warning: {}; trying again every {} s",
+        chain(error),
+        PAUSE.as_secs()
+    ));
+    loop {
+        thread::sleep(PAUSE);
+        if let Ok(listener) = TcpListener::bind(address) {
+            err(&format!("figures are on {address} now"));
+            return listener;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +230,7 @@ mod tests {
     #[test]
     fn a_destination_s_figures_are_the_latest() {
         let address = free_port();
-        let figures = Destination::listen(address).expect("a server");
+        let figures = Destination::listen(Listener::bind(address, Unbound::Fails).expect("a server"));
         assert!(get(address, "/metrics").contains("vmemd_faults_total 0"));
         let millisecond = Duration::from_millis(1);
         figures.set(Snapshot {
@@ -212,9 +269,26 @@ mod tests {
     fn a_source_s_figures_are_what_it_sent() {
         let address = free_port();
         let totals = Arc::new(Totals::default());
-        listen_for_source(address, Arc::clone(&totals)).expect("a server");
+        listen_for_source(
+            Listener::bind(address, Unbound::Retries).expect("a server"),
+            Arc::clone(&totals),
+        );
         totals.released.store(5, Ordering::Relaxed);
         assert!(get(address, "/metrics").contains("vmemd_serve_released_pages_total 5"));
-        assert!(listen_for_source(address, totals).is_err(), "the port is taken");
+    }
+
+    #[test]
+    fn a_taken_port_costs_figures_and_no_pages() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("its address");
+        assert!(Listener::bind(address, Unbound::Fails).is_err(), "nothing has been begun");
+        let _figures = Destination::listen(Listener::bind(address, Unbound::Retries).expect("pages come first"));
+        drop(taken);
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(address).is_err() {
+            assert!(std::time::Instant::now() < until, "it is not tried again");
+            thread::sleep(PAUSE);
+        }
+        assert!(get(address, "/metrics").contains("vmemd_faults_total 0"));
     }
 }

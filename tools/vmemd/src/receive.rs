@@ -13,8 +13,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::{Control, PAGE_SIZE};
 use vmem_cli::with_port;
+use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
-use vmem_source::peer::Peer;
 use vmem_source::wire::DEFAULT_PORT;
 use vmem_source::{Lane, PageSource, SourceError};
 use vmem_tls::Identity;
@@ -25,7 +25,9 @@ use crate::engine::stats::Stats;
 use crate::engine::{Connect, Engine, Event, Options, Target};
 use crate::failure::Failure;
 use crate::finish::{Choices, Finish, Phase};
-use crate::metrics::Destination;
+use crate::metrics::{Destination, Listener, Unbound};
+use crate::output::err;
+use crate::privileges::{self, Needs, User};
 use crate::report::{RegionSnapshot, Report, Snapshot};
 use orders::Orders;
 
@@ -35,6 +37,11 @@ const TICK: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(3);
 /// Pages that are fetched ahead unless told otherwise: more would delay the pages of others (128 KiB take 1 ms at 1 Gbit/s).
 const PREFETCH: u64 = 32;
+/// MiB that the stream may have in flight unless told otherwise.
+const WINDOW: u16 = 4;
+/// How long the source may take to answer, and how long a lost one is tried for, unless told otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Fills regions until all are complete, or something says no.
 pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
@@ -60,14 +67,23 @@ struct Run {
 
 impl Run {
     fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
+        let (connect, mut warnings) = connector(args)?;
+        let control = Control::open().map_err(Failure::kernel("no vmem"))?;
+        let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
+        let metrics = args.metrics.map(|address| Listener::bind(address, unless)).transpose()?;
+        // All that takes root is open. There is no other thread yet.
+        let user = args.user.map_or(User::NOBODY, User::new);
+        warnings.extend(privileges::drop_to(user, Needs::Descriptors)?.map(str::to_owned));
+        warnings.extend(args.without_effect());
+        warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
         let stopping = Arc::new(Mutex::new(None));
         handle_signals(Arc::clone(&stopping))?;
-        self.metrics = args.metrics.map(Destination::listen).transpose()?;
-        let control = Control::open().map_err(Failure::kernel("no vmem"))?;
-        let connect = connector(args)?;
+        self.metrics = metrics.map(Destination::listen);
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = regions::taken(first.exports(), args)?;
         let regions = regions::open(&control, &exports, args)?;
+        // What the network says from now on reaches these regions and no other one.
+        drop(control);
         let mut targets = Vec::new();
         for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
             let sink = Arc::clone(region) as Arc<dyn Sink>;
@@ -75,16 +91,16 @@ impl Run {
             let export = export.clone();
             targets.push(Target { export, name, sink });
         }
-        let orders = Orders::new(args.hold, args.release)?;
+        let orders = Orders::new(args.hold, args.release, args.json)?;
         if args.hold {
             report.holding(&args.source.join(" "), &self.snapshot());
             orders.wait_for_start()?;
         }
         let options = Options {
             background: !args.no_background,
-            window: u64::from(args.window) * (1 << 20) / PAGE_SIZE as u64,
+            window: u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
-            retry: args.retry,
+            retry: args.retry.unwrap_or(RETRY),
         };
         let (mut engine, events) = {
             let (stats, release) = (Arc::clone(&self.stats), orders.release());
@@ -168,28 +184,35 @@ fn handle_signals(stopping: Arc<Mutex<Option<Sender<Event>>>>) -> Result<(), Fai
     Ok(())
 }
 
-/// How `--source` is opened.
-fn connector(args: &Receive) -> Result<Connect, Failure> {
-    let files: Vec<_> = args
-        .source
-        .iter()
-        .filter_map(|source| source.strip_prefix("file:"))
-        .map(str::to_owned)
-        .collect();
+/// How `--source` is opened, and what is to be said about it. Files are opened here, once for each lane, while this is root.
+fn connector(args: &Receive) -> Result<(Connect, Vec<String>), Failure> {
+    let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
     if files.len() == args.source.len() {
-        return Ok(Arc::new(move |_| {
-            let local = Local::open(files.iter().map(String::as_str));
-            local
-                .map(|local| Box::new(local) as Box<dyn PageSource>)
-                .map_err(SourceError::from)
-        }));
+        let open = || Local::open(files.iter().copied()).map_err(|error| Failure::Source(error.into()));
+        let opened = Mutex::new(vec![open()?, open()?]);
+        // They are not lost, and not opened again.
+        let none = || SourceError::BadQuestion("a file is open already".to_owned());
+        let connect = move |_| {
+            let local = opened.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            local.map(|local| Box::new(local) as Box<dyn PageSource>).ok_or_else(none)
+        };
+        return Ok((Arc::new(connect), Vec::new()));
     }
     let [host] = &args.source[..] else {
         return Err(Failure::Sources);
     };
-    let (address, timeout) = (with_port(host, DEFAULT_PORT), args.timeout);
-    let identity = args.tls.as_deref().map(Identity::load).transpose()?;
-    Ok(Arc::new(move |lane: Lane| {
-        Peer::connect(&address, lane, timeout, identity.as_ref()).map(|peer| Box::new(peer) as Box<dyn PageSource>)
-    }))
+    let mut warnings = Vec::new();
+    let security = match &args.tls {
+        Some(directory) => {
+            let identity = Identity::load_allowing(directory, &args.allow_names)?;
+            warnings.extend_from_slice(identity.warnings());
+            Security::Tls(identity)
+        }
+        None if args.insecure => Security::Insecure,
+        None => Security::Loopback,
+    };
+    let timeout = args.timeout.unwrap_or(TIMEOUT);
+    let endpoint = Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout);
+    let connect = move |lane| endpoint.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>);
+    Ok((Arc::new(connect), warnings))
 }

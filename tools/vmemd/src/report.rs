@@ -4,7 +4,7 @@
 mod json;
 mod text;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use vmem::PAGE_SIZE;
@@ -13,6 +13,7 @@ use vmem_source::{Lane, SourceError};
 use crate::engine::stats::{Service, Stats, get};
 use crate::failure::Failure;
 use crate::finish::{Finish, Phase};
+use crate::output::err;
 use json::Json;
 use text::{Bar, Lines};
 
@@ -128,6 +129,15 @@ impl Report {
         }
     }
 
+    /// An order has come; with an error, it is none.
+    pub(crate) fn order(json: bool, order: &str, error: Option<&str>) {
+        match (json, error) {
+            (true, _) => json::order(order, error),
+            (false, Some(error)) => err(&format!("no such order: {order}: {error}")),
+            (false, None) => {}
+        }
+    }
+
     /// Called often; prints as often as it makes sense.
     pub(crate) fn progress(&mut self, snapshot: &Snapshot) {
         match self {
@@ -181,17 +191,6 @@ impl Report {
             Self::Json(_) => json::end(snapshot, failure),
         }
     }
-}
-
-/// A line on standard output. Who has gone misses it. One who is there and does not read makes this wait, and with it the end of regions;
-/// their pages go on coming.
-pub(crate) fn out(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// A line on standard error.
-pub(crate) fn err(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// An amount of bytes for people.

@@ -1,30 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd serve`: the source's side.
 
+mod limit;
+
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::PAGE_SIZE;
 use vmem_cli::chain;
+use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::{Memory, MemoryError};
 use vmem_source::serve::{Event, Limits, Server, StartError};
 use vmem_tls::{Identity, TlsError};
 
 use crate::cli::Serve;
-use crate::metrics::{MetricsError, listen_for_source};
-use crate::report::{bytes, err, out};
+use crate::files;
+use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
+use crate::orders;
+use crate::output::{err, out};
+use crate::privileges::{self, Needs, PrivilegeError, User};
+use crate::report::bytes;
 use crate::stop::Stop;
+use limit::Limit;
 
 /// Why memory is not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeFailure {
     #[error("cannot export")]
-    Memory(#[from] MemoryError),
+    Memory(#[source] MemoryError),
+    #[error("cannot export so much: {exports} exports take more open files than the limit of {limit} (ulimit -Hn, LimitNOFILE=)")]
+    Files {
+        exports: usize,
+        limit: u64,
+        #[source]
+        source: MemoryError,
+    },
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     #[error("cannot serve")]
     Start(#[from] StartError),
     #[error(
@@ -40,10 +59,23 @@ pub(crate) enum ServeFailure {
     Io(#[from] io::Error),
 }
 
+impl ServeFailure {
+    /// Of so many exports, one cannot be opened.
+    fn of_memory(source: MemoryError, exports: usize) -> Self {
+        match (&source, files::limit()) {
+            (MemoryError::Io { source: error, .. }, Some(limit)) if files::are_too_many(error) => {
+                Self::Files { exports, limit, source }
+            }
+            _ => Self::Memory(source),
+        }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
-    let identity = args.tls.as_deref().map(Identity::load).transpose()?;
-    if identity.is_none() && !args.insecure && !args.listen.ip().is_loopback() {
+    let load = |directory: &PathBuf| Identity::load_allowing(directory, &args.allow_names);
+    let identity = args.tls.as_ref().map(load).transpose()?;
+    if identity.is_none() && !args.insecure && !is_loopback(&args.listen) {
         return Err(ServeFailure::Insecure(args.listen));
     }
     let memories = args
@@ -53,62 +85,101 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
             Some(records) => Memory::open_releasable(spec, records),
             None => Memory::open(spec),
         })
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ServeFailure::of_memory(error, args.exports.len()))?;
     let limits = Limits {
         connections: args.connections.into(),
         timeout: args.timeout,
     };
-    let stop = Arc::new(Stop::new()?);
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut warnings = identity.as_ref().map_or(Vec::new(), |identity| identity.warnings().to_vec());
+    warnings.extend(files::warning(args.connections.into(), args.exports.len()));
     let mut server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
     if args.hold_release {
         server = server.hold_release();
     }
+    let metrics = args.metrics.map(|address| Listener::bind(address, Unbound::Retries));
+    let metrics = metrics.transpose()?;
+    // All that takes root is open. There is no other thread yet.
+    let needs = if args.free.is_some() {
+        Needs::Marks
+    } else {
+        Needs::Descriptors
+    };
+    warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs)?.map(str::to_owned));
+    warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
+    let stop = Arc::new(Stop::new()?);
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let server = Arc::new(server);
-    if let Some(address) = args.metrics {
-        listen_for_source(address, server.totals())?;
+    if let Some(listener) = metrics {
+        listen_for_source(listener, server.totals());
     }
     for export in server.exports() {
         out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
     }
     out(&format!("listening on {}", server.local_addr()?));
     let stopper = Arc::clone(&stop);
-    thread::spawn(move || signals.forever().for_each(|_| stopper.set()));
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || signals.forever().for_each(|_| stopper.set()))?;
     if args.hold_release {
         let server = Arc::clone(&server);
-        thread::spawn(move || listen(io::stdin().lock(), || server.allow_release()));
+        thread::Builder::new()
+            .name("orders".to_owned())
+            .spawn(move || listen(io::stdin().lock(), || server.allow_release()))?;
     }
     Ok(server.run(stop.as_fd())?)
 }
 
-/// Takes orders, a word on a line. Whoever goes away without the word has not said it.
+/// Takes orders. Whoever goes away without the word has not said it.
 fn listen(lines: impl BufRead, release: impl Fn()) {
-    for line in lines.lines().map_while(Result::ok) {
-        match line.trim() {
-            "release" => release(),
-            other => err(&format!("no such order: {}", other.escape_debug())),
+    let obey = |order: &str| {
+        let known = order == "release";
+        if known {
+            release();
         }
-    }
+        known
+    };
+    orders::listen(lines, "the order is release", obey, |order, error| match error {
+        Some(error) => err(&format!("no such order: {order}: {error}")),
+        None => err(&format!("order: {order}")),
+    });
 }
 
 fn log(event: &Event<'_>) {
-    match event {
-        Event::Connected { peer, lane } => err(&format!("{peer}: connected ({lane:?})")),
-        Event::Ended { peer, served, error } => {
+    // What anybody can cause who can connect.
+    static STRANGERS: Mutex<Limit> = Mutex::new(Limit::new());
+    let line = match event {
+        Event::Connected { peer, lane } => return err(&format!("{peer}: connected ({lane:?})")),
+        Event::Ended {
+            peer,
+            served,
+            error,
+            proven,
+        } => {
             let end = error.map_or("goodbye".to_owned(), |error| chain(error));
-            let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
-            let released = match served.released {
-                0 => String::new(),
-                pages => format!("; gave {pages} pages back"),
-            };
-            err(&format!(
-                "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages{released}"
-            ));
+            if !proven {
+                format!("{peer}: {end}")
+            } else {
+                let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
+                let released = match served.released {
+                    0 => String::new(),
+                    pages => format!("; gave {pages} pages back"),
+                };
+                return err(&format!(
+                    "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages{released}"
+                ));
+            }
         }
-        Event::Refused { peer } => err(&format!("{peer}: refused, there are too many connections")),
-        Event::Kept { name, error } => err(&format!("cannot give pages of {name} back: {}", chain(error))),
-        Event::Failed { error } => err(&format!("cannot accept a connection: {}", chain(error))),
-        _ => {}
+        Event::Kept { name, error } => return err(&format!("cannot give pages of {name} back: {}", chain(error))),
+        Event::Dropped { peer } => format!("{peer}: closed: too many connections have not said who they are"),
+        Event::Failed { error } => format!("cannot accept a connection: {}{}", chain(error), files::hint(error)),
+        _ => return,
+    };
+    let passed = STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
+    match passed {
+        None => {}
+        Some(0) => err(&line),
+        Some(others) => err(&format!("{line} ({others} messages like this were left out)")),
     }
 }
 

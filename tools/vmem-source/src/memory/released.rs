@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use vmem::PageRange;
 
+use crate::bits;
 use crate::page::{end, split};
 
 const MAGIC: [u8; 8] = *b"VMEMGONE";
@@ -24,6 +25,8 @@ const HEAD_SIZE: u64 = 16;
 pub(super) struct Released {
     file: File,
     map: RwLock<Vec<u8>>,
+    /// Who changes the record has this, and the map's lock only for a moment: the file may be slow, and reading a page waits for the map.
+    changing: Mutex<()>,
 }
 
 impl Released {
@@ -66,7 +69,8 @@ impl Released {
             }
         }
         let map = RwLock::new(map);
-        Ok(Self { file, map })
+        let changing = Mutex::default();
+        Ok(Self { file, map, changing })
     }
 
     /// What is given back as of now; nothing more is while this is held, which is not for long: reading a page can take for ever. Who reads
@@ -76,18 +80,41 @@ impl Released {
         Look(self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes `range`. It may be given back only after this.
-    pub(super) fn note(&self, range: PageRange) -> io::Result<()> {
+    /// Notes `range`, and returns what of it was not noted before. Only that may be given back, and only after this.
+    pub(super) fn note(&self, range: PageRange) -> io::Result<Vec<PageRange>> {
+        let _changing = self.begin();
+        let fresh = bits::unset_runs(&self.look().0, range);
+        self.change(range, bits::set)?;
+        Ok(fresh)
+    }
+
+    /// These pages, which were noted, have not been given back, and it is sure that they are what they were.
+    pub(super) fn forget(&self, pages: &[PageRange]) -> io::Result<()> {
+        let _changing = self.begin();
+        pages.iter().try_for_each(|range| self.change(*range, bits::clear))
+    }
+
+    /// Whether nothing has been given back.
+    pub(super) fn is_empty(&self) -> bool {
+        self.look().0.iter().all(|byte| *byte == 0)
+    }
+
+    /// Changes the bits of `range`, in the file first.
+    fn change(&self, range: PageRange, how: impl Fn(&mut [u8], PageRange)) -> io::Result<()> {
+        let first = range.first().get() / 8;
+        let bytes = first as usize..=((end(range) - 1) / 8) as usize;
+        let mut changed = self.look().0[bytes.clone()].to_vec();
+        let shifted = crate::page::range(range.first().get() % 8, range.count());
+        shifted.into_iter().for_each(|range| how(&mut changed, range));
+        self.file.write_all_at(&changed, HEAD_SIZE + first)?;
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        let (first, last) = (range.first().get() / 8, (end(range) - 1) / 8);
-        let bytes = first as usize..=last as usize;
-        let mut noted = map[bytes.clone()].to_vec();
-        for page in range.iter().map(|page| page.get()) {
-            noted[(page / 8 - first) as usize] |= 1 << (page % 8);
-        }
-        self.file.write_all_at(&noted, HEAD_SIZE + first)?;
-        map[bytes].copy_from_slice(&noted);
+        map[bytes].copy_from_slice(&changed);
         Ok(())
+    }
+
+    fn begin(&self) -> MutexGuard<'_, ()> {
+        // It protects no value of its own.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,8 +140,7 @@ impl Look<'_> {
     }
 
     fn gone(&self, page: u64) -> bool {
-        let byte = usize::try_from(page / 8).ok().and_then(|index| self.0.get(index));
-        byte.is_some_and(|byte| byte & (1 << (page % 8)) != 0)
+        bits::is_set(&self.0, page)
     }
 }
 
@@ -142,6 +168,28 @@ mod tests {
         assert_eq!(look.split(run(3, 97)), (run(3, 20), true, Some(run(23, 77))));
         assert_eq!(look.split(run(23, 77)), (run(23, 76), false, Some(run(99, 1))));
         assert_eq!(look.split(run(99, 1)), (run(99, 1), true, None));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_given_back_for_the_next_server_either() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ram.released");
+        let record = Released::open(&path, 7, 100, true).expect("a record");
+        assert_eq!(record.note(run(10, 10)).expect("a note"), [run(10, 10)]);
+        let fresh = record.note(run(5, 20)).expect("a note");
+        assert_eq!(
+            fresh,
+            [run(5, 5), run(20, 5)],
+            "what was noted before is not given back again"
+        );
+        record.forget(&fresh).expect("a note");
+        drop(record);
+        let record = Released::open(&path, 7, 100, true).expect("a record");
+        assert_eq!(record.look().split(run(0, 100)).0, run(0, 10));
+        assert_eq!(record.look().split(run(10, 90)), (run(10, 10), true, Some(run(20, 80))));
+        assert!(!record.is_empty());
+        record.forget(&[run(10, 10)]).expect("a note");
+        assert!(record.is_empty());
     }
 
     #[test]

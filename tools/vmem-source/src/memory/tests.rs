@@ -227,3 +227,34 @@ fn identity_tells_a_file_from_one_that_was_there_before() {
     std::fs::remove_file(directory.path().join("file")).expect("a file");
     assert_ne!(open(&file_in(directory.path())).export().identity, before);
 }
+
+#[test]
+fn a_page_whose_hole_could_not_be_made_stays_unreadable_and_the_others_are_there() {
+    let records = tempfile::tempdir().expect("a directory");
+    let sealable = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+    let file = File::from(memfd_create("sealed", sealable).expect("a memfd"));
+    file.write_all_at(&[3; 4 * PAGE_SIZE], 0).expect("room");
+    let memory = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).expect("a seal");
+    let error = memory.release(range(1, 1).expect("a range")).expect_err("no hole");
+    assert!(matches!(error, ReleaseError::Hole(_)), "{error:?}");
+    assert_eq!(read(&memory, 1, 2), [(1, 1, None), (2, 1, Some(3))]);
+}
+
+#[test]
+fn only_files_beside_the_nodes_of_regions_are_in_the_place_of_one() {
+    assert!(!is_in_place_of_a_node(Path::new("/dev/null")));
+    assert!(!is_in_place_of_a_node(Path::new("/no/such/file")));
+}
+
+#[test]
+fn only_a_system_without_holes_is_sure_to_have_made_none() {
+    for (errno, sure) in [
+        (Errno::OPNOTSUPP, true),
+        (Errno::NOSYS, true),
+        (Errno::IO, false),
+        (Errno::PERM, false),
+    ] {
+        assert_eq!(is_unsupported(&errno.into()), sure, "{errno:?}");
+    }
+}

@@ -76,7 +76,7 @@ fn fetch(address: SocketAddr, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64, u8
         .map(|(first, count)| range(*first, *count).expect("a range"))
         .collect();
     let mut missing: u64 = ranges.iter().map(|range| range.count()).sum();
-    let mut peer = Peer::connect(&address.to_string(), Lane::Urgent, TIMEOUT, None)?;
+    let mut peer = Peer::connect(&address.to_string(), Lane::Urgent, TIMEOUT)?;
     peer.ask(0, &ranges)?;
     let mut found = Vec::new();
     while missing > 0 {
@@ -196,7 +196,7 @@ fn answers_to_another_question_are_refused() {
     assert_eq!(protocol_error(fetch(sender(answer(1, 1)), &[(0, 1)])), WireError::NoExport(1));
     // The question is answered, and then answered again.
     let again = [answer(1, 0), pages_frame(1, 0, &[(0, 1, Kind::Zero)])].concat();
-    let mut peer = Peer::connect(&sender(again).to_string(), Lane::Urgent, TIMEOUT, None).expect("a good greeting");
+    let mut peer = Peer::connect(&sender(again).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
     peer.ask(0, &[range(0, 1).expect("a range")]).expect("a good question");
     assert_eq!(peer.next().expect("a good answer").pages(), 1);
     let error = protocol_error(peer.next().map(|answer| answer.pages()));
@@ -309,7 +309,7 @@ fn nobody_there_is_an_error_that_says_where() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     drop(listener);
-    let error = Peer::connect(&address, Lane::Urgent, TIMEOUT, None)
+    let error = Peer::connect(&address, Lane::Urgent, TIMEOUT)
         .map(|_| ())
         .expect_err("nobody is there");
     assert!(error.is_lost() && error.to_string().contains(&address), "{error}");
@@ -317,7 +317,7 @@ fn nobody_there_is_an_error_that_says_where() {
 
 #[test]
 fn questions_that_are_none_are_not_sent() {
-    let mut peer = Peer::connect(&sender(hello(Lane::Urgent)).to_string(), Lane::Urgent, TIMEOUT, None).expect("a good greeting");
+    let mut peer = Peer::connect(&sender(hello(Lane::Urgent)).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
     let page = range(9, 1).expect("a range");
     for (export, ranges) in [
         (1, vec![page]),
@@ -334,4 +334,33 @@ fn questions_that_are_none_are_not_sent() {
         );
     }
     assert!(peer.ask(0, &[page]).is_ok());
+}
+
+#[test]
+fn a_release_of_any_size_fits_its_frames() {
+    let run = |first, count| range(first, count).expect("a range");
+    let many: Vec<_> = (0..2500).map(|number| run(number * 2, 1)).collect();
+    let all = [run(1 << 20, 2 * MAX_RELEASE_PAGES + 5), run(1 << 30, MAX_RELEASE_PAGES)];
+    let frames = frames_of(&[&many[..], &all].concat());
+    let pages = |frame: &[PageRange]| frame.iter().map(|range| range.count()).sum::<u64>();
+    assert!(
+        frames
+            .iter()
+            .all(|frame| frame.len() <= MAX_ASK_RANGES && pages(frame) <= MAX_RELEASE_PAGES)
+    );
+    let expected: Vec<_> = many
+        .iter()
+        .chain(&all)
+        .flat_map(|range| [range.first().get(), end(*range)])
+        .collect();
+    let mut edges: Vec<u64> = Vec::new();
+    for range in frames.concat() {
+        if edges.last() == Some(&range.first().get()) {
+            edges.pop();
+        } else {
+            edges.push(range.first().get());
+        }
+        edges.push(end(range));
+    }
+    assert_eq!(edges, expected, "no page is lost, and none comes twice");
 }

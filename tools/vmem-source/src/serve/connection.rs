@@ -4,8 +4,8 @@
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use super::slots::Slot;
 use super::{Event, Shared};
 use vmem_tls::TlsError;
 
@@ -49,6 +49,9 @@ pub enum ServeError {
         /// In the middle of a frame.
         within: bool,
     },
+    /// There are as many connections already as there may be.
+    #[error("refused, there are too many connections")]
+    Full,
     /// Who is there is not who may be, or does not say so.
     #[error("no protected connection")]
     Tls(#[source] TlsError),
@@ -75,43 +78,32 @@ impl From<WireError> for ServeError {
     }
 }
 
-/// Tells a peer that there are too many connections, without waiting for it.
-pub(super) fn refuse(socket: TcpStream, protected: bool) {
-    const MOMENT: Duration = Duration::from_millis(100);
-    if protected {
-        // To find out who it is, only to say no, would let anybody hold up those who come after.
-        return;
-    }
-    if let Ok(link) = Link::new(socket, MOMENT, Side::Source, None) {
-        // Which lane it wants has not been read: the peer looks at this only after the error.
-        send_greeting(&link, Lane::Urgent, 0)
-            .and_then(|()| send_error(&link, ErrorCode::Busy, "try again later"))
-            .ok();
-    }
-}
-
 /// Serves one connection until it ends.
-pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared) -> (Served, Result<(), ServeError>) {
-    let mut served = Served::default();
-    let link = match Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref()) {
-        Ok(link) => link,
-        Err(error) => return (served, Err(ServeError::Tls(error))),
-    };
-    let result = converse(&link, peer, shared, &mut served);
-    let broken = match &result {
+pub(super) fn run(
+    socket: TcpStream,
+    peer: SocketAddr,
+    shared: &Shared,
+    slot: &Slot,
+    served: &mut Served,
+) -> Result<(), ServeError> {
+    let link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref()).map_err(ServeError::Tls)?;
+    let result = converse(&link, peer, shared, slot, served);
+    let told = match &result {
         // Whoever speaks something else altogether would not understand.
-        Err(ServeError::Protocol(error)) if !matches!(error, WireError::Magic(_)) => Some(error),
+        Err(ServeError::Protocol(WireError::Magic(_))) => None,
+        Err(ServeError::Protocol(error)) => Some((ErrorCode::Protocol, error.to_string())),
+        Err(ServeError::Full) => Some((ErrorCode::Busy, "try again later".to_owned())),
         _ => None,
     };
-    if let Some(error) = broken {
+    if let Some((code, text)) = told {
         // The peer shall know why; if it cannot be told, the log has it.
-        let _ = send_error(&link, ErrorCode::Protocol, &error.to_string());
+        let _ = send_error(&link, code, &text);
         link.finish();
     }
-    (served, result)
+    result
 }
 
-fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served) -> Result<(), ServeError> {
+fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), ServeError> {
     let mut theirs = [0; greeting::SIZE];
     link.read(&mut theirs)?;
     let theirs = Greeting::decode(&theirs);
@@ -122,6 +114,9 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, served: &mut Served)
         send_greeting(link, lane, offered & shared.features())?;
     }
     theirs?;
+    if !slot.prove() {
+        return Err(ServeError::Full);
+    }
     link.set_lane(lane);
     lane.take_thread();
     link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports)])?;

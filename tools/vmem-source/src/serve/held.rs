@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmem::{PageIndex, PageRange};
 
-use crate::page::{end, join};
+use crate::bits::set;
+use crate::page::join;
 
 /// Pages by export, a bit each; none of an export of which nothing was said. `None` if nothing is held back.
 #[derive(Debug, Default)]
@@ -30,11 +31,7 @@ impl Held {
         let Some(map) = map else { return true };
         // A region has 2^32 pages at most.
         map.resize(pages.div_ceil(8) as usize, 0);
-        for page in ranges.iter().flat_map(|range| range.first().get()..end(*range)) {
-            if let Some(byte) = map.get_mut((page / 8) as usize) {
-                *byte |= 1 << (page % 8);
-            }
-        }
+        ranges.iter().for_each(|range| set(map, *range));
         true
     }
 

@@ -63,7 +63,7 @@ impl Running {
     }
 
     fn peer(&self) -> Result<Peer, SourceError> {
-        Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10), None)
+        Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10))
     }
 
     fn raw(&self) -> TcpStream {
@@ -441,14 +441,82 @@ fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
     assert_eq!(server.server.totals().released.load(Ordering::Relaxed), 3);
 }
 
+/// What strangers do to a destination that has lost its connection: nothing.
 #[test]
-fn a_peer_that_has_gone_is_known_to_be() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let peer = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
-    let (socket, _) = listener.accept().expect("a connection");
-    assert!(!is_gone(&socket));
-    (&peer).write_all(b"a question").expect("room");
-    assert!(!is_gone(&socket), "one that speaks is there");
-    drop(peer);
-    assert!(is_gone(&socket));
+fn silent_strangers_take_no_place_of_a_destination() {
+    let limits = Limits {
+        connections: 4,
+        timeout: Duration::from_secs(20),
+    };
+    let file = memfd(10 * PAGE_SIZE as u64, &[1, 2]);
+    let running = Running::new(vec![Memory::open(&spec("ram", &file)).expect("memory")], limits);
+    let mut known = running.peer().expect("a peer");
+    let strangers: Vec<_> = (0..5 * slots::UNPROVEN).map(|_| running.raw()).collect();
+    let since = Instant::now();
+    let mut peers: Vec<_> = (1..limits.connections).map(|_| running.peer().expect("a peer")).collect();
+    assert!(since.elapsed() < Duration::from_secs(5), "it waits for strangers");
+    for peer in peers.iter_mut().chain([&mut known]) {
+        assert_eq!(fetch(peer, 1, 2), [Some(2), Some(3)]);
+    }
+    // The oldest have been closed, and the others are still there.
+    let is_closed = |mut socket: &TcpStream| {
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
+        !matches!(socket.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    };
+    assert!(is_closed(&strangers[0]));
+    assert!(!is_closed(&strangers[strangers.len() - 1]));
+}
+
+/// One that has sent more than its greeting before it is refused is told all the same: the connection ends in order. A reset could take the
+/// reason from it on a network.
+#[test]
+fn a_refused_peer_that_talks_on_learns_why() {
+    let running = small();
+    let _peers: Vec<_> = (0..LIMITS.connections).map(|_| running.peer().expect("a peer")).collect();
+    let questions = (0..50).flat_map(|_| read_frame(1, 2));
+    let words: Vec<u8> = greeting().into_iter().chain(questions).collect();
+    for _ in 0..20 {
+        let mut socket = running.raw();
+        socket.write_all(&words).expect("room");
+        socket.shutdown(Shutdown::Write).expect("a socket");
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).expect("an end, and no reset");
+        let (header, payload) = answer[greeting::SIZE..].split_first_chunk::<HEADER_SIZE>().expect("a frame");
+        assert_eq!(Header::decode(header).expect("a good header").kind, Type::Error);
+        assert_eq!(refusal::decode(payload).expect("a whole payload").0, ErrorCode::Busy);
+    }
+}
+
+/// One frame of a peer that means harm: it names every page of a large memory a thousand times.
+#[test]
+fn a_release_costs_no_more_than_its_pages() {
+    const PAGES: u64 = 1 << 28;
+    let records = tempfile::tempdir().expect("a directory");
+    let file = memfd(PAGES * PAGE_SIZE as u64, &[1, 2]);
+    let memory = Memory::open_releasable(&spec("ram", &file), records.path()).expect("memory");
+    let server = Running::with(vec![memory], LIMITS, Server::hold_release);
+    let release = |ranges: &[(u64, u64)]| {
+        let ranges: Vec<_> = ranges
+            .iter()
+            .map(|(first, count)| range(*first, *count).expect("a range"))
+            .collect();
+        let frames = converse(
+            &server,
+            &[greeting(), frame(Type::Release, 0, &question::encode(0, &ranges))].concat(),
+        );
+        let error = frames.last().filter(|(kind, _)| *kind == Type::Error);
+        error.map(|(_, payload)| refusal::decode(payload).expect("a whole payload").1)
+    };
+    let since = Instant::now();
+    let all = WireError::TooMuch(PAGES).to_string();
+    assert_eq!(release(&vec![(0, PAGES); 1024]), Some(all));
+    assert_eq!(release(&[(7, 10), (100, 3), (0, 8)]), Some(WireError::Overlap(7).to_string()));
+    assert_eq!(
+        release(&[(17, 10), (8, 9), (MAX_RELEASE_PAGES, MAX_RELEASE_PAGES - 19)]),
+        None
+    );
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    server.server.allow_release();
+    let mut peer = server.peer().expect("a peer");
+    assert_eq!(fetch(&mut peer, 7, 2), [Some(0), None]);
 }

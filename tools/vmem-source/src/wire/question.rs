@@ -6,7 +6,7 @@ use vmem::PageRange;
 use super::WireError;
 use super::fields::Fields;
 use crate::page::{end, range};
-use crate::source::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES};
+use crate::source::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 16;
@@ -36,9 +36,15 @@ pub(crate) fn decode(payload: &[u8], exports: &[Export]) -> Result<Question, Wir
     take("READ", payload, exports, MAX_ASK_PAGES)
 }
 
-/// Takes a RELEASE, which costs its receiver nothing to send.
+/// Takes a RELEASE. What one costs its receiver is bounded: it names each page once, and not too many.
 pub(crate) fn decode_release(payload: &[u8], exports: &[Export]) -> Result<Question, WireError> {
-    take("RELEASE", payload, exports, u64::MAX)
+    let mut released = take("RELEASE", payload, exports, MAX_RELEASE_PAGES)?;
+    released.ranges.sort_unstable_by_key(|range| range.first().get());
+    let mut pairs = released.ranges.iter().zip(released.ranges.iter().skip(1));
+    match pairs.find(|(before, next)| end(**before) > next.first().get()) {
+        Some((_, next)) => Err(WireError::Overlap(next.first().get())),
+        None => Ok(released),
+    }
 }
 
 fn take(what: &'static str, payload: &[u8], exports: &[Export], most: u64) -> Result<Question, WireError> {

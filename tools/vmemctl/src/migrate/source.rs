@@ -91,7 +91,7 @@ impl Export {
         args: &Migrate,
         security: &Security,
     ) -> Result<(Self, SocketAddr), Trouble> {
-        let mut options = security.serve_arguments();
+        let mut options = security.vmemd_arguments();
         if let Some(address) = args.metrics {
             options.extend(["--metrics".to_owned(), address.to_string()]);
         }

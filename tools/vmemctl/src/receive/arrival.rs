@@ -270,7 +270,7 @@ fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<St
         .map(str::to_owned)
         .to_vec();
     arguments.extend(["--retry".to_owned(), host.args.retry.as_secs_f64().to_string()]);
-    arguments.extend(host.security.source_arguments());
+    arguments.extend(host.security.vmemd_arguments());
     for (backend, region) in offer.memory.iter().zip(regions) {
         arguments.extend(["--region".to_owned(), format!("{}={region}", backend.export)]);
     }

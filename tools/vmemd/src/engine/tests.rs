@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 
 use tempfile::NamedTempFile;
 use vmem::PAGE_SIZE;
+use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::memory::Memory as Exported;
-use vmem_source::peer::Peer;
 use vmem_source::serve::{Limits, Server};
 use vmem_source::{Answer, Readiness};
 
@@ -110,7 +110,8 @@ const OPTIONS: Options = Options {
 
 fn to(address: SocketAddr) -> Connect {
     Arc::new(move |lane| {
-        Peer::connect(&address.to_string(), lane, Duration::from_secs(5), None).map(|peer| Box::new(peer) as Box<dyn PageSource>)
+        let endpoint = Endpoint::new(&address.to_string(), Security::Loopback, Duration::from_secs(5));
+        endpoint.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>)
     })
 }
 

@@ -8,6 +8,8 @@ use std::thread;
 
 use crate::engine::release::{Permission, Release};
 use crate::failure::Failure;
+use crate::orders;
+use crate::report::Report;
 
 /// The orders of one run.
 pub(super) struct Orders {
@@ -17,7 +19,7 @@ pub(super) struct Orders {
 
 impl Orders {
     /// Listens on standard input if there is something to wait for.
-    pub(super) fn new(hold: bool, release: bool) -> Result<Self, Failure> {
+    pub(super) fn new(hold: bool, release: bool, json: bool) -> Result<Self, Failure> {
         let (sender, start) = channel();
         let release = Arc::new(Release::new(match (release, hold) {
             (true, true) => Permission::Pending,
@@ -28,7 +30,11 @@ impl Orders {
             let release = Arc::clone(&release);
             thread::Builder::new()
                 .name("orders".to_owned())
-                .spawn(move || listen(io::stdin().lock(), &sender, &release))
+                .spawn(move || {
+                    listen(io::stdin().lock(), &sender, &release, |order, error| {
+                        Report::order(json, order, error)
+                    })
+                })
                 .map_err(Failure::local("cannot start a thread"))?;
         }
         Ok(Self { start, release })
@@ -45,15 +51,17 @@ impl Orders {
     }
 }
 
-fn listen(lines: impl BufRead, start: &Sender<()>, release: &Release) {
-    for line in lines.lines().map_while(Result::ok) {
-        match line.trim() {
+fn listen(lines: impl BufRead, start: &Sender<()>, release: &Release, tell: impl Fn(&str, Option<&str>)) {
+    let obey = |order: &str| {
+        match order {
             // Twice is once.
             "start" => drop(start.send(())),
             "release" => give(release),
-            other => crate::report::err(&format!("no such order: {}", other.escape_debug())),
+            _ => return false,
         }
-    }
+        true
+    };
+    orders::listen(lines, "the orders are start and release", obey, tell);
     if release.get() == Permission::Pending {
         release.set(Permission::Never);
     }
@@ -74,7 +82,7 @@ mod tests {
     fn orders_are_words_on_lines() {
         let (sender, start) = channel();
         let release = Release::new(Permission::Pending);
-        listen(&b"go\n start \nstart\nrelease\n"[..], &sender, &release);
+        listen(&b"go\n start \nstart\nrelease\n"[..], &sender, &release, |_, _| ());
         assert_eq!(start.try_iter().count(), 2);
         assert_eq!(release.get(), Permission::Given);
     }
@@ -82,7 +90,7 @@ mod tests {
     #[test]
     fn a_source_that_was_not_to_give_pages_back_does_not() {
         let release = Release::new(Permission::Never);
-        listen(&b"release\n"[..], &channel().0, &release);
+        listen(&b"release\n"[..], &channel().0, &release, |_, _| ());
         assert_eq!(release.get(), Permission::Never);
     }
 
@@ -90,7 +98,7 @@ mod tests {
     fn who_goes_away_does_not_start_it() {
         let (sender, start) = channel();
         let release = Arc::new(Release::new(Permission::Pending));
-        listen(&b""[..], &sender, &release);
+        listen(&b""[..], &sender, &release, |_, _| ());
         drop(sender);
         assert_eq!(release.get(), Permission::Never);
         let orders = Orders { start, release };

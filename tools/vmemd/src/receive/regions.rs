@@ -3,12 +3,16 @@
 
 use std::sync::Arc;
 
-use vmem::{Control, Error, PAGE_SIZE, Region, RegionBuilder};
+use vmem::{Control, Error, Name, PAGE_SIZE, Region, RegionBuilder};
+use vmem_cli::chain;
 use vmem_source::Export;
 
 use crate::cli::{OnDeath, OnUnreadable, Receive};
 use crate::failure::Failure;
-use crate::report::err;
+use crate::output::err;
+
+/// Permission bits of nodes unless told otherwise.
+const MODE: u32 = 0o600;
 
 /// Those of a source's exports that there is to be a region of.
 pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, Failure> {
@@ -28,7 +32,8 @@ pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, F
             export.name
         ));
     }
-    if let Some(available) = available() {
+    // A region that exists is tracked already, and programs wait for its pages.
+    if let Some(available) = available().filter(|_| !args.resume) {
         can_be_tracked(&taken, available)?;
     }
     Ok(taken)
@@ -75,28 +80,42 @@ pub(super) fn open(control: &Control, exports: &[Export], args: &Receive) -> Res
 }
 
 fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<Region, Failure> {
+    let failed = || Failure::kernel(format!("cannot serve region {name}"));
     let region = if args.resume {
         control.attach(name)
     } else {
         match builder(name, size, args).create(control) {
-            Err(Error::NameTaken) => control.attach(name),
-            other => other,
+            Err(Error::NameTaken) if args.attach => control.attach(name),
+            // The source chooses the name, and must not choose another program's region by it.
+            Err(Error::NameTaken) => return Err(Failure::Exists(name.to_owned())),
+            created => return created.map_err(failed()),
         }
     };
-    let region = region.map_err(Failure::kernel(format!("cannot serve region {name}")))?;
-    if region.size() == size {
-        Ok(region)
-    } else {
-        Err(Failure::OtherSize {
+    let region = region.map_err(failed())?;
+    for option in args.of_new_regions().into_iter().filter(|_| !args.resume) {
+        err(&format!("warning: {option} has no effect on region {name}, which exists"));
+    }
+    if region.size() != size {
+        return Err(Failure::OtherSize {
             name: name.to_owned(),
             region: region.size(),
             export: size,
-        })
+        });
     }
+    match region.check_node(Name::new(name).map_err(failed())?.path()) {
+        // A program that has the region mapped needs its pages, whatever has become of the node.
+        Err(error) if is_mapped(&region) => err(&format!("warning: region {name}: {}", chain(&error))),
+        checked => checked.map_err(failed())?,
+    }
+    Ok(region)
+}
+
+fn is_mapped(region: &Region) -> bool {
+    region.info().is_ok_and(|info| info.mappings > 0)
 }
 
 fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
-    let mut builder = RegionBuilder::new(size).name(name).mode(args.mode);
+    let mut builder = RegionBuilder::new(size).name(name).mode(args.mode.unwrap_or(MODE));
     if let Some((uid, gid)) = args.owner {
         builder = builder.uid(uid);
         builder = gid.into_iter().fold(builder, RegionBuilder::gid);
@@ -104,10 +123,10 @@ fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
     if args.huge {
         builder = builder.huge();
     }
-    if args.on_death == OnDeath::Sigbus {
+    if args.on_death == Some(OnDeath::Sigbus) {
         builder = builder.sigbus_without_daemon();
     }
-    if args.on_unreadable == OnUnreadable::Poison {
+    if args.on_unreadable == Some(OnUnreadable::Poison) {
         builder = builder.poison_unreadable();
     }
     if let Some(timeout) = args.fault_timeout {
@@ -129,7 +148,7 @@ mod tests {
 
     fn exports(names: &[&str]) -> Vec<Export> {
         let export = |name: &&str| Export {
-            name: vmem::Name::new(name).expect("a name"),
+            name: Name::new(name).expect("a name"),
             pages: 1,
             identity: 0,
         };
@@ -161,6 +180,9 @@ mod tests {
         ));
         assert!(can_be_tracked(&large(1024), 1 << 20).is_err());
         assert!(available().is_some_and(|available| available > 0));
+        // Regions that exist are tracked already; their programs wait.
+        let resumed = args("vmemd --source x --resume --only --region a=a");
+        assert!(taken(&large(1024), &resumed).is_ok());
     }
 
     #[test]

@@ -7,9 +7,10 @@ use serde::Serialize;
 use vmem_cli::chain;
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot, out};
+use super::{PAGE, RegionSnapshot, Snapshot};
 use crate::failure::Failure;
 use crate::finish::Phase;
+use crate::output::{err, out};
 
 /// Prints no more than one progress line a second.
 pub(crate) struct Json {
@@ -39,6 +40,10 @@ enum Line<'a> {
     Ready {
         source: &'a str,
         regions: Vec<Region<'a>>,
+    },
+    Order {
+        order: &'a str,
+        error: Option<&'a str>,
     },
     Progress(Figures<'a>),
     Region(Region<'a>),
@@ -137,6 +142,14 @@ pub(super) fn holding(source: &str, snapshot: &Snapshot) {
 pub(super) fn ready(source: &str, snapshot: &Snapshot) {
     let regions = snapshot.regions.iter().map(region).collect();
     print(&Line::Ready { source, regions });
+}
+
+pub(super) fn order(order: &str, error: Option<&str>) {
+    if let Some(error) = error {
+        // For people who read the log.
+        err(&format!("no such order: {order}: {error}"));
+    }
+    print(&Line::Order { order, error });
 }
 
 pub(super) fn phase(of: &RegionSnapshot) {

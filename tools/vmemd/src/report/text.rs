@@ -7,8 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use vmem_cli::chain;
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot, bytes, err, out};
+use super::{PAGE, RegionSnapshot, Snapshot, bytes};
 use crate::finish::Phase;
+use crate::output::{err, err_now, out};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -42,7 +43,7 @@ impl Bar {
     }
 
     pub(super) fn line(&self, line: &str) {
-        self.bar.suspend(|| err(line));
+        self.bar.suspend(|| err_now(line));
     }
 
     pub(super) fn end(&mut self, snapshot: Option<&Snapshot>) {

@@ -113,7 +113,7 @@ fn vmemd_and_programs_are_killed_at_random_moments() -> Outcome {
     let source = Source::new(&[&file.export(NAME)])?;
     let (mut region, mut regions, mut pending) = (None, 0, 0);
     for round in rounds.clone() {
-        let mut daemon = Daemon::new(&source.address, &["--no-background"])?;
+        let mut daemon = Daemon::new(&source.address, &["--no-background", "--attach"])?;
         let handle = match region.take() {
             Some(handle) => handle,
             None => {
@@ -159,7 +159,7 @@ fn vmemd_and_programs_are_killed_at_random_moments() -> Outcome {
     }
     if let Some(handle) = region {
         // The rest comes from one who is left alone.
-        let _daemon = Daemon::new(&source.address, &[])?;
+        let _daemon = Daemon::new(&source.address, &["--resume"])?;
         let memory = vmemd::map(&handle)?;
         (0..PAGES).try_for_each(|pgoff| vmemd::check_page(&memory, pgoff))?;
     }

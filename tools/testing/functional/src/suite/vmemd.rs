@@ -33,6 +33,10 @@ crate::tests![
     regions_are_exported_on_demand_with_what_is_unreadable,
     a_complete_region_waits_without_its_source_until_somebody_maps_it,
     the_node_has_the_mode_and_owner_that_were_asked_for,
+    a_plain_file_in_the_place_of_a_node_is_refused_before_ready,
+    a_mapped_region_is_served_whatever_became_of_its_node,
+    a_daemon_has_no_privileges_once_the_control_device_is_open,
+    a_source_that_cannot_make_holes_keeps_its_pages_and_says_so_once,
     each_failure_has_its_exit_code,
     the_daemon_s_memory_does_not_grow_with_the_region,
 ];
@@ -109,12 +113,24 @@ impl Source {
     }
 
     fn at(address: &str, exports: &[&str]) -> Outcome<Self> {
+        let mut source = Self::run(address, exports)?;
+        // Who writes there when nobody reads must not wait.
+        drop(source.process.0.stderr.take());
+        Ok(source)
+    }
+
+    /// With options; what it says on standard error can be read.
+    fn with(options: &[&str], exports: &[&str]) -> Outcome<Self> {
+        Self::run("127.0.0.1:0", &[options, exports].concat())
+    }
+
+    fn run(address: &str, arguments: &[&str]) -> Outcome<Self> {
         let mut command = beside("vmemd")?;
         command
             .args(["serve", "--listen", address])
-            .args(exports)
+            .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         let mut process = Process(command.spawn()?);
         let output = process.0.stdout.take().ok_or("no output")?;
         for line in BufReader::new(output).lines() {
@@ -405,7 +421,7 @@ fn goes_on(source: &Source, program: Program, handle: MapHandle) -> Outcome {
     wait_info(&handle, "the daemon has gone", |info| !info.attached)?;
     let before = handle.info()?.present;
     drop(handle);
-    let end = Daemon::new(&source.address, &[])?.end()?.with_code(0)?;
+    let end = Daemon::new(&source.address, &["--attach"])?.end()?.with_code(0)?;
     equal!(
         end.number("data_bytes")? + end.number("zero_bytes")?,
         SIZE - before * PAGE_SIZE as u64
@@ -457,7 +473,7 @@ fn a_source_that_stays_away_is_exit_code_2_and_programs_wait_on() -> Outcome {
     ensure!(!info.attached && info.sigbus == 0, "{info:?}");
     drop(handle);
     let source = Source::new(&[&file.export("away")])?;
-    Daemon::new(&source.address, &[])?.end()?.with_code(0)?;
+    Daemon::new(&source.address, &["--resume"])?.end()?.with_code(0)?;
     program.succeeds()
 }
 
@@ -490,7 +506,7 @@ fn pages_that_the_source_cannot_read_are_exit_code_4_and_can_be_cured() -> Outco
     equal!(memory.read_until_fault(SIZE as usize / 2, &mut page)?, 0);
     fs::write(&file.0, whole)?;
     drop(handle);
-    Daemon::new(&source.address, &[])?.end()?.with_code(0)?;
+    Daemon::new(&source.address, &["--resume"])?.end()?.with_code(0)?;
     for pgoff in 0..PAGES {
         check_page(&memory, pgoff)?;
     }
@@ -562,11 +578,144 @@ fn the_node_has_the_mode_and_owner_that_were_asked_for() -> Outcome {
     Ok(())
 }
 
+/// A program that opens the node before it is there, and creates what it does not find, gets a file of its own, which no daemon fills.
+fn a_plain_file_in_the_place_of_a_node_is_refused_before_ready() -> Outcome {
+    let file = Scratch::new("early", PAGES)?;
+    let from_file = format!("file:{}", file.export("early"));
+    fs::write("/dev/vmem/early", "what a program wrote")?;
+    let end = Daemon::new(&from_file, &[])?.end()?.with_code(5)?;
+    ensure!(end.errors.contains("/dev/vmem/early is a plain file"), "{}", end.errors);
+    ensure!(!end.output.contains("\"ready\""), "{}", end.output);
+    // Nor is it offered as if it were the region.
+    let serve = beside("vmemd")?
+        .args(["serve", "--listen", "127.0.0.1:0", "other=/dev/vmem/early"])
+        .output()?;
+    let errors = String::from_utf8_lossy(&serve.stderr);
+    ensure!(
+        serve.status.code() == Some(1) && errors.contains("a plain file in the place"),
+        "{:?}: {errors}",
+        serve.status
+    );
+    ensure!(
+        matches!(MapHandle::open("early", Access::ReadWrite), Err(vmem::Error::NotVmem { .. })),
+        "the library opens it"
+    );
+    fs::remove_file("/dev/vmem/early")?;
+    let mut daemon = Daemon::new(&from_file, &[])?;
+    daemon.wait_line("\"ready\"")?;
+    let memory = map(&open("early")?)?;
+    check_page(&memory, 7)?;
+    daemon.end()?.with_code(0)?;
+    Ok(())
+}
+
+fn a_mapped_region_is_served_whatever_became_of_its_node() -> Outcome {
+    let file = Scratch::new("hidden", PAGES)?;
+    let from_file = format!("file:{}", file.export("hidden"));
+    let mut first = Daemon::new(&from_file, &["--no-background"])?;
+    first.wait_line("\"ready\"")?;
+    let handle = open("hidden")?;
+    let memory = map(&handle)?;
+    first.process.kill()?;
+    wait_info(&handle, "the daemon has gone", |info| !info.attached)?;
+    fs::rename("/dev/vmem/hidden", "/dev/vmem/elsewhere")?;
+    fs::write("/dev/vmem/hidden", "")?;
+    let next = Daemon::new(&from_file, &["--resume"])?;
+    check_page(&memory, 1999)?;
+    drop(handle);
+    let end = next.end()?.with_code(0)?;
+    ensure!(
+        end.errors
+            .contains("warning: region hidden: /dev/vmem/hidden is a plain file"),
+        "{}",
+        end.errors
+    );
+    fs::remove_file("/dev/vmem/hidden")?;
+    // The kernel forgets a node that was moved.
+    fs::remove_file("/dev/vmem/elsewhere")?;
+    Ok(())
+}
+
+fn a_daemon_has_no_privileges_once_the_control_device_is_open() -> Outcome {
+    let file = Scratch::new("privileges", PAGES)?;
+    let source = Source::new(&[&file.export("privileges")])?;
+    let mut daemon = Daemon::new(&source.address, &["--no-background", "--user", "1234:99"])?;
+    daemon.wait_line("\"ready\"")?;
+    for (process, uid, gid) in [(&daemon.process, 1234, 99), (&source.process, 65534, 65534)] {
+        let directory = format!("/proc/{}/task", process.0.id());
+        for thread in fs::read_dir(directory)? {
+            let status = fs::read_to_string(thread?.path().join("status"))?;
+            let value = |name: &str| -> Outcome<String> {
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .ok_or("no such field")?;
+                Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+            };
+            equal!(value("Uid:")?, [uid; 4].map(|id: u32| id.to_string()).join(" "));
+            equal!(value("Gid:")?, [gid; 4].map(|id: u32| id.to_string()).join(" "));
+            equal!((value("CapPrm:")?, value("CapEff:")?), ("0".repeat(16), "0".repeat(16)));
+            equal!((value("NoNewPrivs:")?, value("Groups:")?), ("1".to_owned(), String::new()));
+        }
+    }
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process.0.id()))?;
+    for descriptor in descriptors {
+        let target = fs::read_link(descriptor?.path())?;
+        ensure!(target != Path::new("/dev/vmem/control"), "the control device is still open");
+    }
+    // It serves all the same, and the node is root's.
+    let memory = map(&open("privileges")?)?;
+    check_page(&memory, 1)?;
+    daemon.process.terminate()?;
+    daemon.end()?.with_code(6)?;
+    Ok(())
+}
+
+fn a_source_that_cannot_make_holes_keeps_its_pages_and_says_so_once() -> Outcome {
+    let directory = Path::new("/run/vmemd-holes");
+    fs::create_dir_all(directory)?;
+    // A file system without fallocate().
+    let mounted = Command::new("mount").args(["-t", "ramfs", "none"]).arg(directory).status()?;
+    ensure!(mounted.success(), "mount: {mounted}");
+    let file = Scratch(directory.join("memory"));
+    let bytes = (0..PAGES).flat_map(|pgoff| bytes_of(&contents(pgoff)));
+    fs::write(&file.0, bytes.collect::<Vec<u8>>())?;
+    let mut source = Source::with(&["--free", "/run"], &[&file.export("holes")])?;
+    let errors = source.process.0.stderr.take().ok_or("no errors")?;
+    let daemon = Daemon::new(&source.address, &["--release"])?;
+    let handle = open("holes")?;
+    let memory = map(&handle)?;
+    drop(handle);
+    daemon.end()?.with_code(0)?;
+    drop(memory);
+    // Its pages are readable, because they are all there.
+    wait_until("the region has gone", || Ok(nodes()?.is_empty()))?;
+    let daemon = Daemon::new(&source.address, &[])?;
+    let handle = open("holes")?;
+    let memory = map(&handle)?;
+    drop(handle);
+    daemon.end()?.with_code(0)?;
+    let mut page = vec![0; PAGE_SIZE];
+    memory.read_at(0, &mut page)?;
+    equal!(page, bytes_of(&contents(0)));
+    source.process.kill()?;
+    let errors = std::io::read_to_string(errors)?;
+    equal!(errors.matches("cannot give pages of holes back").count(), 1);
+    drop(file);
+    fs::remove_file("/run/holes.released")?;
+    Command::new("umount").arg(directory).status()?;
+    Ok(())
+}
+
 fn each_failure_has_its_exit_code() -> Outcome {
     let file = Scratch::new("codes", PAGES)?;
     let from_file = format!("file:{}", file.export("codes"));
-    let usage = beside("vmemd")?.args(["--source", "localhost", "--mode", "999"]).output()?;
-    equal!(usage.status.code(), Some(1));
+    for wrong in [&["localhost", "--mode", "999"][..], &["localhost:abc"]] {
+        let usage = beside("vmemd")?.arg("--source").args(wrong).output()?;
+        equal!(usage.status.code(), Some(1));
+    }
+    let end = Daemon::new("192.0.2.1:1", &[])?.end()?.with_code(1)?;
+    ensure!(end.errors.contains("192.0.2.1:1 is not a loopback address"), "{}", end.errors);
 
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
@@ -587,12 +736,15 @@ fn each_failure_has_its_exit_code() -> Outcome {
     let mut first = Daemon::new(&from_file, &[])?;
     first.wait_line("\"ready\"")?;
     let handle = open("codes")?;
-    let end = Daemon::new(&from_file, &[])?.end()?.with_code(5)?;
+    let end = Daemon::new(&from_file, &["--attach"])?.end()?.with_code(5)?;
     ensure!(end.errors.contains("a daemon is attached"), "{}", end.errors);
     first.process.terminate()?;
     first.end()?.with_code(6)?;
-    File::options().write(true).open(&file.0)?.set_len(SIZE * 2)?;
+    // What a source calls a region is no reason to serve it.
     let end = Daemon::new(&from_file, &[])?.end()?.with_code(5)?;
+    ensure!(end.errors.contains("region codes exists already: --attach"), "{}", end.errors);
+    File::options().write(true).open(&file.0)?.set_len(SIZE * 2)?;
+    let end = Daemon::new(&from_file, &["--attach"])?.end()?.with_code(5)?;
     ensure!(end.errors.contains("exists with"), "{}", end.errors);
     wait_info(&handle, "the region has no daemon", |info| !info.attached)?;
     Ok(())

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemd serve` as a process: what it gives up, and what its output and its limits cost its peers.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use vmem_source::endpoint::{Endpoint, Security};
+use vmem_source::{Contents, Lane, PageSource};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+struct Source {
+    child: Child,
+    address: String,
+}
+
+impl Source {
+    fn new(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("vmemd starts");
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut lines = output.lines().map_while(Result::ok);
+        let address = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned));
+        let Some(address) = address else {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            panic!("it does not listen: {errors}");
+        };
+        Self { child, address }
+    }
+
+    fn connect(&self) -> Box<dyn PageSource> {
+        let endpoint = Endpoint::new(&self.address, Security::Loopback, TIMEOUT);
+        Box::new(endpoint.connect(Lane::Stream).expect("a connection"))
+    }
+
+    fn status(&self, field: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field");
+        line.split_whitespace().next().unwrap().to_owned()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file of one page, which only its owner can read.
+fn file(directory: &Path, name: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = directory.join(name);
+    fs::write(&path, [7; 4096]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn serve(exports: &[(&str, &Path)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmemd"));
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    command.args(exports.iter().map(|(name, path)| format!("{name}={}", path.display())));
+    command
+}
+
+fn first_byte(source: &mut dyn PageSource) -> u8 {
+    source.ask(0, &[vmem_source::page::range(0, 1).unwrap()]).unwrap();
+    let answer = source.next().expect("an answer");
+    let (_, contents) = answer.contents().next().unwrap();
+    match contents {
+        Contents::Data(data) => data[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_keeps_nobody_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    // Each of these is a line of the log at the least, and a pipe takes 64 KiB.
+    for _ in 0..2000 {
+        drop(source.connect());
+    }
+    let since = Instant::now();
+    assert_eq!(first_byte(&mut *source.connect()), 7);
+    assert!(since.elapsed() < TIMEOUT);
+}
+
+#[test]
+fn strangers_fill_no_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    for _ in 0..1000 {
+        drop(TcpStream::connect(&source.address).unwrap());
+    }
+    assert_eq!(first_byte(&mut *source.connect()), 7);
+    std::thread::sleep(Duration::from_millis(500));
+    source.child.kill().unwrap();
+    let mut errors = String::new();
+    source.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert!((1..60).contains(&errors.lines().count()), "{errors}");
+}
+
+#[test]
+fn it_serves_what_is_open_and_has_no_privileges() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    assert_eq!(source.status("NoNewPrivs:"), "1");
+    for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&source.status(set), 16), Ok(0), "{set}");
+    }
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(
+            (source.status("Uid:"), source.status("Gid:")),
+            ("65534".to_owned(), "65534".to_owned())
+        );
+    }
+    assert_eq!(first_byte(&mut *source.connect()), 7);
+    let mut other = serve(&[("ram", &file(directory.path(), "ram"))]);
+    other.args(["--user", "1234:99"]);
+    let other = Source::new(other);
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(
+            (other.status("Uid:"), other.status("Gid:")),
+            ("1234".to_owned(), "99".to_owned())
+        );
+    }
+    assert_eq!(first_byte(&mut *other.connect()), 7);
+}
+
+/// Starts it with these limits of open files.
+fn limited(mut command: Command, soft: u64, hard: u64) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -Sn \"$2\" && ulimit -Hn \"$1\" && shift 2 && exec \"$@\"", "sh"]);
+    shell.args([hard.to_string(), soft.to_string()]);
+    shell.arg(command.get_program()).args(command.get_args());
+    command = shell;
+    command.process_group(0);
+    command
+}
+
+#[test]
+fn as_many_files_are_open_as_may_be_and_a_limit_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..200).map(|number| format!("ram{number}")).collect();
+    let paths: Vec<PathBuf> = names.iter().map(|name| file(directory.path(), name)).collect();
+    let exports: Vec<(&str, &Path)> = names
+        .iter()
+        .map(String::as_str)
+        .zip(paths.iter().map(PathBuf::as_path))
+        .collect();
+    let source = Source::new(limited(serve(&exports), 100, 1024));
+    assert_eq!(source.connect().exports().len(), 200);
+    let refused = limited(serve(&exports), 100, 100).output().unwrap();
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && errors.contains("the limit of 100"),
+        "{errors}"
+    );
+}
