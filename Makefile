@@ -29,8 +29,8 @@ demo-vm: build		## a running guest moves to another host; then the same by QEMU'
 	@tools/testing/migration/demo
 
 .PHONY: test
-test: build		## unit, functional and migration tests, and those of the virtual machine's runner
-	@tools/testing/test unit vm functional migration
+test: build		## unit, functional and migration tests, those under systemd, and those of the virtual machine's runner
+	@tools/testing/test unit vm functional migration systemd
 
 .PHONY: unit
 unit: build		## the tests that need no kernel
@@ -48,6 +48,10 @@ migration: build	## the tests that move guests (FILTER=... for some)
 migration-qemu: build	## guests that move between the QEMU of Debian 13 and that of its backports
 	@tools/testing/root/qemu
 	@tools/testing/test qemu
+
+.PHONY: systemd
+systemd: build		## the tests of vmemctl on a host that systemd runs (FILTER=... for some)
+	@tools/testing/test systemd
 
 .PHONY: death
 death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUNDS=..., VMEM_SEED=...)
