@@ -173,9 +173,10 @@ impl Guest {
         }
         add("-machine", machine);
         let mut append = format!(
-            "console=ttyS0 quiet panic=-1 GUEST_ADDRESS={}/24 GUEST_MIB={}",
+            "console=ttyS0 quiet panic=-1 GUEST_ADDRESS={}/24 GUEST_MIB={} GUEST_NETWORK={}",
             self.address(),
-            self.work_mib
+            self.work_mib,
+            qemu::network_device()
         );
         if self.variant.without_async_pf {
             append += " no-kvmapf";
@@ -185,10 +186,7 @@ impl Guest {
         if self.network {
             add("-netdev", format!("tap,id=lan,ifname={},script=no,downscript=no", slot.tap()));
             let mac = format!("52:54:00:00:00:{:02x}", self.number);
-            add(
-                "-device",
-                format!("virtio-net-pci,netdev=lan,mac={mac},romfile={}", qemu::network_options()),
-            );
+            add("-device", format!("{},netdev=lan,mac={mac},romfile=", qemu::network_device()));
         }
         add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
         let qmp = match memory {
