@@ -49,7 +49,8 @@ struct Subject {
 impl Endurance {
     /// Goes on until the time is up.
     pub(crate) fn run(&self) {
-        choose_patience(PATIENCE);
+        // Without KVM all takes several times as long.
+        choose_patience(if self.guest.variant.emulated { 5 * PATIENCE } else { PATIENCE });
         let mut neighbours: Vec<Option<Subject>> = (0..self.beside).map(|_| None).collect();
         while self.is_time() {
             for way in &self.ways {
