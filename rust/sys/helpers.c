@@ -1,303 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the Rust side calls in C; see helpers.h.
+ * What the Rust side calls in C, besides shmem.c and nodes.c; see helpers.h.
  *
- * Built for Linux 7.2 and 7.3. A difference between kernel versions goes here
- * and nowhere else.
+ * Built for Linux 7.2 and 7.3. A difference between kernel versions goes into
+ * the C files and nowhere else.
  */
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
-#include <linux/falloc.h>
 #include <linux/file.h>
 #include <linux/fs.h>
-#include <linux/fs_context.h>
 #include <linux/hash.h>
-#include <linux/highmem.h>
-#include <linux/huge_mm.h>
 #include <linux/memcontrol.h>
-#include <linux/mempolicy.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/mount.h>
 #include <linux/pagemap.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
-#include <linux/shmem_fs.h>
-#include <linux/uio.h>
 #include <linux/unistd.h>
-#include <uapi/linux/fcntl.h>
 #include <uapi/linux/mman.h>
 #include <asm/syscall.h>
 
 #include "helpers.h"
-
-/*
- * The operations of an inode that cannot be opened by its path, such as
- * /proc/PID/map_files. They are the core's own, so they may stay when we go.
- */
-static const struct file_operations *no_open_fops(void)
-{
-	static const struct file_operations nothing = { .owner = THIS_MODULE };
-	const struct file_operations *fops;
-	struct file *file;
-
-	file = anon_inode_getfile("[vmem]", &nothing, NULL, O_RDONLY);
-	if (IS_ERR(file))
-		return ERR_CAST(file);
-	fops = file_inode(file)->i_fop;
-	fput(file);
-	return fops;
-}
-
-/*
- * Where staging files are whose memory shall be huge pages. The kernel's own
- * mount leaves that to the administrator's shmem_enabled for all shared memory
- * at once; of that only "deny" and "force" count here. NULL without huge pages.
- */
-static struct vfsmount *huge_mount;
-
-int vmem_shmem_mount(void)
-{
-	struct fs_context *fc;
-	int err;
-
-	if (!IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) || !has_transparent_hugepage())
-		return 0;
-	/* tmpfs is no module: there is nothing to put. */
-	fc = fs_context_for_mount(get_fs_type("tmpfs"), SB_KERNMOUNT);
-	if (IS_ERR(fc))
-		return PTR_ERR(fc);
-	err = vfs_parse_fs_string(fc, "source", "vmem");
-	if (!err)
-		err = vfs_parse_fs_string(fc, "huge", "within_size");
-	if (!err) {
-		huge_mount = fc_mount_longterm(fc);
-		err = PTR_ERR_OR_ZERO(huge_mount);
-	}
-	put_fs_context(fc);
-	return err;
-}
-
-/* Its files, which may be in use as plain memory, keep it. */
-void vmem_shmem_unmount(void)
-{
-	if (huge_mount)
-		kern_unmount(huge_mount);
-}
-
-/*
- * The operations that shmem gives the mappings of every file of the kind that
- * vmem_shmem_create() makes.
- */
-static const struct vm_operations_struct *shmem_ops;
-
-static int find_shmem_ops(struct file *staging)
-{
-	struct vm_area_desc desc = {
-		.file = staging,
-		.vm_file = staging,
-	};
-	int err = staging->f_op->mmap_prepare(&desc);
-
-	if (!err)
-		WRITE_ONCE(shmem_ops, desc.vm_ops);
-	return err;
-}
-
-/*
- * The file cannot be opened again: whoever did so would read absent pages as
- * zeros.
- */
-struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
-{
-	const vma_flags_t flags = mk_vma_flags(VMA_NORESERVE_BIT);
-	const struct file_operations *no_open = no_open_fops();
-	struct file *file;
-	int err;
-
-	if (IS_ERR(no_open))
-		return ERR_CAST(no_open);
-
-	if (huge && huge_mount)
-		file = shmem_file_setup_with_mnt(huge_mount, name, size, flags);
-	else
-		file = shmem_file_setup(name, size, flags);
-	if (IS_ERR(file))
-		return file;
-	/* The daemon writes to it anywhere, as to a memfd. */
-	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
-	file->f_flags |= O_LARGEFILE;
-	/* Nobody may pull the memory from under the mappings. */
-	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
-					   F_SEAL_GROW;
-	file_inode(file)->i_fop = no_open;
-	err = find_shmem_ops(file);
-	if (err) {
-		fput(file);
-		return ERR_PTR(err);
-	}
-	return file;
-}
-
-/* All pages are present. */
-void vmem_shmem_allow_open(struct file *staging)
-{
-	file_inode(staging)->i_fop = staging->f_op;
-}
-
-/*
- * Another open file on the inode of a staging file, with its own operations. As
- * vm_file it looks like shmem to the memory management, which asks the file's
- * inode, and holds the owner of @fops.
- */
-struct file *vmem_shmem_clone(struct file *staging, const char *name,
-			      const struct file_operations *fops, void *data)
-{
-	struct inode *inode = file_inode(staging);
-	struct file *file;
-
-	if (!fops_get(fops))
-		return ERR_PTR(-ENODEV);
-	ihold(inode);
-	file = alloc_file_pseudo(inode, staging->f_path.mnt, name, O_RDWR, fops);
-	if (IS_ERR(file)) {
-		iput(inode);
-		fops_put(fops);
-		return file;
-	}
-	file->private_data = data;
-	return file;
-}
-
-static struct folio *get_folio(struct file *staging, unsigned long pgoff,
-			       enum sgp_type sgp, struct mem_cgroup *charge)
-{
-	struct mem_cgroup *old = set_active_memcg(charge);
-	struct folio *folio = NULL;
-	int err;
-
-	err = shmem_get_folio(file_inode(staging), pgoff, 0, &folio, sgp);
-	set_active_memcg(old);
-	return err ? ERR_PTR(err) : folio;
-}
-
-/* For a fault in @mm. Whoever touches another's memory does not pay for it. */
-struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
-				    struct mm_struct *mm)
-{
-	struct mem_cgroup *charge = NULL;
-	struct folio *folio;
-
-	if (mm != current->mm)
-		charge = get_mem_cgroup_from_mm(mm);
-	folio = get_folio(staging, pgoff, SGP_CACHE, charge);
-	mem_cgroup_put(charge);
-	return folio;
-}
-
-/* Only what is in the page cache, up to date, and locked by nobody. */
-struct folio *vmem_shmem_trylock_cached(struct file *staging,
-					unsigned long pgoff)
-{
-	struct folio *folio;
-
-	folio = __filemap_get_folio(staging->f_mapping, pgoff,
-				    FGP_LOCK | FGP_NOWAIT, 0);
-	if (IS_ERR(folio))
-		return folio;
-	if (!folio_test_uptodate(folio)) {
-		vmem_folio_unlock_put(folio);
-		return ERR_PTR(-ENOENT);
-	}
-	return folio;
-}
-
-/*
- * For who will put contents into it: a folio that is new is not up to date, and
- * nothing has been made of it. It is charged to @charge (to the caller, if NULL).
- */
-struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
-				      struct mem_cgroup *charge)
-{
-	struct folio *folio = get_folio(staging, pgoff, SGP_WRITE, charge);
-
-	if (!IS_ERR(folio) && folio_contain_hwpoisoned_page(folio)) {
-		vmem_folio_unlock_put(folio);
-		return ERR_PTR(-EIO);
-	}
-	return folio;
-}
-
-int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
-{
-	/*
-	 * Not vfs_fallocate(): when a program discards pages, that has begun
-	 * already, for another file of the same inode.
-	 */
-	return staging->f_op->fallocate(staging,
-					FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-					pos, len);
-}
-
-int vmem_folio_is_large(struct folio *folio)
-{
-	return folio_test_large(folio);
-}
-
-struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff)
-{
-	return folio_file_page(folio, pgoff);
-}
-
-/* The page offset after the last page. */
-unsigned long vmem_folio_end(struct folio *folio)
-{
-	return folio_next_index(folio);
-}
-
-/*
- * Copies pages from user memory, as far as that takes no fault. Returns how many
- * it has copied.
- */
-unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
-			      unsigned long nr, unsigned long from)
-{
-	size_t at = offset_in_folio(folio, pgoff << PAGE_SHIFT);
-	struct iov_iter iter;
-
-	if (import_ubuf(ITER_SOURCE, (void __user *)from, nr << PAGE_SHIFT, &iter))
-		return 0;
-	return copy_folio_from_iter_atomic(folio, at, nr << PAGE_SHIFT, &iter) >>
-	       PAGE_SHIFT;
-}
-
-/*
- * These pages of it have their contents. Those that the folio had before stay,
- * and if it had none, the rest of it is zeros; it may be that from the start.
- */
-void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
-		       unsigned long nr)
-{
-	flush_dcache_folio(folio);
-	if (!folio_test_uptodate(folio)) {
-		size_t from = offset_in_folio(folio, pgoff << PAGE_SHIFT);
-
-		if (!want_init_on_alloc(GFP_HIGHUSER))
-			folio_zero_segments(folio, 0, from,
-					    from + (nr << PAGE_SHIFT),
-					    folio_size(folio));
-		folio_mark_uptodate(folio);
-	}
-	folio_mark_dirty(folio);
-}
-
-void vmem_folio_unlock_put(struct folio *folio)
-{
-	folio_unlock(folio);
-	folio_put(folio);
-}
 
 struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
 			    void *data, int flags)
@@ -395,23 +120,6 @@ void vmem_vma_unlock(struct vm_area_struct *vma)
 {
 	vm_flags_clear(vma, VM_LOCKED);
 }
-
-#ifdef CONFIG_NUMA
-/*
- * mbind() on a mapping, and what it has said: shmem keeps that in the inode, so
- * it decides where fills go, and stays when the mapping has become plain.
- */
-int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy)
-{
-	return READ_ONCE(shmem_ops)->set_policy(vma, policy);
-}
-
-struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
-				      unsigned long addr, unsigned long *ilx)
-{
-	return READ_ONCE(shmem_ops)->get_policy(vma, addr, ilx);
-}
-#endif
 
 /*
  * Gives a mapping that exists the file and the operations that mmap() of the

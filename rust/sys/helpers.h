@@ -6,7 +6,8 @@
  * Only basic types and pointers to opaque structures stand here, so that the
  * bindings made from this file are the same for every kernel configuration.
  * Each helper is the plain call that its name says; what decides anything is
- * Rust. What differs between kernel versions is helpers.c's business alone.
+ * Rust. What differs between kernel versions is the business of the C files
+ * alone.
  */
 #ifndef VMEM_HELPERS_H
 #define VMEM_HELPERS_H
