@@ -18,6 +18,7 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task_stack.h>
 #include <linux/unistd.h>
 #include <uapi/linux/mman.h>
 #include <asm/syscall.h>
