@@ -12,6 +12,11 @@ use rustix::fs::OFlags;
 use crate::failure::{Outcome, ensure};
 use crate::world::{field, run_command};
 
+/// Whether the kernel handles broken memory (CONFIG_MEMORY_FAILURE), as that of a distribution does.
+pub(crate) fn handles_broken_memory() -> bool {
+    Path::new("/proc/sys/vm/memory_failure_recovery").exists()
+}
+
 /// A block device in compressed memory.
 pub(crate) struct Disk {
     number: String,
