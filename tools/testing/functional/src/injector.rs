@@ -24,6 +24,28 @@ pub(crate) fn available() -> bool {
     Path::new("/proc/thread-self/fail-nth").exists()
 }
 
+/// Says in the kernel's log between which lines of it failures are on demand: what the kernel says of them there is no complaint (vm/klog).
+pub(crate) struct Announcement;
+
+impl Announcement {
+    /// From here on.
+    pub(crate) fn new() -> Self {
+        Self::say("begin");
+        Self
+    }
+
+    fn say(what: &str) {
+        // Without it the log is taken for unclean, which is seen.
+        let _ = fs::write("/dev/kmsg", format!("vmem: failures on demand: {what}\n"));
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        Self::say("end");
+    }
+}
+
 /// Makes one failure happen in the thread that made it.
 pub(crate) struct Injector(File);
 

@@ -40,12 +40,17 @@ use tests;
 
 /// Whether this machine has what the test wants.
 fn possible(name: &str) -> bool {
-    match name.split("::").next() {
-        Some("injection") => injector::available(),
-        Some("freeze") => kernel::Freezer::available(),
-        Some("numa") => suite::numa::available(),
+    match group(name) {
+        "injection" => injector::available(),
+        "freeze" => kernel::Freezer::available(),
+        "numa" => suite::numa::available(),
         _ => true,
     }
+}
+
+/// The group that a test is in.
+fn group(name: &str) -> &str {
+    name.split("::").next().unwrap_or_default()
 }
 
 fn main() -> ExitCode {
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
             let watchdog = watchdog.clone();
             Trial::test(name, move || {
                 let _watched = watchdog.watch(name);
+                let _announced = (group(name) == "injection").then(injector::Announcement::new);
                 world::run(test).map_err(|failure| failure.text().into())
             })
             .with_ignored_flag(!possible(name))
