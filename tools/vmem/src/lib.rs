@@ -60,7 +60,7 @@
 //!
 //! # Depending on this crate
 //!
-//! It is not on crates.io. A program outside of vmem's source tree names the tree, or a git repository with it:
+//! It is in no package registry. A program outside of vmem's source tree names the tree, or a git repository with it:
 //!
 //! ```toml
 //! [dependencies]
