@@ -111,8 +111,8 @@ struct vmem_features {
  * SIGBUS of a touch has the code BUS_MCEERR_AR and not BUS_ADRERR, if the kernel
  * has CONFIG_MEMORY_FAILURE; KVM sends it to the virtual CPU's thread instead of
  * failing, so that a virtual machine monitor can inject a machine check, and its
- * guest loses a process and not itself. The kernel logs each such touch in user mode. A touch that gets SIGBUS
- * for another reason is not concerned.
+ * guest loses a process and not itself. The kernel logs each such touch in user
+ * mode. A touch that gets SIGBUS for another reason is not concerned.
  */
 #define VMEM_CREATE_POISON	(1U << 2)
 
