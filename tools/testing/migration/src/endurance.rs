@@ -11,6 +11,7 @@ use anyhow::{Context, Error, Result, ensure};
 
 use crate::client::Client;
 use crate::counters::Counters;
+use crate::evidence;
 use crate::guest::{Guest, Load};
 use crate::harm::{ensure_unharmed, is_harm};
 use crate::machine::Machine;
@@ -50,6 +51,7 @@ impl Endurance {
     /// Goes on until the time is up.
     pub(crate) fn run(&self) {
         // Without KVM all takes several times as long.
+        evidence::keep_dead();
         choose_patience(if self.guest.variant.emulated { 5 * PATIENCE } else { PATIENCE });
         let mut neighbours: Vec<Option<Subject>> = (0..self.beside).map(|_| None).collect();
         while self.is_time() {

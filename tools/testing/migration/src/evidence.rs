@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, SystemTime};
@@ -17,6 +18,7 @@ const LARGEST: u64 = 4 << 20;
 const DEPTH: u32 = 4;
 
 static MIRROR: OnceLock<Mutex<Mirror>> = OnceLock::new();
+static KEEPS_DEAD: AtomicBool = AtomicBool::new(false);
 
 /// Copies of the files below a directory.
 struct Mirror {
@@ -47,6 +49,16 @@ pub(crate) fn copy() {
     if let Some(mirror) = MIRROR.get() {
         mirror.lock().unwrap_or_else(PoisonError::into_inner).copy();
     }
+}
+
+/// From now on QEMU does not end with a guest that ends itself (a triple fault, say), and what a dead guest's processor held is kept.
+pub(crate) fn keep_dead() {
+    KEEPS_DEAD.store(true, Ordering::Relaxed);
+}
+
+/// Whether it is so.
+pub(crate) fn keeps_dead() -> bool {
+    KEEPS_DEAD.load(Ordering::Relaxed)
 }
 
 impl Mirror {

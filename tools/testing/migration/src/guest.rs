@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::evidence;
 use crate::harm::ensure_unharmed;
 use crate::network::Host;
 use crate::patience::patience;
@@ -140,11 +141,13 @@ impl Guest {
     /// QEMU's command line for it, without the program.
     pub(crate) fn arguments(&self, slot: &Slot, memory: Memory) -> Vec<String> {
         let mut arguments: Vec<String> =
-            "-nodefaults -no-user-config -display none -no-reboot -bios qboot.rom -smp 1 -kernel build/guest/vmlinuz -initrd build/guest/initramfs"
+            "-nodefaults -no-user-config -display none -bios qboot.rom -smp 1 -kernel build/guest/vmlinuz -initrd build/guest/initramfs"
                 .split(' ')
                 .map(str::to_owned)
                 .collect();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        let end = if evidence::keeps_dead() { "pause" } else { "poweroff" };
+        add("-action", format!("reboot=shutdown,shutdown={end}"));
         let (accelerator, cpu) = match Path::new("/dev/kvm").exists() && !self.variant.emulated {
             true => ("kvm", "host,svm=off,vmx=off"),
             false => ("tcg", "max"),

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use vmem_qmp::Qmp;
 
+use crate::evidence;
 use crate::guest::{Guest, Memory};
 use crate::harm::is_tried_again;
 use crate::network::Host;
@@ -126,16 +127,37 @@ impl Machine {
         ensure!(self.runs()?, "QEMU has ended: {}", self.slot.read_log("qemu"));
         let status = self.execute("query-status", json!({}))?;
         ensure!(
-            status["status"] != json!("internal-error"),
-            "KVM has failed: {}",
+            !DEAD.iter().any(|dead| status["status"] == json!(dead)),
+            "the guest has ended: {status}: {}",
             self.slot.read_log("qemu")
         );
         Ok(())
     }
 }
 
+/// What QEMU says of a machine whose guest has ended.
+const DEAD: [&str; 3] = ["shutdown", "internal-error", "guest-panicked"];
+
+impl Machine {
+    /// Keeps what the processor of a dead guest held.
+    fn keep_registers(&mut self) {
+        let Ok(status) = self.execute("query-status", json!({})) else {
+            return;
+        };
+        if status["status"].as_str().is_some_and(|status| DEAD.contains(&status)) {
+            let command = json!({"command-line": "info registers"});
+            if let Ok(Value::String(registers)) = self.execute("human-monitor-command", command) {
+                let _ = fs::write(self.slot.log("registers"), format!("{status}\n{registers}"));
+            }
+        }
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
+        if evidence::keeps_dead() {
+            self.keep_registers();
+        }
         if let Some(process) = &mut self.process {
             let _ = process.kill();
             let _ = process.wait();
