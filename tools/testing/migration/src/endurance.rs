@@ -156,7 +156,10 @@ impl Endurance {
         let verdict = self
             .guest
             .verify()
-            .or_else(|error| machine.check().and(Err(error)))
+            .or_else(|error| {
+                machine.keep_registers();
+                machine.check().and(Err(error))
+            })
             .with_context(|| format!("{}: QEMU says {}", machine.slot.name(), machine.status()))?;
         ensure_unharmed!(verdict.work >= work, "the guest has gone back to an earlier state");
         sleep(BETWEEN);

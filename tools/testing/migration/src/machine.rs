@@ -139,23 +139,29 @@ impl Machine {
 const DEAD: [&str; 3] = ["shutdown", "internal-error", "guest-panicked"];
 
 impl Machine {
-    /// Keeps what the processor of a dead guest held.
-    fn keep_registers(&mut self) {
-        let Ok(status) = self.execute("query-status", json!({})) else {
-            return;
-        };
-        if status["status"].as_str().is_some_and(|status| DEAD.contains(&status)) {
-            let command = json!({"command-line": "info registers"});
-            if let Ok(Value::String(registers)) = self.execute("human-monitor-command", command) {
-                let _ = fs::write(self.slot.log("registers"), format!("{status}\n{registers}"));
+    /// Keeps what the processor and the interrupt controllers of a guest hold, a few times: whether it goes on, and what it waits for.
+    pub(crate) fn keep_registers(&mut self) {
+        let mut kept = String::new();
+        for _ in 0..3 {
+            for command in ["info status", "info registers", "info lapic", "info pic"] {
+                match self.execute("human-monitor-command", json!({"command-line": command})) {
+                    Ok(answer) => kept += &format!("{command}\n{}\n", answer.as_str().unwrap_or_default()),
+                    Err(error) => {
+                        kept += &format!("{command}: {error:#}\n");
+                        break;
+                    }
+                }
             }
+            sleep(Duration::from_millis(300));
         }
+        let _ = fs::write(self.slot.log("registers"), kept);
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if evidence::keeps_dead() {
+        let status = evidence::keeps_dead().then(|| self.status()).unwrap_or_default();
+        if DEAD.iter().any(|dead| status.contains(dead)) {
             self.keep_registers();
         }
         if let Some(process) = &mut self.process {
