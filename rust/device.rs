@@ -6,6 +6,10 @@
 //!     /dev/vmem/control ── creates, attaches ──┐
 //!     region or map descriptor ── RegionFile ──┤
 //!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Pages, Daemon
+//!
+//!     /dev/vmem/control ── adopts ── AdoptedFile ── Memory ── SharedMemory
+//!                                         └── Tracked ── Hold, Tracking (the log)
+//!     VMA ── clone of the memory's file ────────────────────────┘
 //! ```
 //!
 //! Whoever can reach a region has a [`registry::Handle`]; with the last one the region, its name and
@@ -14,12 +18,15 @@
 //!
 //! The order of locks stands in `Documentation/locking.rst`.
 
+pub(crate) mod adopted;
 pub(crate) mod attachment;
 pub(crate) mod control;
 pub(crate) mod daemon;
+mod dirty;
 pub(crate) mod discard;
 pub(crate) mod fault;
 pub(crate) mod info;
+pub(crate) mod memories;
 pub(crate) mod name;
 mod overdue;
 pub(crate) mod pages;
@@ -29,3 +36,5 @@ pub(crate) mod region_file;
 pub(crate) mod registry;
 pub(crate) mod serve;
 pub(crate) mod shard;
+mod tracked;
+pub(crate) mod tracking;

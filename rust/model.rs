@@ -6,6 +6,7 @@
 //! is compiled into the module, and a second time on the host, where the state is tested against a
 //! naive model and the protocol under a model checker (`tools/testing/model`).
 
+pub(crate) mod dirty_log;
 pub(crate) mod page_map;
 pub(crate) mod range;
 pub(crate) mod rendezvous;

@@ -6,6 +6,7 @@
 //! call what and when a page is present is decided above. Each file names what it stands in for;
 //! `Documentation/upstream-gaps.rst` lists them.
 
+pub(crate) mod address_space;
 pub(crate) mod bindings;
 pub(crate) mod errno;
 pub(crate) mod fault;
@@ -18,8 +19,10 @@ pub(crate) mod misc_dev;
 pub(crate) mod mm;
 pub(crate) mod node;
 pub(crate) mod place;
+pub(crate) mod shared;
 pub(crate) mod staging;
 pub(crate) mod task;
+pub(crate) mod tracked;
 pub(crate) mod uapi;
 pub(crate) mod vm_ops;
 pub(crate) mod wait;

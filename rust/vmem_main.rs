@@ -18,14 +18,16 @@ mod sys;
 
 use device::{
     control,
+    memories,
     region_file,
-    registry, //
+    registry,
+    tracking, //
 };
 use kernel::prelude::*;
 use sys::{
     misc_dev::MiscDev,
     node::Nodes,
-    staging::HugeMount,
+    staging::Shmem,
     task::CodeInUse, //
 };
 
@@ -44,16 +46,17 @@ struct Vmem {
     #[pin]
     control: MiscDev,
     nodes: Nodes,
-    huge: HugeMount,
+    shmem: Shmem,
     code: CodeInUse,
 }
 
 impl kernel::InPlaceModule for Vmem {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         registry::init(module);
+        memories::init(module);
         try_pin_init!(Self {
             code: CodeInUse,
-            huge: HugeMount::new(module)?,
+            shmem: tracking::init(Shmem::init(module)?, module),
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
         })

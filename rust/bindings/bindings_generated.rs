@@ -10,9 +10,12 @@ pub const VMEM_MAX_SIZE: u64 = 17592186044416;
 pub const VMEM_MAX_BATCH: u32 = 4096;
 pub const VMEM_FEATURE_FILL: u32 = 1;
 pub const VMEM_FEATURE_POISON: u32 = 2;
+pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
+pub const VMEM_DIRTY_CLEAN: u32 = 1;
+pub const VMEM_DIRTY_RANGES: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
@@ -58,6 +61,51 @@ pub struct vmem_attach {
     pub reserved0: __u32,
     pub size: __u64,
     pub reserved: [__u64; 2usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_adopt {
+    pub fd: __s32,
+    pub flags: __u32,
+    pub vmem_fd: __s32,
+    pub reserved0: __u32,
+    pub size: __u64,
+    pub id: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_track {
+    pub flags: __u32,
+    pub reserved0: __u32,
+    pub mappings: __u64,
+    pub held: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_dirty {
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub out: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub done: __u64,
+    pub dirty: __u64,
+    pub held: __u64,
+    pub reserved: __u64,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_tracking {
+    pub tracked: __u64,
+    pub mappings: __u64,
+    pub dirty: __u64,
+    pub faults: __u64,
+    pub written: __u64,
+    pub cleaned: __u64,
+    pub held: __u64,
+    pub reserved: __u64,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -143,10 +191,16 @@ unsafe extern "C" {
     pub static mut __this_module: module;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_mount() -> ffi::c_int;
+    pub fn vmem_shmem_init() -> ffi::c_int;
 }
 unsafe extern "C" {
-    pub fn vmem_shmem_unmount();
+    pub fn vmem_shmem_exit();
+}
+unsafe extern "C" {
+    pub fn vmem_shmem_fops() -> *const file_operations;
+}
+unsafe extern "C" {
+    pub fn vmem_shmem_vm_ops() -> *const vm_operations_struct;
 }
 unsafe extern "C" {
     pub fn vmem_shmem_create(
@@ -185,6 +239,128 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_shmem_drop(staging: *mut file, pos: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_get(fd: ffi::c_int, tracked: *const file_operations) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_clone(
+        memory: *mut file,
+        fops: *const file_operations,
+        data: *mut ffi::c_void,
+    ) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_size(memory: *mut file) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_is_sole_writer(memory: *mut file) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_seal(memory: *mut file, before: *mut ffi::c_uint) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_unseal(memory: *mut file, before: ffi::c_uint) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_fops(memory: *mut file) -> *const file_operations;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_inode_fops(memory: *mut file) -> *const file_operations;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_set_fops(
+        memory: *mut file,
+        file_fops: *const file_operations,
+        inode_fops: *const file_operations,
+    );
+}
+unsafe extern "C" {
+    pub fn vmem_shared_no_writer_waits(memory: *mut file) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_no_mmap_runs(memory: *mut file) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_can_be_tracked(
+        memory: *mut file,
+        tracked: *const vm_operations_struct,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_desc_is_shared(desc: *mut vm_area_desc) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_desc_is_backing(desc: *mut vm_area_desc) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_desc_file(desc: *mut vm_area_desc) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_desc_track(
+        desc: *mut vm_area_desc,
+        clone: *mut file,
+        ops: *const vm_operations_struct,
+        data: *mut ffi::c_void,
+    );
+}
+unsafe extern "C" {
+    pub fn vmem_shared_mmap_prepare(desc: *mut vm_area_desc) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_fallocate(
+        file: *mut file,
+        mode: ffi::c_int,
+        pos: ffi::c_longlong,
+        len: ffi::c_longlong,
+    ) -> ffi::c_long;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_write_iter(iocb: *mut kiocb, from: *mut iov_iter) -> ffi::c_long;
+}
+unsafe extern "C" {
+    pub fn vmem_shared_write_range(
+        iocb: *mut kiocb,
+        from: *mut iov_iter,
+        pos: *mut ffi::c_longlong,
+        len: *mut ffi::c_ulong,
+    ) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_vma_track(
+        vma: *mut vm_area_struct,
+        clone: *mut file,
+        ops: *const vm_operations_struct,
+        data: *mut ffi::c_void,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_vma_untrack(vma: *mut vm_area_struct, memory: *mut file) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_tracked_fault(vmf: *mut vm_fault) -> ffi::c_uint;
+}
+unsafe extern "C" {
+    pub fn vmem_tracked_lock(vmf: *mut vm_fault, first: *mut ffi::c_ulong) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_folios_wait_unlocked(
+        memory: *mut file,
+        first: ffi::c_ulong,
+        nr: ffi::c_ulong,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_folios_unmap(memory: *mut file, first: ffi::c_ulong, nr: ffi::c_ulong);
+}
+unsafe extern "C" {
+    pub fn vmem_folios_held(
+        memory: *mut file,
+        first: ffi::c_ulong,
+        nr: ffi::c_ulong,
+        base: ffi::c_ulong,
+        bits: *mut __u64,
+    );
 }
 unsafe extern "C" {
     pub fn vmem_folio_is_large(folio: *mut folio) -> ffi::c_int;
@@ -274,6 +450,12 @@ unsafe extern "C" {
     pub fn vmem_vma_mmap_plain(vma: *mut vm_area_struct, staging: *mut file) -> ffi::c_int;
 }
 unsafe extern "C" {
+    pub fn vmem_first_vma(mapping: *mut address_space) -> *mut vm_area_struct;
+}
+unsafe extern "C" {
+    pub fn vmem_next_vma(vma: *mut vm_area_struct) -> *mut vm_area_struct;
+}
+unsafe extern "C" {
     pub fn vmem_count_vmas(
         staging: *mut file,
         ops: *const vm_operations_struct,
@@ -281,9 +463,17 @@ unsafe extern "C" {
     ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_vma_is_other(
+        vma: *mut vm_area_struct,
+        ops: *const vm_operations_struct,
+        data: *const ffi::c_void,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_collect_mms(
         staging: *mut file,
         ops: *const vm_operations_struct,
+        others: *const ffi::c_void,
         table: *mut *mut mm_struct,
         bits: ffi::c_uint,
     ) -> ffi::c_int;
@@ -375,6 +565,7 @@ unsafe extern "C" {
 pub const VMEM_IOCTL_GET_FEATURES: __u32 = 2151725824;
 pub const VMEM_IOCTL_CREATE_VMEM: __u32 = 3227564801;
 pub const VMEM_IOCTL_ATTACH: __u32 = 3226516226;
+pub const VMEM_IOCTL_ADOPT: __u32 = 3224419075;
 pub const VMEM_IOCTL_WAIT_READY: __u32 = 47888;
 pub const VMEM_IOCTL_READY: __u32 = 47889;
 pub const VMEM_IOCTL_GET_PAGE_REQUEST: __u32 = 3222321938;
@@ -385,3 +576,7 @@ pub const VMEM_IOCTL_FILL_PAGES: __u32 = 3223370518;
 pub const VMEM_IOCTL_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_IOCTL_GET_INFO: __u32 = 2155920152;
 pub const VMEM_IOCTL_GET_MAP_FD: __u32 = 3221797657;
+pub const VMEM_IOCTL_TRACK: __u32 = 3223894816;
+pub const VMEM_IOCTL_UNTRACK: __u32 = 47905;
+pub const VMEM_IOCTL_DIRTY: __u32 = 3225467682;
+pub const VMEM_IOCTL_GET_TRACKING: __u32 = 2151725859;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/vmem/control`: regions are created and daemons attached here.
+//! `/dev/vmem/control`: regions are created, daemons attached and memory adopted here.
 
 use super::{
+    adopted,
     attachment::Attachment,
     info,
     name::Name,
@@ -32,6 +33,7 @@ use crate::{
             VMEM_CREATE_HUGE,
             VMEM_CREATE_POISON,
             VMEM_CREATE_SIGBUS,
+            VMEM_IOCTL_ADOPT,
             VMEM_IOCTL_ATTACH,
             VMEM_IOCTL_CREATE_VMEM,
             VMEM_IOCTL_GET_FEATURES,
@@ -64,6 +66,7 @@ impl FileOps for Control {
             VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
             VMEM_IOCTL_CREATE_VMEM => create_vmem(arg),
             VMEM_IOCTL_ATTACH => attach(arg),
+            VMEM_IOCTL_ADOPT => adopted::adopt(arg),
             _ => Err(ENOTTY),
         }
     }

@@ -56,6 +56,11 @@ impl Counter {
         self.0.add(1u64, Relaxed);
     }
 
+    /// Counts so many.
+    pub(crate) fn add(&self, nr: u64) {
+        self.0.add(nr, Relaxed);
+    }
+
     /// The count.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)

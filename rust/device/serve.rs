@@ -15,13 +15,11 @@ use crate::{
         }, //
     },
     sys::{
+        address_space::LockTime,
         errno,
         few::Few,
         memcg::Memcg,
-        mm::{
-            LockTime,
-            Mappings, //
-        },
+        mm::Mappings,
         task::{
             breathe,
             check_user_range,

@@ -56,13 +56,18 @@ impl PageRange {
 
     /// The same pages, cut at the borders of blocks.
     pub(crate) fn blocks(self) -> impl Iterator<Item = PageRange> {
+        self.pieces(BLOCK_PAGES)
+    }
+
+    /// The same pages, cut at the multiples of `size`, a power of two.
+    pub(crate) fn pieces(self, size: u64) -> impl Iterator<Item = PageRange> {
         let mut at = self.start;
         core::iter::from_fn(move || {
             let start = at;
             if start >= self.end {
                 return None;
             }
-            let border = (start | (BLOCK_PAGES - 1)).saturating_add(1);
+            let border = (start | (size - 1)).saturating_add(1);
             at = border.min(self.end);
             Some(PageRange { start, end: at })
         })

@@ -15,15 +15,19 @@
 
 use kernel::{
     bindings::{
+        address_space,
         file,
         file_operations,
         folio,
         inode,
+        iov_iter,
+        kiocb,
         mem_cgroup,
         mempolicy,
         mm_struct,
         module,
         page,
+        vm_area_desc,
         vm_area_struct,
         vm_fault,
         vm_operations_struct, //

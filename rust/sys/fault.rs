@@ -62,9 +62,9 @@ impl Answer {
     pub(crate) const HWPOISON: Self = Self(c::vm_fault_reason_VM_FAULT_HWPOISON);
     const OOM: Self = Self(c::vm_fault_reason_VM_FAULT_OOM);
     /// The page table is as it should be, or the fault is to come again.
-    const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);
+    pub(super) const NOPAGE: Self = Self(c::vm_fault_reason_VM_FAULT_NOPAGE);
     /// The page is in `vmf->page`, and its folio is locked.
-    const LOCKED: Self = Self(c::vm_fault_reason_VM_FAULT_LOCKED);
+    pub(super) const LOCKED: Self = Self(c::vm_fault_reason_VM_FAULT_LOCKED);
 
     /// Whether there was no memory, says the function that gave the answer.
     fn is_oom(self) -> bool {

@@ -2,8 +2,8 @@
 /*
  * What the Rust side calls in C, besides shmem.c and nodes.c; see helpers.h.
  *
- * Built for Linux 7.2 and 7.3. A difference between kernel versions goes into
- * the C files and nowhere else.
+ * Built for Linux 7.3. A difference between kernel versions goes into the C files
+ * and nowhere else.
  */
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
@@ -153,22 +153,35 @@ int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
 	return 0;
 }
 
-/* For a mapping that is being made. */
+/*
+ * For a mapping that is being made. The operations of the staging file may put
+ * another file there, with a reference of its own: it may be tracked.
+ */
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging)
 {
+	struct vm_area_desc desc;
+	int err;
+
 	vma_set_file(vma, staging);
-	return vfs_mmap(staging, vma);
+	compat_set_desc_from_vma(&desc, staging, vma);
+	err = vfs_mmap_prepare(staging, &desc);
+	if (err)
+		return err;
+	err = __compat_vma_mmap(&desc, vma);
+	if (desc.vm_file != staging)
+		fput(desc.vm_file);
+	return err;
 }
 
 /* The VMAs of a file hang in the tree of its address space. */
-static struct vm_area_struct *first_vma(struct address_space *mapping)
+struct vm_area_struct *vmem_first_vma(struct address_space *mapping)
 {
 	struct rb_node *node = rb_first_cached(&mapping->i_mmap);
 
 	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
 }
 
-static struct vm_area_struct *next_vma(struct vm_area_struct *vma)
+struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma)
 {
 	struct rb_node *node = rb_next(&vma->shared.rb);
 
@@ -188,7 +201,8 @@ unsigned long vmem_count_vmas(struct file *staging,
 	unsigned long nr = 0;
 
 	i_mmap_lock_read(mapping);
-	for (vma = first_vma(mapping); vma && nr < max; vma = next_vma(vma)) {
+	for (vma = vmem_first_vma(mapping); vma && nr < max;
+	     vma = vmem_next_vma(vma)) {
 		nr += READ_ONCE(vma->vm_ops) == ops;
 		cond_resched();
 		if (fatal_signal_pending(current))
@@ -210,15 +224,24 @@ static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
 	return &table[at];
 }
 
+/* Whether it can write to its file, and is not one with @ops and @data. */
+int vmem_vma_is_other(struct vm_area_struct *vma,
+		      const struct vm_operations_struct *ops, const void *data)
+{
+	return (vma->vm_flags & VM_SHARED) &&
+	       (READ_ONCE(vma->vm_ops) != ops || vma->vm_private_data != data);
+}
+
 /*
- * Puts the address spaces that have VMAs with @ops, each once and with a
+ * Puts the address spaces that have VMAs with @ops (or, with @others, shared ones
+ * that are not those with @ops and @others as their data), each once and with a
  * reference (mmgrab), into the empty @table of 1 << @bits slots; not those that
  * have lost their last user. Stops when half of the slots are taken, and returns
  * whether there may be more then. The time for a VMA depends neither on how many
  * there are nor on how many address spaces.
  */
 int vmem_collect_mms(struct file *staging,
-		     const struct vm_operations_struct *ops,
+		     const struct vm_operations_struct *ops, const void *others,
 		     struct mm_struct **table, unsigned int bits)
 {
 	struct address_space *mapping = staging->f_mapping;
@@ -227,11 +250,13 @@ int vmem_collect_mms(struct file *staging,
 	struct mm_struct **slot;
 
 	i_mmap_lock_read(mapping);
-	for (vma = first_vma(mapping); vma && room; vma = next_vma(vma)) {
+	for (vma = vmem_first_vma(mapping); vma && room;
+	     vma = vmem_next_vma(vma)) {
 		cond_resched();
 		if (fatal_signal_pending(current))
 			break;
-		if (READ_ONCE(vma->vm_ops) != ops)
+		if (others ? !vmem_vma_is_other(vma, ops, others) :
+			     READ_ONCE(vma->vm_ops) != ops)
 			continue;
 		/* One that is being torn down. */
 		if (!atomic_read(&vma->vm_mm->mm_users))

@@ -19,11 +19,14 @@ struct file;
 struct file_operations;
 struct folio;
 struct inode;
+struct iov_iter;
+struct kiocb;
 struct mem_cgroup;
 struct mempolicy;
 struct mm_struct;
 struct module;
 struct page;
+struct vm_area_desc;
 struct vm_area_struct;
 struct vm_fault;
 struct vm_operations_struct;
@@ -32,8 +35,10 @@ struct vm_operations_struct;
 extern struct module __this_module;
 
 /* Staging files. A pointer that is not valid is an error, as in C. */
-int vmem_shmem_mount(void);
-void vmem_shmem_unmount(void);
+int vmem_shmem_init(void);
+void vmem_shmem_exit(void);
+const struct file_operations *vmem_shmem_fops(void);
+const struct vm_operations_struct *vmem_shmem_vm_ops(void);
 struct file *vmem_shmem_create(const char *name, unsigned long size, int huge);
 void vmem_shmem_allow_open(struct file *staging);
 struct file *vmem_shmem_clone(struct file *staging, const char *name,
@@ -45,6 +50,46 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge);
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len);
+
+/* Shared memory that exists, which may be tracked. */
+struct file *vmem_shared_get(int fd, const struct file_operations *tracked);
+struct file *vmem_shared_clone(struct file *memory,
+			       const struct file_operations *fops, void *data);
+unsigned long vmem_shared_size(struct file *memory);
+int vmem_shared_is_sole_writer(struct file *memory);
+int vmem_shared_seal(struct file *memory, unsigned int *before);
+int vmem_shared_unseal(struct file *memory, unsigned int before);
+const struct file_operations *vmem_shared_fops(struct file *memory);
+const struct file_operations *vmem_shared_inode_fops(struct file *memory);
+void vmem_shared_set_fops(struct file *memory,
+			  const struct file_operations *file_fops,
+			  const struct file_operations *inode_fops);
+int vmem_shared_no_writer_waits(struct file *memory);
+int vmem_shared_no_mmap_runs(struct file *memory);
+int vmem_shared_can_be_tracked(struct file *memory,
+			       const struct vm_operations_struct *tracked);
+int vmem_shared_desc_is_shared(struct vm_area_desc *desc);
+int vmem_shared_desc_is_backing(struct vm_area_desc *desc);
+struct file *vmem_shared_desc_file(struct vm_area_desc *desc);
+void vmem_shared_desc_track(struct vm_area_desc *desc, struct file *clone,
+			    const struct vm_operations_struct *ops, void *data);
+int vmem_shared_mmap_prepare(struct vm_area_desc *desc);
+long vmem_shared_fallocate(struct file *file, int mode, long long pos,
+			   long long len);
+long vmem_shared_write_iter(struct kiocb *iocb, struct iov_iter *from);
+struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
+				     long long *pos, unsigned long *len);
+int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
+		   const struct vm_operations_struct *ops, void *data);
+int vmem_vma_untrack(struct vm_area_struct *vma, struct file *memory);
+unsigned int vmem_tracked_fault(struct vm_fault *vmf);
+unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first);
+int vmem_folios_wait_unlocked(struct file *memory, unsigned long first,
+			      unsigned long nr);
+void vmem_folios_unmap(struct file *memory, unsigned long first,
+		       unsigned long nr);
+void vmem_folios_held(struct file *memory, unsigned long first,
+		      unsigned long nr, unsigned long base, __u64 *bits);
 
 /* Folios. */
 int vmem_folio_is_large(struct folio *folio);
@@ -81,11 +126,15 @@ struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
 				      unsigned long addr, unsigned long *ilx);
 int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging);
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
+struct vm_area_struct *vmem_first_vma(struct address_space *mapping);
+struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma);
 unsigned long vmem_count_vmas(struct file *staging,
 			      const struct vm_operations_struct *ops,
 			      unsigned long max);
+int vmem_vma_is_other(struct vm_area_struct *vma,
+		      const struct vm_operations_struct *ops, const void *data);
 int vmem_collect_mms(struct file *staging,
-		     const struct vm_operations_struct *ops,
+		     const struct vm_operations_struct *ops, const void *others,
 		     struct mm_struct **table, unsigned int bits);
 int vmem_mm_is_owned(struct mm_struct *mm);
 int vmem_mmget(struct mm_struct *mm);

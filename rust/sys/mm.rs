@@ -2,11 +2,17 @@
 
 //! All the mappings of a region, in every process.
 //!
-//! Stands in for iteration over `address_space.i_mmap` and over the VMAs of an `mm_struct`, which
-//! upstream does not have. The tree of the address space is the list of the mappings: there is no
+//! Stands in for iteration over `address_space.i_mmap`, which upstream does not have. The tree of the address space is the list of the mappings: there is no
 //! other that could disagree with it.
 
 use super::{
+    address_space::{
+        AddressSpace,
+        LockTime,
+        User,
+        WriteLocked,
+        FEW_SPACES, //
+    },
     bindings,
     fault::Answer,
     memcg::Memcg,
@@ -34,33 +40,12 @@ use kernel::{
     bindings as c,
     error::to_result,
     mm::virt::flags,
-    prelude::*,
-    time::{
-        Instant,
-        Monotonic, //
-    }, //
+    prelude::*, //
 };
-
-/// How long a call may wait for the locks of address spaces, all in all.
-pub(crate) struct LockTime {
-    left_ns: i64,
-}
-
-impl LockTime {
-    /// A tenth of a second.
-    pub(crate) fn new() -> Self {
-        Self {
-            left_ns: 100_000_000,
-        }
-    }
-}
 
 /// How far mappings are counted: they cannot be made or removed meanwhile.
 const MAX_COUNT: usize = 4096;
 
-/// How many address spaces are looked at first, and how many are changed at a time. Both are powers of
-/// two.
-const FEW_SPACES: usize = 64;
 /// How many address spaces are looked at, at most.
 const MAX_SPACES: usize = 32768;
 
@@ -101,24 +86,9 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    /// `room` of them, a power of two, and whether there may be more.
     fn some_address_spaces(&self, room: usize) -> Result<(KVVec<AddressSpace>, bool)> {
-        super::task::breathe()?;
-        let slots = room.checked_mul(2).ok_or(ENOMEM)?;
-        let memory = GFP_KERNEL | __GFP_NOWARN;
-        let mut spaces = KVVec::with_capacity(room, memory)?;
-        let mut table = KVVec::from_elem(core::ptr::null_mut::<c::mm_struct>(), slots, memory)?;
-        // SAFETY: The staging file is valid, and the table, which is empty, has so many slots.
-        let more = unsafe {
-            let bits = slots.trailing_zeros();
-            bindings::vmem_collect_mms(self.staging.as_ptr(), self.ops, table.as_mut_ptr(), bits)
-        };
-        for mm in table.iter().copied().filter(|mm| !mm.is_null()) {
-            // INVARIANT: The function has taken a reference for each. There is room for all, and one that
-            // had none would be given back here.
-            let _ = spaces.push_within_capacity(AddressSpace { mm, busy: false });
-        }
-        Ok((spaces, more != 0))
+        // SAFETY: The staging file is valid.
+        unsafe { AddressSpace::some(self.staging.as_ptr(), self.ops, core::ptr::null(), room) }
     }
 
     /// Turns every mapping into what mmap() of the staging file gives.
@@ -300,136 +270,5 @@ impl<'a, M: Memory> Mappings<'a, M> {
             (*vma).vm_ops == self.ops
                 && (*(*vma).vm_file).f_mapping == (*self.staging.as_ptr()).f_mapping
         }
-    }
-}
-
-/// An address space, which may have lost its last user.
-///
-/// # Invariants
-///
-/// The pointer carries a reference of `mmgrab()`.
-pub(crate) struct AddressSpace {
-    mm: *mut c::mm_struct,
-    /// Its lock was not to be had once.
-    busy: bool,
-}
-
-impl AddressSpace {
-    /// Locks it against all changes; [`None`] if it has no user any more.
-    fn write(&self) -> Result<Option<WriteLocked>> {
-        self.user()?.map(User::write).transpose()
-    }
-
-    /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
-    /// is not to be had: its holder may wait for what the caller has to bring.
-    fn read(&mut self, time: &mut LockTime) -> Result<Option<ReadLocked>> {
-        if self.busy {
-            return Ok(None);
-        }
-        let Some(user) = self.user()? else {
-            return Ok(None);
-        };
-        loop {
-            // SAFETY: `user` holds the address space.
-            if unsafe { bindings::vmem_mmap_read_trylock(user.0) } != 0 {
-                return Ok(Some(ReadLocked(user)));
-            }
-            if time.left_ns <= 0 {
-                self.busy = true;
-                return Ok(None);
-            }
-            let since = Instant::<Monotonic>::now();
-            super::task::nap()?;
-            time.left_ns = time.left_ns.saturating_sub(since.elapsed().as_nanos());
-        }
-    }
-
-    fn user(&self) -> Result<Option<User>> {
-        super::task::breathe()?;
-        // SAFETY: By the type invariant the structure is valid.
-        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then(|| User(self.mm)))
-    }
-}
-
-impl Drop for AddressSpace {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { bindings::vmem_mmdrop(self.mm) };
-    }
-}
-
-/// A user of an address space.
-///
-/// # Invariants
-///
-/// The pointer carries a reference of `mmget()`.
-struct User(*mut c::mm_struct);
-
-impl User {
-    /// Locks it against all changes. `EINTR` if the task is being killed.
-    fn write(self) -> Result<WriteLocked> {
-        // SAFETY: By the type invariant the address space is valid.
-        to_result(unsafe { bindings::vmem_mmap_write_lock(self.0) })?;
-        Ok(WriteLocked(self))
-    }
-
-    /// Its VMAs that end after `at`, in order of address. A VMA is valid as long as the caller holds the
-    /// lock.
-    fn vmas_from(&self, mut at: usize) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        core::iter::from_fn(move || {
-            // SAFETY: By the type invariant the address space is valid; the callers hold its lock.
-            let vma = unsafe { c::find_vma(self.0, at) };
-            if vma.is_null() {
-                return None;
-            }
-            // SAFETY: It was just found, under the lock.
-            at = unsafe { (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_end };
-            Some(vma)
-        })
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        // The last user tears the address space down, which is long and takes locks; leave it to a
-        // worker.
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { c::mmput_async(self.0) };
-    }
-}
-
-/// An address space whose lock is held for writing.
-struct WriteLocked(User);
-
-impl WriteLocked {
-    fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.vmas_from(0)
-    }
-
-    fn vmas_from(&mut self, at: usize) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.0.vmas_from(at)
-    }
-}
-
-impl Drop for WriteLocked {
-    fn drop(&mut self) {
-        // SAFETY: The lock is held.
-        unsafe { bindings::vmem_mmap_write_unlock(self.0 .0) };
-    }
-}
-
-/// An address space whose lock is held for reading.
-struct ReadLocked(User);
-
-impl ReadLocked {
-    fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.0.vmas_from(0)
-    }
-}
-
-impl Drop for ReadLocked {
-    fn drop(&mut self) {
-        // SAFETY: The lock is held.
-        unsafe { bindings::vmem_mmap_read_unlock(self.0 .0) };
     }
 }

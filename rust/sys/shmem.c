@@ -48,7 +48,7 @@ static const struct file_operations *no_open_fops(void)
  */
 static struct vfsmount *huge_mount;
 
-int vmem_shmem_mount(void)
+static int mount_huge(void)
 {
 	struct fs_context *fc;
 	int err;
@@ -70,30 +70,50 @@ int vmem_shmem_mount(void)
 	return err;
 }
 
-/* Its files, which may be in use as plain memory, keep it. */
-void vmem_shmem_unmount(void)
+/* The operations that shmem gives its files, and their mappings. */
+static const struct file_operations *shmem_fops;
+static const struct vm_operations_struct *shmem_ops;
+
+static int find_shmem_ops(void)
+{
+	struct file *file = shmem_file_setup("vmem", PAGE_SIZE, EMPTY_VMA_FLAGS);
+	struct vm_area_desc desc = {
+		.file = file,
+		.vm_file = file,
+	};
+	int err;
+
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	err = file->f_op->mmap_prepare(&desc);
+	shmem_fops = file->f_op;
+	shmem_ops = desc.vm_ops;
+	fput(file);
+	return err;
+}
+
+int vmem_shmem_init(void)
+{
+	int err = find_shmem_ops();
+
+	return err ?: mount_huge();
+}
+
+/* Files of its mount, which may be in use as plain memory, keep that. */
+void vmem_shmem_exit(void)
 {
 	if (huge_mount)
 		kern_unmount(huge_mount);
 }
 
-/*
- * The operations that shmem gives the mappings of every file of the kind that
- * vmem_shmem_create() makes.
- */
-static const struct vm_operations_struct *shmem_ops;
-
-static int find_shmem_ops(struct file *staging)
+const struct file_operations *vmem_shmem_fops(void)
 {
-	struct vm_area_desc desc = {
-		.file = staging,
-		.vm_file = staging,
-	};
-	int err = staging->f_op->mmap_prepare(&desc);
+	return shmem_fops;
+}
 
-	if (!err)
-		WRITE_ONCE(shmem_ops, desc.vm_ops);
-	return err;
+const struct vm_operations_struct *vmem_shmem_vm_ops(void)
+{
+	return shmem_ops;
 }
 
 /*
@@ -105,7 +125,6 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 	const vma_flags_t flags = mk_vma_flags(VMA_NORESERVE_BIT);
 	const struct file_operations *no_open = no_open_fops();
 	struct file *file;
-	int err;
 
 	if (IS_ERR(no_open))
 		return ERR_CAST(no_open);
@@ -123,11 +142,6 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
 					   F_SEAL_GROW;
 	file_inode(file)->i_fop = no_open;
-	err = find_shmem_ops(file);
-	if (err) {
-		fput(file);
-		return ERR_PTR(err);
-	}
 	return file;
 }
 
@@ -296,12 +310,12 @@ void vmem_folio_unlock_put(struct folio *folio)
  */
 int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy)
 {
-	return READ_ONCE(shmem_ops)->set_policy(vma, policy);
+	return shmem_ops->set_policy(vma, policy);
 }
 
 struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
 				      unsigned long addr, unsigned long *ilx)
 {
-	return READ_ONCE(shmem_ops)->get_policy(vma, addr, ilx);
+	return shmem_ops->get_policy(vma, addr, ilx);
 }
 #endif

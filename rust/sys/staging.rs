@@ -21,23 +21,24 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// The place of huge staging files, which the module has as long as it is loaded.
-pub(crate) struct HugeMount(());
+/// That shmem is known: its operations, and a place for huge staging files. The module has it as long as
+/// it is loaded.
+pub(crate) struct Shmem(());
 
-impl HugeMount {
-    /// Makes it. The reference to the module, which only its initialization has, says that this is
-    /// called once. Without huge pages in the kernel it is none.
-    pub(crate) fn new(_module: &'static ThisModule) -> Result<Self> {
+impl Shmem {
+    /// Makes it ready. The reference to the module, which only its initialization has, says that this
+    /// is called once.
+    pub(crate) fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: The module is initialized once.
-        to_result(unsafe { bindings::vmem_shmem_mount() })?;
+        to_result(unsafe { bindings::vmem_shmem_init() })?;
         Ok(Self(()))
     }
 }
 
-impl Drop for HugeMount {
+impl Drop for Shmem {
     fn drop(&mut self) {
-        // SAFETY: It was made, and goes with the module: no staging file will be made any more.
-        unsafe { bindings::vmem_shmem_unmount() };
+        // SAFETY: It was made ready, and goes with the module: no staging file will be made any more.
+        unsafe { bindings::vmem_shmem_exit() };
     }
 }
 

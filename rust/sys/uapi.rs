@@ -43,6 +43,10 @@ plain_data! {
     vmem_present: 32,
     vmem_map_fd: 8,
     vmem_info: 128,
+    vmem_adopt: 48,
+    vmem_track: 40,
+    vmem_dirty: 64,
+    vmem_tracking: 64,
 }
 
 /// Checks that the numbers that C computes are those of the structures above.
@@ -54,6 +58,7 @@ same_number! {
     VMEM_IOCTL_GET_FEATURES == kernel::ioctl::_IOR::<vmem_features>(VMEM_IOC_MAGIC, 0x00);
     VMEM_IOCTL_CREATE_VMEM == kernel::ioctl::_IOWR::<vmem_create>(VMEM_IOC_MAGIC, 0x01);
     VMEM_IOCTL_ATTACH == kernel::ioctl::_IOWR::<vmem_attach>(VMEM_IOC_MAGIC, 0x02);
+    VMEM_IOCTL_ADOPT == kernel::ioctl::_IOWR::<vmem_adopt>(VMEM_IOC_MAGIC, 0x03);
     VMEM_IOCTL_WAIT_READY == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x10);
     VMEM_IOCTL_READY == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x11);
     VMEM_IOCTL_GET_PAGE_REQUEST == kernel::ioctl::_IOWR::<vmem_page_request>(VMEM_IOC_MAGIC, 0x12);
@@ -64,6 +69,10 @@ same_number! {
     VMEM_IOCTL_GET_PRESENT == kernel::ioctl::_IOWR::<vmem_present>(VMEM_IOC_MAGIC, 0x17);
     VMEM_IOCTL_GET_INFO == kernel::ioctl::_IOR::<vmem_info>(VMEM_IOC_MAGIC, 0x18);
     VMEM_IOCTL_GET_MAP_FD == kernel::ioctl::_IOWR::<vmem_map_fd>(VMEM_IOC_MAGIC, 0x19);
+    VMEM_IOCTL_TRACK == kernel::ioctl::_IOWR::<vmem_track>(VMEM_IOC_MAGIC, 0x20);
+    VMEM_IOCTL_UNTRACK == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x21);
+    VMEM_IOCTL_DIRTY == kernel::ioctl::_IOWR::<vmem_dirty>(VMEM_IOC_MAGIC, 0x22);
+    VMEM_IOCTL_GET_TRACKING == kernel::ioctl::_IOR::<vmem_tracking>(VMEM_IOC_MAGIC, 0x23);
 }
 
 /// The argument of an ioctl: one structure in user memory.

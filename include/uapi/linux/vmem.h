@@ -23,7 +23,7 @@
  * Pages are named by their page offset (pgoff) in the region, in units of
  * &vmem_features.page_size bytes.
  *
- * There are three kinds of descriptor:
+ * There are four kinds of descriptor:
  *
  * - the control descriptor, an open of ``/dev/vmem/control``: creates regions
  *   and attaches a daemon to them;
@@ -31,7 +31,10 @@
  *   region, and can map it. A region has one at most; the daemon is attached as
  *   long as it (or a duplicate of it) is open;
  * - the map descriptor, an open of ``/dev/vmem/NAME`` or from
- *   %VMEM_GET_MAP_FD: can map the region and wait for it, and cannot serve it.
+ *   %VMEM_GET_MAP_FD: can map the region and wait for it, and cannot serve it;
+ * - the adopted descriptor, from %VMEM_ADOPT: logs the writes to shared memory
+ *   that exists already, of programs that know nothing of it. The memory is
+ *   adopted as long as it (or a duplicate of it) is open.
  *
  * Rules for every call:
  *
@@ -73,6 +76,11 @@
 #define VMEM_FEATURE_FILL	(1ULL << 0)
 /** VMEM_FEATURE_POISON: %VMEM_CREATE_POISON exists. */
 #define VMEM_FEATURE_POISON	(1ULL << 1)
+/**
+ * VMEM_FEATURE_TRACK: %VMEM_ADOPT exists, and with it %VMEM_TRACK, %VMEM_UNTRACK,
+ * %VMEM_DIRTY and %VMEM_GET_TRACKING.
+ */
+#define VMEM_FEATURE_TRACK	(1ULL << 2)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -187,6 +195,152 @@ struct vmem_attach {
 	__u32 reserved0;
 	__u64 size;
 	__u64 reserved[2];
+};
+
+/**
+ * struct vmem_adopt - make a region of shared memory that exists (VMEM_ADOPT)
+ * @fd: a descriptor of the memory, open for writing: a memfd, a file in a tmpfs
+ *	(/dev/shm), or the staging file of a region that is plain memory. That of
+ *	another process comes by pidfd_getfd(2) or by SCM_RIGHTS; it has to be the
+ *	same open file, and not the file opened again
+ * @flags: zero
+ * @vmem_fd: out: the adopted descriptor, close-on-exec
+ * @reserved0: zero
+ * @size: out: size of the memory in bytes, rounded up to whole pages
+ * @id: out: number of the region, never used twice
+ * @reserved: zero
+ *
+ * On the control descriptor. Nothing about the memory changes until
+ * %VMEM_TRACK. All pages count as present: a hole reads as zeros.
+ *
+ * Errors: EBADF (no such descriptor), EINVAL (not a regular file of shared
+ * memory; empty), EACCES (not open for writing), EOPNOTSUPP (hugetlbfs; memory of
+ * System V or of a driver; the staging file of a region that is not plain
+ * memory), EFBIG (size over VMEM_MAX_SIZE), EBUSY (it is adopted already, or the
+ * file is open for writing a second time, whose writes could not be seen), EMFILE,
+ * ENFILE.
+ */
+struct vmem_adopt {
+	__s32 fd;
+	__u32 flags;
+	__s32 vmem_fd;
+	__u32 reserved0;
+	__u64 size;
+	__u64 id;
+	__u64 reserved[2];
+};
+
+/**
+ * struct vmem_track - begin to log writes (VMEM_TRACK)
+ * @flags: zero
+ * @reserved0: zero
+ * @mappings: out: shared mappings of the memory, in all processes, that are
+ *	tracked
+ * @held: out: pages that are in the log from the beginning, since somebody has
+ *	them in hand who may write to them without being seen
+ * @reserved: zero
+ *
+ * On an adopted descriptor. Every write to the memory that is begun after this
+ * call has returned is in the log: those of every process that maps it, of virtual
+ * CPUs, of the kernel for a process, and by write(2) and fallocate(2) to its file.
+ * So are those through mappings and descriptors that are made later. A private
+ * mapping does not write to the memory.
+ *
+ * While it is tracked its size cannot be changed (as with F_SEAL_SHRINK and
+ * F_SEAL_GROW), userfaultfd(2) cannot be registered for it, but for asynchronous
+ * write protection, and it cannot be pinned for long (VFIO, buffers that are
+ * registered with io_uring): that is EFAULT there. What was pinned before stays in
+ * the log.
+ *
+ * The log ends with %VMEM_UNTRACK, or with the descriptor. The call takes about
+ * a tenth of a second, of which writers are held up for none.
+ *
+ * Errors: EALREADY (it is tracked), EBUSY (a mapping is userfaultfd's or another
+ * driver's, or the file has been opened for writing a second time), EAGAIN
+ * (descriptors of the memory are written to or mapped all the time, so that it was
+ * never at rest; or its size has just changed), EINTR (the caller is being
+ * killed). The memory is then as before.
+ */
+struct vmem_track {
+	__u32 flags;
+	__u32 reserved0;
+	__u64 mappings;
+	__u64 held;
+	__u64 reserved[2];
+};
+
+/**
+ * VMEM_DIRTY_CLEAN: pages that are reported are taken out of the log and protected
+ * again, so that the next write to them is logged anew. Without it, the log stays
+ * as it is.
+ */
+#define VMEM_DIRTY_CLEAN	(1U << 0)
+/** VMEM_DIRTY_RANGES: the answer is an array of ranges, and not a bitmap. */
+#define VMEM_DIRTY_RANGES	(1U << 1)
+
+/**
+ * struct vmem_dirty - read the log of a range (VMEM_DIRTY)
+ * @pgoff: the first page; a multiple of 64 for a bitmap
+ * @nr_pages: how many, not zero
+ * @out: address of an array: of __u64, one bit a page, the lowest bit first (bits
+ *	after the last page are zero); with VMEM_DIRTY_RANGES, of struct vmem_range
+ * @nr: with VMEM_DIRTY_RANGES, in: room in the array, 1 to VMEM_MAX_BATCH, out:
+ *	ranges in it. Else zero
+ * @flags: VMEM_DIRTY_CLEAN, VMEM_DIRTY_RANGES
+ * @done: out: pages of the range that have been gone through. Less than @nr_pages
+ *	if the array of ranges is full, or the call stopped: the rest is for the next
+ *	call
+ * @dirty: out: how many of them are reported
+ * @held: out: how many of those stay in the log with VMEM_DIRTY_CLEAN, since
+ *	somebody has them in hand who may write to them without being seen: they are
+ *	pinned (O_DIRECT, RDMA, VFIO), a debugger writes to them, or the kernel has just
+ *	allocated or moved them
+ * @reserved: zero
+ *
+ * On an adopted descriptor that tracks. A page that was reported by
+ * VMEM_DIRTY_CLEAN and is read after the call has returned has the contents that
+ * are logged up to then, or later ones, which the next call reports. A page may be
+ * reported though its contents are as before. Each page that is cleaned is reported
+ * to one caller: whoever shares the descriptor shares the log.
+ *
+ * Errors: ENODATA (it is not tracked), EFAULT (@out or the argument is not
+ * writable: everything of the range stays in the log), EINTR (the caller is being
+ * killed; what was gone through stays reported).
+ */
+struct vmem_dirty {
+	__u64 pgoff;
+	__u64 nr_pages;
+	__u64 out;
+	__u32 nr;
+	__u32 flags;
+	__u64 done;
+	__u64 dirty;
+	__u64 held;
+	__u64 reserved;
+};
+
+/**
+ * struct vmem_tracking - figures of the log (VMEM_GET_TRACKING)
+ * @tracked: 1 while the memory is tracked, else 0, and so is the rest
+ * @mappings: mappings that are tracked; 4096 is that many or more
+ * @dirty: pages in the log
+ * @faults: first writes to protected pages since the log began
+ * @written: calls of write(2) and fallocate(2) that were logged since then
+ * @cleaned: pages that VMEM_DIRTY_CLEAN has reported since then
+ * @held: of those, how often one has stayed in the log
+ * @reserved: zero
+ *
+ * On an adopted descriptor. The same figures stand in /proc/PID/fdinfo/FD.
+ */
+struct vmem_tracking {
+	__u64 tracked;
+	__u64 mappings;
+	__u64 dirty;
+	__u64 faults;
+	__u64 written;
+	__u64 cleaned;
+	__u64 held;
+	__u64 reserved;
 };
 
 /**
@@ -369,8 +523,8 @@ struct vmem_map_fd {
  *	plain; 4096 is that many or more
  * @reserved: zero
  *
- * On a region or map descriptor. The same figures stand in
- * /proc/PID/fdinfo/FD.
+ * On a region or map descriptor; the same figures stand in /proc/PID/fdinfo/FD. On
+ * an adopted descriptor all pages are present, and the counters are zero.
  */
 struct vmem_info {
 	__u64 id;
@@ -393,6 +547,7 @@ struct vmem_info {
 #define VMEM_GET_FEATURES	_IOR(VMEM_IOC_MAGIC, 0x00, struct vmem_features)
 #define VMEM_CREATE_VMEM	_IOWR(VMEM_IOC_MAGIC, 0x01, struct vmem_create)
 #define VMEM_ATTACH		_IOWR(VMEM_IOC_MAGIC, 0x02, struct vmem_attach)
+#define VMEM_ADOPT		_IOWR(VMEM_IOC_MAGIC, 0x03, struct vmem_adopt)
 
 /**
  * VMEM_WAIT_READY: on a region or map descriptor, waits until a daemon has said
@@ -418,5 +573,14 @@ struct vmem_info {
 #define VMEM_GET_PRESENT	_IOWR(VMEM_IOC_MAGIC, 0x17, struct vmem_present)
 #define VMEM_GET_INFO		_IOR(VMEM_IOC_MAGIC, 0x18, struct vmem_info)
 #define VMEM_GET_MAP_FD		_IOWR(VMEM_IOC_MAGIC, 0x19, struct vmem_map_fd)
+#define VMEM_TRACK		_IOWR(VMEM_IOC_MAGIC, 0x20, struct vmem_track)
+/**
+ * VMEM_UNTRACK: on an adopted descriptor, ends the log: the mappings are as they
+ * were before %VMEM_TRACK. It succeeds also if there is no log. If the caller is
+ * being killed the log ends by itself some time later.
+ */
+#define VMEM_UNTRACK		_IO(VMEM_IOC_MAGIC, 0x21)
+#define VMEM_DIRTY		_IOWR(VMEM_IOC_MAGIC, 0x22, struct vmem_dirty)
+#define VMEM_GET_TRACKING	_IOR(VMEM_IOC_MAGIC, 0x23, struct vmem_tracking)
 
 #endif /* _UAPI_LINUX_VMEM_H */

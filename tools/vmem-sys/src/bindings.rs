@@ -7,9 +7,12 @@ pub const VMEM_MAX_SIZE: u64 = 17592186044416;
 pub const VMEM_MAX_BATCH: u32 = 4096;
 pub const VMEM_FEATURE_FILL: u32 = 1;
 pub const VMEM_FEATURE_POISON: u32 = 2;
+pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
+pub const VMEM_DIRTY_CLEAN: u32 = 1;
+pub const VMEM_DIRTY_RANGES: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
@@ -144,6 +147,158 @@ const _: () = {
     [
         "Offset of field: vmem_attach::reserved",
     ][::core::mem::offset_of!(vmem_attach, reserved) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_adopt {
+    pub fd: __s32,
+    pub flags: __u32,
+    pub vmem_fd: __s32,
+    pub reserved0: __u32,
+    pub size: __u64,
+    pub id: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_adopt"][::core::mem::size_of::<vmem_adopt>() - 48usize];
+    ["Alignment of vmem_adopt"][::core::mem::align_of::<vmem_adopt>() - 8usize];
+    [
+        "Offset of field: vmem_adopt::fd",
+    ][::core::mem::offset_of!(vmem_adopt, fd) - 0usize];
+    [
+        "Offset of field: vmem_adopt::flags",
+    ][::core::mem::offset_of!(vmem_adopt, flags) - 4usize];
+    [
+        "Offset of field: vmem_adopt::vmem_fd",
+    ][::core::mem::offset_of!(vmem_adopt, vmem_fd) - 8usize];
+    [
+        "Offset of field: vmem_adopt::reserved0",
+    ][::core::mem::offset_of!(vmem_adopt, reserved0) - 12usize];
+    [
+        "Offset of field: vmem_adopt::size",
+    ][::core::mem::offset_of!(vmem_adopt, size) - 16usize];
+    [
+        "Offset of field: vmem_adopt::id",
+    ][::core::mem::offset_of!(vmem_adopt, id) - 24usize];
+    [
+        "Offset of field: vmem_adopt::reserved",
+    ][::core::mem::offset_of!(vmem_adopt, reserved) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_track {
+    pub flags: __u32,
+    pub reserved0: __u32,
+    pub mappings: __u64,
+    pub held: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_track"][::core::mem::size_of::<vmem_track>() - 40usize];
+    ["Alignment of vmem_track"][::core::mem::align_of::<vmem_track>() - 8usize];
+    [
+        "Offset of field: vmem_track::flags",
+    ][::core::mem::offset_of!(vmem_track, flags) - 0usize];
+    [
+        "Offset of field: vmem_track::reserved0",
+    ][::core::mem::offset_of!(vmem_track, reserved0) - 4usize];
+    [
+        "Offset of field: vmem_track::mappings",
+    ][::core::mem::offset_of!(vmem_track, mappings) - 8usize];
+    [
+        "Offset of field: vmem_track::held",
+    ][::core::mem::offset_of!(vmem_track, held) - 16usize];
+    [
+        "Offset of field: vmem_track::reserved",
+    ][::core::mem::offset_of!(vmem_track, reserved) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_dirty {
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub out: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub done: __u64,
+    pub dirty: __u64,
+    pub held: __u64,
+    pub reserved: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_dirty"][::core::mem::size_of::<vmem_dirty>() - 64usize];
+    ["Alignment of vmem_dirty"][::core::mem::align_of::<vmem_dirty>() - 8usize];
+    [
+        "Offset of field: vmem_dirty::pgoff",
+    ][::core::mem::offset_of!(vmem_dirty, pgoff) - 0usize];
+    [
+        "Offset of field: vmem_dirty::nr_pages",
+    ][::core::mem::offset_of!(vmem_dirty, nr_pages) - 8usize];
+    [
+        "Offset of field: vmem_dirty::out",
+    ][::core::mem::offset_of!(vmem_dirty, out) - 16usize];
+    [
+        "Offset of field: vmem_dirty::nr",
+    ][::core::mem::offset_of!(vmem_dirty, nr) - 24usize];
+    [
+        "Offset of field: vmem_dirty::flags",
+    ][::core::mem::offset_of!(vmem_dirty, flags) - 28usize];
+    [
+        "Offset of field: vmem_dirty::done",
+    ][::core::mem::offset_of!(vmem_dirty, done) - 32usize];
+    [
+        "Offset of field: vmem_dirty::dirty",
+    ][::core::mem::offset_of!(vmem_dirty, dirty) - 40usize];
+    [
+        "Offset of field: vmem_dirty::held",
+    ][::core::mem::offset_of!(vmem_dirty, held) - 48usize];
+    [
+        "Offset of field: vmem_dirty::reserved",
+    ][::core::mem::offset_of!(vmem_dirty, reserved) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_tracking {
+    pub tracked: __u64,
+    pub mappings: __u64,
+    pub dirty: __u64,
+    pub faults: __u64,
+    pub written: __u64,
+    pub cleaned: __u64,
+    pub held: __u64,
+    pub reserved: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_tracking"][::core::mem::size_of::<vmem_tracking>() - 64usize];
+    ["Alignment of vmem_tracking"][::core::mem::align_of::<vmem_tracking>() - 8usize];
+    [
+        "Offset of field: vmem_tracking::tracked",
+    ][::core::mem::offset_of!(vmem_tracking, tracked) - 0usize];
+    [
+        "Offset of field: vmem_tracking::mappings",
+    ][::core::mem::offset_of!(vmem_tracking, mappings) - 8usize];
+    [
+        "Offset of field: vmem_tracking::dirty",
+    ][::core::mem::offset_of!(vmem_tracking, dirty) - 16usize];
+    [
+        "Offset of field: vmem_tracking::faults",
+    ][::core::mem::offset_of!(vmem_tracking, faults) - 24usize];
+    [
+        "Offset of field: vmem_tracking::written",
+    ][::core::mem::offset_of!(vmem_tracking, written) - 32usize];
+    [
+        "Offset of field: vmem_tracking::cleaned",
+    ][::core::mem::offset_of!(vmem_tracking, cleaned) - 40usize];
+    [
+        "Offset of field: vmem_tracking::held",
+    ][::core::mem::offset_of!(vmem_tracking, held) - 48usize];
+    [
+        "Offset of field: vmem_tracking::reserved",
+    ][::core::mem::offset_of!(vmem_tracking, reserved) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -404,6 +559,7 @@ pub const VMEM_ID_KEEP: __u32 = 4294967295;
 pub const VMEM_GET_FEATURES: __u32 = 2151725824;
 pub const VMEM_CREATE_VMEM: __u32 = 3227564801;
 pub const VMEM_ATTACH: __u32 = 3226516226;
+pub const VMEM_ADOPT: __u32 = 3224419075;
 pub const VMEM_WAIT_READY: __u32 = 47888;
 pub const VMEM_READY: __u32 = 47889;
 pub const VMEM_GET_PAGE_REQUEST: __u32 = 3222321938;
@@ -414,3 +570,7 @@ pub const VMEM_FILL_PAGES: __u32 = 3223370518;
 pub const VMEM_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_GET_INFO: __u32 = 2155920152;
 pub const VMEM_GET_MAP_FD: __u32 = 3221797657;
+pub const VMEM_TRACK: __u32 = 3223894816;
+pub const VMEM_UNTRACK: __u32 = 47905;
+pub const VMEM_DIRTY: __u32 = 3225467682;
+pub const VMEM_GET_TRACKING: __u32 = 2151725859;

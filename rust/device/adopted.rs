@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Adopted descriptors.
+
+use super::{
+    dirty,
+    info,
+    memories::Memory,
+    registry,
+    tracked::Tracked, //
+};
+use crate::{
+    model::range::{
+        pages_for,
+        PAGE_SIZE, //
+    },
+    sys::{
+        errno,
+        file::reserve_fd,
+        file_ops::{
+            self,
+            FileOps,
+            FileOpsTable, //
+        },
+        shared::SharedMemory,
+        uapi::{
+            vmem_adopt,
+            vmem_info,
+            vmem_track,
+            vmem_tracking,
+            UserArg,
+            VMEM_IOCTL_DIRTY,
+            VMEM_IOCTL_GET_FEATURES,
+            VMEM_IOCTL_GET_INFO,
+            VMEM_IOCTL_GET_TRACKING,
+            VMEM_IOCTL_TRACK,
+            VMEM_IOCTL_UNTRACK,
+            VMEM_MAX_SIZE,
+            VMEM_STATE_PLAIN, //
+        }, //
+    }, //
+};
+use kernel::{
+    fs::{
+        file::flags,
+        File, //
+    },
+    new_mutex,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    types::ForeignOwnable, //
+};
+
+/// The operations of adopted descriptors.
+static OPS: FileOpsTable<AdoptedFile> = FileOpsTable::new();
+
+/// How far mappings are counted: they cannot be made or removed meanwhile.
+const MAX_MAPPINGS: usize = 4096;
+
+/// Whether there is a log.
+enum State {
+    Plain,
+    /// It begins or ends.
+    Changing,
+    Tracked(Arc<Tracked>),
+}
+
+/// An open of adopted memory.
+#[pin_data(PinnedDrop)]
+pub(crate) struct AdoptedFile {
+    memory: Arc<Memory>,
+    #[pin]
+    state: Mutex<State>,
+}
+
+/// ADOPT.
+pub(crate) fn adopt(arg: UserArg) -> Result {
+    let mut call: vmem_adopt = arg.read()?;
+    if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+        return Err(EINVAL);
+    }
+    let shared = SharedMemory::adopt::<super::tracking::Tracking>(call.fd)?;
+    if shared.size() > VMEM_MAX_SIZE {
+        return Err(EFBIG);
+    }
+    let memory = Memory::adopt(shared, registry::next_id())?;
+    call.size = size(&memory);
+    call.id = memory.id();
+    let data = KBox::pin_init(
+        pin_init!(AdoptedFile {
+            memory,
+            state <- new_mutex!(State::Plain),
+        }),
+        GFP_KERNEL,
+    )?;
+    let file = file_ops::anonymous(c"[vmem-adopted]", &OPS, data, flags::O_RDWR)?;
+    let fd = reserve_fd()?;
+    call.vmem_fd = fd.reserved_fd() as i32;
+    arg.write(&call)?;
+    fd.fd_install(file);
+    Ok(())
+}
+
+/// Size in bytes, in whole pages.
+fn size(memory: &Memory) -> u64 {
+    pages_for(memory.shared().size())
+        .unwrap_or(0)
+        .saturating_mul(PAGE_SIZE)
+}
+
+impl AdoptedFile {
+    /// The log; `ENODATA` if there is none.
+    fn tracked(&self) -> Result<Arc<Tracked>> {
+        match &*self.state.lock() {
+            State::Tracked(tracked) => Ok(tracked.clone()),
+            State::Plain | State::Changing => Err(errno::nodata()),
+        }
+    }
+
+    /// TRACK.
+    fn track(&self, arg: UserArg) -> Result {
+        let mut call: vmem_track = arg.read()?;
+        if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+            return Err(EINVAL);
+        }
+        {
+            let mut state = self.state.lock();
+            if !matches!(*state, State::Plain) {
+                return Err(EALREADY);
+            }
+            *state = State::Changing;
+        }
+        let started = Tracked::start(&self.memory).and_then(|(tracked, held)| {
+            call.mappings = tracked.mappings(MAX_MAPPINGS);
+            call.held = held;
+            if let Err(e) = arg.write(&call) {
+                let _ = tracked.end();
+                return Err(e);
+            }
+            Ok(tracked)
+        });
+        let (state, result) = match started {
+            Ok(tracked) => (State::Tracked(tracked), Ok(())),
+            Err(e) => (State::Plain, Err(e)),
+        };
+        *self.state.lock() = state;
+        result
+    }
+
+    /// UNTRACK.
+    fn untrack(&self) -> Result {
+        let tracked = {
+            let mut state = self.state.lock();
+            match core::mem::replace(&mut *state, State::Changing) {
+                State::Tracked(tracked) => tracked,
+                State::Plain => {
+                    *state = State::Plain;
+                    return Ok(());
+                }
+                State::Changing => return Err(EBUSY),
+            }
+        };
+        let result = tracked.end();
+        *self.state.lock() = State::Plain;
+        result
+    }
+
+    /// GET_TRACKING.
+    fn figures(&self) -> vmem_tracking {
+        let Ok(tracked) = self.tracked() else {
+            return vmem_tracking {
+                tracked: 0,
+                mappings: 0,
+                dirty: 0,
+                faults: 0,
+                written: 0,
+                cleaned: 0,
+                held: 0,
+                reserved: 0,
+            };
+        };
+        let tracking = tracked.tracking();
+        vmem_tracking {
+            tracked: 1,
+            mappings: tracked.mappings(MAX_MAPPINGS),
+            dirty: tracking.dirty(),
+            faults: tracking.faults.get(),
+            written: tracking.written.get(),
+            cleaned: tracking.cleaned.get(),
+            held: tracking.held.get(),
+            reserved: 0,
+        }
+    }
+
+    /// GET_INFO: all pages are present, and nobody waits for one.
+    fn info(&self) -> vmem_info {
+        let size = size(&self.memory);
+        vmem_info {
+            id: self.memory.id(),
+            size,
+            flags: 0,
+            state: VMEM_STATE_PLAIN,
+            present: size / PAGE_SIZE,
+            unreadable: 0,
+            requested: 0,
+            queued: 0,
+            waiters: 0,
+            oldest_wait_ns: 0,
+            faults: 0,
+            requests: 0,
+            sigbus: 0,
+            mappings: 0,
+            reserved: [0; 3],
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for AdoptedFile {
+    fn drop(self: Pin<&mut Self>) {
+        let state = core::mem::replace(&mut *self.state.lock(), State::Plain);
+        if let State::Tracked(tracked) = state {
+            // If the task is being killed it ends without the task.
+            let _ = tracked.end();
+        }
+    }
+}
+
+#[vtable]
+impl FileOps for AdoptedFile {
+    type Data = Pin<KBox<Self>>;
+
+    fn ioctl(
+        this: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        cmd: u32,
+        arg: UserArg,
+    ) -> Result {
+        match cmd {
+            VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
+            VMEM_IOCTL_GET_INFO => arg.write(&this.info()),
+            VMEM_IOCTL_TRACK => this.track(arg),
+            VMEM_IOCTL_UNTRACK => this.untrack(),
+            VMEM_IOCTL_DIRTY => dirty::dirty(&*this.tracked()?, arg),
+            VMEM_IOCTL_GET_TRACKING => arg.write(&this.figures()),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn size(this: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> u64 {
+        size(&this.memory)
+    }
+
+    fn show_fdinfo(this: <Self::Data as ForeignOwnable>::Borrowed<'_>, m: &SeqFile) {
+        let figures = this.figures();
+        for (name, value) in [
+            ("id", this.memory.id()),
+            ("size", size(&this.memory)),
+            ("tracked", figures.tracked),
+            ("mappings", figures.mappings),
+            ("dirty", figures.dirty),
+            ("faults", figures.faults),
+            ("written", figures.written),
+            ("cleaned", figures.cleaned),
+            ("held", figures.held),
+        ] {
+            seq_print!(m, "vmem-{name}:\t{value}\n");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All adopted memory, and its logs.
+
+use super::tracking::Tracking;
+use crate::sys::{
+    global::global_mutex,
+    shared::{
+        Identity,
+        SharedMemory, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Release, //
+        },
+        Arc,
+        UniqueArc, //
+    }, //
+};
+
+global_mutex! {
+    static MEMORIES: Mutex<KVec<Entry>> = KVec::new(), made ready by init;
+}
+
+struct Entry {
+    identity: Identity,
+    tracking: Option<Arc<Tracking>>,
+}
+
+/// Shared memory that is adopted, by one descriptor.
+pub(crate) struct Memory {
+    shared: SharedMemory,
+    id: u64,
+    tracked: Atomic<bool>,
+}
+
+impl Memory {
+    /// Adopts memory; `EBUSY` if it is already, or if another file is open that could write to it.
+    pub(crate) fn adopt(shared: SharedMemory, id: u64) -> Result<Arc<Self>> {
+        let room = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        let identity = shared.identity();
+        {
+            let mut memories = MEMORIES.lock();
+            if memories.iter().any(|entry| entry.identity == identity) {
+                return Err(EBUSY);
+            }
+            memories.push(
+                Entry {
+                    identity,
+                    tracking: None,
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        // From here on the drop takes it off the list.
+        let memory: Arc<Self> = room
+            .write(Self {
+                shared,
+                id,
+                tracked: Atomic::new(false),
+            })
+            .into();
+        if !memory.shared.is_sole_writer() {
+            return Err(EBUSY);
+        }
+        Ok(memory)
+    }
+
+    /// The memory itself.
+    pub(crate) fn shared(&self) -> &SharedMemory {
+        &self.shared
+    }
+
+    /// Number of the region.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// It is going to be tracked; `EALREADY` if it is, or if that is ending.
+    pub(super) fn begin_tracking(&self, tracking: Arc<Tracking>) -> Result {
+        self.tracked
+            .cmpxchg(false, true, Full)
+            .map_err(|_| EALREADY)?;
+        self.set_tracking(Some(tracking));
+        Ok(())
+    }
+
+    /// System calls and new mappings do not find the log any more.
+    pub(super) fn forget_tracking(&self) {
+        self.set_tracking(None);
+    }
+
+    /// It can be tracked again.
+    pub(super) fn end_tracking(&self) {
+        self.tracked.store(false, Release);
+    }
+
+    fn set_tracking(&self, tracking: Option<Arc<Tracking>>) {
+        let identity = self.shared.identity();
+        // What was there is dropped without the lock.
+        let _before = {
+            let mut memories = MEMORIES.lock();
+            let entry = memories.iter_mut().find(|entry| entry.identity == identity);
+            entry.map(|entry| core::mem::replace(&mut entry.tracking, tracking))
+        };
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let identity = self.shared.identity();
+        let mut memories = MEMORIES.lock();
+        let at = memories.iter().position(|entry| entry.identity == identity);
+        let _entry = at.and_then(|at| memories.remove(at).ok());
+        if memories.is_empty() {
+            // Nobody drops a static when the module goes.
+            *memories = KVec::new();
+        }
+    }
+}
+
+/// The log of a memory, if it is tracked.
+pub(crate) fn tracking_of(identity: Identity) -> Option<Arc<Tracking>> {
+    let memories = MEMORIES.lock();
+    let entry = memories.iter().find(|entry| entry.identity == identity)?;
+    entry.tracking.clone()
+}

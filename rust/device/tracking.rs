@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The log of writes to a shared memory, from TRACK to UNTRACK.
+
+use super::{
+    memories,
+    pages::Counter, //
+};
+use crate::{
+    model::{
+        dirty_log::{
+            runs,
+            words_for,
+            Bits,
+            ChunkBits,
+            DirtyLog,
+            CHUNK_PAGES,
+            NO_PAGES, //
+        },
+        range::{
+            pages_for,
+            PageRange, //
+        }, //
+    },
+    sys::{
+        shared::{
+            Identity,
+            SharedMemory, //
+        },
+        staging::Shmem,
+        task::{
+            available_memory,
+            breathe, //
+        },
+        tracked::{
+            Hold,
+            TrackOps,
+            WriteLog, //
+        }, //
+    }, //
+};
+use kernel::{
+    alloc::flags::{
+        GFP_KERNEL_ACCOUNT,
+        __GFP_NOWARN, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// Clean pages between dirty ones that lose the permission to write, too: to take it from a few more
+/// pages costs less than to take it once more.
+const GAP: u64 = 16;
+
+static OPS: TrackOps<Tracking> = TrackOps::new();
+
+/// Makes the operations of tracked memory ready.
+pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
+    OPS.init(module, &shmem);
+    shmem
+}
+
+/// A log, and what it has told.
+#[pin_data]
+pub(crate) struct Tracking {
+    log: DirtyLog<KVVec<Atomic<u64>>>,
+    nr_pages: u64,
+    /// Held while calls that write wait until those of before are over.
+    #[pin]
+    admission: Mutex<()>,
+    /// Held by who reads the log.
+    #[pin]
+    reader: Mutex<()>,
+    /// First writes to protected pages.
+    pub(crate) faults: Counter,
+    /// System calls that wrote.
+    pub(crate) written: Counter,
+    /// Pages reported by a call that cleans.
+    pub(crate) cleaned: Counter,
+    /// Those of them that stay in the log.
+    pub(crate) held: Counter,
+}
+
+/// What a call has found of a part of the memory.
+pub(crate) struct Found {
+    /// Pages in the log.
+    pub(crate) dirty: ChunkBits,
+    /// How many of them are in it still, since somebody has them in hand.
+    pub(crate) held: u64,
+}
+
+impl Bits for Atomic<u64> {
+    fn load(&self) -> u64 {
+        Atomic::load(self, Relaxed)
+    }
+
+    fn set(&self, bits: u64) -> u64 {
+        change(self, |word| word | bits)
+    }
+
+    fn clear(&self, bits: u64) -> u64 {
+        change(self, |word| word & !bits)
+    }
+}
+
+/// Changes a word; returns its value before.
+fn change(word: &Atomic<u64>, to: impl Fn(u64) -> u64) -> u64 {
+    let mut old = Atomic::load(word, Relaxed);
+    loop {
+        match word.cmpxchg(old, to(old), Full) {
+            Ok(old) => return old,
+            Err(now) => old = now,
+        }
+    }
+}
+
+impl WriteLog for Tracking {
+    fn ops() -> &'static TrackOps<Self> {
+        &OPS
+    }
+
+    fn of(memory: Identity) -> Option<Arc<Self>> {
+        memories::tracking_of(memory)
+    }
+
+    fn admit(&self) {
+        drop(self.admission.lock());
+    }
+
+    fn write_fault(&self, pages: PageRange) {
+        self.faults.count();
+        self.log.mark(pages);
+    }
+
+    fn written(&self, range: PageRange) {
+        self.written.count();
+        self.log.mark(range);
+    }
+}
+
+impl Tracking {
+    /// A log of this memory in which no page is.
+    pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
+        let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
+        let (words, summary) = words_for(nr_pages);
+        if words.saturating_add(summary).saturating_mul(8) > available_memory() / 2 {
+            return Err(ENOMEM);
+        }
+        let log = DirtyLog::new(plane(words)?, plane(summary)?);
+        Arc::pin_init(
+            pin_init!(Self {
+                log,
+                nr_pages,
+                admission <- new_mutex!(()),
+                reader <- new_mutex!(()),
+                faults: Counter::new(),
+                written: Counter::new(),
+                cleaned: Counter::new(),
+                held: Counter::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Has all writes to the memory logged from when this returns. On an error `hold`, which has begun,
+    /// is there to be ended. Returns how many pages somebody has in hand.
+    pub(crate) fn begin(&self, memory: &SharedMemory, hold: &Hold<Self>) -> Result<u64> {
+        if pages_for(memory.size()) != Some(self.nr_pages) {
+            // It has got another size since the log was made, and before that was sealed.
+            return Err(EAGAIN);
+        }
+        {
+            let _admission = self.admission.lock();
+            memory.await_writers()?;
+        }
+        memory.await_mmaps()?;
+        hold.track_mappings(memory)?;
+        // After the mappings: one that was left of a file that is closed has let go of it.
+        if !memory.is_sole_writer() {
+            return Err(EBUSY);
+        }
+        let mut nr = 0;
+        for chunk in self.range(0, self.nr_pages)?.pieces(CHUNK_PAGES) {
+            breathe()?;
+            let mut held = NO_PAGES;
+            memory.add_held(chunk, &mut held);
+            self.log.mark_bits(chunk, &held);
+            nr += count(&held);
+        }
+        Ok(nr)
+    }
+
+    /// Pages of the memory; `EINVAL` if they are not.
+    pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
+        PageRange::within(pgoff, nr, self.nr_pages).ok_or(EINVAL)
+    }
+
+    /// How many pages are in the log.
+    pub(crate) fn dirty(&self) -> u64 {
+        let _reader = self.reader.lock();
+        self.log.count()
+    }
+
+    /// Those pages of `chunk`, which is within one chunk, that are in the log.
+    pub(crate) fn peek(&self, chunk: PageRange) -> Found {
+        let _reader = self.reader.lock();
+        Found {
+            dirty: self.log.peek(chunk),
+            held: 0,
+        }
+    }
+
+    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
+    /// the log still.
+    pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<Found> {
+        let dirty = {
+            let _reader = self.reader.lock();
+            self.log.take(chunk)
+        };
+        let mut held = NO_PAGES;
+        for run in runs(chunk, &dirty, GAP) {
+            if let Err(e) = memory.protect(run) {
+                self.log.mark_bits(chunk, &dirty);
+                return Err(e);
+            }
+            // Who has a page in hand may write after this without a fault, so it is never clean.
+            memory.add_held(run, &mut held);
+        }
+        for (held, dirty) in held.iter_mut().zip(&dirty) {
+            *held &= dirty;
+        }
+        self.log.mark_bits(chunk, &held);
+        let held = count(&held);
+        self.held.add(held);
+        Ok(Found { dirty, held })
+    }
+
+    /// Pages that were taken out of the log are in it again.
+    pub(crate) fn put_back(&self, range: PageRange) {
+        self.log.mark(range);
+    }
+
+    /// The same for those of a chunk.
+    pub(crate) fn put_back_bits(&self, chunk: PageRange, bits: &ChunkBits) {
+        self.log.mark_bits(chunk, bits);
+    }
+}
+
+/// How many pages.
+pub(crate) fn count(bits: &ChunkBits) -> u64 {
+    bits.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+fn plane(words: u64) -> Result<KVVec<Atomic<u64>>> {
+    let words = usize::try_from(words).map_err(|_| ENOMEM)?;
+    let memory = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+    let mut plane = KVVec::with_capacity(words, memory)?;
+    for _ in 0..words {
+        plane.push(Atomic::new(0), memory)?;
+    }
+    Ok(plane)
+}

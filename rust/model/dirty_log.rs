@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages have been written to since they were last cleaned.
+//!
+//! One bit a page, and a summary with one bit for each word of those, so that looking through a
+//! large, quiet memory is cheap. Writers set bits without a lock. Those who read the log come one at a time: one who has just
+//! cleared a bit of the summary may be about to set it again.
+//!
+//! What a bit promises is made by its users: a writer sets the bit of a page with the page's lock
+//! held, before its page table permits the write; whoever takes a bit sees the page unlocked once
+//! and only then takes the permission away. So a write is either in the bit that was taken, and the
+//! page is read after it, or it faults again and sets the bit anew.
+
+use super::range::PageRange;
+use core::ops::Deref;
+
+const WORD: u64 = u64::BITS as u64;
+
+/// Pages in a chunk: what one word of the summary stands for.
+pub(crate) const CHUNK_PAGES: u64 = WORD * WORD;
+
+/// One bit for each page of a chunk.
+pub(crate) type ChunkBits = [u64; WORD as usize];
+
+/// No page of a chunk.
+pub(crate) const NO_PAGES: ChunkBits = [0; WORD as usize];
+
+/// A word that threads change without a lock. Each change is ordered after and before all else.
+pub(crate) trait Bits {
+    /// Its value.
+    fn load(&self) -> u64;
+    /// Sets these bits; returns the value before.
+    fn set(&self, bits: u64) -> u64;
+    /// Clears these bits; returns the value before.
+    fn clear(&self, bits: u64) -> u64;
+}
+
+/// The log. `W` is what holds a plane.
+pub(crate) struct DirtyLog<W> {
+    words: W,
+    /// A bit is set if its word may have one. It may be set though it has none.
+    summary: W,
+}
+
+/// Words that the log of `pages` pages takes, and those of its summary.
+pub(crate) fn words_for(pages: u64) -> (u64, u64) {
+    (pages.div_ceil(WORD), pages.div_ceil(CHUNK_PAGES))
+}
+
+/// The bits from `first` to `last`, both included, of a word.
+fn mask(first: u64, last: u64) -> u64 {
+    (u64::MAX << (first % WORD)) & (u64::MAX >> (WORD - 1 - last % WORD))
+}
+
+/// The words of `range`, each with its bits in it.
+fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
+    let (start, last) = (range.start(), range.end().saturating_sub(1));
+    (start / WORD..=last / WORD).map(move |word| {
+        let first = start.max(word * WORD);
+        let last = last.min(word * WORD + (WORD - 1));
+        (word, mask(first, last))
+    })
+}
+
+impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
+    /// A log in which no page is. The planes have as many words as [`words_for`] says, all zero.
+    pub(crate) fn new(words: W, summary: W) -> Self {
+        Self { words, summary }
+    }
+
+    fn word(&self, at: u64) -> Option<&A> {
+        self.words.get(usize::try_from(at).ok()?)
+    }
+
+    fn summary_of(&self, word: u64) -> Option<(&A, u64)> {
+        let at = usize::try_from(word / WORD).ok()?;
+        Some((self.summary.get(at)?, 1 << (word % WORD)))
+    }
+
+    /// Pages have been, or are about to be, written to. Pages that the memory does not have are
+    /// left out.
+    pub(crate) fn mark(&self, range: PageRange) {
+        let words = self.words.len() as u64;
+        for (at, bits) in masks(range).take_while(|(at, _)| *at < words) {
+            self.mark_word(at, bits);
+        }
+    }
+
+    /// Puts back pages of the chunk that `range` is in.
+    pub(crate) fn mark_bits(&self, range: PageRange, bits: &ChunkBits) {
+        for (at, mask) in masks(range) {
+            let bits = bits.get((at % WORD) as usize).copied().unwrap_or(0);
+            if bits & mask != 0 {
+                self.mark_word(at, bits & mask);
+            }
+        }
+    }
+
+    fn mark_word(&self, at: u64, bits: u64) {
+        let Some(word) = self.word(at) else {
+            return;
+        };
+        if word.load() & bits != bits {
+            word.set(bits);
+        }
+        // Also if the bits were set: who has set them may not have come so far.
+        if let Some((summary, bit)) = self.summary_of(at) {
+            if summary.load() & bit == 0 {
+                summary.set(bit);
+            }
+        }
+    }
+
+    /// The pages of `range`, which is within one chunk, that are in the log.
+    pub(crate) fn peek(&self, range: PageRange) -> ChunkBits {
+        self.gather(range, |word, mask| word.load() & mask)
+    }
+
+    /// The same, and takes them out of the log.
+    pub(crate) fn take(&self, range: PageRange) -> ChunkBits {
+        self.gather(range, |word, mask| {
+            if word.load() & mask == 0 {
+                return 0;
+            }
+            word.clear(mask) & mask
+        })
+    }
+
+    fn gather(&self, range: PageRange, mut of: impl FnMut(&A, u64) -> u64) -> ChunkBits {
+        let mut bits = NO_PAGES;
+        let chunk = self.summary_of(range.start() / WORD);
+        if chunk.is_none_or(|(summary, _)| summary.load() == 0) {
+            return bits;
+        }
+        for (at, mask) in masks(range) {
+            let Some((summary, bit)) = self.summary_of(at) else {
+                continue;
+            };
+            if summary.load() & bit == 0 {
+                continue;
+            }
+            let (Some(word), Some(out)) = (self.word(at), bits.get_mut((at % WORD) as usize))
+            else {
+                continue;
+            };
+            *out = of(word, mask);
+            tidy(word, summary, bit);
+        }
+        bits
+    }
+
+    /// How many pages are in the log.
+    pub(crate) fn count(&self) -> u64 {
+        let mut count = 0;
+        for (chunk, summary) in (0u64..).zip(self.summary.iter()) {
+            let mut left = summary.load();
+            while left != 0 {
+                let at = chunk * WORD + u64::from(left.trailing_zeros());
+                left &= left - 1;
+                count += self
+                    .word(at)
+                    .map_or(0, |word| u64::from(word.load().count_ones()));
+            }
+        }
+        count
+    }
+}
+
+/// Clears the summary's bit of a word that has become empty. Who sets a bit in the word meanwhile
+/// sets the summary's, too, or has found it set, and is seen here.
+fn tidy<A: Bits>(word: &A, summary: &A, bit: u64) {
+    if word.load() == 0 {
+        summary.clear(bit);
+        if word.load() != 0 {
+            summary.set(bit);
+        }
+    }
+}
+
+/// The runs of pages whose bits are set, in the chunk that `range` is in. Runs that are no more than
+/// `gap` pages apart count as one.
+pub(crate) fn runs(
+    range: PageRange,
+    bits: &ChunkBits,
+    gap: u64,
+) -> impl Iterator<Item = PageRange> + '_ {
+    let base = range.start() & !(CHUNK_PAGES - 1);
+    let mut at = range.start() - base;
+    let end = range.end() - base;
+    core::iter::from_fn(move || {
+        let start = next(bits, at, end, false)?;
+        let mut stop = next(bits, start, end, true).unwrap_or(end);
+        while let Some(more) = next(bits, stop, end, false) {
+            if more - stop > gap {
+                break;
+            }
+            stop = next(bits, more, end, true).unwrap_or(end);
+        }
+        at = stop;
+        PageRange::within(base + start, stop - start, u64::MAX)
+    })
+}
+
+/// The first position from `at` on, before `end`, whose bit is set (or, if `inverted`, clear).
+fn next(bits: &ChunkBits, mut at: u64, end: u64, inverted: bool) -> Option<u64> {
+    while at < end {
+        let word = *bits.get((at / WORD) as usize)?;
+        let word = if inverted { !word } else { word } >> (at % WORD);
+        if word != 0 {
+            at += u64::from(word.trailing_zeros());
+            return (at < end).then_some(at);
+        }
+        at = (at / WORD + 1) * WORD;
+    }
+    None
+}

@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Shared memory that programs have already, and the logging of writes to it; see
+ * helpers.h.
+ */
+#include <linux/dcache.h>
+#include <linux/err.h>
+#include <linux/falloc.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/hugetlb.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/rwsem.h>
+#include <linux/sched/signal.h>
+#include <linux/shmem_fs.h>
+#include <linux/uio.h>
+#include <linux/userfaultfd_k.h>
+
+#include "helpers.h"
+
+/*
+ * The memory behind a descriptor. @tracked are the operations of files that were
+ * opened while they were tracked.
+ */
+struct file *vmem_shared_get(int fd, const struct file_operations *tracked)
+{
+	const struct file_operations *fops;
+	struct file *file = fget(fd);
+	int err = 0;
+
+	if (!file)
+		return ERR_PTR(-EBADF);
+	/* That of an incomplete region cannot be opened, and is not the memory. */
+	fops = READ_ONCE(file_inode(file)->i_fop);
+	if (is_file_hugepages(file))
+		err = -EOPNOTSUPP;
+	else if (!S_ISREG(file_inode(file)->i_mode) ||
+		 !shmem_mapping(file->f_mapping) ||
+		 file->f_mapping->host != file_inode(file) ||
+		 !i_size_read(file_inode(file)))
+		err = -EINVAL;
+	else if (!(file->f_mode & FMODE_WRITE))
+		err = -EACCES;
+	/* Memory of System V, or a driver's, is private to the kernel. */
+	else if (IS_PRIVATE(file_inode(file)))
+		err = -EOPNOTSUPP;
+	else if (file->f_op != vmem_shmem_fops() && file->f_op != tracked)
+		err = -EOPNOTSUPP;
+	else if (fops != vmem_shmem_fops() && fops != tracked)
+		err = -EOPNOTSUPP;
+	if (!err)
+		return file;
+	fput(file);
+	return ERR_PTR(err);
+}
+
+/* Another open file on it, as vmem_shmem_clone(), which has its name. */
+struct file *vmem_shared_clone(struct file *memory,
+			       const struct file_operations *fops, void *data)
+{
+	struct name_snapshot name;
+	struct file *file;
+
+	take_dentry_name_snapshot(&name, memory->f_path.dentry);
+	file = vmem_shmem_clone(memory, name.name.name, fops, data);
+	release_dentry_name_snapshot(&name);
+	return file;
+}
+
+unsigned long vmem_shared_size(struct file *memory)
+{
+	return i_size_read(file_inode(memory));
+}
+
+/*
+ * Whether no other file is open for writing, whose operations would stay as they
+ * are. The first file of a memfd is not counted, nor is any that we make; so one
+ * that is counted, where such files are, is not the first one.
+ */
+int vmem_shared_is_sole_writer(struct file *memory)
+{
+	struct inode *inode = file_inode(memory);
+	int counted = !!(memory->f_mode & FMODE_WRITER);
+
+	if (counted && (inode->i_sb->s_flags & SB_NOUSER))
+		return 0;
+	/* After i_fop has been set: who opens it is counted before it looks there. */
+	smp_mb();
+	return atomic_read(&inode->i_writecount) == counted;
+}
+
+/* Its size stays as it is; returns which seals it had before. */
+int vmem_shared_seal(struct file *memory, unsigned int *before)
+{
+	struct inode *inode = file_inode(memory);
+	int err = inode_lock_killable(inode);
+
+	if (err)
+		return err;
+	*before = SHMEM_I(inode)->seals;
+	SHMEM_I(inode)->seals |= F_SEAL_SHRINK | F_SEAL_GROW;
+	inode_unlock(inode);
+	return 0;
+}
+
+int vmem_shared_unseal(struct file *memory, unsigned int before)
+{
+	struct inode *inode = file_inode(memory);
+	int err = inode_lock_killable(inode);
+
+	if (err)
+		return err;
+	/* Others may have added seals meanwhile; these two they had already. */
+	SHMEM_I(inode)->seals &= ~(F_SEAL_SHRINK | F_SEAL_GROW) | before;
+	inode_unlock(inode);
+	return 0;
+}
+
+/* The operations of the file, and of those that are opened from now on. */
+void vmem_shared_set_fops(struct file *memory,
+			  const struct file_operations *file_fops,
+			  const struct file_operations *inode_fops)
+{
+	WRITE_ONCE(file_inode(memory)->i_fop, inode_fops);
+	WRITE_ONCE(memory->f_op, file_fops);
+}
+
+const struct file_operations *vmem_shared_fops(struct file *memory)
+{
+	return memory->f_op;
+}
+
+const struct file_operations *vmem_shared_inode_fops(struct file *memory)
+{
+	return file_inode(memory)->i_fop;
+}
+
+/*
+ * Whether nobody waits for the lock under which the file is written to. Who is in
+ * a write that began before waits there or is over by the time that we have it,
+ * unless it is on its way there, which vmem_wait_preempted() waits for.
+ */
+int vmem_shared_no_writer_waits(struct file *memory)
+{
+	struct inode *inode = file_inode(memory);
+	int err = inode_lock_killable(inode);
+	int contended;
+
+	if (err)
+		return err;
+	contended = rwsem_is_contended(&inode->i_rwsem);
+	inode_unlock(inode);
+	return !contended;
+}
+
+/*
+ * Whether no shared mapping is just being made. mmap() counts itself before it
+ * asks the file for its operations, and the mapping counts once it is in the tree.
+ */
+int vmem_shared_no_mmap_runs(struct file *memory)
+{
+	struct address_space *mapping = memory->f_mapping;
+	struct vm_area_struct *vma;
+	int writable = 0;
+	bool rest;
+
+	i_mmap_lock_read(mapping);
+	for (vma = vmem_first_vma(mapping); vma; vma = vmem_next_vma(vma)) {
+		writable += (vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) ==
+			    (VM_SHARED | VM_MAYWRITE);
+		cond_resched();
+	}
+	rest = atomic_read(&mapping->i_mmap_writable) == writable;
+	i_mmap_unlock_read(mapping);
+	return rest;
+}
+
+static bool can_be_tracked(struct vm_area_struct *vma,
+			   const struct vm_operations_struct *tracked)
+{
+	const struct vm_operations_struct *ops = READ_ONCE(vma->vm_ops);
+
+	if (!(vma->vm_flags & VM_SHARED))
+		return true;
+	if (userfaultfd_armed(vma))
+		return false;
+	return ops == tracked || ops->fault == vmem_shmem_vm_ops()->fault;
+}
+
+/* Whether all shared mappings are shmem's own. */
+int vmem_shared_can_be_tracked(struct file *memory,
+			       const struct vm_operations_struct *tracked)
+{
+	struct address_space *mapping = memory->f_mapping;
+	struct vm_area_struct *vma;
+	bool can = true;
+
+	i_mmap_lock_read(mapping);
+	for (vma = vmem_first_vma(mapping); vma; vma = vmem_next_vma(vma)) {
+		can = can_be_tracked(vma, tracked);
+		cond_resched();
+		if (!can || fatal_signal_pending(current))
+			break;
+	}
+	i_mmap_unlock_read(mapping);
+	return can;
+}
+
+/* Whether writes through this mapping are to its file. */
+int vmem_shared_desc_is_shared(struct vm_area_desc *desc)
+{
+	return vma_desc_test(desc, VMA_SHARED_BIT);
+}
+
+/* A file system above this one has opened it, and maps it for itself. */
+int vmem_shared_desc_is_backing(struct vm_area_desc *desc)
+{
+	return !!(desc->file->f_mode & FMODE_BACKING);
+}
+
+struct file *vmem_shared_desc_file(struct vm_area_desc *desc)
+{
+	return desc->file;
+}
+
+/*
+ * The mapping that is being made is to be @clone's, whose reference goes with it.
+ * As nothing else has that file the mapping is merged with no other, for which the
+ * memory management would keep the reference.
+ */
+void vmem_shared_desc_track(struct vm_area_desc *desc, struct file *clone,
+			    const struct vm_operations_struct *ops, void *data)
+{
+	desc->vm_file = clone;
+	desc->vm_ops = ops;
+	desc->private_data = data;
+}
+
+/* What shmem itself does. */
+int vmem_shared_mmap_prepare(struct vm_area_desc *desc)
+{
+	return vmem_shmem_fops()->mmap_prepare(desc);
+}
+
+long vmem_shared_fallocate(struct file *file, int mode, long long pos,
+			   long long len)
+{
+	return vmem_shmem_fops()->fallocate(file, mode, pos, len);
+}
+
+long vmem_shared_write_iter(struct kiocb *iocb, struct iov_iter *from)
+{
+	return vmem_shmem_fops()->write_iter(iocb, from);
+}
+
+/* What such a write is about to do. */
+struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
+				     long long *pos, unsigned long *len)
+{
+	*pos = iocb->ki_pos;
+	*len = iov_iter_count(from);
+	return iocb->ki_filp;
+}
+
+/*
+ * Without the permission to write in vm_page_prot, page tables have none, and the
+ * first write to a page is a fault. Of mappings that are not tracked, only those
+ * are so whose soft-dirty bits are watched, or that userfaultfd protects.
+ */
+static void set_page_prot(struct vm_area_struct *vma, bool tracked)
+{
+	vm_flags_t flags = vma->vm_flags;
+	bool soft_dirty = IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) &&
+			  !(flags & VM_SOFTDIRTY);
+
+	if (tracked || soft_dirty || userfaultfd_wp(vma))
+		flags &= ~VM_SHARED;
+	WRITE_ONCE(vma->vm_page_prot, vm_get_page_prot(flags));
+}
+
+/*
+ * Has a mapping that exists tell of writes. The mmap lock is held for writing. What
+ * its page tables permit is as before.
+ */
+int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
+		   const struct vm_operations_struct *ops, void *data)
+{
+	struct address_space *mapping = clone->f_mapping;
+
+	if (!can_be_tracked(vma, ops))
+		return -EBUSY;
+	vma_start_write(vma);
+	/* Who finds the VMA by the tree of its file looks at the operations. */
+	i_mmap_lock_write(mapping);
+	vma_set_file(vma, clone);
+	WRITE_ONCE(vma->vm_ops, ops);
+	vma->vm_private_data = data;
+	i_mmap_unlock_write(mapping);
+	set_page_prot(vma, true);
+	return 0;
+}
+
+/* Back to what mmap() of the memory gives. */
+int vmem_vma_untrack(struct vm_area_struct *vma, struct file *memory)
+{
+	int err = vmem_vma_make_plain(vma, memory);
+
+	if (!err)
+		set_page_prot(vma, false);
+	return err;
+}
+
+/*
+ * A fault in a tracked mapping. With a write fault the core asks page_mkwrite() for
+ * one page and then makes all of its folio writable. So a page of a large folio is
+ * mapped alone here, without permission to write, and the fault comes again.
+ */
+unsigned int vmem_tracked_fault(struct vm_fault *vmf)
+{
+	vm_fault_t ret = vmem_shmem_vm_ops()->fault(vmf);
+	struct folio *folio;
+
+	if (!(ret & VM_FAULT_LOCKED) || !(vmf->flags & FAULT_FLAG_WRITE))
+		return (__force unsigned int)ret;
+	folio = page_folio(vmf->page);
+	/* A marker of userfaultfd in the page table is for the core to replace. */
+	if (!folio_test_large(folio) || vmem_fault_has_marker(vmf))
+		return (__force unsigned int)ret;
+	ret &= VM_FAULT_MAJOR;
+	if (vmem_fault_pmd_is_leaf(vmf))
+		ret |= VM_FAULT_NOPAGE;
+	else
+		ret |= (__force vm_fault_t)vmem_fault_insert(vmf->vma, vmf->address,
+							     vmf->page);
+	/* No memory, or a page table that was taken away under the fault. */
+	if ((ret & VM_FAULT_OOM) && vmem_has_page_table_memory())
+		ret = VM_FAULT_NOPAGE;
+	vmem_folio_unlock_put(folio);
+	vmf->page = NULL;
+	return (__force unsigned int)ret;
+}
+
+/*
+ * Locks the folio of the page that is about to become writable, for
+ * page_mkwrite(). Returns how many pages may become so, from @first on; 0 if the
+ * folio is not the file's any more.
+ */
+unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
+{
+	struct folio *folio = page_folio(vmf->page);
+
+	file_update_time(vmf->vma->vm_file);
+	folio_lock(folio);
+	if (folio->mapping != vmf->vma->vm_file->f_mapping) {
+		folio_unlock(folio);
+		return 0;
+	}
+	/*
+	 * The core has a page of a large folio only in place of a marker, beside
+	 * which it maps no other. If the page table goes meanwhile, with the marker,
+	 * it maps all of the folio.
+	 */
+	if (userfaultfd_wp(vmf->vma)) {
+		*first = folio->index;
+		return folio_nr_pages(folio);
+	}
+	*first = vmf->pgoff;
+	return 1;
+}
+
+/*
+ * Calls @each for the folios of the pages that are in the page cache, with a
+ * reference.
+ */
+static int walk_folios(struct file *memory, pgoff_t first, pgoff_t nr,
+		       int (*each)(struct folio *folio, void *data), void *data)
+{
+	pgoff_t last = first + nr - 1;
+	struct folio_batch batch;
+	int err = 0;
+
+	folio_batch_init(&batch);
+	while (!err && filemap_get_folios(memory->f_mapping, &first, last, &batch)) {
+		for (unsigned int i = 0; i < folio_batch_count(&batch) && !err; i++)
+			err = each(batch.folios[i], data);
+		folio_batch_release(&batch);
+		cond_resched();
+	}
+	return err;
+}
+
+static int wait_unlocked(struct folio *folio, void *data)
+{
+	return folio_wait_locked_killable(folio);
+}
+
+/*
+ * Sees each folio of these pages unlocked once: a writer that had it locked when
+ * this was called has its page in the page table by then.
+ */
+int vmem_folios_wait_unlocked(struct file *memory, unsigned long first,
+			      unsigned long nr)
+{
+	return walk_folios(memory, first, nr, wait_unlocked, NULL);
+}
+
+/* Takes the pages out of all page tables, but for private copies. */
+void vmem_folios_unmap(struct file *memory, unsigned long first,
+		       unsigned long nr)
+{
+	unmap_mapping_pages(memory->f_mapping, first, nr, false);
+}
+
+struct held {
+	unsigned long first;
+	unsigned long end;
+	unsigned long base;
+	__u64 *bits;
+};
+
+/*
+ * Whether somebody has a reference to the folio who may write to it through that:
+ * all that are neither ours, nor the page cache's, nor a page table's. With the
+ * lock held none is added by a page table, and one that goes meanwhile is counted
+ * too often at worst.
+ */
+static bool is_held(struct folio *folio)
+{
+	bool held = true;
+
+	if (folio_trylock(folio)) {
+		int refs = folio_ref_count(folio);
+
+		/* The count before what it is compared with. */
+		smp_rmb();
+		held = folio_maybe_dma_pinned(folio) ||
+		       refs > folio_expected_ref_count(folio) + 1;
+		folio_unlock(folio);
+	}
+	return held;
+}
+
+static int note_held(struct folio *folio, void *data)
+{
+	struct held *held = data;
+	unsigned long at = max(folio->index, held->first);
+	unsigned long end = min(folio_next_index(folio), held->end);
+
+	if (!is_held(folio))
+		return 0;
+	for (; at < end; at++)
+		held->bits[(at - held->base) / 64] |= 1ULL << (at - held->base) % 64;
+	return 0;
+}
+
+/*
+ * Sets the bit of each of these pages that somebody has in hand who may write to
+ * it without a page table, in a bitmap that begins with page @base.
+ */
+void vmem_folios_held(struct file *memory, unsigned long first,
+		      unsigned long nr, unsigned long base, __u64 *bits)
+{
+	struct held held = {
+		.first = first,
+		.end = first + nr,
+		.base = base,
+		.bits = bits,
+	};
+
+	/* After the page tables: who finds a page there takes it, and looks again. */
+	smp_mb();
+	walk_folios(memory, first, nr, note_held, &held);
+}

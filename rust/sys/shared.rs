@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shared memory that programs have already: a memfd, a file in a tmpfs.
+//!
+//! Stands in for an abstraction of the page cache of a shmem file (`filemap_get_folios()`,
+//! `unmap_mapping_pages()`), which upstream does not have.
+
+use super::{
+    bindings,
+    file::into_file,
+    task::nap, //
+};
+use crate::model::{
+    dirty_log::{
+        ChunkBits,
+        CHUNK_PAGES, //
+    },
+    range::PageRange, //
+};
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    fs::File,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// How often something is looked at that is usually over at once, with a tick of the clock between.
+const TRIES: usize = 100;
+
+/// Which memory it is, however it was opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity(usize);
+
+impl Identity {
+    /// That of the memory behind an open file.
+    ///
+    /// # Safety
+    ///
+    /// The file is valid.
+    pub(super) unsafe fn of(file: *mut kernel::bindings::file) -> Self {
+        // SAFETY: By the safety requirement; an open file has an inode.
+        Self(unsafe { (*file).f_inode } as usize)
+    }
+}
+
+/// Shared memory, by an open file that may write to it.
+///
+/// # Invariants
+///
+/// The file is a shmem file.
+pub(crate) struct SharedMemory(ARef<File>);
+
+impl SharedMemory {
+    /// That behind a descriptor of the running process. `tracked` are the operations of files that are
+    /// tracked. The header says which errors there are.
+    pub(super) fn from_fd(
+        fd: i32,
+        tracked: *const kernel::bindings::file_operations,
+    ) -> Result<Self> {
+        // SAFETY: Any number may be asked for.
+        let file = from_err_ptr(unsafe { bindings::vmem_shared_get(fd, tracked) })?;
+        // INVARIANT: The function gives none but shmem files.
+        // SAFETY: The reference is ours. An ioctl is no `fdget_pos` section, and of another one that is
+        // on the file at the moment only its position is the business.
+        Ok(Self(unsafe { into_file(file) }))
+    }
+
+    /// Size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::vmem_shared_size(self.as_ptr()) as u64 }
+    }
+
+    /// Which memory it is.
+    pub(crate) fn identity(&self) -> Identity {
+        // SAFETY: The file is held.
+        unsafe { Identity::of(self.as_ptr()) }
+    }
+
+    /// Whether no other file is open that could write to it.
+    pub(crate) fn is_sole_writer(&self) -> bool {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::vmem_shared_is_sole_writer(self.as_ptr()) != 0 }
+    }
+
+    /// Waits until no write that began by a descriptor before now is under way. `EAGAIN` if there is
+    /// one all the time, `EINTR` if the task is being killed.
+    pub(crate) fn await_writers(&self) -> Result {
+        // Who has read the operations of before, and is on his way.
+        // SAFETY: In process context, with nothing held that such a task could wait for.
+        unsafe { bindings::vmem_wait_preempted() };
+        // SAFETY: By the type invariants.
+        poll(|| unsafe { bindings::vmem_shared_no_writer_waits(self.as_ptr()) })
+    }
+
+    /// Waits until no mapping of it is being made. `EAGAIN` and `EINTR` as above.
+    pub(crate) fn await_mmaps(&self) -> Result {
+        // SAFETY: By the type invariants.
+        poll(|| unsafe { bindings::vmem_shared_no_mmap_runs(self.as_ptr()) })
+    }
+
+    /// Takes the permission to write to these pages out of all page tables, by taking the pages out.
+    /// Whoever is about to get it has it before that, or asks anew. `EINTR` if the task is being killed.
+    pub(crate) fn protect(&self, pages: PageRange) -> Result {
+        let (first, nr) = (pages.start() as usize, pages.len() as usize);
+        // SAFETY: By the type invariants.
+        unsafe {
+            to_result(bindings::vmem_folios_wait_unlocked(
+                self.as_ptr(),
+                first,
+                nr,
+            ))?;
+            bindings::vmem_folios_unmap(self.as_ptr(), first, nr);
+        }
+        Ok(())
+    }
+
+    /// Takes all of it out of all page tables.
+    pub(crate) fn protect_all(&self) {
+        // SAFETY: By the type invariants; no pages are all pages.
+        unsafe { bindings::vmem_folios_unmap(self.as_ptr(), 0, 0) };
+    }
+
+    /// Adds those of these pages, which are in one chunk, that somebody has in hand who may write
+    /// without a page table.
+    pub(crate) fn add_held(&self, pages: PageRange, bits: &mut ChunkBits) {
+        let Some(pages) = pages.pieces(CHUNK_PAGES).next() else {
+            return;
+        };
+        let (first, nr) = (pages.start() as usize, pages.len() as usize);
+        let base = first & !(CHUNK_PAGES as usize - 1);
+        // SAFETY: By the type invariants; the pages are of one chunk, for which there is room.
+        unsafe { bindings::vmem_folios_held(self.as_ptr(), first, nr, base, bits.as_mut_ptr()) };
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut kernel::bindings::file {
+        self.0.as_ptr()
+    }
+}
+
+/// Asks until the answer is yes.
+fn poll(mut is_over: impl FnMut() -> core::ffi::c_int) -> Result {
+    for _ in 0..TRIES {
+        match is_over() {
+            0 => nap()?,
+            1 => return Ok(()),
+            error => return to_result(error),
+        }
+    }
+    Err(EAGAIN)
+}

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shared memory that tells of writes to it.
+//!
+//! While memory is tracked, its mappings have operations of ours, by which the first write to each
+//! page is a fault; and its file, and each that is opened meanwhile, has operations by which new
+//! mappings are so, too, and system calls that write are heard of. `shared.c` has what is done to a
+//! page.
+//!
+//! As with [`super::vm_ops`], what the operations of a mapping need is held by the file of the
+//! mapping: an open of the memory of our own (a clone), which holds the log and the module.
+
+use super::{
+    address_space::{
+        AddressSpace,
+        FEW_SPACES, //
+    },
+    bindings,
+    fault::Answer,
+    file::into_file,
+    shared::{
+        Identity,
+        SharedMemory, //
+    },
+    task::breathe, //
+};
+use crate::model::range::{
+    PageRange,
+    PAGE_SIZE, //
+};
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData, //
+};
+use kernel::{
+    bindings as c,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    ffi,
+    fs::File,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    types::ForeignOwnable, //
+};
+
+/// What hears of writes to memory.
+pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
+    /// The operations of all memory that has such a log.
+    fn ops() -> &'static TrackOps<Self>;
+
+    /// The log of a memory, if it has one now.
+    fn of(memory: Identity) -> Option<Arc<Self>>;
+
+    /// Returns when a system call may begin to write.
+    fn admit(&self);
+
+    /// Protected pages of one folio are about to become writable. The folio is locked until they are.
+    fn write_fault(&self, pages: PageRange);
+
+    /// A system call may have written to these pages.
+    fn written(&self, range: PageRange);
+}
+
+/// The operations of tracked memory: those of shmem, but for what a log needs. They must be a static:
+/// files and mappings refer to them.
+pub(crate) struct TrackOps<L> {
+    tables: UnsafeCell<Tables>,
+    _type: PhantomData<fn(L)>,
+}
+
+struct Tables {
+    /// Of the memory's files.
+    file: c::file_operations,
+    /// Of the files that mappings hold.
+    clone: c::file_operations,
+    vm: c::vm_operations_struct,
+}
+
+// SAFETY: The tables are written by `init` only, before anybody else has them.
+unsafe impl<L> Sync for TrackOps<L> {}
+
+impl<L: WriteLog> TrackOps<L> {
+    /// Operations that are not ready yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            tables: UnsafeCell::new(Tables {
+                file: pin_init::zeroed(),
+                clone: pin_init::zeroed(),
+                vm: pin_init::zeroed(),
+            }),
+            _type: PhantomData,
+        }
+    }
+
+    /// Makes them ready. The reference to the module, which only its initialization has, says that this
+    /// is called once; [`super::staging::Shmem`] is there.
+    pub(crate) fn init(
+        &'static self,
+        _module: &'static ThisModule,
+        _shmem: &super::staging::Shmem,
+    ) {
+        // SAFETY: The module is being initialized, so nobody else uses the tables; those of shmem are
+        // static, and known.
+        unsafe {
+            let tables = &mut *self.tables.get();
+            let mut file = *bindings::vmem_shmem_fops();
+            file.owner = &raw mut bindings::__this_module;
+            file.mmap_prepare = Some(Self::mmap_prepare);
+            file.fallocate = Some(Self::fallocate);
+            file.write_iter = Some(Self::write_iter);
+            tables.file = file;
+            tables.clone.owner = file.owner;
+            tables.clone.release = Some(Self::release);
+            tables.clone.mmap_prepare = file.mmap_prepare;
+            tables.clone.fallocate = file.fallocate;
+            tables.clone.fsync = file.fsync;
+            let mut vm = *bindings::vmem_shmem_vm_ops();
+            vm.fault = Some(Self::fault);
+            vm.page_mkwrite = Some(Self::page_mkwrite);
+            // userfaultfd is not for memory that is tracked.
+            vm.uffd_ops = core::ptr::null();
+            tables.vm = vm;
+        }
+    }
+
+    fn file_ops(&'static self) -> *const c::file_operations {
+        // SAFETY: The address of a part of the static.
+        unsafe { &raw const (*self.tables.get()).file }
+    }
+
+    fn clone_ops(&'static self) -> *const c::file_operations {
+        // SAFETY: The address of a part of the static.
+        unsafe { &raw const (*self.tables.get()).clone }
+    }
+
+    fn vm_ops(&'static self) -> *const c::vm_operations_struct {
+        // SAFETY: The address of a part of the static.
+        unsafe { &raw const (*self.tables.get()).vm }
+    }
+
+    /// # Safety
+    ///
+    /// The memory management calls it, for a VMA that is tracked.
+    unsafe extern "C" fn fault(vmf: *mut c::vm_fault) -> c::vm_fault_t {
+        // SAFETY: The fault is valid during the call.
+        unsafe { bindings::vmem_tracked_fault(vmf) }
+    }
+
+    /// # Safety
+    ///
+    /// The memory management calls it, for a VMA that is tracked.
+    unsafe extern "C" fn page_mkwrite(vmf: *mut c::vm_fault) -> c::vm_fault_t {
+        // SAFETY: The fault is valid during the call, and so is its VMA, whose file holds the log.
+        let log = unsafe {
+            let vma = (*vmf).__bindgen_anon_1.vma;
+            <Arc<L> as ForeignOwnable>::borrow((*vma).vm_private_data)
+        };
+        let mut first = 0;
+        // SAFETY: The fault is valid during the call.
+        let nr = unsafe { bindings::vmem_tracked_lock(vmf, &raw mut first) };
+        let Some(pages) = PageRange::within(first as u64, nr as u64, u64::MAX) else {
+            return Answer::NOPAGE.into_raw();
+        };
+        log.write_fault(pages);
+        Answer::LOCKED.into_raw()
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is.
+    unsafe extern "C" fn mmap_prepare(desc: *mut c::vm_area_desc) -> ffi::c_int {
+        // SAFETY: The description is valid during the call.
+        let err = unsafe { bindings::vmem_shared_mmap_prepare(desc) };
+        // SAFETY: As above.
+        if err != 0 || unsafe { bindings::vmem_shared_desc_is_shared(desc) } == 0 {
+            return err;
+        }
+        // SAFETY: As above; the file that is mapped is held by the caller.
+        let identity = unsafe { Identity::of(bindings::vmem_shared_desc_file(desc)) };
+        let Some(log) = L::of(identity) else {
+            return 0;
+        };
+        // SAFETY: As above.
+        if unsafe { bindings::vmem_shared_desc_is_backing(desc) } != 0 {
+            // A file system above would keep the reference to the clone.
+            return EBUSY.to_errno();
+        }
+        let data = log.into_foreign();
+        // SAFETY: The file is a shmem file; the operations expect a log, and live as long as the module,
+        // which the clone holds.
+        let clone = from_err_ptr(unsafe {
+            let file = bindings::vmem_shared_desc_file(desc);
+            bindings::vmem_shared_clone(file, L::ops().clone_ops(), data)
+        });
+        match clone {
+            Ok(clone) => {
+                // SAFETY: The reference to the clone, which holds the log, goes to the mapping.
+                unsafe {
+                    bindings::vmem_shared_desc_track(desc, clone, L::ops().vm_ops(), data);
+                }
+                0
+            }
+            Err(e) => {
+                // SAFETY: It came from `into_foreign` above, and no file has it.
+                drop(unsafe { <Arc<L> as ForeignOwnable>::from_foreign(data) });
+                e.to_errno()
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is.
+    unsafe extern "C" fn write_iter(iocb: *mut c::kiocb, from: *mut c::iov_iter) -> isize {
+        let _in_use = InUse::new();
+        let (mut pos, mut len) = (0, 0);
+        // SAFETY: The arguments are valid during the call, and so is the file in them.
+        let identity = unsafe {
+            let file = bindings::vmem_shared_write_range(iocb, from, &raw mut pos, &raw mut len);
+            Identity::of(file)
+        };
+        admit::<L>(identity);
+        // SAFETY: The caller's arguments, for a shmem file.
+        let written = unsafe { bindings::vmem_shared_write_iter(iocb, from) };
+        // Also if it was an error: some of it may have been written.
+        heard::<L>(identity, pos, len as u64);
+        written as isize
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is, or for a clone.
+    unsafe extern "C" fn fallocate(
+        file: *mut c::file,
+        mode: ffi::c_int,
+        pos: c::loff_t,
+        len: c::loff_t,
+    ) -> ffi::c_long {
+        let _in_use = InUse::new();
+        // SAFETY: The file is open during the call.
+        let identity = unsafe { Identity::of(file) };
+        admit::<L>(identity);
+        // SAFETY: The caller's arguments, for a file on a shmem inode.
+        let result = unsafe { bindings::vmem_shared_fallocate(file, mode, pos, len) };
+        // What is allocated is zeros, as a hole is.
+        if mode as u32 & bindings::FALLOC_FL_PUNCH_HOLE != 0 {
+            heard::<L>(identity, pos, u64::try_from(len).unwrap_or(0));
+        }
+        result
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it once, for a clone.
+    unsafe extern "C" fn release(_inode: *mut c::inode, file: *mut c::file) -> ffi::c_int {
+        // SAFETY: The private data came from `into_foreign`, and this is the last use of it.
+        drop(unsafe { <Arc<L> as ForeignOwnable>::from_foreign((*file).private_data) });
+        0
+    }
+}
+
+/// Waits until a system call may write.
+fn admit<L: WriteLog>(memory: Identity) {
+    if let Some(log) = L::of(memory) {
+        log.admit();
+    }
+}
+
+/// Tells the log that the memory has now, which need not be the one that it had when the call began.
+fn heard<L: WriteLog>(memory: Identity, pos: i64, len: u64) {
+    let Some(log) = L::of(memory) else {
+        return;
+    };
+    let Ok(pos) = u64::try_from(pos) else {
+        return;
+    };
+    let (start, end) = (pos / PAGE_SIZE, pos.saturating_add(len).div_ceil(PAGE_SIZE));
+    if let Some(range) = PageRange::within(start, end.saturating_sub(start), u64::MAX) {
+        log.written(range);
+    }
+}
+
+/// A reference to the module, for a call by a file that has none: the one that was adopted.
+struct InUse;
+
+impl InUse {
+    fn new() -> Self {
+        // SAFETY: The module is there: its code runs, and whoever gives the file its old operations back
+        // waits for those who are on their way here.
+        unsafe { c::__module_get(&raw mut bindings::__this_module) };
+        Self
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours. The module's exit waits until nobody is preempted in its code.
+        unsafe { c::module_put(&raw mut bindings::__this_module) };
+    }
+}
+
+/// What gives memory the operations of ours, and back: its mappings, its file, and those that are opened.
+///
+/// # Invariants
+///
+/// `clone` is a clone of the memory's file, and `data` the log that it holds.
+pub(crate) struct Hold<L> {
+    clone: ARef<File>,
+    data: *mut ffi::c_void,
+    /// What the memory had before.
+    seals: Atomic<u32>,
+    file_ops: *const c::file_operations,
+    inode_ops: *const c::file_operations,
+    _type: PhantomData<fn(L)>,
+}
+
+// SAFETY: A file and pointers to what it holds, and to statics.
+unsafe impl<L: WriteLog> Send for Hold<L> {}
+// SAFETY: As above.
+unsafe impl<L: WriteLog> Sync for Hold<L> {}
+
+impl SharedMemory {
+    /// That behind a descriptor, if it can have a log of this kind. The header says which errors there
+    /// are.
+    pub(crate) fn adopt<L: WriteLog>(fd: i32) -> Result<Self> {
+        Self::from_fd(fd, L::ops().file_ops())
+    }
+}
+
+impl<L: WriteLog> Hold<L> {
+    /// For this memory and this log; nothing has changed yet.
+    pub(crate) fn new(memory: &SharedMemory, log: &Arc<L>) -> Result<Self> {
+        let data = log.clone().into_foreign();
+        // SAFETY: The memory is a shmem file; the operations expect a log.
+        let clone = from_err_ptr(unsafe {
+            bindings::vmem_shared_clone(memory.as_ptr(), L::ops().clone_ops(), data)
+        })
+        .inspect_err(|_| {
+            // SAFETY: It came from `into_foreign` above, and no file has it.
+            drop(unsafe { <Arc<L> as ForeignOwnable>::from_foreign(data) });
+        })?;
+        // INVARIANT: As made here.
+        // SAFETY: The clone is a new file, which is ours and will have no descriptor; the memory's file
+        // is valid.
+        unsafe {
+            Ok(Self {
+                clone: into_file(clone),
+                data,
+                seals: Atomic::new(0),
+                file_ops: bindings::vmem_shared_fops(memory.as_ptr()),
+                inode_ops: bindings::vmem_shared_inode_fops(memory.as_ptr()),
+                _type: PhantomData,
+            })
+        }
+    }
+
+    /// Seals the memory's size and gives its file our operations. From here on those who open or map it,
+    /// or begin to write by a descriptor, meet the log, until [`Hold::end`] has succeeded. If it fails,
+    /// nothing has changed.
+    pub(crate) fn begin(&self, memory: &SharedMemory) -> Result {
+        let mut seals = 0;
+        // SAFETY: The memory's file is valid.
+        to_result(unsafe { bindings::vmem_shared_seal(memory.as_ptr(), &raw mut seals) })?;
+        self.seals.store(seals, Relaxed);
+        let ops = L::ops().file_ops();
+        // SAFETY: As above; both tables have the same functions, so that whoever reads the old one
+        // beside this goes on with it.
+        unsafe { bindings::vmem_shared_set_fops(memory.as_ptr(), ops, ops) };
+        Ok(())
+    }
+
+    /// Has every shared mapping tell of writes, and takes the permission to write out of all page
+    /// tables. `EBUSY` if one is of another kind.
+    pub(crate) fn track_mappings(&self, memory: &SharedMemory) -> Result {
+        // SAFETY: The memory's file is valid.
+        if unsafe { bindings::vmem_shared_can_be_tracked(memory.as_ptr(), L::ops().vm_ops()) } == 0
+        {
+            return Err(EBUSY);
+        }
+        // Until none is found: a fork may copy one before it is changed.
+        loop {
+            // SAFETY: The memory's file is valid.
+            let (spaces, _) = unsafe {
+                let others = self.data.cast_const();
+                AddressSpace::some(memory.as_ptr(), L::ops().vm_ops(), others, FEW_SPACES)?
+            };
+            breathe()?;
+            if spaces.is_empty() {
+                break;
+            }
+            for space in &spaces {
+                if let Some(mut locked) = space.write()? {
+                    for vma in locked.vmas() {
+                        breathe()?;
+                        self.track(memory, vma)?;
+                    }
+                }
+            }
+        }
+        memory.protect_all();
+        Ok(())
+    }
+
+    /// The same for one VMA, whose address space is locked for writing, if it is one of the memory.
+    fn track(&self, memory: &SharedMemory, vma: *mut c::vm_area_struct) -> Result {
+        // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
+        // clone holds what the operations expect.
+        unsafe {
+            let file = (*vma).vm_file;
+            if file.is_null()
+                || (*file).f_mapping != (*memory.as_ptr()).f_mapping
+                || bindings::vmem_vma_is_other(vma, L::ops().vm_ops(), self.data) == 0
+            {
+                return Ok(());
+            }
+            let clone = self.clone.as_ptr();
+            to_result(bindings::vmem_vma_track(
+                vma,
+                clone,
+                L::ops().vm_ops(),
+                self.data,
+            ))
+        }
+    }
+
+    /// How many mappings tell of writes, up to `max`.
+    pub(crate) fn mappings(&self, memory: &SharedMemory, max: usize) -> u64 {
+        // SAFETY: The memory's file is valid.
+        unsafe { bindings::vmem_count_vmas(memory.as_ptr(), L::ops().vm_ops(), max) as u64 }
+    }
+
+    /// Gives the file and all mappings back what they had. Nobody is on the way to the log any more when
+    /// it succeeds. `EINTR` if the task is being killed; it can be called again.
+    pub(crate) fn end(&self, memory: &SharedMemory) -> Result {
+        // SAFETY: The memory's file is valid, and these are the operations that it had.
+        unsafe {
+            let memory = memory.as_ptr();
+            bindings::vmem_shared_set_fops(memory, self.file_ops, self.inode_ops);
+        }
+        match memory.await_mmaps() {
+            // Somebody maps it all the time: what is left over is tracked in vain, and holds the module.
+            Err(e) if e == EAGAIN => {}
+            other => other?,
+        }
+        loop {
+            // SAFETY: The memory's file is valid.
+            let (spaces, _) = unsafe {
+                let others = core::ptr::null();
+                AddressSpace::some(memory.as_ptr(), L::ops().vm_ops(), others, FEW_SPACES)?
+            };
+            breathe()?;
+            if spaces.is_empty() {
+                break;
+            }
+            for space in &spaces {
+                if let Some(mut locked) = space.write()? {
+                    for vma in locked.vmas() {
+                        breathe()?;
+                        Self::untrack(memory, vma)?;
+                    }
+                }
+            }
+        }
+        // SAFETY: The memory's file is valid, and was sealed.
+        to_result(unsafe {
+            bindings::vmem_shared_unseal(memory.as_ptr(), self.seals.load(Relaxed))
+        })?;
+        // Who has read the file's operations and is on his way to them, without a reference.
+        // SAFETY: In process context, with nothing held that such a task could wait for.
+        unsafe { bindings::vmem_wait_preempted() };
+        Ok(())
+    }
+
+    fn untrack(memory: &SharedMemory, vma: *mut c::vm_area_struct) -> Result {
+        // SAFETY: As in `track`.
+        unsafe {
+            let file = (*vma).vm_file;
+            if file.is_null()
+                || (*file).f_mapping != (*memory.as_ptr()).f_mapping
+                || !core::ptr::eq((*vma).vm_ops, L::ops().vm_ops())
+            {
+                return Ok(());
+            }
+            to_result(bindings::vmem_vma_untrack(vma, memory.as_ptr()))
+        }
+    }
+}
