@@ -12,6 +12,8 @@
 #[rustfmt::skip]
 #[path = "."]
 mod model {
+    #[path = "../../../../rust/model/dirty_log.rs"]
+    pub(crate) mod dirty_log;
     #[path = "../../../../rust/model/page_map.rs"]
     pub(crate) mod page_map;
     #[path = "../../../../rust/model/range.rs"]
@@ -22,6 +24,7 @@ mod model {
     pub(crate) mod shards;
 }
 
+mod dirty_log;
 mod naive;
 mod page_map;
 mod range;
