@@ -4,7 +4,7 @@
 //! A descriptor that is not one of vmem's answers `ENOTTY`: the numbers are vmem's own, and each encodes the size of its argument.
 
 use std::marker::PhantomData;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::bindings::*;
 use crate::ioctl::{call, call_plain};
@@ -33,6 +33,33 @@ pub struct Served {
     pub size: u64,
     /// Number of the region.
     pub id: u64,
+}
+
+/// Shared memory that is adopted.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The adopted descriptor.
+    pub vmem: OwnedFd,
+    /// Size of the memory in bytes.
+    pub size: u64,
+    /// Number of the region.
+    pub id: u64,
+}
+
+/// What a call on the dirty log achieved.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logged {
+    /// Pages that were gone through.
+    pub done: u64,
+    /// Pages of them that are reported.
+    pub dirty: u64,
+    /// Pages of those that stay in the log with `VMEM_DIRTY_CLEAN`.
+    pub held: u64,
+    /// Entries in the array of ranges.
+    pub ranges: usize,
+    /// Why it stopped, if it failed.
+    pub error: Option<Errno>,
 }
 
 /// The contents of a run of pages, for [`fill_pages`].
@@ -86,6 +113,22 @@ pub fn attach(fd: BorrowedFd<'_>, mut attach: vmem_attach) -> Result<Served, Err
         shmem: take(attach.shmem_fd)?,
         size: attach.size,
         id: attach.id,
+    })
+}
+
+/// `VMEM_ADOPT`: a region of shared memory that exists. `memory` is a descriptor of it that is open for writing.
+pub fn adopt(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>) -> Result<Adopted, Errno> {
+    let mut adopt = vmem_adopt {
+        fd: memory.as_raw_fd(),
+        vmem_fd: -1,
+        ..Default::default()
+    };
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut adopt) }?;
+    Ok(Adopted {
+        vmem: take(adopt.vmem_fd)?,
+        size: adopt.size,
+        id: adopt.id,
     })
 }
 
@@ -193,6 +236,66 @@ pub fn get_map_fd(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     take(map.fd)
 }
 
+/// `VMEM_TRACK`: begins to log writes to adopted memory. The answer says how many mappings are tracked and how many pages are held.
+pub fn track(fd: BorrowedFd<'_>) -> Result<vmem_track, Errno> {
+    let mut track = vmem_track::default();
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut track) }?;
+    Ok(track)
+}
+
+/// `VMEM_UNTRACK`: ends the log.
+pub fn untrack(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    call_plain::<VMEM_UNTRACK>(fd)
+}
+
+/// `VMEM_DIRTY`: the log of the `nr_pages` pages from `pgoff` on, a bit a page in `bitmap`; with `clean`, what is reported is taken out of
+/// the log. `EINVAL` if `bitmap` has no room for them.
+pub fn dirty_bitmap(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64, clean: bool, bitmap: &mut [u64]) -> Logged {
+    if nr_pages.div_ceil(u64::BITS.into()) > bitmap.len() as u64 {
+        return logged(Err(Errno::INVAL), &vmem_dirty::default());
+    }
+    let mut dirty = vmem_dirty {
+        pgoff,
+        nr_pages,
+        out: bitmap.as_mut_ptr() as u64,
+        flags: if clean { VMEM_DIRTY_CLEAN } else { 0 },
+        ..Default::default()
+    };
+    // SAFETY: `bitmap` is borrowed mutably and has a bit for each page, as was just checked.
+    let result = unsafe { call(fd, &mut dirty) };
+    logged(result, &vmem_dirty { nr: 0, ..dirty })
+}
+
+/// `VMEM_DIRTY` with `VMEM_DIRTY_RANGES`: the log of the `nr_pages` pages from `pgoff` on, as runs of pages in `ranges`; with `clean`, what
+/// is reported is taken out of the log. Room beyond `VMEM_MAX_BATCH` is not used.
+pub fn dirty_ranges(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64, clean: bool, ranges: &mut [vmem_range]) -> Logged {
+    let room = ranges.len().min(VMEM_MAX_BATCH as usize);
+    let mut dirty = vmem_dirty {
+        pgoff,
+        nr_pages,
+        out: ranges.as_mut_ptr() as u64,
+        nr: room as u32,
+        flags: VMEM_DIRTY_RANGES | if clean { VMEM_DIRTY_CLEAN } else { 0 },
+        ..Default::default()
+    };
+    // SAFETY: `ranges` is borrowed mutably and has room for `nr` ranges, which are numbers of any value.
+    let result = unsafe { call(fd, &mut dirty) };
+    let logged = logged(result, &dirty);
+    Logged {
+        ranges: logged.ranges.min(room),
+        ..logged
+    }
+}
+
+/// `VMEM_GET_TRACKING`: figures of the log.
+pub fn get_tracking(fd: BorrowedFd<'_>) -> Result<vmem_tracking, Errno> {
+    let mut tracking = vmem_tracking::default();
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut tracking) }?;
+    Ok(tracking)
+}
+
 /// Owns a descriptor that a call has just returned.
 fn take(fd: RawFd) -> Result<OwnedFd, Errno> {
     if fd < 0 {
@@ -212,5 +315,57 @@ fn outcome(result: Result<(), Errno>, done: u64, pages: u64) -> Outcome {
         done: usize::try_from(done).unwrap_or(usize::MAX),
         pages,
         error: result.err(),
+    }
+}
+
+fn logged(result: Result<(), Errno>, dirty: &vmem_dirty) -> Logged {
+    Logged {
+        done: dirty.done,
+        dirty: dirty.dirty,
+        held: dirty.held,
+        // A call that fails before it has begun leaves the room here that it was given.
+        ranges: if dirty.done == 0 { 0 } else { dirty.nr as usize },
+        error: result.err(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn dirty_that_fails_reports_no_page() {
+        let null = File::open("/dev/null").expect("a file");
+        let fd = null.as_fd();
+        let failed = |error| Logged {
+            done: 0,
+            dirty: 0,
+            held: 0,
+            ranges: 0,
+            error: Some(error),
+        };
+        assert_eq!(
+            dirty_ranges(fd, 0, 8, true, &mut [vmem_range::default(); 4]),
+            failed(Errno::NOTTY)
+        );
+        assert_eq!(dirty_bitmap(fd, 0, 64, true, &mut [0]), failed(Errno::NOTTY));
+        // The kernel is not asked: it would write behind the bitmap.
+        assert_eq!(dirty_bitmap(fd, 0, 65, true, &mut [0]), failed(Errno::INVAL));
+    }
+
+    #[test]
+    fn ranges_are_counted_when_the_call_stops_half_way() {
+        let dirty = vmem_dirty {
+            done: 8,
+            dirty: 3,
+            held: 1,
+            nr: 2,
+            ..Default::default()
+        };
+        let stopped = logged(Err(Errno::INTR), &dirty);
+        assert_eq!((stopped.done, stopped.ranges, stopped.error), (8, 2, Some(Errno::INTR)));
     }
 }

@@ -33,6 +33,7 @@ argument! {
     vmem_features => VMEM_GET_FEATURES,
     vmem_create => VMEM_CREATE_VMEM,
     vmem_attach => VMEM_ATTACH,
+    vmem_adopt => VMEM_ADOPT,
     vmem_page_request => VMEM_GET_PAGE_REQUEST,
     vmem_mark => VMEM_MARK_PAGE_CACHED,
     vmem_populate => VMEM_MAKE_PAGES_PRESENT,
@@ -40,6 +41,9 @@ argument! {
     vmem_present => VMEM_GET_PRESENT,
     vmem_info => VMEM_GET_INFO,
     vmem_map_fd => VMEM_GET_MAP_FD,
+    vmem_track => VMEM_TRACK,
+    vmem_dirty => VMEM_DIRTY,
+    vmem_tracking => VMEM_GET_TRACKING,
 }
 
 /// A call with an argument that the kernel reads and writes.

@@ -24,6 +24,14 @@ layout!(vmem_create is 96 bytes:
 layout!(vmem_attach is 80 bytes:
     name at 0, id at 32, flags at 40, vmem_fd at 44, shmem_fd at 48, reserved0 at 52, size at 56, reserved at 64
 );
+layout!(vmem_adopt is 48 bytes: fd at 0, flags at 4, vmem_fd at 8, reserved0 at 12, size at 16, id at 24, reserved at 32);
+layout!(vmem_track is 40 bytes: flags at 0, reserved0 at 4, mappings at 8, held at 16, reserved at 24);
+layout!(vmem_dirty is 64 bytes:
+    pgoff at 0, nr_pages at 8, out at 16, nr at 24, flags at 28, done at 32, dirty at 40, held at 48, reserved at 56
+);
+layout!(vmem_tracking is 64 bytes:
+    tracked at 0, mappings at 8, dirty at 16, faults at 24, written at 32, cleaned at 40, held at 48, reserved at 56
+);
 layout!(vmem_range is 16 bytes: pgoff at 0, nr_pages at 8);
 layout!(vmem_page_request is 16 bytes: pgoffs at 0, nr at 8, flags at 12);
 layout!(vmem_mark is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, changed at 24);
@@ -51,6 +59,7 @@ macro_rules! number {
 number!(VMEM_GET_FEATURES is 0x8040_bb00: opcode::read::<vmem_features>(VMEM_IOC_MAGIC as u8, 0x00));
 number!(VMEM_CREATE_VMEM is 0xc060_bb01: opcode::read_write::<vmem_create>(VMEM_IOC_MAGIC as u8, 0x01));
 number!(VMEM_ATTACH is 0xc050_bb02: opcode::read_write::<vmem_attach>(VMEM_IOC_MAGIC as u8, 0x02));
+number!(VMEM_ADOPT is 0xc030_bb03: opcode::read_write::<vmem_adopt>(VMEM_IOC_MAGIC as u8, 0x03));
 number!(VMEM_WAIT_READY is 0x0000_bb10: opcode::none(VMEM_IOC_MAGIC as u8, 0x10));
 number!(VMEM_READY is 0x0000_bb11: opcode::none(VMEM_IOC_MAGIC as u8, 0x11));
 number!(VMEM_GET_PAGE_REQUEST is 0xc010_bb12: opcode::read_write::<vmem_page_request>(VMEM_IOC_MAGIC as u8, 0x12));
@@ -61,3 +70,7 @@ number!(VMEM_FILL_PAGES is 0xc020_bb16: opcode::read_write::<vmem_fill>(VMEM_IOC
 number!(VMEM_GET_PRESENT is 0xc020_bb17: opcode::read_write::<vmem_present>(VMEM_IOC_MAGIC as u8, 0x17));
 number!(VMEM_GET_INFO is 0x8080_bb18: opcode::read::<vmem_info>(VMEM_IOC_MAGIC as u8, 0x18));
 number!(VMEM_GET_MAP_FD is 0xc008_bb19: opcode::read_write::<vmem_map_fd>(VMEM_IOC_MAGIC as u8, 0x19));
+number!(VMEM_TRACK is 0xc028_bb20: opcode::read_write::<vmem_track>(VMEM_IOC_MAGIC as u8, 0x20));
+number!(VMEM_UNTRACK is 0x0000_bb21: opcode::none(VMEM_IOC_MAGIC as u8, 0x21));
+number!(VMEM_DIRTY is 0xc040_bb22: opcode::read_write::<vmem_dirty>(VMEM_IOC_MAGIC as u8, 0x22));
+number!(VMEM_GET_TRACKING is 0x8040_bb23: opcode::read::<vmem_tracking>(VMEM_IOC_MAGIC as u8, 0x23));
