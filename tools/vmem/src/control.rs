@@ -8,13 +8,13 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
-    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_ID_KEEP, vmem_attach,
-    vmem_create,
+    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_FEATURE_TRACK,
+    VMEM_ID_KEEP, vmem_attach, vmem_create,
 };
 
 use crate::error::call;
 use crate::name::{CONTROL, DIRECTORY};
-use crate::{Error, Name, PAGE_SIZE, Region};
+use crate::{Adopted, Error, Name, PAGE_SIZE, Region};
 
 /// An open control device.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Features {
     pub fill: bool,
     /// Whether [`RegionBuilder::poison_unreadable`] is known.
     pub poison: bool,
+    /// Whether [`Control::adopt`] works.
+    pub track: bool,
 }
 
 impl Control {
@@ -78,6 +80,7 @@ impl Control {
             max_batch: features.max_batch,
             fill: features.features & u64::from(VMEM_FEATURE_FILL) != 0,
             poison: features.features & u64::from(VMEM_FEATURE_POISON) != 0,
+            track: features.features & u64::from(VMEM_FEATURE_TRACK) != 0,
         })
     }
 
@@ -103,6 +106,17 @@ impl Control {
             id,
             ..Default::default()
         })
+    }
+
+    /// Adopts shared memory that exists: a memfd, or a file in a tmpfs such as `/dev/shm`. `memory` is the open file through which its
+    /// program writes ([`ProcessMemory`](crate::ProcessMemory) finds that of another process), open for writing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSharedMemory`], [`Error::NotWritable`], [`Error::UnsupportedMemory`], [`Error::MemoryInUse`], [`Error::TooLarge`],
+    /// [`Error::NoDescriptors`], [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call ([`Features::track`]).
+    pub fn adopt(&self, memory: impl AsFd) -> Result<Adopted, Error> {
+        Adopted::new(self.fd.as_fd(), memory.as_fd())
     }
 
     fn attach_to(&self, attach: vmem_attach) -> Result<Region, Error> {

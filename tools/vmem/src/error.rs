@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use vmem_mapping::MappingError;
 use vmem_sys::Errno;
 
-use crate::PAGE_SIZE;
+use crate::{MemoryFile, PAGE_SIZE};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,85 @@ pub enum Error {
     /// The region is plain memory: no page of it will ever be wanted again.
     #[error("the region has become plain memory")]
     Plain,
+    /// What was to be adopted is no shared memory, or is empty.
+    #[error("the file is not shared memory, or is empty: a memfd or a file in a tmpfs (/dev/shm) can be adopted")]
+    NotSharedMemory,
+    /// The descriptor of the memory that was to be adopted is not open for writing.
+    #[error("the memory's descriptor is not open for writing: take the one that the program writes through")]
+    NotWritable,
+    /// The memory that was to be adopted is of a kind that cannot be tracked.
+    #[error(
+        "hugetlbfs and shared memory of System V cannot be adopted: have the program use a memfd without huge pages, or /dev/shm"
+    )]
+    UnsupportedMemory,
+    /// The memory is adopted already, or its file is open for writing more than once.
+    #[error(
+        "the memory is adopted already ('vmemctl region list' shows by whom), or its file is open for writing a second time, whose writes \
+         could not be seen: adopt it by the descriptor that its program has (pidfd_getfd, SCM_RIGHTS), and not by another open of the file"
+    )]
+    MemoryInUse,
+    /// The memory is tracked.
+    #[error("the memory is tracked already, by another holder of the descriptor")]
+    AlreadyTracked,
+    /// A mapping of the memory cannot be tracked.
+    #[error(
+        "a mapping of the memory belongs to userfaultfd or to another driver, or its file has been opened for writing a second time since \
+         it was adopted: end that, and try again"
+    )]
+    MappingsInUse,
+    /// The memory was never at rest.
+    #[error("descriptors of the memory are written to or mapped all the time: try again")]
+    NeverAtRest,
+    /// The memory is not tracked: there is no log.
+    #[error("the memory is not tracked: another holder of the descriptor has ended the log")]
+    NotTracked,
+    /// There is no such process.
+    #[error("there is no process {pid}")]
+    NoSuchProcess {
+        /// Its number.
+        pid: i32,
+    },
+    /// This process may not look into another one.
+    #[error("cannot look into process {pid}: that takes root, or CAP_SYS_PTRACE")]
+    ProcessDenied {
+        /// Its number.
+        pid: i32,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The process has no such shared memory open.
+    #[error("process {pid} has no shared memory {path:?} open; it has {}", paths(found))]
+    NoSuchMemory {
+        /// Its number.
+        pid: i32,
+        /// What was looked for.
+        path: PathBuf,
+        /// The shared memory that it has open.
+        found: Vec<PathBuf>,
+    },
+    /// The process has several files of shared memory with such a path.
+    #[error(
+        "process {pid} has several files of shared memory with {path:?}: {}; name one of these",
+        descriptors(*pid, found)
+    )]
+    AmbiguousMemory {
+        /// Its number.
+        pid: i32,
+        /// What was looked for.
+        path: PathBuf,
+        /// A descriptor of each of the files.
+        found: Vec<MemoryFile>,
+    },
+    /// The process maps the memory, and has no descriptor of it.
+    #[error(
+        "process {pid} maps {path:?} and has closed its descriptor: memory can be adopted only by a descriptor that some process still has"
+    )]
+    MemoryNotOpen {
+        /// Its number.
+        pid: i32,
+        /// What was looked for.
+        path: PathBuf,
+    },
     /// The descriptor maps the region and cannot serve it.
     #[error("{call}: the descriptor can only map the region")]
     MapOnly {
@@ -145,8 +224,27 @@ pub(crate) mod call {
     pub(crate) const GET_PRESENT: &str = "GET_PRESENT";
     pub(crate) const GET_INFO: &str = "GET_INFO";
     pub(crate) const GET_MAP_FD: &str = "GET_MAP_FD";
+    pub(crate) const ADOPT: &str = "ADOPT";
+    pub(crate) const TRACK: &str = "TRACK";
+    pub(crate) const UNTRACK: &str = "UNTRACK";
+    pub(crate) const DIRTY: &str = "DIRTY";
+    pub(crate) const GET_TRACKING: &str = "GET_TRACKING";
     pub(crate) const FCNTL: &str = "fcntl";
     pub(crate) const POLL: &str = "poll";
+}
+
+/// Paths in a sentence.
+fn paths(paths: &[PathBuf]) -> String {
+    match paths {
+        [] => "none".to_owned(),
+        paths => paths.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Descriptors of files in a sentence.
+fn descriptors(pid: i32, files: &[MemoryFile]) -> String {
+    let one = |file: &MemoryFile| format!("/proc/{pid}/fd/{} ({:?}, {} bytes)", file.fd, file.path, file.size);
+    files.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {
@@ -160,6 +258,15 @@ impl Error {
             (call::CREATE_VMEM, Errno::NOSPC) => Self::TooManyRegions,
             (call::MAKE_VMA_ANONYMOUS, Errno::BUSY) => Self::PagesAbsent,
             (call::GET_PAGE_REQUEST, Errno::NODATA) => Self::Plain,
+            (call::ADOPT, Errno::FBIG) => Self::TooLarge,
+            (call::ADOPT, Errno::INVAL) => Self::NotSharedMemory,
+            (call::ADOPT, Errno::ACCESS) => Self::NotWritable,
+            (call::ADOPT, Errno::OPNOTSUPP) => Self::UnsupportedMemory,
+            (call::ADOPT, Errno::BUSY) => Self::MemoryInUse,
+            (call::TRACK, Errno::ALREADY) => Self::AlreadyTracked,
+            (call::TRACK, Errno::BUSY) => Self::MappingsInUse,
+            (call::TRACK, Errno::AGAIN) => Self::NeverAtRest,
+            (call::DIRTY, Errno::NODATA) => Self::NotTracked,
             (_, Errno::NOTTY) => Self::NotVmem {
                 what: format!("a descriptor without {call}"),
             },
@@ -186,6 +293,10 @@ mod tests {
             Error::PagesAbsent
         ));
         assert!(matches!(Error::from_errno(call::CREATE_VMEM, Errno::EXIST), Error::NameTaken));
+        assert!(matches!(Error::from_errno(call::ADOPT, Errno::BUSY), Error::MemoryInUse));
+        assert!(matches!(Error::from_errno(call::TRACK, Errno::BUSY), Error::MappingsInUse));
+        assert!(matches!(Error::from_errno(call::TRACK, Errno::AGAIN), Error::NeverAtRest));
+        assert!(matches!(Error::from_errno(call::DIRTY, Errno::NODATA), Error::NotTracked));
         assert!(matches!(
             Error::from_errno(call::READY, Errno::EXIST),
             Error::Other {
@@ -204,6 +315,19 @@ mod tests {
         assert_eq!(
             Error::NotWholePages { len: 5 }.to_string(),
             "5 bytes are not whole pages of 4096"
+        );
+        let missing = |found: &[&str]| Error::NoSuchMemory {
+            pid: 812,
+            path: "ram".into(),
+            found: found.iter().map(PathBuf::from).collect(),
+        };
+        assert_eq!(
+            missing(&["/dev/shm/a", "/memfd:b (deleted)"]).to_string(),
+            "process 812 has no shared memory \"ram\" open; it has \"/dev/shm/a\", \"/memfd:b (deleted)\""
+        );
+        assert_eq!(
+            missing(&[]).to_string(),
+            "process 812 has no shared memory \"ram\" open; it has none"
         );
     }
 }

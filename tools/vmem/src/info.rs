@@ -51,6 +51,27 @@ impl Info {
         Ok(Self::from_sys(&info))
     }
 
+    /// State and counters of which a text has numbers by name.
+    pub(crate) fn from_fields(field: impl Fn(&str) -> u64) -> Self {
+        Self::from_sys(&vmem_info {
+            id: field("id"),
+            size: field("size"),
+            // The bits of the state fit in 32.
+            state: field("state") as u32,
+            present: field("present"),
+            unreadable: field("unreadable"),
+            requested: field("requested"),
+            queued: field("queued"),
+            waiters: field("waiters"),
+            oldest_wait_ns: field("oldest_wait_ns"),
+            faults: field("faults"),
+            requests: field("requests"),
+            sigbus: field("sigbus"),
+            mappings: field("mappings"),
+            ..Default::default()
+        })
+    }
+
     fn from_sys(info: &vmem_info) -> Self {
         Self {
             id: info.id,

@@ -8,6 +8,7 @@
 //! - [`Control`] is the device: it creates regions ([`RegionBuilder`]) and attaches a daemon to one that lost its own.
 //! - [`Region`] is the daemon's side: it takes requests, fills and marks pages, and ends with [`Region::make_vma_anonymous`].
 //! - [`MapHandle`] is the other side: it maps a region, and can do nothing else with it.
+//! - [`Adopted`] is shared memory that exists already, of programs that know nothing of vmem; [`Tracking`] logs the writes to it.
 //! - [`PageIndex`] and [`PageRange`] name pages.
 //!
 //! # A daemon
@@ -34,6 +35,25 @@
 //! let memory = handle.map(Access::ReadWrite, Sharing::Shared)?;
 //! let mut bytes = [0; 16];
 //! memory.read_at(0, &mut bytes)?; // waits until the daemon has filled page 0
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The writes of a program that knows nothing of vmem
+//!
+//! ```no_run
+//! use vmem::{Control, DirtyRate, ProcessMemory};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = ProcessMemory::open(812, "/memfd:ram")?; // as /proc/812/fd shows it
+//! let adopted = Control::open()?.adopt(&memory)?;
+//! let tracking = adopted.track()?;
+//! let mut rate = DirtyRate::begin(&tracking)?;
+//! for _ in 0..10 {
+//!     std::thread::sleep(std::time::Duration::from_secs(1));
+//!     println!("{:.0} pages/s", rate.sample()?.pages_per_second());
+//! }
+//! tracking.stop()?; // the memory is plain again
 //! # Ok(())
 //! # }
 //! ```
@@ -77,27 +97,41 @@
 
 #![forbid(unsafe_code)]
 
+mod adopted;
+mod bits;
 mod control;
+mod dirty;
 mod error;
+mod fdinfo;
 mod info;
 mod map;
+mod memory;
 mod name;
 mod node;
 mod page;
 mod present;
+mod rate;
 mod region;
 #[cfg(feature = "tokio")]
 mod tokio;
+mod tracking;
 
 pub use vmem_mapping::{Access, Mapping, MappingError, Sharing};
 
 #[cfg(feature = "tokio")]
 pub use crate::tokio::AsyncRegion;
+pub use adopted::Adopted;
 pub use control::{Control, Features, RegionBuilder};
+pub use dirty::{DirtyLog, DirtyMap};
 pub use error::Error;
+pub use fdinfo::{Descriptor, DescriptorInfo, descriptors};
 pub use info::Info;
 pub use map::MapHandle;
+pub use memory::{MemoryFile, ProcessMemory};
 pub use name::{DIRECTORY, Name};
+pub use node::{Node, nodes};
 pub use page::{PAGE_SIZE, PageIndex, PageRange};
 pub use present::PresentMap;
+pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};
+pub use tracking::{Tracking, TrackingFigures};

@@ -4,6 +4,7 @@
 //! The node is made in the device file system of the kernel. If something else has the path, for example a plain file of a program that
 //! came too early and creates what it does not find, the region has no node, and the kernel says nothing.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -12,7 +13,50 @@ use vmem_mapping::Access;
 use vmem_sys::Errno;
 use vmem_sys::calls::get_info;
 
-use crate::{Error, Info};
+use crate::name::{CONTROL, DIRECTORY};
+use crate::{Error, Info, Name};
+
+/// The node of a region.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Node {
+    /// Name of the region.
+    pub name: Name,
+    /// State and counters of the region, or why they cannot be had.
+    pub info: Result<Info, Error>,
+}
+
+/// The regions that have nodes, by name. Each is opened for reading for a moment; one that has gone meanwhile is left out.
+///
+/// # Errors
+///
+/// [`Error::Open`] (`ENOENT`: the module is not loaded).
+pub fn nodes() -> Result<Vec<Node>, Error> {
+    let failed = |error: io::Error| Error::Open {
+        path: DIRECTORY.into(),
+        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    };
+    let entries = std::fs::read_dir(DIRECTORY).map_err(failed)?;
+    let names = entries
+        .flatten()
+        .filter_map(|entry| Name::new(entry.file_name().to_str()?).ok());
+    let mut names: Vec<Name> = names.filter(|name| name.as_str() != CONTROL).collect();
+    names.sort();
+    let gone = |info: &Result<Info, Error>| {
+        matches!(
+            info,
+            Err(Error::Open {
+                source: Errno::NOENT | Errno::NODEV | Errno::NXIO,
+                ..
+            })
+        )
+    };
+    let nodes = names.into_iter().map(|name| {
+        let info = open(&name.path(), Access::ReadOnly).and_then(|fd| Info::get(fd.as_fd()));
+        Node { name, info }
+    });
+    Ok(nodes.filter(|node| !gone(&node.info)).collect())
+}
 
 /// Opens the node at `path`. What is no node of a region is refused, whatever it is, and none of it makes the open wait.
 pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {

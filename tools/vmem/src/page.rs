@@ -97,6 +97,11 @@ impl PageRange {
         PageIter(self.first.0..self.first.0 + self.count)
     }
 
+    /// The run of pages that a call has written. `None` if it is none.
+    pub(crate) fn from_sys(range: &vmem_range) -> Option<Self> {
+        Self::new(PageIndex::new(range.pgoff)?, range.nr_pages)
+    }
+
     pub(crate) const fn to_sys(self) -> vmem_range {
         vmem_range {
             pgoff: self.first.0,

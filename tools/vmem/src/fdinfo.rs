@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who has descriptors of vmem open, and what `/proc/PID/fdinfo` shows of them.
+
+use std::fs::{read_dir, read_link, read_to_string};
+use std::path::{Path, PathBuf};
+
+use crate::{DIRECTORY, Info, TrackingFigures};
+
+/// A descriptor of a region or of adopted memory that a process has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The process.
+    pub pid: i32,
+    /// The name of its program.
+    pub command: String,
+    /// The number of the descriptor in the process.
+    pub fd: i32,
+    /// What `/proc/PID/fd` shows: `/dev/vmem/NAME` for an open of the node, `anon_inode:[...]` for a descriptor that a call has given.
+    pub path: PathBuf,
+    /// What the kernel says of the memory behind it.
+    pub memory: DescriptorInfo,
+}
+
+/// What the kernel says of the memory behind a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DescriptorInfo {
+    /// A region.
+    Region(Info),
+    /// Shared memory that is adopted.
+    Adopted {
+        /// Number of the region, never used twice.
+        id: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Figures of its dirty log.
+        figures: TrackingFigures,
+    },
+}
+
+impl DescriptorInfo {
+    /// Number of the region.
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Region(info) => info.id,
+            Self::Adopted { id, .. } => *id,
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Region(info) => info.size,
+            Self::Adopted { size, .. } => *size,
+        }
+    }
+
+    /// Mappings of the memory, in all processes, that are not plain; 4096 is that many or more.
+    pub fn mappings(&self) -> u64 {
+        match self {
+            Self::Region(info) => info.mappings,
+            Self::Adopted { figures, .. } => figures.mappings,
+        }
+    }
+
+    /// Reads what `/proc/PID/fdinfo/FD` has. `None` if the descriptor is none of vmem's, or shows no memory (the control descriptor).
+    pub fn parse(fdinfo: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let values = fdinfo.lines().filter_map(|line| line.strip_prefix("vmem-")?.split_once(':'));
+            let mut values = values.filter(|(found, _)| *found == name);
+            values.next()?.1.trim().parse().ok()
+        };
+        let (id, size) = (field("id")?, field("size")?);
+        if field("tracked").is_some() {
+            let figures = TrackingFigures::from_fields(|name| field(name).unwrap_or(0));
+            return Some(Self::Adopted { id, size, figures });
+        }
+        Some(Self::Region(Info::from_fields(|name| field(name).unwrap_or(0))))
+    }
+}
+
+/// The descriptors of regions and of adopted memory that processes have open, in the order of processes. Processes that this one may not
+/// look into are left out: only root sees all.
+pub fn descriptors() -> Vec<Descriptor> {
+    let mut pids: Vec<i32> = numbers(Path::new("/proc")).collect();
+    pids.sort_unstable();
+    pids.into_iter().flat_map(of_process).collect()
+}
+
+/// The descriptors of one process.
+fn of_process(pid: i32) -> Vec<Descriptor> {
+    let directory = PathBuf::from(format!("/proc/{pid}/fd"));
+    let mut fds: Vec<i32> = numbers(&directory).collect();
+    fds.sort_unstable();
+    let descriptor = |fd: i32| {
+        // To read the fdinfo of all other descriptors would take long, and may wait for locks of other drivers.
+        let path = read_link(directory.join(fd.to_string())).ok().filter(|path| is_vmem(path))?;
+        let memory = DescriptorInfo::parse(&read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
+        let command = read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
+        Some(Descriptor {
+            pid,
+            command,
+            fd,
+            path,
+            memory,
+        })
+    };
+    fds.into_iter().filter_map(descriptor).collect()
+}
+
+/// Whether a descriptor with this path can be one of vmem's.
+fn is_vmem(path: &Path) -> bool {
+    path.starts_with(DIRECTORY) || path.to_str().is_some_and(|path| path.starts_with("anon_inode:[vmem"))
+}
+
+/// The entries of a directory of /proc whose names are numbers.
+fn numbers(directory: &Path) -> impl Iterator<Item = i32> {
+    let entries = read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_region_shows_its_state_and_counters() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t16\nino:\t1061\nvmem-id:\t7\nvmem-size:\t8192\nvmem-flags:\t0\nvmem-state:\t3\n\
+                    vmem-present:\t1\nvmem-unreadable:\t0\nvmem-requested:\t1\nvmem-queued:\t1\nvmem-waiters:\t2\n\
+                    vmem-oldest_wait_ns:\t1500\nvmem-faults:\t4\nvmem-requests:\t2\nvmem-sigbus:\t0\nvmem-mappings:\t3\n";
+        let Some(DescriptorInfo::Region(info)) = DescriptorInfo::parse(text) else {
+            panic!("no region")
+        };
+        assert_eq!((info.id, info.size, info.present, info.mappings), (7, 8192, 1, 3));
+        assert!(info.attached && info.ready && !info.plain);
+        assert_eq!(info.oldest_wait, Duration::from_nanos(1500));
+    }
+
+    #[test]
+    fn adopted_memory_shows_the_figures_of_its_log() {
+        let text = "flags:\t02\nvmem-id:\t9\nvmem-size:\t4096\nvmem-tracked:\t1\nvmem-mappings:\t2\nvmem-dirty:\t3\nvmem-faults:\t4\n\
+                    vmem-written:\t5\nvmem-cleaned:\t6\nvmem-held:\t7\n";
+        let Some(DescriptorInfo::Adopted { id, size, figures }) = DescriptorInfo::parse(text) else {
+            panic!("not adopted")
+        };
+        assert_eq!((id, size, figures.tracked, figures.mappings), (9, 4096, true, 2));
+        assert_eq!(
+            (figures.dirty, figures.faults, figures.written, figures.cleaned, figures.held),
+            (3, 4, 5, 6, 7)
+        );
+    }
+
+    #[test]
+    fn other_descriptors_show_nothing() {
+        assert_eq!(DescriptorInfo::parse("pos:\t0\nflags:\t02\n"), None);
+        assert_eq!(DescriptorInfo::parse("vmem-id:\tx\nvmem-size:\t1\n"), None);
+        assert!(is_vmem(Path::new("/dev/vmem/guest0")) && is_vmem(Path::new("anon_inode:[vmem-map]")));
+        assert!(!is_vmem(Path::new("/dev/vmemory")) && !is_vmem(Path::new("anon_inode:[eventfd]")));
+    }
+}

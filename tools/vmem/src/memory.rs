@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Shared memory that another process has open.
+//!
+//! [`Control::adopt`](crate::Control::adopt) wants the open file that the process itself writes through. An open of `/proc/PID/fd/FD` or
+//! `/proc/PID/map_files/RANGE` makes a second one; `pidfd_getfd` gives the very same.
+
+use std::fs::read_to_string;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat, readlink, stat, statfs};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use vmem_sys::Errno;
+
+use crate::Error;
+
+/// What `statfs` says of files that are shared memory: tmpfs (also that of memfds), and hugetlbfs.
+const MAGICS: [i64; 2] = [0x0102_1994, 0x9584_58f6];
+
+/// What stands behind the path of a file that has no name any more.
+const DELETED: &str = " (deleted)";
+
+/// Shared memory that another process has open, by a descriptor of the same open file.
+#[derive(Debug)]
+pub struct ProcessMemory {
+    fd: OwnedFd,
+    process: OwnedFd,
+    file: MemoryFile,
+}
+
+/// A descriptor of shared memory that a process has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryFile {
+    /// The number of the descriptor in its process.
+    pub fd: RawFd,
+    /// The path as `/proc/PID/fd` and `/proc/PID/map_files` show it: `/memfd:ram (deleted)`, `/dev/shm/ram`.
+    pub path: PathBuf,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Memory that the file has, in bytes; the rest is holes.
+    pub allocated: u64,
+    /// Whether it is open for writing.
+    pub writable: bool,
+    /// Device and inode: what tells the file from others.
+    inode: (u64, u64),
+}
+
+impl ProcessMemory {
+    /// The shared memory of the process `pid` whose path is `path`. A part of the path will do if no other shared memory of the process
+    /// has it; ` (deleted)` can be left out. Of several memfds of one name `/proc/PID/fd/FD` chooses one; it is not opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchProcess`], [`Error::ProcessDenied`], [`Error::NoSuchMemory`], [`Error::AmbiguousMemory`], [`Error::MemoryNotOpen`]
+    /// (the process maps it and has no descriptor of it), [`Error::NoDescriptors`].
+    pub fn open(pid: i32, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let process = process(pid)?;
+        let files = Self::list(pid)?;
+        let file = match select(pid, &files, path) {
+            Ok(file) => file,
+            Err(found) if !found.is_empty() => {
+                let path = path.into();
+                return Err(Error::AmbiguousMemory { pid, path, found });
+            }
+            Err(_) => return Err(missing(pid, path, &files)),
+        };
+        // The process may have closed it since it was looked at, and may have put something else there.
+        let is_same = |fd: &OwnedFd| fstat(fd).is_ok_and(|now| (now.st_dev, now.st_ino) == file.inode);
+        match pidfd_getfd(&process, file.fd, PidfdGetfdFlags::empty()) {
+            Ok(fd) if is_same(&fd) => Ok(Self { fd, process, file }),
+            Ok(_) | Err(Errno::BADF) => {
+                let others: Vec<MemoryFile> = files.into_iter().filter(|other| other.inode != file.inode).collect();
+                Err(missing(pid, path, &others))
+            }
+            Err(errno) => Err(denied(pid, errno)),
+        }
+    }
+
+    /// The shared memory that the process `pid` has open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchProcess`], [`Error::ProcessDenied`].
+    pub fn list(pid: i32) -> Result<Vec<MemoryFile>, Error> {
+        let directory = PathBuf::from(format!("/proc/{pid}/fd"));
+        let entries = std::fs::read_dir(&directory).map_err(|error| denied(pid, errno_of(&error)))?;
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut files: Vec<MemoryFile> = numbers.filter_map(|fd| MemoryFile::of(pid, fd)).collect();
+        files.sort_by_key(|file| file.fd);
+        Ok(files)
+    }
+
+    /// What was found in the process.
+    pub fn file(&self) -> &MemoryFile {
+        &self.file
+    }
+
+    /// Whether the process has ended. Its memory stays as long as somebody has it open.
+    pub fn has_ended(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl AsFd for ProcessMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<ProcessMemory> for OwnedFd {
+    fn from(memory: ProcessMemory) -> Self {
+        memory.fd
+    }
+}
+
+impl MemoryFile {
+    /// The descriptor `fd` of a process, if it is one of shared memory.
+    fn of(pid: i32, fd: RawFd) -> Option<Self> {
+        let link = format!("/proc/{pid}/fd/{fd}");
+        let stat = stat(&link).ok()?;
+        let is_memory = || statfs(&link).is_ok_and(|statfs| MAGICS.contains(&statfs.f_type));
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_memory() {
+            return None;
+        }
+        Some(Self {
+            fd,
+            path: PathBuf::from(readlink(&link, Vec::new()).ok()?.to_string_lossy().into_owned()),
+            size: stat.st_size.unsigned_abs(),
+            allocated: stat.st_blocks.unsigned_abs() * 512,
+            writable: is_writable(&read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?),
+            inode: (stat.st_dev, stat.st_ino),
+        })
+    }
+}
+
+/// A process that cannot be taken for another one.
+fn process(pid: i32) -> Result<OwnedFd, Error> {
+    // rustix panics at a negative number.
+    let number = Pid::from_raw(pid.max(0)).ok_or(Error::NoSuchProcess { pid })?;
+    pidfd_open(number, PidfdFlags::empty()).map_err(|errno| denied(pid, errno))
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// Why a process was not to be looked into.
+fn denied(pid: i32, errno: Errno) -> Error {
+    match errno {
+        Errno::NOENT | Errno::SRCH => Error::NoSuchProcess { pid },
+        Errno::MFILE | Errno::NFILE => Error::NoDescriptors { call: "pidfd_getfd" },
+        source => Error::ProcessDenied { pid, source },
+    }
+}
+
+/// Why there is no such file among the descriptors of a process.
+fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
+    let maps = read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let path = path.to_owned();
+    if maps_shared(&maps, &path.to_string_lossy()) {
+        return Error::MemoryNotOpen { pid, path };
+    }
+    let mut found: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+    found.dedup();
+    Error::NoSuchMemory { pid, path, found }
+}
+
+/// Whether what `/proc/PID/fdinfo/FD` shows is open for writing. The flags are those of open(2), in octal.
+fn is_writable(fdinfo: &str) -> bool {
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.is_some_and(|flags| u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & 3 != 0))
+}
+
+/// Whether a `/proc/PID/maps` has a shared mapping, through which can be written, of a file whose path contains `path`.
+fn maps_shared(maps: &str, path: &str) -> bool {
+    maps.lines().any(|line| {
+        let mut fields = line.splitn(6, ' ');
+        let is_shared = fields
+            .nth(1)
+            .is_some_and(|access| access.contains('w') && access.ends_with('s'));
+        is_shared && fields.nth(3).is_some_and(|name| name.trim_start().contains(path))
+    })
+}
+
+/// The file that `path` means: the descriptor `/proc/PID/fd/FD`; or else the file with this path; or else the only one with a path that
+/// contains it. The descriptor is one that is open for writing, if there is one. If several files could be meant, a descriptor of each;
+/// if none, none.
+fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec<MemoryFile>> {
+    let wanted = path.to_string_lossy();
+    if let Ok(number) = path.strip_prefix(format!("/proc/{pid}/fd")) {
+        let found = files.iter().find(|file| number == Path::new(&file.fd.to_string()));
+        return found.cloned().ok_or_else(Vec::new);
+    }
+    let matching = |is: &dyn Fn(&str) -> bool| -> Vec<&MemoryFile> {
+        files.iter().filter(|file| is(&file.path.to_string_lossy())).collect()
+    };
+    let mut found = matching(&|path| path.strip_suffix(DELETED).unwrap_or(path) == wanted || path == wanted);
+    if found.is_empty() && !wanted.is_empty() {
+        found = matching(&|path| path.contains(&*wanted));
+    }
+    // Of each file one that is open for writing, if there is one, and then the first.
+    found.sort_by_key(|file| (file.inode, !file.writable, file.fd));
+    found.dedup_by_key(|file| file.inode);
+    match found[..] {
+        [only] => Ok(only.clone()),
+        _ => Err(found.into_iter().cloned().collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn file(fd: RawFd, path: &str, inode: u64, writable: bool) -> MemoryFile {
+        MemoryFile {
+            fd,
+            path: path.into(),
+            size: 4096,
+            allocated: 0,
+            writable,
+            inode: (1, inode),
+        }
+    }
+
+    fn chosen(files: &[MemoryFile], path: &str) -> Result<RawFd, usize> {
+        select(1, files, Path::new(path))
+            .map(|file| file.fd)
+            .map_err(|found| found.len())
+    }
+
+    #[test]
+    fn the_whole_path_goes_before_a_part_of_it() {
+        let files = [
+            file(3, "/dev/shm/ram2", 1, true),
+            file(4, "/dev/shm/ram", 2, true),
+            file(5, "/memfd:ram-node0 (deleted)", 3, true),
+        ];
+        assert_eq!(chosen(&files, "/dev/shm/ram"), Ok(4));
+        assert_eq!(chosen(&files, "/memfd:ram-node0"), Ok(5));
+        assert_eq!(chosen(&files, "/memfd:ram-node0 (deleted)"), Ok(5));
+        assert_eq!(chosen(&files, "node0"), Ok(5));
+        assert_eq!(chosen(&files, "ram2"), Ok(3));
+    }
+
+    #[test]
+    fn a_part_that_several_files_have_chooses_none() {
+        let files = [
+            file(3, "/memfd:ram (deleted)", 1, true),
+            file(4, "/memfd:ram (deleted)", 2, true),
+            file(5, "/dev/shm/ram", 3, true),
+        ];
+        assert_eq!(chosen(&files, "ram"), Err(3));
+        assert_eq!(chosen(&files, "/memfd:ram"), Err(2));
+        assert_eq!(chosen(&files, "/proc/1/fd/4"), Ok(4));
+        assert_eq!(chosen(&files, "/proc/1/fd/6"), Err(0));
+        assert_eq!(chosen(&files, "/proc/2/fd/4"), Err(0));
+        assert_eq!(chosen(&files, "shm"), Ok(5));
+        assert_eq!(chosen(&files, "disk"), Err(0));
+        assert_eq!(chosen(&files, ""), Err(0));
+    }
+
+    #[test]
+    fn of_several_descriptors_one_for_writing_is_taken() {
+        let files = [
+            file(3, "/dev/shm/ram", 1, false),
+            file(4, "/dev/shm/ram", 1, true),
+            file(5, "/dev/shm/ram", 1, true),
+        ];
+        assert_eq!(chosen(&files, "ram"), Ok(4));
+        assert_eq!(chosen(&files[..1], "ram"), Ok(3));
+    }
+
+    #[test]
+    fn the_access_mode_is_in_fdinfo() {
+        assert!(is_writable("pos:\t0\nflags:\t02100002\nmnt_id:\t1\n"));
+        assert!(is_writable("flags:\t0100001\n"));
+        assert!(!is_writable("flags:\t0100000\n"));
+        assert!(!is_writable(""));
+    }
+
+    #[test]
+    fn only_shared_mappings_for_writing_count() {
+        let maps = "7f0000000000-7f0000001000 rw-s 00000000 00:01 5                          /memfd:my ram (deleted)\n\
+                    7f0000002000-7f0000003000 rw-p 00000000 00:01 6                          /dev/shm/private\n\
+                    7f0000004000-7f0000005000 rw-s 00000000 00:01 0\n\
+                    7f0000006000-7f0000007000 r--s 00000000 08:01 7                          /usr/lib/gconv-modules.cache\n";
+        assert!(maps_shared(maps, "my ram"));
+        assert!(!maps_shared(maps, "private"));
+        assert!(!maps_shared(maps, "gconv"));
+        assert!(!maps_shared(maps, "other"));
+    }
+
+    #[test]
+    fn a_memfd_is_found_and_a_file_on_a_disk_is_not() {
+        let memory = memfd_create("vmem-test-memory", MemfdFlags::CLOEXEC).expect("a memfd");
+        rustix::fs::ftruncate(&memory, 8192).expect("room");
+        let disk = File::open("/proc/self/exe").expect("this program");
+        let pid = std::process::id() as i32;
+        let files = ProcessMemory::list(pid).expect("this process");
+        let found = files.iter().find(|file| file.fd == memory.as_raw_fd()).expect("the memfd");
+        assert_eq!(found.path, Path::new("/memfd:vmem-test-memory (deleted)"));
+        assert_eq!((found.size, found.allocated, found.writable), (8192, 0, true));
+        assert!(files.iter().all(|file| file.fd != disk.as_raw_fd()));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let pid = std::process::id() as i32;
+        assert!(matches!(
+            ProcessMemory::open(-1, "ram"),
+            Err(Error::NoSuchProcess { pid: -1 })
+        ));
+        assert!(matches!(ProcessMemory::open(0, "ram"), Err(Error::NoSuchProcess { pid: 0 })));
+        let error = ProcessMemory::open(pid, "no such memory").expect_err("none");
+        assert!(matches!(error, Error::NoSuchMemory { .. }), "{error}");
+    }
+}
