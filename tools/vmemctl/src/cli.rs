@@ -13,7 +13,7 @@ use crate::record::DIRECTORY;
 /// The port that `vmemctl receive` listens on if it is not told another.
 pub(crate) const DEFAULT_PORT: u16 = 8637;
 
-/// Moves running QEMU guests from host to host over vmem regions.
+/// Moves running QEMU guests from host to host over vmem regions, and looks at regions.
 #[derive(Debug, Parser)]
 #[command(name = "vmemctl", version)]
 pub(crate) struct Cli {
@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Recover(Recover),
     /// Remove the record of a guest that has come here, and whose source is gone for good
     Forget(Forget),
+    /// Look at regions, and at the shared memory of programs
+    Region(Region),
 }
 
 #[derive(Debug, Args)]
@@ -146,6 +148,58 @@ pub(crate) struct Recover {
     /// Leave the stopped QEMU here in the end
     #[arg(long)]
     pub(crate) keep_source: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Region {
+    #[command(subcommand)]
+    pub(crate) command: RegionCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegionCommand {
+    /// List regions and adopted memory, and which processes have them open
+    List,
+    /// Show a region, or the shared memory of a process
+    Info(RegionInfo),
+    /// Show how fast a process writes to its shared memory, and where
+    Watch(RegionWatch),
+}
+
+// clap would show the two ways as one.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "vmemctl region info [OPTIONS] <NAME>\n       vmemctl region info [OPTIONS] --pid <PID> --memory <PATH>"
+)]
+pub(crate) struct RegionInfo {
+    /// The region's name
+    #[arg(value_name = "NAME", required_unless_present = "pid", conflicts_with_all = ["pid", "memory"])]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) memory: Option<MemoryOf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegionWatch {
+    #[command(flatten)]
+    pub(crate) memory: MemoryOf,
+    /// Time between samples
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(crate) interval: Duration,
+    /// End after so many samples
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+/// Shared memory that a process has open.
+#[derive(Debug, Args)]
+pub(crate) struct MemoryOf {
+    /// The process
+    #[arg(long, value_name = "PID", requires = "memory", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: i32,
+    /// The path of the memory as /proc/PID/fd shows it, or a part that no other shared memory of the process has, or /proc/PID/fd/FD
+    #[arg(long, value_name = "PATH", requires = "pid")]
+    pub(crate) memory: PathBuf,
 }
 
 impl Cli {
@@ -262,6 +316,35 @@ mod tests {
         for bad in ["a", "a=", "a=G", "a=0", "a=-1", "a=17179869184T", "a/b=1", "a=1g"] {
             assert!(region(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn region_info_is_of_a_name_or_of_memory() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("vmemctl region list").is_ok_and(|cli| !cli.json));
+        assert!(parse("vmemctl region info guest0").is_ok());
+        assert!(parse("vmemctl region info --pid 1 --memory ram").is_ok());
+        for bad in [
+            "info",
+            "info --pid 1",
+            "info --memory ram",
+            "info guest0 --pid 1 --memory ram",
+            "info --pid 0 --memory ram",
+            "watch guest0",
+            "watch --pid 1",
+            "watch --pid 1 --memory ram --count 0",
+            "watch --pid 1 --memory ram --interval 0",
+        ] {
+            assert!(parse(&format!("vmemctl region {bad}")).is_err(), "{bad}");
+        }
+        let cli = parse("vmemctl region watch --pid 1 --memory ram --interval 0.5 --count 3").expect("a command line");
+        let Command::Region(Region {
+            command: RegionCommand::Watch(args),
+        }) = &cli.command
+        else {
+            panic!("not watch")
+        };
+        assert_eq!((args.interval, args.count), (Duration::from_millis(500), Some(3)));
     }
 
     #[test]

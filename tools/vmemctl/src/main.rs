@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! vmemctl: moves running QEMU guests from host to host over vmem regions. See vmemctl(8).
+//! vmemctl: moves running QEMU guests from host to host over vmem regions, and looks at regions. See vmemctl(8).
 #![forbid(unsafe_code)]
 
 mod back_off;
@@ -22,6 +22,7 @@ mod process;
 mod receive;
 mod record;
 mod recover;
+mod region;
 mod relay;
 mod report;
 mod scope;
@@ -43,7 +44,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    if let Some(note) = scope::prepare(!cli.no_scope) {
+    // The others start no process that outlives this one.
+    let needs_scope = !matches!(cli.command, Command::Region(_));
+    if let Some(note) = scope::prepare(needs_scope && !cli.no_scope) {
         Report::new(cli.json).note(&note);
     }
     let result = match &cli.command {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Receive(args) => receive::run(&cli, args),
         Command::Recover(args) => recover::run(&cli, args),
         Command::Forget(args) => forget::run(&cli, args),
+        Command::Region(args) => region::run(&cli, args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

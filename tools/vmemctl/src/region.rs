@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem.
+
+mod info;
+mod list;
+mod watch;
+
+use std::path::Path;
+
+use vmem::{Descriptor, DescriptorInfo, Info};
+
+use crate::cli::{Cli, Region, RegionCommand};
+use crate::failure::Failure;
+
+/// What an error of the device is told with.
+const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";
+
+/// Does what the command line says.
+pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Failure> {
+    match &args.command {
+        RegionCommand::List => list::run(cli.json),
+        RegionCommand::Info(args) => info::run(args, cli.json),
+        RegionCommand::Watch(args) => watch::run(args, cli.json),
+    }
+}
+
+/// The state of a region, in a word.
+fn state(info: &Info) -> &'static str {
+    match info {
+        Info { plain: true, .. } => "plain",
+        Info {
+            ready: true,
+            attached: true,
+            ..
+        } => "served",
+        Info { attached: true, .. } => "attached",
+        _ => "detached",
+    }
+}
+
+/// The state of the memory behind a descriptor, in a word.
+fn state_of(memory: &DescriptorInfo) -> &'static str {
+    match memory {
+        DescriptorInfo::Region(info) => state(info),
+        DescriptorInfo::Adopted { figures, .. } if figures.tracked => "tracked",
+        _ => "adopted",
+    }
+}
+
+/// A path that another process has chosen, for a terminal.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
+}
+
+/// The processes that have these descriptors, each once, for people.
+fn holders<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> String {
+    let mut found: Vec<&Descriptor> = descriptors.collect();
+    found.dedup_by_key(|descriptor| descriptor.pid);
+    let words: Vec<String> = found
+        .iter()
+        .map(|descriptor| format!("{} ({})", descriptor.command.escape_debug(), descriptor.pid))
+        .collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+}

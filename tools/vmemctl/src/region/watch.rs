@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl region watch`: how fast a process writes to its shared memory, and where.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use indicatif::BinaryBytes;
+use serde_json::json;
+use vmem::{Control, DirtyRate, DirtySample, PageRange, ProcessMemory, Tracking, WriteHistogram};
+
+use super::{NO_MODULE, shown};
+use crate::cli::RegionWatch;
+use crate::failure::{Failure, Trouble};
+use crate::report::{Report, out};
+use crate::signals::Signals;
+
+/// How many lines the histogram has at most.
+const PARTS: u32 = 16;
+
+/// How often it is looked for a signal, and for the end of the process.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Prints the rate until the count is reached, the process has ended or a signal has come, and then where the writes were.
+pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Failure> {
+    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+    let memory = ProcessMemory::open(args.memory.pid, &args.memory.memory).map_err(Trouble::vmem("cannot find the memory"))?;
+    let what = format!("{} of process {}", shown(&memory.file().path), args.memory.pid);
+    let failed = || Trouble::vmem(what.clone());
+    let control = Control::open().map_err(Trouble::vmem(NO_MODULE))?;
+    let adopted = control.adopt(&memory).map_err(failed())?;
+    let tracking = adopted.track().map_err(failed())?;
+    begin(&what, &tracking, json);
+    let mut watch = Watch {
+        rate: DirtyRate::begin(&tracking).map_err(failed())?,
+        histogram: WriteHistogram::new(tracking.pages(), PARTS),
+        began: Instant::now(),
+        json,
+    };
+    let mut left = args.count.unwrap_or(u64::MAX);
+    let mut next = watch.began;
+    while left > 0 {
+        left -= 1;
+        next += args.interval;
+        let goes_on = wait_until(next, || signals.check().is_err() || memory.has_ended());
+        watch.sample().map_err(failed())?;
+        if !goes_on {
+            break;
+        }
+    }
+    if memory.has_ended() {
+        Report::new(json).note(&format!("process {} has ended", args.memory.pid));
+    }
+    watch.end();
+    tracking.stop().map_err(failed())?;
+    Ok(())
+}
+
+/// Waits until it is `next`, or until there is something that ends it. Whether it was the former.
+fn wait_until(next: Instant, is_over: impl Fn() -> bool) -> bool {
+    loop {
+        if is_over() {
+            return false;
+        }
+        match next.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return true,
+            left => sleep(left.min(POLL_INTERVAL)),
+        }
+    }
+}
+
+/// Says what is watched.
+fn begin(what: &str, tracking: &Tracking, json: bool) {
+    let (bytes, mappings, held) = (tracking.pages().bytes().end, tracking.mappings(), tracking.held());
+    if json {
+        out(&json!({"event": "watch", "memory": what, "bytes": bytes, "mappings": mappings, "held": held}).to_string());
+        return;
+    }
+    out(&format!(
+        "{what}: {}, {mappings} mappings, {held} pages held",
+        BinaryBytes(bytes)
+    ));
+    out(&format!(
+        "{:>9}  {:>10}  {:>10}  {:>8}",
+        "seconds", "pages/s", "MiB/s", "held"
+    ));
+}
+
+struct Watch<'a> {
+    rate: DirtyRate<'a>,
+    histogram: WriteHistogram,
+    began: Instant,
+    json: bool,
+}
+
+impl Watch<'_> {
+    /// Takes what was written since the last sample.
+    fn sample(&mut self) -> Result<(), vmem::Error> {
+        let sample = self.rate.sample()?;
+        sample.pages.iter().for_each(|range| self.histogram.add(*range));
+        out(&line(&sample, self.began.elapsed(), self.json));
+        Ok(())
+    }
+
+    /// Where the writes were.
+    fn end(&self) {
+        if self.json {
+            let part = |(pages, written): (PageRange, u64)| json!({"pgoff": pages.first().get(), "pages": pages.count(), "written": written});
+            let parts: Vec<_> = self.histogram.parts().map(part).collect();
+            out(&json!({"event": "histogram", "parts": parts}).to_string());
+        } else {
+            out("pages written, by where in the memory they are:");
+            self.histogram.to_string().lines().for_each(out);
+        }
+    }
+}
+
+/// A sample, for people or for programs.
+fn line(sample: &DirtySample, since: Duration, json: bool) -> String {
+    let (seconds, pages, bytes) = (since.as_secs_f64(), sample.pages_per_second(), sample.bytes_per_second());
+    if json {
+        return json!({
+            "event": "sample",
+            "seconds": seconds,
+            "pages": sample.dirty,
+            "held": sample.held,
+            "pages_per_second": pages,
+            "bytes_per_second": bytes,
+        })
+        .to_string();
+    }
+    let mib = bytes / f64::from(1 << 20);
+    format!("{seconds:>9.1}  {pages:>10.0}  {mib:>10.2}  {:>8}", sample.held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_ends_with_what_is_waited_for() {
+        let soon = Instant::now() + Duration::from_millis(1);
+        assert!(wait_until(soon, || false));
+        assert!(!wait_until(Instant::now() + Duration::from_secs(1000), || true));
+    }
+}
