@@ -75,6 +75,25 @@ impl AreaBuilder {
         self.place(-1, 0, pages)
     }
 
+    /// Attaches shared memory of System V, which is gone with the area.
+    pub fn system_v(pages: usize) -> io::Result<Area> {
+        let len = pages * PAGE;
+        // SAFETY: it has no addresses.
+        let id = checked(unsafe { libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o600) })?;
+        // SAFETY: the kernel maps nothing over what is there: it chooses the address.
+        let address = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+        let error = errno();
+        // SAFETY: this command has no argument. The memory is there as long as it is attached.
+        checked(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
+        if address == libc::MAP_FAILED {
+            return Err(error);
+        }
+        Ok(Area {
+            address: address.cast(),
+            len,
+        })
+    }
+
     fn place(self, fd: i32, pgoff: usize, pages: usize) -> io::Result<Area> {
         let offset = pgoff.wrapping_mul(PAGE) as libc::off_t;
         let len = pages.wrapping_mul(PAGE);
@@ -273,6 +292,19 @@ impl Area {
         // SAFETY: the whole area, to which no reference exists. If it works, the old place is leaked, which harms nobody.
         let address = unsafe { libc::mremap(self.address.cast(), self.len, self.len, flags) };
         self.moved(address, self.len)
+    }
+
+    /// `mremap` of no length: a second mapping of the same pages, at another place.
+    pub fn duplicate(&self) -> io::Result<Area> {
+        // SAFETY: the area is left as it is, and the kernel maps nothing over what is there.
+        let address = unsafe { libc::mremap(self.address.cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
+        if address == libc::MAP_FAILED {
+            return Err(errno());
+        }
+        Ok(Area {
+            address: address.cast(),
+            len: self.len,
+        })
     }
 
     /// `remap_file_pages`: these pages shall show the file's from `pgoff` on.

@@ -2,7 +2,7 @@
 //! Calls with arguments that no library would let through.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::{Area, checked};
 
@@ -29,8 +29,8 @@ pub enum Userfault {
     WriteProtectAsync,
 }
 
-/// Asks userfaultfd for this, in an area.
-pub fn register_userfault(area: &Area, what: Userfault) -> io::Result<()> {
+/// Asks userfaultfd for this, in an area: as long as the descriptor is open.
+pub fn register_userfault(area: &Area, what: Userfault) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Api {
         api: u64,
@@ -54,24 +54,41 @@ pub fn register_userfault(area: &Area, what: Userfault) -> io::Result<()> {
 
     // SAFETY: the call has one argument, a set of flags.
     let fd = checked(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as libc::c_int)?;
+    // SAFETY: the descriptor was just made and is nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut api = Api {
         api: 0xaa,
         features,
         ioctls: 0,
     };
     // SAFETY: the argument of this call is a `struct uffdio_api`, which `Api` is.
-    let mut result = checked(unsafe { libc::ioctl(fd, UFFDIO_API, &mut api) });
-    if result.is_ok() {
-        let mut register = Register {
-            start: area.address() as u64,
-            len: area.size() as u64,
-            mode,
-            ioctls: 0,
-        };
-        // SAFETY: the argument of this call is a `struct uffdio_register`, which `Register` is.
-        result = checked(unsafe { libc::ioctl(fd, UFFDIO_REGISTER, &mut register) });
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) })?;
+    let mut register = Register {
+        start: area.address() as u64,
+        len: area.size() as u64,
+        mode,
+        ioctls: 0,
+    };
+    // SAFETY: the argument of this call is a `struct uffdio_register`, which `Register` is.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut register) })?;
+    Ok(fd)
+}
+
+/// Has a userfaultfd that asked for [`Userfault::WriteProtectAsync`] remember anew which pages of the area are written.
+pub fn write_protect(userfault: impl AsFd, area: &Area) -> io::Result<()> {
+    #[repr(C)]
+    struct WriteProtect {
+        start: u64,
+        len: u64,
+        mode: u64,
     }
-    // SAFETY: the descriptor was made above and is nobody else's.
-    unsafe { libc::close(fd) };
-    result.map(drop)
+    const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+    let mut protect = WriteProtect {
+        start: area.address() as u64,
+        len: area.size() as u64,
+        mode: 1,
+    };
+    let fd = userfault.as_fd().as_raw_fd();
+    // SAFETY: the argument of this call is a `struct uffdio_writeprotect`, which `WriteProtect` is.
+    checked(unsafe { libc::ioctl(fd, UFFDIO_WRITEPROTECT, &mut protect) }).map(drop)
 }

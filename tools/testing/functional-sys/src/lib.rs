@@ -9,20 +9,24 @@
 mod area;
 mod ioctl;
 mod numa;
+mod pin;
 mod process;
 mod state;
 mod transfer;
 
 pub use area::{Area, AreaBuilder};
-pub use ioctl::{Userfault, ioctl, ioctl_at, register_userfault};
+pub use ioctl::{Userfault, ioctl, ioctl_at, register_userfault, write_protect};
+pub use numa::drain_page_lists;
+pub use pin::register_buffer;
 pub use process::{
     Child, End, become_root_of_a_namespace, become_user, catch_signal, catch_signal_on, caught, close_descriptors,
-    exit_with_bus_code, fork, interrupt_thread, lock_all, peek_by_ptrace, reset_signal, set_robust_list, this_thread, wake_op,
+    exit_with_bus_code, fork, interrupt_thread, lock_all, peek_by_ptrace, poke_by_ptrace, reset_signal, set_robust_list,
+    this_thread, wake_op,
 };
 pub use state::print_state;
 pub use transfer::{MemoryAt, read_at_into, read_into, read_other, splice_from, write_at_from, write_from, write_other};
 
-pub use libc::{BUS_ADRERR, BUS_MCEERR_AR, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, SYS_ioctl, SYS_mmap};
+pub use libc::{BUS_ADRERR, BUS_MCEERR_AR, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, SYS_ioctl, SYS_mmap, SYS_pwrite64};
 
 use std::io;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which node memory shall be on, and which it is on.
+//! Which node memory shall be on, which it is on, and moving it.
 
 use std::io;
 use std::ops::Range;
@@ -7,10 +7,20 @@ use std::ops::Range;
 use crate::{Area, PAGE, checked};
 
 const MPOL_BIND: i32 = 2;
+const MPOL_MF_MOVE_ALL: i32 = 4;
 const MPOL_F_NODE: u64 = 1;
 const MPOL_F_ADDR: u64 = 2;
 /// Bits of a mask of nodes, as the kernel counts them: one more than it looks at.
 const NODES: u64 = 65;
+
+/// Makes every processor let go of the pages that it has in hand: those that were allocated a moment ago and are not in the lists of memory
+/// yet. (`move_pages` of no page does that first.)
+pub fn drain_page_lists() -> io::Result<()> {
+    let no_page = [0usize; 1];
+    let (pages, nodes, status) = (no_page.as_ptr(), no_page.as_ptr(), no_page.as_ptr());
+    // SAFETY: the arrays have no entry that the call would read or write.
+    checked(unsafe { libc::syscall(libc::SYS_move_pages, 0, 0, pages, nodes, status, 0) } as libc::c_int).map(drop)
+}
 
 impl Area {
     /// `mbind` of these pages to one node.
@@ -30,6 +40,20 @@ impl Area {
         // SAFETY: the call writes the policy, and a mask of no more than 64 nodes.
         checked(unsafe { libc::syscall(libc::SYS_get_mempolicy, to, nodes, NODES, address, MPOL_F_ADDR) } as libc::c_int)?;
         Ok((policy == MPOL_BIND && mask.is_power_of_two()).then(|| mask.trailing_zeros()))
+    }
+
+    /// `move_pages`: moves a page to a node. The page is as it was but for its place.
+    pub fn move_to(&self, page: usize, node: u32) -> io::Result<()> {
+        let address = self.at(page * PAGE, PAGE);
+        let mut status = 0i32;
+        let (addresses, nodes, to) = (&raw const address, &raw const node, &raw mut status);
+        // SAFETY: the call reads one address and one node, and writes one status.
+        checked(unsafe { libc::syscall(libc::SYS_move_pages, 0, 1, addresses, nodes, to, MPOL_MF_MOVE_ALL) } as libc::c_int)?;
+        // A negative one is an errno.
+        if status < 0 {
+            return Err(io::Error::from_raw_os_error(-status));
+        }
+        Ok(())
     }
 
     /// The node that a page is on. It is touched.

@@ -244,18 +244,31 @@ pub fn interrupt_thread(pid: i32, thread: i32, signal: i32) -> io::Result<()> {
 
 /// Reads a word of another process by ptrace: attaches, waits until it has stopped, reads, and lets it go.
 pub fn peek_by_ptrace(pid: i32, address: usize) -> io::Result<u64> {
+    let mut word = 0u64;
+    let to = &raw mut word;
+    // SAFETY: the raw call, unlike the C library's, stores the word through its last argument.
+    let peek = || unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, pid, address, to) };
+    while_stopped(pid, || checked(peek() as libc::c_int).map(drop))?;
+    Ok(word)
+}
+
+/// Writes a word of another process, a child of the test's, by ptrace.
+pub fn poke_by_ptrace(pid: i32, address: usize, word: u64) -> io::Result<()> {
+    // SAFETY: what is written is the other process's memory.
+    let poke = || unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_POKEDATA, pid, address, word) };
+    while_stopped(pid, || checked(poke() as libc::c_int).map(drop))
+}
+
+/// Makes a call while another process, a child of the test's, is stopped by ptrace.
+fn while_stopped(pid: i32, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let null = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: PTRACE_ATTACH stops the other process, which is a child of the test's.
+    // SAFETY: PTRACE_ATTACH stops the other process.
     checked(unsafe { libc::ptrace(libc::PTRACE_ATTACH, pid, null, null) } as libc::c_int)?;
     let mut status = 0;
     // SAFETY: `status` is a place for the status.
     checked(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) })?;
-    let mut word = 0u64;
-    let to = &raw mut word;
-    // SAFETY: the raw call, unlike the C library's, stores the word through its last argument.
-    let result = unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, pid, address, to) };
-    let result = checked(result as libc::c_int);
+    let result = call();
     // SAFETY: PTRACE_DETACH lets the process go on.
     let detached = checked(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, null, null) } as libc::c_int);
-    result.and(detached).map(|_| word)
+    result.and(detached.map(drop))
 }

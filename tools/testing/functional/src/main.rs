@@ -17,6 +17,7 @@ mod program;
 mod server;
 mod setting;
 mod suite;
+mod tracked;
 mod watchdog;
 mod world;
 

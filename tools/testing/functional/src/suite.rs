@@ -2,6 +2,7 @@
 //! All tests, by what they are about.
 
 mod access;
+mod adopt;
 mod advice;
 mod call;
 mod conversion;
@@ -27,6 +28,7 @@ mod reclaim;
 mod request;
 mod sample;
 mod stress;
+mod track;
 mod vmemd;
 
 /// The tests, in the order in which they run.
@@ -52,6 +54,14 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         reclaim::TESTS,
         huge::TESTS,
         numa::TESTS,
+        adopt::TESTS,
+        track::TESTS,
+        track::dirty::TESTS,
+        track::writer::TESTS,
+        track::file::TESTS,
+        track::mapping::TESTS,
+        track::memory::TESTS,
+        track::consistency::TESTS,
         module::TESTS,
         sample::TESTS,
         qemu::TESTS,
@@ -61,6 +71,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         injection::TESTS,
         injection::huge::TESTS,
         injection::touch::TESTS,
+        injection::track::TESTS,
     ]
     .into_iter()
     .flatten()

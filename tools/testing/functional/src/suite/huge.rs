@@ -24,8 +24,8 @@ const MADV_MERGEABLE: i32 = 12;
 const MADV_HUGEPAGE: i32 = 14;
 const MADV_COLLAPSE: i32 = 25;
 /// Pages in a huge page.
-const HUGE: usize = 512;
-const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+pub(super) const HUGE: usize = 512;
+pub(super) const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 crate::tests![
     a_huge_region_is_filled_with_huge_pages,
@@ -52,7 +52,7 @@ fn aligned(setting: &Setting) -> Outcome<Area> {
 }
 
 /// KiB of the area that are mapped by huge pages of shmem.
-fn huge(area: &Area) -> Outcome<u64> {
+pub(super) fn huge(area: &Area) -> Outcome<u64> {
     field(&smaps(std::process::id(), area.address())?, "ShmemPmdMapped")
 }
 
@@ -61,7 +61,7 @@ fn compact() -> Outcome {
 }
 
 /// Makes huge pages of the first two. `EAGAIN` and `ENOMEM` are passing (madvise(2)): a page is in somebody's hands, or the memory is in pieces.
-fn collapse(area: &Area) -> Outcome {
+pub(super) fn collapse(area: &Area) -> Outcome {
     wait_until("two huge pages can be had", || {
         match area.advise(0..2 * HUGE, MADV_COLLAPSE) {
             Err(error) if matches!(errno_of(&error), Some(Errno::AGAIN | Errno::NOMEM)) => {

@@ -8,6 +8,7 @@
 
 pub(crate) mod huge;
 pub(crate) mod touch;
+pub(crate) mod track;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 

@@ -5,13 +5,15 @@
 
 use vmem::{PAGE_SIZE, RegionBuilder};
 
-use crate::failure::{Outcome, equal};
+use crate::failure::{Outcome, ensure, equal};
 use crate::setting::{Setting, check_page};
+use crate::tracked::Tracked;
 
 crate::tests![
     mbind_says_on_which_node_pages_are_filled,
     mbind_of_one_mapping_is_for_all_as_on_a_memfd,
     mbind_before_conversion_holds_after_it,
+    tracked_pages_that_move_to_the_other_node_keep_their_log,
 ];
 
 const MADV_REMOVE: i32 = 9;
@@ -77,4 +79,41 @@ fn mbind_before_conversion_holds_after_it() -> Outcome {
         }
     }
     Ok(())
+}
+
+fn tracked_pages_that_move_to_the_other_node_keep_their_log() -> Outcome {
+    const PAGES: usize = 64;
+    let memory = Tracked::new(PAGES)?;
+    memory.settle()?;
+    // Clean pages, read ones and written ones.
+    for page in 8..32 {
+        memory.area.peek(page * PAGE_SIZE);
+    }
+    for page in 16..24 {
+        memory.area.poke(page * PAGE_SIZE, 1);
+    }
+    let mut moved = 0;
+    for page in 0..PAGES {
+        let node = 1 - memory.area.node_of(page)?;
+        // A page that somebody has in hand just now does not move.
+        if memory.area.move_to(page, node).is_ok() && memory.area.node_of(page)? == node {
+            moved += 1;
+        }
+    }
+    ensure!(moved > PAGES / 2, "{moved} pages have moved only");
+    memory.check_log(16..24)?;
+    // None can be written unseen at its new place.
+    for page in 12..20 {
+        memory.area.poke(page * PAGE_SIZE, 2);
+    }
+    memory.check_log(12..24)?;
+    let written: Vec<_> = (0..PAGES).filter(|page| page % 5 == 0).collect();
+    memory.logs(written.iter().copied(), |time| {
+        for page in &written {
+            memory.area.poke(page * PAGE_SIZE + 1, time);
+            let node = 1 - memory.area.node_of(*page)?;
+            let _ = memory.area.move_to(*page, node);
+        }
+        Ok(())
+    })
 }

@@ -4,10 +4,16 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
-use vmem::{AsyncRegion, Control, Error, Fill, PAGE_SIZE, PageIndex, RegionBuilder};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::process::Signal;
+use vmem::{AsyncRegion, Control, Error, Fill, PAGE_SIZE, PageIndex, ProcessMemory, RegionBuilder};
+use vmem_functional_sys::AreaBuilder;
 
 use crate::failure::{Outcome, ensure, equal};
+use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_words, contents, page};
 use crate::world::wait_until;
 
@@ -20,6 +26,8 @@ crate::tests![
     requests_can_be_awaited_on_tokio,
     the_program_in_the_description_of_the_calls_reads_what_its_daemons_fill,
     the_daemon_on_the_first_page_of_the_library_ends_when_programs_discard,
+    the_dirty_rate_in_c_copies_what_a_running_program_writes,
+    vmemctl_shows_where_a_running_program_writes,
 ];
 
 /// The daemon on the first page of the library, as it stands there.
@@ -48,6 +56,29 @@ fn success(output: Output) -> Outcome<String> {
     Ok(text)
 }
 
+/// Pages of the memory of [`writer`].
+const WRITER_PAGES: usize = 1024;
+
+/// A program that knows nothing of vmem, and writes to each page of the first half of a memfd of its own again and again.
+fn writer(name: &'static str) -> Outcome<Program> {
+    let program = Program::start(move || {
+        let memory = memfd_create(name, MemfdFlags::CLOEXEC)?;
+        ftruncate(&memory, (WRITER_PAGES * PAGE_SIZE) as u64)?;
+        let area = AreaBuilder::default().map(&memory, 0, WRITER_PAGES)?;
+        for round in 1.. {
+            for page in 0..WRITER_PAGES / 2 {
+                area.store(page * PAGE_SIZE + 8, round);
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok(vec![])
+    })?;
+    wait_until("the program has its memory", || {
+        Ok(ProcessMemory::open(program.pid(), name).is_ok_and(|memory| memory.file().allocated > 0))
+    })?;
+    Ok(program)
+}
+
 fn check_yabusame(output: &str) -> Outcome {
     let reader: Vec<&str> = output.lines().filter(|line| line.starts_with("reader: ")).collect();
     let pages = [(7, 101), (1, 102), (6, 103), (2, 104), (0, 100), (5, 105), (3, 106), (4, 107)];
@@ -61,17 +92,18 @@ fn check_yabusame(output: &str) -> Outcome {
 }
 
 /// What a sample in C prints.
-fn c_sample(name: &str) -> Outcome<String> {
+fn c_sample(name: &str, arguments: &[&str]) -> Outcome<String> {
     let directory = std::env::var_os("VMEM_SAMPLES").map_or_else(|| "build/samples".into(), PathBuf::from);
     let sample = directory.join(name);
     let output = Command::new(&sample)
+        .args(arguments)
         .output()
         .map_err(|error| format!("{}: {error}", sample.display()))?;
     success(output)
 }
 
 fn the_sample_in_c_reads_what_its_daemon_fills() -> Outcome {
-    check_yabusame(&c_sample("yabusame_c")?)
+    check_yabusame(&c_sample("yabusame_c", &[])?)
 }
 
 fn the_sample_in_rust_reads_what_its_daemon_fills() -> Outcome {
@@ -154,8 +186,8 @@ fn requests_can_be_awaited_on_tokio() -> Outcome {
     let map = region.map_handle()?;
     let readers: Vec<_> = (0..4)
         .map(|reader| {
-            crate::program::Program::start(|| {
-                let area = vmem_functional_sys::AreaBuilder::default().map(&map, 0, 64)?;
+            Program::start(|| {
+                let area = AreaBuilder::default().map(&map, 0, 64)?;
                 let mut last = vec![];
                 for pgoff in (reader..64).step_by(4) {
                     last = area.page(pgoff);
@@ -190,7 +222,7 @@ fn requests_can_be_awaited_on_tokio() -> Outcome {
 }
 
 fn the_program_in_the_description_of_the_calls_reads_what_its_daemons_fill() -> Outcome {
-    let output = c_sample("uapi")?;
+    let output = c_sample("uapi", &[])?;
     equal!(output.trim(), "all 16777216 bytes are right");
     Ok(())
 }
@@ -214,5 +246,41 @@ fn the_daemon_on_the_first_page_of_the_library_ends_when_programs_discard() -> O
     wait_until("the daemon has ended", || Ok(daemon.is_finished()))?;
     daemon.join().map_err(|_| "the daemon has panicked")??;
     ensure!(setting.region.info()?.plain);
+    Ok(())
+}
+
+fn the_dirty_rate_in_c_copies_what_a_running_program_writes() -> Outcome {
+    let program = writer("dirtyrate")?;
+    let pid = program.pid().to_string();
+    let output = c_sample("dirtyrate", &["--seconds", "2", "--verify", &pid, "/memfd:dirtyrate"])?;
+    let rates = output.lines().filter(|line| line.contains(" pages/s ")).count();
+    equal!(rates, 2);
+    let verdict = format!("verify: {WRITER_PAGES} pages are equal, 0 are written to by others, 0 are lost");
+    ensure!(output.contains(&verdict), "{output}");
+    // The program goes on.
+    program.signal(Signal::TERM)?;
+    program.join_killed(Signal::TERM)
+}
+
+fn vmemctl_shows_where_a_running_program_writes() -> Outcome {
+    let program = writer("watched")?;
+    let region = |arguments: &[&str]| -> Outcome<String> {
+        let pid = program.pid().to_string();
+        let mut command = rust_sample("vmemctl")?;
+        command.arg("region").args(arguments);
+        success(command.args(["--pid", &pid, "--memory", "watched"]).output()?)
+    };
+    let output = region(&["watch", "--count", "2", "--interval", "0.3"])?;
+    let (samples, histogram) = output
+        .split_once("pages written, by where in the memory they are:\n")
+        .ok_or("no histogram")?;
+    // The memory, the titles, and the samples.
+    equal!(samples.lines().count(), 4);
+    let counts = histogram.lines().filter_map(|line| line.rsplit(' ').next());
+    let written: Vec<bool> = counts.map(|count| count != "0").collect();
+    equal!(written, [[true; 8], [false; 8]].concat());
+    // It has let the memory go.
+    let info = region(&["info"])?;
+    ensure!(info.lines().any(|line| line.ends_with(" possible")), "{info}");
     Ok(())
 }
