@@ -25,6 +25,10 @@ pub(crate) enum Note {
     Wild,
     /// The page that it touches next: [`Board::page`], plus one.
     Touching,
+    /// Times that plain memory was tracked, ever.
+    Tracked,
+    /// Clean pages compared with their copies, ever.
+    CheckedClean,
     /// The most pages that KSM was ever seen to save.
     Merged,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A daemon: serves one region, in whatever way, and converts it in the end.
+//! A daemon: serves one region, in whatever way, converts it in the end, and tracks it then.
 
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
@@ -13,6 +13,7 @@ use crate::board::{Board, Mark, Note};
 use crate::hands::{is_huge, name};
 use crate::model::Page;
 use crate::numbers::Numbers;
+use crate::tracker;
 
 /// The status of a daemon that has converted its region.
 pub(crate) const CONVERTED: i32 = 10;
@@ -64,6 +65,8 @@ pub(crate) fn run(board: &Board, actor: usize, region: usize, numbers: Numbers) 
     while !board.is_over()? {
         board.count(actor, Note::Steps)?;
         if daemon.step().with_context(|| format!("daemon of region {region}"))? {
+            tracker::run(board, actor, &daemon.served, &mut daemon.numbers)
+                .with_context(|| format!("tracker of region {region}"))?;
             return Ok(CONVERTED);
         }
     }

@@ -17,6 +17,7 @@ mod pace;
 mod program;
 mod supervisor;
 mod tally;
+mod tracker;
 
 use std::process::ExitCode;
 use std::time::Duration;

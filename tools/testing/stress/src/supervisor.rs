@@ -308,6 +308,8 @@ impl Supervisor {
         tally.demand(0, sum(Note::Checked)?, "pages compared");
         tally.demand(ENOUGH, sum(Note::CheckedPlain)?, "of them in plain memory");
         tally.demand(ENOUGH, self.conversions, "conversions");
+        tally.demand(ENOUGH, sum(Note::Tracked)?, "times tracked");
+        tally.demand(ENOUGH, sum(Note::CheckedClean)?, "clean pages compared with their copies");
         tally.demand(0, self.kills, "processes killed");
         tally.add(self.bus, "times SIGBUS");
         tally.demand(0, sum(Note::Wild)?, "wild calls");
