@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{Memory, PAGE_SIZE};
 use linux_raw_sys::general::{
-    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_MINOR_SHMEM, UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, uffd_msg,
-    uffdio_api, uffdio_continue, uffdio_copy, uffdio_range, uffdio_register,
+    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+    UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, uffd_msg, uffdio_api, uffdio_continue,
+    uffdio_copy, uffdio_range, uffdio_register, uffdio_writeprotect,
 };
-use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WAKE};
+use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
@@ -22,6 +23,11 @@ pub enum Mode {
     /// Those on pages of a shmem file that are not in the page tables, in the file or not. The daemon writes them to the file, and
     /// [`Userfault::resume`] puts them into the page tables.
     Minor,
+    /// Writes to pages that [`Userfault::protect`] has protected; the same call ends the wait.
+    WriteProtect,
+    /// Writes to pages that [`Userfault::protect`] has protected. The kernel ends the protection by itself, and
+    /// [`Pagemap::protect_written`](crate::Pagemap::protect_written) tells of which pages it has.
+    WriteProtectAsync,
 }
 
 /// The faults on one mapping.
@@ -54,6 +60,11 @@ impl Userfault {
                 UFFD_FEATURE_MINOR_SHMEM,
                 // Without MISSING, a touch of a page that the file does not have is a page of zeros.
                 UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_MISSING,
+            ),
+            Mode::WriteProtect => (UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFDIO_REGISTER_MODE_WP),
+            Mode::WriteProtectAsync => (
+                UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_ASYNC,
+                UFFDIO_REGISTER_MODE_WP,
             ),
         };
         let mut api = uffdio_api {
@@ -144,6 +155,21 @@ impl Userfault {
         };
         // SAFETY: the argument of this call is a `uffdio_continue`; it changes page tables alone, of registered memory alone.
         unsafe { call::<{ UFFDIO_CONTINUE as Opcode }, _>(self.fd.as_fd(), &mut resume) }
+    }
+
+    /// `UFFDIO_WRITEPROTECT`: protects `nr` pages from `page` on against writes, or ends that and wakes who waits to write to them.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel gives.
+    pub fn protect(&self, page: u64, nr: usize, protect: bool) -> Result<(), Errno> {
+        let mut protect = uffdio_writeprotect {
+            range: self.range(page, nr),
+            // UFFDIO_WRITEPROTECT_MODE_WP.
+            mode: protect.into(),
+        };
+        // SAFETY: the argument of this call is a `uffdio_writeprotect`; it changes page tables alone, of registered memory alone.
+        unsafe { call::<{ UFFDIO_WRITEPROTECT as Opcode }, _>(self.fd.as_fd(), &mut protect) }
     }
 
     /// `UFFDIO_WAKE`: wakes who waits for these pages, for a message that came too late.

@@ -9,6 +9,8 @@ mod prefetch;
 mod processes;
 mod stream;
 mod threads;
+mod tracking;
+mod untracked;
 
 use std::sync::Arc;
 
@@ -95,6 +97,16 @@ pub(crate) const CASES: &[Case] = &[
         number: 9,
         title: "prefetch",
         round: prefetch::round,
+    },
+    Case {
+        number: 10,
+        title: "writes that are logged",
+        round: tracking::round,
+    },
+    Case {
+        number: 11,
+        title: "after tracking has ended",
+        round: untracked::round,
     },
 ];
 

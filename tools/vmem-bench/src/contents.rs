@@ -43,10 +43,15 @@ pub(crate) fn stamp(page: u64) -> u64 {
 
 /// Whether `word` is the first one of `page`, as it was brought by `by`.
 pub(crate) fn verify(by: Kind, page: u64, word: u64) -> Outcome {
+    verify_of(by.name(), page, word)
+}
+
+/// The same, of what is called so.
+pub(crate) fn verify_of(by: &str, page: u64, word: u64) -> Outcome {
     if word == stamp(page) {
         return Ok(());
     }
-    let (by, stamp) = (by.name(), stamp(page));
+    let stamp = stamp(page);
     Err(Failure::Wrong(format!(
         "{by}: page {page} begins with {word:#x} and not with {stamp:#x}"
     )))

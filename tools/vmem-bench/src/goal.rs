@@ -3,6 +3,7 @@
 
 use crate::book::{Book, Cell, Figure, Line};
 use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
+use crate::tracker::{PLAIN, WP_ASYNC, WP_DAEMON};
 
 /// Against what a figure is held.
 enum Against {
@@ -133,6 +134,46 @@ const GOALS: &[Goal] = &[
         against: Against::Nothing,
         aim: Aim::AtMost(16.0),
     },
+    Goal {
+        what: "first write: at most 0.15 of uffd-wp with a daemon",
+        case: 10,
+        line: ("first write", ""),
+        of: &[VMEM],
+        against: Against::One(WP_DAEMON),
+        aim: Aim::AtMost(0.15),
+    },
+    Goal {
+        what: "first write: at most 1.2 of uffd-wp async",
+        case: 10,
+        line: ("first write", ""),
+        of: &[VMEM],
+        against: Against::One(WP_ASYNC),
+        aim: Aim::AtMost(1.2),
+    },
+    Goal {
+        what: "arming: at most 1.5 of uffd-wp",
+        case: 10,
+        line: ("arming", "CPU"),
+        of: &[VMEM],
+        against: Against::One(WP_ASYNC),
+        aim: Aim::AtMost(1.5),
+    },
+    Goal {
+        what: "cleaning: at most 5 of PAGEMAP_SCAN",
+        case: 10,
+        line: ("cleaning", "all dirty"),
+        of: &[VMEM],
+        against: Against::One(WP_ASYNC),
+        aim: Aim::AtMost(5.0),
+    },
+    Goal {
+        what: "not tracked any more: as plain memory",
+        case: 11,
+        line: ("", ""),
+        of: &[VMEM],
+        against: Against::One(PLAIN),
+        aim: Aim::Same(0.02),
+    },
 ];
 
 /// How a goal fares in one line.
@@ -207,7 +248,7 @@ pub(crate) fn best_userfault<'a>(line: &'a Line, cell: &Cell) -> Option<&'a Cell
     line.best_of(if huge {
         &[MISSING, MINOR, MINOR_STORE, MINOR_HUGE]
     } else {
-        &[MISSING, MINOR, MINOR_STORE]
+        &[MISSING, MINOR, MINOR_STORE, WP_ASYNC, WP_DAEMON]
     })
 }
 

@@ -13,6 +13,7 @@ mod order;
 mod peer;
 mod report;
 mod setting;
+mod tracker;
 mod transfer;
 
 use std::process::ExitCode;

@@ -166,13 +166,13 @@ impl Claims {
 }
 
 /// A shmem file of so many pages.
-fn shmem_file(pages: u64) -> Outcome<File> {
+pub(crate) fn shmem_file(pages: u64) -> Outcome<File> {
     let file = File::from(rustix::fs::memfd_create("bench", MemfdFlags::CLOEXEC).during("memfd_create")?);
     file.set_len(pages * PAGE_SIZE as u64).during("ftruncate of a memfd")?;
     Ok(file)
 }
 
-fn map(file: impl AsFd, pages: u64) -> Outcome<Memory> {
+pub(crate) fn map(file: impl AsFd, pages: u64) -> Outcome<Memory> {
     Memory::of_file(file, pages as usize, Sharing::Shared).during("mmap")
 }
 

@@ -7,9 +7,40 @@ use crate::book::{Book, Cell, Figure, Line, Setting};
 use crate::case::CASES;
 use crate::goal::{best_userfault, verdicts};
 
-/// Where the documentation's tables begin and end.
-const BEGIN: &str = ".. begin measured\n";
-const END: &str = ".. end measured\n";
+/// A place for tables in the documentation.
+struct Place {
+    /// What is in it begins after this line, and ends before that.
+    lines: (&'static str, &'static str),
+    /// First and last of the cases that have their tables there.
+    cases: (u8, u8),
+    /// What the titles of its sections end with.
+    suffix: &'static str,
+}
+
+const PLACES: [Place; 2] = [
+    Place {
+        lines: (".. begin measured\n", ".. end measured\n"),
+        cases: (1, 9),
+        suffix: "",
+    },
+    Place {
+        lines: (".. begin measured writes\n", ".. end measured writes\n"),
+        cases: (10, u8::MAX),
+        suffix: ", writes",
+    },
+];
+
+impl Place {
+    /// What of the books has its place here.
+    fn part(&self, books: &[Book]) -> Vec<Book> {
+        let is_here = |line: &&Line| (self.cases.0..=self.cases.1).contains(&line.case);
+        let part = |book: &Book| Book {
+            setting: book.setting.clone(),
+            lines: book.lines.iter().filter(is_here).cloned().collect(),
+        };
+        books.iter().map(part).filter(|book| !book.lines.is_empty()).collect()
+    }
+}
 
 /// For a terminal.
 pub(crate) fn text(books: &[Book]) -> String {
@@ -29,18 +60,20 @@ pub(crate) fn text(books: &[Book]) -> String {
 
 /// As reStructuredText.
 pub(crate) fn rst(books: &[Book]) -> String {
+    let sections = PLACES.iter().map(|place| sections(place, &place.part(books)));
+    sections.collect()
+}
+
+/// The sections of one place.
+fn sections(place: &Place, books: &[Book]) -> String {
     let mut out = String::new();
     for book in books {
         let machine = match book.setting.counts_instructions() {
             true => "Instructions",
             false => "Time",
         };
-        let _ = writeln!(
-            out,
-            "{machine}\n{}\n\n{}\n",
-            "-".repeat(machine.len()),
-            setting(&book.setting)
-        );
+        let title = format!("{machine}{}", place.suffix);
+        let _ = writeln!(out, "{title}\n{}\n\n{}\n", "-".repeat(title.len()), setting(&book.setting));
         out.push_str(&simple_table(
             ["goal", "measured", "ratio or figure", "reached"],
             &goals(book),
@@ -56,11 +89,21 @@ pub(crate) fn rst(books: &[Book]) -> String {
     out
 }
 
-/// `document` with the tables of `books` instead of those that it has. `None` if it has no place for them.
+/// `document` with the tables of `books` instead of those that it has. A place for which the books have nothing stays as it is. `None` if a
+/// place is missing.
 pub(crate) fn replace(document: &str, books: &[Book]) -> Option<String> {
-    let (before, rest) = document.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{}{END}{after}", rst(books)))
+    let mut document = document.to_owned();
+    for place in &PLACES {
+        let books = place.part(books);
+        if books.is_empty() {
+            continue;
+        }
+        let (begin, end) = place.lines;
+        let (before, rest) = document.split_once(begin)?;
+        let (_, after) = rest.split_once(end)?;
+        document = format!("{before}{begin}\n{}{end}{after}", sections(place, &books));
+    }
+    Some(document)
 }
 
 fn setting(setting: &Setting) -> String {
@@ -170,10 +213,42 @@ mod tests {
         }
     }
 
+    fn book(cases: &[u8]) -> Book {
+        let setting = Setting {
+            kernel: "6.18".into(),
+            cpu: "some".into(),
+            cpus: 2,
+            memory_mib: 64,
+            accelerator: "kvm".into(),
+            host_cpu: "some".into(),
+            commit: "none".into(),
+        };
+        let mut book = Book {
+            setting,
+            lines: Vec::new(),
+        };
+        for case in cases {
+            book.add(*case, "figure", "us", "this", 1.0);
+        }
+        book
+    }
+
     #[test]
     fn a_document_without_a_place_is_not_changed() {
-        assert_eq!(replace("nothing\n", &[]), None);
-        let document = format!("before\n{BEGIN}old\n{END}after\n");
-        assert_eq!(replace(&document, &[]), Some(format!("before\n{BEGIN}\n{END}after\n")));
+        assert_eq!(replace("nothing\n", &[book(&[1])]), None);
+        assert_eq!(replace("nothing\n", &[book(&[10])]), None);
+    }
+
+    #[test]
+    fn each_case_goes_to_its_place_and_what_was_not_measured_stays() {
+        let [(begin, end), (begin_writes, end_writes)] = PLACES.map(|place| place.lines);
+        let document = format!("a\n{begin}old\n{end}b\n{begin_writes}old writes\n{end_writes}c\n");
+        assert_eq!(replace(&document, &[]).as_deref(), Some(&*document));
+        let writes = replace(&document, &[book(&[10])]).unwrap_or_default();
+        assert!(writes.starts_with(&format!("a\n{begin}old\n{end}b\n{begin_writes}\nTime, writes\n")));
+        assert!(writes.ends_with(&format!("{end_writes}c\n")) && !writes.contains("old writes"));
+        let both = replace(&document, &[book(&[1, 10])]).unwrap_or_default();
+        assert!(both.contains(&format!("{begin}\nTime\n----\n")) && both.contains("\nTime, writes\n"));
+        assert!(!both.contains("old"));
     }
 }
