@@ -117,6 +117,8 @@ impl<L: WriteLog> TrackOps<L> {
             file.mmap_prepare = Some(Self::mmap_prepare);
             file.fallocate = Some(Self::fallocate);
             file.write_iter = Some(Self::write_iter);
+            // That of shmem insists on a file with shmem's own operations.
+            file.get_unmapped_area = Some(c::thp_get_unmapped_area);
             tables.file = file;
             tables.clone.owner = file.owner;
             tables.clone.release = Some(Self::release);
