@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Which node memory shall be on, which it is on, and moving it.
 
+use std::fs;
 use std::io;
 use std::ops::Range;
 
@@ -14,12 +15,13 @@ const MPOL_F_ADDR: u64 = 2;
 const NODES: u64 = 65;
 
 /// Makes every processor let go of the pages that it has in hand: those that were allocated a moment ago and are not in the lists of memory
-/// yet. (`move_pages` of no page does that first.)
+/// yet. (`move_pages` of no page does that first. A kernel for machines of one node has no such call; it does the same before it compacts memory.)
 pub fn drain_page_lists() -> io::Result<()> {
     let no_page = [0usize; 1];
     let (pages, nodes, status) = (no_page.as_ptr(), no_page.as_ptr(), no_page.as_ptr());
     // SAFETY: the arrays have no entry that the call would read or write.
-    checked(unsafe { libc::syscall(libc::SYS_move_pages, 0, 0, pages, nodes, status, 0) } as libc::c_int).map(drop)
+    let moved = checked(unsafe { libc::syscall(libc::SYS_move_pages, 0, 0, pages, nodes, status, 0) } as libc::c_int);
+    moved.map(drop).or_else(|_| fs::write("/proc/sys/vm/compact_memory", "1"))
 }
 
 impl Area {
