@@ -211,3 +211,9 @@ impl Drop for Setting {
         let _ = fs::write(self.path, &self.before);
     }
 }
+
+/// Whether this kernel leaves a page alone that was used and is taken out of page tables. One without the multi-generational LRU puts it into a list of
+/// the processor for a while, as one to be activated.
+pub(crate) fn lets_go_of_pages() -> bool {
+    Path::new("/sys/kernel/mm/lru_gen/enabled").exists()
+}

@@ -28,7 +28,7 @@ mod reclaim;
 mod request;
 mod sample;
 mod stress;
-mod track;
+pub(crate) mod track;
 mod vmemd;
 
 /// The tests, in the order in which they run.

@@ -31,6 +31,16 @@ pub(super) mod mapping;
 pub(super) mod memory;
 pub(super) mod writer;
 
+/// Tests which want that a page is not held any more when it has just been cleaned.
+pub(crate) const LET_GO: [&str; 6] = [
+    "track::dirty::without_clean_the_log_stays_as_it_is",
+    "track::dirty::clean_is_for_the_pages_of_its_range_alone",
+    "track::dirty::the_call_stops_when_the_array_of_ranges_is_full",
+    "track::dirty::an_argument_that_cannot_be_written_loses_no_page",
+    "track::dirty::figures_count_what_was_written_and_cleaned",
+    "track::writer::each_store_to_a_cleaned_page_is_logged_anew",
+];
+
 crate::tests![
     a_second_log_is_ealready,
     a_log_that_is_not_there_can_be_ended,
