@@ -45,6 +45,7 @@ fn possible(name: &str) -> bool {
         "injection" => injector::available(),
         "freeze" => kernel::Freezer::available(),
         "numa" => suite::numa::available(),
+        "track" if name == suite::track::BEGINS_BESIDE_MMAP => !injector::available(),
         "track" => !suite::track::LET_GO.contains(&name) || kernel::lets_go_of_pages(),
         _ => true,
     }

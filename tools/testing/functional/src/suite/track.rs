@@ -31,6 +31,10 @@ pub(super) mod mapping;
 pub(super) mod memory;
 pub(super) mod writer;
 
+/// A test that begins to track while others are in `mmap`, for which a debug kernel (CONFIG_DEBUG_VM) ends: tracking.rst has why.
+pub(crate) const BEGINS_BESIDE_MMAP: &str =
+    "track::consistency::a_log_that_begins_while_programs_write_misses_nothing_after_that";
+
 /// Tests which want that a page is not held any more when it has just been cleaned.
 pub(crate) const LET_GO: [&str; 6] = [
     "track::dirty::without_clean_the_log_stays_as_it_is",
