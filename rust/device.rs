@@ -36,5 +36,5 @@ pub(crate) mod region_file;
 pub(crate) mod registry;
 pub(crate) mod serve;
 pub(crate) mod shard;
-mod tracked;
+pub(crate) mod tracked;
 pub(crate) mod tracking;

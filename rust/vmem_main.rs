@@ -21,7 +21,7 @@ use device::{
     memories,
     region_file,
     registry,
-    tracking, //
+    tracked, //
 };
 use kernel::prelude::*;
 use sys::{
@@ -56,7 +56,7 @@ impl kernel::InPlaceModule for Vmem {
         memories::init(module);
         try_pin_init!(Self {
             code: CodeInUse,
-            shmem: tracking::init(Shmem::init(module)?, module),
+            shmem: tracked::init(Shmem::init(module)?, module),
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
         })

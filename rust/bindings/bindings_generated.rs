@@ -463,10 +463,11 @@ unsafe extern "C" {
     ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
-    pub fn vmem_vma_is_other(
+    pub fn vmem_vma_matches(
         vma: *mut vm_area_struct,
+        mapping: *mut address_space,
         ops: *const vm_operations_struct,
-        data: *const ffi::c_void,
+        others: *const ffi::c_void,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {

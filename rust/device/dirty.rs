@@ -6,6 +6,7 @@ use super::tracked::Tracked;
 use crate::{
     model::{
         dirty_log::{
+            count,
             runs,
             ChunkBits,
             CHUNK_PAGES, //
@@ -92,11 +93,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Those of `bits` that are pages of `part`, which is in the same chunk.
-fn count(part: PageRange, bits: &ChunkBits) -> u64 {
-    runs(part, bits, 0).map(PageRange::len).sum()
 }
 
 /// DIRTY.

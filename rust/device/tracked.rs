@@ -3,14 +3,26 @@
 //! Memory while it is tracked.
 
 use super::{
-    memories::Memory,
-    tracking::Tracking, //
+    memories::{
+        self,
+        Memory, //
+    },
+    tracking::{
+        Found,
+        Tracking, //
+    }, //
 };
 use crate::{
     model::range::PageRange,
     sys::{
+        shared::Identity,
+        staging::Shmem,
         task::nap,
-        tracked::Hold, //
+        tracked::{
+            Hold,
+            TrackOps,
+            WriteLog, //
+        }, //
     }, //
 };
 use kernel::{
@@ -24,6 +36,36 @@ use kernel::{
         WorkItem, //
     }, //
 };
+
+static OPS: TrackOps<Tracking> = TrackOps::new();
+
+/// Makes the operations of tracked memory ready.
+pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
+    OPS.init(module, &shmem);
+    shmem
+}
+
+impl WriteLog for Tracking {
+    fn ops() -> &'static TrackOps<Self> {
+        &OPS
+    }
+
+    fn of(memory: Identity) -> Option<Arc<Self>> {
+        memories::tracking_of(memory)
+    }
+
+    fn admit(&self) {
+        Tracking::admit(self);
+    }
+
+    fn write_fault(&self, pages: PageRange) {
+        Tracking::write_fault(self, pages);
+    }
+
+    fn written(&self, range: PageRange) {
+        Tracking::written(self, range);
+    }
+}
 
 /// From TRACK to UNTRACK. The memory has our operations as long as this has not ended.
 #[pin_data]
@@ -108,7 +150,7 @@ impl Tracked {
     }
 
     /// [`Tracking::clean`] of this memory.
-    pub(crate) fn clean(&self, chunk: PageRange) -> Result<super::tracking::Found> {
+    pub(crate) fn clean(&self, chunk: PageRange) -> Result<Found> {
         self.tracking.clean(self.memory.shared(), chunk)
     }
 }

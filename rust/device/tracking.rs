@@ -2,13 +2,11 @@
 
 //! The log of writes to a shared memory, from TRACK to UNTRACK.
 
-use super::{
-    memories,
-    pages::Counter, //
-};
+use super::pages::Counter;
 use crate::{
     model::{
         dirty_log::{
+            count,
             runs,
             words_for,
             Bits,
@@ -23,20 +21,12 @@ use crate::{
         }, //
     },
     sys::{
-        shared::{
-            Identity,
-            SharedMemory, //
-        },
-        staging::Shmem,
+        shared::SharedMemory,
         task::{
             available_memory,
             breathe, //
         },
-        tracked::{
-            Hold,
-            TrackOps,
-            WriteLog, //
-        }, //
+        tracked::Hold, //
     }, //
 };
 use kernel::{
@@ -60,14 +50,6 @@ use kernel::{
 /// Clean pages between dirty ones that lose the permission to write, too: to take it from a few more
 /// pages costs less than to take it once more.
 const GAP: u64 = 16;
-
-static OPS: TrackOps<Tracking> = TrackOps::new();
-
-/// Makes the operations of tracked memory ready.
-pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
-    OPS.init(module, &shmem);
-    shmem
-}
 
 /// A log, and what it has told.
 #[pin_data]
@@ -123,30 +105,6 @@ fn change(word: &Atomic<u64>, to: impl Fn(u64) -> u64) -> u64 {
     }
 }
 
-impl WriteLog for Tracking {
-    fn ops() -> &'static TrackOps<Self> {
-        &OPS
-    }
-
-    fn of(memory: Identity) -> Option<Arc<Self>> {
-        memories::tracking_of(memory)
-    }
-
-    fn admit(&self) {
-        drop(self.admission.lock());
-    }
-
-    fn write_fault(&self, pages: PageRange) {
-        self.faults.count();
-        self.log.mark(pages);
-    }
-
-    fn written(&self, range: PageRange) {
-        self.written.count();
-        self.log.mark(range);
-    }
-}
-
 impl Tracking {
     /// A log of this memory in which no page is.
     pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
@@ -169,6 +127,23 @@ impl Tracking {
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Returns when a system call may begin to write.
+    pub(super) fn admit(&self) {
+        drop(self.admission.lock());
+    }
+
+    /// These pages are about to become writable.
+    pub(super) fn write_fault(&self, pages: PageRange) {
+        self.faults.count();
+        self.log.mark(pages);
+    }
+
+    /// A system call may have written to these pages.
+    pub(super) fn written(&self, pages: PageRange) {
+        self.written.count();
+        self.log.mark(pages);
     }
 
     /// Has all writes to the memory logged from when this returns. On an error `hold`, which has begun,
@@ -194,7 +169,7 @@ impl Tracking {
             let mut held = NO_PAGES;
             memory.add_held(chunk, &mut held);
             self.log.mark_bits(chunk, &held);
-            nr += count(&held);
+            nr += count(chunk, &held);
         }
         Ok(nr)
     }
@@ -239,7 +214,7 @@ impl Tracking {
             *held &= dirty;
         }
         self.log.mark_bits(chunk, &held);
-        let held = count(&held);
+        let held = count(chunk, &held);
         self.held.add(held);
         Ok(Found { dirty, held })
     }
@@ -253,11 +228,6 @@ impl Tracking {
     pub(crate) fn put_back_bits(&self, chunk: PageRange, bits: &ChunkBits) {
         self.log.mark_bits(chunk, bits);
     }
-}
-
-/// How many pages.
-pub(crate) fn count(bits: &ChunkBits) -> u64 {
-    bits.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
 fn plane(words: u64) -> Result<KVVec<Atomic<u64>>> {

@@ -201,6 +201,11 @@ pub(crate) fn runs(
     })
 }
 
+/// How many bits are set for the pages of `range`, which is within one chunk.
+pub(crate) fn count(range: PageRange, bits: &ChunkBits) -> u64 {
+    runs(range, bits, 0).map(PageRange::len).sum()
+}
+
 /// The first position from `at` on, before `end`, whose bit is set (or, if `inverted`, clear).
 fn next(bits: &ChunkBits, mut at: u64, end: u64, inverted: bool) -> Option<u64> {
     while at < end {

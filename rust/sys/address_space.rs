@@ -75,8 +75,48 @@ impl AddressSpace {
         Ok((spaces, more != 0))
     }
 
+    /// Calls `change` for each mapping that [`AddressSpace::some`] is about, with its address space locked
+    /// against all changes. `change` has it match no more.
+    ///
+    /// `EINTR` if the task is being killed; some are then left.
+    ///
+    /// # Safety
+    ///
+    /// The file is valid.
+    pub(super) unsafe fn change_mappings(
+        file: *mut c::file,
+        ops: *const c::vm_operations_struct,
+        others: *const core::ffi::c_void,
+        mut change: impl FnMut(*mut c::vm_area_struct) -> Result,
+    ) -> Result {
+        // SAFETY: The file is valid.
+        let mapping = unsafe { (*file).f_mapping };
+        // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
+        // before it is changed, into an address space that was not there when they were collected.
+        loop {
+            // SAFETY: The file is valid.
+            let (spaces, _) = unsafe { Self::some(file, ops, others, FEW_SPACES)? };
+            super::task::breathe()?;
+            if spaces.is_empty() {
+                return Ok(());
+            }
+            for space in &spaces {
+                let Some(mut locked) = space.write()? else {
+                    continue;
+                };
+                for vma in locked.vmas_from(0) {
+                    super::task::breathe()?;
+                    // SAFETY: The VMA is valid while the address space is locked.
+                    if unsafe { bindings::vmem_vma_matches(vma, mapping, ops, others) } != 0 {
+                        change(vma)?;
+                    }
+                }
+            }
+        }
+    }
+
     /// Locks it against all changes; [`None`] if it has no user any more.
-    pub(super) fn write(&self) -> Result<Option<WriteLocked>> {
+    fn write(&self) -> Result<Option<WriteLocked>> {
         self.user()?.map(User::write).transpose()
     }
 
@@ -162,10 +202,6 @@ impl Drop for User {
 pub(super) struct WriteLocked(User);
 
 impl WriteLocked {
-    pub(super) fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
-        self.vmas_from(0)
-    }
-
     pub(super) fn vmas_from(
         &mut self,
         at: usize,

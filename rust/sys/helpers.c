@@ -224,17 +224,25 @@ static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
 	return &table[at];
 }
 
-/* Whether it can write to its file, and is not one with @ops and @data. */
-int vmem_vma_is_other(struct vm_area_struct *vma,
-		      const struct vm_operations_struct *ops, const void *data)
+/*
+ * Whether it is a mapping of @mapping with @ops; with @others, a shared one that
+ * is not one with @ops and @others as its data.
+ */
+int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
+		     const struct vm_operations_struct *ops, const void *others)
 {
+	bool has_ops = READ_ONCE(vma->vm_ops) == ops;
+
+	if (!vma->vm_file || vma->vm_file->f_mapping != mapping)
+		return 0;
+	if (!others)
+		return has_ops;
 	return (vma->vm_flags & VM_SHARED) &&
-	       (READ_ONCE(vma->vm_ops) != ops || vma->vm_private_data != data);
+	       !(has_ops && vma->vm_private_data == others);
 }
 
 /*
- * Puts the address spaces that have VMAs with @ops (or, with @others, shared ones
- * that are not those with @ops and @others as their data), each once and with a
+ * Puts the address spaces that have VMAs which match, each once and with a
  * reference (mmgrab), into the empty @table of 1 << @bits slots; not those that
  * have lost their last user. Stops when half of the slots are taken, and returns
  * whether there may be more then. The time for a VMA depends neither on how many
@@ -255,8 +263,7 @@ int vmem_collect_mms(struct file *staging,
 		cond_resched();
 		if (fatal_signal_pending(current))
 			break;
-		if (others ? !vmem_vma_is_other(vma, ops, others) :
-			     READ_ONCE(vma->vm_ops) != ops)
+		if (!vmem_vma_matches(vma, mapping, ops, others))
 			continue;
 		/* One that is being torn down. */
 		if (!atomic_read(&vma->vm_mm->mm_users))

@@ -131,8 +131,8 @@ struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma);
 unsigned long vmem_count_vmas(struct file *staging,
 			      const struct vm_operations_struct *ops,
 			      unsigned long max);
-int vmem_vma_is_other(struct vm_area_struct *vma,
-		      const struct vm_operations_struct *ops, const void *data);
+int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
+		     const struct vm_operations_struct *ops, const void *others);
 int vmem_collect_mms(struct file *staging,
 		     const struct vm_operations_struct *ops, const void *others,
 		     struct mm_struct **table, unsigned int bits);

@@ -2,15 +2,14 @@
 
 //! All the mappings of a region, in every process.
 //!
-//! Stands in for iteration over `address_space.i_mmap`, which upstream does not have. The tree of the address space is the list of the mappings: there is no
-//! other that could disagree with it.
+//! Stands in for iteration over `address_space.i_mmap`, which upstream does not have. The tree of the
+//! address space is the list of the mappings: there is no other that could disagree with it.
 
 use super::{
     address_space::{
         AddressSpace,
         LockTime,
         User,
-        WriteLocked,
         FEW_SPACES, //
     },
     bindings,
@@ -95,38 +94,20 @@ impl<'a, M: Memory> Mappings<'a, M> {
     ///
     /// `EINTR` if the task is being killed; some are then left.
     pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
-        // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
-        // before it is changed, into an address space that was not there when they were collected.
-        loop {
-            let (spaces, _) = self.some_address_spaces(FEW_SPACES)?;
-            super::task::breathe()?;
-            if spaces.is_empty() {
-                return Ok(());
-            }
-            for space in &spaces {
-                if let Some(mut locked) = space.write()? {
-                    self.make_plain_in(&mut locked, plain)?;
-                }
-            }
-        }
-    }
-
-    fn make_plain_in(&self, space: &mut WriteLocked, plain: PlainFlags) -> Result {
-        for vma in space.vmas() {
-            super::task::breathe()?;
-            if !self.is_ours(vma) {
-                continue;
-            }
-            // SAFETY: The VMA is valid while the lock is held, which allows changing it. Its page
-            // tables hold pages of the same address space as before.
+        let staging = self.staging.as_ptr();
+        let make_plain = |vma| {
+            // SAFETY: The VMA is valid while its address space is locked, which allows changing it. Its
+            // page tables hold pages of the same address space as before.
             unsafe {
-                to_result(bindings::vmem_vma_make_plain(vma, self.staging.as_ptr()))?;
+                to_result(bindings::vmem_vma_make_plain(vma, staging))?;
                 plain.give(vma);
                 // From here on a lock holds, and brings pages in.
                 bindings::vmem_vma_set_flags(vma, 0, flags::LOCKONFAULT);
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        // SAFETY: The staging file is valid.
+        unsafe { AddressSpace::change_mappings(staging, self.ops, core::ptr::null(), make_plain) }
     }
 
     /// Has nothing bring in all pages of the mapping at `addr` of the running process any more, if it is

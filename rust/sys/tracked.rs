@@ -11,18 +11,14 @@
 //! mapping: an open of the memory of our own (a clone), which holds the log and the module.
 
 use super::{
-    address_space::{
-        AddressSpace,
-        FEW_SPACES, //
-    },
+    address_space::AddressSpace,
     bindings,
     fault::Answer,
     file::into_file,
     shared::{
         Identity,
         SharedMemory, //
-    },
-    task::breathe, //
+    }, //
 };
 use crate::model::range::{
     PageRange,
@@ -388,50 +384,21 @@ impl<L: WriteLog> Hold<L> {
         {
             return Err(EBUSY);
         }
-        // Until none is found: a fork may copy one before it is changed.
-        loop {
-            // SAFETY: The memory's file is valid.
-            let (spaces, _) = unsafe {
-                let others = self.data.cast_const();
-                AddressSpace::some(memory.as_ptr(), L::ops().vm_ops(), others, FEW_SPACES)?
-            };
-            breathe()?;
-            if spaces.is_empty() {
-                break;
-            }
-            for space in &spaces {
-                if let Some(mut locked) = space.write()? {
-                    for vma in locked.vmas() {
-                        breathe()?;
-                        self.track(memory, vma)?;
-                    }
-                }
-            }
+        let track = |vma| {
+            // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
+            // clone holds what the operations expect.
+            to_result(unsafe {
+                let clone = self.clone.as_ptr();
+                bindings::vmem_vma_track(vma, clone, L::ops().vm_ops(), self.data)
+            })
+        };
+        // SAFETY: The memory's file is valid.
+        unsafe {
+            let others = self.data.cast_const();
+            AddressSpace::change_mappings(memory.as_ptr(), L::ops().vm_ops(), others, track)?;
         }
         memory.protect_all();
         Ok(())
-    }
-
-    /// The same for one VMA, whose address space is locked for writing, if it is one of the memory.
-    fn track(&self, memory: &SharedMemory, vma: *mut c::vm_area_struct) -> Result {
-        // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
-        // clone holds what the operations expect.
-        unsafe {
-            let file = (*vma).vm_file;
-            if file.is_null()
-                || (*file).f_mapping != (*memory.as_ptr()).f_mapping
-                || bindings::vmem_vma_is_other(vma, L::ops().vm_ops(), self.data) == 0
-            {
-                return Ok(());
-            }
-            let clone = self.clone.as_ptr();
-            to_result(bindings::vmem_vma_track(
-                vma,
-                clone,
-                L::ops().vm_ops(),
-                self.data,
-            ))
-        }
     }
 
     /// How many mappings tell of writes, up to `max`.
@@ -453,24 +420,12 @@ impl<L: WriteLog> Hold<L> {
             Err(e) if e == EAGAIN => {}
             other => other?,
         }
-        loop {
-            // SAFETY: The memory's file is valid.
-            let (spaces, _) = unsafe {
-                let others = core::ptr::null();
-                AddressSpace::some(memory.as_ptr(), L::ops().vm_ops(), others, FEW_SPACES)?
-            };
-            breathe()?;
-            if spaces.is_empty() {
-                break;
-            }
-            for space in &spaces {
-                if let Some(mut locked) = space.write()? {
-                    for vma in locked.vmas() {
-                        breathe()?;
-                        Self::untrack(memory, vma)?;
-                    }
-                }
-            }
+        // SAFETY: The VMA is valid while its address space is locked, which allows changing it.
+        let untrack = |vma| to_result(unsafe { bindings::vmem_vma_untrack(vma, memory.as_ptr()) });
+        // SAFETY: The memory's file is valid.
+        unsafe {
+            let all = core::ptr::null();
+            AddressSpace::change_mappings(memory.as_ptr(), L::ops().vm_ops(), all, untrack)?;
         }
         // SAFETY: The memory's file is valid, and was sealed.
         to_result(unsafe {
@@ -480,19 +435,5 @@ impl<L: WriteLog> Hold<L> {
         // SAFETY: In process context, with nothing held that such a task could wait for.
         unsafe { bindings::vmem_wait_preempted() };
         Ok(())
-    }
-
-    fn untrack(memory: &SharedMemory, vma: *mut c::vm_area_struct) -> Result {
-        // SAFETY: As in `track`.
-        unsafe {
-            let file = (*vma).vm_file;
-            if file.is_null()
-                || (*file).f_mapping != (*memory.as_ptr()).f_mapping
-                || !core::ptr::eq((*vma).vm_ops, L::ops().vm_ops())
-            {
-                return Ok(());
-            }
-            to_result(bindings::vmem_vma_untrack(vma, memory.as_ptr()))
-        }
     }
 }

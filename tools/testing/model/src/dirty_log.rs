@@ -2,13 +2,32 @@
 
 //! The log of writes: random histories against a set of pages, and (below) what it promises in every order of events.
 
+/// A word of a log: that of the standard library, or the checker's.
+macro_rules! impl_bits {
+    ($atomic:ty) => {
+        impl Bits for $atomic {
+            fn load(&self) -> u64 {
+                <$atomic>::load(self, SeqCst)
+            }
+
+            fn set(&self, bits: u64) -> u64 {
+                self.fetch_or(bits, SeqCst)
+            }
+
+            fn clear(&self, bits: u64) -> u64 {
+                self.fetch_and(!bits, SeqCst)
+            }
+        }
+    };
+}
+
 mod writers;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::model::{
-    dirty_log::{Bits, CHUNK_PAGES, ChunkBits, DirtyLog, NO_PAGES, runs, words_for},
+    dirty_log::{Bits, CHUNK_PAGES, ChunkBits, DirtyLog, NO_PAGES, count, runs, words_for},
     range::PageRange,
 };
 use proptest::prelude::*;
@@ -16,19 +35,7 @@ use proptest::prelude::*;
 /// Three chunks, the last of which is not full, and neither is its last word.
 const PAGES: u64 = 2 * CHUNK_PAGES + 777;
 
-impl Bits for AtomicU64 {
-    fn load(&self) -> u64 {
-        AtomicU64::load(self, SeqCst)
-    }
-
-    fn set(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, SeqCst)
-    }
-
-    fn clear(&self, bits: u64) -> u64 {
-        self.fetch_and(!bits, SeqCst)
-    }
-}
+impl_bits!(AtomicU64);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -151,5 +158,6 @@ fn pages_that_the_memory_does_not_have_are_left_out() {
     log.mark(PageRange::within(PAGES - 1, 1 << 40, u64::MAX).expect("a run"));
     let last = range(PAGES - 1, 1);
     assert_eq!(pages(last, &log.peek(last)).len(), 1);
+    assert_eq!(count(last, &log.peek(last)), 1);
     assert_eq!(runs(last, &NO_PAGES, 0).count(), 0);
 }

@@ -15,19 +15,7 @@ use crate::model::{
     range::PageRange,
 };
 
-impl Bits for AtomicU64 {
-    fn load(&self) -> u64 {
-        AtomicU64::load(self, SeqCst)
-    }
-
-    fn set(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, SeqCst)
-    }
-
-    fn clear(&self, bits: u64) -> u64 {
-        self.fetch_and(!bits, SeqCst)
-    }
-}
+impl_bits!(AtomicU64);
 
 /// What is done otherwise than it has to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
