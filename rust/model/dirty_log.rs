@@ -80,6 +80,9 @@ impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
     /// Pages have been, or are about to be, written to. Pages that the memory does not have are
     /// left out.
     pub(crate) fn mark(&self, range: PageRange) {
+        if range.len() == 1 {
+            return self.mark_word(range.start() / WORD, 1 << (range.start() % WORD));
+        }
         let words = self.words.len() as u64;
         for (at, bits) in masks(range).take_while(|(at, _)| *at < words) {
             self.mark_word(at, bits);

@@ -352,6 +352,8 @@ unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 
 	file_update_time(vmf->vma->vm_file);
 	folio_lock(folio);
+	/* The lock before the look at the log: who has taken the bit sees it. */
+	smp_mb__after_atomic();
 	if (folio->mapping != vmf->vma->vm_file->f_mapping) {
 		folio_unlock(folio);
 		return 0;
@@ -370,24 +372,60 @@ unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 }
 
 /*
- * Calls @each for the folios of the pages that are in the page cache, with a
- * reference.
+ * Calls @each for those folios of the pages in the page cache for which @wants says
+ * so, with a reference. @wants has none: the folio may have left the cache, and
+ * become another's, before it looks.
  */
 static int walk_folios(struct file *memory, pgoff_t first, pgoff_t nr,
+		       bool (*wants)(struct folio *folio),
 		       int (*each)(struct folio *folio, void *data), void *data)
 {
+	XA_STATE(xas, &memory->f_mapping->i_pages, first);
 	pgoff_t last = first + nr - 1;
-	struct folio_batch batch;
+	unsigned int since = 0;
+	struct folio *folio;
 	int err = 0;
 
-	folio_batch_init(&batch);
-	while (!err && filemap_get_folios(memory->f_mapping, &first, last, &batch)) {
-		for (unsigned int i = 0; i < folio_batch_count(&batch) && !err; i++)
-			err = each(batch.folios[i], data);
-		folio_batch_release(&batch);
+	rcu_read_lock();
+	xas_for_each(&xas, folio, last) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		if (likely(!wants(folio))) {
+			if (++since < 1024)
+				continue;
+			since = 0;
+			xas_pause(&xas);
+			rcu_read_unlock();
+			cond_resched();
+			rcu_read_lock();
+			continue;
+		}
+		if (!folio_try_get(folio)) {
+			xas_reset(&xas);
+			continue;
+		}
+		if (unlikely(folio != xas_reload(&xas))) {
+			folio_put(folio);
+			xas_reset(&xas);
+			continue;
+		}
+		/* It may sleep: on from here, in whatever the tree is then. */
+		xas_pause(&xas);
+		rcu_read_unlock();
+		err = each(folio, data);
+		folio_put(folio);
 		cond_resched();
+		rcu_read_lock();
+		if (err)
+			break;
 	}
+	rcu_read_unlock();
 	return err;
+}
+
+static bool is_locked(struct folio *folio)
+{
+	return folio_test_locked(folio);
 }
 
 static int wait_unlocked(struct folio *folio, void *data)
@@ -402,7 +440,11 @@ static int wait_unlocked(struct folio *folio, void *data)
 int vmem_folios_wait_unlocked(struct file *memory, unsigned long first,
 			      unsigned long nr)
 {
-	return walk_folios(memory, first, nr, wait_unlocked, NULL);
+	int err = walk_folios(memory, first, nr, is_locked, wait_unlocked, NULL);
+
+	/* What is seen unlocked, before the page tables. */
+	smp_rmb();
+	return err;
 }
 
 /* Takes the pages out of all page tables, but for private copies. */
@@ -441,6 +483,16 @@ static bool is_held(struct folio *folio)
 	return held;
 }
 
+/*
+ * Not if the only reference is the page cache's. For a large folio, of which the
+ * cache has several, it is always so: how large it is cannot be asked without a
+ * reference.
+ */
+static bool is_referenced(struct folio *folio)
+{
+	return folio_ref_count(folio) != 1;
+}
+
 static int note_held(struct folio *folio, void *data)
 {
 	struct held *held = data;
@@ -470,5 +522,5 @@ void vmem_folios_held(struct file *memory, unsigned long first,
 
 	/* After the page tables: who finds a page there takes it, and looks again. */
 	smp_mb();
-	walk_folios(memory, first, nr, note_held, &held);
+	walk_folios(memory, first, nr, is_referenced, note_held, &held);
 }
