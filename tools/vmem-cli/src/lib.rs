@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the command lines of vmemd and vmemctl have in common: how arguments are read, and how errors are told.
+//! What the command lines of vmemd and vmemctl have in common: how arguments are read, how errors are told, and how a
+//! program prints without waiting for whoever reads it.
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bar;
+pub mod output;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -11,6 +14,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 pub use arguments::{address, owner, seconds, source, with_port};
+pub use bar::Bar;
 
 /// Reads this program's command line.
 ///

@@ -9,7 +9,6 @@ mod files;
 mod finish;
 mod metrics;
 mod orders;
-mod output;
 mod privileges;
 mod receive;
 mod report;
@@ -19,6 +18,7 @@ mod stop;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
+use vmem_cli::output;
 
 /// A wrong command line, or something that is no fault of source or kernel.
 const EXIT_LOCAL: u8 = 1;

@@ -22,8 +22,8 @@ use vmem_cli::chain;
 use vmem_source::serve::Totals;
 
 use crate::finish::Phase;
-use crate::output::err;
 use crate::report::{RegionSnapshot, Snapshot};
+use vmem_cli::output::err;
 
 /// The figures cannot be given.
 #[derive(Debug, thiserror::Error)]

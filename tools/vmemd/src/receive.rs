@@ -26,10 +26,10 @@ use crate::engine::{Connect, Engine, Event, Options, Target};
 use crate::failure::Failure;
 use crate::finish::{Choices, Finish, Phase};
 use crate::metrics::{Destination, Listener, Unbound};
-use crate::output::err;
 use crate::privileges::{self, Needs, User};
 use crate::report::{RegionSnapshot, Report, Snapshot};
 use orders::Orders;
+use vmem_cli::output::err;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);

@@ -13,9 +13,9 @@ use vmem_source::{Lane, SourceError};
 use crate::engine::stats::{Service, Stats, get};
 use crate::failure::Failure;
 use crate::finish::{Finish, Phase};
-use crate::output::err;
 use json::Json;
 use text::{Bar, Lines};
+use vmem_cli::output::err;
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default)]
@@ -123,8 +123,7 @@ impl Report {
     /// The regions exist, and their faults are served.
     pub(crate) fn ready(&mut self, source: &str, snapshot: &Snapshot) {
         match self {
-            Self::Bar(bar) => bar.ready(source, snapshot),
-            Self::Lines(_) => text::ready(source, snapshot),
+            Self::Bar(_) | Self::Lines(_) => text::ready(source, snapshot),
             Self::Json(_) => json::ready(source, snapshot),
         }
     }
@@ -150,8 +149,7 @@ impl Report {
     /// A region has come to another phase.
     pub(crate) fn phase(&mut self, region: &RegionSnapshot) {
         match self {
-            Self::Bar(bar) => bar.line(&text::phase(region)),
-            Self::Lines(_) => err(&text::phase(region)),
+            Self::Bar(_) | Self::Lines(_) => err(&text::phase(region)),
             Self::Json(_) => json::phase(region),
         }
     }
@@ -159,8 +157,7 @@ impl Report {
     /// A connection was lost.
     pub(crate) fn lost(&mut self, lane: Lane, error: &SourceError) {
         match self {
-            Self::Bar(bar) => bar.line(&text::lost(lane, error)),
-            Self::Lines(_) => err(&text::lost(lane, error)),
+            Self::Bar(_) | Self::Lines(_) => err(&text::lost(lane, error)),
             Self::Json(_) => json::lost(lane, error),
         }
     }
@@ -168,8 +165,7 @@ impl Report {
     /// A connection was made again.
     pub(crate) fn back(&mut self, lane: Lane) {
         match self {
-            Self::Bar(bar) => bar.line(&text::back(lane)),
-            Self::Lines(_) => err(&text::back(lane)),
+            Self::Bar(_) | Self::Lines(_) => err(&text::back(lane)),
             Self::Json(_) => json::back(lane),
         }
     }
@@ -177,8 +173,7 @@ impl Report {
     /// There is no memory for pages of a region.
     pub(crate) fn short(&mut self, name: &str) {
         match self {
-            Self::Bar(bar) => bar.line(&text::short(name)),
-            Self::Lines(_) => err(&text::short(name)),
+            Self::Bar(_) | Self::Lines(_) => err(&text::short(name)),
             Self::Json(_) => json::short(name),
         }
     }

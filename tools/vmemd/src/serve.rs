@@ -24,11 +24,11 @@ use crate::cli::Serve;
 use crate::files;
 use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
-use crate::output::{err, out};
 use crate::privileges::{self, Needs, PrivilegeError, User};
 use crate::report::bytes;
 use crate::stop::Stop;
 use limit::Limit;
+use vmem_cli::output::{err, out};
 
 /// Why memory is not served.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use vmem_source::Export;
 
 use crate::cli::{OnDeath, OnUnreadable, Receive};
 use crate::failure::Failure;
-use crate::output::err;
+use vmem_cli::output::err;
 
 /// Permission bits of nodes unless told otherwise.
 const MODE: u32 = 0o600;

@@ -10,7 +10,7 @@ use vmem_source::{Lane, SourceError};
 use super::{PAGE, RegionSnapshot, Snapshot};
 use crate::failure::Failure;
 use crate::finish::Phase;
-use crate::output::{err, out};
+use vmem_cli::output::{self, err};
 
 /// Prints no more than one progress line a second.
 pub(crate) struct Json {
@@ -130,7 +130,7 @@ fn lane(lane: Lane) -> &'static str {
 fn print(line: &Line<'_>) {
     // Numbers and strings: serializing them does not fail.
     if let Ok(line) = serde_json::to_string(line) {
-        out(&line);
+        output::json(&line);
     }
 }
 

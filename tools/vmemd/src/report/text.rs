@@ -3,13 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use vmem_cli::chain;
+use vmem_cli::{Bar as ProgressBar, chain};
 use vmem_source::{Lane, SourceError};
 
 use super::{PAGE, RegionSnapshot, Snapshot, bytes};
 use crate::finish::Phase;
-use crate::output::{err, err_now, out};
+use vmem_cli::output::{err, out};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,37 +16,29 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(crate) struct Bar {
     bar: ProgressBar,
     rate: Rate,
+    figures: String,
 }
 
 impl Bar {
     pub(super) fn new() -> Self {
         Self {
-            bar: ProgressBar::new(0),
+            bar: ProgressBar::default(),
             rate: Rate::new(),
+            figures: String::new(),
         }
-    }
-
-    pub(super) fn ready(&mut self, source: &str, snapshot: &Snapshot) {
-        ready(source, snapshot);
-        let template = "{wide_bar} {percent:>3} % of {binary_total_bytes}  {msg}";
-        self.bar
-            .set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        self.bar.set_length(snapshot.size());
     }
 
     pub(super) fn progress(&mut self, snapshot: &Snapshot) {
-        self.bar.set_position(snapshot.present());
         if self.rate.is_due() {
-            self.bar.set_message(figures(self.rate.next(snapshot), snapshot));
+            self.figures = figures(self.rate.next(snapshot), snapshot);
         }
-    }
-
-    pub(super) fn line(&self, line: &str) {
-        self.bar.suspend(|| err_now(line));
+        let (present, size) = (snapshot.present(), snapshot.size());
+        let text = format!("{:3.0} % of {}  {}", percent(present, size), bytes(size), self.figures);
+        self.bar.show(present, size, &text);
     }
 
     pub(super) fn end(&mut self, snapshot: Option<&Snapshot>) {
-        self.bar.finish_and_clear();
+        self.bar.clear();
         end(snapshot);
     }
 }
