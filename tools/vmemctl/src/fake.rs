@@ -31,7 +31,7 @@ pub(crate) struct State {
     /// As before, but it does not listen any more either.
     pub(crate) leaves_at: &'static str,
     /// What it says by itself after having done a command.
-    pub(crate) says: Option<(&'static str, Value)>,
+    pub(crate) says: Vec<(&'static str, Value)>,
     /// It has heard this.
     pub(crate) heard: Vec<String>,
     process: Child,
@@ -63,7 +63,7 @@ impl Qemu {
             blocks_at: "",
             hangs_up_at: "",
             leaves_at: "",
-            says: None,
+            says: Vec::new(),
             heard: Vec::new(),
             process: process.expect("a process"),
         })));
@@ -144,12 +144,8 @@ impl Qemu {
             if dies {
                 return Ok(Then::Die);
             }
-            let event = self
-                .state()
-                .says
-                .clone()
-                .filter(|(after, _)| *after == name)
-                .map(|(_, event)| event);
+            let said = self.state().says.clone();
+            let event = said.into_iter().find(|(after, _)| *after == name).map(|(_, event)| event);
             writeln!(out, "{reply}")?;
             if let Some(event) = event {
                 writeln!(out, "{event}")?;

@@ -28,10 +28,12 @@ mod report;
 mod scope;
 mod signals;
 mod supervisor;
+#[cfg(test)]
+mod unread;
 
 use std::process::ExitCode;
 
-use vmem_cli::chain;
+use vmem_cli::{chain, output};
 
 use cli::{Cli, Command};
 use report::Report;
@@ -44,27 +46,29 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let code = run(&cli);
+    output::flush();
+    ExitCode::from(code)
+}
+
+fn run(cli: &Cli) -> u8 {
     // The others start no process that outlives this one.
     let needs_scope = !matches!(cli.command, Command::Region(_));
     if let Some(note) = scope::prepare(needs_scope && !cli.no_scope) {
         Report::new(cli.json).note(&note);
     }
     let result = match &cli.command {
-        Command::Migrate(args) => migrate::run(&cli, args),
-        Command::Receive(args) => receive::run(&cli, args),
-        Command::Recover(args) => recover::run(&cli, args),
-        Command::Forget(args) => forget::run(&cli, args),
-        Command::Region(args) => region::run(&cli, args),
+        Command::Migrate(args) => migrate::run(cli, args),
+        Command::Receive(args) => receive::run(cli, args),
+        Command::Recover(args) => recover::run(cli, args),
+        Command::Forget(args) => forget::run(cli, args),
+        Command::Region(args) => region::run(cli, args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let code = failure.code();
-            report::err(&format!("vmemctl: {}", chain(&failure)));
-            if cli.json {
-                report::out(&serde_json::json!({"event": "failed", "exit_code": code, "error": chain(&failure)}).to_string());
-            }
-            ExitCode::from(code)
-        }
+    let Err(failure) = result else { return 0 };
+    let code = failure.code();
+    output::err(&format!("vmemctl: {}", chain(&failure)));
+    if cli.json {
+        report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": chain(&failure)}));
     }
+    code
 }

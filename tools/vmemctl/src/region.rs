@@ -5,6 +5,7 @@ mod info;
 mod list;
 mod watch;
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use vmem::{Descriptor, DescriptorInfo, Info};
@@ -22,6 +23,12 @@ pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Failure> {
         RegionCommand::Info(args) => info::run(args, cli.json),
         RegionCommand::Watch(args) => watch::run(args, cli.json),
     }
+}
+
+/// A line on standard output, which is waited for: nothing waits for this program, and a long list loses no line.
+fn out(line: &str) {
+    // Who has gone misses it.
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// The state of a region, in a word.

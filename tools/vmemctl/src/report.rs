@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the commands say: to people on a terminal, to people who read a log, or to machines.
+//! What the commands say: to people on a terminal, to people who read a log, or to machines. Nothing here waits for any of them: the
+//! guest may stand still, and a signal has to be heard.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use indicatif::BinaryBytes;
 use serde_json::{Value, json};
+use vmem_cli::Bar;
+use vmem_cli::output::{self, err, out};
 
 /// Who is told.
 pub(crate) struct Report {
@@ -17,7 +20,7 @@ pub(crate) struct Report {
 }
 
 enum To {
-    Bar(ProgressBar),
+    Bar(Bar),
     Lines,
     Json,
 }
@@ -44,7 +47,7 @@ impl Report {
         let to = if json {
             To::Json
         } else if io::stderr().is_terminal() {
-            To::Bar(ProgressBar::hidden())
+            To::Bar(Bar::default())
         } else {
             To::Lines
         };
@@ -59,8 +62,7 @@ impl Report {
     /// Something worth knowing.
     pub(crate) fn note(&self, text: &str) {
         match &self.to {
-            To::Bar(bar) => bar.suspend(|| err(text)),
-            To::Lines => err(text),
+            To::Bar(_) | To::Lines => err(text),
             To::Json => print(&json!({"event": "note", "text": text})),
         }
     }
@@ -76,32 +78,22 @@ impl Report {
         }
         let down = down.map_or(String::new(), |down| format!(", after a stop of {:.0} ms", down * 1e3));
         self.note(&format!("the guest runs at the destination{down}; its memory follows"));
-        if let To::Bar(bar) = &mut self.to {
-            let template = "{wide_bar} {percent:>3} % of {binary_total_bytes}  {msg}";
-            *bar = ProgressBar::new(0);
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        }
     }
 
     /// A line of the destination's vmemd.
     pub(crate) fn pages(&mut self, line: &Value) {
         let progress = line.get("event").and_then(Value::as_str) == Some("progress");
-        match &self.to {
-            To::Json => print(&json!({"event": "pages", "vmemd": line})),
-            To::Bar(bar) if progress => {
-                let figures = Figures::of(line);
-                bar.set_length(figures.size);
-                bar.set_position(figures.present);
-                let text = self.rate.text(&figures);
-                bar.set_message(text);
+        if let To::Json = self.to {
+            print(&json!({"event": "pages", "vmemd": line}));
+        } else if progress {
+            let figures = Figures::of(line);
+            let percent = 100.0 * figures.present as f64 / figures.size.max(1) as f64;
+            let text = self.rate.text(&figures);
+            let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(figures.size));
+            match &mut self.to {
+                To::Bar(bar) => bar.show(figures.present, figures.size, &text),
+                _ => err(&text),
             }
-            To::Lines if progress => {
-                let figures = Figures::of(line);
-                let percent = 100.0 * figures.present as f64 / figures.size.max(1) as f64;
-                let text = self.rate.text(&figures);
-                err(&format!("{percent:5.1} % of {}  {text}", BinaryBytes(figures.size)));
-            }
-            _ => {}
         }
     }
 
@@ -125,8 +117,8 @@ impl Report {
             }));
             return;
         }
-        if let To::Bar(bar) = &self.to {
-            bar.finish_and_clear();
+        if let To::Bar(bar) = &mut self.to {
+            bar.clear();
         }
         let ms = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1} ms", time * 1e3));
         out("the guest's memory is complete at the destination, and plain");
@@ -190,18 +182,9 @@ impl Rate {
     }
 }
 
-fn print(line: &Value) {
-    out(&line.to_string());
-}
-
-/// A line on standard output. Who does not listen misses it; the work goes on.
-pub(crate) fn out(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// A line on standard error.
-pub(crate) fn err(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+/// An object on a line of standard output.
+pub(crate) fn print(line: &Value) {
+    output::json(&line.to_string());
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! The source's side of the moment in which the guest moves, with a QEMU and a destination that are none.
 
 mod interrupted;
+mod unread;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -94,6 +95,14 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
         migration,
         destination,
     }
+}
+
+/// A guest that runs, and of which nothing has been sent.
+fn at_the_beginning(scene: &mut Scene) {
+    scene.migration.begun = false;
+    scene.migration.stopped = None;
+    let mut state = scene.qemu.state();
+    (state.status, state.migration) = ("running", "none");
 }
 
 #[test]

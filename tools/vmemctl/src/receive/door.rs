@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmem_cli::chain;
+use vmem_cli::output::err;
 
 use super::lobby::{Lobby, Seat};
 use super::offer::{self, Offer};
@@ -20,7 +21,6 @@ use crate::failure::Trouble;
 use crate::key::Key;
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
-use crate::report::err;
 
 /// How long a visitor may take to say what it wants.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

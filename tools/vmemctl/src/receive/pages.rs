@@ -12,12 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vmem_cli::output::err;
 
 use super::regions::Regions;
 use crate::daemon::{Daemon, DaemonError, Duty, end_left_over, event, left_over};
 use crate::failure::Trouble;
 use crate::record::{Incoming, Place};
-use crate::report::err;
 use crate::supervisor::{Event, First, Supervisor};
 pub(super) use fetch::LossPolicy;
 use fetch::{Exit, Fetch, NOT_YET};

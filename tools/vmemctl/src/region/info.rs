@@ -6,10 +6,9 @@ use serde_json::json;
 use vmem::{Access, Control, Descriptor, Error, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::chain;
 
-use super::{NO_MODULE, holders, shown, state};
+use super::{NO_MODULE, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
 use crate::failure::{Failure, Trouble};
-use crate::report::out;
 
 /// Prints what the command line names.
 pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Failure> {

@@ -5,10 +5,10 @@ use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 use vmem::{Descriptor, DescriptorInfo, Node, PAGE_SIZE};
 use vmem_cli::chain;
+use vmem_cli::output::err;
 
-use super::{NO_MODULE, holders, state_of};
+use super::{NO_MODULE, holders, out, state_of};
 use crate::failure::{Failure, Trouble};
-use crate::report::{err, out};
 
 /// A region, or memory that is adopted.
 #[derive(Debug)]

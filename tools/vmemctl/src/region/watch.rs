@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Control, DirtyRate, DirtySample, PageRange, ProcessMemory, Tracking, WriteHistogram};
+use vmem_cli::output::{self, out};
 
 use super::{NO_MODULE, shown};
 use crate::cli::RegionWatch;
 use crate::failure::{Failure, Trouble};
-use crate::report::{Report, out};
+use crate::report::{self, Report};
 use crate::signals::Signals;
 
 /// How many lines the histogram has at most.
@@ -72,7 +73,7 @@ fn wait_until(next: Instant, is_over: impl Fn() -> bool) -> bool {
 fn begin(what: &str, tracking: &Tracking, json: bool) {
     let (bytes, mappings, held) = (tracking.pages().bytes().end, tracking.mappings(), tracking.held());
     if json {
-        out(&json!({"event": "watch", "memory": what, "bytes": bytes, "mappings": mappings, "held": held}).to_string());
+        report::print(&json!({"event": "watch", "memory": what, "bytes": bytes, "mappings": mappings, "held": held}));
         return;
     }
     out(&format!(
@@ -97,7 +98,8 @@ impl Watch<'_> {
     fn sample(&mut self) -> Result<(), vmem::Error> {
         let sample = self.rate.sample()?;
         sample.pages.iter().for_each(|range| self.histogram.add(*range));
-        out(&line(&sample, self.began.elapsed(), self.json));
+        let print = if self.json { output::json } else { out };
+        print(&line(&sample, self.began.elapsed(), self.json));
         Ok(())
     }
 
@@ -106,7 +108,7 @@ impl Watch<'_> {
         if self.json {
             let part = |(pages, written): (PageRange, u64)| json!({"pgoff": pages.first().get(), "pages": pages.count(), "written": written});
             let parts: Vec<_> = self.histogram.parts().map(part).collect();
-            out(&json!({"event": "histogram", "parts": parts}).to_string());
+            report::print(&json!({"event": "histogram", "parts": parts}));
         } else {
             out("pages written, by where in the memory they are:");
             self.histogram.to_string().lines().for_each(out);

@@ -54,14 +54,6 @@ fn expect_detached(scene: Scene, result: Result<(), Failure>, phase: Phase) {
     assert!(!scene.qemu.has_heard("quit"));
 }
 
-/// A guest that runs, and of which nothing has been sent.
-fn at_the_beginning(scene: &mut Scene) {
-    scene.migration.begun = false;
-    scene.migration.stopped = None;
-    let mut state = scene.qemu.state();
-    (state.status, state.migration) = ("running", "none");
-}
-
 #[test]
 fn signal_while_another_client_has_the_monitor_ends_the_move() {
     use clap::Parser;
@@ -151,7 +143,7 @@ fn signal_when_the_guest_has_stopped_has_it_go_on_here() {
     });
     at_the_beginning(&mut scene);
     let event = json!({"event": "MIGRATION", "data": {"status": "pre-switchover"}});
-    scene.qemu.state().says = Some(("migrate", event));
+    scene.qemu.state().says.push(("migrate", event));
     let trouble = switch(&mut scene);
     assert!(scene.migration.stopped.is_some());
     scene.qemu.state().status = "paused";

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What becomes of a guest when something dies in the moment in which it moves.
 
+mod unread;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is said is read by nobody: the guest comes all the same.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::message::{FromSource, Purpose};
+use crate::unread;
+
+#[test]
+fn guest_comes_while_nobody_reads_the_output() {
+    let test = concat!(module_path!(), "::guest_comes_while_nobody_reads_the_output");
+    unread::run(test, || [true, false].into_iter().for_each(receive_guest));
+}
+
+fn receive_guest(json: bool) {
+    let mut scene = scene(Phase::Prepared, "paused", "completed");
+    let session = scene.arrival.record.session.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut door = Door::open(listener, Security::Loopback).expect("a door");
+    door.taken(&session);
+    // What these say is told, and so is that the source is back.
+    for _ in 0..20 {
+        let mut stranger = TcpStream::connect(address).expect("a connection");
+        stranger.write_all(b"GET / HTTP/1.1\n").expect("room");
+    }
+    let mut source = Security::Loopback
+        .connect(&address.to_string(), &session, Purpose::Recover)
+        .expect("a welcome");
+    source.say(&FromSource::Commit { run: true }).expect("room");
+    scene.arrival.resumed = true;
+    let mut report = Report::new(json);
+    report.note("listening");
+    scene.arrival.wait_for_commit(&mut door, &mut report).expect("the guest runs");
+    assert_eq!(scene.noted(), Phase::Running);
+    assert_eq!(scene.qemu.state().status, "running");
+    let answer = source
+        .hear_within::<FromDestination>(Duration::from_secs(10))
+        .expect("an answer");
+    assert_eq!(answer, FromDestination::Running);
+}
