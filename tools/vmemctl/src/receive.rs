@@ -20,6 +20,8 @@ mod regions;
 mod room;
 mod template;
 mod tend;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -33,7 +35,7 @@ use crate::network::Security;
 use crate::record::Incoming;
 use crate::report::Report;
 use crate::signals::Signals;
-use arrival::{Arrival, Ended, Host, Left};
+use arrival::{Arrival, Ended, Host, Left, NotTaken};
 use door::{Door, Visitor};
 use farewell::say_last;
 use monitor::Monitor;
@@ -75,11 +77,11 @@ fn receive(cli: &Cli, args: &Receive, report: &mut Report, signals: &Signals) ->
         report.note(&format!("listening on {address}"));
         let host = Host {
             args,
-            control: &control,
+            make_regions: &|guest, memory| host::regions_for(&control, guest, memory, args),
             security: &security,
             signals,
         };
-        take(cli, &host, &mut door)?
+        take(cli, &host, &mut door, report)?
     };
     if let Err(ended) = arrival.wait_for_commit(&mut door, report) {
         return end(ended, arrival, &mut door, report, signals);
@@ -99,12 +101,20 @@ pub(crate) fn needs_memory(record: &Incoming) -> bool {
     !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }
 
-/// Waits for a guest, and prepares everything for it.
-fn take(cli: &Cli, host: &Host<'_>, door: &mut Door) -> Result<Arrival, Failure> {
+/// Waits for a guest, and prepares everything for it. A guest that cannot be prepared for is refused, and the next one is waited for.
+fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<Arrival, Failure> {
     loop {
         host.signals.check().map_err(Trouble::from)?;
-        if let Some(Visitor::Guest(channel, offer)) = door.wait_for(GLANCE) {
-            return Arrival::prepare(cli, host, door, channel, offer);
+        let Some(Visitor::Guest(channel, offer)) = door.wait_for(GLANCE) else {
+            continue;
+        };
+        let guest = offer.guest.escape_debug().to_string();
+        match Arrival::prepare(cli, host, door, channel, offer) {
+            Ok(arrival) => return Ok(arrival),
+            Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
+                report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
+            }
+            Err(NotTaken::Refused(trouble) | NotTaken::Spoiled(trouble)) => return Err(Failure::AtSource(trouble)),
         }
     }
 }

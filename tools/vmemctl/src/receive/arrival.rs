@@ -11,11 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::json;
-use vmem::{Control, MapHandle};
+use vmem::MapHandle;
 use vmem_cli::chain;
 
 use super::door::Door;
-use super::host::{self, Qemu};
+use super::host::{self, MakeRegions, Qemu};
 use super::monitor::Monitor;
 use super::offer::Offer;
 use super::pages::{LossPolicy, Pages};
@@ -24,7 +24,7 @@ use super::regions::{self, Regions};
 use super::room;
 use crate::channel::Channel;
 use crate::cli::{Cli, OnLost, Receive};
-use crate::failure::{Failure, Trouble};
+use crate::failure::Trouble;
 use crate::guest::{self, LIMIT, Settings};
 use crate::message::FromDestination;
 use crate::migrate::source::STREAM;
@@ -44,9 +44,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy)]
 pub(super) struct Host<'a> {
     pub(super) args: &'a Receive,
-    pub(super) control: &'a Control,
+    pub(super) make_regions: &'a MakeRegions<'a>,
     pub(super) security: &'a Security,
     pub(super) signals: &'a Signals,
+}
+
+/// Why a guest that is offered is not taken. The source has been told.
+#[derive(Debug)]
+pub(super) enum NotTaken {
+    /// All is as it was before the offer: another guest can be taken.
+    Refused(Trouble),
+    /// A QEMU that somebody else has started is not as it was, or is left over: no other guest can be prepared with it.
+    Spoiled(Trouble),
+}
+
+impl NotTaken {
+    fn new(trouble: Trouble, can_take_another: bool) -> Self {
+        match can_take_another {
+            true => Self::Refused(trouble),
+            false => Self::Spoiled(trouble),
+        }
+    }
 }
 
 /// A guest whose state comes, or has come.
@@ -72,15 +90,16 @@ pub(super) struct Arrival {
 
 impl Arrival {
     /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
-    pub(super) fn prepare(cli: &Cli, host: &Host<'_>, door: &mut Door, channel: Channel, offer: Offer) -> Result<Self, Failure> {
+    pub(super) fn prepare(cli: &Cli, host: &Host<'_>, door: &Door, channel: Channel, offer: Offer) -> Result<Self, NotTaken> {
         let mut qemu = Qemu::existing();
+        let mut can_take_another = true;
         let made = new_place(cli, &offer).and_then(|place| {
             let reserved = room::reserve(&cli.state, &place, &offer.memory, host.args.overcommit);
             match reserved.and_then(|()| Self::build(host, offer, &place, &mut qemu)) {
                 Ok(parts) => Ok((place, parts)),
                 Err(trouble) => {
                     let trouble = qemu.explain(trouble);
-                    qemu.end();
+                    can_take_another = qemu.end();
                     place.remove();
                     Err(trouble)
                 }
@@ -107,16 +126,18 @@ impl Arrival {
                     Err(trouble) => {
                         let trouble = arrival.refuse(trouble);
                         door.nobody();
-                        Err(Failure::AtSource(trouble))
+                        // It has ended QEMU.
+                        Err(NotTaken::new(trouble, !host.args.command.is_empty()))
                     }
                 }
             }
             Err(trouble) => {
                 let reason = chain(&trouble);
+                // A source that hears it can offer another guest at once.
+                door.nobody();
                 // A source that does not hear it finds the connection closed.
                 let _ = channel.say(&FromDestination::Failed { reason });
-                door.nobody();
-                Err(Failure::AtSource(trouble))
+                Err(NotTaken::new(trouble, can_take_another))
             }
         }
     }
@@ -131,7 +152,7 @@ impl Arrival {
         let mut regions = Vec::new();
         let mut names = Vec::new();
         if !args.command.is_empty() {
-            (names, regions) = host::regions_for(host.control, &offer.guest, &offer.memory, args)?;
+            (names, regions) = (host.make_regions)(&offer.guest, &offer.memory)?;
             *qemu = Qemu::start(args, &offer.memory, &names, place)?;
         }
         let made = if names.is_empty() {
@@ -160,6 +181,7 @@ impl Arrival {
         for name in &names {
             checks::check_region(name)?;
         }
+        qemu.changes();
         // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
         qmp.run("stop", json!({}))?;
         let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;

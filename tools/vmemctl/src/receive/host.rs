@@ -25,6 +25,9 @@ use crate::signals::Signals;
 /// How long QEMU may take to listen.
 const START: Duration = Duration::from_secs(60);
 
+/// Makes the regions of a guest of this name; returns their names, and what has them exist.
+pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String>, Vec<MapHandle>), Trouble> + 'a;
+
 /// The regions of `--region`. They exist as long as this is held, or somebody has them open.
 pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Trouble> {
     args.regions
@@ -113,6 +116,8 @@ pub(super) struct Qemu {
     log: PathBuf,
     /// So long was the log before it was started.
     before: u64,
+    /// It is not as it was when it was found.
+    changed: bool,
 }
 
 impl Qemu {
@@ -122,6 +127,7 @@ impl Qemu {
             child: None,
             log: PathBuf::new(),
             before: 0,
+            changed: false,
         }
     }
 
@@ -148,6 +154,7 @@ impl Qemu {
             child: Some(child),
             log,
             before,
+            changed: false,
         })
     }
 
@@ -212,13 +219,18 @@ impl Qemu {
         }
     }
 
-    /// Ends it, if it was started here, whatever it waits for: its guest has not come.
-    pub(super) fn end(&mut self) {
-        if let Some(child) = &mut self.child {
-            // It may have ended just now.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// It is prepared for a guest from now on.
+    pub(super) fn changes(&mut self) {
+        self.changed = true;
+    }
+
+    /// Ends it, if it was started here, whatever it waits for: its guest has not come. Whether another guest can be prepared for.
+    pub(super) fn end(&mut self) -> bool {
+        let Some(child) = &mut self.child else { return !self.changed };
+        // It may have ended just now.
+        let _ = child.kill();
+        // One that has gone into the background has ended well, and is still there.
+        child.wait().is_ok_and(|status| !status.success())
     }
 }
 
@@ -238,11 +250,10 @@ mod tests {
         );
     }
 
-    /// A QEMU that says something and ends, in `--state`.
-    fn failing(state: &Path) -> Qemu {
+    /// A shell script in the place of QEMU, in `--state`.
+    fn started(script: &str, state: &Path) -> Qemu {
         use clap::Parser;
         let words = ["vmemctl", "receive", "--qmp", "/nobody/qmp", "--", "sh", "-c"];
-        let script = "echo qemu: first; echo qemu: last >&2; exit 3";
         let cli = crate::cli::Cli::parse_from(words.into_iter().chain([script]));
         let crate::cli::Command::Receive(args) = &cli.command else {
             panic!("not receive")
@@ -257,7 +268,7 @@ mod tests {
     fn last_words_of_a_qemu_that_fails_are_told_and_stay() {
         let state = tempfile::tempdir().expect("a directory");
         for _ in 0..2 {
-            let mut qemu = failing(state.path());
+            let mut qemu = started("echo qemu: first; echo qemu: last >&2; exit 3", state.path());
             let error = qemu
                 .connect(Path::new("/nobody/qmp"), &Signals::default())
                 .expect_err("no QEMU");
@@ -269,5 +280,18 @@ mod tests {
         }
         let log = std::fs::read_to_string(state.path().join("log/in.guest0.qemu.log")).expect("a log");
         assert_eq!(log.lines().count(), 4, "{log}");
+    }
+    #[test]
+    fn another_guest_can_be_prepared_for_if_nothing_of_this_one_is_left() {
+        let state = tempfile::tempdir().expect("a directory");
+        assert!(started("exec sleep 1000", state.path()).end(), "it has not ended");
+        let mut in_the_background = started("exit 0", state.path());
+        let child = in_the_background.child.as_mut().expect("a process");
+        child.wait().expect("a process");
+        assert!(!in_the_background.end(), "it has another process, and the regions");
+        let mut found = Qemu::existing();
+        assert!(found.end(), "nobody has touched it");
+        found.changes();
+        assert!(!found.end());
     }
 }

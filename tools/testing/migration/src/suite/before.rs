@@ -78,28 +78,59 @@ fn the_destinations_qemu_dies(stage: &Stage) -> Result<()> {
         Ok(pid.is_some())
     })?;
     kill_process(pid.context("no number")?, Signal::KILL)?;
-    journey.prepared.receive.expect(&journey.prepared.slot, AT_SOURCE)?;
+    let (receive, slot) = (&mut journey.prepared.receive, &journey.prepared.slot);
+    wait_until("the destination gives the guest up", || Ok(waits(slot) || !receive.runs()?))?;
+    // A guest that was prepared for already is the only one.
+    if waits(slot) {
+        expect_waiting(receive, slot)?;
+    } else {
+        receive.expect(slot, AT_SOURCE)?;
+    }
     stage.park(actor, journey.fail(AT_SOURCE)?)
 }
 
+/// Whether the destination's vmemctl has refused a guest, and waits for another.
+fn waits(slot: &Slot) -> bool {
+    slot.read_log("receive").contains("waiting for another")
+}
+
+/// It does, until a signal ends it.
+fn expect_waiting(receive: &mut Vmemctl, slot: &Slot) -> Result<()> {
+    wait_until("the destination waits for another guest", || Ok(waits(slot)))?;
+    ensure!(receive.runs()?, "vmemctl receive has ended");
+    receive.signal(Signal::TERM)?;
+    receive.expect(slot, LOCAL)
+}
+
+/// When the destination finds out that its guest is another one.
+enum Found {
+    /// While it prepares.
+    Early,
+    /// When the state comes.
+    Late,
+}
+
 /// The destination's QEMU is started for this guest, which differs from the one that comes.
-fn received_as(stage: &Stage, other: impl FnOnce(&mut Guest), arguments: &[&str]) -> Result<()> {
+fn received_as(stage: &Stage, other: impl FnOnce(&mut Guest), found: Found) -> Result<()> {
     let (actor, source) = stage.guest()?;
     let mut guest = actor.guest.clone();
     other(&mut guest);
-    let mut prepared = Prepared::new(&guest, source, arguments)?;
+    let mut prepared = Prepared::new(&guest, source, &[])?;
     let mut migrate = Vmemctl::migrate(&prepared.source.slot, &guest, &[])?;
     migrate.expect(&prepared.source.slot, AT_SOURCE)?;
-    prepared.receive.expect(&prepared.slot, AT_SOURCE)?;
+    match found {
+        Found::Early => expect_waiting(&mut prepared.receive, &prepared.slot)?,
+        Found::Late => prepared.receive.expect(&prepared.slot, AT_SOURCE)?,
+    }
     stage.park(actor, prepared.source)
 }
 
 fn the_destination_has_another_size_of_memory(stage: &Stage) -> Result<()> {
-    received_as(stage, |guest| guest.memory_mib = vec![128], &[])
+    received_as(stage, |guest| guest.memory_mib = vec![128], Found::Early)
 }
 
 fn the_destination_lacks_a_device(stage: &Stage) -> Result<()> {
-    received_as(stage, |guest| guest.network = false, &[])
+    received_as(stage, |guest| guest.network = false, Found::Late)
 }
 
 fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
@@ -116,7 +147,7 @@ fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
         "fallocate",
         &["-l", &format!("{}M", available - LEFT_MIB), &format!("{place}/memory")],
     )
-    .and_then(|_| received_as(stage, |_| (), &[]));
+    .and_then(|_| received_as(stage, |_| (), Found::Early));
     run("umount", &[place])?;
     outcome
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::daemon::DaemonError;
+use crate::failure::Failure;
 use crate::fake;
 use crate::message::Backend;
 use crate::receive::regions::State;
