@@ -11,6 +11,8 @@
 mod allowed;
 mod carry;
 mod identity;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 

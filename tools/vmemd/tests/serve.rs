@@ -21,7 +21,7 @@ struct Source {
 }
 
 impl Source {
-    fn new(mut command: Command) -> Self {
+    fn new(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -39,7 +39,11 @@ impl Source {
     }
 
     fn connect(&self) -> Box<dyn PageSource> {
-        let endpoint = Endpoint::new(&self.address, Security::Loopback, TIMEOUT);
+        self.connect_as(Security::Loopback)
+    }
+
+    fn connect_as(&self, security: Security) -> Box<dyn PageSource> {
+        let endpoint = Endpoint::new(&self.address, security, TIMEOUT);
         Box::new(endpoint.connect(Lane::Stream).expect("a connection"))
     }
 
@@ -86,7 +90,7 @@ fn first_byte(source: &mut dyn PageSource) -> u8 {
 #[test]
 fn a_standard_error_that_nobody_reads_keeps_nobody_out() {
     let directory = tempfile::tempdir().unwrap();
-    let source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    let source = Source::new(&mut serve(&[("ram", &file(directory.path(), "ram"))]));
     // Each of these is a line of the log at the least, and a pipe takes 64 KiB.
     for _ in 0..2000 {
         drop(source.connect());
@@ -98,12 +102,26 @@ fn a_standard_error_that_nobody_reads_keeps_nobody_out() {
 
 #[test]
 fn strangers_fill_no_log() {
+    bounds_its_log(&[], Security::Loopback);
+}
+
+#[test]
+fn strangers_without_a_certificate_fill_no_log() {
     let directory = tempfile::tempdir().unwrap();
-    let mut source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    vmem_tls::testing::write(&["127.0.0.1"], directory.path());
+    let identity = vmem_tls::Identity::load(directory.path()).unwrap();
+    let options = ["--tls", directory.path().to_str().unwrap()];
+    bounds_its_log(&options, Security::Tls(identity));
+}
+
+fn bounds_its_log(options: &[&str], security: Security) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = serve(&[("ram", &file(directory.path(), "ram"))]);
+    let mut source = Source::new(command.args(options));
     for _ in 0..1000 {
         drop(TcpStream::connect(&source.address).unwrap());
     }
-    assert_eq!(first_byte(&mut *source.connect()), 7);
+    assert_eq!(first_byte(&mut *source.connect_as(security)), 7);
     std::thread::sleep(Duration::from_millis(500));
     source.child.kill().unwrap();
     let mut errors = String::new();
@@ -114,7 +132,7 @@ fn strangers_fill_no_log() {
 #[test]
 fn it_serves_what_is_open_and_has_no_privileges() {
     let directory = tempfile::tempdir().unwrap();
-    let source = Source::new(serve(&[("ram", &file(directory.path(), "ram"))]));
+    let source = Source::new(&mut serve(&[("ram", &file(directory.path(), "ram"))]));
     assert_eq!(source.status("NoNewPrivs:"), "1");
     for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
         assert_eq!(u64::from_str_radix(&source.status(set), 16), Ok(0), "{set}");
@@ -128,7 +146,7 @@ fn it_serves_what_is_open_and_has_no_privileges() {
     assert_eq!(first_byte(&mut *source.connect()), 7);
     let mut other = serve(&[("ram", &file(directory.path(), "ram"))]);
     other.args(["--user", "1234:99"]);
-    let other = Source::new(other);
+    let other = Source::new(&mut other);
     if rustix::process::geteuid().is_root() {
         assert_eq!(
             (other.status("Uid:"), other.status("Gid:")),
@@ -159,7 +177,7 @@ fn as_many_files_are_open_as_may_be_and_a_limit_is_named() {
         .map(String::as_str)
         .zip(paths.iter().map(PathBuf::as_path))
         .collect();
-    let source = Source::new(limited(serve(&exports), 100, 1024));
+    let source = Source::new(&mut limited(serve(&exports), 100, 1024));
     assert_eq!(source.connect().exports().len(), 200);
     let refused = limited(serve(&exports), 100, 100).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);

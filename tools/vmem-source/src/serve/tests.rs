@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::PAGE_SIZE;
+use vmem_tls::Identity;
 
 use super::*;
 use crate::answer::Contents;
+use crate::endpoint::{Endpoint, Security};
 use crate::memory::tests::{memfd, spec};
 use crate::page::range;
 use crate::peer::Peer;
@@ -40,6 +42,15 @@ impl Running {
     }
 
     fn with(memories: Vec<Memory>, limits: Limits, change: impl FnOnce(Server) -> Server) -> Self {
+        Self::protected(None, memories, limits, change)
+    }
+
+    fn protected(
+        identity: Option<Identity>,
+        memories: Vec<Memory>,
+        limits: Limits,
+        change: impl FnOnce(Server) -> Server,
+    ) -> Self {
         use std::os::fd::AsFd;
         let (sender, ended) = channel();
         let report = move |event: Event<'_>| {
@@ -47,7 +58,7 @@ impl Running {
                 let _ = sender.send((served, error.map(ToString::to_string)));
             }
         };
-        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, None, report);
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, identity, report);
         let server = Arc::new(change(server.expect("a server")));
         let address = server.local_addr().expect("its address");
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
@@ -444,16 +455,32 @@ fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
 /// What strangers do to a destination that has lost its connection: nothing.
 #[test]
 fn silent_strangers_take_no_place_of_a_destination() {
+    keeps_strangers_apart(None);
+}
+
+/// As before; what they do not do is to show a certificate.
+#[test]
+fn silent_strangers_take_no_place_of_a_protected_destination() {
+    let directory = tempfile::tempdir().expect("a directory");
+    vmem_tls::testing::write(&["127.0.0.1"], directory.path());
+    keeps_strangers_apart(Some(Identity::load(directory.path()).expect("an identity")));
+}
+
+fn keeps_strangers_apart(identity: Option<Identity>) {
     let limits = Limits {
         connections: 4,
         timeout: Duration::from_secs(20),
     };
     let file = memfd(10 * PAGE_SIZE as u64, &[1, 2]);
-    let running = Running::new(vec![Memory::open(&spec("ram", &file)).expect("memory")], limits);
-    let mut known = running.peer().expect("a peer");
+    let memories = vec![Memory::open(&spec("ram", &file)).expect("memory")];
+    let running = Running::protected(identity.clone(), memories, limits, |server| server);
+    let security = identity.map_or(Security::Loopback, Security::Tls);
+    let endpoint = Endpoint::new(&running.address.to_string(), security, Duration::from_secs(10));
+    let peer = || endpoint.connect(Lane::Stream).expect("a peer");
+    let mut known = peer();
     let strangers: Vec<_> = (0..5 * slots::UNPROVEN).map(|_| running.raw()).collect();
     let since = Instant::now();
-    let mut peers: Vec<_> = (1..limits.connections).map(|_| running.peer().expect("a peer")).collect();
+    let mut peers: Vec<_> = (1..limits.connections).map(|_| peer()).collect();
     assert!(since.elapsed() < Duration::from_secs(5), "it waits for strangers");
     for peer in peers.iter_mut().chain([&mut known]) {
         assert_eq!(fetch(peer, 1, 2), [Some(2), Some(3)]);

@@ -14,16 +14,32 @@ const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const MANY: usize = 2 * PLACES;
 
 fn open(address: &str) -> (Door, SocketAddr) {
+    open_as(Security::Insecure, address)
+}
+
+fn open_as(security: Security, address: &str) -> (Door, SocketAddr) {
     let address: SocketAddr = address.parse().expect("an address");
     let listener = TcpListener::bind(address).expect("a port");
     let address = listener.local_addr().expect("an address");
-    (Door::open(listener, Security::Insecure).expect("a door"), address)
+    (Door::open(listener, security).expect("a door"), address)
 }
 
 fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
-    Security::Loopback
-        .connect(&to.to_string(), session, purpose)
-        .expect("a welcome")
+    connect_as(&Security::Loopback, to, session, purpose)
+}
+
+fn connect_as(security: &Security, to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
+    security.connect(&to.to_string(), session, purpose).expect("a welcome")
+}
+
+/// A new authority that has certified this host.
+fn certified() -> Security {
+    use clap::Parser;
+    let directory = tempfile::tempdir().expect("a directory");
+    vmem_tls::testing::write(&["127.0.0.1"], directory.path());
+    let path = directory.path().to_str().expect("a path");
+    let words = ["vmemctl", "--tls", path, "region", "list"];
+    Security::new(&crate::cli::Cli::parse_from(words)).expect("an identity")
 }
 
 fn offer(export: &str) -> FromSource {
@@ -53,11 +69,20 @@ fn wait(door: &mut Door) -> Offer {
 
 #[test]
 fn strangers_that_say_nothing_do_not_keep_a_source_out() {
-    let (mut door, address) = open("127.0.0.1:0");
+    lets_the_source_in(Security::Loopback);
+}
+
+#[test]
+fn strangers_that_show_no_certificate_do_not_keep_a_source_out() {
+    lets_the_source_in(certified());
+}
+
+fn lets_the_source_in(security: Security) {
+    let (mut door, address) = open_as(security.clone(), "127.0.0.1:0");
     let mut silent: Vec<TcpStream> = (0..MANY)
         .map(|_| TcpStream::connect(address).expect("a connection"))
         .collect();
-    let source = connect(address, SESSION, Purpose::Migrate);
+    let source = connect_as(&security, address, SESSION, Purpose::Migrate);
     source.say(&good()).expect("room");
     wait(&mut door);
     // The oldest was ended for the newest, long before its time was over.
@@ -106,10 +131,14 @@ fn second_offer_is_refused() {
     assert!(third.is_err(), "and so is a third one, at once");
 }
 
+/// The address is also what the certificate of the source's vmemd must have.
 #[test]
 fn source_of_ipv4_at_a_socket_of_ipv6_is_one_of_ipv4() {
-    let (mut door, address) = open("[::]:0");
-    let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
-    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
-    assert_eq!(wait(&mut door).source, "127.0.0.1:8636");
+    for security in [Security::Insecure, certified()] {
+        let (mut door, address) = open_as(security.clone(), "[::]:0");
+        let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+        let source = connect_as(&security, address, SESSION, Purpose::Migrate);
+        source.say(&good()).expect("room");
+        assert_eq!(wait(&mut door).source, "127.0.0.1:8636");
+    }
 }

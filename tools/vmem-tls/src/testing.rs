@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Certificates for the tests of those who use this library.
+
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// Writes a new authority, and a certificate by it for these names and addresses, into a directory as [`Identity::load`] wants it.
+///
+/// [`Identity::load`]: crate::Identity::load
+pub fn write(names: &[&str], directory: &Path) {
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
+    let key = KeyPair::generate().expect("a key");
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let params = CertificateParams::new(names).expect("parameters");
+    let certificate = params.signed_by(&key, &authority).expect("a certificate");
+    for (file, text) in [
+        ("ca.pem", authority.pem()),
+        ("cert.pem", certificate.pem()),
+        ("key.pem", key.serialize_pem()),
+    ] {
+        std::fs::write(directory.join(file), text).expect("a file");
+    }
+}
