@@ -137,6 +137,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd $(BUILD)/host-target/release/vmemctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/vmem/apparmor tools/vmemctl/apparmor/libvirt-qemu
+	install -D -m 644 -t $(DESTDIR)/etc/logrotate.d tools/vmemctl/logrotate/vmem
 	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
 

@@ -7,7 +7,6 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,8 +14,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::Value;
 
+use crate::log::tail;
 use crate::name::session_mark;
 use crate::process::{Process, with_arguments};
+use crate::queue::{Message, Receiver, Sender, queue};
 use crate::record::Place;
 use crate::scope;
 
@@ -47,6 +48,16 @@ pub(crate) enum Says {
     Line(String),
     /// It has ended.
     Ended(ExitStatus),
+}
+
+impl Message for Says {
+    fn is_line(&self) -> bool {
+        matches!(self, Self::Line(_))
+    }
+
+    fn of_line(line: String) -> Self {
+        Self::Line(line)
+    }
 }
 
 /// A running vmemd.
@@ -105,7 +116,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let (sender, says) = channel();
+        let (sender, says) = queue();
         let spawned = Arc::new(Spawned {
             process,
             reaped: Mutex::new(false),
@@ -128,10 +139,7 @@ impl Daemon {
 
     /// What it says next, if it does so within `limit`.
     pub(crate) fn hear(&mut self, limit: Duration) -> Option<Says> {
-        match self.says.recv_timeout(limit) {
-            Ok(says) => Some(says),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.says.recv(limit)
     }
 
     /// Waits for the line of its standard output that `wanted` makes something of.
@@ -161,8 +169,7 @@ impl Daemon {
 
     /// Why it ended, with the last line of its log.
     pub(crate) fn ended(&self, status: ExitStatus) -> DaemonError {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = tail(&self.log, 0);
         let last = text.lines().last().unwrap_or_default();
         DaemonError::Ended {
             status: status.to_string(),
@@ -227,12 +234,11 @@ fn note(process: &Process, place: &Place) -> io::Result<()> {
 fn listen(mut child: Child, spawned: &Spawned, sender: &Sender<Says>) {
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Who does not listen any more has no use for it.
-            let _ = sender.send(Says::Line(line));
+            sender.send(Says::Line(line));
         }
     }
     if let Ok(status) = spawned.reap(&mut child) {
-        let _ = sender.send(Says::Ended(status));
+        sender.send(Says::Ended(status));
     }
 }
 

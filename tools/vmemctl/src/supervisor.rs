@@ -6,7 +6,6 @@
 use std::io;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use vmem_cli::chain;
 use crate::back_off::BackOff;
 use crate::daemon::{Daemon, DaemonError, Orders, Says, order};
 use crate::process::Process;
+use crate::queue::{Message, Receiver, Sender, queue};
 
 /// How often it is looked whether supervision is over.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -71,6 +71,16 @@ pub(crate) enum Event {
     },
 }
 
+impl Message for Event {
+    fn is_line(&self) -> bool {
+        matches!(self, Self::Line(_))
+    }
+
+    fn of_line(line: String) -> Self {
+        Self::Line(line)
+    }
+}
+
 /// What is supervised first.
 pub(crate) enum First {
     /// One that is ready.
@@ -109,7 +119,7 @@ impl Supervisor {
     /// Begins with `first`.
     pub(crate) fn new(work: impl Work, first: First) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (sender, events) = channel();
+        let (sender, events) = queue();
         let keeper = Keeper {
             work,
             shared: Arc::clone(&shared),
@@ -140,10 +150,7 @@ impl Supervisor {
 
     /// What happens next, if it does so within `limit`.
     pub(crate) fn hear(&self, limit: Duration) -> Option<Event> {
-        match self.events.recv_timeout(limit) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.events.recv(limit)
     }
 
     /// Ends vmemd. Returns when it has ended.
@@ -352,8 +359,7 @@ impl<W: Work> Keeper<W> {
     }
 
     fn tell(&self, event: Event) {
-        // Who does not listen does not want to know.
-        let _ = self.events.send(event);
+        self.events.send(event);
     }
 }
 

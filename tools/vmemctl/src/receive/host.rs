@@ -2,7 +2,6 @@
 //! What this host gives to a guest: regions, and a QEMU.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -16,6 +15,7 @@ use super::template;
 use crate::cli::Receive;
 use crate::failure::Trouble;
 use crate::guest::LIMIT;
+use crate::log::tail;
 use crate::message::Backend;
 use crate::name::clean;
 use crate::record::Place;
@@ -182,16 +182,7 @@ impl Qemu {
     /// The last lines that it said.
     pub(super) fn last_words(&self) -> String {
         const LINES: usize = 3;
-        const BYTES: u64 = 4096;
-        let read = || -> std::io::Result<String> {
-            let mut log = File::open(&self.log)?;
-            let end = log.metadata()?.len();
-            log.seek(SeekFrom::Start(self.before.max(end.saturating_sub(BYTES))))?;
-            let mut text = Vec::new();
-            log.take(BYTES).read_to_end(&mut text)?;
-            Ok(String::from_utf8_lossy(&text).into_owned())
-        };
-        let text = read().unwrap_or_default();
+        let text = tail(&self.log, self.before);
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
         last.iter()

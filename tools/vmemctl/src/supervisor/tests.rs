@@ -105,6 +105,21 @@ fn one_whose_work_is_done_is_not_started_again() {
 }
 
 #[test]
+fn lines_that_nobody_hears_for_long_are_bounded() {
+    let (_directory, script) = script("seq 100000; exit 0");
+    let supervisor = supervise(script);
+    let until = Instant::now() + LONG;
+    while !supervisor.thread.as_ref().expect("a thread").is_finished() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let (lines, _, again) = until_end(&supervisor);
+    assert_eq!(again, None, "how it has ended is not left out");
+    assert!(lines.len() < 2000, "{}", lines.len());
+    assert!(lines[0].contains("dropped"), "{}", lines[0]);
+    assert_eq!(lines.last().map(String::as_str), Some("100000"));
+}
+
+#[test]
 fn failed_start_is_tried_again() {
     let (directory, mut script) = script("echo ready; exec sleep 1000");
     let needed = directory.path().join("memory");

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The end of what a program has written to its log. The log can be long, and `logrotate` can cut it off at any moment.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// So much of it is read.
+const BYTES: u64 = 4096;
+
+/// The end of what was written since the log had so many bytes. Of a log that cannot be read: nothing.
+pub(crate) fn tail(path: &Path, since: u64) -> String {
+    let read = || -> io::Result<String> {
+        let mut log = File::open(path)?;
+        let end = log.metadata()?.len();
+        // It was cut off meanwhile: all of it is new.
+        let since = if end < since { 0 } else { since };
+        log.seek(SeekFrom::Start(since.max(end.saturating_sub(BYTES))))?;
+        let mut text = Vec::new();
+        log.take(BYTES).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    read().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn end_of_a_log_is_read_and_what_was_before_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("log");
+        assert_eq!(tail(&path, 0), "", "there is none");
+        fs::write(&path, "before\nafter\n").expect("a file");
+        assert_eq!(tail(&path, 7), "after\n");
+        assert_eq!(tail(&path, 13), "");
+        assert_eq!(tail(&path, 1000), "before\nafter\n", "it was cut off");
+        fs::write(&path, format!("{}\nlast\n", "x".repeat(1 << 20))).expect("a file");
+        let text = tail(&path, 7);
+        assert!(text.len() as u64 == BYTES && text.ends_with("x\nlast\n"));
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What one thread says to another, with a bound for lines: vmemd says something every second, and whoever hears it may wait for QEMU for
+//! hours meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Lines that wait, at most. The latest ones say how far it is.
+const LINES: usize = 1024;
+
+/// What can be said in such a queue.
+pub(crate) trait Message {
+    /// It may be left out if there are too many.
+    fn is_line(&self) -> bool;
+
+    /// A line.
+    fn of_line(line: String) -> Self;
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    messages: VecDeque<T>,
+    lines: usize,
+    /// Lines that were left out since the last message that was heard.
+    dropped: u64,
+    /// Nobody says anything any more.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    waiting: Mutex<Waiting<T>>,
+    changed: Condvar,
+}
+
+/// The end that is spoken into.
+#[derive(Debug)]
+pub(crate) struct Sender<T>(Arc<Shared<T>>);
+
+/// The end that is listened at.
+#[derive(Debug)]
+pub(crate) struct Receiver<T>(Arc<Shared<T>>);
+
+/// A queue in which nothing is yet.
+pub(crate) fn queue<T: Message>() -> (Sender<T>, Receiver<T>) {
+    let shared = Arc::new(Shared {
+        waiting: Mutex::new(Waiting {
+            messages: VecDeque::new(),
+            lines: 0,
+            dropped: 0,
+            closed: false,
+        }),
+        changed: Condvar::new(),
+    });
+    (Sender(Arc::clone(&shared)), Receiver(shared))
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Message> Sender<T> {
+    /// Says something. If it is a line, and there are too many, the oldest one is left out.
+    pub(crate) fn send(&self, message: T) {
+        let mut waiting = self.0.lock();
+        if message.is_line() {
+            waiting.lines += 1;
+            if waiting.lines > LINES {
+                let oldest = waiting.messages.iter().position(T::is_line);
+                drop(oldest.and_then(|at| waiting.messages.remove(at)));
+                waiting.lines -= 1;
+                waiting.dropped += 1;
+            }
+        }
+        waiting.messages.push_back(message);
+        self.0.changed.notify_all();
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl<T: Message> Receiver<T> {
+    /// What was said next, if something was or is within `limit`. Where lines were left out, a line of JSON says so, as vmemd's own
+    /// (vmemd(8)).
+    pub(crate) fn recv(&self, limit: Duration) -> Option<T> {
+        let is_silent = |waiting: &mut Waiting<T>| waiting.messages.is_empty() && !waiting.closed;
+        let waited = self.0.changed.wait_timeout_while(self.0.lock(), limit, is_silent);
+        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match std::mem::take(&mut waiting.dropped) {
+            0 => {}
+            dropped => return Some(T::of_line(format!(r#"{{"event":"dropped","lines":{dropped}}}"#))),
+        }
+        let message = waiting.messages.pop_front()?;
+        if message.is_line() {
+            waiting.lines -= 1;
+        }
+        Some(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[derive(PartialEq, Debug)]
+    enum Said {
+        Line(String),
+        Event(usize),
+    }
+
+    impl Message for Said {
+        fn is_line(&self) -> bool {
+            matches!(self, Self::Line(_))
+        }
+
+        fn of_line(line: String) -> Self {
+            Self::Line(line)
+        }
+    }
+
+    #[test]
+    fn oldest_lines_are_left_out_and_no_event() {
+        let (sender, receiver) = queue();
+        let many = 10 * LINES;
+        for number in 0..many {
+            sender.send(Said::Line(number.to_string()));
+            if number % LINES == 0 {
+                sender.send(Said::Event(number / LINES));
+            }
+        }
+        drop(sender);
+        let mut heard = std::iter::from_fn(|| receiver.recv(LONG));
+        let dropped = format!(r#"{{"event":"dropped","lines":{}}}"#, many - LINES);
+        assert_eq!(heard.next(), Some(Said::Line(dropped)));
+        let (lines, events): (Vec<_>, Vec<_>) = heard.partition(Message::is_line);
+        assert_eq!(events, (0..10).map(Said::Event).collect::<Vec<_>>());
+        let last = (many - LINES..many).map(|number| Said::Line(number.to_string()));
+        assert_eq!(lines, last.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_heard_in_time_is_complete() {
+        let (sender, receiver) = queue();
+        let speaker = thread::spawn(move || {
+            for number in 0..LINES {
+                sender.send(Said::Line(number.to_string()));
+            }
+        });
+        for number in 0..LINES {
+            assert_eq!(receiver.recv(LONG), Some(Said::Line(number.to_string())));
+        }
+        speaker.join().expect("no panic");
+        let began = Instant::now();
+        assert_eq!(receiver.recv(LONG), None, "nobody says anything any more");
+        assert!(began.elapsed() < LONG / 2);
+        let (_sender, receiver) = queue::<Said>();
+        assert_eq!(receiver.recv(Duration::from_millis(10)), None);
+    }
+}
