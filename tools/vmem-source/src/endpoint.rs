@@ -84,14 +84,34 @@ pub fn is_loopback(address: &SocketAddr) -> bool {
 }
 
 /// Looks names up with a time limit, which the system's resolver does not have.
-#[derive(Debug, Default)]
-struct Lookup {
-    /// The answer of a resolver that took too long. It is waited for again: there is one thread at a time, however often it is tried.
-    late: Mutex<Option<Receiver<io::Result<Vec<SocketAddr>>>>>,
+#[derive(Debug)]
+pub struct Lookup {
+    /// A name, and the answer of a resolver that took too long for it. It is waited for again: there is one thread at a time, however
+    /// often the name is tried.
+    late: Mutex<Option<(String, Answer)>>,
+}
+
+type Answer = Receiver<io::Result<Vec<SocketAddr>>>;
+
+impl Default for Lookup {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Lookup {
-    fn addresses(&self, address: &str, limit: Duration) -> io::Result<Vec<SocketAddr>> {
+    /// Nothing has been looked up.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { late: Mutex::new(None) }
+    }
+
+    /// The addresses of `HOST:PORT`, at least one; a numeric host is not looked up.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the system's resolver does not say so within `limit`.
+    pub fn addresses(&self, address: &str, limit: Duration) -> io::Result<Vec<SocketAddr>> {
         self.addresses_by(address, limit, |address| Ok(address.to_socket_addrs()?.collect()))
     }
 
@@ -106,8 +126,8 @@ impl Lookup {
         }
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = match late.take() {
-            Some(answer) => answer,
-            None => {
+            Some((name, answer)) if name == address => answer,
+            _ => {
                 let (sender, answer) = sync_channel(1);
                 let address = address.to_owned();
                 let thread = thread::Builder::new().name("resolver".to_owned());
@@ -122,7 +142,7 @@ impl Lookup {
                 false => Ok(found),
             }),
             Err(RecvTimeoutError::Timeout) => {
-                *late = Some(answer);
+                *late = Some((address.to_owned(), answer));
                 let text = format!("the system's resolver gave no answer within {} s", limit.as_secs_f32());
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
@@ -140,6 +160,7 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(20);
 
     #[test]
     fn clear_text_goes_to_loopback_only_unless_it_is_meant() {
@@ -186,6 +207,20 @@ mod tests {
         let answer = (0..1000).find_map(|_| ask().ok());
         assert_eq!(answer, Some(vec![found]));
         assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn late_answer_is_not_taken_for_that_of_another_name() {
+        let lookup = Lookup::new();
+        let found = |number| vec![SocketAddr::from(([127, 0, 0, 1], number))];
+        let (_go_on, gate) = sync_channel::<()>(1);
+        let slow = lookup.addresses_by("slow.test:7", LIMIT, move |_| {
+            let _ = gate.recv();
+            Ok(vec![([127, 0, 0, 1], 7).into()])
+        });
+        assert_eq!(slow.expect_err("it hangs").kind(), io::ErrorKind::TimedOut);
+        let other = lookup.addresses_by("other.test:8", LONG, move |_| Ok(found(8)));
+        assert_eq!(other.expect("its own"), found(8));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! Connections between two vmemctl.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::Socket;
 use vmem_cli::output::err;
+use vmem_source::endpoint::{Lookup, is_loopback};
 use vmem_tls::Identity;
 
 use crate::channel::{Channel, ChannelError};
@@ -17,6 +18,9 @@ use crate::message::{FromDestination, FromSource, Purpose, VERSION};
 
 /// How long the other side may take to be there and to greet.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is connected to, again and again if need be. A resolver that hangs is waited for by one thread.
+static LOOKUP: Lookup = Lookup::new();
 
 /// How connections are protected.
 #[derive(Clone, Debug)]
@@ -55,7 +59,7 @@ impl Security {
 
     /// Refuses clear text where others can read it.
     fn check(&self, address: SocketAddr) -> Result<(), Trouble> {
-        if !matches!(self, Self::Loopback) || address.ip().to_canonical().is_loopback() {
+        if !matches!(self, Self::Loopback) || is_loopback(&address) {
             Ok(())
         } else {
             Err(Trouble::other(format!(
@@ -65,7 +69,8 @@ impl Security {
         }
     }
 
-    /// Takes only `HOST:PORT`, with a host to which pages may be asked for.
+    /// Takes only `HOST:PORT`, with a host from which pages may be asked for. A name is looked up by vmemd alone, which checks what it connects
+    /// to: an answer that is good here could be another one there, and a stranger could have this host wait for its resolver.
     pub(crate) fn check_host(&self, text: &str) -> Result<(), Trouble> {
         let bad = || Trouble::other(format!("{text:?} is neither PORT nor HOST:PORT"));
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
@@ -78,15 +83,14 @@ impl Security {
         if host.is_empty() || host.starts_with('-') || !is_host || port.parse::<u16>().is_err() {
             return Err(bad());
         }
-        let mut found = text.to_socket_addrs().map_err(Trouble::io(format!("cannot find {text}")))?;
-        found.try_for_each(|address| self.check(address))
+        text.parse().map_or(Ok(()), |address| self.check(address))
     }
 
-    /// Connects to the vmemctl at `to` (`HOST:PORT`).
+    /// Looks the vmemctl at `to` (`HOST:PORT`) up, and connects to it.
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Trouble> {
         let failed = || Trouble::io(format!("cannot reach {to}"));
         let mut error = io::Error::other("the name has no address");
-        for address in to.to_socket_addrs().map_err(failed())? {
+        for address in LOOKUP.addresses(to, PATIENCE).map_err(failed())? {
             self.check(address)?;
             match TcpStream::connect_timeout(&address, PATIENCE) {
                 Ok(stream) => return self.greet(stream, to, session, purpose).map_err(|e| peer(to, e)),
@@ -177,6 +181,13 @@ mod tests {
         }
         assert!(check(&Security::Insecure, "192.0.2.1:80"));
         assert!(!check(&Security::Loopback, "192.0.2.1:80"), "in clear text");
+        assert!(!check(&Security::Loopback, "[2001:db8::1]:80"), "in clear text");
+        let began = std::time::Instant::now();
+        assert!(
+            check(&Security::Loopback, "no-such-host.invalid:80"),
+            "it is not looked up here"
+        );
+        assert!(began.elapsed() < Duration::from_secs(1));
         for bad in [
             "",
             "127.0.0.1",
