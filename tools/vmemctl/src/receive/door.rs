@@ -5,6 +5,7 @@
 //! guest. There are places for a few of each, and a newcomer gets that of the one who has been silent longest: so nobody keeps others out
 //! by saying nothing.
 
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,11 @@ struct Inside {
 
 impl Door {
     pub(super) fn open(listener: TcpListener, security: Security) -> Result<Self, Trouble> {
+        Self::with(move || Ok(listener.accept()?.0), security)
+    }
+
+    /// With the connections that `accept` waits for.
+    fn with(accept: impl FnMut() -> io::Result<TcpStream> + Send + 'static, security: Security) -> Result<Self, Trouble> {
         let (sender, visitors) = channel();
         let guest = Arc::new(Mutex::new(None));
         let inside = Inside {
@@ -72,7 +78,7 @@ impl Door {
         };
         thread::Builder::new()
             .name("door".to_owned())
-            .spawn(move || inside.accept_all(&listener))
+            .spawn(move || inside.accept_all(accept))
             .map_err(Trouble::io("cannot start a thread"))?;
         Ok(Self { visitors, guest })
     }
@@ -103,10 +109,10 @@ fn lock(guest: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
 }
 
 impl Inside {
-    fn accept_all(&self, listener: &TcpListener) {
+    fn accept_all(&self, mut accept: impl FnMut() -> io::Result<TcpStream>) {
         let strangers = Lobby::new(PLACES);
         loop {
-            let accepted = listener.accept().and_then(|(stream, _)| {
+            let accepted = accept().and_then(|stream| {
                 let seat = strangers.enter(&stream)?;
                 let inside = self.clone();
                 let visit = move || inside.visit(stream, seat);

@@ -92,6 +92,33 @@ fn lets_the_source_in(security: Security) {
 }
 
 #[test]
+fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
+    const ERRORS: usize = 3;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&tries);
+    let accept = move || {
+        let mut tries = noted.lock().expect("no panic");
+        tries.push(Instant::now());
+        if tries.len() <= ERRORS {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        drop(tries);
+        Ok(listener.accept()?.0)
+    };
+    let mut door = Door::with(accept, Security::Loopback).expect("a door");
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+    let tries = tries.lock().expect("no panic").clone();
+    let pauses: Vec<_> = tries.windows(2).take(ERRORS).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        pauses.len() == ERRORS && pauses.iter().all(|pause| *pause >= PAUSE),
+        "{pauses:?}"
+    );
+}
+
+#[test]
 fn sources_that_offer_nothing_do_not_keep_another_out() {
     let (mut door, address) = open("127.0.0.1:0");
     let began = Instant::now();
