@@ -24,6 +24,7 @@ pub(crate) mod numa;
 mod populate;
 mod qemu;
 mod ready;
+mod receive;
 mod reclaim;
 mod request;
 mod sample;
@@ -66,6 +67,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::TESTS,
         qemu::TESTS,
         vmemd::TESTS,
+        receive::TESTS,
         stress::TESTS,
         death::TESTS,
         injection::TESTS,

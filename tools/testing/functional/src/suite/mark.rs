@@ -250,8 +250,13 @@ fn a_system_call_on_an_unreadable_page_is_efault() -> Outcome {
     Ok(())
 }
 
+/// The code of a SIGBUS for broken memory. A kernel that does not handle that has no word for it.
+pub(super) fn broken() -> i32 {
+    if handles_broken_memory() { BUS_MCEERR_AR } else { BUS_ADRERR }
+}
+
 /// The code of the SIGBUS that a touch of page 2 gets.
-fn bus_code(setting: &Setting) -> Outcome<i32> {
+pub(super) fn bus_code(setting: &Setting) -> Outcome<i32> {
     let toucher = Program::start(|| {
         exit_with_bus_code()?;
         setting.area()?.poke(2 * PAGE_SIZE, 1);
@@ -264,8 +269,6 @@ fn bus_code(setting: &Setting) -> Outcome<i32> {
 }
 
 fn an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory() -> Outcome {
-    // A kernel that does not handle broken memory has no word for it.
-    let broken = if handles_broken_memory() { BUS_MCEERR_AR } else { BUS_ADRERR };
     let setting = Setting::new(4)?;
     setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
     equal!(bus_code(&setting)?, BUS_ADRERR);
@@ -273,7 +276,7 @@ fn an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory() -> Outcome
     let builder = RegionBuilder::new(4 * PAGE_SIZE as u64);
     let setting = Setting::create(builder.clone().poison_unreadable())?;
     setting.region.mark_unreadable(&[pages(2, 1)]).complete()?;
-    equal!(bus_code(&setting)?, broken);
+    equal!(bus_code(&setting)?, broken());
     equal!(setting.region.info()?.sigbus, 1);
     // A system call fails as before, but for one that has an errno for it.
     let area = setting.area()?;
@@ -291,7 +294,7 @@ fn an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory() -> Outcome
     // So is one that has not come in time, and not one that nobody serves.
     let builder = builder.poison_unreadable().sigbus_without_daemon();
     let setting = Setting::create(builder.fault_timeout(Duration::from_millis(50)))?;
-    equal!(bus_code(&setting)?, broken);
+    equal!(bus_code(&setting)?, broken());
     let Setting { region, map } = setting;
     drop(region);
     let orphan = Program::start(|| {

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
-use vmem::{Access, Info, MapHandle, Mapping, PAGE_SIZE, RegionBuilder, Sharing};
+use vmem::{Access, Control, Info, MapHandle, Mapping, PAGE_SIZE, RegionBuilder, Sharing};
+use vmem_functional_sys::BUS_ADRERR;
 
+use super::mark::{broken, bus_code};
 use crate::failure::{Outcome, ensure, equal};
 use crate::setting::{Setting, bytes_of, contents, pages};
 use crate::world::{field, module_users, nodes, wait_until};
@@ -30,6 +32,7 @@ crate::tests![
     a_source_that_stays_away_is_exit_code_2_and_programs_wait_on,
     a_source_that_comes_back_with_other_memory_is_refused,
     pages_that_the_source_cannot_read_are_exit_code_4_and_can_be_cured,
+    pages_that_the_source_cannot_read_are_broken_memory_if_that_is_wanted,
     regions_are_exported_on_demand_with_what_is_unreadable,
     a_complete_region_waits_without_its_source_until_somebody_maps_it,
     the_node_has_the_mode_and_owner_that_were_asked_for,
@@ -42,7 +45,7 @@ crate::tests![
 ];
 
 /// A program beside this one.
-fn beside(name: &str) -> Outcome<Command> {
+pub(super) fn beside(name: &str) -> Outcome<Command> {
     Ok(Command::new(std::env::current_exe()?.with_file_name(name)))
 }
 
@@ -79,6 +82,10 @@ impl Drop for Scratch {
 pub(super) struct Process(Child);
 
 impl Process {
+    pub(super) fn new(command: &mut Command) -> Outcome<Self> {
+        Ok(Self(command.spawn()?))
+    }
+
     pub(super) fn kill(&mut self) -> Outcome {
         self.0.kill()?;
         self.0.wait()?;
@@ -510,6 +517,23 @@ fn pages_that_the_source_cannot_read_are_exit_code_4_and_can_be_cured() -> Outco
     for pgoff in 0..PAGES {
         check_page(&memory, pgoff)?;
     }
+    Ok(())
+}
+
+fn pages_that_the_source_cannot_read_are_broken_memory_if_that_is_wanted() -> Outcome {
+    let code = |options: &[&str]| -> Outcome<i32> {
+        let file = Scratch::new("broken", 4)?;
+        let source = Source::new(&[&file.export("broken")])?;
+        File::options().write(true).open(&file.0)?.set_len(2 * PAGE_SIZE as u64)?;
+        let daemon = Daemon::new(&source.address, options)?;
+        let map = open("broken")?;
+        daemon.end()?.with_code(4)?;
+        let region = Control::open()?.attach("broken")?.into();
+        bus_code(&Setting { region, map })
+    };
+    equal!(code(&[])?, BUS_ADRERR);
+    equal!(code(&["--on-unreadable", "sigbus"])?, BUS_ADRERR);
+    equal!(code(&["--on-unreadable", "poison"])?, broken());
     Ok(())
 }
 
