@@ -459,6 +459,7 @@ struct held {
 	unsigned long end;
 	unsigned long base;
 	__u64 *bits;
+	bool drained;
 };
 
 /*
@@ -493,6 +494,20 @@ static bool is_referenced(struct folio *folio)
 	return folio_ref_count(folio) != 1;
 }
 
+/*
+ * Empties this processor's lists of pages that were just allocated or moved, which
+ * have a reference to each.
+ */
+static void drain_lists(struct folio *folio)
+{
+	struct folio_batch batch;
+
+	folio_batch_init(&batch);
+	folio_get(folio);
+	folio_batch_add(&batch, folio);
+	folio_batch_release(&batch);
+}
+
 static int note_held(struct folio *folio, void *data)
 {
 	struct held *held = data;
@@ -501,6 +516,12 @@ static int note_held(struct folio *folio, void *data)
 
 	if (!is_held(folio))
 		return 0;
+	if (!held->drained) {
+		held->drained = true;
+		drain_lists(folio);
+		if (!is_held(folio))
+			return 0;
+	}
 	for (; at < end; at++)
 		held->bits[(at - held->base) / 64] |= 1ULL << (at - held->base) % 64;
 	return 0;
