@@ -7,6 +7,8 @@
 //! naive model and the protocol under a model checker (`tools/testing/model`).
 
 pub(crate) mod dirty_log;
+pub(crate) mod gate;
+pub(crate) mod image;
 pub(crate) mod page_map;
 pub(crate) mod range;
 pub(crate) mod rendezvous;

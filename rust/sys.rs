@@ -8,6 +8,7 @@
 
 pub(crate) mod address_space;
 pub(crate) mod bindings;
+pub(crate) mod copies;
 pub(crate) mod errno;
 pub(crate) mod fault;
 pub(crate) mod few;

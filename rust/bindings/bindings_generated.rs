@@ -11,11 +11,15 @@ pub const VMEM_MAX_BATCH: u32 = 4096;
 pub const VMEM_FEATURE_FILL: u32 = 1;
 pub const VMEM_FEATURE_POISON: u32 = 2;
 pub const VMEM_FEATURE_TRACK: u32 = 4;
+pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
 pub const VMEM_DIRTY_CLEAN: u32 = 1;
 pub const VMEM_DIRTY_RANGES: u32 = 2;
+pub const VMEM_MAX_MEMBERS: u32 = 64;
+pub const VMEM_SNAPSHOT_CLEAN: u32 = 1;
+pub const VMEM_SNAPSHOT_ONCE: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
@@ -105,6 +109,34 @@ pub struct vmem_tracking {
     pub written: __u64,
     pub cleaned: __u64,
     pub held: __u64,
+    pub reserved: __u64,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_snapshot_member {
+    pub vmem_fd: __s32,
+    pub snapshot_fd: __s32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_snapshot {
+    pub members: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub limit: __u64,
+    pub closed_ns: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_snapshot_info {
+    pub size: __u64,
+    pub dirty: __u64,
+    pub pending: __u64,
+    pub copied: __u64,
+    pub kept: __u64,
+    pub done: __u64,
+    pub failed: __u64,
     pub reserved: __u64,
 }
 #[repr(C)]
@@ -344,6 +376,12 @@ unsafe extern "C" {
     pub fn vmem_tracked_lock(vmf: *mut vm_fault, first: *mut ffi::c_ulong) -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_tracked_folio(vmf: *mut vm_fault) -> *mut folio;
+}
+unsafe extern "C" {
+    pub fn vmem_tracked_unlock(vmf: *mut vm_fault);
+}
+unsafe extern "C" {
     pub fn vmem_folios_wait_unlocked(
         memory: *mut file,
         first: ffi::c_ulong,
@@ -361,6 +399,36 @@ unsafe extern "C" {
         base: ffi::c_ulong,
         bits: *mut __u64,
     );
+}
+unsafe extern "C" {
+    pub fn vmem_copies_give_up_early(copies: *mut file);
+}
+unsafe extern "C" {
+    pub fn vmem_copies_kept(copies: *mut file) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_copies_add(
+        copies: *mut file,
+        pgoff: ffi::c_ulong,
+        folio: *mut folio,
+        charge: *mut mem_cgroup,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_file_lock_folio(file: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
+}
+unsafe extern "C" {
+    pub fn vmem_file_read_page(
+        file: *mut file,
+        pgoff: ffi::c_ulong,
+        offset: ffi::c_ulong,
+        len: ffi::c_ulong,
+        to: *mut iov_iter,
+        error: *mut ffi::c_int,
+    ) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_file_next_page(file: *mut file, first: ffi::c_ulong) -> ffi::c_ulong;
 }
 unsafe extern "C" {
     pub fn vmem_folio_is_large(folio: *mut folio) -> ffi::c_int;
@@ -581,3 +649,6 @@ pub const VMEM_IOCTL_TRACK: __u32 = 3223894816;
 pub const VMEM_IOCTL_UNTRACK: __u32 = 47905;
 pub const VMEM_IOCTL_DIRTY: __u32 = 3225467682;
 pub const VMEM_IOCTL_GET_TRACKING: __u32 = 2151725859;
+pub const VMEM_IOCTL_SNAPSHOT: __u32 = 3224419108;
+pub const VMEM_IOCTL_SNAPSHOT_DONE: __u32 = 1074838320;
+pub const VMEM_IOCTL_GET_SNAPSHOT: __u32 = 2151725873;

@@ -7,6 +7,7 @@ use super::{
     info,
     memories::Memory,
     registry,
+    snapshot,
     tracked::Tracked, //
 };
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
             VMEM_IOCTL_GET_FEATURES,
             VMEM_IOCTL_GET_INFO,
             VMEM_IOCTL_GET_TRACKING,
+            VMEM_IOCTL_SNAPSHOT,
             VMEM_IOCTL_TRACK,
             VMEM_IOCTL_UNTRACK,
             VMEM_MAX_SIZE,
@@ -104,6 +106,12 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
     arg.write(&call)?;
     fd.fd_install(file);
     Ok(())
+}
+
+/// The log of the memory of an adopted descriptor. `EBADF` if there is no such descriptor, `EINVAL` if it is
+/// no adopted one, `ENODATA` if it is not tracked.
+pub(super) fn tracked(fd: i32) -> Result<Arc<Tracked>> {
+    file_ops::with_fd(&OPS, fd, |file| file.tracked())?
 }
 
 /// Size in bytes, in whole pages.
@@ -248,6 +256,7 @@ impl FileOps for AdoptedFile {
             VMEM_IOCTL_UNTRACK => this.untrack(),
             VMEM_IOCTL_DIRTY => dirty::dirty(&*this.tracked()?, arg),
             VMEM_IOCTL_GET_TRACKING => arg.write(&this.figures()),
+            VMEM_IOCTL_SNAPSHOT => snapshot::snapshot(arg),
             _ => Err(ENOTTY),
         }
     }

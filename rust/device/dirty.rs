@@ -2,14 +2,15 @@
 
 //! DIRTY: the log is read.
 
-use super::tracked::Tracked;
+use super::tracking::Found;
 use crate::{
     model::{
         dirty_log::{
             count,
             runs,
             ChunkBits,
-            CHUNK_PAGES, //
+            CHUNK_PAGES,
+            NO_PAGES, //
         },
         range::PageRange, //
     },
@@ -27,6 +28,33 @@ use crate::{
     }, //
 };
 use kernel::prelude::*;
+
+/// A log that can be read.
+pub(crate) trait Log {
+    /// Whether pages can be taken out of it; if not, only the first two functions are called.
+    const CLEANS: bool;
+
+    /// Pages of the memory; `EINVAL` if they are not.
+    fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange>;
+
+    /// Those pages of `chunk`, which is within one chunk, that are in the log.
+    fn peek(&self, chunk: PageRange) -> ChunkBits;
+
+    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
+    /// the log still.
+    fn clean(&self, _chunk: PageRange) -> Result<Found> {
+        Err(EINVAL)
+    }
+
+    /// Pages that were taken out of it are in it again.
+    fn put_back(&self, _range: PageRange) {}
+
+    /// The same for those of a chunk.
+    fn put_back_bits(&self, _chunk: PageRange, _bits: &ChunkBits) {}
+
+    /// So many have been reported for good.
+    fn cleaned(&self, _nr: u64) {}
+}
 
 /// Where what is found goes.
 enum Output {
@@ -96,15 +124,17 @@ impl Output {
 }
 
 /// DIRTY.
-pub(crate) fn dirty(tracked: &Tracked, arg: UserArg) -> Result {
+pub(crate) fn dirty<L: Log>(log: &L, arg: UserArg) -> Result {
     let mut call: vmem_dirty = arg.read()?;
     if call.flags & !(VMEM_DIRTY_CLEAN | VMEM_DIRTY_RANGES) != 0 || call.reserved != 0 {
         return Err(EINVAL);
     }
-    let tracking = tracked.tracking();
-    let range = tracking.range(call.pgoff, call.nr_pages)?;
-    let mut output = Output::new(&call)?;
     let cleans = call.flags & VMEM_DIRTY_CLEAN != 0;
+    if cleans && !L::CLEANS {
+        return Err(EINVAL);
+    }
+    let range = log.range(call.pgoff, call.nr_pages)?;
+    let mut output = Output::new(&call)?;
     (call.done, call.dirty, call.held) = (0, 0, 0);
     // What cannot be told is not looked for.
     arg.write(&call)?;
@@ -113,26 +143,29 @@ pub(crate) fn dirty(tracked: &Tracked, arg: UserArg) -> Result {
         for chunk in range.pieces(CHUNK_PAGES) {
             breathe()?;
             let found = if cleans {
-                tracked.clean(chunk)?
+                log.clean(chunk)?
             } else {
-                tracking.peek(chunk)
+                Found {
+                    dirty: log.peek(chunk),
+                    held: NO_PAGES,
+                }
             };
             let full = output.add(chunk, &found.dirty).inspect_err(|_| {
                 if cleans {
-                    tracking.put_back_bits(chunk, &found.dirty);
+                    log.put_back_bits(chunk, &found.dirty);
                 }
             })?;
             let stop = full.unwrap_or(chunk.end());
-            if let Ok(rest) = tracking.range(stop, chunk.end() - stop) {
+            if let Ok(rest) = log.range(stop, chunk.end() - stop) {
                 // For the next call.
                 if cleans {
-                    tracking.put_back_bits(rest, &found.dirty);
+                    log.put_back_bits(rest, &found.dirty);
                 }
             }
-            call.held += found.held;
             call.done += stop - chunk.start();
-            if let Ok(told) = tracking.range(chunk.start(), stop - chunk.start()) {
+            if let Ok(told) = log.range(chunk.start(), stop - chunk.start()) {
                 call.dirty += count(told, &found.dirty);
+                call.held += count(told, &found.held);
             }
             if full.is_some() {
                 break;
@@ -148,11 +181,11 @@ pub(crate) fn dirty(tracked: &Tracked, arg: UserArg) -> Result {
     if cleans {
         if told.is_err() || gathered == Err(EFAULT) {
             // The caller cannot be relied on to know of any.
-            if let Ok(done) = tracking.range(call.pgoff, call.done) {
-                tracking.put_back(done);
+            if let Ok(done) = log.range(call.pgoff, call.done) {
+                log.put_back(done);
             }
         } else {
-            tracking.cleaned.add(call.dirty);
+            log.cleaned(call.dirty);
         }
     }
     gathered.and(told)

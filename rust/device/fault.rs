@@ -73,7 +73,12 @@ impl Memory for Mapped {
             }
             match region.pages().touch(pgoff) {
                 Touch::Present => {
-                    return fault.map(region.staging(), |range| region.pages().all_present(range));
+                    // A present page stays present.
+                    return fault.map(
+                        region.staging(),
+                        |range| region.pages().all_present(range),
+                        || true,
+                    );
                 }
                 Touch::Unreadable => return self.unreadable(),
                 Touch::Requested | Touch::Waiting if region.gives_up() => return self.sigbus(),

@@ -25,6 +25,7 @@ use crate::{
             UserBits,
             VMEM_FEATURE_FILL,
             VMEM_FEATURE_POISON,
+            VMEM_FEATURE_SNAPSHOT,
             VMEM_FEATURE_TRACK,
             VMEM_MAX_BATCH,
             VMEM_MAX_SIZE,
@@ -42,8 +43,10 @@ use kernel::{
 
 /// GET_FEATURES.
 pub(crate) fn get_features(arg: UserArg) -> Result {
+    let features =
+        VMEM_FEATURE_FILL | VMEM_FEATURE_POISON | VMEM_FEATURE_TRACK | VMEM_FEATURE_SNAPSHOT;
     arg.write(&vmem_features {
-        features: (VMEM_FEATURE_FILL | VMEM_FEATURE_POISON | VMEM_FEATURE_TRACK).into(),
+        features: features.into(),
         max_size: VMEM_MAX_SIZE,
         page_size: PAGE_SIZE as u32,
         max_batch: VMEM_MAX_BATCH,

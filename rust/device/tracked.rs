@@ -3,6 +3,7 @@
 //! Memory while it is tracked.
 
 use super::{
+    dirty::Log,
     memories::{
         self,
         Memory, //
@@ -13,14 +14,21 @@ use super::{
     }, //
 };
 use crate::{
-    model::range::PageRange,
+    model::{
+        dirty_log::ChunkBits,
+        range::PageRange, //
+    },
     sys::{
         shared::Identity,
         staging::Shmem,
-        task::nap,
+        task::{
+            nap,
+            workers, //
+        },
         tracked::{
             Hold,
             TrackOps,
+            WriteFault,
             WriteLog, //
         }, //
     }, //
@@ -31,7 +39,6 @@ use kernel::{
     prelude::*,
     sync::Arc,
     workqueue::{
-        self,
         Work,
         WorkItem, //
     }, //
@@ -54,12 +61,20 @@ impl WriteLog for Tracking {
         memories::tracking_of(memory)
     }
 
-    fn admit(&self) {
-        Tracking::admit(self);
+    fn admit(&self, pages: Option<PageRange>) -> Result {
+        Tracking::admit(self, pages)
     }
 
-    fn write_fault(&self, pages: PageRange) {
-        Tracking::write_fault(self, pages);
+    fn left(&self) {
+        self.keeper().leave();
+    }
+
+    fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
+        Tracking::write_fault(self, fault)
+    }
+
+    fn await_turn(&self) {
+        self.keeper().await_open();
     }
 
     fn written(&self, range: PageRange) {
@@ -88,7 +103,7 @@ impl WorkItem for Tracked {
     fn run(this: Arc<Self>) {
         if this.try_end().is_err() {
             let _ = nap();
-            let _ = workqueue::system_unbound().enqueue(this);
+            let _ = workers().enqueue(this);
         }
     }
 }
@@ -128,11 +143,12 @@ impl Tracked {
     /// task.
     pub(crate) fn end(self: Arc<Self>) -> Result {
         self.try_end().inspect_err(|_| {
-            let _ = workqueue::system_unbound().enqueue(self);
+            let _ = workers().enqueue(self);
         })
     }
 
     fn try_end(&self) -> Result {
+        self.tracking.keeper().end();
         self.memory.forget_tracking();
         self.hold.end(self.memory.shared())?;
         self.memory.end_tracking();
@@ -149,8 +165,36 @@ impl Tracked {
         self.hold.mappings(self.memory.shared(), max)
     }
 
-    /// [`Tracking::clean`] of this memory.
-    pub(crate) fn clean(&self, chunk: PageRange) -> Result<Found> {
-        self.tracking.clean(self.memory.shared(), chunk)
+    /// The memory.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+}
+
+impl Log for Tracked {
+    const CLEANS: bool = true;
+
+    fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
+        self.tracking.range(pgoff, nr)
+    }
+
+    fn peek(&self, chunk: PageRange) -> ChunkBits {
+        self.tracking.reader().peek(chunk)
+    }
+
+    fn clean(&self, chunk: PageRange) -> Result<Found> {
+        self.tracking.reader().clean(self.memory.shared(), chunk)
+    }
+
+    fn put_back(&self, range: PageRange) {
+        self.tracking.put_back(range);
+    }
+
+    fn put_back_bits(&self, chunk: PageRange, bits: &ChunkBits) {
+        self.tracking.put_back_bits(chunk, bits);
+    }
+
+    fn cleaned(&self, nr: u64) {
+        self.tracking.cleaned.add(nr);
     }
 }

@@ -2,7 +2,10 @@
 
 //! The log of writes to a shared memory, from TRACK to UNTRACK.
 
-use super::pages::Counter;
+use super::{
+    keeper::Keeper,
+    pages::Counter, //
+};
 use crate::{
     model::{
         dirty_log::{
@@ -26,7 +29,10 @@ use crate::{
             available_memory,
             breathe, //
         },
-        tracked::Hold, //
+        tracked::{
+            Hold,
+            WriteFault, //
+        }, //
     }, //
 };
 use kernel::{
@@ -43,7 +49,8 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        Mutex, //
+        Mutex,
+        MutexGuard, //
     }, //
 };
 
@@ -51,17 +58,24 @@ use kernel::{
 /// instructions for each that is there, and 700 more if it is read again; a further call costs 1,500.
 const GAP: u64 = 3;
 
+/// A log of pages.
+pub(super) type PageLog = DirtyLog<KVVec<Atomic<u64>>>;
+
 /// A log, and what it has told.
 #[pin_data]
 pub(crate) struct Tracking {
-    log: DirtyLog<KVVec<Atomic<u64>>>,
-    nr_pages: u64,
+    log: PageLog,
+    /// All pages of the memory.
+    all: PageRange,
     /// Held while calls that write wait until those of before are over.
     #[pin]
     admission: Mutex<()>,
     /// Held by who reads the log.
     #[pin]
     reader: Mutex<()>,
+    /// What writers pass.
+    #[pin]
+    keeper: Keeper,
     /// First writes to protected pages.
     pub(crate) faults: Counter,
     /// System calls that wrote.
@@ -72,12 +86,18 @@ pub(crate) struct Tracking {
     pub(crate) held: Counter,
 }
 
+/// The right to read the log and to change it, which one has at a time.
+pub(crate) struct Reader<'a> {
+    tracking: &'a Tracking,
+    _lock: MutexGuard<'a, ()>,
+}
+
 /// What a call has found of a part of the memory.
 pub(crate) struct Found {
     /// Pages in the log.
     pub(crate) dirty: ChunkBits,
-    /// How many of them are in it still, since somebody has them in hand.
-    pub(crate) held: u64,
+    /// Those of them that are in it still, since somebody has them in hand.
+    pub(crate) held: ChunkBits,
 }
 
 impl Bits for Atomic<u64> {
@@ -109,17 +129,19 @@ impl Tracking {
     /// A log of this memory in which no page is.
     pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
         let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
+        let all = PageRange::within(0, nr_pages, nr_pages).ok_or(EINVAL)?;
         let (words, summary) = words_for(nr_pages);
         if words.saturating_add(summary).saturating_mul(8) > available_memory() / 2 {
             return Err(ENOMEM);
         }
-        let log = DirtyLog::new(plane(words)?, plane(summary)?);
+        let log = DirtyLog::new(plane(words, 0)?, plane(summary, 0)?);
         Arc::pin_init(
             pin_init!(Self {
                 log,
-                nr_pages,
+                all,
                 admission <- new_mutex!(()),
                 reader <- new_mutex!(()),
+                keeper <- Keeper::new(),
                 faults: Counter::new(),
                 written: Counter::new(),
                 cleaned: Counter::new(),
@@ -129,15 +151,22 @@ impl Tracking {
         )
     }
 
-    /// Returns when a system call may begin to write.
-    pub(super) fn admit(&self) {
+    /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being killed.
+    pub(super) fn admit(&self, pages: Option<PageRange>) -> Result {
         drop(self.admission.lock());
+        self.keeper.enter(pages)
     }
 
-    /// These pages are about to become writable.
-    pub(super) fn write_fault(&self, pages: PageRange) {
+    /// These pages are about to become writable, if that is so.
+    pub(super) fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
         self.faults.count();
-        self.log.mark(pages);
+        self.log.mark(fault.pages());
+        self.keeper.let_fault_pass(fault)
+    }
+
+    /// What writers pass.
+    pub(super) fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// A system call may have written to these pages.
@@ -149,7 +178,7 @@ impl Tracking {
     /// Has all writes to the memory logged from when this returns. On an error `hold`, which has begun,
     /// is there to be ended. Returns how many pages somebody has in hand.
     pub(crate) fn begin(&self, memory: &SharedMemory, hold: &Hold<Self>) -> Result<u64> {
-        if pages_for(memory.size()) != Some(self.nr_pages) {
+        if pages_for(memory.size()) != Some(self.all.len()) {
             // It has got another size since the log was made, and before that was sealed.
             return Err(EAGAIN);
         }
@@ -164,7 +193,7 @@ impl Tracking {
             return Err(EBUSY);
         }
         let mut nr = 0;
-        for chunk in self.range(0, self.nr_pages)?.pieces(CHUNK_PAGES) {
+        for chunk in self.all.pieces(CHUNK_PAGES) {
             breathe()?;
             let mut held = NO_PAGES;
             memory.add_held(chunk, &mut held);
@@ -174,54 +203,48 @@ impl Tracking {
         Ok(nr)
     }
 
+    /// All pages of the memory.
+    pub(crate) fn all(&self) -> PageRange {
+        self.all
+    }
+
     /// Pages of the memory; `EINVAL` if they are not.
     pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
-        PageRange::within(pgoff, nr, self.nr_pages).ok_or(EINVAL)
+        PageRange::within(pgoff, nr, self.all.len()).ok_or(EINVAL)
     }
 
     /// How many pages are in the log.
     pub(crate) fn dirty(&self) -> u64 {
-        let _reader = self.reader.lock();
+        let _reader = self.reader();
         self.log.count()
     }
 
-    /// Those pages of `chunk`, which is within one chunk, that are in the log.
-    pub(crate) fn peek(&self, chunk: PageRange) -> Found {
-        let _reader = self.reader.lock();
-        Found {
-            dirty: self.log.peek(chunk),
-            held: 0,
+    /// The right to read the log.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader {
+            tracking: self,
+            _lock: self.reader.lock(),
         }
     }
 
-    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
-    /// the log still.
-    pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<Found> {
-        let dirty = {
-            let _reader = self.reader.lock();
-            self.log.take(chunk)
-        };
-        let mut held = NO_PAGES;
-        for run in runs(chunk, &dirty, GAP) {
-            if let Err(e) = memory.protect(run) {
-                self.log.mark_bits(chunk, &dirty);
-                return Err(e);
-            }
-            // Who has a page in hand may write after this without a fault, so it is never clean.
-            memory.add_held(run, &mut held);
-        }
-        for (held, dirty) in held.iter_mut().zip(&dirty) {
-            *held &= dirty;
-        }
-        self.log.mark_bits(chunk, &held);
-        let held = count(chunk, &held);
-        self.held.add(held);
-        Ok(Found { dirty, held })
+    /// The same, if nobody has it.
+    pub(crate) fn try_reader(&self) -> Option<Reader<'_>> {
+        Some(Reader {
+            tracking: self,
+            _lock: self.reader.try_lock()?,
+        })
     }
 
     /// Pages that were taken out of the log are in it again.
     pub(crate) fn put_back(&self, range: PageRange) {
         self.log.mark(range);
+    }
+
+    /// The same for all that another log of this memory has.
+    pub(crate) fn put_back_all(&self, log: &PageLog) {
+        for chunk in self.all.pieces(CHUNK_PAGES) {
+            self.log.mark_bits(chunk, &log.peek(chunk));
+        }
     }
 
     /// The same for those of a chunk.
@@ -230,12 +253,42 @@ impl Tracking {
     }
 }
 
-fn plane(words: u64) -> Result<KVVec<Atomic<u64>>> {
+impl Reader<'_> {
+    /// Those pages of `chunk`, which is within one chunk, that are in the log.
+    pub(crate) fn peek(&self, chunk: PageRange) -> ChunkBits {
+        self.tracking.log.peek(chunk)
+    }
+
+    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
+    /// the log still.
+    pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<Found> {
+        let log = &self.tracking.log;
+        let dirty = log.take(chunk);
+        let mut held = NO_PAGES;
+        for run in runs(chunk, &dirty, GAP) {
+            if let Err(e) = memory.protect(run) {
+                log.mark_bits(chunk, &dirty);
+                return Err(e);
+            }
+            // Who has a page in hand may write after this without a fault, so it is never clean.
+            memory.add_held(run, &mut held);
+        }
+        for (held, dirty) in held.iter_mut().zip(&dirty) {
+            *held &= dirty;
+        }
+        log.mark_bits(chunk, &held);
+        self.tracking.held.add(count(chunk, &held));
+        Ok(Found { dirty, held })
+    }
+}
+
+/// So many words, each of them `word`.
+pub(super) fn plane(words: u64, word: u64) -> Result<KVVec<Atomic<u64>>> {
     let words = usize::try_from(words).map_err(|_| ENOMEM)?;
     let memory = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
     let mut plane = KVVec::with_capacity(words, memory)?;
     for _ in 0..words {
-        plane.push(Atomic::new(0), memory)?;
+        plane.push(Atomic::new(word), memory)?;
     }
     Ok(plane)
 }

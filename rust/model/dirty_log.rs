@@ -53,7 +53,7 @@ fn mask(first: u64, last: u64) -> u64 {
 }
 
 /// The words of `range`, each with its bits in it.
-fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
+pub(super) fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
     let (start, last) = (range.start(), range.end().saturating_sub(1));
     (start / WORD..=last / WORD).map(move |word| {
         let first = start.max(word * WORD);

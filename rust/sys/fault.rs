@@ -248,8 +248,14 @@ impl Fault<'_> {
     /// Answers with the page from the staging file. It is present, and the fault not unlocked.
     ///
     /// A folio of several pages is mapped as a whole by the memory management, so if `present` says
-    /// that pages near it are absent, only the wanted page is mapped, and here.
-    pub(crate) fn map(&mut self, staging: &Staging, present: impl Fn(PageRange) -> bool) -> Answer {
+    /// that pages near it are absent, only the wanted page is mapped, and here. With the page locked,
+    /// so that nobody takes it out of the file, `valid` has the last word.
+    pub(crate) fn map(
+        &mut self,
+        staging: &Staging,
+        present: impl Fn(PageRange) -> bool,
+        valid: impl FnOnce() -> bool,
+    ) -> Answer {
         if !self.pinned.is_null() {
             return Answer::WAITED;
         }
@@ -275,6 +281,9 @@ impl Fault<'_> {
             Err(e) if e == ENOMEM => return Answer::OOM,
             Err(_) => return Answer::SIGBUS,
         };
+        if !valid() {
+            return Answer::SIGBUS;
+        }
         let copied = write && !shared;
         if folio.is_large() && !copied && !block_of(pgoff).is_some_and(present) {
             // The lock of the folio keeps others from mapping it as a whole. Whoever has done so

@@ -16,7 +16,11 @@ use core::marker::PhantomData;
 use kernel::{
     error::from_err_ptr,
     ffi,
-    fs::File,
+    fs::{
+        File,
+        LocalFile, //
+    },
+    iov::IovIterDest,
     prelude::*,
     seq_file::SeqFile,
     sync::aref::ARef,
@@ -62,9 +66,32 @@ pub(crate) trait FileOps: Sized + 'static {
         false
     }
 
+    /// For poll(): whether it has failed.
+    fn has_failed(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
+        false
+    }
+
     /// Size in bytes, for lseek().
     fn size(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> u64 {
         0
+    }
+
+    /// For lseek(): the first position from `pos` on, before the end, that is data, or that is none.
+    fn seek(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _pos: u64,
+        _is_data: bool,
+    ) -> Result<u64> {
+        Err(EINVAL)
+    }
+
+    /// Reads from `pos` on. Returns how many bytes.
+    fn read(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _pos: u64,
+        _to: &mut IovIterDest<'_>,
+    ) -> Result<usize> {
+        Err(EINVAL)
     }
 
     /// `/proc/PID/fdinfo`.
@@ -113,6 +140,16 @@ impl<T: FileOps> FileOpsTable<T> {
                     Some(Self::llseek)
                 } else {
                     Some(kernel::bindings::noop_llseek)
+                },
+                read_iter: if T::HAS_READ {
+                    Some(Self::read_iter)
+                } else {
+                    None
+                },
+                splice_read: if T::HAS_READ {
+                    Some(kernel::bindings::copy_splice_read)
+                } else {
+                    None
                 },
                 show_fdinfo: if T::HAS_SHOW_FDINFO {
                     Some(Self::show_fdinfo)
@@ -222,11 +259,41 @@ impl<T: FileOps> FileOpsTable<T> {
             // tables before it releases it.
             unsafe { kernel::bindings::poll_wait(file, queue.as_ptr(), table) };
         }
+        let mut events = 0;
         // SAFETY: The file is open during the call.
         if T::is_readable(unsafe { Self::data(file) }) {
-            kernel::bindings::POLLIN | kernel::bindings::POLLRDNORM
-        } else {
-            0
+            events |= kernel::bindings::POLLIN | kernel::bindings::POLLRDNORM;
+        }
+        // SAFETY: The file is open during the call.
+        if T::has_failed(unsafe { Self::data(file) }) {
+            events |= kernel::bindings::POLLERR;
+        }
+        events
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T` and memory to be written to.
+    unsafe extern "C" fn read_iter(
+        iocb: *mut kernel::bindings::kiocb,
+        to: *mut kernel::bindings::iov_iter,
+    ) -> isize {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data((*iocb).ki_filp) };
+        // SAFETY: The iterator is valid during the call, and this call's.
+        let to = unsafe { IovIterDest::from_raw(to) };
+        // SAFETY: The control block is this call's.
+        let pos = unsafe { (*iocb).ki_pos };
+        let read = u64::try_from(pos)
+            .map_err(|_| EINVAL)
+            .and_then(|pos| T::read(data, pos, to));
+        match read {
+            Ok(nr) => {
+                // SAFETY: As above. It is within a file of at most `VMEM_MAX_SIZE`, or as before.
+                unsafe { (*iocb).ki_pos = pos.saturating_add(nr as i64) };
+                nr as isize
+            }
+            Err(e) => e.to_errno() as isize,
         }
     }
 
@@ -240,6 +307,19 @@ impl<T: FileOps> FileOpsTable<T> {
     ) -> kernel::bindings::loff_t {
         // SAFETY: The file is open during the call.
         let size = T::size(unsafe { Self::data(file) });
+        let is_data = whence as u32 == kernel::bindings::SEEK_DATA;
+        if T::HAS_SEEK && (is_data || whence as u32 == kernel::bindings::SEEK_HOLE) {
+            let found = match u64::try_from(offset) {
+                // SAFETY: The file is open during the call.
+                Ok(pos) if pos < size => T::seek(unsafe { Self::data(file) }, pos, is_data),
+                _ => Err(ENXIO),
+            };
+            return match found {
+                // SAFETY: The file is valid during the call; the position is within it.
+                Ok(pos) => unsafe { kernel::bindings::vfs_setpos(file, pos as i64, size as i64) },
+                Err(e) => e.to_errno().into(),
+            };
+        }
         // SAFETY: The file is valid during the call. A size is at most `VMEM_MAX_SIZE`.
         unsafe { kernel::bindings::fixed_size_llseek(file, offset, whence, size as i64) }
     }
@@ -280,4 +360,20 @@ pub(crate) fn anonymous<T: FileOps>(
             Err(e)
         }
     }
+}
+
+/// Calls `with` with what the open file behind a descriptor of the running process holds. `EBADF` if there
+/// is none, `EINVAL` if it has other operations.
+pub(crate) fn with_fd<T: FileOps, R>(
+    ops: &'static FileOpsTable<T>,
+    fd: i32,
+    with: impl FnOnce(<T::Data as ForeignOwnable>::Borrowed<'_>) -> R,
+) -> Result<R> {
+    let file = LocalFile::fget(u32::try_from(fd).map_err(|_| EBADF)?)?;
+    // SAFETY: The file is open as long as it is held here.
+    if unsafe { (*file.as_ptr()).f_op } != ops.as_ptr() {
+        return Err(EINVAL);
+    }
+    // SAFETY: It has these operations, and is held until the call is over.
+    Ok(with(unsafe { FileOpsTable::<T>::data(file.as_ptr()) }))
 }

@@ -28,7 +28,12 @@
 struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
 			    void *data, int flags)
 {
-	return anon_inode_getfile(name, fops, data, flags);
+	struct file *file = anon_inode_getfile(name, fops, data, flags);
+
+	/* One that can be read can be so at any position. */
+	if (!IS_ERR(file) && fops->read_iter)
+		file->f_mode |= FMODE_PREAD;
+	return file;
 }
 
 void vmem_fault_unlock(struct vm_fault *vmf)

@@ -84,12 +84,25 @@ int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
 int vmem_vma_untrack(struct vm_area_struct *vma, struct file *memory);
 unsigned int vmem_tracked_fault(struct vm_fault *vmf);
 unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first);
+struct folio *vmem_tracked_folio(struct vm_fault *vmf);
+void vmem_tracked_unlock(struct vm_fault *vmf);
 int vmem_folios_wait_unlocked(struct file *memory, unsigned long first,
 			      unsigned long nr);
 void vmem_folios_unmap(struct file *memory, unsigned long first,
 		       unsigned long nr);
 void vmem_folios_held(struct file *memory, unsigned long first,
 		      unsigned long nr, unsigned long base, __u64 *bits);
+
+/* The contents that it had at an instant. */
+void vmem_copies_give_up_early(struct file *copies);
+unsigned long vmem_copies_kept(struct file *copies);
+int vmem_copies_add(struct file *copies, unsigned long pgoff,
+		    struct folio *folio, struct mem_cgroup *charge);
+struct folio *vmem_file_lock_folio(struct file *file, unsigned long pgoff);
+unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
+				  unsigned long offset, unsigned long len,
+				  struct iov_iter *to, int *error);
+unsigned long vmem_file_next_page(struct file *file, unsigned long first);
 
 /* Folios. */
 int vmem_folio_is_large(struct folio *folio);

@@ -371,6 +371,17 @@ unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 	return 1;
 }
 
+/* What vmem_tracked_lock() has locked. */
+struct folio *vmem_tracked_folio(struct vm_fault *vmf)
+{
+	return page_folio(vmf->page);
+}
+
+void vmem_tracked_unlock(struct vm_fault *vmf)
+{
+	folio_unlock(page_folio(vmf->page));
+}
+
 /*
  * Calls @each for those folios of the pages in the page cache for which @wants says
  * so, with a reference. @wants has none: the folio may have left the cache, and

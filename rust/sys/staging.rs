@@ -10,7 +10,12 @@ use super::{
     memcg::Memcg, //
 };
 use crate::model::range::PageRange;
-use core::ptr::NonNull;
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     error::{
         from_err_ptr,
@@ -159,12 +164,28 @@ impl Filled {
 /// # Invariants
 ///
 /// The pointer carries a reference, and the folio is locked by this task.
-pub(super) struct LockedFolio(NonNull<kernel::bindings::folio>);
+pub(crate) struct LockedFolio(NonNull<kernel::bindings::folio>);
 
 impl LockedFolio {
-    fn new(folio: *mut kernel::bindings::folio) -> Result<Self> {
+    pub(super) fn new(folio: *mut kernel::bindings::folio) -> Result<Self> {
         // INVARIANT: All callers pass what they got from a function that gives such a folio.
         NonNull::new(folio).map(Self).ok_or(EIO)
+    }
+
+    /// One that somebody else has locked, and will unlock.
+    ///
+    /// # Safety
+    ///
+    /// The folio is valid, and stays locked during `'a`.
+    pub(super) unsafe fn borrow<'a>(folio: *mut kernel::bindings::folio) -> BorrowedFolio<'a> {
+        // SAFETY: By the safety requirement the folio is valid, so it is not null.
+        // INVARIANT: As above; it is never dropped.
+        let folio = unsafe { NonNull::new_unchecked(folio) };
+        BorrowedFolio(ManuallyDrop::new(Self(folio)), PhantomData)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut kernel::bindings::folio {
+        self.0.as_ptr()
     }
 
     /// Whether it has more than one page.
@@ -204,6 +225,17 @@ impl LockedFolio {
         let page = self.page(pgoff);
         core::mem::forget(self);
         page
+    }
+}
+
+/// A folio that somebody else has locked, during `'a`.
+pub(super) struct BorrowedFolio<'a>(ManuallyDrop<LockedFolio>, PhantomData<&'a ()>);
+
+impl Deref for BorrowedFolio<'_> {
+    type Target = LockedFolio;
+
+    fn deref(&self) -> &LockedFolio {
+        &self.0
     }
 }
 

@@ -2,16 +2,25 @@
 
 //! The task that runs, and the machine.
 //!
-//! Stands in for `cond_resched()`, `fatal_signal_pending()`, a killable sleep and `si_mem_available()`,
-//! which the kernel crate does not have.
+//! Stands in for `cond_resched()`, `fatal_signal_pending()`, a killable sleep, `si_mem_available()` and
+//! `system_dfl_wq`, which the kernel crate does not have.
 
 use super::bindings;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    workqueue::Queue, //
+};
 
 /// Memory that can be had without swapping, in bytes.
 pub(crate) fn available_memory() -> u64 {
     // SAFETY: Reads counters.
     unsafe { bindings::vmem_available_memory() as u64 }
+}
+
+/// Where work is put that nobody waits for, on any processor.
+pub(crate) fn workers() -> &'static Queue {
+    // SAFETY: A queue of the kernel's own, which is there from before any module.
+    unsafe { Queue::from_raw(kernel::bindings::system_dfl_wq) }
 }
 
 /// That the code of the module may be in use; dropped when the module goes.
@@ -26,6 +35,25 @@ impl Drop for CodeInUse {
         // SAFETY: In process context, with nothing held: the module's exit, or the end of a failed
         // initialization.
         unsafe { bindings::vmem_wait_preempted() };
+    }
+}
+
+/// A reference to the module, for what may be used while no file of ours is open.
+pub(crate) struct ModuleInUse;
+
+impl ModuleInUse {
+    /// For a caller who has one, or is waited for.
+    pub(crate) fn new() -> Self {
+        // SAFETY: The module is there: its code runs.
+        unsafe { kernel::bindings::__module_get(&raw mut bindings::__this_module) };
+        Self
+    }
+}
+
+impl Drop for ModuleInUse {
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours. [`CodeInUse`] waits for who is preempted in the code after it.
+        unsafe { kernel::bindings::module_put(&raw mut bindings::__this_module) };
     }
 }
 

@@ -18,7 +18,9 @@ use super::{
     shared::{
         Identity,
         SharedMemory, //
-    }, //
+    },
+    staging::LockedFolio,
+    task::ModuleInUse, //
 };
 use crate::model::range::{
     PageRange,
@@ -56,14 +58,40 @@ pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
     /// The log of a memory, if it has one now.
     fn of(memory: Identity) -> Option<Arc<Self>>;
 
-    /// Returns when a system call may begin to write.
-    fn admit(&self);
+    /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being
+    /// killed. [`WriteLog::left`] is called when it is over.
+    fn admit(&self, pages: Option<PageRange>) -> Result;
 
-    /// Protected pages of one folio are about to become writable. The folio is locked until they are.
-    fn write_fault(&self, pages: PageRange);
+    /// A system call that was admitted is over.
+    fn left(&self);
+
+    /// Protected pages of one folio are about to become writable. Returns whether they may: the folio
+    /// is then locked until they are.
+    fn write_fault(&self, fault: &WriteFault<'_>) -> bool;
+
+    /// Waits for a short time until they may.
+    fn await_turn(&self);
 
     /// A system call may have written to these pages.
     fn written(&self, range: PageRange);
+}
+
+/// A fault by which protected pages are about to become writable.
+pub(crate) struct WriteFault<'a> {
+    folio: &'a LockedFolio,
+    pages: PageRange,
+}
+
+impl WriteFault<'_> {
+    /// The pages.
+    pub(crate) fn pages(&self) -> PageRange {
+        self.pages
+    }
+
+    /// The folio that they are in.
+    pub(crate) fn folio(&self) -> &LockedFolio {
+        self.folio
+    }
 }
 
 /// The operations of tracked memory: those of shmem, but for what a log needs. They must be a static:
@@ -168,8 +196,21 @@ impl<L: WriteLog> TrackOps<L> {
         let Some(pages) = PageRange::within(first as u64, nr as u64, u64::MAX) else {
             return Answer::NOPAGE.into_raw();
         };
-        log.write_fault(pages);
-        Answer::LOCKED.into_raw()
+        // SAFETY: The fault is valid during the call; its page's folio has been locked, and the caller
+        // has a reference.
+        let folio = unsafe { LockedFolio::borrow(bindings::vmem_tracked_folio(vmf)) };
+        let fault = WriteFault {
+            folio: &folio,
+            pages,
+        };
+        if log.write_fault(&fault) {
+            return Answer::LOCKED.into_raw();
+        }
+        // SAFETY: As above.
+        unsafe { bindings::vmem_tracked_unlock(vmf) };
+        // The lock of the mapping is held, so not for long.
+        log.await_turn();
+        Answer::NOPAGE.into_raw()
     }
 
     /// # Safety
@@ -219,18 +260,24 @@ impl<L: WriteLog> TrackOps<L> {
     ///
     /// The VFS calls it, for a shmem file that was opened while it was tracked, or is.
     unsafe extern "C" fn write_iter(iocb: *mut c::kiocb, from: *mut c::iov_iter) -> isize {
-        let _in_use = InUse::new();
+        // The file that was adopted holds no module: whoever gives it its old operations back waits for
+        // those who are on their way here.
+        let _in_use = ModuleInUse::new();
         let (mut pos, mut len) = (0, 0);
         // SAFETY: The arguments are valid during the call, and so is the file in them.
         let identity = unsafe {
             let file = bindings::vmem_shared_write_range(iocb, from, &raw mut pos, &raw mut len);
             Identity::of(file)
         };
-        admit::<L>(identity);
+        let pages = pages_of(pos, len as u64);
+        let _admitted = match Admitted::<L>::new(identity, pages) {
+            Ok(admitted) => admitted,
+            Err(e) => return e.to_errno() as isize,
+        };
         // SAFETY: The caller's arguments, for a shmem file.
         let written = unsafe { bindings::vmem_shared_write_iter(iocb, from) };
         // Also if it was an error: some of it may have been written.
-        heard::<L>(identity, pos, len as u64);
+        heard::<L>(identity, pages);
         written as isize
     }
 
@@ -243,16 +290,21 @@ impl<L: WriteLog> TrackOps<L> {
         pos: c::loff_t,
         len: c::loff_t,
     ) -> ffi::c_long {
-        let _in_use = InUse::new();
+        // The file that was adopted holds no module: whoever gives it its old operations back waits for
+        // those who are on their way here.
+        let _in_use = ModuleInUse::new();
         // SAFETY: The file is open during the call.
         let identity = unsafe { Identity::of(file) };
-        admit::<L>(identity);
+        // What is allocated is zeros, as a hole is.
+        let punches = mode as u32 & bindings::FALLOC_FL_PUNCH_HOLE != 0;
+        let pages = pages_of(pos, u64::try_from(len).unwrap_or(0)).filter(|_| punches);
+        let _admitted = match Admitted::<L>::new(identity, pages) {
+            Ok(admitted) => admitted,
+            Err(e) => return e.to_errno() as ffi::c_long,
+        };
         // SAFETY: The caller's arguments, for a file on a shmem inode.
         let result = unsafe { bindings::vmem_shared_fallocate(file, mode, pos, len) };
-        // What is allocated is zeros, as a hole is.
-        if mode as u32 & bindings::FALLOC_FL_PUNCH_HOLE != 0 {
-            heard::<L>(identity, pos, u64::try_from(len).unwrap_or(0));
-        }
+        heard::<L>(identity, pages);
         result
     }
 
@@ -266,43 +318,39 @@ impl<L: WriteLog> TrackOps<L> {
     }
 }
 
-/// Waits until a system call may write.
-fn admit<L: WriteLog>(memory: Identity) {
-    if let Some(log) = L::of(memory) {
-        log.admit();
+/// The pages that a system call writes to; [`None`] if there is none.
+fn pages_of(pos: i64, len: u64) -> Option<PageRange> {
+    let pos = u64::try_from(pos).ok()?;
+    let (start, end) = (pos / PAGE_SIZE, pos.saturating_add(len).div_ceil(PAGE_SIZE));
+    PageRange::within(start, end.saturating_sub(start), u64::MAX)
+}
+
+/// A system call that may write. It is to be heard of before it goes.
+struct Admitted<L: WriteLog>(Option<Arc<L>>);
+
+impl<L: WriteLog> Admitted<L> {
+    /// Waits until it may; `EINTR` if the task is being killed.
+    fn new(memory: Identity, pages: Option<PageRange>) -> Result<Self> {
+        let log = L::of(memory);
+        if let Some(log) = &log {
+            log.admit(pages)?;
+        }
+        Ok(Self(log))
+    }
+}
+
+impl<L: WriteLog> Drop for Admitted<L> {
+    fn drop(&mut self) {
+        if let Some(log) = &self.0 {
+            log.left();
+        }
     }
 }
 
 /// Tells the log that the memory has now, which need not be the one that it had when the call began.
-fn heard<L: WriteLog>(memory: Identity, pos: i64, len: u64) {
-    let Some(log) = L::of(memory) else {
-        return;
-    };
-    let Ok(pos) = u64::try_from(pos) else {
-        return;
-    };
-    let (start, end) = (pos / PAGE_SIZE, pos.saturating_add(len).div_ceil(PAGE_SIZE));
-    if let Some(range) = PageRange::within(start, end.saturating_sub(start), u64::MAX) {
-        log.written(range);
-    }
-}
-
-/// A reference to the module, for a call by a file that has none: the one that was adopted.
-struct InUse;
-
-impl InUse {
-    fn new() -> Self {
-        // SAFETY: The module is there: its code runs, and whoever gives the file its old operations back
-        // waits for those who are on their way here.
-        unsafe { c::__module_get(&raw mut bindings::__this_module) };
-        Self
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        // SAFETY: The reference is ours. The module's exit waits until nobody is preempted in its code.
-        unsafe { c::module_put(&raw mut bindings::__this_module) };
+fn heard<L: WriteLog>(memory: Identity, pages: Option<PageRange>) {
+    if let (Some(log), Some(pages)) = (L::of(memory), pages) {
+        log.written(pages);
     }
 }
 

@@ -47,6 +47,9 @@ plain_data! {
     vmem_track: 40,
     vmem_dirty: 64,
     vmem_tracking: 64,
+    vmem_snapshot_member: 8,
+    vmem_snapshot: 48,
+    vmem_snapshot_info: 64,
 }
 
 /// Checks that the numbers that C computes are those of the structures above.
@@ -73,6 +76,9 @@ same_number! {
     VMEM_IOCTL_UNTRACK == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x21);
     VMEM_IOCTL_DIRTY == kernel::ioctl::_IOWR::<vmem_dirty>(VMEM_IOC_MAGIC, 0x22);
     VMEM_IOCTL_GET_TRACKING == kernel::ioctl::_IOR::<vmem_tracking>(VMEM_IOC_MAGIC, 0x23);
+    VMEM_IOCTL_SNAPSHOT == kernel::ioctl::_IOWR::<vmem_snapshot>(VMEM_IOC_MAGIC, 0x24);
+    VMEM_IOCTL_SNAPSHOT_DONE == kernel::ioctl::_IOW::<vmem_range>(VMEM_IOC_MAGIC, 0x30);
+    VMEM_IOCTL_GET_SNAPSHOT == kernel::ioctl::_IOR::<vmem_snapshot_info>(VMEM_IOC_MAGIC, 0x31);
 }
 
 /// The argument of an ioctl: one structure in user memory.

@@ -23,7 +23,7 @@
  * Pages are named by their page offset (pgoff) in the region, in units of
  * &vmem_features.page_size bytes.
  *
- * There are four kinds of descriptor:
+ * There are five kinds of descriptor:
  *
  * - the control descriptor, an open of ``/dev/vmem/control``: creates regions
  *   and attaches a daemon to them;
@@ -34,7 +34,9 @@
  *   %VMEM_GET_MAP_FD: can map the region and wait for it, and cannot serve it;
  * - the adopted descriptor, from %VMEM_ADOPT: logs the writes to shared memory
  *   that exists already, of programs that know nothing of it. The memory is
- *   adopted as long as it (or a duplicate of it) is open.
+ *   adopted as long as it (or a duplicate of it) is open;
+ * - the snapshot descriptor, from %VMEM_SNAPSHOT: the contents that adopted
+ *   memory had at one instant, to be read and mapped as a file.
  *
  * Rules for every call:
  *
@@ -81,6 +83,11 @@
  * %VMEM_DIRTY and %VMEM_GET_TRACKING.
  */
 #define VMEM_FEATURE_TRACK	(1ULL << 2)
+/**
+ * VMEM_FEATURE_SNAPSHOT: %VMEM_SNAPSHOT exists, and with it %VMEM_SNAPSHOT_DONE and
+ * %VMEM_GET_SNAPSHOT.
+ */
+#define VMEM_FEATURE_SNAPSHOT	(1ULL << 3)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -297,7 +304,7 @@ struct vmem_track {
  *	allocated or moved them
  * @reserved: zero
  *
- * On an adopted descriptor that tracks. A page that was reported by
+ * On an adopted descriptor that tracks, and on a snapshot descriptor. A page that was reported by
  * VMEM_DIRTY_CLEAN and is read after the call has returned has the contents that
  * are logged up to then, or later ones, which the next call reports. A page may be
  * reported though its contents are as before. Each page that is cleaned is reported
@@ -340,6 +347,107 @@ struct vmem_tracking {
 	__u64 written;
 	__u64 cleaned;
 	__u64 held;
+	__u64 reserved;
+};
+
+/** VMEM_MAX_MEMBERS: the most memories in one snapshot. */
+#define VMEM_MAX_MEMBERS	64
+
+/**
+ * VMEM_SNAPSHOT_CLEAN: the log of each memory is emptied at the instant of the
+ * snapshot, as %VMEM_DIRTY_CLEAN does; so the next such snapshot tells what has been
+ * written in between. Without it, the logs stay as they are.
+ */
+#define VMEM_SNAPSHOT_CLEAN	(1U << 0)
+/**
+ * VMEM_SNAPSHOT_ONCE: each page can be read once: after read(2) of a whole page its old
+ * contents are not kept any more. To the log it is done by %VMEM_SNAPSHOT_DONE alone.
+ */
+#define VMEM_SNAPSHOT_ONCE	(1U << 1)
+
+/**
+ * struct vmem_snapshot_member - a memory of a snapshot
+ * @vmem_fd: its adopted descriptor
+ * @snapshot_fd: out: its snapshot descriptor, close-on-exec
+ */
+struct vmem_snapshot_member {
+	__s32 vmem_fd;
+	__s32 snapshot_fd;
+};
+
+/**
+ * struct vmem_snapshot - keep what memory holds at one instant (VMEM_SNAPSHOT)
+ * @members: address of an array of struct vmem_snapshot_member
+ * @nr: entries in it, 1 to VMEM_MAX_MEMBERS
+ * @flags: VMEM_SNAPSHOT_CLEAN, VMEM_SNAPSHOT_ONCE
+ * @limit: how much memory the old contents of one memory may take, in bytes; 0 is no
+ *	limit
+ * @closed_ns: out: for how long writers were held up, in nanoseconds
+ * @reserved: zero
+ *
+ * On an adopted descriptor; those of the members are adopted descriptors that track.
+ * Whoever is about to write to a protected page is held up until all pages of all
+ * members are protected: the snapshot has what they hold at that instant. From then
+ * on the first write to a page copies its old contents aside. Pages that somebody has
+ * in hand who may write to them without being seen (see &vmem_dirty.held) are copied
+ * at the instant, whatever he does meanwhile.
+ *
+ * A snapshot descriptor is a file of the size of the memory, open for reading:
+ *
+ * - read(2), pread(2), splice(2); a page of which there is nothing is zeros.
+ *   lseek(2) knows SEEK_DATA and SEEK_HOLE;
+ * - mmap(2), read-only or private. A touch copies the page aside, and a mapping stays
+ *   after the descriptor is closed;
+ * - %VMEM_DIRTY without VMEM_DIRTY_CLEAN tells the pages that were in the log at the
+ *   instant: with VMEM_SNAPSHOT_CLEAN, what was written since the snapshot before;
+ * - %VMEM_SNAPSHOT_DONE, %VMEM_GET_SNAPSHOT; poll(2) says POLLIN, and POLLERR when the
+ *   snapshot has failed.
+ *
+ * Copies are memory of the cgroup of the caller, and can be swapped. If there is no
+ * memory for one, or @limit is reached, or tracking of a member ends, then the
+ * snapshot fails, in all of its members: its memory is given back, each later use is
+ * ESTALE, and a touch of a mapping is SIGBUS. Writers never fail.
+ *
+ * The snapshot ends when the descriptor and all mappings of it are gone. Pages that were
+ * taken out of the log by VMEM_SNAPSHOT_CLEAN, and are not done by %VMEM_SNAPSHOT_DONE,
+ * are then in it again: a checkpoint that was given up loses nothing.
+ *
+ * Errors: EINVAL (a member is no adopted descriptor, or is there twice), EBADF (no such
+ * descriptor), ENODATA (one is not tracked), EBUSY (one has a snapshot), EAGAIN (writers
+ * by descriptor, or readers of the log, were at work all the time), EINTR (the caller is
+ * being killed), EMFILE, ENFILE. Nothing has changed then.
+ */
+struct vmem_snapshot {
+	__u64 members;
+	__u32 nr;
+	__u32 flags;
+	__u64 limit;
+	__u64 closed_ns;
+	__u64 reserved[2];
+};
+
+/**
+ * struct vmem_snapshot_info - how a snapshot is doing (VMEM_GET_SNAPSHOT)
+ * @size: size in bytes
+ * @dirty: pages that were in the log at the instant
+ * @pending: pages whose contents are in the memory itself still
+ * @copied: pages that were copied aside: by writers, by touches of a mapping, and at the
+ *	instant itself
+ * @kept: pages that the copies take now
+ * @done: pages that are done, or have been read with VMEM_SNAPSHOT_ONCE
+ * @failed: 1 if the snapshot has failed, else 0
+ * @reserved: zero
+ *
+ * On a snapshot descriptor. The same figures stand in /proc/PID/fdinfo/FD.
+ */
+struct vmem_snapshot_info {
+	__u64 size;
+	__u64 dirty;
+	__u64 pending;
+	__u64 copied;
+	__u64 kept;
+	__u64 done;
+	__u64 failed;
 	__u64 reserved;
 };
 
@@ -582,5 +690,14 @@ struct vmem_info {
 #define VMEM_UNTRACK		_IO(VMEM_IOC_MAGIC, 0x21)
 #define VMEM_DIRTY		_IOWR(VMEM_IOC_MAGIC, 0x22, struct vmem_dirty)
 #define VMEM_GET_TRACKING	_IOR(VMEM_IOC_MAGIC, 0x23, struct vmem_tracking)
+#define VMEM_SNAPSHOT		_IOWR(VMEM_IOC_MAGIC, 0x24, struct vmem_snapshot)
+/**
+ * VMEM_SNAPSHOT_DONE: on a snapshot descriptor: the caller has what he wants of these
+ * pages. Their old contents are not kept any more, so that a first write to them copies
+ * nothing: they cannot be read again (ENODATA), count as a hole, and a touch through a
+ * mapping is SIGBUS.
+ */
+#define VMEM_SNAPSHOT_DONE	_IOW(VMEM_IOC_MAGIC, 0x30, struct vmem_range)
+#define VMEM_GET_SNAPSHOT	_IOR(VMEM_IOC_MAGIC, 0x31, struct vmem_snapshot_info)
 
 #endif /* _UAPI_LINUX_VMEM_H */

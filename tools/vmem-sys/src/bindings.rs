@@ -8,11 +8,15 @@ pub const VMEM_MAX_BATCH: u32 = 4096;
 pub const VMEM_FEATURE_FILL: u32 = 1;
 pub const VMEM_FEATURE_POISON: u32 = 2;
 pub const VMEM_FEATURE_TRACK: u32 = 4;
+pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
 pub const VMEM_DIRTY_CLEAN: u32 = 1;
 pub const VMEM_DIRTY_RANGES: u32 = 2;
+pub const VMEM_MAX_MEMBERS: u32 = 64;
+pub const VMEM_SNAPSHOT_CLEAN: u32 = 1;
+pub const VMEM_SNAPSHOT_ONCE: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
@@ -302,6 +306,105 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_snapshot_member {
+    pub vmem_fd: __s32,
+    pub snapshot_fd: __s32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of vmem_snapshot_member",
+    ][::core::mem::size_of::<vmem_snapshot_member>() - 8usize];
+    [
+        "Alignment of vmem_snapshot_member",
+    ][::core::mem::align_of::<vmem_snapshot_member>() - 4usize];
+    [
+        "Offset of field: vmem_snapshot_member::vmem_fd",
+    ][::core::mem::offset_of!(vmem_snapshot_member, vmem_fd) - 0usize];
+    [
+        "Offset of field: vmem_snapshot_member::snapshot_fd",
+    ][::core::mem::offset_of!(vmem_snapshot_member, snapshot_fd) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_snapshot {
+    pub members: __u64,
+    pub nr: __u32,
+    pub flags: __u32,
+    pub limit: __u64,
+    pub closed_ns: __u64,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_snapshot"][::core::mem::size_of::<vmem_snapshot>() - 48usize];
+    ["Alignment of vmem_snapshot"][::core::mem::align_of::<vmem_snapshot>() - 8usize];
+    [
+        "Offset of field: vmem_snapshot::members",
+    ][::core::mem::offset_of!(vmem_snapshot, members) - 0usize];
+    [
+        "Offset of field: vmem_snapshot::nr",
+    ][::core::mem::offset_of!(vmem_snapshot, nr) - 8usize];
+    [
+        "Offset of field: vmem_snapshot::flags",
+    ][::core::mem::offset_of!(vmem_snapshot, flags) - 12usize];
+    [
+        "Offset of field: vmem_snapshot::limit",
+    ][::core::mem::offset_of!(vmem_snapshot, limit) - 16usize];
+    [
+        "Offset of field: vmem_snapshot::closed_ns",
+    ][::core::mem::offset_of!(vmem_snapshot, closed_ns) - 24usize];
+    [
+        "Offset of field: vmem_snapshot::reserved",
+    ][::core::mem::offset_of!(vmem_snapshot, reserved) - 32usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_snapshot_info {
+    pub size: __u64,
+    pub dirty: __u64,
+    pub pending: __u64,
+    pub copied: __u64,
+    pub kept: __u64,
+    pub done: __u64,
+    pub failed: __u64,
+    pub reserved: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of vmem_snapshot_info",
+    ][::core::mem::size_of::<vmem_snapshot_info>() - 64usize];
+    [
+        "Alignment of vmem_snapshot_info",
+    ][::core::mem::align_of::<vmem_snapshot_info>() - 8usize];
+    [
+        "Offset of field: vmem_snapshot_info::size",
+    ][::core::mem::offset_of!(vmem_snapshot_info, size) - 0usize];
+    [
+        "Offset of field: vmem_snapshot_info::dirty",
+    ][::core::mem::offset_of!(vmem_snapshot_info, dirty) - 8usize];
+    [
+        "Offset of field: vmem_snapshot_info::pending",
+    ][::core::mem::offset_of!(vmem_snapshot_info, pending) - 16usize];
+    [
+        "Offset of field: vmem_snapshot_info::copied",
+    ][::core::mem::offset_of!(vmem_snapshot_info, copied) - 24usize];
+    [
+        "Offset of field: vmem_snapshot_info::kept",
+    ][::core::mem::offset_of!(vmem_snapshot_info, kept) - 32usize];
+    [
+        "Offset of field: vmem_snapshot_info::done",
+    ][::core::mem::offset_of!(vmem_snapshot_info, done) - 40usize];
+    [
+        "Offset of field: vmem_snapshot_info::failed",
+    ][::core::mem::offset_of!(vmem_snapshot_info, failed) - 48usize];
+    [
+        "Offset of field: vmem_snapshot_info::reserved",
+    ][::core::mem::offset_of!(vmem_snapshot_info, reserved) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct vmem_range {
     pub pgoff: __u64,
     pub nr_pages: __u64,
@@ -574,3 +677,6 @@ pub const VMEM_TRACK: __u32 = 3223894816;
 pub const VMEM_UNTRACK: __u32 = 47905;
 pub const VMEM_DIRTY: __u32 = 3225467682;
 pub const VMEM_GET_TRACKING: __u32 = 2151725859;
+pub const VMEM_SNAPSHOT: __u32 = 3224419108;
+pub const VMEM_SNAPSHOT_DONE: __u32 = 1074838320;
+pub const VMEM_GET_SNAPSHOT: __u32 = 2151725873;

@@ -46,6 +46,15 @@ pub struct Adopted {
     pub id: u64,
 }
 
+/// What memory held at one instant.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// A snapshot descriptor for each member, in their order.
+    pub images: Vec<OwnedFd>,
+    /// For how long writers were held up, in nanoseconds.
+    pub closed_ns: u64,
+}
+
 /// What a call on the dirty log achieved.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,6 +303,50 @@ pub fn get_tracking(fd: BorrowedFd<'_>) -> Result<vmem_tracking, Errno> {
     // SAFETY: this argument holds no address.
     unsafe { call(fd, &mut tracking) }?;
     Ok(tracking)
+}
+
+/// `VMEM_SNAPSHOT`: keeps what the memories of these adopted descriptors hold at one instant. `flags` are of `VMEM_SNAPSHOT_CLEAN` and
+/// `VMEM_SNAPSHOT_ONCE`; copies of one memory take `limit` bytes at most, 0 is no limit. `EINVAL` if there is no member.
+pub fn snapshot(members: &[BorrowedFd<'_>], flags: u32, limit: u64) -> Result<Snapshot, Errno> {
+    let fd = members.first().ok_or(Errno::INVAL)?;
+    let mut array: Vec<_> = members
+        .iter()
+        .map(|member| vmem_snapshot_member {
+            vmem_fd: member.as_raw_fd(),
+            snapshot_fd: -1,
+        })
+        .collect();
+    let mut snapshot = vmem_snapshot {
+        members: array.as_mut_ptr() as u64,
+        nr: count(&array),
+        flags,
+        limit,
+        ..Default::default()
+    };
+    // SAFETY: `array` is borrowed mutably and has `nr` entries, which are numbers of any value.
+    unsafe { call(*fd, &mut snapshot) }?;
+    let images = array
+        .iter()
+        .map(|member| take(member.snapshot_fd))
+        .collect::<Result<_, _>>()?;
+    Ok(Snapshot {
+        images,
+        closed_ns: snapshot.closed_ns,
+    })
+}
+
+/// `VMEM_SNAPSHOT_DONE`: the reader has the `nr_pages` pages of a snapshot from `pgoff` on.
+pub fn snapshot_done(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64) -> Result<(), Errno> {
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut vmem_range { pgoff, nr_pages }) }
+}
+
+/// `VMEM_GET_SNAPSHOT`: figures of a snapshot.
+pub fn get_snapshot(fd: BorrowedFd<'_>) -> Result<vmem_snapshot_info, Errno> {
+    let mut info = vmem_snapshot_info::default();
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut info) }?;
+    Ok(info)
 }
 
 /// Owns a descriptor that a call has just returned.

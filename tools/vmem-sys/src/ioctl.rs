@@ -44,6 +44,9 @@ argument! {
     vmem_track => VMEM_TRACK,
     vmem_dirty => VMEM_DIRTY,
     vmem_tracking => VMEM_GET_TRACKING,
+    vmem_snapshot => VMEM_SNAPSHOT,
+    vmem_range => VMEM_SNAPSHOT_DONE,
+    vmem_snapshot_info => VMEM_GET_SNAPSHOT,
 }
 
 /// A call with an argument that the kernel reads and writes.

@@ -32,6 +32,11 @@ layout!(vmem_dirty is 64 bytes:
 layout!(vmem_tracking is 64 bytes:
     tracked at 0, mappings at 8, dirty at 16, faults at 24, written at 32, cleaned at 40, held at 48, reserved at 56
 );
+layout!(vmem_snapshot_member is 8 bytes: vmem_fd at 0, snapshot_fd at 4);
+layout!(vmem_snapshot is 48 bytes: members at 0, nr at 8, flags at 12, limit at 16, closed_ns at 24, reserved at 32);
+layout!(vmem_snapshot_info is 64 bytes:
+    size at 0, dirty at 8, pending at 16, copied at 24, kept at 32, done at 40, failed at 48, reserved at 56
+);
 layout!(vmem_range is 16 bytes: pgoff at 0, nr_pages at 8);
 layout!(vmem_page_request is 16 bytes: pgoffs at 0, nr at 8, flags at 12);
 layout!(vmem_mark is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, changed at 24);
@@ -74,3 +79,6 @@ number!(VMEM_TRACK is 0xc028_bb20: opcode::read_write::<vmem_track>(VMEM_IOC_MAG
 number!(VMEM_UNTRACK is 0x0000_bb21: opcode::none(VMEM_IOC_MAGIC as u8, 0x21));
 number!(VMEM_DIRTY is 0xc040_bb22: opcode::read_write::<vmem_dirty>(VMEM_IOC_MAGIC as u8, 0x22));
 number!(VMEM_GET_TRACKING is 0x8040_bb23: opcode::read::<vmem_tracking>(VMEM_IOC_MAGIC as u8, 0x23));
+number!(VMEM_SNAPSHOT is 0xc030_bb24: opcode::read_write::<vmem_snapshot>(VMEM_IOC_MAGIC as u8, 0x24));
+number!(VMEM_SNAPSHOT_DONE is 0x4010_bb30: opcode::write::<vmem_range>(VMEM_IOC_MAGIC as u8, 0x30));
+number!(VMEM_GET_SNAPSHOT is 0x8040_bb31: opcode::read::<vmem_snapshot_info>(VMEM_IOC_MAGIC as u8, 0x31));

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+mod image;
 mod injector;
 mod kernel;
 mod program;

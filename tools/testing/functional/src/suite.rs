@@ -28,6 +28,7 @@ mod receive;
 mod reclaim;
 mod request;
 mod sample;
+mod snapshot;
 mod stress;
 pub(crate) mod track;
 mod vmemd;
@@ -63,6 +64,12 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         track::mapping::TESTS,
         track::memory::TESTS,
         track::consistency::TESTS,
+        snapshot::TESTS,
+        snapshot::reading::TESTS,
+        snapshot::increment::TESTS,
+        snapshot::writing::TESTS,
+        snapshot::limit::TESTS,
+        snapshot::consistency::TESTS,
         module::TESTS,
         sample::TESTS,
         qemu::TESTS,

@@ -14,6 +14,7 @@ use vmem_functional_sys::{Area, AreaBuilder, drain_page_lists};
 use vmem_sys::{calls, vmem_range, vmem_track, vmem_tracking};
 
 use crate::failure::{Outcome, ensure, equal};
+use crate::image::Image;
 use crate::setting::{bytes_of, contents};
 use crate::world::wait_until;
 
@@ -230,12 +231,21 @@ impl Tracked {
         Ok(())
     }
 
-    /// Fails unless what `write` does changes exactly these pages, and brings exactly these into the log.
+    /// Fails unless what `write` does changes exactly these pages, and brings exactly these into the log; and unless a snapshot that is taken
+    /// before that has what was there.
     pub(crate) fn logs_once(&self, pages: impl IntoIterator<Item = usize>, write: impl FnOnce() -> Outcome) -> Outcome {
+        self.logs_and_keeps(pages, true, write)
+    }
+
+    fn logs_and_keeps(&self, pages: impl IntoIterator<Item = usize>, keep: bool, write: impl FnOnce() -> Outcome) -> Outcome {
         let expected: BTreeSet<_> = pages.into_iter().collect();
         self.settle()?;
         let before = self.bytes()?;
+        let image = keep.then(|| Image::take(&self.log, 0, 0)).transpose()?;
         write()?;
+        if let Some(image) = image {
+            image.check(&before)?;
+        }
         let after = self.bytes()?;
         let changed: BTreeSet<_> = (0..self.pages())
             .filter(|page| before[page_bytes(*page)] != after[page_bytes(*page)])
@@ -257,14 +267,14 @@ impl Tracked {
         Ok(())
     }
 
-    /// [`Tracked::logs_once`], twice: the second time `write` meets pages that were cleaned after it had written them. It is told which time
-    /// it is.
+    /// [`Tracked::logs_once`], three times: the second time `write` meets pages that were cleaned after it had written them, and the third
+    /// time there is a snapshot. It is told which time it is.
     pub(crate) fn logs<I>(&self, pages: I, mut write: impl FnMut(u8) -> Outcome) -> Outcome
     where
         I: IntoIterator<Item = usize> + Clone,
     {
-        for time in [1, 2] {
-            self.logs_once(pages.clone(), || write(time))
+        for time in [1, 2, 3] {
+            self.logs_and_keeps(pages.clone(), time == 3, || write(time))
                 .map_err(|failure| format!("time {time}: {}", failure.text()))?;
         }
         Ok(())

@@ -139,12 +139,12 @@ fn a_store_of_another_process_is_logged() -> Outcome {
     let writer = Program::start(|| {
         let area = AreaBuilder::default().map(&file, 0, PAGES)?;
         area.poke(33 * PAGE_SIZE, 77);
-        for time in 1..=2 {
+        for time in 1..=3 {
             board.set(0, time)?;
             board.wait(1, time)?;
             area.poke(33 * PAGE_SIZE, time as u8);
         }
-        board.set(0, 3)?;
+        board.set(0, 4)?;
         Ok(vec![])
     })?;
     board.wait(0, 1)?;

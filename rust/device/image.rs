@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a memory held at the instant of a snapshot.
+
+use super::{
+    memories::Memory,
+    pages::Counter,
+    tracking::{
+        plane,
+        PageLog, //
+    }, //
+};
+use crate::{
+    model::{
+        dirty_log::{
+            words_for,
+            DirtyLog,
+            CHUNK_PAGES, //
+        },
+        image::{
+            self,
+            Place, //
+        },
+        range::{
+            PageRange,
+            PAGE_SIZE, //
+        }, //
+    },
+    sys::{
+        copies::{
+            Copies,
+            PageSink, //
+        },
+        errno,
+        staging::{
+            LockedFolio,
+            Staging, //
+        },
+        task::{
+            breathe,
+            workers,
+            ModuleInUse, //
+        },
+        wait::PollQueue, //
+    }, //
+};
+use kernel::{
+    impl_has_work,
+    new_work,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// A snapshot: what all of its images have in common.
+#[pin_data]
+pub(crate) struct Snapshot {
+    /// How many pages the copies of one image may take; [`None`] without limit.
+    max_kept: Option<u64>,
+    failed: Atomic<bool>,
+    #[pin]
+    watchers: PollQueue,
+}
+
+impl Snapshot {
+    /// With a limit in bytes; 0 is none.
+    pub(super) fn new(limit: u64) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                max_kept: (limit != 0).then_some(limit / PAGE_SIZE),
+                failed: Atomic::new(false),
+                watchers <- PollQueue::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Writers do not keep its pages any more, so nobody may read them. Before the first such write.
+    fn fail(&self) {
+        // Only the order matters.
+        let _ = self.failed.cmpxchg(false, true, Full);
+        self.watchers.wake_all();
+    }
+
+    /// `ESTALE` if it has failed.
+    fn check(&self) -> Result {
+        if self.failed.load(Relaxed) {
+            return Err(ESTALE);
+        }
+        Ok(())
+    }
+}
+
+/// What a memory held at that instant: in the memory itself, or as copies.
+#[pin_data]
+pub(crate) struct Image {
+    snapshot: Arc<Snapshot>,
+    memory: Arc<Memory>,
+    all: PageRange,
+    places: image::Image<KVVec<Atomic<u64>>>,
+    copies: Copies,
+    log: PageLog,
+    copied: Counter,
+    done: Counter,
+    /// Whether its copies go, or have gone.
+    gives_up: Atomic<bool>,
+    #[pin]
+    work: Work<Self>,
+    /// A worker may have it last.
+    in_use: ModuleInUse,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Image { self.work }
+}
+
+impl WorkItem for Image {
+    type Pointer = Arc<Self>;
+
+    /// The snapshot has failed: its memory is needed elsewhere. Whoever does so is no writer.
+    fn run(this: Arc<Self>) {
+        for chunk in this.all.pieces(CHUNK_PAGES) {
+            // Else they go with the image.
+            let _ = this.copies.drop_pages(chunk);
+        }
+    }
+}
+
+impl Image {
+    /// An image of these pages of a memory, which are all, and which nobody keeps yet.
+    pub(super) fn new(
+        snapshot: &Arc<Snapshot>,
+        memory: &Arc<Memory>,
+        all: PageRange,
+    ) -> Result<Arc<Self>> {
+        let (words, summary) = words_for(all.len());
+        let pending = plane(words, u64::MAX)?;
+        if let (Some(last), rest @ 1..) = (pending.last(), all.len() % 64) {
+            last.store((1 << rest) - 1, Relaxed);
+        }
+        let places = image::Image::new(pending, plane(words, 0)?);
+        let log = DirtyLog::new(plane(words, 0)?, plane(summary, 0)?);
+        let copies = Copies::new(all.bytes().ok_or(EFBIG)?)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                snapshot: snapshot.clone(),
+                memory: memory.clone(),
+                all,
+                places,
+                copies,
+                log,
+                copied: Counter::new(),
+                done: Counter::new(),
+                gives_up: Atomic::new(false),
+                work <- new_work!("vmem_give_up"),
+                in_use: ModuleInUse::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The pages that were in the log at the instant, and are not done.
+    pub(crate) fn log(&self) -> &PageLog {
+        &self.log
+    }
+
+    /// All pages.
+    pub(crate) fn all(&self) -> PageRange {
+        self.all
+    }
+
+    /// Pages of it; `EINVAL` if they are not.
+    pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
+        PageRange::within(pgoff, nr, self.all.end()).ok_or(EINVAL)
+    }
+
+    /// Copies a page of a folio of the memory, unless that has been done. It may be written to then.
+    fn keep_page(self: &Arc<Self>, pgoff: u64, folio: &LockedFolio) {
+        if !self.places.is_pending(pgoff) {
+            return;
+        }
+        if self.check().is_err() {
+            self.fail();
+            return;
+        }
+        let is_full = self
+            .snapshot
+            .max_kept
+            .is_some_and(|max| self.copies.kept() >= max);
+        if is_full || self.copies.add(pgoff, folio).is_err() {
+            self.fail();
+            return;
+        }
+        self.copied.count();
+        self.places.copied(pgoff);
+    }
+
+    /// The same for pages of one folio.
+    pub(super) fn keep_locked(self: &Arc<Self>, pages: PageRange, folio: &LockedFolio) {
+        for page in pages.pieces(1) {
+            self.keep_page(page.start(), folio);
+        }
+    }
+
+    /// The same for any pages; those that the memory does not have are left out. `EINTR` if the task is
+    /// being killed.
+    pub(super) fn keep(self: &Arc<Self>, pages: PageRange) -> Result {
+        let end = pages.end().min(self.all.end());
+        for pgoff in pages.start()..end {
+            if !self.places.is_pending(pgoff) {
+                continue;
+            }
+            breathe()?;
+            if self.check().is_err() {
+                self.fail();
+                return Ok(());
+            }
+            match self.memory.shared().lock_folio(pgoff) {
+                Ok(Some(folio)) => self.keep_page(pgoff, &folio),
+                // Zeros. Whoever makes a page of it finds it pending, or there is nothing to keep.
+                Ok(None) => self.places.copied(pgoff),
+                Err(_) => self.fail(),
+            }
+        }
+        Ok(())
+    }
+
+    /// It cannot be read any more, nor can the other images of the snapshot.
+    pub(super) fn fail(self: &Arc<Self>) {
+        self.snapshot.fail();
+        if self.gives_up.cmpxchg(false, true, Relaxed).is_ok() {
+            let _ = workers().enqueue(self.clone());
+        }
+    }
+
+    /// `ESTALE` if it has failed.
+    pub(crate) fn check(&self) -> Result {
+        self.snapshot.check()
+    }
+
+    /// Who is woken when it has failed.
+    pub(crate) fn watchers(&self) -> &PollQueue {
+        &self.snapshot.watchers
+    }
+
+    /// Hands a part of a page to a reader. `ENODATA` if it is done, `ESTALE` if the snapshot has failed.
+    pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        self.places.read(pgoff, |place| match place {
+            Place::Memory => self.memory.shared().read(pgoff, sink),
+            Place::Copy => self.copies.read(pgoff, sink),
+            Place::Done => Err(errno::nodata()),
+        })?;
+        // After the page was read: who gives up says so before somebody writes.
+        self.check()
+    }
+
+    /// Has a page among the copies, for a mapping. `ENODATA` and `ESTALE` as above.
+    pub(crate) fn copy(self: &Arc<Self>, pgoff: u64) -> Result<&Staging> {
+        let page = self.range(pgoff, 1)?;
+        if self.places.place(pgoff) == Place::Memory {
+            self.keep(page)?;
+        }
+        self.check()?;
+        match self.places.place(pgoff) {
+            Place::Copy => Ok(self.copies.file()),
+            Place::Memory | Place::Done => Err(errno::nodata()),
+        }
+    }
+
+    /// Whether a page is among the copies. With the copy locked it stays there.
+    pub(crate) fn has_copy(&self, pgoff: u64) -> bool {
+        self.places.place(pgoff) == Place::Copy && self.check().is_ok()
+    }
+
+    /// Whether these pages all are.
+    pub(crate) fn has_copies(&self, range: PageRange) -> bool {
+        let mut pages = range.pieces(1);
+        pages.all(|page| self.has_copy(page.start()))
+    }
+
+    /// The copies' file.
+    pub(crate) fn copies(&self) -> &Staging {
+        self.copies.file()
+    }
+
+    /// The reader does not want these pages any more.
+    pub(crate) fn done(&self, range: PageRange) -> Result {
+        self.done.add(self.places.done(range));
+        self.copies.drop_pages(range)
+    }
+
+    /// The first page from `pgoff` on that has contents (or, if not `is_data`, that has none). A page that
+    /// is done has none.
+    pub(crate) fn seek(&self, pgoff: u64, is_data: bool) -> Result<Option<u64>> {
+        let mut at = pgoff;
+        while at < self.all.end() {
+            breathe()?;
+            self.check()?;
+            let next = match self.places.place(at) {
+                Place::Memory => self.memory.shared().next(at),
+                Place::Copy => self.copies.next(at),
+                Place::Done => None,
+            };
+            if (next == Some(at)) == is_data {
+                return Ok(Some(at));
+            }
+            at = at.saturating_add(1);
+            if is_data {
+                // Between here and there nothing is anywhere.
+                let (memory, copies) = (self.memory.shared().next(at), self.copies.next(at));
+                at = memory.unwrap_or(u64::MAX).min(copies.unwrap_or(u64::MAX));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Pages that are pending, that have been copied, that copies take, and that are done.
+    pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
+        (
+            self.places.pending(),
+            self.copied.get(),
+            self.copies.kept(),
+            self.done.get(),
+        )
+    }
+}

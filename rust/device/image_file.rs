@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Snapshot descriptors, and their mappings.
+
+use super::{
+    dirty::{
+        self,
+        Log, //
+    },
+    image::Image,
+    info,
+    tracked::Tracked, //
+};
+use crate::{
+    model::{
+        dirty_log::{
+            ChunkBits,
+            CHUNK_PAGES, //
+        },
+        range::{
+            PageRange,
+            PAGE_SIZE, //
+        }, //
+    },
+    sys::{
+        copies::PageSink,
+        errno,
+        fault::{
+            Answer,
+            Fault, //
+        },
+        file_ops::{
+            self,
+            FileOps,
+            FileOpsTable, //
+        },
+        task::breathe,
+        uapi::{
+            vmem_range,
+            vmem_snapshot_info,
+            UserArg,
+            VMEM_IOCTL_DIRTY,
+            VMEM_IOCTL_GET_FEATURES,
+            VMEM_IOCTL_GET_SNAPSHOT,
+            VMEM_IOCTL_SNAPSHOT_DONE,
+            VMEM_SNAPSHOT_CLEAN,
+            VMEM_SNAPSHOT_ONCE, //
+        },
+        vm_ops::{
+            MapFile,
+            MapOps,
+            Memory,
+            NewVma,
+            VmOps, //
+        },
+        wait::PollQueue, //
+    }, //
+};
+use kernel::{
+    fs::{
+        file::flags,
+        File, //
+    },
+    iov::IovIterDest,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    types::ForeignOwnable, //
+};
+
+static OPS: FileOpsTable<ImageFile> = FileOpsTable::new();
+static VM_OPS: VmOps<Arc<OpenImage>> = VmOps::new();
+static MAP_OPS: MapOps<Arc<OpenImage>> = MapOps::new();
+
+/// An image that somebody has, by a descriptor or by a mapping. With the last of them it is kept no more.
+pub(crate) struct OpenImage {
+    tracked: Arc<Tracked>,
+    image: Arc<Image>,
+    flags: u32,
+}
+
+impl OpenImage {
+    /// One with the `VMEM_SNAPSHOT_` flags of its making.
+    pub(super) fn new(tracked: &Arc<Tracked>, image: &Arc<Image>, flags: u32) -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                tracked: tracked.clone(),
+                image: image.clone(),
+                flags,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+}
+
+impl Drop for OpenImage {
+    fn drop(&mut self) {
+        let tracking = self.tracked.tracking();
+        tracking.keeper().let_go(&self.image);
+        if self.flags & VMEM_SNAPSHOT_CLEAN != 0 {
+            tracking.put_back_all(self.image.log());
+        }
+    }
+}
+
+impl Log for Image {
+    const CLEANS: bool = false;
+
+    fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
+        Image::range(self, pgoff, nr)
+    }
+
+    fn peek(&self, chunk: PageRange) -> ChunkBits {
+        self.log().peek(chunk)
+    }
+}
+
+/// A snapshot descriptor.
+pub(crate) struct ImageFile {
+    map_file: MapFile<Arc<OpenImage>>,
+    open: Arc<OpenImage>,
+}
+
+/// A descriptor of an image, open for reading.
+pub(super) fn file(open: Arc<OpenImage>) -> Result<ARef<File>> {
+    let map_file = MapFile::new(open.image.copies(), c"vmem-snapshot", open.clone())?;
+    let data = KBox::new(ImageFile { map_file, open }, GFP_KERNEL)?;
+    file_ops::anonymous(c"[vmem-snapshot]", &OPS, data, flags::O_RDONLY)
+}
+
+impl ImageFile {
+    fn image(&self) -> &Arc<Image> {
+        &self.open.image
+    }
+
+    /// SNAPSHOT_DONE.
+    fn done(&self, arg: UserArg) -> Result {
+        let call: vmem_range = arg.read()?;
+        let image = self.image();
+        let range = image.range(call.pgoff, call.nr_pages)?;
+        for chunk in range.pieces(CHUNK_PAGES) {
+            breathe()?;
+            image.done(chunk)?;
+            // The next snapshot need not have them for this reader's sake.
+            image.log().take(chunk);
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> vmem_snapshot_info {
+        let image = self.image();
+        let (pending, copied, kept, done) = image.counts();
+        vmem_snapshot_info {
+            size: self.size(),
+            dirty: image.log().count(),
+            pending,
+            copied,
+            kept,
+            done,
+            failed: image.check().is_err().into(),
+            reserved: 0,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.image().all().bytes().unwrap_or(0)
+    }
+
+    /// Reads as much as there is room for. Stops early at what cannot be read.
+    fn read(&self, pos: u64, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let mut done = 0;
+        loop {
+            let at = pos.saturating_add(done as u64);
+            let left = self.size().saturating_sub(at).min(to.len() as u64);
+            let offset = at % PAGE_SIZE;
+            let len = left.min(PAGE_SIZE - offset);
+            if len == 0 {
+                return Ok(done);
+            }
+            let mut sink = PageSink::new(to, offset as usize, len as usize);
+            let read = breathe().and_then(|()| self.image().read(at / PAGE_SIZE, &mut sink));
+            let taken = sink.taken();
+            match read {
+                Ok(()) if taken > 0 => done = done.saturating_add(taken),
+                Ok(()) if done == 0 => return Err(EFAULT),
+                Err(e) if done == 0 => return Err(e),
+                _ => return Ok(done),
+            }
+        }
+    }
+}
+
+#[vtable]
+impl FileOps for ImageFile {
+    type Data = KBox<Self>;
+
+    fn ioctl(this: &Self, _file: &File, cmd: u32, arg: UserArg) -> Result {
+        match cmd {
+            VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
+            VMEM_IOCTL_GET_SNAPSHOT => arg.write(&this.info()),
+            VMEM_IOCTL_DIRTY => dirty::dirty(&**this.image(), arg),
+            VMEM_IOCTL_SNAPSHOT_DONE => this.done(arg),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn mmap(this: &Self, vma: NewVma<'_>) -> Result {
+        let (pgoff, nr) = vma.pages();
+        this.image().range(pgoff, nr)?;
+        vma.map(&this.map_file);
+        Ok(())
+    }
+
+    fn poll_queue<'a>(this: <Self::Data as ForeignOwnable>::Borrowed<'a>) -> Option<&'a PollQueue> {
+        Some(this.open.image.watchers())
+    }
+
+    fn is_readable(_this: &Self) -> bool {
+        true
+    }
+
+    fn has_failed(this: &Self) -> bool {
+        this.image().check().is_err()
+    }
+
+    fn size(this: &Self) -> u64 {
+        ImageFile::size(this)
+    }
+
+    fn seek(this: &Self, pos: u64, is_data: bool) -> Result<u64> {
+        let page = this.image().seek(pos / PAGE_SIZE, is_data)?;
+        match page {
+            Some(page) => Ok(pos.max(page.saturating_mul(PAGE_SIZE))),
+            // The end is a hole.
+            None if !is_data => Ok(ImageFile::size(this)),
+            None => Err(ENXIO),
+        }
+    }
+
+    fn read(this: &Self, pos: u64, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let read = ImageFile::read(this, pos, to)?;
+        if this.open.flags & VMEM_SNAPSHOT_ONCE != 0 {
+            let first = pos.div_ceil(PAGE_SIZE);
+            let end = pos.saturating_add(read as u64) / PAGE_SIZE;
+            if let Ok(pages) = this.image().range(first, end.saturating_sub(first)) {
+                this.image().done(pages)?;
+            }
+        }
+        Ok(read)
+    }
+
+    fn show_fdinfo(this: &Self, m: &SeqFile) {
+        let info = this.info();
+        for (name, value) in [
+            ("size", info.size),
+            ("dirty", info.dirty),
+            ("pending", info.pending),
+            ("copied", info.copied),
+            ("kept", info.kept),
+            ("done", info.done),
+            ("failed", info.failed),
+        ] {
+            seq_print!(m, "vmem-{name}:\t{value}\n");
+        }
+    }
+}
+
+impl Memory for Arc<OpenImage> {
+    const VM_OPS: &'static VmOps<Self> = &VM_OPS;
+    const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
+
+    /// A page is copied when it is touched, and the copy mapped.
+    fn fault(&self, fault: &mut Fault<'_>) -> Answer {
+        let pgoff = fault.pgoff();
+        match self.image.copy(pgoff) {
+            Ok(copies) => fault.map(
+                copies,
+                |range| self.image.has_copies(range),
+                || self.image.has_copy(pgoff),
+            ),
+            Err(_) => Answer::SIGBUS,
+        }
+    }
+
+    fn blocks_present(&self, _range: PageRange) -> bool {
+        false
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result {
+        Err(errno::opnotsupp())
+    }
+}

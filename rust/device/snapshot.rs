@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SNAPSHOT: what one or several memories hold at one instant.
+
+use super::{
+    adopted,
+    image::{
+        Image,
+        Snapshot, //
+    },
+    image_file::{
+        self,
+        OpenImage, //
+    },
+    tracked::Tracked,
+    tracking::Reader, //
+};
+use crate::{
+    model::dirty_log::{
+        runs,
+        CHUNK_PAGES, //
+    },
+    sys::{
+        file::reserve_fd,
+        task::{
+            breathe,
+            nap, //
+        },
+        uapi::{
+            vmem_snapshot,
+            vmem_snapshot_member,
+            Entries,
+            UserArg,
+            UserArray,
+            VMEM_MAX_MEMBERS,
+            VMEM_SNAPSHOT_CLEAN,
+            VMEM_SNAPSHOT_ONCE, //
+        }, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// How often it is tried to be alone.
+const TRIES: usize = 100;
+
+/// For how many ticks of the clock writers are held up at most until system calls are over.
+const TICKS: usize = 3;
+
+/// A memory that takes part, and its image.
+struct Member {
+    tracked: Arc<Tracked>,
+    image: Arc<Image>,
+}
+
+impl Member {
+    fn new(tracked: Arc<Tracked>, snapshot: &Arc<Snapshot>) -> Result<Self> {
+        if tracked.tracking().keeper().has_image()? {
+            return Err(EBUSY);
+        }
+        let image = Image::new(snapshot, tracked.memory(), tracked.tracking().all())?;
+        Ok(Self { tracked, image })
+    }
+
+    /// Takes what is in the log out of it and protects it, and gives it to the image; what somebody has in
+    /// hand is in the log still. Those of the pages are copied if they are to be `kept`.
+    fn protect(&self, reader: &Reader<'_>, keep: bool) -> Result {
+        for chunk in self.image.all().pieces(CHUNK_PAGES) {
+            breathe()?;
+            let found = reader.clean(self.tracked.memory().shared(), chunk)?;
+            self.image.log().mark_bits(chunk, &found.dirty);
+            if keep {
+                for held in runs(chunk, &found.held, 0) {
+                    self.image.keep(held)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// SNAPSHOT.
+pub(crate) fn snapshot(arg: UserArg) -> Result {
+    let mut call: vmem_snapshot = arg.read()?;
+    let known = VMEM_SNAPSHOT_CLEAN | VMEM_SNAPSHOT_ONCE;
+    if call.flags & !known != 0 || call.reserved != [0; 2] || call.nr > VMEM_MAX_MEMBERS {
+        return Err(EINVAL);
+    }
+    let array = UserArray::new(call.members, call.nr)?;
+    let mut entries = Entries::<vmem_snapshot_member>::new();
+    array.read(&mut entries)?;
+
+    let snapshot = Snapshot::new(call.limit)?;
+    let mut members: KVec<Member> = KVec::with_capacity(entries.len(), GFP_KERNEL)?;
+    for entry in entries.iter() {
+        let tracked = adopted::tracked(entry.vmem_fd)?;
+        if members
+            .iter()
+            .any(|m| m.tracked.memory().id() == tracked.memory().id())
+        {
+            return Err(EINVAL);
+        }
+        members.push(Member::new(tracked, &snapshot)?, GFP_KERNEL)?;
+    }
+    // All that can fail, and needs no writer to wait.
+    let mut answer = KVec::with_capacity(members.len(), GFP_KERNEL)?;
+    let mut files = KVec::with_capacity(members.len(), GFP_KERNEL)?;
+    for (member, entry) in members.iter().zip(entries.iter()) {
+        let fd = reserve_fd()?;
+        answer.push(
+            vmem_snapshot_member {
+                vmem_fd: entry.vmem_fd,
+                snapshot_fd: fd.reserved_fd() as i32,
+            },
+            GFP_KERNEL,
+        )?;
+        let open = OpenImage::new(&member.tracked, &member.image, call.flags)?;
+        files.push((fd, image_file::file(open)?), GFP_KERNEL)?;
+    }
+    let cleans = call.flags & VMEM_SNAPSHOT_CLEAN != 0;
+    call.closed_ns = take(&members, cleans)?;
+    array.write(&answer)?;
+    arg.write(&call)?;
+    for (fd, file) in files {
+        fd.fd_install(file);
+    }
+    Ok(())
+}
+
+/// Has all members keep their images, from one instant on. Returns for how long writers were held up, in
+/// nanoseconds. With `cleans` the images have what was in the logs, also on an error: they put it back when
+/// they go.
+fn take(members: &[Member], cleans: bool) -> Result<u64> {
+    let readers = readers(members)?;
+    let taken = try_take(members, &readers);
+    for tracking in members.iter().map(|m| m.tracked.tracking()) {
+        tracking.keeper().open();
+    }
+    let closed_ns = taken.map(|since| since.elapsed().as_nanos());
+    if !cleans {
+        for member in members {
+            let tracking = member.tracked.tracking();
+            tracking.put_back_all(member.image.log());
+        }
+    }
+    Ok(u64::try_from(closed_ns?).unwrap_or(0))
+}
+
+/// The same, but that the gates stay closed, and returns since when they are.
+fn try_take(members: &[Member], readers: &[Reader<'_>]) -> Result<Instant<Monotonic>> {
+    // Most of what is in the log can be protected while writers go on.
+    for (member, reader) in members.iter().zip(readers) {
+        member.protect(reader, false)?;
+    }
+    let since = close(members)?;
+    for (member, reader) in members.iter().zip(readers) {
+        member.protect(reader, true)?;
+    }
+    for member in members {
+        member.tracked.tracking().keeper().keep(&member.image)?;
+    }
+    Ok(since)
+}
+
+/// The right to read the logs of all members. Others may want the same in another order, so who does not
+/// get all of them has none.
+fn readers(members: &[Member]) -> Result<KVec<Reader<'_>>> {
+    for _ in 0..TRIES {
+        let mut readers = KVec::with_capacity(members.len(), GFP_KERNEL)?;
+        for member in members {
+            match member.tracked.tracking().try_reader() {
+                Some(reader) => readers.push(reader, GFP_KERNEL)?,
+                None => break,
+            }
+        }
+        if readers.len() == members.len() {
+            return Ok(readers);
+        }
+        drop(readers);
+        nap()?;
+    }
+    Err(EAGAIN)
+}
+
+/// Closes all gates, when no system call is writing. Returns since when they are.
+fn close(members: &[Member]) -> Result<Instant<Monotonic>> {
+    let keepers = || members.iter().map(|m| m.tracked.tracking().keeper());
+    for _ in 0..TRIES {
+        let since = Instant::now();
+        keepers().for_each(|keeper| keeper.close());
+        for _ in 0..TICKS {
+            if keepers().all(|keeper| keeper.is_quiet()) {
+                return Ok(since);
+            }
+            nap()?;
+        }
+        // Others do not wait for one who does not come to an end.
+        keepers().for_each(|keeper| keeper.open());
+        nap()?;
+    }
+    Err(EAGAIN)
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copies of pages of shared memory, and how pages are handed to a reader.
+//!
+//! The copies are a shmem file of the size of the memory, so they can be swapped and mapped.
+//! `snapshot.c` has what is done to a page.
+//!
+//! Stands in for an abstraction of the page cache of a shmem file, as [`super::shared`].
+
+use super::{
+    bindings,
+    memcg::Memcg,
+    shared::SharedMemory,
+    staging::{
+        LockedFolio,
+        Staging, //
+    }, //
+};
+use crate::model::range::PageRange;
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    iov::IovIterDest,
+    prelude::*, //
+};
+
+/// Copies of pages.
+pub(crate) struct Copies {
+    file: Staging,
+    charge: Option<Memcg>,
+}
+
+impl Copies {
+    /// None of `size` bytes. They are charged to the memory cgroup of the running task. There is no
+    /// memory for one before the kernel would end a process for it.
+    pub(crate) fn new(size: u64) -> Result<Self> {
+        let file = Staging::new(c"vmem-snapshot", size, false)?;
+        // SAFETY: It is a shmem file, which nobody uses yet.
+        unsafe { bindings::vmem_copies_give_up_early(file.as_ptr()) };
+        Ok(Self {
+            file,
+            charge: Memcg::of_current(),
+        })
+    }
+
+    /// The file that they are in, to be mapped.
+    pub(crate) fn file(&self) -> &Staging {
+        &self.file
+    }
+
+    /// How many pages they take.
+    pub(crate) fn kept(&self) -> u64 {
+        // SAFETY: It is a shmem file.
+        unsafe { bindings::vmem_copies_kept(self.file.as_ptr()) as u64 }
+    }
+
+    /// Copies the page `pgoff` of a folio of the memory.
+    pub(crate) fn add(&self, pgoff: u64, folio: &LockedFolio) -> Result {
+        let charge = self
+            .charge
+            .as_ref()
+            .map_or(core::ptr::null_mut(), Memcg::as_ptr);
+        // SAFETY: The copies are a shmem file; the folio is locked, and the page is in it; `charge` is
+        // null or referenced.
+        to_result(unsafe {
+            let copies = self.file.as_ptr();
+            bindings::vmem_copies_add(copies, pgoff as usize, folio.as_ptr(), charge)
+        })
+    }
+
+    /// Drops those of these pages.
+    pub(crate) fn drop_pages(&self, range: PageRange) -> Result {
+        self.file.drop_pages(range)
+    }
+
+    /// The first page from `pgoff` on of which there is a copy.
+    pub(crate) fn next(&self, pgoff: u64) -> Option<u64> {
+        // SAFETY: It is a shmem file.
+        unsafe { next(self.file.as_ptr(), pgoff) }
+    }
+
+    /// Hands over a part of a page to a reader.
+    pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        // SAFETY: It is a shmem file.
+        unsafe { sink.take(self.file.as_ptr(), pgoff) }
+    }
+}
+
+impl SharedMemory {
+    /// The folio of a page, which is brought in if it is in swap; [`None`] if the page is a hole.
+    pub(crate) fn lock_folio(&self, pgoff: u64) -> Result<Option<LockedFolio>> {
+        // SAFETY: It is a shmem file.
+        let folio =
+            from_err_ptr(unsafe { bindings::vmem_file_lock_folio(self.as_ptr(), pgoff as usize) })?;
+        Ok(LockedFolio::new(folio).ok())
+    }
+
+    /// The first page from `pgoff` on that is no hole.
+    pub(crate) fn next(&self, pgoff: u64) -> Option<u64> {
+        // SAFETY: It is a shmem file.
+        unsafe { next(self.as_ptr(), pgoff) }
+    }
+
+    /// Hands over a part of a page to a reader.
+    pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        // SAFETY: It is a shmem file.
+        unsafe { sink.take(self.as_ptr(), pgoff) }
+    }
+}
+
+/// The first page from `pgoff` on of which the file has something.
+///
+/// # Safety
+///
+/// It is a shmem file.
+unsafe fn next(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64> {
+    // SAFETY: By the safety requirement.
+    match unsafe { bindings::vmem_file_next_page(file, pgoff as usize) } {
+        usize::MAX => None,
+        page => Some(page as u64),
+    }
+}
+
+/// Where a part of a page goes.
+pub(crate) struct PageSink<'a, 'data> {
+    to: &'a mut IovIterDest<'data>,
+    offset: usize,
+    len: usize,
+    taken: usize,
+}
+
+impl<'a, 'data> PageSink<'a, 'data> {
+    /// For `len` bytes from `offset` on, within a page.
+    pub(crate) fn new(to: &'a mut IovIterDest<'data>, offset: usize, len: usize) -> Self {
+        Self {
+            to,
+            offset,
+            len,
+            taken: 0,
+        }
+    }
+
+    /// How many bytes it has got. Less than it is for if its memory cannot be written to.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Takes its part of the page, in place of what it has got.
+    ///
+    /// # Safety
+    ///
+    /// It is a shmem file.
+    unsafe fn take(&mut self, file: *mut kernel::bindings::file, pgoff: u64) -> Result {
+        // SAFETY: So many bytes have been written to it since it was made.
+        unsafe { self.to.revert(self.taken) };
+        let mut error = 0;
+        // SAFETY: By the safety requirement; the part is within a page; the iterator is valid.
+        self.taken = unsafe {
+            let (pgoff, to) = (pgoff as usize, self.to.as_raw());
+            let (offset, len) = (self.offset, self.len);
+            bindings::vmem_file_read_page(file, pgoff, offset, len, to, &raw mut error)
+        };
+        to_result(error)
+    }
+}

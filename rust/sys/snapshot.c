@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The contents that shared memory had at an instant: pages that are in the memory
+ * still, and copies of those that are not; see helpers.h.
+ */
+#include <linux/err.h>
+#include <linux/fs.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/shmem_fs.h>
+#include <linux/uio.h>
+
+#include "helpers.h"
+
+/*
+ * Memory for a copy is not worth the life of a process: a writer waits for it. So
+ * there is none before the OOM killer, also that of the cgroup, would act.
+ */
+void vmem_copies_give_up_early(struct file *copies)
+{
+	struct address_space *mapping = copies->f_mapping;
+
+	mapping_set_gfp_mask(mapping, mapping_gfp_mask(mapping) |
+				      __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
+}
+
+/* How many pages it has, in memory and in swap. */
+unsigned long vmem_copies_kept(struct file *copies)
+{
+	return READ_ONCE(SHMEM_I(file_inode(copies))->alloced);
+}
+
+/*
+ * Copies page @pgoff of a folio of the memory, which is locked. The copy is charged
+ * to @charge (to the caller, if NULL).
+ */
+int vmem_copies_add(struct file *copies, unsigned long pgoff,
+		    struct folio *folio, struct mem_cgroup *charge)
+{
+	struct folio *copy = vmem_shmem_lock_to_fill(copies, pgoff, charge);
+	int err;
+
+	if (IS_ERR(copy))
+		return PTR_ERR(copy);
+	err = copy_mc_highpage(folio_file_page(copy, pgoff),
+			       folio_file_page(folio, pgoff));
+	/* A copy that is not whole is not looked at. */
+	vmem_folio_filled(copy, pgoff, 1);
+	vmem_folio_unlock_put(copy);
+	return err ? -EIO : 0;
+}
+
+/*
+ * The folio of a page, locked, brought in from swap if it is there. NULL if there is
+ * none: the page is zeros.
+ */
+struct folio *vmem_file_lock_folio(struct file *file, unsigned long pgoff)
+{
+	struct folio *folio = NULL;
+	int err = shmem_get_folio(file_inode(file), pgoff, 0, &folio, SGP_READ);
+
+	if (!err && folio && folio_contain_hwpoisoned_page(folio)) {
+		vmem_folio_unlock_put(folio);
+		err = -EIO;
+	}
+	return err ? ERR_PTR(err) : folio;
+}
+
+/*
+ * Hands over a part of a page. Whoever wants it may be anybody, and its memory this
+ * same page, so no lock is held. Returns how many bytes it was.
+ */
+unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
+				  unsigned long offset, unsigned long len,
+				  struct iov_iter *to, int *error)
+{
+	struct folio *folio = vmem_file_lock_folio(file, pgoff);
+	unsigned long done;
+
+	*error = PTR_ERR_OR_ZERO(folio);
+	if (*error)
+		return 0;
+	if (!folio)
+		return iov_iter_zero(len, to);
+	folio_unlock(folio);
+	done = copy_page_to_iter(folio_file_page(folio, pgoff), offset, len, to);
+	folio_put(folio);
+	return done;
+}
+
+/* The next page from @first on of which there is something; ULONG_MAX if none. */
+unsigned long vmem_file_next_page(struct file *file, unsigned long first)
+{
+	unsigned long at = first;
+
+	return xa_find(&file->f_mapping->i_pages, &at, ULONG_MAX, XA_PRESENT) ?
+	       max(at, first) : ULONG_MAX;
+}
