@@ -9,7 +9,8 @@
 //!
 //!     /dev/vmem/control ── adopts ── AdoptedFile ── Memory ── SharedMemory
 //!                                         └── Tracked ── Hold, Tracking (the log)
-//!     VMA ── clone of the memory's file ────────────────────────┘
+//!     VMA ── clone of the memory's file ────────────────────────┤
+//!     snapshot descriptor ── ImageFile, its VMAs ── OpenImage ──┴── Keeper ── Image ── Copies
 //! ```
 //!
 //! Whoever can reach a region has a [`registry::Handle`]; with the last one the region, its name and

@@ -6,6 +6,7 @@ use super::{
     memories::Memory,
     pages::Counter,
     tracking::{
+        check_room,
         plane,
         PageLog, //
     }, //
@@ -144,6 +145,7 @@ impl Image {
         all: PageRange,
     ) -> Result<Arc<Self>> {
         let (words, summary) = words_for(all.len());
+        check_room(words.saturating_mul(3).saturating_add(summary))?;
         let pending = plane(words, u64::MAX)?;
         if let (Some(last), rest @ 1..) = (pending.last(), all.len() % 64) {
             last.store((1 << rest) - 1, Relaxed);

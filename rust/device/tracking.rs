@@ -131,9 +131,7 @@ impl Tracking {
         let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
         let all = PageRange::within(0, nr_pages, nr_pages).ok_or(EINVAL)?;
         let (words, summary) = words_for(nr_pages);
-        if words.saturating_add(summary).saturating_mul(8) > available_memory() / 2 {
-            return Err(ENOMEM);
-        }
+        check_room(words.saturating_add(summary))?;
         let log = DirtyLog::new(plane(words, 0)?, plane(summary, 0)?);
         Arc::pin_init(
             pin_init!(Self {
@@ -280,6 +278,14 @@ impl Reader<'_> {
         self.tracking.held.add(count(chunk, &held));
         Ok(Found { dirty, held })
     }
+}
+
+/// `ENOMEM` if so many words take more than half of the memory that can be had.
+pub(super) fn check_room(words: u64) -> Result {
+    if words.saturating_mul(8) > available_memory() / 2 {
+        return Err(ENOMEM);
+    }
+    Ok(())
 }
 
 /// So many words, each of them `word`.

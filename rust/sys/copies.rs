@@ -91,9 +91,9 @@ impl Copies {
 impl SharedMemory {
     /// The folio of a page, which is brought in if it is in swap; [`None`] if the page is a hole.
     pub(crate) fn lock_folio(&self, pgoff: u64) -> Result<Option<LockedFolio>> {
+        let (file, pgoff) = (self.as_ptr(), pgoff as usize);
         // SAFETY: It is a shmem file.
-        let folio =
-            from_err_ptr(unsafe { bindings::vmem_file_lock_folio(self.as_ptr(), pgoff as usize) })?;
+        let folio = from_err_ptr(unsafe { bindings::vmem_file_lock_folio(file, pgoff) })?;
         Ok(LockedFolio::new(folio).ok())
     }
 
