@@ -88,9 +88,9 @@ impl Snapshot {
 
     /// Writers do not keep its pages any more, so nobody may read them. Before the first such write.
     fn fail(&self) {
-        // Only the order matters.
-        let _ = self.failed.cmpxchg(false, true, Full);
-        self.watchers.wake_all();
+        if self.failed.cmpxchg(false, true, Full).is_ok() {
+            self.watchers.wake_all();
+        }
     }
 
     /// `ESTALE` if it has failed.

@@ -124,6 +124,22 @@ impl Memory {
         }
     }
 
+    /// Copies whole pages from `page` on, at once. Nobody writes to them meanwhile: they are protected, or their only writer is the caller.
+    ///
+    /// # Panics
+    ///
+    /// If it has no such pages.
+    pub fn read_pages(&self, page: usize, to: &mut [u8]) {
+        for (page, to) in (page..).zip(to.chunks_exact_mut(PAGE_SIZE)) {
+            // SAFETY: the page is in the mapping, by `word`, and `to` is one, borrowed mutably, elsewhere.
+            unsafe {
+                self.word(page)
+                    .cast::<u8>()
+                    .copy_to_nonoverlapping(to.as_mut_ptr(), PAGE_SIZE)
+            }
+        }
+    }
+
     fn word(&self, page: usize) -> *mut u64 {
         assert!(page < self.pages(), "page {page} of {}", self.pages());
         self.address.as_ptr().wrapping_add(page * PAGE_SIZE).cast()

@@ -7,6 +7,7 @@ mod one_fault;
 mod plain;
 mod prefetch;
 mod processes;
+mod snapshot;
 mod stream;
 mod threads;
 mod tracking;
@@ -107,6 +108,11 @@ pub(crate) const CASES: &[Case] = &[
         number: 11,
         title: "after tracking has ended",
         round: untracked::round,
+    },
+    Case {
+        number: 12,
+        title: "snapshots",
+        round: snapshot::round,
     },
 ];
 

@@ -2,6 +2,7 @@
 //! What vmem is to reach, and whether it does.
 
 use crate::book::{Book, Cell, Figure, Line};
+use crate::keeper::WP_COPIES;
 use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
 use crate::tracker::{PLAIN, WP_ASYNC, WP_DAEMON};
 
@@ -174,6 +175,14 @@ const GOALS: &[Goal] = &[
         against: Against::One(PLAIN),
         aim: Aim::Same(0.02),
     },
+    Goal {
+        what: "snapshot: first write at most 0.25 of uffd-wp with a daemon that copies",
+        case: 12,
+        line: ("first write", ""),
+        of: &[VMEM],
+        against: Against::One(WP_COPIES),
+        aim: Aim::AtMost(0.25),
+    },
 ];
 
 /// How a goal fares in one line.
@@ -248,7 +257,7 @@ pub(crate) fn best_userfault<'a>(line: &'a Line, cell: &Cell) -> Option<&'a Cell
     line.best_of(if huge {
         &[MISSING, MINOR, MINOR_STORE, MINOR_HUGE]
     } else {
-        &[MISSING, MINOR, MINOR_STORE, WP_ASYNC, WP_DAEMON]
+        &[MISSING, MINOR, MINOR_STORE, WP_ASYNC, WP_DAEMON, WP_COPIES]
     })
 }
 

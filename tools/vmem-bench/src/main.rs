@@ -9,6 +9,7 @@ mod contents;
 mod cpu;
 mod failure;
 mod goal;
+mod keeper;
 mod order;
 mod peer;
 mod report;

@@ -79,7 +79,7 @@ impl TrackerKind {
 }
 
 /// A file of so many pages, all there, and a mapping of it in whose page tables none is.
-fn full_file(pages: u64, contents: &Contents) -> Outcome<(File, Memory)> {
+pub(crate) fn full_file(pages: u64, contents: &Contents) -> Outcome<(File, Memory)> {
     let file = shmem_file(pages)?;
     for first in (0..pages).step_by(POOL) {
         let run = (pages - first).min(POOL as u64) as usize;

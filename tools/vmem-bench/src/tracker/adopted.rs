@@ -30,6 +30,11 @@ impl AdoptedMemory {
         })
     }
 
+    /// What is adopted.
+    pub(crate) fn adopted(&self) -> &Adopted {
+        &self.adopted
+    }
+
     /// Ends the log; the memory stays adopted.
     pub(crate) fn end(&mut self) -> Outcome {
         match self.tracking.take() {
