@@ -23,6 +23,8 @@ use crate::setting::{Setting, bytes_of, check_page, contents, page};
 use crate::watchdog::still_moving;
 use crate::world::{insert_module, module_users, nodes, remove_module, wait_until};
 
+pub(super) mod tracker;
+
 crate::tests![
     vmemd_and_programs_are_killed_at_random_moments,
     whoever_is_stopped_holds_up_nobody_else_for_good,

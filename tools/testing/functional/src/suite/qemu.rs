@@ -26,11 +26,17 @@ crate::tests![
 const MEMORY: u64 = 64 << 20;
 
 /// A QEMU that is killed at the end of its test.
-struct Qemu(Child);
+pub(super) struct Qemu(Child);
 
 impl Qemu {
-    /// Starts one whose firmware tells what it does.
+    /// Starts one on a region, whose firmware tells what it does.
     fn new(region: &str) -> Outcome<Self> {
+        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path=/dev/vmem/{region},share=on");
+        Self::start(&memory, &[])
+    }
+
+    /// Starts one on this memory backend, `ram`.
+    pub(super) fn start(memory: &str, options: &[&str]) -> Outcome<Self> {
         let mut accelerators = vec!["-accel", "tcg"];
         if std::env::var("VMEM_ACCEL").as_deref() != Ok("tcg") {
             for module in ["kvm-amd", "kvm-intel"] {
@@ -38,11 +44,11 @@ impl Qemu {
             }
             accelerators.splice(..0, ["-accel", "kvm"]);
         }
-        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path=/dev/vmem/{region},share=on");
         let child = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-display", "none"])
             .args(accelerators)
-            .args(["-object", &memory, "-machine", "pc,memory-backend=ram"])
+            .args(["-object", memory, "-machine", "pc,memory-backend=ram"])
+            .args(options)
             .args([
                 "-chardev",
                 "stdio,id=firmware",
@@ -67,7 +73,12 @@ impl Qemu {
         Err(format!("QEMU ended before it said {text:?}").into())
     }
 
-    fn runs(&mut self) -> Outcome<bool> {
+    /// Its process.
+    pub(super) fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    pub(super) fn runs(&mut self) -> Outcome<bool> {
         Ok(self.0.try_wait()?.is_none())
     }
 

@@ -24,6 +24,7 @@ use crate::tracked::{Adopted, Tracked, memfd};
 use crate::world::{module_users, wait_until};
 
 pub(super) mod consistency;
+pub(super) mod guest;
 pub(super) mod increment;
 pub(super) mod limit;
 pub(super) mod reading;
