@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
-    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_FEATURE_TRACK,
-    VMEM_ID_KEEP, vmem_attach, vmem_create,
+    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT,
+    VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
 };
 
 use crate::error::call;
@@ -36,6 +36,8 @@ pub struct Features {
     pub poison: bool,
     /// Whether [`Control::adopt`] works.
     pub track: bool,
+    /// Whether [`Tracking::snapshot`](crate::Tracking::snapshot) works.
+    pub snapshot: bool,
 }
 
 impl Control {
@@ -81,6 +83,7 @@ impl Control {
             fill: features.features & u64::from(VMEM_FEATURE_FILL) != 0,
             poison: features.features & u64::from(VMEM_FEATURE_POISON) != 0,
             track: features.features & u64::from(VMEM_FEATURE_TRACK) != 0,
+            snapshot: features.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0,
         })
     }
 

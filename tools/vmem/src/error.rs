@@ -111,11 +111,22 @@ pub enum Error {
     )]
     MappingsInUse,
     /// The memory was never at rest.
-    #[error("descriptors of the memory are written to or mapped all the time: try again")]
+    #[error("descriptors of the memory are written to or mapped, or its log is read, all the time: try again")]
     NeverAtRest,
     /// The memory is not tracked: there is no log.
     #[error("the memory is not tracked: another holder of the descriptor has ended the log")]
     NotTracked,
+    /// The memory has a snapshot.
+    #[error("the memory has a snapshot already, and can have one at a time: a mapping of it counts, too")]
+    HasSnapshot,
+    /// The snapshot has failed: nothing of it is there any more.
+    #[error(
+        "the snapshot has failed: there was no memory for a copy of a page, copies have reached the limit, or the log of a memory has ended"
+    )]
+    SnapshotFailed,
+    /// The page of a snapshot is done, or has been read and can be read once.
+    #[error("the page of the snapshot is done: what it held is not kept any more")]
+    PageDone,
     /// There is no such process.
     #[error("there is no process {pid}")]
     NoSuchProcess {
@@ -229,6 +240,11 @@ pub(crate) mod call {
     pub(crate) const UNTRACK: &str = "UNTRACK";
     pub(crate) const DIRTY: &str = "DIRTY";
     pub(crate) const GET_TRACKING: &str = "GET_TRACKING";
+    pub(crate) const SNAPSHOT: &str = "SNAPSHOT";
+    pub(crate) const SNAPSHOT_DONE: &str = "SNAPSHOT_DONE";
+    pub(crate) const GET_SNAPSHOT: &str = "GET_SNAPSHOT";
+    pub(crate) const READ: &str = "read";
+    pub(crate) const SEEK: &str = "lseek";
     pub(crate) const FCNTL: &str = "fcntl";
     pub(crate) const POLL: &str = "poll";
 }
@@ -266,7 +282,11 @@ impl Error {
             (call::TRACK, Errno::ALREADY) => Self::AlreadyTracked,
             (call::TRACK, Errno::BUSY) => Self::MappingsInUse,
             (call::TRACK, Errno::AGAIN) => Self::NeverAtRest,
-            (call::DIRTY, Errno::NODATA) => Self::NotTracked,
+            (call::DIRTY | call::SNAPSHOT, Errno::NODATA) => Self::NotTracked,
+            (call::SNAPSHOT, Errno::BUSY) => Self::HasSnapshot,
+            (call::SNAPSHOT, Errno::AGAIN) => Self::NeverAtRest,
+            (call::READ, Errno::NODATA) => Self::PageDone,
+            (_, Errno::STALE) => Self::SnapshotFailed,
             (_, Errno::NOTTY) => Self::NotVmem {
                 what: format!("a descriptor without {call}"),
             },
@@ -297,6 +317,13 @@ mod tests {
         assert!(matches!(Error::from_errno(call::TRACK, Errno::BUSY), Error::MappingsInUse));
         assert!(matches!(Error::from_errno(call::TRACK, Errno::AGAIN), Error::NeverAtRest));
         assert!(matches!(Error::from_errno(call::DIRTY, Errno::NODATA), Error::NotTracked));
+        assert!(matches!(Error::from_errno(call::SNAPSHOT, Errno::NODATA), Error::NotTracked));
+        assert!(matches!(Error::from_errno(call::SNAPSHOT, Errno::BUSY), Error::HasSnapshot));
+        assert!(matches!(Error::from_errno(call::SNAPSHOT, Errno::AGAIN), Error::NeverAtRest));
+        assert!(matches!(Error::from_errno(call::READ, Errno::NODATA), Error::PageDone));
+        for call in [call::READ, call::SEEK, call::DIRTY, call::SNAPSHOT_DONE] {
+            assert!(matches!(Error::from_errno(call, Errno::STALE), Error::SnapshotFailed));
+        }
         assert!(matches!(
             Error::from_errno(call::READY, Errno::EXIST),
             Error::Other {

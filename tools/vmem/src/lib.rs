@@ -9,6 +9,7 @@
 //! - [`Region`] is the daemon's side: it takes requests, fills and marks pages, and ends with [`Region::make_vma_anonymous`].
 //! - [`MapHandle`] is the other side: it maps a region, and can do nothing else with it.
 //! - [`Adopted`] is shared memory that exists already, of programs that know nothing of vmem; [`Tracking`] logs the writes to it.
+//! - [`Snapshot`] is what tracked memory held at one instant.
 //! - [`PageIndex`] and [`PageRange`] name pages.
 //!
 //! # A daemon
@@ -112,6 +113,7 @@ mod page;
 mod present;
 mod rate;
 mod region;
+mod snapshot;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod tracking;
@@ -134,4 +136,5 @@ pub use page::{PAGE_SIZE, PageIndex, PageRange};
 pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};
+pub use snapshot::{Snapshot, SnapshotFigures, SnapshotOptions};
 pub use tracking::{Tracking, TrackingFigures};

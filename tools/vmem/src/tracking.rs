@@ -8,7 +8,7 @@ use vmem_sys::{calls, vmem_tracking};
 
 use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
-use crate::{Error, PageRange};
+use crate::{Error, PageRange, Snapshot, SnapshotOptions};
 
 /// Adopted memory whose writes are logged, for as long as this value lives.
 ///
@@ -180,6 +180,22 @@ impl Tracking {
         })
     }
 
+    /// Keeps what the memory holds at this instant; [`Snapshot::take`] does so for several memories at one. Whoever is about to write is held
+    /// up until all pages are protected ([`Snapshot::closed`]), and goes on.
+    ///
+    /// The snapshot fails when this `Tracking` is stopped or dropped. Memory has one snapshot at a time.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed then, also of the log. [`Error::HasSnapshot`], [`Error::NeverAtRest`] (try again), [`Error::NotTracked`],
+    /// [`Error::NoDescriptors`], [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call
+    /// ([`Features::snapshot`](crate::Features::snapshot)).
+    pub fn snapshot(&self, options: SnapshotOptions) -> Result<Snapshot, Error> {
+        let mut taken = Snapshot::take(&[self], options)?;
+        // The call gives one for each memory.
+        taken.pop().ok_or(Error::Invalid { call: call::SNAPSHOT })
+    }
+
     /// Figures of the log.
     ///
     /// # Errors
@@ -197,6 +213,12 @@ impl Tracking {
     pub fn stop(mut self) -> Result<(), Error> {
         self.is_on = false;
         calls::untrack(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::UNTRACK, errno))
+    }
+}
+
+impl AsFd for Tracking {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

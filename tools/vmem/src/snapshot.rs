@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What memory held at one instant.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::seek;
+use vmem_sys::{Errno, VMEM_SNAPSHOT_CLEAN, VMEM_SNAPSHOT_ONCE, calls, vmem_snapshot_info};
+
+use crate::dirty::{self, DirtyLog, DirtyMap};
+use crate::error::call;
+use crate::{Error, PAGE_SIZE, PageIndex, PageRange, Tracking};
+
+/// How a [`Snapshot`] is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub struct SnapshotOptions {
+    clean: bool,
+    once: bool,
+    limit: u64,
+}
+
+/// What tracked memory held at one instant, for as long as this value lives. Its programs go on: the first write to each page copies the old
+/// contents aside.
+///
+/// It is read as a file of the size of the memory, in any order, by several threads at once; holes are zeros. To read it changes nothing of
+/// the memory and its log.
+///
+/// It **fails**, and all others that were taken with it, when there is no memory for a copy, when copies of one memory reach the
+/// [limit](SnapshotOptions::limit), and when the log of one of its memories ends: [`Error::SnapshotFailed`] from then on. The programs that
+/// write notice nothing of it.
+///
+/// # Examples
+///
+/// An image of a program's memory, in which holes stay holes:
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::os::unix::fs::FileExt;
+/// # let (memory, image) = (std::fs::File::open("/dev/shm/ram")?, std::fs::File::create("/tmp/image")?);
+/// # let adopted = vmem::Control::open()?.adopt(&memory)?;
+///
+/// let tracking = adopted.track()?;
+/// let snapshot = tracking.snapshot(vmem::SnapshotOptions::default().once(true))?;
+/// image.set_len(snapshot.size())?;
+/// for data in snapshot.data() {
+///     for page in data?.iter() {
+///         let mut contents = [0; vmem::PAGE_SIZE];
+///         snapshot.read_exact_at(&mut contents, page.offset())?;
+///         image.write_all_at(&contents, page.offset())?;
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Incremental checkpoints: a base, and each minute what has been written since the checkpoint before. A checkpoint that fails half-way loses
+/// nothing. What is not [done](Snapshot::done) when its snapshot is dropped is in the next increment:
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::os::unix::fs::FileExt;
+/// use vmem::{PAGE_SIZE, PageRange, Snapshot, SnapshotOptions, Tracking};
+///
+/// fn write(snapshot: &Snapshot, pages: &[PageRange], path: &str) -> Result<(), Box<dyn std::error::Error>> {
+///     let file = std::fs::File::create(path)?;
+///     for page in pages.iter().flat_map(|range| range.iter()) {
+///         let mut contents = [0; PAGE_SIZE];
+///         snapshot.read_exact_at(&mut contents, page.offset())?; // the copy of the page is given back
+///         file.write_all_at(&contents, page.offset())?;
+///     }
+///     file.sync_all()?;
+///     snapshot.done(snapshot.pages())?; // only now: the file is complete
+///     Ok(())
+/// }
+///
+/// fn checkpoints(tracking: &Tracking) -> Result<(), Box<dyn std::error::Error>> {
+///     let options = SnapshotOptions::default().clean(true).once(true).limit(1 << 30);
+///     let base = tracking.snapshot(options)?;
+///     let data: Vec<PageRange> = base.data().collect::<Result<_, _>>()?;
+///     write(&base, &data, "/srv/checkpoint.0")?;
+///     drop(base); // there is one at a time
+///     for number in 1.. {
+///         std::thread::sleep(std::time::Duration::from_secs(60));
+///         let next = tracking.snapshot(options)?;
+///         let written = next.increment(next.pages()).complete()?;
+///         if let Err(error) = write(&next, &written, &format!("/srv/checkpoint.{number}")) {
+///             eprintln!("no checkpoint {number}, its pages are in the next one: {error}");
+///         }
+///     }
+///     Ok(())
+/// }
+/// # let memory = std::fs::File::open("/dev/shm/ram")?;
+/// # let adopted = vmem::Control::open()?.adopt(&memory)?;
+/// # checkpoints(&adopted.track()?)
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Snapshot {
+    file: File,
+    pages: PageRange,
+    closed: Duration,
+}
+
+/// Figures of a snapshot at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotFigures {
+    /// Size in bytes.
+    pub size: u64,
+    /// Pages that were in the log at the instant, and are not done.
+    pub dirty: u64,
+    /// Pages whose contents are in the memory itself still.
+    pub pending: u64,
+    /// Pages that were copied aside: by writers, by touches of a mapping, and at the instant itself.
+    pub copied: u64,
+    /// Pages that the copies take now.
+    pub kept: u64,
+    /// Pages that are done, or have been read with [`SnapshotOptions::once`].
+    pub done: u64,
+    /// Whether it has failed.
+    pub failed: bool,
+}
+
+impl SnapshotOptions {
+    /// The log of each memory is emptied at the instant of the snapshot, and is then the snapshot's ([`Snapshot::increment`]): the next such
+    /// snapshot tells what has been written in between. Without it, the logs stay as they are.
+    pub fn clean(mut self, clean: bool) -> Self {
+        self.clean = clean;
+        self
+    }
+
+    /// Each page can be read once: after a read of a whole page its copy is given back, and it is [`Error::PageDone`]. A page that is read in
+    /// parts stays, as with `read_to_end`: read whole pages at their offsets. For the log a page is done by [`Snapshot::done`] alone.
+    pub fn once(mut self, once: bool) -> Self {
+        self.once = once;
+        self
+    }
+
+    /// How much memory the copies of one memory may take, in bytes. The snapshot fails when they need more. 0, as without it, is no limit.
+    pub fn limit(mut self, bytes: u64) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    fn flags(self) -> u32 {
+        (if self.clean { VMEM_SNAPSHOT_CLEAN } else { 0 }) | (if self.once { VMEM_SNAPSHOT_ONCE } else { 0 })
+    }
+}
+
+impl Snapshot {
+    /// Takes a snapshot of several memories at one instant, 1 to 64, each tracked: one for each of them, in their order. See
+    /// [`Tracking::snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Tracking::snapshot`]; [`Error::Invalid`] if there are none or too many of them, or one is there twice.
+    pub fn take(memories: &[&Tracking], options: SnapshotOptions) -> Result<Vec<Self>, Error> {
+        let members: Vec<BorrowedFd<'_>> = memories.iter().map(|memory| memory.as_fd()).collect();
+        let taken = calls::snapshot(&members, options.flags(), options.limit)
+            .map_err(|errno| Error::from_errno(call::SNAPSHOT, errno))?;
+        let closed = Duration::from_nanos(taken.closed_ns);
+        let images = taken.images.into_iter().zip(memories);
+        Ok(images
+            .map(|(image, memory)| Self {
+                file: File::from(image),
+                pages: memory.pages(),
+                closed,
+            })
+            .collect())
+    }
+
+    /// All pages of the memory.
+    pub fn pages(&self) -> PageRange {
+        self.pages
+    }
+
+    /// Size in bytes, whole pages.
+    pub fn size(&self) -> u64 {
+        self.pages.bytes().end
+    }
+
+    /// For how long writers were held up while it was taken.
+    pub fn closed(&self) -> Duration {
+        self.closed
+    }
+
+    /// Reads at an offset, as far as there is room in `to`. Less is read in front of a page that is done, and at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SnapshotFailed`]; [`Error::PageDone`] if the first page is done.
+    pub fn read_at(&self, to: &mut [u8], offset: u64) -> Result<usize, Error> {
+        rustix::io::pread(&self.file, to, offset).map_err(|errno| Error::from_errno(call::READ, errno))
+    }
+
+    /// Fills `to` from an offset on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Snapshot::read_at`]; [`Error::Invalid`] if the memory ends before.
+    pub fn read_exact_at(&self, to: &mut [u8], offset: u64) -> Result<(), Error> {
+        let mut done = 0;
+        while done < to.len() {
+            match self.read_at(&mut to[done..], offset.saturating_add(done as u64)) {
+                Ok(0) => return Err(Error::from_errno(call::READ, Errno::INVAL)),
+                Ok(read) => done += read,
+                Err(Error::Interrupted { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages that have contents, in order, in the longest runs. All others are zeros, or done. It moves the position of [`Read`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SnapshotFailed`], after which there is nothing more.
+    pub fn data(&self) -> impl Iterator<Item = Result<PageRange, Error>> + '_ {
+        let mut at = Some(0);
+        std::iter::from_fn(move || {
+            let next = next_data(&self.file, at?).map_err(|errno| Error::from_errno(call::SEEK, errno));
+            at = next.as_ref().ok().and_then(|found| found.as_ref()).map(|found| found.end);
+            next.transpose().map(|found| found.and_then(|bytes| pages_of(&bytes)))
+        })
+    }
+
+    /// Which of `pages` were in the log at the instant, in runs, in order: with [`SnapshotOptions::clean`], what was written since the
+    /// snapshot before. Pages that are [done](Snapshot::done) are left out.
+    ///
+    /// [`DirtyLog::error`] may be [`Error::Invalid`] (the memory does not have all of `pages`), [`Error::SnapshotFailed`].
+    pub fn increment(&self, pages: PageRange) -> DirtyLog<Vec<PageRange>> {
+        dirty::ranges(pages, |pgoff, nr_pages, room| {
+            calls::dirty_ranges(self.as_fd(), pgoff, nr_pages, false, room)
+        })
+    }
+
+    /// As [`Snapshot::increment`], with a bit a page: better for memory that is written here and there. `pages` begin at a multiple of 64, or it
+    /// is [`Error::Invalid`].
+    pub fn increment_map(&self, pages: PageRange) -> DirtyLog<DirtyMap> {
+        dirty::map(pages, |pgoff, nr_pages, words| {
+            calls::dirty_bitmap(self.as_fd(), pgoff, nr_pages, false, words)
+        })
+    }
+
+    /// The reader has these pages, wherever it wanted them: their copies are given back, writers copy them no more, and they cannot be read
+    /// again. With [`SnapshotOptions::clean`], pages of the increment that are not done come back into the log when the snapshot is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SnapshotFailed`]; [`Error::Invalid`] if the memory does not have all of `pages`; [`Error::Interrupted`] if this process is
+    /// being killed, after some of them.
+    pub fn done(&self, pages: PageRange) -> Result<(), Error> {
+        calls::snapshot_done(self.as_fd(), pages.first().get(), pages.count())
+            .map_err(|errno| Error::from_errno(call::SNAPSHOT_DONE, errno))
+    }
+
+    /// Figures of the snapshot, also of one that has failed.
+    ///
+    /// # Errors
+    ///
+    /// None on a snapshot descriptor.
+    pub fn figures(&self) -> Result<SnapshotFigures, Error> {
+        let info = calls::get_snapshot(self.as_fd()).map_err(|errno| Error::from_errno(call::GET_SNAPSHOT, errno))?;
+        Ok(SnapshotFigures::from_sys(&info))
+    }
+}
+
+impl SnapshotFigures {
+    fn from_sys(info: &vmem_snapshot_info) -> Self {
+        Self {
+            size: info.size,
+            dirty: info.dirty,
+            pending: info.pending,
+            copied: info.copied,
+            kept: info.kept,
+            done: info.done,
+            failed: info.failed != 0,
+        }
+    }
+}
+
+/// The next bytes from `at` on that are no hole. `None` if there are none.
+fn next_data(file: &File, mut at: u64) -> Result<Option<Range<u64>>, Errno> {
+    loop {
+        let data = match seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        match seek(file, rustix::fs::SeekFrom::Hole(data)) {
+            Ok(hole) if hole > data => return Ok(Some(data..hole)),
+            // Another reader has said in between that the page is done.
+            Ok(_) => at = data.saturating_add(PAGE_SIZE as u64),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn pages_of(bytes: &Range<u64>) -> Result<PageRange, Error> {
+    PageIndex::holding(bytes.start)
+        .and_then(|first| PageRange::new(first, (bytes.end - first.offset()).div_ceil(PAGE_SIZE as u64)))
+        .ok_or(Error::Invalid { call: call::SEEK })
+}
+
+/// What a trait of the standard library says of an error. Its callers know an interruption by its kind, and go on.
+fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::Interrupted { .. } => io::ErrorKind::Interrupted.into(),
+        Error::Other { source, .. } => source.into(),
+        error => io::Error::other(error),
+    }
+}
+
+impl Read for &Snapshot {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        rustix::io::read(&self.file, to).map_err(|errno| io_error(Error::from_errno(call::READ, errno)))
+    }
+}
+
+impl Read for Snapshot {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        (&*self).read(to)
+    }
+}
+
+impl Seek for &Snapshot {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        (&self.file).seek(to)
+    }
+}
+
+impl Seek for Snapshot {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+impl AsFd for Snapshot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<Snapshot> for OwnedFd {
+    fn from(snapshot: Snapshot) -> Self {
+        snapshot.file.into()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    /// A file as long as `pages`, in which `data` are no holes.
+    fn snapshot(pages: u64, data: &[u64]) -> Snapshot {
+        let file = File::from(memfd_create("snapshot", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(pages * PAGE).unwrap();
+        for page in data {
+            file.write_all_at(&[*page as u8 + 1; PAGE_SIZE], page * PAGE).unwrap();
+        }
+        Snapshot {
+            file,
+            pages: PageRange::of_len(pages * PAGE).unwrap(),
+            closed: Duration::ZERO,
+        }
+    }
+
+    fn data(snapshot: &Snapshot) -> Vec<(u64, u64)> {
+        let runs: Vec<PageRange> = snapshot.data().collect::<Result<_, _>>().unwrap();
+        runs.iter().map(|run| (run.first().get(), run.count())).collect()
+    }
+
+    #[test]
+    fn data_is_what_is_between_holes() {
+        assert_eq!(data(&snapshot(10, &[0, 1, 4, 8, 9])), [(0, 2), (4, 1), (8, 2)]);
+        assert_eq!(data(&snapshot(10, &[5])), [(5, 1)]);
+        assert_eq!(data(&snapshot(10, &[])), []);
+        assert_eq!(data(&snapshot(3, &[0, 1, 2])), [(0, 3)]);
+    }
+
+    #[test]
+    fn data_ends_with_an_error() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let snapshot = Snapshot {
+            file: File::from(OwnedFd::from(socket)),
+            ..snapshot(1, &[])
+        };
+        let mut data = snapshot.data();
+        assert!(matches!(
+            data.next(),
+            Some(Err(Error::Other {
+                call: call::SEEK,
+                source: Errno::SPIPE
+            }))
+        ));
+        assert!(data.next().is_none());
+    }
+
+    #[test]
+    fn a_read_that_the_memory_is_too_short_for_is_an_error() {
+        let snapshot = snapshot(2, &[1]);
+        let mut bytes = [0; 3];
+        snapshot.read_exact_at(&mut bytes, PAGE - 1).unwrap();
+        assert_eq!(bytes, [0, 2, 2]);
+        assert!(matches!(
+            snapshot.read_exact_at(&mut bytes, 2 * PAGE - 2),
+            Err(Error::Invalid { call: call::READ })
+        ));
+        assert_eq!(snapshot.read_at(&mut bytes, 2 * PAGE - 2).unwrap(), 2);
+    }
+
+    #[test]
+    fn it_is_read_and_sought_as_a_file() {
+        let mut snapshot = snapshot(2, &[0, 1]);
+        let mut rest = Vec::new();
+        assert_eq!(snapshot.seek(SeekFrom::End(-1)).unwrap(), 2 * PAGE - 1);
+        snapshot.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, [2]);
+        assert_eq!((&snapshot).seek(SeekFrom::Start(PAGE - 1)).unwrap(), PAGE - 1);
+        (&snapshot).read_exact(&mut rest).unwrap();
+        assert_eq!(rest, [1]);
+    }
+
+    #[test]
+    fn errors_of_reads_keep_what_callers_look_for() {
+        let of = |errno| io_error(Error::from_errno(call::READ, errno));
+        assert_eq!(of(Errno::INTR).kind(), io::ErrorKind::Interrupted);
+        assert_eq!(of(Errno::FAULT).raw_os_error(), Some(Errno::FAULT.raw_os_error()));
+        let failed = of(Errno::STALE).downcast::<Error>().unwrap();
+        assert!(matches!(failed, Error::SnapshotFailed));
+    }
+
+    #[test]
+    fn options_are_the_flags_of_the_header() {
+        let options = SnapshotOptions::default();
+        assert_eq!(options.flags(), 0);
+        assert_eq!(options.clean(true).flags(), 1);
+        assert_eq!(options.once(true).flags(), 2);
+        assert_eq!(options.clean(true).once(true).clean(false).flags(), 2);
+    }
+
+    #[test]
+    fn figures_have_the_names_of_the_header() {
+        let sys = vmem_snapshot_info {
+            size: 1,
+            dirty: 2,
+            pending: 3,
+            copied: 4,
+            kept: 5,
+            done: 6,
+            failed: 1,
+            reserved: 0,
+        };
+        let figures = SnapshotFigures {
+            size: 1,
+            dirty: 2,
+            pending: 3,
+            copied: 4,
+            kept: 5,
+            done: 6,
+            failed: true,
+        };
+        assert_eq!(SnapshotFigures::from_sys(&sys), figures);
+    }
+}
