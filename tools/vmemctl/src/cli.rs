@@ -164,6 +164,8 @@ pub(crate) enum RegionCommand {
     Info(RegionInfo),
     /// Show how fast a process writes to its shared memory, and where
     Watch(RegionWatch),
+    /// Write what the shared memory of a process holds at one instant to a file; the process goes on
+    Snapshot(RegionSnapshot),
 }
 
 // clap would show the two ways as one.
@@ -189,6 +191,21 @@ pub(crate) struct RegionWatch {
     /// End after so many samples
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegionSnapshot {
+    #[command(flatten)]
+    pub(crate) memory: MemoryOf,
+    /// The file, which comes into being when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// How much memory the old contents of pages may take that the process writes to meanwhile; K, M, G and T are known
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub(crate) limit: Option<u64>,
+    /// Replace the file if there is one
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Shared memory that a process has open.
@@ -252,11 +269,16 @@ fn quoted(word: &str) -> String {
 }
 
 fn region(text: &str) -> Result<(String, u64), String> {
-    let (name, size) = text.split_once('=').ok_or("not NAME=BYTES")?;
+    let (name, bytes) = text.split_once('=').ok_or("not NAME=BYTES")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
-    let (number, unit) = match size.char_indices().last() {
-        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&size[..at], unit),
-        _ => (size, ' '),
+    Ok((name.to_owned(), size(bytes)?))
+}
+
+/// Bytes of memory, not zero.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&text[..at], unit),
+        _ => (text, ' '),
     };
     let shift = match unit {
         'K' => 10,
@@ -269,9 +291,7 @@ fn region(text: &str) -> Result<(String, u64), String> {
         .parse()
         .map_err(|_| "no number of bytes (K, M, G and T are known)".to_owned())?;
     let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0);
-    bytes
-        .map(|bytes| (name.to_owned(), bytes))
-        .ok_or_else(|| "no size of memory".to_owned())
+    bytes.ok_or_else(|| "no size of memory".to_owned())
 }
 
 #[cfg(test)]
@@ -334,6 +354,9 @@ mod tests {
             "watch --pid 1",
             "watch --pid 1 --memory ram --count 0",
             "watch --pid 1 --memory ram --interval 0",
+            "snapshot --pid 1 --memory ram",
+            "snapshot --out image",
+            "snapshot --pid 1 --memory ram --out image --limit 0",
         ] {
             assert!(parse(&format!("vmemctl region {bad}")).is_err(), "{bad}");
         }
@@ -345,6 +368,14 @@ mod tests {
             panic!("not watch")
         };
         assert_eq!((args.interval, args.count), (Duration::from_millis(500), Some(3)));
+        let cli = parse("vmemctl region snapshot --pid 1 --memory ram --out image --limit 2G").expect("a command line");
+        let Command::Region(Region {
+            command: RegionCommand::Snapshot(args),
+        }) = &cli.command
+        else {
+            panic!("not snapshot")
+        };
+        assert_eq!((args.limit, args.force), (Some(2 << 30), false));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem.
+//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem; copies what it holds.
 
+mod image;
 mod info;
 mod list;
+mod snapshot;
 mod watch;
 
 use std::io::{self, Write};
@@ -22,6 +24,7 @@ pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Failure> {
         RegionCommand::List => list::run(cli.json),
         RegionCommand::Info(args) => info::run(args, cli.json),
         RegionCommand::Watch(args) => watch::run(args, cli.json),
+        RegionCommand::Snapshot(args) => snapshot::run(args, cli.json),
     }
 }
 

@@ -80,6 +80,24 @@ impl Report {
         self.note(&format!("the guest runs at the destination{down}; its memory follows"));
     }
 
+    /// So many bytes of `size` are done.
+    pub(crate) fn progress(&mut self, done: u64, size: u64, text: &str) {
+        let percent = 100.0 * done as f64 / size.max(1) as f64;
+        let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(size));
+        match &mut self.to {
+            To::Json => print(&json!({"event": "progress", "bytes": size, "done_bytes": done})),
+            To::Bar(bar) => bar.show(done, size, &text),
+            To::Lines => err(&text),
+        }
+    }
+
+    /// There is no more progress.
+    pub(crate) fn end_progress(&mut self) {
+        if let To::Bar(bar) = &mut self.to {
+            bar.clear();
+        }
+    }
+
     /// A line of the destination's vmemd.
     pub(crate) fn pages(&mut self, line: &Value) {
         let progress = line.get("event").and_then(Value::as_str) == Some("progress");
@@ -87,13 +105,8 @@ impl Report {
             print(&json!({"event": "pages", "vmemd": line}));
         } else if progress {
             let figures = Figures::of(line);
-            let percent = 100.0 * figures.present as f64 / figures.size.max(1) as f64;
             let text = self.rate.text(&figures);
-            let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(figures.size));
-            match &mut self.to {
-                To::Bar(bar) => bar.show(figures.present, figures.size, &text),
-                _ => err(&text),
-            }
+            self.progress(figures.present, figures.size, &text);
         }
     }
 
@@ -117,9 +130,7 @@ impl Report {
             }));
             return;
         }
-        if let To::Bar(bar) = &mut self.to {
-            bar.clear();
-        }
+        self.end_progress();
         let ms = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1} ms", time * 1e3));
         out("the guest's memory is complete at the destination, and plain");
         if let Some(downtime) = self.downtime {
