@@ -10,6 +10,10 @@
  * do: first all of it, then each second what the log has. In the end the program
  * is stopped for a moment, the last pages are copied, and the copy has to be equal
  * to the memory.
+ *
+ * With --snapshot FILE the program is stopped for a moment in the end, all of its memory
+ * is copied, and a snapshot is taken. The program goes on and writes to its memory. Only
+ * then the snapshot is written to FILE, which has to be equal to the copy.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -32,9 +36,13 @@
 
 #define PAGE 4096u
 #define MIB (1024 * 1024.0)
+#define CHUNK 1048576u
 
 /* A program that does not stop within this many milliseconds hangs in the kernel. */
 #define STOP_MS 10000
+
+/* For so long the program writes after a snapshot of it before that is read. */
+#define WRITE_SECONDS 2
 
 struct memory {
 	char path[PATH_MAX];	/* as /proc/PID/fd shows it */
@@ -264,10 +272,10 @@ static void stop_program(const char *pid)
 }
 
 /*
- * Compares the copy with the memory. If somebody else writes to it as well, who was not
- * stopped, a page may differ; but then it is in the log.
+ * Compares the copy with the memory, or with a snapshot of it. If somebody else writes to
+ * it as well, who was not stopped, a page may differ; but then it is in the log.
  */
-static int compare(const struct memory *memory, const unsigned char *copy)
+static int compare(const char *what, const struct memory *memory, const unsigned char *copy)
 {
 	unsigned char page[PAGE];
 	__u64 later = 0, lost = 0;
@@ -284,7 +292,7 @@ static int compare(const struct memory *memory, const unsigned char *copy)
 			fprintf(stderr, "dirtyrate: page %llu differs and is not in the log\n",
 				(unsigned long long)pgoff);
 	}
-	printf("verify: %llu pages are equal, %llu are written to by others, %llu are lost\n",
+	printf("%s: %llu pages are equal, %llu are written to by others, %llu are lost\n", what,
 	       (unsigned long long)(memory->pages - later - lost), (unsigned long long)later,
 	       (unsigned long long)lost);
 	return lost != 0;
@@ -295,18 +303,97 @@ static int verify(const struct memory *memory, const char *pid, unsigned char *c
 	__u64 dirty;
 	int status;
 
-	atexit(resume);
 	stop_program(pid);
 	dirty = take_round(memory, copy);
 	printf("last round, the program is stopped: %llu pages\n", (unsigned long long)dirty);
-	status = compare(memory, copy);
+	status = compare("verify", memory, copy);
 	resume();
+	return status;
+}
+
+/* The file is made before the program is stopped. What the memory holds is not for everybody. */
+static int create(const char *path)
+{
+	int file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	if (file < 0)
+		die(path);
+	return file;
+}
+
+/* Writes a snapshot to a file. Holes of the memory are holes of the file. */
+static void write_image(int snapshot, int file, __u64 pages)
+{
+	static unsigned char bytes[CHUNK];
+	off_t at = 0, hole = 0;
+
+	if (ftruncate(file, pages * PAGE))
+		die("writing the snapshot");
+	while ((at = lseek(snapshot, hole, SEEK_DATA)) >= 0) {
+		hole = lseek(snapshot, at, SEEK_HOLE);
+		if (hole < 0)
+			die("lseek of the snapshot");
+		while (at < hole) {
+			size_t len = hole - at < CHUNK ? hole - at : CHUNK;
+			ssize_t got = pread(snapshot, bytes, len, at);
+
+			if (got < 0 && errno == EINTR)
+				continue;
+			if (got <= 0)
+				die(got < 0 && errno == ESTALE ?
+				    "reading the snapshot (it has failed: no memory for a copy)" :
+				    "reading the snapshot");
+			if (pwrite(file, bytes, got, at) != got)
+				die("writing the snapshot");
+			at += got;
+		}
+	}
+	if (errno != ENXIO)
+		die("lseek of the snapshot");
+}
+
+/*
+ * Has the snapshot written to a file, and compares that with what the memory held while the
+ * program was stopped. Who else writes to the memory between that copy and the instant of
+ * the snapshot has these pages in the log, which the snapshot has, too.
+ */
+static int take_snapshot(const struct memory *memory, const char *pid, int file,
+			 unsigned char *copy)
+{
+	struct vmem_snapshot_member member = { .vmem_fd = memory->vmem };
+	/* Each page is read once: its old contents are given back then. */
+	struct vmem_snapshot call = {
+		.members = (uintptr_t)&member,
+		.nr = 1,
+		.flags = VMEM_SNAPSHOT_ONCE,
+	};
+	struct memory image = { .fd = file, .pages = memory->pages };
+	struct vmem_snapshot_info info;
+	int status;
+
+	stop_program(pid);
+	take_round(memory, NULL);
+	copy_pages(memory, 0, memory->pages, copy);
+	if (ioctl(memory->vmem, VMEM_SNAPSHOT, &call))
+		die(errno == ENOTTY ? "SNAPSHOT (this module cannot)" : "SNAPSHOT");
+	resume();
+	sleep(WRITE_SECONDS);
+
+	image.vmem = member.snapshot_fd;
+	write_image(image.vmem, file, image.pages);
+	if (ioctl(image.vmem, VMEM_GET_SNAPSHOT, &info))
+		die("GET_SNAPSHOT");
+	printf("snapshot: writers were held up for %.2f ms, %llu pages were copied for them\n",
+	       call.closed_ns / 1e6, (unsigned long long)info.copied);
+	status = compare("snapshot", &image, copy);
+	close(image.vmem);
 	return status;
 }
 
 static void help(void)
 {
-	fprintf(stderr, "usage: dirtyrate [--seconds N] [--verify] PID NAME\n"
+	fprintf(stderr,
+		"usage: dirtyrate [--seconds N] [--verify] [--snapshot FILE] PID NAME\n"
 		"NAME is the path of the memory, or a part of it, as /proc/PID/fd shows it\n");
 	exit(1);
 }
@@ -316,6 +403,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "seconds", required_argument, NULL, 's' },
 		{ "verify", no_argument, NULL, 'v' },
+		{ "snapshot", required_argument, NULL, 'f' },
 		{}
 	};
 	const struct timespec second = { .tv_sec = 1 };
@@ -324,7 +412,8 @@ int main(int argc, char **argv)
 	struct memory memory;
 	sigset_t signals;
 	long seconds = 10;
-	int option, copies = 0, status = 0;
+	int option, copies = 0, status = 0, file = -1;
+	const char *path = NULL;
 	const char *pid;
 	double since;
 
@@ -333,6 +422,8 @@ int main(int argc, char **argv)
 			seconds = atol(optarg);
 		else if (option == 'v')
 			copies = 1;
+		else if (option == 'f')
+			path = optarg;
 		else
 			help();
 	}
@@ -341,6 +432,9 @@ int main(int argc, char **argv)
 	pid = argv[optind];
 	setvbuf(stdout, NULL, _IOLBF, 0);
 
+	if (path)
+		file = create(path);
+	atexit(resume);
 	process = syscall(SYS_pidfd_open, atoi(pid), 0);
 	if (process < 0)
 		die("pidfd_open");
@@ -357,19 +451,20 @@ int main(int argc, char **argv)
 	printf("%s: %.1f MiB, %llu mappings, %llu pages are held\n", memory.path,
 	       memory.pages * PAGE / MIB, (unsigned long long)track.mappings,
 	       (unsigned long long)track.held);
-	if (copies) {
+	if (copies || path) {
 		copy = malloc(memory.pages * PAGE);
 		if (!copy)
 			die("memory for the copy");
-		copy_pages(&memory, 0, memory.pages, copy);
 	}
+	if (copies)
+		copy_pages(&memory, 0, memory.pages, copy);
 
 	since = now();
 	while (seconds-- > 0 && sigtimedwait(&signals, NULL, &second) < 0) {
 		__u64 dirty;
 		double rate;
 
-		dirty = take_round(&memory, copy);
+		dirty = take_round(&memory, copies ? copy : NULL);
 		rate = dirty / (now() - since);
 		since = now();
 		printf("%10.0f pages/s %10.1f MiB/s\n", rate, rate * PAGE / MIB);
@@ -377,6 +472,8 @@ int main(int argc, char **argv)
 
 	if (copies)
 		status = verify(&memory, pid, copy);
+	if (path)
+		status |= take_snapshot(&memory, pid, file, copy);
 	if (ioctl(memory.vmem, VMEM_UNTRACK))
 		die("UNTRACK");
 	free(copy);
