@@ -73,6 +73,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         snapshot::guest::TESTS,
         module::TESTS,
         sample::TESTS,
+        sample::snapshot::TESTS,
         qemu::TESTS,
         vmemd::TESTS,
         receive::TESTS,

@@ -17,6 +17,8 @@ use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_words, contents, page};
 use crate::world::wait_until;
 
+pub(super) mod snapshot;
+
 crate::tests![
     the_sample_in_c_reads_what_its_daemon_fills,
     the_sample_in_rust_reads_what_its_daemon_fills,
