@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Control, PAGE_SIZE, PageRange, ProcessMemory, Snapshot, SnapshotFigures, SnapshotOptions};
+use vmem_cli::output;
 
 use super::image::PartialImage;
 use super::{NO_MODULE, shown};
 use crate::cli::RegionSnapshot;
 use crate::failure::{Failure, Trouble};
-use crate::report::{Report, out};
+use crate::report::Report;
 use crate::signals::Signals;
 
 /// How much is read at once: what a signal waits for.
@@ -143,9 +144,9 @@ struct Summary<'a> {
 impl Summary<'_> {
     fn print(&self, json: bool) {
         if json {
-            out(&self.json().to_string());
+            output::json(&self.json().to_string());
         } else {
-            self.lines().iter().for_each(|line| out(line));
+            self.lines().iter().for_each(|line| output::out(line));
         }
     }
 
