@@ -307,12 +307,15 @@ impl Image {
         let mut at = pgoff;
         while at < self.all.end() {
             breathe()?;
+            let next = self.places.read(at, |place| {
+                Ok::<_, Error>(match place {
+                    Place::Memory => self.memory.shared().next(at),
+                    Place::Copy => self.copies.next(at),
+                    Place::Done => None,
+                })
+            })?;
+            // After the page was looked for: a writer who keeps nothing says so before it makes a hole.
             self.check()?;
-            let next = match self.places.place(at) {
-                Place::Memory => self.memory.shared().next(at),
-                Place::Copy => self.copies.next(at),
-                Place::Done => None,
-            };
             if (next == Some(at)) == is_data {
                 return Ok(Some(at));
             }
@@ -323,6 +326,7 @@ impl Image {
                 at = memory.unwrap_or(u64::MAX).min(copies.unwrap_or(u64::MAX));
             }
         }
+        self.check()?;
         Ok(None)
     }
 

@@ -100,10 +100,11 @@ impl OpenImage {
 impl Drop for OpenImage {
     fn drop(&mut self) {
         let tracking = self.tracked.tracking();
-        tracking.keeper().let_go(&self.image);
+        // First: once it is let go of, somebody may take the next one, which has to have these pages.
         if self.flags & VMEM_SNAPSHOT_CLEAN != 0 {
             tracking.put_back_all(self.image.log());
         }
+        tracking.keeper().let_go(&self.image);
     }
 }
 
