@@ -14,6 +14,10 @@
 mod model {
     #[path = "../../../../rust/model/dirty_log.rs"]
     pub(crate) mod dirty_log;
+    #[path = "../../../../rust/model/gate.rs"]
+    pub(crate) mod gate;
+    #[path = "../../../../rust/model/image.rs"]
+    pub(crate) mod image;
     #[path = "../../../../rust/model/page_map.rs"]
     pub(crate) mod page_map;
     #[path = "../../../../rust/model/range.rs"]
@@ -25,6 +29,8 @@ mod model {
 }
 
 mod dirty_log;
+mod gate;
+mod image;
 mod naive;
 mod page_map;
 mod range;
