@@ -17,7 +17,7 @@ use crate::failure::{Outcome, ensure, equal, refused};
 use crate::image::Image;
 use crate::kernel::Swap;
 use crate::program::Program;
-use crate::setting::{bytes_of, check_words, contents};
+use crate::setting::{Setting, bytes_of, check_words, contents};
 use crate::tracked::{Adopted, Tracked, memfd};
 use crate::world::field;
 
@@ -25,6 +25,7 @@ crate::tests![
     any_part_can_be_read,
     a_read_of_memory_that_cannot_be_written_stops,
     a_read_into_the_memory_itself_is_the_image,
+    a_page_that_is_written_while_it_is_read_is_the_image,
     it_cannot_be_written_or_changed_in_size,
     positions_are_those_of_a_file,
     data_and_holes_are_told,
@@ -112,6 +113,29 @@ fn a_read_into_the_memory_itself_is_the_image() -> Outcome {
     equal!(read_at_into(image.file(), itself)?, PAGES * PAGE_SIZE);
     ensure!(memory.bytes()? == before, "the memory was changed");
     image.check(&before)
+}
+
+/// The reader's own memory comes late, so that it stands in the middle of a page.
+fn a_page_that_is_written_while_it_is_read_is_the_image() -> Outcome {
+    let memory = Tracked::new(PAGES)?;
+    memory.settle()?;
+    let image = Image::take(&memory.log, 0, 0)?;
+    let region = Setting::new(1)?;
+    let absent = region.area()?;
+    let reader = Program::start(|| {
+        let to = MemoryAt {
+            area: &absent,
+            offset: 0,
+            len: PAGE_SIZE,
+        };
+        equal!(read_at_into(image.file(), to)?, PAGE_SIZE);
+        check_words(&absent.page(0), 0)?;
+        Ok(vec![])
+    })?;
+    region.wait_waiters(1)?;
+    memory.area.write_page(0, &contents(500));
+    region.fill([0])?;
+    reader.join().map(drop)
 }
 
 fn it_cannot_be_written_or_changed_in_size() -> Outcome {
