@@ -8,7 +8,7 @@ use vmem_mapping::{Access, Mapping, Sharing};
 /// Numbers that the memory has for each region: its life, and whether that has become plain.
 const PER_REGION: usize = 2;
 /// Numbers that the memory has for each actor.
-const PER_ACTOR: usize = 8;
+const PER_ACTOR: usize = 11;
 /// Numbers that the memory has for each page.
 const PER_PAGE: usize = 2;
 
@@ -29,6 +29,12 @@ pub(crate) enum Note {
     Tracked,
     /// Clean pages compared with their copies, ever.
     CheckedClean,
+    /// Snapshots taken, ever.
+    Snapshots,
+    /// Those of them that were seen to have failed.
+    Failed,
+    /// Pages of snapshots compared with what they were, ever.
+    CheckedImage,
     /// The most pages that KSM was ever seen to save.
     Merged,
 }

@@ -65,7 +65,7 @@ pub(crate) fn run(board: &Board, actor: usize, region: usize, numbers: Numbers) 
     while !board.is_over()? {
         board.count(actor, Note::Steps)?;
         if daemon.step().with_context(|| format!("daemon of region {region}"))? {
-            tracker::run(board, actor, &daemon.served, &mut daemon.numbers)
+            tracker::run((board, actor), (region, daemon.life), &daemon.served, &mut daemon.numbers)
                 .with_context(|| format!("tracker of region {region}"))?;
             return Ok(CONVERTED);
         }

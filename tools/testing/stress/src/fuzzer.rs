@@ -2,26 +2,27 @@
 //! Calls with arguments that nobody would make, on regions of its own.
 
 use std::mem::offset_of;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use vmem::{Control, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder, ioctl_at};
 use vmem_sys::{
-    VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FILL_PAGES, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD, VMEM_GET_PAGE_REQUEST,
-    VMEM_GET_PRESENT, VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED, VMEM_READY, VMEM_WAIT_READY,
-    vmem_create, vmem_map_fd,
+    VMEM_ADOPT, VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_DIRTY, VMEM_FILL_PAGES, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD,
+    VMEM_GET_PAGE_REQUEST, VMEM_GET_PRESENT, VMEM_GET_SNAPSHOT, VMEM_GET_TRACKING, VMEM_MAKE_PAGES_PRESENT,
+    VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED, VMEM_READY, VMEM_SNAPSHOT, VMEM_SNAPSHOT_DONE, VMEM_TRACK, VMEM_UNTRACK,
+    VMEM_WAIT_READY, calls, vmem_adopt, vmem_create, vmem_map_fd, vmem_snapshot, vmem_snapshot_member,
 };
 
 use crate::board::{Board, Note};
 use crate::numbers::Numbers;
 
 const PAGES: usize = 96;
-const CALLS: [u32; 13] = [
+const CALLS: [u32; 21] = [
     VMEM_GET_FEATURES,
     VMEM_CREATE_VMEM,
     VMEM_ATTACH,
@@ -35,6 +36,14 @@ const CALLS: [u32; 13] = [
     VMEM_GET_PRESENT,
     VMEM_GET_INFO,
     VMEM_GET_MAP_FD,
+    VMEM_ADOPT,
+    VMEM_TRACK,
+    VMEM_UNTRACK,
+    VMEM_DIRTY,
+    VMEM_GET_TRACKING,
+    VMEM_SNAPSHOT,
+    VMEM_SNAPSHOT_DONE,
+    VMEM_GET_SNAPSHOT,
 ];
 
 /// Memory for arguments. The last page of it is not mapped, the one before can only be read.
@@ -44,6 +53,8 @@ struct Arguments {
 
 impl Arguments {
     const PAGES: usize = 6;
+    /// Where the members of a snapshot are.
+    const MEMBERS: usize = 2048;
 
     fn new() -> anyhow::Result<Self> {
         let memory = AreaBuilder::default().private().anonymous(Self::PAGES).context("memory")?;
@@ -111,6 +122,26 @@ impl Arguments {
         }
     }
 
+    /// A snapshot of this memory, in the place of something wild.
+    fn make_snapshot(&self, vmem: &impl AsFd, numbers: &mut Numbers) -> usize {
+        let words = [
+            (
+                offset_of!(vmem_snapshot, members),
+                (self.memory.address() + Self::MEMBERS) as u64,
+            ),
+            (offset_of!(vmem_snapshot, nr), 1 | ((numbers.below(4) as u64) << 32)),
+            (offset_of!(vmem_snapshot, limit), Self::number(numbers)),
+            (offset_of!(vmem_snapshot, closed_ns), 0),
+            (offset_of!(vmem_snapshot, reserved), 0),
+            (offset_of!(vmem_snapshot, reserved) + 8, 0),
+            (Self::MEMBERS, vmem.as_fd().as_raw_fd() as u64 | (u64::from(u32::MAX) << 32)),
+        ];
+        for (offset, word) in words {
+            self.memory.store(offset, word);
+        }
+        self.memory.address()
+    }
+
     /// The descriptor that a call has stored at `offset`.
     fn descriptor(&self, offset: usize) -> i32 {
         (0..4).fold(0, |value, byte| {
@@ -133,6 +164,8 @@ fn given(call: u32, arguments: &Arguments) -> anyhow::Result<Option<OwnedFd>> {
     let offset = match call {
         VMEM_CREATE_VMEM => offset_of!(vmem_create, vmem_fd),
         VMEM_GET_MAP_FD => offset_of!(vmem_map_fd, fd),
+        VMEM_ADOPT => offset_of!(vmem_adopt, vmem_fd),
+        VMEM_SNAPSHOT => Arguments::MEMBERS + offset_of!(vmem_snapshot_member, snapshot_fd),
         _ => return Ok(None),
     };
     let itself = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd")?;
@@ -155,14 +188,21 @@ pub(crate) fn run(board: &Board, actor: usize, mut numbers: Numbers) -> anyhow::
     for fd in [region.as_fd(), map.as_fd()] {
         fcntl_setfl(fd, OFlags::NONBLOCK)?;
     }
+    // Memory that is written to, so that there is something in its log and its images.
+    let memory = memfd_create("wild", MemfdFlags::CLOEXEC).context("memfd")?;
+    ftruncate(&memory, (PAGES * PAGE_SIZE) as u64).context("memfd")?;
+    let written = AreaBuilder::default().map(&memory, 0, PAGES).context("mapping a memfd")?;
+    let adopted = calls::adopt(control.as_fd(), memory.as_fd()).context("adopt")?.vmem;
     let mut others: Vec<OwnedFd> = Vec::new();
     let mut left = CALLS_IN_A_LIFE;
     while left > 0 && !board.is_over()? {
         left -= 1;
         board.count(actor, Note::Steps)?;
-        let fd: BorrowedFd<'_> = match numbers.below(6) {
+        written.store(numbers.below(PAGES) * PAGE_SIZE, numbers.any());
+        let fd: BorrowedFd<'_> = match numbers.below(9) {
             0 => control.as_fd(),
             1 => map.as_fd(),
+            6..9 => adopted.as_fd(),
             at if at < 4 && !others.is_empty() => others[numbers.below(others.len())].as_fd(),
             _ => region.as_fd(),
         };
@@ -172,7 +212,10 @@ pub(crate) fn run(board: &Board, actor: usize, mut numbers: Numbers) -> anyhow::
             1 => numbers.pick(&CALLS) ^ (1 << numbers.below(32)),
             _ => numbers.pick(&CALLS),
         };
-        let argument = arguments.make(&mut numbers, &area, call);
+        let argument = match call {
+            VMEM_SNAPSHOT if numbers.once_in(2) => arguments.make_snapshot(&adopted, &mut numbers),
+            _ => arguments.make(&mut numbers, &area, call),
+        };
         // Whatever comes of it.
         let result = ioctl_at(fd, call, argument);
         board.count(actor, Note::Wild)?;

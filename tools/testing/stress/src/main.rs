@@ -15,6 +15,7 @@ mod model;
 mod numbers;
 mod pace;
 mod program;
+mod snapshot;
 mod supervisor;
 mod tally;
 mod tracker;

@@ -317,6 +317,13 @@ impl Supervisor {
             sum(Note::CheckedClean)?,
             "clean pages compared with their copies",
         );
+        tally.demand(ENOUGH, sum(Note::Snapshots)?, "snapshots");
+        tally.add(sum(Note::Failed)?, "of them failed");
+        tally.demand(
+            ENOUGH_TO_CLEAN,
+            sum(Note::CheckedImage)?,
+            "pages of them compared with what they were",
+        );
         tally.demand(0, self.kills, "processes killed");
         tally.add(self.bus, "times SIGBUS");
         tally.demand(0, sum(Note::Wild)?, "wild calls");

@@ -2,17 +2,17 @@
 //! A tracker of a region that is plain memory: it keeps a copy of it by the log of writes, and looks whether a page that the log calls clean is what
 //! the copy has. Programs go on meanwhile, and the machine with all that it does to memory.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use vmem::{Control, Error, PAGE_SIZE, PageIndex, PageRange, Region, Tracking};
+use vmem::{Adopted, Control, Error, PAGE_SIZE, PageIndex, PageRange, Region, Tracking};
 
 use crate::board::{Board, Note};
 use crate::numbers::Numbers;
+use crate::snapshot::{Pages, Snapshot};
 
 /// Up to how many milliseconds a region is tracked.
 const LIFE: usize = 3000;
@@ -20,7 +20,12 @@ const LIFE: usize = 3000;
 const HEARD: Duration = Duration::from_secs(60);
 
 /// Tracks the region for a while, over and over. Not at all if somebody has it in a way that cannot be tracked.
-pub(crate) fn run(board: &Board, actor: usize, served: &Region, numbers: &mut Numbers) -> anyhow::Result<()> {
+pub(crate) fn run(
+    (board, actor): (&Board, usize),
+    (region, life): (usize, u64),
+    served: &Region,
+    numbers: &mut Numbers,
+) -> anyhow::Result<()> {
     let adopted = match Control::open()?.adopt(served.staging()) {
         Ok(adopted) => adopted,
         // The last tracker is just going.
@@ -43,42 +48,68 @@ pub(crate) fn run(board: &Board, actor: usize, served: &Region, numbers: &mut Nu
         let mut tracker = Tracker {
             board,
             actor,
+            region: (region, life),
             memory: served.staging(),
+            adopted: &adopted,
             tracking: &tracking,
-            copy: HashMap::new(),
+            copy: Pages::new(),
+            snapshot: None,
         };
         let end = until.min(Instant::now() + Duration::from_millis(numbers.below(LIFE / 2) as u64));
         while Instant::now() < end && !board.is_over()? {
             board.count(actor, Note::Steps)?;
             tracker.step(numbers)?;
         }
+        let snapshot = tracker.snapshot.take();
         if numbers.once_in(2) {
             tracking.stop().context("untrack")?;
+            if let Some(mut snapshot) = snapshot {
+                snapshot.is_over()?;
+            }
         }
     }
     Ok(())
 }
 
 /// One log, and the copy that is kept by it.
-struct Tracker<'a> {
-    board: &'a Board,
+struct Tracker<'a, 'b> {
+    board: &'b Board,
     actor: usize,
+    /// Which, and which of its lives.
+    region: (usize, u64),
     memory: &'a File,
+    adopted: &'a Adopted,
     tracking: &'a Tracking,
     /// Pages as they were read after they had been cleaned.
-    copy: HashMap<u64, Vec<u8>>,
+    copy: Pages,
+    snapshot: Option<Snapshot<'b>>,
 }
 
-impl Tracker<'_> {
+impl Tracker<'_, '_> {
     fn step(&mut self, numbers: &mut Numbers) -> anyhow::Result<()> {
         let pages = self.board.pages();
         let run = numbers.run(pages, 200);
         let range = PageRange::new(index(run.start as u64)?, run.len() as u64).context("a run of pages")?;
-        match numbers.below(8) {
+        match numbers.below(12) {
             0..3 => self.clean(range),
             3 => self.clean(self.tracking.pages()),
-            _ => run.into_iter().take(8).try_for_each(|page| self.look(page as u64)),
+            4..7 => self.step_of_a_snapshot(numbers),
+            _ => run.into_iter().take(32).try_for_each(|page| self.look(page as u64)),
         }
+    }
+
+    /// Takes a snapshot, or goes on with the one that there is.
+    fn step_of_a_snapshot(&mut self, numbers: &mut Numbers) -> anyhow::Result<()> {
+        let Some(snapshot) = &mut self.snapshot else {
+            let it = (self.board, self.actor);
+            self.snapshot = Snapshot::take(it, self.region, self.adopted, &mut self.copy, numbers)?;
+            return Ok(());
+        };
+        snapshot.step(&mut self.copy, numbers)?;
+        if numbers.once_in(10) {
+            self.snapshot = None;
+        }
+        Ok(())
     }
 
     /// What was written is copied anew, and what is not known is copied at all.
