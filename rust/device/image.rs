@@ -257,6 +257,7 @@ impl Image {
 
     /// Hands a part of a page to a reader. `ENODATA` if it is done, `ESTALE` if the snapshot has failed.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        self.check()?;
         self.places.read(pgoff, |place| match place {
             Place::Memory => self.memory.shared().read(pgoff, sink),
             Place::Copy => self.copies.read(pgoff, sink),

@@ -415,7 +415,8 @@ struct vmem_snapshot_member {
  * Errors: EINVAL (a member is no adopted descriptor, or is there twice), EBADF (no such
  * descriptor), ENODATA (one is not tracked), EBUSY (one has a snapshot), EAGAIN (writers
  * by descriptor, or readers of the log, were at work all the time), EINTR (the caller is
- * being killed), EMFILE, ENFILE. Nothing has changed then.
+ * being killed), ENOSPC (no more files of shared memory), EMFILE, ENFILE. Nothing has
+ * changed then.
  */
 struct vmem_snapshot {
 	__u64 members;

@@ -224,7 +224,7 @@ fn an_answer_that_cannot_be_written_takes_none() -> Outcome {
     let members = read_only.address();
     read_only.store(
         0,
-        u64::from(memory.log.as_fd().as_raw_fd() as u32) | u64::from(u32::MAX) << 32,
+        u64::from(memory.log.as_fd().as_raw_fd() as u32) | (u64::from(u32::MAX) << 32),
     );
     let call = vmem_snapshot {
         members: members as u64,
@@ -235,7 +235,7 @@ fn an_answer_that_cannot_be_written_takes_none() -> Outcome {
     // The argument itself, in another page.
     for (offset, word) in [
         (0, call.members),
-        (8, 1 | u64::from(call.flags) << 32),
+        (8, 1 | (u64::from(call.flags) << 32)),
         (16, 0),
         (24, 0),
         (32, 0),
