@@ -76,7 +76,10 @@ fn read(kind: KeeperKind, keeper: &mut dyn Keeper) -> Outcome {
     for first in (0..PAGES).step_by(AT_ONCE as usize) {
         keeper.read(first, &mut bytes)?;
         for (page, contents) in (first..).zip(bytes.chunks_exact(PAGE_SIZE)) {
-            let word = contents[..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            let word = contents[..8]
+                .iter()
+                .rev()
+                .fold(0, |word, byte| (word << 8) | u64::from(*byte));
             verify_of(kind.name(), page, word)?;
         }
     }

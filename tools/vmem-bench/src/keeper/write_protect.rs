@@ -102,7 +102,7 @@ impl Keeper for Copies {
         for (page, to) in (first..).zip(to.chunks_exact_mut(PAGE_SIZE)) {
             let word = self.shared.copied[(page / BITS) as usize].load(Ordering::Acquire);
             // A page may be written to while it is read here: whoever does it looks again, as the kernel does. Here nobody writes.
-            if word & 1 << (page % BITS) == 0 {
+            if word & (1 << (page % BITS)) == 0 {
                 self.shared.memory.read_pages(page as usize, to);
             } else {
                 let at = page as usize * PAGE_SIZE;

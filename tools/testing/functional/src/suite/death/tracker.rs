@@ -53,7 +53,7 @@ fn check(words: &[u64]) -> Outcome<u64> {
 
 fn words(image: &Image) -> Outcome<Vec<u64>> {
     let bytes = image.bytes()?;
-    let word = |page: &[u8]| page[..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let word = |page: &[u8]| page[..8].iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
     Ok(bytes.chunks_exact(PAGE_SIZE).map(word).collect())
 }
 
