@@ -34,6 +34,7 @@ pub(crate) mod memories;
 pub(crate) mod name;
 mod overdue;
 pub(crate) mod pages;
+mod plane;
 pub(crate) mod primitives;
 pub(crate) mod region;
 pub(crate) mod region_file;

@@ -110,7 +110,7 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
 
 /// The log of the memory of an adopted descriptor. `EBADF` if there is no such descriptor, `EINVAL` if it is
 /// no adopted one, `ENODATA` if it is not tracked.
-pub(super) fn tracked(fd: i32) -> Result<Arc<Tracked>> {
+fn tracked(fd: i32) -> Result<Arc<Tracked>> {
     file_ops::with_fd(&OPS, fd, |file| file.tracked())?
 }
 
@@ -256,7 +256,7 @@ impl FileOps for AdoptedFile {
             VMEM_IOCTL_UNTRACK => this.untrack(),
             VMEM_IOCTL_DIRTY => dirty::dirty(&*this.tracked()?, arg),
             VMEM_IOCTL_GET_TRACKING => arg.write(&this.figures()),
-            VMEM_IOCTL_SNAPSHOT => snapshot::snapshot(arg),
+            VMEM_IOCTL_SNAPSHOT => snapshot::snapshot(arg, tracked),
             _ => Err(ENOTTY),
         }
     }

@@ -3,21 +3,16 @@
 //! What a memory held at the instant of a snapshot.
 
 use super::{
-    memories::Memory,
     pages::Counter,
-    tracking::{
-        check_room,
-        plane,
+    plane::{
+        self,
         PageLog, //
+        Plane,
     }, //
 };
 use crate::{
     model::{
-        dirty_log::{
-            words_for,
-            DirtyLog,
-            CHUNK_PAGES, //
-        },
+        dirty_log::CHUNK_PAGES,
         image::{
             self,
             Place, //
@@ -33,6 +28,7 @@ use crate::{
             PageSink, //
         },
         errno,
+        shared::SharedMemory,
         staging::{
             LockedFolio,
             Staging, //
@@ -106,9 +102,9 @@ impl Snapshot {
 #[pin_data]
 pub(crate) struct Image {
     snapshot: Arc<Snapshot>,
-    memory: Arc<Memory>,
+    memory: SharedMemory,
     all: PageRange,
-    places: image::Image<KVVec<Atomic<u64>>>,
+    places: image::Image<Plane>,
     copies: Copies,
     log: PageLog,
     copied: Counter,
@@ -141,22 +137,17 @@ impl Image {
     /// An image of these pages of a memory, which are all, and which nobody keeps yet.
     pub(super) fn new(
         snapshot: &Arc<Snapshot>,
-        memory: &Arc<Memory>,
+        memory: &SharedMemory,
         all: PageRange,
     ) -> Result<Arc<Self>> {
-        let (words, summary) = words_for(all.len());
-        check_room(words.saturating_mul(3).saturating_add(summary))?;
-        let pending = plane(words, u64::MAX)?;
-        if let (Some(last), rest @ 1..) = (pending.last(), all.len() % 64) {
-            last.store((1 << rest) - 1, Relaxed);
-        }
-        let places = image::Image::new(pending, plane(words, 0)?);
-        let log = DirtyLog::new(plane(words, 0)?, plane(summary, 0)?);
+        plane::check_room(all.len(), 3)?;
+        let places = image::Image::new(plane::all(all.len())?, plane::none(all.len())?);
+        let log = plane::log(all.len())?;
         let copies = Copies::new(all.bytes().ok_or(EFBIG)?)?;
         Arc::pin_init(
             pin_init!(Self {
                 snapshot: snapshot.clone(),
-                memory: memory.clone(),
+                memory: memory.duplicate(),
                 all,
                 places,
                 copies,
@@ -227,7 +218,7 @@ impl Image {
                 self.fail();
                 return Ok(());
             }
-            match self.memory.shared().lock_folio(pgoff) {
+            match self.memory.lock_folio(pgoff) {
                 Ok(Some(folio)) => self.keep_page(pgoff, &folio),
                 // Zeros. Whoever makes a page of it finds it pending, or there is nothing to keep.
                 Ok(None) => self.places.copied(pgoff),
@@ -259,7 +250,7 @@ impl Image {
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         self.check()?;
         self.places.read(pgoff, |place| match place {
-            Place::Memory => self.memory.shared().read(pgoff, sink),
+            Place::Memory => self.memory.read(pgoff, sink),
             Place::Copy => self.copies.read(pgoff, sink),
             Place::Done => Err(errno::nodata()),
         })?;
@@ -310,7 +301,7 @@ impl Image {
             breathe()?;
             let next = self.places.read(at, |place| {
                 Ok::<_, Error>(match place {
-                    Place::Memory => self.memory.shared().next(at),
+                    Place::Memory => self.memory.next(at),
                     Place::Copy => self.copies.next(at),
                     Place::Done => None,
                 })
@@ -323,7 +314,7 @@ impl Image {
             at = at.saturating_add(1);
             if is_data {
                 // Between here and there nothing is anywhere.
-                let (memory, copies) = (self.memory.shared().next(at), self.copies.next(at));
+                let (memory, copies) = (self.memory.next(at), self.copies.next(at));
                 at = memory.unwrap_or(u64::MAX).min(copies.unwrap_or(u64::MAX));
             }
         }

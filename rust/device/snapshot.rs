@@ -3,7 +3,6 @@
 //! SNAPSHOT: what one or several memories hold at one instant.
 
 use super::{
-    adopted,
     image::{
         Image,
         Snapshot, //
@@ -64,7 +63,11 @@ impl Member {
         if tracked.tracking().keeper().has_image()? {
             return Err(EBUSY);
         }
-        let image = Image::new(snapshot, tracked.memory(), tracked.tracking().all())?;
+        let image = Image::new(
+            snapshot,
+            tracked.memory().shared(),
+            tracked.tracking().all(),
+        )?;
         Ok(Self { tracked, image })
     }
 
@@ -85,8 +88,8 @@ impl Member {
     }
 }
 
-/// SNAPSHOT.
-pub(crate) fn snapshot(arg: UserArg) -> Result {
+/// SNAPSHOT. `tracked` gives the log of the memory of an adopted descriptor.
+pub(crate) fn snapshot(arg: UserArg, tracked: impl Fn(i32) -> Result<Arc<Tracked>>) -> Result {
     let mut call: vmem_snapshot = arg.read()?;
     let known = VMEM_SNAPSHOT_CLEAN | VMEM_SNAPSHOT_ONCE;
     if call.flags & !known != 0 || call.reserved != [0; 2] || call.nr > VMEM_MAX_MEMBERS {
@@ -99,7 +102,7 @@ pub(crate) fn snapshot(arg: UserArg) -> Result {
     let snapshot = Snapshot::new(call.limit)?;
     let mut members: KVec<Member> = KVec::with_capacity(entries.len(), GFP_KERNEL)?;
     for entry in entries.iter() {
-        let tracked = adopted::tracked(entry.vmem_fd)?;
+        let tracked = tracked(entry.vmem_fd)?;
         if members
             .iter()
             .any(|m| m.tracked.memory().id() == tracked.memory().id())

@@ -4,17 +4,18 @@
 
 use super::{
     keeper::Keeper,
-    pages::Counter, //
+    pages::Counter,
+    plane::{
+        self,
+        PageLog, //
+    }, //
 };
 use crate::{
     model::{
         dirty_log::{
             count,
             runs,
-            words_for,
-            Bits,
             ChunkBits,
-            DirtyLog,
             CHUNK_PAGES,
             NO_PAGES, //
         },
@@ -25,10 +26,7 @@ use crate::{
     },
     sys::{
         shared::SharedMemory,
-        task::{
-            available_memory,
-            breathe, //
-        },
+        task::breathe,
         tracked::{
             Hold,
             WriteFault, //
@@ -36,18 +34,9 @@ use crate::{
     }, //
 };
 use kernel::{
-    alloc::flags::{
-        GFP_KERNEL_ACCOUNT,
-        __GFP_NOWARN, //
-    },
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Full,
-            Relaxed, //
-        },
         Arc,
         Mutex,
         MutexGuard, //
@@ -57,9 +46,6 @@ use kernel::{
 /// Clean pages between dirty ones that are taken out of the page tables, too. That costs about 600
 /// instructions for each that is there, and 700 more if it is read again; a further call costs 1,500.
 const GAP: u64 = 3;
-
-/// A log of pages.
-pub(super) type PageLog = DirtyLog<KVVec<Atomic<u64>>>;
 
 /// A log, and what it has told.
 #[pin_data]
@@ -100,39 +86,13 @@ pub(crate) struct Found {
     pub(crate) held: ChunkBits,
 }
 
-impl Bits for Atomic<u64> {
-    fn load(&self) -> u64 {
-        Atomic::load(self, Relaxed)
-    }
-
-    fn set(&self, bits: u64) -> u64 {
-        change(self, |word| word | bits)
-    }
-
-    fn clear(&self, bits: u64) -> u64 {
-        change(self, |word| word & !bits)
-    }
-}
-
-/// Changes a word; returns its value before.
-fn change(word: &Atomic<u64>, to: impl Fn(u64) -> u64) -> u64 {
-    let mut old = Atomic::load(word, Relaxed);
-    loop {
-        match word.cmpxchg(old, to(old), Full) {
-            Ok(old) => return old,
-            Err(now) => old = now,
-        }
-    }
-}
-
 impl Tracking {
     /// A log of this memory in which no page is.
     pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
         let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
         let all = PageRange::within(0, nr_pages, nr_pages).ok_or(EINVAL)?;
-        let (words, summary) = words_for(nr_pages);
-        check_room(words.saturating_add(summary))?;
-        let log = DirtyLog::new(plane(words, 0)?, plane(summary, 0)?);
+        plane::check_room(nr_pages, 1)?;
+        let log = plane::log(nr_pages)?;
         Arc::pin_init(
             pin_init!(Self {
                 log,
@@ -278,23 +238,4 @@ impl Reader<'_> {
         self.tracking.held.add(count(chunk, &held));
         Ok(Found { dirty, held })
     }
-}
-
-/// `ENOMEM` if so many words take more than half of the memory that can be had.
-pub(super) fn check_room(words: u64) -> Result {
-    if words.saturating_mul(8) > available_memory() / 2 {
-        return Err(ENOMEM);
-    }
-    Ok(())
-}
-
-/// So many words, each of them `word`.
-pub(super) fn plane(words: u64, word: u64) -> Result<KVVec<Atomic<u64>>> {
-    let words = usize::try_from(words).map_err(|_| ENOMEM)?;
-    let memory = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
-    let mut plane = KVVec::with_capacity(words, memory)?;
-    for _ in 0..words {
-        plane.push(Atomic::new(word), memory)?;
-    }
-    Ok(plane)
 }

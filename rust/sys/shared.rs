@@ -68,6 +68,12 @@ impl SharedMemory {
         Ok(Self(unsafe { into_file(file) }))
     }
 
+    /// The same memory.
+    pub(crate) fn duplicate(&self) -> Self {
+        // INVARIANT: The same file.
+        Self(self.0.clone())
+    }
+
     /// Size in bytes.
     pub(crate) fn size(&self) -> u64 {
         // SAFETY: By the type invariants.
