@@ -131,14 +131,14 @@ fn a_memfd_of_another_process_can_be_adopted() -> Outcome {
         let area = AreaBuilder::default().map(&file, 0, PAGES)?;
         area.poke(0, 1);
         board.set(0, file.as_raw_fd() as u64)?;
-        for time in 1..=2 {
+        for time in 1..=3 {
             board.wait(1, time)?;
             area.poke(5 * PAGE_SIZE, time as u8);
             file.write_all_at(&[time as u8], 6 * PAGE_SIZE as u64)?;
             AreaBuilder::default().map(&file, 7, 1)?.poke(0, time as u8);
             board.set(2, time)?;
         }
-        board.wait(1, 3)?;
+        board.wait(1, 4)?;
         Ok(vec![])
     })?;
     board.wait(0, 1)?;
@@ -161,7 +161,7 @@ fn a_memfd_of_another_process_can_be_adopted() -> Outcome {
         board.set(1, time.into())?;
         board.wait(2, time.into())
     })?;
-    board.set(1, 3)?;
+    board.set(1, 4)?;
     program.join().map(drop)
 }
 
