@@ -190,9 +190,13 @@ impl Keeper {
 
     /// Tracking ends. An image that there is fails.
     pub(super) fn end(&self) {
-        let before = core::mem::replace(&mut *self.kept.lock(), Kept::Over);
-        if let Kept::Image(image) = before {
-            image.fail();
-        }
+        let _before = {
+            let mut kept = self.kept.lock();
+            // First of all: a writer that finds no image keeps nothing.
+            if let Kept::Image(image) = &*kept {
+                image.fail();
+            }
+            core::mem::replace(&mut *kept, Kept::Over)
+        };
     }
 }

@@ -17,6 +17,7 @@ use kernel::{
     },
     prelude::*,
     sync::atomic::{
+        Acquire,
         Atomic,
         Full,
         Relaxed, //
@@ -30,8 +31,9 @@ pub(super) type Plane = KVVec<Atomic<u64>>;
 pub(super) type PageLog = DirtyLog<Plane>;
 
 impl Bits for Atomic<u64> {
+    /// What is read after it is not read before it.
     fn load(&self) -> u64 {
-        Atomic::load(self, Relaxed)
+        Atomic::load(self, Acquire)
     }
 
     fn set(&self, bits: u64) -> u64 {
