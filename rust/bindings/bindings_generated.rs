@@ -270,6 +270,9 @@ unsafe extern "C" {
     ) -> *mut folio;
 }
 unsafe extern "C" {
+    pub fn vmem_shmem_lock_to_read(file: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
+}
+unsafe extern "C" {
     pub fn vmem_shmem_drop(staging: *mut file, pos: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -413,9 +416,6 @@ unsafe extern "C" {
         folio: *mut folio,
         charge: *mut mem_cgroup,
     ) -> ffi::c_int;
-}
-unsafe extern "C" {
-    pub fn vmem_file_lock_folio(file: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
 }
 unsafe extern "C" {
     pub fn vmem_file_read_page(

@@ -6,8 +6,8 @@ use super::{
     pages::Counter,
     plane::{
         self,
-        PageLog, //
-        Plane,
+        PageLog,
+        Plane, //
     }, //
 };
 use crate::{

@@ -7,8 +7,7 @@ use crate::{
     model::{
         gate::{
             Gate,
-            Pass,
-            Word, //
+            Pass, //
         },
         range::PageRange, //
     },
@@ -26,11 +25,7 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Full,
-            Relaxed, //
-        },
+        atomic::Atomic,
         Arc,
         Mutex, //
     }, //
@@ -39,16 +34,6 @@ use kernel::{
 /// How long a fault waits at the gate, in milliseconds, before it comes again: it holds the lock of its
 /// mapping, which others need.
 const FAULT_WAITS_MS: u32 = 10;
-
-impl Word for Atomic<u64> {
-    fn load(&self) -> u64 {
-        Atomic::load(self, Relaxed)
-    }
-
-    fn replace(&self, old: u64, new: u64) -> core::result::Result<(), u64> {
-        self.cmpxchg(old, new, Full).map(|_| ())
-    }
-}
 
 /// Whose pages are kept.
 enum Kept {

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bits for the pages of a memory.
+//! Bits for the pages of a memory, and the words that they are in.
 
 use crate::{
-    model::dirty_log::{
-        words_for,
-        Bits,
-        DirtyLog, //
+    model::{
+        dirty_log::{
+            words_for,
+            Bits,
+            DirtyLog, //
+        },
+        gate::CompareExchange, //
     },
     sys::task::available_memory,
 };
@@ -30,6 +33,16 @@ pub(super) type Plane = KVVec<Atomic<u64>>;
 /// A log of pages.
 pub(super) type PageLog = DirtyLog<Plane>;
 
+impl CompareExchange for Atomic<u64> {
+    fn load(&self) -> u64 {
+        Atomic::load(self, Relaxed)
+    }
+
+    fn replace(&self, old: u64, new: u64) -> core::result::Result<(), u64> {
+        self.cmpxchg(old, new, Full).map(|_| ())
+    }
+}
+
 impl Bits for Atomic<u64> {
     /// What is read after it is not read before it.
     fn load(&self) -> u64 {
@@ -37,22 +50,11 @@ impl Bits for Atomic<u64> {
     }
 
     fn set(&self, bits: u64) -> u64 {
-        change(self, |word| word | bits)
+        self.change(|word| word | bits)
     }
 
     fn clear(&self, bits: u64) -> u64 {
-        change(self, |word| word & !bits)
-    }
-}
-
-/// Changes a word; returns its value before.
-fn change(word: &Atomic<u64>, to: impl Fn(u64) -> u64) -> u64 {
-    let mut old = Atomic::load(word, Relaxed);
-    loop {
-        match word.cmpxchg(old, to(old), Full) {
-            Ok(old) => return old,
-            Err(now) => old = now,
-        }
+        self.change(|word| word & !bits)
     }
 }
 

@@ -11,11 +11,22 @@
 
 /// A word that is changed if it has not been changed by another. Each access is ordered after and before
 /// all else.
-pub(crate) trait Word {
+pub(crate) trait CompareExchange {
     /// Its value.
     fn load(&self) -> u64;
     /// Puts `new` in place of `old`; the value that is there, if it is another.
     fn replace(&self, old: u64, new: u64) -> Result<(), u64>;
+
+    /// Changes it; returns its value before.
+    fn change(&self, to: impl Fn(u64) -> u64) -> u64 {
+        let mut old = self.load();
+        loop {
+            match self.replace(old, to(old)) {
+                Ok(()) => return old,
+                Err(now) => old = now,
+            }
+        }
+    }
 }
 
 const CLOSED: u64 = 1;
@@ -47,21 +58,10 @@ fn pass(word: u64) -> Pass {
     }
 }
 
-impl<W: Word> Gate<W> {
+impl<W: CompareExchange> Gate<W> {
     /// An open gate, of a word that is zero.
     pub(crate) fn new(word: W) -> Self {
         Self(word)
-    }
-
-    /// Changes the word; returns its value before.
-    fn change(&self, to: impl Fn(u64) -> u64) -> u64 {
-        let mut old = self.0.load();
-        loop {
-            match self.0.replace(old, to(old)) {
-                Ok(()) => return old,
-                Err(now) => old = now,
-            }
-        }
     }
 
     /// For who has put its page into the log, and has it locked.
@@ -71,7 +71,7 @@ impl<W: Word> Gate<W> {
 
     /// A system call goes in, unless the gate is closed.
     pub(crate) fn enter(&self) -> Pass {
-        pass(self.change(|word| {
+        pass(self.0.change(|word| {
             if word & CLOSED != 0 {
                 word
             } else {
@@ -82,12 +82,12 @@ impl<W: Word> Gate<W> {
 
     /// It has written, and the log has heard of it.
     pub(crate) fn leave(&self) {
-        self.change(|word| word.saturating_sub(CALL));
+        self.0.change(|word| word.saturating_sub(CALL));
     }
 
     /// Nobody passes from now on.
     pub(crate) fn close(&self) {
-        self.change(|word| word | CLOSED);
+        self.0.change(|word| word | CLOSED);
     }
 
     /// Whether it is closed, and no system call is inside.
@@ -98,16 +98,16 @@ impl<W: Word> Gate<W> {
 
     /// From now on there is an image to be kept, for all who pass.
     pub(crate) fn set_image(&self) {
-        self.change(|word| word | IMAGE);
+        self.0.change(|word| word | IMAGE);
     }
 
     /// There is none any more.
     pub(crate) fn clear_image(&self) {
-        self.change(|word| word & !IMAGE);
+        self.0.change(|word| word & !IMAGE);
     }
 
     /// Writers pass again.
     pub(crate) fn open(&self) {
-        self.change(|word| word & !CLOSED);
+        self.0.change(|word| word & !CLOSED);
     }
 }

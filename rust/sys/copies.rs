@@ -93,7 +93,7 @@ impl SharedMemory {
     pub(crate) fn lock_folio(&self, pgoff: u64) -> Result<Option<LockedFolio>> {
         let (file, pgoff) = (self.as_ptr(), pgoff as usize);
         // SAFETY: It is a shmem file.
-        let folio = from_err_ptr(unsafe { bindings::vmem_file_lock_folio(file, pgoff) })?;
+        let folio = from_err_ptr(unsafe { bindings::vmem_shmem_lock_to_read(file, pgoff) })?;
         Ok(LockedFolio::new(folio).ok())
     }
 

@@ -49,6 +49,7 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff);
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge);
+struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff);
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len);
 
 /* Shared memory that exists, which may be tracked. */
@@ -98,7 +99,6 @@ void vmem_copies_give_up_early(struct file *copies);
 unsigned long vmem_copies_kept(struct file *copies);
 int vmem_copies_add(struct file *copies, unsigned long pgoff,
 		    struct folio *folio, struct mem_cgroup *charge);
-struct folio *vmem_file_lock_folio(struct file *file, unsigned long pgoff);
 unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 				  unsigned long offset, unsigned long len,
 				  struct iov_iter *to, int *error);

@@ -218,6 +218,19 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 	return folio;
 }
 
+/* The same, but for memory that is broken. */
+static struct folio *get_whole_folio(struct file *staging, unsigned long pgoff,
+				     enum sgp_type sgp, struct mem_cgroup *charge)
+{
+	struct folio *folio = get_folio(staging, pgoff, sgp, charge);
+
+	if (!IS_ERR_OR_NULL(folio) && folio_contain_hwpoisoned_page(folio)) {
+		vmem_folio_unlock_put(folio);
+		return ERR_PTR(-EIO);
+	}
+	return folio;
+}
+
 /*
  * For who will put contents into it: a folio that is new is not up to date, and
  * nothing has been made of it. It is charged to @charge (to the caller, if NULL).
@@ -225,13 +238,16 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge)
 {
-	struct folio *folio = get_folio(staging, pgoff, SGP_WRITE, charge);
+	return get_whole_folio(staging, pgoff, SGP_WRITE, charge);
+}
 
-	if (!IS_ERR(folio) && folio_contain_hwpoisoned_page(folio)) {
-		vmem_folio_unlock_put(folio);
-		return ERR_PTR(-EIO);
-	}
-	return folio;
+/*
+ * For who looks at it: brought in from swap if it is there. NULL if there is none:
+ * the page is zeros.
+ */
+struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff)
+{
+	return get_whole_folio(file, pgoff, SGP_READ, NULL);
 }
 
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)

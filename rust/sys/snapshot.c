@@ -52,22 +52,6 @@ int vmem_copies_add(struct file *copies, unsigned long pgoff,
 }
 
 /*
- * The folio of a page, locked, brought in from swap if it is there. NULL if there is
- * none: the page is zeros.
- */
-struct folio *vmem_file_lock_folio(struct file *file, unsigned long pgoff)
-{
-	struct folio *folio = NULL;
-	int err = shmem_get_folio(file_inode(file), pgoff, 0, &folio, SGP_READ);
-
-	if (!err && folio && folio_contain_hwpoisoned_page(folio)) {
-		vmem_folio_unlock_put(folio);
-		err = -EIO;
-	}
-	return err ? ERR_PTR(err) : folio;
-}
-
-/*
  * Hands over a part of a page. Whoever wants it may be anybody, and its memory this
  * same page, so no lock is held. Returns how many bytes it was.
  */
@@ -75,7 +59,7 @@ unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 				  unsigned long offset, unsigned long len,
 				  struct iov_iter *to, int *error)
 {
-	struct folio *folio = vmem_file_lock_folio(file, pgoff);
+	struct folio *folio = vmem_shmem_lock_to_read(file, pgoff);
 	unsigned long done;
 
 	*error = PTR_ERR_OR_ZERO(folio);

@@ -4,10 +4,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::model::gate::{Gate, Pass, Word};
+use crate::model::gate::{CompareExchange, Gate, Pass};
 use proptest::prelude::*;
 
-impl Word for AtomicU64 {
+impl CompareExchange for AtomicU64 {
     fn load(&self) -> u64 {
         AtomicU64::load(self, SeqCst)
     }

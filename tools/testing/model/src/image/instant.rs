@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::model::{
     dirty_log::{Bits, DirtyLog},
-    gate::{Gate, Pass, Word},
+    gate::{CompareExchange, Gate, Pass},
     image::{Image, Place},
     range::PageRange,
 };
@@ -61,7 +61,7 @@ impl Bits for Atomic {
     }
 }
 
-impl Word for Atomic {
+impl CompareExchange for Atomic {
     fn load(&self) -> u64 {
         self.set(0)
     }
