@@ -20,6 +20,15 @@ pub(crate) fn only(cpu: usize) -> Outcome {
     sched_setaffinity(None, &set).during("sched_setaffinity")
 }
 
+/// Makes something, and goes on on processor 0. A thread that it makes has the processor of the one that makes it: if it has one
+/// (`has_thread`), that is the last processor. Where there is none, the other processor has nothing to do with it.
+pub(crate) fn apart<T>(has_thread: bool, make: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    only(if has_thread { count() - 1 } else { 0 })?;
+    let made = make()?;
+    only(0)?;
+    Ok(made)
+}
+
 /// From now on this thread, and those that it makes, run on any processor.
 pub(crate) fn everywhere() -> Outcome {
     let mut set = CpuSet::new();

@@ -56,7 +56,7 @@ impl KeeperKind {
     pub(crate) fn make(self, pages: u64, contents: &Contents) -> Outcome<Box<dyn Keeper>> {
         Ok(match self {
             Self::Vmem => Box::new(adopted::Snapshots::new(pages, contents)?),
-            Self::WpDaemon => Box::new(write_protect::Copies::new(pages, contents)?),
+            Self::WpDaemon => Box::new(write_protect::Copying::new(pages, contents)?),
             Self::Plain => Box::new(plain::Nothing::new(pages, contents)?),
         })
     }

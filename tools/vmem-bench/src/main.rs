@@ -8,6 +8,7 @@ mod cli;
 mod contents;
 mod cpu;
 mod failure;
+mod filled;
 mod goal;
 mod keeper;
 mod order;
@@ -16,6 +17,7 @@ mod report;
 mod setting;
 mod tracker;
 mod transfer;
+mod wp_daemon;
 
 use std::process::ExitCode;
 

@@ -6,15 +6,11 @@ mod plain;
 mod soft_dirty;
 mod write_protect;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
-use vmem::PAGE_SIZE;
 use vmem_bench_sys::Memory;
 
-use crate::contents::{Contents, POOL};
-use crate::failure::{During, Outcome};
-use crate::peer::{VMEM, map, shmem_file};
+use crate::contents::Contents;
+use crate::failure::Outcome;
+use crate::peer::VMEM;
 
 pub(crate) use adopted::AdoptedMemory;
 pub(crate) use plain::Plain;
@@ -76,16 +72,4 @@ impl TrackerKind {
             Self::Plain => Box::new(Plain::new(pages, contents)?),
         })
     }
-}
-
-/// A file of so many pages, all there, and a mapping of it in whose page tables none is.
-pub(crate) fn full_file(pages: u64, contents: &Contents) -> Outcome<(File, Memory)> {
-    let file = shmem_file(pages)?;
-    for first in (0..pages).step_by(POOL) {
-        let run = (pages - first).min(POOL as u64) as usize;
-        file.write_all_at(contents.of(first, run), first * PAGE_SIZE as u64)
-            .during("write to a memfd")?;
-    }
-    let memory = map(&file, pages)?;
-    Ok((file, memory))
 }

@@ -21,11 +21,7 @@ const AT_ONCE: u64 = 64;
 
 pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
     for kind in KINDS.into_iter().filter(|kind| bench.wants(kind.name())) {
-        // A daemon's thread has the processor of the one that makes it. Where there is none, the other processor has nothing to do with it.
-        let daemon = kind == KeeperKind::WpDaemon;
-        cpu::only(if daemon { cpu::count() - 1 } else { 0 })?;
-        let mut keeper = kind.make(PAGES, &bench.contents)?;
-        cpu::only(0)?;
+        let mut keeper = cpu::apart(kind == KeeperKind::WpDaemon, || kind.make(PAGES, &bench.contents))?;
         measure(kind, &mut *keeper, number, round)?;
     }
     cpu::everywhere()
@@ -76,10 +72,7 @@ fn read(kind: KeeperKind, keeper: &mut dyn Keeper) -> Outcome {
     for first in (0..PAGES).step_by(AT_ONCE as usize) {
         keeper.read(first, &mut bytes)?;
         for (page, contents) in (first..).zip(bytes.chunks_exact(PAGE_SIZE)) {
-            let word = contents[..8]
-                .iter()
-                .rev()
-                .fold(0, |word, byte| (word << 8) | u64::from(*byte));
+            let word = contents.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
             verify_of(kind.name(), page, word)?;
         }
     }

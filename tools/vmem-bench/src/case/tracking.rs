@@ -27,11 +27,7 @@ const KINDS: [TrackerKind; 5] = [
 
 pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
     for kind in KINDS.into_iter().filter(|kind| bench.wants(kind.name())) {
-        // A daemon's thread has the processor of the one that makes it. Where there is none, the other processor has nothing to do with it.
-        let daemon = kind == TrackerKind::WpDaemon;
-        cpu::only(if daemon { cpu::count() - 1 } else { 0 })?;
-        let mut tracker = kind.make(PAGES, &bench.contents)?;
-        cpu::only(0)?;
+        let mut tracker = cpu::apart(kind == TrackerKind::WpDaemon, || kind.make(PAGES, &bench.contents))?;
         measure(kind, &mut *tracker, number, round)?;
     }
     cpu::everywhere()

@@ -4,9 +4,10 @@
 use vmem::{Adopted, Control, DirtyMap, PageIndex, PageRange, Tracking};
 use vmem_bench_sys::Memory;
 
-use super::{Tracker, full_file};
+use super::Tracker;
 use crate::contents::Contents;
 use crate::failure::{Failure, Outcome};
+use crate::filled::filled_file;
 
 /// Shared memory that is adopted.
 pub(crate) struct AdoptedMemory {
@@ -20,7 +21,7 @@ pub(crate) struct AdoptedMemory {
 impl AdoptedMemory {
     /// So many pages, not yet tracked.
     pub(crate) fn new(pages: u64, contents: &Contents) -> Outcome<Self> {
-        let (file, memory) = full_file(pages, contents)?;
+        let (file, memory) = filled_file(pages, contents)?;
         let adopted = Control::open()?.adopt(&file)?;
         Ok(Self {
             tracking: None,

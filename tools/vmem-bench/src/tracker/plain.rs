@@ -3,9 +3,10 @@
 
 use vmem_bench_sys::Memory;
 
-use super::{Tracker, full_file};
+use super::Tracker;
 use crate::contents::Contents;
 use crate::failure::{During, Outcome};
+use crate::filled::filled_file;
 
 /// Plain shmem.
 pub(crate) struct Plain {
@@ -15,7 +16,7 @@ pub(crate) struct Plain {
 impl Plain {
     /// So many pages.
     pub(crate) fn new(pages: u64, contents: &Contents) -> Outcome<Self> {
-        let (_, memory) = full_file(pages, contents)?;
+        let (_, memory) = filled_file(pages, contents)?;
         Ok(Self { memory })
     }
 }

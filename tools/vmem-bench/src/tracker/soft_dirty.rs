@@ -4,9 +4,10 @@
 
 use vmem_bench_sys::{Memory, Pagemap};
 
-use super::{Tracker, full_file};
+use super::Tracker;
 use crate::contents::Contents;
 use crate::failure::{During, Outcome};
+use crate::filled::filled_file;
 
 /// Memory whose soft-dirty bits are looked at.
 pub(crate) struct SoftDirty {
@@ -18,7 +19,7 @@ pub(crate) struct SoftDirty {
 impl SoftDirty {
     /// So many pages.
     pub(crate) fn new(pages: u64, contents: &Contents) -> Outcome<Self> {
-        let (_, memory) = full_file(pages, contents)?;
+        let (_, memory) = filled_file(pages, contents)?;
         Ok(Self {
             memory,
             pagemap: Pagemap::open(pages as usize).during("open /proc/self/pagemap")?,
