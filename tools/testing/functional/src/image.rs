@@ -11,8 +11,8 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{Area, AreaBuilder};
 use vmem_sys::{calls, vmem_snapshot_info};
 
+use crate::adopted::{Adopted, bitmap, page_bytes, runs};
 use crate::failure::{Outcome, ensure, equal};
-use crate::tracked::{Adopted, page_bytes, runs};
 
 /// A snapshot descriptor.
 #[derive(Debug)]
@@ -73,16 +73,7 @@ impl Image {
 
     /// The pages that were in the log at the instant.
     pub(crate) fn log(&self) -> Outcome<Vec<usize>> {
-        let pages = self.pages()?;
-        let mut bitmap = vec![u64::MAX; pages.div_ceil(64)];
-        let logged = calls::dirty_bitmap(self.as_fd(), 0, pages as u64, false, &mut bitmap);
-        logged.error.map_or(Ok(()), Err)?;
-        equal!(logged.done, pages as u64);
-        let found: Vec<_> = (0..pages)
-            .filter(|page| (bitmap[page / 64] >> (page % 64)) & 1 == 1)
-            .collect();
-        equal!(logged.dirty, found.len() as u64);
-        Ok(found)
+        Ok(bitmap(self, 0..self.pages()?, false)?.pages)
     }
 
     /// The pages that SEEK_DATA and SEEK_HOLE say have contents.

@@ -10,6 +10,7 @@
 //! (`suite::numa`).
 #![forbid(unsafe_code)]
 
+mod adopted;
 mod failure;
 mod image;
 mod injector;

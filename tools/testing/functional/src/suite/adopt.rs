@@ -17,10 +17,11 @@ use vmem_sys::{
     VMEM_TRACK, VMEM_UNTRACK, VMEM_WAIT_READY, calls, vmem_adopt,
 };
 
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::setting::{Board, Setting, bytes_of, check_page, close_on_exec, contents};
-use crate::tracked::{Adopted, Tracked, fill, maps_line, memfd};
+use crate::tracked::{Tracked, fill, maps_line, memfd};
 use crate::world::{module_users, wait_until};
 
 crate::tests![

@@ -16,11 +16,12 @@ use vmem_sys::{
 };
 
 use super::module::cannot_remove;
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::image::Image;
 use crate::program::Program;
 use crate::setting::{Board, bytes_of, check_words, contents};
-use crate::tracked::{Adopted, Tracked, memfd};
+use crate::tracked::{Tracked, memfd};
 use crate::world::{module_users, wait_until};
 
 pub(super) mod consistency;

@@ -18,10 +18,11 @@ use vmem_sys::{VMEM_TRACK, calls, vmem_track};
 
 use super::module::cannot_remove;
 use super::stress::Numbers;
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::{Program, asleep_in};
 use crate::setting::{Board, Setting, check_page, contents, smaps};
-use crate::tracked::{Adopted, Tracked, fill, maps_line, memfd};
+use crate::tracked::{Tracked, fill, maps_line, memfd};
 use crate::world::{insert_module, module_users, remove_module, wait_until};
 
 pub(super) mod consistency;

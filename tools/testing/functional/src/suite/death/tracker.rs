@@ -11,11 +11,12 @@ use vmem_sys::{VMEM_SNAPSHOT_CLEAN, VMEM_SNAPSHOT_ONCE};
 
 use super::super::stress::Numbers;
 use super::{after, before, number, rounds};
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal};
 use crate::image::Image;
 use crate::program::Program;
 use crate::setting::Board;
-use crate::tracked::{Adopted, memfd};
+use crate::tracked::memfd;
 use crate::world::wait_until;
 
 crate::tests![programs_trackers_and_readers_are_killed_at_random_moments];
@@ -53,8 +54,8 @@ fn check(words: &[u64]) -> Outcome<u64> {
 
 fn words(image: &Image) -> Outcome<Vec<u64>> {
     let bytes = image.bytes()?;
-    let word = |page: &[u8]| page[..8].iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-    Ok(bytes.chunks_exact(PAGE_SIZE).map(word).collect())
+    let words = bytes.chunks_exact(PAGE_SIZE).filter_map(<[u8]>::first_chunk);
+    Ok(words.map(|word| u64::from_ne_bytes(*word)).collect())
 }
 
 /// One that tracks, takes snapshots, and has another process read each of them.

@@ -9,8 +9,9 @@ use vmem_functional_sys::AreaBuilder;
 use vmem_sys::{calls, vmem_range};
 
 use super::{MEMORY, NO_COPY, errno, sweep};
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal};
-use crate::tracked::{Adopted, Tracked, fill, maps_line, memfd};
+use crate::tracked::{Tracked, fill, maps_line, memfd};
 use crate::world::wait_until;
 
 crate::tests![

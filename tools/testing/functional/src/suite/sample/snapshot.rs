@@ -13,10 +13,11 @@ use vmem::{Adopted, Control, Error, PAGE_SIZE, PageRange, Snapshot, SnapshotOpti
 use vmem_functional_sys::{Area, AreaBuilder, drain_page_lists};
 
 use super::{WRITER_PAGES, c_sample, rust_sample, success, writer};
+use crate::adopted::page_bytes;
 use crate::failure::{Outcome, ensure, equal};
 use crate::program::Program;
 use crate::setting::{bytes_of, contents, page};
-use crate::tracked::{memfd, page_bytes};
+use crate::tracked::memfd;
 use crate::world::{field, wait_until};
 
 crate::tests![

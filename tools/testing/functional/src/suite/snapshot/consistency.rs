@@ -10,11 +10,12 @@ use vmem_functional_sys::{Area, AreaBuilder, write_other};
 use vmem_sys::{VMEM_SNAPSHOT_CLEAN, VMEM_SNAPSHOT_ONCE};
 
 use super::super::stress::Numbers;
+use crate::adopted::page_bytes;
 use crate::failure::{Outcome, ensure, equal};
 use crate::image::Image;
 use crate::program::Program;
 use crate::setting::Board;
-use crate::tracked::{Tracked, page_bytes};
+use crate::tracked::Tracked;
 
 crate::tests![
     images_of_programs_that_write_in_turn_are_of_one_instant,

@@ -14,9 +14,9 @@ use vmem::{PAGE_SIZE, ProcessMemory};
 use vmem_sys::VMEM_SNAPSHOT_CLEAN;
 
 use super::super::qemu::Qemu;
+use crate::adopted::{Adopted, page_bytes};
 use crate::failure::{Outcome, ensure, equal};
 use crate::image::Image;
-use crate::tracked::{Adopted, page_bytes};
 use crate::world::wait_until;
 
 crate::tests![

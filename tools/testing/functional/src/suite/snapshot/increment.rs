@@ -4,9 +4,10 @@
 use vmem::PAGE_SIZE;
 use vmem_sys::VMEM_SNAPSHOT_CLEAN;
 
+use crate::adopted::page_bytes;
 use crate::failure::{Outcome, equal, refused};
 use crate::image::Image;
-use crate::tracked::{Tracked, page_bytes};
+use crate::tracked::Tracked;
 
 crate::tests![
     without_clean_the_log_stays_and_is_told,

@@ -13,12 +13,13 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{AreaBuilder, MemoryAt, read_at_into};
 use vmem_sys::VMEM_SNAPSHOT_ONCE;
 
+use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::image::Image;
 use crate::kernel::Swap;
 use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_words, contents};
-use crate::tracked::{Adopted, Tracked, memfd};
+use crate::tracked::{Tracked, memfd};
 use crate::world::field;
 
 crate::tests![

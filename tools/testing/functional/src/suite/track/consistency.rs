@@ -18,11 +18,12 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, fork, read_into, write_other};
 
 use super::super::stress::Numbers;
+use crate::adopted::{Adopted, Report, page_bytes, runs};
 use crate::failure::{Outcome, ensure, equal};
 use crate::kernel::Disk;
 use crate::program::Program;
 use crate::setting::{Board, bytes_of, contents};
-use crate::tracked::{Adopted, Report, Tracked, memfd, page_bytes, runs};
+use crate::tracked::{Tracked, memfd};
 use crate::world::wait_until;
 
 crate::tests![

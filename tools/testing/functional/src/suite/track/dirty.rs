@@ -11,8 +11,9 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{Area, AreaBuilder, ioctl, ioctl_at};
 use vmem_sys::{VMEM_DIRTY, VMEM_DIRTY_CLEAN, VMEM_DIRTY_RANGES, VMEM_MAX_BATCH, vmem_dirty, vmem_range};
 
+use crate::adopted::{Adopted, runs};
 use crate::failure::{Outcome, ensure, equal, refused};
-use crate::tracked::{Adopted, Tracked, memfd, runs};
+use crate::tracked::{Tracked, memfd};
 use crate::world::field;
 
 crate::tests![

@@ -8,11 +8,12 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{Area, AreaBuilder, Userfault, drain_page_lists, register_buffer, register_userfault, write_protect};
 
 use super::super::huge::{HUGE, SHMEM_ENABLED, collapse, huge};
+use crate::adopted::{Adopted, runs};
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::kernel::{Setting as KernelSetting, Swap};
 use crate::program::Program;
 use crate::setting::{check_page, smaps};
-use crate::tracked::{Adopted, Tracked, fill, memfd, runs};
+use crate::tracked::{Tracked, fill, memfd};
 use crate::world::{field, wait_until};
 
 crate::tests![

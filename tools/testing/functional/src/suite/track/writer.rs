@@ -81,7 +81,7 @@ fn a_store_to_a_hole_is_logged() -> Outcome {
 fn a_store_to_a_page_without_a_page_table_entry_is_logged() -> Outcome {
     let file = memfd(PAGES)?;
     fill(&file, PAGES)?;
-    let log = crate::tracked::Adopted::new(&file)?;
+    let log = crate::adopted::Adopted::new(&file)?;
     equal!(log.track()?.mappings, 0);
     let area = AreaBuilder::default().map(&file, 0, PAGES)?;
     let memory = Tracked { file, area, log };
