@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use printer::{CLEAR, Printer, Reader};
 
+pub use printer::dropped;
+
 /// How long the end of the program waits for what has been said.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use vmem_cli::output;
+
 /// Lines that wait, at most. The latest ones say how far it is.
 const LINES: usize = 1024;
 
@@ -96,7 +98,7 @@ impl<T: Message> Receiver<T> {
         let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match std::mem::take(&mut waiting.dropped) {
             0 => {}
-            dropped => return Some(T::of_line(format!(r#"{{"event":"dropped","lines":{dropped}}}"#))),
+            dropped => return Some(T::of_line(output::dropped(dropped))),
         }
         let message = waiting.messages.pop_front()?;
         if message.is_line() {

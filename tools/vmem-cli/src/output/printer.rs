@@ -152,11 +152,16 @@ impl Shared {
     }
 }
 
+/// The JSON object in the place of so many that are missing.
+pub fn dropped(lines: u64) -> String {
+    format!(r#"{{"event":"dropped","lines":{lines}}}"#)
+}
+
 /// What stands in the place of lines that are missing.
 fn lost(lines: u64, reader: Reader) -> String {
     match reader {
         Reader::Person => format!("{lines} lines were lost: nobody took them"),
-        Reader::Machine => format!(r#"{{"event":"dropped","lines":{lines}}}"#),
+        Reader::Machine => dropped(lines),
     }
 }
 
