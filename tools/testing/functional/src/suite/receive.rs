@@ -16,6 +16,7 @@ use super::mark::{broken, bus_code};
 use super::vmemd::{Process, beside, open};
 use crate::failure::{Outcome, ensure, equal};
 use crate::setting::{Setting, check_page, pages};
+use crate::world::wait_until;
 
 crate::tests![
     regions_of_receive_answer_as_broken_memory,
@@ -60,6 +61,8 @@ fn regions_of_receive_answer_as_broken_memory() -> Outcome {
     let region = format!("{NAME}={}", PAGES * PAGE_SIZE);
     let receive = Process::new(state.receive()?.args(["--region", &region]))?;
     let map = open(NAME)?;
+    // The region has its node before `receive` has let go of it.
+    wait_until("receive has made the region", || Ok(!map.info()?.attached))?;
     let setting = Setting {
         region: Control::open()?.attach(NAME)?.into(),
         map,
