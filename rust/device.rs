@@ -10,6 +10,7 @@
 //!     /dev/vmem/control ── adopts ── AdoptedFile ── Memory ── SharedMemory
 //!                                         └── Tracked ── Hold, Tracking (the log)
 //!     VMA ── clone of the memory's file ────────────────────────┤
+//!     VMA of a region ── MapFile ── Mapped ─────────────────────┤
 //!     snapshot descriptor ── ImageFile, its VMAs ── OpenImage ──┴── Keeper ── Image ── Copies
 //! ```
 //!
@@ -33,6 +34,7 @@ mod keeper;
 pub(crate) mod memories;
 pub(crate) mod name;
 mod overdue;
+mod own;
 pub(crate) mod pages;
 mod plane;
 pub(crate) mod primitives;

@@ -27,3 +27,4 @@ pub(crate) mod tracked;
 pub(crate) mod uapi;
 pub(crate) mod vm_ops;
 pub(crate) mod wait;
+pub(crate) mod write_fault;

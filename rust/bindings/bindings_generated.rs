@@ -15,6 +15,7 @@ pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
+pub const VMEM_TRACK_FILLS: u32 = 1;
 pub const VMEM_DIRTY_CLEAN: u32 = 1;
 pub const VMEM_DIRTY_RANGES: u32 = 2;
 pub const VMEM_MAX_MEMBERS: u32 = 64;
@@ -301,13 +302,11 @@ unsafe extern "C" {
     pub fn vmem_shared_fops(memory: *mut file) -> *const file_operations;
 }
 unsafe extern "C" {
-    pub fn vmem_shared_inode_fops(memory: *mut file) -> *const file_operations;
-}
-unsafe extern "C" {
     pub fn vmem_shared_set_fops(
         memory: *mut file,
         file_fops: *const file_operations,
-        inode_fops: *const file_operations,
+        from: *const file_operations,
+        to: *const file_operations,
     );
 }
 unsafe extern "C" {
@@ -320,6 +319,7 @@ unsafe extern "C" {
     pub fn vmem_shared_can_be_tracked(
         memory: *mut file,
         tracked: *const vm_operations_struct,
+        own: *const vm_operations_struct,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -368,9 +368,6 @@ unsafe extern "C" {
         ops: *const vm_operations_struct,
         data: *mut ffi::c_void,
     ) -> ffi::c_int;
-}
-unsafe extern "C" {
-    pub fn vmem_vma_untrack(vma: *mut vm_area_struct, memory: *mut file) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_tracked_fault(vmf: *mut vm_fault) -> ffi::c_uint;
@@ -495,6 +492,13 @@ unsafe extern "C" {
         charge: *mut mem_cgroup,
     ) -> ffi::c_uint;
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_which {
+    pub kind: *const vm_operations_struct,
+    pub ops: *const vm_operations_struct,
+    pub data: *const ffi::c_void,
+}
 unsafe extern "C" {
     pub fn vmem_vma_set_flags(vma: *mut vm_area_struct, set: ffi::c_ulong, clear: ffi::c_ulong);
 }
@@ -512,7 +516,15 @@ unsafe extern "C" {
     ) -> *mut mempolicy;
 }
 unsafe extern "C" {
-    pub fn vmem_vma_make_plain(vma: *mut vm_area_struct, staging: *mut file) -> ffi::c_int;
+    pub fn vmem_vma_switch(
+        vma: *mut vm_area_struct,
+        file: *mut file,
+        ops: *const vm_operations_struct,
+        data: *mut ffi::c_void,
+    );
+}
+unsafe extern "C" {
+    pub fn vmem_vma_make_plain(vma: *mut vm_area_struct, memory: *mut file) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_vma_mmap_plain(vma: *mut vm_area_struct, staging: *mut file) -> ffi::c_int;
@@ -526,7 +538,7 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn vmem_count_vmas(
         staging: *mut file,
-        ops: *const vm_operations_struct,
+        which: *const vmem_which,
         max: ffi::c_ulong,
     ) -> ffi::c_ulong;
 }
@@ -534,15 +546,13 @@ unsafe extern "C" {
     pub fn vmem_vma_matches(
         vma: *mut vm_area_struct,
         mapping: *mut address_space,
-        ops: *const vm_operations_struct,
-        others: *const ffi::c_void,
+        which: *const vmem_which,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_collect_mms(
         staging: *mut file,
-        ops: *const vm_operations_struct,
-        others: *const ffi::c_void,
+        which: *const vmem_which,
         table: *mut *mut mm_struct,
         bits: ffi::c_uint,
     ) -> ffi::c_int;
@@ -603,6 +613,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_wait_preempted();
+}
+unsafe extern "C" {
+    pub fn vmem_wait_readers();
 }
 unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;

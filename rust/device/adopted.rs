@@ -6,9 +6,11 @@ use super::{
     dirty,
     info,
     memories::Memory,
+    region_file,
     registry,
     snapshot,
-    tracked::Tracked, //
+    tracked::Tracked,
+    tracking::Tracking, //
 };
 use crate::{
     model::range::{
@@ -33,12 +35,14 @@ use crate::{
             VMEM_IOCTL_DIRTY,
             VMEM_IOCTL_GET_FEATURES,
             VMEM_IOCTL_GET_INFO,
+            VMEM_IOCTL_GET_PRESENT,
             VMEM_IOCTL_GET_TRACKING,
             VMEM_IOCTL_SNAPSHOT,
             VMEM_IOCTL_TRACK,
             VMEM_IOCTL_UNTRACK,
             VMEM_MAX_SIZE,
-            VMEM_STATE_PLAIN, //
+            VMEM_STATE_PLAIN,
+            VMEM_TRACK_FILLS, //
         }, //
     }, //
 };
@@ -86,11 +90,17 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
     if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
         return Err(EINVAL);
     }
-    let shared = SharedMemory::adopt::<super::tracking::Tracking>(call.fd)?;
-    if shared.size() > VMEM_MAX_SIZE {
-        return Err(EFBIG);
-    }
-    let memory = Memory::adopt(shared, registry::next_id())?;
+    let memory = match region_file::region_of(call.fd) {
+        Ok(handle) => Memory::adopt_region(handle)?,
+        Err(e) if e == EINVAL => {
+            let shared = SharedMemory::adopt::<Tracking>(call.fd)?;
+            if shared.size() > VMEM_MAX_SIZE {
+                return Err(EFBIG);
+            }
+            Memory::adopt(shared, registry::next_id())?
+        }
+        Err(e) => return Err(e),
+    };
     call.size = size(&memory);
     call.id = memory.id();
     let data = KBox::pin_init(
@@ -111,7 +121,7 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
 /// The log of the memory of an adopted descriptor. `EBADF` if there is no such descriptor, `EINVAL` if it is
 /// no adopted one, `ENODATA` if it is not tracked.
 fn tracked(fd: i32) -> Result<Arc<Tracked>> {
-    file_ops::with_fd(&OPS, fd, |file| file.tracked())?
+    file_ops::with_fd(&OPS, fd, |adopted, _| adopted.tracked())?
 }
 
 /// Size in bytes, in whole pages.
@@ -133,7 +143,7 @@ impl AdoptedFile {
     /// TRACK.
     fn track(&self, arg: UserArg) -> Result {
         let mut call: vmem_track = arg.read()?;
-        if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+        if call.flags & !VMEM_TRACK_FILLS != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
             return Err(EINVAL);
         }
         {
@@ -143,15 +153,17 @@ impl AdoptedFile {
             }
             *state = State::Changing;
         }
-        let started = Tracked::start(&self.memory).and_then(|(tracked, held)| {
-            call.mappings = tracked.mappings(MAX_MAPPINGS);
-            call.held = held;
-            if let Err(e) = arg.write(&call) {
-                let _ = tracked.end();
-                return Err(e);
-            }
-            Ok(tracked)
-        });
+        let started = Tracked::start(&self.memory, call.flags & VMEM_TRACK_FILLS != 0).and_then(
+            |(tracked, held)| {
+                call.mappings = tracked.mappings(MAX_MAPPINGS);
+                call.held = held;
+                if let Err(e) = arg.write(&call) {
+                    let _ = tracked.end();
+                    return Err(e);
+                }
+                Ok(tracked)
+            },
+        );
         let (state, result) = match started {
             Ok(tracked) => (State::Tracked(tracked), Ok(())),
             Err(e) => (State::Plain, Err(e)),
@@ -205,8 +217,11 @@ impl AdoptedFile {
         }
     }
 
-    /// GET_INFO: all pages are present, and nobody waits for one.
+    /// GET_INFO: what a region says; else all pages are present, and nobody waits for one.
     fn info(&self) -> vmem_info {
+        if let Some(region) = self.memory.region() {
+            return info::info(region);
+        }
         let size = size(&self.memory);
         vmem_info {
             id: self.memory.id(),
@@ -252,6 +267,10 @@ impl FileOps for AdoptedFile {
         match cmd {
             VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
             VMEM_IOCTL_GET_INFO => arg.write(&this.info()),
+            VMEM_IOCTL_GET_PRESENT => {
+                let nr = size(&this.memory) / PAGE_SIZE;
+                info::get_present_of(this.memory.region().map(|region| &**region), nr, arg)
+            }
             VMEM_IOCTL_TRACK => this.track(arg),
             VMEM_IOCTL_UNTRACK => this.untrack(),
             VMEM_IOCTL_DIRTY => dirty::dirty(&*this.tracked()?, arg),

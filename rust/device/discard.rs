@@ -2,11 +2,17 @@
 
 //! What a program does to a region's pages, other than touch them.
 
-use super::region::Region;
+use super::{
+    memories,
+    region::Region, //
+};
 use crate::{
     model::{
         page_map::Verdict,
-        range::PAGE_SIZE, //
+        range::{
+            PageRange,
+            PAGE_SIZE, //
+        }, //
     },
     sys::task::breathe, //
 };
@@ -21,9 +27,35 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
     let nr = (len / PAGE_SIZE).min(region.pages().nr().saturating_sub(offset / PAGE_SIZE));
     for block in region.pages().range(offset / PAGE_SIZE, nr)?.blocks() {
         breathe()?;
-        let _fill = region.pages().locate(block)?.0.fill.lock();
-        region.staging().drop_pages(block)?;
-        region.pages().settle(block, Verdict::Present)?;
+        discard_block(region, block)?;
     }
+    Ok(())
+}
+
+/// The same for pages of one block. To a log it is a call that writes to them.
+fn discard_block(region: &Region, block: PageRange) -> Result {
+    let _fill = region.pages().locate(block)?.0.fill.lock();
+    let tracking = region
+        .is_logged()
+        .then(|| memories::tracking_of_region(region))
+        .flatten();
+    let Some(tracking) = tracking else {
+        return make_zero(region, block);
+    };
+    tracking.keeper().enter(Some(block))?;
+    let zeroed = region.pages().absent_runs(block).and_then(|mut absent| {
+        // What they held at the instant of a snapshot will not come any more.
+        absent.try_for_each(|run| tracking.keeper().give_up(run))?;
+        make_zero(region, block)
+    });
+    // Also if it was an error: some of it may be zeros.
+    tracking.written(block);
+    tracking.keeper().leave();
+    zeroed
+}
+
+fn make_zero(region: &Region, block: PageRange) -> Result {
+    region.staging().drop_pages(block)?;
+    region.pages().settle(block, Verdict::Present)?;
     Ok(())
 }

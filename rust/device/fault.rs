@@ -4,8 +4,11 @@
 
 use super::{
     discard::discard,
+    memories,
     primitives::Limit,
-    registry::Handle, //
+    region::Region,
+    registry::Handle,
+    tracking::Tracking, //
 };
 use crate::{
     model::{
@@ -17,7 +20,9 @@ use crate::{
     },
     sys::{
         fault::{
+            Admit,
             Answer,
+            Contents,
             Fault,
             Waiting, //
         },
@@ -30,10 +35,14 @@ use crate::{
         wait::{
             Patience,
             Woken, //
-        }, //
+        },
+        write_fault::WriteFault, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 /// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
 /// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
@@ -47,90 +56,68 @@ static VM_OPS: VmOps<Mapped> = VmOps::new();
 static MAP_OPS: MapOps<Mapped> = MapOps::new();
 
 /// A region, as what stands behind its mappings.
-pub(crate) struct Mapped(pub(crate) Handle);
+pub(crate) struct Mapped {
+    handle: Arc<Handle>,
+    /// The log, for mappings that tell of writes.
+    tracking: Option<Arc<Tracking>>,
+}
+
+impl Mapped {
+    /// For mappings that tell nobody of writes.
+    pub(crate) fn new(handle: Arc<Handle>) -> Self {
+        Self {
+            handle,
+            tracking: None,
+        }
+    }
+
+    /// For mappings that tell of them.
+    pub(crate) fn logged(handle: Arc<Handle>, tracking: Arc<Tracking>) -> Self {
+        Self {
+            handle,
+            tracking: Some(tracking),
+        }
+    }
+
+    fn region(&self) -> &Region {
+        self.handle.region()
+    }
+}
+
+impl Contents for Mapped {
+    /// A present page stays present.
+    fn present(&self, range: PageRange) -> bool {
+        self.region().pages().all_present(range)
+    }
+
+    /// A mapping that was being made when the log began is none that tells of writes. Each page that comes
+    /// into it is logged as written, until it is.
+    fn admit(&self, fault: &WriteFault<'_>, seen: bool) -> Admit {
+        if seen || !self.region().is_logged() {
+            return Admit::Yes;
+        }
+        match memories::tracking_of_region(self.region()) {
+            Some(tracking) if tracking.write_fault(fault) => Admit::Alone,
+            Some(_) => Admit::Later,
+            // It ends.
+            None => Admit::Yes,
+        }
+    }
+
+    fn maps_around(&self, seen: bool) -> bool {
+        seen || !self.region().is_logged()
+    }
+}
 
 impl Memory for Mapped {
     const VM_OPS: &'static VmOps<Self> = &VM_OPS;
     const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
 
-    /// A present page is mapped. For an absent one the daemon is asked, once, and the fault waits:
-    /// without its lock, if its caller can start again.
+    /// A present page is mapped.
     fn fault(&self, fault: &mut Fault<'_>) -> Answer {
-        let region = self.0.region();
-        let pgoff = fault.pgoff();
-        loop {
-            if fault.is_dying() && !region.pages().is_settled(pgoff) {
-                // A dump holds what is here. A dying process does not wait for the rest: no signal
-                // would end that wait.
-                return self.sigbus();
-            }
-            if fault.locks_on_fault() && !region.pages().is_settled(pgoff) {
-                let addr = fault.address();
-                fault.unlock();
-                // If it is killed, it does not come back.
-                let _ = Mappings::<Self>::of(region.staging()).lock_on_fault(addr);
-                return Answer::WAITED;
-            }
-            match region.pages().touch(pgoff) {
-                Touch::Present => {
-                    // A present page stays present.
-                    return fault.map(
-                        region.staging(),
-                        |range| region.pages().all_present(range),
-                        || true,
-                    );
-                }
-                Touch::Unreadable => return self.unreadable(),
-                Touch::Requested | Touch::Waiting if region.gives_up() => return self.sigbus(),
-                Touch::Requested | Touch::Waiting => {}
-            }
-            match fault.waiting() {
-                Waiting::Never => return Answer::RETRY,
-                Waiting::Unlocked if fault.is_deaf() => {
-                    // Its end is waited for when the process dies, so it must not wait for long. Whom
-                    // KVM's thread works for touches the page again.
-                    if fault.tried() && !fault.is_for_living() {
-                        return self.sigbus();
-                    }
-                    fault.unlock();
-                    region.await_page_for(pgoff, BRIEFLY);
-                    return Answer::WAITED;
-                }
-                Waiting::Unlocked => {
-                    let may_write = fault.may_write();
-                    if !may_write && region.overdue.take(pgoff) && fault.tried() {
-                        return self.sigbus();
-                    }
-                    let place = fault.place();
-                    fault.unlock();
-                    return match region.await_page(pgoff, place, fault.patience()) {
-                        Woken::Placed => Answer::COMPLETED,
-                        Woken::Timeout => {
-                            if may_write {
-                                region.give_up_page(pgoff);
-                            } else {
-                                region.overdue.add(pgoff);
-                            }
-                            Answer::WAITED
-                        }
-                        // The fault starts again and sees.
-                        Woken::Done | Woken::Signal => Answer::WAITED,
-                    };
-                }
-                Waiting::InPlace if fault.is_deaf() || !fault.is_own() => {
-                    // An IOMMU's, for one; a debugger's.
-                    if region.await_page_for(pgoff, BRIEFLY) != Woken::Done {
-                        return self.sigbus();
-                    }
-                }
-                Waiting::InPlace => {
-                    match region.await_page(pgoff, None, Patience::KillableLocked) {
-                        Woken::Done | Woken::Placed => {}
-                        Woken::Timeout if fault.may_write() => region.give_up_page(pgoff),
-                        Woken::Timeout | Woken::Signal => return self.sigbus(),
-                    }
-                }
-            }
+        match bring(self.region(), fault) {
+            Ok(()) => fault.map(self.region().staging(), self),
+            Err(answer) => answer,
         }
     }
 
@@ -141,26 +128,107 @@ impl Memory for Mapped {
             .div_ceil(BLOCK_PAGES)
             .saturating_mul(BLOCK_PAGES);
         PageRange::within(start, end.saturating_sub(start), u64::MAX)
-            .is_some_and(|blocks| self.0.region().pages().all_present(blocks))
+            .is_some_and(|blocks| self.region().pages().all_present(blocks))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result {
-        discard(self.0.region(), offset, len)
+        discard(self.region(), offset, len)
+    }
+
+    fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
+        self.tracking
+            .as_ref()
+            .is_none_or(|tracking| tracking.write_fault(fault))
+    }
+
+    fn await_turn(&self) {
+        if let Some(tracking) = &self.tracking {
+            tracking.keeper().await_open();
+        }
     }
 }
 
-impl Mapped {
-    fn unreadable(&self) -> Answer {
-        self.0.region().sigbus.count();
-        if self.0.region().poisons() {
-            Answer::HWPOISON
-        } else {
-            Answer::SIGBUS
+/// Returns when the page is present, and the fault may map it; or else its answer. For an absent page the
+/// daemon is asked, once, and the fault waits: without its lock, if its caller can start again.
+pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer> {
+    let pgoff = fault.pgoff();
+    loop {
+        if fault.is_dying() && !region.pages().is_settled(pgoff) {
+            // A dump holds what is here. A dying process does not wait for the rest: no signal
+            // would end that wait.
+            return Err(sigbus(region));
+        }
+        if fault.locks_on_fault() && !region.pages().is_settled(pgoff) {
+            let addr = fault.address();
+            fault.unlock();
+            // If it is killed, it does not come back.
+            let _ = Mappings::<Mapped>::of(region.staging()).lock_on_fault(addr);
+            return Err(Answer::WAITED);
+        }
+        match region.pages().touch(pgoff) {
+            Touch::Present => return Ok(()),
+            Touch::Unreadable => return Err(unreadable(region)),
+            Touch::Requested | Touch::Waiting if region.gives_up() => return Err(sigbus(region)),
+            Touch::Requested | Touch::Waiting => {}
+        }
+        match fault.waiting() {
+            Waiting::Never => return Err(Answer::RETRY),
+            Waiting::Unlocked if fault.is_deaf() => {
+                // Its end is waited for when the process dies, so it must not wait for long. Whom
+                // KVM's thread works for touches the page again.
+                if fault.tried() && !fault.is_for_living() {
+                    return Err(sigbus(region));
+                }
+                fault.unlock();
+                region.await_page_for(pgoff, BRIEFLY);
+                return Err(Answer::WAITED);
+            }
+            Waiting::Unlocked => {
+                let may_write = fault.may_write();
+                if !may_write && region.overdue.take(pgoff) && fault.tried() {
+                    return Err(sigbus(region));
+                }
+                let place = fault.place();
+                fault.unlock();
+                return Err(match region.await_page(pgoff, place, fault.patience()) {
+                    Woken::Placed => Answer::COMPLETED,
+                    Woken::Timeout => {
+                        if may_write {
+                            region.give_up_page(pgoff);
+                        } else {
+                            region.overdue.add(pgoff);
+                        }
+                        Answer::WAITED
+                    }
+                    // The fault starts again and sees.
+                    Woken::Done | Woken::Signal => Answer::WAITED,
+                });
+            }
+            Waiting::InPlace if fault.is_deaf() || !fault.is_own() => {
+                // An IOMMU's, for one; a debugger's.
+                if region.await_page_for(pgoff, BRIEFLY) != Woken::Done {
+                    return Err(sigbus(region));
+                }
+            }
+            Waiting::InPlace => match region.await_page(pgoff, None, Patience::KillableLocked) {
+                Woken::Done | Woken::Placed => {}
+                Woken::Timeout if fault.may_write() => region.give_up_page(pgoff),
+                Woken::Timeout | Woken::Signal => return Err(sigbus(region)),
+            },
         }
     }
+}
 
-    fn sigbus(&self) -> Answer {
-        self.0.region().sigbus.count();
+fn unreadable(region: &Region) -> Answer {
+    region.sigbus.count();
+    if region.poisons() {
+        Answer::HWPOISON
+    } else {
         Answer::SIGBUS
     }
+}
+
+fn sigbus(region: &Region) -> Answer {
+    region.sigbus.count();
+    Answer::SIGBUS
 }

@@ -8,7 +8,8 @@ use super::{
         self,
         PageLog,
         Plane, //
-    }, //
+    },
+    region::Region, //
 };
 use crate::{
     model::{
@@ -17,6 +18,7 @@ use crate::{
             self,
             Place, //
         },
+        page_map::Touch,
         range::{
             PageRange,
             PAGE_SIZE, //
@@ -38,7 +40,11 @@ use crate::{
             workers,
             ModuleInUse, //
         },
-        wait::PollQueue, //
+        wait::{
+            Patience,
+            PollQueue,
+            Woken, //
+        }, //
     }, //
 };
 use kernel::{
@@ -103,6 +109,8 @@ impl Snapshot {
 pub(crate) struct Image {
     snapshot: Arc<Snapshot>,
     memory: SharedMemory,
+    /// The region whose memory it is, if it is one of ours.
+    region: Option<Arc<Region>>,
     all: PageRange,
     places: image::Image<Plane>,
     copies: Copies,
@@ -134,10 +142,12 @@ impl WorkItem for Image {
 }
 
 impl Image {
-    /// An image of these pages of a memory, which are all, and which nobody keeps yet.
+    /// An image of these pages of a memory, which are all, and which nobody keeps yet. `region` is the one
+    /// whose memory it is.
     pub(super) fn new(
         snapshot: &Arc<Snapshot>,
         memory: &SharedMemory,
+        region: Option<&Arc<Region>>,
         all: PageRange,
     ) -> Result<Arc<Self>> {
         plane::check_room(all.len(), 3)?;
@@ -148,6 +158,7 @@ impl Image {
             pin_init!(Self {
                 snapshot: snapshot.clone(),
                 memory: memory.duplicate(),
+                region: region.cloned(),
                 all,
                 places,
                 copies,
@@ -177,9 +188,28 @@ impl Image {
         PageRange::within(pgoff, nr, self.all.end()).ok_or(EINVAL)
     }
 
+    /// The region whose memory it is, if it is one of ours.
+    pub(crate) fn region(&self) -> Option<&Region> {
+        self.region.as_deref()
+    }
+
+    /// The region that the page has yet to come to. It comes with what it has had at the instant.
+    pub(crate) fn awaits(&self, pgoff: u64) -> Option<&Region> {
+        let region = self.region()?;
+        let page = region.pages().range(pgoff, 1).ok()?;
+        let is_here = self.places.place(pgoff) != Place::Memory || region.pages().all_present(page);
+        (!is_here).then_some(region)
+    }
+
+    /// Whether a page has to be copied before it is written to. What is put into an absent page is no
+    /// write.
+    fn wants(&self, pgoff: u64) -> bool {
+        self.places.is_pending(pgoff) && self.awaits(pgoff).is_none()
+    }
+
     /// Copies a page of a folio of the memory, unless that has been done. It may be written to then.
     fn keep_page(self: &Arc<Self>, pgoff: u64, folio: &LockedFolio) {
-        if !self.places.is_pending(pgoff) {
+        if !self.wants(pgoff) {
             return;
         }
         if self.check().is_err() {
@@ -210,7 +240,7 @@ impl Image {
     pub(super) fn keep(self: &Arc<Self>, pages: PageRange) -> Result {
         let end = pages.end().min(self.all.end());
         for pgoff in pages.start()..end {
-            if !self.places.is_pending(pgoff) {
+            if !self.wants(pgoff) {
                 continue;
             }
             breathe()?;
@@ -246,8 +276,29 @@ impl Image {
         &self.snapshot.watchers
     }
 
-    /// Hands a part of a page to a reader. `ENODATA` if it is done, `ESTALE` if the snapshot has failed.
+    /// Waits until the page is here, which the daemon is asked for. `EIO` if it cannot be had.
+    fn bring(&self, pgoff: u64) -> Result {
+        while let Some(region) = self.awaits(pgoff) {
+            self.check()?;
+            match region.pages().touch(pgoff) {
+                Touch::Present => return Ok(()),
+                Touch::Unreadable => return Err(EIO),
+                Touch::Requested | Touch::Waiting if region.gives_up() => return Err(EIO),
+                Touch::Requested | Touch::Waiting => {}
+            }
+            match region.await_page(pgoff, None, Patience::Interruptible) {
+                Woken::Done | Woken::Placed => {}
+                Woken::Timeout => return Err(EIO),
+                Woken::Signal => return Err(ERESTARTSYS),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a part of a page to a reader, who waits for it if it is absent. `ENODATA` if it is done, `EIO`
+    /// if it cannot be had, `ESTALE` if the snapshot has failed.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        self.bring(pgoff)?;
         self.check()?;
         self.places.read(pgoff, |place| match place {
             Place::Memory => self.memory.read(pgoff, sink),
@@ -301,6 +352,7 @@ impl Image {
             breathe()?;
             let next = self.places.read(at, |place| {
                 Ok::<_, Error>(match place {
+                    Place::Memory if self.awaits(at).is_some() => Some(at),
                     Place::Memory => self.memory.next(at),
                     Place::Copy => self.copies.next(at),
                     Place::Done => None,
@@ -313,9 +365,12 @@ impl Image {
             }
             at = at.saturating_add(1);
             if is_data {
-                // Between here and there nothing is anywhere.
-                let (memory, copies) = (self.memory.next(at), self.copies.next(at));
-                at = memory.unwrap_or(u64::MAX).min(copies.unwrap_or(u64::MAX));
+                // Between here and there nothing is anywhere, and nothing is yet to come.
+                let absent = self
+                    .region()
+                    .and_then(|region| region.pages().next_absent(at));
+                let next = [self.memory.next(at), self.copies.next(at), absent];
+                at = next.into_iter().flatten().min().unwrap_or(u64::MAX);
             }
         }
         self.check()?;

@@ -7,6 +7,7 @@ use super::{
         self,
         Log, //
     },
+    fault::bring,
     image::Image,
     info,
     tracked::Tracked, //
@@ -26,7 +27,9 @@ use crate::{
         copies::PageSink,
         errno,
         fault::{
+            Admit,
             Answer,
+            Contents,
             Fault, //
         },
         file_ops::{
@@ -41,6 +44,7 @@ use crate::{
             UserArg,
             VMEM_IOCTL_DIRTY,
             VMEM_IOCTL_GET_FEATURES,
+            VMEM_IOCTL_GET_PRESENT,
             VMEM_IOCTL_GET_SNAPSHOT,
             VMEM_IOCTL_SNAPSHOT_DONE,
             VMEM_SNAPSHOT_CLEAN,
@@ -53,7 +57,8 @@ use crate::{
             NewVma,
             VmOps, //
         },
-        wait::PollQueue, //
+        wait::PollQueue,
+        write_fault::WriteFault, //
     }, //
 };
 use kernel::{
@@ -203,6 +208,10 @@ impl FileOps for ImageFile {
         match cmd {
             VMEM_IOCTL_GET_FEATURES => info::get_features(arg),
             VMEM_IOCTL_GET_SNAPSHOT => arg.write(&this.info()),
+            VMEM_IOCTL_GET_PRESENT => {
+                let image = this.image();
+                info::get_present_of(image.region(), image.all().len(), arg)
+            }
             VMEM_IOCTL_DIRTY => dirty::dirty(&**this.image(), arg),
             VMEM_IOCTL_SNAPSHOT_DONE => this.done(arg),
             _ => Err(ENOTTY),
@@ -212,7 +221,7 @@ impl FileOps for ImageFile {
     fn mmap(this: &Self, vma: NewVma<'_>) -> Result {
         let (pgoff, nr) = vma.pages();
         this.image().range(pgoff, nr)?;
-        vma.map(&this.map_file);
+        vma.map(&this.map_file, false);
         Ok(())
     }
 
@@ -270,6 +279,24 @@ impl FileOps for ImageFile {
     }
 }
 
+impl Contents for Arc<OpenImage> {
+    fn present(&self, range: PageRange) -> bool {
+        self.image.has_copies(range)
+    }
+
+    fn admit(&self, fault: &WriteFault<'_>, _seen: bool) -> Admit {
+        if self.image.has_copies(fault.pages()) {
+            Admit::Yes
+        } else {
+            Admit::Never
+        }
+    }
+
+    fn maps_around(&self, _seen: bool) -> bool {
+        true
+    }
+}
+
 impl Memory for Arc<OpenImage> {
     const VM_OPS: &'static VmOps<Self> = &VM_OPS;
     const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
@@ -277,12 +304,13 @@ impl Memory for Arc<OpenImage> {
     /// A page is copied when it is touched, and the copy mapped.
     fn fault(&self, fault: &mut Fault<'_>) -> Answer {
         let pgoff = fault.pgoff();
+        if let Some(region) = self.image.awaits(pgoff) {
+            if let Err(answer) = bring(region, fault) {
+                return answer;
+            }
+        }
         match self.image.copy(pgoff) {
-            Ok(copies) => fault.map(
-                copies,
-                |range| self.image.has_copies(range),
-                || self.image.has_copy(pgoff),
-            ),
+            Ok(copies) => fault.map(copies, self),
             Err(_) => Answer::SIGBUS,
         }
     }

@@ -10,6 +10,7 @@ use crate::{
     model::{
         page_map::words_for,
         range::{
+            PageRange,
             BLOCK_PAGES,
             PAGE_SIZE, //
         }, //
@@ -55,7 +56,7 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
 }
 
 /// The state and the counters.
-fn info(region: &Region) -> vmem_info {
+pub(crate) fn info(region: &Region) -> vmem_info {
     let counts = region.pages().counts();
     let (waiters, oldest_wait_ns) = region.pages().waiters();
     let mut state = 0;
@@ -117,8 +118,13 @@ pub(crate) fn show(region: &Region, m: &SeqFile) {
 
 /// GET_PRESENT.
 pub(crate) fn get_present(region: &Region, arg: UserArg) -> Result {
+    get_present_of(Some(region), region.pages().nr(), arg)
+}
+
+/// The same for memory of so many pages: a region's, or else all of it is present.
+pub(crate) fn get_present_of(region: Option<&Region>, nr: u64, arg: UserArg) -> Result {
     let mut call: vmem_present = arg.read()?;
-    let range = region.pages().range(call.pgoff, call.nr_pages)?;
+    let range = PageRange::within(call.pgoff, call.nr_pages, nr).ok_or(EINVAL)?;
     if range.start() % 64 != 0 {
         return Err(EINVAL);
     }
@@ -126,7 +132,10 @@ pub(crate) fn get_present(region: &Region, arg: UserArg) -> Result {
     let mut out = UserBits::new(call.bitmap, words_for(range.len() as usize))?;
     for block in range.blocks() {
         breathe()?;
-        let bits = region.pages().present_bits(block)?;
+        let bits = match region {
+            Some(region) => region.pages().present_bits(block)?,
+            None => [u64::MAX; BLOCK_PAGES as usize / 64],
+        };
         let first = (block.start() % BLOCK_PAGES / 64) as usize;
         for (at, word) in bits
             .iter()

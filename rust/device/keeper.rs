@@ -13,12 +13,12 @@ use crate::{
     },
     sys::{
         errno,
-        tracked::WriteFault,
         wait::{
             Patience,
             WaitQueue,
             Woken, //
-        }, //
+        },
+        write_fault::WriteFault, //
     }, //
 };
 use kernel::{
@@ -114,6 +114,11 @@ impl Keeper {
             image.keep(pages).inspect_err(|_| self.leave())?;
         }
         Ok(())
+    }
+
+    /// Who has come in is about to change pages whose contents nobody has: the image is without them.
+    pub(super) fn give_up(&self, pages: PageRange) -> Result {
+        self.image().map_or(Ok(()), |image| image.done(pages))
     }
 
     /// It has written, and the log has heard of it.

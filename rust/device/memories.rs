@@ -2,7 +2,11 @@
 
 //! All adopted memory, and its logs.
 
-use super::tracking::Tracking;
+use super::{
+    region::Region,
+    registry::Handle,
+    tracking::Tracking, //
+};
 use crate::sys::{
     global::global_mutex,
     shared::{
@@ -36,12 +40,26 @@ struct Entry {
 pub(crate) struct Memory {
     shared: SharedMemory,
     id: u64,
+    /// The region whose memory it is, if it is one of ours.
+    region: Option<Arc<Handle>>,
     tracked: Atomic<bool>,
 }
 
 impl Memory {
     /// Adopts memory; `EBUSY` if it is already, or if another file is open that could write to it.
     pub(crate) fn adopt(shared: SharedMemory, id: u64) -> Result<Arc<Self>> {
+        Self::new(shared, id, None)
+    }
+
+    /// Adopts the memory of a region, whose pages need not all be present.
+    pub(crate) fn adopt_region(handle: Arc<Handle>) -> Result<Arc<Self>> {
+        let region = handle.region();
+        let shared = SharedMemory::of_region(region.staging());
+        let id = region.id();
+        Self::new(shared, id, Some(handle))
+    }
+
+    fn new(shared: SharedMemory, id: u64, region: Option<Arc<Handle>>) -> Result<Arc<Self>> {
         let room = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
         let identity = shared.identity();
         {
@@ -62,6 +80,7 @@ impl Memory {
             .write(Self {
                 shared,
                 id,
+                region,
                 tracked: Atomic::new(false),
             })
             .into();
@@ -74,6 +93,16 @@ impl Memory {
     /// The memory itself.
     pub(crate) fn shared(&self) -> &SharedMemory {
         &self.shared
+    }
+
+    /// A use of the region whose memory it is, if it is one of ours.
+    pub(crate) fn handle(&self) -> Option<&Arc<Handle>> {
+        self.region.as_ref()
+    }
+
+    /// That region.
+    pub(crate) fn region(&self) -> Option<&Arc<Region>> {
+        self.region.as_ref().map(|handle| handle.region())
     }
 
     /// Number of the region.
@@ -122,6 +151,11 @@ impl Drop for Memory {
             *memories = KVec::new();
         }
     }
+}
+
+/// The log of a region, if it is tracked.
+pub(crate) fn tracking_of_region(region: &Region) -> Option<Arc<Tracking>> {
+    tracking_of(Identity::of_region(region.staging()))
 }
 
 /// The log of a memory, if it is tracked.

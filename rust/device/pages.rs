@@ -161,6 +161,22 @@ impl Pages {
         Ok(range.runs_without(self.present_bits(range)?))
     }
 
+    /// The first page from `pgoff` on that is not present.
+    pub(crate) fn next_absent(&self, pgoff: u64) -> Option<u64> {
+        let rest = self.range(pgoff, self.nr.checked_sub(pgoff)?).ok()?;
+        rest.blocks().find_map(|block| {
+            let run = self.absent_runs(block).ok()?.next()?;
+            Some(run.start())
+        })
+    }
+
+    /// Waits until nobody looks at pages any more who began before.
+    pub(crate) fn await_fills(&self) {
+        for shard in &self.shards {
+            drop(shard.fill.lock());
+        }
+    }
+
     /// Whether a page of `range`, which lies in one block, is requested.
     pub(crate) fn any_requested(&self, range: PageRange) -> Result<bool> {
         let (shard, slots) = self.locate(range)?;

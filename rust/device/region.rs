@@ -20,6 +20,7 @@ use crate::{
         memcg::Memcg,
         place::Place,
         staging::Staging,
+        task::nap,
         uapi::{
             VMEM_CREATE_HUGE,
             VMEM_CREATE_POISON,
@@ -32,6 +33,7 @@ use crate::{
     }, //
 };
 use kernel::{
+    new_mutex,
     new_spinlock,
     prelude::*,
     str::CString,
@@ -39,12 +41,20 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Full,
             Release, //
         },
+        barrier::smp_mb,
         Arc,
+        Mutex,
+        MutexGuard,
         SpinLock, //
     }, //
 };
+
+const NOTHING: u32 = 0;
+const WRITES: u32 = 1;
+const WRITES_AND_FILLS: u32 = 2;
 
 /// What a region is created with.
 pub(crate) struct Config {
@@ -80,6 +90,11 @@ pub(crate) struct Region {
     pub(crate) sigbus: Counter,
     /// Who has waited too long, and cannot make the page unreadable for everybody.
     pub(crate) overdue: Overdue,
+    /// What is logged: nothing, writes, or what the daemon fills, too.
+    log: Atomic<u32>,
+    /// Held while mappings are changed from one kind to another.
+    #[pin]
+    changing: Mutex<()>,
     /// Whom pages are charged to: the cgroup of the first program that mapped the region and whose
     /// cgroup has not been removed.
     #[pin]
@@ -101,6 +116,8 @@ impl Region {
                 plain: Atomic::new(false),
                 sigbus: Counter::new(),
                 overdue: Overdue::new(),
+                log: Atomic::new(NOTHING),
+                changing <- new_mutex!(()),
                 charge <- new_spinlock!(None),
             }),
             GFP_KERNEL,
@@ -158,6 +175,41 @@ impl Region {
         self.plain.store(true, Release);
         self.daemon.starters.wake_all();
         self.pages.takers.wake_all();
+    }
+
+    /// The right to change mappings from one kind to another. `EINTR` if the task is being killed.
+    pub(crate) fn change(&self) -> Result<MutexGuard<'_, ()>> {
+        loop {
+            match self.changing.try_lock() {
+                Some(guard) => return Ok(guard),
+                // Whoever has it may wait for locks of other processes.
+                None => nap()?,
+            }
+        }
+    }
+
+    /// From now on writes are logged, and with `fills` what the daemon fills, too.
+    pub(crate) fn begin_log(&self, fills: bool) {
+        let log = if fills { WRITES_AND_FILLS } else { WRITES };
+        self.log.store(log, Release);
+    }
+
+    /// From now on nothing is.
+    pub(crate) fn end_log(&self) {
+        self.log.store(NOTHING, Release);
+    }
+
+    /// Whether writes are logged. Asked with a page's folio, or its `fill`, locked: whoever begins a log
+    /// sees each of these unlocked once.
+    pub(crate) fn is_logged(&self) -> bool {
+        // The lock before the look.
+        smp_mb(Full);
+        self.log.load(Acquire) != NOTHING
+    }
+
+    /// Whether what the daemon fills is logged.
+    pub(crate) fn logs_fills(&self) -> bool {
+        self.log.load(Acquire) == WRITES_AND_FILLS
     }
 
     /// Whether a touch of an absent page is in vain: nobody serves it, and it shall not wait.

@@ -6,6 +6,7 @@ use super::{
     attachment::Attachment,
     fault::Mapped,
     info,
+    memories,
     registry::{
         self,
         Handle, //
@@ -47,25 +48,39 @@ use kernel::{
     },
     prelude::*,
     seq_file::SeqFile,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
     types::ForeignOwnable, //
 };
 
 /// The operations of region and map descriptors.
 pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
 
+/// The region that a descriptor of the running process is of, if it may write to it. `EBADF` if there is no such
+/// descriptor, `EINVAL` if it is of no region, `EACCES` if it is open for reading.
+pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
+    file_ops::with_fd(&OPS, fd, |region_file, file| {
+        if file.flags() & flags::O_ACCMODE == flags::O_RDONLY {
+            return Err(EACCES);
+        }
+        Ok(region_file.handle.clone())
+    })?
+}
+
 /// An open region.
 pub(crate) struct RegionFile {
     /// For the daemon: that it is attached. First, so that it goes first.
     daemon: Option<Attachment>,
     map_file: MapFile<Mapped>,
-    handle: Handle,
+    handle: Arc<Handle>,
 }
 
 impl RegionFile {
-    fn new(handle: Handle, daemon: Option<Attachment>) -> Result<KBox<Self>> {
+    fn new(handle: Arc<Handle>, daemon: Option<Attachment>) -> Result<KBox<Self>> {
         let region = handle.region();
-        let mapped = Mapped(handle.duplicate()?);
+        let mapped = Mapped::new(handle.clone());
         let map_file = MapFile::new(region.staging(), region.label(), mapped)?;
         Ok(KBox::new(
             Self {
@@ -79,12 +94,12 @@ impl RegionFile {
 
     /// A region descriptor, for the daemon that is attached.
     pub(crate) fn for_daemon(handle: Handle, daemon: Attachment) -> Result<ARef<File>> {
-        let data = Self::new(handle, Some(daemon))?;
+        let data = Self::new(Arc::new(handle, GFP_KERNEL)?, Some(daemon))?;
         file_ops::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
     }
 
     /// A map descriptor, with the access mode `mode`.
-    fn for_mapping(handle: Handle, mode: u32) -> Result<ARef<File>> {
+    fn for_mapping(handle: Arc<Handle>, mode: u32) -> Result<ARef<File>> {
         file_ops::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
     }
 
@@ -95,7 +110,7 @@ impl RegionFile {
             return Err(EINVAL);
         }
         let mode = file.flags() & flags::O_ACCMODE;
-        let file = Self::for_mapping(self.handle.duplicate()?, mode)?;
+        let file = Self::for_mapping(self.handle.clone(), mode)?;
         let fd = file::reserve_fd()?;
         call.fd = fd.reserved_fd() as i32;
         arg.write(&call)?;
@@ -109,7 +124,7 @@ impl FileOps for RegionFile {
     type Data = KBox<Self>;
 
     fn open(minor: u32) -> Result<Self::Data> {
-        Self::new(registry::find_minor(minor)?, None)
+        Self::new(Arc::new(registry::find_minor(minor)?, GFP_KERNEL)?, None)
     }
 
     fn ioctl(this: &Self, file: &File, cmd: u32, arg: UserArg) -> Result {
@@ -152,7 +167,14 @@ impl FileOps for RegionFile {
             return vma.map_plain(region.staging(), serve::plain_flags(region));
         }
         region.charge_to_current()?;
-        vma.map(&this.map_file);
+        match memories::tracking_of_region(region) {
+            None => vma.map(&this.map_file, false),
+            Some(tracking) => {
+                let mapped = Mapped::logged(this.handle.clone(), tracking);
+                let file = MapFile::new(region.staging(), region.label(), mapped)?;
+                vma.map(&file, true);
+            }
+        }
         Ok(())
     }
 

@@ -96,11 +96,6 @@ impl Handle {
     pub(crate) fn region(&self) -> &Arc<Region> {
         &self.0
     }
-
-    /// Another use of it.
-    pub(crate) fn duplicate(&self) -> Result<Self> {
-        find_id(self.0.id())
-    }
 }
 
 impl Drop for Handle {

@@ -4,6 +4,7 @@
 
 use super::{
     fault::Mapped,
+    memories,
     region::Region, //
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
         few::Few,
         memcg::Memcg,
         mm::Mappings,
+        shared::SharedMemory,
         task::{
             breathe,
             check_user_range,
@@ -140,6 +142,9 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
                     }
                 }
                 call.changed += region.pages().settle(block, verdict)?;
+                if verdict == Verdict::Present {
+                    note_filled(region, block);
+                }
             }
             call.done += 1;
         }
@@ -259,7 +264,7 @@ fn fill_run(
                 // Each at once, and whoever waits for it finds it in his page table.
                 let mappings = Mappings::<Mapped>::of(region.staging());
                 *changed += pages.settle_delivered(filled.pages(), |places| {
-                    mappings.deliver(&filled, places, charge)
+                    mappings.deliver(&filled, places, charge, region.is_logged())
                 })?;
             }
         }
@@ -270,7 +275,19 @@ fn fill_run(
         let filled = pages.range(run.start(), done - run.start())?;
         *changed += pages.settle(filled, Verdict::Present)?;
     }
+    if done > run.start() {
+        note_filled(region, run);
+    }
     result
+}
+
+/// Pages have become present by the daemon's doing. A log has them if it was begun so.
+fn note_filled(region: &Region, pages: PageRange) {
+    if region.logs_fills() {
+        if let Some(tracking) = memories::tracking_of_region(region) {
+            tracking.put_back(pages);
+        }
+    }
 }
 
 /// MAKE_PAGES_PRESENT.
@@ -308,8 +325,16 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
     if region.pages().counts().present != region.pages().nr() {
         return Err(EBUSY);
     }
+    // Not while a log begins or ends.
+    let _changing = region.change()?;
     region.set_plain();
-    Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))
+    Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))?;
+    if region.is_logged() {
+        // What the daemon has mapped is as good as any other mapping from now on.
+        let memory = SharedMemory::of_region(region.staging());
+        memory.protect(region.pages().range(0, region.pages().nr())?)?;
+    }
+    Ok(())
 }
 
 /// The flags that a mapping gets when it is plain memory.

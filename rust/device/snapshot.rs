@@ -66,6 +66,7 @@ impl Member {
         let image = Image::new(
             snapshot,
             tracked.memory().shared(),
+            tracked.memory().region(),
             tracked.tracking().all(),
         )?;
         Ok(Self { tracked, image })

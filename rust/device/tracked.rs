@@ -4,10 +4,12 @@
 
 use super::{
     dirty::Log,
+    fault::Mapped,
     memories::{
         self,
         Memory, //
     },
+    own::Own,
     tracking::{
         Found,
         Tracking, //
@@ -28,16 +30,20 @@ use crate::{
         tracked::{
             Hold,
             TrackOps,
-            WriteFault,
             WriteLog, //
-        }, //
+        },
+        vm_ops,
+        write_fault::WriteFault, //
     }, //
 };
 use kernel::{
     impl_has_work,
     new_work,
     prelude::*,
-    sync::Arc,
+    sync::{
+        Arc,
+        MutexGuard, //
+    },
     workqueue::{
         Work,
         WorkItem, //
@@ -88,6 +94,7 @@ pub(crate) struct Tracked {
     memory: Arc<Memory>,
     tracking: Arc<Tracking>,
     hold: Hold<Tracking>,
+    own: Option<Own>,
     #[pin]
     work: Work<Self>,
 }
@@ -109,34 +116,70 @@ impl WorkItem for Tracked {
 }
 
 impl Tracked {
-    /// Begins to log writes. Also returns how many pages somebody has in hand. On an error the memory is as
-    /// before, or soon will be.
-    pub(crate) fn start(memory: &Arc<Memory>) -> Result<(Arc<Self>, u64)> {
+    /// Begins to log writes, and with `fills` what the daemon of a region fills. Also returns how many pages
+    /// somebody has in hand. On an error the memory is as before, or soon will be.
+    pub(crate) fn start(memory: &Arc<Memory>, fills: bool) -> Result<(Arc<Self>, u64)> {
         let tracking = Tracking::new(memory.shared())?;
         let hold = Hold::new(memory.shared(), &tracking)?;
+        let own = memory
+            .handle()
+            .map(|handle| Own::new(handle, &tracking, fills))
+            .transpose()?;
         let log = tracking.clone();
         let tracked = Arc::pin_init(
             pin_init!(Self {
                 memory: memory.clone(),
                 tracking: log,
                 hold,
+                own,
                 work <- new_work!("vmem_untrack"),
             }),
             GFP_KERNEL,
         )?;
         memory.begin_tracking(tracking)?;
-        if let Err(e) = tracked.hold.begin(memory.shared()) {
+        let begun = tracked.begin_hold();
+        if let Err(e) = begun {
             memory.forget_tracking();
             memory.end_tracking();
             return Err(e);
         }
-        match tracked.tracking.begin(memory.shared(), &tracked.hold) {
+        match tracked.begin() {
             Ok(held) => Ok((tracked, held)),
             Err(e) => {
                 let _ = tracked.end();
                 Err(e)
             }
         }
+    }
+
+    /// The right to change the mappings of a region, if it is one. `EINTR` if the task is being killed.
+    fn change(&self) -> Result<Option<MutexGuard<'_, ()>>> {
+        self.own.as_ref().map(Own::change).transpose()
+    }
+
+    /// Nothing has changed on an error.
+    fn begin_hold(&self) -> Result {
+        let _changing = self.change()?;
+        self.hold.begin(self.memory.shared())?;
+        if let Some(own) = &self.own {
+            own.begin();
+        }
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<u64> {
+        let _changing = self.change()?;
+        let memory = self.memory.shared();
+        self.tracking.begin(memory, || {
+            let own = self
+                .own
+                .as_ref()
+                .map(|_| <Mapped as vm_ops::Memory>::VM_OPS);
+            // Before any is changed.
+            self.hold.check_mappings(memory, own)?;
+            self.hold.track_mappings(memory)?;
+            self.own.as_ref().map_or(Ok(()), Own::track_mappings)
+        })
     }
 
     /// Ends it. If the task is being killed (`EINTR`) or there is no memory it ends soon, without the
@@ -148,8 +191,12 @@ impl Tracked {
     }
 
     fn try_end(&self) -> Result {
+        let _changing = self.change()?;
         self.tracking.keeper().end();
         self.memory.forget_tracking();
+        if let Some(own) = &self.own {
+            own.end()?;
+        }
         self.hold.end(self.memory.shared())?;
         self.memory.end_tracking();
         Ok(())
@@ -162,7 +209,8 @@ impl Tracked {
 
     /// How many mappings are tracked, up to `max`.
     pub(crate) fn mappings(&self, max: usize) -> u64 {
-        self.hold.mappings(self.memory.shared(), max)
+        let own = self.own.as_ref().map_or(0, |own| own.mappings(max));
+        own.saturating_add(self.hold.mappings(self.memory.shared(), max))
     }
 
     /// The memory.

@@ -27,10 +27,7 @@ use crate::{
     sys::{
         shared::SharedMemory,
         task::breathe,
-        tracked::{
-            Hold,
-            WriteFault, //
-        }, //
+        write_fault::WriteFault, //
     }, //
 };
 use kernel::{
@@ -133,9 +130,14 @@ impl Tracking {
         self.log.mark(pages);
     }
 
-    /// Has all writes to the memory logged from when this returns. On an error `hold`, which has begun,
-    /// is there to be ended. Returns how many pages somebody has in hand.
-    pub(crate) fn begin(&self, memory: &SharedMemory, hold: &Hold<Self>) -> Result<u64> {
+    /// Has all writes to the memory logged from when this returns. `track_mappings` has all of its mappings
+    /// tell of writes. On an error what has been changed is there to be changed back. Returns how many pages
+    /// somebody has in hand.
+    pub(crate) fn begin(
+        &self,
+        memory: &SharedMemory,
+        track_mappings: impl FnOnce() -> Result,
+    ) -> Result<u64> {
         if pages_for(memory.size()) != Some(self.all.len()) {
             // It has got another size since the log was made, and before that was sealed.
             return Err(EAGAIN);
@@ -145,7 +147,8 @@ impl Tracking {
             memory.await_writers()?;
         }
         memory.await_mmaps()?;
-        hold.track_mappings(memory)?;
+        track_mappings()?;
+        memory.protect(self.all)?;
         // After the mappings: one that was left of a file that is closed has let go of it.
         if !memory.is_sole_writer() {
             return Err(EBUSY);

@@ -33,6 +33,35 @@ impl LockTime {
 /// How many address spaces are looked at first, and how many are changed at a time. Both are powers of
 /// two.
 pub(super) const FEW_SPACES: usize = 64;
+
+/// Which mappings of a file are meant.
+#[derive(Clone, Copy)]
+pub(super) enum Which {
+    /// Those whose faults go where those of this table go.
+    Kind(*const c::vm_operations_struct),
+    /// Those with just this table.
+    Table(*const c::vm_operations_struct),
+    /// The shared ones of the kind of `from`, and those with the table `to`, that do not have `to` and
+    /// `data`.
+    Not {
+        from: *const c::vm_operations_struct,
+        to: *const c::vm_operations_struct,
+        data: *const core::ffi::c_void,
+    },
+}
+
+impl Which {
+    /// As C wants it.
+    pub(super) fn to_raw(self) -> bindings::vmem_which {
+        let (kind, ops, data) = match self {
+            Self::Kind(kind) => (kind, core::ptr::null(), core::ptr::null()),
+            Self::Table(ops) => (core::ptr::null(), ops, core::ptr::null()),
+            Self::Not { from, to, data } => (from, to, data),
+        };
+        bindings::vmem_which { kind, ops, data }
+    }
+}
+
 /// An address space, which may have lost its last user.
 ///
 /// # Invariants
@@ -45,16 +74,14 @@ pub(crate) struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// `room` of those that have mappings of `file` with `ops`, a power of two, and whether there may be
-    /// more. With `others`, it is shared mappings other than those with `ops` and these data.
+    /// `room` of those that have such mappings of `file`, a power of two, and whether there may be more.
     ///
     /// # Safety
     ///
-    /// The file is valid.
+    /// The file is valid, and so are the tables.
     pub(super) unsafe fn some(
         file: *mut c::file,
-        ops: *const c::vm_operations_struct,
-        others: *const core::ffi::c_void,
+        which: Which,
         room: usize,
     ) -> Result<(KVVec<Self>, bool)> {
         super::task::breathe()?;
@@ -62,11 +89,10 @@ impl AddressSpace {
         let memory = GFP_KERNEL | __GFP_NOWARN;
         let mut spaces = KVVec::with_capacity(room, memory)?;
         let mut table = KVVec::from_elem(core::ptr::null_mut::<c::mm_struct>(), slots, memory)?;
+        let (which, bits) = (which.to_raw(), slots.trailing_zeros());
         // SAFETY: The file is valid, and the table, which is empty, has so many slots.
-        let more = unsafe {
-            let bits = slots.trailing_zeros();
-            bindings::vmem_collect_mms(file, ops, others, table.as_mut_ptr(), bits)
-        };
+        let more =
+            unsafe { bindings::vmem_collect_mms(file, &raw const which, table.as_mut_ptr(), bits) };
         for mm in table.iter().copied().filter(|mm| !mm.is_null()) {
             // INVARIANT: The function has taken a reference for each. There is room for all, and one that
             // had none would be given back here.
@@ -75,27 +101,27 @@ impl AddressSpace {
         Ok((spaces, more != 0))
     }
 
-    /// Calls `change` for each mapping that [`AddressSpace::some`] is about, with its address space locked
-    /// against all changes. `change` has it match no more.
+    /// Calls `change` for each such mapping, with its address space locked against all changes. `change`
+    /// has it match no more.
     ///
     /// `EINTR` if the task is being killed; some are then left.
     ///
     /// # Safety
     ///
-    /// The file is valid.
+    /// The file is valid, and so are the tables.
     pub(super) unsafe fn change_mappings(
         file: *mut c::file,
-        ops: *const c::vm_operations_struct,
-        others: *const core::ffi::c_void,
+        which: Which,
         mut change: impl FnMut(*mut c::vm_area_struct) -> Result,
     ) -> Result {
         // SAFETY: The file is valid.
         let mapping = unsafe { (*file).f_mapping };
+        let raw = which.to_raw();
         // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
         // before it is changed, into an address space that was not there when they were collected.
         loop {
             // SAFETY: The file is valid.
-            let (spaces, _) = unsafe { Self::some(file, ops, others, FEW_SPACES)? };
+            let (spaces, _) = unsafe { Self::some(file, which, FEW_SPACES)? };
             super::task::breathe()?;
             if spaces.is_empty() {
                 return Ok(());
@@ -107,7 +133,7 @@ impl AddressSpace {
                 for vma in locked.vmas_from(0) {
                     super::task::breathe()?;
                     // SAFETY: The VMA is valid while the address space is locked.
-                    if unsafe { bindings::vmem_vma_matches(vma, mapping, ops, others) } != 0 {
+                    if unsafe { bindings::vmem_vma_matches(vma, mapping, &raw const raw) } != 0 {
                         change(vma)?;
                     }
                 }

@@ -11,7 +11,8 @@ use super::{
         LockedFolio,
         Staging, //
     },
-    wait::Patience, //
+    wait::Patience,
+    write_fault::WriteFault, //
 };
 use crate::model::range::{
     PageRange,
@@ -78,6 +79,46 @@ impl Answer {
 
     pub(super) fn into_raw(self) -> c::vm_fault_t {
         self.0
+    }
+}
+
+/// What the pages behind a mapping say to a fault. `seen` is whether the first write to a page that is mapped
+/// will be a fault again, or else nobody is told of it.
+pub(crate) trait Contents {
+    /// Whether these pages are all present.
+    fn present(&self, range: PageRange) -> bool;
+
+    /// What becomes of a page that is to be mapped, and is about to become writable unless `seen`. Its folio
+    /// is locked until it is mapped.
+    fn admit(&self, fault: &WriteFault<'_>, seen: bool) -> Admit;
+
+    /// Whether pages that nobody touches may be mapped as well. Asked with their folio locked.
+    fn maps_around(&self, seen: bool) -> bool;
+}
+
+/// What becomes of a page that is to be mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admit {
+    /// It is mapped.
+    Yes,
+    /// It is, but nothing else of its folio.
+    Alone,
+    /// The fault comes again.
+    Later,
+    /// It cannot be had.
+    Never,
+}
+
+/// Whether the first write to a page of a VMA is a fault of its own, or no write to the memory at all.
+///
+/// # Safety
+///
+/// The VMA is locked.
+pub(super) unsafe fn writes_are_seen(vma: *mut c::vm_area_struct) -> bool {
+    // SAFETY: By the safety requirement; a VMA whose faults come here has operations.
+    unsafe {
+        (*vma).__bindgen_anon_2.vm_flags & kernel::mm::virt::flags::SHARED == 0
+            || (*(*vma).vm_ops).page_mkwrite.is_some()
     }
 }
 
@@ -247,15 +288,9 @@ impl Fault<'_> {
 
     /// Answers with the page from the staging file. It is present, and the fault not unlocked.
     ///
-    /// A folio of several pages is mapped as a whole by the memory management, so if `present` says
-    /// that pages near it are absent, only the wanted page is mapped, and here. With the page locked,
-    /// so that nobody takes it out of the file, `valid` has the last word.
-    pub(crate) fn map(
-        &mut self,
-        staging: &Staging,
-        present: impl Fn(PageRange) -> bool,
-        valid: impl FnOnce() -> bool,
-    ) -> Answer {
+    /// A folio of several pages is mapped as a whole by the memory management, so if pages near it are
+    /// absent, or each is to be heard of, only the wanted page is mapped, and here.
+    pub(crate) fn map(&mut self, staging: &Staging, contents: &impl Contents) -> Answer {
         if !self.pinned.is_null() {
             return Answer::WAITED;
         }
@@ -267,12 +302,12 @@ impl Fault<'_> {
             return Answer::SIGBUS;
         }
         // SAFETY: By the type invariants; the fault is not unlocked.
-        let vm_flags = unsafe { (*vma).__bindgen_anon_2.vm_flags };
+        let (vm_flags, seen) = unsafe { ((*vma).__bindgen_anon_2.vm_flags, writes_are_seen(vma)) };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
         // Who has waited for a page comes alone, or behind others who have mapped what is around it.
         if !write && !self.tried() {
-            self.map_neighbours(staging, &present);
+            self.map_neighbours(staging, contents, seen);
         }
 
         // SAFETY: By the type invariants; the fault is not unlocked.
@@ -281,11 +316,20 @@ impl Fault<'_> {
             Err(e) if e == ENOMEM => return Answer::OOM,
             Err(_) => return Answer::SIGBUS,
         };
-        if !valid() {
+        let Some(page) = PageRange::within(pgoff, 1, u64::MAX) else {
             return Answer::SIGBUS;
+        };
+        // With a write fault the core asks for one page and then makes all of its folio writable.
+        let mut alone = shared && write && seen;
+        match contents.admit(&WriteFault::new(&folio, page), seen) {
+            Admit::Yes => {}
+            Admit::Alone => alone = true,
+            Admit::Later => return Answer::NOPAGE,
+            Admit::Never => return Answer::SIGBUS,
         }
         let copied = write && !shared;
-        if folio.is_large() && !copied && !block_of(pgoff).is_some_and(present) {
+        let whole = || !alone && block_of(pgoff).is_some_and(|block| contents.present(block));
+        if folio.is_large() && !copied && !whole() {
             // The lock of the folio keeps others from mapping it as a whole. Whoever has done so
             // knew that it is present.
             // SAFETY: By the type invariants.
@@ -337,7 +381,7 @@ impl Fault<'_> {
     /// Maps the present pages around a read fault, those that the page cache has at hand, so that
     /// they will not fault. The page cache's own function would map a large folio beyond the range
     /// that it is asked for.
-    fn map_neighbours(&mut self, staging: &Staging, present: &impl Fn(PageRange) -> bool) {
+    fn map_neighbours(&mut self, staging: &Staging, contents: &impl Contents, seen: bool) {
         let vma = self.vma();
         // SAFETY: By the type invariants; the fault is not unlocked.
         let (addr, start, end) = unsafe {
@@ -360,13 +404,13 @@ impl Fault<'_> {
             let Some(range) = PageRange::within(pgoff as u64, 1, u64::MAX) else {
                 continue;
             };
-            if !present(range) {
+            if !contents.present(range) {
                 continue;
             }
             let Some(folio) = staging.trylock_cached(range.start()) else {
                 continue;
             };
-            if folio.is_large() {
+            if folio.is_large() || !contents.maps_around(seen) {
                 continue;
             }
             // SAFETY: The VMA is locked and the address in it; the page's folio is locked, small,

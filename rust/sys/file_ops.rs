@@ -362,12 +362,12 @@ pub(crate) fn anonymous<T: FileOps>(
     }
 }
 
-/// Calls `with` with what the open file behind a descriptor of the running process holds. `EBADF` if there
+/// Calls `with` with what the open file behind a descriptor of the running process holds, and the file. `EBADF` if there
 /// is none, `EINVAL` if it has other operations.
 pub(crate) fn with_fd<T: FileOps, R>(
     ops: &'static FileOpsTable<T>,
     fd: i32,
-    with: impl FnOnce(<T::Data as ForeignOwnable>::Borrowed<'_>) -> R,
+    with: impl FnOnce(<T::Data as ForeignOwnable>::Borrowed<'_>, &LocalFile) -> R,
 ) -> Result<R> {
     let file = LocalFile::fget(u32::try_from(fd).map_err(|_| EBADF)?)?;
     // SAFETY: The file is open as long as it is held here.
@@ -375,5 +375,6 @@ pub(crate) fn with_fd<T: FileOps, R>(
         return Err(EINVAL);
     }
     // SAFETY: It has these operations, and is held until the call is over.
-    Ok(with(unsafe { FileOpsTable::<T>::data(file.as_ptr()) }))
+    let data = unsafe { FileOpsTable::<T>::data(file.as_ptr()) };
+    Ok(with(data, &file))
 }

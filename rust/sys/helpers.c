@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the Rust side calls in C, besides shmem.c and nodes.c; see helpers.h.
+ * What the Rust side calls in C, besides what has a file of its own; see helpers.h.
  *
  * Built for Linux 7.3. A difference between kernel versions goes into the C files
  * and nowhere else.
@@ -9,7 +9,6 @@
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
-#include <linux/hash.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -125,163 +124,6 @@ void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 void vmem_vma_unlock(struct vm_area_struct *vma)
 {
 	vm_flags_clear(vma, VM_LOCKED);
-}
-
-/*
- * Gives a mapping that exists the file and the operations that mmap() of the
- * staging file would have given it. The mmap lock is held for writing.
- */
-int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging)
-{
-	struct address_space *mapping = staging->f_mapping;
-	struct vm_area_desc desc = {
-		.mm = vma->vm_mm,
-		.file = staging,
-		.start = vma->vm_start,
-		.end = vma->vm_end,
-		.pgoff = vma->vm_pgoff,
-		.vm_file = staging,
-	};
-	int err;
-
-	err = staging->f_op->mmap_prepare(&desc);
-	if (err)
-		return err;
-
-	vma_start_write(vma);
-	/* Who finds the VMA by the tree of its file looks at the file. */
-	i_mmap_lock_write(mapping);
-	vma_set_file(vma, staging);
-	WRITE_ONCE(vma->vm_ops, desc.vm_ops);
-	vma->vm_private_data = NULL;
-	i_mmap_unlock_write(mapping);
-	return 0;
-}
-
-/*
- * For a mapping that is being made. The operations of the staging file may put
- * another file there, with a reference of its own: it may be tracked.
- */
-int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging)
-{
-	struct vm_area_desc desc;
-	int err;
-
-	vma_set_file(vma, staging);
-	compat_set_desc_from_vma(&desc, staging, vma);
-	err = vfs_mmap_prepare(staging, &desc);
-	if (err)
-		return err;
-	err = __compat_vma_mmap(&desc, vma);
-	if (desc.vm_file != staging)
-		fput(desc.vm_file);
-	return err;
-}
-
-/* The VMAs of a file hang in the tree of its address space. */
-struct vm_area_struct *vmem_first_vma(struct address_space *mapping)
-{
-	struct rb_node *node = rb_first_cached(&mapping->i_mmap);
-
-	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
-}
-
-struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma)
-{
-	struct rb_node *node = rb_next(&vma->shared.rb);
-
-	return node ? rb_entry(node, struct vm_area_struct, shared.rb) : NULL;
-}
-
-/*
- * Counts the VMAs with @ops up to @max. As long as they are looked at, nobody
- * forks or unmaps one, so whoever is to be killed stops looking.
- */
-unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vm_operations_struct *ops,
-			      unsigned long max)
-{
-	struct address_space *mapping = staging->f_mapping;
-	struct vm_area_struct *vma;
-	unsigned long nr = 0;
-
-	i_mmap_lock_read(mapping);
-	for (vma = vmem_first_vma(mapping); vma && nr < max;
-	     vma = vmem_next_vma(vma)) {
-		nr += READ_ONCE(vma->vm_ops) == ops;
-		cond_resched();
-		if (fatal_signal_pending(current))
-			break;
-	}
-	i_mmap_unlock_read(mapping);
-	return nr;
-}
-
-/* The slot of @mm in a table that has a free one: its own, or a free one. */
-static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
-				  struct mm_struct *mm)
-{
-	unsigned long mask = (1UL << bits) - 1;
-	unsigned long at = hash_ptr(mm, bits);
-
-	while (table[at] && table[at] != mm)
-		at = (at + 1) & mask;
-	return &table[at];
-}
-
-/*
- * Whether it is a mapping of @mapping with @ops; with @others, a shared one that
- * is not one with @ops and @others as its data.
- */
-int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
-		     const struct vm_operations_struct *ops, const void *others)
-{
-	bool has_ops = READ_ONCE(vma->vm_ops) == ops;
-
-	if (!vma->vm_file || vma->vm_file->f_mapping != mapping)
-		return 0;
-	if (!others)
-		return has_ops;
-	return (vma->vm_flags & VM_SHARED) &&
-	       !(has_ops && vma->vm_private_data == others);
-}
-
-/*
- * Puts the address spaces that have VMAs which match, each once and with a
- * reference (mmgrab), into the empty @table of 1 << @bits slots; not those that
- * have lost their last user. Stops when half of the slots are taken, and returns
- * whether there may be more then. The time for a VMA depends neither on how many
- * there are nor on how many address spaces.
- */
-int vmem_collect_mms(struct file *staging,
-		     const struct vm_operations_struct *ops, const void *others,
-		     struct mm_struct **table, unsigned int bits)
-{
-	struct address_space *mapping = staging->f_mapping;
-	unsigned long room = 1UL << bits >> 1;
-	struct vm_area_struct *vma;
-	struct mm_struct **slot;
-
-	i_mmap_lock_read(mapping);
-	for (vma = vmem_first_vma(mapping); vma && room;
-	     vma = vmem_next_vma(vma)) {
-		cond_resched();
-		if (fatal_signal_pending(current))
-			break;
-		if (!vmem_vma_matches(vma, mapping, ops, others))
-			continue;
-		/* One that is being torn down. */
-		if (!atomic_read(&vma->vm_mm->mm_users))
-			continue;
-		slot = mm_slot(table, bits, vma->vm_mm);
-		if (*slot)
-			continue;
-		mmgrab(vma->vm_mm);
-		*slot = vma->vm_mm;
-		room--;
-	}
-	i_mmap_unlock_read(mapping);
-	return !!vma;
 }
 
 /*
@@ -427,6 +269,12 @@ unsigned int vmem_task_killable_freezable(void)
 void vmem_wait_preempted(void)
 {
 	synchronize_rcu_tasks();
+}
+
+/* Waits until all read-side sections of RCU that have begun are over. */
+void vmem_wait_readers(void)
+{
+	synchronize_rcu();
 }
 
 int vmem_fatal_signal_pending(void)

@@ -61,14 +61,15 @@ int vmem_shared_is_sole_writer(struct file *memory);
 int vmem_shared_seal(struct file *memory, unsigned int *before);
 int vmem_shared_unseal(struct file *memory, unsigned int before);
 const struct file_operations *vmem_shared_fops(struct file *memory);
-const struct file_operations *vmem_shared_inode_fops(struct file *memory);
 void vmem_shared_set_fops(struct file *memory,
 			  const struct file_operations *file_fops,
-			  const struct file_operations *inode_fops);
+			  const struct file_operations *from,
+			  const struct file_operations *to);
 int vmem_shared_no_writer_waits(struct file *memory);
 int vmem_shared_no_mmap_runs(struct file *memory);
 int vmem_shared_can_be_tracked(struct file *memory,
-			       const struct vm_operations_struct *tracked);
+			       const struct vm_operations_struct *tracked,
+			       const struct vm_operations_struct *own);
 int vmem_shared_desc_is_shared(struct vm_area_desc *desc);
 int vmem_shared_desc_is_backing(struct vm_area_desc *desc);
 struct file *vmem_shared_desc_file(struct vm_area_desc *desc);
@@ -82,7 +83,6 @@ struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
 				     long long *pos, unsigned long *len);
 int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
 		   const struct vm_operations_struct *ops, void *data);
-int vmem_vma_untrack(struct vm_area_struct *vma, struct file *memory);
 unsigned int vmem_tracked_fault(struct vm_fault *vmf);
 unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first);
 struct folio *vmem_tracked_folio(struct vm_fault *vmf);
@@ -130,6 +130,17 @@ unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
 unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
 			       struct mem_cgroup *charge);
 
+/*
+ * Which mappings of a file are meant: those with the fault handler of @kind, or
+ * those with just @ops. With both, the shared ones among all of these that do not
+ * have @ops and @data.
+ */
+struct vmem_which {
+	const struct vm_operations_struct *kind;
+	const struct vm_operations_struct *ops;
+	const void *data;
+};
+
 /* Mappings. */
 void vmem_vma_set_flags(struct vm_area_struct *vma, unsigned long set,
 			unsigned long clear);
@@ -137,17 +148,18 @@ void vmem_vma_unlock(struct vm_area_struct *vma);
 int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy);
 struct mempolicy *vmem_vma_get_policy(struct vm_area_struct *vma,
 				      unsigned long addr, unsigned long *ilx);
-int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *staging);
+void vmem_vma_switch(struct vm_area_struct *vma, struct file *file,
+		     const struct vm_operations_struct *ops, void *data);
+int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *memory);
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
 struct vm_area_struct *vmem_first_vma(struct address_space *mapping);
 struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma);
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vm_operations_struct *ops,
+			      const struct vmem_which *which,
 			      unsigned long max);
 int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
-		     const struct vm_operations_struct *ops, const void *others);
-int vmem_collect_mms(struct file *staging,
-		     const struct vm_operations_struct *ops, const void *others,
+		     const struct vmem_which *which);
+int vmem_collect_mms(struct file *staging, const struct vmem_which *which,
 		     struct mm_struct **table, unsigned int bits);
 int vmem_mm_is_owned(struct mm_struct *mm);
 int vmem_mmget(struct mm_struct *mm);
@@ -172,6 +184,7 @@ int vmem_locks_on_fault(void);
 int vmem_process_is_dying(void);
 unsigned int vmem_task_killable_freezable(void);
 void vmem_wait_preempted(void);
+void vmem_wait_readers(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

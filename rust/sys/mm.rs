@@ -10,10 +10,14 @@ use super::{
         AddressSpace,
         LockTime,
         User,
+        Which,
         FEW_SPACES, //
     },
     bindings,
-    fault::Answer,
+    fault::{
+        writes_are_seen,
+        Answer, //
+    },
     memcg::Memcg,
     place::{
         Place,
@@ -25,6 +29,7 @@ use super::{
         Staging, //
     },
     vm_ops::{
+        MapFile,
         Memory,
         PlainFlags,
         VmOps, //
@@ -34,7 +39,6 @@ use crate::model::range::{
     PageRange,
     PAGE_SHIFT, //
 };
-use core::marker::PhantomData;
 use kernel::{
     bindings as c,
     error::to_result,
@@ -49,27 +53,73 @@ const MAX_COUNT: usize = 4096;
 const MAX_SPACES: usize = 32768;
 
 /// The mappings of a staging file that have our operations.
-pub(crate) struct Mappings<'a, M> {
+pub(crate) struct Mappings<'a, M: Memory> {
     staging: &'a Staging,
-    ops: *const c::vm_operations_struct,
-    _type: PhantomData<fn(M)>,
+    ops: &'static VmOps<M>,
 }
 
 impl<'a, M: Memory> Mappings<'a, M> {
     /// The mappings of `staging` as `M`.
     pub(crate) fn of(staging: &'a Staging) -> Self {
-        let ops: &'static VmOps<M> = M::VM_OPS;
         Self {
             staging,
-            ops: ops.as_ptr(),
-            _type: PhantomData,
+            ops: M::VM_OPS,
         }
+    }
+
+    fn all(&self) -> Which {
+        Which::Kind(self.ops.as_ptr())
+    }
+
+    fn count_some(&self, which: Which, max: usize) -> u64 {
+        let which = which.to_raw();
+        // SAFETY: The staging file is valid, and the tables are static.
+        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), &raw const which, max) as u64 }
     }
 
     /// How many there are; [`MAX_COUNT`] stands for that many and more.
     pub(crate) fn count(&self) -> u64 {
-        // SAFETY: The staging file is valid.
-        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), self.ops, MAX_COUNT) as u64 }
+        self.count_some(self.all(), MAX_COUNT)
+    }
+
+    /// How many of them tell of writes, up to `max`.
+    pub(crate) fn count_logged(&self, max: usize) -> u64 {
+        self.count_some(Which::Table(self.ops.logged()), max)
+    }
+
+    /// Has all shared ones tell of writes, as mappings of `file`. What page tables permit is as before.
+    /// `EINTR` if the task is being killed; some are then left.
+    pub(crate) fn log(&self, file: &MapFile<M>) -> Result {
+        let which = Which::Not {
+            from: self.ops.as_ptr(),
+            to: self.ops.logged(),
+            data: file.memory.cast(),
+        };
+        self.switch(which, file, self.ops.logged())
+    }
+
+    /// Has those that tell of writes do so no more, as mappings of `file`. `EINTR` as above.
+    pub(crate) fn stop_log(&self, file: &MapFile<M>) -> Result {
+        self.switch(Which::Table(self.ops.logged()), file, self.ops.as_ptr())
+    }
+
+    fn switch(
+        &self,
+        which: Which,
+        file: &MapFile<M>,
+        to: *const c::vm_operations_struct,
+    ) -> Result {
+        let switch = |vma| {
+            // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
+            // file is one of the same memory, and holds what the operations need.
+            unsafe {
+                let memory = file.memory.cast_mut().cast();
+                bindings::vmem_vma_switch(vma, file.file.as_ptr(), to, memory);
+            }
+            Ok(())
+        };
+        // SAFETY: The staging file is valid, and the tables are static.
+        unsafe { AddressSpace::change_mappings(self.staging.as_ptr(), which, switch) }
     }
 
     /// The address spaces that have such mappings, each once, but no more than [`MAX_SPACES`]. Not those
@@ -87,10 +137,10 @@ impl<'a, M: Memory> Mappings<'a, M> {
 
     fn some_address_spaces(&self, room: usize) -> Result<(KVVec<AddressSpace>, bool)> {
         // SAFETY: The staging file is valid.
-        unsafe { AddressSpace::some(self.staging.as_ptr(), self.ops, core::ptr::null(), room) }
+        unsafe { AddressSpace::some(self.staging.as_ptr(), self.all(), room) }
     }
 
-    /// Turns every mapping into what mmap() of the staging file gives.
+    /// Turns every mapping into what mmap() of the staging file gives, which may tell of writes.
     ///
     /// `EINTR` if the task is being killed; some are then left.
     pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
@@ -107,7 +157,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
             Ok(())
         };
         // SAFETY: The staging file is valid.
-        unsafe { AddressSpace::change_mappings(staging, self.ops, core::ptr::null(), make_plain) }
+        unsafe { AddressSpace::change_mappings(staging, self.all(), make_plain) }
     }
 
     /// Has nothing bring in all pages of the mapping at `addr` of the running process any more, if it is
@@ -187,13 +237,21 @@ impl<'a, M: Memory> Mappings<'a, M> {
     }
 
     /// Puts a page that has just been filled where it is wanted. Returns whether all of `places` have
-    /// their pages. Page tables that this takes are charged to `charge`.
-    pub(crate) fn deliver(&self, filled: &Filled, places: &Places, charge: Option<&Memcg>) -> bool {
+    /// their pages. Page tables that this takes are charged to `charge`. If writes are `logged`, it goes only
+    /// where they are seen.
+    pub(crate) fn deliver(
+        &self,
+        filled: &Filled,
+        places: &Places,
+        charge: Option<&Memcg>,
+        logged: bool,
+    ) -> bool {
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
         // Others may have mapped a large folio as a whole.
         !filled.folio().is_large()
             && places.iter().all(|(pgoff, place)| {
-                filled.pages().start() == *pgoff && self.put(filled.folio(), *pgoff, place, charge)
+                filled.pages().start() == *pgoff
+                    && self.put(filled.folio(), *pgoff, place, charge, logged)
             })
     }
 
@@ -204,6 +262,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
         pgoff: u64,
         place: &Place,
         charge: *mut c::mem_cgroup,
+        logged: bool,
     ) -> bool {
         // SAFETY: `places` hold a user of each address space.
         let vma = unsafe { c::lock_vma_under_rcu(place.mm, place.addr) };
@@ -215,6 +274,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
         // locked and of the staging file; `charge` is null or referenced by the caller.
         unsafe {
             let put = self.is_wanted_at(vma, pgoff, place)
+                && (!logged || writes_are_seen(vma))
                 && Answer::is_nopage(bindings::vmem_place_insert(vma, place.addr, page, charge));
             bindings::vmem_vma_end_read(vma);
             put
@@ -248,7 +308,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
         // SAFETY: Callers hold the lock of the address space or of the VMA, so it is valid; one with our
         // operations has a file.
         unsafe {
-            (*vma).vm_ops == self.ops
+            self.ops.has((*vma).vm_ops)
                 && (*(*vma).vm_file).f_mapping == (*self.staging.as_ptr()).f_mapping
         }
     }

@@ -117,23 +117,25 @@ int vmem_shared_unseal(struct file *memory, unsigned int before)
 	return 0;
 }
 
-/* The operations of the file, and of those that are opened from now on. */
+/*
+ * The operations of the file, and of those that are opened from now on. A file that
+ * cannot be opened has others.
+ */
 void vmem_shared_set_fops(struct file *memory,
 			  const struct file_operations *file_fops,
-			  const struct file_operations *inode_fops)
+			  const struct file_operations *from,
+			  const struct file_operations *to)
 {
-	WRITE_ONCE(file_inode(memory)->i_fop, inode_fops);
+	struct inode *inode = file_inode(memory);
+
+	if (inode->i_fop == from)
+		WRITE_ONCE(inode->i_fop, to);
 	WRITE_ONCE(memory->f_op, file_fops);
 }
 
 const struct file_operations *vmem_shared_fops(struct file *memory)
 {
 	return memory->f_op;
-}
-
-const struct file_operations *vmem_shared_inode_fops(struct file *memory)
-{
-	return file_inode(memory)->i_fop;
 }
 
 /*
@@ -177,7 +179,8 @@ int vmem_shared_no_mmap_runs(struct file *memory)
 }
 
 static bool can_be_tracked(struct vm_area_struct *vma,
-			   const struct vm_operations_struct *tracked)
+			   const struct vm_operations_struct *tracked,
+			   const struct vm_operations_struct *own)
 {
 	const struct vm_operations_struct *ops = READ_ONCE(vma->vm_ops);
 
@@ -185,12 +188,17 @@ static bool can_be_tracked(struct vm_area_struct *vma,
 		return true;
 	if (userfaultfd_armed(vma))
 		return false;
-	return ops == tracked || ops->fault == vmem_shmem_vm_ops()->fault;
+	return ops == tracked || ops->fault == vmem_shmem_vm_ops()->fault ||
+	       (own && ops->fault == own->fault);
 }
 
-/* Whether all shared mappings are shmem's own. */
+/*
+ * Whether all shared mappings are shmem's own, or, if the memory is a region's,
+ * with the operations of the kind of @own.
+ */
 int vmem_shared_can_be_tracked(struct file *memory,
-			       const struct vm_operations_struct *tracked)
+			       const struct vm_operations_struct *tracked,
+			       const struct vm_operations_struct *own)
 {
 	struct address_space *mapping = memory->f_mapping;
 	struct vm_area_struct *vma;
@@ -198,7 +206,7 @@ int vmem_shared_can_be_tracked(struct file *memory,
 
 	i_mmap_lock_read(mapping);
 	for (vma = vmem_first_vma(mapping); vma; vma = vmem_next_vma(vma)) {
-		can = can_be_tracked(vma, tracked);
+		can = can_be_tracked(vma, tracked, own);
 		cond_resched();
 		if (!can || fatal_signal_pending(current))
 			break;
@@ -264,51 +272,15 @@ struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
 }
 
 /*
- * Without the permission to write in vm_page_prot, page tables have none, and the
- * first write to a page is a fault. Of mappings that are not tracked, only those
- * are so whose soft-dirty bits are watched, or that userfaultfd protects.
- */
-static void set_page_prot(struct vm_area_struct *vma, bool tracked)
-{
-	vm_flags_t flags = vma->vm_flags;
-	bool soft_dirty = IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) &&
-			  !(flags & VM_SOFTDIRTY);
-
-	if (tracked || soft_dirty || userfaultfd_wp(vma))
-		flags &= ~VM_SHARED;
-	WRITE_ONCE(vma->vm_page_prot, vm_get_page_prot(flags));
-}
-
-/*
- * Has a mapping that exists tell of writes. The mmap lock is held for writing. What
- * its page tables permit is as before.
+ * Has a mapping that exists tell of writes. The mmap lock is held for writing.
  */
 int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
 		   const struct vm_operations_struct *ops, void *data)
 {
-	struct address_space *mapping = clone->f_mapping;
-
-	if (!can_be_tracked(vma, ops))
+	if (userfaultfd_armed(vma))
 		return -EBUSY;
-	vma_start_write(vma);
-	/* Who finds the VMA by the tree of its file looks at the operations. */
-	i_mmap_lock_write(mapping);
-	vma_set_file(vma, clone);
-	WRITE_ONCE(vma->vm_ops, ops);
-	vma->vm_private_data = data;
-	i_mmap_unlock_write(mapping);
-	set_page_prot(vma, true);
+	vmem_vma_switch(vma, clone, ops, data);
 	return 0;
-}
-
-/* Back to what mmap() of the memory gives. */
-int vmem_vma_untrack(struct vm_area_struct *vma, struct file *memory)
-{
-	int err = vmem_vma_make_plain(vma, memory);
-
-	if (!err)
-		set_page_prot(vma, false);
-	return err;
 }
 
 /*

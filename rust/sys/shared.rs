@@ -8,6 +8,7 @@
 use super::{
     bindings,
     file::into_file,
+    staging::Staging,
     task::nap, //
 };
 use crate::model::{
@@ -35,6 +36,12 @@ const TRIES: usize = 100;
 pub(crate) struct Identity(usize);
 
 impl Identity {
+    /// That of a region's memory.
+    pub(crate) fn of_region(staging: &Staging) -> Self {
+        // SAFETY: The staging file is valid.
+        unsafe { Self::of(staging.as_ptr()) }
+    }
+
     /// That of the memory behind an open file.
     ///
     /// # Safety
@@ -66,6 +73,12 @@ impl SharedMemory {
         // SAFETY: The reference is ours. An ioctl is no `fdget_pos` section, and of another one that is
         // on the file at the moment only its position is the business.
         Ok(Self(unsafe { into_file(file) }))
+    }
+
+    /// That of a region.
+    pub(crate) fn of_region(staging: &Staging) -> Self {
+        // INVARIANT: A staging file is a shmem file.
+        Self(staging.file().clone())
     }
 
     /// The same memory.
@@ -122,12 +135,6 @@ impl SharedMemory {
             bindings::vmem_folios_unmap(self.as_ptr(), first, nr);
         }
         Ok(())
-    }
-
-    /// Takes all of it out of all page tables.
-    pub(crate) fn protect_all(&self) {
-        // SAFETY: By the type invariants; no pages are all pages.
-        unsafe { bindings::vmem_folios_unmap(self.as_ptr(), 0, 0) };
     }
 
     /// Adds those of these pages, which are in one chunk, that somebody has in hand who may write

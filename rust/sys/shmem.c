@@ -254,11 +254,12 @@ int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 {
 	/*
 	 * Not vfs_fallocate(): when a program discards pages, that has begun
-	 * already, for another file of the same inode.
+	 * already, for another file of the same inode. Nor what tells a log: the
+	 * caller does.
 	 */
-	return staging->f_op->fallocate(staging,
-					FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-					pos, len);
+	return shmem_fops->fallocate(staging,
+				     FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				     pos, len);
 }
 
 int vmem_folio_is_large(struct folio *folio)

@@ -85,6 +85,12 @@ pub(crate) fn nap() -> Result {
     breathe()
 }
 
+/// Waits until all read-side sections of RCU that have begun are over.
+pub(crate) fn await_readers() {
+    // SAFETY: In process context, with nothing held that a reader could wait for.
+    unsafe { bindings::vmem_wait_readers() };
+}
+
 /// Between two pieces of long work: lets others run, and stops (`EINTR`) if the task is being killed.
 pub(crate) fn breathe() -> Result {
     // SAFETY: Callers are in process context and hold no spinlock: they are between two pieces of

@@ -11,16 +11,22 @@
 //! mapping: an open of the memory of our own (a clone), which holds the log and the module.
 
 use super::{
-    address_space::AddressSpace,
+    address_space::{
+        AddressSpace,
+        Which, //
+    },
     bindings,
-    fault::Answer,
     file::into_file,
     shared::{
         Identity,
         SharedMemory, //
     },
-    staging::LockedFolio,
-    task::ModuleInUse, //
+    task::ModuleInUse,
+    vm_ops::{
+        Memory,
+        VmOps, //
+    },
+    write_fault::WriteFault, //
 };
 use crate::model::range::{
     PageRange,
@@ -74,24 +80,6 @@ pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
 
     /// A system call may have written to these pages.
     fn written(&self, range: PageRange);
-}
-
-/// A fault by which protected pages are about to become writable.
-pub(crate) struct WriteFault<'a> {
-    folio: &'a LockedFolio,
-    pages: PageRange,
-}
-
-impl WriteFault<'_> {
-    /// The pages.
-    pub(crate) fn pages(&self) -> PageRange {
-        self.pages
-    }
-
-    /// The folio that they are in.
-    pub(crate) fn folio(&self) -> &LockedFolio {
-        self.folio
-    }
 }
 
 /// The operations of tracked memory: those of shmem, but for what a log needs. They must be a static:
@@ -186,31 +174,11 @@ impl<L: WriteLog> TrackOps<L> {
     /// The memory management calls it, for a VMA that is tracked.
     unsafe extern "C" fn page_mkwrite(vmf: *mut c::vm_fault) -> c::vm_fault_t {
         // SAFETY: The fault is valid during the call, and so is its VMA, whose file holds the log.
-        let log = unsafe {
+        unsafe {
             let vma = (*vmf).__bindgen_anon_1.vma;
-            <Arc<L> as ForeignOwnable>::borrow((*vma).vm_private_data)
-        };
-        let mut first = 0;
-        // SAFETY: The fault is valid during the call.
-        let nr = unsafe { bindings::vmem_tracked_lock(vmf, &raw mut first) };
-        let Some(pages) = PageRange::within(first as u64, nr as u64, u64::MAX) else {
-            return Answer::NOPAGE.into_raw();
-        };
-        // SAFETY: The fault is valid during the call; its page's folio has been locked, and the caller
-        // has a reference.
-        let folio = unsafe { LockedFolio::borrow(bindings::vmem_tracked_folio(vmf)) };
-        let fault = WriteFault {
-            folio: &folio,
-            pages,
-        };
-        if log.write_fault(&fault) {
-            return Answer::LOCKED.into_raw();
+            let log = <Arc<L> as ForeignOwnable>::borrow((*vma).vm_private_data);
+            WriteFault::answer(vmf, |fault| log.write_fault(fault), || log.await_turn())
         }
-        // SAFETY: As above.
-        unsafe { bindings::vmem_tracked_unlock(vmf) };
-        // The lock of the mapping is held, so not for long.
-        log.await_turn();
-        Answer::NOPAGE.into_raw()
     }
 
     /// # Safety
@@ -365,7 +333,6 @@ pub(crate) struct Hold<L> {
     /// What the memory had before.
     seals: Atomic<u32>,
     file_ops: *const c::file_operations,
-    inode_ops: *const c::file_operations,
     _type: PhantomData<fn(L)>,
 }
 
@@ -403,7 +370,6 @@ impl<L: WriteLog> Hold<L> {
                 data,
                 seals: Atomic::new(0),
                 file_ops: bindings::vmem_shared_fops(memory.as_ptr()),
-                inode_ops: bindings::vmem_shared_inode_fops(memory.as_ptr()),
                 _type: PhantomData,
             })
         }
@@ -420,18 +386,30 @@ impl<L: WriteLog> Hold<L> {
         let ops = L::ops().file_ops();
         // SAFETY: As above; both tables have the same functions, so that whoever reads the old one
         // beside this goes on with it.
-        unsafe { bindings::vmem_shared_set_fops(memory.as_ptr(), ops, ops) };
+        unsafe {
+            let shmem = bindings::vmem_shmem_fops();
+            bindings::vmem_shared_set_fops(memory.as_ptr(), ops, shmem, ops);
+        }
         Ok(())
     }
 
-    /// Has every shared mapping tell of writes, and takes the permission to write out of all page
-    /// tables. `EBUSY` if one is of another kind.
-    pub(crate) fn track_mappings(&self, memory: &SharedMemory) -> Result {
-        // SAFETY: The memory's file is valid.
-        if unsafe { bindings::vmem_shared_can_be_tracked(memory.as_ptr(), L::ops().vm_ops()) } == 0
-        {
-            return Err(EBUSY);
+    /// `EBUSY` if a shared mapping is neither shmem's own nor, if the memory is a region's, one of `own`.
+    pub(crate) fn check_mappings<M: Memory>(
+        &self,
+        memory: &SharedMemory,
+        own: Option<&'static VmOps<M>>,
+    ) -> Result {
+        let own = own.map_or(core::ptr::null(), VmOps::as_ptr);
+        let tracked = L::ops().vm_ops();
+        // SAFETY: The memory's file is valid, and the tables are static.
+        match unsafe { bindings::vmem_shared_can_be_tracked(memory.as_ptr(), tracked, own) } {
+            0 => Err(EBUSY),
+            _ => Ok(()),
         }
+    }
+
+    /// Has every shared mapping of shmem's own tell of writes. What page tables permit is as before.
+    pub(crate) fn track_mappings(&self, memory: &SharedMemory) -> Result {
         let track = |vma| {
             // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
             // clone holds what the operations expect.
@@ -440,19 +418,22 @@ impl<L: WriteLog> Hold<L> {
                 bindings::vmem_vma_track(vma, clone, L::ops().vm_ops(), self.data)
             })
         };
-        // SAFETY: The memory's file is valid.
+        // SAFETY: The memory's file is valid, and the tables are static.
         unsafe {
-            let others = self.data.cast_const();
-            AddressSpace::change_mappings(memory.as_ptr(), L::ops().vm_ops(), others, track)?;
+            let which = Which::Not {
+                from: bindings::vmem_shmem_vm_ops(),
+                to: L::ops().vm_ops(),
+                data: self.data.cast_const(),
+            };
+            AddressSpace::change_mappings(memory.as_ptr(), which, track)
         }
-        memory.protect_all();
-        Ok(())
     }
 
-    /// How many mappings tell of writes, up to `max`.
+    /// How many mappings of shmem's own tell of writes, up to `max`.
     pub(crate) fn mappings(&self, memory: &SharedMemory, max: usize) -> u64 {
-        // SAFETY: The memory's file is valid.
-        unsafe { bindings::vmem_count_vmas(memory.as_ptr(), L::ops().vm_ops(), max) as u64 }
+        let which = Which::Table(L::ops().vm_ops()).to_raw();
+        // SAFETY: The memory's file is valid, and the table is static.
+        unsafe { bindings::vmem_count_vmas(memory.as_ptr(), &raw const which, max) as u64 }
     }
 
     /// Gives the file and all mappings back what they had. Nobody is on the way to the log any more when
@@ -460,8 +441,9 @@ impl<L: WriteLog> Hold<L> {
     pub(crate) fn end(&self, memory: &SharedMemory) -> Result {
         // SAFETY: The memory's file is valid, and these are the operations that it had.
         unsafe {
-            let memory = memory.as_ptr();
-            bindings::vmem_shared_set_fops(memory, self.file_ops, self.inode_ops);
+            let shmem = bindings::vmem_shmem_fops();
+            let (memory, tracked) = (memory.as_ptr(), L::ops().file_ops());
+            bindings::vmem_shared_set_fops(memory, self.file_ops, tracked, shmem);
         }
         match memory.await_mmaps() {
             // Somebody maps it all the time: what is left over is tracked in vain, and holds the module.
@@ -469,11 +451,11 @@ impl<L: WriteLog> Hold<L> {
             other => other?,
         }
         // SAFETY: The VMA is valid while its address space is locked, which allows changing it.
-        let untrack = |vma| to_result(unsafe { bindings::vmem_vma_untrack(vma, memory.as_ptr()) });
-        // SAFETY: The memory's file is valid.
+        let plain = |vma| to_result(unsafe { bindings::vmem_vma_make_plain(vma, memory.as_ptr()) });
+        // SAFETY: The memory's file is valid, and the table is static.
         unsafe {
-            let all = core::ptr::null();
-            AddressSpace::change_mappings(memory.as_ptr(), L::ops().vm_ops(), all, untrack)?;
+            let which = Which::Table(L::ops().vm_ops());
+            AddressSpace::change_mappings(memory.as_ptr(), which, plain)?;
         }
         // SAFETY: The memory's file is valid, and was sealed.
         to_result(unsafe {

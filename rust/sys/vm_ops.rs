@@ -12,10 +12,12 @@ use super::{
     errno,
     fault::{
         Answer,
+        Contents,
         Fault, //
     },
     file::into_file,
-    staging::Staging, //
+    staging::Staging,
+    write_fault::WriteFault, //
 };
 use crate::model::range::PageRange;
 use core::marker::PhantomData;
@@ -29,7 +31,7 @@ use kernel::{
 };
 
 /// What stands behind a mapping.
-pub(crate) trait Memory: Sized + Send + Sync + 'static {
+pub(crate) trait Memory: Contents + Sized + Send + Sync + 'static {
     /// The operations of all mappings of this kind.
     const VM_OPS: &'static VmOps<Self>;
 
@@ -39,42 +41,73 @@ pub(crate) trait Memory: Sized + Send + Sync + 'static {
     /// Answers a fault.
     fn fault(&self, fault: &mut Fault<'_>) -> Answer;
 
-    /// Whether every page of the blocks that `range` touches is present, so that the page cache may
-    /// map what it holds there, large folios too.
+    /// Whether the page cache may map what it holds of the blocks that `range` touches, large folios too:
+    /// each of their pages is present.
     fn blocks_present(&self, range: PageRange) -> bool;
+
+    /// Protected pages of a mapping that tells of writes are about to become writable. Returns whether they
+    /// may: the folio is then locked until they are.
+    fn write_fault(&self, _fault: &WriteFault<'_>) -> bool {
+        true
+    }
+
+    /// Waits for a short time until they may.
+    fn await_turn(&self) {}
 
     /// The program discards the pages of a range of bytes: they read as zeros from now on.
     fn discard(&self, offset: u64, len: u64) -> Result;
 }
 
-/// A table of VMA operations. It must be a static: its address tells which mappings are ours.
+/// Two tables of VMA operations: for mappings that tell of writes, and for others. It must be a static: its
+/// addresses tell which mappings are ours.
 pub(crate) struct VmOps<M> {
-    ops: kernel::bindings::vm_operations_struct,
+    plain: kernel::bindings::vm_operations_struct,
+    logged: kernel::bindings::vm_operations_struct,
     _type: PhantomData<fn(M)>,
 }
 
-// SAFETY: The table is never written.
+// SAFETY: The tables are never written.
 unsafe impl<M> Sync for VmOps<M> {}
 
 impl<M: Memory> VmOps<M> {
     /// The operations of `M`.
     pub(crate) const fn new() -> Self {
+        let plain = Self::plain();
         Self {
-            ops: kernel::bindings::vm_operations_struct {
-                fault: Some(Self::fault),
-                map_pages: Some(Self::map_pages),
-                #[cfg(CONFIG_NUMA)]
-                set_policy: Some(bindings::vmem_vma_set_policy),
-                #[cfg(CONFIG_NUMA)]
-                get_policy: Some(bindings::vmem_vma_get_policy),
-                ..pin_init::zeroed()
+            logged: kernel::bindings::vm_operations_struct {
+                page_mkwrite: Some(Self::page_mkwrite),
+                ..Self::plain()
             },
+            plain,
             _type: PhantomData,
         }
     }
 
+    const fn plain() -> kernel::bindings::vm_operations_struct {
+        kernel::bindings::vm_operations_struct {
+            fault: Some(Self::fault),
+            map_pages: Some(Self::map_pages),
+            #[cfg(CONFIG_NUMA)]
+            set_policy: Some(bindings::vmem_vma_set_policy),
+            #[cfg(CONFIG_NUMA)]
+            get_policy: Some(bindings::vmem_vma_get_policy),
+            ..pin_init::zeroed()
+        }
+    }
+
+    /// The table of mappings that tell nobody of writes.
     pub(super) const fn as_ptr(&'static self) -> *const kernel::bindings::vm_operations_struct {
-        &raw const self.ops
+        &raw const self.plain
+    }
+
+    /// The table of those that do.
+    pub(super) const fn logged(&'static self) -> *const kernel::bindings::vm_operations_struct {
+        &raw const self.logged
+    }
+
+    /// Whether it is one of the two.
+    pub(super) fn has(&'static self, ops: *const kernel::bindings::vm_operations_struct) -> bool {
+        ops == self.as_ptr() || ops == self.logged()
     }
 
     /// # Safety
@@ -100,14 +133,34 @@ impl<M: Memory> VmOps<M> {
         end: ffi::c_ulong,
     ) -> kernel::bindings::vm_fault_t {
         // SAFETY: The fault and its VMA are valid during the call, and the VMA's file holds the `M`.
-        let memory = unsafe { &*(*(*vmf).__bindgen_anon_1.vma).vm_private_data.cast::<M>() };
+        let (memory, seen) = unsafe {
+            let vma = (*vmf).__bindgen_anon_1.vma;
+            let memory = &*(*vma).vm_private_data.cast::<M>();
+            (memory, super::fault::writes_are_seen(vma))
+        };
         let nr = (end as u64).saturating_sub(start as u64).saturating_add(1);
         match PageRange::within(start as u64, nr, u64::MAX) {
-            Some(range) if memory.blocks_present(range) => {
+            // The caller is in a read-side section of RCU, so whoever begins a log waits for the end of it.
+            Some(range) if memory.blocks_present(range) && memory.maps_around(seen) => {
                 // SAFETY: The caller's arguments, for the page cache of the VMA's file.
                 unsafe { kernel::bindings::filemap_map_pages(vmf, start, end) }
             }
             _ => 0,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The memory management calls it, for a VMA of an `M` that tells of writes.
+    unsafe extern "C" fn page_mkwrite(
+        vmf: *mut kernel::bindings::vm_fault,
+    ) -> kernel::bindings::vm_fault_t {
+        // SAFETY: The fault and its VMA are valid during the call, and the VMA's file, which is a shmem
+        // file, holds the `M`.
+        unsafe {
+            let memory = &*(*(*vmf).__bindgen_anon_1.vma).vm_private_data.cast::<M>();
+            let may = |fault: &WriteFault<'_>| memory.write_fault(fault);
+            WriteFault::answer(vmf, may, || memory.await_turn())
         }
     }
 }
@@ -179,8 +232,8 @@ impl<M: Memory> MapOps<M> {
 /// It is an open of the staging file's inode with our operations: the memory management, which asks
 /// the inode, sees shmem; and the operations hold the module. It never has a descriptor.
 pub(crate) struct MapFile<M> {
-    file: ARef<File>,
-    memory: *const M,
+    pub(super) file: ARef<File>,
+    pub(super) memory: *const M,
 }
 
 // SAFETY: A file and a shared reference to an `M`, which is `Send` and `Sync`.
@@ -280,12 +333,19 @@ impl NewVma<'_> {
     /// zeros: to them a hole in shmem is zeros. It also keeps mlock() away. After
     /// `mlockall(MCL_FUTURE | MCL_ONFAULT)` mmap() would bring in every page nevertheless, unless the
     /// mapping has `VM_LOCKONFAULT`, which goes together with `VM_LOCKED` if that is there.
-    pub(crate) fn map<M: Memory>(self, file: &MapFile<M>) {
+    ///
+    /// If it is `logged`, and shared, it tells of writes.
+    pub(crate) fn map<M: Memory>(self, file: &MapFile<M>, logged: bool) {
         // SAFETY: The VMA is being made, so it may change its file; that file holds what the
         // operations need.
         unsafe {
             kernel::bindings::vma_set_file(self.vma, file.file.as_ptr());
-            (*self.vma).vm_ops = M::VM_OPS.as_ptr();
+            let shared = (*self.vma).__bindgen_anon_2.vm_flags & flags::SHARED != 0;
+            (*self.vma).vm_ops = if logged && shared {
+                M::VM_OPS.logged()
+            } else {
+                M::VM_OPS.as_ptr()
+            };
             (*self.vma).vm_private_data = file.memory.cast_mut().cast();
             bindings::vmem_vma_set_flags(self.vma, flags::DONTEXPAND, 0);
             bindings::vmem_vma_unlock(self.vma);

@@ -207,23 +207,24 @@ struct vmem_attach {
 /**
  * struct vmem_adopt - make a region of shared memory that exists (VMEM_ADOPT)
  * @fd: a descriptor of the memory, open for writing: a memfd, a file in a tmpfs
- *	(/dev/shm), or the staging file of a region that is plain memory. That of
- *	another process comes by pidfd_getfd(2) or by SCM_RIGHTS; it has to be the
- *	same open file, and not the file opened again
+ *	(/dev/shm), a region or map descriptor, or the staging file of a region that is
+ *	plain memory. That of another process comes by pidfd_getfd(2) or by SCM_RIGHTS;
+ *	but for a region it has to be the same open file, and not the file opened again
  * @flags: zero
  * @vmem_fd: out: the adopted descriptor, close-on-exec
  * @reserved0: zero
  * @size: out: size of the memory in bytes, rounded up to whole pages
- * @id: out: number of the region, never used twice
+ * @id: out: number of the region, never used twice; of a region that exists, its own
  * @reserved: zero
  *
  * On the control descriptor. Nothing about the memory changes until
- * %VMEM_TRACK. All pages count as present: a hole reads as zeros.
+ * %VMEM_TRACK. All pages count as present, and a hole reads as zeros, but in a region
+ * that is not complete: there an absent page stays absent until its daemon brings it.
  *
  * Errors: EBADF (no such descriptor), EINVAL (not a regular file of shared
  * memory; empty), EACCES (not open for writing), EOPNOTSUPP (hugetlbfs; memory of
- * System V or of a driver; the staging file of a region that is not plain
- * memory), EFBIG (size over VMEM_MAX_SIZE), EBUSY (it is adopted already, or the
+ * System V or of a driver; the staging file, and not a descriptor, of a region that is
+ * not plain memory), EFBIG (size over VMEM_MAX_SIZE), EBUSY (it is adopted already, or the
  * file is open for writing a second time, whose writes could not be seen), EMFILE,
  * ENFILE.
  */
@@ -238,8 +239,14 @@ struct vmem_adopt {
 };
 
 /**
+ * VMEM_TRACK_FILLS: pages of a region that its daemon fills or marks present come into
+ * the log, too. Without it they do not: whoever copies the memory has their source.
+ */
+#define VMEM_TRACK_FILLS	(1U << 0)
+
+/**
  * struct vmem_track - begin to log writes (VMEM_TRACK)
- * @flags: zero
+ * @flags: VMEM_TRACK_FILLS
  * @reserved0: zero
  * @mappings: out: shared mappings of the memory, in all processes, that are
  *	tracked
@@ -251,7 +258,9 @@ struct vmem_adopt {
  * call has returned is in the log: those of every process that maps it, of virtual
  * CPUs, of the kernel for a process, and by write(2) and fallocate(2) to its file.
  * So are those through mappings and descriptors that are made later. A private
- * mapping does not write to the memory.
+ * mapping does not write to the memory. Nor is it a write that a page of a region comes
+ * (but see VMEM_TRACK_FILLS); that the daemon writes to the staging file by itself is
+ * one. A region can become plain memory meanwhile.
  *
  * While it is tracked its size cannot be changed (as with F_SEAL_SHRINK and
  * F_SEAL_GROW), userfaultfd(2) cannot be registered for it, but for asynchronous
@@ -395,7 +404,10 @@ struct vmem_snapshot_member {
  * A snapshot descriptor is a file of the size of the memory, open for reading:
  *
  * - read(2), pread(2), splice(2); a page of which there is nothing is zeros.
- *   lseek(2) knows SEEK_DATA and SEEK_HOLE;
+ *   lseek(2) knows SEEK_DATA and SEEK_HOLE. A page of a region that is absent counts as
+ *   data, and a read requests it and waits, as a touch does: it comes with what it had
+ *   at the instant. EIO if it cannot be had, ENODATA if a program has discarded it
+ *   before it came. %VMEM_GET_PRESENT tells which pages are there;
  * - mmap(2), read-only or private. A touch copies the page aside, and a mapping stays
  *   after the descriptor is closed;
  * - %VMEM_DIRTY without VMEM_DIRTY_CLEAN tells the pages that were in the log at the
@@ -581,7 +593,7 @@ struct vmem_populate {
  *	a bit is set if the page is present. Bits after the last page are zero.
  * @present: out: how many bits are set
  *
- * On a region or map descriptor.
+ * On a region, map, adopted or snapshot descriptor.
  */
 struct vmem_present {
 	__u64 pgoff;
@@ -633,7 +645,8 @@ struct vmem_map_fd {
  * @reserved: zero
  *
  * On a region or map descriptor; the same figures stand in /proc/PID/fdinfo/FD. On
- * an adopted descriptor all pages are present, and the counters are zero.
+ * an adopted descriptor of other memory all pages are present, and the counters are
+ * zero.
  */
 struct vmem_info {
 	__u64 id;

@@ -12,6 +12,7 @@ pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
+pub const VMEM_TRACK_FILLS: u32 = 1;
 pub const VMEM_DIRTY_CLEAN: u32 = 1;
 pub const VMEM_DIRTY_RANGES: u32 = 2;
 pub const VMEM_MAX_MEMBERS: u32 = 64;

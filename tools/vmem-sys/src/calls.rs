@@ -245,9 +245,13 @@ pub fn get_map_fd(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     take(map.fd)
 }
 
-/// `VMEM_TRACK`: begins to log writes to adopted memory. The answer says how many mappings are tracked and how many pages are held.
-pub fn track(fd: BorrowedFd<'_>) -> Result<vmem_track, Errno> {
-    let mut track = vmem_track::default();
+/// `VMEM_TRACK`: begins to log writes to adopted memory; `flags` are `VMEM_TRACK_` bits. The answer says how many mappings are tracked and how
+/// many pages are held.
+pub fn track(fd: BorrowedFd<'_>, flags: u32) -> Result<vmem_track, Errno> {
+    let mut track = vmem_track {
+        flags,
+        ..Default::default()
+    };
     // SAFETY: this argument holds no address.
     unsafe { call(fd, &mut track) }?;
     Ok(track)

@@ -104,7 +104,7 @@ impl TrackingFigures {
 
 impl Tracking {
     pub(crate) fn begin(fd: &Arc<OwnedFd>, pages: PageRange) -> Result<Self, Error> {
-        let track = calls::track(fd.as_fd()).map_err(|errno| Error::from_errno(call::TRACK, errno))?;
+        let track = calls::track(fd.as_fd(), 0).map_err(|errno| Error::from_errno(call::TRACK, errno))?;
         Ok(Self {
             fd: Arc::clone(fd),
             pages,

@@ -43,7 +43,12 @@ impl Adopted {
 
     /// Begins the log.
     pub(crate) fn track(&self) -> Result<vmem_track, Errno> {
-        calls::track(self.as_fd())
+        self.track_with(0)
+    }
+
+    /// Begins the log, with `VMEM_TRACK_` bits.
+    pub(crate) fn track_with(&self, flags: u32) -> Result<vmem_track, Errno> {
+        calls::track(self.as_fd(), flags)
     }
 
     /// Ends it.

@@ -12,9 +12,9 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getrli
 use vmem::{Control, PAGE_SIZE};
 use vmem_functional_sys::{Area, AreaBuilder, ioctl, ioctl_at};
 use vmem_sys::{
-    VMEM_ADOPT, VMEM_DIRTY, VMEM_FEATURE_TRACK, VMEM_FILL_PAGES, VMEM_GET_MAP_FD, VMEM_GET_PAGE_REQUEST, VMEM_GET_PRESENT,
-    VMEM_GET_TRACKING, VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED, VMEM_MAX_SIZE, VMEM_READY,
-    VMEM_TRACK, VMEM_UNTRACK, VMEM_WAIT_READY, calls, vmem_adopt,
+    VMEM_ADOPT, VMEM_DIRTY, VMEM_FEATURE_TRACK, VMEM_FILL_PAGES, VMEM_GET_MAP_FD, VMEM_GET_PAGE_REQUEST, VMEM_GET_TRACKING,
+    VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED, VMEM_MAX_SIZE, VMEM_READY, VMEM_TRACK, VMEM_UNTRACK,
+    VMEM_WAIT_READY, calls, vmem_adopt,
 };
 
 use crate::adopted::Adopted;
@@ -259,12 +259,9 @@ fn what_is_no_file_of_shared_memory_is_einval() -> Outcome {
     for path in ["/dev/null", "/dev/zero", "/proc/self/comm"] {
         is_refused(open(path)?, Errno::INVAL)?;
     }
-    // What is vmem's own: the descriptors of a region, and of memory that is adopted.
-    let setting = Setting::new(1)?;
-    equal!(Adopted::new(&*setting.region).err(), Some(Errno::INVAL));
-    equal!(Adopted::new(&setting.map).err(), Some(Errno::INVAL));
-    let log = Adopted::new(memfd(1)?)?;
-    equal!(Adopted::new(&log).err(), Some(Errno::INVAL));
+    // What is vmem's own, but a region: the control descriptor, and that of memory that is adopted.
+    is_refused(&Control::open()?, Errno::INVAL)?;
+    is_refused(&Adopted::new(memfd(1)?)?, Errno::INVAL)?;
     Ok(())
 }
 
@@ -350,7 +347,7 @@ fn memory_that_is_adopted_is_ebusy_until_that_is_closed() -> Outcome {
         let duplicate = rustix::io::fcntl_dupfd_cloexec(&log, 0)?;
         drop(log);
         equal!(Adopted::new(&file).err(), Some(Errno::BUSY));
-        calls::track(duplicate.as_fd())?;
+        calls::track(duplicate.as_fd(), 0)?;
         equal!(Adopted::new(&file).err(), Some(Errno::BUSY));
         drop(duplicate);
         wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
@@ -446,7 +443,6 @@ fn descriptors_have_only_their_own_calls() -> Outcome {
         VMEM_MAKE_PAGES_PRESENT,
         VMEM_MAKE_VMA_ANONYMOUS,
         VMEM_FILL_PAGES,
-        VMEM_GET_PRESENT,
         VMEM_GET_MAP_FD,
     ] {
         refused!(call(&log, number), NOTTY);

@@ -29,6 +29,7 @@ pub(super) mod guest;
 pub(super) mod increment;
 pub(super) mod limit;
 pub(super) mod reading;
+pub(super) mod region;
 pub(super) mod writing;
 
 crate::tests![
@@ -168,7 +169,7 @@ fn what_is_no_adopted_descriptor_is_refused() -> Outcome {
         );
     }
     // A snapshot has not the calls of the memory.
-    refused!(calls::track(image.as_fd()), NOTTY);
+    refused!(calls::track(image.as_fd(), 0), NOTTY);
     refused!(calls::snapshot(&[image.as_fd()], 0, 0), NOTTY);
     refused!(calls::snapshot_done(memory.log.as_fd(), 0, 1), NOTTY);
     refused!(calls::get_snapshot(memory.log.as_fd()), NOTTY);

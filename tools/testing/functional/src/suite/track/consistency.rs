@@ -4,10 +4,10 @@
 //! A lost write is seen only if the page is not written again. So all writers are in one window, whose pages are cleaned again and again; then
 //! it moves on, and these pages are left alone until it comes round.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::adopted::{Adopted, Report, page_bytes, runs};
 use crate::failure::{Outcome, ensure, equal};
 use crate::kernel::Disk;
 use crate::program::Program;
-use crate::setting::{Board, bytes_of, contents};
+use crate::setting::{Board, Setting, bytes_of, contents};
 use crate::tracked::{Tracked, memfd};
 use crate::world::wait_until;
 
@@ -30,6 +30,7 @@ crate::tests![
     a_copy_by_the_log_is_the_memory_that_programs_write,
     a_copy_by_the_log_is_the_memory_that_is_read_into_directly,
     a_log_that_begins_while_programs_write_misses_nothing_after_that,
+    a_log_of_a_region_that_begins_while_programs_write_misses_nothing_after_that,
 ];
 
 /// Pages that the writers have in hand at a time.
@@ -301,10 +302,15 @@ fn a_copy_by_the_log_is_the_memory_that_is_read_into_directly() -> Outcome {
 fn start_programs(writers: &mut Writers<'_>, memory: &Memory) -> Outcome {
     const PART: usize = Memory::PAGES / Memory::PARTS;
     let part = |number: usize| number * PART..(number + 1) * PART;
-    let Memory { file, area } = memory;
+    let Memory {
+        file,
+        map,
+        area,
+        is_plain,
+    } = memory;
     // A mapping that comes and goes.
     writers.start(part(0), |page, numbers| {
-        let short = AreaBuilder::default().map(file, page, 1)?;
+        let short = AreaBuilder::default().map(map, page, 1)?;
         short.store(numbers.below(512) * 8, numbers.0);
         Ok(())
     })?;
@@ -330,10 +336,13 @@ fn start_programs(writers: &mut Writers<'_>, memory: &Memory) -> Outcome {
     })?;
     // A mapping that grows and moves.
     writers.start(part(3), |page, numbers| {
-        let mut moving = AreaBuilder::default().map(file, page, 1)?;
+        let mut moving = AreaBuilder::default().map(map, page, 1)?;
         moving.store(numbers.below(512) * 8, numbers.0);
         moving.replace(AreaBuilder::default().private().anonymous(1)?)?;
         moving.store(numbers.below(512) * 8, numbers.0);
+        if !is_plain {
+            return Ok(());
+        }
         moving.remap(2, true)?;
         moving.store(numbers.below(1024) * 8, numbers.0);
         let second = moving.duplicate()?;
@@ -361,6 +370,10 @@ fn start_programs(writers: &mut Writers<'_>, memory: &Memory) -> Outcome {
     })?;
     writers.start(part(6), |page, numbers| {
         let (offset, word) = word(page, numbers);
+        if !is_plain {
+            area.store(offset, word);
+            return Ok(());
+        }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let again = OpenOptions::new().write(true).open(path)?;
         again.write_all_at(&word.to_ne_bytes(), offset as u64)?;
@@ -373,8 +386,13 @@ fn start_programs(writers: &mut Writers<'_>, memory: &Memory) -> Outcome {
 
 /// Memory that is not always tracked, and the mapping of all of it that the writers have inherited.
 struct Memory {
-    file: std::fs::File,
+    /// Where its pages are.
+    file: File,
+    /// What mappings of it are made by.
+    map: OwnedFd,
     area: Area,
+    /// Whether it is no region: mappings can grow, and the file be opened again.
+    is_plain: bool,
 }
 
 impl Memory {
@@ -384,21 +402,18 @@ impl Memory {
 }
 
 /// In each cycle everything is copied when the log has begun, and then what it reports.
-fn a_log_that_begins_while_programs_write_misses_nothing_after_that() -> Outcome {
+fn misses_nothing_after_its_begin(memory: &Memory) -> Outcome {
     const DURATION: Duration = Duration::from_secs(4);
     let board = Board::new()?;
-    let file = memfd(Memory::PAGES)?;
-    let area = AreaBuilder::default().map(&file, 0, Memory::PAGES)?;
-    let memory = Memory { file, area };
     for page in 0..Memory::PAGES {
         memory.area.write_page(page, &contents(page as u64));
     }
-    let log = Adopted::new(&memory.file)?;
+    let log = Adopted::new(&memory.map)?;
     let mut writers = Writers::new(&board);
-    start_programs(&mut writers, &memory)?;
+    start_programs(&mut writers, memory)?;
     let tracked = Tracked {
         file: memory.file.try_clone()?,
-        area: AreaBuilder::default().map(&memory.file, 0, Memory::PAGES)?,
+        area: AreaBuilder::default().map(&memory.map, 0, Memory::PAGES)?,
         log,
     };
     let since = Instant::now();
@@ -423,4 +438,25 @@ fn a_log_that_begins_while_programs_write_misses_nothing_after_that() -> Outcome
     writers.end(20)?;
     ensure!(copied > 1000, "{copied} pages were copied only");
     Ok(())
+}
+
+fn a_log_that_begins_while_programs_write_misses_nothing_after_that() -> Outcome {
+    let file = memfd(Memory::PAGES)?;
+    misses_nothing_after_its_begin(&Memory {
+        map: file.try_clone()?.into(),
+        area: AreaBuilder::default().map(&file, 0, Memory::PAGES)?,
+        file,
+        is_plain: true,
+    })
+}
+
+fn a_log_of_a_region_that_begins_while_programs_write_misses_nothing_after_that() -> Outcome {
+    let setting = Setting::new(Memory::PAGES)?;
+    setting.fill_all()?;
+    misses_nothing_after_its_begin(&Memory {
+        file: setting.region.staging().try_clone()?,
+        map: setting.map.as_fd().try_clone_to_owned()?,
+        area: setting.area()?,
+        is_plain: false,
+    })
 }
