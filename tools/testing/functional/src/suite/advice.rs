@@ -255,8 +255,9 @@ fn a_signal_frame_is_written_though_a_lock_on_fault_was_interrupted() -> Outcome
         let program = Program::start(|| {
             let (area, other) = (setting.area()?, AreaBuilder::default().private().anonymous(64)?);
             catch_signal_on(Signal::USR1.as_raw(), &area, page)?;
-            board.set(0, 1)?;
+            // The signal may come from here on.
             let before = caught();
+            board.set(0, 1)?;
             while caught() == before {
                 other.lock_on_fault(0..64)?;
             }
