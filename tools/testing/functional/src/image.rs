@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -16,7 +17,11 @@ use crate::failure::{Outcome, ensure, equal};
 
 /// A snapshot descriptor.
 #[derive(Debug)]
-pub(crate) struct Image(File);
+pub(crate) struct Image {
+    file: File,
+    /// For how long writers were held up.
+    pub(crate) closed: Duration,
+}
 
 impl Image {
     /// Takes a snapshot of one memory.
@@ -28,13 +33,15 @@ impl Image {
     /// Takes one of several, at one instant.
     pub(crate) fn take_all<const N: usize>(memories: [&Adopted; N], flags: u32, limit: u64) -> Result<[Self; N], Errno> {
         let snapshot = calls::snapshot(&memories.map(AsFd::as_fd), flags, limit)?;
-        let images: Vec<_> = snapshot.images.into_iter().map(|fd: OwnedFd| Self(fd.into())).collect();
+        let closed = Duration::from_nanos(snapshot.closed_ns);
+        let image = |fd: OwnedFd| Self { file: fd.into(), closed };
+        let images: Vec<_> = snapshot.images.into_iter().map(image).collect();
         images.try_into().map_err(|_| Errno::BADF)
     }
 
     /// The file.
     pub(crate) fn file(&self) -> &File {
-        &self.0
+        &self.file
     }
 
     /// Figures of the snapshot.
@@ -50,20 +57,20 @@ impl Image {
     /// All of it, by one call.
     pub(crate) fn bytes(&self) -> Outcome<Vec<u8>> {
         let mut bytes = vec![0; self.pages()? * PAGE_SIZE];
-        self.0.read_exact_at(&mut bytes, 0)?;
+        self.file.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
 
     /// A page, by a call that reads it alone.
     pub(crate) fn page(&self, page: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; PAGE_SIZE];
-        self.0.read_exact_at(&mut bytes, page_bytes(page).start as u64)?;
+        self.file.read_exact_at(&mut bytes, page_bytes(page).start as u64)?;
         Ok(bytes)
     }
 
     /// A mapping of all of it.
     pub(crate) fn map(&self, builder: AreaBuilder) -> Outcome<Area> {
-        Ok(builder.map(&self.0, 0, self.pages()?)?)
+        Ok(builder.map(&self.file, 0, self.pages()?)?)
     }
 
     /// The reader has these pages.
@@ -112,6 +119,6 @@ impl Image {
 
 impl AsFd for Image {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }

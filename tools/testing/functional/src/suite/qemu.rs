@@ -37,12 +37,17 @@ impl Qemu {
 
     /// Starts one on this memory backend, `ram`.
     pub(super) fn start(memory: &str, options: &[&str]) -> Outcome<Self> {
-        let mut accelerators = vec!["-accel", "tcg"];
-        if std::env::var("VMEM_ACCEL").as_deref() != Ok("tcg") {
+        let is_kvm = |name| std::env::var(name).is_ok_and(|accelerator| accelerator == "kvm");
+        let on_kvm = is_kvm("VMEM_GUEST_ACCEL");
+        let mut accelerators = vec![];
+        if on_kvm || is_kvm("VMEM_ACCEL") {
             for module in ["kvm-amd", "kvm-intel"] {
                 let _ = run_command("modprobe", &[module]);
             }
-            accelerators.splice(..0, ["-accel", "kvm"]);
+            accelerators.extend(["-accel", "kvm"]);
+        }
+        if !on_kvm {
+            accelerators.extend(["-accel", "tcg"]);
         }
         let child = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-display", "none"])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Snapshots of the memory of an unmodified QEMU, which knows nothing of them. As in the other tests with QEMU, KVM runs the guest where the
-//! machine has it from a processor; `VMEM_ACCEL=kvm` has an emulated one do so, too.
+//! machine has it from a processor; with `VMEM_GUEST_ACCEL=kvm` it does so in any case, and nothing else.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -148,10 +148,12 @@ fn images_of_a_guest_are_exact_prefixes_of_its_stores() -> Outcome {
     let mut guest = Guest::new()?;
     guest.wait_for_stores()?;
     let mut moments = std::collections::BTreeSet::new();
+    let mut held_up = Vec::new();
     for round in 0..20u64 {
         sleep(Duration::from_millis(20 + 7 * round));
         let flags = if round % 2 == 0 { VMEM_SNAPSHOT_CLEAN } else { 0 };
         let image = Image::take(&guest.log, flags, 0)?;
+        held_up.push(image.closed.as_micros());
         // The guest goes on while it is read.
         sleep(Duration::from_millis(20));
         let segments = (0..SEGMENTS)
@@ -161,6 +163,13 @@ fn images_of_a_guest_are_exact_prefixes_of_its_stores() -> Outcome {
         moments.insert(segments);
     }
     ensure!(moments.len() > 10, "the guest had {} different memories only", moments.len());
+    held_up.sort_unstable();
+    println!(
+        "  the guest was held up for {} us, in half of {} snapshots for {} us at most",
+        held_up[held_up.len() - 1],
+        held_up.len(),
+        held_up[held_up.len() / 2]
+    );
     ensure!(guest.qemu.runs()?, "QEMU has ended");
     Ok(())
 }
