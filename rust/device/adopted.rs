@@ -26,6 +26,7 @@ use crate::{
             FileOpsTable, //
         },
         shared::SharedMemory,
+        task::is_exiting,
         uapi::{
             vmem_adopt,
             vmem_info,
@@ -97,7 +98,11 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
             if shared.size() > VMEM_MAX_SIZE {
                 return Err(EFBIG);
             }
-            Memory::adopt(shared, registry::next_id())?
+            match registry::find_memory(shared.identity()) {
+                // The staging file of a region that is plain memory.
+                Ok(handle) => Memory::adopt_region(Arc::new(handle, GFP_KERNEL)?)?,
+                Err(_) => Memory::adopt(shared, registry::next_id())?,
+            }
         }
         Err(e) => return Err(e),
     };
@@ -248,8 +253,13 @@ impl PinnedDrop for AdoptedFile {
     fn drop(self: Pin<&mut Self>) {
         let state = core::mem::replace(&mut *self.state.lock(), State::Plain);
         if let State::Tracked(tracked) = state {
-            // If the task is being killed it ends without the task.
-            let _ = tracked.end();
+            if is_exiting() {
+                // It may be the daemon that others wait for with the locks that this takes, and no signal
+                // would end that any more.
+                tracked.end_soon();
+            } else {
+                let _ = tracked.end();
+            }
         }
     }
 }

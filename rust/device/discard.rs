@@ -29,6 +29,9 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
         breathe()?;
         discard_block(region, block)?;
     }
+    if let Some(tracking) = memories::tracking_of_region(region) {
+        tracking.written.count();
+    }
     Ok(())
 }
 
@@ -49,7 +52,7 @@ fn discard_block(region: &Region, block: PageRange) -> Result {
         make_zero(region, block)
     });
     // Also if it was an error: some of it may be zeros.
-    tracking.written(block);
+    tracking.put_back(block);
     tracking.keeper().leave();
     zeroed
 }

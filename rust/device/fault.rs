@@ -27,6 +27,7 @@ use crate::{
             Waiting, //
         },
         mm::Mappings,
+        shared::Identity,
         vm_ops::{
             MapOps,
             Memory,
@@ -82,6 +83,11 @@ impl Mapped {
     fn region(&self) -> &Region {
         self.handle.region()
     }
+
+    fn with_log<R>(&self, then: impl FnOnce(&Tracking) -> R) -> Option<R> {
+        let memory = Identity::of_region(self.region().staging());
+        memories::with_log(self.tracking.as_deref(), memory, then)
+    }
 }
 
 impl Contents for Mapped {
@@ -96,12 +102,16 @@ impl Contents for Mapped {
         if seen || !self.region().is_logged() {
             return Admit::Yes;
         }
-        match memories::tracking_of_region(self.region()) {
-            Some(tracking) if tracking.write_fault(fault) => Admit::Alone,
-            Some(_) => Admit::Later,
+        match self.with_log(|log| log.hear_fault(fault)) {
+            Some(true) => Admit::Alone,
+            Some(false) => Admit::Later,
             // It ends.
             None => Admit::Yes,
         }
+    }
+
+    fn await_turn(&self) {
+        self.with_log(|log| log.keeper().await_open());
     }
 
     fn maps_around(&self, seen: bool) -> bool {
@@ -136,15 +146,7 @@ impl Memory for Mapped {
     }
 
     fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
-        self.tracking
-            .as_ref()
-            .is_none_or(|tracking| tracking.write_fault(fault))
-    }
-
-    fn await_turn(&self) {
-        if let Some(tracking) = &self.tracking {
-            tracking.keeper().await_open();
-        }
+        self.with_log(|log| log.hear_fault(fault)).unwrap_or(true)
     }
 }
 

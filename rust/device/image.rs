@@ -261,8 +261,16 @@ impl Image {
     /// It cannot be read any more, nor can the other images of the snapshot.
     pub(super) fn fail(self: &Arc<Self>) {
         self.snapshot.fail();
+        self.wake_readers();
         if self.gives_up.cmpxchg(false, true, Relaxed).is_ok() {
             let _ = workers().enqueue(self.clone());
+        }
+    }
+
+    /// Who waits for a page looks whether it is in vain.
+    fn wake_readers(&self) {
+        if let Some(region) = &self.region {
+            region.pages().wake_waiters();
         }
     }
 
@@ -286,7 +294,9 @@ impl Image {
                 Touch::Requested | Touch::Waiting if region.gives_up() => return Err(EIO),
                 Touch::Requested | Touch::Waiting => {}
             }
-            match region.await_page(pgoff, None, Patience::Interruptible) {
+            let limit = region.limit(None, Patience::Interruptible);
+            let in_vain = || self.check().is_err() || self.places.place(pgoff) != Place::Memory;
+            match region.await_page_unless(pgoff, limit, in_vain) {
                 Woken::Done | Woken::Placed => {}
                 Woken::Timeout => return Err(EIO),
                 Woken::Signal => return Err(ERESTARTSYS),
@@ -341,6 +351,7 @@ impl Image {
     /// The reader does not want these pages any more.
     pub(crate) fn done(&self, range: PageRange) -> Result {
         self.done.add(self.places.done(range));
+        self.wake_readers();
         self.copies.drop_pages(range)
     }
 

@@ -153,6 +153,19 @@ impl Drop for Memory {
     }
 }
 
+/// Calls `then` with the log that a write to `memory` is for, if there is one. `log` is that for which the mapping
+/// was made by which the write comes: that may have ended, and another begun, while it was being made.
+pub(crate) fn with_log<R>(
+    log: Option<&Tracking>,
+    memory: Identity,
+    then: impl FnOnce(&Tracking) -> R,
+) -> Option<R> {
+    match log.filter(|log| !log.is_over()) {
+        Some(log) => Some(then(log)),
+        None => tracking_of(memory).map(|log| then(&log)),
+    }
+}
+
 /// The log of a region, if it is tracked.
 pub(crate) fn tracking_of_region(region: &Region) -> Option<Arc<Tracking>> {
     tracking_of(Identity::of_region(region.staging()))

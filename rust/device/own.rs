@@ -63,7 +63,7 @@ impl Own {
         Mappings::of(self.region().staging()).log(&self.logged)?;
         // Who has looked before maps pages with their folios locked, in a read-side section, or not at
         // all.
-        self.region().pages().await_fills();
+        self.region().pages().await_fills()?;
         await_readers();
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Own {
         Mappings::<Mapped>::of(self.region().staging()).count_logged(max)
     }
 
-    /// None does so any more. `EINTR` as above; it can be called again.
+    /// None does so any more, or never has. `EINTR` as above; it can be called again.
     pub(super) fn end(&self) -> Result {
         self.region().end_log();
         Mappings::of(self.region().staging()).stop_log(&self.plain)

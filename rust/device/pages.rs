@@ -27,6 +27,7 @@ use crate::{
     sys::{
         few::Few,
         place::Places,
+        task::nap,
         wait::{
             PollQueue,
             WaitQueue,
@@ -170,10 +171,21 @@ impl Pages {
         })
     }
 
-    /// Waits until nobody looks at pages any more who began before.
-    pub(crate) fn await_fills(&self) {
+    /// Waits until nobody looks at pages any more who began before. `EINTR` if the task is being killed.
+    pub(crate) fn await_fills(&self) -> Result {
         for shard in &self.shards {
-            drop(shard.fill.lock());
+            // Who discards pages waits for whoever writes to the staging file, which may be for ever.
+            while shard.fill.try_lock().is_none() {
+                nap()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody who waits for a page looks whether it is in vain.
+    pub(crate) fn wake_waiters(&self) {
+        for shard in &self.shards {
+            shard.waiters.wake_all();
         }
     }
 

@@ -224,12 +224,7 @@ impl Region {
 
     /// Waits until the page has its answer or waiting is in vain, or the region's time is over.
     pub(crate) fn await_page(&self, pgoff: u64, place: Option<Place>, patience: Patience) -> Woken {
-        let limit = Limit {
-            patience,
-            ms: self.config.fault_timeout_ms,
-            place,
-        };
-        self.await_page_for(pgoff, limit)
+        self.await_page_for(pgoff, self.limit(place, patience))
     }
 
     /// The page has not come in time: it is unreadable, unless it has come just now.
@@ -241,7 +236,27 @@ impl Region {
 
     /// Waits in the same way, up to another limit.
     pub(crate) fn await_page_for(&self, pgoff: u64, limit: Limit) -> Woken {
-        self.pages.wait(pgoff, limit, || self.gives_up())
+        self.await_page_unless(pgoff, limit, || false)
+    }
+
+    /// The same, unless that is `in_vain`, of which [`Pages::wake_waiters`] tells.
+    pub(crate) fn await_page_unless(
+        &self,
+        pgoff: u64,
+        limit: Limit,
+        in_vain: impl Fn() -> bool,
+    ) -> Woken {
+        self.pages
+            .wait(pgoff, limit, || self.gives_up() || in_vain())
+    }
+
+    /// How long a touch may wait for a page.
+    pub(crate) fn limit(&self, place: Option<Place>, patience: Patience) -> Limit {
+        Limit {
+            patience,
+            ms: self.config.fault_timeout_ms,
+            place,
+        }
     }
 
     /// Whom to charge pages to.

@@ -58,11 +58,11 @@ use kernel::{
 /// The operations of region and map descriptors.
 pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
 
-/// The region that a descriptor of the running process is of, if it may write to it. `EBADF` if there is no such
-/// descriptor, `EINVAL` if it is of no region, `EACCES` if it is open for reading.
+/// The region that a descriptor of the running process is of. `EBADF` if there is no such descriptor, `EINVAL` if
+/// it is of no region, `EACCES` if it is not open for reading and writing.
 pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
     file_ops::with_fd(&OPS, fd, |region_file, file| {
-        if file.flags() & flags::O_ACCMODE == flags::O_RDONLY {
+        if file.flags() & flags::O_ACCMODE != flags::O_RDWR {
             return Err(EACCES);
         }
         Ok(region_file.handle.clone())
@@ -167,7 +167,9 @@ impl FileOps for RegionFile {
             return vma.map_plain(region.staging(), serve::plain_flags(region));
         }
         region.charge_to_current()?;
-        match memories::tracking_of_region(region) {
+        // What is written through a private mapping is not the region's.
+        let tracking = memories::tracking_of_region(region).filter(|_| vma.is_shared());
+        match tracking {
             None => vma.map(&this.map_file, false),
             Some(tracking) => {
                 let mapped = Mapped::logged(this.handle.clone(), tracking);

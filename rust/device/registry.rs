@@ -11,7 +11,8 @@ use crate::sys::{
     node::{
         Access,
         Node, //
-    }, //
+    },
+    shared::Identity, //
 };
 use kernel::{
     prelude::*,
@@ -176,6 +177,15 @@ pub(crate) fn find_id(id: u64) -> Result<Handle> {
     REGISTRY
         .lock()
         .find(|entry| entry.region.id() == id)
+        .ok_or(ENOENT)
+}
+
+/// The region whose memory this is.
+pub(crate) fn find_memory(memory: Identity) -> Result<Handle> {
+    let is_it = |region: &Region| Identity::of_region(region.staging()) == memory;
+    REGISTRY
+        .lock()
+        .find(|entry| is_it(&entry.region))
         .ok_or(ENOENT)
 }
 

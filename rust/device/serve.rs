@@ -135,15 +135,10 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
         for range in ranges.iter() {
             for block in range?.blocks() {
                 breathe()?;
-                let _fill = region.pages().locate(block)?.0.fill.lock();
-                if zero {
-                    for absent in region.pages().absent_runs(block)? {
-                        region.staging().drop_pages(absent)?;
-                    }
-                }
-                call.changed += region.pages().settle(block, verdict)?;
-                if verdict == Verdict::Present {
-                    note_filled(region, block);
+                call.changed += mark_block(region, block, zero, verdict)?;
+                if region.is_logged() {
+                    // From now on the daemon cannot change unseen what it has put there, either.
+                    SharedMemory::of_region(region.staging()).protect(block)?;
                 }
             }
             call.done += 1;
@@ -153,6 +148,23 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
     let result = mark();
     arg.write(&call)?;
     result
+}
+
+/// The same for pages of one block. Returns how many have changed.
+fn mark_block(region: &Region, block: PageRange, zero: bool, verdict: Verdict) -> Result<u64> {
+    let pages = region.pages();
+    let _fill = pages.locate(block)?.0.fill.lock();
+    let mut changed = 0;
+    for absent in pages.absent_runs(block)? {
+        if zero {
+            region.staging().drop_pages(absent)?;
+        }
+        changed += match verdict {
+            Verdict::Present => settle_filled(region, absent, || pages.settle(absent, verdict))?,
+            Verdict::Unreadable => pages.settle(absent, verdict)?,
+        };
+    }
+    Ok(changed)
 }
 
 /// FILL_PAGES.
@@ -263,8 +275,10 @@ fn fill_run(
             if waited_for {
                 // Each at once, and whoever waits for it finds it in his page table.
                 let mappings = Mappings::<Mapped>::of(region.staging());
-                *changed += pages.settle_delivered(filled.pages(), |places| {
-                    mappings.deliver(&filled, places, charge, region.is_logged())
+                *changed += settle_filled(region, filled.pages(), || {
+                    pages.settle_delivered(filled.pages(), |places| {
+                        mappings.deliver(&filled, places, charge, region.is_logged())
+                    })
                 })?;
             }
         }
@@ -273,21 +287,29 @@ fn fill_run(
     let result = fill();
     if !waited_for && done > run.start() {
         let filled = pages.range(run.start(), done - run.start())?;
-        *changed += pages.settle(filled, Verdict::Present)?;
-    }
-    if done > run.start() {
-        note_filled(region, run);
+        *changed += settle_filled(region, filled, || pages.settle(filled, Verdict::Present))?;
     }
     result
 }
 
-/// Pages have become present by the daemon's doing. A log has them if it was begun so.
-fn note_filled(region: &Region, pages: PageRange) {
-    if region.logs_fills() {
-        if let Some(tracking) = memories::tracking_of_region(region) {
-            tracking.put_back(pages);
-        }
-    }
+/// Has pages become present by the daemon's doing. A log has them if it was begun so: at whatever instant it is
+/// read, those that are present are in it, or have been reported.
+fn settle_filled(
+    region: &Region,
+    pages: PageRange,
+    settle: impl FnOnce() -> Result<u64>,
+) -> Result<u64> {
+    let tracking = region
+        .logs_fills()
+        .then(|| memories::tracking_of_region(region))
+        .flatten();
+    let Some(tracking) = tracking else {
+        return settle();
+    };
+    tracking.put_back(pages);
+    let changed = settle();
+    tracking.put_back(pages);
+    changed
 }
 
 /// MAKE_PAGES_PRESENT.
@@ -327,7 +349,9 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
     }
     // Not while a log begins or ends.
     let _changing = region.change()?;
-    region.set_plain();
+    if !region.is_plain() {
+        region.set_plain();
+    }
     Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))?;
     if region.is_logged() {
         // What the daemon has mapped is as good as any other mapping from now on.

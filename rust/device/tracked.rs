@@ -75,12 +75,12 @@ impl WriteLog for Tracking {
         self.keeper().leave();
     }
 
-    fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
-        Tracking::write_fault(self, fault)
+    fn write_fault(&self, memory: Identity, fault: &WriteFault<'_>) -> bool {
+        memories::with_log(Some(self), memory, |log| log.hear_fault(fault)).unwrap_or(true)
     }
 
-    fn await_turn(&self) {
-        self.keeper().await_open();
+    fn await_turn(&self, memory: Identity) {
+        memories::with_log(Some(self), memory, |log| log.keeper().await_open());
     }
 
     fn written(&self, range: PageRange) {
@@ -137,12 +137,6 @@ impl Tracked {
             GFP_KERNEL,
         )?;
         memory.begin_tracking(tracking)?;
-        let begun = tracked.begin_hold();
-        if let Err(e) = begun {
-            memory.forget_tracking();
-            memory.end_tracking();
-            return Err(e);
-        }
         match tracked.begin() {
             Ok(held) => Ok((tracked, held)),
             Err(e) => {
@@ -157,19 +151,13 @@ impl Tracked {
         self.own.as_ref().map(Own::change).transpose()
     }
 
-    /// Nothing has changed on an error.
-    fn begin_hold(&self) -> Result {
-        let _changing = self.change()?;
-        self.hold.begin(self.memory.shared())?;
-        if let Some(own) = &self.own {
-            own.begin();
-        }
-        Ok(())
-    }
-
     fn begin(&self) -> Result<u64> {
         let _changing = self.change()?;
         let memory = self.memory.shared();
+        self.hold.begin(memory)?;
+        if let Some(own) = &self.own {
+            own.begin();
+        }
         self.tracking.begin(memory, || {
             let own = self
                 .own
@@ -185,14 +173,17 @@ impl Tracked {
     /// Ends it. If the task is being killed (`EINTR`) or there is no memory it ends soon, without the
     /// task.
     pub(crate) fn end(self: Arc<Self>) -> Result {
-        self.try_end().inspect_err(|_| {
-            let _ = workers().enqueue(self);
-        })
+        self.try_end().inspect_err(|_| self.end_soon())
+    }
+
+    /// It ends soon, without the task.
+    pub(crate) fn end_soon(self: Arc<Self>) {
+        let _ = workers().enqueue(self);
     }
 
     fn try_end(&self) -> Result {
         let _changing = self.change()?;
-        self.tracking.keeper().end();
+        self.tracking.end();
         self.memory.forget_tracking();
         if let Some(own) = &self.own {
             own.end()?;

@@ -34,6 +34,11 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
         Arc,
         Mutex,
         MutexGuard, //
@@ -59,6 +64,8 @@ pub(crate) struct Tracking {
     /// What writers pass.
     #[pin]
     keeper: Keeper,
+    /// Whether it has ended, or is about to.
+    is_over: Atomic<bool>,
     /// First writes to protected pages.
     pub(crate) faults: Counter,
     /// System calls that wrote.
@@ -97,6 +104,7 @@ impl Tracking {
                 admission <- new_mutex!(()),
                 reader <- new_mutex!(()),
                 keeper <- Keeper::new(),
+                is_over: Atomic::new(false),
                 faults: Counter::new(),
                 written: Counter::new(),
                 cleaned: Counter::new(),
@@ -113,10 +121,21 @@ impl Tracking {
     }
 
     /// These pages are about to become writable, if that is so.
-    pub(super) fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
+    pub(super) fn hear_fault(&self, fault: &WriteFault<'_>) -> bool {
         self.faults.count();
         self.log.mark(fault.pages());
         self.keeper.let_fault_pass(fault)
+    }
+
+    /// It ends: nothing that it hears of counts any more.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Release);
+        self.keeper.end();
+    }
+
+    /// Whether it has ended, or is about to.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Acquire)
     }
 
     /// What writers pass.

@@ -92,6 +92,9 @@ pub(crate) trait Contents {
     /// is locked until it is mapped.
     fn admit(&self, fault: &WriteFault<'_>, seen: bool) -> Admit;
 
+    /// Waits for a short time until a page may become writable.
+    fn await_turn(&self) {}
+
     /// Whether pages that nobody touches may be mapped as well. Asked with their folio locked.
     fn maps_around(&self, seen: bool) -> bool;
 }
@@ -324,7 +327,12 @@ impl Fault<'_> {
         match contents.admit(&WriteFault::new(&folio, page), seen) {
             Admit::Yes => {}
             Admit::Alone => alone = true,
-            Admit::Later => return Answer::NOPAGE,
+            Admit::Later => {
+                drop(folio);
+                // The lock of the mapping is held, so not for long.
+                contents.await_turn();
+                return Answer::NOPAGE;
+            }
             Admit::Never => return Answer::SIGBUS,
         }
         let copied = write && !shared;

@@ -40,7 +40,7 @@ struct file *vmem_shared_get(int fd, const struct file_operations *tracked)
 		 file->f_mapping->host != file_inode(file) ||
 		 !i_size_read(file_inode(file)))
 		err = -EINVAL;
-	else if (!(file->f_mode & FMODE_WRITE))
+	else if (!(file->f_mode & FMODE_WRITE) || !(file->f_mode & FMODE_READ))
 		err = -EACCES;
 	/* Memory of System V, or a driver's, is private to the kernel. */
 	else if (IS_PRIVATE(file_inode(file)))

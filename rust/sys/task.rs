@@ -57,6 +57,12 @@ impl Drop for ModuleInUse {
     }
 }
 
+/// Whether the running task ends, so that no signal reaches it any more.
+pub(crate) fn is_exiting() -> bool {
+    // SAFETY: The running task is valid, and its flags are its own to read.
+    unsafe { (*kernel::task::Task::current_raw()).flags & kernel::bindings::PF_EXITING != 0 }
+}
+
 /// `EFAULT` unless `[addr, addr + len)` is a place where user memory can be.
 pub(crate) fn check_user_range(addr: u64, len: u64) -> Result {
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;

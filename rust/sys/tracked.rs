@@ -73,10 +73,11 @@ pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
 
     /// Protected pages of one folio are about to become writable. Returns whether they may: the folio
     /// is then locked until they are.
-    fn write_fault(&self, fault: &WriteFault<'_>) -> bool;
+    /// It is through a mapping of `memory` that was made for this log, which may have ended since.
+    fn write_fault(&self, memory: Identity, fault: &WriteFault<'_>) -> bool;
 
     /// Waits for a short time until they may.
-    fn await_turn(&self);
+    fn await_turn(&self, memory: Identity);
 
     /// A system call may have written to these pages.
     fn written(&self, range: PageRange);
@@ -177,7 +178,9 @@ impl<L: WriteLog> TrackOps<L> {
         unsafe {
             let vma = (*vmf).__bindgen_anon_1.vma;
             let log = <Arc<L> as ForeignOwnable>::borrow((*vma).vm_private_data);
-            WriteFault::answer(vmf, |fault| log.write_fault(fault), || log.await_turn())
+            let memory = Identity::of((*vma).vm_file);
+            let may = |fault: &WriteFault<'_>| log.write_fault(memory, fault);
+            WriteFault::answer(vmf, may, || log.await_turn(memory))
         }
     }
 
@@ -332,11 +335,12 @@ pub(crate) struct Hold<L> {
     data: *mut ffi::c_void,
     /// What the memory had before.
     seals: Atomic<u32>,
-    file_ops: *const c::file_operations,
+    /// The address of the file's operations; 0 before they were changed.
+    file_ops: Atomic<usize>,
     _type: PhantomData<fn(L)>,
 }
 
-// SAFETY: A file and pointers to what it holds, and to statics.
+// SAFETY: A file and a pointer to what it holds.
 unsafe impl<L: WriteLog> Send for Hold<L> {}
 // SAFETY: As above.
 unsafe impl<L: WriteLog> Sync for Hold<L> {}
@@ -369,7 +373,7 @@ impl<L: WriteLog> Hold<L> {
                 clone: into_file(clone),
                 data,
                 seals: Atomic::new(0),
-                file_ops: bindings::vmem_shared_fops(memory.as_ptr()),
+                file_ops: Atomic::new(0),
                 _type: PhantomData,
             })
         }
@@ -384,6 +388,9 @@ impl<L: WriteLog> Hold<L> {
         to_result(unsafe { bindings::vmem_shared_seal(memory.as_ptr(), &raw mut seals) })?;
         self.seals.store(seals, Relaxed);
         let ops = L::ops().file_ops();
+        // SAFETY: As above.
+        let before = unsafe { bindings::vmem_shared_fops(memory.as_ptr()) };
+        self.file_ops.store(before as usize, Relaxed);
         // SAFETY: As above; both tables have the same functions, so that whoever reads the old one
         // beside this goes on with it.
         unsafe {
@@ -439,11 +446,15 @@ impl<L: WriteLog> Hold<L> {
     /// Gives the file and all mappings back what they had. Nobody is on the way to the log any more when
     /// it succeeds. `EINTR` if the task is being killed; it can be called again.
     pub(crate) fn end(&self, memory: &SharedMemory) -> Result {
+        let before = self.file_ops.load(Relaxed) as *const c::file_operations;
+        if before.is_null() {
+            return Ok(());
+        }
         // SAFETY: The memory's file is valid, and these are the operations that it had.
         unsafe {
             let shmem = bindings::vmem_shmem_fops();
             let (memory, tracked) = (memory.as_ptr(), L::ops().file_ops());
-            bindings::vmem_shared_set_fops(memory, self.file_ops, tracked, shmem);
+            bindings::vmem_shared_set_fops(memory, before, tracked, shmem);
         }
         match memory.await_mmaps() {
             // Somebody maps it all the time: what is left over is tracked in vain, and holds the module.

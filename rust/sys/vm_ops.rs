@@ -51,9 +51,6 @@ pub(crate) trait Memory: Contents + Sized + Send + Sync + 'static {
         true
     }
 
-    /// Waits for a short time until they may.
-    fn await_turn(&self) {}
-
     /// The program discards the pages of a range of bytes: they read as zeros from now on.
     fn discard(&self, offset: u64, len: u64) -> Result;
 }
@@ -72,18 +69,17 @@ unsafe impl<M> Sync for VmOps<M> {}
 impl<M: Memory> VmOps<M> {
     /// The operations of `M`.
     pub(crate) const fn new() -> Self {
-        let plain = Self::plain();
         Self {
+            plain: Self::table(),
             logged: kernel::bindings::vm_operations_struct {
                 page_mkwrite: Some(Self::page_mkwrite),
-                ..Self::plain()
+                ..Self::table()
             },
-            plain,
             _type: PhantomData,
         }
     }
 
-    const fn plain() -> kernel::bindings::vm_operations_struct {
+    const fn table() -> kernel::bindings::vm_operations_struct {
         kernel::bindings::vm_operations_struct {
             fault: Some(Self::fault),
             map_pages: Some(Self::map_pages),
@@ -314,6 +310,12 @@ impl NewVma<'_> {
         }
     }
 
+    /// Whether writes through it are to the memory.
+    pub(crate) fn is_shared(&self) -> bool {
+        // SAFETY: The VMA is ours to read.
+        unsafe { (*self.vma).__bindgen_anon_2.vm_flags & flags::SHARED != 0 }
+    }
+
     /// First page and number of pages.
     pub(crate) fn pages(&self) -> (u64, u64) {
         // SAFETY: The VMA is ours to read.
@@ -334,14 +336,13 @@ impl NewVma<'_> {
     /// `mlockall(MCL_FUTURE | MCL_ONFAULT)` mmap() would bring in every page nevertheless, unless the
     /// mapping has `VM_LOCKONFAULT`, which goes together with `VM_LOCKED` if that is there.
     ///
-    /// If it is `logged`, and shared, it tells of writes.
+    /// If it is `logged`, it tells of writes.
     pub(crate) fn map<M: Memory>(self, file: &MapFile<M>, logged: bool) {
         // SAFETY: The VMA is being made, so it may change its file; that file holds what the
         // operations need.
         unsafe {
             kernel::bindings::vma_set_file(self.vma, file.file.as_ptr());
-            let shared = (*self.vma).__bindgen_anon_2.vm_flags & flags::SHARED != 0;
-            (*self.vma).vm_ops = if logged && shared {
+            (*self.vma).vm_ops = if logged {
                 M::VM_OPS.logged()
             } else {
                 M::VM_OPS.as_ptr()

@@ -206,7 +206,7 @@ struct vmem_attach {
 
 /**
  * struct vmem_adopt - make a region of shared memory that exists (VMEM_ADOPT)
- * @fd: a descriptor of the memory, open for writing: a memfd, a file in a tmpfs
+ * @fd: a descriptor of the memory, open for reading and writing: a memfd, a file in a tmpfs
  *	(/dev/shm), a region or map descriptor, or the staging file of a region that is
  *	plain memory. That of another process comes by pidfd_getfd(2) or by SCM_RIGHTS;
  *	but for a region it has to be the same open file, and not the file opened again
@@ -222,7 +222,7 @@ struct vmem_attach {
  * that is not complete: there an absent page stays absent until its daemon brings it.
  *
  * Errors: EBADF (no such descriptor), EINVAL (not a regular file of shared
- * memory; empty), EACCES (not open for writing), EOPNOTSUPP (hugetlbfs; memory of
+ * memory; empty), EACCES (not open for both), EOPNOTSUPP (hugetlbfs; memory of
  * System V or of a driver; the staging file, and not a descriptor, of a region that is
  * not plain memory), EFBIG (size over VMEM_MAX_SIZE), EBUSY (it is adopted already, or the
  * file is open for writing a second time, whose writes could not be seen), EMFILE,
@@ -240,7 +240,8 @@ struct vmem_adopt {
 
 /**
  * VMEM_TRACK_FILLS: pages of a region that its daemon fills or marks present come into
- * the log, too. Without it they do not: whoever copies the memory has their source.
+ * the log, too, just before and after they are present. Without it they do not: whoever
+ * copies the memory has their source. On other memory it does nothing.
  */
 #define VMEM_TRACK_FILLS	(1U << 0)
 
@@ -269,7 +270,9 @@ struct vmem_adopt {
  * the log.
  *
  * The log ends with %VMEM_UNTRACK, or with the descriptor. The call takes about
- * a tenth of a second, of which writers are held up for none.
+ * a tenth of a second, of which writers are held up for none. It takes the locks of all
+ * processes that map the memory, and so does %VMEM_UNTRACK: one of them may hold its own
+ * while it waits for a page, so the only thread of a region's daemon does neither.
  *
  * Errors: EALREADY (it is tracked), EBUSY (a mapping is userfaultfd's or another
  * driver's, or the file has been opened for writing a second time), EAGAIN
@@ -340,7 +343,8 @@ struct vmem_dirty {
  * @tracked: 1 while the memory is tracked, else 0, and so is the rest
  * @mappings: mappings that are tracked; 4096 is that many or more
  * @dirty: pages in the log
- * @faults: first writes to protected pages since the log began
+ * @faults: first writes to protected pages since the log began, and reads through a
+ *	mapping of a region that was being made just then
  * @written: calls of write(2) and fallocate(2) that were logged since then
  * @cleaned: pages that VMEM_DIRTY_CLEAN has reported since then
  * @held: of those, how often one has stayed in the log

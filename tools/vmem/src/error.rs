@@ -87,8 +87,8 @@ pub enum Error {
     /// What was to be adopted is no shared memory, or is empty.
     #[error("the file is not shared memory, or is empty: a memfd or a file in a tmpfs (/dev/shm) can be adopted")]
     NotSharedMemory,
-    /// The descriptor of the memory that was to be adopted is not open for writing.
-    #[error("the memory's descriptor is not open for writing: take the one that the program writes through")]
+    /// The descriptor of the memory that was to be adopted is not open for reading and writing.
+    #[error("the memory's descriptor is not open for reading and writing: take the one that the program writes through")]
     NotWritable,
     /// The memory that was to be adopted is of a kind that cannot be tracked.
     #[error(

@@ -34,7 +34,7 @@ crate::tests![
     adopting_alone_changes_nothing,
     what_is_no_descriptor_is_ebadf,
     what_is_no_file_of_shared_memory_is_einval,
-    a_read_only_descriptor_is_eacces,
+    a_descriptor_that_can_only_read_or_only_write_is_eacces,
     hugetlbfs_is_eopnotsupp,
     memory_of_system_v_is_eopnotsupp,
     memory_beyond_the_greatest_size_is_efbig,
@@ -266,9 +266,11 @@ fn what_is_no_file_of_shared_memory_is_einval() -> Outcome {
     Ok(())
 }
 
-fn a_read_only_descriptor_is_eacces() -> Outcome {
+fn a_descriptor_that_can_only_read_or_only_write_is_eacces() -> Outcome {
     let shm = Shm::new()?;
     is_refused(File::open(&shm.path)?, Errno::ACCESS)?;
+    // Who has a snapshot can read.
+    is_refused(OpenOptions::new().write(true).open(&shm.path)?, Errno::ACCESS)?;
     let memfd = memfd(PAGES)?;
     is_refused(File::open(format!("/proc/self/fd/{}", memfd.as_raw_fd()))?, Errno::ACCESS)?;
     can_be_adopted(&memfd)?;

@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
 use rustix::process::Signal;
 use vmem::{PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::AreaBuilder;
@@ -22,6 +23,7 @@ crate::tests![
     a_page_that_comes_and_is_written_is_the_image,
     a_reader_waits_for_a_page_that_is_absent,
     a_reader_that_waits_can_be_killed,
+    a_reader_that_waits_in_vain_is_told,
     a_page_that_cannot_be_had_is_eio,
     a_page_that_is_discarded_before_it_comes_is_enodata,
     absent_pages_are_data,
@@ -125,6 +127,32 @@ fn a_reader_that_waits_can_be_killed() -> Outcome {
     setting.wait_waiters(0)?;
     setting.fill([40])?;
     check(&image, 40, 40)
+}
+
+fn a_reader_that_waits_in_vain_is_told() -> Outcome {
+    let (setting, memory) = incomplete()?;
+    let image = Image::take(&memory.log, 0, 0)?;
+    let reader = |page| {
+        let reader = Program::start(|| {
+            let error = image.page(page).err().and_then(|error| error.raw_os_error());
+            Ok(vec![error.unwrap_or(0) as u64])
+        })?;
+        setting.wait_waiters(1)?;
+        Ok::<_, crate::failure::Failure>(reader)
+    };
+    let told = |reader: Program, errno: Errno| -> Outcome {
+        equal!(reader.join()?, [errno.raw_os_error() as u64]);
+        Ok(())
+    };
+    let one = reader(40)?;
+    image.done(40, 1)?;
+    told(one, Errno::NODATA)?;
+    let one = reader(41)?;
+    memory.area.advise(41..42, MADV_REMOVE)?;
+    told(one, Errno::NODATA)?;
+    let one = reader(42)?;
+    memory.log.untrack()?;
+    told(one, Errno::STALE)
 }
 
 fn a_page_that_cannot_be_had_is_eio() -> Outcome {

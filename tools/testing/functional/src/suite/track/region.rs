@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Regions that are tracked, while they are incomplete and when they are not any more.
 
+use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use rustix::process::Signal;
 use vmem::{Access, Control, MapHandle, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::{Area, AreaBuilder, register_buffer, write_other};
+use vmem_functional_sys::{Area, AreaBuilder, register_buffer, wake_op, write_other};
 use vmem_sys::{VMEM_STATE_PLAIN, VMEM_TRACK_FILLS, calls};
 
 use super::super::huge::{HUGE, SHMEM_ENABLED};
@@ -19,7 +21,7 @@ use crate::tracked::{Tracked, maps_line};
 use crate::world::{module_users, wait_until};
 
 crate::tests![
-    a_region_is_adopted_by_any_descriptor_of_it_that_can_write,
+    a_region_is_adopted_by_any_descriptor_of_it_that_can_read_and_write,
     an_adopted_region_tells_what_is_present,
     writes_to_a_region_are_logged,
     writes_to_pages_that_come_while_it_is_tracked_are_logged,
@@ -32,6 +34,7 @@ crate::tests![
     a_region_that_was_plain_memory_is_tracked_by_its_node,
     mappings_are_the_regions_again_after_the_log,
     a_region_outlives_its_tracker,
+    a_daemon_that_tracks_and_dies_holds_nobody_up,
     a_tracked_region_outlives_its_daemon_and_its_descriptors,
 ];
 
@@ -71,10 +74,14 @@ impl Incomplete {
     }
 }
 
-fn a_region_is_adopted_by_any_descriptor_of_it_that_can_write() -> Outcome {
+fn a_region_is_adopted_by_any_descriptor_of_it_that_can_read_and_write() -> Outcome {
     let setting = Setting::create(RegionBuilder::new((PAGES * PAGE_SIZE) as u64).name("adopted").mode(0o600))?;
     let node = |access| MapHandle::open("adopted", access);
     refused!(Adopted::new(node(Access::ReadOnly)?), ACCESS);
+    refused!(
+        Adopted::new(OpenOptions::new().write(true).open("/dev/vmem/adopted")?),
+        ACCESS
+    );
     let id = setting.region.id();
     for fd in [&*setting.region as &dyn AsFd, &setting.map, &node(Access::ReadWrite)?] {
         let adopted = Adopted::new(fd.as_fd())?;
@@ -221,14 +228,15 @@ fn pages_of_a_huge_region_are_logged_one_by_one() -> Outcome {
         wait_until("no page is held", || Ok(log(true)?.held == 0))?;
         // Mapped as a whole, for reading, or not at all.
         memory.area.peek(0);
-        memory.area.poke(5 * PAGE_SIZE, time);
-        memory.area.poke((HUGE + 7) * PAGE_SIZE, time);
-        equal!(log(false)?.pages, [5, HUGE + 7]);
+        for page in [5, 6, HUGE + 7, HUGE + 8] {
+            memory.area.poke(page * PAGE_SIZE, time);
+        }
+        equal!(log(false)?.pages, [5, 6, HUGE + 7, HUGE + 8]);
     }
     // A block that is not whole.
     setting.fill([3 * HUGE])?;
     memory.area.poke(3 * HUGE * PAGE_SIZE, 1);
-    equal!(log(false)?.pages, [5, HUGE + 7, 3 * HUGE]);
+    equal!(log(false)?.pages, [5, 6, HUGE + 7, HUGE + 8, 3 * HUGE]);
     setting.no_request()
 }
 
@@ -336,6 +344,45 @@ fn a_region_outlives_its_tracker() -> Outcome {
     later.poke(5 * PAGE_SIZE, 1);
     equal!(log.bitmap(0..PAGES, false)?.pages, [5]);
     Ok(())
+}
+
+/// A program holds its own lock while it waits for a page. To end the log takes that lock, and the page comes when the daemon has gone.
+fn a_daemon_that_tracks_and_dies_holds_nobody_up() -> Outcome {
+    let setting = Setting::new(PAGES)?;
+    setting.fill([0])?;
+    let id = setting.region.id();
+    let area = setting.area()?;
+    let board = Board::new()?;
+    // The descriptor of the log is the later one, which the end of a process closes first.
+    let daemon = Program::start_with(|| {
+        let log = Adopted::new(&setting.map)?;
+        log.track()?;
+        board.set(0, 1)?;
+        board.wait(63, 1)?;
+        Ok(vec![])
+    })?;
+    board.wait(0, 1)?;
+    let Setting { region, map } = setting;
+    drop(region);
+    let program = Program::start(|| {
+        wake_op(&area, 40 * PAGE_SIZE)?;
+        Ok(vec![])
+    })?;
+    wait_until("it waits", || Ok(map.info()?.waiters == 1))?;
+    daemon.signal(Signal::KILL)?;
+    daemon.join_killed(Signal::KILL)?;
+    let mut found = None;
+    wait_until("the next daemon is attached", || {
+        found = Control::open()?.attach_id(id).ok();
+        Ok(found.is_some())
+    })?;
+    let server = Server::start(&std::sync::Arc::new(found.ok_or("no region")?));
+    program.join()?;
+    equal!(server.stop()?, [40]);
+    // The log ends by itself.
+    wait_until("it can be tracked", || {
+        Ok(Adopted::new(&map).is_ok_and(|log| log.track().is_ok()))
+    })
 }
 
 fn a_tracked_region_outlives_its_daemon_and_its_descriptors() -> Outcome {
