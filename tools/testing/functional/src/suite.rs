@@ -86,6 +86,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         injection::huge::TESTS,
         injection::touch::TESTS,
         injection::track::TESTS,
+        injection::region::TESTS,
         injection::snapshot::TESTS,
     ]
     .into_iter()

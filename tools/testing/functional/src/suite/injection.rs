@@ -7,6 +7,7 @@
 //! each test, and by kmemleak at the end of the run.
 
 pub(crate) mod huge;
+pub(crate) mod region;
 pub(crate) mod snapshot;
 pub(crate) mod touch;
 pub(crate) mod track;

@@ -203,7 +203,7 @@ fn what_is_present_is_told() -> Outcome {
     };
     equal!(present(&image)?, u64::from(u32::MAX));
     setting.fill([40])?;
-    equal!(present(&image)?, u64::from(u32::MAX) | 1 << 40);
+    equal!(present(&image)?, u64::from(u32::MAX) | (1 << 40));
     let other = Tracked::new(PAGES)?;
     equal!(present(&Image::take(&other.log, 0, 0)?)?, u64::MAX);
     Ok(())

@@ -104,7 +104,7 @@ fn an_adopted_region_tells_what_is_present() -> Outcome {
     equal!(present()?, (PAGES as u64 / 2, u64::from(u32::MAX)));
     equal!(calls::get_info(region.memory.log.as_fd())?.present, PAGES as u64 / 2);
     region.setting.fill([40])?;
-    equal!(present()?, (PAGES as u64 / 2 + 1, u64::from(u32::MAX) | 1 << 40));
+    equal!(present()?, (PAGES as u64 / 2 + 1, u64::from(u32::MAX) | (1 << 40)));
     // Of other memory all is.
     let other = Tracked::new(70)?;
     let mut bits = [0; 2];
