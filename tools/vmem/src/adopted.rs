@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Shared memory that exists already, of programs that know nothing of vmem.
+//! Shared memory that exists already: of programs that know nothing of vmem, and of regions.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmem_sys::calls;
 
 use crate::error::call;
-use crate::{Error, PageRange, Tracking};
+use crate::{Error, Info, PageRange, PresentMap, TrackOptions, Tracking};
 
 /// Shared memory that is adopted: that its writes can be logged.
 ///
@@ -32,6 +32,29 @@ use crate::{Error, PageRange, Tracking};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A copy of a region whose pages are still coming. Its daemon goes on filling it; what it fills while the region is tracked is copied, too:
+///
+/// ```no_run
+/// use vmem::{Access, Control, MapHandle, PageRange, TrackOptions};
+///
+/// # fn copy(_: PageRange) -> Result<(), vmem::Error> { Ok(()) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let region = MapHandle::open("guest0", Access::ReadWrite)?;
+/// let adopted = Control::open()?.adopt(&region)?;
+/// let tracking = adopted.track_with(TrackOptions::default().fills(true))?;
+/// for pages in adopted.present_map()?.runs() {
+///     copy(pages)?;
+/// }
+/// for _round in 0..10 {
+///     std::thread::sleep(std::time::Duration::from_secs(1));
+///     for pages in tracking.clean(adopted.pages()).complete()? {
+///         copy(pages)?; // what was written, and what came
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Adopted {
     fd: Arc<OwnedFd>,
@@ -50,7 +73,7 @@ impl Adopted {
         })
     }
 
-    /// Number of the region; `/proc/PID/fdinfo` shows it as `vmem-id`.
+    /// Number of the region, [`Region::id`](crate::Region::id) of one that exists; `/proc/PID/fdinfo` shows it as `vmem-id`.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -65,18 +88,48 @@ impl Adopted {
         self.pages
     }
 
+    /// State and counters of the region. Of other memory all pages are present, and the counters are zero.
+    ///
+    /// # Errors
+    ///
+    /// None on an adopted descriptor.
+    pub fn info(&self) -> Result<Info, Error> {
+        Info::get(self.fd.as_fd())
+    }
+
+    /// Which pages of the region are present. Of other memory all are, holes too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub fn present_map(&self) -> Result<PresentMap, Error> {
+        PresentMap::get(self.fd.as_fd(), self.pages)
+    }
+
     /// Begins to log writes. Every write that is begun after this call has returned is in the log, whoever makes it: processes that map
     /// the memory, virtual CPUs, the kernel for a process, `write` and `fallocate` on its file. It takes about a tenth of a second.
     ///
     /// While the memory is tracked its size cannot be changed, `userfaultfd` cannot be registered for it, and it cannot be pinned for long
     /// (VFIO, buffers that are registered with io_uring).
     ///
+    /// A region is served on meanwhile, and can become plain memory. That one of its pages comes is no write; [`Adopted::track_with`] can log
+    /// that, too.
+    ///
     /// # Errors
     ///
     /// The memory is as before. [`Error::AlreadyTracked`], [`Error::MappingsInUse`], [`Error::NeverAtRest`] (try again),
     /// [`Error::NoMemory`].
     pub fn track(&self) -> Result<Tracking, Error> {
-        Tracking::begin(&self.fd, self.pages)
+        self.track_with(TrackOptions::default())
+    }
+
+    /// As [`Adopted::track`], with options.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Adopted::track`]; [`Error::Invalid`] if the module does not know an option.
+    pub fn track_with(&self, options: TrackOptions) -> Result<Tracking, Error> {
+        Tracking::begin(&self.fd, self.pages, options)
     }
 }
 

@@ -111,8 +111,26 @@ impl Control {
         })
     }
 
-    /// Adopts shared memory that exists: a memfd, or a file in a tmpfs such as `/dev/shm`. `memory` is the open file through which its
-    /// program writes ([`ProcessMemory`](crate::ProcessMemory) finds that of another process), open for writing.
+    /// Adopts shared memory that exists: a memfd, a file in a tmpfs such as `/dev/shm`, or a region. `memory` is open for writing. Of a memfd
+    /// or file it is the open file through which its program writes ([`ProcessMemory`](crate::ProcessMemory) finds that of another
+    /// process). Of a region it is any descriptor, complete or not: a [`Region`], or a [`MapHandle`](crate::MapHandle), as that of
+    /// [`MapHandle::open`](crate::MapHandle::open) is while a QEMU has the same node as its memory.
+    ///
+    /// # Example
+    ///
+    /// How many pages of a region its programs write in a second, while its daemon fills it:
+    ///
+    /// ```no_run
+    /// use vmem::{Access, Control, MapHandle};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let region = MapHandle::open("guest0", Access::ReadWrite)?;
+    /// let tracking = Control::open()?.adopt(&region)?.track()?;
+    /// std::thread::sleep(std::time::Duration::from_secs(1));
+    /// println!("{} pages", tracking.dirty()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

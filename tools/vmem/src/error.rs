@@ -92,7 +92,8 @@ pub enum Error {
     NotWritable,
     /// The memory that was to be adopted is of a kind that cannot be tracked.
     #[error(
-        "hugetlbfs and shared memory of System V cannot be adopted: have the program use a memfd without huge pages, or /dev/shm"
+        "hugetlbfs and shared memory of System V cannot be adopted: have the program use a memfd without huge pages, or /dev/shm; nor can \
+         the staging file of a region that is not plain memory: adopt the region by its node or by a descriptor of it"
     )]
     UnsupportedMemory,
     /// The memory is adopted already, or its file is open for writing more than once.
@@ -124,9 +125,18 @@ pub enum Error {
         "the snapshot has failed: there was no memory for a copy of a page, copies have reached the limit, or the log of a memory has ended"
     )]
     SnapshotFailed,
-    /// The page of a snapshot is done, or has been read and can be read once.
-    #[error("the page of the snapshot is done: what it held is not kept any more")]
+    /// The page of a snapshot is done, or has been read and can be read once; or it was absent, and a program has discarded it before it
+    /// came.
+    #[error(
+        "what the page of the snapshot held is not there any more: it is done, or was absent, and a program has discarded it before it came"
+    )]
     PageDone,
+    /// The page of a snapshot is absent, and cannot be had.
+    #[error(
+        "a page of the snapshot is absent and cannot be had: the daemon's source cannot give it, it has not come within the region's time \
+         limit, or no daemon is attached"
+    )]
+    PageUnreadable,
     /// There is no such process.
     #[error("there is no process {pid}")]
     NoSuchProcess {
@@ -166,7 +176,8 @@ pub enum Error {
     },
     /// The process maps the memory, and has no descriptor of it.
     #[error(
-        "process {pid} maps {path:?} and has closed its descriptor: memory can be adopted only by a descriptor that some process still has"
+        "process {pid} maps {path:?} and has closed its descriptor: memory can be adopted only by a descriptor that some process still has, \
+         a region also by its node"
     )]
     MemoryNotOpen {
         /// Its number.
@@ -286,6 +297,7 @@ impl Error {
             (call::SNAPSHOT, Errno::BUSY) => Self::HasSnapshot,
             (call::SNAPSHOT, Errno::AGAIN) => Self::NeverAtRest,
             (call::READ, Errno::NODATA) => Self::PageDone,
+            (call::READ, Errno::IO) => Self::PageUnreadable,
             (_, Errno::STALE) => Self::SnapshotFailed,
             (_, Errno::NOTTY) => Self::NotVmem {
                 what: format!("a descriptor without {call}"),
@@ -321,6 +333,7 @@ mod tests {
         assert!(matches!(Error::from_errno(call::SNAPSHOT, Errno::BUSY), Error::HasSnapshot));
         assert!(matches!(Error::from_errno(call::SNAPSHOT, Errno::AGAIN), Error::NeverAtRest));
         assert!(matches!(Error::from_errno(call::READ, Errno::NODATA), Error::PageDone));
+        assert!(matches!(Error::from_errno(call::READ, Errno::IO), Error::PageUnreadable));
         for call in [call::READ, call::SEEK, call::DIRTY, call::SNAPSHOT_DONE] {
             assert!(matches!(Error::from_errno(call, Errno::STALE), Error::SnapshotFailed));
         }

@@ -109,7 +109,7 @@ fn of_process(pid: i32) -> Vec<Descriptor> {
 }
 
 /// Whether a descriptor with this path can be one of vmem's.
-fn is_vmem(path: &Path) -> bool {
+pub(crate) fn is_vmem(path: &Path) -> bool {
     path.starts_with(DIRECTORY) || path.to_str().is_some_and(|path| path.starts_with("anon_inode:[vmem"))
 }
 

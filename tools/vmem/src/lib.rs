@@ -8,7 +8,8 @@
 //! - [`Control`] is the device: it creates regions ([`RegionBuilder`]) and attaches a daemon to one that lost its own.
 //! - [`Region`] is the daemon's side: it takes requests, fills and marks pages, and ends with [`Region::make_vma_anonymous`].
 //! - [`MapHandle`] is the other side: it maps a region, and can do nothing else with it.
-//! - [`Adopted`] is shared memory that exists already, of programs that know nothing of vmem; [`Tracking`] logs the writes to it.
+//! - [`Adopted`] is shared memory that exists already, of programs that know nothing of vmem, or a region; [`Tracking`] logs the writes
+//!   to it.
 //! - [`Snapshot`] is what tracked memory held at one instant.
 //! - [`PageIndex`] and [`PageRange`] name pages.
 //!
@@ -94,7 +95,8 @@
 //!
 //! # Memory of the daemon's own regions
 //!
-//! The contents that a daemon fills pages with must not lie in memory of a region that it serves itself: it would wait for itself.
+//! The contents that a daemon fills pages with must not lie in memory of a region that it serves itself: it would wait for itself. The
+//! same is true of a thread that serves a region and reads a [`Snapshot`] of it.
 
 #![forbid(unsafe_code)]
 
@@ -107,6 +109,7 @@ mod fdinfo;
 mod info;
 mod map;
 mod memory;
+mod memory_file;
 mod name;
 mod node;
 mod page;
@@ -129,7 +132,8 @@ pub use error::Error;
 pub use fdinfo::{Descriptor, DescriptorInfo, descriptors};
 pub use info::Info;
 pub use map::MapHandle;
-pub use memory::{MemoryFile, ProcessMemory};
+pub use memory::ProcessMemory;
+pub use memory_file::MemoryFile;
 pub use name::{DIRECTORY, Name};
 pub use node::{Node, nodes};
 pub use page::{PAGE_SIZE, PageIndex, PageRange};
@@ -137,4 +141,4 @@ pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};
 pub use snapshot::{Snapshot, SnapshotFigures, SnapshotOptions};
-pub use tracking::{Tracking, TrackingFigures};
+pub use tracking::{TrackOptions, Tracking, TrackingFigures};

@@ -2,21 +2,18 @@
 //! Shared memory that another process has open.
 //!
 //! [`Control::adopt`](crate::Control::adopt) wants the open file that the process itself writes through. An open of `/proc/PID/fd/FD` or
-//! `/proc/PID/map_files/RANGE` makes a second one; `pidfd_getfd` gives the very same.
+//! `/proc/PID/map_files/RANGE` makes a second one; `pidfd_getfd` gives the very same. Of a region each open of its node will do.
 
 use std::fs::read_to_string;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, fstat, readlink, stat, statfs};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use vmem_sys::Errno;
 
-use crate::Error;
-
-/// What `statfs` says of files that are shared memory: tmpfs (also that of memfds), and hugetlbfs.
-const MAGICS: [i64; 2] = [0x0102_1994, 0x9584_58f6];
+use crate::memory_file::Identity;
+use crate::{DIRECTORY, Error, MemoryFile};
 
 /// What stands behind the path of a file that has no name any more.
 const DELETED: &str = " (deleted)";
@@ -29,27 +26,11 @@ pub struct ProcessMemory {
     file: MemoryFile,
 }
 
-/// A descriptor of shared memory that a process has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MemoryFile {
-    /// The number of the descriptor in its process.
-    pub fd: RawFd,
-    /// The path as `/proc/PID/fd` and `/proc/PID/map_files` show it: `/memfd:ram (deleted)`, `/dev/shm/ram`.
-    pub path: PathBuf,
-    /// Size of the file in bytes.
-    pub size: u64,
-    /// Memory that the file has, in bytes; the rest is holes.
-    pub allocated: u64,
-    /// Whether it is open for writing.
-    pub writable: bool,
-    /// Device and inode: what tells the file from others.
-    inode: (u64, u64),
-}
-
 impl ProcessMemory {
     /// The shared memory of the process `pid` whose path is `path`. A part of the path will do if no other shared memory of the process
     /// has it; ` (deleted)` can be left out. Of several memfds of one name `/proc/PID/fd/FD` chooses one; it is not opened.
+    ///
+    /// A region that the process has by its node is `/dev/vmem/NAME`, before and after it becomes plain memory.
     ///
     /// # Errors
     ///
@@ -68,18 +49,18 @@ impl ProcessMemory {
             Err(_) => return Err(missing(pid, path, &files)),
         };
         // The process may have closed it since it was looked at, and may have put something else there.
-        let is_same = |fd: &OwnedFd| fstat(fd).is_ok_and(|now| (now.st_dev, now.st_ino) == file.inode);
+        let is_same = |fd: &OwnedFd| Identity::of_fd(fd.as_fd()) == Some(file.identity);
         match pidfd_getfd(&process, file.fd, PidfdGetfdFlags::empty()) {
             Ok(fd) if is_same(&fd) => Ok(Self { fd, process, file }),
             Ok(_) | Err(Errno::BADF) => {
-                let others: Vec<MemoryFile> = files.into_iter().filter(|other| other.inode != file.inode).collect();
+                let others: Vec<MemoryFile> = files.into_iter().filter(|other| other.identity != file.identity).collect();
                 Err(missing(pid, path, &others))
             }
             Err(errno) => Err(denied(pid, errno)),
         }
     }
 
-    /// The shared memory that the process `pid` has open.
+    /// The shared memory that the process `pid` has open: files, and regions.
     ///
     /// # Errors
     ///
@@ -117,26 +98,6 @@ impl From<ProcessMemory> for OwnedFd {
     }
 }
 
-impl MemoryFile {
-    /// The descriptor `fd` of a process, if it is one of shared memory.
-    fn of(pid: i32, fd: RawFd) -> Option<Self> {
-        let link = format!("/proc/{pid}/fd/{fd}");
-        let stat = stat(&link).ok()?;
-        let is_memory = || statfs(&link).is_ok_and(|statfs| MAGICS.contains(&statfs.f_type));
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_memory() {
-            return None;
-        }
-        Some(Self {
-            fd,
-            path: PathBuf::from(readlink(&link, Vec::new()).ok()?.to_string_lossy().into_owned()),
-            size: stat.st_size.unsigned_abs(),
-            allocated: stat.st_blocks.unsigned_abs() * 512,
-            writable: is_writable(&read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?),
-            inode: (stat.st_dev, stat.st_ino),
-        })
-    }
-}
-
 /// A process that cannot be taken for another one.
 fn process(pid: i32) -> Result<OwnedFd, Error> {
     // rustix panics at a negative number.
@@ -161,7 +122,7 @@ fn denied(pid: i32, errno: Errno) -> Error {
 fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
     let maps = read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let path = path.to_owned();
-    if maps_shared(&maps, &path.to_string_lossy()) {
+    if maps_shared(&maps, &path) {
         return Error::MemoryNotOpen { pid, path };
     }
     let mut found: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
@@ -169,20 +130,24 @@ fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
     Error::NoSuchMemory { pid, path, found }
 }
 
-/// Whether what `/proc/PID/fdinfo/FD` shows is open for writing. The flags are those of open(2), in octal.
-fn is_writable(fdinfo: &str) -> bool {
-    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"));
-    flags.is_some_and(|flags| u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & 3 != 0))
-}
-
-/// Whether a `/proc/PID/maps` has a shared mapping, through which can be written, of a file whose path contains `path`.
-fn maps_shared(maps: &str, path: &str) -> bool {
+/// Whether a `/proc/PID/maps` has a shared mapping, through which can be written, of a file whose path contains `path`. A mapping of
+/// `/dev/vmem/NAME` has another name there, with `vmem:NAME` in it.
+fn maps_shared(maps: &str, path: &Path) -> bool {
+    let region = path.strip_prefix(DIRECTORY).map(|name| format!("vmem:{}", name.display()));
+    let path = path.to_string_lossy();
+    let is_region = |mapped: &str| {
+        let name = mapped.strip_suffix(DELETED).unwrap_or(mapped);
+        region
+            .as_ref()
+            .is_ok_and(|region| name.strip_prefix('/').unwrap_or(name) == region)
+    };
+    let is_meant = |mapped: &str| mapped.contains(&*path) || is_region(mapped);
     maps.lines().any(|line| {
         let mut fields = line.splitn(6, ' ');
         let is_shared = fields
             .nth(1)
             .is_some_and(|access| access.contains('w') && access.ends_with('s'));
-        is_shared && fields.nth(3).is_some_and(|name| name.trim_start().contains(path))
+        is_shared && fields.nth(3).is_some_and(|name| is_meant(name.trim_start()))
     })
 }
 
@@ -202,9 +167,9 @@ fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec
     if found.is_empty() && !wanted.is_empty() {
         found = matching(&|path| path.contains(&*wanted));
     }
-    // Of each file one that is open for writing, if there is one, and then the first.
-    found.sort_by_key(|file| (file.inode, !file.writable, file.fd));
-    found.dedup_by_key(|file| file.inode);
+    // Of each memory one that is open for writing, if there is one, and then the first.
+    found.sort_by_key(|file| (file.identity, !file.writable, file.fd));
+    found.dedup_by_key(|file| file.identity);
     match found[..] {
         [only] => Ok(only.clone()),
         _ => Err(found.into_iter().cloned().collect()),
@@ -214,7 +179,7 @@ fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, RawFd};
 
     use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -227,7 +192,8 @@ mod tests {
             size: 4096,
             allocated: 0,
             writable,
-            inode: (1, inode),
+            region: None,
+            identity: Identity::File(1, inode),
         }
     }
 
@@ -280,23 +246,21 @@ mod tests {
     }
 
     #[test]
-    fn the_access_mode_is_in_fdinfo() {
-        assert!(is_writable("pos:\t0\nflags:\t02100002\nmnt_id:\t1\n"));
-        assert!(is_writable("flags:\t0100001\n"));
-        assert!(!is_writable("flags:\t0100000\n"));
-        assert!(!is_writable(""));
-    }
-
-    #[test]
     fn only_shared_mappings_for_writing_count() {
         let maps = "7f0000000000-7f0000001000 rw-s 00000000 00:01 5                          /memfd:my ram (deleted)\n\
                     7f0000002000-7f0000003000 rw-p 00000000 00:01 6                          /dev/shm/private\n\
                     7f0000004000-7f0000005000 rw-s 00000000 00:01 0\n\
-                    7f0000006000-7f0000007000 r--s 00000000 08:01 7                          /usr/lib/gconv-modules.cache\n";
-        assert!(maps_shared(maps, "my ram"));
-        assert!(!maps_shared(maps, "private"));
-        assert!(!maps_shared(maps, "gconv"));
-        assert!(!maps_shared(maps, "other"));
+                    7f0000006000-7f0000007000 r--s 00000000 08:01 7                          /usr/lib/gconv-modules.cache\n\
+                    7f0000008000-7f0000009000 rw-s 00000000 00:01 8                          /vmem:guest0 (deleted)\n\
+                    7f000000a000-7f000000b000 rw-s 00000000 00:01 9                          vmem:guest1\n";
+        let is_shared = |path: &str| maps_shared(maps, Path::new(path));
+        assert!(is_shared("my ram"));
+        assert!(!is_shared("private"));
+        assert!(!is_shared("gconv"));
+        assert!(!is_shared("other"));
+        assert!(is_shared("/dev/vmem/guest0"));
+        assert!(is_shared("/dev/vmem/guest1"));
+        assert!(!is_shared("/dev/vmem/guest"));
     }
 
     #[test]

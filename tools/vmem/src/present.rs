@@ -7,7 +7,7 @@ use crate::bits::PageBits;
 use crate::error::call;
 use crate::{Error, PageIndex, PageRange};
 
-/// Which pages of a region were present at one moment. Present pages stay so.
+/// Which pages of a region were present at one moment. Present pages stay so. Of memory that is no region all are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PresentMap {
     bits: PageBits,
@@ -31,6 +31,11 @@ impl PresentMap {
     /// Whether `page` is present. A page that the region does not have is not.
     pub fn contains(&self, page: PageIndex) -> bool {
         self.bits.contains(page)
+    }
+
+    /// The pages that are present, in order, in the longest runs.
+    pub fn runs(&self) -> impl Iterator<Item = PageRange> {
+        self.bits.runs(true)
     }
 
     /// The pages that are absent, in order, in the longest runs.

@@ -12,7 +12,7 @@ use vmem_sys::{Errno, VMEM_SNAPSHOT_CLEAN, VMEM_SNAPSHOT_ONCE, calls, vmem_snaps
 
 use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
-use crate::{Error, PAGE_SIZE, PageIndex, PageRange, Tracking};
+use crate::{Error, PAGE_SIZE, PageIndex, PageRange, PresentMap, Tracking};
 
 /// How a [`Snapshot`] is taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub struct SnapshotOptions {
 ///
 /// It is read as a file of the size of the memory, in any order, by several threads at once; holes are zeros. To read it changes nothing of
 /// the memory and its log.
+///
+/// A page of a region that is absent comes with what it had at the instant: a read requests it and waits until the daemon has filled it.
+/// [`Snapshot::present_map`] tells which need no waiting.
 ///
 /// It **fails**, and all others that were taken with it, when there is no memory for a copy, when copies of one memory reach the
 /// [limit](SnapshotOptions::limit), and when the log of one of its memories ends: [`Error::SnapshotFailed`] from then on. The programs that
@@ -119,7 +122,7 @@ pub struct SnapshotFigures {
     pub copied: u64,
     /// Pages that the copies take now.
     pub kept: u64,
-    /// Pages that are done, or have been read with [`SnapshotOptions::once`].
+    /// Pages that are done, or have been read with [`SnapshotOptions::once`], or were discarded by a program before they came.
     pub done: u64,
     /// Whether it has failed.
     pub failed: bool,
@@ -188,11 +191,14 @@ impl Snapshot {
         self.closed
     }
 
-    /// Reads at an offset, as far as there is room in `to`. Less is read in front of a page that is done, and at the end.
+    /// Reads at an offset, as far as there is room in `to`. Less is read in front of a page that cannot be read, and at the end. Waits for
+    /// absent pages.
     ///
     /// # Errors
     ///
-    /// [`Error::SnapshotFailed`]; [`Error::PageDone`] if the first page is done.
+    /// [`Error::SnapshotFailed`]. Of the first page: [`Error::PageDone`] if it is done, or was absent, and a program has discarded it;
+    /// [`Error::PageUnreadable`] if it is absent and cannot be had; [`Error::Interrupted`] by a signal while it is waited for, unless the
+    /// signal's handler restarts calls (`SA_RESTART`).
     pub fn read_at(&self, to: &mut [u8], offset: u64) -> Result<usize, Error> {
         rustix::io::pread(&self.file, to, offset).map_err(|errno| Error::from_errno(call::READ, errno))
     }
@@ -215,7 +221,8 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The pages that have contents, in order, in the longest runs. All others are zeros, or done. It moves the position of [`Read`].
+    /// The pages that have contents, in order, in the longest runs; those that are absent have some. All others are zeros, or done, or were
+    /// discarded by a program before they came. It moves the position of [`Read`].
     ///
     /// # Errors
     ///
@@ -247,8 +254,17 @@ impl Snapshot {
         })
     }
 
-    /// The reader has these pages, wherever it wanted them: their copies are given back, writers copy them no more, and they cannot be read
-    /// again. With [`SnapshotOptions::clean`], pages of the increment that are not done come back into the log when the snapshot is dropped.
+    /// Which pages are present, so that to read them does not wait. Of memory that is no region all are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call for snapshots.
+    pub fn present_map(&self) -> Result<PresentMap, Error> {
+        PresentMap::get(self.as_fd(), self.pages)
+    }
+
+    /// The reader has these pages, wherever it wanted them, or does not want them: their copies are given back, writers copy them no more,
+    /// and they cannot be read again. With [`SnapshotOptions::clean`], pages of the increment that are not done come back into the log when the snapshot is dropped.
     ///
     /// # Errors
     ///

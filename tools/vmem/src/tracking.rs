@@ -4,11 +4,18 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use vmem_sys::{calls, vmem_tracking};
+use vmem_sys::{VMEM_TRACK_FILLS, calls, vmem_tracking};
 
 use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
 use crate::{Error, PageRange, Snapshot, SnapshotOptions};
+
+/// How a [`Tracking`] begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub struct TrackOptions {
+    fills: bool,
+}
 
 /// Adopted memory whose writes are logged, for as long as this value lives.
 ///
@@ -69,6 +76,20 @@ pub struct TrackingFigures {
     pub held: u64,
 }
 
+impl TrackOptions {
+    /// Pages of a region come into the log also when its daemon fills them or marks them present, once they are present. Without it they
+    /// do not, since whoever copies the memory has their source, or learns from [`Adopted::present_map`](crate::Adopted::present_map) which
+    /// they are. Other memory has no such pages.
+    pub fn fills(mut self, fills: bool) -> Self {
+        self.fills = fills;
+        self
+    }
+
+    fn flags(self) -> u32 {
+        if self.fills { VMEM_TRACK_FILLS } else { 0 }
+    }
+}
+
 impl TrackingFigures {
     pub(crate) fn get(fd: BorrowedFd<'_>) -> Result<Self, Error> {
         let figures = calls::get_tracking(fd).map_err(|errno| Error::from_errno(call::GET_TRACKING, errno))?;
@@ -103,8 +124,8 @@ impl TrackingFigures {
 }
 
 impl Tracking {
-    pub(crate) fn begin(fd: &Arc<OwnedFd>, pages: PageRange) -> Result<Self, Error> {
-        let track = calls::track(fd.as_fd(), 0).map_err(|errno| Error::from_errno(call::TRACK, errno))?;
+    pub(crate) fn begin(fd: &Arc<OwnedFd>, pages: PageRange, options: TrackOptions) -> Result<Self, Error> {
+        let track = calls::track(fd.as_fd(), options.flags()).map_err(|errno| Error::from_errno(call::TRACK, errno))?;
         Ok(Self {
             fd: Arc::clone(fd),
             pages,
@@ -234,6 +255,13 @@ impl Drop for Tracking {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_the_flags_of_the_header() {
+        let options = TrackOptions::default();
+        assert_eq!((options.flags(), options.fills(true).flags()), (0, 1));
+        assert_eq!(options.fills(true).fills(false).flags(), 0);
+    }
 
     #[test]
     fn figures_have_the_names_of_the_header() {

@@ -76,6 +76,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         module::TESTS,
         sample::TESTS,
         sample::snapshot::TESTS,
+        sample::region::TESTS,
         qemu::TESTS,
         vmemd::TESTS,
         receive::TESTS,

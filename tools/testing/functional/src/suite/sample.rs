@@ -17,6 +17,7 @@ use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_words, contents, page};
 use crate::world::wait_until;
 
+pub(super) mod region;
 pub(super) mod snapshot;
 
 crate::tests![
