@@ -162,29 +162,29 @@ pub(crate) enum RegionCommand {
     List,
     /// Show a region, or the shared memory of a process
     Info(RegionInfo),
-    /// Show how fast a process writes to its shared memory, and where
+    /// Show how fast a region, or the shared memory of a process, is written to, and where
     Watch(RegionWatch),
-    /// Write what the shared memory of a process holds at one instant to a file; the process goes on
+    /// Write what a region, or the shared memory of a process, holds at one instant to a file; programs go on
     Snapshot(RegionSnapshot),
 }
 
-// clap would show the two ways as one.
+// clap would show the two ways of naming memory as one.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "vmemctl region info [OPTIONS] <NAME>\n       vmemctl region info [OPTIONS] --pid <PID> --memory <PATH>"
 )]
 pub(crate) struct RegionInfo {
-    /// The region's name
-    #[arg(value_name = "NAME", required_unless_present = "pid", conflicts_with_all = ["pid", "memory"])]
-    pub(crate) name: Option<String>,
     #[command(flatten)]
-    pub(crate) memory: Option<MemoryOf>,
+    pub(crate) memory: Memory,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "vmemctl region watch [OPTIONS] <NAME>\n       vmemctl region watch [OPTIONS] --pid <PID> --memory <PATH>"
+)]
 pub(crate) struct RegionWatch {
     #[command(flatten)]
-    pub(crate) memory: MemoryOf,
+    pub(crate) memory: Memory,
     /// Time between samples
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) interval: Duration,
@@ -194,18 +194,33 @@ pub(crate) struct RegionWatch {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "vmemctl region snapshot [OPTIONS] --out <FILE> <NAME>\n       \
+                            vmemctl region snapshot [OPTIONS] --out <FILE> --pid <PID> --memory <PATH>")]
 pub(crate) struct RegionSnapshot {
     #[command(flatten)]
-    pub(crate) memory: MemoryOf,
+    pub(crate) memory: Memory,
     /// The file, which comes into being when it is complete
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// How much memory the old contents of pages may take that the process writes to meanwhile; K, M, G and T are known
+    /// How much memory the old contents of pages may take that are written to meanwhile; K, M, G and T are known
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub(crate) limit: Option<u64>,
+    /// Leave pages out that are absent: they are holes of the file. Without it they are waited for
+    #[arg(long)]
+    pub(crate) skip_absent: bool,
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// A region, or shared memory that a process has open.
+#[derive(Debug, Args)]
+pub(crate) struct Memory {
+    /// The region's name
+    #[arg(value_name = "NAME", required_unless_present = "pid", conflicts_with_all = ["pid", "memory"])]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) of_process: Option<MemoryOf>,
 }
 
 /// Shared memory that a process has open.
@@ -350,12 +365,15 @@ mod tests {
             "info --memory ram",
             "info guest0 --pid 1 --memory ram",
             "info --pid 0 --memory ram",
-            "watch guest0",
+            "watch",
             "watch --pid 1",
+            "watch guest0 --pid 1 --memory ram",
             "watch --pid 1 --memory ram --count 0",
             "watch --pid 1 --memory ram --interval 0",
             "snapshot --pid 1 --memory ram",
             "snapshot --out image",
+            "snapshot guest0",
+            "snapshot guest0 --pid 1 --memory ram --out image",
             "snapshot --pid 1 --memory ram --out image --limit 0",
         ] {
             assert!(parse(&format!("vmemctl region {bad}")).is_err(), "{bad}");
@@ -375,7 +393,9 @@ mod tests {
         else {
             panic!("not snapshot")
         };
-        assert_eq!((args.limit, args.force), (Some(2 << 30), false));
+        assert_eq!((args.limit, args.skip_absent, args.force), (Some(2 << 30), false, false));
+        assert!(parse("vmemctl region watch guest0 --count 3").is_ok());
+        assert!(parse("vmemctl region snapshot guest0 --out image --skip-absent").is_ok());
     }
 
     #[test]

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem; copies what it holds.
+//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem; copies what they hold.
 
+mod copy;
 mod image;
 mod info;
 mod list;
+mod memory;
 mod snapshot;
 mod watch;
 
 use std::io::{self, Write};
 use std::path::Path;
 
-use vmem::{Descriptor, DescriptorInfo, Info};
+use vmem::{Descriptor, DescriptorInfo, Info, TrackingFigures};
 
 use crate::cli::{Cli, Region, RegionCommand};
 use crate::failure::Failure;
@@ -48,13 +50,17 @@ fn state(info: &Info) -> &'static str {
     }
 }
 
-/// The state of the memory behind a descriptor, in a word.
-fn state_of(memory: &DescriptorInfo) -> &'static str {
-    match memory {
-        DescriptorInfo::Region(info) => state(info),
-        DescriptorInfo::Adopted { figures, .. } if figures.tracked => "tracked",
-        _ => "adopted",
-    }
+/// Whether memory is adopted, and tracked, in a word.
+fn adoption(figures: &TrackingFigures) -> &'static str {
+    if figures.tracked { "tracked" } else { "adopted" }
+}
+
+/// The figures of the log of what these descriptors are of, if it is adopted.
+fn figures_of<'a>(descriptors: impl IntoIterator<Item = &'a Descriptor>) -> Option<&'a TrackingFigures> {
+    descriptors.into_iter().find_map(|descriptor| match &descriptor.memory {
+        DescriptorInfo::Adopted { figures, .. } => Some(figures),
+        _ => None,
+    })
 }
 
 /// A path that another process has chosen, for a terminal.

@@ -77,6 +77,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::TESTS,
         sample::snapshot::TESTS,
         sample::region::TESTS,
+        sample::region_command::TESTS,
         qemu::TESTS,
         vmemd::TESTS,
         receive::TESTS,

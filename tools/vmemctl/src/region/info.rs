@@ -6,13 +6,16 @@ use serde_json::json;
 use vmem::{Access, Control, Descriptor, Error, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::chain;
 
-use super::{NO_MODULE, holders, out, shown, state};
+use super::{NO_MODULE, adoption, figures_of, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
 use crate::failure::{Failure, Trouble};
 
+/// A line: what it is about, and what there is to say.
+type Line = (&'static str, String);
+
 /// Prints what the command line names.
 pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Failure> {
-    match (&args.name, &args.memory) {
+    match (&args.memory.name, &args.memory.of_process) {
         (Some(name), _) => of_region(name, json),
         (None, Some(memory)) => of_memory(memory, json),
         (None, None) => Err(Trouble::other("neither NAME nor --pid and --memory").into()),
@@ -26,51 +29,60 @@ fn of_region(name: &str, json: bool) -> Result<(), Failure> {
     drop(handle);
     let all = vmem::descriptors();
     let open: Vec<&Descriptor> = all.iter().filter(|descriptor| descriptor.memory.id() == info.id).collect();
+    let figures = figures_of(open.iter().copied());
     if json {
         let open: Vec<_> = open
             .iter()
             .map(|holder| json!({"pid": holder.pid, "command": holder.command, "fd": holder.fd}))
             .collect();
-        let mut line = json_of(name, &info);
+        let mut line = json_of(&info);
+        line["event"] = "region".into();
+        line["name"] = name.into();
+        line["tracked"] = figures.is_some_and(|figures| figures.tracked).into();
         line["holders"] = open.into();
         out(&line.to_string());
-    } else {
-        print(&[
-            ("name", name.to_owned()),
-            ("number", info.id.to_string()),
-            (
-                "size",
-                format!("{} in {} pages", BinaryBytes(info.size), info.size / PAGE_SIZE as u64),
-            ),
-            ("state", state(&info).to_owned()),
-            ("present", format!("{} pages", info.present)),
-            ("unreadable", format!("{} pages", info.unreadable)),
-            (
-                "requested",
-                format!("{} pages, of which {} are not taken", info.requested, info.queued),
-            ),
-            (
-                "waiters",
-                format!(
-                    "{} threads, the longest for {:.3} s",
-                    info.waiters,
-                    info.oldest_wait.as_secs_f64()
-                ),
-            ),
-            ("faults", info.faults.to_string()),
-            ("requests", info.requests.to_string()),
-            ("SIGBUS", info.sigbus.to_string()),
-            ("mappings", info.mappings.to_string()),
-            ("open by", holders(open.into_iter())),
-        ]);
+        return Ok(());
     }
+    print(&[("name", name.to_owned())]);
+    print(&lines_of_region(&info));
+    let log = figures.map_or("-".to_owned(), |figures| match figures.tracked {
+        true => format!("tracked, {} pages are in the log", figures.dirty),
+        false => adoption(figures).to_owned(),
+    });
+    print(&[("log", log), ("open by", holders(open.into_iter()))]);
     Ok(())
 }
 
-fn json_of(name: &str, info: &Info) -> serde_json::Value {
+/// State and counters, for people.
+fn lines_of_region(info: &Info) -> [Line; 11] {
+    [
+        ("number", info.id.to_string()),
+        ("size", size(info.size)),
+        ("state", state(info).to_owned()),
+        ("present", format!("{} pages", info.present)),
+        ("unreadable", format!("{} pages", info.unreadable)),
+        (
+            "requested",
+            format!("{} pages, of which {} are not taken", info.requested, info.queued),
+        ),
+        (
+            "waiters",
+            format!(
+                "{} threads, the longest for {:.3} s",
+                info.waiters,
+                info.oldest_wait.as_secs_f64()
+            ),
+        ),
+        ("faults", info.faults.to_string()),
+        ("requests", info.requests.to_string()),
+        ("SIGBUS", info.sigbus.to_string()),
+        ("mappings", info.mappings.to_string()),
+    ]
+}
+
+/// State and counters, for programs.
+fn json_of(info: &Info) -> serde_json::Value {
     json!({
-        "event": "region",
-        "name": name,
         "id": info.id,
         "bytes": info.size,
         "state": state(info),
@@ -101,27 +113,39 @@ fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Failure> {
             "path": file.path,
             "bytes": file.size,
             "allocated_bytes": file.allocated,
+            "region": file.region.as_ref().map(json_of),
             "obstacle": obstacle.as_ref().map(|error| chain(error)),
         })
         .to_string());
         return Ok(());
     }
-    print(&lines_of(args.pid, file, obstacle.as_ref()));
+    print(&lines_of_file(args.pid, file));
+    print(&[("tracking", tracking(obstacle.as_ref()))]);
     Ok(())
 }
 
-fn lines_of(pid: i32, file: &MemoryFile, obstacle: Option<&Error>) -> [(&'static str, String); 5] {
-    let possible = obstacle.map_or("possible".to_owned(), |error| format!("not possible: {}", chain(error)));
-    [
+fn lines_of_file(pid: i32, file: &MemoryFile) -> Vec<Line> {
+    let mut lines = vec![
         ("path", shown(&file.path)),
         ("process", format!("{pid}, descriptor {}", file.fd)),
-        (
-            "size",
-            format!("{} in {} pages", BinaryBytes(file.size), file.size.div_ceil(PAGE_SIZE as u64)),
-        ),
-        ("allocated", BinaryBytes(file.allocated).to_string()),
-        ("tracking", possible),
-    ]
+    ];
+    match &file.region {
+        Some(info) => lines.extend(lines_of_region(info)),
+        None => lines.extend([
+            ("size", size(file.size)),
+            ("allocated", BinaryBytes(file.allocated).to_string()),
+        ]),
+    }
+    lines
+}
+
+/// Whether memory can be tracked.
+fn tracking(obstacle: Option<&Error>) -> String {
+    obstacle.map_or("possible".to_owned(), |error| format!("not possible: {}", chain(error)))
+}
+
+fn size(bytes: u64) -> String {
+    format!("{} in {} pages", BinaryBytes(bytes), bytes.div_ceil(PAGE_SIZE as u64))
 }
 
 fn print(lines: &[(&str, String)]) {

@@ -3,19 +3,22 @@
 
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
-use vmem::{Descriptor, DescriptorInfo, Node, PAGE_SIZE};
+use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
 use vmem_cli::chain;
 use vmem_cli::output::err;
 
-use super::{NO_MODULE, holders, out, state_of};
+use super::{NO_MODULE, adoption, figures_of, holders, out, state};
 use crate::failure::{Failure, Trouble};
 
-/// A region, or memory that is adopted.
+/// A region, memory that is adopted, or both.
 #[derive(Debug)]
 struct Row {
+    id: u64,
+    size: u64,
     /// `None` without a node.
     name: Option<String>,
-    memory: DescriptorInfo,
+    /// `None` of memory that is no region.
+    region: Option<Info>,
     holders: Vec<Descriptor>,
 }
 
@@ -43,34 +46,65 @@ pub(super) fn run(json: bool) -> Result<(), Failure> {
 const TITLES: [&str; 7] = ["NAME", "NUMBER", "SIZE", "STATE", "PRESENT", "MAPPINGS", "OPEN BY"];
 
 impl Row {
+    /// A row of this memory, that nobody has open.
+    fn new(id: u64, size: u64) -> Self {
+        Self {
+            id,
+            size,
+            name: None,
+            region: None,
+            holders: Vec::new(),
+        }
+    }
+
+    fn hold(&mut self, descriptor: Descriptor) {
+        if let DescriptorInfo::Region(info) = &descriptor.memory {
+            self.region.get_or_insert_with(|| info.clone());
+        }
+        self.holders.push(descriptor);
+    }
+
+    /// What it is: a region, adopted, or both.
+    fn state(&self) -> String {
+        let words = self.region.as_ref().map(state).into_iter();
+        let words = words.chain(figures_of(&self.holders).map(adoption));
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Mappings that are not plain. Those of a region that is plain memory are not while it is tracked.
+    fn mappings(&self) -> u64 {
+        let of_region = self.region.as_ref().map_or(0, |info| info.mappings);
+        of_region.max(figures_of(&self.holders).map_or(0, |figures| figures.mappings))
+    }
+
     fn columns(&self) -> [String; 7] {
-        let present = match &self.memory {
-            DescriptorInfo::Region(info) => {
-                let pages = info.size.div_ceil(PAGE_SIZE as u64).max(1);
-                format!("{:.1} %", 100.0 * info.present as f64 / pages as f64)
-            }
-            _ => "-".to_owned(),
-        };
+        let present = self.region.as_ref().map_or("-".to_owned(), |info| {
+            let pages = info.size.div_ceil(PAGE_SIZE as u64).max(1);
+            format!("{:.1} %", 100.0 * info.present as f64 / pages as f64)
+        });
         [
             self.name.clone().unwrap_or_else(|| "-".to_owned()),
-            self.memory.id().to_string(),
-            BinaryBytes(self.memory.size()).to_string(),
-            state_of(&self.memory).to_owned(),
+            self.id.to_string(),
+            BinaryBytes(self.size).to_string(),
+            self.state(),
             present,
-            self.memory.mappings().to_string(),
+            self.mappings().to_string(),
             holders(self.holders.iter()),
         ]
     }
 
     fn json(&self) -> Value {
         let holder = |descriptor: &Descriptor| json!({"pid": descriptor.pid, "command": descriptor.command, "fd": descriptor.fd});
+        let figures = figures_of(&self.holders);
         json!({
             "event": "region",
             "name": self.name,
-            "id": self.memory.id(),
-            "bytes": self.memory.size(),
-            "state": state_of(&self.memory),
-            "mappings": self.memory.mappings(),
+            "id": self.id,
+            "bytes": self.size,
+            "state": self.region.as_ref().map(state).or(figures.map(adoption)),
+            "present": self.region.as_ref().map(|info| info.present),
+            "tracked": figures.is_some_and(|figures| figures.tracked),
+            "mappings": self.mappings(),
             "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
         })
     }
@@ -82,23 +116,21 @@ fn rows(nodes: &[Node], descriptors: Vec<Descriptor>) -> Vec<Row> {
         let info = node.info.as_ref().ok()?;
         Some(Row {
             name: Some(node.name.to_string()),
-            memory: DescriptorInfo::Region(info.clone()),
-            holders: Vec::new(),
+            region: Some(info.clone()),
+            ..Row::new(info.id, info.size)
         })
     });
     let mut rows: Vec<Row> = named.collect();
     let names = rows.len();
     for descriptor in descriptors {
-        match rows.iter_mut().find(|row| row.memory.id() == descriptor.memory.id()) {
-            Some(row) => row.holders.push(descriptor),
-            None => rows.push(Row {
-                name: None,
-                memory: descriptor.memory.clone(),
-                holders: vec![descriptor],
-            }),
-        }
+        let (id, size) = (descriptor.memory.id(), descriptor.memory.size());
+        let at = rows.iter().position(|row| row.id == id).unwrap_or_else(|| {
+            rows.push(Row::new(id, size));
+            rows.len() - 1
+        });
+        rows[at].hold(descriptor);
     }
-    rows[names..].sort_by_key(|row| row.memory.id());
+    rows[names..].sort_by_key(|row| row.id);
     rows
 }
 
@@ -149,7 +181,7 @@ mod tests {
                 descriptor(9, 3, REGION),
             ],
         );
-        let found: Vec<(u64, usize)> = rows.iter().map(|row| (row.memory.id(), row.holders.len())).collect();
+        let found: Vec<(u64, usize)> = rows.iter().map(|row| (row.id, row.holders.len())).collect();
         assert_eq!(found, [(5, 1), (7, 3)]);
         assert_eq!(holders(rows[1].holders.iter()), "qemu (1), qemu (9)");
         assert_eq!(rows[1].json()["holders"].as_array().map(Vec::len), Some(3));
@@ -165,6 +197,25 @@ mod tests {
         assert_eq!(
             rows[1].columns(),
             ["-", "7", "8.00 KiB", "served", "50.0 %", "2", "qemu (1)"].map(str::to_owned)
+        );
+    }
+
+    #[test]
+    fn a_region_that_is_tracked_is_one_row_with_both_states() {
+        let of_plain = "vmem-id:\t7\nvmem-size:\t8192\nvmem-state:\t7\nvmem-present:\t2\nvmem-mappings:\t0\n";
+        let tracked = ADOPTED.replace("vmem-id:\t5", "vmem-id:\t7").replace("1048576", "8192");
+        let row = |region| rows(&[], vec![descriptor(1, 3, &tracked), descriptor(2, 3, region)]);
+        let served = row(REGION);
+        assert_eq!(
+            served[0].columns(),
+            ["-", "7", "8.00 KiB", "served, tracked", "50.0 %", "2", "qemu (1), qemu (2)"].map(str::to_owned)
+        );
+        assert_eq!(served[0].json()["state"], "served");
+        assert_eq!(served[0].json()["tracked"], true);
+        assert_eq!(served.len(), 1);
+        assert_eq!(
+            row(of_plain)[0].columns()[3..6],
+            ["plain, tracked", "100.0 %", "1"].map(str::to_owned)
         );
     }
 

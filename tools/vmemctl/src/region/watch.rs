@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region watch`: how fast a process writes to its shared memory, and where.
+//! `vmemctl region watch`: how fast a region, or the shared memory of a process, is written to, and where.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use indicatif::BinaryBytes;
 use serde_json::json;
-use vmem::{Control, DirtyRate, DirtySample, PageRange, ProcessMemory, Tracking, WriteHistogram};
+use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram};
 use vmem_cli::output::{self, out};
 
-use super::{NO_MODULE, shown};
+use super::NO_MODULE;
+use super::memory::Memory;
 use crate::cli::RegionWatch;
 use crate::failure::{Failure, Trouble};
 use crate::report::{self, Report};
@@ -24,13 +25,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Prints the rate until the count is reached, the process has ended or a signal has come, and then where the writes were.
 pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Failure> {
     let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
-    let memory = ProcessMemory::open(args.memory.pid, &args.memory.memory).map_err(Trouble::vmem("cannot find the memory"))?;
-    let what = format!("{} of process {}", shown(&memory.file().path), args.memory.pid);
-    let failed = || Trouble::vmem(what.clone());
+    let memory = Memory::open(&args.memory)?;
+    let what = memory.what();
+    let failed = || Trouble::vmem(what);
     let control = Control::open().map_err(Trouble::vmem(NO_MODULE))?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;
-    begin(&what, &tracking, json);
+    begin(what, &tracking, json);
     let mut watch = Watch {
         rate: DirtyRate::begin(&tracking).map_err(failed())?,
         histogram: WriteHistogram::new(tracking.pages(), PARTS),
@@ -49,7 +50,7 @@ pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Failure> {
         }
     }
     if memory.has_ended() {
-        Report::new(json).note(&format!("process {} has ended", args.memory.pid));
+        Report::new(json).note(&format!("{what}: the process has ended"));
     }
     watch.end();
     tracking.stop().map_err(failed())?;

@@ -23,14 +23,14 @@ crate::tests![
     a_qemu_whose_memory_does_not_come_can_be_killed,
 ];
 
-const MEMORY: u64 = 64 << 20;
+pub(super) const MEMORY: u64 = 64 << 20;
 
 /// A QEMU that is killed at the end of its test.
 pub(super) struct Qemu(Child);
 
 impl Qemu {
     /// Starts one on a region, whose firmware tells what it does.
-    fn new(region: &str) -> Outcome<Self> {
+    pub(super) fn new(region: &str) -> Outcome<Self> {
         let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path=/dev/vmem/{region},share=on");
         Self::start(&memory, &[])
     }
@@ -68,7 +68,7 @@ impl Qemu {
     }
 
     /// Waits until the firmware has said this.
-    fn hear(&mut self, text: &str) -> Outcome {
+    pub(super) fn hear(&mut self, text: &str) -> Outcome {
         let output = self.0.stdout.take().ok_or("it was heard already")?;
         for line in BufReader::new(output).lines() {
             if line?.contains(text) {
@@ -101,7 +101,7 @@ impl Drop for Qemu {
 }
 
 /// Answers requests, as the memory of a machine is that has just been switched on: with zeros.
-fn serve_zeros(region: &Region, stop: &AtomicBool) -> Outcome<u64> {
+pub(super) fn serve_zeros(region: &Region, stop: &AtomicBool) -> Outcome<u64> {
     let mut served = 0;
     while !stop.load(Ordering::SeqCst) {
         let wanted = region.next_requests_timeout(MAX_BATCH, Duration::from_millis(20))?;

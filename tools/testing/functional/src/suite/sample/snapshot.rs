@@ -33,16 +33,28 @@ crate::tests![
 const WRITTEN: usize = WRITER_PAGES / 2;
 
 /// A directory that is empty.
-fn directory(name: &str) -> Outcome<PathBuf> {
+pub(super) fn directory(name: &str) -> Outcome<PathBuf> {
     let path = PathBuf::from(format!("/tmp/vmem-snapshot-{name}"));
     let _ = fs::remove_dir_all(&path);
     fs::create_dir(&path)?;
     Ok(path)
 }
 
-fn names(directory: &PathBuf) -> Outcome<Vec<String>> {
+pub(super) fn names(directory: &PathBuf) -> Outcome<Vec<String>> {
     let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     names.collect()
+}
+
+/// A figure of the snapshot of a process, if it has one.
+pub(super) fn snapshot_figure(pid: u32, name: &str) -> Option<u64> {
+    let process = format!("/proc/{pid}");
+    let mut fds = fs::read_dir(format!("{process}/fd")).ok()?.filter_map(Result::ok);
+    let fd = fds.find(|fd| {
+        let target = fs::read_link(fd.path());
+        target.is_ok_and(|target| target.to_string_lossy().contains("[vmem-snapshot]"))
+    })?;
+    let fdinfo = fs::read_to_string(format!("{process}/fdinfo/{}", fd.file_name().to_string_lossy())).ok()?;
+    field(&fdinfo, &format!("vmem-{name}")).ok()
 }
 
 /// A `vmemctl region snapshot` that was stopped (SIGSTOP) when it had taken its snapshot, and had not read all of it.
@@ -98,14 +110,7 @@ impl Stopped {
 
     /// A figure of its snapshot, if there is one.
     fn figure(&self, name: &str) -> Option<u64> {
-        let process = format!("/proc/{}", self.child.id());
-        let mut fds = fs::read_dir(format!("{process}/fd")).ok()?.filter_map(Result::ok);
-        let fd = fds.find(|fd| {
-            let target = fs::read_link(fd.path());
-            target.is_ok_and(|target| target.to_string_lossy().contains("[vmem-snapshot]"))
-        })?;
-        let fdinfo = fs::read_to_string(format!("{process}/fdinfo/{}", fd.file_name().to_string_lossy())).ok()?;
-        field(&fdinfo, &format!("vmem-{name}")).ok()
+        snapshot_figure(self.child.id(), name)
     }
 
     /// Waits until the program has written to all pages that have not been read yet.

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The way of a snapshot into its image.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::BinaryBytes;
+use vmem::{Error, PAGE_SIZE, PageRange, PresentMap, Snapshot};
+
+use super::image::PartialImage;
+use crate::failure::Trouble;
+use crate::report::Report;
+use crate::signals::Signals;
+
+/// How much is read at once: what a signal waits for.
+const CHUNK: usize = 1 << 20;
+
+/// The time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A snapshot that is being written to its image.
+pub(super) struct Copy<'a> {
+    snapshot: Arc<Snapshot>,
+    image: &'a PartialImage,
+    report: &'a mut Report,
+    signals: &'a Signals,
+    what: &'a str,
+    pace: Pace,
+    /// Bytes that were written.
+    data: u64,
+    /// Bytes of absent pages that were passed by, and are not written yet.
+    postponed: u64,
+}
+
+/// What has been written.
+pub(super) struct Copied {
+    /// Bytes that are no holes.
+    pub(super) data: u64,
+    /// Absent pages that were left out.
+    pub(super) left_out: u64,
+}
+
+impl<'a> Copy<'a> {
+    pub(super) fn new(
+        snapshot: &Arc<Snapshot>,
+        image: &'a PartialImage,
+        report: &'a mut Report,
+        signals: &'a Signals,
+        what: &'a str,
+    ) -> Self {
+        Self {
+            snapshot: Arc::clone(snapshot),
+            image,
+            report,
+            signals,
+            what,
+            pace: Pace::begin(snapshot.size()),
+            data: 0,
+            postponed: 0,
+        }
+    }
+
+    /// Writes what is no hole of the snapshot. Absent pages come last, since copies of the others take memory until they are read; or, with
+    /// `skip_absent`, not at all.
+    pub(super) fn write(mut self, skip_absent: bool) -> Result<Copied, Trouble> {
+        self.image.set_len(self.snapshot.size())?;
+        let present = self.snapshot.present_map().map_err(self.failed())?;
+        if skip_absent {
+            for pages in present.absent() {
+                self.snapshot.done(pages).map_err(self.failed())?;
+            }
+        }
+        self.write_present(&present)?;
+        if self.postponed > 0 {
+            self.report.note(&format!(
+                "{}: {} pages are absent, and are waited for (--skip-absent leaves them out)",
+                self.what,
+                self.postponed / PAGE_SIZE as u64
+            ));
+            self.write_absent()?;
+        }
+        // One may have come while there was nothing but holes.
+        self.signals.check()?;
+        // What is done and was not read was left out, or a program has discarded it before it came.
+        let done = self.snapshot.figures().map_err(self.failed())?.done;
+        let left_out = done.saturating_sub(self.data / PAGE_SIZE as u64);
+        if left_out > 0 && !skip_absent {
+            return Err(self.discarded());
+        }
+        Ok(Copied {
+            data: self.data,
+            left_out,
+        })
+    }
+
+    fn write_present(&mut self, present: &PresentMap) -> Result<(), Trouble> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let mut bytes = vec![0; CHUNK];
+        for pages in snapshot.data() {
+            for (part, is_present) in parts(pages.map_err(self.failed())?, present) {
+                if !is_present {
+                    self.postponed += part.count() * PAGE_SIZE as u64;
+                    continue;
+                }
+                for (offset, len) in chunks(part) {
+                    self.signals.check()?;
+                    snapshot.read_exact_at(&mut bytes[..len], offset).map_err(self.failed())?;
+                    self.put(&bytes[..len], offset)?;
+                    self.show_progress(offset + len as u64 - self.postponed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is left. Whoever reads it waits, and is not to be interrupted by a signal: that is another thread.
+    fn write_absent(&mut self) -> Result<(), Trouble> {
+        let all = Arc::clone(&self.snapshot);
+        for pages in all.data() {
+            for (offset, len) in chunks(pages.map_err(self.failed())?) {
+                let snapshot = Arc::clone(&self.snapshot);
+                let read = self.signals.unless(move || {
+                    let mut bytes = vec![0; len];
+                    snapshot.read_exact_at(&mut bytes, offset).map(|()| bytes)
+                })?;
+                let bytes = match read {
+                    Err(Error::PageDone) => return Err(self.discarded()),
+                    read => read.map_err(self.failed())?,
+                };
+                self.put(&bytes, offset)?;
+                self.postponed = self.postponed.saturating_sub(len as u64);
+                self.show_progress(all.size() - self.postponed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
+        self.image.write_at(bytes, offset)?;
+        self.data += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn show_progress(&mut self, done: u64) -> Result<(), Trouble> {
+        if let Some(text) = self.pace.text(done, self.data) {
+            let kept = self.snapshot.figures().map_err(self.failed())?.kept;
+            let text = format!("{text}  {kept} pages kept aside");
+            self.report.progress(done, self.snapshot.size(), &text);
+        }
+        Ok(())
+    }
+
+    fn failed(&self) -> impl FnOnce(Error) -> Trouble + use<'a> {
+        Trouble::vmem(self.what)
+    }
+
+    fn discarded(&self) -> Trouble {
+        Trouble::other(format!(
+            "{}: a program has discarded pages that were absent at the instant: what they held then cannot be had any more \
+             (--skip-absent leaves absent pages out)",
+            self.what
+        ))
+    }
+}
+
+/// A run of pages in parts, of which all pages are present, or all absent.
+fn parts(pages: PageRange, present: &PresentMap) -> impl Iterator<Item = (PageRange, bool)> {
+    let mut left = pages.iter().peekable();
+    std::iter::from_fn(move || {
+        let first = left.next()?;
+        let is_present = present.contains(first);
+        let mut count = 1;
+        while left.next_if(|page| present.contains(*page) == is_present).is_some() {
+            count += 1;
+        }
+        Some((PageRange::new(first, count)?, is_present))
+    })
+}
+
+/// A run of pages in parts, each an offset and a length in bytes.
+fn chunks(pages: PageRange) -> impl Iterator<Item = (u64, usize)> {
+    let bytes = pages.bytes();
+    let end = bytes.end;
+    // At most CHUNK, which fits.
+    bytes
+        .step_by(CHUNK)
+        .map(move |at| (at, (end - at).min(CHUNK as u64) as usize))
+}
+
+/// Says how fast it goes, now and then.
+struct Pace {
+    size: u64,
+    /// When there was a line, how far it had come then, and with how much data.
+    then: (Instant, u64, u64),
+}
+
+impl Pace {
+    fn begin(size: u64) -> Self {
+        Self {
+            size,
+            then: (Instant::now(), 0, 0),
+        }
+    }
+
+    /// A text, if it is time for one.
+    fn text(&mut self, done: u64, data: u64) -> Option<String> {
+        let passed = self.then.0.elapsed();
+        if passed < PROGRESS_INTERVAL {
+            return None;
+        }
+        let text = pace(passed, done - self.then.1, data - self.then.2, self.size - done);
+        self.then = (Instant::now(), done, data);
+        Some(text)
+    }
+}
+
+/// How fast it goes. Holes take no time, so what is left may be done sooner.
+fn pace(passed: Duration, done: u64, data: u64, left: u64) -> String {
+    let seconds = passed.as_secs_f64();
+    let rate = data as f64 / seconds;
+    let eta = left as f64 * seconds / done.max(1) as f64;
+    format!("{}/s  {eta:.0} s left", BinaryBytes(rate as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use vmem::PageIndex;
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_read_in_chunks_that_are_all_of_it() {
+        let run = |first, count| PageRange::new(PageIndex::new(first).expect("a page"), count).expect("pages");
+        let chunk = (CHUNK / PAGE_SIZE) as u64;
+        let found: Vec<_> = chunks(run(3, 2 * chunk + 1)).collect();
+        let at = 3 * PAGE_SIZE as u64;
+        assert_eq!(
+            found,
+            [(at, CHUNK), (at + CHUNK as u64, CHUNK), (at + 2 * CHUNK as u64, PAGE_SIZE)]
+        );
+        assert_eq!(chunks(run(0, chunk)).collect::<Vec<_>>(), [(0, CHUNK)]);
+    }
+
+    #[test]
+    fn the_pace_is_that_of_data_and_the_end_that_of_all() {
+        let second = Duration::from_secs(1);
+        assert_eq!(pace(2 * second, 8 << 20, 2 << 20, 16 << 20), "1.00 MiB/s  4 s left");
+        let mut pace = Pace::begin(64 << 20);
+        assert_eq!(pace.text(1 << 20, 1 << 20), None);
+        pace.then.0 -= second;
+        assert!(pace.text(1 << 20, 1 << 20).is_some());
+        assert_eq!(pace.text(2 << 20, 2 << 20), None);
+    }
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The memory that a command line names: a region, or shared memory that a process has open.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vmem::{Access, MapHandle, ProcessMemory};
+
+use super::shown;
+use crate::cli;
+use crate::failure::Trouble;
+
+/// An open descriptor of it, by which it can be adopted.
+#[derive(Debug)]
+pub(super) struct Memory {
+    descriptor: Descriptor,
+    what: String,
+}
+
+#[derive(Debug)]
+enum Descriptor {
+    /// The region's node, opened by this program.
+    Node(MapHandle),
+    /// That of the process, which is no other open file.
+    Process(ProcessMemory),
+}
+
+impl Memory {
+    /// Opens it.
+    pub(super) fn open(args: &cli::Memory) -> Result<Self, Trouble> {
+        match (&args.name, &args.of_process) {
+            (Some(name), _) => {
+                let what = format!("region {name}");
+                let node = MapHandle::open(name, Access::ReadWrite).map_err(Trouble::vmem(&*what))?;
+                Ok(Self {
+                    descriptor: Descriptor::Node(node),
+                    what,
+                })
+            }
+            (None, Some(args)) => {
+                let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Trouble::vmem("cannot find the memory"))?;
+                Ok(Self {
+                    what: format!("{} of process {}", shown(&memory.file().path), args.pid),
+                    descriptor: Descriptor::Process(memory),
+                })
+            }
+            (None, None) => Err(Trouble::other("neither NAME nor --pid and --memory")),
+        }
+    }
+
+    /// What it is, for people.
+    pub(super) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Whether the process that was named has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        match &self.descriptor {
+            Descriptor::Node(_) => false,
+            Descriptor::Process(memory) => memory.has_ended(),
+        }
+    }
+}
+
+impl AsFd for Memory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.descriptor {
+            Descriptor::Node(node) => node.as_fd(),
+            Descriptor::Process(memory) => memory.as_fd(),
+        }
+    }
+}
