@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rustix::io::Errno;
@@ -27,6 +27,9 @@ pub(crate) type Pages = HashMap<u64, Vec<u8>>;
 
 /// How many pages copies may take; 0 is no limit.
 const LIMITS: [usize; 5] = [0, 0, 0, 200, 5];
+
+/// How long the memory of a process that has ended may be there: KSM, swapoff and those who move pages hold it.
+const LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// One that is there, and what is known of it.
 pub(crate) struct Snapshot<'a> {
@@ -53,10 +56,18 @@ impl<'a> Snapshot<'a> {
     ) -> anyhow::Result<Option<Self>> {
         let flags = numbers.pick(&[0, VMEM_SNAPSHOT_CLEAN]) | numbers.pick(&[0, 0, VMEM_SNAPSHOT_ONCE]);
         let limit = (numbers.pick(&LIMITS) * PAGE_SIZE) as u64;
-        let taken = match calls::snapshot(&[adopted.as_fd()], flags, limit) {
-            // Somebody writes by a descriptor all the time.
-            Err(Errno::AGAIN | Errno::NOMEM) => return Ok(None),
-            other => other.context("snapshot")?,
+        let since = Instant::now();
+        let taken = loop {
+            match calls::snapshot(&[adopted.as_fd()], flags, limit) {
+                // Somebody writes by a descriptor all the time.
+                Err(Errno::AGAIN | Errno::NOMEM) => return Ok(None),
+                // The one before has been mapped by a process that has ended, whose memory somebody looks at still.
+                Err(Errno::BUSY) if since.elapsed() < LOOKED_AT => {
+                    board.count(actor, Note::Steps)?;
+                    sleep(Duration::from_millis(1));
+                }
+                other => break other.context("snapshot")?,
+            }
         };
         let file = File::from(taken.images.into_iter().next().context("an image")?);
         board.count(actor, Note::Snapshots)?;

@@ -4,14 +4,15 @@
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use vmem::{Fill, PAGE_SIZE};
-use vmem_functional_sys::{Area, AreaBuilder};
-use vmem_sys::{VMEM_TRACK_FILLS, calls};
+use vmem::{Control, PAGE_SIZE};
+use vmem_functional_sys::{Area, AreaBuilder, drain_page_lists};
+use vmem_sys::VMEM_TRACK_FILLS;
+use vmem_sys::calls::{self, FillRange};
 
-use super::{MEMORY, NO_COPY, errno, sweep};
+use super::{MEMORY, NO_COPY, errno, result, sweep};
 use crate::adopted::Adopted;
-use crate::failure::{Outcome, ensure, equal, errno_of};
-use crate::setting::{Setting, bytes_of, check_page, check_zero, contents, page};
+use crate::failure::{Outcome, ensure, equal};
+use crate::setting::{Setting, bytes_of, check_page, contents};
 use crate::world::wait_until;
 
 crate::tests![
@@ -20,12 +21,10 @@ crate::tests![
     untrack_of_a_region_ends_the_log_whatever_fails,
     mmap_of_a_tracked_region_fails_cleanly_at_every_step,
     conversion_of_a_tracked_region_fails_cleanly_at_every_step,
-    discarding_pages_of_a_tracked_region_is_logged_whatever_fails,
     fills_of_a_tracked_region_are_logged_whatever_fails,
 ];
 
 const PAGES: usize = 128;
-const MADV_REMOVE: i32 = 9;
 
 /// A region whose first half is present and mapped.
 struct Region {
@@ -52,7 +51,10 @@ impl Region {
     }
 
     fn settle(&self) -> Outcome {
-        wait_until("no page is held", || Ok(self.log.bitmap(0..PAGES, true)?.held == 0))
+        wait_until("no page is held", || {
+            drain_page_lists()?;
+            Ok(self.log.bitmap(0..PAGES, true)?.held == 0)
+        })
     }
 
     /// Fails unless each write is logged, and absent pages are.
@@ -78,13 +80,13 @@ impl Region {
 fn a_region_is_adopted_cleanly_at_every_step() -> Outcome {
     sweep(
         "adopt a region",
-        || Ok((Setting::new(PAGES)?, None)),
+        || Ok((Setting::new(PAGES)?, Control::open()?, None)),
         &MEMORY,
-        |(setting, adopted)| {
-            *adopted = Some(Adopted::new(&setting.map)?);
+        |(setting, control, adopted)| {
+            *adopted = Some(calls::adopt(control.as_fd(), setting.map.as_fd())?);
             Ok(())
         },
-        |(setting, adopted)| {
+        |(setting, _, adopted)| {
             equal!(adopted.ok_or("it was adopted")?.id, setting.region.id());
             Ok(())
         },
@@ -155,30 +157,11 @@ fn conversion_of_a_tracked_region_fails_cleanly_at_every_step() -> Outcome {
             Ok(region)
         },
         &MEMORY,
-        |region| {
-            let converted = region.setting.region.make_vma_anonymous();
-            converted.map_err(|error| errno_of(&error).unwrap_or(Errno::IO))
-        },
+        |region| calls::make_vma_anonymous(region.setting.region.as_fd()),
         |region| {
             region.logs(&[3])?;
             equal!(region.setting.region.info()?.mappings, 0);
             region.check()
-        },
-    )
-}
-
-fn discarding_pages_of_a_tracked_region_is_logged_whatever_fails() -> Outcome {
-    sweep(
-        "discard pages of a tracked region",
-        Region::tracked,
-        &MEMORY,
-        |region| {
-            let discarded = region.area.advise(60..70, MADV_REMOVE);
-            discarded.map_err(|error| errno(&error))
-        },
-        |region| {
-            region.logs(&[60, 63, 64, 69])?;
-            (60..70).try_for_each(|page| check_zero(&region.area, page))
         },
     )
 }
@@ -190,9 +173,8 @@ fn fills_of_a_tracked_region_are_logged_whatever_fails() -> Outcome {
         &[Errno::NOMEM, Errno::FAULT, Errno::NOSPC],
         |region| {
             let bytes = bytes_of(&contents(70));
-            let fill = Fill::new(page(70), &bytes).map_err(|_| Errno::INVAL)?;
-            let filled = region.setting.region.fill(&[fill]).complete();
-            filled.map(drop).map_err(|error| errno_of(&error).unwrap_or(Errno::IO))
+            let fill = FillRange::new(70, &bytes).ok_or(Errno::INVAL)?;
+            result(calls::fill_pages(region.setting.region.as_fd(), &[fill]))
         },
         |region| {
             region.logs(&[70])?;
