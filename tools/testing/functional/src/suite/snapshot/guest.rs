@@ -70,7 +70,9 @@ impl Guest {
         let mut found = None;
         wait_until("QEMU has its memory", || {
             found = ProcessMemory::open(qemu.pid(), "memory-backend-memfd").ok();
-            Ok(found.is_some())
+            // It has its name before it has its size.
+            let size = found.as_ref().map(|memory| rustix::fs::fstat(memory.as_fd())).transpose()?;
+            Ok(size.is_some_and(|stat| stat.st_size == MEMORY as i64))
         })?;
         let memory = found.ok_or("QEMU has no memory")?;
         let log = Adopted::new(&memory)?;
