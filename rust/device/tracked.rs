@@ -166,7 +166,11 @@ impl Tracked {
             // Before any is changed.
             self.hold.check_mappings(memory, own)?;
             self.hold.track_mappings(memory)?;
-            self.own.as_ref().map_or(Ok(()), Own::track_mappings)
+            if let Some(own) = &self.own {
+                own.track_mappings()?;
+                memory.await_unlocked(self.tracking.all())?;
+            }
+            Ok(())
         })
     }
 

@@ -167,7 +167,8 @@ impl Tracking {
         }
         memory.await_mmaps()?;
         track_mappings()?;
-        memory.protect(self.all)?;
+        // Who makes a page writable now that the mappings have changed puts it into the log first.
+        memory.unmap(self.all);
         // After the mappings: one that was left of a file that is closed has let go of it.
         if !memory.is_sole_writer() {
             return Err(EBUSY);

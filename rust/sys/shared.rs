@@ -124,17 +124,23 @@ impl SharedMemory {
     /// Takes the permission to write to these pages out of all page tables, by taking the pages out.
     /// Whoever is about to get it has it before that, or asks anew. `EINTR` if the task is being killed.
     pub(crate) fn protect(&self, pages: PageRange) -> Result {
+        self.await_unlocked(pages)?;
+        self.unmap(pages);
+        Ok(())
+    }
+
+    /// Sees each of these pages unlocked once. `EINTR` if the task is being killed.
+    pub(crate) fn await_unlocked(&self, pages: PageRange) -> Result {
         let (first, nr) = (pages.start() as usize, pages.len() as usize);
         // SAFETY: By the type invariants.
-        unsafe {
-            to_result(bindings::vmem_folios_wait_unlocked(
-                self.as_ptr(),
-                first,
-                nr,
-            ))?;
-            bindings::vmem_folios_unmap(self.as_ptr(), first, nr);
-        }
-        Ok(())
+        to_result(unsafe { bindings::vmem_folios_wait_unlocked(self.as_ptr(), first, nr) })
+    }
+
+    /// Takes these pages out of all page tables, whoever has them locked.
+    pub(crate) fn unmap(&self, pages: PageRange) {
+        let (first, nr) = (pages.start() as usize, pages.len() as usize);
+        // SAFETY: By the type invariants.
+        unsafe { bindings::vmem_folios_unmap(self.as_ptr(), first, nr) };
     }
 
     /// Adds those of these pages, which are in one chunk, that somebody has in hand who may write
