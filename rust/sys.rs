@@ -7,6 +7,7 @@
 //! `Documentation/upstream-gaps.rst` lists them.
 
 pub(crate) mod address_space;
+pub(crate) mod answer;
 pub(crate) mod bindings;
 pub(crate) mod copies;
 pub(crate) mod errno;

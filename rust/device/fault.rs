@@ -19,9 +19,9 @@ use crate::{
         }, //
     },
     sys::{
+        answer::Answer,
         fault::{
             Admit,
-            Answer,
             Contents,
             Fault,
             Waiting, //

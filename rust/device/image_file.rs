@@ -24,11 +24,11 @@ use crate::{
         }, //
     },
     sys::{
+        answer::Answer,
         copies::PageSink,
         errno,
         fault::{
             Admit,
-            Answer,
             Contents,
             Fault, //
         },

@@ -13,11 +13,9 @@ use super::{
         Which,
         FEW_SPACES, //
     },
+    answer::Answer,
     bindings,
-    fault::{
-        writes_are_seen,
-        Answer, //
-    },
+    fault::writes_are_seen,
     memcg::Memcg,
     place::{
         Place,

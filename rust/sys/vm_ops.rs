@@ -8,10 +8,10 @@
 //! system: nothing hangs on `open` and `close`, and the module cannot go before the last VMA.
 
 use super::{
+    answer::Answer,
     bindings,
     errno,
     fault::{
-        Answer,
         Contents,
         Fault, //
     },

@@ -3,8 +3,8 @@
 //! The first write to protected pages.
 
 use super::{
+    answer::Answer,
     bindings,
-    fault::Answer,
     staging::LockedFolio, //
 };
 use crate::model::range::PageRange;
