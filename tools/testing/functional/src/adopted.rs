@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vmem::{Control, PAGE_SIZE};
@@ -49,6 +51,18 @@ impl Adopted {
     /// Begins the log, with `VMEM_TRACK_` bits.
     pub(crate) fn track_with(&self, flags: u32) -> Result<vmem_track, Errno> {
         calls::track(self.as_fd(), flags)
+    }
+
+    /// Begins the log, when the end of the one before is over: after a failure it ends by itself.
+    pub(crate) fn track_anew(&self) -> Result<(), Errno> {
+        const PATIENCE: Duration = Duration::from_secs(40);
+        let since = Instant::now();
+        loop {
+            match self.track() {
+                Err(Errno::ALREADY) if since.elapsed() < PATIENCE => sleep(Duration::from_millis(1)),
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// Ends it.

@@ -98,15 +98,7 @@ fn track_of_a_region_fails_cleanly_at_every_step() -> Outcome {
         "track a region",
         Region::new,
         &MEMORY,
-        |region| {
-            // What has begun before a failure can still be ending.
-            loop {
-                match region.log.track() {
-                    Err(Errno::ALREADY) => continue,
-                    other => return other.map(drop),
-                }
-            }
-        },
+        |region| region.log.track_anew(),
         |region| region.check(),
     )
 }
@@ -118,12 +110,7 @@ fn untrack_of_a_region_ends_the_log_whatever_fails() -> Outcome {
         &MEMORY,
         |region| region.log.untrack(),
         |region| {
-            // If a step has failed, it ends by itself.
-            wait_until("the log has ended", || match region.log.track() {
-                Ok(_) => Ok(true),
-                Err(Errno::ALREADY) => Ok(false),
-                Err(error) => Err(error.into()),
-            })?;
+            region.log.track_anew()?;
             region.check()
         },
     )

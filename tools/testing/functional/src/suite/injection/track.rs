@@ -12,7 +12,6 @@ use super::{MEMORY, NO_COPY, errno, sweep};
 use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal};
 use crate::tracked::{Tracked, fill, maps_line, memfd};
-use crate::world::wait_until;
 
 crate::tests![
     adopt_fails_cleanly_at_every_step,
@@ -68,15 +67,7 @@ fn track_fails_cleanly_at_every_step() -> Outcome {
             Ok(Tracked { file, area, log })
         },
         &MEMORY,
-        |tracked| {
-            // What has begun before a failure can still be ending.
-            loop {
-                match tracked.log.track() {
-                    Err(Errno::ALREADY) => continue,
-                    other => return other.map(drop),
-                }
-            }
-        },
+        |tracked| tracked.log.track_anew(),
         |tracked| {
             write_some(&tracked);
             contains_written(&tracked.log.bitmap(0..PAGES, true)?.pages)
@@ -133,12 +124,7 @@ fn untrack_ends_the_log_whatever_fails() -> Outcome {
         &MEMORY,
         |tracked| tracked.log.untrack(),
         |tracked| {
-            // If a step has failed, it ends by itself.
-            wait_until("the log has ended", || match tracked.log.track() {
-                Ok(_) => Ok(true),
-                Err(Errno::ALREADY) => Ok(false),
-                Err(error) => Err(error.into()),
-            })?;
+            tracked.log.track_anew()?;
             write_some(&tracked);
             contains_written(&tracked.log.bitmap(0..PAGES, true)?.pages)
         },
