@@ -3,6 +3,7 @@
 
 mod fill;
 mod footprint;
+mod guest;
 mod one_fault;
 mod plain;
 mod prefetch;
@@ -113,6 +114,11 @@ pub(crate) const CASES: &[Case] = &[
         number: 12,
         title: "snapshots",
         round: snapshot::round,
+    },
+    Case {
+        number: 13,
+        title: "a guest's writes that are logged",
+        round: guest::round,
     },
 ];
 

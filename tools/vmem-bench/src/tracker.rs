@@ -47,6 +47,7 @@ pub(crate) enum TrackerKind {
 
 pub(crate) const WP_ASYNC: &str = "uffd-wp async";
 pub(crate) const WP_DAEMON: &str = "uffd-wp, daemon";
+pub(crate) const KVM_LOG: &str = "KVM's log";
 pub(crate) const SOFT_DIRTY: &str = "soft-dirty";
 pub(crate) const PLAIN: &str = "shmem, minor fault";
 

@@ -15,7 +15,7 @@ use crate::tracker::{Tracker, TrackerKind};
 /// Pages in all: 16 MiB.
 pub(super) const PAGES: u64 = 4096;
 /// Pages that are written to where few are.
-const FEW: u64 = PAGES / 8;
+pub(super) const FEW: u64 = PAGES / 8;
 
 const KINDS: [TrackerKind; 5] = [
     TrackerKind::Vmem,
@@ -56,14 +56,14 @@ fn measure(kind: TrackerKind, tracker: &mut dyn Tracker, seed: u64, round: &mut 
         add("first write, page read before", time, PAGES);
     }
     let time = timed(|| tracker.clean())?;
-    includes(kind, tracker, &all)?;
+    includes(kind.name(), tracker.written(), &all)?;
     if logs {
         add("cleaning, all dirty", time, PAGES);
     }
     let first_write = timed(|| write(tracker.memory(), &again))?;
     add("first write", first_write, PAGES);
     let time = timed(|| tracker.clean())?;
-    includes(kind, tracker, &again)?;
+    includes(kind.name(), tracker.written(), &again)?;
     if !logs {
         return Ok(());
     }
@@ -73,7 +73,7 @@ fn measure(kind: TrackerKind, tracker: &mut dyn Tracker, seed: u64, round: &mut 
     read(kind, tracker.memory())?;
     write(tracker.memory(), &few)?;
     let time = timed(|| tracker.clean())?;
-    includes(kind, tracker, &few)?;
+    includes(kind.name(), tracker.written(), &few)?;
     add("cleaning, 1/8 dirty, per dirty page", time, FEW);
     // Next to nothing a page: in whole.
     let time = timed(|| tracker.clean())?;
@@ -102,13 +102,13 @@ pub(super) fn timed(work: impl FnOnce() -> Outcome) -> Outcome<Duration> {
 }
 
 /// Whether the log, if there is one, has all these pages. It may have more: those that somebody has in hand.
-fn includes(kind: TrackerKind, tracker: &dyn Tracker, pages: &[u64]) -> Outcome {
-    let Some(mut written) = tracker.written() else {
+pub(super) fn includes(by: &str, written: Option<Vec<u64>>, pages: &[u64]) -> Outcome {
+    let Some(mut written) = written else {
         return Ok(());
     };
     written.sort_unstable();
     match pages.iter().find(|page| written.binary_search(page).is_err()) {
         None => Ok(()),
-        Some(page) => Err(Failure::Wrong(format!("{}: page {page} is not in the log", kind.name()))),
+        Some(page) => Err(Failure::Wrong(format!("{by}: page {page} is not in the log"))),
     }
 }
