@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use vmem_tls::Identity;
 
+use crate::export::Lane;
 use crate::peer::Peer;
-use crate::source::{Lane, SourceError};
+use crate::source::SourceError;
 
 /// How connections to a source are protected.
 #[derive(Clone, Debug)]

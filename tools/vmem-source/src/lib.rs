@@ -11,6 +11,7 @@
 pub mod answer;
 mod bits;
 pub mod endpoint;
+pub mod export;
 mod link;
 pub mod local;
 pub mod memory;
@@ -18,7 +19,9 @@ pub mod page;
 pub mod peer;
 pub mod serve;
 pub mod source;
+pub mod stop;
 pub mod wire;
 
 pub use answer::{Answer, Contents};
-pub use source::{Export, Lane, PageSource, Readiness, SourceError};
+pub use export::{Export, Lane};
+pub use source::{PageSource, Readiness, SourceError};

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use vmem_tls::{Identity, TlsError, Trouble};
 
-use crate::source::Lane;
+use crate::export::Lane;
 use crate::wire::WireError;
 use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
 

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use vmem::PageRange;
 
 use crate::answer::{Answer, Chunk};
+use crate::export::Export;
 use crate::memory::{Memory, MemoryError};
 use crate::peer::check_question;
-use crate::source::{Export, PageSource, Readiness, SourceError};
+use crate::source::{PageSource, Readiness, SourceError};
 
 /// Files, memfds, block devices and regions of this machine.
 pub struct Local {

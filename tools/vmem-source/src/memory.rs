@@ -20,9 +20,8 @@ use rustix::io::Errno;
 use vmem::{Name, PAGE_SIZE, PageRange};
 
 use crate::answer::Chunk;
+use crate::export::{Export, MAX_PAGES};
 use crate::page::join;
-use crate::source::Export;
-use crate::wire::MAX_PAGES;
 use file::FileMemory;
 use region::RegionMemory;
 use released::Released;

@@ -18,9 +18,10 @@ use vmem::PageRange;
 use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
+use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
 use crate::link::{Link, LinkError, Side};
 use crate::page::{end, split};
-use crate::source::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES, PageSource, Readiness, SourceError};
+use crate::source::{PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
 use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};

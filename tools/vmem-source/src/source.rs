@@ -5,57 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use vmem::{Name, PageRange};
+use vmem::PageRange;
 use vmem_tls::TlsError;
 
 use crate::answer::Answer;
+use crate::export::Export;
 use crate::memory::MemoryError;
 use crate::wire::{ErrorCode, WireError};
-
-/// The most ranges in one [`PageSource::ask`].
-pub const MAX_ASK_RANGES: usize = 1024;
-
-/// The most pages in one [`PageSource::ask`] (16 MiB).
-pub const MAX_ASK_PAGES: u64 = 4096;
-
-/// The most pages in one frame that says which pages a destination has for good (1 GiB).
-pub(crate) const MAX_RELEASE_PAGES: u64 = 1 << 18;
-
-/// One piece of memory that a source offers.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Export {
-    /// What the region will be called.
-    pub name: Name,
-    /// Number of pages.
-    pub pages: u64,
-    /// Which memory this is, as far as the source can tell: a number that is another one, most
-    /// likely, if a source that went away comes back with other memory under the same name. Pages
-    /// of the two must never be mixed.
-    pub identity: u32,
-}
-
-/// Which traffic a source is opened for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lane {
-    /// Pages that a program waits for, in small requests.
-    Urgent,
-    /// All other pages, in large requests.
-    Stream,
-}
-
-/// The nice value of threads that serve the urgent lane. They have little to do and are waited for: where there are fewer processors than
-/// threads that want one, they do not queue behind the stream.
-const URGENT_NICE: i32 = -10;
-
-impl Lane {
-    /// The calling thread serves this lane from now on. Without the privilege to go before others (`CAP_SYS_NICE`) it is one among them.
-    pub fn take_thread(self) {
-        if self == Self::Urgent {
-            // Of this thread alone: setpriority(2), "C library/kernel differences".
-            let _ = rustix::process::setpriority_process(None, URGENT_NICE);
-        }
-    }
-}
 
 /// When [`PageSource::next`] has something to say.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +25,7 @@ pub enum Readiness<'a> {
 /// Where page contents come from.
 ///
 /// This is what a new kind of source implements (a block server, an object store, a checkpoint):
-/// the daemon opens it twice, once for each [`Lane`], and uses each from one thread. Questions are
+/// the daemon opens it twice, once for each [`Lane`](crate::export::Lane), and uses each from one thread. Questions are
 /// pipelined: the daemon keeps asking while answers are on their way. A source that reads something
 /// slow does so in threads of its own, behind a descriptor that says when an answer is there.
 ///
@@ -81,7 +37,7 @@ pub trait PageSource: Send {
 
     /// Asks for pages, and does not wait for them.
     ///
-    /// At most [`MAX_ASK_RANGES`] ranges and [`MAX_ASK_PAGES`] pages, all inside of the export.
+    /// At most [`MAX_ASK_RANGES`](crate::export::MAX_ASK_RANGES) ranges and [`MAX_ASK_PAGES`](crate::export::MAX_ASK_PAGES) pages, all inside of the export.
     ///
     /// # Errors
     ///

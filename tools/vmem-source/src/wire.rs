@@ -30,9 +30,6 @@ pub const DEFAULT_PORT: u16 = 8636;
 /// The most exports that one source offers.
 pub const MAX_EXPORTS: usize = 1024;
 
-/// The most pages that an export has: 16 TiB, the limit of the kernel interface.
-pub const MAX_PAGES: u64 = (1 << 44) / PAGE_SIZE as u64;
-
 /// What a peer sent is not the page protocol, or breaks it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use vmem_engine::Error;
 use vmem_source::SourceError;
 
 /// Why a run ended early. vmemd(8) documents the exit codes.
@@ -11,9 +12,9 @@ pub(crate) enum Failure {
     /// The source cannot be used, or not any more.
     #[error("no source")]
     Source(#[source] SourceError),
-    /// A source that came back has not the memory that it had.
-    #[error("the source came back with other memory as {0}; the region must not mix the two")]
-    OtherMemory(vmem::Name),
+    /// Regions cannot be filled any more.
+    #[error(transparent)]
+    Engine(Error),
     /// The memory that the source exports has another size than the region of its name.
     #[error("region {name} exists with {region} bytes, but the source exports {export}")]
     OtherSize {
@@ -98,7 +99,9 @@ impl Failure {
             Self::Unreadable(_) => 4,
             Self::Kernel { .. } | Self::Exists(_) | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
             Self::Stopped => 6,
-            Self::OtherMemory(_) => 7,
+            Self::Engine(Error::OtherMemory(_)) => 7,
+            // What else an engine can fail with is one of the above.
+            Self::Engine(_) => 1,
         }
     }
 
@@ -111,5 +114,31 @@ impl Failure {
     /// Wraps what `what` failed with.
     pub(crate) fn local(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Local { what, source }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Source(error) => Self::Source(error),
+            Error::Region { what, source } => Self::Kernel { what, source },
+            Error::Local { what, source } => Self::Local { what, source },
+            Error::Halted => Self::Stopped,
+            error => Self::Engine(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_fails_with_has_the_code_that_vmemd_8_gives_it() {
+        let code = |error: Error| Failure::from(error).code();
+        assert_eq!(code(Error::Source(SourceError::Closed { within: false })), 2);
+        assert_eq!(code(Error::Halted), 6);
+        let name = vmem::Name::new("ram").expect("a name");
+        assert_eq!(code(Error::OtherMemory(name)), 7, "never to be tried again");
     }
 }

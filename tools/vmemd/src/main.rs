@@ -3,17 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod cli;
-mod engine;
 mod failure;
 mod files;
-mod finish;
 mod metrics;
 mod orders;
 mod privileges;
 mod receive;
 mod report;
 mod serve;
-mod stop;
 
 use std::process::ExitCode;
 

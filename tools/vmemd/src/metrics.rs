@@ -19,10 +19,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use vmem::PAGE_SIZE;
 use vmem_cli::chain;
+use vmem_engine::{Phase, RegionStatus, Status};
 use vmem_source::serve::Totals;
 
-use crate::finish::Phase;
-use crate::report::{RegionSnapshot, Snapshot};
 use vmem_cli::output::err;
 
 /// The figures cannot be given.
@@ -49,9 +48,9 @@ const PAUSE: Duration = if cfg!(test) {
     Duration::from_secs(10)
 };
 
-/// What a destination shows: the latest snapshot.
+/// What a destination shows: the latest status.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Destination(Arc<Mutex<Snapshot>>);
+pub(crate) struct Destination(Arc<Mutex<Status>>);
 
 impl Destination {
     /// Gives figures from now on, or from when that becomes possible.
@@ -62,7 +61,7 @@ impl Destination {
     }
 
     /// This is how it is now.
-    pub(crate) fn set(&self, now: Snapshot) {
+    pub(crate) fn set(&self, now: Status) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
@@ -71,7 +70,7 @@ impl Collector for Destination {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         const PAGE: u64 = PAGE_SIZE as u64;
         let now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut regions = |name: &str, help: &str, unit: Option<&Unit>, value: &dyn Fn(&RegionSnapshot) -> u64| {
+        let mut regions = |name: &str, help: &str, unit: Option<&Unit>, value: &dyn Fn(&RegionStatus) -> u64| {
             let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
             for region in &now.regions {
                 let labels = [("region", region.name.as_str())];
@@ -212,7 +211,7 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
-    use crate::engine::stats::Service;
+    use vmem_engine::Service;
 
     fn free_port() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -233,7 +232,7 @@ mod tests {
         let figures = Destination::listen(Listener::bind(address, Unbound::Fails).expect("a server"));
         assert!(get(address, "/metrics").contains("vmemd_faults_total 0"));
         let millisecond = Duration::from_millis(1);
-        figures.set(Snapshot {
+        figures.set(Status {
             faults: 7,
             data: 8192,
             service: Some(Service {
@@ -241,14 +240,14 @@ mod tests {
                 p99: millisecond * 2,
                 max: millisecond * 3,
             }),
-            regions: vec![RegionSnapshot {
+            regions: vec![RegionStatus {
                 name: "ram".to_owned(),
                 size: 1 << 20,
                 present: 8192,
                 unreadable: 0,
                 phase: Phase::Filling,
             }],
-            ..Snapshot::default()
+            ..Status::default()
         });
         let answer = get(address, "/metrics");
         for line in [

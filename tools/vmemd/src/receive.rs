@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::{Control, PAGE_SIZE};
 use vmem_cli::with_port;
+use vmem_engine::{Choices, Connect, Engine, Event, Finish, Options, Phase, RegionStatus, Sink, Stats, Status, Target};
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
@@ -20,14 +21,10 @@ use vmem_source::{Lane, PageSource, SourceError};
 use vmem_tls::Identity;
 
 use crate::cli::Receive;
-use crate::engine::sink::Sink;
-use crate::engine::stats::Stats;
-use crate::engine::{Connect, Engine, Event, Options, Target};
 use crate::failure::Failure;
-use crate::finish::{Choices, Finish, Phase};
 use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Needs, User};
-use crate::report::{RegionSnapshot, Report, Snapshot};
+use crate::report::Report;
 use orders::Orders;
 use vmem_cli::output::err;
 
@@ -48,13 +45,13 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
     let mut report = Report::new(args.json);
     let mut run = Run {
         since: Instant::now(),
-        stats: Arc::new(Stats::new().map_err(|error| Failure::local("cannot count")(std::io::Error::other(error)))?),
+        stats: Arc::new(Stats::new()?),
         regions: Vec::new(),
         metrics: None,
     };
     let result = run.receive(args, &mut report);
-    let snapshot = (!run.regions.is_empty()).then(|| run.snapshot());
-    report.end(snapshot.as_ref(), result.as_ref().err());
+    let status = (!run.regions.is_empty()).then(|| run.status());
+    report.end(status.as_ref(), result.as_ref().err());
     result
 }
 
@@ -93,7 +90,7 @@ impl Run {
         }
         let orders = Orders::new(args.hold, args.release, args.json)?;
         if args.hold {
-            report.holding(&args.source.join(" "), &self.snapshot());
+            report.holding(&args.source.join(" "), &self.status());
             orders.wait_for_start()?;
         }
         let options = Options {
@@ -110,7 +107,7 @@ impl Run {
         for region in regions {
             region.ready().map_err(Failure::kernel("READY"))?;
         }
-        report.ready(&args.source.join(" "), &self.snapshot());
+        report.ready(&args.source.join(" "), &self.status());
         let choices = Choices {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
@@ -132,14 +129,14 @@ impl Run {
                 let known = idle && region.is_present_or_unreadable() && engine.has_asked_for_unreadable(number)?;
                 more |= region.step(choices, known)?;
                 if region.phase() != before {
-                    report.phase(&RegionSnapshot::from(&*region));
+                    report.phase(&RegionStatus::from(&*region));
                 }
             }
             if engine.has_told() && self.regions.iter().all(|region| region.phase() != Phase::Filling) {
                 // From now on the source may go: somebody may map a complete region long after.
                 engine.halt();
             }
-            let now = self.snapshot();
+            let now = self.status();
             report.progress(&now);
             if let Some(metrics) = &self.metrics {
                 metrics.set(now);
@@ -161,8 +158,8 @@ impl Run {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot::take(self.since, &self.stats, &self.regions)
+    fn status(&self) -> Status {
+        Status::take(self.since, &self.stats, &self.regions)
     }
 }
 

@@ -26,9 +26,9 @@ use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
 use crate::privileges::{self, Needs, PrivilegeError, User};
 use crate::report::bytes;
-use crate::stop::Stop;
 use limit::Limit;
 use vmem_cli::output::{err, out};
+use vmem_source::stop::Stop;
 
 /// Why memory is not served.
 #[derive(Debug, thiserror::Error)]

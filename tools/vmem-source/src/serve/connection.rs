@@ -10,8 +10,8 @@ use super::{Event, Shared};
 use vmem_tls::TlsError;
 
 use crate::answer::{Chunk, Kind};
+use crate::export::Lane;
 use crate::link::{Link, LinkError, Side};
-use crate::source::Lane;
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
 use crate::wire::question::{self, Question};

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use vmem::{Name, PAGE_SIZE};
 
 use super::fields::Fields;
-use super::{MAX_EXPORTS, MAX_PAGES, WireError};
-use crate::source::Export;
+use super::{MAX_EXPORTS, WireError};
+use crate::export::{Export, MAX_PAGES};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 48;

@@ -7,7 +7,7 @@ use twox_hash::XxHash3_64;
 
 use super::fields::Fields;
 use super::{MAX_EXPORTS, WireError, exports, question, refusal};
-use crate::source::MAX_ASK_RANGES;
+use crate::export::MAX_ASK_RANGES;
 
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_SIZE: usize = 24;

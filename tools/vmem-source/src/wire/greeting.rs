@@ -3,7 +3,7 @@
 
 use super::fields::Fields;
 use super::{VERSION, WireError};
-use crate::source::Lane;
+use crate::export::Lane;
 
 /// Size of a greeting in bytes.
 pub(crate) const SIZE: usize = 24;

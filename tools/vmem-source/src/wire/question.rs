@@ -5,8 +5,8 @@ use vmem::PageRange;
 
 use super::WireError;
 use super::fields::Fields;
+use crate::export::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
 use crate::page::{end, range};
-use crate::source::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 16;

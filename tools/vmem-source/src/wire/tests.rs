@@ -7,10 +7,10 @@ use vmem::{Name, PAGE_SIZE, PageRange};
 
 use super::frame::{self, HEADER_SIZE, Header, MAX_PAYLOAD, Type};
 use super::greeting::Greeting;
-use super::{ErrorCode, MAX_PAGES, WireError, exports, pages, question, refusal};
+use super::{ErrorCode, WireError, exports, pages, question, refusal};
 use crate::answer::{Answer, Chunk, Kind, Run};
+use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_PAGES};
 use crate::page::range;
-use crate::source::{Export, Lane, MAX_ASK_PAGES};
 
 fn any_lane() -> impl Strategy<Value = Lane> {
     prop_oneof![Just(Lane::Urgent), Just(Lane::Stream)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use crate::engine::release::{Permission, Release};
 use crate::failure::Failure;
 use crate::orders;
 use crate::report::Report;
+use vmem_engine::{Permission, Release};
 
 /// The orders of one run.
 pub(super) struct Orders {

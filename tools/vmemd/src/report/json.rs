@@ -7,10 +7,10 @@ use serde::Serialize;
 use vmem_cli::chain;
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot};
+use super::PAGE;
 use crate::failure::Failure;
-use crate::finish::Phase;
 use vmem_cli::output::{self, err};
+use vmem_engine::{Phase, RegionStatus, Status};
 
 /// Prints no more than one progress line a second.
 pub(crate) struct Json {
@@ -22,10 +22,10 @@ impl Json {
         Self { then: Instant::now() }
     }
 
-    pub(super) fn progress(&mut self, snapshot: &Snapshot) {
+    pub(super) fn progress(&mut self, status: &Status) {
         if self.then.elapsed() >= Duration::from_secs(1) {
             self.then = Instant::now();
-            print(&Line::Progress(figures(snapshot)));
+            print(&Line::Progress(figures(status)));
         }
     }
 }
@@ -93,7 +93,7 @@ struct Region<'a> {
     phase: Phase,
 }
 
-fn region(region: &RegionSnapshot) -> Region<'_> {
+fn region(region: &RegionStatus) -> Region<'_> {
     Region {
         name: &region.name,
         bytes: region.size,
@@ -103,20 +103,20 @@ fn region(region: &RegionSnapshot) -> Region<'_> {
     }
 }
 
-fn figures(snapshot: &Snapshot) -> Figures<'_> {
+fn figures(status: &Status) -> Figures<'_> {
     Figures {
-        seconds: snapshot.elapsed.as_secs_f64(),
-        data_bytes: snapshot.data,
-        zero_bytes: snapshot.zero,
-        duplicate_bytes: snapshot.duplicates,
-        faults: snapshot.faults,
-        fault_us: snapshot.service.map(|service| Times {
+        seconds: status.elapsed.as_secs_f64(),
+        data_bytes: status.data,
+        zero_bytes: status.zero,
+        duplicate_bytes: status.duplicates,
+        faults: status.faults,
+        fault_us: status.service.map(|service| Times {
             p50: service.p50.as_micros(),
             p99: service.p99.as_micros(),
             max: service.max.as_micros(),
         }),
-        reconnects: snapshot.reconnects,
-        regions: snapshot.regions.iter().map(region).collect(),
+        reconnects: status.reconnects,
+        regions: status.regions.iter().map(region).collect(),
     }
 }
 
@@ -134,13 +134,13 @@ fn print(line: &Line<'_>) {
     }
 }
 
-pub(super) fn holding(source: &str, snapshot: &Snapshot) {
-    let regions = snapshot.regions.iter().map(region).collect();
+pub(super) fn holding(source: &str, status: &Status) {
+    let regions = status.regions.iter().map(region).collect();
     print(&Line::Holding { source, regions });
 }
 
-pub(super) fn ready(source: &str, snapshot: &Snapshot) {
-    let regions = snapshot.regions.iter().map(region).collect();
+pub(super) fn ready(source: &str, status: &Status) {
+    let regions = status.regions.iter().map(region).collect();
     print(&Line::Ready { source, regions });
 }
 
@@ -152,7 +152,7 @@ pub(super) fn order(order: &str, error: Option<&str>) {
     print(&Line::Order { order, error });
 }
 
-pub(super) fn phase(of: &RegionSnapshot) {
+pub(super) fn phase(of: &RegionStatus) {
     print(&Line::Region(region(of)));
 }
 
@@ -171,10 +171,10 @@ pub(super) fn short(name: &str) {
     print(&Line::Short { name });
 }
 
-pub(super) fn end(snapshot: Option<&Snapshot>, failure: Option<&Failure>) {
+pub(super) fn end(status: Option<&Status>, failure: Option<&Failure>) {
     print(&Line::End {
         exit_code: failure.map_or(0, Failure::code),
         error: failure.map(|failure| chain(failure)),
-        figures: snapshot.map(figures),
+        figures: status.map(figures),
     });
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use vmem_cli::{Bar as ProgressBar, chain};
 use vmem_source::{Lane, SourceError};
 
-use super::{PAGE, RegionSnapshot, Snapshot, bytes};
-use crate::finish::Phase;
+use super::{PAGE, bytes};
 use vmem_cli::output::{err, out};
+use vmem_engine::{Phase, RegionStatus, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -28,18 +28,18 @@ impl Bar {
         }
     }
 
-    pub(super) fn progress(&mut self, snapshot: &Snapshot) {
+    pub(super) fn progress(&mut self, status: &Status) {
         if self.rate.is_due() {
-            self.figures = figures(self.rate.next(snapshot), snapshot);
+            self.figures = figures(self.rate.next(status), status);
         }
-        let (present, size) = (snapshot.present(), snapshot.size());
+        let (present, size) = (status.present(), status.size());
         let text = format!("{:3.0} % of {}  {}", percent(present, size), bytes(size), self.figures);
         self.bar.show(present, size, &text);
     }
 
-    pub(super) fn end(&mut self, snapshot: Option<&Snapshot>) {
+    pub(super) fn end(&mut self, status: Option<&Status>) {
         self.bar.clear();
-        end(snapshot);
+        end(status);
     }
 }
 
@@ -53,15 +53,15 @@ impl Lines {
         Self { rate: Rate::new() }
     }
 
-    pub(super) fn progress(&mut self, snapshot: &Snapshot) {
+    pub(super) fn progress(&mut self, status: &Status) {
         // Waiting for somebody to map a region may take days.
-        if self.rate.is_due() && snapshot.is_moving() {
-            let percent = percent(snapshot.present(), snapshot.size());
-            let seconds = snapshot.elapsed.as_secs_f64();
-            let figures = figures(self.rate.next(snapshot), snapshot);
+        if self.rate.is_due() && status.is_moving() {
+            let percent = percent(status.present(), status.size());
+            let seconds = status.elapsed.as_secs_f64();
+            let figures = figures(self.rate.next(status), status);
             err(&format!(
                 "{seconds:6.1} s  {percent:5.1} % of {}  {figures}",
-                bytes(snapshot.size())
+                bytes(status.size())
             ));
         }
     }
@@ -85,19 +85,19 @@ impl Rate {
         self.then.elapsed() >= SECOND
     }
 
-    fn next(&mut self, snapshot: &Snapshot) -> u64 {
-        let bytes = snapshot.data.saturating_sub(self.data) as f64;
+    fn next(&mut self, status: &Status) -> u64 {
+        let bytes = status.data.saturating_sub(self.data) as f64;
         let rate = bytes / self.then.elapsed().as_secs_f64();
-        (self.then, self.data) = (Instant::now(), snapshot.data);
+        (self.then, self.data) = (Instant::now(), status.data);
         rate as u64
     }
 }
 
-fn figures(rate: u64, snapshot: &Snapshot) -> String {
-    let service = snapshot
+fn figures(rate: u64, status: &Status) -> String {
+    let service = status
         .service
         .map_or(String::new(), |service| format!(", p99 {}", ms(service.p99)));
-    format!("{}/s  {} faults{service}", bytes(rate), snapshot.faults)
+    format!("{}/s  {} faults{service}", bytes(rate), status.faults)
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
@@ -108,8 +108,8 @@ fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
-pub(super) fn ready(source: &str, snapshot: &Snapshot) {
-    for region in &snapshot.regions {
+pub(super) fn ready(source: &str, status: &Status) {
+    for region in &status.regions {
         let resumed = match region.present {
             0 => String::new(),
             present => format!(", {} of it present already", bytes(present)),
@@ -122,7 +122,7 @@ pub(super) fn ready(source: &str, snapshot: &Snapshot) {
     }
 }
 
-pub(super) fn phase(region: &RegionSnapshot) -> String {
+pub(super) fn phase(region: &RegionStatus) -> String {
     let name = &region.name;
     match region.phase {
         Phase::Filling => format!("{name}: filling"),
@@ -145,9 +145,9 @@ pub(super) fn short(name: &str) -> String {
     format!("{name}: there is no memory for its pages; trying again, its programs wait")
 }
 
-pub(super) fn end(snapshot: Option<&Snapshot>) {
-    let Some(snapshot) = snapshot else { return };
-    for region in &snapshot.regions {
+pub(super) fn end(status: Option<&Status>) {
+    let Some(status) = status else { return };
+    for region in &status.regions {
         let present = match region.present == region.size {
             true => String::new(),
             false => format!(", {} of it present", bytes(region.present)),
@@ -159,26 +159,18 @@ pub(super) fn end(snapshot: Option<&Snapshot>) {
             region.phase
         ));
     }
-    let seconds = snapshot.elapsed.as_secs_f64();
-    out(&format!(
-        "data       {} in {} pages",
-        bytes(snapshot.data),
-        snapshot.data / PAGE
-    ));
-    out(&format!(
-        "zero       {} in {} pages",
-        bytes(snapshot.zero),
-        snapshot.zero / PAGE
-    ));
-    let unreadable: u64 = snapshot.regions.iter().map(|region| region.unreadable / PAGE).sum();
+    let seconds = status.elapsed.as_secs_f64();
+    out(&format!("data       {} in {} pages", bytes(status.data), status.data / PAGE));
+    out(&format!("zero       {} in {} pages", bytes(status.zero), status.zero / PAGE));
+    let unreadable: u64 = status.regions.iter().map(|region| region.unreadable / PAGE).sum();
     if unreadable > 0 {
         out(&format!("unreadable {unreadable} pages"));
     }
-    match snapshot.service {
+    match status.service {
         None => out("faults     none"),
         Some(service) => out(&format!(
             "faults     {}, answered in p50 {}, p99 {}, at most {}",
-            snapshot.faults,
+            status.faults,
             ms(service.p50),
             ms(service.p99),
             ms(service.max)
@@ -186,11 +178,11 @@ pub(super) fn end(snapshot: Option<&Snapshot>) {
     }
     out(&format!(
         "twice      {} pages came that were here already",
-        snapshot.duplicates / PAGE
+        status.duplicates / PAGE
     ));
-    if snapshot.reconnects > 0 {
-        out(&format!("lost       {} connections, made again", snapshot.reconnects));
+    if status.reconnects > 0 {
+        out(&format!("lost       {} connections, made again", status.reconnects));
     }
-    let rate = (snapshot.data + snapshot.zero) as f64 / seconds.max(0.001);
+    let rate = (status.data + status.zero) as f64 / seconds.max(0.001);
     out(&format!("time       {seconds:.1} s, {}/s", bytes(rate as u64)));
 }

@@ -7,36 +7,36 @@ use vmem_source::page::{end, range};
 const BITS: u64 = u64::BITS as u64;
 
 /// A set of pages of one region.
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     words: Vec<u64>,
 }
 
 impl Wanted {
     /// None of `pages` pages.
-    pub(super) fn none_of(pages: u64) -> Self {
+    pub(crate) fn none_of(pages: u64) -> Self {
         Self {
             // A region has 2^32 pages at most.
             words: vec![0; pages.div_ceil(BITS) as usize],
         }
     }
 
-    pub(super) fn insert(&mut self, pages: PageRange) {
+    pub(crate) fn insert(&mut self, pages: PageRange) {
         self.each_word(pages, |word, mask| *word |= mask);
     }
 
-    pub(super) fn remove(&mut self, pages: PageRange) {
+    pub(crate) fn remove(&mut self, pages: PageRange) {
         self.each_word(pages, |word, mask| *word &= !mask);
     }
 
     /// Takes those of `other` out of the set.
-    pub(super) fn subtract(&mut self, other: &Self) {
+    pub(crate) fn subtract(&mut self, other: &Self) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word &= !other;
         }
     }
 
     /// Takes up to `max_pages` pages in up to `max_runs` runs out of the set: those from `cursor` on, and none before it.
-    pub(super) fn take(&mut self, cursor: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
+    pub(crate) fn take(&mut self, cursor: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
         let mut runs = Vec::new();
         let mut room = max_pages;
         let mut at = cursor;
@@ -84,19 +84,19 @@ impl Wanted {
 }
 
 /// What is still to be asked for of all regions, and where to go on.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     regions: Vec<Wanted>,
     at: (usize, u64),
 }
 
 impl Plan {
-    pub(super) fn new(regions: Vec<Wanted>) -> Self {
+    pub(crate) fn new(regions: Vec<Wanted>) -> Self {
         Self { regions, at: (0, 0) }
     }
 
     /// Somebody wants this page and asks for it elsewhere: the plan does not, and goes on behind it, because what a program touches
     /// next is more often there than anywhere else.
-    pub(super) fn follow(&mut self, region: usize, page: PageIndex) {
+    pub(crate) fn follow(&mut self, region: usize, page: PageIndex) {
         if let Some(wanted) = self.regions.get_mut(region) {
             wanted.remove(page.into());
             self.at = (region, page.get() + 1);
@@ -104,20 +104,20 @@ impl Plan {
     }
 
     /// These pages are to be asked for after all.
-    pub(super) fn put_back(&mut self, region: usize, pages: &[PageRange]) {
+    pub(crate) fn put_back(&mut self, region: usize, pages: &[PageRange]) {
         if let Some(wanted) = self.regions.get_mut(region) {
             pages.iter().for_each(|range| wanted.insert(*range));
         }
     }
 
     /// Whether there is anything of this region to ask for.
-    pub(super) fn wants(&self, region: usize) -> bool {
+    pub(crate) fn wants(&self, region: usize) -> bool {
         self.regions.get(region).is_some_and(|wanted| wanted.find(0, true).is_some())
     }
 
     /// The next question: pages of a region that `may` be asked for, up to `max_pages` in up to `max_runs` runs. `None` when nothing is left
     /// to ask for.
-    pub(super) fn next(
+    pub(crate) fn next(
         &mut self,
         max_pages: u64,
         max_runs: usize,

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use vmem::Error;
 use vmem_source::page::range;
 
-use crate::engine::sink::{Sink, State};
-use crate::failure::Failure;
+use crate::error::Error;
+use crate::sink::{Sink, State};
 
 /// Pages put into page tables in one step (64 MiB), between two looks at everything else.
 const POPULATE_PAGES: u64 = 16384;
@@ -16,7 +15,7 @@ const POPULATE_PAGES: u64 = 16384;
 /// How far a region has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Phase {
+pub enum Phase {
     /// Pages are absent.
     Filling,
     /// All pages are present, and no program has mapped the region: ending it now would lose them.
@@ -31,15 +30,15 @@ pub(crate) enum Phase {
 
 /// When and how regions end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Choices {
+pub struct Choices {
     /// Put all pages into page tables first.
-    pub(crate) populate: bool,
+    pub populate: bool,
     /// Do not wait for somebody to map it.
-    pub(crate) detach_unmapped: bool,
+    pub detach_unmapped: bool,
 }
 
 /// A region on its way to its end.
-pub(crate) struct Finish {
+pub struct Finish {
     name: String,
     pages: u64,
     sink: Arc<dyn Sink>,
@@ -50,10 +49,8 @@ pub(crate) struct Finish {
 
 impl Finish {
     /// The region `name` of `pages` pages, which `sink` leads to.
-    pub(crate) fn new(name: String, pages: u64, sink: Arc<dyn Sink>) -> Result<Self, Failure> {
-        let state = sink
-            .state()
-            .map_err(Failure::kernel(format!("cannot look at region {name}")))?;
+    pub fn new(name: String, pages: u64, sink: Arc<dyn Sink>) -> Result<Self, Error> {
+        let state = sink.state().map_err(Error::region(format!("cannot look at region {name}")))?;
         Ok(Self {
             name,
             pages,
@@ -64,38 +61,40 @@ impl Finish {
         })
     }
 
-    pub(crate) fn name(&self) -> &str {
+    /// What it is called here.
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// How many pages it has.
-    pub(crate) fn pages(&self) -> u64 {
+    pub fn pages(&self) -> u64 {
         self.pages
     }
 
-    pub(crate) fn phase(&self) -> Phase {
+    /// How far it has come.
+    pub fn phase(&self) -> Phase {
         self.phase
     }
 
     /// As of the latest look.
-    pub(crate) fn state(&self) -> State {
+    pub fn state(&self) -> State {
         self.state
     }
 
     /// Whether nothing is left to do.
-    pub(crate) fn settled(&self) -> bool {
+    pub fn settled(&self) -> bool {
         matches!(self.phase, Phase::Plain | Phase::Unreadable)
     }
 
     /// Looks at the region.
-    pub(crate) fn look(&mut self) -> Result<(), Failure> {
+    pub fn look(&mut self) -> Result<(), Error> {
         self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
         Ok(())
     }
 
     /// Whether, as of the latest look, pages are absent and all of these unreadable. It need not be the source that cannot read them: a page
     /// whose touch has timed out counts as unreadable until it comes.
-    pub(crate) fn is_present_or_unreadable(&self) -> bool {
+    pub fn is_present_or_unreadable(&self) -> bool {
         let State { present, unreadable, .. } = self.state;
         present < self.pages && present + unreadable == self.pages
     }
@@ -103,7 +102,7 @@ impl Finish {
     /// Goes one step on, if it can; none takes long. True if there is another one at once.
     ///
     /// `known` says that the source cannot read what is unreadable as of the latest look.
-    pub(crate) fn step(&mut self, choices: Choices, known: bool) -> Result<bool, Failure> {
+    pub fn step(&mut self, choices: Choices, known: bool) -> Result<bool, Error> {
         if self.settled() {
             return Ok(false);
         }
@@ -121,31 +120,31 @@ impl Finish {
         Ok(self.phase == Phase::Populating)
     }
 
-    fn populate(&mut self) -> Result<Phase, Failure> {
+    fn populate(&mut self) -> Result<Phase, Error> {
         let left = self.pages - self.populated;
         let Some(pages) = range(self.populated, left.min(POPULATE_PAGES)) else {
             return self.make_plain();
         };
         match self.sink.make_present(&[pages]).complete() {
             Ok(_) => self.populated += pages.count(),
-            Err(Error::Interrupted { .. }) => {}
+            Err(vmem::Error::Interrupted { .. }) => {}
             // It would only have saved faults, for example of a program at the limit of its memory.
             Err(_) => self.populated = self.pages,
         }
         Ok(Phase::Populating)
     }
 
-    fn make_plain(&self) -> Result<Phase, Failure> {
+    fn make_plain(&self) -> Result<Phase, Error> {
         match self.sink.make_plain() {
             // One that was made at that very moment is left over; the next call takes it.
             Ok(()) if self.sink.state().is_ok_and(|state| state.mappings > 0) => Ok(Phase::Populating),
             Ok(()) => Ok(Phase::Plain),
-            Err(Error::Interrupted { .. }) => Ok(Phase::Populating),
+            Err(vmem::Error::Interrupted { .. }) => Ok(Phase::Populating),
             Err(error) => Err(self.failed("make plain memory of", error)),
         }
     }
 
-    fn failed(&self, what: &str, error: Error) -> Failure {
-        Failure::kernel(format!("cannot {what} region {}", self.name))(error)
+    fn failed(&self, what: &str, error: vmem::Error) -> Error {
+        Error::region(format!("cannot {what} region {}", self.name))(error)
     }
 }

@@ -8,27 +8,35 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Unset, and then set for ever. Its descriptor becomes readable when it is set.
-pub(crate) struct Stop {
+pub struct Stop {
     fd: OwnedFd,
 }
 
 impl Stop {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// One that is not set.
+    ///
+    /// # Errors
+    ///
+    /// What `eventfd(2)` gives.
+    pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { fd })
     }
 
-    pub(crate) fn set(&self) {
+    /// Sets it, which wakes everybody.
+    pub fn set(&self) {
         // It fails only when the counter is full, which is set as well.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
 
-    pub(crate) fn is_set(&self) -> bool {
+    /// Whether it is set.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
         self.wait(Duration::ZERO)
     }
 
     /// Waits until it is set, or for `timeout`; whether it is set.
-    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+    pub fn wait(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
             let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use vmem::PageRange;
 use vmem_source::{Answer, Lane, PageSource, Readiness, SourceError};
 
-use super::stats::add;
-use super::{Event, Shared};
-use crate::failure::Failure;
+use crate::error::Error;
+use crate::event::Event;
+use crate::shared::Shared;
+use crate::stats::add;
 
 /// Opens the source for a lane.
-pub(crate) type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, SourceError> + Send + Sync>;
+pub type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, SourceError> + Send + Sync>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ const PROVEN: Duration = if cfg!(test) {
     Duration::from_secs(10)
 };
 
-pub(super) struct Line {
+pub(crate) struct Line {
     shared: Arc<Shared>,
     lane: Lane,
     connect: Connect,
@@ -60,7 +61,7 @@ impl Trouble {
 
 impl Line {
     /// Takes over an open source.
-    pub(super) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Failure> {
+    pub(crate) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Error> {
         let open = Open::new(&shared, source)?;
         Ok(Self {
             shared,
@@ -72,7 +73,7 @@ impl Line {
     }
 
     /// Opens a source, which has been open on another lane: it is tried for as a lost one is.
-    pub(super) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Failure> {
+    pub(crate) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Error> {
         let source = match connect(lane) {
             Ok(source) => source,
             Err(error) => retry(&shared, lane, &connect, &mut Trouble::new(), error)?,
@@ -81,22 +82,22 @@ impl Line {
     }
 
     /// Asks for pages of a region.
-    pub(super) fn ask(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+    pub(crate) fn ask(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
         self.open.owed += ranges.iter().map(|range| range.count()).sum::<u64>();
         self.open.source.ask(self.open.exports[region], ranges)
     }
 
     /// Says that pages of a region are there for good.
-    pub(super) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+    pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
         self.open.source.release(self.open.exports[region], ranges)
     }
 
-    pub(super) fn readiness(&self) -> Readiness<'_> {
+    pub(crate) fn readiness(&self) -> Readiness<'_> {
         self.open.source.readiness()
     }
 
     /// Waits for an answer; returns it with the region that it is for.
-    pub(super) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
+    pub(crate) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
         let answer = self.open.source.next()?;
         self.trouble = None;
         self.open.owed = self.open.owed.saturating_sub(answer.pages());
@@ -109,7 +110,7 @@ impl Line {
     }
 
     /// Opens the source again after `error`. When this returns, nothing is in flight any more.
-    pub(super) fn reopen(&mut self, error: SourceError) -> Result<(), Failure> {
+    pub(crate) fn reopen(&mut self, error: SourceError) -> Result<(), Error> {
         if self.open.owed == 0 && self.open.since.elapsed() > PROVEN {
             self.trouble = None;
         }
@@ -128,18 +129,18 @@ fn retry(
     connect: &Connect,
     trouble: &mut Trouble,
     mut error: SourceError,
-) -> Result<Box<dyn PageSource>, Failure> {
+) -> Result<Box<dyn PageSource>, Error> {
     let mut told = false;
     loop {
         if !error.is_transient() || trouble.since.elapsed() >= shared.options.retry {
-            return Err(Failure::Source(error));
+            return Err(Error::Source(error));
         }
         if !told {
             shared.report(Event::Lost { lane, error });
             told = true;
         }
         if shared.stop.wait(trouble.pause) {
-            return Err(Failure::Stopped);
+            return Err(Error::Halted);
         }
         trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
         match connect(lane) {
@@ -154,12 +155,12 @@ fn retry(
 
 impl Open {
     /// Finds the regions' memory in a source. It must be the very memory that the regions were begun with.
-    fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Failure> {
+    fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Error> {
         let mut exports = Vec::new();
         let mut regions = HashMap::new();
         for (region, expected) in shared.exports.iter().enumerate() {
             let found = source.exports().iter().position(|export| export == expected);
-            let number = found.ok_or_else(|| Failure::OtherMemory(expected.name.clone()))?;
+            let number = found.ok_or_else(|| Error::OtherMemory(expected.name.clone()))?;
             exports.push(number);
             regions.insert(number, region);
         }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use hdrhistogram::{CreationError, Histogram};
 
+use crate::error::Error;
+
 /// Counters that the lanes add to. Each stands for itself: nothing is read from two of them together.
-pub(crate) struct Stats {
+pub struct Stats {
     /// Pages filled with data.
     pub(crate) data: AtomicU64,
     /// Pages marked as zero.
@@ -27,14 +29,22 @@ pub(crate) struct Stats {
 
 /// How long requests took, from taking one to filling its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Service {
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    pub(crate) max: Duration,
+pub struct Service {
+    /// Half of them took at most so long.
+    pub p50: Duration,
+    /// Ninety-nine of a hundred.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
 }
 
 impl Stats {
-    pub(crate) fn new() -> Result<Self, CreationError> {
+    /// All of it zero.
+    ///
+    /// # Errors
+    ///
+    /// The histogram cannot be made.
+    pub fn new() -> Result<Self, Error> {
         Ok(Self {
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
@@ -42,12 +52,12 @@ impl Stats {
             requests: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
-            service: Mutex::new(Histogram::new_with_max(HOUR_US, 2)?),
+            service: Mutex::new(Histogram::new_with_max(HOUR_US, 2).map_err(of_histogram)?),
         })
     }
 
     /// Notes how long requests took.
-    pub(super) fn served(&self, times: &[Duration]) {
+    pub(crate) fn served(&self, times: &[Duration]) {
         let mut service = self.service();
         for time in times {
             service.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
@@ -55,7 +65,7 @@ impl Stats {
     }
 
     /// How long requests took; `None` if there was none.
-    pub(crate) fn service_times(&self) -> Option<Service> {
+    pub fn service_times(&self) -> Option<Service> {
         let service = self.service();
         let at = |quantile| Duration::from_micros(service.value_at_quantile(quantile));
         (!service.is_empty()).then(|| Service {
@@ -73,8 +83,12 @@ impl Stats {
 /// The longest time that is told apart, in microseconds.
 const HOUR_US: u64 = 3_600_000_000;
 
+fn of_histogram(error: CreationError) -> Error {
+    Error::local("cannot count")(std::io::Error::other(error))
+}
+
 /// Adds to a counter.
-pub(super) fn add(counter: &AtomicU64, amount: u64) {
+pub(crate) fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 

@@ -8,13 +8,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::PageRange;
 use vmem_source::Readiness;
 
-use super::apply::apply;
-use super::line::Line;
-use super::release::Told;
-use super::shortage::Shortage;
-use super::wanted::{Plan, Wanted};
-use super::{Interruption, PATIENCE, Shared};
-use crate::failure::Failure;
+use crate::apply::apply;
+use crate::error::Error;
+use crate::line::Line;
+use crate::shared::{Interruption, PATIENCE, Shared};
+use crate::shortage::Shortage;
+use crate::told::Told;
+use crate::wanted::{Plan, Wanted};
 
 /// Pages in one question (1 MiB): large enough that questions cost nothing, small enough to follow the faults.
 const ASK_PAGES: u64 = 256;
@@ -27,7 +27,7 @@ const ASK_RUNS: usize = 256;
 const MOST_RUNS: usize = 1024;
 
 /// Asks for every page that is absent in these regions, once, and ends when all have come.
-pub(super) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result<(), Failure> {
+pub(crate) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result<(), Error> {
     let plan = absent(shared, regions)?;
     let mut stream = Stream {
         shared,
@@ -41,7 +41,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result
         match stream.turn() {
             Ok(true) => {}
             Ok(false) => break,
-            Err(Interruption::Failure(failure)) => return Err(failure),
+            Err(Interruption::Error(error)) => return Err(error),
             Err(Interruption::Source(error)) => {
                 stream.line.reopen(error)?;
                 stream.asked = Asked::default();
@@ -153,7 +153,7 @@ impl Stream<'_> {
     }
 
     /// Waits until there may be an answer. True if it is time to stop instead.
-    fn wait(&self) -> Result<bool, Failure> {
+    fn wait(&self) -> Result<bool, Error> {
         let stop = PollFd::new(&self.shared.stop, PollFlags::IN);
         match self.line.readiness() {
             Readiness::Always => Ok(self.shared.stop.is_set()),
@@ -162,7 +162,7 @@ impl Stream<'_> {
                 let patience = Timespec::try_from(PATIENCE).ok();
                 match poll(&mut fds, patience.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
-                    Err(error) => Err(Failure::local("cannot wait for pages")(error.into())),
+                    Err(error) => Err(Error::local("cannot wait for pages")(error.into())),
                 }
             }
         }
@@ -170,7 +170,7 @@ impl Stream<'_> {
 }
 
 /// All that is absent now in these regions.
-fn absent(shared: &Shared, regions: &[usize]) -> Result<Plan, Failure> {
+fn absent(shared: &Shared, regions: &[usize]) -> Result<Plan, Error> {
     let mut plan = Vec::new();
     for (region, sink) in shared.sinks.iter().enumerate() {
         let mut wanted = Wanted::none_of(shared.exports[region].pages);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Puts an answer into its region.
 
-use vmem::{Error, PageRange, Progress};
+use vmem::{PageRange, Progress};
 use vmem_source::{Answer, Contents};
 
-use super::Shared;
-use super::stats::add;
-use crate::failure::Failure;
+use crate::error::Error;
+use crate::shared::Shared;
+use crate::stats::add;
 
 /// Fills and marks the pages of `answer`, counts them, and ends the flight of those that were in it. Returns those that there was no memory
 /// for: they are wanted as before.
-pub(super) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Result<Vec<PageRange>, Failure> {
+pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Result<Vec<PageRange>, Error> {
     let sink = &shared.sinks[region];
     let (mut fills, mut zeros, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
     let mut filled = Vec::new();
@@ -62,10 +62,10 @@ fn settle(
     progress: Progress,
     ranges: &[PageRange],
     rest: &mut Vec<PageRange>,
-) -> Result<u64, Failure> {
+) -> Result<u64, Error> {
     let left = match progress.error {
         None => &[],
-        Some(Error::NoMemory { .. }) => ranges.get(progress.ranges..).unwrap_or_default(),
+        Some(vmem::Error::NoMemory { .. }) => ranges.get(progress.ranges..).unwrap_or_default(),
         Some(error) => return Err(shared.failed(what, region)(error)),
     };
     for range in &ranges[..ranges.len() - left.len()] {

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmem::{Error, PageIndex, PageRange};
+use vmem::{PageIndex, PageRange};
+use vmem_source::export::{MAX_ASK_PAGES, MAX_ASK_RANGES};
 use vmem_source::page::join;
-use vmem_source::source::{MAX_ASK_PAGES, MAX_ASK_RANGES};
 use vmem_source::{Lane, Readiness, SourceError};
 
-use super::apply::apply;
-use super::foresight::Foresight;
-use super::line::Line;
-use super::shortage::Shortage;
-use super::stats::add;
-use super::{Interruption, PATIENCE, Shared};
-use crate::failure::Failure;
+use crate::apply::apply;
+use crate::error::Error;
+use crate::foresight::Foresight;
+use crate::line::Line;
+use crate::shared::{Interruption, PATIENCE, Shared};
+use crate::shortage::Shortage;
+use crate::stats::add;
 
 /// Pages in flight at a time, those ahead of requests among them. Further requests stay in the kernel. All questions together are so short
 /// (little more than 16 KiB) that the source's socket takes them while the source is still busy answering: asking does not wait for an
@@ -28,7 +28,7 @@ const WINDOW: usize = 1024;
 const BATCH: usize = 64;
 
 /// Serves requests until it is stopped.
-pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
+pub(crate) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Error> {
     Lane::Urgent.take_thread();
     let mut lane = Urgent {
         shared,
@@ -43,7 +43,7 @@ pub(super) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Failure> {
     while !shared.stop.is_set() {
         match lane.turn() {
             Ok(()) => {}
-            Err(Interruption::Failure(failure)) => return Err(failure),
+            Err(Interruption::Error(error)) => return Err(error),
             Err(Interruption::Source(error)) => lane.recover(error)?,
         }
     }
@@ -86,7 +86,7 @@ impl Urgent<'_> {
             self.latest = region;
             let pages = match self.shared.sinks[region].take(BATCH) {
                 // Nobody will ever want a page of it again.
-                Err(Error::Plain) => {
+                Err(vmem::Error::Plain) => {
                     self.plain.insert(region);
                     Vec::new()
                 }
@@ -135,7 +135,7 @@ impl Urgent<'_> {
     }
 
     /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
-    fn wait(&self) -> Result<(bool, Option<usize>), Failure> {
+    fn wait(&self) -> Result<(bool, Option<usize>), Error> {
         let room = self.asked < WINDOW;
         let regions: Vec<usize> = (0..self.shared.sinks.len())
             .filter(|region| room && !self.plain.contains(region) && !self.shortage.has(*region))
@@ -157,7 +157,7 @@ impl Urgent<'_> {
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Failure::local("cannot wait for requests")(error.into())),
+            Err(error) => return Err(Error::local("cannot wait for requests")(error.into())),
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let late = self.asked > 0 && self.heard.elapsed() >= patience;
@@ -187,7 +187,7 @@ impl Urgent<'_> {
     }
 
     /// Opens the source again, and asks again for all that is in flight.
-    fn recover(&mut self, error: SourceError) -> Result<(), Failure> {
+    fn recover(&mut self, error: SourceError) -> Result<(), Error> {
         let mut error = error;
         loop {
             self.line.reopen(error)?;

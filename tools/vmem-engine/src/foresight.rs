@@ -19,7 +19,7 @@ const FIRST: u64 = 4;
 const LONGEST_STEP: u64 = 1024;
 
 /// What is known of all regions.
-pub(super) struct Foresight {
+pub(crate) struct Foresight {
     regions: Vec<Watch>,
     /// The most pages ahead; none is no foresight.
     limit: u64,
@@ -45,7 +45,7 @@ struct Walk {
 
 impl Foresight {
     /// For regions with so many pages each, and at most `limit` pages ahead.
-    pub(super) fn new(pages: impl Iterator<Item = u64>, limit: u64) -> Self {
+    pub(crate) fn new(pages: impl Iterator<Item = u64>, limit: u64) -> Self {
         let watch = |pages| Watch {
             pages,
             recent: VecDeque::new(),
@@ -59,7 +59,7 @@ impl Foresight {
     }
 
     /// Programs want these pages. Returns those to be asked for ahead, `room` at most: none that is wanted, none twice.
-    pub(super) fn wanted(&mut self, region: usize, pages: &[PageIndex], room: usize) -> Vec<PageIndex> {
+    pub(crate) fn wanted(&mut self, region: usize, pages: &[PageIndex], room: usize) -> Vec<PageIndex> {
         let Some(watch) = self.regions.get_mut(region).filter(|_| self.limit > 0) else {
             return Vec::new();
         };
@@ -77,12 +77,12 @@ impl Foresight {
     }
 
     /// Whether the page has been asked for ahead and has not come.
-    pub(super) fn expects(&self, region: usize, page: PageIndex) -> bool {
+    pub(crate) fn expects(&self, region: usize, page: PageIndex) -> bool {
         self.expected.contains(&(region, page))
     }
 
     /// Pages have come.
-    pub(super) fn came(&mut self, region: usize, pages: PageRange) {
+    pub(crate) fn came(&mut self, region: usize, pages: PageRange) {
         let landed = self.expected.range((region, pages.first())..);
         let landed: Vec<_> = landed
             .take_while(|(of, page)| *of == region && page.get() < end(pages))
@@ -94,7 +94,7 @@ impl Foresight {
     }
 
     /// Nothing is on its way any more.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.expected.clear();
     }
 }

@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vmem::{Error, PAGE_SIZE, PageIndex, PageRange, Progress};
 use vmem_source::page::range;
 
-use super::super::sink::{Sink, State};
+use crate::sink::{Sink, State};
 
 /// What is known of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,7 +13,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The regions that one lane has set aside.
 #[derive(Default)]
-pub(super) struct Shortage {
+pub(crate) struct Shortage {
     regions: BTreeMap<usize, Aside>,
 }
 
@@ -24,7 +24,7 @@ struct Aside {
 
 impl Shortage {
     /// There was no memory for a page of this region. True if it was not known to be short.
-    pub(super) fn set_aside(&mut self, region: usize) -> bool {
+    pub(crate) fn set_aside(&mut self, region: usize) -> bool {
         let known = self.has(region);
         self.regions.entry(region).or_insert_with(|| Aside {
             until: Instant::now() + FIRST_PAUSE,
@@ -34,22 +34,22 @@ impl Shortage {
     }
 
     /// There is memory for it.
-    pub(super) fn end(&mut self, region: usize) {
+    pub(crate) fn end(&mut self, region: usize) {
         self.regions.remove(&region);
     }
 
     /// Whether it may be asked for.
-    pub(super) fn allows(&self, region: usize) -> bool {
+    pub(crate) fn allows(&self, region: usize) -> bool {
         self.regions.get(&region).is_none_or(|aside| aside.until <= Instant::now())
     }
 
     /// Whether it is short, as far as is known.
-    pub(super) fn has(&self, region: usize) -> bool {
+    pub(crate) fn has(&self, region: usize) -> bool {
         self.regions.contains_key(&region)
     }
 
     /// It is asked for: what comes of it is waited for, longer than the last time.
-    pub(super) fn try_again(&mut self, region: usize) {
+    pub(crate) fn try_again(&mut self, region: usize) {
         if let Some(aside) = self.regions.get_mut(&region) {
             aside.pause = (aside.pause * 2).min(LONGEST_PAUSE);
             aside.until = Instant::now() + aside.pause;
@@ -57,18 +57,18 @@ impl Shortage {
     }
 
     /// Those whose time to be tried again has come.
-    pub(super) fn due(&self) -> Vec<usize> {
+    pub(crate) fn due(&self) -> Vec<usize> {
         let due = self.regions.keys().filter(|region| self.allows(**region));
         due.copied().collect()
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> Vec<usize> {
+    pub(crate) fn all(&self) -> Vec<usize> {
         self.regions.keys().copied().collect()
     }
 
     /// How long it is until one is to be tried again; `None` if none is short.
-    pub(super) fn wait(&self) -> Option<Duration> {
+    pub(crate) fn wait(&self) -> Option<Duration> {
         let first = self.regions.values().map(|aside| aside.until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use vmem::{Error, Fill, PageIndex, PageRange, Progress, Region};
 
 /// A region, as the engine sees it.
-pub(crate) trait Sink: Send + Sync {
+pub trait Sink: Send + Sync {
     /// Readable when a page is wanted.
     fn fd(&self) -> BorrowedFd<'_>;
     /// Takes up to `max` pages that are wanted now. Each is given once. [`Error::Plain`] once the region is plain memory.
@@ -31,15 +31,15 @@ pub(crate) trait Sink: Send + Sync {
 
 /// How a region is at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct State {
+pub struct State {
     /// Pages present.
-    pub(crate) present: u64,
+    pub present: u64,
     /// Pages marked unreadable.
-    pub(crate) unreadable: u64,
+    pub unreadable: u64,
     /// Mappings that are not plain memory yet.
-    pub(crate) mappings: u64,
+    pub mappings: u64,
     /// Whether it has become plain memory, as a whole or but for some of those mappings.
-    pub(crate) plain: bool,
+    pub plain: bool,
 }
 
 impl Sink for Region {

@@ -10,18 +10,18 @@ use vmem_source::page::end;
 
 /// Since when pages are waited for. Bounded by who inserts: the urgent lane has a window.
 #[derive(Default)]
-pub(super) struct Flight {
+pub(crate) struct Flight {
     pages: Mutex<BTreeMap<(usize, PageIndex), Instant>>,
 }
 
 impl Flight {
-    pub(super) fn insert(&self, region: usize, pages: &[PageIndex]) {
+    pub(crate) fn insert(&self, region: usize, pages: &[PageIndex]) {
         let now = Instant::now();
         self.lock().extend(pages.iter().map(|page| ((region, *page), now)));
     }
 
     /// Pages have been filled, on whichever lane they came: how long each of those in flight took.
-    pub(super) fn land(&self, region: usize, pages: PageRange) -> Vec<Duration> {
+    pub(crate) fn land(&self, region: usize, pages: PageRange) -> Vec<Duration> {
         let mut flight = self.lock();
         let landed: Vec<_> = flight
             .range((region, pages.first())..)
@@ -35,12 +35,12 @@ impl Flight {
     }
 
     /// All pages in flight, in order.
-    pub(super) fn pages(&self) -> Vec<(usize, PageIndex)> {
+    pub(crate) fn pages(&self) -> Vec<(usize, PageIndex)> {
         self.lock().keys().copied().collect()
     }
 
     /// The pages of one region in flight, in order.
-    pub(super) fn of(&self, region: usize) -> Vec<PageIndex> {
+    pub(crate) fn of(&self, region: usize) -> Vec<PageIndex> {
         let flight = self.lock();
         let of_region = flight.keys().filter(|(of, _)| *of == region);
         of_region.map(|(_, page)| *page).collect()

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Fills regions from a source: faults first, and the rest behind them.
+//!
+//! Two threads, each with a connection of its own:
+//!
+//! - `urgent` takes requests from the regions and asks for those pages, and a few that will be wanted next;
+//! - `stream` asks for all pages that are absent, in large pieces, going on behind the latest fault.
+//!
+//! Each keeps a window of questions in flight, and fills what comes at once. Neither knows what the other has in flight: a page that a
+//! program waits for is asked for urgently even if the stream has asked for it already, and whoever comes first fills it; a page that is
+//! present keeps what it has. So no order of events gives a wrong page, and what it costs is at most one page for each fault.
+//!
+//! A connection that is lost is made again, and what was in flight is asked for again; meanwhile programs wait. Nothing here holds a
+//! table of pages but the stream's bitmap.
+//!
+//! What belongs to one region from its last page on, until it is plain memory, is [`Finish`]; where everything stands is [`Status`].
+//!
+//! # Example
+//!
+//! A region is filled from a file of this machine, and becomes plain memory:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::{Duration, Instant};
+//!
+//! use vmem::{Control, RegionBuilder};
+//! use vmem_engine::{Choices, Engine, Event, Finish, Options, Permission, Release, Sink, Stats, Status, Target};
+//! use vmem_source::local::Local;
+//! use vmem_source::{Lane, PageSource, SourceError};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let open = |_: Lane| -> Result<Box<dyn PageSource>, SourceError> { Ok(Box::new(Local::open(["guest0=/srv/guest0.ram"])?)) };
+//!     let first = open(Lane::Urgent)?;
+//!     let export = first.exports()[0].clone();
+//!     let size = export.pages * vmem::PAGE_SIZE as u64;
+//!     let region = Arc::new(RegionBuilder::new(size).name("guest0").create(&Control::open()?)?);
+//!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
+//!     let mut finish = [Finish::new("guest0".into(), export.pages, Arc::clone(&sink))?];
+//!     let target = Target { export, name: "guest0".into(), sink };
+//!     let options = Options { background: true, window: 1024, prefetch: 32, retry: Duration::from_secs(60) };
+//!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
+//!     let release = Arc::new(Release::new(Permission::Never));
+//!     let (mut engine, _events) = Engine::start(vec![target], first, Arc::new(open), options, Arc::clone(&stats), release)?;
+//!     region.ready()?;
+//!     let choices = Choices { populate: true, detach_unmapped: false };
+//!     while !finish[0].settled() {
+//!         finish[0].step(choices, false)?;
+//!         println!("{} bytes are present", Status::take(since, &stats, &finish).regions[0].present);
+//!         if let Some(Event::Ended(result)) = engine.next_event(Duration::from_millis(100)) {
+//!             result?;
+//!         }
+//!     }
+//!     engine.stop();
+//!     Ok(())
+//! }
+//! ```
+#![forbid(unsafe_code)]
+
+mod apply;
+mod engine;
+mod error;
+mod event;
+mod finish;
+mod flight;
+mod foresight;
+mod line;
+mod permission;
+mod shared;
+mod shortage;
+mod sink;
+mod stats;
+mod status;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod told;
+mod urgent;
+mod wanted;
+
+pub use engine::{Engine, Target};
+pub use error::Error;
+pub use event::Event;
+pub use finish::{Choices, Finish, Phase};
+pub use line::Connect;
+pub use permission::{Permission, Release};
+pub use shared::Options;
+pub use sink::{Sink, State};
+pub use stats::{Service, Stats};
+pub use status::{RegionStatus, Status};

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! All pages come, and come as they are.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+#[test]
+fn all_pages_arrive_once_and_as_they_are() {
+    let file = source_file(2000, 1);
+    let source = Source::new(&[("ram", &file)]);
+    let memory = Arc::new(Memory::new(2000));
+    let (mut engine, stats) = start(&[Arc::clone(&memory)], to(source.address), OPTIONS);
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 2000);
+    assert_eq!(get(&stats.data) + get(&stats.zero), 2000);
+    assert!(get(&stats.zero) >= 250, "one page in four is zero: {}", get(&stats.zero));
+    assert_eq!((get(&stats.duplicates), memory.refused()), (0, 0));
+    assert_eq!(stats.service_times(), None);
+    engine.stop();
+}
+
+#[test]
+fn several_regions_and_programs_at_once() {
+    let files = [source_file(700, 2), source_file(1, 3), source_file(900, 4)];
+    let source = Source::new(&[("a", &files[0]), ("b", &files[1]), ("c", &files[2])]);
+    let memories = [700, 1, 900].map(|pages| Arc::new(Memory::new(pages)));
+    let (mut engine, stats) = start(&memories, to(source.address), OPTIONS);
+    thread::scope(|scope| {
+        for (memory, pages, step) in [
+            (&memories[0], 700, 3),
+            (&memories[0], 700, 5),
+            (&memories[1], 1, 1),
+            (&memories[2], 900, 7),
+        ] {
+            scope.spawn(move || {
+                for touch in 0..pages {
+                    assert!(memory.touch(touch * step % pages).is_some());
+                }
+            });
+        }
+    });
+    finish(&mut engine).expect("a good end");
+    for (memory, file) in memories.iter().zip(&files) {
+        assert_eq!(check(memory, file), memory.present());
+    }
+    assert_eq!(memories.iter().map(|memory| memory.present()).sum::<u64>(), 1601);
+    assert_eq!(
+        get(&stats.duplicates),
+        memories.iter().map(|memory| memory.refused()).sum::<u64>()
+    );
+    engine.stop();
+}
+
+#[test]
+fn faults_are_answered_while_the_stream_stands_still() {
+    let file = source_file(4000, 5);
+    let source = Source::new(&[("ram", &file)]);
+    // Pieces of 64 KiB of the stream pass a gate, of which a few are let through, and then no more.
+    let link = Link::new(source.address, |_, lane| match lane {
+        STREAM => Weather::Gate(1 << 16),
+        _ => Weather::Fair,
+    });
+    link.gate.open(3);
+    let memory = Arc::new(Memory::new(4000));
+    let (mut engine, stats) = start(&[Arc::clone(&memory)], to(link.address), OPTIONS);
+    wait_until(|| link.gate.passed.load(Ordering::Relaxed) == 3);
+    for pgoff in [3999, 2000, 1040, 3998, 1001] {
+        assert!(memory.touch(pgoff).is_some(), "page {pgoff}");
+    }
+    assert_eq!(
+        link.gate.passed.load(Ordering::Relaxed),
+        3,
+        "nothing more of the stream has passed"
+    );
+    assert!(memory.present() < 100, "the stream does stand still");
+    assert_eq!(check(&memory, &file), memory.present());
+    link.gate.open(u64::MAX);
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 4000);
+    assert_eq!(get(&stats.requests), 5);
+    assert!(stats.service_times().is_some());
+    engine.stop();
+}
+
+#[test]
+fn the_stream_follows_the_faults() {
+    let file = source_file(8192, 6);
+    let source = Source::new(&[("ram", &file)]);
+    let link = Link::new(source.address, |_, lane| match lane {
+        STREAM => Weather::Gate(1 << 16),
+        _ => Weather::Fair,
+    });
+    let memory = Arc::new(Memory::new(8192));
+    // One question at a time.
+    let options = Options { window: 1, ..OPTIONS };
+    let (mut engine, _) = start(&[Arc::clone(&memory)], to(link.address), options);
+    assert!(memory.touch(6000).is_some());
+    link.gate.open(60);
+    wait_until(|| memory.contents().1[6200] == Page::Present);
+    let (_, pages) = memory.contents();
+    assert_eq!(pages[5999], Page::Absent);
+    assert_eq!(pages[4000], Page::Absent, "long before its turn");
+    link.gate.open(u64::MAX);
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 8192);
+    engine.stop();
+}
+
+#[test]
+fn without_background_only_faults_are_fetched() {
+    let file = source_file(1000, 7);
+    let source = Source::new(&[("ram", &file)]);
+    let memory = Arc::new(Memory::new(1000));
+    let options = Options {
+        background: false,
+        ..OPTIONS
+    };
+    let (engine, stats) = start(&[Arc::clone(&memory)], to(source.address), options);
+    for pgoff in [999, 3, 500, 4] {
+        assert!(memory.touch(pgoff).is_some());
+    }
+    assert_eq!(check(&memory, &file), 4);
+    assert_eq!(get(&stats.requests), 4);
+    engine.stop();
+    wait_until(|| source.served() >= 4);
+    assert_eq!(source.served(), 4);
+}
+
+#[test]
+fn a_storm_of_faults_is_answered_in_full() {
+    let file = source_file(5000, 8);
+    let source = Source::new(&[("ram", &file)]);
+    let memory = Arc::new(Memory::new(5000));
+    (0..5000).for_each(|pgoff| memory.want(pgoff));
+    let options = Options {
+        background: false,
+        ..OPTIONS
+    };
+    let (mut engine, stats) = start(&[Arc::clone(&memory)], to(source.address), options);
+    for pgoff in 0..5000 {
+        assert!(memory.touch(pgoff).is_some());
+    }
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 5000);
+    assert_eq!((get(&stats.requests), get(&stats.duplicates)), (5000, 0));
+    engine.stop();
+}
+
+#[test]
+fn pages_that_the_source_has_lost_are_unreadable_and_the_others_arrive() {
+    let file = source_file(1000, 15);
+    let source = Source::new(&[("ram", &file)]);
+    let wanted = std::fs::read(file.path()).expect("the source");
+    let shrunk = File::options().write(true).open(file.path()).expect("the source");
+    let memory = Arc::new(Memory::new(1000));
+    let connect = to(source.address);
+    connect(Lane::Urgent).expect("a source");
+    shrunk.set_len(600 * PAGE_SIZE as u64).expect("a size");
+    let (mut engine, _) = start(&[Arc::clone(&memory)], connect, OPTIONS);
+    assert_eq!(memory.touch(999), None, "a program is not kept waiting");
+    finish(&mut engine).expect("a good end");
+    let (bytes, pages) = memory.contents();
+    assert!(pages[..600].iter().all(|page| *page == Page::Present));
+    assert!(pages[600..].iter().all(|page| *page == Page::Unreadable));
+    assert!(bytes[..600 * PAGE_SIZE] == wanted[..600 * PAGE_SIZE]);
+    // A later daemon, and a source that has them again, cure it.
+    shrunk.write_all_at(&wanted, 0).expect("room");
+    engine.stop();
+    let (mut engine, _) = start(&[Arc::clone(&memory)], to(source.address), OPTIONS);
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 1000);
+    engine.stop();
+}
