@@ -7,6 +7,7 @@ use crate::channel::ChannelError;
 use crate::daemon::DaemonError;
 use crate::guest::GuestError;
 use crate::record::RecordError;
+use crate::served::ServedError;
 use crate::signals::Stopped;
 
 /// Something that went wrong, before it is known what that means for the guest.
@@ -18,6 +19,8 @@ pub(crate) enum Trouble {
     Daemon(#[from] DaemonError),
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error(transparent)]
+    Served(#[from] ServedError),
     #[error("{0}")]
     Peer(String, #[source] ChannelError),
     #[error("{what}")]

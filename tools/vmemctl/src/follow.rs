@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use vmem_cli::chain;
 
 use crate::channel::{Channel, ChannelError};
+use crate::export::Export;
 use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource, Purpose};
-use crate::migrate::source::Export;
 use crate::network::Security;
 use crate::record::Outgoing;
 use crate::report::Report;

@@ -6,6 +6,7 @@ mod back_off;
 mod channel;
 mod cli;
 mod daemon;
+mod export;
 mod failure;
 #[cfg(test)]
 mod fake;
@@ -28,6 +29,7 @@ mod region;
 mod relay;
 mod report;
 mod scope;
+mod served;
 mod signals;
 mod supervisor;
 #[cfg(test)]

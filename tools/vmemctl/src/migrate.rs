@@ -6,8 +6,7 @@
 //! part is arranged so that neither QEMU starts the guest by itself.
 
 pub(crate) mod back;
-pub(crate) mod served;
-pub(crate) mod source;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +18,7 @@ use vmem_qmp::{Qmp, QmpError};
 use crate::channel::{Channel, ChannelError};
 use crate::cli::{Cli, DEFAULT_PORT, Migrate};
 use crate::daemon::{Duty, end_left_over};
+use crate::export::{Export, export_name};
 use crate::failure::{Failure, Trouble};
 use crate::follow::{self, Way, again, hear, lost};
 use crate::guest::{self, LIMIT, Memory, Settings};
@@ -27,10 +27,9 @@ use crate::network::Security;
 use crate::obstacles;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
+use crate::served::Served;
 use crate::signals::Signals;
 use back::{Farewell, beside, go_on, restore, take_back, unheard};
-use served::Served;
-use source::Export;
 use vmem_cli::{chain, with_port};
 
 /// How long the destination may take to start a QEMU.
@@ -184,7 +183,7 @@ impl Migration {
                 .map(|(number, memory)| Backend {
                     id: memory.id.clone(),
                     bytes: memory.bytes,
-                    export: source::export_name(memory, number, &self.record.session),
+                    export: export_name(memory, number, &self.record.session),
                 })
                 .collect(),
             pages: self.pages.clone(),
@@ -216,7 +215,7 @@ impl Migration {
         self.record.settings = Some(settings.clone());
         self.place.write(&self.record)?;
         settings.change(&mut self.qmp)?;
-        let uri = source::give_stream(&mut self.qmp, state)?;
+        let uri = stream::give(&mut self.qmp, state)?;
         let begun = self.qmp.run("migrate", json!({"uri": uri}));
         // One that does not answer may have begun.
         self.begun = !matches!(begun, Err(QmpError::Refused { .. }));
@@ -434,7 +433,7 @@ fn reach(
     let channel = connect(security, &record, Purpose::Migrate, signals)?;
     let serve = match args.serve {
         Some(address) => address,
-        None => source::own_address(&channel)?,
+        None => stream::own_address(&channel)?,
     };
     let served = record.served.clone();
     let (export, address) = Export::start(memory, served, &record.session, serve, place, args, security)?;

@@ -17,9 +17,9 @@ use serde_json::Value;
 use crate::guest::Settings;
 use crate::key::Key;
 use crate::message::Backend;
-use crate::migrate::served::Served;
 use crate::name::clean;
 use crate::process::Identity;
+use crate::served::Served;
 
 /// Where records are, unless told.
 pub(crate) const DIRECTORY: &str = "/run/vmem";

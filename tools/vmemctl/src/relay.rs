@@ -9,6 +9,9 @@ use std::thread;
 
 use socket2::Socket;
 
+/// What QEMU calls the socket for the guest's state.
+pub(crate) const STREAM: &str = "vmemctl-state";
+
 /// A relay at work.
 pub(crate) struct Relay {
     network: Socket,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::migrate::served::Served;
 use crate::process::{Identity, Process};
+use crate::served::Served;
 
 /// A QEMU that lived when it was looked for, or had ended.
 #[derive(Debug)]

@@ -1,32 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The source's ends of the two streams: pages, and the guest's state.
+//! The source's end of the pages: a vmemd that serves the guest's memory.
 
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use socket2::Socket;
 use vmem_cli::chain;
-use vmem_qmp::Qmp;
 
-use crate::channel::Channel;
 use crate::cli::Migrate;
 use crate::daemon::{Daemon, DaemonError};
 use crate::failure::Trouble;
 use crate::guest::Memory;
-use crate::migrate::served::Served;
 use crate::name::{clean, session_mark};
 use crate::network::Security;
 use crate::record::Place;
-use crate::relay::{End, relay};
+use crate::served::{Served, ServedError};
 use crate::supervisor::{Event, First, Next, Supervisor, Work};
 
 /// How long vmemd may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What QEMU calls the socket for the guest's state.
-pub(crate) const STREAM: &str = "vmemctl-state";
 
 /// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
 /// another guest's vmemd at this address finds no export of this name there.
@@ -58,7 +50,7 @@ impl Work for Serve {
     }
 
     fn check(&self) -> Result<(), String> {
-        check(&self.served).map_err(|trouble| chain(&trouble))
+        check(&self.served).map_err(|error| chain(&error))
     }
 
     fn is_ready(&self, line: &str) -> bool {
@@ -119,7 +111,7 @@ impl Export {
         let mut daemon = Daemon::start(&arguments(address), place)?;
         // It has opened them when it listens.
         let address = daemon.wait_for(PATIENCE, listens).map_err(Trouble::from);
-        let address = match address.and_then(|address| check(&served).map(|()| address)) {
+        let address = match address.and_then(|address| check(&served).map_err(Trouble::from).map(|()| address)) {
             Ok(address) => address,
             Err(trouble) => {
                 daemon.process().end();
@@ -214,7 +206,7 @@ fn told(event: Event) -> Option<String> {
     }
 }
 
-fn check(served: &[Served]) -> Result<(), Trouble> {
+fn check(served: &[Served]) -> Result<(), ServedError> {
     served.iter().try_for_each(Served::check)
 }
 
@@ -222,25 +214,4 @@ impl Drop for Export {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Where this host is, as the other end of `channel` sees it, and any port.
-pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Trouble> {
-    let (mut own, _) = channel
-        .ends()
-        .ok_or_else(|| Trouble::other("the destination is not on a network"))?;
-    own.set_port(0);
-    Ok(own)
-}
-
-/// The way of the guest's state: QEMU gets one end of a socket, and what it sends there goes to the destination. `network` is a connection
-/// for the state. It can be used once.
-pub(crate) fn give_stream(qmp: &mut Qmp, network: Channel) -> Result<String, Trouble> {
-    let failed = || Trouble::io("no way for the guest's state");
-    let (theirs, ours) = UnixStream::pair().map_err(failed())?;
-    qmp.give(STREAM, &theirs)?;
-    let (network, early) = network.into_parts();
-    // If it cannot be relayed, both ends are closed, and QEMU says so.
-    relay(End::Source, Socket::from(ours), network, early).map_err(failed())?;
-    Ok(format!("fd:{STREAM}"))
 }

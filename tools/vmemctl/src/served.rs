@@ -2,12 +2,26 @@
 //! The files that are served: those that QEMU has as the guest's memory, and no others of the same names.
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Trouble;
+/// What is served is not, or not any more, the guest's memory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServedError {
+    #[error("{}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("QEMU (process {pid}) does not have {} open: what is there now is not the guest's memory", path.display())]
+    NotOpen { pid: i32, path: PathBuf },
+    #[error("{} is another file now, and not the guest's memory", .0.display())]
+    Other(PathBuf),
+}
 
 /// One file, and what tells it from others of its path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -19,9 +33,9 @@ pub(crate) struct Served {
 
 impl Served {
     /// What process `pid` has open under `path`, as it sees that. A file that was put there later is not its memory.
-    pub(crate) fn find(pid: i32, path: &Path) -> Result<Self, Trouble> {
+    pub(crate) fn find(pid: i32, path: &Path) -> Result<Self, ServedError> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let failed = |what: &Path| Trouble::io(what.display().to_string());
+        let failed = |path: &Path| io_of(path.to_owned());
         let directory = process.join("cwd");
         // An absolute path replaces the directory.
         let path = fs::read_link(&directory).map_err(failed(&directory))?.join(path);
@@ -32,10 +46,8 @@ impl Served {
         if files.any(|file| fs::metadata(file.path()).is_ok_and(|metadata| served.is(&metadata))) {
             Ok(served)
         } else {
-            Err(Trouble::other(format!(
-                "QEMU (process {pid}) does not have {} open: what is there now is not the guest's memory",
-                served.path.display()
-            )))
+            let path = served.path;
+            Err(ServedError::NotOpen { pid, path })
         }
     }
 
@@ -49,17 +61,18 @@ impl Served {
     }
 
     /// Refuses another file that has come to this path.
-    pub(crate) fn check(&self) -> Result<(), Trouble> {
-        let path = self.path.display();
-        let metadata = fs::metadata(&self.path).map_err(Trouble::io(path.to_string()))?;
+    pub(crate) fn check(&self) -> Result<(), ServedError> {
+        let metadata = fs::metadata(&self.path).map_err(io_of(self.path.clone()))?;
         if self.is(&metadata) {
             Ok(())
         } else {
-            Err(Trouble::other(format!(
-                "{path} is another file now, and not the guest's memory"
-            )))
+            Err(ServedError::Other(self.path.clone()))
         }
     }
+}
+
+fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> ServedError {
+    |source| ServedError::Io { path, source }
 }
 
 /// What tells a file from all others that exist at the same time.
