@@ -4,7 +4,6 @@
 use vmem::PAGE_SIZE;
 
 use crate::failure::{Failure, Outcome};
-use crate::peer::Kind;
 
 /// How many pages differ from each other; the pages of a region repeat them. The largest run that is brought at once.
 pub(crate) const POOL: usize = 512;
@@ -41,13 +40,8 @@ pub(crate) fn stamp(page: u64) -> u64 {
     (page % POOL as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Whether `word` is the first one of `page`, as it was brought by `by`.
-pub(crate) fn verify(by: Kind, page: u64, word: u64) -> Outcome {
-    verify_of(by.name(), page, word)
-}
-
-/// The same, of what is called so.
-pub(crate) fn verify_of(by: &str, page: u64, word: u64) -> Outcome {
+/// Whether `word` is the first one of `page`, as it was brought by what is called `by`.
+pub(crate) fn verify(by: &str, page: u64, word: u64) -> Outcome {
     if word == stamp(page) {
         return Ok(());
     }

@@ -219,7 +219,7 @@ impl Daemon {
     pub(crate) fn stop(self) -> Outcome<u64> {
         let stops = self.last.len() as u64;
         for page in self.last {
-            verify(self.kind, page, touch(&*self.peer, page))?;
+            verify(self.kind.name(), page, touch(&*self.peer, page))?;
         }
         // A thread that panicked has ended the process in its own words.
         let taken: u64 = self.threads.into_iter().filter_map(|thread| thread.join().ok()).sum();

@@ -64,5 +64,5 @@ fn fill(bench: &Bench, peer: &dyn Peer, run: u64, seed: u64) -> Outcome {
 }
 
 fn touch_all(kind: Kind, peer: &dyn Peer) -> Outcome {
-    (0..PAGES).try_for_each(|page| verify(kind, page, touch(peer, page)))
+    (0..PAGES).try_for_each(|page| verify(kind.name(), page, touch(peer, page)))
 }

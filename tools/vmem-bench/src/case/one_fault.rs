@@ -56,7 +56,7 @@ fn faults(bench: &Bench, kind: Kind, seed: u64, program: usize, daemon: usize) -
         let word = touch(&*peer, page);
         times.push(since.elapsed().as_nanos() as f64 / 1e3);
         if kind != Kind::Allocate {
-            verify(kind, page, word)?;
+            verify(kind.name(), page, word)?;
         }
     }
     daemon.map(Daemon::stop).transpose()?;

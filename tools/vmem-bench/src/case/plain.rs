@@ -87,7 +87,7 @@ fn timed(work: impl FnOnce() -> Outcome) -> Outcome<f64> {
 }
 
 fn read_all(memory: &Memory) -> Outcome {
-    (0..PAGES).try_for_each(|page| verify(Kind::Vmem, page as u64, memory.read(page)))
+    (0..PAGES).try_for_each(|page| verify(Kind::Vmem.name(), page as u64, memory.read(page)))
 }
 
 /// Writes what is there: the contents stay what they are.

@@ -46,7 +46,7 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
             let memory = transfer.map()?;
             let since = Instant::now();
             for page in &order {
-                verify(Kind::Vmem, *page, memory.read(*page as usize))?;
+                verify(Kind::Vmem.name(), *page, memory.read(*page as usize))?;
             }
             let time = since.elapsed();
             std::thread::sleep(REST);

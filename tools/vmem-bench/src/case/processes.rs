@@ -119,7 +119,7 @@ impl Programs {
                 prepare(&mut say)?;
                 (&gate).read_exact(&mut [0]).during("read from a socket")?;
                 for page in order {
-                    verify(kind, *page, memory.read(*page as usize))?;
+                    verify(kind.name(), *page, memory.read(*page as usize))?;
                 }
                 say.write_all(&[DONE]).during("write to a socket")
             };

@@ -8,7 +8,7 @@ use vmem_bench_sys::Memory;
 
 use super::tracking::{PAGES, timed, write};
 use super::{Bench, Round};
-use crate::contents::{stamp, verify_of};
+use crate::contents::{stamp, verify};
 use crate::cpu;
 use crate::failure::Outcome;
 use crate::keeper::{Keeper, KeeperKind};
@@ -73,7 +73,7 @@ fn read(kind: KeeperKind, keeper: &mut dyn Keeper) -> Outcome {
         keeper.read(first, &mut bytes)?;
         for (page, contents) in (first..).zip(bytes.chunks_exact(PAGE_SIZE)) {
             let word = contents.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
-            verify_of(kind.name(), page, word)?;
+            verify(kind.name(), page, word)?;
         }
     }
     Ok(())

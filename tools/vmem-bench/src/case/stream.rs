@@ -116,7 +116,7 @@ fn faults(transfer: &Transfer, seed: u64) -> Outcome<Vec<f64>> {
         let since = Instant::now();
         let word = memory.read(page as usize);
         times.push(since.elapsed().as_nanos() as f64 / 1e3);
-        verify(Kind::Vmem, page, word)?;
+        verify(Kind::Vmem.name(), page, word)?;
     }
     Ok(times)
 }

@@ -86,5 +86,7 @@ fn race(
 }
 
 fn touch_all(kind: Kind, peer: &dyn Peer, pages: &[u64]) -> Outcome {
-    pages.iter().try_for_each(|page| verify(kind, *page, touch(peer, *page)))
+    pages
+        .iter()
+        .try_for_each(|page| verify(kind.name(), *page, touch(peer, *page)))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vmem_bench_sys::Memory;
 
 use super::{Bench, Round};
-use crate::contents::{stamp, verify_of};
+use crate::contents::{stamp, verify};
 use crate::cpu;
 use crate::failure::{Failure, Outcome};
 use crate::order::shuffled;
@@ -92,7 +92,7 @@ pub(super) fn write(memory: &Memory, pages: &[u64]) -> Outcome {
 
 /// Reads all pages in their order.
 pub(super) fn read(kind: TrackerKind, memory: &Memory) -> Outcome {
-    (0..PAGES).try_for_each(|page| verify_of(kind.name(), page, memory.read(page as usize)))
+    (0..PAGES).try_for_each(|page| verify(kind.name(), page, memory.read(page as usize)))
 }
 
 pub(super) fn timed(work: impl FnOnce() -> Outcome) -> Outcome<Duration> {

@@ -2,21 +2,16 @@
 
 //! The checker's locks and atomic words, as the kernel's behave, and a region of them.
 
-use super::queue::WaitQueue;
+use super::queue::{WaitQueue, lock};
 use crate::model::{
     page_map::{PageMap, words_for},
     rendezvous::{Rendezvous, Shard, Word},
     shards::{Shards, Slots},
 };
+use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use loom::sync::{Mutex, MutexGuard};
 use std::ops::DerefMut;
-use std::sync::{Arc, PoisonError};
-
-/// Locks; a panic of another thread is a failed test already.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use std::sync::Arc;
 
 impl Word for AtomicU64 {
     fn load(&self) -> u64 {

@@ -2,10 +2,14 @@
 
 //! A queue of threads that wait, as `rust/sys/wait.rs` makes it of the kernel's: it has the same steps in the same order.
 
-use super::primitives::lock;
 use crate::model::rendezvous::Queue;
-use loom::sync::{Condvar, Mutex};
+use loom::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::{Arc, PoisonError};
+
+/// Locks; a panic of another thread is a failed test already.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
