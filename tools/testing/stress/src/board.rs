@@ -8,7 +8,7 @@ use vmem_mapping::{Access, Mapping, Sharing};
 /// Numbers that the memory has for each region: its life, and whether that has become plain.
 const PER_REGION: usize = 2;
 /// Numbers that the memory has for each actor.
-const PER_ACTOR: usize = 11;
+const PER_ACTOR: usize = Note::Merged as usize + 1;
 /// Numbers that the memory has for each page.
 const PER_PAGE: usize = 2;
 
@@ -25,16 +25,32 @@ pub(crate) enum Note {
     Wild,
     /// The page that it touches next: [`Board::page`], plus one.
     Touching,
-    /// Times that plain memory was tracked, ever.
+    /// Whether it tracks a region now.
+    Tracking,
+    /// Times that a region was tracked, ever.
     Tracked,
+    /// Those of them that began while it was incomplete.
+    TrackedIncomplete,
+    /// Those of them that saw it become plain memory.
+    TrackedThrough,
     /// Clean pages compared with their copies, ever.
     CheckedClean,
+    /// Those of them in incomplete regions.
+    CheckedCleanIncomplete,
+    /// Pages that came and were found in a log of such pages, ever.
+    CheckedCome,
     /// Snapshots taken, ever.
     Snapshots,
-    /// Those of them that were seen to have failed.
+    /// Those of them some of whose pages were absent.
+    SnapshotsIncomplete,
+    /// Those of all that were seen to have failed.
     Failed,
     /// Pages of snapshots compared with what they were, ever.
     CheckedImage,
+    /// Those of them in snapshots some of whose pages were absent.
+    CheckedImageIncomplete,
+    /// Pages of snapshots that were absent at the instant, and compared with their source, ever.
+    CheckedImageAbsent,
     /// The most pages that KSM was ever seen to save.
     Merged,
 }
@@ -59,7 +75,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// All numbers are zero. The first of the actors are the daemons and programs, which are `workers`.
+    /// All numbers are zero. The first of the actors are the daemons and programs, which are `workers`; the last are the threads of daemons.
     pub(crate) fn new(regions: usize, pages: usize, actors: usize, workers: usize) -> anyhow::Result<Self> {
         let len = 8 * (1 + regions * PER_REGION + actors * PER_ACTOR + regions * pages * PER_PAGE);
         let file = memfd_create("board", MemfdFlags::CLOEXEC).context("memfd")?;
@@ -76,6 +92,11 @@ impl Board {
     /// How many regions there are.
     pub(crate) fn regions(&self) -> usize {
         self.regions
+    }
+
+    /// The actor that is the thread of a region's daemon in which it tracks its region.
+    pub(crate) fn thread_of_daemon(&self, region: usize) -> usize {
+        self.actors - self.regions + region
     }
 
     /// How many pages each has.
@@ -164,6 +185,11 @@ impl Board {
     /// Counts a note up.
     pub(crate) fn count(&self, actor: usize, note: Note) -> anyhow::Result<()> {
         self.set_note(actor, note, self.note(actor, note)? + 1)
+    }
+
+    /// What all actors have noted together.
+    pub(crate) fn sum(&self, note: Note) -> anyhow::Result<u64> {
+        (0..self.actors).map(|actor| self.note(actor, note)).sum()
     }
 
     /// Steps of all daemons and programs.

@@ -1,30 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A daemon: serves one region, in whatever way, converts it in the end, and tracks it then.
+//! A daemon: serves one region, in whatever way, tracks it meanwhile, converts it in the end, and tracks it then.
 
 use std::os::unix::fs::FileExt;
-use std::thread::sleep;
+use std::process::exit;
+use std::thread::{self, Scope, ScopedJoinHandle, sleep};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 use vmem::{Control, Error, Fill, PAGE_SIZE, PageIndex, PageRange, Region, RegionBuilder};
 
 use crate::board::{Board, Mark, Note};
 use crate::hands::{is_huge, name};
+use crate::memory::Memory;
 use crate::model::Page;
 use crate::numbers::Numbers;
 use crate::tracker;
 
 /// The status of a daemon that has converted its region.
 pub(crate) const CONVERTED: i32 = 10;
+/// Steps between two times that a daemon tracks its region itself.
+const TRACKED: usize = 60;
 
 struct Daemon<'a> {
     board: &'a Board,
     region: usize,
     life: u64,
-    served: Region,
+    served: &'a Region,
     numbers: Numbers,
 }
+
+/// The thread in which a daemon tracks its region: a program may hold the lock that this takes while it waits for a page, so the daemon
+/// goes on serving.
+type Thread<'scope> = ScopedJoinHandle<'scope, anyhow::Result<()>>;
 
 /// Attaches to the region, or makes it.
 fn attach(board: &Board, region: usize) -> anyhow::Result<Option<Region>> {
@@ -54,23 +62,30 @@ pub(crate) fn run(board: &Board, actor: usize, region: usize, numbers: Numbers) 
         }
         sleep(Duration::from_millis(1));
     };
-    let mut daemon = Daemon {
+    served.ready()?;
+    let daemon = Daemon {
         board,
         region,
         life: board.life(region)?,
-        served,
+        served: &served,
         numbers,
     };
-    daemon.served.ready()?;
-    while !board.is_over()? {
-        board.count(actor, Note::Steps)?;
-        if daemon.step().with_context(|| format!("daemon of region {region}"))? {
-            tracker::run((board, actor), (region, daemon.life), &daemon.served, &mut daemon.numbers)
-                .with_context(|| format!("tracker of region {region}"))?;
-            return Ok(CONVERTED);
+    thread::scope(|scope| {
+        let lived = daemon.live(actor, scope);
+        if let Err(error) = &lived {
+            // Its thread may wait for a page, which nobody brings any more.
+            eprintln!("vmem-stress: daemon of region {region}: {error:#}");
+            exit(1);
         }
+        lived
+    })
+}
+
+fn join(thread: Thread<'_>) -> anyhow::Result<()> {
+    match thread.join() {
+        Ok(tracked) => tracked.context("tracker in a thread"),
+        Err(_) => bail!("the tracker has panicked"),
     }
-    Ok(0)
 }
 
 fn index(page: usize) -> anyhow::Result<PageIndex> {
@@ -89,7 +104,44 @@ fn or_no_memory<T: Default>(result: Result<T, Error>) -> anyhow::Result<T> {
     }
 }
 
-impl Daemon<'_> {
+impl<'a> Daemon<'a> {
+    /// Serves its region, and tracks it in a thread now and then. In the end it tracks plain memory.
+    fn live<'scope>(mut self, actor: usize, scope: &'scope Scope<'scope, 'a>) -> anyhow::Result<i32> {
+        let mut thread: Option<Thread<'scope>> = None;
+        loop {
+            self.board.count(actor, Note::Steps)?;
+            match thread.take() {
+                Some(thread) if thread.is_finished() => join(thread)?,
+                None if self.board.is_over()? => return Ok(0),
+                None if self.numbers.once_in(TRACKED) => thread = self.track_in(scope),
+                other => thread = other,
+            }
+            if self.step(thread.is_some())? {
+                break;
+            }
+        }
+        let Some(thread) = thread else {
+            let memory = Memory::of_daemon(self.board, (self.region, self.life), self.served);
+            tracker::track((self.board, actor), &memory, &mut self.numbers).context("tracker")?;
+            return Ok(CONVERTED);
+        };
+        while !thread.is_finished() {
+            self.board.count(actor, Note::Steps)?;
+            sleep(Duration::from_millis(1));
+        }
+        join(thread)?;
+        Ok(CONVERTED)
+    }
+
+    /// Starts the thread; [`None`] if there is no memory for one.
+    fn track_in<'scope>(&mut self, scope: &'scope Scope<'scope, 'a>) -> Option<Thread<'scope>> {
+        let memory = Memory::of_daemon(self.board, (self.region, self.life), self.served);
+        let (board, actor) = (self.board, self.board.thread_of_daemon(self.region));
+        let mut numbers = self.numbers.branch();
+        let track = move || tracker::track((board, actor), &memory, &mut numbers);
+        thread::Builder::new().spawn_scoped(scope, track).ok()
+    }
+
     fn page(&self, page: usize) -> Page {
         Page {
             region: self.region,
@@ -98,8 +150,8 @@ impl Daemon<'_> {
         }
     }
 
-    /// Whether the region has been converted.
-    fn step(&mut self) -> anyhow::Result<bool> {
+    /// Whether the region has been converted. That comes more often while its own thread tracks it.
+    fn step(&mut self, tracked: bool) -> anyhow::Result<bool> {
         let pages = self.board.pages();
         let max = 1 + self.numbers.below(64);
         let requests = match self.served.next_requests_timeout(max, Duration::from_millis(2)) {
@@ -126,7 +178,7 @@ impl Daemon<'_> {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 fallocate(self.served.staging(), flags, (page * PAGE_SIZE) as u64, PAGE_SIZE as u64).context("fallocate")?;
             }
-            9 if self.numbers.once_in(12) => return self.complete(),
+            9 if self.numbers.once_in(if tracked { 4 } else { 12 }) => return self.complete(),
             10 => {
                 let info = self.served.info()?;
                 ensure!(info.attached, "a daemon is not attached: {info:?}");

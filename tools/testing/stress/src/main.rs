@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Programs, daemons and the memory management, all at once and at random, on the same regions, for as long as one likes.
+//! Programs, daemons, trackers and the memory management, all at once and at random, on the same regions, for as long as one likes.
 //!
 //! What each does follows from the seed; how they meet is the machine's. Every page that a program looks at is compared with what it can
 //! hold by then (`model`). Whoever finds something wrong says so and ends the run, and so does the supervisor when somebody does not
@@ -10,11 +10,14 @@ mod board;
 mod daemon;
 mod fuzzer;
 mod hands;
+mod image;
 mod machine;
+mod memory;
 mod model;
 mod numbers;
 mod pace;
 mod program;
+mod replica;
 mod snapshot;
 mod supervisor;
 mod tally;
@@ -38,6 +41,9 @@ pub(crate) struct Options {
     /// Programs that map the regions
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=64))]
     processes: u16,
+    /// Trackers in processes of their own, each of one region at a time
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=16))]
+    trackers: u16,
     /// Regions, each with a daemon of its own
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     regions: u16,

@@ -5,7 +5,7 @@
 //! and so becomes zero. A page that the daemon brings by the staging file is written by nobody: by the header, such a write can land in
 //! a page that was discarded meanwhile.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::board::{Board, Mark};
 
@@ -55,18 +55,27 @@ impl Page {
     /// Fails unless these words, which `reader` has just read, are what the page can hold. `own` is what the reader has last written in
     /// its slot, if it knows.
     pub(crate) fn check(self, board: &Board, reader: usize, words: &[u64], own: Option<u64>) -> anyhow::Result<()> {
+        self.check_words(board, words, |at, found| match own {
+            Some(own) if at == reader => found == own,
+            _ => found == self.word(at) || (at < SLOTS && found & !0xffff_ffff_ffff == Self::written(at, 0)),
+        })
+        .with_context(|| format!("program {reader} wrote {own:x?}"))
+    }
+
+    /// Fails unless these words are what the page can hold when it comes, and nobody has written to it.
+    pub(crate) fn check_unwritten(self, board: &Board, words: &[u64]) -> anyhow::Result<()> {
+        self.check_words(board, words, |at, found| found == self.word(at))
+            .context("no program can have written to it")
+    }
+
+    fn check_words(self, board: &Board, words: &[u64], fits: impl Fn(usize, u64) -> bool) -> anyhow::Result<()> {
         ensure!(words.len() == WORDS, "{self:?}: {} words", words.len());
         for (at, &found) in words.iter().enumerate() {
-            let source = self.word(at);
-            let fits = match own {
-                Some(own) if at == reader => found == own,
-                _ if at < SLOTS => found == source || found & !0xffff_ffff_ffff == Self::written(at, 0),
-                _ => found == source,
-            };
             // The mark comes before what it allows: it is looked for after the page.
             ensure!(
-                fits || (found == 0 && board.is_marked(self.region, self.page, Mark::Zero)?),
-                "wrong page: word {at} of {self:?} is {found:#x}; its source has {source:#x}, program {reader} wrote {own:x?}"
+                fits(at, found) || (found == 0 && board.is_marked(self.region, self.page, Mark::Zero)?),
+                "wrong page: word {at} of {self:?} is {found:#x}; its source has {:#x}",
+                self.word(at)
             );
         }
         Ok(())

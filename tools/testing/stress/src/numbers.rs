@@ -13,6 +13,11 @@ impl Numbers {
         numbers
     }
 
+    /// Another sequence, for somebody who goes on beside this one.
+    pub(crate) fn branch(&mut self) -> Self {
+        Self(self.any())
+    }
+
     /// Any number.
     pub(crate) fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -14,27 +14,28 @@ use crate::hands::name;
 use crate::machine::Machine;
 use crate::numbers::Numbers;
 use crate::pace::Pace;
-use crate::tally::{Kernel, Tally};
-use crate::{Options, daemon, fuzzer, program};
+use crate::tally::{ENOUGH, ENOUGH_OF_TURNS, Kernel, Tally};
+use crate::{Options, daemon, fuzzer, program, tracker};
 
 /// How often the supervisor looks around.
 const TURN: Duration = Duration::from_millis(20);
 /// Up to how many milliseconds a region lives on as plain memory, and half a second.
 const PLAIN_LIFE: usize = 5000;
-/// In so many steps each thing has happened. On a debug kernel, on a busy machine, two minutes have fewer.
-const ENOUGH: u64 = 5_000;
-/// These leave several programs equal pages in plain memory, for as long as KSM takes to find them.
-const ENOUGH_TO_MERGE: u64 = 10_000;
-
-/// In these a tracker has cleaned pages that it looks at again, also where the kernel's lists hold them for a while (no MGLRU).
-const ENOUGH_TO_CLEAN: u64 = 20_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Daemon(usize),
     Program(usize),
+    Tracker(usize),
     Fuzzer,
     Machine,
+}
+
+impl Role {
+    /// Whether it waits for pages that a daemon brings, so that it may have to be killed in the end.
+    fn waits_for_pages(self) -> bool {
+        matches!(self, Self::Program(_) | Self::Tracker(_))
+    }
 }
 
 struct Actor {
@@ -58,6 +59,8 @@ struct Supervisor {
     given_up: Vec<Option<Instant>>,
     numbers: Numbers,
     kills: u64,
+    /// Daemons that were killed while they tracked their regions.
+    trackers_killed: u64,
     bus: u64,
     conversions: u64,
 }
@@ -74,9 +77,12 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     let mut roles: Vec<Role> = (0..options.regions.into()).map(Role::Daemon).collect();
     roles.extend((0..options.processes.into()).map(Role::Program));
     let workers = roles.len();
+    roles.extend((0..options.trackers.into()).map(Role::Tracker));
     roles.extend([Role::Fuzzer, Role::Machine]);
+    // Each daemon has a thread.
+    let actors = roles.len() + usize::from(options.regions);
     let mut supervisor = Supervisor {
-        board: Board::new(options.regions.into(), options.pages.into(), roles.len(), workers)?,
+        board: Board::new(options.regions.into(), options.pages.into(), actors, workers)?,
         actors: roles.into_iter().map(Actor::new).collect(),
         given_up: vec![None; options.regions.into()],
         machine,
@@ -84,6 +90,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         options,
         seed,
         kills: 0,
+        trackers_killed: 0,
         bus: 0,
         conversions: 0,
     };
@@ -164,6 +171,7 @@ impl Supervisor {
             let lived = be_born(role).and_then(|()| match role {
                 Role::Daemon(region) => daemon::run(board, at, region, numbers),
                 Role::Program(program) => program::run(board, at, program, numbers).map(|()| 0),
+                Role::Tracker(_) => tracker::run(board, at, numbers).map(|()| 0),
                 Role::Fuzzer => fuzzer::run(board, at, numbers).map(|()| 0),
                 Role::Machine => machine.run(board, at, numbers).map(|()| 0),
             });
@@ -192,7 +200,10 @@ impl Supervisor {
                 Ok(())
             }
             (End::Exited(0), _) => Ok(()),
-            (End::Killed(signal), _) if signal == Signal::KILL.as_raw() && actor.killed => Ok(()),
+            (End::Killed(signal), role) if signal == Signal::KILL.as_raw() && actor.killed => match role {
+                Role::Daemon(region) => self.bury_thread(self.board.thread_of_daemon(region)),
+                _ => Ok(()),
+            },
             (End::Killed(signal), Role::Program(_)) if signal == Signal::BUS.as_raw() => {
                 self.bus += 1;
                 let touching = self.board.note(at, Note::Touching)?;
@@ -207,6 +218,12 @@ impl Supervisor {
             }
             (end, role) => bail!("{role:?} ended with {end:?}"),
         }
+    }
+
+    /// The thread in which a daemon tracks its region has died with it.
+    fn bury_thread(&mut self, thread: usize) -> anyhow::Result<()> {
+        self.trackers_killed += self.board.note(thread, Note::Tracking)?;
+        self.board.set_note(thread, Note::Tracking, 0)
     }
 
     fn see_move(&mut self, at: usize) -> anyhow::Result<()> {
@@ -266,14 +283,13 @@ impl Supervisor {
         }
     }
 
-    /// Programs end by themselves, as long as somebody serves them; then the daemons do.
+    /// Programs and trackers are ended, as long as somebody serves them; then the daemons end.
     fn finish(&mut self) -> anyhow::Result<()> {
         for actor in &mut self.actors {
             actor.signal(Signal::CONT)?;
         }
-        let is_program = |actor: &Actor| matches!(actor.role, Role::Program(_));
-        // Not told to end yet: a program that is to be ended now may wait for a page.
-        for actor in self.actors.iter_mut().filter(|actor| is_program(actor)) {
+        // Not told to end yet: one that is to be ended now may wait for a page.
+        for actor in self.actors.iter_mut().filter(|actor| actor.role.waits_for_pages()) {
             actor.signal(Signal::KILL)?;
         }
         self.board.end()?;
@@ -304,31 +320,15 @@ impl Supervisor {
     }
 
     fn tell(&self, before: &Kernel) -> anyhow::Result<()> {
-        let sum = |note| -> anyhow::Result<u64> { (0..self.actors.len()).map(|actor| self.board.note(actor, note)).sum() };
         let now = Kernel::now()?;
         let since = |names| now.since(before, names);
         let mut tally = Tally::new(self.options.seconds, self.board.steps()?);
-        tally.demand(0, sum(Note::Checked)?, "pages compared");
-        tally.demand(ENOUGH, sum(Note::CheckedPlain)?, "of them in plain memory");
+        tally.add_notes(&self.board)?;
         tally.demand(ENOUGH, self.conversions, "conversions");
-        tally.demand(ENOUGH, sum(Note::Tracked)?, "times tracked");
-        tally.demand(
-            ENOUGH_TO_CLEAN,
-            sum(Note::CheckedClean)?,
-            "clean pages compared with their copies",
-        );
-        tally.demand(ENOUGH, sum(Note::Snapshots)?, "snapshots");
-        tally.add(sum(Note::Failed)?, "of them failed");
-        tally.demand(
-            ENOUGH_TO_CLEAN,
-            sum(Note::CheckedImage)?,
-            "pages of them compared with what they were",
-        );
         tally.demand(0, self.kills, "processes killed");
+        tally.demand(ENOUGH_OF_TURNS, self.trackers_killed, "daemons killed while they tracked");
         tally.add(self.bus, "times SIGBUS");
-        tally.demand(0, sum(Note::Wild)?, "wild calls");
         tally.demand(ENOUGH, since(&["pswpin"]), "pages swapped in");
-        tally.demand(ENOUGH_TO_MERGE, sum(Note::Merged)?, "pages saved by KSM at once");
         tally.demand(ENOUGH, since(&["thp_file_alloc", "thp_collapse_alloc"]), "huge pages made");
         match self.machine.moves {
             true => tally.demand(

@@ -6,8 +6,59 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use crate::board::{Board, Note};
+
 /// A run of this length has done each thing, if the machine has let it come to the steps for it.
 const LONG: Duration = Duration::from_secs(60);
+
+/// In so many steps each thing has happened. On a debug kernel, on a busy machine, two minutes have fewer.
+pub(crate) const ENOUGH: u64 = 5_000;
+/// These leave several programs equal pages in plain memory, for as long as KSM takes to find them.
+const ENOUGH_TO_MERGE: u64 = 10_000;
+/// In these a tracker has cleaned pages that it looks at again, also where the kernel's lists hold them for a while (no MGLRU).
+const ENOUGH_TO_CLEAN: u64 = 20_000;
+/// In these a region was converted, and its daemon killed, just while it was tracked.
+pub(crate) const ENOUGH_OF_TURNS: u64 = 300_000;
+
+/// What actors note, what it is called, and in how many steps it must have been done.
+const NOTES: [(Note, &str, Option<u64>); 16] = [
+    (Note::Checked, "pages compared", Some(0)),
+    (Note::CheckedPlain, "of them in plain memory", Some(ENOUGH)),
+    (Note::Tracked, "times tracked", Some(ENOUGH)),
+    (Note::TrackedIncomplete, "of them incomplete regions", Some(ENOUGH)),
+    (Note::TrackedThrough, "of them through a conversion", Some(ENOUGH_OF_TURNS)),
+    (
+        Note::CheckedClean,
+        "clean pages compared with their copies",
+        Some(ENOUGH_TO_CLEAN),
+    ),
+    (
+        Note::CheckedCleanIncomplete,
+        "of them in incomplete regions",
+        Some(ENOUGH_TO_CLEAN),
+    ),
+    (Note::CheckedCome, "pages that came found in the log", Some(ENOUGH_TO_CLEAN)),
+    (Note::Snapshots, "snapshots", Some(ENOUGH)),
+    (Note::SnapshotsIncomplete, "of them with absent pages", Some(ENOUGH)),
+    (Note::Failed, "of all failed", None),
+    (
+        Note::CheckedImage,
+        "pages of them compared with what they were",
+        Some(ENOUGH_TO_CLEAN),
+    ),
+    (
+        Note::CheckedImageIncomplete,
+        "of these in snapshots with absent pages",
+        Some(ENOUGH_TO_CLEAN),
+    ),
+    (
+        Note::CheckedImageAbsent,
+        "pages that were absent at the instant compared with their source",
+        Some(ENOUGH_TO_CLEAN),
+    ),
+    (Note::Wild, "wild calls", Some(0)),
+    (Note::Merged, "pages saved by KSM at once", Some(ENOUGH_TO_MERGE)),
+];
 
 /// The kernel's own counters, all since the boot.
 pub(crate) struct Kernel(String);
@@ -50,6 +101,17 @@ impl Tally {
             told: vec![format!("{steps} steps")],
             never: Vec::new(),
         }
+    }
+
+    /// What the actors have noted.
+    pub(crate) fn add_notes(&mut self, board: &Board) -> anyhow::Result<()> {
+        for (note, what, steps) in NOTES {
+            match steps {
+                Some(steps) => self.demand(steps, board.sum(note)?, what),
+                None => self.add(board.sum(note)?, what),
+            }
+        }
+        Ok(())
     }
 
     /// Something that may be rare.
