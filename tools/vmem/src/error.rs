@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What can go wrong, by name.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use vmem_mapping::MappingError;
 use vmem_sys::Errno;
 
-use crate::{MemoryFile, PAGE_SIZE};
+use crate::PAGE_SIZE;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,7 @@ pub enum Error {
         /// What was looked for.
         path: PathBuf,
         /// A descriptor of each of the files.
-        found: Vec<MemoryFile>,
+        found: Vec<OpenMemory>,
     },
     /// The process maps the memory, and has no descriptor of it.
     #[error(
@@ -260,6 +261,18 @@ pub(crate) mod call {
     pub(crate) const POLL: &str = "poll";
 }
 
+/// A descriptor of shared memory that a process has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenMemory {
+    /// The number of the descriptor in its process.
+    pub fd: RawFd,
+    /// The path as `/proc/PID/fd` shows it.
+    pub path: PathBuf,
+    /// Size of the memory in bytes.
+    pub size: u64,
+}
+
 /// Paths in a sentence.
 fn paths(paths: &[PathBuf]) -> String {
     match paths {
@@ -269,8 +282,8 @@ fn paths(paths: &[PathBuf]) -> String {
 }
 
 /// Descriptors of files in a sentence.
-fn descriptors(pid: i32, files: &[MemoryFile]) -> String {
-    let one = |file: &MemoryFile| format!("/proc/{pid}/fd/{} ({:?}, {} bytes)", file.fd, file.path, file.size);
+fn descriptors(pid: i32, files: &[OpenMemory]) -> String {
+    let one = |file: &OpenMemory| format!("/proc/{pid}/fd/{} ({:?}, {} bytes)", file.fd, file.path, file.size);
     files.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

@@ -128,7 +128,7 @@ pub use crate::tokio::AsyncRegion;
 pub use adopted::Adopted;
 pub use control::{Control, Features, RegionBuilder};
 pub use dirty::{DirtyLog, DirtyMap};
-pub use error::Error;
+pub use error::{Error, OpenMemory};
 pub use fdinfo::{Descriptor, DescriptorInfo, descriptors};
 pub use info::Info;
 pub use map::MapHandle;

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use vmem_sys::Errno;
 
 use crate::memory_file::Identity;
-use crate::{DIRECTORY, Error, MemoryFile};
+use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
 
 /// What stands behind the path of a file that has no name any more.
 const DELETED: &str = " (deleted)";
@@ -44,6 +44,7 @@ impl ProcessMemory {
             Ok(file) => file,
             Err(found) if !found.is_empty() => {
                 let path = path.into();
+                let found = found.iter().map(OpenMemory::from).collect();
                 return Err(Error::AmbiguousMemory { pid, path, found });
             }
             Err(_) => return Err(missing(pid, path, &files)),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Stat, fstat, readlink, stat, statfs};
 
+use crate::error::OpenMemory;
 use crate::fdinfo::is_vmem;
 use crate::{DescriptorInfo, Info, PAGE_SIZE};
 
@@ -31,6 +32,16 @@ pub struct MemoryFile {
     /// State and counters of the region, if it is one. `None` for a file.
     pub region: Option<Info>,
     pub(crate) identity: Identity,
+}
+
+impl From<&MemoryFile> for OpenMemory {
+    fn from(file: &MemoryFile) -> Self {
+        Self {
+            fd: file.fd,
+            path: file.path.clone(),
+            size: file.size,
+        }
+    }
 }
 
 /// What tells shared memory from other shared memory.

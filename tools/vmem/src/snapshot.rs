@@ -154,6 +154,24 @@ impl SnapshotOptions {
     }
 }
 
+impl Tracking {
+    /// Keeps what the memory holds at this instant; [`Snapshot::take`] does so for several memories at one. Whoever is about to write is held
+    /// up until all pages are protected ([`Snapshot::closed`]), and goes on.
+    ///
+    /// The snapshot fails when this `Tracking` is stopped or dropped. Memory has one snapshot at a time.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed then, also of the log. [`Error::HasSnapshot`], [`Error::NeverAtRest`] (try again), [`Error::NotTracked`],
+    /// [`Error::NoDescriptors`], [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call
+    /// ([`Features::snapshot`](crate::Features::snapshot)).
+    pub fn snapshot(&self, options: SnapshotOptions) -> Result<Snapshot, Error> {
+        let mut taken = Snapshot::take(&[self], options)?;
+        // The call gives one for each memory.
+        taken.pop().ok_or(Error::Invalid { call: call::SNAPSHOT })
+    }
+}
+
 impl Snapshot {
     /// Takes a snapshot of several memories at one instant, 1 to 64, each tracked: one for each of them, in their order. See
     /// [`Tracking::snapshot`].

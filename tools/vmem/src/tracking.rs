@@ -8,7 +8,7 @@ use vmem_sys::{VMEM_TRACK_FILLS, calls, vmem_tracking};
 
 use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
-use crate::{Error, PageRange, Snapshot, SnapshotOptions};
+use crate::{Error, PageRange};
 
 /// How a [`Tracking`] begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -199,22 +199,6 @@ impl Tracking {
         dirty::map(pages, |pgoff, nr_pages, words| {
             calls::dirty_bitmap(self.fd.as_fd(), pgoff, nr_pages, true, words)
         })
-    }
-
-    /// Keeps what the memory holds at this instant; [`Snapshot::take`] does so for several memories at one. Whoever is about to write is held
-    /// up until all pages are protected ([`Snapshot::closed`]), and goes on.
-    ///
-    /// The snapshot fails when this `Tracking` is stopped or dropped. Memory has one snapshot at a time.
-    ///
-    /// # Errors
-    ///
-    /// Nothing has changed then, also of the log. [`Error::HasSnapshot`], [`Error::NeverAtRest`] (try again), [`Error::NotTracked`],
-    /// [`Error::NoDescriptors`], [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call
-    /// ([`Features::snapshot`](crate::Features::snapshot)).
-    pub fn snapshot(&self, options: SnapshotOptions) -> Result<Snapshot, Error> {
-        let mut taken = Snapshot::take(&[self], options)?;
-        // The call gives one for each memory.
-        taken.pop().ok_or(Error::Invalid { call: call::SNAPSHOT })
     }
 
     /// Figures of the log.
