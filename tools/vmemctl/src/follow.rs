@@ -10,6 +10,7 @@ use crate::export::Export;
 use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::Security;
+use crate::printable::printable;
 use crate::record::Outgoing;
 use crate::report::Report;
 use crate::signals::Signals;
@@ -130,9 +131,9 @@ fn follow_to_the_end(
             Ok(Some(FromDestination::Gone { reason })) => {
                 let _ = channel.say(&FromSource::Heard);
                 export.stop();
-                return Ok(Some(reason.escape_debug().to_string()));
+                return Ok(Some(printable(&reason)));
             }
-            Ok(Some(FromDestination::Incomplete { reason })) => report.note(&format!("destination: {}", reason.escape_debug())),
+            Ok(Some(FromDestination::Incomplete { reason })) => report.note(&format!("destination: {}", printable(&reason))),
             Ok(Some(other)) => {
                 return Err(Trouble::other(format!(
                     "the destination said something out of order: {other:?}"

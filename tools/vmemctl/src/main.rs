@@ -20,6 +20,7 @@ mod migrate;
 mod name;
 mod network;
 mod obstacles;
+mod printable;
 mod process;
 mod queue;
 mod receive;

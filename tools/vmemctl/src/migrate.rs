@@ -25,6 +25,7 @@ use crate::guest::{self, LIMIT, Memory, Settings};
 use crate::message::{Backend, FromDestination, FromSource, Purpose};
 use crate::network::Security;
 use crate::obstacles;
+use crate::printable::printable;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use crate::served::Served;
@@ -262,7 +263,7 @@ impl Migration {
         let there = match self.channel.hear(Instant::now() + MOMENT) {
             Ok(Some(FromDestination::Failed { reason })) => {
                 self.settled = true;
-                format!("; the destination: {}", reason.escape_debug())
+                format!("; the destination: {}", printable(&reason))
             }
             _ => String::new(),
         };
@@ -399,7 +400,7 @@ impl Migration {
 }
 
 fn refused(reason: &str) -> Trouble {
-    Trouble::other(format!("the destination refuses: {}", reason.escape_debug()))
+    Trouble::other(format!("the destination refuses: {}", printable(reason)))
 }
 
 fn unexpected(message: &FromDestination) -> Trouble {

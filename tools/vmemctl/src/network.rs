@@ -15,6 +15,7 @@ use crate::channel::{Channel, ChannelError};
 use crate::cli::Cli;
 use crate::failure::Trouble;
 use crate::message::{FromDestination, FromSource, Purpose, VERSION};
+use crate::printable::printable;
 
 /// How long the other side may take to be there and to greet.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,7 +110,7 @@ impl Security {
         })?;
         match channel.hear_within(PATIENCE)? {
             FromDestination::Welcome => Ok(channel),
-            FromDestination::Refuse { reason } => Err(ChannelError::Refused(reason.escape_debug().to_string())),
+            FromDestination::Refuse { reason } => Err(ChannelError::Refused(printable(&reason))),
             _ => Err(ChannelError::Foreign("an answer to nothing".to_owned())),
         }
     }

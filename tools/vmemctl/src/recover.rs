@@ -15,6 +15,7 @@ use crate::message::{FromDestination, FromSource};
 use crate::migrate::back::{abort, go_on, restore, take_back};
 use crate::migrate::{PREPARATION, end};
 use crate::network::Security;
+use crate::printable::printable;
 use crate::record::{Outgoing, Phase, Place};
 use crate::report::Report;
 use crate::signals::{Signals, Stopped};
@@ -63,7 +64,7 @@ fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, sig
             let qmp = qmp?;
             take_back(&mut record, &place)?;
             let _ = channel.say(&FromSource::Heard);
-            report.note(&format!("it has not run at the destination: {}", reason.escape_debug()));
+            report.note(&format!("it has not run at the destination: {}", printable(&reason)));
             go_on_here(qmp, &record, &place, &report)?;
             report.note("the guest goes on at this host");
             return Ok(());
@@ -107,7 +108,7 @@ fn answer(channel: &mut Channel, report: &mut Report, signals: &Signals) -> Resu
     loop {
         match hear(channel, PREPARATION, signals)? {
             FromDestination::Pages { line } => report.pages(&line),
-            FromDestination::Incomplete { reason } => report.note(&format!("destination: {}", reason.escape_debug())),
+            FromDestination::Incomplete { reason } => report.note(&format!("destination: {}", printable(&reason))),
             other => return Ok(other),
         }
     }

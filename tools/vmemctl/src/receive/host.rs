@@ -18,6 +18,7 @@ use crate::guest::LIMIT;
 use crate::log::tail;
 use crate::message::Backend;
 use crate::name::clean;
+use crate::printable::printable;
 use crate::record::Place;
 use crate::scope;
 use crate::signals::Signals;
@@ -185,10 +186,7 @@ impl Qemu {
         let text = tail(&self.log, self.before);
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
-        last.iter()
-            .map(|line| line.escape_debug().to_string())
-            .collect::<Vec<_>>()
-            .join("; ")
+        last.iter().map(|line| printable(line)).collect::<Vec<_>>().join("; ")
     }
 
     /// What went wrong, with QEMU's own words if that is because it has ended.

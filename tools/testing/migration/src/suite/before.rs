@@ -11,17 +11,18 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::stage::Stage;
 use crate::command::run;
-use crate::guest::Guest;
+use crate::guest::{Guest, Memory};
 use crate::method::vmem::Prepared;
 use crate::patience::wait_until;
 use crate::slot::Slot;
-use crate::vmemctl::Vmemctl;
+use crate::vmemctl::{Vmemctl, said};
 
 super::tests![
     nobody_is_there_to_receive,
     the_destination_lacks_the_module,
     the_destinations_vmemctl_dies,
     the_destinations_qemu_dies,
+    the_destinations_qemu_lacks_a_device_and_the_source_says_its_words,
     the_destination_has_another_size_of_memory,
     the_destination_lacks_a_device,
     the_destination_has_too_little_memory,
@@ -59,7 +60,7 @@ fn the_destination_lacks_the_module(stage: &Stage) -> Result<()> {
 
 fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
-    let slot = Slot::new(source.slot.host.other(), &actor.guest)?;
+    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
     // Instead of a QEMU it starts what kills it.
     let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sh", "-c", "kill -KILL $PPID"])?;
     let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
@@ -87,6 +88,27 @@ fn the_destinations_qemu_dies(stage: &Stage) -> Result<()> {
         receive.expect(slot, AT_SOURCE)?;
     }
     stage.park(actor, journey.fail(AT_SOURCE)?)
+}
+
+fn the_destinations_qemu_lacks_a_device_and_the_source_says_its_words(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let mut words = vec!["--".to_owned()];
+    words.extend(actor.guest.qemu(slot.host));
+    words.extend(actor.guest.arguments(&slot, Memory::Template));
+    words.extend(["-incoming", "defer", "-device", "no-such-device"].map(str::to_owned));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &words)?;
+    Vmemctl::migrate(&source.slot, &actor.guest, &[])?.expect(&source.slot, AT_SOURCE)?;
+    let log = source.slot.read_log("migrate");
+    let failed = said(&log, "failed").with_context(|| format!("the source does not say that it has failed: {log}"))?;
+    let error = failed["error"].as_str().unwrap_or_default();
+    ensure!(
+        error.contains("QEMU has ended (exit status: 1)") && error.contains("'no-such-device' is not a valid device model name"),
+        "the source does not say what the destination's QEMU has said: {error}"
+    );
+    expect_waiting(&mut receive, &slot)?;
+    stage.park(actor, source)
 }
 
 /// Whether the destination's vmemctl has refused a guest, and waits for another.

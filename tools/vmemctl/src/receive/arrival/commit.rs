@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::failure::Trouble;
 use crate::guest::{self, GuestError, LIMIT};
 use crate::message::{FromDestination, FromSource};
+use crate::printable::printable;
 use crate::receive::door::{Door, Visitor};
 use crate::receive::monitor::Wait;
 use crate::record::{Incoming, Phase};
@@ -124,7 +125,7 @@ impl Arrival {
                 self.aborted = true;
                 return Err(Trouble::other(format!(
                     "the source has changed its mind: {}",
-                    reason.escape_debug()
+                    printable(&reason)
                 )));
             }
             Ok(Some(other)) => return Err(Trouble::other(format!("the source said something out of order: {other:?}"))),
