@@ -2,8 +2,8 @@
 //! What runs in a guest that is moved: the first process of a Linux that has nothing else.
 //!
 //! It has a ticker, which finds the longest time in which the guest did not run (`ticker`); memory of which each word is known, and
-//! a worker that writes all over it (`worker`, `page`); another process that may be lost (`victim`); and a TCP service to talk to
-//! (`service`). It is asked over TCP what it has seen.
+//! a worker that writes all over it (`worker`, `page`); another process that may be lost (`victim`); traffic that keeps its network
+//! device busy (`traffic`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
 #![forbid(unsafe_code)]
 
 mod clock;
@@ -11,6 +11,7 @@ mod page;
 mod report;
 mod service;
 mod ticker;
+mod traffic;
 mod victim;
 mod worker;
 

@@ -9,6 +9,7 @@ use std::thread;
 
 use crate::report::{self, Report};
 use crate::ticker::Ticker;
+use crate::traffic::Traffic;
 use crate::victim::Victim;
 use crate::worker::{Work, Worker};
 
@@ -26,6 +27,7 @@ struct Guest {
     ticker: Arc<Ticker>,
     answers: AtomicU64,
     victim: Mutex<Option<Victim>>,
+    traffic: Mutex<Option<Traffic>>,
 }
 
 /// Opens the port.
@@ -37,6 +39,7 @@ pub(crate) fn listen(worker: Arc<Worker>, ticker: Arc<Ticker>) -> std::io::Resul
             ticker,
             answers: AtomicU64::new(0),
             victim: Mutex::default(),
+            traffic: Mutex::default(),
         }),
     })
 }
@@ -76,6 +79,25 @@ impl Guest {
         answer.unwrap_or_else(|error: std::io::Error| error.to_string())
     }
 
+    /// Starts to send datagrams to `to`.
+    fn traffic(&self, to: &str) -> String {
+        let started = to.parse().map_err(|_| std::io::ErrorKind::InvalidInput.into());
+        match (started.and_then(Traffic::start), self.traffic.lock()) {
+            (Ok(started), Ok(mut traffic)) => {
+                *traffic = Some(started);
+                "ok".to_owned()
+            }
+            (Err(error), _) => error.to_string(),
+            (_, Err(_)) => "the traffic is lost".to_owned(),
+        }
+    }
+
+    /// Ends the traffic; answers how many datagrams of others have come.
+    fn quiet(&self) -> String {
+        let traffic = self.traffic.lock().ok().and_then(|mut traffic| traffic.take());
+        traffic.map_or(0, |traffic| traffic.received()).to_string()
+    }
+
     fn answer(&self, line: &str) -> String {
         let ok = "ok".to_owned();
         match line.split_once(' ').unwrap_or((line, "")) {
@@ -98,6 +120,8 @@ impl Guest {
             // A new one; the last one, if it lives, ends with its pipes.
             ("victim", _) => self.victim(true, "frames"),
             ("touch", _) => self.victim(false, line),
+            ("traffic", to) => self.traffic(to),
+            ("quiet", _) => self.quiet(),
             ("verify", _) => report::line(&self.worker.verify()),
             _ => format!("{line} {}", self.answers.fetch_add(1, Ordering::Relaxed)),
         }

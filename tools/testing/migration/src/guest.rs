@@ -255,6 +255,19 @@ impl Guest {
         self.ask(&format!("touch {page}"))
     }
 
+    /// It starts to send datagrams to this address, without a pause.
+    pub(crate) fn start_traffic(&self, to: SocketAddr) -> Result<()> {
+        self.order(&format!("traffic {to}"))
+    }
+
+    /// It ends that; returns how many datagrams of others have come to it.
+    pub(crate) fn end_traffic(&self) -> Result<u64> {
+        let answer = self.ask("quiet")?;
+        answer
+            .parse()
+            .with_context(|| format!("the guest answers {answer:?} and not with a number"))
+    }
+
     fn order(&self, order: &str) -> Result<()> {
         let answer = self.ask(order)?;
         ensure!(answer == "ok", "the guest answers {answer:?} to {order:?}");

@@ -45,7 +45,7 @@ impl Machine {
 
     /// As [`Machine::boot`], once.
     pub(crate) fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
-        let slot = Slot::new(host, guest)?;
+        let slot = Slot::new(host, guest.number)?;
         let arguments = guest.arguments(&slot, memory);
         let name = slot.name();
         let mut machine = Self::start(slot, guest, &arguments)?;
@@ -62,7 +62,7 @@ impl Machine {
 
     /// Starts a QEMU which waits for a guest.
     pub(crate) fn incoming(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
-        let slot = Slot::new(host, guest)?;
+        let slot = Slot::new(host, guest.number)?;
         let mut arguments = guest.arguments(&slot, memory);
         arguments.extend(["-incoming", "defer"].map(str::to_owned));
         Self::start(slot, guest, &arguments)

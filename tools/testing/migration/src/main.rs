@@ -26,6 +26,7 @@ mod report;
 mod rig;
 mod slot;
 mod suite;
+mod traffic;
 mod trial;
 mod variant;
 mod vmemctl;

@@ -55,6 +55,14 @@ impl Host {
         }
     }
 
+    /// Its address of IPv6 there.
+    pub(crate) fn address_v6(self) -> &'static str {
+        match self {
+            Self::First => "2001:db8::1",
+            Self::Second => "2001:db8::2",
+        }
+    }
+
     /// The other one.
     pub(crate) fn other(self) -> Self {
         match self {
@@ -166,6 +174,7 @@ impl Network {
         ))?;
         for host in Host::BOTH {
             host.ip(&format!("address add {}/24 dev wire", host.address()))?;
+            host.ip(&format!("address add {}/64 dev wire nodad", host.address_v6()))?;
             host.ip("link set wire up")?;
             host.shape(wire)?;
         }

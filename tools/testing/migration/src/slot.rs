@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use rustix::process::Pid;
 
 use crate::evidence;
-use crate::guest::Guest;
 use crate::network::Host;
 
 /// Where the directories of all slots are.
@@ -27,16 +26,16 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Makes the directory and the tap.
-    pub(crate) fn new(host: Host, guest: &Guest) -> Result<Self> {
+    /// Makes the directory and the tap of the guest of this number.
+    pub(crate) fn new(host: Host, number: u8) -> Result<Self> {
         let slot = Self {
             host,
-            number: guest.number,
+            number,
             directory: format!(
                 "{DIRECTORIES}/{:03}-{}-guest{}",
                 SLOTS.fetch_add(1, Ordering::Relaxed),
                 host.name(),
-                guest.number
+                number
             )
             .into(),
         };

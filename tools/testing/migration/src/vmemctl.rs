@@ -57,7 +57,8 @@ impl Vmemctl {
     fn start_receive(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
         let listen = format!("{}:{}", slot.host.address(), guest.port());
         let qmp = slot.qmp();
-        let mut words = vec!["receive", "--listen", &listen, "--qmp", path(&qmp)?];
+        let mut words = vec!["receive", "--qmp", path(&qmp)?];
+        words.extend(unless_given(options, "--listen", &listen));
         words.extend_from_slice(options);
         Self::start(slot, guest.variant, "receive", &words)
     }
@@ -66,7 +67,8 @@ impl Vmemctl {
     pub(crate) fn migrate(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
         let to = format!("{}:{}", slot.host.other().address(), guest.port());
         let qmp = slot.qmp();
-        let mut words = vec!["migrate", "--qmp", path(&qmp)?, "--to", &to];
+        let mut words = vec!["migrate", "--qmp", path(&qmp)?];
+        words.extend(unless_given(options, "--to", &to));
         words.extend_from_slice(options);
         Self::start(slot, guest.variant, "migrate", &words)
     }
@@ -153,6 +155,14 @@ impl Drop for Vmemctl {
     fn drop(&mut self) {
         // It may have ended.
         let _ = self.kill();
+    }
+}
+
+/// An option with this value, unless the options have one.
+fn unless_given<'a>(options: &[&str], option: &'a str, value: &'a str) -> Vec<&'a str> {
+    match options.contains(&option) {
+        true => Vec::new(),
+        false => vec![option, value],
     }
 }
 

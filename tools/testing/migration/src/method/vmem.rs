@@ -22,7 +22,7 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Starts `vmemctl receive`, with these more options.
     pub(crate) fn new(guest: &Guest, source: Machine, options: &[&str]) -> Result<Self> {
-        let slot = Slot::new(source.slot.host.other(), guest)?;
+        let slot = Slot::new(source.slot.host.other(), guest.number)?;
         let receive = Vmemctl::receive(&slot, guest, options)?;
         Ok(Self {
             guest: guest.clone(),

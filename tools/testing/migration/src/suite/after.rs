@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use super::stage::{Actor, Journey, Stage};
 use crate::machine::Machine;
 use crate::patience::wait_until;
+use crate::traffic::Traffic;
 use crate::vmemctl::Vmemctl;
 
 super::tests![
@@ -18,6 +19,7 @@ super::tests![
     the_sources_vmemctl_dies,
     the_destinations_vmemctl_dies,
     receive_and_its_vmemd_are_killed_together,
+    receive_and_its_vmemd_are_killed_together_and_the_guests_network_is_busy,
     the_source_is_back_after_the_retries,
     the_source_host_is_gone,
 ];
@@ -86,7 +88,26 @@ fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
 /// Nobody serves the guest for a while: it waits, and so does QEMU's main loop if it touches a page that is missing. QEMU then answers
 /// nothing before pages come again.
 fn receive_and_its_vmemd_are_killed_together(stage: &Stage) -> Result<()> {
-    let (actor, mut journey) = switched(stage, &[])?;
+    let (actor, journey) = switched(stage, &[])?;
+    let machine = killed_together(stage, &actor, journey)?;
+    stage.park(actor, machine)
+}
+
+/// QEMU's main loop copies what comes for the guest into its memory: that is where it waits.
+fn receive_and_its_vmemd_are_killed_together_and_the_guests_network_is_busy(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let traffic = Traffic::start(&actor.guest)?;
+    // So that few of the pages that the device needs have come by then.
+    stage.rig.network.set_rate("5mbit")?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    journey.wait_switched()?;
+    let machine = killed_together(stage, &actor, journey)?;
+    traffic.end(&actor.guest)?;
+    stage.park(actor, machine)
+}
+
+/// Kills `receive` and its vmemd; the next `receive` goes on.
+fn killed_together(stage: &Stage, actor: &Actor, mut journey: Journey) -> Result<Machine> {
     // In this order: the first would start the second again.
     journey.prepared.receive.kill()?;
     journey.prepared.slot.host.kill_all("vmemd")?;
@@ -94,8 +115,7 @@ fn receive_and_its_vmemd_are_killed_together(stage: &Stage) -> Result<()> {
     journey.prepared.receive = Vmemctl::resume(&journey.prepared.slot, &actor.guest)?;
     hurry(stage)?;
     journey.migrate.expect(&journey.prepared.source.slot, 0)?;
-    let machine = received(journey)?;
-    stage.park(actor, machine)
+    received(journey)
 }
 
 /// The guest is paused, or waits in QEMU, which then gets to the order to pause it only when the source is back. It goes on in any case.

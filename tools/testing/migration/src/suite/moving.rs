@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -20,6 +21,8 @@ use crate::vmemctl::Vmemctl;
 super::tests![
     a_running_guest_is_moved,
     a_guest_is_moved_over_a_protected_network,
+    a_guest_comes_over_protected_ipv6_to_all_addresses,
+    a_guest_comes_over_protected_ipv4_to_all_addresses_of_ipv6,
     a_guest_goes_back_and_forth,
     a_guest_with_two_memory_backends_is_moved_and_its_source_freed,
     two_guests_are_moved_at_once,
@@ -53,7 +56,7 @@ fn a_guest_is_moved_over_a_protected_network(stage: &Stage) -> Result<()> {
     let (good, other) = (good.to_string_lossy(), other.to_string_lossy());
     let good = ["--tls", good.as_ref()];
     // Somebody whom another authority has certified gets no guest.
-    let slot = Slot::new(source.slot.host.other(), &actor.guest)?;
+    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
     let options = ["--tls", other.as_ref(), "--region", "stranger=1M"];
     let mut stranger = Vmemctl::receive_as(&slot, &actor.guest, &options)?;
     Vmemctl::migrate(&source.slot, &actor.guest, &good)?.expect(&source.slot, LOCAL)?;
@@ -61,6 +64,29 @@ fn a_guest_is_moved_over_a_protected_network(stage: &Stage) -> Result<()> {
     drop(slot);
     let moved = actor.set_out(source, &good, &good)?.arrive()?;
     stage.park(actor, moved.machine)
+}
+
+/// The destination listens on all of its addresses, the source connects to this one of them, and both look at certificates.
+fn moved_to_all_addresses(stage: &Stage, address: fn(Host) -> &'static str) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let identity = identity::write(&Host::BOTH.map(address), Path::new("/tmp/identity-of-all"))?;
+    let identity = identity.to_string_lossy();
+    let to = SocketAddr::new(address(source.slot.host.other()).parse()?, actor.guest.port()).to_string();
+    let listen = format!("[::]:{}", actor.guest.port());
+    let receive = ["--listen", &listen, "--tls", identity.as_ref()];
+    let migrate = ["--to", &to, "--tls", identity.as_ref()];
+    let moved = actor.set_out(source, &receive, &migrate)?.arrive()?;
+    stage.park(actor, moved.machine)
+}
+
+fn a_guest_comes_over_protected_ipv6_to_all_addresses(stage: &Stage) -> Result<()> {
+    moved_to_all_addresses(stage, Host::address_v6)
+}
+
+/// The destination's socket calls the source `::ffff:198.51.100.1`, for which no certificate is: its vmemd has to look for the source
+/// by the address of IPv4.
+fn a_guest_comes_over_protected_ipv4_to_all_addresses_of_ipv6(stage: &Stage) -> Result<()> {
+    moved_to_all_addresses(stage, Host::address)
 }
 
 fn a_guest_goes_back_and_forth(stage: &Stage) -> Result<()> {
