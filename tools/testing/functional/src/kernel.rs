@@ -8,13 +8,20 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use crate::failure::{Outcome, ensure};
+use crate::failure::{Outcome, ensure, equal};
 use crate::world::{field, run_command};
 
 /// Whether the kernel handles broken memory (CONFIG_MEMORY_FAILURE), as that of a distribution does.
 pub(crate) fn handles_broken_memory() -> bool {
     Path::new("/proc/sys/vm/memory_failure_recovery").exists()
+}
+
+/// Whether it is one of the debug kernels, on which all takes many times as long (tools/testing/kernel).
+pub(crate) fn checks_itself() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    release.ends_with("-vmem-kasan") || release.ends_with("-vmem-kcsan")
 }
 
 /// A block device in compressed memory.
@@ -180,6 +187,32 @@ impl Drop for Freezer {
             sleep(Duration::from_millis(10));
         }
         let _ = run_command("umount", &[&self.mount.to_string_lossy()]);
+    }
+}
+
+/// Whether the machine can be told to suspend to idle.
+pub(crate) fn can_suspend() -> bool {
+    fs::read_to_string("/sys/power/state").is_ok_and(|states| states.split_whitespace().any(|state| state == "freeze"))
+}
+
+/// Has the machine suspend to idle: all processes are frozen, and then its devices are stopped. The virtual machine's file system cannot be
+/// stopped, which ends it at once. A process that cannot be frozen would have ended it before, and is an error.
+pub(crate) fn suspend() -> Outcome {
+    let failures = || -> Outcome<u64> { Ok(fs::read_to_string("/sys/power/suspend_stats/failed_freeze")?.trim().parse()?) };
+    let before = failures()?;
+    // It wakes up should that file system be stopped some day.
+    let alarm = Path::new("/sys/class/rtc/rtc0/wakealarm");
+    let _ = fs::write(alarm, "+20");
+    let suspended = fs::write("/sys/power/state", "freeze");
+    let _ = fs::write(alarm, "0");
+    equal!(failures()?, before);
+    match suspended {
+        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+            let step = fs::read_to_string("/sys/power/suspend_stats/last_failed_step")?;
+            equal!(step.lines().next(), Some("suspend"));
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }
 

@@ -45,6 +45,7 @@ use tests;
 fn possible(name: &str) -> bool {
     match group(name) {
         "injection" => injector::available(),
+        "freeze" if suite::freeze::SUSPENDS.contains(&name) => kernel::can_suspend(),
         "freeze" => kernel::Freezer::available(),
         "numa" => suite::numa::available(),
         "track" if name == suite::track::BEGINS_BESIDE_MMAP => !injector::available(),

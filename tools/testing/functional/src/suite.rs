@@ -11,13 +11,14 @@ mod daemon_death;
 mod death;
 mod dump;
 mod exit;
-mod freeze;
+pub(crate) mod freeze;
 mod gup;
 mod huge;
 mod info;
 mod injection;
 mod mapping;
 mod mark;
+mod metrics;
 mod module;
 mod name;
 pub(crate) mod numa;
@@ -80,6 +81,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::region_command::TESTS,
         qemu::TESTS,
         vmemd::TESTS,
+        metrics::TESTS,
         receive::TESTS,
         stress::TESTS,
         death::TESTS,

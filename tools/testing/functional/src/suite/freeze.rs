@@ -9,12 +9,23 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{MemoryAt, write_from};
 
 use crate::failure::{Outcome, ensure, equal};
-use crate::kernel::Freezer;
+use crate::kernel::{Freezer, suspend};
 use crate::program::{Program, asleep};
 use crate::setting::{Setting, check_words};
 use crate::world::wait_until;
 
-crate::tests![who_waits_in_a_system_call_can_be_frozen, who_waits_in_user_mode_can_be_frozen,];
+crate::tests![
+    who_waits_in_a_system_call_can_be_frozen,
+    who_waits_in_user_mode_can_be_frozen,
+    who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending,
+    who_waits_in_user_mode_does_not_keep_the_machine_from_suspending,
+];
+
+/// Those that want a kernel that can suspend.
+pub(crate) const SUSPENDS: [&str; 2] = [
+    "freeze::who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending",
+    "freeze::who_waits_in_user_mode_does_not_keep_the_machine_from_suspending",
+];
 
 /// Freezes a program that waits for page 1, fills the page meanwhile, and lets it go on.
 fn frozen_while_it_waits(name: &str, program: impl FnOnce(&Setting) -> Outcome<Vec<u64>>) -> Outcome {
@@ -33,25 +44,53 @@ fn frozen_while_it_waits(name: &str, program: impl FnOnce(&Setting) -> Outcome<V
     check_words(&program.join()?, 1)
 }
 
+/// The machine suspends while a program waits for page 1, which waits on when the machine is back, and gets the page.
+fn suspended_while_it_waits(program: impl FnOnce(&Setting) -> Outcome<Vec<u64>>) -> Outcome {
+    let setting = Setting::new(4)?;
+    let program = Program::start(|| program(&setting))?;
+    equal!(setting.take_request()?, 1);
+    setting.wait_waiters(1)?;
+    suspend()?;
+    setting.wait_waiters(1)?;
+    setting.fill([1])?;
+    check_words(&program.join()?, 1)
+}
+
+/// Reads page 1 by write(2), which waits in it.
+fn read_in_a_system_call(setting: &Setting) -> Outcome<Vec<u64>> {
+    let area = setting.area()?;
+    let (reader, writer) = pipe()?;
+    let memory = MemoryAt {
+        area: &area,
+        offset: PAGE_SIZE,
+        len: PAGE_SIZE,
+    };
+    equal!(write_from(&writer, memory)?, PAGE_SIZE);
+    let mut bytes = vec![0; PAGE_SIZE];
+    equal!(rustix::io::read(&reader, &mut bytes)?, PAGE_SIZE);
+    Ok(bytes
+        .chunks_exact(8)
+        .map(|word| word.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
+        .collect())
+}
+
+/// Reads page 1 by touching it.
+fn read_in_user_mode(setting: &Setting) -> Outcome<Vec<u64>> {
+    Ok(setting.area()?.page(1))
+}
+
 fn who_waits_in_a_system_call_can_be_frozen() -> Outcome {
-    frozen_while_it_waits("call", |setting| {
-        let area = setting.area()?;
-        let (reader, writer) = pipe()?;
-        let memory = MemoryAt {
-            area: &area,
-            offset: PAGE_SIZE,
-            len: PAGE_SIZE,
-        };
-        equal!(write_from(&writer, memory)?, PAGE_SIZE);
-        let mut bytes = vec![0; PAGE_SIZE];
-        equal!(rustix::io::read(&reader, &mut bytes)?, PAGE_SIZE);
-        Ok(bytes
-            .chunks_exact(8)
-            .map(|word| word.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
-            .collect())
-    })
+    frozen_while_it_waits("call", read_in_a_system_call)
 }
 
 fn who_waits_in_user_mode_can_be_frozen() -> Outcome {
-    frozen_while_it_waits("user", |setting| Ok(setting.area()?.page(1)))
+    frozen_while_it_waits("user", read_in_user_mode)
+}
+
+fn who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending() -> Outcome {
+    suspended_while_it_waits(read_in_a_system_call)
+}
+
+fn who_waits_in_user_mode_does_not_keep_the_machine_from_suspending() -> Outcome {
+    suspended_while_it_waits(read_in_user_mode)
 }

@@ -5,7 +5,7 @@ use vmem::{Control, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::AreaBuilder;
 
 use crate::failure::{Outcome, ensure, equal};
-use crate::injector;
+use crate::kernel::checks_itself;
 use crate::program::Program;
 use crate::setting::{Board, Setting, check_page, mapped_pages, minor_faults, pages};
 use crate::watchdog::still_moving;
@@ -270,8 +270,8 @@ fn processes_that_end_meanwhile_are_left_alone() -> Outcome {
 fn mappings_without_number_hold_up_neither_populate_nor_conversion() -> Outcome {
     const FEW: usize = 8;
     const MANY: usize = 5;
-    // The kernels that check themselves take minutes for so many, and the programs do not wait for so long.
-    let each = if injector::available() { 1_000 } else { 60_000 };
+    // Kernels that check themselves take minutes for so many, and the programs do not wait for so long.
+    let each = if checks_itself() { 1_000 } else { 60_000 };
     let setting = Setting::new(2)?;
     setting.fill_all()?;
     let board = Board::new()?;

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -158,10 +158,10 @@ pub(super) struct Daemon {
 }
 
 /// How a daemon ended.
-struct End {
+pub(super) struct End {
     code: Option<i32>,
     output: String,
-    errors: String,
+    pub(super) errors: String,
 }
 
 impl Daemon {
@@ -195,8 +195,13 @@ impl Daemon {
         Ok(())
     }
 
+    /// What it says on standard error from now on.
+    pub(super) fn errors(&mut self) -> Outcome<BufReader<ChildStderr>> {
+        Ok(BufReader::new(self.process.0.stderr.take().ok_or("it is read already")?))
+    }
+
     /// Waits until it has ended.
-    fn end(mut self) -> Outcome<End> {
+    pub(super) fn end(mut self) -> Outcome<End> {
         let errors = self.process.0.stderr.take();
         let errors = thread::spawn(|| errors.map(std::io::read_to_string).transpose());
         self.output.read_to_string(&mut self.heard)?;
@@ -212,7 +217,7 @@ impl Daemon {
 
 impl End {
     /// It ended with this code.
-    fn with_code(self, code: i32) -> Outcome<Self> {
+    pub(super) fn with_code(self, code: i32) -> Outcome<Self> {
         ensure!(
             self.code == Some(code),
             "exit code {:?}, not {code}: {}{}",
