@@ -62,8 +62,9 @@ fn read_children(
                 read_children(items, (&inner, &inner), &path, modules)?;
             }
             (None, Some(given)) => {
+                // Its children are beside it, as those of a `mod.rs` are.
                 let file = own.join(given);
-                let children = file.with_extension("");
+                let children = file.parent().context("a file without a directory")?.to_owned();
                 read_file(&file, &children, path, modules)?;
             }
             (None, None) => {

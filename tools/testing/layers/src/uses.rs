@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a file uses of its own crate: `use` and paths that begin with `crate`, `self` or `super`. Paths inside of a macro's arguments are not seen;
-//! a name of another module that stands there alone is of a `use`.
+//! What a file uses of its own crate, and what it gives names: `use`, and paths that begin with `crate`, `self` or `super`, also in the
+//! arguments of macros.
 
 use std::collections::BTreeSet;
 
+use proc_macro2::{TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Attribute, File, Item, ItemMod, ItemUse, UseTree};
+use syn::{Attribute, File, ImplItemFn, Item, ItemMod, ItemUse, Macro, UseTree};
 
 /// A path that a file names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Use {
-    /// From the crate's first file on.
+    /// From the crate's first file on. One that begins with another name than `crate`, `self` or `super` may also be another crate's.
     pub(crate) path: Vec<String>,
+    /// What the file calls it from then on, if it is a `use`.
+    pub(crate) name: Option<String>,
     pub(crate) line: usize,
 }
 
@@ -29,8 +32,11 @@ pub(crate) fn of(path: &[String], syntax: &File) -> Vec<Use> {
 /// Whether what has these attributes is compiled for tests alone.
 pub(crate) fn is_of_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
-        let text = |meta: &syn::MetaList| meta.tokens.to_string();
-        attribute.path().is_ident("cfg") && attribute.meta.require_list().is_ok_and(|meta| text(meta) == "test")
+        let is_test = |meta: &syn::MetaList| {
+            let text = meta.tokens.to_string();
+            text == "test" || text.starts_with("all (test ,")
+        };
+        attribute.path().is_ident("cfg") && attribute.meta.require_list().is_ok_and(is_test)
     })
 }
 
@@ -41,11 +47,13 @@ struct Visitor {
 }
 
 impl Visitor {
-    /// Notes a path, if it is one of this crate's modules.
-    fn note(&mut self, segments: &[String], line: usize) {
+    /// Notes a path, if it can be one of this crate's.
+    fn note(&mut self, segments: &[String], name: Option<&str>, line: usize) {
         let mut path = match segments.first().map(String::as_str) {
             Some("crate") => Vec::new(),
             Some("self" | "super") => self.path.clone(),
+            // By its name a `use` can mean a submodule.
+            Some(_) if name.is_some() => self.path.clone(),
             _ => return,
         };
         for segment in segments {
@@ -55,17 +63,61 @@ impl Visitor {
                 name => path.push(name.to_owned()),
             }
         }
-        self.found.insert(Use { path, line });
+        let name = name.map(str::to_owned);
+        self.found.insert(Use { path, name, line });
     }
 
     fn note_tree(&mut self, before: &[String], tree: &UseTree, line: usize) {
         let with = |name: &syn::Ident| before.iter().cloned().chain([name.to_string()]).collect::<Vec<_>>();
         match tree {
             UseTree::Path(path) => self.note_tree(&with(&path.ident), &path.tree, line),
-            UseTree::Name(name) => self.note(&with(&name.ident), line),
-            UseTree::Rename(name) => self.note(&with(&name.ident), line),
-            UseTree::Glob(_) => self.note(before, line),
+            UseTree::Name(name) => self.note(&with(&name.ident), Some(&name.ident.to_string()), line),
+            UseTree::Rename(name) => self.note(&with(&name.ident), Some(&name.rename.to_string()), line),
+            UseTree::Glob(_) => self.note(before, Some("*"), line),
             UseTree::Group(group) => group.items.iter().for_each(|tree| self.note_tree(before, tree, line)),
+        }
+    }
+
+    /// Notes the paths among the tokens of a macro.
+    fn note_tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        let mut line = 0;
+        for token in tokens {
+            match token {
+                TokenTree::Ident(ident) => {
+                    let ident_line = ident.span().start().line;
+                    let name = ident.to_string();
+                    match path.last().map(String::as_str) {
+                        Some("::") => drop(path.pop()),
+                        _ => self.end_path(&mut path, line),
+                    }
+                    if !path.is_empty() || matches!(name.as_str(), "crate" | "self" | "super") {
+                        path.push(name);
+                        line = ident_line;
+                    }
+                }
+                TokenTree::Punct(punct) if punct.as_char() == ':' && !path.is_empty() => match path.last().map(String::as_str) {
+                    Some(":") => {
+                        path.pop();
+                        path.push("::".to_owned());
+                    }
+                    _ => path.push(":".to_owned()),
+                },
+                TokenTree::Group(group) => {
+                    self.end_path(&mut path, line);
+                    self.note_tokens(group.stream());
+                }
+                _ => self.end_path(&mut path, line),
+            }
+        }
+        self.end_path(&mut path, line);
+    }
+
+    fn end_path(&mut self, path: &mut Vec<String>, line: usize) {
+        path.retain(|segment| !segment.starts_with(':'));
+        if !path.is_empty() {
+            self.note(path, None, line);
+            path.clear();
         }
     }
 }
@@ -78,10 +130,21 @@ impl<'ast> Visit<'ast> for Visitor {
             Item::Fn(item) => &item.attrs,
             Item::Impl(item) => &item.attrs,
             Item::Struct(item) => &item.attrs,
+            Item::Enum(item) => &item.attrs,
+            Item::Trait(item) => &item.attrs,
+            Item::Const(item) => &item.attrs,
+            Item::Static(item) => &item.attrs,
+            Item::Type(item) => &item.attrs,
             _ => return visit::visit_item(self, item),
         };
         if !is_of_tests(attributes) {
             visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast ImplItemFn) {
+        if !is_of_tests(&item.attrs) {
+            visit::visit_impl_item_fn(self, item);
         }
     }
 
@@ -97,8 +160,13 @@ impl<'ast> Visit<'ast> for Visitor {
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-        self.note(&segments, path.span().start().line);
+        self.note(&segments, None, path.span().start().line);
         visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, mac: &'ast Macro) {
+        self.note_tokens(mac.tokens.clone());
+        visit::visit_macro(self, mac);
     }
 }
 
@@ -120,6 +188,14 @@ mod tests {
         );
         assert_eq!(found(&["a"], "fn f() -> crate::c::D { super::h() }"), ["c::D", "h"]);
         assert_eq!(found(&["a"], "mod b { use super::c; use super::super::d; }"), ["a::c", "d"]);
+    }
+
+    #[test]
+    fn paths_in_the_arguments_of_a_macro_are_told() {
+        let text = "fn f() { println!(\"{}\", crate::a::g(self.x, [super::h::I; 2])) }";
+        let mut found = found(&["b", "c"], text);
+        found.retain(|path| path != "b::c");
+        assert_eq!(found, ["a::g", "b::h::I"]);
     }
 
     #[test]
