@@ -69,7 +69,7 @@ fn settle(
         Some(error) => return Err(shared.failed(what, region)(error)),
     };
     for range in &ranges[..ranges.len() - left.len()] {
-        shared.stats.served(&shared.flight.land(region, *range));
+        shared.stats.served(&shared.in_flight.complete(region, *range));
     }
     rest.extend(left);
     Ok(progress.pages)

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmem_pages::range;
 use vmem_source::stop::Stop;
-use vmem_source::{Export, Lane, PageSource};
+use vmem_source::{Export, Lane, PageSource, SourceError};
 
+use crate::connection::{Connect, Connection};
 use crate::error::Error;
 use crate::event::Event;
-use crate::flight::Flight;
-use crate::line::{Connect, Line};
+use crate::in_flight::InFlight;
 use crate::permission::{Permission, Release};
 use crate::shared::{Options, Shared};
 use crate::sink::Sink;
@@ -43,8 +44,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts to fill `targets`. `first` is a source that is open already, on the urgent lane; others are made with `connect`. `events` is
-    /// the sending end of what [`next_event`](Self::next_event) gives.
+    /// Starts to fill `targets`. `first` is a source that is open already, on the urgent lane; others are made with `connect`. Returns the engine,
+    /// and the sending end of what [`next_event`](Self::next_event) gives.
+    ///
+    /// # Errors
+    ///
+    /// A target is not in `first`, or has no pages; a thread or a descriptor cannot be made.
     pub fn start(
         targets: Vec<Target>,
         first: Box<dyn PageSource>,
@@ -54,19 +59,22 @@ impl Engine {
         release: Arc<Release>,
     ) -> Result<(Self, Sender<Event>), Error> {
         let (sender, events) = channel();
-        let (mut exports, mut names, mut sinks) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut exports, mut pages, mut names, mut sinks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for target in targets {
+            let none = || SourceError::BadQuestion(format!("{} has no pages", target.export.name));
+            pages.push(range(0, target.export.pages).ok_or_else(none).map_err(Error::Source)?);
             exports.push(target.export);
             names.push(target.name);
             sinks.push(target.sink);
         }
         let shared = Arc::new(Shared {
             exports,
+            pages,
             names,
             sinks,
             options,
             stats,
-            flight: Flight::default(),
+            in_flight: InFlight::default(),
             faulted: Mutex::default(),
             release,
             short: Mutex::default(),
@@ -81,17 +89,22 @@ impl Engine {
             running: 0,
             halted: false,
         };
-        let line = Line::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
-        engine.spawn("urgent", &shared, move |shared| urgent::run(shared, line))?;
+        let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
+        engine.spawn("urgent", &shared, move |shared| urgent::run(shared, connection))?;
         if options.background {
             engine.stream((0..shared.sinks.len()).collect())?;
         }
         Ok((engine, sender))
     }
 
-    /// Whether the pages of a region that cannot be read are known to be such at the source. A touch can also have timed out before
-    /// anybody asked for its page: where there is no stream, they are asked for once, and it is known when the engine is idle again.
-    pub fn has_asked_for_unreadable(&mut self, region: usize) -> Result<bool, Error> {
+    /// Asks the source for the pages of a region that count as unreadable, unless it was asked before; true if it was. A touch can have timed
+    /// out before anybody asked for its page. Where there is no stream, the pages are asked for once, and what the source says of them is known
+    /// when the engine is idle again.
+    ///
+    /// # Errors
+    ///
+    /// A thread cannot be started.
+    pub fn ask_for_unreadable(&mut self, region: usize) -> Result<bool, Error> {
         let asked = self.asked.contains(&region);
         if !asked {
             self.stream(vec![region])?;
@@ -104,8 +117,8 @@ impl Engine {
         self.asked.extend(&regions);
         let (shared, connect) = (Arc::clone(&self.shared), Arc::clone(&self.connect));
         self.spawn("stream", &shared, move |shared| {
-            let line = Line::connect(Arc::clone(shared), Lane::Stream, connect)?;
-            stream::run(shared, line, &regions)
+            let connection = Connection::connect(Arc::clone(shared), Lane::Stream, connect)?;
+            stream::run(shared, connection, &regions)
         })
     }
 
@@ -126,14 +139,14 @@ impl Engine {
     }
 
     /// Whether the source has nothing to hear any more of what is here.
-    pub fn has_told(&self) -> bool {
+    pub fn is_release_complete(&self) -> bool {
         matches!(self.shared.release.get(), Permission::Never | Permission::Done)
     }
 
     /// Whether nothing is on its way: the stream has ended, and nothing is asked for urgently.
     pub fn is_idle(&self) -> bool {
         // The urgent lane does not end by itself.
-        self.running <= 1 && self.shared.flight.pages().is_empty()
+        self.running <= 1 && self.shared.in_flight.pages().is_empty()
     }
 
     /// Ends the threads, and waits for them for a moment. One that waits for a slow source is left behind: it can do no harm, because a

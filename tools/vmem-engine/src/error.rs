@@ -7,7 +7,6 @@ use vmem_source::SourceError;
 
 /// Why an engine cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The source cannot be used, or not any more.
     #[error("no source")]

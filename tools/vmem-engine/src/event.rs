@@ -9,19 +9,19 @@ use crate::error::Error;
 #[derive(Debug)]
 pub enum Event {
     /// A connection was lost, and is being made again.
-    Lost {
+    Disconnected {
         /// Which.
         lane: Lane,
         /// Why.
         error: SourceError,
     },
     /// It has been made again.
-    Back {
+    Reconnected {
         /// Which.
         lane: Lane,
     },
     /// There is no memory for pages of a region: they are tried again, and others go on.
-    Short {
+    NoMemory {
         /// The region.
         name: String,
     },

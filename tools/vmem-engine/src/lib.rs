@@ -13,7 +13,7 @@
 //! A connection that is lost is made again, and what was in flight is asked for again; meanwhile programs wait. Nothing here holds a
 //! table of pages but the stream's bitmap.
 //!
-//! What belongs to one region from its last page on, until it is plain memory, is [`Finish`]; where everything stands is [`Status`].
+//! A [`Completion`] takes one region from its last page to plain memory; [`Status`] says where everything stands.
 //!
 //! # Example
 //!
@@ -24,7 +24,7 @@
 //! use std::time::{Duration, Instant};
 //!
 //! use vmem::{Control, RegionBuilder};
-//! use vmem_engine::{Choices, Engine, Event, Finish, Options, Permission, Release, Sink, Stats, Status, Target};
+//! use vmem_engine::{CompletionOptions, Engine, Event, Completion, Options, Permission, Release, Sink, Stats, Status, Target};
 //! use vmem_source::local::Local;
 //! use vmem_source::{Lane, PageSource, SourceError};
 //!
@@ -35,17 +35,17 @@
 //!     let size = export.pages * vmem::PAGE_SIZE as u64;
 //!     let region = Arc::new(RegionBuilder::new(size).name("guest0").create(&Control::open()?)?);
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
-//!     let mut finish = [Finish::new("guest0".into(), export.pages, Arc::clone(&sink))?];
+//!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };
 //!     let options = Options { background: true, window: 1024, prefetch: 32, retry: Duration::from_secs(60) };
 //!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
 //!     let release = Arc::new(Release::new(Permission::Never));
 //!     let (mut engine, _events) = Engine::start(vec![target], first, Arc::new(open), options, Arc::clone(&stats), release)?;
 //!     region.ready()?;
-//!     let choices = Choices { populate: true, detach_unmapped: false };
-//!     while !finish[0].settled() {
-//!         finish[0].step(choices, false)?;
-//!         println!("{} bytes are present", Status::take(since, &stats, &finish).regions[0].present);
+//!     let ending = CompletionOptions { populate: true, detach_unmapped: false };
+//!     while !completions[0].is_done() {
+//!         completions[0].step(ending, false)?;
+//!         println!("{} bytes are present", Status::take(since, &stats, &completions).regions[0].present);
 //!         if let Some(Event::Ended(result)) = engine.next_event(Duration::from_millis(100)) {
 //!             result?;
 //!         }
@@ -57,14 +57,16 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod completion;
+mod connection;
 mod engine;
 mod error;
 mod event;
-mod finish;
-mod flight;
-mod foresight;
-mod line;
+mod in_flight;
 mod permission;
+mod plan;
+mod prefetch;
+mod released;
 mod shared;
 mod shortage;
 mod sink;
@@ -73,17 +75,15 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod told;
 mod urgent;
-mod wanted;
 
+pub use completion::{Completion, CompletionOptions, Phase};
+pub use connection::Connect;
 pub use engine::{Engine, Target};
 pub use error::Error;
 pub use event::Event;
-pub use finish::{Choices, Finish, Phase};
-pub use line::Connect;
 pub use permission::{Permission, Release};
 pub use shared::Options;
-pub use sink::{Sink, State};
+pub use sink::{RegionState, Sink};
 pub use stats::{Service, Stats};
 pub use status::{RegionStatus, Status};

@@ -6,13 +6,13 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmem::PageIndex;
+use vmem::{PageIndex, PageRange};
 use vmem_source::stop::Stop;
 use vmem_source::{Export, SourceError};
 
 use crate::error::Error;
 use crate::event::Event;
-use crate::flight::Flight;
+use crate::in_flight::InFlight;
 use crate::permission::Release;
 use crate::sink::Sink;
 use crate::stats::Stats;
@@ -35,13 +35,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What all threads share.
 pub(crate) struct Shared {
-    /// Of each region: its export, its name, and where its pages go.
+    /// Of each region: its export, its pages, its name, and where its pages go.
     pub(crate) exports: Vec<Export>,
+    pub(crate) pages: Vec<PageRange>,
     pub(crate) names: Vec<String>,
     pub(crate) sinks: Vec<Arc<dyn Sink>>,
     pub(crate) options: Options,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) flight: Flight,
+    pub(crate) in_flight: InFlight,
     /// Pages asked for urgently that the stream has not heard of.
     pub(crate) faulted: Mutex<Vec<(usize, PageIndex)>>,
     pub(crate) release: Arc<Release>,
@@ -53,7 +54,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Tells the stream of faults. If it does not listen, nothing is lost but that it goes the same way again.
-    pub(crate) fn tell_stream(&self, region: usize, pages: &[PageIndex]) {
+    pub(crate) fn notify_stream(&self, region: usize, pages: &[PageIndex]) {
         const ENOUGH: usize = 4096;
         let mut faulted = self.faulted.lock().unwrap_or_else(PoisonError::into_inner);
         if self.options.background && faulted.len() < ENOUGH {
@@ -67,13 +68,13 @@ impl Shared {
     }
 
     /// There is no memory for a region. Said now and then: a region at a limit comes and goes.
-    pub(crate) fn report_short(&self, region: usize) {
+    pub(crate) fn report_no_memory(&self, region: usize) {
         const ENOUGH: Duration = Duration::from_secs(60);
         let mut short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
         if short.get(&region).is_none_or(|then| then.elapsed() >= ENOUGH) {
             short.insert(region, Instant::now());
             let name = self.names[region].clone();
-            self.report(Event::Short { name });
+            self.report(Event::NoMemory { name });
         }
     }
 

@@ -49,7 +49,7 @@ impl Shortage {
     }
 
     /// It is asked for: what comes of it is waited for, longer than the last time.
-    pub(crate) fn try_again(&mut self, region: usize) {
+    pub(crate) fn retry(&mut self, region: usize) {
         if let Some(aside) = self.regions.get_mut(&region) {
             aside.pause = (aside.pause * 2).min(LONGEST_PAUSE);
             aside.until = Instant::now() + aside.pause;
@@ -87,7 +87,7 @@ mod tests {
         assert!(!shortage.allows(1) && shortage.allows(0) && shortage.due().is_empty());
         std::thread::sleep(shortage.wait().unwrap_or_default());
         assert_eq!(shortage.due(), [1]);
-        shortage.try_again(1);
+        shortage.retry(1);
         assert!(!shortage.allows(1) && shortage.has(1));
         shortage.end(1);
         assert!(shortage.allows(1) && !shortage.has(1));

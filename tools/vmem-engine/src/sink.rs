@@ -26,12 +26,12 @@ pub trait Sink: Send + Sync {
     /// Calls `each` with every run of absent pages, unreadable ones among them.
     fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error>;
     /// How it is now.
-    fn state(&self) -> Result<State, Error>;
+    fn state(&self) -> Result<RegionState, Error>;
 }
 
 /// How a region is at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct State {
+pub struct RegionState {
     /// Pages present.
     pub present: u64,
     /// Pages marked unreadable.
@@ -84,9 +84,9 @@ impl Sink for Region {
         Ok(())
     }
 
-    fn state(&self) -> Result<State, Error> {
+    fn state(&self) -> Result<RegionState, Error> {
         let info = self.info()?;
-        Ok(State {
+        Ok(RegionState {
             present: info.present,
             unreadable: info.unreadable,
             mappings: info.mappings,

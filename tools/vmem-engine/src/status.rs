@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmem::PAGE_SIZE;
 
-use crate::finish::{Finish, Phase};
+use crate::completion::{Completion, Phase};
 use crate::stats::{Service, Stats, get};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -48,7 +48,7 @@ pub struct RegionStatus {
 
 impl Status {
     /// Now, of a run that began at `since`.
-    pub fn take(since: Instant, stats: &Stats, regions: &[Finish]) -> Self {
+    pub fn take(since: Instant, stats: &Stats, regions: &[Completion]) -> Self {
         Self {
             elapsed: since.elapsed(),
             data: get(&stats.data) * PAGE,
@@ -79,8 +79,8 @@ impl Status {
     }
 }
 
-impl From<&Finish> for RegionStatus {
-    fn from(region: &Finish) -> Self {
+impl From<&Completion> for RegionStatus {
+    fn from(region: &Completion) -> Self {
         Self {
             name: region.name().to_owned(),
             size: region.pages() * PAGE,

@@ -5,16 +5,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmem::PageRange;
+use vmem::{PageRange, PageSet};
 use vmem_source::Readiness;
 
 use crate::apply::apply;
+use crate::connection::Connection;
 use crate::error::Error;
-use crate::line::Line;
+use crate::plan::Plan;
+use crate::released::Released;
 use crate::shared::{Interruption, PATIENCE, Shared};
 use crate::shortage::Shortage;
-use crate::told::Told;
-use crate::wanted::{Plan, Wanted};
 
 /// Pages in one question (1 MiB): large enough that questions cost nothing, small enough to follow the faults.
 const ASK_PAGES: u64 = 256;
@@ -27,15 +27,15 @@ const ASK_RUNS: usize = 256;
 const MOST_RUNS: usize = 1024;
 
 /// Asks for every page that is absent in these regions, once, and ends when all have come.
-pub(crate) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result<(), Error> {
+pub(crate) fn run(shared: &Arc<Shared>, connection: Connection, regions: &[usize]) -> Result<(), Error> {
     let plan = absent(shared, regions)?;
     let mut stream = Stream {
         shared,
-        line,
+        connection,
         plan,
         asked: Asked::default(),
         shortage: Shortage::default(),
-        told: Told::nothing(),
+        released: Released::none(),
     };
     while !shared.stop.is_set() {
         match stream.turn() {
@@ -43,11 +43,11 @@ pub(crate) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result
             Ok(false) => break,
             Err(Interruption::Error(error)) => return Err(error),
             Err(Interruption::Source(error)) => {
-                stream.line.reopen(error)?;
+                stream.connection.reconnect(error)?;
                 stream.asked = Asked::default();
                 stream.plan = absent(shared, regions)?;
                 // What was said last may not have arrived, and the source's records are not ours.
-                stream.told = Told::nothing();
+                stream.released = Released::none();
             }
         }
     }
@@ -56,11 +56,11 @@ pub(crate) fn run(shared: &Arc<Shared>, line: Line, regions: &[usize]) -> Result
 
 struct Stream<'a> {
     shared: &'a Shared,
-    line: Line,
+    connection: Connection,
     plan: Plan,
     asked: Asked,
     shortage: Shortage,
-    told: Told,
+    released: Released,
 }
 
 /// Questions on this connection that are not answered in full.
@@ -104,29 +104,29 @@ impl Stream<'_> {
         }
         // The source is told while it has nothing to answer. It does not read what we say before it has sent its answers, and we do not
         // read those while we talk: with much to say, both would wait for each other.
-        let tell = self.told.is_due(self.shared);
+        let tell = self.released.is_due(self.shared);
         while !tell && self.asked.pages < self.shared.options.window {
             let (runs, shortage) = (ASK_RUNS.min(MOST_RUNS - self.asked.runs), &self.shortage);
             let Some((region, runs)) = self.plan.next(ASK_PAGES, runs, |region| shortage.allows(region)) else {
                 break;
             };
-            self.line.ask(region, &runs)?;
-            self.shortage.try_again(region);
+            self.connection.ask(region, &runs)?;
+            self.shortage.retry(region);
             self.asked.add(&runs);
         }
         if self.asked.pages == 0 {
             return self.nothing_asked(tell);
         }
         if !self.wait()? {
-            let (region, answer) = self.line.next()?;
+            let (region, answer) = self.connection.next()?;
             self.asked.came(answer.pages());
             let short = apply(self.shared, region, &answer)?;
             if short.is_empty() {
                 self.shortage.end(region);
             } else {
-                self.plan.put_back(region, &short);
+                self.plan.requeue(region, &short);
                 if self.shortage.set_aside(region) {
-                    self.shared.report_short(region);
+                    self.shared.report_no_memory(region);
                 }
             }
         }
@@ -136,7 +136,7 @@ impl Stream<'_> {
     /// No answer is due. False if none ever will be.
     fn nothing_asked(&mut self, tell: bool) -> Result<bool, Interruption> {
         if tell {
-            self.told.tell(self.shared, &mut self.line)?;
+            self.released.tell(self.shared, &mut self.connection)?;
             return Ok(true);
         }
         for region in self.shortage.all() {
@@ -148,14 +148,14 @@ impl Stream<'_> {
             self.shared.stop.wait(pause);
             return Ok(true);
         }
-        self.told.tell_all(self.shared, &mut self.line)?;
+        self.released.release_all(self.shared, &mut self.connection)?;
         Ok(false)
     }
 
     /// Waits until there may be an answer. True if it is time to stop instead.
     fn wait(&self) -> Result<bool, Error> {
         let stop = PollFd::new(&self.shared.stop, PollFlags::IN);
-        match self.line.readiness() {
+        match self.connection.readiness() {
             Readiness::Always => Ok(self.shared.stop.is_set()),
             Readiness::When(fd) => {
                 let mut fds = [stop, PollFd::from_borrowed_fd(fd, PollFlags::IN)];
@@ -173,7 +173,7 @@ impl Stream<'_> {
 fn absent(shared: &Shared, regions: &[usize]) -> Result<Plan, Error> {
     let mut plan = Vec::new();
     for (region, sink) in shared.sinks.iter().enumerate() {
-        let mut wanted = Wanted::none_of(shared.exports[region].pages);
+        let mut wanted = PageSet::none_of(shared.pages[region]);
         if regions.contains(&region) {
             sink.absent(&mut |pages| wanted.insert(pages))
                 .map_err(shared.failed("read which pages are present in", region))?;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PageIndex, PageRange};
+use vmem_pages::push;
 use vmem_source::export::{MAX_ASK_PAGES, MAX_ASK_RANGES};
-use vmem_source::page::join;
 use vmem_source::{Lane, Readiness, SourceError};
 
 use crate::apply::apply;
+use crate::connection::Connection;
 use crate::error::Error;
-use crate::foresight::Foresight;
-use crate::line::Line;
+use crate::prefetch::Prefetch;
 use crate::shared::{Interruption, PATIENCE, Shared};
 use crate::shortage::Shortage;
 use crate::stats::add;
@@ -28,13 +28,13 @@ const WINDOW: usize = 1024;
 const BATCH: usize = 64;
 
 /// Serves requests until it is stopped.
-pub(crate) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Error> {
+pub(crate) fn run(shared: &Arc<Shared>, connection: Connection) -> Result<(), Error> {
     Lane::Urgent.take_thread();
     let mut lane = Urgent {
         shared,
-        line,
+        connection,
         asked: 0,
-        foresight: Foresight::new(shared.exports.iter().map(|export| export.pages), shared.options.prefetch),
+        prefetch: Prefetch::new(shared.exports.iter().map(|export| export.pages), shared.options.prefetch),
         latest: 0,
         shortage: Shortage::default(),
         plain: HashSet::new(),
@@ -52,10 +52,10 @@ pub(crate) fn run(shared: &Arc<Shared>, line: Line) -> Result<(), Error> {
 
 struct Urgent<'a> {
     shared: &'a Shared,
-    line: Line,
+    connection: Connection,
     /// Pages asked for on this connection that have not come.
     asked: usize,
-    foresight: Foresight,
+    prefetch: Prefetch,
     /// The region whose requests were taken last.
     latest: usize,
     shortage: Shortage,
@@ -70,17 +70,17 @@ impl Urgent<'_> {
     fn turn(&mut self) -> Result<(), Interruption> {
         let (answer, wanted) = self.wait()?;
         if answer {
-            let (region, answer) = self.line.next()?;
+            let (region, answer) = self.connection.next()?;
             self.heard = Instant::now();
             self.asked = self.asked.saturating_sub(answer.pages() as usize);
             for (pages, _) in answer.contents() {
-                self.foresight.came(region, pages);
+                self.prefetch.came(region, pages);
             }
             let short = apply(self.shared, region, &answer)?;
             self.note_shortage(region, !short.is_empty())?;
         }
         for region in self.shortage.due() {
-            self.try_again(region)?;
+            self.retry(region)?;
         }
         if let Some(region) = wanted {
             self.latest = region;
@@ -94,14 +94,14 @@ impl Urgent<'_> {
             };
             if !pages.is_empty() {
                 add(&self.shared.stats.requests, pages.len() as u64);
-                self.shared.flight.insert(region, &pages);
-                self.shared.tell_stream(region, &pages);
+                self.shared.in_flight.insert(region, &pages);
+                self.shared.notify_stream(region, &pages);
                 let room = WINDOW.saturating_sub(self.asked + pages.len());
-                let ahead = self.foresight.wanted(region, &pages, room);
+                let ahead = self.prefetch.wanted(region, &pages, room);
                 add(&self.shared.stats.ahead, ahead.len() as u64);
                 // What is on its way already is not asked for again.
-                let foreseen = |page: &PageIndex| self.foresight.expects(region, *page);
-                let (_, asked): (Vec<_>, Vec<_>) = pages.into_iter().partition(foreseen);
+                let prefetched = |page: &PageIndex| self.prefetch.expects(region, *page);
+                let (_, asked): (Vec<_>, Vec<_>) = pages.into_iter().partition(prefetched);
                 self.ask(region, asked)?;
                 self.ask(region, ahead)?;
             }
@@ -113,24 +113,24 @@ impl Urgent<'_> {
     fn note_shortage(&mut self, region: usize, short: bool) -> Result<(), SourceError> {
         if short {
             if self.shortage.set_aside(region) {
-                self.shared.report_short(region);
+                self.shared.report_no_memory(region);
             }
         } else if self.shortage.has(region) {
             self.shortage.end(region);
-            self.ask(region, self.shared.flight.of(region))?;
+            self.ask(region, self.shared.in_flight.of(region))?;
         }
         Ok(())
     }
 
     /// Asks for a few pages of a region that was short.
-    fn try_again(&mut self, region: usize) -> Result<(), SourceError> {
-        let mut pages = self.shared.flight.of(region);
+    fn retry(&mut self, region: usize) -> Result<(), SourceError> {
+        let mut pages = self.shared.in_flight.of(region);
         pages.truncate(BATCH);
         if pages.is_empty() {
             self.shortage.end(region);
             return Ok(());
         }
-        self.shortage.try_again(region);
+        self.shortage.retry(region);
         self.ask(region, pages)
     }
 
@@ -147,7 +147,7 @@ impl Urgent<'_> {
                 .map(|region| PollFd::from_borrowed_fd(self.shared.sinks[*region].fd(), PollFlags::IN)),
         );
         let mut patience = PATIENCE;
-        match self.line.readiness() {
+        match self.connection.readiness() {
             Readiness::When(fd) => fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
             Readiness::Always => patience = Duration::ZERO,
         }
@@ -179,7 +179,7 @@ impl Urgent<'_> {
         }
         for pages in pages.chunks(MAX_ASK_PAGES as usize) {
             for ranges in runs(pages).chunks(MAX_ASK_RANGES) {
-                self.line.ask(region, ranges)?;
+                self.connection.ask(region, ranges)?;
             }
         }
         self.asked += pages.len();
@@ -190,18 +190,18 @@ impl Urgent<'_> {
     fn recover(&mut self, error: SourceError) -> Result<(), Error> {
         let mut error = error;
         loop {
-            self.line.reopen(error)?;
+            self.connection.reconnect(error)?;
             self.asked = 0;
-            self.foresight.forget();
-            match self.ask_again() {
+            self.prefetch.forget();
+            match self.ask_for_all_in_flight() {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
         }
     }
 
-    fn ask_again(&mut self) -> Result<(), SourceError> {
-        for same_region in self.shared.flight.pages().chunk_by(|a, b| a.0 == b.0) {
+    fn ask_for_all_in_flight(&mut self) -> Result<(), SourceError> {
+        for same_region in self.shared.in_flight.pages().chunk_by(|a, b| a.0 == b.0) {
             let pages = same_region.iter().map(|(_, page)| *page).collect();
             self.ask(same_region[0].0, pages)?;
         }
@@ -211,12 +211,7 @@ impl Urgent<'_> {
 
 /// Sorted pages as runs.
 fn runs(pages: &[PageIndex]) -> Vec<PageRange> {
-    let mut runs: Vec<PageRange> = Vec::new();
-    for page in pages.iter().map(|page| PageRange::from(*page)) {
-        match runs.last_mut().and_then(|last| join(*last, page).map(|both| (last, both))) {
-            Some((last, both)) => *last = both,
-            None => runs.push(page),
-        }
-    }
+    let mut runs = Vec::new();
+    pages.iter().for_each(|page| push(&mut runs, (*page).into()));
     runs
 }

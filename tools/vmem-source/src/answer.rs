@@ -3,7 +3,7 @@
 
 use vmem::{PAGE_SIZE, PageRange};
 
-use crate::page::join;
+use vmem_pages::join;
 
 /// What is known of the contents of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn range(first: u64, count: u64) -> PageRange {
-        crate::page::range(first, count).expect("a range")
+        vmem_pages::range(first, count).expect("a range")
     }
 
     #[test]

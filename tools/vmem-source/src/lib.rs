@@ -9,13 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
-mod bits;
 pub mod endpoint;
 pub mod export;
 mod link;
 pub mod local;
 pub mod memory;
-pub mod page;
 pub mod peer;
 pub mod serve;
 pub mod source;

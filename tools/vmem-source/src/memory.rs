@@ -18,10 +18,10 @@ use std::time::UNIX_EPOCH;
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 use vmem::{Name, PAGE_SIZE, PageRange};
+use vmem_pages::join;
 
 use crate::answer::Chunk;
 use crate::export::{Export, MAX_PAGES};
-use crate::page::join;
 use file::FileMemory;
 use region::RegionMemory;
 use released::Released;

@@ -15,12 +15,12 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use vmem::PageRange;
+use vmem_pages::{end, split};
 use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
 use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
 use crate::link::{Link, LinkError, Side};
-use crate::page::{end, split};
 use crate::source::{PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};

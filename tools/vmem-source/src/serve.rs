@@ -22,11 +22,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmem::PageRange;
+use vmem_pages::split;
 use vmem_tls::Identity;
 
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::memory::{Memory, ReleaseError};
-use crate::page::split;
 use crate::wire::MAX_EXPORTS;
 use crate::wire::greeting::FEATURE_RELEASE;
 

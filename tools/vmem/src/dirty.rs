@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the dirty log says of a run of pages.
 
+use vmem_pages::push;
 use vmem_sys::calls::Logged;
 use vmem_sys::{Errno, VMEM_MAX_BATCH, vmem_range};
 
-use crate::bits::PageBits;
 use crate::error::call;
-use crate::{Error, PageIndex, PageRange};
+use crate::sys_range::from_sys;
+use crate::{Error, PageIndex, PageRange, PageSet};
 
 /// What the dirty log says of a run of pages: `P` is a `Vec<PageRange>` or a [`DirtyMap`]. It is complete if there is no error; otherwise
 /// it is about the first [`DirtyLog::examined`] pages.
@@ -61,28 +62,28 @@ impl<P> DirtyLog<P> {
 /// A bit for each page of a run of pages: whether it is dirty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirtyMap {
-    bits: PageBits,
+    set: PageSet,
 }
 
 impl DirtyMap {
     /// The pages that the map is about.
     pub fn pages(&self) -> PageRange {
-        self.bits.pages()
+        self.set.pages()
     }
 
     /// Whether `page` is dirty. A page that the map is not about is not.
     pub fn contains(&self, page: PageIndex) -> bool {
-        self.bits.contains(page)
+        self.set.contains(page)
     }
 
     /// The pages that are dirty, in order, in the longest runs.
     pub fn runs(&self) -> impl Iterator<Item = PageRange> {
-        self.bits.runs(true)
+        self.set.runs()
     }
 
     /// The bits themselves, the lowest of the first word for the first of [`DirtyMap::pages`]. Bits after the last page are zero.
     pub fn words(&self) -> &[u64] {
-        self.bits.words()
+        self.set.words()
     }
 }
 
@@ -99,7 +100,8 @@ pub(crate) fn ranges(pages: PageRange, ask: impl Fn(u64, u64, &mut [vmem_range])
     loop {
         let left = pages.count() - log.examined;
         let logged = ask(pages.first().get() + log.examined, left, &mut room);
-        for range in room.iter().take(logged.ranges).filter_map(PageRange::from_sys) {
+        for range in room.iter().take(logged.ranges).filter_map(from_sys) {
+            // One that the end of an answer has cut in two becomes one again.
             push(&mut log.pages, range);
         }
         if !log.add(left, &logged) {
@@ -108,24 +110,11 @@ pub(crate) fn ranges(pages: PageRange, ask: impl Fn(u64, u64, &mut [vmem_range])
     }
 }
 
-/// Adds a run that comes behind the others. One that the end of an answer has cut in two becomes one again.
-fn push(runs: &mut Vec<PageRange>, run: PageRange) {
-    let joined = runs.last_mut().and_then(|last| {
-        let is_next = last.bytes().end == run.first().offset();
-        let both = PageRange::new(last.first(), last.count() + run.count()).filter(|_| is_next)?;
-        *last = both;
-        Some(())
-    });
-    if joined.is_none() {
-        runs.push(run);
-    }
-}
-
 /// The log of `pages` as a bitmap. `ask` makes the call for so many pages from an offset on.
 pub(crate) fn map(pages: PageRange, ask: impl Fn(u64, u64, &mut [u64]) -> Logged) -> DirtyLog<DirtyMap> {
     let mut log = DirtyLog {
         pages: DirtyMap {
-            bits: PageBits::empty(pages),
+            set: PageSet::none_of(pages),
         },
         dirty: 0,
         held: 0,
@@ -135,7 +124,7 @@ pub(crate) fn map(pages: PageRange, ask: impl Fn(u64, u64, &mut [u64]) -> Logged
     loop {
         let left = pages.count() - log.examined;
         // A call that does not go through all of its pages stops at a multiple of 64, or the next one is refused (EINVAL).
-        let words = &mut log.pages.bits.words_mut()[(log.examined / u64::from(u64::BITS)) as usize..];
+        let words = &mut log.pages.set.words_mut()[(log.examined / u64::from(u64::BITS)) as usize..];
         let logged = ask(pages.first().get() + log.examined, left, words);
         if !log.add(left, &logged) {
             return log;
@@ -202,15 +191,6 @@ mod tests {
         assert_eq!((log.dirty, log.examined, calls), (8, 100, 3));
         let (log, _) = in_calls_of(2, &dirty, pages(7, 14));
         assert_eq!(pairs(&log.complete().unwrap()), [(7, 2), (20, 1)]);
-    }
-
-    #[test]
-    fn a_range_that_an_answer_cuts_in_two_is_one() {
-        let mut runs = Vec::new();
-        for (first, count) in [(0, 2), (2, 3), (6, 1), (7, 1)] {
-            push(&mut runs, pages(first, count));
-        }
-        assert_eq!(pairs(&runs), [(0, 5), (6, 2)]);
     }
 
     #[test]

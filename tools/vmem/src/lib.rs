@@ -101,7 +101,6 @@
 #![forbid(unsafe_code)]
 
 mod adopted;
-mod bits;
 mod control;
 mod dirty;
 mod error;
@@ -112,16 +111,19 @@ mod memory;
 mod memory_file;
 mod name;
 mod node;
-mod page;
 mod present;
 mod rate;
 mod region;
 mod snapshot;
+mod sys_range;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod tracking;
 
 pub use vmem_mapping::{Access, Mapping, MappingError, Sharing};
+pub use vmem_pages::{PAGE_SIZE, PageIndex, PageRange, PageSet};
+
+const _: () = assert!(PAGE_SIZE == vmem_mapping::PAGE_SIZE && PAGE_SIZE == vmem_sys::PAGE_SIZE);
 
 #[cfg(feature = "tokio")]
 pub use crate::tokio::AsyncRegion;
@@ -136,7 +138,6 @@ pub use memory::ProcessMemory;
 pub use memory_file::MemoryFile;
 pub use name::{DIRECTORY, Name};
 pub use node::{Node, nodes};
-pub use page::{PAGE_SIZE, PageIndex, PageRange};
 pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};

@@ -3,24 +3,23 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::bits::PageBits;
 use crate::error::call;
-use crate::{Error, PageIndex, PageRange};
+use crate::{Error, PageIndex, PageRange, PageSet};
 
 /// Which pages of a region were present at one moment. Present pages stay so. Of memory that is no region all are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PresentMap {
-    bits: PageBits,
+    set: PageSet,
     present: u64,
 }
 
 impl PresentMap {
     /// Reads the map of all `pages`, which begin at page 0.
     pub(crate) fn get(fd: BorrowedFd<'_>, pages: PageRange) -> Result<Self, Error> {
-        let mut bits = PageBits::empty(pages);
-        let present = vmem_sys::calls::get_present(fd, pages.first().get(), pages.count(), bits.words_mut())
+        let mut set = PageSet::none_of(pages);
+        let present = vmem_sys::calls::get_present(fd, pages.first().get(), pages.count(), set.words_mut())
             .map_err(|errno| Error::from_errno(call::GET_PRESENT, errno))?;
-        Ok(Self { bits, present })
+        Ok(Self { set, present })
     }
 
     /// How many pages are present.
@@ -30,16 +29,16 @@ impl PresentMap {
 
     /// Whether `page` is present. A page that the region does not have is not.
     pub fn contains(&self, page: PageIndex) -> bool {
-        self.bits.contains(page)
+        self.set.contains(page)
     }
 
     /// The pages that are present, in order, in the longest runs.
     pub fn runs(&self) -> impl Iterator<Item = PageRange> {
-        self.bits.runs(true)
+        self.set.runs()
     }
 
     /// The pages that are absent, in order, in the longest runs.
     pub fn absent(&self) -> impl Iterator<Item = PageRange> {
-        self.bits.runs(false)
+        self.set.gaps()
     }
 }

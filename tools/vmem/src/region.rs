@@ -12,6 +12,7 @@ use vmem_sys::calls::{self, FillRange, Outcome};
 use vmem_sys::{Errno, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO};
 
 use crate::error::call;
+use crate::sys_range::to_sys;
 use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map, node};
 
 /// The most pages that one [`Region::next_requests`] returns.
@@ -230,7 +231,7 @@ impl Region {
     }
 
     fn mark(&self, ranges: &[PageRange], flags: u32) -> Progress {
-        let ranges: Vec<_> = ranges.iter().map(|range| range.to_sys()).collect();
+        let ranges = to_sys(ranges);
         batches(call::MARK_PAGE_CACHED, Signals::GoOn, &ranges, |batch| {
             calls::mark_page_cached(self.fd.as_fd(), batch, flags)
         })
@@ -248,7 +249,7 @@ impl Region {
     /// Puts those of the pages that are present into the page tables of all who map the region, so that they will not fault. Absent
     /// ones are passed over. A signal stops this ([`Error::Interrupted`]).
     pub fn make_pages_present(&self, ranges: &[PageRange]) -> Progress {
-        let ranges: Vec<_> = ranges.iter().map(|range| range.to_sys()).collect();
+        let ranges = to_sys(ranges);
         batches(call::MAKE_PAGES_PRESENT, Signals::Stop, &ranges, |batch| {
             calls::make_pages_present(self.fd.as_fd(), batch)
         })

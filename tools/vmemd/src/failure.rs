@@ -12,9 +12,9 @@ pub(crate) enum Failure {
     /// The source cannot be used, or not any more.
     #[error("no source")]
     Source(#[source] SourceError),
-    /// Regions cannot be filled any more.
-    #[error(transparent)]
-    Engine(Error),
+    /// A source that came back has not the memory that it had.
+    #[error("the source came back with other memory as {0}; the region must not mix the two")]
+    OtherMemory(vmem::Name),
     /// The memory that the source exports has another size than the region of its name.
     #[error("region {name} exists with {region} bytes, but the source exports {export}")]
     OtherSize {
@@ -99,9 +99,7 @@ impl Failure {
             Self::Unreadable(_) => 4,
             Self::Kernel { .. } | Self::Exists(_) | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
             Self::Stopped => 6,
-            Self::Engine(Error::OtherMemory(_)) => 7,
-            // What else an engine can fail with is one of the above.
-            Self::Engine(_) => 1,
+            Self::OtherMemory(_) => 7,
         }
     }
 
@@ -124,7 +122,7 @@ impl From<Error> for Failure {
             Error::Region { what, source } => Self::Kernel { what, source },
             Error::Local { what, source } => Self::Local { what, source },
             Error::Halted => Self::Stopped,
-            error => Self::Engine(error),
+            Error::OtherMemory(name) => Self::OtherMemory(name),
         }
     }
 }
@@ -136,7 +134,11 @@ mod tests {
     #[test]
     fn what_an_engine_fails_with_has_the_code_that_vmemd_8_gives_it() {
         let code = |error: Error| Failure::from(error).code();
+        let (what, source) = ("", io::Error::other(""));
+        assert_eq!(code(Error::Local { what, source }), 1);
         assert_eq!(code(Error::Source(SourceError::Closed { within: false })), 2);
+        let (what, source) = (String::new(), vmem::Error::Plain);
+        assert_eq!(code(Error::Region { what, source }), 5);
         assert_eq!(code(Error::Halted), 6);
         let name = vmem::Name::new("ram").expect("a name");
         assert_eq!(code(Error::OtherMemory(name)), 7, "never to be tried again");

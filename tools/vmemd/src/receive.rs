@@ -13,7 +13,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::{Control, PAGE_SIZE};
 use vmem_cli::with_port;
-use vmem_engine::{Choices, Connect, Engine, Event, Finish, Options, Phase, RegionStatus, Sink, Stats, Status, Target};
+use vmem_engine::{
+    Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Stats, Status, Target,
+};
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
@@ -58,7 +60,7 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
 struct Run {
     since: Instant,
     stats: Arc<Stats>,
-    regions: Vec<Finish>,
+    regions: Vec<Completion>,
     metrics: Option<Destination>,
 }
 
@@ -84,7 +86,8 @@ impl Run {
         let mut targets = Vec::new();
         for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
             let sink = Arc::clone(region) as Arc<dyn Sink>;
-            self.regions.push(Finish::new(name.clone(), export.pages, Arc::clone(&sink))?);
+            self.regions
+                .push(Completion::new(name.clone(), export.pages, Arc::clone(&sink))?);
             let export = export.clone();
             targets.push(Target { export, name, sink });
         }
@@ -108,31 +111,31 @@ impl Run {
             region.ready().map_err(Failure::kernel("READY"))?;
         }
         report.ready(&args.source.join(" "), &self.status());
-        let choices = Choices {
+        let choices = CompletionOptions {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
         };
         let result = self.watch(&mut engine, choices, report);
         engine.stop();
         // For the summary. If the kernel has nothing to say, it stays at what it said before.
-        self.regions.iter_mut().for_each(|region| drop(region.look()));
+        self.regions.iter_mut().for_each(|region| drop(region.refresh()));
         result
     }
 
     /// Takes regions to their end until none is left, or something says that it is over.
-    fn watch(&mut self, engine: &mut Engine, choices: Choices, report: &mut Report) -> Result<(), Failure> {
+    fn watch(&mut self, engine: &mut Engine, choices: CompletionOptions, report: &mut Report) -> Result<(), Failure> {
         loop {
             let mut more = false;
             let idle = engine.is_idle();
             for (number, region) in self.regions.iter_mut().enumerate() {
                 let before = region.phase();
-                let known = idle && region.is_present_or_unreadable() && engine.has_asked_for_unreadable(number)?;
+                let known = idle && region.is_present_or_unreadable() && engine.ask_for_unreadable(number)?;
                 more |= region.step(choices, known)?;
                 if region.phase() != before {
                     report.phase(&RegionStatus::from(&*region));
                 }
             }
-            if engine.has_told() && self.regions.iter().all(|region| region.phase() != Phase::Filling) {
+            if engine.is_release_complete() && self.regions.iter().all(|region| region.phase() != Phase::Filling) {
                 // From now on the source may go: somebody may map a complete region long after.
                 engine.halt();
             }
@@ -141,16 +144,16 @@ impl Run {
             if let Some(metrics) = &self.metrics {
                 metrics.set(now);
             }
-            if engine.has_told() && self.regions.iter().all(Finish::settled) {
+            if engine.is_release_complete() && self.regions.iter().all(Completion::is_done) {
                 return match self.regions.iter().map(|region| region.state().unreadable).sum() {
                     0 => Ok(()),
                     pages => Err(Failure::Unreadable(pages)),
                 };
             }
             match engine.next_event(if more { Duration::ZERO } else { TICK }) {
-                Some(Event::Lost { lane, error }) => report.lost(lane, &error),
-                Some(Event::Back { lane }) => report.back(lane),
-                Some(Event::Short { name }) => report.short(&name),
+                Some(Event::Disconnected { lane, error }) => report.lost(lane, &error),
+                Some(Event::Reconnected { lane }) => report.back(lane),
+                Some(Event::NoMemory { name }) => report.short(&name),
                 Some(Event::Ended(result)) => result?,
                 Some(Event::Signal) => return Err(Failure::Stopped),
                 None => {}

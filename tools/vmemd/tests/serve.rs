@@ -78,7 +78,7 @@ fn serve(exports: &[(&str, &Path)]) -> Command {
 }
 
 fn first_byte(source: &mut dyn PageSource) -> u8 {
-    source.ask(0, &[vmem_source::page::range(0, 1).unwrap()]).unwrap();
+    source.ask(0, &[vmem::PageRange::of_len(1).unwrap()]).unwrap();
     let answer = source.next().expect("an answer");
     let (_, contents) = answer.contents().next().unwrap();
     match contents {

@@ -22,7 +22,7 @@ fn a_region_without_memory_keeps_no_other_waiting() {
             wait_until(|| regions[1].present() == 2000);
         }
         let event = engine.next_event(Duration::from_secs(1));
-        assert!(matches!(&event, Some(Event::Short { name }) if name == "a"), "{event:?}");
+        assert!(matches!(&event, Some(Event::NoMemory { name }) if name == "a"), "{event:?}");
         assert_eq!((regions[0].present(), engine.is_idle()), (100, false));
         // Little by little, and in the end enough.
         for room in [101, 150, u64::MAX] {
@@ -55,10 +55,10 @@ fn a_page_whose_touch_timed_out_is_asked_for_before_it_counts_as_unreadable() {
     let (mut engine, _) = start(&regions, to(source.address), options);
     (0..10).for_each(|pgoff| assert!(regions[0].touch(pgoff).is_some()));
     wait_until(|| engine.is_idle());
-    assert!(!engine.has_asked_for_unreadable(0).expect("a thread"));
+    assert!(!engine.ask_for_unreadable(0).expect("a thread"));
     assert!(!engine.is_idle(), "they are on their way");
     finish(&mut engine).expect("a good end");
-    assert!(engine.has_asked_for_unreadable(0).expect("no thread"));
+    assert!(engine.ask_for_unreadable(0).expect("no thread"));
     assert_eq!(check(&regions[0], &files[0]), 300);
     assert_eq!(regions[1].present(), 0, "nothing of the other");
     engine.stop();

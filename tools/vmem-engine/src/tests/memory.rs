@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::{Error, PAGE_SIZE, PageIndex, PageRange, Progress};
-use vmem_source::page::range;
+use vmem_pages::range;
 
-use crate::sink::{Sink, State};
+use crate::sink::{RegionState, Sink};
 
 /// What is known of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -216,10 +216,10 @@ impl Sink for Memory {
         Ok(())
     }
 
-    fn state(&self) -> Result<State, Error> {
+    fn state(&self) -> Result<RegionState, Error> {
         let inner = self.lock();
         let count = |wanted| inner.pages.iter().filter(|page| **page == wanted).count() as u64;
-        Ok(State {
+        Ok(RegionState {
             present: count(Page::Present),
             unreadable: count(Page::Unreadable),
             mappings: inner.mapped.into(),

@@ -24,14 +24,14 @@ fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
     let release = Arc::new(Release::new(Permission::Pending));
     let (mut engine, _) = start_releasing(&[Arc::clone(&memory)], to(source.address), OPTIONS, Arc::clone(&release));
     wait_until(|| memory.present() == 3000);
-    assert!(!engine.has_told());
+    assert!(!engine.is_release_complete());
     assert!(
         std::fs::read(file.path()).expect("the source") == wanted,
         "nothing is given back yet"
     );
     release.set(Permission::Given);
     finish(&mut engine).expect("a good end");
-    assert!(engine.has_told());
+    assert!(engine.is_release_complete());
     // What was said last is on its way.
     wait_until(|| blocks(&file) == 0);
     assert!(memory.contents().0 == wanted);
@@ -53,10 +53,10 @@ fn the_source_keeps_what_would_be_lost_with_the_daemon() {
     wait_until(|| blocks(&files[0]) == 0);
     thread::sleep(Duration::from_millis(1500));
     assert_eq!(check(&regions[1], &files[1]), 300, "nothing of it is given back");
-    assert!(!engine.has_told());
+    assert!(!engine.is_release_complete());
     regions[1].set_mapped(true);
     finish(&mut engine).expect("a good end");
-    assert!(engine.has_told());
+    assert!(engine.is_release_complete());
     wait_until(|| blocks(&files[1]) == 0);
     engine.stop();
 }

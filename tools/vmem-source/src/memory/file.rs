@@ -12,9 +12,9 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use vmem::{PAGE_SIZE, PageRange};
+use vmem_pages::{end, split};
 
 use crate::answer::Chunk;
-use crate::page::{end, split};
 
 pub(super) struct FileMemory {
     file: File,
@@ -105,7 +105,7 @@ impl FileMemory {
 mod tests {
     use super::*;
     use crate::memory::tests::memfd;
-    use crate::page::range;
+    use vmem_pages::range;
 
     /// A hole is known without a read: asking for a terabyte of it is no work.
     #[test]

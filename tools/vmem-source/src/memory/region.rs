@@ -10,9 +10,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vmem::{Access, MapHandle, Mapping, PAGE_SIZE, PageRange, Sharing};
+use vmem_pages::split;
 
 use crate::answer::Chunk;
-use crate::page::split;
 
 pub(super) struct RegionMemory {
     mapping: Mapping,

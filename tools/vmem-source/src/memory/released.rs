@@ -12,10 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use vmem::PageRange;
-
-use crate::bits;
-use crate::page::{end, split};
+use vmem::{PageRange, PageSet};
+use vmem_pages::{end, range, split};
 
 const MAGIC: [u8; 8] = *b"VMEMGONE";
 
@@ -24,8 +22,8 @@ const HEAD_SIZE: u64 = 16;
 
 pub(super) struct Released {
     file: File,
-    map: RwLock<Vec<u8>>,
-    /// Who changes the record has this, and the map's lock only for a moment: the file may be slow, and reading a page waits for the map.
+    gone: RwLock<PageSet>,
+    /// Held while the record is changed. The set's lock is held only for a moment: the file may be slow, and who reads a page waits for the set.
     changing: Mutex<()>,
 }
 
@@ -35,7 +33,7 @@ impl Released {
         let mut head = [0; HEAD_SIZE as usize];
         head[..8].copy_from_slice(&MAGIC);
         head[8..12].copy_from_slice(&identity.to_le_bytes());
-        let size = usize::try_from(pages.div_ceil(8)).map_err(io::Error::other)?;
+        let all = range(0, pages).ok_or_else(|| io::Error::other("no memory has so many pages"))?;
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -46,69 +44,71 @@ impl Released {
             Err(Errno::WOULDBLOCK) => return Err(io::Error::other("another server uses this record")),
             other => other?,
         }
-        let mut map = Vec::new();
-        if file.metadata()?.len() == 0 {
+        let gone = if file.metadata()?.len() == 0 {
             if !may_begin {
                 return Err(io::Error::new(
                     io::ErrorKind::NotFound,
                     "pages of this memory were given back, and this is not the record of them",
                 ));
             }
-            map.resize(size, 0);
-            file.set_len(HEAD_SIZE + size as u64)?;
+            file.set_len(HEAD_SIZE + pages.div_ceil(8))?;
             file.write_all_at(&head, 0)?;
+            PageSet::none_of(all)
         } else {
-            let mut found = [0; HEAD_SIZE as usize];
+            let (mut found, mut bytes) = ([0; HEAD_SIZE as usize], Vec::new());
             file.read_exact(&mut found)?;
-            file.read_to_end(&mut map)?;
-            if found != head || map.len() != size {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "this is no record of this memory; if what it stands for is gone, remove it",
-                ));
-            }
-        }
-        let map = RwLock::new(map);
-        let changing = Mutex::default();
-        Ok(Self { file, map, changing })
+            file.read_to_end(&mut bytes)?;
+            let gone = PageSet::from_bytes(all, &bytes).filter(|_| found == head);
+            gone.ok_or_else(|| {
+                let what = "this is no record of this memory; if what it stands for is gone, remove it";
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            })?
+        };
+        Ok(Self {
+            file,
+            gone: RwLock::new(gone),
+            changing: Mutex::default(),
+        })
     }
 
     /// What is given back as of now; nothing more is while this is held, which is not for long: reading a page can take for ever. Who reads
     /// looks before and after it.
     pub(super) fn look(&self) -> Look<'_> {
         // A note is whole whatever a thread died of.
-        Look(self.map.read().unwrap_or_else(PoisonError::into_inner))
+        Look(self.gone.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Notes `range`, and returns what of it was not noted before. Only that may be given back, and only after this.
     pub(super) fn note(&self, range: PageRange) -> io::Result<Vec<PageRange>> {
         let _changing = self.begin();
-        let fresh = bits::unset_runs(&self.look().0, range);
-        self.change(range, bits::set)?;
+        let fresh = self.look().0.gaps_of(range).collect();
+        self.change(range, PageSet::insert)?;
         Ok(fresh)
     }
 
     /// These pages, which were noted, have not been given back, and it is sure that they are what they were.
     pub(super) fn forget(&self, pages: &[PageRange]) -> io::Result<()> {
         let _changing = self.begin();
-        pages.iter().try_for_each(|range| self.change(*range, bits::clear))
+        pages.iter().try_for_each(|range| self.change(*range, PageSet::remove))
     }
 
     /// Whether nothing has been given back.
     pub(super) fn is_empty(&self) -> bool {
-        self.look().0.iter().all(|byte| *byte == 0)
+        self.look().0.is_empty()
     }
 
-    /// Changes the bits of `range`, in the file first.
-    fn change(&self, range: PageRange, how: impl Fn(&mut [u8], PageRange)) -> io::Result<()> {
-        let first = range.first().get() / 8;
-        let bytes = first as usize..=((end(range) - 1) / 8) as usize;
-        let mut changed = self.look().0[bytes.clone()].to_vec();
-        let shifted = crate::page::range(range.first().get() % 8, range.count());
-        shifted.into_iter().for_each(|range| how(&mut changed, range));
-        self.file.write_all_at(&changed, HEAD_SIZE + first)?;
-        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        map[bytes].copy_from_slice(&changed);
+    /// Changes these pages of the record, in the file first.
+    fn change(&self, pages: PageRange, how: impl Fn(&mut PageSet, PageRange)) -> io::Result<()> {
+        // The whole bytes of the file that have their bits.
+        let first = pages.first().get() / 8 * 8;
+        let last = end(pages).next_multiple_of(8).min(end(self.look().0.pages()));
+        if let Some(around) = range(first, last.saturating_sub(first)) {
+            let mut changed = PageSet::none_of(around);
+            self.look().0.runs_of(around).for_each(|run| changed.insert(run));
+            how(&mut changed, pages);
+            self.file.write_all_at(&changed.to_bytes(), HEAD_SIZE + first / 8)?;
+        }
+        how(&mut self.gone.write().unwrap_or_else(PoisonError::into_inner), pages);
         Ok(())
     }
 
@@ -118,36 +118,34 @@ impl Released {
     }
 }
 
-pub(super) struct Look<'a>(RwLockReadGuard<'a, Vec<u8>>);
+pub(super) struct Look<'a>(RwLockReadGuard<'a, PageSet>);
 
 impl Look<'_> {
-    /// The pages from the beginning of `range` that are alike, whether they are given back, and the rest.
-    pub(super) fn split(&self, range: PageRange) -> (PageRange, bool, Option<PageRange>) {
-        let gone = self.gone(range.first().get());
-        let alike = (range.first().get()..end(range))
-            .take_while(|page| self.gone(*page) == gone)
-            .count();
-        match split(range, alike as u64) {
+    /// The pages from the beginning of `pages` that are alike, whether they are given back, and the rest.
+    pub(super) fn split(&self, pages: PageRange) -> (PageRange, bool, Option<PageRange>) {
+        let gone = self.0.contains(pages.first());
+        let other = if gone {
+            self.0.gaps_of(pages).next()
+        } else {
+            self.0.runs_of(pages).next()
+        };
+        let alike = other.map_or(pages.count(), |other| other.first().get() - pages.first().get());
+        match split(pages, alike) {
             (Some(front), rest) => (front, gone, rest),
             // The first page is like itself.
-            (None, _) => (range, gone, None),
+            (None, _) => (pages, gone, None),
         }
     }
 
-    /// Whether any page of `range` is given back.
-    pub(super) fn has_any(&self, range: PageRange) -> bool {
-        (range.first().get()..end(range)).any(|page| self.gone(page))
-    }
-
-    fn gone(&self, page: u64) -> bool {
-        bits::is_set(&self.0, page)
+    /// Whether any of these pages is given back.
+    pub(super) fn has_any(&self, pages: PageRange) -> bool {
+        self.0.runs_of(pages).next().is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::range;
 
     fn run(first: u64, count: u64) -> PageRange {
         range(first, count).expect("a range")
@@ -162,6 +160,13 @@ mod tests {
         record.note(run(99, 1)).expect("a note");
         assert!(Released::open(&path, 7, 100, true).is_err(), "one server at a time");
         drop(record);
+        let bytes = std::fs::read(&path).expect("the record");
+        assert_eq!(
+            bytes[..16],
+            *b"VMEMGONE\x07\0\0\0\0\0\0\0",
+            "as every server before has written it"
+        );
+        assert_eq!(bytes[16..], [0xf8, 0xff, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x08]);
         let record = Released::open(&path, 7, 100, true).expect("a record");
         let look = record.look();
         assert_eq!(look.split(run(0, 100)), (run(0, 3), false, Some(run(3, 97))));

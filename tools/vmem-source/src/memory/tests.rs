@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vmem::PAGE_SIZE;
+use vmem_pages::range;
 
 use super::*;
 use crate::answer::{Answer, Contents};
-use crate::page::range;
 
 /// A memfd, which knows holes, of `size` bytes, in which each of `pages` holds its number plus one.
 pub(crate) fn memfd(size: u64, pages: &[u64]) -> File {

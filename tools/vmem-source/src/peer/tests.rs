@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Instant;
 
 use vmem::{Name, PAGE_SIZE};
+use vmem_pages::range;
 
 use super::*;
 use crate::answer::{Contents, Kind};
-use crate::page::range;
 use crate::wire::ErrorCode;
 use crate::wire::frame::encode;
 

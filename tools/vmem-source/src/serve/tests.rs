@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::PAGE_SIZE;
+use vmem_pages::range;
 use vmem_tls::Identity;
 
 use super::*;
 use crate::answer::Contents;
 use crate::endpoint::{Endpoint, Security};
 use crate::memory::tests::{memfd, spec};
-use crate::page::range;
 use crate::peer::Peer;
 use crate::source::{PageSource, SourceError};
 use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};

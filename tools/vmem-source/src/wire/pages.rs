@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! PAGES: contents of pages.
 
+use vmem_pages::range;
+
 use super::WireError;
 use super::fields::Fields;
 use crate::answer::{Chunk, Kind, Run, data_len};
-use crate::page::range;
 
 const HEAD_SIZE: usize = 8;
 const ENTRY_SIZE: usize = 16;

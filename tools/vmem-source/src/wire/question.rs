@@ -2,11 +2,11 @@
 //! READ and RELEASE: pages that are asked for, and pages that have come for good.
 
 use vmem::PageRange;
+use vmem_pages::{end, range};
 
 use super::WireError;
 use super::fields::Fields;
 use crate::export::{Export, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
-use crate::page::{end, range};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 16;

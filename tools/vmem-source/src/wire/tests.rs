@@ -4,13 +4,13 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vmem::{Name, PAGE_SIZE, PageRange};
+use vmem_pages::range;
 
 use super::frame::{self, HEADER_SIZE, Header, MAX_PAYLOAD, Type};
 use super::greeting::Greeting;
 use super::{ErrorCode, WireError, exports, pages, question, refusal};
 use crate::answer::{Answer, Chunk, Kind, Run};
 use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_PAGES};
-use crate::page::range;
 
 fn any_lane() -> impl Strategy<Value = Lane> {
     prop_oneof![Just(Lane::Urgent), Just(Lane::Stream)]

@@ -19,19 +19,19 @@ pub type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, SourceError> 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A connection that has been there for this long, and owes no answer, is a good one: what comes after it is new trouble.
+/// A connection that has been there for this long, and owes no answer, is a good one: what comes after it is a new outage.
 const PROVEN: Duration = if cfg!(test) {
     Duration::from_millis(500)
 } else {
     Duration::from_secs(10)
 };
 
-pub(crate) struct Line {
+pub(crate) struct Connection {
     shared: Arc<Shared>,
     lane: Lane,
     connect: Connect,
     open: Open,
-    trouble: Option<Trouble>,
+    outage: Option<Outage>,
 }
 
 /// A source that is open, and how its numbers relate to those of the regions.
@@ -45,12 +45,12 @@ struct Open {
 }
 
 /// A time without a single answer, over several connections.
-struct Trouble {
+struct Outage {
     since: Instant,
     pause: Duration,
 }
 
-impl Trouble {
+impl Outage {
     fn new() -> Self {
         Self {
             since: Instant::now(),
@@ -59,7 +59,7 @@ impl Trouble {
     }
 }
 
-impl Line {
+impl Connection {
     /// Takes over an open source.
     pub(crate) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Error> {
         let open = Open::new(&shared, source)?;
@@ -68,7 +68,7 @@ impl Line {
             lane,
             connect,
             open,
-            trouble: None,
+            outage: None,
         })
     }
 
@@ -76,7 +76,7 @@ impl Line {
     pub(crate) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Error> {
         let source = match connect(lane) {
             Ok(source) => source,
-            Err(error) => retry(&shared, lane, &connect, &mut Trouble::new(), error)?,
+            Err(error) => retry(&shared, lane, &connect, &mut Outage::new(), error)?,
         };
         Self::open(shared, lane, connect, source)
     }
@@ -99,7 +99,7 @@ impl Line {
     /// Waits for an answer; returns it with the region that it is for.
     pub(crate) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
         let answer = self.open.source.next()?;
-        self.trouble = None;
+        self.outage = None;
         self.open.owed = self.open.owed.saturating_sub(answer.pages());
         match self.open.regions.get(&answer.export()) {
             Some(region) => Ok((*region, answer)),
@@ -110,12 +110,12 @@ impl Line {
     }
 
     /// Opens the source again after `error`. When this returns, nothing is in flight any more.
-    pub(crate) fn reopen(&mut self, error: SourceError) -> Result<(), Error> {
+    pub(crate) fn reconnect(&mut self, error: SourceError) -> Result<(), Error> {
         if self.open.owed == 0 && self.open.since.elapsed() > PROVEN {
-            self.trouble = None;
+            self.outage = None;
         }
-        let trouble = self.trouble.get_or_insert_with(Trouble::new);
-        let source = retry(&self.shared, self.lane, &self.connect, trouble, error)?;
+        let outage = self.outage.get_or_insert_with(Outage::new);
+        let source = retry(&self.shared, self.lane, &self.connect, outage, error)?;
         self.open = Open::new(&self.shared, source)?;
         add(&self.shared.stats.reconnects, 1);
         Ok(())
@@ -127,25 +127,25 @@ fn retry(
     shared: &Shared,
     lane: Lane,
     connect: &Connect,
-    trouble: &mut Trouble,
+    outage: &mut Outage,
     mut error: SourceError,
 ) -> Result<Box<dyn PageSource>, Error> {
     let mut told = false;
     loop {
-        if !error.is_transient() || trouble.since.elapsed() >= shared.options.retry {
+        if !error.is_transient() || outage.since.elapsed() >= shared.options.retry {
             return Err(Error::Source(error));
         }
         if !told {
-            shared.report(Event::Lost { lane, error });
+            shared.report(Event::Disconnected { lane, error });
             told = true;
         }
-        if shared.stop.wait(trouble.pause) {
+        if shared.stop.wait(outage.pause) {
             return Err(Error::Halted);
         }
-        trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+        outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
         match connect(lane) {
             Ok(source) => {
-                shared.report(Event::Back { lane });
+                shared.report(Event::Reconnected { lane });
                 return Ok(source);
             }
             Err(again) => error = again,

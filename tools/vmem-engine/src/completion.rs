@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use vmem_source::page::range;
+use vmem_pages::range;
 
 use crate::error::Error;
-use crate::sink::{Sink, State};
+use crate::sink::{RegionState, Sink};
 
 /// Pages put into page tables in one step (64 MiB), between two looks at everything else.
 const POPULATE_PAGES: u64 = 16384;
@@ -30,7 +30,7 @@ pub enum Phase {
 
 /// When and how regions end.
 #[derive(Clone, Copy, Debug)]
-pub struct Choices {
+pub struct CompletionOptions {
     /// Put all pages into page tables first.
     pub populate: bool,
     /// Do not wait for somebody to map it.
@@ -38,16 +38,16 @@ pub struct Choices {
 }
 
 /// A region on its way to its end.
-pub struct Finish {
+pub struct Completion {
     name: String,
     pages: u64,
     sink: Arc<dyn Sink>,
     phase: Phase,
-    state: State,
+    state: RegionState,
     populated: u64,
 }
 
-impl Finish {
+impl Completion {
     /// The region `name` of `pages` pages, which `sink` leads to.
     pub fn new(name: String, pages: u64, sink: Arc<dyn Sink>) -> Result<Self, Error> {
         let state = sink.state().map_err(Error::region(format!("cannot look at region {name}")))?;
@@ -77,17 +77,17 @@ impl Finish {
     }
 
     /// As of the latest look.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> RegionState {
         self.state
     }
 
     /// Whether nothing is left to do.
-    pub fn settled(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Plain | Phase::Unreadable)
     }
 
     /// Looks at the region.
-    pub fn look(&mut self) -> Result<(), Error> {
+    pub fn refresh(&mut self) -> Result<(), Error> {
         self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
         Ok(())
     }
@@ -95,18 +95,18 @@ impl Finish {
     /// Whether, as of the latest look, pages are absent and all of these unreadable. It need not be the source that cannot read them: a page
     /// whose touch has timed out counts as unreadable until it comes.
     pub fn is_present_or_unreadable(&self) -> bool {
-        let State { present, unreadable, .. } = self.state;
+        let RegionState { present, unreadable, .. } = self.state;
         present < self.pages && present + unreadable == self.pages
     }
 
     /// Goes one step on, if it can; none takes long. True if there is another one at once.
     ///
     /// `known` says that the source cannot read what is unreadable as of the latest look.
-    pub fn step(&mut self, choices: Choices, known: bool) -> Result<bool, Error> {
-        if self.settled() {
+    pub fn step(&mut self, choices: CompletionOptions, known: bool) -> Result<bool, Error> {
+        if self.is_done() {
             return Ok(false);
         }
-        self.look()?;
+        self.refresh()?;
         let pages = self.pages;
         self.phase = match self.phase {
             _ if known && self.is_present_or_unreadable() => Phase::Unreadable,

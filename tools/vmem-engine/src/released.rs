@@ -5,28 +5,26 @@
 
 use std::time::{Duration, Instant};
 
-use vmem::PageRange;
+use vmem::PageSet;
 use vmem_source::export::MAX_ASK_RANGES;
-use vmem_source::page::{end, range};
 
+use crate::connection::Connection;
 use crate::error::Error;
-use crate::line::Line;
 use crate::permission::Permission;
 use crate::shared::{Interruption, Shared};
-use crate::wanted::Wanted;
 
 /// How often the source is told.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// What the source has been told on this connection.
-pub(crate) struct Told {
+pub(crate) struct Released {
     /// Pages of each region. Most sources are never told anything, and a bit for each page is 2 MiB for 64 GiB: nothing is here before.
-    regions: Vec<Wanted>,
+    regions: Vec<PageSet>,
     then: Instant,
 }
 
-impl Told {
-    pub(crate) fn nothing() -> Self {
+impl Released {
+    pub(crate) fn none() -> Self {
         Self {
             regions: Vec::new(),
             then: Instant::now(),
@@ -39,7 +37,7 @@ impl Told {
     }
 
     /// Waits for the permission, and tells it of everything. Nothing more will come.
-    pub(crate) fn tell_all(&mut self, shared: &Shared, line: &mut Line) -> Result<(), Interruption> {
+    pub(crate) fn release_all(&mut self, shared: &Shared, connection: &mut Connection) -> Result<(), Interruption> {
         const MOMENT: Duration = Duration::from_millis(20);
         loop {
             match shared.release.get() {
@@ -48,7 +46,7 @@ impl Told {
                 Permission::Given => {
                     let all = all_are_kept(shared)?;
                     if all || self.is_due(shared) {
-                        let told = self.tell(shared, line)?;
+                        let told = self.tell(shared, connection)?;
                         if told {
                             shared.release.set(Permission::Done);
                             return Ok(());
@@ -63,11 +61,10 @@ impl Told {
     }
 
     /// Tells it of what is new. False if there are regions that it must not hear of yet.
-    pub(crate) fn tell(&mut self, shared: &Shared, line: &mut Line) -> Result<bool, Interruption> {
+    pub(crate) fn tell(&mut self, shared: &Shared, connection: &mut Connection) -> Result<bool, Interruption> {
         self.then = Instant::now();
         if self.regions.is_empty() {
-            let none = shared.exports.iter().map(|export| Wanted::none_of(export.pages));
-            self.regions = none.collect();
+            self.regions = shared.pages.iter().map(|pages| PageSet::none_of(*pages)).collect();
         }
         let mut all = true;
         for (region, told) in self.regions.iter_mut().enumerate() {
@@ -75,25 +72,17 @@ impl Told {
                 all = false;
                 continue;
             }
-            let pages = shared.exports[region].pages;
-            let mut news = Wanted::none_of(pages);
-            let mut next = 0;
-            let mut present_until = |first: u64, then: u64| {
-                let run = range(next, first.saturating_sub(next));
-                run.into_iter().for_each(|run: PageRange| news.insert(run));
-                next = then;
-            };
+            let mut news = PageSet::all_of(shared.pages[region]);
             shared.sinks[region]
-                .absent(&mut |absent| present_until(absent.first().get(), end(absent)))
+                .absent(&mut |absent| news.remove(absent))
                 .map_err(shared.failed("read which pages are present in", region))?;
-            present_until(pages, pages);
             news.subtract(told);
             loop {
                 let runs = news.take(0, u64::MAX, MAX_ASK_RANGES);
                 if runs.is_empty() {
                     break;
                 }
-                line.release(region, &runs)?;
+                connection.release(region, &runs)?;
                 runs.into_iter().for_each(|run| told.insert(run));
             }
         }

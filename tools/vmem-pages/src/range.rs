@@ -1,54 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages, runs of pages, and how they relate to bytes. All conversions are here.
+//! Runs of pages.
 
 use std::fmt;
 use std::ops::Range;
 
-use vmem_sys::vmem_range;
-
-/// Size of a page in bytes.
-pub const PAGE_SIZE: usize = vmem_sys::PAGE_SIZE;
-
-const PAGE_BYTES: u64 = PAGE_SIZE as u64;
-
-const _: () = assert!(PAGE_SIZE == vmem_mapping::PAGE_SIZE);
-
-/// A page, by its offset in the region in units of [`PAGE_SIZE`] (`pgoff`).
-///
-/// Its offset in bytes, and that of its end, fit in 64 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PageIndex(u64);
-
-impl PageIndex {
-    /// One more than the greatest page offset there can be.
-    const END: u64 = u64::MAX / PAGE_BYTES;
-
-    /// The page at `pgoff`. `None` if its offset in bytes would not fit in 64 bits.
-    pub const fn new(pgoff: u64) -> Option<Self> {
-        if pgoff < Self::END { Some(Self(pgoff)) } else { None }
-    }
-
-    /// The page that holds the byte `offset`.
-    pub const fn holding(offset: u64) -> Option<Self> {
-        Self::new(offset / PAGE_BYTES)
-    }
-
-    /// The page offset.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// Where the page begins, in bytes.
-    pub const fn offset(self) -> u64 {
-        self.0 * PAGE_BYTES
-    }
-}
-
-impl fmt::Display for PageIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "page {}", self.0)
-    }
-}
+use crate::page::{PAGE_BYTES, PageIndex};
 
 /// A run of one page or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,7 +17,7 @@ pub struct PageRange {
 impl PageRange {
     /// `count` pages from `first` on. `None` if that is no page, or more than there can be.
     pub const fn new(first: PageIndex, count: u64) -> Option<Self> {
-        if count == 0 || count > PageIndex::END - first.0 {
+        if count == 0 || count > PageIndex::END - first.get() {
             return None;
         }
         Some(Self { first, count })
@@ -69,7 +25,7 @@ impl PageRange {
 
     /// The pages of `len` bytes from byte 0 on; the last one may be a part. `None` for no bytes, or more than pages can name.
     pub const fn of_len(len: u64) -> Option<Self> {
-        Self::new(PageIndex(0), len.div_ceil(PAGE_BYTES))
+        Self::new(PageIndex::FIRST, len.div_ceil(PAGE_BYTES))
     }
 
     /// The first page.
@@ -84,29 +40,17 @@ impl PageRange {
 
     /// The offsets of its bytes.
     pub const fn bytes(self) -> Range<u64> {
-        self.first.offset()..(self.first.0 + self.count) * PAGE_BYTES
+        self.first.offset()..(self.first.get() + self.count) * PAGE_BYTES
     }
 
     /// Whether `page` is one of them.
     pub const fn contains(self, page: PageIndex) -> bool {
-        page.0 >= self.first.0 && page.0 - self.first.0 < self.count
+        page.get() >= self.first.get() && page.get() - self.first.get() < self.count
     }
 
     /// The pages, in order.
     pub fn iter(self) -> impl ExactSizeIterator<Item = PageIndex> + DoubleEndedIterator {
-        PageIter(self.first.0..self.first.0 + self.count)
-    }
-
-    /// The run of pages that a call has written. `None` if it is none.
-    pub(crate) fn from_sys(range: &vmem_range) -> Option<Self> {
-        Self::new(PageIndex::new(range.pgoff)?, range.nr_pages)
-    }
-
-    pub(crate) const fn to_sys(self) -> vmem_range {
-        vmem_range {
-            pgoff: self.first.0,
-            nr_pages: self.count,
-        }
+        PageIter(self.first.get()..self.first.get() + self.count)
     }
 }
 
@@ -120,7 +64,7 @@ impl fmt::Display for PageRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.count {
             1 => write!(f, "{}", self.first),
-            count => write!(f, "pages {} to {}", self.first.0, self.first.0 + count - 1),
+            count => write!(f, "pages {} to {}", self.first.get(), self.first.get() + count - 1),
         }
     }
 }
@@ -131,7 +75,7 @@ impl Iterator for PageIter {
     type Item = PageIndex;
 
     fn next(&mut self) -> Option<PageIndex> {
-        self.0.next().map(PageIndex)
+        self.0.next().and_then(PageIndex::new)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -142,11 +86,49 @@ impl Iterator for PageIter {
 
 impl DoubleEndedIterator for PageIter {
     fn next_back(&mut self) -> Option<PageIndex> {
-        self.0.next_back().map(PageIndex)
+        self.0.next_back().and_then(PageIndex::new)
     }
 }
 
 impl ExactSizeIterator for PageIter {}
+
+/// `count` pages from the page offset `first` on; `None` if that is no page, or more than there can be.
+#[must_use]
+pub fn range(first: u64, count: u64) -> Option<PageRange> {
+    PageRange::new(PageIndex::new(first)?, count)
+}
+
+/// The page offset after the last page.
+#[must_use]
+pub fn end(range: PageRange) -> u64 {
+    range.first().get() + range.count()
+}
+
+/// The first `count` pages, if that is any, and the rest, if there is any.
+#[must_use]
+pub fn split(of: PageRange, count: u64) -> (Option<PageRange>, Option<PageRange>) {
+    let front = count.min(of.count());
+    let first = of.first().get();
+    (range(first, front), range(first + front, of.count() - front))
+}
+
+/// The two as one run, if `next` begins where `before` ends.
+#[must_use]
+pub fn join(before: PageRange, next: PageRange) -> Option<PageRange> {
+    if end(before) == next.first().get() {
+        PageRange::new(before.first(), before.count() + next.count())
+    } else {
+        None
+    }
+}
+
+/// Adds a run behind the others; it becomes one with the last of them if it begins where that ends.
+pub fn push(runs: &mut Vec<PageRange>, run: PageRange) {
+    match runs.last_mut().and_then(|last| join(*last, run).map(|both| (last, both))) {
+        Some((last, both)) => *last = both,
+        None => runs.push(run),
+    }
+}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -155,23 +137,6 @@ mod tests {
 
     fn page(pgoff: u64) -> PageIndex {
         PageIndex::new(pgoff).unwrap()
-    }
-
-    #[test]
-    fn a_page_has_an_offset_that_fits() {
-        assert_eq!(page(3).offset(), 3 * PAGE_BYTES);
-        let last = page(PageIndex::END - 1);
-        assert!(last.offset().checked_add(PAGE_BYTES).is_some());
-        assert_eq!(PageIndex::new(PageIndex::END), None);
-        assert_eq!(PageIndex::new(u64::MAX), None);
-    }
-
-    #[test]
-    fn a_byte_is_held_by_its_page() {
-        assert_eq!(PageIndex::holding(0), Some(page(0)));
-        assert_eq!(PageIndex::holding(PAGE_BYTES - 1), Some(page(0)));
-        assert_eq!(PageIndex::holding(PAGE_BYTES), Some(page(1)));
-        assert_eq!(PageIndex::holding(u64::MAX), None);
     }
 
     #[test]
@@ -200,5 +165,32 @@ mod tests {
         assert!(!range.contains(page(1)) && range.contains(page(2)) && range.contains(page(4)) && !range.contains(page(5)));
         assert_eq!(range.to_string(), "pages 2 to 4");
         assert_eq!(PageRange::from(page(7)).to_string(), "page 7");
+    }
+
+    #[test]
+    fn split_keeps_every_page() {
+        let whole = range(10, 5).expect("a range");
+        assert_eq!(split(whole, 0), (None, Some(whole)));
+        assert_eq!(split(whole, 2), (range(10, 2), range(12, 3)));
+        assert_eq!(split(whole, 5), (Some(whole), None));
+        assert_eq!(split(whole, 9), (Some(whole), None));
+    }
+
+    #[test]
+    fn a_run_behind_its_neighbour_becomes_one_with_it() {
+        let run = |first, count| range(first, count).unwrap();
+        let mut runs = Vec::new();
+        [run(0, 2), run(2, 3), run(6, 1), run(7, 1)]
+            .into_iter()
+            .for_each(|run| push(&mut runs, run));
+        assert_eq!(runs, [run(0, 5), run(6, 2)]);
+    }
+
+    #[test]
+    fn only_neighbours_join() {
+        let run = |first, count| range(first, count).expect("a range");
+        assert_eq!(join(run(0, 2), run(2, 3)), range(0, 5));
+        assert_eq!(join(run(0, 2), run(3, 3)), None);
+        assert_eq!(join(run(2, 3), run(0, 2)), None);
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use vmem::{PageIndex, PageRange};
-use vmem_source::page::end;
+use vmem_pages::end;
 
 /// Requests of a region that are remembered.
 const RECENT: usize = 8;
@@ -19,9 +19,9 @@ const FIRST: u64 = 4;
 const LONGEST_STEP: u64 = 1024;
 
 /// What is known of all regions.
-pub(crate) struct Foresight {
+pub(crate) struct Prefetch {
     regions: Vec<Watch>,
-    /// The most pages ahead; none is no foresight.
+    /// The most pages ahead; none is no prefetch.
     limit: u64,
     /// Pages asked for ahead that have not come.
     expected: BTreeSet<(usize, PageIndex)>,
@@ -43,7 +43,7 @@ struct Walk {
     ahead: u64,
 }
 
-impl Foresight {
+impl Prefetch {
     /// For regions with so many pages each, and at most `limit` pages ahead.
     pub(crate) fn new(pages: impl Iterator<Item = u64>, limit: u64) -> Self {
         let watch = |pages| Watch {
@@ -178,7 +178,7 @@ fn keep<T>(queue: &mut VecDeque<T>, most: usize) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use vmem_source::page::range;
+    use vmem_pages::range;
 
     fn page(pgoff: u64) -> PageIndex {
         PageIndex::new(pgoff).unwrap()
@@ -186,9 +186,9 @@ mod tests {
 
     /// What is asked for ahead at each of these requests, one after the other.
     fn ahead(limit: u64, pages: &[u64]) -> Vec<Vec<u64>> {
-        let mut foresight = Foresight::new([1000].into_iter(), limit);
+        let mut prefetch = Prefetch::new([1000].into_iter(), limit);
         let ask = |pgoff: &u64| {
-            foresight
+            prefetch
                 .wanted(0, &[page(*pgoff)], 100)
                 .iter()
                 .map(|page| page.get())
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_foreseen_where_there_is_no_order_or_no_wish() {
+    fn nothing_is_prefetched_where_there_is_no_order_or_no_wish() {
         let asked = ahead(16, &[10, 300, 11, 700, 40, 650, 90, 400]);
         assert!(asked.iter().all(Vec::is_empty), "{asked:?}");
         let asked = ahead(0, &[10, 11, 12, 13]);
@@ -243,21 +243,21 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_foreseen_than_there_is_room_for() {
-        let mut foresight = Foresight::new([1000].into_iter(), 16);
-        let mut ask = |pgoff, room| foresight.wanted(0, &[page(pgoff)], room).len();
+    fn no_more_is_prefetched_than_there_is_room_for() {
+        let mut prefetch = Prefetch::new([1000].into_iter(), 16);
+        let mut ask = |pgoff, room| prefetch.wanted(0, &[page(pgoff)], room).len();
         assert_eq!(
             (ask(10, 9), ask(11, 9), ask(12, 3), ask(17, 0), ask(26, 100)),
             (0, 0, 3, 0, 16)
         );
-        assert!(foresight.expects(0, page(15)) && !foresight.expects(0, page(16)));
+        assert!(prefetch.expects(0, page(15)) && !prefetch.expects(0, page(16)));
     }
 
     #[test]
     fn steps_have_a_limit() {
         let ahead = |step| {
-            let mut foresight = Foresight::new([1 << 20].into_iter(), 16);
-            let mut ask = |pgoff| foresight.wanted(0, &[page(pgoff)], 100).len();
+            let mut prefetch = Prefetch::new([1 << 20].into_iter(), 16);
+            let mut ask = |pgoff| prefetch.wanted(0, &[page(pgoff)], 100).len();
             (ask(0), ask(step), ask(2 * step)).2
         };
         assert_eq!((ahead(LONGEST_STEP), ahead(LONGEST_STEP + 1)), (4, 0));
@@ -265,14 +265,14 @@ mod tests {
 
     #[test]
     fn pages_on_their_way_are_known_until_they_come() {
-        let mut foresight = Foresight::new([1000, 1000].into_iter(), 16);
+        let mut prefetch = Prefetch::new([1000, 1000].into_iter(), 16);
         for pgoff in [10, 11, 12] {
-            foresight.wanted(1, &[page(pgoff)], 100);
+            prefetch.wanted(1, &[page(pgoff)], 100);
         }
-        assert!(foresight.expects(1, page(14)) && !foresight.expects(0, page(14)));
-        foresight.came(1, range(13, 2).unwrap());
-        assert!(!foresight.expects(1, page(14)) && foresight.expects(1, page(15)));
-        foresight.forget();
-        assert!(!foresight.expects(1, page(15)));
+        assert!(prefetch.expects(1, page(14)) && !prefetch.expects(0, page(14)));
+        prefetch.came(1, range(13, 2).unwrap());
+        assert!(!prefetch.expects(1, page(14)) && prefetch.expects(1, page(15)));
+        prefetch.forget();
+        assert!(!prefetch.expects(1, page(15)));
     }
 }
