@@ -24,8 +24,8 @@ pub struct Child {
 
 /// Makes a child that runs `run` and exits with what it returns. Nothing of the parent is dropped in the child.
 ///
-/// The tests call this in their main thread. Other threads of theirs, which the child does not have, hold no lock that `run` takes: they
-/// wait in system calls, or make calls of vmem.
+/// Other threads of the parent, which the child does not have, hold no lock that `run` takes: they wait in system calls, or make calls of vmem.
+/// (One that is about to say that something is wrong holds that of the standard error: the run has failed then.)
 pub fn fork(run: impl FnOnce() -> i32) -> io::Result<Child> {
     // SAFETY: the C library makes its own locks right in the child; of others, see above.
     let pid = checked(unsafe { libc::fork() })?;

@@ -17,6 +17,7 @@ mod model;
 mod numbers;
 mod pace;
 mod program;
+mod reader;
 mod replica;
 mod snapshot;
 mod supervisor;

@@ -6,14 +6,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use rustix::process::{Signal, set_parent_process_death_signal};
 use vmem::{Access, MapHandle, PAGE_SIZE};
-use vmem_functional_sys::{AreaBuilder, End, MemoryAt, fork, write_from};
+use vmem_functional_sys::{AreaBuilder, MemoryAt, write_from};
 
 use crate::board::{Board, Mark, Note};
 use crate::hands::{Hands, name};
 use crate::model::WORDS;
 use crate::numbers::Numbers;
+use crate::reader::{Reader, in_a_child};
 
 const MADV_DONTNEED: i32 = 4;
 const MADV_REMOVE: i32 = 9;
@@ -168,34 +168,13 @@ fn make_copies(hands: &mut Hands<'_>, numbers: &mut Numbers, pages: usize) -> an
     Ok(())
 }
 
-/// Children that touch, and perhaps are killed for it.
+/// A child looks at these pages.
 fn family(hands: &Hands<'_>, numbers: &mut Numbers, run: std::ops::Range<usize>) -> anyhow::Result<()> {
-    let kill = numbers.once_in(3);
-    let child = fork(|| {
-        // Else it waits for its page for good when its parent and all daemons are dead.
-        if set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
-            return 1;
-        }
-        let wrong = run.clone().find_map(|page| hands.check(page).err());
-        wrong.map_or(0, |error| {
-            eprintln!("vmem-stress: a child: {error:#}");
-            1
-        })
-    });
-    let mut child = match child {
-        Err(error) if matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => return Ok(()),
-        other => other.context("fork")?,
-    };
-    if kill {
-        sleep(Duration::from_micros(numbers.below(3000) as u64));
-        child.kill(9)?;
-    }
-    match child.wait()? {
-        End::Exited(0) => Ok(()),
-        End::Killed(9) if kill => Ok(()),
+    let look = || run.clone().try_for_each(|page| hands.check(page));
+    match in_a_child(numbers, look)? {
+        Reader::Right => Ok(()),
         // The same will come to the parent, if it was right.
-        End::Killed(7) => run.clone().try_for_each(|page| hands.check(page)),
-        end => bail!("a child ended with {end:?}"),
+        Reader::Bus => look(),
     }
 }
 

@@ -8,14 +8,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rustix::process::{Signal, set_parent_process_death_signal};
 use vmem::{Adopted, Error, PAGE_SIZE, PageIndex, PageRange, SnapshotOptions, Tracking};
-use vmem_functional_sys::{AreaBuilder, End, fork};
+use vmem_functional_sys::AreaBuilder;
 
 use crate::board::{Board, Mark, Note};
 use crate::image::Image;
 use crate::memory::Memory;
 use crate::numbers::Numbers;
+use crate::reader::{Reader, in_a_child};
 use crate::replica::Replica;
 
 /// How many pages copies may take; 0 is no limit.
@@ -174,36 +174,13 @@ impl<'a> Snapshot<'a> {
         self.image.insert(page, contents).with_context(|| format!("{:?}", self.taken))
     }
 
-    /// A child maps it and looks at these pages. Sometimes it is killed.
+    /// A child maps it and looks at these pages.
     fn read_in_a_child(&mut self, run: Range<usize>, numbers: &mut Numbers) -> anyhow::Result<()> {
-        let kill = numbers.once_in(3);
-        let child = fork(|| {
-            let looked = set_parent_process_death_signal(Some(Signal::KILL))
-                .map_err(Into::into)
-                .and_then(|()| self.look_at_a_mapping(run.clone()));
-            looked.map_or_else(
-                |error| {
-                    eprintln!("vmem-stress: a reader of a snapshot: {error:#}");
-                    1
-                },
-                |()| 0,
-            )
-        });
-        let mut child = match child {
-            Err(error) if matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => return Ok(()),
-            other => other.context("fork")?,
-        };
-        if kill {
-            sleep(Duration::from_micros(numbers.below(3000) as u64));
-            child.kill(Signal::KILL.as_raw())?;
-        }
-        match child.wait()? {
-            End::Exited(0) => Ok(()),
-            End::Killed(9) if kill => Ok(()),
+        match in_a_child(numbers, || self.look_at_a_mapping(run.clone()))? {
+            Reader::Right => Ok(()),
             // A page that was discarded before it came, or cannot be had.
-            End::Killed(7) if self.image.may_miss_any(run)? => Ok(()),
-            End::Killed(7) => self.see_failed(),
-            end => bail!("a reader of a snapshot ended with {end:?}"),
+            Reader::Bus if self.image.may_miss_any(run)? => Ok(()),
+            Reader::Bus => self.see_failed(),
         }
     }
 

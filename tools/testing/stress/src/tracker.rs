@@ -198,14 +198,17 @@ impl Tracker<'_, '_> {
     /// Whether this becomes true while a system call may be under way.
     fn is_heard_of(&self, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<bool> {
         let since = Instant::now();
-        while !condition()? {
-            if since.elapsed() >= HEARD {
-                return Ok(false);
+        loop {
+            // Before the look: this process may have been stopped for longer.
+            let is_last = since.elapsed() >= HEARD;
+            match condition()? {
+                true => return Ok(true),
+                false if is_last => return Ok(false),
+                false => (),
             }
             self.board.count(self.actor, Note::Steps)?;
             sleep(Duration::from_millis(1));
         }
-        Ok(true)
     }
 
     fn is_dirty(&self, page: PageIndex) -> anyhow::Result<bool> {
