@@ -26,6 +26,11 @@ const PROGRAM_SLOT: u32 = 1;
 /// In `include/uapi/linux/kvm.h`.
 const KVM_CLEAR_DIRTY_LOG: Opcode = opcode::read_write::<kvm_clear_dirty_log>(0xae, 0xc0);
 
+/// Bits of the processor's register CR0: protection enable, not write-through, cache disable.
+const CR0_PE: u64 = 1;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+
 /// The guest's two programs, for a processor without paging: each takes one address after the other from the list, touches the byte behind the
 /// first word of that page, and halts at the end. The first only reads. The second only writes, since a store that reads before is two faults
 /// on an emulated processor.
@@ -66,8 +71,11 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// `ENOENT`, `ENODEV` or `ENXIO` if this machine has no KVM; what its calls give.
+    /// `ENOENT`, `ENODEV` or `ENXIO` if this machine has no KVM; `ERANGE` for more memory than the guest's addresses reach; what KVM's calls give.
     pub fn new(memory: &Memory, log: KvmLog) -> Result<Self, Errno> {
+        if MEMORY + (memory.pages() * PAGE_SIZE) as u64 > 1 << 32 {
+            return Err(Errno::RANGE);
+        }
         let machine = Kvm::new().map_err(of_kvm)?.create_vm().map_err(of_kvm)?;
         if log == KvmLog::On {
             // The pages that are taken out of the log and those that are protected again are told apart, as QEMU does it.
@@ -99,7 +107,8 @@ impl Guest {
                 memory_size: (of.pages() * PAGE_SIZE) as u64,
                 userspace_addr: of.address() as u64,
             };
-            // SAFETY: the guest runs only in `run()`, which knows that both memories are there; no reference to either exists.
+            // SAFETY: KVM writes there only while the guest runs, which is in `run()`. That borrows a `Memory` of this address and length, and
+            // owns the programs'; no reference to either exists.
             unsafe { machine.set_user_memory_region(region) }.map_err(of_kvm)?;
         }
         let processor = machine.create_vcpu(0).map_err(of_kvm)?;
@@ -118,8 +127,8 @@ impl Guest {
         for data in [&mut registers.ds, &mut registers.es, &mut registers.ss] {
             *data = flat(0x3);
         }
-        // Protected mode.
-        registers.cr0 |= 1;
+        // Protected mode, with caches.
+        registers.cr0 = (registers.cr0 | CR0_PE) & !(CR0_NW | CR0_CD);
         processor.set_sregs(&registers).map_err(of_kvm)?;
         Ok(Self {
             processor,
@@ -127,15 +136,6 @@ impl Guest {
             program,
             memory: (memory.address(), memory.pages()),
         })
-    }
-
-    /// Has the guest write to these pages, in this order: one byte behind the first word of each.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Guest::read`].
-    pub fn write(&mut self, memory: &Memory, pages: &[u64]) -> Result<(), Errno> {
-        self.run(WRITER, memory, pages)
     }
 
     /// Has the guest read these pages, in this order.
@@ -146,6 +146,15 @@ impl Guest {
     /// ends in another way than by its last instruction; what KVM gives.
     pub fn read(&mut self, memory: &Memory, pages: &[u64]) -> Result<(), Errno> {
         self.run(READER, memory, pages)
+    }
+
+    /// Has the guest write to these pages, in this order: one byte behind the first word of each.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Guest::read`].
+    pub fn write(&mut self, memory: &Memory, pages: &[u64]) -> Result<(), Errno> {
+        self.run(WRITER, memory, pages)
     }
 
     fn run(&mut self, program: u64, memory: &Memory, pages: &[u64]) -> Result<(), Errno> {
