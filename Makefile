@@ -87,6 +87,11 @@ bench-deaths: build	## how many moved guests and machines die, in each way of mo
 check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
 	@tools/testing/test check
 
+.PHONY: docs
+docs: setup		## the documents as a site, in build/docs/html, and the crates' in build/target/doc
+	@$(ROOT) tools/testing/docs
+	@echo "vmem: the documents are build/docs/html/index.html"
+
 .PHONY: setup
 setup:			## the build root and the kernel's Rust outputs (again only when something changed)
 	@tools/testing/root/setup
@@ -144,7 +149,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
 	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results
+		$(BUILD)/vm $(BUILD)/results $(BUILD)/docs
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 
