@@ -25,7 +25,7 @@ pub struct Export {
     /// Which memory this is, as far as the source can tell: a number that is another one, most
     /// likely, if a source that went away comes back with other memory under the same name. Pages
     /// of the two must never be mixed.
-    pub identity: u32,
+    pub identity: u128,
 }
 
 /// Which traffic a source is opened for.

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fremovexattr, fsetxattr};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fremovexattr, fsetxattr, fstatfs, fstatvfs};
 use rustix::io::Errno;
+use twox_hash::XxHash3_128;
 use vmem::{Name, PAGE_SIZE, PageRange};
 use vmem_pages::join;
 
@@ -86,6 +87,8 @@ pub struct Memory {
     released: Option<Released>,
     /// It has turned out that no holes can be made in it.
     keeps: AtomicBool,
+    /// Its file's device, number, device number if it is one itself, and birth.
+    numbers: [u64; 4],
 }
 
 /// Pages cannot be given back.
@@ -170,7 +173,8 @@ impl Memory {
         // A file system may give a new file the number of one that is gone.
         let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         let born = born.map_or(0, |born| born.as_nanos() as u64);
-        let identity = identity(&[metadata.dev(), metadata.ino(), metadata.rdev(), born]).map_err(io)?;
+        let file_numbers = [metadata.ino(), metadata.rdev(), born];
+        let identity = identity(&held, metadata.dev(), file_numbers).map_err(io)?;
         Ok(Self {
             export: Export { name, pages, identity },
             contents,
@@ -178,6 +182,7 @@ impl Memory {
             held,
             released: None,
             keeps: AtomicBool::new(false),
+            numbers: [metadata.dev(), metadata.ino(), metadata.rdev(), born],
         })
     }
 
@@ -203,8 +208,9 @@ impl Memory {
         }
         .map_err(in_file(memory.path.clone()))?;
         let path = records.join(format!("{}.released", memory.export.name));
-        let Export { identity, pages, .. } = memory.export;
-        let released = Released::open(&path, identity, pages, !memory.is_marked()).map_err(in_file(path))?;
+        let released = record_tag(&memory.numbers)
+            .and_then(|tag| Released::open(&path, tag, memory.export.pages, !memory.is_marked()))
+            .map_err(in_file(path))?;
         memory.released = Some(released);
         Ok(memory)
     }
@@ -314,11 +320,31 @@ fn is_in_place_of_a_node(path: &Path) -> bool {
 /// What a file is marked with once pages of it have been given back.
 const MARK: &str = "user.vmem.released";
 
-/// Which memory this is: the same number only, most likely, for the same file in the same boot. What a
-/// file system in memory calls by one number is other memory after a reboot.
-fn identity(numbers: &[u64]) -> io::Result<u32> {
-    let boot = std::fs::read("/proc/sys/kernel/random/boot_id")?;
-    Ok(numbers.iter().fold(crc32c::crc32c(&boot), |crc, number| {
+/// What `statfs` says of file systems in memory: tmpfs (also that of memfds, and of device nodes), ramfs, hugetlbfs.
+const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+
+/// Which memory this is, most likely, among all that there are: the same number for the same file. What a file system in memory calls by one
+/// number, or the kernel a region, is other memory after a reboot; a file on a disk is the same. `numbers` tell the file from others of its
+/// file system; `device` is what this boot calls that.
+fn identity(file: &File, device: u64, numbers: [u64; 3]) -> io::Result<u128> {
+    let mut hash = XxHash3_128::new();
+    if IN_MEMORY.contains(&fstatfs(file)?.f_type) {
+        hash.write(&boot_id()?);
+        hash.write(&device.to_le_bytes());
+    } else {
+        hash.write(&fstatvfs(file)?.f_fsid.to_le_bytes());
+    }
+    numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
+    Ok(hash.finish_128())
+}
+
+/// What the record of released pages knows the memory by: the same number only, most likely, for the same file in the same boot.
+fn record_tag(numbers: &[u64]) -> io::Result<u32> {
+    Ok(numbers.iter().fold(crc32c::crc32c(&boot_id()?), |crc, number| {
         crc32c::crc32c_append(crc, &number.to_le_bytes())
     }))
+}
+
+fn boot_id() -> io::Result<Vec<u8>> {
+    std::fs::read("/proc/sys/kernel/random/boot_id")
 }

@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
@@ -24,6 +25,7 @@ use crate::link::{Link, LinkError, Side};
 use crate::source::{PageSource, Readiness, SourceError};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
+use crate::wire::version::Version;
 use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};
 
 /// A connection to a peer.
@@ -39,6 +41,14 @@ pub struct Peer {
     over: bool,
 }
 
+/// What a source has answered to a greeting.
+enum Greeted {
+    /// It speaks that version.
+    Taken(Peer),
+    /// It speaks an older one, and may have closed the connection.
+    Older(Version),
+}
+
 impl Peer {
     /// Connects to one of `candidates`, the addresses of `host` (`HOST:PORT`), until `deadline`, and asks what it exports. No answer takes
     /// longer than `timeout`. With an identity the connection is protected, and the peer must be who it is connected to as.
@@ -52,14 +62,22 @@ impl Peer {
     ) -> Result<Self, SourceError> {
         let mut error = std::io::Error::other("the name has no address");
         for (tried, candidate) in candidates.iter().enumerate() {
-            // One that does not answer leaves time for the others.
-            let share = deadline.saturating_duration_since(Instant::now()) / (candidates.len() - tried) as u32;
-            match TcpStream::connect_timeout(candidate, share.max(Duration::from_millis(1))) {
-                Ok(socket) => {
-                    let link = Link::new(socket, timeout, Side::Destination(host), identity);
-                    return Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane);
+            let mut version = Version::LATEST;
+            loop {
+                // One that does not answer leaves time for the others.
+                let share = deadline.saturating_duration_since(Instant::now()) / (candidates.len() - tried) as u32;
+                let socket = match TcpStream::connect_timeout(candidate, share.max(Duration::from_millis(1))) {
+                    Ok(socket) => socket,
+                    Err(e) => {
+                        error = e;
+                        break;
+                    }
+                };
+                let link = Link::new(socket, timeout, Side::Destination(host), identity);
+                match Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane, version)? {
+                    Greeted::Taken(peer) => return Ok(peer),
+                    Greeted::Older(older) => version = older,
                 }
-                Err(e) => error = e,
             }
         }
         Err(SourceError::Io {
@@ -68,9 +86,10 @@ impl Peer {
         })
     }
 
-    fn greet(link: Link, lane: Lane) -> Result<Self, SourceError> {
+    fn greet(link: Link, lane: Lane, version: Version) -> Result<Greeted, SourceError> {
         link.set_lane(lane);
         let ours = Greeting {
+            version,
             lane,
             features: FEATURE_RELEASE,
         };
@@ -79,6 +98,11 @@ impl Peer {
         let mut theirs = [0; greeting::SIZE];
         link.read(&mut theirs).map_err(failed)?;
         let theirs = Greeting::decode(&theirs)?;
+        match theirs.version.cmp(&version) {
+            Ordering::Less => return Ok(Greeted::Older(theirs.version)),
+            Ordering::Greater => return Err(WireError::Version(theirs.version.number()).into()),
+            Ordering::Equal => {}
+        }
         let mut peer = Self {
             link,
             exports: Vec::new(),
@@ -92,7 +116,7 @@ impl Peer {
             Ok(exports) => peer.exports = exports,
             Err(error) => return Err(peer.refuse(error)),
         }
-        Ok(peer)
+        Ok(Greeted::Taken(peer))
     }
 
     /// Takes the list of exports.
@@ -104,7 +128,7 @@ impl Peer {
             Type::Error => Err(refused(&self.payload)),
             _ if theirs.features & !FEATURE_RELEASE != 0 => Err(WireError::Features(theirs.features).into()),
             _ if theirs.lane != lane => Err(WireError::OtherLane.into()),
-            Type::Exports => Ok(exports::decode(&self.payload)?),
+            Type::Exports => Ok(exports::decode(&self.payload, theirs.version)?),
             other => Err(WireError::Unexpected {
                 got: other.name(),
                 want: "EXPORTS",

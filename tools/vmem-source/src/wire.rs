@@ -12,17 +12,17 @@ mod fields;
 pub(crate) mod frame;
 pub(crate) mod greeting;
 pub(crate) mod pages;
+#[cfg(test)]
+pub(crate) mod previous;
 pub(crate) mod question;
 pub(crate) mod refusal;
 #[cfg(test)]
 mod tests;
+pub(crate) mod version;
 
 pub use refusal::ErrorCode;
 
 use vmem::PAGE_SIZE;
-
-/// Version of the protocol. Both ends must speak the same one.
-pub const VERSION: u16 = 3;
 
 /// The port that `vmemd serve` listens on if it is not told another.
 pub const DEFAULT_PORT: u16 = 8636;
@@ -37,8 +37,8 @@ pub enum WireError {
     /// The greeting begins with something else than the protocol's magic.
     #[error("the peer does not speak the page protocol: it began with \"{}\"", .0.escape_ascii())]
     Magic([u8; 8]),
-    /// Another version of the protocol.
-    #[error("the peer speaks version {0} of the page protocol, this is version {VERSION}")]
+    /// A version of the protocol that this side does not speak.
+    #[error("the peer speaks version {0} of the page protocol, this side speaks 3 and 4")]
     Version(u16),
     /// The other side accepted a feature that was not offered.
     #[error("the peer accepted features that were not offered: {0:#x}")]

@@ -17,7 +17,7 @@ use vmem_pages::{end, range, split};
 
 const MAGIC: [u8; 8] = *b"VMEMGONE";
 
-/// Magic, identity of the memory, four bytes of zeros. A bit for each page follows, lowest first.
+/// Magic, the memory's tag, four bytes of zeros. A bit for each page follows, lowest first.
 const HEAD_SIZE: u64 = 16;
 
 pub(super) struct Released {
@@ -29,10 +29,10 @@ pub(super) struct Released {
 
 impl Released {
     /// Opens or, if there `may_begin` one, begins the record at `path`, of memory of `pages` pages.
-    pub(super) fn open(path: &Path, identity: u32, pages: u64, may_begin: bool) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, tag: u32, pages: u64, may_begin: bool) -> io::Result<Self> {
         let mut head = [0; HEAD_SIZE as usize];
         head[..8].copy_from_slice(&MAGIC);
-        head[8..12].copy_from_slice(&identity.to_le_bytes());
+        head[8..12].copy_from_slice(&tag.to_le_bytes());
         let all = range(0, pages).ok_or_else(|| io::Error::other("no memory has so many pages"))?;
         let mut file = File::options()
             .read(true)

@@ -11,8 +11,8 @@ use vmem_pages::range;
 
 use super::*;
 use crate::answer::{Contents, Kind};
-use crate::wire::ErrorCode;
 use crate::wire::frame::encode;
+use crate::wire::{ErrorCode, previous};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,8 +45,17 @@ fn hello(lane: Lane) -> Vec<u8> {
         pages: 10,
         identity: 1,
     };
-    let exports = frame(Type::Exports, 0, &exports::encode(&[export]));
-    [&Greeting { lane, features: 0 }.encode()[..], &exports].concat()
+    let exports = frame(Type::Exports, 0, &exports::encode(&[export], Version::LATEST));
+    [
+        &Greeting {
+            version: Version::LATEST,
+            lane,
+            features: 0,
+        }
+        .encode()[..],
+        &exports,
+    ]
+    .concat()
 }
 
 fn pages_frame(tag: u32, export: u32, runs: &[(u64, u64, Kind)]) -> Vec<u8> {
@@ -215,6 +224,7 @@ fn frames_at_the_wrong_time_are_refused() {
         }
     );
     let greeting = Greeting {
+        version: Version::LATEST,
         lane: Lane::Urgent,
         features: 0,
     }
@@ -230,6 +240,37 @@ fn frames_at_the_wrong_time_are_refused() {
     );
 }
 
+/// A source of the version before: it refuses another one's greeting, and serves who has its own. Two connections.
+fn previous_source() -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("its address");
+    thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut socket, _) = listener.accept().expect("a connection");
+            let mut theirs = [0; greeting::SIZE];
+            socket.read_exact(&mut theirs).expect("a greeting");
+            socket.write_all(&previous::GREETING).expect("somebody who listens");
+            if theirs[8..10] != previous::GREETING[8..10] {
+                socket.write_all(previous::REFUSAL).expect("somebody who listens");
+                continue;
+            }
+            socket.write_all(&previous::EXPORTS).expect("somebody who listens");
+            let _ = socket.read_to_end(&mut Vec::new());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_source_of_the_version_before_is_spoken_to_in_its_own() {
+    let peer = Peer::connect(&previous_source().to_string(), Lane::Urgent, TIMEOUT).expect("a source");
+    let [export] = peer.exports() else {
+        panic!("{:?}", peer.exports())
+    };
+    assert_eq!((export.name.as_str(), export.pages), ("ram", 10));
+    assert_eq!(export.identity, 0x83be_fa44);
+}
+
 #[test]
 fn another_protocol_version_or_lane_is_named() {
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
@@ -242,6 +283,7 @@ fn another_protocol_version_or_lane_is_named() {
         WireError::OtherLane
     );
     let eager = Greeting {
+        version: Version::LATEST,
         lane: Lane::Urgent,
         features: 4,
     }
@@ -254,6 +296,7 @@ fn another_protocol_version_or_lane_is_named() {
 fn a_refusal_is_passed_on() {
     let error = frame(Type::Error, 0, &refusal::encode(ErrorCode::Busy, "later"));
     let greeting = Greeting {
+        version: Version::LATEST,
         lane: Lane::Urgent,
         features: 0,
     }

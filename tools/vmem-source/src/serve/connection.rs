@@ -15,6 +15,7 @@ use crate::link::{Link, LinkError, Side};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
 use crate::wire::question::{self, Question};
+use crate::wire::version::Version;
 use crate::wire::{ErrorCode, WireError, exports, pages, refusal};
 
 /// What a connection was given.
@@ -107,11 +108,16 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served:
     let mut theirs = [0; greeting::SIZE];
     link.read(&mut theirs)?;
     let theirs = Greeting::decode(&theirs);
-    let lane = theirs.as_ref().map_or(Lane::Urgent, |theirs| theirs.lane);
+    let (version, lane) = match &theirs {
+        Ok(theirs) => (theirs.version, theirs.lane),
+        Err(_) => (Version::LATEST, Lane::Urgent),
+    };
     if !matches!(theirs, Err(WireError::Magic(_))) {
         // Also before an error: one that speaks another version learns ours from it.
         let offered = theirs.as_ref().map_or(0, |theirs| theirs.features);
-        send_greeting(link, lane, offered & shared.features())?;
+        let features = offered & shared.features();
+        let ours = Greeting { version, lane, features };
+        link.write(&mut [IoSlice::new(&ours.encode())])?;
     }
     theirs?;
     if !slot.prove() {
@@ -119,7 +125,7 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served:
     }
     link.set_lane(lane);
     lane.take_thread();
-    link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports)])?;
+    link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports, version)])?;
     (shared.report)(Event::Connected { peer, lane });
     add(&shared.totals.connections, 1);
 
@@ -152,10 +158,6 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served:
             }
         }
     }
-}
-
-fn send_greeting(link: &Link, lane: Lane, features: u64) -> Result<(), LinkError> {
-    link.write(&mut [IoSlice::new(&Greeting { lane, features }.encode())])
 }
 
 fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError> {

@@ -19,7 +19,8 @@ use crate::peer::Peer;
 use crate::source::{PageSource, SourceError};
 use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
 use crate::wire::greeting::{self, Greeting};
-use crate::wire::{ErrorCode, VERSION, WireError, question, refusal};
+use crate::wire::version::Version;
+use crate::wire::{ErrorCode, WireError, previous, question, refusal};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const LIMITS: Limits = Limits {
@@ -110,6 +111,7 @@ fn small() -> Running {
 
 fn greeting() -> Vec<u8> {
     Greeting {
+        version: Version::LATEST,
         lane: Lane::Stream,
         features: 0,
     }
@@ -256,7 +258,7 @@ fn what_breaks_the_protocol_is_told_why() {
         ([greeting(), read_frame(9, 2)].concat(), outside),
         ([greeting(), frame(Type::Pages, 0, &[0; 8])].concat(), unexpected),
         ([greeting(), no_export].concat(), WireError::NoExport(7)),
-        (version, WireError::Version(VERSION ^ 0x80)),
+        (version, WireError::Version(Version::LATEST.number() ^ 0x80)),
     ] {
         let frames = converse(&running, &bytes);
         let (kind, payload) = frames.last().expect("an answer");
@@ -265,6 +267,21 @@ fn what_breaks_the_protocol_is_told_why() {
         assert_eq!(said, (ErrorCode::Protocol, error.to_string()));
         assert_eq!(running.next_ended().1, Some(error.to_string()), "the log names it too");
     }
+}
+
+#[test]
+fn a_destination_of_the_version_before_is_answered_in_its_own() {
+    let running = small();
+    let mut socket = running.raw();
+    socket.write_all(&previous::GREETING).expect("somebody who listens");
+    let mut answer = [0; previous::GREETING.len() + previous::EXPORTS.len()];
+    socket.read_exact(&mut answer).expect("a greeting and a list");
+    let (greeting, frame) = answer.split_at(previous::GREETING.len());
+    assert_eq!(greeting, previous::GREETING);
+    // All but the identity, and what hangs on it: two checksums.
+    assert_eq!(frame[..12], previous::EXPORTS[..12]);
+    assert_eq!(frame[24..44], previous::EXPORTS[24..44]);
+    assert_eq!(frame[48..], previous::EXPORTS[48..]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The first 24 bytes in each direction.
 
+use super::WireError;
 use super::fields::Fields;
-use super::{VERSION, WireError};
+use super::version::Version;
 use crate::export::Lane;
 
 /// Size of a greeting in bytes.
@@ -16,6 +17,8 @@ pub(crate) const FEATURE_RELEASE: u64 = 1 << 0;
 /// What one side says first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {
+    /// The destination's is the one it asks for; the source's is the one that is spoken from then on.
+    pub(crate) version: Version,
     /// What the connection is for; the answer repeats it.
     pub(crate) lane: Lane,
     /// Features offered, or those of them that are accepted.
@@ -26,7 +29,7 @@ impl Greeting {
     pub(crate) fn encode(self) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
         bytes[0..8].copy_from_slice(&MAGIC);
-        bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.version.number().to_le_bytes());
         bytes[10] = match self.lane {
             Lane::Urgent => 1,
             Lane::Stream => 2,
@@ -46,9 +49,7 @@ impl Greeting {
             return Err(WireError::Magic(magic));
         }
         let version = u16::from_le_bytes(fields.bytes()?);
-        if version != VERSION {
-            return Err(WireError::Version(version));
-        }
+        let version = Version::from_number(version).ok_or(WireError::Version(version))?;
         let [lane, reserved] = fields.bytes()?;
         let features = fields.u64()?;
         let said = fields.u32()?;
@@ -68,6 +69,6 @@ impl Greeting {
             2 => Lane::Stream,
             other => return Err(WireError::Lane(other)),
         };
-        Ok(Self { lane, features })
+        Ok(Self { version, lane, features })
     }
 }

@@ -8,16 +8,21 @@ use vmem_pages::range;
 
 use super::frame::{self, HEADER_SIZE, Header, MAX_PAYLOAD, Type};
 use super::greeting::Greeting;
+use super::version::Version;
 use super::{ErrorCode, WireError, exports, pages, question, refusal};
 use crate::answer::{Answer, Chunk, Kind, Run};
 use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_PAGES};
+
+fn any_version() -> impl Strategy<Value = Version> {
+    prop_oneof![Just(Version::V3), Just(Version::V4)]
+}
 
 fn any_lane() -> impl Strategy<Value = Lane> {
     prop_oneof![Just(Lane::Urgent), Just(Lane::Stream)]
 }
 
 fn any_export() -> impl Strategy<Value = Export> {
-    ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}", 1..=MAX_PAGES, any::<u32>()).prop_filter_map("reserved", |(name, pages, identity)| {
+    ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}", 1..=MAX_PAGES, any::<u128>()).prop_filter_map("reserved", |(name, pages, identity)| {
         Name::new(&name).ok().map(|name| Export { name, pages, identity })
     })
 }
@@ -66,14 +71,27 @@ fn small_export() -> Vec<Export> {
 
 proptest! {
     #[test]
-    fn greeting_round_trip(lane in any_lane(), features: u64) {
-        let greeting = Greeting { lane, features };
+    fn greeting_round_trip(version in any_version(), lane in any_lane(), features: u64) {
+        let greeting = Greeting { version, lane, features };
         prop_assert_eq!(Greeting::decode(&greeting.encode()), Ok(greeting));
     }
 
     #[test]
     fn exports_round_trip(list in any_exports()) {
-        prop_assert_eq!(exports::decode(&exports::encode(&list)), Ok(list));
+        prop_assert_eq!(exports::decode(&exports::encode(&list, Version::V4), Version::V4), Ok(list));
+    }
+
+    #[test]
+    fn exports_of_version_3_have_short_identities_that_differ(list in any_exports(), other: u128) {
+        let short = |list: &[Export]| exports::decode(&exports::encode(list, Version::V3), Version::V3).expect("exports");
+        let found = short(&list);
+        let without = |list: &[Export]| list.iter().map(|export| (export.name.clone(), export.pages)).collect::<Vec<_>>();
+        prop_assert_eq!(without(&found), without(&list));
+        prop_assert!(found.iter().all(|export| export.identity <= u32::MAX.into()));
+        let mut others = list.clone();
+        others[0].identity ^= other | 1;
+        prop_assume!(crc32c::crc32c(&others[0].identity.to_le_bytes()) != crc32c::crc32c(&list[0].identity.to_le_bytes()));
+        prop_assert_ne!(short(&others), found);
     }
 
     #[test]
@@ -117,7 +135,8 @@ proptest! {
     #[test]
     fn garbage_is_refused_or_means_something(bytes in vec(any::<u8>(), 0..200)) {
         let _ = unframe(&bytes);
-        let _ = exports::decode(&bytes);
+        let _ = exports::decode(&bytes, Version::LATEST);
+        let _ = exports::decode(&bytes, Version::V3);
         let _ = question::decode(&bytes, &small_export());
         let _ = pages::decode(&bytes, &mut Vec::new());
         let _ = refusal::decode(&bytes);
@@ -137,6 +156,7 @@ fn every_damaged_bit_of_a_frame_is_found() {
 #[test]
 fn every_damaged_bit_of_a_greeting_is_found() {
     let greeting = Greeting {
+        version: Version::LATEST,
         lane: Lane::Stream,
         features: 0,
     }
@@ -158,7 +178,7 @@ fn every_truncated_payload_is_refused() {
     pages::encode_head(0, &[run(0, 1, Kind::Data), run(1, 9, Kind::Zero)], &mut head);
     let pages_payload = [&head[..], &[7; PAGE_SIZE]].concat();
     let question_payload = question::encode(0, &[range(1, 1).expect("a range"), range(5, 6).expect("a range")]);
-    let exports_payload = exports::encode(&small_export());
+    let exports_payload = exports::encode(&small_export(), Version::LATEST);
     for end in 0..pages_payload.len() {
         assert!(
             pages::decode(&pages_payload[..end], &mut Vec::new()).is_err(),
@@ -172,13 +192,16 @@ fn every_truncated_payload_is_refused() {
         );
     }
     for end in 0..exports_payload.len() {
-        assert!(exports::decode(&exports_payload[..end]).is_err(), "EXPORTS up to {end}");
+        assert!(
+            exports::decode(&exports_payload[..end], Version::LATEST).is_err(),
+            "EXPORTS up to {end}"
+        );
     }
     for payload in [pages_payload, question_payload, exports_payload] {
         let longer = [&payload[..], &[0]].concat();
         assert!(pages::decode(&longer, &mut Vec::new()).is_err());
         assert!(question::decode(&longer, &small_export()).is_err());
-        assert!(exports::decode(&longer).is_err());
+        assert!(exports::decode(&longer, Version::LATEST).is_err());
     }
 }
 
@@ -219,6 +242,7 @@ fn headers_are_refused_by_what_they_say() {
 fn greetings_are_refused_by_what_they_say() {
     let with = |at: usize, byte: u8| {
         let mut bytes = Greeting {
+            version: Version::LATEST,
             lane: Lane::Urgent,
             features: 0,
         }
@@ -274,10 +298,11 @@ fn exports_that_no_region_can_be_are_refused() {
         let mut payload = vec![1, 0, 0, 0, 0, 0, 0, 0];
         payload.extend(size.to_le_bytes());
         payload.extend(page_size.to_le_bytes());
-        payload.extend([0; 4]);
+        // Reserved, and the identity.
+        payload.extend([0; 4 + 16]);
         payload.extend(name);
         payload.extend(vec![0; 32 - name.len()]);
-        exports::decode(&payload).map(|_| ())
+        exports::decode(&payload, Version::LATEST).map(|_| ())
     };
     assert_eq!(export(b"ram", 4096, 4096), Ok(()));
     assert_eq!(export(b"ram", 1 << 44, 4096), Ok(()));
@@ -304,12 +329,21 @@ fn exports_that_no_region_can_be_are_refused() {
             name.escape_ascii()
         );
     }
-    let twice = exports::encode(&[small_export(), small_export()].concat());
-    assert_eq!(exports::decode(&twice), Err(WireError::DuplicateName("ram".into())));
-    assert!(matches!(exports::decode(&[0; 8]), Err(WireError::Count { count: 0, .. })));
-    let mut reserved = exports::encode(&small_export());
+    let twice = exports::encode(&[small_export(), small_export()].concat(), Version::LATEST);
+    assert_eq!(
+        exports::decode(&twice, Version::LATEST),
+        Err(WireError::DuplicateName("ram".into()))
+    );
+    assert!(matches!(
+        exports::decode(&[0; 8], Version::LATEST),
+        Err(WireError::Count { count: 0, .. })
+    ));
+    let mut reserved = exports::encode(&small_export(), Version::LATEST);
     reserved[4] = 1;
-    assert_eq!(exports::decode(&reserved), Err(WireError::Reserved("EXPORTS")));
+    assert_eq!(
+        exports::decode(&reserved, Version::LATEST),
+        Err(WireError::Reserved("EXPORTS"))
+    );
 }
 
 #[test]

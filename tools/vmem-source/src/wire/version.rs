@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Versions of the protocol.
+
+/// A version that this side speaks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Version {
+    /// Identities of exports have 32 bits.
+    V3 = 3,
+    /// Identities have 128 bits.
+    V4 = 4,
+}
+
+impl Version {
+    /// What a destination says first.
+    pub(crate) const LATEST: Self = Self::V4;
+
+    /// `None` for a version that this side does not speak.
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        [Self::V3, Self::V4].into_iter().find(|version| version.number() == number)
+    }
+
+    pub(crate) const fn number(self) -> u16 {
+        self as u16
+    }
+}
