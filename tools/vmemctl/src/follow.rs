@@ -119,7 +119,7 @@ fn follow_to_the_end(
         signals.check()?;
         export.news().iter().for_each(|news| report.note(news));
         match channel.hear(Instant::now() + GLANCE) {
-            Ok(None | Some(FromDestination::Running | FromDestination::Welcome)) => {}
+            Ok(None | Some(FromDestination::Running | FromDestination::Welcome { .. })) => {}
             Ok(Some(FromDestination::Pages { line })) => report.pages(&line),
             Ok(Some(FromDestination::Complete { summary })) => {
                 report.complete(&summary);

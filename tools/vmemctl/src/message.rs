@@ -2,11 +2,24 @@
 //! What `vmemctl migrate` and `vmemctl receive` say to each other: JSON objects, one on a line. `Documentation/migration.rst` describes
 //! them.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Version of this conversation. Both ends must speak the same one.
-pub(crate) const VERSION: u32 = 2;
+/// Versions of this conversation that are spoken here.
+pub(crate) const VERSIONS: RangeInclusive<u32> = 2..=2;
+
+/// The latest version that both sides speak, if there is one: the other one speaks those from `oldest` to `latest`.
+pub(crate) fn agree(oldest: u32, latest: u32) -> Option<u32> {
+    let version = latest.min(*VERSIONS.end());
+    (version >= oldest && VERSIONS.contains(&version)).then_some(version)
+}
+
+/// Who does not say which version is spoken from then on speaks the first one that did not have to.
+fn unsaid() -> u32 {
+    2
+}
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -37,7 +50,11 @@ pub(crate) struct Backend {
 pub(crate) enum FromSource {
     /// First on each connection.
     Hello {
+        /// The oldest version that it speaks.
         version: u32,
+        /// The latest. `None`: it speaks one only.
+        #[serde(default)]
+        latest: Option<u32>,
         /// Which migration: a number that nobody else has.
         session: String,
         purpose: Purpose,
@@ -73,7 +90,11 @@ pub(crate) enum FromSource {
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(crate) enum FromDestination {
     /// The connection is taken.
-    Welcome,
+    Welcome {
+        /// The version that is spoken from now on.
+        #[serde(default = "unsaid")]
+        version: u32,
+    },
     /// It is not, or the guest is not.
     Refuse { reason: String },
     /// QEMU waits for the guest's state.
@@ -90,4 +111,36 @@ pub(crate) enum FromDestination {
     Complete { summary: Value },
     /// Something keeps the memory from coming. For people.
     Incomplete { reason: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latest_version_of_both_is_spoken() {
+        assert_eq!(agree(2, 2), Some(2));
+        assert_eq!(agree(1, 7), Some(2));
+        assert_eq!(agree(3, 7), None);
+        assert_eq!(agree(1, 1), None);
+    }
+
+    #[test]
+    fn messages_of_programs_that_speak_one_version_are_understood() {
+        let hello = r#"{"say":"hello","version":2,"session":"7","purpose":"state"}"#;
+        let hello: FromSource = serde_json::from_str(hello).expect("HELLO");
+        let purpose = Purpose::State;
+        let session = "7".to_owned();
+        assert_eq!(
+            hello,
+            FromSource::Hello {
+                version: 2,
+                latest: None,
+                session,
+                purpose
+            }
+        );
+        let welcome: FromDestination = serde_json::from_str(r#"{"say":"welcome"}"#).expect("WELCOME");
+        assert_eq!(welcome, FromDestination::Welcome { version: 2 });
+    }
 }

@@ -14,7 +14,7 @@ use vmem_tls::Identity;
 use crate::channel::{Channel, ChannelError};
 use crate::cli::Cli;
 use crate::failure::Trouble;
-use crate::message::{FromDestination, FromSource, Purpose, VERSION};
+use crate::message::{FromDestination, FromSource, Purpose, VERSIONS, agree};
 use crate::printable::printable;
 
 /// How long the other side may take to be there and to greet.
@@ -39,6 +39,15 @@ pub(crate) enum Security {
 pub(crate) struct Files {
     directory: PathBuf,
     allow_names: Vec<String>,
+}
+
+/// A connection that has been taken, and what its other side has said first.
+pub(crate) struct Greeted {
+    pub(crate) channel: Channel,
+    /// The version that is spoken.
+    pub(crate) version: u32,
+    pub(crate) session: String,
+    pub(crate) purpose: Purpose,
 }
 
 impl Security {
@@ -104,12 +113,16 @@ impl Security {
     fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
         let mut channel = self.protect(stream, Some(to))?;
         channel.say(&FromSource::Hello {
-            version: VERSION,
+            version: *VERSIONS.start(),
+            latest: Some(*VERSIONS.end()),
             session: session.to_owned(),
             purpose,
         })?;
         match channel.hear_within(PATIENCE)? {
-            FromDestination::Welcome => Ok(channel),
+            FromDestination::Welcome { version } if VERSIONS.contains(&version) => Ok(channel),
+            FromDestination::Welcome { version } => Err(ChannelError::Foreign(format!(
+                "it speaks version {version} of the protocol, which it was not asked for"
+            ))),
             FromDestination::Refuse { reason } => Err(ChannelError::Refused(printable(&reason))),
             _ => Err(ChannelError::Foreign("an answer to nothing".to_owned())),
         }
@@ -135,22 +148,30 @@ impl Security {
         TcpListener::bind(address).map_err(Trouble::io(format!("cannot listen on {address}")))
     }
 
-    /// Takes a connection; returns it with what it is for.
-    pub(crate) fn accept(&self, stream: TcpStream) -> Result<(Channel, String, Purpose), ChannelError> {
+    /// Takes a connection, and hears what it is for.
+    pub(crate) fn accept(&self, stream: TcpStream) -> Result<Greeted, ChannelError> {
         let mut channel = self.protect(stream, None)?;
-        match channel.hear_within(PATIENCE)? {
-            FromSource::Hello {
-                version: VERSION,
-                session,
-                purpose,
-            } => Ok((channel, session, purpose)),
-            FromSource::Hello { version, .. } => {
-                let reason = format!("this is version {VERSION} of the protocol, not {version}");
-                channel.say(&FromDestination::Refuse { reason: reason.clone() })?;
-                Err(ChannelError::Foreign(reason))
-            }
-            _ => Err(ChannelError::Foreign("no greeting".to_owned())),
-        }
+        let FromSource::Hello {
+            version: oldest,
+            latest,
+            session,
+            purpose,
+        } = channel.hear_within(PATIENCE)?
+        else {
+            return Err(ChannelError::Foreign("no greeting".to_owned()));
+        };
+        let Some(version) = agree(oldest, latest.unwrap_or(oldest)) else {
+            let (first, last) = VERSIONS.into_inner();
+            let reason = format!("versions {first} to {last} of the protocol are spoken here, and not {oldest}");
+            channel.say(&FromDestination::Refuse { reason: reason.clone() })?;
+            return Err(ChannelError::Foreign(reason));
+        };
+        Ok(Greeted {
+            channel,
+            version,
+            session,
+            purpose,
+        })
     }
 
     /// Makes a conversation of a connection: one that this side has made to `to` (`HOST:PORT`), or one that has been made to it.

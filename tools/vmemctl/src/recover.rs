@@ -200,19 +200,19 @@ mod tests {
         let to = listener.local_addr().expect("an address").to_string();
         let destination = thread::spawn(move || {
             let (stream, _) = listener.accept().expect("a connection");
-            let (mut channel, _, purpose) = Security::Loopback.accept(stream).expect("a greeting");
-            assert_eq!(purpose, Purpose::Recover);
+            let mut greeted = Security::Loopback.accept(stream).expect("a greeting");
+            assert_eq!(greeted.purpose, Purpose::Recover);
             let incomplete = "the source is gone".to_owned();
             for message in [
-                FromDestination::Welcome,
+                FromDestination::Welcome { version: 2 },
                 FromDestination::Pages { line: json!({}) },
                 FromDestination::Incomplete { reason: incomplete },
                 FromDestination::Running,
                 FromDestination::Complete { summary: json!({}) },
             ] {
-                channel.say(&message).expect("room");
+                greeted.channel.say(&message).expect("room");
             }
-            while channel.hear_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
+            while greeted.channel.hear_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
         });
         let place = Place::new(directory.path(), "out", "guest").expect("a place");
         place

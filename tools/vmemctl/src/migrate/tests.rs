@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::fake;
+use crate::network::Greeted;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,9 +34,10 @@ fn noted(directory: PathBuf) -> Option<Phase> {
 /// Lets the source in.
 fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
     let (stream, _) = listener.accept().expect("a connection");
-    let (channel, session, purpose) = Security::Loopback.accept(stream).expect("a greeting");
-    assert_eq!((session.as_str(), purpose), (SESSION, wanted));
-    channel.say(&FromDestination::Welcome).expect("room");
+    let greeted = Security::Loopback.accept(stream).expect("a greeting");
+    assert_eq!((greeted.session.as_str(), greeted.purpose), (SESSION, wanted));
+    let Greeted { channel, version, .. } = greeted;
+    channel.say(&FromDestination::Welcome { version }).expect("room");
     channel
 }
 

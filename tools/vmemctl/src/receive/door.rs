@@ -21,7 +21,7 @@ use crate::channel::Channel;
 use crate::failure::Trouble;
 use crate::key::Key;
 use crate::message::{FromDestination, FromSource, Purpose};
-use crate::network::Security;
+use crate::network::{Greeted, Security};
 
 /// How long a visitor may take to say what it wants.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,7 +127,12 @@ impl Inside {
 
     fn visit(&self, stream: TcpStream, stranger: Seat) {
         let carrier = stream.try_clone();
-        let (channel, session, purpose) = match self.security.accept(stream) {
+        let Greeted {
+            channel,
+            version,
+            session,
+            purpose,
+        } = match self.security.accept(stream) {
             Ok(visitor) => visitor,
             Err(error) => return err(&format!("a visitor: {}", chain(&error))),
         };
@@ -137,7 +142,7 @@ impl Inside {
         };
         drop(stranger);
         let (answer, welcome) = match self.refusal(&session, purpose) {
-            None => (FromDestination::Welcome, true),
+            None => (FromDestination::Welcome { version }, true),
             Some(reason) => (
                 FromDestination::Refuse {
                     reason: reason.to_owned(),
