@@ -184,7 +184,8 @@ mod tests {
     fn uses_are_told_from_the_crates_first_file() {
         assert_eq!(
             found(&["a", "b"], "use crate::c::{D, e::F}; use super::g; use std::fs;"),
-            ["a::g", "c::D", "c::e::F"]
+            ["a::b::std::fs", "a::g", "c::D", "c::e::F"],
+            "a name alone can be that of a submodule"
         );
         assert_eq!(found(&["a"], "fn f() -> crate::c::D { super::h() }"), ["c::D", "h"]);
         assert_eq!(found(&["a"], "mod b { use super::c; use super::super::d; }"), ["a::c", "d"]);
