@@ -17,7 +17,7 @@ struct Place {
     suffix: &'static str,
 }
 
-const PLACES: [Place; 2] = [
+const PLACES: [Place; 3] = [
     Place {
         lines: (".. begin measured\n", ".. end measured\n"),
         cases: (1, 9),
@@ -25,8 +25,13 @@ const PLACES: [Place; 2] = [
     },
     Place {
         lines: (".. begin measured writes\n", ".. end measured writes\n"),
-        cases: (10, u8::MAX),
+        cases: (10, 12),
         suffix: ", writes",
+    },
+    Place {
+        lines: (".. begin measured guest\n", ".. end measured guest\n"),
+        cases: (13, u8::MAX),
+        suffix: ", a guest's writes",
     },
 ];
 
@@ -241,7 +246,7 @@ mod tests {
 
     #[test]
     fn each_case_goes_to_its_place_and_what_was_not_measured_stays() {
-        let [(begin, end), (begin_writes, end_writes)] = PLACES.map(|place| place.lines);
+        let [(begin, end), (begin_writes, end_writes), _] = PLACES.map(|place| place.lines);
         let document = format!("a\n{begin}old\n{end}b\n{begin_writes}old writes\n{end_writes}c\n");
         assert_eq!(replace(&document, &[]).as_deref(), Some(&*document));
         let writes = replace(&document, &[book(&[10])]).unwrap_or_default();
