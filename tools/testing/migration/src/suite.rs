@@ -14,6 +14,8 @@ mod stage;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Trial};
@@ -22,7 +24,7 @@ use rustix::process::{Signal, kill_process};
 use crate::network::{Host, Wire};
 use crate::patience::wait_until;
 use crate::rig::Rig;
-use stage::Stage;
+use stage::{Journey, Stage};
 
 /// A test: its name after that of its group.
 type Test = (&'static str, fn(&Stage) -> Result<()>);
@@ -124,4 +126,18 @@ fn nothing_left(stage: &Stage) -> Result<()> {
 
 fn processes() -> Result<usize> {
     Ok(Host::First.processes()?.len() + Host::Second.processes()?.len())
+}
+
+/// The destination's QEMU gets its state slowly: waits until it has part of it.
+fn wait_for_part_of_the_state(stage: &Stage, journey: &mut Journey) -> Result<()> {
+    /// The state has a few hundred KiB.
+    const PART: u64 = 60_000;
+    wait_until("the destination's QEMU is there", || Ok(journey.prepared.slot.pid().exists()))?;
+    stage.rig.network.set_rate("500kbit")?;
+    let bytes = stage.rig.network.wire_bytes()?;
+    wait_until("part of the state is there", || {
+        ensure!(journey.migrate.runs()?, "it is over already");
+        sleep(Duration::from_millis(20));
+        Ok(stage.rig.network.wire_bytes()? > bytes + PART)
+    })
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
-use vmem::{Control, Error, Fill, PAGE_SIZE, PageIndex, PageRange, Region, RegionBuilder};
+use vmem::{Control, Error, Fill, PAGE_SIZE, PageIndex, Region, RegionBuilder};
 
 use crate::board::{Board, Mark, Note};
 use crate::hands::{is_huge, name};
-use crate::memory::Memory;
+use crate::memory::{Memory, range};
 use crate::model::Page;
 use crate::numbers::Numbers;
 use crate::tracker;
@@ -90,10 +90,6 @@ fn join(thread: Thread<'_>) -> anyhow::Result<()> {
 
 fn index(page: usize) -> anyhow::Result<PageIndex> {
     PageIndex::new(page as u64).context("a page number")
-}
-
-fn range(run: &std::ops::Range<usize>) -> anyhow::Result<PageRange> {
-    PageRange::new(index(run.start)?, run.len() as u64).context("a run of pages")
 }
 
 /// No memory is no mistake.

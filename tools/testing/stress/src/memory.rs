@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A region as its tracker has it: by what it is adopted, and how its pages are read.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::Context;
-use vmem::{Adopted, Control, Error, PAGE_SIZE, Region};
+use vmem::{Adopted, Control, Error, PAGE_SIZE, PageIndex, PageRange, Region};
 
 use crate::board::Board;
 use crate::hands::Hands;
@@ -98,4 +99,10 @@ impl<'a> Memory<'a> {
             }
         }
     }
+}
+
+/// These pages.
+pub(crate) fn range(run: &Range<usize>) -> anyhow::Result<PageRange> {
+    let first = PageIndex::new(run.start as u64).context("a page number")?;
+    PageRange::new(first, run.len() as u64).context("a run of pages")
 }

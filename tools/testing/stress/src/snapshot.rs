@@ -13,7 +13,7 @@ use vmem_functional_sys::AreaBuilder;
 
 use crate::board::{Board, Mark, Note};
 use crate::image::Image;
-use crate::memory::Memory;
+use crate::memory::{Memory, range};
 use crate::numbers::Numbers;
 use crate::reader::{Reader, in_a_child};
 use crate::replica::Replica;
@@ -128,9 +128,7 @@ impl<'a> Snapshot<'a> {
     }
 
     fn finish(&mut self, run: Range<usize>) -> anyhow::Result<()> {
-        let first = PageIndex::new(run.start as u64).context("a page number")?;
-        let range = PageRange::new(first, run.len() as u64).context("a run of pages")?;
-        match self.taken.done(range) {
+        match self.taken.done(range(&run)?) {
             Err(Error::SnapshotFailed) => return self.see_failed(),
             other => other.context("done")?,
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use vmem::{Adopted, Error, PageIndex, PageRange, PresentMap, TrackOptions, Tracking};
 
 use crate::board::{Board, Note};
-use crate::memory::Memory;
+use crate::memory::{Memory, range};
 use crate::numbers::Numbers;
 use crate::replica::Replica;
 use crate::snapshot::Snapshot;
@@ -215,9 +215,4 @@ impl Tracker<'_, '_> {
         let one = PageRange::new(page, 1).context("a page")?;
         Ok(!self.tracking.peek(one).complete().context("peek")?.is_empty())
     }
-}
-
-fn range(run: &Range<usize>) -> anyhow::Result<PageRange> {
-    let first = PageIndex::new(run.start as u64).context("a page number")?;
-    PageRange::new(first, run.len() as u64).context("a run of pages")
 }

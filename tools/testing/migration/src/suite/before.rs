@@ -3,8 +3,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -182,18 +180,9 @@ fn available_mib() -> Result<u64> {
 }
 
 fn the_devices_state_is_cut(stage: &Stage) -> Result<()> {
-    /// The state has a few hundred KiB.
-    const PART: u64 = 60_000;
     let (actor, source) = stage.guest()?;
     let mut journey = actor.set_out(source, &[], &["--timeout", "20"])?;
-    wait_until("the destination's QEMU is there", || Ok(journey.prepared.slot.pid().exists()))?;
-    stage.rig.network.set_rate("500kbit")?;
-    let bytes = stage.rig.network.wire_bytes()?;
-    wait_until("part of the state is there", || {
-        ensure!(journey.migrate.runs()?, "it is over already");
-        sleep(Duration::from_millis(20));
-        Ok(stage.rig.network.wire_bytes()? > bytes + PART)
-    })?;
+    super::wait_for_part_of_the_state(stage, &mut journey)?;
     stage.rig.network.set_wire(false)?;
     let slot = &journey.prepared.source.slot;
     journey.migrate.expect(slot, AT_SOURCE)?;

@@ -4,13 +4,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
-use super::stage::{Journey, Stage};
+use super::stage::Stage;
 use crate::machine::Machine;
 use crate::method::vmem::Prepared;
 use crate::patience::wait_until;
@@ -32,20 +30,6 @@ const DETACHED: i32 = 6;
 
 /// Bytes that only pages are, and no conversation.
 const PAGES: u64 = 1 << 20;
-
-/// The destination's QEMU gets its state slowly: waits until it has part of it.
-fn wait_for_part_of_the_state(stage: &Stage, journey: &mut Journey) -> Result<()> {
-    /// The state has a few hundred KiB.
-    const PART: u64 = 60_000;
-    wait_until("the destination's QEMU is there", || Ok(journey.prepared.slot.pid().exists()))?;
-    stage.rig.network.set_rate("500kbit")?;
-    let bytes = stage.rig.network.wire_bytes()?;
-    wait_until("part of the state is there", || {
-        ensure!(journey.migrate.runs()?, "it is over already");
-        sleep(Duration::from_millis(20));
-        Ok(stage.rig.network.wire_bytes()? > bytes + PART)
-    })
-}
 
 /// Nothing of a move is left on this host.
 fn ensure_nothing_left(slot: &Slot) -> Result<()> {
@@ -79,7 +63,7 @@ fn sigint_while_the_destination_prepares_ends_the_move(stage: &Stage) -> Result<
 fn sighup_while_the_state_is_sent_ends_the_move(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
     let mut journey = actor.set_out(source, &[], &[])?;
-    wait_for_part_of_the_state(stage, &mut journey)?;
+    super::wait_for_part_of_the_state(stage, &mut journey)?;
     journey.migrate.signal(Signal::HUP)?;
     journey.migrate.expect(&journey.prepared.source.slot, AT_SOURCE)?;
     stage.rig.network.set_rate(super::RATE)?;
@@ -117,7 +101,7 @@ fn sigterm_while_pages_come_leaves_them_coming(stage: &Stage) -> Result<()> {
 fn sigint_to_receive_while_the_state_is_sent_ends_the_move(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
     let mut journey = actor.set_out(source, &[], &[])?;
-    wait_for_part_of_the_state(stage, &mut journey)?;
+    super::wait_for_part_of_the_state(stage, &mut journey)?;
     let Prepared {
         receive, slot, source, ..
     } = &mut journey.prepared;
