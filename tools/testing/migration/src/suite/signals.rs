@@ -19,6 +19,7 @@ super::tests![
     sigint_while_the_destination_prepares_ends_the_move,
     sighup_while_the_state_is_sent_ends_the_move,
     sigterm_while_pages_come_leaves_them_coming,
+    sigterm_to_receive_while_it_prepares_ends_the_move,
     sigint_to_receive_while_the_state_is_sent_ends_the_move,
     signals_to_receive_while_pages_come_leave_them_coming,
 ];
@@ -96,6 +97,30 @@ fn sigterm_while_pages_come_leaves_them_coming(stage: &Stage) -> Result<()> {
     let source = &mut journey.prepared.source;
     wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
     stage.park(actor, Machine::adopt(journey.prepared.slot)?)
+}
+
+fn sigterm_to_receive_while_it_prepares_ends_the_move(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    // Instead of a QEMU it starts what never is one.
+    let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sleep", "1000"])?;
+    let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
+    wait_until("the destination prepares", || {
+        ensure!(migrate.runs()?, "vmemctl migrate has ended");
+        Ok(!slot.host.processes_of("sleep")?.is_empty())
+    })?;
+    receive.signal(Signal::TERM)?;
+    receive.expect(&slot, AT_SOURCE)?;
+    migrate.expect(&source.slot, AT_SOURCE)?;
+    let said = source.slot.read_log("migrate");
+    ensure!(said.contains("SIGTERM was received"), "the source does not say why: {said}");
+    ensure!(
+        slot.host.processes_of("sleep")?.is_empty(),
+        "what was started for QEMU is left"
+    );
+    ensure_nothing_left(&slot)?;
+    ensure_nothing_left(&source.slot)?;
+    stage.park(actor, source)
 }
 
 fn sigint_to_receive_while_the_state_is_sent_ends_the_move(stage: &Stage) -> Result<()> {
