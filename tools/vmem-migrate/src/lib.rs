@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who owns a guest that moves: the decisions of both hosts, without I/O.
+//!
+//! Each host has a state machine: [`source`] and [`destination`]. A machine is a table of rows: in this state, after this event, that state
+//! follows, and these actions are due. [`Owner`] holds the state. The caller carries the actions out, in their order, and reports what
+//! comes of it as the next event.
+//!
+//! Only the last action of a row may answer with an event. What a row needs to know before it goes on is the last thing that it does.
+//!
+//! A death is no event: a machine that ends with its process is begun again from what the process has recorded, a [`Phase`]. See
+//! [`source::resume`] and [`destination::resume`].
+//!
+//! `tests/model` runs both machines, both QEMUs, the network and deaths between any two actions, in every order.
+//! `Documentation/migration.rst` has the tables.
+//!
+//! ```
+//! use vmem_migrate::source::{Action, Event, Source, State};
+//! use vmem_migrate::Owner;
+//!
+//! let mut guest = Owner::<Source>::new(State::Offering);
+//! assert_eq!(guest.on(Event::Ready).expect("a row"), [Action::SendState]);
+//! assert_eq!(guest.on(Event::Stopped).expect("a row"), [Action::Start]);
+//! // The network fails before COMMIT: the guest is still the source's.
+//! assert_eq!(guest.on(Event::Lost).expect("a row"), [Action::Abort, Action::ResumeGuest]);
+//! assert!(guest.on(Event::Running).is_err(), "no row");
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod destination;
+mod machine;
+mod phase;
+pub mod source;
+
+pub use machine::{Machine, Owner, Row, Unexpected};
+pub use phase::Phase;

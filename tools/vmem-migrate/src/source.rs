@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The host that the guest comes from.
+//!
+//! The source owns the guest until it has recorded [`Phase::Committed`]. From then on the guest does not run here again, unless the
+//! destination says FAILED: that it has not run the guest and never will.
+
+use crate::machine::{Machine, Row};
+use crate::phase::Phase;
+
+/// The source's machine.
+#[derive(Debug)]
+pub enum Source {}
+
+/// What the source knows of the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    /// The guest runs here, and the destination prepares for it.
+    Offering,
+    /// The guest runs here, and QEMU sends its state.
+    Sending,
+    /// QEMU has stopped the guest, and sends the rest of its state.
+    Stopped,
+    /// The destination's QEMU has the state. The source records that it gives the guest away.
+    Committing,
+    /// The destination owns the guest.
+    Committed,
+    /// The destination has given the guest back. The source records that.
+    Reclaiming,
+    /// The source owns the guest, and QEMU is to run it again.
+    Resuming,
+    /// The guest runs at the destination, and pages are served.
+    Away,
+    /// The end: the guest goes on here.
+    AtSource,
+    /// The end: the guest is here, and QEMU cannot run it. What is recorded stays.
+    Stranded,
+    /// The destination does not need the source any more. The source records that.
+    Parting,
+    /// The end: the destination has all of the guest, or the guest has ended there.
+    Moved,
+    /// The end of this process: the destination owns the guest, and has not said whether the guest runs. What is recorded stays.
+    Undecided,
+    /// The end of this process: the guest runs at the destination and lacks pages, which are served on. What is recorded stays.
+    Unfinished,
+}
+
+/// What the source hears and sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    /// The destination has said READY.
+    Ready,
+    /// QEMU has stopped the guest, and its memory does not change any more.
+    Stopped,
+    /// QEMU has sent the state, and the destination's QEMU has said that it has loaded all of it.
+    Sent,
+    /// The destination has said FAILED, or REFUSE.
+    Refused,
+    /// The destination has said RUNNING.
+    Running,
+    /// The destination has said COMPLETE.
+    Complete,
+    /// The destination has said GONE.
+    Gone,
+    /// The connection to the destination's vmemctl is lost.
+    Lost,
+    /// The connection could not be made again.
+    Unreachable,
+    /// What was to be recorded is.
+    Recorded,
+    /// What was to be recorded is not.
+    NotRecorded,
+    /// QEMU runs the guest, or has it paused as it was before the move.
+    Resumed,
+    /// QEMU does not run the guest.
+    NotResumed,
+    /// A signal has asked this process to end.
+    Signal,
+    /// Anything else that keeps the move from going on: a time limit, a message out of order, QEMU.
+    Trouble,
+}
+
+/// What the source does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Action {
+    /// Has QEMU send the guest's state.
+    SendState,
+    /// Says START: pages may be fetched.
+    Start,
+    /// Records that the destination owns the guest. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
+    RecordCommitted,
+    /// Says COMMIT.
+    Commit,
+    /// Connects again, and says COMMIT again. Answers [`Event::Unreachable`] or [`Event::Signal`] if that fails.
+    Reconnect,
+    /// Records that the guest runs at the destination. If that fails, [`Action::Reconnect`] finds it out again.
+    RecordRunning,
+    /// Records that the destination does not need the source any more. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
+    RecordComplete,
+    /// Lets pages that the destination has be given back here.
+    Release,
+    /// Records that the source owns the guest again. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
+    RecordPrepared,
+    /// Says HEARD: the destination may forget the guest.
+    Heard,
+    /// Says ABORT. A destination that may have the whole state is told until it hears that, or cannot be reached.
+    Abort,
+    /// Cancels QEMU's migration and has QEMU run the guest if it ran before. Answers [`Event::Resumed`] or [`Event::NotResumed`].
+    ResumeGuest,
+    /// Makes sure that pages are served.
+    Serve,
+    /// Ends the serving of pages.
+    StopServing,
+    /// Leaves the serving of pages to a vmemd without a supervisor.
+    LeaveServing,
+    /// Ends QEMU.
+    EndQemu,
+    /// Removes what is recorded.
+    Forget,
+}
+
+use Action as A;
+use Event as E;
+use State as S;
+
+const fn row(state: S, events: &'static [E], next: S, actions: &'static [A]) -> Row<S, E, A> {
+    Row {
+        state,
+        events,
+        next,
+        actions,
+    }
+}
+
+impl Machine for Source {
+    type State = State;
+    type Event = Event;
+    type Action = Action;
+
+    const TABLE: &'static [Row<S, E, A>] = &[
+        // The source owns the guest.
+        row(S::Offering, &[E::Ready], S::Sending, &[A::SendState]),
+        row(S::Offering, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
+        row(
+            S::Offering,
+            &[E::Lost, E::Trouble, E::Signal],
+            S::Resuming,
+            &[A::Abort, A::ResumeGuest],
+        ),
+        row(S::Sending, &[E::Stopped], S::Stopped, &[A::Start]),
+        row(S::Sending, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
+        row(
+            S::Sending,
+            &[E::Lost, E::Trouble, E::Signal],
+            S::Resuming,
+            &[A::Abort, A::ResumeGuest],
+        ),
+        row(S::Stopped, &[E::Sent], S::Committing, &[A::RecordCommitted]),
+        row(S::Stopped, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
+        row(
+            S::Stopped,
+            &[E::Lost, E::Trouble, E::Signal],
+            S::Resuming,
+            &[A::Abort, A::ResumeGuest],
+        ),
+        row(S::Committing, &[E::NotRecorded], S::Resuming, &[A::Abort, A::ResumeGuest]),
+        // The destination owns the guest.
+        row(S::Committing, &[E::Recorded], S::Committed, &[A::Commit]),
+        row(S::Committed, &[E::Lost], S::Committed, &[A::Reconnect]),
+        row(S::Committed, &[E::Running], S::Away, &[A::RecordRunning, A::Release]),
+        row(S::Committed, &[E::Refused], S::Reclaiming, &[A::RecordPrepared]),
+        row(
+            S::Committed,
+            &[E::Unreachable, E::Trouble, E::Signal],
+            S::Undecided,
+            &[A::LeaveServing],
+        ),
+        row(S::Away, &[E::Running], S::Away, &[]),
+        row(S::Away, &[E::Lost], S::Away, &[A::Reconnect]),
+        row(S::Away, &[E::Complete, E::Gone], S::Parting, &[A::RecordComplete]),
+        row(
+            S::Parting,
+            &[E::Recorded],
+            S::Moved,
+            &[A::Heard, A::StopServing, A::EndQemu, A::Forget],
+        ),
+        // The destination must not forget the guest before this host does: `recover` would ask in vain.
+        row(
+            S::Parting,
+            &[E::NotRecorded],
+            S::Moved,
+            &[A::StopServing, A::EndQemu, A::Forget, A::Heard],
+        ),
+        row(
+            S::Away,
+            &[E::Unreachable, E::Trouble, E::Signal],
+            S::Unfinished,
+            &[A::LeaveServing],
+        ),
+        // The source owns the guest again.
+        row(S::Reclaiming, &[E::Recorded], S::Resuming, &[A::Heard, A::ResumeGuest]),
+        // The destination must not forget the guest before this host has recorded whose it is.
+        row(S::Reclaiming, &[E::NotRecorded], S::Resuming, &[A::ResumeGuest]),
+        row(S::Resuming, &[E::Resumed], S::AtSource, &[A::StopServing, A::Forget]),
+        row(S::Resuming, &[E::NotResumed], S::Stranded, &[]),
+    ];
+}
+
+/// How the source goes on after a death, from what it has recorded.
+pub fn resume(recorded: Phase) -> (State, &'static [Action]) {
+    match recorded {
+        // COMMIT has not been said, or FAILED has been heard.
+        Phase::Prepared => (S::Resuming, &[A::Abort, A::ResumeGuest]),
+        // The guest may need its pages before the destination can answer.
+        Phase::Running => (S::Away, &[A::Serve, A::Reconnect]),
+        // COMPLETE or GONE has been heard.
+        Phase::Complete => (S::Moved, &[A::StopServing, A::EndQemu, A::Forget]),
+        _ => (S::Committed, &[A::Serve, A::Reconnect]),
+    }
+}
