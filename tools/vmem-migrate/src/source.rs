@@ -211,7 +211,7 @@ pub fn resume(recorded: Phase) -> (State, &'static [Action]) {
         // COMMIT has not been said, or FAILED has been heard.
         Phase::Prepared => (S::Resuming, &[A::Abort, A::ResumeGuest]),
         // The guest may need its pages before the destination can answer.
-        Phase::Running => (S::Away, &[A::Serve, A::Reconnect]),
+        Phase::Running => (S::Away, &[A::Serve, A::Release, A::Reconnect]),
         // COMPLETE or GONE has been heard.
         Phase::Complete => (S::Moved, &[A::StopServing, A::EndQemu, A::Forget]),
         _ => (S::Committed, &[A::Serve, A::Reconnect]),

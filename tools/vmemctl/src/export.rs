@@ -144,12 +144,12 @@ impl Export {
         })
     }
 
-    /// None, for tests.
-    #[cfg(test)]
+    /// No vmemd.
     pub(crate) fn none() -> Self {
         Self {
             supervisor: None,
             arguments: Vec::new(),
+            #[cfg(test)]
             released: false,
         }
     }

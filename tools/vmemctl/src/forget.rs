@@ -4,8 +4,9 @@
 use crate::cli::{Cli, Forget};
 use crate::failure::{Failure, Trouble};
 use crate::receive::needs_memory;
-use crate::record::{Incoming, Outgoing, Phase, Place};
+use crate::record::{Incoming, Outgoing, Place};
 use crate::report::Report;
+use vmem_migrate::Phase;
 
 /// Removes a record that nothing needs.
 pub(crate) fn run(cli: &Cli, args: &Forget) -> Result<(), Failure> {

@@ -6,11 +6,11 @@ mod back_off;
 mod channel;
 mod cli;
 mod daemon;
+mod endpoint;
 mod export;
 mod failure;
 #[cfg(test)]
 mod fake;
-mod follow;
 mod forget;
 mod guest;
 mod key;

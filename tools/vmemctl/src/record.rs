@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vmem_migrate::Phase;
 
 use crate::guest::Settings;
 use crate::key::Key;
@@ -50,24 +51,6 @@ pub(crate) enum RecordError {
 
 /// How records are laid out. One without this number is of a vmemctl that keyed them by the guest's name alone.
 const LAYOUT: u64 = 2;
-
-/// How far a migration has come. What has been recorded has happened, or is about to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Phase {
-    /// The guest is the source's.
-    Prepared,
-    /// The guest is the destination's, whether it runs there already or not.
-    Committed,
-    /// QEMU was told to run it, or is about to be: it may have run. At the destination only.
-    Starting,
-    /// It runs there.
-    Running,
-    /// Its memory is there, too, and the source has to hear that. At the destination only.
-    Complete,
-    /// It has not run at the destination and never will, and the source has to hear that. At the destination only.
-    Failed,
-}
 
 /// What the source knows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
 
-use vmem_cli::{chain, with_port};
+use vmem_cli::with_port;
 use vmem_qmp::Qmp;
 
-use crate::channel::Channel;
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
-use crate::daemon::{Duty, end_left_over};
-use crate::export::Export;
 use crate::failure::{Failure, Trouble};
-use crate::follow::{Way, follow, hear};
 use crate::guest::{self, LIMIT};
-use crate::message::{FromDestination, FromSource};
-use crate::migrate::back::{abort, go_on, restore, take_back};
-use crate::migrate::{PREPARATION, end};
+use crate::migrate;
 use crate::network::Security;
-use crate::printable::printable;
-use crate::record::{Outgoing, Phase, Place};
+use crate::record::{Outgoing, Place};
 use crate::report::Report;
 use crate::signals::{Signals, Stopped};
 
@@ -33,85 +26,15 @@ pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
 }
 
 fn go_on_with(cli: &Cli, args: &Recover, place: Place, mut record: Outgoing, signals: &Signals) -> Result<(), Failure> {
-    let mut report = Report::new(cli.json);
     let security = Security::new(cli)?;
     if let Some(to) = &args.to {
         record.to = with_port(to, DEFAULT_PORT);
     }
-    let way = Way::new(&security, &record);
     let (path, detached) = (record.qmp.clone(), |stopped: Stopped| Failure::Detached(stopped.into()));
     let qmp = signals.unless(move || Qmp::connect(&path, LIMIT)).map_err(detached)?;
     let qmp = qmp.map_err(Trouble::from).and_then(|qmp| same_guest(qmp, &record));
     signals.check().map_err(detached)?;
-    if record.phase == Phase::Prepared {
-        // COMMIT has not been said, or has been taken back: the guest is this host's. Whoever waits for it there has its disks.
-        let reason = "the guest goes on at the source".to_owned();
-        abort(&way, reason, &report);
-        go_on_here(qmp?, &record, &place, &report)?;
-        report.note("the guest had not left this host; it goes on here");
-        return Ok(());
-    }
-    let unheard = |trouble: Trouble| match record.phase {
-        _ if trouble.is_signal() => Failure::Detached(trouble),
-        Phase::Running => Failure::Unfinished(trouble),
-        _ => Failure::Unknown(trouble),
-    };
-    let mut channel = way.connect(signals).map_err(unheard)?;
-    match answer(&mut channel, &mut report, signals).map_err(unheard)? {
-        FromDestination::Running => {}
-        FromDestination::Failed { reason } if record.phase != Phase::Running => {
-            // The destination's word that the guest has not run there and never will.
-            let qmp = qmp?;
-            take_back(&mut record, &place)?;
-            let _ = channel.say(&FromSource::Heard);
-            report.note(&format!("it has not run at the destination: {}", printable(&reason)));
-            go_on_here(qmp, &record, &place, &report)?;
-            report.note("the guest goes on at this host");
-            return Ok(());
-        }
-        other => {
-            let what = format!("the destination said something out of order: {other:?}");
-            return Err(unheard(Trouble::other(what)));
-        }
-    }
-    let qmp = match qmp {
-        Ok(mut qmp) => {
-            if guest::status(&mut qmp).map_err(Trouble::from)? == "running" {
-                return Err(Failure::Twice(Trouble::other("somebody has started it here by hand")));
-            }
-            Some(qmp)
-        }
-        // It is not needed any more: the memory is in files.
-        Err(trouble) => {
-            report.note(&format!("{}; its memory is served without it", chain(&trouble)));
-            None
-        }
-    };
-    report.running(None);
-    record.phase = Phase::Running;
-    place.write(&record).map_err(Trouble::from)?;
-    // A vmemd that still serves is replaced by one that is looked after.
-    end_left_over(&place, Some(&record.session), Duty::Serve);
-    let mut export = Export::again(&record.vmemd, record.served.clone(), &place).map_err(Failure::Unfinished)?;
-    export.release();
-    let way = Way::new(&security, &record);
-    end(
-        follow(&way, channel, &mut export, &mut report, signals),
-        qmp,
-        args.keep_source,
-        &place,
-    )
-}
-
-/// What the destination answers to COMMIT. It may be telling how far the pages are already.
-fn answer(channel: &mut Channel, report: &mut Report, signals: &Signals) -> Result<FromDestination, Trouble> {
-    loop {
-        match hear(channel, PREPARATION, signals)? {
-            FromDestination::Pages { line } => report.pages(&line),
-            FromDestination::Incomplete { reason } => report.note(&format!("destination: {}", printable(&reason))),
-            other => return Ok(other),
-        }
-    }
+    migrate::go_on(qmp, place, record, security, args.keep_source, Report::new(cli.json), signals)
 }
 
 /// Makes sure that this QEMU has that guest.
@@ -125,15 +48,6 @@ fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Trouble> {
             record.qmp.display()
         )))
     }
-}
-
-/// Has the guest go on at this host, and leaves nothing of the migration here.
-fn go_on_here(mut qmp: Qmp, record: &Outgoing, place: &Place, report: &Report) -> Result<(), Trouble> {
-    end_left_over(place, Some(&record.session), Duty::Serve);
-    go_on(&mut qmp, record.run, &|| true)?;
-    restore(&mut qmp, record, report);
-    place.remove();
-    Ok(())
 }
 
 fn find(cli: &Cli, args: &Recover) -> Result<(Place, Outgoing), Trouble> {
@@ -168,10 +82,12 @@ mod tests {
     use clap::Parser;
     use serde_json::json;
 
+    use vmem_migrate::Phase;
+
     use super::*;
     use crate::cli::Command;
     use crate::fake;
-    use crate::message::Purpose;
+    use crate::message::{FromDestination, FromSource, Purpose};
 
     const LIMIT: Duration = Duration::from_secs(10);
 

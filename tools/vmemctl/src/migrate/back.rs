@@ -9,11 +9,11 @@ use vmem_cli::chain;
 use vmem_qmp::{Qmp, QmpError};
 
 use crate::channel::Channel;
+use crate::endpoint::Endpoint;
 use crate::failure::Trouble;
-use crate::follow::Way;
 use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
-use crate::record::{Outgoing, Phase, Place};
+use crate::record::Outgoing;
 use crate::report::Report;
 
 /// How long the destination's QEMU may take to give up the guest's disks.
@@ -22,31 +22,11 @@ const LOCKS: Duration = Duration::from_secs(20);
 /// How long a destination that has heard ABORT may take to end its QEMU and say so.
 const FAREWELL: Duration = Duration::from_secs(15);
 
-/// The destination has said FAILED: notes that the guest is this host's again. Only then the destination may forget it.
-pub(crate) fn take_back(record: &mut Outgoing, place: &Place) -> Result<(), Trouble> {
-    record.phase = Phase::Prepared;
-    Ok(place.write(record)?)
-}
-
-/// Tells a destination that it does not get the guest, if it can be told.
-pub(crate) fn abort(way: &Way, reason: String, report: &Report) {
-    if let Err(trouble) = way.abort(reason) {
-        unheard(&trouble, report);
-    }
-}
-
-pub(super) fn unheard(trouble: &Trouble, report: &Report) {
-    report.note(&format!(
-        "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
-        chain(trouble)
-    ));
-}
-
-/// The last word to a destination that waits for it.
+/// ABORT to a destination that may wait for it with the guest's disks in its QEMU.
 pub(super) struct Farewell<'a> {
-    /// Where it was said, if it was.
+    /// Where ABORT was said, if it was.
     pub(super) channel: Option<&'a mut Channel>,
-    pub(super) way: Way,
+    pub(super) endpoint: Endpoint,
     pub(super) reason: String,
 }
 
@@ -63,7 +43,7 @@ impl Farewell<'_> {
                 }
             }
         }
-        self.way.abort(self.reason)
+        self.endpoint.abort(self.reason)
     }
 }
 
@@ -81,7 +61,7 @@ pub(super) fn beside<T, U: Send>(
 }
 
 /// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
-pub(crate) fn go_on(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Trouble> {
+pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Trouble> {
     // It fails if nothing is going on.
     let _ = qmp.run("migrate_cancel", json!({}));
     let deadline = Instant::now() + LIMIT;
@@ -109,7 +89,7 @@ pub(crate) fn go_on(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Re
 }
 
 /// Puts QEMU's settings back. If that fails, the guest is none the worse.
-pub(crate) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
+pub(super) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
     let restored = record.settings.as_ref().map(|settings| settings.restore(qmp));
     if let Some(Err(error)) = restored {
         report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));

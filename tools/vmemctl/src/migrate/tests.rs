@@ -7,11 +7,18 @@ mod unread;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
+use serde_json::json;
+use vmem_migrate::Owner;
+use vmem_migrate::source::Event;
+
 use super::*;
+use crate::channel::ChannelError;
 use crate::fake;
+use crate::message::FromDestination;
 use crate::network::Greeted;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
@@ -21,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 struct Scene {
     directory: TempDir,
     qemu: fake::Qemu,
-    migration: Migration,
+    migration: OutgoingMigration,
     destination: JoinHandle<()>,
 }
 
@@ -74,23 +81,13 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
         run: true,
         settings: None,
     };
-    let migration = Migration {
-        qmp: fake::Qemu::connect(&path),
-        channel,
-        export: Export::none(),
-        place,
-        record,
-        security: Security::Loopback,
-        memory: Vec::new(),
-        pages: String::new(),
-        free: false,
-        timeout: LIMIT,
-        report: Report::new(true),
-        signals: Signals::default(),
-        begun: true,
-        stopped: Some(Instant::now()),
-        settled: false,
-    };
+    let (qmp, report) = (fake::Qemu::connect(&path), Report::new(true));
+    let (security, signals) = (Security::Loopback, Signals::default());
+    let mut migration = OutgoingMigration::new(State::Stopped, Ok(qmp), place, record, security, report, signals);
+    migration.channel = Some(channel);
+    migration.timeout = LIMIT;
+    migration.begun = true;
+    migration.stopped = Some(Instant::now());
     Scene {
         directory,
         qemu,
@@ -99,8 +96,25 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
     }
 }
 
+/// The guest is given away, and runs at the destination.
+fn commit(migration: &mut OutgoingMigration) -> Result<(), Failure> {
+    migration.run_until(Some(Event::Sent), |state| state == State::Away)
+}
+
+/// Pages follow, to the end.
+fn follow(migration: &mut OutgoingMigration) -> Result<(), Failure> {
+    migration.run_until(None, |_| false)
+}
+
+/// The move does not go on, before COMMIT.
+fn give_up(migration: &mut OutgoingMigration, trouble: Trouble) -> Failure {
+    let event = migration.fail(trouble);
+    migration.run_until(Some(event), |_| false).expect_err("no move")
+}
+
 /// A guest that runs, and of which nothing has been sent.
 fn at_the_beginning(scene: &mut Scene) {
+    scene.migration.owner = Owner::new(State::Offering);
     scene.migration.begun = false;
     scene.migration.stopped = None;
     let mut state = scene.qemu.state();
@@ -115,7 +129,7 @@ fn a_guest_that_is_given_away_stays_stopped() {
         channel.say(&FromDestination::Running).expect("room");
     });
     assert!(!scene.migration.export.is_released(), "nothing is given back before");
-    scene.migration.commit().expect("it runs there");
+    commit(&mut scene.migration).expect("it runs there");
     scene.destination.join().expect("a good end");
     assert!(scene.migration.export.is_released());
     assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
@@ -142,7 +156,7 @@ fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it
         }
         qemu.state().refuses = "";
     });
-    let failure = scene.migration.commit().expect_err("no guest there");
+    let failure = commit(&mut scene.migration).expect_err("no guest there");
     assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
     scene.destination.join().expect("a good end");
     disks.join().expect("a good end");
@@ -159,7 +173,7 @@ fn a_break_after_commit_is_ridden_out() {
         expect_commit(&mut channel);
         channel.say(&FromDestination::Running).expect("room");
     });
-    scene.migration.commit().expect("it runs there");
+    commit(&mut scene.migration).expect("it runs there");
     scene.destination.join().expect("a good end");
     assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
     assert!(!scene.qemu.has_heard("cont"));
@@ -174,11 +188,12 @@ fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
     });
     // Until it is known to be gone.
+    let channel = scene.migration.channel.as_mut().expect("a connection");
     while !matches!(
-        scene.migration.channel.hear::<FromDestination>(Instant::now() + LIMIT),
+        channel.hear::<FromDestination>(Instant::now() + LIMIT),
         Err(ChannelError::Closed)
     ) {}
-    let failure = scene.migration.give_up(Trouble::other("a time limit"));
+    let failure = give_up(&mut scene.migration, Trouble::other("a time limit"));
     assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
     assert_eq!(scene.qemu.state().status, "running");
     drop(scene.migration);
@@ -198,7 +213,7 @@ fn abort_reaches_a_destination_that_has_the_disks_before_the_guest_goes_on() {
     });
     scene.qemu.state().refuses = "cont";
     sender.send(scene.qemu.clone()).expect("a destination");
-    let failure = scene.migration.give_up(Trouble::other("a time limit"));
+    let failure = give_up(&mut scene.migration, Trouble::other("a time limit"));
     assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
     assert_eq!(scene.qemu.state().status, "running");
     scene.destination.join().expect("a good end");

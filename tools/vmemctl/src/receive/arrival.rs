@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 use vmem::MapHandle;
 use vmem_cli::chain;
+use vmem_migrate::Phase;
 
 use super::door::Door;
 use super::host::{self, MakeRegions, Qemu};
@@ -29,7 +30,7 @@ use crate::guest::{self, LIMIT, Settings};
 use crate::message::FromDestination;
 use crate::network::Security;
 use crate::obstacles;
-use crate::record::{Incoming, Phase, Place};
+use crate::record::{Incoming, Place};
 use crate::relay::{Relay, STREAM};
 use crate::report::Report;
 use crate::signals::Signals;

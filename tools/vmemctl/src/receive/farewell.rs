@@ -118,7 +118,7 @@ fn tell_once(channel: &mut Channel, word: &FromDestination, report: &Report) -> 
 mod tests {
     use super::*;
     use crate::network::Security;
-    use crate::record::Phase;
+    use vmem_migrate::Phase;
 
     #[test]
     fn source_that_never_comes_back_is_not_waited_for_and_the_record_stays() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmem::Control;
 use vmem_cli::chain;
+use vmem_migrate::Phase;
 
 use super::arrival::Arrival;
 use super::door::{Door, Visitor};
@@ -20,7 +21,7 @@ use crate::cli::Receive;
 use crate::failure::Failure;
 use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource};
-use crate::record::{Incoming, Phase, Place};
+use crate::record::{Incoming, Place};
 use crate::report::Report;
 use crate::signals::Signals;
 

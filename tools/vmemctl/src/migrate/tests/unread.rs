@@ -38,12 +38,13 @@ fn move_guest(json: bool) {
     scene.migration.report = Report::new(json);
     let event = |status: &str| json!({"event": "MIGRATION", "data": {"status": status}});
     scene.qemu.state().says = vec![("migrate", event("pre-switchover")), ("migrate-continue", event("completed"))];
-    let to = scene.migration.record.to.clone();
-    let state = Security::Loopback.connect(&to, SESSION, Purpose::State).expect("a way");
-    scene.migration.switch(state).expect("its state is there");
+    let sent = |state| state == State::Committing;
+    scene
+        .migration
+        .run_until(Some(Event::Ready), sent)
+        .expect("its state is there");
     scene.migration.report.note("a note between the stop and COMMIT");
-    scene.migration.commit().expect("it runs there");
-    scene.migration.follow(false).expect("its memory is there");
+    follow(&mut scene.migration).expect("its memory is there");
     scene.destination.join().expect("a good end");
     assert!(scene.qemu.has_heard("quit"));
 }
@@ -61,7 +62,7 @@ fn signal_is_heard_while_nobody_reads_the_output() {
         scene.migration.report = Report::new(false);
         scene.migration.report.note("a note");
         scene.migration.signals.raise();
-        let failure = scene.migration.commit().expect_err("a signal");
+        let failure = commit(&mut scene.migration).expect_err("a signal");
         assert!(matches!(failure, Failure::AtSource(_)), "{failure:?}");
         assert_eq!(scene.qemu.state().status, "running");
         scene.destination.join().expect("a good end");

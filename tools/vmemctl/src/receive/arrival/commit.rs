@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use socket2::Socket;
 use vmem_cli::chain;
+use vmem_migrate::Phase;
 use vmem_qmp::QmpError;
 
 use super::Arrival;
@@ -16,7 +17,7 @@ use crate::message::{FromDestination, FromSource};
 use crate::printable::printable;
 use crate::receive::door::{Door, Visitor};
 use crate::receive::monitor::Wait;
-use crate::record::{Incoming, Phase};
+use crate::record::Incoming;
 use crate::relay::{End, relay};
 use crate::report::Report;
 

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use vmem_cli::chain;
+use vmem_migrate::Phase;
 use vmem_qmp::Qmp;
 
 use super::{Arrival, loss_policy};
@@ -21,7 +22,7 @@ use crate::receive::monitor::Monitor;
 use crate::receive::pages::Pages;
 use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
-use crate::record::{Incoming, Phase, Place};
+use crate::record::{Incoming, Place};
 use crate::report::Report;
 use crate::signals::Signals;
 

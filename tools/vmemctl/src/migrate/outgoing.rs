@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest on its way out: carries out what the source's state machine decides, and tells it what happens.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vmem_cli::chain;
+use vmem_migrate::source::{Action, Event, Source, State};
+use vmem_migrate::{Machine, Owner, Phase};
+use vmem_qmp::{Qmp, QmpError};
+
+use super::PREPARATION;
+use super::back::{Farewell, beside, restore, resume_guest};
+use super::stream;
+use crate::channel::{Channel, ChannelError};
+use crate::daemon::{Duty, end_left_over};
+use crate::endpoint::{Endpoint, lost};
+use crate::export::Export;
+use crate::failure::{Failure, Trouble};
+use crate::guest::{self, Settings};
+use crate::message::{FromDestination, FromSource, Purpose};
+use crate::network::Security;
+use crate::printable::printable;
+use crate::record::{Outgoing, Place};
+use crate::report::Report;
+use crate::signals::Signals;
+
+/// How long the destination may take to load the guest's state and to run it.
+const RESUMPTION: Duration = Duration::from_secs(60);
+
+/// How long a destination that was lost is tried for. The guest waits there, and `vmemctl recover` goes on with it at any later time.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// How long the destination is listened to for why it has closed QEMU's stream.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// How often each of the others is listened to while one is waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A guest on its way out.
+pub(crate) struct OutgoingMigration {
+    pub(super) owner: Owner<Source>,
+    /// QEMU's monitor, or why it cannot be had: `recover` can do without.
+    pub(super) qmp: Result<Qmp, Trouble>,
+    /// `None` if the connection is lost.
+    pub(super) channel: Option<Channel>,
+    pub(super) export: Export,
+    pub(super) place: Place,
+    pub(super) record: Outgoing,
+    pub(super) security: Security,
+    pub(super) report: Report,
+    pub(super) signals: Signals,
+    /// How long the guest's state may take.
+    pub(super) timeout: Duration,
+    pub(super) keep_source: bool,
+    /// It was taken up after the end of another vmemctl.
+    pub(super) resumed: bool,
+    /// QEMU was told to migrate. Before, what it does is not this migration's business.
+    pub(super) begun: bool,
+    /// When it was heard that the guest had stopped.
+    pub(super) stopped: Option<Instant>,
+    /// When the destination has to have said the next word.
+    deadline: Option<(Instant, Duration)>,
+    /// How long a destination that cannot be reached is tried for.
+    pub(super) retry: Duration,
+    /// ABORT is to be said until it is heard.
+    farewell: Option<String>,
+    /// Why the move does not go on.
+    trouble: Option<Trouble>,
+    /// Why the guest has ended at the destination.
+    gone: Option<String>,
+    /// Somebody has started the guest here while it runs at the destination.
+    runs_twice: bool,
+    /// People have been told that the guest runs at the destination.
+    announced: bool,
+}
+
+impl OutgoingMigration {
+    /// A guest whose move begins, or goes on, in this state.
+    pub(super) fn new(
+        state: State,
+        qmp: Result<Qmp, Trouble>,
+        place: Place,
+        record: Outgoing,
+        security: Security,
+        report: Report,
+        signals: Signals,
+    ) -> Self {
+        Self {
+            owner: Owner::new(state),
+            qmp,
+            channel: None,
+            export: Export::none(),
+            place,
+            record,
+            security,
+            report,
+            signals,
+            timeout: PREPARATION,
+            keep_source: false,
+            resumed: false,
+            begun: false,
+            stopped: None,
+            deadline: None,
+            retry: RETRY,
+            farewell: None,
+            trouble: None,
+            gone: None,
+            runs_twice: false,
+            announced: false,
+        }
+    }
+
+    /// Offers the guest to the destination.
+    pub(super) fn offer(&mut self, offer: &FromSource) -> Option<Event> {
+        self.deadline = within(PREPARATION);
+        let said = self.say(offer);
+        said.err().map(|error| self.disconnected(error))
+    }
+
+    /// Begins with what is due, and runs until the machine is at an end.
+    pub(crate) fn run(mut self, due: &[Action]) -> Result<(), Failure> {
+        let answer = self.carry_out(due);
+        self.run_until(answer, |_| false)
+    }
+
+    /// Goes on after `event` until the machine is at an end, or in a state of this kind.
+    pub(super) fn run_until(&mut self, event: Option<Event>, is_enough: impl Fn(State) -> bool) -> Result<(), Failure> {
+        let mut next = event;
+        while next.is_some() || !(self.owner.is_over() || is_enough(self.owner.state())) {
+            let event = match next.take() {
+                Some(event) => event,
+                None => self.wait(),
+            };
+            let due = match self.owner.on(event) {
+                Ok(due) => due,
+                Err(error) => {
+                    // The guest may need its pages.
+                    self.export.leave();
+                    return Err(Failure::Unknown(Trouble::other(chain(&error))));
+                }
+            };
+            next = self.carry_out(due);
+        }
+        if self.owner.is_over() { self.result() } else { Ok(()) }
+    }
+
+    /// How it has ended.
+    fn result(&mut self) -> Result<(), Failure> {
+        let trouble = self.trouble.take().unwrap_or_else(|| Trouble::other("it is not known why"));
+        Err(match self.owner.state() {
+            State::Moved => match self.gone.take() {
+                None => return Ok(()),
+                Some(reason) => Failure::Gone(Trouble::other(reason)),
+            },
+            State::AtSource if self.resumed => {
+                self.report.note("the guest goes on at this host");
+                return Ok(());
+            }
+            State::AtSource => Failure::AtSource(trouble),
+            State::Undecided if self.runs_twice => Failure::Twice(trouble),
+            State::Undecided | State::Unfinished if trouble.is_signal() => Failure::Detached(trouble),
+            State::Unfinished => Failure::Unfinished(trouble),
+            State::Undecided => Failure::Unknown(trouble),
+            _ => Failure::Local(trouble),
+        })
+    }
+
+    /// What it means that the move does not go on.
+    pub(super) fn fail(&mut self, trouble: Trouble) -> Event {
+        let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
+        self.trouble = Some(trouble);
+        event
+    }
+
+    /// Waits for what the state waits for.
+    fn wait(&mut self) -> Event {
+        loop {
+            if let Err(stopped) = self.signals.check() {
+                return self.fail(stopped.into());
+            }
+            let sending = matches!(self.owner.state(), State::Sending | State::Stopped);
+            if sending {
+                match self.poll_qemu() {
+                    Ok(None) => {}
+                    Ok(Some(event)) => return event,
+                    Err(trouble) => return self.fail(trouble),
+                }
+            } else {
+                let report = &self.report;
+                self.export.news().iter().for_each(|news| report.note(news));
+            }
+            let until = Instant::now() + if sending { Duration::ZERO } else { GLANCE };
+            if let Some(event) = self.poll_destination(until) {
+                return event;
+            }
+            if let Some((_, limit)) = self.deadline.filter(|(deadline, _)| Instant::now() >= *deadline) {
+                let trouble = match sending {
+                    true => Trouble::other(format!("the guest's state did not get there within {} s", limit.as_secs())),
+                    false => lost(ChannelError::TimedOut(limit)),
+                };
+                return self.fail(trouble);
+            }
+        }
+    }
+
+    /// What QEMU says of its migration.
+    fn poll_qemu(&mut self) -> Result<Option<Event>, Trouble> {
+        let event = self.qmp()?.event(Instant::now() + GLANCE)?;
+        let event = event.filter(|event| event.name == "MIGRATION");
+        let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
+        match status {
+            Some("pre-switchover") => {
+                // The guest has stopped, and its devices are quiet: its memory does not change any more.
+                self.stopped = Some(Instant::now());
+                Ok(Some(Event::Stopped))
+            }
+            Some("completed") => Ok(Some(Event::Sent)),
+            Some("failed" | "cancelled") => self.why_not(),
+            _ => Ok(None),
+        }
+    }
+
+    /// Why QEMU could not send the state, as either side sees it.
+    fn why_not(&mut self) -> Result<Option<Event>, Trouble> {
+        let (_, reason) = guest::migration(self.qmp()?)?;
+        let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
+        let said = self.channel.as_mut().map(|channel| channel.hear(Instant::now() + MOMENT));
+        let (there, event) = match said {
+            Some(Ok(Some(FromDestination::Failed { reason }))) => {
+                (format!("; the destination: {}", printable(&reason)), Event::Refused)
+            }
+            _ => (String::new(), Event::Trouble),
+        };
+        self.trouble = Some(Trouble::other(format!("QEMU cannot send the guest's state: {reason}{there}")));
+        Ok(Some(event))
+    }
+
+    /// What the destination says by then.
+    fn poll_destination(&mut self, until: Instant) -> Option<Event> {
+        let Some(channel) = &mut self.channel else {
+            return Some(Event::Lost);
+        };
+        let message = match channel.hear(until) {
+            Ok(message) => message?,
+            Err(error) => return Some(self.disconnected(error)),
+        };
+        let event = match &message {
+            FromDestination::Pages { line } => {
+                self.report.pages(line);
+                return None;
+            }
+            FromDestination::Incomplete { reason } => {
+                self.report.note(&format!("destination: {}", printable(reason)));
+                return None;
+            }
+            FromDestination::Ready => Event::Ready,
+            FromDestination::Failed { .. } | FromDestination::Refuse { .. } => Event::Refused,
+            FromDestination::Running => Event::Running,
+            FromDestination::Complete { .. } => Event::Complete,
+            FromDestination::Gone { .. } => Event::Gone,
+            FromDestination::Welcome { .. } => Event::Trouble,
+        };
+        if event == Event::Trouble || Source::step(self.owner.state(), event).is_none() {
+            return Some(self.fail(unexpected(&message)));
+        }
+        match message {
+            FromDestination::Failed { reason } | FromDestination::Refuse { reason } => self.trouble = Some(refused(&reason)),
+            FromDestination::Complete { summary } => self.report.complete(&summary),
+            FromDestination::Gone { reason } => self.gone = Some(printable(&reason)),
+            FromDestination::Running if self.runs_here() => {
+                self.runs_twice = true;
+                return Some(self.fail(Trouble::other("somebody has started it here by hand")));
+            }
+            FromDestination::Running if self.owner.state() == State::Away => self.announce(),
+            _ => {}
+        }
+        Some(event)
+    }
+
+    /// Tells people, once, that the guest runs at the destination.
+    fn announce(&mut self) {
+        if std::mem::replace(&mut self.announced, true) {
+            return;
+        }
+        self.report.running(self.stopped.map(|stopped| stopped.elapsed()));
+        if let Err(trouble) = &self.qmp {
+            self.report
+                .note(&format!("{}; its memory is served without it", chain(trouble)));
+        }
+    }
+
+    fn disconnected(&mut self, error: ChannelError) -> Event {
+        if matches!(self.owner.state(), State::Committed | State::Away) {
+            let text = format!("the destination's vmemctl: {}; trying again", chain(&error));
+            self.report.note(&text);
+        }
+        self.channel = None;
+        self.trouble = Some(lost(error));
+        Event::Lost
+    }
+
+    /// Whether QEMU runs a guest that was given away: somebody has told it to since another vmemctl has ended.
+    fn runs_here(&mut self) -> bool {
+        self.resumed
+            && self
+                .qmp()
+                .is_ok_and(|qmp| guest::status(qmp).is_ok_and(|status| status == "running"))
+    }
+
+    fn qmp(&mut self) -> Result<&mut Qmp, Trouble> {
+        self.qmp.as_mut().map_err(|trouble| Trouble::other(chain(trouble)))
+    }
+
+    /// Carries out these actions; the last one may answer.
+    fn carry_out(&mut self, due: &[Action]) -> Option<Event> {
+        due.iter().fold(None, |_, action| self.carry_out_one(*action))
+    }
+
+    fn carry_out_one(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::SendState => self.send_state().err().map(|trouble| self.fail(trouble)),
+            Action::Start => self.start().err().map(|trouble| self.fail(trouble)),
+            Action::RecordCommitted => Some(match self.signals.check() {
+                Ok(()) => self.note(Phase::Committed),
+                // Nothing is given away any more.
+                Err(stopped) => {
+                    self.trouble = Some(stopped.into());
+                    Event::NotRecorded
+                }
+            }),
+            Action::RecordPrepared => Some(self.note(Phase::Prepared)),
+            Action::RecordComplete => Some(self.note(Phase::Complete)),
+            Action::RecordRunning => {
+                self.announce();
+                // If it cannot be recorded, `recover` asks.
+                let _ = self.note(Phase::Running);
+                self.deadline = None;
+                None
+            }
+            Action::Commit => {
+                let run = self.record.run;
+                self.deadline = within(RESUMPTION);
+                self.say(&FromSource::Commit { run })
+                    .err()
+                    .map(|error| self.disconnected(error))
+            }
+            Action::Reconnect => self.reconnect(),
+            Action::Heard => {
+                // If it is not heard, the destination says it again to `recover`.
+                let _ = self.say(&FromSource::Heard);
+                None
+            }
+            Action::Abort => {
+                self.abort();
+                None
+            }
+            Action::ResumeGuest => Some(self.resume_guest()),
+            Action::Serve => {
+                self.serve();
+                None
+            }
+            Action::Release => {
+                self.export.release();
+                None
+            }
+            Action::StopServing => {
+                self.export.stop();
+                if self.resumed {
+                    end_left_over(&self.place, Some(&self.record.session), Duty::Serve);
+                }
+                None
+            }
+            Action::LeaveServing => {
+                if !self.export.leave() {
+                    self.report
+                        .note("no vmemd serves the guest's pages: 'vmemctl recover' starts one");
+                }
+                None
+            }
+            Action::EndQemu => {
+                if !self.keep_source {
+                    // It may have been ended by hand.
+                    let _ = self.qmp().map(|qmp| qmp.run("quit", json!({})));
+                }
+                None
+            }
+            Action::Forget => {
+                self.place.remove();
+                None
+            }
+        }
+    }
+
+    fn say(&self, message: &FromSource) -> Result<(), ChannelError> {
+        self.channel
+            .as_ref()
+            .map_or(Err(ChannelError::Closed), |channel| channel.say(message))
+    }
+
+    /// Replaces what is recorded. If that fails, it has not become true.
+    fn note(&mut self, phase: Phase) -> Event {
+        let record = Outgoing {
+            phase,
+            ..self.record.clone()
+        };
+        match self.place.write(&record) {
+            Ok(()) => {
+                self.record = record;
+                Event::Recorded
+            }
+            Err(error) => {
+                self.report.note(&chain(&error));
+                if self.trouble.is_none() {
+                    self.trouble = Some(error.into());
+                }
+                Event::NotRecorded
+            }
+        }
+    }
+
+    /// Has QEMU send the guest's state over a connection of its own.
+    fn send_state(&mut self) -> Result<(), Trouble> {
+        let state = Endpoint::new(&self.security, &self.record).connect(Purpose::State, &self.signals)?;
+        // Somebody else may have moved it meanwhile.
+        let status = guest::status(self.qmp()?)?;
+        let expected = if self.record.run { "running" } else { "paused" };
+        let (migration, _) = guest::migration(self.qmp()?)?;
+        if status != expected || matches!(migration.as_str(), "setup" | "active" | "device") {
+            return Err(guest::GuestError::Status { status }.into());
+        }
+        let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
+        let settings = match self.record.settings.take() {
+            Some(earlier) => earlier,
+            None => Settings::of(self.qmp()?, &capabilities)?,
+        };
+        self.record.settings = Some(settings.clone());
+        self.place.write(&self.record)?;
+        settings.change(self.qmp()?)?;
+        let uri = stream::give(self.qmp()?, state)?;
+        let begun = self.qmp()?.run("migrate", json!({"uri": uri}));
+        // One that does not answer may have begun.
+        self.begun = !matches!(begun, Err(QmpError::Refused { .. }));
+        begun?;
+        self.deadline = within(self.timeout);
+        Ok(())
+    }
+
+    /// The guest has stopped: its pages may be fetched, and QEMU sends the rest.
+    fn start(&mut self) -> Result<(), Trouble> {
+        self.say(&FromSource::Start).map_err(lost)?;
+        self.qmp()?.run("migrate-continue", json!({"state": "pre-switchover"}))?;
+        Ok(())
+    }
+
+    fn reconnect(&mut self) -> Option<Event> {
+        let endpoint = Endpoint::new(&self.security, &self.record);
+        match endpoint.reconnect(self.retry, &mut self.export, &self.report, &self.signals) {
+            Ok(channel) => {
+                let is_away = self.owner.state() == State::Away;
+                if is_away && self.record.phase == Phase::Running && !self.resumed {
+                    self.report.note("the destination's vmemctl is back");
+                }
+                let limit = if self.resumed { PREPARATION } else { RESUMPTION };
+                self.deadline = if is_away { None } else { within(limit) };
+                self.retry = RETRY;
+                self.channel = Some(channel);
+                self.trouble = None;
+                None
+            }
+            Err(trouble) => Some(match self.fail(trouble) {
+                Event::Signal => Event::Signal,
+                _ => Event::Unreachable,
+            }),
+        }
+    }
+
+    /// Says ABORT. A destination that does not hear it finds the connection closed, which means the same, but for a destination that has
+    /// the whole state: that one waits for the word, and its QEMU may have the disks until then.
+    fn abort(&mut self) {
+        let reason = match &self.trouble {
+            None => "the guest goes on at the source".to_owned(),
+            Some(trouble) => chain(trouble),
+        };
+        if self.trouble.as_ref().is_some_and(Trouble::is_signal) {
+            self.report.note(&format!("{reason}: giving the move up"));
+        }
+        if self.say(&FromSource::Abort { reason: reason.clone() }).is_err() {
+            self.channel = None;
+        }
+        self.farewell = (self.stopped.is_some() || self.resumed).then_some(reason);
+    }
+
+    /// Has the guest go on here. ABORT is said beside it, as long as it takes.
+    fn resume_guest(&mut self) -> Event {
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| self.resumed) {
+            self.report.note(&chain(trouble));
+        }
+        let endpoint = Endpoint::new(&self.security, &self.record);
+        let farewell = self.farewell.take().map(|reason| Farewell {
+            channel: self.channel.as_mut(),
+            endpoint,
+            reason,
+        });
+        let (qmp, run, begun) = (&mut self.qmp, self.record.run, self.begun || self.resumed);
+        let (gone_on, told) = beside(farewell.map(|farewell| move || farewell.say()), |is_told| match qmp {
+            Err(trouble) => Err(Trouble::other(chain(trouble))),
+            Ok(qmp) if begun => resume_guest(qmp, run, is_told),
+            Ok(_) => Ok(()),
+        });
+        if let Some(Err(trouble)) = told {
+            self.report.note(&format!(
+                "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
+                chain(&trouble)
+            ));
+        }
+        if let Ok(qmp) = &mut self.qmp {
+            restore(qmp, &self.record, &self.report);
+        }
+        let Err(error) = gone_on else { return Event::Resumed };
+        self.trouble = Some(match self.trouble.take() {
+            Some(trouble) => Trouble::other(format!(
+                "{}; and the guest, which is still here, cannot go on: {}",
+                chain(&trouble),
+                chain(&error)
+            )),
+            None => error,
+        });
+        Event::NotResumed
+    }
+
+    /// Has pages served by a vmemd that is supervised. One that still serves is replaced.
+    fn serve(&mut self) {
+        end_left_over(&self.place, Some(&self.record.session), Duty::Serve);
+        match Export::again(&self.record.vmemd, self.record.served.clone(), &self.place) {
+            Ok(export) => self.export = export,
+            Err(trouble) => self.report.note(&chain(&trouble)),
+        }
+    }
+}
+
+fn within(limit: Duration) -> Option<(Instant, Duration)> {
+    Some((Instant::now() + limit, limit))
+}
+
+fn refused(reason: &str) -> Trouble {
+    Trouble::other(format!("the destination refuses: {}", printable(reason)))
+}
+
+fn unexpected(message: &FromDestination) -> Trouble {
+    Trouble::other(format!("the destination said something out of order: {message:?}"))
+}
