@@ -26,6 +26,8 @@ mod tests;
 use std::time::Duration;
 
 use vmem::Control;
+use vmem_cli::chain;
+use vmem_migrate::destination::State;
 
 use crate::cli::{Cli, Receive};
 use crate::failure::{Failure, Trouble};
@@ -35,13 +37,12 @@ use crate::network::Security;
 use crate::record::Incoming;
 use crate::report::Report;
 use crate::signals::Signals;
-use arrival::{Arrival, Ended, Host, Left, NotTaken};
+use arrival::{Arrival, Host, Left, NotTaken};
 use door::{Door, Visitor};
-use farewell::say_last;
+use farewell::LastWord;
 use monitor::Monitor;
 use process::QemuProcess;
 use regions::Regions;
-use vmem_cli::chain;
 
 /// How often it is looked whether a guest comes.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -71,7 +72,15 @@ fn receive(cli: &Cli, args: &Receive, report: &mut Report, signals: &Signals) ->
     let mut arrival = if args.resume {
         match Arrival::resume(cli, args, &door, report, signals)? {
             Left::Arrival(arrival) => *arrival,
-            Left::Over(place, word) => return say_last(None, &place, &word, &mut door, report, signals),
+            Left::Over(owner, place, word) => {
+                return LastWord {
+                    owner,
+                    channel: None,
+                    place,
+                    word,
+                }
+                .say(&mut door, report, signals);
+            }
         }
     } else {
         report.note(&format!("listening on {address}"));
@@ -83,8 +92,9 @@ fn receive(cli: &Cli, args: &Receive, report: &mut Report, signals: &Signals) ->
         };
         take(cli, &host, &mut door, report)?
     };
-    if let Err(ended) = arrival.wait_for_commit(&mut door, report) {
-        return end(ended, arrival, &mut door, report, signals);
+    arrival.run(&mut door, report);
+    if arrival.owner.state() != State::Running {
+        return end(arrival, &mut door, report, signals);
     }
     // QEMU has them open.
     drop(regions);
@@ -109,7 +119,7 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<
             continue;
         };
         let guest = offer.guest.escape_debug().to_string();
-        match Arrival::prepare(cli, host, door, channel, offer) {
+        match Arrival::prepare(cli, host, door, channel, offer, report) {
             Ok(arrival) => return Ok(arrival),
             Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
                 report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
@@ -120,25 +130,27 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<
 }
 
 /// The guest has not come, or not in a way that it can be left alone.
-fn end(ended: Ended, arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Failure> {
-    match ended {
-        // Whoever does not hear it has not given the guest away.
-        Ended::BeforeCommit(trouble) => {
-            let trouble = arrival.refuse(trouble);
+fn end(mut arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Failure> {
+    let trouble = arrival.trouble();
+    let reason = chain(&trouble);
+    let word = match arrival.owner.state() {
+        State::Refused => {
             door.nobody();
-            Err(Failure::AtSource(trouble))
+            return Err(Failure::AtSource(trouble));
         }
-        Ended::AfterCommit(trouble) => {
-            let reason = chain(&trouble);
-            let (channel, place) = arrival.give_back(&reason, report);
-            say_last(channel, &place, &FromDestination::Failed { reason }, door, report, signals)
-        }
-        Ended::Gone(trouble) => {
-            let reason = chain(&trouble);
-            let (channel, place) = arrival.discard();
-            say_last(channel, &place, &FromDestination::Gone { reason }, door, report, signals)
-        }
+        State::Failed => FromDestination::Failed { reason },
+        State::Gone => FromDestination::Gone { reason },
         // A vmemd that serves is left alone.
-        Ended::Unknown(trouble) => Err(Failure::Unfinished(trouble)),
-    }
+        _ => return Err(Failure::Unfinished(trouble)),
+    };
+    let Arrival {
+        owner, channel, place, ..
+    } = arrival;
+    let last = LastWord {
+        owner,
+        channel,
+        place,
+        word,
+    };
+    last.say(door, report, signals)
 }

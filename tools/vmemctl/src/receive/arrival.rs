@@ -2,7 +2,7 @@
 //! A guest on its way in.
 
 mod checks;
-mod commit;
+mod driver;
 mod resume;
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,8 @@ use std::time::Duration;
 use serde_json::json;
 use vmem::MapHandle;
 use vmem_cli::chain;
-use vmem_migrate::Phase;
+use vmem_migrate::destination::{Action, Destination, State};
+use vmem_migrate::{Owner, Phase};
 
 use super::door::Door;
 use super::host::{self, MakeRegions, Qemu};
@@ -34,7 +35,6 @@ use crate::record::{Incoming, Place};
 use crate::relay::{Relay, STREAM};
 use crate::report::Report;
 use crate::signals::Signals;
-pub(super) use commit::Ended;
 pub(super) use resume::Left;
 
 /// How long a QEMU may take to end.
@@ -69,6 +69,9 @@ impl NotTaken {
 
 /// A guest whose state comes, or has come.
 pub(super) struct Arrival {
+    pub(super) owner: Owner<Destination>,
+    /// What is to be done first.
+    due: &'static [Action],
     /// `None` while the source's vmemctl is not there.
     pub(super) channel: Option<Channel>,
     pub(super) pages: Pages,
@@ -79,8 +82,10 @@ pub(super) struct Arrival {
     relay: Option<Relay>,
     /// Another `receive` has begun with it.
     resumed: bool,
-    /// The source has said that the guest goes on there.
-    aborted: bool,
+    /// QEMU does not run the guest yet, and shall.
+    is_to_be_started: bool,
+    /// Why the guest does not come.
+    trouble: Option<Trouble>,
     signals: Signals,
     /// The other end of what QEMU gets the state from, until that comes.
     state: Option<UnixStream>,
@@ -90,7 +95,14 @@ pub(super) struct Arrival {
 
 impl Arrival {
     /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
-    pub(super) fn prepare(cli: &Cli, host: &Host<'_>, door: &Door, channel: Channel, offer: Offer) -> Result<Self, NotTaken> {
+    pub(super) fn prepare(
+        cli: &Cli,
+        host: &Host<'_>,
+        door: &Door,
+        channel: Channel,
+        offer: Offer,
+        report: &Report,
+    ) -> Result<Self, NotTaken> {
         let mut qemu = Qemu::existing();
         let mut can_take_another = true;
         let made = new_place(cli, &offer).and_then(|place| {
@@ -107,7 +119,9 @@ impl Arrival {
         });
         match made {
             Ok((place, (pages, monitor, state, record, regions))) => {
-                let arrival = Self {
+                let mut arrival = Self {
+                    owner: Owner::new(State::Prepared),
+                    due: &[],
                     channel: Some(channel),
                     pages,
                     monitor,
@@ -117,14 +131,14 @@ impl Arrival {
                     qemu,
                     relay: None,
                     resumed: false,
-                    aborted: false,
+                    is_to_be_started: false,
+                    trouble: None,
                     signals: host.signals.clone(),
                     _regions: regions,
                 };
-                match arrival.say(&FromDestination::Ready) {
+                match arrival.say_ready(report) {
                     Ok(()) => Ok(arrival),
                     Err(trouble) => {
-                        let trouble = arrival.refuse(trouble);
                         door.nobody();
                         // It has ended QEMU.
                         Err(NotTaken::new(trouble, !host.args.command.is_empty()))
@@ -215,46 +229,6 @@ impl Arrival {
             return Err(error.into());
         }
         Ok((pages, monitor, state, record, regions))
-    }
-
-    fn say(&self, message: &FromDestination) -> Result<(), Trouble> {
-        let Some(channel) = &self.channel else { return Ok(()) };
-        channel
-            .say(message)
-            .map_err(|error| Trouble::Peer("the source's vmemctl".to_owned(), error))
-    }
-
-    /// Tells the source that the guest does not come, and leaves nothing of it here.
-    pub(super) fn refuse(self, trouble: Trouble) -> Trouble {
-        let reason = chain(&trouble);
-        // First, so that the source's QEMU can have the disks.
-        let (channel, place) = self.discard();
-        // A source that does not hear it finds the connection closed.
-        let _ = channel.map(|channel| channel.say(&FromDestination::Failed { reason }));
-        place.remove();
-        trouble
-    }
-
-    /// Notes that the guest has not run here and never will, and leaves nothing of it but what the source has to be told.
-    pub(super) fn give_back(mut self, reason: &str, report: &Report) -> (Option<Channel>, Place) {
-        let failed = Incoming {
-            phase: Phase::Failed,
-            reason: Some(reason.to_owned()),
-            ..self.record.clone()
-        };
-        if let Err(trouble) = self.note(failed) {
-            // It is said as long as this program lives.
-            report.note(&chain(&trouble));
-        }
-        self.discard()
-    }
-
-    /// Leaves nothing of the guest here, but for what the source has to be told, and the note of it.
-    pub(super) fn discard(mut self) -> (Option<Channel>, Place) {
-        self.pages.stop();
-        // One that waits with a guest in it could be told to go on, and has its disks' locks.
-        self.end_qemu();
-        (self.channel, self.place)
     }
 
     /// Ends QEMU, whoever has started it; whether it is gone for certain.

@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
+use vmem_migrate::Owner;
+use vmem_migrate::destination::{Action, Destination, Event};
 
 use super::door::{self, Door, Visitor};
 use crate::channel::Channel;
@@ -19,81 +21,87 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked whether it is over.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Says the last word, and removes the record once the source has heard it. FAILED is said until it is heard: the guest stands still as
-/// long as it is not. The others are recorded, and given up after a while: `receive --resume` says them again.
-pub(super) fn say_last(
-    channel: Option<Channel>,
-    place: &Place,
-    word: &FromDestination,
-    door: &mut Door,
-    report: &Report,
-    signals: &Signals,
-) -> Result<(), Failure> {
-    let patience = match word {
-        FromDestination::Failed { .. } => None,
-        _ => Some(PATIENCE),
-    };
-    say_within(patience, channel, place, word, door, report, signals)
+/// The last word of a guest's move, until the source has heard it.
+pub(super) struct LastWord {
+    /// In the state that the word is due in.
+    pub(super) owner: Owner<Destination>,
+    pub(super) channel: Option<Channel>,
+    pub(super) place: Place,
+    pub(super) word: FromDestination,
 }
 
-fn say_within(
-    patience: Option<Duration>,
-    channel: Option<Channel>,
-    place: &Place,
-    word: &FromDestination,
-    door: &mut Door,
-    report: &Report,
-    signals: &Signals,
-) -> Result<(), Failure> {
-    if !tell(patience, channel, door, word, report, signals)? {
-        let what = match word {
-            FromDestination::Gone { reason } => format!("the guest has ended here ({reason})"),
-            _ => "the guest is here with all its memory".to_owned(),
+impl LastWord {
+    /// Says it, and removes the record once the source has heard it. FAILED is said until it is heard: the guest stands still as long as it
+    /// is not. The others are recorded, and given up after a while: `receive --resume` says them again.
+    pub(super) fn say(self, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Failure> {
+        let patience = match self.word {
+            FromDestination::Failed { .. } => None,
+            _ => Some(PATIENCE),
         };
-        return Err(Failure::Unheard(Trouble::other(what)));
+        self.say_within(patience, door, report, signals)
     }
-    place.remove();
-    door.nobody();
-    match word {
-        FromDestination::Complete { .. } => Ok(()),
-        FromDestination::Gone { reason } => Err(Failure::Gone(Trouble::other(reason.as_str()))),
-        FromDestination::Failed { reason } => Err(Failure::AtSource(Trouble::other(reason.as_str()))),
-        other => Err(Failure::Unfinished(Trouble::other(format!("{other:?}")))),
-    }
-}
 
-/// Whether the source has heard the word, on this connection or on one that it makes within `patience`.
-fn tell(
-    patience: Option<Duration>,
-    channel: Option<Channel>,
-    door: &mut Door,
-    word: &FromDestination,
-    report: &Report,
-    signals: &Signals,
-) -> Result<bool, Failure> {
-    let until = patience.map(|patience| Instant::now() + patience);
-    let mut channel = channel;
-    loop {
-        let heard = channel.as_mut().is_some_and(|channel| tell_once(channel, word, report));
-        if heard {
-            return Ok(true);
+    fn say_within(
+        mut self,
+        patience: Option<Duration>,
+        door: &mut Door,
+        report: &Report,
+        signals: &Signals,
+    ) -> Result<(), Failure> {
+        let until = patience.map(|patience| Instant::now() + patience);
+        loop {
+            let told = self.channel.take().map(|channel| tell_once(channel, &self.word, report));
+            let (event, failure) = match told {
+                Some(true) => (Event::Heard, None),
+                Some(false) => (Event::Lost, None),
+                None => {
+                    report.note("the source has not heard how it ended: 'vmemctl recover' there asks");
+                    self.wait_for_source(until, door, signals)
+                }
+            };
+            let due = self.owner.on(event);
+            if due.is_ok_and(|due| due.contains(&Action::Forget)) {
+                self.place.remove();
+                door.nobody();
+            }
+            if self.owner.is_over() {
+                return self.result(failure);
+            }
         }
-        report.note("the source has not heard how it ended: 'vmemctl recover' there asks");
-        channel = loop {
-            // The record stays, and says what the source has to hear.
-            signals.check().map_err(|stopped| Failure::Detached(stopped.into()))?;
+    }
+
+    /// Waits for a connection of the source. The record stays, and says what the source has to hear.
+    fn wait_for_source(&mut self, until: Option<Instant>, door: &mut Door, signals: &Signals) -> (Event, Option<Failure>) {
+        loop {
+            if let Err(stopped) = signals.check() {
+                return (Event::Signal, Some(Failure::Detached(stopped.into())));
+            }
             if until.is_some_and(|until| Instant::now() >= until) {
-                return Ok(false);
+                let what = match &self.word {
+                    FromDestination::Gone { reason } => format!("the guest has ended here ({reason})"),
+                    _ => "the guest is here with all its memory".to_owned(),
+                };
+                return (Event::Unheard, Some(Failure::Unheard(Trouble::other(what))));
             }
             if let Some(Visitor::Recover(channel)) = door.wait_for(GLANCE) {
-                break Some(channel);
+                self.channel = Some(channel);
+                return (Event::Back, None);
             }
-        };
+        }
+    }
+
+    fn result(self, failure: Option<Failure>) -> Result<(), Failure> {
+        match (failure, self.word) {
+            (Some(failure), _) => Err(failure),
+            (None, FromDestination::Gone { reason }) => Err(Failure::Gone(Trouble::other(reason))),
+            (None, FromDestination::Failed { reason }) => Err(Failure::AtSource(Trouble::other(reason))),
+            (None, _) => Ok(()),
+        }
     }
 }
 
 /// Whether the source has heard it on this connection.
-fn tell_once(channel: &mut Channel, word: &FromDestination, report: &Report) -> bool {
+fn tell_once(mut channel: Channel, word: &FromDestination, report: &Report) -> bool {
     if let FromDestination::Complete { .. } | FromDestination::Gone { .. } = word {
         // One that has just come back asks first whether the guest runs.
         let _ = channel.say(&FromDestination::Running);
@@ -118,7 +126,19 @@ fn tell_once(channel: &mut Channel, word: &FromDestination, report: &Report) -> 
 mod tests {
     use super::*;
     use crate::network::Security;
+    use std::path::Path;
+
     use vmem_migrate::Phase;
+    use vmem_migrate::destination::State;
+
+    fn last(state: State, directory: &Path, word: FromDestination) -> LastWord {
+        LastWord {
+            owner: Owner::new(state),
+            channel: None,
+            place: Place::new(directory, "in", "guest0").expect("a place"),
+            word,
+        }
+    }
 
     #[test]
     fn source_that_never_comes_back_is_not_waited_for_and_the_record_stays() {
@@ -126,6 +146,7 @@ mod tests {
         let place = Place::new(directory.path(), "in", "guest0").expect("a place");
         let record = serde_json::json!({"phase": Phase::Complete});
         place.write(&record).expect("a record");
+        drop(place);
         let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
         let mut door = Door::open(listener, Security::Loopback).expect("a door");
         let word = FromDestination::Complete {
@@ -133,11 +154,13 @@ mod tests {
         };
         let patience = Some(Duration::from_millis(50));
         let signals = Signals::default();
-        let result = say_within(patience, None, &place, &word, &mut door, &Report::new(true), &signals);
+        let last = last(State::Complete, directory.path(), word);
+        let result = last.say_within(patience, &mut door, &Report::new(true), &signals);
         assert!(
             matches!(&result, Err(failure @ Failure::Unheard(_)) if failure.code() == 7),
             "{result:?}"
         );
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
         let left: Option<serde_json::Value> = place.read().expect("a record");
         assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
     }
@@ -148,13 +171,16 @@ mod tests {
         let place = Place::new(directory.path(), "in", "guest0").expect("a place");
         let record = serde_json::json!({"phase": Phase::Failed});
         place.write(&record).expect("a record");
+        drop(place);
         let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
         let mut door = Door::open(listener, Security::Loopback).expect("a door");
         let word = FromDestination::Failed { reason: String::new() };
         let signals = Signals::default();
         signals.raise();
-        let result = say_last(None, &place, &word, &mut door, &Report::new(true), &signals);
+        let last = last(State::Failed, directory.path(), word);
+        let result = last.say(&mut door, &Report::new(true), &signals);
         assert!(matches!(result, Err(Failure::Detached(_))), "{result:?}");
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
         let left: Option<serde_json::Value> = place.read().expect("a record");
         assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
     }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmem::Control;
 use vmem_cli::chain;
-use vmem_migrate::Phase;
+use vmem_migrate::destination::{Action, Destination, Event};
+use vmem_migrate::{Owner, Phase};
 
 use super::arrival::Arrival;
 use super::door::{Door, Visitor};
-use super::farewell::say_last;
+use super::farewell::LastWord;
 use super::loss::Loss;
 use super::missing;
 use super::pages::{self, End, Pages};
@@ -30,6 +31,7 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// A guest whose memory follows.
 struct Tending<'a> {
+    owner: Owner<Destination>,
     channel: Option<Channel>,
     pages: Pages,
     pauser: Pauser,
@@ -53,6 +55,7 @@ pub(super) fn tend(
     signals: &Signals,
 ) -> Result<(), Failure> {
     let Arrival {
+        owner,
         channel,
         pages,
         monitor,
@@ -62,6 +65,7 @@ pub(super) fn tend(
     } = arrival;
     let pauser = Pauser::start(monitor, record.settings.clone(), &place)?;
     let tending = Tending {
+        owner,
         channel,
         pages,
         pauser,
@@ -84,6 +88,7 @@ impl Tending<'_> {
         loop {
             if let Err(stopped) = self.signals.check() {
                 // The guest runs on, and a vmemd goes on fetching its pages.
+                self.on(Event::Signal);
                 return Err(Failure::Detached(stopped.into()));
             }
             while let Some(news) = self.pauser.news() {
@@ -100,15 +105,53 @@ impl Tending<'_> {
                     pages::News::Trouble(reason) => self.tell(reason),
                     pages::News::SourceLost(why) => self.source_lost(&why),
                     pages::News::Ended(End::Complete(summary)) => return self.complete(summary, door),
-                    pages::News::Ended(end) => return Err(self.lost(&end)),
+                    pages::News::Ended(end) => {
+                        let failure = self.lost(&end);
+                        self.on(Event::Trouble);
+                        return Err(failure);
+                    }
                 }
             }
             self.answer();
             if let Some(Visitor::Recover(channel)) = door.glance() {
                 self.report.note("the source is back");
                 self.channel = Some(channel);
+                self.on(Event::Back);
             }
         }
+    }
+
+    /// Tells the state machine, and carries out what is due.
+    fn on(&mut self, event: Event) {
+        let due = match self.owner.on(event) {
+            Ok(due) => due,
+            Err(error) => return self.report.note(&chain(&error)),
+        };
+        for action in due {
+            match action {
+                Action::SayRunning => self.say(&FromDestination::Running),
+                Action::StopPages => self.pages.stop(),
+                Action::LeavePages => self.pages.leave(),
+                Action::RecordComplete => {
+                    self.record.phase = Phase::Complete;
+                    let is_recorded = self.write();
+                    self.on(if is_recorded { Event::Recorded } else { Event::NotRecorded });
+                }
+                // The last word is said until it is heard, by `farewell`.
+                _ => {}
+            }
+        }
+    }
+
+    /// The source has to hear how it ended.
+    fn say_last(self, word: FromDestination, door: &mut Door) -> Result<(), Failure> {
+        let last = LastWord {
+            owner: self.owner,
+            channel: self.channel,
+            place: self.place,
+            word,
+        };
+        last.say(door, self.report, self.signals)
     }
 
     /// Tells people on both sides.
@@ -143,27 +186,22 @@ impl Tending<'_> {
     /// QEMU's settings need not be put back by whoever takes this up.
     fn restored(&mut self) {
         self.record.settings = None;
-        self.write();
+        let _ = self.write();
     }
 
-    fn write(&self) {
-        if let Err(error) = self.place.write(&self.record) {
-            self.report.note(&chain(&error));
+    fn write(&self) -> bool {
+        let written = self.place.write(&self.record);
+        if let Err(error) = &written {
+            self.report.note(&chain(error));
         }
+        written.is_ok()
     }
 
     /// QEMU has ended before the memory was complete.
     fn gone(mut self, door: &mut Door) -> Result<(), Failure> {
-        self.pages.stop();
+        self.on(Event::QemuEnded);
         let reason = "QEMU has ended".to_owned();
-        say_last(
-            self.channel,
-            &self.place,
-            &FromDestination::Gone { reason },
-            door,
-            self.report,
-            self.signals,
-        )
+        self.say_last(FromDestination::Gone { reason }, door)
     }
 
     /// The guest needs nobody any more. QEMU's socket is let go first: whoever manages the guest may be waiting for it.
@@ -178,17 +216,9 @@ impl Tending<'_> {
                 pause::News::Gone | pause::News::Finished => break,
             }
         }
-        self.record.phase = Phase::Complete;
-        self.write();
+        self.on(Event::Complete);
         self.report.complete(&summary);
-        say_last(
-            self.channel,
-            &self.place,
-            &FromDestination::Complete { summary },
-            door,
-            self.report,
-            self.signals,
-        )
+        self.say_last(FromDestination::Complete { summary }, door)
     }
 
     /// Pages of the guest will not come.
@@ -215,7 +245,7 @@ impl Tending<'_> {
         let heard = self.channel.as_mut().map(|channel| channel.hear(Instant::now()));
         match heard {
             None | Some(Ok(None)) => {}
-            Some(Ok(Some(FromSource::Commit { .. }))) => self.say(&FromDestination::Running),
+            Some(Ok(Some(FromSource::Commit { .. }))) => self.on(Event::Commit),
             Some(Ok(Some(other))) => self
                 .report
                 .note(&format!("the source said something out of order: {other:?}")),
@@ -234,5 +264,6 @@ impl Tending<'_> {
         self.report
             .note(&format!("the source's vmemctl: {error}; pages go on coming"));
         self.channel = None;
+        self.on(Event::Lost);
     }
 }

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use vmem_cli::chain;
-use vmem_migrate::Phase;
+use vmem_migrate::destination::{self, Action, Destination, Event, State};
+use vmem_migrate::{Owner, Phase};
 use vmem_qmp::Qmp;
 
 use super::{Arrival, loss_policy};
@@ -26,12 +27,14 @@ use crate::record::{Incoming, Place};
 use crate::report::Report;
 use crate::signals::Signals;
 
+const QEMU_HAS_ENDED: &str = "QEMU has ended";
+
 /// What another `receive` has left.
 pub(in crate::receive) enum Left {
     /// A guest to go on with.
     Arrival(Box<Arrival>),
     /// The guest's end, which the source has to hear.
-    Over(Place, FromDestination),
+    Over(Owner<Destination>, Place, FromDestination),
 }
 
 impl Arrival {
@@ -45,16 +48,8 @@ impl Arrival {
     ) -> Result<Left, Failure> {
         let (place, record) = recorded(cli, args)?;
         door.taken(&record.session);
-        match record.phase {
-            Phase::Failed => {
-                let reason = record.reason.unwrap_or_default();
-                return Ok(Left::Over(place, FromDestination::Failed { reason }));
-            }
-            Phase::Complete => {
-                let summary = serde_json::Value::Null;
-                return Ok(Left::Over(place, FromDestination::Complete { summary }));
-            }
-            _ => {}
+        if let Phase::Failed | Phase::Complete = record.phase {
+            return Ok(Self::over(place, record, false));
         }
         if is_lost(&place) {
             let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
@@ -65,7 +60,7 @@ impl Arrival {
         let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {
             end_left_over(&place, Some(&record.session), Duty::Fetch);
-            return Self::without_qemu(place, record);
+            return Ok(Self::over(place, record, false));
         }
         // They are the guest's, by number and not only by name: what fills them cannot be wrong about whose memory that is.
         if !regions.look().exist {
@@ -89,7 +84,10 @@ impl Arrival {
         signals: &Signals,
         report: &Report,
     ) -> Result<Self, Failure> {
+        let (state, due) = destination::resume(record.phase, true);
         let arrival = Self {
+            owner: Owner::new(state),
+            due,
             channel: None,
             pages,
             monitor,
@@ -99,23 +97,40 @@ impl Arrival {
             qemu: Qemu::existing(),
             relay: None,
             resumed: true,
-            aborted: false,
+            is_to_be_started: false,
+            trouble: None,
             signals: signals.clone(),
             _regions: Vec::new(),
         };
         arrival.identify(report)
     }
 
-    /// QEMU is gone: whether it may have run the guest is what was recorded.
-    fn without_qemu(place: Place, mut record: Incoming) -> Result<Left, Failure> {
-        let reason = "QEMU has ended".to_owned();
-        if record.phase >= Phase::Starting {
-            return Ok(Left::Over(place, FromDestination::Gone { reason }));
+    /// There is no guest to go on with: what the source has to hear follows from what was recorded.
+    fn over(place: Place, mut record: Incoming, qemu_lives: bool) -> Left {
+        let (state, due) = destination::resume(record.phase, qemu_lives);
+        let mut owner = Owner::new(state);
+        if due.contains(&Action::RecordFailed) {
+            record.phase = Phase::Failed;
+            record.reason = Some(QEMU_HAS_ENDED.to_owned());
+            let event = match place.write(&record) {
+                Ok(()) => Event::Recorded,
+                // It is said as long as this program lives.
+                Err(_) => Event::NotRecorded,
+            };
+            let _ = owner.on(event);
         }
-        record.phase = Phase::Failed;
-        record.reason = Some(reason.clone());
-        place.write(&record).map_err(Trouble::from)?;
-        Ok(Left::Over(place, FromDestination::Failed { reason }))
+        let word = match owner.state() {
+            State::Complete => FromDestination::Complete {
+                summary: serde_json::Value::Null,
+            },
+            State::Gone => FromDestination::Gone {
+                reason: QEMU_HAS_ENDED.to_owned(),
+            },
+            _ => FromDestination::Failed {
+                reason: record.reason.unwrap_or_default(),
+            },
+        };
+        Left::Over(owner, place, word)
     }
 
     /// Makes sure that the QEMU at the socket is the guest's. Pages come meanwhile, and go on coming if it is not.

@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
+use vmem_migrate::destination::Event;
+
 use super::*;
 use crate::daemon::DaemonError;
 use crate::failure::Failure;
 use crate::fake;
 use crate::message::Backend;
-use crate::receive::regions::State;
+use crate::receive::regions;
 use crate::supervisor::First;
 
 /// How long one command may take, and how long QEMU may be silent while no page comes.
@@ -56,7 +58,7 @@ fn record(phase: Phase, qmp: PathBuf) -> Incoming {
 /// Regions that this QEMU maps as long as it lives, and that some daemon serves.
 fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
     let (qemu, present) = (qemu.clone(), Arc::clone(present));
-    Regions::fake(move || State {
+    Regions::fake(move || regions::State {
         exist: true,
         mapped: qemu.lives(),
         plain: false,
@@ -88,7 +90,10 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
     place.write(&record).expect("a record");
     let present = Arc::new(AtomicU64::new(0));
     let regions = regions_of(&qemu, &present);
+    let (state, due) = vmem_migrate::destination::resume(phase, true);
     let arrival = Arrival {
+        owner: Owner::new(state),
+        due,
         channel: None,
         pages: pages_of(regions.clone(), || ()),
         monitor: monitor_of(&qemu, &path, regions),
@@ -98,7 +103,8 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         qemu: Qemu::existing(),
         relay: None,
         resumed: false,
-        aborted: false,
+        is_to_be_started: false,
+        trouble: None,
         signals: Signals::default(),
         _regions: Vec::new(),
     };
@@ -111,8 +117,17 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
 }
 
 impl Scene {
-    fn finish(&mut self) -> Result<(), Ended> {
-        self.arrival.finish(&Report::new(true))
+    /// What becomes of the guest.
+    fn finish(&mut self) -> State {
+        self.arrival.run(&mut door(), &Report::new(true));
+        self.arrival.owner.state()
+    }
+
+    /// What becomes of a guest whose source is there, after this event.
+    fn after(&mut self, event: Event) -> State {
+        self.arrival.owner = Owner::new(State::Prepared);
+        self.arrival.run_after(Some(event), &mut door(), &Report::new(true));
+        self.arrival.owner.state()
     }
 
     fn noted(&self) -> Phase {
@@ -124,7 +139,7 @@ impl Scene {
 #[test]
 fn a_guest_that_is_given_runs() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
-    scene.finish().expect("the guest runs");
+    assert_eq!(scene.finish(), State::Running);
     assert_eq!(scene.noted(), Phase::Running);
     assert_eq!(scene.qemu.state().status, "running");
 }
@@ -133,7 +148,7 @@ fn a_guest_that_is_given_runs() {
 fn one_that_was_paused_stays_so() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.arrival.record.run = false;
-    scene.finish().expect("the guest is here");
+    assert_eq!(scene.finish(), State::Running);
     assert_eq!(scene.noted(), Phase::Running);
     assert!(!scene.qemu.has_heard("cont"));
 }
@@ -141,7 +156,7 @@ fn one_that_was_paused_stays_so() {
 #[test]
 fn one_that_runs_already_is_not_started_again() {
     let mut scene = scene(Phase::Running, "paused", "completed");
-    scene.finish().expect("the guest is here");
+    assert_eq!(scene.finish(), State::Running);
     assert!(!scene.qemu.has_heard("cont"), "somebody has paused it");
 }
 
@@ -149,8 +164,8 @@ fn one_that_runs_already_is_not_started_again() {
 fn a_qemu_that_dies_of_the_start_may_have_run_the_guest() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().dies_of = "cont";
-    let ended = scene.finish().expect_err("no guest");
-    assert!(matches!(ended, Ended::Gone(_)), "{ended:?}");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Gone);
     assert_eq!(scene.noted(), Phase::Starting);
 }
 
@@ -160,8 +175,8 @@ fn so_it_may_if_another_receive_was_about_to_start_it() {
         let mut scene = scene(Phase::Starting, "paused", "completed");
         scene.qemu.state().refuses = refuses;
         scene.qemu.state().dies_of = if refuses.is_empty() { "query-migrate" } else { "" };
-        let ended = scene.finish().expect_err("no guest");
-        assert!(matches!(ended, Ended::Gone(_) | Ended::Unknown(_)), "{ended:?}");
+        let ended = scene.finish();
+        assert!(matches!(ended, State::Gone | State::Left), "{ended:?}");
         assert!(!scene.qemu.has_heard("quit"));
     }
 }
@@ -171,9 +186,9 @@ fn a_qemu_that_dies_before_has_not_run_the_guest() {
     for command in ["query-migrate", "query-status"] {
         let mut scene = scene(Phase::Committed, "paused", "completed");
         scene.qemu.state().dies_of = command;
-        let ended = scene.finish().expect_err("no guest");
-        assert!(matches!(ended, Ended::AfterCommit(_)), "{command}: {ended:?}");
-        assert_eq!(scene.noted(), Phase::Committed, "{command}");
+        let ended = scene.finish();
+        assert_eq!(ended, State::Failed, "{command}");
+        assert_eq!(scene.noted(), Phase::Failed, "{command}");
     }
 }
 
@@ -181,56 +196,56 @@ fn a_qemu_that_dies_before_has_not_run_the_guest() {
 fn a_refused_start_is_none_and_the_qemu_is_ended() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().refuses = "cont";
-    let ended = scene.finish().expect_err("no guest");
-    assert!(matches!(ended, Ended::AfterCommit(_)), "{ended:?}");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Failed);
     assert!(scene.qemu.has_heard("quit"), "nobody can start it later");
-    let (_, place) = scene.arrival.give_back("not now", &Report::new(true));
-    let record: Incoming = place.read().expect("a record").expect("a record");
-    assert_eq!((record.phase, record.reason.as_deref()), (Phase::Failed, Some("not now")));
+    let record: Incoming = scene.arrival.place.read().expect("a record").expect("a record");
+    let reason = record.reason.unwrap_or_default();
+    assert!(record.phase == Phase::Failed && reason.contains("not now"), "{reason}");
 }
 
 #[test]
 fn a_state_that_cannot_be_loaded_is_given_back() {
     let mut scene = scene(Phase::Committed, "inmigrate", "failed");
-    let ended = scene.finish().expect_err("no guest");
-    assert!(matches!(ended, Ended::AfterCommit(_)), "{ended:?}");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Failed);
     assert!(scene.qemu.has_heard("quit"));
 }
 
 #[test]
 fn one_that_runs_without_our_doing_is_not_given_back() {
     let mut scene = scene(Phase::Committed, "running", "failed");
-    let ended = scene.finish().expect_err("no guest");
-    assert!(matches!(ended, Ended::Unknown(_)), "{ended:?}");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Left);
     assert!(!scene.qemu.has_heard("quit"));
 }
 
 #[test]
 fn a_guest_that_does_not_come_leaves_no_qemu() {
-    let scene = scene(Phase::Prepared, "paused", "completed");
-    scene.arrival.refuse(Trouble::other("the source has changed its mind"));
+    let mut scene = scene(Phase::Prepared, "paused", "completed");
+    assert_eq!(scene.after(Event::Abort), State::Refused);
     assert!(scene.qemu.has_heard("quit"));
     assert!(!scene.directory.path().join("in.guest0/record").exists());
 }
 
-/// What is made of a lost connection.
-fn judged(resumed: bool, migration: &'static str, dies: bool) -> Ended {
+/// What is made of a guest that cannot come.
+fn judged(resumed: bool, migration: &'static str, dies: bool) -> State {
     let mut scene = scene(Phase::Prepared, "paused", migration);
     scene.arrival.resumed = resumed;
     scene.qemu.state().dies_of = if dies { "query-migrate" } else { "" };
-    scene.arrival.judge(Trouble::other("lost"), &Report::new(true))
+    scene.after(Event::Trouble)
 }
 
 #[test]
 fn a_state_that_another_receive_got_may_have_been_given() {
-    assert!(matches!(judged(false, "active", false), Ended::BeforeCommit(_)));
+    assert_eq!(judged(false, "active", false), State::Refused);
     for state in ["none", "setup"] {
-        assert!(matches!(judged(true, state, false), Ended::BeforeCommit(_)), "{state}");
+        assert_eq!(judged(true, state, false), State::Refused, "{state}");
     }
     for state in ["active", "completed", "failed"] {
-        assert!(matches!(judged(true, state, false), Ended::AfterCommit(_)), "{state}");
+        assert_eq!(judged(true, state, false), State::Failed, "{state}");
     }
-    assert!(matches!(judged(true, "completed", true), Ended::AfterCommit(_)));
+    assert_eq!(judged(true, "completed", true), State::Failed);
 }
 
 fn cli(scene: &Path, rest: &[&str]) -> Cli {
@@ -264,7 +279,7 @@ fn resumed(phase: Phase, file: &str) -> (Result<Left, Failure>, TempDir) {
 fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
     for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
         let (left, _directory) = resumed(phase, "lock");
-        let Ok(Left::Over(place, FromDestination::Failed { .. })) = left else {
+        let Ok(Left::Over(_, place, FromDestination::Failed { .. })) = left else {
             panic!("{phase:?}")
         };
         let record: Incoming = place.read().expect("a record").expect("a record");
@@ -272,7 +287,10 @@ fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
     }
     for phase in [Phase::Starting, Phase::Running] {
         let (left, _directory) = resumed(phase, "lock");
-        assert!(matches!(left, Ok(Left::Over(_, FromDestination::Gone { .. }))), "{phase:?}");
+        assert!(
+            matches!(left, Ok(Left::Over(_, _, FromDestination::Gone { .. }))),
+            "{phase:?}"
+        );
     }
 }
 
@@ -351,7 +369,7 @@ fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
         scene.qemu.state().blocks_at = command;
         let pages = pages_come(&scene.present);
         unblock_late(&scene.qemu);
-        scene.finish().expect("the guest runs");
+        assert_eq!(scene.finish(), State::Running);
         drop(pages);
         assert_eq!(scene.noted(), Phase::Running, "{command}");
         assert_eq!(scene.qemu.state().status, "running", "{command}");
@@ -362,8 +380,8 @@ fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
 fn qemu_that_says_nothing_while_no_page_comes_is_given_up_and_lives_on() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().blocks_at = "cont";
-    let ended = scene.finish().expect_err("nobody knows");
-    assert!(matches!(ended, Ended::Unknown(_)), "{ended:?}");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Left);
     assert_eq!(scene.noted(), Phase::Starting);
     assert!(scene.qemu.lives());
 }
@@ -373,7 +391,7 @@ fn closed_connection_is_made_again_if_qemu_lives() {
     for command in ["query-migrate", "query-status", "cont"] {
         let mut scene = scene(Phase::Committed, "paused", "completed");
         scene.qemu.state().hangs_up_at = command;
-        scene.finish().expect("the guest runs");
+        assert_eq!(scene.finish(), State::Running);
         assert_eq!(scene.qemu.state().status, "running", "{command}");
     }
 }
@@ -388,19 +406,19 @@ fn qemu_that_lives_without_its_socket_is_not_taken_for_gone() {
     ] {
         let mut scene = scene(phase, "paused", "completed");
         scene.qemu.state().leaves_at = command;
-        let ended = scene.finish().expect_err("nobody knows");
-        assert!(matches!(ended, Ended::Unknown(_)), "{phase:?} {command}: {ended:?}");
+        let ended = scene.finish();
+        assert_eq!(ended, State::Left, "{phase:?} {command}");
         assert!(scene.qemu.lives());
     }
 }
 
 #[test]
 fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
-    let scene = scene(Phase::Prepared, "inmigrate", "active");
+    let mut scene = scene(Phase::Prepared, "inmigrate", "active");
     scene.qemu.state().blocked = true;
     let qemu = scene.qemu.clone();
     let began = Instant::now();
-    scene.arrival.refuse(Trouble::other("the source has changed its mind"));
+    assert_eq!(scene.after(Event::Abort), State::Refused);
     assert!(!qemu.lives(), "it could be started later");
     assert!(began.elapsed() < 3 * PATIENCE);
 }
@@ -408,13 +426,13 @@ fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
 #[test]
 fn signal_gives_a_guest_up_that_is_the_sources() {
     let mut scene = scene(Phase::Prepared, "inmigrate", "active");
-    let mut door = door();
     let (ours, _theirs) = UnixStream::pair().expect("sockets");
     let (socket, carrier) = (ours.try_clone().expect("a socket").into(), ours.into());
     scene.arrival.channel = Some(Channel::new(socket, &carrier).expect("a channel"));
+    scene.arrival.owner = Owner::new(State::Prepared);
     scene.arrival.signals.raise();
-    let ended = scene.arrival.wait_for_commit(&mut door, &mut Report::new(true));
-    assert!(matches!(ended, Err(Ended::BeforeCommit(_))), "{ended:?}");
+    assert_eq!(scene.finish(), State::Refused);
+    assert!(scene.arrival.trouble().is_signal());
 }
 
 #[test]
@@ -423,14 +441,10 @@ fn signal_leaves_a_guest_that_may_be_this_hosts() {
         let mut scene = scene(phase, "paused", "completed");
         scene.arrival.resumed = true;
         scene.qemu.state().blocked = phase == Phase::Committed;
-        let mut door = door();
         scene.arrival.signals.raise();
         scene.arrival.monitor = scene.arrival.monitor.with_signals(&scene.arrival.signals);
-        let ended = scene.arrival.wait_for_commit(&mut door, &mut Report::new(true));
-        assert!(
-            matches!(&ended, Err(Ended::Unknown(trouble)) if trouble.is_signal()),
-            "{ended:?}"
-        );
+        assert_eq!(scene.finish(), State::Left);
+        assert!(scene.arrival.trouble().is_signal());
         assert!(scene.qemu.lives() && !scene.qemu.has_heard("quit"), "{phase:?}");
     }
 }
@@ -451,7 +465,7 @@ fn resume_has_pages_come_before_it_waits_for_qemu() {
     let attached = Arc::new(Mutex::new(false));
     let look = {
         let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));
-        move || State {
+        move || regions::State {
             exist: true,
             mapped: qemu.lives(),
             plain: false,
@@ -473,5 +487,6 @@ fn resume_has_pages_come_before_it_waits_for_qemu() {
     let report = Report::new(true);
     let mut arrival = Arrival::take_up(pages, monitor, place, record, &Signals::default(), &report)
         .unwrap_or_else(|failure| panic!("{failure}"));
-    arrival.finish(&report).expect("the guest runs");
+    arrival.run(&mut door(), &report);
+    assert_eq!(arrival.owner.state(), State::Running);
 }
