@@ -13,43 +13,43 @@ use crate::record::DIRECTORY;
 /// The port that `vmemctl receive` listens on if it is not told another.
 pub(crate) const DEFAULT_PORT: u16 = 8637;
 
-/// Moves running QEMU guests from host to host over vmem regions, and looks at regions.
+/// Moves running QEMU guests from host to host over vmem regions; lists, watches and copies regions.
 #[derive(Debug, Parser)]
 #[command(name = "vmemctl", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Where it is noted what is going on, for `recover` and `receive --resume`
+    /// Directory for the records of moves in progress, which `recover` and `receive --resume` read
     #[arg(long, global = true, value_name = "DIR", default_value = DIRECTORY)]
     pub(crate) state: PathBuf,
     /// Report as one JSON object per line on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Protect all connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
+    /// Use TLS for all connections: DIR has ca.pem (the authority of peers' certificates), cert.pem and key.pem (of this host)
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
-    /// Of those whom ca.pem has certified, believe one whose certificate has this name; may be repeated
+    /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", global = true, value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// Speak in clear text to whoever is there, beyond loopback too
+    /// Connect and listen on any address, in clear text and without authentication; otherwise only on loopback
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
-    /// Start QEMU and vmemd in the systemd unit or session of this command, and not in scopes of their own
+    /// Start QEMU and vmemd in the systemd unit or session of this command instead of in scopes of their own
     #[arg(long, global = true)]
     pub(crate) no_scope: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Move a guest of this host to another one
+    /// Move a guest of this host to another host
     Migrate(Migrate),
-    /// Take a guest from another host
+    /// Receive a guest from another host
     Receive(Receive),
-    /// Go on with a migration whose vmemctl has died; on the host that the guest came from
+    /// Continue a move whose `migrate` has died or given up, on the source host
     Recover(Recover),
-    /// Remove the record of a guest that has come here, and whose source is gone for good
+    /// Remove the record of a guest that was received and whose source is gone for good
     Forget(Forget),
-    /// Look at regions, and at the shared memory of programs
+    /// List, watch and copy regions and the shared memory of programs
     Region(Region),
 }
 
@@ -58,25 +58,25 @@ pub(crate) struct Migrate {
     /// QEMU's QMP socket
     #[arg(long, value_name = "SOCKET")]
     pub(crate) qmp: PathBuf,
-    /// Where `vmemctl receive` listens
+    /// Where `vmemctl receive` listens on the destination
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) to: String,
     /// Where this host's vmemd listens: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) serve: Option<SocketAddr>,
-    /// How the destination reaches this host's vmemd, if it is not at the address that it sees, for example through a tunnel
+    /// Where the destination connects to this host's vmemd, if not at the address from which this host connects; for tunnels
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pages: Option<String>,
-    /// Where vmemd gives figures to a Prometheus: PORT, or HOST:PORT with a numeric host
+    /// Where vmemd serves metrics for Prometheus: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Give memory back here as it arrives there
+    /// Free the guest's memory on this host while it arrives at the destination
     #[arg(long)]
     pub(crate) free_source: bool,
-    /// Leave the stopped QEMU here in the end
+    /// Do not end this host's QEMU after the move; it stays stopped
     #[arg(long)]
     pub(crate) keep_source: bool,
-    /// How long the guest's state may take to get there
+    /// How long the transfer of the guest's device state may take; after that the guest continues on this host
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub(crate) timeout: Duration,
 }
@@ -89,63 +89,64 @@ pub(crate) struct Receive {
     /// Address to listen on: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
     pub(crate) listen: SocketAddr,
-    /// Where vmemd gives figures to a Prometheus: PORT, or HOST:PORT with a numeric host
+    /// Where vmemd serves metrics for Prometheus: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Make a region, for a QEMU that is started by hand
+    /// Create a region, for a QEMU that you start yourself; may be repeated
     #[arg(long = "region", value_name = "NAME=BYTES", value_parser = region)]
     pub(crate) regions: Vec<(String, u64)>,
-    /// Owner of the regions, numeric: who QEMU runs as
+    /// Owner of the regions' nodes, numeric: the user that QEMU runs as
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Memory in huge pages: a page that comes takes the memory of 2 MiB, until those around it are here, too
+    /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
     #[arg(long)]
     pub(crate) huge: bool,
-    /// Take a guest that has more memory than is available now
+    /// Accept a guest that needs more memory than is available
     #[arg(long)]
     pub(crate) overcommit: bool,
-    /// What becomes of a guest whose pages cannot be fetched any more
+    /// What happens to the guest when the source has been lost for --retry
     #[arg(long, value_enum, default_value_t = OnLost::Wait)]
     pub(crate) on_lost: OnLost,
-    /// How long a lost source is tried for before that
+    /// How long to try to reconnect to a lost source before --on-lost applies
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub(crate) retry: Duration,
-    /// Go on with the guest that another `receive` took
+    /// Continue the move of a guest whose `receive` has died or given up
     #[arg(long, conflicts_with = "regions")]
     pub(crate) resume: bool,
-    /// The command that starts QEMU: {memory:ID} is the node of the backend ID, {qmp} the socket
+    /// The command that starts QEMU: {memory:ID} stands for the node of the memory backend ID, {qmp} for the QMP socket
     #[arg(last = true, value_name = "QEMU", conflicts_with_all = ["resume", "regions"])]
     pub(crate) command: Vec<String>,
 }
 
-/// What becomes of a guest whose source is gone.
+/// What happens to a guest whose source is lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum OnLost {
-    /// It is paused, and its pages are tried for again.
+    /// Pause the guest, and try the source again until it is back.
     Wait,
-    /// A missing page is broken memory: the guest loses the process that touches it, or itself. Without KVM it is SIGBUS, which ends QEMU.
+    /// Run the guest; a missing page is broken memory. The guest loses the process that touches one; if its kernel does, the guest ends. Without
+    /// KVM, QEMU gets SIGBUS and ends.
     Sigbus,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Forget {
-    /// The guest's name, or what it is known by, if several have that name
+    /// The guest's name; if several guests have that name, the guest's key (uuid=UUID)
     #[arg(value_name = "GUEST")]
     pub(crate) guest: String,
-    /// Even if its source may be waiting to hear how it ended
+    /// Remove the record even if the source may still wait for the guest's fate
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
-    /// The guest's name, if there are several, or what it is known by, if several have that name
+    /// The guest's name, if several moves are recorded; if several guests have that name, the guest's key (uuid=UUID)
     #[arg(long)]
     pub(crate) guest: Option<String>,
-    /// Where `vmemctl receive` listens now, if not where it did
+    /// Where `vmemctl receive` listens now, if that has changed
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) to: Option<String>,
-    /// Leave the stopped QEMU here in the end
+    /// Do not end this host's QEMU after the move; it stays stopped
     #[arg(long)]
     pub(crate) keep_source: bool,
 }
@@ -158,13 +159,13 @@ pub(crate) struct Region {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RegionCommand {
-    /// List regions and adopted memory, and which processes have them open
+    /// List regions and adopted memory, with the processes that have them open
     List,
-    /// Show a region, or the shared memory of a process
+    /// Show the state of a region, or of a process's shared memory
     Info(RegionInfo),
-    /// Show how fast a region, or the shared memory of a process, is written to, and where
+    /// Show how fast programs write to a region or to a process's shared memory, and where
     Watch(RegionWatch),
-    /// Write what a region, or the shared memory of a process, holds at one instant to a file; programs go on
+    /// Write a region or a process's shared memory, as it is at one instant, to a file; programs continue
     Snapshot(RegionSnapshot),
 }
 
@@ -188,7 +189,7 @@ pub(crate) struct RegionWatch {
     /// Time between samples
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) interval: Duration,
-    /// End after so many samples
+    /// Number of samples, after which the command ends; unlimited unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
 }
@@ -199,16 +200,16 @@ pub(crate) struct RegionWatch {
 pub(crate) struct RegionSnapshot {
     #[command(flatten)]
     pub(crate) memory: Memory,
-    /// The file, which comes into being when it is complete
+    /// The file to write; it gets its name when it is complete
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// How much memory the old contents of pages may take that are written to meanwhile; K, M, G and T are known
+    /// Memory limit for copies of pages that programs overwrite before they are saved; suffixes K, M, G, T; unlimited unless given
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub(crate) limit: Option<u64>,
-    /// Leave pages out that are absent: they are holes of the file. Without it they are waited for
+    /// Leave absent pages out, as holes of the file, instead of waiting for them
     #[arg(long)]
     pub(crate) skip_absent: bool,
-    /// Replace the file if there is one
+    /// Replace the file if it exists
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -226,10 +227,10 @@ pub(crate) struct Memory {
 /// Shared memory that a process has open.
 #[derive(Debug, Args)]
 pub(crate) struct MemoryOf {
-    /// The process
+    /// The process that has the memory open
     #[arg(long, value_name = "PID", requires = "memory", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: i32,
-    /// The path of the memory as /proc/PID/fd shows it, or a part that no other shared memory of the process has, or /proc/PID/fd/FD
+    /// The memory: its path as /proc/PID/fd shows it, a part of the path that is unique among the process's shared memory, or /proc/PID/fd/FD
     #[arg(long, value_name = "PATH", requires = "pid")]
     pub(crate) memory: PathBuf,
 }

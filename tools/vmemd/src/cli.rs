@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::{address, owner, seconds, source};
 use vmem_source::wire::DEFAULT_PORT;
 
-/// Fills vmem regions from a migration source; with `serve`, is such a source.
+/// Fills vmem regions with pages from a source. `vmemd serve` is such a source.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmemd",
@@ -26,7 +26,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Offer memory of this machine to other machines' vmemd
+    /// Serve memory of this machine to the vmemd of other machines
     Serve(Serve),
 }
 
@@ -36,34 +36,34 @@ pub(crate) struct Serve {
     /// Address to listen on: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
     pub(crate) listen: SocketAddr,
-    /// Listen on an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
+    /// Listen on any address, in clear text and without authentication; otherwise only on loopback
     #[arg(long)]
     pub(crate) insecure: bool,
-    /// Let only those in whom ca.pem in this directory has certified; cert.pem and key.pem say who this is
+    /// Use TLS: DIR has ca.pem (the authority of peers' certificates), cert.pem and key.pem (of this host)
     #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
-    /// Of those whom ca.pem has certified, let in one whose certificate has this name; may be repeated
+    /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// Who vmemd becomes once the memory is open, numeric; 65534 (nobody) unless given
+    /// User as which vmemd runs once the memory is open, numeric; 65534 (nobody) unless given
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) user: Option<(u32, Option<u32>)>,
-    /// Connections at a time; each daemon takes two
+    /// Connections at a time; each destination uses two
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
-    /// How long a peer may take to send or take one frame
+    /// How long a peer may take to send or receive one frame
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) timeout: Duration,
-    /// Give pages back once a destination says that it has them, and note in NAME.released in this directory which these are
+    /// Free each page when a destination reports that it has the page; DIR/NAME.released records the freed pages
     #[arg(long, value_name = "DIR")]
     pub(crate) free: Option<PathBuf>,
-    /// Give nothing back before a line `release` comes on standard input
+    /// Free no page before a line `release` arrives on standard input
     #[arg(long, requires = "free")]
     pub(crate) hold_release: bool,
-    /// Give figures to a Prometheus, at http://ADDR/metrics
+    /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
-    /// What to offer: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
+    /// The memory to serve: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
     pub(crate) exports: Vec<String>,
 }
@@ -71,19 +71,19 @@ pub(crate) struct Serve {
 /// The destination's side.
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
-    /// Where the pages are: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
+    /// Source of the pages: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
-    /// Connect to an address that is not loopback: nothing is encrypted, and nobody has to prove who they are
+    /// Connect to any address, in clear text and without authentication; otherwise only to loopback
     #[arg(long)]
     pub(crate) insecure: bool,
-    /// Protect the connections: ca.pem, cert.pem and key.pem in this directory say who is believed, and who this is
+    /// Use TLS: DIR has ca.pem (the authority of the source's certificate), cert.pem and key.pem (of this host)
     #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,
-    /// Of those whom ca.pem has certified, believe one whose certificate has this name; may be repeated
+    /// Accept only a source whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// Who vmemd becomes once the control device is open, numeric; 65534 (nobody) unless given
+    /// User as which vmemd runs once the control device is open, numeric; 65534 (nobody) unless given
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) user: Option<(u32, Option<u32>)>,
     /// Permission bits of /dev/vmem/NAME; 600 unless given
@@ -92,61 +92,61 @@ pub(crate) struct Receive {
     /// Owner of /dev/vmem/NAME, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Memory in huge pages: a page that comes takes the memory of 2 MiB, until those around it are here, too
+    /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
     #[arg(long)]
     pub(crate) huge: bool,
-    /// A touch that has waited this long for its page gets SIGBUS
+    /// A program that has waited this long for a page gets SIGBUS; unlimited unless given
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) fault_timeout: Option<Duration>,
-    /// What a touch of an absent page does while no daemon is there; wait unless given
+    /// What happens to a program that touches an absent page while no daemon is attached; wait unless given
     #[arg(long, value_enum)]
     pub(crate) on_death: Option<OnDeath>,
-    /// What a touch of a page is told that cannot be had; sigbus unless given
+    /// What a program gets that touches a page which the source cannot read; sigbus unless given
     #[arg(long, value_enum)]
     pub(crate) on_unreadable: Option<OnUnreadable>,
     /// Fetch only pages that a program touches
     #[arg(long)]
     pub(crate) no_background: bool,
-    /// Pages to fetch ahead of a program that goes through memory in equal steps, at most; 0 with --no-background unless given
+    /// Fetch up to this many pages ahead of a program that touches pages at equal distances; 32 unless given, or 0 with --no-background
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(..=256))]
     pub(crate) prefetch: Option<u16>,
-    /// How much the stream may have in flight; 4 unless given
+    /// How much of the background stream may be in flight; 4 unless given
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) window: Option<u16>,
     /// How long the source may take to answer; 10 unless given
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
-    /// How long a lost source is tried for; 60 unless given
+    /// How long to try to reconnect to a lost source; 60 unless given
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) retry: Option<Duration>,
-    /// Do not put the pages into the programs' page tables at the end
+    /// Do not map the pages of a complete region into the programs' page tables
     #[arg(long)]
     pub(crate) no_populate: bool,
-    /// End also regions that no program has mapped; their contents are lost unless somebody has them open
+    /// Detach from complete regions that no program has mapped; their contents are lost unless a program has them open
     #[arg(long)]
     pub(crate) detach_unmapped: bool,
-    /// Give figures to a Prometheus, at http://ADDR/metrics
+    /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Report as one JSON object per line on standard output
     #[arg(long)]
     pub(crate) json: bool,
-    /// The region of an export has another name
+    /// Call the region of the export EXPORT by the name NAME; may be repeated
     #[arg(long = "region", value_name = "EXPORT=NAME", value_parser = renaming)]
     pub(crate) regions: Vec<(String, String)>,
-    /// Of the source's exports, take those that a --region names, and ignore the others
+    /// Use only the exports that --region names, and ignore the source's other exports
     #[arg(long, requires = "regions")]
     pub(crate) only: bool,
-    /// Serve regions that exist; create none
+    /// Attach to regions that exist, and create none
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Serve a region that exists and has no daemon, and create those that do not exist
+    /// Attach to regions that exist and have no daemon, and create the others
     #[arg(long, conflicts_with = "resume")]
     pub(crate) attach: bool,
-    /// Ask for no page before a line `start` comes on standard input
+    /// Fetch no page before a line `start` arrives on standard input
     #[arg(long)]
     pub(crate) hold: bool,
-    /// Have the source give back pages that are here, if it was told to; with --hold, after a line `release`
+    /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after a line `release`
     #[arg(long, conflicts_with = "no_background")]
     pub(crate) release: bool,
 }
@@ -203,21 +203,21 @@ fn given<const N: usize>(options: [(&'static str, bool); N]) -> Vec<&'static str
         .collect()
 }
 
-/// What happens to waiting programs while no daemon is attached.
+/// What happens to programs that touch absent pages while no daemon is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum OnDeath {
-    /// They wait for the next daemon.
+    /// The programs wait for the next daemon.
     Wait,
-    /// They get SIGBUS.
+    /// The programs get SIGBUS.
     Sigbus,
 }
 
-/// What a page is taken for that cannot be had.
+/// How a page that the source cannot read appears to programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum OnUnreadable {
-    /// One beyond the end of a file: SIGBUS. It ends a virtual machine.
+    /// As a page beyond the end of a file: SIGBUS. It ends a virtual machine.
     Sigbus,
-    /// Broken memory: SIGBUS with another code. A virtual machine can lose a process of its guest.
+    /// As broken memory: SIGBUS with another code. A guest on KVM can survive: it loses the process that touched the page.
     Poison,
 }
 
