@@ -31,7 +31,7 @@ pub(crate) struct Cli {
     /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", global = true, value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// Connect and listen on any address, in clear text and without authentication; otherwise only on loopback
+    /// Without --tls, use any address instead of only loopback, in clear text and without authentication
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
     /// Start QEMU and vmemd in the systemd unit or session of this command instead of in scopes of their own

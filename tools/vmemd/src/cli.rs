@@ -36,7 +36,7 @@ pub(crate) struct Serve {
     /// Address to listen on: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
     pub(crate) listen: SocketAddr,
-    /// Listen on any address, in clear text and without authentication; otherwise only on loopback
+    /// Without --tls, listen on any address instead of only loopback, in clear text and without authentication
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Use TLS: DIR has ca.pem (the authority of peers' certificates), cert.pem and key.pem (of this host)
@@ -74,7 +74,7 @@ pub(crate) struct Receive {
     /// Source of the pages: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
-    /// Connect to any address, in clear text and without authentication; otherwise only to loopback
+    /// Without --tls, connect to any address instead of only loopback, in clear text and without authentication
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Use TLS: DIR has ca.pem (the authority of the source's certificate), cert.pem and key.pem (of this host)
