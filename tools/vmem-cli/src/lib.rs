@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bar;
+pub mod log;
 pub mod output;
 
 use std::error::Error;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem_cli::log::Verbosity;
 use vmem_cli::{address, owner, seconds};
 
 use crate::record::DIRECTORY;
@@ -25,6 +26,8 @@ pub(crate) struct Cli {
     /// Report as one JSON object per line on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
     /// Use TLS for all connections: DIR has ca.pem (the authority of peers' certificates), cert.pem and key.pem (of this host)
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
     pub(crate) tls: Option<PathBuf>,

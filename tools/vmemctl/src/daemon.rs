@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::Value;
 
-use crate::log::tail;
+use crate::log_file::tail;
 use crate::name::session_mark;
 use crate::process::{Process, with_arguments};
 use crate::queue::{Message, Receiver, Sender, queue};

@@ -14,7 +14,7 @@ mod fake;
 mod forget;
 mod guest;
 mod key;
-mod log;
+mod log_file;
 mod message;
 mod migrate;
 mod name;
@@ -38,7 +38,7 @@ mod unread;
 
 use std::process::ExitCode;
 
-use vmem_cli::{chain, output};
+use vmem_cli::{chain, log, output};
 
 use cli::{Cli, Command};
 use report::Report;
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    log::init(cli.verbosity);
     let code = run(&cli);
     output::flush();
     ExitCode::from(code)
@@ -71,7 +72,11 @@ fn run(cli: &Cli) -> u8 {
     };
     let Err(failure) = result else { return 0 };
     let code = failure.code();
-    output::err(&format!("vmemctl: {}", chain(&failure)));
+    match cli.command {
+        // These are over at once: nobody asks later when that was.
+        Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {}", chain(&failure))),
+        _ => tracing::error!("{}", chain(&failure)),
+    }
     if cli.json {
         report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": chain(&failure)}));
     }

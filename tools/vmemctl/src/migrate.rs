@@ -94,6 +94,7 @@ fn prepare(cli: &Cli, args: &Migrate, report: Report, signals: Signals) -> Resul
         // An earlier try may not have put back what it found.
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
+    record.log_subject();
     let reached = reach(args, &security, &memory, record, &place, &signals);
     if reached.is_err() && earlier.is_none() {
         place.remove();

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::Socket;
-use vmem_cli::output::err;
 use vmem_source::endpoint::{Lookup, is_loopback};
 use vmem_tls::Identity;
 
@@ -57,7 +56,7 @@ impl Security {
                 let allow_names = cli.allow_names.clone();
                 let identity = Identity::load_allowing(directory, &allow_names).map_err(Trouble::Tls)?;
                 for warning in identity.warnings() {
-                    err(&format!("vmemctl: warning: {warning}"));
+                    tracing::warn!("{warning}");
                 }
                 let directory = std::path::absolute(directory).map_err(Trouble::io("no such directory"))?;
                 Ok(Self::Tls(identity, Files { directory, allow_names }))

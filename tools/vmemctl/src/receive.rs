@@ -26,7 +26,7 @@ mod tests;
 use std::time::Duration;
 
 use vmem::Control;
-use vmem_cli::chain;
+use vmem_cli::{chain, log};
 use vmem_migrate::destination::State;
 
 use crate::cli::{Cli, Receive};
@@ -123,6 +123,7 @@ fn take(cli: &Cli, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<
             Ok(arrival) => return Ok(arrival),
             Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
                 report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
+                log::clear_subject();
             }
             Err(NotTaken::Refused(trouble) | NotTaken::Spoiled(trouble)) => return Err(Failure::AtSource(trouble)),
         }

@@ -13,12 +13,13 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vmem_cli::log;
 use vmem_migrate::Phase;
 
 use crate::guest::Settings;
 use crate::key::Key;
 use crate::message::Backend;
-use crate::name::clean;
+use crate::name::{clean, session_mark};
 use crate::process::Identity;
 use crate::served::Served;
 
@@ -73,6 +74,13 @@ pub(crate) struct Outgoing {
     pub(crate) run: bool,
     /// QEMU's, before they were changed.
     pub(crate) settings: Option<Settings>,
+}
+
+impl Outgoing {
+    /// What is logged from now on is about this guest.
+    pub(crate) fn log_subject(&self) {
+        log::set_subject(&self.guest, session_mark(&self.session).unwrap_or_default());
+    }
 }
 
 /// What the destination knows.

@@ -17,6 +17,7 @@ use crate::signals::{Signals, Stopped};
 pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {
     let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
     let (place, record) = find(cli, args)?;
+    record.log_subject();
     let hint = cli.recover_command(&record.guest);
     let result = go_on_with(cli, args, place, record, &signals);
     if let Err(Failure::Detached(_)) = result {

@@ -62,7 +62,7 @@ impl Report {
     /// Something worth knowing.
     pub(crate) fn note(&self, text: &str) {
         match &self.to {
-            To::Bar(_) | To::Lines => err(text),
+            To::Bar(_) | To::Lines => tracing::info!("{text}"),
             To::Json => print(&json!({"event": "note", "text": text})),
         }
     }

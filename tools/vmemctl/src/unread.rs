@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Does `body` in such a process, which must end well. `test` is the path of the test that calls this: it is what the process runs.
 pub(crate) fn run(test: &str, body: impl FnOnce()) {
     if std::env::var_os(MARK).is_some() {
+        vmem_cli::log::init(vmem_cli::log::Verbosity::default());
         fill(std::io::stdout());
         fill(std::io::stderr());
         body();

@@ -138,6 +138,7 @@ impl OutgoingMigration {
                     return Err(Failure::Unknown(Trouble::other(chain(&error))));
                 }
             };
+            tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
             next = self.carry_out(due);
         }
         if self.owner.is_over() { self.result() } else { Ok(()) }

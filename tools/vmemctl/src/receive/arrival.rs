@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use vmem::MapHandle;
-use vmem_cli::chain;
+use vmem_cli::{chain, log};
 use vmem_migrate::destination::{Action, Destination, State};
 use vmem_migrate::{Owner, Phase};
 
@@ -29,6 +29,7 @@ use crate::cli::{Cli, OnLost, Receive};
 use crate::failure::Trouble;
 use crate::guest::{self, LIMIT, Settings};
 use crate::message::FromDestination;
+use crate::name::session_mark;
 use crate::network::Security;
 use crate::obstacles;
 use crate::record::{Incoming, Place};
@@ -105,6 +106,7 @@ impl Arrival {
     ) -> Result<Self, NotTaken> {
         let mut qemu = Qemu::existing();
         let mut can_take_another = true;
+        log::set_subject(&offer.guest, session_mark(&offer.session).unwrap_or_default());
         let made = new_place(cli, &offer).and_then(|place| {
             let reserved = room::reserve(&cli.state, &place, &offer.memory, host.args.overcommit);
             match reserved.and_then(|()| Self::build(host, offer, &place, &mut qemu)) {

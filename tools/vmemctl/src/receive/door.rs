@@ -13,7 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 use vmem_cli::chain;
-use vmem_cli::output::err;
 
 use super::lobby::{Lobby, Seat};
 use super::offer::{self, Offer};
@@ -119,7 +118,7 @@ impl Inside {
                 thread::Builder::new().name("visit".to_owned()).spawn(visit)
             });
             if let Err(error) = accepted {
-                err(&format!("a connection cannot be taken: {error}"));
+                tracing::warn!("a connection cannot be taken: {error}");
                 thread::sleep(PAUSE);
             }
         }
@@ -134,11 +133,11 @@ impl Inside {
             purpose,
         } = match self.security.accept(stream) {
             Ok(visitor) => visitor,
-            Err(error) => return err(&format!("a visitor: {}", chain(&error))),
+            Err(error) => return tracing::warn!("a visitor: {}", chain(&error)),
         };
         let silent = match carrier.and_then(|carrier| self.silent.enter(&carrier)) {
             Ok(seat) => seat,
-            Err(error) => return err(&format!("a visitor cannot be heard: {error}")),
+            Err(error) => return tracing::warn!("a visitor cannot be heard: {error}"),
         };
         drop(stranger);
         let (answer, welcome) = match self.refusal(&session, purpose) {
@@ -151,7 +150,7 @@ impl Inside {
             ),
         };
         if let Err(error) = channel.say(&answer) {
-            return err(&format!("a visitor: {}", chain(&error)));
+            return tracing::warn!("a visitor: {}", chain(&error));
         }
         if !welcome {
             return;
@@ -190,11 +189,11 @@ impl Inside {
                 release,
             }) => (guest, key, memory, pages, release),
             Ok(other) => {
-                err(&format!("a source said something out of order: {other:?}"));
+                tracing::warn!("a source said something out of order: {other:?}");
                 return None;
             }
             Err(error) => {
-                err(&format!("a source: {}", chain(&error)));
+                tracing::warn!("a source: {}", chain(&error));
                 return None;
             }
         };
@@ -217,7 +216,7 @@ impl Inside {
             }
             Err(trouble) => chain(&trouble),
         };
-        err(&format!("a guest is refused: {reason}"));
+        tracing::warn!("a guest is refused: {reason}");
         // A source that does not hear it finds the connection closed.
         let _ = channel.say(&FromDestination::Failed { reason });
         None

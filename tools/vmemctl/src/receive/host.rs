@@ -15,7 +15,7 @@ use super::template;
 use crate::cli::Receive;
 use crate::failure::Trouble;
 use crate::guest::LIMIT;
-use crate::log::tail;
+use crate::log_file::tail;
 use crate::message::Backend;
 use crate::name::clean;
 use crate::printable::printable;

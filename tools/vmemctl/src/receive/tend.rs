@@ -127,6 +127,7 @@ impl Tending<'_> {
             Ok(due) => due,
             Err(error) => return self.report.note(&chain(&error)),
         };
+        tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
         for action in due {
             match action {
                 Action::SayRunning => self.say(&FromDestination::Running),

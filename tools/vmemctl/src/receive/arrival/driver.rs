@@ -63,7 +63,10 @@ impl Arrival {
                 None => self.wait(door, report),
             };
             next = match self.owner.on(event) {
-                Ok(due) => self.carry_out(due, report),
+                Ok(due) => {
+                    tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
+                    self.carry_out(due, report)
+                }
                 Err(error) => {
                     report.note(&chain(&error));
                     return;

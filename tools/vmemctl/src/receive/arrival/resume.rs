@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vmem_cli::chain;
+use vmem_cli::{chain, log};
 use vmem_migrate::destination::{self, Action, Destination, Event, State};
 use vmem_migrate::{Owner, Phase};
 use vmem_qmp::Qmp;
@@ -15,6 +15,7 @@ use crate::daemon::{Duty, end_left_over};
 use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
+use crate::name::session_mark;
 use crate::receive::arrival::checks;
 use crate::receive::door::Door;
 use crate::receive::host::Qemu;
@@ -48,6 +49,7 @@ impl Arrival {
     ) -> Result<Left, Failure> {
         let (place, record) = recorded(cli, args)?;
         door.taken(&record.session);
+        log::set_subject(&record.guest, session_mark(&record.session).unwrap_or_default());
         if let Phase::Failed | Phase::Complete = record.phase {
             return Ok(Self::over(place, record, false));
         }
