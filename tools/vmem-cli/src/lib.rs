@@ -7,6 +7,7 @@ mod arguments;
 mod bar;
 pub mod log;
 pub mod output;
+mod signals;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use clap::error::ErrorKind;
 
 pub use arguments::{address, owner, seconds, source, with_port};
 pub use bar::Bar;
+pub use signals::{Signals, Stopped};
 
 /// Reads this program's command line.
 ///

@@ -10,7 +10,7 @@ use crate::message::{FromSource, Purpose};
 use crate::network::Security;
 use crate::record::Outgoing;
 use crate::report::Report;
-use crate::signals::Signals;
+use vmem_cli::Signals;
 
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_secs(1);

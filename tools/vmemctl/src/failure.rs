@@ -8,7 +8,7 @@ use crate::daemon::DaemonError;
 use crate::guest::GuestError;
 use crate::record::RecordError;
 use crate::served::ServedError;
-use crate::signals::Stopped;
+use vmem_cli::Stopped;
 
 /// Something that went wrong, before it is known what that means for the guest.
 #[derive(Debug, thiserror::Error)]

@@ -31,7 +31,6 @@ mod relay;
 mod report;
 mod scope;
 mod served;
-mod signals;
 mod supervisor;
 #[cfg(test)]
 mod unread;

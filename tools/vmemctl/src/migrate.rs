@@ -13,7 +13,7 @@ mod tests;
 
 use std::time::Duration;
 
-use vmem_cli::with_port;
+use vmem_cli::{Signals, with_port};
 use vmem_migrate::Phase;
 use vmem_migrate::source::{State, resume};
 use vmem_qmp::Qmp;
@@ -31,7 +31,6 @@ use crate::obstacles;
 use crate::record::{Outgoing, Place};
 use crate::report::Report;
 use crate::served::Served;
-use crate::signals::Signals;
 use outgoing::OutgoingMigration;
 
 /// How long the destination may take to start a QEMU.

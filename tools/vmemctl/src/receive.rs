@@ -26,7 +26,7 @@ mod tests;
 use std::time::Duration;
 
 use vmem::Control;
-use vmem_cli::{chain, log};
+use vmem_cli::{Signals, chain, log};
 use vmem_migrate::destination::State;
 
 use crate::cli::{Cli, Receive};
@@ -36,7 +36,6 @@ use crate::message::FromDestination;
 use crate::network::Security;
 use crate::record::Incoming;
 use crate::report::Report;
-use crate::signals::Signals;
 use arrival::{Arrival, Host, Left, NotTaken};
 use door::{Door, Visitor};
 use farewell::LastWord;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
 
-use vmem_cli::with_port;
+use vmem_cli::{Signals, Stopped, with_port};
 use vmem_qmp::Qmp;
 
 use crate::cli::{Cli, DEFAULT_PORT, Recover};
@@ -11,7 +11,6 @@ use crate::migrate;
 use crate::network::Security;
 use crate::record::{Outgoing, Place};
 use crate::report::Report;
-use crate::signals::{Signals, Stopped};
 
 /// Finds out where the guest is, and goes on from there.
 pub(crate) fn run(cli: &Cli, args: &Recover) -> Result<(), Failure> {

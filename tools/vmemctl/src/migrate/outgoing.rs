@@ -5,7 +5,7 @@ mod actions;
 
 use std::time::{Duration, Instant};
 
-use vmem_cli::chain;
+use vmem_cli::{Signals, chain};
 use vmem_migrate::source::{Action, Event, Source, State};
 use vmem_migrate::{Machine, Owner};
 use vmem_qmp::Qmp;
@@ -21,7 +21,6 @@ use crate::network::Security;
 use crate::printable::printable;
 use crate::record::{Outgoing, Place};
 use crate::report::Report;
-use crate::signals::Signals;
 
 /// How long the destination may take to load the guest's state and to run it.
 const RESUMPTION: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use vmem::MapHandle;
-use vmem_cli::{chain, log};
+use vmem_cli::{Signals, chain, log};
 use vmem_migrate::destination::{Action, Destination, State};
 use vmem_migrate::{Owner, Phase};
 
@@ -35,7 +35,6 @@ use crate::obstacles;
 use crate::record::{Incoming, Place};
 use crate::relay::{Relay, STREAM};
 use crate::report::Report;
-use crate::signals::Signals;
 pub(super) use resume::Left;
 
 /// How long a QEMU may take to end.

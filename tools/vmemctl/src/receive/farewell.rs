@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmem_cli::chain;
+use vmem_cli::{Signals, chain};
 use vmem_migrate::Owner;
 use vmem_migrate::destination::{Action, Destination, Event};
 
@@ -13,7 +13,6 @@ use crate::failure::{Failure, Trouble};
 use crate::message::{FromDestination, FromSource};
 use crate::record::Place;
 use crate::report::Report;
-use crate::signals::Signals;
 
 /// How long a source is waited for that nobody here needs any more: as long as it tries to reach this host by itself.
 const PATIENCE: Duration = Duration::from_secs(600);

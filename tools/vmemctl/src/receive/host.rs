@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
-use vmem_cli::chain;
+use vmem_cli::{Signals, chain};
 use vmem_qmp::{Qmp, QmpError};
 
 use super::template;
@@ -21,7 +21,6 @@ use crate::name::clean;
 use crate::printable::printable;
 use crate::record::Place;
 use crate::scope;
-use crate::signals::Signals;
 
 /// How long QEMU may take to listen.
 const START: Duration = Duration::from_secs(60);

@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use vmem_cli::chain;
+use vmem_cli::{Signals, chain};
 use vmem_qmp::{Event, Qmp, QmpError};
 
 use super::process::QemuProcess;
 use super::regions::Regions;
 use crate::guest::GuestError;
 use crate::report::Report;
-use crate::signals::Signals;
 
 /// How long QEMU may be silent while no page comes, once the guest is this host's: as long as the source tries to reach this host.
 const PATIENCE: Duration = Duration::from_secs(600);

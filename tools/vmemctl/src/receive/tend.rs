@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmem::Control;
-use vmem_cli::chain;
+use vmem_cli::{Signals, chain};
 use vmem_migrate::destination::{Action, Destination, Event};
 use vmem_migrate::{Owner, Phase};
 
@@ -24,7 +24,6 @@ use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource};
 use crate::record::{Incoming, Place};
 use crate::report::Report;
-use crate::signals::Signals;
 
 /// How often everything is looked at.
 const GLANCE: Duration = Duration::from_millis(50);

@@ -10,7 +10,7 @@ use vmem::{Error, PAGE_SIZE, PageRange, PresentMap, Snapshot};
 use super::image::PartialImage;
 use crate::failure::Trouble;
 use crate::report::Report;
-use crate::signals::Signals;
+use vmem_cli::Signals;
 
 /// How much is read at once: what a signal waits for.
 const CHUNK: usize = 1 << 20;

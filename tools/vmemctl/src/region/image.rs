@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::failure::Trouble;
-use crate::signals::Signals;
+use vmem_cli::Signals;
 
 /// What stands behind the name of the file until it is complete.
 const PARTIAL: &str = ".partial";

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Control, PAGE_SIZE, SnapshotFigures, SnapshotOptions};
-use vmem_cli::output;
+use vmem_cli::{Signals, output};
 
 use super::copy::{Copied, Copy};
 use super::image::PartialImage;
@@ -16,7 +16,6 @@ use super::{NO_MODULE, shown};
 use crate::cli::RegionSnapshot;
 use crate::failure::{Failure, Trouble};
 use crate::report::Report;
-use crate::signals::Signals;
 
 /// Takes the snapshot and writes it. If it fails, or a signal comes, there is no file, and the memory is as it was before.
 pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use super::memory::Memory;
 use crate::cli::RegionWatch;
 use crate::failure::{Failure, Trouble};
 use crate::report::{self, Report};
-use crate::signals::Signals;
+use vmem_cli::Signals;
 
 /// How many lines the histogram has at most.
 const PARTS: u32 = 16;

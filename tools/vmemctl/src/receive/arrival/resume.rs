@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vmem_cli::{chain, log};
+use vmem_cli::{Signals, chain, log};
 use vmem_migrate::destination::{self, Action, Destination, Event, State};
 use vmem_migrate::{Owner, Phase};
 use vmem_qmp::Qmp;
@@ -26,7 +26,6 @@ use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
 use crate::record::{Incoming, Place};
 use crate::report::Report;
-use crate::signals::Signals;
 
 const QEMU_HAS_ENDED: &str = "QEMU has ended";
 

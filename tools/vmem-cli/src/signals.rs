@@ -17,10 +17,11 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// Why something was not waited for.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Stopped {
+pub enum Stopped {
     /// A signal has come.
     #[error("{} was received", name(*.0))]
     Signal(i32),
+    /// No thread could be started, or it has panicked.
     #[error("cannot do it in a thread")]
     Thread(#[source] io::Error),
 }
@@ -36,14 +37,18 @@ fn name(signal: i32) -> String {
 
 /// Whether one has come.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Signals {
+pub struct Signals {
     /// The number of the latest one; 0 before the first.
     caught: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// From now on they do not end this program. One that is ignored stays so: `nohup` ignores SIGHUP.
-    pub(crate) fn catch() -> io::Result<Self> {
+    /// From now on the three signals do not end this program. A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, of sigaction(2).
+    pub fn catch() -> io::Result<Self> {
         let signals = Self::default();
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -55,17 +60,24 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Fails when one has come.
-    pub(crate) fn check(&self) -> Result<(), Stopped> {
+    /// Fails when a signal has come.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped::Signal`].
+    pub fn check(&self) -> Result<(), Stopped> {
         match i32::try_from(self.caught.load(Ordering::SeqCst)) {
             Ok(0) | Err(_) => Ok(()),
             Ok(signal) => Err(Stopped::Signal(signal)),
         }
     }
 
-    /// Does `work` in a thread of its own, and does not wait for it any more when a signal comes: it goes on, and what it comes to is
-    /// dropped.
-    pub(crate) fn unless<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
+    /// Does `work` in a thread of its own, and stops waiting for it when a signal comes: the thread goes on, and its result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`].
+    pub fn unless<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
         self.check()?;
         let (sender, results) = channel();
         let task = move || drop(sender.send(work()));
@@ -80,9 +92,8 @@ impl Signals {
         }
     }
 
-    /// One has come.
-    #[cfg(test)]
-    pub(crate) fn raise(&self) {
+    /// As if SIGINT had come.
+    pub fn raise(&self) {
         self.caught.store(SIGINT.unsigned_abs() as usize, Ordering::SeqCst);
     }
 }
