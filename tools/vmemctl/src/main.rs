@@ -35,6 +35,7 @@ mod supervisor;
 #[cfg(test)]
 mod unread;
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use vmem_cli::{chain, log, output};
@@ -42,11 +43,11 @@ use vmem_cli::{chain, log, output};
 use cli::{Cli, Command};
 use report::Report;
 
-/// A wrong command line.
-const EXIT_USAGE: u8 = 1;
+/// A wrong command line, or nothing was begun.
+const EXIT_LOCAL: u8 = 1;
 
 fn main() -> ExitCode {
-    let cli: Cli = match vmem_cli::parse(EXIT_USAGE) {
+    let cli: Cli = match vmem_cli::parse(EXIT_LOCAL) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -62,22 +63,29 @@ fn run(cli: &Cli) -> u8 {
     if let Some(note) = scope::prepare(needs_scope && !cli.no_scope) {
         Report::new(cli.json).note(&note);
     }
-    let result = match &cli.command {
+    let moved = match &cli.command {
+        Command::Region(args) => {
+            let looked = region::run(cli, args);
+            return looked.map_or_else(|error| tell(cli, &error, EXIT_LOCAL), |()| 0);
+        }
         Command::Migrate(args) => migrate::run(cli, args),
         Command::Receive(args) => receive::run(cli, args),
         Command::Recover(args) => recover::run(cli, args),
         Command::Forget(args) => forget::run(cli, args),
-        Command::Region(args) => region::run(cli, args),
     };
-    let Err(failure) = result else { return 0 };
-    let code = failure.code();
+    moved.map_or_else(|failure| tell(cli, &failure, failure.code()), |()| 0)
+}
+
+/// Says why the command has failed; returns the exit code.
+fn tell(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
+    let text = chain(error);
     match cli.command {
         // These are over at once: nobody asks later when that was.
-        Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {}", chain(&failure))),
-        _ => tracing::error!("{}", chain(&failure)),
+        Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {text}")),
+        _ => tracing::error!("{text}"),
     }
     if cli.json {
-        report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": chain(&failure)}));
+        report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": text}));
     }
     code
 }

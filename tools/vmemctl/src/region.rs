@@ -2,6 +2,7 @@
 //! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem; copies what they hold.
 
 mod copy;
+pub(crate) mod error;
 mod image;
 mod info;
 mod list;
@@ -15,13 +16,13 @@ use std::path::Path;
 use vmem::{Descriptor, DescriptorInfo, Info, TrackingFigures};
 
 use crate::cli::{Cli, Region, RegionCommand};
-use crate::failure::Failure;
+use error::Error;
 
 /// What an error of the device is told with.
 const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";
 
 /// Does what the command line says.
-pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Failure> {
+pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Error> {
     match &args.command {
         RegionCommand::List => list::run(cli.json),
         RegionCommand::Info(args) => info::run(args, cli.json),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::BinaryBytes;
-use vmem::{Error, PAGE_SIZE, PageRange, PresentMap, Snapshot};
+use vmem::{PAGE_SIZE, PageRange, PresentMap, Snapshot};
 
+use super::error::Error;
 use super::image::PartialImage;
-use crate::failure::Trouble;
 use crate::report::Report;
 use vmem_cli::Signals;
 
@@ -62,7 +62,7 @@ impl<'a> Copy<'a> {
 
     /// Writes what is no hole of the snapshot. Absent pages come last, since copies of the others take memory until they are read; or, with
     /// `skip_absent`, not at all.
-    pub(super) fn write(mut self, skip_absent: bool) -> Result<Copied, Trouble> {
+    pub(super) fn write(mut self, skip_absent: bool) -> Result<Copied, Error> {
         self.image.set_len(self.snapshot.size())?;
         let present = self.snapshot.present_map().map_err(self.failed())?;
         if skip_absent {
@@ -93,7 +93,7 @@ impl<'a> Copy<'a> {
         })
     }
 
-    fn write_present(&mut self, present: &PresentMap) -> Result<(), Trouble> {
+    fn write_present(&mut self, present: &PresentMap) -> Result<(), Error> {
         let snapshot = Arc::clone(&self.snapshot);
         let mut bytes = vec![0; CHUNK];
         for pages in snapshot.data() {
@@ -114,7 +114,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Writes what is left. Whoever reads it waits, and is not to be interrupted by a signal: that is another thread.
-    fn write_absent(&mut self) -> Result<(), Trouble> {
+    fn write_absent(&mut self) -> Result<(), Error> {
         let all = Arc::clone(&self.snapshot);
         for pages in all.data() {
             for (offset, len) in chunks(pages.map_err(self.failed())?) {
@@ -124,7 +124,7 @@ impl<'a> Copy<'a> {
                     snapshot.read_exact_at(&mut bytes, offset).map(|()| bytes)
                 })?;
                 let bytes = match read {
-                    Err(Error::PageDone) => return Err(self.discarded()),
+                    Err(vmem::Error::PageDone) => return Err(self.discarded()),
                     read => read.map_err(self.failed())?,
                 };
                 self.put(&bytes, offset)?;
@@ -135,13 +135,13 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         self.image.write_at(bytes, offset)?;
         self.data += bytes.len() as u64;
         Ok(())
     }
 
-    fn show_progress(&mut self, done: u64) -> Result<(), Trouble> {
+    fn show_progress(&mut self, done: u64) -> Result<(), Error> {
         if let Some(text) = self.pace.text(done, self.data) {
             let kept = self.snapshot.figures().map_err(self.failed())?.kept;
             let text = format!("{text}  {kept} pages kept aside");
@@ -150,12 +150,12 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn failed(&self) -> impl FnOnce(Error) -> Trouble + use<'a> {
-        Trouble::vmem(self.what)
+    fn failed(&self) -> impl FnOnce(vmem::Error) -> Error + use<'a> {
+        Error::vmem(self.what)
     }
 
-    fn discarded(&self) -> Trouble {
-        Trouble::other(format!(
+    fn discarded(&self) -> Error {
+        Error::other(format!(
             "{}: a program has discarded pages that were absent at the instant: what they held then cannot be had any more \
              (--skip-absent leaves absent pages out)",
             self.what

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::failure::Trouble;
+use super::error::Error;
 use vmem_cli::Signals;
 
 /// What stands behind the name of the file until it is complete.
@@ -29,7 +29,7 @@ pub(super) struct PartialImage {
 impl PartialImage {
     /// Begins the image that shall be at `path`; with `force`, in the place of another file. Only its owner may read it: it has all that
     /// the memory has.
-    pub(super) fn create(path: &Path, force: bool) -> Result<Self, Trouble> {
+    pub(super) fn create(path: &Path, force: bool) -> Result<Self, Error> {
         if !force && symlink_metadata(path).is_ok() {
             return Err(exists(path));
         }
@@ -39,7 +39,7 @@ impl PartialImage {
         // Another vmemctl may be writing one: a file that is there is never taken over.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
         let file = file.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Trouble::other(format!(
+            io::ErrorKind::AlreadyExists => Error::other(format!(
                 "{} exists: remove it, unless another vmemctl is writing it",
                 partial.display()
             )),
@@ -55,18 +55,18 @@ impl PartialImage {
     }
 
     /// Makes it this long, all holes.
-    pub(super) fn set_len(&self, size: u64) -> Result<(), Trouble> {
+    pub(super) fn set_len(&self, size: u64) -> Result<(), Error> {
         self.file.set_len(size).map_err(cannot("write to", &self.partial))
     }
 
-    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         self.file
             .write_all_at(bytes, offset)
             .map_err(cannot("write to", &self.partial))
     }
 
     /// It is complete: puts it on the disk, and gives it its name. A signal ends the wait for the disk.
-    pub(super) fn finish(mut self, signals: &Signals) -> Result<(), Trouble> {
+    pub(super) fn finish(mut self, signals: &Signals) -> Result<(), Error> {
         let file = self.file.try_clone().map_err(cannot("write to", &self.partial))?;
         signals
             .unless(move || file.sync_all())?
@@ -106,12 +106,12 @@ impl Drop for PartialImage {
     }
 }
 
-fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Trouble {
-    Trouble::io(format!("cannot {what} {}", path.display()))
+fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    Error::io(format!("cannot {what} {}", path.display()))
 }
 
-fn exists(path: &Path) -> Trouble {
-    Trouble::other(format!("{} exists: --force replaces it", path.display()))
+fn exists(path: &Path) -> Error {
+    Error::other(format!("{} exists: --force replaces it", path.display()))
 }
 
 #[cfg(test)]
@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    fn complete(path: &Path, force: bool, bytes: &[u8]) -> Result<(), Trouble> {
+    fn complete(path: &Path, force: bool, bytes: &[u8]) -> Result<(), Error> {
         let image = PartialImage::create(path, force)?;
         image.set_len(8192)?;
         image.write_at(bytes, 4096)?;
@@ -179,7 +179,7 @@ mod tests {
         let image = PartialImage::create(&path, false).expect("a file");
         let signals = Signals::default();
         signals.raise();
-        assert!(image.finish(&signals).is_err_and(|trouble| trouble.is_signal()));
+        assert!(matches!(image.finish(&signals), Err(Error::Stopped(_))));
         assert_eq!(names(directory.path()), Vec::<String>::new());
     }
 

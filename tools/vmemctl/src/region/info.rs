@@ -3,27 +3,27 @@
 
 use indicatif::BinaryBytes;
 use serde_json::json;
-use vmem::{Access, Control, Descriptor, Error, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
+use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::chain;
 
+use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
-use crate::failure::{Failure, Trouble};
 
 /// A line: what it is about, and what there is to say.
 type Line = (&'static str, String);
 
 /// Prints what the command line names.
-pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Failure> {
+pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Error> {
     match (&args.memory.name, &args.memory.of_process) {
         (Some(name), _) => of_region(name, json),
         (None, Some(memory)) => of_memory(memory, json),
-        (None, None) => Err(Trouble::other("neither NAME nor --pid and --memory").into()),
+        (None, None) => Err(Error::other("neither NAME nor --pid and --memory").into()),
     }
 }
 
-fn of_region(name: &str, json: bool) -> Result<(), Failure> {
-    let failed = || Trouble::vmem(format!("region {name}"));
+fn of_region(name: &str, json: bool) -> Result<(), Error> {
+    let failed = || Error::vmem(format!("region {name}"));
     let handle = MapHandle::open(name, Access::ReadOnly).map_err(failed())?;
     let info = handle.info().map_err(failed())?;
     drop(handle);
@@ -99,9 +99,9 @@ fn json_of(info: &Info) -> serde_json::Value {
     })
 }
 
-fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Failure> {
-    let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Trouble::vmem("cannot find the memory"))?;
-    let control = Control::open().map_err(Trouble::vmem(NO_MODULE))?;
+fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
+    let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::vmem("cannot find the memory"))?;
+    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
     // Nothing about the memory changes by this, and it is adopted no more when this is dropped.
     let obstacle = control.adopt(&memory).err();
     let file = memory.file();
@@ -140,7 +140,7 @@ fn lines_of_file(pid: i32, file: &MemoryFile) -> Vec<Line> {
 }
 
 /// Whether memory can be tracked.
-fn tracking(obstacle: Option<&Error>) -> String {
+fn tracking(obstacle: Option<&vmem::Error>) -> String {
     obstacle.map_or("possible".to_owned(), |error| format!("not possible: {}", chain(error)))
 }
 

@@ -7,8 +7,8 @@ use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
 use vmem_cli::chain;
 use vmem_cli::output::err;
 
+use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, state};
-use crate::failure::{Failure, Trouble};
 
 /// A region, memory that is adopted, or both.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ struct Row {
 }
 
 /// Prints all of them.
-pub(super) fn run(json: bool) -> Result<(), Failure> {
-    let nodes = vmem::nodes().map_err(Trouble::vmem(NO_MODULE))?;
+pub(super) fn run(json: bool) -> Result<(), Error> {
+    let nodes = vmem::nodes().map_err(Error::vmem(NO_MODULE))?;
     for node in &nodes {
         if let Err(error) = &node.info {
             err(&format!("vmemctl: region {}: {}", node.name, chain(error)));

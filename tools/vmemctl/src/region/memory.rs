@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use vmem::{Access, MapHandle, ProcessMemory};
 
+use super::error::Error;
 use super::shown;
 use crate::cli;
-use crate::failure::Trouble;
 
 /// An open descriptor of it, by which it can be adopted.
 #[derive(Debug)]
@@ -26,24 +26,24 @@ enum Descriptor {
 
 impl Memory {
     /// Opens it.
-    pub(super) fn open(args: &cli::Memory) -> Result<Self, Trouble> {
+    pub(super) fn open(args: &cli::Memory) -> Result<Self, Error> {
         match (&args.name, &args.of_process) {
             (Some(name), _) => {
                 let what = format!("region {name}");
-                let node = MapHandle::open(name, Access::ReadWrite).map_err(Trouble::vmem(&*what))?;
+                let node = MapHandle::open(name, Access::ReadWrite).map_err(Error::vmem(&*what))?;
                 Ok(Self {
                     descriptor: Descriptor::Node(node),
                     what,
                 })
             }
             (None, Some(args)) => {
-                let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Trouble::vmem("cannot find the memory"))?;
+                let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::vmem("cannot find the memory"))?;
                 Ok(Self {
                     what: format!("{} of process {}", shown(&memory.file().path), args.pid),
                     descriptor: Descriptor::Process(memory),
                 })
             }
-            (None, None) => Err(Trouble::other("neither NAME nor --pid and --memory")),
+            (None, None) => Err(Error::other("neither NAME nor --pid and --memory")),
         }
     }
 

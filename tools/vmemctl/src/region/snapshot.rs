@@ -10,20 +10,20 @@ use vmem::{Control, PAGE_SIZE, SnapshotFigures, SnapshotOptions};
 use vmem_cli::{Signals, output};
 
 use super::copy::{Copied, Copy};
+use super::error::Error;
 use super::image::PartialImage;
 use super::memory::Memory;
 use super::{NO_MODULE, shown};
 use crate::cli::RegionSnapshot;
-use crate::failure::{Failure, Trouble};
 use crate::report::Report;
 
 /// Takes the snapshot and writes it. If it fails, or a signal comes, there is no file, and the memory is as it was before.
-pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Failure> {
-    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
+    let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
-    let failed = || Trouble::vmem(what);
-    let control = Control::open().map_err(Trouble::vmem(NO_MODULE))?;
+    let failed = || Error::vmem(what);
+    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
     let image = PartialImage::create(&args.out, args.force)?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;

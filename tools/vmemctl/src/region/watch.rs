@@ -10,9 +10,9 @@ use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram}
 use vmem_cli::output::{self, out};
 
 use super::NO_MODULE;
+use super::error::Error;
 use super::memory::Memory;
 use crate::cli::RegionWatch;
-use crate::failure::{Failure, Trouble};
 use crate::report::{self, Report};
 use vmem_cli::Signals;
 
@@ -23,12 +23,12 @@ const PARTS: u32 = 16;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Prints the rate until the count is reached, the process has ended or a signal has come, and then where the writes were.
-pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Failure> {
-    let signals = Signals::catch().map_err(Trouble::io("cannot catch signals"))?;
+pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Error> {
+    let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
-    let failed = || Trouble::vmem(what);
-    let control = Control::open().map_err(Trouble::vmem(NO_MODULE))?;
+    let failed = || Error::vmem(what);
+    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;
     begin(what, &tracking, json);
