@@ -22,11 +22,11 @@ use crate::setting::{Board, Setting, bytes_of, check_page, contents, page};
 use crate::world::{module_users, wait_until};
 
 crate::tests![
-    who_opens_what_is_as_the_table_says,
+    opens_are_permitted_as_the_table_of_nodes_says,
     root_in_a_user_namespace_is_nobody_special,
-    who_calls_what_is_as_the_table_says,
+    calls_are_permitted_as_the_table_of_descriptors_says,
     a_user_with_a_node_maps_and_cannot_serve,
-    who_is_given_the_region_descriptor_serves_without_privileges,
+    unprivileged_daemon_serves_by_a_passed_region_descriptor,
     a_program_can_end_the_wait_of_its_own_system_call,
     a_time_limit_bounds_how_long_a_system_call_is_held,
     a_program_can_hold_up_conversion_but_no_killed_daemon,
@@ -64,7 +64,7 @@ fn root_of_a_namespace() -> Command {
     shell
 }
 
-fn who_opens_what_is_as_the_table_says() -> Outcome {
+fn opens_are_permitted_as_the_table_of_nodes_says() -> Outcome {
     let node = |name: &str, mode, uid, gid| {
         let builder = RegionBuilder::new(PAGE_SIZE as u64).name(name);
         Setting::create(builder.mode(mode).uid(uid).gid(gid))
@@ -192,7 +192,7 @@ fn map(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 type Become = fn() -> Outcome;
 
 /// The descriptor is the right: it does not matter who has it.
-fn who_calls_what_is_as_the_table_says() -> Outcome {
+fn calls_are_permitted_as_the_table_of_descriptors_says() -> Outcome {
     let users: [(&str, Become); 3] = [
         ("root", || Ok(())),
         ("a user", || Ok(become_user(USER, USER)?)),
@@ -254,7 +254,7 @@ fn a_user_with_a_node_maps_and_cannot_serve() -> Outcome {
     Ok(())
 }
 
-fn who_is_given_the_region_descriptor_serves_without_privileges() -> Outcome {
+fn unprivileged_daemon_serves_by_a_passed_region_descriptor() -> Outcome {
     let setting = Setting::new(4)?;
     let reader = setting.reader(2)?;
     setting.wait_waiters(1)?;

@@ -25,15 +25,15 @@ use crate::tracked::{Tracked, fill, maps_line, memfd};
 use crate::world::{module_users, wait_until};
 
 crate::tests![
-    the_module_says_that_it_can,
+    features_include_tracking,
     a_memfd_can_be_adopted,
     a_file_in_dev_shm_can_be_adopted,
     a_memfd_of_another_process_can_be_adopted,
     the_staging_file_of_a_converted_region_can_be_adopted,
     the_staging_file_of_a_region_that_is_not_plain_is_refused,
     adopting_alone_changes_nothing,
-    what_is_no_descriptor_is_ebadf,
-    what_is_no_file_of_shared_memory_is_einval,
+    closed_descriptor_is_ebadf,
+    file_that_is_not_shared_memory_is_einval,
     a_descriptor_that_can_only_read_or_only_write_is_eacces,
     hugetlbfs_is_eopnotsupp,
     memory_of_system_v_is_eopnotsupp,
@@ -43,7 +43,7 @@ crate::tests![
     a_file_that_is_open_for_writing_twice_is_ebusy,
     a_memfd_that_is_opened_again_is_ebusy,
     a_mapping_of_a_second_open_is_ebusy_while_it_lasts,
-    without_a_free_descriptor_nothing_is_adopted,
+    adopt_without_a_free_descriptor_is_emfile_and_adopts_nothing,
     descriptors_have_only_their_own_calls,
 ];
 
@@ -94,7 +94,7 @@ fn can_be_adopted(file: &File) -> Outcome {
     })
 }
 
-fn the_module_says_that_it_can() -> Outcome {
+fn features_include_tracking() -> Outcome {
     let features = calls::get_features(Control::open()?.as_fd())?;
     ensure!(features.features & u64::from(VMEM_FEATURE_TRACK) != 0);
     let file = memfd(1)?;
@@ -233,7 +233,7 @@ fn adopt_number(fd: i32) -> std::io::Result<()> {
     ioctl(Control::open().map_err(std::io::Error::other)?.as_fd(), VMEM_ADOPT, &mut call)
 }
 
-fn what_is_no_descriptor_is_ebadf() -> Outcome {
+fn closed_descriptor_is_ebadf() -> Outcome {
     for fd in [-1, 9999, i32::MIN, i32::MAX] {
         refused!(adopt_number(fd), BADF);
     }
@@ -247,7 +247,7 @@ fn what_is_no_descriptor_is_ebadf() -> Outcome {
     is_refused(&path, Errno::BADF)
 }
 
-fn what_is_no_file_of_shared_memory_is_einval() -> Outcome {
+fn file_that_is_not_shared_memory_is_einval() -> Outcome {
     is_refused(memfd(0)?, Errno::INVAL)?;
     let (reader, writer) = rustix::pipe::pipe()?;
     is_refused(&reader, Errno::INVAL)?;
@@ -400,7 +400,7 @@ fn a_mapping_of_a_second_open_is_ebusy_while_it_lasts() -> Outcome {
     Ok(())
 }
 
-fn without_a_free_descriptor_nothing_is_adopted() -> Outcome {
+fn adopt_without_a_free_descriptor_is_emfile_and_adopts_nothing() -> Outcome {
     let file = memfd(PAGES)?;
     let program = Program::start(|| {
         let control = Control::open()?;

@@ -25,7 +25,7 @@ crate::tests![
     dontneed_of_an_absent_page_leaves_it_absent,
     removed_pages_are_zero,
     removed_absent_pages_are_zero_and_never_fetched,
-    remove_wakes_who_waits_for_the_page,
+    remove_wakes_waiters_of_the_page,
     a_removed_page_is_not_filled_any_more,
     a_removed_page_can_be_written,
     region_and_map_descriptors_cannot_be_truncated_or_punched,
@@ -110,7 +110,7 @@ fn removed_absent_pages_are_zero_and_never_fetched() -> Outcome {
     check_words(&reader.join()?, 1100)
 }
 
-fn remove_wakes_who_waits_for_the_page() -> Outcome {
+fn remove_wakes_waiters_of_the_page() -> Outcome {
     let setting = Setting::new(8)?;
     let reader = setting.reader(5)?;
     setting.wait_waiters(1)?;

@@ -38,7 +38,7 @@ crate::tests![
     conversion_gives_no_way_to_write_what_could_only_be_read,
     huge_regions_get_madv_hugepage,
     wait_ready_of_a_plain_region_returns,
-    who_waits_for_requests_of_a_plain_region_is_told_with_enodata,
+    request_wait_on_a_plain_region_is_enodata,
     threads_that_read_and_write_meanwhile_notice_nothing,
     programs_that_fork_and_unmap_meanwhile_notice_nothing,
     a_converted_region_is_gone_when_its_descriptors_are_closed,
@@ -377,7 +377,7 @@ fn wait_ready_of_a_plain_region_returns() -> Outcome {
     Ok(())
 }
 
-fn who_waits_for_requests_of_a_plain_region_is_told_with_enodata() -> Outcome {
+fn request_wait_on_a_plain_region_is_enodata() -> Outcome {
     let setting = Setting::new(4)?;
     setting.fill_all()?;
     let (_, waiting) = take_in_a_thread(&setting)?;

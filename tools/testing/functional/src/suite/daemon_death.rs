@@ -23,15 +23,15 @@ crate::tests![
     a_region_lives_as_long_as_it_is_mapped,
     a_region_attached_by_name_is_the_same,
     a_daemon_that_waits_for_itself_can_be_killed,
-    with_sigbus_waiters_get_it_when_the_daemon_dies,
-    with_sigbus_a_touch_without_a_daemon_gets_it,
-    with_sigbus_the_next_daemon_serves_again,
-    with_sigbus_present_pages_stay_readable,
+    sigbus_mode_waiters_get_sigbus_when_the_daemon_dies,
+    sigbus_mode_touch_without_a_daemon_gets_sigbus,
+    sigbus_mode_next_daemon_serves_again,
+    sigbus_mode_present_pages_stay_readable,
     a_fault_that_waits_too_long_gets_sigbus,
-    a_fault_that_is_answered_in_time_does_not,
+    fault_answered_within_the_time_limit_gets_no_sigbus,
     after_a_timeout_the_page_can_still_be_filled,
-    who_cannot_write_gets_sigbus_alone_when_the_time_is_over,
-    a_signal_does_not_shorten_the_time_of_who_cannot_write,
+    read_only_waiter_gets_sigbus_alone_after_the_time_limit,
+    signal_does_not_shorten_the_time_limit_of_a_read_only_waiter,
 ];
 
 /// Drops the daemon of a setting, and leaves a map descriptor and the number of the region.
@@ -231,7 +231,7 @@ fn with_sigbus() -> Outcome<Setting> {
     Setting::create(RegionBuilder::new(8 * PAGE_SIZE as u64).sigbus_without_daemon())
 }
 
-fn with_sigbus_waiters_get_it_when_the_daemon_dies() -> Outcome {
+fn sigbus_mode_waiters_get_sigbus_when_the_daemon_dies() -> Outcome {
     let setting = with_sigbus()?;
     let reader = setting.reader(1)?;
     setting.wait_waiters(1)?;
@@ -241,13 +241,13 @@ fn with_sigbus_waiters_get_it_when_the_daemon_dies() -> Outcome {
     Ok(())
 }
 
-fn with_sigbus_a_touch_without_a_daemon_gets_it() -> Outcome {
+fn sigbus_mode_touch_without_a_daemon_gets_sigbus() -> Outcome {
     let (_, map) = orphan(with_sigbus()?);
     let reader = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
     reader.join_killed(Signal::BUS)
 }
 
-fn with_sigbus_the_next_daemon_serves_again() -> Outcome {
+fn sigbus_mode_next_daemon_serves_again() -> Outcome {
     let (id, map) = orphan(with_sigbus()?);
     let early = Program::start(|| Ok(AreaBuilder::default().map(&map, 0, 8)?.page(3)))?;
     early.join_killed(Signal::BUS)?;
@@ -261,7 +261,7 @@ fn with_sigbus_the_next_daemon_serves_again() -> Outcome {
     check_words(&reader.join()?, 3)
 }
 
-fn with_sigbus_present_pages_stay_readable() -> Outcome {
+fn sigbus_mode_present_pages_stay_readable() -> Outcome {
     let setting = with_sigbus()?;
     setting.fill([3])?;
     let (_, map) = orphan(setting);
@@ -281,7 +281,7 @@ fn a_fault_that_waits_too_long_gets_sigbus() -> Outcome {
     Ok(())
 }
 
-fn a_fault_that_is_answered_in_time_does_not() -> Outcome {
+fn fault_answered_within_the_time_limit_gets_no_sigbus() -> Outcome {
     let setting = impatient(Duration::from_secs(3600))?;
     let reader = setting.reader(1)?;
     setting.wait_waiters(1)?;
@@ -299,7 +299,7 @@ fn after_a_timeout_the_page_can_still_be_filled() -> Outcome {
 }
 
 /// What a private mapping is, too: its writes are its own.
-fn who_cannot_write_gets_sigbus_alone_when_the_time_is_over() -> Outcome {
+fn read_only_waiter_gets_sigbus_alone_after_the_time_limit() -> Outcome {
     let builder = RegionBuilder::new(8 * PAGE_SIZE as u64).name("slow");
     let setting = Setting::create(builder.fault_timeout(Duration::from_millis(300)))?;
     let reader = MapHandle::open("slow", Access::ReadOnly)?;
@@ -328,7 +328,7 @@ fn who_cannot_write_gets_sigbus_alone_when_the_time_is_over() -> Outcome {
     check_words(&writer.join()?, 1)
 }
 
-fn a_signal_does_not_shorten_the_time_of_who_cannot_write() -> Outcome {
+fn signal_does_not_shorten_the_time_limit_of_a_read_only_waiter() -> Outcome {
     let setting = impatient(Duration::from_secs(3600))?;
     let program = Program::start(|| {
         catch_signal(Signal::USR1.as_raw(), true)?;

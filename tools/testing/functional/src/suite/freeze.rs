@@ -15,16 +15,16 @@ use crate::setting::{Setting, check_words};
 use crate::world::wait_until;
 
 crate::tests![
-    who_waits_in_a_system_call_can_be_frozen,
-    who_waits_in_user_mode_can_be_frozen,
-    who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending,
-    who_waits_in_user_mode_does_not_keep_the_machine_from_suspending,
+    waiter_in_a_system_call_can_be_frozen,
+    waiter_in_user_mode_can_be_frozen,
+    waiter_in_a_system_call_does_not_prevent_suspend,
+    waiter_in_user_mode_does_not_prevent_suspend,
 ];
 
 /// Those that want a kernel that can suspend.
 pub(crate) const SUSPENDS: [&str; 2] = [
-    "freeze::who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending",
-    "freeze::who_waits_in_user_mode_does_not_keep_the_machine_from_suspending",
+    "freeze::waiter_in_a_system_call_does_not_prevent_suspend",
+    "freeze::waiter_in_user_mode_does_not_prevent_suspend",
 ];
 
 /// Freezes a program that waits for page 1, fills the page meanwhile, and lets it go on.
@@ -79,18 +79,18 @@ fn read_in_user_mode(setting: &Setting) -> Outcome<Vec<u64>> {
     Ok(setting.area()?.page(1))
 }
 
-fn who_waits_in_a_system_call_can_be_frozen() -> Outcome {
+fn waiter_in_a_system_call_can_be_frozen() -> Outcome {
     frozen_while_it_waits("call", read_in_a_system_call)
 }
 
-fn who_waits_in_user_mode_can_be_frozen() -> Outcome {
+fn waiter_in_user_mode_can_be_frozen() -> Outcome {
     frozen_while_it_waits("user", read_in_user_mode)
 }
 
-fn who_waits_in_a_system_call_does_not_keep_the_machine_from_suspending() -> Outcome {
+fn waiter_in_a_system_call_does_not_prevent_suspend() -> Outcome {
     suspended_while_it_waits(read_in_a_system_call)
 }
 
-fn who_waits_in_user_mode_does_not_keep_the_machine_from_suspending() -> Outcome {
+fn waiter_in_user_mode_does_not_prevent_suspend() -> Outcome {
     suspended_while_it_waits(read_in_user_mode)
 }

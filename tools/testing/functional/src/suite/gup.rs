@@ -25,11 +25,11 @@ crate::tests![
     process_vm_writev_goes_onto_the_contents,
     ptrace_peek_waits_for_the_page,
     proc_pid_mem_waits_for_the_page,
-    who_looks_into_a_process_gives_up_when_the_page_does_not_come,
+    remote_access_fails_when_the_page_does_not_come,
     a_direct_write_from_the_region_waits_for_its_pages,
     a_direct_read_into_absent_pages_stays,
     an_unreadable_page_is_efault_for_direct_io_too,
-    who_waits_in_a_system_call_can_be_killed,
+    waiter_in_a_system_call_can_be_killed,
 ];
 
 fn whole(area: &Area, page: usize) -> MemoryAt<'_> {
@@ -191,7 +191,7 @@ fn proc_pid_mem_waits_for_the_page() -> Outcome {
 }
 
 /// Both hold the lock of the process that they look into.
-fn who_looks_into_a_process_gives_up_when_the_page_does_not_come() -> Outcome {
+fn remote_access_fails_when_the_page_does_not_come() -> Outcome {
     let (setting, board) = (Setting::new(8)?, Board::new()?);
     let (mapper, address) = mapper(&setting, &board)?;
     let pid = mapper.pid();
@@ -288,7 +288,7 @@ fn an_unreadable_page_is_efault_for_direct_io_too() -> Outcome {
     Ok(())
 }
 
-fn who_waits_in_a_system_call_can_be_killed() -> Outcome {
+fn waiter_in_a_system_call_can_be_killed() -> Outcome {
     let setting = Setting::new(8)?;
     let (mapper_setting, board) = (&setting, Board::new()?);
     let (mapper, address) = mapper(mapper_setting, &board)?;

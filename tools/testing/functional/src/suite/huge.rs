@@ -35,7 +35,7 @@ crate::tests![
     a_converted_region_can_have_huge_pages,
     before_conversion_a_collapse_is_refused_and_absent_pages_stay_absent,
     a_collapse_by_the_daemon_shows_no_absent_page,
-    with_huge_pages_everywhere_a_fill_shows_no_absent_page,
+    fill_under_huge_pages_maps_no_absent_page,
     a_huge_page_of_present_pages_alone_can_be_filled_and_removed,
     copies_in_a_private_mapping_are_merged_after_conversion,
     page_table_freed_during_a_fault_is_no_failure,
@@ -212,7 +212,7 @@ fn a_collapse_by_the_daemon_shows_no_absent_page() -> Outcome {
     fill_absent(&setting, &area, 518, absent)
 }
 
-fn with_huge_pages_everywhere_a_fill_shows_no_absent_page() -> Outcome {
+fn fill_under_huge_pages_maps_no_absent_page() -> Outcome {
     let _enabled = KernelSetting::new(SHMEM_ENABLED, "force")?;
     let setting = huge_region(2)?;
     let area = aligned(&setting)?;

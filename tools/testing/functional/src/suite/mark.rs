@@ -38,8 +38,8 @@ crate::tests![
     an_unreadable_page_of_a_region_that_asks_for_it_is_broken_memory,
     a_page_never_reads_as_zeros_however_touch_and_fill_race,
     a_page_is_filled_whole_before_it_is_seen,
-    of_two_racing_fills_one_wins_whole,
-    what_the_program_wrote_is_not_filled_over,
+    racing_fills_do_not_mix_within_a_page,
+    fill_does_not_overwrite_what_the_program_wrote,
 ];
 
 fn fill_puts_contents_into_absent_pages() -> Outcome {
@@ -404,7 +404,7 @@ fn a_page_is_filled_whole_before_it_is_seen() -> Outcome {
     Ok(())
 }
 
-fn of_two_racing_fills_one_wins_whole() -> Outcome {
+fn racing_fills_do_not_mix_within_a_page() -> Outcome {
     const PAGES: usize = 512;
     let setting = Setting::new(PAGES)?;
     let fill = |byte: u8| -> Outcome<u64> {
@@ -432,7 +432,7 @@ fn of_two_racing_fills_one_wins_whole() -> Outcome {
     Ok(())
 }
 
-fn what_the_program_wrote_is_not_filled_over() -> Outcome {
+fn fill_does_not_overwrite_what_the_program_wrote() -> Outcome {
     let setting = Setting::new(4)?;
     setting.fill([0])?;
     let area = setting.area()?;

@@ -26,14 +26,14 @@ crate::tests![
     a_taken_name_is_refused_with_eexist,
     a_name_is_free_again_when_its_region_is_gone,
     many_regions_have_nodes_at_once,
-    the_number_of_a_node_that_is_gone_is_not_the_next_one_s,
+    successive_nodes_have_different_numbers,
     the_node_stays_as_long_as_the_region_does,
     seek_to_the_end_gives_the_size,
     an_open_node_maps_and_cannot_serve,
-    who_has_no_permission_cannot_open_the_node,
+    open_of_a_node_without_permission_is_eacces,
     a_reader_of_the_node_gets_no_way_to_write,
     descriptors_cannot_be_opened_again_through_proc,
-    what_is_mapped_cannot_be_opened_again_through_proc,
+    mapped_region_cannot_be_reopened_through_proc,
     the_control_device_is_root_s_alone,
 ];
 
@@ -150,7 +150,7 @@ fn many_regions_have_nodes_at_once() -> Outcome {
     Ok(())
 }
 
-fn the_number_of_a_node_that_is_gone_is_not_the_next_one_s() -> Outcome {
+fn successive_nodes_have_different_numbers() -> Outcome {
     let number = |name: &str| -> Outcome<u64> {
         let _setting = Setting::create(region(name))?;
         Ok(fs::metadata(Path::new("/dev/vmem").join(name))?.rdev())
@@ -212,7 +212,7 @@ fn can_open(uid: u32, gid: u32, how: &str) -> Outcome<bool> {
     Ok(status.status.success())
 }
 
-fn who_has_no_permission_cannot_open_the_node() -> Outcome {
+fn open_of_a_node_without_permission_is_eacces() -> Outcome {
     let _setting = Setting::create(region("private").mode(0o640).uid(1000).gid(1001))?;
     ensure!(can_open(1000, 1000, "<>")?, "its owner");
     ensure!(can_open(2000, 1001, "<")?, "its group, for reading");
@@ -249,7 +249,7 @@ fn descriptors_cannot_be_opened_again_through_proc() -> Outcome {
 }
 
 /// Whoever opened the memory as plain shmem would read absent pages as zeros.
-fn what_is_mapped_cannot_be_opened_again_through_proc() -> Outcome {
+fn mapped_region_cannot_be_reopened_through_proc() -> Outcome {
     let setting = Setting::new(4)?;
     setting.fill([0])?;
     let area = setting.area()?;

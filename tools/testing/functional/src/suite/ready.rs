@@ -18,7 +18,7 @@ crate::tests![
     wait_ready_waits_until_the_daemon_says_ready,
     wait_ready_without_waiting_is_eagain,
     wait_ready_is_interrupted_by_a_signal,
-    who_waits_for_ready_can_be_killed,
+    waiter_for_ready_can_be_killed,
     wait_ready_waits_for_the_next_daemon_when_one_has_gone,
     ready_can_be_polled_for_on_a_map_descriptor,
     a_program_can_map_and_touch_before_ready,
@@ -71,7 +71,7 @@ fn wait_ready_is_interrupted_by_a_signal() -> Outcome {
     Ok(())
 }
 
-fn who_waits_for_ready_can_be_killed() -> Outcome {
+fn waiter_for_ready_can_be_killed() -> Outcome {
     let setting = Setting::new(1)?;
     let program = waiting(&setting)?;
     program.signal(Signal::KILL)?;

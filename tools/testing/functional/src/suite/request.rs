@@ -33,14 +33,14 @@ crate::tests![
     there_is_one_request_per_page_however_many_processes_wait,
     a_request_that_was_taken_does_not_come_again,
     several_takers_never_get_the_same_page,
-    a_mark_wakes_only_who_waits_for_the_page,
+    mark_wakes_only_waiters_of_the_page,
     a_present_page_needs_no_request,
     a_page_that_is_filled_before_it_is_touched_is_never_requested,
     a_filled_page_is_no_request_any_more,
     a_killed_waiter_dies_at_once,
     all_threads_of_a_killed_program_die_at_once,
     a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting,
-    a_signal_to_who_waits_in_a_system_call_takes_no_processor_time,
+    pending_signal_of_a_waiter_in_a_system_call_takes_no_processor_time,
     other_threads_of_a_waiting_program_go_on,
     a_lock_that_a_waiter_holds_does_not_stop_the_daemon,
 ];
@@ -277,7 +277,7 @@ fn several_takers_never_get_the_same_page() -> Outcome {
     Ok(())
 }
 
-fn a_mark_wakes_only_who_waits_for_the_page() -> Outcome {
+fn mark_wakes_only_waiters_of_the_page() -> Outcome {
     let setting = Setting::new(300)?;
     let [one, other] = [setting.reader(10)?, setting.reader(11)?];
     setting.wait_waiters(2)?;
@@ -383,7 +383,7 @@ fn a_signal_interrupts_a_waiting_fault_which_then_goes_on_waiting() -> Outcome {
 }
 
 /// A system call cannot be left for a handler in the middle of a copy: it waits for the page, asleep.
-fn a_signal_to_who_waits_in_a_system_call_takes_no_processor_time() -> Outcome {
+fn pending_signal_of_a_waiter_in_a_system_call_takes_no_processor_time() -> Outcome {
     let setting = Setting::new(8)?;
     let program = Program::start(|| {
         catch_signal(Signal::USR1.as_raw(), true)?;

@@ -33,18 +33,18 @@ pub(super) mod region;
 pub(super) mod writing;
 
 crate::tests![
-    the_module_says_that_it_can,
+    features_include_snapshots,
     a_snapshot_has_what_was_there_when_it_was_taken,
     several_memories_are_taken_at_once,
-    a_second_one_is_ebusy_until_the_first_is_gone,
+    second_snapshot_is_ebusy_until_the_first_is_closed,
     memory_that_is_not_tracked_is_enodata,
-    what_is_no_adopted_descriptor_is_refused,
+    snapshot_of_a_descriptor_that_is_not_adopted_is_refused,
     wrong_arguments_are_einval,
     an_answer_that_cannot_be_written_takes_none,
-    without_free_descriptors_none_is_taken,
-    one_whose_log_ends_fails,
-    one_of_several_memories_fails_with_the_log_of_any,
-    one_fails_with_the_program_that_tracks,
+    snapshot_without_free_descriptors_is_emfile_and_takes_none,
+    snapshot_fails_when_its_log_ends,
+    snapshot_of_several_memories_fails_when_any_log_ends,
+    snapshot_fails_when_the_tracking_program_dies,
     a_reader_that_is_killed_lets_the_next_one_take_one,
     the_module_cannot_be_removed_while_there_is_one,
     writers_that_are_never_at_rest_are_eagain_and_go_on,
@@ -52,7 +52,7 @@ crate::tests![
 
 const PAGES: usize = 64;
 
-fn the_module_says_that_it_can() -> Outcome {
+fn features_include_snapshots() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     let feature = |fd| -> Outcome<bool> { Ok(calls::get_features(fd)?.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0) };
     ensure!(feature(memory.log.as_fd())?, "the adopted descriptor does not say so");
@@ -111,7 +111,7 @@ fn several_memories_are_taken_at_once() -> Outcome {
     Ok(())
 }
 
-fn a_second_one_is_ebusy_until_the_first_is_gone() -> Outcome {
+fn second_snapshot_is_ebusy_until_the_first_is_closed() -> Outcome {
     let [one, other] = [Tracked::new(PAGES)?, Tracked::new(PAGES)?];
     let image = Image::take(&one.log, 0, 0)?;
     refused!(Image::take(&one.log, 0, 0), BUSY);
@@ -141,7 +141,7 @@ fn memory_that_is_not_tracked_is_enodata() -> Outcome {
     Ok(())
 }
 
-fn what_is_no_adopted_descriptor_is_refused() -> Outcome {
+fn snapshot_of_a_descriptor_that_is_not_adopted_is_refused() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     let image = Image::take(&memory.log, 0, 0)?;
     let call = |fd: i32| {
@@ -259,7 +259,7 @@ fn an_answer_that_cannot_be_written_takes_none() -> Outcome {
     Ok(())
 }
 
-fn without_free_descriptors_none_is_taken() -> Outcome {
+fn snapshot_without_free_descriptors_is_emfile_and_takes_none() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     memory.settle()?;
     memory.area.poke(5 * PAGE_SIZE, 1);
@@ -300,7 +300,7 @@ fn check_failed(image: &Image) -> Outcome {
     Ok(())
 }
 
-fn one_whose_log_ends_fails() -> Outcome {
+fn snapshot_fails_when_its_log_ends() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     let image = Image::take(&memory.log, 0, 0)?;
     let map = image.map(AreaBuilder::default().read_only())?;
@@ -321,7 +321,7 @@ fn one_whose_log_ends_fails() -> Outcome {
     check_failed(&image)
 }
 
-fn one_of_several_memories_fails_with_the_log_of_any() -> Outcome {
+fn snapshot_of_several_memories_fails_when_any_log_ends() -> Outcome {
     let [one, other] = [Tracked::new(PAGES)?, Tracked::new(PAGES)?];
     let images = Image::take_all([&one.log, &other.log], 0, 0)?;
     other.log.untrack()?;
@@ -331,7 +331,7 @@ fn one_of_several_memories_fails_with_the_log_of_any() -> Outcome {
     Ok(())
 }
 
-fn one_fails_with_the_program_that_tracks() -> Outcome {
+fn snapshot_fails_when_the_tracking_program_dies() -> Outcome {
     let Tracked { file, area, log } = Tracked::new(PAGES)?;
     let image = Image::take(&log, 0, 0)?;
     drop(log);

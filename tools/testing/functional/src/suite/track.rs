@@ -39,7 +39,7 @@ pub(crate) const BEGINS_BESIDE_MMAP: &str =
 
 /// Tests which want that a page is not held any more when it has just been cleaned.
 pub(crate) const LET_GO: [&str; 6] = [
-    "track::dirty::without_clean_the_log_stays_as_it_is",
+    "track::dirty::read_without_clean_leaves_the_log",
     "track::dirty::clean_is_for_the_pages_of_its_range_alone",
     "track::dirty::the_call_stops_when_the_array_of_ranges_is_full",
     "track::dirty::an_argument_that_cannot_be_written_loses_no_page",
@@ -50,7 +50,7 @@ pub(crate) const LET_GO: [&str; 6] = [
 crate::tests![
     a_second_log_is_ealready,
     a_log_that_is_not_there_can_be_ended,
-    without_a_log_there_is_nothing_to_read,
+    dirty_read_without_a_log_is_enodata,
     a_new_log_is_empty,
     a_write_that_is_under_way_when_a_log_begins_is_not_missed,
     wrong_arguments_are_einval,
@@ -132,7 +132,7 @@ fn a_log_that_is_not_there_can_be_ended() -> Outcome {
     plain.check()
 }
 
-fn without_a_log_there_is_nothing_to_read() -> Outcome {
+fn dirty_read_without_a_log_is_enodata() -> Outcome {
     let file = memfd(PAGES)?;
     let log = Adopted::new(&file)?;
     let nothing = || -> Outcome {

@@ -24,7 +24,7 @@ use crate::world::{field, module_users, nodes, wait_until};
 crate::tests![
     a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory,
     files_with_holes_and_memfds_are_exported_side_by_side,
-    without_background_only_touched_pages_are_fetched,
+    no_background_fetches_only_touched_pages,
     pages_ahead_of_equal_steps_are_fetched_and_no_others,
     a_killed_daemon_is_replaced_by_the_next_one,
     sigterm_leaves_a_mapped_region_to_the_next_daemon,
@@ -369,7 +369,7 @@ fn files_with_holes_and_memfds_are_exported_side_by_side() -> Outcome {
     Ok(())
 }
 
-fn without_background_only_touched_pages_are_fetched() -> Outcome {
+fn no_background_fetches_only_touched_pages() -> Outcome {
     let file = Scratch::new("demand", PAGES)?;
     let source = Source::new(&[&file.export("demand")])?;
     let daemon = Daemon::new(&source.address, &["--no-background"])?;

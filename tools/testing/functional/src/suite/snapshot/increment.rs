@@ -10,17 +10,17 @@ use crate::image::Image;
 use crate::tracked::Tracked;
 
 crate::tests![
-    without_clean_the_log_stays_and_is_told,
-    with_clean_the_log_is_the_snapshots,
-    what_is_not_done_is_in_the_log_again,
-    what_is_done_is_not,
+    snapshot_without_clean_reports_the_log_and_leaves_it,
+    snapshot_with_clean_takes_the_log,
+    undone_page_is_put_back_into_the_log,
+    done_page_is_not_put_back_into_the_log,
     a_snapshot_that_is_not_taken_leaves_the_log_alone,
     a_base_and_its_increments_are_the_memory,
 ];
 
 const PAGES: usize = 300;
 
-fn without_clean_the_log_stays_and_is_told() -> Outcome {
+fn snapshot_without_clean_reports_the_log_and_leaves_it() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     memory.settle()?;
     for page in [0, 63, 64, 100, 299] {
@@ -38,7 +38,7 @@ fn without_clean_the_log_stays_and_is_told() -> Outcome {
     memory.check_log([0, 7, 63, 64, 100, 299])
 }
 
-fn with_clean_the_log_is_the_snapshots() -> Outcome {
+fn snapshot_with_clean_takes_the_log() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     memory.settle()?;
     memory.area.poke(63 * PAGE_SIZE, 1);
@@ -57,7 +57,7 @@ fn with_clean_the_log_is_the_snapshots() -> Outcome {
     Ok(())
 }
 
-fn what_is_not_done_is_in_the_log_again() -> Outcome {
+fn undone_page_is_put_back_into_the_log() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     memory.settle()?;
     for page in 10..20 {
@@ -73,7 +73,7 @@ fn what_is_not_done_is_in_the_log_again() -> Outcome {
     memory.check_log([15, 16, 17, 18, 19, 250])
 }
 
-fn what_is_done_is_not() -> Outcome {
+fn done_page_is_not_put_back_into_the_log() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     memory.settle()?;
     memory.area.poke(0, 1);

@@ -16,10 +16,10 @@ use crate::world::wait_until;
 
 crate::tests![
     beyond_the_limit_the_snapshot_fails_and_the_writer_goes_on,
-    below_the_limit_it_does_not,
+    snapshot_below_its_limit_does_not_fail,
     pages_that_are_done_make_room,
-    copies_are_charged_to_who_took_the_snapshot,
-    without_memory_the_snapshot_fails_and_nobody_is_killed,
+    copies_are_charged_to_the_process_that_took_the_snapshot,
+    snapshot_without_memory_for_copies_fails_and_kills_no_process,
 ];
 
 const PAGES: usize = 64;
@@ -56,7 +56,7 @@ fn beyond_the_limit_the_snapshot_fails_and_the_writer_goes_on() -> Outcome {
     Ok(())
 }
 
-fn below_the_limit_it_does_not() -> Outcome {
+fn snapshot_below_its_limit_does_not_fail() -> Outcome {
     let memory = settled()?;
     let before = memory.bytes()?;
     let image = Image::take(&memory.log, 0, limit(PAGES))?;
@@ -82,7 +82,7 @@ fn pages_that_are_done_make_room() -> Outcome {
     Ok(())
 }
 
-fn copies_are_charged_to_who_took_the_snapshot() -> Outcome {
+fn copies_are_charged_to_the_process_that_took_the_snapshot() -> Outcome {
     const MANY: usize = 1024;
     let memory = Tracked::new(MANY)?;
     memory.settle()?;
@@ -113,7 +113,7 @@ fn copies_are_charged_to_who_took_the_snapshot() -> Outcome {
     Ok(())
 }
 
-fn without_memory_the_snapshot_fails_and_nobody_is_killed() -> Outcome {
+fn snapshot_without_memory_for_copies_fails_and_kills_no_process() -> Outcome {
     const MANY: usize = 4096;
     let memory = Tracked::new(MANY)?;
     let board = Board::new()?;

@@ -27,16 +27,16 @@ crate::tests![
     a_read_of_memory_that_cannot_be_written_stops,
     a_read_into_the_memory_itself_is_the_image,
     a_page_that_is_written_while_it_is_read_is_the_image,
-    it_cannot_be_written_or_changed_in_size,
+    snapshot_cannot_be_written_or_truncated,
     positions_are_those_of_a_file,
     data_and_holes_are_told,
-    it_can_be_spliced,
+    snapshot_can_be_spliced,
     a_mapping_is_the_image_and_outlives_the_descriptor,
     a_mapping_cannot_be_made_writable,
     a_private_mapping_can_be_written_and_changes_nothing,
     pages_that_are_done_are_nowhere,
     pages_that_are_done_are_not_copied,
-    with_once_a_page_can_be_read_once,
+    read_once_snapshot_gives_each_page_once,
     pages_that_were_swapped_out_are_there,
     a_size_that_is_no_whole_page_is_rounded_up,
     figures_count,
@@ -139,7 +139,7 @@ fn a_page_that_is_written_while_it_is_read_is_the_image() -> Outcome {
     reader.join().map(drop)
 }
 
-fn it_cannot_be_written_or_changed_in_size() -> Outcome {
+fn snapshot_cannot_be_written_or_truncated() -> Outcome {
     let (_memory, image, before) = half_copied(0)?;
     refused!(rustix::io::write(&image, &[1]), BADF);
     refused!(image.file().set_len(0), INVAL);
@@ -197,7 +197,7 @@ fn data_and_holes_are_told() -> Outcome {
     Ok(())
 }
 
-fn it_can_be_spliced() -> Outcome {
+fn snapshot_can_be_spliced() -> Outcome {
     let (_memory, image, before) = half_copied(0)?;
     let (mut reader, writer) = pipe().map(|(reader, writer)| (fs::File::from(reader), writer))?;
     let mut at = 0;
@@ -299,7 +299,7 @@ fn pages_that_are_done_are_not_copied() -> Outcome {
     Ok(())
 }
 
-fn with_once_a_page_can_be_read_once() -> Outcome {
+fn read_once_snapshot_gives_each_page_once() -> Outcome {
     let (memory, image, before) = half_copied(VMEM_SNAPSHOT_ONCE)?;
     equal!(image.page(4)?, before[4 * PAGE_SIZE..5 * PAGE_SIZE]);
     refused!(image.page(4), NODATA);

@@ -27,9 +27,9 @@ crate::tests![
     a_page_that_cannot_be_had_is_eio,
     a_page_that_is_discarded_before_it_comes_is_enodata,
     absent_pages_are_data,
-    what_is_present_is_told,
+    present_map_of_a_snapshot_shows_pages_that_have_come,
     a_touch_of_a_mapping_waits_for_a_page_that_is_absent,
-    what_the_daemon_writes_into_the_file_is_the_image,
+    daemon_writes_to_the_staging_file_are_in_the_image,
     the_image_of_a_region_that_becomes_plain_memory_stays,
 ];
 
@@ -193,7 +193,7 @@ fn absent_pages_are_data() -> Outcome {
     setting.no_request()
 }
 
-fn what_is_present_is_told() -> Outcome {
+fn present_map_of_a_snapshot_shows_pages_that_have_come() -> Outcome {
     let (setting, memory) = incomplete()?;
     let image = Image::take(&memory.log, 0, 0)?;
     let present = |image: &Image| -> Outcome<u64> {
@@ -223,7 +223,7 @@ fn a_touch_of_a_mapping_waits_for_a_page_that_is_absent() -> Outcome {
 }
 
 /// A daemon that does not use FILL_PAGES.
-fn what_the_daemon_writes_into_the_file_is_the_image() -> Outcome {
+fn daemon_writes_to_the_staging_file_are_in_the_image() -> Outcome {
     let (setting, memory) = incomplete()?;
     let staging = AreaBuilder::default().map(setting.region.staging(), 0, PAGES)?;
     let image = Image::take(&memory.log, 0, 0)?;

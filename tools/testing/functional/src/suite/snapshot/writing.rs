@@ -14,13 +14,13 @@ use crate::setting::{check_words, contents};
 use crate::tracked::{Tracked, memfd};
 
 crate::tests![
-    who_reads_copies_nothing,
+    reads_by_programs_copy_nothing,
     a_private_mapping_copies_nothing,
     a_write_to_a_hole_keeps_nothing,
     a_long_write_keeps_all_of_its_pages,
     a_hole_that_is_punched_is_kept,
     a_page_that_is_in_hand_is_copied_at_the_instant,
-    without_a_snapshot_nothing_is_copied_any_more,
+    next_snapshot_has_writes_after_the_end_of_the_first,
 ];
 
 const PAGES: usize = 64;
@@ -31,7 +31,7 @@ fn settled() -> Outcome<Tracked> {
     Ok(memory)
 }
 
-fn who_reads_copies_nothing() -> Outcome {
+fn reads_by_programs_copy_nothing() -> Outcome {
     let memory = settled()?;
     let image = Image::take(&memory.log, 0, 0)?;
     for page in 0..PAGES {
@@ -131,7 +131,7 @@ fn a_page_that_is_in_hand_is_copied_at_the_instant() -> Outcome {
     Ok(())
 }
 
-fn without_a_snapshot_nothing_is_copied_any_more() -> Outcome {
+fn next_snapshot_has_writes_after_the_end_of_the_first() -> Outcome {
     let memory = settled()?;
     let image = Image::take(&memory.log, 0, 0)?;
     memory.area.poke(0, 1);

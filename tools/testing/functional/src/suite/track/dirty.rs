@@ -18,7 +18,7 @@ use crate::world::field;
 
 crate::tests![
     ranges_and_bitmaps_tell_the_same,
-    without_clean_the_log_stays_as_it_is,
+    read_without_clean_leaves_the_log,
     clean_is_for_the_pages_of_its_range_alone,
     the_call_stops_when_the_array_of_ranges_is_full,
     each_page_is_reported_to_one_caller,
@@ -96,7 +96,7 @@ fn ranges_and_bitmaps_tell_the_same() -> Outcome {
     Ok(())
 }
 
-fn without_clean_the_log_stays_as_it_is() -> Outcome {
+fn read_without_clean_leaves_the_log() -> Outcome {
     let memory = written()?;
     for _ in 0..3 {
         equal!(memory.log.bitmap(0..PAGES, false)?.pages, WRITTEN);

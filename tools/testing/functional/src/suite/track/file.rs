@@ -21,7 +21,7 @@ crate::tests![
     sendfile_is_logged,
     copy_file_range_is_logged,
     a_write_by_a_descriptor_that_is_opened_while_tracked_is_logged,
-    such_a_descriptor_writes_on_after_the_log_has_ended,
+    descriptor_opened_while_tracked_writes_after_the_log_has_ended,
     a_write_by_a_duplicate_is_logged,
     a_write_to_a_hole_is_logged,
     a_punched_hole_is_logged,
@@ -110,7 +110,7 @@ fn a_write_by_a_descriptor_that_is_opened_while_tracked_is_logged() -> Outcome {
     })
 }
 
-fn such_a_descriptor_writes_on_after_the_log_has_ended() -> Outcome {
+fn descriptor_opened_while_tracked_writes_after_the_log_has_ended() -> Outcome {
     let memory = Tracked::new(PAGES)?;
     let again = reopen(&memory.file)?;
     again.write_all_at(&[1; 8], 0)?;
