@@ -127,7 +127,7 @@ pub enum Action {
     /// Records that QEMU is about to be told to run the guest. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordStarting,
     /// Has QEMU run the guest if it ran at the source. Answers [`Event::Continued`], [`Event::NotContinued`] if QEMU refuses the first
-    /// attempt, or [`Event::Trouble`].
+    /// attempt, [`Event::Trouble`] or [`Event::Signal`].
     ContinueGuest,
     /// Records that the guest runs here. If that fails, `starting` says nearly the same.
     RecordRunning,
@@ -245,7 +245,8 @@ impl Machine for Destination {
             &[A::RecordRunning, A::SayRunning, A::Release],
         ),
         row(S::Running, &[E::Commit], S::Running, &[A::SayRunning]),
-        row(S::Running, &[E::Lost, E::Back], S::Running, &[]),
+        // HEARD answers an earlier process, whose record of COMPLETE is lost.
+        row(S::Running, &[E::Lost, E::Back, E::Heard], S::Running, &[]),
         row(S::Running, &[E::Complete], S::Completing, &[A::RecordComplete]),
         row(S::Running, &[E::QemuEnded], S::Gone, &[A::StopPages, A::SayGone]),
         row(S::Running, &[E::Trouble, E::Signal], S::Left, &[A::LeavePages]),
@@ -271,6 +272,6 @@ pub fn resume(recorded: Phase, qemu_lives: bool) -> (State, &'static [Action]) {
         (Phase::Running, true) => (S::Running, &[A::KeepPages, A::SayRunning, A::Release]),
         (Phase::Starting | Phase::Running, false) => (S::Gone, &[A::StopPages, A::SayGone]),
         (Phase::Complete, _) => (S::Complete, &[A::SayComplete]),
-        (Phase::Failed, _) => (S::Failed, &[A::SayFailed]),
+        (Phase::Failed, _) => (S::Failed, &[A::StopPages, A::SayFailed]),
     }
 }

@@ -53,7 +53,7 @@ pub enum Event {
     Stopped,
     /// QEMU has sent the state, and the destination's QEMU has said that it has loaded all of it.
     Sent,
-    /// The destination has said FAILED, or REFUSE.
+    /// The destination has said FAILED, or in answer to the offer REFUSE.
     Refused,
     /// The destination has said RUNNING.
     Running,
@@ -82,13 +82,13 @@ pub enum Event {
 /// What the source does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Action {
-    /// Has QEMU send the guest's state.
+    /// Has QEMU send the guest's state. Answers [`Event::Trouble`] or [`Event::Signal`] if that cannot begin.
     SendState,
-    /// Says START: pages may be fetched.
+    /// Says START: pages may be fetched. Has QEMU send the rest. Answers [`Event::Trouble`] if that fails.
     Start,
     /// Records that the destination owns the guest. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordCommitted,
-    /// Says COMMIT.
+    /// Says COMMIT. Answers [`Event::Lost`] if that fails.
     Commit,
     /// Connects again, and says COMMIT again. Answers [`Event::Unreachable`] or [`Event::Signal`] if that fails.
     Reconnect,
@@ -96,23 +96,24 @@ pub enum Action {
     RecordRunning,
     /// Records that the destination does not need the source any more. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordComplete,
-    /// Lets pages that the destination has be given back here.
+    /// Has a supervised vmemd serve, and lets the destination give back pages here that it has.
     Release,
     /// Records that the source owns the guest again. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordPrepared,
-    /// Says HEARD: the destination may forget the guest.
+    /// Says HEARD: the destination may forget the guest. If the destination does not hear it, the destination says its last word until
+    /// somebody ends that.
     Heard,
-    /// Says ABORT. A destination that may have the whole state is told until it hears that, or cannot be reached.
+    /// Says ABORT. A destination that may have the whole state and does not answer is told once more, on a new connection.
     Abort,
     /// Cancels QEMU's migration and has QEMU run the guest if it ran before. Answers [`Event::Resumed`] or [`Event::NotResumed`].
     ResumeGuest,
-    /// Makes sure that pages are served.
+    /// Makes sure that pages are served. A vmemd that serves them is left alone.
     Serve,
     /// Ends the serving of pages.
     StopServing,
     /// Leaves the serving of pages to a vmemd without a supervisor.
     LeaveServing,
-    /// Ends QEMU.
+    /// Ends QEMU, unless somebody has started the guest in it.
     EndQemu,
     /// Removes what is recorded.
     Forget,
@@ -174,7 +175,7 @@ impl Machine for Source {
             S::Undecided,
             &[A::LeaveServing],
         ),
-        row(S::Away, &[E::Running], S::Away, &[]),
+        row(S::Away, &[E::Running], S::Away, &[A::Release]),
         row(S::Away, &[E::Lost], S::Away, &[A::Reconnect]),
         row(S::Away, &[E::Complete, E::Gone], S::Parting, &[A::RecordComplete]),
         row(
@@ -200,7 +201,13 @@ impl Machine for Source {
         row(S::Reclaiming, &[E::Recorded], S::Resuming, &[A::Heard, A::ResumeGuest]),
         // The destination must not forget the guest before this host has recorded whose it is.
         row(S::Reclaiming, &[E::NotRecorded], S::Resuming, &[A::ResumeGuest]),
-        row(S::Resuming, &[E::Resumed], S::AtSource, &[A::StopServing, A::Forget]),
+        // A destination that has said FAILED waits for HEARD.
+        row(
+            S::Resuming,
+            &[E::Resumed],
+            S::AtSource,
+            &[A::StopServing, A::Forget, A::Heard],
+        ),
         row(S::Resuming, &[E::NotResumed], S::Stranded, &[]),
     ];
 }
@@ -211,9 +218,9 @@ pub fn resume(recorded: Phase) -> (State, &'static [Action]) {
         // COMMIT has not been said, or FAILED has been heard.
         Phase::Prepared => (S::Resuming, &[A::Abort, A::ResumeGuest]),
         // The guest may need its pages before the destination can answer.
-        Phase::Running => (S::Away, &[A::Serve, A::Release, A::Reconnect]),
+        Phase::Running => (S::Away, &[A::Serve, A::Reconnect]),
         // COMPLETE or GONE has been heard.
-        Phase::Complete => (S::Moved, &[A::StopServing, A::EndQemu, A::Forget]),
+        Phase::Complete => (S::Moved, &[A::StopServing, A::EndQemu, A::Forget, A::Heard]),
         _ => (S::Committed, &[A::Serve, A::Reconnect]),
     }
 }

@@ -66,6 +66,11 @@ impl Endpoint {
         self.say(&FromSource::Abort { reason }).map(drop)
     }
 
+    /// Connects and says HEARD, because a destination that has not heard it says its last word until it does.
+    pub(crate) fn heard(&self) -> Result<(), Trouble> {
+        self.say(&FromSource::Heard).map(drop)
+    }
+
     fn say(&self, word: &FromSource) -> Result<Channel, Trouble> {
         let channel = self.security.connect(&self.to, &self.session, Purpose::Recover)?;
         channel.say(word).map_err(lost)?;

@@ -160,6 +160,11 @@ impl Export {
         self.released
     }
 
+    /// Whether there is a vmemd that is kept alive.
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.supervisor.is_some()
+    }
+
     /// What starts it again at the same place.
     pub(crate) fn arguments(&self) -> &[String] {
         &self.arguments

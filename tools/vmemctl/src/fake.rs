@@ -172,6 +172,7 @@ impl Qemu {
             "migrate" => state.migration = "active",
             "migrate_cancel" if state.migration == "active" => state.migration = "cancelled",
             "stop" => state.status = "paused",
+            "migrate-continue" => state.status = "postmigrate",
             "query-status" => return json!({"return": {"status": state.status}}),
             "query-migrate" => return json!({"return": {"status": state.migration}}),
             "qom-list" => return json!({"return": [{"name": "ram", "type": "child<memory-backend-file>"}]}),

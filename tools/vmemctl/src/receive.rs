@@ -143,14 +143,5 @@ fn end(mut arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals
         // A vmemd that serves is left alone.
         _ => return Err(Failure::Unfinished(trouble)),
     };
-    let Arrival {
-        owner, channel, place, ..
-    } = arrival;
-    let last = LastWord {
-        owner,
-        channel,
-        place,
-        word,
-    };
-    last.say(door, report, signals)
+    arrival.into_last_word(word).say(door, report, signals)
 }

@@ -64,6 +64,12 @@ pub(crate) struct World {
     pub(crate) destination_qemu: DestinationQemu,
     /// A command to run the guest that QEMU has not answered.
     pub(crate) unanswered_cont: bool,
+    /// A vmemd serves the source's pages.
+    pub(crate) served: bool,
+    /// A process or a connection was lost, or a process has given up, and a word with it: nobody may be left to say it again.
+    pub(crate) word_lost: bool,
+    /// A record could not be removed: somebody has to do that.
+    pub(crate) record_stays: bool,
     /// The guest has run at the destination.
     pub(crate) has_run_there: bool,
     /// All pages are at the destination.
@@ -95,6 +101,9 @@ impl World {
             destination_record: Some(Phase::Prepared),
             destination_qemu: DestinationQemu::Incoming,
             unanswered_cont: false,
+            served: true,
+            word_lost: false,
+            record_stays: false,
             has_run_there: false,
             complete: false,
             guest_ended: false,
@@ -133,10 +142,16 @@ impl World {
         };
     }
 
+    /// Whether the destination's side has nothing left to do.
+    fn is_destination_settled(&self) -> bool {
+        let over = self.destination.as_ref().is_none_or(Process::is_over::<Destination>);
+        over && (self.destination_record.is_none() || self.record_stays)
+    }
+
     /// Whether the source's side has nothing left to do.
     fn is_source_settled(&self) -> bool {
         let over = self.source.as_ref().is_none_or(Process::is_over::<Source>);
-        over && self.source_record.is_none()
+        over && (self.source_record.is_none() || self.record_stays)
     }
 }
 
@@ -165,6 +180,7 @@ impl System for World {
     fn is_good(&self) -> bool {
         let runs_here = self.source_qemu == SourceQemu::Running;
         let runs_there = self.destination_qemu == DestinationQemu::Running;
-        self.guest_ended || self.is_source_settled() && (runs_here || (runs_there && self.complete))
+        let is_settled = self.is_source_settled() && (self.word_lost || self.is_destination_settled());
+        self.guest_ended || is_settled && (runs_here || (runs_there && self.complete))
     }
 }

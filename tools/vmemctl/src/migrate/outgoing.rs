@@ -156,7 +156,7 @@ impl OutgoingMigration {
                 return Ok(());
             }
             State::AtSource => Failure::AtSource(trouble),
-            State::Undecided if self.runs_twice => Failure::Twice(trouble),
+            State::Undecided | State::Unfinished if self.runs_twice => Failure::Twice(trouble),
             State::Undecided | State::Unfinished if trouble.is_signal() => Failure::Detached(trouble),
             State::Unfinished => Failure::Unfinished(trouble),
             State::Undecided => Failure::Unknown(trouble),
@@ -207,16 +207,21 @@ impl OutgoingMigration {
         let event = self.qmp()?.event(Instant::now() + GLANCE)?;
         let event = event.filter(|event| event.name == "MIGRATION");
         let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
-        match status {
-            Some("pre-switchover") => {
-                // The guest has stopped, and its devices are quiet: its memory does not change any more.
-                self.stopped = Some(Instant::now());
-                Ok(Some(Event::Stopped))
-            }
-            Some("completed") => Ok(Some(Event::Sent)),
-            Some("failed" | "cancelled") => self.why_not(),
-            _ => Ok(None),
+        let event = match status {
+            Some("pre-switchover") => Event::Stopped,
+            Some("completed") => Event::Sent,
+            Some("failed" | "cancelled") => return self.why_not(),
+            _ => return Ok(None),
+        };
+        if Source::step(self.owner.state(), event).is_none() {
+            let status = status.unwrap_or_default();
+            return Err(Trouble::other(format!("QEMU's migration is {status} at the wrong time")));
         }
+        if event == Event::Stopped {
+            // Its devices are quiet: its memory does not change any more.
+            self.stopped = Some(Instant::now());
+        }
+        Ok(Some(event))
     }
 
     /// Why QEMU could not send the state, as either side sees it.
@@ -253,24 +258,33 @@ impl OutgoingMigration {
                 return None;
             }
             FromDestination::Ready => Event::Ready,
-            FromDestination::Failed { .. } | FromDestination::Refuse { .. } => Event::Refused,
+            FromDestination::Failed { .. } => Event::Refused,
+            // It says that the guest is not known, and not that the guest has not run.
+            FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,
             FromDestination::Running => Event::Running,
             FromDestination::Complete { .. } => Event::Complete,
             FromDestination::Gone { .. } => Event::Gone,
-            FromDestination::Welcome { .. } => Event::Trouble,
+            FromDestination::Refuse { .. } | FromDestination::Welcome { .. } => Event::Trouble,
         };
         if event == Event::Trouble || Source::step(self.owner.state(), event).is_none() {
             return Some(self.fail(unexpected(&message)));
         }
         match message {
+            FromDestination::Failed { reason } if self.owner.state() == State::Committed => {
+                let what = format!("the guest has not run at the destination: {}", printable(&reason));
+                self.trouble = Some(Trouble::other(what));
+            }
             FromDestination::Failed { reason } | FromDestination::Refuse { reason } => self.trouble = Some(refused(&reason)),
             FromDestination::Complete { summary } => self.report.complete(&summary),
             FromDestination::Gone { reason } => self.gone = Some(printable(&reason)),
-            FromDestination::Running if self.runs_here() => {
-                self.runs_twice = true;
-                return Some(self.fail(Trouble::other("somebody has started it here by hand")));
+            FromDestination::Running => {
+                if let Err(trouble) = self.check_stands_still() {
+                    return Some(self.fail(trouble));
+                }
+                if self.owner.state() == State::Away {
+                    self.announce();
+                }
             }
-            FromDestination::Running if self.owner.state() == State::Away => self.announce(),
             _ => {}
         }
         Some(event)
@@ -281,6 +295,7 @@ impl OutgoingMigration {
         if std::mem::replace(&mut self.announced, true) {
             return;
         }
+        self.deadline = None;
         self.report.running(self.stopped.map(|stopped| stopped.elapsed()));
         if let Err(trouble) = &self.qmp {
             self.report
@@ -298,12 +313,15 @@ impl OutgoingMigration {
         Event::Lost
     }
 
-    /// Whether QEMU runs a guest that was given away: somebody has told it to since another vmemctl has ended.
-    fn runs_here(&mut self) -> bool {
-        self.resumed
-            && self
-                .qmp()
-                .is_ok_and(|qmp| guest::status(qmp).is_ok_and(|status| status == "running"))
+    /// Refuses a guest that was given away and runs here: somebody has started it since another vmemctl has ended.
+    fn check_stands_still(&mut self) -> Result<(), Trouble> {
+        // Without QEMU it does not run.
+        let Ok(qmp) = &mut self.qmp else { return Ok(()) };
+        if self.resumed && guest::status(qmp)? == "running" {
+            self.runs_twice = true;
+            return Err(Trouble::other("somebody has started it here by hand"));
+        }
+        Ok(())
     }
 
     fn qmp(&mut self) -> Result<&mut Qmp, Trouble> {

@@ -17,6 +17,7 @@ use vmem_migrate::destination::{Action, Destination, State};
 use vmem_migrate::{Owner, Phase};
 
 use super::door::Door;
+use super::farewell::LastWord;
 use super::host::{self, MakeRegions, Qemu};
 use super::monitor::Monitor;
 use super::offer::Offer;
@@ -230,6 +231,16 @@ impl Arrival {
             return Err(error.into());
         }
         Ok((pages, monitor, state, record, regions))
+    }
+
+    /// Lets everything of the guest go but what its source has to hear: that can take long.
+    pub(super) fn into_last_word(self, word: FromDestination) -> LastWord {
+        LastWord {
+            owner: self.owner,
+            channel: self.channel,
+            place: self.place,
+            word,
+        }
     }
 
     /// Ends QEMU, whoever has started it; whether it is gone for certain.

@@ -207,6 +207,12 @@ impl Qemu {
         }
     }
 
+    /// Whether the process that was started here has ended badly. One that goes into the background ends well.
+    pub(super) fn has_failed(&mut self) -> bool {
+        let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        ended.is_some_and(|status| !status.success())
+    }
+
     /// It is prepared for a guest from now on.
     pub(super) fn changes(&mut self) {
         self.changed = true;

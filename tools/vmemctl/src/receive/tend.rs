@@ -137,8 +137,22 @@ impl Tending<'_> {
                     let is_recorded = self.write();
                     self.on(if is_recorded { Event::Recorded } else { Event::NotRecorded });
                 }
-                // The last word is said until it is heard, by `farewell`.
-                _ => {}
+                // The last word is said until it is heard, by `farewell`. The others are done before the guest runs.
+                Action::SayComplete | Action::SayGone | Action::SayFailed => {}
+                Action::StartPages
+                | Action::RecordCommitted
+                | Action::CutState
+                | Action::KeepPages
+                | Action::AwaitState
+                | Action::RecordStarting
+                | Action::ContinueGuest
+                | Action::RecordRunning
+                | Action::Release
+                | Action::EndUnstartedQemu
+                | Action::LookAtQemu
+                | Action::RecordFailed
+                | Action::EndQemu
+                | Action::Forget => {}
             }
         }
     }
@@ -246,6 +260,7 @@ impl Tending<'_> {
         match heard {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(FromSource::Commit { .. }))) => self.on(Event::Commit),
+            Some(Ok(Some(FromSource::Heard))) => self.on(Event::Heard),
             Some(Ok(Some(other))) => self
                 .report
                 .note(&format!("the source said something out of order: {other:?}")),

@@ -91,7 +91,8 @@ impl World {
             self.clone().destination_on(Event::Trouble, steps);
         }
         for event in [Event::Signal, Event::Trouble, Event::Unheard] {
-            if let Some(next) = self.faulted().filter(|_| has_row(event)) {
+            if let Some(mut next) = self.faulted().filter(|_| has_row(event)) {
+                next.word_lost = true;
                 next.destination_on(event, steps);
             }
         }
@@ -114,6 +115,9 @@ impl World {
             Action::ContinueGuest => return next.continue_guest(steps),
             Action::EndUnstartedQemu => {
                 let runs = next.destination_qemu == DestinationQemu::Running;
+                if let Some(alive) = next.faulted().filter(|_| next.destination_qemu != DestinationQemu::Ended) {
+                    alive.destination_on(Event::QemuLives, steps);
+                }
                 if !runs {
                     next.destination_qemu = DestinationQemu::Ended;
                 }
@@ -154,7 +158,13 @@ impl World {
                 next.link
                     .tell_source(if is_complete { ToSource::Complete } else { ToSource::Gone });
             }
-            Action::Forget => next.destination_record = None,
+            Action::Forget => {
+                if let Some(mut kept) = next.faulted() {
+                    (kept.record_stays, kept.word_lost) = (true, true);
+                    kept.destination_did("Forget fails", steps);
+                }
+                next.destination_record = None;
+            }
             Action::StartPages | Action::KeepPages | Action::Release | Action::StopPages | Action::LeavePages => {}
         }
         next.destination_did(&name, steps);

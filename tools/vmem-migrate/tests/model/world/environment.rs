@@ -21,6 +21,14 @@ impl World {
         }
     }
 
+    /// As [`then`](Self::then), and a word may be lost.
+    fn then_lost(&self, name: &str, steps: &mut Steps, change: impl FnOnce(&mut Self)) {
+        self.then(name, steps, |next| {
+            next.word_lost = true;
+            change(next);
+        });
+    }
+
     fn then(&self, name: &str, steps: &mut Steps, change: impl FnOnce(&mut Self)) {
         let mut next = self.clone();
         change(&mut next);
@@ -62,7 +70,7 @@ impl World {
     /// This world has one fault less already.
     fn fault_steps(self, steps: &mut Steps) {
         if self.source.as_ref().is_some_and(|process| !process.is_over::<Source>()) {
-            self.then("source's vmemctl is killed", steps, |next| {
+            self.then_lost("source's vmemctl is killed", steps, |next| {
                 next.source = None;
                 next.link.source = false;
                 // The relay was its own.
@@ -74,7 +82,7 @@ impl World {
             .as_ref()
             .is_some_and(|process| !process.is_over::<Destination>())
         {
-            self.then("destination's vmemctl is killed", steps, |next| {
+            self.then_lost("destination's vmemctl is killed", steps, |next| {
                 next.destination = None;
                 next.destination_is_over();
             });
@@ -95,7 +103,7 @@ impl World {
             });
         }
         if !self.link.broken {
-            self.then("the network loses the connection", steps, |next| {
+            self.then_lost("the network loses the connection", steps, |next| {
                 next.link.sever();
                 next.cut_stream();
             });

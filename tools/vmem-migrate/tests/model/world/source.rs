@@ -81,14 +81,24 @@ impl World {
         let mut next = self.clone();
         let Some(process) = &mut next.source else { return };
         let action = process.due.remove(0);
-        let name = format!("{action:?}");
+        let (name, state) = (format!("{action:?}"), process.state);
         match action {
             Action::RecordCommitted => return next.source_records(Phase::Committed, steps),
             Action::RecordPrepared => return next.source_records(Phase::Prepared, steps),
             Action::RecordComplete => return next.source_records(Phase::Complete, steps),
             Action::ResumeGuest => return next.resume_guest(steps),
-            Action::Reconnect if !next.is_listening() => return next.source_on(Event::Unreachable, steps),
-            Action::Reconnect => next.link = Link::again(ToDestination::Commit),
+            Action::Reconnect if !next.is_listening() => {
+                next.word_lost = true;
+                return next.source_on(Event::Unreachable, steps);
+            }
+            Action::Reconnect => {
+                if let Some(mut failed) = next.faulted() {
+                    failed.word_lost = true;
+                    failed.clone().source_on(Event::Unreachable, steps);
+                    failed.source_on(Event::Signal, steps);
+                }
+                next.link = Link::again(ToDestination::Commit);
+            }
             Action::Abort if next.link.source && !next.link.is_lost_at_source() => {
                 next.link.tell_destination(ToDestination::Abort)
             }
@@ -103,6 +113,9 @@ impl World {
                 }
             }
             Action::Commit => next.link.tell_destination(ToDestination::Commit),
+            Action::Heard if state == State::Moved && !next.link.source && next.is_listening() => {
+                next.link = Link::again(ToDestination::Heard)
+            }
             Action::Heard => next.link.tell_destination(ToDestination::Heard),
             Action::RecordRunning => {
                 if let Some(unwritten) = next.faulted() {
@@ -114,10 +127,37 @@ impl World {
                 if !next.complete && !next.guest_ended {
                     next.broken = Some("the source ends QEMU while the guest needs its pages");
                 }
-                next.source_qemu = SourceQemu::Ended;
+                // It is looked at first: one that runs the guest is left alone.
+                if next.source_qemu != SourceQemu::Running {
+                    next.source_qemu = SourceQemu::Ended;
+                }
             }
-            Action::Forget => next.source_record = None,
-            Action::Abort | Action::Release | Action::Serve | Action::StopServing | Action::LeaveServing => {}
+            Action::Forget => {
+                if let Some(mut kept) = next.faulted() {
+                    kept.record_stays = true;
+                    kept.source_did("Forget fails", steps);
+                }
+                next.source_record = None;
+            }
+            Action::Serve => next.served = true,
+            Action::Release => {
+                if !next.has_run_there && !next.guest_ended {
+                    next.broken = Some("pages are given back before the guest has run at the destination");
+                }
+                next.served = true;
+            }
+            Action::StopServing => {
+                if next.has_run_there && !next.complete && !next.guest_ended {
+                    next.broken = Some("the source serves no pages any more while the guest needs them");
+                }
+                next.served = false;
+            }
+            Action::LeaveServing => {
+                if !next.served {
+                    next.broken = Some("the source leaves a guest that may need pages without a vmemd");
+                }
+            }
+            Action::Abort => {}
         }
         next.source_did(&name, steps);
     }

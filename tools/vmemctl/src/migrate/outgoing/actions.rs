@@ -9,7 +9,7 @@ use vmem_qmp::QmpError;
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
-use crate::daemon::{Duty, end_left_over};
+use crate::daemon::{Duty, end_left_over, left_over};
 use crate::endpoint::{Endpoint, lost};
 use crate::export::Export;
 use crate::failure::Trouble;
@@ -43,7 +43,6 @@ impl OutgoingMigration {
                 self.announce();
                 // If it cannot be recorded, `recover` asks.
                 let _ = self.note(Phase::Running);
-                self.deadline = None;
                 None
             }
             Action::Commit => {
@@ -55,8 +54,10 @@ impl OutgoingMigration {
             }
             Action::Reconnect => self.reconnect(),
             Action::Heard => {
-                // If it is not heard, the destination says it again to `recover`.
-                let _ = self.say(&FromSource::Heard);
+                // If it is not heard, the destination goes on saying its last word.
+                if self.say(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
+                    let _ = Endpoint::new(&self.security, &self.record).heard();
+                }
                 None
             }
             Action::Abort => {
@@ -69,6 +70,9 @@ impl OutgoingMigration {
                 None
             }
             Action::Release => {
+                if self.resumed && !self.export.is_supervised() {
+                    self.supervise();
+                }
                 self.export.release();
                 None
             }
@@ -87,10 +91,7 @@ impl OutgoingMigration {
                 None
             }
             Action::EndQemu => {
-                if !self.keep_source {
-                    // It may have been ended by hand.
-                    let _ = self.qmp().map(|qmp| qmp.run("quit", json!({})));
-                }
+                self.end_qemu();
                 None
             }
             Action::Forget => {
@@ -165,12 +166,11 @@ impl OutgoingMigration {
         let endpoint = Endpoint::new(&self.security, &self.record);
         match endpoint.reconnect(self.retry, &mut self.export, &self.report, &self.signals) {
             Ok(channel) => {
-                let is_away = self.owner.state() == State::Away;
-                if is_away && self.record.phase == Phase::Running && !self.resumed {
+                if self.announced {
                     self.report.note("the destination's vmemctl is back");
                 }
                 let limit = if self.resumed { PREPARATION } else { RESUMPTION };
-                self.deadline = if is_away { None } else { within(limit) };
+                self.deadline = if self.announced { None } else { within(limit) };
                 self.retry = RETRY;
                 self.channel = Some(channel);
                 self.trouble = None;
@@ -237,12 +237,36 @@ impl OutgoingMigration {
         Event::NotResumed
     }
 
-    /// Has pages served by a vmemd that is supervised. One that still serves is replaced.
+    /// Has pages served. A vmemd that an earlier vmemctl has left may serve a guest that runs: it is not taken away.
     fn serve(&mut self) {
+        if left_over(&self.place, Some(&self.record.session), Duty::Serve).is_empty() {
+            self.supervise();
+        }
+    }
+
+    /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is replaced.
+    fn supervise(&mut self) {
         end_left_over(&self.place, Some(&self.record.session), Duty::Serve);
         match Export::again(&self.record.vmemd, self.record.served.clone(), &self.place) {
             Ok(export) => self.export = export,
             Err(trouble) => self.report.note(&chain(&trouble)),
+        }
+    }
+
+    /// Nothing is needed of QEMU any more. It may have been ended by hand, and it is not this migration's if it has a guest that runs or is
+    /// paused: that one came later, or somebody has started it.
+    fn end_qemu(&mut self) {
+        if self.keep_source {
+            return;
+        }
+        let Ok(qmp) = &mut self.qmp else { return };
+        match guest::status(qmp) {
+            Ok(status) if matches!(status.as_str(), "running" | "paused") => {
+                self.report
+                    .note(&format!("the source's QEMU is {status}, and is left as it is"));
+            }
+            Ok(_) => drop(qmp.run("quit", json!({}))),
+            Err(_) => {}
         }
     }
 }

@@ -112,6 +112,7 @@ impl Arrival {
                 Some(Visitor::Recover(channel)) => {
                     report.note("the source is back");
                     self.channel = Some(channel);
+                    self.trouble = None;
                     return Event::Back;
                 }
                 _ => {}
@@ -131,6 +132,7 @@ impl Arrival {
             Duration::from_millis(2)
         };
         match channel.hear(Instant::now() + glance) {
+            Ok(None) if self.qemu.has_failed() => Some(self.fail(Trouble::other("the guest's state cannot be loaded"))),
             Ok(None) => self.pages.check().err().map(|trouble| self.fail(trouble)),
             Ok(Some(FromSource::Start)) => Some(Event::Start),
             Ok(Some(FromSource::Commit { run })) => {
@@ -140,6 +142,9 @@ impl Arrival {
             Ok(Some(FromSource::Abort { reason })) => {
                 let what = format!("the source has changed its mind: {}", printable(&reason));
                 self.trouble = Some(Trouble::other(what));
+                if self.qemu.has_failed() {
+                    self.explain();
+                }
                 Some(Event::Abort)
             }
             Ok(Some(other)) => {
@@ -163,7 +168,6 @@ impl Arrival {
         match action {
             Action::RecordCommitted => return Some(self.note(Phase::Committed, report)),
             Action::RecordStarting => return Some(self.note(Phase::Starting, report)),
-            Action::RecordComplete => return Some(self.note(Phase::Complete, report)),
             Action::RecordFailed => {
                 self.record.reason = self.trouble.as_ref().map(|trouble| chain(trouble));
                 // If it cannot be recorded, it is said as long as this program lives.
@@ -188,8 +192,8 @@ impl Arrival {
                 // A source that does not hear it finds the connection closed.
                 let _ = self.say(&FromDestination::Failed { reason });
             }
-            // The last word is said until it is heard, by `farewell`.
-            Action::SayFailed | Action::SayGone | Action::SayComplete => {}
+            // The last word is said until it is heard, by `farewell`. What follows the guest's start is done by `tend`.
+            Action::SayFailed | Action::SayGone | Action::SayComplete | Action::RecordComplete => {}
             Action::Forget => self.place.remove(),
         }
         None
@@ -212,7 +216,6 @@ impl Arrival {
     /// Lets nothing more of the state through. Whether the source's QEMU may have heard that this one has all of it; only then the source
     /// can have said COMMIT.
     fn cut_state(&mut self, report: &Report) -> Event {
-        self.explain();
         let may_have = match &self.relay {
             Some(relay) => {
                 relay.cut();
@@ -227,6 +230,9 @@ impl Arrival {
             }
         };
         if !may_have {
+            if self.owner.state() == State::Failing {
+                self.explain();
+            }
             return Event::HasNotLoaded;
         }
         if self.owner.state() == State::Judging {
@@ -315,13 +321,20 @@ impl Arrival {
                 Ok(status) => matches!(status.as_str(), "inmigrate" | "paused" | "prelaunch") && self.end_qemu(),
                 Err(_) => self.monitor.is_gone_within(EXIT),
             };
-        if is_gone { Event::QemuEnded } else { Event::QemuLives }
+        if is_gone {
+            // What it was started with may live on.
+            self.qemu.end();
+            Event::QemuEnded
+        } else {
+            Event::QemuLives
+        }
     }
 
     fn look_at_qemu(&mut self) -> Event {
         self.explain();
         let limit = if self.signals.check().is_ok() { EXIT } else { Duration::ZERO };
         if self.monitor.is_gone_within(limit) {
+            self.qemu.end();
             Event::QemuEnded
         } else {
             Event::QemuLives

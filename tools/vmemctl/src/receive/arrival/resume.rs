@@ -50,7 +50,7 @@ impl Arrival {
         door.taken(&record.session);
         log::set_subject(&record.guest, session_mark(&record.session).unwrap_or_default());
         if let Phase::Failed | Phase::Complete = record.phase {
-            return Ok(Self::over(place, record, false));
+            return Ok(Self::over(place, record, report));
         }
         if is_lost(&place) {
             let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
@@ -60,8 +60,7 @@ impl Arrival {
         let regions = Regions::of(&record);
         let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {
-            end_left_over(&place, Some(&record.session), Duty::Fetch);
-            return Ok(Self::over(place, record, false));
+            return Ok(Self::over(place, record, report));
         }
         // They are the guest's, by number and not only by name: what fills them cannot be wrong about whose memory that is.
         if !regions.look().exist {
@@ -107,16 +106,19 @@ impl Arrival {
     }
 
     /// There is no guest to go on with: what the source has to hear follows from what was recorded.
-    fn over(place: Place, mut record: Incoming, qemu_lives: bool) -> Left {
-        let (state, due) = destination::resume(record.phase, qemu_lives);
+    fn over(place: Place, mut record: Incoming, report: &Report) -> Left {
+        end_left_over(&place, Some(&record.session), Duty::Fetch);
+        let (state, due) = destination::resume(record.phase, false);
         let mut owner = Owner::new(state);
         if due.contains(&Action::RecordFailed) {
             record.phase = Phase::Failed;
             record.reason = Some(QEMU_HAS_ENDED.to_owned());
             let event = match place.write(&record) {
                 Ok(()) => Event::Recorded,
-                // It is said as long as this program lives.
-                Err(_) => Event::NotRecorded,
+                Err(error) => {
+                    report.note(&format!("{}; it is said as long as this program lives", chain(&error)));
+                    Event::NotRecorded
+                }
             };
             let _ = owner.on(event);
         }
