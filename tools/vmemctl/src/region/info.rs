@@ -18,7 +18,7 @@ pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Error> {
     match (&args.memory.name, &args.memory.of_process) {
         (Some(name), _) => of_region(name, json),
         (None, Some(memory)) => of_memory(memory, json),
-        (None, None) => Err(Error::other("neither NAME nor --pid and --memory").into()),
+        (None, None) => Err(Error::other("neither NAME nor --pid and --memory")),
     }
 }
 
