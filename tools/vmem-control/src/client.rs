@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The end that gives orders.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind as IoErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::credentials::{judge_peer, own_user};
+use crate::error::Error;
+use crate::event::{Event, Status};
+use crate::identity::Identity;
+use crate::lines::{Lines, TooLong};
+use crate::message::{Answer, Call, Duty, LONGEST_REPLY, Message, Reply, Request, VERSIONS, agree, excerpt};
+use crate::socket::dial;
+
+/// The number of the first request.
+const HELLO: u64 = 1;
+
+/// What a daemon says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// The version that is spoken.
+    pub version: u32,
+    /// The daemon was started for this session; empty if for none.
+    pub session: String,
+    /// What it does.
+    pub duty: Duty,
+    /// Which process it is. The kernel has said the same number.
+    pub process: Identity,
+}
+
+/// What sends requests without waiting for answers. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    socket: Arc<UnixStream>,
+    next: Arc<AtomicU64>,
+}
+
+impl Caller {
+    /// Sends a request; returns the number that the answer will have. Waits for nobody.
+    ///
+    /// # Errors
+    ///
+    /// The daemon is gone, or has not taken earlier requests.
+    pub fn send(&self, request: Request) -> Result<u64, Error> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut line = serde_json::to_vec(&Call { id, request }).map_err(|error| Error::Io(error.into()))?;
+        line.push(b'\n');
+        // A request takes a hundred bytes: the kernel takes it as a whole or not at all, as long as others are as short.
+        match (&*self.socket).write(&line) {
+            Ok(count) if count == line.len() => Ok(id),
+            Ok(_) => Err(Error::Io(IoErrorKind::WriteZero.into())),
+            Err(error) if matches!(error.kind(), IoErrorKind::BrokenPipe | IoErrorKind::ConnectionReset) => Err(Error::Closed),
+            Err(error) => Err(Error::Io(error)),
+        }
+    }
+}
+
+/// What comes on a connection.
+#[derive(Debug)]
+pub struct Incoming {
+    socket: Arc<UnixStream>,
+    lines: Lines,
+    /// The process that has sent the latest bytes.
+    sender: Option<i32>,
+}
+
+impl Incoming {
+    /// The next message; waits for it until `deadline`. `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// No message will come any more.
+    pub fn next(&mut self, deadline: Instant) -> Result<Option<Message>, Error> {
+        loop {
+            match self.lines.next() {
+                Ok(Some(line)) => return Message::parse(&line).map(Some),
+                Err(TooLong(line)) => return Err(Error::Foreign(excerpt(&line))),
+                Ok(None) => {}
+            }
+            if !self.receive(deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether bytes have come until `deadline`.
+    fn receive(&mut self, deadline: Instant) -> Result<bool, Error> {
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        loop {
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut pieces = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&*self.socket, &mut pieces, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                Ok(message) if message.bytes == 0 => return Err(Error::Closed),
+                Ok(message) => {
+                    for part in ancillary.drain() {
+                        if let RecvAncillaryMessage::ScmCredentials(sender) = part {
+                            self.sender = Some(sender.pid.as_raw_nonzero().get());
+                        }
+                    }
+                    self.lines.push(&bytes[..message.bytes]);
+                    return Ok(true);
+                }
+                Err(Errno::AGAIN) => {
+                    if !wait(self.socket.as_fd(), deadline)? {
+                        return Ok(false);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET | Errno::PIPE) => return Err(Error::Closed),
+                Err(error) => return Err(Error::Io(error.into())),
+            }
+        }
+    }
+}
+
+/// Whether something can be read until `deadline`.
+fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> Result<bool, Error> {
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Error::Io(error.into())),
+        }
+    }
+}
+
+/// A connection on which HELLO has been said and not answered yet: the daemon may not have begun to listen.
+#[derive(Debug)]
+pub struct Greeting {
+    caller: Caller,
+    incoming: Incoming,
+}
+
+impl Greeting {
+    /// Connects to the daemon at `path`, and says HELLO. Waits for nobody.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens there, or a process of another user does.
+    pub fn send(path: &Path) -> Result<Self, Error> {
+        let socket = Arc::new(dial(path)?);
+        judge_peer(&socket, own_user())?;
+        let caller = Caller {
+            socket: Arc::clone(&socket),
+            next: Arc::new(AtomicU64::new(HELLO)),
+        };
+        caller.send(Request::Hello {
+            oldest: *VERSIONS.start(),
+            latest: *VERSIONS.end(),
+        })?;
+        let incoming = Incoming {
+            socket,
+            lines: Lines::new(LONGEST_REPLY),
+            sender: None,
+        };
+        Ok(Self { caller, incoming })
+    }
+
+    /// What sends requests. Those that are sent before HELLO is answered are answered after it.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    /// What the daemon says of itself, if it does so until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// It will not any more; or it is not the process that it says it is.
+    pub fn wait(&mut self, deadline: Instant) -> Result<Option<Hello>, Error> {
+        loop {
+            let reply = match self.incoming.next(deadline)? {
+                None => return Ok(None),
+                Some(Message::Event(_)) => continue,
+                Some(Message::Reply(reply)) => reply,
+            };
+            return match reply.answer {
+                Answer::Hello {
+                    version,
+                    session,
+                    duty,
+                    process,
+                } => {
+                    agree(version, version).ok_or_else(|| Error::Foreign(format!("it answers in version {version}")))?;
+                    check_sender(self.incoming.sender, process.pid)?;
+                    Ok(Some(Hello {
+                        version,
+                        session,
+                        duty,
+                        process,
+                    }))
+                }
+                Answer::Error { kind, text } => Err(Error::Refused { kind, text }),
+                other => Err(Error::Foreign(format!("{other:?}"))),
+            };
+        }
+    }
+
+    /// The two directions of the connection, to be used after [`wait`](Self::wait) by different threads.
+    #[must_use]
+    pub fn into_parts(self) -> (Caller, Incoming) {
+        (self.caller, self.incoming)
+    }
+}
+
+/// A daemon must not have another process ended in its place: the kernel says which one has sent the bytes.
+fn check_sender(found: Option<i32>, said: i32) -> Result<(), Error> {
+    match found {
+        Some(found) if found == said => Ok(()),
+        Some(found) => Err(Error::Impostor { said, found }),
+        None => Err(Error::Nameless),
+    }
+}
+
+/// A connection to a daemon, for one thread.
+#[derive(Debug)]
+pub struct Client {
+    hello: Hello,
+    caller: Caller,
+    incoming: Incoming,
+    /// Events that came before answers.
+    events: VecDeque<Event>,
+}
+
+impl Client {
+    /// Connects to the daemon at `path`, which must answer within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// There is none, it does not answer, or it refuses.
+    pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
+        let mut greeting = Greeting::send(path)?;
+        let hello = greeting.wait(Instant::now() + limit)?.ok_or(Error::TimedOut(limit))?;
+        let (caller, incoming) = greeting.into_parts();
+        Ok(Self {
+            hello,
+            caller,
+            incoming,
+            events: VecDeque::new(),
+        })
+    }
+
+    /// What the daemon has said of itself.
+    #[must_use]
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Sends a request, and waits for its answer. Events that come meanwhile are kept for [`event`](Self::event).
+    ///
+    /// # Errors
+    ///
+    /// The daemon refuses ([`Error::Refused`]), does not answer within `limit`, or is gone.
+    pub fn call(&mut self, request: Request, limit: Duration) -> Result<Answer, Error> {
+        let until = Instant::now() + limit;
+        let id = self.caller.send(request)?;
+        loop {
+            match self.incoming.next(until)?.ok_or(Error::TimedOut(limit))? {
+                Message::Event(event) => self.events.push_back(event),
+                Message::Reply(Reply {
+                    id: of,
+                    answer: Answer::Error { kind, text },
+                }) if of == id || of == 0 => return Err(Error::Refused { kind, text }),
+                Message::Reply(Reply { id: of, answer }) if of == id => return Ok(answer),
+                // To a request whose answer was not waited for any longer.
+                Message::Reply(_) => {}
+            }
+        }
+    }
+
+    /// Where the daemon stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn status(&mut self, limit: Duration) -> Result<Status, Error> {
+        match self.call(Request::Status, limit)? {
+            Answer::Status(status) => Ok(status),
+            other => Err(Error::Foreign(format!("{other:?}"))),
+        }
+    }
+
+    /// Has it end its hold.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn start(&mut self, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Start, limit).map(drop)
+    }
+
+    /// Has it let the source give back what has been delivered.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn release(&mut self, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Release, limit).map(drop)
+    }
+
+    /// Has it send events from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn subscribe(&mut self, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Subscribe, limit).map(drop)
+    }
+
+    /// Has it end; when this returns without an error, it has let go of everything.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call); [`Error::Closed`]: it has ended before it could answer.
+    pub fn stop(&mut self, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Stop, limit).map(drop)
+    }
+
+    /// The next event, if there is one until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// No event will come any more.
+    pub fn event(&mut self, deadline: Instant) -> Result<Option<Event>, Error> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        loop {
+            match self.incoming.next(deadline)? {
+                None => return Ok(None),
+                Some(Message::Event(event)) => return Ok(Some(event)),
+                Some(Message::Reply(_)) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sender_must_be_the_process_that_it_says_it_is() {
+        check_sender(Some(7), 7).expect("it is");
+        assert!(matches!(check_sender(Some(7), 8), Err(Error::Impostor { said: 8, found: 7 })));
+        assert!(matches!(check_sender(None, 8), Err(Error::Nameless)));
+    }
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What happens to a vmemd, and where it stands. As JSON, events are the lines of `vmemd --json`; vmemd(8) describes the fields.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What happens to a vmemd.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// The regions exist, and `start` is waited for.
+    Holding {
+        /// Where the pages come from.
+        source: String,
+        /// The regions.
+        regions: Vec<Region>,
+    },
+    /// The memory is offered at this address.
+    Listening {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The regions exist, and their faults are served.
+    Ready {
+        /// Where the pages come from.
+        source: String,
+        /// The regions.
+        regions: Vec<Region>,
+    },
+    /// A line came on standard input.
+    Order {
+        /// The line.
+        order: String,
+        /// Why it is not obeyed.
+        error: Option<String>,
+    },
+    /// In this place events are missing: they were not taken in time.
+    Dropped {
+        /// So many.
+        lines: u64,
+    },
+    /// Once a second, where the run stands.
+    Progress(Figures),
+    /// A region has come to another phase.
+    Region(Region),
+    /// A connection to the source was lost.
+    Lost {
+        /// Which one.
+        connection: Lane,
+        /// Why.
+        error: String,
+    },
+    /// A connection to the source was made again.
+    Back {
+        /// Which one.
+        connection: Lane,
+    },
+    /// There is no memory for pages of a region.
+    Short {
+        /// Its name.
+        name: String,
+    },
+    /// The run is over. The last event.
+    End {
+        /// vmemd's exit code.
+        exit_code: u8,
+        /// Why it has not done everything.
+        error: Option<String>,
+        /// Where the run stands, if regions were begun.
+        #[serde(flatten)]
+        figures: Option<Figures>,
+    },
+    /// An event that a later vmemd knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Where a run stands.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// Since the start.
+    pub seconds: f64,
+    /// Bytes that regions were filled with.
+    #[serde(default)]
+    pub data_bytes: u64,
+    /// Bytes of pages marked as zero.
+    #[serde(default)]
+    pub zero_bytes: u64,
+    /// Bytes of pages that came when they were present already.
+    #[serde(default)]
+    pub duplicate_bytes: u64,
+    /// Requests taken from the regions.
+    #[serde(default)]
+    pub faults: u64,
+    /// From taking a request to filling its page.
+    #[serde(default)]
+    pub fault_us: Option<Times>,
+    /// Connections that were lost and made again.
+    #[serde(default)]
+    pub reconnects: u64,
+    /// The regions.
+    pub regions: Vec<Region>,
+}
+
+/// Microseconds from taking a request to filling its page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Half of the requests took no longer.
+    pub p50: u64,
+    /// 99 of 100 requests took no longer.
+    pub p99: u64,
+    /// None took longer.
+    pub max: u64,
+}
+
+/// Where a region stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Region {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Its size.
+    #[serde(default)]
+    pub bytes: u64,
+    /// So much of it is present.
+    #[serde(default)]
+    pub present_bytes: u64,
+    /// Pages that the source cannot read.
+    #[serde(default)]
+    pub unreadable_pages: u64,
+    /// How far it has come.
+    #[serde(default)]
+    pub phase: Phase,
+}
+
+/// How far a region has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Pages are absent.
+    Filling,
+    /// It is complete, and nobody has mapped it.
+    Waiting,
+    /// Pages are put into page tables.
+    Populating,
+    /// It is plain memory.
+    Plain,
+    /// It is present but for pages that the source cannot read.
+    Unreadable,
+    /// A phase that a later vmemd knows.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// A connection to the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lane {
+    /// For pages that programs wait for.
+    Urgent,
+    /// For all others.
+    Stream,
+    /// A connection that a later vmemd knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Where a vmemd stands.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// How far it has come.
+    pub state: State,
+    /// Where it offers memory.
+    #[serde(default)]
+    pub listening: Option<SocketAddr>,
+    /// Where its pages come from.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// What it said last of its regions; not older than a second, or nothing has changed.
+    #[serde(default)]
+    pub figures: Option<Figures>,
+}
+
+/// How far a vmemd has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It reaches its source, or opens its memory.
+    #[default]
+    Starting,
+    /// It waits for `start`.
+    Holding,
+    /// It serves: faults, or other machines.
+    Ready,
+    /// The run is over.
+    Ended,
+    /// A state that a later vmemd knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Status {
+    /// What follows from an event.
+    pub fn apply(&mut self, event: &Event) {
+        let of = |regions: &[Region]| {
+            Some(Figures {
+                regions: regions.to_vec(),
+                ..Figures::default()
+            })
+        };
+        match event {
+            Event::Holding { source, regions } => {
+                self.state = State::Holding;
+                (self.source, self.figures) = (Some(source.clone()), of(regions));
+            }
+            Event::Ready { source, regions } => {
+                self.state = State::Ready;
+                (self.source, self.figures) = (Some(source.clone()), of(regions));
+            }
+            Event::Listening { address } => {
+                self.state = State::Ready;
+                self.listening = Some(*address);
+            }
+            Event::Progress(figures) => self.figures = Some(figures.clone()),
+            Event::Region(changed) => {
+                let regions = self.figures.iter_mut().flat_map(|figures| &mut figures.regions);
+                for region in regions.filter(|region| region.name == changed.name) {
+                    *region = changed.clone();
+                }
+            }
+            Event::End { figures, .. } => {
+                self.state = State::Ended;
+                if figures.is_some() {
+                    self.figures.clone_from(figures);
+                }
+            }
+            Event::Order { .. }
+            | Event::Dropped { .. }
+            | Event::Lost { .. }
+            | Event::Back { .. }
+            | Event::Short { .. }
+            | Event::Unknown => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(present_bytes: u64, phase: Phase) -> Region {
+        Region {
+            name: "ram".to_owned(),
+            bytes: 8192,
+            present_bytes,
+            unreadable_pages: 0,
+            phase,
+        }
+    }
+
+    #[test]
+    fn events_have_the_form_of_the_lines_that_vmemd_8_describes() {
+        let figures = Figures {
+            seconds: 1.5,
+            data_bytes: 4096,
+            fault_us: Some(Times { p50: 1, p99: 2, max: 3 }),
+            regions: vec![region(4096, Phase::Filling)],
+            ..Figures::default()
+        };
+        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+        for (event, line) in [
+            (
+                Event::Progress(figures.clone()),
+                format!(r#"{{"event":"progress",{fields}}}"#),
+            ),
+            (
+                Event::End {
+                    exit_code: 2,
+                    error: Some("no source".to_owned()),
+                    figures: Some(figures),
+                },
+                format!(r#"{{"event":"end","exit_code":2,"error":"no source",{fields}}}"#),
+            ),
+            (
+                Event::End {
+                    exit_code: 0,
+                    error: None,
+                    figures: None,
+                },
+                r#"{"event":"end","exit_code":0,"error":null}"#.to_owned(),
+            ),
+            (Event::Dropped { lines: 7 }, r#"{"event":"dropped","lines":7}"#.to_owned()),
+            (
+                Event::Back {
+                    connection: Lane::Urgent,
+                },
+                r#"{"event":"back","connection":"urgent"}"#.to_owned(),
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&event).expect("JSON"), line);
+            assert_eq!(serde_json::from_str::<Event>(&line).expect("an event"), event);
+        }
+    }
+
+    #[test]
+    fn what_a_later_vmemd_adds_is_ignored() {
+        let parse = |line: &str| serde_json::from_str::<Event>(line).expect("an event");
+        assert_eq!(parse(r#"{"event":"rounds","number":3}"#), Event::Unknown);
+        assert_eq!(
+            parse(r#"{"event":"region","name":"ram","bytes":8192,"present_bytes":0,"phase":"staged","more":1}"#),
+            Event::Region(region(0, Phase::Unknown))
+        );
+    }
+
+    #[test]
+    fn status_is_what_the_events_come_to() {
+        let mut status = Status::default();
+        assert_eq!(status.state, State::Starting);
+        let (source, regions) = ("host".to_owned(), vec![region(0, Phase::Filling)]);
+        status.apply(&Event::Holding {
+            source: source.clone(),
+            regions: regions.clone(),
+        });
+        assert_eq!(status.state, State::Holding);
+        status.apply(&Event::Ready { source, regions });
+        status.apply(&Event::Region(region(8192, Phase::Plain)));
+        assert_eq!((status.state, status.source.as_deref()), (State::Ready, Some("host")));
+        let figures = status.figures.clone().expect("figures");
+        assert_eq!(figures.regions, [region(8192, Phase::Plain)]);
+        let (exit_code, error) = (6, None);
+        status.apply(&Event::End {
+            exit_code,
+            error,
+            figures: None,
+        });
+        assert_eq!((status.state, status.figures), (State::Ended, Some(figures)));
+    }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The end that takes orders: one thread, which waits for no client. A client that stalls, sends garbage or dies costs others nothing, and
+//! the daemon's own threads wait for none.
+
+mod connection;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::credentials::own_user;
+use crate::error::Error;
+use crate::event::{Event, Status};
+use crate::identity::Identity;
+use crate::message::Duty;
+use run::Run;
+
+/// Events that wait for the thread, at most. It takes them at once, unless the machine is very busy.
+const WAITING: usize = 4096;
+
+/// Why a daemon does not do what is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal(String);
+
+impl Refusal {
+    /// For this reason, which people read.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
+/// What a daemon does when it is told to. Each call is made by the thread of the server, and must not wait.
+pub trait Service: Send + 'static {
+    /// The end of the hold. It means nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// This daemon does not do that.
+    fn start(&mut self) -> Result<(), Refusal>;
+
+    /// The source may give back what has been delivered.
+    ///
+    /// # Errors
+    ///
+    /// This daemon does not do that.
+    fn release(&mut self) -> Result<(), Refusal>;
+
+    /// The end: [`Server::finish`] answers it.
+    fn stop(&mut self);
+
+    /// The last client has gone, or none has come within [`About::first_client`].
+    fn abandoned(&mut self) {}
+}
+
+/// What a daemon says of itself, and whom it listens to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct About {
+    /// It was started for this session.
+    pub session: String,
+    /// What it does.
+    pub duty: Duty,
+    /// Which process it is.
+    pub process: Identity,
+    /// Whose processes may give orders, beside root's. Later changes of this process's user do not matter.
+    pub owner: u32,
+    /// How long the first client may take; without a limit if there is none.
+    pub first_client: Option<Duration>,
+}
+
+impl About {
+    /// This process, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Identity`].
+    pub fn new(session: impl Into<String>, duty: Duty) -> Result<Self, Error> {
+        Ok(Self {
+            session: session.into(),
+            duty,
+            process: Identity::own().map_err(Error::Identity)?,
+            owner: own_user(),
+            first_client: None,
+        })
+    }
+}
+
+/// What the daemon's threads have for the server's.
+#[derive(Debug, Default)]
+struct Shared {
+    events: VecDeque<Event>,
+    /// Events that there was no room for.
+    dropped: u64,
+    status: Status,
+    /// The daemon ends; whether it has let go of everything.
+    finish: Option<bool>,
+}
+
+/// What says what happens to the daemon.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    shared: Arc<Mutex<Shared>>,
+    wake: Arc<UnixStream>,
+}
+
+impl Publisher {
+    /// Tells all who have subscribed. Waits for nobody.
+    pub fn publish(&self, event: Event) {
+        {
+            let mut shared = lock(&self.shared);
+            shared.status.apply(&event);
+            if shared.events.len() >= WAITING {
+                shared.events.pop_front();
+                shared.dropped += 1;
+            }
+            shared.events.push_back(event);
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // If it is full, the thread is about to wake up.
+        let _ = (&*self.wake).write(&[0]);
+    }
+}
+
+/// A daemon's end of the protocol.
+#[derive(Debug)]
+pub struct Server {
+    publisher: Publisher,
+    ended: Receiver<()>,
+}
+
+impl Server {
+    /// Takes connections of `listener`, in a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// There are no descriptors, or no thread.
+    pub fn start(listener: UnixListener, about: About, service: impl Service) -> Result<Self, Error> {
+        let (wake, woken) = UnixStream::pair().map_err(Error::Io)?;
+        for socket in [&wake, &woken] {
+            socket.set_nonblocking(true).map_err(Error::Io)?;
+        }
+        listener.set_nonblocking(true).map_err(Error::Io)?;
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let run = Run::new(listener, woken, Arc::clone(&shared), about, service);
+        let (alive, ended) = channel();
+        thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                // Dropped when it ends, however that is.
+                let _alive = alive;
+                run.run();
+            })
+            .map_err(Error::Io)?;
+        Ok(Self {
+            publisher: Publisher {
+                shared,
+                wake: Arc::new(wake),
+            },
+            ended,
+        })
+    }
+
+    /// What says what happens to the daemon.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// The daemon ends. Answers those who have asked for it, if it `has_let_go` of everything; otherwise they find the connection closed
+    /// when the process has ended. Waits for `limit` at most until the clients have taken what was sent.
+    pub fn finish(self, has_let_go: bool, limit: Duration) {
+        lock(&self.publisher.shared).finish = Some(has_let_go);
+        self.publisher.wake();
+        match self.ended.recv_timeout(limit) {
+            // Nobody says anything there: it is over, or a client takes nothing.
+            Ok(()) | Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
