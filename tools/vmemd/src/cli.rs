@@ -9,6 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::{address, owner, seconds, source};
 use vmem_source::wire::DEFAULT_PORT;
 
+/// The longest name of a session.
+const LONGEST_SESSION: usize = 128;
+
 /// Fills vmem regions with pages from a source. `vmemd serve` is such a source.
 #[derive(Debug, Parser)]
 #[command(
@@ -57,12 +60,18 @@ pub(crate) struct Serve {
     /// Free each page when a destination reports that it has the page; DIR/NAME.released records the freed pages
     #[arg(long, value_name = "DIR")]
     pub(crate) free: Option<PathBuf>,
-    /// Free no page before a line `release` arrives on standard input
+    /// Free no page before the order `release`: a line on standard input, or a request with --control
     #[arg(long, requires = "free")]
     pub(crate) hold_release: bool,
     /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Take orders over a control socket instead of standard input: at this path, or - if standard input is the socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// The session that clients of the control socket are told
+    #[arg(long, value_name = "SESSION", requires = "control", value_parser = session)]
+    pub(crate) session: Option<String>,
     /// The memory to serve: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
     pub(crate) exports: Vec<String>,
@@ -143,12 +152,18 @@ pub(crate) struct Receive {
     /// Attach to regions that exist and have no daemon, and create the others
     #[arg(long, conflicts_with = "resume")]
     pub(crate) attach: bool,
-    /// Fetch no page before a line `start` arrives on standard input
+    /// Fetch no page before the order `start`: a line on standard input, or a request with --control
     #[arg(long)]
     pub(crate) hold: bool,
-    /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after a line `release`
+    /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after the order `release`
     #[arg(long, conflicts_with = "no_background")]
     pub(crate) release: bool,
+    /// Take orders over a control socket instead of standard input: at this path, or - if standard input is the socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// The session that clients of the control socket are told
+    #[arg(long, value_name = "SESSION", requires = "control", value_parser = session)]
+    pub(crate) session: Option<String>,
 }
 
 impl Receive {
@@ -226,6 +241,14 @@ fn mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "not an octal number from 0 to 777".to_owned())
 }
 
+fn session(text: &str) -> Result<String, String> {
+    if text.len() <= LONGEST_SESSION {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("longer than {LONGEST_SESSION} bytes"))
+    }
+}
+
 fn renaming(text: &str) -> Result<(String, String), String> {
     let (export, name) = text.split_once('=').ok_or("not EXPORT=NAME")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
@@ -258,6 +281,8 @@ mod tests {
             "vmemd serve --hold-release a=/b",
             "vmemd serve --allow-name a.test a=/b",
             "vmemd --source host --allow-name a.test",
+            "vmemd --source host --session 7",
+            "vmemd serve --session 7 a=/b",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
             "vmemd --source host --resume --attach",

@@ -49,6 +49,9 @@ pub(crate) enum Failure {
     /// What is not needed cannot be given up.
     #[error(transparent)]
     Privileges(#[from] crate::privileges::PrivilegeError),
+    /// `--control` does not work.
+    #[error("no control socket")]
+    Control(#[from] vmem_control::Error),
     /// A region exists, and it was not said that it may be served.
     #[error(
         "region {0} exists already: --attach goes on with it, if it has no daemon; --region {0}=NAME gives this one another name"
@@ -92,6 +95,7 @@ impl Failure {
             | Self::NoSuchExport(_)
             | Self::Tls(_)
             | Self::Metrics(_)
+            | Self::Control(_)
             | Self::Privileges(_) => 1,
             Self::Source(SourceError::ClearText(_)) => 1,
             Self::Source(error) if error.is_lost() => 2,

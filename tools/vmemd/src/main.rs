@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod control;
 mod failure;
 mod files;
 mod metrics;
@@ -18,7 +19,7 @@ use cli::{Cli, Command};
 use vmem_cli::output;
 
 /// A wrong command line, or something that is no fault of source or kernel.
-const EXIT_LOCAL: u8 = 1;
+pub(crate) const EXIT_LOCAL: u8 = 1;
 
 fn main() -> ExitCode {
     let cli: Cli = match vmem_cli::parse(EXIT_LOCAL) {

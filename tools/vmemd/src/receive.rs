@@ -3,16 +3,14 @@
 
 mod orders;
 mod regions;
+mod stopping;
 
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use vmem::{Control, PAGE_SIZE};
+use vmem::{Control, PAGE_SIZE, Region};
 use vmem_cli::with_port;
+use vmem_control::Duty;
 use vmem_engine::{
     Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Stats, Status, Target,
 };
@@ -23,17 +21,17 @@ use vmem_source::{Lane, PageSource, SourceError};
 use vmem_tls::Identity;
 
 use crate::cli::Receive;
+use crate::control::{Control as ControlServer, Socket};
 use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Needs, User};
 use crate::report::Report;
 use orders::Orders;
+use stopping::Stopping;
 use vmem_cli::output::err;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the end may take that a signal asks for: the engine's threads have a second.
-const GRACE: Duration = Duration::from_secs(3);
 /// Pages that are fetched ahead unless told otherwise: more would delay the pages of others (128 KiB take 1 ms at 1 Gbit/s).
 const PREFETCH: u64 = 32;
 /// MiB that the stream may have in flight unless told otherwise.
@@ -50,10 +48,13 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         stats: Arc::new(Stats::new()?),
         regions: Vec::new(),
         metrics: None,
+        open: Vec::new(),
+        control: None,
     };
     let result = run.receive(args, &mut report);
     let status = (!run.regions.is_empty()).then(|| run.status());
     report.end(status.as_ref(), result.as_ref().err());
+    run.finish();
     result
 }
 
@@ -62,11 +63,15 @@ struct Run {
     stats: Arc<Stats>,
     regions: Vec<Completion>,
     metrics: Option<Destination>,
+    /// What has to be let go of.
+    open: Vec<Weak<Region>>,
+    control: Option<ControlServer>,
 }
 
 impl Run {
     fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
         let (connect, mut warnings) = connector(args)?;
+        let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
         let metrics = args.metrics.map(|address| Listener::bind(address, unless)).transpose()?;
@@ -75,8 +80,14 @@ impl Run {
         warnings.extend(privileges::drop_to(user, Needs::Descriptors)?.map(str::to_owned));
         warnings.extend(args.without_effect());
         warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
-        let stopping = Arc::new(Mutex::new(None));
-        handle_signals(Arc::clone(&stopping))?;
+        let stopping = Stopping::default();
+        stopping.handle_signals()?;
+        let mut orders = Orders::new(args.hold, args.release);
+        if let Some(socket) = socket {
+            let server = socket.serve(orders.service(&stopping))?;
+            report.tell(server.publisher());
+            self.control = Some(server);
+        }
         self.metrics = metrics.map(Destination::listen);
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = regions::taken(first.exports(), args)?;
@@ -91,8 +102,12 @@ impl Run {
             let export = export.clone();
             targets.push(Target { export, name, sink });
         }
-        let orders = Orders::new(args.hold, args.release, args.json)?;
+        self.open = regions.iter().map(Arc::downgrade).collect();
+        if self.control.is_none() {
+            orders.listen(args.json)?;
+        }
         if args.hold {
+            stopping.holds(orders.sender());
             report.holding(&args.source.join(" "), &self.status());
             orders.wait_for_start()?;
         }
@@ -106,7 +121,7 @@ impl Run {
             let (stats, release) = (Arc::clone(&self.stats), orders.release());
             Engine::start(targets, first, connect, options, stats, release)?
         };
-        *stopping.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
+        stopping.runs(events);
         for region in regions {
             region.ready().map_err(Failure::kernel("READY"))?;
         }
@@ -161,27 +176,22 @@ impl Run {
         }
     }
 
+    /// Lets go of everything, and answers who has asked for that.
+    fn finish(self) {
+        let Self {
+            regions, open, control, ..
+        } = self;
+        drop(regions);
+        // A thread that does not end keeps its region until the process has ended.
+        let has_let_go = open.iter().all(|region| region.strong_count() == 0);
+        if let Some(control) = control {
+            control.finish(has_let_go);
+        }
+    }
+
     fn status(&self) -> Status {
         Status::take(self.since, &self.stats, &self.regions)
     }
-}
-
-/// Has signals end the run. Before there is somebody to tell, they end the process: nothing has been begun.
-fn handle_signals(stopping: Arc<Mutex<Option<Sender<Event>>>>) -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
-    thread::spawn(move || {
-        // A second one has nothing to add.
-        signals.forever().next();
-        let engine = stopping.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(events) = engine {
-            // Who does not listen any more is about to end.
-            let _ = events.send(Event::Signal);
-            // It may be at something that takes long, or at words that nobody reads. Nothing is half done whenever it ends.
-            thread::sleep(GRACE);
-        }
-        std::process::exit(Failure::Stopped.code().into());
-    });
-    Ok(())
 }
 
 /// How `--source` is opened, and what is to be said about it. Files are opened here, once for each lane, while this is root.

@@ -1,113 +1,170 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the daemon says: to people on a terminal, to people who read a log, or to machines.
+//! What the daemon says: to people on a terminal, to people who read a log, or to machines; and to clients of its control socket.
 
 mod json;
 mod text;
 
 use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
 
 use vmem::PAGE_SIZE;
+use vmem_cli::chain;
+use vmem_control::{Event, Publisher};
 use vmem_engine::{RegionStatus, Status};
 use vmem_source::{Lane, SourceError};
 
 use crate::failure::Failure;
-use json::Json;
 use text::{Bar, Lines};
 use vmem_cli::output::err;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
+/// Between two events that say how far it is.
+const PERIOD: Duration = Duration::from_secs(1);
+
 /// Who is told.
-pub(crate) enum Report {
+pub(crate) struct Report {
+    to: To,
+    clients: Option<Publisher>,
+    /// When machines were told last how far it is.
+    then: Instant,
+}
+
+enum To {
     Bar(Bar),
     Lines(Lines),
-    Json(Json),
+    Json,
 }
 
 impl Report {
     pub(crate) fn new(json: bool) -> Self {
-        if json {
-            Self::Json(Json::new())
+        let to = if json {
+            To::Json
         } else if io::stderr().is_terminal() {
-            Self::Bar(Bar::new())
+            To::Bar(Bar::new())
         } else {
-            Self::Lines(Lines::new())
+            To::Lines(Lines::new())
+        };
+        Self {
+            to,
+            clients: None,
+            then: Instant::now(),
+        }
+    }
+
+    /// From now on clients of the control socket are told, too.
+    pub(crate) fn tell(&mut self, clients: Publisher) {
+        self.clients = Some(clients);
+    }
+
+    fn is_for_people(&self) -> bool {
+        !matches!(self.to, To::Json)
+    }
+
+    /// Tells machines.
+    fn event(&self, event: Event) {
+        if let To::Json = self.to {
+            json::print(&event);
+        }
+        if let Some(clients) = &self.clients {
+            clients.publish(event);
         }
     }
 
     /// The regions exist, and everything waits for the order to start.
     pub(crate) fn holding(&mut self, source: &str, status: &Status) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => err("holding: a line \"start\" on standard input starts it"),
-            Self::Json(_) => json::holding(source, status),
+        if self.is_for_people() {
+            err(match self.clients {
+                None => "holding: a line \"start\" on standard input starts it",
+                Some(_) => "holding: a request \"start\" on the control socket starts it",
+            });
         }
+        let (source, regions) = (source.to_owned(), json::regions(status));
+        self.event(Event::Holding { source, regions });
     }
 
     /// The regions exist, and their faults are served.
     pub(crate) fn ready(&mut self, source: &str, status: &Status) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => text::ready(source, status),
-            Self::Json(_) => json::ready(source, status),
+        if self.is_for_people() {
+            text::ready(source, status);
         }
+        let (source, regions) = (source.to_owned(), json::regions(status));
+        self.event(Event::Ready { source, regions });
     }
 
-    /// An order has come; with an error, it is none.
+    /// A line has come on standard input; with an error, it is no order.
     pub(crate) fn order(json: bool, order: &str, error: Option<&str>) {
-        match (json, error) {
-            (true, _) => json::order(order, error),
-            (false, Some(error)) => err(&format!("no such order: {order}: {error}")),
-            (false, None) => {}
+        if let Some(error) = error {
+            err(&format!("no such order: {order}: {error}"));
+        }
+        if json {
+            json::print(&Event::Order {
+                order: order.to_owned(),
+                error: error.map(str::to_owned),
+            });
         }
     }
 
-    /// Called often; prints as often as it makes sense.
+    /// Called often; says as often as it makes sense.
     pub(crate) fn progress(&mut self, status: &Status) {
-        match self {
-            Self::Bar(bar) => bar.progress(status),
-            Self::Lines(lines) => lines.progress(status),
-            Self::Json(json) => json.progress(status),
+        match &mut self.to {
+            To::Bar(bar) => bar.progress(status),
+            To::Lines(lines) => lines.progress(status),
+            To::Json => {}
+        }
+        if self.then.elapsed() >= PERIOD {
+            self.then = Instant::now();
+            self.event(Event::Progress(json::figures(status)));
         }
     }
 
     /// A region has come to another phase.
     pub(crate) fn phase(&mut self, region: &RegionStatus) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => err(&text::phase(region)),
-            Self::Json(_) => json::phase(region),
+        if self.is_for_people() {
+            err(&text::phase(region));
         }
+        self.event(Event::Region(json::region(region)));
     }
 
     /// A connection was lost.
     pub(crate) fn lost(&mut self, lane: Lane, error: &SourceError) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => err(&text::lost(lane, error)),
-            Self::Json(_) => json::lost(lane, error),
+        if self.is_for_people() {
+            err(&text::lost(lane, error));
         }
+        let (connection, error) = (json::lane(lane), chain(error));
+        self.event(Event::Lost { connection, error });
     }
 
     /// A connection was made again.
     pub(crate) fn back(&mut self, lane: Lane) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => err(&text::back(lane)),
-            Self::Json(_) => json::back(lane),
+        if self.is_for_people() {
+            err(&text::back(lane));
         }
+        let connection = json::lane(lane);
+        self.event(Event::Back { connection });
     }
 
     /// There is no memory for pages of a region.
     pub(crate) fn short(&mut self, name: &str) {
-        match self {
-            Self::Bar(_) | Self::Lines(_) => err(&text::short(name)),
-            Self::Json(_) => json::short(name),
+        if self.is_for_people() {
+            err(&text::short(name));
         }
+        let name = name.to_owned();
+        self.event(Event::Short { name });
     }
 
     /// The end; without a status if nothing was begun.
     pub(crate) fn end(&mut self, status: Option<&Status>, failure: Option<&Failure>) {
-        match self {
-            Self::Bar(bar) => bar.end(status),
-            Self::Lines(_) => text::end(status),
-            Self::Json(_) => json::end(status, failure),
+        match &mut self.to {
+            To::Bar(bar) => bar.end(status),
+            To::Lines(_) => text::end(status),
+            To::Json => {}
         }
+        self.event(Event::End {
+            exit_code: failure.map_or(0, Failure::code),
+            error: failure.map(|failure| chain(failure)),
+            figures: status.map(json::figures),
+        });
     }
 }
 

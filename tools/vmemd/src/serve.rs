@@ -2,6 +2,7 @@
 //! `vmemd serve`: the source's side.
 
 mod limit;
+mod requests;
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
@@ -15,18 +16,22 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem::PAGE_SIZE;
 use vmem_cli::chain;
+use vmem_control::{Duty, Event as ControlEvent};
 use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::{Memory, MemoryError};
 use vmem_source::serve::{Event, Limits, Server, StartError};
 use vmem_tls::{Identity, TlsError};
 
+use crate::EXIT_LOCAL;
 use crate::cli::Serve;
+use crate::control::{Control, Socket};
 use crate::files;
 use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
 use crate::privileges::{self, Needs, PrivilegeError, User};
 use crate::report::bytes;
 use limit::Limit;
+use requests::Requests;
 use vmem_cli::output::{err, out};
 use vmem_source::stop::Stop;
 
@@ -55,6 +60,8 @@ pub(crate) enum ServeFailure {
     Metrics(#[from] MetricsError),
     #[error("no identity")]
     Tls(#[from] TlsError),
+    #[error("no control socket")]
+    Control(#[from] vmem_control::Error),
     #[error("cannot go on")]
     Io(#[from] io::Error),
 }
@@ -93,6 +100,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     };
     let mut warnings = identity.as_ref().map_or(Vec::new(), |identity| identity.warnings().to_vec());
     warnings.extend(files::warning(args.connections.into(), args.exports.len()));
+    let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Serve)?;
     let mut server = Server::bind(args.listen, memories, limits, identity, |event| log(&event))?;
     if args.hold_release {
         server = server.hold_release();
@@ -113,21 +121,44 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     if let Some(listener) = metrics {
         listen_for_source(listener, server.totals());
     }
+    let control = socket
+        .map(|socket| socket.serve(Requests::new(args, &server, &stop)))
+        .transpose()?;
     for export in server.exports() {
         out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
     }
-    out(&format!("listening on {}", server.local_addr()?));
+    let address = server.local_addr()?;
+    out(&format!("listening on {address}"));
     let stopper = Arc::clone(&stop);
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || signals.forever().for_each(|_| stopper.set()))?;
-    if args.hold_release {
+    if let Some(control) = &control {
+        control.publisher().publish(ControlEvent::Listening { address });
+    } else if args.hold_release {
         let server = Arc::clone(&server);
         thread::Builder::new()
             .name("orders".to_owned())
             .spawn(move || listen(io::stdin().lock(), || server.allow_release()))?;
     }
-    Ok(server.run(stop.as_fd())?)
+    let result = server.run(stop.as_fd()).map_err(ServeFailure::from);
+    if let Some(control) = control {
+        finish(control, server, result.as_ref().err());
+    }
+    result
+}
+
+/// Lets go of everything, and tells the clients of the control socket.
+fn finish(control: Control, server: Arc<Server>, failure: Option<&ServeFailure>) {
+    control.publisher().publish(ControlEvent::End {
+        exit_code: failure.map_or(0, |_| EXIT_LOCAL),
+        error: failure.map(|failure| chain(failure)),
+        figures: None,
+    });
+    let weak = Arc::downgrade(&server);
+    drop(server);
+    // A thread that gives memory back keeps it until the process has ended.
+    control.finish(weak.strong_count() == 0);
 }
 
 /// Takes orders. Whoever goes away without the word has not said it.

@@ -1,33 +1,56 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What whoever started the daemon with `--hold` tells it on standard input, a word on a line.
+//! What whoever started the daemon tells it: with `--hold`, words on lines of standard input; with `--control`, requests.
 
 use std::io::{self, BufRead};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
+use vmem_control::{Refusal, Service};
+
+use super::stopping::Stopping;
 use crate::failure::Failure;
 use crate::orders;
 use crate::report::Report;
 use vmem_engine::{Permission, Release};
 
+/// What ends the hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Order {
+    Start,
+    Stop,
+}
+
 /// The orders of one run.
 pub(super) struct Orders {
-    start: Receiver<()>,
+    order: Receiver<Order>,
+    sender: Sender<Order>,
+    hold: bool,
     release: Arc<Release>,
 }
 
 impl Orders {
-    /// Listens on standard input if there is something to wait for.
-    pub(super) fn new(hold: bool, release: bool, json: bool) -> Result<Self, Failure> {
-        let (sender, start) = channel();
+    pub(super) fn new(hold: bool, release: bool) -> Self {
+        let (sender, order) = channel();
         let release = Arc::new(Release::new(match (release, hold) {
             (true, true) => Permission::Pending,
             (true, false) => Permission::Given,
             (false, _) => Permission::Never,
         }));
-        if hold {
-            let release = Arc::clone(&release);
+        Self {
+            order,
+            sender,
+            hold,
+            release,
+        }
+    }
+
+    /// Listens on standard input if there is something to wait for.
+    pub(super) fn listen(&mut self, json: bool) -> Result<(), Failure> {
+        if self.hold {
+            // Only standard input can end the hold: if it ends, nobody does.
+            let sender = std::mem::replace(&mut self.sender, channel().0);
+            let release = Arc::clone(&self.release);
             thread::Builder::new()
                 .name("orders".to_owned())
                 .spawn(move || {
@@ -37,12 +60,30 @@ impl Orders {
                 })
                 .map_err(Failure::local("cannot start a thread"))?;
         }
-        Ok(Self { start, release })
+        Ok(())
+    }
+
+    /// What obeys the requests of a control socket.
+    pub(super) fn service(&self, stopping: &Stopping) -> Requests {
+        Requests {
+            order: self.sender.clone(),
+            holds: self.hold,
+            release: Arc::clone(&self.release),
+            stopping: stopping.clone(),
+        }
+    }
+
+    /// What ends the hold before it has begun.
+    pub(super) fn sender(&self) -> Sender<Order> {
+        self.sender.clone()
     }
 
     /// Waits for `start`. Whoever goes away before has changed his mind.
     pub(super) fn wait_for_start(&self) -> Result<(), Failure> {
-        self.start.recv().map_err(|_| Failure::Stopped)
+        match self.order.recv() {
+            Ok(Order::Start) => Ok(()),
+            Ok(Order::Stop) | Err(_) => Err(Failure::Stopped),
+        }
     }
 
     /// Whether the source may give back what has been delivered.
@@ -51,26 +92,71 @@ impl Orders {
     }
 }
 
-fn listen(lines: impl BufRead, start: &Sender<()>, release: &Release, tell: impl Fn(&str, Option<&str>)) {
-    let obey = |order: &str| {
-        match order {
+/// What obeys the requests of a control socket.
+pub(super) struct Requests {
+    order: Sender<Order>,
+    /// It was started with `--hold`, and nobody has said `start`.
+    holds: bool,
+    release: Arc<Release>,
+    stopping: Stopping,
+}
+
+impl Service for Requests {
+    fn start(&mut self) -> Result<(), Refusal> {
+        self.holds = false;
+        // Twice is once.
+        let _ = self.order.send(Order::Start);
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), Refusal> {
+        give(&self.release);
+        match self.release.get() {
+            Permission::Never => Err(Refusal::new(
+                "it was not started with --release, or the client that could say so has gone",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping.request();
+    }
+
+    /// Whoever goes away before he has said `start`, or `release`, does not say it.
+    fn abandoned(&mut self) {
+        withhold(&self.release);
+        if self.holds {
+            let _ = self.order.send(Order::Stop);
+        }
+    }
+}
+
+fn listen(lines: impl BufRead, order: &Sender<Order>, release: &Release, tell: impl Fn(&str, Option<&str>)) {
+    let obey = |word: &str| {
+        match word {
             // Twice is once.
-            "start" => drop(start.send(())),
+            "start" => drop(order.send(Order::Start)),
             "release" => give(release),
             _ => return false,
         }
         true
     };
     orders::listen(lines, "the orders are start and release", obey, tell);
-    if release.get() == Permission::Pending {
-        release.set(Permission::Never);
-    }
+    withhold(release);
 }
 
 /// If somebody is waiting for it.
 fn give(release: &Release) {
     if release.get() == Permission::Pending {
         release.set(Permission::Given);
+    }
+}
+
+/// Nobody will give it any more.
+fn withhold(release: &Release) {
+    if release.get() == Permission::Pending {
+        release.set(Permission::Never);
     }
 }
 
@@ -96,12 +182,47 @@ mod tests {
 
     #[test]
     fn who_goes_away_does_not_start_it() {
-        let (sender, start) = channel();
-        let release = Arc::new(Release::new(Permission::Pending));
-        listen(&b""[..], &sender, &release, |_, _| ());
+        let mut orders = Orders::new(true, true);
+        let sender = std::mem::replace(&mut orders.sender, channel().0);
+        listen(&b""[..], &sender, &orders.release, |_, _| ());
         drop(sender);
-        assert_eq!(release.get(), Permission::Never);
-        let orders = Orders { start, release };
+        assert_eq!(orders.release.get(), Permission::Never);
         assert!(matches!(orders.wait_for_start(), Err(Failure::Stopped)));
+    }
+
+    #[test]
+    fn requests_start_and_release() {
+        let orders = Orders::new(true, true);
+        let mut requests = orders.service(&Stopping::default());
+        requests.start().expect("it holds");
+        orders.wait_for_start().expect("it was started");
+        assert_eq!(orders.release.get(), Permission::Pending);
+        requests.release().expect("it was started with --release");
+        assert_eq!(orders.release.get(), Permission::Given);
+        requests.release().expect("twice is once");
+        requests.abandoned();
+        assert_eq!(orders.release.get(), Permission::Given, "what is given stays given");
+    }
+
+    #[test]
+    fn release_of_a_daemon_without_that_option_is_refused() {
+        let orders = Orders::new(true, false);
+        assert!(orders.service(&Stopping::default()).release().is_err());
+    }
+
+    #[test]
+    fn client_that_goes_away_does_not_start_it() {
+        let orders = Orders::new(true, true);
+        let mut requests = orders.service(&Stopping::default());
+        requests.abandoned();
+        assert!(matches!(orders.wait_for_start(), Err(Failure::Stopped)));
+        assert!(requests.release().is_err(), "and nothing is given back");
+        // Pages come, whatever becomes of whoever has said so.
+        let orders = Orders::new(true, true);
+        let mut requests = orders.service(&Stopping::default());
+        requests.start().expect("it holds");
+        requests.abandoned();
+        orders.wait_for_start().expect("it was started");
+        assert!(orders.order.try_recv().is_err());
     }
 }

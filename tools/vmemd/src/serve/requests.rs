@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What obeys the requests of a control socket.
+
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use vmem_control::{Refusal, Service};
+use vmem_source::serve::Server;
+use vmem_source::stop::Stop;
+
+use crate::cli::Serve;
+
+/// Pages are given back, or may be some day.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Free {
+    Never,
+    AtOnce,
+    /// After the request.
+    Held,
+}
+
+pub(super) struct Requests {
+    free: Free,
+    /// It does not keep the memory when that is let go of.
+    server: Weak<Server>,
+    stop: Arc<Stop>,
+}
+
+impl Requests {
+    pub(super) fn new(args: &Serve, server: &Arc<Server>, stop: &Arc<Stop>) -> Self {
+        let free = match (&args.free, args.hold_release) {
+            (None, _) => Free::Never,
+            (Some(_), false) => Free::AtOnce,
+            (Some(_), true) => Free::Held,
+        };
+        Self {
+            free,
+            server: Arc::downgrade(server),
+            stop: Arc::clone(stop),
+        }
+    }
+}
+
+impl Service for Requests {
+    fn start(&mut self) -> Result<(), Refusal> {
+        Err(Refusal::new("it serves, and holds nothing"))
+    }
+
+    fn release(&mut self) -> Result<(), Refusal> {
+        match self.free {
+            Free::Never => return Err(Refusal::new("it was not started with --free")),
+            Free::AtOnce => {}
+            Free::Held => {
+                let server = self.server.clone();
+                // Making holes takes time.
+                let thread = thread::Builder::new().name("release".to_owned());
+                let started = thread.spawn(move || server.upgrade().iter().for_each(|server| server.allow_release()));
+                started.map_err(|error| Refusal::new(format!("no thread gives memory back: {error}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.stop.set();
+    }
+}
