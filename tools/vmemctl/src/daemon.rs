@@ -1,31 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A vmemd that this program has started. It outlives this program, whatever that ends of.
+//! A vmemd, over its control socket. It outlives the vmemctl that has started it, whatever that ends of, and another vmemctl takes it over.
+
+mod conversation;
+#[cfg(test)]
+pub(crate) mod fake;
+mod left;
+mod spawned;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use serde_json::Value;
+use rustix::process::Signal;
+use vmem_control::{Duty, Greeting, socket};
 
 use crate::log_file::tail;
-use crate::name::session_mark;
-use crate::process::{Process, with_arguments};
-use crate::queue::{Message, Receiver, Sender, queue};
+use crate::process::Process;
+use crate::queue::{Receiver, queue};
 use crate::record::Place;
 use crate::scope;
-
-/// The file with the identity of the latest vmemd's process.
-const PID: &str = "vmemd.pid";
-
-/// How long a vmemd that was asked to end may take for it, before it is made to.
-const PATIENCE: Duration = Duration::from_secs(2);
+use conversation::Conversation;
+pub(crate) use conversation::{Ended, Orders, Says};
+pub(crate) use left::{end_left_over, is_left};
+use left::{Left, PID, SOCKET};
+use spawned::{Held, PATIENCE, Spawned};
 
 /// vmemd cannot be started, or ended at once.
 #[derive(Debug, thiserror::Error)]
@@ -35,106 +42,125 @@ pub(crate) enum DaemonError {
     /// The directory of the guest cannot be written to.
     #[error("vmemd is not started, because {} cannot be written", .0.display())]
     Note(PathBuf, #[source] io::Error),
+    #[error("vmemd is not started")]
+    Socket(#[source] vmem_control::Error),
     #[error("vmemd ended ({status}): {last}")]
     Ended { status: String, last: String },
+    #[error("vmemd (process {0}) has ended{1}")]
+    LeftEnded(i32, String),
     #[error("vmemd was not ready within {} s", .0.as_secs())]
     TimedOut(Duration),
-}
-
-/// What a vmemd says and how it ends.
-#[derive(Debug)]
-pub(crate) enum Says {
-    /// A line of its standard output.
-    Line(String),
-    /// It has ended.
-    Ended(ExitStatus),
-}
-
-impl Message for Says {
-    fn is_line(&self) -> bool {
-        matches!(self, Self::Line(_))
-    }
-
-    fn of_line(line: String) -> Self {
-        Self::Line(line)
-    }
+    #[error("vmemd does not take orders: {0}")]
+    Refuses(String),
 }
 
 /// A running vmemd.
 pub(crate) struct Daemon {
-    child: Arc<Spawned>,
+    held: Arc<Held>,
     orders: Orders,
     says: Receiver<Says>,
     log: PathBuf,
 }
 
-/// The way to a vmemd's standard input, until there are no more orders.
-pub(crate) type Orders = Arc<Mutex<Option<ChildStdin>>>;
-
-/// A process that was started here, and the others of its group: those that a script in its place has started.
-pub(crate) struct Spawned {
-    process: Process,
-    /// Its end was fetched: the kernel may give its number, which is also the group's, to another process.
-    reaped: Mutex<bool>,
-}
-
 impl Daemon {
-    /// Starts vmemd with these arguments. What it says on standard error is in `place`, and so is which process it is, for whoever comes
-    /// after this program.
-    pub(crate) fn start(arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
-        Self::spawn(&program(), arguments, place)
+    /// Starts vmemd with these arguments, for this session. What it says on standard error is in `place`, and so is its socket, for whoever
+    /// comes after this program.
+    pub(crate) fn start(arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
+        Self::spawn(&program(), arguments, session, place)
     }
 
     /// As [`start`](Self::start), with this program.
-    pub(crate) fn spawn(program: &Path, arguments: &[String], place: &Place) -> Result<Self, DaemonError> {
+    pub(crate) fn spawn(program: &Path, arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
-        let log = place
-            .log("vmemd.log")
-            .map_err(|error| DaemonError::Note(place.directory().to_owned(), io::Error::other(error)))?;
+        let log = log(place)?;
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
-        let mut child = scope::command(program, "vmemd", place.directory())
+        let listener = listen(place)?;
+        let child = scope::command(program, "vmemd", place.directory())
             .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .args(["--control", "-", "--session", session])
+            .stdin(OwnedFd::from(listener))
+            // Everything is said over the socket.
+            .stdout(Stdio::null())
             .stderr(errors)
             // The terminal's signals are not for it.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        let orders = child.stdin.take();
-        let noted = |process| match note(&process, place) {
+        Self::of_child(child, program, log, place)
+    }
+
+    fn of_child(mut child: Child, program: &Path, log: PathBuf, place: &Place) -> Result<Self, DaemonError> {
+        let failed = |error| DaemonError::Start(program.to_owned(), error);
+        let recorded = |process| match left::record(&process, &place.path(PID)) {
             Ok(()) => Ok(process),
             Err(error) => Err(DaemonError::Note(place.path(PID), error)),
         };
-        let process = match Process::of_child(&child).map_err(failed).and_then(noted) {
+        let socket = place.path(SOCKET);
+        // It waits in the queue of the socket until vmemd takes it. If vmemd has ended, that is heard.
+        let greeting = Greeting::send(&socket).ok();
+        let process = match Process::of_child(&child).map_err(failed).and_then(recorded) {
             Ok(process) => process,
             Err(error) => {
-                // Nobody could find it later.
+                // Nobody could end it later.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(error);
             }
         };
+        let held = Arc::new(Held::Spawned(Spawned::new(process)));
+        let first = greeting.map(|greeting| (greeting, false));
+        let daemon = Self::converse(&held, first, &socket, log, Some(child));
+        daemon.map_err(|error| {
+            held.signal(Signal::KILL);
+            failed(error)
+        })
+    }
+
+    /// The vmemd that an earlier vmemctl has started for the same session and duty, if it is there. One that does not answer is taken over
+    /// as well: what it does is seen from the regions.
+    pub(crate) fn take_over(session: &str, duty: Duty, place: &Place) -> Option<Self> {
+        let left = Left::find(place).filter(|left| left.is_of(session, duty))?;
+        let Left {
+            processes,
+            greeting,
+            hello,
+        } = left;
+        let (held, log) = (Arc::new(Held::Left(processes)), log(place).ok()?);
+        let first = greeting.map(|greeting| (greeting, hello.is_some()));
+        Self::converse(&held, first, &place.path(SOCKET), log, None).ok()
+    }
+
+    /// Listens to it in a thread.
+    fn converse(
+        held: &Arc<Held>,
+        first: Option<(Greeting, bool)>,
+        socket: &Path,
+        log: PathBuf,
+        child: Option<Child>,
+    ) -> io::Result<Self> {
         let (sender, says) = queue();
-        let spawned = Arc::new(Spawned {
-            process,
-            reaped: Mutex::new(false),
-        });
-        let daemon = Self {
-            child: Arc::clone(&spawned),
-            orders: Arc::new(Mutex::new(orders)),
+        let orders = Orders::default();
+        let conversation = Conversation::new(socket, &orders, sender);
+        if let Some((greeting, _)) = &first {
+            conversation.connected(greeting);
+        }
+        let thread = thread::Builder::new().name("vmemd".to_owned());
+        let process = Arc::clone(held);
+        thread.spawn(move || {
+            let (says, said) = conversation.hold(first, &process);
+            let status = match (&*process, child) {
+                (Held::Spawned(spawned), Some(mut child)) => spawned.reap(&mut child).ok(),
+                _ => None,
+            };
+            says.send(Says::Ended(Ended { status, said }));
+        })?;
+        Ok(Self {
+            held: Arc::clone(held),
+            orders,
             says,
             log,
-        };
-        let thread = thread::Builder::new().name("vmemd".to_owned());
-        match thread.spawn(move || listen(child, &spawned, &sender)) {
-            Ok(_) => Ok(daemon),
-            Err(error) => {
-                daemon.child.signal(Signal::KILL);
-                Err(failed(error))
-            }
-        }
+        })
     }
 
     /// What it says next, if it does so within `limit`.
@@ -142,16 +168,18 @@ impl Daemon {
         self.says.recv(limit)
     }
 
-    /// Waits for the line of its standard output that `wanted` makes something of.
-    pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Result<T, DaemonError> {
+    /// Waits until it says something that `wanted` makes something of.
+    pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&Says) -> Option<T>) -> Result<T, DaemonError> {
+        let until = Instant::now() + limit;
         loop {
-            match self.hear(limit) {
-                Some(Says::Line(line)) => {
-                    if let Some(found) = wanted(&line) {
+            match self.hear(until.saturating_duration_since(Instant::now())) {
+                Some(Says::Ended(ended)) => return Err(self.ended(&ended)),
+                Some(Says::Refuses(why)) => return Err(DaemonError::Refuses(why)),
+                Some(said) => {
+                    if let Some(found) = wanted(&said) {
                         return Ok(found);
                     }
                 }
-                Some(Says::Ended(status)) => return Err(self.ended(status)),
                 None => return Err(DaemonError::TimedOut(limit)),
             }
         }
@@ -159,16 +187,29 @@ impl Daemon {
 
     /// What gives it orders without having it.
     pub(crate) fn orders(&self) -> Orders {
-        Arc::clone(&self.orders)
+        self.orders.clone()
     }
 
-    /// Its process.
-    pub(crate) fn process(&self) -> &Spawned {
-        &self.child
+    /// Its processes.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
     }
 
-    /// Why it ended, with the last line of its log.
-    pub(crate) fn ended(&self, status: ExitStatus) -> DaemonError {
+    /// Has it end, and waits until it has: by an order if it hears, and if that does not help by signals.
+    pub(crate) fn end(&self) {
+        if !(self.orders.stop() && self.held.wait(PATIENCE)) {
+            self.held.end();
+        }
+    }
+
+    /// Why it ended: of a child with the last line of its log.
+    pub(crate) fn ended(&self, ended: &Ended) -> DaemonError {
+        let Some(status) = ended.status else {
+            let why = ended.said.as_ref().and_then(|(_, why)| why.as_ref());
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            return DaemonError::LeftEnded(self.held.number(), why);
+        };
         let text = tail(&self.log, 0);
         let last = text.lines().last().unwrap_or_default();
         DaemonError::Ended {
@@ -178,68 +219,24 @@ impl Daemon {
     }
 }
 
-/// Gives an order, if there is somebody to take it.
-pub(crate) fn order(orders: &Orders, word: &str) {
-    if let Some(orders) = &mut *lock(orders) {
-        // If it has ended, that is heard.
-        let _ = writeln!(orders, "{word}");
-    }
+fn log(place: &Place) -> Result<PathBuf, DaemonError> {
+    place
+        .log("vmemd.log")
+        .map_err(|error| DaemonError::Note(place.directory().to_owned(), io::Error::other(error)))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Spawned {
-    /// Sends all of them a signal. They may have ended.
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.process.signal(signal);
-        let reaped = lock(&self.reaped);
-        if let Some(group) = Pid::from_raw(self.process.number()).filter(|_| !*reaped) {
-            // As long as the first of them has not been reaped, the number is this group's.
-            let _ = kill_process_group(group, signal);
+/// The socket of the vmemd that is about to be started. A vmemd that has it still is not wanted any more: there is one at a time.
+fn listen(place: &Place) -> Result<UnixListener, DaemonError> {
+    let path = place.path(SOCKET);
+    let is_in_use = |error: &vmem_control::Error| matches!(error, vmem_control::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+    let bound = match socket::bind(&path) {
+        Err(error) if is_in_use(&error) => {
+            end_left_over(place);
+            socket::bind(&path)
         }
-    }
-
-    /// Has them end, and waits until the first of them has.
-    pub(crate) fn end(&self) {
-        self.signal(Signal::TERM);
-        if !self.process.wait(PATIENCE) {
-            self.signal(Signal::KILL);
-            self.process.wait(PATIENCE);
-        }
-    }
-
-    /// Waits for the end of the first one, and forgets it.
-    fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
-        waitid(
-            WaitId::PidFd(self.process.as_fd()),
-            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-        )?;
-        let mut reaped = lock(&self.reaped);
-        *reaped = true;
-        child.wait()
-    }
-}
-
-/// Writes down which process it is. One that has ended already is not looked for.
-fn note(process: &Process, place: &Place) -> io::Result<()> {
-    match process.identity() {
-        Ok(identity) => std::fs::write(place.path(PID), serde_json::to_vec(&identity)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn listen(mut child: Child, spawned: &Spawned, sender: &Sender<Says>) {
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            sender.send(Says::Line(line));
-        }
-    }
-    if let Ok(status) = spawned.reap(&mut child) {
-        sender.send(Says::Ended(status));
-    }
+        bound => bound,
+    };
+    bound.map_err(DaemonError::Socket)
 }
 
 /// The vmemd beside this program, or the one that `VMEMD` names.
@@ -250,55 +247,3 @@ fn program() -> PathBuf {
         .or_else(|| beside().filter(|path| path.exists()))
         .unwrap_or_else(|| PathBuf::from("vmemd"))
 }
-
-/// A line of `vmemd --json`, if it is of this event.
-pub(crate) fn event(line: &str, name: &str) -> Option<Value> {
-    let value: Value = serde_json::from_str(line).ok()?;
-    (value.get("event")?.as_str()? == name).then_some(value)
-}
-
-/// What a vmemd is for: both sides of a move can be on one machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Duty {
-    /// It serves the pages of a guest that leaves.
-    Serve,
-    /// It fetches the pages of a guest that comes.
-    Fetch,
-}
-
-/// The processes that an earlier vmemctl has left behind: the one that it has noted in `place`, and those that were started for the same
-/// `session` and duty, whatever their program is called. No others.
-pub(crate) fn left_over(place: &Place, session: Option<&str>, duty: Duty) -> Vec<Process> {
-    let noted = std::fs::read(place.path(PID)).ok();
-    let noted = noted.and_then(|text| Process::find(&serde_json::from_slice(&text).ok()?));
-    let mark = session.and_then(session_mark);
-    let others = mark.map(|mark| with_arguments(|words| is_of_session(words, mark, duty)));
-    noted.into_iter().chain(others.into_iter().flatten()).collect()
-}
-
-/// Whether these are the words of a vmemd, or of a script in its place, that has this duty and exports with this mark: `NAME=PATH`, or
-/// `NAME=REGION`.
-fn is_of_session(words: &[String], mark: &str, duty: Duty) -> bool {
-    let word = match duty {
-        Duty::Serve => "serve",
-        Duty::Fetch => "--source",
-    };
-    let is_export = |word: &String| {
-        let name = word.split_once('=').map(|(name, _)| name);
-        name.and_then(|name| name.strip_suffix(mark))
-            .is_some_and(|rest| rest.ends_with('.'))
-    };
-    words.iter().any(|one| one == word) && words.iter().any(is_export)
-}
-
-/// Ends what an earlier vmemctl has left behind (see [`left_over`]). Returns when it has let go of everything.
-pub(crate) fn end_left_over(place: &Place, session: Option<&str>, duty: Duty) {
-    let mut left = left_over(place, session, duty);
-    for signal in [Signal::TERM, Signal::KILL] {
-        left.iter().for_each(|process| process.signal(signal));
-        left.retain(|process| !process.wait(PATIENCE));
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -2,13 +2,13 @@
 //! The source's end of the pages: a vmemd that serves the guest's memory.
 
 use std::net::SocketAddr;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use vmem_cli::chain;
+use vmem_control::{Duty, Event as Told, Request, State};
 
 use crate::cli::Migrate;
-use crate::daemon::{Daemon, DaemonError};
+use crate::daemon::{Daemon, DaemonError, Says, end_left_over};
 use crate::failure::Trouble;
 use crate::guest::Memory;
 use crate::name::{clean, session_mark};
@@ -40,36 +40,41 @@ pub(crate) struct Export {
 /// What starts a vmemd that serves.
 struct Serve {
     arguments: Vec<String>,
+    session: String,
     served: Vec<Served>,
     place: Place,
 }
 
 impl Work for Serve {
     fn start(&self) -> Result<Daemon, DaemonError> {
-        Daemon::start(&self.arguments, &self.place)
+        Daemon::start(&self.arguments, &self.session, &self.place)
     }
 
     fn check(&self) -> Result<(), String> {
         check(&self.served).map_err(|error| chain(&error))
     }
 
-    fn is_ready(&self, line: &str) -> bool {
-        listens(line).is_some()
+    fn is_ready(&self, said: &Says) -> bool {
+        listens(said).is_some()
     }
 
     fn patience(&self) -> Option<Duration> {
         Some(PATIENCE)
     }
 
-    fn after(&self, _: Option<ExitStatus>) -> Next {
+    fn after(&self, _: Option<i32>) -> Next {
         // The guest may need its pages, whatever has ended it.
         Next::BackOff
     }
 }
 
-/// Where a vmemd listens that says so with this line.
-fn listens(line: &str) -> Option<SocketAddr> {
-    line.strip_prefix("listening on ")?.parse().ok()
+/// Where a vmemd listens that says so.
+fn listens(said: &Says) -> Option<SocketAddr> {
+    match said {
+        Says::Event(Told::Listening { address }) => Some(*address),
+        Says::Status(status) if status.state == State::Ready => status.listening,
+        _ => None,
+    }
 }
 
 impl Export {
@@ -108,30 +113,45 @@ impl Export {
             all
         };
         check(&served)?;
-        let mut daemon = Daemon::start(&arguments(address), place)?;
+        let mut daemon = Daemon::start(&arguments(address), session, place)?;
         // It has opened them when it listens.
         let address = daemon.wait_for(PATIENCE, listens).map_err(Trouble::from);
         let address = match address.and_then(|address| check(&served).map_err(Trouble::from).map(|()| address)) {
             Ok(address) => address,
             Err(trouble) => {
-                daemon.process().end();
+                daemon.end();
                 return Err(trouble);
             }
         };
         Ok((
-            Self::supervise(arguments(address), served, place, First::Running(daemon))?,
+            Self::supervise(arguments(address), served, session, place, First::Running(daemon))?,
             address,
         ))
     }
 
-    /// Serves again what another one served, at the same place: as soon as that can be.
-    pub(crate) fn again(arguments: &[String], served: Vec<Served>, place: &Place) -> Result<Self, Trouble> {
-        Self::supervise(arguments.to_vec(), served, place, First::Missing)
+    /// Has what an earlier vmemctl served be served on, by the vmemd that is there, or at the same place by another one: as soon as that
+    /// can be.
+    pub(crate) fn again(arguments: &[String], served: Vec<Served>, session: &str, place: &Place) -> Result<Self, Trouble> {
+        let first = match Daemon::take_over(session, Duty::Serve, place) {
+            Some(daemon) => First::Running(daemon),
+            None => {
+                end_left_over(place);
+                First::Missing
+            }
+        };
+        Self::supervise(arguments.to_vec(), served, session, place, first)
     }
 
-    fn supervise(arguments: Vec<String>, served: Vec<Served>, place: &Place, first: First) -> Result<Self, Trouble> {
+    fn supervise(
+        arguments: Vec<String>,
+        served: Vec<Served>,
+        session: &str,
+        place: &Place,
+        first: First,
+    ) -> Result<Self, Trouble> {
         let work = Serve {
             arguments: arguments.clone(),
+            session: session.to_owned(),
             served,
             place: place.clone(),
         };
@@ -177,7 +197,7 @@ impl Export {
             self.released = true;
         }
         if let Some(supervisor) = &self.supervisor {
-            supervisor.order("release");
+            supervisor.order(Request::Release);
         }
     }
 
@@ -202,7 +222,8 @@ impl Export {
 
 fn told(event: Event) -> Option<String> {
     match event {
-        Event::Line(_) => None,
+        Event::Told(_) | Event::Status(_) => None,
+        Event::Refuses(why) => Some(format!("vmemd does not take orders: {why}")),
         Event::Ready => Some("vmemd serves again".to_owned()),
         Event::Ended { why, again, .. } => Some(match again.unwrap_or_default() {
             Duration::ZERO => format!("{why}; started again"),

@@ -20,7 +20,7 @@ use vmem_qmp::Qmp;
 
 use crate::channel::Channel;
 use crate::cli::{Cli, DEFAULT_PORT, Migrate};
-use crate::daemon::{Duty, end_left_over};
+use crate::daemon::end_left_over;
 use crate::endpoint::Endpoint;
 use crate::export::{Export, export_name};
 use crate::failure::{Failure, Trouble};
@@ -78,8 +78,7 @@ fn prepare(cli: &Cli, args: &Migrate, report: Report, signals: Signals) -> Resul
             "the guest is on its way to another host: 'vmemctl recover' goes on with that",
         ));
     }
-    let before = earlier.as_ref().map(|record| record.session.as_str());
-    end_left_over(&place, before, Duty::Serve);
+    end_left_over(&place);
     let record = Outgoing {
         session: session()?,
         guest,

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A process that is held. Its number alone would not do: the kernel gives it to another process once its owner is gone.
 
-use std::fmt::{self, Display, Formatter};
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
@@ -11,26 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
 
-/// How long a process that was asked to end may take for it, before it is made to.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What tells a process from all others of this machine, for programs that come later.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pid: i32,
-    /// When it was started, in the kernel's clock ticks since the boot.
-    start: u64,
-    /// Which boot.
-    boot: String,
-}
-
-impl Display for Identity {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.pid, self.start)
-    }
-}
+pub(crate) use vmem_control::Identity;
 
 /// A process that cannot be taken for another one.
 #[derive(Debug)]
@@ -74,41 +54,17 @@ impl Process {
 
     /// What finds it again.
     pub(crate) fn identity(&self) -> io::Result<Identity> {
-        let pid = self.number();
-        let stat = self.read("stat")?;
-        let start = start_time(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        Ok(Identity { pid, start, boot })
-    }
-
-    /// The words it was started with.
-    pub(crate) fn arguments(&self) -> io::Result<Vec<String>> {
-        Ok(words(&self.read("cmdline")?))
-    }
-
-    /// A file of its directory in /proc.
-    fn read(&self, file: &str) -> io::Result<Vec<u8>> {
-        let content = fs::read(format!("/proc/{}/{file}", self.number()))?;
-        // As long as it lives, its number is not another's: then the file was its own.
+        let identity = Identity::of(self.number())?;
+        // As long as it lives, its number is not another's: then what was read was its own.
         if self.wait(Duration::ZERO) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(content)
+        Ok(identity)
     }
 
     /// Sends it a signal. It may have ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.fd, signal);
-    }
-
-    /// Has it end, and waits for that.
-    pub(crate) fn end(&self) {
-        for signal in [Signal::TERM, Signal::KILL] {
-            self.signal(signal);
-            if self.wait(PATIENCE) {
-                return;
-            }
-        }
     }
 
     /// Waits until it has ended, for `limit` at most; whether it has. A zombie has: it has let go of everything.
@@ -126,34 +82,10 @@ impl Process {
     }
 }
 
-/// The 22nd field of a line of /proc/PID/stat. The second one, the program's name in parentheses, may have any character in it.
-fn start_time(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
 impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// What /proc/PID/cmdline has: words, each with a zero byte at its end.
-fn words(cmdline: &[u8]) -> Vec<String> {
-    let words = cmdline.split(|byte| *byte == 0);
-    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
-}
-
-/// All processes with arguments for which this holds.
-pub(crate) fn with_arguments(is: impl Fn(&[String]) -> bool) -> Vec<Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|cmdline| is(&words(&cmdline))))
-        // The number may be another's meanwhile: what counts is what the process that is held was started with.
-        .filter_map(|pid| Process::open(pid).ok())
-        .filter(|process| process.arguments().is_ok_and(|words| is(&words)))
-        .collect()
 }
 
 #[cfg(test)]
@@ -161,14 +93,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-
-    #[test]
-    fn the_start_time_is_found_behind_any_name() {
-        let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
-        assert_eq!(start_time(&format!("812 (a) b) (c) {rest}")), Some(4711));
-        assert_eq!(start_time("812 (vmemd"), None);
-        assert_eq!(start_time("812 (vmemd) S 1 2"), None);
-    }
 
     #[test]
     fn identity_finds_the_process_until_it_ends_and_no_other() {

@@ -1,30 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What one thread says to another, with a bound for lines: vmemd says something every second, and whoever hears it may wait for QEMU for
+//! What one thread says to another, with a bound for events: vmemd says something every second, and whoever hears it may wait for QEMU for
 //! hours meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vmem_cli::output;
-
-/// Lines that wait, at most. The latest ones say how far it is.
-const LINES: usize = 1024;
+/// Events that wait, at most. The latest ones say how far it is.
+const EVENTS: usize = 1024;
 
 /// What can be said in such a queue.
 pub(crate) trait Message {
     /// It may be left out if there are too many.
-    fn is_line(&self) -> bool;
+    fn is_event(&self) -> bool;
 
-    /// A line.
-    fn of_line(line: String) -> Self;
+    /// So many were left out in this place.
+    fn dropped(events: u64) -> Self;
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
     messages: VecDeque<T>,
-    lines: usize,
-    /// Lines that were left out since the last message that was heard.
+    events: usize,
+    /// Events that were left out since the last message that was heard.
     dropped: u64,
     /// Nobody says anything any more.
     closed: bool,
@@ -49,7 +47,7 @@ pub(crate) fn queue<T: Message>() -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         waiting: Mutex::new(Waiting {
             messages: VecDeque::new(),
-            lines: 0,
+            events: 0,
             dropped: 0,
             closed: false,
         }),
@@ -65,15 +63,15 @@ impl<T> Shared<T> {
 }
 
 impl<T: Message> Sender<T> {
-    /// Says something. If it is a line, and there are too many, the oldest one is left out.
+    /// Says something. If it is an event, and there are too many, the oldest one is left out.
     pub(crate) fn send(&self, message: T) {
         let mut waiting = self.0.lock();
-        if message.is_line() {
-            waiting.lines += 1;
-            if waiting.lines > LINES {
-                let oldest = waiting.messages.iter().position(T::is_line);
+        if message.is_event() {
+            waiting.events += 1;
+            if waiting.events > EVENTS {
+                let oldest = waiting.messages.iter().position(T::is_event);
                 drop(oldest.and_then(|at| waiting.messages.remove(at)));
-                waiting.lines -= 1;
+                waiting.events -= 1;
                 waiting.dropped += 1;
             }
         }
@@ -90,19 +88,18 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T: Message> Receiver<T> {
-    /// What was said next, if something was or is within `limit`. Where lines were left out, a line of JSON says so, as vmemd's own
-    /// (vmemd(8)).
+    /// What was said next, if something was or is within `limit`.
     pub(crate) fn recv(&self, limit: Duration) -> Option<T> {
         let is_silent = |waiting: &mut Waiting<T>| waiting.messages.is_empty() && !waiting.closed;
         let waited = self.0.changed.wait_timeout_while(self.0.lock(), limit, is_silent);
         let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match std::mem::take(&mut waiting.dropped) {
             0 => {}
-            dropped => return Some(T::of_line(output::dropped(dropped))),
+            dropped => return Some(T::dropped(dropped)),
         }
         let message = waiting.messages.pop_front()?;
-        if message.is_line() {
-            waiting.lines -= 1;
+        if message.is_event() {
+            waiting.events -= 1;
         }
         Some(message)
     }
@@ -119,50 +116,45 @@ mod tests {
 
     #[derive(PartialEq, Debug)]
     enum Said {
-        Line(String),
         Event(usize),
+        Dropped(u64),
+        End(usize),
     }
 
     impl Message for Said {
-        fn is_line(&self) -> bool {
-            matches!(self, Self::Line(_))
+        fn is_event(&self) -> bool {
+            matches!(self, Self::Event(_))
         }
 
-        fn of_line(line: String) -> Self {
-            Self::Line(line)
+        fn dropped(events: u64) -> Self {
+            Self::Dropped(events)
         }
     }
 
     #[test]
-    fn oldest_lines_are_left_out_and_no_event() {
+    fn oldest_events_are_left_out_and_nothing_else() {
         let (sender, receiver) = queue();
-        let many = 10 * LINES;
+        let many = 10 * EVENTS;
         for number in 0..many {
-            sender.send(Said::Line(number.to_string()));
-            if number % LINES == 0 {
-                sender.send(Said::Event(number / LINES));
+            sender.send(Said::Event(number));
+            if number % EVENTS == 0 {
+                sender.send(Said::End(number / EVENTS));
             }
         }
         drop(sender);
         let mut heard = std::iter::from_fn(|| receiver.recv(LONG));
-        let dropped = format!(r#"{{"event":"dropped","lines":{}}}"#, many - LINES);
-        assert_eq!(heard.next(), Some(Said::Line(dropped)));
-        let (lines, events): (Vec<_>, Vec<_>) = heard.partition(Message::is_line);
-        assert_eq!(events, (0..10).map(Said::Event).collect::<Vec<_>>());
-        let last = (many - LINES..many).map(|number| Said::Line(number.to_string()));
-        assert_eq!(lines, last.collect::<Vec<_>>());
+        assert_eq!(heard.next(), Some(Said::Dropped((many - EVENTS) as u64)));
+        let (events, ends): (Vec<_>, Vec<_>) = heard.partition(Message::is_event);
+        assert_eq!(ends, (0..10).map(Said::End).collect::<Vec<_>>());
+        assert_eq!(events, (many - EVENTS..many).map(Said::Event).collect::<Vec<_>>());
     }
 
     #[test]
     fn what_is_heard_in_time_is_complete() {
         let (sender, receiver) = queue();
-        let speaker = thread::spawn(move || {
-            for number in 0..LINES {
-                sender.send(Said::Line(number.to_string()));
-            }
-        });
-        for number in 0..LINES {
-            assert_eq!(receiver.recv(LONG), Some(Said::Line(number.to_string())));
+        let speaker = thread::spawn(move || (0..EVENTS).for_each(|number| sender.send(Said::Event(number))));
+        for number in 0..EVENTS {
+            assert_eq!(receiver.recv(LONG), Some(Said::Event(number)));
         }
         speaker.join().expect("no panic");
         let began = Instant::now();

@@ -6,9 +6,11 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::BinaryBytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use vmem_cli::Bar;
 use vmem_cli::output::{self, err, out};
+use vmem_control::{Event, Figures};
 
 /// Who is told.
 pub(crate) struct Report {
@@ -29,17 +31,6 @@ enum To {
 #[derive(Default)]
 struct Rate {
     then: Option<(f64, u64, u64)>,
-}
-
-/// Figures of one line of vmemd.
-struct Figures {
-    seconds: f64,
-    size: u64,
-    present: u64,
-    data: u64,
-    faults: u64,
-    p50: Option<u64>,
-    p99: Option<u64>,
 }
 
 impl Report {
@@ -100,31 +91,31 @@ impl Report {
 
     /// A line of the destination's vmemd.
     pub(crate) fn pages(&mut self, line: &Value) {
-        let progress = line.get("event").and_then(Value::as_str) == Some("progress");
         if let To::Json = self.to {
             print(&json!({"event": "pages", "vmemd": line}));
-        } else if progress {
-            let figures = Figures::of(line);
+        } else if let Some(Event::Progress(figures)) = event(line) {
             let text = self.rate.text(&figures);
-            self.progress(figures.present, figures.size, &text);
+            self.progress(present(&figures), size(&figures), &text);
         }
     }
 
     /// The memory is complete.
     pub(crate) fn complete(&mut self, summary: &Value) {
-        let figures = Figures::of(summary);
-        let number = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
-        let (data, zero) = (figures.data / 4096, number("zero_bytes") / 4096);
+        let figures = match event(summary) {
+            Some(Event::End { figures, .. }) => figures.unwrap_or_default(),
+            _ => Figures::default(),
+        };
+        let (data, zero) = (figures.data_bytes / 4096, figures.zero_bytes / 4096);
         let total = self.began.elapsed().as_secs_f64();
-        let microseconds = |time: Option<u64>| time.map(|time| time as f64 / 1e6);
-        let (p50, p99) = (microseconds(figures.p50), microseconds(figures.p99));
+        let seconds = |time: u64| time as f64 / 1e6;
+        let (p50, p99) = figures.fault_us.map(|times| (seconds(times.p50), seconds(times.p99))).unzip();
         if let To::Json = self.to {
             print(&json!({
                 "event": "done",
                 "total_seconds": total,
                 "downtime_seconds": self.downtime.map(|downtime| downtime.as_secs_f64()),
                 "pages": {"data": data, "zero": zero, "faults": figures.faults},
-                "bytes": figures.data + number("duplicate_bytes"),
+                "bytes": figures.data_bytes.saturating_add(figures.duplicate_bytes),
                 "fault_p50_seconds": p50,
                 "fault_p99_seconds": p99,
             }));
@@ -136,7 +127,7 @@ impl Report {
         if let Some(downtime) = self.downtime {
             out(&format!("stop       {:.0} ms", downtime.as_secs_f64() * 1e3));
         }
-        out(&format!("data       {} in {data} pages", BinaryBytes(figures.data)));
+        out(&format!("data       {} in {data} pages", BinaryBytes(figures.data_bytes)));
         out(&format!("zero       {zero} pages"));
         out(&format!(
             "faults     {}, answered in p50 {}, p99 {}",
@@ -148,43 +139,39 @@ impl Report {
     }
 }
 
-impl Figures {
-    fn of(line: &Value) -> Self {
-        let number = |field: &str| line.get(field).and_then(Value::as_u64).unwrap_or(0);
-        let regions = line.get("regions").and_then(Value::as_array);
-        let sum = |field: &str| {
-            let of = |region: &Value| region.get(field).and_then(Value::as_u64).unwrap_or(0);
-            regions.into_iter().flatten().map(of).sum()
-        };
-        let time = |field: &str| line.get("fault_us")?.get(field)?.as_u64();
-        Self {
-            seconds: line.get("seconds").and_then(Value::as_f64).unwrap_or(0.0),
-            size: sum("bytes"),
-            present: sum("present_bytes"),
-            data: number("data_bytes"),
-            faults: number("faults"),
-            p50: time("p50"),
-            p99: time("p99"),
-        }
-    }
+/// What a line of a vmemd says, which may be the other host's. `None` if it is none.
+fn event(line: &Value) -> Option<Event> {
+    Event::deserialize(line).ok()
+}
+
+fn size(figures: &Figures) -> u64 {
+    figures.regions.iter().fold(0, |sum, region| sum.saturating_add(region.bytes))
+}
+
+fn present(figures: &Figures) -> u64 {
+    figures
+        .regions
+        .iter()
+        .fold(0, |sum, region| sum.saturating_add(region.present_bytes))
 }
 
 impl Rate {
     /// Rate, pages left, faults, time left.
     fn text(&mut self, now: &Figures) -> String {
-        let (seconds, present, faults) = self.then.unwrap_or((0.0, 0, 0));
+        let (seconds, before, faults) = self.then.unwrap_or((0.0, 0, 0));
+        let (size, present) = (size(now), present(now));
         let passed = (now.seconds - seconds).max(0.001);
-        let rate = now.present.saturating_sub(present) as f64 / passed;
+        let rate = present.saturating_sub(before) as f64 / passed;
         let faulted = now.faults.saturating_sub(faults) as f64 / passed;
-        self.then = Some((now.seconds, now.present, now.faults));
-        let left = now.size.saturating_sub(now.present);
+        self.then = Some((now.seconds, present, now.faults));
+        let left = size.saturating_sub(present);
         let eta = match rate {
             rate if rate > 0.0 => format!("{:.0} s left", left as f64 / rate),
             _ => "standing still".to_owned(),
         };
         let p99 = now
-            .p99
-            .map_or(String::new(), |p99| format!(", p99 {:.1} ms", p99 as f64 / 1e3));
+            .fault_us
+            .map_or(String::new(), |times| format!(", p99 {:.1} ms", times.p99 as f64 / 1e3));
         format!(
             "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {eta}",
             BinaryBytes(rate as u64),
@@ -209,14 +196,32 @@ mod tests {
                 "fault_us": {"p50": 1000, "p99": 2500, "max": 3000},
                 "regions": [{"bytes": 8 << 20, "present_bytes": present}, {"bytes": 8 << 20, "present_bytes": 0}]})
         };
+        let figures = |seconds: f64, present: u64, faults: u64| match event(&line(seconds, present, faults)) {
+            Some(Event::Progress(figures)) => figures,
+            other => panic!("{other:?}"),
+        };
         let mut rate = Rate::default();
-        rate.text(&Figures::of(&line(1.0, 1 << 20, 10)));
+        rate.text(&figures(1.0, 1 << 20, 10));
         assert_eq!(
-            rate.text(&Figures::of(&line(3.0, 5 << 20, 30))),
+            rate.text(&figures(3.0, 5 << 20, 30)),
             "2.00 MiB/s  2816 pages left  10 faults/s, p99 2.5 ms  6 s left"
         );
-        assert!(rate.text(&Figures::of(&line(4.0, 5 << 20, 30))).ends_with("standing still"));
-        // A line that lacks everything is no reason to fall over.
-        assert_eq!(Figures::of(&json!({})).size, 0);
+        assert!(rate.text(&figures(4.0, 5 << 20, 30)).ends_with("standing still"));
+    }
+
+    #[test]
+    fn line_that_is_no_event_is_no_reason_to_fall_over() {
+        let mut report = Report::new(false);
+        for line in [
+            Value::Null,
+            json!({}),
+            json!({"event": "progress"}),
+            json!({"event": "end", "exit_code": 0, "error": null}),
+            json!({"event": "progress", "seconds": "x", "regions": [7]}),
+            json!({"event": "progress", "seconds": 1, "regions": [{"bytes": u64::MAX, "present_bytes": u64::MAX}, {"bytes": 1, "present_bytes": 1}]}),
+        ] {
+            report.pages(&line);
+            report.complete(&line);
+        }
     }
 }

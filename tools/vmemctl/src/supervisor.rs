@@ -4,17 +4,16 @@
 //! The thread waits for nothing but vmemd: neither for QEMU, which may itself wait for a page, nor for the other host.
 
 use std::io;
-use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
+use vmem_control::{Event as Told, Request, Status};
 
 use crate::back_off::BackOff;
-use crate::daemon::{Daemon, DaemonError, Orders, Says, order};
-use crate::process::Process;
+use crate::daemon::{Daemon, DaemonError, Orders, Says};
 use crate::queue::{Message, Receiver, Sender, queue};
 
 /// How often it is looked whether supervision is over.
@@ -44,49 +43,51 @@ pub(crate) trait Work: Send + 'static {
         Ok(())
     }
 
-    /// Whether a line of its standard output says that it is ready.
-    fn is_ready(&self, line: &str) -> bool;
+    /// Whether it is ready, by what it says.
+    fn is_ready(&self, said: &Says) -> bool;
 
     /// How long it may take until then.
     fn patience(&self) -> Option<Duration>;
 
-    /// What follows its end. `None`: it could not be started, or nobody knows how it has ended.
-    fn after(&self, status: Option<ExitStatus>) -> Next;
+    /// What follows its end with this exit code. `None`: it was killed, could not be started, or nobody knows how it has ended.
+    fn after(&self, code: Option<i32>) -> Next;
 }
 
 /// What becomes of vmemd.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A line of its standard output.
-    Line(String),
+    /// It says something.
+    Told(Told),
+    /// Where it stands, when it is connected to.
+    Status(Status),
+    /// One that serves does not take orders.
+    Refuses(String),
     /// One that was started again is ready.
     Ready,
     /// It has ended, or could not be started.
     Ended {
         why: String,
-        /// `None`: it could not be started, or nobody knows how it has ended.
-        status: Option<ExitStatus>,
+        /// Its exit code. `None`: it was killed, could not be started, or nobody knows how it has ended.
+        code: Option<i32>,
         /// When the next one is started. `None`: none is, and this is the last event.
         again: Option<Duration>,
     },
 }
 
 impl Message for Event {
-    fn is_line(&self) -> bool {
-        matches!(self, Self::Line(_))
+    fn is_event(&self) -> bool {
+        matches!(self, Self::Told(_))
     }
 
-    fn of_line(line: String) -> Self {
-        Self::Line(line)
+    fn dropped(lines: u64) -> Self {
+        Self::Told(Told::Dropped { lines })
     }
 }
 
 /// What is supervised first.
 pub(crate) enum First {
-    /// One that is ready.
+    /// One that is ready, or was when an earlier vmemctl left it.
     Running(Daemon),
-    /// One that an earlier vmemctl has left, whose output nobody hears.
-    Left(Process),
     /// None: it has to be started.
     Missing,
 }
@@ -112,7 +113,7 @@ struct Shared {
 struct Mouth {
     orders: Option<Orders>,
     /// What each new one is told.
-    lasting: Vec<String>,
+    lasting: Vec<Request>,
 }
 
 impl Supervisor {
@@ -140,11 +141,11 @@ impl Supervisor {
     }
 
     /// Gives an order to the vmemd that is there, and to each that comes after it.
-    pub(crate) fn order(&self, word: &str) {
+    pub(crate) fn order(&self, request: Request) {
         let mut mouth = self.shared.mouth();
-        mouth.lasting.push(word.to_owned());
+        mouth.lasting.push(request.clone());
         if let Some(orders) = &mouth.orders {
-            order(orders, word);
+            orders.give(request);
         }
     }
 
@@ -211,7 +212,7 @@ enum Outcome {
 /// How one has ended.
 struct End {
     why: String,
-    status: Option<ExitStatus>,
+    code: Option<i32>,
     lived: Duration,
 }
 
@@ -220,20 +221,19 @@ impl<W: Work> Keeper<W> {
     fn keep(mut self, first: First) -> bool {
         let mut outcome = match first {
             First::Running(daemon) => self.watch(daemon, true),
-            First::Left(process) => self.watch_left(&process),
             First::Missing => self.start(),
         };
         loop {
-            let End { why, status, lived } = match outcome {
+            let End { why, code, lived } = match outcome {
                 Outcome::Over { left } => return left,
                 Outcome::Ended(end) => end,
             };
-            let again = match self.work.after(status) {
+            let again = match self.work.after(code) {
                 Next::Over => None,
                 Next::In(pause) => Some(pause),
                 Next::BackOff => Some(self.back_off.pause(lived)),
             };
-            self.tell(Event::Ended { why, status, again });
+            self.tell(Event::Ended { why, code, again });
             let Some(pause) = again else { return false };
             self.rest(pause);
             if self.shared.stops() {
@@ -252,7 +252,7 @@ impl<W: Work> Keeper<W> {
         let failed = |why| {
             Outcome::Ended(End {
                 why,
-                status: None,
+                code: None,
                 lived: Duration::ZERO,
             })
         };
@@ -272,7 +272,7 @@ impl<W: Work> Keeper<W> {
     fn introduce(&self, daemon: &Daemon) {
         let mut mouth = self.shared.mouth();
         let orders = daemon.orders();
-        mouth.lasting.iter().for_each(|word| order(&orders, word));
+        mouth.lasting.iter().for_each(|request| orders.give(request.clone()));
         mouth.orders = Some(orders);
     }
 
@@ -283,7 +283,7 @@ impl<W: Work> Keeper<W> {
         let mut fault = None;
         loop {
             if self.shared.stops() {
-                daemon.process().end();
+                daemon.end();
                 return Outcome::Over { left: false };
             }
             // One that was just started may yet fail.
@@ -291,9 +291,19 @@ impl<W: Work> Keeper<W> {
                 return Outcome::Over { left: true };
             }
             match daemon.hear(GLANCE) {
-                Some(Says::Line(line)) => {
-                    let became_ready = !is_ready && self.work.is_ready(&line);
-                    self.tell(Event::Line(line));
+                Some(Says::Ended(ended)) => {
+                    return Outcome::Ended(End {
+                        code: ended.code().filter(|_| fault.is_none()),
+                        why: fault.unwrap_or_else(|| daemon.ended(&ended).to_string()),
+                        lived: began.elapsed(),
+                    });
+                }
+                // One that serves is not ended for that.
+                Some(Says::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
+                Some(Says::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
+                Some(said) => {
+                    let became_ready = !is_ready && self.work.is_ready(&said);
+                    self.pass(said);
                     if became_ready {
                         is_ready = true;
                         // What it opens by name it has opened meanwhile.
@@ -302,13 +312,6 @@ impl<W: Work> Keeper<W> {
                             Err(why) => fault = fault.or(Some(why)),
                         }
                     }
-                }
-                Some(Says::Ended(status)) => {
-                    return Outcome::Ended(End {
-                        status: fault.is_none().then_some(status),
-                        why: fault.unwrap_or_else(|| daemon.ended(status).to_string()),
-                        lived: began.elapsed(),
-                    });
                 }
                 None => {
                     let patience = self
@@ -320,29 +323,16 @@ impl<W: Work> Keeper<W> {
                 }
             }
             if fault.is_some() {
-                daemon.process().end();
+                daemon.end();
             }
         }
     }
 
-    /// Waits for the end of one that says nothing here.
-    fn watch_left(&self, process: &Process) -> Outcome {
-        let began = Instant::now();
-        loop {
-            if self.shared.stops() {
-                process.end();
-                return Outcome::Over { left: false };
-            }
-            if self.shared.is_over() {
-                return Outcome::Over { left: true };
-            }
-            if process.wait(GLANCE) {
-                return Outcome::Ended(End {
-                    why: format!("vmemd (process {}) has ended", process.number()),
-                    status: None,
-                    lived: began.elapsed(),
-                });
-            }
+    fn pass(&self, said: Says) {
+        match said {
+            Says::Event(event) => self.tell(Event::Told(event)),
+            Says::Status(status) => self.tell(Event::Status(status)),
+            Says::Refuses(_) | Says::Ended(_) => {}
         }
     }
 

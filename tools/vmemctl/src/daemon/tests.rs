@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which processes are signalled, with programs that are no vmemd.
+//! Which processes are heard and which are signalled, with programs that are no vmemd.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::Mutex;
 
 use tempfile::TempDir;
+use vmem_control::{Event, Request};
 
+use super::fake::{command, said, shell};
+use super::spawned::lock;
 use super::*;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(20);
 
 fn place() -> (TempDir, Place) {
     let directory = tempfile::tempdir().expect("a directory");
@@ -18,96 +21,235 @@ fn place() -> (TempDir, Place) {
     (directory, place)
 }
 
-fn shell(script: &str) -> Vec<String> {
-    ["-c", script].map(str::to_owned).to_vec()
+/// A vmemd that does this.
+fn start(script: &str, place: &Place) -> Daemon {
+    Daemon::spawn(Path::new("sh"), &shell(script), SESSION, place).expect("a process")
 }
 
-/// A process that is none of ours, whose program is called like this.
-fn stranger(directory: &TempDir, name: &str) -> Child {
-    let program = directory.path().join(name);
-    fs::copy("/bin/sleep", &program).expect("a program");
-    Command::new(program).arg("1000").spawn().expect("a process")
+fn is_listening(said: &Says) -> Option<()> {
+    let is = match said {
+        Says::Event(event) => matches!(event, Event::Listening { .. }),
+        Says::Status(status) => status.listening.is_some(),
+        _ => false,
+    };
+    is.then_some(())
+}
+
+fn wait_ready(daemon: &mut Daemon) {
+    daemon.wait_for(LONG, is_listening).expect("it is ready");
+}
+
+fn wait_said(daemon: &mut Daemon, word: &str) {
+    let wanted = said(word);
+    let is = |said: &Says| matches!(said, Says::Event(event) if *event == wanted).then_some(());
+    daemon.wait_for(LONG, is).expect("it says so");
+}
+
+fn end_of(daemon: &mut Daemon) -> Ended {
+    loop {
+        match daemon.hear(LONG).expect("its end") {
+            Says::Ended(ended) => return ended,
+            _ => {}
+        }
+    }
+}
+
+/// As after the death of the vmemctl that has started it: nobody listens to it any more. Its processes, which are children of this one, are
+/// waited for as long as the thread lives that has been left.
+fn abandon(daemon: Daemon) -> Process {
+    let number = daemon.held().first().number();
+    drop(daemon);
+    Process::open(number).expect("it lives")
 }
 
 #[test]
-fn vmemd_of_another_guest_with_the_noted_number_is_not_ended() {
+fn daemon_is_heard_and_takes_orders_that_were_given_before_it_listens() {
+    let (_directory, place) = place();
+    let mut daemon = start("ready; order; say all; end 2", &place);
+    daemon.orders().give(Request::Release);
+    wait_ready(&mut daemon);
+    wait_said(&mut daemon, "release");
+    wait_said(&mut daemon, "all");
+    let ended = end_of(&mut daemon);
+    assert_eq!(ended.code(), Some(2));
+    assert_eq!(ended.said, Some((2, None)));
+}
+
+#[test]
+fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
+    let (_directory, place) = place();
+    let mut first = start("ready; order; order; end 2", &place);
+    wait_ready(&mut first);
+    let process = abandon(first);
+    assert!(Daemon::take_over("another", Duty::Serve, &place).is_none(), "another session");
+    assert!(Daemon::take_over(SESSION, Duty::Fetch, &place).is_none(), "another duty");
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it is there");
+    assert_eq!(daemon.held().number(), process.number());
+    // It says where it stands though that was said before.
+    wait_ready(&mut daemon);
+    daemon.orders().give(Request::Start);
+    wait_said(&mut daemon, "start");
+    daemon.orders().give(Request::Release);
+    let ended = end_of(&mut daemon);
+    assert_eq!((ended.status, ended.code()), (None, Some(2)), "it says how it ends");
+    assert!(process.wait(LONG));
+}
+
+#[test]
+fn daemon_behind_a_script_is_taken_over_and_ended_with_it() {
+    let (_directory, place) = place();
+    // Not exec: the shell waits for it.
+    let script = ["-c".to_owned(), format!("{}; true", command("ready; serve"))];
+    let mut first = Daemon::spawn(Path::new("sh"), &script, SESSION, &place).expect("a process");
+    wait_ready(&mut first);
+    let shell = abandon(first);
+    let daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it is there");
+    let Held::Left(processes) = daemon.held() else {
+        panic!("it was left")
+    };
+    assert_eq!(processes.len(), 2);
+    assert_eq!(processes[1].number(), shell.number());
+    daemon.end();
+    assert!(daemon.held().wait(Duration::ZERO));
+}
+
+#[test]
+fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
+    let (_directory, place) = place();
+    let mut first = start("ready; serve", &place);
+    wait_ready(&mut first);
+    let process = abandon(first);
+    process.signal(Signal::STOP);
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it was recorded");
+    assert!(daemon.hear(Duration::from_millis(100)).is_none(), "it says nothing");
+    // It goes on: what was sent meanwhile is answered.
+    process.signal(Signal::CONT);
+    wait_ready(&mut daemon);
+    process.signal(Signal::STOP);
+    daemon.end();
+    assert!(process.wait(Duration::ZERO));
+}
+
+#[test]
+fn daemon_that_is_stopped_is_ended_by_who_comes_later() {
+    let (_directory, place) = place();
+    let mut first = start("ready; serve", &place);
+    wait_ready(&mut first);
+    let process = abandon(first);
+    process.signal(Signal::STOP);
+    end_left_over(&place);
+    assert!(process.wait(Duration::ZERO));
+}
+
+#[test]
+fn daemon_without_a_record_is_found_by_its_socket_and_asked_to_end() {
+    let (_directory, place) = place();
+    let mut first = start("ready; serve", &place);
+    wait_ready(&mut first);
+    fs::remove_file(place.path(PID)).expect("a record");
+    end_left_over(&place);
+    let ended = end_of(&mut first);
+    assert_eq!(ended.code(), Some(0), "no signal has ended it");
+}
+
+#[test]
+fn daemon_of_another_guest_is_not_ended() {
+    let ((_one, here), (_other, there)) = (place(), place());
+    let mut daemon = start("ready; serve", &there);
+    wait_ready(&mut daemon);
+    end_left_over(&here);
+    assert!(Daemon::take_over(SESSION, Duty::Serve, &here).is_none());
+    assert!(!daemon.held().wait(Duration::from_millis(100)));
+    daemon.end();
+}
+
+#[test]
+fn socket_of_a_daemon_that_has_ended_is_no_daemon() {
+    let (_directory, place) = place();
+    let mut daemon = start("ready; serve", &place);
+    wait_ready(&mut daemon);
+    daemon.end();
+    assert!(place.path(SOCKET).exists());
+    assert!(Daemon::take_over(SESSION, Duty::Serve, &place).is_none());
+    let mut next = start("ready; serve", &place);
+    wait_ready(&mut next);
+    next.end();
+}
+
+#[test]
+fn daemon_whose_script_has_ended_is_heard_and_ended() {
+    let (_directory, place) = place();
+    let background = format!("exec 3<&0; {} <&3 & exit 3", command("ready; order; serve"));
+    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), background], SESSION, &place).expect("a process");
+    wait_ready(&mut daemon);
+    assert!(daemon.held().wait(LONG), "the script has ended");
+    daemon.orders().give(Request::Start);
+    wait_said(&mut daemon, "start");
+    daemon.end();
+    assert_eq!(end_of(&mut daemon).code(), Some(3), "of the script");
+}
+
+#[test]
+fn daemon_that_has_the_socket_is_ended_before_the_next_is_started() {
+    let (_directory, place) = place();
+    let mut first = start("ready; serve", &place);
+    wait_ready(&mut first);
+    let mut next = start("ready; serve", &place);
+    wait_ready(&mut next);
+    assert!(first.held().wait(Duration::ZERO));
+    assert!(!next.held().wait(Duration::ZERO));
+    next.end();
+}
+
+#[test]
+fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
     let (directory, place) = place();
-    let mut other = stranger(&directory, "vmemd");
-    // As it was noted of a process that has ended since, and whose number this one has got.
-    let mut noted = serde_json::to_value(
-        Process::of_child(&other)
-            .and_then(|process| process.identity())
-            .expect("it lives"),
-    )
-    .expect("JSON");
-    noted["start"] = 1.into();
-    for text in [noted.to_string(), other.id().to_string()] {
+    let program = directory.path().join("vmemd");
+    fs::copy("/bin/sleep", &program).expect("a program");
+    let mut other = Command::new(program).arg("1000").spawn().expect("a process");
+    // As it was recorded of a process that has ended since, and whose number this one has got.
+    let identity = Process::of_child(&other).and_then(|process| process.identity());
+    let mut recorded = serde_json::to_value(identity.expect("it lives")).expect("JSON");
+    recorded["start"] = 1.into();
+    for text in [recorded.to_string(), other.id().to_string()] {
         fs::write(place.path(PID), &text).expect("a file");
-        end_left_over(&place, Some(SESSION), Duty::Serve);
+        end_left_over(&place);
         assert!(other.try_wait().expect("a child").is_none(), "it was ended for {text}");
     }
     other.kill().and_then(|()| other.wait()).expect("a child");
 }
 
 #[test]
-fn left_over_program_of_another_name_is_ended() {
+fn left_over_program_that_hears_nothing_is_ended() {
     let (_directory, place) = place();
-    let daemon = Daemon::spawn(Path::new("sleep"), &["1000".to_owned()], &place).expect("a process");
-    end_left_over(&place, None, Duty::Serve);
-    assert!(daemon.process().process.wait(Duration::ZERO));
-}
-
-#[test]
-fn left_over_without_a_note_is_found_by_its_session() {
-    /// Nobody else's: other tests look for what is left over of theirs, in all of the machine.
-    const LEFT_OVER: &str = "7c1e0ff2b35d9a48e6620193c4adf875";
-    let (directory, place) = place();
-    let script = directory.path().join("wrapper");
-    fs::write(&script, "#!/bin/sh\nsleep 1000\n").expect("a file");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("a file");
-    let export = format!("ram.0.{}=/dev/shm/x", &LEFT_OVER[..16]);
-    let arguments = ["serve", "--listen", "127.0.0.1:0", &export].map(str::to_owned);
-    let daemon = Daemon::spawn(&script, &arguments, &place).expect("a process");
-    fs::remove_file(place.path(PID)).expect("a note");
-    // The kernel shows them a moment after the program has begun.
-    while daemon.process().process.arguments().expect("it lives") == [""] {}
-    end_left_over(&place, Some("fedcba98765432100123456789abcdef"), Duty::Serve);
-    assert!(!daemon.process().process.wait(Duration::ZERO), "another session");
-    end_left_over(&place, Some(LEFT_OVER), Duty::Fetch);
-    assert!(!daemon.process().process.wait(Duration::ZERO), "the other side");
-    end_left_over(&place, Some(LEFT_OVER), Duty::Serve);
-    assert!(daemon.process().process.wait(Duration::ZERO));
-}
-
-#[test]
-fn words_of_a_session_are_told_from_others() {
-    let of = |line: &str| {
-        let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-        [Duty::Serve, Duty::Fetch].map(|duty| is_of_session(&words, "0123456789abcdef", duty))
-    };
-    let source = "vmemd serve --listen [::1]:0 ram.0.0123456789abcdef=/dev/shm/ram";
-    assert_eq!(of(source), [true, false]);
-    let destination = "sh wrapper --source h:1 --resume --region ram.0.0123456789abcdef=guest0.ram";
-    assert_eq!(of(destination), [false, true]);
-    for other in [
-        "grep ram.0.0123456789abcdef= record",
-        "vmemd serve ram.0.0123456789abcdee=/dev/shm/ram",
-        "vmemd serve ram.0.0123456789abcdef",
-        "vmemctl recover --state 0123456789abcdef",
-        "",
-    ] {
-        assert_eq!(of(other), [false, false], "{other}");
-    }
+    let daemon = Daemon::spawn(
+        Path::new("sh"),
+        &["-c".to_owned(), "exec sleep 1000".to_owned()],
+        SESSION,
+        &place,
+    );
+    let daemon = daemon.expect("a process");
+    end_left_over(&place);
+    assert!(daemon.held().wait(Duration::ZERO));
 }
 
 #[test]
 fn what_a_script_has_started_is_stopped_with_it() {
-    let (_directory, place) = place();
+    let (directory, place) = place();
+    let note = directory.path().join("number");
     // Not exec: the shell waits for it.
-    let mut daemon = Daemon::spawn(Path::new("sh"), &shell("sleep 1000 & echo $!; wait; true"), &place).expect("a process");
-    let inner = daemon.wait_for(LONG, |line| line.parse().ok()).expect("a number");
-    let inner = Process::open(inner).expect("it lives");
-    daemon.process().end();
+    let script = format!("sleep 1000 & echo $! >'{}'; wait; true", note.display());
+    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), script], SESSION, &place).expect("a process");
+    let until = Instant::now() + LONG;
+    let number = loop {
+        let text = fs::read_to_string(&note).unwrap_or_default();
+        match text.strip_suffix('\n').and_then(|text| text.parse().ok()) {
+            Some(number) => break number,
+            None => assert!(Instant::now() < until),
+        }
+    };
+    let inner = Process::open(number).expect("it lives");
+    daemon.end();
     assert!(inner.wait(LONG));
     assert!(matches!(daemon.hear(LONG), Some(Says::Ended(_))));
 }
@@ -119,12 +261,12 @@ fn process_that_has_got_the_number_of_an_ended_one_is_not_signalled() {
     child.wait().expect("a child");
     let mut other = Command::new("sleep").arg("1000").process_group(0).spawn().expect("a process");
     let number = Process::of_child(&other).expect("a pidfd");
-    let spawned = Spawned {
+    let held = Held::Spawned(Spawned {
         process: ended.with_number_of(&number),
         reaped: Mutex::new(true),
-    };
-    spawned.signal(Signal::TERM);
-    spawned.end();
+    });
+    held.signal(Signal::TERM);
+    held.end();
     assert!(!number.wait(Duration::from_millis(100)), "another process was signalled");
     other.kill().and_then(|()| other.wait()).expect("a child");
 }
@@ -132,9 +274,30 @@ fn process_that_has_got_the_number_of_an_ended_one_is_not_signalled() {
 #[test]
 fn end_of_one_is_heard_when_it_is_reaped() {
     let (_directory, place) = place();
-    let mut daemon = Daemon::spawn(Path::new("true"), &[], &place).expect("a process");
-    assert!(matches!(daemon.hear(LONG), Some(Says::Ended(status)) if status.success()));
-    assert!(*lock(&daemon.process().reaped), "its number may be another's from now on");
+    let arguments = ["-c", "exit 0"].map(str::to_owned);
+    let mut daemon = Daemon::spawn(Path::new("sh"), &arguments, SESSION, &place).expect("a process");
+    assert_eq!(end_of(&mut daemon).code(), Some(0));
+    let Held::Spawned(spawned) = daemon.held() else {
+        panic!("it was started here")
+    };
+    assert!(*lock(&spawned.reaped), "its number may be another's from now on");
+}
+
+#[test]
+fn daemon_that_does_not_speak_the_protocol_says_so() {
+    let (_directory, place) = place();
+    // What is at the socket is this test.
+    let listener = socket::bind(&place.path(SOCKET)).expect("a socket");
+    let answers = thread::spawn(move || {
+        use std::io::Write;
+        let (mut client, _) = listener.accept().expect("a client");
+        client.write_all(b"HTTP/1.1 400 Bad Request\n").expect("room");
+        client
+    });
+    let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
+    left::record(&own, &place.path(PID)).expect("a record");
+    assert!(Left::find(&place).expect("it was recorded").hello.is_none());
+    drop(answers.join().expect("no panic"));
 }
 
 #[test]
@@ -142,7 +305,7 @@ fn a_directory_that_cannot_be_written_is_not_taken_for_a_vmemd_that_cannot_be_st
     let (_directory, place) = place();
     // As on a file system that is full, the file cannot be made.
     fs::create_dir(place.log("vmemd.log").expect("a directory")).expect("a directory");
-    let error = Daemon::start(&[], &place).err().expect("an error").to_string();
+    let error = Daemon::start(&[], SESSION, &place).err().expect("an error").to_string();
     let log = place.log("vmemd.log").expect("a directory");
     assert_eq!(
         error,

@@ -5,7 +5,6 @@ mod fetch;
 #[cfg(test)]
 mod tests;
 
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmem_cli::output::err;
+use vmem_control::{Duty, Event as Told, Request, State, Status};
 
 use super::regions::Regions;
-use crate::daemon::{Daemon, DaemonError, Duty, end_left_over, event, left_over};
+use crate::daemon::{Daemon, DaemonError, Says, end_left_over};
 use crate::failure::Trouble;
 use crate::record::{Incoming, Place};
 use crate::supervisor::{Event, First, Supervisor};
@@ -29,8 +29,8 @@ const HOLD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum News {
     /// vmemd says something.
-    Line(Value),
-    /// Pages come, from a vmemd of which there are no lines.
+    Told(Told),
+    /// vmemd has reached the source, as an earlier `receive` knew; or pages come, from a vmemd that does not answer.
     Flow,
     /// vmemd has ended and is started again, or cannot be started yet.
     Trouble(String),
@@ -72,9 +72,9 @@ impl Pages {
     pub(super) fn hold(record: &Incoming, place: &Place, policy: LossPolicy) -> Result<Self, Trouble> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
-        let mut daemon = Daemon::start(&all, place)?;
-        if let Err(error) = daemon.wait_for(HOLD, |line| event(line, "holding")) {
-            daemon.process().end();
+        let mut daemon = Daemon::start(&all, &record.session, place)?;
+        if let Err(error) = daemon.wait_for(HOLD, holds) {
+            daemon.end();
             return Err(error.into());
         }
         let start = starter(record, place);
@@ -84,16 +84,18 @@ impl Pages {
     /// Has pages come to a guest that another `receive` took: lets a vmemd go on that serves still, or starts one.
     pub(super) fn resume(record: &Incoming, place: &Place, policy: LossPolicy) -> Result<Self, Trouble> {
         let regions = Regions::of(record);
-        let left = left_over(place, Some(&record.session), Duty::Fetch).into_iter().next();
-        let first = match left {
-            Some(process) if regions.look().attached => First::Left(process),
+        let first = match Daemon::take_over(&record.session, Duty::Fetch, place) {
+            Some(daemon) if regions.look().attached => First::Running(daemon),
             // One that does not serve the regions is ending, or will never do so.
             _ => {
-                end_left_over(place, Some(&record.session), Duty::Fetch);
+                end_left_over(place);
                 First::Missing
             }
         };
-        Self::supervise(starter(record, place), regions, policy, first, true)
+        let pages = Self::supervise(starter(record, place), regions, policy, first, true)?;
+        // One that holds has been told nothing yet.
+        pages.start();
+        Ok(pages)
     }
 
     /// Supervises the vmemd that is there `first`, and those that `start` starts after it.
@@ -119,7 +121,7 @@ impl Pages {
 
     /// The guest has stopped at the source.
     pub(super) fn start(&self) {
-        self.order("start");
+        self.order(Request::Start);
     }
 
     /// The guest is this host's: from now on vmemd is started again whenever it ends.
@@ -129,12 +131,12 @@ impl Pages {
 
     /// The guest runs here: the source may give back what has come.
     pub(super) fn release(&self) {
-        self.order("release");
+        self.order(Request::Release);
     }
 
-    fn order(&self, word: &str) {
+    fn order(&self, request: Request) {
         if let Some(supervisor) = &self.supervisor {
-            supervisor.order(word);
+            supervisor.order(request);
         }
     }
 
@@ -165,18 +167,20 @@ impl Pages {
             match supervisor.hear(left) {
                 None => return self.flow(),
                 Some(Event::Ready) => self.ready = true,
-                Some(Event::Line(line)) => {
-                    if let Some(news) = self.line(&line) {
+                Some(Event::Told(event)) => return Some(self.told(event)),
+                Some(Event::Status(status)) => {
+                    if let Some(news) = self.status(&status) {
                         return Some(news);
                     }
                 }
+                Some(Event::Refuses(why)) => return Some(News::Trouble(format!("vmemd does not take orders: {why}"))),
                 Some(Event::Ended { why, .. }) if why == NOT_YET => {}
-                Some(Event::Ended { why, status, again }) => return Some(self.ended(why, status, again)),
+                Some(Event::Ended { why, code, again }) => return Some(self.ended(why, code, again)),
             }
         }
     }
 
-    /// Pages that come without a word: a vmemd that was found here says nothing to this program.
+    /// Pages that come without a word: a vmemd that was taken over may be unable to answer.
     fn flow(&mut self) -> Option<News> {
         let present = self.regions.look().present;
         let more = present > std::mem::replace(&mut self.present, present);
@@ -187,18 +191,24 @@ impl Pages {
         Some(News::Flow)
     }
 
-    fn line(&mut self, line: &str) -> Option<News> {
-        let line = serde_json::from_str::<Value>(line).ok()?;
-        match line.get("event").and_then(Value::as_str) {
-            Some("end") => self.summary = line.clone(),
-            Some("ready") => self.ready = true,
-            _ => {}
-        }
-        Some(News::Line(line))
+    /// Where a vmemd stands that was taken over, or was just started.
+    fn status(&mut self, status: &Status) -> Option<News> {
+        let is_news = status.state == State::Ready && !self.ready;
+        self.ready |= is_news;
+        is_news.then_some(News::Flow)
     }
 
-    fn ended(&mut self, why: String, status: Option<ExitStatus>, again: Option<Duration>) -> News {
-        let exit = Exit::of(status);
+    fn told(&mut self, event: Told) -> News {
+        match &event {
+            Told::End { .. } => self.summary = line(&event),
+            Told::Ready { .. } => self.ready = true,
+            _ => {}
+        }
+        News::Told(event)
+    }
+
+    fn ended(&mut self, why: String, code: Option<i32>, again: Option<Duration>) -> News {
+        let exit = Exit::of(code);
         let Some(pause) = again else {
             self.supervisor = None;
             return News::Ended(match exit {
@@ -228,7 +238,7 @@ impl Pages {
         loop {
             match self.news(Duration::ZERO) {
                 None => return Ok(()),
-                Some(News::Line(_) | News::Flow) => {}
+                Some(News::Told(_) | News::Flow) => {}
                 // One that is resumed is started again before COMMIT, too.
                 Some(_) if self.keep.load(Ordering::SeqCst) => {}
                 Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Trouble::other(why)),
@@ -245,13 +255,24 @@ impl Drop for Pages {
     }
 }
 
-/// Whether a vmemd says by this that it has reached the source.
-pub(super) fn is_ready(line: &Value) -> bool {
-    line.get("event").and_then(Value::as_str) == Some("ready")
+/// Whether a vmemd says that it waits for the word to start.
+fn holds(said: &Says) -> Option<()> {
+    let holds = match said {
+        Says::Event(event) => matches!(event, Told::Holding { .. }),
+        Says::Status(status) => status.state == State::Holding,
+        _ => false,
+    };
+    holds.then_some(())
+}
+
+/// What a vmemd says, as a line of `vmemd --json`.
+pub(super) fn line(event: &Told) -> Value {
+    // Numbers and strings: serializing them does not fail.
+    serde_json::to_value(event).unwrap_or_default()
 }
 
 /// How a vmemd is started that goes on with what another one has begun.
 fn starter(record: &Incoming, place: &Place) -> impl Fn() -> Result<Daemon, DaemonError> + Send + 'static {
-    let (arguments, place) = (record.vmemd.clone(), place.clone());
-    move || Daemon::start(&arguments, &place)
+    let (arguments, session, place) = (record.vmemd.clone(), record.session.clone(), place.clone());
+    move || Daemon::start(&arguments, &session, &place)
 }

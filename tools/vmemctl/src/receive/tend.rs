@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmem::Control;
 use vmem_cli::{Signals, chain};
+use vmem_control::Event as Told;
 use vmem_migrate::destination::{Action, Destination, Event};
 use vmem_migrate::{Owner, Phase};
 
@@ -99,7 +100,7 @@ impl Tending<'_> {
             }
             if let Some(news) = self.pages.news(GLANCE) {
                 match news {
-                    pages::News::Line(line) => self.line(line),
+                    pages::News::Told(event) => self.told(&event),
                     pages::News::Flow => self.source_back(),
                     pages::News::Trouble(reason) => self.tell(reason),
                     pages::News::SourceLost(why) => self.source_lost(&why),
@@ -174,11 +175,12 @@ impl Tending<'_> {
         self.say(&FromDestination::Incomplete { reason });
     }
 
-    /// A line of vmemd. One that says that it is ready has reached the source.
-    fn line(&mut self, line: Value) {
-        if pages::is_ready(&line) {
+    /// What vmemd says. One that is ready has reached the source.
+    fn told(&mut self, event: &Told) {
+        if let Told::Ready { .. } = event {
             self.source_back();
         }
+        let line = pages::line(event);
         self.report.pages(&line);
         self.say(&FromDestination::Pages { line });
     }

@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Supervision of scripts that are no vmemd.
+//! Supervision of programs that are no vmemd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use vmem_control::Duty;
+
 use super::*;
+use crate::daemon::end_left_over;
+use crate::daemon::fake::{said, shell};
 use crate::record::Place;
+
+const SESSION: &str = "0123456789abcdef";
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A shell script in place of vmemd, whose `ready` is its word that it is.
+/// A program in place of vmemd, whose `ready` is its word that it is.
 struct Script {
     text: &'static str,
     place: Place,
@@ -22,8 +28,7 @@ struct Script {
 
 impl Work for Script {
     fn start(&self) -> Result<Daemon, DaemonError> {
-        let arguments = ["-c", self.text].map(str::to_owned);
-        Daemon::spawn(Path::new("sh"), &arguments, &self.place)
+        Daemon::spawn(Path::new("sh"), &shell(self.text), SESSION, &self.place)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -33,16 +38,20 @@ impl Work for Script {
         }
     }
 
-    fn is_ready(&self, line: &str) -> bool {
-        line == "ready"
+    fn is_ready(&self, said: &Says) -> bool {
+        match said {
+            Says::Event(event) => matches!(event, Told::Listening { .. }),
+            Says::Status(status) => status.listening.is_some(),
+            _ => false,
+        }
     }
 
     fn patience(&self) -> Option<Duration> {
         Some(self.patience)
     }
 
-    fn after(&self, status: Option<ExitStatus>) -> Next {
-        match status.and_then(|status| status.code()) {
+    fn after(&self, code: Option<i32>) -> Next {
+        match code {
             Some(0) => Next::Over,
             Some(2) => Next::In(Duration::from_millis(10)),
             _ => Next::BackOff,
@@ -66,14 +75,14 @@ fn supervise(script: Script) -> Supervisor {
     Supervisor::new(script, First::Missing).expect("a thread")
 }
 
-/// What follows up to the next end: the lines, why it has ended, and the pause.
-fn until_end(supervisor: &Supervisor) -> (Vec<String>, String, Option<Duration>) {
-    let mut lines = Vec::new();
+/// What follows up to the next end: the events, why it has ended, and the pause.
+fn until_end(supervisor: &Supervisor) -> (Vec<Told>, String, Option<Duration>) {
+    let mut events = Vec::new();
     loop {
         match supervisor.hear(LONG).expect("an event") {
-            Event::Line(line) => lines.push(line),
-            Event::Ready => {}
-            Event::Ended { why, again, .. } => return (lines, why, again),
+            Event::Told(event) => events.push(event),
+            Event::Ended { why, again, .. } => return (events, why, again),
+            _ => {}
         }
     }
 }
@@ -84,7 +93,7 @@ fn wait_ready(supervisor: &Supervisor) {
 
 #[test]
 fn one_that_is_ready_and_dies_is_no_storm() {
-    let (_directory, script) = script("echo ready; exit 3");
+    let (_directory, script) = script("ready; end 3");
     let supervisor = supervise(script);
     let began = Instant::now();
     let pauses: Vec<_> = (0..4)
@@ -97,31 +106,31 @@ fn one_that_is_ready_and_dies_is_no_storm() {
 
 #[test]
 fn one_whose_work_is_done_is_not_started_again() {
-    let (_directory, script) = script("echo all; exit 0");
+    let (_directory, script) = script("say all; end 0");
     let supervisor = supervise(script);
-    let (lines, why, again) = until_end(&supervisor);
-    assert_eq!((lines, again), (vec!["all".to_owned()], None), "{why}");
+    let (events, why, again) = until_end(&supervisor);
+    assert!(events.contains(&said("all")) && again.is_none(), "{why}: {events:?}");
     assert!(!supervisor.leave(), "there is none");
 }
 
 #[test]
-fn lines_that_nobody_hears_for_long_are_bounded() {
-    let (_directory, script) = script("seq 100000; exit 0");
+fn events_that_nobody_hears_for_long_are_bounded() {
+    let (_directory, script) = script("many 100000; end 0");
     let supervisor = supervise(script);
     let until = Instant::now() + LONG;
     while !supervisor.thread.as_ref().expect("a thread").is_finished() && Instant::now() < until {
         thread::sleep(Duration::from_millis(10));
     }
-    let (lines, _, again) = until_end(&supervisor);
+    let (events, _, again) = until_end(&supervisor);
     assert_eq!(again, None, "how it has ended is not left out");
-    assert!(lines.len() < 2000, "{}", lines.len());
-    assert!(lines[0].contains("dropped"), "{}", lines[0]);
-    assert_eq!(lines.last().map(String::as_str), Some("100000"));
+    assert!(events.len() < 2000, "{}", events.len());
+    assert!(matches!(events[0], Told::Dropped { .. }), "{:?}", events[0]);
+    assert!(matches!(events.last(), Some(Told::End { .. })), "{:?}", events.last());
 }
 
 #[test]
 fn failed_start_is_tried_again() {
-    let (directory, mut script) = script("echo ready; exec sleep 1000");
+    let (directory, mut script) = script("ready; serve");
     let needed = directory.path().join("memory");
     script.needs = Some(needed.clone());
     let supervisor = supervise(script);
@@ -136,7 +145,7 @@ fn failed_start_is_tried_again() {
 
 #[test]
 fn slow_start_is_ended_and_tried_again() {
-    let (_directory, mut script) = script("exec sleep 1000");
+    let (_directory, mut script) = script("serve");
     script.patience = Duration::from_millis(100);
     let supervisor = supervise(script);
     let (_, why, again) = until_end(&supervisor);
@@ -147,46 +156,63 @@ fn slow_start_is_ended_and_tried_again() {
 
 #[test]
 fn lasting_orders_are_told_to_each() {
-    let (_directory, script) = script("echo ready; read word; echo $word; exit 2");
+    let (_directory, script) = script("ready; order; end 2");
     let supervisor = supervise(script);
     wait_ready(&supervisor);
-    supervisor.order("release");
+    supervisor.order(Request::Release);
     for _ in 0..2 {
-        assert!(until_end(&supervisor).0.contains(&"release".to_owned()));
+        assert!(until_end(&supervisor).0.contains(&said("release")));
     }
     supervisor.stop();
 }
 
-/// One that is left by somebody, and its process.
-fn left(script: &Script) -> (Daemon, Process) {
+/// One that is ready.
+fn started(script: &Script) -> Daemon {
     let mut daemon = script.start().expect("a process");
-    let number = daemon.wait_for(LONG, |line| line.parse().ok()).expect("a number");
-    (daemon, Process::open(number).expect("it lives"))
+    let is_ready = |said: &Says| script.is_ready(said).then_some(());
+    daemon.wait_for(LONG, is_ready).expect("it is ready");
+    daemon
+}
+
+/// The one that is there.
+fn left(place: &Place) -> Daemon {
+    Daemon::take_over(SESSION, Duty::Serve, place).expect("it is left")
 }
 
 #[test]
-fn one_that_is_left_alone_lives_and_is_supervised_by_the_next() {
-    let (_directory, script) = script("echo $$; echo ready; exec sleep 1000");
+fn one_that_is_left_alone_lives_and_is_heard_and_supervised_by_the_next() {
+    let (_directory, script) = script("ready; order; serve");
     let again = Script {
         place: script.place.clone(),
         needs: None,
         ..script
     };
-    let (daemon, process) = left(&script);
+    let place = script.place.clone();
+    let daemon = started(&script);
     let supervisor = Supervisor::new(script, First::Running(daemon)).expect("a thread");
     assert!(supervisor.leave());
-    assert!(!process.wait(Duration::ZERO));
-    let next = Supervisor::new(again, First::Left(Process::open(process.number()).expect("it lives"))).expect("a thread");
-    assert!(next.hear(Duration::from_millis(200)).is_none(), "no second one");
+    let number = left(&place).held().first().number();
+    let next = Supervisor::new(again, First::Running(left(&place))).expect("a thread");
+    next.order(Request::Release);
+    loop {
+        match next.hear(LONG).expect("an event") {
+            Event::Told(event) if event == said("release") => break,
+            Event::Ended { why, .. } => panic!("{why}"),
+            _ => {}
+        }
+    }
+    let process = crate::process::Process::open(number).expect("no second one has followed it");
     process.signal(rustix::process::Signal::KILL);
-    assert_eq!(until_end(&next).2, Some(Duration::ZERO));
+    let (_, why, again) = until_end(&next);
+    assert_eq!(again, Some(Duration::ZERO));
+    assert!(why.contains(&format!("process {number}")), "{why}");
     wait_ready(&next);
     next.stop();
 }
 
 #[test]
 fn one_is_started_for_who_leaves_while_there_is_none() {
-    let (directory, mut script) = script("echo ready; exec sleep 1000");
+    let (directory, mut script) = script("ready; serve");
     let needed = directory.path().join("memory");
     script.needs = Some(needed.clone());
     let place = script.place.clone();
@@ -196,15 +222,18 @@ fn one_is_started_for_who_leaves_while_there_is_none() {
     until_end(&supervisor);
     fs::write(needed, "").expect("a file");
     assert!(supervisor.leave(), "it need not be waited for");
-    let left = crate::daemon::left_over(&place, None, crate::daemon::Duty::Serve);
-    assert_eq!(left.len(), 1);
-    left.iter().for_each(Process::end);
+    let left = left(&place);
+    end_left_over(&place);
+    assert!(left.held().wait(Duration::ZERO));
 }
 
 #[test]
 fn stop_ends_one_that_does_not_hear() {
-    let (_directory, script) = script("trap '' TERM; echo $$; while :; do sleep 0.1; done");
-    let (daemon, process) = left(&script);
+    let (_directory, script) = script("ready; deaf");
+    let daemon = started(&script);
+    let number = daemon.held().first().number();
+    let process = crate::process::Process::open(number).expect("it lives");
+    process.signal(rustix::process::Signal::STOP);
     let supervisor = Supervisor::new(script, First::Running(daemon)).expect("a thread");
     supervisor.stop();
     assert!(process.wait(Duration::ZERO));

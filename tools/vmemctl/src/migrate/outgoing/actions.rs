@@ -3,13 +3,14 @@
 
 use serde_json::json;
 use vmem_cli::chain;
+use vmem_control::Duty;
 use vmem_migrate::Phase;
 use vmem_migrate::source::{Action, Event, State};
 use vmem_qmp::QmpError;
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
-use crate::daemon::{Duty, end_left_over, left_over};
+use crate::daemon::{end_left_over, is_left};
 use crate::endpoint::{Endpoint, lost};
 use crate::export::Export;
 use crate::failure::Trouble;
@@ -79,7 +80,7 @@ impl OutgoingMigration {
             Action::StopServing => {
                 self.export.stop();
                 if self.resumed {
-                    end_left_over(&self.place, Some(&self.record.session), Duty::Serve);
+                    end_left_over(&self.place);
                 }
                 None
             }
@@ -239,15 +240,14 @@ impl OutgoingMigration {
 
     /// Has pages served. A vmemd that an earlier vmemctl has left may serve a guest that runs: it is not taken away.
     fn serve(&mut self) {
-        if left_over(&self.place, Some(&self.record.session), Duty::Serve).is_empty() {
+        if !is_left(&self.record.session, Duty::Serve, &self.place) {
             self.supervise();
         }
     }
 
-    /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is replaced.
+    /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is taken over.
     fn supervise(&mut self) {
-        end_left_over(&self.place, Some(&self.record.session), Duty::Serve);
-        match Export::again(&self.record.vmemd, self.record.served.clone(), &self.place) {
+        match Export::again(&self.record.vmemd, self.record.served.clone(), &self.record.session, &self.place) {
             Ok(export) => self.export = export,
             Err(trouble) => self.report.note(&chain(&trouble)),
         }

@@ -11,7 +11,7 @@ use vmem_qmp::Qmp;
 
 use super::{Arrival, loss_policy};
 use crate::cli::{Cli, Receive};
-use crate::daemon::{Duty, end_left_over};
+use crate::daemon::end_left_over;
 use crate::failure::{Failure, Trouble};
 use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
@@ -107,7 +107,7 @@ impl Arrival {
 
     /// There is no guest to go on with: what the source has to hear follows from what was recorded.
     fn over(place: Place, mut record: Incoming, report: &Report) -> Left {
-        end_left_over(&place, Some(&record.session), Duty::Fetch);
+        end_left_over(&place);
         let (state, due) = destination::resume(record.phase, false);
         let mut owner = Owner::new(state);
         if due.contains(&Action::RecordFailed) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the supervisor has to know of a vmemd that fetches pages.
 
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::daemon::{Daemon, DaemonError, event};
+use vmem_control::{Event, State};
+
+use crate::daemon::{Daemon, DaemonError, Says};
 use crate::receive::regions::Regions;
 use crate::supervisor::{Next, Work};
 
@@ -40,8 +41,8 @@ pub(super) enum Exit {
 }
 
 impl Exit {
-    pub(super) fn of(status: Option<ExitStatus>) -> Self {
-        match status.and_then(|status| status.code()) {
+    pub(super) fn of(code: Option<i32>) -> Self {
+        match code {
             Some(0) => Self::Complete,
             Some(2) => Self::SourceLost,
             Some(4) => Self::Unreadable,
@@ -83,16 +84,20 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Work for Fetch<S> 
         if self.keeps() { Ok(()) } else { Err(NOT_YET.to_owned()) }
     }
 
-    fn is_ready(&self, line: &str) -> bool {
-        event(line, "ready").is_some()
+    fn is_ready(&self, said: &Says) -> bool {
+        match said {
+            Says::Event(event) => matches!(event, Event::Ready { .. }),
+            Says::Status(status) => status.state == State::Ready,
+            _ => false,
+        }
     }
 
     fn patience(&self) -> Option<Duration> {
         Some(super::HOLD)
     }
 
-    fn after(&self, status: Option<ExitStatus>) -> Next {
-        let exit = Exit::of(status);
+    fn after(&self, code: Option<i32>) -> Next {
+        let exit = Exit::of(code);
         match exit {
             _ if !self.keeps() => Next::In(HELD),
             Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Next::Over,

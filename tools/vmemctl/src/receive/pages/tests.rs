@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What follows when a vmemd ends.
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::path::Path;
 use std::sync::atomic::AtomicU32;
 
+use rustix::process::Signal;
+use tempfile::TempDir;
+
 use super::*;
+use crate::daemon::fake::shell;
 use crate::process::Process;
-use crate::receive::regions::State;
+use crate::receive::regions::State as Look;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn only_what_is_certain_is_not_tried_again() {
-    let exited = |code: i32| Exit::of(Some(ExitStatus::from_raw(code << 8)));
+    let exited = |code: i32| Exit::of(Some(code));
     assert_eq!(
         [0, 2, 4, 7].map(exited),
         [Exit::Complete, Exit::SourceLost, Exit::Unreadable, Exit::OtherMemory]
@@ -21,8 +24,7 @@ fn only_what_is_certain_is_not_tried_again() {
     for code in [1, 3, 5, 6, 101] {
         assert_eq!(exited(code), Exit::Again, "{code}");
     }
-    assert_eq!(Exit::of(Some(ExitStatus::from_raw(9))), Exit::Again, "killed");
-    assert_eq!(Exit::of(None), Exit::Again, "not started");
+    assert_eq!(Exit::of(None), Exit::Again, "killed, or not started");
 }
 
 /// Regions that are plain or not, and how often a vmemd was started for them, in vain.
@@ -35,7 +37,7 @@ struct Scene {
 impl Scene {
     fn pages(&self, first: First, keep: bool) -> Pages {
         let scene = self.clone();
-        let regions = Regions::fake(move || State {
+        let regions = Regions::fake(move || Look {
             exist: true,
             mapped: true,
             plain: scene.plain.load(Ordering::SeqCst),
@@ -55,16 +57,46 @@ impl Scene {
     }
 }
 
+const SESSION: &str = "0123456789abcdef";
+
 /// A vmemd that another `receive` has left.
-fn left() -> (Child, First) {
-    let child = Command::new("sleep").arg("1000").spawn().expect("a process");
-    let process = Process::of_child(&child).expect("a process");
-    (child, First::Left(process))
+struct Left {
+    _directory: TempDir,
+    process: Process,
 }
 
-fn end(mut child: Child) {
-    child.kill().expect("a child");
-    child.wait().expect("a child");
+impl Left {
+    /// One that does this, and what takes it over.
+    fn new(script: &str) -> (Self, First) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+        let mut daemon = Daemon::spawn(Path::new("sh"), &shell(script), SESSION, &place).expect("a process");
+        let is_ready = |said: &Says| match said {
+            Says::Event(event) => matches!(event, Told::Listening { .. }).then_some(()),
+            Says::Status(status) => status.listening.map(drop),
+            _ => None,
+        };
+        daemon.wait_for(PATIENCE, is_ready).expect("it is ready");
+        let number = daemon.held().first().number();
+        drop(daemon);
+        let left = Self {
+            _directory: directory,
+            process: Process::open(number).expect("it lives"),
+        };
+        let daemon = Daemon::take_over(SESSION, Duty::Fetch, &place).expect("it is left");
+        (left, First::Running(daemon))
+    }
+
+    fn end(&self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait(PATIENCE));
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.process.signal(Signal::KILL);
+    }
 }
 
 fn trouble(pages: &mut Pages) -> String {
@@ -86,11 +118,12 @@ fn vmemd_that_cannot_be_started_is_tried_again() {
 
 #[test]
 fn vmemd_that_serves_is_left_alone_and_followed_by_another_when_it_ends() {
-    let (scene, (child, first)) = (Scene::default(), left());
+    let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
+    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)), "it has reached the source");
     assert!(pages.news(Duration::from_millis(500)).is_none());
     assert_eq!(scene.started(), 0);
-    end(child);
+    left.end();
     assert!(trouble(&mut pages).contains("has ended; started again"));
     trouble(&mut pages);
     assert!(scene.started() > 0);
@@ -98,10 +131,10 @@ fn vmemd_that_serves_is_left_alone_and_followed_by_another_when_it_ends() {
 
 #[test]
 fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
-    let (scene, (child, first)) = (Scene::default(), left());
+    let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, false);
     pages.check().expect("it lives");
-    end(child);
+    left.end();
     let until = Instant::now() + PATIENCE;
     while pages.check().is_ok() {
         assert!(Instant::now() < until);
@@ -115,11 +148,49 @@ fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
 
 #[test]
 fn memory_that_is_plain_needs_no_vmemd() {
-    let (scene, (child, first)) = (Scene::default(), left());
+    let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
+    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)));
     scene.plain.store(true, Ordering::SeqCst);
-    end(child);
+    left.end();
     assert!(matches!(pages.news(PATIENCE), Some(News::Ended(End::Complete(Value::Null)))));
     assert!(pages.news(Duration::from_millis(100)).is_none());
     assert_eq!(scene.started(), 0);
+}
+
+#[test]
+fn vmemd_that_was_left_says_how_it_ends() {
+    let scene = Scene::default();
+    let (_left, first) = Left::new("fetch; ready; order; end 0");
+    let mut pages = scene.pages(first, true);
+    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)));
+    pages.release();
+    let mut told = Vec::new();
+    let end = loop {
+        match pages.news(PATIENCE) {
+            Some(News::Told(event)) => told.push(event),
+            Some(News::Ended(end)) => break end,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(told.contains(&crate::daemon::fake::said("release")), "{told:?}");
+    let End::Complete(summary) = end else { panic!("{end:?}") };
+    assert_eq!(summary["event"], "end", "with its last figures: {summary}");
+    assert_eq!(scene.started(), 0);
+}
+
+#[test]
+fn vmemd_that_was_left_and_loses_its_source_is_followed_by_another() {
+    let scene = Scene::default();
+    let (_left, first) = Left::new("fetch; ready; order; end 2");
+    let mut pages = scene.pages(first, true);
+    pages.release();
+    let lost = loop {
+        match pages.news(PATIENCE) {
+            Some(News::Told(_) | News::Flow) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(lost, Some(News::SourceLost(_))), "{lost:?}");
+    pages.stop();
 }

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A vmemd that an earlier vmemctl has left behind. It is found by its socket in the guest's directory, and says there which process it is;
+//! the kernel says the same. One that does not answer is found by what was recorded of it when it was started. No other process is.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use vmem_cli::chain;
+use vmem_control::{Duty, Greeting, Hello, Request};
+
+use super::spawned::PATIENCE;
+use crate::process::Process;
+use crate::record::Place;
+
+/// The file with the identity of the latest vmemd's process.
+pub(super) const PID: &str = "vmemd.pid";
+
+/// The socket of the latest vmemd.
+pub(super) const SOCKET: &str = "vmemd.sock";
+
+/// How long a vmemd may take to say that it is there. Most take a millisecond.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A vmemd that is there.
+pub(super) struct Left {
+    /// At least one.
+    pub(super) processes: Vec<Process>,
+    /// The connection to it, if it has taken one.
+    pub(super) greeting: Option<Greeting>,
+    /// What it has said, if it answers.
+    pub(super) hello: Option<Hello>,
+}
+
+impl Left {
+    /// Whether it was started for this, as far as it says.
+    pub(super) fn is_of(&self, session: &str, duty: Duty) -> bool {
+        self.hello
+            .as_ref()
+            .is_none_or(|hello| hello.session == session && hello.duty == duty)
+    }
+
+    /// The vmemd of the guest of `place`, if one is left.
+    pub(super) fn find(place: &Place) -> Option<Self> {
+        Self::find_within(place, ANSWER)
+    }
+
+    fn find_within(place: &Place, limit: Duration) -> Option<Self> {
+        let mut processes: Vec<_> = recorded(place).into_iter().collect();
+        let socket = place.path(SOCKET);
+        let (greeting, hello) = match Greeting::send(&socket) {
+            Err(error) if error.is_nobody() => (None, None),
+            Err(error) => {
+                tracing::warn!("{}", chain(&error));
+                (None, None)
+            }
+            Ok(mut greeting) => match greeting.wait(Instant::now() + limit) {
+                Ok(hello) => (Some(greeting), hello),
+                Err(vmem_control::Error::Closed) => (None, None),
+                Err(error) => {
+                    tracing::warn!("vmemd at {}: {}", socket.display(), chain(&error));
+                    (None, None)
+                }
+            },
+        };
+        let said = hello.as_ref().and_then(|hello| Process::find(&hello.process));
+        if let Some(said) = said.filter(|said| processes.iter().all(|other| other.number() != said.number())) {
+            // A script in its place has been recorded, or nothing.
+            processes.insert(0, said);
+        }
+        if processes.is_empty() {
+            if greeting.is_some() && hello.is_none() {
+                tracing::warn!(
+                    "a vmemd has {} and does not answer, and it is not recorded which process that is: end it by hand",
+                    socket.display()
+                );
+            }
+            return None;
+        }
+        Some(Self {
+            processes,
+            greeting,
+            hello,
+        })
+    }
+}
+
+/// Whether an earlier vmemctl has left a vmemd of this session and duty. One that does not answer counts.
+pub(crate) fn is_left(session: &str, duty: Duty, place: &Place) -> bool {
+    Left::find(place).is_some_and(|left| left.is_of(session, duty))
+}
+
+/// The process that was recorded, if it lives.
+fn recorded(place: &Place) -> Option<Process> {
+    let text = std::fs::read(place.path(PID)).ok()?;
+    Process::find(&serde_json::from_slice(&text).ok()?)
+}
+
+/// Records which process it is. One that has ended already is not looked for.
+pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
+    match process.identity() {
+        Ok(identity) => std::fs::write(path, serde_json::to_vec(&identity)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends what an earlier vmemctl has left behind. Returns when it has let go of everything.
+pub(crate) fn end_left_over(place: &Place) {
+    // One that does not answer at once is made to end.
+    let Some(Left {
+        mut processes,
+        greeting,
+        hello,
+    }) = Left::find_within(place, PATIENCE)
+    else {
+        return;
+    };
+    let mut wait = || {
+        let until = Instant::now() + PATIENCE;
+        processes.retain(|process| !process.wait(until.saturating_duration_since(Instant::now())));
+        processes.is_empty()
+    };
+    if let (Some(greeting), Some(_)) = (&greeting, &hello) {
+        // If it is gone, that is seen.
+        let _ = greeting.caller().send(Request::Stop);
+        if wait() {
+            return;
+        }
+    }
+    for signal in [Signal::TERM, Signal::KILL] {
+        processes.iter().for_each(|process| process.signal(signal));
+        let until = Instant::now() + PATIENCE;
+        processes.retain(|process| !process.wait(until.saturating_duration_since(Instant::now())));
+    }
+}
