@@ -157,10 +157,15 @@ impl Greeting {
             socket: Arc::clone(&socket),
             next: Arc::new(AtomicU64::new(HELLO)),
         };
-        caller.send(Request::Hello {
+        let hello = Request::Hello {
             oldest: *VERSIONS.start(),
             latest: *VERSIONS.end(),
-        })?;
+        };
+        match caller.send(hello) {
+            // A daemon that refuses a client has said why before it closes the connection.
+            Ok(_) | Err(Error::Closed) => {}
+            Err(error) => return Err(error),
+        }
         let incoming = Incoming {
             socket,
             lines: Lines::new(LONGEST_REPLY),

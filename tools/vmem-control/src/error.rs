@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Why a control connection cannot be made or used.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::message::ErrorKind;
+use serde::{Deserialize, Serialize};
 
 /// Why a control connection cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -81,5 +82,46 @@ impl Error {
     pub fn is_nobody(&self) -> bool {
         matches!(self, Self::Connect { source, .. }
             if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+    }
+}
+
+/// Why a request is not obeyed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The line is no request.
+    Malformed,
+    /// The line is longer than a request may be. The connection ends.
+    TooLong,
+    /// This version does not know such a request.
+    UnknownRequest,
+    /// The daemon speaks no version that the client speaks. The connection ends.
+    Version,
+    /// HELLO has not been said on this connection.
+    NoHello,
+    /// The client is a process of another user. The connection ends.
+    NotAllowed,
+    /// There are as many clients as there can be. The connection ends.
+    Busy,
+    /// This daemon does not do that, or not now.
+    Refused,
+    /// An error that a later daemon knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Display for ErrorKind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "malformed",
+            Self::TooLong => "too_long",
+            Self::UnknownRequest => "unknown_request",
+            Self::Version => "version",
+            Self::NoHello => "no_hello",
+            Self::NotAllowed => "not_allowed",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        })
     }
 }

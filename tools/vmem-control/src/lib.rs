@@ -57,8 +57,8 @@ mod server;
 pub mod socket;
 
 pub use client::{Caller, Client, Greeting, Hello, Incoming};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use event::{Event, Figures, Lane, Phase, Region, State, Status, Times};
 pub use identity::Identity;
-pub use message::{Answer, Call, Duty, ErrorKind, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
+pub use message::{Answer, Call, Duty, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
 pub use server::{About, Publisher, Refusal, Server, Service};

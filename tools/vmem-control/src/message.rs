@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What goes over a control connection: JSON objects, one on a line. `Documentation/control.rst` describes them.
 
-use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Status};
 use crate::identity::Identity;
 
@@ -111,47 +110,6 @@ pub enum Answer {
         /// Why, for people.
         text: String,
     },
-}
-
-/// Why a request is not obeyed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorKind {
-    /// The line is no request.
-    Malformed,
-    /// The line is longer than a request may be. The connection ends.
-    TooLong,
-    /// This version does not know such a request.
-    UnknownRequest,
-    /// The daemon speaks no version that the client speaks. The connection ends.
-    Version,
-    /// HELLO has not been said on this connection.
-    NoHello,
-    /// The client is a process of another user. The connection ends.
-    NotAllowed,
-    /// There are as many clients as there can be. The connection ends.
-    Busy,
-    /// This daemon does not do that, or not now.
-    Refused,
-    /// An error that a later daemon knows.
-    #[serde(other)]
-    Unknown,
-}
-
-impl Display for ErrorKind {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Malformed => "malformed",
-            Self::TooLong => "too_long",
-            Self::UnknownRequest => "unknown_request",
-            Self::Version => "version",
-            Self::NoHello => "no_hello",
-            Self::NotAllowed => "not_allowed",
-            Self::Busy => "busy",
-            Self::Refused => "refused",
-            Self::Unknown => "unknown",
-        })
-    }
 }
 
 /// What comes from a daemon.

@@ -30,8 +30,8 @@ use crate::record::Place;
 use crate::scope;
 use conversation::Conversation;
 pub(crate) use conversation::{Ended, Orders, Says};
-pub(crate) use left::{end_left_over, is_left};
 use left::{Left, PID, SOCKET};
+pub(crate) use left::{end_left_over, is_left};
 use spawned::{Held, PATIENCE, Spawned};
 
 /// vmemd cannot be started, or ended at once.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::error::ErrorKind;
 use crate::event::Event;
 use crate::lines::{Lines, TooLong};
-use crate::message::{Answer, Call, ErrorKind, LONGEST_REQUEST, Reply};
+use crate::message::{Answer, Call, LONGEST_REQUEST, Reply};
 
 /// No request of a client is read while so many bytes wait for it to be taken.
 const ANSWERS: usize = 64 << 10;

@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::connection::{Connection, Heard};
 use super::{About, Service, Shared, lock};
 use crate::credentials::judge_peer;
+use crate::error::ErrorKind;
 use crate::event::Event;
-use crate::message::{Answer, Call, ErrorKind, Request, VERSIONS, agree};
+use crate::message::{Answer, Call, Request, VERSIONS, agree};
 
 /// Clients at a time.
 pub(super) const CLIENTS: usize = 8;

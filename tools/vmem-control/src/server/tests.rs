@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use super::run::CLIENTS;
 use super::*;
 use crate::client::{Client, Greeting};
+use crate::error::ErrorKind;
 use crate::event::{Figures, Region, State};
-use crate::message::{Answer, ErrorKind, LONGEST_REQUEST, Message, Request};
+use crate::message::{Answer, LONGEST_REQUEST, Message, Request};
 use crate::socket;
 
 const LONG: Duration = Duration::from_secs(20);

@@ -47,9 +47,8 @@ fn wait_said(daemon: &mut Daemon, word: &str) {
 
 fn end_of(daemon: &mut Daemon) -> Ended {
     loop {
-        match daemon.hear(LONG).expect("its end") {
-            Says::Ended(ended) => return ended,
-            _ => {}
+        if let Says::Ended(ended) = daemon.hear(LONG).expect("its end") {
+            return ended;
         }
     }
 }

@@ -8,18 +8,11 @@ use std::thread;
 
 use vmem_control::{Refusal, Service};
 
-use super::stopping::Stopping;
+use super::stopping::{Order, Stopping};
 use crate::failure::Failure;
 use crate::orders;
 use crate::report::Report;
 use vmem_engine::{Permission, Release};
-
-/// What ends the hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Order {
-    Start,
-    Stop,
-}
 
 /// The orders of one run.
 pub(super) struct Orders {

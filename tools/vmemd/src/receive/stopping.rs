@@ -10,11 +10,17 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem_engine::Event;
 
-use super::orders::Order;
 use crate::failure::Failure;
 
 /// How long the end may take: the engine's threads have a second.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// What ends a hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Order {
+    Start,
+    Stop,
+}
 
 /// How far the run has come.
 #[derive(Clone, Default)]

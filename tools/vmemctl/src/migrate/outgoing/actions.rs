@@ -247,7 +247,12 @@ impl OutgoingMigration {
 
     /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is taken over.
     fn supervise(&mut self) {
-        match Export::again(&self.record.vmemd, self.record.served.clone(), &self.record.session, &self.place) {
+        match Export::again(
+            &self.record.vmemd,
+            self.record.served.clone(),
+            &self.record.session,
+            &self.place,
+        ) {
             Ok(export) => self.export = export,
             Err(trouble) => self.report.note(&chain(&trouble)),
         }
