@@ -24,6 +24,6 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let region = &self.0;
         region.daemon().set_gone();
-        region.pages().leave(|| region.daemon().detach());
+        region.pages().detach_daemon(|| region.daemon().detach());
     }
 }

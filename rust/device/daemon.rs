@@ -20,7 +20,7 @@ pub(crate) struct Daemon {
     ready: Atomic<bool>,
     /// Who is in WAIT_READY.
     #[pin]
-    pub(crate) starters: PollQueue,
+    pub(crate) ready_waiters: PollQueue,
 }
 
 impl Daemon {
@@ -29,7 +29,7 @@ impl Daemon {
         pin_init!(Self {
             attached: Atomic::new(false),
             ready: Atomic::new(false),
-            starters <- PollQueue::new(),
+            ready_waiters <- PollQueue::new(),
         })
     }
 
@@ -64,6 +64,6 @@ impl Daemon {
     /// It serves.
     pub(crate) fn set_ready(&self) {
         self.ready.store(true, Release);
-        self.starters.wake_all();
+        self.ready_waiters.wake_all();
     }
 }

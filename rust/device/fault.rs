@@ -5,7 +5,7 @@
 use super::{
     discard::discard,
     memories,
-    primitives::Limit,
+    primitives::WaitParams,
     region::Region,
     registry::Handle,
     tracking::Tracking, //
@@ -35,7 +35,7 @@ use crate::{
         },
         wait::{
             Patience,
-            Woken, //
+            WaitOutcome, //
         },
         write_fault::WriteFault, //
     }, //
@@ -47,7 +47,7 @@ use kernel::{
 
 /// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
 /// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
-const BRIEFLY: Limit = Limit {
+const BRIEFLY: WaitParams = WaitParams {
     patience: Patience::KillableLocked,
     ms: 1000,
     place: None,
@@ -170,8 +170,10 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer
         match region.pages().touch(pgoff) {
             Touch::Present => return Ok(()),
             Touch::Unreadable => return Err(unreadable(region)),
-            Touch::Requested | Touch::Waiting if region.gives_up() => return Err(sigbus(region)),
-            Touch::Requested | Touch::Waiting => {}
+            Touch::NewlyRequested | Touch::AlreadyRequested if region.gives_up() => {
+                return Err(sigbus(region))
+            }
+            Touch::NewlyRequested | Touch::AlreadyRequested => {}
         }
         match fault.waiting() {
             Waiting::Never => return Err(Answer::RETRY),
@@ -193,8 +195,8 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer
                 let place = fault.place();
                 fault.unlock();
                 return Err(match region.await_page(pgoff, place, fault.patience()) {
-                    Woken::Placed => Answer::COMPLETED,
-                    Woken::Timeout => {
+                    WaitOutcome::Placed => Answer::COMPLETED,
+                    WaitOutcome::Timeout => {
                         if may_write {
                             region.give_up_page(pgoff);
                         } else {
@@ -203,19 +205,19 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer
                         Answer::WAITED
                     }
                     // The fault starts again and sees.
-                    Woken::Done | Woken::Signal => Answer::WAITED,
+                    WaitOutcome::Done | WaitOutcome::Signal => Answer::WAITED,
                 });
             }
             Waiting::InPlace if fault.is_deaf() || !fault.is_own() => {
                 // An IOMMU's, for one; a debugger's.
-                if region.await_page_for(pgoff, BRIEFLY) != Woken::Done {
+                if region.await_page_for(pgoff, BRIEFLY) != WaitOutcome::Done {
                     return Err(sigbus(region));
                 }
             }
             Waiting::InPlace => match region.await_page(pgoff, None, Patience::KillableLocked) {
-                Woken::Done | Woken::Placed => {}
-                Woken::Timeout if fault.may_write() => region.give_up_page(pgoff),
-                Woken::Timeout | Woken::Signal => return Err(sigbus(region)),
+                WaitOutcome::Done | WaitOutcome::Placed => {}
+                WaitOutcome::Timeout if fault.may_write() => region.give_up_page(pgoff),
+                WaitOutcome::Timeout | WaitOutcome::Signal => return Err(sigbus(region)),
             },
         }
     }

@@ -16,7 +16,7 @@ use crate::{
         dirty_log::CHUNK_PAGES,
         image::{
             self,
-            Place, //
+            Location, //
         },
         page_map::Touch,
         range::{
@@ -43,7 +43,7 @@ use crate::{
         wait::{
             Patience,
             PollQueue,
-            Woken, //
+            WaitOutcome, //
         }, //
     }, //
 };
@@ -112,7 +112,7 @@ pub(crate) struct Image {
     /// The region whose memory it is, if it is one of ours.
     region: Option<Arc<Region>>,
     all: PageRange,
-    places: image::Image<Plane>,
+    locations: image::Image<Plane>,
     copies: Copies,
     log: PageLog,
     copied: Counter,
@@ -151,7 +151,7 @@ impl Image {
         all: PageRange,
     ) -> Result<Arc<Self>> {
         plane::check_room(all.len(), 3)?;
-        let places = image::Image::new(plane::all(all.len())?, plane::none(all.len())?);
+        let locations = image::Image::new(plane::all(all.len())?, plane::none(all.len())?);
         let log = plane::log(all.len())?;
         let copies = Copies::new(all.bytes().ok_or(EFBIG)?)?;
         Arc::pin_init(
@@ -160,7 +160,7 @@ impl Image {
                 memory: memory.duplicate(),
                 region: region.cloned(),
                 all,
-                places,
+                locations,
                 copies,
                 log,
                 copied: Counter::new(),
@@ -197,14 +197,15 @@ impl Image {
     pub(crate) fn awaits(&self, pgoff: u64) -> Option<&Region> {
         let region = self.region()?;
         let page = region.pages().range(pgoff, 1).ok()?;
-        let is_here = self.places.place(pgoff) != Place::Memory || region.pages().all_present(page);
+        let is_here =
+            self.locations.location(pgoff) != Location::Memory || region.pages().all_present(page);
         (!is_here).then_some(region)
     }
 
     /// Whether a page has to be copied before it is written to. What is put into an absent page is no
     /// write.
     fn wants(&self, pgoff: u64) -> bool {
-        self.places.is_pending(pgoff) && self.awaits(pgoff).is_none()
+        self.locations.is_pending(pgoff) && self.awaits(pgoff).is_none()
     }
 
     /// Copies a page of a folio of the memory, unless that has been done. It may be written to then.
@@ -225,7 +226,7 @@ impl Image {
             return;
         }
         self.copied.count();
-        self.places.copied(pgoff);
+        self.locations.set_copied(pgoff);
     }
 
     /// The same for pages of one folio.
@@ -251,7 +252,7 @@ impl Image {
             match self.memory.lock_folio(pgoff) {
                 Ok(Some(folio)) => self.keep_page(pgoff, &folio),
                 // Zeros. Whoever makes a page of it finds it pending, or there is nothing to keep.
-                Ok(None) => self.places.copied(pgoff),
+                Ok(None) => self.locations.set_copied(pgoff),
                 Err(_) => self.fail(),
             }
         }
@@ -291,15 +292,18 @@ impl Image {
             match region.pages().touch(pgoff) {
                 Touch::Present => return Ok(()),
                 Touch::Unreadable => return Err(EIO),
-                Touch::Requested | Touch::Waiting if region.gives_up() => return Err(EIO),
-                Touch::Requested | Touch::Waiting => {}
+                Touch::NewlyRequested | Touch::AlreadyRequested if region.gives_up() => {
+                    return Err(EIO)
+                }
+                Touch::NewlyRequested | Touch::AlreadyRequested => {}
             }
             let limit = region.limit(None, Patience::Interruptible);
-            let in_vain = || self.check().is_err() || self.places.place(pgoff) != Place::Memory;
-            match region.await_page_unless(pgoff, limit, in_vain) {
-                Woken::Done | Woken::Placed => {}
-                Woken::Timeout => return Err(EIO),
-                Woken::Signal => return Err(ERESTARTSYS),
+            let cancelled =
+                || self.check().is_err() || self.locations.location(pgoff) != Location::Memory;
+            match region.await_page_unless(pgoff, limit, cancelled) {
+                WaitOutcome::Done | WaitOutcome::Placed => {}
+                WaitOutcome::Timeout => return Err(EIO),
+                WaitOutcome::Signal => return Err(ERESTARTSYS),
             }
         }
         Ok(())
@@ -310,10 +314,10 @@ impl Image {
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         self.bring(pgoff)?;
         self.check()?;
-        self.places.read(pgoff, |place| match place {
-            Place::Memory => self.memory.read(pgoff, sink),
-            Place::Copy => self.copies.read(pgoff, sink),
-            Place::Done => Err(errno::nodata()),
+        self.locations.read(pgoff, |location| match location {
+            Location::Memory => self.memory.read(pgoff, sink),
+            Location::Copy => self.copies.read(pgoff, sink),
+            Location::Done => Err(errno::nodata()),
         })?;
         // After the page was read: who gives up says so before somebody writes.
         self.check()
@@ -322,19 +326,19 @@ impl Image {
     /// Has a page among the copies, for a mapping. `ENODATA` and `ESTALE` as above.
     pub(crate) fn copy(self: &Arc<Self>, pgoff: u64) -> Result<&Staging> {
         let page = self.range(pgoff, 1)?;
-        if self.places.place(pgoff) == Place::Memory {
+        if self.locations.location(pgoff) == Location::Memory {
             self.keep(page)?;
         }
         self.check()?;
-        match self.places.place(pgoff) {
-            Place::Copy => Ok(self.copies.file()),
-            Place::Memory | Place::Done => Err(errno::nodata()),
+        match self.locations.location(pgoff) {
+            Location::Copy => Ok(self.copies.file()),
+            Location::Memory | Location::Done => Err(errno::nodata()),
         }
     }
 
     /// Whether a page is among the copies. With the copy locked it stays there.
     pub(crate) fn has_copy(&self, pgoff: u64) -> bool {
-        self.places.place(pgoff) == Place::Copy && self.check().is_ok()
+        self.locations.location(pgoff) == Location::Copy && self.check().is_ok()
     }
 
     /// Whether these pages all are.
@@ -350,7 +354,7 @@ impl Image {
 
     /// The reader does not want these pages any more.
     pub(crate) fn done(&self, range: PageRange) -> Result {
-        self.done.add(self.places.done(range));
+        self.done.add(self.locations.set_done(range));
         self.wake_readers();
         self.copies.drop_pages(range)
     }
@@ -361,12 +365,12 @@ impl Image {
         let mut at = pgoff;
         while at < self.all.end() {
             breathe()?;
-            let next = self.places.read(at, |place| {
-                Ok::<_, Error>(match place {
-                    Place::Memory if self.awaits(at).is_some() => Some(at),
-                    Place::Memory => self.memory.next(at),
-                    Place::Copy => self.copies.next(at),
-                    Place::Done => None,
+            let next = self.locations.read(at, |location| {
+                Ok::<_, Error>(match location {
+                    Location::Memory if self.awaits(at).is_some() => Some(at),
+                    Location::Memory => self.memory.next(at),
+                    Location::Copy => self.copies.next(at),
+                    Location::Done => None,
                 })
             })?;
             // After the page was looked for: a writer who keeps nothing says so before it makes a hole.
@@ -391,7 +395,7 @@ impl Image {
     /// Pages that are pending, that have been copied, that copies take, and that are done.
     pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
         (
-            self.places.pending(),
+            self.locations.count_pending(),
             self.copied.get(),
             self.copies.kept(),
             self.done.get(),

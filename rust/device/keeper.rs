@@ -7,7 +7,7 @@ use crate::{
     model::{
         gate::{
             Gate,
-            Pass, //
+            GateState, //
         },
         range::PageRange, //
     },
@@ -15,8 +15,8 @@ use crate::{
         errno,
         wait::{
             Patience,
-            WaitQueue,
-            Woken, //
+            WaitOutcome,
+            WaitQueue, //
         },
         write_fault::WriteFault, //
     }, //
@@ -72,10 +72,10 @@ impl Keeper {
 
     /// Whether the pages of a fault may become writable. They are in the log, and locked.
     pub(super) fn let_fault_pass(&self, fault: &WriteFault<'_>) -> bool {
-        match self.gate.look() {
-            Pass::Closed => return false,
-            Pass::Free => {}
-            Pass::Keep => {
+        match self.gate.check() {
+            GateState::Closed => return false,
+            GateState::Open => {}
+            GateState::CopyFirst => {
                 if let Some(image) = self.image() {
                     image.keep_locked(fault.pages(), fault.folio());
                 }
@@ -89,10 +89,10 @@ impl Keeper {
         let _ = self.await_for(FAULT_WAITS_MS);
     }
 
-    fn await_for(&self, ms: u32) -> Woken {
+    fn await_for(&self, ms: u32) -> WaitOutcome {
         self.waiters
             .wait(0, None, Patience::KillableLocked, ms, || {
-                self.gate.look() != Pass::Closed
+                self.gate.check() != GateState::Closed
             })
     }
 
@@ -101,13 +101,13 @@ impl Keeper {
     pub(super) fn enter(&self, pages: Option<PageRange>) -> Result {
         loop {
             match self.gate.enter() {
-                Pass::Closed => {
-                    if self.await_for(0) == Woken::Signal {
+                GateState::Closed => {
+                    if self.await_for(0) == WaitOutcome::Signal {
                         return Err(EINTR);
                     }
                 }
-                Pass::Free => return Ok(()),
-                Pass::Keep => break,
+                GateState::Open => return Ok(()),
+                GateState::CopyFirst => break,
             }
         }
         if let (Some(image), Some(pages)) = (self.image(), pages) {

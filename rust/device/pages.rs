@@ -3,7 +3,7 @@
 //! The pages of a region: which are here, which are wanted, and who waits for them.
 
 use super::{
-    primitives::Limit,
+    primitives::WaitParams,
     shard::Shard, //
 };
 use crate::{
@@ -30,8 +30,8 @@ use crate::{
         task::nap,
         wait::{
             PollQueue,
-            WaitQueue,
-            Woken, //
+            WaitOutcome,
+            WaitQueue, //
         }, //
     }, //
 };
@@ -76,7 +76,7 @@ pub(crate) struct Pages {
     shards: KVec<Pin<KBox<Shard>>>,
     /// The daemon, when it waits for requests.
     #[pin]
-    pub(crate) takers: PollQueue,
+    pub(crate) request_waiters: PollQueue,
     /// One bit for each shard that has requests in its queue. Changed with the shard locked.
     queued: Atomic<u64>,
     /// Where the next search for requests begins, so that no shard is left waiting.
@@ -96,7 +96,7 @@ impl Pages {
             nr,
             layout,
             shards,
-            takers <- PollQueue::new(),
+            request_waiters <- PollQueue::new(),
             queued: Atomic::new(0),
             next_shard: Atomic::new(0),
             faults: Counter::new(),
@@ -130,7 +130,7 @@ impl Pages {
         Rendezvous {
             layout: self.layout,
             shards: &self.shards,
-            takers: &self.takers,
+            request_waiters: &self.request_waiters,
             queued: &self.queued,
             next_shard: &self.next_shard,
         }
@@ -203,11 +203,11 @@ impl Pages {
         };
         let touch = self.rendezvous().touch(slots);
         match touch {
-            Touch::Requested => {
+            Touch::NewlyRequested => {
                 self.requests.count();
                 self.faults.count();
             }
-            Touch::Waiting => self.faults.count(),
+            Touch::AlreadyRequested => self.faults.count(),
             Touch::Present | Touch::Unreadable => {}
         }
         touch
@@ -220,12 +220,17 @@ impl Pages {
             .map_or(true, |(shard, slots)| shard.map.lock().is_settled(slots))
     }
 
-    /// Waits until the page has its answer or `in_vain`.
-    pub(crate) fn wait(&self, pgoff: u64, limit: Limit, in_vain: impl Fn() -> bool) -> Woken {
+    /// Waits until the page has its answer or `cancelled`.
+    pub(crate) fn wait(
+        &self,
+        pgoff: u64,
+        params: WaitParams,
+        cancelled: impl Fn() -> bool,
+    ) -> WaitOutcome {
         self.page(pgoff)
             .ok()
-            .and_then(|slots| self.rendezvous().await_page(slots, limit, in_vain))
-            .unwrap_or(Woken::Done)
+            .and_then(|slots| self.rendezvous().await_page(slots, params, cancelled))
+            .unwrap_or(WaitOutcome::Done)
     }
 
     /// Settles pages within one block and wakes who waits for them. Returns how many have changed.
@@ -260,9 +265,9 @@ impl Pages {
         self.rendezvous().has_requests()
     }
 
-    /// Waits until there are requests to take, or `in_vain`.
-    pub(crate) fn await_requests(&self, in_vain: impl Fn() -> bool) -> Woken {
-        self.rendezvous().await_requests((), in_vain)
+    /// Waits until there are requests to take, or `cancelled`.
+    pub(crate) fn await_requests(&self, cancelled: impl Fn() -> bool) -> WaitOutcome {
+        self.rendezvous().await_requests((), cancelled)
     }
 
     /// Takes requests into `pages`, at most `max`, for which it has room.
@@ -273,15 +278,15 @@ impl Pages {
     }
 
     /// Puts requests back that were taken and could not be handed over.
-    pub(crate) fn put_back(&self, pages: &[u64]) {
+    pub(crate) fn requeue(&self, pages: &[u64]) {
         let slots = pages.iter().filter_map(|&pgoff| self.page(pgoff).ok());
-        self.rendezvous().put_back(slots);
+        self.rendezvous().requeue(slots);
     }
 
     /// The daemon goes: what it had taken and not answered is requested again, `detach` makes room
     /// for the next one, and everybody who waits looks whether it is in vain.
-    pub(crate) fn leave(&self, detach: impl FnOnce()) {
-        self.rendezvous().leave(detach);
+    pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
+        self.rendezvous().detach_daemon(detach);
     }
 
     /// How many are in which state.

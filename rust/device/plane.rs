@@ -6,7 +6,7 @@ use crate::{
     model::{
         dirty_log::{
             words_for,
-            Bits,
+            AtomicBits,
             DirtyLog, //
         },
         gate::CompareExchange, //
@@ -38,23 +38,23 @@ impl CompareExchange for Atomic<u64> {
         Atomic::load(self, Relaxed)
     }
 
-    fn replace(&self, old: u64, new: u64) -> core::result::Result<(), u64> {
+    fn cmpxchg(&self, old: u64, new: u64) -> core::result::Result<(), u64> {
         self.cmpxchg(old, new, Full).map(|_| ())
     }
 }
 
-impl Bits for Atomic<u64> {
+impl AtomicBits for Atomic<u64> {
     /// What is read after it is not read before it.
     fn load(&self) -> u64 {
         Atomic::load(self, Acquire)
     }
 
     fn set(&self, bits: u64) -> u64 {
-        self.change(|word| word | bits)
+        self.fetch_update(|word| word | bits)
     }
 
     fn clear(&self, bits: u64) -> u64 {
-        self.change(|word| word & !bits)
+        self.fetch_update(|word| word & !bits)
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
         page_map::PageMap,
         rendezvous::{
             self,
-            Queue,
-            Word, //
+            AtomicWord,
+            Queue, //
         }, //
     },
     sys::{
@@ -17,8 +17,8 @@ use crate::{
         wait::{
             Patience,
             PollQueue,
-            WaitQueue,
-            Woken, //
+            WaitOutcome,
+            WaitQueue, //
         }, //
     }, //
 };
@@ -34,7 +34,7 @@ use kernel::{
 
 /// How to wait.
 #[derive(Clone, Copy)]
-pub(crate) struct Limit {
+pub(crate) struct WaitParams {
     /// Which signals do.
     pub(crate) patience: Patience,
     /// For how long, in milliseconds; 0 is without end.
@@ -44,11 +44,11 @@ pub(crate) struct Limit {
 }
 
 impl Queue for WaitQueue {
-    type Limit = Limit;
-    type Woken = Woken;
+    type Params = WaitParams;
+    type Outcome = WaitOutcome;
 
-    fn wait(&self, key: u64, limit: Limit, done: impl FnMut() -> bool) -> Woken {
-        WaitQueue::wait(self, key, limit.place, limit.patience, limit.ms, done)
+    fn wait(&self, key: u64, params: WaitParams, done: impl FnMut() -> bool) -> WaitOutcome {
+        WaitQueue::wait(self, key, params.place, params.patience, params.ms, done)
     }
 
     fn wake(&self, start: u64, end: u64) {
@@ -62,10 +62,10 @@ impl Queue for WaitQueue {
 
 impl Queue for PollQueue {
     /// A signal.
-    type Limit = ();
-    type Woken = Woken;
+    type Params = ();
+    type Outcome = WaitOutcome;
 
-    fn wait(&self, _key: u64, _limit: (), done: impl FnMut() -> bool) -> Woken {
+    fn wait(&self, _key: u64, _limit: (), done: impl FnMut() -> bool) -> WaitOutcome {
         PollQueue::wait(self, done)
     }
 
@@ -79,7 +79,7 @@ impl Queue for PollQueue {
     }
 }
 
-impl Word for Atomic<u64> {
+impl AtomicWord for Atomic<u64> {
     fn load(&self) -> u64 {
         Atomic::load(self, Acquire)
     }

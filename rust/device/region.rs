@@ -9,7 +9,7 @@ use super::{
         Counter,
         Pages, //
     },
-    primitives::Limit, //
+    primitives::WaitParams, //
 };
 use crate::{
     model::{
@@ -28,7 +28,7 @@ use crate::{
         },
         wait::{
             Patience,
-            Woken, //
+            WaitOutcome, //
         }, //
     }, //
 };
@@ -173,8 +173,8 @@ impl Region {
     pub(crate) fn set_plain(&self) {
         self.staging.allow_open();
         self.plain.store(true, Release);
-        self.daemon.starters.wake_all();
-        self.pages.takers.wake_all();
+        self.daemon.ready_waiters.wake_all();
+        self.pages.request_waiters.wake_all();
     }
 
     /// The right to change mappings from one kind to another. `EINTR` if the task is being killed.
@@ -223,7 +223,12 @@ impl Region {
     }
 
     /// Waits until the page has its answer or waiting is in vain, or the region's time is over.
-    pub(crate) fn await_page(&self, pgoff: u64, place: Option<Place>, patience: Patience) -> Woken {
+    pub(crate) fn await_page(
+        &self,
+        pgoff: u64,
+        place: Option<Place>,
+        patience: Patience,
+    ) -> WaitOutcome {
         self.await_page_for(pgoff, self.limit(place, patience))
     }
 
@@ -235,24 +240,24 @@ impl Region {
     }
 
     /// Waits in the same way, up to another limit.
-    pub(crate) fn await_page_for(&self, pgoff: u64, limit: Limit) -> Woken {
+    pub(crate) fn await_page_for(&self, pgoff: u64, limit: WaitParams) -> WaitOutcome {
         self.await_page_unless(pgoff, limit, || false)
     }
 
-    /// The same, unless that is `in_vain`, of which [`Pages::wake_waiters`] tells.
+    /// The same, unless that is `cancelled`, of which [`Pages::wake_waiters`] tells.
     pub(crate) fn await_page_unless(
         &self,
         pgoff: u64,
-        limit: Limit,
-        in_vain: impl Fn() -> bool,
-    ) -> Woken {
+        limit: WaitParams,
+        cancelled: impl Fn() -> bool,
+    ) -> WaitOutcome {
         self.pages
-            .wait(pgoff, limit, || self.gives_up() || in_vain())
+            .wait(pgoff, limit, || self.gives_up() || cancelled())
     }
 
     /// How long a touch may wait for a page.
-    pub(crate) fn limit(&self, place: Option<Place>, patience: Patience) -> Limit {
-        Limit {
+    pub(crate) fn limit(&self, place: Option<Place>, patience: Patience) -> WaitParams {
+        WaitParams {
             patience,
             ms: self.config.fault_timeout_ms,
             place,

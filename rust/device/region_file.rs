@@ -183,8 +183,8 @@ impl FileOps for RegionFile {
     fn poll_queue<'a>(this: <Self::Data as ForeignOwnable>::Borrowed<'a>) -> Option<&'a PollQueue> {
         let region = this.handle.region();
         Some(match this.daemon {
-            None => &region.daemon().starters,
-            Some(_) => &region.pages().takers,
+            None => &region.daemon().ready_waiters,
+            Some(_) => &region.pages().request_waiters,
         })
     }
 

@@ -41,7 +41,7 @@ use crate::{
             VMEM_MARK_ZERO, //
         },
         vm_ops::PlainFlags,
-        wait::Woken, //
+        wait::WaitOutcome, //
     }, //
 };
 use kernel::prelude::*;
@@ -51,7 +51,7 @@ const MAX_TAKE: usize = 64;
 
 /// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`. A wait for which a signal comes first is
 /// restarted, or is `EINTR`.
-fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
+fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Result {
     if done {
         return Ok(());
     }
@@ -59,15 +59,17 @@ fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> Woken) -> Result {
         return Err(EAGAIN);
     }
     match wait() {
-        Woken::Done | Woken::Placed => Ok(()),
-        Woken::Signal | Woken::Timeout => Err(ERESTARTSYS),
+        WaitOutcome::Done | WaitOutcome::Placed => Ok(()),
+        WaitOutcome::Signal | WaitOutcome::Timeout => Err(ERESTARTSYS),
     }
 }
 
 /// WAIT_READY.
 pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
     let done = || region.daemon().is_ready() || region.is_plain();
-    unless(done(), nonblock, || region.daemon().starters.wait(done))
+    unless(done(), nonblock, || {
+        region.daemon().ready_waiters.wait(done)
+    })
 }
 
 /// GET_PAGE_REQUEST. A request that cannot be handed over is not lost.
@@ -93,7 +95,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     call.nr = pages.len() as u32;
     let handed_over = out.write(pages).and_then(|()| arg.write(&call));
     if handed_over.is_err() {
-        region.pages().put_back(pages);
+        region.pages().requeue(pages);
     }
     handed_over
 }

@@ -26,7 +26,7 @@ pub(crate) type ChunkBits = [u64; WORD as usize];
 pub(crate) const NO_PAGES: ChunkBits = [0; WORD as usize];
 
 /// A word that threads change without a lock. Each change is ordered after and before all else.
-pub(crate) trait Bits {
+pub(crate) trait AtomicBits {
     /// Its value.
     fn load(&self) -> u64;
     /// Sets these bits; returns the value before.
@@ -62,7 +62,7 @@ pub(super) fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
+impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
     /// A log in which no page is. The planes have as many words as [`words_for`] says, all zero.
     pub(crate) fn new(words: W, summary: W) -> Self {
         Self { words, summary }
@@ -116,12 +116,12 @@ impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
 
     /// The pages of `range`, which is within one chunk, that are in the log.
     pub(crate) fn peek(&self, range: PageRange) -> ChunkBits {
-        self.gather(range, |word, mask| word.load() & mask)
+        self.collect_bits(range, |word, mask| word.load() & mask)
     }
 
     /// The same, and takes them out of the log.
     pub(crate) fn take(&self, range: PageRange) -> ChunkBits {
-        self.gather(range, |word, mask| {
+        self.collect_bits(range, |word, mask| {
             if word.load() & mask == 0 {
                 return 0;
             }
@@ -129,7 +129,7 @@ impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
         })
     }
 
-    fn gather(&self, range: PageRange, mut of: impl FnMut(&A, u64) -> u64) -> ChunkBits {
+    fn collect_bits(&self, range: PageRange, mut of: impl FnMut(&A, u64) -> u64) -> ChunkBits {
         let mut bits = NO_PAGES;
         let chunk = self.summary_of(range.start() / WORD);
         if chunk.is_none_or(|(summary, _)| summary.load() == 0) {
@@ -147,7 +147,7 @@ impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
                 continue;
             };
             *out = of(word, mask);
-            tidy(word, summary, bit);
+            clear_summary_if_empty(word, summary, bit);
         }
         bits
     }
@@ -171,7 +171,7 @@ impl<A: Bits, W: Deref<Target = [A]>> DirtyLog<W> {
 
 /// Clears the summary's bit of a word that has become empty. Who sets a bit in the word meanwhile
 /// sets the summary's, too, or has found it set, and is seen here.
-fn tidy<A: Bits>(word: &A, summary: &A, bit: u64) {
+fn clear_summary_if_empty<A: AtomicBits>(word: &A, summary: &A, bit: u64) {
     if word.load() == 0 {
         summary.clear(bit);
         if word.load() != 0 {

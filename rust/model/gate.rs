@@ -15,13 +15,13 @@ pub(crate) trait CompareExchange {
     /// Its value.
     fn load(&self) -> u64;
     /// Puts `new` in place of `old`; the value that is there, if it is another.
-    fn replace(&self, old: u64, new: u64) -> Result<(), u64>;
+    fn cmpxchg(&self, old: u64, new: u64) -> Result<(), u64>;
 
     /// Changes it; returns its value before.
-    fn change(&self, to: impl Fn(u64) -> u64) -> u64 {
+    fn fetch_update(&self, to: impl Fn(u64) -> u64) -> u64 {
         let mut old = self.load();
         loop {
-            match self.replace(old, to(old)) {
+            match self.cmpxchg(old, to(old)) {
                 Ok(()) => return old,
                 Err(now) => old = now,
             }
@@ -36,11 +36,11 @@ const CALL: u64 = 4;
 
 /// What a writer finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
+pub(crate) enum GateState {
     /// It may write.
-    Free,
+    Open,
     /// It may when the image has the old contents.
-    Keep,
+    CopyFirst,
     /// Not now.
     Closed,
 }
@@ -48,13 +48,13 @@ pub(crate) enum Pass {
 /// The gate.
 pub(crate) struct Gate<W>(W);
 
-fn pass(word: u64) -> Pass {
+fn state(word: u64) -> GateState {
     if word & CLOSED != 0 {
-        Pass::Closed
+        GateState::Closed
     } else if word & IMAGE != 0 {
-        Pass::Keep
+        GateState::CopyFirst
     } else {
-        Pass::Free
+        GateState::Open
     }
 }
 
@@ -65,13 +65,13 @@ impl<W: CompareExchange> Gate<W> {
     }
 
     /// For who has put its page into the log, and has it locked.
-    pub(crate) fn look(&self) -> Pass {
-        pass(self.0.load())
+    pub(crate) fn check(&self) -> GateState {
+        state(self.0.load())
     }
 
     /// A system call goes in, unless the gate is closed.
-    pub(crate) fn enter(&self) -> Pass {
-        pass(self.0.change(|word| {
+    pub(crate) fn enter(&self) -> GateState {
+        state(self.0.fetch_update(|word| {
             if word & CLOSED != 0 {
                 word
             } else {
@@ -82,12 +82,12 @@ impl<W: CompareExchange> Gate<W> {
 
     /// It has written, and the log has heard of it.
     pub(crate) fn leave(&self) {
-        self.0.change(|word| word.saturating_sub(CALL));
+        self.0.fetch_update(|word| word.saturating_sub(CALL));
     }
 
     /// Nobody passes from now on.
     pub(crate) fn close(&self) {
-        self.0.change(|word| word | CLOSED);
+        self.0.fetch_update(|word| word | CLOSED);
     }
 
     /// Whether it is closed, and no system call is inside.
@@ -98,16 +98,16 @@ impl<W: CompareExchange> Gate<W> {
 
     /// From now on there is an image to be kept, for all who pass.
     pub(crate) fn set_image(&self) {
-        self.0.change(|word| word | IMAGE);
+        self.0.fetch_update(|word| word | IMAGE);
     }
 
     /// There is none any more.
     pub(crate) fn clear_image(&self) {
-        self.0.change(|word| word & !IMAGE);
+        self.0.fetch_update(|word| word & !IMAGE);
     }
 
     /// Writers pass again.
     pub(crate) fn open(&self) {
-        self.0.change(|word| word & !CLOSED);
+        self.0.fetch_update(|word| word & !CLOSED);
     }
 }

@@ -9,7 +9,7 @@
 use super::{
     dirty_log::{
         masks,
-        Bits, //
+        AtomicBits, //
     },
     range::PageRange, //
 };
@@ -19,7 +19,7 @@ const WORD: u64 = u64::BITS as u64;
 
 /// Where a page of the image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// In the memory, which nobody has written to since.
     Memory,
     /// Among the copies.
@@ -34,7 +34,7 @@ pub(crate) struct Image<W> {
     done: W,
 }
 
-impl<A: Bits, W: Deref<Target = [A]>> Image<W> {
+impl<A: AtomicBits, W: Deref<Target = [A]>> Image<W> {
     /// An image all of whose pages are pending: `pending` has a bit set for each, and `done` none.
     pub(crate) fn new(pending: W, done: W) -> Self {
         Self { pending, done }
@@ -46,21 +46,21 @@ impl<A: Bits, W: Deref<Target = [A]>> Image<W> {
     }
 
     /// Where a page is. One that the memory does not have is done.
-    pub(crate) fn place(&self, page: u64) -> Place {
+    pub(crate) fn location(&self, page: u64) -> Location {
         match (
             Self::word(&self.done, page),
             Self::word(&self.pending, page),
         ) {
             (Some((done, bit)), Some((pending, _))) => {
                 if done.load() & bit != 0 {
-                    Place::Done
+                    Location::Done
                 } else if pending.load() & bit != 0 {
-                    Place::Memory
+                    Location::Memory
                 } else {
-                    Place::Copy
+                    Location::Copy
                 }
             }
-            _ => Place::Done,
+            _ => Location::Done,
         }
     }
 
@@ -71,7 +71,7 @@ impl<A: Bits, W: Deref<Target = [A]>> Image<W> {
 
     /// The page has been copied, or is zeros of which there is no copy; or somebody has given up. It
     /// may be written to after this.
-    pub(crate) fn copied(&self, page: u64) {
+    pub(crate) fn set_copied(&self, page: u64) {
         if let Some((word, bit)) = Self::word(&self.pending, page) {
             word.clear(bit);
         }
@@ -81,30 +81,30 @@ impl<A: Bits, W: Deref<Target = [A]>> Image<W> {
     pub(crate) fn read<T, E>(
         &self,
         page: u64,
-        mut read: impl FnMut(Place) -> Result<T, E>,
+        mut read: impl FnMut(Location) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut place = self.place(page);
+        let mut location = self.location(page);
         loop {
-            self.order(page);
-            let value = read(place)?;
-            self.order(page);
-            let now = self.place(page);
-            if now == place {
+            self.barrier(page);
+            let value = read(location)?;
+            self.barrier(page);
+            let now = self.location(page);
+            if now == location {
                 return Ok(value);
             }
-            place = now;
+            location = now;
         }
     }
 
     /// What is read before this is not read after it, nor the other way round.
-    fn order(&self, page: u64) {
+    fn barrier(&self, page: u64) {
         if let Some((word, _)) = Self::word(&self.pending, page) {
             word.set(0);
         }
     }
 
     /// The reader has these pages. Returns how many he had not before.
-    pub(crate) fn done(&self, range: PageRange) -> u64 {
+    pub(crate) fn set_done(&self, range: PageRange) -> u64 {
         let mut new = 0;
         for (at, mask) in masks(range) {
             if let Some((done, _)) = Self::word(&self.done, at * WORD) {
@@ -119,7 +119,7 @@ impl<A: Bits, W: Deref<Target = [A]>> Image<W> {
     }
 
     /// How many pages are pending.
-    pub(crate) fn pending(&self) -> u64 {
+    pub(crate) fn count_pending(&self) -> u64 {
         let words = self.pending.iter();
         words.map(|word| u64::from(word.load().count_ones())).sum()
     }

@@ -28,9 +28,9 @@ pub(crate) enum Touch {
     /// The page will not come.
     Unreadable,
     /// The page is absent, and this touch is the first to request it.
-    Requested,
+    NewlyRequested,
     /// The page is absent and was requested before.
-    Waiting,
+    AlreadyRequested,
 }
 
 /// What a daemon says of a page.
@@ -162,12 +162,12 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         match (settled, wanted) {
             (true, false) => Touch::Present,
             (true, true) => Touch::Unreadable,
-            (false, true) => Touch::Waiting,
+            (false, true) => Touch::AlreadyRequested,
             (false, false) => {
                 set(&mut self.wanted, at, mask);
                 self.counts.requested += 1;
                 self.queue(at, mask);
-                Touch::Requested
+                Touch::NewlyRequested
             }
         }
     }

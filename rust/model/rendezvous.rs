@@ -16,12 +16,12 @@ use core::ops::{Deref, DerefMut};
 /// Threads that wait, each for a key.
 pub(crate) trait Queue {
     /// What may end a wait, besides what it waits for.
-    type Limit;
+    type Params;
     /// How a wait ended.
-    type Woken;
+    type Outcome;
 
     /// Waits until `done` returns true, which is called with this thread in the queue.
-    fn wait(&self, key: u64, limit: Self::Limit, done: impl FnMut() -> bool) -> Self::Woken;
+    fn wait(&self, key: u64, params: Self::Params, done: impl FnMut() -> bool) -> Self::Outcome;
     /// Wakes who waits for a key in `[start, end)`.
     fn wake(&self, start: u64, end: u64);
     /// Wakes all.
@@ -29,7 +29,7 @@ pub(crate) trait Queue {
 }
 
 /// A word that threads change without a lock.
-pub(crate) trait Word {
+pub(crate) trait AtomicWord {
     /// Its value, and all that was done before it was set (acquire).
     fn load(&self) -> u64;
     /// Sets it (relaxed).
@@ -58,40 +58,38 @@ pub(crate) struct Rendezvous<'a, S, Q, W> {
     /// The shards, at most 64.
     pub(crate) shards: &'a [S],
     /// The daemon, when it waits for requests.
-    pub(crate) takers: &'a Q,
+    pub(crate) request_waiters: &'a Q,
     /// One bit for each shard that has requests in its queue. Changed with the shard locked.
     pub(crate) queued: &'a W,
     /// Where the next search for requests begins, so that no shard is left waiting.
     pub(crate) next_shard: &'a W,
 }
 
-impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
+impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
     /// A touch of the page of the first slot: what it finds. Requests the page if it is absent.
     pub(crate) fn touch(&self, slots: Slots) -> Touch {
         let touch = self
-            .change(slots.shard, |map| map.touch(slots))
+            .update_shard(slots.shard, |map| map.touch(slots))
             .unwrap_or(Touch::Unreadable);
-        if touch == Touch::Requested {
-            self.takers.wake_all();
+        if touch == Touch::NewlyRequested {
+            self.request_waiters.wake_all();
         }
         touch
     }
 
-    /// Waits until the page `pgoff`, that of the first slot, has its final answer, or `in_vain`.
+    /// Waits until the page `pgoff`, that of the first slot, has its final answer, or `cancelled`.
     /// [`None`] if there is no such page.
     pub(crate) fn await_page(
         &self,
         slots: Slots,
-        limit: <<S::Target as Shard>::Queue as Queue>::Limit,
-        in_vain: impl Fn() -> bool,
-    ) -> Option<<<S::Target as Shard>::Queue as Queue>::Woken> {
+        params: <<S::Target as Shard>::Queue as Queue>::Params,
+        cancelled: impl Fn() -> bool,
+    ) -> Option<<<S::Target as Shard>::Queue as Queue>::Outcome> {
         let shard = self.shards.get(slots.shard)?;
         let pgoff = self.layout.pgoff(slots.shard, slots.first);
-        Some(
-            shard
-                .waiters()
-                .wait(pgoff, limit, || shard.map().is_settled(slots) || in_vain()),
-        )
+        Some(shard.waiters().wait(pgoff, params, || {
+            shard.map().is_settled(slots) || cancelled()
+        }))
     }
 
     /// Settles pages within one block, and wakes who waits for them.
@@ -110,7 +108,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
         wake: impl FnOnce(&<S::Target as Shard>::Queue),
     ) -> Settled {
         let settled = self
-            .change(slots.shard, |map| map.settle(slots, verdict))
+            .update_shard(slots.shard, |map| map.settle(slots, verdict))
             .unwrap_or_default();
         if let (true, Some(shard)) = (settled.wake, self.shards.get(slots.shard)) {
             wake(shard.waiters());
@@ -123,10 +121,14 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
         self.queued.load() != 0
     }
 
-    /// Waits until there are requests to take, or `in_vain`.
-    pub(crate) fn await_requests(&self, limit: Q::Limit, in_vain: impl Fn() -> bool) -> Q::Woken {
-        self.takers
-            .wait(0, limit, || self.has_requests() || in_vain())
+    /// Waits until there are requests to take, or `cancelled`.
+    pub(crate) fn await_requests(
+        &self,
+        params: Q::Params,
+        cancelled: impl Fn() -> bool,
+    ) -> Q::Outcome {
+        self.request_waiters
+            .wait(0, params, || self.has_requests() || cancelled())
     }
 
     /// Takes up to `max` requests and gives the page of each to `sink`. Returns how many.
@@ -139,7 +141,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
             let step = left.trailing_zeros();
             left &= left - 1;
             let at = ((first + step) % u64::BITS) as usize;
-            let from_here = self.change(at, |map| {
+            let from_here = self.update_shard(at, |map| {
                 map.take(max - taken, |slot| sink(self.layout.pgoff(at, slot)))
             });
             taken += from_here.unwrap_or(0);
@@ -149,18 +151,18 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
     }
 
     /// Puts requests back that were taken and could not be handed over.
-    pub(crate) fn put_back(&self, pages: impl Iterator<Item = Slots>) {
+    pub(crate) fn requeue(&self, pages: impl Iterator<Item = Slots>) {
         for slots in pages {
-            let _ = self.change(slots.shard, |map| map.requeue(slots));
+            let _ = self.update_shard(slots.shard, |map| map.requeue(slots));
         }
-        self.takers.wake_all();
+        self.request_waiters.wake_all();
     }
 
     /// The daemon goes. What it had taken and not answered is requested again, before `detach` lets
     /// the next one come; and then all who wait look whether it is in vain.
-    pub(crate) fn leave(&self, detach: impl FnOnce()) {
+    pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
         let nr = self.layout.slots_per_shard();
-        self.put_back((0..self.shards.len()).map(|shard| Slots {
+        self.requeue((0..self.shards.len()).map(|shard| Slots {
             shard,
             first: 0,
             nr,
@@ -173,7 +175,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: Word> Rendezvous<'_, S, Q, W> {
 
     /// Changes the map of the shard `at`, and the bit that says whether it has requests. [`None`] if
     /// there is no such shard.
-    fn change<R>(
+    fn update_shard<R>(
         &self,
         at: usize,
         change: impl FnOnce(&mut PageMap<<S::Target as Shard>::Words>) -> R,

@@ -37,7 +37,7 @@ pub(crate) enum Patience {
 
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub(crate) enum WaitOutcome {
     /// The condition holds.
     Done,
     /// The condition holds, and the waker has put the page where it was wanted.
@@ -106,7 +106,7 @@ impl PollQueue {
     }
 
     /// Waits until `done` returns true, or for a signal, as [`WaitQueue::wait`].
-    pub(crate) fn wait(&self, done: impl FnMut() -> bool) -> Woken {
+    pub(crate) fn wait(&self, done: impl FnMut() -> bool) -> WaitOutcome {
         self.waiters.wait(0, None, Patience::Interruptible, 0, done)
     }
 
@@ -190,7 +190,7 @@ impl WaitQueue {
         patience: Patience,
         limit_ms: u32,
         mut done: impl FnMut() -> bool,
-    ) -> Woken {
+    ) -> WaitOutcome {
         let state = match patience {
             // SAFETY: Names a number.
             Patience::Killable => unsafe { super::bindings::vmem_task_killable_freezable() },
@@ -222,18 +222,18 @@ impl WaitQueue {
             let signal = unsafe { bindings::prepare_to_wait_event(self.head.get(), entry, state) };
             // Only now, in the queue, does it matter if the answer is no.
             if done() {
-                break Woken::Done;
+                break WaitOutcome::Done;
             }
             if signal != 0 {
-                break Woken::Signal;
+                break WaitOutcome::Signal;
             }
             if left == 0 {
-                break Woken::Timeout;
+                break WaitOutcome::Timeout;
             }
             // SAFETY: In process context, without spinlocks; `left` is not negative.
             left = unsafe { bindings::schedule_timeout(left) };
             if done() {
-                break Woken::Done;
+                break WaitOutcome::Done;
             }
         };
         // SAFETY: `entry` was prepared with this head.
@@ -241,7 +241,7 @@ impl WaitQueue {
         // SAFETY: It is not in the queue, so this thread is the only one that knows it.
         let delivery = unsafe { (*waiter.get()).delivery };
         match woken {
-            Woken::Done if delivery == Delivery::Done => Woken::Placed,
+            WaitOutcome::Done if delivery == Delivery::Done => WaitOutcome::Placed,
             woken => woken,
         }
     }

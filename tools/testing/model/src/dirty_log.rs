@@ -5,7 +5,7 @@
 /// A word of a log: that of the standard library, or the checker's.
 macro_rules! impl_bits {
     ($atomic:ty) => {
-        impl Bits for $atomic {
+        impl AtomicBits for $atomic {
             fn load(&self) -> u64 {
                 <$atomic>::load(self, SeqCst)
             }
@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::model::{
-    dirty_log::{Bits, CHUNK_PAGES, ChunkBits, DirtyLog, NO_PAGES, count, runs, words_for},
+    dirty_log::{AtomicBits, CHUNK_PAGES, ChunkBits, DirtyLog, NO_PAGES, count, runs, words_for},
     range::PageRange,
 };
 use proptest::prelude::*;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::model::gate::{CompareExchange, Gate, Pass};
+use crate::model::gate::{CompareExchange, Gate, GateState};
 use proptest::prelude::*;
 
 impl CompareExchange for AtomicU64 {
@@ -12,7 +12,7 @@ impl CompareExchange for AtomicU64 {
         AtomicU64::load(self, SeqCst)
     }
 
-    fn replace(&self, old: u64, new: u64) -> Result<(), u64> {
+    fn cmpxchg(&self, old: u64, new: u64) -> Result<(), u64> {
         self.compare_exchange(old, new, SeqCst, SeqCst).map(drop)
     }
 }
@@ -37,11 +37,11 @@ struct Naive {
 }
 
 impl Naive {
-    fn pass(&self) -> Pass {
+    fn state(&self) -> GateState {
         match (self.closed, self.image) {
-            (true, _) => Pass::Closed,
-            (false, true) => Pass::Keep,
-            (false, false) => Pass::Free,
+            (true, _) => GateState::Closed,
+            (false, true) => GateState::CopyFirst,
+            (false, false) => GateState::Open,
         }
     }
 }
@@ -80,9 +80,9 @@ proptest! {
                     naive.image = false;
                 }
                 Step::Enter => {
-                    let pass = gate.enter();
-                    prop_assert_eq!(pass, naive.pass());
-                    naive.inside += u64::from(pass != Pass::Closed);
+                    let state = gate.enter();
+                    prop_assert_eq!(state, naive.state());
+                    naive.inside += u64::from(state != GateState::Closed);
                 }
                 Step::Leave if naive.inside > 0 => {
                     gate.leave();
@@ -90,7 +90,7 @@ proptest! {
                 }
                 Step::Leave => {}
             }
-            prop_assert_eq!(gate.look(), naive.pass());
+            prop_assert_eq!(gate.check(), naive.state());
             prop_assert_eq!(gate.is_quiet(), naive.closed && naive.inside == 0);
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::model::{
     dirty_log::words_for,
-    image::{Image, Place},
+    image::{Image, Location},
     range::PageRange,
 };
 use proptest::prelude::*;
@@ -45,17 +45,17 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// As the users of an image have it: a page that has been copied, or is done, stays so.
-fn copied(places: &mut [Place], page: u64) {
-    let place = &mut places[page as usize];
-    if *place == Place::Memory {
-        *place = Place::Copy;
+fn copied(locations: &mut [Location], page: u64) {
+    let location = &mut locations[page as usize];
+    if *location == Location::Memory {
+        *location = Location::Copy;
     }
 }
 
-fn done(places: &mut [Place], range: PageRange) -> u64 {
-    let places = &mut places[range.start() as usize..range.end() as usize];
-    let new = places.iter().filter(|place| **place != Place::Done).count();
-    places.fill(Place::Done);
+fn done(locations: &mut [Location], range: PageRange) -> u64 {
+    let locations = &mut locations[range.start() as usize..range.end() as usize];
+    let new = locations.iter().filter(|location| **location != Location::Done).count();
+    locations.fill(Location::Done);
     new as u64
 }
 
@@ -66,42 +66,42 @@ fn run(first: u64, nr: u64) -> PageRange {
 proptest! {
     #[test]
     fn image_does_what_a_list_of_places_does(steps in prop::collection::vec(step(), 1..60)) {
-        let (image, mut places) = (pending(), vec![Place::Memory; PAGES as usize]);
+        let (image, mut locations) = (pending(), vec![Location::Memory; PAGES as usize]);
         for step in steps {
             match step {
                 Step::Copied(page) => {
-                    image.copied(page);
-                    copied(&mut places, page);
+                    image.set_copied(page);
+                    copied(&mut locations, page);
                 }
                 Step::Done(first, nr) => {
-                    prop_assert_eq!(image.done(run(first, nr)), done(&mut places, run(first, nr)));
+                    prop_assert_eq!(image.set_done(run(first, nr)), done(&mut locations, run(first, nr)));
                 }
                 Step::ReadWhileCopied(page) | Step::ReadWhileDone(page) => {
                     let reads = Cell::new(0);
-                    let before = places[page as usize];
-                    let read = image.read(page, |place| {
+                    let before = locations[page as usize];
+                    let read = image.read(page, |location| {
                         if reads.replace(reads.get() + 1) == 0 {
                             match step {
-                                Step::ReadWhileCopied(_) => image.copied(page),
-                                _ => drop(image.done(run(page, 1))),
+                                Step::ReadWhileCopied(_) => image.set_copied(page),
+                                _ => drop(image.set_done(run(page, 1))),
                             }
                         }
-                        Ok::<_, ()>(place)
+                        Ok::<_, ()>(location)
                     });
                     match step {
-                        Step::ReadWhileCopied(_) => copied(&mut places, page),
-                        _ => drop(done(&mut places, run(page, 1))),
+                        Step::ReadWhileCopied(_) => copied(&mut locations, page),
+                        _ => drop(done(&mut locations, run(page, 1))),
                     }
                     // What it returns was read where the page is now.
-                    prop_assert_eq!(read, Ok(places[page as usize]));
-                    prop_assert_eq!(reads.get(), 1 + u64::from(before != places[page as usize]));
+                    prop_assert_eq!(read, Ok(locations[page as usize]));
+                    prop_assert_eq!(reads.get(), 1 + u64::from(before != locations[page as usize]));
                 }
             }
-            for (page, place) in (0..).zip(&places) {
-                prop_assert_eq!(image.place(page), *place);
-                prop_assert_eq!(image.is_pending(page), *place == Place::Memory);
+            for (page, location) in (0..).zip(&locations) {
+                prop_assert_eq!(image.location(page), *location);
+                prop_assert_eq!(image.is_pending(page), *location == Location::Memory);
             }
-            prop_assert_eq!(image.pending(), places.iter().filter(|place| **place == Place::Memory).count() as u64);
+            prop_assert_eq!(image.count_pending(), locations.iter().filter(|location| **location == Location::Memory).count() as u64);
         }
     }
 }
@@ -110,11 +110,11 @@ proptest! {
 fn pages_that_the_memory_does_not_have_are_done() {
     let image = pending();
     for page in [4 * 64, 1 << 40, u64::MAX] {
-        assert_eq!(image.place(page), Place::Done);
+        assert_eq!(image.location(page), Location::Done);
         assert!(!image.is_pending(page));
-        image.copied(page);
+        image.set_copied(page);
     }
-    assert_eq!(image.pending(), PAGES);
+    assert_eq!(image.count_pending(), PAGES);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_read_that_fails_is_not_tried_again() {
     let mut reads = 0;
     let read: Result<(), u32> = image.read(7, |_| {
         reads += 1;
-        image.copied(7);
+        image.set_copied(7);
         Err(5)
     });
     assert_eq!((read, reads), (Err(5), 1));

@@ -50,10 +50,10 @@ impl Naive {
         match self.0[slot] {
             Page::Present => Touch::Present,
             Page::Unreadable => Touch::Unreadable,
-            Page::Queued | Page::Taken => Touch::Waiting,
+            Page::Queued | Page::Taken => Touch::AlreadyRequested,
             Page::Absent => {
                 self.0[slot] = Page::Queued;
-                Touch::Requested
+                Touch::NewlyRequested
             }
         }
     }

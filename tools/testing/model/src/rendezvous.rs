@@ -18,7 +18,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::Ordering;
 use loom::thread;
 use primitives::Region;
-use queue::{Limit, Woken};
+use queue::{WaitOutcome, WaitParams};
 use std::process::Command;
 
 /// Pages that are in different shards.
@@ -41,12 +41,14 @@ fn slots(region: &Region, pgoff: u64) -> Slots {
 
 /// What a fault does: touches, waits, and touches again. What it found in the end; [`None`] if it gave up.
 fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
-    let in_vain = || gives_up && !region.attached.load(Ordering::Acquire);
+    let cancelled = || gives_up && !region.attached.load(Ordering::Acquire);
     loop {
         match region.rendezvous().touch(slots(region, pgoff)) {
-            Touch::Requested | Touch::Waiting if in_vain() => return None,
-            Touch::Requested | Touch::Waiting => {
-                let waited = region.rendezvous().await_page(slots(region, pgoff), Limit::none(), in_vain);
+            Touch::NewlyRequested | Touch::AlreadyRequested if cancelled() => return None,
+            Touch::NewlyRequested | Touch::AlreadyRequested => {
+                let waited = region
+                    .rendezvous()
+                    .await_page(slots(region, pgoff), WaitParams::none(), cancelled);
                 assert!(waited.is_some(), "the page is one of the region");
             }
             found => return Some(found),
@@ -55,21 +57,23 @@ fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
 }
 
 /// The same by a thread whose waits may end otherwise, and which may get its page at a place: what it found, or why it went.
-fn fault_until(region: &Region, pgoff: u64, limit: &Limit) -> Result<Touch, Woken> {
+fn fault_until(region: &Region, pgoff: u64, limit: &WaitParams) -> Result<Touch, WaitOutcome> {
     loop {
         let waited = match region.rendezvous().touch(slots(region, pgoff)) {
-            Touch::Requested | Touch::Waiting => region.rendezvous().await_page(slots(region, pgoff), limit.clone(), || false),
+            Touch::NewlyRequested | Touch::AlreadyRequested => {
+                region.rendezvous().await_page(slots(region, pgoff), limit.clone(), || false)
+            }
             found => return Ok(found),
         };
         match waited.expect("the page is one of the region") {
-            Woken::Done => (),
-            Woken::Placed => {
+            WaitOutcome::Done => (),
+            WaitOutcome::Placed => {
                 let place = limit.place.expect("only who wants a page somewhere gets it there");
                 assert!(region.placed[place].load(Ordering::Relaxed), "nothing was put there");
                 return Ok(Touch::Present);
             }
-            Woken::Timeout => settle(region, pgoff, Verdict::Unreadable),
-            Woken::Signal => return Err(Woken::Signal),
+            WaitOutcome::Timeout => settle(region, pgoff, Verdict::Unreadable),
+            WaitOutcome::Signal => return Err(WaitOutcome::Signal),
         }
     }
 }
@@ -78,7 +82,7 @@ fn fault_until(region: &Region, pgoff: u64, limit: &Limit) -> Result<Touch, Woke
 fn take(region: &Region, max: usize) -> Vec<u64> {
     let mut taken = Vec::new();
     while taken.is_empty() {
-        region.rendezvous().await_requests(Limit::none(), || false);
+        region.rendezvous().await_requests(WaitParams::none(), || false);
         region.rendezvous().take(max, |pgoff| taken.push(pgoff));
     }
     taken
@@ -104,7 +108,7 @@ fn serve(region: &Region, nr: usize, max: usize) -> Vec<u64> {
 /// The daemon goes.
 fn leave(region: &Region) {
     let detach = || region.attached.store(false, Ordering::Release);
-    region.rendezvous().leave(detach);
+    region.rendezvous().detach_daemon(detach);
 }
 
 /// Starts a fault in a thread of its own.
@@ -222,7 +226,7 @@ fn a_request_that_cannot_be_handed_over_goes_to_another_taker() {
         });
         let mut taken = Vec::new();
         region.rendezvous().take(8, |pgoff| taken.push(slots(&region, pgoff)));
-        region.rendezvous().put_back(taken.into_iter());
+        region.rendezvous().requeue(taken.into_iter());
         assert_eq!(join(other), [HERE]);
     });
 }
@@ -234,7 +238,7 @@ fn what_a_dead_daemon_had_taken_goes_to_the_next_one() {
         let touch = start_fault(&region, HERE, false);
         region.rendezvous().take(8, |_| ());
         let mut next = None;
-        region.rendezvous().leave(|| {
+        region.rendezvous().detach_daemon(|| {
             // From now on it can attach.
             let region = region.clone();
             next = Some(thread::spawn(move || serve(&region, 1, 8)));
@@ -253,7 +257,7 @@ fn the_next_daemon_gets_each_request_once() {
         }
         region.rendezvous().take(1, |_| ());
         let mut next = None;
-        region.rendezvous().leave(|| {
+        region.rendezvous().detach_daemon(|| {
             let region = region.clone();
             next = Some(thread::spawn(move || {
                 let mut taken = Vec::new();

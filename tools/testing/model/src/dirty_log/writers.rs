@@ -11,7 +11,7 @@ use loom::thread;
 use std::sync::{Arc, PoisonError};
 
 use crate::model::{
-    dirty_log::{Bits, DirtyLog},
+    dirty_log::{AtomicBits, DirtyLog},
     range::PageRange,
 };
 

@@ -14,9 +14,9 @@ use loom::thread;
 use std::sync::{Arc, PoisonError};
 
 use crate::model::{
-    dirty_log::{Bits, DirtyLog},
-    gate::{CompareExchange, Gate, Pass},
-    image::{Image, Place},
+    dirty_log::{AtomicBits, DirtyLog},
+    gate::{CompareExchange, Gate, GateState},
+    image::{Image, Location},
     range::PageRange,
 };
 
@@ -47,7 +47,7 @@ enum Mistake {
 /// A word of the log, of the gate, of an image, or of memory.
 struct Atomic(AtomicU64);
 
-impl Bits for Atomic {
+impl AtomicBits for Atomic {
     fn load(&self) -> u64 {
         self.set(0)
     }
@@ -66,7 +66,7 @@ impl CompareExchange for Atomic {
         self.set(0)
     }
 
-    fn replace(&self, old: u64, new: u64) -> Result<(), u64> {
+    fn cmpxchg(&self, old: u64, new: u64) -> Result<(), u64> {
         self.0.compare_exchange(old, new, SeqCst, SeqCst).map(drop)
     }
 }
@@ -191,21 +191,21 @@ impl Memory {
     /// Whether it passes the gate.
     fn fault(&self, at: usize, page: &Page) -> bool {
         let _folio = lock(&page.folio);
-        let early = self.gate.look();
+        let early = self.gate.check();
         self.log.mark(one(at));
         let pass = match self.makes(Mistake::GateBeforeTheLog) {
             true => early,
-            false => self.gate.look(),
+            false => self.gate.check(),
         };
         match pass {
-            Pass::Closed => return false,
-            Pass::Keep if self.makes(Mistake::CopiedTooLate) => {
+            GateState::Closed => return false,
+            GateState::CopyFirst if self.makes(Mistake::CopiedTooLate) => {
                 page.keep();
                 page.make_writable();
-                self.image.copied(at as u64);
+                self.image.set_copied(at as u64);
             }
-            Pass::Keep => self.keep(at, page),
-            Pass::Free => {}
+            GateState::CopyFirst => self.keep(at, page),
+            GateState::Open => {}
         }
         page.make_writable();
         true
@@ -217,21 +217,21 @@ impl Memory {
             return;
         }
         if self.makes(Mistake::CopiedTooEarly) {
-            self.image.copied(at as u64);
+            self.image.set_copied(at as u64);
         }
         page.keep();
-        self.image.copied(at as u64);
+        self.image.set_copied(at as u64);
     }
 
     /// One system call that writes to both pages.
     fn call(&self) {
         let pass = loop {
             match self.gate.enter() {
-                Pass::Closed => self.await_open(),
+                GateState::Closed => self.await_open(),
                 pass => break pass,
             }
         };
-        if pass == Pass::Keep && !self.makes(Mistake::CallKeepsNothing) {
+        if pass == GateState::CopyFirst && !self.makes(Mistake::CallKeepsNothing) {
             for (at, page) in self.pages.iter().enumerate() {
                 let _folio = lock(&page.folio);
                 self.keep(at, page);
@@ -295,15 +295,15 @@ impl Memory {
     }
 
     fn read(&self, at: usize) -> u64 {
-        let read = |place| match place {
-            Place::Memory => self.pages[at].contents(),
-            Place::Copy => self.pages[at].copy.set(0),
-            Place::Done => unreachable!("nobody has said that a page is done"),
+        let read = |location| match location {
+            Location::Memory => self.pages[at].contents(),
+            Location::Copy => self.pages[at].copy.set(0),
+            Location::Done => unreachable!("nobody has said that a page is done"),
         };
         if self.makes(Mistake::NoSecondLook) {
-            return read(self.image.place(at as u64));
+            return read(self.image.location(at as u64));
         }
-        match self.image.read(at as u64, |place| Ok::<_, ()>(read(place))) {
+        match self.image.read(at as u64, |location| Ok::<_, ()>(read(location))) {
             Ok(contents) => contents,
             Err(()) => unreachable!("no read fails"),
         }

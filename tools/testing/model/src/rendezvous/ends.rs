@@ -3,7 +3,7 @@
 //! What else ends a wait: a signal, a time limit, a region that becomes plain, a daemon that is ready.
 
 use super::primitives::Region;
-use super::queue::{Limit, Task, Woken};
+use super::queue::{Task, WaitOutcome, WaitParams};
 use super::{HERE, PAGES, fault, fault_until, in_every_order, join, serve, settle, slots, take};
 use crate::model::{
     page_map::{Touch, Verdict},
@@ -14,17 +14,17 @@ use loom::sync::atomic::Ordering;
 use loom::thread;
 
 /// Starts a fault in a thread of its own.
-fn start(region: &Arc<Region>, limit: Limit) -> thread::JoinHandle<Result<Touch, Woken>> {
+fn start(region: &Arc<Region>, params: WaitParams) -> thread::JoinHandle<Result<Touch, WaitOutcome>> {
     let region = region.clone();
-    thread::spawn(move || fault_until(&region, HERE, &limit))
+    thread::spawn(move || fault_until(&region, HERE, &params))
 }
 
 /// What GET_PAGE_REQUEST does. No request: the region is plain.
-fn get_page_request(region: &Region, limit: &Limit) -> Result<Vec<u64>, Woken> {
+fn get_page_request(region: &Region, params: &WaitParams) -> Result<Vec<u64>, WaitOutcome> {
     let is_plain = || region.plain.load(Ordering::Acquire);
     loop {
-        match region.rendezvous().await_requests(limit.clone(), is_plain) {
-            Woken::Done => (),
+        match region.rendezvous().await_requests(params.clone(), is_plain) {
+            WaitOutcome::Done => (),
             woken => return Err(woken),
         }
         let mut taken = Vec::new();
@@ -38,8 +38,8 @@ fn get_page_request(region: &Region, limit: &Limit) -> Result<Vec<u64>, Woken> {
 /// The region becomes plain: `Region::set_plain`.
 fn set_plain(region: &Region) {
     region.plain.store(true, Ordering::Release);
-    region.starters.wake_all();
-    region.takers.wake_all();
+    region.ready_waiters.wake_all();
+    region.request_waiters.wake_all();
 }
 
 #[test]
@@ -47,9 +47,9 @@ fn who_is_killed_goes_and_leaves_its_request() {
     in_every_order(4, || {
         let region = Arc::new(Region::new(PAGES));
         let task = Task::new();
-        let touch = start(&region, Limit::of(&task));
+        let touch = start(&region, WaitParams::of(&task));
         task.kill();
-        assert_eq!(join(touch), Err(Woken::Signal));
+        assert_eq!(join(touch), Err(WaitOutcome::Signal));
         assert!(region.waiters(slots(&region, HERE)).is_empty());
         assert_eq!(serve(&region, 1, 8), [HERE]);
         assert_eq!(fault(&region, HERE, false), Some(Touch::Present));
@@ -61,11 +61,11 @@ fn a_kill_and_an_answer_meet() {
     in_every_order(3, || {
         let region = Arc::new(Region::new(PAGES));
         let task = Task::new();
-        let touches = [start(&region, Limit::of(&task)), start(&region, Limit::none())];
+        let touches = [start(&region, WaitParams::of(&task)), start(&region, WaitParams::none())];
         task.kill();
         assert_eq!(serve(&region, 1, 8), [HERE]);
         let [killed, other] = touches.map(join);
-        assert!([Ok(Touch::Present), Err(Woken::Signal)].contains(&killed), "{killed:?}");
+        assert!([Ok(Touch::Present), Err(WaitOutcome::Signal)].contains(&killed), "{killed:?}");
         assert_eq!(other, Ok(Touch::Present));
         assert!(region.waiters(slots(&region, HERE)).is_empty());
         assert!(!region.rendezvous().has_requests());
@@ -77,7 +77,7 @@ fn the_end_of_one_wait_tells_all_who_wait_for_the_page() {
     in_every_order(3, || {
         let region = Arc::new(Region::new(PAGES));
         let task = Task::new();
-        let touches = [start(&region, Limit::of(&task)), start(&region, Limit::none())];
+        let touches = [start(&region, WaitParams::of(&task)), start(&region, WaitParams::none())];
         task.expire();
         assert_eq!(touches.map(join), [Ok(Touch::Unreadable), Ok(Touch::Unreadable)]);
         assert!(!region.rendezvous().has_requests());
@@ -89,7 +89,7 @@ fn a_time_limit_and_an_answer_meet() {
     in_every_order(3, || {
         let region = Arc::new(Region::new(PAGES));
         let task = Task::new();
-        let touches = [start(&region, Limit::of(&task)), start(&region, Limit::none())];
+        let touches = [start(&region, WaitParams::of(&task)), start(&region, WaitParams::none())];
         task.expire();
         settle(&region, HERE, Verdict::Present);
         for touch in touches.map(join) {
@@ -105,19 +105,19 @@ fn a_signal_to_who_waits_for_requests_loses_none() {
         let region = Arc::new(Region::new(PAGES));
         let task = Task::new();
         let taker = thread::spawn({
-            let (region, limit) = (region.clone(), Limit::of(&task));
-            move || get_page_request(&region, &limit)
+            let (region, params) = (region.clone(), WaitParams::of(&task));
+            move || get_page_request(&region, &params)
         });
         task.kill();
         region.rendezvous().touch(slots(&region, HERE));
         match join(taker) {
             Ok(taken) => assert_eq!(taken, [HERE]),
             Err(woken) => {
-                assert_eq!(woken, Woken::Signal);
+                assert_eq!(woken, WaitOutcome::Signal);
                 assert_eq!(take(&region, 8), [HERE]);
             }
         }
-        assert!(region.takers.is_empty());
+        assert!(region.request_waiters.is_empty());
     });
 }
 
@@ -129,8 +129,8 @@ fn who_waits_for_requests_hears_that_the_region_is_plain() {
             let region = region.clone();
             move || {
                 (
-                    get_page_request(&region, &Limit::none()),
-                    get_page_request(&region, &Limit::none()),
+                    get_page_request(&region, &WaitParams::none()),
+                    get_page_request(&region, &WaitParams::none()),
                 )
             }
         });
@@ -145,20 +145,20 @@ fn who_waits_for_a_daemon_hears_that_it_is_ready_or_not_needed() {
     for plain in [false, true] {
         in_every_order(4, move || {
             let region = Arc::new(Region::new(PAGES));
-            let starters = [Task::new(), Task::new()].map(|task| {
+            let ready_waiters = [Task::new(), Task::new()].map(|task| {
                 let region = region.clone();
                 thread::spawn(move || {
                     let done = || region.ready.load(Ordering::Acquire) || region.plain.load(Ordering::Acquire);
-                    region.starters.wait(0, Limit::of(&task), done)
+                    region.ready_waiters.wait(0, WaitParams::of(&task), done)
                 })
             });
             if plain {
                 set_plain(&region);
             } else {
                 region.ready.store(true, Ordering::Release);
-                region.starters.wake_all();
+                region.ready_waiters.wake_all();
             }
-            assert_eq!(starters.map(join), [Woken::Done, Woken::Done]);
+            assert_eq!(ready_waiters.map(join), [WaitOutcome::Done, WaitOutcome::Done]);
         });
     }
 }

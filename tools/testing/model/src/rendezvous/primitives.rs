@@ -5,7 +5,7 @@
 use super::queue::{WaitQueue, lock};
 use crate::model::{
     page_map::{PageMap, words_for},
-    rendezvous::{Rendezvous, Shard, Word},
+    rendezvous::{AtomicWord, Rendezvous, Shard},
     shards::{Shards, Slots},
 };
 use loom::sync::Mutex;
@@ -13,7 +13,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::ops::DerefMut;
 use std::sync::Arc;
 
-impl Word for AtomicU64 {
+impl AtomicWord for AtomicU64 {
     fn load(&self) -> u64 {
         AtomicU64::load(self, Ordering::Acquire)
     }
@@ -51,9 +51,9 @@ pub(super) struct Region {
     pub(super) layout: Shards,
     shards: Vec<Arc<Part>>,
     /// The daemon, when it waits for requests.
-    pub(super) takers: WaitQueue,
-    /// Who waits for a daemon: `Daemon::starters`.
-    pub(super) starters: WaitQueue,
+    pub(super) request_waiters: WaitQueue,
+    /// Who waits for a daemon: `Daemon::ready_waiters`.
+    pub(super) ready_waiters: WaitQueue,
     queued: AtomicU64,
     next_shard: AtomicU64,
     /// Whether a daemon is attached: `Daemon::attached`.
@@ -88,8 +88,8 @@ impl Region {
         Self {
             layout,
             shards: (0..layout.count()).map(|_| Arc::new(part())).collect(),
-            takers: WaitQueue::new(looks_first),
-            starters: WaitQueue::new(looks_first),
+            request_waiters: WaitQueue::new(looks_first),
+            ready_waiters: WaitQueue::new(looks_first),
             queued: AtomicU64::new(0),
             next_shard: AtomicU64::new(0),
             attached: AtomicBool::new(true),
@@ -109,7 +109,7 @@ impl Region {
         Rendezvous {
             layout: self.layout,
             shards: &self.shards,
-            takers: &self.takers,
+            request_waiters: &self.request_waiters,
             queued: &self.queued,
             next_shard: &self.next_shard,
         }

@@ -13,7 +13,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Woken {
+pub(super) enum WaitOutcome {
     /// The condition holds.
     Done,
     /// The condition holds, and the waker has put the page where it was wanted.
@@ -89,12 +89,12 @@ impl Task {
 
 /// Who waits, and where the page is wanted, if it may be put there.
 #[derive(Clone)]
-pub(super) struct Limit {
+pub(super) struct WaitParams {
     pub(super) task: Arc<Task>,
     pub(super) place: Option<usize>,
 }
 
-impl Limit {
+impl WaitParams {
     /// Waits without end.
     pub(super) fn none() -> Self {
         Self::of(&Task::new())
@@ -211,40 +211,40 @@ impl WaitQueue {
 }
 
 impl Queue for WaitQueue {
-    type Limit = Limit;
-    type Woken = Woken;
+    type Params = WaitParams;
+    type Outcome = WaitOutcome;
 
-    fn wait(&self, key: u64, limit: Limit, mut done: impl FnMut() -> bool) -> Woken {
+    fn wait(&self, key: u64, params: WaitParams, mut done: impl FnMut() -> bool) -> WaitOutcome {
         let waiter = Arc::new(Waiter {
             key,
-            place: limit.place,
-            task: limit.task,
+            place: params.place,
+            task: params.task,
             delivery: Mutex::new(Delivery::None),
         });
         let mut left = true;
         let woken = loop {
             if self.looks_first && done() {
-                break Woken::Done;
+                break WaitOutcome::Done;
             }
             let signal = self.prepare(&waiter);
             if !self.looks_first && done() {
-                break Woken::Done;
+                break WaitOutcome::Done;
             }
             if signal {
-                break Woken::Signal;
+                break WaitOutcome::Signal;
             }
             if !left {
-                break Woken::Timeout;
+                break WaitOutcome::Timeout;
             }
             left = waiter.task.schedule();
             if done() {
-                break Woken::Done;
+                break WaitOutcome::Done;
             }
         };
         self.finish(&waiter);
         let delivery = *lock(&waiter.delivery);
         match woken {
-            Woken::Done if delivery == Delivery::Done => Woken::Placed,
+            WaitOutcome::Done if delivery == Delivery::Done => WaitOutcome::Placed,
             woken => woken,
         }
     }
