@@ -7,12 +7,12 @@
 //! `Documentation/upstream-gaps.rst` lists them.
 
 pub(crate) mod address_space;
-pub(crate) mod answer;
+pub(crate) mod array_vec;
 pub(crate) mod bindings;
 pub(crate) mod copies;
 pub(crate) mod errno;
 pub(crate) mod fault;
-pub(crate) mod few;
+pub(crate) mod fault_address;
 pub(crate) mod file;
 pub(crate) mod file_ops;
 pub(crate) mod global;
@@ -20,12 +20,12 @@ pub(crate) mod memcg;
 pub(crate) mod misc_dev;
 pub(crate) mod mm;
 pub(crate) mod node;
-pub(crate) mod place;
 pub(crate) mod shared;
 pub(crate) mod staging;
 pub(crate) mod task;
 pub(crate) mod tracked;
 pub(crate) mod uapi;
+pub(crate) mod vm_fault_reason;
 pub(crate) mod vm_ops;
 pub(crate) mod wait;
 pub(crate) mod write_fault;

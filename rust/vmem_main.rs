@@ -28,7 +28,7 @@ use sys::{
     misc_dev::MiscDev,
     node::Nodes,
     staging::Shmem,
-    task::CodeInUse, //
+    task::ExitBarrier, //
 };
 
 module! {
@@ -47,7 +47,7 @@ struct Vmem {
     control: MiscDev,
     nodes: Nodes,
     shmem: Shmem,
-    code: CodeInUse,
+    exit_barrier: ExitBarrier,
 }
 
 impl kernel::InPlaceModule for Vmem {
@@ -55,7 +55,7 @@ impl kernel::InPlaceModule for Vmem {
         registry::init(module);
         memories::init(module);
         try_pin_init!(Self {
-            code: CodeInUse,
+            exit_barrier: ExitBarrier,
             shmem: tracked::init(Shmem::init(module)?, module),
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),

@@ -319,7 +319,7 @@ unsafe extern "C" {
     pub fn vmem_shared_can_be_tracked(
         memory: *mut file,
         tracked: *const vm_operations_struct,
-        own: *const vm_operations_struct,
+        region_ops: *const vm_operations_struct,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -401,7 +401,7 @@ unsafe extern "C" {
     );
 }
 unsafe extern "C" {
-    pub fn vmem_copies_give_up_early(copies: *mut file);
+    pub fn vmem_copies_avoid_oom(copies: *mut file);
 }
 unsafe extern "C" {
     pub fn vmem_copies_kept(copies: *mut file) -> ffi::c_ulong;
@@ -478,7 +478,7 @@ unsafe extern "C" {
     ) -> ffi::c_uint;
 }
 unsafe extern "C" {
-    pub fn vmem_place_insert(
+    pub fn vmem_fault_insert_charged(
         vma: *mut vm_area_struct,
         addr: ffi::c_ulong,
         page: *mut page,
@@ -494,7 +494,7 @@ unsafe extern "C" {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct vmem_which {
+pub struct vmem_vma_filter {
     pub kind: *const vm_operations_struct,
     pub ops: *const vm_operations_struct,
     pub data: *const ffi::c_void,
@@ -538,7 +538,7 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn vmem_count_vmas(
         staging: *mut file,
-        which: *const vmem_which,
+        filter: *const vmem_vma_filter,
         max: ffi::c_ulong,
     ) -> ffi::c_ulong;
 }
@@ -546,13 +546,13 @@ unsafe extern "C" {
     pub fn vmem_vma_matches(
         vma: *mut vm_area_struct,
         mapping: *mut address_space,
-        which: *const vmem_which,
+        filter: *const vmem_vma_filter,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_collect_mms(
         staging: *mut file,
-        which: *const vmem_which,
+        filter: *const vmem_vma_filter,
         table: *mut *mut mm_struct,
         bits: ffi::c_uint,
     ) -> ffi::c_int;
@@ -597,13 +597,13 @@ unsafe extern "C" {
     pub fn vmem_access_ok(addr: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
-    pub fn vmem_fault_in(addr: ffi::c_ulong) -> ffi::c_int;
+    pub fn vmem_fault_in_readable(addr: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_available_memory() -> ffi::c_ulong;
 }
 unsafe extern "C" {
-    pub fn vmem_locks_on_fault() -> ffi::c_int;
+    pub fn vmem_in_mlock_onfault() -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_process_is_dying() -> ffi::c_int;
@@ -612,10 +612,10 @@ unsafe extern "C" {
     pub fn vmem_task_killable_freezable() -> ffi::c_uint;
 }
 unsafe extern "C" {
-    pub fn vmem_wait_preempted();
+    pub fn vmem_synchronize_rcu_tasks();
 }
 unsafe extern "C" {
-    pub fn vmem_wait_readers();
+    pub fn vmem_synchronize_rcu();
 }
 unsafe extern "C" {
     pub fn vmem_fatal_signal_pending() -> ffi::c_int;

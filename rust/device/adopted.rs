@@ -98,7 +98,7 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
             if shared.size() > VMEM_MAX_SIZE {
                 return Err(EFBIG);
             }
-            match registry::find_memory(shared.identity()) {
+            match registry::find_memory(shared.inode_id()) {
                 // The staging file of a region that is plain memory.
                 Ok(handle) => Memory::adopt_region(Arc::new(handle, GFP_KERNEL)?)?,
                 Err(_) => Memory::adopt(shared, registry::next_id())?,

@@ -15,7 +15,7 @@ use crate::{
         range::PageRange, //
     },
     sys::{
-        task::breathe,
+        task::cond_resched_or_killed,
         uapi::{
             vmem_dirty,
             vmem_range,
@@ -141,7 +141,7 @@ pub(crate) fn dirty<L: Log>(log: &L, arg: UserArg) -> Result {
 
     let mut gather = || -> Result {
         for chunk in range.pieces(CHUNK_PAGES) {
-            breathe()?;
+            cond_resched_or_killed()?;
             let found = if cleans {
                 log.clean(chunk)?
             } else {

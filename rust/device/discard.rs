@@ -14,7 +14,7 @@ use crate::{
             PAGE_SIZE, //
         }, //
     },
-    sys::task::breathe, //
+    sys::task::cond_resched_or_killed, //
 };
 use kernel::prelude::*;
 
@@ -26,7 +26,7 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
     }
     let nr = (len / PAGE_SIZE).min(region.pages().nr().saturating_sub(offset / PAGE_SIZE));
     for block in region.pages().range(offset / PAGE_SIZE, nr)?.blocks() {
-        breathe()?;
+        cond_resched_or_killed()?;
         discard_block(region, block)?;
     }
     if let Some(tracking) = memories::tracking_of_region(region) {

@@ -19,22 +19,22 @@ use crate::{
         }, //
     },
     sys::{
-        answer::Answer,
         fault::{
-            Admit,
-            Contents,
             Fault,
-            Waiting, //
+            FaultPolicy,
+            MapDecision,
+            RetryMode, //
         },
         mm::Mappings,
-        shared::Identity,
+        shared::InodeId,
+        vm_fault_reason::VmFaultReason,
         vm_ops::{
-            MapOps,
-            Memory,
-            VmOps, //
+            MapFileOps,
+            VmOps,
+            VmOpsTables, //
         },
         wait::{
-            Patience,
+            WaitMode,
             WaitOutcome, //
         },
         write_fault::WriteFault, //
@@ -48,13 +48,13 @@ use kernel::{
 /// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
 /// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
 const BRIEFLY: WaitParams = WaitParams {
-    patience: Patience::KillableLocked,
+    mode: WaitMode::KillableLocked,
     ms: 1000,
-    place: None,
+    address: None,
 };
 
-static VM_OPS: VmOps<Mapped> = VmOps::new();
-static MAP_OPS: MapOps<Mapped> = MapOps::new();
+static VM_OPS: VmOpsTables<Mapped> = VmOpsTables::new();
+static MAP_OPS: MapFileOps<Mapped> = MapFileOps::new();
 
 /// A region, as what stands behind its mappings.
 pub(crate) struct Mapped {
@@ -85,12 +85,12 @@ impl Mapped {
     }
 
     fn with_log<R>(&self, then: impl FnOnce(&Tracking) -> R) -> Option<R> {
-        let memory = Identity::of_region(self.region().staging());
+        let memory = InodeId::of_region(self.region().staging());
         memories::with_log(self.tracking.as_deref(), memory, then)
     }
 }
 
-impl Contents for Mapped {
+impl FaultPolicy for Mapped {
     /// A present page stays present.
     fn present(&self, range: PageRange) -> bool {
         self.region().pages().all_present(range)
@@ -98,33 +98,33 @@ impl Contents for Mapped {
 
     /// A mapping that was being made when the log began is none that tells of writes. Each page that comes
     /// into it is logged as written, until it is.
-    fn admit(&self, fault: &WriteFault<'_>, seen: bool) -> Admit {
-        if seen || !self.region().is_logged() {
-            return Admit::Yes;
+    fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision {
+        if write_faults || !self.region().is_logged() {
+            return MapDecision::Map;
         }
         match self.with_log(|log| log.hear_fault(fault)) {
-            Some(true) => Admit::Alone,
-            Some(false) => Admit::Later,
+            Some(true) => MapDecision::MapPageOnly,
+            Some(false) => MapDecision::Retry,
             // It ends.
-            None => Admit::Yes,
+            None => MapDecision::Map,
         }
     }
 
-    fn await_turn(&self) {
+    fn await_writable(&self) {
         self.with_log(|log| log.keeper().await_open());
     }
 
-    fn maps_around(&self, seen: bool) -> bool {
-        seen || !self.region().is_logged()
+    fn allows_fault_around(&self, write_faults: bool) -> bool {
+        write_faults || !self.region().is_logged()
     }
 }
 
-impl Memory for Mapped {
-    const VM_OPS: &'static VmOps<Self> = &VM_OPS;
-    const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
+impl VmOps for Mapped {
+    const VM_OPS: &'static VmOpsTables<Self> = &VM_OPS;
+    const MAP_OPS: &'static MapFileOps<Self> = &MAP_OPS;
 
     /// A present page is mapped.
-    fn fault(&self, fault: &mut Fault<'_>) -> Answer {
+    fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         match bring(self.region(), fault) {
             Ok(()) => fault.map(self.region().staging(), self),
             Err(answer) => answer,
@@ -152,20 +152,20 @@ impl Memory for Mapped {
 
 /// Returns when the page is present, and the fault may map it; or else its answer. For an absent page the
 /// daemon is asked, once, and the fault waits: without its lock, if its caller can start again.
-pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer> {
+pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
     let pgoff = fault.pgoff();
     loop {
-        if fault.is_dying() && !region.pages().is_settled(pgoff) {
+        if fault.is_process_dying() && !region.pages().is_settled(pgoff) {
             // A dump holds what is here. A dying process does not wait for the rest: no signal
             // would end that wait.
             return Err(sigbus(region));
         }
-        if fault.locks_on_fault() && !region.pages().is_settled(pgoff) {
-            let addr = fault.address();
+        if fault.is_mlock_onfault() && !region.pages().is_settled(pgoff) {
+            let addr = fault.user_address();
             fault.unlock();
             // If it is killed, it does not come back.
-            let _ = Mappings::<Mapped>::of(region.staging()).lock_on_fault(addr);
-            return Err(Answer::WAITED);
+            let _ = Mappings::<Mapped>::of(region.staging()).set_lockonfault(addr);
+            return Err(VmFaultReason::RETRY_MAJOR);
         }
         match region.pages().touch(pgoff) {
             Touch::Present => return Ok(()),
@@ -175,47 +175,49 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer
             }
             Touch::NewlyRequested | Touch::AlreadyRequested => {}
         }
-        match fault.waiting() {
-            Waiting::Never => return Err(Answer::RETRY),
-            Waiting::Unlocked if fault.is_deaf() => {
+        match fault.retry_mode() {
+            RetryMode::NoWait => return Err(VmFaultReason::RETRY),
+            RetryMode::DropLock if fault.is_kernel_or_exiting_thread() => {
                 // Its end is waited for when the process dies, so it must not wait for long. Whom
                 // KVM's thread works for touches the page again.
-                if fault.tried() && !fault.is_for_living() {
+                if fault.tried() && !fault.is_kthread_of_live_process() {
                     return Err(sigbus(region));
                 }
                 fault.unlock();
                 region.await_page_for(pgoff, BRIEFLY);
-                return Err(Answer::WAITED);
+                return Err(VmFaultReason::RETRY_MAJOR);
             }
-            Waiting::Unlocked => {
+            RetryMode::DropLock => {
                 let may_write = fault.may_write();
                 if !may_write && region.overdue.take(pgoff) && fault.tried() {
                     return Err(sigbus(region));
                 }
-                let place = fault.place();
+                let address = fault.fault_address();
                 fault.unlock();
-                return Err(match region.await_page(pgoff, place, fault.patience()) {
-                    WaitOutcome::Placed => Answer::COMPLETED,
+                return Err(match region.await_page(pgoff, address, fault.wait_mode()) {
+                    WaitOutcome::Mapped => VmFaultReason::COMPLETED,
                     WaitOutcome::Timeout => {
                         if may_write {
                             region.give_up_page(pgoff);
                         } else {
                             region.overdue.add(pgoff);
                         }
-                        Answer::WAITED
+                        VmFaultReason::RETRY_MAJOR
                     }
                     // The fault starts again and sees.
-                    WaitOutcome::Done | WaitOutcome::Signal => Answer::WAITED,
+                    WaitOutcome::Done | WaitOutcome::Signal => VmFaultReason::RETRY_MAJOR,
                 });
             }
-            Waiting::InPlace if fault.is_deaf() || !fault.is_own() => {
+            RetryMode::HoldLock
+                if fault.is_kernel_or_exiting_thread() || !fault.is_in_current_mm() =>
+            {
                 // An IOMMU's, for one; a debugger's.
                 if region.await_page_for(pgoff, BRIEFLY) != WaitOutcome::Done {
                     return Err(sigbus(region));
                 }
             }
-            Waiting::InPlace => match region.await_page(pgoff, None, Patience::KillableLocked) {
-                WaitOutcome::Done | WaitOutcome::Placed => {}
+            RetryMode::HoldLock => match region.await_page(pgoff, None, WaitMode::KillableLocked) {
+                WaitOutcome::Done | WaitOutcome::Mapped => {}
                 WaitOutcome::Timeout if fault.may_write() => region.give_up_page(pgoff),
                 WaitOutcome::Timeout | WaitOutcome::Signal => return Err(sigbus(region)),
             },
@@ -223,16 +225,16 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), Answer
     }
 }
 
-fn unreadable(region: &Region) -> Answer {
+fn unreadable(region: &Region) -> VmFaultReason {
     region.sigbus.count();
     if region.poisons() {
-        Answer::HWPOISON
+        VmFaultReason::HWPOISON
     } else {
-        Answer::SIGBUS
+        VmFaultReason::SIGBUS
     }
 }
 
-fn sigbus(region: &Region) -> Answer {
+fn sigbus(region: &Region) -> VmFaultReason {
     region.sigbus.count();
-    Answer::SIGBUS
+    VmFaultReason::SIGBUS
 }

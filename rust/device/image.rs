@@ -36,13 +36,13 @@ use crate::{
             Staging, //
         },
         task::{
-            breathe,
-            workers,
-            ModuleInUse, //
+            cond_resched_or_killed,
+            system_dfl_wq,
+            ModuleRef, //
         },
         wait::{
-            Patience,
             PollQueue,
+            WaitMode,
             WaitOutcome, //
         }, //
     }, //
@@ -122,7 +122,7 @@ pub(crate) struct Image {
     #[pin]
     work: Work<Self>,
     /// A worker may have it last.
-    in_use: ModuleInUse,
+    module_ref: ModuleRef,
 }
 
 impl_has_work! {
@@ -167,7 +167,7 @@ impl Image {
                 done: Counter::new(),
                 gives_up: Atomic::new(false),
                 work <- new_work!("vmem_give_up"),
-                in_use: ModuleInUse::new(),
+                module_ref: ModuleRef::new(),
             }),
             GFP_KERNEL,
         )
@@ -244,7 +244,7 @@ impl Image {
             if !self.wants(pgoff) {
                 continue;
             }
-            breathe()?;
+            cond_resched_or_killed()?;
             if self.check().is_err() {
                 self.fail();
                 return Ok(());
@@ -264,7 +264,7 @@ impl Image {
         self.snapshot.fail();
         self.wake_readers();
         if self.gives_up.cmpxchg(false, true, Relaxed).is_ok() {
-            let _ = workers().enqueue(self.clone());
+            let _ = system_dfl_wq().enqueue(self.clone());
         }
     }
 
@@ -297,11 +297,11 @@ impl Image {
                 }
                 Touch::NewlyRequested | Touch::AlreadyRequested => {}
             }
-            let limit = region.limit(None, Patience::Interruptible);
+            let limit = region.limit(None, WaitMode::Interruptible);
             let cancelled =
                 || self.check().is_err() || self.locations.location(pgoff) != Location::Memory;
             match region.await_page_unless(pgoff, limit, cancelled) {
-                WaitOutcome::Done | WaitOutcome::Placed => {}
+                WaitOutcome::Done | WaitOutcome::Mapped => {}
                 WaitOutcome::Timeout => return Err(EIO),
                 WaitOutcome::Signal => return Err(ERESTARTSYS),
             }
@@ -364,12 +364,12 @@ impl Image {
     pub(crate) fn seek(&self, pgoff: u64, is_data: bool) -> Result<Option<u64>> {
         let mut at = pgoff;
         while at < self.all.end() {
-            breathe()?;
+            cond_resched_or_killed()?;
             let next = self.locations.read(at, |location| {
                 Ok::<_, Error>(match location {
                     Location::Memory if self.awaits(at).is_some() => Some(at),
-                    Location::Memory => self.memory.next(at),
-                    Location::Copy => self.copies.next(at),
+                    Location::Memory => self.memory.next_page(at),
+                    Location::Copy => self.copies.next_page(at),
                     Location::Done => None,
                 })
             })?;
@@ -384,7 +384,7 @@ impl Image {
                 let absent = self
                     .region()
                     .and_then(|region| region.pages().next_absent(at));
-                let next = [self.memory.next(at), self.copies.next(at), absent];
+                let next = [self.memory.next_page(at), self.copies.next_page(at), absent];
                 at = next.into_iter().flatten().min().unwrap_or(u64::MAX);
             }
         }

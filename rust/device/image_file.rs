@@ -24,20 +24,19 @@ use crate::{
         }, //
     },
     sys::{
-        answer::Answer,
         copies::PageSink,
         errno,
         fault::{
-            Admit,
-            Contents,
-            Fault, //
+            Fault,
+            FaultPolicy,
+            MapDecision, //
         },
         file_ops::{
             self,
             FileOps,
             FileOpsTable, //
         },
-        task::breathe,
+        task::cond_resched_or_killed,
         uapi::{
             vmem_range,
             vmem_snapshot_info,
@@ -50,12 +49,13 @@ use crate::{
             VMEM_SNAPSHOT_CLEAN,
             VMEM_SNAPSHOT_ONCE, //
         },
+        vm_fault_reason::VmFaultReason,
         vm_ops::{
             MapFile,
-            MapOps,
-            Memory,
+            MapFileOps,
             NewVma,
-            VmOps, //
+            VmOps,
+            VmOpsTables, //
         },
         wait::PollQueue,
         write_fault::WriteFault, //
@@ -78,8 +78,8 @@ use kernel::{
 };
 
 static OPS: FileOpsTable<ImageFile> = FileOpsTable::new();
-static VM_OPS: VmOps<Arc<OpenImage>> = VmOps::new();
-static MAP_OPS: MapOps<Arc<OpenImage>> = MapOps::new();
+static VM_OPS: VmOpsTables<Arc<OpenImage>> = VmOpsTables::new();
+static MAP_OPS: MapFileOps<Arc<OpenImage>> = MapFileOps::new();
 
 /// An image that somebody has, by a descriptor or by a mapping. With the last of them it is kept no more.
 pub(crate) struct OpenImage {
@@ -149,7 +149,7 @@ impl ImageFile {
         let image = self.image();
         let range = image.range(call.pgoff, call.nr_pages)?;
         for chunk in range.pieces(CHUNK_PAGES) {
-            breathe()?;
+            cond_resched_or_killed()?;
             image.done(chunk)?;
             // The next snapshot need not have them for this reader's sake.
             image.log().take(chunk);
@@ -188,10 +188,11 @@ impl ImageFile {
                 return Ok(done);
             }
             let mut sink = PageSink::new(to, offset as usize, len as usize);
-            let read = breathe().and_then(|()| self.image().read(at / PAGE_SIZE, &mut sink));
-            let taken = sink.taken();
+            let read = cond_resched_or_killed()
+                .and_then(|()| self.image().read(at / PAGE_SIZE, &mut sink));
+            let copied_bytes = sink.copied();
             match read {
-                Ok(()) if taken > 0 => done = done.saturating_add(taken),
+                Ok(()) if copied_bytes > 0 => done = done.saturating_add(copied_bytes),
                 Ok(()) if done == 0 => return Err(EFAULT),
                 Err(e) if done == 0 => return Err(e),
                 _ => return Ok(done),
@@ -279,30 +280,30 @@ impl FileOps for ImageFile {
     }
 }
 
-impl Contents for Arc<OpenImage> {
+impl FaultPolicy for Arc<OpenImage> {
     fn present(&self, range: PageRange) -> bool {
         self.image.has_copies(range)
     }
 
-    fn admit(&self, fault: &WriteFault<'_>, _seen: bool) -> Admit {
+    fn may_map(&self, fault: &WriteFault<'_>, _write_faults: bool) -> MapDecision {
         if self.image.has_copies(fault.pages()) {
-            Admit::Yes
+            MapDecision::Map
         } else {
-            Admit::Never
+            MapDecision::Sigbus
         }
     }
 
-    fn maps_around(&self, _seen: bool) -> bool {
+    fn allows_fault_around(&self, _write_faults: bool) -> bool {
         true
     }
 }
 
-impl Memory for Arc<OpenImage> {
-    const VM_OPS: &'static VmOps<Self> = &VM_OPS;
-    const MAP_OPS: &'static MapOps<Self> = &MAP_OPS;
+impl VmOps for Arc<OpenImage> {
+    const VM_OPS: &'static VmOpsTables<Self> = &VM_OPS;
+    const MAP_OPS: &'static MapFileOps<Self> = &MAP_OPS;
 
     /// A page is copied when it is touched, and the copy mapped.
-    fn fault(&self, fault: &mut Fault<'_>) -> Answer {
+    fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         let pgoff = fault.pgoff();
         if let Some(region) = self.image.awaits(pgoff) {
             if let Err(answer) = bring(region, fault) {
@@ -311,7 +312,7 @@ impl Memory for Arc<OpenImage> {
         }
         match self.image.copy(pgoff) {
             Ok(copies) => fault.map(copies, self),
-            Err(_) => Answer::SIGBUS,
+            Err(_) => VmFaultReason::SIGBUS,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
     },
     sys::{
         mm::Mappings,
-        task::breathe,
+        task::cond_resched_or_killed,
         uapi::{
             vmem_features,
             vmem_info,
@@ -131,7 +131,7 @@ pub(crate) fn get_present_of(region: Option<&Region>, nr: u64, arg: UserArg) -> 
     call.present = 0;
     let mut out = UserBits::new(call.bitmap, words_for(range.len() as usize))?;
     for block in range.blocks() {
-        breathe()?;
+        cond_resched_or_killed()?;
         let bits = match region {
             Some(region) => region.pages().present_bits(block)?,
             None => [u64::MAX; BLOCK_PAGES as usize / 64],

@@ -14,7 +14,7 @@ use crate::{
     sys::{
         errno,
         wait::{
-            Patience,
+            WaitMode,
             WaitOutcome,
             WaitQueue, //
         },
@@ -91,7 +91,7 @@ impl Keeper {
 
     fn await_for(&self, ms: u32) -> WaitOutcome {
         self.waiters
-            .wait(0, None, Patience::KillableLocked, ms, || {
+            .wait(0, None, WaitMode::KillableLocked, ms, || {
                 self.gate.check() != GateState::Closed
             })
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::sys::{
     global::global_mutex,
     shared::{
-        Identity,
+        InodeId,
         SharedMemory, //
     }, //
 };
@@ -28,11 +28,11 @@ use kernel::{
 };
 
 global_mutex! {
-    static MEMORIES: Mutex<KVec<Entry>> = KVec::new(), made ready by init;
+    static MEMORIES: Mutex<KVec<Entry>> = KVec::new(), initialized by init;
 }
 
 struct Entry {
-    identity: Identity,
+    inode_id: InodeId,
     tracking: Option<Arc<Tracking>>,
 }
 
@@ -61,15 +61,15 @@ impl Memory {
 
     fn new(shared: SharedMemory, id: u64, region: Option<Arc<Handle>>) -> Result<Arc<Self>> {
         let room = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
-        let identity = shared.identity();
+        let inode_id = shared.inode_id();
         {
             let mut memories = MEMORIES.lock();
-            if memories.iter().any(|entry| entry.identity == identity) {
+            if memories.iter().any(|entry| entry.inode_id == inode_id) {
                 return Err(EBUSY);
             }
             memories.push(
                 Entry {
-                    identity,
+                    inode_id,
                     tracking: None,
                 },
                 GFP_KERNEL,
@@ -130,11 +130,11 @@ impl Memory {
     }
 
     fn set_tracking(&self, tracking: Option<Arc<Tracking>>) {
-        let identity = self.shared.identity();
+        let inode_id = self.shared.inode_id();
         // What was there is dropped without the lock.
         let _before = {
             let mut memories = MEMORIES.lock();
-            let entry = memories.iter_mut().find(|entry| entry.identity == identity);
+            let entry = memories.iter_mut().find(|entry| entry.inode_id == inode_id);
             entry.map(|entry| core::mem::replace(&mut entry.tracking, tracking))
         };
     }
@@ -142,9 +142,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let identity = self.shared.identity();
+        let inode_id = self.shared.inode_id();
         let mut memories = MEMORIES.lock();
-        let at = memories.iter().position(|entry| entry.identity == identity);
+        let at = memories.iter().position(|entry| entry.inode_id == inode_id);
         let _entry = at.and_then(|at| memories.remove(at).ok());
         if memories.is_empty() {
             // Nobody drops a static when the module goes.
@@ -157,7 +157,7 @@ impl Drop for Memory {
 /// was made by which the write comes: that may have ended, and another begun, while it was being made.
 pub(crate) fn with_log<R>(
     log: Option<&Tracking>,
-    memory: Identity,
+    memory: InodeId,
     then: impl FnOnce(&Tracking) -> R,
 ) -> Option<R> {
     match log.filter(|log| !log.is_over()) {
@@ -168,12 +168,12 @@ pub(crate) fn with_log<R>(
 
 /// The log of a region, if it is tracked.
 pub(crate) fn tracking_of_region(region: &Region) -> Option<Arc<Tracking>> {
-    tracking_of(Identity::of_region(region.staging()))
+    tracking_of(InodeId::of_region(region.staging()))
 }
 
 /// The log of a memory, if it is tracked.
-pub(crate) fn tracking_of(identity: Identity) -> Option<Arc<Tracking>> {
+pub(crate) fn tracking_of(inode_id: InodeId) -> Option<Arc<Tracking>> {
     let memories = MEMORIES.lock();
-    let entry = memories.iter().find(|entry| entry.identity == identity)?;
+    let entry = memories.iter().find(|entry| entry.inode_id == inode_id)?;
     entry.tracking.clone()
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::sys::{
     mm::Mappings,
-    task::await_readers,
+    task::synchronize_rcu,
     vm_ops::MapFile, //
 };
 use kernel::{
@@ -60,11 +60,11 @@ impl Own {
     /// Has its mappings tell of writes, but for those that are just being made: they look for the log
     /// whenever a page is mapped. `EINTR` if the task is being killed.
     pub(super) fn track_mappings(&self) -> Result {
-        Mappings::of(self.region().staging()).log(&self.logged)?;
+        Mappings::of(self.region().staging()).start_logging(&self.logged)?;
         // Who has looked before maps pages with their folios locked, in a read-side section, or not at
         // all.
         self.region().pages().await_fills()?;
-        await_readers();
+        synchronize_rcu();
         Ok(())
     }
 
@@ -76,6 +76,6 @@ impl Own {
     /// None does so any more, or never has. `EINTR` as above; it can be called again.
     pub(super) fn end(&self) -> Result {
         self.region().end_log();
-        Mappings::of(self.region().staging()).stop_log(&self.plain)
+        Mappings::of(self.region().staging()).stop_logging(&self.plain)
     }
 }

@@ -25,9 +25,9 @@ use crate::{
         }, //
     },
     sys::{
-        few::Few,
-        place::Places,
-        task::nap,
+        array_vec::ArrayVec,
+        fault_address::FaultAddresses,
+        task::sleep_killable,
         wait::{
             PollQueue,
             WaitOutcome,
@@ -176,7 +176,7 @@ impl Pages {
         for shard in &self.shards {
             // Who discards pages waits for whoever writes to the staging file, which may be for ever.
             while shard.fill.try_lock().is_none() {
-                nap()?;
+                sleep_killable()?;
             }
         }
         Ok(())
@@ -241,20 +241,20 @@ impl Pages {
         Ok(self.rendezvous().settle(slots, verdict).changed)
     }
 
-    /// Settles pages as present in the same way. If somebody waits for them, `deliver` is called before
+    /// Settles pages as present in the same way. If somebody waits for them, `map_filled` is called before
     /// they are woken, with the places where they are wanted; it says whether it has put them all
     /// there.
-    pub(crate) fn settle_delivered(
+    pub(crate) fn settle_and_map(
         &self,
         range: PageRange,
-        deliver: impl FnOnce(&Places) -> bool,
+        map_filled: impl FnOnce(&FaultAddresses) -> bool,
     ) -> Result<u64> {
         let (_, slots) = self.locate(range)?;
         let wake = |queue: &WaitQueue| {
-            let mut places = Places::new();
-            queue.places(range.start(), range.end(), &mut places);
-            let placed = !places.is_empty() && deliver(&places);
-            queue.wake(range.start(), range.end(), placed);
+            let mut addresses = FaultAddresses::new();
+            queue.fault_addresses(range.start(), range.end(), &mut addresses);
+            let mapped = !addresses.is_empty() && map_filled(&addresses);
+            queue.wake(range.start(), range.end(), mapped);
         };
         let settled = self.rendezvous().settle_and(slots, Verdict::Present, wake);
         Ok(settled.changed)
@@ -271,7 +271,7 @@ impl Pages {
     }
 
     /// Takes requests into `pages`, at most `max`, for which it has room.
-    pub(crate) fn take_requests<const N: usize>(&self, pages: &mut Few<u64, N>, max: usize) {
+    pub(crate) fn take_requests<const N: usize>(&self, pages: &mut ArrayVec<u64, N>, max: usize) {
         self.rendezvous().take(max, |pgoff| {
             pages.push(pgoff);
         });
@@ -305,7 +305,7 @@ impl Pages {
     /// How many threads wait, and for how many nanoseconds the longest of them has.
     pub(crate) fn waiters(&self) -> (u64, u64) {
         self.shards.iter().fold((0, 0), |(nr, oldest), shard| {
-            let (more, age) = shard.waiters.census();
+            let (more, age) = shard.waiters.stats();
             (nr + more, age.max(oldest))
         })
     }

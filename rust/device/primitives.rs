@@ -13,10 +13,10 @@ use crate::{
         }, //
     },
     sys::{
-        place::Place,
+        fault_address::FaultAddress,
         wait::{
-            Patience,
             PollQueue,
+            WaitMode,
             WaitOutcome,
             WaitQueue, //
         }, //
@@ -36,11 +36,11 @@ use kernel::{
 #[derive(Clone, Copy)]
 pub(crate) struct WaitParams {
     /// Which signals do.
-    pub(crate) patience: Patience,
+    pub(crate) mode: WaitMode,
     /// For how long, in milliseconds; 0 is without end.
     pub(crate) ms: u32,
     /// Where the page is wanted, if it may be put there.
-    pub(crate) place: Option<Place>,
+    pub(crate) address: Option<FaultAddress>,
 }
 
 impl Queue for WaitQueue {
@@ -48,7 +48,7 @@ impl Queue for WaitQueue {
     type Outcome = WaitOutcome;
 
     fn wait(&self, key: u64, params: WaitParams, done: impl FnMut() -> bool) -> WaitOutcome {
-        WaitQueue::wait(self, key, params.place, params.patience, params.ms, done)
+        WaitQueue::wait(self, key, params.address, params.mode, params.ms, done)
     }
 
     fn wake(&self, start: u64, end: u64) {

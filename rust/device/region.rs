@@ -17,17 +17,17 @@ use crate::{
         range::PAGE_SIZE, //
     },
     sys::{
+        fault_address::FaultAddress,
         memcg::Memcg,
-        place::Place,
         staging::Staging,
-        task::nap,
+        task::sleep_killable,
         uapi::{
             VMEM_CREATE_HUGE,
             VMEM_CREATE_POISON,
             VMEM_CREATE_SIGBUS, //
         },
         wait::{
-            Patience,
+            WaitMode,
             WaitOutcome, //
         }, //
     }, //
@@ -183,7 +183,7 @@ impl Region {
             match self.changing.try_lock() {
                 Some(guard) => return Ok(guard),
                 // Whoever has it may wait for locks of other processes.
-                None => nap()?,
+                None => sleep_killable()?,
             }
         }
     }
@@ -226,10 +226,10 @@ impl Region {
     pub(crate) fn await_page(
         &self,
         pgoff: u64,
-        place: Option<Place>,
-        patience: Patience,
+        address: Option<FaultAddress>,
+        mode: WaitMode,
     ) -> WaitOutcome {
-        self.await_page_for(pgoff, self.limit(place, patience))
+        self.await_page_for(pgoff, self.limit(address, mode))
     }
 
     /// The page has not come in time: it is unreadable, unless it has come just now.
@@ -256,11 +256,11 @@ impl Region {
     }
 
     /// How long a touch may wait for a page.
-    pub(crate) fn limit(&self, place: Option<Place>, patience: Patience) -> WaitParams {
+    pub(crate) fn limit(&self, address: Option<FaultAddress>, mode: WaitMode) -> WaitParams {
         WaitParams {
-            patience,
+            mode,
             ms: self.config.fault_timeout_ms,
-            place,
+            address,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::sys::{
         Access,
         Node, //
     },
-    shared::Identity, //
+    shared::InodeId, //
 };
 use kernel::{
     prelude::*,
@@ -31,7 +31,7 @@ pub(crate) const MAX_NODES: u32 = 4096;
 const MINOR_WORDS: usize = MAX_NODES as usize / 64;
 
 global_mutex! {
-    static REGISTRY: Mutex<Registry> = Registry::EMPTY, made ready by init;
+    static REGISTRY: Mutex<Registry> = Registry::EMPTY, initialized by init;
 }
 
 static NEXT_ID: Atomic<u64> = Atomic::new(1);
@@ -181,8 +181,8 @@ pub(crate) fn find_id(id: u64) -> Result<Handle> {
 }
 
 /// The region whose memory this is.
-pub(crate) fn find_memory(memory: Identity) -> Result<Handle> {
-    let is_it = |region: &Region| Identity::of_region(region.staging()) == memory;
+pub(crate) fn find_memory(memory: InodeId) -> Result<Handle> {
+    let is_it = |region: &Region| InodeId::of_region(region.staging()) == memory;
     REGISTRY
         .lock()
         .find(|entry| is_it(&entry.region))

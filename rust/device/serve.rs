@@ -16,16 +16,16 @@ use crate::{
         }, //
     },
     sys::{
-        address_space::LockTime,
+        address_space::LockBudget,
+        array_vec::ArrayVec,
         errno,
-        few::Few,
         memcg::Memcg,
         mm::Mappings,
         shared::SharedMemory,
         task::{
-            breathe,
             check_user_range,
-            fault_in, //
+            cond_resched_or_killed,
+            fault_in_readable, //
         },
         uapi::{
             vmem_fill,
@@ -59,7 +59,7 @@ fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Res
         return Err(EAGAIN);
     }
     match wait() {
-        WaitOutcome::Done | WaitOutcome::Placed => Ok(()),
+        WaitOutcome::Done | WaitOutcome::Mapped => Ok(()),
         WaitOutcome::Signal | WaitOutcome::Timeout => Err(ERESTARTSYS),
     }
 }
@@ -80,7 +80,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     }
     let out = UserArray::new(call.pgoffs, call.nr)?;
     let max = out.len().min(MAX_TAKE);
-    let mut pages = Few::<u64, MAX_TAKE>::new();
+    let mut pages = ArrayVec::<u64, MAX_TAKE>::new();
     while pages.as_slice().is_empty() {
         let done = region.pages().has_requests() || region.is_plain();
         unless(done, nonblock, || {
@@ -136,7 +136,7 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
     let mut mark = || -> Result {
         for range in ranges.iter() {
             for block in range?.blocks() {
-                breathe()?;
+                cond_resched_or_killed()?;
                 call.changed += mark_block(region, block, zero, verdict)?;
                 if region.is_logged() {
                     // From now on the daemon cannot change unseen what it has put there, either.
@@ -195,7 +195,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
                 addr: from.addr,
             };
             for block in range.blocks() {
-                breathe()?;
+                cond_resched_or_killed()?;
                 while let Some(missing) = fill_block(
                     region,
                     block,
@@ -203,7 +203,7 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
                     charge.as_deref(),
                     &mut call.changed,
                 )? {
-                    fault_in(missing)?;
+                    fault_in_readable(missing)?;
                 }
             }
             call.done += 1;
@@ -278,8 +278,8 @@ fn fill_run(
                 // Each at once, and whoever waits for it finds it in his page table.
                 let mappings = Mappings::<Mapped>::of(region.staging());
                 *changed += settle_filled(region, filled.pages(), || {
-                    pages.settle_delivered(filled.pages(), |places| {
-                        mappings.deliver(&filled, places, charge, region.is_logged())
+                    pages.settle_and_map(filled.pages(), |places| {
+                        mappings.map_filled(&filled, places, charge, region.is_logged())
                     })
                 })?;
             }
@@ -325,12 +325,12 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
     let mappings = Mappings::<Mapped>::of(region.staging());
     let mut populate = || -> Result {
         let mut spaces = mappings.address_spaces()?;
-        let mut time = LockTime::new();
+        let mut budget = LockBudget::new();
         for range in ranges.iter() {
             for block in range?.blocks() {
                 let all = region.pages().all_present(block);
                 for space in &mut spaces {
-                    call.pages += mappings.populate(space, &mut time, block, |page| {
+                    call.pages += mappings.populate(space, &mut budget, block, |page| {
                         all || region.pages().all_present(page)
                     })?;
                 }

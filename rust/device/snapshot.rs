@@ -22,8 +22,8 @@ use crate::{
     sys::{
         file::reserve_fd,
         task::{
-            breathe,
-            nap, //
+            cond_resched_or_killed,
+            sleep_killable, //
         },
         uapi::{
             vmem_snapshot,
@@ -76,7 +76,7 @@ impl Member {
     /// hand is in the log still. Those of the pages are copied if they are to be `kept`.
     fn protect(&self, reader: &Reader<'_>, keep: bool) -> Result {
         for chunk in self.image.all().pieces(CHUNK_PAGES) {
-            breathe()?;
+            cond_resched_or_killed()?;
             let found = reader.clean(self.tracked.memory().shared(), chunk)?;
             self.image.log().mark_bits(chunk, &found.dirty);
             if keep {
@@ -187,7 +187,7 @@ fn readers(members: &[Member]) -> Result<KVec<Reader<'_>>> {
             return Ok(readers);
         }
         drop(readers);
-        nap()?;
+        sleep_killable()?;
     }
     Err(EAGAIN)
 }
@@ -202,11 +202,11 @@ fn close(members: &[Member]) -> Result<Instant<Monotonic>> {
             if keepers().all(|keeper| keeper.is_quiet()) {
                 return Ok(since);
             }
-            nap()?;
+            sleep_killable()?;
         }
         // Others do not wait for one who does not come to an end.
         keepers().for_each(|keeper| keeper.open());
-        nap()?;
+        sleep_killable()?;
     }
     Err(EAGAIN)
 }

@@ -21,15 +21,15 @@ use crate::{
         range::PageRange, //
     },
     sys::{
-        shared::Identity,
+        shared::InodeId,
         staging::Shmem,
         task::{
-            nap,
-            workers, //
+            sleep_killable,
+            system_dfl_wq, //
         },
         tracked::{
-            Hold,
-            TrackOps,
+            OpsOverride,
+            TrackedOps,
             WriteLog, //
         },
         vm_ops,
@@ -50,7 +50,7 @@ use kernel::{
     }, //
 };
 
-static OPS: TrackOps<Tracking> = TrackOps::new();
+static OPS: TrackedOps<Tracking> = TrackedOps::new();
 
 /// Makes the operations of tracked memory ready.
 pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
@@ -59,11 +59,11 @@ pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
 }
 
 impl WriteLog for Tracking {
-    fn ops() -> &'static TrackOps<Self> {
+    fn ops() -> &'static TrackedOps<Self> {
         &OPS
     }
 
-    fn of(memory: Identity) -> Option<Arc<Self>> {
+    fn of(memory: InodeId) -> Option<Arc<Self>> {
         memories::tracking_of(memory)
     }
 
@@ -71,20 +71,20 @@ impl WriteLog for Tracking {
         Tracking::admit(self, pages)
     }
 
-    fn left(&self) {
+    fn leave(&self) {
         self.keeper().leave();
     }
 
-    fn write_fault(&self, memory: Identity, fault: &WriteFault<'_>) -> bool {
+    fn write_fault(&self, memory: InodeId, fault: &WriteFault<'_>) -> bool {
         memories::with_log(Some(self), memory, |log| log.hear_fault(fault)).unwrap_or(true)
     }
 
-    fn await_turn(&self, memory: Identity) {
+    fn await_writable(&self, memory: InodeId) {
         memories::with_log(Some(self), memory, |log| log.keeper().await_open());
     }
 
-    fn written(&self, range: PageRange) {
-        Tracking::written(self, range);
+    fn log_write(&self, range: PageRange) {
+        Tracking::log_write(self, range);
     }
 }
 
@@ -93,7 +93,7 @@ impl WriteLog for Tracking {
 pub(crate) struct Tracked {
     memory: Arc<Memory>,
     tracking: Arc<Tracking>,
-    hold: Hold<Tracking>,
+    ops_override: OpsOverride<Tracking>,
     own: Option<Own>,
     #[pin]
     work: Work<Self>,
@@ -109,8 +109,8 @@ impl WorkItem for Tracked {
     /// A worker is not killed, so that the end succeeds, unless there is no memory for the moment.
     fn run(this: Arc<Self>) {
         if this.try_end().is_err() {
-            let _ = nap();
-            let _ = workers().enqueue(this);
+            let _ = sleep_killable();
+            let _ = system_dfl_wq().enqueue(this);
         }
     }
 }
@@ -120,7 +120,7 @@ impl Tracked {
     /// somebody has in hand. On an error the memory is as before, or soon will be.
     pub(crate) fn start(memory: &Arc<Memory>, fills: bool) -> Result<(Arc<Self>, u64)> {
         let tracking = Tracking::new(memory.shared())?;
-        let hold = Hold::new(memory.shared(), &tracking)?;
+        let ops_override = OpsOverride::new(memory.shared(), &tracking)?;
         let own = memory
             .handle()
             .map(|handle| Own::new(handle, &tracking, fills))
@@ -130,7 +130,7 @@ impl Tracked {
             pin_init!(Self {
                 memory: memory.clone(),
                 tracking: log,
-                hold,
+                ops_override,
                 own,
                 work <- new_work!("vmem_untrack"),
             }),
@@ -154,18 +154,15 @@ impl Tracked {
     fn begin(&self) -> Result<u64> {
         let _changing = self.change()?;
         let memory = self.memory.shared();
-        self.hold.begin(memory)?;
+        self.ops_override.install(memory)?;
         if let Some(own) = &self.own {
             own.begin();
         }
         self.tracking.begin(memory, || {
-            let own = self
-                .own
-                .as_ref()
-                .map(|_| <Mapped as vm_ops::Memory>::VM_OPS);
+            let own = self.own.as_ref().map(|_| <Mapped as vm_ops::VmOps>::VM_OPS);
             // Before any is changed.
-            self.hold.check_mappings(memory, own)?;
-            self.hold.track_mappings(memory)?;
+            self.ops_override.check_mappings(memory, own)?;
+            self.ops_override.track_mappings(memory)?;
             if let Some(own) = &self.own {
                 own.track_mappings()?;
                 memory.await_unlocked(self.tracking.all())?;
@@ -182,7 +179,7 @@ impl Tracked {
 
     /// It ends soon, without the task.
     pub(crate) fn end_soon(self: Arc<Self>) {
-        let _ = workers().enqueue(self);
+        let _ = system_dfl_wq().enqueue(self);
     }
 
     fn try_end(&self) -> Result {
@@ -192,7 +189,7 @@ impl Tracked {
         if let Some(own) = &self.own {
             own.end()?;
         }
-        self.hold.end(self.memory.shared())?;
+        self.ops_override.restore(self.memory.shared())?;
         self.memory.end_tracking();
         Ok(())
     }
@@ -205,7 +202,7 @@ impl Tracked {
     /// How many mappings are tracked, up to `max`.
     pub(crate) fn mappings(&self, max: usize) -> u64 {
         let own = self.own.as_ref().map_or(0, |own| own.mappings(max));
-        own.saturating_add(self.hold.mappings(self.memory.shared(), max))
+        own.saturating_add(self.ops_override.mappings(self.memory.shared(), max))
     }
 
     /// The memory.

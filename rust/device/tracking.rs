@@ -26,7 +26,7 @@ use crate::{
     },
     sys::{
         shared::SharedMemory,
-        task::breathe,
+        task::cond_resched_or_killed,
         write_fault::WriteFault, //
     }, //
 };
@@ -144,7 +144,7 @@ impl Tracking {
     }
 
     /// A system call may have written to these pages.
-    pub(super) fn written(&self, pages: PageRange) {
+    pub(super) fn log_write(&self, pages: PageRange) {
         self.written.count();
         self.log.mark(pages);
     }
@@ -175,7 +175,7 @@ impl Tracking {
         }
         let mut nr = 0;
         for chunk in self.all.pieces(CHUNK_PAGES) {
-            breathe()?;
+            cond_resched_or_killed()?;
             let mut held = NO_PAGES;
             memory.add_held(chunk, &mut held);
             self.log.mark_bits(chunk, &held);

@@ -17,11 +17,11 @@ use kernel::{
 };
 
 /// How long a call may wait for the locks of address spaces, all in all.
-pub(crate) struct LockTime {
+pub(crate) struct LockBudget {
     left_ns: i64,
 }
 
-impl LockTime {
+impl LockBudget {
     /// A tenth of a second.
     pub(crate) fn new() -> Self {
         Self {
@@ -32,33 +32,33 @@ impl LockTime {
 
 /// How many address spaces are looked at first, and how many are changed at a time. Both are powers of
 /// two.
-pub(super) const FEW_SPACES: usize = 64;
+pub(super) const SPACES_BATCH: usize = 64;
 
 /// Which mappings of a file are meant.
 #[derive(Clone, Copy)]
-pub(super) enum Which {
+pub(super) enum VmaFilter {
     /// Those whose faults go where those of this table go.
-    Kind(*const c::vm_operations_struct),
+    FaultHandler(*const c::vm_operations_struct),
     /// Those with just this table.
-    Table(*const c::vm_operations_struct),
+    Ops(*const c::vm_operations_struct),
     /// The shared ones of the kind of `from`, and those with the table `to`, that do not have `to` and
     /// `data`.
-    Not {
+    Unswitched {
         from: *const c::vm_operations_struct,
         to: *const c::vm_operations_struct,
         data: *const core::ffi::c_void,
     },
 }
 
-impl Which {
+impl VmaFilter {
     /// As C wants it.
-    pub(super) fn to_raw(self) -> bindings::vmem_which {
+    pub(super) fn to_raw(self) -> bindings::vmem_vma_filter {
         let (kind, ops, data) = match self {
-            Self::Kind(kind) => (kind, core::ptr::null(), core::ptr::null()),
-            Self::Table(ops) => (core::ptr::null(), ops, core::ptr::null()),
-            Self::Not { from, to, data } => (from, to, data),
+            Self::FaultHandler(kind) => (kind, core::ptr::null(), core::ptr::null()),
+            Self::Ops(ops) => (core::ptr::null(), ops, core::ptr::null()),
+            Self::Unswitched { from, to, data } => (from, to, data),
         };
-        bindings::vmem_which { kind, ops, data }
+        bindings::vmem_vma_filter { kind, ops, data }
     }
 }
 
@@ -79,20 +79,21 @@ impl AddressSpace {
     /// # Safety
     ///
     /// The file is valid, and so are the tables.
-    pub(super) unsafe fn some(
+    pub(super) unsafe fn collect(
         file: *mut c::file,
-        which: Which,
+        filter: VmaFilter,
         room: usize,
     ) -> Result<(KVVec<Self>, bool)> {
-        super::task::breathe()?;
+        super::task::cond_resched_or_killed()?;
         let slots = room.checked_mul(2).ok_or(ENOMEM)?;
         let memory = GFP_KERNEL | __GFP_NOWARN;
         let mut spaces = KVVec::with_capacity(room, memory)?;
         let mut table = KVVec::from_elem(core::ptr::null_mut::<c::mm_struct>(), slots, memory)?;
-        let (which, bits) = (which.to_raw(), slots.trailing_zeros());
+        let (filter, bits) = (filter.to_raw(), slots.trailing_zeros());
         // SAFETY: The file is valid, and the table, which is empty, has so many slots.
-        let more =
-            unsafe { bindings::vmem_collect_mms(file, &raw const which, table.as_mut_ptr(), bits) };
+        let more = unsafe {
+            bindings::vmem_collect_mms(file, &raw const filter, table.as_mut_ptr(), bits)
+        };
         for mm in table.iter().copied().filter(|mm| !mm.is_null()) {
             // INVARIANT: The function has taken a reference for each. There is room for all, and one that
             // had none would be given back here.
@@ -111,18 +112,18 @@ impl AddressSpace {
     /// The file is valid, and so are the tables.
     pub(super) unsafe fn change_mappings(
         file: *mut c::file,
-        which: Which,
+        filter: VmaFilter,
         mut change: impl FnMut(*mut c::vm_area_struct) -> Result,
     ) -> Result {
         // SAFETY: The file is valid.
         let mapping = unsafe { (*file).f_mapping };
-        let raw = which.to_raw();
+        let raw = filter.to_raw();
         // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
         // before it is changed, into an address space that was not there when they were collected.
         loop {
             // SAFETY: The file is valid.
-            let (spaces, _) = unsafe { Self::some(file, which, FEW_SPACES)? };
-            super::task::breathe()?;
+            let (spaces, _) = unsafe { Self::collect(file, filter, SPACES_BATCH)? };
+            super::task::cond_resched_or_killed()?;
             if spaces.is_empty() {
                 return Ok(());
             }
@@ -131,7 +132,7 @@ impl AddressSpace {
                     continue;
                 };
                 for vma in locked.vmas_from(0) {
-                    super::task::breathe()?;
+                    super::task::cond_resched_or_killed()?;
                     // SAFETY: The VMA is valid while the address space is locked.
                     if unsafe { bindings::vmem_vma_matches(vma, mapping, &raw const raw) } != 0 {
                         change(vma)?;
@@ -143,16 +144,16 @@ impl AddressSpace {
 
     /// Locks it against all changes; [`None`] if it has no user any more.
     fn write(&self) -> Result<Option<WriteLocked>> {
-        self.user()?.map(User::write).transpose()
+        self.mmget()?.map(MmUser::write).transpose()
     }
 
     /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
     /// is not to be had: its holder may wait for what the caller has to bring.
-    pub(super) fn read(&mut self, time: &mut LockTime) -> Result<Option<ReadLocked>> {
+    pub(super) fn read(&mut self, budget: &mut LockBudget) -> Result<Option<ReadLocked>> {
         if self.busy {
             return Ok(None);
         }
-        let Some(user) = self.user()? else {
+        let Some(user) = self.mmget()? else {
             return Ok(None);
         };
         loop {
@@ -160,20 +161,20 @@ impl AddressSpace {
             if unsafe { bindings::vmem_mmap_read_trylock(user.0) } != 0 {
                 return Ok(Some(ReadLocked(user)));
             }
-            if time.left_ns <= 0 {
+            if budget.left_ns <= 0 {
                 self.busy = true;
                 return Ok(None);
             }
             let since = Instant::<Monotonic>::now();
-            super::task::nap()?;
-            time.left_ns = time.left_ns.saturating_sub(since.elapsed().as_nanos());
+            super::task::sleep_killable()?;
+            budget.left_ns = budget.left_ns.saturating_sub(since.elapsed().as_nanos());
         }
     }
 
-    fn user(&self) -> Result<Option<User>> {
-        super::task::breathe()?;
+    fn mmget(&self) -> Result<Option<MmUser>> {
+        super::task::cond_resched_or_killed()?;
         // SAFETY: By the type invariant the structure is valid.
-        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then(|| User(self.mm)))
+        Ok((unsafe { bindings::vmem_mmget(self.mm) } != 0).then(|| MmUser(self.mm)))
     }
 }
 
@@ -189,9 +190,9 @@ impl Drop for AddressSpace {
 /// # Invariants
 ///
 /// The pointer carries a reference of `mmget()`.
-pub(super) struct User(pub(super) *mut c::mm_struct);
+pub(super) struct MmUser(pub(super) *mut c::mm_struct);
 
-impl User {
+impl MmUser {
     /// Locks it against all changes. `EINTR` if the task is being killed.
     pub(super) fn write(self) -> Result<WriteLocked> {
         // SAFETY: By the type invariant the address space is valid.
@@ -215,7 +216,7 @@ impl User {
     }
 }
 
-impl Drop for User {
+impl Drop for MmUser {
     fn drop(&mut self) {
         // The last user tears the address space down, which is long and takes locks; leave it to a
         // worker.
@@ -225,7 +226,7 @@ impl Drop for User {
 }
 
 /// An address space whose lock is held for writing.
-pub(super) struct WriteLocked(User);
+pub(super) struct WriteLocked(MmUser);
 
 impl WriteLocked {
     pub(super) fn vmas_from(
@@ -244,7 +245,7 @@ impl Drop for WriteLocked {
 }
 
 /// An address space whose lock is held for reading.
-pub(super) struct ReadLocked(pub(super) User);
+pub(super) struct ReadLocked(pub(super) MmUser);
 
 impl ReadLocked {
     pub(super) fn vmas(&mut self) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {

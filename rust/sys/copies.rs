@@ -38,7 +38,7 @@ impl Copies {
     pub(crate) fn new(size: u64) -> Result<Self> {
         let file = Staging::new(c"vmem-snapshot", size, false)?;
         // SAFETY: It is a shmem file, which nobody uses yet.
-        unsafe { bindings::vmem_copies_give_up_early(file.as_ptr()) };
+        unsafe { bindings::vmem_copies_avoid_oom(file.as_ptr()) };
         Ok(Self {
             file,
             charge: Memcg::of_current(),
@@ -76,15 +76,15 @@ impl Copies {
     }
 
     /// The first page from `pgoff` on of which there is a copy.
-    pub(crate) fn next(&self, pgoff: u64) -> Option<u64> {
+    pub(crate) fn next_page(&self, pgoff: u64) -> Option<u64> {
         // SAFETY: It is a shmem file.
-        unsafe { next(self.file.as_ptr(), pgoff) }
+        unsafe { next_page(self.file.as_ptr(), pgoff) }
     }
 
     /// Hands over a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
-        unsafe { sink.take(self.file.as_ptr(), pgoff) }
+        unsafe { sink.fill_from(self.file.as_ptr(), pgoff) }
     }
 }
 
@@ -98,15 +98,15 @@ impl SharedMemory {
     }
 
     /// The first page from `pgoff` on that is no hole.
-    pub(crate) fn next(&self, pgoff: u64) -> Option<u64> {
+    pub(crate) fn next_page(&self, pgoff: u64) -> Option<u64> {
         // SAFETY: It is a shmem file.
-        unsafe { next(self.as_ptr(), pgoff) }
+        unsafe { next_page(self.as_ptr(), pgoff) }
     }
 
     /// Hands over a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
-        unsafe { sink.take(self.as_ptr(), pgoff) }
+        unsafe { sink.fill_from(self.as_ptr(), pgoff) }
     }
 }
 
@@ -115,7 +115,7 @@ impl SharedMemory {
 /// # Safety
 ///
 /// It is a shmem file.
-unsafe fn next(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64> {
+unsafe fn next_page(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64> {
     // SAFETY: By the safety requirement.
     match unsafe { bindings::vmem_file_next_page(file, pgoff as usize) } {
         usize::MAX => None,
@@ -128,7 +128,7 @@ pub(crate) struct PageSink<'a, 'data> {
     to: &'a mut IovIterDest<'data>,
     offset: usize,
     len: usize,
-    taken: usize,
+    copied: usize,
 }
 
 impl<'a, 'data> PageSink<'a, 'data> {
@@ -138,13 +138,13 @@ impl<'a, 'data> PageSink<'a, 'data> {
             to,
             offset,
             len,
-            taken: 0,
+            copied: 0,
         }
     }
 
     /// How many bytes it has got. Less than it is for if its memory cannot be written to.
-    pub(crate) fn taken(&self) -> usize {
-        self.taken
+    pub(crate) fn copied(&self) -> usize {
+        self.copied
     }
 
     /// Takes its part of the page, in place of what it has got.
@@ -152,12 +152,12 @@ impl<'a, 'data> PageSink<'a, 'data> {
     /// # Safety
     ///
     /// It is a shmem file.
-    unsafe fn take(&mut self, file: *mut kernel::bindings::file, pgoff: u64) -> Result {
+    unsafe fn fill_from(&mut self, file: *mut kernel::bindings::file, pgoff: u64) -> Result {
         // SAFETY: So many bytes have been written to it since it was made.
-        unsafe { self.to.revert(self.taken) };
+        unsafe { self.to.revert(self.copied) };
         let mut error = 0;
         // SAFETY: By the safety requirement; the part is within a page; the iterator is valid.
-        self.taken = unsafe {
+        self.copied = unsafe {
             let (pgoff, to) = (pgoff as usize, self.to.as_raw());
             let (offset, len) = (self.offset, self.len);
             bindings::vmem_file_read_page(file, pgoff, offset, len, to, &raw mut error)

@@ -5,14 +5,14 @@
 //! Stands in for an abstraction of `struct vm_fault`, which upstream does not have.
 
 use super::{
-    answer::Answer,
     bindings,
-    place::Place,
+    fault_address::FaultAddress,
     staging::{
         LockedFolio,
         Staging, //
     },
-    wait::Patience,
+    vm_fault_reason::VmFaultReason,
+    wait::WaitMode,
     write_fault::WriteFault, //
 };
 use crate::model::range::{
@@ -27,49 +27,49 @@ use kernel::{
 
 /// Pages that one read fault maps, if they are present: what the page cache does for files
 /// (`fault_around_bytes`).
-const AROUND_PAGES: usize = 16;
+const FAULT_AROUND_PAGES: usize = 16;
 
 const PAGE_SIZE: usize = crate::model::range::PAGE_SIZE as usize;
 
 /// Whether the fault may wait, and how.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waiting {
+pub(crate) enum RetryMode {
     /// Not at all: the caller comes back (KVM's asynchronous page faults).
-    Never,
+    NoWait,
     /// After [`Fault::unlock`].
-    Unlocked,
+    DropLock,
     /// Where it is, with the lock held: the caller cannot start again.
-    InPlace,
+    HoldLock,
 }
 
-/// What the pages behind a mapping say to a fault. `seen` is whether the first write to a page that is mapped
+/// What the pages behind a mapping say to a fault. `write_faults` is whether the first write to a page that is mapped
 /// will be a fault again, or else nobody is told of it.
-pub(crate) trait Contents {
+pub(crate) trait FaultPolicy {
     /// Whether these pages are all present.
     fn present(&self, range: PageRange) -> bool;
 
-    /// What becomes of a page that is to be mapped, and is about to become writable unless `seen`. Its folio
+    /// What becomes of a page that is to be mapped, and is about to become writable unless `write_faults`. Its folio
     /// is locked until it is mapped.
-    fn admit(&self, fault: &WriteFault<'_>, seen: bool) -> Admit;
+    fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision;
 
     /// Waits for a short time until a page may become writable.
-    fn await_turn(&self) {}
+    fn await_writable(&self) {}
 
     /// Whether pages that nobody touches may be mapped as well. Asked with their folio locked.
-    fn maps_around(&self, seen: bool) -> bool;
+    fn allows_fault_around(&self, write_faults: bool) -> bool;
 }
 
 /// What becomes of a page that is to be mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admit {
+pub(crate) enum MapDecision {
     /// It is mapped.
-    Yes,
+    Map,
     /// It is, but nothing else of its folio.
-    Alone,
+    MapPageOnly,
     /// The fault comes again.
-    Later,
+    Retry,
     /// It cannot be had.
-    Never,
+    Sigbus,
 }
 
 /// Whether the first write to a page of a VMA is a fault of its own, or no write to the memory at all.
@@ -77,7 +77,7 @@ pub(crate) enum Admit {
 /// # Safety
 ///
 /// The VMA is locked.
-pub(super) unsafe fn writes_are_seen(vma: *mut c::vm_area_struct) -> bool {
+pub(super) unsafe fn first_write_faults(vma: *mut c::vm_area_struct) -> bool {
     // SAFETY: By the safety requirement; a VMA whose faults come here has operations.
     unsafe {
         (*vma).__bindgen_anon_2.vm_flags & kernel::mm::virt::flags::SHARED == 0
@@ -122,25 +122,25 @@ impl Fault<'_> {
     }
 
     /// Whether it may wait.
-    pub(crate) fn waiting(&self) -> Waiting {
+    pub(crate) fn retry_mode(&self) -> RetryMode {
         if !self.has(c::fault_flag_FAULT_FLAG_ALLOW_RETRY) {
-            Waiting::InPlace
+            RetryMode::HoldLock
         } else if self.has(c::fault_flag_FAULT_FLAG_RETRY_NOWAIT) {
-            Waiting::Never
+            RetryMode::NoWait
         } else {
-            Waiting::Unlocked
+            RetryMode::DropLock
         }
     }
 
     /// What may end its wait, if it is unlocked. A system call that touches the page cannot be left
     /// for a signal that does not kill: it would start again at once, and again; it is given one
     /// chance to look.
-    pub(crate) fn patience(&self) -> Patience {
+    pub(crate) fn wait_mode(&self) -> WaitMode {
         let leaves = self.has(c::fault_flag_FAULT_FLAG_USER) || !self.tried();
         if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) && leaves {
-            Patience::Interruptible
+            WaitMode::Interruptible
         } else {
-            Patience::Killable
+            WaitMode::Killable
         }
     }
 
@@ -151,13 +151,13 @@ impl Fault<'_> {
 
     /// Whether no signal reaches the task: a kernel thread that faults for somebody else, or a
     /// thread that ends, which still clears the word of its thread id and walks its robust futexes.
-    pub(crate) fn is_deaf(&self) -> bool {
+    pub(crate) fn is_kernel_or_exiting_thread(&self) -> bool {
         task_flags() & (c::PF_KTHREAD | c::PF_EXITING) != 0
     }
 
     /// Whether it is a kernel thread in the address space of a process that lives (vhost's).
-    pub(crate) fn is_for_living(&self) -> bool {
-        if !self.is_own() {
+    pub(crate) fn is_kthread_of_live_process(&self) -> bool {
+        if !self.is_in_current_mm() {
             return false;
         }
         // SAFETY: By the type invariants; the fault is not unlocked.
@@ -168,7 +168,7 @@ impl Fault<'_> {
 
     /// Whether it is in the address space that the task runs in, and not unlocked. A debugger's and
     /// those of `/proc/PID/mem` are not.
-    pub(crate) fn is_own(&self) -> bool {
+    pub(crate) fn is_in_current_mm(&self) -> bool {
         if !self.pinned.is_null() {
             return false;
         }
@@ -192,29 +192,29 @@ impl Fault<'_> {
     /// Whether the task locks memory on fault: it touches each page of a range, and needs none of them.
     /// Such a touch starts anew each time. One that comes again is of something else on the call's way
     /// out, the frame of a signal, say.
-    pub(crate) fn locks_on_fault(&self) -> bool {
+    pub(crate) fn is_mlock_onfault(&self) -> bool {
         !self.has(c::fault_flag_FAULT_FLAG_USER)
             && !self.tried()
-            && self.waiting() == Waiting::Unlocked
-            && self.is_own()
+            && self.retry_mode() == RetryMode::DropLock
+            && self.is_in_current_mm()
             // SAFETY: Reads the registers of the running task.
-            && unsafe { bindings::vmem_locks_on_fault() } != 0
+            && unsafe { bindings::vmem_in_mlock_onfault() } != 0
     }
 
     /// Where the touch is.
-    pub(crate) fn address(&self) -> usize {
+    pub(crate) fn user_address(&self) -> usize {
         // SAFETY: By the type invariants.
         unsafe { (*self.vmf).__bindgen_anon_1.address }
     }
 
     /// Whether the process writes its core dump, or ends with all of its threads.
-    pub(crate) fn is_dying(&self) -> bool {
+    pub(crate) fn is_process_dying(&self) -> bool {
         // SAFETY: Reads what the running task says of itself.
         unsafe { bindings::vmem_process_is_dying() != 0 }
     }
 
     /// Where the page is wanted; [`None`] if it will be copied there, or the fault is unlocked.
-    pub(crate) fn place(&self) -> Option<Place> {
+    pub(crate) fn fault_address(&self) -> Option<FaultAddress> {
         if !self.pinned.is_null() {
             return None;
         }
@@ -229,11 +229,11 @@ impl Fault<'_> {
             )
         };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
-        (shared || !write).then_some(Place { mm, addr, write })
+        (shared || !write).then_some(FaultAddress { mm, addr, write })
     }
 
     /// Lets go of the lock that others need, so that the fault may wait; its answer is then
-    /// [`Answer::WAITED`] or [`Answer::COMPLETED`].
+    /// [`VmFaultReason::RETRY_MAJOR`] or [`VmFaultReason::COMPLETED`].
     ///
     /// The VMA may go. What its file holds stays until the fault has been answered.
     pub(crate) fn unlock(&mut self) {
@@ -253,76 +253,77 @@ impl Fault<'_> {
     ///
     /// A folio of several pages is mapped as a whole by the memory management, so if pages near it are
     /// absent, or each is to be heard of, only the wanted page is mapped, and here.
-    pub(crate) fn map(&mut self, staging: &Staging, contents: &impl Contents) -> Answer {
+    pub(crate) fn map(&mut self, staging: &Staging, policy: &impl FaultPolicy) -> VmFaultReason {
         if !self.pinned.is_null() {
-            return Answer::WAITED;
+            return VmFaultReason::RETRY_MAJOR;
         }
         let pgoff = self.pgoff();
         let vma = self.vma();
         // SAFETY: By the type invariants the VMA and its file are valid: the fault is not unlocked. So
         // is the staging file.
         if unsafe { (*(*vma).vm_file).f_mapping != (*staging.as_ptr()).f_mapping } {
-            return Answer::SIGBUS;
+            return VmFaultReason::SIGBUS;
         }
         // SAFETY: By the type invariants; the fault is not unlocked.
-        let (vm_flags, seen) = unsafe { ((*vma).__bindgen_anon_2.vm_flags, writes_are_seen(vma)) };
+        let (vm_flags, write_faults) =
+            unsafe { ((*vma).__bindgen_anon_2.vm_flags, first_write_faults(vma)) };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
         // Who has waited for a page comes alone, or behind others who have mapped what is around it.
         if !write && !self.tried() {
-            self.map_neighbours(staging, contents, seen);
+            self.fault_around(staging, policy, write_faults);
         }
 
         // SAFETY: By the type invariants; the fault is not unlocked.
         let folio = match unsafe { staging.lock_folio(pgoff, (*vma).vm_mm) } {
             Ok(folio) => folio,
-            Err(e) if e == ENOMEM => return Answer::OOM,
-            Err(_) => return Answer::SIGBUS,
+            Err(e) if e == ENOMEM => return VmFaultReason::OOM,
+            Err(_) => return VmFaultReason::SIGBUS,
         };
         let Some(page) = PageRange::within(pgoff, 1, u64::MAX) else {
-            return Answer::SIGBUS;
+            return VmFaultReason::SIGBUS;
         };
         // With a write fault the core asks for one page and then makes all of its folio writable.
-        let mut alone = shared && write && seen;
-        match contents.admit(&WriteFault::new(&folio, page), seen) {
-            Admit::Yes => {}
-            Admit::Alone => alone = true,
-            Admit::Later => {
+        let mut alone = shared && write && write_faults;
+        match policy.may_map(&WriteFault::new(&folio, page), write_faults) {
+            MapDecision::Map => {}
+            MapDecision::MapPageOnly => alone = true,
+            MapDecision::Retry => {
                 drop(folio);
                 // The lock of the mapping is held, so not for long.
-                contents.await_turn();
-                return Answer::NOPAGE;
+                policy.await_writable();
+                return VmFaultReason::NOPAGE;
             }
-            Admit::Never => return Answer::SIGBUS,
+            MapDecision::Sigbus => return VmFaultReason::SIGBUS,
         }
         let copied = write && !shared;
-        let whole = || !alone && block_of(pgoff).is_some_and(|block| contents.present(block));
+        let whole = || !alone && block_of(pgoff).is_some_and(|block| policy.present(block));
         if folio.is_large() && !copied && !whole() {
             // The lock of the folio keeps others from mapping it as a whole. Whoever has done so
             // knew that it is present.
             // SAFETY: By the type invariants.
             if unsafe { bindings::vmem_fault_pmd_is_leaf(self.vmf) } != 0 {
-                return Answer::NOPAGE;
+                return VmFaultReason::NOPAGE;
             }
             return self.insert(&folio, pgoff);
         }
         // SAFETY: By the type invariants; the page's reference and its folio's lock go with it.
         unsafe { (*self.vmf).page = folio.into_page(pgoff) };
-        Answer::LOCKED
+        VmFaultReason::LOCKED
     }
 
     /// Maps the wanted page of a folio, which is locked.
-    fn insert(&self, folio: &LockedFolio, pgoff: u64) -> Answer {
+    fn insert(&self, folio: &LockedFolio, pgoff: u64) -> VmFaultReason {
         // SAFETY: By the type invariants; the fault is not unlocked.
         if unsafe { bindings::vmem_fault_has_marker(self.vmf) } != 0 {
             // userfaultfd does not register such a VMA, so there is no marker. If there were one, the
             // insertion would leave it alone, and the fault would come again for ever; and the kernel's
             // own way to replace it may map all of the folio.
-            return Answer::SIGBUS;
+            return VmFaultReason::SIGBUS;
         }
         let insert = || {
             // SAFETY: The VMA is locked, and the address of the fault is in it; the page's folio is locked.
-            Answer(unsafe {
+            VmFaultReason(unsafe {
                 let addr = (*self.vmf).__bindgen_anon_1.address;
                 bindings::vmem_fault_insert(self.vma(), addr, folio.page(pgoff))
             })
@@ -336,7 +337,7 @@ impl Fault<'_> {
         // memory. That would end a system call, and a virtual machine, though the page is here.
         // SAFETY: In process context; no spinlock is held.
         if again.is_oom() && unsafe { bindings::vmem_has_page_table_memory() } != 0 {
-            return Answer::NOPAGE;
+            return VmFaultReason::NOPAGE;
         }
         again
     }
@@ -349,7 +350,7 @@ impl Fault<'_> {
     /// Maps the present pages around a read fault, those that the page cache has at hand, so that
     /// they will not fault. The page cache's own function would map a large folio beyond the range
     /// that it is asked for.
-    fn map_neighbours(&mut self, staging: &Staging, contents: &impl Contents, seen: bool) {
+    fn fault_around(&mut self, staging: &Staging, policy: &impl FaultPolicy, write_faults: bool) {
         let vma = self.vma();
         // SAFETY: By the type invariants; the fault is not unlocked.
         let (addr, start, end) = unsafe {
@@ -360,7 +361,7 @@ impl Fault<'_> {
                 bounds.vm_end,
             )
         };
-        let window = AROUND_PAGES * PAGE_SIZE;
+        let window = FAULT_AROUND_PAGES * PAGE_SIZE;
         let own = addr & !(PAGE_SIZE - 1);
         let base = addr & !(window - 1);
         for at in (base..base.saturating_add(window)).step_by(PAGE_SIZE) {
@@ -372,19 +373,19 @@ impl Fault<'_> {
             let Some(range) = PageRange::within(pgoff as u64, 1, u64::MAX) else {
                 continue;
             };
-            if !contents.present(range) {
+            if !policy.present(range) {
                 continue;
             }
             let Some(folio) = staging.trylock_cached(range.start()) else {
                 continue;
             };
-            if folio.is_large() || !contents.maps_around(seen) {
+            if folio.is_large() || !policy.allows_fault_around(write_faults) {
                 continue;
             }
             // SAFETY: The VMA is locked and the address in it; the page's folio is locked, small,
             // and of the VMA's file.
             let answer = unsafe { bindings::vmem_fault_insert(vma, at, folio.page(range.start())) };
-            if !Answer::is_nopage(answer) {
+            if !VmFaultReason::is_nopage(answer) {
                 return;
             }
         }

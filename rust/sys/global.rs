@@ -8,7 +8,7 @@
 /// Defines a static mutex, and a function that makes it ready, for the module's initialization to
 /// call before anything else.
 macro_rules! global_mutex {
-    (static $name:ident: Mutex<$type:ty> = $value:expr, made ready by $init:ident;) => {
+    (static $name:ident: Mutex<$type:ty> = $value:expr, initialized by $init:ident;) => {
         kernel::sync::global_lock! {
             // SAFETY: `$init` is called first of all when the module is loaded.
             unsafe(uninit) static $name: Mutex<$type> = $value;

@@ -91,7 +91,7 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /* The same from another task; a page table that it takes is charged to @charge. */
-unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
+unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page, struct mem_cgroup *charge)
 {
 	struct mem_cgroup *old = set_active_memcg(charge);
@@ -215,7 +215,7 @@ int vmem_access_ok(unsigned long addr, unsigned long len)
 }
 
 /* Brings a page of user memory in, for reading. */
-int vmem_fault_in(unsigned long addr)
+int vmem_fault_in_readable(unsigned long addr)
 {
 	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
 }
@@ -225,7 +225,7 @@ int vmem_fault_in(unsigned long addr)
  * calls set no flag in a mapping with VM_DONTEXPAND, but touch all of its pages:
  * nothing else tells such a touch from others.
  */
-int vmem_locks_on_fault(void)
+int vmem_in_mlock_onfault(void)
 {
 	struct pt_regs *regs = task_pt_regs(current);
 	unsigned long args[6];
@@ -266,13 +266,13 @@ unsigned int vmem_task_killable_freezable(void)
  * Waits until no task is preempted in the code of the module. Whoever has put
  * the last reference to it may be, with nothing left to do but return.
  */
-void vmem_wait_preempted(void)
+void vmem_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
 }
 
 /* Waits until all read-side sections of RCU that have begun are over. */
-void vmem_wait_readers(void)
+void vmem_synchronize_rcu(void)
 {
 	synchronize_rcu();
 }

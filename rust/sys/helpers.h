@@ -69,7 +69,7 @@ int vmem_shared_no_writer_waits(struct file *memory);
 int vmem_shared_no_mmap_runs(struct file *memory);
 int vmem_shared_can_be_tracked(struct file *memory,
 			       const struct vm_operations_struct *tracked,
-			       const struct vm_operations_struct *own);
+			       const struct vm_operations_struct *region_ops);
 int vmem_shared_desc_is_shared(struct vm_area_desc *desc);
 int vmem_shared_desc_is_backing(struct vm_area_desc *desc);
 struct file *vmem_shared_desc_file(struct vm_area_desc *desc);
@@ -95,7 +95,7 @@ void vmem_folios_held(struct file *memory, unsigned long first,
 		      unsigned long nr, unsigned long base, __u64 *bits);
 
 /* The contents that it had at an instant. */
-void vmem_copies_give_up_early(struct file *copies);
+void vmem_copies_avoid_oom(struct file *copies);
 unsigned long vmem_copies_kept(struct file *copies);
 int vmem_copies_add(struct file *copies, unsigned long pgoff,
 		    struct folio *folio, struct mem_cgroup *charge);
@@ -125,7 +125,7 @@ int vmem_fault_has_marker(struct vm_fault *vmf);
 int vmem_has_page_table_memory(void);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page);
-unsigned int vmem_place_insert(struct vm_area_struct *vma, unsigned long addr,
+unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page, struct mem_cgroup *charge);
 unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
 			       struct mem_cgroup *charge);
@@ -135,7 +135,7 @@ unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
  * those with just @ops. With both, the shared ones among all of these that do not
  * have @ops and @data.
  */
-struct vmem_which {
+struct vmem_vma_filter {
 	const struct vm_operations_struct *kind;
 	const struct vm_operations_struct *ops;
 	const void *data;
@@ -155,11 +155,11 @@ int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging);
 struct vm_area_struct *vmem_first_vma(struct address_space *mapping);
 struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma);
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vmem_which *which,
+			      const struct vmem_vma_filter *filter,
 			      unsigned long max);
 int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
-		     const struct vmem_which *which);
-int vmem_collect_mms(struct file *staging, const struct vmem_which *which,
+		     const struct vmem_vma_filter *filter);
+int vmem_collect_mms(struct file *staging, const struct vmem_vma_filter *filter,
 		     struct mm_struct **table, unsigned int bits);
 int vmem_mm_is_owned(struct mm_struct *mm);
 int vmem_mmget(struct mm_struct *mm);
@@ -178,13 +178,13 @@ void vmem_memcg_put(struct mem_cgroup *memcg);
 
 /* The task that runs, and the machine. */
 int vmem_access_ok(unsigned long addr, unsigned long len);
-int vmem_fault_in(unsigned long addr);
+int vmem_fault_in_readable(unsigned long addr);
 unsigned long vmem_available_memory(void);
-int vmem_locks_on_fault(void);
+int vmem_in_mlock_onfault(void);
 int vmem_process_is_dying(void);
 unsigned int vmem_task_killable_freezable(void);
-void vmem_wait_preempted(void);
-void vmem_wait_readers(void);
+void vmem_synchronize_rcu_tasks(void);
+void vmem_synchronize_rcu(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 

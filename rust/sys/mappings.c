@@ -104,23 +104,23 @@ struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma)
 }
 
 /*
- * Whether it is one of those mappings of @mapping (struct vmem_which). The file of
+ * Whether it is one of those mappings of @mapping (struct vmem_vma_filter). The file of
  * a mapping holds its operations.
  */
 int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
-		     const struct vmem_which *which)
+		     const struct vmem_vma_filter *filter)
 {
 	const struct vm_operations_struct *ops = READ_ONCE(vma->vm_ops);
 	bool has_kind, has_ops;
 
 	if (!vma->vm_file || vma->vm_file->f_mapping != mapping || !ops)
 		return 0;
-	has_kind = which->kind && ops->fault == which->kind->fault;
-	has_ops = ops == which->ops;
-	if (!which->kind || !which->ops)
+	has_kind = filter->kind && ops->fault == filter->kind->fault;
+	has_ops = ops == filter->ops;
+	if (!filter->kind || !filter->ops)
 		return has_kind || has_ops;
 	return (vma->vm_flags & VM_SHARED) && (has_kind || has_ops) &&
-	       !(has_ops && vma->vm_private_data == which->data);
+	       !(has_ops && vma->vm_private_data == filter->data);
 }
 
 /*
@@ -128,7 +128,7 @@ int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
  * unmaps one, so whoever is to be killed stops looking.
  */
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vmem_which *which, unsigned long max)
+			      const struct vmem_vma_filter *filter, unsigned long max)
 {
 	struct address_space *mapping = staging->f_mapping;
 	struct vm_area_struct *vma;
@@ -137,7 +137,7 @@ unsigned long vmem_count_vmas(struct file *staging,
 	i_mmap_lock_read(mapping);
 	for (vma = vmem_first_vma(mapping); vma && nr < max;
 	     vma = vmem_next_vma(vma)) {
-		nr += vmem_vma_matches(vma, mapping, which);
+		nr += vmem_vma_matches(vma, mapping, filter);
 		cond_resched();
 		if (fatal_signal_pending(current))
 			break;
@@ -165,7 +165,7 @@ static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
  * whether there may be more then. The time for a VMA depends neither on how many
  * there are nor on how many address spaces.
  */
-int vmem_collect_mms(struct file *staging, const struct vmem_which *which,
+int vmem_collect_mms(struct file *staging, const struct vmem_vma_filter *filter,
 		     struct mm_struct **table, unsigned int bits)
 {
 	struct address_space *mapping = staging->f_mapping;
@@ -179,7 +179,7 @@ int vmem_collect_mms(struct file *staging, const struct vmem_which *which,
 		cond_resched();
 		if (fatal_signal_pending(current))
 			break;
-		if (!vmem_vma_matches(vma, mapping, which))
+		if (!vmem_vma_matches(vma, mapping, filter))
 			continue;
 		/* One that is being torn down. */
 		if (!atomic_read(&vma->vm_mm->mm_users))

@@ -8,29 +8,29 @@
 use super::{
     address_space::{
         AddressSpace,
-        LockTime,
-        User,
-        Which,
-        FEW_SPACES, //
+        LockBudget,
+        MmUser,
+        VmaFilter,
+        SPACES_BATCH, //
     },
-    answer::Answer,
     bindings,
-    fault::writes_are_seen,
-    memcg::Memcg,
-    place::{
-        Place,
-        Places, //
+    fault::first_write_faults,
+    fault_address::{
+        FaultAddress,
+        FaultAddresses, //
     },
+    memcg::Memcg,
     staging::{
         Filled,
         LockedFolio,
         Staging, //
     },
+    vm_fault_reason::VmFaultReason,
     vm_ops::{
         MapFile,
-        Memory,
         PlainFlags,
-        VmOps, //
+        VmOps,
+        VmOpsTables, //
     }, //
 };
 use crate::model::range::{
@@ -51,12 +51,12 @@ const MAX_COUNT: usize = 4096;
 const MAX_SPACES: usize = 32768;
 
 /// The mappings of a staging file that have our operations.
-pub(crate) struct Mappings<'a, M: Memory> {
+pub(crate) struct Mappings<'a, M: VmOps> {
     staging: &'a Staging,
-    ops: &'static VmOps<M>,
+    ops: &'static VmOpsTables<M>,
 }
 
-impl<'a, M: Memory> Mappings<'a, M> {
+impl<'a, M: VmOps> Mappings<'a, M> {
     /// The mappings of `staging` as `M`.
     pub(crate) fn of(staging: &'a Staging) -> Self {
         Self {
@@ -65,45 +65,45 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    fn all(&self) -> Which {
-        Which::Kind(self.ops.as_ptr())
+    fn all(&self) -> VmaFilter {
+        VmaFilter::FaultHandler(self.ops.as_ptr())
     }
 
-    fn count_some(&self, which: Which, max: usize) -> u64 {
-        let which = which.to_raw();
+    fn count_matching(&self, filter: VmaFilter, max: usize) -> u64 {
+        let filter = filter.to_raw();
         // SAFETY: The staging file is valid, and the tables are static.
-        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), &raw const which, max) as u64 }
+        unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), &raw const filter, max) as u64 }
     }
 
     /// How many there are; [`MAX_COUNT`] stands for that many and more.
     pub(crate) fn count(&self) -> u64 {
-        self.count_some(self.all(), MAX_COUNT)
+        self.count_matching(self.all(), MAX_COUNT)
     }
 
     /// How many of them tell of writes, up to `max`.
     pub(crate) fn count_logged(&self, max: usize) -> u64 {
-        self.count_some(Which::Table(self.ops.logged()), max)
+        self.count_matching(VmaFilter::Ops(self.ops.logged()), max)
     }
 
     /// Has all shared ones tell of writes, as mappings of `file`. What page tables permit is as before.
     /// `EINTR` if the task is being killed; some are then left.
-    pub(crate) fn log(&self, file: &MapFile<M>) -> Result {
-        let which = Which::Not {
+    pub(crate) fn start_logging(&self, file: &MapFile<M>) -> Result {
+        let filter = VmaFilter::Unswitched {
             from: self.ops.as_ptr(),
             to: self.ops.logged(),
             data: file.memory.cast(),
         };
-        self.switch(which, file, self.ops.logged())
+        self.switch_ops(filter, file, self.ops.logged())
     }
 
     /// Has those that tell of writes do so no more, as mappings of `file`. `EINTR` as above.
-    pub(crate) fn stop_log(&self, file: &MapFile<M>) -> Result {
-        self.switch(Which::Table(self.ops.logged()), file, self.ops.as_ptr())
+    pub(crate) fn stop_logging(&self, file: &MapFile<M>) -> Result {
+        self.switch_ops(VmaFilter::Ops(self.ops.logged()), file, self.ops.as_ptr())
     }
 
-    fn switch(
+    fn switch_ops(
         &self,
-        which: Which,
+        filter: VmaFilter,
         file: &MapFile<M>,
         to: *const c::vm_operations_struct,
     ) -> Result {
@@ -117,15 +117,15 @@ impl<'a, M: Memory> Mappings<'a, M> {
             Ok(())
         };
         // SAFETY: The staging file is valid, and the tables are static.
-        unsafe { AddressSpace::change_mappings(self.staging.as_ptr(), which, switch) }
+        unsafe { AddressSpace::change_mappings(self.staging.as_ptr(), filter, switch) }
     }
 
     /// The address spaces that have such mappings, each once, but no more than [`MAX_SPACES`]. Not those
     /// that are being torn down: they have nobody who would fault.
     pub(crate) fn address_spaces(&self) -> Result<KVVec<AddressSpace>> {
-        let mut room = FEW_SPACES;
+        let mut room = SPACES_BATCH;
         loop {
-            let (spaces, more) = self.some_address_spaces(room)?;
+            let (spaces, more) = self.collect_address_spaces(room)?;
             if !more || room >= MAX_SPACES {
                 return Ok(spaces);
             }
@@ -133,9 +133,9 @@ impl<'a, M: Memory> Mappings<'a, M> {
         }
     }
 
-    fn some_address_spaces(&self, room: usize) -> Result<(KVVec<AddressSpace>, bool)> {
+    fn collect_address_spaces(&self, room: usize) -> Result<(KVVec<AddressSpace>, bool)> {
         // SAFETY: The staging file is valid.
-        unsafe { AddressSpace::some(self.staging.as_ptr(), self.all(), room) }
+        unsafe { AddressSpace::collect(self.staging.as_ptr(), self.all(), room) }
     }
 
     /// Turns every mapping into what mmap() of the staging file gives, which may tell of writes.
@@ -148,7 +148,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
             // page tables hold pages of the same address space as before.
             unsafe {
                 to_result(bindings::vmem_vma_make_plain(vma, staging))?;
-                plain.give(vma);
+                plain.apply(vma);
                 // From here on a lock holds, and brings pages in.
                 bindings::vmem_vma_set_flags(vma, 0, flags::LOCKONFAULT);
             }
@@ -160,16 +160,16 @@ impl<'a, M: Memory> Mappings<'a, M> {
 
     /// Has nothing bring in all pages of the mapping at `addr` of the running process any more, if it is
     /// one of these: a lock on fault shall not. `EINTR` if the task is being killed.
-    pub(crate) fn lock_on_fault(&self, addr: usize) -> Result {
+    pub(crate) fn set_lockonfault(&self, addr: usize) -> Result {
         // SAFETY: The running task is valid, and its address space its own to read.
         let mm = unsafe { (*kernel::task::Task::current_raw()).mm };
         // SAFETY: A task in a system call of its own has an address space.
         if unsafe { bindings::vmem_mmget(mm) } == 0 {
             return Ok(());
         }
-        let mut locked = User(mm).write()?;
+        let mut locked = MmUser(mm).write()?;
         let found = locked.vmas_from(addr).next();
-        if let Some(vma) = found.filter(|vma| self.is_ours(*vma)) {
+        if let Some(vma) = found.filter(|vma| self.contains(*vma)) {
             // SAFETY: The VMA is valid while the lock is held, which allows changing its flags.
             unsafe {
                 if (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_start <= addr {
@@ -185,11 +185,11 @@ impl<'a, M: Memory> Mappings<'a, M> {
     pub(crate) fn populate(
         &self,
         space: &mut AddressSpace,
-        time: &mut LockTime,
+        budget: &mut LockBudget,
         range: PageRange,
         present: impl Fn(PageRange) -> bool,
     ) -> Result<u64> {
-        let Some(mut locked) = space.read(time)? else {
+        let Some(mut locked) = space.read(budget)? else {
             return Ok(0);
         };
         // SAFETY: `locked` holds the address space.
@@ -197,7 +197,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
         let charge = charge.as_ref().map_or(core::ptr::null_mut(), Memcg::as_ptr);
         let mut mapped = 0;
         for vma in locked.vmas() {
-            super::task::breathe()?;
+            super::task::cond_resched_or_killed()?;
             // SAFETY: The VMA is valid while the lock is held.
             let (start, end, pgoff, vm_flags) = unsafe {
                 let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
@@ -208,7 +208,7 @@ impl<'a, M: Memory> Mappings<'a, M> {
                     (*vma).__bindgen_anon_2.vm_flags,
                 )
             };
-            if !self.is_ours(vma) || vm_flags & (flags::READ | flags::WRITE | flags::EXEC) == 0 {
+            if !self.contains(vma) || vm_flags & (flags::READ | flags::WRITE | flags::EXEC) == 0 {
                 continue;
             }
             let last = pgoff.saturating_add((end - start) as u64 >> PAGE_SHIFT);
@@ -234,36 +234,36 @@ impl<'a, M: Memory> Mappings<'a, M> {
         Ok(mapped)
     }
 
-    /// Puts a page that has just been filled where it is wanted. Returns whether all of `places` have
+    /// Puts a page that has just been filled where it is wanted. Returns whether all of `addresses` have
     /// their pages. Page tables that this takes are charged to `charge`. If writes are `logged`, it goes only
     /// where they are seen.
-    pub(crate) fn deliver(
+    pub(crate) fn map_filled(
         &self,
         filled: &Filled,
-        places: &Places,
+        addresses: &FaultAddresses,
         charge: Option<&Memcg>,
         logged: bool,
     ) -> bool {
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
         // Others may have mapped a large folio as a whole.
         !filled.folio().is_large()
-            && places.iter().all(|(pgoff, place)| {
+            && addresses.iter().all(|(pgoff, address)| {
                 filled.pages().start() == *pgoff
-                    && self.put(filled.folio(), *pgoff, place, charge, logged)
+                    && self.map_page(filled.folio(), *pgoff, address, charge, logged)
             })
     }
 
     /// Puts the page of a small folio, which is locked, where it is wanted, unless that takes waiting.
-    fn put(
+    fn map_page(
         &self,
         folio: &LockedFolio,
         pgoff: u64,
-        place: &Place,
+        address: &FaultAddress,
         charge: *mut c::mem_cgroup,
         logged: bool,
     ) -> bool {
-        // SAFETY: `places` hold a user of each address space.
-        let vma = unsafe { c::lock_vma_under_rcu(place.mm, place.addr) };
+        // SAFETY: `addresses` hold a user of each address space.
+        let vma = unsafe { c::lock_vma_under_rcu(address.mm, address.addr) };
         if vma.is_null() {
             return false;
         }
@@ -271,20 +271,30 @@ impl<'a, M: Memory> Mappings<'a, M> {
         // SAFETY: The VMA is locked for reading, until the end of this block; the page's folio is
         // locked and of the staging file; `charge` is null or referenced by the caller.
         unsafe {
-            let put = self.is_wanted_at(vma, pgoff, place)
-                && (!logged || writes_are_seen(vma))
-                && Answer::is_nopage(bindings::vmem_place_insert(vma, place.addr, page, charge));
+            let mapped = self.may_map_at(vma, pgoff, address)
+                && (!logged || first_write_faults(vma))
+                && VmFaultReason::is_nopage(bindings::vmem_fault_insert_charged(
+                    vma,
+                    address.addr,
+                    page,
+                    charge,
+                ));
             bindings::vmem_vma_end_read(vma);
-            put
+            mapped
         }
     }
 
-    /// Whether the page is still what `place` is in this VMA, and may be mapped as it says.
+    /// Whether the page is still what `address` is in this VMA, and may be mapped as it says.
     ///
     /// # Safety
     ///
     /// The VMA is locked, and the address in it.
-    unsafe fn is_wanted_at(&self, vma: *mut c::vm_area_struct, pgoff: u64, place: &Place) -> bool {
+    unsafe fn may_map_at(
+        &self,
+        vma: *mut c::vm_area_struct,
+        pgoff: u64,
+        address: &FaultAddress,
+    ) -> bool {
         // SAFETY: By the safety requirement.
         let (start, first, vm_flags) = unsafe {
             let bounds = &(*vma).__bindgen_anon_1.__bindgen_anon_1;
@@ -294,15 +304,15 @@ impl<'a, M: Memory> Mappings<'a, M> {
                 (*vma).__bindgen_anon_2.vm_flags,
             )
         };
-        let needed = match place.write {
+        let needed = match address.write {
             true => flags::WRITE | flags::SHARED,
             false => flags::READ,
         };
-        let at = first.checked_add((place.addr.saturating_sub(start) >> PAGE_SHIFT) as u64);
-        self.is_ours(vma) && at == Some(pgoff) && vm_flags & needed == needed
+        let at = first.checked_add((address.addr.saturating_sub(start) >> PAGE_SHIFT) as u64);
+        self.contains(vma) && at == Some(pgoff) && vm_flags & needed == needed
     }
 
-    fn is_ours(&self, vma: *mut c::vm_area_struct) -> bool {
+    fn contains(&self, vma: *mut c::vm_area_struct) -> bool {
         // SAFETY: Callers hold the lock of the address space or of the VMA, so it is valid; one with our
         // operations has a file.
         unsafe {

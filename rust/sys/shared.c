@@ -141,7 +141,7 @@ const struct file_operations *vmem_shared_fops(struct file *memory)
 /*
  * Whether nobody waits for the lock under which the file is written to. Who is in
  * a write that began before waits there or is over by the time that we have it,
- * unless it is on its way there, which vmem_wait_preempted() waits for.
+ * unless it is on its way there, which vmem_synchronize_rcu_tasks() waits for.
  */
 int vmem_shared_no_writer_waits(struct file *memory)
 {
@@ -180,7 +180,7 @@ int vmem_shared_no_mmap_runs(struct file *memory)
 
 static bool can_be_tracked(struct vm_area_struct *vma,
 			   const struct vm_operations_struct *tracked,
-			   const struct vm_operations_struct *own)
+			   const struct vm_operations_struct *region_ops)
 {
 	const struct vm_operations_struct *ops = READ_ONCE(vma->vm_ops);
 
@@ -189,7 +189,7 @@ static bool can_be_tracked(struct vm_area_struct *vma,
 	if (userfaultfd_armed(vma))
 		return false;
 	return ops == tracked || ops->fault == vmem_shmem_vm_ops()->fault ||
-	       (own && ops->fault == own->fault);
+	       (region_ops && ops->fault == region_ops->fault);
 }
 
 /*
@@ -198,7 +198,7 @@ static bool can_be_tracked(struct vm_area_struct *vma,
  */
 int vmem_shared_can_be_tracked(struct file *memory,
 			       const struct vm_operations_struct *tracked,
-			       const struct vm_operations_struct *own)
+			       const struct vm_operations_struct *region_ops)
 {
 	struct address_space *mapping = memory->f_mapping;
 	struct vm_area_struct *vma;
@@ -206,7 +206,7 @@ int vmem_shared_can_be_tracked(struct file *memory,
 
 	i_mmap_lock_read(mapping);
 	for (vma = vmem_first_vma(mapping); vma; vma = vmem_next_vma(vma)) {
-		can = can_be_tracked(vma, tracked, own);
+		can = can_be_tracked(vma, tracked, region_ops);
 		cond_resched();
 		if (!can || fatal_signal_pending(current))
 			break;

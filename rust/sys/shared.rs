@@ -9,7 +9,7 @@ use super::{
     bindings,
     file::into_file,
     staging::Staging,
-    task::nap, //
+    task::sleep_killable, //
 };
 use crate::model::{
     dirty_log::{
@@ -33,9 +33,9 @@ const TRIES: usize = 100;
 
 /// Which memory it is, however it was opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity(usize);
+pub(crate) struct InodeId(usize);
 
-impl Identity {
+impl InodeId {
     /// That of a region's memory.
     pub(crate) fn of_region(staging: &Staging) -> Self {
         // SAFETY: The staging file is valid.
@@ -94,9 +94,9 @@ impl SharedMemory {
     }
 
     /// Which memory it is.
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn inode_id(&self) -> InodeId {
         // SAFETY: The file is held.
-        unsafe { Identity::of(self.as_ptr()) }
+        unsafe { InodeId::of(self.as_ptr()) }
     }
 
     /// Whether no other file is open that could write to it.
@@ -110,15 +110,15 @@ impl SharedMemory {
     pub(crate) fn await_writers(&self) -> Result {
         // Who has read the operations of before, and is on his way.
         // SAFETY: In process context, with nothing held that such a task could wait for.
-        unsafe { bindings::vmem_wait_preempted() };
+        unsafe { bindings::vmem_synchronize_rcu_tasks() };
         // SAFETY: By the type invariants.
-        poll(|| unsafe { bindings::vmem_shared_no_writer_waits(self.as_ptr()) })
+        retry_until(|| unsafe { bindings::vmem_shared_no_writer_waits(self.as_ptr()) })
     }
 
     /// Waits until no mapping of it is being made. `EAGAIN` and `EINTR` as above.
     pub(crate) fn await_mmaps(&self) -> Result {
         // SAFETY: By the type invariants.
-        poll(|| unsafe { bindings::vmem_shared_no_mmap_runs(self.as_ptr()) })
+        retry_until(|| unsafe { bindings::vmem_shared_no_mmap_runs(self.as_ptr()) })
     }
 
     /// Takes the permission to write to these pages out of all page tables, by taking the pages out.
@@ -161,10 +161,10 @@ impl SharedMemory {
 }
 
 /// Asks until the answer is yes.
-fn poll(mut is_over: impl FnMut() -> core::ffi::c_int) -> Result {
+fn retry_until(mut is_over: impl FnMut() -> core::ffi::c_int) -> Result {
     for _ in 0..TRIES {
         match is_over() {
-            0 => nap()?,
+            0 => sleep_killable()?,
             1 => return Ok(()),
             error => return to_result(error),
         }

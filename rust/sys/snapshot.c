@@ -17,7 +17,7 @@
  * Memory for a copy is not worth the life of a process: a writer waits for it. So
  * there is none before the OOM killer, also that of the cgroup, would act.
  */
-void vmem_copies_give_up_early(struct file *copies)
+void vmem_copies_avoid_oom(struct file *copies)
 {
 	struct address_space *mapping = copies->f_mapping;
 

@@ -136,7 +136,7 @@ impl Staging {
         })?;
         let folio = LockedFolio::new(folio)?;
         let nr = folio.end().min(range.end()).saturating_sub(range.start());
-        let copied = folio.copy(range.start(), nr, from);
+        let copied = folio.copy_from_user(range.start(), nr, from);
         let pages = PageRange::within(range.start(), copied, range.end());
         Ok(pages.map(|pages| Filled { pages, folio }))
     }
@@ -202,7 +202,7 @@ impl LockedFolio {
 
     /// Copies `nr` pages from user memory at `from`; they lie in it, from `pgoff` on. Returns how
     /// many it has copied: it ends where user memory is not at hand.
-    fn copy(&self, pgoff: u64, nr: u64, from: u64) -> u64 {
+    fn copy_from_user(&self, pgoff: u64, nr: u64, from: u64) -> u64 {
         let (pgoff, nr, from) = (pgoff as usize, nr as usize, from as usize);
         // SAFETY: By the type invariants the folio is valid, and locked for us, and the pages lie in
         // it; `from` is checked by the function as any user address.

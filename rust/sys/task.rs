@@ -18,7 +18,7 @@ pub(crate) fn available_memory() -> u64 {
 }
 
 /// Where work is put that nobody waits for, on any processor.
-pub(crate) fn workers() -> &'static Queue {
+pub(crate) fn system_dfl_wq() -> &'static Queue {
     // SAFETY: A queue of the kernel's own, which is there from before any module.
     unsafe { Queue::from_raw(kernel::bindings::system_dfl_wq) }
 }
@@ -28,20 +28,20 @@ pub(crate) fn workers() -> &'static Queue {
 /// Who puts the last reference to the module from within its code has yet to return: a kernel thread
 /// in a fault, whose file another thread releases, or who removes a node. While it is preempted there,
 /// the code must stay.
-pub(crate) struct CodeInUse;
+pub(crate) struct ExitBarrier;
 
-impl Drop for CodeInUse {
+impl Drop for ExitBarrier {
     fn drop(&mut self) {
         // SAFETY: In process context, with nothing held: the module's exit, or the end of a failed
         // initialization.
-        unsafe { bindings::vmem_wait_preempted() };
+        unsafe { bindings::vmem_synchronize_rcu_tasks() };
     }
 }
 
 /// A reference to the module, for what may be used while no file of ours is open.
-pub(crate) struct ModuleInUse;
+pub(crate) struct ModuleRef;
 
-impl ModuleInUse {
+impl ModuleRef {
     /// For a caller who has one, or is waited for.
     pub(crate) fn new() -> Self {
         // SAFETY: The module is there: its code runs.
@@ -50,9 +50,9 @@ impl ModuleInUse {
     }
 }
 
-impl Drop for ModuleInUse {
+impl Drop for ModuleRef {
     fn drop(&mut self) {
-        // SAFETY: The reference is ours. [`CodeInUse`] waits for who is preempted in the code after it.
+        // SAFETY: The reference is ours. [`ExitBarrier`] waits for who is preempted in the code after it.
         unsafe { kernel::bindings::module_put(&raw mut bindings::__this_module) };
     }
 }
@@ -76,29 +76,29 @@ pub(crate) fn check_user_range(addr: u64, len: u64) -> Result {
 
 /// Brings a page of user memory in, for reading; `EFAULT` if it cannot be had. May wait for whoever
 /// has the page, so nothing is held. `EINTR` if the task is being killed.
-pub(crate) fn fault_in(addr: u64) -> Result {
-    breathe()?;
+pub(crate) fn fault_in_readable(addr: u64) -> Result {
+    cond_resched_or_killed()?;
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
     // SAFETY: The address is checked by the function as any user address.
-    kernel::error::to_result(unsafe { bindings::vmem_fault_in(addr) })
+    kernel::error::to_result(unsafe { bindings::vmem_fault_in_readable(addr) })
 }
 
 /// Sleeps for a tick of the clock, or stops (`EINTR`) if the task is being killed.
-pub(crate) fn nap() -> Result {
+pub(crate) fn sleep_killable() -> Result {
     let left = kernel::time::msecs_to_jiffies(1) as isize;
-    // SAFETY: As for `breathe`; the time is not negative.
+    // SAFETY: As for `cond_resched_or_killed`; the time is not negative.
     unsafe { kernel::bindings::schedule_timeout_killable(left) };
-    breathe()
+    cond_resched_or_killed()
 }
 
 /// Waits until all read-side sections of RCU that have begun are over.
-pub(crate) fn await_readers() {
+pub(crate) fn synchronize_rcu() {
     // SAFETY: In process context, with nothing held that a reader could wait for.
-    unsafe { bindings::vmem_wait_readers() };
+    unsafe { bindings::vmem_synchronize_rcu() };
 }
 
 /// Between two pieces of long work: lets others run, and stops (`EINTR`) if the task is being killed.
-pub(crate) fn breathe() -> Result {
+pub(crate) fn cond_resched_or_killed() -> Result {
     // SAFETY: Callers are in process context and hold no spinlock: they are between two pieces of
     // work of a system call.
     unsafe { bindings::vmem_cond_resched() };

@@ -13,18 +13,18 @@
 use super::{
     address_space::{
         AddressSpace,
-        Which, //
+        VmaFilter, //
     },
     bindings,
     file::into_file,
     shared::{
-        Identity,
+        InodeId,
         SharedMemory, //
     },
-    task::ModuleInUse,
+    task::ModuleRef,
     vm_ops::{
-        Memory,
-        VmOps, //
+        VmOps,
+        VmOpsTables, //
     },
     write_fault::WriteFault, //
 };
@@ -59,33 +59,33 @@ use kernel::{
 /// What hears of writes to memory.
 pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
     /// The operations of all memory that has such a log.
-    fn ops() -> &'static TrackOps<Self>;
+    fn ops() -> &'static TrackedOps<Self>;
 
     /// The log of a memory, if it has one now.
-    fn of(memory: Identity) -> Option<Arc<Self>>;
+    fn of(memory: InodeId) -> Option<Arc<Self>>;
 
     /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being
     /// killed. [`WriteLog::left`] is called when it is over.
     fn admit(&self, pages: Option<PageRange>) -> Result;
 
     /// A system call that was admitted is over.
-    fn left(&self);
+    fn leave(&self);
 
     /// Protected pages of one folio are about to become writable. Returns whether they may: the folio
     /// is then locked until they are.
     /// It is through a mapping of `memory` that was made for this log, which may have ended since.
-    fn write_fault(&self, memory: Identity, fault: &WriteFault<'_>) -> bool;
+    fn write_fault(&self, memory: InodeId, fault: &WriteFault<'_>) -> bool;
 
     /// Waits for a short time until they may.
-    fn await_turn(&self, memory: Identity);
+    fn await_writable(&self, memory: InodeId);
 
     /// A system call may have written to these pages.
-    fn written(&self, range: PageRange);
+    fn log_write(&self, range: PageRange);
 }
 
 /// The operations of tracked memory: those of shmem, but for what a log needs. They must be a static:
 /// files and mappings refer to them.
-pub(crate) struct TrackOps<L> {
+pub(crate) struct TrackedOps<L> {
     tables: UnsafeCell<Tables>,
     _type: PhantomData<fn(L)>,
 }
@@ -99,9 +99,9 @@ struct Tables {
 }
 
 // SAFETY: The tables are written by `init` only, before anybody else has them.
-unsafe impl<L> Sync for TrackOps<L> {}
+unsafe impl<L> Sync for TrackedOps<L> {}
 
-impl<L: WriteLog> TrackOps<L> {
+impl<L: WriteLog> TrackedOps<L> {
     /// Operations that are not ready yet.
     pub(crate) const fn new() -> Self {
         Self {
@@ -178,9 +178,9 @@ impl<L: WriteLog> TrackOps<L> {
         unsafe {
             let vma = (*vmf).__bindgen_anon_1.vma;
             let log = <Arc<L> as ForeignOwnable>::borrow((*vma).vm_private_data);
-            let memory = Identity::of((*vma).vm_file);
+            let memory = InodeId::of((*vma).vm_file);
             let may = |fault: &WriteFault<'_>| log.write_fault(memory, fault);
-            WriteFault::answer(vmf, may, || log.await_turn(memory))
+            WriteFault::page_mkwrite(vmf, may, || log.await_writable(memory))
         }
     }
 
@@ -195,8 +195,8 @@ impl<L: WriteLog> TrackOps<L> {
             return err;
         }
         // SAFETY: As above; the file that is mapped is held by the caller.
-        let identity = unsafe { Identity::of(bindings::vmem_shared_desc_file(desc)) };
-        let Some(log) = L::of(identity) else {
+        let inode_id = unsafe { InodeId::of(bindings::vmem_shared_desc_file(desc)) };
+        let Some(log) = L::of(inode_id) else {
             return 0;
         };
         // SAFETY: As above.
@@ -233,22 +233,22 @@ impl<L: WriteLog> TrackOps<L> {
     unsafe extern "C" fn write_iter(iocb: *mut c::kiocb, from: *mut c::iov_iter) -> isize {
         // The file that was adopted holds no module: whoever gives it its old operations back waits for
         // those who are on their way here.
-        let _in_use = ModuleInUse::new();
+        let _module_ref = ModuleRef::new();
         let (mut pos, mut len) = (0, 0);
         // SAFETY: The arguments are valid during the call, and so is the file in them.
-        let identity = unsafe {
+        let inode_id = unsafe {
             let file = bindings::vmem_shared_write_range(iocb, from, &raw mut pos, &raw mut len);
-            Identity::of(file)
+            InodeId::of(file)
         };
         let pages = pages_of(pos, len as u64);
-        let _admitted = match Admitted::<L>::new(identity, pages) {
+        let _admitted = match AdmittedCall::<L>::new(inode_id, pages) {
             Ok(admitted) => admitted,
             Err(e) => return e.to_errno() as isize,
         };
         // SAFETY: The caller's arguments, for a shmem file.
         let written = unsafe { bindings::vmem_shared_write_iter(iocb, from) };
         // Also if it was an error: some of it may have been written.
-        heard::<L>(identity, pages);
+        log_write::<L>(inode_id, pages);
         written as isize
     }
 
@@ -263,19 +263,19 @@ impl<L: WriteLog> TrackOps<L> {
     ) -> ffi::c_long {
         // The file that was adopted holds no module: whoever gives it its old operations back waits for
         // those who are on their way here.
-        let _in_use = ModuleInUse::new();
+        let _module_ref = ModuleRef::new();
         // SAFETY: The file is open during the call.
-        let identity = unsafe { Identity::of(file) };
+        let inode_id = unsafe { InodeId::of(file) };
         // What is allocated is zeros, as a hole is.
         let punches = mode as u32 & bindings::FALLOC_FL_PUNCH_HOLE != 0;
         let pages = pages_of(pos, u64::try_from(len).unwrap_or(0)).filter(|_| punches);
-        let _admitted = match Admitted::<L>::new(identity, pages) {
+        let _admitted = match AdmittedCall::<L>::new(inode_id, pages) {
             Ok(admitted) => admitted,
             Err(e) => return e.to_errno() as ffi::c_long,
         };
         // SAFETY: The caller's arguments, for a file on a shmem inode.
         let result = unsafe { bindings::vmem_shared_fallocate(file, mode, pos, len) };
-        heard::<L>(identity, pages);
+        log_write::<L>(inode_id, pages);
         result
     }
 
@@ -297,11 +297,11 @@ fn pages_of(pos: i64, len: u64) -> Option<PageRange> {
 }
 
 /// A system call that may write. It is to be heard of before it goes.
-struct Admitted<L: WriteLog>(Option<Arc<L>>);
+struct AdmittedCall<L: WriteLog>(Option<Arc<L>>);
 
-impl<L: WriteLog> Admitted<L> {
+impl<L: WriteLog> AdmittedCall<L> {
     /// Waits until it may; `EINTR` if the task is being killed.
-    fn new(memory: Identity, pages: Option<PageRange>) -> Result<Self> {
+    fn new(memory: InodeId, pages: Option<PageRange>) -> Result<Self> {
         let log = L::of(memory);
         if let Some(log) = &log {
             log.admit(pages)?;
@@ -310,18 +310,18 @@ impl<L: WriteLog> Admitted<L> {
     }
 }
 
-impl<L: WriteLog> Drop for Admitted<L> {
+impl<L: WriteLog> Drop for AdmittedCall<L> {
     fn drop(&mut self) {
         if let Some(log) = &self.0 {
-            log.left();
+            log.leave();
         }
     }
 }
 
 /// Tells the log that the memory has now, which need not be the one that it had when the call began.
-fn heard<L: WriteLog>(memory: Identity, pages: Option<PageRange>) {
+fn log_write<L: WriteLog>(memory: InodeId, pages: Option<PageRange>) {
     if let (Some(log), Some(pages)) = (L::of(memory), pages) {
-        log.written(pages);
+        log.log_write(pages);
     }
 }
 
@@ -330,7 +330,7 @@ fn heard<L: WriteLog>(memory: Identity, pages: Option<PageRange>) {
 /// # Invariants
 ///
 /// `clone` is a clone of the memory's file, and `data` the log that it holds.
-pub(crate) struct Hold<L> {
+pub(crate) struct OpsOverride<L> {
     clone: ARef<File>,
     data: *mut ffi::c_void,
     /// What the memory had before.
@@ -341,9 +341,9 @@ pub(crate) struct Hold<L> {
 }
 
 // SAFETY: A file and a pointer to what it holds.
-unsafe impl<L: WriteLog> Send for Hold<L> {}
+unsafe impl<L: WriteLog> Send for OpsOverride<L> {}
 // SAFETY: As above.
-unsafe impl<L: WriteLog> Sync for Hold<L> {}
+unsafe impl<L: WriteLog> Sync for OpsOverride<L> {}
 
 impl SharedMemory {
     /// That behind a descriptor, if it can have a log of this kind. The header says which errors there
@@ -353,7 +353,7 @@ impl SharedMemory {
     }
 }
 
-impl<L: WriteLog> Hold<L> {
+impl<L: WriteLog> OpsOverride<L> {
     /// For this memory and this log; nothing has changed yet.
     pub(crate) fn new(memory: &SharedMemory, log: &Arc<L>) -> Result<Self> {
         let data = log.clone().into_foreign();
@@ -380,9 +380,9 @@ impl<L: WriteLog> Hold<L> {
     }
 
     /// Seals the memory's size and gives its file our operations. From here on those who open or map it,
-    /// or begin to write by a descriptor, meet the log, until [`Hold::end`] has succeeded. If it fails,
+    /// or begin to write by a descriptor, meet the log, until [`OpsOverride::end`] has succeeded. If it fails,
     /// nothing has changed.
-    pub(crate) fn begin(&self, memory: &SharedMemory) -> Result {
+    pub(crate) fn install(&self, memory: &SharedMemory) -> Result {
         let mut seals = 0;
         // SAFETY: The memory's file is valid.
         to_result(unsafe { bindings::vmem_shared_seal(memory.as_ptr(), &raw mut seals) })?;
@@ -400,16 +400,17 @@ impl<L: WriteLog> Hold<L> {
         Ok(())
     }
 
-    /// `EBUSY` if a shared mapping is neither shmem's own nor, if the memory is a region's, one of `own`.
-    pub(crate) fn check_mappings<M: Memory>(
+    /// `EBUSY` if a shared mapping is neither shmem's own nor, if the memory is a region's, one of `region_ops`.
+    pub(crate) fn check_mappings<M: VmOps>(
         &self,
         memory: &SharedMemory,
-        own: Option<&'static VmOps<M>>,
+        region_ops: Option<&'static VmOpsTables<M>>,
     ) -> Result {
-        let own = own.map_or(core::ptr::null(), VmOps::as_ptr);
+        let region_ops = region_ops.map_or(core::ptr::null(), VmOpsTables::as_ptr);
         let tracked = L::ops().vm_ops();
         // SAFETY: The memory's file is valid, and the tables are static.
-        match unsafe { bindings::vmem_shared_can_be_tracked(memory.as_ptr(), tracked, own) } {
+        match unsafe { bindings::vmem_shared_can_be_tracked(memory.as_ptr(), tracked, region_ops) }
+        {
             0 => Err(EBUSY),
             _ => Ok(()),
         }
@@ -427,25 +428,25 @@ impl<L: WriteLog> Hold<L> {
         };
         // SAFETY: The memory's file is valid, and the tables are static.
         unsafe {
-            let which = Which::Not {
+            let filter = VmaFilter::Unswitched {
                 from: bindings::vmem_shmem_vm_ops(),
                 to: L::ops().vm_ops(),
                 data: self.data.cast_const(),
             };
-            AddressSpace::change_mappings(memory.as_ptr(), which, track)
+            AddressSpace::change_mappings(memory.as_ptr(), filter, track)
         }
     }
 
     /// How many mappings of shmem's own tell of writes, up to `max`.
     pub(crate) fn mappings(&self, memory: &SharedMemory, max: usize) -> u64 {
-        let which = Which::Table(L::ops().vm_ops()).to_raw();
+        let filter = VmaFilter::Ops(L::ops().vm_ops()).to_raw();
         // SAFETY: The memory's file is valid, and the table is static.
-        unsafe { bindings::vmem_count_vmas(memory.as_ptr(), &raw const which, max) as u64 }
+        unsafe { bindings::vmem_count_vmas(memory.as_ptr(), &raw const filter, max) as u64 }
     }
 
     /// Gives the file and all mappings back what they had. Nobody is on the way to the log any more when
     /// it succeeds. `EINTR` if the task is being killed; it can be called again.
-    pub(crate) fn end(&self, memory: &SharedMemory) -> Result {
+    pub(crate) fn restore(&self, memory: &SharedMemory) -> Result {
         let before = self.file_ops.load(Relaxed) as *const c::file_operations;
         if before.is_null() {
             return Ok(());
@@ -465,8 +466,8 @@ impl<L: WriteLog> Hold<L> {
         let plain = |vma| to_result(unsafe { bindings::vmem_vma_make_plain(vma, memory.as_ptr()) });
         // SAFETY: The memory's file is valid, and the table is static.
         unsafe {
-            let which = Which::Table(L::ops().vm_ops());
-            AddressSpace::change_mappings(memory.as_ptr(), which, plain)?;
+            let filter = VmaFilter::Ops(L::ops().vm_ops());
+            AddressSpace::change_mappings(memory.as_ptr(), filter, plain)?;
         }
         // SAFETY: The memory's file is valid, and was sealed.
         to_result(unsafe {
@@ -474,7 +475,7 @@ impl<L: WriteLog> Hold<L> {
         })?;
         // Who has read the file's operations and is on his way to them, without a reference.
         // SAFETY: In process context, with nothing held that such a task could wait for.
-        unsafe { bindings::vmem_wait_preempted() };
+        unsafe { bindings::vmem_synchronize_rcu_tasks() };
         Ok(())
     }
 }

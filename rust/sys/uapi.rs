@@ -4,8 +4,8 @@
 //!
 //! Stands in for `kernel::uapi`, which has the headers of the tree only.
 
+use super::array_vec::ArrayVec;
 pub(crate) use super::bindings::*;
-use super::few::Few;
 use core::ops::Deref;
 use kernel::{
     prelude::*,
@@ -132,15 +132,15 @@ impl UserArray {
     /// Reads all entries, once, into `entries`, which has none yet.
     pub(crate) fn read<T: FromBytes + Copy>(&self, entries: &mut Entries<T>) -> Result {
         let mut reader = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).reader();
-        if self.nr > FEW {
-            entries.many.reserve(self.nr, GFP_KERNEL)?;
+        if self.nr > INLINE_ENTRIES {
+            entries.heap_entries.reserve(self.nr, GFP_KERNEL)?;
         }
         for _ in 0..self.nr {
             let entry = reader.read()?;
-            if self.nr > FEW {
-                entries.many.push(entry, GFP_KERNEL)?;
+            if self.nr > INLINE_ENTRIES {
+                entries.heap_entries.push(entry, GFP_KERNEL)?;
             } else {
-                entries.few.push(entry);
+                entries.inline_entries.push(entry);
             }
         }
         Ok(())
@@ -157,21 +157,21 @@ impl UserArray {
 }
 
 /// So many entries take no memory but the stack.
-const FEW: usize = 8;
+const INLINE_ENTRIES: usize = 8;
 
 /// Entries that have been read from user memory.
 pub(crate) struct Entries<T> {
-    few: Few<T, FEW>,
+    inline_entries: ArrayVec<T, INLINE_ENTRIES>,
     /// All of them, if they are not few.
-    many: KVVec<T>,
+    heap_entries: KVVec<T>,
 }
 
 impl<T: Copy> Entries<T> {
     /// None.
     pub(crate) fn new() -> Self {
         Self {
-            few: Few::new(),
-            many: KVVec::new(),
+            inline_entries: ArrayVec::new(),
+            heap_entries: KVVec::new(),
         }
     }
 }
@@ -180,10 +180,10 @@ impl<T: Copy> Deref for Entries<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        if self.many.is_empty() {
-            self.few.as_slice()
+        if self.heap_entries.is_empty() {
+            self.inline_entries.as_slice()
         } else {
-            &self.many
+            &self.heap_entries
         }
     }
 }

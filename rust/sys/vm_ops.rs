@@ -8,15 +8,15 @@
 //! system: nothing hangs on `open` and `close`, and the module cannot go before the last VMA.
 
 use super::{
-    answer::Answer,
     bindings,
     errno,
     fault::{
-        Contents,
-        Fault, //
+        Fault,
+        FaultPolicy, //
     },
     file::into_file,
     staging::Staging,
+    vm_fault_reason::VmFaultReason,
     write_fault::WriteFault, //
 };
 use crate::model::range::PageRange;
@@ -31,15 +31,15 @@ use kernel::{
 };
 
 /// What stands behind a mapping.
-pub(crate) trait Memory: Contents + Sized + Send + Sync + 'static {
+pub(crate) trait VmOps: FaultPolicy + Sized + Send + Sync + 'static {
     /// The operations of all mappings of this kind.
-    const VM_OPS: &'static VmOps<Self>;
+    const VM_OPS: &'static VmOpsTables<Self>;
 
     /// The operations of the files that such mappings hold.
-    const MAP_OPS: &'static MapOps<Self>;
+    const MAP_OPS: &'static MapFileOps<Self>;
 
     /// Answers a fault.
-    fn fault(&self, fault: &mut Fault<'_>) -> Answer;
+    fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason;
 
     /// Whether the page cache may map what it holds of the blocks that `range` touches, large folios too:
     /// each of their pages is present.
@@ -57,16 +57,16 @@ pub(crate) trait Memory: Contents + Sized + Send + Sync + 'static {
 
 /// Two tables of VMA operations: for mappings that tell of writes, and for others. It must be a static: its
 /// addresses tell which mappings are ours.
-pub(crate) struct VmOps<M> {
+pub(crate) struct VmOpsTables<M> {
     plain: kernel::bindings::vm_operations_struct,
     logged: kernel::bindings::vm_operations_struct,
     _type: PhantomData<fn(M)>,
 }
 
 // SAFETY: The tables are never written.
-unsafe impl<M> Sync for VmOps<M> {}
+unsafe impl<M> Sync for VmOpsTables<M> {}
 
-impl<M: Memory> VmOps<M> {
+impl<M: VmOps> VmOpsTables<M> {
     /// The operations of `M`.
     pub(crate) const fn new() -> Self {
         Self {
@@ -129,15 +129,17 @@ impl<M: Memory> VmOps<M> {
         end: ffi::c_ulong,
     ) -> kernel::bindings::vm_fault_t {
         // SAFETY: The fault and its VMA are valid during the call, and the VMA's file holds the `M`.
-        let (memory, seen) = unsafe {
+        let (memory, write_faults) = unsafe {
             let vma = (*vmf).__bindgen_anon_1.vma;
             let memory = &*(*vma).vm_private_data.cast::<M>();
-            (memory, super::fault::writes_are_seen(vma))
+            (memory, super::fault::first_write_faults(vma))
         };
         let nr = (end as u64).saturating_sub(start as u64).saturating_add(1);
         match PageRange::within(start as u64, nr, u64::MAX) {
             // The caller is in a read-side section of RCU, so whoever begins a log waits for the end of it.
-            Some(range) if memory.blocks_present(range) && memory.maps_around(seen) => {
+            Some(range)
+                if memory.blocks_present(range) && memory.allows_fault_around(write_faults) =>
+            {
                 // SAFETY: The caller's arguments, for the page cache of the VMA's file.
                 unsafe { kernel::bindings::filemap_map_pages(vmf, start, end) }
             }
@@ -156,21 +158,21 @@ impl<M: Memory> VmOps<M> {
         unsafe {
             let memory = &*(*(*vmf).__bindgen_anon_1.vma).vm_private_data.cast::<M>();
             let may = |fault: &WriteFault<'_>| memory.write_fault(fault);
-            WriteFault::answer(vmf, may, || memory.await_turn())
+            WriteFault::page_mkwrite(vmf, may, || memory.await_writable())
         }
     }
 }
 
 /// A table of operations for the files that mappings hold.
-pub(crate) struct MapOps<M> {
+pub(crate) struct MapFileOps<M> {
     ops: kernel::bindings::file_operations,
     _type: PhantomData<fn(M)>,
 }
 
 // SAFETY: The table is never written.
-unsafe impl<M> Sync for MapOps<M> {}
+unsafe impl<M> Sync for MapFileOps<M> {}
 
-impl<M: Memory> MapOps<M> {
+impl<M: VmOps> MapFileOps<M> {
     /// The operations for `M`, owned by this module.
     pub(crate) const fn new() -> Self {
         Self {
@@ -233,11 +235,11 @@ pub(crate) struct MapFile<M> {
 }
 
 // SAFETY: A file and a shared reference to an `M`, which is `Send` and `Sync`.
-unsafe impl<M: Memory> Send for MapFile<M> {}
+unsafe impl<M: VmOps> Send for MapFile<M> {}
 // SAFETY: As above.
-unsafe impl<M: Memory> Sync for MapFile<M> {}
+unsafe impl<M: VmOps> Sync for MapFile<M> {}
 
-impl<M: Memory> MapFile<M> {
+impl<M: VmOps> MapFile<M> {
     /// Makes the file, which owns `memory` until its last user is gone. `name` is what
     /// `/proc/PID/maps` shows.
     pub(crate) fn new(staging: &Staging, name: &CStr, memory: M) -> Result<Self> {
@@ -280,7 +282,7 @@ impl PlainFlags {
     /// # Safety
     ///
     /// The VMA is being made, or the lock of its address space is held for writing.
-    pub(super) unsafe fn give(self, vma: *mut kernel::bindings::vm_area_struct) {
+    pub(super) unsafe fn apply(self, vma: *mut kernel::bindings::vm_area_struct) {
         // A file on an anonymous inode takes this away, which shared anonymous memory has.
         let mut set = flags::MAYEXEC;
         // SAFETY: By the safety requirement.
@@ -337,7 +339,7 @@ impl NewVma<'_> {
     /// mapping has `VM_LOCKONFAULT`, which goes together with `VM_LOCKED` if that is there.
     ///
     /// If it is `logged`, it tells of writes.
-    pub(crate) fn map<M: Memory>(self, file: &MapFile<M>, logged: bool) {
+    pub(crate) fn map<M: VmOps>(self, file: &MapFile<M>, logged: bool) {
         // SAFETY: The VMA is being made, so it may change its file; that file holds what the
         // operations need.
         unsafe {
@@ -356,7 +358,7 @@ impl NewVma<'_> {
     /// Makes it a mapping of the staging file, with nothing of ours in it.
     pub(crate) fn map_plain(self, staging: &Staging, plain: PlainFlags) -> Result {
         // SAFETY: The VMA is being made.
-        unsafe { plain.give(self.vma) };
+        unsafe { plain.apply(self.vma) };
         // SAFETY: The VMA is being made, so it may change its file.
         kernel::error::to_result(unsafe {
             bindings::vmem_vma_mmap_plain(self.vma, staging.as_ptr())

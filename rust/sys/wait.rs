@@ -8,9 +8,9 @@
 //! Stands in for `kernel::sync::CondVar`, which has no killable wait, gives up its lock only, and
 //! wakes all or one.
 
-use super::place::{
-    Place,
-    Places, //
+use super::fault_address::{
+    FaultAddress,
+    FaultAddresses, //
 };
 use core::ptr;
 use kernel::{
@@ -26,7 +26,7 @@ use kernel::{
 
 /// What may end a wait, besides what it waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum WaitMode {
     /// A signal that kills. The task can be frozen meanwhile.
     Killable,
     /// The same for who has a lock that others need, and so is not frozen.
@@ -41,7 +41,7 @@ pub(crate) enum WaitOutcome {
     /// The condition holds.
     Done,
     /// The condition holds, and the waker has put the page where it was wanted.
-    Placed,
+    Mapped,
     /// A signal is pending.
     Signal,
     /// The time is over.
@@ -53,7 +53,7 @@ struct Keys {
     start: u64,
     end: u64,
     /// Whether all places that were found have their pages.
-    placed: bool,
+    mapped: bool,
 }
 
 impl Keys {
@@ -64,11 +64,11 @@ impl Keys {
 
 /// How far a page is on its way to the place of who waits for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Delivery {
+enum MapProgress {
     /// Nobody puts it there.
-    None,
+    NotStarted,
     /// Somebody does so now.
-    Begun,
+    Started,
     /// It is there.
     Done,
 }
@@ -107,7 +107,7 @@ impl PollQueue {
 
     /// Waits until `done` returns true, or for a signal, as [`WaitQueue::wait`].
     pub(crate) fn wait(&self, done: impl FnMut() -> bool) -> WaitOutcome {
-        self.waiters.wait(0, None, Patience::Interruptible, 0, done)
+        self.waiters.wait(0, None, WaitMode::Interruptible, 0, done)
     }
 
     /// The head, for poll().
@@ -122,8 +122,8 @@ struct Waiter {
     entry: bindings::wait_queue_entry,
     key: u64,
     since: Instant<Monotonic>,
-    place: Option<Place>,
-    delivery: Delivery,
+    address: Option<FaultAddress>,
+    map_progress: MapProgress,
 }
 
 impl WaitQueue {
@@ -144,26 +144,26 @@ impl WaitQueue {
         })
     }
 
-    /// Wakes the threads that wait for a key in `[start, end)`. `placed`: the places that
-    /// [`Self::places`] gave have their pages.
-    pub(crate) fn wake(&self, start: u64, end: u64, placed: bool) {
-        let keys = Keys { start, end, placed };
+    /// Wakes the threads that wait for a key in `[start, end)`. `mapped`: the places that
+    /// [`Self::addresses`] gave have their pages.
+    pub(crate) fn wake(&self, start: u64, end: u64, mapped: bool) {
+        let keys = Keys { start, end, mapped };
         self.wake_keys(ptr::from_ref(&keys).cast_mut().cast());
     }
 
     /// Adds the places of the threads that wait for a key in `[start, end)`, as far as there is room.
-    pub(crate) fn places(&self, start: u64, end: u64, places: &mut Places) {
+    pub(crate) fn fault_addresses(&self, start: u64, end: u64, addresses: &mut FaultAddresses) {
         let keys = Keys {
             start,
             end,
-            placed: false,
+            mapped: false,
         };
-        self.each(|waiter| {
-            if let (true, Some(place)) = (keys.contains(waiter.key), waiter.place) {
+        self.for_each(|waiter| {
+            if let (true, Some(address)) = (keys.contains(waiter.key), waiter.address) {
                 // SAFETY: The waiter is in the queue: whoever touches the page holds a user of the
                 // address space until its fault has been answered.
-                if unsafe { places.add(waiter.key, place) } {
-                    waiter.delivery = Delivery::Begun;
+                if unsafe { addresses.add(waiter.key, address) } {
+                    waiter.map_progress = MapProgress::Started;
                 }
             }
         });
@@ -186,16 +186,16 @@ impl WaitQueue {
     pub(crate) fn wait(
         &self,
         key: u64,
-        place: Option<Place>,
-        patience: Patience,
+        address: Option<FaultAddress>,
+        mode: WaitMode,
         limit_ms: u32,
         mut done: impl FnMut() -> bool,
     ) -> WaitOutcome {
-        let state = match patience {
+        let state = match mode {
             // SAFETY: Names a number.
-            Patience::Killable => unsafe { super::bindings::vmem_task_killable_freezable() },
-            Patience::KillableLocked => bindings::TASK_KILLABLE,
-            Patience::Interruptible => bindings::TASK_INTERRUPTIBLE,
+            WaitMode::Killable => unsafe { super::bindings::vmem_task_killable_freezable() },
+            WaitMode::KillableLocked => bindings::TASK_KILLABLE,
+            WaitMode::Interruptible => bindings::TASK_INTERRUPTIBLE,
         } as ffi::c_int;
         let mut left = match limit_ms {
             0 => ffi::c_long::MAX,
@@ -205,8 +205,8 @@ impl WaitQueue {
             entry: bindings::wait_queue_entry::default(),
             key,
             since: Instant::now(),
-            place,
-            delivery: Delivery::None,
+            address,
+            map_progress: MapProgress::NotStarted,
         });
         let entry: *mut bindings::wait_queue_entry = waiter.get().cast();
         // SAFETY: `entry` is on this stack frame and nobody else knows it yet.
@@ -239,17 +239,17 @@ impl WaitQueue {
         // SAFETY: `entry` was prepared with this head.
         unsafe { bindings::finish_wait(self.head.get(), entry) };
         // SAFETY: It is not in the queue, so this thread is the only one that knows it.
-        let delivery = unsafe { (*waiter.get()).delivery };
+        let map_progress = unsafe { (*waiter.get()).map_progress };
         match woken {
-            WaitOutcome::Done if delivery == Delivery::Done => WaitOutcome::Placed,
+            WaitOutcome::Done if map_progress == MapProgress::Done => WaitOutcome::Mapped,
             woken => woken,
         }
     }
 
     /// How many threads wait, and for how many nanoseconds the longest of them has.
-    pub(crate) fn census(&self) -> (u64, u64) {
+    pub(crate) fn stats(&self) -> (u64, u64) {
         let (mut nr, mut oldest) = (0, 0);
-        self.each(|waiter| {
+        self.for_each(|waiter| {
             nr += 1;
             oldest = oldest.max(waiter.since.elapsed().as_nanos());
         });
@@ -257,7 +257,7 @@ impl WaitQueue {
     }
 
     /// Calls `visit` for each waiter, with the queue locked.
-    fn each(&self, mut visit: impl FnMut(&mut Waiter)) {
+    fn for_each(&self, mut visit: impl FnMut(&mut Waiter)) {
         let head = self.head.get();
         // SAFETY: The head is initialized. Its lock is never taken in interrupts: all who use this
         // queue are in process context.
@@ -297,13 +297,13 @@ unsafe extern "C" fn wake_waiter(
         let keys = unsafe { &*key.cast::<Keys>() };
         let waiter: *mut Waiter = entry.cast();
         // SAFETY: By the safety requirements of this function; `entry` is the first field.
-        let (own, delivery) = unsafe { ((*waiter).key, (*waiter).delivery) };
+        let (own, map_progress) = unsafe { ((*waiter).key, (*waiter).map_progress) };
         if !keys.contains(own) {
             return 0;
         }
-        if keys.placed && delivery == Delivery::Begun {
+        if keys.mapped && map_progress == MapProgress::Started {
             // SAFETY: As above; the queue is locked.
-            unsafe { (*waiter).delivery = Delivery::Done };
+            unsafe { (*waiter).map_progress = MapProgress::Done };
         }
     }
     // SAFETY: By the safety requirements of this function.

@@ -3,9 +3,9 @@
 //! The first write to protected pages.
 
 use super::{
-    answer::Answer,
     bindings,
-    staging::LockedFolio, //
+    staging::LockedFolio,
+    vm_fault_reason::VmFaultReason, //
 };
 use crate::model::range::PageRange;
 use kernel::bindings as c;
@@ -40,7 +40,7 @@ impl WriteFault<'_> {
     /// # Safety
     ///
     /// `vmf` is the argument of `page_mkwrite`, for a VMA of a shmem file.
-    pub(super) unsafe fn answer(
+    pub(super) unsafe fn page_mkwrite(
         vmf: *mut c::vm_fault,
         may: impl FnOnce(&WriteFault<'_>) -> bool,
         wait: impl FnOnce(),
@@ -49,18 +49,18 @@ impl WriteFault<'_> {
         // SAFETY: The fault is valid during the call.
         let nr = unsafe { bindings::vmem_tracked_lock(vmf, &raw mut first) };
         let Some(pages) = PageRange::within(first as u64, nr as u64, u64::MAX) else {
-            return Answer::NOPAGE.into_raw();
+            return VmFaultReason::NOPAGE.into_raw();
         };
         // SAFETY: The fault is valid during the call; its page's folio has been locked, and the caller
         // has a reference.
         let folio = unsafe { LockedFolio::borrow(bindings::vmem_tracked_folio(vmf)) };
         if may(&WriteFault::new(&folio, pages)) {
-            return Answer::LOCKED.into_raw();
+            return VmFaultReason::LOCKED.into_raw();
         }
         // SAFETY: As above.
         unsafe { bindings::vmem_tracked_unlock(vmf) };
         // The lock of the mapping is held, so not for long.
         wait();
-        Answer::NOPAGE.into_raw()
+        VmFaultReason::NOPAGE.into_raw()
     }
 }

@@ -67,9 +67,9 @@ fn fault_until(region: &Region, pgoff: u64, limit: &WaitParams) -> Result<Touch,
         };
         match waited.expect("the page is one of the region") {
             WaitOutcome::Done => (),
-            WaitOutcome::Placed => {
-                let place = limit.place.expect("only who wants a page somewhere gets it there");
-                assert!(region.placed[place].load(Ordering::Relaxed), "nothing was put there");
+            WaitOutcome::Mapped => {
+                let address = limit.address.expect("only who wants a page somewhere gets it there");
+                assert!(region.mapped[address].load(Ordering::Relaxed), "nothing was put there");
                 return Ok(Touch::Present);
             }
             WaitOutcome::Timeout => settle(region, pgoff, Verdict::Unreadable),

@@ -14,13 +14,13 @@ use loom::thread;
 /// Settles a page, and puts it into as many places as there is room for; or does not.
 fn bring(region: &Region, pgoff: u64, room: usize, works: bool) {
     let wake = |queue: &super::queue::WaitQueue| {
-        let places = queue.places(pgoff, pgoff + 1, room);
+        let addresses = queue.addresses(pgoff, pgoff + 1, room);
         if works {
-            for &place in &places {
-                region.placed[place].store(true, Ordering::Relaxed);
+            for &address in &addresses {
+                region.mapped[address].store(true, Ordering::Relaxed);
             }
         }
-        queue.wake_placed(pgoff, pgoff + 1, !places.is_empty() && works);
+        queue.wake_placed(pgoff, pgoff + 1, !addresses.is_empty() && works);
     };
     let settled = region.rendezvous().settle_and(slots(region, pgoff), Verdict::Present, wake);
     assert!(settled.changed <= 1, "one page");
@@ -46,7 +46,7 @@ fn what_is_delivered_is_there() {
 fn who_comes_too_late_for_the_delivery_looks_again() {
     in_every_order(4, || {
         let region = Arc::new(Region::new(PAGES));
-        let touches = [0, 1].map(|place| start(&region, HERE, WaitParams::none().at(place)));
+        let touches = [0, 1].map(|address| start(&region, HERE, WaitParams::none().at(address)));
         bring(&region, HERE, 8, true);
         assert_eq!(touches.map(join), [Ok(Touch::Present), Ok(Touch::Present)]);
     });
@@ -57,7 +57,7 @@ fn where_there_is_no_room_or_it_does_not_work_everybody_looks_again() {
     for (room, works) in [(1, true), (8, false)] {
         in_every_order(3, move || {
             let region = Arc::new(Region::new(PAGES));
-            let touches = [0, 1].map(|place| start(&region, HERE, WaitParams::none().at(place)));
+            let touches = [0, 1].map(|address| start(&region, HERE, WaitParams::none().at(address)));
             bring(&region, HERE, room, works);
             assert_eq!(touches.map(join), [Ok(Touch::Present), Ok(Touch::Present)]);
         });
@@ -68,7 +68,7 @@ fn where_there_is_no_room_or_it_does_not_work_everybody_looks_again() {
 fn a_delivery_is_for_those_alone_who_wait_for_the_page() {
     in_every_order(2, || {
         let region = Arc::new(Region::new(PAGES));
-        let touches = [(HERE, 0), (BESIDE, 1)].map(|(pgoff, place)| start(&region, pgoff, WaitParams::none().at(place)));
+        let touches = [(HERE, 0), (BESIDE, 1)].map(|(pgoff, address)| start(&region, pgoff, WaitParams::none().at(address)));
         bring(&region, HERE, 8, true);
         // Its waiter's place has no page.
         bring(&region, BESIDE, 8, false);

@@ -63,7 +63,7 @@ pub(super) struct Region {
     /// Whether the region is plain: `Region::plain`.
     pub(super) plain: AtomicBool,
     /// Places where a page can be wanted, and whether it is there.
-    pub(super) placed: [AtomicBool; 2],
+    pub(super) mapped: [AtomicBool; 2],
 }
 
 impl Region {
@@ -95,7 +95,7 @@ impl Region {
             attached: AtomicBool::new(true),
             ready: AtomicBool::new(false),
             plain: AtomicBool::new(false),
-            placed: [AtomicBool::new(false), AtomicBool::new(false)],
+            mapped: [AtomicBool::new(false), AtomicBool::new(false)],
         }
     }
 

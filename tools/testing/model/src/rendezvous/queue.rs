@@ -17,7 +17,7 @@ pub(super) enum WaitOutcome {
     /// The condition holds.
     Done,
     /// The condition holds, and the waker has put the page where it was wanted.
-    Placed,
+    Mapped,
     /// A signal is pending.
     Signal,
     /// The time is over.
@@ -91,7 +91,7 @@ impl Task {
 #[derive(Clone)]
 pub(super) struct WaitParams {
     pub(super) task: Arc<Task>,
-    pub(super) place: Option<usize>,
+    pub(super) address: Option<usize>,
 }
 
 impl WaitParams {
@@ -104,14 +104,14 @@ impl WaitParams {
     pub(super) fn of(task: &Arc<Task>) -> Self {
         Self {
             task: task.clone(),
-            place: None,
+            address: None,
         }
     }
 
     /// The page may be put there.
-    pub(super) fn at(self, place: usize) -> Self {
+    pub(super) fn at(self, address: usize) -> Self {
         Self {
-            place: Some(place),
+            address: Some(address),
             ..self
         }
     }
@@ -128,7 +128,7 @@ enum Delivery {
 /// One thread in a queue. What changes of it does so with the queue locked.
 struct Waiter {
     key: u64,
-    place: Option<usize>,
+    address: Option<usize>,
     task: Arc<Task>,
     delivery: Mutex<Delivery>,
 }
@@ -174,30 +174,30 @@ impl WaitQueue {
     }
 
     /// Where those who wait for a key in `[start, end)` want their pages, as far as there is `room`.
-    pub(super) fn places(&self, start: u64, end: u64, room: usize) -> Vec<usize> {
-        let mut places = Vec::new();
+    pub(super) fn addresses(&self, start: u64, end: u64, room: usize) -> Vec<usize> {
+        let mut addresses = Vec::new();
         for waiter in lock(&self.entries).iter() {
-            if let (true, Some(place)) = ((start..end).contains(&waiter.key), waiter.place) {
-                if !places.contains(&place) {
-                    if places.len() == room {
+            if let (true, Some(address)) = ((start..end).contains(&waiter.key), waiter.address) {
+                if !addresses.contains(&address) {
+                    if addresses.len() == room {
                         continue;
                     }
-                    places.push(place);
+                    addresses.push(address);
                 }
                 *lock(&waiter.delivery) = Delivery::Begun;
             }
         }
-        places
+        addresses
     }
 
-    /// Wakes who waits for a key in `[start, end)`. `placed`: the places that [`Self::places`] gave have their pages.
-    pub(super) fn wake_placed(&self, start: u64, end: u64, placed: bool) {
+    /// Wakes who waits for a key in `[start, end)`. `mapped`: the places that [`Self::addresses`] gave have their pages.
+    pub(super) fn wake_placed(&self, start: u64, end: u64, mapped: bool) {
         self.wake_if(|waiter| {
             if !(start..end).contains(&waiter.key) {
                 return false;
             }
             let mut delivery = lock(&waiter.delivery);
-            if placed && *delivery == Delivery::Begun {
+            if mapped && *delivery == Delivery::Begun {
                 *delivery = Delivery::Done;
             }
             true
@@ -217,7 +217,7 @@ impl Queue for WaitQueue {
     fn wait(&self, key: u64, params: WaitParams, mut done: impl FnMut() -> bool) -> WaitOutcome {
         let waiter = Arc::new(Waiter {
             key,
-            place: params.place,
+            address: params.address,
             task: params.task,
             delivery: Mutex::new(Delivery::None),
         });
@@ -244,7 +244,7 @@ impl Queue for WaitQueue {
         self.finish(&waiter);
         let delivery = *lock(&waiter.delivery);
         match woken {
-            WaitOutcome::Done if delivery == Delivery::Done => WaitOutcome::Placed,
+            WaitOutcome::Done if delivery == Delivery::Done => WaitOutcome::Mapped,
             woken => woken,
         }
     }

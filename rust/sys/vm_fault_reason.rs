@@ -6,13 +6,13 @@ use kernel::bindings as c;
 
 /// What a fault handler returns.
 #[derive(Clone, Copy)]
-pub(crate) struct Answer(pub(super) c::vm_fault_t);
+pub(crate) struct VmFaultReason(pub(super) c::vm_fault_t);
 
-impl Answer {
+impl VmFaultReason {
     /// Start again: for a fault that may not wait.
     pub(crate) const RETRY: Self = Self(c::vm_fault_reason_VM_FAULT_RETRY);
     /// Start again: for a fault that was unlocked. It has waited, which the next try shall know.
-    pub(crate) const WAITED: Self =
+    pub(crate) const RETRY_MAJOR: Self =
         Self(c::vm_fault_reason_VM_FAULT_RETRY | c::vm_fault_reason_VM_FAULT_MAJOR);
     /// For a fault that was unlocked: the page table is as it should be.
     pub(crate) const COMPLETED: Self = Self(

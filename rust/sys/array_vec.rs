@@ -11,12 +11,12 @@ use core::mem::MaybeUninit;
 /// # Invariants
 ///
 /// The first `nr` values are initialized, and `nr` is at most `N`.
-pub(crate) struct Few<T, const N: usize> {
+pub(crate) struct ArrayVec<T, const N: usize> {
     values: [MaybeUninit<T>; N],
     nr: usize,
 }
 
-impl<T: Copy, const N: usize> Few<T, N> {
+impl<T: Copy, const N: usize> ArrayVec<T, N> {
     /// None.
     pub(crate) fn new() -> Self {
         // INVARIANT: No value needs to be initialized.
@@ -27,7 +27,7 @@ impl<T: Copy, const N: usize> Few<T, N> {
     }
 
     /// How many more there is room for.
-    pub(crate) fn room(&self) -> usize {
+    pub(crate) fn remaining_capacity(&self) -> usize {
         N - self.nr
     }
 
