@@ -5,7 +5,7 @@
 use super::{
     dirty,
     info,
-    memories::Memory,
+    memories::AdoptedMemory,
     region_file,
     registry,
     snapshot,
@@ -80,7 +80,7 @@ enum State {
 /// An open of adopted memory.
 #[pin_data(PinnedDrop)]
 pub(crate) struct AdoptedFile {
-    memory: Arc<Memory>,
+    memory: Arc<AdoptedMemory>,
     #[pin]
     state: Mutex<State>,
 }
@@ -92,7 +92,7 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
         return Err(EINVAL);
     }
     let memory = match region_file::region_of(call.fd) {
-        Ok(handle) => Memory::adopt_region(handle)?,
+        Ok(handle) => AdoptedMemory::adopt_region(handle)?,
         Err(e) if e == EINVAL => {
             let shared = SharedMemory::adopt::<Tracking>(call.fd)?;
             if shared.size() > VMEM_MAX_SIZE {
@@ -100,8 +100,8 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
             }
             match registry::find_memory(shared.inode_id()) {
                 // The staging file of a region that is plain memory.
-                Ok(handle) => Memory::adopt_region(Arc::new(handle, GFP_KERNEL)?)?,
-                Err(_) => Memory::adopt(shared, registry::next_id())?,
+                Ok(handle) => AdoptedMemory::adopt_region(Arc::new(handle, GFP_KERNEL)?)?,
+                Err(_) => AdoptedMemory::adopt(shared, registry::next_id())?,
             }
         }
         Err(e) => return Err(e),
@@ -130,7 +130,7 @@ fn tracked(fd: i32) -> Result<Arc<Tracked>> {
 }
 
 /// Size in bytes, in whole pages.
-fn size(memory: &Memory) -> u64 {
+fn size(memory: &AdoptedMemory) -> u64 {
     pages_for(memory.shared().size())
         .unwrap_or(0)
         .saturating_mul(PAGE_SIZE)
@@ -196,7 +196,7 @@ impl AdoptedFile {
     }
 
     /// GET_TRACKING.
-    fn figures(&self) -> vmem_tracking {
+    fn tracking_info(&self) -> vmem_tracking {
         let Ok(tracked) = self.tracked() else {
             return vmem_tracking {
                 tracked: 0,
@@ -284,7 +284,7 @@ impl FileOps for AdoptedFile {
             VMEM_IOCTL_TRACK => this.track(arg),
             VMEM_IOCTL_UNTRACK => this.untrack(),
             VMEM_IOCTL_DIRTY => dirty::dirty(&*this.tracked()?, arg),
-            VMEM_IOCTL_GET_TRACKING => arg.write(&this.figures()),
+            VMEM_IOCTL_GET_TRACKING => arg.write(&this.tracking_info()),
             VMEM_IOCTL_SNAPSHOT => snapshot::snapshot(arg, tracked),
             _ => Err(ENOTTY),
         }
@@ -295,17 +295,17 @@ impl FileOps for AdoptedFile {
     }
 
     fn show_fdinfo(this: <Self::Data as ForeignOwnable>::Borrowed<'_>, m: &SeqFile) {
-        let figures = this.figures();
+        let tracking_info = this.tracking_info();
         for (name, value) in [
             ("id", this.memory.id()),
             ("size", size(&this.memory)),
-            ("tracked", figures.tracked),
-            ("mappings", figures.mappings),
-            ("dirty", figures.dirty),
-            ("faults", figures.faults),
-            ("written", figures.written),
-            ("cleaned", figures.cleaned),
-            ("held", figures.held),
+            ("tracked", tracking_info.tracked),
+            ("mappings", tracking_info.mappings),
+            ("dirty", tracking_info.dirty),
+            ("faults", tracking_info.faults),
+            ("written", tracking_info.written),
+            ("cleaned", tracking_info.cleaned),
+            ("held", tracking_info.held),
         ] {
             seq_print!(m, "vmem-{name}:\t{value}\n");
         }

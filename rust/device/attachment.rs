@@ -23,7 +23,7 @@ impl Drop for Attachment {
     /// What the daemon had taken and not answered is requested again, before the next one can come.
     fn drop(&mut self) {
         let region = &self.0;
-        region.daemon().set_gone();
+        region.daemon().clear_ready();
         region.pages().detach_daemon(|| region.daemon().detach());
     }
 }

@@ -74,7 +74,7 @@ impl FileOps for Control {
 
 /// The two descriptors of a daemon: numbers first, then the answer, and the descriptors when nothing
 /// can fail any more.
-fn hand_out(
+fn install_fds(
     handle: Handle,
     daemon: Attachment,
     answer: impl FnOnce(&Region, i32, i32) -> Result,
@@ -125,7 +125,7 @@ fn create_vmem(arg: UserArg) -> Result {
     // Attached before anybody can find it.
     let daemon = Attachment::new(&region)?;
     let handle = registry::add(region, name, access)?;
-    hand_out(handle, daemon, |region, vmem_fd, shmem_fd| {
+    install_fds(handle, daemon, |region, vmem_fd, shmem_fd| {
         call.size = region.size();
         call.id = region.id();
         (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
@@ -145,7 +145,7 @@ fn attach(arg: UserArg) -> Result {
         None => registry::find_id(call.id)?,
     };
     let daemon = Attachment::new(handle.region())?;
-    hand_out(handle, daemon, |region, vmem_fd, shmem_fd| {
+    install_fds(handle, daemon, |region, vmem_fd, shmem_fd| {
         call.size = region.size();
         (call.vmem_fd, call.shmem_fd) = (vmem_fd, shmem_fd);
         arg.write(&call)

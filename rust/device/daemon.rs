@@ -42,7 +42,7 @@ impl Daemon {
     }
 
     /// It does not serve any more.
-    pub(super) fn set_gone(&self) {
+    pub(super) fn clear_ready(&self) {
         self.ready.store(false, Release);
     }
 

@@ -2,7 +2,7 @@
 
 //! DIRTY: the log is read.
 
-use super::tracking::Found;
+use super::tracking::DirtyChunk;
 use crate::{
     model::{
         dirty_log::{
@@ -30,7 +30,7 @@ use crate::{
 use kernel::prelude::*;
 
 /// A log that can be read.
-pub(crate) trait Log {
+pub(crate) trait ReadableLog {
     /// Whether pages can be taken out of it; if not, only the first two functions are called.
     const CLEANS: bool;
 
@@ -42,18 +42,18 @@ pub(crate) trait Log {
 
     /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
     /// the log still.
-    fn clean(&self, _chunk: PageRange) -> Result<Found> {
+    fn clean(&self, _chunk: PageRange) -> Result<DirtyChunk> {
         Err(EINVAL)
     }
 
     /// Pages that were taken out of it are in it again.
-    fn put_back(&self, _range: PageRange) {}
+    fn mark(&self, _range: PageRange) {}
 
     /// The same for those of a chunk.
-    fn put_back_bits(&self, _chunk: PageRange, _bits: &ChunkBits) {}
+    fn mark_bits(&self, _chunk: PageRange, _bits: &ChunkBits) {}
 
     /// So many have been reported for good.
-    fn cleaned(&self, _nr: u64) {}
+    fn count_cleaned(&self, _nr: u64) {}
 }
 
 /// Where what is found goes.
@@ -124,7 +124,7 @@ impl Output {
 }
 
 /// DIRTY.
-pub(crate) fn dirty<L: Log>(log: &L, arg: UserArg) -> Result {
+pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
     let mut call: vmem_dirty = arg.read()?;
     if call.flags & !(VMEM_DIRTY_CLEAN | VMEM_DIRTY_RANGES) != 0 || call.reserved != 0 {
         return Err(EINVAL);
@@ -145,21 +145,21 @@ pub(crate) fn dirty<L: Log>(log: &L, arg: UserArg) -> Result {
             let found = if cleans {
                 log.clean(chunk)?
             } else {
-                Found {
+                DirtyChunk {
                     dirty: log.peek(chunk),
                     held: NO_PAGES,
                 }
             };
             let full = output.add(chunk, &found.dirty).inspect_err(|_| {
                 if cleans {
-                    log.put_back_bits(chunk, &found.dirty);
+                    log.mark_bits(chunk, &found.dirty);
                 }
             })?;
             let stop = full.unwrap_or(chunk.end());
             if let Ok(rest) = log.range(stop, chunk.end() - stop) {
                 // For the next call.
                 if cleans {
-                    log.put_back_bits(rest, &found.dirty);
+                    log.mark_bits(rest, &found.dirty);
                 }
             }
             call.done += stop - chunk.start();
@@ -182,10 +182,10 @@ pub(crate) fn dirty<L: Log>(log: &L, arg: UserArg) -> Result {
         if told.is_err() || gathered == Err(EFAULT) {
             // The caller cannot be relied on to know of any.
             if let Ok(done) = log.range(call.pgoff, call.done) {
-                log.put_back(done);
+                log.mark(done);
             }
         } else {
-            log.cleaned(call.dirty);
+            log.count_cleaned(call.dirty);
         }
     }
     gathered.and(told)

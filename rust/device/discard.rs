@@ -45,15 +45,15 @@ fn discard_block(region: &Region, block: PageRange) -> Result {
     let Some(tracking) = tracking else {
         return make_zero(region, block);
     };
-    tracking.keeper().enter(Some(block))?;
+    tracking.copy_before_write().enter(Some(block))?;
     let zeroed = region.pages().absent_runs(block).and_then(|mut absent| {
         // What they held at the instant of a snapshot will not come any more.
-        absent.try_for_each(|run| tracking.keeper().give_up(run))?;
+        absent.try_for_each(|run| tracking.copy_before_write().exclude(run))?;
         make_zero(region, block)
     });
     // Also if it was an error: some of it may be zeros.
-    tracking.put_back(block);
-    tracking.keeper().leave();
+    tracking.mark(block);
+    tracking.copy_before_write().leave();
     zeroed
 }
 

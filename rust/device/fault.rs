@@ -47,7 +47,7 @@ use kernel::{
 
 /// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
 /// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
-const BRIEFLY: WaitParams = WaitParams {
+const BOUNDED_WAIT: WaitParams = WaitParams {
     mode: WaitMode::KillableLocked,
     ms: 1000,
     address: None,
@@ -102,7 +102,7 @@ impl FaultPolicy for Mapped {
         if write_faults || !self.region().is_logged() {
             return MapDecision::Map;
         }
-        match self.with_log(|log| log.hear_fault(fault)) {
+        match self.with_log(|log| log.log_fault(fault)) {
             Some(true) => MapDecision::MapPageOnly,
             Some(false) => MapDecision::Retry,
             // It ends.
@@ -111,7 +111,7 @@ impl FaultPolicy for Mapped {
     }
 
     fn await_writable(&self) {
-        self.with_log(|log| log.keeper().await_open());
+        self.with_log(|log| log.copy_before_write().await_open());
     }
 
     fn allows_fault_around(&self, write_faults: bool) -> bool {
@@ -125,7 +125,7 @@ impl VmOps for Mapped {
 
     /// A present page is mapped.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
-        match bring(self.region(), fault) {
+        match await_present(self.region(), fault) {
             Ok(()) => fault.map(self.region().staging(), self),
             Err(answer) => answer,
         }
@@ -146,13 +146,13 @@ impl VmOps for Mapped {
     }
 
     fn write_fault(&self, fault: &WriteFault<'_>) -> bool {
-        self.with_log(|log| log.hear_fault(fault)).unwrap_or(true)
+        self.with_log(|log| log.log_fault(fault)).unwrap_or(true)
     }
 }
 
 /// Returns when the page is present, and the fault may map it; or else its answer. For an absent page the
 /// daemon is asked, once, and the fault waits: without its lock, if its caller can start again.
-pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
+pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
     let pgoff = fault.pgoff();
     loop {
         if fault.is_process_dying() && !region.pages().is_settled(pgoff) {
@@ -170,7 +170,7 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaul
         match region.pages().touch(pgoff) {
             Touch::Present => return Ok(()),
             Touch::Unreadable => return Err(unreadable(region)),
-            Touch::NewlyRequested | Touch::AlreadyRequested if region.gives_up() => {
+            Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_absent_touches() => {
                 return Err(sigbus(region))
             }
             Touch::NewlyRequested | Touch::AlreadyRequested => {}
@@ -184,12 +184,12 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaul
                     return Err(sigbus(region));
                 }
                 fault.unlock();
-                region.await_page_for(pgoff, BRIEFLY);
+                region.await_page_for(pgoff, BOUNDED_WAIT);
                 return Err(VmFaultReason::RETRY_MAJOR);
             }
             RetryMode::DropLock => {
                 let may_write = fault.may_write();
-                if !may_write && region.overdue.take(pgoff) && fault.tried() {
+                if !may_write && region.timed_out.take(pgoff) && fault.tried() {
                     return Err(sigbus(region));
                 }
                 let address = fault.fault_address();
@@ -198,9 +198,9 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaul
                     WaitOutcome::Mapped => VmFaultReason::COMPLETED,
                     WaitOutcome::Timeout => {
                         if may_write {
-                            region.give_up_page(pgoff);
+                            region.set_unreadable(pgoff);
                         } else {
-                            region.overdue.add(pgoff);
+                            region.timed_out.add(pgoff);
                         }
                         VmFaultReason::RETRY_MAJOR
                     }
@@ -212,13 +212,13 @@ pub(super) fn bring(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaul
                 if fault.is_kernel_or_exiting_thread() || !fault.is_in_current_mm() =>
             {
                 // An IOMMU's, for one; a debugger's.
-                if region.await_page_for(pgoff, BRIEFLY) != WaitOutcome::Done {
+                if region.await_page_for(pgoff, BOUNDED_WAIT) != WaitOutcome::Done {
                     return Err(sigbus(region));
                 }
             }
             RetryMode::HoldLock => match region.await_page(pgoff, None, WaitMode::KillableLocked) {
                 WaitOutcome::Done | WaitOutcome::Mapped => {}
-                WaitOutcome::Timeout if fault.may_write() => region.give_up_page(pgoff),
+                WaitOutcome::Timeout if fault.may_write() => region.set_unreadable(pgoff),
                 WaitOutcome::Timeout | WaitOutcome::Signal => return Err(sigbus(region)),
             },
         }

@@ -118,7 +118,7 @@ pub(crate) struct Image {
     copied: Counter,
     done: Counter,
     /// Whether its copies go, or have gone.
-    gives_up: Atomic<bool>,
+    dropping_copies: Atomic<bool>,
     #[pin]
     work: Work<Self>,
     /// A worker may have it last.
@@ -150,8 +150,8 @@ impl Image {
         region: Option<&Arc<Region>>,
         all: PageRange,
     ) -> Result<Arc<Self>> {
-        plane::check_room(all.len(), 3)?;
-        let locations = image::Image::new(plane::all(all.len())?, plane::none(all.len())?);
+        plane::check_memory(all.len(), 3)?;
+        let locations = image::Image::new(plane::all_set(all.len())?, plane::all_clear(all.len())?);
         let log = plane::log(all.len())?;
         let copies = Copies::new(all.bytes().ok_or(EFBIG)?)?;
         Arc::pin_init(
@@ -165,8 +165,8 @@ impl Image {
                 log,
                 copied: Counter::new(),
                 done: Counter::new(),
-                gives_up: Atomic::new(false),
-                work <- new_work!("vmem_give_up"),
+                dropping_copies: Atomic::new(false),
+                work <- new_work!("vmem_drop_copies"),
                 module_ref: ModuleRef::new(),
             }),
             GFP_KERNEL,
@@ -194,7 +194,7 @@ impl Image {
     }
 
     /// The region that the page has yet to come to. It comes with what it has had at the instant.
-    pub(crate) fn awaits(&self, pgoff: u64) -> Option<&Region> {
+    pub(crate) fn absent_in(&self, pgoff: u64) -> Option<&Region> {
         let region = self.region()?;
         let page = region.pages().range(pgoff, 1).ok()?;
         let is_here =
@@ -204,13 +204,13 @@ impl Image {
 
     /// Whether a page has to be copied before it is written to. What is put into an absent page is no
     /// write.
-    fn wants(&self, pgoff: u64) -> bool {
-        self.locations.is_pending(pgoff) && self.awaits(pgoff).is_none()
+    fn needs_copy(&self, pgoff: u64) -> bool {
+        self.locations.is_pending(pgoff) && self.absent_in(pgoff).is_none()
     }
 
     /// Copies a page of a folio of the memory, unless that has been done. It may be written to then.
-    fn keep_page(self: &Arc<Self>, pgoff: u64, folio: &LockedFolio) {
-        if !self.wants(pgoff) {
+    fn preserve_page(self: &Arc<Self>, pgoff: u64, folio: &LockedFolio) {
+        if !self.needs_copy(pgoff) {
             return;
         }
         if self.check().is_err() {
@@ -230,18 +230,18 @@ impl Image {
     }
 
     /// The same for pages of one folio.
-    pub(super) fn keep_locked(self: &Arc<Self>, pages: PageRange, folio: &LockedFolio) {
+    pub(super) fn preserve_locked(self: &Arc<Self>, pages: PageRange, folio: &LockedFolio) {
         for page in pages.pieces(1) {
-            self.keep_page(page.start(), folio);
+            self.preserve_page(page.start(), folio);
         }
     }
 
     /// The same for any pages; those that the memory does not have are left out. `EINTR` if the task is
     /// being killed.
-    pub(super) fn keep(self: &Arc<Self>, pages: PageRange) -> Result {
+    pub(super) fn preserve(self: &Arc<Self>, pages: PageRange) -> Result {
         let end = pages.end().min(self.all.end());
         for pgoff in pages.start()..end {
-            if !self.wants(pgoff) {
+            if !self.needs_copy(pgoff) {
                 continue;
             }
             cond_resched_or_killed()?;
@@ -250,7 +250,7 @@ impl Image {
                 return Ok(());
             }
             match self.memory.lock_folio(pgoff) {
-                Ok(Some(folio)) => self.keep_page(pgoff, &folio),
+                Ok(Some(folio)) => self.preserve_page(pgoff, &folio),
                 // Zeros. Whoever makes a page of it finds it pending, or there is nothing to keep.
                 Ok(None) => self.locations.set_copied(pgoff),
                 Err(_) => self.fail(),
@@ -263,7 +263,7 @@ impl Image {
     pub(super) fn fail(self: &Arc<Self>) {
         self.snapshot.fail();
         self.wake_readers();
-        if self.gives_up.cmpxchg(false, true, Relaxed).is_ok() {
+        if self.dropping_copies.cmpxchg(false, true, Relaxed).is_ok() {
             let _ = system_dfl_wq().enqueue(self.clone());
         }
     }
@@ -286,21 +286,23 @@ impl Image {
     }
 
     /// Waits until the page is here, which the daemon is asked for. `EIO` if it cannot be had.
-    fn bring(&self, pgoff: u64) -> Result {
-        while let Some(region) = self.awaits(pgoff) {
+    fn await_present(&self, pgoff: u64) -> Result {
+        while let Some(region) = self.absent_in(pgoff) {
             self.check()?;
             match region.pages().touch(pgoff) {
                 Touch::Present => return Ok(()),
                 Touch::Unreadable => return Err(EIO),
-                Touch::NewlyRequested | Touch::AlreadyRequested if region.gives_up() => {
+                Touch::NewlyRequested | Touch::AlreadyRequested
+                    if region.fails_absent_touches() =>
+                {
                     return Err(EIO)
                 }
                 Touch::NewlyRequested | Touch::AlreadyRequested => {}
             }
-            let limit = region.limit(None, WaitMode::Interruptible);
+            let params = region.wait_params(None, WaitMode::Interruptible);
             let cancelled =
                 || self.check().is_err() || self.locations.location(pgoff) != Location::Memory;
-            match region.await_page_unless(pgoff, limit, cancelled) {
+            match region.await_page_unless(pgoff, params, cancelled) {
                 WaitOutcome::Done | WaitOutcome::Mapped => {}
                 WaitOutcome::Timeout => return Err(EIO),
                 WaitOutcome::Signal => return Err(ERESTARTSYS),
@@ -312,7 +314,7 @@ impl Image {
     /// Hands a part of a page to a reader, who waits for it if it is absent. `ENODATA` if it is done, `EIO`
     /// if it cannot be had, `ESTALE` if the snapshot has failed.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
-        self.bring(pgoff)?;
+        self.await_present(pgoff)?;
         self.check()?;
         self.locations.read(pgoff, |location| match location {
             Location::Memory => self.memory.read(pgoff, sink),
@@ -324,10 +326,10 @@ impl Image {
     }
 
     /// Has a page among the copies, for a mapping. `ENODATA` and `ESTALE` as above.
-    pub(crate) fn copy(self: &Arc<Self>, pgoff: u64) -> Result<&Staging> {
+    pub(crate) fn ensure_copy(self: &Arc<Self>, pgoff: u64) -> Result<&Staging> {
         let page = self.range(pgoff, 1)?;
         if self.locations.location(pgoff) == Location::Memory {
-            self.keep(page)?;
+            self.preserve(page)?;
         }
         self.check()?;
         match self.locations.location(pgoff) {
@@ -353,7 +355,7 @@ impl Image {
     }
 
     /// The reader does not want these pages any more.
-    pub(crate) fn done(&self, range: PageRange) -> Result {
+    pub(crate) fn set_done(&self, range: PageRange) -> Result {
         self.done.add(self.locations.set_done(range));
         self.wake_readers();
         self.copies.drop_pages(range)
@@ -367,7 +369,7 @@ impl Image {
             cond_resched_or_killed()?;
             let next = self.locations.read(at, |location| {
                 Ok::<_, Error>(match location {
-                    Location::Memory if self.awaits(at).is_some() => Some(at),
+                    Location::Memory if self.absent_in(at).is_some() => Some(at),
                     Location::Memory => self.memory.next_page(at),
                     Location::Copy => self.copies.next_page(at),
                     Location::Done => None,

@@ -5,9 +5,9 @@
 use super::{
     dirty::{
         self,
-        Log, //
+        ReadableLog, //
     },
-    fault::bring,
+    fault::await_present,
     image::Image,
     info,
     tracked::Tracked, //
@@ -107,13 +107,13 @@ impl Drop for OpenImage {
         let tracking = self.tracked.tracking();
         // First: once it is let go of, somebody may take the next one, which has to have these pages.
         if self.flags & VMEM_SNAPSHOT_CLEAN != 0 {
-            tracking.put_back_all(self.image.log());
+            tracking.merge(self.image.log());
         }
-        tracking.keeper().let_go(&self.image);
+        tracking.copy_before_write().clear_image(&self.image);
     }
 }
 
-impl Log for Image {
+impl ReadableLog for Image {
     const CLEANS: bool = false;
 
     fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
@@ -150,7 +150,7 @@ impl ImageFile {
         let range = image.range(call.pgoff, call.nr_pages)?;
         for chunk in range.pieces(CHUNK_PAGES) {
             cond_resched_or_killed()?;
-            image.done(chunk)?;
+            image.set_done(chunk)?;
             // The next snapshot need not have them for this reader's sake.
             image.log().take(chunk);
         }
@@ -258,7 +258,7 @@ impl FileOps for ImageFile {
             let first = pos.div_ceil(PAGE_SIZE);
             let end = pos.saturating_add(read as u64) / PAGE_SIZE;
             if let Ok(pages) = this.image().range(first, end.saturating_sub(first)) {
-                this.image().done(pages)?;
+                this.image().set_done(pages)?;
             }
         }
         Ok(read)
@@ -305,12 +305,12 @@ impl VmOps for Arc<OpenImage> {
     /// A page is copied when it is touched, and the copy mapped.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         let pgoff = fault.pgoff();
-        if let Some(region) = self.image.awaits(pgoff) {
-            if let Err(answer) = bring(region, fault) {
+        if let Some(region) = self.image.absent_in(pgoff) {
+            if let Err(answer) = await_present(region, fault) {
                 return answer;
             }
         }
-        match self.image.copy(pgoff) {
+        match self.image.ensure_copy(pgoff) {
             Ok(copies) => fault.map(copies, self),
             Err(_) => VmFaultReason::SIGBUS,
         }

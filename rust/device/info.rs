@@ -94,7 +94,7 @@ pub(crate) fn get_info(region: &Region, arg: UserArg) -> Result {
 }
 
 /// `/proc/PID/fdinfo`: the fields of `struct vmem_info`.
-pub(crate) fn show(region: &Region, m: &SeqFile) {
+pub(crate) fn show_fdinfo(region: &Region, m: &SeqFile) {
     let info = info(region);
     for (name, value) in [
         ("id", info.id),

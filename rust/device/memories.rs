@@ -37,7 +37,7 @@ struct Entry {
 }
 
 /// Shared memory that is adopted, by one descriptor.
-pub(crate) struct Memory {
+pub(crate) struct AdoptedMemory {
     shared: SharedMemory,
     id: u64,
     /// The region whose memory it is, if it is one of ours.
@@ -45,7 +45,7 @@ pub(crate) struct Memory {
     tracked: Atomic<bool>,
 }
 
-impl Memory {
+impl AdoptedMemory {
     /// Adopts memory; `EBUSY` if it is already, or if another file is open that could write to it.
     pub(crate) fn adopt(shared: SharedMemory, id: u64) -> Result<Arc<Self>> {
         Self::new(shared, id, None)
@@ -140,7 +140,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for AdoptedMemory {
     fn drop(&mut self) {
         let inode_id = self.shared.inode_id();
         let mut memories = MEMORIES.lock();

@@ -60,7 +60,7 @@ impl AtomicBits for Atomic<u64> {
 
 /// `ENOMEM` if `nr` planes for so many pages, and what sums them up, take more than half of the memory that
 /// can be had.
-pub(super) fn check_room(pages: u64, nr: u64) -> Result {
+pub(super) fn check_memory(pages: u64, nr: u64) -> Result {
     let (words, summary) = words_for(pages);
     let words = words.saturating_mul(nr).saturating_add(summary);
     if words.saturating_mul(8) > available_memory() / 2 {
@@ -70,13 +70,13 @@ pub(super) fn check_room(pages: u64, nr: u64) -> Result {
 }
 
 /// A plane in which no page is.
-pub(super) fn none(pages: u64) -> Result<Plane> {
+pub(super) fn all_clear(pages: u64) -> Result<Plane> {
     let (words, _) = words_for(pages);
     plane(words, 0)
 }
 
 /// A plane in which all pages are, and nothing else.
-pub(super) fn all(pages: u64) -> Result<Plane> {
+pub(super) fn all_set(pages: u64) -> Result<Plane> {
     let (words, _) = words_for(pages);
     let plane = plane(words, u64::MAX)?;
     if let (Some(last), rest @ 1..) = (plane.last(), pages % 64) {

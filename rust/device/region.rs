@@ -4,12 +4,12 @@
 
 use super::{
     daemon::Daemon,
-    overdue::Overdue,
     pages::{
         Counter,
         Pages, //
     },
-    primitives::WaitParams, //
+    primitives::WaitParams,
+    timed_out::TimedOutFaults, //
 };
 use crate::{
     model::{
@@ -89,12 +89,12 @@ pub(crate) struct Region {
     /// Faults answered with SIGBUS since creation.
     pub(crate) sigbus: Counter,
     /// Who has waited too long, and cannot make the page unreadable for everybody.
-    pub(crate) overdue: Overdue,
+    pub(crate) timed_out: TimedOutFaults,
     /// What is logged: nothing, writes, or what the daemon fills, too.
     log: Atomic<u32>,
     /// Held while mappings are changed from one kind to another.
     #[pin]
-    changing: Mutex<()>,
+    mappings_lock: Mutex<()>,
     /// Whom pages are charged to: the cgroup of the first program that mapped the region and whose
     /// cgroup has not been removed.
     #[pin]
@@ -115,9 +115,9 @@ impl Region {
                 daemon <- Daemon::none(),
                 plain: Atomic::new(false),
                 sigbus: Counter::new(),
-                overdue: Overdue::new(),
+                timed_out: TimedOutFaults::new(),
                 log: Atomic::new(NOTHING),
-                changing <- new_mutex!(()),
+                mappings_lock <- new_mutex!(()),
                 charge <- new_spinlock!(None),
             }),
             GFP_KERNEL,
@@ -178,9 +178,9 @@ impl Region {
     }
 
     /// The right to change mappings from one kind to another. `EINTR` if the task is being killed.
-    pub(crate) fn change(&self) -> Result<MutexGuard<'_, ()>> {
+    pub(crate) fn lock_mappings(&self) -> Result<MutexGuard<'_, ()>> {
         loop {
-            match self.changing.try_lock() {
+            match self.mappings_lock.try_lock() {
                 Some(guard) => return Ok(guard),
                 // Whoever has it may wait for locks of other processes.
                 None => sleep_killable()?,
@@ -189,7 +189,7 @@ impl Region {
     }
 
     /// From now on writes are logged, and with `fills` what the daemon fills, too.
-    pub(crate) fn begin_log(&self, fills: bool) {
+    pub(crate) fn start_log(&self, fills: bool) {
         let log = if fills { WRITES_AND_FILLS } else { WRITES };
         self.log.store(log, Release);
     }
@@ -213,7 +213,7 @@ impl Region {
     }
 
     /// Whether a touch of an absent page is in vain: nobody serves it, and it shall not wait.
-    pub(crate) fn gives_up(&self) -> bool {
+    pub(crate) fn fails_absent_touches(&self) -> bool {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
     }
 
@@ -229,34 +229,34 @@ impl Region {
         address: Option<FaultAddress>,
         mode: WaitMode,
     ) -> WaitOutcome {
-        self.await_page_for(pgoff, self.limit(address, mode))
+        self.await_page_for(pgoff, self.wait_params(address, mode))
     }
 
     /// The page has not come in time: it is unreadable, unless it has come just now.
-    pub(crate) fn give_up_page(&self, pgoff: u64) {
+    pub(crate) fn set_unreadable(&self, pgoff: u64) {
         if let Ok(page) = self.pages.range(pgoff, 1) {
             let _ = self.pages.settle(page, Verdict::Unreadable);
         }
     }
 
     /// Waits in the same way, up to another limit.
-    pub(crate) fn await_page_for(&self, pgoff: u64, limit: WaitParams) -> WaitOutcome {
-        self.await_page_unless(pgoff, limit, || false)
+    pub(crate) fn await_page_for(&self, pgoff: u64, params: WaitParams) -> WaitOutcome {
+        self.await_page_unless(pgoff, params, || false)
     }
 
     /// The same, unless that is `cancelled`, of which [`Pages::wake_waiters`] tells.
     pub(crate) fn await_page_unless(
         &self,
         pgoff: u64,
-        limit: WaitParams,
+        params: WaitParams,
         cancelled: impl Fn() -> bool,
     ) -> WaitOutcome {
         self.pages
-            .wait(pgoff, limit, || self.gives_up() || cancelled())
+            .wait(pgoff, params, || self.fails_absent_touches() || cancelled())
     }
 
     /// How long a touch may wait for a page.
-    pub(crate) fn limit(&self, address: Option<FaultAddress>, mode: WaitMode) -> WaitParams {
+    pub(crate) fn wait_params(&self, address: Option<FaultAddress>, mode: WaitMode) -> WaitParams {
         WaitParams {
             mode,
             ms: self.config.fault_timeout_ms,

@@ -202,6 +202,6 @@ impl FileOps for RegionFile {
     }
 
     fn show_fdinfo(this: &Self, m: &SeqFile) {
-        info::show(this.handle.region(), m);
+        info::show_fdinfo(this.handle.region(), m);
     }
 }

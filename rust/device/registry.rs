@@ -65,9 +65,9 @@ impl Registry {
         next_minor: 0,
     };
 
-    /// Another handle to the region for which `is_it` holds.
-    fn find(&mut self, is_it: impl Fn(&Entry) -> bool) -> Option<Handle> {
-        let entry = self.entries.iter_mut().find(|entry| is_it(entry))?;
+    /// Another handle to the region for which `matches` holds.
+    fn find(&mut self, matches: impl Fn(&Entry) -> bool) -> Option<Handle> {
+        let entry = self.entries.iter_mut().find(|entry| matches(entry))?;
         entry.handles += 1;
         Some(Handle(entry.region.clone()))
     }
@@ -82,7 +82,7 @@ impl Registry {
             .find(is_free)
     }
 
-    fn flip_minor(&mut self, minor: u32) {
+    fn toggle_minor(&mut self, minor: u32) {
         if let Some(word) = self.minors.get_mut(minor as usize / 64) {
             *word ^= 1 << (minor % 64);
         }
@@ -121,7 +121,7 @@ impl Drop for Handle {
         // itself goes with `self`.
         if let Ok(entry) = registry.entries.remove(at) {
             if let Some(node) = entry.node {
-                registry.flip_minor(node.minor);
+                registry.toggle_minor(node.minor);
             }
         }
         if registry.entries.is_empty() {
@@ -165,7 +165,7 @@ pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Re
     // The last that can fail: an empty list with room would be left behind by the module.
     registry.entries.push(entry, GFP_KERNEL)?;
     if let Some(minor) = minor {
-        registry.flip_minor(minor);
+        registry.toggle_minor(minor);
         registry.next_minor = (minor + 1) % MAX_NODES;
     }
     // Only now: what drops a handle looks for its entry, and takes the lock.
@@ -182,10 +182,10 @@ pub(crate) fn find_id(id: u64) -> Result<Handle> {
 
 /// The region whose memory this is.
 pub(crate) fn find_memory(memory: InodeId) -> Result<Handle> {
-    let is_it = |region: &Region| InodeId::of_region(region.staging()) == memory;
+    let matches = |region: &Region| InodeId::of_region(region.staging()) == memory;
     REGISTRY
         .lock()
-        .find(|entry| is_it(&entry.region))
+        .find(|entry| matches(&entry.region))
         .ok_or(ENOENT)
 }
 

@@ -51,7 +51,7 @@ const MAX_TAKE: usize = 64;
 
 /// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`. A wait for which a signal comes first is
 /// restarted, or is `EINTR`.
-fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Result {
+fn wait_unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Result {
     if done {
         return Ok(());
     }
@@ -67,7 +67,7 @@ fn unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Res
 /// WAIT_READY.
 pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
     let done = || region.daemon().is_ready() || region.is_plain();
-    unless(done(), nonblock, || {
+    wait_unless(done(), nonblock, || {
         region.daemon().ready_waiters.wait(done)
     })
 }
@@ -83,7 +83,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     let mut pages = ArrayVec::<u64, MAX_TAKE>::new();
     while pages.as_slice().is_empty() {
         let done = region.pages().has_requests() || region.is_plain();
-        unless(done, nonblock, || {
+        wait_unless(done, nonblock, || {
             region.pages().await_requests(|| region.is_plain())
         })?;
         region.pages().take_requests(&mut pages, max);
@@ -93,11 +93,11 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     }
     let pages = pages.as_slice();
     call.nr = pages.len() as u32;
-    let handed_over = out.write(pages).and_then(|()| arg.write(&call));
-    if handed_over.is_err() {
+    let copied_out = out.write(pages).and_then(|()| arg.write(&call));
+    if copied_out.is_err() {
         region.pages().requeue(pages);
     }
-    handed_over
+    copied_out
 }
 
 /// Ranges from user memory, all of which are in the region.
@@ -190,19 +190,15 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     let mut fill = || -> Result {
         for from in raw.iter() {
             let range = region.pages().range(from.pgoff, from.nr_pages)?;
-            let contents = Contents {
+            let source = FillSource {
                 first: range.start(),
                 addr: from.addr,
             };
             for block in range.blocks() {
                 cond_resched_or_killed()?;
-                while let Some(missing) = fill_block(
-                    region,
-                    block,
-                    contents,
-                    charge.as_deref(),
-                    &mut call.changed,
-                )? {
+                while let Some(missing) =
+                    fill_block(region, block, source, charge.as_deref(), &mut call.changed)?
+                {
                     fault_in_readable(missing)?;
                 }
             }
@@ -217,14 +213,14 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
 
 /// User memory from which pages are filled.
 #[derive(Clone, Copy)]
-struct Contents {
+struct FillSource {
     /// The page that the first of it is for.
     first: u64,
     /// Where it is.
     addr: u64,
 }
 
-impl Contents {
+impl FillSource {
     /// Where the contents of a page are.
     fn of(self, pgoff: u64) -> Result<u64> {
         pgoff
@@ -240,7 +236,7 @@ impl Contents {
 fn fill_block(
     region: &Region,
     block: PageRange,
-    from: Contents,
+    from: FillSource,
     charge: Option<&Memcg>,
     changed: &mut u64,
 ) -> Result<Option<u64>> {
@@ -259,7 +255,7 @@ fn fill_block(
 fn fill_run(
     region: &Region,
     run: PageRange,
-    from: Contents,
+    from: FillSource,
     charge: Option<&Memcg>,
     changed: &mut u64,
 ) -> Result<Option<u64>> {
@@ -308,9 +304,9 @@ fn settle_filled(
     let Some(tracking) = tracking else {
         return settle();
     };
-    tracking.put_back(pages);
+    tracking.mark(pages);
     let changed = settle();
-    tracking.put_back(pages);
+    tracking.mark(pages);
     changed
 }
 
@@ -350,7 +346,7 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
         return Err(EBUSY);
     }
     // Not while a log begins or ends.
-    let _changing = region.change()?;
+    let _mappings = region.lock_mappings()?;
     if !region.is_plain() {
         region.set_plain();
     }

@@ -12,7 +12,7 @@ use super::{
         OpenImage, //
     },
     tracked::Tracked,
-    tracking::Reader, //
+    tracking::LogReader, //
 };
 use crate::{
     model::dirty_log::{
@@ -60,7 +60,7 @@ struct Member {
 
 impl Member {
     fn new(tracked: Arc<Tracked>, snapshot: &Arc<Snapshot>) -> Result<Self> {
-        if tracked.tracking().keeper().has_image()? {
+        if tracked.tracking().copy_before_write().has_image()? {
             return Err(EBUSY);
         }
         let image = Image::new(
@@ -74,14 +74,14 @@ impl Member {
 
     /// Takes what is in the log out of it and protects it, and gives it to the image; what somebody has in
     /// hand is in the log still. Those of the pages are copied if they are to be `kept`.
-    fn protect(&self, reader: &Reader<'_>, keep: bool) -> Result {
+    fn protect(&self, reader: &LogReader<'_>, keep: bool) -> Result {
         for chunk in self.image.all().pieces(CHUNK_PAGES) {
             cond_resched_or_killed()?;
             let found = reader.clean(self.tracked.memory().shared(), chunk)?;
             self.image.log().mark_bits(chunk, &found.dirty);
             if keep {
                 for held in runs(chunk, &found.held, 0) {
-                    self.image.keep(held)?;
+                    self.image.preserve(held)?;
                 }
             }
         }
@@ -128,7 +128,7 @@ pub(crate) fn snapshot(arg: UserArg, tracked: impl Fn(i32) -> Result<Arc<Tracked
         files.push((fd, image_file::file(open)?), GFP_KERNEL)?;
     }
     let cleans = call.flags & VMEM_SNAPSHOT_CLEAN != 0;
-    call.closed_ns = take(&members, cleans)?;
+    call.closed_ns = take_images(&members, cleans)?;
     array.write(&answer)?;
     arg.write(&call)?;
     for (fd, file) in files {
@@ -140,41 +140,45 @@ pub(crate) fn snapshot(arg: UserArg, tracked: impl Fn(i32) -> Result<Arc<Tracked
 /// Has all members keep their images, from one instant on. Returns for how long writers were held up, in
 /// nanoseconds. With `cleans` the images have what was in the logs, also on an error: they put it back when
 /// they go.
-fn take(members: &[Member], cleans: bool) -> Result<u64> {
-    let readers = readers(members)?;
-    let taken = try_take(members, &readers);
+fn take_images(members: &[Member], cleans: bool) -> Result<u64> {
+    let readers = lock_logs(members)?;
+    let taken = try_take_images(members, &readers);
     for tracking in members.iter().map(|m| m.tracked.tracking()) {
-        tracking.keeper().open();
+        tracking.copy_before_write().open();
     }
     let closed_ns = taken.map(|since| since.elapsed().as_nanos());
     if !cleans {
         for member in members {
             let tracking = member.tracked.tracking();
-            tracking.put_back_all(member.image.log());
+            tracking.merge(member.image.log());
         }
     }
     Ok(u64::try_from(closed_ns?).unwrap_or(0))
 }
 
 /// The same, but that the gates stay closed, and returns since when they are.
-fn try_take(members: &[Member], readers: &[Reader<'_>]) -> Result<Instant<Monotonic>> {
+fn try_take_images(members: &[Member], readers: &[LogReader<'_>]) -> Result<Instant<Monotonic>> {
     // Most of what is in the log can be protected while writers go on.
     for (member, reader) in members.iter().zip(readers) {
         member.protect(reader, false)?;
     }
-    let since = close(members)?;
+    let since = close_gates(members)?;
     for (member, reader) in members.iter().zip(readers) {
         member.protect(reader, true)?;
     }
     for member in members {
-        member.tracked.tracking().keeper().keep(&member.image)?;
+        member
+            .tracked
+            .tracking()
+            .copy_before_write()
+            .set_image(&member.image)?;
     }
     Ok(since)
 }
 
 /// The right to read the logs of all members. Others may want the same in another order, so who does not
 /// get all of them has none.
-fn readers(members: &[Member]) -> Result<KVec<Reader<'_>>> {
+fn lock_logs(members: &[Member]) -> Result<KVec<LogReader<'_>>> {
     for _ in 0..TRIES {
         let mut readers = KVec::with_capacity(members.len(), GFP_KERNEL)?;
         for member in members {
@@ -193,19 +197,23 @@ fn readers(members: &[Member]) -> Result<KVec<Reader<'_>>> {
 }
 
 /// Closes all gates, when no system call is writing. Returns since when they are.
-fn close(members: &[Member]) -> Result<Instant<Monotonic>> {
-    let keepers = || members.iter().map(|m| m.tracked.tracking().keeper());
+fn close_gates(members: &[Member]) -> Result<Instant<Monotonic>> {
+    let gates = || {
+        members
+            .iter()
+            .map(|m| m.tracked.tracking().copy_before_write())
+    };
     for _ in 0..TRIES {
         let since = Instant::now();
-        keepers().for_each(|keeper| keeper.close());
+        gates().for_each(|gate| gate.close());
         for _ in 0..TICKS {
-            if keepers().all(|keeper| keeper.is_quiet()) {
+            if gates().all(|gate| gate.is_quiet()) {
                 return Ok(since);
             }
             sleep_killable()?;
         }
         // Others do not wait for one who does not come to an end.
-        keepers().for_each(|keeper| keeper.open());
+        gates().for_each(|gate| gate.open());
         sleep_killable()?;
     }
     Err(EAGAIN)

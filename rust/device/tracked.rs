@@ -3,15 +3,15 @@
 //! Memory while it is tracked.
 
 use super::{
-    dirty::Log,
+    dirty::ReadableLog,
     fault::Mapped,
     memories::{
         self,
-        Memory, //
+        AdoptedMemory, //
     },
-    own::Own,
+    tracked_region::TrackedRegion,
     tracking::{
-        Found,
+        DirtyChunk,
         Tracking, //
     }, //
 };
@@ -72,15 +72,17 @@ impl WriteLog for Tracking {
     }
 
     fn leave(&self) {
-        self.keeper().leave();
+        self.copy_before_write().leave();
     }
 
     fn write_fault(&self, memory: InodeId, fault: &WriteFault<'_>) -> bool {
-        memories::with_log(Some(self), memory, |log| log.hear_fault(fault)).unwrap_or(true)
+        memories::with_log(Some(self), memory, |log| log.log_fault(fault)).unwrap_or(true)
     }
 
     fn await_writable(&self, memory: InodeId) {
-        memories::with_log(Some(self), memory, |log| log.keeper().await_open());
+        memories::with_log(Some(self), memory, |log| {
+            log.copy_before_write().await_open()
+        });
     }
 
     fn log_write(&self, range: PageRange) {
@@ -91,10 +93,10 @@ impl WriteLog for Tracking {
 /// From TRACK to UNTRACK. The memory has our operations as long as this has not ended.
 #[pin_data]
 pub(crate) struct Tracked {
-    memory: Arc<Memory>,
+    memory: Arc<AdoptedMemory>,
     tracking: Arc<Tracking>,
     ops_override: OpsOverride<Tracking>,
-    own: Option<Own>,
+    region: Option<TrackedRegion>,
     #[pin]
     work: Work<Self>,
 }
@@ -118,12 +120,12 @@ impl WorkItem for Tracked {
 impl Tracked {
     /// Begins to log writes, and with `fills` what the daemon of a region fills. Also returns how many pages
     /// somebody has in hand. On an error the memory is as before, or soon will be.
-    pub(crate) fn start(memory: &Arc<Memory>, fills: bool) -> Result<(Arc<Self>, u64)> {
+    pub(crate) fn start(memory: &Arc<AdoptedMemory>, fills: bool) -> Result<(Arc<Self>, u64)> {
         let tracking = Tracking::new(memory.shared())?;
         let ops_override = OpsOverride::new(memory.shared(), &tracking)?;
-        let own = memory
+        let region = memory
             .handle()
-            .map(|handle| Own::new(handle, &tracking, fills))
+            .map(|handle| TrackedRegion::new(handle, &tracking, fills))
             .transpose()?;
         let log = tracking.clone();
         let tracked = Arc::pin_init(
@@ -131,7 +133,7 @@ impl Tracked {
                 memory: memory.clone(),
                 tracking: log,
                 ops_override,
-                own,
+                region,
                 work <- new_work!("vmem_untrack"),
             }),
             GFP_KERNEL,
@@ -147,24 +149,30 @@ impl Tracked {
     }
 
     /// The right to change the mappings of a region, if it is one. `EINTR` if the task is being killed.
-    fn change(&self) -> Result<Option<MutexGuard<'_, ()>>> {
-        self.own.as_ref().map(Own::change).transpose()
+    fn lock_mappings(&self) -> Result<Option<MutexGuard<'_, ()>>> {
+        self.region
+            .as_ref()
+            .map(TrackedRegion::lock_mappings)
+            .transpose()
     }
 
     fn begin(&self) -> Result<u64> {
-        let _changing = self.change()?;
+        let _mappings = self.lock_mappings()?;
         let memory = self.memory.shared();
         self.ops_override.install(memory)?;
-        if let Some(own) = &self.own {
-            own.begin();
+        if let Some(region) = &self.region {
+            region.begin();
         }
         self.tracking.begin(memory, || {
-            let own = self.own.as_ref().map(|_| <Mapped as vm_ops::VmOps>::VM_OPS);
+            let region = self
+                .region
+                .as_ref()
+                .map(|_| <Mapped as vm_ops::VmOps>::VM_OPS);
             // Before any is changed.
-            self.ops_override.check_mappings(memory, own)?;
+            self.ops_override.check_mappings(memory, region)?;
             self.ops_override.track_mappings(memory)?;
-            if let Some(own) = &self.own {
-                own.track_mappings()?;
+            if let Some(region) = &self.region {
+                region.track_mappings()?;
                 memory.await_unlocked(self.tracking.all())?;
             }
             Ok(())
@@ -183,11 +191,11 @@ impl Tracked {
     }
 
     fn try_end(&self) -> Result {
-        let _changing = self.change()?;
+        let _mappings = self.lock_mappings()?;
         self.tracking.end();
         self.memory.forget_tracking();
-        if let Some(own) = &self.own {
-            own.end()?;
+        if let Some(region) = &self.region {
+            region.end()?;
         }
         self.ops_override.restore(self.memory.shared())?;
         self.memory.end_tracking();
@@ -201,17 +209,20 @@ impl Tracked {
 
     /// How many mappings are tracked, up to `max`.
     pub(crate) fn mappings(&self, max: usize) -> u64 {
-        let own = self.own.as_ref().map_or(0, |own| own.mappings(max));
-        own.saturating_add(self.ops_override.mappings(self.memory.shared(), max))
+        let region = self
+            .region
+            .as_ref()
+            .map_or(0, |region| region.mappings(max));
+        region.saturating_add(self.ops_override.mappings(self.memory.shared(), max))
     }
 
     /// The memory.
-    pub(crate) fn memory(&self) -> &Arc<Memory> {
+    pub(crate) fn memory(&self) -> &Arc<AdoptedMemory> {
         &self.memory
     }
 }
 
-impl Log for Tracked {
+impl ReadableLog for Tracked {
     const CLEANS: bool = true;
 
     fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
@@ -222,19 +233,19 @@ impl Log for Tracked {
         self.tracking.reader().peek(chunk)
     }
 
-    fn clean(&self, chunk: PageRange) -> Result<Found> {
+    fn clean(&self, chunk: PageRange) -> Result<DirtyChunk> {
         self.tracking.reader().clean(self.memory.shared(), chunk)
     }
 
-    fn put_back(&self, range: PageRange) {
-        self.tracking.put_back(range);
+    fn mark(&self, range: PageRange) {
+        self.tracking.mark(range);
     }
 
-    fn put_back_bits(&self, chunk: PageRange, bits: &ChunkBits) {
-        self.tracking.put_back_bits(chunk, bits);
+    fn mark_bits(&self, chunk: PageRange, bits: &ChunkBits) {
+        self.tracking.mark_bits(chunk, bits);
     }
 
-    fn cleaned(&self, nr: u64) {
+    fn count_cleaned(&self, nr: u64) {
         self.tracking.cleaned.add(nr);
     }
 }

@@ -3,7 +3,7 @@
 //! The log of writes to a shared memory, from TRACK to UNTRACK.
 
 use super::{
-    keeper::Keeper,
+    copy_before_write::CopyBeforeWrite,
     pages::Counter,
     plane::{
         self,
@@ -63,7 +63,7 @@ pub(crate) struct Tracking {
     reader: Mutex<()>,
     /// What writers pass.
     #[pin]
-    keeper: Keeper,
+    copy_before_write: CopyBeforeWrite,
     /// Whether it has ended, or is about to.
     is_over: Atomic<bool>,
     /// First writes to protected pages.
@@ -77,13 +77,13 @@ pub(crate) struct Tracking {
 }
 
 /// The right to read the log and to change it, which one has at a time.
-pub(crate) struct Reader<'a> {
+pub(crate) struct LogReader<'a> {
     tracking: &'a Tracking,
     _lock: MutexGuard<'a, ()>,
 }
 
 /// What a call has found of a part of the memory.
-pub(crate) struct Found {
+pub(crate) struct DirtyChunk {
     /// Pages in the log.
     pub(crate) dirty: ChunkBits,
     /// Those of them that are in it still, since somebody has them in hand.
@@ -95,7 +95,7 @@ impl Tracking {
     pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
         let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
         let all = PageRange::within(0, nr_pages, nr_pages).ok_or(EINVAL)?;
-        plane::check_room(nr_pages, 1)?;
+        plane::check_memory(nr_pages, 1)?;
         let log = plane::log(nr_pages)?;
         Arc::pin_init(
             pin_init!(Self {
@@ -103,7 +103,7 @@ impl Tracking {
                 all,
                 admission <- new_mutex!(()),
                 reader <- new_mutex!(()),
-                keeper <- Keeper::new(),
+                copy_before_write <- CopyBeforeWrite::new(),
                 is_over: Atomic::new(false),
                 faults: Counter::new(),
                 written: Counter::new(),
@@ -117,20 +117,20 @@ impl Tracking {
     /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being killed.
     pub(super) fn admit(&self, pages: Option<PageRange>) -> Result {
         drop(self.admission.lock());
-        self.keeper.enter(pages)
+        self.copy_before_write.enter(pages)
     }
 
     /// These pages are about to become writable, if that is so.
-    pub(super) fn hear_fault(&self, fault: &WriteFault<'_>) -> bool {
+    pub(super) fn log_fault(&self, fault: &WriteFault<'_>) -> bool {
         self.faults.count();
         self.log.mark(fault.pages());
-        self.keeper.let_fault_pass(fault)
+        self.copy_before_write.admit_fault(fault)
     }
 
     /// It ends: nothing that it hears of counts any more.
     pub(super) fn end(&self) {
         self.is_over.store(true, Release);
-        self.keeper.end();
+        self.copy_before_write.end();
     }
 
     /// Whether it has ended, or is about to.
@@ -139,8 +139,8 @@ impl Tracking {
     }
 
     /// What writers pass.
-    pub(super) fn keeper(&self) -> &Keeper {
-        &self.keeper
+    pub(super) fn copy_before_write(&self) -> &CopyBeforeWrite {
+        &self.copy_before_write
     }
 
     /// A system call may have written to these pages.
@@ -201,40 +201,40 @@ impl Tracking {
     }
 
     /// The right to read the log.
-    pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader {
+    pub(crate) fn reader(&self) -> LogReader<'_> {
+        LogReader {
             tracking: self,
             _lock: self.reader.lock(),
         }
     }
 
     /// The same, if nobody has it.
-    pub(crate) fn try_reader(&self) -> Option<Reader<'_>> {
-        Some(Reader {
+    pub(crate) fn try_reader(&self) -> Option<LogReader<'_>> {
+        Some(LogReader {
             tracking: self,
             _lock: self.reader.try_lock()?,
         })
     }
 
     /// Pages that were taken out of the log are in it again.
-    pub(crate) fn put_back(&self, range: PageRange) {
+    pub(crate) fn mark(&self, range: PageRange) {
         self.log.mark(range);
     }
 
     /// The same for all that another log of this memory has.
-    pub(crate) fn put_back_all(&self, log: &PageLog) {
+    pub(crate) fn merge(&self, log: &PageLog) {
         for chunk in self.all.pieces(CHUNK_PAGES) {
             self.log.mark_bits(chunk, &log.peek(chunk));
         }
     }
 
     /// The same for those of a chunk.
-    pub(crate) fn put_back_bits(&self, chunk: PageRange, bits: &ChunkBits) {
+    pub(crate) fn mark_bits(&self, chunk: PageRange, bits: &ChunkBits) {
         self.log.mark_bits(chunk, bits);
     }
 }
 
-impl Reader<'_> {
+impl LogReader<'_> {
     /// Those pages of `chunk`, which is within one chunk, that are in the log.
     pub(crate) fn peek(&self, chunk: PageRange) -> ChunkBits {
         self.tracking.log.peek(chunk)
@@ -242,7 +242,7 @@ impl Reader<'_> {
 
     /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
     /// the log still.
-    pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<Found> {
+    pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<DirtyChunk> {
         let log = &self.tracking.log;
         let dirty = log.take(chunk);
         let mut held = NO_PAGES;
@@ -259,6 +259,6 @@ impl Reader<'_> {
         }
         log.mark_bits(chunk, &held);
         self.tracking.held.add(count(chunk, &held));
-        Ok(Found { dirty, held })
+        Ok(DirtyChunk { dirty, held })
     }
 }

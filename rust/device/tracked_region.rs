@@ -22,7 +22,7 @@ use kernel::{
 };
 
 /// What the mappings of a region have while it is tracked, and what they get when it is not any more.
-pub(super) struct Own {
+pub(super) struct TrackedRegion {
     handle: Arc<Handle>,
     /// Whether pages that the daemon fills are logged.
     fills: bool,
@@ -30,7 +30,7 @@ pub(super) struct Own {
     plain: MapFile<Mapped>,
 }
 
-impl Own {
+impl TrackedRegion {
     /// For this region and this log; nothing has changed yet.
     pub(super) fn new(handle: &Arc<Handle>, tracking: &Arc<Tracking>, fills: bool) -> Result<Self> {
         let region = handle.region();
@@ -48,13 +48,13 @@ impl Own {
     }
 
     /// The right to change its mappings. `EINTR` if the task is being killed.
-    pub(super) fn change(&self) -> Result<MutexGuard<'_, ()>> {
-        self.region().change()
+    pub(super) fn lock_mappings(&self) -> Result<MutexGuard<'_, ()>> {
+        self.region().lock_mappings()
     }
 
     /// Those who look from now on see the log.
     pub(super) fn begin(&self) {
-        self.region().begin_log(self.fills);
+        self.region().start_log(self.fills);
     }
 
     /// Has its mappings tell of writes, but for those that are just being made: they look for the log

@@ -33,51 +33,51 @@ use kernel::{
 
 /// How long a fault waits at the gate, in milliseconds, before it comes again: it holds the lock of its
 /// mapping, which others need.
-const FAULT_WAITS_MS: u32 = 10;
+const FAULT_WAIT_MS: u32 = 10;
 
 /// Whose pages are kept.
-enum Kept {
-    Nothing,
+enum ImageSlot {
+    Empty,
     Image(Arc<Image>),
     /// Tracking ends, so nothing can be any more.
-    Over,
+    Ended,
 }
 
 /// The gate of a memory, and its image.
 #[pin_data]
-pub(crate) struct Keeper {
+pub(crate) struct CopyBeforeWrite {
     gate: Gate<Atomic<u64>>,
     #[pin]
     waiters: WaitQueue,
     #[pin]
-    kept: Mutex<Kept>,
+    image_slot: Mutex<ImageSlot>,
 }
 
-impl Keeper {
+impl CopyBeforeWrite {
     /// An open gate, and no image.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             gate: Gate::new(Atomic::new(0)),
             waiters <- WaitQueue::new(),
-            kept <- new_mutex!(Kept::Nothing),
+            image_slot <- new_mutex!(ImageSlot::Empty),
         })
     }
 
     fn image(&self) -> Option<Arc<Image>> {
-        match &*self.kept.lock() {
-            Kept::Image(image) => Some(image.clone()),
-            Kept::Nothing | Kept::Over => None,
+        match &*self.image_slot.lock() {
+            ImageSlot::Image(image) => Some(image.clone()),
+            ImageSlot::Empty | ImageSlot::Ended => None,
         }
     }
 
     /// Whether the pages of a fault may become writable. They are in the log, and locked.
-    pub(super) fn let_fault_pass(&self, fault: &WriteFault<'_>) -> bool {
+    pub(super) fn admit_fault(&self, fault: &WriteFault<'_>) -> bool {
         match self.gate.check() {
             GateState::Closed => return false,
             GateState::Open => {}
             GateState::CopyFirst => {
                 if let Some(image) = self.image() {
-                    image.keep_locked(fault.pages(), fault.folio());
+                    image.preserve_locked(fault.pages(), fault.folio());
                 }
             }
         }
@@ -86,7 +86,7 @@ impl Keeper {
 
     /// Waits at the gate for as long as a fault may.
     pub(super) fn await_open(&self) {
-        let _ = self.await_for(FAULT_WAITS_MS);
+        let _ = self.await_for(FAULT_WAIT_MS);
     }
 
     fn await_for(&self, ms: u32) -> WaitOutcome {
@@ -97,7 +97,7 @@ impl Keeper {
     }
 
     /// A system call is about to write to these pages. `EINTR` if the task is being killed; else
-    /// [`Keeper::leave`] is called when it has.
+    /// [`CopyBeforeWrite::leave`] is called when it has.
     pub(super) fn enter(&self, pages: Option<PageRange>) -> Result {
         loop {
             match self.gate.enter() {
@@ -111,14 +111,14 @@ impl Keeper {
             }
         }
         if let (Some(image), Some(pages)) = (self.image(), pages) {
-            image.keep(pages).inspect_err(|_| self.leave())?;
+            image.preserve(pages).inspect_err(|_| self.leave())?;
         }
         Ok(())
     }
 
     /// Who has come in is about to change pages whose contents nobody has: the image is without them.
-    pub(super) fn give_up(&self, pages: PageRange) -> Result {
-        self.image().map_or(Ok(()), |image| image.done(pages))
+    pub(super) fn exclude(&self, pages: PageRange) -> Result {
+        self.image().map_or(Ok(()), |image| image.set_done(pages))
     }
 
     /// It has written, and the log has heard of it.
@@ -126,7 +126,7 @@ impl Keeper {
         self.gate.leave();
     }
 
-    /// Nobody begins to write until [`Keeper::open`].
+    /// Nobody begins to write until [`CopyBeforeWrite::open`].
     pub(super) fn close(&self) {
         self.gate.close();
     }
@@ -144,34 +144,34 @@ impl Keeper {
 
     /// Whether there is an image. `ENODATA` if tracking is over.
     pub(super) fn has_image(&self) -> Result<bool> {
-        match *self.kept.lock() {
-            Kept::Nothing => Ok(false),
-            Kept::Image(_) => Ok(true),
-            Kept::Over => Err(errno::nodata()),
+        match *self.image_slot.lock() {
+            ImageSlot::Empty => Ok(false),
+            ImageSlot::Image(_) => Ok(true),
+            ImageSlot::Ended => Err(errno::nodata()),
         }
     }
 
     /// From now on writers keep the pages of `image`. `EBUSY` if there is one, `ENODATA` if tracking is
     /// over.
-    pub(super) fn keep(&self, image: &Arc<Image>) -> Result {
-        let mut kept = self.kept.lock();
-        match *kept {
-            Kept::Nothing => *kept = Kept::Image(image.clone()),
-            Kept::Image(_) => return Err(EBUSY),
-            Kept::Over => return Err(errno::nodata()),
+    pub(super) fn set_image(&self, image: &Arc<Image>) -> Result {
+        let mut image_slot = self.image_slot.lock();
+        match *image_slot {
+            ImageSlot::Empty => *image_slot = ImageSlot::Image(image.clone()),
+            ImageSlot::Image(_) => return Err(EBUSY),
+            ImageSlot::Ended => return Err(errno::nodata()),
         }
         self.gate.set_image();
         Ok(())
     }
 
     /// They do not keep the pages of `image` any more.
-    pub(super) fn let_go(&self, image: &Arc<Image>) {
+    pub(super) fn clear_image(&self, image: &Arc<Image>) {
         let _before = {
-            let mut kept = self.kept.lock();
-            match &*kept {
-                Kept::Image(now) if Arc::ptr_eq(now, image) => {
+            let mut image_slot = self.image_slot.lock();
+            match &*image_slot {
+                ImageSlot::Image(now) if Arc::ptr_eq(now, image) => {
                     self.gate.clear_image();
-                    core::mem::replace(&mut *kept, Kept::Nothing)
+                    core::mem::replace(&mut *image_slot, ImageSlot::Empty)
                 }
                 _ => return,
             }
@@ -181,12 +181,12 @@ impl Keeper {
     /// Tracking ends. An image that there is fails.
     pub(super) fn end(&self) {
         let _before = {
-            let mut kept = self.kept.lock();
+            let mut image_slot = self.image_slot.lock();
             // First of all: a writer that finds no image keeps nothing.
-            if let Kept::Image(image) = &*kept {
+            if let ImageSlot::Image(image) = &*image_slot {
                 image.fail();
             }
-            core::mem::replace(&mut *kept, Kept::Over)
+            core::mem::replace(&mut *image_slot, ImageSlot::Ended)
         };
     }
 }

@@ -18,9 +18,9 @@ const SLOTS: usize = 64;
 
 /// A set of threads and pages, each of which is there between two tries of one fault. One that has no room
 /// pushes another one out, which then waits once more.
-pub(crate) struct Overdue([Atomic<u64>; SLOTS]);
+pub(crate) struct TimedOutFaults([Atomic<u64>; SLOTS]);
 
-impl Overdue {
+impl TimedOutFaults {
     /// An empty one.
     pub(crate) fn new() -> Self {
         Self([const { Atomic::new(0) }; SLOTS])
