@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The state of a region and the protocol of who waits for whom, and nothing else.
+//! The state of a region, and the protocol by which touches and the daemon wait for each other.
 //!
-//! This layer has no unsafe code and calls no kernel function; locks and queues are given to it. It
-//! is compiled into the module, and a second time on the host, where the state is tested against a
-//! naive model and the protocol under a model checker (`tools/testing/model`).
+//! This layer has no unsafe code and calls no kernel function; the layer above supplies locks and
+//! queues. The code is compiled into the module, and a second time on the host, where the state is
+//! tested against a naive model and the protocol under a model checker (`tools/testing/model`).
 
 pub(crate) mod dirty_log;
 pub(crate) mod gate;

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which pages have been written to since they were last cleaned.
+//! The dirty log: which pages have been written to since they were last cleaned.
 //!
-//! One bit a page, and a summary with one bit for each word of those, so that looking through a
-//! large, quiet memory is cheap. Writers set bits without a lock. Those who read the log come one at a time: one who has just
-//! cleared a bit of the summary may be about to set it again.
+//! One bit for each page, and a summary with one bit for each word of these, so that a scan of a
+//! large, quiet memory is cheap. Writers set bits without a lock. Readers of the log take turns: a
+//! reader that has just cleared a bit of the summary may be about to set it again.
 //!
-//! What a bit promises is made by its users: a writer sets the bit of a page with the page's lock
-//! held, before its page table permits the write; whoever takes a bit sees the page unlocked once
-//! and only then takes the permission away. So a write is either in the bit that was taken, and the
-//! page is read after it, or it faults again and sets the bit anew.
+//! The users of the log keep its promise. A writer sets the bit of a page while it holds the page's
+//! lock, before the page table permits the write. A reader takes a bit, then sees the page unlocked
+//! once, and only then removes the permission to write. So a write is either covered by the bit
+//! that was taken, and the page is read after the write, or the write faults again and sets the bit
+//! anew.
 
 use super::range::PageRange;
 use core::ops::Deref;
 
 const WORD: u64 = u64::BITS as u64;
 
-/// Pages in a chunk: what one word of the summary stands for.
+/// Pages in a chunk. One word of the summary covers a chunk.
 pub(crate) const CHUNK_PAGES: u64 = WORD * WORD;
 
 /// One bit for each page of a chunk.
@@ -25,34 +26,34 @@ pub(crate) type ChunkBits = [u64; WORD as usize];
 /// No page of a chunk.
 pub(crate) const NO_PAGES: ChunkBits = [0; WORD as usize];
 
-/// A word that threads change without a lock. Each change is ordered after and before all else.
+/// A word of bits that threads change without a lock. Each change is fully ordered.
 pub(crate) trait AtomicBits {
-    /// Its value.
+    /// Returns the value.
     fn load(&self) -> u64;
-    /// Sets these bits; returns the value before.
+    /// Sets these bits. Returns the value before.
     fn set(&self, bits: u64) -> u64;
-    /// Clears these bits; returns the value before.
+    /// Clears these bits. Returns the value before.
     fn clear(&self, bits: u64) -> u64;
 }
 
-/// The log. `W` is what holds a plane.
+/// The log. `W` owns the words of a plane.
 pub(crate) struct DirtyLog<W> {
     words: W,
-    /// A bit is set if its word may have one. It may be set though it has none.
+    /// The bit of each word that has a bit set. The bit may also be set for a word that has none.
     summary: W,
 }
 
-/// Words that the log of `pages` pages takes, and those of its summary.
+/// How many words the log of `pages` pages takes, and how many its summary.
 pub(crate) fn words_for(pages: u64) -> (u64, u64) {
     (pages.div_ceil(WORD), pages.div_ceil(CHUNK_PAGES))
 }
 
-/// The bits from `first` to `last`, both included, of a word.
+/// The bits of a word from `first` to `last`, inclusive.
 fn mask(first: u64, last: u64) -> u64 {
     (u64::MAX << (first % WORD)) & (u64::MAX >> (WORD - 1 - last % WORD))
 }
 
-/// The words of `range`, each with its bits in it.
+/// The words that `range` touches, each with the mask of its bits.
 pub(super) fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
     let (start, last) = (range.start(), range.end().saturating_sub(1));
     (start / WORD..=last / WORD).map(move |word| {
@@ -63,7 +64,7 @@ pub(super) fn masks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
 }
 
 impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
-    /// A log in which no page is. The planes have as many words as [`words_for`] says, all zero.
+    /// An empty log. The planes have as many words as [`words_for`] says, all zero.
     pub(crate) fn new(words: W, summary: W) -> Self {
         Self { words, summary }
     }
@@ -77,8 +78,8 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
         Some((self.summary.get(at)?, 1 << (word % WORD)))
     }
 
-    /// Pages have been, or are about to be, written to. Pages that the memory does not have are
-    /// left out.
+    /// Adds pages that have been, or are about to be, written to. Pages beyond the end of the
+    /// memory are ignored.
     pub(crate) fn mark(&self, range: PageRange) {
         if range.len() == 1 {
             return self.mark_word(range.start() / WORD, 1 << (range.start() % WORD));
@@ -89,7 +90,7 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
         }
     }
 
-    /// Puts back pages of the chunk that `range` is in.
+    /// Adds the pages in `bits`, of the chunk that `range` is in.
     pub(crate) fn mark_bits(&self, range: PageRange, bits: &ChunkBits) {
         for (at, mask) in masks(range) {
             let bits = bits.get((at % WORD) as usize).copied().unwrap_or(0);
@@ -106,7 +107,7 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
         if word.load() & bits != bits {
             word.set(bits);
         }
-        // Also if the bits were set: who has set them may not have come so far.
+        // Also if the bits were set: the thread that set them may not have reached the summary yet.
         if let Some((summary, bit)) = self.summary_of(at) {
             if summary.load() & bit == 0 {
                 summary.set(bit);
@@ -119,7 +120,7 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
         self.collect_bits(range, |word, mask| word.load() & mask)
     }
 
-    /// The same, and takes them out of the log.
+    /// The same, and removes them from the log.
     pub(crate) fn take(&self, range: PageRange) -> ChunkBits {
         self.collect_bits(range, |word, mask| {
             if word.load() & mask == 0 {
@@ -169,8 +170,9 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> DirtyLog<W> {
     }
 }
 
-/// Clears the summary's bit of a word that has become empty. Who sets a bit in the word meanwhile
-/// sets the summary's, too, or has found it set, and is seen here.
+/// Clears the summary's bit of a word that has become empty. A thread that sets a bit in the word
+/// at the same time either sets the summary's bit after this, or has found it set; the second look
+/// at the word sees that bit.
 fn clear_summary_if_empty<A: AtomicBits>(word: &A, summary: &A, bit: u64) {
     if word.load() == 0 {
         summary.clear(bit);
@@ -180,8 +182,8 @@ fn clear_summary_if_empty<A: AtomicBits>(word: &A, summary: &A, bit: u64) {
     }
 }
 
-/// The runs of pages whose bits are set, in the chunk that `range` is in. Runs that are no more than
-/// `gap` pages apart count as one.
+/// The runs of pages whose bits are set, in the chunk that `range` is in. Runs that are at most
+/// `gap` pages apart are joined.
 pub(crate) fn runs(
     range: PageRange,
     bits: &ChunkBits,

@@ -2,22 +2,24 @@
 
 //! The gate between writers and the instant of a snapshot.
 //!
-//! While it is closed nobody begins to write. Whoever is about to make a page writable looks at the
-//! gate after its bit is in the log, and whoever closes the gate takes the bits after that: so either
-//! the writer finds the gate closed, or its page is among those that are protected. A system call
-//! passes the gate before it writes and leaves it after; an instant is where none is inside.
+//! While the gate is closed, no write begins. A fault that is about to make a page writable sets
+//! the page's bit in the log, and then checks the gate. The task that takes the snapshot closes the
+//! gate, and then takes the bits. So either the fault finds the gate closed, or its page is among
+//! those that are protected. A system call enters the gate before it writes and leaves it
+//! afterwards. The instant of the snapshot is a time at which the gate is closed and no system call
+//! is inside.
 //!
-//! It is one word, so that whoever passes it sees at once whether there is an image to be kept.
+//! The gate is one word, so that a writer learns with one access whether it has to copy pages for
+//! an image.
 
-/// A word that is changed if it has not been changed by another. Each access is ordered after and before
-/// all else.
+/// A word that is changed by compare-and-exchange. Each access is fully ordered.
 pub(crate) trait CompareExchange {
-    /// Its value.
+    /// Returns the value.
     fn load(&self) -> u64;
-    /// Puts `new` in place of `old`; the value that is there, if it is another.
+    /// Replaces `old` by `new`. Returns the current value as an error if it is not `old`.
     fn cmpxchg(&self, old: u64, new: u64) -> Result<(), u64>;
 
-    /// Changes it; returns its value before.
+    /// Replaces the value by `to` of it. Returns the value before.
     fn fetch_update(&self, to: impl Fn(u64) -> u64) -> u64 {
         let mut old = self.load();
         loop {
@@ -31,17 +33,17 @@ pub(crate) trait CompareExchange {
 
 const CLOSED: u64 = 1;
 const IMAGE: u64 = 2;
-/// One system call that is inside.
+/// One system call inside the gate.
 const CALL: u64 = 4;
 
-/// What a writer finds.
+/// The gate, as a writer finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateState {
-    /// It may write.
+    /// The writer may write.
     Open,
-    /// It may when the image has the old contents.
+    /// The writer may write when the image has the old contents.
     CopyFirst,
-    /// Not now.
+    /// The writer has to wait.
     Closed,
 }
 
@@ -59,17 +61,17 @@ fn state(word: u64) -> GateState {
 }
 
 impl<W: CompareExchange> Gate<W> {
-    /// An open gate, of a word that is zero.
+    /// An open gate. The word is zero.
     pub(crate) fn new(word: W) -> Self {
         Self(word)
     }
 
-    /// For who has put its page into the log, and has it locked.
+    /// For a fault, whose page is in the log and locked.
     pub(crate) fn check(&self) -> GateState {
         state(self.0.load())
     }
 
-    /// A system call goes in, unless the gate is closed.
+    /// For a system call: enters the gate, unless it is closed.
     pub(crate) fn enter(&self) -> GateState {
         state(self.0.fetch_update(|word| {
             if word & CLOSED != 0 {
@@ -80,33 +82,33 @@ impl<W: CompareExchange> Gate<W> {
         }))
     }
 
-    /// It has written, and the log has heard of it.
+    /// For a system call: leaves the gate. Its pages are in the log.
     pub(crate) fn leave(&self) {
         self.0.fetch_update(|word| word.saturating_sub(CALL));
     }
 
-    /// Nobody passes from now on.
+    /// Closes the gate.
     pub(crate) fn close(&self) {
         self.0.fetch_update(|word| word | CLOSED);
     }
 
-    /// Whether it is closed, and no system call is inside.
+    /// Whether the gate is closed and no system call is inside.
     pub(crate) fn is_quiet(&self) -> bool {
         let word = self.0.load();
         word & CLOSED != 0 && word < CALL
     }
 
-    /// From now on there is an image to be kept, for all who pass.
+    /// From now on, writers copy pages for an image.
     pub(crate) fn set_image(&self) {
         self.0.fetch_update(|word| word | IMAGE);
     }
 
-    /// There is none any more.
+    /// Writers no longer copy pages for an image.
     pub(crate) fn clear_image(&self) {
         self.0.fetch_update(|word| word & !IMAGE);
     }
 
-    /// Writers pass again.
+    /// Opens the gate.
     pub(crate) fn open(&self) {
         self.0.fetch_update(|word| word & !CLOSED);
     }

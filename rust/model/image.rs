@@ -2,9 +2,10 @@
 
 //! Where the pages of an image are.
 //!
-//! At first all are in the memory itself: they are pending. Whoever is about to write to one copies it
-//! and then says so, with the page locked, or while nobody can write. Who reads the image takes no
-//! lock: he looks where the page is, reads there, and looks again.
+//! At first, all pages are *pending*: they are in the memory itself. A writer copies a page before
+//! it writes to it, and then clears the pending bit. It does so with the page locked, or while no
+//! write is possible. A reader of the image takes no lock: it looks up where the page is, reads the
+//! page there, and looks it up again.
 
 use super::{
     dirty_log::{
@@ -20,22 +21,23 @@ const WORD: u64 = u64::BITS as u64;
 /// Where a page of the image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
-    /// In the memory, which nobody has written to since.
+    /// In the memory, unchanged since the instant of the snapshot.
     Memory,
-    /// Among the copies.
+    /// In the copies.
     Copy,
-    /// Nowhere: the reader has it.
+    /// Nowhere: the reader does not need it any more.
     Done,
 }
 
-/// The places of all pages. `W` is what holds a plane.
+/// The locations of all pages. `W` owns the words of a plane.
 pub(crate) struct Image<W> {
     pending: W,
     done: W,
 }
 
 impl<A: AtomicBits, W: Deref<Target = [A]>> Image<W> {
-    /// An image all of whose pages are pending: `pending` has a bit set for each, and `done` none.
+    /// An image whose pages are all pending: `pending` has a bit set for each page, and `done` has
+    /// none.
     pub(crate) fn new(pending: W, done: W) -> Self {
         Self { pending, done }
     }
@@ -45,7 +47,7 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> Image<W> {
         Some((plane.get(at)?, 1 << (page % WORD)))
     }
 
-    /// Where a page is. One that the memory does not have is done.
+    /// Where a page is. A page beyond the end of the memory is [`Location::Done`].
     pub(crate) fn location(&self, page: u64) -> Location {
         match (
             Self::word(&self.done, page),
@@ -64,20 +66,21 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> Image<W> {
         }
     }
 
-    /// Whether the page is in the memory, to be asked by who has it locked.
+    /// Whether the page is in the memory. The caller has the page locked.
     pub(crate) fn is_pending(&self, page: u64) -> bool {
         Self::word(&self.pending, page).is_some_and(|(word, bit)| word.load() & bit != 0)
     }
 
-    /// The page has been copied, or is zeros of which there is no copy; or somebody has given up. It
-    /// may be written to after this.
+    /// Clears the pending bit of a page. The page has been copied, or it is a hole of which no copy
+    /// is needed, or the snapshot has failed. It may be written to after this.
     pub(crate) fn set_copied(&self, page: u64) {
         if let Some((word, bit)) = Self::word(&self.pending, page) {
             word.clear(bit);
         }
     }
 
-    /// Reads a page: `read` is told where it is, and called again if it has left there meanwhile.
+    /// Reads a page: calls `read` with the page's location, and again if the location has changed
+    /// meanwhile.
     pub(crate) fn read<T, E>(
         &self,
         page: u64,
@@ -96,21 +99,23 @@ impl<A: AtomicBits, W: Deref<Target = [A]>> Image<W> {
         }
     }
 
-    /// What is read before this is not read after it, nor the other way round.
+    /// A full barrier between reads before and after it.
     fn barrier(&self, page: u64) {
         if let Some((word, _)) = Self::word(&self.pending, page) {
             word.set(0);
         }
     }
 
-    /// The reader has these pages. Returns how many he had not before.
+    /// The reader does not need these pages any more. Returns how many of them were not done
+    /// before.
     pub(crate) fn set_done(&self, range: PageRange) -> u64 {
         let mut new = 0;
         for (at, mask) in masks(range) {
             if let Some((done, _)) = Self::word(&self.done, at * WORD) {
                 new += u64::from((mask & !done.set(mask)).count_ones());
             }
-            // After that: who finds a page that is not pending finds it among the copies, or done.
+            // In this order, so that a page that is not pending is always found in the copies, or
+            // done.
             if let Some((pending, _)) = Self::word(&self.pending, at * WORD) {
                 pending.clear(mask);
             }

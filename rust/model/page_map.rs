@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is known of each page of a shard.
+//! The state of each page of a shard.
 //!
-//! Three bits a page, in three planes:
+//! Three bits for each page, in three planes:
 //!
 //! | settled | wanted | queued | the page is                                       |
 //! |---------|--------|--------|---------------------------------------------------|
@@ -12,8 +12,8 @@
 //! | 1       | 0      | 0      | present                                           |
 //! | 1       | 1      | 0      | unreadable                                        |
 //!
-//! No other combination occurs. A page that is present stays present. A fourth plane, one bit for
-//! each word of `queued`, makes finding the next request cheap in a large, quiet region.
+//! No other combination occurs. A present page stays present. A fourth plane has one bit for each
+//! word of `queued`, so that finding the next request is cheap in a large, quiet region.
 
 use super::shards::Slots;
 use core::ops::DerefMut;
@@ -23,48 +23,48 @@ const WORD: usize = u64::BITS as usize;
 /// What a touch of a page finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Touch {
-    /// The page is there.
+    /// The page is present.
     Present,
-    /// The page will not come.
+    /// The page is unreadable.
     Unreadable,
-    /// The page is absent, and this touch is the first to request it.
+    /// The page is absent. This touch is the first one to request it.
     NewlyRequested,
-    /// The page is absent and was requested before.
+    /// The page is absent, and was requested before.
     AlreadyRequested,
 }
 
-/// What a daemon says of a page.
+/// The daemon's decision about a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Its contents are in the staging file (or it is a hole there: zeros).
+    /// The page's contents are in the staging file. A hole in that file is a page of zeros.
     Present,
-    /// Its contents are not to be had.
+    /// The daemon cannot get the page's contents.
     Unreadable,
 }
 
-/// What a verdict changed.
+/// What [`PageMap::settle`] has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settled {
-    /// Pages in a new state.
+    /// How many pages have a new state.
     pub(crate) changed: u64,
-    /// Whether one of them had been requested, so that somebody may wait for it.
+    /// Whether one of these pages was requested, so that a thread may wait for it.
     pub(crate) wake: bool,
 }
 
 /// How many pages are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Pages present.
+    /// Present pages.
     pub(crate) present: u64,
-    /// Pages unreadable.
+    /// Unreadable pages.
     pub(crate) unreadable: u64,
     /// Absent pages that are requested.
     pub(crate) requested: u64,
-    /// Those of them that the daemon has not taken.
+    /// Requests that the daemon has not taken.
     pub(crate) queued: u64,
 }
 
-/// The map of one shard. `W` is what holds a plane.
+/// The map of one shard. `W` owns the words of a plane.
 pub(crate) struct PageMap<W> {
     settled: W,
     wanted: W,
@@ -78,7 +78,7 @@ pub(crate) fn words_for(slots: usize) -> usize {
     slots.div_ceil(WORD)
 }
 
-/// The words that `slots` touch, each with the mask of the bits meant.
+/// The words that `slots` touch, each with the mask of its bits.
 fn masks(slots: Slots) -> impl Iterator<Item = (usize, u64)> {
     let mut at = slots.first;
     let end = slots.first.saturating_add(slots.nr);
@@ -113,8 +113,8 @@ fn clear(plane: &mut [u64], at: usize, mask: u64) {
 }
 
 impl<W: DerefMut<Target = [u64]>> PageMap<W> {
-    /// A map whose pages are all absent. The first three planes have [`words_for`] the shard's slots
-    /// words and the last has [`words_for`] that many; all are zero.
+    /// A map whose pages are all absent. The first three planes have [`words_for`] the shard's
+    /// slots words, and the last one has [`words_for`] that number of words; all are zero.
     pub(crate) fn new(settled: W, wanted: W, queued: W, queued_words: W) -> Self {
         Self {
             settled,
@@ -135,7 +135,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         masks(slots).all(|(at, mask)| self.present_word(at) & mask == mask)
     }
 
-    /// Whether the page of the first slot has its final answer.
+    /// Whether the page of the first slot is present or unreadable.
     pub(crate) fn is_settled(&self, slots: Slots) -> bool {
         masks(Slots { nr: 1, ..slots })
             .next()
@@ -147,12 +147,12 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         get(&self.settled, at) & !get(&self.wanted, at)
     }
 
-    /// Whether a page is absent and requested.
+    /// Whether any of these pages is absent and requested.
     pub(crate) fn any_requested(&self, slots: Slots) -> bool {
         masks(slots).any(|(at, mask)| get(&self.wanted, at) & !get(&self.settled, at) & mask != 0)
     }
 
-    /// A touch of the page of the first slot; requests it if it is absent.
+    /// A touch of the page of the first slot. Requests the page if it is absent.
     pub(crate) fn touch(&mut self, slots: Slots) -> Touch {
         let Some((at, mask)) = masks(Slots { nr: 1, ..slots }).next() else {
             return Touch::Unreadable;
@@ -172,8 +172,8 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         }
     }
 
-    /// Puts the verdict on the pages. It leaves present pages as they are; [`Verdict::Unreadable`]
-    /// leaves unreadable ones so, too.
+    /// Applies the verdict to the pages. Present pages stay present. [`Verdict::Unreadable`] does
+    /// not change unreadable pages.
     pub(crate) fn settle(&mut self, slots: Slots, verdict: Verdict) -> Settled {
         let mut done = Settled::default();
         for (at, mask) in masks(slots) {
@@ -205,7 +205,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         done
     }
 
-    /// Takes queued requests, up to `max`, and gives the slot of each to `sink`. Returns how many.
+    /// Takes up to `max` queued requests and passes the slot of each to `sink`. Returns how many.
     pub(crate) fn take(&mut self, max: usize, mut sink: impl FnMut(usize)) -> usize {
         let mut taken = 0;
         let mut group = 0;
@@ -227,7 +227,8 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         taken
     }
 
-    /// Queues again those pages of `slots` that were taken and not answered. Returns how many.
+    /// Queues again the requests for pages of `slots` that the daemon has taken and not answered.
+    /// Returns how many.
     pub(crate) fn requeue(&mut self, slots: Slots) -> u64 {
         let mut back = 0;
         for (at, mask) in masks(slots) {
@@ -249,7 +250,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         nr
     }
 
-    /// Takes the queued pages `mask` of word `at` out of the queue. Returns how many.
+    /// Removes the queued pages `mask` of word `at` from the queue. Returns how many.
     fn unqueue(&mut self, at: usize, mask: u64) -> u64 {
         clear(&mut self.queued, at, mask);
         if get(&self.queued, at) == 0 {

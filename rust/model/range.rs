@@ -10,11 +10,11 @@ pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
 /// Pages in a block: what one page-table page maps, and the largest folio that shmem makes.
 ///
-/// Folios are naturally aligned, so one that touches a block lies within it. "All pages of this
-/// block are present" is therefore the condition for mapping a large folio as a whole.
+/// Folios are naturally aligned, so a folio that touches a block lies within it. A large folio may
+/// therefore be mapped as a whole if all pages of its block are present.
 pub(crate) const BLOCK_PAGES: u64 = 512;
 
-/// A run of pages, not empty, that does not overflow.
+/// A run of at least one page. Its end does not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageRange {
     start: u64,
@@ -22,8 +22,8 @@ pub(crate) struct PageRange {
 }
 
 impl PageRange {
-    /// The pages `[pgoff, pgoff + nr)` of a region of `limit` pages, or [`None`] if they are no run
-    /// within it.
+    /// The pages `[pgoff, pgoff + nr)` of a region of `limit` pages. [`None`] if there are no such
+    /// pages, or if `nr` is 0.
     pub(crate) fn within(pgoff: u64, nr: u64, limit: u64) -> Option<Self> {
         let end = pgoff.checked_add(nr)?;
         (nr > 0 && end <= limit).then_some(Self { start: pgoff, end })
@@ -39,7 +39,7 @@ impl PageRange {
         self.end
     }
 
-    /// How many pages, at least one.
+    /// How many pages; at least one.
     pub(crate) fn len(self) -> u64 {
         self.end.wrapping_sub(self.start)
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where touches and the daemon meet: how a request reaches the daemon, and its answer who waits.
+//! The protocol between touches and the daemon: how a request reaches the daemon, and how the
+//! daemon's answer reaches the waiting threads.
 //!
-//! One rule for all who wait: first into the queue, then look; and one for all who change: first
-//! change, then wake. What locks, queues and atomic words are is left to who implements the traits:
-//! the device layer has the kernel's, and `tools/testing/model` those of a model checker, which runs
-//! this code in every order that the rules of memory allow.
+//! Threads that wait follow one rule: enter the queue first, then check the condition. Threads that
+//! change the state follow another one: change first, then wake. Traits stand for locks, queues and
+//! atomic words. The device layer implements them with the kernel's, and `tools/testing/model` with
+//! those of a model checker, which runs this code in every order that the memory model allows.
 
 use super::{
     page_map::{PageMap, Settled, Touch, Verdict},
@@ -13,60 +14,61 @@ use super::{
 };
 use core::ops::{Deref, DerefMut};
 
-/// Threads that wait, each for a key.
+/// A queue of threads, each of which waits for a key.
 pub(crate) trait Queue {
-    /// What may end a wait, besides what it waits for.
+    /// What else may end a wait.
     type Params;
     /// How a wait ended.
     type Outcome;
 
-    /// Waits until `done` returns true, which is called with this thread in the queue.
+    /// Waits until `done` returns true. `done` is called with this thread in the queue.
     fn wait(&self, key: u64, params: Self::Params, done: impl FnMut() -> bool) -> Self::Outcome;
-    /// Wakes who waits for a key in `[start, end)`.
+    /// Wakes the threads that wait for a key in `[start, end)`.
     fn wake(&self, start: u64, end: u64);
-    /// Wakes all.
+    /// Wakes all threads.
     fn wake_all(&self);
 }
 
 /// A word that threads change without a lock.
 pub(crate) trait AtomicWord {
-    /// Its value, and all that was done before it was set (acquire).
+    /// Returns the value (acquire).
     fn load(&self) -> u64;
-    /// Sets it (relaxed).
+    /// Sets the value (relaxed).
     fn store(&self, value: u64);
-    /// Adds to it, wrapping (relaxed).
+    /// Adds to the value, wrapping (relaxed).
     fn add(&self, value: u64);
 }
 
-/// A part of the pages, with a lock of its own.
+/// A part of the pages, with its own lock.
 pub(crate) trait Shard {
-    /// What holds a plane of its map.
+    /// Owns the words of a plane of the map.
     type Words: DerefMut<Target = [u64]>;
-    /// What its waiters stand in.
+    /// The queue of waiting threads.
     type Queue: Queue;
 
-    /// What is known of each page, locked.
+    /// The page map, locked.
     fn map(&self) -> impl DerefMut<Target = PageMap<Self::Words>>;
-    /// Who waits for a page of this shard; the key is the page offset.
+    /// The threads that wait for a page of this shard. The key is the page offset.
     fn waiters(&self) -> &Self::Queue;
 }
 
-/// All the shards of a region, and the daemon's place.
+/// All shards of a region, and the queue of the daemon's threads.
 pub(crate) struct Rendezvous<'a, S, Q, W> {
     /// Which shard has which page.
     pub(crate) layout: Shards,
     /// The shards, at most 64.
     pub(crate) shards: &'a [S],
-    /// The daemon, when it waits for requests.
+    /// The daemon's threads that wait for requests.
     pub(crate) request_waiters: &'a Q,
-    /// One bit for each shard that has requests in its queue. Changed with the shard locked.
+    /// One bit for each shard that has queued requests. It is changed with the shard locked.
     pub(crate) queued: &'a W,
-    /// Where the next search for requests begins, so that no shard is left waiting.
+    /// The shard at which the next search for requests begins, so that each shard gets its turn.
     pub(crate) next_shard: &'a W,
 }
 
 impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
-    /// A touch of the page of the first slot: what it finds. Requests the page if it is absent.
+    /// A touch of the page of the first slot. Requests the page if it is absent. Returns the state
+    /// that the touch has found.
     pub(crate) fn touch(&self, slots: Slots) -> Touch {
         let touch = self
             .update_shard(slots.shard, |map| map.touch(slots))
@@ -77,7 +79,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         touch
     }
 
-    /// Waits until the page `pgoff`, that of the first slot, has its final answer, or `cancelled`.
+    /// Waits until the page of the first slot is present or unreadable, or until `cancelled`.
     /// [`None`] if there is no such page.
     pub(crate) fn await_page(
         &self,
@@ -92,15 +94,15 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         }))
     }
 
-    /// Settles pages within one block, and wakes who waits for them.
+    /// Settles pages within one block, and wakes the threads that wait for them.
     pub(crate) fn settle(&self, slots: Slots, verdict: Verdict) -> Settled {
         let start = self.layout.pgoff(slots.shard, slots.first);
         let end = start.saturating_add(slots.nr as u64);
         self.settle_and(slots, verdict, |queue| queue.wake(start, end))
     }
 
-    /// Settles pages within one block; then, if somebody may wait for them, calls `wake` with the
-    /// queue in which they wait.
+    /// Settles pages within one block. Then, if a thread may wait for them, calls `wake` with its
+    /// queue.
     pub(crate) fn settle_and(
         &self,
         slots: Slots,
@@ -121,7 +123,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         self.queued.load() != 0
     }
 
-    /// Waits until there are requests to take, or `cancelled`.
+    /// Waits until there are requests to take, or until `cancelled`.
     pub(crate) fn await_requests(
         &self,
         params: Q::Params,
@@ -131,7 +133,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
             .wait(0, params, || self.has_requests() || cancelled())
     }
 
-    /// Takes up to `max` requests and gives the page of each to `sink`. Returns how many.
+    /// Takes up to `max` requests and passes the page offset of each to `sink`. Returns how many.
     pub(crate) fn take(&self, max: usize, mut sink: impl FnMut(u64)) -> usize {
         let mut taken = 0;
         let first = (self.next_shard.load() % u64::from(u64::BITS)) as u32;
@@ -150,7 +152,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         taken
     }
 
-    /// Puts requests back that were taken and could not be handed over.
+    /// Queues requests again that were taken and could not be copied to the daemon.
     pub(crate) fn requeue(&self, pages: impl Iterator<Item = Slots>) {
         for slots in pages {
             let _ = self.update_shard(slots.shard, |map| map.requeue(slots));
@@ -158,8 +160,9 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         self.request_waiters.wake_all();
     }
 
-    /// The daemon goes. What it had taken and not answered is requested again, before `detach` lets
-    /// the next one come; and then all who wait look whether it is in vain.
+    /// Ends the service of a daemon. First, requests that the daemon has taken and not answered are
+    /// queued again. Then `detach` lets the next daemon attach. Then all waiting threads are woken
+    /// and check whether their wait is cancelled.
     pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
         let nr = self.layout.slots_per_shard();
         self.requeue((0..self.shards.len()).map(|shard| Slots {
@@ -173,14 +176,14 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         }
     }
 
-    /// Changes the map of the shard `at`, and the bit that says whether it has requests. [`None`] if
-    /// there is no such shard.
+    /// Changes the map of the shard `at`, and its bit in `queued`. [`None`] if there is no such
+    /// shard.
     fn update_shard<R>(
         &self,
         at: usize,
         change: impl FnOnce(&mut PageMap<<S::Target as Shard>::Words>) -> R,
     ) -> Option<R> {
-        // There are no more shards than bits.
+        // There are at most as many shards as bits.
         let bit = 1u64 << (at % u64::BITS as usize);
         let mut map = self.shards.get(at)?.map();
         let before = map.counts().queued > 0;

@@ -2,24 +2,24 @@
 
 //! Which shard holds a page.
 //!
-//! The pages of a region are dealt to its shards in blocks of [`BLOCK_PAGES`], so that threads that
-//! fault in different places take different locks and a run within a block takes one. Within its
-//! shard a page has a *slot*.
+//! The pages of a region are distributed over its shards in blocks of [`BLOCK_PAGES`]. So threads
+//! that fault in different blocks take different locks, and a run within a block takes one. The
+//! number of a page within its shard is its *slot*.
 
 use super::range::{PageRange, BLOCK_PAGES};
 use core::num::NonZeroU64;
 
-/// The most shards of a region: enough for 64 threads, and 64 of them are small.
+/// The maximal number of shards of a region: enough for 64 threads, and cheap for a small region.
 const MAX_SHARDS: u64 = 64;
 
-/// How a region's pages are dealt to its shards.
+/// How a region's pages are distributed over its shards.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shards {
     nr_pages: u64,
     nr_shards: NonZeroU64,
 }
 
-/// Slots `[first, first + nr)` of a shard; they lie in one block.
+/// The slots `[first, first + nr)` of a shard, which lie in one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slots {
     pub(crate) shard: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Slots {
 }
 
 impl Shards {
-    /// For a region of `nr_pages` pages.
+    /// The layout of a region of `nr_pages` pages.
     pub(crate) fn new(nr_pages: u64) -> Self {
         let blocks = nr_pages.div_ceil(BLOCK_PAGES);
         Self {
@@ -37,18 +37,18 @@ impl Shards {
         }
     }
 
-    /// How many shards there are, at least one.
+    /// How many shards there are; at least one.
     pub(crate) fn count(self) -> usize {
         self.nr_shards.get() as usize
     }
 
-    /// Slots that each shard must have room for: whole blocks, the same number in each.
+    /// How many slots each shard has: whole blocks, the same number in each.
     pub(crate) fn slots_per_shard(self) -> usize {
         let blocks = self.nr_pages.div_ceil(BLOCK_PAGES);
         (blocks.div_ceil(self.nr_shards.get()) * BLOCK_PAGES) as usize
     }
 
-    /// Where the pages of `range` are, which lies within one block (see [`PageRange::blocks`]).
+    /// The slots of the pages of `range`, which lies within one block (see [`PageRange::blocks`]).
     pub(crate) fn locate(self, range: PageRange) -> Slots {
         let block = range.start() / BLOCK_PAGES;
         let first = block / self.nr_shards * BLOCK_PAGES + range.start() % BLOCK_PAGES;
