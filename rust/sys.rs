@@ -2,9 +2,9 @@
 
 //! Safe wrappers of what the kernel crate does not offer yet.
 //!
-//! The only layer with unsafe code. It knows nothing of vmem's policy: what a fault means, who may
-//! call what and when a page is present is decided above. Each file names what it stands in for;
-//! `Documentation/upstream-gaps.rst` lists them.
+//! The only layer with unsafe code. It has no policy of vmem: the layers above decide what a fault
+//! means, which process may make which call, and when a page is present. Each file names the
+//! interface that it replaces; `Documentation/upstream-gaps.rst` lists them.
 
 pub(crate) mod address_space;
 pub(crate) mod array_vec;

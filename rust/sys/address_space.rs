@@ -2,8 +2,8 @@
 
 //! Address spaces of processes, and their locks.
 //!
-//! Stands in for iteration over the VMAs of an `mm_struct`, and for its lock where the kernel crate
-//! has no killable one.
+//! Stands in for iteration over the VMAs of an `mm_struct`, and for a killable mmap lock, which the
+//! kernel crate does not have.
 
 use super::bindings;
 use kernel::{
@@ -16,7 +16,7 @@ use kernel::{
     }, //
 };
 
-/// How long a call may wait for the locks of address spaces, all in all.
+/// How long one call may wait for mmap locks, in total.
 pub(crate) struct LockBudget {
     left_ns: i64,
 }
@@ -30,19 +30,19 @@ impl LockBudget {
     }
 }
 
-/// How many address spaces are looked at first, and how many are changed at a time. Both are powers of
-/// two.
+/// How many address spaces are collected in the first attempt, and how many are changed at a time.
+/// Both are powers of two.
 pub(super) const SPACES_BATCH: usize = 64;
 
-/// Which mappings of a file are meant.
+/// Selects mappings of a file.
 #[derive(Clone, Copy)]
 pub(super) enum VmaFilter {
-    /// Those whose faults go where those of this table go.
+    /// The mappings whose fault handler is that of this table.
     FaultHandler(*const c::vm_operations_struct),
-    /// Those with just this table.
+    /// The mappings with exactly this table.
     Ops(*const c::vm_operations_struct),
-    /// The shared ones of the kind of `from`, and those with the table `to`, that do not have `to` and
-    /// `data`.
+    /// The shared mappings that have the fault handler of `from` or the table `to`, except those
+    /// that already have `to` and `data`.
     Unswitched {
         from: *const c::vm_operations_struct,
         to: *const c::vm_operations_struct,
@@ -51,7 +51,7 @@ pub(super) enum VmaFilter {
 }
 
 impl VmaFilter {
-    /// As C wants it.
+    /// The C structure.
     pub(super) fn to_raw(self) -> bindings::vmem_vma_filter {
         let (kind, ops, data) = match self {
             Self::FaultHandler(kind) => (kind, core::ptr::null(), core::ptr::null()),
@@ -62,19 +62,20 @@ impl VmaFilter {
     }
 }
 
-/// An address space, which may have lost its last user.
+/// An address space. It may have no user any more.
 ///
 /// # Invariants
 ///
 /// The pointer carries a reference of `mmgrab()`.
 pub(crate) struct AddressSpace {
     mm: *mut c::mm_struct,
-    /// Its lock was not to be had once.
+    /// Whether an attempt to lock it has timed out.
     busy: bool,
 }
 
 impl AddressSpace {
-    /// `room` of those that have such mappings of `file`, a power of two, and whether there may be more.
+    /// Collects up to `room` (a power of two) address spaces that have such mappings of `file`.
+    /// Also returns whether there may be more.
     ///
     /// # Safety
     ///
@@ -95,17 +96,17 @@ impl AddressSpace {
             bindings::vmem_collect_mms(file, &raw const filter, table.as_mut_ptr(), bits)
         };
         for mm in table.iter().copied().filter(|mm| !mm.is_null()) {
-            // INVARIANT: The function has taken a reference for each. There is room for all, and one that
-            // had none would be given back here.
+            // INVARIANT: The function has taken a reference for each. The vector has room for all
+            // of them; without room the reference would be dropped here.
             let _ = spaces.push_within_capacity(Self { mm, busy: false });
         }
         Ok((spaces, more != 0))
     }
 
-    /// Calls `change` for each such mapping, with its address space locked against all changes. `change`
-    /// has it match no more.
+    /// Calls `change` for each such mapping, with the mmap lock of its address space held for
+    /// writing. After `change` the filter must not select the mapping any more.
     ///
-    /// `EINTR` if the task is being killed; some are then left.
+    /// `EINTR` if the task is being killed; some mappings are then not changed.
     ///
     /// # Safety
     ///
@@ -118,8 +119,9 @@ impl AddressSpace {
         // SAFETY: The file is valid.
         let mapping = unsafe { (*file).f_mapping };
         let raw = filter.to_raw();
-        // Until none is found: there may be more than are taken at a time, and a fork may copy a mapping
-        // before it is changed, into an address space that was not there when they were collected.
+        // Repeat until no mapping is found. There may be more address spaces than one batch takes,
+        // and a fork may copy a mapping before it is changed, into an address space that did not
+        // exist when they were collected.
         loop {
             // SAFETY: The file is valid.
             let (spaces, _) = unsafe { Self::collect(file, filter, SPACES_BATCH)? };
@@ -142,13 +144,14 @@ impl AddressSpace {
         }
     }
 
-    /// Locks it against all changes; [`None`] if it has no user any more.
+    /// Takes the mmap lock for writing. [`None`] if the address space has no user any more.
     fn write(&self) -> Result<Option<WriteLocked>> {
         self.mmget()?.map(MmUser::write).transpose()
     }
 
-    /// Locks it against changes of its mappings; [`None`] if it has no user any more, or if the lock
-    /// is not to be had: its holder may wait for what the caller has to bring.
+    /// Takes the mmap lock for reading. [`None`] if the address space has no user any more, or if
+    /// the lock is not free within the budget: its holder may wait for a page that the caller has
+    /// to bring.
     pub(super) fn read(&mut self, budget: &mut LockBudget) -> Result<Option<ReadLocked>> {
         if self.busy {
             return Ok(None);
@@ -193,15 +196,15 @@ impl Drop for AddressSpace {
 pub(super) struct MmUser(pub(super) *mut c::mm_struct);
 
 impl MmUser {
-    /// Locks it against all changes. `EINTR` if the task is being killed.
+    /// Takes the mmap lock for writing. `EINTR` if the task is being killed.
     pub(super) fn write(self) -> Result<WriteLocked> {
         // SAFETY: By the type invariant the address space is valid.
         to_result(unsafe { bindings::vmem_mmap_write_lock(self.0) })?;
         Ok(WriteLocked(self))
     }
 
-    /// Its VMAs that end after `at`, in order of address. A VMA is valid as long as the caller holds the
-    /// lock.
+    /// The VMAs that end after `at`, in order of address. A VMA is valid as long as the caller
+    /// holds the lock.
     fn vmas_from(&self, mut at: usize) -> impl Iterator<Item = *mut c::vm_area_struct> + '_ {
         core::iter::from_fn(move || {
             // SAFETY: By the type invariant the address space is valid; the callers hold its lock.
@@ -218,8 +221,8 @@ impl MmUser {
 
 impl Drop for MmUser {
     fn drop(&mut self) {
-        // The last user tears the address space down, which is long and takes locks; leave it to a
-        // worker.
+        // The last user tears the address space down, which takes long and takes locks. Leave it to
+        // a worker.
         // SAFETY: By the type invariant the reference is ours.
         unsafe { c::mmput_async(self.0) };
     }

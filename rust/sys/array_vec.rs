@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A few values on the stack.
+//! A vector with a fixed capacity, on the stack.
 //!
 //! Stands in for `KVec` where an allocation would cost more than the work.
 
@@ -17,7 +17,7 @@ pub(crate) struct ArrayVec<T, const N: usize> {
 }
 
 impl<T: Copy, const N: usize> ArrayVec<T, N> {
-    /// None.
+    /// An empty vector.
     pub(crate) fn new() -> Self {
         // INVARIANT: No value needs to be initialized.
         Self {
@@ -26,18 +26,18 @@ impl<T: Copy, const N: usize> ArrayVec<T, N> {
         }
     }
 
-    /// How many more there is room for.
+    /// How many more values fit.
     pub(crate) fn remaining_capacity(&self) -> usize {
         N - self.nr
     }
 
-    /// Adds a value. Returns whether there was room for it.
+    /// Adds a value. Returns whether it fits.
     pub(crate) fn push(&mut self, value: T) -> bool {
         let Some(free) = self.values.get_mut(self.nr) else {
             return false;
         };
         free.write(value);
-        // INVARIANT: It was written just now; there was room for it.
+        // INVARIANT: The value was written just now, within the capacity.
         self.nr += 1;
         true
     }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copies of pages of shared memory, and how pages are handed to a reader.
+//! Copies of pages of shared memory, and reads of pages into user memory.
 //!
-//! The copies are a shmem file of the size of the memory, so they can be swapped and mapped.
-//! `snapshot.c` has what is done to a page.
+//! The copies are in a shmem file of the size of the memory, so they can be swapped and mapped.
+//! `snapshot.c` has the operations on one page.
 //!
-//! Stands in for an abstraction of the page cache of a shmem file, as [`super::shared`].
+//! Stands in for an abstraction of the page cache of a shmem file, like [`super::shared`].
 
 use super::{
     bindings,
@@ -33,11 +33,12 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// None of `size` bytes. They are charged to the memory cgroup of the running task. There is no
-    /// memory for one before the kernel would end a process for it.
+    /// An empty set of copies for a memory of `size` bytes. The copies are charged to the memory
+    /// cgroup of the running task. If memory is short, a copy fails before the OOM killer would end
+    /// a process for it.
     pub(crate) fn new(size: u64) -> Result<Self> {
         let file = Staging::new(c"vmem-snapshot", size, false)?;
-        // SAFETY: It is a shmem file, which nobody uses yet.
+        // SAFETY: It is a shmem file, and not in use yet.
         unsafe { bindings::vmem_copies_avoid_oom(file.as_ptr()) };
         Ok(Self {
             file,
@@ -45,12 +46,12 @@ impl Copies {
         })
     }
 
-    /// The file that they are in, to be mapped.
+    /// The file of the copies, to be mapped.
     pub(crate) fn file(&self) -> &Staging {
         &self.file
     }
 
-    /// How many pages they take.
+    /// How many pages the copies take.
     pub(crate) fn kept(&self) -> u64 {
         // SAFETY: It is a shmem file.
         unsafe { bindings::vmem_copies_kept(self.file.as_ptr()) as u64 }
@@ -70,18 +71,18 @@ impl Copies {
         })
     }
 
-    /// Drops those of these pages.
+    /// Drops the copies of these pages.
     pub(crate) fn drop_pages(&self, range: PageRange) -> Result {
         self.file.drop_pages(range)
     }
 
-    /// The first page from `pgoff` on of which there is a copy.
+    /// The first page from `pgoff` on that has a copy.
     pub(crate) fn next_page(&self, pgoff: u64) -> Option<u64> {
         // SAFETY: It is a shmem file.
         unsafe { next_page(self.file.as_ptr(), pgoff) }
     }
 
-    /// Hands over a part of a page to a reader.
+    /// Copies a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
         unsafe { sink.fill_from(self.file.as_ptr(), pgoff) }
@@ -89,7 +90,7 @@ impl Copies {
 }
 
 impl SharedMemory {
-    /// The folio of a page, which is brought in if it is in swap; [`None`] if the page is a hole.
+    /// The folio of a page, locked, swapped in if necessary. [`None`] if the page is a hole.
     pub(crate) fn lock_folio(&self, pgoff: u64) -> Result<Option<LockedFolio>> {
         let (file, pgoff) = (self.as_ptr(), pgoff as usize);
         // SAFETY: It is a shmem file.
@@ -97,24 +98,24 @@ impl SharedMemory {
         Ok(LockedFolio::new(folio).ok())
     }
 
-    /// The first page from `pgoff` on that is no hole.
+    /// The first page from `pgoff` on that is not a hole.
     pub(crate) fn next_page(&self, pgoff: u64) -> Option<u64> {
         // SAFETY: It is a shmem file.
         unsafe { next_page(self.as_ptr(), pgoff) }
     }
 
-    /// Hands over a part of a page to a reader.
+    /// Copies a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
         unsafe { sink.fill_from(self.as_ptr(), pgoff) }
     }
 }
 
-/// The first page from `pgoff` on of which the file has something.
+/// The first page from `pgoff` on that the file has contents for.
 ///
 /// # Safety
 ///
-/// It is a shmem file.
+/// `file` is a shmem file.
 unsafe fn next_page(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64> {
     // SAFETY: By the safety requirement.
     match unsafe { bindings::vmem_file_next_page(file, pgoff as usize) } {
@@ -123,7 +124,7 @@ unsafe fn next_page(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64
     }
 }
 
-/// Where a part of a page goes.
+/// The destination of a part of a page.
 pub(crate) struct PageSink<'a, 'data> {
     to: &'a mut IovIterDest<'data>,
     offset: usize,
@@ -132,7 +133,7 @@ pub(crate) struct PageSink<'a, 'data> {
 }
 
 impl<'a, 'data> PageSink<'a, 'data> {
-    /// For `len` bytes from `offset` on, within a page.
+    /// A destination for `len` bytes from `offset` on, within a page.
     pub(crate) fn new(to: &'a mut IovIterDest<'data>, offset: usize, len: usize) -> Self {
         Self {
             to,
@@ -142,18 +143,18 @@ impl<'a, 'data> PageSink<'a, 'data> {
         }
     }
 
-    /// How many bytes it has got. Less than it is for if its memory cannot be written to.
+    /// How many bytes were copied: fewer than requested if the destination cannot be written to.
     pub(crate) fn copied(&self) -> usize {
         self.copied
     }
 
-    /// Takes its part of the page, in place of what it has got.
+    /// Copies its part of the page, in place of what was copied before.
     ///
     /// # Safety
     ///
-    /// It is a shmem file.
+    /// `file` is a shmem file.
     unsafe fn fill_from(&mut self, file: *mut kernel::bindings::file, pgoff: u64) -> Result {
-        // SAFETY: So many bytes have been written to it since it was made.
+        // SAFETY: This many bytes have been written to the iterator since the sink was made.
         unsafe { self.to.revert(self.copied) };
         let mut error = 0;
         // SAFETY: By the safety requirement; the part is within a page; the iterator is valid.

@@ -12,7 +12,7 @@ pub(crate) fn nodata() -> Error {
     Error::from_errno(-(bindings::ENODATA as i32))
 }
 
-/// The file cannot do that.
+/// The file does not support the operation.
 pub(crate) fn opnotsupp() -> Error {
     Error::from_errno(-(bindings::EOPNOTSUPP as i32))
 }

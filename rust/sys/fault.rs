@@ -25,60 +25,61 @@ use kernel::{
     prelude::*, //
 };
 
-/// Pages that one read fault maps, if they are present: what the page cache does for files
+/// How many pages one read fault maps, if they are present. The page cache does the same for files
 /// (`fault_around_bytes`).
 const FAULT_AROUND_PAGES: usize = 16;
 
 const PAGE_SIZE: usize = crate::model::range::PAGE_SIZE as usize;
 
-/// Whether the fault may wait, and how.
+/// Whether and how a fault may wait (`FAULT_FLAG_ALLOW_RETRY`, `FAULT_FLAG_RETRY_NOWAIT`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryMode {
-    /// Not at all: the caller comes back (KVM's asynchronous page faults).
+    /// It may not wait: the caller retries later (KVM's asynchronous page faults).
     NoWait,
-    /// After [`Fault::unlock`].
+    /// It may wait after [`Fault::unlock`].
     DropLock,
-    /// Where it is, with the lock held: the caller cannot start again.
+    /// It waits with the lock held: the caller cannot retry.
     HoldLock,
 }
 
-/// What the pages behind a mapping say to a fault. `write_faults` is whether the first write to a page that is mapped
-/// will be a fault again, or else nobody is told of it.
+/// What a fault may map. `write_faults` says whether the first write to a mapped page causes a
+/// fault of its own. If not, such a write is not seen.
 pub(crate) trait FaultPolicy {
-    /// Whether these pages are all present.
+    /// Whether all of these pages are present.
     fn present(&self, range: PageRange) -> bool;
 
-    /// What becomes of a page that is to be mapped, and is about to become writable unless `write_faults`. Its folio
-    /// is locked until it is mapped.
+    /// Decides whether a page may be mapped. Unless `write_faults`, it becomes writable with that.
+    /// Its folio stays locked until it is mapped.
     fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision;
 
     /// Waits for a short time until a page may become writable.
     fn await_writable(&self) {}
 
-    /// Whether pages that nobody touches may be mapped as well. Asked with their folio locked.
+    /// Whether pages around the touched one may be mapped, too. Called with their folio locked.
     fn allows_fault_around(&self, write_faults: bool) -> bool;
 }
 
-/// What becomes of a page that is to be mapped.
+/// The decision about a page that a fault wants to map.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MapDecision {
-    /// It is mapped.
+    /// Map the page, and its folio as far as the memory management does.
     Map,
-    /// It is, but nothing else of its folio.
+    /// Map the page, and no other page of its folio.
     MapPageOnly,
-    /// The fault comes again.
+    /// Map nothing; the fault is raised again.
     Retry,
-    /// It cannot be had.
+    /// Answer with SIGBUS.
     Sigbus,
 }
 
-/// Whether the first write to a page of a VMA is a fault of its own, or no write to the memory at all.
+/// Whether the first write to a page of a VMA is a fault of its own. It always is in a private
+/// mapping, whose writes do not reach the memory.
 ///
 /// # Safety
 ///
 /// The VMA is locked.
 pub(super) unsafe fn first_write_faults(vma: *mut c::vm_area_struct) -> bool {
-    // SAFETY: By the safety requirement; a VMA whose faults come here has operations.
+    // SAFETY: By the safety requirement; a VMA whose faults come to this module has operations.
     unsafe {
         (*vma).__bindgen_anon_2.vm_flags & kernel::mm::virt::flags::SHARED == 0
             || (*(*vma).vm_ops).page_mkwrite.is_some()
@@ -89,8 +90,8 @@ pub(super) unsafe fn first_write_faults(vma: *mut c::vm_area_struct) -> bool {
 ///
 /// # Invariants
 ///
-/// `vmf` is valid during `'a`; its VMA is until the fault is unlocked, and then `pinned` holds the
-/// file that the VMA had.
+/// `vmf` is valid during `'a`. Its VMA is valid until the fault is unlocked; from then on, `pinned`
+/// holds the file that the VMA had.
 pub(crate) struct Fault<'a> {
     vmf: *mut c::vm_fault,
     pinned: *mut c::file,
@@ -110,7 +111,7 @@ impl Fault<'_> {
         }
     }
 
-    /// The page that is wanted.
+    /// The page offset of the touched page.
     pub(crate) fn pgoff(&self) -> u64 {
         // SAFETY: By the type invariants.
         unsafe { (*self.vmf).__bindgen_anon_1.pgoff as u64 }
@@ -121,7 +122,7 @@ impl Fault<'_> {
         unsafe { (*self.vmf).flags & flag != 0 }
     }
 
-    /// Whether it may wait.
+    /// Whether and how the fault may wait.
     pub(crate) fn retry_mode(&self) -> RetryMode {
         if !self.has(c::fault_flag_FAULT_FLAG_ALLOW_RETRY) {
             RetryMode::HoldLock
@@ -132,9 +133,9 @@ impl Fault<'_> {
         }
     }
 
-    /// What may end its wait, if it is unlocked. A system call that touches the page cannot be left
-    /// for a signal that does not kill: it would start again at once, and again; it is given one
-    /// chance to look.
+    /// What may end the wait of an unlocked fault. A touch in a system call cannot be ended by a
+    /// signal that does not kill: the touch would be retried at once with the signal still pending.
+    /// The caller of such a fault gets one chance to abort it.
     pub(crate) fn wait_mode(&self) -> WaitMode {
         let leaves = self.has(c::fault_flag_FAULT_FLAG_USER) || !self.tried();
         if self.has(c::fault_flag_FAULT_FLAG_INTERRUPTIBLE) && leaves {
@@ -144,18 +145,18 @@ impl Fault<'_> {
         }
     }
 
-    /// Whether it has waited before.
+    /// Whether this is a retry of a fault that has waited.
     pub(crate) fn tried(&self) -> bool {
         self.has(c::fault_flag_FAULT_FLAG_TRIED)
     }
 
-    /// Whether no signal reaches the task: a kernel thread that faults for somebody else, or a
-    /// thread that ends, which still clears the word of its thread id and walks its robust futexes.
+    /// Whether no signal reaches the task: a kernel thread that faults for another task, or an
+    /// exiting thread, which still clears the word of its thread id and walks its robust futexes.
     pub(crate) fn is_kernel_or_exiting_thread(&self) -> bool {
         task_flags() & (c::PF_KTHREAD | c::PF_EXITING) != 0
     }
 
-    /// Whether it is a kernel thread in the address space of a process that lives (vhost's).
+    /// Whether the task is a kernel thread in the address space of a live process (vhost's).
     pub(crate) fn is_kthread_of_live_process(&self) -> bool {
         if !self.is_in_current_mm() {
             return false;
@@ -166,8 +167,8 @@ impl Fault<'_> {
         task_flags() & c::PF_KTHREAD != 0 && unsafe { bindings::vmem_mm_is_owned(mm) } != 0
     }
 
-    /// Whether it is in the address space that the task runs in, and not unlocked. A debugger's and
-    /// those of `/proc/PID/mem` are not.
+    /// Whether the fault is in the address space that the task runs in, and not unlocked. A fault
+    /// of a debugger or of `/proc/PID/mem` is not.
     pub(crate) fn is_in_current_mm(&self) -> bool {
         if !self.pinned.is_null() {
             return false;
@@ -178,8 +179,8 @@ impl Fault<'_> {
         mm == unsafe { (*kernel::task::Task::current_raw()).mm }
     }
 
-    /// Whether it comes through a mapping that can write to the region, and is not unlocked. A private
-    /// mapping cannot, nor a shared one of a file that is open for reading.
+    /// Whether the mapping can write to the region, and the fault is not unlocked. A private
+    /// mapping cannot, nor can a shared mapping of a file that is open for reading.
     pub(crate) fn may_write(&self) -> bool {
         if !self.pinned.is_null() {
             return false;
@@ -189,9 +190,9 @@ impl Fault<'_> {
         vm_flags & kernel::mm::virt::flags::SHARED != 0
     }
 
-    /// Whether the task locks memory on fault: it touches each page of a range, and needs none of them.
-    /// Such a touch starts anew each time. One that comes again is of something else on the call's way
-    /// out, the frame of a signal, say.
+    /// Whether the task locks memory on fault (`MLOCK_ONFAULT`, `MCL_ONFAULT`). Such a call touches
+    /// each page of a range and needs none of them. Each of its touches is a new fault. A retried
+    /// fault is a touch of something else on the call's way out, for example of a signal frame.
     pub(crate) fn is_mlock_onfault(&self) -> bool {
         !self.has(c::fault_flag_FAULT_FLAG_USER)
             && !self.tried()
@@ -201,19 +202,20 @@ impl Fault<'_> {
             && unsafe { bindings::vmem_in_mlock_onfault() } != 0
     }
 
-    /// Where the touch is.
+    /// The address of the touch.
     pub(crate) fn user_address(&self) -> usize {
         // SAFETY: By the type invariants.
         unsafe { (*self.vmf).__bindgen_anon_1.address }
     }
 
-    /// Whether the process writes its core dump, or ends with all of its threads.
+    /// Whether the process writes its core dump, or exits with all of its threads.
     pub(crate) fn is_process_dying(&self) -> bool {
-        // SAFETY: Reads what the running task says of itself.
+        // SAFETY: Reads flags of the running task.
         unsafe { bindings::vmem_process_is_dying() != 0 }
     }
 
-    /// Where the page is wanted; [`None`] if it will be copied there, or the fault is unlocked.
+    /// Where the page is to be mapped. [`None`] if the fault will copy the page (a write to a
+    /// private mapping), or is unlocked.
     pub(crate) fn fault_address(&self) -> Option<FaultAddress> {
         if !self.pinned.is_null() {
             return None;
@@ -232,10 +234,11 @@ impl Fault<'_> {
         (shared || !write).then_some(FaultAddress { mm, addr, write })
     }
 
-    /// Lets go of the lock that others need, so that the fault may wait; its answer is then
-    /// [`VmFaultReason::RETRY_MAJOR`] or [`VmFaultReason::COMPLETED`].
+    /// Drops the mmap or VMA lock, so that the fault may wait without blocking other threads. The
+    /// fault must then return [`VmFaultReason::RETRY_MAJOR`] or [`VmFaultReason::COMPLETED`].
     ///
-    /// The VMA may go. What its file holds stays until the fault has been answered.
+    /// The VMA may be freed after this. What its file holds stays valid until the fault has been
+    /// answered.
     pub(crate) fn unlock(&mut self) {
         if !self.pinned.is_null() {
             return;
@@ -249,18 +252,20 @@ impl Fault<'_> {
         }
     }
 
-    /// Answers with the page from the staging file. It is present, and the fault not unlocked.
+    /// Answers with the page from the staging file. The page is present, and the fault is not
+    /// unlocked.
     ///
-    /// A folio of several pages is mapped as a whole by the memory management, so if pages near it are
-    /// absent, or each is to be heard of, only the wanted page is mapped, and here.
+    /// The memory management maps a large folio as a whole. So if pages near the touched one are
+    /// absent, or if each written page is to be logged, this function maps only the touched page
+    /// itself.
     pub(crate) fn map(&mut self, staging: &Staging, policy: &impl FaultPolicy) -> VmFaultReason {
         if !self.pinned.is_null() {
             return VmFaultReason::RETRY_MAJOR;
         }
         let pgoff = self.pgoff();
         let vma = self.vma();
-        // SAFETY: By the type invariants the VMA and its file are valid: the fault is not unlocked. So
-        // is the staging file.
+        // SAFETY: By the type invariants the VMA and its file are valid, as the fault is not
+        // unlocked. So is the staging file.
         if unsafe { (*(*vma).vm_file).f_mapping != (*staging.as_ptr()).f_mapping } {
             return VmFaultReason::SIGBUS;
         }
@@ -269,7 +274,8 @@ impl Fault<'_> {
             unsafe { ((*vma).__bindgen_anon_2.vm_flags, first_write_faults(vma)) };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
-        // Who has waited for a page comes alone, or behind others who have mapped what is around it.
+        // A fault that has waited for its page is alone, or follows other faults that have mapped
+        // the pages around it.
         if !write && !self.tried() {
             self.fault_around(staging, policy, write_faults);
         }
@@ -290,7 +296,7 @@ impl Fault<'_> {
             MapDecision::MapPageOnly => alone = true,
             MapDecision::Retry => {
                 drop(folio);
-                // The lock of the mapping is held, so not for long.
+                // The lock of the mapping is held, so the wait is short.
                 policy.await_writable();
                 return VmFaultReason::NOPAGE;
             }
@@ -299,26 +305,27 @@ impl Fault<'_> {
         let copied = write && !shared;
         let whole = || !alone && block_of(pgoff).is_some_and(|block| policy.present(block));
         if folio.is_large() && !copied && !whole() {
-            // The lock of the folio keeps others from mapping it as a whole. Whoever has done so
-            // knew that it is present.
+            // The folio's lock keeps other threads from mapping the folio as a whole. A thread that
+            // has done so before knew that all of it is present.
             // SAFETY: By the type invariants.
             if unsafe { bindings::vmem_fault_pmd_is_leaf(self.vmf) } != 0 {
                 return VmFaultReason::NOPAGE;
             }
             return self.insert(&folio, pgoff);
         }
-        // SAFETY: By the type invariants; the page's reference and its folio's lock go with it.
+        // SAFETY: By the type invariants; the page's reference and its folio's lock pass to the
+        // caller.
         unsafe { (*self.vmf).page = folio.into_page(pgoff) };
         VmFaultReason::LOCKED
     }
 
-    /// Maps the wanted page of a folio, which is locked.
+    /// Maps the touched page of a folio, which is locked.
     fn insert(&self, folio: &LockedFolio, pgoff: u64) -> VmFaultReason {
         // SAFETY: By the type invariants; the fault is not unlocked.
         if unsafe { bindings::vmem_fault_has_marker(self.vmf) } != 0 {
-            // userfaultfd does not register such a VMA, so there is no marker. If there were one, the
-            // insertion would leave it alone, and the fault would come again for ever; and the kernel's
-            // own way to replace it may map all of the folio.
+            // userfaultfd does not register such a VMA, so there is no marker. If there were one,
+            // the insertion would leave it alone, and the fault would be raised again for ever; and
+            // the kernel's own way to replace a marker may map all of the folio.
             return VmFaultReason::SIGBUS;
         }
         let insert = || {
@@ -333,8 +340,8 @@ impl Fault<'_> {
             return answer;
         }
         let again = insert();
-        // A page table that was taken away under the fault looks like one for which there is no
-        // memory. That would end a system call, and a virtual machine, though the page is here.
+        // A page table that was freed under the fault looks like a lack of memory for one. An error
+        // here would end a system call, and a virtual machine, though the page is present.
         // SAFETY: In process context; no spinlock is held.
         if again.is_oom() && unsafe { bindings::vmem_has_page_table_memory() } != 0 {
             return VmFaultReason::NOPAGE;
@@ -347,9 +354,9 @@ impl Fault<'_> {
         unsafe { (*self.vmf).__bindgen_anon_1.vma }
     }
 
-    /// Maps the present pages around a read fault, those that the page cache has at hand, so that
-    /// they will not fault. The page cache's own function would map a large folio beyond the range
-    /// that it is asked for.
+    /// Maps the present pages around a read fault that are in the page cache, so that they will not
+    /// fault. The page cache's own function would map a large folio beyond the range that it is
+    /// asked for.
     fn fault_around(&mut self, staging: &Staging, policy: &impl FaultPolicy, write_faults: bool) {
         let vma = self.vma();
         // SAFETY: By the type invariants; the fault is not unlocked.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where pages are wanted.
+//! The addresses at which faults wait for pages.
 
 use super::{
     array_vec::ArrayVec,
@@ -8,9 +8,9 @@ use super::{
 };
 use kernel::bindings as c;
 
-/// Where a page is wanted: an address of an address space, to read or to write.
+/// Where a fault wants to map a page: an address in an address space, to read or to write.
 ///
-/// It holds nothing: whoever waits for the page keeps the address space alive.
+/// It holds no reference: the waiting fault keeps the address space alive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FaultAddress {
     pub(super) mm: *mut c::mm_struct,
@@ -18,24 +18,26 @@ pub(crate) struct FaultAddress {
     pub(super) write: bool,
 }
 
-/// How many places one wake-up serves at most. Who waits at others maps the page for himself.
+/// How many addresses one wake-up serves at most. Faults at other addresses map the page
+/// themselves.
 const MAX_ADDRESSES: usize = 8;
 
-/// Places where pages are waited for, each once, with their page offsets.
+/// Addresses at which faults wait for pages, each once, with their page offsets.
 ///
 /// # Invariants
 ///
-/// For each of them there is a reference of `mmget()` to its address space.
+/// For each address there is a reference of `mmget()` to its address space.
 pub(crate) struct FaultAddresses(ArrayVec<(u64, FaultAddress), MAX_ADDRESSES>);
 
 impl FaultAddresses {
-    /// None.
+    /// An empty set.
     pub(crate) fn new() -> Self {
-        // INVARIANT: There is none.
+        // INVARIANT: The set is empty.
         Self(ArrayVec::new())
     }
 
-    /// Adds the place where `pgoff` is wanted. Returns whether it is among them then.
+    /// Adds the address at which a fault waits for `pgoff`. Returns whether the set has the address
+    /// then.
     ///
     /// # Safety
     ///
@@ -52,12 +54,12 @@ impl FaultAddresses {
         unsafe { bindings::vmem_mmget(address.mm) != 0 && self.0.push((pgoff, address)) }
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.as_slice().is_empty()
     }
 
-    /// Page offsets and places.
+    /// Page offsets and addresses.
     pub(super) fn iter(&self) -> impl Iterator<Item = &(u64, FaultAddress)> {
         self.0.as_slice().iter()
     }
@@ -66,8 +68,8 @@ impl FaultAddresses {
 impl Drop for FaultAddresses {
     fn drop(&mut self) {
         for (_, address) in self.iter() {
-            // The last user tears the address space down, which is long and takes locks; leave it to
-            // a worker.
+            // The last user tears the address space down, which takes long and takes locks. Leave
+            // it to a worker.
             // SAFETY: By the type invariants the reference is ours.
             unsafe { c::mmput_async(address.mm) };
         }

@@ -27,10 +27,10 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// What a file does. Operations that are not provided are those of a file that has none.
+/// The operations of a file. An operation that is not provided behaves as for a file without it.
 #[vtable]
 pub(crate) trait FileOps: Sized + 'static {
-    /// What the file holds.
+    /// The private data of the file.
     type Data: ForeignOwnable + Send + Sync;
 
     /// A node with this minor number is opened.
@@ -53,20 +53,20 @@ pub(crate) trait FileOps: Sized + 'static {
         Err(ENODEV)
     }
 
-    /// For poll(): the queue that is woken when it becomes readable. It is a part of what the file
-    /// holds.
+    /// For poll(): the queue that is woken when the file becomes readable. The queue is a part of
+    /// the file's private data.
     fn poll_queue<'a>(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'a>,
     ) -> Option<&'a PollQueue> {
         None
     }
 
-    /// Whether it is readable.
+    /// For poll(): whether the file is readable.
     fn is_readable(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
         false
     }
 
-    /// For poll(): whether it has failed.
+    /// For poll(): whether the file has failed.
     fn has_failed(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
         false
     }
@@ -76,7 +76,8 @@ pub(crate) trait FileOps: Sized + 'static {
         0
     }
 
-    /// For lseek(): the first position from `pos` on, before the end, that is data, or that is none.
+    /// For lseek(): the first position from `pos` on, before the end, that has data (or, if not
+    /// `is_data`, that has none).
     fn seek(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _pos: u64,
@@ -85,7 +86,7 @@ pub(crate) trait FileOps: Sized + 'static {
         Err(EINVAL)
     }
 
-    /// Reads from `pos` on. Returns how many bytes.
+    /// Reads from `pos` on. Returns how many bytes were read.
     fn read(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _pos: u64,
@@ -98,7 +99,7 @@ pub(crate) trait FileOps: Sized + 'static {
     fn show_fdinfo(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _m: &SeqFile) {}
 }
 
-/// A table of operations. It must be a static: open files refer to it.
+/// A table of operations. It must be a static, since open files refer to it.
 pub(crate) struct FileOpsTable<T> {
     ops: kernel::bindings::file_operations,
     _type: PhantomData<fn(T)>,
@@ -166,7 +167,7 @@ impl<T: FileOps> FileOpsTable<T> {
         &raw const self.ops
     }
 
-    /// What `file` holds.
+    /// The private data of `file`.
     ///
     /// # Safety
     ///
@@ -190,7 +191,7 @@ impl<T: FileOps> FileOpsTable<T> {
         let minor = unsafe { bindings::vmem_node_minor(inode) };
         match T::open(minor) {
             Ok(data) => {
-                // SAFETY: Nobody else uses a file that is being opened.
+                // SAFETY: No other thread uses a file that is being opened.
                 unsafe { (*file).private_data = data.into_foreign() };
                 0
             }
@@ -289,7 +290,8 @@ impl<T: FileOps> FileOpsTable<T> {
             .and_then(|pos| T::read(data, pos, to));
         match read {
             Ok(nr) => {
-                // SAFETY: As above. It is within a file of at most `VMEM_MAX_SIZE`, or as before.
+                // SAFETY: As above. The position is within a file of at most `VMEM_MAX_SIZE`, or
+                // unchanged.
                 unsafe { (*iocb).ki_pos = pos.saturating_add(nr as i64) };
                 nr as isize
             }
@@ -338,8 +340,8 @@ impl<T: FileOps> FileOpsTable<T> {
     }
 }
 
-/// An open file with these operations, on an inode of its own kind, so that it cannot be opened again
-/// through /proc. The file references the owner of its operations as long as it lives.
+/// Opens a file with these operations on an anonymous inode, so that it cannot be opened again
+/// through /proc. The file holds a reference to the owner of its operations as long as it lives.
 pub(crate) fn anonymous<T: FileOps>(
     name: &CStr,
     ops: &'static FileOpsTable<T>,
@@ -352,18 +354,18 @@ pub(crate) fn anonymous<T: FileOps>(
     let file =
         unsafe { bindings::vmem_anon_file(name.as_char_ptr(), ops.as_ptr(), data, flags as i32) };
     match from_err_ptr(file) {
-        // SAFETY: A new file, which is ours and no descriptor refers to.
+        // SAFETY: A new file. The reference is ours, and no descriptor refers to the file.
         Ok(file) => Ok(unsafe { into_file(file) }),
         Err(e) => {
-            // SAFETY: It came from `into_foreign` above, and no file has it.
+            // SAFETY: It came from `into_foreign` above, and no file owns it.
             drop(unsafe { T::Data::from_foreign(data) });
             Err(e)
         }
     }
 }
 
-/// Calls `with` with what the open file behind a descriptor of the running process holds, and the file. `EBADF` if there
-/// is none, `EINVAL` if it has other operations.
+/// Calls `with` with the private data of the open file behind a descriptor of the running process,
+/// and the file. `EBADF` if there is no such file, `EINVAL` if it has other operations.
 pub(crate) fn with_fd<T: FileOps, R>(
     ops: &'static FileOpsTable<T>,
     fd: i32,

@@ -2,11 +2,11 @@
 
 //! A mutex that is a static of the module.
 //!
-//! `kernel::sync::global_lock` needs unsafe code where it is used, for its initialization; this puts
-//! it here.
+//! `kernel::sync::global_lock` needs unsafe code where it is used, for its initialization. This
+//! macro contains that code.
 
-/// Defines a static mutex, and a function that makes it ready, for the module's initialization to
-/// call before anything else.
+/// Defines a static mutex and the function that initializes it, which the module's initialization
+/// calls before anything else.
 macro_rules! global_mutex {
     (static $name:ident: Mutex<$type:ty> = $value:expr, initialized by $init:ident;) => {
         kernel::sync::global_lock! {
@@ -14,8 +14,8 @@ macro_rules! global_mutex {
             unsafe(uninit) static $name: Mutex<$type> = $value;
         }
 
-        /// Makes the static ready. The reference to the module, which only its initialization has,
-        /// says that this is called once.
+        /// Initializes the static. Only the module's initialization has the reference to the
+        /// module, so this is called once.
         pub(crate) fn $init(_module: &'static kernel::ThisModule) {
             // SAFETY: The module is initialized once.
             unsafe { $name.init() };

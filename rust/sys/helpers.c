@@ -29,7 +29,7 @@ struct file *vmem_anon_file(const char *name, const struct file_operations *fops
 {
 	struct file *file = anon_inode_getfile(name, fops, data, flags);
 
-	/* One that can be read can be so at any position. */
+	/* A file that can be read can be read at any position. */
 	if (!IS_ERR(file) && fops->read_iter)
 		file->f_mode |= FMODE_PREAD;
 	return file;
@@ -46,8 +46,9 @@ int vmem_fault_pmd_is_leaf(struct vm_fault *vmf)
 }
 
 /*
- * Whether the page table has something at its address which maps no page: a
- * marker of userfaultfd. With an empty page table, or none, it has not.
+ * Whether the page table has an entry at the address of the fault that maps no
+ * page: a marker of userfaultfd. With an empty page table, or without one,
+ * there is none.
  */
 int vmem_fault_has_marker(struct vm_fault *vmf)
 {
@@ -55,8 +56,8 @@ int vmem_fault_has_marker(struct vm_fault *vmf)
 }
 
 /*
- * Whether there would be memory for a page table now. vmf_insert_page_mkwrite()
- * says VM_FAULT_OOM also if madvise() frees the page table under it
+ * Whether there is memory for a page table now. vmf_insert_page_mkwrite() also
+ * returns VM_FAULT_OOM if madvise() frees the page table under it
  * (CONFIG_PT_RECLAIM).
  */
 int vmem_has_page_table_memory(void)
@@ -90,9 +91,13 @@ unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 	return (__force unsigned int)vmf_insert_page_mkwrite(&vmf, page, false);
 }
 
-/* The same from another task; a page table that it takes is charged to @charge. */
-unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma, unsigned long addr,
-			       struct page *page, struct mem_cgroup *charge)
+/*
+ * The same for a fault of another task. A page table that it allocates is
+ * charged to @charge.
+ */
+unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma,
+				       unsigned long addr, struct page *page,
+				       struct mem_cgroup *charge)
 {
 	struct mem_cgroup *old = set_active_memcg(charge);
 	unsigned int ret = vmem_fault_insert(vma, addr, page);
@@ -102,8 +107,8 @@ unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma, unsigned long
 }
 
 /*
- * A fault in another's address space, whose lock is held. It may not wait, and
- * what it takes is charged to @charge.
+ * A fault in another process's address space, whose lock is held. It must not
+ * wait. Memory that it allocates is charged to @charge.
  */
 unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
 			       struct mem_cgroup *charge)
@@ -127,8 +132,9 @@ void vmem_vma_unlock(struct vm_area_struct *vma)
 }
 
 /*
- * Whether a process has it. Kernel threads that work in it keep it, and are no
- * owner. Without memory cgroups there is none to be known.
+ * Whether a process owns the address space. Kernel threads that work in it keep
+ * it, and are no owner. Without memory cgroups the kernel does not record an
+ * owner.
  */
 int vmem_mm_is_owned(struct mm_struct *mm)
 {
@@ -185,8 +191,9 @@ struct mem_cgroup *vmem_memcg_of_current(void)
 }
 
 /*
- * Whether it has not been removed; its limit holds even then. From the very
- * moment: it is offline only some time later.
+ * Whether the cgroup has not been removed; its limit holds even then. The
+ * answer changes at the very moment of the removal: the cgroup is offline only
+ * some time later.
  */
 int vmem_memcg_is_online(struct mem_cgroup *memcg)
 {
@@ -201,7 +208,7 @@ void vmem_memcg_put(struct mem_cgroup *memcg)
 	mem_cgroup_put(memcg);
 }
 
-/* Bytes that can be had without swapping. */
+/* How many bytes are available without swapping. */
 unsigned long vmem_available_memory(void)
 {
 	long pages = si_mem_available();
@@ -214,7 +221,7 @@ int vmem_access_ok(unsigned long addr, unsigned long len)
 	return access_ok((const void __user *)addr, len);
 }
 
-/* Brings a page of user memory in, for reading. */
+/* Faults in a page of user memory, for reading. */
 int vmem_fault_in_readable(unsigned long addr)
 {
 	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
@@ -222,8 +229,8 @@ int vmem_fault_in_readable(unsigned long addr)
 
 /*
  * Whether the task is in mlock2(MLOCK_ONFAULT) or mlockall(MCL_ONFAULT). These
- * calls set no flag in a mapping with VM_DONTEXPAND, but touch all of its pages:
- * nothing else tells such a touch from others.
+ * calls set no flag in a mapping with VM_DONTEXPAND, but touch all of its
+ * pages: nothing else distinguishes such a touch from others.
  */
 int vmem_in_mlock_onfault(void)
 {
@@ -244,7 +251,7 @@ int vmem_in_mlock_onfault(void)
 	       (nr == __NR_mlockall && (args[0] & MCL_ONFAULT));
 }
 
-/* Its signals are over: no other thread can tell it anything. */
+/* No signal reaches such a process any more. */
 int vmem_process_is_dying(void)
 {
 	return (current->flags & PF_DUMPCORE) ||
@@ -253,9 +260,9 @@ int vmem_process_is_dying(void)
 }
 
 /*
- * The state of a killable wait that may last: whoever is in it can be frozen.
- * It may be in the middle of a system call, with locks of others, as one that
- * waits for a network file system is.
+ * The state of a killable wait that may be long: the task can be frozen in it.
+ * The task may be in the middle of a system call, with locks that others need,
+ * as a task that waits for a network file system is.
  */
 unsigned int vmem_task_killable_freezable(void)
 {
@@ -263,15 +270,16 @@ unsigned int vmem_task_killable_freezable(void)
 }
 
 /*
- * Waits until no task is preempted in the code of the module. Whoever has put
- * the last reference to it may be, with nothing left to do but return.
+ * Waits until no task is preempted in the code of the module. A task that has
+ * put the last reference to the module may be preempted there, with nothing
+ * left to do but return.
  */
 void vmem_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
 }
 
-/* Waits until all read-side sections of RCU that have begun are over. */
+/* Waits until all RCU read-side sections that have begun have ended. */
 void vmem_synchronize_rcu(void)
 {
 	synchronize_rcu();

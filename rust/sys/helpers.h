@@ -94,7 +94,7 @@ void vmem_folios_unmap(struct file *memory, unsigned long first,
 void vmem_folios_held(struct file *memory, unsigned long first,
 		      unsigned long nr, unsigned long base, __u64 *bits);
 
-/* The contents that it had at an instant. */
+/* The contents that shared memory had at an instant. */
 void vmem_copies_avoid_oom(struct file *copies);
 unsigned long vmem_copies_kept(struct file *copies);
 int vmem_copies_add(struct file *copies, unsigned long pgoff,
@@ -125,14 +125,15 @@ int vmem_fault_has_marker(struct vm_fault *vmf);
 int vmem_has_page_table_memory(void);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *page);
-unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma, unsigned long addr,
-			       struct page *page, struct mem_cgroup *charge);
+unsigned int vmem_fault_insert_charged(struct vm_area_struct *vma,
+				       unsigned long addr, struct page *page,
+				       struct mem_cgroup *charge);
 unsigned int vmem_fault_remote(struct vm_area_struct *vma, unsigned long addr,
 			       struct mem_cgroup *charge);
 
 /*
- * Which mappings of a file are meant: those with the fault handler of @kind, or
- * those with just @ops. With both, the shared ones among all of these that do not
+ * Selects mappings of a file: those with the fault handler of @kind, or those
+ * with exactly @ops. With both, the shared ones among all of these that do not
  * have @ops and @data.
  */
 struct vmem_vma_filter {
@@ -176,7 +177,7 @@ struct mem_cgroup *vmem_memcg_of_current(void);
 int vmem_memcg_is_online(struct mem_cgroup *memcg);
 void vmem_memcg_put(struct mem_cgroup *memcg);
 
-/* The task that runs, and the machine. */
+/* The running task, and the machine. */
 int vmem_access_ok(unsigned long addr, unsigned long len);
 int vmem_fault_in_readable(unsigned long addr);
 unsigned long vmem_available_memory(void);

@@ -15,9 +15,10 @@
 #include "helpers.h"
 
 /*
- * Without the permission to write in vm_page_prot, page tables have none, and the
- * first write to a page is a fault. Of mappings that are not tracked, only those
- * are so whose soft-dirty bits are watched, or that userfaultfd protects.
+ * Without the permission to write in vm_page_prot, page tables have none, and
+ * the first write to a page is a fault. Of the mappings that are not tracked,
+ * this holds only for those whose soft-dirty bits are watched, or that
+ * userfaultfd protects.
  */
 static void set_page_prot(struct vm_area_struct *vma)
 {
@@ -31,9 +32,9 @@ static void set_page_prot(struct vm_area_struct *vma)
 }
 
 /*
- * Gives a mapping that exists another file of the same memory, and other
- * operations. The mmap lock is held for writing. What its page tables permit is
- * as before.
+ * Gives an existing mapping another file of the same memory, and other
+ * operations. The mmap lock is held for writing. The permissions in its page
+ * tables do not change.
  */
 void vmem_vma_switch(struct vm_area_struct *vma, struct file *file,
 		     const struct vm_operations_struct *ops, void *data)
@@ -41,7 +42,10 @@ void vmem_vma_switch(struct vm_area_struct *vma, struct file *file,
 	struct address_space *mapping = file->f_mapping;
 
 	vma_start_write(vma);
-	/* Who finds the VMA by the tree of its file looks at file and operations. */
+	/*
+	 * Code that finds the VMA by the tree of its file looks at file and
+	 * operations.
+	 */
 	i_mmap_lock_write(mapping);
 	vma_set_file(vma, file);
 	WRITE_ONCE(vma->vm_ops, ops);
@@ -50,7 +54,9 @@ void vmem_vma_switch(struct vm_area_struct *vma, struct file *file,
 	set_page_prot(vma);
 }
 
-/* To what mmap() of the memory gives, which may be tracked. */
+/*
+ * Makes the mapping what mmap() of the memory gives. The memory may be tracked.
+ */
 int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *memory)
 {
 	struct vm_area_desc desc;
@@ -69,8 +75,9 @@ int vmem_vma_make_plain(struct vm_area_struct *vma, struct file *memory)
 }
 
 /*
- * For a mapping that is being made. The operations of the staging file may put
- * another file there, with a reference of its own: it may be tracked.
+ * For a mapping that is being made. The operations of the staging file may
+ * replace the file by another one, with its own reference, if the memory is
+ * tracked.
  */
 int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging)
 {
@@ -88,7 +95,7 @@ int vmem_vma_mmap_plain(struct vm_area_struct *vma, struct file *staging)
 	return err;
 }
 
-/* The VMAs of a file hang in the tree of its address space. */
+/* A file's VMAs are in the tree of its address space. */
 struct vm_area_struct *vmem_first_vma(struct address_space *mapping)
 {
 	struct rb_node *node = rb_first_cached(&mapping->i_mmap);
@@ -104,8 +111,8 @@ struct vm_area_struct *vmem_next_vma(struct vm_area_struct *vma)
 }
 
 /*
- * Whether it is one of those mappings of @mapping (struct vmem_vma_filter). The file of
- * a mapping holds its operations.
+ * Whether @filter selects the mapping, among the mappings of @mapping (struct
+ * vmem_vma_filter). The file of a mapping holds its operations.
  */
 int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
 		     const struct vmem_vma_filter *filter)
@@ -124,11 +131,12 @@ int vmem_vma_matches(struct vm_area_struct *vma, struct address_space *mapping,
 }
 
 /*
- * Counts those mappings up to @max. As long as they are looked at, nobody forks or
- * unmaps one, so whoever is to be killed stops looking.
+ * Counts the selected mappings, up to @max. During the count no task can fork
+ * or unmap one of them, so a task that is being killed stops counting.
  */
 unsigned long vmem_count_vmas(struct file *staging,
-			      const struct vmem_vma_filter *filter, unsigned long max)
+			      const struct vmem_vma_filter *filter,
+			      unsigned long max)
 {
 	struct address_space *mapping = staging->f_mapping;
 	struct vm_area_struct *vma;
@@ -159,11 +167,11 @@ static struct mm_struct **mm_slot(struct mm_struct **table, unsigned int bits,
 }
 
 /*
- * Puts the address spaces that have VMAs which match, each once and with a
- * reference (mmgrab), into the empty @table of 1 << @bits slots; not those that
- * have lost their last user. Stops when half of the slots are taken, and returns
- * whether there may be more then. The time for a VMA depends neither on how many
- * there are nor on how many address spaces.
+ * Collects the address spaces that have selected VMAs, each once and with a
+ * reference (mmgrab), in the empty @table of 1 << @bits slots. Address spaces
+ * that have lost their last user are left out. Stops when half of the slots are
+ * taken, and returns whether there may be more then. The time for a VMA depends
+ * neither on the number of VMAs nor on the number of address spaces.
  */
 int vmem_collect_mms(struct file *staging, const struct vmem_vma_filter *filter,
 		     struct mm_struct **table, unsigned int bits)
@@ -181,7 +189,7 @@ int vmem_collect_mms(struct file *staging, const struct vmem_vma_filter *filter,
 			break;
 		if (!vmem_vma_matches(vma, mapping, filter))
 			continue;
-		/* One that is being torn down. */
+		/* The address space is being torn down. */
 		if (!atomic_read(&vma->vm_mm->mm_users))
 			continue;
 		slot = mm_slot(table, bits, vma->vm_mm);

@@ -52,7 +52,7 @@ impl Memcg {
 
 impl Drop for Memcg {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a reference to give back.
+        // SAFETY: By the type invariant the reference is ours to put.
         unsafe { bindings::vmem_memcg_put(self.0.as_ptr()) };
     }
 }

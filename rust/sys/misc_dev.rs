@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A misc device whose open files hold the module.
+//! A misc device whose open files hold a reference to the module.
 //!
 //! Stands in for `kernel::miscdevice`, whose operations have no owner, and which cannot choose a node
 //! name.
@@ -29,13 +29,13 @@ pub(crate) struct MiscDev {
     inner: Opaque<bindings::miscdevice>,
 }
 
-// SAFETY: A registration may be given back on another thread than the one that made it.
+// SAFETY: A device may be deregistered on another thread than the one that registered it.
 unsafe impl Send for MiscDev {}
-// SAFETY: A shared reference offers nothing.
+// SAFETY: A shared reference has no methods.
 unsafe impl Sync for MiscDev {}
 
 impl MiscDev {
-    /// Registers the device `name`, whose node is `/dev/NODE`, for root alone.
+    /// Registers the device `name`, whose node is `/dev/NODE`, for root only.
     pub(crate) fn register<T: FileOps>(
         name: &'static CStr,
         node: &'static CStr,

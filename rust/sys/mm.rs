@@ -2,8 +2,8 @@
 
 //! All the mappings of a region, in every process.
 //!
-//! Stands in for iteration over `address_space.i_mmap`, which upstream does not have. The tree of the
-//! address space is the list of the mappings: there is no other that could disagree with it.
+//! Stands in for iteration over `address_space.i_mmap`, which upstream does not have. That tree is
+//! the only list of the mappings, so no other list can disagree with it.
 
 use super::{
     address_space::{
@@ -44,13 +44,13 @@ use kernel::{
     prelude::*, //
 };
 
-/// How far mappings are counted: they cannot be made or removed meanwhile.
+/// Mappings are counted up to this number: none can be made or removed during the count.
 const MAX_COUNT: usize = 4096;
 
-/// How many address spaces are looked at, at most.
+/// How many address spaces are collected at most.
 const MAX_SPACES: usize = 32768;
 
-/// The mappings of a staging file that have our operations.
+/// The mappings of a staging file that have this module's operations.
 pub(crate) struct Mappings<'a, M: VmOps> {
     staging: &'a Staging,
     ops: &'static VmOpsTables<M>,
@@ -75,18 +75,18 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         unsafe { bindings::vmem_count_vmas(self.staging.as_ptr(), &raw const filter, max) as u64 }
     }
 
-    /// How many there are; [`MAX_COUNT`] stands for that many and more.
+    /// How many mappings there are. [`MAX_COUNT`] stands for that number and more.
     pub(crate) fn count(&self) -> u64 {
         self.count_matching(self.all(), MAX_COUNT)
     }
 
-    /// How many of them tell of writes, up to `max`.
+    /// How many of them log writes, up to `max`.
     pub(crate) fn count_logged(&self, max: usize) -> u64 {
         self.count_matching(VmaFilter::Ops(self.ops.logged()), max)
     }
 
-    /// Has all shared ones tell of writes, as mappings of `file`. What page tables permit is as before.
-    /// `EINTR` if the task is being killed; some are then left.
+    /// Makes all shared mappings log writes, as mappings of `file`. The permissions in page tables
+    /// do not change. `EINTR` if the task is being killed; some mappings are then not changed.
     pub(crate) fn start_logging(&self, file: &MapFile<M>) -> Result {
         let filter = VmaFilter::Unswitched {
             from: self.ops.as_ptr(),
@@ -96,7 +96,7 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         self.switch_ops(filter, file, self.ops.logged())
     }
 
-    /// Has those that tell of writes do so no more, as mappings of `file`. `EINTR` as above.
+    /// Makes the mappings that log writes plain mappings of `file` again. `EINTR` as above.
     pub(crate) fn stop_logging(&self, file: &MapFile<M>) -> Result {
         self.switch_ops(VmaFilter::Ops(self.ops.logged()), file, self.ops.as_ptr())
     }
@@ -108,8 +108,8 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         to: *const c::vm_operations_struct,
     ) -> Result {
         let switch = |vma| {
-            // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
-            // file is one of the same memory, and holds what the operations need.
+            // SAFETY: The VMA is valid while its address space is locked, which allows changing it.
+            // The file is of the same memory, and holds what the operations need.
             unsafe {
                 let memory = file.memory.cast_mut().cast();
                 bindings::vmem_vma_switch(vma, file.file.as_ptr(), to, memory);
@@ -120,8 +120,8 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         unsafe { AddressSpace::change_mappings(self.staging.as_ptr(), filter, switch) }
     }
 
-    /// The address spaces that have such mappings, each once, but no more than [`MAX_SPACES`]. Not those
-    /// that are being torn down: they have nobody who would fault.
+    /// The address spaces that have such mappings, each once, but at most [`MAX_SPACES`]. Address
+    /// spaces that are being torn down are left out: no task can fault in them.
     pub(crate) fn address_spaces(&self) -> Result<KVVec<AddressSpace>> {
         let mut room = SPACES_BATCH;
         loop {
@@ -138,9 +138,10 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         unsafe { AddressSpace::collect(self.staging.as_ptr(), self.all(), room) }
     }
 
-    /// Turns every mapping into what mmap() of the staging file gives, which may tell of writes.
+    /// Converts every mapping to what mmap() of the staging file gives. If the memory is tracked,
+    /// that is a mapping that logs writes.
     ///
-    /// `EINTR` if the task is being killed; some are then left.
+    /// `EINTR` if the task is being killed; some mappings are then not changed.
     pub(crate) fn make_plain(&self, plain: PlainFlags) -> Result {
         let staging = self.staging.as_ptr();
         let make_plain = |vma| {
@@ -149,7 +150,7 @@ impl<'a, M: VmOps> Mappings<'a, M> {
             unsafe {
                 to_result(bindings::vmem_vma_make_plain(vma, staging))?;
                 plain.apply(vma);
-                // From here on a lock holds, and brings pages in.
+                // From here on mlock() pins pages, and brings them in.
                 bindings::vmem_vma_set_flags(vma, 0, flags::LOCKONFAULT);
             }
             Ok(())
@@ -158,8 +159,9 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         unsafe { AddressSpace::change_mappings(staging, self.all(), make_plain) }
     }
 
-    /// Has nothing bring in all pages of the mapping at `addr` of the running process any more, if it is
-    /// one of these: a lock on fault shall not. `EINTR` if the task is being killed.
+    /// Sets `VM_LOCKONFAULT` in the mapping at `addr` of the running process, if it is one of
+    /// these, so that a lock on fault does not bring in all of its pages. `EINTR` if the task is
+    /// being killed.
     pub(crate) fn set_lockonfault(&self, addr: usize) -> Result {
         // SAFETY: The running task is valid, and its address space its own to read.
         let mm = unsafe { (*kernel::task::Task::current_raw()).mm };
@@ -180,8 +182,9 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         Ok(())
     }
 
-    /// Faults in those pages of `range` for which `present` holds, in `space`. Returns how many it
-    /// has looked at and found mapped: none from when the lock of `space` was not to be had in `time`.
+    /// Faults in those pages of `range` for which `present` holds, in `space`. Returns how many
+    /// pages are mapped then. Once the lock of `space` was not free within `budget`, the result is
+    /// 0.
     pub(crate) fn populate(
         &self,
         space: &mut AddressSpace,
@@ -218,7 +221,7 @@ impl<'a, M: VmOps> Mappings<'a, M> {
                 }
                 let addr = start + ((at - pgoff) << PAGE_SHIFT) as usize;
                 // SAFETY: The lock is held, and the address is in the VMA; `charge` is null or held
-                // above. Present pages do not make the fault wait, so it may do without permission
+                // above. Present pages do not make the fault wait, so it does not need permission
                 // to unlock.
                 let answer = unsafe { bindings::vmem_fault_remote(vma, addr, charge) };
                 if answer & c::vm_fault_reason_VM_FAULT_OOM != 0 {
@@ -234,9 +237,9 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         Ok(mapped)
     }
 
-    /// Puts a page that has just been filled where it is wanted. Returns whether all of `addresses` have
-    /// their pages. Page tables that this takes are charged to `charge`. If writes are `logged`, it goes only
-    /// where they are seen.
+    /// Maps a page that has just been filled at all `addresses`. Returns whether it is mapped at
+    /// each of them. Page tables that this allocates are charged to `charge`. If writes are
+    /// `logged`, the page is mapped only where its first write faults.
     pub(crate) fn map_filled(
         &self,
         filled: &Filled,
@@ -245,7 +248,7 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         logged: bool,
     ) -> bool {
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
-        // Others may have mapped a large folio as a whole.
+        // Other threads may have mapped a large folio as a whole.
         !filled.folio().is_large()
             && addresses.iter().all(|(pgoff, address)| {
                 filled.pages().start() == *pgoff
@@ -253,7 +256,8 @@ impl<'a, M: VmOps> Mappings<'a, M> {
             })
     }
 
-    /// Puts the page of a small folio, which is locked, where it is wanted, unless that takes waiting.
+    /// Maps the page of a small folio, which is locked, at an address, unless that would have to
+    /// wait.
     fn map_page(
         &self,
         folio: &LockedFolio,
@@ -262,7 +266,7 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         charge: *mut c::mem_cgroup,
         logged: bool,
     ) -> bool {
-        // SAFETY: `addresses` hold a user of each address space.
+        // SAFETY: `addresses` holds a user of each address space.
         let vma = unsafe { c::lock_vma_under_rcu(address.mm, address.addr) };
         if vma.is_null() {
             return false;
@@ -284,7 +288,8 @@ impl<'a, M: VmOps> Mappings<'a, M> {
         }
     }
 
-    /// Whether the page is still what `address` is in this VMA, and may be mapped as it says.
+    /// Whether the VMA still maps the page at this address, with the permission that the fault
+    /// needs.
     ///
     /// # Safety
     ///
@@ -313,8 +318,8 @@ impl<'a, M: VmOps> Mappings<'a, M> {
     }
 
     fn contains(&self, vma: *mut c::vm_area_struct) -> bool {
-        // SAFETY: Callers hold the lock of the address space or of the VMA, so it is valid; one with our
-        // operations has a file.
+        // SAFETY: Callers hold the lock of the address space or of the VMA, so the VMA is valid; a
+        // VMA with our operations has a file.
         unsafe {
             self.ops.has((*vma).vm_ops)
                 && (*(*vma).vm_file).f_mapping == (*self.staging.as_ptr()).f_mapping

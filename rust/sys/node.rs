@@ -21,22 +21,22 @@ use kernel::{
     prelude::*,
 };
 
-/// The numbers for nodes, reserved.
+/// The reserved minor numbers of the nodes.
 ///
 /// # Invariants
 ///
-/// Made at most once at a time: there is one table of nodes.
+/// At most one value exists at a time, since there is one table of nodes.
 pub(crate) struct Nodes(());
 
 impl Nodes {
-    /// Reserves `count` minor numbers, to open nodes with `ops`. The reference to the module, which
-    /// only its initialization has, says that this is called once.
+    /// Reserves `count` minor numbers, whose nodes are opened with `ops`. Only the module's
+    /// initialization has the reference to the module, so this is called once.
     pub(crate) fn register<T: FileOps>(
         _module: &'static ThisModule,
         ops: &'static FileOpsTable<T>,
         count: u32,
     ) -> Result<Self> {
-        // SAFETY: `ops` lives as long as the module, and the numbers are given back in `drop`.
+        // SAFETY: `ops` lives as long as the module, and the numbers are released in `drop`.
         to_result(unsafe { bindings::vmem_nodes_register(ops.as_ptr(), count) })?;
         Ok(Self(()))
     }
@@ -44,7 +44,8 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // SAFETY: They were registered; a node that exists holds a region, and a region the module.
+        // SAFETY: The numbers were registered; an existing node holds a region, and a region the
+        // module.
         unsafe { bindings::vmem_nodes_unregister() };
     }
 }
@@ -60,16 +61,16 @@ pub(crate) struct Access {
     pub(crate) gid: u32,
 }
 
-/// A node; it vanishes with this.
+/// A node of a region. It is removed when this is dropped.
 ///
 /// # Invariants
 ///
-/// The pointer is what `vmem_node_create()` gave.
+/// The pointer was returned by `vmem_node_create()`.
 pub(crate) struct Node(NonNull<ffi::c_void>);
 
 // SAFETY: A device may be removed on any thread.
 unsafe impl Send for Node {}
-// SAFETY: A shared reference offers nothing.
+// SAFETY: A shared reference has no methods.
 unsafe impl Sync for Node {}
 
 impl Node {
@@ -85,7 +86,7 @@ impl Node {
                 access.gid,
             )
         })?;
-        // INVARIANT: As said.
+        // INVARIANT: `vmem_node_create()` returned it.
         NonNull::new(node).map(Self).ok_or(ENOMEM)
     }
 }

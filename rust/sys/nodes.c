@@ -30,7 +30,7 @@ static dev_t nodes_base;
 static unsigned int nodes_count;
 static struct cdev *nodes_cdev;
 static struct class *nodes_class;
-/* Removed nodes are among these until nobody refers to them any more. */
+/* Includes removed nodes until their last reference is put. */
 static atomic_t nodes_alive;
 
 static char *node_devnode(const struct device *dev, umode_t *mode, kuid_t *uid,
@@ -46,8 +46,8 @@ static char *node_devnode(const struct device *dev, umode_t *mode, kuid_t *uid,
 	if (gid)
 		*gid = node->gid;
 	/*
-	 * If it has no name the core goes on without a word, and there is a
-	 * device without a node, or a node without a device.
+	 * Without a name the core continues silently, and there is a device
+	 * without a node, or a node without a device.
 	 */
 	return kasprintf(GFP_KERNEL | __GFP_NOFAIL, "vmem/%s",
 			 strchr(dev_name(dev), '!') + 1);

@@ -20,8 +20,8 @@
 #include "helpers.h"
 
 /*
- * The memory behind a descriptor. @tracked are the operations of files that were
- * opened while they were tracked.
+ * The memory behind a descriptor. @tracked is the operations of files that were
+ * opened while the memory was tracked.
  */
 struct file *vmem_shared_get(int fd, const struct file_operations *tracked)
 {
@@ -31,7 +31,10 @@ struct file *vmem_shared_get(int fd, const struct file_operations *tracked)
 
 	if (!file)
 		return ERR_PTR(-EBADF);
-	/* That of an incomplete region cannot be opened, and is not the memory. */
+	/*
+	 * The inode of an incomplete region cannot be opened, and has other
+	 * operations.
+	 */
 	fops = READ_ONCE(file_inode(file)->i_fop);
 	if (is_file_hugepages(file))
 		err = -EOPNOTSUPP;
@@ -55,7 +58,7 @@ struct file *vmem_shared_get(int fd, const struct file_operations *tracked)
 	return ERR_PTR(err);
 }
 
-/* Another open file on it, as vmem_shmem_clone(), which has its name. */
+/* Another open file of the memory, with its name; see vmem_shmem_clone(). */
 struct file *vmem_shared_clone(struct file *memory,
 			       const struct file_operations *fops, void *data)
 {
@@ -74,9 +77,10 @@ unsigned long vmem_shared_size(struct file *memory)
 }
 
 /*
- * Whether no other file is open for writing, whose operations would stay as they
- * are. The first file of a memfd is not counted, nor is any that we make; so one
- * that is counted, where such files are, is not the first one.
+ * Whether no other file is open for writing: its operations would not be
+ * replaced. The inode does not count the first file of a memfd, nor any file
+ * that this module makes. So a file that is counted, in a mount with such
+ * files, is not the first one.
  */
 int vmem_shared_is_sole_writer(struct file *memory)
 {
@@ -85,12 +89,15 @@ int vmem_shared_is_sole_writer(struct file *memory)
 
 	if (counted && (inode->i_sb->s_flags & SB_NOUSER))
 		return 0;
-	/* After i_fop has been set: who opens it is counted before it looks there. */
+	/*
+	 * After i_fop has been set: a task that opens the file is counted
+	 * before it reads i_fop.
+	 */
 	smp_mb();
 	return atomic_read(&inode->i_writecount) == counted;
 }
 
-/* Its size stays as it is; returns which seals it had before. */
+/* Seals the size. Returns the seals that the memory had before. */
 int vmem_shared_seal(struct file *memory, unsigned int *before)
 {
 	struct inode *inode = file_inode(memory);
@@ -111,15 +118,18 @@ int vmem_shared_unseal(struct file *memory, unsigned int before)
 
 	if (err)
 		return err;
-	/* Others may have added seals meanwhile; these two they had already. */
+	/*
+	 * Others may have added seals meanwhile, but not these two, which were
+	 * set.
+	 */
 	SHMEM_I(inode)->seals &= ~(F_SEAL_SHRINK | F_SEAL_GROW) | before;
 	inode_unlock(inode);
 	return 0;
 }
 
 /*
- * The operations of the file, and of those that are opened from now on. A file that
- * cannot be opened has others.
+ * Sets the operations of the file, and of files that are opened from now on. A
+ * file that cannot be opened has others.
  */
 void vmem_shared_set_fops(struct file *memory,
 			  const struct file_operations *file_fops,
@@ -139,9 +149,10 @@ const struct file_operations *vmem_shared_fops(struct file *memory)
 }
 
 /*
- * Whether nobody waits for the lock under which the file is written to. Who is in
- * a write that began before waits there or is over by the time that we have it,
- * unless it is on its way there, which vmem_synchronize_rcu_tasks() waits for.
+ * Whether no task waits for the lock that writes to the file take. A write that
+ * began before either waits there or has ended when this function has the lock,
+ * unless its task is just entering it; vmem_synchronize_rcu_tasks() waits for
+ * such tasks.
  */
 int vmem_shared_no_writer_waits(struct file *memory)
 {
@@ -193,8 +204,8 @@ static bool can_be_tracked(struct vm_area_struct *vma,
 }
 
 /*
- * Whether all shared mappings are shmem's own, or, if the memory is a region's,
- * with the operations of the kind of @own.
+ * Whether all shared mappings are shmem's own or, if the memory is a region's,
+ * have the fault handler of @region_ops.
  */
 int vmem_shared_can_be_tracked(struct file *memory,
 			       const struct vm_operations_struct *tracked,
@@ -215,13 +226,13 @@ int vmem_shared_can_be_tracked(struct file *memory,
 	return can;
 }
 
-/* Whether writes through this mapping are to its file. */
+/* Whether writes through this mapping go to its file. */
 int vmem_shared_desc_is_shared(struct vm_area_desc *desc)
 {
 	return vma_desc_test(desc, VMA_SHARED_BIT);
 }
 
-/* A file system above this one has opened it, and maps it for itself. */
+/* Whether a stacked file system has opened the file, and maps it for itself. */
 int vmem_shared_desc_is_backing(struct vm_area_desc *desc)
 {
 	return !!(desc->file->f_mode & FMODE_BACKING);
@@ -233,8 +244,8 @@ struct file *vmem_shared_desc_file(struct vm_area_desc *desc)
 }
 
 /*
- * The mapping that is being made is to be @clone's, whose reference goes with it.
- * As nothing else has that file the mapping is merged with no other, for which the
+ * Makes the new mapping one of @clone, and passes the reference to the clone to
+ * it. No other mapping has that file, so this one is not merged, for which the
  * memory management would keep the reference.
  */
 void vmem_shared_desc_track(struct vm_area_desc *desc, struct file *clone,
@@ -245,7 +256,7 @@ void vmem_shared_desc_track(struct vm_area_desc *desc, struct file *clone,
 	desc->private_data = data;
 }
 
-/* What shmem itself does. */
+/* shmem's own function. */
 int vmem_shared_mmap_prepare(struct vm_area_desc *desc)
 {
 	return vmem_shmem_fops()->mmap_prepare(desc);
@@ -262,7 +273,7 @@ long vmem_shared_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	return vmem_shmem_fops()->write_iter(iocb, from);
 }
 
-/* What such a write is about to do. */
+/* The position and length of a write, and its file. */
 struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
 				     long long *pos, unsigned long *len)
 {
@@ -271,9 +282,7 @@ struct file *vmem_shared_write_range(struct kiocb *iocb, struct iov_iter *from,
 	return iocb->ki_filp;
 }
 
-/*
- * Has a mapping that exists tell of writes. The mmap lock is held for writing.
- */
+/* Makes an existing mapping log writes. The mmap lock is held for writing. */
 int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
 		   const struct vm_operations_struct *ops, void *data)
 {
@@ -284,9 +293,10 @@ int vmem_vma_track(struct vm_area_struct *vma, struct file *clone,
 }
 
 /*
- * A fault in a tracked mapping. With a write fault the core asks page_mkwrite() for
- * one page and then makes all of its folio writable. So a page of a large folio is
- * mapped alone here, without permission to write, and the fault comes again.
+ * A fault in a tracked mapping. With a write fault the core asks page_mkwrite()
+ * for one page and then makes all of its folio writable. So a page of a large
+ * folio is mapped alone here, without permission to write, and the fault is
+ * raised again.
  */
 unsigned int vmem_tracked_fault(struct vm_fault *vmf)
 {
@@ -296,7 +306,7 @@ unsigned int vmem_tracked_fault(struct vm_fault *vmf)
 	if (!(ret & VM_FAULT_LOCKED) || !(vmf->flags & FAULT_FLAG_WRITE))
 		return (__force unsigned int)ret;
 	folio = page_folio(vmf->page);
-	/* A marker of userfaultfd in the page table is for the core to replace. */
+	/* The core replaces a marker of userfaultfd in the page table. */
 	if (!folio_test_large(folio) || vmem_fault_has_marker(vmf))
 		return (__force unsigned int)ret;
 	ret &= VM_FAULT_MAJOR;
@@ -305,7 +315,7 @@ unsigned int vmem_tracked_fault(struct vm_fault *vmf)
 	else
 		ret |= (__force vm_fault_t)vmem_fault_insert(vmf->vma, vmf->address,
 							     vmf->page);
-	/* No memory, or a page table that was taken away under the fault. */
+	/* No memory, or a page table that was freed under the fault. */
 	if ((ret & VM_FAULT_OOM) && vmem_has_page_table_memory())
 		ret = VM_FAULT_NOPAGE;
 	vmem_folio_unlock_put(folio);
@@ -315,8 +325,8 @@ unsigned int vmem_tracked_fault(struct vm_fault *vmf)
 
 /*
  * Locks the folio of the page that is about to become writable, for
- * page_mkwrite(). Returns how many pages may become so, from @first on; 0 if the
- * folio is not the file's any more.
+ * page_mkwrite(). Returns how many pages may become writable, from @first on; 0
+ * if the folio does not belong to the file any more.
  */
 unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 {
@@ -324,16 +334,19 @@ unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 
 	file_update_time(vmf->vma->vm_file);
 	folio_lock(folio);
-	/* The lock before the look at the log: who has taken the bit sees it. */
+	/*
+	 * The lock before the access to the log: a task that has taken the bit
+	 * sees the lock.
+	 */
 	smp_mb__after_atomic();
 	if (folio->mapping != vmf->vma->vm_file->f_mapping) {
 		folio_unlock(folio);
 		return 0;
 	}
 	/*
-	 * The core has a page of a large folio only in place of a marker, beside
-	 * which it maps no other. If the page table goes meanwhile, with the marker,
-	 * it maps all of the folio.
+	 * The core maps a page of a large folio only in place of a marker, and
+	 * no other page beside it. If the page table goes meanwhile, with the
+	 * marker, it maps all of the folio.
 	 */
 	if (userfaultfd_wp(vmf->vma)) {
 		*first = folio->index;
@@ -343,7 +356,7 @@ unsigned long vmem_tracked_lock(struct vm_fault *vmf, unsigned long *first)
 	return 1;
 }
 
-/* What vmem_tracked_lock() has locked. */
+/* The folio that vmem_tracked_lock() has locked. */
 struct folio *vmem_tracked_folio(struct vm_fault *vmf)
 {
 	return page_folio(vmf->page);
@@ -355,9 +368,9 @@ void vmem_tracked_unlock(struct vm_fault *vmf)
 }
 
 /*
- * Calls @each for those folios of the pages in the page cache for which @wants says
- * so, with a reference. @wants has none: the folio may have left the cache, and
- * become another's, before it looks.
+ * Calls @each, with a reference, for those folios of the pages in the page
+ * cache that @wants selects. @wants has no reference: the folio may have left
+ * the cache, and belong to another file, before it is checked.
  */
 static int walk_folios(struct file *memory, pgoff_t first, pgoff_t nr,
 		       bool (*wants)(struct folio *folio),
@@ -392,7 +405,10 @@ static int walk_folios(struct file *memory, pgoff_t first, pgoff_t nr,
 			xas_reset(&xas);
 			continue;
 		}
-		/* It may sleep: on from here, in whatever the tree is then. */
+		/*
+		 * @each may sleep. Continue from here, with the tree as it is
+		 * then.
+		 */
 		xas_pause(&xas);
 		rcu_read_unlock();
 		err = each(folio, data);
@@ -417,20 +433,20 @@ static int wait_unlocked(struct folio *folio, void *data)
 }
 
 /*
- * Sees each folio of these pages unlocked once: a writer that had it locked when
- * this was called has its page in the page table by then.
+ * Waits until each folio of these pages was unlocked once: a writer that had it
+ * locked when this was called has its page in the page table by then.
  */
 int vmem_folios_wait_unlocked(struct file *memory, unsigned long first,
 			      unsigned long nr)
 {
 	int err = walk_folios(memory, first, nr, is_locked, wait_unlocked, NULL);
 
-	/* What is seen unlocked, before the page tables. */
+	/* The folio is seen unlocked before the page tables are read. */
 	smp_rmb();
 	return err;
 }
 
-/* Takes the pages out of all page tables, but for private copies. */
+/* Unmaps the pages from all page tables, except private copies. */
 void vmem_folios_unmap(struct file *memory, unsigned long first,
 		       unsigned long nr)
 {
@@ -446,10 +462,10 @@ struct held {
 };
 
 /*
- * Whether somebody has a reference to the folio who may write to it through that:
- * all that are neither ours, nor the page cache's, nor a page table's. With the
- * lock held none is added by a page table, and one that goes meanwhile is counted
- * too often at worst.
+ * Whether there is a reference to the folio through which it may be written to:
+ * any that is neither ours, nor the page cache's, nor a page table's. With the
+ * lock held, no page table adds a reference, and one that goes meanwhile is
+ * counted too often at worst.
  */
 static bool is_held(struct folio *folio)
 {
@@ -458,7 +474,7 @@ static bool is_held(struct folio *folio)
 	if (folio_trylock(folio)) {
 		int refs = folio_ref_count(folio);
 
-		/* The count before what it is compared with. */
+		/* The count is read before the number it is compared with. */
 		smp_rmb();
 		held = folio_maybe_dma_pinned(folio) ||
 		       refs > folio_expected_ref_count(folio) + 1;
@@ -468,9 +484,9 @@ static bool is_held(struct folio *folio)
 }
 
 /*
- * Not if the only reference is the page cache's. For a large folio, of which the
- * cache has several, it is always so: how large it is cannot be asked without a
- * reference.
+ * False if the only reference is the page cache's. Always true for a large
+ * folio, for which the cache has several references: its size cannot be read
+ * without a reference.
  */
 static bool is_referenced(struct folio *folio)
 {
@@ -511,8 +527,9 @@ static int note_held(struct folio *folio, void *data)
 }
 
 /*
- * Sets the bit of each of these pages that somebody has in hand who may write to
- * it without a page table, in a bitmap that begins with page @base.
+ * Sets the bit of each held page among these: a page with a reference through
+ * which it may be written to without a page table. The bitmap begins with page
+ * @base.
  */
 void vmem_folios_held(struct file *memory, unsigned long first,
 		      unsigned long nr, unsigned long base, __u64 *bits)
@@ -524,7 +541,10 @@ void vmem_folios_held(struct file *memory, unsigned long first,
 		.bits = bits,
 	};
 
-	/* After the page tables: who finds a page there takes it, and looks again. */
+	/*
+	 * After the page tables were changed: a task that finds a page there
+	 * takes it, and checks again.
+	 */
 	smp_mb();
 	walk_folios(memory, first, nr, is_referenced, note_held, &held);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shared memory that programs have already: a memfd, a file in a tmpfs.
+//! Shared memory that programs use already: a memfd, or a file in a tmpfs.
 //!
 //! Stands in for an abstraction of the page cache of a shmem file (`filemap_get_folios()`,
 //! `unmap_mapping_pages()`), which upstream does not have.
@@ -28,21 +28,22 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// How often something is looked at that is usually over at once, with a tick of the clock between.
+/// How often a condition is checked that usually becomes true at once, with a tick of the clock
+/// between two checks.
 const TRIES: usize = 100;
 
-/// Which memory it is, however it was opened.
+/// The identity of a memory: its inode, however it was opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InodeId(usize);
 
 impl InodeId {
-    /// That of a region's memory.
+    /// The inode of a region's memory.
     pub(crate) fn of_region(staging: &Staging) -> Self {
         // SAFETY: The staging file is valid.
         unsafe { Self::of(staging.as_ptr()) }
     }
 
-    /// That of the memory behind an open file.
+    /// The inode of the memory behind an open file.
     ///
     /// # Safety
     ///
@@ -53,7 +54,7 @@ impl InodeId {
     }
 }
 
-/// Shared memory, by an open file that may write to it.
+/// Shared memory, through an open file that may write to it.
 ///
 /// # Invariants
 ///
@@ -61,27 +62,27 @@ impl InodeId {
 pub(crate) struct SharedMemory(ARef<File>);
 
 impl SharedMemory {
-    /// That behind a descriptor of the running process. `tracked` are the operations of files that are
-    /// tracked. The header says which errors there are.
+    /// The memory behind a descriptor of the running process. `tracked` is the operations of
+    /// tracked files. The uapi header lists the errors.
     pub(super) fn from_fd(
         fd: i32,
         tracked: *const kernel::bindings::file_operations,
     ) -> Result<Self> {
-        // SAFETY: Any number may be asked for.
+        // SAFETY: The function accepts any number.
         let file = from_err_ptr(unsafe { bindings::vmem_shared_get(fd, tracked) })?;
-        // INVARIANT: The function gives none but shmem files.
-        // SAFETY: The reference is ours. An ioctl is no `fdget_pos` section, and of another one that is
-        // on the file at the moment only its position is the business.
+        // INVARIANT: The function returns shmem files only.
+        // SAFETY: The reference is ours. An ioctl is no `fdget_pos` section, and such a section of
+        // another thread concerns only the file's position.
         Ok(Self(unsafe { into_file(file) }))
     }
 
-    /// That of a region.
+    /// The memory of a region.
     pub(crate) fn of_region(staging: &Staging) -> Self {
         // INVARIANT: A staging file is a shmem file.
         Self(staging.file().clone())
     }
 
-    /// The same memory.
+    /// Another reference to the same memory.
     pub(crate) fn duplicate(&self) -> Self {
         // INVARIANT: The same file.
         Self(self.0.clone())
@@ -93,58 +94,59 @@ impl SharedMemory {
         unsafe { bindings::vmem_shared_size(self.as_ptr()) as u64 }
     }
 
-    /// Which memory it is.
+    /// The identity of the memory.
     pub(crate) fn inode_id(&self) -> InodeId {
         // SAFETY: The file is held.
         unsafe { InodeId::of(self.as_ptr()) }
     }
 
-    /// Whether no other file is open that could write to it.
+    /// Whether no other open file could write to the memory.
     pub(crate) fn is_sole_writer(&self) -> bool {
         // SAFETY: By the type invariants.
         unsafe { bindings::vmem_shared_is_sole_writer(self.as_ptr()) != 0 }
     }
 
-    /// Waits until no write that began by a descriptor before now is under way. `EAGAIN` if there is
-    /// one all the time, `EINTR` if the task is being killed.
+    /// Waits until all writes through descriptors that began before this call have ended. `EAGAIN`
+    /// if they do not end in time, `EINTR` if the task is being killed.
     pub(crate) fn await_writers(&self) -> Result {
-        // Who has read the operations of before, and is on his way.
+        // A task may have read the old operations and not yet entered the write.
         // SAFETY: In process context, with nothing held that such a task could wait for.
         unsafe { bindings::vmem_synchronize_rcu_tasks() };
         // SAFETY: By the type invariants.
         retry_until(|| unsafe { bindings::vmem_shared_no_writer_waits(self.as_ptr()) })
     }
 
-    /// Waits until no mapping of it is being made. `EAGAIN` and `EINTR` as above.
+    /// Waits until no mapping of the memory is being made. `EAGAIN` and `EINTR` as above.
     pub(crate) fn await_mmaps(&self) -> Result {
         // SAFETY: By the type invariants.
         retry_until(|| unsafe { bindings::vmem_shared_no_mmap_runs(self.as_ptr()) })
     }
 
-    /// Takes the permission to write to these pages out of all page tables, by taking the pages out.
-    /// Whoever is about to get it has it before that, or asks anew. `EINTR` if the task is being killed.
+    /// Removes the permission to write to these pages from all page tables, by unmapping the pages.
+    /// A thread that is about to get the permission either has it before that, or faults again.
+    /// `EINTR` if the task is being killed.
     pub(crate) fn protect(&self, pages: PageRange) -> Result {
         self.await_unlocked(pages)?;
         self.unmap(pages);
         Ok(())
     }
 
-    /// Sees each of these pages unlocked once. `EINTR` if the task is being killed.
+    /// Waits until each of these pages was unlocked once. `EINTR` if the task is being killed.
     pub(crate) fn await_unlocked(&self, pages: PageRange) -> Result {
         let (first, nr) = (pages.start() as usize, pages.len() as usize);
         // SAFETY: By the type invariants.
         to_result(unsafe { bindings::vmem_folios_wait_unlocked(self.as_ptr(), first, nr) })
     }
 
-    /// Takes these pages out of all page tables, whoever has them locked.
+    /// Unmaps these pages from all page tables, whether or not they are locked.
     pub(crate) fn unmap(&self, pages: PageRange) {
         let (first, nr) = (pages.start() as usize, pages.len() as usize);
         // SAFETY: By the type invariants.
         unsafe { bindings::vmem_folios_unmap(self.as_ptr(), first, nr) };
     }
 
-    /// Adds those of these pages, which are in one chunk, that somebody has in hand who may write
-    /// without a page table.
+    /// Adds the held pages among these pages of one chunk: pages with a reference through which
+    /// they may be written to without a page table.
     pub(crate) fn add_held(&self, pages: PageRange, bits: &mut ChunkBits) {
         let Some(pages) = pages.pieces(CHUNK_PAGES).next() else {
             return;
@@ -160,7 +162,7 @@ impl SharedMemory {
     }
 }
 
-/// Asks until the answer is yes.
+/// Calls `is_over` until it returns 1.
 fn retry_until(mut is_over: impl FnMut() -> core::ffi::c_int) -> Result {
     for _ in 0..TRIES {
         match is_over() {

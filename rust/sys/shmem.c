@@ -24,8 +24,9 @@
 #include "helpers.h"
 
 /*
- * The operations of an inode that cannot be opened by its path, such as
- * /proc/PID/map_files. They are the core's own, so they may stay when we go.
+ * The operations of an inode that cannot be opened by a path such as
+ * /proc/PID/map_files. They are in the core, so they may stay when the module
+ * is unloaded.
  */
 static const struct file_operations *no_open_fops(void)
 {
@@ -42,9 +43,9 @@ static const struct file_operations *no_open_fops(void)
 }
 
 /*
- * Where staging files are whose memory shall be huge pages. The kernel's own
- * mount leaves that to the administrator's shmem_enabled for all shared memory
- * at once; of that only "deny" and "force" count here. NULL without huge pages.
+ * The mount of staging files with huge pages. The kernel's own mount leaves
+ * that to the administrator's shmem_enabled for all shared memory at once; of
+ * that only "deny" and "force" count here. NULL without huge pages.
  */
 static struct vfsmount *huge_mount;
 
@@ -99,7 +100,7 @@ int vmem_shmem_init(void)
 	return err ?: mount_huge();
 }
 
-/* Files of its mount, which may be in use as plain memory, keep that. */
+/* Files of the mount may be in use as plain memory. They keep the mount. */
 void vmem_shmem_exit(void)
 {
 	if (huge_mount)
@@ -117,8 +118,8 @@ const struct vm_operations_struct *vmem_shmem_vm_ops(void)
 }
 
 /*
- * The file cannot be opened again: whoever did so would read absent pages as
- * zeros.
+ * The file cannot be opened again, since a program that did so would read
+ * absent pages as zeros.
  */
 struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 {
@@ -138,14 +139,14 @@ struct file *vmem_shmem_create(const char *name, unsigned long size, int huge)
 	/* The daemon writes to it anywhere, as to a memfd. */
 	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
 	file->f_flags |= O_LARGEFILE;
-	/* Nobody may pull the memory from under the mappings. */
+	/* No process may truncate the memory under the mappings. */
 	SHMEM_I(file_inode(file))->seals = F_SEAL_SEAL | F_SEAL_SHRINK |
 					   F_SEAL_GROW;
 	file_inode(file)->i_fop = no_open;
 	return file;
 }
 
-/* All pages are present. */
+/* Called when all pages are present. */
 void vmem_shmem_allow_open(struct file *staging)
 {
 	file_inode(staging)->i_fop = staging->f_op;
@@ -187,7 +188,7 @@ static struct folio *get_folio(struct file *staging, unsigned long pgoff,
 	return err ? ERR_PTR(err) : folio;
 }
 
-/* For a fault in @mm. Whoever touches another's memory does not pay for it. */
+/* For a fault in @mm, whose cgroup is charged even if another task faults. */
 struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
 				    struct mm_struct *mm)
 {
@@ -201,7 +202,7 @@ struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
 	return folio;
 }
 
-/* Only what is in the page cache, up to date, and locked by nobody. */
+/* Only if the folio is in the page cache, up to date, and not locked. */
 struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff)
 {
@@ -218,7 +219,7 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 	return folio;
 }
 
-/* The same, but for memory that is broken. */
+/* The same, but an error if the memory is broken. */
 static struct folio *get_whole_folio(struct file *staging, unsigned long pgoff,
 				     enum sgp_type sgp, struct mem_cgroup *charge)
 {
@@ -232,8 +233,8 @@ static struct folio *get_whole_folio(struct file *staging, unsigned long pgoff,
 }
 
 /*
- * For who will put contents into it: a folio that is new is not up to date, and
- * nothing has been made of it. It is charged to @charge (to the caller, if NULL).
+ * For a caller that fills the folio: a new folio is not up to date, and has no
+ * contents yet. It is charged to @charge (to the caller, if NULL).
  */
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge)
@@ -242,8 +243,8 @@ struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 }
 
 /*
- * For who looks at it: brought in from swap if it is there. NULL if there is none:
- * the page is zeros.
+ * For a caller that reads the folio, which is swapped in if necessary. NULL if
+ * there is none: the page is zeros.
  */
 struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff)
 {
@@ -253,9 +254,9 @@ struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff)
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 {
 	/*
-	 * Not vfs_fallocate(): when a program discards pages, that has begun
-	 * already, for another file of the same inode. Nor what tells a log: the
-	 * caller does.
+	 * Not vfs_fallocate(): in a discard of a program, that is running
+	 * already, for another file of the same inode. Nor a function that
+	 * logs: the caller does.
 	 */
 	return shmem_fops->fallocate(staging,
 				     FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -295,8 +296,9 @@ unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
 }
 
 /*
- * These pages of it have their contents. Those that the folio had before stay,
- * and if it had none, the rest of it is zeros; it may be that from the start.
+ * These pages of the folio have their contents. Contents that the folio had
+ * before stay. If it had none, the rest of it is zeroed, unless it is zero
+ * already.
  */
 void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 		       unsigned long nr)
@@ -322,8 +324,8 @@ void vmem_folio_unlock_put(struct folio *folio)
 
 #ifdef CONFIG_NUMA
 /*
- * mbind() on a mapping, and what it has said: shmem keeps that in the inode, so
- * it decides where fills go, and stays when the mapping has become plain.
+ * mbind() on a mapping, and its query. shmem keeps the policy in the inode, so
+ * it decides where fills allocate, and stays after conversion.
  */
 int vmem_vma_set_policy(struct vm_area_struct *vma, struct mempolicy *policy)
 {

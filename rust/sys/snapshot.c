@@ -14,8 +14,9 @@
 #include "helpers.h"
 
 /*
- * Memory for a copy is not worth the life of a process: a writer waits for it. So
- * there is none before the OOM killer, also that of the cgroup, would act.
+ * A copy must not cost the life of a process, since a writer waits for it. So
+ * the allocation fails before the OOM killer, also that of the cgroup, would
+ * act.
  */
 void vmem_copies_avoid_oom(struct file *copies)
 {
@@ -25,7 +26,7 @@ void vmem_copies_avoid_oom(struct file *copies)
 				      __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
 }
 
-/* How many pages it has, in memory and in swap. */
+/* How many pages the copies have, in memory and in swap. */
 unsigned long vmem_copies_kept(struct file *copies)
 {
 	return READ_ONCE(SHMEM_I(file_inode(copies))->alloced);
@@ -45,15 +46,16 @@ int vmem_copies_add(struct file *copies, unsigned long pgoff,
 		return PTR_ERR(copy);
 	err = copy_mc_highpage(folio_file_page(copy, pgoff),
 			       folio_file_page(folio, pgoff));
-	/* A copy that is not whole is not looked at. */
+	/* An incomplete copy is never read. */
 	vmem_folio_filled(copy, pgoff, 1);
 	vmem_folio_unlock_put(copy);
 	return err ? -EIO : 0;
 }
 
 /*
- * Hands over a part of a page. Whoever wants it may be anybody, and its memory this
- * same page, so no lock is held. Returns how many bytes it was.
+ * Copies a part of a page to a reader. The reader may be any process, and its
+ * buffer may be this same page, so no lock is held. Returns how many bytes were
+ * copied.
  */
 unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 				  unsigned long offset, unsigned long len,
@@ -73,7 +75,9 @@ unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 	return done;
 }
 
-/* The next page from @first on of which there is something; ULONG_MAX if none. */
+/*
+ * The next page from @first on that the file has; ULONG_MAX if there is none.
+ */
 unsigned long vmem_file_next_page(struct file *file, unsigned long first)
 {
 	unsigned long at = first;

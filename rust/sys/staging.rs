@@ -26,13 +26,13 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// That shmem is known: its operations, and a place for huge staging files. The module has it as long as
-/// it is loaded.
+/// The operations of shmem, and the mount for huge staging files. The module has it as long as it
+/// is loaded.
 pub(crate) struct Shmem(());
 
 impl Shmem {
-    /// Makes it ready. The reference to the module, which only its initialization has, says that this
-    /// is called once.
+    /// Looks up the operations and makes the mount. Only the module's initialization has the
+    /// reference to the module, so this is called once.
     pub(crate) fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: The module is initialized once.
         to_result(unsafe { bindings::vmem_shmem_init() })?;
@@ -42,7 +42,8 @@ impl Shmem {
 
 impl Drop for Shmem {
     fn drop(&mut self) {
-        // SAFETY: It was made ready, and goes with the module: no staging file will be made any more.
+        // SAFETY: It was initialized, and goes with the module: no staging file will be made any
+        // more.
         unsafe { bindings::vmem_shmem_exit() };
     }
 }
@@ -55,8 +56,9 @@ impl Drop for Shmem {
 pub(crate) struct Staging(ARef<File>);
 
 impl Staging {
-    /// A new, empty one of `size` bytes, which cannot be opened again through /proc. `name` is what
-    /// `/proc/PID/maps` shows. Its memory comes in huge pages if it is `huge` and they are to be had.
+    /// A new, empty staging file of `size` bytes, which cannot be opened again through /proc.
+    /// `name` is what `/proc/PID/maps` shows. If `huge`, its memory comes in huge pages where they
+    /// are available.
     pub(crate) fn new(name: &CStr, size: u64, huge: bool) -> Result<Self> {
         let size = usize::try_from(size).map_err(|_| EFBIG)?;
         // SAFETY: `name` is a string; the function copies it.
@@ -64,16 +66,17 @@ impl Staging {
             bindings::vmem_shmem_create(name.as_char_ptr(), size, huge.into())
         })?;
         // INVARIANT: A new shmem file, whose size the helper has sealed.
-        // SAFETY: The reference is ours, and the file is not in use by anybody.
+        // SAFETY: The reference is ours, and no other thread uses the file.
         Ok(Self(unsafe { into_file(file) }))
     }
 
-    /// The file, to hand out.
+    /// The file, for a descriptor.
     pub(crate) fn file(&self) -> &ARef<File> {
         &self.0
     }
 
-    /// Lets everybody open it again who could open shared memory: all its pages are present.
+    /// Lets programs open the file again through /proc, like other shared memory: all pages are
+    /// present.
     pub(crate) fn allow_open(&self) {
         // SAFETY: By the type invariants the file is a shmem file.
         unsafe { bindings::vmem_shmem_allow_open(self.as_ptr()) };
@@ -100,7 +103,7 @@ impl Staging {
         LockedFolio::new(from_err_ptr(folio)?)
     }
 
-    /// The folio of a page, locked, if that takes no waiting, no I/O and no memory.
+    /// The folio of a page, locked, if that takes no wait, no I/O and no memory.
     pub(super) fn trylock_cached(&self, pgoff: u64) -> Option<LockedFolio> {
         let pgoff = usize::try_from(pgoff).ok()?;
         // SAFETY: By the type invariants the file is a shmem file.
@@ -108,7 +111,7 @@ impl Staging {
         LockedFolio::new(from_err_ptr(folio).ok()?).ok()
     }
 
-    /// Drops what the file holds of `range`, so that it reads as zeros.
+    /// Drops the file's contents of `range`, which then reads as zeros.
     pub(crate) fn drop_pages(&self, range: PageRange) -> Result {
         let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
         let len = usize::try_from(range.bytes().ok_or(EINVAL)?).map_err(|_| EINVAL)?;
@@ -116,11 +119,12 @@ impl Staging {
         to_result(unsafe { bindings::vmem_shmem_drop(self.as_ptr(), pos, len) })
     }
 
-    /// Copies pages from user memory at `from`, charged to `charge`: those from the first of `range`
-    /// on that are in one folio. [`None`] if user memory is not at hand: the caller brings it in,
-    /// with nothing held, since that may take for ever.
+    /// Copies pages from user memory at `from`: the pages from the first of `range` on that are in
+    /// one folio, charged to `charge`. [`None`] if user memory is not present. The caller then
+    /// faults it in with no lock held, since that may take for ever.
     ///
-    /// The folio stays locked, so that what it holds can be made known first.
+    /// The folio stays locked, so that the state of its pages can be changed before the folio is
+    /// used.
     pub(crate) fn fill(
         &self,
         range: PageRange,
@@ -142,7 +146,7 @@ impl Staging {
     }
 }
 
-/// Pages that have been filled, in one folio, which is still locked.
+/// Pages of one folio that have been filled. The folio is still locked.
 pub(crate) struct Filled {
     pages: PageRange,
     folio: LockedFolio,
@@ -159,7 +163,7 @@ impl Filled {
     }
 }
 
-/// A folio that is locked.
+/// A locked folio.
 ///
 /// # Invariants
 ///
@@ -168,18 +172,18 @@ pub(crate) struct LockedFolio(NonNull<kernel::bindings::folio>);
 
 impl LockedFolio {
     pub(super) fn new(folio: *mut kernel::bindings::folio) -> Result<Self> {
-        // INVARIANT: All callers pass what they got from a function that gives such a folio.
+        // INVARIANT: All callers pass the result of a function that returns such a folio.
         NonNull::new(folio).map(Self).ok_or(EIO)
     }
 
-    /// One that somebody else has locked, and will unlock.
+    /// A folio that the caller has locked, and will unlock.
     ///
     /// # Safety
     ///
     /// The folio is valid, and stays locked during `'a`.
     pub(super) unsafe fn borrow<'a>(folio: *mut kernel::bindings::folio) -> BorrowedFolio<'a> {
         // SAFETY: By the safety requirement the folio is valid, so it is not null.
-        // INVARIANT: As above; it is never dropped.
+        // INVARIANT: As above; the `LockedFolio` is never dropped.
         let folio = unsafe { NonNull::new_unchecked(folio) };
         BorrowedFolio(ManuallyDrop::new(Self(folio)), PhantomData)
     }
@@ -200,8 +204,8 @@ impl LockedFolio {
         unsafe { bindings::vmem_folio_end(self.0.as_ptr()) as u64 }
     }
 
-    /// Copies `nr` pages from user memory at `from`; they lie in it, from `pgoff` on. Returns how
-    /// many it has copied: it ends where user memory is not at hand.
+    /// Copies `nr` pages from user memory at `from` to the pages of this folio from `pgoff` on.
+    /// Returns how many it has copied: the copy ends where user memory is not present.
     fn copy_from_user(&self, pgoff: u64, nr: u64, from: u64) -> u64 {
         let (pgoff, nr, from) = (pgoff as usize, nr as usize, from as usize);
         // SAFETY: By the type invariants the folio is valid, and locked for us, and the pages lie in
@@ -214,13 +218,13 @@ impl LockedFolio {
         copied as u64
     }
 
-    /// Its page for `pgoff`, which lies in it.
+    /// The page for `pgoff`, which lies in the folio.
     pub(super) fn page(&self, pgoff: u64) -> *mut kernel::bindings::page {
         // SAFETY: By the type invariants the folio is valid.
         unsafe { bindings::vmem_folio_page(self.0.as_ptr(), pgoff as usize) }
     }
 
-    /// Gives up the reference and the lock to whoever gets the page next.
+    /// Passes the reference and the lock to the user of the page that is returned.
     pub(super) fn into_page(self, pgoff: u64) -> *mut kernel::bindings::page {
         let page = self.page(pgoff);
         core::mem::forget(self);
@@ -228,7 +232,7 @@ impl LockedFolio {
     }
 }
 
-/// A folio that somebody else has locked, during `'a`.
+/// A folio that another function has locked, during `'a`.
 pub(super) struct BorrowedFolio<'a>(ManuallyDrop<LockedFolio>, PhantomData<&'a ()>);
 
 impl Deref for BorrowedFolio<'_> {

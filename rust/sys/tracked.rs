@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shared memory that tells of writes to it.
+//! Shared memory whose writes are logged.
 //!
-//! While memory is tracked, its mappings have operations of ours, by which the first write to each
-//! page is a fault; and its file, and each that is opened meanwhile, has operations by which new
-//! mappings are so, too, and system calls that write are heard of. `shared.c` has what is done to a
-//! page.
+//! While memory is tracked, its mappings have this module's operations, with which the first write
+//! to each page is a fault. Its file, and each file that is opened meanwhile, has operations that
+//! make new mappings the same way, and that log system calls that write. `shared.c` has the
+//! operations on pages.
 //!
-//! As with [`super::vm_ops`], what the operations of a mapping need is held by the file of the
-//! mapping: an open of the memory of our own (a clone), which holds the log and the module.
+//! As with [`super::vm_ops`], the file of a mapping holds what the mapping's operations need. That
+//! file is a *clone*: an open file of the memory that the module makes, and that holds the log and
+//! the module.
 
 use super::{
     address_space::{
@@ -56,53 +57,53 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// What hears of writes to memory.
+/// The log of writes to a memory.
 pub(crate) trait WriteLog: Sized + Send + Sync + 'static {
-    /// The operations of all memory that has such a log.
+    /// The operations of all memory with this kind of log.
     fn ops() -> &'static TrackedOps<Self>;
 
-    /// The log of a memory, if it has one now.
+    /// The current log of a memory, if it has one.
     fn of(memory: InodeId) -> Option<Arc<Self>>;
 
-    /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being
-    /// killed. [`WriteLog::left`] is called when it is over.
+    /// Waits until a system call may begin to write to these pages. `EINTR` if the task is being
+    /// killed; else [`WriteLog::leave`] is called after the write.
     fn admit(&self, pages: Option<PageRange>) -> Result;
 
-    /// A system call that was admitted is over.
+    /// Ends a system call that was admitted.
     fn leave(&self);
 
-    /// Protected pages of one folio are about to become writable. Returns whether they may: the folio
-    /// is then locked until they are.
-    /// It is through a mapping of `memory` that was made for this log, which may have ended since.
+    /// Protected pages of one folio are about to become writable. Returns whether they may; the
+    /// folio then stays locked until they are. The fault is in a mapping of `memory` that was made
+    /// for this log. The log may have ended since.
     fn write_fault(&self, memory: InodeId, fault: &WriteFault<'_>) -> bool;
 
-    /// Waits for a short time until they may.
+    /// Waits for a short time until pages of `memory` may become writable.
     fn await_writable(&self, memory: InodeId);
 
-    /// A system call may have written to these pages.
+    /// Logs these pages, which a system call may have written to.
     fn log_write(&self, range: PageRange);
 }
 
-/// The operations of tracked memory: those of shmem, but for what a log needs. They must be a static:
-/// files and mappings refer to them.
+/// The operations of tracked memory: shmem's, except for what a log needs. They must be a static,
+/// since files and mappings refer to them.
 pub(crate) struct TrackedOps<L> {
     tables: UnsafeCell<Tables>,
     _type: PhantomData<fn(L)>,
 }
 
 struct Tables {
-    /// Of the memory's files.
+    /// For files of the memory.
     file: c::file_operations,
-    /// Of the files that mappings hold.
+    /// For the files that mappings hold.
     clone: c::file_operations,
     vm: c::vm_operations_struct,
 }
 
-// SAFETY: The tables are written by `init` only, before anybody else has them.
+// SAFETY: Only `init` writes the tables, before any other code has them.
 unsafe impl<L> Sync for TrackedOps<L> {}
 
 impl<L: WriteLog> TrackedOps<L> {
-    /// Operations that are not ready yet.
+    /// Operations that are not initialized yet.
     pub(crate) const fn new() -> Self {
         Self {
             tables: UnsafeCell::new(Tables {
@@ -114,15 +115,15 @@ impl<L: WriteLog> TrackedOps<L> {
         }
     }
 
-    /// Makes them ready. The reference to the module, which only its initialization has, says that this
-    /// is called once; [`super::staging::Shmem`] is there.
+    /// Initializes the operations. Only the module's initialization has the reference to the
+    /// module, so this is called once, and [`super::staging::Shmem`] is initialized.
     pub(crate) fn init(
         &'static self,
         _module: &'static ThisModule,
         _shmem: &super::staging::Shmem,
     ) {
-        // SAFETY: The module is being initialized, so nobody else uses the tables; those of shmem are
-        // static, and known.
+        // SAFETY: The module is being initialized, so no other code uses the tables; shmem's tables
+        // are static, and looked up already.
         unsafe {
             let tables = &mut *self.tables.get();
             let mut file = *bindings::vmem_shmem_fops();
@@ -130,7 +131,7 @@ impl<L: WriteLog> TrackedOps<L> {
             file.mmap_prepare = Some(Self::mmap_prepare);
             file.fallocate = Some(Self::fallocate);
             file.write_iter = Some(Self::write_iter);
-            // That of shmem insists on a file with shmem's own operations.
+            // shmem's function requires a file with shmem's own operations.
             file.get_unmapped_area = Some(c::thp_get_unmapped_area);
             tables.file = file;
             tables.clone.owner = file.owner;
@@ -141,7 +142,7 @@ impl<L: WriteLog> TrackedOps<L> {
             let mut vm = *bindings::vmem_shmem_vm_ops();
             vm.fault = Some(Self::fault);
             vm.page_mkwrite = Some(Self::page_mkwrite);
-            // userfaultfd is not for memory that is tracked.
+            // Tracked memory does not support userfaultfd.
             vm.uffd_ops = core::ptr::null();
             tables.vm = vm;
         }
@@ -186,7 +187,7 @@ impl<L: WriteLog> TrackedOps<L> {
 
     /// # Safety
     ///
-    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is.
+    /// The VFS calls it, for a shmem file that is tracked or was opened while it was tracked.
     unsafe extern "C" fn mmap_prepare(desc: *mut c::vm_area_desc) -> ffi::c_int {
         // SAFETY: The description is valid during the call.
         let err = unsafe { bindings::vmem_shared_mmap_prepare(desc) };
@@ -194,14 +195,14 @@ impl<L: WriteLog> TrackedOps<L> {
         if err != 0 || unsafe { bindings::vmem_shared_desc_is_shared(desc) } == 0 {
             return err;
         }
-        // SAFETY: As above; the file that is mapped is held by the caller.
+        // SAFETY: As above; the caller holds the file that is mapped.
         let inode_id = unsafe { InodeId::of(bindings::vmem_shared_desc_file(desc)) };
         let Some(log) = L::of(inode_id) else {
             return 0;
         };
         // SAFETY: As above.
         if unsafe { bindings::vmem_shared_desc_is_backing(desc) } != 0 {
-            // A file system above would keep the reference to the clone.
+            // A stacked file system would keep the reference to the clone.
             return EBUSY.to_errno();
         }
         let data = log.into_foreign();
@@ -220,7 +221,7 @@ impl<L: WriteLog> TrackedOps<L> {
                 0
             }
             Err(e) => {
-                // SAFETY: It came from `into_foreign` above, and no file has it.
+                // SAFETY: It came from `into_foreign` above, and no file owns it.
                 drop(unsafe { <Arc<L> as ForeignOwnable>::from_foreign(data) });
                 e.to_errno()
             }
@@ -229,10 +230,10 @@ impl<L: WriteLog> TrackedOps<L> {
 
     /// # Safety
     ///
-    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is.
+    /// The VFS calls it, for a shmem file that is tracked or was opened while it was tracked.
     unsafe extern "C" fn write_iter(iocb: *mut c::kiocb, from: *mut c::iov_iter) -> isize {
-        // The file that was adopted holds no module: whoever gives it its old operations back waits for
-        // those who are on their way here.
+        // The adopted file itself holds no reference to the module. The task that restores its
+        // operations waits for tasks that are about to enter this function.
         let _module_ref = ModuleRef::new();
         let (mut pos, mut len) = (0, 0);
         // SAFETY: The arguments are valid during the call, and so is the file in them.
@@ -247,26 +248,27 @@ impl<L: WriteLog> TrackedOps<L> {
         };
         // SAFETY: The caller's arguments, for a shmem file.
         let written = unsafe { bindings::vmem_shared_write_iter(iocb, from) };
-        // Also if it was an error: some of it may have been written.
+        // Also after an error: a part may have been written.
         log_write::<L>(inode_id, pages);
         written as isize
     }
 
     /// # Safety
     ///
-    /// The VFS calls it, for a shmem file that was opened while it was tracked, or is, or for a clone.
+    /// The VFS calls it, for a clone, or for a shmem file that is tracked or was opened while it
+    /// was tracked.
     unsafe extern "C" fn fallocate(
         file: *mut c::file,
         mode: ffi::c_int,
         pos: c::loff_t,
         len: c::loff_t,
     ) -> ffi::c_long {
-        // The file that was adopted holds no module: whoever gives it its old operations back waits for
-        // those who are on their way here.
+        // The adopted file itself holds no reference to the module. The task that restores its
+        // operations waits for tasks that are about to enter this function.
         let _module_ref = ModuleRef::new();
         // SAFETY: The file is open during the call.
         let inode_id = unsafe { InodeId::of(file) };
-        // What is allocated is zeros, as a hole is.
+        // An allocated page is zeros, as a hole is, so it is no write.
         let punches = mode as u32 & bindings::FALLOC_FL_PUNCH_HOLE != 0;
         let pages = pages_of(pos, u64::try_from(len).unwrap_or(0)).filter(|_| punches);
         let _admitted = match AdmittedCall::<L>::new(inode_id, pages) {
@@ -289,18 +291,18 @@ impl<L: WriteLog> TrackedOps<L> {
     }
 }
 
-/// The pages that a system call writes to; [`None`] if there is none.
+/// The pages that a system call writes to. [`None`] if there are none.
 fn pages_of(pos: i64, len: u64) -> Option<PageRange> {
     let pos = u64::try_from(pos).ok()?;
     let (start, end) = (pos / PAGE_SIZE, pos.saturating_add(len).div_ceil(PAGE_SIZE));
     PageRange::within(start, end.saturating_sub(start), u64::MAX)
 }
 
-/// A system call that may write. It is to be heard of before it goes.
+/// A system call that may write. It must be logged before this is dropped.
 struct AdmittedCall<L: WriteLog>(Option<Arc<L>>);
 
 impl<L: WriteLog> AdmittedCall<L> {
-    /// Waits until it may; `EINTR` if the task is being killed.
+    /// Waits until the call may write. `EINTR` if the task is being killed.
     fn new(memory: InodeId, pages: Option<PageRange>) -> Result<Self> {
         let log = L::of(memory);
         if let Some(log) = &log {
@@ -318,14 +320,15 @@ impl<L: WriteLog> Drop for AdmittedCall<L> {
     }
 }
 
-/// Tells the log that the memory has now, which need not be the one that it had when the call began.
+/// Logs pages in the memory's current log, which may be another one than when the call began.
 fn log_write<L: WriteLog>(memory: InodeId, pages: Option<PageRange>) {
     if let (Some(log), Some(pages)) = (L::of(memory), pages) {
         log.log_write(pages);
     }
 }
 
-/// What gives memory the operations of ours, and back: its mappings, its file, and those that are opened.
+/// Replaces the operations of a memory by those of tracked memory, and restores them: of its
+/// mappings, of its file, and of files that are opened meanwhile.
 ///
 /// # Invariants
 ///
@@ -333,9 +336,9 @@ fn log_write<L: WriteLog>(memory: InodeId, pages: Option<PageRange>) {
 pub(crate) struct OpsOverride<L> {
     clone: ARef<File>,
     data: *mut ffi::c_void,
-    /// What the memory had before.
+    /// The seals that the memory had before.
     seals: Atomic<u32>,
-    /// The address of the file's operations; 0 before they were changed.
+    /// The address of the operations that the file had before. 0 if they have not been replaced.
     file_ops: Atomic<usize>,
     _type: PhantomData<fn(L)>,
 }
@@ -346,15 +349,15 @@ unsafe impl<L: WriteLog> Send for OpsOverride<L> {}
 unsafe impl<L: WriteLog> Sync for OpsOverride<L> {}
 
 impl SharedMemory {
-    /// That behind a descriptor, if it can have a log of this kind. The header says which errors there
-    /// are.
+    /// The memory behind a descriptor, if it can have a log of this kind. The uapi header lists the
+    /// errors.
     pub(crate) fn adopt<L: WriteLog>(fd: i32) -> Result<Self> {
         Self::from_fd(fd, L::ops().file_ops())
     }
 }
 
 impl<L: WriteLog> OpsOverride<L> {
-    /// For this memory and this log; nothing has changed yet.
+    /// For this memory and this log. Nothing is replaced yet.
     pub(crate) fn new(memory: &SharedMemory, log: &Arc<L>) -> Result<Self> {
         let data = log.clone().into_foreign();
         // SAFETY: The memory is a shmem file; the operations expect a log.
@@ -365,9 +368,9 @@ impl<L: WriteLog> OpsOverride<L> {
             // SAFETY: It came from `into_foreign` above, and no file has it.
             drop(unsafe { <Arc<L> as ForeignOwnable>::from_foreign(data) });
         })?;
-        // INVARIANT: As made here.
-        // SAFETY: The clone is a new file, which is ours and will have no descriptor; the memory's file
-        // is valid.
+        // INVARIANT: The clone was made here, and holds `data`.
+        // SAFETY: The clone is a new file. Its reference is ours, and it will have no descriptor;
+        // the memory's file is valid.
         unsafe {
             Ok(Self {
                 clone: into_file(clone),
@@ -379,9 +382,9 @@ impl<L: WriteLog> OpsOverride<L> {
         }
     }
 
-    /// Seals the memory's size and gives its file our operations. From here on those who open or map it,
-    /// or begin to write by a descriptor, meet the log, until [`OpsOverride::end`] has succeeded. If it fails,
-    /// nothing has changed.
+    /// Seals the memory's size and replaces the operations of its file. From here on, open, mmap
+    /// and writes by descriptor use the log, until [`OpsOverride::restore`] has succeeded. If this
+    /// fails, nothing has changed.
     pub(crate) fn install(&self, memory: &SharedMemory) -> Result {
         let mut seals = 0;
         // SAFETY: The memory's file is valid.
@@ -391,8 +394,8 @@ impl<L: WriteLog> OpsOverride<L> {
         // SAFETY: As above.
         let before = unsafe { bindings::vmem_shared_fops(memory.as_ptr()) };
         self.file_ops.store(before as usize, Relaxed);
-        // SAFETY: As above; both tables have the same functions, so that whoever reads the old one
-        // beside this goes on with it.
+        // SAFETY: As above; both tables have the same functions, so a task that reads the old table
+        // at the same time continues with it.
         unsafe {
             let shmem = bindings::vmem_shmem_fops();
             bindings::vmem_shared_set_fops(memory.as_ptr(), ops, shmem, ops);
@@ -400,7 +403,8 @@ impl<L: WriteLog> OpsOverride<L> {
         Ok(())
     }
 
-    /// `EBUSY` if a shared mapping is neither shmem's own nor, if the memory is a region's, one of `region_ops`.
+    /// `EBUSY` if there is a shared mapping that is neither shmem's own nor, if the memory is a
+    /// region's, one with `region_ops`.
     pub(crate) fn check_mappings<M: VmOps>(
         &self,
         memory: &SharedMemory,
@@ -416,7 +420,8 @@ impl<L: WriteLog> OpsOverride<L> {
         }
     }
 
-    /// Has every shared mapping of shmem's own tell of writes. What page tables permit is as before.
+    /// Makes every shared mapping of shmem's own log writes. The permissions in page tables do not
+    /// change.
     pub(crate) fn track_mappings(&self, memory: &SharedMemory) -> Result {
         let track = |vma| {
             // SAFETY: The VMA is valid while its address space is locked, which allows changing it. The
@@ -437,28 +442,29 @@ impl<L: WriteLog> OpsOverride<L> {
         }
     }
 
-    /// How many mappings of shmem's own tell of writes, up to `max`.
+    /// How many mappings of shmem's own log writes, up to `max`.
     pub(crate) fn mappings(&self, memory: &SharedMemory, max: usize) -> u64 {
         let filter = VmaFilter::Ops(L::ops().vm_ops()).to_raw();
         // SAFETY: The memory's file is valid, and the table is static.
         unsafe { bindings::vmem_count_vmas(memory.as_ptr(), &raw const filter, max) as u64 }
     }
 
-    /// Gives the file and all mappings back what they had. Nobody is on the way to the log any more when
-    /// it succeeds. `EINTR` if the task is being killed; it can be called again.
+    /// Restores the operations of the file and of all mappings. After success, no task is about to
+    /// use the log. `EINTR` if the task is being killed; the call can be repeated.
     pub(crate) fn restore(&self, memory: &SharedMemory) -> Result {
         let before = self.file_ops.load(Relaxed) as *const c::file_operations;
         if before.is_null() {
             return Ok(());
         }
-        // SAFETY: The memory's file is valid, and these are the operations that it had.
+        // SAFETY: The memory's file is valid, and `before` is the operations that it had.
         unsafe {
             let shmem = bindings::vmem_shmem_fops();
             let (memory, tracked) = (memory.as_ptr(), L::ops().file_ops());
             bindings::vmem_shared_set_fops(memory, before, tracked, shmem);
         }
         match memory.await_mmaps() {
-            // Somebody maps it all the time: what is left over is tracked in vain, and holds the module.
+            // Programs map the memory all the time. A mapping that is missed keeps the tracked
+            // operations without effect, and holds the module.
             Err(e) if e == EAGAIN => {}
             other => other?,
         }
@@ -473,7 +479,8 @@ impl<L: WriteLog> OpsOverride<L> {
         to_result(unsafe {
             bindings::vmem_shared_unseal(memory.as_ptr(), self.seals.load(Relaxed))
         })?;
-        // Who has read the file's operations and is on his way to them, without a reference.
+        // A task may have read the file's old operations and not yet entered them, without a
+        // reference.
         // SAFETY: In process context, with nothing held that such a task could wait for.
         unsafe { bindings::vmem_synchronize_rcu_tasks() };
         Ok(())

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The structures of the uapi header, as things that can be copied from and to user memory.
+//! The structures of the uapi header, which can be copied from and to user memory.
 //!
-//! Stands in for `kernel::uapi`, which has the headers of the tree only.
+//! Stands in for `kernel::uapi`, which has only the headers of the kernel tree.
 
 use super::array_vec::ArrayVec;
 pub(crate) use super::bindings::*;
@@ -52,7 +52,7 @@ plain_data! {
     vmem_snapshot_info: 64,
 }
 
-/// Checks that the numbers that C computes are those of the structures above.
+/// Checks that the ioctl numbers of the header match the structures above.
 macro_rules! same_number {
     ($($c:ident == $rust:expr;)*) => {$( const _: () = assert!($c == $rust); )*};
 }
@@ -86,19 +86,19 @@ same_number! {
 pub(crate) struct UserArg(UserPtr);
 
 impl UserArg {
-    /// From an ioctl's argument.
+    /// The argument of an ioctl, as the VFS passes it.
     pub(crate) fn new(arg: usize) -> Self {
         Self(UserPtr::from_addr(arg))
     }
 
-    /// Reads it, once.
+    /// Reads the structure, once.
     pub(crate) fn read<T: FromBytes>(self) -> Result<T> {
         UserSlice::new(self.0, core::mem::size_of::<T>())
             .reader()
             .read()
     }
 
-    /// Writes it.
+    /// Writes the structure.
     pub(crate) fn write<T: AsBytes>(self, value: &T) -> Result {
         UserSlice::new(self.0, core::mem::size_of::<T>())
             .writer()
@@ -106,7 +106,7 @@ impl UserArg {
     }
 }
 
-/// An array in user memory, whose address and length came in a structure.
+/// An array in user memory. A structure has its address and length.
 pub(crate) struct UserArray {
     at: UserPtr,
     nr: usize,
@@ -129,7 +129,7 @@ impl UserArray {
         self.nr
     }
 
-    /// Reads all entries, once, into `entries`, which has none yet.
+    /// Reads all entries, once, into `entries`, which is empty.
     pub(crate) fn read<T: FromBytes + Copy>(&self, entries: &mut Entries<T>) -> Result {
         let mut reader = UserSlice::new(self.at, self.nr * core::mem::size_of::<T>()).reader();
         if self.nr > INLINE_ENTRIES {
@@ -156,18 +156,18 @@ impl UserArray {
     }
 }
 
-/// So many entries take no memory but the stack.
+/// Up to this many entries need no allocation.
 const INLINE_ENTRIES: usize = 8;
 
 /// Entries that have been read from user memory.
 pub(crate) struct Entries<T> {
     inline_entries: ArrayVec<T, INLINE_ENTRIES>,
-    /// All of them, if they are not few.
+    /// All entries, if there are more than [`INLINE_ENTRIES`].
     heap_entries: KVVec<T>,
 }
 
 impl<T: Copy> Entries<T> {
-    /// None.
+    /// No entries.
     pub(crate) fn new() -> Self {
         Self {
             inline_entries: ArrayVec::new(),
@@ -188,7 +188,7 @@ impl<T: Copy> Deref for Entries<T> {
     }
 }
 
-/// A bitmap in user memory, which is written from its beginning to its end.
+/// A bitmap in user memory, written from its beginning to its end.
 pub(crate) struct UserBits(kernel::uaccess::UserSliceWriter);
 
 impl UserBits {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mappings whose faults come to us.
+//! Mappings whose faults this module handles.
 //!
 //! Stands in for an abstraction of `vm_operations_struct`, which upstream does not have.
 //!
-//! What the operations of a VMA need is held by the file of the VMA ([`MapFile`]), as for any file
-//! system: nothing hangs on `open` and `close`, and the module cannot go before the last VMA.
+//! The file of a VMA ([`MapFile`]) holds what the VMA's operations need, as in any file system. So
+//! nothing depends on `open` and `close`, and the module cannot be unloaded before the last VMA is
+//! gone.
 
 use super::{
     bindings,
@@ -30,7 +31,7 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// What stands behind a mapping.
+/// The memory behind a mapping, and its operations.
 pub(crate) trait VmOps: FaultPolicy + Sized + Send + Sync + 'static {
     /// The operations of all mappings of this kind.
     const VM_OPS: &'static VmOpsTables<Self>;
@@ -38,25 +39,25 @@ pub(crate) trait VmOps: FaultPolicy + Sized + Send + Sync + 'static {
     /// The operations of the files that such mappings hold.
     const MAP_OPS: &'static MapFileOps<Self>;
 
-    /// Answers a fault.
+    /// Handles a fault.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason;
 
-    /// Whether the page cache may map what it holds of the blocks that `range` touches, large folios too:
-    /// each of their pages is present.
+    /// Whether the page cache may map its pages of the blocks that `range` touches, large folios
+    /// included: all pages of these blocks are present.
     fn blocks_present(&self, range: PageRange) -> bool;
 
-    /// Protected pages of a mapping that tells of writes are about to become writable. Returns whether they
-    /// may: the folio is then locked until they are.
+    /// Protected pages of a mapping that logs writes are about to become writable. Returns whether
+    /// they may; the folio then stays locked until they are.
     fn write_fault(&self, _fault: &WriteFault<'_>) -> bool {
         true
     }
 
-    /// The program discards the pages of a range of bytes: they read as zeros from now on.
+    /// The program discards a range of bytes, which reads as zeros from now on.
     fn discard(&self, offset: u64, len: u64) -> Result;
 }
 
-/// Two tables of VMA operations: for mappings that tell of writes, and for others. It must be a static: its
-/// addresses tell which mappings are ours.
+/// Two tables of VMA operations: for mappings that log writes, and for others. It must be a static:
+/// the tables' addresses identify this module's mappings.
 pub(crate) struct VmOpsTables<M> {
     plain: kernel::bindings::vm_operations_struct,
     logged: kernel::bindings::vm_operations_struct,
@@ -91,17 +92,17 @@ impl<M: VmOps> VmOpsTables<M> {
         }
     }
 
-    /// The table of mappings that tell nobody of writes.
+    /// The table of mappings that do not log writes.
     pub(super) const fn as_ptr(&'static self) -> *const kernel::bindings::vm_operations_struct {
         &raw const self.plain
     }
 
-    /// The table of those that do.
+    /// The table of mappings that log writes.
     pub(super) const fn logged(&'static self) -> *const kernel::bindings::vm_operations_struct {
         &raw const self.logged
     }
 
-    /// Whether it is one of the two.
+    /// Whether `ops` is one of the two tables.
     pub(super) fn has(&'static self, ops: *const kernel::bindings::vm_operations_struct) -> bool {
         ops == self.as_ptr() || ops == self.logged()
     }
@@ -136,7 +137,7 @@ impl<M: VmOps> VmOpsTables<M> {
         };
         let nr = (end as u64).saturating_sub(start as u64).saturating_add(1);
         match PageRange::within(start as u64, nr, u64::MAX) {
-            // The caller is in a read-side section of RCU, so whoever begins a log waits for the end of it.
+            // The caller is in an RCU read-side section, whose end the start of a log waits for.
             Some(range)
                 if memory.blocks_present(range) && memory.allows_fault_around(write_faults) =>
             {
@@ -149,7 +150,7 @@ impl<M: VmOps> VmOpsTables<M> {
 
     /// # Safety
     ///
-    /// The memory management calls it, for a VMA of an `M` that tells of writes.
+    /// The memory management calls it, for a VMA of an `M` that logs writes.
     unsafe extern "C" fn page_mkwrite(
         vmf: *mut kernel::bindings::vm_fault,
     ) -> kernel::bindings::vm_fault_t {
@@ -163,7 +164,7 @@ impl<M: VmOps> VmOpsTables<M> {
     }
 }
 
-/// A table of operations for the files that mappings hold.
+/// The operations of the files that mappings hold.
 pub(crate) struct MapFileOps<M> {
     ops: kernel::bindings::file_operations,
     _type: PhantomData<fn(M)>,
@@ -180,7 +181,7 @@ impl<M: VmOps> MapFileOps<M> {
                 owner: &raw mut bindings::__this_module,
                 release: Some(Self::release),
                 fallocate: Some(Self::fallocate),
-                // As shmem: there is no disk to wait for.
+                // As in shmem: there is no disk to wait for.
                 fsync: Some(kernel::bindings::noop_fsync),
                 ..pin_init::zeroed()
             },
@@ -227,8 +228,9 @@ impl<M: VmOps> MapFileOps<M> {
 
 /// The file that the mappings of an `M` hold.
 ///
-/// It is an open of the staging file's inode with our operations: the memory management, which asks
-/// the inode, sees shmem; and the operations hold the module. It never has a descriptor.
+/// It is an open file of the staging file's inode, with this module's operations. The memory
+/// management, which asks the inode, sees shmem, and the operations hold the module. The file never
+/// has a descriptor.
 pub(crate) struct MapFile<M> {
     pub(super) file: ARef<File>,
     pub(super) memory: *const M,
@@ -256,12 +258,12 @@ impl<M: VmOps> MapFile<M> {
         };
         match from_err_ptr(file) {
             Ok(file) => Ok(Self {
-                // SAFETY: A new file, which is ours and will have no descriptor.
+                // SAFETY: A new file. The reference is ours, and it will have no descriptor.
                 file: unsafe { into_file(file) },
                 memory,
             }),
             Err(e) => {
-                // SAFETY: It came from `into_raw` above, and no file has it.
+                // SAFETY: It came from `into_raw` above, and no file owns it.
                 drop(unsafe { KBox::from_raw(memory) });
                 Err(e)
             }
@@ -269,21 +271,21 @@ impl<M: VmOps> MapFile<M> {
     }
 }
 
-/// What a mapping may do and shall have when it is plain memory.
+/// The flags of a mapping that is plain memory.
 #[derive(Clone, Copy)]
 pub(crate) struct PlainFlags {
-    /// As with madvise(MADV_HUGEPAGE).
+    /// Whether it has huge pages, as after madvise(MADV_HUGEPAGE).
     pub(crate) huge: bool,
 }
 
 impl PlainFlags {
-    /// Gives them to a VMA.
+    /// Sets the flags in a VMA.
     ///
     /// # Safety
     ///
     /// The VMA is being made, or the lock of its address space is held for writing.
     pub(super) unsafe fn apply(self, vma: *mut kernel::bindings::vm_area_struct) {
-        // A file on an anonymous inode takes this away, which shared anonymous memory has.
+        // A file on an anonymous inode removes this flag, which shared anonymous memory has.
         let mut set = flags::MAYEXEC;
         // SAFETY: By the safety requirement.
         unsafe {
@@ -312,13 +314,13 @@ impl NewVma<'_> {
         }
     }
 
-    /// Whether writes through it are to the memory.
+    /// Whether writes through the VMA go to the memory.
     pub(crate) fn is_shared(&self) -> bool {
         // SAFETY: The VMA is ours to read.
         unsafe { (*self.vma).__bindgen_anon_2.vm_flags & flags::SHARED != 0 }
     }
 
-    /// First page and number of pages.
+    /// The first page and the number of pages.
     pub(crate) fn pages(&self) -> (u64, u64) {
         // SAFETY: The VMA is ours to read.
         let (pgoff, start, end) = unsafe {
@@ -331,14 +333,12 @@ impl NewVma<'_> {
         )
     }
 
-    /// Makes it a mapping of `file`'s memory.
+    /// Makes the VMA a mapping of `file`'s memory. If `logged`, it logs writes.
     ///
     /// `VM_DONTEXPAND` keeps khugepaged and MADV_COLLAPSE away, which would map absent pages as
     /// zeros: to them a hole in shmem is zeros. It also keeps mlock() away. After
     /// `mlockall(MCL_FUTURE | MCL_ONFAULT)` mmap() would bring in every page nevertheless, unless the
     /// mapping has `VM_LOCKONFAULT`, which goes together with `VM_LOCKED` if that is there.
-    ///
-    /// If it is `logged`, it tells of writes.
     pub(crate) fn map<M: VmOps>(self, file: &MapFile<M>, logged: bool) {
         // SAFETY: The VMA is being made, so it may change its file; that file holds what the
         // operations need.
@@ -355,7 +355,7 @@ impl NewVma<'_> {
         }
     }
 
-    /// Makes it a mapping of the staging file, with nothing of ours in it.
+    /// Makes the VMA a plain mapping of the staging file.
     pub(crate) fn map_plain(self, staging: &Staging, plain: PlainFlags) -> Result {
         // SAFETY: The VMA is being made.
         unsafe { plain.apply(self.vma) };

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for a key, killably, with a time limit, and being woken only if it is one's own.
+//! Killable waits for a key, with a time limit. A wake-up wakes only the threads that wait for its
+//! keys.
 //!
-//! A thread that waits for a page says where it wants it, so that whoever brings the page can put it
-//! there before he wakes the thread.
+//! A thread that waits for a page records the address of its fault. The thread that brings the page
+//! maps it there before it wakes the waiter.
 //!
-//! Stands in for `kernel::sync::CondVar`, which has no killable wait, gives up its lock only, and
-//! wakes all or one.
+//! Stands in for `kernel::sync::CondVar`, which has no killable wait, drops only its own lock, and
+//! wakes all threads or one.
 
 use super::fault_address::{
     FaultAddress,
@@ -24,12 +25,12 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What may end a wait, besides what it waits for.
+/// What else may end a wait, and whether the task can be frozen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WaitMode {
-    /// A signal that kills. The task can be frozen meanwhile.
+    /// A signal that kills. The task can be frozen while it waits.
     Killable,
-    /// The same for who has a lock that others need, and so is not frozen.
+    /// A signal that kills. The task holds a lock that others need, so it is not frozen.
     KillableLocked,
     /// Any signal.
     Interruptible,
@@ -40,19 +41,19 @@ pub(crate) enum WaitMode {
 pub(crate) enum WaitOutcome {
     /// The condition holds.
     Done,
-    /// The condition holds, and the waker has put the page where it was wanted.
+    /// The condition holds, and the waker has mapped the page at the waiter's address.
     Mapped,
     /// A signal is pending.
     Signal,
-    /// The time is over.
+    /// The time limit has passed.
     Timeout,
 }
 
-/// The keys that a wake-up is for: `[start, end)`.
+/// The keys of a wake-up: `[start, end)`.
 struct Keys {
     start: u64,
     end: u64,
-    /// Whether all places that were found have their pages.
+    /// Whether the page is mapped at all addresses that were collected.
     mapped: bool,
 }
 
@@ -62,14 +63,14 @@ impl Keys {
     }
 }
 
-/// How far a page is on its way to the place of who waits for it.
+/// Whether another thread maps the page at the waiter's address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum MapProgress {
-    /// Nobody puts it there.
+    /// The waiter's address was not collected.
     NotStarted,
-    /// Somebody does so now.
+    /// The thread that brings the page has collected the address.
     Started,
-    /// It is there.
+    /// The page is mapped.
     Done,
 }
 
@@ -85,7 +86,7 @@ unsafe impl Send for WaitQueue {}
 // SAFETY: As above.
 unsafe impl Sync for WaitQueue {}
 
-/// A queue of threads that all wait for the same, some of them in poll().
+/// A queue of threads that all wait for the same condition, some of them in poll().
 #[pin_data]
 pub(crate) struct PollQueue {
     #[pin]
@@ -105,7 +106,7 @@ impl PollQueue {
         self.waiters.wake_all();
     }
 
-    /// Waits until `done` returns true, or for a signal, as [`WaitQueue::wait`].
+    /// Waits until `done` returns true or a signal is pending, as [`WaitQueue::wait`].
     pub(crate) fn wait(&self, done: impl FnMut() -> bool) -> WaitOutcome {
         self.waiters.wait(0, None, WaitMode::Interruptible, 0, done)
     }
@@ -116,7 +117,7 @@ impl PollQueue {
     }
 }
 
-/// One thread in the queue; lives on its stack for the time of the wait.
+/// One thread in the queue. It is on the thread's stack during the wait.
 #[repr(C)]
 struct Waiter {
     entry: bindings::wait_queue_entry,
@@ -144,14 +145,14 @@ impl WaitQueue {
         })
     }
 
-    /// Wakes the threads that wait for a key in `[start, end)`. `mapped`: the places that
-    /// [`Self::addresses`] gave have their pages.
+    /// Wakes the threads that wait for a key in `[start, end)`. `mapped` says that the page is
+    /// mapped at all addresses from [`Self::fault_addresses`].
     pub(crate) fn wake(&self, start: u64, end: u64, mapped: bool) {
         let keys = Keys { start, end, mapped };
         self.wake_keys(ptr::from_ref(&keys).cast_mut().cast());
     }
 
-    /// Adds the places of the threads that wait for a key in `[start, end)`, as far as there is room.
+    /// Adds the addresses of the threads that wait for a key in `[start, end)`, as far as they fit.
     pub(crate) fn fault_addresses(&self, start: u64, end: u64, addresses: &mut FaultAddresses) {
         let keys = Keys {
             start,
@@ -160,8 +161,8 @@ impl WaitQueue {
         };
         self.for_each(|waiter| {
             if let (true, Some(address)) = (keys.contains(waiter.key), waiter.address) {
-                // SAFETY: The waiter is in the queue: whoever touches the page holds a user of the
-                // address space until its fault has been answered.
+                // SAFETY: The waiter is in the queue: a thread that touches a page holds a user of
+                // the address space until its fault has been answered.
                 if unsafe { addresses.add(waiter.key, address) } {
                     waiter.map_progress = MapProgress::Started;
                 }
@@ -181,8 +182,9 @@ impl WaitQueue {
         unsafe { bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, keys) };
     }
 
-    /// Waits until `done` returns true, which is called with this thread in the queue: whoever makes
-    /// it true and then wakes the key is not missed. `limit_ms` of 0 is no limit.
+    /// Waits until `done` returns true. `done` is called with this thread in the queue, so a thread
+    /// that makes the condition true and then wakes the key cannot be missed. A `limit_ms` of 0 is
+    /// no limit.
     pub(crate) fn wait(
         &self,
         key: u64,
@@ -209,7 +211,7 @@ impl WaitQueue {
             map_progress: MapProgress::NotStarted,
         });
         let entry: *mut bindings::wait_queue_entry = waiter.get().cast();
-        // SAFETY: `entry` is on this stack frame and nobody else knows it yet.
+        // SAFETY: `entry` is on this stack frame and no other thread knows it yet.
         unsafe {
             (*entry).private = kernel::task::Task::current_raw().cast();
             (*entry).func = Some(wake_waiter);
@@ -217,10 +219,10 @@ impl WaitQueue {
         }
 
         let woken = loop {
-            // SAFETY: The head is initialized; `entry` is, too, and `finish_wait` below takes it out
-            // of the queue before its memory goes.
+            // SAFETY: The head is initialized; `entry` is, too, and `finish_wait` below removes it
+            // from the queue before its memory goes.
             let signal = unsafe { bindings::prepare_to_wait_event(self.head.get(), entry, state) };
-            // Only now, in the queue, does it matter if the answer is no.
+            // A negative answer counts only now, with the thread in the queue.
             if done() {
                 break WaitOutcome::Done;
             }
@@ -246,7 +248,7 @@ impl WaitQueue {
         }
     }
 
-    /// How many threads wait, and for how many nanoseconds the longest of them has.
+    /// How many threads wait, and how long the longest of these waits is, in nanoseconds.
     pub(crate) fn stats(&self) -> (u64, u64) {
         let (mut nr, mut oldest) = (0, 0);
         self.for_each(|waiter| {
@@ -259,16 +261,16 @@ impl WaitQueue {
     /// Calls `visit` for each waiter, with the queue locked.
     fn for_each(&self, mut visit: impl FnMut(&mut Waiter)) {
         let head = self.head.get();
-        // SAFETY: The head is initialized. Its lock is never taken in interrupts: all who use this
+        // SAFETY: The head is initialized. Its lock is never taken in interrupts: all users of this
         // queue are in process context.
         unsafe { bindings::spin_lock(&raw mut (*head).lock) };
         // SAFETY: The lock is held, so the list stays as it is.
         let mut at = unsafe { (*head).head.next };
         // SAFETY: Only the address is taken.
         while at != unsafe { &raw mut (*head).head } {
-            // SAFETY: What hangs in this list is the entry of a `Waiter`, its first field (pollers are
-            // in a [`PollQueue`] only, which has no use for this), and it cannot leave while the lock
-            // is held; until it has left, only who holds the lock uses it.
+            // SAFETY: Each entry of this list is the first field of a `Waiter` (pollers are only in
+            // a [`PollQueue`], which does not use this), and it cannot leave the list while the
+            // lock is held; until it has left, only the holder of the lock uses it.
             let waiter = unsafe {
                 &mut *kernel::container_of!(at, bindings::wait_queue_entry, entry).cast::<Waiter>()
             };
@@ -280,7 +282,7 @@ impl WaitQueue {
     }
 }
 
-/// Wakes the thread of `entry`, if the wake-up is for its key, and takes it out of the queue.
+/// Wakes the thread of `entry` and removes it from the queue, if the wake-up is for its key.
 ///
 /// # Safety
 ///

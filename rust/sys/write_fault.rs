@@ -17,7 +17,7 @@ pub(crate) struct WriteFault<'a> {
 }
 
 impl<'a> WriteFault<'a> {
-    /// Of pages that are in the folio.
+    /// For pages that are in the folio.
     pub(super) fn new(folio: &'a LockedFolio, pages: PageRange) -> Self {
         Self { folio, pages }
     }
@@ -34,8 +34,9 @@ impl<'a> WriteFault<'a> {
 }
 
 impl WriteFault<'_> {
-    /// Does what `page_mkwrite` is to do: asks whether the pages may become writable, with their folio
-    /// locked, which it then stays until they are; or else waits a while, and has the fault come again.
+    /// Implements `page_mkwrite`: locks the folio and asks `may` whether the pages may become
+    /// writable. If so, the folio stays locked until they are. If not, calls `wait`, and the fault
+    /// is raised again.
     ///
     /// # Safety
     ///
@@ -59,7 +60,7 @@ impl WriteFault<'_> {
         }
         // SAFETY: As above.
         unsafe { bindings::vmem_tracked_unlock(vmf) };
-        // The lock of the mapping is held, so not for long.
+        // The lock of the mapping is held, so the wait is short.
         wait();
         VmFaultReason::NOPAGE.into_raw()
     }
