@@ -7,18 +7,18 @@
 //!     region or map descriptor ── RegionFile ──┤
 //!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Pages, Daemon
 //!
-//!     /dev/vmem/control ── adopts ── AdoptedFile ── Memory ── SharedMemory
-//!                                         └── Tracked ── Hold, Tracking (the log)
+//!     /dev/vmem/control ── adopts ── AdoptedFile ── AdoptedMemory ── SharedMemory
+//!                                         └── Tracked ── OpsOverride, Tracking (the log)
 //!     VMA ── clone of the memory's file ────────────────────────┤
 //!     VMA of a region ── MapFile ── Mapped ─────────────────────┤
-//!     snapshot descriptor ── ImageFile, its VMAs ── OpenImage ──┴── Keeper ── Image ── Copies
+//!     snapshot descriptor ── ImageFile, its VMAs ── OpenImage ──┴── CopyBeforeWrite ── Image ── Copies
 //! ```
 //!
-//! Whoever can reach a region has a [`registry::Handle`]; with the last one the region, its name and
-//! its node go. A region knows none of its users: its mappings are found in the address space of the
-//! staging file.
+//! Every user of a region holds a [`registry::Handle`]. When the last handle is dropped, the
+//! region, its name and its node are removed. A region keeps no list of its users: its mappings are
+//! found in the address space of the staging file.
 //!
-//! The order of locks stands in `Documentation/locking.rst`.
+//! `Documentation/locking.rst` has the order of the locks.
 
 pub(crate) mod adopted;
 pub(crate) mod attachment;

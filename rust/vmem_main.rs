@@ -2,15 +2,15 @@
 
 //! vmem: memory that can start empty.
 //!
-//! A program maps a region; a touch of an absent page becomes a request; a daemon fetches the page,
-//! and the program goes on. `include/uapi/linux/vmem.h` says what the calls do.
+//! A program maps a region. A touch of an absent page becomes a request. A daemon fetches the page,
+//! and the program continues. `include/uapi/linux/vmem.h` documents the calls.
 //!
 //! ```text
 //!     device ──► model      what a region is; pure state, no unsafe code, tested on the host too
 //!        └─────► sys        safe wrappers of C; the only unsafe code, knows no policy
 //! ```
 //!
-//! The order of the locks stands in `Documentation/locking.rst`.
+//! `Documentation/locking.rst` has the order of the locks.
 
 mod device;
 mod model;
@@ -39,8 +39,9 @@ module! {
     license: "GPL v2",
 }
 
-/// The module. Its parts go in this order: nobody can open a region's node when they go, since an
-/// open file holds the module. Last of all it is waited for who still runs in its code.
+/// The module. Its fields are dropped in this order. No region's node can be opened while they are
+/// dropped, since an open file holds a reference to the module. The last field waits for tasks that
+/// are still in the module's code.
 #[pin_data]
 struct Vmem {
     #[pin]

@@ -66,18 +66,18 @@ use kernel::{
 /// The operations of adopted descriptors.
 static OPS: FileOpsTable<AdoptedFile> = FileOpsTable::new();
 
-/// How far mappings are counted: they cannot be made or removed meanwhile.
+/// Mappings are counted up to this number: none can be made or removed during the count.
 const MAX_MAPPINGS: usize = 4096;
 
-/// Whether there is a log.
+/// The state of an adopted descriptor.
 enum State {
     Plain,
-    /// It begins or ends.
+    /// Tracking starts or ends.
     Changing,
     Tracked(Arc<Tracked>),
 }
 
-/// An open of adopted memory.
+/// The private data of an adopted descriptor.
 #[pin_data(PinnedDrop)]
 pub(crate) struct AdoptedFile {
     memory: Arc<AdoptedMemory>,
@@ -99,7 +99,7 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
                 return Err(EFBIG);
             }
             match registry::find_memory(shared.inode_id()) {
-                // The staging file of a region that is plain memory.
+                // The staging file of a region that has become plain memory.
                 Ok(handle) => AdoptedMemory::adopt_region(Arc::new(handle, GFP_KERNEL)?)?,
                 Err(_) => AdoptedMemory::adopt(shared, registry::next_id())?,
             }
@@ -123,8 +123,8 @@ pub(crate) fn adopt(arg: UserArg) -> Result {
     Ok(())
 }
 
-/// The log of the memory of an adopted descriptor. `EBADF` if there is no such descriptor, `EINVAL` if it is
-/// no adopted one, `ENODATA` if it is not tracked.
+/// The log of the memory of an adopted descriptor. `EBADF` if there is no such descriptor, `EINVAL`
+/// if it is not an adopted descriptor, `ENODATA` if the memory is not tracked.
 fn tracked(fd: i32) -> Result<Arc<Tracked>> {
     file_ops::with_fd(&OPS, fd, |adopted, _| adopted.tracked())?
 }
@@ -137,7 +137,7 @@ fn size(memory: &AdoptedMemory) -> u64 {
 }
 
 impl AdoptedFile {
-    /// The log; `ENODATA` if there is none.
+    /// The log. `ENODATA` if the memory is not tracked.
     fn tracked(&self) -> Result<Arc<Tracked>> {
         match &*self.state.lock() {
             State::Tracked(tracked) => Ok(tracked.clone()),
@@ -222,7 +222,8 @@ impl AdoptedFile {
         }
     }
 
-    /// GET_INFO: what a region says; else all pages are present, and nobody waits for one.
+    /// GET_INFO: the information about the region. Of other memory, all pages are present, and no
+    /// thread waits.
     fn info(&self) -> vmem_info {
         if let Some(region) = self.memory.region() {
             return info::info(region);
@@ -254,8 +255,8 @@ impl PinnedDrop for AdoptedFile {
         let state = core::mem::replace(&mut *self.state.lock(), State::Plain);
         if let State::Tracked(tracked) = state {
             if is_exiting() {
-                // It may be the daemon that others wait for with the locks that this takes, and no signal
-                // would end that any more.
+                // The task may be the daemon that other tasks wait for while they hold locks that
+                // this takes, and no signal would end its wait any more.
                 tracked.end_soon();
             } else {
                 let _ = tracked.end();

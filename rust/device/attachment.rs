@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hold that a daemon has on a region.
+//! The attachment of a daemon to a region.
 
 use super::region::Region;
 use kernel::{
@@ -8,11 +8,11 @@ use kernel::{
     sync::Arc, //
 };
 
-/// That a daemon is attached. With it, the daemon goes.
+/// An attached daemon. It detaches when this is dropped.
 pub(crate) struct Attachment(Arc<Region>);
 
 impl Attachment {
-    /// Attaches a daemon; `EBUSY` if there is one.
+    /// Attaches a daemon. `EBUSY` if another daemon is attached.
     pub(crate) fn new(region: &Arc<Region>) -> Result<Self> {
         region.daemon().attach()?;
         Ok(Self(region.clone()))
@@ -20,7 +20,8 @@ impl Attachment {
 }
 
 impl Drop for Attachment {
-    /// What the daemon had taken and not answered is requested again, before the next one can come.
+    /// Requests that the daemon has taken and not answered are queued again before the next daemon
+    /// can attach.
     fn drop(&mut self) {
         let region = &self.0;
         region.daemon().clear_ready();

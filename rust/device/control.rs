@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/vmem/control`: regions are created, daemons attached and memory adopted here.
+//! `/dev/vmem/control`: creates regions, attaches daemons and adopts memory.
 
 use super::{
     adopted,
@@ -50,7 +50,7 @@ use kernel::{
 /// The operations of control descriptors.
 pub(crate) static OPS: FileOpsTable<Control> = FileOpsTable::new();
 
-/// An open of the control device.
+/// The private data of a control descriptor.
 pub(crate) struct Control;
 
 #[vtable]
@@ -72,8 +72,8 @@ impl FileOps for Control {
     }
 }
 
-/// The two descriptors of a daemon: numbers first, then the answer, and the descriptors when nothing
-/// can fail any more.
+/// Installs the two descriptors of a daemon. It reserves the numbers first, then copies the answer
+/// to the caller, and installs the descriptors when nothing can fail any more.
 fn install_fds(
     handle: Handle,
     daemon: Attachment,
@@ -122,7 +122,7 @@ fn create_vmem(arg: UserArg) -> Result {
         uid: call.uid,
         gid: call.gid,
     };
-    // Attached before anybody can find it.
+    // Attach the daemon before the region can be found.
     let daemon = Attachment::new(&region)?;
     let handle = registry::add(region, name, access)?;
     install_fds(handle, daemon, |region, vmem_fd, shmem_fd| {

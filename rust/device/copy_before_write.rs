@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What writers of a tracked memory pass: the gate, and the image whose pages they keep.
+//! Copy before write: writers of a tracked memory pass its gate, and copy pages for its image.
 
 use super::image::Image;
 use crate::{
@@ -31,15 +31,15 @@ use kernel::{
     }, //
 };
 
-/// How long a fault waits at the gate, in milliseconds, before it comes again: it holds the lock of its
-/// mapping, which others need.
+/// How long a fault waits at the gate, in milliseconds, before it is raised again. It holds the
+/// lock of its mapping, which other threads need.
 const FAULT_WAIT_MS: u32 = 10;
 
-/// Whose pages are kept.
+/// The image that writers copy pages for.
 enum ImageSlot {
     Empty,
     Image(Arc<Image>),
-    /// Tracking ends, so nothing can be any more.
+    /// Tracking ends, so there can be no image any more.
     Ended,
 }
 
@@ -70,7 +70,7 @@ impl CopyBeforeWrite {
         }
     }
 
-    /// Whether the pages of a fault may become writable. They are in the log, and locked.
+    /// Whether the pages of a fault may become writable. The pages are in the log, and locked.
     pub(super) fn admit_fault(&self, fault: &WriteFault<'_>) -> bool {
         match self.gate.check() {
             GateState::Closed => return false,
@@ -84,7 +84,7 @@ impl CopyBeforeWrite {
         true
     }
 
-    /// Waits at the gate for as long as a fault may.
+    /// Waits at the gate for as long as a fault may wait.
     pub(super) fn await_open(&self) {
         let _ = self.await_for(FAULT_WAIT_MS);
     }
@@ -97,7 +97,7 @@ impl CopyBeforeWrite {
     }
 
     /// A system call is about to write to these pages. `EINTR` if the task is being killed; else
-    /// [`CopyBeforeWrite::leave`] is called when it has.
+    /// the call must end with [`CopyBeforeWrite::leave`].
     pub(super) fn enter(&self, pages: Option<PageRange>) -> Result {
         loop {
             match self.gate.enter() {
@@ -116,33 +116,34 @@ impl CopyBeforeWrite {
         Ok(())
     }
 
-    /// Who has come in is about to change pages whose contents nobody has: the image is without them.
+    /// A system call inside the gate is about to change absent pages, whose contents will not
+    /// arrive any more. The image is without them.
     pub(super) fn exclude(&self, pages: PageRange) -> Result {
         self.image().map_or(Ok(()), |image| image.set_done(pages))
     }
 
-    /// It has written, and the log has heard of it.
+    /// The system call has written, and its pages are in the log.
     pub(super) fn leave(&self) {
         self.gate.leave();
     }
 
-    /// Nobody begins to write until [`CopyBeforeWrite::open`].
+    /// Blocks new writes until [`CopyBeforeWrite::open`].
     pub(super) fn close(&self) {
         self.gate.close();
     }
 
-    /// Whether it is closed, and no system call is writing.
+    /// Whether the gate is closed, and no system call is writing.
     pub(super) fn is_quiet(&self) -> bool {
         self.gate.is_quiet()
     }
 
-    /// Writers go on.
+    /// Lets writers continue.
     pub(super) fn open(&self) {
         self.gate.open();
         self.waiters.wake_all();
     }
 
-    /// Whether there is an image. `ENODATA` if tracking is over.
+    /// Whether there is an image. `ENODATA` if tracking has ended.
     pub(super) fn has_image(&self) -> Result<bool> {
         match *self.image_slot.lock() {
             ImageSlot::Empty => Ok(false),
@@ -151,8 +152,8 @@ impl CopyBeforeWrite {
         }
     }
 
-    /// From now on writers keep the pages of `image`. `EBUSY` if there is one, `ENODATA` if tracking is
-    /// over.
+    /// Makes writers copy pages for `image`. `EBUSY` if there is another image, `ENODATA` if
+    /// tracking has ended.
     pub(super) fn set_image(&self, image: &Arc<Image>) -> Result {
         let mut image_slot = self.image_slot.lock();
         match *image_slot {
@@ -164,7 +165,7 @@ impl CopyBeforeWrite {
         Ok(())
     }
 
-    /// They do not keep the pages of `image` any more.
+    /// Makes writers stop copying pages for `image`.
     pub(super) fn clear_image(&self, image: &Arc<Image>) {
         let _before = {
             let mut image_slot = self.image_slot.lock();
@@ -178,11 +179,11 @@ impl CopyBeforeWrite {
         };
     }
 
-    /// Tracking ends. An image that there is fails.
+    /// Ends this with tracking. An existing image fails.
     pub(super) fn end(&self) {
         let _before = {
             let mut image_slot = self.image_slot.lock();
-            // First of all: a writer that finds no image keeps nothing.
+            // First of all: a writer that finds no image copies nothing.
             if let ImageSlot::Image(image) = &*image_slot {
                 image.fail();
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether a daemon serves a region.
+//! The state of a region's daemon.
 
 use crate::sys::wait::PollQueue;
 use kernel::{
@@ -13,18 +13,18 @@ use kernel::{
     }, //
 };
 
-/// What is known of a region's daemon.
+/// The state of a region's daemon.
 #[pin_data]
 pub(crate) struct Daemon {
     attached: Atomic<bool>,
     ready: Atomic<bool>,
-    /// Who is in WAIT_READY.
+    /// The threads in WAIT_READY.
     #[pin]
     pub(crate) ready_waiters: PollQueue,
 }
 
 impl Daemon {
-    /// There is none.
+    /// No daemon is attached.
     pub(super) fn none() -> impl PinInit<Self> {
         pin_init!(Self {
             attached: Atomic::new(false),
@@ -33,7 +33,7 @@ impl Daemon {
         })
     }
 
-    /// One attaches; `EBUSY` if there is one.
+    /// Attaches a daemon. `EBUSY` if another daemon is attached.
     pub(super) fn attach(&self) -> Result {
         self.attached
             .cmpxchg(false, true, Full)
@@ -41,27 +41,27 @@ impl Daemon {
         Ok(())
     }
 
-    /// It does not serve any more.
+    /// The daemon does not serve any more.
     pub(super) fn clear_ready(&self) {
         self.ready.store(false, Release);
     }
 
-    /// The next one may attach.
+    /// Lets the next daemon attach.
     pub(super) fn detach(&self) {
         self.attached.store(false, Release);
     }
 
-    /// Whether one is attached.
+    /// Whether a daemon is attached.
     pub(crate) fn is_attached(&self) -> bool {
         self.attached.load(Acquire)
     }
 
-    /// Whether it has said READY.
+    /// Whether the daemon has called READY.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Acquire)
     }
 
-    /// It serves.
+    /// The daemon serves.
     pub(crate) fn set_ready(&self) {
         self.ready.store(true, Release);
         self.ready_waiters.wake_all();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DIRTY: the log is read.
+//! DIRTY: reads a dirty log.
 
 use super::tracking::DirtyChunk;
 use crate::{
@@ -31,32 +31,32 @@ use kernel::prelude::*;
 
 /// A log that can be read.
 pub(crate) trait ReadableLog {
-    /// Whether pages can be taken out of it; if not, only the first two functions are called.
+    /// Whether pages can be removed from the log. If not, only the first two functions are called.
     const CLEANS: bool;
 
-    /// Pages of the memory; `EINVAL` if they are not.
+    /// Pages of the memory. `EINVAL` if there are no such pages.
     fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange>;
 
-    /// Those pages of `chunk`, which is within one chunk, that are in the log.
+    /// The pages of `chunk`, which is within one chunk, that are in the log.
     fn peek(&self, chunk: PageRange) -> ChunkBits;
 
-    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
-    /// the log still.
+    /// The same, but removes the pages from the log and protects them. `EINTR` if the task is being
+    /// killed; all pages are still in the log then.
     fn clean(&self, _chunk: PageRange) -> Result<DirtyChunk> {
         Err(EINVAL)
     }
 
-    /// Pages that were taken out of it are in it again.
+    /// Adds pages to the log again.
     fn mark(&self, _range: PageRange) {}
 
-    /// The same for those of a chunk.
+    /// The same for the pages in `bits` of a chunk.
     fn mark_bits(&self, _chunk: PageRange, _bits: &ChunkBits) {}
 
-    /// So many have been reported for good.
+    /// Counts pages that have been reported and are clean now.
     fn count_cleaned(&self, _nr: u64) {}
 }
 
-/// Where what is found goes.
+/// Where the pages are written to.
 enum Output {
     Bitmap(UserBits),
     Ranges {
@@ -79,8 +79,8 @@ impl Output {
         Ok(Self::Bitmap(UserBits::new(call.out, words)?))
     }
 
-    /// Adds the pages of `chunk` that are in `bits`. Returns the first page for which there was no room,
-    /// if there is one.
+    /// Adds the pages of `chunk` that are in `bits`. Returns the first page that does not fit, if
+    /// there is one.
     fn add(&mut self, chunk: PageRange, bits: &ChunkBits) -> Result<Option<u64>> {
         match self {
             Self::Bitmap(out) => {
@@ -111,7 +111,7 @@ impl Output {
         }
     }
 
-    /// Hands over what has been gathered. Returns how many ranges.
+    /// Writes out the ranges. Returns how many there are.
     fn finish(self) -> Result<u32> {
         match self {
             Self::Bitmap(_) => Ok(0),
@@ -136,7 +136,7 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
     let range = log.range(call.pgoff, call.nr_pages)?;
     let mut output = Output::new(&call)?;
     (call.done, call.dirty, call.held) = (0, 0, 0);
-    // What cannot be told is not looked for.
+    // If the result cannot be written, do not start.
     arg.write(&call)?;
 
     let mut gather = || -> Result {
@@ -157,7 +157,7 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
             })?;
             let stop = full.unwrap_or(chunk.end());
             if let Ok(rest) = log.range(stop, chunk.end() - stop) {
-                // For the next call.
+                // These are left for the next call.
                 if cleans {
                     log.mark_bits(rest, &found.dirty);
                 }
@@ -180,7 +180,7 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
     });
     if cleans {
         if told.is_err() || gathered == Err(EFAULT) {
-            // The caller cannot be relied on to know of any.
+            // The caller may not have read any of the result.
             if let Ok(done) = log.range(call.pgoff, call.done) {
                 log.mark(done);
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a program does to a region's pages, other than touch them.
+//! The discard of a region's pages by a program.
 
 use super::{
     memories,
@@ -18,8 +18,8 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// A program discards pages (MADV_REMOVE): they are zeros from now on, also those that were absent,
-/// which are not fetched any more.
+/// Discards pages (MADV_REMOVE). They are zeros from now on. Absent ones become present, and are
+/// not fetched any more.
 pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
     if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
         return Err(EINVAL);
@@ -35,7 +35,7 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
     Ok(())
 }
 
-/// The same for pages of one block. To a log it is a call that writes to them.
+/// The same for pages of one block. For a dirty log it is a call that writes to them.
 fn discard_block(region: &Region, block: PageRange) -> Result {
     let _fill = region.pages().locate(block)?.0.fill.lock();
     let tracking = region
@@ -47,11 +47,11 @@ fn discard_block(region: &Region, block: PageRange) -> Result {
     };
     tracking.copy_before_write().enter(Some(block))?;
     let zeroed = region.pages().absent_runs(block).and_then(|mut absent| {
-        // What they held at the instant of a snapshot will not come any more.
+        // Their contents at the instant of a snapshot will not arrive any more.
         absent.try_for_each(|run| tracking.copy_before_write().exclude(run))?;
         make_zero(region, block)
     });
-    // Also if it was an error: some of it may be zeros.
+    // Also after an error: some pages may be zeros.
     tracking.mark(block);
     tracking.copy_before_write().leave();
     zeroed

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a touch of a region does.
+//! Faults in the mappings of a region.
 
 use super::{
     discard::discard,
@@ -45,8 +45,9 @@ use kernel::{
     sync::Arc, //
 };
 
-/// How long a wait may last that holds up somebody else: a second. A thread that no signal reaches keeps its
-/// process from ending; a debugger holds the mmap lock of another process. That is not worth freezing.
+/// A wait of one second, for a wait that blocks other tasks. A thread that no signal reaches keeps
+/// its process from exiting, and a debugger holds the mmap lock of another process. The task is not
+/// frozen in it.
 const BOUNDED_WAIT: WaitParams = WaitParams {
     mode: WaitMode::KillableLocked,
     ms: 1000,
@@ -56,15 +57,15 @@ const BOUNDED_WAIT: WaitParams = WaitParams {
 static VM_OPS: VmOpsTables<Mapped> = VmOpsTables::new();
 static MAP_OPS: MapFileOps<Mapped> = MapFileOps::new();
 
-/// A region, as what stands behind its mappings.
+/// A region behind its mappings.
 pub(crate) struct Mapped {
     handle: Arc<Handle>,
-    /// The log, for mappings that tell of writes.
+    /// The log, for mappings that log writes.
     tracking: Option<Arc<Tracking>>,
 }
 
 impl Mapped {
-    /// For mappings that tell nobody of writes.
+    /// For mappings that do not log writes.
     pub(crate) fn new(handle: Arc<Handle>) -> Self {
         Self {
             handle,
@@ -72,7 +73,7 @@ impl Mapped {
         }
     }
 
-    /// For mappings that tell of them.
+    /// For mappings that log writes.
     pub(crate) fn logged(handle: Arc<Handle>, tracking: Arc<Tracking>) -> Self {
         Self {
             handle,
@@ -96,8 +97,8 @@ impl FaultPolicy for Mapped {
         self.region().pages().all_present(range)
     }
 
-    /// A mapping that was being made when the log began is none that tells of writes. Each page that comes
-    /// into it is logged as written, until it is.
+    /// A mapping that was being made when the log began does not log writes. Each page that is
+    /// mapped there is logged as written, until the mapping is changed.
     fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision {
         if write_faults || !self.region().is_logged() {
             return MapDecision::Map;
@@ -105,7 +106,7 @@ impl FaultPolicy for Mapped {
         match self.with_log(|log| log.log_fault(fault)) {
             Some(true) => MapDecision::MapPageOnly,
             Some(false) => MapDecision::Retry,
-            // It ends.
+            // The log ends.
             None => MapDecision::Map,
         }
     }
@@ -123,7 +124,7 @@ impl VmOps for Mapped {
     const VM_OPS: &'static VmOpsTables<Self> = &VM_OPS;
     const MAP_OPS: &'static MapFileOps<Self> = &MAP_OPS;
 
-    /// A present page is mapped.
+    /// Waits until the page is present, and maps it.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         match await_present(self.region(), fault) {
             Ok(()) => fault.map(self.region().staging(), self),
@@ -150,20 +151,20 @@ impl VmOps for Mapped {
     }
 }
 
-/// Returns when the page is present, and the fault may map it; or else its answer. For an absent page the
-/// daemon is asked, once, and the fault waits: without its lock, if its caller can start again.
+/// Waits until the page is present and the fault may map it, or returns the result of the fault. An
+/// absent page is requested once. The fault waits without its lock if its caller can retry.
 pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
     let pgoff = fault.pgoff();
     loop {
         if fault.is_process_dying() && !region.pages().is_settled(pgoff) {
-            // A dump holds what is here. A dying process does not wait for the rest: no signal
-            // would end that wait.
+            // A core dump has the pages that are present. A dying process does not wait for others:
+            // no signal would end that wait.
             return Err(sigbus(region));
         }
         if fault.is_mlock_onfault() && !region.pages().is_settled(pgoff) {
             let addr = fault.user_address();
             fault.unlock();
-            // If it is killed, it does not come back.
+            // If the task is killed, the fault is not retried.
             let _ = Mappings::<Mapped>::of(region.staging()).set_lockonfault(addr);
             return Err(VmFaultReason::RETRY_MAJOR);
         }
@@ -178,8 +179,8 @@ pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<()
         match fault.retry_mode() {
             RetryMode::NoWait => return Err(VmFaultReason::RETRY),
             RetryMode::DropLock if fault.is_kernel_or_exiting_thread() => {
-                // Its end is waited for when the process dies, so it must not wait for long. Whom
-                // KVM's thread works for touches the page again.
+                // The exit of the process waits for this thread, so its wait must be short. If it
+                // is a thread of KVM, the virtual CPU that it works for touches the page again.
                 if fault.tried() && !fault.is_kthread_of_live_process() {
                     return Err(sigbus(region));
                 }
@@ -204,14 +205,14 @@ pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<()
                         }
                         VmFaultReason::RETRY_MAJOR
                     }
-                    // The fault starts again and sees.
+                    // The retried fault finds out.
                     WaitOutcome::Done | WaitOutcome::Signal => VmFaultReason::RETRY_MAJOR,
                 });
             }
             RetryMode::HoldLock
                 if fault.is_kernel_or_exiting_thread() || !fault.is_in_current_mm() =>
             {
-                // An IOMMU's, for one; a debugger's.
+                // For example a fault of an IOMMU or of a debugger.
                 if region.await_page_for(pgoff, BOUNDED_WAIT) != WaitOutcome::Done {
                     return Err(sigbus(region));
                 }

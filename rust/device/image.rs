@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a memory held at the instant of a snapshot.
+//! The image of a memory: its contents at the instant of a snapshot.
 
 use super::{
     pages::Counter,
@@ -65,10 +65,10 @@ use kernel::{
     }, //
 };
 
-/// A snapshot: what all of its images have in common.
+/// A snapshot: the common state of its images.
 #[pin_data]
 pub(crate) struct Snapshot {
-    /// How many pages the copies of one image may take; [`None`] without limit.
+    /// How many pages the copies of one image may take. [`None`] is no limit.
     max_kept: Option<u64>,
     failed: Atomic<bool>,
     #[pin]
@@ -76,7 +76,7 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// With a limit in bytes; 0 is none.
+    /// A snapshot with a limit in bytes; 0 is no limit.
     pub(super) fn new(limit: u64) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -88,7 +88,8 @@ impl Snapshot {
         )
     }
 
-    /// Writers do not keep its pages any more, so nobody may read them. Before the first such write.
+    /// Marks the snapshot as failed, so that it cannot be read. It is called before the first write
+    /// whose page is not copied.
     fn fail(&self) {
         if self.failed.cmpxchg(false, true, Full).is_ok() {
             self.watchers.wake_all();
@@ -104,12 +105,12 @@ impl Snapshot {
     }
 }
 
-/// What a memory held at that instant: in the memory itself, or as copies.
+/// The image of a memory: pages in the memory itself, and copies.
 #[pin_data]
 pub(crate) struct Image {
     snapshot: Arc<Snapshot>,
     memory: SharedMemory,
-    /// The region whose memory it is, if it is one of ours.
+    /// The region that the memory belongs to, if any.
     region: Option<Arc<Region>>,
     all: PageRange,
     locations: image::Image<Plane>,
@@ -117,11 +118,11 @@ pub(crate) struct Image {
     log: PageLog,
     copied: Counter,
     done: Counter,
-    /// Whether its copies go, or have gone.
+    /// Whether the copies are being dropped, or have been.
     dropping_copies: Atomic<bool>,
     #[pin]
     work: Work<Self>,
-    /// A worker may have it last.
+    /// A worker may hold the last reference to the image.
     module_ref: ModuleRef,
 }
 
@@ -132,18 +133,19 @@ impl_has_work! {
 impl WorkItem for Image {
     type Pointer = Arc<Self>;
 
-    /// The snapshot has failed: its memory is needed elsewhere. Whoever does so is no writer.
+    /// Drops the copies of a failed snapshot, to free their memory. A writer does not do that
+    /// itself.
     fn run(this: Arc<Self>) {
         for chunk in this.all.pieces(CHUNK_PAGES) {
-            // Else they go with the image.
+            // If this fails, the copies are freed with the image.
             let _ = this.copies.drop_pages(chunk);
         }
     }
 }
 
 impl Image {
-    /// An image of these pages of a memory, which are all, and which nobody keeps yet. `region` is the one
-    /// whose memory it is.
+    /// An image of a memory. `all` is all of its pages, and writers do not copy them yet. `region`
+    /// is the region that the memory belongs to.
     pub(super) fn new(
         snapshot: &Arc<Snapshot>,
         memory: &SharedMemory,
@@ -173,7 +175,7 @@ impl Image {
         )
     }
 
-    /// The pages that were in the log at the instant, and are not done.
+    /// The pages that were in the dirty log at the instant, and are not done.
     pub(crate) fn log(&self) -> &PageLog {
         &self.log
     }
@@ -183,17 +185,18 @@ impl Image {
         self.all
     }
 
-    /// Pages of it; `EINVAL` if they are not.
+    /// Pages of the image. `EINVAL` if there are no such pages.
     pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
         PageRange::within(pgoff, nr, self.all.end()).ok_or(EINVAL)
     }
 
-    /// The region whose memory it is, if it is one of ours.
+    /// The region that the memory belongs to, if any.
     pub(crate) fn region(&self) -> Option<&Region> {
         self.region.as_deref()
     }
 
-    /// The region that the page has yet to come to. It comes with what it has had at the instant.
+    /// The region, if the page is absent there and not copied. The page will arrive with its
+    /// contents at the instant.
     pub(crate) fn absent_in(&self, pgoff: u64) -> Option<&Region> {
         let region = self.region()?;
         let page = region.pages().range(pgoff, 1).ok()?;
@@ -202,13 +205,14 @@ impl Image {
         (!is_here).then_some(region)
     }
 
-    /// Whether a page has to be copied before it is written to. What is put into an absent page is no
+    /// Whether a page has to be copied before it is written to. A fill of an absent page is not a
     /// write.
     fn needs_copy(&self, pgoff: u64) -> bool {
         self.locations.is_pending(pgoff) && self.absent_in(pgoff).is_none()
     }
 
-    /// Copies a page of a folio of the memory, unless that has been done. It may be written to then.
+    /// Copies a page of a folio of the memory, unless that has been done. The page may be written
+    /// to after this.
     fn preserve_page(self: &Arc<Self>, pgoff: u64, folio: &LockedFolio) {
         if !self.needs_copy(pgoff) {
             return;
@@ -236,8 +240,8 @@ impl Image {
         }
     }
 
-    /// The same for any pages; those that the memory does not have are left out. `EINTR` if the task is
-    /// being killed.
+    /// The same for any pages. Pages beyond the end of the memory are ignored. `EINTR` if the task
+    /// is being killed.
     pub(super) fn preserve(self: &Arc<Self>, pages: PageRange) -> Result {
         let end = pages.end().min(self.all.end());
         for pgoff in pages.start()..end {
@@ -251,7 +255,8 @@ impl Image {
             }
             match self.memory.lock_folio(pgoff) {
                 Ok(Some(folio)) => self.preserve_page(pgoff, &folio),
-                // Zeros. Whoever makes a page of it finds it pending, or there is nothing to keep.
+                // The page is a hole. A writer that fills the hole later finds the page pending, or
+                // has nothing to copy.
                 Ok(None) => self.locations.set_copied(pgoff),
                 Err(_) => self.fail(),
             }
@@ -259,7 +264,7 @@ impl Image {
         Ok(())
     }
 
-    /// It cannot be read any more, nor can the other images of the snapshot.
+    /// Makes the snapshot fail: none of its images can be read any more.
     pub(super) fn fail(self: &Arc<Self>) {
         self.snapshot.fail();
         self.wake_readers();
@@ -268,7 +273,7 @@ impl Image {
         }
     }
 
-    /// Who waits for a page looks whether it is in vain.
+    /// Wakes the threads that wait for a page, to check whether their wait is cancelled.
     fn wake_readers(&self) {
         if let Some(region) = &self.region {
             region.pages().wake_waiters();
@@ -280,12 +285,12 @@ impl Image {
         self.snapshot.check()
     }
 
-    /// Who is woken when it has failed.
+    /// The queue that is woken when the snapshot fails.
     pub(crate) fn watchers(&self) -> &PollQueue {
         &self.snapshot.watchers
     }
 
-    /// Waits until the page is here, which the daemon is asked for. `EIO` if it cannot be had.
+    /// Requests an absent page and waits until it is present. `EIO` if it is not available.
     fn await_present(&self, pgoff: u64) -> Result {
         while let Some(region) = self.absent_in(pgoff) {
             self.check()?;
@@ -311,8 +316,8 @@ impl Image {
         Ok(())
     }
 
-    /// Hands a part of a page to a reader, who waits for it if it is absent. `ENODATA` if it is done, `EIO`
-    /// if it cannot be had, `ESTALE` if the snapshot has failed.
+    /// Copies a part of a page to a reader. Waits for an absent page. `ENODATA` if the page is
+    /// done, `EIO` if it is not available, `ESTALE` if the snapshot has failed.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         self.await_present(pgoff)?;
         self.check()?;
@@ -321,11 +326,12 @@ impl Image {
             Location::Copy => self.copies.read(pgoff, sink),
             Location::Done => Err(errno::nodata()),
         })?;
-        // After the page was read: who gives up says so before somebody writes.
+        // Check after the read: a writer that does not copy makes the snapshot fail before it
+        // writes.
         self.check()
     }
 
-    /// Has a page among the copies, for a mapping. `ENODATA` and `ESTALE` as above.
+    /// Makes sure that a page is in the copies, for a mapping. `ENODATA` and `ESTALE` as above.
     pub(crate) fn ensure_copy(self: &Arc<Self>, pgoff: u64) -> Result<&Staging> {
         let page = self.range(pgoff, 1)?;
         if self.locations.location(pgoff) == Location::Memory {
@@ -338,31 +344,31 @@ impl Image {
         }
     }
 
-    /// Whether a page is among the copies. With the copy locked it stays there.
+    /// Whether a page is in the copies. While the copy's folio is locked, it stays there.
     pub(crate) fn has_copy(&self, pgoff: u64) -> bool {
         self.locations.location(pgoff) == Location::Copy && self.check().is_ok()
     }
 
-    /// Whether these pages all are.
+    /// Whether all of these pages are in the copies.
     pub(crate) fn has_copies(&self, range: PageRange) -> bool {
         let mut pages = range.pieces(1);
         pages.all(|page| self.has_copy(page.start()))
     }
 
-    /// The copies' file.
+    /// The file of the copies.
     pub(crate) fn copies(&self) -> &Staging {
         self.copies.file()
     }
 
-    /// The reader does not want these pages any more.
+    /// The reader does not need these pages any more.
     pub(crate) fn set_done(&self, range: PageRange) -> Result {
         self.done.add(self.locations.set_done(range));
         self.wake_readers();
         self.copies.drop_pages(range)
     }
 
-    /// The first page from `pgoff` on that has contents (or, if not `is_data`, that has none). A page that
-    /// is done has none.
+    /// The first page from `pgoff` on that has contents (or, if not `is_data`, that has none). A
+    /// page that is done has none.
     pub(crate) fn seek(&self, pgoff: u64, is_data: bool) -> Result<Option<u64>> {
         let mut at = pgoff;
         while at < self.all.end() {
@@ -375,14 +381,16 @@ impl Image {
                     Location::Done => None,
                 })
             })?;
-            // After the page was looked for: a writer who keeps nothing says so before it makes a hole.
+            // Check after the lookup: a writer that does not copy makes the snapshot fail before it
+            // makes a hole.
             self.check()?;
             if (next == Some(at)) == is_data {
                 return Ok(Some(at));
             }
             at = at.saturating_add(1);
             if is_data {
-                // Between here and there nothing is anywhere, and nothing is yet to come.
+                // Up to the next page of the memory, of the copies, or that is absent, there is
+                // nothing.
                 let absent = self
                     .region()
                     .and_then(|region| region.pages().next_absent(at));
@@ -394,7 +402,8 @@ impl Image {
         Ok(None)
     }
 
-    /// Pages that are pending, that have been copied, that copies take, and that are done.
+    /// How many pages are pending, how many were copied, how many the copies take, and how many are
+    /// done.
     pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
         (
             self.locations.count_pending(),

@@ -81,7 +81,8 @@ static OPS: FileOpsTable<ImageFile> = FileOpsTable::new();
 static VM_OPS: VmOpsTables<Arc<OpenImage>> = VmOpsTables::new();
 static MAP_OPS: MapFileOps<Arc<OpenImage>> = MapFileOps::new();
 
-/// An image that somebody has, by a descriptor or by a mapping. With the last of them it is kept no more.
+/// An image that is in use, by a descriptor or by mappings. When it is dropped, writers stop
+/// copying pages for the image.
 pub(crate) struct OpenImage {
     tracked: Arc<Tracked>,
     image: Arc<Image>,
@@ -89,7 +90,7 @@ pub(crate) struct OpenImage {
 }
 
 impl OpenImage {
-    /// One with the `VMEM_SNAPSHOT_` flags of its making.
+    /// An image that was made with these `VMEM_SNAPSHOT_` flags.
     pub(super) fn new(tracked: &Arc<Tracked>, image: &Arc<Image>, flags: u32) -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
@@ -105,7 +106,8 @@ impl OpenImage {
 impl Drop for OpenImage {
     fn drop(&mut self) {
         let tracking = self.tracked.tracking();
-        // First: once it is let go of, somebody may take the next one, which has to have these pages.
+        // First: once writers do not copy for this image, the next snapshot may be taken, and its
+        // log must have these pages.
         if self.flags & VMEM_SNAPSHOT_CLEAN != 0 {
             tracking.merge(self.image.log());
         }
@@ -125,13 +127,13 @@ impl ReadableLog for Image {
     }
 }
 
-/// A snapshot descriptor.
+/// The private data of a snapshot descriptor.
 pub(crate) struct ImageFile {
     map_file: MapFile<Arc<OpenImage>>,
     open: Arc<OpenImage>,
 }
 
-/// A descriptor of an image, open for reading.
+/// A file for a snapshot descriptor, open for reading.
 pub(super) fn file(open: Arc<OpenImage>) -> Result<ARef<File>> {
     let map_file = MapFile::new(open.image.copies(), c"vmem-snapshot", open.clone())?;
     let data = KBox::new(ImageFile { map_file, open }, GFP_KERNEL)?;
@@ -151,7 +153,7 @@ impl ImageFile {
         for chunk in range.pieces(CHUNK_PAGES) {
             cond_resched_or_killed()?;
             image.set_done(chunk)?;
-            // The next snapshot need not have them for this reader's sake.
+            // The reader does not need these pages in the log of the next snapshot.
             image.log().take(chunk);
         }
         Ok(())
@@ -176,7 +178,7 @@ impl ImageFile {
         self.image().all().bytes().unwrap_or(0)
     }
 
-    /// Reads as much as there is room for. Stops early at what cannot be read.
+    /// Reads as much as fits. Stops early at a page that cannot be read.
     fn read(&self, pos: u64, to: &mut IovIterDest<'_>) -> Result<usize> {
         let mut done = 0;
         loop {
@@ -246,7 +248,7 @@ impl FileOps for ImageFile {
         let page = this.image().seek(pos / PAGE_SIZE, is_data)?;
         match page {
             Some(page) => Ok(pos.max(page.saturating_mul(PAGE_SIZE))),
-            // The end is a hole.
+            // The end of the file is a hole.
             None if !is_data => Ok(ImageFile::size(this)),
             None => Err(ENXIO),
         }
@@ -302,7 +304,7 @@ impl VmOps for Arc<OpenImage> {
     const VM_OPS: &'static VmOpsTables<Self> = &VM_OPS;
     const MAP_OPS: &'static MapFileOps<Self> = &MAP_OPS;
 
-    /// A page is copied when it is touched, and the copy mapped.
+    /// Copies a page when it is touched, and maps the copy.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         let pgoff = fault.pgoff();
         if let Some(region) = self.image.absent_in(pgoff) {

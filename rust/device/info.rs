@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the module and a region tell of themselves.
+//! Information about the module and about regions.
 
 use super::{
     fault::Mapped,
@@ -121,7 +121,7 @@ pub(crate) fn get_present(region: &Region, arg: UserArg) -> Result {
     get_present_of(Some(region), region.pages().nr(), arg)
 }
 
-/// The same for memory of so many pages: a region's, or else all of it is present.
+/// The same for memory of `nr` pages: of the region, or else of memory whose pages are all present.
 pub(crate) fn get_present_of(region: Option<&Region>, nr: u64, arg: UserArg) -> Result {
     let mut call: vmem_present = arg.read()?;
     let range = PageRange::within(call.pgoff, call.nr_pages, nr).ok_or(EINVAL)?;
@@ -144,7 +144,7 @@ pub(crate) fn get_present_of(region: Option<&Region>, nr: u64, arg: UserArg) -> 
             .enumerate()
         {
             let left = block.len() - at as u64 * 64;
-            // Pages after the last are not asked for.
+            // Bits after the last page are clear.
             let word = if left < 64 {
                 word & ((1 << left) - 1)
             } else {

@@ -36,17 +36,17 @@ struct Entry {
     tracking: Option<Arc<Tracking>>,
 }
 
-/// Shared memory that is adopted, by one descriptor.
+/// Adopted shared memory. It has one descriptor.
 pub(crate) struct AdoptedMemory {
     shared: SharedMemory,
     id: u64,
-    /// The region whose memory it is, if it is one of ours.
+    /// The region that the memory belongs to, if any.
     region: Option<Arc<Handle>>,
     tracked: Atomic<bool>,
 }
 
 impl AdoptedMemory {
-    /// Adopts memory; `EBUSY` if it is already, or if another file is open that could write to it.
+    /// Adopts memory. `EBUSY` if it is adopted already, or if another open file could write to it.
     pub(crate) fn adopt(shared: SharedMemory, id: u64) -> Result<Arc<Self>> {
         Self::new(shared, id, None)
     }
@@ -75,7 +75,7 @@ impl AdoptedMemory {
                 GFP_KERNEL,
             )?;
         }
-        // From here on the drop takes it off the list.
+        // From here on, `drop` removes it from the list.
         let memory: Arc<Self> = room
             .write(Self {
                 shared,
@@ -95,12 +95,12 @@ impl AdoptedMemory {
         &self.shared
     }
 
-    /// A use of the region whose memory it is, if it is one of ours.
+    /// The handle of the region that the memory belongs to, if any.
     pub(crate) fn handle(&self) -> Option<&Arc<Handle>> {
         self.region.as_ref()
     }
 
-    /// That region.
+    /// The region that the memory belongs to, if any.
     pub(crate) fn region(&self) -> Option<&Arc<Region>> {
         self.region.as_ref().map(|handle| handle.region())
     }
@@ -110,7 +110,7 @@ impl AdoptedMemory {
         self.id
     }
 
-    /// It is going to be tracked; `EALREADY` if it is, or if that is ending.
+    /// Marks the memory as tracked. `EALREADY` if it is tracked, or if tracking is ending.
     pub(super) fn begin_tracking(&self, tracking: Arc<Tracking>) -> Result {
         self.tracked
             .cmpxchg(false, true, Full)
@@ -119,19 +119,19 @@ impl AdoptedMemory {
         Ok(())
     }
 
-    /// System calls and new mappings do not find the log any more.
+    /// Hides the log from system calls and new mappings.
     pub(super) fn forget_tracking(&self) {
         self.set_tracking(None);
     }
 
-    /// It can be tracked again.
+    /// Lets the memory be tracked again.
     pub(super) fn end_tracking(&self) {
         self.tracked.store(false, Release);
     }
 
     fn set_tracking(&self, tracking: Option<Arc<Tracking>>) {
         let inode_id = self.shared.inode_id();
-        // What was there is dropped without the lock.
+        // The old log is dropped without the lock.
         let _before = {
             let mut memories = MEMORIES.lock();
             let entry = memories.iter_mut().find(|entry| entry.inode_id == inode_id);
@@ -147,14 +147,15 @@ impl Drop for AdoptedMemory {
         let at = memories.iter().position(|entry| entry.inode_id == inode_id);
         let _entry = at.and_then(|at| memories.remove(at).ok());
         if memories.is_empty() {
-            // Nobody drops a static when the module goes.
+            // A static is not dropped when the module is unloaded.
             *memories = KVec::new();
         }
     }
 }
 
-/// Calls `then` with the log that a write to `memory` is for, if there is one. `log` is that for which the mapping
-/// was made by which the write comes: that may have ended, and another begun, while it was being made.
+/// Calls `then` with the log that a write to `memory` belongs to, if there is one. `log` is the log
+/// that the written mapping was made for. It may have ended, and another one may have begun, while
+/// the mapping was being made.
 pub(crate) fn with_log<R>(
     log: Option<&Tracking>,
     memory: InodeId,

@@ -10,8 +10,8 @@ use kernel::{
 
 const MAX: usize = VMEM_NAME_MAX as usize;
 
-/// A name that a node can have: 1 to 31 of `A-Z a-z 0-9 . _ -`, not beginning with a dot, and not
-/// that of the control device.
+/// A name of a node: 1 to 31 of `A-Z a-z 0-9 . _ -`, not beginning with a dot, and not the name of
+/// the control device.
 ///
 /// # Invariants
 ///
@@ -20,7 +20,7 @@ const MAX: usize = VMEM_NAME_MAX as usize;
 pub(crate) struct Name([u8; MAX]);
 
 impl Name {
-    /// From the field of an ioctl; [`None`] if it is empty, `EINVAL` if it is no name.
+    /// Parses the field of an ioctl. [`None`] if it is empty, `EINVAL` if it is not a valid name.
     pub(crate) fn parse(field: &[ffi::c_char; MAX]) -> Result<Option<Self>> {
         let bytes = *field;
         let len = bytes.iter().position(|&b| b == 0).ok_or(EINVAL)?;

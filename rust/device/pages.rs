@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of a region: which are here, which are wanted, and who waits for them.
+//! The pages of a region: their states, their requests, and the threads that wait for them.
 
 use super::{
     primitives::WaitParams,
@@ -43,11 +43,11 @@ use kernel::{
     }, //
 };
 
-/// A counter that many threads count up.
+/// A counter that many threads increase.
 pub(crate) struct Counter(Atomic<u64>);
 
 impl Counter {
-    /// At zero.
+    /// A counter at zero.
     pub(super) fn new() -> Self {
         Self(Atomic::new(0))
     }
@@ -57,7 +57,7 @@ impl Counter {
         self.0.add(1u64, Relaxed);
     }
 
-    /// Counts so many.
+    /// Counts `nr`.
     pub(crate) fn add(&self, nr: u64) {
         self.0.add(nr, Relaxed);
     }
@@ -74,12 +74,12 @@ pub(crate) struct Pages {
     nr: u64,
     layout: Shards,
     shards: KVec<Pin<KBox<Shard>>>,
-    /// The daemon, when it waits for requests.
+    /// The daemon's threads that wait for requests.
     #[pin]
     pub(crate) request_waiters: PollQueue,
-    /// One bit for each shard that has requests in its queue. Changed with the shard locked.
+    /// One bit for each shard that has queued requests. It is changed with the shard locked.
     queued: Atomic<u64>,
-    /// Where the next search for requests begins, so that no shard is left waiting.
+    /// The shard at which the next search for requests begins, so that each shard gets its turn.
     next_shard: Atomic<u64>,
     /// Faults on absent pages since creation.
     pub(crate) faults: Counter,
@@ -109,12 +109,12 @@ impl Pages {
         self.nr
     }
 
-    /// The pages `[pgoff, pgoff + nr)`; `EINVAL` if they are not a run among these.
+    /// The pages `[pgoff, pgoff + nr)`. `EINVAL` if there are no such pages.
     pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
         PageRange::within(pgoff, nr, self.nr).ok_or(EINVAL)
     }
 
-    /// Where `range` is, which lies in one block.
+    /// The shard and the slots of `range`, which lies in one block.
     pub(crate) fn locate(&self, range: PageRange) -> Result<(&Shard, Slots)> {
         let slots = self.layout.locate(range);
         let shard = self.shards.get(slots.shard).ok_or(EINVAL)?;
@@ -125,7 +125,7 @@ impl Pages {
         Ok(self.layout.locate(self.range(pgoff, 1)?))
     }
 
-    /// Where touches and the daemon meet.
+    /// The protocol between touches and the daemon.
     fn rendezvous(&self) -> Rendezvous<'_, Pin<KBox<Shard>>, PollQueue, Atomic<u64>> {
         Rendezvous {
             layout: self.layout,
@@ -136,7 +136,7 @@ impl Pages {
         }
     }
 
-    /// Whether all of `range` is present, as far as there are such pages.
+    /// Whether all pages of `range` are present. Pages beyond the end are ignored.
     pub(crate) fn all_present(&self, range: PageRange) -> bool {
         let nr = range.end().min(self.nr).saturating_sub(range.start());
         let Ok(range) = self.range(range.start(), nr) else {
@@ -171,10 +171,11 @@ impl Pages {
         })
     }
 
-    /// Waits until nobody looks at pages any more who began before. `EINTR` if the task is being killed.
+    /// Waits until all fills that began before this call have ended. `EINTR` if the task is being
+    /// killed.
     pub(crate) fn await_fills(&self) -> Result {
         for shard in &self.shards {
-            // Who discards pages waits for whoever writes to the staging file, which may be for ever.
+            // A discard waits for writes to the staging file, which may take for ever.
             while shard.fill.try_lock().is_none() {
                 sleep_killable()?;
             }
@@ -182,7 +183,7 @@ impl Pages {
         Ok(())
     }
 
-    /// Everybody who waits for a page looks whether it is in vain.
+    /// Wakes all threads that wait for a page, to check whether their wait is cancelled.
     pub(crate) fn wake_waiters(&self) {
         for shard in &self.shards {
             shard.waiters.wake_all();
@@ -196,7 +197,8 @@ impl Pages {
         Ok(requested)
     }
 
-    /// A touch of a page: what it finds. Requests the page if it is absent.
+    /// A touch of a page. Requests the page if it is absent. Returns the state that the touch has
+    /// found.
     pub(crate) fn touch(&self, pgoff: u64) -> Touch {
         let Ok(slots) = self.page(pgoff) else {
             return Touch::Unreadable;
@@ -213,14 +215,14 @@ impl Pages {
         touch
     }
 
-    /// Whether the page has its final answer.
+    /// Whether the page is present or unreadable.
     pub(crate) fn is_settled(&self, pgoff: u64) -> bool {
         self.range(pgoff, 1)
             .and_then(|page| self.locate(page))
             .map_or(true, |(shard, slots)| shard.map.lock().is_settled(slots))
     }
 
-    /// Waits until the page has its answer or `cancelled`.
+    /// Waits until the page is present or unreadable, or until `cancelled`.
     pub(crate) fn wait(
         &self,
         pgoff: u64,
@@ -233,17 +235,18 @@ impl Pages {
             .unwrap_or(WaitOutcome::Done)
     }
 
-    /// Settles pages within one block and wakes who waits for them. Returns how many have changed.
+    /// Settles pages within one block and wakes the threads that wait for them. Returns how many
+    /// have changed.
     ///
-    /// The caller holds the shard's `fill`, or has nothing that another fill could undo.
+    /// The caller holds the shard's `fill`, or does something that no other fill could undo.
     pub(crate) fn settle(&self, range: PageRange, verdict: Verdict) -> Result<u64> {
         let (_, slots) = self.locate(range)?;
         Ok(self.rendezvous().settle(slots, verdict).changed)
     }
 
-    /// Settles pages as present in the same way. If somebody waits for them, `map_filled` is called before
-    /// they are woken, with the places where they are wanted; it says whether it has put them all
-    /// there.
+    /// Settles pages as present in the same way. If threads wait for them, calls `map_filled` with
+    /// the addresses of their faults before it wakes them. `map_filled` returns whether it has
+    /// mapped the page at each address.
     pub(crate) fn settle_and_map(
         &self,
         range: PageRange,
@@ -265,31 +268,32 @@ impl Pages {
         self.rendezvous().has_requests()
     }
 
-    /// Waits until there are requests to take, or `cancelled`.
+    /// Waits until there are requests to take, or until `cancelled`.
     pub(crate) fn await_requests(&self, cancelled: impl Fn() -> bool) -> WaitOutcome {
         self.rendezvous().await_requests((), cancelled)
     }
 
-    /// Takes requests into `pages`, at most `max`, for which it has room.
+    /// Takes requests into `pages`: at most `max`, which fit.
     pub(crate) fn take_requests<const N: usize>(&self, pages: &mut ArrayVec<u64, N>, max: usize) {
         self.rendezvous().take(max, |pgoff| {
             pages.push(pgoff);
         });
     }
 
-    /// Puts requests back that were taken and could not be handed over.
+    /// Queues requests again that were taken and could not be copied to the daemon.
     pub(crate) fn requeue(&self, pages: &[u64]) {
         let slots = pages.iter().filter_map(|&pgoff| self.page(pgoff).ok());
         self.rendezvous().requeue(slots);
     }
 
-    /// The daemon goes: what it had taken and not answered is requested again, `detach` makes room
-    /// for the next one, and everybody who waits looks whether it is in vain.
+    /// Ends the service of a daemon. Requests that it has taken and not answered are queued again.
+    /// `detach` lets the next daemon attach. Then all waiting threads check whether their wait is
+    /// cancelled.
     pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
         self.rendezvous().detach_daemon(detach);
     }
 
-    /// How many are in which state.
+    /// How many pages are in which state.
     pub(crate) fn counts(&self) -> Counts {
         self.shards.iter().fold(Counts::default(), |sum, shard| {
             let counts = shard.map.lock().counts();
@@ -302,7 +306,7 @@ impl Pages {
         })
     }
 
-    /// How many threads wait, and for how many nanoseconds the longest of them has.
+    /// How many threads wait, and how long the longest of these waits is, in nanoseconds.
     pub(crate) fn waiters(&self) -> (u64, u64) {
         self.shards.iter().fold((0, 0), |(nr, oldest), shard| {
             let (more, age) = shard.waiters.stats();
@@ -311,7 +315,7 @@ impl Pages {
     }
 }
 
-/// A bit for each page of the block that `slots` are in; only the words of `slots` are looked up.
+/// A bit for each page of the block that `slots` are in. Only the words of `slots` are filled in.
 fn block_bits(slots: Slots, word: impl Fn(usize) -> u64) -> BlockBits {
     let first = slots.first / 64;
     let last = slots.first.saturating_add(slots.nr).saturating_sub(1) / 64;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bits for the pages of a memory, and the words that they are in.
+//! Bit maps of the pages of a memory.
 
 use crate::{
     model::{
@@ -30,7 +30,7 @@ use kernel::{
 /// One bit for each page.
 pub(super) type Plane = KVVec<Atomic<u64>>;
 
-/// A log of pages.
+/// A dirty log of pages.
 pub(super) type PageLog = DirtyLog<Plane>;
 
 impl CompareExchange for Atomic<u64> {
@@ -44,7 +44,7 @@ impl CompareExchange for Atomic<u64> {
 }
 
 impl AtomicBits for Atomic<u64> {
-    /// What is read after it is not read before it.
+    /// Later reads are not moved before it.
     fn load(&self) -> u64 {
         Atomic::load(self, Acquire)
     }
@@ -58,8 +58,8 @@ impl AtomicBits for Atomic<u64> {
     }
 }
 
-/// `ENOMEM` if `nr` planes for so many pages, and what sums them up, take more than half of the memory that
-/// can be had.
+/// `ENOMEM` if `nr` planes for this number of pages, and a summary, take more than half of the
+/// available memory.
 pub(super) fn check_memory(pages: u64, nr: u64) -> Result {
     let (words, summary) = words_for(pages);
     let words = words.saturating_mul(nr).saturating_add(summary);
@@ -69,13 +69,13 @@ pub(super) fn check_memory(pages: u64, nr: u64) -> Result {
     Ok(())
 }
 
-/// A plane in which no page is.
+/// A plane with no bit set.
 pub(super) fn all_clear(pages: u64) -> Result<Plane> {
     let (words, _) = words_for(pages);
     plane(words, 0)
 }
 
-/// A plane in which all pages are, and nothing else.
+/// A plane with the bits of all pages set, and no other.
 pub(super) fn all_set(pages: u64) -> Result<Plane> {
     let (words, _) = words_for(pages);
     let plane = plane(words, u64::MAX)?;
@@ -85,13 +85,13 @@ pub(super) fn all_set(pages: u64) -> Result<Plane> {
     Ok(plane)
 }
 
-/// A log in which no page is.
+/// An empty log.
 pub(super) fn log(pages: u64) -> Result<PageLog> {
     let (words, summary) = words_for(pages);
     Ok(DirtyLog::new(plane(words, 0)?, plane(summary, 0)?))
 }
 
-/// So many words, each of them `word`.
+/// A plane of `words` words, each of them `word`.
 fn plane(words: u64, word: u64) -> Result<Plane> {
     let words = usize::try_from(words).map_err(|_| ENOMEM)?;
     let memory = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;

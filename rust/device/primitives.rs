@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's locks, queues and atomic words, for the model layer.
+//! The kernel's locks, queues and atomic words, as the model layer needs them.
 
 use super::shard::Shard;
 use crate::{
@@ -32,14 +32,14 @@ use kernel::{
     }, //
 };
 
-/// How to wait.
+/// How to wait for a page.
 #[derive(Clone, Copy)]
 pub(crate) struct WaitParams {
-    /// Which signals do.
+    /// Which signals end the wait.
     pub(crate) mode: WaitMode,
-    /// For how long, in milliseconds; 0 is without end.
+    /// The time limit in milliseconds; 0 is no limit.
     pub(crate) ms: u32,
-    /// Where the page is wanted, if it may be put there.
+    /// Where the fault wants to map the page, if another thread may map it there.
     pub(crate) address: Option<FaultAddress>,
 }
 
@@ -61,7 +61,7 @@ impl Queue for WaitQueue {
 }
 
 impl Queue for PollQueue {
-    /// A signal.
+    /// A wait without a limit, which any signal ends.
     type Params = ();
     type Outcome = WaitOutcome;
 
@@ -69,7 +69,7 @@ impl Queue for PollQueue {
         PollQueue::wait(self, done)
     }
 
-    /// All wait for the same.
+    /// All threads wait for the same condition.
     fn wake(&self, _start: u64, _end: u64) {
         PollQueue::wake_all(self);
     }

@@ -56,17 +56,17 @@ const NOTHING: u32 = 0;
 const WRITES: u32 = 1;
 const WRITES_AND_FILLS: u32 = 2;
 
-/// What a region is created with.
+/// The parameters of a new region.
 pub(crate) struct Config {
     /// Number of the region.
     pub(crate) id: u64,
-    /// What `/proc/PID/maps` calls it.
+    /// The name in `/proc/PID/maps`.
     pub(crate) label: CString,
     /// How many pages it has.
     pub(crate) nr_pages: u64,
     /// `VMEM_CREATE` bits.
     pub(crate) flags: u32,
-    /// How long a touch waits, in milliseconds; 0 is without end.
+    /// How long a touch waits, in milliseconds; 0 is no limit.
     pub(crate) fault_timeout_ms: u32,
 }
 
@@ -88,21 +88,22 @@ pub(crate) struct Region {
     plain: Atomic<bool>,
     /// Faults answered with SIGBUS since creation.
     pub(crate) sigbus: Counter,
-    /// Who has waited too long, and cannot make the page unreadable for everybody.
+    /// Faults that have waited too long, and whose mappings cannot make the page unreadable for all
+    /// processes.
     pub(crate) timed_out: TimedOutFaults,
-    /// What is logged: nothing, writes, or what the daemon fills, too.
+    /// What is logged: nothing, writes, or writes and the daemon's fills.
     log: Atomic<u32>,
-    /// Held while mappings are changed from one kind to another.
+    /// Held while mappings are changed to other operations.
     #[pin]
     mappings_lock: Mutex<()>,
-    /// Whom pages are charged to: the cgroup of the first program that mapped the region and whose
-    /// cgroup has not been removed.
+    /// The memory cgroup that pages are charged to: that of the first program that mapped the
+    /// region and whose cgroup has not been removed.
     #[pin]
     charge: SpinLock<Option<Arc<Memcg>>>,
 }
 
 impl Region {
-    /// A region whose pages are all absent, and which no daemon serves.
+    /// A region whose pages are all absent, and which has no daemon.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
         let size = config.nr_pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
         let staging = Staging::new(&config.label, size, config.wants_huge())?;
@@ -129,7 +130,7 @@ impl Region {
         self.config.id
     }
 
-    /// What `/proc/PID/maps` calls it.
+    /// The name in `/proc/PID/maps`.
     pub(crate) fn label(&self) -> &CStr {
         &self.config.label
     }
@@ -144,7 +145,7 @@ impl Region {
         self.config.flags
     }
 
-    /// Whether its memory shall be huge pages, also when it has become plain.
+    /// Whether its memory should be huge pages, also after conversion.
     pub(crate) fn wants_huge(&self) -> bool {
         self.config.wants_huge()
     }
@@ -169,7 +170,7 @@ impl Region {
         self.plain.load(Acquire)
     }
 
-    /// From now on they are. Nobody needs to wait for anything any more.
+    /// Makes new mappings plain memory. No thread has to wait for a page any more.
     pub(crate) fn set_plain(&self) {
         self.staging.allow_open();
         self.plain.store(true, Release);
@@ -177,52 +178,54 @@ impl Region {
         self.pages.request_waiters.wake_all();
     }
 
-    /// The right to change mappings from one kind to another. `EINTR` if the task is being killed.
+    /// The lock for changing mappings to other operations. `EINTR` if the task is being killed.
     pub(crate) fn lock_mappings(&self) -> Result<MutexGuard<'_, ()>> {
         loop {
             match self.mappings_lock.try_lock() {
                 Some(guard) => return Ok(guard),
-                // Whoever has it may wait for locks of other processes.
+                // The holder may wait for locks of other processes.
                 None => sleep_killable()?,
             }
         }
     }
 
-    /// From now on writes are logged, and with `fills` what the daemon fills, too.
+    /// Starts logging writes, and with `fills` also the daemon's fills.
     pub(crate) fn start_log(&self, fills: bool) {
         let log = if fills { WRITES_AND_FILLS } else { WRITES };
         self.log.store(log, Release);
     }
 
-    /// From now on nothing is.
+    /// Stops logging.
     pub(crate) fn end_log(&self) {
         self.log.store(NOTHING, Release);
     }
 
-    /// Whether writes are logged. Asked with a page's folio, or its `fill`, locked: whoever begins a log
-    /// sees each of these unlocked once.
+    /// Whether writes are logged. The caller has the page's folio, or its `fill`, locked: the start
+    /// of a log waits until each of these was unlocked once.
     pub(crate) fn is_logged(&self) -> bool {
-        // The lock before the look.
+        // The lock is taken before the log is read.
         smp_mb(Full);
         self.log.load(Acquire) != NOTHING
     }
 
-    /// Whether what the daemon fills is logged.
+    /// Whether the daemon's fills are logged.
     pub(crate) fn logs_fills(&self) -> bool {
         self.log.load(Acquire) == WRITES_AND_FILLS
     }
 
-    /// Whether a touch of an absent page is in vain: nobody serves it, and it shall not wait.
+    /// Whether a touch of an absent page fails at once: no daemon is attached, and the region has
+    /// `VMEM_CREATE_SIGBUS`.
     pub(crate) fn fails_absent_touches(&self) -> bool {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
     }
 
-    /// Whether an unreadable page is as good as broken memory.
+    /// Whether an unreadable page counts as broken memory.
     pub(crate) fn poisons(&self) -> bool {
         self.config.flags & VMEM_CREATE_POISON != 0
     }
 
-    /// Waits until the page has its answer or waiting is in vain, or the region's time is over.
+    /// Waits until the page is present or unreadable, the region's time limit has passed, or
+    /// touches fail without a daemon.
     pub(crate) fn await_page(
         &self,
         pgoff: u64,
@@ -232,19 +235,20 @@ impl Region {
         self.await_page_for(pgoff, self.wait_params(address, mode))
     }
 
-    /// The page has not come in time: it is unreadable, unless it has come just now.
+    /// Makes a page unreadable that has not arrived in time, unless it has just become present.
     pub(crate) fn set_unreadable(&self, pgoff: u64) {
         if let Ok(page) = self.pages.range(pgoff, 1) {
             let _ = self.pages.settle(page, Verdict::Unreadable);
         }
     }
 
-    /// Waits in the same way, up to another limit.
+    /// Waits in the same way, with other parameters.
     pub(crate) fn await_page_for(&self, pgoff: u64, params: WaitParams) -> WaitOutcome {
         self.await_page_unless(pgoff, params, || false)
     }
 
-    /// The same, unless that is `cancelled`, of which [`Pages::wake_waiters`] tells.
+    /// The same, or until `cancelled`. [`Pages::wake_waiters`] makes the waiting threads check
+    /// that.
     pub(crate) fn await_page_unless(
         &self,
         pgoff: u64,
@@ -255,7 +259,7 @@ impl Region {
             .wait(pgoff, params, || self.fails_absent_touches() || cancelled())
     }
 
-    /// How long a touch may wait for a page.
+    /// How a touch waits for a page.
     pub(crate) fn wait_params(&self, address: Option<FaultAddress>, mode: WaitMode) -> WaitParams {
         WaitParams {
             mode,
@@ -264,12 +268,13 @@ impl Region {
         }
     }
 
-    /// Whom to charge pages to.
+    /// The memory cgroup to charge pages to.
     pub(crate) fn charge(&self) -> Option<Arc<Memcg>> {
         self.charge.lock().clone()
     }
 
-    /// A program maps the region; the first one pays for it, as long as its cgroup is there.
+    /// A program maps the region. The first program's cgroup is charged for it, as long as that
+    /// cgroup exists.
     pub(crate) fn charge_to_current(&self) -> Result {
         let is_there = |payer: &Option<Arc<Memcg>>| payer.as_deref().is_some_and(Memcg::is_online);
         if is_there(&self.charge.lock()) {

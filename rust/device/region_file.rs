@@ -58,8 +58,8 @@ use kernel::{
 /// The operations of region and map descriptors.
 pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
 
-/// The region that a descriptor of the running process is of. `EBADF` if there is no such descriptor, `EINVAL` if
-/// it is of no region, `EACCES` if it is not open for reading and writing.
+/// The region behind a descriptor of the running process. `EBADF` if there is no such descriptor,
+/// `EINVAL` if it is not of a region, `EACCES` if it is not open for reading and writing.
 pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
     file_ops::with_fd(&OPS, fd, |region_file, file| {
         if file.flags() & flags::O_ACCMODE != flags::O_RDWR {
@@ -69,9 +69,10 @@ pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
     })?
 }
 
-/// An open region.
+/// The private data of a region or map descriptor.
 pub(crate) struct RegionFile {
-    /// For the daemon: that it is attached. First, so that it goes first.
+    /// The daemon's attachment, of a region descriptor. It is the first field, so that it is
+    /// dropped first.
     daemon: Option<Attachment>,
     map_file: MapFile<Mapped>,
     handle: Arc<Handle>,
@@ -103,7 +104,7 @@ impl RegionFile {
         file_ops::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
     }
 
-    /// GET_MAP_FD. Who may only read gets a descriptor that can only read.
+    /// GET_MAP_FD. A descriptor that can only read gives a descriptor that can only read.
     fn get_map_fd(&self, file: &File, arg: UserArg) -> Result {
         let mut call: vmem_map_fd = arg.read()?;
         if call.flags != 0 {
@@ -167,7 +168,7 @@ impl FileOps for RegionFile {
             return vma.map_plain(region.staging(), serve::plain_flags(region));
         }
         region.charge_to_current()?;
-        // What is written through a private mapping is not the region's.
+        // Writes through a private mapping do not change the region.
         let tracking = memories::tracking_of_region(region).filter(|_| vma.is_shared());
         match tracking {
             None => vma.map(&this.map_file, false),

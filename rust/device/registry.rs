@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All regions, and how they are found.
+//! The registry of all regions.
 
 use super::{
     name::Name,
@@ -25,7 +25,7 @@ use kernel::{
     }, //
 };
 
-/// The most named regions.
+/// The maximal number of named regions.
 pub(crate) const MAX_NODES: u32 = 4096;
 
 const MINOR_WORDS: usize = MAX_NODES as usize / 64;
@@ -36,13 +36,13 @@ global_mutex! {
 
 static NEXT_ID: Atomic<u64> = Atomic::new(1);
 
-/// The list.
+/// All regions.
 struct Registry {
     entries: KVec<Entry>,
     /// Minor numbers in use.
     minors: [u64; MINOR_WORDS],
-    /// Where the search for a free one begins. Who has just been let open a node that is gone shall
-    /// not find another one behind its number.
+    /// Where the search for a free minor number begins. A process that is just opening a node that
+    /// has been removed must not get another region with the same number.
     next_minor: u32,
 }
 
@@ -65,7 +65,7 @@ impl Registry {
         next_minor: 0,
     };
 
-    /// Another handle to the region for which `matches` holds.
+    /// Another handle of the region for which `matches` holds.
     fn find(&mut self, matches: impl Fn(&Entry) -> bool) -> Option<Handle> {
         let entry = self.entries.iter_mut().find(|entry| matches(entry))?;
         entry.handles += 1;
@@ -89,7 +89,7 @@ impl Registry {
     }
 }
 
-/// A use of a region. With the last one, the region goes, and its name with it.
+/// A reference to a region. With the last handle, the region and its name are removed.
 pub(crate) struct Handle(Arc<Region>);
 
 impl Handle {
@@ -117,15 +117,15 @@ impl Drop for Handle {
         if entry.handles > 0 {
             return;
         }
-        // The node goes with the lock held, so that its name can be taken again at once. The region
-        // itself goes with `self`.
+        // The node is removed with the lock held, so that its name can be used again at once. The
+        // region itself is dropped with `self`.
         if let Ok(entry) = registry.entries.remove(at) {
             if let Some(node) = entry.node {
                 registry.toggle_minor(node.minor);
             }
         }
         if registry.entries.is_empty() {
-            // Nobody drops a static when the module goes.
+            // A static is not dropped when the module is unloaded.
             registry.entries = KVec::new();
         }
     }
@@ -136,8 +136,8 @@ pub(crate) fn next_id() -> u64 {
     NEXT_ID.fetch_add(1u64, Relaxed)
 }
 
-/// Adds a region, with a node if it has a name. `EEXIST` if the name is taken, `ENOSPC` if there are
-/// too many.
+/// Adds a region, with a node if it has a name. `EEXIST` if the name is in use, `ENOSPC` if there
+/// are too many named regions.
 pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Result<Handle> {
     let mut registry = REGISTRY.lock();
     let node = match name {
@@ -162,13 +162,14 @@ pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Re
         handles: 1,
         node,
     };
-    // The last that can fail: an empty list with room would be left behind by the module.
+    // This is the last step that can fail: an empty list with capacity would be leaked by the
+    // module.
     registry.entries.push(entry, GFP_KERNEL)?;
     if let Some(minor) = minor {
         registry.toggle_minor(minor);
         registry.next_minor = (minor + 1) % MAX_NODES;
     }
-    // Only now: what drops a handle looks for its entry, and takes the lock.
+    // Only now: the drop of a handle looks for its entry, and takes the lock.
     Ok(Handle(region))
 }
 
@@ -180,7 +181,7 @@ pub(crate) fn find_id(id: u64) -> Result<Handle> {
         .ok_or(ENOENT)
 }
 
-/// The region whose memory this is.
+/// The region that this memory belongs to.
 pub(crate) fn find_memory(memory: InodeId) -> Result<Handle> {
     let matches = |region: &Region| InodeId::of_region(region.staging()) == memory;
     REGISTRY

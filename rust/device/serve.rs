@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the daemon does with a region.
+//! The daemon's calls.
 
 use super::{
     fault::Mapped,
@@ -46,10 +46,10 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The most requests taken at once: they are on the stack.
+/// How many requests one call takes at most. They are on the stack.
 const MAX_TAKE: usize = 64;
 
-/// Waits by `wait` unless `done`; `EAGAIN` instead if `nonblock`. A wait for which a signal comes first is
+/// Calls `wait` unless `done`. `EAGAIN` instead if `nonblock`. A wait that a signal ends is
 /// restarted, or is `EINTR`.
 fn wait_unless(done: bool, nonblock: bool, wait: impl FnOnce() -> WaitOutcome) -> Result {
     if done {
@@ -72,7 +72,7 @@ pub(crate) fn wait_ready(region: &Region, nonblock: bool) -> Result {
     })
 }
 
-/// GET_PAGE_REQUEST. A request that cannot be handed over is not lost.
+/// GET_PAGE_REQUEST. A request that cannot be copied to the daemon is queued again.
 pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) -> Result {
     let mut call: vmem_page_request = arg.read()?;
     if call.flags != 0 {
@@ -100,7 +100,7 @@ pub(crate) fn get_page_request(region: &Region, arg: UserArg, nonblock: bool) ->
     copied_out
 }
 
-/// Ranges from user memory, all of which are in the region.
+/// Ranges that were read from user memory. All of them are in the region.
 struct Ranges<'a> {
     region: &'a Region,
     raw: Entries<vmem_range>,
@@ -139,7 +139,7 @@ pub(crate) fn mark_page_cached(region: &Region, arg: UserArg) -> Result {
                 cond_resched_or_killed()?;
                 call.changed += mark_block(region, block, zero, verdict)?;
                 if region.is_logged() {
-                    // From now on the daemon cannot change unseen what it has put there, either.
+                    // From now on, the daemon's own writes to these pages are seen, too.
                     SharedMemory::of_region(region.staging()).protect(block)?;
                 }
             }
@@ -211,17 +211,17 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     result
 }
 
-/// User memory from which pages are filled.
+/// User memory that pages are filled from.
 #[derive(Clone, Copy)]
 struct FillSource {
-    /// The page that the first of it is for.
+    /// The page that its first byte is for.
     first: u64,
-    /// Where it is.
+    /// Its address.
     addr: u64,
 }
 
 impl FillSource {
-    /// Where the contents of a page are.
+    /// The address of the contents of a page.
     fn of(self, pgoff: u64) -> Result<u64> {
         pgoff
             .checked_sub(self.first)
@@ -231,8 +231,8 @@ impl FillSource {
     }
 }
 
-/// Fills and marks the absent pages of a block. Returns the address of contents that are not at hand,
-/// if it could not go on for that.
+/// Fills and marks the absent pages of a block. If contents are not in memory, it stops and returns
+/// their address.
 fn fill_block(
     region: &Region,
     block: PageRange,
@@ -250,8 +250,8 @@ fn fill_block(
     Ok(None)
 }
 
-/// The same for a run of absent pages within a block whose `fill` is held. What was copied is marked,
-/// also before an error.
+/// The same for a run of absent pages within a block whose `fill` is held. Pages that were copied
+/// are marked, also before an error.
 fn fill_run(
     region: &Region,
     run: PageRange,
@@ -271,7 +271,7 @@ fn fill_run(
             };
             done = filled.pages().end();
             if waited_for {
-                // Each at once, and whoever waits for it finds it in his page table.
+                // Mark each page at once, and map it for the threads that wait for it.
                 let mappings = Mappings::<Mapped>::of(region.staging());
                 *changed += settle_filled(region, filled.pages(), || {
                     pages.settle_and_map(filled.pages(), |places| {
@@ -290,8 +290,8 @@ fn fill_run(
     result
 }
 
-/// Has pages become present by the daemon's doing. A log has them if it was begun so: at whatever instant it is
-/// read, those that are present are in it, or have been reported.
+/// Makes pages present for the daemon. If the log was started with fills, it has these pages: at
+/// any time, each present page is in the log or has been reported.
 fn settle_filled(
     region: &Region,
     pages: PageRange,
@@ -345,14 +345,14 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
     if region.pages().counts().present != region.pages().nr() {
         return Err(EBUSY);
     }
-    // Not while a log begins or ends.
+    // Not while a log starts or ends.
     let _mappings = region.lock_mappings()?;
     if !region.is_plain() {
         region.set_plain();
     }
     Mappings::<Mapped>::of(region.staging()).make_plain(plain_flags(region))?;
     if region.is_logged() {
-        // What the daemon has mapped is as good as any other mapping from now on.
+        // The daemon's mapping of the staging file is like any other mapping from now on.
         let memory = SharedMemory::of_region(region.staging());
         memory.protect(region.pages().range(0, region.pages().nr())?)?;
     }

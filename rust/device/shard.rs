@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A part of a region's pages, with locks of its own.
+//! A part of a region's pages, with its own locks.
 
 use crate::{
     model::page_map::{
@@ -26,19 +26,19 @@ use kernel::{
     }, //
 };
 
-/// Bits that the map takes for a page, not counting the small plane of planes.
+/// Bits that the map takes for each page, without the summary plane.
 const PLANES: u64 = 3;
 
-/// A shard. `device.rs` has the order of its locks.
+/// A shard. `Documentation/locking.rst` has the order of its locks.
 #[pin_data]
 pub(crate) struct Shard {
-    /// What is known of each page.
+    /// The page map.
     #[pin]
     pub(super) map: SpinLock<PageMap<KVVec<u64>>>,
-    /// Held from looking whether pages are present until they have been made so.
+    /// Held from the check which pages are present until the others have been made so.
     #[pin]
     pub(crate) fill: Mutex<()>,
-    /// Who waits for a page of this shard; the key is the page offset.
+    /// The threads that wait for a page of this shard. The key is the page offset.
     #[pin]
     pub(super) waiters: WaitQueue,
 }
@@ -46,7 +46,8 @@ pub(crate) struct Shard {
 impl Shard {
     /// `count` shards of `slots` pages each, all absent.
     ///
-    /// The page map of a huge region on a small machine is `ENOMEM`, not a case for the OOM killer.
+    /// If the page map of a huge region does not fit into memory, the result is `ENOMEM`, and the
+    /// OOM killer does not act.
     pub(super) fn allocate(count: usize, slots: usize) -> Result<KVec<Pin<KBox<Self>>>> {
         let bytes = (words_for(slots) as u64)
             .saturating_mul(count as u64)

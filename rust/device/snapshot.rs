@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! SNAPSHOT: what one or several memories hold at one instant.
+//! SNAPSHOT: images of one or several memories at one instant.
 
 use super::{
     image::{
@@ -46,13 +46,13 @@ use kernel::{
     }, //
 };
 
-/// How often it is tried to be alone.
+/// How often the locks and the gates are tried.
 const TRIES: usize = 100;
 
-/// For how many ticks of the clock writers are held up at most until system calls are over.
+/// For how many ticks of the clock the gates stay closed at most while system calls end.
 const TICKS: usize = 3;
 
-/// A memory that takes part, and its image.
+/// A memory of the snapshot, and its image.
 struct Member {
     tracked: Arc<Tracked>,
     image: Arc<Image>,
@@ -72,8 +72,8 @@ impl Member {
         Ok(Self { tracked, image })
     }
 
-    /// Takes what is in the log out of it and protects it, and gives it to the image; what somebody has in
-    /// hand is in the log still. Those of the pages are copied if they are to be `kept`.
+    /// Moves the pages in the memory's log to the log of the image, and protects them. Held pages
+    /// stay in the memory's log; if `keep`, they are copied.
     fn protect(&self, reader: &LogReader<'_>, keep: bool) -> Result {
         for chunk in self.image.all().pieces(CHUNK_PAGES) {
             cond_resched_or_killed()?;
@@ -112,7 +112,7 @@ pub(crate) fn snapshot(arg: UserArg, tracked: impl Fn(i32) -> Result<Arc<Tracked
         }
         members.push(Member::new(tracked, &snapshot)?, GFP_KERNEL)?;
     }
-    // All that can fail, and needs no writer to wait.
+    // Everything that can fail and does not need the gates closed.
     let mut answer = KVec::with_capacity(members.len(), GFP_KERNEL)?;
     let mut files = KVec::with_capacity(members.len(), GFP_KERNEL)?;
     for (member, entry) in members.iter().zip(entries.iter()) {
@@ -137,9 +137,9 @@ pub(crate) fn snapshot(arg: UserArg, tracked: impl Fn(i32) -> Result<Arc<Tracked
     Ok(())
 }
 
-/// Has all members keep their images, from one instant on. Returns for how long writers were held up, in
-/// nanoseconds. With `cleans` the images have what was in the logs, also on an error: they put it back when
-/// they go.
+/// Takes the images of all members at one instant. Returns how long writers were held up, in
+/// nanoseconds. With `cleans` the images have the pages of the logs, also after an error: they are
+/// added to the logs again when the images are dropped.
 fn take_images(members: &[Member], cleans: bool) -> Result<u64> {
     let readers = lock_logs(members)?;
     let taken = try_take_images(members, &readers);
@@ -156,9 +156,9 @@ fn take_images(members: &[Member], cleans: bool) -> Result<u64> {
     Ok(u64::try_from(closed_ns?).unwrap_or(0))
 }
 
-/// The same, but that the gates stay closed, and returns since when they are.
+/// The same, but leaves the gates closed, and returns the time at which they were closed.
 fn try_take_images(members: &[Member], readers: &[LogReader<'_>]) -> Result<Instant<Monotonic>> {
-    // Most of what is in the log can be protected while writers go on.
+    // Most pages of the logs can be protected while writers continue.
     for (member, reader) in members.iter().zip(readers) {
         member.protect(reader, false)?;
     }
@@ -176,8 +176,8 @@ fn try_take_images(members: &[Member], readers: &[LogReader<'_>]) -> Result<Inst
     Ok(since)
 }
 
-/// The right to read the logs of all members. Others may want the same in another order, so who does not
-/// get all of them has none.
+/// Locks the logs of all members for reading. Another snapshot may lock the same logs in another
+/// order, so on a conflict all of them are released again.
 fn lock_logs(members: &[Member]) -> Result<KVec<LogReader<'_>>> {
     for _ in 0..TRIES {
         let mut readers = KVec::with_capacity(members.len(), GFP_KERNEL)?;
@@ -196,7 +196,7 @@ fn lock_logs(members: &[Member]) -> Result<KVec<LogReader<'_>>> {
     Err(EAGAIN)
 }
 
-/// Closes all gates, when no system call is writing. Returns since when they are.
+/// Closes all gates at a time when no system call is writing. Returns when they were closed.
 fn close_gates(members: &[Member]) -> Result<Instant<Monotonic>> {
     let gates = || {
         members
@@ -212,7 +212,7 @@ fn close_gates(members: &[Member]) -> Result<Instant<Monotonic>> {
             }
             sleep_killable()?;
         }
-        // Others do not wait for one who does not come to an end.
+        // A system call that does not end must not block other writers.
         gates().for_each(|gate| gate.open());
         sleep_killable()?;
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which threads have waited for a page too long, and have not been told.
+//! Faults whose wait for a page has timed out, and that have not returned the error yet.
 //!
-//! A fault that has given up its lock can only be answered with "again", and so finds out here, when it is
-//! there again, that its time is over. For a mapping that can write the page itself says so: it is
-//! unreadable then, for everybody.
+//! A fault that has dropped its lock can only return "retry". When it is retried, it finds its
+//! time-out here. For a mapping that can write to the region, the page itself becomes unreadable,
+//! for all processes.
 
 use kernel::{
     current,
@@ -16,8 +16,8 @@ use kernel::{
 
 const SLOTS: usize = 64;
 
-/// A set of threads and pages, each of which is there between two tries of one fault. One that has no room
-/// pushes another one out, which then waits once more.
+/// A set of pairs of thread and page. A pair is in it between two tries of one fault. If two pairs
+/// need the same slot, the later one replaces the earlier one, whose fault then waits once more.
 pub(crate) struct TimedOutFaults([Atomic<u64>; SLOTS]);
 
 impl TimedOutFaults {
@@ -26,24 +26,24 @@ impl TimedOutFaults {
         Self([const { Atomic::new(0) }; SLOTS])
     }
 
-    /// The running thread has waited for the page.
+    /// Records that the running thread has waited too long for the page.
     pub(crate) fn add(&self, pgoff: u64) {
         let (slot, entry) = self.entry(pgoff);
         slot.store(entry, Relaxed);
     }
 
-    /// Takes the running thread's entry for the page out, if there is one.
+    /// Removes the running thread's entry for the page. Returns whether there was one.
     pub(crate) fn take(&self, pgoff: u64) -> bool {
         let (slot, entry) = self.entry(pgoff);
         slot.load(Relaxed) == entry && slot.cmpxchg(entry, 0, Relaxed).is_ok()
     }
 
-    /// Only the thread itself writes and looks for its entry, so that no order is needed. It is never 0: no
-    /// thread has that number.
+    /// Only the thread itself writes and reads its entry, so no ordering is needed. An entry is
+    /// never 0: no thread has that id.
     fn entry(&self, pgoff: u64) -> (&Atomic<u64>, u64) {
         let thread = current!().pid() as u32;
         let slot = (u64::from(thread) ^ pgoff) as usize % SLOTS;
-        // A page's offset has 32 bits (`VMEM_MAX_SIZE`).
+        // A page offset has 32 bits (`VMEM_MAX_SIZE`).
         (
             &self.0[slot],
             (u64::from(thread) << 32) | (pgoff & u64::from(u32::MAX)),

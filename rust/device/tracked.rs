@@ -52,7 +52,7 @@ use kernel::{
 
 static OPS: TrackedOps<Tracking> = TrackedOps::new();
 
-/// Makes the operations of tracked memory ready.
+/// Initializes the operations of tracked memory.
 pub(crate) fn init(shmem: Shmem, module: &'static ThisModule) -> Shmem {
     OPS.init(module, &shmem);
     shmem
@@ -90,7 +90,7 @@ impl WriteLog for Tracking {
     }
 }
 
-/// From TRACK to UNTRACK. The memory has our operations as long as this has not ended.
+/// A memory from TRACK to UNTRACK. It has the operations of tracked memory until this has ended.
 #[pin_data]
 pub(crate) struct Tracked {
     memory: Arc<AdoptedMemory>,
@@ -108,7 +108,8 @@ impl_has_work! {
 impl WorkItem for Tracked {
     type Pointer = Arc<Self>;
 
-    /// A worker is not killed, so that the end succeeds, unless there is no memory for the moment.
+    /// Ends tracking. A worker is not killed, so this succeeds unless memory is short; then it is
+    /// tried again.
     fn run(this: Arc<Self>) {
         if this.try_end().is_err() {
             let _ = sleep_killable();
@@ -118,8 +119,8 @@ impl WorkItem for Tracked {
 }
 
 impl Tracked {
-    /// Begins to log writes, and with `fills` what the daemon of a region fills. Also returns how many pages
-    /// somebody has in hand. On an error the memory is as before, or soon will be.
+    /// Starts logging writes, and with `fills` also the fills of a region's daemon. Also returns
+    /// how many pages are held. After an error the memory is as before, or soon will be.
     pub(crate) fn start(memory: &Arc<AdoptedMemory>, fills: bool) -> Result<(Arc<Self>, u64)> {
         let tracking = Tracking::new(memory.shared())?;
         let ops_override = OpsOverride::new(memory.shared(), &tracking)?;
@@ -148,7 +149,8 @@ impl Tracked {
         }
     }
 
-    /// The right to change the mappings of a region, if it is one. `EINTR` if the task is being killed.
+    /// The lock for changing the mappings of a region, if the memory is one. `EINTR` if the task is
+    /// being killed.
     fn lock_mappings(&self) -> Result<Option<MutexGuard<'_, ()>>> {
         self.region
             .as_ref()
@@ -168,7 +170,7 @@ impl Tracked {
                 .region
                 .as_ref()
                 .map(|_| <Mapped as vm_ops::VmOps>::VM_OPS);
-            // Before any is changed.
+            // Check all mappings before any is changed.
             self.ops_override.check_mappings(memory, region)?;
             self.ops_override.track_mappings(memory)?;
             if let Some(region) = &self.region {
@@ -179,13 +181,13 @@ impl Tracked {
         })
     }
 
-    /// Ends it. If the task is being killed (`EINTR`) or there is no memory it ends soon, without the
-    /// task.
+    /// Ends tracking. If the task is being killed (`EINTR`) or memory is short, a worker ends it
+    /// soon.
     pub(crate) fn end(self: Arc<Self>) -> Result {
         self.try_end().inspect_err(|_| self.end_soon())
     }
 
-    /// It ends soon, without the task.
+    /// Lets a worker end tracking.
     pub(crate) fn end_soon(self: Arc<Self>) {
         let _ = system_dfl_wq().enqueue(self);
     }

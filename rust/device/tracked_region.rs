@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A region of ours while it is tracked.
+//! A region while its memory is tracked.
 
 use super::{
     fault::Mapped,
@@ -21,7 +21,7 @@ use kernel::{
     }, //
 };
 
-/// What the mappings of a region have while it is tracked, and what they get when it is not any more.
+/// The operations of a tracked region's mappings, and those that they get when tracking ends.
 pub(super) struct TrackedRegion {
     handle: Arc<Handle>,
     /// Whether pages that the daemon fills are logged.
@@ -31,7 +31,7 @@ pub(super) struct TrackedRegion {
 }
 
 impl TrackedRegion {
-    /// For this region and this log; nothing has changed yet.
+    /// For this region and this log. Nothing has changed yet.
     pub(super) fn new(handle: &Arc<Handle>, tracking: &Arc<Tracking>, fills: bool) -> Result<Self> {
         let region = handle.region();
         let file = |mapped| MapFile::new(region.staging(), region.label(), mapped);
@@ -47,33 +47,33 @@ impl TrackedRegion {
         self.handle.region()
     }
 
-    /// The right to change its mappings. `EINTR` if the task is being killed.
+    /// The lock for changing the region's mappings. `EINTR` if the task is being killed.
     pub(super) fn lock_mappings(&self) -> Result<MutexGuard<'_, ()>> {
         self.region().lock_mappings()
     }
 
-    /// Those who look from now on see the log.
+    /// From now on, faults, fills and new mappings find the log.
     pub(super) fn begin(&self) {
         self.region().start_log(self.fills);
     }
 
-    /// Has its mappings tell of writes, but for those that are just being made: they look for the log
-    /// whenever a page is mapped. `EINTR` if the task is being killed.
+    /// Makes the region's mappings log writes, except for those that are being made: these look for
+    /// the log whenever a page is mapped. `EINTR` if the task is being killed.
     pub(super) fn track_mappings(&self) -> Result {
         Mappings::of(self.region().staging()).start_logging(&self.logged)?;
-        // Who has looked before maps pages with their folios locked, in a read-side section, or not at
-        // all.
+        // Threads that looked before map pages with the folio locked or in an RCU read-side
+        // section, or map none.
         self.region().pages().await_fills()?;
         synchronize_rcu();
         Ok(())
     }
 
-    /// How many mappings tell of writes, up to `max`.
+    /// How many mappings log writes, up to `max`.
     pub(super) fn mappings(&self, max: usize) -> u64 {
         Mappings::<Mapped>::of(self.region().staging()).count_logged(max)
     }
 
-    /// None does so any more, or never has. `EINTR` as above; it can be called again.
+    /// Makes all mappings stop logging writes. `EINTR` as above; the call can be repeated.
     pub(super) fn end(&self) -> Result {
         self.region().end_log();
         Mappings::of(self.region().staging()).stop_logging(&self.plain)

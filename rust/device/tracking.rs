@@ -45,26 +45,27 @@ use kernel::{
     }, //
 };
 
-/// Clean pages between dirty ones that are taken out of the page tables, too. That costs about 600
-/// instructions for each that is there, and 700 more if it is read again; a further call costs 1,500.
+/// How many clean pages between dirty ones are unmapped together with them. That costs about 600
+/// instructions for each clean page that is mapped, and 700 more if it is read again; a further
+/// call costs 1,500.
 const GAP: u64 = 3;
 
-/// A log, and what it has told.
+/// A log of writes, and its counters.
 #[pin_data]
 pub(crate) struct Tracking {
     log: PageLog,
     /// All pages of the memory.
     all: PageRange,
-    /// Held while calls that write wait until those of before are over.
+    /// Held while TRACK waits for earlier writes. System calls that write wait for it.
     #[pin]
     admission: Mutex<()>,
-    /// Held by who reads the log.
+    /// Held by the reader of the log.
     #[pin]
     reader: Mutex<()>,
-    /// What writers pass.
+    /// The gate and the image.
     #[pin]
     copy_before_write: CopyBeforeWrite,
-    /// Whether it has ended, or is about to.
+    /// Whether tracking has ended, or is about to end.
     is_over: Atomic<bool>,
     /// First writes to protected pages.
     pub(crate) faults: Counter,
@@ -72,26 +73,26 @@ pub(crate) struct Tracking {
     pub(crate) written: Counter,
     /// Pages reported by a call that cleans.
     pub(crate) cleaned: Counter,
-    /// Those of them that stay in the log.
+    /// Pages of these that stay in the log, because they are held.
     pub(crate) held: Counter,
 }
 
-/// The right to read the log and to change it, which one has at a time.
+/// The exclusive right to read the log and to change it.
 pub(crate) struct LogReader<'a> {
     tracking: &'a Tracking,
     _lock: MutexGuard<'a, ()>,
 }
 
-/// What a call has found of a part of the memory.
+/// The dirty pages of a chunk.
 pub(crate) struct DirtyChunk {
     /// Pages in the log.
     pub(crate) dirty: ChunkBits,
-    /// Those of them that are in it still, since somebody has them in hand.
+    /// Pages of these that are still in the log, because they are held.
     pub(crate) held: ChunkBits,
 }
 
 impl Tracking {
-    /// A log of this memory in which no page is.
+    /// An empty log for this memory.
     pub(crate) fn new(memory: &SharedMemory) -> Result<Arc<Self>> {
         let nr_pages = pages_for(memory.size()).ok_or(EFBIG)?;
         let all = PageRange::within(0, nr_pages, nr_pages).ok_or(EINVAL)?;
@@ -114,51 +115,52 @@ impl Tracking {
         )
     }
 
-    /// Returns when a system call may begin to write to these pages. `EINTR` if the task is being killed.
+    /// Waits until a system call may begin to write to these pages. `EINTR` if the task is being
+    /// killed.
     pub(super) fn admit(&self, pages: Option<PageRange>) -> Result {
         drop(self.admission.lock());
         self.copy_before_write.enter(pages)
     }
 
-    /// These pages are about to become writable, if that is so.
+    /// Logs the pages of a fault. Returns whether they may become writable.
     pub(super) fn log_fault(&self, fault: &WriteFault<'_>) -> bool {
         self.faults.count();
         self.log.mark(fault.pages());
         self.copy_before_write.admit_fault(fault)
     }
 
-    /// It ends: nothing that it hears of counts any more.
+    /// Ends the log. Later writes are not logged.
     pub(super) fn end(&self) {
         self.is_over.store(true, Release);
         self.copy_before_write.end();
     }
 
-    /// Whether it has ended, or is about to.
+    /// Whether tracking has ended, or is about to end.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Acquire)
     }
 
-    /// What writers pass.
+    /// The gate and the image.
     pub(super) fn copy_before_write(&self) -> &CopyBeforeWrite {
         &self.copy_before_write
     }
 
-    /// A system call may have written to these pages.
+    /// Logs these pages, which a system call may have written to.
     pub(super) fn log_write(&self, pages: PageRange) {
         self.written.count();
         self.log.mark(pages);
     }
 
-    /// Has all writes to the memory logged from when this returns. `track_mappings` has all of its mappings
-    /// tell of writes. On an error what has been changed is there to be changed back. Returns how many pages
-    /// somebody has in hand.
+    /// Starts the log: from the return of this function on, all writes to the memory are logged.
+    /// `track_mappings` makes all of its mappings log writes. After an error, the caller undoes the
+    /// changes. Returns how many pages are held.
     pub(crate) fn begin(
         &self,
         memory: &SharedMemory,
         track_mappings: impl FnOnce() -> Result,
     ) -> Result<u64> {
         if pages_for(memory.size()) != Some(self.all.len()) {
-            // It has got another size since the log was made, and before that was sealed.
+            // The size of the memory has changed between the allocation of the log and the seal.
             return Err(EAGAIN);
         }
         {
@@ -167,9 +169,11 @@ impl Tracking {
         }
         memory.await_mmaps()?;
         track_mappings()?;
-        // Who makes a page writable now that the mappings have changed puts it into the log first.
+        // From now on, a fault that makes a page writable logs it first, as the mappings have
+        // changed.
         memory.unmap(self.all);
-        // After the mappings: one that was left of a file that is closed has let go of it.
+        // After the mappings: a mapping that was left of a closed file has dropped its reference by
+        // now.
         if !memory.is_sole_writer() {
             return Err(EBUSY);
         }
@@ -189,7 +193,7 @@ impl Tracking {
         self.all
     }
 
-    /// Pages of the memory; `EINVAL` if they are not.
+    /// Pages of the memory. `EINVAL` if there are no such pages.
     pub(crate) fn range(&self, pgoff: u64, nr: u64) -> Result<PageRange> {
         PageRange::within(pgoff, nr, self.all.len()).ok_or(EINVAL)
     }
@@ -200,7 +204,7 @@ impl Tracking {
         self.log.count()
     }
 
-    /// The right to read the log.
+    /// Waits for the right to read the log.
     pub(crate) fn reader(&self) -> LogReader<'_> {
         LogReader {
             tracking: self,
@@ -208,7 +212,7 @@ impl Tracking {
         }
     }
 
-    /// The same, if nobody has it.
+    /// The same without waiting. [`None`] if another task has it.
     pub(crate) fn try_reader(&self) -> Option<LogReader<'_>> {
         Some(LogReader {
             tracking: self,
@@ -216,32 +220,32 @@ impl Tracking {
         })
     }
 
-    /// Pages that were taken out of the log are in it again.
+    /// Adds pages to the log.
     pub(crate) fn mark(&self, range: PageRange) {
         self.log.mark(range);
     }
 
-    /// The same for all that another log of this memory has.
+    /// The same for all pages of another log of this memory.
     pub(crate) fn merge(&self, log: &PageLog) {
         for chunk in self.all.pieces(CHUNK_PAGES) {
             self.log.mark_bits(chunk, &log.peek(chunk));
         }
     }
 
-    /// The same for those of a chunk.
+    /// The same for the pages in `bits` of a chunk.
     pub(crate) fn mark_bits(&self, chunk: PageRange, bits: &ChunkBits) {
         self.log.mark_bits(chunk, bits);
     }
 }
 
 impl LogReader<'_> {
-    /// Those pages of `chunk`, which is within one chunk, that are in the log.
+    /// The pages of `chunk`, which is within one chunk, that are in the log.
     pub(crate) fn peek(&self, chunk: PageRange) -> ChunkBits {
         self.tracking.log.peek(chunk)
     }
 
-    /// The same, takes them out of it and protects them. `EINTR` if the task is being killed; all are in
-    /// the log still.
+    /// The same, but removes the pages from the log and protects them. `EINTR` if the task is being
+    /// killed; all pages are still in the log then.
     pub(crate) fn clean(&self, memory: &SharedMemory, chunk: PageRange) -> Result<DirtyChunk> {
         let log = &self.tracking.log;
         let dirty = log.take(chunk);
@@ -251,7 +255,7 @@ impl LogReader<'_> {
                 log.mark_bits(chunk, &dirty);
                 return Err(e);
             }
-            // Who has a page in hand may write after this without a fault, so it is never clean.
+            // A held page may be written to after this without a fault, so it is never clean.
             memory.add_held(run, &mut held);
         }
         for (held, dirty) in held.iter_mut().zip(&dirty) {
