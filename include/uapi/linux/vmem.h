@@ -108,9 +108,9 @@ struct vmem_features {
 };
 
 /**
- * VMEM_CREATE_HUGE: the memory comes in transparent huge pages, where there are
- * any to be had: the first page of one that is filled brings the memory of all
- * of it, and that is charged; its other pages are absent until they are filled.
+ * VMEM_CREATE_HUGE: the memory comes in transparent huge pages, where they are
+ * available. The first page of a huge page that is filled allocates and charges
+ * all of it; its other pages are absent until they are filled.
  * Of /sys/kernel/mm/transparent_hugepage/shmem_enabled only "deny" forbids it.
  * When the region becomes plain memory its mappings get the flag that
  * madvise(MADV_HUGEPAGE) sets, but for those with MADV_NOHUGEPAGE.
@@ -188,7 +188,7 @@ struct vmem_create {
  * @reserved: zero
  *
  * On the control descriptor. Requests that an earlier daemon took and did not
- * answer come again. VMEM_GET_PRESENT tells which pages need no filling.
+ * answer are queued again. VMEM_GET_PRESENT returns which pages need no filling.
  *
  * Errors: ENOENT (no such region), EBUSY (a daemon is attached), EMFILE,
  * ENFILE.
@@ -208,8 +208,9 @@ struct vmem_attach {
  * struct vmem_adopt - make a region of shared memory that exists (VMEM_ADOPT)
  * @fd: a descriptor of the memory, open for reading and writing: a memfd, a file in a tmpfs
  *	(/dev/shm), a region or map descriptor, or the staging file of a region that is
- *	plain memory. That of another process comes by pidfd_getfd(2) or by SCM_RIGHTS;
- *	but for a region it has to be the same open file, and not the file opened again
+ *	plain memory. A descriptor of another process comes by pidfd_getfd(2) or by
+ *	SCM_RIGHTS; except for a region, it has to be the same open file, and not the
+ *	file opened again
  * @flags: zero
  * @vmem_fd: out: the adopted descriptor, close-on-exec
  * @reserved0: zero
@@ -239,9 +240,9 @@ struct vmem_adopt {
 };
 
 /**
- * VMEM_TRACK_FILLS: pages of a region that its daemon fills or marks present come into
- * the log, too, just before and after they are present. Without it they do not: whoever
- * copies the memory has their source. On other memory it does nothing.
+ * VMEM_TRACK_FILLS: the log also gets pages of a region that its daemon fills or marks
+ * present, just before and after they are present. Without it, it does not: the program
+ * that copies the memory has the source of these pages. On other memory it does nothing.
  */
 #define VMEM_TRACK_FILLS	(1U << 0)
 
@@ -251,8 +252,8 @@ struct vmem_adopt {
  * @reserved0: zero
  * @mappings: out: shared mappings of the memory, in all processes, that are
  *	tracked
- * @held: out: pages that are in the log from the beginning, since somebody has
- *	them in hand who may write to them without being seen
+ * @held: out: pages that are in the log from the beginning, since they have
+ *	references through which they may be written to without being seen
  * @reserved: zero
  *
  * On an adopted descriptor. Every write to the memory that is begun after this
@@ -310,17 +311,17 @@ struct vmem_track {
  *	if the array of ranges is full, or the call stopped: the rest is for the next
  *	call
  * @dirty: out: how many of them are reported
- * @held: out: how many of those stay in the log with VMEM_DIRTY_CLEAN, since
- *	somebody has them in hand who may write to them without being seen: they are
- *	pinned (O_DIRECT, RDMA, VFIO), a debugger writes to them, or the kernel has just
- *	allocated or moved them
+ * @held: out: how many of those stay in the log with VMEM_DIRTY_CLEAN, since they
+ *	have references through which they may be written to without being seen: they
+ *	are pinned (O_DIRECT, RDMA, VFIO), a debugger writes to them, or the kernel has
+ *	just allocated or moved them
  * @reserved: zero
  *
  * On an adopted descriptor that tracks, and on a snapshot descriptor. A page that was reported by
  * VMEM_DIRTY_CLEAN and is read after the call has returned has the contents that
  * are logged up to then, or later ones, which the next call reports. A page may be
  * reported though its contents are as before. Each page that is cleaned is reported
- * to one caller: whoever shares the descriptor shares the log.
+ * to one caller: processes that share the descriptor share the log.
  *
  * Errors: ENODATA (it is not tracked), EFAULT (@out or the argument is not
  * writable: everything of the range stays in the log), EINTR (the caller is being
@@ -368,8 +369,8 @@ struct vmem_tracking {
 
 /**
  * VMEM_SNAPSHOT_CLEAN: the log of each memory is emptied at the instant of the
- * snapshot, as %VMEM_DIRTY_CLEAN does; so the next such snapshot tells what has been
- * written in between. Without it, the logs stay as they are.
+ * snapshot, as %VMEM_DIRTY_CLEAN does; so the next such snapshot has the pages that have
+ * been written in between. Without it, the logs stay as they are.
  */
 #define VMEM_SNAPSHOT_CLEAN	(1U << 0)
 /**
@@ -399,34 +400,34 @@ struct vmem_snapshot_member {
  * @reserved: zero
  *
  * On an adopted descriptor; those of the members are adopted descriptors that track.
- * Whoever is about to write to a protected page is held up until all pages of all
- * members are protected: the snapshot has what they hold at that instant. From then
- * on the first write to a page copies its old contents aside. Pages that somebody has
- * in hand who may write to them without being seen (see &vmem_dirty.held) are copied
- * at the instant, whatever he does meanwhile.
+ * A write to a protected page waits until all pages of all members are protected: the
+ * snapshot has what they hold at that instant. From then on, the first write to a page
+ * copies its old contents aside. Pages with references through which they may be written
+ * to without being seen (see &vmem_dirty.held) are copied at the instant, whether or not
+ * they are being written to.
  *
  * A snapshot descriptor is a file of the size of the memory, open for reading:
  *
  * - read(2), pread(2), splice(2); a page of which there is nothing is zeros.
  *   lseek(2) knows SEEK_DATA and SEEK_HOLE. A page of a region that is absent counts as
- *   data, and a read requests it and waits, as a touch does: it comes with what it had
- *   at the instant. EIO if it cannot be had, ENODATA if a program has discarded it
- *   before it came. %VMEM_GET_PRESENT tells which pages are there;
+ *   data, and a read requests it and waits, as a touch does: it arrives with its contents
+ *   at the instant. EIO if it is not available, ENODATA if a program has discarded it
+ *   before it arrived. %VMEM_GET_PRESENT returns which pages are present;
  * - mmap(2), read-only or private. A touch copies the page aside, and a mapping stays
  *   after the descriptor is closed;
- * - %VMEM_DIRTY without VMEM_DIRTY_CLEAN tells the pages that were in the log at the
+ * - %VMEM_DIRTY without VMEM_DIRTY_CLEAN returns the pages that were in the log at the
  *   instant: with VMEM_SNAPSHOT_CLEAN, what was written since the snapshot before;
- * - %VMEM_SNAPSHOT_DONE, %VMEM_GET_SNAPSHOT; poll(2) says POLLIN, and POLLERR when the
+ * - %VMEM_SNAPSHOT_DONE, %VMEM_GET_SNAPSHOT; poll(2) returns POLLIN, and POLLERR when the
  *   snapshot has failed.
  *
  * Copies are memory of the cgroup of the caller, and can be swapped. If there is no
  * memory for one, or @limit is reached, or tracking of a member ends, then the
- * snapshot fails, in all of its members: its memory is given back, each later use is
- * ESTALE, and a touch of a mapping is SIGBUS. Writers never fail.
+ * snapshot fails, in all of its members: its memory is freed, each later use returns
+ * ESTALE, and a touch of a mapping gets SIGBUS. Writers never fail.
  *
  * The snapshot ends when the descriptor and all mappings of it are gone. Pages that were
  * taken out of the log by VMEM_SNAPSHOT_CLEAN, and are not done by %VMEM_SNAPSHOT_DONE,
- * are then in it again: a checkpoint that was given up loses nothing.
+ * are then in it again: a checkpoint that was aborted loses nothing.
  *
  * Errors: EINVAL (a member is no adopted descriptor, or is there twice), EBADF (no such
  * descriptor), ENODATA (one is not tracked), EBUSY (one has a snapshot), EAGAIN (writers
@@ -515,7 +516,7 @@ struct vmem_page_request {
  * @changed: out: pages that this call changed. A present page stays present
  *	with the contents it has; an unreadable one becomes present.
  *
- * On the region descriptor. Wakes who waits for the pages.
+ * On the region descriptor. Wakes the threads that wait for the pages.
  *
  * Between a write to the staging file and this call the program may discard the
  * page (MADV_REMOVE), which makes it present and zero; the write would then be
@@ -553,7 +554,7 @@ struct vmem_fill_range {
  * On the region descriptor. Copies the contents into the staging file, without
  * zeroing first, and marks the pages, each only if it is not present yet. The
  * pages are charged to the memory cgroup of the program that mapped the region
- * first (before anybody has, to the caller's).
+ * first (before a program has mapped it, to the caller's).
  *
  * Errors: EFAULT (contents that cannot be read), ENOMEM, ENOSPC, EIO (the memory
  * of the page is broken).
@@ -576,10 +577,10 @@ struct vmem_fill {
  *
  * On the region descriptor. Puts those pages of the ranges that are present
  * into the page tables of every process that maps them, so that a touch will
- * not fault. Absent pages are passed over, and so is, for the rest of the call, a
- * process whose mmap lock is not to be had: it may be held by somebody who waits
- * for a page that the caller has to bring. The call waits a tenth of a second for
- * such locks, all in all.
+ * not fault. Absent pages are left out, and so is, for the rest of the call, a
+ * process whose mmap lock is not free: its holder may wait for a page that the
+ * caller has to bring. The call waits a tenth of a second for such locks, in
+ * total.
  */
 struct vmem_populate {
 	__u64 ranges;
@@ -611,9 +612,9 @@ struct vmem_present {
  * @flags: zero
  * @fd: out: the descriptor, close-on-exec
  *
- * On a region or map descriptor: something to give to a program that shall map
- * the region and shall not serve it. It has the access mode of the descriptor
- * that it is asked of: who may only read gets one that can only read.
+ * On a region or map descriptor: a descriptor for a program that shall map the
+ * region and shall not serve it. It has the access mode of the descriptor that
+ * the call is made on: one that can only read gives one that can only read.
  */
 struct vmem_map_fd {
 	__u32 flags;
@@ -636,7 +637,7 @@ struct vmem_map_fd {
  * @state: VMEM_STATE bits
  * @present: pages present
  * @unreadable: pages marked unreadable
- * @requested: absent pages that somebody wants
+ * @requested: absent pages that a thread has touched
  * @queued: those of them that the daemon has not taken
  * @waiters: threads that wait for a page
  * @oldest_wait_ns: how long the longest of them has waited, in nanoseconds
@@ -680,7 +681,7 @@ struct vmem_info {
  * READY or the region is plain. O_NONBLOCK gives EAGAIN instead.
  */
 #define VMEM_WAIT_READY		_IO(VMEM_IOC_MAGIC, 0x10)
-/** VMEM_READY: on the region descriptor, releases who is in VMEM_WAIT_READY. */
+/** VMEM_READY: on the region descriptor, ends all waits in VMEM_WAIT_READY. */
 #define VMEM_READY		_IO(VMEM_IOC_MAGIC, 0x11)
 #define VMEM_GET_PAGE_REQUEST	_IOWR(VMEM_IOC_MAGIC, 0x12, struct vmem_page_request)
 #define VMEM_MARK_PAGE_CACHED	_IOWR(VMEM_IOC_MAGIC, 0x13, struct vmem_mark)
@@ -688,7 +689,7 @@ struct vmem_info {
 /**
  * VMEM_MAKE_VMA_ANONYMOUS: on the region descriptor. All pages being present,
  * turns every shared mapping of the region into plain shared anonymous memory,
- * and every private one into a private mapping of that, and lets go of it; later
+ * and every private one into a private mapping of that, and releases it; later
  * mappings are plain from the start. Errors: EBUSY (pages are absent or
  * unreadable); EINTR (the caller is being killed) and ENOMEM, with which some
  * mappings are left: the next daemon, or another call, converts them. A second
@@ -710,10 +711,10 @@ struct vmem_info {
 #define VMEM_GET_TRACKING	_IOR(VMEM_IOC_MAGIC, 0x23, struct vmem_tracking)
 #define VMEM_SNAPSHOT		_IOWR(VMEM_IOC_MAGIC, 0x24, struct vmem_snapshot)
 /**
- * VMEM_SNAPSHOT_DONE: on a snapshot descriptor: the caller has what he wants of these
- * pages. Their old contents are not kept any more, so that a first write to them copies
- * nothing: they cannot be read again (ENODATA), count as a hole, and a touch through a
- * mapping is SIGBUS.
+ * VMEM_SNAPSHOT_DONE: on a snapshot descriptor: the caller does not need these pages any
+ * more. Their old contents are not kept, so that a first write to them copies nothing:
+ * they cannot be read again (ENODATA), count as a hole, and a touch through a mapping
+ * gets SIGBUS.
  */
 #define VMEM_SNAPSHOT_DONE	_IOW(VMEM_IOC_MAGIC, 0x30, struct vmem_range)
 #define VMEM_GET_SNAPSHOT	_IOR(VMEM_IOC_MAGIC, 0x31, struct vmem_snapshot_info)
