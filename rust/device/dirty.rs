@@ -163,9 +163,9 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
                 }
             }
             call.done += stop - chunk.start();
-            if let Ok(told) = log.range(chunk.start(), stop - chunk.start()) {
-                call.dirty += count(told, &found.dirty);
-                call.held += count(told, &found.held);
+            if let Ok(reported) = log.range(chunk.start(), stop - chunk.start()) {
+                call.dirty += count(reported, &found.dirty);
+                call.held += count(reported, &found.held);
             }
             if full.is_some() {
                 break;
@@ -174,12 +174,12 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
         Ok(())
     };
     let gathered = gather();
-    let told = output.finish().and_then(|nr| {
+    let reported = output.finish().and_then(|nr| {
         call.nr = nr;
         arg.write(&call)
     });
     if cleans {
-        if told.is_err() || gathered == Err(EFAULT) {
+        if reported.is_err() || gathered == Err(EFAULT) {
             // The caller may not have read any of the result.
             if let Ok(done) = log.range(call.pgoff, call.done) {
                 log.mark(done);
@@ -188,5 +188,5 @@ pub(crate) fn dirty<L: ReadableLog>(log: &L, arg: UserArg) -> Result {
             log.count_cleaned(call.dirty);
         }
     }
-    gathered.and(told)
+    gathered.and(reported)
 }
