@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Log lines on standard error: when, how urgent, of which guest, and what.
 //!
-//! The thread of [`output`](crate::output) writes them, so nothing that logs waits for a reader. Where systemd reads standard error
+//! The thread of [`output`] writes them, so nothing that logs waits for a reader. Where systemd reads standard error
 //! (`$JOURNAL_STREAM`, systemd.exec(5)), a line has its level as sd-daemon(3) writes it, and no time, because the journal adds one.
 
 use std::fmt;
