@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What arguments mean.
+//! Parsers of arguments.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// An address to listen on: `PORT`, which is one of loopback, or `HOST:PORT` with a numeric host.
+/// Parses an address to listen on: `PORT` (of loopback), or `HOST:PORT` with a numeric host.
 ///
 /// # Errors
 ///
-/// It is neither; says so.
+/// The message for any other text.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     port.or_else(|_| text.parse())
         .map_err(|_| "not PORT or HOST:PORT with a numeric host".to_owned())
 }
 
-/// A time in seconds, which may have a fraction.
+/// Parses a time limit in seconds, which may have a fraction.
 ///
 /// # Errors
 ///
-/// It is no number, or one that makes no sense as a time limit; says which.
+/// The message for a text that is not a number from 0.001 to 1000000.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     const LONGEST: f64 = 1e6;
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
@@ -30,11 +30,11 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `UID` or `UID:GID`, numeric. The greatest number is none: to the kernel it means "leave it".
+/// Parses `UID` or `UID:GID`, numeric. The largest 32-bit number is refused: to the kernel it means "do not change".
 ///
 /// # Errors
 ///
-/// It is neither; says so.
+/// The message for any other text.
 pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
     let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
@@ -45,11 +45,11 @@ pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
-/// Where pages come from: `file:NAME=PATH`, or `HOST[:PORT]`, as it stands.
+/// Checks a source: `file:NAME=PATH`, or `HOST[:PORT]`. Returns it unchanged.
 ///
 /// # Errors
 ///
-/// It is neither; says so.
+/// The message for any other text.
 pub fn source(text: &str) -> Result<String, String> {
     if let Some(spec) = text.strip_prefix("file:") {
         return match spec.split_once('=') {
@@ -74,7 +74,7 @@ pub fn source(text: &str) -> Result<String, String> {
     }
 }
 
-/// `HOST[:PORT]` with the port that it means: `default` if it names none.
+/// Adds the port `default` to `HOST[:PORT]` if it has none.
 pub fn with_port(host: &str, default: u16) -> String {
     let bare_ipv6 = host.parse::<Ipv6Addr>().is_ok();
     if bare_ipv6 {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_may_be_left_out() {
+    fn missing_port_is_the_default() {
         for (given, meant) in [
             ("host", "host:8636"),
             ("host:1", "host:1"),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_a_host_or_a_file() {
+    fn source_is_a_host_or_a_file() {
         for good in [
             "localhost",
             "localhost:8636",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A progress bar on the terminal at standard error, which nobody waits for.
+//! A progress bar on the terminal at standard error. Drawing it never blocks.
 
 use std::io;
 
@@ -7,27 +7,27 @@ use rustix::termios::tcgetwinsize;
 
 use crate::output;
 
-/// Columns of a terminal that does not say how many it has.
-const COLUMNS: usize = 80;
+/// The width assumed for a terminal of unknown width, in columns.
+const DEFAULT_COLUMNS: usize = 80;
 
-/// The bar. It is there from the first time that it is shown until it is cleared or dropped.
+/// A progress bar. It is visible from the first call of [`show`](Self::show) until it is cleared or dropped.
 #[derive(Debug, Default)]
-pub struct Bar {
+pub struct ProgressBar {
     shown: String,
 }
 
-impl Bar {
-    /// Shows `part` of `whole`, with a text beside it.
+impl ProgressBar {
+    /// Shows `part` of `whole`, followed by `text`.
     pub fn show(&mut self, part: u64, whole: u64, text: &str) {
         let columns = tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
-        let line = draw(part, whole, text, if columns == 0 { COLUMNS } else { columns });
+        let line = draw(part, whole, text, if columns == 0 { DEFAULT_COLUMNS } else { columns });
         if line != self.shown {
             self.shown.clone_from(&line);
             output::status(line);
         }
     }
 
-    /// Takes it away.
+    /// Removes the bar.
     pub fn clear(&mut self) {
         if !std::mem::take(&mut self.shown).is_empty() {
             output::status(String::new());
@@ -35,13 +35,13 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         self.clear();
     }
 }
 
-/// The line of a terminal that has so many columns. The last one stays free: some terminals begin a line when it is filled.
+/// The line for a terminal with `columns` columns. The last column stays free: some terminals wrap when it is filled.
 fn draw(part: u64, whole: u64, text: &str, columns: usize) -> String {
     let text: String = text.chars().take(columns.saturating_sub(1)).collect();
     let width = columns.saturating_sub(text.chars().count() + 2);
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bar_fills_the_line_and_no_more() {
+    fn bar_never_exceeds_the_columns() {
         assert_eq!(
             draw(1, 2, "50 %", 14),
             "\u{2588}\u{2588}\u{2588}\u{2588}\u{2591}\u{2591}\u{2591}\u{2591} 50 %"

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the command lines of vmemd and vmemctl have in common: how arguments are read, how errors are told, and how a
-//! program prints without waiting for whoever reads it.
+//! Command-line code that vmemd and vmemctl share: arguments, error messages, signals, logging, and output that never blocks.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -16,18 +15,17 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 pub use arguments::{address, owner, seconds, source, with_port};
-pub use bar::Bar;
+pub use bar::ProgressBar;
 pub use signals::{Signals, Stopped};
 
-/// Reads this program's command line.
+/// Parses the command line of this program.
 ///
 /// # Errors
 ///
-/// It is wrong, or it asks for help or the version only. What there is to say has been said, and the exit code is returned: `usage` if it
-/// is wrong.
+/// The exit code, after the message has been printed: success for `--help` and `--version`, `usage` for an invalid command line.
 pub fn parse<C: Parser>(usage: u8) -> Result<C, ExitCode> {
     C::try_parse().map_err(|error| {
-        // If there is nobody to print it to, the exit code says it.
+        // If it cannot be printed, there is still the exit code.
         let _ = error.print();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -36,7 +34,7 @@ pub fn parse<C: Parser>(usage: u8) -> Result<C, ExitCode> {
     })
 }
 
-/// An error and what it comes from.
+/// The message of an error and of its sources, joined by ": ".
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -69,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_follow_their_effects() {
+    fn error_chain_lists_each_source() {
         let cause = Failed("no route", None);
         assert_eq!(chain(&cause), "no route");
         let middle = Failed("cannot connect", Some(Box::new(cause)));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Standard output and standard error, which threads of their own write to.
+//! Nonblocking output: threads write to standard output and standard error.
 //!
-//! A terminal can be stopped (Ctrl-S), the reader of a pipe can hang. Nothing that serves pages, or moves a guest, waits for either: a line
-//! goes into a queue, and is lost if that is full. How many were lost is said in their place, once the stream takes lines again.
+//! A terminal can be stopped (Ctrl-S), and the reader of a pipe can hang. A program that serves pages or moves a guest must not wait for them: a
+//! line goes into a queue, and is dropped if the queue is full. A message in its place says how many lines were dropped.
 
 mod printer;
 
@@ -10,12 +10,12 @@ use std::io::{self, IsTerminal};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use printer::{CLEAR, Printer, Reader};
+use printer::{CLEAR, LineFormat, Printer};
 
 pub use printer::dropped;
 
-/// How long the end of the program waits for what has been said.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long [`flush`] waits.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 static OUT: LazyLock<Printer> = LazyLock::new(|| {
     // Where both are one terminal, a bar may not have been cleared yet.
@@ -24,29 +24,29 @@ static OUT: LazyLock<Printer> = LazyLock::new(|| {
 });
 static ERR: LazyLock<Printer> = LazyLock::new(|| Printer::new("stderr", "", io::stderr()));
 
-/// A line on standard output.
+/// Prints a line on standard output.
 pub fn out(line: &str) {
-    OUT.print(line, Reader::Person);
+    OUT.print(line, LineFormat::Text);
 }
 
-/// A line on standard output that is a JSON object. If such lines are lost, an object says so: `{"event":"dropped","lines":N}`.
+/// Prints a JSON object as a line on standard output. If such lines are dropped, an object says so: `{"event":"dropped","lines":N}`.
 pub fn json(line: &str) {
-    OUT.print(line, Reader::Machine);
+    OUT.print(line, LineFormat::Json);
 }
 
-/// A line on standard error.
+/// Prints a line on standard error.
 pub fn err(line: &str) {
-    ERR.print(line, Reader::Person);
+    ERR.print(line, LineFormat::Text);
 }
 
-/// The text below all lines of a terminal at standard error; none if it is empty.
+/// Sets the status line below all other lines of the terminal at standard error; an empty text removes it.
 pub(crate) fn status(text: String) {
     ERR.status(text);
 }
 
-/// Waits until what has been said is written, for a while: a stream that takes nothing does not keep the process.
+/// Waits until all lines are written, at most for 10 seconds: a blocked stream must not keep the process.
 pub fn flush() {
-    let until = Instant::now() + LAST_WORDS;
+    let until = Instant::now() + FLUSH_TIMEOUT;
     OUT.flush(until);
     ERR.flush(until);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The signals that ask this program to end: SIGINT, SIGTERM and SIGHUP. They end nothing by themselves; whoever does something that
-//! takes long looks whether one has come.
+//! The signals that ask this program to end: SIGINT, SIGTERM and SIGHUP. They do not end it by themselves: code that takes long checks for
+//! them.
 
 use std::io;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::register_usize;
 
-/// How often it is looked for one while something else is waited for.
-const GLANCE: Duration = Duration::from_millis(50);
+/// How often [`Signals::unless`] checks for a signal.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why something was not waited for.
+/// Why a wait ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
-    /// A signal has come.
+    /// A signal was received.
     #[error("{} was received", name(*.0))]
     Signal(i32),
     /// No thread could be started, or it has panicked.
-    #[error("cannot do it in a thread")]
+    #[error("cannot run the work in a thread")]
     Thread(#[source] io::Error),
 }
 
@@ -35,19 +35,19 @@ fn name(signal: i32) -> String {
     }
 }
 
-/// Whether one has come.
+/// The signals received by this process.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
-    /// The number of the latest one; 0 before the first.
+    /// The number of the latest signal; 0 before the first.
     caught: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// From now on the three signals do not end this program. A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
+    /// Catches the three signals: they do not end this program any more. A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
     ///
     /// # Errors
     ///
-    /// The kernel's, of sigaction(2).
+    /// The error of sigaction(2).
     pub fn catch() -> io::Result<Self> {
         let signals = Self::default();
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -60,7 +60,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Fails when a signal has come.
+    /// Fails if a signal was received.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Signals {
         }
     }
 
-    /// Does `work` in a thread of its own, and stops waiting for it when a signal comes: the thread goes on, and its result is dropped.
+    /// Runs `work` in a thread, and stops waiting for it when a signal is received: the thread continues, and its result is dropped.
     ///
     /// # Errors
     ///
@@ -84,15 +84,15 @@ impl Signals {
         let thread = thread::Builder::new().name("work".to_owned());
         thread.spawn(task).map_err(Stopped::Thread)?;
         loop {
-            match results.recv_timeout(GLANCE) {
+            match results.recv_timeout(POLL_INTERVAL) {
                 Ok(result) => return Ok(result),
                 Err(RecvTimeoutError::Timeout) => self.check()?,
-                Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Thread(io::Error::other("it has panicked"))),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Thread(io::Error::other("the thread has panicked"))),
             }
         }
     }
 
-    /// As if SIGINT had come.
+    /// Acts as if SIGINT had been received.
     pub fn raise(&self) {
         self.caught.store(SIGINT.unsigned_abs() as usize, Ordering::SeqCst);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Puts an answer into its region.
+//! Applies an answer to its region.
 
 use vmem::{PageRange, Progress};
 use vmem_source::{Answer, Contents};
@@ -8,8 +8,8 @@ use crate::error::Error;
 use crate::shared::Shared;
 use crate::stats::add;
 
-/// Fills and marks the pages of `answer`, counts them, and ends the flight of those that were in it. Returns those that there was no memory
-/// for: they are wanted as before.
+/// Fills and marks the pages of `answer`, counts them, and removes them from the pages in flight. Returns the pages that there was no memory
+/// for; they stay wanted.
 pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Result<Vec<PageRange>, Error> {
     let sink = &shared.sinks[region];
     let (mut fills, mut zeros, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
@@ -25,8 +25,8 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
         }
     }
     let mut rest = Vec::new();
-    let data = settle(shared, region, "fill", sink.fill(&fills), &filled, &mut rest)?;
-    let zero = settle(
+    let data = complete(shared, region, "fill", sink.fill(&fills), &filled, &mut rest)?;
+    let zero = complete(
         shared,
         region,
         "mark zero pages of",
@@ -34,11 +34,10 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
         &zeros,
         &mut rest,
     )?;
-    let what = "mark unreadable pages of";
-    let bad = settle(
+    let bad = complete(
         shared,
         region,
-        what,
+        "mark unreadable pages of",
         sink.mark_unreadable(&unreadable),
         &unreadable,
         &mut rest,
@@ -53,12 +52,12 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
     Ok(rest)
 }
 
-/// Takes note of what a call has done with `ranges`: those that it is through with have landed. What there was no memory for is added to
-/// `rest`. Returns how many pages it changed.
-fn settle(
+/// Completes the ranges that a call has processed, and adds those that there was no memory for to `rest`. Returns the number of pages that the
+/// call changed.
+fn complete(
     shared: &Shared,
     region: usize,
-    what: &str,
+    action: &'static str,
     progress: Progress,
     ranges: &[PageRange],
     rest: &mut Vec<PageRange>,
@@ -66,7 +65,7 @@ fn settle(
     let left = match progress.error {
         None => &[],
         Some(vmem::Error::NoMemory { .. }) => ranges.get(progress.ranges..).unwrap_or_default(),
-        Some(error) => return Err(shared.failed(what, region)(error)),
+        Some(error) => return Err(shared.failed(action, region)(error)),
     };
     for range in &ranges[..ranges.len() - left.len()] {
         shared.stats.served(&shared.in_flight.complete(region, *range));

@@ -1,46 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The end of a region: from its last page to plain memory.
+//! The completion of a region: from its last page to plain memory.
 
 use std::sync::Arc;
 
 use serde::Serialize;
-use vmem_pages::range;
+use vmem::PageRange;
 
 use crate::error::Error;
 use crate::sink::{RegionState, Sink};
 
-/// Pages put into page tables in one step (64 MiB), between two looks at everything else.
+/// Pages mapped in one step (64 MiB). Between steps, the caller can do other work.
 const POPULATE_PAGES: u64 = 16384;
 
-/// How far a region has come.
+/// The phase of a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Pages are absent.
     Filling,
-    /// All pages are present, and no program has mapped the region: ending it now would lose them.
+    /// All pages are present, and no program maps the region: detaching now would lose them.
     Waiting,
-    /// All pages are present, and are put into page tables.
+    /// All pages are present, and are being put into page tables.
     Populating,
     /// The region is plain memory.
     Plain,
-    /// All pages but unreadable ones are present. It stays a region.
+    /// All pages but unreadable ones are present. The region stays a region.
     Unreadable,
 }
 
-/// When and how regions end.
+/// How regions are completed.
 #[derive(Clone, Copy, Debug)]
 pub struct CompletionOptions {
-    /// Put all pages into page tables first.
+    /// Put all pages into the page tables of programs before the region becomes plain memory.
     pub populate: bool,
-    /// Do not wait for somebody to map it.
+    /// Do not wait until a program maps the region.
     pub detach_unmapped: bool,
 }
 
-/// A region on its way to its end.
+/// Completes one region.
 pub struct Completion {
     name: String,
-    pages: u64,
+    pages: PageRange,
     sink: Arc<dyn Sink>,
     phase: Phase,
     state: RegionState,
@@ -48,9 +48,9 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// The region `name` of `pages` pages, which `sink` leads to.
-    pub fn new(name: String, pages: u64, sink: Arc<dyn Sink>) -> Result<Self, Error> {
-        let state = sink.state().map_err(Error::region(format!("cannot look at region {name}")))?;
+    /// Completes the region `name` with these pages, through `sink`.
+    pub fn new(name: String, pages: PageRange, sink: Arc<dyn Sink>) -> Result<Self, Error> {
+        let state = sink.state().map_err(Error::region("read the state of", &name))?;
         Ok(Self {
             name,
             pages,
@@ -61,82 +61,82 @@ impl Completion {
         })
     }
 
-    /// What it is called here.
+    /// Name of the region.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many pages it has.
-    pub fn pages(&self) -> u64 {
+    /// All pages of the region.
+    pub fn pages(&self) -> PageRange {
         self.pages
     }
 
-    /// How far it has come.
+    /// The phase of the region.
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// As of the latest look.
+    /// The state as of the latest [`refresh`](Self::refresh) or [`step`](Self::step).
     pub fn state(&self) -> RegionState {
         self.state
     }
 
-    /// Whether nothing is left to do.
+    /// Whether the region is complete.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Plain | Phase::Unreadable)
     }
 
-    /// Looks at the region.
+    /// Reads the state of the region.
     pub fn refresh(&mut self) -> Result<(), Error> {
-        self.state = self.sink.state().map_err(|error| self.failed("look at", error))?;
+        self.state = self.sink.state().map_err(|error| self.failed("read the state of", error))?;
         Ok(())
     }
 
-    /// Whether, as of the latest look, pages are absent and all of these unreadable. It need not be the source that cannot read them: a page
-    /// whose touch has timed out counts as unreadable until it comes.
+    /// Whether pages are absent and all of them unreadable, as of the latest state. The source may still be able to read them: a page whose
+    /// touch has timed out counts as unreadable until it arrives.
     pub fn is_present_or_unreadable(&self) -> bool {
         let RegionState { present, unreadable, .. } = self.state;
-        present < self.pages && present + unreadable == self.pages
+        present < self.pages.count() && present + unreadable == self.pages.count()
     }
 
-    /// Goes one step on, if it can; none takes long. True if there is another one at once.
+    /// Executes the next step, if there is one; a step is short. Returns whether the caller should execute another step at once.
     ///
-    /// `known` says that the source cannot read what is unreadable as of the latest look.
-    pub fn step(&mut self, choices: CompletionOptions, known: bool) -> Result<bool, Error> {
+    /// `known_unreadable` says that the source cannot read the pages that are unreadable as of the latest state.
+    pub fn step(&mut self, options: CompletionOptions, known_unreadable: bool) -> Result<bool, Error> {
         if self.is_done() {
             return Ok(false);
         }
         self.refresh()?;
-        let pages = self.pages;
+        let pages = self.pages.count();
         self.phase = match self.phase {
-            _ if known && self.is_present_or_unreadable() => Phase::Unreadable,
+            _ if known_unreadable && self.is_present_or_unreadable() => Phase::Unreadable,
             _ if self.state.present < pages => Phase::Filling,
             _ if self.state.plain => self.make_plain()?,
             Phase::Populating => self.populate()?,
-            _ if self.state.mappings == 0 && !choices.detach_unmapped => Phase::Waiting,
-            _ if choices.populate => Phase::Populating,
+            _ if self.state.mappings == 0 && !options.detach_unmapped => Phase::Waiting,
+            _ if options.populate => Phase::Populating,
             _ => self.make_plain()?,
         };
         Ok(self.phase == Phase::Populating)
     }
 
     fn populate(&mut self) -> Result<Phase, Error> {
-        let left = self.pages - self.populated;
-        let Some(pages) = range(self.populated, left.min(POPULATE_PAGES)) else {
+        let left = self.pages.count() - self.populated;
+        let Some(pages) = PageRange::from_pgoff(self.populated, left.min(POPULATE_PAGES)) else {
             return self.make_plain();
         };
         match self.sink.make_present(&[pages]).complete() {
             Ok(_) => self.populated += pages.count(),
             Err(vmem::Error::Interrupted { .. }) => {}
-            // It would only have saved faults, for example of a program at the limit of its memory.
-            Err(_) => self.populated = self.pages,
+            // Without it programs only take more faults. It fails for example for a program at the limit of its memory.
+            Err(_) => self.populated = self.pages.count(),
         }
         Ok(Phase::Populating)
     }
 
     fn make_plain(&self) -> Result<Phase, Error> {
         match self.sink.make_plain() {
-            // One that was made at that very moment is left over; the next call takes it.
+            // A mapping that was created during the call is left; the next call converts it.
             Ok(()) if self.sink.state().is_ok_and(|state| state.mappings > 0) => Ok(Phase::Populating),
             Ok(()) => Ok(Phase::Plain),
             Err(vmem::Error::Interrupted { .. }) => Ok(Phase::Populating),
@@ -144,7 +144,7 @@ impl Completion {
         }
     }
 
-    fn failed(&self, what: &str, error: vmem::Error) -> Error {
-        Error::region(format!("cannot {what} region {}", self.name))(error)
+    fn failed(&self, action: &'static str, error: vmem::Error) -> Error {
+        Error::region(action, &self.name)(error)
     }
 }

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A source on one lane that is opened again when it is lost.
+//! The connection of one lane to the source, reopened when it is lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmem::PageRange;
-use vmem_source::{Answer, Lane, PageSource, Readiness, SourceError};
+use vmem_source::{Answer, Lane, PageSource, Readiness};
+use vmem_wait::BackOff;
 
 use crate::error::Error;
 use crate::event::Event;
 use crate::shared::Shared;
 use crate::stats::add;
 
-/// Opens the source for a lane.
-pub type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, SourceError> + Send + Sync>;
+/// Connects to the source for a lane.
+pub type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, vmem_source::Error> + Send + Sync>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A connection that has been there for this long, and owes no answer, is a good one: what comes after it is a new outage.
-const PROVEN: Duration = if cfg!(test) {
+/// A connection that has lasted this long without an outstanding page is stable: its loss begins a new outage.
+const STABLE: Duration = if cfg!(test) {
     Duration::from_millis(500)
 } else {
     Duration::from_secs(10)
@@ -34,27 +35,27 @@ pub(crate) struct Connection {
     outage: Option<Outage>,
 }
 
-/// A source that is open, and how its numbers relate to those of the regions.
+/// An open source, and the numbers of its exports and of their regions.
 struct Open {
     source: Box<dyn PageSource>,
     since: Instant,
-    /// Pages asked for that have not come.
-    owed: u64,
+    /// Number of outstanding pages.
+    outstanding: u64,
     exports: Vec<usize>,
     regions: HashMap<usize, usize>,
 }
 
-/// A time without a single answer, over several connections.
+/// A time without an answer, which can span several connections.
 struct Outage {
     since: Instant,
-    pause: Duration,
+    back_off: BackOff,
 }
 
 impl Outage {
     fn new() -> Self {
         Self {
             since: Instant::now(),
-            pause: FIRST_PAUSE,
+            back_off: BackOff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Connection {
         })
     }
 
-    /// Opens a source, which has been open on another lane: it is tried for as a lost one is.
+    /// Connects to the source, which is open on another lane already: retries as after a lost connection.
     pub(crate) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Error> {
         let source = match connect(lane) {
             Ok(source) => source,
@@ -81,14 +82,14 @@ impl Connection {
         Self::open(shared, lane, connect, source)
     }
 
-    /// Asks for pages of a region.
-    pub(crate) fn ask(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
-        self.open.owed += ranges.iter().map(|range| range.count()).sum::<u64>();
-        self.open.source.ask(self.open.exports[region], ranges)
+    /// Fetches pages of a region.
+    pub(crate) fn fetch(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
+        self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
+        self.open.source.fetch(self.open.exports[region], ranges)
     }
 
-    /// Says that pages of a region are there for good.
-    pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+    /// Tells the source that pages of a region have arrived for good.
+    pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.source.release(self.open.exports[region], ranges)
     }
 
@@ -96,22 +97,22 @@ impl Connection {
         self.open.source.readiness()
     }
 
-    /// Waits for an answer; returns it with the region that it is for.
-    pub(crate) fn next(&mut self) -> Result<(usize, Answer<'_>), SourceError> {
-        let answer = self.open.source.next()?;
+    /// Waits for an answer. Returns it with the number of its region.
+    pub(crate) fn next_answer(&mut self) -> Result<(usize, Answer<'_>), vmem_source::Error> {
+        let answer = self.open.source.next_answer()?;
         self.outage = None;
-        self.open.owed = self.open.owed.saturating_sub(answer.pages());
+        self.open.outstanding = self.open.outstanding.saturating_sub(answer.pages());
         match self.open.regions.get(&answer.export()) {
             Some(region) => Ok((*region, answer)),
-            None => Err(SourceError::BadQuestion(
-                "an answer for an export that was not asked".to_owned(),
+            None => Err(vmem_source::Error::InvalidFetch(
+                "an answer for an export that was not fetched from".to_owned(),
             )),
         }
     }
 
-    /// Opens the source again after `error`. When this returns, nothing is in flight any more.
-    pub(crate) fn reconnect(&mut self, error: SourceError) -> Result<(), Error> {
-        if self.open.owed == 0 && self.open.since.elapsed() > PROVEN {
+    /// Reconnects after `error`. No page is outstanding afterwards.
+    pub(crate) fn reconnect(&mut self, error: vmem_source::Error) -> Result<(), Error> {
+        if self.open.outstanding == 0 && self.open.since.elapsed() > STABLE {
             self.outage = None;
         }
         let outage = self.outage.get_or_insert_with(Outage::new);
@@ -122,27 +123,26 @@ impl Connection {
     }
 }
 
-/// Opens the source after `error`, however often that takes, unless it takes too long or cannot get better.
+/// Reconnects after `error`, until that succeeds, the time limit of retries is over, or an error is not transient.
 fn retry(
     shared: &Shared,
     lane: Lane,
     connect: &Connect,
     outage: &mut Outage,
-    mut error: SourceError,
+    mut error: vmem_source::Error,
 ) -> Result<Box<dyn PageSource>, Error> {
-    let mut told = false;
+    let mut reported = false;
     loop {
         if !error.is_transient() || outage.since.elapsed() >= shared.options.retry {
-            return Err(Error::Source(error));
+            return Err(error.into());
         }
-        if !told {
+        if !reported {
             shared.report(Event::Disconnected { lane, error });
-            told = true;
+            reported = true;
         }
-        if shared.stop.wait(outage.pause) {
+        if shared.stop.wait(outage.back_off.next_pause()) {
             return Err(Error::Halted);
         }
-        outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
         match connect(lane) {
             Ok(source) => {
                 shared.report(Event::Reconnected { lane });
@@ -154,20 +154,20 @@ fn retry(
 }
 
 impl Open {
-    /// Finds the regions' memory in a source. It must be the very memory that the regions were begun with.
+    /// Finds the exports of the regions in a source. Their identities must be those that the regions were started with.
     fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Error> {
         let mut exports = Vec::new();
         let mut regions = HashMap::new();
         for (region, expected) in shared.exports.iter().enumerate() {
             let found = source.exports().iter().position(|export| export == expected);
-            let number = found.ok_or_else(|| Error::OtherMemory(expected.name.clone()))?;
+            let number = found.ok_or_else(|| Error::MemoryChanged(expected.name.clone()))?;
             exports.push(number);
             regions.insert(number, region);
         }
         Ok(Self {
             source,
             since: Instant::now(),
-            owed: 0,
+            outstanding: 0,
             exports,
             regions,
         })

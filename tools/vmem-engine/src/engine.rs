@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! An engine: its threads, and whoever watches them.
+//! An engine and its threads.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmem_pages::range;
-use vmem_source::stop::Stop;
-use vmem_source::{Export, Lane, PageSource, SourceError};
+use vmem_source::{Export, Lane, PageSource};
+use vmem_wait::StopEvent;
 
 use crate::connection::{Connect, Connection};
 use crate::error::Error;
@@ -23,33 +22,33 @@ use crate::{stream, urgent};
 
 /// A region to be filled.
 pub struct Target {
-    /// What of the source fills it.
+    /// The export of the source that the region is filled from.
     pub export: Export,
-    /// What it is called here.
+    /// Name of the region.
     pub name: String,
-    /// Where its pages go.
+    /// The region.
     pub sink: Arc<dyn Sink>,
 }
 
-/// An engine at work.
+/// A running engine.
 pub struct Engine {
     shared: Arc<Shared>,
     events: Receiver<Event>,
     connect: Connect,
-    /// Regions of which all that was absent has been asked for.
-    asked: BTreeSet<usize>,
-    /// Lanes that have not ended.
+    /// Regions that a stream was started for.
+    streamed: BTreeSet<usize>,
+    /// Number of lanes that have not ended.
     running: usize,
     halted: bool,
 }
 
 impl Engine {
-    /// Starts to fill `targets`. `first` is a source that is open already, on the urgent lane; others are made with `connect`. Returns the engine,
-    /// and the sending end of what [`next_event`](Self::next_event) gives.
+    /// Starts to fill `targets`. `first` is an open source for the urgent lane; further ones are opened by `connect`. Returns the engine, and a
+    /// sender of events that [`next_event`](Self::next_event) receives.
     ///
     /// # Errors
     ///
-    /// A target is not in `first`, or has no pages; a thread or a descriptor cannot be made.
+    /// [`Error::MemoryChanged`]: a target is not in `first`. [`Error::Local`]: a thread or a descriptor cannot be created.
     pub fn start(
         targets: Vec<Target>,
         first: Box<dyn PageSource>,
@@ -59,17 +58,14 @@ impl Engine {
         release: Arc<Release>,
     ) -> Result<(Self, Sender<Event>), Error> {
         let (sender, events) = channel();
-        let (mut exports, mut pages, mut names, mut sinks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut exports, mut names, mut sinks) = (Vec::new(), Vec::new(), Vec::new());
         for target in targets {
-            let none = || SourceError::BadQuestion(format!("{} has no pages", target.export.name));
-            pages.push(range(0, target.export.pages).ok_or_else(none).map_err(Error::Source)?);
             exports.push(target.export);
             names.push(target.name);
             sinks.push(target.sink);
         }
         let shared = Arc::new(Shared {
             exports,
-            pages,
             names,
             sinks,
             options,
@@ -78,14 +74,14 @@ impl Engine {
             faulted: Mutex::default(),
             release,
             short: Mutex::default(),
-            stop: Stop::new().map_err(Error::local("cannot make an eventfd"))?,
+            stop: StopEvent::new().map_err(Error::local("make an eventfd"))?,
             events: sender.clone(),
         });
         let mut engine = Self {
             shared: Arc::clone(&shared),
             events,
             connect: Arc::clone(&connect),
-            asked: BTreeSet::new(),
+            streamed: BTreeSet::new(),
             running: 0,
             halted: false,
         };
@@ -97,24 +93,24 @@ impl Engine {
         Ok((engine, sender))
     }
 
-    /// Asks the source for the pages of a region that count as unreadable, unless it was asked before; true if it was. A touch can have timed
-    /// out before anybody asked for its page. Where there is no stream, the pages are asked for once, and what the source says of them is known
-    /// when the engine is idle again.
+    /// Fetches the pages of a region that count as unreadable, unless a stream has fetched them before. Returns true if one has: then the source
+    /// cannot read them. Otherwise a touch may have timed out before its page was fetched; whether the source can read the page is known when
+    /// the engine is idle again.
     ///
     /// # Errors
     ///
     /// A thread cannot be started.
-    pub fn ask_for_unreadable(&mut self, region: usize) -> Result<bool, Error> {
-        let asked = self.asked.contains(&region);
-        if !asked {
+    pub fn fetch_unreadable(&mut self, region: usize) -> Result<bool, Error> {
+        let was_streamed = self.streamed.contains(&region);
+        if !was_streamed {
             self.stream(vec![region])?;
         }
-        Ok(asked)
+        Ok(was_streamed)
     }
 
-    /// Asks for all that is absent in these regions.
+    /// Starts a stream that fetches all absent pages of these regions.
     fn stream(&mut self, regions: Vec<usize>) -> Result<(), Error> {
-        self.asked.extend(&regions);
+        self.streamed.extend(&regions);
         let (shared, connect) = (Arc::clone(&self.shared), Arc::clone(&self.connect));
         self.spawn("stream", &shared, move |shared| {
             let connection = Connection::connect(Arc::clone(shared), Lane::Stream, connect)?;
@@ -122,9 +118,9 @@ impl Engine {
         })
     }
 
-    /// The next event, if one comes within `timeout`. After [`halt`](Self::halt) what becomes of the connections is none any more.
+    /// Waits for the next event, at most for `timeout`. After [`halt`](Self::halt), events of the connections are dropped.
     pub fn next_event(&mut self, timeout: Duration) -> Option<Event> {
-        // While one sending end is with the caller, it is not disconnected.
+        // The channel stays connected: the engine holds a sender itself.
         let event = self.events.recv_timeout(timeout).ok()?;
         if let Event::Ended(_) = event {
             self.running -= 1;
@@ -132,29 +128,29 @@ impl Engine {
         (!self.halted || matches!(event, Event::Signal)).then_some(event)
     }
 
-    /// No page will be needed any more: takes leave of the source.
+    /// Stops fetching: the lanes end. No page is needed any more.
     pub fn halt(&mut self) {
         self.halted = true;
         self.shared.stop.set();
     }
 
-    /// Whether the source has nothing to hear any more of what is here.
+    /// Whether the source has been notified of every page, or never will be.
     pub fn is_release_complete(&self) -> bool {
         matches!(self.shared.release.get(), Permission::Never | Permission::Done)
     }
 
-    /// Whether nothing is on its way: the stream has ended, and nothing is asked for urgently.
+    /// Whether no page is outstanding: the stream has ended, and the urgent lane waits for requests.
     pub fn is_idle(&self) -> bool {
-        // The urgent lane does not end by itself.
+        // The urgent lane ends only when the engine is halted.
         self.running <= 1 && self.shared.in_flight.pages().is_empty()
     }
 
-    /// Ends the threads, and waits for them for a moment. One that waits for a slow source is left behind: it can do no harm, because a
+    /// Stops the threads, and waits for them for up to one second. A thread that waits for a slow source is left behind. It can do no harm: a
     /// page is filled as a whole or not at all.
     pub fn stop(mut self) {
-        const MOMENT: Duration = Duration::from_secs(1);
+        const STOP_TIMEOUT: Duration = Duration::from_secs(1);
         self.halt();
-        let until = Instant::now() + MOMENT;
+        let until = Instant::now() + STOP_TIMEOUT;
         while self.running > 0 && Instant::now() < until {
             self.next_event(until.saturating_duration_since(Instant::now()));
         }
@@ -170,27 +166,27 @@ impl Engine {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let mut ending = Ending {
+                let mut guard = LaneGuard {
                     shared: &shared,
                     result: None,
                 };
-                ending.result = Some(run(&shared));
+                guard.result = Some(run(&shared));
             })
-            .map_err(Error::local("cannot start a thread"))?;
+            .map_err(Error::local("start a thread"))?;
         self.running += 1;
         Ok(())
     }
 }
 
-/// Reports the end of a lane, also of one that has panicked: nobody shall wait for it.
-struct Ending<'a> {
+/// Reports the end of a lane when it is dropped, also if the lane panics, so that the caller does not wait for it.
+struct LaneGuard<'a> {
     shared: &'a Shared,
     result: Option<Result<(), Error>>,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for LaneGuard<'_> {
     fn drop(&mut self) {
-        let panicked = || Err(Error::local("cannot go on")(std::io::Error::other("a thread has panicked")));
+        let panicked = || Err(Error::local("continue")(std::io::Error::other("a thread has panicked")));
         let result = self.result.take().unwrap_or_else(panicked);
         self.shared.report(Event::Ended(result));
     }

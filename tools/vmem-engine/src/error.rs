@@ -1,51 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Why an engine cannot go on.
+//! Errors of an engine.
 
 use std::io;
 
-use vmem_source::SourceError;
-
-/// Why an engine cannot go on.
+/// An engine cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The source cannot be used, or not any more.
-    #[error("no source")]
-    Source(#[source] SourceError),
-    /// A source that came back has not the memory that it had.
-    #[error("the source came back with other memory as {0}; the region must not mix the two")]
-    OtherMemory(vmem::Name),
+    /// The source cannot be used (any more).
+    #[error("cannot use the source")]
+    Source(#[from] vmem_source::Error),
+    /// After a reconnect, the source exports other memory under the same name.
+    #[error("after a reconnect, the source has other memory as {0}; the region must not mix the two")]
+    MemoryChanged(vmem::Name),
     /// A call on a region failed.
-    #[error("{what}")]
+    #[error("cannot {action} region {region}")]
     Region {
-        /// What was tried, and of which region.
-        what: String,
-        /// Why it failed.
+        /// What the engine was to do with the region.
+        action: &'static str,
+        /// Name of the region.
+        region: String,
+        /// The error of the call.
         #[source]
         source: vmem::Error,
     },
-    /// Something of this process failed.
-    #[error("{what}")]
+    /// A system call of this process failed.
+    #[error("cannot {action}")]
     Local {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
+        /// What the engine was to do.
+        action: &'static str,
+        /// The error of the call.
         #[source]
         source: io::Error,
     },
-    /// The engine was halted while it tried to reach the source.
-    #[error("the engine was halted before the source was back")]
+    /// The engine was halted while it tried to reconnect to the source.
+    #[error("the engine was halted before the source was reachable again")]
     Halted,
 }
 
 impl Error {
-    /// Wraps what `what` failed with.
-    pub(crate) fn region(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
-        let what = what.into();
-        |source| Self::Region { what, source }
+    /// Wraps the error of a call on `region`.
+    pub(crate) fn region(action: &'static str, region: &str) -> impl FnOnce(vmem::Error) -> Self + use<> {
+        let region = region.to_owned();
+        move |source| Self::Region { action, region, source }
     }
 
-    /// Wraps what `what` failed with.
-    pub(crate) fn local(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Local { what, source }
+    /// Wraps the error of a system call.
+    pub(crate) fn local(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Local { action, source }
     }
 }

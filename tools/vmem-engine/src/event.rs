@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What an engine tells of.
+//! Events of an engine.
 
-use vmem_source::{Lane, SourceError};
+use vmem_source::Lane;
 
 use crate::error::Error;
 
-/// What happens, for who watches.
+/// An event, for the caller of the engine.
 #[derive(Debug)]
 pub enum Event {
-    /// A connection was lost, and is being made again.
+    /// A connection was lost, and the engine reconnects.
     Disconnected {
-        /// Which.
+        /// The lane of the connection.
         lane: Lane,
         /// Why.
-        error: SourceError,
+        error: vmem_source::Error,
     },
-    /// It has been made again.
+    /// The engine has reconnected.
     Reconnected {
-        /// Which.
+        /// The lane of the connection.
         lane: Lane,
     },
-    /// There is no memory for pages of a region: they are tried again, and others go on.
+    /// There is no memory for pages of a region. They are retried; other regions are not affected.
     NoMemory {
-        /// The region.
+        /// Name of the region.
         name: String,
     },
-    /// A lane has ended; with a failure, there is nothing left to hope for.
+    /// A lane has ended. After an error, the engine makes no more progress.
     Ended(Result<(), Error>),
-    /// A signal asks to end.
+    /// The process received a signal to end; the caller sends this event.
     Signal,
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages that a program waits for and that have been asked for urgently.
+//! Pages that programs wait for, and that the urgent lane has fetched.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmem::{PageIndex, PageRange};
-use vmem_pages::end;
 
-/// Since when pages are waited for. Bounded by who inserts: the urgent lane has a window.
+/// When the fetch of each page began. The window of the urgent lane bounds the number of pages.
 #[derive(Default)]
 pub(crate) struct InFlight {
     pages: Mutex<BTreeMap<(usize, PageIndex), Instant>>,
@@ -20,18 +19,18 @@ impl InFlight {
         self.lock().extend(pages.iter().map(|page| ((region, *page), now)));
     }
 
-    /// Pages have been filled, on whichever lane they came: how long each of those in flight took.
+    /// Removes pages that have been filled, by either lane. Returns the time that each of those in flight took.
     pub(crate) fn complete(&self, region: usize, pages: PageRange) -> Vec<Duration> {
         let mut in_flight = self.lock();
-        let landed: Vec<_> = in_flight
+        let completed: Vec<_> = in_flight
             .range((region, pages.first())..)
-            .take_while(|((of, page), _)| *of == region && page.get() < end(pages))
+            .take_while(|((of, page), _)| *of == region && page.get() < pages.end())
             .map(|(key, since)| (*key, since.elapsed()))
             .collect();
-        for (key, _) in &landed {
+        for (key, _) in &completed {
             in_flight.remove(key);
         }
-        landed.into_iter().map(|(_, time)| time).collect()
+        completed.into_iter().map(|(_, time)| time).collect()
     }
 
     /// All pages in flight, in order.
@@ -55,17 +54,16 @@ impl InFlight {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use vmem_pages::range;
 
     #[test]
-    fn what_lands_is_what_was_in_flight() {
+    fn complete_returns_only_pages_in_flight_and_once() {
         let page = |pgoff| PageIndex::new(pgoff).unwrap();
         let in_flight = InFlight::default();
         in_flight.insert(0, &[page(3), page(9)]);
         in_flight.insert(1, &[page(3)]);
-        assert_eq!(in_flight.complete(0, range(4, 5).unwrap()).len(), 0);
-        assert_eq!(in_flight.complete(0, range(0, 100).unwrap()).len(), 2);
-        assert_eq!(in_flight.complete(0, range(0, 100).unwrap()).len(), 0, "once");
+        assert_eq!(in_flight.complete(0, PageRange::from_pgoff(4, 5).unwrap()).len(), 0);
+        assert_eq!(in_flight.complete(0, PageRange::from_pgoff(0, 100).unwrap()).len(), 2);
+        assert_eq!(in_flight.complete(0, PageRange::from_pgoff(0, 100).unwrap()).len(), 0, "once");
         assert_eq!(in_flight.pages(), [(1, page(3))]);
     }
 }

@@ -3,17 +3,17 @@
 //!
 //! Two threads, each with a connection of its own:
 //!
-//! - `urgent` takes requests from the regions and asks for those pages, and a few that will be wanted next;
-//! - `stream` asks for all pages that are absent, in large pieces, going on behind the latest fault.
+//! - `urgent` takes requests from the regions, and fetches those pages and a few that programs will probably touch next;
+//! - `stream` fetches all absent pages in large pieces, continuing behind the latest fault.
 //!
-//! Each keeps a window of questions in flight, and fills what comes at once. Neither knows what the other has in flight: a page that a
-//! program waits for is asked for urgently even if the stream has asked for it already, and whoever comes first fills it; a page that is
-//! present keeps what it has. So no order of events gives a wrong page, and what it costs is at most one page for each fault.
+//! Each keeps a window of outstanding fetches, and fills pages as they arrive. Neither knows what the other has outstanding: the urgent lane
+//! fetches a page that a program waits for even if the stream has fetched it already. The first answer fills the page, and a page that is
+//! present keeps its contents. So no order of events gives a wrong page, and each fault costs at most one page that is transferred twice.
 //!
-//! A connection that is lost is made again, and what was in flight is asked for again; meanwhile programs wait. Nothing here holds a
-//! table of pages but the stream's bitmap.
+//! The engine reopens a lost connection, and fetches the outstanding pages again; meanwhile programs wait. The only table of pages is the
+//! bitmap of the stream.
 //!
-//! A [`Completion`] takes one region from its last page to plain memory; [`Status`] says where everything stands.
+//! A [`Completion`] takes one region from its last page to plain memory; [`Status`] is a snapshot of the counters and regions.
 //!
 //! # Example
 //!
@@ -26,14 +26,13 @@
 //! use vmem::{Control, RegionBuilder};
 //! use vmem_engine::{CompletionOptions, Engine, Event, Completion, Options, Permission, Release, Sink, Stats, Status, Target};
 //! use vmem_source::local::Local;
-//! use vmem_source::{Lane, PageSource, SourceError};
+//! use vmem_source::{Lane, PageSource};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let open = |_: Lane| -> Result<Box<dyn PageSource>, SourceError> { Ok(Box::new(Local::open(["guest0=/srv/guest0.ram"])?)) };
+//!     let open = |_: Lane| -> Result<Box<dyn PageSource>, vmem_source::Error> { Ok(Box::new(Local::open(["guest0=/srv/guest0.ram"])?)) };
 //!     let first = open(Lane::Urgent)?;
 //!     let export = first.exports()[0].clone();
-//!     let size = export.pages * vmem::PAGE_SIZE as u64;
-//!     let region = Arc::new(RegionBuilder::new(size).name("guest0").create(&Control::open()?)?);
+//!     let region = Arc::new(RegionBuilder::new(export.size()).name("guest0").create(&Control::open()?)?);
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
 //!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };
@@ -66,7 +65,7 @@ mod in_flight;
 mod permission;
 mod plan;
 mod prefetch;
-mod released;
+mod release_notifier;
 mod shared;
 mod shortage;
 mod sink;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Whether the source may give pages back.
+//! Whether the source may release pages.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Whether the source may give pages back. Until it is sure that the program runs here, it must be able to run there.
+/// Whether the source may release pages. Until it is sure that the guest runs here, the guest must be able to run at the source.
 #[derive(Debug)]
 pub struct Release(AtomicU8);
 
@@ -11,28 +11,28 @@ pub struct Release(AtomicU8);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Permission {
-    /// Nobody will say so.
+    /// The source never releases pages.
     Never = 0,
-    /// Somebody may say so.
+    /// The source may be permitted to later.
     Pending = 1,
-    /// It may.
+    /// The source may release the pages that it is notified of.
     Given = 2,
-    /// It has been told of every page.
+    /// The source has been notified of every page.
     Done = 3,
 }
 
 impl Release {
-    /// One that begins so.
+    /// Begins with this permission.
     pub const fn new(permission: Permission) -> Self {
         Self(AtomicU8::new(permission as u8))
     }
 
-    /// From now on it is so.
+    /// Changes the permission.
     pub fn set(&self, permission: Permission) {
         self.0.store(permission as u8, Ordering::Relaxed);
     }
 
-    /// How it is now.
+    /// The current permission.
     pub fn get(&self) -> Permission {
         match self.0.load(Ordering::Relaxed) {
             0 => Permission::Never,

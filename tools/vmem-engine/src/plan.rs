@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the stream has still to ask for, and where it goes on.
+//! The plan of the stream: which pages to fetch, and in which order.
 
 use vmem::{PageIndex, PageRange, PageSet};
-use vmem_pages::end;
 
-/// What is still to be asked for of all regions, and where to go on.
+/// The pages of all regions that are still to be fetched, and the position of the next fetch.
 pub(crate) struct Plan {
     regions: Vec<PageSet>,
     at: (usize, u64),
@@ -15,8 +14,8 @@ impl Plan {
         Self { regions, at: (0, 0) }
     }
 
-    /// Somebody wants this page and asks for it elsewhere: the plan does not, and goes on behind it, because what a program touches
-    /// next is more often there than anywhere else.
+    /// The urgent lane fetches this page: removes it from the plan, and continues behind it. A program most often touches the pages behind the
+    /// latest one next.
     pub(crate) fn follow(&mut self, region: usize, page: PageIndex) {
         if let Some(wanted) = self.regions.get_mut(region) {
             wanted.remove(page.into());
@@ -24,20 +23,20 @@ impl Plan {
         }
     }
 
-    /// These pages are to be asked for after all.
+    /// Adds pages that must be fetched again.
     pub(crate) fn requeue(&mut self, region: usize, pages: &[PageRange]) {
         if let Some(wanted) = self.regions.get_mut(region) {
             pages.iter().for_each(|range| wanted.insert(*range));
         }
     }
 
-    /// Whether there is anything of this region to ask for.
+    /// Whether pages of this region are still to be fetched.
     pub(crate) fn wants(&self, region: usize) -> bool {
         self.regions.get(region).is_some_and(|wanted| !wanted.is_empty())
     }
 
-    /// The next question: pages of a region that `may` be asked for, up to `max_pages` in up to `max_runs` runs. `None` when nothing is left
-    /// to ask for.
+    /// Takes the next pages to fetch: up to `max_pages` in up to `max_runs` runs of one region that `may` be fetched from. `None` if no pages of
+    /// such regions are left.
     pub(crate) fn next(
         &mut self,
         max_pages: u64,
@@ -54,7 +53,7 @@ impl Plan {
             let cursor = if step == 0 { self.at.1 } else { 0 };
             let runs = self.regions[region].take(cursor, max_pages, max_runs);
             if let Some(last) = runs.last() {
-                self.at = (region, end(*last));
+                self.at = (region, last.end());
                 return Some((region, runs));
             }
         }
@@ -65,14 +64,13 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use vmem_pages::range;
 
     use super::*;
 
     fn wanted(pages: u64, runs: &[(u64, u64)]) -> PageSet {
-        let mut wanted = PageSet::none_of(range(0, pages).unwrap());
+        let mut wanted = PageSet::none_of(PageRange::from_pgoff(0, pages).unwrap());
         runs.iter()
-            .for_each(|(first, count)| wanted.insert(range(*first, *count).unwrap()));
+            .for_each(|(first, count)| wanted.insert(PageRange::from_pgoff(*first, *count).unwrap()));
         wanted
     }
 
@@ -81,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn plan_goes_round_and_ends() {
+    fn plan_continues_behind_the_fault_then_wraps_and_ends() {
         let mut plan = Plan::new(vec![wanted(4, &[(0, 4)]), wanted(4, &[(1, 2)])]);
         plan.follow(0, PageIndex::new(1).unwrap());
         let mut next = || plan.next(10, 10, |_| true).map(|(region, runs)| (region, plain(&runs)));
@@ -92,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn plan_passes_over_regions_that_may_not_be_asked_for() {
+    fn plan_skips_deferred_regions() {
         let mut plan = Plan::new(vec![wanted(4, &[(0, 4)]), wanted(4, &[(1, 2)])]);
         let first = plan.next(10, 10, |region| region == 1);
         assert_eq!(first.map(|(region, runs)| (region, plain(&runs))), Some((1, vec![(1, 2)])));
         assert_eq!(plan.next(10, 10, |region| region == 1), None);
         assert!(plan.wants(0) && !plan.wants(1));
-        plan.requeue(1, &[range(1, 1).unwrap()]);
+        plan.requeue(1, &[PageRange::from_pgoff(1, 1).unwrap()]);
         assert!(plan.wants(1));
     }
 }

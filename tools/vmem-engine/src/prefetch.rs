@@ -1,71 +1,70 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which pages a program will want next.
+//! Predicts which pages a program touches next.
 //!
-//! Three requests at equal distances begin a *walk*; each request that goes on with it is worth twice as many pages ahead, up to a
-//! limit. A walk that nobody goes on with has cost [`FIRST`] pages.
+//! Three requests at equal distances begin a *stride*. Each request that continues it doubles the number of pages fetched ahead, up to a
+//! limit. A stride that is not continued has cost [`INITIAL_AHEAD`] pages.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use vmem::{PageIndex, PageRange};
-use vmem_pages::end;
 
-/// Requests of a region that are remembered.
-const RECENT: usize = 8;
-/// Walks of a region that are followed at a time.
-const WALKS: usize = 8;
-/// Pages ahead when a walk has just been found.
-const FIRST: u64 = 4;
-/// The longest step of a walk, in pages.
-const LONGEST_STEP: u64 = 1024;
+/// The most recent requests kept per region.
+const MAX_RECENT: usize = 8;
+/// The most strides followed per region.
+const MAX_STRIDES: usize = 8;
+/// Pages ahead of a new stride.
+const INITIAL_AHEAD: u64 = 4;
+/// The longest step of a stride, in pages.
+const MAX_STEP: u64 = 1024;
 
-/// What is known of all regions.
+/// The predictor of all regions.
 pub(crate) struct Prefetch {
-    regions: Vec<Watch>,
-    /// The most pages ahead; none is no prefetch.
+    regions: Vec<History>,
+    /// The most pages ahead of a request; 0 disables the prefetch.
     limit: u64,
-    /// Pages asked for ahead that have not come.
+    /// Pages fetched ahead that are outstanding.
     expected: BTreeSet<(usize, PageIndex)>,
 }
 
-/// What is known of a region.
-struct Watch {
+/// The recent requests and strides of a region.
+struct History {
     pages: u64,
     recent: VecDeque<u64>,
-    walks: VecDeque<Walk>,
+    strides: VecDeque<Stride>,
 }
 
 /// Pages at equal distances.
-struct Walk {
+struct Stride {
     step: i64,
-    /// The first page that has not been asked for.
+    /// The first page that has not been fetched.
     next: u64,
-    /// How many pages ahead were asked for last.
+    /// Number of pages ahead at the latest request.
     ahead: u64,
 }
 
 impl Prefetch {
-    /// For regions with so many pages each, and at most `limit` pages ahead.
+    /// For regions with these numbers of pages, with at most `limit` pages ahead of a request.
     pub(crate) fn new(pages: impl Iterator<Item = u64>, limit: u64) -> Self {
-        let watch = |pages| Watch {
+        let history = |pages| History {
             pages,
             recent: VecDeque::new(),
-            walks: VecDeque::new(),
+            strides: VecDeque::new(),
         };
         Self {
-            regions: pages.map(watch).collect(),
+            regions: pages.map(history).collect(),
             limit,
             expected: BTreeSet::new(),
         }
     }
 
-    /// Programs want these pages. Returns those to be asked for ahead, `room` at most: none that is wanted, none twice.
-    pub(crate) fn wanted(&mut self, region: usize, pages: &[PageIndex], room: usize) -> Vec<PageIndex> {
-        let Some(watch) = self.regions.get_mut(region).filter(|_| self.limit > 0) else {
+    /// Programs request these pages. Returns up to `room` pages to fetch ahead, none of which is requested or outstanding.
+    pub(crate) fn request(&mut self, region: usize, pages: &[PageIndex], room: usize) -> Vec<PageIndex> {
+        let Some(history) = self.regions.get_mut(region).filter(|_| self.limit > 0) else {
             return Vec::new();
         };
         let mut ahead = BTreeSet::new();
         for page in pages {
-            ahead.extend(watch.follow(page.get(), self.limit).into_iter().filter_map(PageIndex::new));
+            ahead.extend(history.follow(page.get(), self.limit).into_iter().filter_map(PageIndex::new));
         }
         let expected = &mut self.expected;
         let new = ahead
@@ -76,80 +75,80 @@ impl Prefetch {
         new
     }
 
-    /// Whether the page has been asked for ahead and has not come.
+    /// Whether the page has been fetched ahead and is outstanding.
     pub(crate) fn expects(&self, region: usize, page: PageIndex) -> bool {
         self.expected.contains(&(region, page))
     }
 
-    /// Pages have come.
-    pub(crate) fn came(&mut self, region: usize, pages: PageRange) {
-        let landed = self.expected.range((region, pages.first())..);
-        let landed: Vec<_> = landed
-            .take_while(|(of, page)| *of == region && page.get() < end(pages))
+    /// Pages have arrived.
+    pub(crate) fn received(&mut self, region: usize, pages: PageRange) {
+        let arrived = self.expected.range((region, pages.first())..);
+        let arrived: Vec<_> = arrived
+            .take_while(|(of, page)| *of == region && page.get() < pages.end())
             .copied()
             .collect();
-        for key in landed {
+        for key in arrived {
             self.expected.remove(&key);
         }
     }
 
-    /// Nothing is on its way any more.
-    pub(crate) fn forget(&mut self) {
+    /// No page is outstanding any more: the connection was lost.
+    pub(crate) fn clear(&mut self) {
         self.expected.clear();
     }
 }
 
-impl Watch {
-    /// A page is wanted. Which are likely to be wanted next.
+impl History {
+    /// A page is requested. Returns the pages to fetch ahead.
     fn follow(&mut self, page: u64, limit: u64) -> Vec<u64> {
-        let known = self.walks.iter().position(|walk| walk.passes(page));
-        let walk = known.and_then(|at| self.walks.remove(at)).or_else(|| self.begin(page));
-        let ahead = walk.map(|mut walk| {
-            let ahead = walk.go_on(page, limit, self.pages);
-            // The walks that were followed last are at the end.
-            self.walks.push_back(walk);
+        let known = self.strides.iter().position(|stride| stride.matches(page));
+        let stride = known.and_then(|at| self.strides.remove(at)).or_else(|| self.detect(page));
+        let ahead = stride.map(|mut stride| {
+            let ahead = stride.advance(page, limit, self.pages);
+            // The strides that were followed most recently are at the end.
+            self.strides.push_back(stride);
             ahead
         });
-        keep(&mut self.walks, WALKS);
+        truncate_front(&mut self.strides, MAX_STRIDES);
         self.recent.push_back(page);
-        keep(&mut self.recent, RECENT);
+        truncate_front(&mut self.recent, MAX_RECENT);
         ahead.unwrap_or_default()
     }
 
-    /// A walk that two earlier requests and this one are on.
-    fn begin(&self, page: u64) -> Option<Walk> {
+    /// The stride of this request and two earlier ones, if there is one.
+    fn detect(&self, page: u64) -> Option<Stride> {
         let step = self.recent.iter().rev().find_map(|before| {
-            let step = distance(*before, page).filter(|step| (1..=LONGEST_STEP).contains(&step.unsigned_abs()))?;
+            let step = distance(*before, page).filter(|step| (1..=MAX_STEP).contains(&step.unsigned_abs()))?;
             let first = before.checked_add_signed(-step)?;
             self.recent.contains(&first).then_some(step)
         })?;
-        Some(Walk {
+        Some(Stride {
             step,
             next: page.checked_add_signed(step)?,
-            ahead: FIRST / 2,
+            ahead: INITIAL_AHEAD / 2,
         })
     }
 }
 
-impl Walk {
-    /// Whether a request for this page goes on with it: it is the next one, or one of those asked for last.
-    fn passes(&self, page: u64) -> bool {
+impl Stride {
+    /// Whether a request for this page continues the stride: it is the next page, or one of the pages fetched ahead last.
+    fn matches(&self, page: u64) -> bool {
         let Some(distance) = distance(page, self.next) else {
             return page == self.next;
         };
         distance % self.step == 0 && (0..=self.ahead as i64).contains(&(distance / self.step))
     }
 
-    /// It has come to this page. Which pages to ask for.
-    fn go_on(&mut self, page: u64, limit: u64, pages: u64) -> Vec<u64> {
+    /// Continues the stride to this page. Returns the pages to fetch.
+    fn advance(&mut self, page: u64, limit: u64, pages: u64) -> Vec<u64> {
         self.ahead = (self.ahead * 2).min(limit);
         let mut ahead = Vec::new();
         for at in 1..=self.ahead as i64 {
-            let next = self.step.checked_mul(at).and_then(|way| page.checked_add_signed(way));
+            let next = self.step.checked_mul(at).and_then(|offset| page.checked_add_signed(offset));
             let Some(next) = next.filter(|next| *next < pages) else {
                 break;
             };
-            // Those up to `next` have been asked for.
+            // Pages before `next` have been fetched.
             let new = if self.step > 0 { next >= self.next } else { next <= self.next };
             if new {
                 ahead.push(next);
@@ -162,14 +161,14 @@ impl Walk {
     }
 }
 
-/// How far it is from one page to another, if that is not too far for a walk's pages ahead.
+/// The distance between two pages, if a stride can span it.
 fn distance(from: u64, to: u64) -> Option<i64> {
-    const FARTHEST: u64 = LONGEST_STEP * 1024;
-    (from.abs_diff(to) <= FARTHEST).then(|| to as i64 - from as i64)
+    const MAX_DISTANCE: u64 = MAX_STEP * 1024;
+    (from.abs_diff(to) <= MAX_DISTANCE).then(|| to as i64 - from as i64)
 }
 
-fn keep<T>(queue: &mut VecDeque<T>, most: usize) {
-    while queue.len() > most {
+fn truncate_front<T>(queue: &mut VecDeque<T>, max: usize) {
+    while queue.len() > max {
         queue.pop_front();
     }
 }
@@ -178,18 +177,17 @@ fn keep<T>(queue: &mut VecDeque<T>, most: usize) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use vmem_pages::range;
 
     fn page(pgoff: u64) -> PageIndex {
         PageIndex::new(pgoff).unwrap()
     }
 
-    /// What is asked for ahead at each of these requests, one after the other.
+    /// The pages fetched ahead at each of these requests.
     fn ahead(limit: u64, pages: &[u64]) -> Vec<Vec<u64>> {
         let mut prefetch = Prefetch::new([1000].into_iter(), limit);
         let ask = |pgoff: &u64| {
             prefetch
-                .wanted(0, &[page(*pgoff)], 100)
+                .request(0, &[page(*pgoff)], 100)
                 .iter()
                 .map(|page| page.get())
                 .collect()
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_is_followed_farther_and_farther() {
+    fn stride_doubles_its_pages_ahead() {
         let none: Vec<u64> = vec![];
         let asked = ahead(16, &[10, 11, 12, 17, 26]);
         let expected = [
@@ -212,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_may_be_long_and_go_back() {
+    fn stride_may_be_long_or_backwards() {
         let asked = ahead(16, &[900, 800, 700]);
         assert_eq!(asked[2], [300, 400, 500, 600], "sorted");
         let asked = ahead(16, &[7, 107, 207, 607]);
@@ -221,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn who_is_faster_than_the_pages_gets_more_of_them_and_none_twice() {
+    fn stride_that_overtakes_its_pages_gets_new_ones_only() {
         let asked = ahead(8, &[10, 11, 12, 13]);
         assert_eq!(asked[3], [17, 18, 19, 20, 21]);
     }
 
     #[test]
-    fn two_walks_do_not_disturb_each_other() {
+    fn two_interleaved_strides_are_both_followed() {
         let asked = ahead(4, &[10, 500, 11, 502, 12, 504, 17, 514]);
         assert_eq!(asked[4], [13, 14, 15, 16]);
         assert_eq!(asked[5], [506, 508, 510, 512]);
@@ -235,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_prefetched_where_there_is_no_order_or_no_wish() {
+    fn no_stride_or_limit_zero_prefetches_nothing() {
         let asked = ahead(16, &[10, 300, 11, 700, 40, 650, 90, 400]);
         assert!(asked.iter().all(Vec::is_empty), "{asked:?}");
         let asked = ahead(0, &[10, 11, 12, 13]);
@@ -243,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_prefetched_than_there_is_room_for() {
+    fn prefetch_is_bounded_by_the_room() {
         let mut prefetch = Prefetch::new([1000].into_iter(), 16);
-        let mut ask = |pgoff, room| prefetch.wanted(0, &[page(pgoff)], room).len();
+        let mut ask = |pgoff, room| prefetch.request(0, &[page(pgoff)], room).len();
         assert_eq!(
             (ask(10, 9), ask(11, 9), ask(12, 3), ask(17, 0), ask(26, 100)),
             (0, 0, 3, 0, 16)
@@ -254,25 +252,25 @@ mod tests {
     }
 
     #[test]
-    fn steps_have_a_limit() {
+    fn step_beyond_the_limit_is_no_stride() {
         let ahead = |step| {
             let mut prefetch = Prefetch::new([1 << 20].into_iter(), 16);
-            let mut ask = |pgoff| prefetch.wanted(0, &[page(pgoff)], 100).len();
+            let mut ask = |pgoff| prefetch.request(0, &[page(pgoff)], 100).len();
             (ask(0), ask(step), ask(2 * step)).2
         };
-        assert_eq!((ahead(LONGEST_STEP), ahead(LONGEST_STEP + 1)), (4, 0));
+        assert_eq!((ahead(MAX_STEP), ahead(MAX_STEP + 1)), (4, 0));
     }
 
     #[test]
-    fn pages_on_their_way_are_known_until_they_come() {
+    fn prefetched_pages_are_expected_until_received() {
         let mut prefetch = Prefetch::new([1000, 1000].into_iter(), 16);
         for pgoff in [10, 11, 12] {
-            prefetch.wanted(1, &[page(pgoff)], 100);
+            prefetch.request(1, &[page(pgoff)], 100);
         }
         assert!(prefetch.expects(1, page(14)) && !prefetch.expects(0, page(14)));
-        prefetch.came(1, range(13, 2).unwrap());
+        prefetch.received(1, PageRange::from_pgoff(13, 2).unwrap());
         assert!(!prefetch.expects(1, page(14)) && prefetch.expects(1, page(15)));
-        prefetch.forget();
+        prefetch.clear();
         assert!(!prefetch.expects(1, page(15)));
     }
 }

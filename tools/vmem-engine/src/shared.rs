@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the threads of an engine share.
+//! State that the threads of an engine share.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmem::{PageIndex, PageRange};
-use vmem_source::stop::Stop;
-use vmem_source::{Export, SourceError};
+use vmem::PageIndex;
+use vmem_source::Export;
+use vmem_wait::StopEvent;
 
 use crate::error::Error;
 use crate::event::Event;
@@ -17,81 +17,80 @@ use crate::permission::Release;
 use crate::sink::Sink;
 use crate::stats::Stats;
 
-/// How to go about it.
+/// Options of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Stream what nobody has asked for.
+    /// Stream the pages that no program has touched.
     pub background: bool,
-    /// Pages that the stream may have in flight.
+    /// The most outstanding pages of the stream.
     pub window: u64,
-    /// The most pages that are asked for urgently ahead of a program that goes through memory in equal steps.
+    /// The most pages that the urgent lane fetches ahead of a program that touches memory in equal steps.
     pub prefetch: u64,
-    /// How long a lost source is tried for.
+    /// How long the engine tries to reconnect to a lost source.
     pub retry: Duration,
 }
 
-/// How long a lane waits in such a way that it can be stopped, before it leaves the waiting to its source, which has a time-out.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a lane waits for an answer so that it can be stopped. After that, it waits in the source, which has a time limit of its own.
+pub(crate) const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What all threads share.
+/// State that all threads share.
 pub(crate) struct Shared {
-    /// Of each region: its export, its pages, its name, and where its pages go.
+    /// Of each region: its export, its name, and where its pages go.
     pub(crate) exports: Vec<Export>,
-    pub(crate) pages: Vec<PageRange>,
     pub(crate) names: Vec<String>,
     pub(crate) sinks: Vec<Arc<dyn Sink>>,
     pub(crate) options: Options,
     pub(crate) stats: Arc<Stats>,
     pub(crate) in_flight: InFlight,
-    /// Pages asked for urgently that the stream has not heard of.
+    /// Pages that the urgent lane fetches, for the stream to skip.
     pub(crate) faulted: Mutex<Vec<(usize, PageIndex)>>,
     pub(crate) release: Arc<Release>,
-    /// When it was said last of a region that there is no memory for it.
+    /// When [`Event::NoMemory`] was reported last for each region.
     pub(crate) short: Mutex<BTreeMap<usize, Instant>>,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopEvent,
     pub(crate) events: Sender<Event>,
 }
 
 impl Shared {
-    /// Tells the stream of faults. If it does not listen, nothing is lost but that it goes the same way again.
+    /// Notifies the stream of faults. If the queue is full, the stream fetches those pages a second time.
     pub(crate) fn notify_stream(&self, region: usize, pages: &[PageIndex]) {
-        const ENOUGH: usize = 4096;
+        const MAX_QUEUED: usize = 4096;
         let mut faulted = self.faulted.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.options.background && faulted.len() < ENOUGH {
+        if self.options.background && faulted.len() < MAX_QUEUED {
             faulted.extend(pages.iter().map(|page| (region, *page)));
         }
     }
 
-    /// What the stream has not heard of.
-    pub(crate) fn faulted(&self) -> Vec<(usize, PageIndex)> {
+    /// Takes the faults that the stream has not seen.
+    pub(crate) fn take_faulted(&self) -> Vec<(usize, PageIndex)> {
         std::mem::take(&mut *self.faulted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// There is no memory for a region. Said now and then: a region at a limit comes and goes.
+    /// Reports that there is no memory for a region, at most once a minute: a region at a limit can change state often.
     pub(crate) fn report_no_memory(&self, region: usize) {
-        const ENOUGH: Duration = Duration::from_secs(60);
+        const REPORT_INTERVAL: Duration = Duration::from_secs(60);
         let mut short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
-        if short.get(&region).is_none_or(|then| then.elapsed() >= ENOUGH) {
+        if short.get(&region).is_none_or(|then| then.elapsed() >= REPORT_INTERVAL) {
             short.insert(region, Instant::now());
             let name = self.names[region].clone();
             self.report(Event::NoMemory { name });
         }
     }
 
-    /// Wraps what a call on a region failed with.
-    pub(crate) fn failed(&self, what: &str, region: usize) -> impl FnOnce(vmem::Error) -> Error + use<> {
-        Error::region(format!("cannot {what} region {}", self.names[region]))
+    /// Wraps the error of a call on a region.
+    pub(crate) fn failed(&self, action: &'static str, region: usize) -> impl FnOnce(vmem::Error) -> Error + use<> {
+        Error::region(action, &self.names[region])
     }
 
     pub(crate) fn report(&self, event: Event) {
-        // Who does not listen any more is about to end.
+        // The receiver is gone if the engine has been dropped.
         let _ = self.events.send(event);
     }
 }
 
-/// What ends a turn early.
+/// Why a turn of a lane ended early.
 pub(crate) enum Interruption {
-    Source(SourceError),
+    Source(vmem_source::Error),
     Error(Error),
 }
 
@@ -101,8 +100,8 @@ impl From<Error> for Interruption {
     }
 }
 
-impl From<SourceError> for Interruption {
-    fn from(error: SourceError) -> Self {
+impl From<vmem_source::Error> for Interruption {
+    fn from(error: vmem_source::Error) -> Self {
         Self::Source(error)
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where pages go.
+//! The region that an engine fills.
 //!
-//! What the engine uses of a [`Region`], and nothing else, so that its tests can run it on memory of their own, without the module.
+//! [`Sink`] has the calls of a [`Region`] that the engine uses, so that tests can run the engine on private memory, without the module.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,27 +9,27 @@ use vmem::{Error, Fill, PageIndex, PageRange, Progress, Region};
 
 /// A region, as the engine sees it.
 pub trait Sink: Send + Sync {
-    /// Readable when a page is wanted.
+    /// A descriptor that is readable when there are requests.
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Takes up to `max` pages that are wanted now. Each is given once. [`Error::Plain`] once the region is plain memory.
+    /// Takes up to `max` requests. Each is given once. [`Error::Plain`] once the region is plain memory.
     fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error>;
-    /// Puts contents into those of the pages that are absent.
+    /// Fills those of the pages that are absent.
     fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress;
-    /// Says that pages are zero.
+    /// Marks pages as zero.
     fn mark_zero(&self, ranges: &[PageRange]) -> Progress;
-    /// Says that pages cannot be read.
+    /// Marks pages as unreadable.
     fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress;
-    /// Puts present pages into the page tables of who maps them.
+    /// Puts present pages into the page tables of programs that map them.
     fn make_present(&self, ranges: &[PageRange]) -> Progress;
     /// Turns the region into plain memory.
     fn make_plain(&self) -> Result<(), Error>;
     /// Calls `each` with every run of absent pages, unreadable ones among them.
     fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error>;
-    /// How it is now.
+    /// The current state.
     fn state(&self) -> Result<RegionState, Error>;
 }
 
-/// How a region is at one moment.
+/// The state of a region at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct RegionState {
     /// Pages present.
@@ -38,7 +38,7 @@ pub struct RegionState {
     pub unreadable: u64,
     /// Mappings that are not plain memory yet.
     pub mappings: u64,
-    /// Whether it has become plain memory, as a whole or but for some of those mappings.
+    /// Whether the region has become plain memory, except for those mappings.
     pub plain: bool,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a run has done so far.
+//! Counters of a run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,41 +9,41 @@ use hdrhistogram::{CreationError, Histogram};
 
 use crate::error::Error;
 
-/// Counters that the lanes add to. Each stands for itself: nothing is read from two of them together.
+/// Counters of the lanes. They are independent of each other: relaxed ordering is enough.
 pub struct Stats {
     /// Pages filled with data.
     pub(crate) data: AtomicU64,
     /// Pages marked as zero.
     pub(crate) zero: AtomicU64,
-    /// Pages that came although they were present already.
+    /// Pages that arrived although they were present.
     pub(crate) duplicates: AtomicU64,
     /// Requests taken from regions.
     pub(crate) requests: AtomicU64,
-    /// Pages asked for urgently ahead of requests.
+    /// Pages fetched ahead of requests.
     pub(crate) ahead: AtomicU64,
-    /// Connections made again.
+    /// Reconnects.
     pub(crate) reconnects: AtomicU64,
     /// Microseconds from taking a request to filling its page.
     service: Mutex<Histogram<u64>>,
 }
 
-/// How long requests took, from taking one to filling its page.
+/// Service times of requests, from taking a request to filling its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Half of them took at most so long.
+    /// The median.
     pub p50: Duration,
-    /// Ninety-nine of a hundred.
+    /// The 99th percentile.
     pub p99: Duration,
     /// The longest.
     pub max: Duration,
 }
 
 impl Stats {
-    /// All of it zero.
+    /// Counters that are zero.
     ///
     /// # Errors
     ///
-    /// The histogram cannot be made.
+    /// The histogram cannot be created.
     pub fn new() -> Result<Self, Error> {
         Ok(Self {
             data: AtomicU64::new(0),
@@ -56,7 +56,7 @@ impl Stats {
         })
     }
 
-    /// Notes how long requests took.
+    /// Records service times.
     pub(crate) fn served(&self, times: &[Duration]) {
         let mut service = self.service();
         for time in times {
@@ -64,7 +64,7 @@ impl Stats {
         }
     }
 
-    /// How long requests took; `None` if there was none.
+    /// The service times; `None` before the first request.
     pub fn service_times(&self) -> Option<Service> {
         let service = self.service();
         let at = |quantile| Duration::from_micros(service.value_at_quantile(quantile));
@@ -80,11 +80,11 @@ impl Stats {
     }
 }
 
-/// The longest time that is told apart, in microseconds.
+/// The longest service time recorded, in microseconds; longer ones count as this.
 const HOUR_US: u64 = 3_600_000_000;
 
 fn of_histogram(error: CreationError) -> Error {
-    Error::local("cannot count")(std::io::Error::other(error))
+    Error::local("count")(std::io::Error::other(error))
 }
 
 /// Adds to a counter.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where everything stands.
+//! The status of a run.
 
 use std::time::{Duration, Instant};
 
@@ -10,44 +10,44 @@ use crate::stats::{Service, Stats, get};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Where a run stands.
+/// The status of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
-    /// Since the beginning.
+    /// Time since the beginning.
     pub elapsed: Duration,
     /// Bytes filled with data.
     pub data: u64,
     /// Bytes known to be zero.
     pub zero: u64,
-    /// Bytes that came although their pages were present.
+    /// Bytes that arrived although their pages were present.
     pub duplicates: u64,
     /// Requests taken.
     pub faults: u64,
-    /// How long they took.
+    /// Their service times.
     pub service: Option<Service>,
-    /// Connections made again.
+    /// Reconnects.
     pub reconnects: u64,
-    /// Each region.
+    /// The status of each region.
     pub regions: Vec<RegionStatus>,
 }
 
-/// Where a region stands.
+/// The status of a region.
 #[derive(Clone, Debug)]
 pub struct RegionStatus {
-    /// What it is called here.
+    /// Name of the region.
     pub name: String,
     /// Size in bytes.
     pub size: u64,
     /// Bytes present.
     pub present: u64,
-    /// Bytes that the source cannot read.
+    /// Bytes marked unreadable.
     pub unreadable: u64,
-    /// How far it has come.
+    /// The phase of the region.
     pub phase: Phase,
 }
 
 impl Status {
-    /// Now, of a run that began at `since`.
+    /// The current status of a run that began at `since`.
     pub fn take(since: Instant, stats: &Stats, regions: &[Completion]) -> Self {
         Self {
             elapsed: since.elapsed(),
@@ -66,7 +66,7 @@ impl Status {
         self.regions.iter().map(|region| region.size).sum()
     }
 
-    /// Whether pages of a region are still to come, or to be put into page tables.
+    /// Whether pages of a region are absent, or are being put into page tables.
     pub fn is_moving(&self) -> bool {
         self.regions
             .iter()
@@ -83,7 +83,7 @@ impl From<&Completion> for RegionStatus {
     fn from(region: &Completion) -> Self {
         Self {
             name: region.name().to_owned(),
-            size: region.pages() * PAGE,
+            size: region.pages().bytes().end,
             present: region.state().present * PAGE,
             unreadable: region.state().unreadable * PAGE,
             phase: region.phase(),

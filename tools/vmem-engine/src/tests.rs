@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use vmem::PAGE_SIZE;
 use vmem_source::endpoint::{Endpoint, Security};
-use vmem_source::{Export, Lane, PageSource, SourceError};
+use vmem_source::{Export, Lane, PageSource};
 
 use crate::stats::get;
 use crate::{Connect, Engine, Error, Event, Options, Permission, Release, Sink, Stats, Target};

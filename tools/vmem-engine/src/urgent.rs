@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The urgent lane: pages that programs wait for.
+//! The urgent lane: fetches pages that programs wait for.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,38 +7,40 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PageIndex, PageRange};
-use vmem_pages::push;
-use vmem_source::export::{MAX_ASK_PAGES, MAX_ASK_RANGES};
-use vmem_source::{Lane, Readiness, SourceError};
+use vmem_source::export::{MAX_FETCH_PAGES, MAX_FETCH_RANGES};
+use vmem_source::{Lane, Readiness};
 
 use crate::apply::apply;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::prefetch::Prefetch;
-use crate::shared::{Interruption, PATIENCE, Shared};
+use crate::shared::{Interruption, POLL_TIMEOUT, Shared};
 use crate::shortage::Shortage;
 use crate::stats::add;
 
-/// Pages in flight at a time, those ahead of requests among them. Further requests stay in the kernel. All questions together are so short
-/// (little more than 16 KiB) that the source's socket takes them while the source is still busy answering: asking does not wait for an
-/// answer to be read.
+/// The most outstanding pages, including those fetched ahead of requests. Further requests stay in the kernel. All outstanding fetches together
+/// are so short (little more than 16 KiB) that they fit into the source's socket while the source is busy with answers: a fetch never waits
+/// until an answer is read.
 const WINDOW: usize = 1024;
 
-/// Requests taken from one region at a time: few enough that its first ones are on their way early, and that other regions have their turn.
+/// Requests taken from one region at a time: few enough that the first ones are fetched early, and that other regions get their turn.
 const BATCH: usize = 64;
 
-/// Serves requests until it is stopped.
+/// Serves requests until the engine is halted.
 pub(crate) fn run(shared: &Arc<Shared>, connection: Connection) -> Result<(), Error> {
-    Lane::Urgent.take_thread();
+    Lane::Urgent.set_thread_priority();
     let mut lane = Urgent {
         shared,
         connection,
-        asked: 0,
-        prefetch: Prefetch::new(shared.exports.iter().map(|export| export.pages), shared.options.prefetch),
+        outstanding: 0,
+        prefetch: Prefetch::new(
+            shared.exports.iter().map(|export| export.pages.count()),
+            shared.options.prefetch,
+        ),
         latest: 0,
         shortage: Shortage::default(),
         plain: HashSet::new(),
-        heard: Instant::now(),
+        last_progress: Instant::now(),
     };
     while !shared.stop.is_set() {
         match lane.turn() {
@@ -53,31 +55,31 @@ pub(crate) fn run(shared: &Arc<Shared>, connection: Connection) -> Result<(), Er
 struct Urgent<'a> {
     shared: &'a Shared,
     connection: Connection,
-    /// Pages asked for on this connection that have not come.
-    asked: usize,
+    /// Number of outstanding pages of this connection.
+    outstanding: usize,
     prefetch: Prefetch,
     /// The region whose requests were taken last.
     latest: usize,
     shortage: Shortage,
     /// Regions that have become plain memory.
     plain: HashSet<usize>,
-    /// When the source was heard of last, or was asked something after it had nothing to say.
-    heard: Instant,
+    /// When the latest answer arrived, or the first fetch was sent after all pages had arrived.
+    last_progress: Instant,
 }
 
 impl Urgent<'_> {
-    /// Waits until there is something to do, and does it.
+    /// Waits until there is an answer, a request or a region to retry, and processes it.
     fn turn(&mut self) -> Result<(), Interruption> {
         let (answer, wanted) = self.wait()?;
         if answer {
-            let (region, answer) = self.connection.next()?;
-            self.heard = Instant::now();
-            self.asked = self.asked.saturating_sub(answer.pages() as usize);
+            let (region, answer) = self.connection.next_answer()?;
+            self.last_progress = Instant::now();
+            self.outstanding = self.outstanding.saturating_sub(answer.pages() as usize);
             for (pages, _) in answer.contents() {
-                self.prefetch.came(region, pages);
+                self.prefetch.received(region, pages);
             }
             let short = apply(self.shared, region, &answer)?;
-            self.note_shortage(region, !short.is_empty())?;
+            self.update_shortage(region, !short.is_empty())?;
         }
         for region in self.shortage.due() {
             self.retry(region)?;
@@ -85,7 +87,7 @@ impl Urgent<'_> {
         if let Some(region) = wanted {
             self.latest = region;
             let pages = match self.shared.sinks[region].take(BATCH) {
-                // Nobody will ever want a page of it again.
+                // The region has no requests any more.
                 Err(vmem::Error::Plain) => {
                     self.plain.insert(region);
                     Vec::new()
@@ -96,34 +98,34 @@ impl Urgent<'_> {
                 add(&self.shared.stats.requests, pages.len() as u64);
                 self.shared.in_flight.insert(region, &pages);
                 self.shared.notify_stream(region, &pages);
-                let room = WINDOW.saturating_sub(self.asked + pages.len());
-                let ahead = self.prefetch.wanted(region, &pages, room);
+                let room = WINDOW.saturating_sub(self.outstanding + pages.len());
+                let ahead = self.prefetch.request(region, &pages, room);
                 add(&self.shared.stats.ahead, ahead.len() as u64);
-                // What is on its way already is not asked for again.
+                // Pages that were fetched ahead are outstanding: they are not fetched again.
                 let prefetched = |page: &PageIndex| self.prefetch.expects(region, *page);
-                let (_, asked): (Vec<_>, Vec<_>) = pages.into_iter().partition(prefetched);
-                self.ask(region, asked)?;
-                self.ask(region, ahead)?;
+                let (_, missing): (Vec<_>, Vec<_>) = pages.into_iter().partition(prefetched);
+                self.fetch(region, missing)?;
+                self.fetch(region, ahead)?;
             }
         }
         Ok(())
     }
 
-    /// There was no memory for pages of the region that came, or there was: then all that is in flight is asked for again.
-    fn note_shortage(&mut self, region: usize, short: bool) -> Result<(), SourceError> {
+    /// Defers the region if there was no memory for its pages. If there is memory again, fetches all of its pages in flight again.
+    fn update_shortage(&mut self, region: usize, short: bool) -> Result<(), vmem_source::Error> {
         if short {
-            if self.shortage.set_aside(region) {
+            if self.shortage.defer(region) {
                 self.shared.report_no_memory(region);
             }
         } else if self.shortage.has(region) {
             self.shortage.end(region);
-            self.ask(region, self.shared.in_flight.of(region))?;
+            self.fetch(region, self.shared.in_flight.of(region))?;
         }
         Ok(())
     }
 
-    /// Asks for a few pages of a region that was short.
-    fn retry(&mut self, region: usize) -> Result<(), SourceError> {
+    /// Fetches a few pages of a deferred region.
+    fn retry(&mut self, region: usize) -> Result<(), vmem_source::Error> {
         let mut pages = self.shared.in_flight.of(region);
         pages.truncate(BATCH);
         if pages.is_empty() {
@@ -131,12 +133,13 @@ impl Urgent<'_> {
             return Ok(());
         }
         self.shortage.retry(region);
-        self.ask(region, pages)
+        self.fetch(region, pages)
     }
 
-    /// Waits for an answer, for a region's requests, or for the end. Regions have turns.
+    /// Waits for an answer, for requests, or for the end. Regions take turns. Returns whether an answer may be there, and the region whose
+    /// requests are to be taken.
     fn wait(&self) -> Result<(bool, Option<usize>), Error> {
-        let room = self.asked < WINDOW;
+        let room = self.outstanding < WINDOW;
         let regions: Vec<usize> = (0..self.shared.sinks.len())
             .filter(|region| room && !self.plain.contains(region) && !self.shortage.has(*region))
             .collect();
@@ -146,21 +149,21 @@ impl Urgent<'_> {
                 .iter()
                 .map(|region| PollFd::from_borrowed_fd(self.shared.sinks[*region].fd(), PollFlags::IN)),
         );
-        let mut patience = PATIENCE;
+        let mut limit = POLL_TIMEOUT;
         match self.connection.readiness() {
             Readiness::When(fd) => fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
-            Readiness::Always => patience = Duration::ZERO,
+            Readiness::Always => limit = Duration::ZERO,
         }
-        // A source that has questions to answer and does not is left to its own time-out, even if requests keep coming.
-        let left = (self.asked > 0).then(|| patience.saturating_sub(self.heard.elapsed()));
+        // If the source does not answer, this thread waits in the source, which has a time limit, even if requests keep coming.
+        let left = (self.outstanding > 0).then(|| limit.saturating_sub(self.last_progress.elapsed()));
         let left = left.into_iter().chain(self.shortage.wait()).min();
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::local("cannot wait for requests")(error.into())),
+            Err(error) => return Err(Error::local("wait for requests")(error.into())),
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let late = self.asked > 0 && self.heard.elapsed() >= patience;
+        let late = self.outstanding > 0 && self.last_progress.elapsed() >= limit;
         let answer = late || fds.get(1 + regions.len()).is_some_and(ready);
         let mut wanted = regions
             .iter()
@@ -172,46 +175,46 @@ impl Urgent<'_> {
         Ok((answer, next.or(first)))
     }
 
-    fn ask(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), SourceError> {
+    fn fetch(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), vmem_source::Error> {
         pages.sort_unstable();
-        if self.asked == 0 && !pages.is_empty() {
-            self.heard = Instant::now();
+        if self.outstanding == 0 && !pages.is_empty() {
+            self.last_progress = Instant::now();
         }
-        for pages in pages.chunks(MAX_ASK_PAGES as usize) {
-            for ranges in runs(pages).chunks(MAX_ASK_RANGES) {
-                self.connection.ask(region, ranges)?;
+        for pages in pages.chunks(MAX_FETCH_PAGES as usize) {
+            for ranges in runs(pages).chunks(MAX_FETCH_RANGES) {
+                self.connection.fetch(region, ranges)?;
             }
         }
-        self.asked += pages.len();
+        self.outstanding += pages.len();
         Ok(())
     }
 
-    /// Opens the source again, and asks again for all that is in flight.
-    fn recover(&mut self, error: SourceError) -> Result<(), Error> {
+    /// Reconnects, and fetches all pages in flight again.
+    fn recover(&mut self, error: vmem_source::Error) -> Result<(), Error> {
         let mut error = error;
         loop {
             self.connection.reconnect(error)?;
-            self.asked = 0;
-            self.prefetch.forget();
-            match self.ask_for_all_in_flight() {
+            self.outstanding = 0;
+            self.prefetch.clear();
+            match self.fetch_all_in_flight() {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
         }
     }
 
-    fn ask_for_all_in_flight(&mut self) -> Result<(), SourceError> {
+    fn fetch_all_in_flight(&mut self) -> Result<(), vmem_source::Error> {
         for same_region in self.shared.in_flight.pages().chunk_by(|a, b| a.0 == b.0) {
             let pages = same_region.iter().map(|(_, page)| *page).collect();
-            self.ask(same_region[0].0, pages)?;
+            self.fetch(same_region[0].0, pages)?;
         }
         Ok(())
     }
 }
 
-/// Sorted pages as runs.
+/// Joins sorted pages to runs.
 fn runs(pages: &[PageIndex]) -> Vec<PageRange> {
     let mut runs = Vec::new();
-    pages.iter().for_each(|page| push(&mut runs, (*page).into()));
+    pages.iter().for_each(|page| PageRange::from(*page).append_to(&mut runs));
     runs
 }

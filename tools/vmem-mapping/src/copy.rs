@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Copies between memory that others write and memory of one's own.
+//! Copies between shared and private memory.
 //!
-//! Each access is a relaxed atomic one, by words of eight bytes where the shared side is aligned: it is done once, on that many bytes,
-//! and two threads that do it at the same time are no data race. Nothing orders the accesses of one copy: a page that somebody writes
-//! meanwhile is read as a mixture.
+//! Each access to the shared side is a relaxed atomic access, by words of eight bytes where that side is aligned. The compiler does it
+//! exactly once, and concurrent accesses are no data race. Nothing orders the accesses of one copy: a page that another thread writes at
+//! the same time is read as a mixture of old and new bytes.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 const WORD: usize = size_of::<u64>();
 
-/// How many of `len` bytes from `address` on come before the first whole word.
+/// The number of bytes, of `len` from `address` on, before the first aligned word.
 fn head_of(address: usize, len: usize) -> usize {
     (address.wrapping_neg() % WORD).min(len)
 }
@@ -69,8 +69,8 @@ pub(crate) unsafe fn into(to: *mut u8, from: &[u8]) {
     unsafe { bytes_into(end, tail) };
 }
 
-/// Copies up to `to.len()` bytes out of this process's memory at `from`, whatever is there: returns how many came before the first page
-/// that cannot be read. The kernel waits for an absent page without keeping a lock of this process.
+/// Copies up to `to.len()` bytes out of this process's memory at `from`, which need not be mapped. Returns the number of bytes before the
+/// first page that cannot be read. The kernel does not hold a lock of this process while it waits for an absent page.
 pub(crate) fn out_of_until_fault(from: *mut u8, to: &mut [u8]) -> Result<usize, Errno> {
     let this = std::process::id() as libc::pid_t;
     let mut copied = 0;

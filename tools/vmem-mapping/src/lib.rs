@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory mappings that others write: copied in and out, never borrowed.
+//! Mappings of memory that other processes write: copied in and out, never borrowed.
 //!
-//! A [`Mapping`] is memory that another process, a daemon or a device may change at any time. Rust's references promise that it does
-//! not, so there are none into it here: [`Mapping::read_at`] and [`Mapping::write_at`] copy.
+//! A [`Mapping`] is memory that another process, a daemon or a device may change at any time. Rust references promise that it does
+//! not, so this crate makes none into it: [`Mapping::read_at`] and [`Mapping::write_at`] copy.
 //!
-//! Two things can happen in such a copy that cannot happen with memory of one's own:
+//! Such a copy can do two things that a copy of private memory cannot:
 //!
-//! - it can **wait**: a touch of an absent page of a vmem region returns when the region's daemon has filled it;
-//! - it can end the process with **SIGBUS**: when the mapped file has become shorter, or when a page of a region is unreadable, has no
-//!   daemon or was not there in time (as the region's creator chose).
+//! - it can **wait**: a touch of an absent page of a vmem region returns when the region's daemon has filled the page;
+//! - it can raise **SIGBUS**, which ends the process: if the mapped file has been truncated, or if a page of a region is unreadable, has no
+//!   daemon, or did not arrive in time (as the region's creator chose).
 
 mod copy;
+mod error;
 mod mapping;
 
-pub use mapping::{Access, Mapping, MappingError, Sharing};
+pub use error::Error;
+pub use mapping::{Access, Mapping, Sharing};
 
 /// Size of a page in bytes: mappings begin at multiples of it in their file.
 pub const PAGE_SIZE: usize = 4096;

@@ -9,63 +9,29 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::copy;
+use crate::error::Error;
 
-/// What may be done with the memory of a mapping.
+/// Access that a mapping allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It can be read. The descriptor must be open for reading.
+    /// Reads. The descriptor must be open for reading.
     ReadOnly,
-    /// It can be read and written. A shared mapping's descriptor must be open for both.
+    /// Reads and writes. The descriptor of a shared mapping must be open for both.
     ReadWrite,
 }
 
-/// Who sees what is written.
+/// Where writes to a mapping go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// All who map the file (`MAP_SHARED`).
+    /// To the file: all who map it see them (`MAP_SHARED`).
     Shared,
-    /// This mapping alone: a page is copied when it is written first (`MAP_PRIVATE`).
+    /// To this mapping alone: the first write to a page copies it (`MAP_PRIVATE`).
     Private,
-}
-
-/// Why a file cannot be mapped, or memory not copied.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MappingError {
-    /// The kernel refused the mapping.
-    #[error("cannot map {len} bytes at offset {offset}")]
-    Map {
-        /// Offset in the file, in bytes.
-        offset: u64,
-        /// Length of the mapping, in bytes.
-        len: usize,
-        /// What the kernel said. `EINVAL`: the length is zero, the offset is not at a page, or the region ends before the mapping.
-        source: Errno,
-    },
-    /// The copy is not inside the mapping.
-    #[error("{len} bytes at {offset} are not inside a mapping of {mapped} bytes")]
-    OutOfBounds {
-        /// Offset in the mapping, in bytes.
-        offset: usize,
-        /// Length of the copy, in bytes.
-        len: usize,
-        /// Length of the mapping, in bytes.
-        mapped: usize,
-    },
-    /// The kernel cannot copy out of the mapping, for another reason than an unreadable page.
-    #[error("cannot read the mapping")]
-    Read(#[source] Errno),
-    /// The kernel cannot make a hole.
-    #[error("cannot remove pages of the mapping")]
-    Remove(#[source] Errno),
-    /// The mapping was made with [`Access::ReadOnly`].
-    #[error("the mapping is read-only")]
-    ReadOnly,
 }
 
 /// A mapping of a part of a file.
 ///
-/// It can be used by several threads at once. A forked child has it too, as the kernel gives it.
+/// Several threads can use it at once. A forked child inherits it as the kernel defines.
 ///
 /// # Invariants
 ///
@@ -88,8 +54,8 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`MappingError::Map`] with what the kernel said.
-    pub fn new(file: impl AsFd, offset: u64, len: usize, access: Access, sharing: Sharing) -> Result<Self, MappingError> {
+    /// [`Error::Map`].
+    pub fn new(file: impl AsFd, offset: u64, len: usize, access: Access, sharing: Sharing) -> Result<Self, Error> {
         let protection = match access {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
@@ -102,7 +68,7 @@ impl Mapping {
         let address = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file.as_fd(), offset) };
         let address = address
             .and_then(|address| NonNull::new(address.cast()).ok_or(Errno::NOMEM))
-            .map_err(|source| MappingError::Map { offset, len, source })?;
+            .map_err(|source| Error::Map { offset, len, source })?;
         // INVARIANT: made just now, with this access.
         Ok(Self { address, len, access })
     }
@@ -112,23 +78,23 @@ impl Mapping {
         self.len
     }
 
-    /// Whether the length is zero. It never is: the kernel refuses such a mapping.
+    /// Always false: the kernel refuses a mapping of no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where the memory is, for a system call that takes addresses. Dereferencing it is for those who know what else writes there.
+    /// The address of the mapping, for a system call that takes one. A caller that dereferences it must know what else writes there.
     pub fn as_ptr(&self) -> *mut u8 {
         self.address.as_ptr()
     }
 
-    /// Copies `to.len()` bytes from `offset` on out of the mapping. This may wait for a daemon, or end in SIGBUS: see the
+    /// Copies `to.len()` bytes from `offset` on out of the mapping. The copy can wait for a daemon, or raise SIGBUS: see the
     /// [crate's documentation](crate).
     ///
     /// # Errors
     ///
-    /// [`MappingError::OutOfBounds`].
-    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), MappingError> {
+    /// [`Error::OutOfBounds`].
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), Error> {
         let range = self.range(offset, to.len())?;
         // SAFETY: the range is inside the mapping.
         let from = unsafe { self.address.as_ptr().add(range.start) };
@@ -137,28 +103,28 @@ impl Mapping {
         Ok(())
     }
 
-    /// As [`Mapping::read_at`], but where a touch would be SIGBUS the copy ends: returns how many bytes came before that page. The kernel
-    /// copies, which is slower for short reads.
+    /// As [`Mapping::read_at`], but the copy ends where a touch would raise SIGBUS. Returns the number of bytes before that page. The kernel
+    /// does the copy, which is slower for short reads.
     ///
     /// # Errors
     ///
-    /// [`MappingError::OutOfBounds`] and [`MappingError::Read`].
-    pub fn read_until_fault(&self, offset: usize, to: &mut [u8]) -> Result<usize, MappingError> {
+    /// [`Error::OutOfBounds`] and [`Error::Read`].
+    pub fn read_until_fault(&self, offset: usize, to: &mut [u8]) -> Result<usize, Error> {
         let range = self.range(offset, to.len())?;
         // SAFETY: the range is inside the mapping.
         let from = unsafe { self.address.as_ptr().add(range.start) };
-        copy::out_of_until_fault(from, to).map_err(MappingError::Read)
+        copy::out_of_until_fault(from, to).map_err(Error::Read)
     }
 
-    /// Copies `from` into the mapping from `offset` on. This may wait for a daemon, or end in SIGBUS: see the
+    /// Copies `from` into the mapping from `offset` on. The copy can wait for a daemon, or raise SIGBUS: see the
     /// [crate's documentation](crate).
     ///
     /// # Errors
     ///
-    /// [`MappingError::OutOfBounds`] and [`MappingError::ReadOnly`].
-    pub fn write_at(&self, offset: usize, from: &[u8]) -> Result<(), MappingError> {
+    /// [`Error::OutOfBounds`] and [`Error::ReadOnly`].
+    pub fn write_at(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         if self.access == Access::ReadOnly {
-            return Err(MappingError::ReadOnly);
+            return Err(Error::ReadOnly);
         }
         let range = self.range(offset, from.len())?;
         // SAFETY: the range is inside the mapping.
@@ -172,24 +138,23 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`MappingError::OutOfBounds`], [`MappingError::ReadOnly`], and [`MappingError::Remove`] with what the kernel said. `EINVAL`: not
-    /// whole pages.
-    pub fn remove(&self, offset: usize, len: usize) -> Result<(), MappingError> {
+    /// [`Error::OutOfBounds`], [`Error::ReadOnly`], and [`Error::Remove`] (`EINVAL`: not whole pages).
+    pub fn remove(&self, offset: usize, len: usize) -> Result<(), Error> {
         if self.access == Access::ReadOnly {
-            return Err(MappingError::ReadOnly);
+            return Err(Error::ReadOnly);
         }
         let range = self.range(offset, len)?;
         // SAFETY: the range is inside the mapping.
         let start = unsafe { self.address.as_ptr().add(range.start) };
         // SAFETY: the range is this mapping's, and as no reference to it exists, it may change.
-        unsafe { madvise(start.cast(), len, Advice::LinuxRemove) }.map_err(MappingError::Remove)
+        unsafe { madvise(start.cast(), len, Advice::LinuxRemove) }.map_err(Error::Remove)
     }
 
-    /// `len` bytes from `offset` on, if the mapping has them.
-    fn range(&self, offset: usize, len: usize) -> Result<Range<usize>, MappingError> {
+    /// The range of `len` bytes from `offset` on, checked against the length of the mapping.
+    fn range(&self, offset: usize, len: usize) -> Result<Range<usize>, Error> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(offset..end),
-            _ => Err(MappingError::OutOfBounds {
+            _ => Err(Error::OutOfBounds {
                 offset,
                 len,
                 mapped: self.len,
@@ -227,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn read_at_any_alignment_and_length_gives_the_bytes() {
+    fn read_at_any_alignment_and_length_returns_the_bytes() {
         let expected = pattern(2 * PAGE_SIZE);
         let mapping = Mapping::new(file(2 * PAGE_SIZE), 0, 2 * PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
         for offset in (0..20).chain(PAGE_SIZE - 20..PAGE_SIZE + 20) {
@@ -240,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn write_at_any_alignment_and_length_writes_these_bytes_and_no_others() {
+    fn write_at_any_alignment_and_length_changes_only_its_bytes() {
         let file = file(PAGE_SIZE);
         let mapping = Mapping::new(&file, 0, PAGE_SIZE, Access::ReadWrite, Sharing::Shared).unwrap();
         let mut expected = pattern(PAGE_SIZE);
@@ -257,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checked_read_ends_where_a_touch_would_be_sigbus() {
+    fn checked_read_ends_where_a_touch_raises_sigbus() {
         // The file has two pages, the mapping three.
         let mapping = Mapping::new(file(2 * PAGE_SIZE), 0, 3 * PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
         let expected = pattern(2 * PAGE_SIZE);
@@ -284,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_maps_that_part_of_the_file() {
+    fn mapping_at_an_offset_reads_from_that_offset() {
         let mapping = Mapping::new(
             file(3 * PAGE_SIZE),
             PAGE_SIZE as u64,
@@ -299,35 +264,29 @@ mod tests {
     }
 
     #[test]
-    fn copies_beyond_the_end_are_refused() {
+    fn copy_beyond_the_end_is_refused() {
         let mapping = Mapping::new(file(PAGE_SIZE), 0, PAGE_SIZE, Access::ReadWrite, Sharing::Shared).unwrap();
         for (offset, len) in [(PAGE_SIZE, 1), (PAGE_SIZE - 1, 2), (0, PAGE_SIZE + 1), (usize::MAX, 2)] {
             let mut bytes = vec![0; len];
-            assert!(matches!(
-                mapping.read_at(offset, &mut bytes),
-                Err(MappingError::OutOfBounds { .. })
-            ));
-            assert!(matches!(
-                mapping.write_at(offset, &bytes),
-                Err(MappingError::OutOfBounds { .. })
-            ));
+            assert!(matches!(mapping.read_at(offset, &mut bytes), Err(Error::OutOfBounds { .. })));
+            assert!(matches!(mapping.write_at(offset, &bytes), Err(Error::OutOfBounds { .. })));
         }
         mapping.read_at(PAGE_SIZE, &mut []).unwrap();
     }
 
     #[test]
-    fn read_only_mappings_refuse_writes() {
+    fn read_only_mapping_refuses_writes() {
         let mapping = Mapping::new(file(PAGE_SIZE), 0, PAGE_SIZE, Access::ReadOnly, Sharing::Shared).unwrap();
-        assert!(matches!(mapping.write_at(0, &[1]), Err(MappingError::ReadOnly)));
+        assert!(matches!(mapping.write_at(0, &[1]), Err(Error::ReadOnly)));
     }
 
     #[test]
-    fn what_cannot_be_mapped_is_an_error() {
+    fn unaligned_or_empty_mapping_is_refused() {
         let file = file(PAGE_SIZE);
         for (offset, len) in [(0, 0), (1, PAGE_SIZE), (0, usize::MAX)] {
             assert!(matches!(
                 Mapping::new(&file, offset, len, Access::ReadOnly, Sharing::Shared),
-                Err(MappingError::Map { .. })
+                Err(Error::Map { .. })
             ));
         }
     }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages, runs of pages and sets of pages: pure data, without a call on anything.
+//! Pages, ranges of pages and sets of pages: pure data, without system calls.
 //!
-//! A [`PageIndex`] is a page's place in a memory, a [`PageRange`] a run of one page or more, and a [`PageSet`] any pages of a run. None of
-//! them can name a byte whose offset does not fit in 64 bits.
+//! A [`PageIndex`] is the number of a page in a memory, a [`PageRange`] one page or more in a row, and a [`PageSet`] any pages of a range.
+//! The offset in bytes of each page, and of its end, fits in 64 bits.
 //!
 //! ```
-//! use vmem_pages::{PageSet, range};
+//! use vmem_pages::{PageRange, PageSet};
 //!
-//! let memory = range(0, 1000).expect("pages");
-//! let mut absent = PageSet::all_of(memory);
-//! absent.remove(range(10, 2).expect("pages"));
-//! let question = absent.take(8, 5, 2); // from page 8 on, five pages, two runs
-//! assert_eq!(question, [range(8, 2).expect("pages"), range(12, 3).expect("pages")]);
+//! let range = |first, count| PageRange::from_pgoff(first, count).expect("pages");
+//! let mut absent = PageSet::all_of(range(0, 1000));
+//! absent.remove(range(10, 2));
+//! let wanted = absent.take(8, 5, 2); // from page 8 on, at most five pages in at most two runs
+//! assert_eq!(wanted, [range(8, 2), range(12, 3)]);
 //! assert_eq!(absent.runs().count(), 2);
 //! ```
 #![forbid(unsafe_code)]
@@ -21,5 +21,5 @@ mod range;
 mod set;
 
 pub use page::{PAGE_SIZE, PageIndex};
-pub use range::{PageRange, end, join, push, range, split};
+pub use range::PageRange;
 pub use set::PageSet;

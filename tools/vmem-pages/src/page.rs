@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A page, and how it relates to bytes.
+//! One page: its number and its offset in bytes.
 
 use std::fmt;
 
@@ -15,18 +15,18 @@ pub(crate) const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 pub struct PageIndex(u64);
 
 impl PageIndex {
-    /// One more than the greatest page offset there can be.
+    /// One more than the largest page offset.
     pub(crate) const END: u64 = u64::MAX / PAGE_BYTES;
 
-    /// The first page there is.
+    /// Page 0.
     pub(crate) const FIRST: Self = Self(0);
 
-    /// The page at `pgoff`. `None` if its offset in bytes would not fit in 64 bits.
+    /// The page at the page offset `pgoff`. `None` if the offset in bytes of its end would not fit in 64 bits.
     pub const fn new(pgoff: u64) -> Option<Self> {
         if pgoff < Self::END { Some(Self(pgoff)) } else { None }
     }
 
-    /// The page that holds the byte `offset`.
+    /// The page that holds the byte at `offset`. `None` if there is no such page.
     pub const fn holding(offset: u64) -> Option<Self> {
         Self::new(offset / PAGE_BYTES)
     }
@@ -36,7 +36,7 @@ impl PageIndex {
         self.0
     }
 
-    /// Where the page begins, in bytes.
+    /// The offset of the first byte of the page.
     pub const fn offset(self) -> u64 {
         self.0 * PAGE_BYTES
     }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_an_offset_that_fits() {
+    fn page_whose_end_is_beyond_64_bits_is_none() {
         assert_eq!(page(3).offset(), 3 * PAGE_BYTES);
         let last = page(PageIndex::END - 1);
         assert!(last.offset().checked_add(PAGE_BYTES).is_some());
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_is_held_by_its_page() {
+    fn byte_offset_is_rounded_down_to_its_page() {
         assert_eq!(PageIndex::holding(0), Some(page(0)));
         assert_eq!(PageIndex::holding(PAGE_BYTES - 1), Some(page(0)));
         assert_eq!(PageIndex::holding(PAGE_BYTES), Some(page(1)));

@@ -15,7 +15,7 @@ pub struct PageRange {
 }
 
 impl PageRange {
-    /// `count` pages from `first` on. `None` if that is no page, or more than there can be.
+    /// `count` pages from `first` on. `None` if `count` is zero, or if a page would be beyond the last one there can be.
     pub const fn new(first: PageIndex, count: u64) -> Option<Self> {
         if count == 0 || count > PageIndex::END - first.get() {
             return None;
@@ -23,7 +23,21 @@ impl PageRange {
         Some(Self { first, count })
     }
 
-    /// The pages of `len` bytes from byte 0 on; the last one may be a part. `None` for no bytes, or more than pages can name.
+    /// `count` pages from the page offset `first` on. `None` if `count` is zero, or if a page would be beyond the last one there can be.
+    pub const fn from_pgoff(first: u64, count: u64) -> Option<Self> {
+        match PageIndex::new(first) {
+            Some(first) => Self::new(first, count),
+            None => None,
+        }
+    }
+
+    /// All pages of a memory of `count` pages. `None` if `count` is zero, or more than there can be.
+    pub const fn of_pages(count: u64) -> Option<Self> {
+        Self::new(PageIndex::FIRST, count)
+    }
+
+    /// All pages of a memory of `len` bytes; the last page may be a part. `None` if `len` is zero, or if the last page would be beyond the
+    /// last one there can be.
     pub const fn of_len(len: u64) -> Option<Self> {
         Self::new(PageIndex::FIRST, len.div_ceil(PAGE_BYTES))
     }
@@ -33,24 +47,58 @@ impl PageRange {
         self.first
     }
 
-    /// How many pages there are; never zero.
+    /// Number of pages, at least one.
     pub const fn count(self) -> u64 {
         self.count
     }
 
-    /// The offsets of its bytes.
-    pub const fn bytes(self) -> Range<u64> {
-        self.first.offset()..(self.first.get() + self.count) * PAGE_BYTES
+    /// The page offset after the last page.
+    pub const fn end(self) -> u64 {
+        self.first.get() + self.count
     }
 
-    /// Whether `page` is one of them.
+    /// The offsets of the range's bytes.
+    pub const fn bytes(self) -> Range<u64> {
+        self.first.offset()..self.end() * PAGE_BYTES
+    }
+
+    /// Whether `page` is in the range.
     pub const fn contains(self, page: PageIndex) -> bool {
         page.get() >= self.first.get() && page.get() - self.first.get() < self.count
     }
 
     /// The pages, in order.
     pub fn iter(self) -> impl ExactSizeIterator<Item = PageIndex> + DoubleEndedIterator {
-        PageIter(self.first.get()..self.first.get() + self.count)
+        PageIter(self.first.get()..self.end())
+    }
+
+    /// The first `count` pages, and the pages after them; `None` for a half without pages.
+    #[must_use]
+    pub fn split_at(self, count: u64) -> (Option<Self>, Option<Self>) {
+        let front = count.min(self.count);
+        let first = self.first.get();
+        (
+            Self::from_pgoff(first, front),
+            Self::from_pgoff(first + front, self.count - front),
+        )
+    }
+
+    /// Both ranges as one. `None` unless `next` begins where this range ends.
+    #[must_use]
+    pub fn join(self, next: Self) -> Option<Self> {
+        if self.end() == next.first.get() {
+            Self::new(self.first, self.count + next.count)
+        } else {
+            None
+        }
+    }
+
+    /// Appends the range to `ranges`, joined with the last of them if it begins where that ends.
+    pub fn append_to(self, ranges: &mut Vec<Self>) {
+        match ranges.last_mut().and_then(|last| last.join(self).map(|both| (last, both))) {
+            Some((last, both)) => *last = both,
+            None => ranges.push(self),
+        }
     }
 }
 
@@ -92,44 +140,6 @@ impl DoubleEndedIterator for PageIter {
 
 impl ExactSizeIterator for PageIter {}
 
-/// `count` pages from the page offset `first` on; `None` if that is no page, or more than there can be.
-#[must_use]
-pub fn range(first: u64, count: u64) -> Option<PageRange> {
-    PageRange::new(PageIndex::new(first)?, count)
-}
-
-/// The page offset after the last page.
-#[must_use]
-pub fn end(range: PageRange) -> u64 {
-    range.first().get() + range.count()
-}
-
-/// The first `count` pages, if that is any, and the rest, if there is any.
-#[must_use]
-pub fn split(of: PageRange, count: u64) -> (Option<PageRange>, Option<PageRange>) {
-    let front = count.min(of.count());
-    let first = of.first().get();
-    (range(first, front), range(first + front, of.count() - front))
-}
-
-/// The two as one run, if `next` begins where `before` ends.
-#[must_use]
-pub fn join(before: PageRange, next: PageRange) -> Option<PageRange> {
-    if end(before) == next.first().get() {
-        PageRange::new(before.first(), before.count() + next.count())
-    } else {
-        None
-    }
-}
-
-/// Adds a run behind the others; it becomes one with the last of them if it begins where that ends.
-pub fn push(runs: &mut Vec<PageRange>, run: PageRange) {
-    match runs.last_mut().and_then(|last| join(*last, run).map(|both| (last, both))) {
-        Some((last, both)) => *last = both,
-        None => runs.push(run),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -140,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_not_empty_and_do_not_wrap() {
+    fn range_of_no_pages_or_beyond_the_last_page_is_none() {
         assert_eq!(PageRange::new(page(5), 0), None);
         assert_eq!(PageRange::new(page(5), u64::MAX), None);
         assert!(PageRange::new(page(5), PageIndex::END - 5).is_some());
@@ -148,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_in_bytes_is_rounded_up_to_pages() {
+    fn length_in_bytes_is_rounded_up_to_whole_pages() {
         assert_eq!(PageRange::of_len(0), None);
         assert_eq!(PageRange::of_len(1), PageRange::new(page(0), 1));
         assert_eq!(PageRange::of_len(PAGE_BYTES), PageRange::new(page(0), 1));
@@ -157,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_has_its_pages_and_bytes() {
+    fn range_iterates_its_pages_and_gives_their_bytes() {
         let range = PageRange::new(page(2), 3).unwrap();
         assert_eq!(range.bytes(), 2 * PAGE_BYTES..5 * PAGE_BYTES);
         assert_eq!(range.iter().map(PageIndex::get).collect::<Vec<_>>(), [2, 3, 4]);
@@ -168,29 +178,32 @@ mod tests {
     }
 
     #[test]
-    fn split_keeps_every_page() {
-        let whole = range(10, 5).expect("a range");
-        assert_eq!(split(whole, 0), (None, Some(whole)));
-        assert_eq!(split(whole, 2), (range(10, 2), range(12, 3)));
-        assert_eq!(split(whole, 5), (Some(whole), None));
-        assert_eq!(split(whole, 9), (Some(whole), None));
+    fn split_at_any_count_keeps_every_page() {
+        let whole = PageRange::from_pgoff(10, 5).expect("a range");
+        assert_eq!(whole.split_at(0), (None, Some(whole)));
+        assert_eq!(
+            whole.split_at(2),
+            (PageRange::from_pgoff(10, 2), PageRange::from_pgoff(12, 3))
+        );
+        assert_eq!(whole.split_at(5), (Some(whole), None));
+        assert_eq!(whole.split_at(9), (Some(whole), None));
     }
 
     #[test]
-    fn a_run_behind_its_neighbour_becomes_one_with_it() {
-        let run = |first, count| range(first, count).unwrap();
+    fn append_joins_a_range_that_begins_where_the_last_ends() {
+        let run = |first, count| PageRange::from_pgoff(first, count).unwrap();
         let mut runs = Vec::new();
         [run(0, 2), run(2, 3), run(6, 1), run(7, 1)]
             .into_iter()
-            .for_each(|run| push(&mut runs, run));
+            .for_each(|run| run.append_to(&mut runs));
         assert_eq!(runs, [run(0, 5), run(6, 2)]);
     }
 
     #[test]
-    fn only_neighbours_join() {
-        let run = |first, count| range(first, count).expect("a range");
-        assert_eq!(join(run(0, 2), run(2, 3)), range(0, 5));
-        assert_eq!(join(run(0, 2), run(3, 3)), None);
-        assert_eq!(join(run(2, 3), run(0, 2)), None);
+    fn join_takes_only_the_range_that_follows() {
+        let run = |first, count| PageRange::from_pgoff(first, count).expect("a range");
+        assert_eq!(run(0, 2).join(run(2, 3)), PageRange::from_pgoff(0, 5));
+        assert_eq!(run(0, 2).join(run(3, 3)), None);
+        assert_eq!(run(2, 3).join(run(0, 2)), None);
     }
 }

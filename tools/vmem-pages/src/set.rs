@@ -4,29 +4,29 @@
 use std::ops::Range;
 
 use crate::page::PageIndex;
-use crate::range::{PageRange, end, range};
+use crate::range::PageRange;
 
 const BITS: u64 = u64::BITS as u64;
 
-/// Any pages of one run of pages, a bit for each: 32 KiB for 1 GiB of memory.
+/// Any pages of one range, with a bit for each page of the range: 32 KiB for 1 GiB of memory.
 ///
-/// Pages that the run does not have are never in the set: they are left out where they are put in.
+/// Pages outside of the range are never in the set: [`insert`](Self::insert) ignores them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageSet {
     pages: PageRange,
-    /// The bit of the first page is the lowest.
+    /// The lowest bit of the first word is the first page's.
     words: Vec<u64>,
 }
 
 impl PageSet {
-    /// None of `pages`.
+    /// The empty set of `pages`.
     #[must_use]
     pub fn none_of(pages: PageRange) -> Self {
         let words = vec![0; pages.count().div_ceil(BITS) as usize];
         Self { pages, words }
     }
 
-    /// All of `pages`.
+    /// The set of all of `pages`.
     #[must_use]
     pub fn all_of(pages: PageRange) -> Self {
         let mut set = Self::none_of(pages);
@@ -34,8 +34,8 @@ impl PageSet {
         set
     }
 
-    /// Those of `pages` whose bits are set in these bytes, the lowest of the first one for the first page. `None` if the number of bytes is
-    /// wrong for `pages`, or a bit after the last page is set.
+    /// The set of those of `pages` whose bits are set in `bytes`. The lowest bit of the first byte is the first page's. `None` if `bytes` is
+    /// not as long as `pages` need, or if a bit after the last page is set.
     #[must_use]
     pub fn from_bytes(pages: PageRange, bytes: &[u8]) -> Option<Self> {
         if bytes.len() as u64 != pages.count().div_ceil(8) {
@@ -48,7 +48,7 @@ impl PageSet {
         is_clean.then_some(Self { pages, words })
     }
 
-    /// The bytes that [`PageSet::from_bytes`] reads.
+    /// The set as bytes, which [`PageSet::from_bytes`] reads.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -56,19 +56,19 @@ impl PageSet {
         bytes
     }
 
-    /// The pages that can be in the set.
+    /// The range whose pages can be in the set.
     #[must_use]
     pub fn pages(&self) -> PageRange {
         self.pages
     }
 
-    /// The bits, that of the first page the lowest.
+    /// The bits; the lowest bit of the first word is the first page's.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// The bits, for a call to write, which leaves those after the last page zero. If it does not, no run and no page of the set tells of them.
+    /// The bits, for a system call to write. It should leave the bits after the last page zero; all methods ignore those that it sets.
     #[must_use]
     pub fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
@@ -87,17 +87,17 @@ impl PageSet {
         self.find(0..self.pages.count(), true).is_none()
     }
 
-    /// Puts these pages in.
+    /// Adds these pages.
     pub fn insert(&mut self, pages: PageRange) {
         self.change(pages, |word, mask| *word |= mask);
     }
 
-    /// Takes these pages out.
+    /// Removes these pages.
     pub fn remove(&mut self, pages: PageRange) {
         self.change(pages, |word, mask| *word &= !mask);
     }
 
-    /// Takes all pages of another set out.
+    /// Removes all pages of `other`.
     pub fn subtract(&mut self, other: &Self) {
         if self.pages == other.pages {
             self.words
@@ -109,7 +109,7 @@ impl PageSet {
         }
     }
 
-    /// Takes up to `max_pages` pages out, in up to `max_runs` runs: those from the page offset `cursor` on, and none before it.
+    /// Removes up to `max_pages` pages in up to `max_runs` runs, from the page offset `cursor` on, and returns them in order.
     pub fn take(&mut self, cursor: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
         let mut taken = Vec::new();
         let (mut room, mut next, last) = (max_pages, cursor.saturating_sub(self.start()), self.pages.count());
@@ -117,7 +117,7 @@ impl PageSet {
             let Some(first) = self.find(next..last, true) else { break };
             next = first.saturating_add(room).min(last);
             next = self.find(first..next, false).unwrap_or(next);
-            let Some(run) = range(self.start() + first, next - first) else {
+            let Some(run) = PageRange::from_pgoff(self.start() + first, next - first) else {
                 break;
             };
             self.remove(run);
@@ -137,28 +137,28 @@ impl PageSet {
         self.all_runs(self.pages, false)
     }
 
-    /// Those of `within` that are in the set, in order, in the longest runs.
+    /// The pages of `within` that are in the set, in order, in the longest runs.
     pub fn runs_of(&self, within: PageRange) -> impl Iterator<Item = PageRange> {
         self.all_runs(within, true)
     }
 
-    /// Those of `within` that can be in the set and are not, in order, in the longest runs.
+    /// The pages of `within` that can be in the set and are not, in order, in the longest runs.
     pub fn gaps_of(&self, within: PageRange) -> impl Iterator<Item = PageRange> {
         self.all_runs(within, false)
     }
 
-    /// Looks at no more than `within`: a set can be as large as the memory, and a question about few pages is asked often.
+    /// Reads the bits of `within` only: a set can be as large as the memory, and callers often ask about few pages.
     fn all_runs(&self, within: PageRange, inside: bool) -> impl Iterator<Item = PageRange> {
         let mut next = within.first().get().saturating_sub(self.start());
-        let last = end(within).saturating_sub(self.start()).min(self.pages.count());
+        let last = within.end().saturating_sub(self.start()).min(self.pages.count());
         std::iter::from_fn(move || {
             let first = self.find(next..last, inside)?;
             next = self.find(first..last, !inside).unwrap_or(last);
-            range(self.start() + first, next - first)
+            PageRange::from_pgoff(self.start() + first, next - first)
         })
     }
 
-    /// The first of these pages that is in the set, or not. They are counted from the set's first page, and it has them.
+    /// The first page of `within` that is in the set, if `inside`, or is not in the set. Pages are counted from the first page of the range.
     fn find(&self, within: Range<u64>, inside: bool) -> Option<u64> {
         let mut at = within.start;
         while at < within.end {
@@ -176,7 +176,7 @@ impl PageSet {
     /// Calls `change` with each word that has a bit of `pages`, and a mask of these bits.
     fn change(&mut self, pages: PageRange, change: impl Fn(&mut u64, u64)) {
         let mut at = pages.first().get().saturating_sub(self.start());
-        let last = end(pages).saturating_sub(self.start()).min(self.pages.count());
+        let last = pages.end().saturating_sub(self.start()).min(self.pages.count());
         while at < last {
             let bits = (BITS - at % BITS).min(last - at);
             let mask = (u64::MAX >> (BITS - bits)) << (at % BITS);
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     fn run(first: u64, count: u64) -> PageRange {
-        range(first, count).unwrap()
+        PageRange::from_pgoff(first, count).unwrap()
     }
 
     fn page(pgoff: u64) -> PageIndex {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_come_in_the_longest_runs() {
+    fn runs_and_gaps_are_the_longest_possible() {
         let some = set(run(0, 200), &[0, 63, 64, 65, 199]);
         assert_eq!(pairs(some.runs()), [(0, 1), (63, 3), (199, 1)]);
         assert_eq!(pairs(some.gaps()), [(1, 62), (66, 133)]);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_begins_elsewhere_names_its_own_pages() {
+    fn set_that_does_not_begin_at_page_0_gives_its_own_page_offsets() {
         let set = set(run(640, 65), &[640, 641, 704]);
         assert_eq!(pairs(set.runs()), [(640, 2), (704, 1)]);
         assert!(set.contains(page(704)) && !set.contains(page(642)));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_the_run_does_not_have_are_never_in_the_set() {
+    fn pages_outside_of_the_range_are_never_in_the_set() {
         let mut set = PageSet::none_of(run(10, 60));
         set.insert(run(0, 1000));
         assert_eq!(pairs(set.runs()), [(10, 60)]);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_cut_what_is_taken_and_lose_nothing() {
+    fn take_keeps_in_the_set_what_its_limits_cut_off() {
         let mut set = PageSet::none_of(run(0, 300));
         for (first, count) in [(10, 100), (120, 5), (130, 5)] {
             set.insert(run(first, count));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_another_number_of_pages_are_no_set() {
+    fn from_bytes_refuses_a_wrong_length_and_bits_after_the_last_page() {
         assert!(PageSet::from_bytes(run(0, 9), &[1, 1]).is_some());
         assert!(PageSet::from_bytes(run(0, 9), &[1]).is_none());
         assert!(PageSet::from_bytes(run(0, 9), &[1, 2]).is_none(), "a page that there is not");
@@ -272,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_what_a_naive_one_would_be(
+        fn set_agrees_with_a_naive_model(
             (start, len) in (0_u64..100, 1_u64..200),
             changes in prop::collection::vec((0_u64..300, 1_u64..90, 0_u8..3), 1..20)
         ) {

@@ -14,20 +14,20 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::{LineError, Lines, QmpError};
+use crate::{Error, Lines};
 
-/// The longest line that is taken: the largest replies have some hundred KiB.
-const LONGEST_LINE: usize = 16 << 20;
+/// The longest line accepted, in bytes. The largest replies have some hundred KiB.
+const MAX_LINE: usize = 16 << 20;
 
-/// Events that nobody has asked for yet. Those after them push out the oldest.
-const MOST_EVENTS: usize = 1024;
+/// The most events that wait for [`Qmp::next_event`]. A further one replaces the oldest.
+const MAX_EVENTS: usize = 1024;
 
-/// Something that QEMU says by itself.
+/// An event that QEMU emitted.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Event {
-    /// What has happened.
+    /// The name of the event, such as `STOP`.
     pub name: String,
-    /// Details, or null.
+    /// The data of the event, or null.
     pub data: Value,
 }
 
@@ -36,29 +36,29 @@ pub struct Event {
 pub struct Qmp {
     socket: UnixStream,
     limit: Duration,
-    /// Of the latest command.
-    number: u64,
+    /// The `id` of the latest command.
+    last_id: u64,
     lines: Lines,
     events: VecDeque<Event>,
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, and waits until QEMU takes commands. No command may take longer than `limit`.
+    /// Connects to the socket at `path`, and waits until QEMU accepts commands. `limit` is the time limit of each command.
     ///
     /// # Errors
     ///
-    /// There is no QEMU, it is busy with another client for all that time, or it is no QEMU.
-    pub fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
-        let failed = |source| QmpError::Connect {
+    /// [`Error::Connect`] (no QEMU listens), [`Error::TimedOut`] (QEMU serves another client), [`Error::NotQmp`], and the others.
+    pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
+        let failed = |source| Error::Connect {
             path: path.to_owned(),
             source,
         };
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(QmpError::Io)?;
-        // A QEMU that has a client, and others who wait, lets nobody connect. This limit is one for connecting, too.
-        socket.set_write_timeout(Some(limit)).map_err(QmpError::Io)?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::Io)?;
+        // The backlog of a QEMU with a client can be full. The send timeout of a socket limits connect(2), too.
+        socket.set_write_timeout(Some(limit)).map_err(Error::Io)?;
         match SockAddr::unix(path).and_then(|address| socket.connect(&address)) {
             Ok(()) => Self::new(UnixStream::from(OwnedFd::from(socket)), limit),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(QmpError::TimedOut {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::TimedOut {
                 what: "the connection".to_owned(),
                 limit,
             }),
@@ -66,68 +66,68 @@ impl Qmp {
         }
     }
 
-    /// As [`connect`](Self::connect), to a QEMU that is just being started: tries until `patience` is over.
+    /// As [`connect`](Self::connect), to a QEMU that is being started: retries for up to `timeout` while nothing listens.
     ///
     /// # Errors
     ///
     /// As for [`connect`](Self::connect).
-    pub fn connect_soon(path: &Path, limit: Duration, patience: Duration) -> Result<Self, QmpError> {
-        const PAUSE: Duration = Duration::from_millis(20);
-        let until = Instant::now() + patience;
+    pub fn connect_retry(path: &Path, limit: Duration, timeout: Duration) -> Result<Self, Error> {
+        const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+        let until = Instant::now() + timeout;
         loop {
             match Self::connect(path, limit) {
-                Err(QmpError::Connect { .. }) if Instant::now() < until => thread::sleep(PAUSE),
+                Err(Error::Connect { .. }) if Instant::now() < until => thread::sleep(RETRY_INTERVAL),
                 other => return other,
             }
         }
     }
 
-    pub(crate) fn new(socket: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+    pub(crate) fn new(socket: UnixStream, limit: Duration) -> Result<Self, Error> {
         let mut qmp = Self {
             socket,
             limit,
-            number: 0,
-            lines: Lines::new(LONGEST_LINE),
+            last_id: 0,
+            lines: Lines::new(MAX_LINE),
             events: VecDeque::new(),
         };
-        qmp.socket.set_write_timeout(Some(limit)).map_err(QmpError::Io)?;
-        // A QEMU that has another client greets only when that one has left.
+        qmp.socket.set_write_timeout(Some(limit)).map_err(Error::Io)?;
+        // A QEMU that has another client sends its greeting when that client has left.
         let greeting = qmp.line("the connection", Instant::now() + limit)?;
         if greeting.get("QMP").is_none() {
-            return Err(QmpError::NotQmp(greeting.to_string()));
+            return Err(Error::NotQmp(greeting.to_string()));
         }
-        qmp.run("qmp_capabilities", json!({}))?;
+        qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
-    /// The number of QEMU's process: of the one that listens at the socket.
+    /// The process ID of the QEMU that listens at the socket (`SO_PEERCRED`).
     ///
     /// # Errors
     ///
-    /// The kernel does not say.
-    pub fn process(&self) -> Result<i32, QmpError> {
+    /// [`Error::Io`] with the error of `getsockopt(2)`.
+    pub fn peer_pid(&self) -> Result<i32, Error> {
         let peer = rustix::net::sockopt::socket_peercred(&self.socket);
-        let peer = peer.map_err(|error| QmpError::Io(error.into()))?;
+        let peer = peer.map_err(|error| Error::Io(error.into()))?;
         Ok(peer.pid.as_raw_nonzero().get())
     }
 
-    /// Carries out a command, and returns what it gives.
+    /// Executes a command, and returns its result.
     ///
     /// # Errors
     ///
-    /// QEMU refuses it, or is gone.
-    pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    /// [`Error::Refused`], [`Error::TimedOut`], or the connection is lost.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let line = self.command(command, &arguments);
-        self.socket.write_all(line.as_bytes()).map_err(of_io)?;
+        self.socket.write_all(line.as_bytes()).map_err(io_error)?;
         self.reply(command)
     }
 
-    /// Gives QEMU an open file, which it knows as `fd:NAME` from then on; one that it knew so before it closes.
+    /// Sends QEMU an open file (`getfd`), which commands can name as `fd:NAME` from then on. QEMU closes an earlier file of that name.
     ///
     /// # Errors
     ///
-    /// QEMU refuses it, or is gone.
-    pub fn give(&mut self, name: &str, file: impl AsFd) -> Result<(), QmpError> {
+    /// As for [`execute`](Self::execute).
+    pub fn send_fd(&mut self, name: &str, file: impl AsFd) -> Result<(), Error> {
         const COMMAND: &str = "getfd";
         let line = self.command(COMMAND, &json!({"fdname": name}));
         let files = [file.as_fd()];
@@ -135,27 +135,27 @@ impl Qmp {
         let mut with = SendAncillaryBuffer::new(&mut space);
         with.push(SendAncillaryMessage::ScmRights(&files));
         let piece = [IoSlice::new(line.as_bytes())];
-        let sent = sendmsg(&self.socket, &piece, &mut with, SendFlags::NOSIGNAL).map_err(|error| of_io(error.into()))?;
-        // The file goes with the first byte.
+        let sent = sendmsg(&self.socket, &piece, &mut with, SendFlags::NOSIGNAL).map_err(|error| io_error(error.into()))?;
+        // The file travels with the first byte.
         let rest = line.as_bytes().get(sent..).unwrap_or_default();
-        self.socket.write_all(rest).map_err(of_io)?;
+        self.socket.write_all(rest).map_err(io_error)?;
         self.reply(COMMAND).map(drop)
     }
 
-    /// The line that says the next command.
+    /// Encodes the next command as a line.
     fn command(&mut self, command: &str, arguments: &Value) -> String {
-        self.number += 1;
-        let line = json!({"execute": command, "arguments": arguments, "id": self.number});
+        self.last_id += 1;
+        let line = json!({"execute": command, "arguments": arguments, "id": self.last_id});
         format!("{line}\n")
     }
 
-    /// What the latest command gives.
-    fn reply(&mut self, command: &str) -> Result<Value, QmpError> {
+    /// Waits for the result of the latest command.
+    fn reply(&mut self, command: &str) -> Result<Value, Error> {
         let deadline = Instant::now() + self.limit;
         loop {
             let mut line = self.line(command, deadline)?;
-            if line.get("id").is_some_and(|id| *id != json!(self.number)) {
-                // The reply to a command that took too long.
+            if line.get("id").is_some_and(|id| *id != json!(self.last_id)) {
+                // A late reply to a command that timed out.
                 continue;
             }
             if let Some(reply) = line.get_mut("return") {
@@ -163,67 +163,59 @@ impl Qmp {
             }
             if let Some(error) = line.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(QmpError::Refused {
+                return Err(Error::Refused {
                     command: command.to_owned(),
                     reason: reason.to_owned(),
                 });
             }
-            self.note(line)?;
+            self.queue_event(line)?;
         }
     }
 
-    /// The oldest event that has not been looked at yet; waits for one until `deadline`. `None` if there is none.
+    /// Takes the oldest event that is queued, or waits for one until `deadline`; `None` if none has arrived by then.
     ///
     /// # Errors
     ///
-    /// QEMU is gone.
-    pub fn event(&mut self, deadline: Instant) -> Result<Option<Event>, QmpError> {
+    /// The connection is lost.
+    pub fn next_event(&mut self, deadline: Instant) -> Result<Option<Event>, Error> {
         while self.events.is_empty() {
             match self.line("an event", deadline) {
-                // The reply to a command that took too long.
+                // A late reply to a command that timed out.
                 Ok(line) if line.get("return").is_some() || line.get("error").is_some() => {}
-                Ok(line) => self.note(line)?,
-                Err(QmpError::TimedOut { .. }) => break,
+                Ok(line) => self.queue_event(line)?,
+                Err(Error::TimedOut { .. }) => break,
                 Err(error) => return Err(error),
             }
         }
         Ok(self.events.pop_front())
     }
 
-    fn note(&mut self, mut line: Value) -> Result<(), QmpError> {
+    fn queue_event(&mut self, mut line: Value) -> Result<(), Error> {
         let Some(name) = line.get("event").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(QmpError::NotQmp(line.to_string()));
+            return Err(Error::NotQmp(line.to_string()));
         };
         let data = line.get_mut("data").map_or(Value::Null, Value::take);
-        if self.events.len() == MOST_EVENTS {
+        if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
         }
         self.events.push_back(Event { name, data });
         Ok(())
     }
 
-    /// The next line. One that is not here by `deadline` stays for later.
-    fn line(&mut self, what: &str, deadline: Instant) -> Result<Value, QmpError> {
+    /// Reads the next message. One that is incomplete at the deadline is kept for the next call.
+    fn line(&mut self, what: &str, deadline: Instant) -> Result<Value, Error> {
         let began = Instant::now();
-        let line = match self.lines.next(&self.socket, deadline) {
-            Ok(Some(line)) => line,
-            Ok(None) => {
-                return Err(QmpError::TimedOut {
-                    what: what.to_owned(),
-                    limit: began.elapsed(),
-                });
-            }
-            Err(LineError::Closed) => return Err(QmpError::Closed),
-            Err(LineError::Io(error)) => return Err(QmpError::Io(error)),
-            Err(error @ LineError::TooLong(_)) => return Err(QmpError::NotQmp(error.to_string())),
-        };
-        serde_json::from_slice(&line).map_err(|_| QmpError::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()))
+        let line = self.lines.next(&self.socket, deadline)?.ok_or_else(|| Error::TimedOut {
+            what: what.to_owned(),
+            limit: began.elapsed(),
+        })?;
+        serde_json::from_slice(&line).map_err(|_| Error::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()))
     }
 }
 
-fn of_io(error: io::Error) -> QmpError {
+fn io_error(error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => QmpError::Closed,
-        _ => QmpError::Io(error),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Error::Closed,
+        _ => Error::Io(error),
     }
 }

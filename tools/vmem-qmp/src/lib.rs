@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A client of QEMU's machine protocol (QMP), as far as a migration needs it.
 //!
-//! [`Qmp`] is a connection: commands, and events, with a time limit for everything. Values stay JSON: types made from one QEMU's schema
-//! would refuse what the next QEMU adds to it. The protocol: `docs/interop/qmp-spec.rst` of QEMU.
+//! [`Qmp`] is a connection: commands and events, each with a time limit. Values stay JSON, because types generated from the schema of one
+//! QEMU would refuse what the next QEMU adds. QEMU's `docs/interop/qmp-spec.rst` describes the protocol.
 //!
-//! [`Lines`] is what is below it, for other protocols with a message on each line.
+//! [`Lines`] reads lines with a deadline, also for other protocols with one message per line.
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -14,5 +14,5 @@ mod lines;
 mod tests;
 
 pub use connection::{Event, Qmp};
-pub use error::QmpError;
-pub use lines::{LineError, Lines};
+pub use error::Error;
+pub use lines::Lines;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Lines of a connection, which are waited for up to a point in time.
+//! Lines of a connection, read with a deadline.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -7,32 +7,20 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// Why no more lines come.
-#[derive(Debug, thiserror::Error)]
-pub enum LineError {
-    /// The connection failed.
-    #[error("the connection failed")]
-    Io(#[source] io::Error),
-    /// The other side closed the connection.
-    #[error("the other side closed the connection")]
-    Closed,
-    /// This has come, is longer than any line may be, and has no end yet.
-    #[error("a line without end")]
-    TooLong(Vec<u8>),
-}
+use crate::error::Error;
 
-/// What has come on a connection, as lines. One that is not here in time stays for later.
+/// Splits what a connection receives into lines. A line that is incomplete at the deadline is kept for the next call.
 #[derive(Debug)]
 pub struct Lines {
     longest: usize,
-    /// Bytes that are no whole line yet.
+    /// Bytes received after the last whole line.
     received: Vec<u8>,
-    /// In so many of them there is no end of a line.
+    /// Number of those bytes that are known to have no end of line.
     searched: usize,
 }
 
 impl Lines {
-    /// Nothing yet. No line is longer than `longest` bytes.
+    /// An empty buffer. A line has at most `longest` bytes.
     pub const fn new(longest: usize) -> Self {
         Self {
             longest,
@@ -41,12 +29,12 @@ impl Lines {
         }
     }
 
-    /// The next line of `socket`, with its end; waits for it until `deadline`. `None` if there is none.
+    /// Waits for the next line of `socket` until `deadline`; `None` if no whole line has arrived by then. The line includes its newline.
     ///
     /// # Errors
     ///
-    /// There will be no line any more.
-    pub fn next(&mut self, socket: impl AsFd, deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
+    /// [`Error::Closed`], [`Error::Io`], [`Error::TooLong`]: no further line can be read.
+    pub fn next(&mut self, socket: impl AsFd, deadline: Instant) -> Result<Option<Vec<u8>>, Error> {
         let socket = SockRef::from(&socket);
         let mut has_read = false;
         loop {
@@ -59,19 +47,19 @@ impl Lines {
             self.searched = self.received.len();
             if self.received.len() > self.longest {
                 self.searched = 0;
-                return Err(LineError::TooLong(std::mem::take(&mut self.received)));
+                return Err(Error::TooLong(std::mem::take(&mut self.received)));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            // One that sends a byte now and then must not be waited for any longer.
+            // A peer that sends a byte now and then must not extend the deadline.
             if has_read && left.is_zero() {
                 return Ok(None);
             }
-            // A time-out of zero would be none.
+            // A timeout of zero would mean no timeout.
             let timeout = left.max(Duration::from_millis(1));
-            socket.set_read_timeout(Some(timeout)).map_err(LineError::Io)?;
+            socket.set_read_timeout(Some(timeout)).map_err(Error::Io)?;
             let mut piece = [0; 4096];
             match (&*socket).read(&mut piece) {
-                Ok(0) => return Err(LineError::Closed),
+                Ok(0) => return Err(Error::Closed),
                 Ok(count) => {
                     self.received.extend_from_slice(&piece[..count]);
                     has_read = true;
@@ -83,14 +71,14 @@ impl Lines {
                     }
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
-                    return Err(LineError::Closed);
+                    return Err(Error::Closed);
                 }
-                Err(error) => return Err(LineError::Io(error)),
+                Err(error) => return Err(Error::Io(error)),
             }
         }
     }
 
-    /// Bytes that have come and are not in a line that was given.
+    /// The bytes received after the last line that was returned.
     pub fn into_rest(self) -> Vec<u8> {
         self.received
     }
@@ -104,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_whole_and_the_rest_is_kept() {
+    fn incomplete_line_is_kept_for_the_next_call() {
         let (ours, mut theirs) = UnixStream::pair().expect("sockets");
         let mut lines = Lines::new(8);
         let mut next = || lines.next(&ours, Instant::now()).expect("a connection");
@@ -118,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_one_by_one_are_not_waited_for() {
+    fn bytes_sent_one_by_one_do_not_extend_the_deadline() {
         let (ours, mut theirs) = UnixStream::pair().expect("sockets");
         let writer = std::thread::spawn(move || while theirs.write_all(b"x").is_ok() {});
         let mut lines = Lines::new(usize::MAX);
@@ -131,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_and_the_end_are_told_apart() {
+    fn too_long_line_and_closed_connection_are_different_errors() {
         let (ours, mut theirs) = UnixStream::pair().expect("sockets");
         let mut lines = Lines::new(8);
         theirs.write_all(b"123456789").expect("room");
         let error = lines.next(&ours, Instant::now()).expect_err("no line");
-        assert!(matches!(error, LineError::TooLong(bytes) if bytes == b"123456789"));
+        assert!(matches!(error, Error::TooLong(bytes) if bytes == b"123456789"));
         drop(theirs);
-        assert!(matches!(lines.next(&ours, Instant::now()), Err(LineError::Closed)));
+        assert!(matches!(lines.next(&ours, Instant::now()), Err(Error::Closed)));
     }
 }

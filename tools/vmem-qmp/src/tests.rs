@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The client against a QEMU that says what it is told to.
+//! The client against a scripted QEMU.
 
 use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -16,7 +16,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(10);
 const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
 
-/// A QEMU that greets, and then answers each line with the next of `answers`; gives the commands that it got.
+/// A QEMU that sends its greeting and answers each line with the next of `answers`. The thread returns the commands that it received.
 fn qemu(answers: &'static [&'static str]) -> (UnixStream, JoinHandle<Vec<Value>>) {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     let thread = thread::spawn(move || {
@@ -35,50 +35,50 @@ fn qemu(answers: &'static [&'static str]) -> (UnixStream, JoinHandle<Vec<Value>>
 }
 
 #[test]
-fn commands_are_carried_out_one_after_the_other() {
+fn commands_are_sent_with_ids_and_their_results_returned() {
     let (socket, thread) = qemu(&[r#"{"return": {"status": "running"}}"#, r#"{"return": []}"#]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
-    let status = qmp.run("query-status", json!({})).expect("a status");
+    let status = qmp.execute("query-status", json!({})).expect("a status");
     assert_eq!(status, json!({"status": "running"}));
-    qmp.run("stop", json!({"a": 1})).expect("a reply");
+    qmp.execute("stop", json!({"a": 1})).expect("a reply");
     let commands = thread.join().expect("no panic");
     assert_eq!(commands[0]["execute"], "qmp_capabilities");
     assert_eq!(commands[2], json!({"execute": "stop", "arguments": {"a": 1}, "id": 3}));
 }
 
 #[test]
-fn events_wait_until_they_are_asked_for() {
+fn event_between_command_and_reply_is_queued() {
     let (socket, _thread) = qemu(&[
         "{\"event\": \"STOP\", \"timestamp\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\n{\"return\": {}}",
         "never asked for",
     ]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
-    qmp.run("migrate", json!({})).expect("a reply");
+    qmp.execute("migrate", json!({})).expect("a reply");
     let now = Instant::now();
-    let event = qmp.event(now).expect("a connection").expect("an event");
+    let event = qmp.next_event(now).expect("a connection").expect("an event");
     assert_eq!((event.name.as_str(), event.data), ("STOP", Value::Null));
-    let event = qmp.event(now).expect("a connection").expect("an event");
+    let event = qmp.next_event(now).expect("a connection").expect("an event");
     assert_eq!(event.data["status"], "active");
     assert!(
-        qmp.event(Instant::now() + Duration::from_millis(10))
+        qmp.next_event(Instant::now() + Duration::from_millis(10))
             .is_ok_and(|event| event.is_none())
     );
 }
 
 #[test]
-fn a_late_reply_is_not_taken_for_another() {
+fn late_reply_is_not_taken_for_that_of_the_next_command() {
     let (socket, _thread) = qemu(&["{\"return\": {\"late\": true}, \"id\": 1}\n{\"return\": {}, \"id\": 2}"]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
-    assert_eq!(qmp.run("query-status", json!({})).expect("a reply"), json!({}));
+    assert_eq!(qmp.execute("query-status", json!({})).expect("a reply"), json!({}));
 }
 
 #[test]
-fn late_reply_is_not_taken_for_the_end_while_events_are_waited_for() {
+fn late_reply_does_not_end_the_wait_for_an_event() {
     let (ours, mut theirs) = UnixStream::pair().expect("sockets");
     writeln!(theirs, "{GREETING}\n{{\"return\": {{}}, \"id\": 1}}").expect("room");
     let mut qmp = Qmp::new(ours, Duration::from_millis(100)).expect("a QEMU");
-    assert!(matches!(qmp.run("stop", json!({})), Err(QmpError::TimedOut { .. })));
-    assert!(matches!(qmp.run("cont", json!({})), Err(QmpError::TimedOut { .. })));
+    assert!(matches!(qmp.execute("stop", json!({})), Err(Error::TimedOut { .. })));
+    assert!(matches!(qmp.execute("cont", json!({})), Err(Error::TimedOut { .. })));
     for late in [
         r#"{"return": {}, "id": 2}"#,
         r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 3}"#,
@@ -86,24 +86,29 @@ fn late_reply_is_not_taken_for_the_end_while_events_are_waited_for() {
     ] {
         writeln!(theirs, "{late}").expect("room");
     }
-    let event = qmp.event(Instant::now() + LIMIT).expect("a connection").expect("an event");
+    let event = qmp
+        .next_event(Instant::now() + LIMIT)
+        .expect("a connection")
+        .expect("an event");
     assert_eq!(event.name, "STOP");
     let late = r#"{"return": {}, "id": 3}"#;
     writeln!(theirs, "{late}").expect("room");
-    let none = qmp.event(Instant::now() + Duration::from_millis(10)).expect("a connection");
+    let none = qmp
+        .next_event(Instant::now() + Duration::from_millis(10))
+        .expect("a connection");
     assert_eq!(none, None);
 }
 
 #[test]
-fn a_refusal_has_qemu_s_words() {
+fn refusal_has_the_description_of_qemu() {
     let (socket, _thread) = qemu(&[r#"{"error": {"class": "GenericError", "desc": "no such thing"}}"#]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
-    let error = qmp.run("qom-get", json!({})).expect_err("a refusal");
+    let error = qmp.execute("qom-get", json!({})).expect_err("a refusal");
     assert_eq!(error.to_string(), "QEMU refuses qom-get: no such thing");
 }
 
 #[test]
-fn a_file_is_given_with_its_name() {
+fn send_fd_passes_the_file_with_getfd() {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     let (given, mut other) = UnixStream::pair().expect("sockets");
     let thread = thread::spawn(move || {
@@ -131,7 +136,7 @@ fn a_file_is_given_with_its_name() {
         (files, String::from_utf8(text).expect("text"))
     });
     let mut qmp = Qmp::new(ours, LIMIT).expect("a QEMU");
-    qmp.give("state", &given).expect("a reply");
+    qmp.send_fd("state", &given).expect("a reply");
     drop(given);
     let (mut files, text) = thread.join().expect("no panic");
     assert!(text.contains(r#""arguments":{"fdname":"state"},"execute":"getfd""#), "{text}");
@@ -145,24 +150,24 @@ fn a_file_is_given_with_its_name() {
 }
 
 #[test]
-fn silence_and_the_end_are_told_apart() {
+fn silent_qemu_times_out_and_ended_qemu_is_closed() {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     assert!(matches!(
         Qmp::new(ours, Duration::from_millis(50)),
-        Err(QmpError::TimedOut { .. })
+        Err(Error::TimedOut { .. })
     ));
     drop(theirs);
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     drop(theirs);
-    assert!(matches!(Qmp::new(ours, LIMIT), Err(QmpError::Closed)));
+    assert!(matches!(Qmp::new(ours, LIMIT), Err(Error::Closed)));
     let (socket, thread) = qemu(&[]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
     thread.join().expect("no panic");
-    assert!(matches!(qmp.run("stop", json!({})), Err(QmpError::Closed)));
+    assert!(matches!(qmp.execute("stop", json!({})), Err(Error::Closed)));
 }
 
 #[test]
-fn a_socket_that_nobody_is_let_in_at_is_not_waited_for() {
+fn full_backlog_times_out_and_missing_socket_cannot_connect() {
     let path = std::env::temp_dir().join(format!("vmem-qmp-test.{}", std::process::id()));
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
     let address = SockAddr::unix(&path).expect("an address");
@@ -171,15 +176,15 @@ fn a_socket_that_nobody_is_let_in_at_is_not_waited_for() {
     let _first = UnixStream::connect(&path).expect("room for one");
     let second = Qmp::connect(&path, Duration::from_millis(50));
     std::fs::remove_file(&path).expect("a file");
-    assert!(matches!(second, Err(QmpError::TimedOut { .. })));
-    assert!(matches!(Qmp::connect(&path, LIMIT), Err(QmpError::Connect { .. })));
+    assert!(matches!(second, Err(Error::TimedOut { .. })));
+    assert!(matches!(Qmp::connect(&path, LIMIT), Err(Error::Connect { .. })));
 }
 
 #[test]
-fn other_programs_are_no_qemu() {
+fn peer_without_qmp_greeting_is_refused() {
     for line in ["hello", "{}", "[1]"] {
         let (ours, mut theirs) = UnixStream::pair().expect("sockets");
         writeln!(theirs, "{line}").expect("room");
-        assert!(matches!(Qmp::new(ours, LIMIT), Err(QmpError::NotQmp(_))), "{line}");
+        assert!(matches!(Qmp::new(ours, LIMIT), Err(Error::NotQmp(_))), "{line}");
     }
 }

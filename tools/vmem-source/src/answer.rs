@@ -1,27 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Page contents on their way from a source.
+//! Answers of a source: page contents.
 
 use vmem::{PAGE_SIZE, PageRange};
 
-use vmem_pages::join;
-
-/// What is known of the contents of a run of pages.
+/// The kind of contents of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// They are given.
+    /// Bytes.
     Data,
-    /// They are all zero.
+    /// All pages are zero.
     Zero,
-    /// The source cannot read them.
+    /// The source cannot read the pages.
     Unreadable,
 }
 
 /// A run of pages of one kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
-    /// Which pages.
+    /// The pages.
     pub range: PageRange,
-    /// What is known of them.
+    /// The kind of their contents.
     pub kind: Kind,
 }
 
@@ -30,13 +28,13 @@ pub struct Run {
 pub enum Contents<'a> {
     /// These bytes, whole pages.
     Data(&'a [u8]),
-    /// All zero.
+    /// All pages are zero.
     Zero,
-    /// The source cannot read them.
+    /// The source cannot read the pages.
     Unreadable,
 }
 
-/// Some of the pages that were asked for.
+/// Some of the pages that were fetched.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
     export: usize,
@@ -45,8 +43,7 @@ pub struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// Puts an answer together: `data` holds the pages of the data runs, one run after the other.
-    /// `None` if it holds more or less than they say.
+    /// An answer whose data runs have their pages in `data`, one run after the other. `None` if `data` is longer or shorter than the runs.
     #[must_use]
     pub fn new(export: usize, runs: &'a [Run], data: &'a [u8]) -> Option<Self> {
         (data_len(runs) == Some(data.len())).then_some(Self { export, runs, data })
@@ -58,7 +55,7 @@ impl<'a> Answer<'a> {
         self.export
     }
 
-    /// Number of pages, of all kinds.
+    /// Number of pages of all kinds.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.runs.iter().map(|run| run.range.count()).sum()
@@ -72,7 +69,7 @@ impl<'a> Answer<'a> {
                 Kind::Zero => Contents::Zero,
                 Kind::Unreadable => Contents::Unreadable,
                 Kind::Data => {
-                    // `new` has seen that this is the length of a slice in memory.
+                    // `new` has checked that the data runs are as long as the slice.
                     let (data, after) = rest.split_at(run.range.count() as usize * PAGE_SIZE);
                     rest = after;
                     Contents::Data(data)
@@ -83,7 +80,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Bytes of the data runs; `None` if that is more than memory can have.
+/// Number of bytes of the data runs; `None` if it does not fit in `usize`.
 pub(crate) fn data_len(runs: &[Run]) -> Option<usize> {
     runs.iter()
         .filter(|run| run.kind == Kind::Data)
@@ -93,7 +90,7 @@ pub(crate) fn data_len(runs: &[Run]) -> Option<usize> {
         })
 }
 
-/// An answer that is being made, in a buffer of a fixed size.
+/// A buffer of fixed size in which an answer is built.
 #[derive(Debug)]
 pub struct Chunk {
     runs: Vec<Run>,
@@ -102,14 +99,13 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// The most data pages in one answer (256 KiB). Nothing urgent waits for more than this much of
-    /// the stream at one place.
+    /// The most data pages in one answer (256 KiB). It bounds how long an urgent answer waits behind one of the stream.
     pub const MAX_DATA_PAGES: usize = 64;
 
     /// The most runs in one answer.
     pub const MAX_RUNS: usize = 1024;
 
-    /// An empty one.
+    /// An empty buffer.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -119,29 +115,29 @@ impl Chunk {
         }
     }
 
-    /// Makes it empty.
+    /// Empties the buffer.
     pub fn clear(&mut self) {
         self.runs.clear();
         self.used = 0;
     }
 
-    /// How it is now, to come back to.
-    pub(crate) fn mark(&self) -> Mark {
-        Mark {
+    /// The current state, for [`rollback`](Self::rollback).
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
             runs: self.runs.len(),
             last: self.runs.last().copied(),
             used: self.used,
         }
     }
 
-    /// Takes out what was added since it was as in `mark`.
-    pub(crate) fn go_back(&mut self, mark: &Mark) {
-        self.runs.truncate(mark.runs);
-        // It may have grown.
-        if let (Some(last), Some(before)) = (self.runs.last_mut(), mark.last) {
+    /// Removes what was added since `checkpoint`.
+    pub(crate) fn rollback(&mut self, checkpoint: &Checkpoint) {
+        self.runs.truncate(checkpoint.runs);
+        // The last run may have grown.
+        if let (Some(last), Some(before)) = (self.runs.last_mut(), checkpoint.last) {
             *last = before;
         }
-        self.used = mark.used;
+        self.used = checkpoint.used;
     }
 
     /// The runs.
@@ -156,21 +152,20 @@ impl Chunk {
         &self.buffer[..self.used]
     }
 
-    /// How many more pages it takes, whatever they turn out to be.
+    /// Number of pages that still fit, whatever their contents.
     #[must_use]
     pub fn room(&self) -> usize {
         let runs = Self::MAX_RUNS - self.runs.len();
         runs.min(Self::MAX_DATA_PAGES - self.used / PAGE_SIZE)
     }
 
-    /// Where the next pages are to be read to: [`room`](Self::room) pages.
+    /// The buffer for the next pages, of [`room`](Self::room) pages.
     pub fn spare(&mut self) -> &mut [u8] {
         let end = self.used + self.room() * PAGE_SIZE;
         &mut self.buffer[self.used..end]
     }
 
-    /// Adds `range`, whose contents are at the beginning of [`spare`](Self::spare). Pages that are
-    /// all zero are added as such.
+    /// Adds `range`, whose contents are at the beginning of [`spare`](Self::spare). Pages of zeros are added as zero pages.
     ///
     /// # Panics
     ///
@@ -200,16 +195,16 @@ impl Chunk {
 
     fn push(&mut self, range: PageRange, kind: Kind) {
         let last = self.runs.last_mut().filter(|last| last.kind == kind);
-        match last.and_then(|last| join(last.range, range).map(|both| (last, both))) {
+        match last.and_then(|last| last.range.join(range).map(|both| (last, both))) {
             Some((last, both)) => last.range = both,
             None => self.runs.push(Run { range, kind }),
         }
     }
 }
 
-/// What a [`Chunk`] had in it at one time.
+/// A state of a [`Chunk`].
 #[derive(Debug)]
-pub(crate) struct Mark {
+pub(crate) struct Checkpoint {
     runs: usize,
     last: Option<Run>,
     used: usize,
@@ -228,11 +223,11 @@ mod tests {
     use super::*;
 
     fn range(first: u64, count: u64) -> PageRange {
-        vmem_pages::range(first, count).expect("a range")
+        PageRange::from_pgoff(first, count).expect("a range")
     }
 
     #[test]
-    fn zero_pages_lose_their_bytes_and_neighbours_join() {
+    fn commit_drops_the_bytes_of_zero_pages_and_joins_runs() {
         let mut chunk = Chunk::new();
         chunk.push_zero(range(0, 10));
         for (page, byte) in chunk.spare().chunks_mut(PAGE_SIZE).zip([0, 7, 8, 0, 9]) {
@@ -270,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_with_more_or_less_bytes_than_it_says_is_none() {
+    fn answer_whose_bytes_do_not_match_its_runs_is_none() {
         let runs = [Run {
             range: range(0, 2),
             kind: Kind::Data,
@@ -282,20 +277,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_can_be_taken_out() {
+    fn rollback_removes_runs_and_bytes_added_since_the_checkpoint() {
         let mut chunk = Chunk::new();
         chunk.spare()[0] = 7;
         chunk.commit(range(0, 1));
-        let (mark, runs) = (chunk.mark(), chunk.runs().to_vec());
+        let (checkpoint, runs) = (chunk.checkpoint(), chunk.runs().to_vec());
         chunk.spare()[..2 * PAGE_SIZE].fill(8);
         chunk.commit(range(1, 2));
         chunk.push_zero(range(3, 1));
-        chunk.go_back(&mark);
+        chunk.rollback(&checkpoint);
         assert_eq!((chunk.runs(), chunk.data().len()), (&runs[..], PAGE_SIZE));
     }
 
     #[test]
-    fn chunk_is_bounded() {
+    fn full_chunk_has_no_room_until_cleared() {
         let mut chunk = Chunk::new();
         for pgoff in 0..Chunk::MAX_RUNS as u64 {
             assert!(chunk.room() > 0);

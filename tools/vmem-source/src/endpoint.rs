@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where a source is on the network, and how it is connected to.
+//! The address of a source, and how to connect to it.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -10,67 +10,68 @@ use std::time::{Duration, Instant};
 
 use vmem_tls::Identity;
 
+use crate::error::Error;
 use crate::export::Lane;
 use crate::peer::Peer;
-use crate::source::SourceError;
 
 /// How connections to a source are protected.
 #[derive(Clone, Debug)]
 pub enum Security {
-    /// Not: they stay on this machine, or in a tunnel that begins there. Other addresses are refused.
+    /// Clear text, only to loopback addresses (this host, or a tunnel that begins here).
     Loopback,
-    /// Not: clear text is meant.
+    /// Clear text to any address.
     Insecure,
-    /// With certificates on both sides.
+    /// TLS with certificates on both sides.
     Tls(Identity),
 }
 
-/// A source at the other end of a network, which can be connected to again and again.
+/// A source on the network: its address, and what is needed to connect to it, any number of times.
 #[derive(Debug)]
 pub struct Endpoint {
     address: String,
     security: Security,
     timeout: Duration,
-    /// Of each lane, whose threads must not wait for each other.
-    urgent: Lookup,
-    stream: Lookup,
+    /// One for each lane, because the threads of the lanes must not wait for each other.
+    urgent: Resolver,
+    stream: Resolver,
 }
 
 impl Endpoint {
-    /// The source at `address` (`HOST:PORT`). Neither finding and reaching it nor any answer takes longer than `timeout`.
+    /// The source at `address` (`HOST:PORT`). `timeout` is the time limit of connecting, including the lookup, and of each answer.
     #[must_use]
     pub fn new(address: &str, security: Security, timeout: Duration) -> Self {
         Self {
             address: address.to_owned(),
             security,
             timeout,
-            urgent: Lookup::default(),
-            stream: Lookup::default(),
+            urgent: Resolver::default(),
+            stream: Resolver::default(),
         }
     }
 
-    /// Looks the host up, connects to it and asks what it exports. What is checked is what is connected to: the name is looked up once.
+    /// Looks the host up, connects to it, and reads the list of exports. The name is looked up once, so that the address that is checked is
+    /// the one that is connected to.
     ///
     /// # Errors
     ///
-    /// The host has no address, or one that clear text must not go to; it cannot be reached, does not speak the protocol, or says no.
-    pub fn connect(&self, lane: Lane) -> Result<Peer, SourceError> {
+    /// [`Error::Resolve`], [`Error::ClearText`], [`Error::Connect`], and all others of a connection.
+    pub fn connect(&self, lane: Lane) -> Result<Peer, Error> {
         let deadline = Instant::now() + self.timeout;
-        let lookup = match lane {
+        let resolver = match lane {
             Lane::Urgent => &self.urgent,
             Lane::Stream => &self.stream,
         };
-        let candidates = lookup
+        let candidates = resolver
             .addresses(&self.address, self.timeout)
-            .map_err(|source| SourceError::Io {
-                what: format!("cannot find the address of {}", self.address),
+            .map_err(|source| Error::Resolve {
+                address: self.address.clone(),
                 source,
             })?;
         let identity = match &self.security {
             Security::Tls(identity) => Some(identity),
             Security::Insecure => None,
             Security::Loopback => match candidates.iter().find(|candidate| !is_loopback(candidate)) {
-                Some(candidate) => return Err(SourceError::ClearText(*candidate)),
+                Some(candidate) => return Err(Error::ClearText(*candidate)),
                 None => None,
             },
         };
@@ -78,40 +79,42 @@ impl Endpoint {
     }
 }
 
-/// Whether what is sent to this address stays on this machine.
+/// Whether data sent to this address stays on this host.
 #[must_use]
 pub fn is_loopback(address: &SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-/// Looks names up with a time limit, which the system's resolver does not have.
+/// Looks up names of hosts with a time limit, which the resolver of the system does not have.
 #[derive(Debug)]
-pub struct Lookup {
-    /// A name, and the answer of a resolver that took too long for it. It is waited for again: there is one thread at a time, however
-    /// often the name is tried.
-    late: Mutex<Option<(String, Answer)>>,
+pub struct Resolver {
+    /// A name whose lookup timed out, and the channel of its result. The next lookup of the name waits for the same result: there is one
+    /// thread at a time, however often the name is looked up.
+    pending: Mutex<Option<(String, Answer)>>,
 }
 
 type Answer = Receiver<io::Result<Vec<SocketAddr>>>;
 
-impl Default for Lookup {
+impl Default for Resolver {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Lookup {
-    /// Nothing has been looked up.
+impl Resolver {
+    /// A resolver without a pending lookup.
     #[must_use]
     pub const fn new() -> Self {
-        Self { late: Mutex::new(None) }
+        Self {
+            pending: Mutex::new(None),
+        }
     }
 
     /// The addresses of `HOST:PORT`, at least one; a numeric host is not looked up.
     ///
     /// # Errors
     ///
-    /// There is none, or the system's resolver does not say so within `limit`.
+    /// The name has no address, or the lookup takes longer than `limit`.
     pub fn addresses(&self, address: &str, limit: Duration) -> io::Result<Vec<SocketAddr>> {
         self.addresses_by(address, limit, |address| Ok(address.to_socket_addrs()?.collect()))
     }
@@ -125,14 +128,14 @@ impl Lookup {
         if let Ok(address) = address.parse() {
             return Ok(vec![address]);
         }
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = match late.take() {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = match pending.take() {
             Some((name, answer)) if name == address => answer,
             _ => {
                 let (sender, answer) = sync_channel(1);
                 let address = address.to_owned();
                 let thread = thread::Builder::new().name("resolver".to_owned());
-                // Who has given up does not take it.
+                // The receiver is gone if the lookup timed out and another name was looked up since.
                 thread.spawn(move || drop(sender.send(resolve(&address))))?;
                 answer
             }
@@ -143,7 +146,7 @@ impl Lookup {
                 false => Ok(found),
             }),
             Err(RecvTimeoutError::Timeout) => {
-                *late = Some((address.to_owned(), answer));
+                *pending = Some((address.to_owned(), answer));
                 let text = format!("the system's resolver gave no answer within {} s", limit.as_secs_f32());
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
@@ -164,7 +167,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn clear_text_goes_to_loopback_only_unless_it_is_meant() {
+    fn clear_text_beyond_loopback_needs_insecure() {
         // An address of documentation (RFC 5737): nothing is there, and nothing is sent.
         let connect = |security| {
             Endpoint::new("192.0.2.1:9", security, LIMIT)
@@ -172,11 +175,8 @@ mod tests {
                 .map(|_| ())
         };
         let refused = connect(Security::Loopback).expect_err("clear text");
-        assert!(
-            matches!(refused, SourceError::ClearText(_)) && !refused.is_transient(),
-            "{refused}"
-        );
-        assert!(!matches!(connect(Security::Insecure), Err(SourceError::ClearText(_))));
+        assert!(matches!(refused, Error::ClearText(_)) && !refused.is_transient(), "{refused}");
+        assert!(!matches!(connect(Security::Insecure), Err(Error::ClearText(_))));
         for (address, loopback) in [
             ("127.0.0.1:1", true),
             ("[::1]:1", true),
@@ -188,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn a_resolver_that_hangs_is_asked_once_and_waited_for_in_pieces() {
-        let (lookup, calls) = (Lookup::default(), Arc::new(AtomicUsize::new(0)));
+    fn lookup_that_timed_out_is_continued_by_the_next_call() {
+        let (lookup, calls) = (Resolver::default(), Arc::new(AtomicUsize::new(0)));
         let found: SocketAddr = ([127, 0, 0, 1], 7).into();
         let (go_on, gate) = sync_channel(1);
         let gate = Arc::new(Mutex::new(gate));
@@ -211,8 +211,8 @@ mod tests {
     }
 
     #[test]
-    fn late_answer_is_not_taken_for_that_of_another_name() {
-        let lookup = Lookup::new();
+    fn result_of_a_late_lookup_is_not_used_for_another_name() {
+        let lookup = Resolver::new();
         let found = |number| vec![SocketAddr::from(([127, 0, 0, 1], number))];
         let (_go_on, gate) = sync_channel::<()>(1);
         let slow = lookup.addresses_by("slow.test:7", LIMIT, move |_| {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_a_server_is_an_error_that_says_where() {
+    fn refused_connection_names_the_address() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address").to_string();
         drop(listener);

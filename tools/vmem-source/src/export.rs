@@ -1,51 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a source offers, what it is opened for, and how much of it may be named at once.
+//! Exports and lanes of a source, and the limits of its calls.
 
-use vmem::{Name, PAGE_SIZE};
+use vmem::{Name, PAGE_SIZE, PageRange};
 
-/// The most pages that an export has: 16 TiB, the limit of the kernel interface.
+/// The most pages of an export: 16 TiB, the limit of the kernel interface.
 pub const MAX_PAGES: u64 = (1 << 44) / PAGE_SIZE as u64;
 
-/// The most ranges in one [`PageSource::ask`](crate::PageSource::ask).
-pub const MAX_ASK_RANGES: usize = 1024;
+/// The most ranges in one [`PageSource::fetch`](crate::PageSource::fetch).
+pub const MAX_FETCH_RANGES: usize = 1024;
 
-/// The most pages in one [`PageSource::ask`](crate::PageSource::ask) (16 MiB).
-pub const MAX_ASK_PAGES: u64 = 4096;
+/// The most pages in one [`PageSource::fetch`](crate::PageSource::fetch) (16 MiB).
+pub const MAX_FETCH_PAGES: u64 = 4096;
 
-/// The most pages in one frame that says which pages a destination has for good (1 GiB).
+/// The most pages in one RELEASE frame (1 GiB).
 pub(crate) const MAX_RELEASE_PAGES: u64 = 1 << 18;
 
-/// One piece of memory that a source offers.
+/// A memory that a source offers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Export {
-    /// What the region will be called.
+    /// Name of the export; the region has the same name unless the user gives another.
     pub name: Name,
-    /// Number of pages.
-    pub pages: u64,
-    /// Which memory this is, as far as the source can tell: a number that is another one, most
-    /// likely, if a source that went away comes back with other memory under the same name. Pages
-    /// of the two must never be mixed.
+    /// All pages of the memory: from page 0 on, at most [`MAX_PAGES`].
+    pub pages: PageRange,
+    /// Identifies the memory, as far as the source can tell: if a source is lost and comes back with other memory under the same name, the
+    /// identity differs, most likely. A region must never mix pages of the two.
     pub identity: u128,
 }
 
-/// Which traffic a source is opened for.
+impl Export {
+    /// Size of the memory in bytes, whole pages.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.pages.bytes().end
+    }
+}
+
+/// The traffic that a source is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lane {
-    /// Pages that a program waits for, in small requests.
+    /// Pages that a program waits for, in small fetches.
     Urgent,
-    /// All other pages, in large requests.
+    /// All other pages, in large fetches.
     Stream,
 }
 
-/// The nice value of threads that serve the urgent lane. They have little to do and are waited for: where there are fewer processors than
-/// threads that want one, they do not queue behind the stream.
+/// The nice value of threads that serve the urgent lane. They have little to do, and programs wait for them: on a busy host they must not
+/// queue behind the threads of the stream.
 const URGENT_NICE: i32 = -10;
 
 impl Lane {
-    /// The calling thread serves this lane from now on. Without the privilege to go before others (`CAP_SYS_NICE`) it is one among them.
-    pub fn take_thread(self) {
+    /// Gives the calling thread the priority of this lane. Without `CAP_SYS_NICE`, the priority stays as it is.
+    pub fn set_thread_priority(self) {
         if self == Self::Urgent {
-            // Of this thread alone: setpriority(2), "C library/kernel differences".
+            // This sets the priority of the calling thread alone: setpriority(2), "C library/kernel differences".
             let _ = rustix::process::setpriority_process(None, URGENT_NICE);
         }
     }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where page contents come from.
+//! Sources of page contents, and the page protocol that carries them.
 //!
-//! [`PageSource`] is what the daemon fetches pages through. [`peer`] is such a source at the other end
-//! of a TCP connection, [`local`] one that reads files of this machine. [`serve`] is what a peer talks
-//! to: it exports memory that exists as a file, a memfd or a vmem region.
+//! The daemon fetches pages through a [`PageSource`]. [`peer`] is a source at the other end of a TCP connection, [`local`] a source that
+//! reads files of this host. [`serve`] is the server that a peer connects to: it exports memory that is a file, a memfd or a region.
 //!
-//! The bytes between [`peer`] and [`serve`] are described in `Documentation/protocol.rst`.
+//! `Documentation/protocol.rst` describes the bytes between [`peer`] and [`serve`].
 #![forbid(unsafe_code)]
 
 pub mod answer;
 pub mod endpoint;
+mod error;
 pub mod export;
 mod link;
 pub mod local;
@@ -17,9 +17,9 @@ pub mod memory;
 pub mod peer;
 pub mod serve;
 pub mod source;
-pub mod stop;
 pub mod wire;
 
 pub use answer::{Answer, Contents};
+pub use error::Error;
 pub use export::{Export, Lane};
-pub use source::{PageSource, Readiness, SourceError};
+pub use source::{PageSource, Readiness};

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A source at the other end of a TCP connection: `vmemd serve`.
 //!
-//! The peer is not trusted to speak the protocol. What it sends must answer what was asked, page for
-//! page and in that order; anything else ends the connection. (That the pages are the right ones, only
-//! the peer can know.)
+//! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else
+//! ends the connection. (Whether the contents are right, only the peer can know.)
 
 #[cfg(test)]
 mod tests;
@@ -16,17 +15,17 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use vmem::PageRange;
-use vmem_pages::{end, split};
 use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
-use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_ASK_RANGES, MAX_RELEASE_PAGES};
-use crate::link::{Link, LinkError, Side};
-use crate::source::{PageSource, Readiness, SourceError};
+use crate::error::Error;
+use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
+use crate::link::{Link, Side};
+use crate::source::{PageSource, Readiness};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, WireError, exports, pages, question, refusal};
+use crate::wire::{ErrorCode, ProtocolError, exports, pages, ranges, refusal};
 
 /// A connection to a peer.
 pub struct Peer {
@@ -35,23 +34,23 @@ pub struct Peer {
     outstanding: Outstanding,
     payload: Vec<u8>,
     runs: Vec<Run>,
-    /// The source gives pages back.
+    /// Whether the source accepts RELEASE frames.
     releases: bool,
-    /// Nothing more is to be said.
-    over: bool,
+    /// Whether the connection has failed: nothing may be sent any more.
+    failed: bool,
 }
 
-/// What a source has answered to a greeting.
+/// The answer of a source to a greeting.
 enum Greeted {
-    /// It speaks that version.
-    Taken(Peer),
-    /// It speaks an older one, and may have closed the connection.
+    /// It accepted the version.
+    Accepted(Peer),
+    /// It speaks this older version, and may have closed the connection.
     Older(Version),
 }
 
 impl Peer {
-    /// Connects to one of `candidates`, the addresses of `host` (`HOST:PORT`), until `deadline`, and asks what it exports. No answer takes
-    /// longer than `timeout`. With an identity the connection is protected, and the peer must be who it is connected to as.
+    /// Connects to one of `candidates`, the addresses of `host` (`HOST:PORT`), before `deadline`, and reads the list of exports. `timeout` is
+    /// the time limit of each answer. With an identity, the connection is protected and the peer's certificate must be for `host`.
     pub(crate) fn connect_to(
         candidates: &[SocketAddr],
         host: &str,
@@ -59,12 +58,12 @@ impl Peer {
         deadline: Instant,
         timeout: Duration,
         identity: Option<&Identity>,
-    ) -> Result<Self, SourceError> {
+    ) -> Result<Self, Error> {
         let mut error = std::io::Error::other("the name has no address");
         for (tried, candidate) in candidates.iter().enumerate() {
             let mut version = Version::LATEST;
             loop {
-                // One that does not answer leaves time for the others.
+                // A candidate that does not answer leaves time for the others.
                 let share = deadline.saturating_duration_since(Instant::now()) / (candidates.len() - tried) as u32;
                 let socket = match TcpStream::connect_timeout(candidate, share.max(Duration::from_millis(1))) {
                     Ok(socket) => socket,
@@ -74,33 +73,32 @@ impl Peer {
                     }
                 };
                 let link = Link::new(socket, timeout, Side::Destination(host), identity);
-                match Self::greet(link.map_err(|source| SourceError::Tls { source })?, lane, version)? {
-                    Greeted::Taken(peer) => return Ok(peer),
+                match Self::greet(link?, lane, version)? {
+                    Greeted::Accepted(peer) => return Ok(peer),
                     Greeted::Older(older) => version = older,
                 }
             }
         }
-        Err(SourceError::Io {
-            what: format!("cannot reach {host}"),
+        Err(Error::Connect {
+            address: host.to_owned(),
             source: error,
         })
     }
 
-    fn greet(link: Link, lane: Lane, version: Version) -> Result<Greeted, SourceError> {
+    fn greet(link: Link, lane: Lane, version: Version) -> Result<Greeted, Error> {
         link.set_lane(lane);
         let ours = Greeting {
             version,
             lane,
             features: FEATURE_RELEASE,
         };
-        let failed = |error| lost(error, "greeting", link.timeout());
-        link.write(&mut [IoSlice::new(&ours.encode())]).map_err(failed)?;
+        link.write(&mut [IoSlice::new(&ours.encode())], "take the greeting")?;
         let mut theirs = [0; greeting::SIZE];
-        link.read(&mut theirs).map_err(failed)?;
+        link.read(&mut theirs, "send its greeting")?;
         let theirs = Greeting::decode(&theirs)?;
         match theirs.version.cmp(&version) {
             Ordering::Less => return Ok(Greeted::Older(theirs.version)),
-            Ordering::Greater => return Err(WireError::Version(theirs.version.number()).into()),
+            Ordering::Greater => return Err(ProtocolError::Version(theirs.version.number()).into()),
             Ordering::Equal => {}
         }
         let mut peer = Self {
@@ -110,26 +108,25 @@ impl Peer {
             payload: Vec::new(),
             runs: Vec::new(),
             releases: theirs.features & FEATURE_RELEASE != 0,
-            over: false,
+            failed: false,
         };
-        match peer.list(theirs, lane) {
+        match peer.read_exports(theirs, lane) {
             Ok(exports) => peer.exports = exports,
-            Err(error) => return Err(peer.refuse(error)),
+            Err(error) => return Err(peer.fail(error)),
         }
-        Ok(Greeted::Taken(peer))
+        Ok(Greeted::Accepted(peer))
     }
 
-    /// Takes the list of exports.
-    fn list(&mut self, theirs: Greeting, lane: Lane) -> Result<Vec<Export>, SourceError> {
-        let failed = |error| lost(error, "list of exports", self.link.timeout());
-        let header = self.link.read_frame(&mut self.payload).map_err(failed)?;
-        // A source that is too busy to look at our greeting says so first.
+    /// Reads the list of exports.
+    fn read_exports(&mut self, theirs: Greeting, lane: Lane) -> Result<Vec<Export>, Error> {
+        let header = self.link.read_frame(&mut self.payload, "send its exports")?;
+        // A source that has too many connections sends ERROR before it looks at the features and the lane.
         match header.kind {
             Type::Error => Err(refused(&self.payload)),
-            _ if theirs.features & !FEATURE_RELEASE != 0 => Err(WireError::Features(theirs.features).into()),
-            _ if theirs.lane != lane => Err(WireError::OtherLane.into()),
+            _ if theirs.features & !FEATURE_RELEASE != 0 => Err(ProtocolError::Features(theirs.features).into()),
+            _ if theirs.lane != lane => Err(ProtocolError::OtherLane.into()),
             Type::Exports => Ok(exports::decode(&self.payload, theirs.version)?),
-            other => Err(WireError::Unexpected {
+            other => Err(ProtocolError::Unexpected {
                 got: other.name(),
                 want: "EXPORTS",
             }
@@ -137,16 +134,15 @@ impl Peer {
         }
     }
 
-    /// Takes a frame of an answer; returns the number of the export, and where in the payload the pages begin.
-    fn receive(&mut self) -> Result<(usize, usize), SourceError> {
-        let failed = |error| lost(error, "pages", self.link.timeout());
-        self.link.wait(Some(self.link.timeout())).map_err(failed)?;
-        let header = self.link.read_frame(&mut self.payload).map_err(failed)?;
+    /// Reads a PAGES frame. Returns the number of the export, and the offset of the page contents in the payload.
+    fn read_pages(&mut self) -> Result<(usize, usize), Error> {
+        self.link.wait(Some(self.link.timeout()), "send pages")?;
+        let header = self.link.read_frame(&mut self.payload, "send pages")?;
         match header.kind {
             Type::Pages => {}
             Type::Error => return Err(refused(&self.payload)),
             other => {
-                return Err(WireError::Unexpected {
+                return Err(ProtocolError::Unexpected {
                     got: other.name(),
                     want: "PAGES or ERROR",
                 }
@@ -158,14 +154,14 @@ impl Peer {
         Ok((self.outstanding.accept(header.tag, export, &self.runs)?, data))
     }
 
-    /// Tells the peer what it has done wrong, if it has, and says nothing more to it.
-    fn refuse(&mut self, error: SourceError) -> SourceError {
-        if let SourceError::Protocol(wire) = &error {
+    /// Marks the connection as failed. If the peer violated the protocol, sends it an ERROR first.
+    fn fail(&mut self, error: Error) -> Error {
+        if let Error::Protocol(wire) = &error {
             let payload = refusal::encode(ErrorCode::Protocol, &wire.to_string());
-            // For the peer's log: if it does not come there, we have it.
+            // For the log of the peer: the caller has the error in any case.
             let _ = self.link.write_frame(Type::Error, 0, &[&payload]);
         }
-        self.over = true;
+        self.failed = true;
         error
     }
 }
@@ -173,7 +169,7 @@ impl Peer {
 #[cfg(test)]
 impl Peer {
     /// Connects to `address` in clear text.
-    pub(crate) fn connect(address: &str, lane: Lane, timeout: Duration) -> Result<Self, SourceError> {
+    pub(crate) fn connect(address: &str, lane: Lane, timeout: Duration) -> Result<Self, Error> {
         use crate::endpoint::{Endpoint, Security};
         Endpoint::new(address, Security::Insecure, timeout).connect(lane)
     }
@@ -184,22 +180,20 @@ impl PageSource for Peer {
         &self.exports
     }
 
-    fn ask(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
-        check_question(&self.exports, export, ranges)?;
+    fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
+        check_fetch(&self.exports, export, ranges)?;
         let tag = self.outstanding.add(export, ranges);
-        let payload = question::encode(export as u32, ranges);
-        let sent = self.link.write_frame(Type::Read, tag, &[&payload]);
-        sent.map_err(|error| lost(error, "question", self.link.timeout()))
+        let payload = ranges::encode(export as u32, ranges);
+        self.link.write_frame(Type::Read, tag, &[&payload])
     }
 
-    fn release(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
+    fn release(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
         if !self.releases {
             return Ok(());
         }
-        for ranges in frames_of(ranges) {
-            let payload = question::encode(export as u32, &ranges);
-            let sent = self.link.write_frame(Type::Release, 0, &[&payload]);
-            sent.map_err(|error| lost(error, "release", self.link.timeout()))?;
+        for ranges in release_frames(ranges) {
+            let payload = ranges::encode(export as u32, &ranges);
+            self.link.write_frame(Type::Release, 0, &[&payload])?;
         }
         Ok(())
     }
@@ -208,39 +202,39 @@ impl PageSource for Peer {
         Readiness::When(self.link.as_fd())
     }
 
-    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
-        match self.receive() {
+    fn next_answer(&mut self) -> Result<Answer<'_>, Error> {
+        match self.read_pages() {
             Ok((export, data)) => {
-                // `decode` has seen that there are as many bytes as the runs say.
-                Answer::new(export, &self.runs, &self.payload[data..]).ok_or_else(|| WireError::Short("PAGES").into())
+                // `decode` has checked that there are as many bytes as the runs say.
+                Answer::new(export, &self.runs, &self.payload[data..]).ok_or_else(|| ProtocolError::Short("PAGES").into())
             }
-            Err(error) => Err(self.refuse(error)),
+            Err(error) => Err(self.fail(error)),
         }
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        if !self.over {
-            // An orderly goodbye, for the peer's log; a connection that is lost does not take it.
+        if !self.failed {
+            // For the log of the peer. On a lost connection the write fails.
             let _ = self.link.write_frame(Type::Goodbye, 0, &[]);
         }
     }
 }
 
-/// The ranges as RELEASE frames take them: so many in each, and so many pages.
-fn frames_of(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
+/// Splits ranges into RELEASE frames, each within the limits of ranges and of pages.
+fn release_frames(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
     let mut frames: Vec<Vec<PageRange>> = Vec::new();
     let mut room = 0;
     for range in ranges {
         let mut rest = Some(*range);
         while let Some(range) = rest {
-            let full = frames.last().is_none_or(|frame| frame.len() == MAX_ASK_RANGES);
+            let full = frames.last().is_none_or(|frame| frame.len() == MAX_FETCH_RANGES);
             if full || room == 0 {
                 frames.push(Vec::new());
                 room = MAX_RELEASE_PAGES;
             }
-            let (front, back) = split(range, room);
+            let (front, back) = range.split_at(room);
             room -= front.map_or(0, |front| front.count());
             frames.iter_mut().last().into_iter().for_each(|frame| frame.extend(front));
             rest = back;
@@ -249,53 +243,37 @@ fn frames_of(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
     frames
 }
 
-/// Refuses a question that no source takes.
-pub(crate) fn check_question(exports: &[Export], export: usize, ranges: &[PageRange]) -> Result<(), SourceError> {
-    let bad = |what: String| Err(SourceError::BadQuestion(what));
+/// Checks the arguments of [`PageSource::fetch`].
+pub(crate) fn check_fetch(exports: &[Export], export: usize, ranges: &[PageRange]) -> Result<(), Error> {
+    let invalid = |what: String| Err(Error::InvalidFetch(what));
     let Some(of) = exports.get(export) else {
-        return bad(format!("there is no export {export}"));
+        return invalid(format!("pages of export {export}, which does not exist"));
     };
-    if let Some(range) = ranges.iter().find(|range| end(**range) > of.pages) {
-        return bad(format!("{range} of {}, which has {} pages", of.name, of.pages));
+    if let Some(range) = ranges.iter().find(|range| range.end() > of.pages.end()) {
+        return invalid(format!("{range} of {}, which has {} pages", of.name, of.pages.count()));
     }
     let pages: u64 = ranges.iter().map(|range| range.count()).sum();
-    if ranges.len() > MAX_ASK_RANGES || !(1..=MAX_ASK_PAGES).contains(&pages) {
-        return bad(format!("{pages} pages in {} ranges", ranges.len()));
+    if ranges.len() > MAX_FETCH_RANGES || !(1..=MAX_FETCH_PAGES).contains(&pages) {
+        return invalid(format!("{pages} pages in {} ranges", ranges.len()));
     }
     Ok(())
 }
 
-fn refused(payload: &[u8]) -> SourceError {
+fn refused(payload: &[u8]) -> Error {
     match refusal::decode(payload) {
-        Ok((code, text)) => SourceError::Refused { code, text },
+        Ok((code, text)) => Error::Refused { code, text },
         Err(error) => error.into(),
     }
 }
 
-fn lost(error: LinkError, what: &str, timeout: Duration) -> SourceError {
-    match error {
-        LinkError::Io(source) => SourceError::Io {
-            what: format!("the connection failed at the {what}"),
-            source,
-        },
-        LinkError::TimedOut => SourceError::TimedOut {
-            what: what.to_owned(),
-            seconds: timeout.as_secs(),
-        },
-        LinkError::Closed { within } => SourceError::Closed { within },
-        LinkError::Tls(source) => SourceError::Tls { source },
-        LinkError::Wire(error) => error.into(),
-    }
-}
-
-/// What was asked and has not come yet, in the order in which it must come.
+/// Fetches that have not been answered in full, in the order in which answers must arrive.
 #[derive(Default)]
 struct Outstanding {
     last_tag: u32,
-    questions: VecDeque<Asked>,
+    fetches: VecDeque<PendingFetch>,
 }
 
-struct Asked {
+struct PendingFetch {
     tag: u32,
     export: usize,
     ranges: VecDeque<PageRange>,
@@ -303,9 +281,9 @@ struct Asked {
 
 impl Outstanding {
     fn add(&mut self, export: usize, ranges: &[PageRange]) -> u32 {
-        // Tags only tell questions apart that are outstanding at once; 0 belongs to none.
+        // A tag distinguishes outstanding fetches only; 0 is the tag of no fetch.
         self.last_tag = self.last_tag.wrapping_add(1).max(1);
-        self.questions.push_back(Asked {
+        self.fetches.push_back(PendingFetch {
             tag: self.last_tag,
             export,
             ranges: ranges.iter().copied().collect(),
@@ -314,36 +292,36 @@ impl Outstanding {
     }
 
     /// Crosses out what `runs` answer: the next pages of the oldest question. Returns its export.
-    fn accept(&mut self, tag: u32, export: u32, runs: &[Run]) -> Result<usize, WireError> {
-        let oldest = self.questions.front_mut();
-        let want = oldest.as_ref().map(|asked| asked.tag);
-        let Some(asked) = oldest.filter(|asked| asked.tag == tag) else {
-            return Err(WireError::Tag { got: tag, want });
+    fn accept(&mut self, tag: u32, export: u32, runs: &[Run]) -> Result<usize, ProtocolError> {
+        let oldest = self.fetches.front_mut();
+        let want = oldest.as_ref().map(|fetch| fetch.tag);
+        let Some(fetch) = oldest.filter(|fetch| fetch.tag == tag) else {
+            return Err(ProtocolError::Tag { got: tag, want });
         };
-        if asked.export as u64 != u64::from(export) {
-            return Err(WireError::NoExport(export));
+        if fetch.export as u64 != u64::from(export) {
+            return Err(ProtocolError::NoExport(export));
         }
         for run in runs {
-            let unasked = WireError::Unasked {
+            let unexpected = ProtocolError::Unrequested {
                 pgoff: run.range.first().get(),
                 nr_pages: run.range.count(),
             };
             let mut pages = Some(run.range);
             while let Some(range) = pages {
-                let Some(front) = asked.ranges.pop_front().filter(|front| front.first() == range.first()) else {
-                    return Err(unasked);
+                let Some(front) = fetch.ranges.pop_front().filter(|front| front.first() == range.first()) else {
+                    return Err(unexpected);
                 };
-                let (_, more_asked) = split(front, range.count());
-                let (_, more_given) = split(range, front.count());
-                if let Some(rest) = more_asked {
-                    asked.ranges.push_front(rest);
+                let (_, more_fetched) = front.split_at(range.count());
+                let (_, more_given) = range.split_at(front.count());
+                if let Some(rest) = more_fetched {
+                    fetch.ranges.push_front(rest);
                 }
                 pages = more_given;
             }
         }
-        let export = asked.export;
-        if asked.ranges.is_empty() {
-            self.questions.pop_front();
+        let export = fetch.export;
+        if fetch.ranges.is_empty() {
+            self.fetches.pop_front();
         }
         Ok(export)
     }

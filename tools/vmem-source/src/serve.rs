@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The source's side of the page protocol: offers memory to peers.
+//! The source's side of the page protocol: a server of exported memory.
 //!
-//! One thread accepts, and each connection has a thread of its own, so that an urgent question is answered while the stream is busy.
-//! What a connection may use is bounded: one chunk of pages, one frame of questions, and time for everything that it begins, but for one
-//! thing: a touch of an absent page of a region takes as long as its daemon does.
+//! One thread accepts, and each connection has a thread of its own, so that an urgent READ is answered while the stream is busy. The
+//! resources of a connection are bounded: one chunk of pages, one frame of ranges, and a time limit for each operation. The exception is a
+//! touch of an absent page of a region, which takes as long as the daemon of that region does.
 
 mod connection;
-mod held;
+mod deferred;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -22,24 +22,24 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmem::PageRange;
-use vmem_pages::split;
 use vmem_tls::Identity;
 
+use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
-use crate::memory::{Memory, ReleaseError};
+use crate::memory::Memory;
 use crate::wire::MAX_EXPORTS;
 use crate::wire::greeting::FEATURE_RELEASE;
 
-pub use connection::{ServeError, Served};
-use held::Held;
+pub use connection::Served;
+use deferred::DeferredReleases;
 use slots::Slots;
 
-/// What peers may use.
+/// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time whose peers have proved who they are; a daemon takes two. Others have a budget of their own.
+    /// Established connections at a time; a daemon uses two. Connections in the handshake have a limit of their own.
     pub connections: usize,
-    /// How long a peer may take for a greeting, to send a frame that it has begun, or to take one.
+    /// Time limit of a peer for its greeting, for the rest of a frame that it has begun, and for taking a frame.
     pub timeout: Duration,
 }
 
@@ -52,61 +52,64 @@ impl Default for Limits {
     }
 }
 
-/// What happens to connections, for a log.
+/// An event of a connection, for a log.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A peer has greeted.
+    /// A connection is established: the peer has sent its greeting, and its certificate is accepted.
     Connected {
-        /// Who.
+        /// The address of the peer.
         peer: SocketAddr,
-        /// What for.
+        /// The lane of the connection.
         lane: Lane,
     },
     /// A connection has ended.
     Ended {
-        /// Who.
+        /// The address of the peer.
         peer: SocketAddr,
-        /// What it was given.
+        /// What the connection was sent.
         served: Served,
-        /// Why, unless the peer said goodbye.
-        error: Option<&'a ServeError>,
-        /// Whether it had proved who it is. Anybody can make connections that have not.
-        proven: bool,
+        /// Why; `None` if the peer sent a GOODBYE.
+        error: Option<&'a Error>,
+        /// Whether it was established. Any host that reaches the server can cause events of connections that were not.
+        established: bool,
     },
-    /// A connection was closed before its peer had proved who it is: there were too many of those.
-    Dropped {
-        /// Who.
+    /// A connection was closed in its handshake: there were too many connections in the handshake.
+    Evicted {
+        /// The address of the peer.
         peer: SocketAddr,
     },
-    /// Pages could not be given back.
-    Kept {
-        /// Of which memory.
+    /// Pages could not be released.
+    ReleaseFailed {
+        /// The export.
         name: &'a vmem::Name,
-        /// Why: the first error, if there were several.
-        error: &'a ReleaseError,
+        /// The first error.
+        error: &'a Error,
     },
     /// A connection could not be accepted.
-    Failed {
-        /// Why.
+    AcceptFailed {
+        /// The error of `accept(2)`, or of the start of its thread.
         error: &'a io::Error,
     },
 }
 
-/// What a server has given to all connections together.
+/// Counters of a server, over all connections.
 #[derive(Debug, Default)]
 pub struct Totals {
-    /// Connections that were taken.
+    /// Connections that were established.
     pub connections: AtomicU64,
-    /// Pages with their bytes.
+    /// Pages sent with their contents.
     pub data: AtomicU64,
-    /// Zero pages.
+    /// Pages sent as zero pages.
     pub zero: AtomicU64,
-    /// Pages that could not be read.
+    /// Pages sent as unreadable.
     pub unreadable: AtomicU64,
-    /// Pages given back.
+    /// Pages released.
     pub released: AtomicU64,
 }
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A listening server.
 pub struct Server {
@@ -114,71 +117,49 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// What all threads share.
+/// State that all threads share.
 struct Shared {
     memories: Vec<Memory>,
     exports: Vec<Export>,
     limits: Limits,
     identity: Option<Identity>,
-    /// What was released before anything may be.
-    held: Held,
+    /// Releases that arrived before releases are allowed.
+    deferred: DeferredReleases,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     slots: Arc<Slots>,
 }
 
-/// A server cannot be started.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// Not as many as a source can offer.
-    #[error("{0} exports; a source offers 1 to {MAX_EXPORTS}")]
-    Exports(usize),
-    /// Two have the same name.
-    #[error("two exports are called {0}")]
-    DuplicateName(vmem::Name),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
 impl Server {
-    /// Listens on `address`. With an identity, only those are let in whom its authority has certified. `report` is called from several
-    /// threads.
+    /// Listens on `address`. With an identity, only peers with a certificate of its authority are accepted. Several threads call `report`.
     ///
     /// # Errors
     ///
-    /// There is nothing to offer, or not so, or not there.
+    /// [`Error::ExportCount`], [`Error::DuplicateName`], [`Error::Listen`].
     pub fn bind(
         address: SocketAddr,
         memories: Vec<Memory>,
         limits: Limits,
         identity: Option<Identity>,
         report: impl Fn(Event<'_>) + Send + Sync + 'static,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Error> {
         let exports: Vec<Export> = memories.iter().map(|memory| memory.export().clone()).collect();
         if !(1..=MAX_EXPORTS).contains(&exports.len()) {
-            return Err(StartError::Exports(exports.len()));
+            return Err(Error::ExportCount(exports.len()));
         }
         let mut names = HashSet::new();
         if let Some(twice) = exports.iter().find(|export| !names.insert(&export.name)) {
-            return Err(StartError::DuplicateName(twice.name.clone()));
+            return Err(Error::DuplicateName(twice.name.clone()));
         }
         let listener = TcpListener::bind(address)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| StartError::Listen { address, source })?;
+            .map_err(|source| Error::Listen { address, source })?;
         let shared = Arc::new(Shared {
             memories,
             exports,
             limits,
             identity,
-            held: Held::default(),
+            deferred: DeferredReleases::default(),
             totals: Arc::default(),
             report: Box::new(report),
             slots: Slots::new(limits.connections),
@@ -186,46 +167,46 @@ impl Server {
         Ok(Self { listener, shared })
     }
 
-    /// Gives no page back before [`allow_release`](Self::allow_release): what destinations say that they have is kept until then.
+    /// Defers the releases of destinations until [`allow_release`](Self::allow_release).
     #[must_use]
     pub fn hold_release(self) -> Self {
-        self.shared.held.begin(self.shared.memories.len());
+        self.shared.deferred.start(self.shared.memories.len());
         self
     }
 
-    /// It is sure that nobody will need the memory here any more: gives back what destinations have, and will have.
+    /// Executes the deferred releases, and later ones when they arrive. The caller is sure that the guest does not need the memory here any more.
     pub fn allow_release(&self) {
-        for (export, ranges) in self.shared.held.end().into_iter().enumerate() {
-            self.shared.give_back(export, &ranges);
+        for (export, ranges) in self.shared.deferred.take().into_iter().enumerate() {
+            self.shared.release_now(export, &ranges);
         }
     }
 
-    /// What is offered.
+    /// The exports of the server.
     #[must_use]
     pub fn exports(&self) -> &[Export] {
         &self.shared.exports
     }
 
-    /// What it has given so far, and gives from now on.
+    /// The counters, which go on changing.
     #[must_use]
     pub fn totals(&self) -> Arc<Totals> {
         Arc::clone(&self.shared.totals)
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     ///
     /// # Errors
     ///
-    /// None but what a broken descriptor gives.
+    /// The error of `getsockname(2)`.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` is readable, then ends all connections.
+    /// Serves until `stop` is readable, then closes all connections.
     ///
     /// # Errors
     ///
-    /// Waiting is not possible.
+    /// The error of `poll(2)`.
     pub fn run(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
         let mut next = 0;
         loop {
@@ -243,13 +224,13 @@ impl Server {
             match self.listener.accept() {
                 Ok((socket, peer)) => {
                     next += 1;
-                    self.begin(next, socket, peer);
+                    self.start_connection(next, socket, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    (self.shared.report)(Event::Failed { error: &error });
-                    // No descriptors or no memory: what is there goes on, and this gets better, or not, by itself.
-                    thread::sleep(Duration::from_millis(100));
+                    (self.shared.report)(Event::AcceptFailed { error: &error });
+                    // No descriptors or no memory: existing connections go on.
+                    thread::sleep(ACCEPT_RETRY_INTERVAL);
                 }
             }
         }
@@ -257,31 +238,31 @@ impl Server {
         Ok(())
     }
 
-    /// Gives a connection to a thread.
-    fn begin(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
+    /// Starts the thread of a connection.
+    fn start_connection(&self, number: u64, socket: TcpStream, peer: SocketAddr) {
         if let Err(error) = self.spawn(number, socket, peer) {
-            (self.shared.report)(Event::Failed { error: &error });
+            (self.shared.report)(Event::AcceptFailed { error: &error });
         }
     }
 
     fn spawn(&self, number: u64, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
         socket.set_nonblocking(false)?;
-        let (slot, dropped) = self.shared.slots.enter(number, socket.try_clone()?, peer);
-        if let Some(peer) = dropped {
-            (self.shared.report)(Event::Dropped { peer });
+        let (slot, evicted) = self.shared.slots.insert(number, socket.try_clone()?, peer);
+        if let Some(peer) = evicted {
+            (self.shared.report)(Event::Evicted { peer });
         }
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(format!("peer-{number}"));
         thread.spawn(move || {
             let mut served = Served::default();
             let result = connection::run(socket, peer, &shared, &slot, &mut served);
-            let proven = slot.is_proven();
+            let established = slot.is_established();
             drop(slot);
             (shared.report)(Event::Ended {
                 peer,
                 served,
                 error: result.err().as_ref(),
-                proven,
+                established,
             });
         })?;
         Ok(())
@@ -289,7 +270,7 @@ impl Server {
 }
 
 impl Shared {
-    /// The features that are accepted if they are offered.
+    /// The features that the server accepts.
     fn features(&self) -> u64 {
         if self.memories.iter().any(Memory::is_releasable) {
             FEATURE_RELEASE
@@ -298,25 +279,25 @@ impl Shared {
         }
     }
 
-    /// A destination has these pages for good: gives them back, if that is wanted here and may be done already. Returns how many.
+    /// Releases pages that a destination has, now or once releases are allowed. Returns the number of pages released now.
     fn release(&self, export: usize, ranges: &[PageRange]) -> u64 {
         match self.memories.get(export) {
-            Some(memory) if memory.is_releasable() && !self.held.keep(export, memory.export().pages, ranges) => {
-                self.give_back(export, ranges)
+            Some(memory) if memory.is_releasable() && !self.deferred.defer(export, memory.export().pages, ranges) => {
+                self.release_now(export, ranges)
             }
             _ => 0,
         }
     }
 
-    /// Gives pages back, in pieces: who reads a page waits for what one takes. What fails for one does not keep the others.
-    fn give_back(&self, export: usize, ranges: &[PageRange]) -> u64 {
+    /// Releases pages in pieces, because readers of pages wait for each piece. An error of one piece does not end the release of others.
+    fn release_now(&self, export: usize, ranges: &[PageRange]) -> u64 {
         let Some(memory) = self.memories.get(export) else { return 0 };
         let mut count = 0;
         let mut failed = None;
         for range in ranges {
             let mut rest = Some(*range);
             while let Some(range) = rest {
-                let (piece, back) = split(range, MAX_RELEASE_PAGES);
+                let (piece, back) = range.split_at(MAX_RELEASE_PAGES);
                 rest = back;
                 match piece.map_or(Ok(0), |piece| memory.release(piece)) {
                     Ok(pages) => count += pages,
@@ -326,7 +307,7 @@ impl Shared {
         }
         if let Some(error) = failed {
             let name = &memory.export().name;
-            (self.report)(Event::Kept { name, error: &error });
+            (self.report)(Event::ReleaseFailed { name, error: &error });
         }
         self.totals.released.fetch_add(count, Ordering::Relaxed);
         count

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The page protocol, as bytes.
 //!
-//! `Documentation/protocol.rst` describes it byte by byte and is the authority; this is its only
-//! implementation. Here are numbers and layouts and what they must be in themselves; what is allowed
-//! at which moment is the business of [`crate::peer`] and [`crate::serve`].
+//! `Documentation/protocol.rst` is the specification. This module encodes and decodes frames, and checks what can be checked of a frame alone;
+//! [`crate::peer`] and [`crate::serve`] check the order of frames.
 //!
-//! Everything is little endian. A frame's checksum is verified before its payload is looked at.
+//! All numbers are little endian. The checksum of a frame is verified before its payload is decoded.
 
 pub(crate) mod exports;
 mod fields;
@@ -14,7 +13,7 @@ pub(crate) mod greeting;
 pub(crate) mod pages;
 #[cfg(test)]
 pub(crate) mod previous;
-pub(crate) mod question;
+pub(crate) mod ranges;
 pub(crate) mod refusal;
 #[cfg(test)]
 mod tests;
@@ -24,39 +23,39 @@ pub use refusal::ErrorCode;
 
 use vmem::PAGE_SIZE;
 
-/// The port that `vmemd serve` listens on if it is not told another.
+/// The default port of `vmemd serve`.
 pub const DEFAULT_PORT: u16 = 8636;
 
-/// The most exports that one source offers.
+/// The most exports of a source.
 pub const MAX_EXPORTS: usize = 1024;
 
-/// What a peer sent is not the page protocol, or breaks it.
+/// A violation of the page protocol.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum WireError {
-    /// The greeting begins with something else than the protocol's magic.
+pub enum ProtocolError {
+    /// The greeting does not begin with the magic of the protocol.
     #[error("the peer does not speak the page protocol: it began with \"{}\"", .0.escape_ascii())]
     Magic([u8; 8]),
     /// A version of the protocol that this side does not speak.
     #[error("the peer speaks version {0} of the page protocol, this side speaks 3 and 4")]
     Version(u16),
-    /// The other side accepted a feature that was not offered.
+    /// The peer accepted features that were not offered.
     #[error("the peer accepted features that were not offered: {0:#x}")]
     Features(u64),
-    /// A lane that does not exist.
+    /// The greeting names a lane that does not exist.
     #[error("a greeting for lane {0}, which does not exist")]
     Lane(u8),
     /// The answer to a greeting is for the other lane.
     #[error("the peer's greeting is for the other lane")]
     OtherLane,
-    /// Something was damaged on its way.
-    #[error("the checksum of {what} does not match its bytes: {said:#x} said, {found:#x} found")]
+    /// Data was damaged on the network.
+    #[error("the checksum of {what} does not match its bytes: {said:#x} sent, {found:#x} found")]
     Checksum {
-        /// Of what.
+        /// What was damaged.
         what: &'static str,
         /// The checksum sent.
         said: u64,
-        /// The checksum of what arrived.
+        /// The checksum of the data that arrived.
         found: u64,
     },
     /// A frame type that does not exist.
@@ -67,7 +66,7 @@ pub enum WireError {
     Unexpected {
         /// The name of the frame.
         got: &'static str,
-        /// The names of those that would have been right.
+        /// The names of the frames expected.
         want: &'static str,
     },
     /// A frame longer than its type may be.
@@ -77,40 +76,40 @@ pub enum WireError {
         what: &'static str,
         /// Length of its payload in bytes.
         length: u32,
-        /// The most it may have.
+        /// The largest valid count.
         limit: u32,
     },
-    /// A payload ends before what it must hold.
+    /// A payload is shorter than its contents.
     #[error("a frame {0} that ends before its contents do")]
     Short(&'static str),
-    /// A payload goes on after what it must hold.
+    /// A payload is longer than its contents.
     #[error("a frame {what} with {extra} bytes too many")]
     Trailing {
         /// The name of the frame.
         what: &'static str,
-        /// How many bytes too many.
+        /// Number of extra bytes.
         extra: usize,
     },
     /// Bytes that must be zero are not.
     #[error("{0} with reserved bytes that are not zero")]
     Reserved(&'static str),
-    /// A count that must not be zero, or not so large.
+    /// A count is zero or too large.
     #[error("a frame {what} of {count} entries; it has 1 to {limit}")]
     Count {
         /// The name of the frame.
         what: &'static str,
-        /// How many entries it says it has.
+        /// The count.
         count: u32,
-        /// The most it may have.
+        /// The largest valid count.
         limit: u32,
     },
-    /// A name breaks the rule.
-    #[error("an export called \"{}\", which no region can be", .0.escape_debug())]
+    /// A region cannot have such a name.
+    #[error("an export called \"{}\", which is no valid name of a region", .0.escape_debug())]
     Name(String),
     /// Two exports have the same name.
     #[error("two exports are called {0}")]
     DuplicateName(String),
-    /// A size that no region has.
+    /// A region cannot have such a size.
     #[error("export {name} of {size} bytes, which no region can have")]
     Size {
         /// Name of the export.
@@ -118,7 +117,7 @@ pub enum WireError {
         /// Its size in bytes.
         size: u64,
     },
-    /// Another page size than ours.
+    /// The page size differs from that of this side.
     #[error("export {name} has pages of {page_size} bytes, this side has {PAGE_SIZE}")]
     PageSize {
         /// Name of the export.
@@ -134,32 +133,32 @@ pub enum WireError {
     Outside {
         /// The first page.
         pgoff: u64,
-        /// How many.
+        /// Number of pages.
         nr_pages: u64,
     },
     /// More pages in one frame than allowed.
     #[error("a frame about {0} pages at once, which is more than allowed")]
     TooMuch(u64),
-    /// A page that comes twice where each page comes once.
+    /// A RELEASE names a page twice.
     #[error("page {0} twice in a frame RELEASE")]
     Overlap(u64),
     /// A kind of contents that does not exist.
     #[error("pages of kind {0}, which does not exist")]
     Kind(u32),
-    /// An answer to nothing, or not to the oldest question.
-    #[error("an answer with tag {got}, the oldest question has {want:?}")]
+    /// An answer that does not belong to the oldest READ.
+    #[error("an answer with tag {got}; the oldest READ has tag {want:?}")]
     Tag {
         /// The tag of the answer.
         got: u32,
-        /// The tag of the oldest question, if there is one.
+        /// The tag of the oldest outstanding READ, if there is one.
         want: Option<u32>,
     },
-    /// Pages that nobody asked for, or not in the order asked.
-    #[error("pages that were not asked for: {nr_pages} from page {pgoff} on")]
-    Unasked {
+    /// Pages that are not outstanding, or not in the order of the READs.
+    #[error("{nr_pages} pages from page {pgoff} on, which are not the next outstanding ones")]
+    Unrequested {
         /// The first page.
         pgoff: u64,
-        /// How many.
+        /// Number of pages.
         nr_pages: u64,
     },
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The calls, one safe function each.
+//! One safe function for each ioctl.
 //!
-//! A descriptor that is not one of vmem's answers `ENOTTY`: the numbers are vmem's own, and each encodes the size of its argument.
+//! A descriptor of another driver gives `ENOTTY`: the ioctl numbers are unique, and each encodes the size of its argument.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,15 +10,15 @@ use crate::bindings::*;
 use crate::ioctl::{call, call_plain};
 use crate::{Errno, PAGE_SIZE};
 
-/// What a call on several ranges achieved.
+/// The result of a call on several ranges.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     /// Ranges that are complete.
     pub done: usize,
-    /// What the call counts in pages (`changed` or `pages` in the header).
+    /// The number of pages that the call counts (`changed` or `pages` in the header).
     pub pages: u64,
-    /// Why it stopped, if it is not complete.
+    /// The error, if the call is not complete.
     pub error: Option<Errno>,
 }
 
@@ -46,20 +46,20 @@ pub struct Adopted {
     pub id: u64,
 }
 
-/// What memory held at one instant.
+/// A snapshot.
 #[derive(Debug)]
 pub struct Snapshot {
     /// A snapshot descriptor for each member, in their order.
     pub images: Vec<OwnedFd>,
-    /// For how long writers were held up, in nanoseconds.
+    /// How long writers had to wait, in nanoseconds.
     pub closed_ns: u64,
 }
 
-/// What a call on the dirty log achieved.
+/// The result of a call on the dirty log.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logged {
-    /// Pages that were gone through.
+    /// Pages examined.
     pub done: u64,
     /// Pages of them that are reported.
     pub dirty: u64,
@@ -67,7 +67,7 @@ pub struct Logged {
     pub held: u64,
     /// Entries in the array of ranges.
     pub ranges: usize,
-    /// Why it stopped, if it failed.
+    /// The error, if the call failed.
     pub error: Option<Errno>,
 }
 
@@ -93,7 +93,7 @@ impl<'a> FillRange<'a> {
     }
 }
 
-/// `VMEM_GET_FEATURES`: what the module can do.
+/// `VMEM_GET_FEATURES`: the features of the module.
 pub fn get_features(fd: BorrowedFd<'_>) -> Result<vmem_features, Errno> {
     let mut features = vmem_features::default();
     // SAFETY: this argument holds no address.
@@ -141,17 +141,17 @@ pub fn adopt(fd: BorrowedFd<'_>, memory: BorrowedFd<'_>) -> Result<Adopted, Errn
     })
 }
 
-/// `VMEM_WAIT_READY`: waits until a daemon has said READY.
+/// `VMEM_WAIT_READY`: waits until the daemon has called [`ready`].
 pub fn wait_ready(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     call_plain::<VMEM_WAIT_READY>(fd)
 }
 
-/// `VMEM_READY`: releases who waits in [`wait_ready`].
+/// `VMEM_READY`: wakes the threads in [`wait_ready`].
 pub fn ready(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     call_plain::<VMEM_READY>(fd)
 }
 
-/// `VMEM_GET_PAGE_REQUEST`: takes requests into `pgoffs` and says how many. Room beyond `VMEM_MAX_BATCH` is not used.
+/// `VMEM_GET_PAGE_REQUEST`: takes requests into `pgoffs`, and returns their number. Room beyond `VMEM_MAX_BATCH` is not used.
 pub fn get_page_request(fd: BorrowedFd<'_>, pgoffs: &mut [u64]) -> Result<usize, Errno> {
     let room = pgoffs.len().min(VMEM_MAX_BATCH as usize);
     let mut request = vmem_page_request {
@@ -164,7 +164,7 @@ pub fn get_page_request(fd: BorrowedFd<'_>, pgoffs: &mut [u64]) -> Result<usize,
     Ok(room.min(request.nr as usize))
 }
 
-/// `VMEM_MARK_PAGE_CACHED`: `flags` (`VMEM_MARK_*`) says what became of the pages of `ranges`; `pages` counts those it changed.
+/// `VMEM_MARK_PAGE_CACHED`: sets the state `flags` (`VMEM_MARK_*`) of the pages of `ranges`; `pages` counts those it changed.
 pub fn mark_page_cached(fd: BorrowedFd<'_>, ranges: &[vmem_range], flags: u32) -> Outcome {
     let mut mark = vmem_mark {
         ranges: ranges.as_ptr() as u64,
@@ -178,7 +178,7 @@ pub fn mark_page_cached(fd: BorrowedFd<'_>, ranges: &[vmem_range], flags: u32) -
     outcome(result, mark.done, mark.changed)
 }
 
-/// `VMEM_FILL_PAGES`: puts contents into absent pages and marks them; `pages` counts those it changed.
+/// `VMEM_FILL_PAGES`: fills absent pages and marks them as present; `pages` counts those it changed.
 pub fn fill_pages(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>]) -> Outcome {
     let mut fill = vmem_fill {
         ranges: ranges.as_ptr() as u64,
@@ -192,8 +192,8 @@ pub fn fill_pages(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>]) -> Outcome {
     outcome(result, fill.done, fill.changed)
 }
 
-/// `VMEM_MAKE_PAGES_PRESENT`: puts present pages of `ranges` into the page tables of all who map the region; `pages` counts those
-/// found mapped, once per mapping.
+/// `VMEM_MAKE_PAGES_PRESENT`: puts present pages of `ranges` into the page tables of all mappings of the region; `pages` counts
+/// the pages found mapped, once per mapping.
 pub fn make_pages_present(fd: BorrowedFd<'_>, ranges: &[vmem_range]) -> Outcome {
     let mut populate = vmem_populate {
         ranges: ranges.as_ptr() as u64,
@@ -245,8 +245,8 @@ pub fn get_map_fd(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     take(map.fd)
 }
 
-/// `VMEM_TRACK`: begins to log writes to adopted memory; `flags` are `VMEM_TRACK_` bits. The answer says how many mappings are tracked and how
-/// many pages are held.
+/// `VMEM_TRACK`: begins to log writes to adopted memory; `flags` are `VMEM_TRACK_` bits. Returns the numbers of tracked mappings and of held
+/// pages.
 pub fn track(fd: BorrowedFd<'_>, flags: u32) -> Result<vmem_track, Errno> {
     let mut track = vmem_track {
         flags,
@@ -301,7 +301,7 @@ pub fn dirty_ranges(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64, clean: bool, 
     }
 }
 
-/// `VMEM_GET_TRACKING`: figures of the log.
+/// `VMEM_GET_TRACKING`: state and counters of the log.
 pub fn get_tracking(fd: BorrowedFd<'_>) -> Result<vmem_tracking, Errno> {
     let mut tracking = vmem_tracking::default();
     // SAFETY: this argument holds no address.
@@ -309,7 +309,7 @@ pub fn get_tracking(fd: BorrowedFd<'_>) -> Result<vmem_tracking, Errno> {
     Ok(tracking)
 }
 
-/// `VMEM_SNAPSHOT`: keeps what the memories of these adopted descriptors hold at one instant. `flags` are of `VMEM_SNAPSHOT_CLEAN` and
+/// `VMEM_SNAPSHOT`: takes a snapshot of the memories of these adopted descriptors at one instant. `flags` are `VMEM_SNAPSHOT_CLEAN` and
 /// `VMEM_SNAPSHOT_ONCE`; copies of one memory take `limit` bytes at most, 0 is no limit. `EINVAL` if there is no member.
 pub fn snapshot(members: &[BorrowedFd<'_>], flags: u32, limit: u64) -> Result<Snapshot, Errno> {
     let fd = members.first().ok_or(Errno::INVAL)?;
@@ -339,13 +339,13 @@ pub fn snapshot(members: &[BorrowedFd<'_>], flags: u32, limit: u64) -> Result<Sn
     })
 }
 
-/// `VMEM_SNAPSHOT_DONE`: the reader has the `nr_pages` pages of a snapshot from `pgoff` on.
+/// `VMEM_SNAPSHOT_DONE`: ends the use of the `nr_pages` pages of a snapshot from `pgoff` on.
 pub fn snapshot_done(fd: BorrowedFd<'_>, pgoff: u64, nr_pages: u64) -> Result<(), Errno> {
     // SAFETY: this argument holds no address.
     unsafe { call(fd, &mut vmem_range { pgoff, nr_pages }) }
 }
 
-/// `VMEM_GET_SNAPSHOT`: figures of a snapshot.
+/// `VMEM_GET_SNAPSHOT`: state and counters of a snapshot.
 pub fn get_snapshot(fd: BorrowedFd<'_>) -> Result<vmem_snapshot_info, Errno> {
     let mut info = vmem_snapshot_info::default();
     // SAFETY: this argument holds no address.
@@ -358,11 +358,12 @@ fn take(fd: RawFd) -> Result<OwnedFd, Errno> {
     if fd < 0 {
         return Err(Errno::BADF);
     }
-    // SAFETY: it is not negative, and the kernel made it for this caller just now: nobody else knows it.
+    // SAFETY: it is not negative, and the kernel has just created it for this caller: nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The length of an array for the kernel. One that does not fit in 32 bits is far beyond `VMEM_MAX_BATCH`: so is what it becomes.
+/// The length of an array for the kernel. A length that does not fit in 32 bits becomes the largest one, which is far beyond
+/// `VMEM_MAX_BATCH`, too.
 fn count<T>(entries: &[T]) -> u32 {
     u32::try_from(entries.len()).unwrap_or(u32::MAX)
 }
@@ -394,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dirty_that_fails_reports_no_page() {
+    fn failed_dirty_call_reports_no_page() {
         let null = File::open("/dev/null").expect("a file");
         let fd = null.as_fd();
         let failed = |error| Logged {
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_counted_when_the_call_stops_half_way() {
+    fn interrupted_call_reports_the_ranges_done() {
         let dirty = vmem_dirty {
             done: 8,
             dirty: 3,

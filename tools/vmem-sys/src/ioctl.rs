@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! From an argument struct to the system call.
+//! Typed ioctls: the argument struct determines the number of the call.
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -71,7 +71,7 @@ unsafe impl<A: Argument> Ioctl for Call<'_, A> {
     }
 }
 
-/// Makes the call that `A` is the argument of. What the kernel wrote into `argument` is there whatever the result is.
+/// Makes the call whose argument is `A`. `argument` has what the kernel wrote, also after an error.
 ///
 /// # Safety
 ///

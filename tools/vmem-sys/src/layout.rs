@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What can never change once programs are built with it: sizes, offsets and numbers. `tests/layout.c` says the same in C.
+//! The ABI: sizes, offsets and numbers, which never change. `tests/layout.c` checks the same in C.
 
 use std::mem::{offset_of, size_of};
 
@@ -51,7 +51,7 @@ layout!(vmem_info is 128 bytes:
     104
 );
 
-/// A number is what it always was, and what its direction and the size of its argument give.
+/// Checks a number against its constant value, and against its direction and the size of its argument.
 macro_rules! number {
     ($name:ident is $fixed:literal: $computed:expr) => {
         const _: () = {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel interface of vmem, as `include/uapi/linux/vmem.h` has it.
+//! The kernel interface of vmem: `include/uapi/linux/vmem.h` in Rust.
 //!
 //! The header is the documentation of every struct, field, flag and error; the names here are its names. [`calls`] has one safe
-//! function for each ioctl. They take any descriptor: it is the kernel that says which calls a descriptor has (`ENOTTY`, `EPERM`).
+//! function for each ioctl. They accept any descriptor: the kernel refuses calls that a descriptor does not have (`ENOTTY`, `EPERM`).
 //!
-//! Programs want the `vmem` crate, which is built on this one.
+//! Programs use the `vmem` crate, which is built on this one.
 
 pub use rustix::io::Errno;
 

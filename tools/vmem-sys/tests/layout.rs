@@ -4,7 +4,7 @@
 use std::process::Command;
 
 #[test]
-fn the_header_has_this_layout_in_c() {
+fn layout_matches_the_c_header() {
     let crate_directory = env!("CARGO_MANIFEST_DIR");
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let status = Command::new(&compiler)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which of those that the authority has certified are let in.
+//! Which certificates of the authority are accepted.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-/// The names of which a certificate must have one (as a subject alternative name). None: whoever is certified is let in.
+/// Names of which a certificate must have one, as a subject alternative name. Without names, every certificate of the authority is accepted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AllowedNames(Vec<ServerName<'static>>);
 
 impl AllowedNames {
-    /// The names of hosts or addresses. The error is the one that is neither.
+    /// Parses names of hosts and addresses. The error is the first text that is neither.
     pub(crate) fn new(names: &[String]) -> Result<Self, String> {
         let name = |name: &String| ServerName::try_from(name.clone()).map_err(|_| name.clone());
         names.iter().map(name).collect::<Result<_, _>>().map(Self)
@@ -27,7 +27,7 @@ impl AllowedNames {
         for name in &self.0 {
             match verify_server_name(&certificate, name) {
                 Ok(()) => return Ok(()),
-                // It says which names the certificate has.
+                // The error lists the names of the certificate.
                 Err(error) => refused = Err(error),
             }
         }
@@ -35,7 +35,7 @@ impl AllowedNames {
     }
 }
 
-/// A verifier of the authority's certificates that also wants one of the names.
+/// Verifies that a certificate is the authority's, and that it has one of the allowed names.
 #[derive(Debug)]
 pub(crate) struct Verifier<V: ?Sized> {
     pub(crate) allowed: AllowedNames,

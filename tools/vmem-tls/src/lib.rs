@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Connections whose ends know each other by certificate: TLS 1.3 with certificates on both sides.
+//! Mutual TLS: connections by TLS 1.3 with certificates on both sides.
 //!
-//! [`Identity`] is a directory with `ca.pem`, `cert.pem` and `key.pem`. Whoever has a certificate of that authority is let in; the side
-//! that connects also checks that the certificate is for the name it has connected to.
+//! An [`Identity`] is a directory with `ca.pem`, `cert.pem` and `key.pem`. A peer with a certificate of that authority is accepted; the side
+//! that connects also checks that the certificate is for the host that it connected to.
 //!
-//! A protected connection is an ordinary socket for its user: a thread of its own carries the bytes between it and the network. So those
-//! who speak on a connection, in both directions at once and with time limits, need not know whether it is protected.
+//! The user of a protected connection has an ordinary socket: a thread relays the bytes between that socket and the network. Code that
+//! reads and writes a connection, in both directions at once and with time limits, need not know whether it is protected.
 #![forbid(unsafe_code)]
 
 mod allowed;
-mod carry;
+mod error;
 mod identity;
+mod relay;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use identity::{Identity, TlsError, Trouble};
+pub use error::Error;
+pub use identity::{CloseReason, Identity};

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Certificates for the tests of those who use this library.
+//! Certificates for the tests of other crates.
 
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-/// Writes a new authority, and a certificate by it for these names and addresses, into a directory as [`Identity::load`] wants it.
+/// Creates an authority and a certificate of it for these names and addresses, and writes both into `directory` as [`Identity::load`] reads them.
 ///
 /// [`Identity::load`]: crate::Identity::load
 pub fn write(names: &[&str], directory: &Path) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Two sides that know each other, and those who do not.
+//! Connections between peers that accept each other, and that do not.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,14 +25,14 @@ fn authority() -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate")
 }
 
-/// The files of one who is called `name`, certified by `by`, and believes `believed`.
-fn files(name: &str, by: &Authority, believed: &Authority) -> TempDir {
+/// The files of an identity called `name`, certified by `by`, that accepts certificates of `accepted_ca`.
+fn files(name: &str, by: &Authority, accepted_ca: &Authority) -> TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
     let certificate = params.signed_by(&key, by).expect("a certificate");
     let put = |file: &str, text: String| std::fs::write(directory.path().join(file), text).expect("a file");
-    put("ca.pem", believed.pem());
+    put("ca.pem", accepted_ca.pem());
     put("cert.pem", certificate.pem());
     put("key.pem", key.serialize_pem());
     directory
@@ -42,11 +42,11 @@ fn identity(directory: &TempDir) -> Identity {
     Identity::load(directory.path()).expect("an identity")
 }
 
-/// What becomes of a side.
-type Met = Result<(Socket, Trouble), TlsError>;
+/// The result of one side.
+type Side = Result<(Socket, CloseReason), Error>;
 
-/// The two ends of a connection to `host`, as each side sees it.
-fn meet(client: &Identity, server: &Identity, host: &str) -> (Met, Met) {
+/// Connects to `host`; the results of the client and of the server.
+fn handshake(client: &Identity, server: &Identity, host: &str) -> (Side, Side) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let server = server.clone();
@@ -57,10 +57,10 @@ fn meet(client: &Identity, server: &Identity, host: &str) -> (Met, Met) {
 }
 
 #[test]
-fn both_directions_at_once_and_their_ends() {
+fn both_directions_carry_data_at_once_and_end_separately() {
     let ca = authority();
     let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
-    let (connected, accepted) = meet(&identity(&ours), &identity(&theirs), "b.test");
+    let (connected, accepted) = handshake(&identity(&ours), &identity(&theirs), "b.test");
     let (connected, accepted) = (connected.expect("a connection").0, accepted.expect("a connection").0);
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
     let talk = |mut socket: Socket, bytes: Vec<u8>| {
@@ -83,27 +83,27 @@ fn both_directions_at_once_and_their_ends() {
 }
 
 #[test]
-fn who_is_not_known_is_not_let_in() {
+fn wrong_name_or_unknown_authority_fails_the_handshake() {
     let (ca, other) = (authority(), authority());
     let (good, server) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let stranger = files("a.test", &other, &ca);
     let impostor = files("b.test", &other, &other);
-    let (connected, _) = meet(&identity(&good), &identity(&server), "c.test");
-    assert!(matches!(connected, Err(TlsError::Handshake(_))), "another name");
-    let (connected, accepted) = meet(&identity(&good), &identity(&impostor), "b.test");
+    let (connected, _) = handshake(&identity(&good), &identity(&server), "c.test");
+    assert!(matches!(connected, Err(Error::Handshake(_))), "another name");
+    let (connected, accepted) = handshake(&identity(&good), &identity(&impostor), "b.test");
     assert!(connected.is_err() && accepted.is_err(), "an impostor");
-    // A stranger learns it only when it hears nothing: its own part of the handshake is over before.
-    let (connected, accepted) = meet(&identity(&stranger), &identity(&server), "b.test");
-    assert!(matches!(accepted, Err(TlsError::Handshake(_))), "a stranger");
-    if let Ok((mut socket, trouble)) = connected {
+    // The client's part of the handshake ends before the server refuses its certificate: it learns of that when it reads.
+    let (connected, accepted) = handshake(&identity(&stranger), &identity(&server), "b.test");
+    assert!(matches!(accepted, Err(Error::Handshake(_))), "a stranger");
+    if let Ok((mut socket, reason)) = connected {
         assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0);
-        let why = trouble.take();
-        assert!(matches!(why, Some(TlsError::Handshake(_))), "{why:?}");
+        let why = reason.take();
+        assert!(matches!(why, Some(Error::Handshake(_))), "{why:?}");
     }
 }
 
 #[test]
-fn one_that_says_nothing_or_something_else_is_no_peer() {
+fn silent_peer_times_out_and_other_protocol_fails_the_handshake() {
     let ca = authority();
     let server = identity(&files("b.test", &ca, &ca));
     for words in [&b""[..], b"GET / HTTP/1.1\r\n\r\n"] {
@@ -112,14 +112,14 @@ fn one_that_says_nothing_or_something_else_is_no_peer() {
         client.write_all(words).expect("room");
         let accepted = server.accept(listener.accept().expect("a connection").0, Duration::from_millis(200));
         match words {
-            b"" => assert!(matches!(accepted, Err(TlsError::TimedOut(_))), "{accepted:?}"),
-            _ => assert!(matches!(accepted, Err(TlsError::Handshake(_))), "{accepted:?}"),
+            b"" => assert!(matches!(accepted, Err(Error::TimedOut(_))), "{accepted:?}"),
+            _ => assert!(matches!(accepted, Err(Error::Handshake(_))), "{accepted:?}"),
         }
     }
 }
 
 #[test]
-fn a_connection_that_is_cut_is_no_end() {
+fn cut_connection_closes_the_socket_without_a_tls_error() {
     let ca = authority();
     let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -127,23 +127,23 @@ fn a_connection_that_is_cut_is_no_end() {
     let server = identity(&theirs);
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
     let socket = TcpStream::connect(address).expect("a connection");
-    let scissors = socket.try_clone().expect("a socket");
-    let (mut connected, trouble) = identity(&ours).connect(socket, "b.test:1", LIMIT).expect("a connection");
+    let cutter = socket.try_clone().expect("a socket");
+    let (mut connected, reason) = identity(&ours).connect(socket, "b.test:1", LIMIT).expect("a connection");
     let (mut accepted, _) = accepting.join().expect("no panic").expect("a connection");
     connected.write_all(b"half").expect("room");
     let mut buffer = [0; 8];
     assert_eq!(accepted.read(&mut buffer).expect("bytes"), 4);
-    scissors.shutdown(Shutdown::Both).expect("a socket");
-    // For the user it is closed in both directions, and nothing hangs.
+    cutter.shutdown(Shutdown::Both).expect("a socket");
+    // The user sees both directions closed, and no call hangs.
     assert_eq!(accepted.read(&mut buffer).unwrap_or(0), 0);
     assert_eq!(connected.read(&mut buffer).unwrap_or(0), 0);
     thread::sleep(Duration::from_millis(50));
     assert!(accepted.write_all(&[0; 1 << 20]).is_err());
-    assert!(trouble.take().is_none(), "it was the network");
+    assert!(reason.take().is_none(), "the network failed, not TLS");
 }
 
 #[test]
-fn the_host_of_an_address_is_found() {
+fn host_is_parsed_from_name_ipv4_and_ipv6_addresses() {
     for (address, host) in [
         ("a.test:8637", "a.test"),
         ("192.0.2.1:8637", "192.0.2.1"),
@@ -154,15 +154,15 @@ fn the_host_of_an_address_is_found() {
 }
 
 #[test]
-fn files_that_are_none_are_named() {
+fn unusable_file_is_named_in_the_error() {
     let ca = authority();
     let good = files("a.test", &ca, &ca);
     let other = files("b.test", &ca, &ca);
     let error = |path: &Path| Identity::load(path).expect_err("a refusal").to_string();
     std::fs::copy(other.path().join("key.pem"), good.path().join("key.pem")).expect("a file");
     assert!(
-        matches!(Identity::load(good.path()), Err(TlsError::Identity(_))),
-        "another's key"
+        matches!(Identity::load(good.path()), Err(Error::Identity(_))),
+        "the key of another certificate"
     );
     // As "openssl pkey -aes256" and "openssl ec -aes256" begin them.
     for encrypted in [
@@ -181,8 +181,8 @@ fn files_that_are_none_are_named() {
     assert!(error(good.path()).contains("ca.pem"));
 }
 
-/// A client that sends its last words of the handshake and its first of the conversation at once, as a quick one does.
-fn talk_at_once(directory: &TempDir, address: SocketAddr, words: &[u8]) -> (TcpStream, ClientConnection) {
+/// Connects, and sends `words` in the same segment as the last message of the handshake.
+fn connect_with_early_data(directory: &TempDir, address: SocketAddr, words: &[u8]) -> (TcpStream, ClientConnection) {
     let mut socket = TcpStream::connect(address).expect("a connection");
     let name = ServerName::try_from("b.test").expect("a name");
     let config = identity(directory).client_config();
@@ -208,14 +208,14 @@ fn talk_at_once(directory: &TempDir, address: SocketAddr, words: &[u8]) -> (TcpS
 }
 
 #[test]
-fn words_that_come_with_the_end_of_the_handshake_are_heard() {
+fn data_sent_with_the_last_handshake_message_is_received() {
     let ca = authority();
     let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let server = identity(&theirs);
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, LIMIT));
-    let talking = talk_at_once(&ours, address, b"hello");
+    let talking = connect_with_early_data(&ours, address, b"hello");
     let (mut accepted, _) = accepting.join().expect("no panic").expect("a connection");
     accepted.set_read_timeout(Some(LIMIT)).expect("a time-out");
     let mut heard = [0; 5];
@@ -225,7 +225,7 @@ fn words_that_come_with_the_end_of_the_handshake_are_heard() {
 }
 
 #[test]
-fn a_peer_that_keeps_its_end_open_is_left() {
+fn peer_that_keeps_its_direction_open_is_closed_at_the_limit() {
     let ca = authority();
     let (ours, theirs) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -233,9 +233,9 @@ fn a_peer_that_keeps_its_end_open_is_left() {
     let server = identity(&theirs);
     let limit = Duration::from_millis(300);
     let accepting = thread::spawn(move || server.accept(listener.accept().expect("a connection").0, limit));
-    let (mut socket, _client) = talk_at_once(&ours, address, b"");
+    let (mut socket, _client) = connect_with_early_data(&ours, address, b"");
     drop(accepting.join().expect("no panic").expect("a connection"));
-    // It says goodbye, waits for ours for a while, and goes.
+    // The server sends close_notify, waits for ours until the limit, and closes.
     socket.set_read_timeout(Some(LIMIT)).expect("a time-out");
     let mut rest = Vec::new();
     let end = socket.read_to_end(&mut rest).map_err(|error| error.kind());
@@ -243,7 +243,7 @@ fn a_peer_that_keeps_its_end_open_is_left() {
 }
 
 #[test]
-fn of_those_who_are_certified_only_the_allowed_names_are_let_in() {
+fn certified_peer_without_an_allowed_name_is_refused() {
     let ca = authority();
     let (ours, other) = (files("a.test", &ca, &ca), files("b.test", &ca, &ca));
     let allowing = |directory: &TempDir, names: &[&str]| {
@@ -255,23 +255,23 @@ fn of_those_who_are_certified_only_the_allowed_names_are_let_in() {
         (&["c.test", "a.test"], true),
         (&["c.test", "192.0.2.1"], false),
     ] {
-        // The one who is connected to chooses, and so does the one who connects.
+        // The server checks the names, and so does the client.
         let server = allowing(&other, names).expect("an identity");
-        let (connected, accepted) = meet(&identity(&ours), &server, "b.test");
+        let (connected, accepted) = handshake(&identity(&ours), &server, "b.test");
         assert_eq!(accepted.is_ok(), good, "{names:?}");
-        if let (Ok((mut socket, trouble)), false) = (connected, good) {
+        if let (Ok((mut socket, reason)), false) = (connected, good) {
             assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0);
-            assert!(matches!(trouble.take(), Some(TlsError::Handshake(_))), "it is told");
+            assert!(matches!(reason.take(), Some(Error::Handshake(_))), "the server sent an alert");
         }
         let client = allowing(&other, names).expect("an identity");
-        let (connected, _) = meet(&client, &identity(&ours), "a.test");
+        let (connected, _) = handshake(&client, &identity(&ours), "a.test");
         assert_eq!(connected.is_ok(), good, "{names:?}");
     }
-    assert!(matches!(allowing(&ours, &["a b"]), Err(TlsError::Name(_))));
+    assert!(matches!(allowing(&ours, &["a b"]), Err(Error::Name(_))));
 }
 
 #[test]
-fn files_that_should_be_looked_after_are_warned_about() {
+fn key_readable_by_others_and_expiring_certificate_give_warnings() {
     use std::os::unix::fs::PermissionsExt;
 
     let ca = authority();
@@ -290,7 +290,7 @@ fn files_that_should_be_looked_after_are_warned_about() {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("parameters");
         params.not_after = year;
-        // A server's certificate is looked at, too.
+        // The expiry of a certificate for servers is checked, too.
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &ca).expect("a certificate");
         std::fs::write(directory.path().join("cert.pem"), certificate.pem()).expect("a file");

@@ -9,7 +9,7 @@ use vmem_sys::calls;
 use crate::error::call;
 use crate::{Error, Info, PageRange, PresentMap, TrackOptions, Tracking};
 
-/// Shared memory that is adopted: that its writes can be logged.
+/// Adopted shared memory, whose writes can be logged.
 ///
 /// It stays adopted as long as this value, a [`Tracking`] of it, or a duplicate of its descriptor lives. Nothing about the memory changes
 /// before [`Adopted::track`].
@@ -33,7 +33,7 @@ use crate::{Error, Info, PageRange, PresentMap, TrackOptions, Tracking};
 /// # }
 /// ```
 ///
-/// A copy of a region whose pages are still coming. Its daemon goes on filling it; what it fills while the region is tracked is copied, too:
+/// A copy of a region whose daemon is still filling it. Pages that the daemon fills while the region is tracked are copied, too:
 ///
 /// ```no_run
 /// use vmem::{Access, Control, MapHandle, PageRange, TrackOptions};
@@ -73,7 +73,7 @@ impl Adopted {
         })
     }
 
-    /// Number of the region, [`Region::id`](crate::Region::id) of one that exists; `/proc/PID/fdinfo` shows it as `vmem-id`.
+    /// Number of the region; for an existing region, its [`Region::id`](crate::Region::id). `/proc/PID/fdinfo` shows it as `vmem-id`.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -106,18 +106,18 @@ impl Adopted {
         PresentMap::get(self.fd.as_fd(), self.pages)
     }
 
-    /// Begins to log writes. Every write that is begun after this call has returned is in the log, whoever makes it: processes that map
-    /// the memory, virtual CPUs, the kernel for a process, `write` and `fallocate` on its file. It takes about a tenth of a second.
+    /// Begins to log writes. Every write that begins after this call has returned is in the log: writes of processes that map the memory, of
+    /// virtual CPUs, of the kernel for a process, and `write` and `fallocate` on the file. The call takes about a tenth of a second.
     ///
     /// While the memory is tracked its size cannot be changed, `userfaultfd` cannot be registered for it, and it cannot be pinned for long
     /// (VFIO, buffers that are registered with io_uring).
     ///
-    /// A region is served on meanwhile, and can become plain memory. That one of its pages comes is no write; [`Adopted::track_with`] can log
-    /// that, too.
+    /// The daemon of a region continues to serve it, and the region can become plain memory. A page that the daemon fills is not logged, unless
+    /// [`Adopted::track_with`] asks for it.
     ///
     /// # Errors
     ///
-    /// The memory is as before. [`Error::AlreadyTracked`], [`Error::MappingsInUse`], [`Error::NeverAtRest`] (try again),
+    /// After an error, the memory is as before. [`Error::AlreadyTracked`], [`Error::MappingsInUse`], [`Error::NeverAtRest`] (try again),
     /// [`Error::NoMemory`].
     pub fn track(&self) -> Result<Tracking, Error> {
         self.track_with(TrackOptions::default())

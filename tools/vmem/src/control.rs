@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The control device: regions begin here.
+//! The control device: creates regions, attaches daemons, adopts memory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Control {
     fd: OwnedFd,
 }
 
-/// What the module can do.
+/// The features of the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
@@ -70,11 +70,11 @@ impl Control {
         }
     }
 
-    /// What the module can do.
+    /// The features of the module.
     ///
     /// # Errors
     ///
-    /// None but what a broken descriptor gives.
+    /// None on a control descriptor.
     pub fn features(&self) -> Result<Features, Error> {
         let features = calls::get_features(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::GET_FEATURES, errno))?;
         Ok(Features {
@@ -87,7 +87,7 @@ impl Control {
         })
     }
 
-    /// Becomes the daemon of the region named `name`, which has lost its own. [`Region::present_map`] tells what is left to do.
+    /// Becomes the daemon of the region named `name`, which has lost its daemon. [`Region::present_map`] has the pages that are left to fill.
     ///
     /// # Errors
     ///
@@ -153,9 +153,9 @@ impl AsFd for Control {
     }
 }
 
-/// What a region shall be; [`RegionBuilder::create`] makes it.
+/// The properties of a new region; [`RegionBuilder::create`] creates it.
 ///
-/// Without a name it has no node, and is given to other programs by descriptor ([`Region::map_handle`]).
+/// Without a name, the region has no node, and other programs get it by descriptor ([`Region::map_handle`]).
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct RegionBuilder {
@@ -188,26 +188,26 @@ impl RegionBuilder {
         self
     }
 
-    /// Permission bits of the node, up to 0o777; 0, or nothing said, is 0o600. Only with a name.
+    /// Permission bits of the node, up to 0o777; the default, also of 0, is 0o600. Only with a name.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// Owner of the node; root unless told.
+    /// Owner of the node; the default is root.
     pub fn uid(mut self, uid: u32) -> Self {
         self.uid = Some(uid);
         self
     }
 
-    /// Group of the node; root unless told.
+    /// Group of the node; the default is root.
     pub fn gid(mut self, gid: u32) -> Self {
         self.gid = Some(gid);
         self
     }
 
-    /// The memory comes in transparent huge pages where there are any to be had: the first page of one that is filled brings the memory
-    /// of all of it. Once the region is plain, its mappings get what `madvise(MADV_HUGEPAGE)` sets.
+    /// Allocates the memory in transparent huge pages where they are available: the first fill of a page of a huge page allocates all of it.
+    /// Once the region is plain, its mappings have what `madvise(MADV_HUGEPAGE)` sets.
     pub fn huge(mut self) -> Self {
         self.flags |= VMEM_CREATE_HUGE;
         self
@@ -219,9 +219,8 @@ impl RegionBuilder {
         self
     }
 
-    /// An unreadable page answers as memory that is broken: the code of its SIGBUS is `BUS_MCEERR_AR`. KVM hands that to the virtual machine
-    /// monitor instead of failing, which can let its guest lose one process and not itself. A module without
-    /// [`Features::poison`] refuses it.
+    /// Makes unreadable pages behave as broken memory: the code of their SIGBUS is `BUS_MCEERR_AR`. KVM passes it to the virtual machine monitor
+    /// instead of failing, so that the guest can kill one process and survive. A module without [`Features::poison`] refuses the region.
     pub fn poison_unreadable(mut self) -> Self {
         self.flags |= VMEM_CREATE_POISON;
         self
@@ -234,7 +233,7 @@ impl RegionBuilder {
         self
     }
 
-    /// Creates the region. The caller is its daemon. A region whose node cannot be where its name says is not created.
+    /// Creates the region, with the caller as its daemon. If the node cannot be at the path of its name, the region is not created.
     ///
     /// # Errors
     ///
@@ -279,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_region_has_no_node() {
+    fn default_builder_creates_no_node() {
         let create = RegionBuilder::new(4096).to_sys().unwrap();
         assert_eq!(
             (create.size, create.flags, create.mode, create.fault_timeout_ms),
@@ -290,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn a_named_region_is_root_s_alone_unless_told() {
+    fn named_region_defaults_to_mode_0600() {
         assert_eq!(RegionBuilder::new(1).name("a").to_sys().unwrap().mode, 0o600);
         assert_eq!(RegionBuilder::new(1).name("a").mode(0).to_sys().unwrap().mode, 0);
     }
 
     #[test]
-    fn a_fault_timeout_is_never_no_timeout() {
+    fn fault_timeout_out_of_range_is_refused() {
         let milliseconds = |timeout| {
             RegionBuilder::new(1)
                 .fault_timeout(timeout)
@@ -311,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_module_the_error_names_the_path() {
+    fn missing_control_device_is_named_in_the_error() {
         let error = Control::open_path("/proc/self/no-such-file").unwrap_err();
         assert_eq!(error.to_string(), "cannot open /proc/self/no-such-file");
         assert!(matches!(Control::open_path("/dev/null"), Err(Error::NotVmem { .. })));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the dirty log says of a run of pages.
+//! The dirty log of a range of pages.
 
-use vmem_pages::push;
 use vmem_sys::calls::Logged;
 use vmem_sys::{Errno, VMEM_MAX_BATCH, vmem_range};
 
@@ -9,32 +8,32 @@ use crate::error::call;
 use crate::sys_range::from_sys;
 use crate::{Error, PageIndex, PageRange, PageSet};
 
-/// What the dirty log says of a run of pages: `P` is a `Vec<PageRange>` or a [`DirtyMap`]. It is complete if there is no error; otherwise
-/// it is about the first [`DirtyLog::examined`] pages.
+/// The dirty pages of a range: `P` is a `Vec<PageRange>` or a [`DirtyMap`]. After an error, it covers only the first
+/// [`DirtyLog::examined`] pages.
 ///
-/// What was cleaned is in no other answer: a page that is not dealt with is one whose writes are lost.
+/// Pages that were cleaned are in this result only: a caller that ignores a page loses its writes.
 #[derive(Debug)]
 #[must_use]
 pub struct DirtyLog<P> {
-    /// The pages that are reported. One may be reported though its contents are as before.
+    /// The dirty pages. The contents of a dirty page may be unchanged.
     pub pages: P,
-    /// How many they are.
+    /// Number of dirty pages.
     pub dirty: u64,
-    /// How many of them stay in the log though it was cleaned: they are pinned (O_DIRECT, RDMA, VFIO) and may be written without being
-    /// seen, or the kernel has just allocated or moved them.
+    /// Number of dirty pages that stay in the log although it was cleaned: they are pinned (O_DIRECT, RDMA, VFIO) and may be written without
+    /// being seen, or the kernel has just allocated or moved them.
     pub held: u64,
-    /// How many pages were gone through.
+    /// Number of pages examined.
     pub examined: u64,
-    /// Why it stopped.
+    /// The error that ended the call early.
     pub error: Option<Error>,
 }
 
 impl<P> DirtyLog<P> {
-    /// The pages, if all were gone through.
+    /// The dirty pages, if all pages were examined.
     ///
     /// # Errors
     ///
-    /// Why it stopped.
+    /// The error that ended the call early.
     pub fn complete(self) -> Result<P, Error> {
         match self.error {
             None => Ok(self.pages),
@@ -51,7 +50,7 @@ impl<P> DirtyLog<P> {
         self.error = match logged.error {
             None if done == asked => return false,
             None if done > 0 => return true,
-            // A kernel that neither goes on nor says why would be asked again without end.
+            // Without progress and without an error, the loop would never end.
             None => Some(Error::from_errno(call::DIRTY, Errno::IO)),
             Some(errno) => Some(Error::from_errno(call::DIRTY, errno)),
         };
@@ -66,12 +65,12 @@ pub struct DirtyMap {
 }
 
 impl DirtyMap {
-    /// The pages that the map is about.
+    /// The range of the map.
     pub fn pages(&self) -> PageRange {
         self.set.pages()
     }
 
-    /// Whether `page` is dirty. A page that the map is not about is not.
+    /// Whether `page` is dirty; false for a page outside of the range.
     pub fn contains(&self, page: PageIndex) -> bool {
         self.set.contains(page)
     }
@@ -101,8 +100,8 @@ pub(crate) fn ranges(pages: PageRange, ask: impl Fn(u64, u64, &mut [vmem_range])
         let left = pages.count() - log.examined;
         let logged = ask(pages.first().get() + log.examined, left, &mut room);
         for range in room.iter().take(logged.ranges).filter_map(from_sys) {
-            // One that the end of an answer has cut in two becomes one again.
-            push(&mut log.pages, range);
+            // Joins a run that was split at the end of a call.
+            range.append_to(&mut log.pages);
         }
         if !log.add(left, &logged) {
             return log;
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_do_not_fit_in_one_answer_come_in_several() {
+    fn log_longer_than_one_call_takes_several() {
         let dirty = [0, 1, 4, 6, 7, 8, 20, 99].into();
         let (log, calls) = in_calls_of(2, &dirty, pages(0, 100));
         assert!(log.error.is_none());
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cleaned_before_an_error_is_not_lost() {
+    fn pages_cleaned_before_an_error_are_returned() {
         let calls = RefCell::new(0);
         let log = ranges(pages(0, 100), |pgoff, _, out| {
             *calls.borrow_mut() += 1;
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_stops_for_no_reason_is_an_error() {
+    fn call_without_progress_or_error_is_an_error() {
         let nothing = Logged {
             done: 0,
             dirty: 0,
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bitmap_in_parts_is_one_bitmap() {
+    fn bitmap_read_in_parts_is_one_bitmap() {
         let log = map(pages(64, 130), |pgoff, nr_pages, words| {
             words[0] = 1 << (pgoff / 64);
             Logged {

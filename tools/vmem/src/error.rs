@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What can go wrong, by name.
+//! Errors of the library.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use vmem_mapping::MappingError;
 use vmem_sys::Errno;
 
 use crate::PAGE_SIZE;
 
-/// What can go wrong.
+/// A call of the library failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The device or node cannot be opened. `ENOENT` for the control device: the module is not loaded.
     #[error("cannot open {}", path.display())]
     Open {
-        /// What was opened.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: Errno,
     },
-    /// The file is not one of vmem's. A program that finds no node may have made a plain file in its place.
-    #[error("{what} is not one of vmem's")]
+    /// The file is not one of vmem, or the module does not have the call. A program that did not find a node may have created a plain file
+    /// in its place.
+    #[error("{what} is not a file of vmem")]
     NotVmem {
         /// The path, or the call that it did not know.
         what: String,
@@ -38,13 +38,13 @@ pub enum Error {
         /// What is there instead.
         found: &'static str,
     },
-    /// The module's pages are of another size than this program's.
-    #[error("the module's pages have {0} bytes, this program's {PAGE_SIZE}")]
+    /// The page size of the module differs from that of this program.
+    #[error("the module has pages of {0} bytes, this program has pages of {PAGE_SIZE} bytes")]
     PageSize(u32),
-    /// This cannot be the name of a region.
+    /// A region cannot have such a name.
     #[error("{name:?} cannot be a name: 1 to 31 of A-Z a-z 0-9 . _ -, not beginning with a dot, not \"control\"")]
     Name {
-        /// What was given.
+        /// The name.
         name: String,
     },
     /// The duration is zero, or more milliseconds than 32 bits hold.
@@ -60,24 +60,24 @@ pub enum Error {
     #[cfg(feature = "tokio")]
     #[error("the tokio runtime is shutting down")]
     RuntimeGone,
-    /// The mapping failed.
+    /// A call on a mapping failed.
     #[error(transparent)]
-    Mapping(#[from] MappingError),
+    Mapping(#[from] vmem_mapping::Error),
 
     /// There is no region of that name or number.
-    #[error("there is no such region")]
+    #[error("there is no such region, or it has ended")]
     NoSuchRegion,
     /// Another daemon is attached to the region.
-    #[error("a daemon is attached to the region already")]
+    #[error("another daemon serves the region")]
     DaemonAttached,
     /// Another region has the name.
-    #[error("the name is taken")]
+    #[error("another region has this name")]
     NameTaken,
     /// The size is over the module's limit ([`Features::max_size`](crate::Features::max_size)).
-    #[error("the region is too large")]
+    #[error("the memory is larger than the module supports")]
     TooLarge,
     /// The module has no more nodes.
-    #[error("there are too many regions")]
+    #[error("there are too many regions with names")]
     TooManyRegions,
     /// Pages are absent or unreadable: the region cannot become plain memory.
     #[error("pages of the region are absent or unreadable")]
@@ -85,7 +85,7 @@ pub enum Error {
     /// The region is plain memory: no page of it will ever be wanted again.
     #[error("the region has become plain memory")]
     Plain,
-    /// What was to be adopted is no shared memory, or is empty.
+    /// The file to adopt is not shared memory, or is empty.
     #[error("the file is not shared memory, or is empty: a memfd or a file in a tmpfs (/dev/shm) can be adopted")]
     NotSharedMemory,
     /// The descriptor of the memory that was to be adopted is not open for reading and writing.
@@ -112,7 +112,7 @@ pub enum Error {
          it was adopted: end that, and try again"
     )]
     MappingsInUse,
-    /// The memory was never at rest.
+    /// Other calls on descriptors of the memory never paused.
     #[error("descriptors of the memory are written to or mapped, or its log is read, all the time: try again")]
     NeverAtRest,
     /// The memory is not tracked: there is no log.
@@ -141,23 +141,23 @@ pub enum Error {
     /// There is no such process.
     #[error("there is no process {pid}")]
     NoSuchProcess {
-        /// Its number.
+        /// The process ID.
         pid: i32,
     },
-    /// This process may not look into another one.
-    #[error("cannot look into process {pid}: that takes root, or CAP_SYS_PTRACE")]
+    /// The caller may not inspect the process.
+    #[error("cannot inspect process {pid}: root or CAP_SYS_PTRACE is needed")]
     ProcessDenied {
-        /// Its number.
+        /// The process ID.
         pid: i32,
-        /// What the kernel said.
+        /// The error of the system call.
         source: Errno,
     },
     /// The process has no such shared memory open.
     #[error("process {pid} has no shared memory {path:?} open; it has {}", paths(found))]
     NoSuchMemory {
-        /// Its number.
+        /// The process ID.
         pid: i32,
-        /// What was looked for.
+        /// The path that was looked for.
         path: PathBuf,
         /// The shared memory that it has open.
         found: Vec<PathBuf>,
@@ -168,9 +168,9 @@ pub enum Error {
         descriptors(*pid, found)
     )]
     AmbiguousMemory {
-        /// Its number.
+        /// The process ID.
         pid: i32,
-        /// What was looked for.
+        /// The path that was looked for.
         path: PathBuf,
         /// A descriptor of each of the files.
         found: Vec<OpenMemory>,
@@ -181,19 +181,19 @@ pub enum Error {
          a region also by its node"
     )]
     MemoryNotOpen {
-        /// Its number.
+        /// The process ID.
         pid: i32,
-        /// What was looked for.
+        /// The path that was looked for.
         path: PathBuf,
     },
     /// The descriptor maps the region and cannot serve it.
-    #[error("{call}: the descriptor can only map the region")]
+    #[error("{call}: this descriptor can map the region, but not serve it")]
     MapOnly {
         /// The call.
         call: &'static str,
     },
     /// The arguments are not right, for example a range that is not inside the region.
-    #[error("{call}: not a valid argument")]
+    #[error("{call}: invalid argument")]
     Invalid {
         /// The call.
         call: &'static str,
@@ -205,7 +205,7 @@ pub enum Error {
         call: &'static str,
     },
     /// There is no memory.
-    #[error("{call}: no memory")]
+    #[error("{call}: out of memory")]
     NoMemory {
         /// The call.
         call: &'static str,
@@ -216,18 +216,18 @@ pub enum Error {
         /// The call.
         call: &'static str,
     },
-    /// It would have to wait, and shall not.
-    #[error("{call}: not yet")]
+    /// The call would have to wait, and the descriptor is `O_NONBLOCK`.
+    #[error("{call}: would have to wait")]
     WouldBlock {
         /// The call.
         call: &'static str,
     },
-    /// Anything else.
+    /// Another error.
     #[error("{call}")]
     Other {
         /// The call.
         call: &'static str,
-        /// What the kernel said.
+        /// The error of the system call.
         source: Errno,
     },
 }
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_errno_means_what_the_header_says_for_the_call() {
+    fn errno_maps_to_the_error_of_its_call() {
         assert!(matches!(Error::from_errno(call::ATTACH, Errno::BUSY), Error::DaemonAttached));
         assert!(matches!(
             Error::from_errno(call::MAKE_VMA_ANONYMOUS, Errno::BUSY),
@@ -360,10 +360,10 @@ mod tests {
     }
 
     #[test]
-    fn messages_name_the_call_or_the_thing() {
+    fn message_names_the_call_or_the_object() {
         assert_eq!(
             Error::from_errno(call::FILL_PAGES, Errno::INVAL).to_string(),
-            "FILL_PAGES: not a valid argument"
+            "FILL_PAGES: invalid argument"
         );
         assert_eq!(
             Error::NotWholePages { len: 5 }.to_string(),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who has descriptors of vmem open, and what `/proc/PID/fdinfo` shows of them.
+//! The descriptors of vmem that processes have open, as `/proc/PID/fdinfo` shows them.
 
 use std::fs::{read_dir, read_link, read_to_string};
 use std::path::{Path, PathBuf};
 
-use crate::{DIRECTORY, Info, TrackingFigures};
+use crate::{DIRECTORY, Info, TrackingInfo};
 
 /// A descriptor of a region or of adopted memory that a process has open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,13 +15,13 @@ pub struct Descriptor {
     pub command: String,
     /// The number of the descriptor in the process.
     pub fd: i32,
-    /// What `/proc/PID/fd` shows: `/dev/vmem/NAME` for an open of the node, `anon_inode:[...]` for a descriptor that a call has given.
+    /// The path in `/proc/PID/fd`: `/dev/vmem/NAME` for an open of the node, `anon_inode:[...]` for a descriptor that a call has given.
     pub path: PathBuf,
-    /// What the kernel says of the memory behind it.
+    /// The memory of the descriptor.
     pub memory: DescriptorInfo,
 }
 
-/// What the kernel says of the memory behind a descriptor.
+/// The memory of a descriptor, as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DescriptorInfo {
@@ -33,8 +33,8 @@ pub enum DescriptorInfo {
         id: u64,
         /// Size in bytes.
         size: u64,
-        /// Figures of its dirty log.
-        figures: TrackingFigures,
+        /// State and counters of its dirty log.
+        info: TrackingInfo,
     },
 }
 
@@ -59,11 +59,11 @@ impl DescriptorInfo {
     pub fn mappings(&self) -> u64 {
         match self {
             Self::Region(info) => info.mappings,
-            Self::Adopted { figures, .. } => figures.mappings,
+            Self::Adopted { info, .. } => info.mappings,
         }
     }
 
-    /// Reads what `/proc/PID/fdinfo/FD` has. `None` if the descriptor is none of vmem's, or shows no memory (the control descriptor).
+    /// Parses the text of `/proc/PID/fdinfo/FD`. `None` if the descriptor is none of vmem's, or shows no memory (the control descriptor).
     pub fn parse(fdinfo: &str) -> Option<Self> {
         let field = |name: &str| {
             let values = fdinfo.lines().filter_map(|line| line.strip_prefix("vmem-")?.split_once(':'));
@@ -72,15 +72,15 @@ impl DescriptorInfo {
         };
         let (id, size) = (field("id")?, field("size")?);
         if field("tracked").is_some() {
-            let figures = TrackingFigures::from_fields(|name| field(name).unwrap_or(0));
-            return Some(Self::Adopted { id, size, figures });
+            let info = TrackingInfo::from_fields(|name| field(name).unwrap_or(0));
+            return Some(Self::Adopted { id, size, info });
         }
         Some(Self::Region(Info::from_fields(|name| field(name).unwrap_or(0))))
     }
 }
 
-/// The descriptors of regions and of adopted memory that processes have open, in the order of processes. Processes that this one may not
-/// look into are left out: only root sees all.
+/// The descriptors of regions and of adopted memory that processes have open, in the order of process IDs. Processes that the caller may not
+/// inspect are left out: only root sees all.
 pub fn descriptors() -> Vec<Descriptor> {
     let mut pids: Vec<i32> = numbers(Path::new("/proc")).collect();
     pids.sort_unstable();
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_region_shows_its_state_and_counters() {
+    fn fdinfo_of_a_region_has_its_state_and_counters() {
         let text = "pos:\t0\nflags:\t02\nmnt_id:\t16\nino:\t1061\nvmem-id:\t7\nvmem-size:\t8192\nvmem-flags:\t0\nvmem-state:\t3\n\
                     vmem-present:\t1\nvmem-unreadable:\t0\nvmem-requested:\t1\nvmem-queued:\t1\nvmem-waiters:\t2\n\
                     vmem-oldest_wait_ns:\t1500\nvmem-faults:\t4\nvmem-requests:\t2\nvmem-sigbus:\t0\nvmem-mappings:\t3\n";
@@ -139,21 +139,21 @@ mod tests {
     }
 
     #[test]
-    fn adopted_memory_shows_the_figures_of_its_log() {
+    fn fdinfo_of_adopted_memory_has_the_state_of_its_log() {
         let text = "flags:\t02\nvmem-id:\t9\nvmem-size:\t4096\nvmem-tracked:\t1\nvmem-mappings:\t2\nvmem-dirty:\t3\nvmem-faults:\t4\n\
                     vmem-written:\t5\nvmem-cleaned:\t6\nvmem-held:\t7\n";
-        let Some(DescriptorInfo::Adopted { id, size, figures }) = DescriptorInfo::parse(text) else {
+        let Some(DescriptorInfo::Adopted { id, size, info }) = DescriptorInfo::parse(text) else {
             panic!("not adopted")
         };
-        assert_eq!((id, size, figures.tracked, figures.mappings), (9, 4096, true, 2));
+        assert_eq!((id, size, info.tracked, info.mappings), (9, 4096, true, 2));
         assert_eq!(
-            (figures.dirty, figures.faults, figures.written, figures.cleaned, figures.held),
+            (info.dirty, info.faults, info.written, info.cleaned, info.held),
             (3, 4, 5, 6, 7)
         );
     }
 
     #[test]
-    fn other_descriptors_show_nothing() {
+    fn fdinfo_of_other_descriptors_is_none() {
         assert_eq!(DescriptorInfo::parse("pos:\t0\nflags:\t02\n"), None);
         assert_eq!(DescriptorInfo::parse("vmem-id:\tx\nvmem-size:\t1\n"), None);
         assert!(is_vmem(Path::new("/dev/vmem/guest0")) && is_vmem(Path::new("anon_inode:[vmem-map]")));

@@ -19,7 +19,7 @@ pub struct Info {
     pub size: u64,
     /// Whether a daemon is attached.
     pub attached: bool,
-    /// Whether it has said that it serves.
+    /// Whether the daemon has declared that it serves.
     pub ready: bool,
     /// Whether the region has become plain memory.
     pub plain: bool,
@@ -27,13 +27,13 @@ pub struct Info {
     pub present: u64,
     /// Pages marked unreadable.
     pub unreadable: u64,
-    /// Absent pages that somebody wants.
+    /// Absent pages that are requested.
     pub requested: u64,
-    /// Those of them that the daemon has not taken.
+    /// Requested pages whose request the daemon has not taken.
     pub queued: u64,
     /// Threads that wait for a page.
     pub waiters: u64,
-    /// How long the longest of them has waited.
+    /// The longest time that one of them has waited.
     pub oldest_wait: Duration,
     /// Faults on absent pages since creation.
     pub faults: u64,
@@ -51,7 +51,7 @@ impl Info {
         Ok(Self::from_sys(&info))
     }
 
-    /// State and counters of which a text has numbers by name.
+    /// State and counters from the named numbers of a text.
     pub(crate) fn from_fields(field: impl Fn(&str) -> u64) -> Self {
         Self::from_sys(&vmem_info {
             id: field("id"),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The side that uses a region's memory.
+//! Map descriptors: for programs that use the memory of a region.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use vmem_mapping::{Access, Mapping, MappingError, Sharing};
+use vmem_mapping::{Access, Mapping, Sharing};
 use vmem_sys::Errno;
 
 use crate::error::call;
@@ -38,7 +38,7 @@ impl MapHandle {
         node::open(path.as_ref(), access).map(Self::from)
     }
 
-    /// Waits until a daemon has said that it serves the region.
+    /// Waits until a daemon has declared that it serves the region.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl MapHandle {
     /// [`Error::Mapping`], for example with `EINVAL` if the region does not have all of the pages.
     pub fn map_pages(&self, pages: PageRange, access: Access, sharing: Sharing) -> Result<Mapping, Error> {
         let bytes = pages.bytes();
-        let len = usize::try_from(bytes.end - bytes.start).map_err(|_| MappingError::Map {
+        let len = usize::try_from(bytes.end - bytes.start).map_err(|_| vmem_mapping::Error::Map {
             offset: bytes.start,
             len: usize::MAX,
             source: Errno::NOMEM,
@@ -119,14 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_not_a_region_is_refused() {
+    fn file_that_is_not_a_region_is_refused() {
         assert!(matches!(
             MapHandle::open_path("/dev/null", Access::ReadWrite),
             Err(Error::NotVmem { .. })
         ));
         // The error of a plain file names what is there: a program that came too early may have made it.
         let error = MapHandle::open_path("/proc/self/exe", Access::ReadOnly).expect_err("a plain file");
-        assert_eq!(error.to_string(), "/proc/self/exe (a plain file) is not one of vmem's");
+        assert_eq!(error.to_string(), "/proc/self/exe (a plain file) is not a file of vmem");
         assert!(matches!(
             MapHandle::open_path("/proc/self/no-such-file", Access::ReadWrite),
             Err(Error::Open {

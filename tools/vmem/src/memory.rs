@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Shared memory that another process has open.
 //!
-//! [`Control::adopt`](crate::Control::adopt) wants the open file that the process itself writes through. An open of `/proc/PID/fd/FD` or
-//! `/proc/PID/map_files/RANGE` makes a second one; `pidfd_getfd` gives the very same. Of a region each open of its node will do.
+//! [`Control::adopt`](crate::Control::adopt) needs the open file that the process itself writes through. An open of `/proc/PID/fd/FD` or
+//! `/proc/PID/map_files/RANGE` creates another open file; `pidfd_getfd` duplicates the same one. For a region, any open of its node will do.
 
 use std::fs::read_to_string;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,7 @@ use vmem_sys::Errno;
 use crate::memory_file::Identity;
 use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
 
-/// What stands behind the path of a file that has no name any more.
+/// The suffix of the path of a file that has been unlinked.
 const DELETED: &str = " (deleted)";
 
 /// Shared memory that another process has open, by a descriptor of the same open file.
@@ -28,7 +28,7 @@ pub struct ProcessMemory {
 
 impl ProcessMemory {
     /// The shared memory of the process `pid` whose path is `path`. A part of the path will do if no other shared memory of the process
-    /// has it; ` (deleted)` can be left out. Of several memfds of one name `/proc/PID/fd/FD` chooses one; it is not opened.
+    /// has it; ` (deleted)` can be left out. `/proc/PID/fd/FD` chooses one of several memfds with the same name; that path is not opened.
     ///
     /// A region that the process has by its node is `/dev/vmem/NAME`, before and after it becomes plain memory.
     ///
@@ -75,12 +75,12 @@ impl ProcessMemory {
         Ok(files)
     }
 
-    /// What was found in the process.
+    /// The descriptor that was found in the process.
     pub fn file(&self) -> &MemoryFile {
         &self.file
     }
 
-    /// Whether the process has ended. Its memory stays as long as somebody has it open.
+    /// Whether the process has ended. Its memory exists as long as any process has it open.
     pub fn has_ended(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
@@ -99,7 +99,7 @@ impl From<ProcessMemory> for OwnedFd {
     }
 }
 
-/// A process that cannot be taken for another one.
+/// A process by pidfd, which cannot be confused with a later process of the same ID.
 fn process(pid: i32) -> Result<OwnedFd, Error> {
     // rustix panics at a negative number.
     let number = Pid::from_raw(pid.max(0)).ok_or(Error::NoSuchProcess { pid })?;
@@ -110,7 +110,7 @@ fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-/// Why a process was not to be looked into.
+/// The error of a process that cannot be inspected.
 fn denied(pid: i32, errno: Errno) -> Error {
     match errno {
         Errno::NOENT | Errno::SRCH => Error::NoSuchProcess { pid },
@@ -119,7 +119,7 @@ fn denied(pid: i32, errno: Errno) -> Error {
     }
 }
 
-/// Why there is no such file among the descriptors of a process.
+/// The error of a process that has no such file open.
 fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
     let maps = read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let path = path.to_owned();
@@ -152,9 +152,8 @@ fn maps_shared(maps: &str, path: &Path) -> bool {
     })
 }
 
-/// The file that `path` means: the descriptor `/proc/PID/fd/FD`; or else the file with this path; or else the only one with a path that
-/// contains it. The descriptor is one that is open for writing, if there is one. If several files could be meant, a descriptor of each;
-/// if none, none.
+/// Finds the file that `path` means: the descriptor `/proc/PID/fd/FD`, else the file with this path, else the only file whose path contains
+/// it. Of several descriptors of the file, one that is open for writing is preferred. Returns a descriptor of each file that could be meant.
 fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec<MemoryFile>> {
     let wanted = path.to_string_lossy();
     if let Ok(number) = path.strip_prefix(format!("/proc/{pid}/fd")) {
@@ -168,7 +167,7 @@ fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec
     if found.is_empty() && !wanted.is_empty() {
         found = matching(&|path| path.contains(&*wanted));
     }
-    // Of each memory one that is open for writing, if there is one, and then the first.
+    // For each memory, a descriptor that is open for writing, or else the first one.
     found.sort_by_key(|file| (file.identity, !file.writable, file.fd));
     found.dedup_by_key(|file| file.identity);
     match found[..] {
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_path_goes_before_a_part_of_it() {
+    fn exact_path_wins_over_a_partial_match() {
         let files = [
             file(3, "/dev/shm/ram2", 1, true),
             file(4, "/dev/shm/ram", 2, true),
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_several_files_have_chooses_none() {
+    fn ambiguous_partial_path_is_an_error() {
         let files = [
             file(3, "/memfd:ram (deleted)", 1, true),
             file(4, "/memfd:ram (deleted)", 2, true),
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_descriptors_one_for_writing_is_taken() {
+    fn writable_descriptor_is_preferred() {
         let files = [
             file(3, "/dev/shm/ram", 1, false),
             file(4, "/dev/shm/ram", 1, true),
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_shared_mappings_for_writing_count() {
+    fn only_writable_shared_mappings_count() {
         let maps = "7f0000000000-7f0000001000 rw-s 00000000 00:01 5                          /memfd:my ram (deleted)\n\
                     7f0000002000-7f0000003000 rw-p 00000000 00:01 6                          /dev/shm/private\n\
                     7f0000004000-7f0000005000 rw-s 00000000 00:01 0\n\
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memfd_is_found_and_a_file_on_a_disk_is_not() {
+    fn memfd_is_shared_memory_and_a_file_on_disk_is_not() {
         let memory = memfd_create("vmem-test-memory", MemfdFlags::CLOEXEC).expect("a memfd");
         rustix::fs::ftruncate(&memory, 8192).expect("room");
         let disk = File::open("/proc/self/exe").expect("this program");
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn missing_process_or_memory_is_named_in_the_error() {
         let pid = std::process::id() as i32;
         assert!(matches!(
             ProcessMemory::open(-1, "ram"),

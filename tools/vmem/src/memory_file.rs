@@ -11,7 +11,7 @@ use crate::error::OpenMemory;
 use crate::fdinfo::is_vmem;
 use crate::{DescriptorInfo, Info, PAGE_SIZE};
 
-/// What `statfs` says of files that are shared memory: tmpfs (also that of memfds), and hugetlbfs.
+/// File system types of shared memory, as `statfs(2)` gives them: tmpfs (also that of memfds), and hugetlbfs.
 const MAGICS: [i64; 2] = [0x0102_1994, 0x9584_58f6];
 
 /// A descriptor of shared memory that a process has: of a file, or of a region.
@@ -25,9 +25,9 @@ pub struct MemoryFile {
     pub path: PathBuf,
     /// Size of the memory in bytes.
     pub size: u64,
-    /// Memory that the file has, in bytes; the rest is holes. Of a region, what is present; the rest is absent.
+    /// Bytes that the file has allocated; the rest is holes. Of a region: bytes present; the rest is absent.
     pub allocated: u64,
-    /// Whether it is open for writing.
+    /// Whether the descriptor is open for writing.
     pub writable: bool,
     /// State and counters of the region, if it is one. `None` for a file.
     pub region: Option<Info>,
@@ -44,12 +44,12 @@ impl From<&MemoryFile> for OpenMemory {
     }
 }
 
-/// What tells shared memory from other shared memory.
+/// Identifies a shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Identity {
     /// Device and inode of a file.
     File(u64, u64),
-    /// Number of a region. Its descriptors have inodes that say nothing of it.
+    /// Number of a region: the inodes of its descriptors do not identify it.
     Region(u64),
 }
 
@@ -95,7 +95,7 @@ impl MemoryFile {
 }
 
 impl Identity {
-    /// That of the memory behind a descriptor of this process, which is a region's or a file's.
+    /// The identity of the memory of a descriptor of this process.
     pub(crate) fn of_fd(fd: BorrowedFd<'_>) -> Option<Self> {
         match Info::get(fd) {
             Ok(info) => Some(Self::Region(info.id)),
@@ -108,7 +108,7 @@ impl Identity {
     }
 }
 
-/// Whether what `/proc/PID/fdinfo/FD` shows is open for writing. The flags are those of open(2), in octal.
+/// Whether the text of `/proc/PID/fdinfo/FD` shows a descriptor that is open for writing. Its flags are those of open(2), in octal.
 fn is_writable(fdinfo: &str) -> bool {
     let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"));
     flags.is_some_and(|flags| u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & 3 != 0))
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_access_mode_is_in_fdinfo() {
+    fn access_mode_is_read_from_fdinfo() {
         assert!(is_writable("pos:\t0\nflags:\t02100002\nmnt_id:\t1\n"));
         assert!(is_writable("flags:\t0100001\n"));
         assert!(!is_writable("flags:\t0100000\n"));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_of_one_file_have_one_identity() {
+    fn descriptors_of_one_file_have_the_same_identity() {
         let memory = |name| memfd_create(name, MemfdFlags::CLOEXEC).expect("a memfd");
         let (one, other) = (memory("one"), memory("one"));
         let file = MemoryFile::of(std::process::id() as i32, one.as_raw_fd()).expect("the memfd");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Names of regions: what `/dev/vmem/NAME` can be.
+//! Names of regions.
 
 use std::ffi::c_char;
 use std::fmt;
@@ -9,10 +9,10 @@ use vmem_sys::VMEM_NAME_MAX;
 
 use crate::Error;
 
-/// Where the nodes of regions are, and the control device.
+/// The directory of the nodes of regions and of the control device.
 pub const DIRECTORY: &str = "/dev/vmem";
 
-/// The control device, which no region can be named after.
+/// The name of the control device, which no region can have.
 pub(crate) const CONTROL: &str = "control";
 
 /// The name of a region: 1 to 31 of `A-Z a-z 0-9 . _ -`, not beginning with a dot, not `control`.
@@ -20,7 +20,7 @@ pub(crate) const CONTROL: &str = "control";
 pub struct Name(String);
 
 impl Name {
-    /// `name`, if it can be one.
+    /// Checks `name`.
     ///
     /// # Errors
     ///
@@ -34,7 +34,7 @@ impl Name {
         Ok(Self(name.into()))
     }
 
-    /// The name itself.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -44,7 +44,7 @@ impl Name {
         Path::new(DIRECTORY).join(&self.0)
     }
 
-    /// The name as the kernel takes it, padded with NUL bytes.
+    /// The name for a system call, padded with NUL bytes.
     pub(crate) fn to_sys(&self) -> [c_char; VMEM_NAME_MAX as usize] {
         let mut padded = [0; VMEM_NAME_MAX as usize];
         for (to, from) in padded.iter_mut().zip(self.0.bytes()) {
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_the_kernel_takes_are_names() {
+    fn names_that_the_kernel_accepts_are_valid() {
         for name in ["a", "guest0", "A.b_c-9", "-", "_", &"x".repeat(31), "controls", "Control"] {
             assert!(Name::new(name).is_ok(), "{name:?}");
         }
     }
 
     #[test]
-    fn names_that_would_leave_the_directory_or_hide_are_refused() {
+    fn names_with_slashes_or_leading_dots_are_refused() {
         for name in [
             "",
             ".",
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_padded_with_nul() {
+    fn name_is_padded_with_nul() {
         let padded = Name::new("ab").expect("a name").to_sys();
         assert_eq!(padded[..3], [b'a' as c_char, b'b' as c_char, 0]);
         assert!(padded[2..].iter().all(|byte| *byte == 0));

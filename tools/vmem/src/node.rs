@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The nodes of regions, `/dev/vmem/NAME`, and what can be in their place.
 //!
-//! The node is made in the device file system of the kernel. If something else has the path, for example a plain file of a program that
-//! came too early and creates what it does not find, the region has no node, and the kernel says nothing.
+//! The kernel creates the node in its device file system. If another file has the path, for example a plain file of a program that opened it
+//! too early with `O_CREAT`, the region has no node, and the kernel reports no error.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,11 +22,11 @@ use crate::{Error, Info, Name};
 pub struct Node {
     /// Name of the region.
     pub name: Name,
-    /// State and counters of the region, or why they cannot be had.
+    /// State and counters of the region, or the error of reading them.
     pub info: Result<Info, Error>,
 }
 
-/// The regions that have nodes, by name. Each is opened for reading for a moment; one that has gone meanwhile is left out.
+/// The regions that have nodes, sorted by name. Each node is opened for reading; regions that disappear meanwhile are left out.
 ///
 /// # Errors
 ///
@@ -58,7 +58,7 @@ pub fn nodes() -> Result<Vec<Node>, Error> {
     Ok(nodes.filter(|node| !gone(&node.info)).collect())
 }
 
-/// Opens the node at `path`. What is no node of a region is refused, whatever it is, and none of it makes the open wait.
+/// Opens the node at `path`. Any other kind of file is refused, and none makes the open wait.
 pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     let failed = |source| Error::Open {
         path: path.into(),
@@ -81,7 +81,7 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     )
     .map_err(failed)?;
     get_info(fd.as_fd()).map_err(|_| foreign("another device"))?;
-    // Who waits for the region to become ready waits.
+    // Without O_NONBLOCK, because `wait_ready` waits.
     rustix::fs::fcntl_getfl(&fd)
         .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
         .map_err(failed)?;
@@ -105,7 +105,7 @@ pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
         Ok(fd) if Info::get(fd.as_fd())?.id == id => Ok(()),
         Ok(_) => Err(foreign("the node of another region")),
         Err(Error::NotVmem { .. }) => Err(foreign("another device")),
-        // A daemon without the privileges of root, and a node for somebody else: which device it is can be seen.
+        // The daemon may not open a node of another user: it compares the device number instead.
         Err(Error::Open {
             source: Errno::ACCESS | Errno::PERM,
             ..
@@ -117,8 +117,7 @@ pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
     }
 }
 
-/// Whether the device whose node is at `path` is the one that belongs there, by what the kernel says of its number. Where it cannot be
-/// asked (no sysfs), it is believed.
+/// Whether the device number of the node at `path` is that of the region, according to sysfs. Without sysfs, it counts as right.
 fn is_device_of(path: &Path) -> Result<bool, Errno> {
     let number = rustix::fs::stat(path)?.st_rdev;
     let event = format!("/sys/dev/char/{}:{}/uevent", major(number), minor(number));
@@ -145,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_names_what_is_in_the_place_of_a_node() {
+    fn file_in_place_of_a_node_is_named_in_the_error() {
         let found = |path: &str| match check(Path::new(path), 1) {
             Err(Error::ForeignNode { found, .. }) => found,
             other => panic!("{other:?}"),
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_known_by_its_number() {
+    fn device_is_identified_by_its_number() {
         if Path::new("/sys/dev/char/1:3/uevent").exists() {
             assert_eq!(is_device_of(Path::new("/dev/null")), Ok(true));
             let other = std::env::temp_dir().join(format!("vmem-null-{}", std::process::id()));

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The present map: which pages need no filling.
+//! The present map.
 
 use std::os::fd::BorrowedFd;
 
 use crate::error::call;
 use crate::{Error, PageIndex, PageRange, PageSet};
 
-/// Which pages of a region were present at one moment. Present pages stay so. Of memory that is no region all are.
+/// The pages of a region that were present at one moment; they stay present. All pages of memory that is not a region are present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PresentMap {
     set: PageSet,
@@ -22,12 +22,12 @@ impl PresentMap {
         Ok(Self { set, present })
     }
 
-    /// How many pages are present.
+    /// Number of present pages.
     pub fn present(&self) -> u64 {
         self.present
     }
 
-    /// Whether `page` is present. A page that the region does not have is not.
+    /// Whether `page` is present; false for a page outside of the region.
     pub fn contains(&self, page: PageIndex) -> bool {
         self.set.contains(page)
     }

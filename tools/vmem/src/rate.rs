@@ -1,35 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How fast memory is written to, and where.
+//! The dirty rate: how fast memory is written to, and where.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::{Duration, Instant};
 
 use crate::{Error, PAGE_SIZE, PageIndex, PageRange, Tracking};
 
-/// Measures how many pages are written from one sample to the next. It cleans the log: whoever else wants the pages gets them from the
-/// samples.
+/// Measures how many pages are written between samples. It cleans the log: other users of the log must take the pages from the samples.
 #[derive(Debug)]
 pub struct DirtyRate<'a> {
     tracking: &'a Tracking,
     since: Instant,
 }
 
-/// What was written between two samples.
+/// The pages written between two samples.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DirtySample {
     /// The pages. A page that is written often in the time counts once.
     pub pages: Vec<PageRange>,
-    /// How many they are.
+    /// Number of pages.
     pub dirty: u64,
-    /// How many of them stay in the log because they are held. They are in the next sample, too, whether they were written or not.
+    /// Number of pages that stay in the log because they are held. They are in the next sample too, written or not.
     pub held: u64,
     /// The time between the samples.
     pub elapsed: Duration,
 }
 
 impl<'a> DirtyRate<'a> {
-    /// Begins to measure now: what is in the log is left out.
+    /// Begins to measure now, without the pages that are in the log already.
     ///
     /// # Errors
     ///
@@ -42,7 +41,7 @@ impl<'a> DirtyRate<'a> {
         })
     }
 
-    /// What was written since the last sample, or since the beginning.
+    /// The pages written since the last sample, or since the beginning.
     ///
     /// # Errors
     ///
@@ -63,7 +62,7 @@ impl<'a> DirtyRate<'a> {
 }
 
 impl DirtySample {
-    /// Pages that were written a second.
+    /// Pages written per second.
     pub fn pages_per_second(&self) -> f64 {
         match self.elapsed.as_secs_f64() {
             seconds if seconds > 0.0 => self.dirty as f64 / seconds,
@@ -71,7 +70,7 @@ impl DirtySample {
         }
     }
 
-    /// Bytes of the pages that were written a second.
+    /// Bytes of the pages written per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.pages_per_second() * PAGE_SIZE as f64
     }
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_pages_by_time() {
+    fn rate_is_pages_divided_by_time() {
         let mut sample = DirtySample {
             pages: vec![pages(0, 512)],
             dirty: 512,
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_counted_in_each_part_that_it_touches() {
+    fn run_is_counted_in_each_part_that_it_overlaps() {
         let mut histogram = WriteHistogram::new(pages(0, 100), 4);
         histogram.add(pages(0, 1));
         histogram.add(pages(24, 2));
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_part_may_be_smaller_and_none_is_empty() {
+    fn last_part_may_be_smaller_but_never_empty() {
         assert_eq!(
             counts(&WriteHistogram::new(pages(0, 10), 4)),
             [(0, 3, 0), (3, 3, 0), (6, 3, 0), (9, 1, 0)]
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_as_long_as_their_counts() {
+    fn bar_length_is_proportional_to_its_count() {
         let mut histogram = WriteHistogram::new(pages(0, 1024), 4);
         histogram.add(pages(0, 1));
         histogram.add(pages(256, 200));

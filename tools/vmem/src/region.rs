@@ -20,7 +20,7 @@ pub const MAX_BATCH: usize = vmem_sys::VMEM_MAX_BATCH as usize;
 
 /// A region that this process serves: it is the region's daemon as long as this value, or a duplicate of its descriptor, lives.
 ///
-/// All methods can be used by several threads at once.
+/// Several threads can use all methods at once.
 #[derive(Debug)]
 pub struct Region {
     fd: OwnedFd,
@@ -29,7 +29,7 @@ pub struct Region {
     pages: PageRange,
 }
 
-/// What a call on several ranges achieved. It is complete if there is no error; otherwise the ranges from `ranges` on are left.
+/// The result of a call on several ranges. Without an error, all ranges are complete; with one, those from `ranges` on are not.
 #[derive(Debug)]
 #[must_use]
 pub struct Progress {
@@ -37,7 +37,7 @@ pub struct Progress {
     pub ranges: usize,
     /// Pages that were changed (filled, marked), or found mapped ([`Region::make_pages_present`]).
     pub pages: u64,
-    /// Why it stopped.
+    /// The error that ended the call early.
     pub error: Option<Error>,
 }
 
@@ -46,7 +46,7 @@ impl Progress {
     ///
     /// # Errors
     ///
-    /// Why it stopped.
+    /// The error that ended the call early.
     pub fn complete(self) -> Result<u64, Error> {
         match self.error {
             None => Ok(self.pages),
@@ -94,7 +94,7 @@ impl Region {
         })
     }
 
-    /// The region descriptor and the staging file, for another process. Who drops them last leaves the region without a daemon.
+    /// The region descriptor and the staging file, to pass to another process. When the last process closes them, the region has no daemon.
     pub fn into_fds(self) -> (OwnedFd, OwnedFd) {
         (self.fd, self.staging.into())
     }
@@ -114,13 +114,13 @@ impl Region {
         self.pages
     }
 
-    /// The staging file: the shmem file that is the region's memory. What is written there is not seen before it is marked. It is
-    /// charged to the memory cgroup of the writer; [`Region::fill`] charges the program that maps the region.
+    /// The staging file: the shmem file that is the region's memory. Programs do not see a page in it before the page is marked. Writes to it
+    /// are charged to the memory cgroup of the writer; [`Region::fill`] charges the program that maps the region.
     pub fn staging(&self) -> &File {
         &self.staging
     }
 
-    /// A descriptor for programs that shall map the region and not serve it.
+    /// A descriptor for programs that map the region and must not serve it.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Region {
     }
 
     /// Makes sure that programs which open `path` get this region: that it is the region's node. [`RegionBuilder::create`](crate::RegionBuilder::create)
-    /// does so; whoever attaches to a region decides what a missing node means to the programs that have the region already.
+    /// calls it. A daemon that attaches to a region decides what a missing node means for programs that map the region already.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl Region {
         node::check(path.as_ref(), self.id)
     }
 
-    /// Says that requests are answered from now on: releases who is in [`MapHandle::wait_ready`].
+    /// Declares that this daemon answers requests from now on: wakes the threads in [`MapHandle::wait_ready`].
     ///
     /// # Errors
     ///
@@ -150,8 +150,8 @@ impl Region {
         calls::ready(self.fd.as_fd()).map_err(|errno| Error::from_errno(call::READY, errno))
     }
 
-    /// Waits until pages are wanted and takes up to `max` of them (at most [`MAX_BATCH`]). Each absent page is handed out once,
-    /// however many threads wait for it.
+    /// Waits for requests, and takes up to `max` of them (at most [`MAX_BATCH`]). Each absent page has one request, however many threads wait
+    /// for it.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl Region {
         }
     }
 
-    /// As [`Region::next_requests`], but returns an empty vector when no page was wanted for as long as `timeout`.
+    /// As [`Region::next_requests`], but returns an empty vector if there is no request within `timeout`.
     ///
     /// # Errors
     ///
@@ -184,7 +184,7 @@ impl Region {
         }
     }
 
-    /// Takes up to `max` of the pages that are wanted now, and never waits.
+    /// Takes up to `max` of the current requests, without waiting.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl Region {
             .collect()
     }
 
-    /// Waits until a page is wanted, or for `timeout`.
+    /// Waits for a request, at most for `timeout`.
     fn poll(&self, timeout: Option<Duration>) -> Result<(), Error> {
         // A duration that the kernel cannot take is longer than anybody waits.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -212,20 +212,19 @@ impl Region {
         Ok(())
     }
 
-    /// Says that the contents of these pages are in the staging file; who waits for them goes on. Pages that are present already are
-    /// not changed. A signal does not stop this.
+    /// Marks pages whose contents are in the staging file as present, and wakes the threads that wait for them. Pages that are present are not
+    /// changed. A signal does not interrupt the call.
     pub fn mark_cached(&self, ranges: &[PageRange]) -> Progress {
         self.mark(ranges, 0)
     }
 
-    /// Says that these pages are zero; who waits for them goes on. Pages that are present already are not changed. A signal does not
-    /// stop this.
+    /// Marks pages as present and zero, and wakes the threads that wait for them. Pages that are present are not changed. A signal does not
+    /// interrupt the call.
     pub fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
         self.mark(ranges, VMEM_MARK_ZERO)
     }
 
-    /// Says that the source cannot give these pages: a touch gets SIGBUS. Pages that are present already are not changed. A signal
-    /// does not stop this.
+    /// Marks pages as unreadable: a touch gets SIGBUS. Pages that are present are not changed. A signal does not interrupt the call.
     pub fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress {
         self.mark(ranges, VMEM_MARK_UNREADABLE)
     }
@@ -237,8 +236,8 @@ impl Region {
         })
     }
 
-    /// Puts contents into those of the pages that are absent, and marks them. A page that is present keeps what it has. A signal does
-    /// not stop this.
+    /// Fills those of the pages that are absent, and marks them as present. A page that is present keeps its contents. A signal does not
+    /// interrupt the call.
     pub fn fill(&self, fills: &[Fill<'_>]) -> Progress {
         let ranges: Vec<_> = fills.iter().map(|fill| fill.0).collect();
         batches(call::FILL_PAGES, Signals::GoOn, &ranges, |batch| {
@@ -246,8 +245,8 @@ impl Region {
         })
     }
 
-    /// Puts those of the pages that are present into the page tables of all who map the region, so that they will not fault. Absent
-    /// ones are passed over. A signal stops this ([`Error::Interrupted`]).
+    /// Puts present pages into the page tables of all mappings of the region, so that touches of them do not fault. Absent pages are skipped. A
+    /// signal interrupts the call ([`Error::Interrupted`]).
     pub fn make_pages_present(&self, ranges: &[PageRange]) -> Progress {
         let ranges = to_sys(ranges);
         batches(call::MAKE_PAGES_PRESENT, Signals::Stop, &ranges, |batch| {
@@ -255,7 +254,7 @@ impl Region {
         })
     }
 
-    /// Turns all mappings of the region into plain anonymous memory. It does not come back. A second call does nothing.
+    /// Turns all mappings of the region into plain memory, for good. A second call does nothing.
     ///
     /// # Errors
     ///
@@ -295,14 +294,14 @@ impl AsRawFd for Region {
     }
 }
 
-/// What a signal does to a call on several ranges.
+/// How a signal affects a call on several ranges.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Signals {
     GoOn,
     Stop,
 }
 
-/// Makes a call on all of `entries`, in batches as large as the kernel takes.
+/// Makes a call on all of `entries`, in batches as large as the kernel accepts.
 fn batches<T>(call: &'static str, signals: Signals, entries: &[T], make: impl Fn(&[T]) -> Outcome) -> Progress {
     let mut progress = Progress {
         ranges: 0,
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn long_arrays_are_split_and_counted_together() {
+    fn array_longer_than_a_batch_is_split_and_summed() {
         let (progress, lengths) = run(Signals::Stop, MAX_BATCH + 5, &[(MAX_BATCH, 7, None), (5, 2, None)]);
         assert_eq!(lengths, [MAX_BATCH, 5]);
         assert_eq!((progress.ranges, progress.pages), (MAX_BATCH + 5, 9));
@@ -356,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_before_an_error_is_not_lost() {
+    fn progress_before_an_error_is_returned() {
         let (progress, _) = run(Signals::GoOn, 10, &[(4, 6, Some(Errno::NOMEM))]);
         assert_eq!((progress.ranges, progress.pages), (4, 6));
         assert!(matches!(progress.error, Some(Error::NoMemory { call: "CALL" })));
     }
 
     #[test]
-    fn a_signal_stops_only_what_it_may_stop() {
+    fn signal_stops_only_interruptible_calls() {
         let (progress, lengths) = run(Signals::GoOn, 10, &[(4, 6, Some(Errno::INTR)), (6, 1, None)]);
         assert_eq!((progress.ranges, progress.pages, lengths), (10, 7, vec![10, 6]));
         let (progress, _) = run(Signals::Stop, 10, &[(4, 6, Some(Errno::INTR))]);
@@ -372,27 +371,27 @@ mod tests {
     }
 
     #[test]
-    fn no_ranges_are_no_call() {
+    fn empty_array_makes_no_call() {
         let (progress, lengths) = run(Signals::Stop, 0, &[]);
         assert_eq!((progress.complete().unwrap(), lengths.len()), (0, 0));
     }
 
     #[test]
-    fn a_call_that_stops_for_no_reason_is_an_error() {
+    fn call_without_progress_or_error_is_an_error() {
         let (progress, _) = run(Signals::Stop, 3, &[(2, 2, None)]);
         assert_eq!(progress.ranges, 2);
         assert!(progress.error.is_some());
     }
 
     #[test]
-    fn contents_are_whole_pages() {
+    fn contents_that_are_not_whole_pages_are_refused() {
         let page = PageIndex::new(0).unwrap();
         assert!(Fill::new(page, &[0; 4096]).is_ok());
         assert!(matches!(Fill::new(page, &[0; 4095]), Err(Error::NotWholePages { len: 4095 })));
     }
 
     #[test]
-    fn a_descriptor_of_something_else_is_refused() {
+    fn descriptor_that_is_not_a_region_is_refused() {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
         assert!(matches!(Region::from_fds(null(), null()), Err(Error::NotVmem { .. })));
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What memory held at one instant.
+//! Snapshots: the contents of memory at one instant.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,7 +14,7 @@ use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
 use crate::{Error, PAGE_SIZE, PageIndex, PageRange, PresentMap, Tracking};
 
-/// How a [`Snapshot`] is taken.
+/// Options of a [`Snapshot`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use]
 pub struct SnapshotOptions {
@@ -23,18 +23,18 @@ pub struct SnapshotOptions {
     limit: u64,
 }
 
-/// What tracked memory held at one instant, for as long as this value lives. Its programs go on: the first write to each page copies the old
-/// contents aside.
+/// The contents of tracked memory at one instant, for as long as this value lives. Programs continue: the first write to each page copies the
+/// old contents.
 ///
-/// It is read as a file of the size of the memory, in any order, by several threads at once; holes are zeros. To read it changes nothing of
-/// the memory and its log.
+/// It is read as a file of the size of the memory, in any order, by several threads at once; holes are zeros. Reading it does not change the
+/// memory or its log.
 ///
-/// A page of a region that is absent comes with what it had at the instant: a read requests it and waits until the daemon has filled it.
-/// [`Snapshot::present_map`] tells which need no waiting.
+/// A read of a page that was absent at the instant requests the page, and waits until the daemon has filled it. [`Snapshot::present_map`] has
+/// the pages whose reads do not wait.
 ///
-/// It **fails**, and all others that were taken with it, when there is no memory for a copy, when copies of one memory reach the
-/// [limit](SnapshotOptions::limit), and when the log of one of its memories ends: [`Error::SnapshotFailed`] from then on. The programs that
-/// write notice nothing of it.
+/// A snapshot and all that were taken with it **fail** if there is no memory for a copy, if the copies of one memory reach the
+/// [limit](SnapshotOptions::limit), or if the log of one of the memories ends: calls return [`Error::SnapshotFailed`] from then on. Programs
+/// that write are not affected.
 ///
 /// # Examples
 ///
@@ -72,7 +72,7 @@ pub struct SnapshotOptions {
 ///     let file = std::fs::File::create(path)?;
 ///     for page in pages.iter().flat_map(|range| range.iter()) {
 ///         let mut contents = [0; PAGE_SIZE];
-///         snapshot.read_exact_at(&mut contents, page.offset())?; // the copy of the page is given back
+///         snapshot.read_exact_at(&mut contents, page.offset())?; // this frees the copy of the page
 ///         file.write_all_at(&contents, page.offset())?;
 ///     }
 ///     file.sync_all()?;
@@ -108,42 +108,42 @@ pub struct Snapshot {
     closed: Duration,
 }
 
-/// Figures of a snapshot at one moment.
+/// State and counters of a snapshot at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SnapshotFigures {
+pub struct SnapshotInfo {
     /// Size in bytes.
     pub size: u64,
     /// Pages that were in the log at the instant, and are not done.
     pub dirty: u64,
-    /// Pages whose contents are in the memory itself still.
+    /// Pages whose contents are still in the memory itself.
     pub pending: u64,
-    /// Pages that were copied aside: by writers, by touches of a mapping, and at the instant itself.
+    /// Pages that were copied: by writers, by touches of a mapping, and at the instant itself.
     pub copied: u64,
     /// Pages that the copies take now.
     pub kept: u64,
     /// Pages that are done, or have been read with [`SnapshotOptions::once`], or were discarded by a program before they came.
     pub done: u64,
-    /// Whether it has failed.
+    /// Whether the snapshot has failed.
     pub failed: bool,
 }
 
 impl SnapshotOptions {
-    /// The log of each memory is emptied at the instant of the snapshot, and is then the snapshot's ([`Snapshot::increment`]): the next such
-    /// snapshot tells what has been written in between. Without it, the logs stay as they are.
+    /// Moves the log of each memory into the snapshot at its instant ([`Snapshot::increment`]): the next such snapshot has the pages written in
+    /// between. Without this option, the logs are unchanged.
     pub fn clean(mut self, clean: bool) -> Self {
         self.clean = clean;
         self
     }
 
-    /// Each page can be read once: after a read of a whole page its copy is given back, and it is [`Error::PageDone`]. A page that is read in
-    /// parts stays, as with `read_to_end`: read whole pages at their offsets. For the log a page is done by [`Snapshot::done`] alone.
+    /// Each page can be read once: a read of the whole page frees its copy, and later reads are [`Error::PageDone`]. A read of a part of a page,
+    /// as `read_to_end` does, keeps it: read whole pages at their offsets. For the log, only [`Snapshot::done`] makes a page done.
     pub fn once(mut self, once: bool) -> Self {
         self.once = once;
         self
     }
 
-    /// How much memory the copies of one memory may take, in bytes. The snapshot fails when they need more. 0, as without it, is no limit.
+    /// The limit of the copies of one memory, in bytes. The snapshot fails when they need more. 0, the default, is no limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = bytes;
         self
@@ -155,14 +155,14 @@ impl SnapshotOptions {
 }
 
 impl Tracking {
-    /// Keeps what the memory holds at this instant; [`Snapshot::take`] does so for several memories at one. Whoever is about to write is held
-    /// up until all pages are protected ([`Snapshot::closed`]), and goes on.
+    /// Takes a snapshot of the memory; [`Snapshot::take`] takes one of several memories at the same instant. Writers wait until all pages are
+    /// protected ([`Snapshot::closed`]), then continue.
     ///
     /// The snapshot fails when this `Tracking` is stopped or dropped. Memory has one snapshot at a time.
     ///
     /// # Errors
     ///
-    /// Nothing has changed then, also of the log. [`Error::HasSnapshot`], [`Error::NeverAtRest`] (try again), [`Error::NotTracked`],
+    /// After an error, the memory and its log are as before. [`Error::HasSnapshot`], [`Error::NeverAtRest`] (try again), [`Error::NotTracked`],
     /// [`Error::NoDescriptors`], [`Error::NoMemory`]; [`Error::NotVmem`] if the module does not have this call
     /// ([`Features::snapshot`](crate::Features::snapshot)).
     pub fn snapshot(&self, options: SnapshotOptions) -> Result<Snapshot, Error> {
@@ -281,8 +281,7 @@ impl Snapshot {
         PresentMap::get(self.as_fd(), self.pages)
     }
 
-    /// The reader has these pages, wherever it wanted them, or does not want them: their copies are given back, writers copy them no more,
-    /// and they cannot be read again. With [`SnapshotOptions::clean`], pages of the increment that are not done come back into the log when the snapshot is dropped.
+    /// Ends the use of these pages: their copies are freed, writers do not copy them any more, and they cannot be read again. With [`SnapshotOptions::clean`], pages of the increment that are not done come back into the log when the snapshot is dropped.
     ///
     /// # Errors
     ///
@@ -293,18 +292,18 @@ impl Snapshot {
             .map_err(|errno| Error::from_errno(call::SNAPSHOT_DONE, errno))
     }
 
-    /// Figures of the snapshot, also of one that has failed.
+    /// State and counters of the snapshot, also of one that has failed.
     ///
     /// # Errors
     ///
     /// None on a snapshot descriptor.
-    pub fn figures(&self) -> Result<SnapshotFigures, Error> {
+    pub fn info(&self) -> Result<SnapshotInfo, Error> {
         let info = calls::get_snapshot(self.as_fd()).map_err(|errno| Error::from_errno(call::GET_SNAPSHOT, errno))?;
-        Ok(SnapshotFigures::from_sys(&info))
+        Ok(SnapshotInfo::from_sys(&info))
     }
 }
 
-impl SnapshotFigures {
+impl SnapshotInfo {
     fn from_sys(info: &vmem_snapshot_info) -> Self {
         Self {
             size: info.size,
@@ -318,7 +317,7 @@ impl SnapshotFigures {
     }
 }
 
-/// The next bytes from `at` on that are no hole. `None` if there are none.
+/// The next run of data from `at` on. `None` if only a hole follows.
 fn next_data(file: &File, mut at: u64) -> Result<Option<Range<u64>>, Errno> {
     loop {
         let data = match seek(file, rustix::fs::SeekFrom::Data(at)) {
@@ -341,7 +340,7 @@ fn pages_of(bytes: &Range<u64>) -> Result<PageRange, Error> {
         .ok_or(Error::Invalid { call: call::SEEK })
 }
 
-/// What a trait of the standard library says of an error. Its callers know an interruption by its kind, and go on.
+/// Converts an error for the traits of the standard library. Their callers recognize an interruption by its kind, and retry.
 fn io_error(error: Error) -> io::Error {
     match error {
         Error::Interrupted { .. } => io::ErrorKind::Interrupted.into(),
@@ -418,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_what_is_between_holes() {
+    fn data_runs_are_between_holes() {
         assert_eq!(data(&snapshot(10, &[0, 1, 4, 8, 9])), [(0, 2), (4, 1), (8, 2)]);
         assert_eq!(data(&snapshot(10, &[5])), [(5, 1)]);
         assert_eq!(data(&snapshot(10, &[])), []);
@@ -426,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn data_ends_with_an_error() {
+    fn data_iterator_ends_after_an_error() {
         let (socket, _other) = UnixStream::pair().unwrap();
         let snapshot = Snapshot {
             file: File::from(OwnedFd::from(socket)),
@@ -444,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_the_memory_is_too_short_for_is_an_error() {
+    fn read_exact_beyond_the_end_is_an_error() {
         let snapshot = snapshot(2, &[1]);
         let mut bytes = [0; 3];
         snapshot.read_exact_at(&mut bytes, PAGE - 1).unwrap();
@@ -457,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_and_sought_as_a_file() {
+    fn snapshot_reads_and_seeks_as_a_file() {
         let mut snapshot = snapshot(2, &[0, 1]);
         let mut rest = Vec::new();
         assert_eq!(snapshot.seek(SeekFrom::End(-1)).unwrap(), 2 * PAGE - 1);
@@ -469,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_reads_keep_what_callers_look_for() {
+    fn io_errors_keep_kind_errno_and_cause() {
         let of = |errno| io_error(Error::from_errno(call::READ, errno));
         assert_eq!(of(Errno::INTR).kind(), io::ErrorKind::Interrupted);
         assert_eq!(of(Errno::FAULT).raw_os_error(), Some(Errno::FAULT.raw_os_error()));
@@ -478,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_the_flags_of_the_header() {
+    fn options_map_to_the_flags_of_the_header() {
         let options = SnapshotOptions::default();
         assert_eq!(options.flags(), 0);
         assert_eq!(options.clean(true).flags(), 1);
@@ -487,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_have_the_names_of_the_header() {
+    fn info_maps_to_the_fields_of_the_header() {
         let sys = vmem_snapshot_info {
             size: 1,
             dirty: 2,
@@ -498,7 +497,7 @@ mod tests {
             failed: 1,
             reserved: 0,
         };
-        let figures = SnapshotFigures {
+        let info = SnapshotInfo {
             size: 1,
             dirty: 2,
             pending: 3,
@@ -507,6 +506,6 @@ mod tests {
             done: 6,
             failed: true,
         };
-        assert_eq!(SnapshotFigures::from_sys(&sys), figures);
+        assert_eq!(SnapshotInfo::from_sys(&sys), info);
     }
 }

@@ -26,7 +26,7 @@ impl AsyncRegion {
     ///
     /// Outside of a runtime with I/O enabled, as all of tokio's I/O.
     pub fn new(region: Region) -> io::Result<Self> {
-        // What the deprecation is about does not concern a `Region`: it owns the one descriptor that it returns, until it is dropped.
+        // The reason for the deprecation does not apply to a `Region`: it owns the one descriptor that it returns, until it is dropped.
         #[allow(deprecated, reason = "the new function is the same with this as an unsafe contract")]
         let fd = AsyncFd::with_interest(region, Interest::READABLE)?;
         Ok(Self { fd })
@@ -37,7 +37,7 @@ impl AsyncRegion {
         self.fd.get_ref()
     }
 
-    /// Waits until pages are wanted and takes up to `max` of them, as [`Region::next_requests`] does. If the future is dropped, no
+    /// Waits for requests, and takes up to `max` of them, as [`Region::next_requests`] does. If the future is dropped, no
     /// request is lost.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
 use crate::{Error, PageRange};
 
-/// How a [`Tracking`] begins.
+/// Options of a [`Tracking`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use]
 pub struct TrackOptions {
@@ -56,11 +56,11 @@ pub struct Tracking {
     is_on: bool,
 }
 
-/// Figures of a dirty log at one moment.
+/// State and counters of a dirty log at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct TrackingFigures {
-    /// Whether the memory is tracked. While it is not, all figures are zero.
+pub struct TrackingInfo {
+    /// Whether the memory is tracked. While it is not, all counters are zero.
     pub tracked: bool,
     /// Mappings that are tracked, in all processes; 4096 is that many or more.
     pub mappings: u64,
@@ -78,7 +78,7 @@ pub struct TrackingFigures {
 
 impl TrackOptions {
     /// Pages of a region come into the log also when its daemon fills them or marks them present, once they are present. Without it they
-    /// do not, since whoever copies the memory has their source, or learns from [`Adopted::present_map`](crate::Adopted::present_map) which
+    /// do not: a program that copies the memory has their source, or reads from [`Adopted::present_map`](crate::Adopted::present_map) which
     /// they are. Other memory has no such pages.
     pub fn fills(mut self, fills: bool) -> Self {
         self.fills = fills;
@@ -90,13 +90,13 @@ impl TrackOptions {
     }
 }
 
-impl TrackingFigures {
+impl TrackingInfo {
     pub(crate) fn get(fd: BorrowedFd<'_>) -> Result<Self, Error> {
-        let figures = calls::get_tracking(fd).map_err(|errno| Error::from_errno(call::GET_TRACKING, errno))?;
-        Ok(Self::from_sys(&figures))
+        let info = calls::get_tracking(fd).map_err(|errno| Error::from_errno(call::GET_TRACKING, errno))?;
+        Ok(Self::from_sys(&info))
     }
 
-    /// Figures of which a text has numbers by name.
+    /// State and counters from the named numbers of a text.
     pub(crate) fn from_fields(field: impl Fn(&str) -> u64) -> Self {
         Self::from_sys(&vmem_tracking {
             tracked: field("tracked"),
@@ -110,15 +110,15 @@ impl TrackingFigures {
         })
     }
 
-    fn from_sys(figures: &vmem_tracking) -> Self {
+    fn from_sys(info: &vmem_tracking) -> Self {
         Self {
-            tracked: figures.tracked != 0,
-            mappings: figures.mappings,
-            dirty: figures.dirty,
-            faults: figures.faults,
-            written: figures.written,
-            cleaned: figures.cleaned,
-            held: figures.held,
+            tracked: info.tracked != 0,
+            mappings: info.mappings,
+            dirty: info.dirty,
+            faults: info.faults,
+            written: info.written,
+            cleaned: info.cleaned,
+            held: info.held,
         }
     }
 }
@@ -157,8 +157,8 @@ impl Tracking {
     ///
     /// [`Error::NotTracked`] if another holder of the descriptor has ended the log.
     pub fn dirty(&self) -> Result<u64, Error> {
-        match self.figures()? {
-            TrackingFigures {
+        match self.info()? {
+            TrackingInfo {
                 tracked: true, dirty, ..
             } => Ok(dirty),
             _ => Err(Error::NotTracked),
@@ -201,13 +201,13 @@ impl Tracking {
         })
     }
 
-    /// Figures of the log.
+    /// State and counters of the log.
     ///
     /// # Errors
     ///
     /// None on an adopted descriptor.
-    pub fn figures(&self) -> Result<TrackingFigures, Error> {
-        TrackingFigures::get(self.fd.as_fd())
+    pub fn info(&self) -> Result<TrackingInfo, Error> {
+        TrackingInfo::get(self.fd.as_fd())
     }
 
     /// Ends the log: the mappings are as they were before. A `Tracking` that is dropped does the same, and cannot say that it failed.
@@ -241,14 +241,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_the_flags_of_the_header() {
+    fn options_map_to_the_flags_of_the_header() {
         let options = TrackOptions::default();
         assert_eq!((options.flags(), options.fills(true).flags()), (0, 1));
         assert_eq!(options.fills(true).fills(false).flags(), 0);
     }
 
     #[test]
-    fn figures_have_the_names_of_the_header() {
+    fn info_maps_to_the_fields_of_the_header() {
         let sys = vmem_tracking {
             tracked: 1,
             mappings: 2,
@@ -259,7 +259,7 @@ mod tests {
             held: 7,
             reserved: 0,
         };
-        let figures = TrackingFigures {
+        let info = TrackingInfo {
             tracked: true,
             mappings: 2,
             dirty: 3,
@@ -268,6 +268,6 @@ mod tests {
             cleaned: 6,
             held: 7,
         };
-        assert_eq!(TrackingFigures::from_sys(&sys), figures);
+        assert_eq!(TrackingInfo::from_sys(&sys), info);
     }
 }

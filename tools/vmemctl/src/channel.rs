@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{Socket, TcpKeepalive};
-use vmem_qmp::{LineError, Lines};
-use vmem_tls::TlsError;
+use vmem_qmp::Lines;
 
 /// The longest line that is taken.
 const LONGEST_LINE: usize = 1 << 20;
@@ -27,7 +26,7 @@ pub(crate) enum ChannelError {
     #[error("the other side said nothing for {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Tls(#[from] vmem_tls::Error),
     #[error("it refuses: {0}")]
     Refused(String),
     #[error("the other side does not speak this protocol: {0}")]
@@ -76,9 +75,10 @@ impl Channel {
         let line = match self.lines.next(&self.socket, deadline) {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(None),
-            Err(LineError::Closed) => return Err(ChannelError::Closed),
-            Err(LineError::TooLong(line)) => return Err(ChannelError::Foreign(excerpt(&line))),
-            Err(LineError::Io(error)) => return Err(ChannelError::Io(error)),
+            Err(vmem_qmp::Error::Closed) => return Err(ChannelError::Closed),
+            Err(vmem_qmp::Error::TooLong(line)) => return Err(ChannelError::Foreign(excerpt(&line))),
+            Err(vmem_qmp::Error::Io(error)) => return Err(ChannelError::Io(error)),
+            Err(error) => return Err(ChannelError::Io(io::Error::other(error))),
         };
         let message = serde_json::from_slice(&line);
         message.map(Some).map_err(|_| ChannelError::Foreign(excerpt(&line)))

@@ -38,7 +38,7 @@ pub(crate) enum Trouble {
     #[error(transparent)]
     Stopped(#[from] Stopped),
     #[error("no identity")]
-    Tls(#[source] vmem_tls::TlsError),
+    Tls(#[source] vmem_tls::Error),
     #[error("{0}")]
     Other(String),
 }
@@ -64,8 +64,8 @@ impl Trouble {
     }
 }
 
-impl From<vmem_qmp::QmpError> for Trouble {
-    fn from(error: vmem_qmp::QmpError) -> Self {
+impl From<vmem_qmp::Error> for Trouble {
+    fn from(error: vmem_qmp::Error) -> Self {
         Self::Guest(error.into())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use vmem_qmp::{Qmp, QmpError};
+use vmem_qmp::Qmp;
 
 use crate::key::Key;
 use crate::process::Process;
@@ -18,7 +18,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
     #[error(transparent)]
-    Qmp(#[from] QmpError),
+    Qmp(#[from] vmem_qmp::Error),
     #[error(
         "the guest has {total} bytes of memory, of which {shared} are in files that a second process can map; all must be: \
          -object memory-backend-file,...,share=on and -machine memory-backend=... (or -numa node,memdev=...)"
@@ -56,7 +56,7 @@ pub(crate) fn name(qmp: &mut Qmp) -> Result<String, GuestError> {
 
 /// The name that it was given.
 fn own_name(qmp: &mut Qmp) -> Result<Option<String>, GuestError> {
-    let reply = qmp.run("query-name", json!({}))?;
+    let reply = qmp.execute("query-name", json!({}))?;
     let name = reply.get("name").and_then(Value::as_str);
     Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
 }
@@ -65,10 +65,10 @@ fn own_name(qmp: &mut Qmp) -> Result<Option<String>, GuestError> {
 pub(crate) fn key(qmp: &mut Qmp) -> Result<Key, GuestError> {
     /// QEMU's answer for a guest without one.
     const NONE: &str = "00000000-0000-0000-0000-000000000000";
-    let reply = qmp.run("query-uuid", json!({}))?;
+    let reply = qmp.execute("query-uuid", json!({}))?;
     let uuid = reply.get("UUID").and_then(Value::as_str).filter(|uuid| *uuid != NONE);
     let name = own_name(qmp)?;
-    let process = qmp.process()?;
+    let process = qmp.peer_pid()?;
     Ok(Key::new(uuid, name.as_deref(), || {
         let start = Process::open(process).and_then(|process| process.identity());
         // Nobody knows whether it is the same one later; then nobody finds it.
@@ -78,12 +78,12 @@ pub(crate) fn key(qmp: &mut Qmp) -> Result<Key, GuestError> {
 
 /// The run state: "running", "paused", "inmigrate", ...
 pub(crate) fn status(qmp: &mut Qmp) -> Result<String, GuestError> {
-    text(&qmp.run("query-status", json!({}))?, "query-status", "status")
+    text(&qmp.execute("query-status", json!({}))?, "query-status", "status")
 }
 
 /// The state of a migration: "none", "active", "completed", "failed", ..., and the reason if it failed.
 pub(crate) fn migration(qmp: &mut Qmp) -> Result<(String, Option<String>), GuestError> {
-    let reply = qmp.run("query-migrate", json!({}))?;
+    let reply = qmp.execute("query-migrate", json!({}))?;
     let status = reply.get("status").and_then(Value::as_str).unwrap_or("none").to_owned();
     let reason = reply.get("error-desc").and_then(Value::as_str).map(str::to_owned);
     Ok((status, reason))
@@ -101,13 +101,13 @@ pub(crate) struct Settings {
 impl Settings {
     /// How it is now, for a migration that wants these capabilities.
     pub(crate) fn of(qmp: &mut Qmp, capabilities: &[&str]) -> Result<Self, GuestError> {
-        let now = qmp.run("query-migrate-capabilities", json!({}))?;
+        let now = qmp.execute("query-migrate-capabilities", json!({}))?;
         let is_on = |name: &str| {
             let mut on = now.as_array().into_iter().flatten().filter(|one| one["state"] == json!(true));
             on.any(|one| one["capability"] == json!(name))
         };
         let off = capabilities.iter().filter(|name| !is_on(name));
-        let parameters = qmp.run("query-migrate-parameters", json!({}))?;
+        let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
         Ok(Self {
             off: off.map(|name| (*name).to_owned()).collect(),
             bandwidth: parameters.get("max-bandwidth").and_then(Value::as_u64),
@@ -119,14 +119,14 @@ impl Settings {
         // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
         const UNLIMITED: u64 = 1 << 40;
         set(qmp, &self.off, true)?;
-        qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
+        qmp.execute("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
         Ok(())
     }
 
     /// Puts everything back: somebody else may use QEMU's migration next, and would miss the memory in it.
     pub(crate) fn restore(&self, qmp: &mut Qmp) -> Result<(), GuestError> {
         if let Some(bytes) = self.bandwidth {
-            qmp.run("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
+            qmp.execute("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
         }
         set(qmp, &self.off, false)
     }
@@ -137,13 +137,13 @@ fn set(qmp: &mut Qmp, capabilities: &[String], state: bool) -> Result<(), GuestE
         .iter()
         .map(|name| json!({"capability": name, "state": state}))
         .collect();
-    qmp.run("migrate-set-capabilities", json!({"capabilities": list}))?;
+    qmp.execute("migrate-set-capabilities", json!({"capabilities": list}))?;
     Ok(())
 }
 
 /// All memory of the guest, which must be such that another process can map it.
 pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
-    let objects = qmp.run("qom-list", json!({"path": "/objects"}))?;
+    let objects = qmp.execute("qom-list", json!({"path": "/objects"}))?;
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
         let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
@@ -151,7 +151,7 @@ pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
         if kind != "child<memory-backend-file>" {
             continue;
         }
-        let mut get = |property: &str| qmp.run("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
+        let mut get = |property: &str| qmp.execute("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
         if get("share")? != json!(true) {
             continue;
         }
@@ -162,7 +162,7 @@ pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
         let path = PathBuf::from(get("mem-path")?.as_str().unwrap_or_default());
         found.push(Memory { id, bytes, path });
     }
-    let summary = qmp.run("query-memory-size-summary", json!({}))?;
+    let summary = qmp.execute("query-memory-size-summary", json!({}))?;
     let part = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
     let total = part("base-memory") + part("plugged-memory");
     let shared = found.iter().map(|memory| memory.bytes).sum();

@@ -2,7 +2,6 @@
 //! vmemctl: moves running QEMU guests from host to host over vmem regions, and looks at regions. See vmemctl(8).
 #![forbid(unsafe_code)]
 
-mod back_off;
 mod channel;
 mod cli;
 mod daemon;

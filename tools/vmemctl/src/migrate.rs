@@ -66,7 +66,7 @@ fn prepare(cli: &Cli, args: &Migrate, report: Report, signals: Signals) -> Resul
     }
     obstacles::check(&mut qmp)?;
     let memory = guest::memory(&mut qmp)?;
-    let process = qmp.process()?;
+    let process = qmp.peer_pid()?;
     let served = memory.iter().map(|memory| Served::find(process, &memory.path));
     let served = served.collect::<Result<Vec<_>, _>>()?;
     let key = guest::key(&mut qmp)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::Socket;
-use vmem_source::endpoint::{Lookup, is_loopback};
+use vmem_source::endpoint::{Resolver, is_loopback};
 use vmem_tls::Identity;
 
 use crate::channel::{Channel, ChannelError};
@@ -20,7 +20,7 @@ use crate::printable::printable;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is connected to, again and again if need be. A resolver that hangs is waited for by one thread.
-static LOOKUP: Lookup = Lookup::new();
+static RESOLVER: Resolver = Resolver::new();
 
 /// How connections are protected.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ impl Security {
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Trouble> {
         let failed = || Trouble::io(format!("cannot reach {to}"));
         let mut error = io::Error::other("the name has no address");
-        for address in LOOKUP.addresses(to, PATIENCE).map_err(failed())? {
+        for address in RESOLVER.addresses(to, PATIENCE).map_err(failed())? {
             self.check(address)?;
             match TcpStream::connect_timeout(&address, PATIENCE) {
                 Ok(stream) => return self.greet(stream, to, session, purpose).map_err(|e| peer(to, e)),

@@ -19,7 +19,7 @@ const CAPABILITIES: [&str; 6] = [
 
 /// Refuses a QEMU that cannot migrate, or not in this way.
 pub(crate) fn check(qmp: &mut Qmp) -> Result<(), GuestError> {
-    let mut ask = |command: &str| qmp.run(command, json!({}));
+    let mut ask = |command: &str| qmp.execute(command, json!({}));
     let migration = ask("query-migrate")?;
     let capabilities = ask("query-migrate-capabilities")?;
     let parameters = ask("query-migrate-parameters")?;

@@ -13,7 +13,7 @@ mod watch;
 use std::io::{self, Write};
 use std::path::Path;
 
-use vmem::{Descriptor, DescriptorInfo, Info, TrackingFigures};
+use vmem::{Descriptor, DescriptorInfo, Info, TrackingInfo};
 
 use crate::cli::{Cli, Region, RegionCommand};
 use error::Error;
@@ -52,14 +52,14 @@ fn state(info: &Info) -> &'static str {
 }
 
 /// Whether memory is adopted, and tracked, in a word.
-fn adoption(figures: &TrackingFigures) -> &'static str {
+fn adoption(figures: &TrackingInfo) -> &'static str {
     if figures.tracked { "tracked" } else { "adopted" }
 }
 
 /// The figures of the log of what these descriptors are of, if it is adopted.
-fn figures_of<'a>(descriptors: impl IntoIterator<Item = &'a Descriptor>) -> Option<&'a TrackingFigures> {
+fn figures_of<'a>(descriptors: impl IntoIterator<Item = &'a Descriptor>) -> Option<&'a TrackingInfo> {
     descriptors.into_iter().find_map(|descriptor| match &descriptor.memory {
-        DescriptorInfo::Adopted { figures, .. } => Some(figures),
+        DescriptorInfo::Adopted { info, .. } => Some(info),
         _ => None,
     })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::BinaryBytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vmem_cli::Bar;
+use vmem_cli::ProgressBar;
 use vmem_cli::output::{self, err, out};
 use vmem_control::{Event, Figures};
 
@@ -22,7 +22,7 @@ pub(crate) struct Report {
 }
 
 enum To {
-    Bar(Bar),
+    Bar(ProgressBar),
     Lines,
     Json,
 }
@@ -38,7 +38,7 @@ impl Report {
         let to = if json {
             To::Json
         } else if io::stderr().is_terminal() {
-            To::Bar(Bar::default())
+            To::Bar(ProgressBar::default())
         } else {
             To::Lines
         };

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
 use vmem_control::{Event as Told, Request, Status};
+use vmem_wait::BackOff;
 
-use crate::back_off::BackOff;
 use crate::daemon::{Daemon, DaemonError, Orders, Says};
 use crate::queue::{Message, Receiver, Sender, queue};
 
@@ -21,6 +21,11 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// How long one that is started last, before supervision is over, is watched.
 const SETTLING: Duration = Duration::from_secs(2);
+
+/// The pauses before a vmemd that ends again and again is started again: none at first, then 1 s, 2 s, 4 s, up to one minute. A vmemd that
+/// has run for longer than that starts the pauses anew.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What follows the end of a vmemd.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,7 +130,7 @@ impl Supervisor {
             work,
             shared: Arc::clone(&shared),
             events: sender,
-            back_off: BackOff::default(),
+            back_off: BackOff::immediate(FIRST_PAUSE, LONGEST_PAUSE),
         };
         if let First::Running(daemon) = &first {
             keeper.introduce(daemon);
@@ -231,7 +236,7 @@ impl<W: Work> Keeper<W> {
             let again = match self.work.after(code) {
                 Next::Over => None,
                 Next::In(pause) => Some(pause),
-                Next::BackOff => Some(self.back_off.pause(lived)),
+                Next::BackOff => Some(self.back_off.next_pause_after(lived)),
             };
             self.tell(Event::Ended { why, code, again });
             let Some(pause) = again else { return false };

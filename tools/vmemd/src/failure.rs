@@ -4,17 +4,16 @@
 use std::io;
 
 use vmem_engine::Error;
-use vmem_source::SourceError;
 
 /// Why a run ended early. vmemd(8) documents the exit codes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The source cannot be used, or not any more.
     #[error("no source")]
-    Source(#[source] SourceError),
-    /// A source that came back has not the memory that it had.
-    #[error("the source came back with other memory as {0}; the region must not mix the two")]
-    OtherMemory(vmem::Name),
+    Source(#[source] vmem_source::Error),
+    /// The engine cannot continue.
+    #[error(transparent)]
+    Engine(Error),
     /// The memory that the source exports has another size than the region of its name.
     #[error("region {name} exists with {region} bytes, but the source exports {export}")]
     OtherSize {
@@ -45,7 +44,7 @@ pub(crate) enum Failure {
     Metrics(#[from] crate::metrics::MetricsError),
     /// The files of `--tls` are not what they should be.
     #[error("no identity")]
-    Tls(#[from] vmem_tls::TlsError),
+    Tls(#[from] vmem_tls::Error),
     /// What is not needed cannot be given up.
     #[error(transparent)]
     Privileges(#[from] crate::privileges::PrivilegeError),
@@ -96,14 +95,21 @@ impl Failure {
             | Self::Tls(_)
             | Self::Metrics(_)
             | Self::Control(_)
-            | Self::Privileges(_) => 1,
-            Self::Source(SourceError::ClearText(_)) => 1,
-            Self::Source(error) if error.is_lost() => 2,
-            Self::Source(_) => 3,
+            | Self::Privileges(_)
+            | Self::Engine(Error::Local { .. }) => 1,
+            Self::Source(error) | Self::Engine(Error::Source(error)) => match error {
+                vmem_source::Error::ClearText(_) => 1,
+                error if error.is_lost() => 2,
+                _ => 3,
+            },
             Self::Unreadable(_) => 4,
-            Self::Kernel { .. } | Self::Exists(_) | Self::OtherSize { .. } | Self::TooMuch { .. } => 5,
-            Self::Stopped => 6,
-            Self::OtherMemory(_) => 7,
+            Self::Kernel { .. }
+            | Self::Exists(_)
+            | Self::OtherSize { .. }
+            | Self::TooMuch { .. }
+            | Self::Engine(Error::Region { .. }) => 5,
+            Self::Stopped | Self::Engine(Error::Halted) => 6,
+            Self::Engine(Error::MemoryChanged(_)) => 7,
         }
     }
 
@@ -122,11 +128,8 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::Source(error) => Self::Source(error),
-            Error::Region { what, source } => Self::Kernel { what, source },
-            Error::Local { what, source } => Self::Local { what, source },
             Error::Halted => Self::Stopped,
-            Error::OtherMemory(name) => Self::OtherMemory(name),
+            error => Self::Engine(error),
         }
     }
 }
@@ -138,13 +141,14 @@ mod tests {
     #[test]
     fn what_an_engine_fails_with_has_the_code_that_vmemd_8_gives_it() {
         let code = |error: Error| Failure::from(error).code();
-        let (what, source) = ("", io::Error::other(""));
-        assert_eq!(code(Error::Local { what, source }), 1);
-        assert_eq!(code(Error::Source(SourceError::Closed { within: false })), 2);
-        let (what, source) = (String::new(), vmem::Error::Plain);
-        assert_eq!(code(Error::Region { what, source }), 5);
+        let (action, source) = ("", io::Error::other(""));
+        assert_eq!(code(Error::Local { action, source }), 1);
+        assert_eq!(code(Error::Source(vmem_source::Error::Closed { mid_frame: false })), 2);
+        let (region, source) = (String::new(), vmem::Error::Plain);
+        let action = "";
+        assert_eq!(code(Error::Region { action, region, source }), 5);
         assert_eq!(code(Error::Halted), 6);
         let name = vmem::Name::new("ram").expect("a name");
-        assert_eq!(code(Error::OtherMemory(name)), 7, "never to be tried again");
+        assert_eq!(code(Error::MemoryChanged(name)), 7, "never to be tried again");
     }
 }

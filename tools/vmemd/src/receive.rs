@@ -17,7 +17,7 @@ use vmem_engine::{
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
-use vmem_source::{Lane, PageSource, SourceError};
+use vmem_source::{Lane, PageSource};
 use vmem_tls::Identity;
 
 use crate::cli::Receive;
@@ -144,7 +144,7 @@ impl Run {
             let idle = engine.is_idle();
             for (number, region) in self.regions.iter_mut().enumerate() {
                 let before = region.phase();
-                let known = idle && region.is_present_or_unreadable() && engine.ask_for_unreadable(number)?;
+                let known = idle && region.is_present_or_unreadable() && engine.fetch_unreadable(number)?;
                 more |= region.step(choices, known)?;
                 if region.phase() != before {
                     report.phase(&RegionStatus::from(&*region));
@@ -198,10 +198,10 @@ impl Run {
 fn connector(args: &Receive) -> Result<(Connect, Vec<String>), Failure> {
     let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
     if files.len() == args.source.len() {
-        let open = || Local::open(files.iter().copied()).map_err(|error| Failure::Source(error.into()));
+        let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
         let opened = Mutex::new(vec![open()?, open()?]);
         // They are not lost, and not opened again.
-        let none = || SourceError::BadQuestion("a file is open already".to_owned());
+        let none = || vmem_source::Error::InvalidFetch("a file is open already".to_owned());
         let connect = move |_| {
             let local = opened.lock().unwrap_or_else(PoisonError::into_inner).pop();
             local.map(|local| Box::new(local) as Box<dyn PageSource>).ok_or_else(none)

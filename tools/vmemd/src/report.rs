@@ -11,7 +11,7 @@ use vmem::PAGE_SIZE;
 use vmem_cli::chain;
 use vmem_control::{Event, Publisher};
 use vmem_engine::{RegionStatus, Status};
-use vmem_source::{Lane, SourceError};
+use vmem_source::Lane;
 
 use crate::failure::Failure;
 use text::{Bar, Lines};
@@ -127,7 +127,7 @@ impl Report {
     }
 
     /// A connection was lost.
-    pub(crate) fn lost(&mut self, lane: Lane, error: &SourceError) {
+    pub(crate) fn lost(&mut self, lane: Lane, error: &vmem_source::Error) {
         if self.is_for_people() {
             err(&text::lost(lane, error));
         }

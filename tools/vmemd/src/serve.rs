@@ -14,13 +14,12 @@ use std::time::Instant;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmem::PAGE_SIZE;
 use vmem_cli::chain;
 use vmem_control::{Duty, Event as ControlEvent};
 use vmem_source::endpoint::is_loopback;
-use vmem_source::memory::{Memory, MemoryError};
-use vmem_source::serve::{Event, Limits, Server, StartError};
-use vmem_tls::{Identity, TlsError};
+use vmem_source::memory::Memory;
+use vmem_source::serve::{Event, Limits, Server};
+use vmem_tls::Identity;
 
 use crate::EXIT_LOCAL;
 use crate::cli::Serve;
@@ -33,24 +32,24 @@ use crate::report::bytes;
 use limit::Limit;
 use requests::Requests;
 use vmem_cli::output::{err, out};
-use vmem_source::stop::Stop;
+use vmem_wait::StopEvent;
 
 /// Why memory is not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeFailure {
     #[error("cannot export")]
-    Memory(#[source] MemoryError),
+    Memory(#[source] vmem_source::Error),
     #[error("cannot export so much: {exports} exports take more open files than the limit of {limit} (ulimit -Hn, LimitNOFILE=)")]
     Files {
         exports: usize,
         limit: u64,
         #[source]
-        source: MemoryError,
+        source: vmem_source::Error,
     },
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
     #[error("cannot serve")]
-    Start(#[from] StartError),
+    Start(#[from] vmem_source::Error),
     #[error(
         "{0} is not a loopback address: whoever reaches it can read the exported memory, and it is sent in clear text; \
          --tls protects it, --insecure says that this is meant"
@@ -59,7 +58,7 @@ pub(crate) enum ServeFailure {
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error("no identity")]
-    Tls(#[from] TlsError),
+    Tls(#[from] vmem_tls::Error),
     #[error("no control socket")]
     Control(#[from] vmem_control::Error),
     #[error("cannot go on")]
@@ -68,9 +67,9 @@ pub(crate) enum ServeFailure {
 
 impl ServeFailure {
     /// Of so many exports, one cannot be opened.
-    fn of_memory(source: MemoryError, exports: usize) -> Self {
+    fn of_memory(source: vmem_source::Error, exports: usize) -> Self {
         match (&source, files::limit()) {
-            (MemoryError::Io { source: error, .. }, Some(limit)) if files::are_too_many(error) => {
+            (vmem_source::Error::File { source: error, .. }, Some(limit)) if files::are_too_many(error) => {
                 Self::Files { exports, limit, source }
             }
             _ => Self::Memory(source),
@@ -115,7 +114,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     };
     warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs)?.map(str::to_owned));
     warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
-    let stop = Arc::new(Stop::new()?);
+    let stop = Arc::new(StopEvent::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let server = Arc::new(server);
     if let Some(listener) = metrics {
@@ -125,7 +124,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
         .map(|socket| socket.serve(Requests::new(args, &server, &stop)))
         .transpose()?;
     for export in server.exports() {
-        out(&format!("{}: {}", export.name, bytes(export.pages * PAGE_SIZE as u64)));
+        out(&format!("{}: {}", export.name, bytes(export.size())));
     }
     let address = server.local_addr()?;
     out(&format!("listening on {address}"));
@@ -185,10 +184,10 @@ fn log(event: &Event<'_>) {
             peer,
             served,
             error,
-            proven,
+            established,
         } => {
             let end = error.map_or("goodbye".to_owned(), |error| chain(error));
-            if !proven {
+            if !established {
                 format!("{peer}: {end}")
             } else {
                 let (data, zero, unreadable) = (served.data, served.zero, served.unreadable);
@@ -201,9 +200,9 @@ fn log(event: &Event<'_>) {
                 ));
             }
         }
-        Event::Kept { name, error } => return err(&format!("cannot give pages of {name} back: {}", chain(error))),
-        Event::Dropped { peer } => format!("{peer}: closed: too many connections have not said who they are"),
-        Event::Failed { error } => format!("cannot accept a connection: {}{}", chain(error), files::hint(error)),
+        Event::ReleaseFailed { name, error } => return err(&format!("cannot give pages of {name} back: {}", chain(error))),
+        Event::Evicted { peer } => format!("{peer}: closed: too many connections are in the handshake"),
+        Event::AcceptFailed { error } => format!("cannot accept a connection: {}{}", chain(error), files::hint(error)),
         _ => return,
     };
     let passed = STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());

@@ -93,8 +93,8 @@ impl Drop for Vmemd {
 fn first_byte(address: &str) -> u8 {
     let endpoint = Endpoint::new(address, Security::Loopback, LONG);
     let mut source = endpoint.connect(Lane::Stream).unwrap();
-    source.ask(0, &[vmem::PageRange::of_len(1).unwrap()]).unwrap();
-    let answer = source.next().unwrap();
+    source.fetch(0, &[vmem::PageRange::of_len(1).unwrap()]).unwrap();
+    let answer = source.next_answer().unwrap();
     let (_, contents) = answer.contents().next().unwrap();
     match contents {
         Contents::Data(data) => data[0],

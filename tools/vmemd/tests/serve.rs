@@ -78,8 +78,8 @@ fn serve(exports: &[(&str, &Path)]) -> Command {
 }
 
 fn first_byte(source: &mut dyn PageSource) -> u8 {
-    source.ask(0, &[vmem::PageRange::of_len(1).unwrap()]).unwrap();
-    let answer = source.next().expect("an answer");
+    source.fetch(0, &[vmem::PageRange::of_len(1).unwrap()]).unwrap();
+    let answer = source.next_answer().expect("an answer");
     let (_, contents) = answer.contents().next().unwrap();
     match contents {
         Contents::Data(data) => data[0],

@@ -72,7 +72,7 @@ impl Machine {
         let mut command = slot.host.command(&guest.qemu(slot.host));
         command.args(arguments);
         let mut process = spawn(&mut command, &slot, "qemu")?;
-        match Qmp::connect_soon(&slot.own_qmp(), LIMIT, patience()) {
+        match Qmp::connect_retry(&slot.own_qmp(), LIMIT, patience()) {
             Ok(qmp) => Ok(Self {
                 slot,
                 process: Some(process),
@@ -88,7 +88,7 @@ impl Machine {
 
     /// Takes over a QEMU that somebody else has started in this slot.
     pub(crate) fn adopt(slot: Slot) -> Result<Self> {
-        let qmp = Qmp::connect_soon(&slot.own_qmp(), LIMIT, patience()).context("QEMU does not answer")?;
+        let qmp = Qmp::connect_retry(&slot.own_qmp(), LIMIT, patience()).context("QEMU does not answer")?;
         Ok(Self {
             slot,
             process: None,
@@ -98,7 +98,7 @@ impl Machine {
 
     /// Runs a QMP command.
     pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        Ok(self.qmp.run(command, arguments)?)
+        Ok(self.qmp.execute(command, arguments)?)
     }
 
     /// Whether the machine runs, as QEMU says; not whether QEMU does.
@@ -118,7 +118,7 @@ impl Machine {
     pub(crate) fn runs(&mut self) -> Result<bool> {
         match &mut self.process {
             Some(process) => Ok(process.try_wait()?.is_none()),
-            None => Ok(self.qmp.run("query-status", json!({})).is_ok()),
+            None => Ok(self.qmp.execute("query-status", json!({})).is_ok()),
         }
     }
 

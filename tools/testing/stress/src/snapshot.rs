@@ -118,7 +118,7 @@ impl<'a> Snapshot<'a> {
     }
 
     fn see_failed(&mut self) -> anyhow::Result<()> {
-        let figures = self.taken.figures()?;
+        let figures = self.taken.info()?;
         ensure!(figures.failed, "it has failed, and says: {figures:?}");
         if !self.failed {
             self.board.count(self.actor, Note::Failed)?;

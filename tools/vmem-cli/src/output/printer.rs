@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A stream that a thread of its own writes to, and the lines that wait for it.
+//! A queue of lines, and the thread that writes them to a stream.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -7,44 +7,44 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Lines that wait for a stream that cannot be written to, at most. A program says a few a second.
-pub(super) const LINES: usize = 4096;
+/// The most lines that wait for a blocked stream. A program prints a few per second.
+pub(super) const MAX_LINES: usize = 4096;
 
-/// Bytes of these lines, at most. Most lines are short; one that another host says can have a mebibyte.
-const BYTES: usize = 4 << 20;
+/// The most bytes of these lines. Most lines are short; a line with text of another host can have 1 MiB.
+const MAX_BYTES: usize = 4 << 20;
 
-/// To the beginning of the line, and nothing is on it any more.
+/// The terminal sequence that clears the current line.
 pub(super) const CLEAR: &str = "\r\x1b[K";
 
-/// Who reads a stream.
+/// The format of a line, and so of a message about dropped lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Reader {
-    Person,
+pub(super) enum LineFormat {
+    Text,
     /// Each line is a JSON object.
-    Machine,
+    Json,
 }
 
-/// What is to be written.
+/// An item of the queue.
 #[derive(Debug)]
 enum Item {
     Line(String),
-    /// Here, so many lines are missing.
-    Lost {
+    /// Stands for lines that were dropped.
+    Dropped {
         lines: u64,
-        reader: Reader,
+        format: LineFormat,
     },
-    /// The line that is below all others on a terminal, and is replaced again and again. Empty: there is none any more.
+    /// The status line below all other lines of a terminal; empty to remove it.
     Status(String),
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
-    /// Of the lines.
+    /// Number of bytes of the lines.
     bytes: usize,
-    /// The latest one that has not been written.
+    /// The latest status line, if it has not been written.
     status: Option<String>,
-    /// The thread has taken something, and is not back.
+    /// Whether the thread is writing an item.
     is_writing: bool,
 }
 
@@ -54,15 +54,15 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A stream that nobody waits for.
+/// Prints to a stream without waiting for it.
 #[derive(Debug)]
 pub(super) struct Printer {
-    /// `None` if there is no thread: then nothing is printed. A process that cannot start a thread does not get far.
+    /// `None` if the thread could not be started: then nothing is printed.
     shared: Option<Arc<Shared>>,
 }
 
 impl Printer {
-    /// Prints on `stream`, each line behind `prefix`.
+    /// Prints to `stream`, with `prefix` before each line.
     pub(super) fn new(name: &str, prefix: &'static str, stream: impl Write + Send + 'static) -> Self {
         let shared = Arc::new(Shared::default());
         let inside = Arc::clone(&shared);
@@ -73,29 +73,29 @@ impl Printer {
         }
     }
 
-    /// A line; it is lost if too many wait already, which the reader is told in its place.
-    pub(super) fn print(&self, line: &str, reader: Reader) {
+    /// Queues a line. If the queue is full, the line is dropped, and a message in its place says so.
+    pub(super) fn print(&self, line: &str, format: LineFormat) {
         let Some(shared) = &self.shared else { return };
         let mut queue = shared.lock();
-        if queue.items.len() < LINES && queue.bytes + line.len() <= BYTES {
+        if queue.items.len() < MAX_LINES && queue.bytes + line.len() <= MAX_BYTES {
             queue.bytes += line.len();
             queue.items.push_back(Item::Line(line.to_owned()));
-        } else if let Some(Item::Lost { lines, .. }) = queue.items.back_mut() {
+        } else if let Some(Item::Dropped { lines, .. }) = queue.items.back_mut() {
             *lines += 1;
         } else {
-            queue.items.push_back(Item::Lost { lines: 1, reader });
+            queue.items.push_back(Item::Dropped { lines: 1, format });
         }
         shared.changed.notify_all();
     }
 
-    /// What is below all lines. Only the latest one counts.
+    /// Sets the status line. Only the latest one is written.
     pub(super) fn status(&self, text: String) {
         let Some(shared) = &self.shared else { return };
         shared.lock().status = Some(text);
         shared.changed.notify_all();
     }
 
-    /// Waits until all of it is written, but not longer than `until`.
+    /// Waits until all lines are written, at most until `until`.
     pub(super) fn flush(&self, until: Instant) {
         let Some(shared) = &self.shared else { return };
         let left = until.saturating_duration_since(Instant::now());
@@ -109,7 +109,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next thing to write. What was taken before has been written.
+    /// The next item to write. The item taken before has been written.
     fn next(&self) -> Item {
         let mut queue = self.lock();
         queue.is_writing = false;
@@ -132,10 +132,10 @@ impl Shared {
         loop {
             let line = match self.next() {
                 Item::Line(line) => line,
-                Item::Lost { lines, reader } => lost(lines, reader),
+                Item::Dropped { lines, format } => dropped_notice(lines, format),
                 Item::Status(text) => {
                     status = text;
-                    // Who has gone misses it; so with all that follows.
+                    // Errors are ignored: the reader of the stream is gone.
                     let _ = stream.write_all(format!("{CLEAR}{status}").as_bytes());
                     let _ = stream.flush();
                     continue;
@@ -152,16 +152,16 @@ impl Shared {
     }
 }
 
-/// The JSON object in the place of so many that are missing.
+/// The JSON object that stands for dropped lines.
 pub fn dropped(lines: u64) -> String {
     format!(r#"{{"event":"dropped","lines":{lines}}}"#)
 }
 
-/// What stands in the place of lines that are missing.
-fn lost(lines: u64, reader: Reader) -> String {
-    match reader {
-        Reader::Person => format!("{lines} lines were lost: nobody took them"),
-        Reader::Machine => dropped(lines),
+/// The message that stands for dropped lines.
+fn dropped_notice(lines: u64, format: LineFormat) -> String {
+    match format {
+        LineFormat::Text => format!("{lines} lines were dropped: the output was blocked"),
+        LineFormat::Json => dropped(lines),
     }
 }
 
@@ -192,58 +192,64 @@ mod tests {
     }
 
     #[test]
-    fn who_prints_does_not_wait_for_a_stream_that_takes_nothing() {
-        for reader in [Reader::Person, Reader::Machine] {
+    fn print_never_blocks_on_a_stalled_stream_and_reports_dropped_lines() {
+        for format in [LineFormat::Text, LineFormat::Json] {
             let (printer, stream) = printer();
-            let (since, many) = (Instant::now(), 3 * LINES);
+            let (since, many) = (Instant::now(), 3 * MAX_LINES);
             // More than a socket takes.
             let line = |number| format!("{number:0>500}");
-            (0..many).for_each(|number| printer.print(&line(number), reader));
-            printer.flush(Instant::now() + Duration::from_millis(50));
+            (0..MAX_LINES / 2).for_each(|number| printer.print(&line(number), format));
+            // The thread fills the socket meanwhile, and blocks: lines are dropped at one place only.
+            printer.flush(Instant::now() + Duration::from_millis(500));
+            (MAX_LINES / 2..many).for_each(|number| printer.print(&line(number), format));
             assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
             // It is taken again: what waited comes in order, and how much was lost is said at its place.
             let reading = read(stream);
             printer.flush(Instant::now() + LONG);
-            printer.print("last", reader);
+            printer.print("last", format);
             let lines = reading.join().expect("lines");
             let came = lines.len() - 2;
-            assert!(came >= LINES, "{came}");
+            assert!(came >= MAX_LINES, "{came}");
             assert!((0..came).all(|number| lines[number] == line(number)));
-            assert_eq!(lines[came], lost((many - came) as u64, reader));
+            assert_eq!(lines[came], dropped_notice((many - came) as u64, format));
         }
     }
 
     #[test]
-    fn reader_that_is_slow_misses_nothing() {
+    fn slow_reader_loses_no_line_within_the_queue() {
         let (printer, stream) = printer();
         let reading = thread::spawn(move || {
             let lines = BufReader::with_capacity(1000, stream).lines().map_while(Result::ok);
             let slow = lines.inspect(|_| sleep(Duration::from_micros(100)));
             slow.take_while(|line| line != "last").count()
         });
-        for number in 0..LINES - 1 {
-            printer.print(&format!("{number:0>500}"), Reader::Machine);
+        for number in 0..MAX_LINES - 1 {
+            printer.print(&format!("{number:0>500}"), LineFormat::Json);
         }
-        printer.print("last", Reader::Machine);
-        assert_eq!(reading.join().expect("lines"), LINES - 1);
+        printer.print("last", LineFormat::Json);
+        assert_eq!(reading.join().expect("lines"), MAX_LINES - 1);
     }
 
     #[test]
-    fn long_lines_are_bounded_by_their_bytes() {
+    fn queue_is_bounded_in_bytes() {
         let (printer, stream) = printer();
         let line = "x".repeat(1 << 20);
-        (0..64).for_each(|_| printer.print(&line, Reader::Person));
+        (0..64).for_each(|_| printer.print(&line, LineFormat::Text));
         let held = printer.shared.as_ref().expect("a thread").lock().bytes;
-        assert!(held <= BYTES, "{held}");
+        assert!(held <= MAX_BYTES, "{held}");
         let reading = read(stream);
         printer.flush(Instant::now() + LONG);
-        printer.print("last", Reader::Person);
+        printer.print("last", LineFormat::Text);
         let lines = reading.join().expect("lines");
-        assert!(lines.iter().any(|line| line.ends_with("lines were lost: nobody took them")));
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.ends_with("lines were dropped: the output was blocked"))
+        );
     }
 
     #[test]
-    fn status_stays_below_the_lines_and_only_the_latest_counts() {
+    fn status_is_redrawn_below_lines_and_only_the_latest_is_written() {
         let (printer, mut stream) = printer();
         let mut expect = |text: String| {
             let mut found = vec![0; text.len()];
@@ -253,15 +259,15 @@ mod tests {
         };
         printer.status("half".to_owned());
         expect(format!("{CLEAR}half"));
-        printer.print("a line", Reader::Person);
+        printer.print("a line", LineFormat::Text);
         expect(format!("{CLEAR}a line\nhalf"));
         printer.status(String::new());
         expect(CLEAR.to_owned());
-        printer.print("the end", Reader::Person);
+        printer.print("the end", LineFormat::Text);
         expect("the end\n".to_owned());
         // More than a socket takes: what is said meanwhile waits.
         let long = "x".repeat(1 << 20);
-        printer.print(&long, Reader::Person);
+        printer.print(&long, LineFormat::Text);
         (0..100).for_each(|number| printer.status(number.to_string()));
         expect(format!("{long}\n{CLEAR}99"));
     }

@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn a_region_without_memory_keeps_no_other_waiting() {
+fn region_without_memory_does_not_delay_others() {
     let files = [source_file(2000, 20), source_file(2000, 21)];
     let source = Source::new(&[("a", &files[0]), ("b", &files[1])]);
     for background in [true, false] {
@@ -43,7 +43,7 @@ fn a_region_without_memory_keeps_no_other_waiting() {
 }
 
 #[test]
-fn a_page_whose_touch_timed_out_is_asked_for_before_it_counts_as_unreadable() {
+fn page_whose_touch_timed_out_is_fetched_before_it_counts_as_unreadable() {
     let files = [source_file(300, 22), source_file(300, 23)];
     let source = Source::new(&[("a", &files[0]), ("b", &files[1])]);
     let regions = [300, 300].map(|pages| Arc::new(Memory::new(pages)));
@@ -55,10 +55,10 @@ fn a_page_whose_touch_timed_out_is_asked_for_before_it_counts_as_unreadable() {
     let (mut engine, _) = start(&regions, to(source.address), options);
     (0..10).for_each(|pgoff| assert!(regions[0].touch(pgoff).is_some()));
     wait_until(|| engine.is_idle());
-    assert!(!engine.ask_for_unreadable(0).expect("a thread"));
+    assert!(!engine.fetch_unreadable(0).expect("a thread"));
     assert!(!engine.is_idle(), "they are on their way");
     finish(&mut engine).expect("a good end");
-    assert!(engine.ask_for_unreadable(0).expect("no thread"));
+    assert!(engine.fetch_unreadable(0).expect("no thread"));
     assert_eq!(check(&regions[0], &files[0]), 300);
     assert_eq!(regions[1].present(), 0, "nothing of the other");
     engine.stop();

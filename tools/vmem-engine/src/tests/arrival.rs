@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::*;
 
 #[test]
-fn all_pages_arrive_once_and_as_they_are() {
+fn every_page_arrives_once_with_its_contents() {
     let file = source_file(2000, 1);
     let source = Source::new(&[("ram", &file)]);
     let memory = Arc::new(Memory::new(2000));
@@ -22,7 +22,7 @@ fn all_pages_arrive_once_and_as_they_are() {
 }
 
 #[test]
-fn several_regions_and_programs_at_once() {
+fn several_regions_fill_while_programs_touch_them() {
     let files = [source_file(700, 2), source_file(1, 3), source_file(900, 4)];
     let source = Source::new(&[("a", &files[0]), ("b", &files[1]), ("c", &files[2])]);
     let memories = [700, 1, 900].map(|pages| Arc::new(Memory::new(pages)));
@@ -54,7 +54,7 @@ fn several_regions_and_programs_at_once() {
 }
 
 #[test]
-fn faults_are_answered_while_the_stream_stands_still() {
+fn faults_are_served_while_the_stream_is_blocked() {
     let file = source_file(4000, 5);
     let source = Source::new(&[("ram", &file)]);
     // Pieces of 64 KiB of the stream pass a gate, of which a few are let through, and then no more.
@@ -85,7 +85,7 @@ fn faults_are_answered_while_the_stream_stands_still() {
 }
 
 #[test]
-fn the_stream_follows_the_faults() {
+fn stream_continues_behind_the_latest_fault() {
     let file = source_file(8192, 6);
     let source = Source::new(&[("ram", &file)]);
     let link = Link::new(source.address, |_, lane| match lane {
@@ -129,7 +129,7 @@ fn without_background_only_faults_are_fetched() {
 }
 
 #[test]
-fn a_storm_of_faults_is_answered_in_full() {
+fn more_faults_than_the_window_are_all_served() {
     let file = source_file(5000, 8);
     let source = Source::new(&[("ram", &file)]);
     let memory = Arc::new(Memory::new(5000));
@@ -149,7 +149,7 @@ fn a_storm_of_faults_is_answered_in_full() {
 }
 
 #[test]
-fn pages_that_the_source_has_lost_are_unreadable_and_the_others_arrive() {
+fn unreadable_pages_of_the_source_do_not_delay_others() {
     let file = source_file(1000, 15);
     let source = Source::new(&[("ram", &file)]);
     let wanted = std::fs::read(file.path()).expect("the source");

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Connections and sources are lost.
 
-use vmem_source::stop::Stop;
 use vmem_source::{Answer, Readiness};
+use vmem_wait::StopEvent;
 
 use super::*;
 
 #[test]
-fn connections_that_break_are_made_again() {
+fn broken_connections_are_reopened_and_every_page_arrives() {
     let file = source_file(1500, 9);
     let source = Source::new(&[("ram", &file)]);
     // Each connection breaks later than the one before: in the greeting, in the list, in a header, in pages.
@@ -29,7 +29,7 @@ fn connections_that_break_are_made_again() {
 }
 
 #[test]
-fn damaged_bytes_never_reach_a_page() {
+fn damaged_bytes_on_the_network_never_reach_a_page() {
     let file = source_file(1000, 10);
     let source = Source::new(&[("ram", &file)]);
     // In the list of exports, in a header, in a list of runs, in a page, in the last page of a frame: elsewhere on each connection.
@@ -54,7 +54,7 @@ fn damaged_bytes_never_reach_a_page() {
 }
 
 #[test]
-fn a_source_that_is_gone_ends_the_run_and_leaves_pages_absent() {
+fn lost_source_ends_the_run_after_the_retry_limit() {
     let file = source_file(3000, 11);
     let source = Source::new(&[("ram", &file)]);
     let link = Link::new(source.address, |_, _| Weather::Cut(400_000));
@@ -75,7 +75,7 @@ fn a_source_that_is_gone_ends_the_run_and_leaves_pages_absent() {
 /// A source that says what it has, and never anything else.
 struct Mute {
     exports: Vec<Export>,
-    never: Stop,
+    never: StopEvent,
 }
 
 impl PageSource for Mute {
@@ -83,7 +83,7 @@ impl PageSource for Mute {
         &self.exports
     }
 
-    fn ask(&mut self, _: usize, _: &[vmem::PageRange]) -> Result<(), SourceError> {
+    fn fetch(&mut self, _: usize, _: &[vmem::PageRange]) -> Result<(), vmem_source::Error> {
         Ok(())
     }
 
@@ -92,20 +92,20 @@ impl PageSource for Mute {
         Readiness::When(self.never.as_fd())
     }
 
-    fn next(&mut self) -> Result<Answer<'_>, SourceError> {
-        Err(SourceError::Closed { within: false })
+    fn next_answer(&mut self) -> Result<Answer<'_>, vmem_source::Error> {
+        Err(vmem_source::Error::Closed { mid_frame: false })
     }
 }
 
 #[test]
-fn a_source_that_greets_and_never_answers_is_given_up() {
+fn source_that_connects_but_never_answers_ends_the_run() {
     let export = Export {
         name: vmem::Name::new("ram").expect("a name"),
-        pages: 10,
+        pages: vmem::PageRange::of_pages(10).expect("pages"),
         identity: 0,
     };
     let connect: Connect = Arc::new(move |_| {
-        let (exports, never) = (vec![export.clone()], Stop::new().expect("an eventfd"));
+        let (exports, never) = (vec![export.clone()], StopEvent::new().expect("an eventfd"));
         Ok(Box::new(Mute { exports, never }) as Box<dyn PageSource>)
     });
     let memory = Arc::new(Memory::new(10));
@@ -120,7 +120,7 @@ fn a_source_that_greets_and_never_answers_is_given_up() {
 }
 
 #[test]
-fn a_source_that_comes_back_with_other_memory_is_refused() {
+fn source_with_other_memory_after_reconnect_is_refused() {
     let (file, other) = (source_file(3000, 12), source_file(3000, 13));
     let source = Source::new(&[("ram", &file)]);
     let address = source.address;
@@ -140,7 +140,7 @@ fn a_source_that_comes_back_with_other_memory_is_refused() {
     let (mut engine, _) = start(&[Arc::clone(&memory)], connect, OPTIONS);
     let failure = failure(&mut engine);
     assert!(
-        matches!(&failure, Error::OtherMemory(name) if name.as_str() == "ram"),
+        matches!(&failure, Error::MemoryChanged(name) if name.as_str() == "ram"),
         "{failure:?}"
     );
     engine.stop();
@@ -148,7 +148,7 @@ fn a_source_that_comes_back_with_other_memory_is_refused() {
 }
 
 #[test]
-fn a_new_daemon_goes_on_where_the_old_one_was_stopped() {
+fn new_daemon_continues_after_a_stopped_one() {
     let file = source_file(3000, 14);
     let source = Source::new(&[("ram", &file)]);
     let link = Link::new(source.address, |_, lane| match lane {
@@ -182,7 +182,7 @@ fn a_new_daemon_goes_on_where_the_old_one_was_stopped() {
 }
 
 #[test]
-fn stopping_does_not_wait_for_a_source_that_does_not_answer() {
+fn stop_does_not_wait_for_a_silent_source() {
     let file = source_file(100, 16);
     let source = Source::new(&[("ram", &file)]);
     // Nothing passes the gate but the list of exports.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::{Error, PAGE_SIZE, PageIndex, PageRange, Progress};
-use vmem_pages::range;
 
 use crate::sink::{RegionState, Sink};
 
@@ -211,7 +210,7 @@ impl Sink for Memory {
     fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
         let pages = self.lock().pages.clone();
         for (pgoff, _) in pages.iter().enumerate().filter(|(_, page)| **page != Page::Present) {
-            each(range(pgoff as u64, 1).expect("a page"));
+            each(PageRange::from_pgoff(pgoff as u64, 1).expect("a page"));
         }
         Ok(())
     }

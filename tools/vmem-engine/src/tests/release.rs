@@ -14,7 +14,7 @@ fn blocks(file: &NamedTempFile) -> u64 {
 }
 
 #[test]
-fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
+fn source_releases_arrived_pages_once_permitted() {
     let records = tempfile::tempdir().expect("a directory");
     let file = source_file(3000, 17);
     let wanted = std::fs::read(file.path()).expect("the source");
@@ -39,7 +39,7 @@ fn the_source_gives_back_what_has_arrived_and_not_before_it_may() {
 }
 
 #[test]
-fn the_source_keeps_what_would_be_lost_with_the_daemon() {
+fn pages_of_an_unmapped_region_are_not_released() {
     let records = tempfile::tempdir().expect("a directory");
     let files = [source_file(300, 18), source_file(300, 19)];
     let exported =

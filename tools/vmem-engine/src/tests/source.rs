@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use vmem::PAGE_SIZE;
 use vmem_source::memory::Memory as Exported;
 use vmem_source::serve::{Event, Limits, Server};
-use vmem_source::stop::Stop;
+use vmem_wait::StopEvent;
 
 /// Memory of `pages` pages whose contents are made from `seed`: one in four is zero, one in eight repeats its neighbour.
 pub(super) fn source_file(pages: u64, seed: u64) -> NamedTempFile {
@@ -46,7 +46,7 @@ pub(super) fn spec(name: &str, file: &NamedTempFile) -> String {
 /// A server of some files, until it is dropped.
 pub(super) struct Source {
     pub(super) address: SocketAddr,
-    stop: Arc<Stop>,
+    stop: Arc<StopEvent>,
     served: Arc<AtomicU64>,
 }
 
@@ -70,7 +70,7 @@ impl Source {
         })
         .expect("a server");
         let address = server.local_addr().expect("its address");
-        let stop = Arc::new(Stop::new().expect("an eventfd"));
+        let stop = Arc::new(StopEvent::new().expect("an eventfd"));
         let stopped = Arc::clone(&stop);
         thread::spawn(move || {
             server.run(stopped.as_fd()).expect("a run");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory that is a file.
 //!
-//! Read with `pread`, which sees what programs that have the file mapped have written. Nothing is
-//! mapped here, so that a file that shrinks is an error and no signal.
+//! The server reads it with `pread(2)`, which sees the writes of programs that map the file. The server does not map it: reading a file that
+//! has been truncated is an error, not a signal.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +12,13 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use vmem::{PAGE_SIZE, PageRange};
-use vmem_pages::{end, split};
 
 use crate::answer::Chunk;
 
 pub(super) struct FileMemory {
     file: File,
-    /// Size in bytes when it was opened. Only what lies beyond this is zero by definition; a page that
-    /// is missing because the file has shrunk since is unreadable.
+    /// Size in bytes when the file was opened. Bytes beyond it are zero; a page that is missing because the file was truncated later is
+    /// unreadable.
     size: u64,
 }
 
@@ -28,13 +27,13 @@ impl FileMemory {
         Self { file, size }
     }
 
-    /// Opens the file, which is at `path`, for giving pages back.
-    pub(super) fn writable(&mut self, path: &Path) -> io::Result<()> {
+    /// Opens the file at `path` again, for writing, so that pages can be released.
+    pub(super) fn make_writable(&mut self, path: &Path) -> io::Result<()> {
         self.file = File::options().read(true).write(true).open(path)?;
         Ok(())
     }
 
-    /// Makes a hole. Who maps the file reads zeros there.
+    /// Makes a hole, which reads as zeros, also through mappings of the file.
     pub(super) fn release(&self, range: PageRange) -> io::Result<()> {
         let bytes = range.bytes();
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -45,7 +44,7 @@ impl FileMemory {
         let mut rest = Some(range);
         while let Some(range) = rest.filter(|_| chunk.room() > 0) {
             let hole = self.hole_pages(range);
-            rest = match split(range, hole) {
+            rest = match range.split_at(hole) {
                 (Some(zero), rest) => {
                     chunk.push_zero(zero);
                     rest
@@ -56,23 +55,23 @@ impl FileMemory {
         rest
     }
 
-    /// How many pages at the beginning of `range` are a hole. 0 if there is any doubt.
+    /// Number of pages at the beginning of `range` that are surely a hole.
     fn hole_pages(&self, range: PageRange) -> u64 {
         let start = range.bytes().start;
         let data = match seek(&self.file, SeekFrom::Data(start)) {
             Ok(offset) => offset / PAGE_SIZE as u64,
-            // Nothing but a hole up to the end of the file, if it still ends where it did.
-            Err(Errno::NXIO) if self.file.metadata().is_ok_and(|m| m.len() >= self.size) => end(range),
-            // Not every file system knows of holes.
+            // A hole up to the end of the file, if the file has not been truncated.
+            Err(Errno::NXIO) if self.file.metadata().is_ok_and(|m| m.len() >= self.size) => range.end(),
+            // Not every file system supports SEEK_DATA.
             Err(_) => range.first().get(),
         };
-        data.min(end(range)).saturating_sub(range.first().get())
+        data.min(range.end()).saturating_sub(range.first().get())
     }
 
-    /// Reads pages that do not begin with a hole, as many as there is room for. Where the next hole begins is not asked: on tmpfs the
-    /// answer is a walk over all pages up to there, with the file locked. So up to a chunk of a hole may be read, which is zero as well.
+    /// Reads pages that do not begin with a hole, as many as `chunk` has room for. It does not look for the next hole: `SEEK_HOLE` on tmpfs
+    /// walks over all pages up to there with the file locked. Up to a chunk of a hole is read as data, which is zero as well.
     fn read_data(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
-        let (data, rest) = split(range, chunk.room() as u64);
+        let (data, rest) = range.split_at(chunk.room() as u64);
         let data = data?;
         if self.fill(data, chunk) {
             chunk.commit(data);
@@ -88,11 +87,11 @@ impl FileMemory {
         rest
     }
 
-    /// Reads `range` to where `chunk` takes it. False if any of it cannot be read.
+    /// Reads `range` into the spare buffer of `chunk`. False if any page cannot be read.
     fn fill(&self, range: PageRange, chunk: &mut Chunk) -> bool {
         let length = range.count() as usize * PAGE_SIZE;
         let buffer = &mut chunk.spare()[..length];
-        // Less than `length` only in the last page: the file ends in it.
+        // Shorter than `length` only for the last page, in which the file ends.
         let in_file = usize::try_from(self.size - range.bytes().start)
             .unwrap_or(usize::MAX)
             .min(length);
@@ -105,21 +104,23 @@ impl FileMemory {
 mod tests {
     use super::*;
     use crate::memory::tests::memfd;
-    use vmem_pages::range;
 
-    /// A hole is known without a read: asking for a terabyte of it is no work.
+    /// A terabyte of a hole must cost no read.
     #[test]
-    fn holes_are_not_read() {
+    fn hole_is_found_without_reading_it() {
         const PAGES: u64 = 1 << 28;
         let size = PAGES * PAGE_SIZE as u64;
         let memory = FileMemory::new(memfd(size, &[5]), size);
-        let hole = |first, count| memory.hole_pages(range(first, count).expect("a range"));
+        let hole = |first, count| memory.hole_pages(PageRange::from_pgoff(first, count).expect("a range"));
         assert_eq!(hole(0, PAGES), 5);
         assert_eq!(hole(5, PAGES - 5), 0);
         assert_eq!(hole(6, PAGES - 6), PAGES - 6);
         assert_eq!(hole(0, 3), 3);
         let mut chunk = Chunk::new();
-        assert_eq!(memory.read(range(6, PAGES - 6).expect("a range"), &mut chunk), None);
+        assert_eq!(
+            memory.read(PageRange::from_pgoff(6, PAGES - 6).expect("a range"), &mut chunk),
+            None
+        );
         assert_eq!((chunk.runs().len(), chunk.data().len()), (1, 0));
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory that is a vmem region.
+//! Memory that is a region.
 //!
-//! A touch of an absent page waits for the region's own daemon, which is what a chain of hosts wants. A touch of an unreadable one is
-//! SIGBUS, which the server must not die of: so the kernel reads, and says where it had to stop.
+//! A touch of an absent page waits for the region's own daemon; a chain of hosts needs that. A touch of an unreadable page raises SIGBUS,
+//! which would end the server: so the kernel copies, and reports where it had to stop.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vmem::{Access, MapHandle, Mapping, PAGE_SIZE, PageRange, Sharing};
-use vmem_pages::split;
 
 use crate::answer::Chunk;
 
@@ -19,7 +18,7 @@ pub(super) struct RegionMemory {
 }
 
 impl RegionMemory {
-    /// Maps the region that `file` is an open node of; `None` if it is another device.
+    /// Maps the region whose open node is `file`; `None` if `file` is another device.
     pub(super) fn open(file: File) -> io::Result<Option<Self>> {
         let handle = MapHandle::from(OwnedFd::from(file));
         if handle.info().is_err() {
@@ -34,14 +33,14 @@ impl RegionMemory {
         self.mapping.len() as u64
     }
 
-    /// Opens the region, whose node is at `path`, for giving pages back.
-    pub(super) fn writable(&mut self, path: &Path) -> io::Result<()> {
+    /// Opens the region at `path` again, for writing, so that pages can be released.
+    pub(super) fn make_writable(&mut self, path: &Path) -> io::Result<()> {
         let handle = MapHandle::open_path(path, Access::ReadWrite).map_err(io::Error::other)?;
         self.mapping = handle.map(Access::ReadWrite, Sharing::Shared).map_err(io::Error::other)?;
         Ok(())
     }
 
-    /// Makes a hole. Who maps the region, which is plain memory, reads zeros there.
+    /// Makes a hole, which reads as zeros. The region is plain memory.
     pub(super) fn release(&self, range: PageRange) -> io::Result<()> {
         let bytes = range.bytes();
         let (start, length) = (bytes.start as usize, (bytes.end - bytes.start) as usize);
@@ -51,15 +50,15 @@ impl RegionMemory {
     pub(super) fn read(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
         let mut rest = Some(range);
         while let Some(range) = rest.filter(|_| chunk.room() > 0) {
-            let (front, _) = split(range, chunk.room() as u64);
+            let (front, _) = range.split_at(chunk.room() as u64);
             let readable = front.map_or(0, |front| self.fill(front, chunk));
-            rest = match split(range, readable) {
+            rest = match range.split_at(readable) {
                 (Some(read), rest) => {
                     chunk.commit(read);
                     rest
                 }
                 (None, _) => {
-                    let (unreadable, rest) = split(range, 1);
+                    let (unreadable, rest) = range.split_at(1);
                     unreadable.into_iter().for_each(|page| chunk.push_unreadable(page));
                     rest
                 }
@@ -68,7 +67,7 @@ impl RegionMemory {
         rest
     }
 
-    /// Reads `range` to where `chunk` takes it, and returns how many pages could be read before the first that could not.
+    /// Reads `range` into the spare buffer of `chunk`. Returns the number of pages before the first that cannot be read.
     fn fill(&self, range: PageRange, chunk: &mut Chunk) -> u64 {
         let length = range.count() as usize * PAGE_SIZE;
         let buffer = &mut chunk.spare()[..length];

@@ -7,7 +7,6 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vmem::PAGE_SIZE;
-use vmem_pages::range;
 
 use super::*;
 use crate::answer::{Answer, Contents};
@@ -35,7 +34,7 @@ fn open(file: &File) -> Memory {
 /// All of `memory`, as runs of (first, count, first byte or None).
 fn read(memory: &Memory, first: u64, count: u64) -> Vec<(u64, u64, Option<u8>)> {
     let mut found = Vec::new();
-    let mut rest = range(first, count);
+    let mut rest = PageRange::from_pgoff(first, count);
     let mut chunk = Chunk::new();
     while let Some(range) = rest {
         chunk.clear();
@@ -57,11 +56,11 @@ fn read(memory: &Memory, first: u64, count: u64) -> Vec<(u64, u64, Option<u8>)> 
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn holes_and_zero_pages_are_zero_and_data_is_itself() {
+fn holes_and_zero_pages_read_as_zero_and_others_as_data() {
     let file = memfd(MIB, &[3, 7]);
     file.write_all_at(&[0; PAGE_SIZE], 5 * PAGE_SIZE as u64).expect("room");
     let memory = open(&file);
-    assert_eq!(memory.export().pages, 256);
+    assert_eq!(memory.export().pages.count(), 256);
     let expected = [
         (0, 3, Some(0)),
         (3, 1, Some(4)),
@@ -75,7 +74,7 @@ fn holes_and_zero_pages_are_zero_and_data_is_itself() {
 }
 
 #[test]
-fn data_longer_than_a_chunk_is_read_in_chunks() {
+fn data_longer_than_a_chunk_is_read_in_several() {
     let pages: Vec<u64> = (10..300).collect();
     let memory = open(&memfd(2 * MIB, &pages));
     let found = read(&memory, 0, 512);
@@ -86,20 +85,20 @@ fn data_longer_than_a_chunk_is_read_in_chunks() {
 }
 
 #[test]
-fn the_last_page_ends_in_zeros() {
+fn last_page_of_a_file_is_padded_with_zeros() {
     let file = memfd(0, &[]);
     file.write_all_at(&[7; PAGE_SIZE + 10], 0).expect("room");
     let memory = open(&file);
-    assert_eq!(memory.export().pages, 2);
+    assert_eq!(memory.export().pages.count(), 2);
     let mut chunk = Chunk::new();
-    assert_eq!(memory.read(range(0, 2).expect("a range"), &mut chunk), None);
+    assert_eq!(memory.read(PageRange::from_pgoff(0, 2).expect("a range"), &mut chunk), None);
     assert_eq!(chunk.data().len(), 2 * PAGE_SIZE);
     assert!(chunk.data()[..PAGE_SIZE + 10].iter().all(|byte| *byte == 7));
     assert!(chunk.data()[PAGE_SIZE + 10..].iter().all(|byte| *byte == 0));
 }
 
 #[test]
-fn what_a_file_has_lost_is_unreadable_and_not_zero() {
+fn pages_of_a_truncated_file_are_unreadable() {
     let file = memfd(10 * PAGE_SIZE as u64, &[0, 1, 2, 3, 4, 9]);
     let memory = open(&file);
     file.set_len(3 * PAGE_SIZE as u64 + 1).expect("a size");
@@ -117,23 +116,23 @@ fn what_a_file_has_lost_is_unreadable_and_not_zero() {
 }
 
 #[test]
-fn what_a_file_has_grown_is_not_offered() {
+fn pages_appended_after_open_are_not_exported() {
     let file = memfd(PAGE_SIZE as u64, &[0]);
     let memory = open(&file);
     file.set_len(MIB).expect("a size");
-    assert_eq!(memory.export().pages, 1);
+    assert_eq!(memory.export().pages.count(), 1);
     assert_eq!(read(&memory, 0, 1), [(0, 1, Some(1))]);
 }
 
 #[test]
-fn identity_is_that_of_the_file() {
+fn same_file_has_the_same_identity() {
     let (one, other) = (memfd(MIB, &[1]), memfd(MIB, &[1]));
     assert_eq!(open(&one).export(), open(&one).export());
     assert_ne!(open(&one).export().identity, open(&other).export().identity);
 }
 
 #[test]
-fn what_is_no_memory_is_refused_at_once() {
+fn fifo_directory_device_and_bad_size_are_refused_at_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let fifo = directory.path().join("fifo");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
@@ -145,21 +144,18 @@ fn what_is_no_memory_is_refused_at_once() {
             .map(|_| ())
             .expect_err("no memory")
     };
-    assert!(matches!(refused(&fifo), MemoryError::NotMemory { .. }));
-    assert!(matches!(refused(directory.path()), MemoryError::NotMemory { .. }));
-    assert!(matches!(refused(Path::new("/dev/null")), MemoryError::NotMemory { .. }));
-    assert!(matches!(refused(&empty), MemoryError::Size { size: 0, .. }));
-    assert!(matches!(refused(&huge), MemoryError::Io { .. }));
+    assert!(matches!(refused(&fifo), Error::NotMemory { .. }));
+    assert!(matches!(refused(directory.path()), Error::NotMemory { .. }));
+    assert!(matches!(refused(Path::new("/dev/null")), Error::NotMemory { .. }));
+    assert!(matches!(refused(&empty), Error::Size { size: 0, .. }));
+    assert!(matches!(refused(&huge), Error::File { .. }));
     let file = memfd((1 << 44) + 1, &[]);
     assert!(matches!(
         Memory::open(&spec("ram", &file)).map(|_| ()),
-        Err(MemoryError::Size { .. })
+        Err(Error::Size { .. })
     ));
-    assert!(matches!(Memory::open("ram").map(|_| ()), Err(MemoryError::Spec(_))));
-    assert!(matches!(
-        Memory::open("control=/dev/null").map(|_| ()),
-        Err(MemoryError::Name(_))
-    ));
+    assert!(matches!(Memory::open("ram").map(|_| ()), Err(Error::Spec(_))));
+    assert!(matches!(Memory::open("control=/dev/null").map(|_| ()), Err(Error::Name(_))));
 }
 
 /// Not a memfd, which no file system marks.
@@ -170,23 +166,23 @@ fn file_in(directory: &Path) -> File {
 }
 
 #[test]
-fn memory_that_is_given_back_is_served_by_one_server_with_one_record() {
+fn releasable_memory_is_locked_to_one_server_and_one_record() {
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(MIB, &[1]);
     let releasable = |name: &str, file: &File| Memory::open_releasable(&spec(name, file), records.path()).map(|_| ());
     let plain = open(&file);
-    assert!(matches!(releasable("a", &file), Err(MemoryError::InUse { .. })));
+    assert!(matches!(releasable("a", &file), Err(Error::InUse { .. })));
     assert!(Memory::open(&spec("b", &file)).is_ok(), "who only reads disturbs nobody");
     drop(plain);
     let alone = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
-    assert!(matches!(releasable("b", &file), Err(MemoryError::InUse { .. })));
+    assert!(matches!(releasable("b", &file), Err(Error::InUse { .. })));
     assert!(matches!(
         Memory::open(&spec("b", &file)).map(|_| ()),
-        Err(MemoryError::InUse { .. })
+        Err(Error::InUse { .. })
     ));
     let other = memfd(MIB, &[1]);
     assert!(
-        matches!(releasable("a", &other), Err(MemoryError::Io { .. })),
+        matches!(releasable("a", &other), Err(Error::File { .. })),
         "the record is in use"
     );
     drop(alone);
@@ -194,7 +190,7 @@ fn memory_that_is_given_back_is_served_by_one_server_with_one_record() {
 }
 
 #[test]
-fn a_file_that_pages_were_given_back_of_is_nothing_without_their_record() {
+fn file_with_released_pages_is_refused_without_its_record() {
     let (directory, records) = (
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
@@ -205,11 +201,11 @@ fn a_file_that_pages_were_given_back_of_is_nothing_without_their_record() {
         return;
     }
     let memory = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
-    memory.release(range(1, 1).expect("a range")).expect("a hole");
+    memory.release(PageRange::from_pgoff(1, 1).expect("a range")).expect("a hole");
     drop(memory);
     assert!(matches!(
         Memory::open(&spec("a", &file)).map(|_| ()),
-        Err(MemoryError::GivenBack { .. })
+        Err(Error::PagesReleased { .. })
     ));
     assert!(
         Memory::open_releasable(&spec("b", &file), records.path()).is_err(),
@@ -220,7 +216,7 @@ fn a_file_that_pages_were_given_back_of_is_nothing_without_their_record() {
 }
 
 #[test]
-fn identity_tells_a_file_from_one_that_was_there_before() {
+fn new_file_at_the_same_path_has_another_identity() {
     // A file system with few files gives a number again at once.
     let directory = tempfile::tempdir().expect("a directory");
     let before = open(&file_in(directory.path())).export().identity;
@@ -229,26 +225,28 @@ fn identity_tells_a_file_from_one_that_was_there_before() {
 }
 
 #[test]
-fn a_page_whose_hole_could_not_be_made_stays_unreadable_and_the_others_are_there() {
+fn failed_hole_leaves_only_its_page_unreadable() {
     let records = tempfile::tempdir().expect("a directory");
     let sealable = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
     let file = File::from(memfd_create("sealed", sealable).expect("a memfd"));
     file.write_all_at(&[3; 4 * PAGE_SIZE], 0).expect("room");
     let memory = Memory::open_releasable(&spec("a", &file), records.path()).expect("memory");
     rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).expect("a seal");
-    let error = memory.release(range(1, 1).expect("a range")).expect_err("no hole");
-    assert!(matches!(error, ReleaseError::Hole(_)), "{error:?}");
+    let error = memory
+        .release(PageRange::from_pgoff(1, 1).expect("a range"))
+        .expect_err("no hole");
+    assert!(matches!(error, Error::PunchHole(_)), "{error:?}");
     assert_eq!(read(&memory, 1, 2), [(1, 1, None), (2, 1, Some(3))]);
 }
 
 #[test]
-fn only_files_beside_the_nodes_of_regions_are_in_the_place_of_one() {
+fn only_files_in_the_directory_of_nodes_are_in_place_of_a_node() {
     assert!(!is_in_place_of_a_node(Path::new("/dev/null")));
     assert!(!is_in_place_of_a_node(Path::new("/no/such/file")));
 }
 
 #[test]
-fn only_a_system_without_holes_is_sure_to_have_made_none() {
+fn only_eopnotsupp_and_enosys_mean_holes_are_unsupported() {
     for (errno, sure) in [
         (Errno::OPNOTSUPP, true),
         (Errno::NOSYS, true),

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Instant;
 
 use vmem::{Name, PAGE_SIZE};
-use vmem_pages::range;
 
 use super::*;
 use crate::answer::{Contents, Kind};
@@ -42,7 +41,7 @@ fn frame(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
 fn hello(lane: Lane) -> Vec<u8> {
     let export = Export {
         name: Name::new("ram").expect("a name"),
-        pages: 10,
+        pages: PageRange::of_pages(10).expect("pages"),
         identity: 1,
     };
     let exports = frame(Type::Exports, 0, &exports::encode(&[export], Version::LATEST));
@@ -67,7 +66,7 @@ fn pages_frame(tag: u32, export: u32, runs: &[(u64, u64, Kind)]) -> Vec<u8> {
                 data.resize(data.len() + *count as usize * PAGE_SIZE, 0xda);
             }
             Run {
-                range: range(*first, *count).expect("a range"),
+                range: PageRange::from_pgoff(*first, *count).expect("a range"),
                 kind: *kind,
             }
         })
@@ -79,17 +78,17 @@ fn pages_frame(tag: u32, export: u32, runs: &[(u64, u64, Kind)]) -> Vec<u8> {
 }
 
 /// Connects, asks for `ranges`, and takes answers until all is there.
-fn fetch(address: SocketAddr, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64, u8)>, SourceError> {
+fn fetch(address: SocketAddr, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64, u8)>, Error> {
     let ranges: Vec<_> = ranges
         .iter()
-        .map(|(first, count)| range(*first, *count).expect("a range"))
+        .map(|(first, count)| PageRange::from_pgoff(*first, *count).expect("a range"))
         .collect();
     let mut missing: u64 = ranges.iter().map(|range| range.count()).sum();
     let mut peer = Peer::connect(&address.to_string(), Lane::Urgent, TIMEOUT)?;
-    peer.ask(0, &ranges)?;
+    peer.fetch(0, &ranges)?;
     let mut found = Vec::new();
     while missing > 0 {
-        let answer = peer.next()?;
+        let answer = peer.next_answer()?;
         missing -= answer.pages();
         found.extend(answer.contents().map(|(range, contents)| {
             let byte = match contents {
@@ -108,29 +107,29 @@ fn places(length: usize) -> impl Iterator<Item = usize> {
     (0..200).chain((200..length).step_by(89))
 }
 
-fn protocol_error(result: Result<impl std::fmt::Debug, SourceError>) -> WireError {
+fn protocol_error(result: Result<impl std::fmt::Debug, Error>) -> ProtocolError {
     match result {
-        Err(SourceError::Protocol(error)) => error,
+        Err(Error::Protocol(error)) => error,
         other => panic!("not a protocol error: {other:?}"),
     }
 }
 
 #[test]
-fn good_answers_are_taken() {
+fn valid_answers_are_accepted() {
     let answer = pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero), (8, 1, Kind::Unreadable)]);
     let found = fetch(sender([hello(Lane::Urgent), answer].concat()), &[(0, 4), (8, 1)]).expect("good answers");
     assert_eq!(found, [(0, 1, 0xda), (1, 3, 0), (8, 1, 0xff)]);
 }
 
 #[test]
-fn answers_in_pieces_are_taken() {
+fn answers_in_small_segments_are_accepted() {
     let pieces = [(0, 3), (3, 1), (8, 1)].map(|(first, count)| pages_frame(1, 0, &[(first, count, Kind::Zero)]));
     let found = fetch(sender([hello(Lane::Urgent), pieces.concat()].concat()), &[(0, 4), (8, 1)]).expect("good answers");
     assert_eq!(found, [(0, 3, 0), (3, 1, 0), (8, 1, 0)]);
 }
 
 #[test]
-fn every_damaged_byte_is_an_error() {
+fn any_damaged_byte_of_an_answer_is_an_error() {
     let good = [
         hello(Lane::Urgent),
         pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero)]),
@@ -140,12 +139,12 @@ fn every_damaged_byte_is_an_error() {
         let mut damaged = good.clone();
         damaged[at] ^= 1 << (at % 8);
         let result = fetch(sender(damaged), &[(0, 4)]);
-        assert!(matches!(result, Err(SourceError::Protocol(_))), "byte {at}: {result:?}");
+        assert!(matches!(result, Err(Error::Protocol(_))), "byte {at}: {result:?}");
     }
 }
 
 #[test]
-fn every_truncated_conversation_is_an_error() {
+fn answer_truncated_anywhere_is_an_error() {
     let good = [
         hello(Lane::Urgent),
         pages_frame(1, 0, &[(0, 1, Kind::Data), (1, 3, Kind::Zero)]),
@@ -162,8 +161,8 @@ fn every_truncated_conversation_is_an_error() {
 }
 
 #[test]
-fn pages_that_were_not_asked_for_are_refused() {
-    let unasked = |pgoff, nr_pages| WireError::Unasked { pgoff, nr_pages };
+fn pages_that_are_not_outstanding_are_refused() {
+    let unasked = |pgoff, nr_pages| ProtocolError::Unrequested { pgoff, nr_pages };
     for (runs, error) in [
         (vec![(5, 1, Kind::Data)], unasked(5, 1)),
         (vec![(1, 1, Kind::Zero)], unasked(1, 1)),
@@ -182,7 +181,7 @@ fn pages_that_were_not_asked_for_are_refused() {
 }
 
 #[test]
-fn a_peer_is_told_what_it_did_wrong() {
+fn violation_by_the_peer_is_answered_by_an_error() {
     let (said, heard) = std::sync::mpsc::channel();
     let address = server(move |mut socket| {
         let bytes = [hello(Lane::Urgent), pages_frame(1, 0, &[(5, 1, Kind::Zero)])].concat();
@@ -198,27 +197,31 @@ fn a_peer_is_told_what_it_did_wrong() {
 }
 
 #[test]
-fn answers_to_another_question_are_refused() {
+fn answer_with_another_tag_or_export_is_refused() {
     let answer = |tag, export| [hello(Lane::Urgent), pages_frame(tag, export, &[(0, 1, Kind::Zero)])].concat();
     let error = protocol_error(fetch(sender(answer(2, 0)), &[(0, 1)]));
-    assert_eq!(error, WireError::Tag { got: 2, want: Some(1) });
-    assert_eq!(protocol_error(fetch(sender(answer(1, 1)), &[(0, 1)])), WireError::NoExport(1));
+    assert_eq!(error, ProtocolError::Tag { got: 2, want: Some(1) });
+    assert_eq!(
+        protocol_error(fetch(sender(answer(1, 1)), &[(0, 1)])),
+        ProtocolError::NoExport(1)
+    );
     // The question is answered, and then answered again.
     let again = [answer(1, 0), pages_frame(1, 0, &[(0, 1, Kind::Zero)])].concat();
     let mut peer = Peer::connect(&sender(again).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
-    peer.ask(0, &[range(0, 1).expect("a range")]).expect("a good question");
-    assert_eq!(peer.next().expect("a good answer").pages(), 1);
-    let error = protocol_error(peer.next().map(|answer| answer.pages()));
-    assert_eq!(error, WireError::Tag { got: 1, want: None });
+    peer.fetch(0, &[PageRange::from_pgoff(0, 1).expect("a range")])
+        .expect("a good question");
+    assert_eq!(peer.next_answer().expect("a good answer").pages(), 1);
+    let error = protocol_error(peer.next_answer().map(|answer| answer.pages()));
+    assert_eq!(error, ProtocolError::Tag { got: 1, want: None });
 }
 
 #[test]
-fn frames_at_the_wrong_time_are_refused() {
+fn unexpected_frame_is_refused() {
     let goodbye = frame(Type::Goodbye, 0, &[]);
     let error = protocol_error(fetch(sender([hello(Lane::Urgent), goodbye.clone()].concat()), &[(0, 1)]));
     assert_eq!(
         error,
-        WireError::Unexpected {
+        ProtocolError::Unexpected {
             got: "GOODBYE",
             want: "PAGES or ERROR"
         }
@@ -233,7 +236,7 @@ fn frames_at_the_wrong_time_are_refused() {
     let error = protocol_error(fetch(sender([greeting, goodbye].concat()), &[(0, 1)]));
     assert_eq!(
         error,
-        WireError::Unexpected {
+        ProtocolError::Unexpected {
             got: "GOODBYE",
             want: "EXPORTS"
         }
@@ -262,25 +265,28 @@ fn previous_source() -> SocketAddr {
 }
 
 #[test]
-fn a_source_of_the_version_before_is_spoken_to_in_its_own() {
+fn source_of_the_previous_version_is_used_in_that_version() {
     let peer = Peer::connect(&previous_source().to_string(), Lane::Urgent, TIMEOUT).expect("a source");
     let [export] = peer.exports() else {
         panic!("{:?}", peer.exports())
     };
-    assert_eq!((export.name.as_str(), export.pages), ("ram", 10));
+    assert_eq!((export.name.as_str(), export.pages.count()), ("ram", 10));
     assert_eq!(export.identity, 0x83be_fa44);
 }
 
 #[test]
-fn another_protocol_version_or_lane_is_named() {
+fn other_protocol_version_or_lane_is_named_in_the_error() {
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
-    assert_eq!(protocol_error(fetch(sender(http), &[(0, 1)])), WireError::Magic(*b"HTTP/1.1"));
+    assert_eq!(
+        protocol_error(fetch(sender(http), &[(0, 1)])),
+        ProtocolError::Magic(*b"HTTP/1.1")
+    );
     let mut version = hello(Lane::Urgent);
     version[8] = 9;
-    assert_eq!(protocol_error(fetch(sender(version), &[(0, 1)])), WireError::Version(9));
+    assert_eq!(protocol_error(fetch(sender(version), &[(0, 1)])), ProtocolError::Version(9));
     assert_eq!(
         protocol_error(fetch(sender(hello(Lane::Stream)), &[(0, 1)])),
-        WireError::OtherLane
+        ProtocolError::OtherLane
     );
     let eager = Greeting {
         version: Version::LATEST,
@@ -289,11 +295,11 @@ fn another_protocol_version_or_lane_is_named() {
     }
     .encode();
     let eager = [&eager[..], &hello(Lane::Urgent)[greeting::SIZE..]].concat();
-    assert_eq!(protocol_error(fetch(sender(eager), &[(0, 1)])), WireError::Features(4));
+    assert_eq!(protocol_error(fetch(sender(eager), &[(0, 1)])), ProtocolError::Features(4));
 }
 
 #[test]
-fn a_refusal_is_passed_on() {
+fn error_frame_of_the_source_is_returned_as_refused() {
     let error = frame(Type::Error, 0, &refusal::encode(ErrorCode::Busy, "later"));
     let greeting = Greeting {
         version: Version::LATEST,
@@ -304,7 +310,7 @@ fn a_refusal_is_passed_on() {
     .to_vec();
     for bytes in [[greeting, error.clone()].concat(), [hello(Lane::Urgent), error].concat()] {
         match fetch(sender(bytes), &[(0, 1)]) {
-            Err(SourceError::Refused {
+            Err(Error::Refused {
                 code: ErrorCode::Busy,
                 text,
             }) => assert_eq!(text, "later"),
@@ -314,23 +320,23 @@ fn a_refusal_is_passed_on() {
 }
 
 #[test]
-fn silence_ends_in_time() {
+fn silent_source_times_out() {
     let silent = server(|socket| {
         thread::sleep(10 * TIMEOUT);
         drop(socket);
     });
     let since = Instant::now();
-    assert!(matches!(fetch(silent, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    assert!(matches!(fetch(silent, &[(0, 1)]), Err(Error::TimedOut { .. })));
     let silent_later = server(|mut socket| {
         socket.write_all(&hello(Lane::Urgent)).expect("somebody who listens");
         thread::sleep(10 * TIMEOUT);
     });
-    assert!(matches!(fetch(silent_later, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    assert!(matches!(fetch(silent_later, &[(0, 1)]), Err(Error::TimedOut { .. })));
     assert!(since.elapsed() < 8 * TIMEOUT, "{:?}", since.elapsed());
 }
 
 #[test]
-fn a_byte_now_and_then_gains_no_time() {
+fn bytes_sent_one_by_one_do_not_extend_the_time_limit() {
     let dripping = server(|mut socket| {
         let bytes = [hello(Lane::Urgent), pages_frame(1, 0, &[(0, 1, Kind::Data)])].concat();
         let (hello, pages) = bytes.split_at(hello(Lane::Urgent).len());
@@ -343,12 +349,12 @@ fn a_byte_now_and_then_gains_no_time() {
         }
     });
     let since = Instant::now();
-    assert!(matches!(fetch(dripping, &[(0, 1)]), Err(SourceError::TimedOut { .. })));
+    assert!(matches!(fetch(dripping, &[(0, 1)]), Err(Error::TimedOut { .. })));
     assert!(since.elapsed() < 4 * TIMEOUT, "{:?}", since.elapsed());
 }
 
 #[test]
-fn nobody_there_is_an_error_that_says_where() {
+fn unreachable_source_is_named_in_the_error() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     drop(listener);
@@ -359,42 +365,42 @@ fn nobody_there_is_an_error_that_says_where() {
 }
 
 #[test]
-fn questions_that_are_none_are_not_sent() {
+fn invalid_fetch_is_not_sent() {
     let mut peer = Peer::connect(&sender(hello(Lane::Urgent)).to_string(), Lane::Urgent, TIMEOUT).expect("a good greeting");
-    let page = range(9, 1).expect("a range");
+    let page = PageRange::from_pgoff(9, 1).expect("a range");
     for (export, ranges) in [
         (1, vec![page]),
         (0, vec![]),
-        (0, vec![range(9, 2).expect("a range")]),
-        (0, vec![page; MAX_ASK_RANGES + 1]),
-        (0, vec![range(0, 10).expect("a range"); 410]),
+        (0, vec![PageRange::from_pgoff(9, 2).expect("a range")]),
+        (0, vec![page; MAX_FETCH_RANGES + 1]),
+        (0, vec![PageRange::from_pgoff(0, 10).expect("a range"); 410]),
     ] {
-        let result = peer.ask(export, &ranges);
+        let result = peer.fetch(export, &ranges);
         assert!(
-            matches!(result, Err(SourceError::BadQuestion(_))),
+            matches!(result, Err(Error::InvalidFetch(_))),
             "{export} {}: {result:?}",
             ranges.len()
         );
     }
-    assert!(peer.ask(0, &[page]).is_ok());
+    assert!(peer.fetch(0, &[page]).is_ok());
 }
 
 #[test]
-fn a_release_of_any_size_fits_its_frames() {
-    let run = |first, count| range(first, count).expect("a range");
+fn release_of_any_size_is_split_into_valid_frames() {
+    let run = |first, count| PageRange::from_pgoff(first, count).expect("a range");
     let many: Vec<_> = (0..2500).map(|number| run(number * 2, 1)).collect();
     let all = [run(1 << 20, 2 * MAX_RELEASE_PAGES + 5), run(1 << 30, MAX_RELEASE_PAGES)];
-    let frames = frames_of(&[&many[..], &all].concat());
+    let frames = release_frames(&[&many[..], &all].concat());
     let pages = |frame: &[PageRange]| frame.iter().map(|range| range.count()).sum::<u64>();
     assert!(
         frames
             .iter()
-            .all(|frame| frame.len() <= MAX_ASK_RANGES && pages(frame) <= MAX_RELEASE_PAGES)
+            .all(|frame| frame.len() <= MAX_FETCH_RANGES && pages(frame) <= MAX_RELEASE_PAGES)
     );
     let expected: Vec<_> = many
         .iter()
         .chain(&all)
-        .flat_map(|range| [range.first().get(), end(*range)])
+        .flat_map(|range| [range.first().get(), range.end()])
         .collect();
     let mut edges: Vec<u64> = Vec::new();
     for range in frames.concat() {
@@ -403,7 +409,7 @@ fn a_release_of_any_size_fits_its_frames() {
         } else {
             edges.push(range.first().get());
         }
-        edges.push(end(range));
+        edges.push(range.end());
     }
     assert_eq!(edges, expected, "no page is lost, and none comes twice");
 }

@@ -1,136 +1,82 @@
 // SPDX-License-Identifier: GPL-2.0
-//! One connection, from greeting to goodbye.
+//! One connection, from its greeting to its GOODBYE.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::slots::Slot;
 use super::{Event, Shared};
-use vmem_tls::TlsError;
 
 use crate::answer::{Chunk, Kind};
+use crate::error::Error;
 use crate::export::Lane;
-use crate::link::{Link, LinkError, Side};
+use crate::link::{Link, Side};
 use crate::wire::frame::Type;
 use crate::wire::greeting::{self, Greeting};
-use crate::wire::question::{self, Question};
+use crate::wire::ranges::{self, ExportRanges};
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, WireError, exports, pages, refusal};
+use crate::wire::{ErrorCode, ProtocolError, exports, pages, refusal};
 
-/// What a connection was given.
+/// Counters of a connection.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Served {
-    /// Pages with their bytes.
+    /// Pages sent with their contents.
     pub data: u64,
-    /// Zero pages.
+    /// Pages sent as zero pages.
     pub zero: u64,
-    /// Pages that could not be read.
+    /// Pages sent as unreadable.
     pub unreadable: u64,
-    /// Pages that it has for good, and that were given back here.
+    /// Pages that the peer has for good, and that were released here.
     pub released: u64,
 }
 
-/// Why a connection ended without a goodbye.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServeError {
-    /// The peer sent something that is not the protocol, or breaks it.
-    #[error(transparent)]
-    Protocol(WireError),
-    /// The peer says that this side has broken it.
-    #[error("the peer refused: {0}")]
-    Refused(String),
-    /// The peer did not take or send something in time.
-    #[error("the peer took too long")]
-    TimedOut,
-    /// The peer closed the connection, in the middle of a frame or not.
-    #[error("the peer went away without a goodbye{}", if *.within { ", in the middle of a frame" } else { "" })]
-    Closed {
-        /// In the middle of a frame.
-        within: bool,
-    },
-    /// There are as many connections already as there may be.
-    #[error("refused, there are too many connections")]
-    Full,
-    /// Who is there is not who may be, or does not say so.
-    #[error("no protected connection")]
-    Tls(#[source] TlsError),
-    /// The connection failed.
-    #[error("the connection failed")]
-    Io(#[source] io::Error),
-}
-
-impl From<LinkError> for ServeError {
-    fn from(error: LinkError) -> Self {
-        match error {
-            LinkError::Wire(error) => Self::Protocol(error),
-            LinkError::TimedOut => Self::TimedOut,
-            LinkError::Closed { within } => Self::Closed { within },
-            LinkError::Io(error) => Self::Io(error),
-            LinkError::Tls(error) => Self::Tls(error),
-        }
-    }
-}
-
-impl From<WireError> for ServeError {
-    fn from(error: WireError) -> Self {
-        Self::Protocol(error)
-    }
-}
-
 /// Serves one connection until it ends.
-pub(super) fn run(
-    socket: TcpStream,
-    peer: SocketAddr,
-    shared: &Shared,
-    slot: &Slot,
-    served: &mut Served,
-) -> Result<(), ServeError> {
-    let link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref()).map_err(ServeError::Tls)?;
-    let result = converse(&link, peer, shared, slot, served);
-    let told = match &result {
-        // Whoever speaks something else altogether would not understand.
-        Err(ServeError::Protocol(WireError::Magic(_))) => None,
-        Err(ServeError::Protocol(error)) => Some((ErrorCode::Protocol, error.to_string())),
-        Err(ServeError::Full) => Some((ErrorCode::Busy, "try again later".to_owned())),
+pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
+    let link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref())?;
+    let result = handle(&link, peer, shared, slot, served);
+    let answer = match &result {
+        // The peer speaks another protocol: an ERROR frame would mean nothing to it.
+        Err(Error::Protocol(ProtocolError::Magic(_))) => None,
+        Err(Error::Protocol(error)) => Some((ErrorCode::Protocol, error.to_string())),
+        Err(Error::TooManyConnections) => Some((ErrorCode::Busy, "try again later".to_owned())),
         _ => None,
     };
-    if let Some((code, text)) = told {
-        // The peer shall know why; if it cannot be told, the log has it.
+    if let Some((code, text)) = answer {
+        // If the peer does not receive it, the log of this side still has the error.
         let _ = send_error(&link, code, &text);
-        link.finish();
+        link.shut_down();
     }
     result
 }
 
-fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), ServeError> {
+fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
     let mut theirs = [0; greeting::SIZE];
-    link.read(&mut theirs)?;
+    link.read(&mut theirs, "send its greeting")?;
     let theirs = Greeting::decode(&theirs);
     let (version, lane) = match &theirs {
         Ok(theirs) => (theirs.version, theirs.lane),
         Err(_) => (Version::LATEST, Lane::Urgent),
     };
-    if !matches!(theirs, Err(WireError::Magic(_))) {
-        // Also before an error: one that speaks another version learns ours from it.
+    if !matches!(theirs, Err(ProtocolError::Magic(_))) {
+        // Also before an error: a peer that speaks another version learns from it which one this side speaks.
         let offered = theirs.as_ref().map_or(0, |theirs| theirs.features);
         let features = offered & shared.features();
         let ours = Greeting { version, lane, features };
-        link.write(&mut [IoSlice::new(&ours.encode())])?;
+        link.write(&mut [IoSlice::new(&ours.encode())], "take the greeting")?;
     }
     theirs?;
-    if !slot.prove() {
-        return Err(ServeError::Full);
+    if !slot.establish() {
+        return Err(Error::TooManyConnections);
     }
     link.set_lane(lane);
-    lane.take_thread();
+    lane.set_thread_priority();
     link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports, version)])?;
     (shared.report)(Event::Connected { peer, lane });
     add(&shared.totals.connections, 1);
 
     let mut payload = Vec::new();
-    let mut answering = Answering {
+    let mut handler = ReadHandler {
         link,
         shared,
         chunk: Chunk::new(),
@@ -138,19 +84,22 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served:
         served,
     };
     loop {
-        // A daemon that needs nothing says nothing. One that is gone is found by the socket's keep-alive.
-        link.wait(None)?;
-        let header = link.read_frame(&mut payload)?;
+        // A daemon that needs nothing sends nothing. Keep-alive probes find out that a daemon is gone.
+        link.wait(None, "send a frame")?;
+        let header = link.read_frame(&mut payload, "send a whole frame")?;
         match header.kind {
-            Type::Read => answering.answer(header.tag, &question::decode(&payload, &shared.exports)?)?,
+            Type::Read => handler.answer(header.tag, &ranges::decode(&payload, &shared.exports)?)?,
             Type::Release => {
-                let pages = question::decode_release(&payload, &shared.exports)?;
-                answering.served.released += shared.release(pages.export, &pages.ranges);
+                let pages = ranges::decode_release(&payload, &shared.exports)?;
+                handler.served.released += shared.release(pages.export, &pages.ranges);
             }
             Type::Goodbye => return Ok(()),
-            Type::Error => return Err(ServeError::Refused(refusal::decode(&payload)?.1)),
+            Type::Error => {
+                let (code, text) = refusal::decode(&payload)?;
+                return Err(Error::Refused { code, text });
+            }
             other => {
-                return Err(WireError::Unexpected {
+                return Err(ProtocolError::Unexpected {
                     got: other.name(),
                     want: "READ, RELEASE, GOODBYE or ERROR",
                 }
@@ -160,17 +109,17 @@ fn converse(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served:
     }
 }
 
-fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), LinkError> {
+fn send_error(link: &Link, code: ErrorCode, text: &str) -> Result<(), Error> {
     link.write_frame(Type::Error, 0, &[&refusal::encode(code, text)])
 }
 
-/// Each figure stands for itself: nothing is read from two of them together.
+/// The counters are independent of each other: relaxed ordering is enough.
 fn add(total: &AtomicU64, amount: u64) {
     total.fetch_add(amount, Ordering::Relaxed);
 }
 
-/// The answering half of a connection.
-struct Answering<'a> {
+/// Answers the READs of a connection.
+struct ReadHandler<'a> {
     link: &'a Link,
     shared: &'a Shared,
     chunk: Chunk,
@@ -178,27 +127,27 @@ struct Answering<'a> {
     served: &'a mut Served,
 }
 
-impl Answering<'_> {
-    /// Answers all of a question, in chunks.
-    fn answer(&mut self, tag: u32, question: &Question) -> Result<(), ServeError> {
-        let memory = &self.shared.memories[question.export];
-        for range in &question.ranges {
+impl ReadHandler<'_> {
+    /// Sends the pages of a READ, in chunks.
+    fn answer(&mut self, tag: u32, read: &ExportRanges) -> Result<(), Error> {
+        let memory = &self.shared.memories[read.export];
+        for range in &read.ranges {
             let mut rest = Some(*range);
             while let Some(range) = rest {
                 rest = memory.read(range, &mut self.chunk);
                 if self.chunk.room() == 0 {
-                    self.send(tag, question.export)?;
+                    self.send(tag, read.export)?;
                 }
             }
         }
         if self.chunk.runs().is_empty() {
             Ok(())
         } else {
-            self.send(tag, question.export)
+            self.send(tag, read.export)
         }
     }
 
-    fn send(&mut self, tag: u32, export: usize) -> Result<(), ServeError> {
+    fn send(&mut self, tag: u32, export: usize) -> Result<(), Error> {
         pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
         self.link.write_frame(Type::Pages, tag, &[&self.head, self.chunk.data()])?;
         for run in self.chunk.runs() {

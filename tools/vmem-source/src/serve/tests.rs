@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::PAGE_SIZE;
-use vmem_pages::range;
 use vmem_tls::Identity;
 
 use super::*;
@@ -16,17 +15,23 @@ use crate::answer::Contents;
 use crate::endpoint::{Endpoint, Security};
 use crate::memory::tests::{memfd, spec};
 use crate::peer::Peer;
-use crate::source::{PageSource, SourceError};
+use crate::source::PageSource;
 use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
 use crate::wire::greeting::{self, Greeting};
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, WireError, previous, question, refusal};
+use crate::wire::{ErrorCode, ProtocolError, previous, ranges, refusal};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const LIMITS: Limits = Limits {
     connections: 4,
     timeout: TIMEOUT,
 };
+
+/// The texts of an error and of its sources.
+fn chain(error: &Error) -> String {
+    let sources = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
 
 /// A server that runs until it is dropped, and what it said about ended connections.
 struct Running {
@@ -56,7 +61,7 @@ impl Running {
         let (sender, ended) = channel();
         let report = move |event: Event<'_>| {
             if let Event::Ended { served, error, .. } = event {
-                let _ = sender.send((served, error.map(ToString::to_string)));
+                let _ = sender.send((served, error.map(chain)));
             }
         };
         let server = Server::bind(([127, 0, 0, 1], 0).into(), memories, limits, identity, report);
@@ -74,7 +79,7 @@ impl Running {
         }
     }
 
-    fn peer(&self) -> Result<Peer, SourceError> {
+    fn peer(&self) -> Result<Peer, Error> {
         Peer::connect(&self.address.to_string(), Lane::Stream, Duration::from_secs(10))
     }
 
@@ -124,7 +129,11 @@ fn frame(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn read_frame(first: u64, count: u64) -> Vec<u8> {
-    frame(Type::Read, 1, &question::encode(0, &[range(first, count).expect("a range")]))
+    frame(
+        Type::Read,
+        1,
+        &ranges::encode(0, &[PageRange::from_pgoff(first, count).expect("a range")]),
+    )
 }
 
 /// Sends bytes and nothing more, and returns the frames that come back. The greeting, if one comes, is left out.
@@ -149,7 +158,7 @@ fn converse(running: &Running, bytes: &[u8]) -> Vec<(Type, Vec<u8>)> {
 }
 
 #[test]
-fn peers_get_the_memory_that_is_there() {
+fn peers_read_the_memory_as_it_is() {
     let pages: Vec<u64> = (100..400).chain([600, 1000]).collect();
     let (large, small) = (memfd(1024 * PAGE_SIZE as u64, &pages), memfd(5000, &[0]));
     let memories = [spec("large", &large), spec("small", &small)].map(|spec| Memory::open(&spec).expect("memory"));
@@ -158,19 +167,27 @@ fn peers_get_the_memory_that_is_there() {
     let exports: Vec<_> = peer
         .exports()
         .iter()
-        .map(|export| (export.name.to_string(), export.pages))
+        .map(|export| (export.name.to_string(), export.pages.count()))
         .collect();
     assert_eq!(exports, [("large".to_owned(), 1024), ("small".to_owned(), 2)]);
 
     // All questions at once, and more than one range in one of them.
-    peer.ask(0, &[range(0, 512).expect("a range"), range(512, 512).expect("a range")])
+    peer.fetch(
+        0,
+        &[
+            PageRange::from_pgoff(0, 512).expect("a range"),
+            PageRange::from_pgoff(512, 512).expect("a range"),
+        ],
+    )
+    .expect("a question");
+    peer.fetch(1, &[PageRange::from_pgoff(0, 2).expect("a range")])
         .expect("a question");
-    peer.ask(1, &[range(0, 2).expect("a range")]).expect("a question");
-    peer.ask(0, &[range(1000, 1).expect("a range")]).expect("a question");
+    peer.fetch(0, &[PageRange::from_pgoff(1000, 1).expect("a range")])
+        .expect("a question");
     let mut found = Vec::new();
     let mut missing = 1024 + 2 + 1;
     while missing > 0 {
-        let answer = peer.next().expect("an answer");
+        let answer = peer.next_answer().expect("an answer");
         missing -= answer.pages();
         for (range, contents) in answer.contents() {
             match contents {
@@ -201,7 +218,7 @@ fn peers_get_the_memory_that_is_there() {
 }
 
 #[test]
-fn damaged_questions_get_no_pages() {
+fn damaged_read_is_answered_by_an_error() {
     let running = small();
     let good = [greeting(), read_frame(1, 2)].concat();
     assert_eq!(converse(&running, &good).last().expect("an answer").0, Type::Pages);
@@ -226,7 +243,7 @@ fn damaged_questions_get_no_pages() {
 }
 
 #[test]
-fn truncated_questions_get_no_pages() {
+fn truncated_read_closes_the_connection() {
     let running = small();
     let good = [greeting(), read_frame(1, 2)].concat();
     for end in 0..good.len() {
@@ -244,33 +261,40 @@ fn truncated_questions_get_no_pages() {
 }
 
 #[test]
-fn what_breaks_the_protocol_is_told_why() {
+fn violation_of_the_protocol_is_answered_by_an_error_that_says_why() {
     let running = small();
-    let outside = WireError::Outside { pgoff: 9, nr_pages: 2 };
-    let unexpected = WireError::Unexpected {
+    let outside = ProtocolError::Outside { pgoff: 9, nr_pages: 2 };
+    let unexpected = ProtocolError::Unexpected {
         got: "PAGES",
         want: "READ, RELEASE, GOODBYE or ERROR",
     };
-    let no_export = frame(Type::Read, 1, &question::encode(7, &[range(0, 1).expect("a range")]));
+    let no_export = frame(
+        Type::Read,
+        1,
+        &ranges::encode(7, &[PageRange::from_pgoff(0, 1).expect("a range")]),
+    );
     let mut version = greeting();
     version[8] ^= 0x80;
     for (bytes, error) in [
         ([greeting(), read_frame(9, 2)].concat(), outside),
         ([greeting(), frame(Type::Pages, 0, &[0; 8])].concat(), unexpected),
-        ([greeting(), no_export].concat(), WireError::NoExport(7)),
-        (version, WireError::Version(Version::LATEST.number() ^ 0x80)),
+        ([greeting(), no_export].concat(), ProtocolError::NoExport(7)),
+        (version, ProtocolError::Version(Version::LATEST.number() ^ 0x80)),
     ] {
         let frames = converse(&running, &bytes);
         let (kind, payload) = frames.last().expect("an answer");
         assert_eq!(*kind, Type::Error);
         let said = refusal::decode(payload).expect("a whole payload");
         assert_eq!(said, (ErrorCode::Protocol, error.to_string()));
-        assert_eq!(running.next_ended().1, Some(error.to_string()), "the log names it too");
+        assert_eq!(
+            running.next_ended().1,
+            Some(format!("the peer violated the page protocol: {error}"))
+        );
     }
 }
 
 #[test]
-fn a_destination_of_the_version_before_is_answered_in_its_own() {
+fn destination_of_the_previous_version_is_served_in_that_version() {
     let running = small();
     let mut socket = running.raw();
     socket.write_all(&previous::GREETING).expect("somebody who listens");
@@ -285,7 +309,7 @@ fn a_destination_of_the_version_before_is_answered_in_its_own() {
 }
 
 #[test]
-fn what_a_peer_complains_of_is_in_the_log() {
+fn error_frame_of_a_peer_is_reported() {
     let running = small();
     let complaint = frame(
         Type::Error,
@@ -299,12 +323,12 @@ fn what_a_peer_complains_of_is_in_the_log() {
     );
     assert_eq!(
         running.next_ended().1.as_deref(),
-        Some("the peer refused: pages that nobody wants")
+        Some("the peer refused: pages that nobody wants (protocol error)")
     );
 }
 
 #[test]
-fn strangers_are_told_nothing() {
+fn peer_of_another_protocol_gets_no_answer() {
     let running = small();
     let mut socket = running.raw();
     socket
@@ -321,10 +345,10 @@ fn strangers_are_told_nothing() {
 }
 
 #[test]
-fn peers_that_stall_are_left() {
+fn stalled_peer_is_closed_at_the_time_limit() {
     let running = small();
     let since = Instant::now();
-    // One says nothing, one stops in its greeting, one in a frame. None has closed its connection.
+    // One connection sends nothing, one stops in its greeting, one in a frame. None is closed by its peer.
     let stalled: Vec<_> = [0, 10, greeting::SIZE + 30]
         .map(|end| {
             let mut socket = running.raw();
@@ -335,19 +359,25 @@ fn peers_that_stall_are_left() {
         })
         .into();
     let mut peer = running.peer().expect("others are served meanwhile");
-    peer.ask(0, &[range(1, 1).expect("a range")]).expect("a question");
-    assert_eq!(peer.next().expect("an answer").pages(), 1);
-    for _ in &stalled {
-        assert_eq!(running.next_ended().1.as_deref(), Some("the peer took too long"));
-    }
+    peer.fetch(0, &[PageRange::from_pgoff(1, 1).expect("a range")])
+        .expect("a question");
+    assert_eq!(peer.next_answer().expect("an answer").pages(), 1);
+    let mut errors: Vec<_> = stalled.iter().map(|_| running.next_ended().1.expect("an error")).collect();
+    errors.sort_unstable();
+    let expected = ["send a whole frame", "send its greeting", "send its greeting"];
+    let limit = TIMEOUT.as_secs_f32();
+    assert_eq!(
+        errors,
+        expected.map(|action| format!("the peer did not {action} within {limit} s"))
+    );
     assert!(since.elapsed() < 10 * TIMEOUT, "{:?}", since.elapsed());
-    peer.ask(0, &[range(2, 1).expect("a range")])
+    peer.fetch(0, &[PageRange::from_pgoff(2, 1).expect("a range")])
         .expect("to be silent between questions is no offence");
-    assert_eq!(peer.next().expect("an answer").pages(), 1);
+    assert_eq!(peer.next_answer().expect("an answer").pages(), 1);
 }
 
 #[test]
-fn a_peer_that_does_not_take_its_pages_is_left() {
+fn peer_that_does_not_read_its_pages_is_closed_at_the_time_limit() {
     let pages: Vec<u64> = (0..4096).collect();
     let memory = Memory::open(&spec("ram", &memfd(4096 * PAGE_SIZE as u64, &pages))).expect("memory");
     let running = Running::new(vec![memory], LIMITS);
@@ -357,11 +387,12 @@ fn a_peer_that_does_not_take_its_pages_is_left() {
         // 64 MiB are more than any socket buffer takes.
         socket.write_all(&read_frame(0, 4096)).expect("somebody who listens");
     }
-    assert_eq!(running.next_ended().1.as_deref(), Some("the peer took too long"));
+    let expected = format!("the peer did not take pages within {} s", TIMEOUT.as_secs_f32());
+    assert_eq!(running.next_ended().1, Some(expected));
 }
 
 #[test]
-fn connections_are_limited() {
+fn connection_beyond_the_limit_is_refused_as_busy() {
     let running = small();
     let mut peers: Vec<_> = (0..LIMITS.connections).map(|_| running.peer().expect("a peer")).collect();
     match running.peer().map(|_| ()) {
@@ -374,21 +405,22 @@ fn connections_are_limited() {
 }
 
 #[test]
-fn exports_are_one_or_more_and_have_different_names() {
+fn bind_refuses_no_exports_and_duplicate_names() {
     let file = memfd(4096, &[0]);
     let memory = || Memory::open(&spec("ram", &file)).expect("memory");
     let bind = |memories| Server::bind(([127, 0, 0, 1], 0).into(), memories, LIMITS, None, |_| ()).map(|_| ());
-    assert!(matches!(bind(vec![]), Err(StartError::Exports(0))));
-    assert!(matches!(bind(vec![memory(), memory()]), Err(StartError::DuplicateName(_))));
+    assert!(matches!(bind(vec![]), Err(Error::ExportCount(0))));
+    assert!(matches!(bind(vec![memory(), memory()]), Err(Error::DuplicateName(_))));
     assert!(bind(vec![memory()]).is_ok());
 }
 
 /// Asks for pages, and returns what becomes of each.
 fn fetch(peer: &mut Peer, first: u64, count: u64) -> Vec<Option<u8>> {
-    peer.ask(0, &[range(first, count).expect("a range")]).expect("a question");
+    peer.fetch(0, &[PageRange::from_pgoff(first, count).expect("a range")])
+        .expect("a question");
     let mut found = Vec::new();
     while found.len() < count as usize {
-        let answer = peer.next().expect("an answer");
+        let answer = peer.next_answer().expect("an answer");
         for (range, contents) in answer.contents() {
             let pages = 0..range.count() as usize;
             found.extend(pages.map(|page| match contents {
@@ -402,7 +434,7 @@ fn fetch(peer: &mut Peer, first: u64, count: u64) -> Vec<Option<u8>> {
 }
 
 #[test]
-fn released_pages_are_given_back_and_never_served_again() {
+fn released_pages_are_freed_and_unreadable_from_then_on() {
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
     let memory = || {
@@ -424,8 +456,14 @@ fn released_pages_are_given_back_and_never_served_again() {
     let server = Running::new(memory(), LIMITS);
     let mut peer = server.peer().expect("a peer");
     assert_eq!(fetch(&mut peer, 0, 4), [Some(0), Some(2), Some(3), Some(0)]);
-    peer.release(0, &[range(0, 2).expect("a range"), range(3, 1).expect("a range")])
-        .expect("a release");
+    peer.release(
+        0,
+        &[
+            PageRange::from_pgoff(0, 2).expect("a range"),
+            PageRange::from_pgoff(3, 1).expect("a range"),
+        ],
+    )
+    .expect("a release");
     let after = [None, None, Some(3), None, Some(0), Some(6)];
     assert_eq!(fetch(&mut peer, 0, 6), after);
     assert_eq!(blocks(), 2);
@@ -439,13 +477,18 @@ fn released_pages_are_given_back_and_never_served_again() {
 }
 
 #[test]
-fn a_source_that_was_not_told_to_gives_nothing_back() {
+fn memory_opened_without_a_record_is_never_released() {
     let server = small();
     let mut peer = server.peer().expect("a peer");
-    peer.release(0, &[range(0, 10).expect("a range")]).expect("nothing");
+    peer.release(0, &[PageRange::from_pgoff(0, 10).expect("a range")])
+        .expect("nothing");
     assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)]);
     // Not even if a peer says so that was not asked to.
-    let release = frame(Type::Release, 0, &question::encode(0, &[range(0, 10).expect("a range")]));
+    let release = frame(
+        Type::Release,
+        0,
+        &ranges::encode(0, &[PageRange::from_pgoff(0, 10).expect("a range")]),
+    );
     let mut raw = server.raw();
     raw.write_all(&[greeting(), release].concat()).expect("a write");
     drop(raw);
@@ -454,30 +497,32 @@ fn a_source_that_was_not_told_to_gives_nothing_back() {
 }
 
 #[test]
-fn nothing_is_given_back_before_it_may_be_and_all_of_it_after() {
+fn releases_are_deferred_until_allowed_and_then_all_executed() {
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(10 * PAGE_SIZE as u64, &[1, 2, 5]);
     let memory = Memory::open_releasable(&spec("ram", &file), records.path()).expect("memory");
     let server = Running::with(vec![memory], LIMITS, Server::hold_release);
     let mut peer = server.peer().expect("a peer");
-    peer.release(0, &[range(0, 2).expect("a range")]).expect("a release");
+    peer.release(0, &[PageRange::from_pgoff(0, 2).expect("a range")])
+        .expect("a release");
     assert_eq!(fetch(&mut peer, 0, 3), [Some(0), Some(2), Some(3)], "they are still here");
     server.server.allow_release();
     assert_eq!(fetch(&mut peer, 0, 3), [None, None, Some(3)]);
-    peer.release(0, &[range(2, 1).expect("a range")]).expect("a release");
+    peer.release(0, &[PageRange::from_pgoff(2, 1).expect("a range")])
+        .expect("a release");
     assert_eq!(fetch(&mut peer, 0, 3), [None, None, None]);
     assert_eq!(server.server.totals().released.load(Ordering::Relaxed), 3);
 }
 
 /// What strangers do to a destination that has lost its connection: nothing.
 #[test]
-fn silent_strangers_take_no_place_of_a_destination() {
+fn silent_connections_do_not_block_a_destination() {
     keeps_strangers_apart(None);
 }
 
 /// As before; what they do not do is to show a certificate.
 #[test]
-fn silent_strangers_take_no_place_of_a_protected_destination() {
+fn silent_connections_do_not_block_a_destination_with_tls() {
     let directory = tempfile::tempdir().expect("a directory");
     vmem_tls::testing::write(&["127.0.0.1"], directory.path());
     keeps_strangers_apart(Some(Identity::load(directory.path()).expect("an identity")));
@@ -495,7 +540,7 @@ fn keeps_strangers_apart(identity: Option<Identity>) {
     let endpoint = Endpoint::new(&running.address.to_string(), security, Duration::from_secs(10));
     let peer = || endpoint.connect(Lane::Stream).expect("a peer");
     let mut known = peer();
-    let strangers: Vec<_> = (0..5 * slots::UNPROVEN).map(|_| running.raw()).collect();
+    let strangers: Vec<_> = (0..5 * slots::MAX_HANDSHAKES).map(|_| running.raw()).collect();
     let since = Instant::now();
     let mut peers: Vec<_> = (1..limits.connections).map(|_| peer()).collect();
     assert!(since.elapsed() < Duration::from_secs(5), "it waits for strangers");
@@ -514,7 +559,7 @@ fn keeps_strangers_apart(identity: Option<Identity>) {
 /// One that has sent more than its greeting before it is refused is told all the same: the connection ends in order. A reset could take the
 /// reason from it on a network.
 #[test]
-fn a_refused_peer_that_talks_on_learns_why() {
+fn refused_peer_that_keeps_sending_receives_the_error() {
     let running = small();
     let _peers: Vec<_> = (0..LIMITS.connections).map(|_| running.peer().expect("a peer")).collect();
     let questions = (0..50).flat_map(|_| read_frame(1, 2));
@@ -533,7 +578,7 @@ fn a_refused_peer_that_talks_on_learns_why() {
 
 /// One frame of a peer that means harm: it names every page of a large memory a thousand times.
 #[test]
-fn a_release_costs_no_more_than_its_pages() {
+fn release_with_too_many_or_overlapping_pages_is_refused() {
     const PAGES: u64 = 1 << 28;
     let records = tempfile::tempdir().expect("a directory");
     let file = memfd(PAGES * PAGE_SIZE as u64, &[1, 2]);
@@ -542,19 +587,22 @@ fn a_release_costs_no_more_than_its_pages() {
     let release = |ranges: &[(u64, u64)]| {
         let ranges: Vec<_> = ranges
             .iter()
-            .map(|(first, count)| range(*first, *count).expect("a range"))
+            .map(|(first, count)| PageRange::from_pgoff(*first, *count).expect("a range"))
             .collect();
         let frames = converse(
             &server,
-            &[greeting(), frame(Type::Release, 0, &question::encode(0, &ranges))].concat(),
+            &[greeting(), frame(Type::Release, 0, &ranges::encode(0, &ranges))].concat(),
         );
         let error = frames.last().filter(|(kind, _)| *kind == Type::Error);
         error.map(|(_, payload)| refusal::decode(payload).expect("a whole payload").1)
     };
     let since = Instant::now();
-    let all = WireError::TooMuch(PAGES).to_string();
+    let all = ProtocolError::TooMuch(PAGES).to_string();
     assert_eq!(release(&vec![(0, PAGES); 1024]), Some(all));
-    assert_eq!(release(&[(7, 10), (100, 3), (0, 8)]), Some(WireError::Overlap(7).to_string()));
+    assert_eq!(
+        release(&[(7, 10), (100, 3), (0, 8)]),
+        Some(ProtocolError::Overlap(7).to_string())
+    );
     assert_eq!(
         release(&[(17, 10), (8, 9), (MAX_RELEASE_PAGES, MAX_RELEASE_PAGES - 19)]),
         None

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
-//! EXPORTS: what a source offers.
+//! EXPORTS: the list of exports of a source.
 
 use std::collections::HashSet;
 
-use vmem::{Name, PAGE_SIZE};
+use vmem::{Name, PAGE_SIZE, PageRange};
 
 use super::fields::Fields;
 use super::version::Version;
-use super::{MAX_EXPORTS, WireError};
+use super::{MAX_EXPORTS, ProtocolError};
 use crate::export::{Export, MAX_PAGES};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 /// Size of the largest entry of any version.
 pub(crate) const ENTRY_SIZE: usize = 64;
 
-/// Size of a name with its padding of NUL bytes, of which there is one at least.
+/// Size of a name, padded with at least one NUL byte.
 const NAME_SIZE: usize = 32;
 
 pub(crate) fn encode(exports: &[Export], version: Version) -> Vec<u8> {
@@ -22,7 +22,7 @@ pub(crate) fn encode(exports: &[Export], version: Version) -> Vec<u8> {
     payload.extend((exports.len() as u32).to_le_bytes());
     payload.extend([0; 4]);
     for export in exports {
-        payload.extend((export.pages * PAGE_SIZE as u64).to_le_bytes());
+        payload.extend(export.size().to_le_bytes());
         payload.extend((PAGE_SIZE as u32).to_le_bytes());
         match version {
             Version::V3 => payload.extend(short(export.identity).to_le_bytes()),
@@ -36,7 +36,7 @@ pub(crate) fn encode(exports: &[Export], version: Version) -> Vec<u8> {
     payload
 }
 
-pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, WireError> {
+pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, ProtocolError> {
     let mut fields = Fields::new("EXPORTS", payload);
     let count = fields.count(MAX_EXPORTS)?;
     fields.reserved()?;
@@ -54,20 +54,19 @@ pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, Wi
         };
         let name = name(&fields.bytes()?)?;
         if page_size as usize != PAGE_SIZE {
-            return Err(WireError::PageSize {
+            return Err(ProtocolError::PageSize {
                 name: name.to_string(),
                 page_size,
             });
         }
-        let pages = size / PAGE_SIZE as u64;
-        if size % PAGE_SIZE as u64 != 0 || !(1..=MAX_PAGES).contains(&pages) {
-            return Err(WireError::Size {
-                name: name.to_string(),
-                size,
-            });
-        }
+        let whole = size % PAGE_SIZE as u64 == 0;
+        let pages = PageRange::of_len(size).filter(|pages| whole && pages.count() <= MAX_PAGES);
+        let pages = pages.ok_or_else(|| ProtocolError::Size {
+            name: name.to_string(),
+            size,
+        })?;
         if !names.insert(name.clone()) {
-            return Err(WireError::DuplicateName(name.to_string()));
+            return Err(ProtocolError::DuplicateName(name.to_string()));
         }
         exports.push(Export { name, pages, identity });
     }
@@ -75,7 +74,7 @@ pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, Wi
     Ok(exports)
 }
 
-/// What version 3 has of an identity.
+/// The identity in version 3.
 fn short(identity: u128) -> u32 {
     crc32c::crc32c(&identity.to_le_bytes())
 }
@@ -88,10 +87,10 @@ fn padded(name: &Name) -> [u8; NAME_SIZE] {
     bytes
 }
 
-/// A source may be hostile, and its names become names of device nodes: none is taken that breaks the rule, does not end, or has
-/// something behind its end.
-fn name(bytes: &[u8; NAME_SIZE]) -> Result<Name, WireError> {
+/// Decodes a name. The source may be hostile, and the name becomes that of a device node: a name that is not valid, has no NUL, or has bytes
+/// after its NUL is refused.
+fn name(bytes: &[u8; NAME_SIZE]) -> Result<Name, ProtocolError> {
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let text = String::from_utf8_lossy(&bytes[..end]);
-    Name::new(&text).map_err(|_| WireError::Name(text.into_owned()))
+    Name::new(&text).map_err(|_| ProtocolError::Name(text.into_owned()))
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The frame around everything after the greetings.
+//! Frames: all that follows the greetings.
 
 use std::hash::Hasher;
 
 use twox_hash::XxHash3_64;
 
 use super::fields::Fields;
-use super::{MAX_EXPORTS, WireError, exports, question, refusal};
-use crate::export::MAX_ASK_RANGES;
+use super::{MAX_EXPORTS, ProtocolError, exports, ranges, refusal};
+use crate::export::MAX_FETCH_RANGES;
 
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_SIZE: usize = 24;
@@ -15,7 +15,7 @@ pub(crate) const HEADER_SIZE: usize = 24;
 /// The longest payload of any frame in bytes.
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Type {
     Exports = 1,
@@ -38,11 +38,23 @@ impl Type {
         }
     }
 
-    /// The longest payload that makes sense: nobody shall make us take memory for more.
+    /// What the peer does with a frame of this type, for [`Error::TimedOut`](crate::Error::TimedOut).
+    pub(crate) fn take(self) -> &'static str {
+        match self {
+            Self::Exports => "take the list of exports",
+            Self::Read => "take a READ",
+            Self::Pages => "take pages",
+            Self::Goodbye => "take a GOODBYE",
+            Self::Error => "take an ERROR",
+            Self::Release => "take a RELEASE",
+        }
+    }
+
+    /// The longest payload of a valid frame in bytes, so that a peer cannot make this side allocate more.
     fn limit(self) -> u32 {
         let limit = match self {
             Self::Exports => exports::HEAD_SIZE + exports::ENTRY_SIZE * MAX_EXPORTS,
-            Self::Read | Self::Release => question::HEAD_SIZE + question::ENTRY_SIZE * MAX_ASK_RANGES,
+            Self::Read | Self::Release => ranges::HEAD_SIZE + ranges::ENTRY_SIZE * MAX_FETCH_RANGES,
             Self::Pages => return MAX_PAYLOAD,
             Self::Goodbye => 0,
             Self::Error => refusal::MAX_SIZE,
@@ -52,9 +64,9 @@ impl Type {
 }
 
 impl TryFrom<u8> for Type {
-    type Error = WireError;
+    type Error = ProtocolError;
 
-    fn try_from(number: u8) -> Result<Self, WireError> {
+    fn try_from(number: u8) -> Result<Self, ProtocolError> {
         const ALL: [Type; 6] = [
             Type::Exports,
             Type::Read,
@@ -65,23 +77,23 @@ impl TryFrom<u8> for Type {
         ];
         ALL.into_iter()
             .find(|kind| *kind as u8 == number)
-            .ok_or(WireError::Type(number))
+            .ok_or(ProtocolError::Type(number))
     }
 }
 
-/// The header of a frame whose payload is still to come.
+/// The header of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
     pub(crate) kind: Type,
     /// Length of the payload in bytes.
     pub(crate) length: u32,
-    /// Which question the frame belongs to; 0 if to none.
+    /// The tag of the READ that the frame belongs to; 0 if to none.
     pub(crate) tag: u32,
     /// Checksum of the payload.
     checksum: u64,
 }
 
-/// The header of a frame with the payload `parts`, one after the other.
+/// Encodes the header of a frame whose payload is `parts`, one after the other.
 pub(crate) fn encode(kind: Type, tag: u32, parts: &[&[u8]]) -> [u8; HEADER_SIZE] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     debug_assert!(length <= kind.limit() as usize, "{} of {length} bytes", kind.name());
@@ -98,8 +110,8 @@ pub(crate) fn encode(kind: Type, tag: u32, parts: &[&[u8]]) -> [u8; HEADER_SIZE]
 }
 
 impl Header {
-    /// Takes a header, which has a checksum of its own: a damaged length would have us wait for bytes that do not come.
-    pub(crate) fn decode(bytes: &[u8; HEADER_SIZE]) -> Result<Self, WireError> {
+    /// Decodes a header. It has a checksum of its own, because with a damaged length the receiver would wait for bytes that do not come.
+    pub(crate) fn decode(bytes: &[u8; HEADER_SIZE]) -> Result<Self, ProtocolError> {
         let mut fields = Fields::new("header", bytes);
         let length = fields.u32()?;
         let [kind, reserved @ ..] = fields.bytes::<4>()?;
@@ -108,7 +120,7 @@ impl Header {
         let said = fields.u32()?;
         let found = crc32c::crc32c(&bytes[..20]);
         if said != found {
-            return Err(WireError::Checksum {
+            return Err(ProtocolError::Checksum {
                 what: "a header",
                 said: said.into(),
                 found: found.into(),
@@ -116,10 +128,10 @@ impl Header {
         }
         let kind = Type::try_from(kind)?;
         if reserved != [0; 3] {
-            return Err(WireError::Reserved("a header"));
+            return Err(ProtocolError::Reserved("a header"));
         }
         if length > kind.limit() {
-            return Err(WireError::TooLong {
+            return Err(ProtocolError::TooLong {
                 what: kind.name(),
                 length,
                 limit: kind.limit(),
@@ -133,13 +145,13 @@ impl Header {
         })
     }
 
-    /// Whether the payload is what was sent.
-    pub(crate) fn verify(&self, payload: &[u8]) -> Result<(), WireError> {
+    /// Verifies the checksum of the payload.
+    pub(crate) fn verify(&self, payload: &[u8]) -> Result<(), ProtocolError> {
         let found = XxHash3_64::oneshot(payload);
         if found == self.checksum {
             Ok(())
         } else {
-            Err(WireError::Checksum {
+            Err(ProtocolError::Checksum {
                 what: self.kind.name(),
                 said: self.checksum,
                 found,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The first 24 bytes in each direction.
+//! Greetings: the first 24 bytes in each direction.
 
-use super::WireError;
+use super::ProtocolError;
 use super::fields::Fields;
 use super::version::Version;
 use crate::export::Lane;
@@ -11,17 +11,17 @@ pub(crate) const SIZE: usize = 24;
 
 const MAGIC: [u8; 8] = *b"VMEMPAGE";
 
-/// RELEASE frames are understood, and heeded.
+/// The source accepts RELEASE frames.
 pub(crate) const FEATURE_RELEASE: u64 = 1 << 0;
 
-/// What one side says first.
+/// A greeting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {
-    /// The destination's is the one it asks for; the source's is the one that is spoken from then on.
+    /// The destination sends the version that it asks for, the source the version that both use from then on.
     pub(crate) version: Version,
-    /// What the connection is for; the answer repeats it.
+    /// The lane of the connection; the source repeats it.
     pub(crate) lane: Lane,
-    /// Features offered, or those of them that are accepted.
+    /// The features that the destination offers, or those of them that the source accepts.
     pub(crate) features: u64,
 }
 
@@ -40,34 +40,34 @@ impl Greeting {
         bytes
     }
 
-    /// Magic and version come first and stay where they are in every version: they must be
-    /// understood by whoever speaks another one.
-    pub(crate) fn decode(bytes: &[u8; SIZE]) -> Result<Self, WireError> {
+    /// Decodes a greeting. Magic and version come first in every version of the protocol, so that both sides understand them whatever
+    /// versions they speak.
+    pub(crate) fn decode(bytes: &[u8; SIZE]) -> Result<Self, ProtocolError> {
         let mut fields = Fields::new("greeting", bytes);
         let magic = fields.bytes()?;
         if magic != MAGIC {
-            return Err(WireError::Magic(magic));
+            return Err(ProtocolError::Magic(magic));
         }
         let version = u16::from_le_bytes(fields.bytes()?);
-        let version = Version::from_number(version).ok_or(WireError::Version(version))?;
+        let version = Version::from_number(version).ok_or(ProtocolError::Version(version))?;
         let [lane, reserved] = fields.bytes()?;
         let features = fields.u64()?;
         let said = fields.u32()?;
         let found = crc32c::crc32c(&bytes[..20]);
         if said != found {
-            return Err(WireError::Checksum {
+            return Err(ProtocolError::Checksum {
                 what: "the greeting",
                 said: said.into(),
                 found: found.into(),
             });
         }
         if reserved != 0 {
-            return Err(WireError::Reserved("a greeting"));
+            return Err(ProtocolError::Reserved("a greeting"));
         }
         let lane = match lane {
             1 => Lane::Urgent,
             2 => Lane::Stream,
-            other => return Err(WireError::Lane(other)),
+            other => return Err(ProtocolError::Lane(other)),
         };
         Ok(Self { version, lane, features })
     }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! PAGES: contents of pages.
 
-use vmem_pages::range;
+use vmem::PageRange;
 
-use super::WireError;
+use super::ProtocolError;
 use super::fields::Fields;
 use crate::answer::{Chunk, Kind, Run, data_len};
 
 const HEAD_SIZE: usize = 8;
 const ENTRY_SIZE: usize = 16;
 
-/// The part of the payload before the bytes of the data runs.
+/// Encodes the payload up to the contents of the data runs.
 pub(crate) fn encode_head(export: u32, runs: &[Run], head: &mut Vec<u8>) {
     head.clear();
     head.reserve(HEAD_SIZE + runs.len() * ENTRY_SIZE);
@@ -23,15 +23,14 @@ pub(crate) fn encode_head(export: u32, runs: &[Run], head: &mut Vec<u8>) {
             Kind::Unreadable => 2,
         };
         head.extend(run.range.first().get().to_le_bytes());
-        // A run is no longer than a question: MAX_ASK_PAGES.
+        // A run is no longer than a READ: MAX_FETCH_PAGES.
         head.extend((run.range.count() as u32).to_le_bytes());
         head.extend(kind.to_le_bytes());
     }
 }
 
-/// Takes the runs, and returns the number of the export and the bytes of the data runs, of which
-/// there are exactly as many as the runs say.
-pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), WireError> {
+/// Decodes the runs. Returns the number of the export and the contents of the data runs, which are exactly as long as the runs say.
+pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), ProtocolError> {
     runs.clear();
     let mut fields = Fields::new("PAGES", payload);
     let export = fields.u32()?;
@@ -43,18 +42,18 @@ pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32,
             0 => Kind::Data,
             1 => Kind::Zero,
             2 => Kind::Unreadable,
-            other => return Err(WireError::Kind(other)),
+            other => return Err(ProtocolError::Kind(other)),
         };
-        let range = range(pgoff, nr_pages).ok_or(WireError::Outside { pgoff, nr_pages })?;
+        let range = PageRange::from_pgoff(pgoff, nr_pages).ok_or(ProtocolError::Outside { pgoff, nr_pages })?;
         runs.push(Run { range, kind });
     }
     let data = fields.rest();
     match data_len(runs) {
         Some(length) if length == data.len() => Ok((export, data)),
-        Some(length) if length < data.len() => Err(WireError::Trailing {
+        Some(length) if length < data.len() => Err(ProtocolError::Trailing {
             what: "PAGES",
             extra: data.len() - length,
         }),
-        _ => Err(WireError::Short("PAGES")),
+        _ => Err(ProtocolError::Short("PAGES")),
     }
 }

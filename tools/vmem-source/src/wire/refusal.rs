@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::WireError;
+use super::ProtocolError;
 use super::fields::Fields;
 
 const MAX_TEXT: usize = 512;
@@ -11,15 +11,15 @@ const MAX_TEXT: usize = 512;
 /// The longest payload in bytes.
 pub(crate) const MAX_SIZE: usize = 4 + MAX_TEXT;
 
-/// Why a side refuses to go on.
+/// The code of an ERROR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The other side broke the protocol.
+    /// The peer violated the protocol.
     Protocol,
     /// There are too many connections.
     Busy,
-    /// A code that this version does not know.
+    /// A code that this side does not know.
     Other(u32),
 }
 
@@ -60,9 +60,8 @@ pub(crate) fn encode(code: ErrorCode, text: &str) -> Vec<u8> {
     payload
 }
 
-/// The text comes from a stranger and may end up on a terminal: nothing but printable characters
-/// is left of it.
-pub(crate) fn decode(payload: &[u8]) -> Result<(ErrorCode, String), WireError> {
+/// Decodes an ERROR. Its text comes from an untrusted peer and may be printed on a terminal: control characters are replaced.
+pub(crate) fn decode(payload: &[u8]) -> Result<(ErrorCode, String), ProtocolError> {
     let mut fields = Fields::new("ERROR", payload);
     let code = fields.u32()?.into();
     let text = String::from_utf8_lossy(fields.rest());

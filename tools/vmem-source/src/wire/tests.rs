@@ -4,14 +4,13 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vmem::{Name, PAGE_SIZE, PageRange};
-use vmem_pages::range;
 
 use super::frame::{self, HEADER_SIZE, Header, MAX_PAYLOAD, Type};
 use super::greeting::Greeting;
 use super::version::Version;
-use super::{ErrorCode, WireError, exports, pages, question, refusal};
+use super::{ErrorCode, ProtocolError, exports, pages, ranges, refusal};
 use crate::answer::{Answer, Chunk, Kind, Run};
-use crate::export::{Export, Lane, MAX_ASK_PAGES, MAX_PAGES};
+use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_PAGES};
 
 fn any_version() -> impl Strategy<Value = Version> {
     prop_oneof![Just(Version::V3), Just(Version::V4)]
@@ -23,7 +22,8 @@ fn any_lane() -> impl Strategy<Value = Lane> {
 
 fn any_export() -> impl Strategy<Value = Export> {
     ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}", 1..=MAX_PAGES, any::<u128>()).prop_filter_map("reserved", |(name, pages, identity)| {
-        Name::new(&name).ok().map(|name| Export { name, pages, identity })
+        let (name, pages) = (Name::new(&name).ok()?, PageRange::of_pages(pages)?);
+        Some(Export { name, pages, identity })
     })
 }
 
@@ -36,14 +36,14 @@ fn any_exports() -> impl Strategy<Value = Vec<Export>> {
 }
 
 fn any_range() -> impl Strategy<Value = PageRange> {
-    (0..1000_u64, 1..50_u64).prop_filter_map("too long", |(first, count)| range(first, count))
+    (0..1000_u64, 1..50_u64).prop_filter_map("too long", |(first, count)| PageRange::from_pgoff(first, count))
 }
 
 fn any_runs() -> impl Strategy<Value = Vec<Run>> {
     let kind = prop_oneof![Just(Kind::Data), Just(Kind::Zero), Just(Kind::Unreadable)];
     vec(((0..MAX_PAGES - 4), 1..4_u64, kind), 1..20).prop_map(|runs| {
         runs.into_iter()
-            .filter_map(|(first, count, kind)| range(first, count).map(|range| Run { range, kind }))
+            .filter_map(|(first, count, kind)| PageRange::from_pgoff(first, count).map(|range| Run { range, kind }))
             .collect()
     })
 }
@@ -53,10 +53,12 @@ fn framed(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Takes a frame as a connection does.
-fn unframe(bytes: &[u8]) -> Result<(Header, Vec<u8>), WireError> {
-    let (header, rest) = bytes.split_first_chunk::<HEADER_SIZE>().ok_or(WireError::Short("header"))?;
+fn unframe(bytes: &[u8]) -> Result<(Header, Vec<u8>), ProtocolError> {
+    let (header, rest) = bytes
+        .split_first_chunk::<HEADER_SIZE>()
+        .ok_or(ProtocolError::Short("header"))?;
     let header = Header::decode(header)?;
-    let payload = rest.get(..header.length as usize).ok_or(WireError::Short("payload"))?;
+    let payload = rest.get(..header.length as usize).ok_or(ProtocolError::Short("payload"))?;
     header.verify(payload)?;
     Ok((header, payload.to_vec()))
 }
@@ -64,7 +66,7 @@ fn unframe(bytes: &[u8]) -> Result<(Header, Vec<u8>), WireError> {
 fn small_export() -> Vec<Export> {
     vec![Export {
         name: Name::new("ram").expect("a name"),
-        pages: 2000,
+        pages: PageRange::of_pages(2000).expect("pages"),
         identity: 7,
     }]
 }
@@ -96,10 +98,10 @@ proptest! {
 
     #[test]
     fn question_round_trip(ranges in vec(any_range(), 1..80)) {
-        let decoded = question::decode(&question::encode(0, &ranges), &small_export());
+        let decoded = ranges::decode(&ranges::encode(0, &ranges), &small_export());
         let total: u64 = ranges.iter().map(|range| range.count()).sum();
-        prop_assume!(total <= MAX_ASK_PAGES);
-        prop_assert_eq!(decoded, Ok(question::Question { export: 0, ranges }));
+        prop_assume!(total <= MAX_FETCH_PAGES);
+        prop_assert_eq!(decoded, Ok(ranges::ExportRanges { export: 0, ranges }));
     }
 
     #[test]
@@ -137,24 +139,24 @@ proptest! {
         let _ = unframe(&bytes);
         let _ = exports::decode(&bytes, Version::LATEST);
         let _ = exports::decode(&bytes, Version::V3);
-        let _ = question::decode(&bytes, &small_export());
+        let _ = ranges::decode(&bytes, &small_export());
         let _ = pages::decode(&bytes, &mut Vec::new());
         let _ = refusal::decode(&bytes);
     }
 }
 
 #[test]
-fn every_damaged_bit_of_a_frame_is_found() {
+fn any_damaged_bit_of_a_frame_is_refused() {
     let frame = framed(Type::Pages, 9, b"contents of pages");
     for bit in 0..frame.len() * 8 {
         let mut damaged = frame.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        assert!(matches!(unframe(&damaged), Err(WireError::Checksum { .. })), "bit {bit}");
+        assert!(matches!(unframe(&damaged), Err(ProtocolError::Checksum { .. })), "bit {bit}");
     }
 }
 
 #[test]
-fn every_damaged_bit_of_a_greeting_is_found() {
+fn any_damaged_bit_of_a_greeting_is_refused() {
     let greeting = Greeting {
         version: Version::LATEST,
         lane: Lane::Stream,
@@ -169,15 +171,21 @@ fn every_damaged_bit_of_a_greeting_is_found() {
 }
 
 #[test]
-fn every_truncated_payload_is_refused() {
+fn truncated_payload_is_refused() {
     let mut head = Vec::new();
     let run = |first, count, kind| Run {
-        range: range(first, count).expect("a range"),
+        range: PageRange::from_pgoff(first, count).expect("a range"),
         kind,
     };
     pages::encode_head(0, &[run(0, 1, Kind::Data), run(1, 9, Kind::Zero)], &mut head);
     let pages_payload = [&head[..], &[7; PAGE_SIZE]].concat();
-    let question_payload = question::encode(0, &[range(1, 1).expect("a range"), range(5, 6).expect("a range")]);
+    let question_payload = ranges::encode(
+        0,
+        &[
+            PageRange::from_pgoff(1, 1).expect("a range"),
+            PageRange::from_pgoff(5, 6).expect("a range"),
+        ],
+    );
     let exports_payload = exports::encode(&small_export(), Version::LATEST);
     for end in 0..pages_payload.len() {
         assert!(
@@ -187,7 +195,7 @@ fn every_truncated_payload_is_refused() {
     }
     for end in 0..question_payload.len() {
         assert!(
-            question::decode(&question_payload[..end], &small_export()).is_err(),
+            ranges::decode(&question_payload[..end], &small_export()).is_err(),
             "READ up to {end}"
         );
     }
@@ -200,7 +208,7 @@ fn every_truncated_payload_is_refused() {
     for payload in [pages_payload, question_payload, exports_payload] {
         let longer = [&payload[..], &[0]].concat();
         assert!(pages::decode(&longer, &mut Vec::new()).is_err());
-        assert!(question::decode(&longer, &small_export()).is_err());
+        assert!(ranges::decode(&longer, &small_export()).is_err());
         assert!(exports::decode(&longer, Version::LATEST).is_err());
     }
 }
@@ -217,9 +225,9 @@ fn header(length: u32, kind: u8, reserved: u8) -> [u8; HEADER_SIZE] {
 }
 
 #[test]
-fn headers_are_refused_by_what_they_say() {
+fn header_with_invalid_fields_is_refused() {
     assert!(Header::decode(&header(MAX_PAYLOAD, 3, 0)).is_ok());
-    let too_long = WireError::TooLong {
+    let too_long = ProtocolError::TooLong {
         what: "PAGES",
         length: u32::MAX,
         limit: MAX_PAYLOAD,
@@ -227,19 +235,19 @@ fn headers_are_refused_by_what_they_say() {
     assert_eq!(Header::decode(&header(u32::MAX, 3, 0)), Err(too_long));
     assert!(matches!(
         Header::decode(&header(1, 4, 0)),
-        Err(WireError::TooLong { what: "GOODBYE", .. })
+        Err(ProtocolError::TooLong { what: "GOODBYE", .. })
     ));
     assert!(matches!(
         Header::decode(&header(1 << 15, 2, 0)),
-        Err(WireError::TooLong { what: "READ", .. })
+        Err(ProtocolError::TooLong { what: "READ", .. })
     ));
-    assert_eq!(Header::decode(&header(0, 0, 0)), Err(WireError::Type(0)));
-    assert_eq!(Header::decode(&header(0, 7, 0)), Err(WireError::Type(7)));
-    assert_eq!(Header::decode(&header(0, 1, 1)), Err(WireError::Reserved("a header")));
+    assert_eq!(Header::decode(&header(0, 0, 0)), Err(ProtocolError::Type(0)));
+    assert_eq!(Header::decode(&header(0, 7, 0)), Err(ProtocolError::Type(7)));
+    assert_eq!(Header::decode(&header(0, 1, 1)), Err(ProtocolError::Reserved("a header")));
 }
 
 #[test]
-fn greetings_are_refused_by_what_they_say() {
+fn greeting_with_invalid_fields_is_refused() {
     let with = |at: usize, byte: u8| {
         let mut bytes = Greeting {
             version: Version::LATEST,
@@ -252,14 +260,14 @@ fn greetings_are_refused_by_what_they_say() {
         bytes[20..24].copy_from_slice(&checksum.to_le_bytes());
         Greeting::decode(&bytes)
     };
-    assert_eq!(with(0, b'X'), Err(WireError::Magic(*b"XMEMPAGE")));
-    assert_eq!(with(8, 1), Err(WireError::Version(1)));
-    assert_eq!(with(10, 3), Err(WireError::Lane(3)));
-    assert_eq!(with(11, 1), Err(WireError::Reserved("a greeting")));
+    assert_eq!(with(0, b'X'), Err(ProtocolError::Magic(*b"XMEMPAGE")));
+    assert_eq!(with(8, 1), Err(ProtocolError::Version(1)));
+    assert_eq!(with(10, 3), Err(ProtocolError::Lane(3)));
+    assert_eq!(with(11, 1), Err(ProtocolError::Reserved("a greeting")));
 }
 
 #[test]
-fn questions_outside_of_an_export_are_refused() {
+fn read_outside_of_an_export_is_refused() {
     let ask = |export: u32, ranges: &[(u64, u64)]| {
         let mut payload = export.to_le_bytes().to_vec();
         payload.extend((ranges.len() as u32).to_le_bytes());
@@ -267,11 +275,11 @@ fn questions_outside_of_an_export_are_refused() {
             payload.extend(first.to_le_bytes());
             payload.extend(count.to_le_bytes());
         }
-        question::decode(&payload, &small_export()).map(|_| ())
+        ranges::decode(&payload, &small_export()).map(|_| ())
     };
     assert_eq!(ask(0, &[(1999, 1)]), Ok(()));
-    assert_eq!(ask(1, &[(0, 1)]), Err(WireError::NoExport(1)));
-    assert_eq!(ask(u32::MAX, &[(0, 1)]), Err(WireError::NoExport(u32::MAX)));
+    assert_eq!(ask(1, &[(0, 1)]), Err(ProtocolError::NoExport(1)));
+    assert_eq!(ask(u32::MAX, &[(0, 1)]), Err(ProtocolError::NoExport(u32::MAX)));
     for outside in [
         (2000, 1),
         (0, 2001),
@@ -281,19 +289,22 @@ fn questions_outside_of_an_export_are_refused() {
         (1, u64::MAX),
         (u64::MAX, u64::MAX),
     ] {
-        let error = WireError::Outside {
+        let error = ProtocolError::Outside {
             pgoff: outside.0,
             nr_pages: outside.1,
         };
         assert_eq!(ask(0, &[(0, 1), outside]), Err(error));
     }
-    assert_eq!(ask(0, &[(0, 2000), (0, 2000), (0, 97)]), Err(WireError::TooMuch(4097)));
-    assert!(matches!(ask(0, &[]), Err(WireError::Count { count: 0, .. })));
-    assert!(matches!(ask(0, &[(0, 1); 1025]), Err(WireError::Count { count: 1025, .. })));
+    assert_eq!(ask(0, &[(0, 2000), (0, 2000), (0, 97)]), Err(ProtocolError::TooMuch(4097)));
+    assert!(matches!(ask(0, &[]), Err(ProtocolError::Count { count: 0, .. })));
+    assert!(matches!(
+        ask(0, &[(0, 1); 1025]),
+        Err(ProtocolError::Count { count: 1025, .. })
+    ));
 }
 
 #[test]
-fn exports_that_no_region_can_be_are_refused() {
+fn export_that_cannot_be_a_region_is_refused() {
     let export = |name: &[u8], size: u64, page_size: u32| {
         let mut payload = vec![1, 0, 0, 0, 0, 0, 0, 0];
         payload.extend(size.to_le_bytes());
@@ -309,7 +320,7 @@ fn exports_that_no_region_can_be_are_refused() {
     for size in [0, 1, 4095, 4097, (1 << 44) + 4096, u64::MAX] {
         assert_eq!(
             export(b"ram", size, 4096),
-            Err(WireError::Size {
+            Err(ProtocolError::Size {
                 name: "ram".into(),
                 size
             })
@@ -317,14 +328,14 @@ fn exports_that_no_region_can_be_are_refused() {
     }
     assert_eq!(
         export(b"ram", 4096, 8192),
-        Err(WireError::PageSize {
+        Err(ProtocolError::PageSize {
             name: "ram".into(),
             page_size: 8192
         })
     );
     for name in [&b""[..], b"control", b".ram", b"a/b", b"a\0b", b"\xff", &[b'x'; 32]] {
         assert!(
-            matches!(export(name, 4096, 4096), Err(WireError::Name(_))),
+            matches!(export(name, 4096, 4096), Err(ProtocolError::Name(_))),
             "{}",
             name.escape_ascii()
         );
@@ -332,22 +343,22 @@ fn exports_that_no_region_can_be_are_refused() {
     let twice = exports::encode(&[small_export(), small_export()].concat(), Version::LATEST);
     assert_eq!(
         exports::decode(&twice, Version::LATEST),
-        Err(WireError::DuplicateName("ram".into()))
+        Err(ProtocolError::DuplicateName("ram".into()))
     );
     assert!(matches!(
         exports::decode(&[0; 8], Version::LATEST),
-        Err(WireError::Count { count: 0, .. })
+        Err(ProtocolError::Count { count: 0, .. })
     ));
     let mut reserved = exports::encode(&small_export(), Version::LATEST);
     reserved[4] = 1;
     assert_eq!(
         exports::decode(&reserved, Version::LATEST),
-        Err(WireError::Reserved("EXPORTS"))
+        Err(ProtocolError::Reserved("EXPORTS"))
     );
 }
 
 #[test]
-fn pages_that_cannot_be_are_refused() {
+fn pages_frame_with_invalid_runs_is_refused() {
     let pages = |count: u32, pgoff: u64, nr_pages: u32, kind: u32, data: usize| {
         let mut payload = 0_u32.to_le_bytes().to_vec();
         payload.extend(count.to_le_bytes());
@@ -363,29 +374,35 @@ fn pages_that_cannot_be_are_refused() {
         Ok(()),
         "a length that the connection will not have asked for"
     );
-    assert_eq!(pages(1, 5, 1, 3, 0), Err(WireError::Kind(3)));
-    assert_eq!(pages(1, 5, 0, 1, 0), Err(WireError::Outside { pgoff: 5, nr_pages: 0 }));
+    assert_eq!(pages(1, 5, 1, 3, 0), Err(ProtocolError::Kind(3)));
+    assert_eq!(pages(1, 5, 0, 1, 0), Err(ProtocolError::Outside { pgoff: 5, nr_pages: 0 }));
     assert_eq!(
         pages(1, u64::MAX, 1, 1, 0),
-        Err(WireError::Outside {
+        Err(ProtocolError::Outside {
             pgoff: u64::MAX,
             nr_pages: 1
         })
     );
-    assert_eq!(pages(1, 5, 2, 0, PAGE_SIZE), Err(WireError::Short("PAGES")));
-    assert_eq!(pages(1, 5, u32::MAX, 0, PAGE_SIZE), Err(WireError::Short("PAGES")));
+    assert_eq!(pages(1, 5, 2, 0, PAGE_SIZE), Err(ProtocolError::Short("PAGES")));
+    assert_eq!(pages(1, 5, u32::MAX, 0, PAGE_SIZE), Err(ProtocolError::Short("PAGES")));
     assert_eq!(
         pages(1, 5, 1, 0, PAGE_SIZE + 1),
-        Err(WireError::Trailing { what: "PAGES", extra: 1 })
+        Err(ProtocolError::Trailing { what: "PAGES", extra: 1 })
     );
-    assert_eq!(pages(1, 5, 1, 2, 1), Err(WireError::Trailing { what: "PAGES", extra: 1 }));
-    assert!(matches!(pages(0, 5, 1, 0, PAGE_SIZE), Err(WireError::Count { count: 0, .. })));
+    assert_eq!(pages(1, 5, 1, 2, 1), Err(ProtocolError::Trailing { what: "PAGES", extra: 1 }));
+    assert!(matches!(
+        pages(0, 5, 1, 0, PAGE_SIZE),
+        Err(ProtocolError::Count { count: 0, .. })
+    ));
     let too_many = Chunk::MAX_RUNS as u32 + 1;
-    assert!(matches!(pages(too_many, 5, 1, 0, PAGE_SIZE), Err(WireError::Count { .. })));
+    assert!(matches!(
+        pages(too_many, 5, 1, 0, PAGE_SIZE),
+        Err(ProtocolError::Count { .. })
+    ));
 }
 
 #[test]
-fn a_stranger_s_text_is_cut_and_cannot_write_on_a_terminal() {
+fn error_text_is_truncated_and_has_no_control_characters() {
     let text = "\u{1b}[2Jä".repeat(200);
     let payload = refusal::encode(ErrorCode::Busy, &text);
     assert!(payload.len() <= refusal::MAX_SIZE);

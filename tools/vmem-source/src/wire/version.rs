@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Versions of the protocol.
 
-/// A version that this side speaks.
+/// A version of the page protocol that this side speaks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Version {
     /// Identities of exports have 32 bits.
@@ -11,7 +11,7 @@ pub(crate) enum Version {
 }
 
 impl Version {
-    /// What a destination says first.
+    /// The version that a destination asks for first.
     pub(crate) const LATEST: Self = Self::V4;
 
     /// `None` for a version that this side does not speak.

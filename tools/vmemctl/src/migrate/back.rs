@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_qmp::{Qmp, QmpError};
+use vmem_qmp::Qmp;
 
 use crate::channel::Channel;
 use crate::endpoint::Endpoint;
@@ -63,7 +63,7 @@ pub(super) fn beside<T, U: Send>(
 /// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
 pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Trouble> {
     // It fails if nothing is going on.
-    let _ = qmp.run("migrate_cancel", json!({}));
+    let _ = qmp.execute("migrate_cancel", json!({}));
     let deadline = Instant::now() + LIMIT;
     loop {
         let (migration, _) = guest::migration(qmp)?;
@@ -80,8 +80,8 @@ pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool
         if !is_told() {
             until = Instant::now() + LOCKS;
         }
-        match qmp.run("cont", json!({})) {
-            Err(QmpError::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
+        match qmp.execute("cont", json!({})) {
+            Err(vmem_qmp::Error::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
             result => drop(result?),
         }
     }

@@ -204,7 +204,7 @@ impl OutgoingMigration {
 
     /// What QEMU says of its migration.
     fn poll_qemu(&mut self) -> Result<Option<Event>, Trouble> {
-        let event = self.qmp()?.event(Instant::now() + GLANCE)?;
+        let event = self.qmp()?.next_event(Instant::now() + GLANCE)?;
         let event = event.filter(|event| event.name == "MIGRATION");
         let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
         let event = match status {

@@ -25,7 +25,7 @@ pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Trouble> {
 pub(crate) fn give(qmp: &mut Qmp, network: Channel) -> Result<String, Trouble> {
     let failed = || Trouble::io("no way for the guest's state");
     let (theirs, ours) = UnixStream::pair().map_err(failed())?;
-    qmp.give(STREAM, &theirs)?;
+    qmp.send_fd(STREAM, &theirs)?;
     let (network, early) = network.into_parts();
     // If it cannot be relayed, both ends are closed, and QEMU says so.
     relay(End::Source, Socket::from(ours), network, early).map_err(failed())?;

@@ -199,15 +199,15 @@ impl Arrival {
         }
         qemu.changes();
         // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
-        qmp.run("stop", json!({}))?;
+        qmp.execute("stop", json!({}))?;
         let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
         settings.change(&mut qmp)?;
         let (theirs, state) = UnixStream::pair().map_err(Trouble::io("no way for the guest's state"))?;
-        qmp.give(STREAM, &theirs)?;
-        qmp.run("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
+        qmp.send_fd(STREAM, &theirs)?;
+        qmp.execute("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
         let region_ids = regions::ids(&names).map_err(Trouble::vmem("cannot look at the regions"))?;
         // Who listens at the socket may be a proxy, which does not have the guest's memory open.
-        let process = qmp.process().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
+        let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
         let record = Incoming {
             vmemd: vmemd_arguments(host, &offer, &names),
             session: offer.session,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
 use vmem_cli::{Signals, chain};
-use vmem_qmp::{Qmp, QmpError};
+use vmem_qmp::Qmp;
 
 use super::template;
 use crate::cli::Receive;
@@ -162,9 +162,9 @@ impl Qemu {
     pub(super) fn connect(&mut self, path: &Path, signals: &Signals) -> Result<Qmp, Trouble> {
         let until = Instant::now() + START;
         loop {
-            let error = match Qmp::connect_soon(path, LIMIT, Duration::from_millis(500)) {
+            let error = match Qmp::connect_retry(path, LIMIT, Duration::from_millis(500)) {
                 Ok(qmp) => return Ok(qmp),
-                Err(error @ QmpError::Connect { .. }) => error,
+                Err(error @ vmem_qmp::Error::Connect { .. }) => error,
                 Err(error) => return Err(error.into()),
             };
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use vmem_cli::{Signals, chain};
-use vmem_qmp::{Event, Qmp, QmpError};
+use vmem_qmp::{Event, Qmp};
 
 use super::process::QemuProcess;
 use super::regions::Regions;
@@ -134,7 +134,7 @@ impl Monitor {
             };
             if is_end(&error) {
                 if self.is_gone_within(EXIT.min(patience)) {
-                    return Err(QmpError::Closed.into());
+                    return Err(vmem_qmp::Error::Closed.into());
                 }
                 if !std::mem::replace(&mut noted, true) {
                     report.note(&format!("{}; its process lives: trying again", chain(&error)));
@@ -162,7 +162,7 @@ impl Monitor {
         result
     }
 
-    fn connection(&mut self) -> Result<&mut Qmp, QmpError> {
+    fn connection(&mut self) -> Result<&mut Qmp, vmem_qmp::Error> {
         let qmp = match self.qmp.take() {
             Some(qmp) => qmp,
             None => Qmp::connect(&self.path, self.limit)?,
@@ -172,11 +172,11 @@ impl Monitor {
 
     /// The oldest event that has not been looked at, if there is one by `deadline`. An error says that the connection is closed; it is
     /// made again by whoever asks next.
-    pub(super) fn event(&mut self, deadline: Instant) -> Result<Option<Event>, QmpError> {
+    pub(super) fn event(&mut self, deadline: Instant) -> Result<Option<Event>, vmem_qmp::Error> {
         let Some(qmp) = &mut self.qmp else {
-            return Err(QmpError::Closed);
+            return Err(vmem_qmp::Error::Closed);
         };
-        match qmp.event(deadline) {
+        match qmp.next_event(deadline) {
             Err(error) if is_end(&error) => {
                 self.qmp = None;
                 Err(error)
@@ -211,7 +211,7 @@ impl Monitor {
     /// Ends a QEMU that must not run the guest. Whether it is gone for certain.
     pub(super) fn end(&mut self, limit: Duration) -> bool {
         // It may have ended, or close the connection without a reply.
-        let _ = self.once(|qmp| Ok(qmp.run("quit", serde_json::json!({}))?));
+        let _ = self.once(|qmp| Ok(qmp.execute("quit", serde_json::json!({}))?));
         if self.is_gone_within(limit) {
             return true;
         }
@@ -224,18 +224,21 @@ impl Monitor {
 }
 
 /// Whether QEMU has not answered yet.
-fn is_silence(error: &QmpError) -> bool {
-    matches!(error, QmpError::TimedOut { .. })
+fn is_silence(error: &vmem_qmp::Error) -> bool {
+    matches!(error, vmem_qmp::Error::TimedOut { .. })
 }
 
 /// Whether this connection is over.
-fn is_end(error: &QmpError) -> bool {
-    matches!(error, QmpError::Closed | QmpError::Io(_) | QmpError::Connect { .. })
+fn is_end(error: &vmem_qmp::Error) -> bool {
+    matches!(
+        error,
+        vmem_qmp::Error::Closed | vmem_qmp::Error::Io(_) | vmem_qmp::Error::Connect { .. }
+    )
 }
 
 /// Whether nobody listens at a socket.
-fn is_nobody(error: &QmpError) -> bool {
-    let QmpError::Connect { source, .. } = error else {
+fn is_nobody(error: &vmem_qmp::Error) -> bool {
+    let vmem_qmp::Error::Connect { source, .. } = error else {
         return false;
     };
     matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

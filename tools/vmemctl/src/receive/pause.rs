@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_qmp::{Qmp, QmpError};
+use vmem_qmp::Qmp;
 
 use super::monitor::Monitor;
 use crate::failure::Trouble;
@@ -284,7 +284,7 @@ impl Guest {
                 self.tell(News::Restored);
             }
             // Those that QEMU does not know any more, for example.
-            Err(GuestError::Qmp(QmpError::Refused { .. })) => self.settings = None,
+            Err(GuestError::Qmp(vmem_qmp::Error::Refused { .. })) => self.settings = None,
             // Tried again.
             Err(_) => {}
         }
@@ -302,7 +302,7 @@ impl Guest {
 }
 
 fn run(qmp: &mut Qmp, command: &str) -> Result<(), GuestError> {
-    Ok(qmp.run(command, json!({})).map(drop)?)
+    Ok(qmp.execute(command, json!({})).map(drop)?)
 }
 
 #[cfg(test)]

@@ -38,8 +38,7 @@ struct Reservation {
 pub(super) fn reserve(state: &Path, place: &Place, memory: &[Backend], overcommit: bool) -> Result<(), Trouble> {
     let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
     let wanted = wanted.ok_or_else(|| Trouble::other("the guest has more memory than there can be"))?;
-    let text = fs::read_to_string("/proc/meminfo").map_err(Trouble::io("/proc/meminfo"))?;
-    let available = available(&text).ok_or_else(|| Trouble::other("/proc/meminfo has no MemAvailable"))?;
+    let available = vmem::available_memory().map_err(Trouble::io("the memory of this host"))?;
     reserve_of(if overcommit { u64::MAX } else { available }, state, place, wanted)
 }
 
@@ -112,20 +111,9 @@ fn absent(name: &str) -> u64 {
     }
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_that_is_available_is_found() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   16 kB\n"), Some(16384));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
-    }
 
     #[test]
     fn guests_that_come_at_once_share_what_is_available() {

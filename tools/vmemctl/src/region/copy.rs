@@ -82,7 +82,7 @@ impl<'a> Copy<'a> {
         // One may have come while there was nothing but holes.
         self.signals.check()?;
         // What is done and was not read was left out, or a program has discarded it before it came.
-        let done = self.snapshot.figures().map_err(self.failed())?.done;
+        let done = self.snapshot.info().map_err(self.failed())?.done;
         let left_out = done.saturating_sub(self.data / PAGE_SIZE as u64);
         if left_out > 0 && !skip_absent {
             return Err(self.discarded());
@@ -143,7 +143,7 @@ impl<'a> Copy<'a> {
 
     fn show_progress(&mut self, done: u64) -> Result<(), Error> {
         if let Some(text) = self.pace.text(done, self.data) {
-            let kept = self.snapshot.figures().map_err(self.failed())?.kept;
+            let kept = self.snapshot.info().map_err(self.failed())?.kept;
             let text = format!("{text}  {kept} pages kept aside");
             self.report.progress(done, self.snapshot.size(), &text);
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::BinaryBytes;
 use serde_json::json;
-use vmem::{Control, PAGE_SIZE, SnapshotFigures, SnapshotOptions};
+use vmem::{Control, PAGE_SIZE, SnapshotInfo, SnapshotOptions};
 use vmem_cli::{Signals, output};
 
 use super::copy::{Copied, Copy};
@@ -39,7 +39,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     ));
     let snapshot = Arc::new(snapshot);
     let copied = Copy::new(&snapshot, &image, &mut report, &signals, what).write(args.skip_absent)?;
-    let figures = snapshot.figures().map_err(failed())?;
+    let figures = snapshot.info().map_err(failed())?;
     // The disk may take long, and the programs need not wait for it.
     drop(snapshot);
     tracking.stop().map_err(failed())?;
@@ -69,7 +69,7 @@ struct Summary<'a> {
     args: &'a RegionSnapshot,
     size: u64,
     copied: Copied,
-    figures: SnapshotFigures,
+    figures: SnapshotInfo,
     closed: Duration,
     took: Duration,
 }

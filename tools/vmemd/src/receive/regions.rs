@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vmem::{Control, Error, Name, PAGE_SIZE, Region, RegionBuilder};
+use vmem::{Control, Error, Name, Region, RegionBuilder};
 use vmem_cli::chain;
 use vmem_source::Export;
 
@@ -33,8 +33,8 @@ pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, F
         ));
     }
     // A region that exists is tracked already, and programs wait for its pages.
-    if let Some(available) = available().filter(|_| !args.resume) {
-        can_be_tracked(&taken, available)?;
+    if let Some(available) = vmem::available_memory().ok().filter(|_| !args.resume) {
+        can_be_tracked(&taken, available >> 20)?;
     }
     Ok(taken)
 }
@@ -44,21 +44,13 @@ pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, F
 fn can_be_tracked(exports: &[Export], available: u64) -> Result<(), Failure> {
     const PAGES_PER_MIB: u64 = (8 << 20) / 3;
     // No overflow: 1024 exports of 2^32 pages at most.
-    let pages: u64 = exports.iter().map(|export| export.pages).sum();
+    let pages: u64 = exports.iter().map(|export| export.pages.count()).sum();
     let need = pages.div_ceil(PAGES_PER_MIB);
     if need <= available / 2 {
         Ok(())
     } else {
         Err(Failure::TooMuch { pages, need, available })
     }
-}
-
-/// MiB of memory that could be had now, if that can be found out.
-fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib >> 10)
 }
 
 /// The name of each export's region.
@@ -75,7 +67,7 @@ pub(super) fn open(control: &Control, exports: &[Export], args: &Receive) -> Res
     exports
         .iter()
         .zip(names(exports, args))
-        .map(|(export, name)| open_one(control, &name, export.pages * PAGE_SIZE as u64, args).map(Arc::new))
+        .map(|(export, name)| open_one(control, &name, export.size(), args).map(Arc::new))
         .collect()
 }
 
@@ -138,6 +130,7 @@ fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use vmem::PageRange;
 
     use super::*;
     use crate::cli::Cli;
@@ -149,7 +142,7 @@ mod tests {
     fn exports(names: &[&str]) -> Vec<Export> {
         let export = |name: &&str| Export {
             name: Name::new(name).expect("a name"),
-            pages: 1,
+            pages: PageRange::of_pages(1).expect("a page"),
             identity: 0,
         };
         names.iter().map(export).collect()
@@ -169,7 +162,9 @@ mod tests {
     fn a_source_cannot_use_up_memory_by_what_it_says() {
         let large = |count: usize| {
             let mut exports = vec![exports(&["a"]).remove(0); count];
-            exports.iter_mut().for_each(|export| export.pages = 1 << 32);
+            exports
+                .iter_mut()
+                .for_each(|export| export.pages = PageRange::of_pages(1 << 32).expect("pages"));
             exports
         };
         assert!(can_be_tracked(&exports(&["a", "b"]), 2).is_ok());
@@ -179,7 +174,6 @@ mod tests {
             Err(Failure::TooMuch { need: 1537, .. })
         ));
         assert!(can_be_tracked(&large(1024), 1 << 20).is_err());
-        assert!(available().is_some_and(|available| available > 0));
         // Regions that exist are tracked already; their programs wait.
         let resumed = args("vmemd --source x --resume --only --region a=a");
         assert!(taken(&large(1024), &resumed).is_ok());

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use vmem_cli::{Bar as ProgressBar, chain};
-use vmem_source::{Lane, SourceError};
+use vmem_cli::{ProgressBar, chain};
+use vmem_source::Lane;
 
 use super::{PAGE, bytes};
 use vmem_cli::output::{err, out};
@@ -133,7 +133,7 @@ pub(super) fn phase(region: &RegionStatus) -> String {
     }
 }
 
-pub(super) fn lost(lane: Lane, error: &SourceError) -> String {
+pub(super) fn lost(lane: Lane, error: &vmem_source::Error) -> String {
     format!("{lane:?} connection lost: {}; trying again, programs wait", chain(error))
 }
 

@@ -6,7 +6,7 @@ use std::thread;
 
 use vmem_control::{Refusal, Service};
 use vmem_source::serve::Server;
-use vmem_source::stop::Stop;
+use vmem_wait::StopEvent;
 
 use crate::cli::Serve;
 
@@ -23,11 +23,11 @@ pub(super) struct Requests {
     free: Free,
     /// It does not keep the memory when that is let go of.
     server: Weak<Server>,
-    stop: Arc<Stop>,
+    stop: Arc<StopEvent>,
 }
 
 impl Requests {
-    pub(super) fn new(args: &Serve, server: &Arc<Server>, stop: &Arc<Stop>) -> Self {
+    pub(super) fn new(args: &Serve, server: &Arc<Server>, stop: &Arc<StopEvent>) -> Self {
         let free = match (&args.free, args.hold_release) {
             (None, _) => Free::Never,
             (Some(_), false) => Free::AtOnce,

@@ -159,7 +159,7 @@ fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
     // It is there before the memory is taken.
     let (actor, source) = stage.guest()?;
     stage.park(actor, source)?;
-    let available = available_mib()?;
+    let available = vmem::available_memory()? >> 20;
     let place = "/run/vmem-migration/taken";
     fs::create_dir_all(place)?;
     run("mount", &["-t", "tmpfs", "-o", "size=100%", "none", place])?;
@@ -170,13 +170,6 @@ fn the_destination_has_too_little_memory(stage: &Stage) -> Result<()> {
     .and_then(|_| received_as(stage, |_| (), Found::Early));
     run("umount", &[place])?;
     outcome
-}
-
-fn available_mib() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line.context("no MemAvailable")?.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib >> 10)
 }
 
 fn the_devices_state_is_cut(stage: &Stage) -> Result<()> {

@@ -6,7 +6,6 @@ use vmem_cli::chain;
 use vmem_control::Duty;
 use vmem_migrate::Phase;
 use vmem_migrate::source::{Action, Event, State};
-use vmem_qmp::QmpError;
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
@@ -148,9 +147,9 @@ impl OutgoingMigration {
         self.place.write(&self.record)?;
         settings.change(self.qmp()?)?;
         let uri = stream::give(self.qmp()?, state)?;
-        let begun = self.qmp()?.run("migrate", json!({"uri": uri}));
+        let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
         // One that does not answer may have begun.
-        self.begun = !matches!(begun, Err(QmpError::Refused { .. }));
+        self.begun = !matches!(begun, Err(vmem_qmp::Error::Refused { .. }));
         begun?;
         self.deadline = within(self.timeout);
         Ok(())
@@ -159,7 +158,7 @@ impl OutgoingMigration {
     /// The guest has stopped: its pages may be fetched, and QEMU sends the rest.
     fn start(&mut self) -> Result<(), Trouble> {
         self.say(&FromSource::Start).map_err(lost)?;
-        self.qmp()?.run("migrate-continue", json!({"state": "pre-switchover"}))?;
+        self.qmp()?.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
         Ok(())
     }
 
@@ -270,7 +269,7 @@ impl OutgoingMigration {
                 self.report
                     .note(&format!("the source's QEMU is {status}, and is left as it is"));
             }
-            Ok(_) => drop(qmp.run("quit", json!({}))),
+            Ok(_) => drop(qmp.execute("quit", json!({}))),
             Err(_) => {}
         }
     }

@@ -8,7 +8,6 @@ use socket2::Socket;
 use vmem_cli::chain;
 use vmem_migrate::Phase;
 use vmem_migrate::destination::{Action, Event, State};
-use vmem_qmp::QmpError;
 
 use super::Arrival;
 use crate::channel::{Channel, ChannelError};
@@ -294,11 +293,11 @@ impl Arrival {
         let mut tries = 1..=TRIES;
         loop {
             let first = tries.next() == Some(1);
-            let error = match self.monitor.once(|qmp| Ok(qmp.run("cont", json!({}))?)) {
+            let error = match self.monitor.once(|qmp| Ok(qmp.execute("cont", json!({}))?)) {
                 Ok(_) => return Event::Continued,
                 Err(error) => error,
             };
-            if first && matches!(error, GuestError::Qmp(QmpError::Refused { .. })) {
+            if first && matches!(error, GuestError::Qmp(vmem_qmp::Error::Refused { .. })) {
                 // The only answer that says that it has not been started: not this time.
                 self.trouble = Some(error.into());
                 return Event::NotContinued;

@@ -144,7 +144,7 @@ fn the_library_tells_why_a_page_of_a_snapshot_cannot_be_read() -> Outcome {
         ensure!(matches!(found, Err(Error::PageDone)), "page {gone}: {found:?}");
     }
     ensure!(read(&snapshot, 3)? == bytes_of(&contents(3)), "page 3 is not what it was");
-    equal!(snapshot.figures()?.done, 2);
+    equal!(snapshot.info()?.done, 2);
     // What is left is what can be read.
     equal!(
         snapshot.data().collect::<Result<Vec<_>, _>>()?,

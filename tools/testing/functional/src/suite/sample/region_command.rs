@@ -167,7 +167,7 @@ fn vmemctl_shows_where_a_region_is_written_to_while_it_is_filled() -> Outcome {
             .spawn()?;
         wait_until("it is tracked", || {
             Ok(vmem::descriptors().iter().any(|descriptor| match &descriptor.memory {
-                DescriptorInfo::Adopted { id, figures, .. } => *id == setting.region.id() && figures.tracked,
+                DescriptorInfo::Adopted { id, info, .. } => *id == setting.region.id() && info.tracked,
                 _ => false,
             }))
         })?;

@@ -362,7 +362,7 @@ fn the_library_keeps_several_memories_and_what_was_written_since() -> Outcome {
     next.done(range(0, 100)?)?;
     let map = next.increment_map(next.pages()).complete()?;
     equal!(map.runs().collect::<Vec<_>>(), [range(200, 1)?]);
-    let figures = next.figures()?;
+    let figures = next.info()?;
     equal!(
         (figures.size, figures.dirty, figures.done),
         ((PAGES * PAGE_SIZE) as u64, 1, 100)
@@ -371,6 +371,6 @@ fn the_library_keeps_several_memories_and_what_was_written_since() -> Outcome {
     first.stop()?;
     let read = next.read_exact_at(&mut [0], page(250).offset());
     ensure!(matches!(read, Err(Error::SnapshotFailed)), "{read:?}");
-    ensure!(next.figures()?.failed && matches!(next.data().next(), Some(Err(Error::SnapshotFailed))));
+    ensure!(next.info()?.failed && matches!(next.data().next(), Some(Err(Error::SnapshotFailed))));
     Ok(())
 }

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Waiting that can be ended: a stop event, and the pauses between attempts.
+//!
+//! A thread that tries something again and again waits for a [`StopEvent`], with the pause of a [`BackOff`] as the timeout:
+//!
+//! ```
+//! use std::time::Duration;
+//! use vmem_wait::{BackOff, StopEvent};
+//!
+//! # let mut attempts = 0;
+//! # let mut connect = || { attempts += 1; (attempts == 3).then_some("connection") };
+//! let stop = StopEvent::new().expect("an eventfd");
+//! let mut back_off = BackOff::new(Duration::from_millis(1), Duration::from_secs(5));
+//! let connection = loop {
+//!     if let Some(connection) = connect() {
+//!         break Some(connection);
+//!     }
+//!     if stop.wait(back_off.next_pause()) {
+//!         break None;
+//!     }
+//! };
+//! assert_eq!(connection, Some("connection"));
+//! ```
+#![forbid(unsafe_code)]
+
+mod back_off;
+mod stop_event;
+
+pub use back_off::BackOff;
+pub use stop_event::StopEvent;
