@@ -86,6 +86,30 @@ pub fn with_port(host: &str, default: u16) -> String {
     }
 }
 
+/// Bytes of memory, not zero: a number, with K, M, G or T for powers of 1024.
+///
+/// # Errors
+///
+/// A text that says what is wrong with it.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&text[..at], unit),
+        _ => (text, ' '),
+    };
+    let shift = match unit {
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => 0,
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "no number of bytes (K, M, G and T are known)".to_owned())?;
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "no size of memory".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-pub use arguments::{address, owner, seconds, source, with_port};
+pub use arguments::{address, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
 pub use signals::{Signals, Stopped};
 

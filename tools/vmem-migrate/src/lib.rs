@@ -26,10 +26,45 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod channel;
+mod daemon;
 pub mod destination;
+mod endpoint;
+mod error;
+mod export;
+#[cfg(test)]
+mod fake;
+mod forget;
+mod guest;
+mod key;
+mod log_file;
 mod machine;
+mod message;
+mod migrate;
+mod name;
+mod network;
+mod obstacles;
+pub mod options;
 mod phase;
+mod printable;
+mod process;
+mod queue;
+mod receive;
+mod record;
+mod recover;
+mod relay;
+pub mod report;
+pub mod scope;
+mod served;
 pub mod source;
+mod supervisor;
+#[cfg(test)]
+mod unread;
 
+pub use error::{Cause, Error};
+pub use forget::run as forget;
 pub use machine::{Machine, Owner, Row, Unexpected};
+pub use migrate::run as migrate;
 pub use phase::Phase;
+pub use receive::run as receive;
+pub use recover::run as recover;

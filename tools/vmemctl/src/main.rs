@@ -2,45 +2,16 @@
 //! vmemctl: moves running QEMU guests from host to host over vmem regions, and looks at regions. See vmemctl(8).
 #![forbid(unsafe_code)]
 
-mod channel;
 mod cli;
-mod daemon;
-mod endpoint;
-mod export;
-mod failure;
-#[cfg(test)]
-mod fake;
-mod forget;
-mod guest;
-mod key;
-mod log_file;
-mod message;
-mod migrate;
-mod name;
-mod network;
-mod obstacles;
-mod printable;
-mod process;
-mod queue;
-mod receive;
-mod record;
-mod recover;
 mod region;
-mod relay;
-mod report;
-mod scope;
-mod served;
-mod supervisor;
-#[cfg(test)]
-mod unread;
 
 use std::error::Error;
 use std::process::ExitCode;
 
 use vmem_cli::{chain, log, output};
+use vmem_migrate::report::{self, Report};
 
 use cli::{Cli, Command};
-use report::Report;
 
 /// A wrong command line, or nothing was begun.
 const EXIT_LOCAL: u8 = 1;
@@ -57,20 +28,21 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> u8 {
+    let common = &cli.common;
     // The others start no process that outlives this one.
     let needs_scope = !matches!(cli.command, Command::Region(_));
-    if let Some(note) = scope::prepare(needs_scope && !cli.no_scope) {
-        Report::new(cli.json).note(&note);
+    if let Some(note) = vmem_migrate::scope::prepare(needs_scope && !common.no_scope) {
+        Report::new(cli.common.json).note(&note);
     }
     let moved = match &cli.command {
         Command::Region(args) => {
             let looked = region::run(cli, args);
             return looked.map_or_else(|error| tell(cli, &error, EXIT_LOCAL), |()| 0);
         }
-        Command::Migrate(args) => migrate::run(cli, args),
-        Command::Receive(args) => receive::run(cli, args),
-        Command::Recover(args) => recover::run(cli, args),
-        Command::Forget(args) => forget::run(cli, args),
+        Command::Migrate(args) => vmem_migrate::migrate(common, args),
+        Command::Receive(args) => vmem_migrate::receive(common, args),
+        Command::Recover(args) => vmem_migrate::recover(common, args),
+        Command::Forget(args) => vmem_migrate::forget(common, args),
     };
     moved.map_or_else(|failure| tell(cli, &failure, failure.code()), |()| 0)
 }
@@ -83,7 +55,7 @@ fn tell(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
         Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {text}")),
         _ => tracing::error!("{text}"),
     }
-    if cli.json {
+    if cli.common.json {
         report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": text}));
     }
     code

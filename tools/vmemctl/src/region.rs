@@ -24,10 +24,10 @@ const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprob
 /// Does what the command line says.
 pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Error> {
     match &args.command {
-        RegionCommand::List => list::run(cli.json),
-        RegionCommand::Info(args) => info::run(args, cli.json),
-        RegionCommand::Watch(args) => watch::run(args, cli.json),
-        RegionCommand::Snapshot(args) => snapshot::run(args, cli.json),
+        RegionCommand::List => list::run(cli.common.json),
+        RegionCommand::Info(args) => info::run(args, cli.common.json),
+        RegionCommand::Watch(args) => watch::run(args, cli.common.json),
+        RegionCommand::Snapshot(args) => snapshot::run(args, cli.common.json),
     }
 }
 

@@ -9,8 +9,8 @@ use vmem::{PAGE_SIZE, PageRange, PresentMap, Snapshot};
 
 use super::error::Error;
 use super::image::PartialImage;
-use crate::report::Report;
 use vmem_cli::Signals;
+use vmem_migrate::report::Report;
 
 /// How much is read at once: what a signal waits for.
 const CHUNK: usize = 1 << 20;

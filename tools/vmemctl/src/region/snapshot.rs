@@ -15,7 +15,7 @@ use super::image::PartialImage;
 use super::memory::Memory;
 use super::{NO_MODULE, shown};
 use crate::cli::RegionSnapshot;
-use crate::report::Report;
+use vmem_migrate::report::Report;
 
 /// Takes the snapshot and writes it. If it fails, or a signal comes, there is no file, and the memory is as it was before.
 pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {

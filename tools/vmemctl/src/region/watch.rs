@@ -13,8 +13,8 @@ use super::NO_MODULE;
 use super::error::Error;
 use super::memory::Memory;
 use crate::cli::RegionWatch;
-use crate::report::{self, Report};
 use vmem_cli::Signals;
+use vmem_migrate::report::{self, Report};
 
 /// How many lines the histogram has at most.
 const PARTS: u32 = 16;

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A vmemd, over its control socket. It outlives the vmemctl that has started it, whatever that ends of, and another vmemctl takes it over.
+
+mod conversation;
+#[cfg(test)]
+pub(crate) mod fake;
+mod left;
+mod spawned;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use vmem_control::{Duty, Greeting, socket};
+
+use crate::log_file::tail;
+use crate::process::Process;
+use crate::queue::{Receiver, queue};
+use crate::record::Place;
+use crate::scope;
+use conversation::Conversation;
+pub(crate) use conversation::{Ended, Orders, Says};
+use left::{Left, PID, SOCKET};
+pub(crate) use left::{end_left_over, is_left};
+use spawned::{Held, PATIENCE, Spawned};
+
+/// vmemd cannot be started, or ended at once.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("cannot start {}", .0.display())]
+    Start(PathBuf, #[source] io::Error),
+    /// The directory of the guest cannot be written to.
+    #[error("vmemd is not started, because {} cannot be written", .0.display())]
+    Note(PathBuf, #[source] io::Error),
+    #[error("vmemd is not started")]
+    Socket(#[source] vmem_control::Error),
+    #[error("vmemd ended ({status}): {last}")]
+    Ended { status: String, last: String },
+    #[error("vmemd (process {0}) has ended{1}")]
+    LeftEnded(i32, String),
+    #[error("vmemd was not ready within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("vmemd does not take orders: {0}")]
+    Refuses(String),
+}
+
+/// A running vmemd.
+pub(crate) struct Daemon {
+    held: Arc<Held>,
+    orders: Orders,
+    says: Receiver<Says>,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts vmemd with these arguments, for this session. What it says on standard error is in `place`, and so is its socket, for whoever
+    /// comes after this program.
+    pub(crate) fn start(arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
+        Self::spawn(&program(), arguments, session, place)
+    }
+
+    /// As [`start`](Self::start), with this program.
+    pub(crate) fn spawn(program: &Path, arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
+        let failed = |error| DaemonError::Start(program.to_owned(), error);
+        let log = log(place)?;
+        let errors = File::options().create(true).append(true).open(&log);
+        let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
+        let listener = listen(place)?;
+        let child = scope::command(program, "vmemd", place.directory())
+            .args(arguments)
+            .args(["--control", "-", "--session", session])
+            .stdin(OwnedFd::from(listener))
+            // Everything is said over the socket.
+            .stdout(Stdio::null())
+            .stderr(errors)
+            // The terminal's signals are not for it.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        Self::of_child(child, program, log, place)
+    }
+
+    fn of_child(mut child: Child, program: &Path, log: PathBuf, place: &Place) -> Result<Self, DaemonError> {
+        let failed = |error| DaemonError::Start(program.to_owned(), error);
+        let recorded = |process| match left::record(&process, &place.path(PID)) {
+            Ok(()) => Ok(process),
+            Err(error) => Err(DaemonError::Note(place.path(PID), error)),
+        };
+        let socket = place.path(SOCKET);
+        // It waits in the queue of the socket until vmemd takes it. If vmemd has ended, that is heard.
+        let greeting = Greeting::send(&socket).ok();
+        let process = match Process::of_child(&child).map_err(failed).and_then(recorded) {
+            Ok(process) => process,
+            Err(error) => {
+                // Nobody could end it later.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let held = Arc::new(Held::Spawned(Spawned::new(process)));
+        let first = greeting.map(|greeting| (greeting, false));
+        let daemon = Self::converse(&held, first, &socket, log, Some(child));
+        daemon.map_err(|error| {
+            held.signal(Signal::KILL);
+            failed(error)
+        })
+    }
+
+    /// The vmemd that an earlier vmemctl has started for the same session and duty, if it is there. One that does not answer is taken over
+    /// as well: what it does is seen from the regions.
+    pub(crate) fn take_over(session: &str, duty: Duty, place: &Place) -> Option<Self> {
+        let left = Left::find(place).filter(|left| left.is_of(session, duty))?;
+        let Left {
+            processes,
+            greeting,
+            hello,
+        } = left;
+        let (held, log) = (Arc::new(Held::Left(processes)), log(place).ok()?);
+        let first = greeting.map(|greeting| (greeting, hello.is_some()));
+        Self::converse(&held, first, &place.path(SOCKET), log, None).ok()
+    }
+
+    /// Listens to it in a thread.
+    fn converse(
+        held: &Arc<Held>,
+        first: Option<(Greeting, bool)>,
+        socket: &Path,
+        log: PathBuf,
+        child: Option<Child>,
+    ) -> io::Result<Self> {
+        let (sender, says) = queue();
+        let orders = Orders::default();
+        let conversation = Conversation::new(socket, &orders, sender);
+        if let Some((greeting, _)) = &first {
+            conversation.connected(greeting);
+        }
+        let thread = thread::Builder::new().name("vmemd".to_owned());
+        let process = Arc::clone(held);
+        thread.spawn(move || {
+            let (says, said) = conversation.hold(first, &process);
+            let status = match (&*process, child) {
+                (Held::Spawned(spawned), Some(mut child)) => spawned.reap(&mut child).ok(),
+                _ => None,
+            };
+            says.send(Says::Ended(Ended { status, said }));
+        })?;
+        Ok(Self {
+            held: Arc::clone(held),
+            orders,
+            says,
+            log,
+        })
+    }
+
+    /// What it says next, if it does so within `limit`.
+    pub(crate) fn hear(&mut self, limit: Duration) -> Option<Says> {
+        self.says.recv(limit)
+    }
+
+    /// Waits until it says something that `wanted` makes something of.
+    pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&Says) -> Option<T>) -> Result<T, DaemonError> {
+        let until = Instant::now() + limit;
+        loop {
+            match self.hear(until.saturating_duration_since(Instant::now())) {
+                Some(Says::Ended(ended)) => return Err(self.ended(&ended)),
+                Some(Says::Refuses(why)) => return Err(DaemonError::Refuses(why)),
+                Some(said) => {
+                    if let Some(found) = wanted(&said) {
+                        return Ok(found);
+                    }
+                }
+                None => return Err(DaemonError::TimedOut(limit)),
+            }
+        }
+    }
+
+    /// What gives it orders without having it.
+    pub(crate) fn orders(&self) -> Orders {
+        self.orders.clone()
+    }
+
+    /// Its processes.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Has it end, and waits until it has: by an order if it hears, and if that does not help by signals.
+    pub(crate) fn end(&self) {
+        if !(self.orders.stop() && self.held.wait(PATIENCE)) {
+            self.held.end();
+        }
+    }
+
+    /// Why it ended: of a child with the last line of its log.
+    pub(crate) fn ended(&self, ended: &Ended) -> DaemonError {
+        let Some(status) = ended.status else {
+            let why = ended.said.as_ref().and_then(|(_, why)| why.as_ref());
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            return DaemonError::LeftEnded(self.held.number(), why);
+        };
+        let text = tail(&self.log, 0);
+        let last = text.lines().last().unwrap_or_default();
+        DaemonError::Ended {
+            status: status.to_string(),
+            last: last.strip_prefix("vmemd: ").unwrap_or(last).to_owned(),
+        }
+    }
+}
+
+fn log(place: &Place) -> Result<PathBuf, DaemonError> {
+    place
+        .log("vmemd.log")
+        .map_err(|error| DaemonError::Note(place.directory().to_owned(), io::Error::other(error)))
+}
+
+/// The socket of the vmemd that is about to be started. A vmemd that has it still is not wanted any more: there is one at a time.
+fn listen(place: &Place) -> Result<UnixListener, DaemonError> {
+    let path = place.path(SOCKET);
+    let is_in_use = |error: &vmem_control::Error| matches!(error, vmem_control::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+    let bound = match socket::bind(&path) {
+        Err(error) if is_in_use(&error) => {
+            end_left_over(place);
+            socket::bind(&path)
+        }
+        bound => bound,
+    };
+    bound.map_err(DaemonError::Socket)
+}
+
+/// The vmemd beside this program, or the one that `VMEMD` names.
+fn program() -> PathBuf {
+    let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("vmemd"));
+    std::env::var_os("VMEMD")
+        .map(PathBuf::from)
+        .or_else(|| beside().filter(|path| path.exists()))
+        .unwrap_or_else(|| PathBuf::from("vmemd"))
+}

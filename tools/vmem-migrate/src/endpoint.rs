@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The destination's vmemctl, as the source reaches it again after a connection was lost.
+
+use std::time::{Duration, Instant};
+
+use crate::channel::{Channel, ChannelError};
+use crate::error::Cause;
+use crate::export::Export;
+use crate::message::{FromSource, Purpose};
+use crate::network::Security;
+use crate::record::Outgoing;
+use crate::report::Report;
+use vmem_cli::Signals;
+
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where the destination's vmemctl listens, and how it is talked to.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    security: Security,
+    to: String,
+    session: String,
+    run: bool,
+}
+
+impl Endpoint {
+    pub(crate) fn new(security: &Security, record: &Outgoing) -> Self {
+        Self {
+            security: security.clone(),
+            to: record.to.clone(),
+            session: record.session.clone(),
+            run: record.run,
+        }
+    }
+
+    /// Connects for `purpose`. A signal ends that.
+    pub(crate) fn connect(&self, purpose: Purpose, signals: &Signals) -> Result<Channel, Cause> {
+        let endpoint = self.clone();
+        signals.unless(move || endpoint.security.connect(&endpoint.to, &endpoint.session, purpose))?
+    }
+
+    /// Connects again and says COMMIT again, because the destination may not have heard it. Tries for `limit`, and at least once. `export`
+    /// is supervised meanwhile.
+    pub(crate) fn reconnect(
+        &self,
+        limit: Duration,
+        export: &mut Export,
+        report: &Report,
+        signals: &Signals,
+    ) -> Result<Channel, Cause> {
+        let until = Instant::now() + limit;
+        loop {
+            let endpoint = self.clone();
+            match signals.unless(move || endpoint.say(&FromSource::Commit { run: endpoint.run }))? {
+                Ok(channel) => return Ok(channel),
+                Err(trouble) if Instant::now() >= until => return Err(trouble),
+                Err(_) => signals.unless(|| std::thread::sleep(PAUSE))?,
+            }
+            export.news().iter().for_each(|news| report.note(news));
+        }
+    }
+
+    /// Connects and says ABORT, because the destination may not have heard it and would wait for it.
+    pub(crate) fn abort(&self, reason: String) -> Result<(), Cause> {
+        self.say(&FromSource::Abort { reason }).map(drop)
+    }
+
+    /// Connects and says HEARD, because a destination that has not heard it says its last word until it does.
+    pub(crate) fn heard(&self) -> Result<(), Cause> {
+        self.say(&FromSource::Heard).map(drop)
+    }
+
+    fn say(&self, word: &FromSource) -> Result<Channel, Cause> {
+        let channel = self.security.connect(&self.to, &self.session, Purpose::Recover)?;
+        channel.say(word).map_err(lost)?;
+        Ok(channel)
+    }
+}
+
+/// The connection to the destination's vmemctl cannot be used any more.
+pub(crate) fn lost(error: ChannelError) -> Cause {
+    Cause::Peer("the destination's vmemctl".to_owned(), error)
+}

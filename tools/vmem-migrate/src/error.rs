@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Why a command ends without having done everything, and the exit code that says so.
+
+use std::io;
+
+use crate::channel::ChannelError;
+use crate::daemon::DaemonError;
+use crate::guest::GuestError;
+use crate::record::RecordError;
+use crate::served::ServedError;
+use vmem_cli::Stopped;
+
+/// Something that went wrong, before it is known what that means for the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// QEMU, or what it says of the guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// vmemd.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// What is recorded of a move.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file of the guest's memory.
+    #[error(transparent)]
+    Served(#[from] ServedError),
+    /// The connection to the other host's vmemctl: whose, and why.
+    #[error("{0}")]
+    Peer(String, #[source] ChannelError),
+    /// The kernel.
+    #[error("{what}")]
+    Io {
+        /// What could not be done.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The module.
+    #[error("{what}")]
+    Vmem {
+        /// What could not be done.
+        what: String,
+        /// Why.
+        #[source]
+        source: vmem::Error,
+    },
+    /// A signal.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// This host's certificate and key.
+    #[error("no identity")]
+    Tls(#[source] vmem_tls::Error),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Cause {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |source| Self::Io { what, source }
+    }
+
+    pub(crate) fn vmem(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
+        let what = what.into();
+        |source| Self::Vmem { what, source }
+    }
+
+    /// Whether a signal asked for it.
+    pub(crate) fn is_signal(&self) -> bool {
+        matches!(self, Self::Stopped(Stopped::Signal(_)))
+    }
+
+    pub(crate) fn other(what: impl Into<String>) -> Self {
+        Self::Other(what.into())
+    }
+}
+
+impl From<vmem_qmp::Error> for Cause {
+    fn from(error: vmem_qmp::Error) -> Self {
+        Self::Guest(error.into())
+    }
+}
+
+/// How a command ended early. vmemctl(8) documents the exit codes.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing was begun.
+    #[error(transparent)]
+    Local(#[from] Cause),
+    /// The guest has not moved.
+    #[error("the guest goes on at the source")]
+    AtSource(#[source] Cause),
+    /// The guest has moved, and its memory has not, or not all of it.
+    #[error(
+        "the guest is at the destination, and its memory is not complete; 'vmemctl recover' at the source and 'vmemctl receive --resume' at the \
+             destination go on with it"
+    )]
+    Unfinished(#[source] Cause),
+    /// A signal has ended this program while the guest was on its way.
+    #[error("the move is not over: a vmemd that serves goes on, and so does 'vmemctl recover', at any time")]
+    Detached(#[source] Cause),
+    /// Nobody knows where the guest is.
+    #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
+    Unknown(#[source] Cause),
+    /// The guest has moved, and its QEMU has ended before its memory was complete.
+    #[error("the guest has ended at the destination; it must not go on at the source")]
+    Gone(#[source] Cause),
+    /// There is nothing left to do here, and the source has not heard that.
+    #[error(
+        "the source has not heard how it ended: 'vmemctl receive --resume' waits for it again, and 'vmemctl forget' removes the record if \
+             the source is gone for good"
+    )]
+    Unheard(#[source] Cause),
+    /// It runs twice.
+    #[error("the guest runs at both hosts")]
+    Twice(#[source] Cause),
+    /// Pages are lost.
+    #[error("the guest has lost memory")]
+    Lost(#[source] Cause),
+}
+
+impl Error {
+    /// The exit code of vmemctl(8).
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Local(_) => 1,
+            Self::AtSource(_) => 2,
+            Self::Unfinished(_) | Self::Unknown(_) => 3,
+            Self::Lost(_) | Self::Twice(_) => 4,
+            Self::Gone(_) => 5,
+            Self::Detached(_) => 6,
+            Self::Unheard(_) => 7,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's end of the pages: a vmemd that serves the guest's memory.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vmem_cli::chain;
+use vmem_control::{Duty, Event as Told, Request, State};
+
+use crate::daemon::{Daemon, DaemonError, Says, end_left_over};
+use crate::error::Cause;
+use crate::guest::Memory;
+use crate::name::{clean, session_mark};
+use crate::network::Security;
+use crate::options::Migrate;
+use crate::record::Place;
+use crate::served::{Served, ServedError};
+use crate::supervisor::{Event, First, Next, Supervisor, Work};
+
+/// How long vmemd may take to listen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
+/// another guest's vmemd at this address finds no export of this name there.
+pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> String {
+    let mark = session_mark(session).unwrap_or_default();
+    // Region names have 31 bytes at most.
+    format!("{}.{number}.{mark}", clean(&memory.id, 10))
+}
+
+/// A `vmemd serve` of a guest's memory, which is kept alive.
+pub(crate) struct Export {
+    supervisor: Option<Supervisor>,
+    arguments: Vec<String>,
+    /// What the destination gives back may be given back.
+    #[cfg(test)]
+    released: bool,
+}
+
+/// What starts a vmemd that serves.
+struct Serve {
+    arguments: Vec<String>,
+    session: String,
+    served: Vec<Served>,
+    place: Place,
+}
+
+impl Work for Serve {
+    fn start(&self) -> Result<Daemon, DaemonError> {
+        Daemon::start(&self.arguments, &self.session, &self.place)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check(&self.served).map_err(|error| chain(&error))
+    }
+
+    fn is_ready(&self, said: &Says) -> bool {
+        listens(said).is_some()
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(PATIENCE)
+    }
+
+    fn after(&self, _: Option<i32>) -> Next {
+        // The guest may need its pages, whatever has ended it.
+        Next::BackOff
+    }
+}
+
+/// Where a vmemd listens that says so.
+fn listens(said: &Says) -> Option<SocketAddr> {
+    match said {
+        Says::Event(Told::Listening { address }) => Some(*address),
+        Says::Status(status) if status.state == State::Ready => status.listening,
+        _ => None,
+    }
+}
+
+impl Export {
+    /// Starts to serve `memory` on `address`.
+    pub(crate) fn start(
+        memory: &[Memory],
+        served: Vec<Served>,
+        session: &str,
+        address: SocketAddr,
+        place: &Place,
+        args: &Migrate,
+        security: &Security,
+    ) -> Result<(Self, SocketAddr), Cause> {
+        let mut options = security.vmemd_arguments();
+        if let Some(address) = args.metrics {
+            options.extend(["--metrics".to_owned(), address.to_string()]);
+        }
+        if args.free_source {
+            let records = place.path("released");
+            std::fs::create_dir_all(&records).map_err(Cause::io(records.display().to_string()))?;
+            options.extend([
+                "--free".to_owned(),
+                records.display().to_string(),
+                "--hold-release".to_owned(),
+            ]);
+        }
+        let specs = memory
+            .iter()
+            .zip(&served)
+            .enumerate()
+            .map(|(number, (memory, file))| format!("{}={}", export_name(memory, number, session), file.path.display()));
+        options.extend(specs);
+        let arguments = |address: SocketAddr| {
+            let mut all = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
+            all.extend(options.iter().cloned());
+            all
+        };
+        check(&served)?;
+        let mut daemon = Daemon::start(&arguments(address), session, place)?;
+        // It has opened them when it listens.
+        let address = daemon.wait_for(PATIENCE, listens).map_err(Cause::from);
+        let address = match address.and_then(|address| check(&served).map_err(Cause::from).map(|()| address)) {
+            Ok(address) => address,
+            Err(trouble) => {
+                daemon.end();
+                return Err(trouble);
+            }
+        };
+        Ok((
+            Self::supervise(arguments(address), served, session, place, First::Running(daemon))?,
+            address,
+        ))
+    }
+
+    /// Has what an earlier vmemctl served be served on, by the vmemd that is there, or at the same place by another one: as soon as that
+    /// can be.
+    pub(crate) fn again(arguments: &[String], served: Vec<Served>, session: &str, place: &Place) -> Result<Self, Cause> {
+        let first = match Daemon::take_over(session, Duty::Serve, place) {
+            Some(daemon) => First::Running(daemon),
+            None => {
+                end_left_over(place);
+                First::Missing
+            }
+        };
+        Self::supervise(arguments.to_vec(), served, session, place, first)
+    }
+
+    fn supervise(arguments: Vec<String>, served: Vec<Served>, session: &str, place: &Place, first: First) -> Result<Self, Cause> {
+        let work = Serve {
+            arguments: arguments.clone(),
+            session: session.to_owned(),
+            served,
+            place: place.clone(),
+        };
+        let supervisor = Supervisor::new(work, first).map_err(Cause::io("cannot start a thread"))?;
+        Ok(Self {
+            supervisor: Some(supervisor),
+            arguments,
+            #[cfg(test)]
+            released: false,
+        })
+    }
+
+    /// No vmemd.
+    pub(crate) fn none() -> Self {
+        Self {
+            supervisor: None,
+            arguments: Vec::new(),
+            #[cfg(test)]
+            released: false,
+        }
+    }
+
+    /// Whether what is given back there may be given back here.
+    #[cfg(test)]
+    pub(crate) fn is_released(&self) -> bool {
+        self.released
+    }
+
+    /// Whether there is a vmemd that is kept alive.
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.supervisor.is_some()
+    }
+
+    /// What starts it again at the same place.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// The guest runs at the destination: what that one has may be given back here.
+    pub(crate) fn release(&mut self) {
+        #[cfg(test)]
+        {
+            self.released = true;
+        }
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.order(Request::Release);
+        }
+    }
+
+    /// What has become of vmemd meanwhile, for people.
+    pub(crate) fn news(&mut self) -> Vec<String> {
+        let events = std::iter::from_fn(|| self.supervisor.as_ref()?.hear(Duration::ZERO));
+        events.filter_map(told).collect()
+    }
+
+    /// Ends it: nobody needs its pages any more.
+    pub(crate) fn stop(&mut self) {
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.stop();
+        }
+    }
+
+    /// It shall serve on without anybody who looks after it; whether it does.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.supervisor.take().is_some_and(Supervisor::leave)
+    }
+}
+
+fn told(event: Event) -> Option<String> {
+    match event {
+        Event::Told(_) | Event::Status(_) => None,
+        Event::Refuses(why) => Some(format!("vmemd does not take orders: {why}")),
+        Event::Ready => Some("vmemd serves again".to_owned()),
+        Event::Ended { why, again, .. } => Some(match again.unwrap_or_default() {
+            Duration::ZERO => format!("{why}; started again"),
+            pause => format!("{why}; started again in {} s", pause.as_secs()),
+        }),
+    }
+}
+
+fn check(served: &[Served]) -> Result<(), ServedError> {
+    served.iter().try_for_each(Served::check)
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

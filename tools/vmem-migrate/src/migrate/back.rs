@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The guest goes on at the source: because it has not left it, or because it has come back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vmem_cli::chain;
+use vmem_qmp::Qmp;
+
+use crate::channel::Channel;
+use crate::endpoint::Endpoint;
+use crate::error::Cause;
+use crate::guest::{self, LIMIT};
+use crate::message::FromDestination;
+use crate::record::Outgoing;
+use crate::report::Report;
+
+/// How long the destination's QEMU may take to give up the guest's disks.
+const LOCKS: Duration = Duration::from_secs(20);
+
+/// How long a destination that has heard ABORT may take to end its QEMU and say so.
+const FAREWELL: Duration = Duration::from_secs(15);
+
+/// ABORT to a destination that may wait for it with the guest's disks in its QEMU.
+pub(super) struct Farewell<'a> {
+    /// Where ABORT was said, if it was.
+    pub(super) channel: Option<&'a mut Channel>,
+    pub(super) endpoint: Endpoint,
+    pub(super) reason: String,
+}
+
+impl Farewell<'_> {
+    /// Returns when the destination has ended its QEMU, or has heard that it must. A word that was sent need not have been heard.
+    pub(super) fn say(self) -> Result<(), Cause> {
+        let deadline = Instant::now() + FAREWELL;
+        if let Some(channel) = self.channel {
+            loop {
+                match channel.hear(deadline) {
+                    Ok(Some(FromDestination::Failed { .. })) => return Ok(()),
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+        self.endpoint.abort(self.reason)
+    }
+}
+
+/// Does `main`, and `other` in a thread beside it. `main` can ask whether `other` is done; without an `other` it is.
+pub(super) fn beside<T, U: Send>(
+    other: Option<impl FnOnce() -> U + Send>,
+    main: impl FnOnce(&dyn Fn() -> bool) -> T,
+) -> (T, Option<U>) {
+    let Some(other) = other else { return (main(&|| true), None) };
+    thread::scope(|scope| {
+        let thread = scope.spawn(other);
+        let done = main(&|| thread.is_finished());
+        (done, thread.join().ok())
+    })
+}
+
+/// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
+pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Cause> {
+    // It fails if nothing is going on.
+    let _ = qmp.execute("migrate_cancel", json!({}));
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let (migration, _) = guest::migration(qmp)?;
+        if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(Cause::other(format!("QEMU's migration stays {migration}")));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut until = Instant::now() + LOCKS;
+    while runs && guest::status(qmp)? != "running" {
+        if !is_told() {
+            until = Instant::now() + LOCKS;
+        }
+        match qmp.execute("cont", json!({})) {
+            Err(vmem_qmp::Error::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
+            result => drop(result?),
+        }
+    }
+    Ok(())
+}
+
+/// Puts QEMU's settings back. If that fails, the guest is none the worse.
+pub(super) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
+    let restored = record.settings.as_ref().map(|settings| settings.restore(qmp));
+    if let Some(Err(error)) = restored {
+        report.note(&format!("QEMU keeps the settings of this migration: {}", chain(&error)));
+    }
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest on its way out: carries out what the source's state machine decides, and tells it what happens.
+
+mod actions;
+
+use std::time::{Duration, Instant};
+
+use crate::source::{Action, Event, Source, State};
+use crate::{Machine, Owner};
+use vmem_cli::{Signals, chain};
+use vmem_qmp::Qmp;
+
+use super::PREPARATION;
+use crate::channel::{Channel, ChannelError};
+use crate::endpoint::lost;
+use crate::error::{Cause, Error};
+use crate::export::Export;
+use crate::guest;
+use crate::message::{FromDestination, FromSource};
+use crate::network::Security;
+use crate::printable::printable;
+use crate::record::{Outgoing, Place};
+use crate::report::Report;
+
+/// How long the destination may take to load the guest's state and to run it.
+const RESUMPTION: Duration = Duration::from_secs(60);
+
+/// How long a destination that was lost is tried for. The guest waits there, and `vmemctl recover` goes on with it at any later time.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// How long the destination is listened to for why it has closed QEMU's stream.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// How often each of the others is listened to while one is waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A guest on its way out.
+pub(crate) struct OutgoingMigration {
+    pub(super) owner: Owner<Source>,
+    /// QEMU's monitor, or why it cannot be had: `recover` can do without.
+    pub(super) qmp: Result<Qmp, Cause>,
+    /// `None` if the connection is lost.
+    pub(super) channel: Option<Channel>,
+    pub(super) export: Export,
+    pub(super) place: Place,
+    pub(super) record: Outgoing,
+    pub(super) security: Security,
+    pub(super) report: Report,
+    pub(super) signals: Signals,
+    /// How long the guest's state may take.
+    pub(super) timeout: Duration,
+    pub(super) keep_source: bool,
+    /// It was taken up after the end of another vmemctl.
+    pub(super) resumed: bool,
+    /// QEMU was told to migrate. Before, what it does is not this migration's business.
+    pub(super) begun: bool,
+    /// When it was heard that the guest had stopped.
+    pub(super) stopped: Option<Instant>,
+    /// When the destination has to have said the next word.
+    deadline: Option<(Instant, Duration)>,
+    /// How long a destination that cannot be reached is tried for.
+    pub(super) retry: Duration,
+    /// ABORT is to be said until it is heard.
+    farewell: Option<String>,
+    /// Why the move does not go on.
+    trouble: Option<Cause>,
+    /// Why the guest has ended at the destination.
+    gone: Option<String>,
+    /// Somebody has started the guest here while it runs at the destination.
+    runs_twice: bool,
+    /// People have been told that the guest runs at the destination.
+    announced: bool,
+}
+
+impl OutgoingMigration {
+    /// A guest whose move begins, or goes on, in this state.
+    pub(super) fn new(
+        state: State,
+        qmp: Result<Qmp, Cause>,
+        place: Place,
+        record: Outgoing,
+        security: Security,
+        report: Report,
+        signals: Signals,
+    ) -> Self {
+        Self {
+            owner: Owner::new(state),
+            qmp,
+            channel: None,
+            export: Export::none(),
+            place,
+            record,
+            security,
+            report,
+            signals,
+            timeout: PREPARATION,
+            keep_source: false,
+            resumed: false,
+            begun: false,
+            stopped: None,
+            deadline: None,
+            retry: RETRY,
+            farewell: None,
+            trouble: None,
+            gone: None,
+            runs_twice: false,
+            announced: false,
+        }
+    }
+
+    /// Offers the guest to the destination.
+    pub(super) fn offer(&mut self, offer: &FromSource) -> Option<Event> {
+        self.deadline = within(PREPARATION);
+        let said = self.say(offer);
+        said.err().map(|error| self.disconnected(error))
+    }
+
+    /// Begins with what is due, and runs until the machine is at an end.
+    pub(crate) fn run(mut self, due: &[Action]) -> Result<(), Error> {
+        let answer = self.carry_out(due);
+        self.run_until(answer, |_| false)
+    }
+
+    /// Goes on after `event` until the machine is at an end, or in a state of this kind.
+    pub(super) fn run_until(&mut self, event: Option<Event>, is_enough: impl Fn(State) -> bool) -> Result<(), Error> {
+        let mut next = event;
+        while next.is_some() || !(self.owner.is_over() || is_enough(self.owner.state())) {
+            let event = match next.take() {
+                Some(event) => event,
+                None => self.wait(),
+            };
+            let due = match self.owner.on(event) {
+                Ok(due) => due,
+                Err(error) => {
+                    // The guest may need its pages.
+                    self.export.leave();
+                    return Err(Error::Unknown(Cause::other(chain(&error))));
+                }
+            };
+            tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
+            next = self.carry_out(due);
+        }
+        if self.owner.is_over() { self.result() } else { Ok(()) }
+    }
+
+    /// How it has ended.
+    fn result(&mut self) -> Result<(), Error> {
+        let trouble = self.trouble.take().unwrap_or_else(|| Cause::other("it is not known why"));
+        Err(match self.owner.state() {
+            State::Moved => match self.gone.take() {
+                None => return Ok(()),
+                Some(reason) => Error::Gone(Cause::other(reason)),
+            },
+            State::AtSource if self.resumed => {
+                self.report.note("the guest goes on at this host");
+                return Ok(());
+            }
+            State::AtSource => Error::AtSource(trouble),
+            State::Undecided | State::Unfinished if self.runs_twice => Error::Twice(trouble),
+            State::Undecided | State::Unfinished if trouble.is_signal() => Error::Detached(trouble),
+            State::Unfinished => Error::Unfinished(trouble),
+            State::Undecided => Error::Unknown(trouble),
+            _ => Error::Local(trouble),
+        })
+    }
+
+    /// What it means that the move does not go on.
+    pub(super) fn fail(&mut self, trouble: Cause) -> Event {
+        let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
+        self.trouble = Some(trouble);
+        event
+    }
+
+    /// Waits for what the state waits for.
+    fn wait(&mut self) -> Event {
+        loop {
+            if let Err(stopped) = self.signals.check() {
+                return self.fail(stopped.into());
+            }
+            let sending = matches!(self.owner.state(), State::Sending | State::Stopped);
+            if sending {
+                match self.poll_qemu() {
+                    Ok(None) => {}
+                    Ok(Some(event)) => return event,
+                    Err(trouble) => return self.fail(trouble),
+                }
+            } else {
+                let report = &self.report;
+                self.export.news().iter().for_each(|news| report.note(news));
+            }
+            let until = Instant::now() + if sending { Duration::ZERO } else { GLANCE };
+            if let Some(event) = self.poll_destination(until) {
+                return event;
+            }
+            if let Some((_, limit)) = self.deadline.filter(|(deadline, _)| Instant::now() >= *deadline) {
+                let trouble = match sending {
+                    true => Cause::other(format!("the guest's state did not get there within {} s", limit.as_secs())),
+                    false => lost(ChannelError::TimedOut(limit)),
+                };
+                return self.fail(trouble);
+            }
+        }
+    }
+
+    /// What QEMU says of its migration.
+    fn poll_qemu(&mut self) -> Result<Option<Event>, Cause> {
+        let event = self.qmp()?.next_event(Instant::now() + GLANCE)?;
+        let event = event.filter(|event| event.name == "MIGRATION");
+        let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
+        let event = match status {
+            Some("pre-switchover") => Event::Stopped,
+            Some("completed") => Event::Sent,
+            Some("failed" | "cancelled") => return self.why_not(),
+            _ => return Ok(None),
+        };
+        if Source::step(self.owner.state(), event).is_none() {
+            let status = status.unwrap_or_default();
+            return Err(Cause::other(format!("QEMU's migration is {status} at the wrong time")));
+        }
+        if event == Event::Stopped {
+            // Its devices are quiet: its memory does not change any more.
+            self.stopped = Some(Instant::now());
+        }
+        Ok(Some(event))
+    }
+
+    /// Why QEMU could not send the state, as either side sees it.
+    fn why_not(&mut self) -> Result<Option<Event>, Cause> {
+        let (_, reason) = guest::migration(self.qmp()?)?;
+        let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
+        let said = self.channel.as_mut().map(|channel| channel.hear(Instant::now() + MOMENT));
+        let (there, event) = match said {
+            Some(Ok(Some(FromDestination::Failed { reason }))) => {
+                (format!("; the destination: {}", printable(&reason)), Event::Refused)
+            }
+            _ => (String::new(), Event::Trouble),
+        };
+        self.trouble = Some(Cause::other(format!("QEMU cannot send the guest's state: {reason}{there}")));
+        Ok(Some(event))
+    }
+
+    /// What the destination says by then.
+    fn poll_destination(&mut self, until: Instant) -> Option<Event> {
+        let Some(channel) = &mut self.channel else {
+            return Some(Event::Lost);
+        };
+        let message = match channel.hear(until) {
+            Ok(message) => message?,
+            Err(error) => return Some(self.disconnected(error)),
+        };
+        let event = match &message {
+            FromDestination::Pages { line } => {
+                self.report.pages(line);
+                return None;
+            }
+            FromDestination::Incomplete { reason } => {
+                self.report.note(&format!("destination: {}", printable(reason)));
+                return None;
+            }
+            FromDestination::Ready => Event::Ready,
+            FromDestination::Failed { .. } => Event::Refused,
+            // It says that the guest is not known, and not that the guest has not run.
+            FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,
+            FromDestination::Running => Event::Running,
+            FromDestination::Complete { .. } => Event::Complete,
+            FromDestination::Gone { .. } => Event::Gone,
+            FromDestination::Refuse { .. } | FromDestination::Welcome { .. } => Event::Trouble,
+        };
+        if event == Event::Trouble || Source::step(self.owner.state(), event).is_none() {
+            return Some(self.fail(unexpected(&message)));
+        }
+        match message {
+            FromDestination::Failed { reason } if self.owner.state() == State::Committed => {
+                let what = format!("the guest has not run at the destination: {}", printable(&reason));
+                self.trouble = Some(Cause::other(what));
+            }
+            FromDestination::Failed { reason } | FromDestination::Refuse { reason } => self.trouble = Some(refused(&reason)),
+            FromDestination::Complete { summary } => self.report.complete(&summary),
+            FromDestination::Gone { reason } => self.gone = Some(printable(&reason)),
+            FromDestination::Running => {
+                if let Err(trouble) = self.check_stands_still() {
+                    return Some(self.fail(trouble));
+                }
+                if self.owner.state() == State::Away {
+                    self.announce();
+                }
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+
+    /// Tells people, once, that the guest runs at the destination.
+    fn announce(&mut self) {
+        if std::mem::replace(&mut self.announced, true) {
+            return;
+        }
+        self.deadline = None;
+        self.report.running(self.stopped.map(|stopped| stopped.elapsed()));
+        if let Err(trouble) = &self.qmp {
+            self.report
+                .note(&format!("{}; its memory is served without it", chain(trouble)));
+        }
+    }
+
+    fn disconnected(&mut self, error: ChannelError) -> Event {
+        if matches!(self.owner.state(), State::Committed | State::Away) {
+            let text = format!("the destination's vmemctl: {}; trying again", chain(&error));
+            self.report.note(&text);
+        }
+        self.channel = None;
+        self.trouble = Some(lost(error));
+        Event::Lost
+    }
+
+    /// Refuses a guest that was given away and runs here: somebody has started it since another vmemctl has ended.
+    fn check_stands_still(&mut self) -> Result<(), Cause> {
+        // Without QEMU it does not run.
+        let Ok(qmp) = &mut self.qmp else { return Ok(()) };
+        if self.resumed && guest::status(qmp)? == "running" {
+            self.runs_twice = true;
+            return Err(Cause::other("somebody has started it here by hand"));
+        }
+        Ok(())
+    }
+
+    fn qmp(&mut self) -> Result<&mut Qmp, Cause> {
+        self.qmp.as_mut().map_err(|trouble| Cause::other(chain(trouble)))
+    }
+}
+
+fn within(limit: Duration) -> Option<(Instant, Duration)> {
+    Some((Instant::now() + limit, limit))
+}
+
+fn refused(reason: &str) -> Cause {
+    Cause::other(format!("the destination refuses: {}", printable(reason)))
+}
+
+fn unexpected(message: &FromDestination) -> Cause {
+    Cause::other(format!("the destination said something out of order: {message:?}"))
+}

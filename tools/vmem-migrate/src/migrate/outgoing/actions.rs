@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the source does: each action of its state machine.
+
+use crate::Phase;
+use crate::source::{Action, Event, State};
+use serde_json::json;
+use vmem_cli::chain;
+use vmem_control::Duty;
+
+use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
+use crate::channel::ChannelError;
+use crate::daemon::{end_left_over, is_left};
+use crate::endpoint::{Endpoint, lost};
+use crate::error::Cause;
+use crate::export::Export;
+use crate::guest::{self, Settings};
+use crate::message::{FromSource, Purpose};
+use crate::migrate::back::{Farewell, beside, restore, resume_guest};
+use crate::migrate::stream;
+use crate::record::Outgoing;
+
+impl OutgoingMigration {
+    /// Carries out these actions; the last one may answer.
+    pub(super) fn carry_out(&mut self, due: &[Action]) -> Option<Event> {
+        due.iter().fold(None, |_, action| self.carry_out_one(*action))
+    }
+
+    fn carry_out_one(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::SendState => self.send_state().err().map(|trouble| self.fail(trouble)),
+            Action::Start => self.start().err().map(|trouble| self.fail(trouble)),
+            Action::RecordCommitted => Some(match self.signals.check() {
+                Ok(()) => self.note(Phase::Committed),
+                // Nothing is given away any more.
+                Err(stopped) => {
+                    self.trouble = Some(stopped.into());
+                    Event::NotRecorded
+                }
+            }),
+            Action::RecordPrepared => Some(self.note(Phase::Prepared)),
+            Action::RecordComplete => Some(self.note(Phase::Complete)),
+            Action::RecordRunning => {
+                self.announce();
+                // If it cannot be recorded, `recover` asks.
+                let _ = self.note(Phase::Running);
+                None
+            }
+            Action::Commit => {
+                let run = self.record.run;
+                self.deadline = within(RESUMPTION);
+                self.say(&FromSource::Commit { run })
+                    .err()
+                    .map(|error| self.disconnected(error))
+            }
+            Action::Reconnect => self.reconnect(),
+            Action::Heard => {
+                // If it is not heard, the destination goes on saying its last word.
+                if self.say(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
+                    let _ = Endpoint::new(&self.security, &self.record).heard();
+                }
+                None
+            }
+            Action::Abort => {
+                self.abort();
+                None
+            }
+            Action::ResumeGuest => Some(self.resume_guest()),
+            Action::Serve => {
+                self.serve();
+                None
+            }
+            Action::Release => {
+                if self.resumed && !self.export.is_supervised() {
+                    self.supervise();
+                }
+                self.export.release();
+                None
+            }
+            Action::StopServing => {
+                self.export.stop();
+                if self.resumed {
+                    end_left_over(&self.place);
+                }
+                None
+            }
+            Action::LeaveServing => {
+                if !self.export.leave() {
+                    self.report
+                        .note("no vmemd serves the guest's pages: 'vmemctl recover' starts one");
+                }
+                None
+            }
+            Action::EndQemu => {
+                self.end_qemu();
+                None
+            }
+            Action::Forget => {
+                self.place.remove();
+                None
+            }
+        }
+    }
+
+    pub(super) fn say(&self, message: &FromSource) -> Result<(), ChannelError> {
+        self.channel
+            .as_ref()
+            .map_or(Err(ChannelError::Closed), |channel| channel.say(message))
+    }
+
+    /// Replaces what is recorded. If that fails, it has not become true.
+    fn note(&mut self, phase: Phase) -> Event {
+        let record = Outgoing {
+            phase,
+            ..self.record.clone()
+        };
+        match self.place.write(&record) {
+            Ok(()) => {
+                self.record = record;
+                Event::Recorded
+            }
+            Err(error) => {
+                self.report.note(&chain(&error));
+                if self.trouble.is_none() {
+                    self.trouble = Some(error.into());
+                }
+                Event::NotRecorded
+            }
+        }
+    }
+
+    /// Has QEMU send the guest's state over a connection of its own.
+    fn send_state(&mut self) -> Result<(), Cause> {
+        let state = Endpoint::new(&self.security, &self.record).connect(Purpose::State, &self.signals)?;
+        // Somebody else may have moved it meanwhile.
+        let status = guest::status(self.qmp()?)?;
+        let expected = if self.record.run { "running" } else { "paused" };
+        let (migration, _) = guest::migration(self.qmp()?)?;
+        if status != expected || matches!(migration.as_str(), "setup" | "active" | "device") {
+            return Err(guest::GuestError::Status { status }.into());
+        }
+        let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
+        let settings = match self.record.settings.take() {
+            Some(earlier) => earlier,
+            None => Settings::of(self.qmp()?, &capabilities)?,
+        };
+        self.record.settings = Some(settings.clone());
+        self.place.write(&self.record)?;
+        settings.change(self.qmp()?)?;
+        let uri = stream::give(self.qmp()?, state)?;
+        let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
+        // One that does not answer may have begun.
+        self.begun = !matches!(begun, Err(vmem_qmp::Error::Refused { .. }));
+        begun?;
+        self.deadline = within(self.timeout);
+        Ok(())
+    }
+
+    /// The guest has stopped: its pages may be fetched, and QEMU sends the rest.
+    fn start(&mut self) -> Result<(), Cause> {
+        self.say(&FromSource::Start).map_err(lost)?;
+        self.qmp()?.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
+        Ok(())
+    }
+
+    fn reconnect(&mut self) -> Option<Event> {
+        let endpoint = Endpoint::new(&self.security, &self.record);
+        match endpoint.reconnect(self.retry, &mut self.export, &self.report, &self.signals) {
+            Ok(channel) => {
+                if self.announced {
+                    self.report.note("the destination's vmemctl is back");
+                }
+                let limit = if self.resumed { PREPARATION } else { RESUMPTION };
+                self.deadline = if self.announced { None } else { within(limit) };
+                self.retry = RETRY;
+                self.channel = Some(channel);
+                self.trouble = None;
+                None
+            }
+            Err(trouble) => Some(match self.fail(trouble) {
+                Event::Signal => Event::Signal,
+                _ => Event::Unreachable,
+            }),
+        }
+    }
+
+    /// Says ABORT. A destination that does not hear it finds the connection closed, which means the same, but for a destination that has
+    /// the whole state: that one waits for the word, and its QEMU may have the disks until then.
+    fn abort(&mut self) {
+        let reason = match &self.trouble {
+            None => "the guest goes on at the source".to_owned(),
+            Some(trouble) => chain(trouble),
+        };
+        if self.trouble.as_ref().is_some_and(Cause::is_signal) {
+            self.report.note(&format!("{reason}: giving the move up"));
+        }
+        if self.say(&FromSource::Abort { reason: reason.clone() }).is_err() {
+            self.channel = None;
+        }
+        self.farewell = (self.stopped.is_some() || self.resumed).then_some(reason);
+    }
+
+    /// Has the guest go on here. ABORT is said beside it, as long as it takes.
+    fn resume_guest(&mut self) -> Event {
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| self.resumed) {
+            self.report.note(&chain(trouble));
+        }
+        let endpoint = Endpoint::new(&self.security, &self.record);
+        let farewell = self.farewell.take().map(|reason| Farewell {
+            channel: self.channel.as_mut(),
+            endpoint,
+            reason,
+        });
+        let (qmp, run, begun) = (&mut self.qmp, self.record.run, self.begun || self.resumed);
+        let (gone_on, told) = beside(farewell.map(|farewell| move || farewell.say()), |is_told| match qmp {
+            Err(trouble) => Err(Cause::other(chain(trouble))),
+            Ok(qmp) if begun => resume_guest(qmp, run, is_told),
+            Ok(_) => Ok(()),
+        });
+        if let Some(Err(trouble)) = told {
+            self.report.note(&format!(
+                "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
+                chain(&trouble)
+            ));
+        }
+        if let Ok(qmp) = &mut self.qmp {
+            restore(qmp, &self.record, &self.report);
+        }
+        let Err(error) = gone_on else { return Event::Resumed };
+        self.trouble = Some(match self.trouble.take() {
+            Some(trouble) => Cause::other(format!(
+                "{}; and the guest, which is still here, cannot go on: {}",
+                chain(&trouble),
+                chain(&error)
+            )),
+            None => error,
+        });
+        Event::NotResumed
+    }
+
+    /// Has pages served. A vmemd that an earlier vmemctl has left may serve a guest that runs: it is not taken away.
+    fn serve(&mut self) {
+        if !is_left(&self.record.session, Duty::Serve, &self.place) {
+            self.supervise();
+        }
+    }
+
+    /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is taken over.
+    fn supervise(&mut self) {
+        match Export::again(
+            &self.record.vmemd,
+            self.record.served.clone(),
+            &self.record.session,
+            &self.place,
+        ) {
+            Ok(export) => self.export = export,
+            Err(trouble) => self.report.note(&chain(&trouble)),
+        }
+    }
+
+    /// Nothing is needed of QEMU any more. It may have been ended by hand, and it is not this migration's if it has a guest that runs or is
+    /// paused: that one came later, or somebody has started it.
+    fn end_qemu(&mut self) {
+        if self.keep_source {
+            return;
+        }
+        let Ok(qmp) = &mut self.qmp else { return };
+        match guest::status(qmp) {
+            Ok(status) if matches!(status.as_str(), "running" | "paused") => {
+                self.report
+                    .note(&format!("the source's QEMU is {status}, and is left as it is"));
+            }
+            Ok(_) => drop(qmp.execute("quit", json!({}))),
+            Err(_) => {}
+        }
+    }
+}

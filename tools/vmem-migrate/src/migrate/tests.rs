@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The source's side of the moment in which the guest moves, with a QEMU and a destination that are none.
+
+mod interrupted;
+mod unread;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::Owner;
+use crate::source::Event;
+use serde_json::json;
+
+use super::*;
+use crate::channel::ChannelError;
+use crate::fake;
+use crate::message::FromDestination;
+use crate::network::Greeted;
+
+const SESSION: &str = "0123456789abcdef0123456789abcdef";
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A migration whose state is there: COMMIT is next.
+struct Scene {
+    directory: TempDir,
+    qemu: fake::Qemu,
+    migration: OutgoingMigration,
+    destination: JoinHandle<()>,
+}
+
+/// The phase that is noted in a directory.
+fn noted(directory: PathBuf) -> Option<Phase> {
+    let text = std::fs::read_to_string(directory.join("out.guest0/record")).ok()?;
+    serde_json::from_str::<Outgoing>(&text).ok().map(|record| record.phase)
+}
+
+/// Lets the source in.
+fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
+    let (stream, _) = listener.accept().expect("a connection");
+    let greeted = Security::Loopback.accept(stream).expect("a greeting");
+    assert_eq!((greeted.session.as_str(), greeted.purpose), (SESSION, wanted));
+    let Greeted { channel, version, .. } = greeted;
+    channel.say(&FromDestination::Welcome { version }).expect("room");
+    channel
+}
+
+fn expect_commit(channel: &mut Channel) {
+    let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+    assert_eq!(heard, FromSource::Commit { run: true });
+}
+
+/// `destination` gets the connection, the listener for others, and the directory of the records.
+fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'static) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = listener.local_addr().expect("an address").to_string();
+    let records = directory.path().to_owned();
+    let destination = thread::spawn(move || {
+        let channel = welcome(&listener, Purpose::Migrate);
+        destination(channel, &listener, records);
+    });
+    let place = Place::new(directory.path(), "out", "guest0").expect("a place");
+    let channel = Security::Loopback
+        .connect(&to, SESSION, Purpose::Migrate)
+        .expect("a destination");
+    let record = Outgoing {
+        session: SESSION.to_owned(),
+        guest: "guest0".to_owned(),
+        key: "guest0".into(),
+        phase: Phase::Prepared,
+        qmp: path.clone(),
+        to,
+        vmemd: Vec::new(),
+        served: Vec::new(),
+        run: true,
+        settings: None,
+    };
+    let (qmp, report) = (fake::Qemu::connect(&path), Report::new(true));
+    let (security, signals) = (Security::Loopback, Signals::default());
+    let mut migration = OutgoingMigration::new(State::Stopped, Ok(qmp), place, record, security, report, signals);
+    migration.channel = Some(channel);
+    migration.timeout = LIMIT;
+    migration.begun = true;
+    migration.stopped = Some(Instant::now());
+    Scene {
+        directory,
+        qemu,
+        migration,
+        destination,
+    }
+}
+
+/// The guest is given away, and runs at the destination.
+fn commit(migration: &mut OutgoingMigration) -> Result<(), Error> {
+    migration.run_until(Some(Event::Sent), |state| state == State::Away)
+}
+
+/// Pages follow, to the end.
+fn follow(migration: &mut OutgoingMigration) -> Result<(), Error> {
+    migration.run_until(None, |_| false)
+}
+
+/// The move does not go on, before COMMIT.
+fn give_up(migration: &mut OutgoingMigration, trouble: Cause) -> Error {
+    let event = migration.fail(trouble);
+    migration.run_until(Some(event), |_| false).expect_err("no move")
+}
+
+/// A guest that runs, and of which nothing has been sent.
+fn at_the_beginning(scene: &mut Scene) {
+    scene.migration.owner = Owner::new(State::Offering);
+    scene.migration.begun = false;
+    scene.migration.stopped = None;
+    let mut state = scene.qemu.state();
+    (state.status, state.migration) = ("running", "none");
+}
+
+#[test]
+fn a_guest_that_is_given_away_stays_stopped() {
+    let mut scene = scene(|mut channel, _, records| {
+        expect_commit(&mut channel);
+        assert_eq!(noted(records), Some(Phase::Committed), "before it is said");
+        channel.say(&FromDestination::Running).expect("room");
+    });
+    assert!(!scene.migration.export.is_released(), "nothing is given back before");
+    commit(&mut scene.migration).expect("it runs there");
+    scene.destination.join().expect("a good end");
+    assert!(scene.migration.export.is_released());
+    assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it() {
+    let mut scene = scene(|mut channel, _, records| {
+        expect_commit(&mut channel);
+        let reason = "no disks".to_owned();
+        channel.say(&FromDestination::Failed { reason }).expect("room");
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert_eq!(heard, FromSource::Heard);
+        // It is removed once the guest runs.
+        assert_ne!(noted(records), Some(Phase::Committed));
+    });
+    // The disks are the destination's for a moment more.
+    scene.qemu.state().refuses = "cont";
+    let qemu = scene.qemu.clone();
+    let disks = thread::spawn(move || {
+        while !qemu.has_heard("cont") {
+            thread::sleep(Duration::from_millis(10));
+        }
+        qemu.state().refuses = "";
+    });
+    let failure = commit(&mut scene.migration).expect_err("no guest there");
+    assert!(matches!(failure, Error::AtSource(_)), "{failure:?}");
+    scene.destination.join().expect("a good end");
+    disks.join().expect("a good end");
+    assert_eq!(scene.qemu.state().status, "running");
+    assert_eq!(noted(scene.directory.path().into()), None);
+}
+
+#[test]
+fn a_break_after_commit_is_ridden_out() {
+    let mut scene = scene(|mut channel, listener, _| {
+        expect_commit(&mut channel);
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        expect_commit(&mut channel);
+        channel.say(&FromDestination::Running).expect("room");
+    });
+    commit(&mut scene.migration).expect("it runs there");
+    scene.destination.join().expect("a good end");
+    assert_eq!(noted(scene.directory.path().into()), Some(Phase::Running));
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
+    let mut scene = scene(|channel, listener, _| {
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
+    });
+    // Until it is known to be gone.
+    let channel = scene.migration.channel.as_mut().expect("a connection");
+    while !matches!(
+        channel.hear::<FromDestination>(Instant::now() + LIMIT),
+        Err(ChannelError::Closed)
+    ) {}
+    let failure = give_up(&mut scene.migration, Cause::other("a time limit"));
+    assert!(matches!(failure, Error::AtSource(_)), "{failure:?}");
+    assert_eq!(scene.qemu.state().status, "running");
+    drop(scene.migration);
+    scene.destination.join().expect("a good end");
+}
+
+#[test]
+fn abort_reaches_a_destination_that_has_the_disks_before_the_guest_goes_on() {
+    let (sender, qemu) = std::sync::mpsc::channel::<fake::Qemu>();
+    let mut scene = scene(move |channel, listener, _| {
+        drop(channel);
+        let mut channel = welcome(listener, Purpose::Recover);
+        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
+        // Its QEMU has had them until now.
+        qemu.recv().expect("a QEMU").state().refuses = "";
+    });
+    scene.qemu.state().refuses = "cont";
+    sender.send(scene.qemu.clone()).expect("a destination");
+    let failure = give_up(&mut scene.migration, Cause::other("a time limit"));
+    assert!(matches!(failure, Error::AtSource(_)), "{failure:?}");
+    assert_eq!(scene.qemu.state().status, "running");
+    scene.destination.join().expect("a good end");
+}

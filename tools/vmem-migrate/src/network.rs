@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Connections between two vmemctl.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use socket2::Socket;
+use vmem_source::endpoint::{Resolver, is_loopback};
+use vmem_tls::Identity;
+
+use crate::channel::{Channel, ChannelError};
+use crate::error::Cause;
+use crate::message::{FromDestination, FromSource, Purpose, VERSIONS, agree};
+use crate::options::Common;
+use crate::printable::printable;
+
+/// How long the other side may take to be there and to greet.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is connected to, again and again if need be. A resolver that hangs is waited for by one thread.
+static RESOLVER: Resolver = Resolver::new();
+
+/// How connections are protected.
+#[derive(Clone, Debug)]
+pub(crate) enum Security {
+    /// Not: they stay on this machine, or in a tunnel that begins there.
+    Loopback,
+    /// Not: clear text is meant.
+    Insecure,
+    /// With certificates on both sides, from this directory.
+    Tls(Identity, Files),
+}
+
+/// What vmemd is given of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    directory: PathBuf,
+    allow_names: Vec<String>,
+}
+
+/// A connection that has been taken, and what its other side has said first.
+pub(crate) struct Greeted {
+    pub(crate) channel: Channel,
+    /// The version that is spoken.
+    pub(crate) version: u32,
+    pub(crate) session: String,
+    pub(crate) purpose: Purpose,
+}
+
+impl Security {
+    pub(crate) fn new(cli: &Common) -> Result<Self, Cause> {
+        match (&cli.tls, cli.insecure) {
+            (Some(directory), _) => {
+                let allow_names = cli.allow_names.clone();
+                let identity = Identity::load_allowing(directory, &allow_names).map_err(Cause::Tls)?;
+                for warning in identity.warnings() {
+                    tracing::warn!("{warning}");
+                }
+                let directory = std::path::absolute(directory).map_err(Cause::io("no such directory"))?;
+                Ok(Self::Tls(identity, Files { directory, allow_names }))
+            }
+            (None, true) => Ok(Self::Insecure),
+            (None, false) => Ok(Self::Loopback),
+        }
+    }
+
+    /// Refuses clear text where others can read it.
+    fn check(&self, address: SocketAddr) -> Result<(), Cause> {
+        if !matches!(self, Self::Loopback) || is_loopback(&address) {
+            Ok(())
+        } else {
+            Err(Cause::other(format!(
+                "{address} is not a loopback address: the guest's memory and state would go there in clear text; --tls protects \
+                 them, --insecure says that this is meant"
+            )))
+        }
+    }
+
+    /// Takes only `HOST:PORT`, with a host from which pages may be asked for. A name is looked up by vmemd alone, which checks what it connects
+    /// to: an answer that is good here could be another one there, and a stranger could have this host wait for its resolver.
+    pub(crate) fn check_host(&self, text: &str) -> Result<(), Cause> {
+        let bad = || Cause::other(format!("{text:?} is neither PORT nor HOST:PORT"));
+        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match inside {
+            Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+            // "file:..." is not on the network.
+            None => host != "file" && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)),
+        };
+        if host.is_empty() || host.starts_with('-') || !is_host || port.parse::<u16>().is_err() {
+            return Err(bad());
+        }
+        text.parse().map_or(Ok(()), |address| self.check(address))
+    }
+
+    /// Looks the vmemctl at `to` (`HOST:PORT`) up, and connects to it.
+    pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Cause> {
+        let failed = || Cause::io(format!("cannot reach {to}"));
+        let mut error = io::Error::other("the name has no address");
+        for address in RESOLVER.addresses(to, PATIENCE).map_err(failed())? {
+            self.check(address)?;
+            match TcpStream::connect_timeout(&address, PATIENCE) {
+                Ok(stream) => return self.greet(stream, to, session, purpose).map_err(|e| peer(to, e)),
+                Err(e) => error = e,
+            }
+        }
+        Err(failed()(error))
+    }
+
+    fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
+        let mut channel = self.protect(stream, Some(to))?;
+        channel.say(&FromSource::Hello {
+            version: *VERSIONS.start(),
+            latest: Some(*VERSIONS.end()),
+            session: session.to_owned(),
+            purpose,
+        })?;
+        match channel.hear_within(PATIENCE)? {
+            FromDestination::Welcome { version } if VERSIONS.contains(&version) => Ok(channel),
+            FromDestination::Welcome { version } => Err(ChannelError::Foreign(format!(
+                "it speaks version {version} of the protocol, which it was not asked for"
+            ))),
+            FromDestination::Refuse { reason } => Err(ChannelError::Refused(printable(&reason))),
+            _ => Err(ChannelError::Foreign("an answer to nothing".to_owned())),
+        }
+    }
+
+    /// What vmemd is told, of both sides.
+    pub(crate) fn vmemd_arguments(&self) -> Vec<String> {
+        match self {
+            Self::Loopback => Vec::new(),
+            Self::Insecure => vec!["--insecure".to_owned()],
+            Self::Tls(_, Files { directory, allow_names }) => {
+                let names = allow_names.iter().flat_map(|name| ["--allow-name".to_owned(), name.clone()]);
+                ["--tls".to_owned(), directory.display().to_string()]
+                    .into_iter()
+                    .chain(names)
+                    .collect()
+            }
+        }
+    }
+
+    pub(crate) fn listen(&self, address: SocketAddr) -> Result<TcpListener, Cause> {
+        self.check(address)?;
+        TcpListener::bind(address).map_err(Cause::io(format!("cannot listen on {address}")))
+    }
+
+    /// Takes a connection, and hears what it is for.
+    pub(crate) fn accept(&self, stream: TcpStream) -> Result<Greeted, ChannelError> {
+        let mut channel = self.protect(stream, None)?;
+        let FromSource::Hello {
+            version: oldest,
+            latest,
+            session,
+            purpose,
+        } = channel.hear_within(PATIENCE)?
+        else {
+            return Err(ChannelError::Foreign("no greeting".to_owned()));
+        };
+        let Some(version) = agree(oldest, latest.unwrap_or(oldest)) else {
+            let (first, last) = VERSIONS.into_inner();
+            let reason = format!("versions {first} to {last} of the protocol are spoken here, and not {oldest}");
+            channel.say(&FromDestination::Refuse { reason: reason.clone() })?;
+            return Err(ChannelError::Foreign(reason));
+        };
+        Ok(Greeted {
+            channel,
+            version,
+            session,
+            purpose,
+        })
+    }
+
+    /// Makes a conversation of a connection: one that this side has made to `to` (`HOST:PORT`), or one that has been made to it.
+    fn protect(&self, stream: TcpStream, to: Option<&str>) -> Result<Channel, ChannelError> {
+        let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
+        Channel::watch(&carrier).map_err(ChannelError::Io)?;
+        let socket = match (self, to) {
+            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, PATIENCE)?.0,
+            (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?.0,
+            (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
+        };
+        Channel::new(socket, &carrier).map_err(ChannelError::Io)
+    }
+}
+
+fn peer(to: &str, error: ChannelError) -> Cause {
+    Cause::Peer(format!("the vmemctl at {to}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_come_from_a_host() {
+        let check = |security: &Security, text| security.check_host(text).is_ok();
+        for good in ["127.0.0.1:80", "[::1]:80", "localhost:8636"] {
+            assert!(check(&Security::Loopback, good), "{good}");
+        }
+        assert!(check(&Security::Insecure, "192.0.2.1:80"));
+        assert!(!check(&Security::Loopback, "192.0.2.1:80"), "in clear text");
+        assert!(!check(&Security::Loopback, "[2001:db8::1]:80"), "in clear text");
+        let began = std::time::Instant::now();
+        assert!(
+            check(&Security::Loopback, "no-such-host.invalid:80"),
+            "it is not looked up here"
+        );
+        assert!(began.elapsed() < Duration::from_secs(1));
+        for bad in [
+            "",
+            "127.0.0.1",
+            ":80",
+            "file:80",
+            "file:ram=/dev/shm/other",
+            "file:ram=/x:80",
+            "-x:80",
+            "[x]:80",
+            "127.0.0.1:99999",
+            "a b:80",
+        ] {
+            assert!(!check(&Security::Insecure, bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The options of moves, which a program parses as a part of its command line. vmemctl(8) describes them in full.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use vmem_cli::{address, owner, seconds, size};
+
+use crate::record::DIRECTORY;
+
+/// The port that `vmemctl receive` listens on if it is not told another.
+pub(crate) const DEFAULT_PORT: u16 = 8637;
+
+/// The options of all commands on moves.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Directory for the records of moves in progress, which `recover` and `receive --resume` read
+    #[arg(long, global = true, value_name = "DIR", default_value = DIRECTORY)]
+    pub state: PathBuf,
+    /// Report as one JSON object per line on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Use TLS for all connections: DIR has ca.pem (the authority of peers' certificates), cert.pem and key.pem (of this host)
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
+    pub tls: Option<PathBuf>,
+    /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
+    #[arg(long = "allow-name", global = true, value_name = "NAME", requires = "tls")]
+    pub allow_names: Vec<String>,
+    /// Without --tls, use any address instead of only loopback, in clear text and without authentication
+    #[arg(long, global = true)]
+    pub insecure: bool,
+    /// Start QEMU and vmemd in the systemd unit or session of this command instead of in scopes of their own
+    #[arg(long, global = true)]
+    pub no_scope: bool,
+}
+
+/// A guest that moves to another host.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub qmp: PathBuf,
+    /// Where `vmemctl receive` listens on the destination
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub to: String,
+    /// Where this host's vmemd listens: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub serve: Option<SocketAddr>,
+    /// Where the destination connects to this host's vmemd, if not at the address from which this host connects; for tunnels
+    #[arg(long, value_name = "HOST:PORT")]
+    pub pages: Option<String>,
+    /// Where vmemd serves metrics for Prometheus: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub metrics: Option<SocketAddr>,
+    /// Free the guest's memory on this host while it arrives at the destination
+    #[arg(long)]
+    pub free_source: bool,
+    /// Do not end this host's QEMU after the move; it stays stopped
+    #[arg(long)]
+    pub keep_source: bool,
+    /// How long the transfer of the guest's device state may take; after that the guest continues on this host
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// A guest that comes from another host.
+#[derive(Debug, Args)]
+pub struct Receive {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub qmp: PathBuf,
+    /// Address to listen on: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
+    pub listen: SocketAddr,
+    /// Where vmemd serves metrics for Prometheus: PORT, or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub metrics: Option<SocketAddr>,
+    /// Create a region, for a QEMU that you start yourself; may be repeated
+    #[arg(long = "region", value_name = "NAME=BYTES", value_parser = region)]
+    pub regions: Vec<(String, u64)>,
+    /// Owner of the regions' nodes, numeric: the user that QEMU runs as
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub owner: Option<(u32, Option<u32>)>,
+    /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
+    #[arg(long)]
+    pub huge: bool,
+    /// Accept a guest that needs more memory than is available
+    #[arg(long)]
+    pub overcommit: bool,
+    /// What happens to the guest when the source has been lost for --retry
+    #[arg(long, value_enum, default_value_t = OnLost::Wait)]
+    pub on_lost: OnLost,
+    /// How long to try to reconnect to a lost source before --on-lost applies
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub retry: Duration,
+    /// Continue the move of a guest whose `receive` has died or given up
+    #[arg(long, conflicts_with = "regions")]
+    pub resume: bool,
+    /// The command that starts QEMU: {memory:ID} stands for the node of the memory backend ID, {qmp} for the QMP socket
+    #[arg(last = true, value_name = "QEMU", conflicts_with_all = ["resume", "regions"])]
+    pub command: Vec<String>,
+}
+
+/// What happens to a guest whose source is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum OnLost {
+    /// Pause the guest, and try the source again until it is back.
+    Wait,
+    /// Run the guest; a missing page is broken memory. The guest loses the process that touches one; if its kernel does, the guest ends. Without
+    /// KVM, QEMU gets SIGBUS and ends.
+    Sigbus,
+}
+
+/// A guest whose record is to be removed.
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// The guest's name; if several guests have that name, the guest's key (uuid=UUID)
+    #[arg(value_name = "GUEST")]
+    pub guest: String,
+    /// Remove the record even if the source may still wait for the guest's fate
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A move that is to be continued.
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// The guest's name, if several moves are recorded; if several guests have that name, the guest's key (uuid=UUID)
+    #[arg(long)]
+    pub guest: Option<String>,
+    /// Where `vmemctl receive` listens now, if that has changed
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub to: Option<String>,
+    /// Do not end this host's QEMU after the move; it stays stopped
+    #[arg(long)]
+    pub keep_source: bool,
+}
+
+impl Common {
+    /// The command that goes on with the move of this guest.
+    pub(crate) fn recover_command(&self, guest: &str) -> String {
+        let mut words = self.common_words();
+        words.extend(["recover".to_owned(), "--guest".to_owned(), quoted(guest)]);
+        words.join(" ")
+    }
+
+    /// The command that goes on with the guest that this one has taken.
+    pub(crate) fn resume_command(&self, args: &Receive) -> String {
+        let mut words = self.common_words();
+        words.extend(["receive".to_owned(), "--resume".to_owned()]);
+        words.extend(["--qmp".to_owned(), quoted(&args.qmp.to_string_lossy())]);
+        words.extend(["--listen".to_owned(), quoted(&args.listen.to_string())]);
+        if args.on_lost == OnLost::Sigbus {
+            words.extend(["--on-lost".to_owned(), "sigbus".to_owned()]);
+        }
+        words.join(" ")
+    }
+
+    /// The program, and those options that another command on the same guest needs as well.
+    fn common_words(&self) -> Vec<String> {
+        let mut words = vec!["vmemctl".to_owned()];
+        if self.state != Path::new(DIRECTORY) {
+            words.extend(["--state".to_owned(), quoted(&self.state.to_string_lossy())]);
+        }
+        if let Some(directory) = &self.tls {
+            words.extend(["--tls".to_owned(), quoted(&directory.to_string_lossy())]);
+        }
+        if self.insecure {
+            words.push("--insecure".to_owned());
+        }
+        if self.no_scope {
+            words.push("--no-scope".to_owned());
+        }
+        words
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+fn region(text: &str) -> Result<(String, u64), String> {
+    let (name, bytes) = text.split_once('=').ok_or("not NAME=BYTES")?;
+    vmem::Name::new(name).map_err(|error| error.to_string())?;
+    Ok((name.to_owned(), size(bytes)?))
+}
+
+/// The command line as vmemctl has it.
+#[cfg(test)]
+pub(crate) mod cli {
+    use clap::{Parser, Subcommand};
+
+    use super::{Common, Forget, Migrate, Receive, Recover};
+
+    #[derive(Debug, Parser)]
+    #[command(name = "vmemctl")]
+    pub(crate) struct Cli {
+        #[command(subcommand)]
+        pub(crate) command: Command,
+        #[command(flatten)]
+        pub(crate) common: Common,
+    }
+
+    #[derive(Debug, Subcommand)]
+    pub(crate) enum Command {
+        Migrate(Migrate),
+        Receive(Receive),
+        Recover(Recover),
+        Forget(Forget),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::cli::{Cli, Command};
+    use super::*;
+
+    #[test]
+    fn what_goes_on_with_a_move_can_be_typed() {
+        let command = |line: &str, guest: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+            cli.common.recover_command(guest)
+        };
+        assert_eq!(
+            command("vmemctl migrate --qmp /q --to host", "guest0"),
+            "vmemctl recover --guest guest0"
+        );
+        assert_eq!(
+            command("vmemctl --state /s --insecure migrate --qmp /q --to host", "it's"),
+            "vmemctl --state /s --insecure recover --guest 'it'\\''s'"
+        );
+        let line = "vmemctl --tls /t receive --qmp /q --listen 8000 -- qemu";
+        let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+        let Command::Receive(args) = &cli.command else {
+            panic!("not receive")
+        };
+        assert_eq!(
+            cli.common.resume_command(args),
+            "vmemctl --tls /t receive --resume --qmp /q --listen 127.0.0.1:8000"
+        );
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(region("a=4G"), Ok(("a".to_owned(), 4 << 30)));
+        assert_eq!(region("a=4096"), Ok(("a".to_owned(), 4096)));
+        for bad in ["a", "a=", "a=G", "a=0", "a=-1", "a=17179869184T", "a/b=1", "a=1g"] {
+            assert!(region(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl receive`: the destination's side of moving a guest.
+//!
+//! The guest does not run here before COMMIT has been heard, and never if it has not. If the connection is lost when the source may have
+//! said it, the guest stays as it is, ready and paused, until the source says again what it has said.
+
+mod arrival;
+mod door;
+mod farewell;
+mod host;
+mod lobby;
+mod loss;
+mod missing;
+mod monitor;
+mod offer;
+mod pages;
+mod pause;
+mod process;
+mod regions;
+mod room;
+mod template;
+mod tend;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::destination::State;
+use vmem::Control;
+use vmem_cli::{Signals, chain, log};
+
+use crate::error::{Cause, Error};
+use crate::guest::LIMIT;
+use crate::message::FromDestination;
+use crate::network::Security;
+use crate::options::{Common, Receive};
+use crate::record::Incoming;
+use crate::report::Report;
+use arrival::{Arrival, Host, Left, NotTaken};
+use door::{Door, Visitor};
+use farewell::LastWord;
+use monitor::Monitor;
+use process::QemuProcess;
+use regions::Regions;
+
+/// How often it is looked whether a guest comes.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Takes one guest, and stays until its memory is complete. A signal ends that: as long as the guest is the source's, it goes on there;
+/// afterwards it is left to QEMU and vmemd.
+pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
+    let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
+    let mut report = Report::new(cli.json);
+    let result = receive(cli, args, &mut report, &signals);
+    let detached = match (result, signals.check()) {
+        (Err(Error::Unfinished(_) | Error::Detached(_)), Err(stopped)) => Error::Detached(stopped.into()),
+        (result, _) => return result,
+    };
+    report.note(&format!("'{}' goes on", cli.resume_command(args)));
+    Err(detached)
+}
+
+fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Error> {
+    template::check(&args.command)?;
+    let security = Security::new(cli)?;
+    let control = Control::open().map_err(Cause::vmem("no vmem"))?;
+    let regions = host::make_regions(&control, args)?;
+    let listener = security.listen(args.listen)?;
+    let address = listener.local_addr().map_err(Cause::io("cannot listen"))?;
+    let mut door = Door::open(listener, security.clone())?;
+    let mut arrival = if args.resume {
+        match Arrival::resume(cli, args, &door, report, signals)? {
+            Left::Arrival(arrival) => *arrival,
+            Left::Over(owner, place, word) => {
+                return LastWord {
+                    owner,
+                    channel: None,
+                    place,
+                    word,
+                }
+                .say(&mut door, report, signals);
+            }
+        }
+    } else {
+        report.note(&format!("listening on {address}"));
+        let host = Host {
+            args,
+            make_regions: &|guest, memory| host::regions_for(&control, guest, memory, args),
+            security: &security,
+            signals,
+        };
+        take(cli, &host, &mut door, report)?
+    };
+    arrival.run(&mut door, report);
+    if arrival.owner.state() != State::Running {
+        return end(arrival, &mut door, report, signals);
+    }
+    // QEMU has them open.
+    drop(regions);
+    report.running(None);
+    tend::tend(args, &control, &mut door, arrival, report, signals)
+}
+
+/// Whether a guest that has been recorded may be here and lack memory.
+pub(crate) fn needs_memory(record: &Incoming) -> bool {
+    let process = record.qemu.as_ref().map(QemuProcess::find);
+    let regions = Regions::of(record);
+    let is_complete = regions.look().plain;
+    let monitor = Monitor::new(record.qmp.clone(), None, process, regions, LIMIT);
+    !is_complete && !monitor.is_gone_within(Duration::ZERO)
+}
+
+/// Waits for a guest, and prepares everything for it. A guest that cannot be prepared for is refused, and the next one is waited for.
+fn take(cli: &Common, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<Arrival, Error> {
+    loop {
+        host.signals.check().map_err(Cause::from)?;
+        let Some(Visitor::Guest(channel, offer)) = door.wait_for(GLANCE) else {
+            continue;
+        };
+        let guest = offer.guest.escape_debug().to_string();
+        match Arrival::prepare(cli, host, door, channel, offer, report) {
+            Ok(arrival) => return Ok(arrival),
+            Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
+                report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
+                log::clear_subject();
+            }
+            Err(NotTaken::Refused(trouble) | NotTaken::Spoiled(trouble)) => return Err(Error::AtSource(trouble)),
+        }
+    }
+}
+
+/// The guest has not come, or not in a way that it can be left alone.
+fn end(mut arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Error> {
+    let trouble = arrival.trouble();
+    let reason = chain(&trouble);
+    let word = match arrival.owner.state() {
+        State::Refused => {
+            door.nobody();
+            return Err(Error::AtSource(trouble));
+        }
+        State::Failed => FromDestination::Failed { reason },
+        State::Gone => FromDestination::Gone { reason },
+        // A vmemd that serves is left alone.
+        _ => return Err(Error::Unfinished(trouble)),
+    };
+    arrival.into_last_word(word).say(door, report, signals)
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest on its way in.
+
+mod checks;
+mod driver;
+mod resume;
+#[cfg(test)]
+mod tests;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::destination::{Action, Destination, State};
+use crate::{Owner, Phase};
+use serde_json::json;
+use vmem::MapHandle;
+use vmem_cli::{Signals, chain, log};
+
+use super::door::Door;
+use super::farewell::LastWord;
+use super::host::{self, MakeRegions, Qemu};
+use super::monitor::Monitor;
+use super::offer::Offer;
+use super::pages::{LossPolicy, Pages};
+use super::process::QemuProcess;
+use super::regions::{self, Regions};
+use super::room;
+use crate::channel::Channel;
+use crate::error::Cause;
+use crate::guest::{self, LIMIT, Settings};
+use crate::message::FromDestination;
+use crate::name::session_mark;
+use crate::network::Security;
+use crate::obstacles;
+use crate::options::{Common, OnLost, Receive};
+use crate::record::{Incoming, Place};
+use crate::relay::{Relay, STREAM};
+use crate::report::Report;
+pub(super) use resume::Left;
+
+/// How long a QEMU may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a guest is prepared with.
+#[derive(Clone, Copy)]
+pub(super) struct Host<'a> {
+    pub(super) args: &'a Receive,
+    pub(super) make_regions: &'a MakeRegions<'a>,
+    pub(super) security: &'a Security,
+    pub(super) signals: &'a Signals,
+}
+
+/// Why a guest that is offered is not taken. The source has been told.
+#[derive(Debug)]
+pub(super) enum NotTaken {
+    /// All is as it was before the offer: another guest can be taken.
+    Refused(Cause),
+    /// A QEMU that somebody else has started is not as it was, or is left over: no other guest can be prepared with it.
+    Spoiled(Cause),
+}
+
+impl NotTaken {
+    fn new(trouble: Cause, can_take_another: bool) -> Self {
+        match can_take_another {
+            true => Self::Refused(trouble),
+            false => Self::Spoiled(trouble),
+        }
+    }
+}
+
+/// A guest whose state comes, or has come.
+pub(super) struct Arrival {
+    pub(super) owner: Owner<Destination>,
+    /// What is to be done first.
+    due: &'static [Action],
+    /// `None` while the source's vmemctl is not there.
+    pub(super) channel: Option<Channel>,
+    pub(super) pages: Pages,
+    pub(super) monitor: Monitor,
+    pub(super) place: Place,
+    pub(super) record: Incoming,
+    qemu: Qemu,
+    relay: Option<Relay>,
+    /// Another `receive` has begun with it.
+    resumed: bool,
+    /// QEMU does not run the guest yet, and shall.
+    is_to_be_started: bool,
+    /// Why the guest does not come.
+    trouble: Option<Cause>,
+    signals: Signals,
+    /// The other end of what QEMU gets the state from, until that comes.
+    state: Option<UnixStream>,
+    /// So that the regions exist until QEMU has them open, and as long as they may be needed.
+    _regions: Vec<MapHandle>,
+}
+
+impl Arrival {
+    /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
+    pub(super) fn prepare(
+        cli: &Common,
+        host: &Host<'_>,
+        door: &Door,
+        channel: Channel,
+        offer: Offer,
+        report: &Report,
+    ) -> Result<Self, NotTaken> {
+        let mut qemu = Qemu::existing();
+        let mut can_take_another = true;
+        log::set_subject(&offer.guest, session_mark(&offer.session).unwrap_or_default());
+        let made = new_place(cli, &offer).and_then(|place| {
+            let reserved = room::reserve(&cli.state, &place, &offer.memory, host.args.overcommit);
+            match reserved.and_then(|()| Self::build(host, offer, &place, &mut qemu)) {
+                Ok(parts) => Ok((place, parts)),
+                Err(trouble) => {
+                    let trouble = qemu.explain(trouble);
+                    can_take_another = qemu.end();
+                    place.remove();
+                    Err(trouble)
+                }
+            }
+        });
+        match made {
+            Ok((place, (pages, monitor, state, record, regions))) => {
+                let mut arrival = Self {
+                    owner: Owner::new(State::Prepared),
+                    due: &[],
+                    channel: Some(channel),
+                    pages,
+                    monitor,
+                    state: Some(state),
+                    place,
+                    record,
+                    qemu,
+                    relay: None,
+                    resumed: false,
+                    is_to_be_started: false,
+                    trouble: None,
+                    signals: host.signals.clone(),
+                    _regions: regions,
+                };
+                match arrival.say_ready(report) {
+                    Ok(()) => Ok(arrival),
+                    Err(trouble) => {
+                        door.nobody();
+                        // It has ended QEMU.
+                        Err(NotTaken::new(trouble, !host.args.command.is_empty()))
+                    }
+                }
+            }
+            Err(trouble) => {
+                let reason = chain(&trouble);
+                // A source that hears it can offer another guest at once.
+                door.nobody();
+                // A source that does not hear it finds the connection closed.
+                let _ = channel.say(&FromDestination::Failed { reason });
+                Err(NotTaken::new(trouble, can_take_another))
+            }
+        }
+    }
+
+    fn build(
+        host: &Host<'_>,
+        offer: Offer,
+        place: &Place,
+        qemu: &mut Qemu,
+    ) -> Result<(Pages, Monitor, UnixStream, Incoming, Vec<MapHandle>), Cause> {
+        let args = host.args;
+        let mut regions = Vec::new();
+        let mut names = Vec::new();
+        if !args.command.is_empty() {
+            (names, regions) = (host.make_regions)(&offer.guest, &offer.memory)?;
+            *qemu = Qemu::start(args, &offer.memory, &names, place)?;
+        }
+        let made = if names.is_empty() {
+            args.regions.iter().map(|(name, _)| name.clone()).collect()
+        } else {
+            names.clone()
+        };
+        let mut qmp = qemu
+            .connect(&args.qmp, host.signals)
+            .map_err(|trouble| host::explain(trouble, &made))?;
+        let status = guest::status(&mut qmp)?;
+        if status != "inmigrate" {
+            return Err(Cause::other(format!(
+                "QEMU is {status}: it must be started with -incoming defer"
+            )));
+        }
+        obstacles::check(&mut qmp)?;
+        let name = guest::name(&mut qmp)?;
+        let found = guest::memory(&mut qmp)?;
+        let nodes = checks::match_memory(&offer.memory, &found)?;
+        if names.is_empty() {
+            names = nodes;
+        } else if names != nodes {
+            return Err(Cause::other("QEMU has other files as its memory than {memory:...} says"));
+        }
+        for name in &names {
+            checks::check_region(name)?;
+        }
+        qemu.changes();
+        // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
+        qmp.execute("stop", json!({}))?;
+        let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
+        settings.change(&mut qmp)?;
+        let (theirs, state) = UnixStream::pair().map_err(Cause::io("no way for the guest's state"))?;
+        qmp.send_fd(STREAM, &theirs)?;
+        qmp.execute("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
+        let region_ids = regions::ids(&names).map_err(Cause::vmem("cannot look at the regions"))?;
+        // Who listens at the socket may be a proxy, which does not have the guest's memory open.
+        let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
+        let record = Incoming {
+            vmemd: vmemd_arguments(host, &offer, &names),
+            session: offer.session,
+            guest: offer.guest,
+            phase: Phase::Prepared,
+            qmp: args.qmp.clone(),
+            name,
+            memory: offer.memory,
+            regions: names,
+            region_ids,
+            qemu: process.as_ref().and_then(|process| process.identity().ok()),
+            run: true,
+            settings: Some(settings),
+            reason: None,
+        };
+        let known = Regions::of(&record);
+        let mut pages = Pages::hold(&record, place, loss_policy(args))?;
+        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT).with_signals(host.signals);
+        if let Err(error) = place.write(&record) {
+            pages.stop();
+            return Err(error.into());
+        }
+        Ok((pages, monitor, state, record, regions))
+    }
+
+    /// Lets everything of the guest go but what its source has to hear: that can take long.
+    pub(super) fn into_last_word(self, word: FromDestination) -> LastWord {
+        LastWord {
+            owner: self.owner,
+            channel: self.channel,
+            place: self.place,
+            word,
+        }
+    }
+
+    /// Ends QEMU, whoever has started it; whether it is gone for certain.
+    fn end_qemu(&mut self) -> bool {
+        self.qemu.end();
+        self.monitor.end(PATIENCE)
+    }
+}
+
+/// What vmemd's supervisor does when the source is lost. Where the missing pages are given up, no vmemd must have the regions.
+pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
+    match args.on_lost {
+        OnLost::Wait => LossPolicy::Retry,
+        OnLost::Sigbus => LossPolicy::End,
+    }
+}
+
+/// A place for what becomes of a new guest, unless one of its name has come already.
+fn new_place(cli: &Common, offer: &Offer) -> Result<Place, Cause> {
+    Place::check_earlier(&cli.state, "in", &offer.guest)?;
+    let place = Place::new(&cli.state, "in", offer.key.clone())?;
+    match place.read::<Incoming>()? {
+        None => Ok(place),
+        Some(_) => Err(Cause::other(format!(
+            "{} is noted from an earlier move: 'vmemctl receive --resume' goes on with that; if there is no such guest any more, 'vmemctl forget' \
+             removes it",
+            place.path("record").display()
+        ))),
+    }
+}
+
+/// How the destination's vmemd is started when it goes on with what another one has begun.
+fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<String> {
+    let mut arguments: Vec<String> = ["--source", &offer.source, "--resume", "--only", "--json"]
+        .map(str::to_owned)
+        .to_vec();
+    arguments.extend(["--retry".to_owned(), host.args.retry.as_secs_f64().to_string()]);
+    arguments.extend(host.security.vmemd_arguments());
+    for (backend, region) in offer.memory.iter().zip(regions) {
+        arguments.extend(["--region".to_owned(), format!("{}={region}", backend.export)]);
+    }
+    if let Some(address) = host.args.metrics {
+        arguments.extend(["--metrics".to_owned(), address.to_string()]);
+    }
+    if offer.release {
+        arguments.push("--release".to_owned());
+    }
+    arguments
+}

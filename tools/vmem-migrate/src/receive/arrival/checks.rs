@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What QEMU calls its memory is not believed.
+
+use std::path::Path;
+
+use vmem::{Access, MapHandle};
+
+use crate::error::Cause;
+use crate::guest::Memory;
+use crate::message::Backend;
+
+/// The region of each backend that is offered, as QEMU has it.
+pub(super) fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Cause> {
+    let mut names = Vec::new();
+    for backend in offered {
+        let id = &backend.id;
+        let memory = found.iter().find(|memory| memory.id == *id);
+        let memory = memory.ok_or_else(|| Cause::other(format!("QEMU here has no memory backend {id:?}")))?;
+        if memory.bytes != backend.bytes {
+            return Err(Cause::other(format!(
+                "memory backend {id} has {} bytes here and {} at the source",
+                memory.bytes, backend.bytes
+            )));
+        }
+        let name = memory.path.strip_prefix("/dev/vmem").ok().and_then(Path::to_str);
+        let not_region = || Cause::other(format!("memory backend {id} is {}, and no region", memory.path.display()));
+        names.push(name.ok_or_else(not_region)?.to_owned());
+    }
+    if offered.len() == found.len() {
+        Ok(names)
+    } else {
+        Err(Cause::other("QEMU here has more memory backends than at the source"))
+    }
+}
+
+/// What QEMU calls `/dev/vmem/NAME` may be another file: it may see another /dev, or have made a file there before there was a region.
+/// And what is in a region already is not this guest's.
+pub(super) fn check_region(name: &str) -> Result<(), Cause> {
+    let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
+    let info = info.map_err(Cause::vmem(format!("cannot look at region {name}")))?;
+    if info.mappings == 0 {
+        Err(Cause::other(format!(
+            "QEMU does not have region {name} mapped, but another file of that path"
+        )))
+    } else if info.plain || info.present != 0 || info.unreadable != 0 {
+        Err(Cause::other(format!(
+            "region {name} is not empty: it has pages of another guest"
+        )))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Carries out what the destination's state machine decides until the guest runs here, and tells it what happens.
+
+use std::time::{Duration, Instant};
+
+use crate::Phase;
+use crate::destination::{Action, Event, State};
+use serde_json::json;
+use socket2::Socket;
+use vmem_cli::chain;
+
+use super::Arrival;
+use crate::channel::{Channel, ChannelError};
+use crate::error::Cause;
+use crate::guest::{self, GuestError, LIMIT};
+use crate::message::{FromDestination, FromSource};
+use crate::printable::printable;
+use crate::receive::door::{Door, Visitor};
+use crate::receive::monitor::Wait;
+use crate::record::Incoming;
+use crate::relay::{End, relay};
+use crate::report::Report;
+
+/// What QEMU calls a guest that runs.
+const RUNNING: &str = "running";
+
+/// How often everything is looked at.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// How often QEMU is told to start the guest. Each time it is asked whether it has done so.
+const TRIES: u32 = 5;
+
+/// How long a QEMU that has closed its socket may take to exit.
+const EXIT: Duration = Duration::from_secs(2);
+
+impl Arrival {
+    /// Carries out what is due, and goes on until the guest runs here, its last word is due, or the machine is at an end.
+    pub(in crate::receive) fn run(&mut self, door: &mut Door, report: &Report) {
+        let answer = self.carry_out(self.due, report);
+        self.run_after(answer, door, report);
+    }
+
+    /// Tells the source that all is ready. If that cannot be said, nothing of the guest is left here.
+    pub(super) fn say_ready(&mut self, report: &Report) -> Result<(), Cause> {
+        let Err(error) = self.say(&FromDestination::Ready) else {
+            return Ok(());
+        };
+        self.trouble = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
+        let mut next = Some(Event::Lost);
+        while let Some(event) = next {
+            next = self.owner.on(event).ok().and_then(|due| self.carry_out(due, report));
+        }
+        Err(self.trouble())
+    }
+
+    /// Goes on after this event.
+    pub(super) fn run_after(&mut self, event: Option<Event>, door: &mut Door, report: &Report) {
+        let mut next = event;
+        while next.is_some() || matches!(self.owner.state(), State::Prepared | State::Orphaned) {
+            let event = match next.take() {
+                Some(event) => event,
+                None => self.wait(door, report),
+            };
+            next = match self.owner.on(event) {
+                Ok(due) => {
+                    tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
+                    self.carry_out(due, report)
+                }
+                Err(error) => {
+                    report.note(&chain(&error));
+                    return;
+                }
+            };
+        }
+    }
+
+    /// Why the guest does not run here.
+    pub(in crate::receive) fn trouble(&mut self) -> Cause {
+        let trouble = self.trouble.take();
+        trouble.unwrap_or_else(|| Cause::other("it is not known why"))
+    }
+
+    /// What it means that the guest does not come.
+    fn fail(&mut self, trouble: Cause) -> Event {
+        let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
+        self.trouble = Some(trouble);
+        event
+    }
+
+    /// The same, where QEMU may just not have been waited for.
+    fn fail_as(&mut self, event: Event, trouble: Cause) -> Event {
+        let stopped = self.signals.check().err();
+        let is_signal = stopped.is_some();
+        self.trouble = Some(stopped.map_or(trouble, Cause::from));
+        if is_signal { Event::Signal } else { event }
+    }
+
+    /// Waits for what the source, or QEMU, wants next.
+    fn wait(&mut self, door: &mut Door, report: &Report) -> Event {
+        loop {
+            if let Err(stopped) = self.signals.check() {
+                return self.fail(stopped.into());
+            }
+            let limit = if self.channel.is_some() { Duration::ZERO } else { GLANCE };
+            match door.wait_for(limit) {
+                Some(Visitor::State(channel)) if self.owner.state() == State::Prepared => {
+                    if let Err(trouble) = self.connect_state(channel) {
+                        return self.fail(trouble);
+                    }
+                }
+                Some(Visitor::Recover(channel)) => {
+                    report.note("the source is back");
+                    self.channel = Some(channel);
+                    self.trouble = None;
+                    return Event::Back;
+                }
+                _ => {}
+            }
+            if let Some(event) = self.poll_source() {
+                return event;
+            }
+        }
+    }
+
+    fn poll_source(&mut self) -> Option<Event> {
+        let channel = self.channel.as_mut()?;
+        // While the connection for the state is awaited, it comes through the door, and not here.
+        let glance = if self.relay.is_some() {
+            GLANCE
+        } else {
+            Duration::from_millis(2)
+        };
+        match channel.hear(Instant::now() + glance) {
+            Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("the guest's state cannot be loaded"))),
+            Ok(None) => self.pages.check().err().map(|trouble| self.fail(trouble)),
+            Ok(Some(FromSource::Start)) => Some(Event::Start),
+            Ok(Some(FromSource::Commit { run })) => {
+                self.record.run = run;
+                Some(Event::Commit)
+            }
+            Ok(Some(FromSource::Abort { reason })) => {
+                let what = format!("the source has changed its mind: {}", printable(&reason));
+                self.trouble = Some(Cause::other(what));
+                if self.qemu.has_failed() {
+                    self.explain();
+                }
+                Some(Event::Abort)
+            }
+            Ok(Some(other)) => {
+                let what = format!("the source said something out of order: {other:?}");
+                Some(self.fail(Cause::other(what)))
+            }
+            Err(error) => {
+                self.trouble = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
+                self.channel = None;
+                Some(Event::Lost)
+            }
+        }
+    }
+
+    /// Carries out these actions; the last one may answer.
+    fn carry_out(&mut self, due: &[Action], report: &Report) -> Option<Event> {
+        due.iter().fold(None, |_, action| self.carry_out_one(*action, report))
+    }
+
+    fn carry_out_one(&mut self, action: Action, report: &Report) -> Option<Event> {
+        match action {
+            Action::RecordCommitted => return Some(self.note(Phase::Committed, report)),
+            Action::RecordStarting => return Some(self.note(Phase::Starting, report)),
+            Action::RecordFailed => {
+                self.record.reason = self.trouble.as_ref().map(|trouble| chain(trouble));
+                // If it cannot be recorded, it is said as long as this program lives.
+                return Some(self.note(Phase::Failed, report));
+            }
+            Action::CutState => return Some(self.cut_state(report)),
+            Action::AwaitState => return Some(self.await_state(report)),
+            Action::ContinueGuest => return Some(self.continue_guest(report)),
+            Action::EndUnstartedQemu => return Some(self.end_unstarted_qemu(report)),
+            Action::LookAtQemu => return Some(self.look_at_qemu()),
+            Action::RecordRunning => drop(self.note(Phase::Running, report)),
+            Action::StartPages => self.pages.start(),
+            Action::KeepPages => self.pages.keep(),
+            Action::StopPages => self.pages.stop(),
+            Action::LeavePages => self.pages.leave(),
+            Action::Release => self.pages.release(),
+            // If the source does not hear it, it asks.
+            Action::SayRunning => drop(self.say(&FromDestination::Running)),
+            Action::EndQemu => drop(self.end_qemu()),
+            Action::SayFailed if self.owner.state() == State::Refused => {
+                let reason = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
+                // A source that does not hear it finds the connection closed.
+                let _ = self.say(&FromDestination::Failed { reason });
+            }
+            // The last word is said until it is heard, by `farewell`. What follows the guest's start is done by `tend`.
+            Action::SayFailed | Action::SayGone | Action::SayComplete | Action::RecordComplete => {}
+            Action::Forget => self.place.remove(),
+        }
+        None
+    }
+
+    fn say(&self, message: &FromDestination) -> Result<(), ChannelError> {
+        self.channel.as_ref().map_or(Ok(()), |channel| channel.say(message))
+    }
+
+    /// QEMU gets the connection that its state comes on.
+    fn connect_state(&mut self, channel: Channel) -> Result<(), Cause> {
+        let qemu = self.state.take();
+        let qemu = qemu.ok_or_else(|| Cause::other("the source sends the guest's state a second time"))?;
+        let failed = || Cause::io("no way for the guest's state");
+        let (network, early) = channel.into_parts();
+        self.relay = Some(relay(End::Destination, Socket::from(qemu), network, early).map_err(failed())?);
+        Ok(())
+    }
+
+    /// Lets nothing more of the state through. Whether the source's QEMU may have heard that this one has all of it; only then the source
+    /// can have said COMMIT.
+    fn cut_state(&mut self, report: &Report) -> Event {
+        let may_have = match &self.relay {
+            Some(relay) => {
+                relay.cut();
+                relay.has_loaded()
+            }
+            // What came to an earlier `receive` nobody has seen, and nothing comes any more. Only a QEMU that no state has come to yet
+            // cannot have said the word; one that is gone, or waits for a page, may have.
+            None => {
+                let has_some = |(status, _): &(String, _)| !matches!(status.as_str(), "none" | "setup");
+                let asked = self.resumed.then(|| self.monitor.ask_briefly(report, guest::migration));
+                asked.is_some_and(|asked| asked.as_ref().map_or(true, has_some))
+            }
+        };
+        if !may_have {
+            if self.owner.state() == State::Failing {
+                self.explain();
+            }
+            return Event::HasNotLoaded;
+        }
+        if self.owner.state() == State::Judging {
+            let why = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
+            report.note(&format!(
+                "{why}; the guest may be this host's: it stays ready and paused until the source says so ('vmemctl recover')"
+            ));
+        }
+        Event::MayHaveLoaded
+    }
+
+    /// QEMU's own words, if that is why the guest does not come.
+    fn explain(&mut self) {
+        if let Some(trouble) = self.trouble.take() {
+            self.trouble = Some(self.qemu.explain(trouble));
+        }
+    }
+
+    fn await_state(&mut self, report: &Report) -> Event {
+        let runs = self
+            .wait_for_state(report)
+            .and_then(|()| Ok(self.monitor.ask(report, guest::status)? == RUNNING));
+        match runs {
+            Ok(runs) => {
+                self.is_to_be_started = self.record.run && !runs;
+                Event::Loaded
+            }
+            Err(trouble) => self.fail_as(Event::NotLoaded, trouble),
+        }
+    }
+
+    /// Waits until QEMU has the guest's state. Loading it touches the guest's memory, so this takes as long as pages come.
+    fn wait_for_state(&mut self, report: &Report) -> Result<(), Cause> {
+        let regions = self.monitor.regions().clone();
+        let mut wait = Wait::new(&regions, LIMIT);
+        loop {
+            let (status, reason) = self.monitor.ask(report, guest::migration)?;
+            match status.as_str() {
+                "completed" => return Ok(()),
+                "failed" | "none" | "cancelled" => {
+                    let reason = reason.unwrap_or_else(|| self.qemu.last_words());
+                    return Err(Cause::other(format!("QEMU cannot load the guest's state: {reason}")));
+                }
+                _ => {}
+            }
+            if !wait.goes_on() {
+                return Err(Cause::other("QEMU does not come to an end with the guest's state"));
+            }
+            // That the connection is closed is found by whoever asks next.
+            let _ = self.monitor.event(Instant::now() + Duration::from_millis(5));
+        }
+    }
+
+    /// Has QEMU run the guest, if it shall run.
+    fn continue_guest(&mut self, report: &Report) -> Event {
+        if !self.is_to_be_started {
+            return Event::Continued;
+        }
+        let mut tries = 1..=TRIES;
+        loop {
+            let first = tries.next() == Some(1);
+            let error = match self.monitor.once(|qmp| Ok(qmp.execute("cont", json!({}))?)) {
+                Ok(_) => return Event::Continued,
+                Err(error) => error,
+            };
+            if first && matches!(error, GuestError::Qmp(vmem_qmp::Error::Refused { .. })) {
+                // The only answer that says that it has not been started: not this time.
+                self.trouble = Some(error.into());
+                return Event::NotContinued;
+            }
+            // QEMU has not answered in time, and may still start the guest: it says how the guest is after that, and not before.
+            match self.monitor.ask(report, guest::status) {
+                Ok(status) if status == RUNNING => return Event::Continued,
+                Ok(_) if !tries.is_empty() => {}
+                Ok(_) => return self.fail_as(Event::Trouble, error.into()),
+                Err(error) => return self.fail_as(Event::Trouble, error.into()),
+            }
+        }
+    }
+
+    /// Ends a QEMU that has not run the guest, so that nobody can run it later.
+    fn end_unstarted_qemu(&mut self, report: &Report) -> Event {
+        self.explain();
+        let is_gone = self.monitor.is_gone_within(Duration::ZERO)
+            || match self.monitor.ask_briefly(report, guest::status) {
+                Ok(status) => matches!(status.as_str(), "inmigrate" | "paused" | "prelaunch") && self.end_qemu(),
+                Err(_) => self.monitor.is_gone_within(EXIT),
+            };
+        if is_gone {
+            // What it was started with may live on.
+            self.qemu.end();
+            Event::QemuEnded
+        } else {
+            Event::QemuLives
+        }
+    }
+
+    fn look_at_qemu(&mut self) -> Event {
+        self.explain();
+        let limit = if self.signals.check().is_ok() { EXIT } else { Duration::ZERO };
+        if self.monitor.is_gone_within(limit) {
+            self.qemu.end();
+            Event::QemuEnded
+        } else {
+            Event::QemuLives
+        }
+    }
+
+    /// Replaces what is recorded. If that fails, it has not become true.
+    fn note(&mut self, phase: Phase, report: &Report) -> Event {
+        let record = Incoming {
+            phase,
+            ..self.record.clone()
+        };
+        match self.place.write(&record) {
+            Ok(()) => {
+                self.record = record;
+                Event::Recorded
+            }
+            Err(error) => {
+                report.note(&chain(&error));
+                if self.trouble.is_none() {
+                    self.trouble = Some(error.into());
+                }
+                Event::NotRecorded
+            }
+        }
+    }
+}

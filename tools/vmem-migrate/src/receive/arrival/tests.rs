@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What becomes of a guest when something dies in the moment in which it moves.
+
+mod unread;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::destination::Event;
+
+use super::*;
+use crate::daemon::DaemonError;
+use crate::error::Error;
+use crate::fake;
+use crate::message::Backend;
+use crate::receive::regions;
+use crate::supervisor::First;
+
+/// How long one command may take, and how long QEMU may be silent while no page comes.
+const COMMAND: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// An arrival at a QEMU that is none, in a directory of its own.
+struct Scene {
+    directory: TempDir,
+    qemu: fake::Qemu,
+    /// Pages that are present.
+    present: Arc<AtomicU64>,
+    arrival: Arrival,
+}
+
+fn record(phase: Phase, qmp: PathBuf) -> Incoming {
+    Incoming {
+        session: "0123456789abcdef0123456789abcdef".to_owned(),
+        guest: "guest0".to_owned(),
+        phase,
+        qmp,
+        name: "guest".to_owned(),
+        memory: vec![Backend {
+            id: "ram".to_owned(),
+            bytes: 4096,
+            export: "ram.0.0123456789abcdef".to_owned(),
+        }],
+        regions: vec!["guest0.ram".to_owned()],
+        region_ids: Vec::new(),
+        qemu: None,
+        vmemd: Vec::new(),
+        run: true,
+        settings: None,
+        reason: None,
+    }
+}
+
+/// Regions that this QEMU maps as long as it lives, and that some daemon serves.
+fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
+    let (qemu, present) = (qemu.clone(), Arc::clone(present));
+    Regions::fake(move || regions::State {
+        exist: true,
+        mapped: qemu.lives(),
+        plain: false,
+        attached: true,
+        present: present.load(Ordering::SeqCst),
+    })
+}
+
+/// The pages of a guest that needs a vmemd; `daemon` is done when one is started. There is none in these tests.
+fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> Pages {
+    let start = move || {
+        daemon();
+        Err(DaemonError::TimedOut(Duration::ZERO))
+    };
+    Pages::supervise(start, regions, LossPolicy::Retry, First::Missing, true).expect("a thread")
+}
+
+fn monitor_of(qemu: &fake::Qemu, path: &Path, regions: Regions) -> Monitor {
+    let process = QemuProcess::open(qemu.pid());
+    Monitor::new(path.to_owned(), None, Some(process), regions, COMMAND).with_patience(SILENCE)
+}
+
+fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, status, migration);
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let record = record(phase, path.clone());
+    place.write(&record).expect("a record");
+    let present = Arc::new(AtomicU64::new(0));
+    let regions = regions_of(&qemu, &present);
+    let (state, due) = crate::destination::resume(phase, true);
+    let arrival = Arrival {
+        owner: Owner::new(state),
+        due,
+        channel: None,
+        pages: pages_of(regions.clone(), || ()),
+        monitor: monitor_of(&qemu, &path, regions),
+        state: None,
+        place,
+        record,
+        qemu: Qemu::existing(),
+        relay: None,
+        resumed: false,
+        is_to_be_started: false,
+        trouble: None,
+        signals: Signals::default(),
+        _regions: Vec::new(),
+    };
+    Scene {
+        directory,
+        qemu,
+        present,
+        arrival,
+    }
+}
+
+impl Scene {
+    /// What becomes of the guest.
+    fn finish(&mut self) -> State {
+        self.arrival.run(&mut door(), &Report::new(true));
+        self.arrival.owner.state()
+    }
+
+    /// What becomes of a guest whose source is there, after this event.
+    fn after(&mut self, event: Event) -> State {
+        self.arrival.owner = Owner::new(State::Prepared);
+        self.arrival.run_after(Some(event), &mut door(), &Report::new(true));
+        self.arrival.owner.state()
+    }
+
+    fn noted(&self) -> Phase {
+        let record: Option<Incoming> = self.arrival.place.read().expect("a record");
+        record.expect("a record").phase
+    }
+}
+
+#[test]
+fn a_guest_that_is_given_runs() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    assert_eq!(scene.finish(), State::Running);
+    assert_eq!(scene.noted(), Phase::Running);
+    assert_eq!(scene.qemu.state().status, "running");
+}
+
+#[test]
+fn one_that_was_paused_stays_so() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.arrival.record.run = false;
+    assert_eq!(scene.finish(), State::Running);
+    assert_eq!(scene.noted(), Phase::Running);
+    assert!(!scene.qemu.has_heard("cont"));
+}
+
+#[test]
+fn one_that_runs_already_is_not_started_again() {
+    let mut scene = scene(Phase::Running, "paused", "completed");
+    assert_eq!(scene.finish(), State::Running);
+    assert!(!scene.qemu.has_heard("cont"), "somebody has paused it");
+}
+
+#[test]
+fn a_qemu_that_dies_of_the_start_may_have_run_the_guest() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().dies_of = "cont";
+    let ended = scene.finish();
+    assert_eq!(ended, State::Gone);
+    assert_eq!(scene.noted(), Phase::Starting);
+}
+
+#[test]
+fn so_it_may_if_another_receive_was_about_to_start_it() {
+    for refuses in ["", "cont"] {
+        let mut scene = scene(Phase::Starting, "paused", "completed");
+        scene.qemu.state().refuses = refuses;
+        scene.qemu.state().dies_of = if refuses.is_empty() { "query-migrate" } else { "" };
+        let ended = scene.finish();
+        assert!(matches!(ended, State::Gone | State::Left), "{ended:?}");
+        assert!(!scene.qemu.has_heard("quit"));
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_before_has_not_run_the_guest() {
+    for command in ["query-migrate", "query-status"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().dies_of = command;
+        let ended = scene.finish();
+        assert_eq!(ended, State::Failed, "{command}");
+        assert_eq!(scene.noted(), Phase::Failed, "{command}");
+    }
+}
+
+#[test]
+fn a_refused_start_is_none_and_the_qemu_is_ended() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().refuses = "cont";
+    let ended = scene.finish();
+    assert_eq!(ended, State::Failed);
+    assert!(scene.qemu.has_heard("quit"), "nobody can start it later");
+    let record: Incoming = scene.arrival.place.read().expect("a record").expect("a record");
+    let reason = record.reason.unwrap_or_default();
+    assert!(record.phase == Phase::Failed && reason.contains("not now"), "{reason}");
+}
+
+#[test]
+fn a_state_that_cannot_be_loaded_is_given_back() {
+    let mut scene = scene(Phase::Committed, "inmigrate", "failed");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Failed);
+    assert!(scene.qemu.has_heard("quit"));
+}
+
+#[test]
+fn one_that_runs_without_our_doing_is_not_given_back() {
+    let mut scene = scene(Phase::Committed, "running", "failed");
+    let ended = scene.finish();
+    assert_eq!(ended, State::Left);
+    assert!(!scene.qemu.has_heard("quit"));
+}
+
+#[test]
+fn a_guest_that_does_not_come_leaves_no_qemu() {
+    let mut scene = scene(Phase::Prepared, "paused", "completed");
+    assert_eq!(scene.after(Event::Abort), State::Refused);
+    assert!(scene.qemu.has_heard("quit"));
+    assert!(!scene.directory.path().join("in.guest0/record").exists());
+}
+
+/// What is made of a guest that cannot come.
+fn judged(resumed: bool, migration: &'static str, dies: bool) -> State {
+    let mut scene = scene(Phase::Prepared, "paused", migration);
+    scene.arrival.resumed = resumed;
+    scene.qemu.state().dies_of = if dies { "query-migrate" } else { "" };
+    scene.after(Event::Trouble)
+}
+
+#[test]
+fn a_state_that_another_receive_got_may_have_been_given() {
+    assert_eq!(judged(false, "active", false), State::Refused);
+    for state in ["none", "setup"] {
+        assert_eq!(judged(true, state, false), State::Refused, "{state}");
+    }
+    for state in ["active", "completed", "failed"] {
+        assert_eq!(judged(true, state, false), State::Failed, "{state}");
+    }
+    assert_eq!(judged(true, "completed", true), State::Failed);
+}
+
+fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
+    use clap::Parser;
+    let state = scene.to_str().expect("a path");
+    let words = ["vmemctl", "--state", state, "receive", "--qmp", "/nobody/qmp"];
+    crate::options::cli::Cli::parse_from(words.iter().chain(rest))
+}
+
+/// What `receive --resume` makes of a QEMU that is gone.
+fn resumed(phase: Phase, file: &str) -> (Result<Left, Error>, TempDir) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    place.write(&record(phase, "/nobody/qmp".into())).expect("a record");
+    std::fs::write(place.path(file), "").expect("a file");
+    drop(place);
+    let cli = cli(directory.path(), &["--resume"]);
+    let crate::options::cli::Command::Receive(args) = &cli.command else {
+        panic!("not receive")
+    };
+    let security = Security::new(&cli.common).expect("loopback");
+    let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    let door = Door::open(listener, security).expect("a door");
+    (
+        Arrival::resume(&cli.common, args, &door, &Report::new(true), &Signals::default()),
+        directory,
+    )
+}
+
+#[test]
+fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
+    for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
+        let (left, _directory) = resumed(phase, "lock");
+        let Ok(Left::Over(_, place, FromDestination::Failed { .. })) = left else {
+            panic!("{phase:?}")
+        };
+        let record: Incoming = place.read().expect("a record").expect("a record");
+        assert_eq!(record.phase, Phase::Failed, "it is said again after another death");
+    }
+    for phase in [Phase::Starting, Phase::Running] {
+        let (left, _directory) = resumed(phase, "lock");
+        assert!(
+            matches!(left, Ok(Left::Over(_, _, FromDestination::Gone { .. }))),
+            "{phase:?}"
+        );
+    }
+}
+
+#[test]
+fn pages_of_other_memory_are_not_taken_after_a_death() {
+    let (left, _directory) = resumed(Phase::Running, "other-memory");
+    assert!(matches!(left, Err(Error::Lost(_))));
+}
+
+#[test]
+fn the_record_of_another_guest_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    place.write(&record(Phase::Running, "/run/q".into())).expect("a record");
+    drop(place);
+    let offer = Offer {
+        session: String::new(),
+        guest: "guest0".to_owned(),
+        key: "guest0".into(),
+        memory: Vec::new(),
+        source: "127.0.0.1:1".to_owned(),
+        release: false,
+    };
+    let error = new_place(&cli(directory.path(), &[]).common, &offer).expect_err("a refusal");
+    assert!(error.to_string().contains("--resume"), "{error}");
+    let record = Place::new(directory.path(), "in", "guest0").and_then(|place| place.read::<Incoming>());
+    assert_eq!(record.expect("a record").map(|record| record.phase), Some(Phase::Running));
+}
+
+#[test]
+fn two_guests_of_one_socket_are_not_told_apart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for guest in ["a", "b"] {
+        let place = Place::new(directory.path(), "in", guest).expect("a place");
+        place.write(&record(Phase::Running, "/nobody/qmp".into())).expect("a record");
+    }
+    let cli = cli(directory.path(), &["--resume"]);
+    let crate::options::cli::Command::Receive(args) = &cli.command else {
+        panic!("not receive")
+    };
+    assert!(resume::recorded(&cli.common, args).is_err_and(|error| error.to_string().contains("several")));
+}
+
+/// A page comes every now and then, until this is dropped.
+fn pages_come(present: &Arc<AtomicU64>) -> impl Drop + use<> {
+    struct Trickle(Arc<AtomicU64>);
+    impl Drop for Trickle {
+        fn drop(&mut self) {
+            self.0.store(1, Ordering::SeqCst);
+        }
+    }
+    let over = Arc::new(AtomicU64::new(0));
+    let (seen, present) = (Arc::clone(&over), Arc::clone(present));
+    std::thread::spawn(move || {
+        while seen.load(Ordering::SeqCst) == 0 {
+            present.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(COMMAND);
+        }
+    });
+    Trickle(over)
+}
+
+/// Frees the main loop after a time in which it would have been given up if no page came.
+fn unblock_late(qemu: &fake::Qemu) {
+    let qemu = qemu.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(SILENCE * 2);
+        qemu.state().blocked = false;
+    });
+}
+
+#[test]
+fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
+    for command in ["query-migrate", "query-status", "cont"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().blocks_at = command;
+        let pages = pages_come(&scene.present);
+        unblock_late(&scene.qemu);
+        assert_eq!(scene.finish(), State::Running);
+        drop(pages);
+        assert_eq!(scene.noted(), Phase::Running, "{command}");
+        assert_eq!(scene.qemu.state().status, "running", "{command}");
+    }
+}
+
+#[test]
+fn qemu_that_says_nothing_while_no_page_comes_is_given_up_and_lives_on() {
+    let mut scene = scene(Phase::Committed, "paused", "completed");
+    scene.qemu.state().blocks_at = "cont";
+    let ended = scene.finish();
+    assert_eq!(ended, State::Left);
+    assert_eq!(scene.noted(), Phase::Starting);
+    assert!(scene.qemu.lives());
+}
+
+#[test]
+fn closed_connection_is_made_again_if_qemu_lives() {
+    for command in ["query-migrate", "query-status", "cont"] {
+        let mut scene = scene(Phase::Committed, "paused", "completed");
+        scene.qemu.state().hangs_up_at = command;
+        assert_eq!(scene.finish(), State::Running);
+        assert_eq!(scene.qemu.state().status, "running", "{command}");
+    }
+}
+
+#[test]
+fn qemu_that_lives_without_its_socket_is_not_taken_for_gone() {
+    for (phase, command) in [
+        (Phase::Committed, "query-migrate"),
+        (Phase::Committed, "query-status"),
+        (Phase::Committed, "cont"),
+        (Phase::Starting, "query-migrate"),
+    ] {
+        let mut scene = scene(phase, "paused", "completed");
+        scene.qemu.state().leaves_at = command;
+        let ended = scene.finish();
+        assert_eq!(ended, State::Left, "{phase:?} {command}");
+        assert!(scene.qemu.lives());
+    }
+}
+
+#[test]
+fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
+    let mut scene = scene(Phase::Prepared, "inmigrate", "active");
+    scene.qemu.state().blocked = true;
+    let qemu = scene.qemu.clone();
+    let began = Instant::now();
+    assert_eq!(scene.after(Event::Abort), State::Refused);
+    assert!(!qemu.lives(), "it could be started later");
+    assert!(began.elapsed() < 3 * PATIENCE);
+}
+
+#[test]
+fn signal_gives_a_guest_up_that_is_the_sources() {
+    let mut scene = scene(Phase::Prepared, "inmigrate", "active");
+    let (ours, _theirs) = UnixStream::pair().expect("sockets");
+    let (socket, carrier) = (ours.try_clone().expect("a socket").into(), ours.into());
+    scene.arrival.channel = Some(Channel::new(socket, &carrier).expect("a channel"));
+    scene.arrival.owner = Owner::new(State::Prepared);
+    scene.arrival.signals.raise();
+    assert_eq!(scene.finish(), State::Refused);
+    assert!(scene.arrival.trouble().is_signal());
+}
+
+#[test]
+fn signal_leaves_a_guest_that_may_be_this_hosts() {
+    for phase in [Phase::Prepared, Phase::Committed] {
+        let mut scene = scene(phase, "paused", "completed");
+        scene.arrival.resumed = true;
+        scene.qemu.state().blocked = phase == Phase::Committed;
+        scene.arrival.signals.raise();
+        scene.arrival.monitor = scene.arrival.monitor.with_signals(&scene.arrival.signals);
+        assert_eq!(scene.finish(), State::Left);
+        assert!(scene.arrival.trouble().is_signal());
+        assert!(scene.qemu.lives() && !scene.qemu.has_heard("quit"), "{phase:?}");
+    }
+}
+
+fn door() -> Door {
+    let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    Door::open(listener, Security::Loopback).expect("a door")
+}
+
+/// The main loop of this QEMU waits for a page as long as no daemon is attached: as after the deaths of `receive` and its vmemd.
+#[test]
+fn resume_has_pages_come_before_it_waits_for_qemu() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, "running", "completed");
+    qemu.state().blocked = true;
+    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let attached = Arc::new(Mutex::new(false));
+    let look = {
+        let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));
+        move || regions::State {
+            exist: true,
+            mapped: qemu.lives(),
+            plain: false,
+            attached: *attached.lock().expect("no panic"),
+            present: 0,
+        }
+    };
+    let regions = Regions::fake(look);
+    let daemon = {
+        let qemu = qemu.clone();
+        move || {
+            *attached.lock().expect("no panic") = true;
+            qemu.state().blocked = false;
+        }
+    };
+    let pages = pages_of(regions.clone(), daemon);
+    let monitor = monitor_of(&qemu, &path, regions);
+    let record = record(Phase::Running, path);
+    let report = Report::new(true);
+    let mut arrival = Arrival::take_up(pages, monitor, place, record, &Signals::default(), &report)
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    arrival.run(&mut door(), &report);
+    assert_eq!(arrival.owner.state(), State::Running);
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Strangers, and sources that say nothing or what they must not.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::*;
+use crate::message::Backend;
+
+const SESSION: &str = "0123456789abcdef0123456789abcdef";
+
+/// More than there are places.
+const MANY: usize = 2 * PLACES;
+
+fn open(address: &str) -> (Door, SocketAddr) {
+    open_as(Security::Insecure, address)
+}
+
+fn open_as(security: Security, address: &str) -> (Door, SocketAddr) {
+    let address: SocketAddr = address.parse().expect("an address");
+    let listener = TcpListener::bind(address).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (Door::open(listener, security).expect("a door"), address)
+}
+
+fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
+    connect_as(&Security::Loopback, to, session, purpose)
+}
+
+fn connect_as(security: &Security, to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
+    security.connect(&to.to_string(), session, purpose).expect("a welcome")
+}
+
+/// A new authority that has certified this host.
+fn certified() -> Security {
+    use clap::Parser;
+    let directory = tempfile::tempdir().expect("a directory");
+    vmem_tls::testing::write(&["127.0.0.1"], directory.path());
+    let path = directory.path().to_str().expect("a path");
+    let words = ["vmemctl", "--tls", path, "region", "list"];
+    Security::new(&crate::options::cli::Cli::parse_from(words).common).expect("an identity")
+}
+
+fn offer(export: &str) -> FromSource {
+    FromSource::Offer {
+        guest: "guest0".to_owned(),
+        key: None,
+        memory: vec![Backend {
+            id: "ram".to_owned(),
+            bytes: 4096,
+            export: export.to_owned(),
+        }],
+        pages: "8636".to_owned(),
+        release: false,
+    }
+}
+
+fn good() -> FromSource {
+    offer(&format!("ram.0.{}", &SESSION[..16]))
+}
+
+fn wait(door: &mut Door) -> Offer {
+    match door.wait_for(Duration::from_secs(10)) {
+        Some(Visitor::Guest(_, offer)) => offer,
+        _ => panic!("no guest"),
+    }
+}
+
+#[test]
+fn strangers_that_say_nothing_do_not_keep_a_source_out() {
+    lets_the_source_in(Security::Loopback);
+}
+
+#[test]
+fn strangers_that_show_no_certificate_do_not_keep_a_source_out() {
+    lets_the_source_in(certified());
+}
+
+fn lets_the_source_in(security: Security) {
+    let (mut door, address) = open_as(security.clone(), "127.0.0.1:0");
+    let mut silent: Vec<TcpStream> = (0..MANY)
+        .map(|_| TcpStream::connect(address).expect("a connection"))
+        .collect();
+    let source = connect_as(&security, address, SESSION, Purpose::Migrate);
+    source.say(&good()).expect("room");
+    wait(&mut door);
+    // The oldest was ended for the newest, long before its time was over.
+    let first = &mut silent[0];
+    first.set_read_timeout(Some(PATIENCE / 2)).expect("a socket");
+    assert_eq!(first.read(&mut [0]).expect("the end"), 0);
+}
+
+#[test]
+fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
+    const ERRORS: usize = 3;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&tries);
+    let accept = move || {
+        let mut tries = noted.lock().expect("no panic");
+        tries.push(Instant::now());
+        if tries.len() <= ERRORS {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        drop(tries);
+        Ok(listener.accept()?.0)
+    };
+    let mut door = Door::with(accept, Security::Loopback).expect("a door");
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+    let tries = tries.lock().expect("no panic").clone();
+    let pauses: Vec<_> = tries.windows(2).take(ERRORS).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        pauses.len() == ERRORS && pauses.iter().all(|pause| *pause >= PAUSE),
+        "{pauses:?}"
+    );
+}
+
+#[test]
+fn sources_that_offer_nothing_do_not_keep_another_out() {
+    let (mut door, address) = open("127.0.0.1:0");
+    let began = Instant::now();
+    let _silent: Vec<Channel> = (0..MANY).map(|_| connect(address, SESSION, Purpose::Migrate)).collect();
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+    assert!(began.elapsed() < OFFER / 2);
+}
+
+#[test]
+fn offer_that_is_bogus_is_refused_and_another_taken() {
+    let (mut door, address) = open("127.0.0.1:0");
+    for bogus in [offer("ram"), FromSource::Start] {
+        let mut source = connect(address, SESSION, Purpose::Migrate);
+        source.say(&bogus).expect("room");
+        let answer = source.hear_within::<FromDestination>(PATIENCE);
+        assert!(!matches!(answer, Ok(FromDestination::Ready)), "{answer:?}");
+    }
+    assert!(door.glance().is_none());
+    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
+    wait(&mut door);
+}
+
+#[test]
+fn second_offer_is_refused() {
+    let (mut door, address) = open("127.0.0.1:0");
+    let (first, mut second) = (
+        connect(address, SESSION, Purpose::Migrate),
+        connect(address, SESSION, Purpose::Migrate),
+    );
+    first.say(&good()).expect("room");
+    wait(&mut door);
+    second.say(&good()).expect("room");
+    let answer = second.hear_within(PATIENCE).expect("an answer");
+    assert!(matches!(answer, FromDestination::Failed { reason } if reason.contains("another guest")));
+    let third = Security::Loopback.connect(&address.to_string(), SESSION, Purpose::Migrate);
+    assert!(third.is_err(), "and so is a third one, at once");
+}
+
+/// The address is also what the certificate of the source's vmemd must have.
+#[test]
+fn source_of_ipv4_at_a_socket_of_ipv6_is_one_of_ipv4() {
+    for security in [Security::Insecure, certified()] {
+        let (mut door, address) = open_as(security.clone(), "[::]:0");
+        let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+        let source = connect_as(&security, address, SESSION, Purpose::Migrate);
+        source.say(&good()).expect("room");
+        assert_eq!(wait(&mut door).source, "127.0.0.1:8636");
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What becomes of a guest whose missing pages will not come.
+
+use vmem::Control;
+
+use super::missing;
+use super::pause::{News, Pauser};
+use crate::error::{Cause, Error};
+use crate::guest::LIMIT;
+use crate::options::OnLost;
+use crate::record::Place;
+
+/// The file that says that the source came back with other memory.
+const OTHER_MEMORY: &str = "other-memory";
+
+/// Whether the guest's source has come back with other memory: what is missing here is lost.
+pub(super) fn is_lost(place: &Place) -> bool {
+    place.path(OTHER_MEMORY).exists()
+}
+
+/// A guest that has lost memory.
+pub(super) struct Loss<'a> {
+    pub(super) regions: &'a [String],
+    pub(super) place: &'a Place,
+    pub(super) pauser: &'a Pauser,
+    pub(super) control: &'a Control,
+    pub(super) on_lost: OnLost,
+}
+
+impl Loss<'_> {
+    /// The memory that the guest had is not at the source any more. A vmemd that is started later would not know that, and would mix the
+    /// two: so it is recorded that none must be.
+    pub(super) fn of_other_memory(&self, why: &str) -> Error {
+        if let Err(error) = std::fs::write(self.place.path(OTHER_MEMORY), "") {
+            return Error::Lost(Cause::io(why)(error));
+        }
+        if self.on_lost == OnLost::Sigbus {
+            return self.of_source(why);
+        }
+        self.pauser.source_lost();
+        let paused = loop {
+            match self.pauser.news_within(2 * LIMIT) {
+                Some(News::Note(text)) => break text,
+                Some(News::Restored) => {}
+                Some(News::Gone | News::Finished) => break "QEMU has ended".to_owned(),
+                None => break "QEMU does not answer".to_owned(),
+            }
+        };
+        let missing = missing::list(self.regions, self.place);
+        Error::Lost(Cause::other(format!("{why}; {missing}; {paused}")))
+    }
+
+    /// The missing pages are given up.
+    pub(super) fn of_source(&self, why: &str) -> Error {
+        let missing = missing::list(self.regions, self.place);
+        if let Err(failure) = missing::poison(self.regions, self.control) {
+            return failure;
+        }
+        Error::Lost(Cause::other(format!("{why}; {missing}; a touch of them is SIGBUS now")))
+    }
+
+    /// The source cannot read them.
+    pub(super) fn of_pages(&self) -> Error {
+        Error::Lost(Cause::other(missing::list(self.regions, self.place)))
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory that guests on their way here will take: a guest that there is no memory for would be killed when its memory comes, after it
+//! has left its source. Several may come at once, so what each of them still lacks is reserved.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use vmem::{Access, MapHandle};
+
+use crate::error::Cause;
+use crate::message::Backend;
+use crate::process::{Identity, Process};
+use crate::record::{Incoming, Place};
+
+/// The file with what a guest will take.
+const RESERVED: &str = "reserved";
+
+/// Held while it is looked whether there is room for one more guest.
+const LOCK: &str = "memory.lock";
+
+/// How long another `receive` may hold it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a guest will take.
+#[derive(Debug, Serialize, Deserialize)]
+struct Reservation {
+    bytes: u64,
+    /// The vmemctl that takes it.
+    vmemctl: Identity,
+}
+
+/// Reserves memory for a guest whose record will be in `place`, unless this host does not have it.
+pub(super) fn reserve(state: &Path, place: &Place, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
+    let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
+    let wanted = wanted.ok_or_else(|| Cause::other("the guest has more memory than there can be"))?;
+    let available = vmem::available_memory().map_err(Cause::io("the memory of this host"))?;
+    reserve_of(if overcommit { u64::MAX } else { available }, state, place, wanted)
+}
+
+fn reserve_of(available: u64, state: &Path, place: &Place, wanted: u64) -> Result<(), Cause> {
+    let _lock = lock(&state.join(LOCK))?;
+    let own = place.path(RESERVED);
+    let promised = promised(state, &own)?;
+    if wanted > available.saturating_sub(promised) {
+        return Err(Cause::other(format!(
+            "the guest has {} MiB of memory; {} MiB are available here, of which {} MiB are for guests that are on their way \
+             (--overcommit takes it nevertheless)",
+            wanted >> 20,
+            available >> 20,
+            promised >> 20
+        )));
+    }
+    let failed = || Cause::io(own.display().to_string());
+    let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
+    let reservation = Reservation {
+        bytes: wanted,
+        vmemctl: Process::open(own_pid).and_then(|own| own.identity()).map_err(failed())?,
+    };
+    let text = serde_json::to_vec(&reservation).map_err(|error| failed()(error.into()))?;
+    fs::write(&own, text).map_err(failed())
+}
+
+fn lock(path: &Path) -> Result<File, Cause> {
+    let failed = || Cause::io(path.display().to_string());
+    let file = File::options().create(true).append(true).open(path).map_err(failed())?;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => sleep(Duration::from_millis(10)),
+            Err(error) => return Err(failed()(error.into())),
+        }
+    }
+}
+
+/// Bytes that the other guests of `state` will still take.
+fn promised(state: &Path, own: &Path) -> Result<u64, Cause> {
+    let entries = fs::read_dir(state).map_err(Cause::io(state.display().to_string()))?;
+    let directories = entries.flatten().map(|entry| entry.path());
+    let files = directories
+        .map(|directory| directory.join(RESERVED))
+        .filter(|path| path != own);
+    Ok(files.filter_map(|path| lacks(&path).ok()).fold(0, u64::saturating_add))
+}
+
+/// What the guest of a reservation lacks. A file that is not there any more is of a guest whose move has ended meanwhile.
+fn lacks(path: &Path) -> io::Result<u64> {
+    let reservation: Reservation = serde_json::from_slice(&fs::read(path)?)?;
+    match fs::read(path.with_file_name("record")) {
+        Ok(text) => {
+            let record: Incoming = serde_json::from_slice(&text)?;
+            Ok(record.regions.iter().map(|name| absent(name)).fold(0, u64::saturating_add))
+        }
+        // It is being prepared, unless that was killed.
+        Err(_) if Process::find(&reservation.vmemctl).is_none() => Ok(0),
+        Err(_) => Ok(reservation.bytes),
+    }
+}
+
+/// Bytes that a region lacks. One that does not exist any more lacks none: its guest has ended.
+fn absent(name: &str) -> u64 {
+    let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
+    match info {
+        Ok(info) if !info.plain => info.size.saturating_sub(info.present.saturating_mul(vmem::PAGE_SIZE as u64)),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_that_come_at_once_share_what_is_available() {
+        let state = tempfile::tempdir().expect("a directory");
+        let place = |guest: &str| Place::new(state.path(), "in", guest).expect("a place");
+        let reserve = |place: &Place| reserve_of(10 << 20, state.path(), place, 6 << 20);
+        let (first, second) = (place("a"), place("b"));
+        reserve(&first).expect("room for one");
+        reserve(&first).expect("its own does not count");
+        let refused = reserve(&second).expect_err("no room for two").to_string();
+        assert!(refused.contains("6 MiB are for guests"), "{refused}");
+        first.remove();
+        reserve(&second).expect("the first has ended");
+    }
+
+    #[test]
+    fn reservation_of_a_vmemctl_that_was_killed_is_none() {
+        let state = tempfile::tempdir().expect("a directory");
+        let place = |guest: &str| Place::new(state.path(), "in", guest).expect("a place");
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        let identity = Process::of_child(&child).and_then(|child| child.identity());
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+        let dead = Reservation {
+            bytes: 6 << 20,
+            vmemctl: identity.expect("a process"),
+        };
+        let first = place("a");
+        fs::write(first.path(RESERVED), serde_json::to_vec(&dead).expect("text")).expect("a file");
+        reserve_of(10 << 20, state.path(), &place("b"), 6 << 20).expect("room");
+    }
+}

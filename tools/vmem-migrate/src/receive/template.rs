@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command that starts QEMU, as the user wrote it: what it must not have, and what is put into it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::Cause;
+use crate::message::Backend;
+
+/// Refuses, before any guest is waited for, a command whose QEMU could never take one.
+///
+/// A program that starts QEMU in its turn may add options of its own, so an option that is not there is no error here.
+pub(super) fn check(command: &[String]) -> Result<(), Cause> {
+    let [program, arguments @ ..] = command else { return Ok(()) };
+    check_program(program, std::env::var_os("PATH").as_deref())?;
+    for (at, word) in arguments.iter().enumerate() {
+        let value = arguments.get(at + 1).map_or("", String::as_str);
+        // QEMU takes its options with one dash or with two.
+        match word.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name)) {
+            Some("object") => check_object(value)?,
+            Some("mem-prealloc") => return Err(touches_memory("-mem-prealloc", "Leave it out")),
+            Some("overcommit") if is_on(value, "mem-lock") => {
+                return Err(touches_memory(
+                    "-overcommit mem-lock=on (libvirt: <locked/>)",
+                    "Use mem-lock=on-fault, or leave it out",
+                ));
+            }
+            Some("incoming") if value != "defer" => {
+                return Err(Cause::other(format!(
+                    "QEMU's command has -incoming {value}: it must be -incoming defer, since vmemctl tells QEMU where the guest comes from"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Looks at a value of `-object`.
+fn check_object(value: &str) -> Result<(), Cause> {
+    let json = value
+        .starts_with('{')
+        .then(|| serde_json::from_str::<Value>(value).ok())
+        .flatten();
+    let text = |name: &str| match &json {
+        Some(object) => object
+            .get(name)
+            .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+        None => keyval(value, name).map(str::to_owned),
+    };
+    let kind = match &json {
+        Some(_) => text("qom-type").unwrap_or_default(),
+        None => text("qom-type").unwrap_or_else(|| value.split(',').next().unwrap_or_default().to_owned()),
+    };
+    if !kind.starts_with("memory-backend-") {
+        return Ok(());
+    }
+    let id = text("id").unwrap_or_default();
+    if text("prealloc").is_some_and(|value| means_on(&value)) {
+        return Err(touches_memory(
+            &format!("prealloc=on for memory backend {id:?} (libvirt: <allocation mode='immediate'/>)"),
+            "Leave it out",
+        ));
+    }
+    let is_region = text("mem-path").is_some_and(|path| path.contains("{memory:"));
+    if is_region && !text("share").is_some_and(|value| means_on(&value)) {
+        return Err(Cause::other(format!(
+            "QEMU's command has memory backend {id:?} without share=on: QEMU's writes would not get into the region"
+        )));
+    }
+    Ok(())
+}
+
+fn touches_memory(what: &str, remedy: &str) -> Cause {
+    Cause::other(format!(
+        "QEMU's command has {what}: QEMU would touch all of its memory before it takes a guest, and wait for pages that come only with the \
+         guest. {remedy}"
+    ))
+}
+
+/// The value of a key in QEMU's `key=value,key=value`. A key without a value is "on".
+fn keyval<'a>(options: &'a str, key: &str) -> Option<&'a str> {
+    // Of a key that is given twice the last one counts. A comma in a value is doubled, which no value that is looked at here has.
+    let found = options
+        .split(',')
+        .rev()
+        .map(|option| option.split_once('=').unwrap_or((option, "on")));
+    found.filter(|(name, _)| *name == key).map(|(_, value)| value).next()
+}
+
+fn is_on(options: &str, key: &str) -> bool {
+    keyval(options, key).is_some_and(means_on)
+}
+
+fn means_on(value: &str) -> bool {
+    matches!(value, "on" | "yes" | "true" | "y")
+}
+
+/// Refuses a program that is not there.
+fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Cause> {
+    let is_program = |file: PathBuf| {
+        file.metadata()
+            .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let found = if program.contains('/') {
+        is_program(PathBuf::from(program))
+    } else {
+        // Without PATH the system's own places are searched, which are not known here.
+        path.is_none_or(|path| std::env::split_paths(path).any(|directory| is_program(directory.join(program))))
+    };
+    if found {
+        Ok(())
+    } else {
+        Err(Cause::other(format!("QEMU's command: there is no program {program:?}")))
+    }
+}
+
+/// Puts what is known into the words of the command: `{qmp}` is the socket, `{memory:ID}` the node of that backend. All other braces are
+/// QEMU's: JSON has them.
+pub(super) fn fill_in(command: &[String], qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<Vec<String>, Cause> {
+    command.iter().map(|word| fill_in_word(word, qmp, memory, nodes)).collect()
+}
+
+fn fill_in_word(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<String, Cause> {
+    let mut done = String::new();
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once('{') {
+        done.push_str(before);
+        rest = if let Some(after) = after.strip_prefix("qmp}") {
+            done.push_str(&qmp.display().to_string());
+            after
+        } else if let Some(named) = after.strip_prefix("memory:") {
+            let (id, after) = named
+                .split_once('}')
+                .ok_or_else(|| Cause::other(format!("{word:?} has a {{memory: without a }}")))?;
+            done.push_str(&node_of(id, memory, nodes)?);
+            after
+        } else {
+            // What is known may stand behind it.
+            done.push('{');
+            after
+        };
+    }
+    done.push_str(rest);
+    Ok(done)
+}
+
+fn node_of(id: &str, memory: &[Backend], nodes: &[String]) -> Result<String, Cause> {
+    let at = memory.iter().position(|backend| backend.id == id);
+    match at.and_then(|at| nodes.get(at)) {
+        Some(node) => Ok(format!("/dev/vmem/{node}")),
+        None => {
+            let known: Vec<_> = memory.iter().map(|backend| backend.id.escape_debug().to_string()).collect();
+            let known = known.join(", ");
+            Err(Cause::other(format!("the guest has no memory backend {id}; it has {known}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(id: &str) -> Backend {
+        Backend {
+            id: id.to_owned(),
+            bytes: 4096,
+            export: id.to_owned(),
+        }
+    }
+
+    fn put(word: &str) -> Result<String, Cause> {
+        let memory = [backend("ram"), backend("pc.ram"), backend("ram-node1")];
+        let nodes = ["a", "b", "c"].map(str::to_owned);
+        fill_in_word(word, Path::new("/run/q"), &memory, &nodes)
+    }
+
+    fn refusal(words: &[&str]) -> String {
+        let mut command = vec!["/bin/sh".to_owned()];
+        command.extend(words.iter().map(|word| (*word).to_owned()));
+        check(&command).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn words_get_the_socket_and_the_nodes() {
+        for (word, meant) in [
+            ("-m", "-m"),
+            (
+                "id=pc.ram,mem-path={memory:pc.ram},share=on",
+                "id=pc.ram,mem-path=/dev/vmem/b,share=on",
+            ),
+            ("unix:{qmp},server=on", "unix:/run/q,server=on"),
+            ("{qmp}{qmp}{memory:ram}", "/run/q/run/q/dev/vmem/a"),
+        ] {
+            assert_eq!(put(word).expect("a word"), meant);
+        }
+        let error = put("{memory:disk}").expect_err("a refusal").to_string();
+        assert_eq!(error, "the guest has no memory backend disk; it has ram, pc.ram, ram-node1");
+        assert!(put("{memory:ram").is_err());
+    }
+
+    /// Words of command lines that libvirt 11.3.0 wrote, with the place of the memory replaced as howto-qemu says.
+    #[test]
+    fn words_of_libvirt_get_the_nodes_inside_json() {
+        let ram = r#"{"qom-type":"memory-backend-file","id":"pc.ram","mem-path":"{memory:pc.ram}","share":true,"x-use-canonical-path-for-ramblock-id":false,"size":134217728}"#;
+        assert_eq!(put(ram).expect("a word"), ram.replace("{memory:pc.ram}", "/dev/vmem/b"));
+        let node = r#"{"qom-type":"memory-backend-file","id":"ram-node1","mem-path":"{memory:ram-node1}","share":true,"size":1073741824,"host-nodes":[1],"policy":"bind"}"#;
+        assert_eq!(put(node).expect("a word"), node.replace("{memory:ram-node1}", "/dev/vmem/c"));
+    }
+
+    #[test]
+    fn braces_that_are_qemus_stay_as_they_are() {
+        for word in [
+            r#"{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-1-guest0/master-key.aes"}"#,
+            r#"{"driver":"pcie-root-port","port":16,"chassis":1,"id":"pci.1","bus":"pcie.0","multifunction":true,"addr":"0x2"}"#,
+            r#"{"node-name":"libvirt-1-format","driver":"qcow2","file":{"driver":"file","filename":"/a","cache":{"direct":true}},"backing":null}"#,
+            r#"{"driver":"virtio-blk-pci","iothread-vq-mapping":[{"iothread":"io1"},{"iothread":"io2"}]}"#,
+            "{}",
+            "}{",
+            "{",
+            "a{b",
+            "{memory}",
+            "{{qmp",
+        ] {
+            assert_eq!(put(word).expect("a word"), word);
+        }
+        assert_eq!(put("{{qmp}}").expect("a word"), "{/run/q}");
+    }
+
+    #[test]
+    fn a_qemu_that_touches_all_memory_at_its_start_is_refused() {
+        for words in [
+            &[
+                "-object",
+                "memory-backend-file,id=ram,size=4G,mem-path={memory:ram},share=on,prealloc=on",
+            ][..],
+            &[
+                "--object",
+                "memory-backend-file,prealloc=yes,id=ram,share=on,mem-path={memory:ram}",
+            ],
+            &[
+                "-object",
+                "memory-backend-file,id=ram,prealloc,share=on,mem-path={memory:ram}",
+            ],
+            &[
+                "-object",
+                r#"{"qom-type":"memory-backend-file","id":"pc.ram","mem-path":"{memory:pc.ram}","share":true,"prealloc":true,"prealloc-threads":2,"size":134217728}"#,
+            ],
+            &["-mem-prealloc"],
+            &["-overcommit", "mem-lock=on"],
+            &["-m", "4G", "-overcommit", "cpu-pm=off,mem-lock=true"],
+        ] {
+            let refusal = refusal(words);
+            assert!(
+                refusal.contains("wait for pages that come only with the guest"),
+                "{words:?}: {refusal}"
+            );
+        }
+        for words in [
+            &[
+                "-object",
+                "memory-backend-file,id=ram,size=4G,mem-path={memory:ram},share=on,prealloc=off",
+            ][..],
+            &[
+                "-object",
+                "memory-backend-file,id=ram,prealloc=on,prealloc=off,share=on,mem-path={memory:ram}",
+            ],
+            &[
+                "-object",
+                r#"{"qom-type":"memory-backend-file","id":"pc.ram","mem-path":"{memory:pc.ram}","share":true,"prealloc":false}"#,
+            ],
+            &["-object", "iothread,id=prealloc=on"],
+            &["-overcommit", "mem-lock=off"],
+            &["-overcommit", "mem-lock=on-fault,cpu-pm=on"],
+            &["-name", "mem-lock=on"],
+        ] {
+            assert_eq!(refusal(words), "", "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_private_mapping_of_a_region_is_refused() {
+        let private = refusal(&["-object", "memory-backend-file,id=ram,size=4G,mem-path={memory:ram}"]);
+        assert!(private.contains("\"ram\" without share=on"), "{private}");
+        let private = refusal(&[
+            "-object",
+            r#"{"qom-type":"memory-backend-file","id":"pc.ram","mem-path":"{memory:pc.ram}","share":false}"#,
+        ]);
+        assert!(private.contains("\"pc.ram\" without share=on"), "{private}");
+        assert_eq!(refusal(&["-object", "memory-backend-file,id=nvdimm,mem-path=/a"]), "");
+    }
+
+    #[test]
+    fn only_a_deferred_arrival_can_be_told_where_it_comes_from() {
+        assert!(refusal(&["-incoming", "tcp:0:4444"]).contains("-incoming tcp:0:4444"));
+        assert_eq!(refusal(&["-incoming", "defer"]), "");
+        assert_eq!(refusal(&[]), "", "a program may add it");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_refused() {
+        let check = |program, path: Option<&str>| check_program(program, path.map(AsRef::as_ref)).is_ok();
+        assert!(check("/bin/sh", None) && check("sh", Some("/nowhere:/bin")) && check("sh", None));
+        assert!(!check("/bin/no-such", None) && !check("no-such", Some("/bin")) && !check("/bin", None));
+        assert!(!check("/etc/passwd", None), "not executable");
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Offers that are well-formed, and of guests that this host cannot take: the next one is waited for.
+
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use clap::Parser;
+
+use super::*;
+use crate::fake;
+use crate::message::{Backend, FromSource, Purpose};
+use crate::options::cli::{Cli, Command};
+
+const SESSION: &str = "0123456789abcdef0123456789abcdef";
+
+/// An offer of a guest with these memory backends.
+fn offer(memory: &[(&str, u64)]) -> FromSource {
+    let backend = |(number, (id, bytes)): (usize, &(&str, u64))| Backend {
+        id: (*id).to_owned(),
+        bytes: *bytes,
+        export: format!("ram.{number}.{}", &SESSION[..16]),
+    };
+    FromSource::Offer {
+        guest: "guest0".to_owned(),
+        key: None,
+        memory: memory.iter().enumerate().map(backend).collect(),
+        // Nobody is there.
+        pages: "1".to_owned(),
+        release: false,
+    }
+}
+
+/// Offers a guest with this memory; returns why it is refused.
+fn refusal(address: SocketAddr, memory: &[(&str, u64)]) -> String {
+    let mut source = Security::Loopback
+        .connect(&address.to_string(), SESSION, Purpose::Migrate)
+        .expect("a welcome");
+    source.say(&offer(memory)).expect("room");
+    match source.hear_within(Duration::from_secs(20)).expect("an answer") {
+        FromDestination::Failed { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Takes a guest with the arguments `words` while `offers` offers some; that must not end it, and a signal does.
+fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
+    let signals = Signals::default();
+    let cli = Cli::parse_from(["vmemctl", "receive"].iter().chain(words));
+    let Command::Receive(args) = &cli.command else {
+        panic!("not receive")
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut door = Door::open(listener, Security::Loopback).expect("a door");
+    let host = Host {
+        args,
+        make_regions: &|_, memory| Ok((memory.iter().map(|backend| backend.id.clone()).collect(), Vec::new())),
+        security: &Security::Loopback,
+        signals: &signals,
+    };
+    thread::scope(|scope| {
+        let source = scope.spawn(|| {
+            // Whatever comes of it.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| offers(address)));
+            signals.raise();
+            outcome
+        });
+        let taken = take(&cli.common, &host, &mut door, &Report::new(true)).map(drop);
+        source.join().expect("no panic").expect("a guest that is refused");
+        assert!(matches!(taken, Err(Error::Local(Cause::Stopped(_)))), "{taken:?}");
+    });
+}
+
+#[test]
+fn guest_that_does_not_fit_is_refused_and_the_next_waited_for() {
+    let state = tempfile::tempdir().expect("a directory");
+    let path = state.path().join("qmp");
+    let qemu = fake::Qemu::start(&path, "inmigrate", "none");
+    let (state, qmp) = (state.path().to_str().expect("a path"), path.to_str().expect("a path"));
+    take_until_signal(&["--qmp", qmp, "--state", state], |address| {
+        for (memory, why) in [
+            (&[("ram", 8192)][..], "has 4096 bytes here and 8192 at the source"),
+            (&[("ram", 0)], "has 4096 bytes here and 0 at the source"),
+            (&[("other", 4096)], "has no memory backend"),
+            (&[], "more memory backends than at the source"),
+            (&[("ram", 4096), ("other", 4096)], "has no memory backend"),
+            (&[("ram", u64::MAX)], "are available here"),
+            (&[("ram", u64::MAX), ("other", 1)], "more memory than there can be"),
+            // As it must be, but that there is no such region here.
+            (&[("ram", 4096)], "cannot look at region guest0.ram"),
+        ] {
+            let reason = refusal(address, memory);
+            assert!(reason.contains(why), "{memory:?}: {reason}");
+        }
+    });
+    assert!(!qemu.has_heard("stop"), "it waits for another guest");
+    assert!(qemu.lives());
+}
+
+#[test]
+fn guest_whose_qemu_cannot_be_started_is_refused_and_the_next_waited_for() {
+    let state = tempfile::tempdir().expect("a directory");
+    let words = [
+        "--qmp",
+        "/nobody/qmp",
+        "--state",
+        state.path().to_str().expect("a path"),
+        "--",
+    ];
+    let command = ["sh", "-c", "echo no such size: $0 >&2; exit 3", "{memory:ram}"];
+    take_until_signal(&[&words[..], &command].concat(), |address| {
+        for _ in 0..2 {
+            let reason = refusal(address, &[("ram", 8192)]);
+            assert!(reason.contains("no such size: /dev/vmem/ram"), "{reason}");
+        }
+        let reason = refusal(address, &[("other", 8192)]);
+        assert!(reason.contains("ram"), "{reason}");
+    });
+    let left = std::fs::read_dir(state.path()).expect("a directory").flatten();
+    let left: Vec<_> = left
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("in."))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}

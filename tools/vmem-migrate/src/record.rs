@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is known of a migration, in a file: whoever takes it up after a death reads it.
+//!
+//! A file for each guest and side, in a directory that a reboot empties, as it empties the memory that the file speaks of.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Phase;
+use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmem_cli::log;
+
+use crate::guest::Settings;
+use crate::key::Key;
+use crate::message::Backend;
+use crate::name::{clean, session_mark};
+use crate::process::Identity;
+use crate::served::Served;
+
+/// Where records are, unless told.
+pub(crate) const DIRECTORY: &str = "/run/vmem";
+
+/// Where logs are if records are in [`DIRECTORY`], and where in the directory of the records if not.
+const LOGS: &str = "/var/log/vmem";
+const LOGS_BESIDE: &str = "log";
+
+/// A record cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("{}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is no record of a migration", .0.display())]
+    Foreign(PathBuf),
+    #[error(
+        "{} was written by another version of vmemctl, which has to go on with that move; if the move is over, remove it",
+        .0.display()
+    )]
+    Layout(PathBuf),
+    #[error("another vmemctl is at work on this guest ({})", .0.display())]
+    Busy(PathBuf),
+}
+
+/// How records are laid out. One without this number is of a vmemctl that keyed them by the guest's name alone.
+const LAYOUT: u64 = 2;
+
+/// What the source knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Outgoing {
+    pub(crate) session: String,
+    /// Its name, for people.
+    pub(crate) guest: String,
+    /// What it is known by.
+    pub(crate) key: Key,
+    pub(crate) phase: Phase,
+    /// QEMU's socket.
+    pub(crate) qmp: PathBuf,
+    /// Where the destination's vmemctl listens.
+    pub(crate) to: String,
+    /// The arguments of the source's vmemd, with the port that it got.
+    pub(crate) vmemd: Vec<String>,
+    /// The files of its memory.
+    pub(crate) served: Vec<Served>,
+    /// The guest ran when it was asked to move.
+    pub(crate) run: bool,
+    /// QEMU's, before they were changed.
+    pub(crate) settings: Option<Settings>,
+}
+
+impl Outgoing {
+    /// What is logged from now on is about this guest.
+    pub(crate) fn log_subject(&self) {
+        log::set_subject(&self.guest, session_mark(&self.session).unwrap_or_default());
+    }
+}
+
+/// What the destination knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Incoming {
+    pub(crate) session: String,
+    pub(crate) guest: String,
+    pub(crate) phase: Phase,
+    /// QEMU's socket.
+    pub(crate) qmp: PathBuf,
+    /// What this host's QEMU calls the guest.
+    pub(crate) name: String,
+    pub(crate) memory: Vec<Backend>,
+    /// Where that is here.
+    pub(crate) regions: Vec<String>,
+    /// The kernel's number of each of these regions: another region of the same name has another.
+    #[serde(default)]
+    pub(crate) region_ids: Vec<u64>,
+    /// QEMU's process, if that is known.
+    #[serde(default)]
+    pub(crate) qemu: Option<Identity>,
+    /// The arguments of the destination's vmemd when it takes up what another one has begun.
+    pub(crate) vmemd: Vec<String>,
+    /// The guest shall run, once it is here.
+    pub(crate) run: bool,
+    /// QEMU's, before they were changed; until they are put back.
+    pub(crate) settings: Option<Settings>,
+    /// Why it has failed.
+    pub(crate) reason: Option<String>,
+}
+
+/// What the name of a directory begins with that is being removed.
+const REMOVED: &str = "removed.";
+
+/// Where the record of a guest is, and other files about it. One process at a time has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    directory: PathBuf,
+    /// Held as long as this or a clone of it is.
+    _lock: Arc<File>,
+}
+
+impl Place {
+    /// The directory `under`/`side`.`guest`, which is made if it is not there.
+    pub(crate) fn new(under: &Path, side: &str, guest: impl Into<Key>) -> Result<Self, RecordError> {
+        let directory = under.join(format!("{side}.{}", guest.into().as_str()));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        // With the number of a migration, anybody could say COMMIT or ABORT.
+        let made = made.and_then(|()| fs::set_permissions(&directory, Permissions::from_mode(0o700)));
+        made.map_err(|source| io_of(&directory, source))?;
+        clear(under);
+        Self::lock(directory)
+    }
+
+    fn lock(directory: PathBuf) -> Result<Self, RecordError> {
+        let path = directory.join("lock");
+        let failed = |source| io_of(&path, source);
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                // Whoever had it may have removed it with all else, between these two calls.
+                let held = file.metadata().map_err(failed)?;
+                if fs::metadata(&path).map_or(true, |there| held.ino() != there.ino()) {
+                    return Err(RecordError::Busy(directory));
+                }
+                Ok(Self {
+                    directory,
+                    _lock: Arc::new(file),
+                })
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RecordError::Busy(directory)),
+            Err(error) => Err(io_of(&path, error.into())),
+        }
+    }
+
+    /// Refuses a guest of this name that an earlier version of vmemctl has noted, at the place where that kept it.
+    pub(crate) fn check_earlier(under: &Path, side: &str, name: &str) -> Result<(), RecordError> {
+        let path = under.join(format!("{side}.{}", clean(name, usize::MAX))).join("record");
+        match read_record::<Value>(&path) {
+            Err(error @ RecordError::Layout(_)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// All of `side` below `under` that have a record, and nobody at work on them.
+    pub(crate) fn all(under: &Path, side: &str) -> Result<Vec<Self>, RecordError> {
+        let prefix = format!("{side}.");
+        let entries = match fs::read_dir(under) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| io_of(under, source))?,
+        };
+        let mut free = Vec::new();
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path().join("record").exists() {
+                match Self::lock(entry.path()) {
+                    Ok(place) => free.push(place),
+                    Err(RecordError::Busy(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(free)
+    }
+
+    /// Those of [`all`](Self::all) whose record `is` one. One that cannot be read matters only if there is no such record.
+    pub(crate) fn find<T: DeserializeOwned>(
+        under: &Path,
+        side: &str,
+        is: impl Fn(&T) -> bool,
+    ) -> Result<Vec<(Self, T)>, RecordError> {
+        let mut found = Vec::new();
+        let mut unreadable = None;
+        for place in Self::all(under, side)? {
+            match place.read::<T>() {
+                Ok(Some(record)) if is(&record) => found.push((place, record)),
+                Ok(_) => {}
+                Err(error) => unreadable = Some(error),
+            }
+        }
+        match unreadable {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
+    }
+
+    /// What the guest is known by.
+    pub(crate) fn key(&self) -> String {
+        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        name.split_once('.').map_or(String::new(), |(_, key)| key.to_owned())
+    }
+
+    /// The directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A file in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A file for what a program says, which stays when the migration is over: QEMU and vmemd live on, and why something has failed is
+    /// asked later.
+    pub(crate) fn log(&self, name: &str) -> Result<PathBuf, RecordError> {
+        let under = self.directory.parent().unwrap_or(&self.directory);
+        let beside = under.join(LOGS_BESIDE);
+        let wanted = if under == Path::new(DIRECTORY) {
+            PathBuf::from(LOGS)
+        } else {
+            beside.clone()
+        };
+        let make = |directory: &Path| DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        // A host whose /var cannot be written to can have guests.
+        let logs = match make(&wanted) {
+            Ok(()) => wanted,
+            Err(_) => {
+                make(&beside).map_err(|source| io_of(&beside, source))?;
+                beside
+            }
+        };
+        let guest = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        Ok(logs.join(format!("{guest}.{name}")))
+    }
+
+    /// Replaces the record: at any moment the old one is there, or the new one.
+    pub(crate) fn write(&self, record: &impl Serialize) -> Result<(), RecordError> {
+        let (path, new) = (self.path("record"), self.path("record.new"));
+        let failed = |error: serde_json::Error| io_of(&path, error.into());
+        let mut record = serde_json::to_value(record).map_err(failed)?;
+        if let Some(fields) = record.as_object_mut() {
+            fields.insert("layout".to_owned(), LAYOUT.into());
+        }
+        let text = serde_json::to_vec_pretty(&record).map_err(failed)?;
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| io_of(&path, source))
+    }
+
+    /// The record, if there is one.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
+        read_record(&self.path("record"))
+    }
+
+    /// The migration is over. From one moment to the next there is nothing: nobody finds half of it.
+    pub(crate) fn remove(&self) {
+        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        let away = self
+            .directory
+            .with_file_name(format!("{REMOVED}{name}.{}", std::process::id()));
+        // What stays is removed by the next one, or replaced.
+        let _ = match fs::rename(&self.directory, &away) {
+            Ok(()) => fs::remove_dir_all(&away),
+            Err(_) => fs::remove_dir_all(&self.directory),
+        };
+    }
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_of(path, source)),
+    };
+    let foreign = |_| RecordError::Foreign(path.to_owned());
+    let record: Value = serde_json::from_slice(&text).map_err(foreign)?;
+    match record.as_object() {
+        None => Err(RecordError::Foreign(path.to_owned())),
+        Some(fields) if fields.get("layout") != Some(&LAYOUT.into()) => Err(RecordError::Layout(path.to_owned())),
+        Some(_) => serde_json::from_value(record).map(Some).map_err(foreign),
+    }
+}
+
+/// Removes what somebody who was about to remove it has left.
+fn clear(under: &Path) {
+    for entry in fs::read_dir(under).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn io_of(path: &Path, source: io::Error) -> RecordError {
+    RecordError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The least that a record can be.
+    #[derive(PartialEq, Debug, Serialize, Deserialize)]
+    struct Note {
+        phase: Phase,
+    }
+
+    fn note(phase: Phase) -> Note {
+        Note { phase }
+    }
+
+    #[test]
+    fn the_latest_record_is_read() {
+        let under = tempfile::tempdir().expect("a directory");
+        let place = Place::new(under.path(), "out", "../a guest").expect("a place");
+        assert_eq!(place.read::<Note>().expect("nothing"), None);
+        let mode = fs::metadata(&place.directory).expect("a directory").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "nobody else can read the session");
+        place.write(&note(Phase::Prepared)).expect("a record");
+        place.write(&note(Phase::Committed)).expect("a record");
+        assert_eq!(place.read().expect("a record"), Some(note(Phase::Committed)));
+        let again = Place::new(under.path(), "out", "../a guest");
+        assert!(matches!(again, Err(RecordError::Busy(_))), "one at a time");
+        let path = place.path("record");
+        drop(place);
+        let all = |side| Place::all(under.path(), side).expect("a directory");
+        assert_eq!(all("out")[0].read().expect("a record"), Some(note(Phase::Committed)));
+        assert!(all("in").is_empty());
+        let other = Place::new(under.path(), "out", "b").expect("a place");
+        assert_eq!(all("out").len(), 1, "one without a record is none");
+        other.write(&note(Phase::Running)).expect("a record");
+        assert_eq!(all("out").len(), 1, "somebody is at work on it");
+        drop(other);
+        let mut both = all("out");
+        assert_eq!(both.len(), 2);
+        both.drain(..)
+            .filter(|place| place.read().is_ok_and(|phase| phase == Some(note(Phase::Running))))
+            .for_each(|place| place.remove());
+        assert_eq!(all("out").len(), 1);
+        fs::write(path, "no record").expect("a file");
+        assert!(matches!(all("out")[0].read::<Note>(), Err(RecordError::Foreign(_))));
+        let find = |wanted| Place::find(under.path(), "out", move |note: &Note| note.phase == wanted);
+        assert!(
+            matches!(find(Phase::Running), Err(RecordError::Foreign(_))),
+            "it may be that one"
+        );
+        Place::new(under.path(), "out", "c")
+            .and_then(|place| place.write(&note(Phase::Running)))
+            .expect("a record");
+        assert_eq!(find(Phase::Running).map(|found| found.len()).ok(), Some(1));
+    }
+
+    #[test]
+    fn guests_of_similar_names_have_places_of_their_own() {
+        let under = tempfile::tempdir().expect("a directory");
+        let places = ["a b", "a_b"].map(|name| Place::new(under.path(), "out", name));
+        for place in places {
+            place
+                .expect("nobody else is there")
+                .write(&note(Phase::Running))
+                .expect("a record");
+        }
+        assert_eq!(Place::all(under.path(), "out").expect("a directory").len(), 2);
+    }
+
+    #[test]
+    fn record_of_an_earlier_layout_is_not_taken_for_another() {
+        let under = tempfile::tempdir().expect("a directory");
+        fs::create_dir(under.path().join("out.a_b")).expect("a directory");
+        let path = under.path().join("out.a_b/record");
+        fs::write(&path, r#"{"session": "", "guest": "a b", "phase": "committed"}"#).expect("a file");
+        let earlier = Place::check_earlier(under.path(), "out", "a b");
+        assert!(matches!(earlier, Err(RecordError::Layout(found)) if found == path));
+        let found = Place::find(under.path(), "out", |_: &Note| true);
+        assert!(matches!(found, Err(RecordError::Layout(_))));
+        assert!(Place::check_earlier(under.path(), "out", "c").is_ok());
+        fs::write(&path, "{}").expect("a file");
+        Place::new(under.path(), "out", "a_b")
+            .and_then(|place| place.write(&note(Phase::Running)))
+            .expect("a record");
+        assert!(Place::check_earlier(under.path(), "out", "a b").is_ok());
+    }
+
+    #[test]
+    fn removed_place_is_free_at_once_and_half_removed_ones_are_cleared() {
+        let under = tempfile::tempdir().expect("a directory");
+        let place = Place::new(under.path(), "out", "a").expect("a place");
+        place.write(&note(Phase::Running)).expect("a record");
+        let half = under.path().join("removed.out.b.1");
+        fs::create_dir(&half).expect("a directory");
+        fs::write(half.join("record"), "{}").expect("a file");
+        place.remove();
+        // While the one who has removed it is still there.
+        let again = Place::new(under.path(), "out", "a").expect("a place");
+        assert_eq!(again.read::<Note>().expect("nothing"), None);
+        place.remove();
+        drop(again);
+        let left: Vec<_> = fs::read_dir(under.path()).expect("a directory").flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}

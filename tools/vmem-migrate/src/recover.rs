@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
+
+use vmem_cli::{Signals, Stopped, with_port};
+use vmem_qmp::Qmp;
+
+use crate::error::{Cause, Error};
+use crate::guest::{self, LIMIT};
+use crate::migrate;
+use crate::network::Security;
+use crate::options::{Common, DEFAULT_PORT, Recover};
+use crate::record::{Outgoing, Place};
+use crate::report::Report;
+
+/// Finds out where the guest is, and goes on from there.
+pub fn run(cli: &Common, args: &Recover) -> Result<(), Error> {
+    let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
+    let (place, record) = find(cli, args)?;
+    record.log_subject();
+    let hint = cli.recover_command(&record.guest);
+    let result = go_on_with(cli, args, place, record, &signals);
+    if let Err(Error::Detached(_)) = result {
+        Report::new(cli.json).note(&format!("'{hint}' goes on"));
+    }
+    result
+}
+
+fn go_on_with(cli: &Common, args: &Recover, place: Place, mut record: Outgoing, signals: &Signals) -> Result<(), Error> {
+    let security = Security::new(cli)?;
+    if let Some(to) = &args.to {
+        record.to = with_port(to, DEFAULT_PORT);
+    }
+    let (path, detached) = (record.qmp.clone(), |stopped: Stopped| Error::Detached(stopped.into()));
+    let qmp = signals.unless(move || Qmp::connect(&path, LIMIT)).map_err(detached)?;
+    let qmp = qmp.map_err(Cause::from).and_then(|qmp| same_guest(qmp, &record));
+    signals.check().map_err(detached)?;
+    migrate::go_on(qmp, place, record, security, args.keep_source, Report::new(cli.json), signals)
+}
+
+/// Makes sure that this QEMU has that guest.
+fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Cause> {
+    let name = guest::name(&mut qmp)?;
+    if name == record.guest && guest::key(&mut qmp)? == record.key {
+        Ok(qmp)
+    } else {
+        Err(Cause::other(format!(
+            "the guest of {} is another one now ({name:?})",
+            record.qmp.display()
+        )))
+    }
+}
+
+fn find(cli: &Common, args: &Recover) -> Result<(Place, Outgoing), Cause> {
+    let is = |record: &Outgoing| {
+        let is_named = |guest: &String| [record.guest.as_str(), record.key.as_str()].contains(&guest.as_str());
+        args.guest.as_ref().is_none_or(is_named)
+    };
+    let mut found = Place::find(&cli.state, "out", is)?;
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (None, _) => Err(Cause::other(format!("no migration is noted in {}", cli.state.display()))),
+        (Some(last), _) => {
+            found.push(last);
+            let all = found
+                .iter()
+                .map(|(_, record)| format!("{:?} ({})", record.guest, record.key.as_str()));
+            Err(Cause::other(format!(
+                "several migrations are noted: {}; --guest says which, by what is in parentheses if names are the same",
+                all.collect::<Vec<_>>().join(", ")
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::thread;
+    use std::time::Duration;
+
+    use clap::Parser;
+    use serde_json::json;
+
+    use crate::Phase;
+
+    use super::*;
+    use crate::fake;
+    use crate::message::{FromDestination, FromSource, Purpose};
+    use crate::options::cli::{Cli, Command};
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A guest that was given away.
+    fn record(qmp: &Path, to: String) -> Outgoing {
+        Outgoing {
+            session: "0123456789abcdef0123456789abcdef".to_owned(),
+            guest: "guest".to_owned(),
+            key: "guest".into(),
+            phase: Phase::Committed,
+            qmp: qmp.to_owned(),
+            to,
+            vmemd: Vec::new(),
+            served: Vec::new(),
+            run: true,
+            settings: None,
+        }
+    }
+
+    #[test]
+    fn pages_that_are_told_before_the_answer_are_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("qmp");
+        let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = listener.local_addr().expect("an address").to_string();
+        let destination = thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a connection");
+            let mut greeted = Security::Loopback.accept(stream).expect("a greeting");
+            assert_eq!(greeted.purpose, Purpose::Recover);
+            let incomplete = "the source is gone".to_owned();
+            for message in [
+                FromDestination::Welcome { version: 2 },
+                FromDestination::Pages { line: json!({}) },
+                FromDestination::Incomplete { reason: incomplete },
+                FromDestination::Running,
+                FromDestination::Complete { summary: json!({}) },
+            ] {
+                greeted.channel.say(&message).expect("room");
+            }
+            while greeted.channel.hear_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
+        });
+        let place = Place::new(directory.path(), "out", "guest").expect("a place");
+        place
+            .write(&Outgoing {
+                key: guest::key(&mut fake::Qemu::connect(&path)).expect("a key"),
+                ..record(&path, to)
+            })
+            .expect("a record");
+        drop(place);
+        let state = directory.path().to_str().expect("a path");
+        let cli = Cli::parse_from(["vmemctl", "--state", state, "recover"]);
+        let Command::Recover(args) = &cli.command else {
+            panic!("not recover")
+        };
+        let (place, record) = find(&cli.common, args).expect("a record");
+        go_on_with(&cli.common, args, place, record, &Signals::default()).expect("it is complete");
+        destination.join().expect("a good end");
+        assert!(qemu.has_heard("quit"));
+    }
+}

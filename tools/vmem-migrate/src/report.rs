@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the commands say: to people on a terminal, to people who read a log, or to machines. Nothing here waits for any of them: the
+//! guest may stand still, and a signal has to be heard.
+
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+use indicatif::BinaryBytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vmem_cli::ProgressBar;
+use vmem_cli::output::{self, err, out};
+use vmem_control::{Event, Figures};
+
+/// Who is told.
+pub struct Report {
+    to: To,
+    began: Instant,
+    /// From the stop of the guest until it was known to run again.
+    downtime: Option<Duration>,
+    rate: Rate,
+}
+
+enum To {
+    Bar(ProgressBar),
+    Lines,
+    Json,
+}
+
+/// Received bytes and requests a second, from line to line.
+#[derive(Default)]
+struct Rate {
+    then: Option<(f64, u64, u64)>,
+}
+
+impl Report {
+    /// For people, or as JSON for machines.
+    pub fn new(json: bool) -> Self {
+        let to = if json {
+            To::Json
+        } else if io::stderr().is_terminal() {
+            To::Bar(ProgressBar::default())
+        } else {
+            To::Lines
+        };
+        Self {
+            to,
+            began: Instant::now(),
+            downtime: None,
+            rate: Rate::default(),
+        }
+    }
+
+    /// Something worth knowing.
+    pub fn note(&self, text: &str) {
+        match &self.to {
+            To::Bar(_) | To::Lines => tracing::info!("{text}"),
+            To::Json => print(&json!({"event": "note", "text": text})),
+        }
+    }
+
+    /// The guest runs at the destination.
+    pub(crate) fn running(&mut self, downtime: Option<Duration>) {
+        self.downtime = downtime;
+        let total = self.began.elapsed().as_secs_f64();
+        let down = downtime.map(|downtime| downtime.as_secs_f64());
+        if let To::Json = self.to {
+            print(&json!({"event": "running", "total_seconds": total, "downtime_seconds": down}));
+            return;
+        }
+        let down = down.map_or(String::new(), |down| format!(", after a stop of {:.0} ms", down * 1e3));
+        self.note(&format!("the guest runs at the destination{down}; its memory follows"));
+    }
+
+    /// So many bytes of `size` are done.
+    pub fn progress(&mut self, done: u64, size: u64, text: &str) {
+        let percent = 100.0 * done as f64 / size.max(1) as f64;
+        let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(size));
+        match &mut self.to {
+            To::Json => print(&json!({"event": "progress", "bytes": size, "done_bytes": done})),
+            To::Bar(bar) => bar.show(done, size, &text),
+            To::Lines => err(&text),
+        }
+    }
+
+    /// There is no more progress.
+    pub fn end_progress(&mut self) {
+        if let To::Bar(bar) = &mut self.to {
+            bar.clear();
+        }
+    }
+
+    /// A line of the destination's vmemd.
+    pub(crate) fn pages(&mut self, line: &Value) {
+        if let To::Json = self.to {
+            print(&json!({"event": "pages", "vmemd": line}));
+        } else if let Some(Event::Progress(figures)) = event(line) {
+            let text = self.rate.text(&figures);
+            self.progress(present(&figures), size(&figures), &text);
+        }
+    }
+
+    /// The memory is complete.
+    pub(crate) fn complete(&mut self, summary: &Value) {
+        let figures = match event(summary) {
+            Some(Event::End { figures, .. }) => figures.unwrap_or_default(),
+            _ => Figures::default(),
+        };
+        let (data, zero) = (figures.data_bytes / 4096, figures.zero_bytes / 4096);
+        let total = self.began.elapsed().as_secs_f64();
+        let seconds = |time: u64| time as f64 / 1e6;
+        let (p50, p99) = figures.fault_us.map(|times| (seconds(times.p50), seconds(times.p99))).unzip();
+        if let To::Json = self.to {
+            print(&json!({
+                "event": "done",
+                "total_seconds": total,
+                "downtime_seconds": self.downtime.map(|downtime| downtime.as_secs_f64()),
+                "pages": {"data": data, "zero": zero, "faults": figures.faults},
+                "bytes": figures.data_bytes.saturating_add(figures.duplicate_bytes),
+                "fault_p50_seconds": p50,
+                "fault_p99_seconds": p99,
+            }));
+            return;
+        }
+        self.end_progress();
+        let ms = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1} ms", time * 1e3));
+        out("the guest's memory is complete at the destination, and plain");
+        if let Some(downtime) = self.downtime {
+            out(&format!("stop       {:.0} ms", downtime.as_secs_f64() * 1e3));
+        }
+        out(&format!("data       {} in {data} pages", BinaryBytes(figures.data_bytes)));
+        out(&format!("zero       {zero} pages"));
+        out(&format!(
+            "faults     {}, answered in p50 {}, p99 {}",
+            figures.faults,
+            ms(p50),
+            ms(p99)
+        ));
+        out(&format!("time       {total:.1} s"));
+    }
+}
+
+/// What a line of a vmemd says, which may be the other host's. `None` if it is none.
+fn event(line: &Value) -> Option<Event> {
+    Event::deserialize(line).ok()
+}
+
+fn size(figures: &Figures) -> u64 {
+    figures.regions.iter().fold(0, |sum, region| sum.saturating_add(region.bytes))
+}
+
+fn present(figures: &Figures) -> u64 {
+    figures
+        .regions
+        .iter()
+        .fold(0, |sum, region| sum.saturating_add(region.present_bytes))
+}
+
+impl Rate {
+    /// Rate, pages left, faults, time left.
+    fn text(&mut self, now: &Figures) -> String {
+        let (seconds, before, faults) = self.then.unwrap_or((0.0, 0, 0));
+        let (size, present) = (size(now), present(now));
+        let passed = (now.seconds - seconds).max(0.001);
+        let rate = present.saturating_sub(before) as f64 / passed;
+        let faulted = now.faults.saturating_sub(faults) as f64 / passed;
+        self.then = Some((now.seconds, present, now.faults));
+        let left = size.saturating_sub(present);
+        let eta = match rate {
+            rate if rate > 0.0 => format!("{:.0} s left", left as f64 / rate),
+            _ => "standing still".to_owned(),
+        };
+        let p99 = now
+            .fault_us
+            .map_or(String::new(), |times| format!(", p99 {:.1} ms", times.p99 as f64 / 1e3));
+        format!(
+            "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {eta}",
+            BinaryBytes(rate as u64),
+            left / 4096
+        )
+    }
+}
+
+/// An object on a line of standard output.
+pub fn print(line: &Value) {
+    output::json(&line.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_from_line_to_line() {
+        let line = |seconds: f64, present: u64, faults: u64| {
+            json!({"event": "progress", "seconds": seconds, "data_bytes": 0, "faults": faults,
+                "fault_us": {"p50": 1000, "p99": 2500, "max": 3000},
+                "regions": [{"bytes": 8 << 20, "present_bytes": present}, {"bytes": 8 << 20, "present_bytes": 0}]})
+        };
+        let figures = |seconds: f64, present: u64, faults: u64| match event(&line(seconds, present, faults)) {
+            Some(Event::Progress(figures)) => figures,
+            other => panic!("{other:?}"),
+        };
+        let mut rate = Rate::default();
+        rate.text(&figures(1.0, 1 << 20, 10));
+        assert_eq!(
+            rate.text(&figures(3.0, 5 << 20, 30)),
+            "2.00 MiB/s  2816 pages left  10 faults/s, p99 2.5 ms  6 s left"
+        );
+        assert!(rate.text(&figures(4.0, 5 << 20, 30)).ends_with("standing still"));
+    }
+
+    #[test]
+    fn line_that_is_no_event_is_no_reason_to_fall_over() {
+        let mut report = Report::new(false);
+        for line in [
+            Value::Null,
+            json!({}),
+            json!({"event": "progress"}),
+            json!({"event": "end", "exit_code": 0, "error": null}),
+            json!({"event": "progress", "seconds": "x", "regions": [7]}),
+            json!({"event": "progress", "seconds": 1, "regions": [{"bytes": u64::MAX, "present_bytes": u64::MAX}, {"bytes": 1, "present_bytes": 1}]}),
+        ] {
+            report.pages(&line);
+            report.complete(&line);
+        }
+    }
+}
