@@ -38,7 +38,7 @@ fn certified() -> Security {
     let directory = tempfile::tempdir().expect("a directory");
     vmem_tls::testing::write(&["127.0.0.1"], directory.path());
     let path = directory.path().to_str().expect("a path");
-    let words = ["vmemctl", "--tls", path, "region", "list"];
+    let words = ["vmemctl", "--tls", path, "forget", "guest0"];
     Security::new(&crate::options::cli::Cli::parse_from(words).common).expect("an identity")
 }
 
