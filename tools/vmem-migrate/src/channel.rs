@@ -14,7 +14,7 @@ use vmem_qmp::Lines;
 const LONGEST_LINE: usize = 1 << 20;
 
 /// How long a peer may take to take a line, and the network to say that it is gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a connection cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub(crate) struct Channel {
 impl Channel {
     /// A conversation on `socket`, whose bytes `carrier` takes over the network.
     pub(crate) fn new(socket: Socket, carrier: &Socket) -> io::Result<Self> {
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
         let (local, peer) = (carrier.local_addr()?.as_socket(), carrier.peer_addr()?.as_socket());
         Ok(Self {
             socket,
@@ -56,22 +56,22 @@ impl Channel {
     /// Has the kernel find out that the other machine is gone.
     pub(crate) fn watch(socket: &Socket) -> io::Result<()> {
         let probes = TcpKeepalive::new()
-            .with_time(PATIENCE)
+            .with_time(TIMEOUT)
             .with_interval(Duration::from_secs(2))
             .with_retries(3);
         socket.set_tcp_keepalive(&probes)?;
-        socket.set_tcp_user_timeout(Some(PATIENCE))?;
+        socket.set_tcp_user_timeout(Some(TIMEOUT))?;
         socket.set_tcp_nodelay(true)
     }
 
-    pub(crate) fn say(&self, message: &impl Serialize) -> Result<(), ChannelError> {
+    pub(crate) fn send(&self, message: &impl Serialize) -> Result<(), ChannelError> {
         let mut line = serde_json::to_vec(message).map_err(|error| ChannelError::Io(error.into()))?;
         line.push(b'\n');
         (&self.socket).write_all(&line).map_err(of_io)
     }
 
     /// The next message; waits for it until `deadline`. `None` if there is none.
-    pub(crate) fn hear<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>, ChannelError> {
+    pub(crate) fn recv<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>, ChannelError> {
         let line = match self.lines.next(&self.socket, deadline) {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(None),
@@ -85,8 +85,8 @@ impl Channel {
     }
 
     /// The next message, which must come within `limit`.
-    pub(crate) fn hear_within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, ChannelError> {
-        self.hear(Instant::now() + limit)?.ok_or(ChannelError::TimedOut(limit))
+    pub(crate) fn recv_within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, ChannelError> {
+        self.recv(Instant::now() + limit)?.ok_or(ChannelError::TimedOut(limit))
     }
 
     /// Where this end is and where the other one is, if that is a network.
@@ -111,7 +111,7 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 fn of_io(error: io::Error) -> ChannelError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ChannelError::Closed,
-        io::ErrorKind::WouldBlock => ChannelError::TimedOut(PATIENCE),
+        io::ErrorKind::WouldBlock => ChannelError::TimedOut(TIMEOUT),
         _ => ChannelError::Io(error),
     }
 }
@@ -146,18 +146,18 @@ mod tests {
         let abort = FromSource::Abort {
             reason: "a \n line".to_owned(),
         };
-        ours.say(&FromSource::Start).expect("room");
-        ours.say(&abort).expect("room");
+        ours.send(&FromSource::Start).expect("room");
+        ours.send(&abort).expect("room");
         let limit = Duration::from_secs(5);
-        assert_eq!(theirs.hear_within::<FromSource>(limit).expect("a message"), FromSource::Start);
-        assert_eq!(theirs.hear_within::<FromSource>(limit).expect("a message"), abort);
+        assert_eq!(theirs.recv_within::<FromSource>(limit).expect("a message"), FromSource::Start);
+        assert_eq!(theirs.recv_within::<FromSource>(limit).expect("a message"), abort);
         assert!(
             theirs
-                .hear::<FromSource>(Instant::now())
+                .recv::<FromSource>(Instant::now())
                 .is_ok_and(|message| message.is_none())
         );
         drop(ours);
-        assert!(matches!(theirs.hear_within::<FromSource>(limit), Err(ChannelError::Closed)));
+        assert!(matches!(theirs.recv_within::<FromSource>(limit), Err(ChannelError::Closed)));
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
             let (mut ours, mut theirs) = pair();
             let bytes = bad.to_owned();
             let writer = std::thread::spawn(move || theirs.write_all(bytes.as_bytes()));
-            let heard = ours.hear_within::<FromSource>(Duration::from_secs(5));
+            let heard = ours.recv_within::<FromSource>(Duration::from_secs(5));
             assert!(matches!(heard, Err(ChannelError::Foreign(_))), "{heard:?}");
             drop(ours);
             // It may have been cut off.

@@ -26,13 +26,13 @@ use vmem_control::{Duty, Greeting, socket};
 use crate::log_file::tail;
 use crate::process::Process;
 use crate::queue::{Receiver, queue};
-use crate::record::Place;
+use crate::record::StateDir;
 use crate::scope;
 use conversation::Conversation;
-pub(crate) use conversation::{Ended, Orders, Says};
+pub(crate) use conversation::{DaemonEvent, Ended, Orders};
 use left::{Left, PID, SOCKET};
-pub(crate) use left::{end_left_over, is_left};
-use spawned::{Held, PATIENCE, Spawned};
+pub(crate) use left::{end_leftovers, is_left};
+use spawned::{Held, Spawned, TIMEOUT};
 
 /// vmemd cannot be started, or ended at once.
 #[derive(Debug, thiserror::Error)]
@@ -58,25 +58,25 @@ pub enum DaemonError {
 pub(crate) struct Daemon {
     held: Arc<Held>,
     orders: Orders,
-    says: Receiver<Says>,
+    says: Receiver<DaemonEvent>,
     log: PathBuf,
 }
 
 impl Daemon {
     /// Starts vmemd with these arguments, for this session. What it says on standard error is in `place`, and so is its socket, for whoever
     /// comes after this program.
-    pub(crate) fn start(arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
-        Self::spawn(&program(), arguments, session, place)
+    pub(crate) fn start(arguments: &[String], session: &str, state_dir: &StateDir) -> Result<Self, DaemonError> {
+        Self::spawn(&program(), arguments, session, state_dir)
     }
 
     /// As [`start`](Self::start), with this program.
-    pub(crate) fn spawn(program: &Path, arguments: &[String], session: &str, place: &Place) -> Result<Self, DaemonError> {
+    pub(crate) fn spawn(program: &Path, arguments: &[String], session: &str, state_dir: &StateDir) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
-        let log = log(place)?;
+        let log = log(state_dir)?;
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
-        let listener = listen(place)?;
-        let child = scope::command(program, "vmemd", place.directory())
+        let listener = listen(state_dir)?;
+        let child = scope::command(program, "vmemd", state_dir.directory())
             .args(arguments)
             .args(["--control", "-", "--session", session])
             .stdin(OwnedFd::from(listener))
@@ -87,16 +87,16 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        Self::of_child(child, program, log, place)
+        Self::of_child(child, program, log, state_dir)
     }
 
-    fn of_child(mut child: Child, program: &Path, log: PathBuf, place: &Place) -> Result<Self, DaemonError> {
+    fn of_child(mut child: Child, program: &Path, log: PathBuf, state_dir: &StateDir) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
-        let recorded = |process| match left::record(&process, &place.path(PID)) {
+        let recorded = |process| match left::record(&process, &state_dir.path(PID)) {
             Ok(()) => Ok(process),
-            Err(error) => Err(DaemonError::Note(place.path(PID), error)),
+            Err(error) => Err(DaemonError::Note(state_dir.path(PID), error)),
         };
-        let socket = place.path(SOCKET);
+        let socket = state_dir.path(SOCKET);
         // It waits in the queue of the socket until vmemd takes it. If vmemd has ended, that is heard.
         let greeting = Greeting::send(&socket).ok();
         let process = match Process::of_child(&child).map_err(failed).and_then(recorded) {
@@ -119,16 +119,16 @@ impl Daemon {
 
     /// The vmemd that an earlier vmemctl has started for the same session and duty, if it is there. One that does not answer is taken over
     /// as well: what it does is seen from the regions.
-    pub(crate) fn take_over(session: &str, duty: Duty, place: &Place) -> Option<Self> {
-        let left = Left::find(place).filter(|left| left.is_of(session, duty))?;
+    pub(crate) fn take_over(session: &str, duty: Duty, state_dir: &StateDir) -> Option<Self> {
+        let left = Left::find(state_dir).filter(|left| left.is_of(session, duty))?;
         let Left {
             processes,
             greeting,
             hello,
         } = left;
-        let (held, log) = (Arc::new(Held::Left(processes)), log(place).ok()?);
+        let (held, log) = (Arc::new(Held::Left(processes)), log(state_dir).ok()?);
         let first = greeting.map(|greeting| (greeting, hello.is_some()));
-        Self::converse(&held, first, &place.path(SOCKET), log, None).ok()
+        Self::converse(&held, first, &state_dir.path(SOCKET), log, None).ok()
     }
 
     /// Listens to it in a thread.
@@ -153,7 +153,7 @@ impl Daemon {
                 (Held::Spawned(spawned), Some(mut child)) => spawned.reap(&mut child).ok(),
                 _ => None,
             };
-            says.send(Says::Ended(Ended { status, said }));
+            says.send(DaemonEvent::Ended(Ended { status, said }));
         })?;
         Ok(Self {
             held: Arc::clone(held),
@@ -164,17 +164,17 @@ impl Daemon {
     }
 
     /// What it says next, if it does so within `limit`.
-    pub(crate) fn hear(&mut self, limit: Duration) -> Option<Says> {
+    pub(crate) fn recv(&mut self, limit: Duration) -> Option<DaemonEvent> {
         self.says.recv(limit)
     }
 
     /// Waits until it says something that `wanted` makes something of.
-    pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&Says) -> Option<T>) -> Result<T, DaemonError> {
+    pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&DaemonEvent) -> Option<T>) -> Result<T, DaemonError> {
         let until = Instant::now() + limit;
         loop {
-            match self.hear(until.saturating_duration_since(Instant::now())) {
-                Some(Says::Ended(ended)) => return Err(self.ended(&ended)),
-                Some(Says::Refuses(why)) => return Err(DaemonError::Refuses(why)),
+            match self.recv(until.saturating_duration_since(Instant::now())) {
+                Some(DaemonEvent::Ended(ended)) => return Err(self.ended(&ended)),
+                Some(DaemonEvent::Refuses(why)) => return Err(DaemonError::Refuses(why)),
                 Some(said) => {
                     if let Some(found) = wanted(&said) {
                         return Ok(found);
@@ -198,7 +198,7 @@ impl Daemon {
 
     /// Has it end, and waits until it has: by an order if it hears, and if that does not help by signals.
     pub(crate) fn end(&self) {
-        if !(self.orders.stop() && self.held.wait(PATIENCE)) {
+        if !(self.orders.stop() && self.held.wait(TIMEOUT)) {
             self.held.end();
         }
     }
@@ -219,19 +219,19 @@ impl Daemon {
     }
 }
 
-fn log(place: &Place) -> Result<PathBuf, DaemonError> {
-    place
+fn log(state_dir: &StateDir) -> Result<PathBuf, DaemonError> {
+    state_dir
         .log("vmemd.log")
-        .map_err(|error| DaemonError::Note(place.directory().to_owned(), io::Error::other(error)))
+        .map_err(|error| DaemonError::Note(state_dir.directory().to_owned(), io::Error::other(error)))
 }
 
 /// The socket of the vmemd that is about to be started. A vmemd that has it still is not wanted any more: there is one at a time.
-fn listen(place: &Place) -> Result<UnixListener, DaemonError> {
-    let path = place.path(SOCKET);
+fn listen(state_dir: &StateDir) -> Result<UnixListener, DaemonError> {
+    let path = state_dir.path(SOCKET);
     let is_in_use = |error: &vmem_control::Error| matches!(error, vmem_control::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
     let bound = match socket::bind(&path) {
         Err(error) if is_in_use(&error) => {
-            end_left_over(place);
+            end_leftovers(state_dir);
             socket::bind(&path)
         }
         bound => bound,

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
-use crate::export::Export;
 use crate::message::{FromSource, Purpose};
 use crate::network::Security;
+use crate::page_server::PageServer;
 use crate::record::Outgoing;
 use crate::report::Report;
 use vmem_cli::Signals;
@@ -45,14 +45,14 @@ impl Endpoint {
     pub(crate) fn reconnect(
         &self,
         limit: Duration,
-        export: &mut Export,
+        export: &mut PageServer,
         report: &Report,
         signals: &Signals,
     ) -> Result<Channel, Cause> {
         let until = Instant::now() + limit;
         loop {
             let endpoint = self.clone();
-            match signals.unless(move || endpoint.say(&FromSource::Commit { run: endpoint.run }))? {
+            match signals.unless(move || endpoint.send(&FromSource::Commit { run: endpoint.run }))? {
                 Ok(channel) => return Ok(channel),
                 Err(trouble) if Instant::now() >= until => return Err(trouble),
                 Err(_) => signals.unless(|| std::thread::sleep(PAUSE))?,
@@ -63,17 +63,17 @@ impl Endpoint {
 
     /// Connects and says ABORT, because the destination may not have heard it and would wait for it.
     pub(crate) fn abort(&self, reason: String) -> Result<(), Cause> {
-        self.say(&FromSource::Abort { reason }).map(drop)
+        self.send(&FromSource::Abort { reason }).map(drop)
     }
 
     /// Connects and says HEARD, because a destination that has not heard it says its last word until it does.
     pub(crate) fn heard(&self) -> Result<(), Cause> {
-        self.say(&FromSource::Heard).map(drop)
+        self.send(&FromSource::Heard).map(drop)
     }
 
-    fn say(&self, word: &FromSource) -> Result<Channel, Cause> {
+    fn send(&self, word: &FromSource) -> Result<Channel, Cause> {
         let channel = self.security.connect(&self.to, &self.session, Purpose::Recover)?;
-        channel.say(word).map_err(lost)?;
+        channel.send(word).map_err(lost)?;
         Ok(channel)
     }
 }

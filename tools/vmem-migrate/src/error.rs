@@ -24,7 +24,7 @@ pub enum Cause {
     Record(#[from] RecordError),
     /// A file of the guest's memory.
     #[error(transparent)]
-    Served(#[from] ServedError),
+    ServedFile(#[from] ServedError),
     /// The connection to the other host's vmemctl: whose, and why.
     #[error("{0}")]
     Peer(String, #[source] ChannelError),

@@ -5,29 +5,29 @@ use crate::Phase;
 use crate::error::{Cause, Error};
 use crate::options::{Common, Forget};
 use crate::receive::needs_memory;
-use crate::record::{Incoming, Outgoing, Place};
+use crate::record::{Incoming, Outgoing, StateDir};
 use crate::report::Report;
 
 /// Removes a record that nothing needs.
 pub fn run(cli: &Common, args: &Forget) -> Result<(), Error> {
-    let (place, record) = find(cli, args)?;
+    let (state_dir, record) = find(cli, args)?;
     check(&record, args.force)?;
-    place.remove();
+    state_dir.remove();
     Report::new(cli.json).note(&format!("the move of {} is forgotten", record.guest));
     Ok(())
 }
 
-fn find(cli: &Common, args: &Forget) -> Result<(Place, Incoming), Cause> {
+fn find(cli: &Common, args: &Forget) -> Result<(StateDir, Incoming), Cause> {
     let state = cli.state.display();
-    let mut found = Place::find(&cli.state, "in", |_: &Incoming| true)?;
+    let mut found = StateDir::find(&cli.state, "in", |_: &Incoming| true)?;
     // One of several of this name is named by what it is known by.
-    found.retain(|(place, record)| record.guest == args.guest || place.key() == args.guest);
+    found.retain(|(state_dir, record)| record.guest == args.guest || state_dir.key() == args.guest);
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => return Ok(only),
         (None, _) => {}
         (Some(last), false) => {
             found.push(last);
-            let keys: Vec<_> = found.iter().map(|(place, _)| place.key()).collect();
+            let keys: Vec<_> = found.iter().map(|(state_dir, _)| state_dir.key()).collect();
             return Err(Cause::other(format!(
                 "several guests {:?} are recorded in {state}: name one of {}",
                 args.guest,
@@ -35,7 +35,7 @@ fn find(cli: &Common, args: &Forget) -> Result<(Place, Incoming), Cause> {
             )));
         }
     }
-    let leaves = Place::find(&cli.state, "out", |record: &Outgoing| record.guest == args.guest)?;
+    let leaves = StateDir::find(&cli.state, "out", |record: &Outgoing| record.guest == args.guest)?;
     Err(Cause::other(if leaves.is_empty() {
         format!(
             "no guest {:?} is recorded as having come here in {state}, or another vmemctl is at work on it",
@@ -100,9 +100,9 @@ mod tests {
     /// Forgets a guest that is recorded so, and whose QEMU is gone; whether that was done.
     fn forgotten(phase: Phase, force: &[&str]) -> bool {
         let directory = tempfile::tempdir().expect("a directory");
-        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
-        place.write(&record(phase)).expect("a record");
-        drop(place);
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        state_dir.write(&record(phase)).expect("a record");
+        drop(state_dir);
         let state = directory.path().to_str().expect("a path");
         let cli = crate::options::cli::Cli::parse_from(
             ["vmemctl", "--json", "--state", state, "forget", "guest0"]
@@ -152,8 +152,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         for uuid in ["a", "b"] {
             let key = crate::key::Key::new(Some(uuid), None, String::new);
-            let place = Place::new(directory.path(), "in", key).expect("a place");
-            place.write(&record(Phase::Complete)).expect("a record");
+            let state_dir = StateDir::new(directory.path(), "in", key).expect("a place");
+            state_dir.write(&record(Phase::Complete)).expect("a record");
         }
         let forget = |guest: &str| {
             let state = directory.path().to_str().expect("a path");

@@ -31,7 +31,6 @@ mod daemon;
 pub mod destination;
 mod endpoint;
 mod error;
-mod export;
 #[cfg(test)]
 mod fake;
 mod forget;
@@ -45,6 +44,7 @@ mod name;
 mod network;
 mod obstacles;
 pub mod options;
+mod page_server;
 mod phase;
 mod printable;
 mod process;

@@ -106,7 +106,7 @@ pub(crate) enum FromDestination {
     /// The guest was the destination's, and its QEMU has ended there.
     Gone { reason: String },
     /// A line of the destination's vmemd.
-    Pages { line: Value },
+    PageFetcher { line: Value },
     /// The memory is complete, and plain.
     Complete { summary: Value },
     /// Something keeps the memory from coming. For people.

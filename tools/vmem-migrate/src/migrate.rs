@@ -19,18 +19,18 @@ use vmem_cli::{Signals, with_port};
 use vmem_qmp::Qmp;
 
 use crate::channel::Channel;
-use crate::daemon::end_left_over;
+use crate::daemon::end_leftovers;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Error};
-use crate::export::{Export, export_name};
 use crate::guest::{self, LIMIT, Memory};
 use crate::message::{Backend, FromSource, Purpose};
 use crate::network::Security;
 use crate::obstacles;
 use crate::options::{Common, DEFAULT_PORT, Migrate};
-use crate::record::{Outgoing, Place};
+use crate::page_server::{PageServer, export_name};
+use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
-use crate::served::Served;
+use crate::served::ServedFile;
 use outgoing::OutgoingMigration;
 
 /// How long the destination may take to start a QEMU.
@@ -67,18 +67,18 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     obstacles::check(&mut qmp)?;
     let memory = guest::memory(&mut qmp)?;
     let process = qmp.peer_pid()?;
-    let served = memory.iter().map(|memory| Served::find(process, &memory.path));
+    let served = memory.iter().map(|memory| ServedFile::find(process, &memory.path));
     let served = served.collect::<Result<Vec<_>, _>>()?;
     let key = guest::key(&mut qmp)?;
-    Place::check_earlier(&cli.state, "out", &guest)?;
-    let place = Place::new(&cli.state, "out", key.clone())?;
-    let earlier = place.read::<Outgoing>()?;
+    StateDir::check_earlier(&cli.state, "out", &guest)?;
+    let state_dir = StateDir::new(&cli.state, "out", key.clone())?;
+    let earlier = state_dir.read::<Outgoing>()?;
     if earlier.as_ref().is_some_and(|record| record.phase != Phase::Prepared) {
         return Err(Cause::other(
             "the guest is on its way to another host: 'vmemctl recover' goes on with that",
         ));
     }
-    end_left_over(&place);
+    end_leftovers(&state_dir);
     let record = Outgoing {
         session: session()?,
         guest,
@@ -93,13 +93,13 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
     record.log_subject();
-    let reached = reach(args, &security, &memory, record, &place, &signals);
+    let reached = reach(args, &security, &memory, record, &state_dir, &signals);
     if reached.is_err() && earlier.is_none() {
-        place.remove();
+        state_dir.remove();
     }
     let (channel, export, pages, record) = reached?;
     let offer = offer_of(&record, &memory, pages, args.free_source);
-    let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), place, record, security, report, signals);
+    let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), state_dir, record, security, report, signals);
     migration.channel = Some(channel);
     migration.export = export;
     migration.timeout = args.timeout;
@@ -110,7 +110,7 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
 /// Goes on with what another vmemctl has recorded. QEMU may not be there any more.
 pub(crate) fn go_on(
     qmp: Result<Qmp, Cause>,
-    place: Place,
+    state_dir: StateDir,
     record: Outgoing,
     security: Security,
     keep_source: bool,
@@ -118,7 +118,7 @@ pub(crate) fn go_on(
     signals: &Signals,
 ) -> Result<(), Error> {
     let (state, due) = resume(record.phase);
-    let mut migration = OutgoingMigration::new(state, qmp, place, record, security, report, signals.clone());
+    let mut migration = OutgoingMigration::new(state, qmp, state_dir, record, security, report, signals.clone());
     migration.keep_source = keep_source;
     migration.resumed = true;
     // Whoever runs `recover` can run it again.
@@ -156,19 +156,19 @@ fn reach(
     security: &Security,
     memory: &[Memory],
     mut record: Outgoing,
-    place: &Place,
+    state_dir: &StateDir,
     signals: &Signals,
-) -> Result<(Channel, Export, String, Outgoing), Cause> {
+) -> Result<(Channel, PageServer, String, Outgoing), Cause> {
     let channel = Endpoint::new(security, &record).connect(Purpose::Migrate, signals)?;
     let serve = match args.serve {
         Some(address) => address,
         None => stream::own_address(&channel)?,
     };
     let served = record.served.clone();
-    let (export, address) = Export::start(memory, served, &record.session, serve, place, args, security)?;
+    let (export, address) = PageServer::start(memory, served, &record.session, serve, state_dir, args, security)?;
     signals.check()?;
     record.vmemd = export.arguments().to_vec();
-    place.write(&record)?;
+    state_dir.write(&record)?;
     let pages = args.pages.clone().unwrap_or_else(|| address.port().to_string());
     Ok((channel, export, pages, record))
 }

@@ -17,7 +17,7 @@ use crate::options::Common;
 use crate::printable::printable;
 
 /// How long the other side may take to be there and to greet.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is connected to, again and again if need be. A resolver that hangs is waited for by one thread.
 static RESOLVER: Resolver = Resolver::new();
@@ -99,9 +99,9 @@ impl Security {
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Cause> {
         let failed = || Cause::io(format!("cannot reach {to}"));
         let mut error = io::Error::other("the name has no address");
-        for address in RESOLVER.addresses(to, PATIENCE).map_err(failed())? {
+        for address in RESOLVER.addresses(to, TIMEOUT).map_err(failed())? {
             self.check(address)?;
-            match TcpStream::connect_timeout(&address, PATIENCE) {
+            match TcpStream::connect_timeout(&address, TIMEOUT) {
                 Ok(stream) => return self.greet(stream, to, session, purpose).map_err(|e| peer(to, e)),
                 Err(e) => error = e,
             }
@@ -111,13 +111,13 @@ impl Security {
 
     fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
         let mut channel = self.protect(stream, Some(to))?;
-        channel.say(&FromSource::Hello {
+        channel.send(&FromSource::Hello {
             version: *VERSIONS.start(),
             latest: Some(*VERSIONS.end()),
             session: session.to_owned(),
             purpose,
         })?;
-        match channel.hear_within(PATIENCE)? {
+        match channel.recv_within(TIMEOUT)? {
             FromDestination::Welcome { version } if VERSIONS.contains(&version) => Ok(channel),
             FromDestination::Welcome { version } => Err(ChannelError::Foreign(format!(
                 "it speaks version {version} of the protocol, which it was not asked for"
@@ -155,14 +155,14 @@ impl Security {
             latest,
             session,
             purpose,
-        } = channel.hear_within(PATIENCE)?
+        } = channel.recv_within(TIMEOUT)?
         else {
             return Err(ChannelError::Foreign("no greeting".to_owned()));
         };
         let Some(version) = agree(oldest, latest.unwrap_or(oldest)) else {
             let (first, last) = VERSIONS.into_inner();
             let reason = format!("versions {first} to {last} of the protocol are spoken here, and not {oldest}");
-            channel.say(&FromDestination::Refuse { reason: reason.clone() })?;
+            channel.send(&FromDestination::Refuse { reason: reason.clone() })?;
             return Err(ChannelError::Foreign(reason));
         };
         Ok(Greeted {
@@ -178,8 +178,8 @@ impl Security {
         let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
         Channel::watch(&carrier).map_err(ChannelError::Io)?;
         let socket = match (self, to) {
-            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, PATIENCE)?.0,
-            (Self::Tls(identity, _), None) => identity.accept(stream, PATIENCE)?.0,
+            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, TIMEOUT)?.0,
+            (Self::Tls(identity, _), None) => identity.accept(stream, TIMEOUT)?.0,
             (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
         };
         Channel::new(socket, &carrier).map_err(ChannelError::Io)

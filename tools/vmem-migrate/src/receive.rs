@@ -4,22 +4,22 @@
 //! The guest does not run here before COMMIT has been heard, and never if it has not. If the connection is lost when the source may have
 //! said it, the guest stays as it is, ready and paused, until the source says again what it has said.
 
-mod arrival;
-mod door;
-mod farewell;
+mod final_message;
 mod host;
-mod lobby;
+mod incoming;
+mod listener;
 mod loss;
 mod missing;
 mod monitor;
 mod offer;
-mod pages;
+mod page_fetcher;
 mod pause;
+mod pending;
 mod process;
 mod regions;
 mod room;
+mod running;
 mod template;
-mod tend;
 #[cfg(test)]
 mod tests;
 
@@ -36,15 +36,15 @@ use crate::network::Security;
 use crate::options::{Common, Receive};
 use crate::record::Incoming;
 use crate::report::Report;
-use arrival::{Arrival, Host, Left, NotTaken};
-use door::{Door, Visitor};
-use farewell::LastWord;
+use final_message::FinalMessage;
+use incoming::{Host, IncomingMigration, NotTaken, Resumed};
+use listener::{IncomingConnection, Listener};
 use monitor::Monitor;
 use process::QemuProcess;
 use regions::Regions;
 
 /// How often it is looked whether a guest comes.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Takes one guest, and stays until its memory is complete. A signal ends that: as long as the guest is the source's, it goes on there;
 /// afterwards it is left to QEMU and vmemd.
@@ -67,18 +67,18 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
     let regions = host::make_regions(&control, args)?;
     let listener = security.listen(args.listen)?;
     let address = listener.local_addr().map_err(Cause::io("cannot listen"))?;
-    let mut door = Door::open(listener, security.clone())?;
-    let mut arrival = if args.resume {
-        match Arrival::resume(cli, args, &door, report, signals)? {
-            Left::Arrival(arrival) => *arrival,
-            Left::Over(owner, place, word) => {
-                return LastWord {
+    let mut listener = Listener::open(listener, security.clone())?;
+    let mut incoming = if args.resume {
+        match IncomingMigration::resume(cli, args, &listener, report, signals)? {
+            Resumed::Incoming(incoming) => *incoming,
+            Resumed::Over(owner, state_dir, word) => {
+                return FinalMessage {
                     owner,
                     channel: None,
-                    place,
+                    state_dir,
                     word,
                 }
-                .say(&mut door, report, signals);
+                .send(&mut listener, report, signals);
             }
         }
     } else {
@@ -89,16 +89,16 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
             security: &security,
             signals,
         };
-        take(cli, &host, &mut door, report)?
+        take(cli, &host, &mut listener, report)?
     };
-    arrival.run(&mut door, report);
-    if arrival.owner.state() != State::Running {
-        return end(arrival, &mut door, report, signals);
+    incoming.run(&mut listener, report);
+    if incoming.owner.state() != State::Running {
+        return end(incoming, &mut listener, report, signals);
     }
     // QEMU has them open.
     drop(regions);
     report.running(None);
-    tend::tend(args, &control, &mut door, arrival, report, signals)
+    running::tend(args, &control, &mut listener, incoming, report, signals)
 }
 
 /// Whether a guest that has been recorded may be here and lack memory.
@@ -111,15 +111,15 @@ pub(crate) fn needs_memory(record: &Incoming) -> bool {
 }
 
 /// Waits for a guest, and prepares everything for it. A guest that cannot be prepared for is refused, and the next one is waited for.
-fn take(cli: &Common, host: &Host<'_>, door: &mut Door, report: &Report) -> Result<Arrival, Error> {
+fn take(cli: &Common, host: &Host<'_>, listener: &mut Listener, report: &Report) -> Result<IncomingMigration, Error> {
     loop {
         host.signals.check().map_err(Cause::from)?;
-        let Some(Visitor::Guest(channel, offer)) = door.wait_for(GLANCE) else {
+        let Some(IncomingConnection::Guest(channel, offer)) = listener.wait_for(POLL_INTERVAL) else {
             continue;
         };
         let guest = offer.guest.escape_debug().to_string();
-        match Arrival::prepare(cli, host, door, channel, offer, report) {
-            Ok(arrival) => return Ok(arrival),
+        match IncomingMigration::prepare(cli, host, listener, channel, offer, report) {
+            Ok(incoming) => return Ok(incoming),
             Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
                 report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
                 log::clear_subject();
@@ -130,12 +130,12 @@ fn take(cli: &Common, host: &Host<'_>, door: &mut Door, report: &Report) -> Resu
 }
 
 /// The guest has not come, or not in a way that it can be left alone.
-fn end(mut arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals) -> Result<(), Error> {
-    let trouble = arrival.trouble();
+fn end(mut incoming: IncomingMigration, listener: &mut Listener, report: &Report, signals: &Signals) -> Result<(), Error> {
+    let trouble = incoming.trouble();
     let reason = chain(&trouble);
-    let word = match arrival.owner.state() {
+    let word = match incoming.owner.state() {
         State::Refused => {
-            door.nobody();
+            listener.release_guest();
             return Err(Error::AtSource(trouble));
         }
         State::Failed => FromDestination::Failed { reason },
@@ -143,5 +143,5 @@ fn end(mut arrival: Arrival, door: &mut Door, report: &Report, signals: &Signals
         // A vmemd that serves is left alone.
         _ => return Err(Error::Unfinished(trouble)),
     };
-    arrival.into_last_word(word).say(door, report, signals)
+    incoming.into_final_message(word).send(listener, report, signals)
 }

@@ -21,7 +21,7 @@ use crate::key::Key;
 use crate::message::Backend;
 use crate::name::{clean, session_mark};
 use crate::process::Identity;
-use crate::served::Served;
+use crate::served::ServedFile;
 
 /// Where records are, unless told.
 pub(crate) const DIRECTORY: &str = "/run/vmem";
@@ -69,7 +69,7 @@ pub(crate) struct Outgoing {
     /// The arguments of the source's vmemd, with the port that it got.
     pub(crate) vmemd: Vec<String>,
     /// The files of its memory.
-    pub(crate) served: Vec<Served>,
+    pub(crate) served: Vec<ServedFile>,
     /// The guest ran when it was asked to move.
     pub(crate) run: bool,
     /// QEMU's, before they were changed.
@@ -117,13 +117,13 @@ const REMOVED: &str = "removed.";
 
 /// Where the record of a guest is, and other files about it. One process at a time has it.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct StateDir {
     directory: PathBuf,
     /// Held as long as this or a clone of it is.
     _lock: Arc<File>,
 }
 
-impl Place {
+impl StateDir {
     /// The directory `under`/`side`.`guest`, which is made if it is not there.
     pub(crate) fn new(under: &Path, side: &str, guest: impl Into<Key>) -> Result<Self, RecordError> {
         let directory = under.join(format!("{side}.{}", guest.into().as_str()));
@@ -176,7 +176,7 @@ impl Place {
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path().join("record").exists() {
                 match Self::lock(entry.path()) {
-                    Ok(place) => free.push(place),
+                    Ok(state_dir) => free.push(state_dir),
                     Err(RecordError::Busy(_)) => {}
                     Err(error) => return Err(error),
                 }
@@ -193,9 +193,9 @@ impl Place {
     ) -> Result<Vec<(Self, T)>, RecordError> {
         let mut found = Vec::new();
         let mut unreadable = None;
-        for place in Self::all(under, side)? {
-            match place.read::<T>() {
-                Ok(Some(record)) if is(&record) => found.push((place, record)),
+        for state_dir in Self::all(under, side)? {
+            match state_dir.read::<T>() {
+                Ok(Some(record)) if is(&record) => found.push((state_dir, record)),
                 Ok(_) => {}
                 Err(error) => unreadable = Some(error),
             }
@@ -326,21 +326,21 @@ mod tests {
     #[test]
     fn the_latest_record_is_read() {
         let under = tempfile::tempdir().expect("a directory");
-        let place = Place::new(under.path(), "out", "../a guest").expect("a place");
-        assert_eq!(place.read::<Note>().expect("nothing"), None);
-        let mode = fs::metadata(&place.directory).expect("a directory").permissions().mode();
+        let state_dir = StateDir::new(under.path(), "out", "../a guest").expect("a place");
+        assert_eq!(state_dir.read::<Note>().expect("nothing"), None);
+        let mode = fs::metadata(&state_dir.directory).expect("a directory").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "nobody else can read the session");
-        place.write(&note(Phase::Prepared)).expect("a record");
-        place.write(&note(Phase::Committed)).expect("a record");
-        assert_eq!(place.read().expect("a record"), Some(note(Phase::Committed)));
-        let again = Place::new(under.path(), "out", "../a guest");
+        state_dir.write(&note(Phase::Prepared)).expect("a record");
+        state_dir.write(&note(Phase::Committed)).expect("a record");
+        assert_eq!(state_dir.read().expect("a record"), Some(note(Phase::Committed)));
+        let again = StateDir::new(under.path(), "out", "../a guest");
         assert!(matches!(again, Err(RecordError::Busy(_))), "one at a time");
-        let path = place.path("record");
-        drop(place);
-        let all = |side| Place::all(under.path(), side).expect("a directory");
+        let path = state_dir.path("record");
+        drop(state_dir);
+        let all = |side| StateDir::all(under.path(), side).expect("a directory");
         assert_eq!(all("out")[0].read().expect("a record"), Some(note(Phase::Committed)));
         assert!(all("in").is_empty());
-        let other = Place::new(under.path(), "out", "b").expect("a place");
+        let other = StateDir::new(under.path(), "out", "b").expect("a place");
         assert_eq!(all("out").len(), 1, "one without a record is none");
         other.write(&note(Phase::Running)).expect("a record");
         assert_eq!(all("out").len(), 1, "somebody is at work on it");
@@ -348,18 +348,18 @@ mod tests {
         let mut both = all("out");
         assert_eq!(both.len(), 2);
         both.drain(..)
-            .filter(|place| place.read().is_ok_and(|phase| phase == Some(note(Phase::Running))))
-            .for_each(|place| place.remove());
+            .filter(|state_dir| state_dir.read().is_ok_and(|phase| phase == Some(note(Phase::Running))))
+            .for_each(|state_dir| state_dir.remove());
         assert_eq!(all("out").len(), 1);
         fs::write(path, "no record").expect("a file");
         assert!(matches!(all("out")[0].read::<Note>(), Err(RecordError::Foreign(_))));
-        let find = |wanted| Place::find(under.path(), "out", move |note: &Note| note.phase == wanted);
+        let find = |wanted| StateDir::find(under.path(), "out", move |note: &Note| note.phase == wanted);
         assert!(
             matches!(find(Phase::Running), Err(RecordError::Foreign(_))),
             "it may be that one"
         );
-        Place::new(under.path(), "out", "c")
-            .and_then(|place| place.write(&note(Phase::Running)))
+        StateDir::new(under.path(), "out", "c")
+            .and_then(|state_dir| state_dir.write(&note(Phase::Running)))
             .expect("a record");
         assert_eq!(find(Phase::Running).map(|found| found.len()).ok(), Some(1));
     }
@@ -367,14 +367,14 @@ mod tests {
     #[test]
     fn guests_of_similar_names_have_places_of_their_own() {
         let under = tempfile::tempdir().expect("a directory");
-        let places = ["a b", "a_b"].map(|name| Place::new(under.path(), "out", name));
-        for place in places {
-            place
+        let places = ["a b", "a_b"].map(|name| StateDir::new(under.path(), "out", name));
+        for state_dir in places {
+            state_dir
                 .expect("nobody else is there")
                 .write(&note(Phase::Running))
                 .expect("a record");
         }
-        assert_eq!(Place::all(under.path(), "out").expect("a directory").len(), 2);
+        assert_eq!(StateDir::all(under.path(), "out").expect("a directory").len(), 2);
     }
 
     #[test]
@@ -383,31 +383,31 @@ mod tests {
         fs::create_dir(under.path().join("out.a_b")).expect("a directory");
         let path = under.path().join("out.a_b/record");
         fs::write(&path, r#"{"session": "", "guest": "a b", "phase": "committed"}"#).expect("a file");
-        let earlier = Place::check_earlier(under.path(), "out", "a b");
+        let earlier = StateDir::check_earlier(under.path(), "out", "a b");
         assert!(matches!(earlier, Err(RecordError::Layout(found)) if found == path));
-        let found = Place::find(under.path(), "out", |_: &Note| true);
+        let found = StateDir::find(under.path(), "out", |_: &Note| true);
         assert!(matches!(found, Err(RecordError::Layout(_))));
-        assert!(Place::check_earlier(under.path(), "out", "c").is_ok());
+        assert!(StateDir::check_earlier(under.path(), "out", "c").is_ok());
         fs::write(&path, "{}").expect("a file");
-        Place::new(under.path(), "out", "a_b")
-            .and_then(|place| place.write(&note(Phase::Running)))
+        StateDir::new(under.path(), "out", "a_b")
+            .and_then(|state_dir| state_dir.write(&note(Phase::Running)))
             .expect("a record");
-        assert!(Place::check_earlier(under.path(), "out", "a b").is_ok());
+        assert!(StateDir::check_earlier(under.path(), "out", "a b").is_ok());
     }
 
     #[test]
     fn removed_place_is_free_at_once_and_half_removed_ones_are_cleared() {
         let under = tempfile::tempdir().expect("a directory");
-        let place = Place::new(under.path(), "out", "a").expect("a place");
-        place.write(&note(Phase::Running)).expect("a record");
+        let state_dir = StateDir::new(under.path(), "out", "a").expect("a place");
+        state_dir.write(&note(Phase::Running)).expect("a record");
         let half = under.path().join("removed.out.b.1");
         fs::create_dir(&half).expect("a directory");
         fs::write(half.join("record"), "{}").expect("a file");
-        place.remove();
+        state_dir.remove();
         // While the one who has removed it is still there.
-        let again = Place::new(under.path(), "out", "a").expect("a place");
+        let again = StateDir::new(under.path(), "out", "a").expect("a place");
         assert_eq!(again.read::<Note>().expect("nothing"), None);
-        place.remove();
+        state_dir.remove();
         drop(again);
         let left: Vec<_> = fs::read_dir(under.path()).expect("a directory").flatten().collect();
         assert!(left.is_empty(), "{left:?}");

@@ -9,23 +9,23 @@ use crate::guest::{self, LIMIT};
 use crate::migrate;
 use crate::network::Security;
 use crate::options::{Common, DEFAULT_PORT, Recover};
-use crate::record::{Outgoing, Place};
+use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
 
 /// Finds out where the guest is, and goes on from there.
 pub fn run(cli: &Common, args: &Recover) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
-    let (place, record) = find(cli, args)?;
+    let (state_dir, record) = find(cli, args)?;
     record.log_subject();
     let hint = cli.recover_command(&record.guest);
-    let result = go_on_with(cli, args, place, record, &signals);
+    let result = go_on_with(cli, args, state_dir, record, &signals);
     if let Err(Error::Detached(_)) = result {
         Report::new(cli.json).note(&format!("'{hint}' goes on"));
     }
     result
 }
 
-fn go_on_with(cli: &Common, args: &Recover, place: Place, mut record: Outgoing, signals: &Signals) -> Result<(), Error> {
+fn go_on_with(cli: &Common, args: &Recover, state_dir: StateDir, mut record: Outgoing, signals: &Signals) -> Result<(), Error> {
     let security = Security::new(cli)?;
     if let Some(to) = &args.to {
         record.to = with_port(to, DEFAULT_PORT);
@@ -34,7 +34,15 @@ fn go_on_with(cli: &Common, args: &Recover, place: Place, mut record: Outgoing, 
     let qmp = signals.unless(move || Qmp::connect(&path, LIMIT)).map_err(detached)?;
     let qmp = qmp.map_err(Cause::from).and_then(|qmp| same_guest(qmp, &record));
     signals.check().map_err(detached)?;
-    migrate::go_on(qmp, place, record, security, args.keep_source, Report::new(cli.json), signals)
+    migrate::go_on(
+        qmp,
+        state_dir,
+        record,
+        security,
+        args.keep_source,
+        Report::new(cli.json),
+        signals,
+    )
 }
 
 /// Makes sure that this QEMU has that guest.
@@ -50,12 +58,12 @@ fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Cause> {
     }
 }
 
-fn find(cli: &Common, args: &Recover) -> Result<(Place, Outgoing), Cause> {
+fn find(cli: &Common, args: &Recover) -> Result<(StateDir, Outgoing), Cause> {
     let is = |record: &Outgoing| {
         let is_named = |guest: &String| [record.guest.as_str(), record.key.as_str()].contains(&guest.as_str());
         args.guest.as_ref().is_none_or(is_named)
     };
-    let mut found = Place::find(&cli.state, "out", is)?;
+    let mut found = StateDir::find(&cli.state, "out", is)?;
     match (found.pop(), found.len()) {
         (Some(only), 0) => Ok(only),
         (None, _) => Err(Cause::other(format!("no migration is noted in {}", cli.state.display()))),
@@ -121,30 +129,30 @@ mod tests {
             let incomplete = "the source is gone".to_owned();
             for message in [
                 FromDestination::Welcome { version: 2 },
-                FromDestination::Pages { line: json!({}) },
+                FromDestination::PageFetcher { line: json!({}) },
                 FromDestination::Incomplete { reason: incomplete },
                 FromDestination::Running,
                 FromDestination::Complete { summary: json!({}) },
             ] {
-                greeted.channel.say(&message).expect("room");
+                greeted.channel.send(&message).expect("room");
             }
-            while greeted.channel.hear_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
+            while greeted.channel.recv_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
         });
-        let place = Place::new(directory.path(), "out", "guest").expect("a place");
-        place
+        let state_dir = StateDir::new(directory.path(), "out", "guest").expect("a place");
+        state_dir
             .write(&Outgoing {
                 key: guest::key(&mut fake::Qemu::connect(&path)).expect("a key"),
                 ..record(&path, to)
             })
             .expect("a record");
-        drop(place);
+        drop(state_dir);
         let state = directory.path().to_str().expect("a path");
         let cli = Cli::parse_from(["vmemctl", "--state", state, "recover"]);
         let Command::Recover(args) = &cli.command else {
             panic!("not recover")
         };
-        let (place, record) = find(&cli.common, args).expect("a record");
-        go_on_with(&cli.common, args, place, record, &Signals::default()).expect("it is complete");
+        let (state_dir, record) = find(&cli.common, args).expect("a record");
+        go_on_with(&cli.common, args, state_dir, record, &Signals::default()).expect("it is complete");
         destination.join().expect("a good end");
         assert!(qemu.has_heard("quit"));
     }

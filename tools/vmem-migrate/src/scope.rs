@@ -68,11 +68,11 @@ pub fn prepare(wanted: bool) -> Option<String> {
 
 /// A command that starts `program` in a scope of its own, if [`prepare`] has found that there are some. The scope is named after `kind` and
 /// the last component of `place`, the guest's directory.
-pub(crate) fn command(program: impl AsRef<OsStr>, kind: &str, place: &Path) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>, kind: &str, state_dir: &Path) -> Command {
     let Some(options) = OPTIONS.get().copied().flatten() else {
         return Command::new(program);
     };
-    let guest = place.file_name().unwrap_or_default().to_string_lossy();
+    let guest = state_dir.file_name().unwrap_or_default().to_string_lossy();
     let mut command = Command::new(SYSTEMD_RUN);
     command
         .args(options)

@@ -25,13 +25,13 @@ pub enum ServedError {
 
 /// One file, and what tells it from others of its path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Served {
+pub(crate) struct ServedFile {
     pub(crate) path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-impl Served {
+impl ServedFile {
     /// What process `pid` has open under `path`, as it sees that. A file that was put there later is not its memory.
     pub(crate) fn find(pid: i32, path: &Path) -> Result<Self, ServedError> {
         let process = PathBuf::from(format!("/proc/{pid}"));
@@ -97,16 +97,16 @@ mod tests {
         let path = directory.path().join("memory");
         let own = i32::try_from(std::process::id()).expect("a number");
         let file = File::create(&path).expect("a file");
-        let served = Served::find(own, &path).expect("it is open");
+        let served = ServedFile::find(own, &path).expect("it is open");
         served.check().expect("it is there");
         let away = directory.path().join("away");
         fs::rename(&path, &away).expect("a file");
         assert!(served.check().is_err(), "nothing is there");
         fs::write(&path, "").expect("a file");
         assert!(served.check().is_err(), "another one is there");
-        assert!(Served::find(own, &path).is_err(), "and is not open");
+        assert!(ServedFile::find(own, &path).is_err(), "and is not open");
         drop(file);
-        assert!(Served::find(own, &away).is_err(), "nor is this one any more");
+        assert!(ServedFile::find(own, &away).is_err(), "nor is this one any more");
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a number");
         let directory = std::env::current_dir().expect("a directory");
         let _open = File::open("Cargo.toml").expect("a file");
-        let served = Served::find(own, Path::new("Cargo.toml")).expect("it is open");
+        let served = ServedFile::find(own, Path::new("Cargo.toml")).expect("it is open");
         assert_eq!(served.path, directory.join("Cargo.toml"));
     }
 }

@@ -10,14 +10,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
-use vmem_control::{Event as Told, Request, Status};
+use vmem_control::{Event as DaemonReport, Request, Status};
 use vmem_wait::BackOff;
 
-use crate::daemon::{Daemon, DaemonError, Orders, Says};
+use crate::daemon::{Daemon, DaemonError, DaemonEvent, Orders};
 use crate::queue::{Message, Receiver, Sender, queue};
 
 /// How often it is looked whether supervision is over.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long one that is started last, before supervision is over, is watched.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What follows the end of a vmemd.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Next {
+pub(crate) enum Restart {
     /// No other one: its work is done, or cannot be done.
     Over,
     /// Another one, after this time.
@@ -39,7 +39,7 @@ pub(crate) enum Next {
 }
 
 /// What a supervisor has to know of its vmemd.
-pub(crate) trait Work: Send + 'static {
+pub(crate) trait Supervised: Send + 'static {
     /// Starts one.
     fn start(&self) -> Result<Daemon, DaemonError>;
 
@@ -49,20 +49,20 @@ pub(crate) trait Work: Send + 'static {
     }
 
     /// Whether it is ready, by what it says.
-    fn is_ready(&self, said: &Says) -> bool;
+    fn is_ready(&self, said: &DaemonEvent) -> bool;
 
     /// How long it may take until then.
     fn patience(&self) -> Option<Duration>;
 
     /// What follows its end with this exit code. `None`: it was killed, could not be started, or nobody knows how it has ended.
-    fn after(&self, code: Option<i32>) -> Next;
+    fn after(&self, code: Option<i32>) -> Restart;
 }
 
 /// What becomes of vmemd.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// It says something.
-    Told(Told),
+    DaemonReport(DaemonReport),
     /// Where it stands, when it is connected to.
     Status(Status),
     /// One that serves does not take orders.
@@ -81,16 +81,16 @@ pub(crate) enum Event {
 
 impl Message for Event {
     fn is_event(&self) -> bool {
-        matches!(self, Self::Told(_))
+        matches!(self, Self::DaemonReport(_))
     }
 
     fn dropped(lines: u64) -> Self {
-        Self::Told(Told::Dropped { lines })
+        Self::DaemonReport(DaemonReport::Dropped { lines })
     }
 }
 
 /// What is supervised first.
-pub(crate) enum First {
+pub(crate) enum Initial {
     /// One that is ready, or was when an earlier vmemctl left it.
     Running(Daemon),
     /// None: it has to be started.
@@ -110,12 +110,12 @@ struct Shared {
     leave: AtomicBool,
     /// Supervision is over, and vmemd ends.
     stop: AtomicBool,
-    mouth: Mutex<Mouth>,
+    requests: Mutex<Requests>,
 }
 
 /// What is said to vmemd.
 #[derive(Default)]
-struct Mouth {
+struct Requests {
     orders: Option<Orders>,
     /// What each new one is told.
     lasting: Vec<Request>,
@@ -123,16 +123,16 @@ struct Mouth {
 
 impl Supervisor {
     /// Begins with `first`.
-    pub(crate) fn new(work: impl Work, first: First) -> io::Result<Self> {
+    pub(crate) fn new(work: impl Supervised, first: Initial) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (sender, events) = queue();
-        let keeper = Keeper {
+        let keeper = SupervisorThread {
             work,
             shared: Arc::clone(&shared),
             events: sender,
             back_off: BackOff::immediate(FIRST_PAUSE, LONGEST_PAUSE),
         };
-        if let First::Running(daemon) = &first {
+        if let Initial::Running(daemon) = &first {
             keeper.introduce(daemon);
         }
         let thread = thread::Builder::new()
@@ -147,15 +147,15 @@ impl Supervisor {
 
     /// Gives an order to the vmemd that is there, and to each that comes after it.
     pub(crate) fn order(&self, request: Request) {
-        let mut mouth = self.shared.mouth();
-        mouth.lasting.push(request.clone());
-        if let Some(orders) = &mouth.orders {
+        let mut requests = self.shared.requests();
+        requests.lasting.push(request.clone());
+        if let Some(orders) = &requests.orders {
             orders.give(request);
         }
     }
 
     /// What happens next, if it does so within `limit`.
-    pub(crate) fn hear(&self, limit: Duration) -> Option<Event> {
+    pub(crate) fn recv(&self, limit: Duration) -> Option<Event> {
         self.events.recv(limit)
     }
 
@@ -192,13 +192,13 @@ impl Shared {
         self.stop.load(Ordering::SeqCst)
     }
 
-    fn mouth(&self) -> MutexGuard<'_, Mouth> {
-        self.mouth.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The inside of the thread.
-struct Keeper<W> {
+struct SupervisorThread<W> {
     work: W,
     shared: Arc<Shared>,
     events: Sender<Event>,
@@ -221,12 +221,12 @@ struct End {
     lived: Duration,
 }
 
-impl<W: Work> Keeper<W> {
+impl<W: Supervised> SupervisorThread<W> {
     /// Until supervision is over; whether a vmemd is left.
-    fn keep(mut self, first: First) -> bool {
+    fn keep(mut self, first: Initial) -> bool {
         let mut outcome = match first {
-            First::Running(daemon) => self.watch(daemon, true),
-            First::Missing => self.start(),
+            Initial::Running(daemon) => self.watch(daemon, true),
+            Initial::Missing => self.start(),
         };
         loop {
             let End { why, code, lived } = match outcome {
@@ -234,9 +234,9 @@ impl<W: Work> Keeper<W> {
                 Outcome::Ended(end) => end,
             };
             let again = match self.work.after(code) {
-                Next::Over => None,
-                Next::In(pause) => Some(pause),
-                Next::BackOff => Some(self.back_off.next_pause_after(lived)),
+                Restart::Over => None,
+                Restart::In(pause) => Some(pause),
+                Restart::BackOff => Some(self.back_off.next_pause_after(lived)),
             };
             self.tell(Event::Ended { why, code, again });
             let Some(pause) = again else { return false };
@@ -275,10 +275,10 @@ impl<W: Work> Keeper<W> {
 
     /// From now on it gets the orders, and first those that last.
     fn introduce(&self, daemon: &Daemon) {
-        let mut mouth = self.shared.mouth();
+        let mut requests = self.shared.requests();
         let orders = daemon.orders();
-        mouth.lasting.iter().for_each(|request| orders.give(request.clone()));
-        mouth.orders = Some(orders);
+        requests.lasting.iter().for_each(|request| orders.give(request.clone()));
+        requests.orders = Some(orders);
     }
 
     /// Hears what it says until it ends.
@@ -295,8 +295,8 @@ impl<W: Work> Keeper<W> {
             if self.shared.is_over() && (is_ready || began.elapsed() > SETTLING) {
                 return Outcome::Over { left: true };
             }
-            match daemon.hear(GLANCE) {
-                Some(Says::Ended(ended)) => {
+            match daemon.recv(POLL_INTERVAL) {
+                Some(DaemonEvent::Ended(ended)) => {
                     return Outcome::Ended(End {
                         code: ended.code().filter(|_| fault.is_none()),
                         why: fault.unwrap_or_else(|| daemon.ended(&ended).to_string()),
@@ -304,8 +304,8 @@ impl<W: Work> Keeper<W> {
                     });
                 }
                 // One that serves is not ended for that.
-                Some(Says::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
-                Some(Says::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
+                Some(DaemonEvent::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
+                Some(DaemonEvent::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
                 Some(said) => {
                     let became_ready = !is_ready && self.work.is_ready(&said);
                     self.pass(said);
@@ -333,11 +333,11 @@ impl<W: Work> Keeper<W> {
         }
     }
 
-    fn pass(&self, said: Says) {
+    fn pass(&self, said: DaemonEvent) {
         match said {
-            Says::Event(event) => self.tell(Event::Told(event)),
-            Says::Status(status) => self.tell(Event::Status(status)),
-            Says::Refuses(_) | Says::Ended(_) => {}
+            DaemonEvent::Event(event) => self.tell(Event::DaemonReport(event)),
+            DaemonEvent::Status(status) => self.tell(Event::Status(status)),
+            DaemonEvent::Refuses(_) | DaemonEvent::Ended(_) => {}
         }
     }
 
@@ -349,7 +349,7 @@ impl<W: Work> Keeper<W> {
             if left.is_zero() {
                 break;
             }
-            thread::sleep(left.min(GLANCE));
+            thread::sleep(left.min(POLL_INTERVAL));
         }
     }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 const MARK: &str = "VMEMCTL_TEST_UNREAD";
 
 /// How long it may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Does `body` in such a process, which must end well. `test` is the path of the test that calls this: it is what the process runs.
 pub(crate) fn run(test: &str, body: impl FnOnce()) {
@@ -34,7 +34,7 @@ pub(crate) fn run(test: &str, body: impl FnOnce()) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("a process");
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let status = loop {
         match child.try_wait().expect("a process") {
             Some(status) => break status,

@@ -14,14 +14,14 @@ use super::spawned::{Held, lock};
 use crate::queue::{Message, Sender};
 
 /// How often it is looked whether a vmemd that says nothing has ended.
-const GLANCE: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Before a vmemd that has closed the connection, and lives, is connected to again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a vmemd says, and how it ends.
 #[derive(Debug)]
-pub(crate) enum Says {
+pub(crate) enum DaemonEvent {
     /// Where it stands, once it is connected to.
     Status(Status),
     Event(Event),
@@ -50,7 +50,7 @@ impl Ended {
     }
 }
 
-impl Message for Says {
+impl Message for DaemonEvent {
     fn is_event(&self) -> bool {
         matches!(self, Self::Event(_))
     }
@@ -90,14 +90,14 @@ impl Orders {
 pub(super) struct Conversation {
     pub(super) socket: PathBuf,
     pub(super) orders: Orders,
-    pub(super) says: Sender<Says>,
+    pub(super) says: Sender<DaemonEvent>,
     /// What vmemd has said of its end.
     end: Option<(u8, Option<String>)>,
     has_refused: bool,
 }
 
 impl Conversation {
-    pub(super) fn new(socket: &Path, orders: &Orders, says: Sender<Says>) -> Self {
+    pub(super) fn new(socket: &Path, orders: &Orders, says: Sender<DaemonEvent>) -> Self {
         Self {
             socket: socket.to_owned(),
             orders: orders.clone(),
@@ -118,11 +118,15 @@ impl Conversation {
 
     /// Until the process has ended: on this connection, whose HELLO has been answered or not, and on others if it is lost. Returns what
     /// vmemd has said of its end.
-    pub(super) fn hold(mut self, first: Option<(Greeting, bool)>, held: &Held) -> (Sender<Says>, Option<(u8, Option<String>)>) {
+    pub(super) fn hold(
+        mut self,
+        first: Option<(Greeting, bool)>,
+        held: &Held,
+    ) -> (Sender<DaemonEvent>, Option<(u8, Option<String>)>) {
         let mut next = first;
         loop {
             if let Some((greeting, is_answered)) = next.take() {
-                if let Err(error) = self.hear(greeting, is_answered, held) {
+                if let Err(error) = self.recv(greeting, is_answered, held) {
                     self.lost(&error);
                 }
                 self.orders.greeted.store(false, Ordering::SeqCst);
@@ -139,8 +143,8 @@ impl Conversation {
     }
 
     /// Until the connection is lost, or the process has ended.
-    fn hear(&mut self, mut greeting: Greeting, is_answered: bool, held: &Held) -> Result<(), Error> {
-        while !is_answered && greeting.wait(Instant::now() + GLANCE)?.is_none() {
+    fn recv(&mut self, mut greeting: Greeting, is_answered: bool, held: &Held) -> Result<(), Error> {
+        while !is_answered && greeting.wait(Instant::now() + POLL_INTERVAL)?.is_none() {
             if held.wait(Duration::ZERO) {
                 return Ok(());
             }
@@ -149,7 +153,7 @@ impl Conversation {
         let (_caller, mut incoming) = greeting.into_parts();
         // The end of a script in its place is not the end of a vmemd that the script has started: that one closes the connection.
         loop {
-            if let Some(message) = incoming.next(Instant::now() + GLANCE)? {
+            if let Some(message) = incoming.next(Instant::now() + POLL_INTERVAL)? {
                 self.heard(message);
             }
         }
@@ -158,7 +162,7 @@ impl Conversation {
     /// Tells once why it cannot be talked to. That it has closed the connection is mostly its end.
     fn lost(&mut self, error: &Error) {
         if !matches!(error, Error::Closed) && !std::mem::replace(&mut self.has_refused, true) {
-            self.says.send(Says::Refuses(chain(error)));
+            self.says.send(DaemonEvent::Refuses(chain(error)));
         }
     }
 
@@ -168,12 +172,12 @@ impl Conversation {
                 if let Event::End { exit_code, error, .. } = &event {
                     self.end = Some((*exit_code, error.clone()));
                 }
-                self.says.send(Says::Event(event));
+                self.says.send(DaemonEvent::Event(event));
             }
             FromDaemon::Reply(Reply {
                 answer: Answer::Status(status),
                 ..
-            }) => self.says.send(Says::Status(status)),
+            }) => self.says.send(DaemonEvent::Status(status)),
             // That it does not start or release is said by what it does.
             FromDaemon::Reply(_) => {}
         }

@@ -10,9 +10,9 @@ use rustix::process::Signal;
 use vmem_cli::chain;
 use vmem_control::{Duty, Greeting, Hello, Request};
 
-use super::spawned::PATIENCE;
+use super::spawned::TIMEOUT;
 use crate::process::Process;
-use crate::record::Place;
+use crate::record::StateDir;
 
 /// The file with the identity of the latest vmemd's process.
 pub(super) const PID: &str = "vmemd.pid";
@@ -42,13 +42,13 @@ impl Left {
     }
 
     /// The vmemd of the guest of `place`, if one is left.
-    pub(super) fn find(place: &Place) -> Option<Self> {
-        Self::find_within(place, ANSWER)
+    pub(super) fn find(state_dir: &StateDir) -> Option<Self> {
+        Self::find_within(state_dir, ANSWER)
     }
 
-    fn find_within(place: &Place, limit: Duration) -> Option<Self> {
-        let mut processes: Vec<_> = recorded(place).into_iter().collect();
-        let socket = place.path(SOCKET);
+    fn find_within(state_dir: &StateDir, limit: Duration) -> Option<Self> {
+        let mut processes: Vec<_> = recorded(state_dir).into_iter().collect();
+        let socket = state_dir.path(SOCKET);
         let (greeting, hello) = match Greeting::send(&socket) {
             Err(error) if error.is_nobody() => (None, None),
             Err(error) => {
@@ -87,13 +87,13 @@ impl Left {
 }
 
 /// Whether an earlier vmemctl has left a vmemd of this session and duty. One that does not answer counts.
-pub(crate) fn is_left(session: &str, duty: Duty, place: &Place) -> bool {
-    Left::find(place).is_some_and(|left| left.is_of(session, duty))
+pub(crate) fn is_left(session: &str, duty: Duty, state_dir: &StateDir) -> bool {
+    Left::find(state_dir).is_some_and(|left| left.is_of(session, duty))
 }
 
 /// The process that was recorded, if it lives.
-fn recorded(place: &Place) -> Option<Process> {
-    let text = std::fs::read(place.path(PID)).ok()?;
+fn recorded(state_dir: &StateDir) -> Option<Process> {
+    let text = std::fs::read(state_dir.path(PID)).ok()?;
     Process::find(&serde_json::from_slice(&text).ok()?)
 }
 
@@ -107,18 +107,18 @@ pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
 }
 
 /// Ends what an earlier vmemctl has left behind. Returns when it has let go of everything.
-pub(crate) fn end_left_over(place: &Place) {
+pub(crate) fn end_leftovers(state_dir: &StateDir) {
     // One that does not answer at once is made to end.
     let Some(Left {
         mut processes,
         greeting,
         hello,
-    }) = Left::find_within(place, PATIENCE)
+    }) = Left::find_within(state_dir, TIMEOUT)
     else {
         return;
     };
     let mut wait = || {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         processes.retain(|process| !process.wait(until.saturating_duration_since(Instant::now())));
         processes.is_empty()
     };
@@ -131,7 +131,7 @@ pub(crate) fn end_left_over(place: &Place) {
     }
     for signal in [Signal::TERM, Signal::KILL] {
         processes.iter().for_each(|process| process.signal(signal));
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         processes.retain(|process| !process.wait(until.saturating_duration_since(Instant::now())));
     }
 }

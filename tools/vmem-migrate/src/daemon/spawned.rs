@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use crate::process::Process;
 
 /// How long one that was asked to end may take for it, before it is made to.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A process that was started here, and the others of its group: those that a script in its place has started.
 pub(crate) struct Spawned {
@@ -88,7 +88,7 @@ impl Held {
     pub(super) fn end(&self) {
         for signal in [Signal::TERM, Signal::KILL] {
             self.signal(signal);
-            if self.wait(PATIENCE) {
+            if self.wait(TIMEOUT) {
                 return;
             }
         }

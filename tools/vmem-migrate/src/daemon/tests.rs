@@ -15,21 +15,21 @@ use super::*;
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const LONG: Duration = Duration::from_secs(20);
 
-fn place() -> (TempDir, Place) {
+fn state_dir() -> (TempDir, StateDir) {
     let directory = tempfile::tempdir().expect("a directory");
-    let place = Place::new(directory.path(), "out", "guest0").expect("a place");
-    (directory, place)
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
+    (directory, state_dir)
 }
 
 /// A vmemd that does this.
-fn start(script: &str, place: &Place) -> Daemon {
-    Daemon::spawn(Path::new("sh"), &shell(script), SESSION, place).expect("a process")
+fn start(script: &str, state_dir: &StateDir) -> Daemon {
+    Daemon::spawn(Path::new("sh"), &shell(script), SESSION, state_dir).expect("a process")
 }
 
-fn is_listening(said: &Says) -> Option<()> {
+fn is_listening(said: &DaemonEvent) -> Option<()> {
     let is = match said {
-        Says::Event(event) => matches!(event, Event::Listening { .. }),
-        Says::Status(status) => status.listening.is_some(),
+        DaemonEvent::Event(event) => matches!(event, Event::Listening { .. }),
+        DaemonEvent::Status(status) => status.listening.is_some(),
         _ => false,
     };
     is.then_some(())
@@ -41,13 +41,13 @@ fn wait_ready(daemon: &mut Daemon) {
 
 fn wait_said(daemon: &mut Daemon, word: &str) {
     let wanted = said(word);
-    let is = |said: &Says| matches!(said, Says::Event(event) if *event == wanted).then_some(());
+    let is = |said: &DaemonEvent| matches!(said, DaemonEvent::Event(event) if *event == wanted).then_some(());
     daemon.wait_for(LONG, is).expect("it says so");
 }
 
 fn end_of(daemon: &mut Daemon) -> Ended {
     loop {
-        if let Says::Ended(ended) = daemon.hear(LONG).expect("its end") {
+        if let DaemonEvent::Ended(ended) = daemon.recv(LONG).expect("its end") {
             return ended;
         }
     }
@@ -63,8 +63,8 @@ fn abandon(daemon: Daemon) -> Process {
 
 #[test]
 fn daemon_is_heard_and_takes_orders_that_were_given_before_it_listens() {
-    let (_directory, place) = place();
-    let mut daemon = start("ready; order; say all; end 2", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut daemon = start("ready; order; say all; end 2", &state_dir);
     daemon.orders().give(Request::Release);
     wait_ready(&mut daemon);
     wait_said(&mut daemon, "release");
@@ -76,13 +76,16 @@ fn daemon_is_heard_and_takes_orders_that_were_given_before_it_listens() {
 
 #[test]
 fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
-    let (_directory, place) = place();
-    let mut first = start("ready; order; order; end 2", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; order; order; end 2", &state_dir);
     wait_ready(&mut first);
     let process = abandon(first);
-    assert!(Daemon::take_over("another", Duty::Serve, &place).is_none(), "another session");
-    assert!(Daemon::take_over(SESSION, Duty::Fetch, &place).is_none(), "another duty");
-    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it is there");
+    assert!(
+        Daemon::take_over("another", Duty::Serve, &state_dir).is_none(),
+        "another session"
+    );
+    assert!(Daemon::take_over(SESSION, Duty::Fetch, &state_dir).is_none(), "another duty");
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it is there");
     assert_eq!(daemon.held().number(), process.number());
     // It says where it stands though that was said before.
     wait_ready(&mut daemon);
@@ -96,13 +99,13 @@ fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
 
 #[test]
 fn daemon_behind_a_script_is_taken_over_and_ended_with_it() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     // Not exec: the shell waits for it.
     let script = ["-c".to_owned(), format!("{}; true", command("ready; serve"))];
-    let mut first = Daemon::spawn(Path::new("sh"), &script, SESSION, &place).expect("a process");
+    let mut first = Daemon::spawn(Path::new("sh"), &script, SESSION, &state_dir).expect("a process");
     wait_ready(&mut first);
     let shell = abandon(first);
-    let daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it is there");
+    let daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it is there");
     let Held::Left(processes) = daemon.held() else {
         panic!("it was left")
     };
@@ -114,13 +117,13 @@ fn daemon_behind_a_script_is_taken_over_and_ended_with_it() {
 
 #[test]
 fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
-    let (_directory, place) = place();
-    let mut first = start("ready; serve", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
     let process = abandon(first);
     process.signal(Signal::STOP);
-    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &place).expect("it was recorded");
-    assert!(daemon.hear(Duration::from_millis(100)).is_none(), "it says nothing");
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it was recorded");
+    assert!(daemon.recv(Duration::from_millis(100)).is_none(), "it says nothing");
     // It goes on: what was sent meanwhile is answered.
     process.signal(Signal::CONT);
     wait_ready(&mut daemon);
@@ -131,32 +134,32 @@ fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
 
 #[test]
 fn daemon_that_is_stopped_is_ended_by_who_comes_later() {
-    let (_directory, place) = place();
-    let mut first = start("ready; serve", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
     let process = abandon(first);
     process.signal(Signal::STOP);
-    end_left_over(&place);
+    end_leftovers(&state_dir);
     assert!(process.wait(Duration::ZERO));
 }
 
 #[test]
 fn daemon_without_a_record_is_found_by_its_socket_and_asked_to_end() {
-    let (_directory, place) = place();
-    let mut first = start("ready; serve", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
-    fs::remove_file(place.path(PID)).expect("a record");
-    end_left_over(&place);
+    fs::remove_file(state_dir.path(PID)).expect("a record");
+    end_leftovers(&state_dir);
     let ended = end_of(&mut first);
     assert_eq!(ended.code(), Some(0), "no signal has ended it");
 }
 
 #[test]
 fn daemon_of_another_guest_is_not_ended() {
-    let ((_one, here), (_other, there)) = (place(), place());
+    let ((_one, here), (_other, there)) = (state_dir(), state_dir());
     let mut daemon = start("ready; serve", &there);
     wait_ready(&mut daemon);
-    end_left_over(&here);
+    end_leftovers(&here);
     assert!(Daemon::take_over(SESSION, Duty::Serve, &here).is_none());
     assert!(!daemon.held().wait(Duration::from_millis(100)));
     daemon.end();
@@ -164,22 +167,22 @@ fn daemon_of_another_guest_is_not_ended() {
 
 #[test]
 fn socket_of_a_daemon_that_has_ended_is_no_daemon() {
-    let (_directory, place) = place();
-    let mut daemon = start("ready; serve", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut daemon = start("ready; serve", &state_dir);
     wait_ready(&mut daemon);
     daemon.end();
-    assert!(place.path(SOCKET).exists());
-    assert!(Daemon::take_over(SESSION, Duty::Serve, &place).is_none());
-    let mut next = start("ready; serve", &place);
+    assert!(state_dir.path(SOCKET).exists());
+    assert!(Daemon::take_over(SESSION, Duty::Serve, &state_dir).is_none());
+    let mut next = start("ready; serve", &state_dir);
     wait_ready(&mut next);
     next.end();
 }
 
 #[test]
 fn daemon_whose_script_has_ended_is_heard_and_ended() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     let background = format!("exec 3<&0; {} <&3 & exit 3", command("ready; order; serve"));
-    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), background], SESSION, &place).expect("a process");
+    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), background], SESSION, &state_dir).expect("a process");
     wait_ready(&mut daemon);
     assert!(daemon.held().wait(LONG), "the script has ended");
     daemon.orders().give(Request::Start);
@@ -190,10 +193,10 @@ fn daemon_whose_script_has_ended_is_heard_and_ended() {
 
 #[test]
 fn daemon_that_has_the_socket_is_ended_before_the_next_is_started() {
-    let (_directory, place) = place();
-    let mut first = start("ready; serve", &place);
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
-    let mut next = start("ready; serve", &place);
+    let mut next = start("ready; serve", &state_dir);
     wait_ready(&mut next);
     assert!(first.held().wait(Duration::ZERO));
     assert!(!next.held().wait(Duration::ZERO));
@@ -202,7 +205,7 @@ fn daemon_that_has_the_socket_is_ended_before_the_next_is_started() {
 
 #[test]
 fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
-    let (directory, place) = place();
+    let (directory, state_dir) = state_dir();
     let program = directory.path().join("vmemd");
     fs::copy("/bin/sleep", &program).expect("a program");
     let mut other = Command::new(program).arg("1000").spawn().expect("a process");
@@ -211,8 +214,8 @@ fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
     let mut recorded = serde_json::to_value(identity.expect("it lives")).expect("JSON");
     recorded["start"] = 1.into();
     for text in [recorded.to_string(), other.id().to_string()] {
-        fs::write(place.path(PID), &text).expect("a file");
-        end_left_over(&place);
+        fs::write(state_dir.path(PID), &text).expect("a file");
+        end_leftovers(&state_dir);
         assert!(other.try_wait().expect("a child").is_none(), "it was ended for {text}");
     }
     other.kill().and_then(|()| other.wait()).expect("a child");
@@ -220,25 +223,25 @@ fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
 
 #[test]
 fn left_over_program_that_hears_nothing_is_ended() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     let daemon = Daemon::spawn(
         Path::new("sh"),
         &["-c".to_owned(), "exec sleep 1000".to_owned()],
         SESSION,
-        &place,
+        &state_dir,
     );
     let daemon = daemon.expect("a process");
-    end_left_over(&place);
+    end_leftovers(&state_dir);
     assert!(daemon.held().wait(Duration::ZERO));
 }
 
 #[test]
 fn what_a_script_has_started_is_stopped_with_it() {
-    let (directory, place) = place();
+    let (directory, state_dir) = state_dir();
     let note = directory.path().join("number");
     // Not exec: the shell waits for it.
     let script = format!("sleep 1000 & echo $! >'{}'; wait; true", note.display());
-    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), script], SESSION, &place).expect("a process");
+    let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), script], SESSION, &state_dir).expect("a process");
     let until = Instant::now() + LONG;
     let number = loop {
         let text = fs::read_to_string(&note).unwrap_or_default();
@@ -250,7 +253,7 @@ fn what_a_script_has_started_is_stopped_with_it() {
     let inner = Process::open(number).expect("it lives");
     daemon.end();
     assert!(inner.wait(LONG));
-    assert!(matches!(daemon.hear(LONG), Some(Says::Ended(_))));
+    assert!(matches!(daemon.recv(LONG), Some(DaemonEvent::Ended(_))));
 }
 
 #[test]
@@ -272,9 +275,9 @@ fn process_that_has_got_the_number_of_an_ended_one_is_not_signalled() {
 
 #[test]
 fn end_of_one_is_heard_when_it_is_reaped() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     let arguments = ["-c", "exit 0"].map(str::to_owned);
-    let mut daemon = Daemon::spawn(Path::new("sh"), &arguments, SESSION, &place).expect("a process");
+    let mut daemon = Daemon::spawn(Path::new("sh"), &arguments, SESSION, &state_dir).expect("a process");
     assert_eq!(end_of(&mut daemon).code(), Some(0));
     let Held::Spawned(spawned) = daemon.held() else {
         panic!("it was started here")
@@ -284,9 +287,9 @@ fn end_of_one_is_heard_when_it_is_reaped() {
 
 #[test]
 fn daemon_that_does_not_speak_the_protocol_says_so() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     // What is at the socket is this test.
-    let listener = socket::bind(&place.path(SOCKET)).expect("a socket");
+    let listener = socket::bind(&state_dir.path(SOCKET)).expect("a socket");
     let answers = thread::spawn(move || {
         use std::io::Write;
         let (mut client, _) = listener.accept().expect("a client");
@@ -294,18 +297,18 @@ fn daemon_that_does_not_speak_the_protocol_says_so() {
         client
     });
     let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
-    left::record(&own, &place.path(PID)).expect("a record");
-    assert!(Left::find(&place).expect("it was recorded").hello.is_none());
+    left::record(&own, &state_dir.path(PID)).expect("a record");
+    assert!(Left::find(&state_dir).expect("it was recorded").hello.is_none());
     drop(answers.join().expect("no panic"));
 }
 
 #[test]
 fn a_directory_that_cannot_be_written_is_not_taken_for_a_vmemd_that_cannot_be_started() {
-    let (_directory, place) = place();
+    let (_directory, state_dir) = state_dir();
     // As on a file system that is full, the file cannot be made.
-    fs::create_dir(place.log("vmemd.log").expect("a directory")).expect("a directory");
-    let error = Daemon::start(&[], SESSION, &place).err().expect("an error").to_string();
-    let log = place.log("vmemd.log").expect("a directory");
+    fs::create_dir(state_dir.log("vmemd.log").expect("a directory")).expect("a directory");
+    let error = Daemon::start(&[], SESSION, &state_dir).err().expect("an error").to_string();
+    let log = state_dir.log("vmemd.log").expect("a directory");
     assert_eq!(
         error,
         format!("vmemd is not started, because {} cannot be written", log.display())

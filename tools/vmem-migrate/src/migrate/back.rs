@@ -32,11 +32,11 @@ pub(super) struct Farewell<'a> {
 
 impl Farewell<'_> {
     /// Returns when the destination has ended its QEMU, or has heard that it must. A word that was sent need not have been heard.
-    pub(super) fn say(self) -> Result<(), Cause> {
+    pub(super) fn send(self) -> Result<(), Cause> {
         let deadline = Instant::now() + FAREWELL;
         if let Some(channel) = self.channel {
             loop {
-                match channel.hear(deadline) {
+                match channel.recv(deadline) {
                     Ok(Some(FromDestination::Failed { .. })) => return Ok(()),
                     Ok(Some(_)) => {}
                     Ok(None) | Err(_) => break,

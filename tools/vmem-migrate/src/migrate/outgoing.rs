@@ -14,12 +14,12 @@ use super::PREPARATION;
 use crate::channel::{Channel, ChannelError};
 use crate::endpoint::lost;
 use crate::error::{Cause, Error};
-use crate::export::Export;
 use crate::guest;
 use crate::message::{FromDestination, FromSource};
 use crate::network::Security;
+use crate::page_server::PageServer;
 use crate::printable::printable;
-use crate::record::{Outgoing, Place};
+use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
 
 /// How long the destination may take to load the guest's state and to run it.
@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(600);
 const MOMENT: Duration = Duration::from_millis(500);
 
 /// How often each of the others is listened to while one is waited for.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A guest on its way out.
 pub(crate) struct OutgoingMigration {
@@ -41,8 +41,8 @@ pub(crate) struct OutgoingMigration {
     pub(super) qmp: Result<Qmp, Cause>,
     /// `None` if the connection is lost.
     pub(super) channel: Option<Channel>,
-    pub(super) export: Export,
-    pub(super) place: Place,
+    pub(super) export: PageServer,
+    pub(super) state_dir: StateDir,
     pub(super) record: Outgoing,
     pub(super) security: Security,
     pub(super) report: Report,
@@ -77,7 +77,7 @@ impl OutgoingMigration {
     pub(super) fn new(
         state: State,
         qmp: Result<Qmp, Cause>,
-        place: Place,
+        state_dir: StateDir,
         record: Outgoing,
         security: Security,
         report: Report,
@@ -87,8 +87,8 @@ impl OutgoingMigration {
             owner: Owner::new(state),
             qmp,
             channel: None,
-            export: Export::none(),
-            place,
+            export: PageServer::none(),
+            state_dir,
             record,
             security,
             report,
@@ -111,7 +111,7 @@ impl OutgoingMigration {
     /// Offers the guest to the destination.
     pub(super) fn offer(&mut self, offer: &FromSource) -> Option<Event> {
         self.deadline = within(PREPARATION);
-        let said = self.say(offer);
+        let said = self.send(offer);
         said.err().map(|error| self.disconnected(error))
     }
 
@@ -188,7 +188,7 @@ impl OutgoingMigration {
                 let report = &self.report;
                 self.export.news().iter().for_each(|news| report.note(news));
             }
-            let until = Instant::now() + if sending { Duration::ZERO } else { GLANCE };
+            let until = Instant::now() + if sending { Duration::ZERO } else { POLL_INTERVAL };
             if let Some(event) = self.poll_destination(until) {
                 return event;
             }
@@ -204,7 +204,7 @@ impl OutgoingMigration {
 
     /// What QEMU says of its migration.
     fn poll_qemu(&mut self) -> Result<Option<Event>, Cause> {
-        let event = self.qmp()?.next_event(Instant::now() + GLANCE)?;
+        let event = self.qmp()?.next_event(Instant::now() + POLL_INTERVAL)?;
         let event = event.filter(|event| event.name == "MIGRATION");
         let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
         let event = match status {
@@ -228,7 +228,7 @@ impl OutgoingMigration {
     fn why_not(&mut self) -> Result<Option<Event>, Cause> {
         let (_, reason) = guest::migration(self.qmp()?)?;
         let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
-        let said = self.channel.as_mut().map(|channel| channel.hear(Instant::now() + MOMENT));
+        let said = self.channel.as_mut().map(|channel| channel.recv(Instant::now() + MOMENT));
         let (there, event) = match said {
             Some(Ok(Some(FromDestination::Failed { reason }))) => {
                 (format!("; the destination: {}", printable(&reason)), Event::Refused)
@@ -244,12 +244,12 @@ impl OutgoingMigration {
         let Some(channel) = &mut self.channel else {
             return Some(Event::Lost);
         };
-        let message = match channel.hear(until) {
+        let message = match channel.recv(until) {
             Ok(message) => message?,
             Err(error) => return Some(self.disconnected(error)),
         };
         let event = match &message {
-            FromDestination::Pages { line } => {
+            FromDestination::PageFetcher { line } => {
                 self.report.pages(line);
                 return None;
             }

@@ -44,12 +44,12 @@ fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
     let greeted = Security::Loopback.accept(stream).expect("a greeting");
     assert_eq!((greeted.session.as_str(), greeted.purpose), (SESSION, wanted));
     let Greeted { channel, version, .. } = greeted;
-    channel.say(&FromDestination::Welcome { version }).expect("room");
+    channel.send(&FromDestination::Welcome { version }).expect("room");
     channel
 }
 
 fn expect_commit(channel: &mut Channel) {
-    let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+    let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
     assert_eq!(heard, FromSource::Commit { run: true });
 }
 
@@ -65,7 +65,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
         let channel = welcome(&listener, Purpose::Migrate);
         destination(channel, &listener, records);
     });
-    let place = Place::new(directory.path(), "out", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
     let channel = Security::Loopback
         .connect(&to, SESSION, Purpose::Migrate)
         .expect("a destination");
@@ -83,7 +83,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
     };
     let (qmp, report) = (fake::Qemu::connect(&path), Report::new(true));
     let (security, signals) = (Security::Loopback, Signals::default());
-    let mut migration = OutgoingMigration::new(State::Stopped, Ok(qmp), place, record, security, report, signals);
+    let mut migration = OutgoingMigration::new(State::Stopped, Ok(qmp), state_dir, record, security, report, signals);
     migration.channel = Some(channel);
     migration.timeout = LIMIT;
     migration.begun = true;
@@ -126,7 +126,7 @@ fn a_guest_that_is_given_away_stays_stopped() {
     let mut scene = scene(|mut channel, _, records| {
         expect_commit(&mut channel);
         assert_eq!(noted(records), Some(Phase::Committed), "before it is said");
-        channel.say(&FromDestination::Running).expect("room");
+        channel.send(&FromDestination::Running).expect("room");
     });
     assert!(!scene.migration.export.is_released(), "nothing is given back before");
     commit(&mut scene.migration).expect("it runs there");
@@ -141,8 +141,8 @@ fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it
     let mut scene = scene(|mut channel, _, records| {
         expect_commit(&mut channel);
         let reason = "no disks".to_owned();
-        channel.say(&FromDestination::Failed { reason }).expect("room");
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        channel.send(&FromDestination::Failed { reason }).expect("room");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Heard);
         // It is removed once the guest runs.
         assert_ne!(noted(records), Some(Phase::Committed));
@@ -171,7 +171,7 @@ fn a_break_after_commit_is_ridden_out() {
         drop(channel);
         let mut channel = welcome(listener, Purpose::Recover);
         expect_commit(&mut channel);
-        channel.say(&FromDestination::Running).expect("room");
+        channel.send(&FromDestination::Running).expect("room");
     });
     commit(&mut scene.migration).expect("it runs there");
     scene.destination.join().expect("a good end");
@@ -184,13 +184,13 @@ fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
     let mut scene = scene(|channel, listener, _| {
         drop(channel);
         let mut channel = welcome(listener, Purpose::Recover);
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
     });
     // Until it is known to be gone.
     let channel = scene.migration.channel.as_mut().expect("a connection");
     while !matches!(
-        channel.hear::<FromDestination>(Instant::now() + LIMIT),
+        channel.recv::<FromDestination>(Instant::now() + LIMIT),
         Err(ChannelError::Closed)
     ) {}
     let failure = give_up(&mut scene.migration, Cause::other("a time limit"));
@@ -206,7 +206,7 @@ fn abort_reaches_a_destination_that_has_the_disks_before_the_guest_goes_on() {
     let mut scene = scene(move |channel, listener, _| {
         drop(channel);
         let mut channel = welcome(listener, Purpose::Recover);
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
         // Its QEMU has had them until now.
         qemu.recv().expect("a QEMU").state().refuses = "";

@@ -19,7 +19,7 @@ use crate::message::Backend;
 use crate::name::clean;
 use crate::options::Receive;
 use crate::printable::printable;
-use crate::record::Place;
+use crate::record::StateDir;
 use crate::scope;
 
 /// How long QEMU may take to listen.
@@ -130,16 +130,16 @@ impl Qemu {
     }
 
     /// Starts one from the template, with these nodes as its memory.
-    pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], place: &Place) -> Result<Self, Cause> {
+    pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], state_dir: &StateDir) -> Result<Self, Cause> {
         let words = template::fill_in(&args.command, &args.qmp, memory, nodes)?;
         let [program, arguments @ ..] = &words[..] else {
             return Ok(Self::existing());
         };
         let failed = || Cause::io(format!("cannot start {program}"));
-        let log = place.log("qemu.log")?;
+        let log = state_dir.log("qemu.log")?;
         let errors = File::options().create(true).append(true).open(&log).map_err(failed())?;
         let before = errors.metadata().map_err(failed())?.len();
-        let child = scope::command(program, "qemu", place.directory())
+        let child = scope::command(program, "qemu", state_dir.directory())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(errors.try_clone().map_err(failed())?)
@@ -250,9 +250,9 @@ mod tests {
         let crate::options::cli::Command::Receive(args) = &cli.command else {
             panic!("not receive")
         };
-        let place = Place::new(state, "in", "guest0").expect("a place");
-        let qemu = Qemu::start(args, &[], &[], &place).expect("a process");
-        place.remove();
+        let state_dir = StateDir::new(state, "in", "guest0").expect("a place");
+        let qemu = Qemu::start(args, &[], &[], &state_dir).expect("a process");
+        state_dir.remove();
         qemu
     }
 

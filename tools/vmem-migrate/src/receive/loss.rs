@@ -8,20 +8,20 @@ use super::pause::{News, Pauser};
 use crate::error::{Cause, Error};
 use crate::guest::LIMIT;
 use crate::options::OnLost;
-use crate::record::Place;
+use crate::record::StateDir;
 
 /// The file that says that the source came back with other memory.
 const OTHER_MEMORY: &str = "other-memory";
 
 /// Whether the guest's source has come back with other memory: what is missing here is lost.
-pub(super) fn is_lost(place: &Place) -> bool {
-    place.path(OTHER_MEMORY).exists()
+pub(super) fn is_lost(state_dir: &StateDir) -> bool {
+    state_dir.path(OTHER_MEMORY).exists()
 }
 
 /// A guest that has lost memory.
 pub(super) struct Loss<'a> {
     pub(super) regions: &'a [String],
-    pub(super) place: &'a Place,
+    pub(super) state_dir: &'a StateDir,
     pub(super) pauser: &'a Pauser,
     pub(super) control: &'a Control,
     pub(super) on_lost: OnLost,
@@ -31,7 +31,7 @@ impl Loss<'_> {
     /// The memory that the guest had is not at the source any more. A vmemd that is started later would not know that, and would mix the
     /// two: so it is recorded that none must be.
     pub(super) fn of_other_memory(&self, why: &str) -> Error {
-        if let Err(error) = std::fs::write(self.place.path(OTHER_MEMORY), "") {
+        if let Err(error) = std::fs::write(self.state_dir.path(OTHER_MEMORY), "") {
             return Error::Lost(Cause::io(why)(error));
         }
         if self.on_lost == OnLost::Sigbus {
@@ -46,13 +46,13 @@ impl Loss<'_> {
                 None => break "QEMU does not answer".to_owned(),
             }
         };
-        let missing = missing::list(self.regions, self.place);
+        let missing = missing::list(self.regions, self.state_dir);
         Error::Lost(Cause::other(format!("{why}; {missing}; {paused}")))
     }
 
     /// The missing pages are given up.
     pub(super) fn of_source(&self, why: &str) -> Error {
-        let missing = missing::list(self.regions, self.place);
+        let missing = missing::list(self.regions, self.state_dir);
         if let Err(failure) = missing::poison(self.regions, self.control) {
             return failure;
         }
@@ -61,6 +61,6 @@ impl Loss<'_> {
 
     /// The source cannot read them.
     pub(super) fn of_pages(&self) -> Error {
-        Error::Lost(Cause::other(missing::list(self.regions, self.place)))
+        Error::Lost(Cause::other(missing::list(self.regions, self.state_dir)))
     }
 }

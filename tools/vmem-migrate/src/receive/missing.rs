@@ -10,7 +10,7 @@ use vmem::{Access, Control, MapHandle, PageRange};
 use vmem_cli::chain;
 
 use crate::error::{Cause, Error};
-use crate::record::Place;
+use crate::record::StateDir;
 
 /// Runs that are listed at the most: the list is in memory, on most hosts, and grows by about 30 bytes a run.
 const MOST_RUNS: u64 = 1 << 20;
@@ -19,8 +19,8 @@ const MOST_RUNS: u64 = 1 << 20;
 const BATCH: usize = 4096;
 
 /// Writes which pages are missing into a file; returns their number and where they are listed, in words.
-pub(super) fn list(regions: &[String], place: &Place) -> String {
-    let path = place.path("missing");
+pub(super) fn list(regions: &[String], state_dir: &StateDir) -> String {
+    let path = state_dir.path("missing");
     let listed = File::create(&path)
         .map_err(Cause::io(path.display().to_string()))
         .and_then(|file| write_all(regions, BufWriter::new(file), &path));

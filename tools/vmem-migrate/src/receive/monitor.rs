@@ -16,7 +16,7 @@ use crate::guest::GuestError;
 use crate::report::Report;
 
 /// How long QEMU may be silent while no page comes, once the guest is this host's: as long as the source tries to reach this host.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -78,7 +78,7 @@ impl Monitor {
             process,
             regions,
             limit,
-            patience: PATIENCE,
+            patience: TIMEOUT,
             signals: Signals::default(),
         }
     }

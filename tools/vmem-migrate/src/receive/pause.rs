@@ -19,13 +19,13 @@ use vmem_qmp::Qmp;
 use super::monitor::Monitor;
 use crate::error::Cause;
 use crate::guest::{self, GuestError, Settings};
-use crate::record::Place;
+use crate::record::StateDir;
 
 /// The file that says that `stop` was sent because the source is gone.
 const PAUSED: &str = "paused";
 
 /// How often QEMU is looked at, and a command is tried again that QEMU did not carry out.
-const GLANCE: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a QEMU that has closed its socket may take to exit.
 const EXIT: Duration = Duration::from_secs(2);
@@ -69,9 +69,9 @@ pub(super) struct Pauser {
 
 impl Pauser {
     /// Takes over QEMU's monitor, and puts the settings back that the move has changed.
-    pub(super) fn start(monitor: Monitor, settings: Option<Settings>, place: &Place) -> Result<Self, Cause> {
+    pub(super) fn start(monitor: Monitor, settings: Option<Settings>, state_dir: &StateDir) -> Result<Self, Cause> {
         let ((orders, heard), (reporter, news)) = (channel(), channel());
-        let file = place.path(PAUSED);
+        let file = state_dir.path(PAUSED);
         let guest = Guest {
             monitor,
             settings,
@@ -145,7 +145,7 @@ struct Guest {
 impl Guest {
     fn run(mut self) {
         loop {
-            match self.orders.recv_timeout(GLANCE) {
+            match self.orders.recv_timeout(POLL_INTERVAL) {
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

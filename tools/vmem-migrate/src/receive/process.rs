@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::process::{Identity, Process};
-use crate::served::Served;
+use crate::served::ServedFile;
 
 /// A QEMU that lived when it was looked for, or had ended.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl QemuProcess {
     /// The process with this number, if it has all regions open. A proxy that listens at QEMU's socket has not.
     pub(super) fn with_regions(pid: i32, regions: &[String]) -> Option<Self> {
         let process = Process::open(pid).ok()?;
-        let is_open = |name: &String| Served::find(pid, &Path::new("/dev/vmem").join(name)).is_ok();
+        let is_open = |name: &String| ServedFile::find(pid, &Path::new("/dev/vmem").join(name)).is_ok();
         let is_qemu = !regions.is_empty() && regions.iter().all(is_open);
         // What was read was its own if it still lives.
         let lives = !process.wait(Duration::ZERO);

@@ -15,7 +15,7 @@ use vmem::{Access, MapHandle};
 use crate::error::Cause;
 use crate::message::Backend;
 use crate::process::{Identity, Process};
-use crate::record::{Incoming, Place};
+use crate::record::{Incoming, StateDir};
 
 /// The file with what a guest will take.
 const RESERVED: &str = "reserved";
@@ -24,7 +24,7 @@ const RESERVED: &str = "reserved";
 const LOCK: &str = "memory.lock";
 
 /// How long another `receive` may hold it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a guest will take.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,16 +35,16 @@ struct Reservation {
 }
 
 /// Reserves memory for a guest whose record will be in `place`, unless this host does not have it.
-pub(super) fn reserve(state: &Path, place: &Place, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
+pub(super) fn reserve(state: &Path, state_dir: &StateDir, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
     let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
     let wanted = wanted.ok_or_else(|| Cause::other("the guest has more memory than there can be"))?;
     let available = vmem::available_memory().map_err(Cause::io("the memory of this host"))?;
-    reserve_of(if overcommit { u64::MAX } else { available }, state, place, wanted)
+    reserve_of(if overcommit { u64::MAX } else { available }, state, state_dir, wanted)
 }
 
-fn reserve_of(available: u64, state: &Path, place: &Place, wanted: u64) -> Result<(), Cause> {
+fn reserve_of(available: u64, state: &Path, state_dir: &StateDir, wanted: u64) -> Result<(), Cause> {
     let _lock = lock(&state.join(LOCK))?;
-    let own = place.path(RESERVED);
+    let own = state_dir.path(RESERVED);
     let promised = promised(state, &own)?;
     if wanted > available.saturating_sub(promised) {
         return Err(Cause::other(format!(
@@ -68,7 +68,7 @@ fn reserve_of(available: u64, state: &Path, place: &Place, wanted: u64) -> Resul
 fn lock(path: &Path) -> Result<File, Cause> {
     let failed = || Cause::io(path.display().to_string());
     let file = File::options().create(true).append(true).open(path).map_err(failed())?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
@@ -118,9 +118,9 @@ mod tests {
     #[test]
     fn guests_that_come_at_once_share_what_is_available() {
         let state = tempfile::tempdir().expect("a directory");
-        let place = |guest: &str| Place::new(state.path(), "in", guest).expect("a place");
-        let reserve = |place: &Place| reserve_of(10 << 20, state.path(), place, 6 << 20);
-        let (first, second) = (place("a"), place("b"));
+        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
+        let reserve = |state_dir: &StateDir| reserve_of(10 << 20, state.path(), state_dir, 6 << 20);
+        let (first, second) = (state_dir("a"), state_dir("b"));
         reserve(&first).expect("room for one");
         reserve(&first).expect("its own does not count");
         let refused = reserve(&second).expect_err("no room for two").to_string();
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn reservation_of_a_vmemctl_that_was_killed_is_none() {
         let state = tempfile::tempdir().expect("a directory");
-        let place = |guest: &str| Place::new(state.path(), "in", guest).expect("a place");
+        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
         let identity = Process::of_child(&child).and_then(|child| child.identity());
         child.kill().expect("a child");
@@ -141,8 +141,8 @@ mod tests {
             bytes: 6 << 20,
             vmemctl: identity.expect("a process"),
         };
-        let first = place("a");
+        let first = state_dir("a");
         fs::write(first.path(RESERVED), serde_json::to_vec(&dead).expect("text")).expect("a file");
-        reserve_of(10 << 20, state.path(), &place("b"), 6 << 20).expect("room");
+        reserve_of(10 << 20, state.path(), &state_dir("b"), 6 << 20).expect("room");
     }
 }

@@ -35,8 +35,8 @@ fn refusal(address: SocketAddr, memory: &[(&str, u64)]) -> String {
     let mut source = Security::Loopback
         .connect(&address.to_string(), SESSION, Purpose::Migrate)
         .expect("a welcome");
-    source.say(&offer(memory)).expect("room");
-    match source.hear_within(Duration::from_secs(20)).expect("an answer") {
+    source.send(&offer(memory)).expect("room");
+    match source.recv_within(Duration::from_secs(20)).expect("an answer") {
         FromDestination::Failed { reason } => reason,
         other => panic!("{other:?}"),
     }
@@ -51,7 +51,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
     };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let mut door = Door::open(listener, Security::Loopback).expect("a door");
+    let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
     let host = Host {
         args,
         make_regions: &|_, memory| Ok((memory.iter().map(|backend| backend.id.clone()).collect(), Vec::new())),
@@ -65,7 +65,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
             signals.raise();
             outcome
         });
-        let taken = take(&cli.common, &host, &mut door, &Report::new(true)).map(drop);
+        let taken = take(&cli.common, &host, &mut listener, &Report::new(true)).map(drop);
         source.join().expect("no panic").expect("a guest that is refused");
         assert!(matches!(taken, Err(Error::Local(Cause::Stopped(_)))), "{taken:?}");
     });

@@ -9,9 +9,9 @@ use tempfile::TempDir;
 use vmem_control::Duty;
 
 use super::*;
-use crate::daemon::end_left_over;
+use crate::daemon::end_leftovers;
 use crate::daemon::fake::{said, shell};
-use crate::record::Place;
+use crate::record::StateDir;
 
 const SESSION: &str = "0123456789abcdef";
 
@@ -20,15 +20,15 @@ const LONG: Duration = Duration::from_secs(20);
 /// A program in place of vmemd, whose `ready` is its word that it is.
 struct Script {
     text: &'static str,
-    place: Place,
+    state_dir: StateDir,
     patience: Duration,
     /// It may not be started while this file is not there.
     needs: Option<PathBuf>,
 }
 
-impl Work for Script {
+impl Supervised for Script {
     fn start(&self) -> Result<Daemon, DaemonError> {
-        Daemon::spawn(Path::new("sh"), &shell(self.text), SESSION, &self.place)
+        Daemon::spawn(Path::new("sh"), &shell(self.text), SESSION, &self.state_dir)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -38,10 +38,10 @@ impl Work for Script {
         }
     }
 
-    fn is_ready(&self, said: &Says) -> bool {
+    fn is_ready(&self, said: &DaemonEvent) -> bool {
         match said {
-            Says::Event(event) => matches!(event, Told::Listening { .. }),
-            Says::Status(status) => status.listening.is_some(),
+            DaemonEvent::Event(event) => matches!(event, DaemonReport::Listening { .. }),
+            DaemonEvent::Status(status) => status.listening.is_some(),
             _ => false,
         }
     }
@@ -50,21 +50,21 @@ impl Work for Script {
         Some(self.patience)
     }
 
-    fn after(&self, code: Option<i32>) -> Next {
+    fn after(&self, code: Option<i32>) -> Restart {
         match code {
-            Some(0) => Next::Over,
-            Some(2) => Next::In(Duration::from_millis(10)),
-            _ => Next::BackOff,
+            Some(0) => Restart::Over,
+            Some(2) => Restart::In(Duration::from_millis(10)),
+            _ => Restart::BackOff,
         }
     }
 }
 
 fn script(text: &'static str) -> (TempDir, Script) {
     let directory = tempfile::tempdir().expect("a directory");
-    let place = Place::new(directory.path(), "out", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
     let script = Script {
         text,
-        place,
+        state_dir,
         patience: LONG,
         needs: None,
     };
@@ -72,15 +72,15 @@ fn script(text: &'static str) -> (TempDir, Script) {
 }
 
 fn supervise(script: Script) -> Supervisor {
-    Supervisor::new(script, First::Missing).expect("a thread")
+    Supervisor::new(script, Initial::Missing).expect("a thread")
 }
 
 /// What follows up to the next end: the events, why it has ended, and the pause.
-fn until_end(supervisor: &Supervisor) -> (Vec<Told>, String, Option<Duration>) {
+fn until_end(supervisor: &Supervisor) -> (Vec<DaemonReport>, String, Option<Duration>) {
     let mut events = Vec::new();
     loop {
-        match supervisor.hear(LONG).expect("an event") {
-            Event::Told(event) => events.push(event),
+        match supervisor.recv(LONG).expect("an event") {
+            Event::DaemonReport(event) => events.push(event),
             Event::Ended { why, again, .. } => return (events, why, again),
             _ => {}
         }
@@ -88,7 +88,7 @@ fn until_end(supervisor: &Supervisor) -> (Vec<Told>, String, Option<Duration>) {
 }
 
 fn wait_ready(supervisor: &Supervisor) {
-    while !matches!(supervisor.hear(LONG).expect("an event"), Event::Ready) {}
+    while !matches!(supervisor.recv(LONG).expect("an event"), Event::Ready) {}
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn events_that_nobody_hears_for_long_are_bounded() {
     let (events, _, again) = until_end(&supervisor);
     assert_eq!(again, None, "how it has ended is not left out");
     assert!(events.len() < 2000, "{}", events.len());
-    assert!(matches!(events[0], Told::Dropped { .. }), "{:?}", events[0]);
-    assert!(matches!(events.last(), Some(Told::End { .. })), "{:?}", events.last());
+    assert!(matches!(events[0], DaemonReport::Dropped { .. }), "{:?}", events[0]);
+    assert!(matches!(events.last(), Some(DaemonReport::End { .. })), "{:?}", events.last());
 }
 
 #[test]
@@ -169,34 +169,34 @@ fn lasting_orders_are_told_to_each() {
 /// One that is ready.
 fn started(script: &Script) -> Daemon {
     let mut daemon = script.start().expect("a process");
-    let is_ready = |said: &Says| script.is_ready(said).then_some(());
+    let is_ready = |said: &DaemonEvent| script.is_ready(said).then_some(());
     daemon.wait_for(LONG, is_ready).expect("it is ready");
     daemon
 }
 
 /// The one that is there.
-fn left(place: &Place) -> Daemon {
-    Daemon::take_over(SESSION, Duty::Serve, place).expect("it is left")
+fn left(state_dir: &StateDir) -> Daemon {
+    Daemon::take_over(SESSION, Duty::Serve, state_dir).expect("it is left")
 }
 
 #[test]
 fn one_that_is_left_alone_lives_and_is_heard_and_supervised_by_the_next() {
     let (_directory, script) = script("ready; order; serve");
     let again = Script {
-        place: script.place.clone(),
+        state_dir: script.state_dir.clone(),
         needs: None,
         ..script
     };
-    let place = script.place.clone();
+    let state_dir = script.state_dir.clone();
     let daemon = started(&script);
-    let supervisor = Supervisor::new(script, First::Running(daemon)).expect("a thread");
+    let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
     assert!(supervisor.leave());
-    let number = left(&place).held().first().number();
-    let next = Supervisor::new(again, First::Running(left(&place))).expect("a thread");
+    let number = left(&state_dir).held().first().number();
+    let next = Supervisor::new(again, Initial::Running(left(&state_dir))).expect("a thread");
     next.order(Request::Release);
     loop {
-        match next.hear(LONG).expect("an event") {
-            Event::Told(event) if event == said("release") => break,
+        match next.recv(LONG).expect("an event") {
+            Event::DaemonReport(event) if event == said("release") => break,
             Event::Ended { why, .. } => panic!("{why}"),
             _ => {}
         }
@@ -215,15 +215,15 @@ fn one_is_started_for_who_leaves_while_there_is_none() {
     let (directory, mut script) = script("ready; serve");
     let needed = directory.path().join("memory");
     script.needs = Some(needed.clone());
-    let place = script.place.clone();
+    let state_dir = script.state_dir.clone();
     let supervisor = supervise(script);
     // The pause after these two is a second.
     until_end(&supervisor);
     until_end(&supervisor);
     fs::write(needed, "").expect("a file");
     assert!(supervisor.leave(), "it need not be waited for");
-    let left = left(&place);
-    end_left_over(&place);
+    let left = left(&state_dir);
+    end_leftovers(&state_dir);
     assert!(left.held().wait(Duration::ZERO));
 }
 
@@ -234,7 +234,7 @@ fn stop_ends_one_that_does_not_hear() {
     let number = daemon.held().first().number();
     let process = crate::process::Process::open(number).expect("it lives");
     process.signal(rustix::process::Signal::STOP);
-    let supervisor = Supervisor::new(script, First::Running(daemon)).expect("a thread");
+    let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
     supervisor.stop();
     assert!(process.wait(Duration::ZERO));
 }

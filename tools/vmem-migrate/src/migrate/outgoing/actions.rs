@@ -9,14 +9,14 @@ use vmem_control::Duty;
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
-use crate::daemon::{end_left_over, is_left};
+use crate::daemon::{end_leftovers, is_left};
 use crate::endpoint::{Endpoint, lost};
 use crate::error::Cause;
-use crate::export::Export;
 use crate::guest::{self, Settings};
 use crate::message::{FromSource, Purpose};
 use crate::migrate::back::{Farewell, beside, restore, resume_guest};
 use crate::migrate::stream;
+use crate::page_server::PageServer;
 use crate::record::Outgoing;
 
 impl OutgoingMigration {
@@ -48,14 +48,14 @@ impl OutgoingMigration {
             Action::Commit => {
                 let run = self.record.run;
                 self.deadline = within(RESUMPTION);
-                self.say(&FromSource::Commit { run })
+                self.send(&FromSource::Commit { run })
                     .err()
                     .map(|error| self.disconnected(error))
             }
             Action::Reconnect => self.reconnect(),
             Action::Heard => {
                 // If it is not heard, the destination goes on saying its last word.
-                if self.say(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
+                if self.send(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
                     let _ = Endpoint::new(&self.security, &self.record).heard();
                 }
                 None
@@ -79,7 +79,7 @@ impl OutgoingMigration {
             Action::StopServing => {
                 self.export.stop();
                 if self.resumed {
-                    end_left_over(&self.place);
+                    end_leftovers(&self.state_dir);
                 }
                 None
             }
@@ -95,16 +95,16 @@ impl OutgoingMigration {
                 None
             }
             Action::Forget => {
-                self.place.remove();
+                self.state_dir.remove();
                 None
             }
         }
     }
 
-    pub(super) fn say(&self, message: &FromSource) -> Result<(), ChannelError> {
+    pub(super) fn send(&self, message: &FromSource) -> Result<(), ChannelError> {
         self.channel
             .as_ref()
-            .map_or(Err(ChannelError::Closed), |channel| channel.say(message))
+            .map_or(Err(ChannelError::Closed), |channel| channel.send(message))
     }
 
     /// Replaces what is recorded. If that fails, it has not become true.
@@ -113,7 +113,7 @@ impl OutgoingMigration {
             phase,
             ..self.record.clone()
         };
-        match self.place.write(&record) {
+        match self.state_dir.write(&record) {
             Ok(()) => {
                 self.record = record;
                 Event::Recorded
@@ -144,7 +144,7 @@ impl OutgoingMigration {
             None => Settings::of(self.qmp()?, &capabilities)?,
         };
         self.record.settings = Some(settings.clone());
-        self.place.write(&self.record)?;
+        self.state_dir.write(&self.record)?;
         settings.change(self.qmp()?)?;
         let uri = stream::give(self.qmp()?, state)?;
         let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
@@ -157,7 +157,7 @@ impl OutgoingMigration {
 
     /// The guest has stopped: its pages may be fetched, and QEMU sends the rest.
     fn start(&mut self) -> Result<(), Cause> {
-        self.say(&FromSource::Start).map_err(lost)?;
+        self.send(&FromSource::Start).map_err(lost)?;
         self.qmp()?.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
         Ok(())
     }
@@ -193,7 +193,7 @@ impl OutgoingMigration {
         if self.trouble.as_ref().is_some_and(Cause::is_signal) {
             self.report.note(&format!("{reason}: giving the move up"));
         }
-        if self.say(&FromSource::Abort { reason: reason.clone() }).is_err() {
+        if self.send(&FromSource::Abort { reason: reason.clone() }).is_err() {
             self.channel = None;
         }
         self.farewell = (self.stopped.is_some() || self.resumed).then_some(reason);
@@ -211,7 +211,7 @@ impl OutgoingMigration {
             reason,
         });
         let (qmp, run, begun) = (&mut self.qmp, self.record.run, self.begun || self.resumed);
-        let (gone_on, told) = beside(farewell.map(|farewell| move || farewell.say()), |is_told| match qmp {
+        let (gone_on, told) = beside(farewell.map(|farewell| move || farewell.send()), |is_told| match qmp {
             Err(trouble) => Err(Cause::other(chain(trouble))),
             Ok(qmp) if begun => resume_guest(qmp, run, is_told),
             Ok(_) => Ok(()),
@@ -239,18 +239,18 @@ impl OutgoingMigration {
 
     /// Has pages served. A vmemd that an earlier vmemctl has left may serve a guest that runs: it is not taken away.
     fn serve(&mut self) {
-        if !is_left(&self.record.session, Duty::Serve, &self.place) {
+        if !is_left(&self.record.session, Duty::Serve, &self.state_dir) {
             self.supervise();
         }
     }
 
     /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is taken over.
     fn supervise(&mut self) {
-        match Export::again(
+        match PageServer::again(
             &self.record.vmemd,
             self.record.served.clone(),
             &self.record.session,
-            &self.place,
+            &self.state_dir,
         ) {
             Ok(export) => self.export = export,
             Err(trouble) => self.report.note(&chain(&trouble)),

@@ -18,14 +18,14 @@ fn raised(destination: impl FnOnce(Channel, &TcpListener, Signals) + Send + 'sta
 
 fn expect_abort(channel: &mut Channel) {
     loop {
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         if let FromSource::Abort { reason } = heard {
             assert!(reason.contains("SIGINT"), "{reason}");
             break;
         }
     }
     let reason = "as you say".to_owned();
-    channel.say(&FromDestination::Failed { reason }).expect("room");
+    channel.send(&FromDestination::Failed { reason }).expect("room");
 }
 
 /// The guest goes on at the source, and nothing is noted any more.
@@ -89,7 +89,7 @@ fn signal_while_another_client_has_the_monitor_ends_the_move() {
 #[test]
 fn signal_while_the_destination_prepares_ends_the_move() {
     let mut scene = raised(|mut channel, _, signals| {
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert!(matches!(heard, FromSource::Offer { .. }), "{heard:?}");
         signals.raise();
         expect_abort(&mut channel);
@@ -103,8 +103,8 @@ fn signal_while_the_destination_prepares_ends_the_move() {
 #[test]
 fn signal_while_the_state_connection_is_made_ends_the_move() {
     let mut scene = raised(|mut channel, listener, signals| {
-        channel.hear_within::<FromSource>(LIMIT).expect("an offer");
-        channel.say(&FromDestination::Ready).expect("room");
+        channel.recv_within::<FromSource>(LIMIT).expect("an offer");
+        channel.send(&FromDestination::Ready).expect("room");
         // It is taken, and not welcomed.
         let _silent = listener.accept().expect("a connection");
         signals.raise();
@@ -144,7 +144,7 @@ fn signal_while_the_state_is_sent_ends_the_move() {
 fn signal_when_the_guest_has_stopped_has_it_go_on_here() {
     let mut scene = raised(|mut channel, listener, signals| {
         let _state = welcome(listener, Purpose::State);
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Start);
         signals.raise();
         expect_abort(&mut channel);
@@ -178,7 +178,7 @@ fn signal_after_commit_leaves_the_guest_alone() {
     let mut scene = raised(|mut channel, _, signals| {
         expect_commit(&mut channel);
         signals.raise();
-        let heard = channel.hear_within::<FromSource>(LIMIT);
+        let heard = channel.recv_within::<FromSource>(LIMIT);
         assert!(
             matches!(heard, Err(ChannelError::TimedOut(_) | ChannelError::Closed)),
             "{heard:?}"
@@ -214,10 +214,10 @@ fn signal_while_a_lost_destination_is_tried_for_leaves_the_guest_alone() {
 fn signal_while_pages_come_leaves_the_guest_alone() {
     let mut scene = raised(|mut channel, _, signals| {
         expect_commit(&mut channel);
-        channel.say(&FromDestination::Running).expect("room");
+        channel.send(&FromDestination::Running).expect("room");
         thread::sleep(Duration::from_millis(100));
         signals.raise();
-        let heard = channel.hear_within::<FromSource>(LIMIT);
+        let heard = channel.recv_within::<FromSource>(LIMIT);
         assert!(matches!(heard, Err(ChannelError::Closed)), "{heard:?}");
     });
     commit(&mut scene.migration).expect("it runs there");

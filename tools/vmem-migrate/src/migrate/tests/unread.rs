@@ -7,7 +7,7 @@ use crate::unread;
 /// What the destination says of its vmemd.
 fn pages() -> FromDestination {
     let regions = json!([{"bytes": 8192, "present_bytes": 4096}]);
-    FromDestination::Pages {
+    FromDestination::PageFetcher {
         line: json!({"event": "progress", "seconds": 1.0, "regions": regions}),
     }
 }
@@ -21,17 +21,17 @@ fn guest_moves_while_nobody_reads_the_output() {
 fn move_guest(json: bool) {
     let mut scene = scene(|mut channel, listener, _| {
         let _state = welcome(listener, Purpose::State);
-        channel.say(&pages()).expect("room");
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        channel.send(&pages()).expect("room");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Start);
-        channel.say(&pages()).expect("room");
+        channel.send(&pages()).expect("room");
         expect_commit(&mut channel);
-        channel.say(&pages()).expect("room");
-        channel.say(&FromDestination::Running).expect("room");
-        channel.say(&pages()).expect("room");
+        channel.send(&pages()).expect("room");
+        channel.send(&FromDestination::Running).expect("room");
+        channel.send(&pages()).expect("room");
         let summary = json!({"regions": []});
-        channel.say(&FromDestination::Complete { summary }).expect("room");
-        let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+        channel.send(&FromDestination::Complete { summary }).expect("room");
+        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Heard);
     });
     at_the_beginning(&mut scene);
@@ -54,10 +54,10 @@ fn signal_is_heard_while_nobody_reads_the_output() {
     let test = concat!(module_path!(), "::signal_is_heard_while_nobody_reads_the_output");
     unread::run(test, || {
         let mut scene = scene(|mut channel, _, _| {
-            let heard = channel.hear_within::<FromSource>(LIMIT).expect("a word");
+            let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
             assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
             let reason = "as you say".to_owned();
-            channel.say(&FromDestination::Failed { reason }).expect("room");
+            channel.send(&FromDestination::Failed { reason }).expect("room");
         });
         scene.migration.report = Report::new(false);
         scene.migration.report.note("a note");

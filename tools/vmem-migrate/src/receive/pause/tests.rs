@@ -13,12 +13,12 @@ use crate::receive::regions::{Regions, State};
 /// How long QEMU may take for a command.
 const COMMAND: Duration = Duration::from_millis(200);
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Scene {
     _directory: TempDir,
     qemu: fake::Qemu,
-    place: Place,
+    state_dir: StateDir,
     pauser: Pauser,
 }
 
@@ -27,9 +27,9 @@ fn scene(status: &'static str, paused: bool) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, status, "completed");
-    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
     if paused {
-        fs::write(place.path(PAUSED), "").expect("a file");
+        fs::write(state_dir.path(PAUSED), "").expect("a file");
     }
     let inside = qemu.clone();
     let regions = Regions::fake(move || State {
@@ -41,22 +41,22 @@ fn scene(status: &'static str, paused: bool) -> Scene {
     });
     let process = QemuProcess::open(qemu.pid());
     let monitor = Monitor::new(path, None, Some(process), regions, COMMAND);
-    let pauser = Pauser::start(monitor, None, &place).expect("a thread");
+    let pauser = Pauser::start(monitor, None, &state_dir).expect("a thread");
     Scene {
         _directory: directory,
         qemu,
-        place,
+        state_dir,
         pauser,
     }
 }
 
 impl Scene {
     fn is_noted(&self) -> bool {
-        self.place.path(PAUSED).exists()
+        self.state_dir.path(PAUSED).exists()
     }
 
     fn wait(&self, what: &str, is: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while !is(self) {
             assert!(Instant::now() < until, "{what}");
             thread::sleep(Duration::from_millis(5));
@@ -111,7 +111,7 @@ fn guest_whose_qemu_could_not_be_asked_goes_on() {
     thread::sleep(3 * COMMAND);
     scene.pauser.source_back();
     scene.qemu.state().blocked = false;
-    thread::sleep(4 * GLANCE);
+    thread::sleep(4 * POLL_INTERVAL);
     assert_eq!(scene.qemu.state().status, "running");
     assert!(!scene.is_noted());
 }
@@ -122,14 +122,14 @@ fn guest_that_somebody_else_has_paused_is_left_alone() {
     scene.pauser.source_gone();
     scene.wait_heard("query-status");
     scene.pauser.source_back();
-    thread::sleep(4 * GLANCE);
+    thread::sleep(4 * POLL_INTERVAL);
     assert!(!scene.qemu.has_heard("cont") && !scene.qemu.has_heard("stop"));
 }
 
 #[test]
 fn guest_that_an_earlier_receive_has_paused_goes_on_when_the_source_is_there() {
     let scene = scene("paused", true);
-    thread::sleep(2 * GLANCE);
+    thread::sleep(2 * POLL_INTERVAL);
     assert!(!scene.qemu.has_heard("cont"), "nobody has said that it is");
     scene.pauser.source_back();
     scene.wait_status("running");
@@ -139,7 +139,7 @@ fn guest_that_an_earlier_receive_has_paused_goes_on_when_the_source_is_there() {
 fn guest_goes_on_when_all_pages_are_here_and_the_socket_is_let_go() {
     let scene = scene("paused", true);
     scene.pauser.finish();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while scene.pauser.news_within(until - Instant::now()) != Some(News::Finished) {}
     assert_eq!(scene.qemu.state().status, "running");
     // QEMU talks to one client at a time.
@@ -161,7 +161,7 @@ fn closed_connection_is_not_the_end_of_qemu() {
 #[test]
 fn what_becomes_of_a_paused_guest_is_said_when_its_source_is_lost() {
     let scene = scene("running", false);
-    let note = || match scene.pauser.news_within(PATIENCE) {
+    let note = || match scene.pauser.news_within(TIMEOUT) {
         Some(News::Note(text)) => text,
         other => panic!("{other:?}"),
     };
@@ -176,6 +176,6 @@ fn qemu_that_has_ended_is_gone() {
     let scene = scene("running", false);
     scene.qemu.state().dies_of = "query-status";
     scene.pauser.source_gone();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while scene.pauser.news_within(until - Instant::now()) != Some(News::Gone) {}
 }

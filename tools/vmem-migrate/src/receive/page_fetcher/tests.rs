@@ -12,7 +12,7 @@ use crate::daemon::fake::shell;
 use crate::process::Process;
 use crate::receive::regions::State as Look;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[test]
 fn only_what_is_certain_is_not_tried_again() {
@@ -35,7 +35,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn pages(&self, first: First, keep: bool) -> Pages {
+    fn pages(&self, first: Initial, keep: bool) -> PageFetcher {
         let scene = self.clone();
         let regions = Regions::fake(move || Look {
             exist: true,
@@ -49,7 +49,7 @@ impl Scene {
             started.fetch_add(1, Ordering::SeqCst);
             Err(DaemonError::TimedOut(Duration::from_secs(5)))
         };
-        Pages::supervise(start, regions, LossPolicy::Retry, first, keep).expect("a thread")
+        PageFetcher::supervise(start, regions, LossPolicy::Retry, first, keep).expect("a thread")
     }
 
     fn started(&self) -> u32 {
@@ -67,29 +67,29 @@ struct Left {
 
 impl Left {
     /// One that does this, and what takes it over.
-    fn new(script: &str) -> (Self, First) {
+    fn new(script: &str) -> (Self, Initial) {
         let directory = tempfile::tempdir().expect("a directory");
-        let place = Place::new(directory.path(), "in", "guest0").expect("a place");
-        let mut daemon = Daemon::spawn(Path::new("sh"), &shell(script), SESSION, &place).expect("a process");
-        let is_ready = |said: &Says| match said {
-            Says::Event(event) => matches!(event, Told::Listening { .. }).then_some(()),
-            Says::Status(status) => status.listening.map(drop),
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let mut daemon = Daemon::spawn(Path::new("sh"), &shell(script), SESSION, &state_dir).expect("a process");
+        let is_ready = |said: &DaemonEvent| match said {
+            DaemonEvent::Event(event) => matches!(event, DaemonReport::Listening { .. }).then_some(()),
+            DaemonEvent::Status(status) => status.listening.map(drop),
             _ => None,
         };
-        daemon.wait_for(PATIENCE, is_ready).expect("it is ready");
+        daemon.wait_for(TIMEOUT, is_ready).expect("it is ready");
         let number = daemon.held().first().number();
         drop(daemon);
         let left = Self {
             _directory: directory,
             process: Process::open(number).expect("it lives"),
         };
-        let daemon = Daemon::take_over(SESSION, Duty::Fetch, &place).expect("it is left");
-        (left, First::Running(daemon))
+        let daemon = Daemon::take_over(SESSION, Duty::Fetch, &state_dir).expect("it is left");
+        (left, Initial::Running(daemon))
     }
 
     fn end(&self) {
         self.process.signal(Signal::KILL);
-        assert!(self.process.wait(PATIENCE));
+        assert!(self.process.wait(TIMEOUT));
     }
 }
 
@@ -99,8 +99,8 @@ impl Drop for Left {
     }
 }
 
-fn trouble(pages: &mut Pages) -> String {
-    match pages.news(PATIENCE) {
+fn trouble(pages: &mut PageFetcher) -> String {
+    match pages.news(TIMEOUT) {
         Some(News::Trouble(text)) => text,
         other => panic!("{other:?}"),
     }
@@ -108,7 +108,7 @@ fn trouble(pages: &mut Pages) -> String {
 
 #[test]
 fn vmemd_that_cannot_be_started_is_tried_again() {
-    let mut pages = Scene::default().pages(First::Missing, true);
+    let mut pages = Scene::default().pages(Initial::Missing, true);
     let why = "vmemd was not ready within 5 s; started again";
     assert_eq!(trouble(&mut pages), why);
     assert_eq!(trouble(&mut pages), format!("{why} in 1 s"));
@@ -120,7 +120,7 @@ fn vmemd_that_cannot_be_started_is_tried_again() {
 fn vmemd_that_serves_is_left_alone_and_followed_by_another_when_it_ends() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
-    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)), "it has reached the source");
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)), "it has reached the source");
     assert!(pages.news(Duration::from_millis(500)).is_none());
     assert_eq!(scene.started(), 0);
     left.end();
@@ -135,7 +135,7 @@ fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
     let mut pages = scene.pages(first, false);
     pages.check().expect("it lives");
     left.end();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while pages.check().is_ok() {
         assert!(Instant::now() < until);
     }
@@ -150,10 +150,10 @@ fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
 fn memory_that_is_plain_needs_no_vmemd() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
-    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)));
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)));
     scene.plain.store(true, Ordering::SeqCst);
     left.end();
-    assert!(matches!(pages.news(PATIENCE), Some(News::Ended(End::Complete(Value::Null)))));
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Ended(End::Complete(Value::Null)))));
     assert!(pages.news(Duration::from_millis(100)).is_none());
     assert_eq!(scene.started(), 0);
 }
@@ -163,12 +163,12 @@ fn vmemd_that_was_left_says_how_it_ends() {
     let scene = Scene::default();
     let (_left, first) = Left::new("fetch; ready; order; end 0");
     let mut pages = scene.pages(first, true);
-    assert!(matches!(pages.news(PATIENCE), Some(News::Flow)));
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)));
     pages.release();
     let mut told = Vec::new();
     let end = loop {
-        match pages.news(PATIENCE) {
-            Some(News::Told(event)) => told.push(event),
+        match pages.news(TIMEOUT) {
+            Some(News::DaemonReport(event)) => told.push(event),
             Some(News::Ended(end)) => break end,
             other => panic!("{other:?}"),
         }
@@ -186,8 +186,8 @@ fn vmemd_that_was_left_and_loses_its_source_is_followed_by_another() {
     let mut pages = scene.pages(first, true);
     pages.release();
     let lost = loop {
-        match pages.news(PATIENCE) {
-            Some(News::Told(_) | News::Flow) => {}
+        match pages.news(TIMEOUT) {
+            Some(News::DaemonReport(_) | News::Flow) => {}
             other => break other,
         }
     };

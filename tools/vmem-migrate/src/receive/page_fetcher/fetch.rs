@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use vmem_control::{Event, State};
 
-use crate::daemon::{Daemon, DaemonError, Says};
+use crate::daemon::{Daemon, DaemonError, DaemonEvent};
 use crate::receive::regions::Regions;
-use crate::supervisor::{Next, Work};
+use crate::supervisor::{Restart, Supervised};
 
 /// Between two tries to reach a source that is gone.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ impl<S> Fetch<S> {
     }
 }
 
-impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Work for Fetch<S> {
+impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Supervised for Fetch<S> {
     fn start(&self) -> Result<Daemon, DaemonError> {
         (self.start)()
     }
@@ -84,10 +84,10 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Work for Fetch<S> 
         if self.keeps() { Ok(()) } else { Err(NOT_YET.to_owned()) }
     }
 
-    fn is_ready(&self, said: &Says) -> bool {
+    fn is_ready(&self, said: &DaemonEvent) -> bool {
         match said {
-            Says::Event(event) => matches!(event, Event::Ready { .. }),
-            Says::Status(status) => status.state == State::Ready,
+            DaemonEvent::Event(event) => matches!(event, Event::Ready { .. }),
+            DaemonEvent::Status(status) => status.state == State::Ready,
             _ => false,
         }
     }
@@ -96,16 +96,16 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Work for Fetch<S> 
         Some(super::HOLD)
     }
 
-    fn after(&self, code: Option<i32>) -> Next {
+    fn after(&self, code: Option<i32>) -> Restart {
         let exit = Exit::of(code);
         match exit {
-            _ if !self.keeps() => Next::In(HELD),
-            Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Next::Over,
-            Exit::SourceLost if self.policy == LossPolicy::End => Next::Over,
-            Exit::SourceLost => Next::In(PAUSE),
+            _ if !self.keeps() => Restart::In(HELD),
+            Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Restart::Over,
+            Exit::SourceLost if self.policy == LossPolicy::End => Restart::Over,
+            Exit::SourceLost => Restart::In(PAUSE),
             // There is nothing left to do for a vmemd.
-            Exit::Again if self.regions.look().plain => Next::Over,
-            Exit::Again => Next::BackOff,
+            Exit::Again if self.regions.look().plain => Restart::Over,
+            Exit::Again => Restart::BackOff,
         }
     }
 }

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmem_cli::output::err;
-use vmem_control::{Duty, Event as Told, Request, State, Status};
+use vmem_control::{Duty, Event as DaemonReport, Request, State, Status};
 
 use super::regions::Regions;
-use crate::daemon::{Daemon, DaemonError, Says, end_left_over};
+use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
 use crate::error::Cause;
-use crate::record::{Incoming, Place};
-use crate::supervisor::{Event, First, Supervisor};
+use crate::record::{Incoming, StateDir};
+use crate::supervisor::{Event, Initial, Supervisor};
 pub(super) use fetch::LossPolicy;
 use fetch::{Exit, Fetch, NOT_YET};
 
@@ -29,7 +29,7 @@ const HOLD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum News {
     /// vmemd says something.
-    Told(Told),
+    DaemonReport(DaemonReport),
     /// vmemd has reached the source, as an earlier `receive` knew; or pages come, from a vmemd that does not answer.
     Flow,
     /// vmemd has ended and is started again, or cannot be started yet.
@@ -54,7 +54,7 @@ pub(super) enum End {
 }
 
 /// The pages of a guest on their way.
-pub(super) struct Pages {
+pub(super) struct PageFetcher {
     supervisor: Option<Supervisor>,
     regions: Regions,
     /// The guest is this host's: a vmemd that ends is followed by another.
@@ -67,32 +67,32 @@ pub(super) struct Pages {
     present: u64,
 }
 
-impl Pages {
+impl PageFetcher {
     /// Starts a vmemd that waits for the word to start. It is not started again before [`keep`](Self::keep).
-    pub(super) fn hold(record: &Incoming, place: &Place, policy: LossPolicy) -> Result<Self, Cause> {
+    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
-        let mut daemon = Daemon::start(&all, &record.session, place)?;
+        let mut daemon = Daemon::start(&all, &record.session, state_dir)?;
         if let Err(error) = daemon.wait_for(HOLD, holds) {
             daemon.end();
             return Err(error.into());
         }
-        let start = starter(record, place);
-        Self::supervise(start, Regions::of(record), policy, First::Running(daemon), false)
+        let start = starter(record, state_dir);
+        Self::supervise(start, Regions::of(record), policy, Initial::Running(daemon), false)
     }
 
     /// Has pages come to a guest that another `receive` took: lets a vmemd go on that serves still, or starts one.
-    pub(super) fn resume(record: &Incoming, place: &Place, policy: LossPolicy) -> Result<Self, Cause> {
+    pub(super) fn resume(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let regions = Regions::of(record);
-        let first = match Daemon::take_over(&record.session, Duty::Fetch, place) {
-            Some(daemon) if regions.look().attached => First::Running(daemon),
+        let first = match Daemon::take_over(&record.session, Duty::Fetch, state_dir) {
+            Some(daemon) if regions.look().attached => Initial::Running(daemon),
             // One that does not serve the regions is ending, or will never do so.
             _ => {
-                end_left_over(place);
-                First::Missing
+                end_leftovers(state_dir);
+                Initial::Missing
             }
         };
-        let pages = Self::supervise(starter(record, place), regions, policy, first, true)?;
+        let pages = Self::supervise(starter(record, state_dir), regions, policy, first, true)?;
         // One that holds has been told nothing yet.
         pages.start();
         Ok(pages)
@@ -103,7 +103,7 @@ impl Pages {
         start: impl Fn() -> Result<Daemon, DaemonError> + Send + 'static,
         regions: Regions,
         policy: LossPolicy,
-        first: First,
+        first: Initial,
         keep: bool,
     ) -> Result<Self, Cause> {
         let keep = Arc::new(AtomicBool::new(keep));
@@ -164,10 +164,10 @@ impl Pages {
                 thread::sleep(left);
                 return None;
             };
-            match supervisor.hear(left) {
+            match supervisor.recv(left) {
                 None => return self.flow(),
                 Some(Event::Ready) => self.ready = true,
-                Some(Event::Told(event)) => return Some(self.told(event)),
+                Some(Event::DaemonReport(event)) => return Some(self.told(event)),
                 Some(Event::Status(status)) => {
                     if let Some(news) = self.status(&status) {
                         return Some(news);
@@ -198,13 +198,13 @@ impl Pages {
         is_news.then_some(News::Flow)
     }
 
-    fn told(&mut self, event: Told) -> News {
+    fn told(&mut self, event: DaemonReport) -> News {
         match &event {
-            Told::End { .. } => self.summary = line(&event),
-            Told::Ready { .. } => self.ready = true,
+            DaemonReport::End { .. } => self.summary = line(&event),
+            DaemonReport::Ready { .. } => self.ready = true,
             _ => {}
         }
-        News::Told(event)
+        News::DaemonReport(event)
     }
 
     fn ended(&mut self, why: String, code: Option<i32>, again: Option<Duration>) -> News {
@@ -238,7 +238,7 @@ impl Pages {
         loop {
             match self.news(Duration::ZERO) {
                 None => return Ok(()),
-                Some(News::Told(_) | News::Flow) => {}
+                Some(News::DaemonReport(_) | News::Flow) => {}
                 // One that is resumed is started again before COMMIT, too.
                 Some(_) if self.keep.load(Ordering::SeqCst) => {}
                 Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Cause::other(why)),
@@ -248,7 +248,7 @@ impl Pages {
     }
 }
 
-impl Drop for Pages {
+impl Drop for PageFetcher {
     /// Whatever this program ends of, the guest needs its pages.
     fn drop(&mut self) {
         self.leave();
@@ -256,23 +256,23 @@ impl Drop for Pages {
 }
 
 /// Whether a vmemd says that it waits for the word to start.
-fn holds(said: &Says) -> Option<()> {
+fn holds(said: &DaemonEvent) -> Option<()> {
     let holds = match said {
-        Says::Event(event) => matches!(event, Told::Holding { .. }),
-        Says::Status(status) => status.state == State::Holding,
+        DaemonEvent::Event(event) => matches!(event, DaemonReport::Holding { .. }),
+        DaemonEvent::Status(status) => status.state == State::Holding,
         _ => false,
     };
     holds.then_some(())
 }
 
 /// What a vmemd says, as a line of `vmemd --json`.
-pub(super) fn line(event: &Told) -> Value {
+pub(super) fn line(event: &DaemonReport) -> Value {
     // Numbers and strings: serializing them does not fail.
     serde_json::to_value(event).unwrap_or_default()
 }
 
 /// How a vmemd is started that goes on with what another one has begun.
-fn starter(record: &Incoming, place: &Place) -> impl Fn() -> Result<Daemon, DaemonError> + Send + 'static {
-    let (arguments, session, place) = (record.vmemd.clone(), record.session.clone(), place.clone());
-    move || Daemon::start(&arguments, &session, &place)
+fn starter(record: &Incoming, state_dir: &StateDir) -> impl Fn() -> Result<Daemon, DaemonError> + Send + 'static {
+    let (arguments, session, state_dir) = (record.vmemd.clone(), record.session.clone(), state_dir.clone());
+    move || Daemon::start(&arguments, &session, &state_dir)
 }

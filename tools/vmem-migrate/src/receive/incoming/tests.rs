@@ -18,19 +18,19 @@ use crate::error::Error;
 use crate::fake;
 use crate::message::Backend;
 use crate::receive::regions;
-use crate::supervisor::First;
+use crate::supervisor::Initial;
 
 /// How long one command may take, and how long QEMU may be silent while no page comes.
 const COMMAND: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// An arrival at a QEMU that is none, in a directory of its own.
+/// A guest on its way to a QEMU that is none, in a directory of its own.
 struct Scene {
     directory: TempDir,
     qemu: fake::Qemu,
     /// Pages that are present.
     present: Arc<AtomicU64>,
-    arrival: Arrival,
+    incoming: IncomingMigration,
 }
 
 fn record(phase: Phase, qmp: PathBuf) -> Incoming {
@@ -68,12 +68,12 @@ fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
 }
 
 /// The pages of a guest that needs a vmemd; `daemon` is done when one is started. There is none in these tests.
-fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> Pages {
+fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> PageFetcher {
     let start = move || {
         daemon();
         Err(DaemonError::TimedOut(Duration::ZERO))
     };
-    Pages::supervise(start, regions, LossPolicy::Retry, First::Missing, true).expect("a thread")
+    PageFetcher::supervise(start, regions, LossPolicy::Retry, Initial::Missing, true).expect("a thread")
 }
 
 fn monitor_of(qemu: &fake::Qemu, path: &Path, regions: Regions) -> Monitor {
@@ -85,20 +85,20 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, status, migration);
-    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
     let record = record(phase, path.clone());
-    place.write(&record).expect("a record");
+    state_dir.write(&record).expect("a record");
     let present = Arc::new(AtomicU64::new(0));
     let regions = regions_of(&qemu, &present);
     let (state, due) = crate::destination::resume(phase, true);
-    let arrival = Arrival {
+    let incoming = IncomingMigration {
         owner: Owner::new(state),
         due,
         channel: None,
         pages: pages_of(regions.clone(), || ()),
         monitor: monitor_of(&qemu, &path, regions),
         state: None,
-        place,
+        state_dir,
         record,
         qemu: Qemu::existing(),
         relay: None,
@@ -112,26 +112,26 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         directory,
         qemu,
         present,
-        arrival,
+        incoming,
     }
 }
 
 impl Scene {
     /// What becomes of the guest.
     fn finish(&mut self) -> State {
-        self.arrival.run(&mut door(), &Report::new(true));
-        self.arrival.owner.state()
+        self.incoming.run(&mut listener(), &Report::new(true));
+        self.incoming.owner.state()
     }
 
     /// What becomes of a guest whose source is there, after this event.
     fn after(&mut self, event: Event) -> State {
-        self.arrival.owner = Owner::new(State::Prepared);
-        self.arrival.run_after(Some(event), &mut door(), &Report::new(true));
-        self.arrival.owner.state()
+        self.incoming.owner = Owner::new(State::Prepared);
+        self.incoming.run_after(Some(event), &mut listener(), &Report::new(true));
+        self.incoming.owner.state()
     }
 
     fn noted(&self) -> Phase {
-        let record: Option<Incoming> = self.arrival.place.read().expect("a record");
+        let record: Option<Incoming> = self.incoming.state_dir.read().expect("a record");
         record.expect("a record").phase
     }
 }
@@ -147,7 +147,7 @@ fn a_guest_that_is_given_runs() {
 #[test]
 fn one_that_was_paused_stays_so() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
-    scene.arrival.record.run = false;
+    scene.incoming.record.run = false;
     assert_eq!(scene.finish(), State::Running);
     assert_eq!(scene.noted(), Phase::Running);
     assert!(!scene.qemu.has_heard("cont"));
@@ -199,7 +199,7 @@ fn a_refused_start_is_none_and_the_qemu_is_ended() {
     let ended = scene.finish();
     assert_eq!(ended, State::Failed);
     assert!(scene.qemu.has_heard("quit"), "nobody can start it later");
-    let record: Incoming = scene.arrival.place.read().expect("a record").expect("a record");
+    let record: Incoming = scene.incoming.state_dir.read().expect("a record").expect("a record");
     let reason = record.reason.unwrap_or_default();
     assert!(record.phase == Phase::Failed && reason.contains("not now"), "{reason}");
 }
@@ -231,7 +231,7 @@ fn a_guest_that_does_not_come_leaves_no_qemu() {
 /// What is made of a guest that cannot come.
 fn judged(resumed: bool, migration: &'static str, dies: bool) -> State {
     let mut scene = scene(Phase::Prepared, "paused", migration);
-    scene.arrival.resumed = resumed;
+    scene.incoming.resumed = resumed;
     scene.qemu.state().dies_of = if dies { "query-migrate" } else { "" };
     scene.after(Event::Trouble)
 }
@@ -256,21 +256,21 @@ fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
 }
 
 /// What `receive --resume` makes of a QEMU that is gone.
-fn resumed(phase: Phase, file: &str) -> (Result<Left, Error>, TempDir) {
+fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
-    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
-    place.write(&record(phase, "/nobody/qmp".into())).expect("a record");
-    std::fs::write(place.path(file), "").expect("a file");
-    drop(place);
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    state_dir.write(&record(phase, "/nobody/qmp".into())).expect("a record");
+    std::fs::write(state_dir.path(file), "").expect("a file");
+    drop(state_dir);
     let cli = cli(directory.path(), &["--resume"]);
     let crate::options::cli::Command::Receive(args) = &cli.command else {
         panic!("not receive")
     };
     let security = Security::new(&cli.common).expect("loopback");
     let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    let door = Door::open(listener, security).expect("a door");
+    let listener = Listener::open(listener, security).expect("a door");
     (
-        Arrival::resume(&cli.common, args, &door, &Report::new(true), &Signals::default()),
+        IncomingMigration::resume(&cli.common, args, &listener, &Report::new(true), &Signals::default()),
         directory,
     )
 }
@@ -279,16 +279,16 @@ fn resumed(phase: Phase, file: &str) -> (Result<Left, Error>, TempDir) {
 fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
     for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
         let (left, _directory) = resumed(phase, "lock");
-        let Ok(Left::Over(_, place, FromDestination::Failed { .. })) = left else {
+        let Ok(Resumed::Over(_, state_dir, FromDestination::Failed { .. })) = left else {
             panic!("{phase:?}")
         };
-        let record: Incoming = place.read().expect("a record").expect("a record");
+        let record: Incoming = state_dir.read().expect("a record").expect("a record");
         assert_eq!(record.phase, Phase::Failed, "it is said again after another death");
     }
     for phase in [Phase::Starting, Phase::Running] {
         let (left, _directory) = resumed(phase, "lock");
         assert!(
-            matches!(left, Ok(Left::Over(_, _, FromDestination::Gone { .. }))),
+            matches!(left, Ok(Resumed::Over(_, _, FromDestination::Gone { .. }))),
             "{phase:?}"
         );
     }
@@ -303,9 +303,9 @@ fn pages_of_other_memory_are_not_taken_after_a_death() {
 #[test]
 fn the_record_of_another_guest_is_left_alone() {
     let directory = tempfile::tempdir().expect("a directory");
-    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
-    place.write(&record(Phase::Running, "/run/q".into())).expect("a record");
-    drop(place);
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    state_dir.write(&record(Phase::Running, "/run/q".into())).expect("a record");
+    drop(state_dir);
     let offer = Offer {
         session: String::new(),
         guest: "guest0".to_owned(),
@@ -316,7 +316,7 @@ fn the_record_of_another_guest_is_left_alone() {
     };
     let error = new_place(&cli(directory.path(), &[]).common, &offer).expect_err("a refusal");
     assert!(error.to_string().contains("--resume"), "{error}");
-    let record = Place::new(directory.path(), "in", "guest0").and_then(|place| place.read::<Incoming>());
+    let record = StateDir::new(directory.path(), "in", "guest0").and_then(|state_dir| state_dir.read::<Incoming>());
     assert_eq!(record.expect("a record").map(|record| record.phase), Some(Phase::Running));
 }
 
@@ -324,8 +324,10 @@ fn the_record_of_another_guest_is_left_alone() {
 fn two_guests_of_one_socket_are_not_told_apart() {
     let directory = tempfile::tempdir().expect("a directory");
     for guest in ["a", "b"] {
-        let place = Place::new(directory.path(), "in", guest).expect("a place");
-        place.write(&record(Phase::Running, "/nobody/qmp".into())).expect("a record");
+        let state_dir = StateDir::new(directory.path(), "in", guest).expect("a place");
+        state_dir
+            .write(&record(Phase::Running, "/nobody/qmp".into()))
+            .expect("a record");
     }
     let cli = cli(directory.path(), &["--resume"]);
     let crate::options::cli::Command::Receive(args) = &cli.command else {
@@ -420,7 +422,7 @@ fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
     let began = Instant::now();
     assert_eq!(scene.after(Event::Abort), State::Refused);
     assert!(!qemu.lives(), "it could be started later");
-    assert!(began.elapsed() < 3 * PATIENCE);
+    assert!(began.elapsed() < 3 * TIMEOUT);
 }
 
 #[test]
@@ -428,30 +430,30 @@ fn signal_gives_a_guest_up_that_is_the_sources() {
     let mut scene = scene(Phase::Prepared, "inmigrate", "active");
     let (ours, _theirs) = UnixStream::pair().expect("sockets");
     let (socket, carrier) = (ours.try_clone().expect("a socket").into(), ours.into());
-    scene.arrival.channel = Some(Channel::new(socket, &carrier).expect("a channel"));
-    scene.arrival.owner = Owner::new(State::Prepared);
-    scene.arrival.signals.raise();
+    scene.incoming.channel = Some(Channel::new(socket, &carrier).expect("a channel"));
+    scene.incoming.owner = Owner::new(State::Prepared);
+    scene.incoming.signals.raise();
     assert_eq!(scene.finish(), State::Refused);
-    assert!(scene.arrival.trouble().is_signal());
+    assert!(scene.incoming.trouble().is_signal());
 }
 
 #[test]
 fn signal_leaves_a_guest_that_may_be_this_hosts() {
     for phase in [Phase::Prepared, Phase::Committed] {
         let mut scene = scene(phase, "paused", "completed");
-        scene.arrival.resumed = true;
+        scene.incoming.resumed = true;
         scene.qemu.state().blocked = phase == Phase::Committed;
-        scene.arrival.signals.raise();
-        scene.arrival.monitor = scene.arrival.monitor.with_signals(&scene.arrival.signals);
+        scene.incoming.signals.raise();
+        scene.incoming.monitor = scene.incoming.monitor.with_signals(&scene.incoming.signals);
         assert_eq!(scene.finish(), State::Left);
-        assert!(scene.arrival.trouble().is_signal());
+        assert!(scene.incoming.trouble().is_signal());
         assert!(scene.qemu.lives() && !scene.qemu.has_heard("quit"), "{phase:?}");
     }
 }
 
-fn door() -> Door {
+fn listener() -> Listener {
     let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    Door::open(listener, Security::Loopback).expect("a door")
+    Listener::open(listener, Security::Loopback).expect("a door")
 }
 
 /// The main loop of this QEMU waits for a page as long as no daemon is attached: as after the deaths of `receive` and its vmemd.
@@ -461,7 +463,7 @@ fn resume_has_pages_come_before_it_waits_for_qemu() {
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, "running", "completed");
     qemu.state().blocked = true;
-    let place = Place::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
     let attached = Arc::new(Mutex::new(false));
     let look = {
         let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));
@@ -485,8 +487,8 @@ fn resume_has_pages_come_before_it_waits_for_qemu() {
     let monitor = monitor_of(&qemu, &path, regions);
     let record = record(Phase::Running, path);
     let report = Report::new(true);
-    let mut arrival = Arrival::take_up(pages, monitor, place, record, &Signals::default(), &report)
+    let mut incoming = IncomingMigration::resume_with(pages, monitor, state_dir, record, &Signals::default(), &report)
         .unwrap_or_else(|failure| panic!("{failure}"));
-    arrival.run(&mut door(), &report);
-    assert_eq!(arrival.owner.state(), State::Running);
+    incoming.run(&mut listener(), &report);
+    assert_eq!(incoming.owner.state(), State::Running);
 }

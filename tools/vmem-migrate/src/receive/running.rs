@@ -9,33 +9,33 @@ use crate::{Owner, Phase};
 use serde_json::Value;
 use vmem::Control;
 use vmem_cli::{Signals, chain};
-use vmem_control::Event as Told;
+use vmem_control::Event as DaemonReport;
 
-use super::arrival::Arrival;
-use super::door::{Door, Visitor};
-use super::farewell::LastWord;
+use super::final_message::FinalMessage;
+use super::incoming::IncomingMigration;
+use super::listener::{IncomingConnection, Listener};
 use super::loss::Loss;
 use super::missing;
-use super::pages::{self, End, Pages};
+use super::page_fetcher::{self, End, PageFetcher};
 use super::pause::{self, Pauser};
 use crate::channel::Channel;
 use crate::error::Error;
 use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource};
 use crate::options::Receive;
-use crate::record::{Incoming, Place};
+use crate::record::{Incoming, StateDir};
 use crate::report::Report;
 
 /// How often everything is looked at.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A guest whose memory follows.
-struct Tending<'a> {
+struct RunningGuest<'a> {
     owner: Owner<Destination>,
     channel: Option<Channel>,
-    pages: Pages,
+    pages: PageFetcher,
     pauser: Pauser,
-    place: Place,
+    state_dir: StateDir,
     record: Incoming,
     args: &'a Receive,
     control: &'a Control,
@@ -49,27 +49,27 @@ struct Tending<'a> {
 pub(super) fn tend(
     args: &Receive,
     control: &Control,
-    door: &mut Door,
-    arrival: Arrival,
+    listener: &mut Listener,
+    incoming: IncomingMigration,
     report: &mut Report,
     signals: &Signals,
 ) -> Result<(), Error> {
-    let Arrival {
+    let IncomingMigration {
         owner,
         channel,
         pages,
         monitor,
-        place,
+        state_dir,
         record,
         ..
-    } = arrival;
-    let pauser = Pauser::start(monitor, record.settings.clone(), &place)?;
-    let tending = Tending {
+    } = incoming;
+    let pauser = Pauser::start(monitor, record.settings.clone(), &state_dir)?;
+    let tending = RunningGuest {
         owner,
         channel,
         pages,
         pauser,
-        place,
+        state_dir,
         record,
         args,
         control,
@@ -80,11 +80,11 @@ pub(super) fn tend(
     if tending.pages.source_is_there() {
         tending.pauser.source_back();
     }
-    tending.run(door)
+    tending.run(listener)
 }
 
-impl Tending<'_> {
-    fn run(mut self, door: &mut Door) -> Result<(), Error> {
+impl RunningGuest<'_> {
+    fn run(mut self, listener: &mut Listener) -> Result<(), Error> {
         loop {
             if let Err(stopped) = self.signals.check() {
                 // The guest runs on, and a vmemd goes on fetching its pages.
@@ -95,17 +95,17 @@ impl Tending<'_> {
                 match news {
                     pause::News::Note(text) => self.tell(text),
                     pause::News::Restored => self.restored(),
-                    pause::News::Gone | pause::News::Finished => return self.gone(door),
+                    pause::News::Gone | pause::News::Finished => return self.gone(listener),
                 }
             }
-            if let Some(news) = self.pages.news(GLANCE) {
+            if let Some(news) = self.pages.news(POLL_INTERVAL) {
                 match news {
-                    pages::News::Told(event) => self.told(&event),
-                    pages::News::Flow => self.source_back(),
-                    pages::News::Trouble(reason) => self.tell(reason),
-                    pages::News::SourceLost(why) => self.source_lost(&why),
-                    pages::News::Ended(End::Complete(summary)) => return self.complete(summary, door),
-                    pages::News::Ended(end) => {
+                    page_fetcher::News::DaemonReport(event) => self.told(&event),
+                    page_fetcher::News::Flow => self.source_back(),
+                    page_fetcher::News::Trouble(reason) => self.tell(reason),
+                    page_fetcher::News::SourceLost(why) => self.source_lost(&why),
+                    page_fetcher::News::Ended(End::Complete(summary)) => return self.complete(summary, listener),
+                    page_fetcher::News::Ended(end) => {
                         let failure = self.lost(&end);
                         self.on(Event::Trouble);
                         return Err(failure);
@@ -113,7 +113,7 @@ impl Tending<'_> {
                 }
             }
             self.answer();
-            if let Some(Visitor::Recover(channel)) = door.glance() {
+            if let Some(IncomingConnection::Recover(channel)) = listener.glance() {
                 self.report.note("the source is back");
                 self.channel = Some(channel);
                 self.on(Event::Back);
@@ -130,7 +130,7 @@ impl Tending<'_> {
         tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
         for action in due {
             match action {
-                Action::SayRunning => self.say(&FromDestination::Running),
+                Action::SayRunning => self.send(&FromDestination::Running),
                 Action::StopPages => self.pages.stop(),
                 Action::LeavePages => self.pages.leave(),
                 Action::RecordComplete => {
@@ -159,30 +159,30 @@ impl Tending<'_> {
     }
 
     /// The source has to hear how it ended.
-    fn say_last(self, word: FromDestination, door: &mut Door) -> Result<(), Error> {
-        let last = LastWord {
+    fn send_final(self, word: FromDestination, listener: &mut Listener) -> Result<(), Error> {
+        let last = FinalMessage {
             owner: self.owner,
             channel: self.channel,
-            place: self.place,
+            state_dir: self.state_dir,
             word,
         };
-        last.say(door, self.report, self.signals)
+        last.send(listener, self.report, self.signals)
     }
 
     /// Tells people on both sides.
     fn tell(&mut self, reason: String) {
         self.report.note(&reason);
-        self.say(&FromDestination::Incomplete { reason });
+        self.send(&FromDestination::Incomplete { reason });
     }
 
     /// What vmemd says. One that is ready has reached the source.
-    fn told(&mut self, event: &Told) {
-        if let Told::Ready { .. } = event {
+    fn told(&mut self, event: &DaemonReport) {
+        if let DaemonReport::Ready { .. } = event {
             self.source_back();
         }
-        let line = pages::line(event);
+        let line = page_fetcher::line(event);
         self.report.pages(&line);
-        self.say(&FromDestination::Pages { line });
+        self.send(&FromDestination::PageFetcher { line });
     }
 
     fn source_back(&mut self) {
@@ -194,7 +194,7 @@ impl Tending<'_> {
         self.pauser.source_gone();
         // Once, and not each time that it is not reached.
         if !std::mem::replace(&mut self.listed, true) {
-            let missing = missing::list(&self.record.regions, &self.place);
+            let missing = missing::list(&self.record.regions, &self.state_dir);
             self.tell(format!("{why}; {missing}"));
         }
     }
@@ -206,7 +206,7 @@ impl Tending<'_> {
     }
 
     fn write(&self) -> bool {
-        let written = self.place.write(&self.record);
+        let written = self.state_dir.write(&self.record);
         if let Err(error) = &written {
             self.report.note(&chain(error));
         }
@@ -214,14 +214,14 @@ impl Tending<'_> {
     }
 
     /// QEMU has ended before the memory was complete.
-    fn gone(mut self, door: &mut Door) -> Result<(), Error> {
+    fn gone(mut self, listener: &mut Listener) -> Result<(), Error> {
         self.on(Event::QemuEnded);
         let reason = "QEMU has ended".to_owned();
-        self.say_last(FromDestination::Gone { reason }, door)
+        self.send_final(FromDestination::Gone { reason }, listener)
     }
 
     /// The guest needs nobody any more. QEMU's socket is let go first: whoever manages the guest may be waiting for it.
-    fn complete(mut self, summary: Value, door: &mut Door) -> Result<(), Error> {
+    fn complete(mut self, summary: Value, listener: &mut Listener) -> Result<(), Error> {
         self.pauser.finish();
         let until = Instant::now() + 2 * LIMIT;
         while let Some(news) = self.pauser.news_within(until.saturating_duration_since(Instant::now())) {
@@ -234,14 +234,14 @@ impl Tending<'_> {
         }
         self.on(Event::Complete);
         self.report.complete(&summary);
-        self.say_last(FromDestination::Complete { summary }, door)
+        self.send_final(FromDestination::Complete { summary }, listener)
     }
 
     /// Pages of the guest will not come.
     fn lost(&mut self, end: &End) -> Error {
         let loss = Loss {
             regions: &self.record.regions,
-            place: &self.place,
+            state_dir: &self.state_dir,
             pauser: &self.pauser,
             control: self.control,
             on_lost: self.args.on_lost,
@@ -252,13 +252,13 @@ impl Tending<'_> {
             End::Unreadable | End::Complete(_) => loss.of_pages(),
         };
         let reason = chain(&failure);
-        self.say(&FromDestination::Incomplete { reason });
+        self.send(&FromDestination::Incomplete { reason });
         failure
     }
 
     /// The source asks on each connection whether the guest runs.
     fn answer(&mut self) {
-        let heard = self.channel.as_mut().map(|channel| channel.hear(Instant::now()));
+        let heard = self.channel.as_mut().map(|channel| channel.recv(Instant::now()));
         match heard {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(FromSource::Commit { .. }))) => self.on(Event::Commit),
@@ -270,8 +270,8 @@ impl Tending<'_> {
         }
     }
 
-    fn say(&mut self, message: &FromDestination) {
-        let said = self.channel.as_ref().map(|channel| channel.say(message));
+    fn send(&mut self, message: &FromDestination) {
+        let said = self.channel.as_ref().map(|channel| channel.send(message));
         if let Some(Err(error)) = said {
             self.disconnected(&chain(&error));
         }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use vmem_cli::chain;
 
-use super::lobby::{Lobby, Seat};
 use super::offer::{self, Offer};
+use super::pending::{PendingConnections, PendingSlot};
 use crate::channel::Channel;
 use crate::error::Cause;
 use crate::key::Key;
@@ -23,7 +23,7 @@ use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::{Greeted, Security};
 
 /// How long a visitor may take to say what it wants.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a source may take to offer its guest: it starts its vmemd first.
 const OFFER: Duration = Duration::from_secs(45);
@@ -35,7 +35,7 @@ const PLACES: usize = 16;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Somebody who has been let in.
-pub(super) enum Visitor {
+pub(super) enum IncomingConnection {
     /// A source with a guest.
     Guest(Channel, Offer),
     /// The connection for the state of the guest that is being taken.
@@ -45,22 +45,22 @@ pub(super) enum Visitor {
 }
 
 /// Lets visitors in, in threads of its own.
-pub(super) struct Door {
-    visitors: Receiver<Visitor>,
+pub(super) struct Listener {
+    visitors: Receiver<IncomingConnection>,
     /// The session of the guest that is being taken.
     guest: Arc<Mutex<Option<String>>>,
 }
 
-/// What each thread has of the door.
+/// What each thread of the listener has.
 #[derive(Clone)]
 struct Inside {
     security: Security,
     guest: Arc<Mutex<Option<String>>>,
-    sender: Sender<Visitor>,
-    silent: Lobby,
+    sender: Sender<IncomingConnection>,
+    silent: PendingConnections,
 }
 
-impl Door {
+impl Listener {
     pub(super) fn open(listener: TcpListener, security: Security) -> Result<Self, Cause> {
         Self::with(move || Ok(listener.accept()?.0), security)
     }
@@ -73,7 +73,7 @@ impl Door {
             security,
             guest: Arc::clone(&guest),
             sender,
-            silent: Lobby::new(PLACES),
+            silent: PendingConnections::new(PLACES),
         };
         thread::Builder::new()
             .name("door".to_owned())
@@ -83,22 +83,22 @@ impl Door {
     }
 
     /// The next visitor, if one comes within `limit`.
-    pub(super) fn wait_for(&mut self, limit: Duration) -> Option<Visitor> {
+    pub(super) fn wait_for(&mut self, limit: Duration) -> Option<IncomingConnection> {
         self.visitors.recv_timeout(limit).ok()
     }
 
     /// A visitor who is there already.
-    pub(super) fn glance(&mut self) -> Option<Visitor> {
+    pub(super) fn glance(&mut self) -> Option<IncomingConnection> {
         self.visitors.try_recv().ok()
     }
 
     /// A guest is there that came in another way.
-    pub(super) fn taken(&self, session: &str) {
+    pub(super) fn reserve_guest(&self, session: &str) {
         *lock(&self.guest) = Some(session.to_owned());
     }
 
     /// The guest has not come.
-    pub(super) fn nobody(&self) {
+    pub(super) fn release_guest(&self) {
         *lock(&self.guest) = None;
     }
 }
@@ -109,7 +109,7 @@ fn lock(guest: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
 
 impl Inside {
     fn accept_all(&self, mut accept: impl FnMut() -> io::Result<TcpStream>) {
-        let strangers = Lobby::new(PLACES);
+        let strangers = PendingConnections::new(PLACES);
         loop {
             let accepted = accept().and_then(|stream| {
                 let seat = strangers.enter(&stream)?;
@@ -124,7 +124,7 @@ impl Inside {
         }
     }
 
-    fn visit(&self, stream: TcpStream, stranger: Seat) {
+    fn visit(&self, stream: TcpStream, stranger: PendingSlot) {
         let carrier = stream.try_clone();
         let Greeted {
             channel,
@@ -149,16 +149,16 @@ impl Inside {
                 false,
             ),
         };
-        if let Err(error) = channel.say(&answer) {
+        if let Err(error) = channel.send(&answer) {
             return tracing::warn!("a visitor: {}", chain(&error));
         }
         if !welcome {
             return;
         }
         let visitor = match purpose {
-            Purpose::State => Visitor::State(channel),
-            Purpose::Recover => Visitor::Recover(channel),
-            Purpose::Migrate => match self.hear_offer(channel, session) {
+            Purpose::State => IncomingConnection::State(channel),
+            Purpose::Recover => IncomingConnection::Recover(channel),
+            Purpose::Migrate => match self.recv_offer(channel, session) {
                 Some(visitor) => visitor,
                 None => return,
             },
@@ -179,8 +179,8 @@ impl Inside {
     }
 
     /// Waits for a guest. The first that is offered as it must be is taken; nobody else has to wait for that.
-    fn hear_offer(&self, mut channel: Channel, session: String) -> Option<Visitor> {
-        let (guest, key, memory, pages, release) = match channel.hear_within(OFFER) {
+    fn recv_offer(&self, mut channel: Channel, session: String) -> Option<IncomingConnection> {
+        let (guest, key, memory, pages, release) = match channel.recv_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
                 key,
@@ -210,7 +210,7 @@ impl Inside {
                         source,
                         release,
                     };
-                    return Some(Visitor::Guest(channel, offer));
+                    return Some(IncomingConnection::Guest(channel, offer));
                 }
                 "another guest is being taken".to_owned()
             }
@@ -218,7 +218,7 @@ impl Inside {
         };
         tracing::warn!("a guest is refused: {reason}");
         // A source that does not hear it finds the connection closed.
-        let _ = channel.say(&FromDestination::Failed { reason });
+        let _ = channel.send(&FromDestination::Failed { reason });
         None
     }
 }

@@ -13,15 +13,15 @@ const SESSION: &str = "0123456789abcdef0123456789abcdef";
 /// More than there are places.
 const MANY: usize = 2 * PLACES;
 
-fn open(address: &str) -> (Door, SocketAddr) {
+fn open(address: &str) -> (Listener, SocketAddr) {
     open_as(Security::Insecure, address)
 }
 
-fn open_as(security: Security, address: &str) -> (Door, SocketAddr) {
+fn open_as(security: Security, address: &str) -> (Listener, SocketAddr) {
     let address: SocketAddr = address.parse().expect("an address");
     let listener = TcpListener::bind(address).expect("a port");
     let address = listener.local_addr().expect("an address");
-    (Door::open(listener, security).expect("a door"), address)
+    (Listener::open(listener, security).expect("a door"), address)
 }
 
 fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
@@ -60,9 +60,9 @@ fn good() -> FromSource {
     offer(&format!("ram.0.{}", &SESSION[..16]))
 }
 
-fn wait(door: &mut Door) -> Offer {
-    match door.wait_for(Duration::from_secs(10)) {
-        Some(Visitor::Guest(_, offer)) => offer,
+fn wait(listener: &mut Listener) -> Offer {
+    match listener.wait_for(Duration::from_secs(10)) {
+        Some(IncomingConnection::Guest(_, offer)) => offer,
         _ => panic!("no guest"),
     }
 }
@@ -78,16 +78,16 @@ fn strangers_that_show_no_certificate_do_not_keep_a_source_out() {
 }
 
 fn lets_the_source_in(security: Security) {
-    let (mut door, address) = open_as(security.clone(), "127.0.0.1:0");
+    let (mut listener, address) = open_as(security.clone(), "127.0.0.1:0");
     let mut silent: Vec<TcpStream> = (0..MANY)
         .map(|_| TcpStream::connect(address).expect("a connection"))
         .collect();
     let source = connect_as(&security, address, SESSION, Purpose::Migrate);
-    source.say(&good()).expect("room");
-    wait(&mut door);
+    source.send(&good()).expect("room");
+    wait(&mut listener);
     // The oldest was ended for the newest, long before its time was over.
     let first = &mut silent[0];
-    first.set_read_timeout(Some(PATIENCE / 2)).expect("a socket");
+    first.set_read_timeout(Some(TIMEOUT / 2)).expect("a socket");
     assert_eq!(first.read(&mut [0]).expect("the end"), 0);
 }
 
@@ -107,9 +107,9 @@ fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
         drop(tries);
         Ok(listener.accept()?.0)
     };
-    let mut door = Door::with(accept, Security::Loopback).expect("a door");
-    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
-    wait(&mut door);
+    let mut listener = Listener::with(accept, Security::Loopback).expect("a door");
+    connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");
+    wait(&mut listener);
     let tries = tries.lock().expect("no panic").clone();
     let pauses: Vec<_> = tries.windows(2).take(ERRORS).map(|pair| pair[1] - pair[0]).collect();
     assert!(
@@ -120,39 +120,39 @@ fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
 
 #[test]
 fn sources_that_offer_nothing_do_not_keep_another_out() {
-    let (mut door, address) = open("127.0.0.1:0");
+    let (mut listener, address) = open("127.0.0.1:0");
     let began = Instant::now();
     let _silent: Vec<Channel> = (0..MANY).map(|_| connect(address, SESSION, Purpose::Migrate)).collect();
-    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
-    wait(&mut door);
+    connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");
+    wait(&mut listener);
     assert!(began.elapsed() < OFFER / 2);
 }
 
 #[test]
 fn offer_that_is_bogus_is_refused_and_another_taken() {
-    let (mut door, address) = open("127.0.0.1:0");
+    let (mut listener, address) = open("127.0.0.1:0");
     for bogus in [offer("ram"), FromSource::Start] {
         let mut source = connect(address, SESSION, Purpose::Migrate);
-        source.say(&bogus).expect("room");
-        let answer = source.hear_within::<FromDestination>(PATIENCE);
+        source.send(&bogus).expect("room");
+        let answer = source.recv_within::<FromDestination>(TIMEOUT);
         assert!(!matches!(answer, Ok(FromDestination::Ready)), "{answer:?}");
     }
-    assert!(door.glance().is_none());
-    connect(address, SESSION, Purpose::Migrate).say(&good()).expect("room");
-    wait(&mut door);
+    assert!(listener.glance().is_none());
+    connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");
+    wait(&mut listener);
 }
 
 #[test]
 fn second_offer_is_refused() {
-    let (mut door, address) = open("127.0.0.1:0");
+    let (mut listener, address) = open("127.0.0.1:0");
     let (first, mut second) = (
         connect(address, SESSION, Purpose::Migrate),
         connect(address, SESSION, Purpose::Migrate),
     );
-    first.say(&good()).expect("room");
-    wait(&mut door);
-    second.say(&good()).expect("room");
-    let answer = second.hear_within(PATIENCE).expect("an answer");
+    first.send(&good()).expect("room");
+    wait(&mut listener);
+    second.send(&good()).expect("room");
+    let answer = second.recv_within(TIMEOUT).expect("an answer");
     assert!(matches!(answer, FromDestination::Failed { reason } if reason.contains("another guest")));
     let third = Security::Loopback.connect(&address.to_string(), SESSION, Purpose::Migrate);
     assert!(third.is_err(), "and so is a third one, at once");
@@ -162,10 +162,10 @@ fn second_offer_is_refused() {
 #[test]
 fn source_of_ipv4_at_a_socket_of_ipv6_is_one_of_ipv4() {
     for security in [Security::Insecure, certified()] {
-        let (mut door, address) = open_as(security.clone(), "[::]:0");
+        let (mut listener, address) = open_as(security.clone(), "[::]:0");
         let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
         let source = connect_as(&security, address, SESSION, Purpose::Migrate);
-        source.say(&good()).expect("room");
-        assert_eq!(wait(&mut door).source, "127.0.0.1:8636");
+        source.send(&good()).expect("room");
+        assert_eq!(wait(&mut listener).source, "127.0.0.1:8636");
     }
 }

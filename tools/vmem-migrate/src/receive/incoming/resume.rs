@@ -9,50 +9,50 @@ use crate::{Owner, Phase};
 use vmem_cli::{Signals, chain, log};
 use vmem_qmp::Qmp;
 
-use super::{Arrival, loss_policy};
-use crate::daemon::end_left_over;
+use super::{IncomingMigration, loss_policy};
+use crate::daemon::end_leftovers;
 use crate::error::{Cause, Error};
 use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
 use crate::name::session_mark;
 use crate::options::{Common, Receive};
-use crate::receive::arrival::checks;
-use crate::receive::door::Door;
 use crate::receive::host::Qemu;
+use crate::receive::incoming::checks;
+use crate::receive::listener::Listener;
 use crate::receive::loss::is_lost;
 use crate::receive::monitor::Monitor;
-use crate::receive::pages::Pages;
+use crate::receive::page_fetcher::PageFetcher;
 use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
-use crate::record::{Incoming, Place};
+use crate::record::{Incoming, StateDir};
 use crate::report::Report;
 
 const QEMU_HAS_ENDED: &str = "QEMU has ended";
 
 /// What another `receive` has left.
-pub(in crate::receive) enum Left {
+pub(in crate::receive) enum Resumed {
     /// A guest to go on with.
-    Arrival(Box<Arrival>),
+    Incoming(Box<IncomingMigration>),
     /// The guest's end, which the source has to hear.
-    Over(Owner<Destination>, Place, FromDestination),
+    Over(Owner<Destination>, StateDir, FromDestination),
 }
 
-impl Arrival {
+impl IncomingMigration {
     /// Takes up what another `receive` has begun.
     pub(in crate::receive) fn resume(
         cli: &Common,
         args: &Receive,
-        door: &Door,
+        listener: &Listener,
         report: &Report,
         signals: &Signals,
-    ) -> Result<Left, Error> {
-        let (place, record) = recorded(cli, args)?;
-        door.taken(&record.session);
+    ) -> Result<Resumed, Error> {
+        let (state_dir, record) = recorded(cli, args)?;
+        listener.reserve_guest(&record.session);
         log::set_subject(&record.guest, session_mark(&record.session).unwrap_or_default());
         if let Phase::Failed | Phase::Complete = record.phase {
-            return Ok(Self::over(place, record, report));
+            return Ok(Self::over(state_dir, record, report));
         }
-        if is_lost(&place) {
+        if is_lost(&state_dir) {
             let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
             return Err(Error::Lost(Cause::other(what)));
         }
@@ -60,7 +60,7 @@ impl Arrival {
         let regions = Regions::of(&record);
         let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {
-            return Ok(Self::over(place, record, report));
+            return Ok(Self::over(state_dir, record, report));
         }
         // They are the guest's, by number and not only by name: what fills them cannot be wrong about whose memory that is.
         if !regions.look().exist {
@@ -71,28 +71,29 @@ impl Arrival {
             );
             return Err(Error::Local(Cause::other(what)));
         }
-        let pages = Pages::resume(&record, &place, loss_policy(args))?;
-        Self::take_up(pages, monitor, place, record, signals, report).map(|arrival| Left::Arrival(Box::new(arrival)))
+        let pages = PageFetcher::resume(&record, &state_dir, loss_policy(args))?;
+        Self::resume_with(pages, monitor, state_dir, record, signals, report)
+            .map(|incoming| Resumed::Incoming(Box::new(incoming)))
     }
 
     /// Pages come by now, or will as soon as the source is there. Whether they do decides how long QEMU is waited for.
-    pub(super) fn take_up(
-        pages: Pages,
+    pub(super) fn resume_with(
+        pages: PageFetcher,
         monitor: Monitor,
-        place: Place,
+        state_dir: StateDir,
         record: Incoming,
         signals: &Signals,
         report: &Report,
     ) -> Result<Self, Error> {
         let (state, due) = destination::resume(record.phase, true);
-        let arrival = Self {
+        let incoming = Self {
             owner: Owner::new(state),
             due,
             channel: None,
             pages,
             monitor,
             state: None,
-            place,
+            state_dir,
             record,
             qemu: Qemu::existing(),
             relay: None,
@@ -102,18 +103,18 @@ impl Arrival {
             signals: signals.clone(),
             _regions: Vec::new(),
         };
-        arrival.identify(report)
+        incoming.identify(report)
     }
 
     /// There is no guest to go on with: what the source has to hear follows from what was recorded.
-    fn over(place: Place, mut record: Incoming, report: &Report) -> Left {
-        end_left_over(&place);
+    fn over(state_dir: StateDir, mut record: Incoming, report: &Report) -> Resumed {
+        end_leftovers(&state_dir);
         let (state, due) = destination::resume(record.phase, false);
         let mut owner = Owner::new(state);
         if due.contains(&Action::RecordFailed) {
             record.phase = Phase::Failed;
             record.reason = Some(QEMU_HAS_ENDED.to_owned());
-            let event = match place.write(&record) {
+            let event = match state_dir.write(&record) {
                 Ok(()) => Event::Recorded,
                 Err(error) => {
                     report.note(&format!("{}; it is said as long as this program lives", chain(&error)));
@@ -133,7 +134,7 @@ impl Arrival {
                 reason: record.reason.unwrap_or_default(),
             },
         };
-        Left::Over(owner, place, word)
+        Resumed::Over(owner, state_dir, word)
     }
 
     /// Makes sure that the QEMU at the socket is the guest's. Pages come meanwhile, and go on coming if it is not.
@@ -172,8 +173,8 @@ impl Arrival {
 }
 
 /// The guest of a QEMU, as an earlier `receive` has recorded it.
-pub(super) fn recorded(cli: &Common, args: &Receive) -> Result<(Place, Incoming), Cause> {
-    let mut found = Place::find(&cli.state, "in", |record: &Incoming| record.qmp == args.qmp)?;
+pub(super) fn recorded(cli: &Common, args: &Receive) -> Result<(StateDir, Incoming), Cause> {
+    let mut found = StateDir::find(&cli.state, "in", |record: &Incoming| record.qmp == args.qmp)?;
     let (qmp, state) = (args.qmp.display(), cli.state.display());
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),

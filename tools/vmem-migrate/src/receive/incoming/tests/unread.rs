@@ -16,11 +16,11 @@ fn guest_comes_while_nobody_reads_the_output() {
 
 fn receive_guest(json: bool) {
     let mut scene = scene(Phase::Prepared, "paused", "completed");
-    let session = scene.arrival.record.session.clone();
+    let session = scene.incoming.record.session.clone();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let mut door = Door::open(listener, Security::Loopback).expect("a door");
-    door.taken(&session);
+    let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
+    listener.reserve_guest(&session);
     // What these say is told, and so is that the source is back.
     for _ in 0..20 {
         let mut stranger = TcpStream::connect(address).expect("a connection");
@@ -29,16 +29,16 @@ fn receive_guest(json: bool) {
     let mut source = Security::Loopback
         .connect(&address.to_string(), &session, Purpose::Recover)
         .expect("a welcome");
-    source.say(&FromSource::Commit { run: true }).expect("room");
-    scene.arrival.resumed = true;
+    source.send(&FromSource::Commit { run: true }).expect("room");
+    scene.incoming.resumed = true;
     let report = Report::new(json);
     report.note("listening");
-    scene.arrival.run(&mut door, &report);
-    assert_eq!(scene.arrival.owner.state(), State::Running);
+    scene.incoming.run(&mut listener, &report);
+    assert_eq!(scene.incoming.owner.state(), State::Running);
     assert_eq!(scene.noted(), Phase::Running);
     assert_eq!(scene.qemu.state().status, "running");
     let answer = source
-        .hear_within::<FromDestination>(Duration::from_secs(10))
+        .recv_within::<FromDestination>(Duration::from_secs(10))
         .expect("an answer");
     assert_eq!(answer, FromDestination::Running);
 }

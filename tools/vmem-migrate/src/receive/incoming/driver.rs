@@ -9,13 +9,13 @@ use serde_json::json;
 use socket2::Socket;
 use vmem_cli::chain;
 
-use super::Arrival;
+use super::IncomingMigration;
 use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
 use crate::guest::{self, GuestError, LIMIT};
 use crate::message::{FromDestination, FromSource};
 use crate::printable::printable;
-use crate::receive::door::{Door, Visitor};
+use crate::receive::listener::{IncomingConnection, Listener};
 use crate::receive::monitor::Wait;
 use crate::record::Incoming;
 use crate::relay::{End, relay};
@@ -25,7 +25,7 @@ use crate::report::Report;
 const RUNNING: &str = "running";
 
 /// How often everything is looked at.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often QEMU is told to start the guest. Each time it is asked whether it has done so.
 const TRIES: u32 = 5;
@@ -33,16 +33,16 @@ const TRIES: u32 = 5;
 /// How long a QEMU that has closed its socket may take to exit.
 const EXIT: Duration = Duration::from_secs(2);
 
-impl Arrival {
+impl IncomingMigration {
     /// Carries out what is due, and goes on until the guest runs here, its last word is due, or the machine is at an end.
-    pub(in crate::receive) fn run(&mut self, door: &mut Door, report: &Report) {
+    pub(in crate::receive) fn run(&mut self, listener: &mut Listener, report: &Report) {
         let answer = self.carry_out(self.due, report);
-        self.run_after(answer, door, report);
+        self.run_after(answer, listener, report);
     }
 
     /// Tells the source that all is ready. If that cannot be said, nothing of the guest is left here.
-    pub(super) fn say_ready(&mut self, report: &Report) -> Result<(), Cause> {
-        let Err(error) = self.say(&FromDestination::Ready) else {
+    pub(super) fn send_ready(&mut self, report: &Report) -> Result<(), Cause> {
+        let Err(error) = self.send(&FromDestination::Ready) else {
             return Ok(());
         };
         self.trouble = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
@@ -54,12 +54,12 @@ impl Arrival {
     }
 
     /// Goes on after this event.
-    pub(super) fn run_after(&mut self, event: Option<Event>, door: &mut Door, report: &Report) {
+    pub(super) fn run_after(&mut self, event: Option<Event>, listener: &mut Listener, report: &Report) {
         let mut next = event;
         while next.is_some() || matches!(self.owner.state(), State::Prepared | State::Orphaned) {
             let event = match next.take() {
                 Some(event) => event,
-                None => self.wait(door, report),
+                None => self.wait(listener, report),
             };
             next = match self.owner.on(event) {
                 Ok(due) => {
@@ -96,19 +96,23 @@ impl Arrival {
     }
 
     /// Waits for what the source, or QEMU, wants next.
-    fn wait(&mut self, door: &mut Door, report: &Report) -> Event {
+    fn wait(&mut self, listener: &mut Listener, report: &Report) -> Event {
         loop {
             if let Err(stopped) = self.signals.check() {
                 return self.fail(stopped.into());
             }
-            let limit = if self.channel.is_some() { Duration::ZERO } else { GLANCE };
-            match door.wait_for(limit) {
-                Some(Visitor::State(channel)) if self.owner.state() == State::Prepared => {
+            let limit = if self.channel.is_some() {
+                Duration::ZERO
+            } else {
+                POLL_INTERVAL
+            };
+            match listener.wait_for(limit) {
+                Some(IncomingConnection::State(channel)) if self.owner.state() == State::Prepared => {
                     if let Err(trouble) = self.connect_state(channel) {
                         return self.fail(trouble);
                     }
                 }
-                Some(Visitor::Recover(channel)) => {
+                Some(IncomingConnection::Recover(channel)) => {
                     report.note("the source is back");
                     self.channel = Some(channel);
                     self.trouble = None;
@@ -124,13 +128,13 @@ impl Arrival {
 
     fn poll_source(&mut self) -> Option<Event> {
         let channel = self.channel.as_mut()?;
-        // While the connection for the state is awaited, it comes through the door, and not here.
+        // While the connection for the state is awaited, it comes through the listener, and not here.
         let glance = if self.relay.is_some() {
-            GLANCE
+            POLL_INTERVAL
         } else {
             Duration::from_millis(2)
         };
-        match channel.hear(Instant::now() + glance) {
+        match channel.recv(Instant::now() + glance) {
             Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("the guest's state cannot be loaded"))),
             Ok(None) => self.pages.check().err().map(|trouble| self.fail(trouble)),
             Ok(Some(FromSource::Start)) => Some(Event::Start),
@@ -176,7 +180,7 @@ impl Arrival {
             Action::AwaitState => return Some(self.await_state(report)),
             Action::ContinueGuest => return Some(self.continue_guest(report)),
             Action::EndUnstartedQemu => return Some(self.end_unstarted_qemu(report)),
-            Action::LookAtQemu => return Some(self.look_at_qemu()),
+            Action::LookAtQemu => return Some(self.check_qemu()),
             Action::RecordRunning => drop(self.note(Phase::Running, report)),
             Action::StartPages => self.pages.start(),
             Action::KeepPages => self.pages.keep(),
@@ -184,22 +188,22 @@ impl Arrival {
             Action::LeavePages => self.pages.leave(),
             Action::Release => self.pages.release(),
             // If the source does not hear it, it asks.
-            Action::SayRunning => drop(self.say(&FromDestination::Running)),
+            Action::SayRunning => drop(self.send(&FromDestination::Running)),
             Action::EndQemu => drop(self.end_qemu()),
             Action::SayFailed if self.owner.state() == State::Refused => {
                 let reason = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
                 // A source that does not hear it finds the connection closed.
-                let _ = self.say(&FromDestination::Failed { reason });
+                let _ = self.send(&FromDestination::Failed { reason });
             }
             // The last word is said until it is heard, by `farewell`. What follows the guest's start is done by `tend`.
             Action::SayFailed | Action::SayGone | Action::SayComplete | Action::RecordComplete => {}
-            Action::Forget => self.place.remove(),
+            Action::Forget => self.state_dir.remove(),
         }
         None
     }
 
-    fn say(&self, message: &FromDestination) -> Result<(), ChannelError> {
-        self.channel.as_ref().map_or(Ok(()), |channel| channel.say(message))
+    fn send(&self, message: &FromDestination) -> Result<(), ChannelError> {
+        self.channel.as_ref().map_or(Ok(()), |channel| channel.send(message))
     }
 
     /// QEMU gets the connection that its state comes on.
@@ -329,7 +333,7 @@ impl Arrival {
         }
     }
 
-    fn look_at_qemu(&mut self) -> Event {
+    fn check_qemu(&mut self) -> Event {
         self.explain();
         let limit = if self.signals.check().is_ok() { EXIT } else { Duration::ZERO };
         if self.monitor.is_gone_within(limit) {
@@ -346,7 +350,7 @@ impl Arrival {
             phase,
             ..self.record.clone()
         };
-        match self.place.write(&record) {
+        match self.state_dir.write(&record) {
             Ok(()) => {
                 self.record = record;
                 Event::Recorded

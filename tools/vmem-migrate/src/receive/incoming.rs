@@ -16,12 +16,12 @@ use serde_json::json;
 use vmem::MapHandle;
 use vmem_cli::{Signals, chain, log};
 
-use super::door::Door;
-use super::farewell::LastWord;
+use super::final_message::FinalMessage;
 use super::host::{self, MakeRegions, Qemu};
+use super::listener::Listener;
 use super::monitor::Monitor;
 use super::offer::Offer;
-use super::pages::{LossPolicy, Pages};
+use super::page_fetcher::{LossPolicy, PageFetcher};
 use super::process::QemuProcess;
 use super::regions::{self, Regions};
 use super::room;
@@ -33,13 +33,13 @@ use crate::name::session_mark;
 use crate::network::Security;
 use crate::obstacles;
 use crate::options::{Common, OnLost, Receive};
-use crate::record::{Incoming, Place};
+use crate::record::{Incoming, StateDir};
 use crate::relay::{Relay, STREAM};
 use crate::report::Report;
-pub(super) use resume::Left;
+pub(super) use resume::Resumed;
 
 /// How long a QEMU may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a guest is prepared with.
 #[derive(Clone, Copy)]
@@ -69,15 +69,15 @@ impl NotTaken {
 }
 
 /// A guest whose state comes, or has come.
-pub(super) struct Arrival {
+pub(super) struct IncomingMigration {
     pub(super) owner: Owner<Destination>,
     /// What is to be done first.
     due: &'static [Action],
     /// `None` while the source's vmemctl is not there.
     pub(super) channel: Option<Channel>,
-    pub(super) pages: Pages,
+    pub(super) pages: PageFetcher,
     pub(super) monitor: Monitor,
-    pub(super) place: Place,
+    pub(super) state_dir: StateDir,
     pub(super) record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
@@ -94,12 +94,12 @@ pub(super) struct Arrival {
     _regions: Vec<MapHandle>,
 }
 
-impl Arrival {
+impl IncomingMigration {
     /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
     pub(super) fn prepare(
         cli: &Common,
         host: &Host<'_>,
-        door: &Door,
+        listener: &Listener,
         channel: Channel,
         offer: Offer,
         report: &Report,
@@ -107,28 +107,28 @@ impl Arrival {
         let mut qemu = Qemu::existing();
         let mut can_take_another = true;
         log::set_subject(&offer.guest, session_mark(&offer.session).unwrap_or_default());
-        let made = new_place(cli, &offer).and_then(|place| {
-            let reserved = room::reserve(&cli.state, &place, &offer.memory, host.args.overcommit);
-            match reserved.and_then(|()| Self::build(host, offer, &place, &mut qemu)) {
-                Ok(parts) => Ok((place, parts)),
+        let made = new_place(cli, &offer).and_then(|state_dir| {
+            let reserved = room::reserve(&cli.state, &state_dir, &offer.memory, host.args.overcommit);
+            match reserved.and_then(|()| Self::build(host, offer, &state_dir, &mut qemu)) {
+                Ok(parts) => Ok((state_dir, parts)),
                 Err(trouble) => {
                     let trouble = qemu.explain(trouble);
                     can_take_another = qemu.end();
-                    place.remove();
+                    state_dir.remove();
                     Err(trouble)
                 }
             }
         });
         match made {
-            Ok((place, (pages, monitor, state, record, regions))) => {
-                let mut arrival = Self {
+            Ok((state_dir, (pages, monitor, state, record, regions))) => {
+                let mut incoming = Self {
                     owner: Owner::new(State::Prepared),
                     due: &[],
                     channel: Some(channel),
                     pages,
                     monitor,
                     state: Some(state),
-                    place,
+                    state_dir,
                     record,
                     qemu,
                     relay: None,
@@ -138,10 +138,10 @@ impl Arrival {
                     signals: host.signals.clone(),
                     _regions: regions,
                 };
-                match arrival.say_ready(report) {
-                    Ok(()) => Ok(arrival),
+                match incoming.send_ready(report) {
+                    Ok(()) => Ok(incoming),
                     Err(trouble) => {
-                        door.nobody();
+                        listener.release_guest();
                         // It has ended QEMU.
                         Err(NotTaken::new(trouble, !host.args.command.is_empty()))
                     }
@@ -150,9 +150,9 @@ impl Arrival {
             Err(trouble) => {
                 let reason = chain(&trouble);
                 // A source that hears it can offer another guest at once.
-                door.nobody();
+                listener.release_guest();
                 // A source that does not hear it finds the connection closed.
-                let _ = channel.say(&FromDestination::Failed { reason });
+                let _ = channel.send(&FromDestination::Failed { reason });
                 Err(NotTaken::new(trouble, can_take_another))
             }
         }
@@ -161,15 +161,15 @@ impl Arrival {
     fn build(
         host: &Host<'_>,
         offer: Offer,
-        place: &Place,
+        state_dir: &StateDir,
         qemu: &mut Qemu,
-    ) -> Result<(Pages, Monitor, UnixStream, Incoming, Vec<MapHandle>), Cause> {
+    ) -> Result<(PageFetcher, Monitor, UnixStream, Incoming, Vec<MapHandle>), Cause> {
         let args = host.args;
         let mut regions = Vec::new();
         let mut names = Vec::new();
         if !args.command.is_empty() {
             (names, regions) = (host.make_regions)(&offer.guest, &offer.memory)?;
-            *qemu = Qemu::start(args, &offer.memory, &names, place)?;
+            *qemu = Qemu::start(args, &offer.memory, &names, state_dir)?;
         }
         let made = if names.is_empty() {
             args.regions.iter().map(|(name, _)| name.clone()).collect()
@@ -224,9 +224,9 @@ impl Arrival {
             reason: None,
         };
         let known = Regions::of(&record);
-        let mut pages = Pages::hold(&record, place, loss_policy(args))?;
+        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args))?;
         let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT).with_signals(host.signals);
-        if let Err(error) = place.write(&record) {
+        if let Err(error) = state_dir.write(&record) {
             pages.stop();
             return Err(error.into());
         }
@@ -234,11 +234,11 @@ impl Arrival {
     }
 
     /// Lets everything of the guest go but what its source has to hear: that can take long.
-    pub(super) fn into_last_word(self, word: FromDestination) -> LastWord {
-        LastWord {
+    pub(super) fn into_final_message(self, word: FromDestination) -> FinalMessage {
+        FinalMessage {
             owner: self.owner,
             channel: self.channel,
-            place: self.place,
+            state_dir: self.state_dir,
             word,
         }
     }
@@ -246,7 +246,7 @@ impl Arrival {
     /// Ends QEMU, whoever has started it; whether it is gone for certain.
     fn end_qemu(&mut self) -> bool {
         self.qemu.end();
-        self.monitor.end(PATIENCE)
+        self.monitor.end(TIMEOUT)
     }
 }
 
@@ -259,15 +259,15 @@ pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
 }
 
 /// A place for what becomes of a new guest, unless one of its name has come already.
-fn new_place(cli: &Common, offer: &Offer) -> Result<Place, Cause> {
-    Place::check_earlier(&cli.state, "in", &offer.guest)?;
-    let place = Place::new(&cli.state, "in", offer.key.clone())?;
-    match place.read::<Incoming>()? {
-        None => Ok(place),
+fn new_place(cli: &Common, offer: &Offer) -> Result<StateDir, Cause> {
+    StateDir::check_earlier(&cli.state, "in", &offer.guest)?;
+    let state_dir = StateDir::new(&cli.state, "in", offer.key.clone())?;
+    match state_dir.read::<Incoming>()? {
+        None => Ok(state_dir),
         Some(_) => Err(Cause::other(format!(
             "{} is noted from an earlier move: 'vmemctl receive --resume' goes on with that; if there is no such guest any more, 'vmemctl forget' \
              removes it",
-            place.path("record").display()
+            state_dir.path("record").display()
         ))),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Those who wait.
 #[derive(Clone, Debug)]
-pub(super) struct Lobby {
+pub(super) struct PendingConnections {
     most: usize,
     waiting: Arc<Mutex<Waiting>>,
 }
@@ -21,12 +21,12 @@ struct Waiting {
 
 /// One of those who wait, as long as this is held.
 #[derive(Debug)]
-pub(super) struct Seat {
-    lobby: Lobby,
+pub(super) struct PendingSlot {
+    lobby: PendingConnections,
     number: u64,
 }
 
-impl Lobby {
+impl PendingConnections {
     /// Has room for so many.
     pub(super) fn new(most: usize) -> Self {
         Self {
@@ -36,7 +36,7 @@ impl Lobby {
     }
 
     /// Lets a connection wait. If there is no room, the one that has waited longest is ended.
-    pub(super) fn enter(&self, connection: &TcpStream) -> io::Result<Seat> {
+    pub(super) fn enter(&self, connection: &TcpStream) -> io::Result<PendingSlot> {
         let connection = connection.try_clone()?;
         let mut waiting = self.lock();
         waiting.number += 1;
@@ -48,7 +48,7 @@ impl Lobby {
             let _ = oldest.shutdown(Shutdown::Both);
         }
         waiting.connections.push_back((number, connection));
-        Ok(Seat {
+        Ok(PendingSlot {
             lobby: self.clone(),
             number,
         })
@@ -59,7 +59,7 @@ impl Lobby {
     }
 }
 
-impl Drop for Seat {
+impl Drop for PendingSlot {
     fn drop(&mut self) {
         let mut waiting = self.lobby.lock();
         waiting.connections.retain(|(number, _)| *number != self.number);

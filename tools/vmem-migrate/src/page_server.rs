@@ -5,20 +5,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vmem_cli::chain;
-use vmem_control::{Duty, Event as Told, Request, State};
+use vmem_control::{Duty, Event as DaemonReport, Request, State};
 
-use crate::daemon::{Daemon, DaemonError, Says, end_left_over};
+use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
 use crate::error::Cause;
 use crate::guest::Memory;
 use crate::name::{clean, session_mark};
 use crate::network::Security;
 use crate::options::Migrate;
-use crate::record::Place;
-use crate::served::{Served, ServedError};
-use crate::supervisor::{Event, First, Next, Supervisor, Work};
+use crate::record::StateDir;
+use crate::served::{ServedError, ServedFile};
+use crate::supervisor::{Event, Initial, Restart, Supervised, Supervisor};
 
 /// How long vmemd may take to listen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
 /// another guest's vmemd at this address finds no export of this name there.
@@ -29,7 +29,7 @@ pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> Stri
 }
 
 /// A `vmemd serve` of a guest's memory, which is kept alive.
-pub(crate) struct Export {
+pub(crate) struct PageServer {
     supervisor: Option<Supervisor>,
     arguments: Vec<String>,
     /// What the destination gives back may be given back.
@@ -41,50 +41,50 @@ pub(crate) struct Export {
 struct Serve {
     arguments: Vec<String>,
     session: String,
-    served: Vec<Served>,
-    place: Place,
+    served: Vec<ServedFile>,
+    state_dir: StateDir,
 }
 
-impl Work for Serve {
+impl Supervised for Serve {
     fn start(&self) -> Result<Daemon, DaemonError> {
-        Daemon::start(&self.arguments, &self.session, &self.place)
+        Daemon::start(&self.arguments, &self.session, &self.state_dir)
     }
 
     fn check(&self) -> Result<(), String> {
         check(&self.served).map_err(|error| chain(&error))
     }
 
-    fn is_ready(&self, said: &Says) -> bool {
+    fn is_ready(&self, said: &DaemonEvent) -> bool {
         listens(said).is_some()
     }
 
     fn patience(&self) -> Option<Duration> {
-        Some(PATIENCE)
+        Some(TIMEOUT)
     }
 
-    fn after(&self, _: Option<i32>) -> Next {
+    fn after(&self, _: Option<i32>) -> Restart {
         // The guest may need its pages, whatever has ended it.
-        Next::BackOff
+        Restart::BackOff
     }
 }
 
 /// Where a vmemd listens that says so.
-fn listens(said: &Says) -> Option<SocketAddr> {
+fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
     match said {
-        Says::Event(Told::Listening { address }) => Some(*address),
-        Says::Status(status) if status.state == State::Ready => status.listening,
+        DaemonEvent::Event(DaemonReport::Listening { address }) => Some(*address),
+        DaemonEvent::Status(status) if status.state == State::Ready => status.listening,
         _ => None,
     }
 }
 
-impl Export {
+impl PageServer {
     /// Starts to serve `memory` on `address`.
     pub(crate) fn start(
         memory: &[Memory],
-        served: Vec<Served>,
+        served: Vec<ServedFile>,
         session: &str,
         address: SocketAddr,
-        place: &Place,
+        state_dir: &StateDir,
         args: &Migrate,
         security: &Security,
     ) -> Result<(Self, SocketAddr), Cause> {
@@ -93,7 +93,7 @@ impl Export {
             options.extend(["--metrics".to_owned(), address.to_string()]);
         }
         if args.free_source {
-            let records = place.path("released");
+            let records = state_dir.path("released");
             std::fs::create_dir_all(&records).map_err(Cause::io(records.display().to_string()))?;
             options.extend([
                 "--free".to_owned(),
@@ -113,9 +113,9 @@ impl Export {
             all
         };
         check(&served)?;
-        let mut daemon = Daemon::start(&arguments(address), session, place)?;
+        let mut daemon = Daemon::start(&arguments(address), session, state_dir)?;
         // It has opened them when it listens.
-        let address = daemon.wait_for(PATIENCE, listens).map_err(Cause::from);
+        let address = daemon.wait_for(TIMEOUT, listens).map_err(Cause::from);
         let address = match address.and_then(|address| check(&served).map_err(Cause::from).map(|()| address)) {
             Ok(address) => address,
             Err(trouble) => {
@@ -124,30 +124,41 @@ impl Export {
             }
         };
         Ok((
-            Self::supervise(arguments(address), served, session, place, First::Running(daemon))?,
+            Self::supervise(arguments(address), served, session, state_dir, Initial::Running(daemon))?,
             address,
         ))
     }
 
     /// Has what an earlier vmemctl served be served on, by the vmemd that is there, or at the same place by another one: as soon as that
     /// can be.
-    pub(crate) fn again(arguments: &[String], served: Vec<Served>, session: &str, place: &Place) -> Result<Self, Cause> {
-        let first = match Daemon::take_over(session, Duty::Serve, place) {
-            Some(daemon) => First::Running(daemon),
+    pub(crate) fn again(
+        arguments: &[String],
+        served: Vec<ServedFile>,
+        session: &str,
+        state_dir: &StateDir,
+    ) -> Result<Self, Cause> {
+        let first = match Daemon::take_over(session, Duty::Serve, state_dir) {
+            Some(daemon) => Initial::Running(daemon),
             None => {
-                end_left_over(place);
-                First::Missing
+                end_leftovers(state_dir);
+                Initial::Missing
             }
         };
-        Self::supervise(arguments.to_vec(), served, session, place, first)
+        Self::supervise(arguments.to_vec(), served, session, state_dir, first)
     }
 
-    fn supervise(arguments: Vec<String>, served: Vec<Served>, session: &str, place: &Place, first: First) -> Result<Self, Cause> {
+    fn supervise(
+        arguments: Vec<String>,
+        served: Vec<ServedFile>,
+        session: &str,
+        state_dir: &StateDir,
+        first: Initial,
+    ) -> Result<Self, Cause> {
         let work = Serve {
             arguments: arguments.clone(),
             session: session.to_owned(),
             served,
-            place: place.clone(),
+            state_dir: state_dir.clone(),
         };
         let supervisor = Supervisor::new(work, first).map_err(Cause::io("cannot start a thread"))?;
         Ok(Self {
@@ -197,7 +208,7 @@ impl Export {
 
     /// What has become of vmemd meanwhile, for people.
     pub(crate) fn news(&mut self) -> Vec<String> {
-        let events = std::iter::from_fn(|| self.supervisor.as_ref()?.hear(Duration::ZERO));
+        let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
         events.filter_map(told).collect()
     }
 
@@ -216,7 +227,7 @@ impl Export {
 
 fn told(event: Event) -> Option<String> {
     match event {
-        Event::Told(_) | Event::Status(_) => None,
+        Event::DaemonReport(_) | Event::Status(_) => None,
         Event::Refuses(why) => Some(format!("vmemd does not take orders: {why}")),
         Event::Ready => Some("vmemd serves again".to_owned()),
         Event::Ended { why, again, .. } => Some(match again.unwrap_or_default() {
@@ -226,11 +237,11 @@ fn told(event: Event) -> Option<String> {
     }
 }
 
-fn check(served: &[Served]) -> Result<(), ServedError> {
-    served.iter().try_for_each(Served::check)
+fn check(served: &[ServedFile]) -> Result<(), ServedError> {
+    served.iter().try_for_each(ServedFile::check)
 }
 
-impl Drop for Export {
+impl Drop for PageServer {
     fn drop(&mut self) {
         self.stop();
     }
