@@ -35,11 +35,30 @@ pub fn init(verbosity: Verbosity) {
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// All lines from now on are about this guest and this part of its session's number. The whole number is a secret: it lets its owner say
-/// what becomes of the guest.
-pub fn set_subject(guest: &str, session: &str) {
-    let subject = format!("guest={} session={}: ", guest.escape_debug(), session.escape_debug());
+/// All lines from now on are about this: fields with their values, such as a guest, or the part of its session's number that others may
+/// know.
+pub fn set_subject(fields: &[(&str, &str)]) {
+    let fields = fields.iter().map(|(name, value)| format!("{name}={}", value.escape_debug()));
+    let subject = format!("{}: ", fields.collect::<Vec<_>>().join(" "));
     *SUBJECT.write().unwrap_or_else(PoisonError::into_inner) = subject;
+}
+
+/// What a line on standard error says, without when, how urgent and about what, if it is one of [`init`]'s.
+pub fn message(line: &str) -> &str {
+    let levels = [" ERROR ", "  WARN ", "  INFO ", " DEBUG ", " TRACE "];
+    let said = levels
+        .iter()
+        .find_map(|level| Some(line.split_once(level)?.1))
+        .unwrap_or(line);
+    let is_field = |field: &str| {
+        field
+            .split_once('=')
+            .is_some_and(|(name, _)| ["guest", "session"].contains(&name))
+    };
+    match said.split_once(": ") {
+        Some((subject, rest)) if subject.split(' ').all(is_field) => rest,
+        _ => said,
+    }
 }
 
 /// Lines are about no guest from now on.
@@ -153,7 +172,7 @@ mod tests {
         assert!(time.ends_with('Z') && time.contains('T'), "{said}");
         assert_eq!(rest, " WARN listening on 7\n");
 
-        set_subject("web\n1", "0123abcd");
+        set_subject(&[("guest", "web\n1"), ("session", "0123abcd")]);
         let said = logged(true, || tracing::info!("it runs"));
         assert_eq!(said, "<6>guest=web\\n1 session=0123abcd: it runs\n");
         clear_subject();
@@ -161,5 +180,18 @@ mod tests {
         let said = logged(true, || tracing::error!("it does not run"));
         assert_eq!(said, "<3>it does not run\n");
         assert_eq!(logged(true, || tracing::debug!("a detail")), "");
+    }
+
+    #[test]
+    fn message_of_a_line_is_what_was_said() {
+        let time = "2026-11-26T21:07:25.694520Z";
+        for (line, said) in [
+            (format!("{time} ERROR region a: it is busy"), "region a: it is busy"),
+            (format!("{time}  WARN session=0123: x=1: y"), "x=1: y"),
+            (format!("{time}  INFO guest=a b session=0: y"), "guest=a b session=0: y"),
+            ("sh: 1: no such command".to_owned(), "sh: 1: no such command"),
+        ] {
+            assert_eq!(message(&line), said);
+        }
     }
 }

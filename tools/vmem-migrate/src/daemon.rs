@@ -24,6 +24,7 @@ use rustix::process::Signal;
 use vmem_control::{Duty, Greeting, socket};
 
 use crate::log_file::tail;
+use crate::name::public_session;
 use crate::process::Process;
 use crate::queue::{Receiver, queue};
 use crate::record::StateDir;
@@ -78,7 +79,8 @@ impl Daemon {
         let listener = listen(state_dir)?;
         let child = scope::command(program, "vmemd", state_dir.directory())
             .args(arguments)
-            .args(["--control", "-", "--session", session])
+            // Everybody on this host can read the arguments, and who knows the whole number could say what becomes of the guest.
+            .args(["--control", "-", "--session", public_session(session)])
             .stdin(OwnedFd::from(listener))
             // Everything is said over the socket.
             .stdout(Stdio::null())
@@ -214,7 +216,7 @@ impl Daemon {
         let last = text.lines().last().unwrap_or_default();
         DaemonError::Ended {
             status: status.to_string(),
-            last: last.strip_prefix("vmemd: ").unwrap_or(last).to_owned(),
+            last: vmem_cli::log::message(last).to_owned(),
         }
     }
 }

@@ -19,6 +19,11 @@ pub(crate) fn session_mark(session: &str) -> Option<&str> {
     session.bytes().all(hex).then(|| session.get(..16)).flatten()
 }
 
+/// As much of a session's number as others on this host may know.
+pub(crate) fn public_session(session: &str) -> &str {
+    session_mark(session).unwrap_or(session)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use vmem_cli::log;
 use crate::guest::Settings;
 use crate::key::Key;
 use crate::message::Backend;
-use crate::name::{clean, session_mark};
+use crate::name::{clean, public_session};
 use crate::process::Identity;
 use crate::served::ServedFile;
 
@@ -76,10 +76,15 @@ pub(crate) struct Outgoing {
     pub(crate) settings: Option<Settings>,
 }
 
+/// What is logged from now on is about this guest.
+pub(crate) fn log_subject(guest: &str, session: &str) {
+    log::set_subject(&[("guest", guest), ("session", public_session(session))]);
+}
+
 impl Outgoing {
     /// What is logged from now on is about this guest.
     pub(crate) fn log_subject(&self) {
-        log::set_subject(&self.guest, session_mark(&self.session).unwrap_or_default());
+        log_subject(&self.guest, &self.session);
     }
 }
 

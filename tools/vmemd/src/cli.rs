@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem_cli::log::Verbosity;
 use vmem_cli::{address, owner, seconds, source};
 use vmem_source::wire::DEFAULT_PORT;
 
@@ -25,6 +26,16 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) receive: Option<Receive>,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+}
+
+impl Cli {
+    /// The session that this vmemd is started for, if it is started for one.
+    pub(crate) fn session(&self) -> Option<&str> {
+        let serve = self.command.as_ref().and_then(|Command::Serve(args)| args.session.as_deref());
+        serve.or_else(|| self.receive.as_ref()?.session.as_deref())
+    }
 }
 
 #[derive(Debug, Subcommand)]

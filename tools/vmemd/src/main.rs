@@ -16,7 +16,7 @@ mod serve;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
-use vmem_cli::output;
+use vmem_cli::{log, output};
 
 /// A wrong command line, or something that is no fault of source or kernel.
 pub(crate) const EXIT_LOCAL: u8 = 1;
@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    log::init(cli.verbosity);
+    if let Some(session) = cli.session() {
+        log::set_subject(&[("session", session)]);
+    }
     files::raise_limit();
     let code = run(cli);
     output::flush();
@@ -48,6 +52,6 @@ fn run(cli: Cli) -> u8 {
         // clap asks for one of the two.
         (None, None) => return EXIT_LOCAL,
     };
-    output::err(&format!("vmemd: {error:#}"));
+    tracing::error!("{error:#}");
     code
 }

@@ -22,8 +22,6 @@ use vmem_cli::chain;
 use vmem_engine::{Phase, RegionStatus, Status};
 use vmem_source::serve::Totals;
 
-use vmem_cli::output::err;
-
 /// The figures cannot be given.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot give figures on {address}")]
@@ -183,22 +181,18 @@ impl Listener {
         };
         let thread = thread::Builder::new().name("metrics".to_owned());
         if let Err(source) = thread.spawn(answer) {
-            err(&format!("warning: {}", chain(&MetricsError { address, source })));
+            tracing::warn!("{}", chain(&MetricsError { address, source }));
         }
     }
 }
 
 /// Listens as soon as that is possible, which may be never.
 fn bind_later(address: SocketAddr, error: &MetricsError) -> TcpListener {
-    err(&format!(
-        "warning: {}; trying again every {} s",
-        chain(error),
-        PAUSE.as_secs()
-    ));
+    tracing::warn!("{}; trying again every {} s", chain(error), PAUSE.as_secs());
     loop {
         thread::sleep(PAUSE);
         if let Ok(listener) = TcpListener::bind(address) {
-            err(&format!("figures are on {address} now"));
+            tracing::info!("figures are on {address} now");
             return listener;
         }
     }

@@ -28,7 +28,6 @@ use crate::privileges::{self, Needs, User};
 use crate::report::Report;
 use orders::Orders;
 use stopping::Stopping;
-use vmem_cli::output::err;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -79,7 +78,7 @@ impl Run {
         let user = args.user.map_or(User::NOBODY, User::new);
         warnings.extend(privileges::drop_to(user, Needs::Descriptors)?.map(str::to_owned));
         warnings.extend(args.without_effect());
-        warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let stopping = Stopping::default();
         stopping.handle_signals()?;
         let mut orders = Orders::new(args.hold, args.release);

@@ -15,7 +15,6 @@ use vmem_source::Lane;
 
 use crate::failure::Failure;
 use text::{Bar, Lines};
-use vmem_cli::output::err;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -74,10 +73,13 @@ impl Report {
     /// The regions exist, and everything waits for the order to start.
     pub(crate) fn holding(&mut self, source: &str, status: &Status) {
         if self.is_for_people() {
-            err(match self.clients {
-                None => "holding: a line \"start\" on standard input starts it",
-                Some(_) => "holding: a request \"start\" on the control socket starts it",
-            });
+            tracing::info!(
+                "holding: {} starts it",
+                match self.clients {
+                    None => "a line \"start\" on standard input",
+                    Some(_) => "a request \"start\" on the control socket",
+                }
+            );
         }
         let (source, regions) = (source.to_owned(), json::regions(status));
         self.event(Event::Holding { source, regions });
@@ -95,7 +97,7 @@ impl Report {
     /// A line has come on standard input; with an error, it is no order.
     pub(crate) fn order(json: bool, order: &str, error: Option<&str>) {
         if let Some(error) = error {
-            err(&format!("no such order: {order}: {error}"));
+            tracing::warn!("no such order: {order}: {error}");
         }
         if json {
             json::print(&Event::Order {
@@ -121,7 +123,7 @@ impl Report {
     /// A region has come to another phase.
     pub(crate) fn phase(&mut self, region: &RegionStatus) {
         if self.is_for_people() {
-            err(&text::phase(region));
+            tracing::info!("{}", text::phase(region));
         }
         self.event(Event::Region(json::region(region)));
     }
@@ -129,7 +131,7 @@ impl Report {
     /// A connection was lost.
     pub(crate) fn lost(&mut self, lane: Lane, error: &vmem_source::Error) {
         if self.is_for_people() {
-            err(&text::lost(lane, error));
+            tracing::warn!("{}", text::lost(lane, error));
         }
         let (connection, error) = (json::lane(lane), chain(error));
         self.event(Event::Lost { connection, error });
@@ -138,7 +140,7 @@ impl Report {
     /// A connection was made again.
     pub(crate) fn back(&mut self, lane: Lane) {
         if self.is_for_people() {
-            err(&text::back(lane));
+            tracing::info!("{}", text::back(lane));
         }
         let connection = json::lane(lane);
         self.event(Event::Back { connection });
@@ -147,7 +149,7 @@ impl Report {
     /// There is no memory for pages of a region.
     pub(crate) fn short(&mut self, name: &str) {
         if self.is_for_people() {
-            err(&text::short(name));
+            tracing::warn!("{}", text::short(name));
         }
         let name = name.to_owned();
         self.event(Event::Short { name });

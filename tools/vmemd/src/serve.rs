@@ -31,7 +31,7 @@ use crate::privileges::{self, Needs, PrivilegeError, User};
 use crate::report::bytes;
 use limit::Limit;
 use requests::Requests;
-use vmem_cli::output::{err, out};
+use vmem_cli::output::out;
 use vmem_wait::StopEvent;
 
 /// Why memory is not served.
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
         Needs::Descriptors
     };
     warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs)?.map(str::to_owned));
-    warnings.iter().for_each(|warning| err(&format!("warning: {warning}")));
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = Arc::new(StopEvent::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let server = Arc::new(server);
@@ -170,8 +170,8 @@ fn listen(lines: impl BufRead, release: impl Fn()) {
         known
     };
     orders::listen(lines, "the order is release", obey, |order, error| match error {
-        Some(error) => err(&format!("no such order: {order}: {error}")),
-        None => err(&format!("order: {order}")),
+        Some(error) => tracing::warn!("no such order: {order}: {error}"),
+        None => tracing::info!("order: {order}"),
     });
 }
 
@@ -179,7 +179,7 @@ fn log(event: &Event<'_>) {
     // What anybody can cause who can connect.
     static STRANGERS: Mutex<Limit> = Mutex::new(Limit::new());
     let line = match event {
-        Event::Connected { peer, lane } => return err(&format!("{peer}: connected ({lane:?})")),
+        Event::Connected { peer, lane } => return tracing::info!("{peer}: connected ({lane:?})"),
         Event::Ended {
             peer,
             served,
@@ -195,12 +195,10 @@ fn log(event: &Event<'_>) {
                     0 => String::new(),
                     pages => format!("; gave {pages} pages back"),
                 };
-                return err(&format!(
-                    "{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages{released}"
-                ));
+                return tracing::info!("{peer}: {end}; sent {data} data, {zero} zero, {unreadable} unreadable pages{released}");
             }
         }
-        Event::ReleaseFailed { name, error } => return err(&format!("cannot give pages of {name} back: {}", chain(error))),
+        Event::ReleaseFailed { name, error } => return tracing::warn!("cannot give pages of {name} back: {}", chain(error)),
         Event::Evicted { peer } => format!("{peer}: closed: too many connections are in the handshake"),
         Event::AcceptFailed { error } => format!("cannot accept a connection: {}{}", chain(error), files::hint(error)),
         _ => return,
@@ -208,8 +206,8 @@ fn log(event: &Event<'_>) {
     let passed = STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
     match passed {
         None => {}
-        Some(0) => err(&line),
-        Some(others) => err(&format!("{line} ({others} messages like this were left out)")),
+        Some(0) => tracing::info!("{line}"),
+        Some(others) => tracing::info!("{line} ({others} messages like this were left out)"),
     }
 }
 

@@ -11,6 +11,7 @@ use vmem_cli::chain;
 use vmem_control::{Duty, Greeting, Hello, Request};
 
 use super::spawned::TIMEOUT;
+use crate::name::public_session;
 use crate::process::Process;
 use crate::record::StateDir;
 
@@ -38,7 +39,7 @@ impl Left {
     pub(super) fn is_of(&self, session: &str, duty: Duty) -> bool {
         self.hello
             .as_ref()
-            .is_none_or(|hello| hello.session == session && hello.duty == duty)
+            .is_none_or(|hello| hello.session == public_session(session) && hello.duty == duty)
     }
 
     /// The vmemd of the guest of `place`, if one is left.

@@ -14,7 +14,7 @@ use crate::destination::{Action, Destination, State};
 use crate::{Owner, Phase};
 use serde_json::json;
 use vmem::MapHandle;
-use vmem_cli::{Signals, chain, log};
+use vmem_cli::{Signals, chain};
 
 use super::final_message::FinalMessage;
 use super::host::{self, MakeRegions, Qemu};
@@ -29,10 +29,10 @@ use crate::channel::Channel;
 use crate::error::Cause;
 use crate::guest::{self, LIMIT, Settings};
 use crate::message::FromDestination;
-use crate::name::session_mark;
 use crate::network::Security;
 use crate::obstacles;
 use crate::options::{Common, OnLost, Receive};
+use crate::record::log_subject;
 use crate::record::{Incoming, StateDir};
 use crate::relay::{Relay, STREAM};
 use crate::report::Report;
@@ -106,7 +106,7 @@ impl IncomingMigration {
     ) -> Result<Self, NotTaken> {
         let mut qemu = Qemu::existing();
         let mut can_take_another = true;
-        log::set_subject(&offer.guest, session_mark(&offer.session).unwrap_or_default());
+        log_subject(&offer.guest, &offer.session);
         let made = new_place(cli, &offer).and_then(|state_dir| {
             let reserved = room::reserve(&cli.state, &state_dir, &offer.memory, host.args.overcommit);
             match reserved.and_then(|()| Self::build(host, offer, &state_dir, &mut qemu)) {

@@ -9,7 +9,6 @@ use vmem_source::Export;
 
 use crate::cli::{OnDeath, OnUnreadable, Receive};
 use crate::failure::Failure;
-use vmem_cli::output::err;
 
 /// Permission bits of nodes unless told otherwise.
 const MODE: u32 = 0o600;
@@ -27,10 +26,7 @@ pub(super) fn taken(exports: &[Export], args: &Receive) -> Result<Vec<Export>, F
     let wanted = |export: &Export| !args.only || args.regions.iter().any(|(of, _)| is(export, of));
     let (taken, ignored): (Vec<_>, Vec<_>) = exports.iter().cloned().partition(wanted);
     for export in ignored {
-        err(&format!(
-            "the source's export {} is ignored: no --region names it",
-            export.name
-        ));
+        tracing::info!("the source's export {} is ignored: no --region names it", export.name);
     }
     // A region that exists is tracked already, and programs wait for its pages.
     if let Some(available) = vmem::available_memory().ok().filter(|_| !args.resume) {
@@ -85,7 +81,7 @@ fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<
     };
     let region = region.map_err(failed())?;
     for option in args.of_new_regions().into_iter().filter(|_| !args.resume) {
-        err(&format!("warning: {option} has no effect on region {name}, which exists"));
+        tracing::warn!("{option} has no effect on region {name}, which exists");
     }
     if region.size() != size {
         return Err(Failure::OtherSize {
@@ -96,7 +92,7 @@ fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<
     }
     match region.check_node(Name::new(name).map_err(failed())?.path()) {
         // A program that has the region mapped needs its pages, whatever has become of the node.
-        Err(error) if is_mapped(&region) => err(&format!("warning: region {name}: {}", chain(&error))),
+        Err(error) if is_mapped(&region) => tracing::warn!("region {name}: {}", chain(&error)),
         checked => checked.map_err(failed())?,
     }
     Ok(region)

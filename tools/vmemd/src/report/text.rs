@@ -7,7 +7,7 @@ use vmem_cli::{ProgressBar, chain};
 use vmem_source::Lane;
 
 use super::{PAGE, bytes};
-use vmem_cli::output::{err, out};
+use vmem_cli::output::out;
 use vmem_engine::{Phase, RegionStatus, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,10 +59,7 @@ impl Lines {
             let percent = percent(status.present(), status.size());
             let seconds = status.elapsed.as_secs_f64();
             let figures = figures(self.rate.next(status), status);
-            err(&format!(
-                "{seconds:6.1} s  {percent:5.1} % of {}  {figures}",
-                bytes(status.size())
-            ));
+            tracing::info!("{seconds:6.1} s  {percent:5.1} % of {}  {figures}", bytes(status.size()));
         }
     }
 }
@@ -114,11 +111,11 @@ pub(super) fn ready(source: &str, status: &Status) {
             0 => String::new(),
             present => format!(", {} of it present already", bytes(present)),
         };
-        err(&format!(
+        tracing::info!(
             "/dev/vmem/{} is ready: {} from {source}{resumed}",
             region.name,
             bytes(region.size)
-        ));
+        );
     }
 }
 

@@ -46,7 +46,7 @@ fn a_taken_port_costs_a_resumed_daemon_its_figures_and_no_pages() -> Outcome {
     let options = ["--resume", "--no-background", "--metrics", &address.to_string()];
     let mut daemon = Daemon::new(&source.address, &options)?;
     let mut errors = daemon.errors()?;
-    wait_line(&mut errors, &format!("warning: cannot give figures on {address}"))?;
+    wait_line(&mut errors, &format!("cannot give figures on {address}"))?;
     for pgoff in [60, 14, 31] {
         check_page(&memory, pgoff)?;
     }

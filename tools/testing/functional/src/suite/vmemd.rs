@@ -654,8 +654,7 @@ fn a_mapped_region_is_served_whatever_became_of_its_node() -> Outcome {
     drop(handle);
     let end = next.end()?.with_code(0)?;
     ensure!(
-        end.errors
-            .contains("warning: region hidden: /dev/vmem/hidden is a plain file"),
+        end.errors.contains("region hidden: /dev/vmem/hidden is a plain file"),
         "{}",
         end.errors
     );

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::destination::{self, Action, Destination, Event, State};
 use crate::{Owner, Phase};
-use vmem_cli::{Signals, chain, log};
+use vmem_cli::{Signals, chain};
 use vmem_qmp::Qmp;
 
 use super::{IncomingMigration, loss_policy};
@@ -14,7 +14,6 @@ use crate::daemon::end_leftovers;
 use crate::error::{Cause, Error};
 use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
-use crate::name::session_mark;
 use crate::options::{Common, Receive};
 use crate::receive::host::Qemu;
 use crate::receive::incoming::checks;
@@ -24,6 +23,7 @@ use crate::receive::monitor::Monitor;
 use crate::receive::page_fetcher::PageFetcher;
 use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
+use crate::record::log_subject;
 use crate::record::{Incoming, StateDir};
 use crate::report::Report;
 
@@ -48,7 +48,7 @@ impl IncomingMigration {
     ) -> Result<Resumed, Error> {
         let (state_dir, record) = recorded(cli, args)?;
         listener.reserve_guest(&record.session);
-        log::set_subject(&record.guest, session_mark(&record.session).unwrap_or_default());
+        log_subject(&record.guest, &record.session);
         if let Phase::Failed | Phase::Complete = record.phase {
             return Ok(Self::over(state_dir, record, report));
         }
