@@ -1,5 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Command-line code that vmemd and vmemctl share: arguments, error messages, signals, logging, and output that never blocks.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use std::time::Duration;
+//!
+//! use clap::Parser;
+//! use vmem_cli::log::{self, Verbosity};
+//! use vmem_cli::{Signals, output};
+//!
+//! /// Waits until it is told to end.
+//! #[derive(Parser)]
+//! struct Cli {
+//!     #[command(flatten)]
+//!     verbosity: Verbosity,
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     let cli: Cli = match vmem_cli::parse(1) {
+//!         Ok(cli) => cli,
+//!         Err(code) => return code,
+//!     };
+//!     log::init(cli.verbosity);
+//!     if let Ok(signals) = Signals::catch() {
+//!         while signals.unless(|| std::thread::sleep(Duration::from_secs(1))).is_ok() {}
+//!     }
+//!     output::out("done");
+//!     output::flush();
+//!     ExitCode::SUCCESS
+//! }
+//! ```
 #![forbid(unsafe_code)]
 
 mod arguments;

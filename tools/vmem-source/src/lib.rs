@@ -5,6 +5,26 @@
 //! reads files of this host. [`serve`] is the server that a peer connects to: it exports memory that is a file, a memfd or a region.
 //!
 //! `Documentation/protocol.rst` describes the bytes between [`peer`] and [`serve`].
+//!
+//! ```no_run
+//! use vmem_source::local::Local;
+//! use vmem_source::{Contents, PageSource};
+//!
+//! # fn main() -> Result<(), vmem_source::Error> {
+//! let mut source = Local::open(["guest0=/dev/shm/guest0"])?;
+//! if let (Some(first), _) = source.exports()[0].pages.split_at(1) {
+//!     source.fetch(0, &[first])?;
+//!     for (pages, contents) in source.next_answer()?.contents() {
+//!         match contents {
+//!             Contents::Data(bytes) => println!("{pages}: {} bytes", bytes.len()),
+//!             Contents::Zero => println!("{pages}: zero"),
+//!             Contents::Unreadable => println!("{pages}: the source cannot read them"),
+//!         }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod answer;
