@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl receive`: the destination's side of moving a guest.
+//! `vmemctl receive`: the destination's side of a move.
 //!
-//! The guest does not run here before COMMIT has been heard, and never if it has not. If the connection is lost when the source may have
-//! said it, the guest stays as it is, ready and paused, until the source says again what it has said.
+//! The guest does not run here before the source has said COMMIT. If the connection is lost when the source may have said COMMIT, the guest
+//! stays ready and paused here until the source connects again and repeats what it said.
 
 mod final_message;
 mod host;
@@ -43,11 +43,11 @@ use monitor::Monitor;
 use process::QemuProcess;
 use regions::Regions;
 
-/// How often it is looked whether a guest comes.
+/// How often `receive` polls the listener for a guest.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Takes one guest, and stays until its memory is complete. A signal ends that: as long as the guest is the source's, it goes on there;
-/// afterwards it is left to QEMU and vmemd.
+/// Receives one guest, and ends when the guest's memory is complete. A signal ends it earlier: while the source owns the guest, the guest
+/// continues there; afterwards the guest stays here with its QEMU and vmemd.
 pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
     let mut report = Report::new(cli.json);
@@ -95,13 +95,13 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
     if incoming.owner.state() != State::Running {
         return end(incoming, &mut listener, report, signals);
     }
-    // QEMU has them open.
+    // QEMU has the regions open, so they exist without these handles.
     drop(regions);
     report.running(None);
     running::tend(args, &control, &mut listener, incoming, report, signals)
 }
 
-/// Whether a guest that has been recorded may be here and lack memory.
+/// Whether the guest of a record may be here and lack memory.
 pub(crate) fn needs_memory(record: &Incoming) -> bool {
     let process = record.qemu.as_ref().map(QemuProcess::find);
     let regions = Regions::of(record);
@@ -110,7 +110,7 @@ pub(crate) fn needs_memory(record: &Incoming) -> bool {
     !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }
 
-/// Waits for a guest, and prepares everything for it. A guest that cannot be prepared for is refused, and the next one is waited for.
+/// Waits for a guest, and prepares this host for it. If that fails, the guest is refused, and this waits for the next one.
 fn take(cli: &Common, host: &Host<'_>, listener: &mut Listener, report: &Report) -> Result<IncomingMigration, Error> {
     loop {
         host.signals.check().map_err(Cause::from)?;
@@ -129,7 +129,7 @@ fn take(cli: &Common, host: &Host<'_>, listener: &mut Listener, report: &Report)
     }
 }
 
-/// The guest has not come, or not in a way that it can be left alone.
+/// Ends a move whose guest does not run here, or that this process cannot continue.
 fn end(mut incoming: IncomingMigration, listener: &mut Listener, report: &Report, signals: &Signals) -> Result<(), Error> {
     let trouble = incoming.trouble();
     let reason = chain(&trouble);
@@ -140,7 +140,7 @@ fn end(mut incoming: IncomingMigration, listener: &mut Listener, report: &Report
         }
         State::Failed => FromDestination::Failed { reason },
         State::Gone => FromDestination::Gone { reason },
-        // A vmemd that serves is left alone.
+        // A vmemd that fetches pages is left running.
         _ => return Err(Error::Unfinished(trouble)),
     };
     incoming.into_final_message(word).send(listener, report, signals)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The last word to the source, which may have to be waited for: until it has heard it, it does not know what to do with its QEMU.
+//! The final message to the source: FAILED, GONE or COMPLETE. Until the source has received it, the source does not know what to do with
+//! its QEMU.
 
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,15 @@ use crate::message::{FromDestination, FromSource};
 use crate::record::StateDir;
 use crate::report::Report;
 
-/// How long a source is waited for that nobody here needs any more: as long as it tries to reach this host by itself.
+/// How long to wait for a source that the guest no longer needs: as long as the source tries to reconnect by itself.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How often it is looked whether it is over.
+/// How often the wait for the source checks for signals.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The last word of a guest's move, until the source has heard it.
+/// The final message of a move, until the source has confirmed it.
 pub(super) struct FinalMessage {
-    /// In the state that the word is due in.
+    /// The state machine, in the state of the final message.
     pub(super) owner: Owner<Destination>,
     pub(super) channel: Option<Channel>,
     pub(super) state_dir: StateDir,
@@ -30,8 +31,9 @@ pub(super) struct FinalMessage {
 }
 
 impl FinalMessage {
-    /// Says it, and removes the record once the source has heard it. FAILED is said until it is heard: the guest stands still as long as it
-    /// is not. The others are recorded, and given up after a while: `receive --resume` says them again.
+    /// Sends the message, and removes the record once the source has confirmed it. FAILED is sent until the source confirms it, because the
+    /// guest runs on neither host until then. GONE and COMPLETE are recorded. This process stops sending them after [`TIMEOUT`], and
+    /// `receive --resume` sends them again.
     pub(super) fn send(self, listener: &mut Listener, report: &Report, signals: &Signals) -> Result<(), Error> {
         let patience = match self.word {
             FromDestination::Failed { .. } => None,
@@ -69,7 +71,7 @@ impl FinalMessage {
         }
     }
 
-    /// Waits for a connection of the source. The record stays, and says what the source has to hear.
+    /// Waits until the source connects. The record stays, and `receive --resume` can send the message again.
     fn wait_for_source(&mut self, until: Option<Instant>, listener: &mut Listener, signals: &Signals) -> (Event, Option<Error>) {
         loop {
             if let Err(stopped) = signals.check() {
@@ -99,10 +101,10 @@ impl FinalMessage {
     }
 }
 
-/// Whether the source has heard it on this connection.
+/// Sends the message on this connection. Returns whether the source has confirmed it.
 fn send_once(mut channel: Channel, word: &FromDestination, report: &Report) -> bool {
     if let FromDestination::Complete { .. } | FromDestination::Gone { .. } = word {
-        // One that has just come back asks first whether the guest runs.
+        // A source that has just reconnected first asks whether the guest runs.
         let _ = channel.send(&FromDestination::Running);
     }
     let until = Instant::now() + listener::TIMEOUT;
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn source_that_never_comes_back_is_not_waited_for_and_the_record_stays() {
+    fn record_stays_if_the_source_never_reconnects() {
         let directory = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
         let record = serde_json::json!({"phase": Phase::Complete});
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn wait_for_the_source_ends_by_a_signal_and_the_record_stays() {
+    fn record_stays_if_a_signal_ends_the_wait() {
         let directory = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
         let record = serde_json::json!({"phase": Phase::Failed});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What this host gives to a guest: regions, and a QEMU.
+//! The regions and the QEMU that this host makes for a guest.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -22,13 +22,13 @@ use crate::printable::printable;
 use crate::record::StateDir;
 use crate::scope;
 
-/// How long QEMU may take to listen.
+/// How long QEMU may take to listen at its socket.
 const START: Duration = Duration::from_secs(60);
 
-/// Makes the regions of a guest of this name; returns their names, and what has them exist.
+/// Makes the regions of a guest of this name. Returns their names, and handles that keep the regions in existence.
 pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String>, Vec<MapHandle>), Cause> + 'a;
 
-/// The regions of `--region`. They exist as long as this is held, or somebody has them open.
+/// Makes the regions of `--region`. A region exists as long as its handle, or a process, has it open.
 pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Cause> {
     args.regions
         .iter()
@@ -45,16 +45,16 @@ fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Res
     if args.huge {
         builder = builder.huge();
     }
-    // A page that is lost shall cost the guest a process and not its life.
+    // With poison, a touch of a lost page ends a process in the guest. Without it, the touch ends the guest.
     if control.features()?.poison {
         builder = builder.poison_unreadable();
     }
-    // It is created here, and served by vmemd. Until it is open, the region exists because of this.
+    // vmemd serves the region later. Until the handle below is open, the region exists because of this descriptor.
     let _served = builder.create(control)?;
     MapHandle::open(name, Access::ReadOnly)
 }
 
-/// A region for each backend of a guest, named after both.
+/// Makes a region for each memory backend of a guest. The name of a region has the names of the guest and of the backend.
 pub(super) fn regions_for(
     control: &Control,
     guest: &str,
@@ -82,7 +82,7 @@ pub(super) fn regions_for(
     Ok((names, handles))
 }
 
-/// Names for a region, the best first: one that an earlier guest still has is not to be had.
+/// Names for a region, the preferred one first. A name may be taken by the region of an earlier guest.
 fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
     // Region names have 31 bytes at most.
     let base = format!("{}.{}", clean(guest, 14), clean(id, 12));
@@ -92,7 +92,7 @@ fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Why QEMU could not be asked, with more words if it waits for pages of one of these regions: none come before it takes the guest.
+/// Adds a hint to `trouble` if QEMU waits for pages of one of these regions: no pages arrive before QEMU can receive the guest.
 pub(super) fn explain(trouble: Cause, regions: &[String]) -> Cause {
     let waits = |name: &&String| {
         let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
@@ -108,18 +108,18 @@ pub(super) fn explain(trouble: Cause, regions: &[String]) -> Cause {
     }
 }
 
-/// A QEMU, and whether it is ours.
+/// A QEMU, and whether vmemctl has started it.
 pub(super) struct Qemu {
     child: Option<Child>,
     log: PathBuf,
-    /// So long was the log before it was started.
+    /// The length of the log before QEMU was started.
     before: u64,
-    /// It is not as it was when it was found.
+    /// vmemctl has changed the state of QEMU.
     changed: bool,
 }
 
 impl Qemu {
-    /// One that somebody else has started.
+    /// A QEMU that vmemctl has not started.
     pub(super) fn existing() -> Self {
         Self {
             child: None,
@@ -129,7 +129,7 @@ impl Qemu {
         }
     }
 
-    /// Starts one from the template, with these nodes as its memory.
+    /// Starts QEMU from the command template, with these nodes as its memory.
     pub(super) fn start(args: &Receive, memory: &[Backend], nodes: &[String], state_dir: &StateDir) -> Result<Self, Cause> {
         let words = template::fill_in(&args.command, &args.qmp, memory, nodes)?;
         let [program, arguments @ ..] = &words[..] else {
@@ -144,7 +144,7 @@ impl Qemu {
             .stdin(Stdio::null())
             .stdout(errors.try_clone().map_err(failed())?)
             .stderr(errors)
-            // The guest outlives this program, and the terminal's signals are not for it.
+            // QEMU outlives this program. A process group of its own keeps signals of the terminal from QEMU.
             .process_group(0)
             .spawn()
             .map_err(failed())?;
@@ -156,7 +156,7 @@ impl Qemu {
         })
     }
 
-    /// Connects to it, once it listens.
+    /// Connects to QEMU, once QEMU listens.
     pub(super) fn connect(&mut self, path: &Path, signals: &Signals) -> Result<Qmp, Cause> {
         let until = Instant::now() + START;
         loop {
@@ -166,7 +166,7 @@ impl Qemu {
                 Err(error) => return Err(error.into()),
             };
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            // One that goes into the background ends well. What it said is told with the error.
+            // A QEMU that becomes a daemon exits with status 0. After any other status, `explain` adds QEMU's messages to the error.
             if ended.is_some_and(|status| !status.success()) {
                 return Err(error.into());
             }
@@ -177,7 +177,7 @@ impl Qemu {
         }
     }
 
-    /// The last lines that it said.
+    /// The last lines that QEMU has written.
     pub(super) fn last_words(&self) -> String {
         const LINES: usize = 3;
         let text = tail(&self.log, self.before);
@@ -186,14 +186,14 @@ impl Qemu {
         last.iter().map(|line| printable(line)).collect::<Vec<_>>().join("; ")
     }
 
-    /// What went wrong, with QEMU's own words if that is because it has ended.
+    /// Adds QEMU's exit status and last messages to `trouble`, if QEMU has failed.
     pub(super) fn explain(&mut self, trouble: Cause) -> Cause {
         const MOMENT: Duration = Duration::from_millis(500);
         let until = Instant::now() + MOMENT;
         let Some(child) = &mut self.child else { return trouble };
         loop {
             match child.try_wait() {
-                // One that goes into the background ends well.
+                // A QEMU that becomes a daemon exits with status 0.
                 Ok(Some(status)) if status.success() => return trouble,
                 Ok(Some(status)) => {
                     let (what, words) = (chain(&trouble), self.last_words());
@@ -205,23 +205,23 @@ impl Qemu {
         }
     }
 
-    /// Whether the process that was started here has ended badly. One that goes into the background ends well.
+    /// Whether the process that vmemctl started has failed. A QEMU that becomes a daemon exits with status 0.
     pub(super) fn has_failed(&mut self) -> bool {
         let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         ended.is_some_and(|status| !status.success())
     }
 
-    /// It is prepared for a guest from now on.
+    /// Notes that QEMU is prepared for a guest from now on.
     pub(super) fn changes(&mut self) {
         self.changed = true;
     }
 
-    /// Ends it, if it was started here, whatever it waits for: its guest has not come. Whether another guest can be prepared for.
+    /// Kills QEMU if vmemctl has started it, because its guest has not arrived. Returns whether another guest can be prepared.
     pub(super) fn end(&mut self) -> bool {
         let Some(child) = &mut self.child else { return !self.changed };
-        // It may have ended just now.
+        // QEMU may have ended just now.
         let _ = child.kill();
-        // One that has gone into the background has ended well, and is still there.
+        // A QEMU that became a daemon has exited with status 0, and still runs.
         child.wait().is_ok_and(|status| !status.success())
     }
 }
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_names_of_regions() {
+    fn candidates_are_valid_region_names() {
         let long = "a guest with a very long name/indeed";
         for name in candidates(long, "the memory of the first NUMA node") {
             assert!(vmem::Name::new(&name).is_ok(), "{name}");
@@ -242,7 +242,7 @@ mod tests {
         );
     }
 
-    /// A shell script in the place of QEMU, in `--state`.
+    /// Starts a shell script instead of QEMU. Its log is in `state`.
     fn started(script: &str, state: &Path) -> Qemu {
         use clap::Parser;
         let words = ["vmemctl", "receive", "--qmp", "/nobody/qmp", "--", "sh", "-c"];
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn last_words_of_a_qemu_that_fails_are_told_and_stay() {
+    fn last_messages_of_a_failed_qemu_are_reported_and_stay_in_the_log() {
         let state = tempfile::tempdir().expect("a directory");
         for _ in 0..2 {
             let mut qemu = started("echo qemu: first; echo qemu: last >&2; exit 3", state.path());
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(log.lines().count(), 4, "{log}");
     }
     #[test]
-    fn another_guest_can_be_prepared_for_if_nothing_of_this_one_is_left() {
+    fn another_guest_can_be_prepared_only_if_this_qemu_left_nothing() {
         let state = tempfile::tempdir().expect("a directory");
         assert!(started("exec sleep 1000", state.path()).end(), "it has not ended");
         let mut in_the_background = started("exit 0", state.path());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest on its way in.
+//! The destination's side of a move, until the guest runs here.
 
 mod checks;
 mod driver;
@@ -38,10 +38,10 @@ use crate::relay::{Relay, STREAM};
 use crate::report::Report;
 pub(super) use resume::Resumed;
 
-/// How long a QEMU may take to end.
+/// How long QEMU may take to end.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a guest is prepared with.
+/// What [`IncomingMigration::prepare`] needs of this host.
 #[derive(Clone, Copy)]
 pub(super) struct Host<'a> {
     pub(super) args: &'a Receive,
@@ -50,12 +50,12 @@ pub(super) struct Host<'a> {
     pub(super) signals: &'a Signals,
 }
 
-/// Why a guest that is offered is not taken. The source has been told.
+/// Why an offered guest is not received. The source has been told.
 #[derive(Debug)]
 pub(super) enum NotTaken {
-    /// All is as it was before the offer: another guest can be taken.
+    /// Everything is as it was before the offer, so `receive` can take another guest.
     Refused(Cause),
-    /// A QEMU that somebody else has started is not as it was, or is left over: no other guest can be prepared with it.
+    /// A QEMU that vmemctl did not start is changed, or a QEMU is left over. No other guest can be prepared with it.
     Spoiled(Cause),
 }
 
@@ -68,12 +68,12 @@ impl NotTaken {
     }
 }
 
-/// A guest whose state comes, or has come.
+/// A guest whose state arrives, or has arrived.
 pub(super) struct IncomingMigration {
     pub(super) owner: Owner<Destination>,
-    /// What is to be done first.
+    /// The actions that [`run`](Self::run) executes first.
     due: &'static [Action],
-    /// `None` while the source's vmemctl is not there.
+    /// `None` while the source's vmemctl is not connected.
     pub(super) channel: Option<Channel>,
     pub(super) pages: PageFetcher,
     pub(super) monitor: Monitor,
@@ -81,21 +81,21 @@ pub(super) struct IncomingMigration {
     pub(super) record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
-    /// Another `receive` has begun with it.
+    /// An earlier `receive` has prepared the guest.
     resumed: bool,
-    /// QEMU does not run the guest yet, and shall.
+    /// QEMU must be told to run the guest: the guest ran at the source, and does not run here yet.
     is_to_be_started: bool,
-    /// Why the guest does not come.
+    /// Why the move does not continue.
     trouble: Option<Cause>,
     signals: Signals,
-    /// The other end of what QEMU gets the state from, until that comes.
+    /// vmemctl's end of the socket from which QEMU loads the state. `None` once the state connection is relayed to it.
     state: Option<UnixStream>,
-    /// So that the regions exist until QEMU has them open, and as long as they may be needed.
+    /// Keeps the regions in existence until QEMU has them open, and as long as they may be needed.
     _regions: Vec<MapHandle>,
 }
 
 impl IncomingMigration {
-    /// Makes everything that the guest needs here. If that fails, nothing of it stays, and the source hears why.
+    /// Prepares everything that the guest needs here. If that fails, this removes what it has made, and tells the source why.
     pub(super) fn prepare(
         cli: &Common,
         host: &Host<'_>,
@@ -142,16 +142,16 @@ impl IncomingMigration {
                     Ok(()) => Ok(incoming),
                     Err(trouble) => {
                         listener.release_guest();
-                        // It has ended QEMU.
+                        // `send_ready` has ended QEMU.
                         Err(NotTaken::new(trouble, !host.args.command.is_empty()))
                     }
                 }
             }
             Err(trouble) => {
                 let reason = chain(&trouble);
-                // A source that hears it can offer another guest at once.
+                // The source may offer another guest as soon as it receives FAILED, so this guest is released first.
                 listener.release_guest();
-                // A source that does not hear it finds the connection closed.
+                // If the source does not receive FAILED, it finds the connection closed.
                 let _ = channel.send(&FromDestination::Failed { reason });
                 Err(NotTaken::new(trouble, can_take_another))
             }
@@ -198,7 +198,7 @@ impl IncomingMigration {
             checks::check_region(name)?;
         }
         qemu.changes();
-        // QEMU must not start the guest by itself: during an incoming migration, this takes back that it would.
+        // During an incoming migration, QEMU would start the guest by itself as soon as it has the state. `stop` prevents that.
         qmp.execute("stop", json!({}))?;
         let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
         settings.change(&mut qmp)?;
@@ -206,7 +206,7 @@ impl IncomingMigration {
         qmp.send_fd(STREAM, &theirs)?;
         qmp.execute("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
         let region_ids = regions::ids(&names).map_err(Cause::vmem("cannot look at the regions"))?;
-        // Who listens at the socket may be a proxy, which does not have the guest's memory open.
+        // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
         let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
         let record = Incoming {
             vmemd: vmemd_arguments(host, &offer, &names),
@@ -233,7 +233,7 @@ impl IncomingMigration {
         Ok((pages, monitor, state, record, regions))
     }
 
-    /// Lets everything of the guest go but what its source has to hear: that can take long.
+    /// Drops everything of the guest but what the final message needs. The source may take long to receive it.
     pub(super) fn into_final_message(self, word: FromDestination) -> FinalMessage {
         FinalMessage {
             owner: self.owner,
@@ -243,14 +243,15 @@ impl IncomingMigration {
         }
     }
 
-    /// Ends QEMU, whoever has started it; whether it is gone for certain.
+    /// Ends QEMU, even if vmemctl did not start it. Returns whether QEMU is certain to have ended.
     fn end_qemu(&mut self) -> bool {
         self.qemu.end();
         self.monitor.end(TIMEOUT)
     }
 }
 
-/// What vmemd's supervisor does when the source is lost. Where the missing pages are given up, no vmemd must have the regions.
+/// What vmemd's supervisor does when the source is lost. With `--on-lost=sigbus`, vmemctl itself attaches to the regions to mark the
+/// missing pages, so no vmemd may have them.
 pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
     match args.on_lost {
         OnLost::Wait => LossPolicy::Retry,
@@ -258,7 +259,7 @@ pub(super) fn loss_policy(args: &Receive) -> LossPolicy {
     }
 }
 
-/// A place for what becomes of a new guest, unless one of its name has come already.
+/// The state directory of a new guest. Refused if there is a record of a guest with this key.
 fn new_place(cli: &Common, offer: &Offer) -> Result<StateDir, Cause> {
     StateDir::check_earlier(&cli.state, "in", &offer.guest)?;
     let state_dir = StateDir::new(&cli.state, "in", offer.key.clone())?;
@@ -272,7 +273,7 @@ fn new_place(cli: &Common, offer: &Offer) -> Result<StateDir, Cause> {
     }
 }
 
-/// How the destination's vmemd is started when it goes on with what another one has begun.
+/// The arguments of a vmemd that resumes what an earlier vmemd has begun.
 fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<String> {
     let mut arguments: Vec<String> = ["--source", &offer.source, "--resume", "--only", "--json"]
         .map(str::to_owned)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who comes in: one guest at a time, and those who belong to it.
+//! Accepts connections of sources: one new guest at a time, and the further connections of that guest.
 //!
-//! A connection is a stranger's until it has greeted (with TLS: until it has shown a certificate), and a visitor's until it has offered a
-//! guest. There are places for a few of each, and a newcomer gets that of the one who has been silent longest: so nobody keeps others out
-//! by saying nothing.
+//! A connection is unauthenticated until it has sent HELLO, with TLS after a handshake in which it shows a certificate. A source that wants
+//! to move a guest is then pending until it has offered the guest. Each of the two stages has a bounded number of slots. A new connection
+//! takes the slot of the one that has been silent longest, so silent connections cannot keep a source out.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -22,36 +22,36 @@ use crate::key::Key;
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::{Greeted, Security};
 
-/// How long a visitor may take to say what it wants.
+/// How long a connection may take to say what it is for.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a source may take to offer its guest: it starts its vmemd first.
+/// How long a source may take to send OFFER: the source starts its vmemd first.
 const OFFER: Duration = Duration::from_secs(45);
 
-/// Places for strangers, and as many for visitors.
+/// Slots for unauthenticated connections, and as many for pending ones.
 const PLACES: usize = 16;
 
-/// How long no connection is taken after one could not be: this host lacks descriptors or memory, most likely.
+/// How long the listener pauses after `accept` has failed: this host most likely lacks descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Somebody who has been let in.
+/// A connection that was accepted, by its purpose.
 pub(super) enum IncomingConnection {
-    /// A source with a guest.
+    /// A source that offers a guest.
     Guest(Channel, Offer),
-    /// The connection for the state of the guest that is being taken.
+    /// The connection for the state of the guest that is being received.
     State(Channel),
-    /// The source of the guest that is being taken, again.
+    /// A new connection of the source of the guest that is being received.
     Recover(Channel),
 }
 
-/// Lets visitors in, in threads of its own.
+/// Accepts connections, in threads of its own.
 pub(super) struct Listener {
     visitors: Receiver<IncomingConnection>,
-    /// The session of the guest that is being taken.
+    /// The session of the guest that is being received.
     guest: Arc<Mutex<Option<String>>>,
 }
 
-/// What each thread of the listener has.
+/// The state that the threads of the listener share.
 #[derive(Clone)]
 struct Inside {
     security: Security,
@@ -65,7 +65,7 @@ impl Listener {
         Self::with(move || Ok(listener.accept()?.0), security)
     }
 
-    /// With the connections that `accept` waits for.
+    /// A listener for the connections that `accept` returns.
     fn with(accept: impl FnMut() -> io::Result<TcpStream> + Send + 'static, security: Security) -> Result<Self, Cause> {
         let (sender, visitors) = channel();
         let guest = Arc::new(Mutex::new(None));
@@ -82,22 +82,22 @@ impl Listener {
         Ok(Self { visitors, guest })
     }
 
-    /// The next visitor, if one comes within `limit`.
+    /// The next connection, if one is accepted within `limit`.
     pub(super) fn wait_for(&mut self, limit: Duration) -> Option<IncomingConnection> {
         self.visitors.recv_timeout(limit).ok()
     }
 
-    /// A visitor who is there already.
+    /// A connection that has been accepted already. Does not wait.
     pub(super) fn glance(&mut self) -> Option<IncomingConnection> {
         self.visitors.try_recv().ok()
     }
 
-    /// A guest is there that came in another way.
+    /// Refuses new guests: the guest of `session` is received, although it was not offered on this listener.
     pub(super) fn reserve_guest(&self, session: &str) {
         *lock(&self.guest) = Some(session.to_owned());
     }
 
-    /// The guest has not come.
+    /// Accepts new guests again: the guest was not received.
     pub(super) fn release_guest(&self) {
         *lock(&self.guest) = None;
     }
@@ -164,11 +164,11 @@ impl Inside {
             },
         };
         drop(silent);
-        // Who listens is the main thread; without it there is nothing to visit.
+        // The main thread receives. If it has ended, the connection is not needed.
         let _ = self.sender.send(visitor);
     }
 
-    /// Why a visitor is not let in.
+    /// Why a connection is refused. `None`: it is accepted.
     fn refusal(&self, session: &str, purpose: Purpose) -> Option<&'static str> {
         match (purpose, lock(&self.guest).as_deref()) {
             (Purpose::Migrate, None) => None,
@@ -178,7 +178,7 @@ impl Inside {
         }
     }
 
-    /// Waits for a guest. The first that is offered as it must be is taken; nobody else has to wait for that.
+    /// Waits for OFFER. The first valid offer is taken. Each connection waits in its own thread, so it delays no other connection.
     fn recv_offer(&self, mut channel: Channel, session: String) -> Option<IncomingConnection> {
         let (guest, key, memory, pages, release) = match channel.recv_within(OFFER) {
             Ok(FromSource::Offer {
@@ -217,7 +217,7 @@ impl Inside {
             Err(trouble) => chain(&trouble),
         };
         tracing::warn!("a guest is refused: {reason}");
-        // A source that does not hear it finds the connection closed.
+        // If the source does not receive FAILED, it finds the connection closed.
         let _ = channel.send(&FromDestination::Failed { reason });
         None
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What becomes of a guest whose missing pages will not come.
+//! What happens to a guest whose missing pages will never arrive.
 
 use vmem::Control;
 
@@ -10,10 +10,10 @@ use crate::guest::LIMIT;
 use crate::options::OnLost;
 use crate::record::StateDir;
 
-/// The file that says that the source came back with other memory.
+/// The file whose existence records that the source came back with other memory.
 const OTHER_MEMORY: &str = "other-memory";
 
-/// Whether the guest's source has come back with other memory: what is missing here is lost.
+/// Whether the source has come back with other memory. The missing pages are then lost.
 pub(super) fn is_lost(state_dir: &StateDir) -> bool {
     state_dir.path(OTHER_MEMORY).exists()
 }
@@ -28,8 +28,8 @@ pub(super) struct Loss<'a> {
 }
 
 impl Loss<'_> {
-    /// The memory that the guest had is not at the source any more. A vmemd that is started later would not know that, and would mix the
-    /// two: so it is recorded that none must be.
+    /// The source no longer has the guest's memory. A vmemd that starts later would not know that and would mix two memories, so a file
+    /// records that no vmemd may start.
     pub(super) fn of_other_memory(&self, why: &str) -> Error {
         if let Err(error) = std::fs::write(self.state_dir.path(OTHER_MEMORY), "") {
             return Error::Lost(Cause::io(why)(error));
@@ -50,7 +50,7 @@ impl Loss<'_> {
         Error::Lost(Cause::other(format!("{why}; {missing}; {paused}")))
     }
 
-    /// The missing pages are given up.
+    /// The source is lost, and the missing pages are marked unreadable.
     pub(super) fn of_source(&self, why: &str) -> Error {
         let missing = missing::list(self.regions, self.state_dir);
         if let Err(failure) = missing::poison(self.regions, self.control) {
@@ -59,7 +59,7 @@ impl Loss<'_> {
         Error::Lost(Cause::other(format!("{why}; {missing}; a touch of them is SIGBUS now")))
     }
 
-    /// The source cannot read them.
+    /// The source cannot read some pages.
     pub(super) fn of_pages(&self) -> Error {
         Error::Lost(Cause::other(missing::list(self.regions, self.state_dir)))
     }

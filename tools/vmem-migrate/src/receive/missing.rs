@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The pages that a guest lacks: listed, or given up. A guest of a tebibyte can have a hundred million runs of them, so nothing here holds
-//! them all.
+//! The pages that a guest lacks: a list of them, or marking them unreadable. A guest of a tebibyte can have a hundred million runs of
+//! missing pages, so nothing here holds all runs in memory.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -12,13 +12,13 @@ use vmem_cli::chain;
 use crate::error::{Cause, Error};
 use crate::record::StateDir;
 
-/// Runs that are listed at the most: the list is in memory, on most hosts, and grows by about 30 bytes a run.
+/// The largest number of listed runs. The list is in memory on most hosts, and takes about 30 bytes a run.
 const MOST_RUNS: u64 = 1 << 20;
 
-/// Ranges that are marked in one go.
+/// The number of ranges that are marked in one call.
 const BATCH: usize = 4096;
 
-/// Writes which pages are missing into a file; returns their number and where they are listed, in words.
+/// Writes the missing pages into a file. Returns a text with their number and the path.
 pub(super) fn list(regions: &[String], state_dir: &StateDir) -> String {
     let path = state_dir.path("missing");
     let listed = File::create(&path)
@@ -45,7 +45,7 @@ fn write_all(regions: &[String], mut to: impl Write, path: &Path) -> Result<u64,
     Ok(pages)
 }
 
-/// Writes a line for each run, as long as there are lines left; the rest is one line with its number of pages.
+/// Writes one line for each run until `left` is 0. One further line has the number of the unlisted pages.
 fn write(name: &str, runs: impl Iterator<Item = PageRange>, left: &mut u64, mut to: impl Write) -> io::Result<u64> {
     let (mut pages, mut unlisted) = (0, 0);
     for run in runs {
@@ -63,7 +63,7 @@ fn write(name: &str, runs: impl Iterator<Item = PageRange>, left: &mut u64, mut 
     Ok(pages)
 }
 
-/// Has every touch of a missing page be SIGBUS.
+/// Marks the missing pages unreadable: every touch of one raises SIGBUS.
 pub(super) fn poison(regions: &[String], control: &Control) -> Result<(), Error> {
     for name in regions {
         let failed = |error| Error::Unfinished(Cause::vmem(format!("cannot mark the missing pages of {name}"))(error));
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&text), "ram 0 1\nram 2 1\n");
     }
 
-    /// What is written, and not kept.
+    /// Counts the written bytes without keeping them.
     #[derive(Default)]
     struct Counted(u64);
 

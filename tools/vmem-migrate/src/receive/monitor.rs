@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! QEMU's monitor at the destination. QEMU answers a command in its main loop, and that may be waiting for a page of the guest: so it is
-//! waited for as long as pages come. A connection that closes is made again, because QEMU may live on.
+//! QEMU's monitor at the destination. QEMU executes commands in its main loop, and the main loop may wait for a page of the guest. So
+//! vmemctl waits for an answer as long as pages arrive. If the connection closes, vmemctl reconnects, because QEMU may still live.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,33 +15,33 @@ use super::regions::Regions;
 use crate::guest::GuestError;
 use crate::report::Report;
 
-/// How long QEMU may be silent while no page comes, once the guest is this host's: as long as the source tries to reach this host.
+/// How long QEMU may be silent while no page arrives, once this host owns the guest: as long as the source tries to reconnect.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Between two tries to connect.
+/// The pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a QEMU that has closed its socket may take to exit before it is connected to again.
+/// How long QEMU may take to exit after it has closed its socket, before vmemctl reconnects.
 const EXIT: Duration = Duration::from_secs(1);
 
 /// QEMU's monitor.
 #[derive(Debug)]
 pub(super) struct Monitor {
     path: PathBuf,
-    /// `None`: the connection is to be made again.
+    /// `None`: the next command connects again.
     qmp: Option<Qmp>,
-    /// QEMU itself; `None` if it is not known which process that is.
+    /// QEMU's process. `None`: it is not known which process that is.
     process: Option<QemuProcess>,
     regions: Regions,
-    /// How long one command may take before it is looked whether pages come.
+    /// How long one command may take before vmemctl checks whether pages arrive.
     limit: Duration,
-    /// How long QEMU may be silent while no page comes.
+    /// How long QEMU may be silent while no page arrives.
     patience: Duration,
-    /// One of these ends all patience.
+    /// A signal among these ends the wait.
     signals: Signals,
 }
 
-/// Waits as long as pages come.
+/// A wait that lasts as long as pages arrive.
 pub(super) struct Wait<'a> {
     regions: &'a Regions,
     present: u64,
@@ -59,7 +59,7 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Whether a page has come within the last `patience`.
+    /// Whether a page has arrived within the last `patience`.
     pub(super) fn goes_on(&mut self) -> bool {
         let present = self.regions.look().present;
         if present != self.present {
@@ -83,13 +83,13 @@ impl Monitor {
         }
     }
 
-    /// Not waited for any more once one of these signals has come.
+    /// Ends waits once one of these signals has arrived.
     pub(super) fn with_signals(self, signals: &Signals) -> Self {
         let signals = signals.clone();
         Self { signals, ..self }
     }
 
-    /// With another patience, for tests.
+    /// Replaces the patience, for tests.
     #[cfg(test)]
     pub(super) fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -99,8 +99,8 @@ impl Monitor {
         &self.regions
     }
 
-    /// Has QEMU answer, which must be a question that can be asked again: one that is not answered is. Gives up when QEMU is gone, or
-    /// says nothing for a long time in which no page comes. For a guest that is this host's.
+    /// Asks QEMU for a guest that this host owns. The query must be repeatable, because this repeats it until QEMU answers. Gives up when
+    /// QEMU has ended, or when QEMU is silent for a long time in which no page arrives.
     pub(super) fn ask<T>(
         &mut self,
         report: &Report,
@@ -109,7 +109,7 @@ impl Monitor {
         self.ask_within(self.patience, report, ask)
     }
 
-    /// As [`ask`](Self::ask), for a guest that is not this host's: nothing is lost if QEMU is not waited for.
+    /// As [`ask`](Self::ask), for a guest that this host does not own. The wait is short, because nothing is lost if QEMU does not answer.
     pub(super) fn ask_briefly<T>(
         &mut self,
         report: &Report,
@@ -153,7 +153,7 @@ impl Monitor {
         }
     }
 
-    /// Has QEMU answer, if it does so in time.
+    /// Asks QEMU once, and gives up at the time limit of a command.
     pub(super) fn once<T>(&mut self, ask: impl FnOnce(&mut Qmp) -> Result<T, GuestError>) -> Result<T, GuestError> {
         let result = self.connection().map_err(GuestError::from).and_then(ask);
         if matches!(&result, Err(GuestError::Qmp(error)) if is_end(error)) {
@@ -170,8 +170,7 @@ impl Monitor {
         Ok(self.qmp.insert(qmp))
     }
 
-    /// The oldest event that has not been looked at, if there is one by `deadline`. An error says that the connection is closed; it is
-    /// made again by whoever asks next.
+    /// The oldest unread event, if there is one by `deadline`. An error means that the connection is closed. The next query connects again.
     pub(super) fn event(&mut self, deadline: Instant) -> Result<Option<Event>, vmem_qmp::Error> {
         let Some(qmp) = &mut self.qmp else {
             return Err(vmem_qmp::Error::Closed);
@@ -181,15 +180,15 @@ impl Monitor {
                 self.qmp = None;
                 Err(error)
             }
-            // What QEMU says besides is not for here.
+            // Other errors do not concern events.
             Err(_) => Ok(None),
             Ok(event) => Ok(event),
         }
     }
 
-    /// Whether QEMU is gone for certain, now or `limit` later: its process has exited, and nothing maps the guest's memory. That its
-    /// socket is closed says nothing: it may be that of a proxy, or QEMU may have been told to close it. Where it is not known which
-    /// process is QEMU, nobody must listen at the socket any more.
+    /// Whether QEMU is certain to have ended, now or within `limit`: its process has exited, and no process maps the guest's memory. A
+    /// closed socket proves nothing: it may belong to a proxy, or QEMU may have been told to close it. If QEMU's process is not known, no
+    /// process may listen at the socket any more.
     pub(super) fn is_gone_within(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let left = || until.saturating_duration_since(Instant::now());
@@ -208,14 +207,14 @@ impl Monitor {
         }
     }
 
-    /// Ends a QEMU that must not run the guest. Whether it is gone for certain.
+    /// Ends a QEMU that must not run the guest. Returns whether QEMU is certain to have ended.
     pub(super) fn end(&mut self, limit: Duration) -> bool {
-        // It may have ended, or close the connection without a reply.
+        // QEMU may have ended, or may close the connection without a reply.
         let _ = self.once(|qmp| Ok(qmp.execute("quit", serde_json::json!({}))?));
         if self.is_gone_within(limit) {
             return true;
         }
-        // It waits for a page that does not come, for example.
+        // QEMU may wait for a page that does not arrive, for example.
         if let Some(process) = &self.process {
             process.kill();
         }
@@ -228,7 +227,7 @@ fn is_silence(error: &vmem_qmp::Error) -> bool {
     matches!(error, vmem_qmp::Error::TimedOut { .. })
 }
 
-/// Whether this connection is over.
+/// Whether the connection is closed.
 fn is_end(error: &vmem_qmp::Error) -> bool {
     matches!(
         error,
@@ -236,7 +235,7 @@ fn is_end(error: &vmem_qmp::Error) -> bool {
     )
 }
 
-/// Whether nobody listens at a socket.
+/// Whether the error says that no process listens at the socket.
 fn is_nobody(error: &vmem_qmp::Error) -> bool {
     let vmem_qmp::Error::Connect { source, .. } = error else {
         return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest that a source offers. What another host says is not believed.
+//! The offer of a guest. Everything in it comes from another host, so it is checked before use.
 
 use crate::channel::Channel;
 use crate::error::Cause;
@@ -8,22 +8,22 @@ use crate::message::Backend;
 use crate::name::session_mark;
 use crate::network::Security;
 
-/// An offer that has been looked at.
+/// An offer that has passed [`check`].
 #[derive(Debug)]
 pub(super) struct Offer {
     pub(super) session: String,
     pub(super) guest: String,
-    /// What tells it from others.
+    /// What identifies the guest on this host.
     pub(super) key: Key,
     pub(super) memory: Vec<Backend>,
-    /// Where this host's vmemd finds the pages: `HOST:PORT`.
+    /// Where this host's vmemd connects to for the pages: `HOST:PORT`.
     pub(super) source: String,
-    /// The source gives pages back.
+    /// The source frees pages that the destination has.
     pub(super) release: bool,
 }
 
-/// Refuses what a source must not want of this host's vmemd; returns where that one finds the pages. `pages` is a port of the source, or
-/// `HOST:PORT`.
+/// Refuses an offer that would have this host's vmemd do what a source must not ask for. Returns the address of the source's vmemd. `pages`
+/// is a port of the source, or `HOST:PORT`.
 pub(super) fn check(
     session: &str,
     memory: &[Backend],
@@ -34,7 +34,7 @@ pub(super) fn check(
     let mark = session_mark(session).ok_or_else(|| Cause::other("the source's session is no number"))?;
     for (at, backend) in memory.iter().enumerate() {
         let (id, export) = (&backend.id, &backend.export);
-        // The export of another move cannot be called that.
+        // The mark is this session's, so no export of another move has such a name.
         if vmem::Name::new(export).is_err() || !export.ends_with(mark) {
             return Err(Cause::other(format!("{export:?} is no name for an export of this move")));
         }
@@ -47,7 +47,7 @@ pub(super) fn check(
     }
     if let Ok(port) = pages.parse::<u16>() {
         let (_, mut peer) = channel.ends().ok_or_else(|| Cause::other("the source is not on a network"))?;
-        // The address as it is, with the scope of one that is link-local.
+        // The peer's address keeps its scope, which a link-local address needs.
         peer.set_port(port);
         return Ok(peer.to_string());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The destination's vmemd, supervised in a thread of its own: whatever else `receive` waits for, for QEMU most of all, pages come.
+//! The destination's vmemd, supervised in a thread of its own: pages arrive whatever else `receive` waits for, QEMU most of all.
 
 mod fetch;
 #[cfg(test)]
@@ -25,16 +25,17 @@ use fetch::{Exit, Fetch, NOT_YET};
 /// How long vmemd may take to reach the source and the regions.
 const HOLD: Duration = Duration::from_secs(60);
 
-/// What becomes of the pages.
+/// What happens to the pages.
 #[derive(Debug)]
 pub(super) enum News {
-    /// vmemd says something.
+    /// An event of vmemd.
     DaemonReport(DaemonReport),
-    /// vmemd has reached the source, as an earlier `receive` knew; or pages come, from a vmemd that does not answer.
+    /// Pages arrive: a vmemd that was taken over has reached the source, or the number of present pages grows although vmemd does not
+    /// answer.
     Flow,
     /// vmemd has ended and is started again, or cannot be started yet.
     Trouble(String),
-    /// The source is gone. It is tried again and again.
+    /// The source is lost. vmemd tries to reconnect again and again.
     SourceLost(String),
     /// vmemd is not started again.
     Ended(End),
@@ -43,9 +44,9 @@ pub(super) enum News {
 /// Why vmemd is not started again.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum End {
-    /// All pages are here, and plain memory. With vmemd's last line, if there was one.
+    /// All pages are present, and the regions are plain memory. Has vmemd's last line, if there was one.
     Complete(Value),
-    /// The source is gone, and the policy is not to try again.
+    /// The source is lost, and the policy is not to try again.
     SourceLost(String),
     /// The source cannot read some pages.
     Unreadable,
@@ -53,22 +54,22 @@ pub(super) enum End {
     OtherMemory(String),
 }
 
-/// The pages of a guest on their way.
+/// Fetches the pages of a guest.
 pub(super) struct PageFetcher {
     supervisor: Option<Supervisor>,
     regions: Regions,
-    /// The guest is this host's: a vmemd that ends is followed by another.
+    /// This host owns the guest, so a vmemd that ends is started again.
     keep: Arc<AtomicBool>,
-    /// What the latest vmemd said last.
+    /// The last line of the latest vmemd.
     summary: Value,
-    /// The source is there, as far as is known.
+    /// The source is reachable, as far as is known.
     ready: bool,
-    /// Pages that were present when that was looked at last.
+    /// The number of present pages at the latest look.
     present: u64,
 }
 
 impl PageFetcher {
-    /// Starts a vmemd that waits for the word to start. It is not started again before [`keep`](Self::keep).
+    /// Starts a vmemd that waits for the order to start. It is not started again before [`keep`](Self::keep).
     pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
@@ -81,24 +82,24 @@ impl PageFetcher {
         Self::supervise(start, Regions::of(record), policy, Initial::Running(daemon), false)
     }
 
-    /// Has pages come to a guest that another `receive` took: lets a vmemd go on that serves still, or starts one.
+    /// Fetches the pages of a guest that an earlier `receive` took. Takes over a vmemd that still serves the regions, or starts one.
     pub(super) fn resume(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let regions = Regions::of(record);
         let first = match Daemon::take_over(&record.session, Duty::Fetch, state_dir) {
             Some(daemon) if regions.look().attached => Initial::Running(daemon),
-            // One that does not serve the regions is ending, or will never do so.
+            // A vmemd that does not serve the regions is about to end, or never will serve them.
             _ => {
                 end_leftovers(state_dir);
                 Initial::Missing
             }
         };
         let pages = Self::supervise(starter(record, state_dir), regions, policy, first, true)?;
-        // One that holds has been told nothing yet.
+        // A vmemd that waits for the order to start has not received one yet.
         pages.start();
         Ok(pages)
     }
 
-    /// Supervises the vmemd that is there `first`, and those that `start` starts after it.
+    /// Supervises `first`, and the vmemds that `start` starts after it.
     pub(super) fn supervise(
         start: impl Fn() -> Result<Daemon, DaemonError> + Send + 'static,
         regions: Regions,
@@ -119,17 +120,17 @@ impl PageFetcher {
         })
     }
 
-    /// The guest has stopped at the source.
+    /// The guest has stopped at the source: vmemd may fetch pages.
     pub(super) fn start(&self) {
         self.order(Request::Start);
     }
 
-    /// The guest is this host's: from now on vmemd is started again whenever it ends.
+    /// This host owns the guest: from now on vmemd is started again whenever it ends.
     pub(super) fn keep(&self) {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// The guest runs here: the source may give back what has come.
+    /// The guest runs here: the source may free the pages that are present here.
     pub(super) fn release(&self) {
         self.order(Request::Release);
     }
@@ -140,14 +141,14 @@ impl PageFetcher {
         }
     }
 
-    /// The guest does not come, or has ended: ends vmemd. When this returns, it has ended.
+    /// Ends vmemd, because the guest does not arrive or has ended. Returns when vmemd has ended.
     pub(super) fn stop(&mut self) {
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.stop();
         }
     }
 
-    /// Leaves the guest with a vmemd that nobody supervises. If there is none at the moment, one is started.
+    /// Leaves a vmemd without a supervisor, which fetches the rest. If there is none at the moment, one is started.
     pub(super) fn leave(&mut self) {
         let is_left = self.supervisor.take().is_none_or(Supervisor::leave);
         if !is_left && self.keep.load(Ordering::SeqCst) {
@@ -155,7 +156,7 @@ impl PageFetcher {
         }
     }
 
-    /// What is new, if something is within `limit`.
+    /// The next news, if there are any within `limit`.
     pub(super) fn news(&mut self, limit: Duration) -> Option<News> {
         let until = Instant::now() + limit;
         loop {
@@ -180,7 +181,7 @@ impl PageFetcher {
         }
     }
 
-    /// Pages that come without a word: a vmemd that was taken over may be unable to answer.
+    /// Notices pages that arrive without an event: a vmemd that was taken over may be unable to answer.
     fn flow(&mut self) -> Option<News> {
         let present = self.regions.look().present;
         let more = present > std::mem::replace(&mut self.present, present);
@@ -191,7 +192,7 @@ impl PageFetcher {
         Some(News::Flow)
     }
 
-    /// Where a vmemd stands that was taken over, or was just started.
+    /// Handles the status of a vmemd that was taken over, or was just started.
     fn status(&mut self, status: &Status) -> Option<News> {
         let is_news = status.state == State::Ready && !self.ready;
         self.ready |= is_news;
@@ -228,18 +229,18 @@ impl PageFetcher {
         })
     }
 
-    /// Whether the source is there, as far as the news that were taken say.
+    /// Whether the source is reachable, as far as the news that were taken say.
     pub(super) fn source_is_there(&self) -> bool {
         self.ready
     }
 
-    /// Whether vmemd has ended, and why. For the time in which it is not started again.
+    /// Returns an error if vmemd has ended while it is not started again.
     pub(super) fn check(&mut self) -> Result<(), Cause> {
         loop {
             match self.news(Duration::ZERO) {
                 None => return Ok(()),
                 Some(News::DaemonReport(_) | News::Flow) => {}
-                // One that is resumed is started again before COMMIT, too.
+                // After `--resume`, vmemd is started again even before COMMIT.
                 Some(_) if self.keep.load(Ordering::SeqCst) => {}
                 Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Cause::other(why)),
                 Some(News::Ended(end)) => return Err(Cause::other(format!("vmemd has ended: {end:?}"))),
@@ -249,13 +250,13 @@ impl PageFetcher {
 }
 
 impl Drop for PageFetcher {
-    /// Whatever this program ends of, the guest needs its pages.
+    /// The guest needs its pages, however this program ends.
     fn drop(&mut self) {
         self.leave();
     }
 }
 
-/// Whether a vmemd says that it waits for the word to start.
+/// Whether vmemd reports that it waits for the order to start.
 fn holds(said: &DaemonEvent) -> Option<()> {
     let holds = match said {
         DaemonEvent::Event(event) => matches!(event, DaemonReport::Holding { .. }),
@@ -265,13 +266,13 @@ fn holds(said: &DaemonEvent) -> Option<()> {
     holds.then_some(())
 }
 
-/// What a vmemd says, as a line of `vmemd --json`.
+/// An event of vmemd, as a line of `vmemd --json`.
 pub(super) fn line(event: &DaemonReport) -> Value {
-    // Numbers and strings: serializing them does not fail.
+    // An event has only numbers and strings, so serializing it cannot fail.
     serde_json::to_value(event).unwrap_or_default()
 }
 
-/// How a vmemd is started that goes on with what another one has begun.
+/// Starts a vmemd that resumes what an earlier one has begun.
 fn starter(record: &Incoming, state_dir: &StateDir) -> impl Fn() -> Result<Daemon, DaemonError> + Send + 'static {
     let (arguments, session, state_dir) = (record.vmemd.clone(), record.session.clone(), state_dir.clone());
     move || Daemon::start(&arguments, &session, &state_dir)

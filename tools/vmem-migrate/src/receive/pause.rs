@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pausing the guest while its source is gone, in a thread of its own: QEMU may answer late, or not before pages come again.
+//! Pauses the guest while its source is lost, in a thread of its own: QEMU may answer late, or not before pages arrive again.
 //!
-//! QEMU carries out commands in the order in which it gets them, and one that it has not answered in time is carried out later. So what
-//! counts is not whether `stop` was answered, but whether it was sent: that is recorded first. When the source is back, QEMU is asked how
-//! it is, and has the guest go on if this has paused it. A guest that somebody else has paused is left alone.
+//! QEMU executes commands in the order in which they arrive. A command that QEMU has not answered in time may still be executed later. So
+//! what counts is whether `stop` was sent, and not whether it was answered. That it will be sent is recorded first. When the source is
+//! back, the thread asks QEMU for the run state, and continues the guest if this thread has paused it. A guest that another client has
+//! paused stays paused.
 
 use std::fs;
 use std::io;
@@ -21,31 +22,31 @@ use crate::error::Cause;
 use crate::guest::{self, GuestError, Settings};
 use crate::record::StateDir;
 
-/// The file that says that `stop` was sent because the source is gone.
+/// The file whose existence records that `stop` was sent because the source is lost.
 const PAUSED: &str = "paused";
 
-/// How often QEMU is looked at, and a command is tried again that QEMU did not carry out.
+/// How often QEMU's events are read, and a failed command is repeated.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a QEMU that has closed its socket may take to exit.
+/// How long QEMU may take to exit after it has closed its socket.
 const EXIT: Duration = Duration::from_secs(2);
 
-/// How the source is.
+/// The state of the source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
-    /// Nobody has said.
+    /// Not reported yet.
     Unknown,
     There,
     Gone,
-    /// Gone for good.
+    /// Lost for good.
     Lost,
 }
 
-/// What the thread is told.
+/// An order to the thread.
 #[derive(Debug)]
 enum Order {
     Source(Source),
-    /// All pages are here: has the guest go on if it was paused, and lets QEMU's socket go.
+    /// All pages are present: continue the guest if it was paused, and close QEMU's socket.
     Finish,
 }
 
@@ -53,22 +54,22 @@ enum Order {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum News {
     Note(String),
-    /// QEMU's settings are as they were before the move.
+    /// QEMU has the settings that it had before the move.
     Restored,
-    /// QEMU is gone for certain.
+    /// QEMU is certain to have ended.
     Gone,
-    /// The thread has done what there was to do, and holds QEMU's socket no more.
+    /// The thread is done, and has closed QEMU's socket.
     Finished,
 }
 
-/// The thread's handle.
+/// The handle of the thread.
 pub(super) struct Pauser {
     orders: Sender<Order>,
     news: Receiver<News>,
 }
 
 impl Pauser {
-    /// Takes over QEMU's monitor, and puts the settings back that the move has changed.
+    /// Takes over QEMU's monitor, and restores the settings that the move has changed.
     pub(super) fn start(monitor: Monitor, settings: Option<Settings>, state_dir: &StateDir) -> Result<Self, Cause> {
         let ((orders, heard), (reporter, news)) = (channel(), channel());
         let file = state_dir.path(PAUSED);
@@ -90,28 +91,28 @@ impl Pauser {
         Ok(Self { orders, news })
     }
 
-    /// The source is gone: the guest is paused, once QEMU takes commands.
+    /// The source is lost: pauses the guest, once QEMU executes commands.
     pub(super) fn source_gone(&self) {
         self.order(Order::Source(Source::Gone));
     }
 
-    /// The source is there again.
+    /// The source is back: continues the guest if this thread has paused it.
     pub(super) fn source_back(&self) {
         self.order(Order::Source(Source::There));
     }
 
-    /// The source is gone for good: the guest is paused, and does not go on.
+    /// The source is lost for good: pauses the guest, and never continues it.
     pub(super) fn source_lost(&self) {
         self.order(Order::Source(Source::Lost));
     }
 
-    /// All pages are here.
+    /// All pages are present: continues a paused guest, and ends the thread.
     pub(super) fn finish(&self) {
         self.order(Order::Finish);
     }
 
     fn order(&self, order: Order) {
-        // A thread that has ended has said that QEMU is gone.
+        // A thread that has ended has reported before that QEMU has ended.
         let _ = self.orders.send(order);
     }
 
@@ -128,15 +129,15 @@ impl Pauser {
 /// The guest, as the thread sees it.
 struct Guest {
     monitor: Monitor,
-    /// What is still to be put back.
+    /// The settings that are still to be restored.
     settings: Option<Settings>,
-    /// `stop` was sent because the source is gone.
+    /// `stop` was sent because the source is lost.
     sent: bool,
     file: PathBuf,
     source: Source,
-    /// What became of the latest order has been said.
+    /// The outcome of the latest order has been reported.
     noted: bool,
-    /// When it is given up to have the guest go on.
+    /// When the thread stops trying to continue the guest.
     finishing: Option<Instant>,
     orders: Receiver<Order>,
     news: Sender<News>,
@@ -150,7 +151,7 @@ impl Guest {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            // Only the latest one counts.
+            // Only the latest order counts.
             while let Ok(order) = self.orders.try_recv() {
                 self.obey(order);
             }
@@ -194,7 +195,7 @@ impl Guest {
     }
 
     fn tell(&self, news: News) {
-        // Nobody listens any more if the program is about to end.
+        // The receiver is gone if the program is about to end.
         let _ = self.news.send(news);
     }
 
@@ -204,17 +205,17 @@ impl Guest {
         }
     }
 
-    /// Takes note of QEMU's events; whether QEMU is gone.
+    /// Reads QEMU's events. Returns whether QEMU has ended.
     fn is_gone(&mut self) -> bool {
         loop {
             match self.monitor.event(Instant::now()) {
-                // Somebody else has had the guest go on: it is that one's now.
+                // Another client has continued the guest, so the pause of this thread is over.
                 Ok(Some(event)) if event.name == "RESUME" && self.sent => self.forget(),
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(_) if self.monitor.is_gone_within(EXIT) => return true,
                 Err(_) => {
-                    // Connects again. If that fails, the next look finds out what it means.
+                    // Connects again. If that fails, the next poll finds out why.
                     let _ = self.monitor.once(guest::status);
                     return false;
                 }
@@ -222,7 +223,7 @@ impl Guest {
         }
     }
 
-    /// Has QEMU stop a guest that runs.
+    /// Pauses a running guest.
     fn pause(&mut self) {
         let lasting = match self.source {
             Source::Lost => "for good",
@@ -237,7 +238,7 @@ impl Guest {
         match self.monitor.once(guest::status) {
             Ok(status) if status == "running" => {}
             Ok(status) => return self.note(format!("the guest is {status}, and stays so")),
-            // Asked again the next time.
+            // The next poll asks again.
             Err(error) => return self.tell(News::Note(format!("the guest waits {lasting}: {}", chain(&error)))),
         }
         if let Err(error) = self.record() {
@@ -251,11 +252,11 @@ impl Guest {
             Ok(()) => self.note(format!("the guest is paused {lasting}")),
             Err(error) => self.note(format!("the guest waits {lasting}: {}", chain(&error))),
         }
-        // Those of before, and of this.
+        // Discards earlier events and those of this `stop`: a RESUME among them does not end this pause.
         while let Ok(Some(_)) = self.monitor.event(Instant::now()) {}
     }
 
-    /// Has a guest go on that was paused because its source was gone.
+    /// Continues a guest that was paused because its source was lost.
     fn go_on(&mut self) {
         if !self.sent {
             return;
@@ -266,16 +267,16 @@ impl Guest {
                     self.forget();
                     self.note("the source is back, and the guest goes on".to_owned());
                 }
-                // Whether it was carried out is seen the next time.
+                // The next poll shows whether QEMU has executed `cont`.
                 Err(error) => self.note(format!("the guest does not go on yet: {}", chain(&error))),
             },
-            // Somebody has had it go on, or it has ended.
+            // Another client has continued the guest, or the guest has ended.
             Ok(_) => self.forget(),
             Err(error) => self.note(format!("the guest does not go on yet: {}", chain(&error))),
         }
     }
 
-    /// Puts QEMU's settings back. A guest that is saved to a file next would miss its memory otherwise.
+    /// Restores QEMU's settings. With those of the move, a guest that is saved to a file next would be saved without its memory.
     fn restore(&mut self) {
         let Some(settings) = &self.settings else { return };
         match self.monitor.once(|qmp| settings.restore(qmp)) {
@@ -283,9 +284,9 @@ impl Guest {
                 self.settings = None;
                 self.tell(News::Restored);
             }
-            // Those that QEMU does not know any more, for example.
+            // QEMU may refuse settings that it does not know any more, for example.
             Err(GuestError::Qmp(vmem_qmp::Error::Refused { .. })) => self.settings = None,
-            // Tried again.
+            // The next poll tries again.
             Err(_) => {}
         }
     }
@@ -296,7 +297,7 @@ impl Guest {
 
     fn forget(&mut self) {
         self.sent = false;
-        // One that stays says that `stop` was sent: QEMU is asked before anything follows from it.
+        // If the file stays, it claims that `stop` was sent. QEMU is asked before anything follows from it.
         let _ = fs::remove_file(&self.file);
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Connections that have not done yet what they must do to be let in: a bounded number, of which the oldest makes room for the newest.
+//! Connections that are not accepted yet. Their number is bounded: a new connection replaces the oldest one.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Those who wait.
+/// The pending connections of one stage.
 #[derive(Clone, Debug)]
 pub(super) struct PendingConnections {
     most: usize,
@@ -19,7 +19,7 @@ struct Waiting {
     connections: VecDeque<(u64, TcpStream)>,
 }
 
-/// One of those who wait, as long as this is held.
+/// A slot of a pending connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct PendingSlot {
     lobby: PendingConnections,
@@ -27,7 +27,7 @@ pub(super) struct PendingSlot {
 }
 
 impl PendingConnections {
-    /// Has room for so many.
+    /// Makes room for `most` connections.
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
@@ -35,7 +35,7 @@ impl PendingConnections {
         }
     }
 
-    /// Lets a connection wait. If there is no room, the one that has waited longest is ended.
+    /// Adds a connection. If all slots are taken, this shuts down the connection that has waited longest.
     pub(super) fn enter(&self, connection: &TcpStream) -> io::Result<PendingSlot> {
         let connection = connection.try_clone()?;
         let mut waiting = self.lock();
@@ -44,7 +44,7 @@ impl PendingConnections {
         let full = waiting.connections.len() >= self.most;
         let oldest = full.then(|| waiting.connections.pop_front()).flatten();
         if let Some((_, oldest)) = oldest {
-            // Whoever reads from it finds its end. It may be at its end already.
+            // The thread that reads from it finds the end of the stream. The connection may be closed already.
             let _ = oldest.shutdown(Shutdown::Both);
         }
         waiting.connections.push_back((number, connection));

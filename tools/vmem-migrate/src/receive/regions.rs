@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest's regions, as the kernel describes them. It answers also when QEMU and the daemon do not.
+//! A guest's regions, as the kernel describes them. The kernel answers even while QEMU and vmemd do not.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use vmem::{Access, Error, Info, MapHandle};
 
 use crate::record::Incoming;
 
-/// What all regions of a guest are at one moment.
+/// The state of all regions of a guest together at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct State {
-    /// All exist, and are those that were recorded.
+    /// All regions exist, and have the recorded numbers.
     pub(super) exist: bool,
-    /// A process maps one of them, or may do so.
+    /// A process maps one of the regions, or may do so.
     pub(super) mapped: bool,
-    /// All are plain memory.
+    /// All regions are plain memory.
     pub(super) plain: bool,
-    /// Each that is not plain has a daemon.
+    /// Each region that is not plain memory has a daemon.
     pub(super) attached: bool,
-    /// Pages that are present.
+    /// The number of present pages.
     pub(super) present: u64,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Debug for Regions {
 }
 
 impl Regions {
-    /// The regions of a guest that is recorded.
+    /// The regions of the recorded guest.
     pub(super) fn of(record: &Incoming) -> Self {
         let (names, ids) = (record.regions.clone(), record.region_ids.clone());
         let look = move || look(&names, &ids);
@@ -48,7 +48,7 @@ impl Regions {
         }
     }
 
-    /// Regions that are what `look` says, for tests.
+    /// Regions in the state that `look` returns, for tests.
     #[cfg(test)]
     pub(super) fn fake(look: impl Fn() -> State + Send + Sync + 'static) -> Self {
         Self {
@@ -57,13 +57,13 @@ impl Regions {
         }
     }
 
-    /// How they are now.
+    /// The current state.
     pub(super) fn look(&self) -> State {
         (self.look)()
     }
 }
 
-/// The number of each region, which no other one ever has.
+/// The number of each region. The kernel never gives it to another region.
 pub(super) fn ids(names: &[String]) -> Result<Vec<u64>, Error> {
     names.iter().map(|name| info(name).map(|info| info.id)).collect()
 }
@@ -83,19 +83,19 @@ fn look(names: &[String], ids: &[u64]) -> State {
     for (at, name) in names.iter().enumerate() {
         match info(name) {
             Ok(info) if ids.get(at).is_none_or(|id| *id == info.id) => {
-                // What maps a plain region is not counted.
+                // The kernel does not count mappings of a plain region.
                 state.mapped |= info.plain || info.mappings > 0;
                 state.plain &= info.plain;
                 state.attached &= info.plain || info.attached;
                 state.present += info.present;
             }
-            // A new region of the same name is another guest's.
+            // A new region of the same name belongs to another guest.
             Ok(_)
             | Err(Error::Open {
                 source: Errno::NOENT | Errno::NXIO | Errno::NODEV,
                 ..
             }) => (state.exist, state.plain, state.attached) = (false, false, false),
-            // It may exist.
+            // Any other error does not prove that the region is gone, so it may be mapped.
             Err(_) => (state.mapped, state.plain) = (true, false),
         }
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn region_that_does_not_exist_is_neither_mapped_nor_plain() {
+    fn missing_region_is_neither_mapped_nor_plain() {
         let state = look(&["no-such-region-here".to_owned()], &[1]);
         assert_eq!(
             state,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory that guests on their way here will take: a guest that there is no memory for would be killed when its memory comes, after it
-//! has left its source. Several may come at once, so what each of them still lacks is reserved.
+//! Memory that arriving guests will take. A guest that lacks memory would be killed when its pages arrive, after it has left its source.
+//! Several guests may arrive at once, so the missing memory of each is reserved.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,24 +17,24 @@ use crate::message::Backend;
 use crate::process::{Identity, Process};
 use crate::record::{Incoming, StateDir};
 
-/// The file with what a guest will take.
+/// The file with the reservation of a guest.
 const RESERVED: &str = "reserved";
 
-/// Held while it is looked whether there is room for one more guest.
+/// The file whose lock `receive` holds while it checks whether there is memory for another guest.
 const LOCK: &str = "memory.lock";
 
-/// How long another `receive` may hold it.
+/// How long another `receive` may hold the lock.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a guest will take.
+/// The memory that a guest will take.
 #[derive(Debug, Serialize, Deserialize)]
 struct Reservation {
     bytes: u64,
-    /// The vmemctl that takes it.
+    /// The vmemctl that has reserved it.
     vmemctl: Identity,
 }
 
-/// Reserves memory for a guest whose record will be in `place`, unless this host does not have it.
+/// Reserves memory for the guest of `state_dir`. Refused if this host does not have the memory.
 pub(super) fn reserve(state: &Path, state_dir: &StateDir, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
     let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
     let wanted = wanted.ok_or_else(|| Cause::other("the guest has more memory than there can be"))?;
@@ -78,7 +78,7 @@ fn lock(path: &Path) -> Result<File, Cause> {
     }
 }
 
-/// Bytes that the other guests of `state` will still take.
+/// The bytes that the other guests of `state` will still take.
 fn promised(state: &Path, own: &Path) -> Result<u64, Cause> {
     let entries = fs::read_dir(state).map_err(Cause::io(state.display().to_string()))?;
     let directories = entries.flatten().map(|entry| entry.path());
@@ -88,7 +88,7 @@ fn promised(state: &Path, own: &Path) -> Result<u64, Cause> {
     Ok(files.filter_map(|path| lacks(&path).ok()).fold(0, u64::saturating_add))
 }
 
-/// What the guest of a reservation lacks. A file that is not there any more is of a guest whose move has ended meanwhile.
+/// The bytes that the guest of a reservation still lacks. If the file is missing, the move of its guest has ended meanwhile.
 fn lacks(path: &Path) -> io::Result<u64> {
     let reservation: Reservation = serde_json::from_slice(&fs::read(path)?)?;
     match fs::read(path.with_file_name("record")) {
@@ -96,13 +96,13 @@ fn lacks(path: &Path) -> io::Result<u64> {
             let record: Incoming = serde_json::from_slice(&text)?;
             Ok(record.regions.iter().map(|name| absent(name)).fold(0, u64::saturating_add))
         }
-        // It is being prepared, unless that was killed.
+        // Without a record, the guest is being prepared. If its vmemctl has been killed, it never will be received.
         Err(_) if Process::find(&reservation.vmemctl).is_none() => Ok(0),
         Err(_) => Ok(reservation.bytes),
     }
 }
 
-/// Bytes that a region lacks. One that does not exist any more lacks none: its guest has ended.
+/// The bytes that a region lacks. A region that does not exist lacks none, because its guest has ended.
 fn absent(name: &str) -> u64 {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
     match info {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guests_that_come_at_once_share_what_is_available() {
+    fn second_guest_is_refused_if_the_first_reserved_the_memory() {
         let state = tempfile::tempdir().expect("a directory");
         let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
         let reserve = |state_dir: &StateDir| reserve_of(10 << 20, state.path(), state_dir, 6 << 20);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn reservation_of_a_vmemctl_that_was_killed_is_none() {
+    fn reservation_of_a_killed_vmemctl_does_not_count() {
         let state = tempfile::tempdir().expect("a directory");
         let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");

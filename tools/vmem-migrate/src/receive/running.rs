@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The guest runs here, and its memory follows: what the supervisor of vmemd and the guest's pauser report is put together, and told to the
-//! source. Nothing here waits for QEMU.
+//! The guest runs here, and its memory follows. The events of vmemd's supervisor and of the guest's pauser meet here, and are reported to
+//! the source. Nothing here waits for QEMU.
 
 use std::time::{Duration, Instant};
 
@@ -26,10 +26,10 @@ use crate::options::Receive;
 use crate::record::{Incoming, StateDir};
 use crate::report::Report;
 
-/// How often everything is looked at.
+/// How often the loop polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A guest whose memory follows.
+/// A guest that runs here while its memory follows.
 struct RunningGuest<'a> {
     owner: Owner<Destination>,
     channel: Option<Channel>,
@@ -41,11 +41,11 @@ struct RunningGuest<'a> {
     control: &'a Control,
     report: &'a mut Report,
     signals: &'a Signals,
-    /// The source is gone, and which pages are missing has been listed.
+    /// The source is lost, and the missing pages have been listed.
     listed: bool,
 }
 
-/// Stays until all pages are here, and the source has heard that.
+/// Supervises vmemd until every page is present and the source has confirmed COMPLETE.
 pub(super) fn tend(
     args: &Receive,
     control: &Control,
@@ -87,7 +87,7 @@ impl RunningGuest<'_> {
     fn run(mut self, listener: &mut Listener) -> Result<(), Error> {
         loop {
             if let Err(stopped) = self.signals.check() {
-                // The guest runs on, and a vmemd goes on fetching its pages.
+                // The guest continues to run, and a vmemd continues to fetch its pages.
                 self.on(Event::Signal);
                 return Err(Error::Detached(stopped.into()));
             }
@@ -121,7 +121,7 @@ impl RunningGuest<'_> {
         }
     }
 
-    /// Tells the state machine, and carries out what is due.
+    /// Passes the event to the state machine, and executes the actions that are due.
     fn on(&mut self, event: Event) {
         let due = match self.owner.on(event) {
             Ok(due) => due,
@@ -138,7 +138,8 @@ impl RunningGuest<'_> {
                     let is_recorded = self.write();
                     self.on(if is_recorded { Event::Recorded } else { Event::NotRecorded });
                 }
-                // The last word is said until it is heard, by `farewell`. The others are done before the guest runs.
+                // `FinalMessage` sends these messages until the source confirms them. The actions below belong to the time before the guest
+                // runs.
                 Action::SayComplete | Action::SayGone | Action::SayFailed => {}
                 Action::StartPages
                 | Action::RecordCommitted
@@ -158,7 +159,7 @@ impl RunningGuest<'_> {
         }
     }
 
-    /// The source has to hear how it ended.
+    /// Sends the final message to the source.
     fn send_final(self, word: FromDestination, listener: &mut Listener) -> Result<(), Error> {
         let last = FinalMessage {
             owner: self.owner,
@@ -169,13 +170,13 @@ impl RunningGuest<'_> {
         last.send(listener, self.report, self.signals)
     }
 
-    /// Tells people on both sides.
+    /// Reports `reason` to the users on both hosts.
     fn tell(&mut self, reason: String) {
         self.report.note(&reason);
         self.send(&FromDestination::Incomplete { reason });
     }
 
-    /// What vmemd says. One that is ready has reached the source.
+    /// Passes an event of vmemd to the source and to the user. A vmemd that is ready has reached the source.
     fn told(&mut self, event: &DaemonReport) {
         if let DaemonReport::Ready { .. } = event {
             self.source_back();
@@ -192,14 +193,14 @@ impl RunningGuest<'_> {
 
     fn source_lost(&mut self, why: &str) {
         self.pauser.source_gone();
-        // Once, and not each time that it is not reached.
+        // The missing pages are listed once, and not at each failed attempt to reconnect.
         if !std::mem::replace(&mut self.listed, true) {
             let missing = missing::list(&self.record.regions, &self.state_dir);
             self.tell(format!("{why}; {missing}"));
         }
     }
 
-    /// QEMU's settings need not be put back by whoever takes this up.
+    /// QEMU has its settings back, so a later `receive --resume` need not restore them.
     fn restored(&mut self) {
         self.record.settings = None;
         let _ = self.write();
@@ -213,14 +214,15 @@ impl RunningGuest<'_> {
         written.is_ok()
     }
 
-    /// QEMU has ended before the memory was complete.
+    /// Ends the move: QEMU has ended before the memory was complete.
     fn gone(mut self, listener: &mut Listener) -> Result<(), Error> {
         self.on(Event::QemuEnded);
         let reason = "QEMU has ended".to_owned();
         self.send_final(FromDestination::Gone { reason }, listener)
     }
 
-    /// The guest needs nobody any more. QEMU's socket is let go first: whoever manages the guest may be waiting for it.
+    /// Ends the move: the guest has all of its memory. QEMU's socket is closed first, because the management software may be waiting for
+    /// it.
     fn complete(mut self, summary: Value, listener: &mut Listener) -> Result<(), Error> {
         self.pauser.finish();
         let until = Instant::now() + 2 * LIMIT;
@@ -228,7 +230,7 @@ impl RunningGuest<'_> {
             match news {
                 pause::News::Note(text) => self.report.note(&text),
                 pause::News::Restored => self.record.settings = None,
-                // That QEMU has ended by now changes nothing: it had all of its memory.
+                // It does not matter if QEMU has ended by now: it had all of its memory.
                 pause::News::Gone | pause::News::Finished => break,
             }
         }
@@ -237,7 +239,7 @@ impl RunningGuest<'_> {
         self.send_final(FromDestination::Complete { summary }, listener)
     }
 
-    /// Pages of the guest will not come.
+    /// Handles pages that will never arrive. Returns the error of the command.
     fn lost(&mut self, end: &End) -> Error {
         let loss = Loss {
             regions: &self.record.regions,
@@ -256,7 +258,7 @@ impl RunningGuest<'_> {
         failure
     }
 
-    /// The source asks on each connection whether the guest runs.
+    /// Answers the source, which asks on each connection whether the guest runs.
     fn answer(&mut self) {
         let heard = self.channel.as_mut().map(|channel| channel.recv(Instant::now()));
         match heard {

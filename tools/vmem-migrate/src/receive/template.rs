@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The command that starts QEMU, as the user wrote it: what it must not have, and what is put into it.
+//! The user's command that starts QEMU: checks of its options, and substitution of its placeholders.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use serde_json::Value;
 use crate::error::Cause;
 use crate::message::Backend;
 
-/// Refuses, before any guest is waited for, a command whose QEMU could never take one.
+/// Refuses a command whose QEMU could never receive a guest, before `receive` waits for one.
 ///
-/// A program that starts QEMU in its turn may add options of its own, so an option that is not there is no error here.
+/// A program that itself starts QEMU may add options of its own, so a missing option is no error here.
 pub(super) fn check(command: &[String]) -> Result<(), Cause> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     check_program(program, std::env::var_os("PATH").as_deref())?;
     for (at, word) in arguments.iter().enumerate() {
         let value = arguments.get(at + 1).map_or("", String::as_str);
-        // QEMU takes its options with one dash or with two.
+        // QEMU accepts its options with one dash or two.
         match word.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name)) {
             Some("object") => check_object(value)?,
             Some("mem-prealloc") => return Err(touches_memory("-mem-prealloc", "Leave it out")),
@@ -38,7 +38,7 @@ pub(super) fn check(command: &[String]) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Looks at a value of `-object`.
+/// Checks a value of `-object`.
 fn check_object(value: &str) -> Result<(), Cause> {
     let json = value
         .starts_with('{')
@@ -82,7 +82,7 @@ fn touches_memory(what: &str, remedy: &str) -> Cause {
 
 /// The value of a key in QEMU's `key=value,key=value`. A key without a value is "on".
 fn keyval<'a>(options: &'a str, key: &str) -> Option<&'a str> {
-    // Of a key that is given twice the last one counts. A comma in a value is doubled, which no value that is looked at here has.
+    // If a key is given twice, the last one counts. QEMU doubles a comma in a value, but no value that is checked here has one.
     let found = options
         .split(',')
         .rev()
@@ -98,7 +98,7 @@ fn means_on(value: &str) -> bool {
     matches!(value, "on" | "yes" | "true" | "y")
 }
 
-/// Refuses a program that is not there.
+/// Refuses a program that does not exist.
 fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Cause> {
     let is_program = |file: PathBuf| {
         file.metadata()
@@ -107,7 +107,7 @@ fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Ca
     let found = if program.contains('/') {
         is_program(PathBuf::from(program))
     } else {
-        // Without PATH the system's own places are searched, which are not known here.
+        // Without PATH, the system searches its default directories, which are not known here.
         path.is_none_or(|path| std::env::split_paths(path).any(|directory| is_program(directory.join(program))))
     };
     if found {
@@ -117,8 +117,8 @@ fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Ca
     }
 }
 
-/// Puts what is known into the words of the command: `{qmp}` is the socket, `{memory:ID}` the node of that backend. All other braces are
-/// QEMU's: JSON has them.
+/// Replaces the placeholders in the words of the command: `{qmp}` by the socket, `{memory:ID}` by the node of that backend. All other
+/// braces belong to QEMU, for example in JSON.
 pub(super) fn fill_in(command: &[String], qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<Vec<String>, Cause> {
     command.iter().map(|word| fill_in_word(word, qmp, memory, nodes)).collect()
 }
@@ -138,7 +138,7 @@ fn fill_in_word(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) ->
             done.push_str(&node_of(id, memory, nodes)?);
             after
         } else {
-            // What is known may stand behind it.
+            // A placeholder may follow the brace.
             done.push('{');
             after
         };
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn words_get_the_socket_and_the_nodes() {
+    fn placeholders_become_the_socket_and_the_nodes() {
         for (word, meant) in [
             ("-m", "-m"),
             (
@@ -201,9 +201,9 @@ mod tests {
         assert!(put("{memory:ram").is_err());
     }
 
-    /// Words of command lines that libvirt 11.3.0 wrote, with the place of the memory replaced as howto-qemu says.
+    /// Words of command lines that libvirt 11.3.0 wrote, with the path of the memory replaced as howto-qemu says.
     #[test]
-    fn words_of_libvirt_get_the_nodes_inside_json() {
+    fn placeholders_in_json_of_libvirt_become_the_nodes() {
         let ram = r#"{"qom-type":"memory-backend-file","id":"pc.ram","mem-path":"{memory:pc.ram}","share":true,"x-use-canonical-path-for-ramblock-id":false,"size":134217728}"#;
         assert_eq!(put(ram).expect("a word"), ram.replace("{memory:pc.ram}", "/dev/vmem/b"));
         let node = r#"{"qom-type":"memory-backend-file","id":"ram-node1","mem-path":"{memory:ram-node1}","share":true,"size":1073741824,"host-nodes":[1],"policy":"bind"}"#;
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn braces_that_are_qemus_stay_as_they_are() {
+    fn other_braces_stay_unchanged() {
         for word in [
             r#"{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-1-guest0/master-key.aes"}"#,
             r#"{"driver":"pcie-root-port","port":16,"chassis":1,"id":"pci.1","bus":"pcie.0","multifunction":true,"addr":"0x2"}"#,
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_qemu_that_touches_all_memory_at_its_start_is_refused() {
+    fn command_that_preallocates_memory_is_refused() {
         for words in [
             &[
                 "-object",
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_mapping_of_a_region_is_refused() {
+    fn region_backend_without_share_is_refused() {
         let private = refusal(&["-object", "memory-backend-file,id=ram,size=4G,mem-path={memory:ram}"]);
         assert!(private.contains("\"ram\" without share=on"), "{private}");
         let private = refusal(&[
@@ -293,14 +293,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_deferred_arrival_can_be_told_where_it_comes_from() {
+    fn incoming_other_than_defer_is_refused() {
         assert!(refusal(&["-incoming", "tcp:0:4444"]).contains("-incoming tcp:0:4444"));
         assert_eq!(refusal(&["-incoming", "defer"]), "");
         assert_eq!(refusal(&[]), "", "a program may add it");
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_refused() {
+    fn missing_program_is_refused() {
         let check = |program, path: Option<&str>| check_program(program, path.map(AsRef::as_ref)).is_ok();
         assert!(check("/bin/sh", None) && check("sh", Some("/nowhere:/bin")) && check("sh", None));
         assert!(!check("/bin/no-such", None) && !check("no-such", Some("/bin")) && !check("/bin", None));

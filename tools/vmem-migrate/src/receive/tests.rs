@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Offers that are well-formed, and of guests that this host cannot take: the next one is waited for.
+//! Well-formed offers of guests that this host cannot receive. `receive` refuses them and waits for the next one.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -13,7 +13,7 @@ use crate::options::cli::{Cli, Command};
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 
-/// An offer of a guest with these memory backends.
+/// OFFER of a guest with these memory backends.
 fn offer(memory: &[(&str, u64)]) -> FromSource {
     let backend = |(number, (id, bytes)): (usize, &(&str, u64))| Backend {
         id: (*id).to_owned(),
@@ -24,7 +24,7 @@ fn offer(memory: &[(&str, u64)]) -> FromSource {
         guest: "guest0".to_owned(),
         key: None,
         memory: memory.iter().enumerate().map(backend).collect(),
-        // Nobody is there.
+        // No vmemd listens at this port.
         pages: "1".to_owned(),
         release: false,
     }
@@ -42,7 +42,7 @@ fn refusal(address: SocketAddr, memory: &[(&str, u64)]) -> String {
     }
 }
 
-/// Takes a guest with the arguments `words` while `offers` offers some; that must not end it, and a signal does.
+/// Runs `take` with the arguments `words` while `offers` makes offers. Refused offers must not end it. The signal after them must.
 fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
     let signals = Signals::default();
     let cli = Cli::parse_from(["vmemctl", "receive"].iter().chain(words));
@@ -60,7 +60,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
     };
     thread::scope(|scope| {
         let source = scope.spawn(|| {
-            // Whatever comes of it.
+            // The signal must be raised even if `offers` panics.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| offers(address)));
             signals.raise();
             outcome
@@ -72,7 +72,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
 }
 
 #[test]
-fn guest_that_does_not_fit_is_refused_and_the_next_waited_for() {
+fn unsuitable_guest_is_refused_and_the_next_is_awaited() {
     let state = tempfile::tempdir().expect("a directory");
     let path = state.path().join("qmp");
     let qemu = fake::Qemu::start(&path, "inmigrate", "none");
@@ -86,7 +86,7 @@ fn guest_that_does_not_fit_is_refused_and_the_next_waited_for() {
             (&[("ram", 4096), ("other", 4096)], "has no memory backend"),
             (&[("ram", u64::MAX)], "are available here"),
             (&[("ram", u64::MAX), ("other", 1)], "more memory than there can be"),
-            // As it must be, but that there is no such region here.
+            // A valid offer, but QEMU's region does not exist here.
             (&[("ram", 4096)], "cannot look at region guest0.ram"),
         ] {
             let reason = refusal(address, memory);
@@ -98,7 +98,7 @@ fn guest_that_does_not_fit_is_refused_and_the_next_waited_for() {
 }
 
 #[test]
-fn guest_whose_qemu_cannot_be_started_is_refused_and_the_next_waited_for() {
+fn guest_is_refused_and_the_next_is_awaited_if_qemu_cannot_start() {
     let state = tempfile::tempdir().expect("a directory");
     let words = [
         "--qmp",

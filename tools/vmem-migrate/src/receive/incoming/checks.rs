@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What QEMU calls its memory is not believed.
+//! Checks of the memory that QEMU reports. QEMU's paths are not trusted.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::error::Cause;
 use crate::guest::Memory;
 use crate::message::Backend;
 
-/// The region of each backend that is offered, as QEMU has it.
+/// The region of each offered backend, as QEMU reports it.
 pub(super) fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Cause> {
     let mut names = Vec::new();
     for backend in offered {
@@ -33,8 +33,9 @@ pub(super) fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<
     }
 }
 
-/// What QEMU calls `/dev/vmem/NAME` may be another file: it may see another /dev, or have made a file there before there was a region.
-/// And what is in a region already is not this guest's.
+/// Refuses a region that QEMU has not mapped, or that is not empty. QEMU's `/dev/vmem/NAME` may be another file: QEMU may have another
+/// /dev, or a file may have been made at this path before the region existed. Pages that are present in a region already are not this
+/// guest's.
 pub(super) fn check_region(name: &str) -> Result<(), Cause> {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
     let info = info.map_err(Cause::vmem(format!("cannot look at region {name}")))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Carries out what the destination's state machine decides until the guest runs here, and tells it what happens.
+//! Executes the actions of the destination's state machine until the guest runs here, and reports the resulting events to the machine.
 
 use std::time::{Duration, Instant};
 
@@ -21,26 +21,27 @@ use crate::record::Incoming;
 use crate::relay::{End, relay};
 use crate::report::Report;
 
-/// What QEMU calls a guest that runs.
+/// The run state of a running guest in QEMU.
 const RUNNING: &str = "running";
 
-/// How often everything is looked at.
+/// How often the loops of this file poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often QEMU is told to start the guest. Each time it is asked whether it has done so.
+/// How many times QEMU is told to start the guest. After each failed attempt, QEMU is asked whether the guest runs.
 const TRIES: u32 = 5;
 
-/// How long a QEMU that has closed its socket may take to exit.
+/// How long QEMU may take to exit after it has closed its socket.
 const EXIT: Duration = Duration::from_secs(2);
 
 impl IncomingMigration {
-    /// Carries out what is due, and goes on until the guest runs here, its last word is due, or the machine is at an end.
+    /// Executes the actions that are due, and continues until the guest runs here, its final message is due, or the machine is in an end
+    /// state.
     pub(in crate::receive) fn run(&mut self, listener: &mut Listener, report: &Report) {
         let answer = self.carry_out(self.due, report);
         self.run_after(answer, listener, report);
     }
 
-    /// Tells the source that all is ready. If that cannot be said, nothing of the guest is left here.
+    /// Sends READY to the source. If that fails, the move is undone here.
     pub(super) fn send_ready(&mut self, report: &Report) -> Result<(), Cause> {
         let Err(error) = self.send(&FromDestination::Ready) else {
             return Ok(());
@@ -53,7 +54,7 @@ impl IncomingMigration {
         Err(self.trouble())
     }
 
-    /// Goes on after this event.
+    /// Continues with `event`.
     pub(super) fn run_after(&mut self, event: Option<Event>, listener: &mut Listener, report: &Report) {
         let mut next = event;
         while next.is_some() || matches!(self.owner.state(), State::Prepared | State::Orphaned) {
@@ -74,20 +75,21 @@ impl IncomingMigration {
         }
     }
 
-    /// Why the guest does not run here.
+    /// Takes the reason why the guest does not run here.
     pub(in crate::receive) fn trouble(&mut self) -> Cause {
         let trouble = self.trouble.take();
         trouble.unwrap_or_else(|| Cause::other("it is not known why"))
     }
 
-    /// What it means that the guest does not come.
+    /// Stores why the move does not continue, and returns the event for it.
     fn fail(&mut self, trouble: Cause) -> Event {
         let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
         self.trouble = Some(trouble);
         event
     }
 
-    /// The same, where QEMU may just not have been waited for.
+    /// As [`fail`](Self::fail), but returns `event` for everything except a signal. A signal also ends the wait for QEMU, so it is checked
+    /// first.
     fn fail_as(&mut self, event: Event, trouble: Cause) -> Event {
         let stopped = self.signals.check().err();
         let is_signal = stopped.is_some();
@@ -95,7 +97,7 @@ impl IncomingMigration {
         if is_signal { Event::Signal } else { event }
     }
 
-    /// Waits for what the source, or QEMU, wants next.
+    /// Waits for the next event of the source or of QEMU.
     fn wait(&mut self, listener: &mut Listener, report: &Report) -> Event {
         loop {
             if let Err(stopped) = self.signals.check() {
@@ -128,7 +130,7 @@ impl IncomingMigration {
 
     fn poll_source(&mut self) -> Option<Event> {
         let channel = self.channel.as_mut()?;
-        // While the connection for the state is awaited, it comes through the listener, and not here.
+        // The state connection arrives through the listener, so the listener must be polled again soon while it is awaited.
         let glance = if self.relay.is_some() {
             POLL_INTERVAL
         } else {
@@ -162,7 +164,7 @@ impl IncomingMigration {
         }
     }
 
-    /// Carries out these actions; the last one may answer.
+    /// Executes these actions. The last one may return an event.
     fn carry_out(&mut self, due: &[Action], report: &Report) -> Option<Event> {
         due.iter().fold(None, |_, action| self.carry_out_one(*action, report))
     }
@@ -173,7 +175,7 @@ impl IncomingMigration {
             Action::RecordStarting => return Some(self.note(Phase::Starting, report)),
             Action::RecordFailed => {
                 self.record.reason = self.trouble.as_ref().map(|trouble| chain(trouble));
-                // If it cannot be recorded, it is said as long as this program lives.
+                // If this cannot be recorded, the source can receive FAILED only while this process lives.
                 return Some(self.note(Phase::Failed, report));
             }
             Action::CutState => return Some(self.cut_state(report)),
@@ -187,15 +189,15 @@ impl IncomingMigration {
             Action::StopPages => self.pages.stop(),
             Action::LeavePages => self.pages.leave(),
             Action::Release => self.pages.release(),
-            // If the source does not hear it, it asks.
+            // If the source does not receive RUNNING, it asks by sending COMMIT again.
             Action::SayRunning => drop(self.send(&FromDestination::Running)),
             Action::EndQemu => drop(self.end_qemu()),
             Action::SayFailed if self.owner.state() == State::Refused => {
                 let reason = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
-                // A source that does not hear it finds the connection closed.
+                // If the source does not receive FAILED, it finds the connection closed.
                 let _ = self.send(&FromDestination::Failed { reason });
             }
-            // The last word is said until it is heard, by `farewell`. What follows the guest's start is done by `tend`.
+            // `FinalMessage` sends these messages until the source confirms them. `running::tend` does what follows the guest's start.
             Action::SayFailed | Action::SayGone | Action::SayComplete | Action::RecordComplete => {}
             Action::Forget => self.state_dir.remove(),
         }
@@ -206,7 +208,7 @@ impl IncomingMigration {
         self.channel.as_ref().map_or(Ok(()), |channel| channel.send(message))
     }
 
-    /// QEMU gets the connection that its state comes on.
+    /// Relays the state connection to QEMU.
     fn connect_state(&mut self, channel: Channel) -> Result<(), Cause> {
         let qemu = self.state.take();
         let qemu = qemu.ok_or_else(|| Cause::other("the source sends the guest's state a second time"))?;
@@ -216,16 +218,16 @@ impl IncomingMigration {
         Ok(())
     }
 
-    /// Lets nothing more of the state through. Whether the source's QEMU may have heard that this one has all of it; only then the source
-    /// can have said COMMIT.
+    /// Cuts the state connection in both directions. Returns whether this host's QEMU may have told the source's QEMU that it has loaded
+    /// the whole state. Only then can the source have sent COMMIT.
     fn cut_state(&mut self, report: &Report) -> Event {
         let may_have = match &self.relay {
             Some(relay) => {
                 relay.cut();
                 relay.has_loaded()
             }
-            // What came to an earlier `receive` nobody has seen, and nothing comes any more. Only a QEMU that no state has come to yet
-            // cannot have said the word; one that is gone, or waits for a page, may have.
+            // An earlier `receive` relayed the state, and nothing arrives any more. This process has not seen what QEMU answered. Only a
+            // QEMU that has not begun to load cannot have reported the end. A QEMU that has ended, or that waits for a page, may have.
             None => {
                 let has_some = |(status, _): &(String, _)| !matches!(status.as_str(), "none" | "setup");
                 let asked = self.resumed.then(|| self.monitor.ask_briefly(report, guest::migration));
@@ -247,7 +249,7 @@ impl IncomingMigration {
         Event::MayHaveLoaded
     }
 
-    /// QEMU's own words, if that is why the guest does not come.
+    /// Adds QEMU's own messages to the stored reason, if QEMU has failed.
     fn explain(&mut self) {
         if let Some(trouble) = self.trouble.take() {
             self.trouble = Some(self.qemu.explain(trouble));
@@ -267,7 +269,7 @@ impl IncomingMigration {
         }
     }
 
-    /// Waits until QEMU has the guest's state. Loading it touches the guest's memory, so this takes as long as pages come.
+    /// Waits until QEMU has loaded the guest's state. Loading touches the guest's memory, so this waits as long as pages arrive.
     fn wait_for_state(&mut self, report: &Report) -> Result<(), Cause> {
         let regions = self.monitor.regions().clone();
         let mut wait = Wait::new(&regions, LIMIT);
@@ -284,12 +286,12 @@ impl IncomingMigration {
             if !wait.goes_on() {
                 return Err(Cause::other("QEMU does not come to an end with the guest's state"));
             }
-            // That the connection is closed is found by whoever asks next.
+            // A closed connection is found by the next query.
             let _ = self.monitor.event(Instant::now() + Duration::from_millis(5));
         }
     }
 
-    /// Has QEMU run the guest, if it shall run.
+    /// Has QEMU run the guest, if the guest ran at the source.
     fn continue_guest(&mut self, report: &Report) -> Event {
         if !self.is_to_be_started {
             return Event::Continued;
@@ -302,11 +304,12 @@ impl IncomingMigration {
                 Err(error) => error,
             };
             if first && matches!(error, GuestError::Qmp(vmem_qmp::Error::Refused { .. })) {
-                // The only answer that says that it has not been started: not this time.
+                // Only a refusal of the first `cont` proves that QEMU has not started the guest.
                 self.trouble = Some(error.into());
                 return Event::NotContinued;
             }
-            // QEMU has not answered in time, and may still start the guest: it says how the guest is after that, and not before.
+            // QEMU has not answered in time, and may still execute `cont`. QEMU executes commands in order, so it answers `query-status`
+            // only after that.
             match self.monitor.ask(report, guest::status) {
                 Ok(status) if status == RUNNING => return Event::Continued,
                 Ok(_) if !tries.is_empty() => {}
@@ -316,7 +319,7 @@ impl IncomingMigration {
         }
     }
 
-    /// Ends a QEMU that has not run the guest, so that nobody can run it later.
+    /// Ends a QEMU that has not run the guest, so that it cannot run the guest later.
     fn end_unstarted_qemu(&mut self, report: &Report) -> Event {
         self.explain();
         let is_gone = self.monitor.is_gone_within(Duration::ZERO)
@@ -325,7 +328,7 @@ impl IncomingMigration {
                 Err(_) => self.monitor.is_gone_within(EXIT),
             };
         if is_gone {
-            // What it was started with may live on.
+            // The process that vmemctl started may still live, for example a wrapper script.
             self.qemu.end();
             Event::QemuEnded
         } else {
@@ -344,7 +347,7 @@ impl IncomingMigration {
         }
     }
 
-    /// Replaces what is recorded. If that fails, it has not become true.
+    /// Records `phase`. If that fails, the phase in memory stays as it was.
     fn note(&mut self, phase: Phase, report: &Report) -> Event {
         let record = Incoming {
             phase,

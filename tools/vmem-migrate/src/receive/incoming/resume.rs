@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Going on with a guest that another `receive` took. The guest may run, and touch pages that are missing: so pages come first, and QEMU
-//! is talked to only then. QEMU may be unable to answer before a page has come.
+//! `receive --resume`: continues the move of a guest that an earlier `receive` took. The guest may run and touch missing pages, and QEMU
+//! may be unable to answer before such a page is present. So vmemd is started first, and QEMU is asked afterwards.
 
 use std::time::Duration;
 
@@ -29,16 +29,16 @@ use crate::report::Report;
 
 const QEMU_HAS_ENDED: &str = "QEMU has ended";
 
-/// What another `receive` has left.
+/// What an earlier `receive` has left.
 pub(in crate::receive) enum Resumed {
-    /// A guest to go on with.
+    /// A guest whose move continues.
     Incoming(Box<IncomingMigration>),
-    /// The guest's end, which the source has to hear.
+    /// The guest has ended here, has not run here, or is complete. The source must receive the final message.
     Over(Owner<Destination>, StateDir, FromDestination),
 }
 
 impl IncomingMigration {
-    /// Takes up what another `receive` has begun.
+    /// Resumes what an earlier `receive` has begun.
     pub(in crate::receive) fn resume(
         cli: &Common,
         args: &Receive,
@@ -62,7 +62,8 @@ impl IncomingMigration {
         if monitor.is_gone_within(Duration::ZERO) {
             return Ok(Self::over(state_dir, record, report));
         }
-        // They are the guest's, by number and not only by name: what fills them cannot be wrong about whose memory that is.
+        // The recorded numbers prove that these are the guest's regions, and not others of the same names. So vmemd cannot fill another
+        // guest's memory.
         if !regions.look().exist {
             let what = format!(
                 "not all regions of {} exist any more ({}), but its QEMU may: end it if it does",
@@ -76,7 +77,8 @@ impl IncomingMigration {
             .map(|incoming| Resumed::Incoming(Box::new(incoming)))
     }
 
-    /// Pages come by now, or will as soon as the source is there. Whether they do decides how long QEMU is waited for.
+    /// Continues with a vmemd that fetches pages, or will once the source is reachable. How long QEMU may be silent depends on whether
+    /// pages arrive.
     pub(super) fn resume_with(
         pages: PageFetcher,
         monitor: Monitor,
@@ -106,7 +108,7 @@ impl IncomingMigration {
         incoming.identify(report)
     }
 
-    /// There is no guest to go on with: what the source has to hear follows from what was recorded.
+    /// There is no guest to continue with: the final message to the source follows from the recorded phase.
     fn over(state_dir: StateDir, mut record: Incoming, report: &Report) -> Resumed {
         end_leftovers(&state_dir);
         let (state, due) = destination::resume(record.phase, false);
@@ -137,7 +139,7 @@ impl IncomingMigration {
         Resumed::Over(owner, state_dir, word)
     }
 
-    /// Makes sure that the QEMU at the socket is the guest's. Pages come meanwhile, and go on coming if it is not.
+    /// Checks that the QEMU at the socket has this guest. vmemd fetches pages meanwhile, and continues if the check fails.
     fn identify(mut self, report: &Report) -> Result<Self, Error> {
         let unfinished = |trouble: Cause| match self.record.phase {
             Phase::Prepared => Error::Local(trouble),
@@ -150,7 +152,7 @@ impl IncomingMigration {
         };
         let (name, memory) = match found {
             Ok(found) => found,
-            // What it means is what was recorded.
+            // QEMU has ended. The recorded phase says what that means.
             Err(error) if self.monitor.is_gone_within(Duration::ZERO) => {
                 report.note(&chain(&error));
                 return Ok(self);
@@ -172,7 +174,7 @@ impl IncomingMigration {
     }
 }
 
-/// The guest of a QEMU, as an earlier `receive` has recorded it.
+/// The record of the guest of this QMP socket, as an earlier `receive` has written it.
 pub(super) fn recorded(cli: &Common, args: &Receive) -> Result<(StateDir, Incoming), Cause> {
     let mut found = StateDir::find(&cli.state, "in", |record: &Incoming| record.qmp == args.qmp)?;
     let (qmp, state) = (args.qmp.display(), cli.state.display());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What becomes of a guest when something dies in the moment in which it moves.
+//! What becomes of a guest when a process dies or fails while the ownership of the guest changes.
 
 mod unread;
 
@@ -20,11 +20,11 @@ use crate::message::Backend;
 use crate::receive::regions;
 use crate::supervisor::Initial;
 
-/// How long one command may take, and how long QEMU may be silent while no page comes.
+/// How long one command may take, and how long QEMU may be silent while no page arrives.
 const COMMAND: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// A guest on its way to a QEMU that is none, in a directory of its own.
+/// A guest on its way to a fake QEMU, with a state directory of its own.
 struct Scene {
     directory: TempDir,
     qemu: fake::Qemu,
@@ -55,7 +55,7 @@ fn record(phase: Phase, qmp: PathBuf) -> Incoming {
     }
 }
 
-/// Regions that this QEMU maps as long as it lives, and that some daemon serves.
+/// Regions that this QEMU maps as long as it lives, and that a daemon serves.
 fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
     let (qemu, present) = (qemu.clone(), Arc::clone(present));
     Regions::fake(move || regions::State {
@@ -67,7 +67,7 @@ fn regions_of(qemu: &fake::Qemu, present: &Arc<AtomicU64>) -> Regions {
     })
 }
 
-/// The pages of a guest that needs a vmemd; `daemon` is done when one is started. There is none in these tests.
+/// A page fetcher whose vmemd cannot be started. `daemon` is called at each attempt.
 fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> PageFetcher {
     let start = move || {
         daemon();
@@ -117,13 +117,13 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
 }
 
 impl Scene {
-    /// What becomes of the guest.
+    /// Runs from the recorded phase. Returns the last state.
     fn finish(&mut self) -> State {
         self.incoming.run(&mut listener(), &Report::new(true));
         self.incoming.owner.state()
     }
 
-    /// What becomes of a guest whose source is there, after this event.
+    /// Runs from `Prepared`, with the source connected and `event` as the first event. Returns the last state.
     fn after(&mut self, event: Event) -> State {
         self.incoming.owner = Owner::new(State::Prepared);
         self.incoming.run_after(Some(event), &mut listener(), &Report::new(true));
@@ -137,7 +137,7 @@ impl Scene {
 }
 
 #[test]
-fn a_guest_that_is_given_runs() {
+fn committed_guest_runs() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     assert_eq!(scene.finish(), State::Running);
     assert_eq!(scene.noted(), Phase::Running);
@@ -145,7 +145,7 @@ fn a_guest_that_is_given_runs() {
 }
 
 #[test]
-fn one_that_was_paused_stays_so() {
+fn guest_that_was_paused_at_the_source_stays_paused() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.incoming.record.run = false;
     assert_eq!(scene.finish(), State::Running);
@@ -154,14 +154,14 @@ fn one_that_was_paused_stays_so() {
 }
 
 #[test]
-fn one_that_runs_already_is_not_started_again() {
+fn resume_does_not_start_a_guest_that_was_recorded_as_running() {
     let mut scene = scene(Phase::Running, "paused", "completed");
     assert_eq!(scene.finish(), State::Running);
     assert!(!scene.qemu.has_heard("cont"), "somebody has paused it");
 }
 
 #[test]
-fn a_qemu_that_dies_of_the_start_may_have_run_the_guest() {
+fn guest_is_gone_if_qemu_dies_during_cont() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().dies_of = "cont";
     let ended = scene.finish();
@@ -170,7 +170,7 @@ fn a_qemu_that_dies_of_the_start_may_have_run_the_guest() {
 }
 
 #[test]
-fn so_it_may_if_another_receive_was_about_to_start_it() {
+fn resumed_start_never_ends_in_failed() {
     for refuses in ["", "cont"] {
         let mut scene = scene(Phase::Starting, "paused", "completed");
         scene.qemu.state().refuses = refuses;
@@ -182,7 +182,7 @@ fn so_it_may_if_another_receive_was_about_to_start_it() {
 }
 
 #[test]
-fn a_qemu_that_dies_before_has_not_run_the_guest() {
+fn guest_is_failed_if_qemu_dies_before_cont() {
     for command in ["query-migrate", "query-status"] {
         let mut scene = scene(Phase::Committed, "paused", "completed");
         scene.qemu.state().dies_of = command;
@@ -193,7 +193,7 @@ fn a_qemu_that_dies_before_has_not_run_the_guest() {
 }
 
 #[test]
-fn a_refused_start_is_none_and_the_qemu_is_ended() {
+fn refused_cont_fails_the_guest_and_ends_qemu() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().refuses = "cont";
     let ended = scene.finish();
@@ -205,7 +205,7 @@ fn a_refused_start_is_none_and_the_qemu_is_ended() {
 }
 
 #[test]
-fn a_state_that_cannot_be_loaded_is_given_back() {
+fn guest_is_failed_if_its_state_cannot_be_loaded() {
     let mut scene = scene(Phase::Committed, "inmigrate", "failed");
     let ended = scene.finish();
     assert_eq!(ended, State::Failed);
@@ -213,7 +213,7 @@ fn a_state_that_cannot_be_loaded_is_given_back() {
 }
 
 #[test]
-fn one_that_runs_without_our_doing_is_not_given_back() {
+fn guest_that_runs_already_is_left_if_loading_failed() {
     let mut scene = scene(Phase::Committed, "running", "failed");
     let ended = scene.finish();
     assert_eq!(ended, State::Left);
@@ -221,14 +221,14 @@ fn one_that_runs_without_our_doing_is_not_given_back() {
 }
 
 #[test]
-fn a_guest_that_does_not_come_leaves_no_qemu() {
+fn abort_ends_qemu_and_removes_the_record() {
     let mut scene = scene(Phase::Prepared, "paused", "completed");
     assert_eq!(scene.after(Event::Abort), State::Refused);
     assert!(scene.qemu.has_heard("quit"));
     assert!(!scene.directory.path().join("in.guest0/record").exists());
 }
 
-/// What is made of a guest that cannot come.
+/// Reports trouble before COMMIT. Returns the last state.
 fn judged(resumed: bool, migration: &'static str, dies: bool) -> State {
     let mut scene = scene(Phase::Prepared, "paused", migration);
     scene.incoming.resumed = resumed;
@@ -237,7 +237,7 @@ fn judged(resumed: bool, migration: &'static str, dies: bool) -> State {
 }
 
 #[test]
-fn a_state_that_another_receive_got_may_have_been_given() {
+fn resumed_guest_is_failed_instead_of_refused_if_its_state_may_be_loaded() {
     assert_eq!(judged(false, "active", false), State::Refused);
     for state in ["none", "setup"] {
         assert_eq!(judged(true, state, false), State::Refused, "{state}");
@@ -255,7 +255,7 @@ fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
     crate::options::cli::Cli::parse_from(words.iter().chain(rest))
 }
 
-/// What `receive --resume` makes of a QEMU that is gone.
+/// Runs `receive --resume` for a guest whose QEMU has ended. `file` is created in the state directory.
 fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
@@ -276,7 +276,7 @@ fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
 }
 
 #[test]
-fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
+fn resume_without_qemu_sends_failed_or_gone_by_phase() {
     for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
         let (left, _directory) = resumed(phase, "lock");
         let Ok(Resumed::Over(_, state_dir, FromDestination::Failed { .. })) = left else {
@@ -295,13 +295,13 @@ fn a_qemu_that_is_gone_has_run_the_guest_or_not() {
 }
 
 #[test]
-fn pages_of_other_memory_are_not_taken_after_a_death() {
+fn resume_is_refused_if_the_source_has_other_memory() {
     let (left, _directory) = resumed(Phase::Running, "other-memory");
     assert!(matches!(left, Err(Error::Lost(_))));
 }
 
 #[test]
-fn the_record_of_another_guest_is_left_alone() {
+fn offer_is_refused_if_its_guest_has_a_record() {
     let directory = tempfile::tempdir().expect("a directory");
     let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
     state_dir.write(&record(Phase::Running, "/run/q".into())).expect("a record");
@@ -321,7 +321,7 @@ fn the_record_of_another_guest_is_left_alone() {
 }
 
 #[test]
-fn two_guests_of_one_socket_are_not_told_apart() {
+fn resume_is_refused_if_two_guests_have_the_socket() {
     let directory = tempfile::tempdir().expect("a directory");
     for guest in ["a", "b"] {
         let state_dir = StateDir::new(directory.path(), "in", guest).expect("a place");
@@ -336,7 +336,7 @@ fn two_guests_of_one_socket_are_not_told_apart() {
     assert!(resume::recorded(&cli.common, args).is_err_and(|error| error.to_string().contains("several")));
 }
 
-/// A page comes every now and then, until this is dropped.
+/// Adds a present page at intervals, until this is dropped.
 fn pages_come(present: &Arc<AtomicU64>) -> impl Drop + use<> {
     struct Trickle(Arc<AtomicU64>);
     impl Drop for Trickle {
@@ -355,7 +355,7 @@ fn pages_come(present: &Arc<AtomicU64>) -> impl Drop + use<> {
     Trickle(over)
 }
 
-/// Frees the main loop after a time in which it would have been given up if no page came.
+/// Unblocks the main loop after a time in which QEMU would have been given up if no page had arrived.
 fn unblock_late(qemu: &fake::Qemu) {
     let qemu = qemu.clone();
     std::thread::spawn(move || {
@@ -365,7 +365,7 @@ fn unblock_late(qemu: &fake::Qemu) {
 }
 
 #[test]
-fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
+fn late_commands_are_awaited_while_pages_arrive() {
     for command in ["query-migrate", "query-status", "cont"] {
         let mut scene = scene(Phase::Committed, "paused", "completed");
         scene.qemu.state().blocks_at = command;
@@ -379,7 +379,7 @@ fn start_that_qemu_carries_out_late_is_waited_for_while_pages_come() {
 }
 
 #[test]
-fn qemu_that_says_nothing_while_no_page_comes_is_given_up_and_lives_on() {
+fn silent_qemu_is_left_alive_if_no_page_arrives() {
     let mut scene = scene(Phase::Committed, "paused", "completed");
     scene.qemu.state().blocks_at = "cont";
     let ended = scene.finish();
@@ -389,7 +389,7 @@ fn qemu_that_says_nothing_while_no_page_comes_is_given_up_and_lives_on() {
 }
 
 #[test]
-fn closed_connection_is_made_again_if_qemu_lives() {
+fn closed_monitor_is_reconnected_while_qemu_lives() {
     for command in ["query-migrate", "query-status", "cont"] {
         let mut scene = scene(Phase::Committed, "paused", "completed");
         scene.qemu.state().hangs_up_at = command;
@@ -399,7 +399,7 @@ fn closed_connection_is_made_again_if_qemu_lives() {
 }
 
 #[test]
-fn qemu_that_lives_without_its_socket_is_not_taken_for_gone() {
+fn qemu_without_socket_counts_as_alive() {
     for (phase, command) in [
         (Phase::Committed, "query-migrate"),
         (Phase::Committed, "query-status"),
@@ -415,7 +415,7 @@ fn qemu_that_lives_without_its_socket_is_not_taken_for_gone() {
 }
 
 #[test]
-fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
+fn abort_kills_a_blocked_qemu() {
     let mut scene = scene(Phase::Prepared, "inmigrate", "active");
     scene.qemu.state().blocked = true;
     let qemu = scene.qemu.clone();
@@ -426,7 +426,7 @@ fn guest_that_does_not_come_is_ended_although_qemu_cannot_hear_it() {
 }
 
 #[test]
-fn signal_gives_a_guest_up_that_is_the_sources() {
+fn signal_before_commit_refuses_the_guest() {
     let mut scene = scene(Phase::Prepared, "inmigrate", "active");
     let (ours, _theirs) = UnixStream::pair().expect("sockets");
     let (socket, carrier) = (ours.try_clone().expect("a socket").into(), ours.into());
@@ -438,7 +438,7 @@ fn signal_gives_a_guest_up_that_is_the_sources() {
 }
 
 #[test]
-fn signal_leaves_a_guest_that_may_be_this_hosts() {
+fn signal_leaves_a_guest_that_this_host_may_own() {
     for phase in [Phase::Prepared, Phase::Committed] {
         let mut scene = scene(phase, "paused", "completed");
         scene.incoming.resumed = true;
@@ -456,9 +456,9 @@ fn listener() -> Listener {
     Listener::open(listener, Security::Loopback).expect("a door")
 }
 
-/// The main loop of this QEMU waits for a page as long as no daemon is attached: as after the deaths of `receive` and its vmemd.
+/// The main loop of this QEMU waits for a page until a daemon is attached, as after the deaths of `receive` and its vmemd.
 #[test]
-fn resume_has_pages_come_before_it_waits_for_qemu() {
+fn resume_starts_vmemd_before_it_waits_for_qemu() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, "running", "completed");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Strangers, and sources that say nothing or what they must not.
+//! Connections that send nothing, and sources that send nothing or a wrong message.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use crate::message::Backend;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 
-/// More than there are places.
+/// More connections than there are slots.
 const MANY: usize = 2 * PLACES;
 
 fn open(address: &str) -> (Listener, SocketAddr) {
@@ -32,7 +32,7 @@ fn connect_as(security: &Security, to: SocketAddr, session: &str, purpose: Purpo
     security.connect(&to.to_string(), session, purpose).expect("a welcome")
 }
 
-/// A new authority that has certified this host.
+/// TLS with a new authority, and a certificate for 127.0.0.1.
 fn certified() -> Security {
     use clap::Parser;
     let directory = tempfile::tempdir().expect("a directory");
@@ -68,12 +68,12 @@ fn wait(listener: &mut Listener) -> Offer {
 }
 
 #[test]
-fn strangers_that_say_nothing_do_not_keep_a_source_out() {
+fn silent_connections_do_not_block_a_source() {
     lets_the_source_in(Security::Loopback);
 }
 
 #[test]
-fn strangers_that_show_no_certificate_do_not_keep_a_source_out() {
+fn connections_without_certificate_do_not_block_a_source() {
     lets_the_source_in(certified());
 }
 
@@ -85,14 +85,14 @@ fn lets_the_source_in(security: Security) {
     let source = connect_as(&security, address, SESSION, Purpose::Migrate);
     source.send(&good()).expect("room");
     wait(&mut listener);
-    // The oldest was ended for the newest, long before its time was over.
+    // The oldest connection was closed for the newest one, long before its time limit.
     let first = &mut silent[0];
     first.set_read_timeout(Some(TIMEOUT / 2)).expect("a socket");
     assert_eq!(first.read(&mut [0]).expect("the end"), 0);
 }
 
 #[test]
-fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
+fn failed_accept_is_retried_after_a_pause() {
     const ERRORS: usize = 3;
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -119,7 +119,7 @@ fn connections_that_cannot_be_taken_are_tried_again_after_a_pause() {
 }
 
 #[test]
-fn sources_that_offer_nothing_do_not_keep_another_out() {
+fn sources_without_offer_do_not_block_another_source() {
     let (mut listener, address) = open("127.0.0.1:0");
     let began = Instant::now();
     let _silent: Vec<Channel> = (0..MANY).map(|_| connect(address, SESSION, Purpose::Migrate)).collect();
@@ -129,7 +129,7 @@ fn sources_that_offer_nothing_do_not_keep_another_out() {
 }
 
 #[test]
-fn offer_that_is_bogus_is_refused_and_another_taken() {
+fn invalid_offer_is_refused_and_the_next_is_taken() {
     let (mut listener, address) = open("127.0.0.1:0");
     for bogus in [offer("ram"), FromSource::Start] {
         let mut source = connect(address, SESSION, Purpose::Migrate);
@@ -158,9 +158,9 @@ fn second_offer_is_refused() {
     assert!(third.is_err(), "and so is a third one, at once");
 }
 
-/// The address is also what the certificate of the source's vmemd must have.
+/// The certificate of the source's vmemd must have this address, too.
 #[test]
-fn source_of_ipv4_at_a_socket_of_ipv6_is_one_of_ipv4() {
+fn ipv4_source_on_an_ipv6_socket_has_its_ipv4_address() {
     for security in [Security::Insecure, certified()] {
         let (mut listener, address) = open_as(security.clone(), "[::]:0");
         let address = SocketAddr::from(([127, 0, 0, 1], address.port()));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the supervisor has to know of a vmemd that fetches pages.
+//! How the supervisor treats a vmemd that fetches pages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,21 +11,21 @@ use crate::daemon::{Daemon, DaemonError, DaemonEvent};
 use crate::receive::regions::Regions;
 use crate::supervisor::{Restart, Supervised};
 
-/// Between two tries to reach a source that is gone.
+/// The pause between two attempts to reach a lost source.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether vmemd may be started again, as long as the guest is not this host's.
+/// How often the supervisor checks whether vmemd may be started again, while this host does not own the guest.
 const HELD: Duration = Duration::from_millis(20);
 
-/// Why no vmemd is started then.
+/// Why no vmemd is started in that time.
 pub(super) const NOT_YET: &str = "the guest is not this host's yet";
 
 /// What follows when vmemd has lost the source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::receive) enum LossPolicy {
-    /// Another vmemd tries to reach it.
+    /// Another vmemd tries to reach the source.
     Retry,
-    /// None does: the regions are needed for something else.
+    /// No other vmemd starts: vmemctl itself needs the regions.
     End,
 }
 
@@ -36,7 +36,7 @@ pub(super) enum Exit {
     SourceLost,
     Unreadable,
     OtherMemory,
-    /// Another one may do better: it was killed, or something failed that may not fail again. Or nobody knows.
+    /// Another vmemd may succeed: this one was killed, failed for a reason that may not recur, or its exit status is unknown.
     Again,
 }
 
@@ -52,7 +52,7 @@ impl Exit {
     }
 }
 
-/// The work of a vmemd that fetches pages.
+/// A vmemd that fetches pages.
 pub(super) struct Fetch<S> {
     start: S,
     regions: Regions,
@@ -103,7 +103,7 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Supervised for Fet
             Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Restart::Over,
             Exit::SourceLost if self.policy == LossPolicy::End => Restart::Over,
             Exit::SourceLost => Restart::In(PAUSE),
-            // There is nothing left to do for a vmemd.
+            // All memory is plain, so there is no work left for a vmemd.
             Exit::Again if self.regions.look().plain => Restart::Over,
             Exit::Again => Restart::BackOff,
         }

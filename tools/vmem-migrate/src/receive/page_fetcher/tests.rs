@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What follows when a vmemd ends.
+//! What the page fetcher does when a vmemd ends.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
@@ -15,7 +15,7 @@ use crate::receive::regions::State as Look;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[test]
-fn only_what_is_certain_is_not_tried_again() {
+fn only_final_exit_codes_prevent_a_restart() {
     let exited = |code: i32| Exit::of(Some(code));
     assert_eq!(
         [0, 2, 4, 7].map(exited),
@@ -27,7 +27,7 @@ fn only_what_is_certain_is_not_tried_again() {
     assert_eq!(Exit::of(None), Exit::Again, "killed, or not started");
 }
 
-/// Regions that are plain or not, and how often a vmemd was started for them, in vain.
+/// Fake regions, and the number of attempts to start a vmemd for them. Each attempt fails.
 #[derive(Clone, Default)]
 struct Scene {
     plain: Arc<AtomicBool>,
@@ -59,14 +59,14 @@ impl Scene {
 
 const SESSION: &str = "0123456789abcdef";
 
-/// A vmemd that another `receive` has left.
+/// A vmemd that an earlier `receive` has left.
 struct Left {
     _directory: TempDir,
     process: Process,
 }
 
 impl Left {
-    /// One that does this, and what takes it over.
+    /// Starts a fake vmemd with this script. Returns it, and the daemon that has taken it over.
     fn new(script: &str) -> (Self, Initial) {
         let directory = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
@@ -107,7 +107,7 @@ fn trouble(pages: &mut PageFetcher) -> String {
 }
 
 #[test]
-fn vmemd_that_cannot_be_started_is_tried_again() {
+fn failed_start_of_vmemd_is_retried_with_growing_pauses() {
     let mut pages = Scene::default().pages(Initial::Missing, true);
     let why = "vmemd was not ready within 5 s; started again";
     assert_eq!(trouble(&mut pages), why);
@@ -117,7 +117,7 @@ fn vmemd_that_cannot_be_started_is_tried_again() {
 }
 
 #[test]
-fn vmemd_that_serves_is_left_alone_and_followed_by_another_when_it_ends() {
+fn left_vmemd_is_taken_over_and_restarted_when_it_ends() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
     assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)), "it has reached the source");
@@ -130,7 +130,7 @@ fn vmemd_that_serves_is_left_alone_and_followed_by_another_when_it_ends() {
 }
 
 #[test]
-fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
+fn vmemd_is_not_restarted_before_keep() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, false);
     pages.check().expect("it lives");
@@ -147,7 +147,7 @@ fn vmemd_that_ends_before_the_guest_is_here_is_not_started_again_until_it_is() {
 }
 
 #[test]
-fn memory_that_is_plain_needs_no_vmemd() {
+fn vmemd_is_not_restarted_if_memory_is_plain() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, true);
     assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)));
@@ -159,7 +159,7 @@ fn memory_that_is_plain_needs_no_vmemd() {
 }
 
 #[test]
-fn vmemd_that_was_left_says_how_it_ends() {
+fn left_vmemd_reports_its_end() {
     let scene = Scene::default();
     let (_left, first) = Left::new("fetch; ready; order; end 0");
     let mut pages = scene.pages(first, true);
@@ -180,7 +180,7 @@ fn vmemd_that_was_left_says_how_it_ends() {
 }
 
 #[test]
-fn vmemd_that_was_left_and_loses_its_source_is_followed_by_another() {
+fn source_loss_of_a_left_vmemd_is_reported() {
     let scene = Scene::default();
     let (_left, first) = Left::new("fetch; ready; order; end 2");
     let mut pages = scene.pages(first, true);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A source that goes and comes back, while QEMU cannot always answer.
+//! Loss and return of the source, while QEMU cannot always answer.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ struct Scene {
     pauser: Pauser,
 }
 
-/// A guest that has come here. `paused`: its source was gone when another `receive` died.
+/// A guest that runs here. `paused`: an earlier `receive` has recorded that it sent `stop`.
 fn scene(status: &'static str, paused: bool) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
@@ -73,7 +73,7 @@ impl Scene {
 }
 
 #[test]
-fn guest_is_paused_while_its_source_is_gone() {
+fn guest_is_paused_while_its_source_is_lost() {
     let scene = scene("running", false);
     scene.pauser.source_gone();
     scene.wait_status("paused");
@@ -83,16 +83,16 @@ fn guest_is_paused_while_its_source_is_gone() {
     scene.wait("nothing is noted", |scene| !scene.is_noted());
 }
 
-/// QEMU gets `stop` while its main loop waits for a page, and carries it out when the source is back.
+/// QEMU receives `stop` while its main loop waits for a page, and executes it when the source is back.
 #[test]
-fn guest_that_is_stopped_late_goes_on() {
+fn late_stop_is_followed_by_cont_when_the_source_is_back() {
     let scene = scene("running", false);
     scene.qemu.state().blocks_at = "stop";
     scene.pauser.source_gone();
     scene.wait("stop is sent", |scene| scene.qemu.state().blocked);
     thread::sleep(2 * COMMAND);
     assert!(scene.is_noted(), "before the command is answered");
-    // As in an outage: the source is tried for again and again.
+    // During an outage, each failed attempt to reconnect reports the loss again.
     scene.pauser.source_gone();
     scene.qemu.state().blocked = false;
     scene.pauser.source_back();
@@ -104,7 +104,7 @@ fn guest_that_is_stopped_late_goes_on() {
 }
 
 #[test]
-fn guest_whose_qemu_could_not_be_asked_goes_on() {
+fn guest_of_a_blocked_qemu_continues_when_the_source_is_back() {
     let scene = scene("running", false);
     scene.qemu.state().blocked = true;
     scene.pauser.source_gone();
@@ -117,7 +117,7 @@ fn guest_whose_qemu_could_not_be_asked_goes_on() {
 }
 
 #[test]
-fn guest_that_somebody_else_has_paused_is_left_alone() {
+fn guest_that_another_client_paused_stays_paused() {
     let scene = scene("paused", false);
     scene.pauser.source_gone();
     scene.wait_heard("query-status");
@@ -127,7 +127,7 @@ fn guest_that_somebody_else_has_paused_is_left_alone() {
 }
 
 #[test]
-fn guest_that_an_earlier_receive_has_paused_goes_on_when_the_source_is_there() {
+fn guest_that_an_earlier_receive_paused_continues_when_the_source_is_back() {
     let scene = scene("paused", true);
     thread::sleep(2 * POLL_INTERVAL);
     assert!(!scene.qemu.has_heard("cont"), "nobody has said that it is");
@@ -136,7 +136,7 @@ fn guest_that_an_earlier_receive_has_paused_goes_on_when_the_source_is_there() {
 }
 
 #[test]
-fn guest_goes_on_when_all_pages_are_here_and_the_socket_is_let_go() {
+fn paused_guest_continues_and_the_socket_closes_when_all_pages_are_present() {
     let scene = scene("paused", true);
     scene.pauser.finish();
     let until = Instant::now() + TIMEOUT;
@@ -149,7 +149,7 @@ fn guest_goes_on_when_all_pages_are_here_and_the_socket_is_let_go() {
 }
 
 #[test]
-fn closed_connection_is_not_the_end_of_qemu() {
+fn closed_connection_does_not_mean_that_qemu_has_ended() {
     let scene = scene("running", false);
     scene.qemu.state().hangs_up_at = "query-status";
     scene.pauser.source_gone();
@@ -159,7 +159,7 @@ fn closed_connection_is_not_the_end_of_qemu() {
 }
 
 #[test]
-fn what_becomes_of_a_paused_guest_is_said_when_its_source_is_lost() {
+fn permanent_source_loss_is_reported_for_a_paused_guest() {
     let scene = scene("running", false);
     let note = || match scene.pauser.news_within(TIMEOUT) {
         Some(News::Note(text)) => text,
@@ -172,7 +172,7 @@ fn what_becomes_of_a_paused_guest_is_said_when_its_source_is_lost() {
 }
 
 #[test]
-fn qemu_that_has_ended_is_gone() {
+fn end_of_qemu_is_reported() {
     let scene = scene("running", false);
     scene.qemu.state().dies_of = "query-status";
     scene.pauser.source_gone();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is said is read by nobody: the guest comes all the same.
+//! The guest arrives although no process reads the output.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -9,8 +9,8 @@ use crate::message::{FromSource, Purpose};
 use crate::unread;
 
 #[test]
-fn guest_comes_while_nobody_reads_the_output() {
-    let test = concat!(module_path!(), "::guest_comes_while_nobody_reads_the_output");
+fn guest_arrives_while_output_is_not_read() {
+    let test = concat!(module_path!(), "::guest_arrives_while_output_is_not_read");
     unread::run(test, || [true, false].into_iter().for_each(receive_guest));
 }
 
@@ -21,7 +21,7 @@ fn receive_guest(json: bool) {
     let address = listener.local_addr().expect("an address");
     let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
     listener.reserve_guest(&session);
-    // What these say is told, and so is that the source is back.
+    // `receive` logs each of these invalid connections, and that the source is back.
     for _ in 0..20 {
         let mut stranger = TcpStream::connect(address).expect("a connection");
         stranger.write_all(b"GET / HTTP/1.1\n").expect("room");
