@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl migrate`: the source's side of moving a guest.
+//! `vmemctl migrate`: the source's side of a move.
 //!
-//! The guest is on exactly one side at any moment. Until COMMIT is said it is the source's, whatever happens, and goes on here. From then
-//! on it is the destination's: it never runs here again unless the destination says that it has not run there and never will. QEMU's own
-//! part is arranged so that neither QEMU starts the guest by itself.
+//! Exactly one host owns the guest at any moment. Until the source has said COMMIT, the source owns the guest, and the guest continues here
+//! whatever happens. From then on the destination owns the guest: it never runs here again, unless the destination says that the guest has
+//! not run there and never will. Both QEMUs are set up so that neither starts the guest by itself.
 
 mod back;
 pub(crate) mod outgoing;
@@ -33,10 +33,10 @@ use crate::report::Report;
 use crate::served::ServedFile;
 use outgoing::OutgoingMigration;
 
-/// How long the destination may take to start a QEMU.
+/// How long the destination may take to start QEMU.
 pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
 
-/// Moves a guest.
+/// Moves a guest to another host.
 pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
     let report = Report::new(cli.json);
     let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
@@ -54,7 +54,7 @@ pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
     result
 }
 
-/// Everything that changes nothing for the guest: a migration, and the offer that it begins with.
+/// Does everything that does not affect the guest. Returns the migration, and the offer that it begins with.
 fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Result<(OutgoingMigration, FromSource), Cause> {
     let security = Security::new(cli)?;
     let path = args.qmp.clone();
@@ -89,7 +89,7 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         vmemd: Vec::new(),
         served,
         run: status == "running",
-        // An earlier try may not have put back what it found.
+        // An earlier attempt may have ended before it restored QEMU's settings.
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
     record.log_subject();
@@ -107,7 +107,7 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     Ok((migration, offer))
 }
 
-/// Goes on with what another vmemctl has recorded. QEMU may not be there any more.
+/// Continues the move that an earlier vmemctl has recorded. `qmp` may be an error: QEMU may not exist any more.
 pub(crate) fn go_on(
     qmp: Result<Qmp, Cause>,
     state_dir: StateDir,
@@ -121,7 +121,7 @@ pub(crate) fn go_on(
     let mut migration = OutgoingMigration::new(state, qmp, state_dir, record, security, report, signals.clone());
     migration.keep_source = keep_source;
     migration.resumed = true;
-    // Whoever runs `recover` can run it again.
+    // A user of `recover` can run it again, so one attempt to reconnect is enough.
     migration.retry = Duration::ZERO;
     migration.run(due)
 }
@@ -141,7 +141,7 @@ fn offer_of(record: &Outgoing, memory: &[Memory], pages: String, release: bool) 
     }
 }
 
-/// A number that nobody else has.
+/// The number of a new session: 128 random bits.
 fn session() -> Result<String, Cause> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
@@ -149,8 +149,8 @@ fn session() -> Result<String, Cause> {
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
-/// Reaches the destination, and has this host's vmemd serve: the connection, the vmemd, how the destination reaches that, and what is
-/// noted of all this.
+/// Connects to the destination, and starts this host's vmemd. Returns the connection, the vmemd, the address of vmemd for the destination,
+/// and the record of all this.
 fn reach(
     args: &Migrate,
     security: &Security,

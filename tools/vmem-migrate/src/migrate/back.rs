@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The guest goes on at the source: because it has not left it, or because it has come back.
+//! The guest continues at the source, because the move was given up before COMMIT or the destination has said FAILED.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,22 +16,23 @@ use crate::message::FromDestination;
 use crate::record::Outgoing;
 use crate::report::Report;
 
-/// How long the destination's QEMU may take to give up the guest's disks.
+/// How long the destination's QEMU may take to release the guest's disks.
 const LOCKS: Duration = Duration::from_secs(20);
 
-/// How long a destination that has heard ABORT may take to end its QEMU and say so.
+/// How long a destination that has received ABORT may take to end its QEMU and to say FAILED.
 const FAREWELL: Duration = Duration::from_secs(15);
 
-/// ABORT to a destination that may wait for it with the guest's disks in its QEMU.
+/// ABORT to a destination whose QEMU may hold the guest's disks until it arrives.
 pub(super) struct Farewell<'a> {
-    /// Where ABORT was said, if it was.
+    /// The connection on which ABORT was sent, if it was sent.
     pub(super) channel: Option<&'a mut Channel>,
     pub(super) endpoint: Endpoint,
     pub(super) reason: String,
 }
 
 impl Farewell<'_> {
-    /// Returns when the destination has ended its QEMU, or has heard that it must. A word that was sent need not have been heard.
+    /// Returns when the destination has ended its QEMU, or has received ABORT on a new connection. That ABORT was sent on the old
+    /// connection does not prove that the destination has received it.
     pub(super) fn send(self) -> Result<(), Cause> {
         let deadline = Instant::now() + FAREWELL;
         if let Some(channel) = self.channel {
@@ -47,7 +48,7 @@ impl Farewell<'_> {
     }
 }
 
-/// Does `main`, and `other` in a thread beside it. `main` can ask whether `other` is done; without an `other` it is.
+/// Runs `main`, and `other` in a thread beside it. `main` can ask whether `other` has ended. Without `other`, the answer is always yes.
 pub(super) fn beside<T, U: Send>(
     other: Option<impl FnOnce() -> U + Send>,
     main: impl FnOnce(&dyn Fn() -> bool) -> T,
@@ -60,9 +61,10 @@ pub(super) fn beside<T, U: Send>(
     })
 }
 
-/// Cancels what QEMU may be doing, and has the guest run if it did. The disks may be had when the destination `is_told`, and a moment later.
+/// Cancels QEMU's migration, and continues the guest if it ran. The destination may hold the disks until shortly after `is_told`, so a
+/// refused `cont` is repeated for [`LOCKS`] after that.
 pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Cause> {
-    // It fails if nothing is going on.
+    // The command fails if there is no migration.
     let _ = qmp.execute("migrate_cancel", json!({}));
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -88,7 +90,7 @@ pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool
     Ok(())
 }
 
-/// Puts QEMU's settings back. If that fails, the guest is none the worse.
+/// Restores QEMU's settings. If that fails, the guest is not affected.
 pub(super) fn restore(qmp: &mut Qmp, record: &Outgoing, report: &Report) {
     let restored = record.settings.as_ref().map(|settings| settings.restore(qmp));
     if let Some(Err(error)) = restored {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest on its way out: carries out what the source's state machine decides, and tells it what happens.
+//! The source's side of a move: executes the actions of the state machine, and reports the resulting events to the machine.
 
 mod actions;
 
@@ -22,24 +22,25 @@ use crate::printable::printable;
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
 
-/// How long the destination may take to load the guest's state and to run it.
+/// How long the destination may take to load the guest's state and to run the guest.
 const RESUMPTION: Duration = Duration::from_secs(60);
 
-/// How long a destination that was lost is tried for. The guest waits there, and `vmemctl recover` goes on with it at any later time.
+/// How long the source tries to reconnect to the destination by itself. The guest waits at the destination, and `vmemctl recover` continues
+/// the move at any later time.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// How long the destination is listened to for why it has closed QEMU's stream.
+/// How long to wait for the destination's reason after it has closed QEMU's stream.
 const MOMENT: Duration = Duration::from_millis(500);
 
-/// How often each of the others is listened to while one is waited for.
+/// How often the wait loop switches between QEMU and the destination.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A guest on its way out.
+/// A move, as the source sees it.
 pub(crate) struct OutgoingMigration {
     pub(super) owner: Owner<Source>,
-    /// QEMU's monitor, or why it cannot be had: `recover` can do without.
+    /// QEMU's monitor, or why it cannot be reached. `recover` can work without it.
     pub(super) qmp: Result<Qmp, Cause>,
-    /// `None` if the connection is lost.
+    /// `None`: the connection is lost.
     pub(super) channel: Option<Channel>,
     pub(super) export: PageServer,
     pub(super) state_dir: StateDir,
@@ -47,33 +48,33 @@ pub(crate) struct OutgoingMigration {
     pub(super) security: Security,
     pub(super) report: Report,
     pub(super) signals: Signals,
-    /// How long the guest's state may take.
+    /// How long the transfer of the guest's state may take.
     pub(super) timeout: Duration,
     pub(super) keep_source: bool,
-    /// It was taken up after the end of another vmemctl.
+    /// `recover` has resumed the move of an earlier vmemctl.
     pub(super) resumed: bool,
-    /// QEMU was told to migrate. Before, what it does is not this migration's business.
+    /// QEMU has received `migrate`. Before that, a migration in QEMU does not belong to this move.
     pub(super) begun: bool,
-    /// When it was heard that the guest had stopped.
+    /// When QEMU reported that the guest had stopped.
     pub(super) stopped: Option<Instant>,
-    /// When the destination has to have said the next word.
+    /// When the next message of the destination is due, and the time limit that this follows from.
     deadline: Option<(Instant, Duration)>,
-    /// How long a destination that cannot be reached is tried for.
+    /// How long the source tries to reconnect to the destination.
     pub(super) retry: Duration,
-    /// ABORT is to be said until it is heard.
+    /// The reason of an ABORT that must be sent until the destination has received it.
     farewell: Option<String>,
-    /// Why the move does not go on.
+    /// Why the move does not continue.
     trouble: Option<Cause>,
     /// Why the guest has ended at the destination.
     gone: Option<String>,
-    /// Somebody has started the guest here while it runs at the destination.
+    /// The guest was started here while it runs at the destination.
     runs_twice: bool,
-    /// People have been told that the guest runs at the destination.
+    /// The user has been told that the guest runs at the destination.
     announced: bool,
 }
 
 impl OutgoingMigration {
-    /// A guest whose move begins, or goes on, in this state.
+    /// A move that begins, or continues, in `state`.
     pub(super) fn new(
         state: State,
         qmp: Result<Qmp, Cause>,
@@ -108,20 +109,20 @@ impl OutgoingMigration {
         }
     }
 
-    /// Offers the guest to the destination.
+    /// Sends OFFER to the destination.
     pub(super) fn offer(&mut self, offer: &FromSource) -> Option<Event> {
         self.deadline = within(PREPARATION);
         let said = self.send(offer);
         said.err().map(|error| self.disconnected(error))
     }
 
-    /// Begins with what is due, and runs until the machine is at an end.
+    /// Executes the actions that are due, and runs until the machine is in an end state.
     pub(crate) fn run(mut self, due: &[Action]) -> Result<(), Error> {
         let answer = self.carry_out(due);
         self.run_until(answer, |_| false)
     }
 
-    /// Goes on after `event` until the machine is at an end, or in a state of this kind.
+    /// Continues with `event` until the machine is in an end state, or in one for which `is_enough` is true.
     pub(super) fn run_until(&mut self, event: Option<Event>, is_enough: impl Fn(State) -> bool) -> Result<(), Error> {
         let mut next = event;
         while next.is_some() || !(self.owner.is_over() || is_enough(self.owner.state())) {
@@ -132,7 +133,7 @@ impl OutgoingMigration {
             let due = match self.owner.on(event) {
                 Ok(due) => due,
                 Err(error) => {
-                    // The guest may need its pages.
+                    // The guest may need its pages, so vmemd continues to serve them.
                     self.export.leave();
                     return Err(Error::Unknown(Cause::other(chain(&error))));
                 }
@@ -143,7 +144,7 @@ impl OutgoingMigration {
         if self.owner.is_over() { self.result() } else { Ok(()) }
     }
 
-    /// How it has ended.
+    /// The result of the move.
     fn result(&mut self) -> Result<(), Error> {
         let trouble = self.trouble.take().unwrap_or_else(|| Cause::other("it is not known why"));
         Err(match self.owner.state() {
@@ -164,14 +165,14 @@ impl OutgoingMigration {
         })
     }
 
-    /// What it means that the move does not go on.
+    /// Stores why the move does not continue, and returns the event for it.
     pub(super) fn fail(&mut self, trouble: Cause) -> Event {
         let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
         self.trouble = Some(trouble);
         event
     }
 
-    /// Waits for what the state waits for.
+    /// Waits for the next event that the state waits for.
     fn wait(&mut self) -> Event {
         loop {
             if let Err(stopped) = self.signals.check() {
@@ -202,7 +203,7 @@ impl OutgoingMigration {
         }
     }
 
-    /// What QEMU says of its migration.
+    /// The next event of QEMU's migration.
     fn poll_qemu(&mut self) -> Result<Option<Event>, Cause> {
         let event = self.qmp()?.next_event(Instant::now() + POLL_INTERVAL)?;
         let event = event.filter(|event| event.name == "MIGRATION");
@@ -218,13 +219,13 @@ impl OutgoingMigration {
             return Err(Cause::other(format!("QEMU's migration is {status} at the wrong time")));
         }
         if event == Event::Stopped {
-            // Its devices are quiet: its memory does not change any more.
+            // The devices are quiet now: the memory does not change any more.
             self.stopped = Some(Instant::now());
         }
         Ok(Some(event))
     }
 
-    /// Why QEMU could not send the state, as either side sees it.
+    /// Stores why QEMU could not send the state, as both sides report it.
     fn why_not(&mut self) -> Result<Option<Event>, Cause> {
         let (_, reason) = guest::migration(self.qmp()?)?;
         let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
@@ -239,7 +240,7 @@ impl OutgoingMigration {
         Ok(Some(event))
     }
 
-    /// What the destination says by then.
+    /// The next event of the destination, if there is one by `until`.
     fn poll_destination(&mut self, until: Instant) -> Option<Event> {
         let Some(channel) = &mut self.channel else {
             return Some(Event::Lost);
@@ -259,7 +260,7 @@ impl OutgoingMigration {
             }
             FromDestination::Ready => Event::Ready,
             FromDestination::Failed { .. } => Event::Refused,
-            // It says that the guest is not known, and not that the guest has not run.
+            // REFUSE says that the destination does not know the guest. It does not say that the guest has not run.
             FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,
             FromDestination::Running => Event::Running,
             FromDestination::Complete { .. } => Event::Complete,
@@ -290,7 +291,7 @@ impl OutgoingMigration {
         Some(event)
     }
 
-    /// Tells people, once, that the guest runs at the destination.
+    /// Reports once that the guest runs at the destination.
     fn announce(&mut self) {
         if std::mem::replace(&mut self.announced, true) {
             return;
@@ -313,9 +314,9 @@ impl OutgoingMigration {
         Event::Lost
     }
 
-    /// Refuses a guest that was given away and runs here: somebody has started it since another vmemctl has ended.
+    /// Returns an error if the destination owns the guest and it runs here: it was started by hand after an earlier vmemctl had ended.
     fn check_stands_still(&mut self) -> Result<(), Cause> {
-        // Without QEMU it does not run.
+        // Without QEMU, the guest does not run here.
         let Ok(qmp) = &mut self.qmp else { return Ok(()) };
         if self.resumed && guest::status(qmp)? == "running" {
             self.runs_twice = true;

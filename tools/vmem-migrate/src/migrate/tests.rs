@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The source's side of the moment in which the guest moves, with a QEMU and a destination that are none.
+//! The source's side while the ownership of the guest changes, with a fake QEMU and a fake destination.
 
 mod interrupted;
 mod unread;
@@ -24,7 +24,7 @@ use crate::network::Greeted;
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A migration whose state is there: COMMIT is next.
+/// A move whose state has been sent: COMMIT is next.
 struct Scene {
     directory: TempDir,
     qemu: fake::Qemu,
@@ -32,13 +32,13 @@ struct Scene {
     destination: JoinHandle<()>,
 }
 
-/// The phase that is noted in a directory.
+/// The recorded phase.
 fn noted(directory: PathBuf) -> Option<Phase> {
     let text = std::fs::read_to_string(directory.join("out.guest0/record")).ok()?;
     serde_json::from_str::<Outgoing>(&text).ok().map(|record| record.phase)
 }
 
-/// Lets the source in.
+/// Accepts the source, and checks what the connection is for.
 fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
     let (stream, _) = listener.accept().expect("a connection");
     let greeted = Security::Loopback.accept(stream).expect("a greeting");
@@ -53,7 +53,7 @@ fn expect_commit(channel: &mut Channel) {
     assert_eq!(heard, FromSource::Commit { run: true });
 }
 
-/// `destination` gets the connection, the listener for others, and the directory of the records.
+/// Starts a scene. `destination` gets the connection, the listener for further ones, and the directory of the records.
 fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'static) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
@@ -96,23 +96,23 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
     }
 }
 
-/// The guest is given away, and runs at the destination.
+/// Runs until the guest runs at the destination.
 fn commit(migration: &mut OutgoingMigration) -> Result<(), Error> {
     migration.run_until(Some(Event::Sent), |state| state == State::Away)
 }
 
-/// Pages follow, to the end.
+/// Runs until the end.
 fn follow(migration: &mut OutgoingMigration) -> Result<(), Error> {
     migration.run_until(None, |_| false)
 }
 
-/// The move does not go on, before COMMIT.
+/// Reports trouble before COMMIT, and runs until the end.
 fn give_up(migration: &mut OutgoingMigration, trouble: Cause) -> Error {
     let event = migration.fail(trouble);
     migration.run_until(Some(event), |_| false).expect_err("no move")
 }
 
-/// A guest that runs, and of which nothing has been sent.
+/// Sets the scene back to before the first message: the guest runs, and nothing has been sent.
 fn at_the_beginning(scene: &mut Scene) {
     scene.migration.owner = Owner::new(State::Offering);
     scene.migration.begun = false;
@@ -122,7 +122,7 @@ fn at_the_beginning(scene: &mut Scene) {
 }
 
 #[test]
-fn a_guest_that_is_given_away_stays_stopped() {
+fn committed_guest_stays_stopped_at_the_source() {
     let mut scene = scene(|mut channel, _, records| {
         expect_commit(&mut channel);
         assert_eq!(noted(records), Some(Phase::Committed), "before it is said");
@@ -137,17 +137,17 @@ fn a_guest_that_is_given_away_stays_stopped() {
 }
 
 #[test]
-fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it() {
+fn failed_guest_is_recorded_as_ours_before_heard_is_sent() {
     let mut scene = scene(|mut channel, _, records| {
         expect_commit(&mut channel);
         let reason = "no disks".to_owned();
         channel.send(&FromDestination::Failed { reason }).expect("room");
         let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Heard);
-        // It is removed once the guest runs.
+        // The record is removed once the guest runs.
         assert_ne!(noted(records), Some(Phase::Committed));
     });
-    // The disks are the destination's for a moment more.
+    // The destination holds the disks for a moment longer.
     scene.qemu.state().refuses = "cont";
     let qemu = scene.qemu.clone();
     let disks = thread::spawn(move || {
@@ -165,7 +165,7 @@ fn one_that_has_not_run_there_is_noted_as_ours_before_the_destination_forgets_it
 }
 
 #[test]
-fn a_break_after_commit_is_ridden_out() {
+fn commit_is_sent_again_if_the_connection_is_lost_after_it() {
     let mut scene = scene(|mut channel, listener, _| {
         expect_commit(&mut channel);
         drop(channel);
@@ -180,14 +180,14 @@ fn a_break_after_commit_is_ridden_out() {
 }
 
 #[test]
-fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
+fn abort_is_sent_again_on_a_new_connection_if_the_first_is_lost() {
     let mut scene = scene(|channel, listener, _| {
         drop(channel);
         let mut channel = welcome(listener, Purpose::Recover);
         let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
     });
-    // Until it is known to be gone.
+    // Waits until the connection is known to be closed.
     let channel = scene.migration.channel.as_mut().expect("a connection");
     while !matches!(
         channel.recv::<FromDestination>(Instant::now() + LIMIT),
@@ -201,14 +201,14 @@ fn an_abort_is_said_again_to_a_destination_that_may_wait_for_it() {
 }
 
 #[test]
-fn abort_reaches_a_destination_that_has_the_disks_before_the_guest_goes_on() {
+fn guest_continues_only_after_abort_has_freed_the_disks() {
     let (sender, qemu) = std::sync::mpsc::channel::<fake::Qemu>();
     let mut scene = scene(move |channel, listener, _| {
         drop(channel);
         let mut channel = welcome(listener, Purpose::Recover);
         let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
-        // Its QEMU has had them until now.
+        // The destination's QEMU has held the disks until now.
         qemu.recv().expect("a QEMU").state().refuses = "";
     });
     scene.qemu.state().refuses = "cont";

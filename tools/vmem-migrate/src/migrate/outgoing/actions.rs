@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the source does: each action of its state machine.
+//! Executes each action of the source's state machine.
 
 use crate::Phase;
 use crate::source::{Action, Event, State};
@@ -20,7 +20,7 @@ use crate::page_server::PageServer;
 use crate::record::Outgoing;
 
 impl OutgoingMigration {
-    /// Carries out these actions; the last one may answer.
+    /// Executes these actions. The last one may return an event.
     pub(super) fn carry_out(&mut self, due: &[Action]) -> Option<Event> {
         due.iter().fold(None, |_, action| self.carry_out_one(*action))
     }
@@ -31,7 +31,7 @@ impl OutgoingMigration {
             Action::Start => self.start().err().map(|trouble| self.fail(trouble)),
             Action::RecordCommitted => Some(match self.signals.check() {
                 Ok(()) => self.note(Phase::Committed),
-                // Nothing is given away any more.
+                // A signal has arrived, so the source keeps the guest.
                 Err(stopped) => {
                     self.trouble = Some(stopped.into());
                     Event::NotRecorded
@@ -41,7 +41,7 @@ impl OutgoingMigration {
             Action::RecordComplete => Some(self.note(Phase::Complete)),
             Action::RecordRunning => {
                 self.announce();
-                // If it cannot be recorded, `recover` asks.
+                // If this cannot be recorded, `recover` asks the destination.
                 let _ = self.note(Phase::Running);
                 None
             }
@@ -54,7 +54,7 @@ impl OutgoingMigration {
             }
             Action::Reconnect => self.reconnect(),
             Action::Heard => {
-                // If it is not heard, the destination goes on saying its last word.
+                // If the destination does not receive HEARD, it continues to send its final message.
                 if self.send(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
                     let _ = Endpoint::new(&self.security, &self.record).heard();
                 }
@@ -107,7 +107,7 @@ impl OutgoingMigration {
             .map_or(Err(ChannelError::Closed), |channel| channel.send(message))
     }
 
-    /// Replaces what is recorded. If that fails, it has not become true.
+    /// Records `phase`. If that fails, the phase in memory stays as it was.
     fn note(&mut self, phase: Phase) -> Event {
         let record = Outgoing {
             phase,
@@ -131,7 +131,7 @@ impl OutgoingMigration {
     /// Has QEMU send the guest's state over a connection of its own.
     fn send_state(&mut self) -> Result<(), Cause> {
         let state = Endpoint::new(&self.security, &self.record).connect(Purpose::State, &self.signals)?;
-        // Somebody else may have moved it meanwhile.
+        // Another client of QEMU may have moved the guest meanwhile.
         let status = guest::status(self.qmp()?)?;
         let expected = if self.record.run { "running" } else { "paused" };
         let (migration, _) = guest::migration(self.qmp()?)?;
@@ -148,14 +148,14 @@ impl OutgoingMigration {
         settings.change(self.qmp()?)?;
         let uri = stream::give(self.qmp()?, state)?;
         let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
-        // One that does not answer may have begun.
+        // A QEMU that does not answer may have begun to migrate.
         self.begun = !matches!(begun, Err(vmem_qmp::Error::Refused { .. }));
         begun?;
         self.deadline = within(self.timeout);
         Ok(())
     }
 
-    /// The guest has stopped: its pages may be fetched, and QEMU sends the rest.
+    /// Sends START: the guest has stopped, so its pages may be fetched. Then has QEMU send the rest of the state.
     fn start(&mut self) -> Result<(), Cause> {
         self.send(&FromSource::Start).map_err(lost)?;
         self.qmp()?.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
@@ -183,8 +183,9 @@ impl OutgoingMigration {
         }
     }
 
-    /// Says ABORT. A destination that does not hear it finds the connection closed, which means the same, but for a destination that has
-    /// the whole state: that one waits for the word, and its QEMU may have the disks until then.
+    /// Sends ABORT. A destination that does not receive it finds the connection closed. For most destinations that means the same. A
+    /// destination that may have the whole state waits for ABORT instead, and its QEMU may hold the disks until then, so ABORT is repeated
+    /// to such a one.
     fn abort(&mut self) {
         let reason = match &self.trouble {
             None => "the guest goes on at the source".to_owned(),
@@ -199,7 +200,7 @@ impl OutgoingMigration {
         self.farewell = (self.stopped.is_some() || self.resumed).then_some(reason);
     }
 
-    /// Has the guest go on here. ABORT is said beside it, as long as it takes.
+    /// Continues the guest here. ABORT is sent in a thread beside it, as long as that takes.
     fn resume_guest(&mut self) -> Event {
         if let Some(trouble) = self.trouble.as_ref().filter(|_| self.resumed) {
             self.report.note(&chain(trouble));
@@ -237,14 +238,14 @@ impl OutgoingMigration {
         Event::NotResumed
     }
 
-    /// Has pages served. A vmemd that an earlier vmemctl has left may serve a guest that runs: it is not taken away.
+    /// Makes sure that pages are served. A vmemd that an earlier vmemctl has left is not disturbed, because the guest may need it.
     fn serve(&mut self) {
         if !is_left(&self.record.session, Duty::Serve, &self.state_dir) {
             self.supervise();
         }
     }
 
-    /// Has pages served by a vmemd that is supervised. One that an earlier vmemctl has left is taken over.
+    /// Has a supervised vmemd serve pages. A vmemd that an earlier vmemctl has left is taken over.
     fn supervise(&mut self) {
         match PageServer::again(
             &self.record.vmemd,
@@ -257,8 +258,8 @@ impl OutgoingMigration {
         }
     }
 
-    /// Nothing is needed of QEMU any more. It may have been ended by hand, and it is not this migration's if it has a guest that runs or is
-    /// paused: that one came later, or somebody has started it.
+    /// Ends QEMU, which is not needed any more. It may have been ended by hand. If its guest runs or is paused, the guest does not belong
+    /// to this move: it was started later or by hand, so QEMU is left running.
     fn end_qemu(&mut self) {
         if self.keep_source {
             return;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A signal in each phase: before COMMIT the guest goes on here and nothing is left, after it the move can be gone on with.
+//! A signal in each phase. Before COMMIT the guest continues here and no record is left. After COMMIT the move can be continued.
 
 use vmem_cli::chain;
 
 use super::*;
 
-/// How the source hears of a signal, from a destination that waits for the right moment.
+/// The channel on which a destination gets the signals of the source, to raise one at the right moment.
 type Raise = std::sync::mpsc::Receiver<Signals>;
 
 /// A scene in which `destination` raises the signal.
@@ -28,7 +28,7 @@ fn expect_abort(channel: &mut Channel) {
     channel.send(&FromDestination::Failed { reason }).expect("room");
 }
 
-/// The guest goes on at the source, and nothing is noted any more.
+/// Checks that the guest continues at the source, and that no record is left.
 fn expect_at_source(scene: Scene, result: Result<(), Error>) {
     let Scene {
         directory,
@@ -46,7 +46,7 @@ fn expect_at_source(scene: Scene, result: Result<(), Error>) {
     assert!(!directory.path().join("out.guest0").exists());
 }
 
-/// The guest is the destination's, and that is noted.
+/// Checks that the destination owns the guest, and that this is recorded.
 fn expect_detached(scene: Scene, result: Result<(), Error>, phase: Phase) {
     let failure = result.expect_err("it was interrupted");
     assert!(matches!(failure, Error::Detached(_)), "{failure:?}");
@@ -62,7 +62,7 @@ fn signal_while_another_client_has_the_monitor_ends_the_move() {
     use clap::Parser;
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
-    // It takes the connection, and does not greet.
+    // The socket accepts the connection, and sends no greeting.
     let _busy = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
     let (state, qmp) = (directory.path().to_str().expect("a path"), path.to_str().expect("a path"));
     let cli = crate::options::cli::Cli::parse_from(["vmemctl", "--state", state, "migrate", "--qmp", qmp, "--to", "127.0.0.1:1"]);
@@ -105,7 +105,7 @@ fn signal_while_the_state_connection_is_made_ends_the_move() {
     let mut scene = raised(|mut channel, listener, signals| {
         channel.recv_within::<FromSource>(LIMIT).expect("an offer");
         channel.send(&FromDestination::Ready).expect("room");
-        // It is taken, and not welcomed.
+        // The connection is accepted, and WELCOME is not sent.
         let _silent = listener.accept().expect("a connection");
         signals.raise();
         expect_abort(&mut channel);
@@ -115,14 +115,14 @@ fn signal_while_the_state_connection_is_made_ends_the_move() {
     expect_at_source(scene, result);
 }
 
-/// Offers the guest, until the signal comes.
+/// Offers the guest, and runs until the signal ends the move.
 fn offer(scene: &mut Scene) -> Result<(), Error> {
     let offer = offer_of(&scene.migration.record, &[], String::new(), false);
     let first = scene.migration.offer(&offer);
     scene.migration.run_until(first, |_| false)
 }
 
-/// Sends the state until the signal comes.
+/// Sends the state, and runs until the signal ends the move.
 fn switch(scene: &mut Scene) -> Result<(), Error> {
     scene.migration.run_until(Some(Event::Ready), |_| false)
 }
@@ -141,7 +141,7 @@ fn signal_while_the_state_is_sent_ends_the_move() {
 }
 
 #[test]
-fn signal_when_the_guest_has_stopped_has_it_go_on_here() {
+fn signal_after_the_stop_continues_the_guest_here() {
     let mut scene = raised(|mut channel, listener, signals| {
         let _state = welcome(listener, Purpose::State);
         let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
@@ -158,7 +158,7 @@ fn signal_when_the_guest_has_stopped_has_it_go_on_here() {
 }
 
 #[test]
-fn signal_before_commit_is_said_has_the_guest_go_on_here() {
+fn signal_before_commit_continues_the_guest_here() {
     let mut scene = raised(|mut channel, _, signals| {
         signals.raise();
         expect_abort(&mut channel);
@@ -187,7 +187,7 @@ fn signal_after_commit_leaves_the_guest_alone() {
     let began = Instant::now();
     let result = commit(&mut scene.migration);
     assert!(began.elapsed() < Duration::from_secs(8), "not when the destination is lost");
-    // The program has ended.
+    // Closes the connection, as the end of the program does.
     let (ours, _) = std::os::unix::net::UnixStream::pair().expect("sockets");
     let socket = socket2::Socket::from(ours);
     scene.migration.channel = Channel::new(socket.try_clone().expect("a socket"), &socket).ok();
@@ -195,11 +195,11 @@ fn signal_after_commit_leaves_the_guest_alone() {
 }
 
 #[test]
-fn signal_while_a_lost_destination_is_tried_for_leaves_the_guest_alone() {
+fn signal_during_reconnect_leaves_the_guest_alone() {
     let mut scene = raised(|mut channel, listener, signals| {
         expect_commit(&mut channel);
         drop(channel);
-        // Nobody is welcomed any more.
+        // The next connection is accepted, and WELCOME is not sent.
         let _silent = listener.accept().expect("a connection");
         signals.raise();
         thread::sleep(Duration::from_millis(200));
@@ -211,7 +211,7 @@ fn signal_while_a_lost_destination_is_tried_for_leaves_the_guest_alone() {
 }
 
 #[test]
-fn signal_while_pages_come_leaves_the_guest_alone() {
+fn signal_while_pages_are_fetched_leaves_the_guest_alone() {
     let mut scene = raised(|mut channel, _, signals| {
         expect_commit(&mut channel);
         channel.send(&FromDestination::Running).expect("room");

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is said is read by nobody: the guest moves all the same, and does not stand still meanwhile.
+//! The guest moves, and does not stand still meanwhile, although no process reads the output.
 
 use super::*;
 use crate::unread;
 
-/// What the destination says of its vmemd.
+/// A message of the destination about its vmemd.
 fn pages() -> FromDestination {
     let regions = json!([{"bytes": 8192, "present_bytes": 4096}]);
     FromDestination::PageFetcher {
@@ -13,8 +13,8 @@ fn pages() -> FromDestination {
 }
 
 #[test]
-fn guest_moves_while_nobody_reads_the_output() {
-    let test = concat!(module_path!(), "::guest_moves_while_nobody_reads_the_output");
+fn guest_moves_while_output_is_not_read() {
+    let test = concat!(module_path!(), "::guest_moves_while_output_is_not_read");
     unread::run(test, || [true, false].into_iter().for_each(move_guest));
 }
 
@@ -50,8 +50,8 @@ fn move_guest(json: bool) {
 }
 
 #[test]
-fn signal_is_heard_while_nobody_reads_the_output() {
-    let test = concat!(module_path!(), "::signal_is_heard_while_nobody_reads_the_output");
+fn signal_ends_the_move_while_output_is_not_read() {
+    let test = concat!(module_path!(), "::signal_ends_the_move_while_output_is_not_read");
     unread::run(test, || {
         let mut scene = scene(|mut channel, _, _| {
             let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
