@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A vmemd, over its control socket. It outlives the vmemctl that has started it, whatever that ends of, and another vmemctl takes it over.
+//! A vmemd, over its control socket. vmemd outlives the vmemctl that has started it, however vmemctl ends, and another vmemctl takes it
+//! over.
 
 mod conversation;
 #[cfg(test)]
@@ -40,7 +41,7 @@ use spawned::{Held, Spawned, TIMEOUT};
 pub enum DaemonError {
     #[error("cannot start {}", .0.display())]
     Start(PathBuf, #[source] io::Error),
-    /// The directory of the guest cannot be written to.
+    /// The guest's directory cannot be written to.
     #[error("vmemd is not started, because {} cannot be written", .0.display())]
     Note(PathBuf, #[source] io::Error),
     #[error("vmemd is not started")]
@@ -64,13 +65,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts vmemd with these arguments, for this session. What it says on standard error is in `place`, and so is its socket, for whoever
-    /// comes after this program.
+    /// Starts vmemd with these arguments, for this session. `state_dir` has its log of standard error and its socket, so that a later
+    /// vmemctl can take it over.
     pub(crate) fn start(arguments: &[String], session: &str, state_dir: &StateDir) -> Result<Self, DaemonError> {
         Self::spawn(&program(), arguments, session, state_dir)
     }
 
-    /// As [`start`](Self::start), with this program.
+    /// As [`start`](Self::start), with `program` instead of vmemd.
     pub(crate) fn spawn(program: &Path, arguments: &[String], session: &str, state_dir: &StateDir) -> Result<Self, DaemonError> {
         let failed = |error| DaemonError::Start(program.to_owned(), error);
         let log = log(state_dir)?;
@@ -82,10 +83,10 @@ impl Daemon {
             // Everybody on this host can read the arguments, and who knows the whole number could say what becomes of the guest.
             .args(["--control", "-", "--session", public_session(session)])
             .stdin(OwnedFd::from(listener))
-            // Everything is said over the socket.
+            // vmemd reports everything over the socket.
             .stdout(Stdio::null())
             .stderr(errors)
-            // The terminal's signals are not for it.
+            // A process group of its own keeps signals of the terminal from vmemd.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -99,12 +100,12 @@ impl Daemon {
             Err(error) => Err(DaemonError::Note(state_dir.path(PID), error)),
         };
         let socket = state_dir.path(SOCKET);
-        // It waits in the queue of the socket until vmemd takes it. If vmemd has ended, that is heard.
+        // The greeting waits in the socket's queue until vmemd accepts it. If vmemd has ended, the conversation notices that.
         let greeting = Greeting::send(&socket).ok();
         let process = match Process::of_child(&child).map_err(failed).and_then(recorded) {
             Ok(process) => process,
             Err(error) => {
-                // Nobody could end it later.
+                // Without a record, no later vmemctl could end this process.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(error);
@@ -119,8 +120,8 @@ impl Daemon {
         })
     }
 
-    /// The vmemd that an earlier vmemctl has started for the same session and duty, if it is there. One that does not answer is taken over
-    /// as well: what it does is seen from the regions.
+    /// The vmemd that an earlier vmemctl has started for the same session and duty, if it still runs. A vmemd that does not answer is taken
+    /// over as well: the state of the regions shows what it does.
     pub(crate) fn take_over(session: &str, duty: Duty, state_dir: &StateDir) -> Option<Self> {
         let left = Left::find(state_dir).filter(|left| left.is_of(session, duty))?;
         let Left {
@@ -133,7 +134,7 @@ impl Daemon {
         Self::converse(&held, first, &state_dir.path(SOCKET), log, None).ok()
     }
 
-    /// Listens to it in a thread.
+    /// Starts the thread that holds the conversation.
     fn converse(
         held: &Arc<Held>,
         first: Option<(Greeting, bool)>,
@@ -165,12 +166,12 @@ impl Daemon {
         })
     }
 
-    /// What it says next, if it does so within `limit`.
+    /// The next event, if there is one within `limit`.
     pub(crate) fn recv(&mut self, limit: Duration) -> Option<DaemonEvent> {
         self.says.recv(limit)
     }
 
-    /// Waits until it says something that `wanted` makes something of.
+    /// Waits for an event for which `wanted` returns a value.
     pub(crate) fn wait_for<T>(&mut self, limit: Duration, wanted: impl Fn(&DaemonEvent) -> Option<T>) -> Result<T, DaemonError> {
         let until = Instant::now() + limit;
         loop {
@@ -187,7 +188,7 @@ impl Daemon {
         }
     }
 
-    /// What gives it orders without having it.
+    /// A handle that gives orders to vmemd, without owning it.
     pub(crate) fn orders(&self) -> Orders {
         self.orders.clone()
     }
@@ -198,14 +199,14 @@ impl Daemon {
         &self.held
     }
 
-    /// Has it end, and waits until it has: by an order if it hears, and if that does not help by signals.
+    /// Ends vmemd, and waits until it has ended. Uses an order if vmemd responds, and signals if that does not suffice.
     pub(crate) fn end(&self) {
         if !(self.orders.stop() && self.held.wait(TIMEOUT)) {
             self.held.end();
         }
     }
 
-    /// Why it ended: of a child with the last line of its log.
+    /// Why vmemd has ended. For a child, this has the last line of its log.
     pub(crate) fn ended(&self, ended: &Ended) -> DaemonError {
         let Some(status) = ended.status else {
             let why = ended.said.as_ref().and_then(|(_, why)| why.as_ref());
@@ -227,7 +228,7 @@ fn log(state_dir: &StateDir) -> Result<PathBuf, DaemonError> {
         .map_err(|error| DaemonError::Note(state_dir.directory().to_owned(), io::Error::other(error)))
 }
 
-/// The socket of the vmemd that is about to be started. A vmemd that has it still is not wanted any more: there is one at a time.
+/// Binds the socket of the vmemd that is about to be started. Ends a vmemd that still has the socket: a guest has one vmemd at a time.
 fn listen(state_dir: &StateDir) -> Result<UnixListener, DaemonError> {
     let path = state_dir.path(SOCKET);
     let is_in_use = |error: &vmem_control::Error| matches!(error, vmem_control::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Keeps one vmemd alive, in a thread of its own: when it ends, another one is started, sooner or later.
+//! Keeps one vmemd alive, in a thread of its own: when vmemd ends, the thread starts another one, at once or after a pause.
 //!
-//! The thread waits for nothing but vmemd: neither for QEMU, which may itself wait for a page, nor for the other host.
+//! The thread waits for vmemd alone. It does not wait for QEMU, which may itself wait for a page, nor for the other host.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,65 +16,65 @@ use vmem_wait::BackOff;
 use crate::daemon::{Daemon, DaemonError, DaemonEvent, Orders};
 use crate::queue::{Message, Receiver, Sender, queue};
 
-/// How often it is looked whether supervision is over.
+/// How often the thread checks whether supervision has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long one that is started last, before supervision is over, is watched.
+/// How long the thread watches a vmemd that it starts last, after supervision has been told to end.
 const SETTLING: Duration = Duration::from_secs(2);
 
-/// The pauses before a vmemd that ends again and again is started again: none at first, then 1 s, 2 s, 4 s, up to one minute. A vmemd that
-/// has run for longer than that starts the pauses anew.
+/// The pauses before a vmemd that ends again and again is started again: none at first, then 1 s, 2 s, 4 s, up to one minute. After a vmemd
+/// that has run for longer than that, the pauses begin anew.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What follows the end of a vmemd.
+/// What the supervisor does after the end of a vmemd.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Restart {
-    /// No other one: its work is done, or cannot be done.
+    /// Start no other vmemd: its work is done, or cannot be done.
     Over,
-    /// Another one, after this time.
+    /// Start another vmemd after this time.
     In(Duration),
-    /// Another one, at once at first, and after longer and longer pauses if it ends again and again.
+    /// Start another vmemd, at once at first, and after growing pauses if it ends again and again.
     BackOff,
 }
 
-/// What a supervisor has to know of its vmemd.
+/// How a supervisor starts its vmemd, and how it judges that vmemd.
 pub(crate) trait Supervised: Send + 'static {
-    /// Starts one.
+    /// Starts a vmemd.
     fn start(&self) -> Result<Daemon, DaemonError>;
 
-    /// Whether one may be started, or go on now that it is ready; why not.
+    /// Checks whether a vmemd may be started, or may continue now that it is ready. The error says why not.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
 
-    /// Whether it is ready, by what it says.
+    /// Whether vmemd is ready, by this event.
     fn is_ready(&self, said: &DaemonEvent) -> bool;
 
-    /// How long it may take until then.
+    /// How long vmemd may take to become ready.
     fn patience(&self) -> Option<Duration>;
 
-    /// What follows its end with this exit code. `None`: it was killed, could not be started, or nobody knows how it has ended.
+    /// What follows the end of vmemd. `code` is `None` if vmemd was killed, could not be started, or its exit code is unknown.
     fn after(&self, code: Option<i32>) -> Restart;
 }
 
-/// What becomes of vmemd.
+/// An event about vmemd.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// It says something.
+    /// An event that vmemd has sent.
     DaemonReport(DaemonReport),
-    /// Where it stands, when it is connected to.
+    /// The status of vmemd, after a connection to it.
     Status(Status),
-    /// One that serves does not take orders.
+    /// A vmemd that is ready does not accept orders.
     Refuses(String),
-    /// One that was started again is ready.
+    /// A vmemd that the supervisor has started is ready.
     Ready,
-    /// It has ended, or could not be started.
+    /// vmemd has ended, or could not be started.
     Ended {
         why: String,
-        /// Its exit code. `None`: it was killed, could not be started, or nobody knows how it has ended.
+        /// Its exit code. `None`: vmemd was killed, could not be started, or its exit code is unknown.
         code: Option<i32>,
-        /// When the next one is started. `None`: none is, and this is the last event.
+        /// When the next vmemd is started. `None`: none is, and this is the last event.
         again: Option<Duration>,
     },
 }
@@ -89,15 +89,15 @@ impl Message for Event {
     }
 }
 
-/// What is supervised first.
+/// The vmemd that supervision begins with.
 pub(crate) enum Initial {
-    /// One that is ready, or was when an earlier vmemctl left it.
+    /// A vmemd that is ready, or was ready when an earlier vmemctl left it.
     Running(Daemon),
-    /// None: it has to be started.
+    /// None: the supervisor starts one.
     Missing,
 }
 
-/// A vmemd, and whoever keeps it alive.
+/// The handle of a supervisor thread and its vmemd.
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     events: Receiver<Event>,
@@ -106,23 +106,23 @@ pub(crate) struct Supervisor {
 
 #[derive(Default)]
 struct Shared {
-    /// Supervision is over, and vmemd serves on.
+    /// Supervision is to end, and vmemd is to continue.
     leave: AtomicBool,
-    /// Supervision is over, and vmemd ends.
+    /// Supervision is to end, and vmemd is to end.
     stop: AtomicBool,
     requests: Mutex<Requests>,
 }
 
-/// What is said to vmemd.
+/// The orders to vmemd.
 #[derive(Default)]
 struct Requests {
     orders: Option<Orders>,
-    /// What each new one is told.
+    /// The orders that each new vmemd gets.
     lasting: Vec<Request>,
 }
 
 impl Supervisor {
-    /// Begins with `first`.
+    /// Starts supervision with `first`.
     pub(crate) fn new(work: impl Supervised, first: Initial) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (sender, events) = queue();
@@ -145,7 +145,7 @@ impl Supervisor {
         })
     }
 
-    /// Gives an order to the vmemd that is there, and to each that comes after it.
+    /// Gives an order to the present vmemd, and to each that follows.
     pub(crate) fn order(&self, request: Request) {
         let mut requests = self.shared.requests();
         requests.lasting.push(request.clone());
@@ -154,7 +154,7 @@ impl Supervisor {
         }
     }
 
-    /// What happens next, if it does so within `limit`.
+    /// The next event, if there is one within `limit`.
     pub(crate) fn recv(&self, limit: Duration) -> Option<Event> {
         self.events.recv(limit)
     }
@@ -165,7 +165,7 @@ impl Supervisor {
         self.join();
     }
 
-    /// Leaves vmemd alone; whether there is one. If there is none at the moment, one more is started.
+    /// Ends supervision, and leaves vmemd running. If there is none at the moment, one more is started. Returns whether a vmemd is left.
     pub(crate) fn leave(mut self) -> bool {
         self.shared.leave.store(true, Ordering::SeqCst);
         self.join()
@@ -177,7 +177,7 @@ impl Supervisor {
 }
 
 impl Drop for Supervisor {
-    /// Leaves vmemd alone: a guest may need it.
+    /// Leaves vmemd running, because a guest may need it.
     fn drop(&mut self) {
         self.shared.leave.store(true, Ordering::SeqCst);
     }
@@ -197,7 +197,7 @@ impl Shared {
     }
 }
 
-/// The inside of the thread.
+/// The state of the thread.
 struct SupervisorThread<W> {
     work: W,
     shared: Arc<Shared>,
@@ -205,16 +205,16 @@ struct SupervisorThread<W> {
     back_off: BackOff,
 }
 
-/// What watching one comes to.
+/// How watching a vmemd has ended.
 enum Outcome {
     Ended(End),
-    /// Supervision is over, and a vmemd is left, or not.
+    /// Supervision has ended. `left`: a vmemd still runs.
     Over {
         left: bool,
     },
 }
 
-/// How one has ended.
+/// How a vmemd has ended.
 struct End {
     why: String,
     code: Option<i32>,
@@ -222,7 +222,7 @@ struct End {
 }
 
 impl<W: Supervised> SupervisorThread<W> {
-    /// Until supervision is over; whether a vmemd is left.
+    /// Runs until supervision ends. Returns whether a vmemd is left.
     fn keep(mut self, first: Initial) -> bool {
         let mut outcome = match first {
             Initial::Running(daemon) => self.watch(daemon, true),
@@ -252,7 +252,7 @@ impl<W: Supervised> SupervisorThread<W> {
         }
     }
 
-    /// Starts one, and watches it.
+    /// Starts a vmemd, and watches it.
     fn start(&mut self) -> Outcome {
         let failed = |why| {
             Outcome::Ended(End {
@@ -273,7 +273,7 @@ impl<W: Supervised> SupervisorThread<W> {
         }
     }
 
-    /// From now on it gets the orders, and first those that last.
+    /// Directs orders to this vmemd from now on, and gives it the lasting ones first.
     fn introduce(&self, daemon: &Daemon) {
         let mut requests = self.shared.requests();
         let orders = daemon.orders();
@@ -281,17 +281,17 @@ impl<W: Supervised> SupervisorThread<W> {
         requests.orders = Some(orders);
     }
 
-    /// Hears what it says until it ends.
+    /// Receives the events of a vmemd until it or supervision ends.
     fn watch(&self, mut daemon: Daemon, mut is_ready: bool) -> Outcome {
         let began = Instant::now();
-        // Why it was made to end.
+        // Why this thread makes vmemd end.
         let mut fault = None;
         loop {
             if self.shared.stops() {
                 daemon.end();
                 return Outcome::Over { left: false };
             }
-            // One that was just started may yet fail.
+            // A vmemd that was just started may still fail.
             if self.shared.is_over() && (is_ready || began.elapsed() > SETTLING) {
                 return Outcome::Over { left: true };
             }
@@ -303,7 +303,7 @@ impl<W: Supervised> SupervisorThread<W> {
                         lived: began.elapsed(),
                     });
                 }
-                // One that serves is not ended for that.
+                // A vmemd that is ready may serve a guest, so a refused order does not end it.
                 Some(DaemonEvent::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
                 Some(DaemonEvent::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
                 Some(said) => {
@@ -311,7 +311,7 @@ impl<W: Supervised> SupervisorThread<W> {
                     self.pass(said);
                     if became_ready {
                         is_ready = true;
-                        // What it opens by name it has opened meanwhile.
+                        // vmemd has opened its files by name meanwhile. This checks that they are the right ones.
                         match self.work.check() {
                             Ok(()) => self.tell(Event::Ready),
                             Err(why) => fault = fault.or(Some(why)),
@@ -341,7 +341,7 @@ impl<W: Supervised> SupervisorThread<W> {
         }
     }
 
-    /// Waits before another one is started.
+    /// Waits before the next start. The end of supervision ends the wait.
     fn rest(&self, pause: Duration) {
         let until = Instant::now() + pause;
         while !self.shared.is_over() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The conversation with a vmemd, in a thread of its own: what vmemd says goes into a queue, and orders go the other way without waiting.
+//! The conversation with a vmemd, in a thread of its own: the thread queues what vmemd sends. Orders go the other way without waiting.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -13,35 +13,35 @@ use vmem_control::{Answer, Caller, Error, Event, Greeting, Message as FromDaemon
 use super::spawned::{Held, lock};
 use crate::queue::{Message, Sender};
 
-/// How often it is looked whether a vmemd that says nothing has ended.
+/// How often the thread checks whether a silent vmemd has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Before a vmemd that has closed the connection, and lives, is connected to again.
+/// The pause before the thread reconnects to a vmemd that has closed the connection and lives.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What a vmemd says, and how it ends.
+/// An event of a vmemd, or its end.
 #[derive(Debug)]
 pub(crate) enum DaemonEvent {
-    /// Where it stands, once it is connected to.
+    /// The status of vmemd, after a connection to it.
     Status(Status),
     Event(Event),
-    /// It does not take orders from this program.
+    /// vmemd does not accept orders from this program.
     Refuses(String),
-    /// Its process has ended.
+    /// The process of vmemd has ended.
     Ended(Ended),
 }
 
 /// How a vmemd has ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Ended {
-    /// Of a child.
+    /// The exit status, if vmemd was a child of this process.
     pub(crate) status: Option<ExitStatus>,
-    /// What it has said itself: its exit code, and why.
+    /// What vmemd has reported before its end: its exit code, and why.
     pub(crate) said: Option<(u8, Option<String>)>,
 }
 
 impl Ended {
-    /// The exit code, if it has not been killed, and if that is known.
+    /// The exit code, if vmemd has not been killed and the code is known.
     pub(crate) fn code(&self) -> Option<i32> {
         match self.status {
             Some(status) => status.code(),
@@ -60,23 +60,23 @@ impl Message for DaemonEvent {
     }
 }
 
-/// The way to a vmemd, which takes orders if it is there.
+/// A handle that gives orders to a vmemd while there is a connection.
 #[derive(Clone, Default)]
 pub(crate) struct Orders {
     caller: Arc<Mutex<Option<Caller>>>,
-    /// It has answered.
+    /// vmemd has answered the greeting.
     greeted: Arc<AtomicBool>,
 }
 
 impl Orders {
-    /// Gives an order, if there is somebody to take it. Waits for nothing: if vmemd has ended, that is heard.
+    /// Gives an order, if there is a connection. Does not wait. If vmemd has ended, the conversation notices that.
     pub(crate) fn give(&self, request: Request) {
         if let Some(caller) = &*lock(&self.caller) {
             let _ = caller.send(request);
         }
     }
 
-    /// Asks it to end, if it is known to hear.
+    /// Asks vmemd to end, if it has answered the greeting. Returns whether it has.
     pub(super) fn stop(&self) -> bool {
         let hears = self.greeted.load(Ordering::SeqCst);
         if hears {
@@ -91,7 +91,7 @@ pub(super) struct Conversation {
     pub(super) socket: PathBuf,
     pub(super) orders: Orders,
     pub(super) says: Sender<DaemonEvent>,
-    /// What vmemd has said of its end.
+    /// The exit code and reason that vmemd has reported.
     end: Option<(u8, Option<String>)>,
     has_refused: bool,
 }
@@ -107,17 +107,17 @@ impl Conversation {
         }
     }
 
-    /// From now on orders go there; those that are given before it answers as well.
+    /// Directs orders to this connection from now on. vmemd also gets those that are given before it answers.
     pub(super) fn connected(&self, greeting: &Greeting) {
         let caller = greeting.caller();
-        // If it has ended, that is heard.
+        // If vmemd has ended, the thread notices that.
         let _ = caller.send(Request::Subscribe);
         let _ = caller.send(Request::Status);
         *lock(&self.orders.caller) = Some(caller);
     }
 
-    /// Until the process has ended: on this connection, whose HELLO has been answered or not, and on others if it is lost. Returns what
-    /// vmemd has said of its end.
+    /// Receives until the process has ended: on this connection, whose HELLO has been answered or not, and on new ones if it is lost.
+    /// Returns the exit code and reason that vmemd has reported.
     pub(super) fn hold(
         mut self,
         first: Option<(Greeting, bool)>,
@@ -142,7 +142,7 @@ impl Conversation {
         }
     }
 
-    /// Until the connection is lost, or the process has ended.
+    /// Receives until the connection is lost, or the process has ended.
     fn recv(&mut self, mut greeting: Greeting, is_answered: bool, held: &Held) -> Result<(), Error> {
         while !is_answered && greeting.wait(Instant::now() + POLL_INTERVAL)?.is_none() {
             if held.wait(Duration::ZERO) {
@@ -151,7 +151,7 @@ impl Conversation {
         }
         self.orders.greeted.store(true, Ordering::SeqCst);
         let (_caller, mut incoming) = greeting.into_parts();
-        // The end of a script in its place is not the end of a vmemd that the script has started: that one closes the connection.
+        // A script instead of vmemd may end before the vmemd that it has started. The connection closes when vmemd ends.
         loop {
             if let Some(message) = incoming.next(Instant::now() + POLL_INTERVAL)? {
                 self.heard(message);
@@ -159,7 +159,7 @@ impl Conversation {
         }
     }
 
-    /// Tells once why it cannot be talked to. That it has closed the connection is mostly its end.
+    /// Reports once why the conversation failed. A closed connection is not reported, because it mostly means that vmemd has ended.
     fn lost(&mut self, error: &Error) {
         if !matches!(error, Error::Closed) && !std::mem::replace(&mut self.has_refused, true) {
             self.says.send(DaemonEvent::Refuses(chain(error)));
@@ -178,7 +178,7 @@ impl Conversation {
                 answer: Answer::Status(status),
                 ..
             }) => self.says.send(DaemonEvent::Status(status)),
-            // That it does not start or release is said by what it does.
+            // The events show whether vmemd starts and releases.
             FromDaemon::Reply(_) => {}
         }
     }

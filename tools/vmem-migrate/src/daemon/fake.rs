@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! This test program in a vmemd's place: it has a control socket, and does what it is told in the environment.
+//! This test program as a fake vmemd: it has a control socket, and executes a script from the environment.
 
 use std::process::exit;
 use std::sync::mpsc::{Sender, channel};
@@ -8,22 +8,23 @@ use std::time::Duration;
 
 use vmem_control::{About, Duty, Event, Figures, Refusal, Server, Service, socket};
 
-/// What it does: words, each with at most one argument, separated by `;`. One that begins with `fetch` fetches, and others serve.
+/// The script: words, each with at most one argument, separated by `;`. With `fetch` as its first word the fake fetches, otherwise it
+/// serves.
 const SCRIPT: &str = "VMEMCTL_FAKE_VMEMD";
 
-/// Arguments of `sh` for one that does this. The options of a vmemd follow: the session is the last of them.
+/// Arguments of `sh` for a fake vmemd with this script. The options of vmemd follow: the session is the last of them.
 pub(crate) fn shell(script: &str) -> Vec<String> {
     ["-c".to_owned(), format!("exec {}", command(script))].to_vec()
 }
 
-/// What a shell script starts in a vmemd's place.
+/// The command by which a shell script starts a fake vmemd.
 pub(crate) fn command(script: &str) -> String {
     let this = std::env::current_exe().expect("this program");
     let this = this.display();
     format!("env {SCRIPT}='{script}' SESSION=\"$3\" '{this}' --ignored --exact daemon::fake::vmemd --nocapture")
 }
 
-/// What arrives.
+/// Passes on the orders that arrive.
 struct Orders(Sender<&'static str>);
 
 impl Service for Orders {
@@ -42,7 +43,7 @@ impl Service for Orders {
     }
 }
 
-/// An event that says so.
+/// An event with this word.
 pub(crate) fn said(word: &str) -> Event {
     let name = word.to_owned();
     Event::Short { name }
@@ -61,7 +62,7 @@ fn vmemd() {
     let listener = socket::inherited().expect("a socket");
     let (sender, orders) = channel();
     let mut server = Some(Server::start(listener, about, Orders(sender)).expect("a server"));
-    // Whoever has started it is about to connect, and to subscribe.
+    // The test that has started this is about to connect and to subscribe.
     thread::sleep(Duration::from_millis(100));
     let publish = |server: &Option<Server>, event| server.iter().for_each(|server| server.publisher().publish(event_of(&event)));
     for step in script.split(';') {
@@ -76,9 +77,9 @@ fn vmemd() {
                 let order = orders.recv().expect("an order");
                 publish(&server, Said::Word(order.to_owned()));
             }
-            // Until it is told to stop.
+            // Runs until it receives the order to stop.
             "serve" => while orders.recv().expect("an order") != "stop" {},
-            // Whatever it is told.
+            // Ignores all orders.
             "deaf" => loop {
                 thread::sleep(Duration::from_secs(1));
             },

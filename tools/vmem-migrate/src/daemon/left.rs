@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A vmemd that an earlier vmemctl has left behind. It is found by its socket in the guest's directory, and says there which process it is;
-//! the kernel says the same. One that does not answer is found by what was recorded of it when it was started. No other process is.
+//! A vmemd that an earlier vmemctl has left. It is found by its socket in the guest's directory, over which it reports its process. The
+//! kernel confirms that process. A vmemd that does not answer is found by the process that was recorded when it was started. No other
+//! process is taken for it.
 
 use std::io;
 use std::path::Path;
@@ -21,28 +22,28 @@ pub(super) const PID: &str = "vmemd.pid";
 /// The socket of the latest vmemd.
 pub(super) const SOCKET: &str = "vmemd.sock";
 
-/// How long a vmemd may take to say that it is there. Most take a millisecond.
+/// How long vmemd may take to answer the greeting. Most take a millisecond.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// A vmemd that is there.
+/// A vmemd that was left.
 pub(super) struct Left {
     /// At least one.
     pub(super) processes: Vec<Process>,
-    /// The connection to it, if it has taken one.
+    /// The connection to vmemd, if vmemd has accepted one.
     pub(super) greeting: Option<Greeting>,
-    /// What it has said, if it answers.
+    /// The answer of vmemd, if it answers.
     pub(super) hello: Option<Hello>,
 }
 
 impl Left {
-    /// Whether it was started for this, as far as it says.
+    /// Whether vmemd was started for this session and duty. True if vmemd does not answer.
     pub(super) fn is_of(&self, session: &str, duty: Duty) -> bool {
         self.hello
             .as_ref()
             .is_none_or(|hello| hello.session == public_session(session) && hello.duty == duty)
     }
 
-    /// The vmemd of the guest of `place`, if one is left.
+    /// The vmemd of the guest of `state_dir`, if one is left.
     pub(super) fn find(state_dir: &StateDir) -> Option<Self> {
         Self::find_within(state_dir, ANSWER)
     }
@@ -67,7 +68,7 @@ impl Left {
         };
         let said = hello.as_ref().and_then(|hello| Process::find(&hello.process));
         if let Some(said) = said.filter(|said| processes.iter().all(|other| other.number() != said.number())) {
-            // A script in its place has been recorded, or nothing.
+            // A script instead of vmemd has been recorded, or no process.
             processes.insert(0, said);
         }
         if processes.is_empty() {
@@ -87,18 +88,18 @@ impl Left {
     }
 }
 
-/// Whether an earlier vmemctl has left a vmemd of this session and duty. One that does not answer counts.
+/// Whether an earlier vmemctl has left a vmemd of this session and duty. A vmemd that does not answer counts.
 pub(crate) fn is_left(session: &str, duty: Duty, state_dir: &StateDir) -> bool {
     Left::find(state_dir).is_some_and(|left| left.is_of(session, duty))
 }
 
-/// The process that was recorded, if it lives.
+/// The recorded process, if it lives.
 fn recorded(state_dir: &StateDir) -> Option<Process> {
     let text = std::fs::read(state_dir.path(PID)).ok()?;
     Process::find(&serde_json::from_slice(&text).ok()?)
 }
 
-/// Records which process it is. One that has ended already is not looked for.
+/// Records the process. Nothing is recorded if it has ended already.
 pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
     match process.identity() {
         Ok(identity) => std::fs::write(path, serde_json::to_vec(&identity)?),
@@ -107,9 +108,9 @@ pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Ends what an earlier vmemctl has left behind. Returns when it has let go of everything.
+/// Ends the vmemd that an earlier vmemctl has left. Returns when its processes have ended and hold no files any more.
 pub(crate) fn end_leftovers(state_dir: &StateDir) {
-    // One that does not answer at once is made to end.
+    // A vmemd that does not answer within this time is made to end by signals.
     let Some(Left {
         mut processes,
         greeting,
@@ -124,7 +125,7 @@ pub(crate) fn end_leftovers(state_dir: &StateDir) {
         processes.is_empty()
     };
     if let (Some(greeting), Some(_)) = (&greeting, &hello) {
-        // If it is gone, that is seen.
+        // If vmemd has ended, the wait below notices that.
         let _ = greeting.caller().send(Request::Stop);
         if wait() {
             return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The processes of a vmemd, which are held.
+//! Handles of the processes of a vmemd.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,13 +11,13 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 use crate::process::Process;
 
-/// How long one that was asked to end may take for it, before it is made to.
+/// How long a process that was asked to end may take, before it is made to end.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A process that was started here, and the others of its group: those that a script in its place has started.
+/// A process that vmemctl started, and its process group: a script instead of vmemd starts further processes.
 pub(crate) struct Spawned {
     pub(super) process: Process,
-    /// Its end was fetched: the kernel may give its number, which is also the group's, to another process.
+    /// The process has been reaped. The kernel may give its number, which is also the number of the group, to another process.
     pub(super) reaped: Mutex<bool>,
 }
 
@@ -29,18 +29,18 @@ impl Spawned {
         }
     }
 
-    /// Sends all of them a signal. They may have ended.
+    /// Sends a signal to the whole group. The processes may have ended.
     pub(super) fn signal(&self, signal: Signal) {
-        // Whoever waits for the end of the first must not fetch it before the others have their signal.
+        // The lock keeps another thread from reaping the first process before the group has its signal.
         let reaped = lock(&self.reaped);
         self.process.signal(signal);
         if let Some(group) = Pid::from_raw(self.process.number()).filter(|_| !*reaped) {
-            // As long as the first of them has not been reaped, the number is this group's.
+            // The number belongs to this group until the first process has been reaped.
             let _ = kill_process_group(group, signal);
         }
     }
 
-    /// Waits for the end of the first one, and forgets it.
+    /// Waits for the end of the first process, and reaps it.
     pub(super) fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
         waitid(
             WaitId::PidFd(self.process.as_fd()),
@@ -58,14 +58,14 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The processes of one vmemd.
 pub(crate) enum Held {
-    /// Started here.
+    /// vmemctl started them.
     Spawned(Spawned),
-    /// Left by an earlier vmemctl: vmemd, and a script in its place. At least one.
+    /// An earlier vmemctl left them: vmemd, and a script that started it. At least one.
     Left(Vec<Process>),
 }
 
 impl Held {
-    /// Sends them a signal. They may have ended.
+    /// Sends the processes a signal. They may have ended.
     pub(super) fn signal(&self, signal: Signal) {
         match self {
             Self::Spawned(spawned) => spawned.signal(signal),
@@ -73,7 +73,7 @@ impl Held {
         }
     }
 
-    /// Waits until they have ended, for `limit` at most; whether they have.
+    /// Waits until the processes have ended, for `limit` at most. Returns whether they have.
     pub(crate) fn wait(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         match self {
@@ -84,7 +84,7 @@ impl Held {
         }
     }
 
-    /// Makes them end, whatever they are at, and waits until they have.
+    /// Ends the processes by signals, and waits until they have ended.
     pub(super) fn end(&self) {
         for signal in [Signal::TERM, Signal::KILL] {
             self.signal(signal);
@@ -94,7 +94,7 @@ impl Held {
         }
     }
 
-    /// The first of them, for tests.
+    /// The first process, for tests.
     #[cfg(test)]
     pub(crate) fn first(&self) -> &Process {
         match self {
@@ -103,7 +103,7 @@ impl Held {
         }
     }
 
-    /// The number of the first, for people.
+    /// The number of the first process, for messages.
     pub(super) fn number(&self) -> i32 {
         match self {
             Self::Spawned(spawned) => spawned.process.number(),

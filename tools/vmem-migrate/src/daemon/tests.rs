@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which processes are heard and which are signalled, with programs that are no vmemd.
+//! Which processes vmemctl takes for a vmemd, and which it signals. All of them are fakes.
 
 use std::fs;
 use std::process::Command;
@@ -21,7 +21,7 @@ fn state_dir() -> (TempDir, StateDir) {
     (directory, state_dir)
 }
 
-/// A vmemd that does this.
+/// Starts a fake vmemd with this script.
 fn start(script: &str, state_dir: &StateDir) -> Daemon {
     Daemon::spawn(Path::new("sh"), &shell(script), SESSION, state_dir).expect("a process")
 }
@@ -53,8 +53,8 @@ fn end_of(daemon: &mut Daemon) -> Ended {
     }
 }
 
-/// As after the death of the vmemctl that has started it: nobody listens to it any more. Its processes, which are children of this one, are
-/// waited for as long as the thread lives that has been left.
+/// Drops the daemon, as after the death of the vmemctl that has started it. Its processes are children of this one. The thread of the
+/// conversation stays and reaps them.
 fn abandon(daemon: Daemon) -> Process {
     let number = daemon.held().first().number();
     drop(daemon);
@@ -62,7 +62,7 @@ fn abandon(daemon: Daemon) -> Process {
 }
 
 #[test]
-fn daemon_is_heard_and_takes_orders_that_were_given_before_it_listens() {
+fn orders_given_before_the_daemon_listens_are_executed() {
     let (_directory, state_dir) = state_dir();
     let mut daemon = start("ready; order; say all; end 2", &state_dir);
     daemon.orders().give(Request::Release);
@@ -75,7 +75,7 @@ fn daemon_is_heard_and_takes_orders_that_were_given_before_it_listens() {
 }
 
 #[test]
-fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
+fn left_daemon_of_the_same_session_and_duty_is_taken_over() {
     let (_directory, state_dir) = state_dir();
     let mut first = start("ready; order; order; end 2", &state_dir);
     wait_ready(&mut first);
@@ -87,7 +87,7 @@ fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
     assert!(Daemon::take_over(SESSION, Duty::Fetch, &state_dir).is_none(), "another duty");
     let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it is there");
     assert_eq!(daemon.held().number(), process.number());
-    // It says where it stands though that was said before.
+    // The status says so, although the event was sent before.
     wait_ready(&mut daemon);
     daemon.orders().give(Request::Start);
     wait_said(&mut daemon, "start");
@@ -98,7 +98,7 @@ fn later_vmemctl_takes_over_hears_and_orders_a_daemon_that_was_left() {
 }
 
 #[test]
-fn daemon_behind_a_script_is_taken_over_and_ended_with_it() {
+fn daemon_behind_a_script_is_taken_over_and_both_are_ended() {
     let (_directory, state_dir) = state_dir();
     // Not exec: the shell waits for it.
     let script = ["-c".to_owned(), format!("{}; true", command("ready; serve"))];
@@ -116,7 +116,7 @@ fn daemon_behind_a_script_is_taken_over_and_ended_with_it() {
 }
 
 #[test]
-fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
+fn stopped_daemon_is_taken_over_and_can_be_ended() {
     let (_directory, state_dir) = state_dir();
     let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
@@ -124,7 +124,7 @@ fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
     process.signal(Signal::STOP);
     let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it was recorded");
     assert!(daemon.recv(Duration::from_millis(100)).is_none(), "it says nothing");
-    // It goes on: what was sent meanwhile is answered.
+    // The process continues, and answers what was sent meanwhile.
     process.signal(Signal::CONT);
     wait_ready(&mut daemon);
     process.signal(Signal::STOP);
@@ -133,7 +133,7 @@ fn daemon_that_is_stopped_is_taken_over_and_can_be_ended() {
 }
 
 #[test]
-fn daemon_that_is_stopped_is_ended_by_who_comes_later() {
+fn stopped_daemon_is_ended_by_a_later_vmemctl() {
     let (_directory, state_dir) = state_dir();
     let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
@@ -166,7 +166,7 @@ fn daemon_of_another_guest_is_not_ended() {
 }
 
 #[test]
-fn socket_of_a_daemon_that_has_ended_is_no_daemon() {
+fn socket_of_an_ended_daemon_is_ignored() {
     let (_directory, state_dir) = state_dir();
     let mut daemon = start("ready; serve", &state_dir);
     wait_ready(&mut daemon);
@@ -179,7 +179,7 @@ fn socket_of_a_daemon_that_has_ended_is_no_daemon() {
 }
 
 #[test]
-fn daemon_whose_script_has_ended_is_heard_and_ended() {
+fn daemon_whose_script_has_ended_still_gets_orders_and_is_ended() {
     let (_directory, state_dir) = state_dir();
     let background = format!("exec 3<&0; {} <&3 & exit 3", command("ready; order; serve"));
     let mut daemon = Daemon::spawn(Path::new("sh"), &["-c".to_owned(), background], SESSION, &state_dir).expect("a process");
@@ -204,12 +204,12 @@ fn daemon_that_has_the_socket_is_ended_before_the_next_is_started() {
 }
 
 #[test]
-fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
+fn other_process_with_the_recorded_number_is_not_ended() {
     let (directory, state_dir) = state_dir();
     let program = directory.path().join("vmemd");
     fs::copy("/bin/sleep", &program).expect("a program");
     let mut other = Command::new(program).arg("1000").spawn().expect("a process");
-    // As it was recorded of a process that has ended since, and whose number this one has got.
+    // As recorded for a process that has ended since, and whose number this one has got.
     let identity = Process::of_child(&other).and_then(|process| process.identity());
     let mut recorded = serde_json::to_value(identity.expect("it lives")).expect("JSON");
     recorded["start"] = 1.into();
@@ -222,7 +222,7 @@ fn process_with_the_recorded_number_that_is_another_one_is_not_ended() {
 }
 
 #[test]
-fn left_over_program_that_hears_nothing_is_ended() {
+fn left_program_without_control_socket_is_ended() {
     let (_directory, state_dir) = state_dir();
     let daemon = Daemon::spawn(
         Path::new("sh"),
@@ -236,7 +236,7 @@ fn left_over_program_that_hears_nothing_is_ended() {
 }
 
 #[test]
-fn what_a_script_has_started_is_stopped_with_it() {
+fn children_of_a_script_are_ended_with_it() {
     let (directory, state_dir) = state_dir();
     let note = directory.path().join("number");
     // Not exec: the shell waits for it.
@@ -257,7 +257,7 @@ fn what_a_script_has_started_is_stopped_with_it() {
 }
 
 #[test]
-fn process_that_has_got_the_number_of_an_ended_one_is_not_signalled() {
+fn process_with_a_reused_number_is_not_signalled() {
     let mut child = Command::new("true").spawn().expect("a process");
     let ended = Process::of_child(&child).expect("a pidfd");
     child.wait().expect("a child");
@@ -274,7 +274,7 @@ fn process_that_has_got_the_number_of_an_ended_one_is_not_signalled() {
 }
 
 #[test]
-fn end_of_one_is_heard_when_it_is_reaped() {
+fn end_of_a_child_is_reported_after_it_is_reaped() {
     let (_directory, state_dir) = state_dir();
     let arguments = ["-c", "exit 0"].map(str::to_owned);
     let mut daemon = Daemon::spawn(Path::new("sh"), &arguments, SESSION, &state_dir).expect("a process");
@@ -286,9 +286,9 @@ fn end_of_one_is_heard_when_it_is_reaped() {
 }
 
 #[test]
-fn daemon_that_does_not_speak_the_protocol_says_so() {
+fn process_that_does_not_speak_the_protocol_has_no_hello() {
     let (_directory, state_dir) = state_dir();
-    // What is at the socket is this test.
+    // This test itself listens at the socket.
     let listener = socket::bind(&state_dir.path(SOCKET)).expect("a socket");
     let answers = thread::spawn(move || {
         use std::io::Write;
@@ -303,9 +303,9 @@ fn daemon_that_does_not_speak_the_protocol_says_so() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_not_taken_for_a_vmemd_that_cannot_be_started() {
+fn error_names_the_log_if_it_cannot_be_written() {
     let (_directory, state_dir) = state_dir();
-    // As on a file system that is full, the file cannot be made.
+    // The file cannot be created, as on a full file system.
     fs::create_dir(state_dir.log("vmemd.log").expect("a directory")).expect("a directory");
     let error = Daemon::start(&[], SESSION, &state_dir).err().expect("an error").to_string();
     let log = state_dir.log("vmemd.log").expect("a directory");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Supervision of programs that are no vmemd.
+//! Supervision of fake vmemds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ const SESSION: &str = "0123456789abcdef";
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A program in place of vmemd, whose `ready` is its word that it is.
+/// A program instead of vmemd. It is ready when it says `ready`.
 struct Script {
     text: &'static str,
     state_dir: StateDir,
     patience: Duration,
-    /// It may not be started while this file is not there.
+    /// The program may not be started while this file does not exist.
     needs: Option<PathBuf>,
 }
 
@@ -75,7 +75,7 @@ fn supervise(script: Script) -> Supervisor {
     Supervisor::new(script, Initial::Missing).expect("a thread")
 }
 
-/// What follows up to the next end: the events, why it has ended, and the pause.
+/// The events up to the next end, why the program has ended, and the pause.
 fn until_end(supervisor: &Supervisor) -> (Vec<DaemonReport>, String, Option<Duration>) {
     let mut events = Vec::new();
     loop {
@@ -92,7 +92,7 @@ fn wait_ready(supervisor: &Supervisor) {
 }
 
 #[test]
-fn one_that_is_ready_and_dies_is_no_storm() {
+fn daemon_that_dies_when_ready_is_restarted_with_growing_pauses() {
     let (_directory, script) = script("ready; end 3");
     let supervisor = supervise(script);
     let began = Instant::now();
@@ -105,7 +105,7 @@ fn one_that_is_ready_and_dies_is_no_storm() {
 }
 
 #[test]
-fn one_whose_work_is_done_is_not_started_again() {
+fn daemon_whose_work_is_done_is_not_restarted() {
     let (_directory, script) = script("say all; end 0");
     let supervisor = supervise(script);
     let (events, why, again) = until_end(&supervisor);
@@ -114,7 +114,7 @@ fn one_whose_work_is_done_is_not_started_again() {
 }
 
 #[test]
-fn events_that_nobody_hears_for_long_are_bounded() {
+fn unread_events_are_bounded() {
     let (_directory, script) = script("many 100000; end 0");
     let supervisor = supervise(script);
     let until = Instant::now() + LONG;
@@ -129,7 +129,7 @@ fn events_that_nobody_hears_for_long_are_bounded() {
 }
 
 #[test]
-fn failed_start_is_tried_again() {
+fn failed_start_is_retried() {
     let (directory, mut script) = script("ready; serve");
     let needed = directory.path().join("memory");
     script.needs = Some(needed.clone());
@@ -144,7 +144,7 @@ fn failed_start_is_tried_again() {
 }
 
 #[test]
-fn slow_start_is_ended_and_tried_again() {
+fn slow_start_is_ended_and_retried() {
     let (_directory, mut script) = script("serve");
     script.patience = Duration::from_millis(100);
     let supervisor = supervise(script);
@@ -155,7 +155,7 @@ fn slow_start_is_ended_and_tried_again() {
 }
 
 #[test]
-fn lasting_orders_are_told_to_each() {
+fn each_new_daemon_gets_the_lasting_orders() {
     let (_directory, script) = script("ready; order; end 2");
     let supervisor = supervise(script);
     wait_ready(&supervisor);
@@ -166,7 +166,7 @@ fn lasting_orders_are_told_to_each() {
     supervisor.stop();
 }
 
-/// One that is ready.
+/// Starts a program, and waits until it is ready.
 fn started(script: &Script) -> Daemon {
     let mut daemon = script.start().expect("a process");
     let is_ready = |said: &DaemonEvent| script.is_ready(said).then_some(());
@@ -174,13 +174,13 @@ fn started(script: &Script) -> Daemon {
     daemon
 }
 
-/// The one that is there.
+/// Takes over the program that is left.
 fn left(state_dir: &StateDir) -> Daemon {
     Daemon::take_over(SESSION, Duty::Serve, state_dir).expect("it is left")
 }
 
 #[test]
-fn one_that_is_left_alone_lives_and_is_heard_and_supervised_by_the_next() {
+fn left_daemon_lives_and_the_next_supervisor_takes_it_over() {
     let (_directory, script) = script("ready; order; serve");
     let again = Script {
         state_dir: script.state_dir.clone(),
@@ -211,13 +211,13 @@ fn one_that_is_left_alone_lives_and_is_heard_and_supervised_by_the_next() {
 }
 
 #[test]
-fn one_is_started_for_who_leaves_while_there_is_none() {
+fn leave_starts_a_daemon_if_there_is_none() {
     let (directory, mut script) = script("ready; serve");
     let needed = directory.path().join("memory");
     script.needs = Some(needed.clone());
     let state_dir = script.state_dir.clone();
     let supervisor = supervise(script);
-    // The pause after these two is a second.
+    // The pause after these two failures is a second.
     until_end(&supervisor);
     until_end(&supervisor);
     fs::write(needed, "").expect("a file");
@@ -228,7 +228,7 @@ fn one_is_started_for_who_leaves_while_there_is_none() {
 }
 
 #[test]
-fn stop_ends_one_that_does_not_hear() {
+fn stop_ends_a_daemon_that_does_not_respond() {
     let (_directory, script) = script("ready; deaf");
     let daemon = started(&script);
     let number = daemon.held().first().number();
