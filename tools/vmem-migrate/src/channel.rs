@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A connection on which JSON objects go, one on a line, and nothing takes for ever.
+//! A connection that carries JSON objects, one on a line. Every operation has a time limit.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 use socket2::{Socket, TcpKeepalive};
 use vmem_qmp::Lines;
 
-/// The longest line that is taken.
+/// The longest line that is accepted.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// How long a peer may take to take a line, and the network to say that it is gone.
+/// How long a peer may take to receive a line, and how long the kernel may take to notice that the peer is unreachable.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a connection cannot be used any more.
@@ -33,16 +33,16 @@ pub enum ChannelError {
     Foreign(String),
 }
 
-/// One end of a conversation.
+/// One end of a connection.
 pub(crate) struct Channel {
     socket: Socket,
-    /// The addresses of this end and of the other one on the network.
+    /// The network addresses of this end and of the peer.
     ends: Option<(SocketAddr, SocketAddr)>,
     lines: Lines,
 }
 
 impl Channel {
-    /// A conversation on `socket`, whose bytes `carrier` takes over the network.
+    /// A channel on `socket`, whose bytes `carrier` sends over the network.
     pub(crate) fn new(socket: Socket, carrier: &Socket) -> io::Result<Self> {
         socket.set_write_timeout(Some(TIMEOUT))?;
         let (local, peer) = (carrier.local_addr()?.as_socket(), carrier.peer_addr()?.as_socket());
@@ -53,7 +53,7 @@ impl Channel {
         })
     }
 
-    /// Has the kernel find out that the other machine is gone.
+    /// Has the kernel detect that the peer's host is unreachable.
     pub(crate) fn watch(socket: &Socket) -> io::Result<()> {
         let probes = TcpKeepalive::new()
             .with_time(TIMEOUT)
@@ -70,7 +70,7 @@ impl Channel {
         (&self.socket).write_all(&line).map_err(of_io)
     }
 
-    /// The next message; waits for it until `deadline`. `None` if there is none.
+    /// The next message, if it arrives by `deadline`.
     pub(crate) fn recv<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>, ChannelError> {
         let line = match self.lines.next(&self.socket, deadline) {
             Ok(Some(line)) => line,
@@ -84,23 +84,23 @@ impl Channel {
         message.map(Some).map_err(|_| ChannelError::Foreign(excerpt(&line)))
     }
 
-    /// The next message, which must come within `limit`.
+    /// The next message. It is an error if none arrives within `limit`.
     pub(crate) fn recv_within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, ChannelError> {
         self.recv(Instant::now() + limit)?.ok_or(ChannelError::TimedOut(limit))
     }
 
-    /// Where this end is and where the other one is, if that is a network.
+    /// The network addresses of this end and of the peer. `None` if the socket is not on a network.
     pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.ends
     }
 
-    /// The connection, for other bytes than messages, and those that have come already.
+    /// The socket, for other data than messages, and the bytes that have arrived already.
     pub(crate) fn into_parts(self) -> (Socket, Vec<u8>) {
         (self.socket, self.lines.into_rest())
     }
 }
 
-/// An address as others know it: one of IPv4 that a socket of IPv6 sees is one of IPv4. One of IPv6 keeps its scope.
+/// The address in the form that other hosts use: an IPv4 address that an IPv6 socket sees becomes IPv4. An IPv6 address keeps its scope.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
@@ -116,7 +116,7 @@ fn of_io(error: io::Error) -> ChannelError {
     }
 }
 
-/// The beginning of what came, without what would harm a terminal.
+/// The beginning of a line, with characters escaped that would harm a terminal.
 fn excerpt(line: &[u8]) -> String {
     let line = &line[..line.len().min(80)];
     String::from_utf8_lossy(line).trim().escape_debug().to_string()
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_whole_and_in_order() {
+    fn messages_arrive_whole_and_in_order() {
         let (ours, theirs) = pair();
         let mut theirs = channel(theirs);
         let abort = FromSource::Abort {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
+    fn invalid_message_is_refused() {
         let long = "x".repeat(LONGEST_LINE + 5000);
         for bad in ["GET / HTTP/1.1\n", "{\"say\": \"nothing\"}\n", &long] {
             let (mut ours, mut theirs) = pair();
@@ -179,7 +179,7 @@ mod tests {
             let heard = ours.recv_within::<FromSource>(Duration::from_secs(5));
             assert!(matches!(heard, Err(ChannelError::Foreign(_))), "{heard:?}");
             drop(ours);
-            // It may have been cut off.
+            // The write fails if the channel was closed before it.
             let _ = writer.join().expect("no panic");
         }
     }

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What `vmemctl migrate` and `vmemctl receive` say to each other: JSON objects, one on a line. `Documentation/migration.rst` describes
-//! them.
+//! The protocol between `vmemctl migrate` and `vmemctl receive`: JSON objects, one on a line. `Documentation/migration.rst` describes it.
 
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Versions of this conversation that are spoken here.
+/// The versions of the protocol that this vmemctl speaks.
 pub(crate) const VERSIONS: RangeInclusive<u32> = 2..=2;
 
-/// The latest version that both sides speak, if there is one: the other one speaks those from `oldest` to `latest`.
+/// The latest version that both sides speak, if there is one. The peer speaks those from `oldest` to `latest`.
 pub(crate) fn agree(oldest: u32, latest: u32) -> Option<u32> {
     let version = latest.min(*VERSIONS.end());
     (version >= oldest && VERSIONS.contains(&version)).then_some(version)
 }
 
-/// Who does not say which version is spoken from then on speaks the first one that did not have to.
+/// The version of a destination whose WELCOME has none: the first version of which WELCOME need not say it.
 fn unsaid() -> u32 {
     2
 }
@@ -29,87 +28,87 @@ pub(crate) enum Purpose {
     Migrate,
     /// To carry QEMU's own migration stream, in both directions, from the next byte on.
     State,
-    /// To learn what became of a guest, and to go on with it.
+    /// To learn what happened to a guest, and to continue its move.
     Recover,
 }
 
-/// One piece of a guest's memory.
+/// One memory backend of a guest.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Backend {
     /// Name of the memory backend in QEMU.
     pub(crate) id: String,
     /// Size in bytes.
     pub(crate) bytes: u64,
-    /// What the source's vmemd calls it.
+    /// Its export at the source's vmemd.
     pub(crate) export: String,
 }
 
-/// What the source says.
+/// A message of the source.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(crate) enum FromSource {
-    /// First on each connection.
+    /// The first message on each connection.
     Hello {
-        /// The oldest version that it speaks.
+        /// The oldest version that the source speaks.
         version: u32,
-        /// The latest. `None`: it speaks one only.
+        /// The latest version. `None`: the source speaks only one.
         #[serde(default)]
         latest: Option<u32>,
-        /// Which migration: a number that nobody else has.
+        /// The number of the session, which no other move has.
         session: String,
         purpose: Purpose,
     },
-    /// A guest.
+    /// Offers a guest.
     Offer {
-        /// Its name, for people.
+        /// The guest's name, for messages.
         guest: String,
-        /// What tells it from others. `None`: its name.
+        /// What identifies the guest. `None`: its name does.
         #[serde(default)]
         key: Option<String>,
         memory: Vec<Backend>,
         /// Where the source's vmemd listens: a port of the source's address, or `HOST:PORT`.
         pages: String,
-        /// The source gives pages back.
+        /// The source frees pages that the destination has.
         release: bool,
     },
     /// The guest has stopped: pages may be fetched.
     Start,
     /// The guest will never run at the source again, unless the destination says that it has not run there.
     Commit {
-        /// It shall run; otherwise it was paused, and stays so.
+        /// The guest ran at the source and must run. If not, the guest was paused and stays paused.
         run: bool,
     },
-    /// It goes on at the source.
+    /// The guest continues at the source.
     Abort { reason: String },
-    /// FAILED, GONE or COMPLETE has been heard: the destination may forget the guest's move.
+    /// The source has received FAILED, GONE or COMPLETE: the destination may forget the move.
     Heard,
 }
 
-/// What the destination says.
+/// A message of the destination.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(crate) enum FromDestination {
-    /// The connection is taken.
+    /// The connection is accepted.
     Welcome {
-        /// The version that is spoken from now on.
+        /// The version of the protocol from now on.
         #[serde(default = "unsaid")]
         version: u32,
     },
-    /// It is not, or the guest is not.
+    /// The connection or the guest is refused.
     Refuse { reason: String },
     /// QEMU waits for the guest's state.
     Ready,
-    /// The guest runs here (or is here, if it was paused).
+    /// The guest runs at the destination, or is paused there if it was paused at the source.
     Running,
-    /// The guest has not run here and never will.
+    /// The guest has not run at the destination and never will.
     Failed { reason: String },
-    /// The guest was the destination's, and its QEMU has ended there.
+    /// The destination owned the guest, and its QEMU has ended there.
     Gone { reason: String },
     /// A line of the destination's vmemd.
     PageFetcher { line: Value },
-    /// The memory is complete, and plain.
+    /// The guest's memory is complete, and plain.
     Complete { summary: Value },
-    /// Something keeps the memory from coming. For people.
+    /// Pages do not arrive at the moment, and why. For the user.
     Incomplete { reason: String },
 }
 
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latest_version_of_both_is_spoken() {
+    fn latest_common_version_is_chosen() {
         assert_eq!(agree(2, 2), Some(2));
         assert_eq!(agree(1, 7), Some(2));
         assert_eq!(agree(3, 7), None);
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_programs_that_speak_one_version_are_understood() {
+    fn messages_without_version_fields_are_understood() {
         let hello = r#"{"say":"hello","version":2,"session":"7","purpose":"state"}"#;
         let hello: FromSource = serde_json::from_str(hello).expect("HELLO");
         let purpose = Purpose::State;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Connections between two vmemctl.
+//! Connections between the vmemctls of two hosts.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -16,34 +16,34 @@ use crate::message::{FromDestination, FromSource, Purpose, VERSIONS, agree};
 use crate::options::Common;
 use crate::printable::printable;
 
-/// How long the other side may take to be there and to greet.
+/// How long the peer may take to accept the connection, and to greet.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is connected to, again and again if need be. A resolver that hangs is waited for by one thread.
+/// The resolver for all connections. If the system's resolver hangs, only one thread waits for it, however often vmemctl reconnects.
 static RESOLVER: Resolver = Resolver::new();
 
 /// How connections are protected.
 #[derive(Clone, Debug)]
 pub(crate) enum Security {
-    /// Not: they stay on this machine, or in a tunnel that begins there.
+    /// Clear text, to loopback addresses only: the connections stay on this host, or in a tunnel that begins there.
     Loopback,
-    /// Not: clear text is meant.
+    /// Clear text, to any address: the user has asked for it.
     Insecure,
-    /// With certificates on both sides, from this directory.
+    /// TLS with certificates on both sides, from this directory.
     Tls(Identity, Files),
 }
 
-/// What vmemd is given of it.
+/// The TLS options that vmemd gets.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     directory: PathBuf,
     allow_names: Vec<String>,
 }
 
-/// A connection that has been taken, and what its other side has said first.
+/// A connection that was accepted, and its HELLO.
 pub(crate) struct Greeted {
     pub(crate) channel: Channel,
-    /// The version that is spoken.
+    /// The version of the protocol for this connection.
     pub(crate) version: u32,
     pub(crate) session: String,
     pub(crate) purpose: Purpose,
@@ -66,7 +66,7 @@ impl Security {
         }
     }
 
-    /// Refuses clear text where others can read it.
+    /// Refuses clear text to an address that is not loopback.
     fn check(&self, address: SocketAddr) -> Result<(), Cause> {
         if !matches!(self, Self::Loopback) || is_loopback(&address) {
             Ok(())
@@ -78,15 +78,16 @@ impl Security {
         }
     }
 
-    /// Takes only `HOST:PORT`, with a host from which pages may be asked for. A name is looked up by vmemd alone, which checks what it connects
-    /// to: an answer that is good here could be another one there, and a stranger could have this host wait for its resolver.
+    /// Accepts only `HOST:PORT`, with a host from which pages may be fetched. A name is not resolved here: vmemd resolves it and checks the
+    /// address that it connects to. A check here could get another answer than vmemd, and a source could make this host wait for its
+    /// resolver.
     pub(crate) fn check_host(&self, text: &str) -> Result<(), Cause> {
         let bad = || Cause::other(format!("{text:?} is neither PORT nor HOST:PORT"));
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let is_host = match inside {
             Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
-            // "file:..." is not on the network.
+            // "file:..." names a file, and no host on the network.
             None => host != "file" && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)),
         };
         if host.is_empty() || host.starts_with('-') || !is_host || port.parse::<u16>().is_err() {
@@ -95,7 +96,7 @@ impl Security {
         text.parse().map_or(Ok(()), |address| self.check(address))
     }
 
-    /// Looks the vmemctl at `to` (`HOST:PORT`) up, and connects to it.
+    /// Resolves `to` (`HOST:PORT`), and connects to the vmemctl there.
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Cause> {
         let failed = || Cause::io(format!("cannot reach {to}"));
         let mut error = io::Error::other("the name has no address");
@@ -127,7 +128,7 @@ impl Security {
         }
     }
 
-    /// What vmemd is told, of both sides.
+    /// The options of vmemd for the same protection, on both hosts.
     pub(crate) fn vmemd_arguments(&self) -> Vec<String> {
         match self {
             Self::Loopback => Vec::new(),
@@ -147,7 +148,7 @@ impl Security {
         TcpListener::bind(address).map_err(Cause::io(format!("cannot listen on {address}")))
     }
 
-    /// Takes a connection, and hears what it is for.
+    /// Sets up an accepted connection, and receives HELLO.
     pub(crate) fn accept(&self, stream: TcpStream) -> Result<Greeted, ChannelError> {
         let mut channel = self.protect(stream, None)?;
         let FromSource::Hello {
@@ -173,7 +174,7 @@ impl Security {
         })
     }
 
-    /// Makes a conversation of a connection: one that this side has made to `to` (`HOST:PORT`), or one that has been made to it.
+    /// Makes a channel of a connection: of one to `to` (`HOST:PORT`), or with `None` of an accepted one.
     fn protect(&self, stream: TcpStream, to: Option<&str>) -> Result<Channel, ChannelError> {
         let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
         Channel::watch(&carrier).map_err(ChannelError::Io)?;
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_come_from_a_host() {
+    fn only_allowed_page_hosts_are_accepted() {
         let check = |security: &Security, text| security.check_host(text).is_ok();
         for good in ["127.0.0.1:80", "[::1]:80", "localhost:8636"] {
             assert!(check(&Security::Loopback, good), "{good}");

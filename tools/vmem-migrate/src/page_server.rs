@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The source's end of the pages: a vmemd that serves the guest's memory.
+//! The source's vmemd, which serves the guest's memory.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,24 +20,24 @@ use crate::supervisor::{Event, Initial, Restart, Supervised, Supervisor};
 /// How long vmemd may take to listen.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the export of a backend is called: a name that a region can have, and that no export of another move has. Whoever reaches
-/// another guest's vmemd at this address finds no export of this name there.
+/// The name of a backend's export. It is a valid name of a region, and no export of another move has it. A client that reaches another
+/// guest's vmemd at this address finds no export of this name there.
 pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> String {
     let mark = session_mark(session).unwrap_or_default();
     // Region names have 31 bytes at most.
     format!("{}.{number}.{mark}", clean(&memory.id, 10))
 }
 
-/// A `vmemd serve` of a guest's memory, which is kept alive.
+/// A supervised `vmemd serve` of a guest's memory.
 pub(crate) struct PageServer {
     supervisor: Option<Supervisor>,
     arguments: Vec<String>,
-    /// What the destination gives back may be given back.
+    /// The source may free the pages that the destination has.
     #[cfg(test)]
     released: bool,
 }
 
-/// What starts a vmemd that serves.
+/// How the supervisor starts a vmemd that serves.
 struct Serve {
     arguments: Vec<String>,
     session: String,
@@ -63,12 +63,12 @@ impl Supervised for Serve {
     }
 
     fn after(&self, _: Option<i32>) -> Restart {
-        // The guest may need its pages, whatever has ended it.
+        // The guest may need its pages, so vmemd is restarted after every exit code.
         Restart::BackOff
     }
 }
 
-/// Where a vmemd listens that says so.
+/// The address at which vmemd listens, if this event has it.
 fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
     match said {
         DaemonEvent::Event(DaemonReport::Listening { address }) => Some(*address),
@@ -78,7 +78,7 @@ fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
 }
 
 impl PageServer {
-    /// Starts to serve `memory` on `address`.
+    /// Starts to serve `memory` on `address`. Returns the address at which vmemd listens.
     pub(crate) fn start(
         memory: &[Memory],
         served: Vec<ServedFile>,
@@ -114,7 +114,7 @@ impl PageServer {
         };
         check(&served)?;
         let mut daemon = Daemon::start(&arguments(address), session, state_dir)?;
-        // It has opened them when it listens.
+        // vmemd has opened the files when it listens, so they are checked again afterwards.
         let address = daemon.wait_for(TIMEOUT, listens).map_err(Cause::from);
         let address = match address.and_then(|address| check(&served).map_err(Cause::from).map(|()| address)) {
             Ok(address) => address,
@@ -129,8 +129,8 @@ impl PageServer {
         ))
     }
 
-    /// Has what an earlier vmemctl served be served on, by the vmemd that is there, or at the same place by another one: as soon as that
-    /// can be.
+    /// Continues to serve what an earlier vmemctl served: takes over its vmemd, or starts another one at the same address as soon as that
+    /// is possible.
     pub(crate) fn again(
         arguments: &[String],
         served: Vec<ServedFile>,
@@ -169,7 +169,7 @@ impl PageServer {
         })
     }
 
-    /// No vmemd.
+    /// A page server without a vmemd.
     pub(crate) fn none() -> Self {
         Self {
             supervisor: None,
@@ -179,23 +179,23 @@ impl PageServer {
         }
     }
 
-    /// Whether what is given back there may be given back here.
+    /// Whether the source may free pages.
     #[cfg(test)]
     pub(crate) fn is_released(&self) -> bool {
         self.released
     }
 
-    /// Whether there is a vmemd that is kept alive.
+    /// Whether a vmemd is supervised.
     pub(crate) fn is_supervised(&self) -> bool {
         self.supervisor.is_some()
     }
 
-    /// What starts it again at the same place.
+    /// The arguments that start vmemd again at the same address.
     pub(crate) fn arguments(&self) -> &[String] {
         &self.arguments
     }
 
-    /// The guest runs at the destination: what that one has may be given back here.
+    /// The guest runs at the destination: vmemd may free the pages that the destination has.
     pub(crate) fn release(&mut self) {
         #[cfg(test)]
         {
@@ -206,20 +206,20 @@ impl PageServer {
         }
     }
 
-    /// What has become of vmemd meanwhile, for people.
+    /// The news of vmemd since the last call, as texts for the user.
     pub(crate) fn news(&mut self) -> Vec<String> {
         let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
         events.filter_map(told).collect()
     }
 
-    /// Ends it: nobody needs its pages any more.
+    /// Ends vmemd: its pages are not needed any more.
     pub(crate) fn stop(&mut self) {
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.stop();
         }
     }
 
-    /// It shall serve on without anybody who looks after it; whether it does.
+    /// Ends supervision, and leaves vmemd running. Returns whether a vmemd is left.
     pub(crate) fn leave(&mut self) -> bool {
         self.supervisor.take().is_some_and(Supervisor::leave)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is known of a migration, in a file: whoever takes it up after a death reads it.
+//! The record of a move, in a file. A vmemctl that resumes the move after the death of another one reads it.
 //!
-//! A file for each guest and side, in a directory that a reboot empties, as it empties the memory that the file speaks of.
+//! Each guest has one file on each host. A reboot empties the directory of the records, just as it empties the memory that they describe.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -23,10 +23,10 @@ use crate::name::{clean, public_session};
 use crate::process::Identity;
 use crate::served::ServedFile;
 
-/// Where records are, unless told.
+/// The default directory of the records.
 pub(crate) const DIRECTORY: &str = "/run/vmem";
 
-/// Where logs are if records are in [`DIRECTORY`], and where in the directory of the records if not.
+/// The directory of the logs if the records are in [`DIRECTORY`], and its name within any other directory of records.
 const LOGS: &str = "/var/log/vmem";
 const LOGS_BESIDE: &str = "log";
 
@@ -50,29 +50,29 @@ pub enum RecordError {
     Busy(PathBuf),
 }
 
-/// How records are laid out. One without this number is of a vmemctl that keyed them by the guest's name alone.
+/// The layout of the records. A record without this number is of a vmemctl that named records by the guest's name alone.
 const LAYOUT: u64 = 2;
 
-/// What the source knows.
+/// The source's record of a move.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Outgoing {
     pub(crate) session: String,
-    /// Its name, for people.
+    /// The guest's name, for messages.
     pub(crate) guest: String,
-    /// What it is known by.
+    /// What identifies the guest.
     pub(crate) key: Key,
     pub(crate) phase: Phase,
-    /// QEMU's socket.
+    /// QEMU's QMP socket.
     pub(crate) qmp: PathBuf,
     /// Where the destination's vmemctl listens.
     pub(crate) to: String,
-    /// The arguments of the source's vmemd, with the port that it got.
+    /// The arguments of the source's vmemd, with the port at which it listens.
     pub(crate) vmemd: Vec<String>,
-    /// The files of its memory.
+    /// The files of the guest's memory.
     pub(crate) served: Vec<ServedFile>,
-    /// The guest ran when it was asked to move.
+    /// The guest ran before the move.
     pub(crate) run: bool,
-    /// QEMU's, before they were changed.
+    /// QEMU's settings before the move changed them.
     pub(crate) settings: Option<Settings>,
 }
 
@@ -82,58 +82,58 @@ pub(crate) fn log_subject(guest: &str, session: &str) {
 }
 
 impl Outgoing {
-    /// What is logged from now on is about this guest.
+    /// Makes this guest the subject of all further log lines.
     pub(crate) fn log_subject(&self) {
         log_subject(&self.guest, &self.session);
     }
 }
 
-/// What the destination knows.
+/// The destination's record of a move.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Incoming {
     pub(crate) session: String,
     pub(crate) guest: String,
     pub(crate) phase: Phase,
-    /// QEMU's socket.
+    /// QEMU's QMP socket.
     pub(crate) qmp: PathBuf,
-    /// What this host's QEMU calls the guest.
+    /// The guest's name in this host's QEMU.
     pub(crate) name: String,
     pub(crate) memory: Vec<Backend>,
-    /// Where that is here.
+    /// The region of each memory backend.
     pub(crate) regions: Vec<String>,
-    /// The kernel's number of each of these regions: another region of the same name has another.
+    /// The kernel's number of each of these regions. Another region of the same name has another number.
     #[serde(default)]
     pub(crate) region_ids: Vec<u64>,
-    /// QEMU's process, if that is known.
+    /// QEMU's process, if it is known.
     #[serde(default)]
     pub(crate) qemu: Option<Identity>,
-    /// The arguments of the destination's vmemd when it takes up what another one has begun.
+    /// The arguments of a destination's vmemd that resumes what an earlier one has begun.
     pub(crate) vmemd: Vec<String>,
-    /// The guest shall run, once it is here.
+    /// The guest must run here: it ran at the source.
     pub(crate) run: bool,
-    /// QEMU's, before they were changed; until they are put back.
+    /// QEMU's settings before the move changed them. `None` once they are restored.
     pub(crate) settings: Option<Settings>,
-    /// Why it has failed.
+    /// Why the move has failed.
     pub(crate) reason: Option<String>,
 }
 
-/// What the name of a directory begins with that is being removed.
+/// The prefix of the name of a directory that is being removed.
 const REMOVED: &str = "removed.";
 
-/// Where the record of a guest is, and other files about it. One process at a time has it.
+/// The directory with the record of a guest, and with other files about it. One process at a time holds it.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
     directory: PathBuf,
-    /// Held as long as this or a clone of it is.
+    /// The lock, which is held as long as a clone of this exists.
     _lock: Arc<File>,
 }
 
 impl StateDir {
-    /// The directory `under`/`side`.`guest`, which is made if it is not there.
+    /// Opens the directory `under`/`side`.`guest`. Creates it if it does not exist.
     pub(crate) fn new(under: &Path, side: &str, guest: impl Into<Key>) -> Result<Self, RecordError> {
         let directory = under.join(format!("{side}.{}", guest.into().as_str()));
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        // With the number of a migration, anybody could say COMMIT or ABORT.
+        // The record has the session number, with which any process could send COMMIT or ABORT. So only the owner may read it.
         let made = made.and_then(|()| fs::set_permissions(&directory, Permissions::from_mode(0o700)));
         made.map_err(|source| io_of(&directory, source))?;
         clear(under);
@@ -146,7 +146,7 @@ impl StateDir {
         let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
-                // Whoever had it may have removed it with all else, between these two calls.
+                // The process that held the lock may have removed the directory between these two calls.
                 let held = file.metadata().map_err(failed)?;
                 if fs::metadata(&path).map_or(true, |there| held.ino() != there.ino()) {
                     return Err(RecordError::Busy(directory));
@@ -161,7 +161,7 @@ impl StateDir {
         }
     }
 
-    /// Refuses a guest of this name that an earlier version of vmemctl has noted, at the place where that kept it.
+    /// Refuses a guest of this name if an earlier version of vmemctl has a record of it, at the path of that version.
     pub(crate) fn check_earlier(under: &Path, side: &str, name: &str) -> Result<(), RecordError> {
         let path = under.join(format!("{side}.{}", clean(name, usize::MAX))).join("record");
         match read_record::<Value>(&path) {
@@ -170,7 +170,7 @@ impl StateDir {
         }
     }
 
-    /// All of `side` below `under` that have a record, and nobody at work on them.
+    /// All directories of `side` below `under` that have a record and that no other process holds.
     pub(crate) fn all(under: &Path, side: &str) -> Result<Vec<Self>, RecordError> {
         let prefix = format!("{side}.");
         let entries = match fs::read_dir(under) {
@@ -190,7 +190,8 @@ impl StateDir {
         Ok(free)
     }
 
-    /// Those of [`all`](Self::all) whose record `is` one. One that cannot be read matters only if there is no such record.
+    /// The directories of [`all`](Self::all) with a record for which `is` is true. An unreadable record is an error only if there is no
+    /// such record.
     pub(crate) fn find<T: DeserializeOwned>(
         under: &Path,
         side: &str,
@@ -211,24 +212,24 @@ impl StateDir {
         }
     }
 
-    /// What the guest is known by.
+    /// The text of the guest's key.
     pub(crate) fn key(&self) -> String {
         let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
         name.split_once('.').map_or(String::new(), |(_, key)| key.to_owned())
     }
 
-    /// The directory.
+    /// The path of the directory.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A file in it.
+    /// The path of a file in the directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// A file for what a program says, which stays when the migration is over: QEMU and vmemd live on, and why something has failed is
-    /// asked later.
+    /// The path of a program's log. The log stays when the move is over, because QEMU and vmemd continue to run, and because the reasons of
+    /// a failure are read later.
     pub(crate) fn log(&self, name: &str) -> Result<PathBuf, RecordError> {
         let under = self.directory.parent().unwrap_or(&self.directory);
         let beside = under.join(LOGS_BESIDE);
@@ -238,7 +239,7 @@ impl StateDir {
             beside.clone()
         };
         let make = |directory: &Path| DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        // A host whose /var cannot be written to can have guests.
+        // A host with a read-only /var can have guests.
         let logs = match make(&wanted) {
             Ok(()) => wanted,
             Err(_) => {
@@ -250,7 +251,7 @@ impl StateDir {
         Ok(logs.join(format!("{guest}.{name}")))
     }
 
-    /// Replaces the record: at any moment the old one is there, or the new one.
+    /// Replaces the record atomically: a reader finds the old record or the new one.
     pub(crate) fn write(&self, record: &impl Serialize) -> Result<(), RecordError> {
         let (path, new) = (self.path("record"), self.path("record.new"));
         let failed = |error: serde_json::Error| io_of(&path, error.into());
@@ -269,13 +270,13 @@ impl StateDir {
         read_record(&self.path("record"))
     }
 
-    /// The migration is over. From one moment to the next there is nothing: nobody finds half of it.
+    /// Removes the directory, because the move is over. The directory is renamed first, so no process finds half of it.
     pub(crate) fn remove(&self) {
         let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
         let away = self
             .directory
             .with_file_name(format!("{REMOVED}{name}.{}", std::process::id()));
-        // What stays is removed by the next one, or replaced.
+        // If this fails, the next vmemctl removes or replaces what stays.
         let _ = match fs::rename(&self.directory, &away) {
             Ok(()) => fs::remove_dir_all(&away),
             Err(_) => fs::remove_dir_all(&self.directory),
@@ -298,7 +299,7 @@ fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordErro
     }
 }
 
-/// Removes what somebody who was about to remove it has left.
+/// Removes directories that another vmemctl has renamed and not removed.
 fn clear(under: &Path) {
     for entry in fs::read_dir(under).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(REMOVED) {
@@ -318,7 +319,7 @@ fn io_of(path: &Path, source: io::Error) -> RecordError {
 mod tests {
     use super::*;
 
-    /// The least that a record can be.
+    /// A minimal record.
     #[derive(PartialEq, Debug, Serialize, Deserialize)]
     struct Note {
         phase: Phase,
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_record_is_read() {
+    fn latest_record_is_read() {
         let under = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(under.path(), "out", "../a guest").expect("a place");
         assert_eq!(state_dir.read::<Note>().expect("nothing"), None);
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_of_similar_names_have_places_of_their_own() {
+    fn guests_of_similar_names_have_separate_directories() {
         let under = tempfile::tempdir().expect("a directory");
         let places = ["a b", "a_b"].map(|name| StateDir::new(under.path(), "out", name));
         for state_dir in places {
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn record_of_an_earlier_layout_is_not_taken_for_another() {
+    fn record_of_an_earlier_layout_is_refused() {
         let under = tempfile::tempdir().expect("a directory");
         fs::create_dir(under.path().join("out.a_b")).expect("a directory");
         let path = under.path().join("out.a_b/record");
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_place_is_free_at_once_and_half_removed_ones_are_cleared() {
+    fn removed_directory_is_free_at_once_and_renamed_leftovers_are_cleared() {
         let under = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(under.path(), "out", "a").expect("a place");
         state_dir.write(&note(Phase::Running)).expect("a record");
@@ -409,7 +410,7 @@ mod tests {
         fs::create_dir(&half).expect("a directory");
         fs::write(half.join("record"), "{}").expect("a file");
         state_dir.remove();
-        // While the one who has removed it is still there.
+        // The first handle still exists.
         let again = StateDir::new(under.path(), "out", "a").expect("a place");
         assert_eq!(again.read::<Note>().expect("nothing"), None);
         state_dir.remove();
