@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The host that the guest comes to.
+//! The state machine of the destination.
 //!
 //! The destination owns the guest once it has recorded [`Phase::Committed`]. It records [`Phase::Starting`] before it has QEMU run the
 //! guest: from then on the guest may have run here, and FAILED is never said.
@@ -14,15 +14,15 @@ pub enum Destination {}
 /// What the destination knows of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum State {
-    /// All is ready, and the guest's state comes.
+    /// Everything is prepared, and the guest's state arrives.
     Prepared,
-    /// The connection to the source is lost: has QEMU told the source's that it has the whole state?
+    /// The connection to the source is lost. Has QEMU told the source's QEMU that it has the whole state?
     Judging,
     /// The connection to the source is lost, and the source may have said COMMIT: QEMU keeps the guest ready and paused.
     Orphaned,
-    /// The guest cannot come: has QEMU told the source's that it has the whole state?
+    /// The guest cannot be received. Has QEMU told the source's QEMU that it has the whole state?
     Failing,
-    /// The source has given the guest away. The destination records that.
+    /// The source has said COMMIT. The destination records that it owns the guest.
     Committing,
     /// The destination owns the guest, and QEMU loads the rest of its state.
     Committed,
@@ -36,27 +36,27 @@ pub enum State {
     Restarting,
     /// QEMU is told to run a guest that may have run before.
     Recontinuing,
-    /// The guest runs here, and its pages come.
+    /// The guest runs here, and its pages arrive.
     Running,
-    /// All pages are here. The destination records that.
+    /// All pages are present. The destination records that.
     Completing,
-    /// All pages are here, and the source has to hear that.
+    /// All pages are present, and the source must receive COMPLETE.
     Complete,
-    /// The guest has not run here: QEMU has to end, so that nobody can run it later.
+    /// The guest has not run here. QEMU must end, so that no process can run the guest later.
     Ending,
-    /// A signal has come, and the guest has not run here: does QEMU live?
+    /// A signal has arrived, and the guest has not run here. Does QEMU live?
     Interrupted,
-    /// The guest may have run here: does QEMU live?
+    /// The guest may have run here. Does QEMU live?
     Doubting,
     /// The guest has not run here and QEMU has ended. The destination records that.
     Returning,
-    /// The guest has not run here and never will, and the source has to hear that.
+    /// The guest has not run here and never will, and the source must receive FAILED.
     Failed,
-    /// The guest may have run here, QEMU has ended, and the source has to hear that.
+    /// The guest may have run here, QEMU has ended, and the source must receive GONE.
     Gone,
-    /// The end: the source owns the guest, and nothing of it is left here.
+    /// The end: the source owns the guest, and this host has nothing of it.
     Refused,
-    /// The end: the source has the guest back.
+    /// The end: the source owns the guest again.
     Returned,
     /// The end: the guest is here with all its memory.
     Finished,
@@ -66,7 +66,7 @@ pub enum State {
     Left,
 }
 
-/// What the destination hears and sees.
+/// What happens to the destination.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     /// The source has said START.
@@ -83,11 +83,11 @@ pub enum Event {
     Back,
     /// QEMU may have told the source's QEMU that it has the whole state: the source may have said COMMIT.
     MayHaveLoaded,
-    /// QEMU has not told the source's QEMU that it has the whole state, and cannot any more.
+    /// QEMU has not told the source's QEMU that it has the whole state, and cannot do so any more.
     HasNotLoaded,
-    /// What was to be recorded is.
+    /// The record was written.
     Recorded,
-    /// What was to be recorded is not.
+    /// The record could not be written.
     NotRecorded,
     /// QEMU has the whole state, and has the guest paused or runs it.
     Loaded,
@@ -97,17 +97,17 @@ pub enum Event {
     Continued,
     /// QEMU has refused to run the guest.
     NotContinued,
-    /// QEMU is gone for certain.
+    /// QEMU is certain to have ended.
     QemuEnded,
-    /// It is not certain that QEMU is gone.
+    /// QEMU is not certain to have ended.
     QemuLives,
-    /// All pages are here.
+    /// All pages are present.
     Complete,
-    /// The source has not come for the last word.
+    /// The source has not reconnected for the final message.
     Unheard,
     /// A signal has asked this process to end.
     Signal,
-    /// Anything else that keeps the move from going on.
+    /// Anything else that prevents the move from continuing.
     Trouble,
 }
 
@@ -133,19 +133,19 @@ pub enum Action {
     RecordRunning,
     /// Says RUNNING. If the source does not hear it, the source asks again.
     SayRunning,
-    /// Lets the source give back what is here.
+    /// Lets the source free the pages that are present here.
     Release,
-    /// Records that all pages are here. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
+    /// Records that all pages are present. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordComplete,
     /// Says COMPLETE.
     SayComplete,
     /// Ends QEMU, unless the guest runs in it. Answers [`Event::QemuEnded`] or [`Event::QemuLives`].
     EndUnstartedQemu,
-    /// Looks whether QEMU lives. Answers [`Event::QemuEnded`] or [`Event::QemuLives`].
+    /// Checks whether QEMU lives. Answers [`Event::QemuEnded`] or [`Event::QemuLives`].
     LookAtQemu,
     /// Records that the guest has not run here and never will. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordFailed,
-    /// Ends the coming of pages.
+    /// Ends vmemd: no more pages arrive.
     StopPages,
     /// Ends QEMU.
     EndQemu,
@@ -155,7 +155,7 @@ pub enum Action {
     SayGone,
     /// Leaves the guest's pages to a vmemd without a supervisor.
     LeavePages,
-    /// Removes what is recorded.
+    /// Removes the record.
     Forget,
 }
 
@@ -172,7 +172,7 @@ const fn row(state: S, events: &'static [E], next: S, actions: &'static [A]) -> 
     }
 }
 
-/// The guest has never been this host's.
+/// This host has never owned the guest.
 const REFUSE: &[A] = &[A::StopPages, A::EndQemu, A::SayFailed, A::Forget];
 
 impl Machine for Destination {
@@ -262,7 +262,7 @@ impl Machine for Destination {
     ];
 }
 
-/// How the destination goes on after a death, from what it has recorded, and whether QEMU lives.
+/// The state and actions from which the destination resumes after a death, by what it has recorded and whether QEMU lives.
 pub fn resume(recorded: Phase, qemu_lives: bool) -> (State, &'static [Action]) {
     match (recorded, qemu_lives) {
         (Phase::Prepared, true) => (S::Orphaned, &[A::KeepPages]),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The destination's vmemctl, as the source reaches it again after a connection was lost.
+//! The address of the destination's vmemctl, at which the source reconnects after a connection was lost.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::record::Outgoing;
 use crate::report::Report;
 use vmem_cli::Signals;
 
-/// Between two attempts to connect.
+/// The pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the destination's vmemctl listens, and how it is talked to.
+/// Where the destination's vmemctl listens, and how connections to it are protected.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     security: Security,
@@ -34,14 +34,14 @@ impl Endpoint {
         }
     }
 
-    /// Connects for `purpose`. A signal ends that.
+    /// Connects for `purpose`. A signal ends the attempt.
     pub(crate) fn connect(&self, purpose: Purpose, signals: &Signals) -> Result<Channel, Cause> {
         let endpoint = self.clone();
         signals.unless(move || endpoint.security.connect(&endpoint.to, &endpoint.session, purpose))?
     }
 
-    /// Connects again and says COMMIT again, because the destination may not have heard it. Tries for `limit`, and at least once. `export`
-    /// is supervised meanwhile.
+    /// Connects again, and repeats COMMIT, because the destination may not have received it. Tries for `limit`, and at least once. Reports
+    /// the news of `export` meanwhile.
     pub(crate) fn reconnect(
         &self,
         limit: Duration,
@@ -61,12 +61,12 @@ impl Endpoint {
         }
     }
 
-    /// Connects and says ABORT, because the destination may not have heard it and would wait for it.
+    /// Connects, and sends ABORT. The destination may not have received an earlier one, and would wait for it.
     pub(crate) fn abort(&self, reason: String) -> Result<(), Cause> {
         self.send(&FromSource::Abort { reason }).map(drop)
     }
 
-    /// Connects and says HEARD, because a destination that has not heard it says its last word until it does.
+    /// Connects, and sends HEARD. A destination that has not received HEARD continues to send its final message.
     pub(crate) fn heard(&self) -> Result<(), Cause> {
         self.send(&FromSource::Heard).map(drop)
     }
@@ -78,7 +78,7 @@ impl Endpoint {
     }
 }
 
-/// The connection to the destination's vmemctl cannot be used any more.
+/// The cause for a failed connection to the destination's vmemctl.
 pub(crate) fn lost(error: ChannelError) -> Cause {
     Cause::Peer("the destination's vmemctl".to_owned(), error)
 }

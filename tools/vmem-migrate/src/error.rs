@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Why a command ends without having done everything, and the exit code that says so.
+//! Why a command has not done everything, and the exit code for that.
 
 use std::io;
 
@@ -10,22 +10,22 @@ use crate::record::RecordError;
 use crate::served::ServedError;
 use vmem_cli::Stopped;
 
-/// Something that went wrong, before it is known what that means for the guest.
+/// What went wrong. What that means for the guest is not known at this level.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// QEMU, or what it says of the guest.
+    /// QEMU, or the guest as QEMU describes it.
     #[error(transparent)]
     Guest(#[from] GuestError),
     /// vmemd.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// What is recorded of a move.
+    /// The record of a move.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// A file of the guest's memory.
     #[error(transparent)]
     ServedFile(#[from] ServedError),
-    /// The connection to the other host's vmemctl: whose, and why.
+    /// The connection to the other host's vmemctl: which peer, and why it failed.
     #[error("{0}")]
     Peer(String, #[source] ChannelError),
     /// The kernel.
@@ -68,7 +68,7 @@ impl Cause {
         |source| Self::Vmem { what, source }
     }
 
-    /// Whether a signal asked for it.
+    /// Whether a signal is the cause.
     pub(crate) fn is_signal(&self) -> bool {
         matches!(self, Self::Stopped(Stopped::Signal(_)))
     }
@@ -102,19 +102,19 @@ pub enum Error {
     /// A signal has ended this program while the guest was on its way.
     #[error("the move is not over: a vmemd that serves goes on, and so does 'vmemctl recover', at any time")]
     Detached(#[source] Cause),
-    /// Nobody knows where the guest is.
+    /// It is not known whether the guest runs at the destination.
     #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
     Unknown(#[source] Cause),
     /// The guest has moved, and its QEMU has ended before its memory was complete.
     #[error("the guest has ended at the destination; it must not go on at the source")]
     Gone(#[source] Cause),
-    /// There is nothing left to do here, and the source has not heard that.
+    /// This host is done, and the source has not received the final message.
     #[error(
         "the source has not heard how it ended: 'vmemctl receive --resume' waits for it again, and 'vmemctl forget' removes the record if \
              the source is gone for good"
     )]
     Unheard(#[source] Cause),
-    /// It runs twice.
+    /// The guest runs on both hosts.
     #[error("the guest runs at both hosts")]
     Twice(#[source] Cause),
     /// Pages are lost.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A QEMU that is none, for tests: it has a state, knows a few commands, and dies when it is told to. It has a process of its own, which
-//! does nothing but live as long as it does.
+//! A fake QEMU for tests: it has a state, knows a few commands, and dies when it is told to. It has a process of its own, which does
+//! nothing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,31 +13,31 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmem_qmp::Qmp;
 
-/// What it is and does.
+/// The state of the fake, and what it does at which command.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) status: &'static str,
     pub(crate) migration: &'static str,
-    /// It ends when it hears this, after having done it, and without a reply.
+    /// It ends at this command, after executing it, and without a reply.
     pub(crate) dies_of: &'static str,
-    /// It refuses this.
+    /// It refuses this command.
     pub(crate) refuses: &'static str,
-    /// Its main loop waits for a page: nothing is done or answered.
+    /// Its main loop waits for a page: no command is executed or answered.
     pub(crate) blocked: bool,
-    /// Its main loop does so from this command on, before it is carried out.
+    /// Its main loop blocks at this command, before the command is executed.
     pub(crate) blocks_at: &'static str,
-    /// It closes the connection when it hears this, once, and does not carry it out. It lives on, and listens.
+    /// It closes the connection at this command, once, and does not execute it. It lives, and continues to listen.
     pub(crate) hangs_up_at: &'static str,
-    /// As before, but it does not listen any more either.
+    /// As before, but it also stops listening.
     pub(crate) leaves_at: &'static str,
-    /// What it says by itself after having done a command.
+    /// Events that it sends by itself, each after a command.
     pub(crate) says: Vec<(&'static str, Value)>,
-    /// It has heard this.
+    /// The commands that it has executed or refused.
     pub(crate) heard: Vec<String>,
     process: Child,
 }
 
-/// What follows when a client is gone.
+/// What follows the end of a connection.
 #[derive(PartialEq, Eq)]
 enum Then {
     Listen,
@@ -45,14 +45,14 @@ enum Then {
     Die,
 }
 
-/// A handle of it.
+/// A handle of the fake.
 #[derive(Clone)]
 pub(crate) struct Qemu(Arc<Mutex<State>>);
 
 impl Qemu {
-    /// One that listens at `path` until it dies.
+    /// Starts a fake that listens at `path` until it dies.
     pub(crate) fn start(path: &Path, status: &'static str, migration: &'static str) -> Self {
-        // It ends when its input does: with this handle.
+        // The process ends when its input does, which is when this handle is dropped.
         let process = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
         let qemu = Self(Arc::new(Mutex::new(State {
             status,
@@ -100,7 +100,7 @@ impl Qemu {
         self.state().process.try_wait().expect("a process").is_none()
     }
 
-    /// Whether it has heard this command.
+    /// Whether it has executed or refused this command.
     pub(crate) fn has_heard(&self, command: &str) -> bool {
         self.state().heard.iter().any(|heard| heard == command)
     }
@@ -154,7 +154,7 @@ impl Qemu {
         Ok(Then::Listen)
     }
 
-    /// A page comes, sooner or later.
+    /// Waits until the main loop is not blocked.
     fn wait_unblocked(&self) {
         while self.state().blocked {
             thread::sleep(Duration::from_millis(2));

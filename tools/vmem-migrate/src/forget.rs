@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl forget`: removes the record of a guest that has come here, when its source cannot hear any more how it ended.
+//! `vmemctl forget`: removes the record of a received guest whose source cannot receive the final message any more.
 
 use crate::Phase;
 use crate::error::{Cause, Error};
@@ -20,7 +20,7 @@ pub fn run(cli: &Common, args: &Forget) -> Result<(), Error> {
 fn find(cli: &Common, args: &Forget) -> Result<(StateDir, Incoming), Cause> {
     let state = cli.state.display();
     let mut found = StateDir::find(&cli.state, "in", |_: &Incoming| true)?;
-    // One of several of this name is named by what it is known by.
+    // Several guests may have the same name. The key then says which one is meant.
     found.retain(|(state_dir, record)| record.guest == args.guest || state_dir.key() == args.guest);
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => return Ok(only),
@@ -49,13 +49,13 @@ fn find(cli: &Common, args: &Forget) -> Result<(StateDir, Incoming), Cause> {
     }))
 }
 
-/// Refuses what somebody still needs.
+/// Refuses a record that the guest or its source still needs.
 fn check(record: &Incoming, force: bool) -> Result<(), Cause> {
     let guest = &record.guest;
     if record.phase == Phase::Complete {
         return Ok(());
     }
-    // Not even by force: the guest would wait for ever.
+    // Not even --force allows this: the guest would wait for its missing pages for ever.
     if needs_memory(record) {
         return Err(Cause::other(format!(
             "guest {guest:?} is here and its memory is not complete: 'vmemctl receive --resume' goes on with it; end its QEMU first if it is \
@@ -97,7 +97,7 @@ mod tests {
         }
     }
 
-    /// Forgets a guest that is recorded so, and whose QEMU is gone; whether that was done.
+    /// Runs `forget` for a guest with this phase whose QEMU has ended. Returns whether the record was removed.
     fn forgotten(phase: Phase, force: &[&str]) -> bool {
         let directory = tempfile::tempdir().expect("a directory");
         let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_record_that_nobody_needs_is_removed() {
+    fn only_a_complete_record_is_removed_without_force() {
         assert!(forgotten(Phase::Complete, &[]));
         for phase in [
             Phase::Prepared,
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn record_of_a_guest_that_lives_is_not_removed_by_force() {
+    fn force_does_not_remove_the_record_of_a_live_incomplete_guest() {
         let own = i32::try_from(std::process::id()).expect("a number");
         let lives = |phase| Incoming {
             qemu: Some(

@@ -26,7 +26,7 @@ pub enum GuestError {
     NotShared { total: u64, shared: u64 },
     #[error("the guest is {status}; it can be moved when it is running or paused")]
     Status { status: String },
-    /// What QEMU has against it, and what to do.
+    /// The obstacles, and how to remove them.
     #[error("QEMU cannot migrate the guest in this way: {0}")]
     Obstacle(String),
     #[error("QEMU's reply to {command} has no {field}")]
@@ -40,7 +40,7 @@ pub(crate) struct Memory {
     pub(crate) id: String,
     /// Size in bytes.
     pub(crate) bytes: u64,
-    /// What can be opened to get it.
+    /// The path at which it can be opened.
     pub(crate) path: PathBuf,
 }
 
@@ -54,16 +54,16 @@ pub(crate) fn name(qmp: &mut Qmp) -> Result<String, GuestError> {
     Ok(own_name(qmp)?.unwrap_or_else(|| "guest".to_owned()))
 }
 
-/// The name that it was given.
+/// The name that the user has given to the guest.
 fn own_name(qmp: &mut Qmp) -> Result<Option<String>, GuestError> {
     let reply = qmp.execute("query-name", json!({}))?;
     let name = reply.get("name").and_then(Value::as_str);
     Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
 }
 
-/// What tells the guest from all others: its UUID, or its name, or else its QEMU's process.
+/// What identifies the guest on this host: its UUID, or its name, or else the process of its QEMU.
 pub(crate) fn key(qmp: &mut Qmp) -> Result<Key, GuestError> {
-    /// QEMU's answer for a guest without one.
+    /// QEMU's answer for a guest without a UUID.
     const NONE: &str = "00000000-0000-0000-0000-000000000000";
     let reply = qmp.execute("query-uuid", json!({}))?;
     let uuid = reply.get("UUID").and_then(Value::as_str).filter(|uuid| *uuid != NONE);
@@ -71,7 +71,8 @@ pub(crate) fn key(qmp: &mut Qmp) -> Result<Key, GuestError> {
     let process = qmp.peer_pid()?;
     Ok(Key::new(uuid, name.as_deref(), || {
         let start = Process::open(process).and_then(|process| process.identity());
-        // Nobody knows whether it is the same one later; then nobody finds it.
+        // Without its identity, a later command could not tell whether the process is the same one, so it does not find the guest by this
+        // key.
         start.map_or_else(|_| format!("qemu={process}"), |identity| format!("qemu={identity}"))
     }))
 }
@@ -89,17 +90,17 @@ pub(crate) fn migration(qmp: &mut Qmp) -> Result<(String, Option<String>), Guest
     Ok((status, reason))
 }
 
-/// What a migration changes in QEMU, so that it can be changed back.
+/// The settings that a move changes in QEMU, so that it can restore them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// Capabilities that were off.
     off: Vec<String>,
-    /// Bytes a second, as it was.
+    /// The earlier bandwidth limit in bytes a second.
     bandwidth: Option<u64>,
 }
 
 impl Settings {
-    /// How it is now, for a migration that wants these capabilities.
+    /// Reads the present settings, for a migration that needs these capabilities.
     pub(crate) fn of(qmp: &mut Qmp, capabilities: &[&str]) -> Result<Self, GuestError> {
         let now = qmp.execute("query-migrate-capabilities", json!({}))?;
         let is_on = |name: &str| {
@@ -114,16 +115,18 @@ impl Settings {
         })
     }
 
-    /// Switches the capabilities on, and lets the stream have as much as there is.
+    /// Switches the capabilities on, and removes the bandwidth limit.
     pub(crate) fn change(&self, qmp: &mut Qmp) -> Result<(), GuestError> {
-        // The devices' memory is small: what slows it down would lengthen the whole, and the guest stops only once it is there.
+        // QEMU sends only the devices' memory, which is small. A bandwidth limit would lengthen the move, because the guest stops only once
+        // that memory is at the destination.
         const UNLIMITED: u64 = 1 << 40;
         set(qmp, &self.off, true)?;
         qmp.execute("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED}))?;
         Ok(())
     }
 
-    /// Puts everything back: somebody else may use QEMU's migration next, and would miss the memory in it.
+    /// Restores the settings. Another client may use QEMU's migration next, and with the settings of the move its stream would lack the
+    /// memory.
     pub(crate) fn restore(&self, qmp: &mut Qmp) -> Result<(), GuestError> {
         if let Some(bytes) = self.bandwidth {
             qmp.execute("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
@@ -141,13 +144,13 @@ fn set(qmp: &mut Qmp, capabilities: &[String], state: bool) -> Result<(), GuestE
     Ok(())
 }
 
-/// All memory of the guest, which must be such that another process can map it.
+/// All memory of the guest. It is an error if another process cannot map all of it.
 pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
     let objects = qmp.execute("qom-list", json!({"path": "/objects"}))?;
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
         let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
-        // QEMU leaves out of its stream only memory that is a file with a name; of a memfd it would send all.
+        // QEMU leaves only memory out of its stream that is a file with a name. It would send all memory of a memfd.
         if kind != "child<memory-backend-file>" {
             continue;
         }

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What tells a guest from all others of a host: its UUID, if it has one. Names are for people, and two guests can have the same one.
+//! The key that identifies a guest on a host: its UUID, if it has one. A name is for users only, and two guests can have the same name.
 
 use serde::{Deserialize, Serialize};
 
-/// The longest key, in bytes: it becomes part of a file's name.
+/// The longest key in bytes. The key becomes part of a file name.
 const LONGEST: usize = 128;
 
-/// A key, as it is: part of a file's name, whatever it was made of.
+/// A key. It is valid as part of a file name, whatever it was made of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Key(String);
 
 impl Key {
-    /// Of a guest with this UUID and name, as far as it has them, or else of what `other` says that it has.
+    /// The key of a guest with this UUID or else this name, or else of the text of `other`.
     pub(crate) fn new(uuid: Option<&str>, name: Option<&str>, other: impl FnOnce() -> String) -> Self {
         match (uuid, name) {
-            // A name has no "=" in it, once it is encoded.
+            // An encoded name has no "=", so the kinds of keys cannot collide.
             (Some(uuid), _) => Self(encoded(&format!("uuid={}", uuid.to_ascii_lowercase()), "=")),
             (None, Some(name)) => Self(encoded(name, "")),
             (None, None) => Self(encoded(&other(), "=")),
         }
     }
 
-    /// As another host says it.
+    /// A key that another host has sent.
     pub(crate) fn received(text: &str) -> Self {
         Self(encoded(text, "=%~"))
     }
 
-    /// What another host is told. A process is one of this host.
+    /// The key that another host gets. A process number means nothing on another host, so the session replaces it.
     pub(crate) fn to_say(&self, session: &str) -> Self {
         if self.0.starts_with("qemu=") {
             Self::new(None, None, || format!("session={session}"))
@@ -41,14 +41,14 @@ impl Key {
 }
 
 impl From<&str> for Key {
-    /// Of a guest with this name and no UUID.
+    /// The key of a guest with this name and no UUID.
     fn from(name: &str) -> Self {
         Self::new(None, Some(name), String::new)
     }
 }
 
-/// `text` with `%` and two digits for each byte that is not a letter, a digit, `_`, `-` or one of `also`: no two texts become the same, and
-/// none leads into another directory. Of a long one the end is replaced by a number made of all of it.
+/// Encodes `text`: `%` and two digits stand for each byte that is not a letter, a digit, `_`, `-` or one of `also`. So no two texts have
+/// the same encoding, and none leads into another directory. A hash of the whole text replaces the end of a long one.
 fn encoded(text: &str, also: &str) -> String {
     let mut done = String::new();
     for byte in text.bytes() {
@@ -77,7 +77,7 @@ mod tests {
     const UUID: &str = "0B8A3C5E-6f5e-4d0c-9d6c-0123456789ab";
 
     #[test]
-    fn guests_that_differ_have_keys_that_differ() {
+    fn different_guests_have_different_keys() {
         let keys = [
             Key::from("a b"),
             Key::from("a_b"),
@@ -96,14 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn guest_with_uuid_may_change_its_name() {
+    fn key_with_uuid_does_not_depend_on_the_name() {
         let key = |name| Key::new(Some(UUID), name, String::new);
         assert_eq!(key(Some("a")), key(None));
         assert_eq!(key(None).as_str(), format!("uuid={}", UUID.to_lowercase()));
     }
 
     #[test]
-    fn guest_with_neither_is_told_by_the_session() {
+    fn key_without_uuid_and_name_is_sent_as_the_session() {
         let key = Key::new(None, None, || "qemu=812-4711".to_owned());
         assert_eq!(key.to_say("0a").as_str(), "session=0a");
         assert_eq!(Key::from("qemu=1").to_say("0a"), Key::from("qemu=1"), "this is a name");

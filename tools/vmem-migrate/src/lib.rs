@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who owns a guest that moves: the decisions of both hosts, without I/O.
+//! Live migration of guests over vmem. The core decides which host owns a guest that moves: it has the decisions of both hosts, without
+//! I/O.
 //!
 //! Each host has a state machine: [`source`] and [`destination`]. A machine is a table of rows: in this state, after this event, that state
-//! follows, and these actions are due. [`Owner`] holds the state. The caller carries the actions out, in their order, and reports what
-//! comes of it as the next event.
+//! follows, and these actions are due. [`Owner`] holds the state. The caller executes the actions in their order, and reports the outcome
+//! as the next event.
 //!
-//! Only the last action of a row may answer with an event. What a row needs to know before it goes on is the last thing that it does.
+//! Only the last action of a row may answer with an event. So an action whose outcome decides what follows is the last one of its row.
 //!
-//! A death is no event: a machine that ends with its process is begun again from what the process has recorded, a [`Phase`]. See
-//! [`source::resume`] and [`destination::resume`].
+//! The death of a process is no event. A machine that ends with its process is resumed from the [`Phase`] that the process has recorded.
+//! See [`source::resume`] and [`destination::resume`].
 //!
 //! `tests/model` runs both machines, both QEMUs, the network and deaths between any two actions, in every order.
 //! `Documentation/migration.rst` has the tables.

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The end of what a program has written to its log. The log can be long, and `logrotate` can cut it off at any moment.
+//! The end of a program's log. The log can be long, and `logrotate` can truncate it at any moment.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// So much of it is read.
+/// How much of the log is read.
 const BYTES: u64 = 4096;
 
-/// The end of what was written since the log had so many bytes. Of a log that cannot be read: nothing.
+/// The end of what was written after the log had `since` bytes. Empty if the log cannot be read.
 pub(crate) fn tail(path: &Path, since: u64) -> String {
     let read = || -> io::Result<String> {
         let mut log = File::open(path)?;
         let end = log.metadata()?.len();
-        // It was cut off meanwhile: all of it is new.
+        // The log was truncated meanwhile, so all of it is new.
         let since = if end < since { 0 } else { since };
         log.seek(SeekFrom::Start(since.max(end.saturating_sub(BYTES))))?;
         let mut text = Vec::new();
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn end_of_a_log_is_read_and_what_was_before_is_not() {
+    fn only_the_end_of_the_new_part_is_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("log");
         assert_eq!(tail(&path, 0), "", "there is none");

@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 
-/// One line of a table: in `state`, after one of `events`, `next` follows and `actions` are due.
+/// One row of a table: in `state`, after one of `events`, `next` follows and `actions` are due.
 #[derive(Debug)]
 pub struct Row<S: 'static, E: 'static, A: 'static> {
     /// The state before.
@@ -26,10 +26,10 @@ pub trait Machine {
     /// What it has done.
     type Action: Copy + Eq + Hash + Debug + 'static;
 
-    /// All that it does.
+    /// The table: every transition of the machine.
     const TABLE: &'static [Row<Self::State, Self::Event, Self::Action>];
 
-    /// What follows `event` in `state`: the next state and what is to be done. `None`: the table has no such row.
+    /// The next state and the due actions after `event` in `state`. `None`: the table has no such row.
     fn step(state: Self::State, event: Self::Event) -> Option<(Self::State, &'static [Self::Action])> {
         let row = Self::TABLE
             .iter()
@@ -43,7 +43,7 @@ pub trait Machine {
     }
 }
 
-/// An event that the table has no row for in this state.
+/// The table has no row for this event in this state.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{event} does not belong to the state {state}")]
 pub struct Unexpected {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Names that come from outside and become names of regions and files.
+//! Names from outside that become names of regions and files.
 
-/// The first `most` characters of `text`, with `_` for each that is not a letter, a digit, `_` or `-`: no way into another directory.
+/// The first `most` characters of `text`, with `_` for each that is not a letter, a digit, `_` or `-`. So a name cannot lead into another
+/// directory.
 pub(crate) fn clean(text: &str, most: usize) -> String {
     let allowed = |c: char| {
         if c.is_ascii_alphanumeric() || "_-".contains(c) {
@@ -13,7 +14,7 @@ pub(crate) fn clean(text: &str, most: usize) -> String {
     text.chars().map(allowed).take(most).collect()
 }
 
-/// What tells the exports of one move from those of all others. `None` if this is not the number of a move.
+/// The mark in the names of all exports of one move. `None` if `session` is not a session number.
 pub(crate) fn session_mark(session: &str) -> Option<&str> {
     let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     session.bytes().all(hex).then(|| session.get(..16)).flatten()
@@ -29,14 +30,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_name_cannot_have_is_replaced() {
+    fn invalid_characters_are_replaced() {
         assert_eq!(clean("guest-0_a", usize::MAX), "guest-0_a");
         assert_eq!(clean("../a guest\u{e9}\n", usize::MAX), "___a_guest__");
         assert_eq!(clean("\u{e9}\u{e9}ab", 3), "__a");
     }
 
     #[test]
-    fn a_mark_is_of_a_number() {
+    fn mark_requires_a_session_number() {
         assert_eq!(session_mark("0123456789abcdef0123456789abcdef"), Some("0123456789abcdef"));
         for bad in ["", "0123456789abcde", "0123456789abcdeX0", "\u{e9}123456789abcdef0"] {
             assert_eq!(session_mark(bad), None, "{bad}");

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What in a QEMU prevents a migration over vmemctl's socket, and is known before anything begins.
+//! Settings of a QEMU that prevent a migration over vmemctl's socket, and that are known before the move begins.
 
 use serde_json::{Value, json};
 use vmem_qmp::Qmp;
 
 use crate::guest::GuestError;
 
-/// Capabilities with which QEMU does not send one stream into one socket, or does not take it out of one. vmemctl switches capabilities on
-/// that it needs; it does not know why somebody has switched on one of these.
+/// Capabilities with which QEMU does not send one stream into one socket, or does not load it from one. vmemctl switches on capabilities
+/// that it needs. It does not switch these off, because it does not know why they are on.
 const CAPABILITIES: [&str; 6] = [
     "background-snapshot",
     "mapped-ram",
@@ -17,7 +17,7 @@ const CAPABILITIES: [&str; 6] = [
     "zero-copy-send",
 ];
 
-/// Refuses a QEMU that cannot migrate, or not in this way.
+/// Refuses a QEMU that cannot migrate in this way.
 pub(crate) fn check(qmp: &mut Qmp) -> Result<(), GuestError> {
     let mut ask = |command: &str| qmp.execute(command, json!({}));
     let migration = ask("query-migrate")?;
@@ -29,7 +29,7 @@ pub(crate) fn check(qmp: &mut Qmp) -> Result<(), GuestError> {
     }
 }
 
-/// The obstacles in QEMU's replies, and what to do, in words.
+/// Describes the obstacles in QEMU's replies, and how to remove them.
 fn find(migration: &Value, capabilities: &Value, parameters: &Value) -> Option<String> {
     let mut found = Vec::new();
     if let Some(status @ ("setup" | "active" | "pre-switchover" | "device" | "cancelling")) = text(migration, "status") {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_qemu_has_none() {
+    fn ordinary_qemu_has_no_obstacle() {
         let parameters = json!({"max-bandwidth": 134_217_728, "tls-creds": "", "tls-hostname": "", "mode": "normal"});
         for migration in [json!({}), json!({"status": "completed"}), json!({"status": "cancelled"})] {
             assert_eq!(
@@ -83,12 +83,12 @@ mod tests {
                 "{migration}"
             );
         }
-        // An old QEMU does not know all of this.
+        // An old QEMU does not report all of this.
         assert_eq!(find(&json!({}), &json!([]), &json!({})), None);
     }
 
     #[test]
-    fn each_one_is_named() {
+    fn each_obstacle_is_named() {
         let none = json!({});
         let blocked = json!({"blocked-reasons": ["0000:00:04.0: VFIO migration is not supported in kernel", "no"]});
         let found = find(&blocked, &none, &none).expect("an obstacle");

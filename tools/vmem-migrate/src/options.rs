@@ -139,14 +139,14 @@ pub struct Recover {
 }
 
 impl Common {
-    /// The command that goes on with the move of this guest.
+    /// The command that continues the move of this guest.
     pub(crate) fn recover_command(&self, guest: &str) -> String {
         let mut words = self.common_words();
         words.extend(["recover".to_owned(), "--guest".to_owned(), quoted(guest)]);
         words.join(" ")
     }
 
-    /// The command that goes on with the guest that this one has taken.
+    /// The command that continues with the guest that this one has received.
     pub(crate) fn resume_command(&self, args: &Receive) -> String {
         let mut words = self.common_words();
         words.extend(["receive".to_owned(), "--resume".to_owned()]);
@@ -158,7 +158,7 @@ impl Common {
         words.join(" ")
     }
 
-    /// The program, and those options that another command on the same guest needs as well.
+    /// The program, and the options that another command for the same guest needs as well.
     fn common_words(&self) -> Vec<String> {
         let mut words = vec!["vmemctl".to_owned()];
         if self.state != Path::new(DIRECTORY) {
@@ -177,7 +177,7 @@ impl Common {
     }
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -193,7 +193,7 @@ fn region(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_owned(), size(bytes)?))
 }
 
-/// The command line as vmemctl has it.
+/// The command line of vmemctl.
 #[cfg(test)]
 pub(crate) mod cli {
     use clap::{Parser, Subcommand};
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_on_with_a_move_can_be_typed() {
+    fn continuation_commands_are_quoted_for_a_shell() {
         let command = |line: &str, guest: &str| {
             let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
             cli.common.recover_command(guest)

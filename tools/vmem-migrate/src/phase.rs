@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How far a move has come, as a host records it on a disk or in `/run`.
+//! The progress of a move, as a host records it on a disk or in `/run`.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,9 @@ pub enum Phase {
     Starting,
     /// The guest runs at the destination.
     Running,
-    /// The guest's memory is complete at the destination. At the destination: the source has yet to hear that. At the source: it has
-    /// heard that, or that the guest has ended there.
+    /// The guest's memory is complete at the destination. At the destination, the source must still receive COMPLETE. At the source, it has
+    /// received COMPLETE or GONE.
     Complete,
-    /// The guest has not run at the destination and never will, and the source has yet to hear that. At the destination only.
+    /// The guest has not run at the destination and never will, and the source must still receive FAILED. At the destination only.
     Failed,
 }

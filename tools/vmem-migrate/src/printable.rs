@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What other programs and the other side say, as it can be shown to people.
+//! Text of other programs and of the other host, made safe to show.
 
-/// Escapes control characters, and no quotes or backslashes: what QEMU says is full of quotes, and what the other side says is escaped already.
+/// Escapes control characters, and leaves quotes and backslashes: QEMU's messages are full of quotes, and the text of the other host is
+/// escaped already.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().fold(String::new(), |mut shown, c| {
         match c {
@@ -17,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_that_are_shown_twice_stay_as_they_are() {
+    fn text_that_is_escaped_twice_stays_the_same() {
         let said = "qemu: 'no-such-device' is\tnot \"valid\"\u{1b}[2J\n";
         let shown = printable(said);
         assert_eq!(shown, "qemu: 'no-such-device' is\\tnot \"valid\"\\u{1b}[2J\\n");

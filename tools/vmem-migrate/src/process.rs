@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A process that is held. Its number alone would not do: the kernel gives it to another process once its owner is gone.
+//! A process, held by a pidfd. Its number alone would not suffice: the kernel gives the number to another process once the first has ended.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub(crate) use vmem_control::Identity;
 
-/// A process that cannot be taken for another one.
+/// A process that cannot be confused with another one.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
@@ -20,61 +20,62 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// A child that has not been waited for.
+    /// A child that has not been reaped.
     pub(crate) fn of_child(child: &Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, fd })
     }
 
-    /// The process with this number.
+    /// The process `pid`.
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, fd })
     }
 
-    /// The process of which this is known. `None` if it has ended.
+    /// The process with this identity. `None` if it has ended.
     pub(crate) fn find(identity: &Identity) -> Option<Self> {
         let process = Self::open(identity.pid).ok()?;
         let is_it = process.identity().is_ok_and(|found| found == *identity);
         is_it.then_some(process)
     }
 
-    /// As it is when the kernel has given the number of one that has ended to `other`.
+    /// This process with the number of `other`, as after the kernel has reused the number.
     #[cfg(test)]
     pub(crate) fn with_number_of(self, other: &Self) -> Self {
         Self { pid: other.pid, ..self }
     }
 
-    /// Its number, for people.
+    /// The process number, for messages.
     pub(crate) fn number(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// What finds it again.
+    /// What [`find`](Self::find) finds the process by.
     pub(crate) fn identity(&self) -> io::Result<Identity> {
         let identity = Identity::of(self.number())?;
-        // As long as it lives, its number is not another's: then what was read was its own.
+        // The number is not reused while the process lives. If it still lives, the identity that was read is its own.
         if self.wait(Duration::ZERO) {
             return Err(io::ErrorKind::NotFound.into());
         }
         Ok(identity)
     }
 
-    /// Sends it a signal. It may have ended.
+    /// Sends a signal. The process may have ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.fd, signal);
     }
 
-    /// Waits until it has ended, for `limit` at most; whether it has. A zombie has: it has let go of everything.
+    /// Waits until the process has ended, for `limit` at most. Returns whether it has. A zombie counts as ended, because it holds no files
+    /// any more.
     pub(crate) fn wait(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         loop {
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
             let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
             match poll(&mut fds, left.as_ref()) {
-                // A signal to this program is not its end.
+                // A signal to this program does not end the wait.
                 Err(Errno::INTR) => {}
                 ready => return ready.is_ok_and(|ready| ready > 0),
             }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What one thread says to another, with a bound for events: vmemd says something every second, and whoever hears it may wait for QEMU for
-//! hours meanwhile.
+//! A queue from one thread to another, with a bound for events: vmemd sends an event every second, and the receiving thread may wait for
+//! QEMU for hours meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Events that wait, at most. The latest ones say how far it is.
+/// The largest number of queued events. The latest ones show the present progress.
 const EVENTS: usize = 1024;
 
-/// What can be said in such a queue.
+/// A message for such a queue.
 pub(crate) trait Message {
-    /// It may be left out if there are too many.
+    /// Whether the message is an event, which may be dropped if there are too many.
     fn is_event(&self) -> bool;
 
-    /// So many were left out in this place.
+    /// The message that stands for `events` dropped events.
     fn dropped(events: u64) -> Self;
 }
 
@@ -22,9 +22,9 @@ pub(crate) trait Message {
 struct Waiting<T> {
     messages: VecDeque<T>,
     events: usize,
-    /// Events that were left out since the last message that was heard.
+    /// The number of events that were dropped since the last received message.
     dropped: u64,
-    /// Nobody says anything any more.
+    /// The sender is dropped.
     closed: bool,
 }
 
@@ -34,15 +34,15 @@ struct Shared<T> {
     changed: Condvar,
 }
 
-/// The end that is spoken into.
+/// The sending end.
 #[derive(Debug)]
 pub(crate) struct Sender<T>(Arc<Shared<T>>);
 
-/// The end that is listened at.
+/// The receiving end.
 #[derive(Debug)]
 pub(crate) struct Receiver<T>(Arc<Shared<T>>);
 
-/// A queue in which nothing is yet.
+/// Makes an empty queue.
 pub(crate) fn queue<T: Message>() -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         waiting: Mutex::new(Waiting {
@@ -63,7 +63,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: Message> Sender<T> {
-    /// Says something. If it is an event, and there are too many, the oldest one is left out.
+    /// Queues a message. If it is an event, and there are too many, the oldest event is dropped.
     pub(crate) fn send(&self, message: T) {
         let mut waiting = self.0.lock();
         if message.is_event() {
@@ -88,7 +88,7 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T: Message> Receiver<T> {
-    /// What was said next, if something was or is within `limit`.
+    /// The next message, if there is one within `limit`.
     pub(crate) fn recv(&self, limit: Duration) -> Option<T> {
         let is_silent = |waiting: &mut Waiting<T>| waiting.messages.is_empty() && !waiting.closed;
         let waited = self.0.changed.wait_timeout_while(self.0.lock(), limit, is_silent);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn oldest_events_are_left_out_and_nothing_else() {
+    fn only_the_oldest_events_are_dropped() {
         let (sender, receiver) = queue();
         let many = 10 * EVENTS;
         for number in 0..many {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_heard_in_time_is_complete() {
+    fn nothing_is_dropped_if_the_receiver_keeps_up() {
         let (sender, receiver) = queue();
         let speaker = thread::spawn(move || (0..EVENTS).for_each(|number| sender.send(Said::Event(number))));
         for number in 0..EVENTS {

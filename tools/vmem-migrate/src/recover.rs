@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl recover`: on the host that the guest came from, when the vmemctl that moved it has died.
+//! `vmemctl recover`: continues a move on the source host, after its vmemctl has died.
 
 use vmem_cli::{Signals, Stopped, with_port};
 use vmem_qmp::Qmp;
@@ -12,7 +12,7 @@ use crate::options::{Common, DEFAULT_PORT, Recover};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
 
-/// Finds out where the guest is, and goes on from there.
+/// Finds out which host owns the guest, and continues the move.
 pub fn run(cli: &Common, args: &Recover) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
     let (state_dir, record) = find(cli, args)?;
@@ -45,7 +45,7 @@ fn go_on_with(cli: &Common, args: &Recover, state_dir: StateDir, mut record: Out
     )
 }
 
-/// Makes sure that this QEMU has that guest.
+/// Checks that this QEMU has the guest of the record.
 fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Cause> {
     let name = guest::name(&mut qmp)?;
     if name == record.guest && guest::key(&mut qmp)? == record.key {
@@ -99,7 +99,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    /// A guest that was given away.
+    /// The record of a guest that the destination owns.
     fn record(qmp: &Path, to: String) -> Outgoing {
         Outgoing {
             session: "0123456789abcdef0123456789abcdef".to_owned(),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_are_told_before_the_answer_are_none() {
+    fn page_events_before_running_are_not_taken_for_the_answer() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("qmp");
         let qemu = fake::Qemu::start(&path, "postmigrate", "completed");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! QEMU's migration stream on its way through: QEMU on one side, the other machine on the other.
+//! Relays QEMU's migration stream: QEMU is on one side, the other host on the other.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -9,29 +9,29 @@ use std::thread;
 
 use socket2::Socket;
 
-/// What QEMU calls the socket for the guest's state.
+/// The name of the socket for the guest's state in QEMU.
 pub(crate) const STREAM: &str = "vmemctl-state";
 
-/// A relay at work.
+/// A running relay.
 pub(crate) struct Relay {
     network: Socket,
     return_path: Arc<ReturnPath>,
 }
 
-/// What QEMU sends back while its state comes: messages of a type, a length and so many bytes, all big endian (QEMU's
-/// `migration/migration.h`). With the first one below, a QEMU that has loaded everything says so.
+/// What QEMU sends back while it loads the state: messages that consist of a type, a length and that many bytes, all big endian (QEMU's
+/// `migration/migration.h`). With [`SHUT`], QEMU reports that it has loaded everything.
 #[derive(Debug, Default)]
 struct ReturnPath {
     has_loaded: AtomicBool,
-    /// Bytes of a message that is not whole yet.
+    /// The bytes of an incomplete message.
     part: Mutex<Vec<u8>>,
 }
 
-/// The message by which a QEMU says how its loading has ended; 0 is well.
+/// The type of the message by which QEMU reports how loading has ended. Its value 0 means success.
 const SHUT: u16 = 1;
 
 impl ReturnPath {
-    /// These bytes are about to be passed on.
+    /// Notes bytes that are about to be forwarded.
     fn see(&self, bytes: &[u8]) {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
         part.extend_from_slice(bytes);
@@ -47,14 +47,14 @@ impl ReturnPath {
 }
 
 impl Relay {
-    /// Lets nothing through any more. QEMU gets what it has been sent, and then finds that there is no more.
+    /// Ends the relay in both directions. QEMU still gets what was sent to it, and then the end of the stream.
     pub(crate) fn cut(&self) {
-        // It may be at its end.
+        // The connection may be closed already.
         let _ = self.network.shutdown(Shutdown::Both);
     }
 
-    /// Whether the QEMU at this end may have told the other one that it has loaded everything. After a [`cut`](Self::cut) this does not
-    /// change to yes in a way that the other end could notice.
+    /// Whether the QEMU at this end may have told the other QEMU that it has loaded everything. After a [`cut`](Self::cut), the other end
+    /// cannot receive that message any more.
     pub(crate) fn has_loaded(&self) -> bool {
         self.return_path.has_loaded.load(Ordering::SeqCst)
     }
@@ -67,11 +67,11 @@ pub(crate) enum End {
     Destination,
 }
 
-/// Copies in both directions until both are at their end, in threads of its own. `first` goes to `qemu` before anything else.
+/// Copies in both directions until both have ended, in threads of its own. `first` goes to `qemu` before anything else.
 pub(crate) fn relay(end: End, qemu: Socket, network: Socket, first: Vec<u8>) -> io::Result<Relay> {
     for socket in [&qemu, &network] {
         socket.set_read_timeout(None)?;
-        // A QEMU that is stopped, or a network that is down, may come back; whoever waits for the migration has a time limit.
+        // A stopped QEMU, or a network that is down, may come back. The caller has a time limit for the migration.
         socket.set_write_timeout(None)?;
     }
     let (from, to) = (qemu.try_clone()?, network.try_clone()?);
@@ -90,7 +90,7 @@ pub(crate) fn relay(end: End, qemu: Socket, network: Socket, first: Vec<u8>) -> 
     Ok(relay)
 }
 
-/// Copies until the end, and passes that on. `see` sees everything before it goes.
+/// Copies until the end of the stream, and forwards that end. `see` is called with all bytes before they are forwarded.
 fn copy(mut from: &Socket, mut to: &Socket, first: &[u8], see: impl Fn(&[u8])) {
     let mut buffer = vec![0; 64 << 10];
     let mut result = to.write_all(first);
@@ -105,12 +105,12 @@ fn copy(mut from: &Socket, mut to: &Socket, first: &[u8], see: impl Fn(&[u8])) {
             Err(error) => Err(error),
         };
     }
-    // The end of a stream is passed on as such; a broken one ends both ways, and QEMU sees that it is cut.
+    // A regular end is forwarded as such. After an error both directions end, so QEMU notices that the stream is broken.
     let (end, other) = match result {
         Ok(()) => (Shutdown::Write, None),
         Err(_) => (Shutdown::Both, Some(Shutdown::Both)),
     };
-    // Either may be gone already.
+    // Either connection may be closed already.
     let _ = to.shutdown(end);
     let _ = other.map(|end| from.shutdown(end));
 }
@@ -121,7 +121,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn both_directions_and_the_end_pass() {
+    fn both_directions_and_the_end_are_forwarded() {
         let (mut qemu, ours) = UnixStream::pair().expect("sockets");
         let (mut network, theirs) = UnixStream::pair().expect("sockets");
         let _relay = relay(End::Source, Socket::from(ours), Socket::from(theirs), b"early ".to_vec()).expect("threads");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_word_that_all_is_loaded_counts() {
+    fn only_a_successful_shut_message_counts_as_loaded() {
         let shut = |value: u8| [0, 1, 0, 4, 0, 0, 0, value];
         let pong = [0, 2, 0, 4, 0, 0, 0, 1];
         let loaded = |pieces: &[&[u8]]| {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_ends_both_sides() {
+    fn cut_ends_both_sides() {
         let (mut qemu, ours) = UnixStream::pair().expect("sockets");
         let (mut network, theirs) = UnixStream::pair().expect("sockets");
         let relay = relay(End::Destination, Socket::from(ours), Socket::from(theirs), Vec::new()).expect("threads");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the commands say: to people on a terminal, to people who read a log, or to machines. Nothing here waits for any of them: the
-//! guest may stand still, and a signal has to be heard.
+//! Output of the commands: for users at a terminal, for readers of a log, or for programs. Nothing here waits for a reader, because the
+//! guest may stand still meanwhile, and because signals must be handled.
 
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use vmem_cli::ProgressBar;
 use vmem_cli::output::{self, err, out};
 use vmem_control::{Event, Figures};
 
-/// Who is told.
+/// The output of one command.
 pub struct Report {
     to: To,
     began: Instant,
-    /// From the stop of the guest until it was known to run again.
+    /// The time from the stop of the guest until it was known to run again.
     downtime: Option<Duration>,
     rate: Rate,
 }
@@ -27,14 +27,14 @@ enum To {
     Json,
 }
 
-/// Received bytes and requests a second, from line to line.
+/// Received bytes and requests a second, since the last line.
 #[derive(Default)]
 struct Rate {
     then: Option<(f64, u64, u64)>,
 }
 
 impl Report {
-    /// For people, or as JSON for machines.
+    /// Output for users, or JSON for programs.
     pub fn new(json: bool) -> Self {
         let to = if json {
             To::Json
@@ -51,7 +51,7 @@ impl Report {
         }
     }
 
-    /// Something worth knowing.
+    /// Reports a note.
     pub fn note(&self, text: &str) {
         match &self.to {
             To::Bar(_) | To::Lines => tracing::info!("{text}"),
@@ -59,7 +59,7 @@ impl Report {
         }
     }
 
-    /// The guest runs at the destination.
+    /// Reports that the guest runs at the destination.
     pub(crate) fn running(&mut self, downtime: Option<Duration>) {
         self.downtime = downtime;
         let total = self.began.elapsed().as_secs_f64();
@@ -72,7 +72,7 @@ impl Report {
         self.note(&format!("the guest runs at the destination{down}; its memory follows"));
     }
 
-    /// So many bytes of `size` are done.
+    /// Reports that `done` of `size` bytes are done.
     pub fn progress(&mut self, done: u64, size: u64, text: &str) {
         let percent = 100.0 * done as f64 / size.max(1) as f64;
         let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(size));
@@ -83,14 +83,14 @@ impl Report {
         }
     }
 
-    /// There is no more progress.
+    /// Removes the progress bar.
     pub fn end_progress(&mut self) {
         if let To::Bar(bar) = &mut self.to {
             bar.clear();
         }
     }
 
-    /// A line of the destination's vmemd.
+    /// Reports a line of the destination's vmemd.
     pub(crate) fn pages(&mut self, line: &Value) {
         if let To::Json = self.to {
             print(&json!({"event": "pages", "vmemd": line}));
@@ -100,7 +100,7 @@ impl Report {
         }
     }
 
-    /// The memory is complete.
+    /// Reports that the memory is complete.
     pub(crate) fn complete(&mut self, summary: &Value) {
         let figures = match event(summary) {
             Some(Event::End { figures, .. }) => figures.unwrap_or_default(),
@@ -140,7 +140,7 @@ impl Report {
     }
 }
 
-/// What a line of a vmemd says, which may be the other host's. `None` if it is none.
+/// Parses a line of a vmemd, which may be on the other host. `None`: the line is no event.
 fn event(line: &Value) -> Option<Event> {
     Event::deserialize(line).ok()
 }
@@ -181,7 +181,7 @@ impl Rate {
     }
 }
 
-/// An object on a line of standard output.
+/// Prints an object as one line on standard output.
 pub fn print(line: &Value) {
     output::json(&line.to_string());
 }
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_from_line_to_line() {
+    fn rates_cover_the_time_since_the_last_line() {
         let line = |seconds: f64, present: u64, faults: u64| {
             json!({"event": "progress", "seconds": seconds, "data_bytes": 0, "faults": faults,
                 "fault_us": {"p50": 1000, "p99": 2500, "max": 3000},
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn line_that_is_no_event_is_no_reason_to_fall_over() {
+    fn lines_that_are_no_events_do_not_panic() {
         let mut report = Report::new(false);
         for line in [
             Value::Null,

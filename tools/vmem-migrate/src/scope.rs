@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Scopes of systemd for the processes that outlive vmemctl.
 //!
-//! When a unit or a login session ends, systemd kills every process in its control group (`KillMode=control-group`, `KillUserProcesses=yes`).
-//! The end of `vmemctl receive` would be the end of the guest that it has just taken. So QEMU and vmemd get control groups of their own, as
-//! libvirt and machined do for their machines.
+//! When a unit or a login session ends, systemd kills every process in its control group (`KillMode=control-group`,
+//! `KillUserProcesses=yes`). The end of `vmemctl receive` would then be the end of the guest that it has just received. So QEMU and vmemd
+//! get control groups of their own, as libvirt and machined do for their machines.
 //!
-//! `systemd-run --scope` asks systemd for the scope, enters it and then becomes the program. The program has the process number of the child that
-//! was started here, never runs outside its scope, and all that it starts is in the scope as well. A D-Bus client in vmemctl could move the
-//! process only after its start.
+//! `systemd-run --scope` asks systemd for the scope, enters the scope and then executes the program. The program keeps the process number
+//! of the child that vmemctl started, never runs outside its scope, and all that it starts is in the scope as well. A D-Bus client in
+//! vmemctl could move the process only after its start.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,11 +20,12 @@ use crate::name::clean;
 
 const SYSTEMD_RUN: &str = "systemd-run";
 
-/// What starts a program in a scope; `None` where no scope is needed or none is to be had. It is the same for all that this process starts.
+/// The options that start a program in a scope. `None` if no scope is needed or available. They are the same for all programs that this
+/// process starts.
 static OPTIONS: OnceLock<Option<&'static [&'static str]>> = OnceLock::new();
 
-/// The options of `systemd-run`, the best first. Before systemd 254 it does not know the last of the first line. Since then it may replace
-/// `${NAME}` in the program's arguments unless it is told not to.
+/// The options of `systemd-run`, the preferred ones first. systemd before version 254 does not know the last option of the first line.
+/// Later versions may replace `${NAME}` in the program's arguments without that option.
 const WAYS: [&[&str]; 2] = [
     &[
         "--scope",
@@ -43,8 +44,8 @@ const WAYS: [&[&str]; 2] = [
     ],
 ];
 
-/// Decides whether [`command`] uses scopes: `wanted`, on a host that systemd runs, and if this process is in a unit or a session.
-/// Returns a note for the user if scopes are needed and not to be had.
+/// Decides whether [`command`] uses scopes: if `wanted`, on a host that systemd runs, and if this process is in a unit or a session.
+/// Returns a note for the user if scopes are needed and not available.
 pub fn prepare(wanted: bool) -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let unit = unit(&groups).filter(|_| wanted && Path::new("/run/systemd/system").is_dir());
@@ -66,8 +67,8 @@ pub fn prepare(wanted: bool) -> Option<String> {
     note
 }
 
-/// A command that starts `program` in a scope of its own, if [`prepare`] has found that there are some. The scope is named after `kind` and
-/// the last component of `place`, the guest's directory.
+/// A command that starts `program` in a scope of its own, if [`prepare`] has found that scopes are available. The name of the scope has
+/// `kind` and the last component of `state_dir`, the guest's directory.
 pub(crate) fn command(program: impl AsRef<OsStr>, kind: &str, state_dir: &Path) -> Command {
     let Some(options) = OPTIONS.get().copied().flatten() else {
         return Command::new(program);
@@ -83,13 +84,13 @@ pub(crate) fn command(program: impl AsRef<OsStr>, kind: &str, state_dir: &Path) 
     command
 }
 
-/// A name that no other scope has: a scope of the same guest may still be there, and lives as long as its QEMU.
+/// A unique name. A scope of the same guest may still exist, because it lives as long as its QEMU.
 fn unit_name(kind: &str, guest: &str, now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("vmem-{kind}-{}-{:x}.scope", clean(guest, 64), since.as_nanos())
 }
 
-/// Makes a scope for nothing, to see whether it can be done; returns with which options.
+/// Makes a scope for `true`, to find out whether scopes are available. Returns the options that work.
 fn try_out() -> Result<&'static [&'static str], String> {
     let mut why = String::new();
     for options in WAYS {
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_and_sessions_are_units_and_the_root_is_none() {
+    fn unit_is_found_for_services_and_sessions_and_not_for_the_root() {
         for (groups, found) in [
             ("0::/system.slice/receive@guest0.service\n", Some("receive@guest0.service")),
             ("0::/user.slice/user-0.slice/session-3.scope\n", Some("session-3.scope")),
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_of_one_guest_have_names_of_their_own() {
+    fn scopes_of_one_guest_have_unique_names() {
         let name = |nanoseconds| unit_name("qemu", "in.guest 0/a", UNIX_EPOCH + Duration::from_nanos(nanoseconds));
         assert_eq!(name(255), "vmem-qemu-in_guest_0_a-ff.scope");
         assert_ne!(name(255), name(256));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The files that are served: those that QEMU has as the guest's memory, and no others of the same names.
+//! The files that vmemd serves. They must be those that QEMU has open as the guest's memory, and not other files of the same names.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What is served is not, or not any more, the guest's memory.
+/// A file is not, or is no longer, the guest's memory.
 #[derive(Debug, thiserror::Error)]
 pub enum ServedError {
     #[error("{}", path.display())]
@@ -23,7 +23,7 @@ pub enum ServedError {
     Other(PathBuf),
 }
 
-/// One file, and what tells it from others of its path.
+/// A file, and what distinguishes it from others at its path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct ServedFile {
     pub(crate) path: PathBuf,
@@ -32,7 +32,7 @@ pub(crate) struct ServedFile {
 }
 
 impl ServedFile {
-    /// What process `pid` has open under `path`, as it sees that. A file that was put there later is not its memory.
+    /// The file that process `pid` has open at `path`, as that process resolves it. A file that was put at the path later is refused.
     pub(crate) fn find(pid: i32, path: &Path) -> Result<Self, ServedError> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let failed = |path: &Path| io_of(path.to_owned());
@@ -42,7 +42,7 @@ impl ServedFile {
         let served = Self::of(&fs::metadata(&path).map_err(failed(&path))?, path.clone());
         let open = process.join("fd");
         let mut files = fs::read_dir(&open).map_err(failed(&open))?.flatten();
-        // A file that has just been closed is none.
+        // A file that has just been closed does not count.
         if files.any(|file| fs::metadata(file.path()).is_ok_and(|metadata| served.is(&metadata))) {
             Ok(served)
         } else {
@@ -60,7 +60,7 @@ impl ServedFile {
         identity(metadata) == (self.device, self.inode)
     }
 
-    /// Refuses another file that has come to this path.
+    /// Refuses if another file is at this path now.
     pub(crate) fn check(&self) -> Result<(), ServedError> {
         let metadata = fs::metadata(&self.path).map_err(io_of(self.path.clone()))?;
         if self.is(&metadata) {
@@ -75,10 +75,10 @@ fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> ServedError {
     |source| ServedError::Io { path, source }
 }
 
-/// What tells a file from all others that exist at the same time.
+/// What distinguishes a file from all others that exist at the same time.
 fn identity(metadata: &Metadata) -> (u64, u64) {
     if metadata.file_type().is_char_device() {
-        // A region: QEMU may see a node of its own, in a /dev of its own.
+        // For a region, QEMU may use another node of the same device, in a /dev of its own. So the device number counts, and not the inode.
         (metadata.rdev(), 0)
     } else {
         (metadata.dev(), metadata.ino())
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_file_of_the_same_path_is_not_the_memory() {
+    fn other_file_at_the_same_path_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("memory");
         let own = i32::try_from(std::process::id()).expect("a number");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_the_same_under_all_its_names() {
+    fn identity_of_a_device_does_not_depend_on_its_node() {
         let identity = |path: &str| identity(&fs::metadata(path).expect("a device"));
         assert_eq!(identity("/dev/null"), identity("/proc/self/root/dev/null"));
         assert_ne!(identity("/dev/null"), identity("/dev/zero"));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_one_of_the_process() {
+    fn relative_path_is_resolved_in_the_process() {
         let own = i32::try_from(std::process::id()).expect("a number");
         let directory = std::env::current_dir().expect("a directory");
         let _open = File::open("Cargo.toml").expect("a file");

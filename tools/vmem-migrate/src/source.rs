@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The host that the guest comes from.
+//! The state machine of the source.
 //!
 //! The source owns the guest until it has recorded [`Phase::Committed`]. From then on the guest does not run here again, unless the
 //! destination says FAILED: that it has not run the guest and never will.
@@ -20,31 +20,31 @@ pub enum State {
     Sending,
     /// QEMU has stopped the guest, and sends the rest of its state.
     Stopped,
-    /// The destination's QEMU has the state. The source records that it gives the guest away.
+    /// The destination's QEMU has the state. The source records that the destination owns the guest.
     Committing,
     /// The destination owns the guest.
     Committed,
-    /// The destination has given the guest back. The source records that.
+    /// The destination has said FAILED. The source records that it owns the guest again.
     Reclaiming,
     /// The source owns the guest, and QEMU is to run it again.
     Resuming,
     /// The guest runs at the destination, and pages are served.
     Away,
-    /// The end: the guest goes on here.
+    /// The end: the guest continues here.
     AtSource,
-    /// The end: the guest is here, and QEMU cannot run it. What is recorded stays.
+    /// The end: the guest is here, and QEMU cannot run it. The record stays.
     Stranded,
     /// The destination does not need the source any more. The source records that.
     Parting,
     /// The end: the destination has all of the guest, or the guest has ended there.
     Moved,
-    /// The end of this process: the destination owns the guest, and has not said whether the guest runs. What is recorded stays.
+    /// The end of this process: the destination owns the guest, and has not said whether the guest runs. The record stays.
     Undecided,
-    /// The end of this process: the guest runs at the destination and lacks pages, which are served on. What is recorded stays.
+    /// The end of this process: the guest runs at the destination and lacks pages. vmemd continues to serve them. The record stays.
     Unfinished,
 }
 
-/// What the source hears and sees.
+/// What happens to the source.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     /// The destination has said READY.
@@ -65,9 +65,9 @@ pub enum Event {
     Lost,
     /// The connection could not be made again.
     Unreachable,
-    /// What was to be recorded is.
+    /// The record was written.
     Recorded,
-    /// What was to be recorded is not.
+    /// The record could not be written.
     NotRecorded,
     /// QEMU runs the guest, or has it paused as it was before the move.
     Resumed,
@@ -75,7 +75,7 @@ pub enum Event {
     NotResumed,
     /// A signal has asked this process to end.
     Signal,
-    /// Anything else that keeps the move from going on: a time limit, a message out of order, QEMU.
+    /// Anything else that prevents the move from continuing: a time limit, a message out of order, QEMU.
     Trouble,
 }
 
@@ -96,26 +96,26 @@ pub enum Action {
     RecordRunning,
     /// Records that the destination does not need the source any more. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordComplete,
-    /// Has a supervised vmemd serve, and lets the destination give back pages here that it has.
+    /// Has a supervised vmemd serve, and lets it free pages here that the destination has.
     Release,
     /// Records that the source owns the guest again. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordPrepared,
-    /// Says HEARD: the destination may forget the guest. If the destination does not hear it, the destination says its last word until
-    /// somebody ends that.
+    /// Says HEARD: the destination may forget the guest. A destination that does not receive HEARD repeats its final message until a user
+    /// ends it.
     Heard,
-    /// Says ABORT. A destination that may have the whole state and does not answer is told once more, on a new connection.
+    /// Says ABORT. If a destination that may have the whole state does not answer, ABORT is said once more, on a new connection.
     Abort,
     /// Cancels QEMU's migration and has QEMU run the guest if it ran before. Answers [`Event::Resumed`] or [`Event::NotResumed`].
     ResumeGuest,
-    /// Makes sure that pages are served. A vmemd that serves them is left alone.
+    /// Makes sure that pages are served. A vmemd that serves them is not disturbed.
     Serve,
     /// Ends the serving of pages.
     StopServing,
     /// Leaves the serving of pages to a vmemd without a supervisor.
     LeaveServing,
-    /// Ends QEMU, unless somebody has started the guest in it.
+    /// Ends QEMU, unless its guest was started by hand.
     EndQemu,
-    /// Removes what is recorded.
+    /// Removes the record.
     Forget,
 }
 
@@ -212,14 +212,14 @@ impl Machine for Source {
     ];
 }
 
-/// How the source goes on after a death, from what it has recorded.
+/// The state and actions from which the source resumes after a death, by what it has recorded.
 pub fn resume(recorded: Phase) -> (State, &'static [Action]) {
     match recorded {
-        // COMMIT has not been said, or FAILED has been heard.
+        // The source has not said COMMIT, or has received FAILED.
         Phase::Prepared => (S::Resuming, &[A::Abort, A::ResumeGuest]),
         // The guest may need its pages before the destination can answer.
         Phase::Running => (S::Away, &[A::Serve, A::Reconnect]),
-        // COMPLETE or GONE has been heard.
+        // The source has received COMPLETE or GONE.
         Phase::Complete => (S::Moved, &[A::StopServing, A::EndQemu, A::Forget, A::Heard]),
         _ => (S::Committed, &[A::Serve, A::Reconnect]),
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A terminal that is stopped, for tests: a process whose standard output and standard error are full, and nobody reads them.
+//! A stopped terminal, for tests: a process whose standard output and standard error are full, and that no process reads.
 
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
-/// Set in the process.
+/// This variable is set in that process.
 const MARK: &str = "VMEMCTL_TEST_UNREAD";
 
-/// How long it may take.
+/// How long the process may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Does `body` in such a process, which must end well. `test` is the path of the test that calls this: it is what the process runs.
+/// Runs `body` in such a process, which must succeed. `test` is the path of the calling test, which the process executes.
 pub(crate) fn run(test: &str, body: impl FnOnce()) {
     if std::env::var_os(MARK).is_some() {
         vmem_cli::log::init(vmem_cli::log::Verbosity::default());
         fill(std::io::stdout());
         fill(std::io::stderr());
         body();
-        // The harness would wait for its reader.
+        // The test harness would wait for a reader.
         std::process::exit(0);
     }
     let test = test.split_once("::").map_or(test, |(_, test)| test);
@@ -48,7 +48,7 @@ pub(crate) fn run(test: &str, body: impl FnOnce()) {
     assert!(status.success(), "{test} waits for its reader, or fails: {status}");
 }
 
-/// Writes until there is no room, and leaves it so.
+/// Writes until the pipe is full.
 fn fill(stream: impl AsFd) {
     let flags = fcntl_getfl(&stream).expect("a pipe");
     fcntl_setfl(&stream, flags | OFlags::NONBLOCK).expect("a pipe");

@@ -53,7 +53,7 @@ pub(crate) enum RegionCommand {
     Snapshot(RegionSnapshot),
 }
 
-// clap would show the two ways of naming memory as one.
+// Without this usage line, clap would show the two ways of naming memory as one.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "vmemctl region info [OPTIONS] <NAME>\n       vmemctl region info [OPTIONS] --pid <PID> --memory <PATH>"
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn region_info_is_of_a_name_or_of_memory() {
+    fn region_info_takes_a_name_or_memory() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("vmemctl region list").is_ok_and(|cli| !cli.common.json));
         assert!(parse("vmemctl region info guest0").is_ok());
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_or_an_existing_qemu() {
+    fn receive_takes_a_template_or_an_existing_qemu() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("vmemctl receive --qmp /q -- qemu -S").is_ok());
         assert!(parse("vmemctl receive --qmp /q --region ram=1G").is_ok());

@@ -13,7 +13,7 @@ use vmem_migrate::report::{self, Report};
 
 use cli::{Cli, Command};
 
-/// A wrong command line, or nothing was begun.
+/// The exit code of a wrong command line, or if nothing was begun.
 const EXIT_LOCAL: u8 = 1;
 
 fn main() -> ExitCode {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
-    // The others start no process that outlives this one.
+    // `region` starts no process that outlives this one.
     let needs_scope = !matches!(cli.command, Command::Region(_));
     if let Some(note) = vmem_migrate::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
@@ -47,11 +47,11 @@ fn run(cli: &Cli) -> u8 {
     moved.map_or_else(|failure| tell(cli, &failure, failure.code()), |()| 0)
 }
 
-/// Says why the command has failed; returns the exit code.
+/// Reports why the command has failed. Returns the exit code.
 fn tell(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
-        // These are over at once: nobody asks later when that was.
+        // These commands are short, so their errors need no time stamp.
         Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {text}")),
         _ => tracing::error!("{text}"),
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region`: looks at regions, and at the shared memory of programs that know nothing of vmem; copies what they hold.
+//! `vmemctl region`: shows regions and the shared memory of programs that do not use vmem, and copies their content.
 
 mod copy;
 pub(crate) mod error;
@@ -18,10 +18,10 @@ use vmem::{Descriptor, DescriptorInfo, Info, TrackingInfo};
 use crate::cli::{Cli, Region, RegionCommand};
 use error::Error;
 
-/// What an error of the device is told with.
+/// The beginning of an error of the device.
 const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";
 
-/// Does what the command line says.
+/// Executes the subcommand.
 pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Error> {
     match &args.command {
         RegionCommand::List => list::run(cli.common.json),
@@ -31,9 +31,10 @@ pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Error> {
     }
 }
 
-/// A line on standard output, which is waited for: nothing waits for this program, and a long list loses no line.
+/// Prints a line on standard output, and waits for the reader. No other process waits for this program, and a long list must not lose
+/// lines.
 fn out(line: &str) {
-    // Who has gone misses it.
+    // A reader that has ended misses the line.
     let _ = writeln!(io::stdout(), "{line}");
 }
 
@@ -51,12 +52,12 @@ fn state(info: &Info) -> &'static str {
     }
 }
 
-/// Whether memory is adopted, and tracked, in a word.
+/// In a word: whether memory is adopted, and whether it is tracked.
 fn adoption(figures: &TrackingInfo) -> &'static str {
     if figures.tracked { "tracked" } else { "adopted" }
 }
 
-/// The figures of the log of what these descriptors are of, if it is adopted.
+/// The figures of the log of the memory of these descriptors, if it is adopted.
 fn figures_of<'a>(descriptors: impl IntoIterator<Item = &'a Descriptor>) -> Option<&'a TrackingInfo> {
     descriptors.into_iter().find_map(|descriptor| match &descriptor.memory {
         DescriptorInfo::Adopted { info, .. } => Some(info),
@@ -69,7 +70,7 @@ fn shown(path: &Path) -> String {
     path.to_string_lossy().escape_debug().to_string()
 }
 
-/// The processes that have these descriptors, each once, for people.
+/// The processes that have these descriptors, each once, for users.
 fn holders<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> String {
     let mut found: Vec<&Descriptor> = descriptors.collect();
     found.dedup_by_key(|descriptor| descriptor.pid);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The way of a snapshot into its image.
+//! Copies a snapshot into its image.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::image::PartialImage;
 use vmem_cli::Signals;
 use vmem_migrate::report::Report;
 
-/// How much is read at once: what a signal waits for.
+/// The number of bytes of one read. A signal waits for a read.
 const CHUNK: usize = 1 << 20;
 
 /// The time between two lines of progress.
@@ -26,17 +26,17 @@ pub(super) struct Copy<'a> {
     signals: &'a Signals,
     what: &'a str,
     pace: Pace,
-    /// Bytes that were written.
+    /// The number of written bytes.
     data: u64,
-    /// Bytes of absent pages that were passed by, and are not written yet.
+    /// The bytes of absent pages that were skipped and are not written yet.
     postponed: u64,
 }
 
-/// What has been written.
+/// The result of a copy.
 pub(super) struct Copied {
-    /// Bytes that are no holes.
+    /// The bytes of the image that are no holes.
     pub(super) data: u64,
-    /// Absent pages that were left out.
+    /// The absent pages that were left out.
     pub(super) left_out: u64,
 }
 
@@ -60,8 +60,8 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Writes what is no hole of the snapshot. Absent pages come last, since copies of the others take memory until they are read; or, with
-    /// `skip_absent`, not at all.
+    /// Writes everything of the snapshot that is no hole. Absent pages come last, since copies of the other pages take memory until they
+    /// are read. With `skip_absent`, absent pages are left out.
     pub(super) fn write(mut self, skip_absent: bool) -> Result<Copied, Error> {
         self.image.set_len(self.snapshot.size())?;
         let present = self.snapshot.present_map().map_err(self.failed())?;
@@ -79,9 +79,9 @@ impl<'a> Copy<'a> {
             ));
             self.write_absent()?;
         }
-        // One may have come while there was nothing but holes.
+        // A signal may have arrived while there were only holes.
         self.signals.check()?;
-        // What is done and was not read was left out, or a program has discarded it before it came.
+        // A page that is done and was not read was left out, or a program has discarded it before it arrived.
         let done = self.snapshot.info().map_err(self.failed())?.done;
         let left_out = done.saturating_sub(self.data / PAGE_SIZE as u64);
         if left_out > 0 && !skip_absent {
@@ -113,7 +113,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Writes what is left. Whoever reads it waits, and is not to be interrupted by a signal: that is another thread.
+    /// Writes the rest. A reader of an absent page waits for it and cannot be interrupted by a signal, so another thread reads.
     fn write_absent(&mut self) -> Result<(), Error> {
         let all = Arc::clone(&self.snapshot);
         for pages in all.data() {
@@ -163,7 +163,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// A run of pages in parts, of which all pages are present, or all absent.
+/// Splits a run of pages into parts that are all present or all absent.
 fn parts(pages: PageRange, present: &PresentMap) -> impl Iterator<Item = (PageRange, bool)> {
     let mut left = pages.iter().peekable();
     std::iter::from_fn(move || {
@@ -177,7 +177,7 @@ fn parts(pages: PageRange, present: &PresentMap) -> impl Iterator<Item = (PageRa
     })
 }
 
-/// A run of pages in parts, each an offset and a length in bytes.
+/// Splits a run of pages into chunks, each an offset and a length in bytes.
 fn chunks(pages: PageRange) -> impl Iterator<Item = (u64, usize)> {
     let bytes = pages.bytes();
     let end = bytes.end;
@@ -187,10 +187,10 @@ fn chunks(pages: PageRange) -> impl Iterator<Item = (u64, usize)> {
         .map(move |at| (at, (end - at).min(CHUNK as u64) as usize))
 }
 
-/// Says how fast it goes, now and then.
+/// Reports the speed at intervals.
 struct Pace {
     size: u64,
-    /// When there was a line, how far it had come then, and with how much data.
+    /// The time of the last line, and the progress and data at that time.
     then: (Instant, u64, u64),
 }
 
@@ -202,7 +202,7 @@ impl Pace {
         }
     }
 
-    /// A text, if it is time for one.
+    /// The next line, if it is due.
     fn text(&mut self, done: u64, data: u64) -> Option<String> {
         let passed = self.then.0.elapsed();
         if passed < PROGRESS_INTERVAL {
@@ -214,7 +214,7 @@ impl Pace {
     }
 }
 
-/// How fast it goes. Holes take no time, so what is left may be done sooner.
+/// The speed, and the time left. Holes take no time, so the copy may end sooner.
 fn pace(passed: Duration, done: u64, data: u64, left: u64) -> String {
     let seconds = passed.as_secs_f64();
     let rate = data as f64 / seconds;
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_is_read_in_chunks_that_are_all_of_it() {
+    fn chunks_cover_the_whole_run() {
         let run = |first, count| PageRange::new(PageIndex::new(first).expect("a page"), count).expect("pages");
         let chunk = (CHUNK / PAGE_SIZE) as u64;
         let found: Vec<_> = chunks(run(3, 2 * chunk + 1)).collect();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_is_that_of_data_and_the_end_that_of_all() {
+    fn pace_has_the_rate_of_data_and_the_time_of_all() {
         let second = Duration::from_secs(1);
         assert_eq!(pace(2 * second, 8 << 20, 2 << 20, 16 << 20), "1.00 MiB/s  4 s left");
         let mut pace = Pace::begin(64 << 20);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Why a command on a region fails. None of these does harm to a guest.
+//! Why a command on a region fails. None of these errors harms a guest.
 
 use std::io;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The file that a snapshot is written to. It comes into being as a whole: until it is complete it has another name.
+//! The file that a snapshot is written to. It appears at its path as a whole: until it is complete it has another name.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, remove_file, rename, symlink_metadata};
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 use super::error::Error;
 use vmem_cli::Signals;
 
-/// What stands behind the name of the file until it is complete.
+/// The suffix of the file name until the file is complete.
 const PARTIAL: &str = ".partial";
 
-/// An image that is not complete. It is removed when it is dropped.
+/// An incomplete image. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct PartialImage {
     file: File,
@@ -27,8 +27,8 @@ pub(super) struct PartialImage {
 }
 
 impl PartialImage {
-    /// Begins the image that shall be at `path`; with `force`, in the place of another file. Only its owner may read it: it has all that
-    /// the memory has.
+    /// Begins an image for `path`. With `force`, it replaces another file. Only the owner may read the image, because it contains the
+    /// memory.
     pub(super) fn create(path: &Path, force: bool) -> Result<Self, Error> {
         if !force && symlink_metadata(path).is_ok() {
             return Err(exists(path));
@@ -36,7 +36,7 @@ impl PartialImage {
         let mut partial = OsString::from(path);
         partial.push(PARTIAL);
         let partial = PathBuf::from(partial);
-        // Another vmemctl may be writing one: a file that is there is never taken over.
+        // Another vmemctl may be writing an image: an existing file is never taken over.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
         let file = file.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Error::other(format!(
@@ -54,7 +54,7 @@ impl PartialImage {
         })
     }
 
-    /// Makes it this long, all holes.
+    /// Sets the length of the image, which is all holes then.
     pub(super) fn set_len(&self, size: u64) -> Result<(), Error> {
         self.file.set_len(size).map_err(cannot("write to", &self.partial))
     }
@@ -65,7 +65,7 @@ impl PartialImage {
             .map_err(cannot("write to", &self.partial))
     }
 
-    /// It is complete: puts it on the disk, and gives it its name. A signal ends the wait for the disk.
+    /// Completes the image: writes it to the disk, and gives it its name. A signal ends the wait for the disk.
     pub(super) fn finish(mut self, signals: &Signals) -> Result<(), Error> {
         let file = self.file.try_clone().map_err(cannot("write to", &self.partial))?;
         signals
@@ -89,7 +89,7 @@ impl PartialImage {
             return rename(&self.partial, &self.path);
         }
         match renameat_with(CWD, &self.partial, CWD, &self.path, RenameFlags::NOREPLACE) {
-            // Not each file system can do that. Whether there is a file was looked at in the beginning.
+            // Some file systems cannot rename without replacing. Whether the file exists was also checked in the beginning.
             Err(Errno::INVAL) if symlink_metadata(&self.path).is_err() => rename(&self.partial, &self.path),
             Err(Errno::INVAL) => Err(Errno::EXIST.into()),
             renamed => Ok(renamed?),
@@ -99,7 +99,7 @@ impl PartialImage {
 
 impl Drop for PartialImage {
     fn drop(&mut self) {
-        // One that is complete has this name no more, and another one may have it by now.
+        // A complete image no longer has this name, and another image may have it by now.
         if !self.is_complete {
             let _ = remove_file(&self.partial);
         }
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_there_when_it_is_complete() {
+    fn image_appears_when_it_is_complete() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         complete(&path, false, b"vmem").expect("an image");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_only_by_force() {
+    fn existing_file_is_replaced_only_by_force() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         write(&path, "old").expect("a file");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_has_come_meanwhile_is_not_replaced() {
+    fn file_that_appears_meanwhile_is_not_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         let image = PartialImage::create(&path, false).expect("a file");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_given_up_leaves_nothing() {
+    fn dropped_image_leaves_no_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         drop(PartialImage::create(&path, false).expect("a file"));
@@ -184,12 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn two_do_not_write_one_image() {
+    fn second_writer_of_an_image_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         let first = PartialImage::create(&path, true).expect("a file");
         assert!(PartialImage::create(&path, true).is_err());
-        // The next one may begin when this has its name.
+        // Another image may begin once this one has its name.
         first.finish(&Signals::default()).expect("an image");
         PartialImage::create(&path, true).expect("a file");
     }

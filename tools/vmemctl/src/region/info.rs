@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region info`: one region, or shared memory that a process has.
+//! `vmemctl region info`: shows one region, or shared memory of a process.
 
 use indicatif::BinaryBytes;
 use serde_json::json;
@@ -10,10 +10,10 @@ use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
 
-/// A line: what it is about, and what there is to say.
+/// A line: its title and its text.
 type Line = (&'static str, String);
 
-/// Prints what the command line names.
+/// Shows the memory that the command line names.
 pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Error> {
     match (&args.memory.name, &args.memory.of_process) {
         (Some(name), _) => of_region(name, json),
@@ -53,7 +53,7 @@ fn of_region(name: &str, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// State and counters, for people.
+/// State and counters, for users.
 fn lines_of_region(info: &Info) -> [Line; 11] {
     [
         ("number", info.id.to_string()),
@@ -102,7 +102,7 @@ fn json_of(info: &Info) -> serde_json::Value {
 fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
     let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::vmem("cannot find the memory"))?;
     let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
-    // Nothing about the memory changes by this, and it is adopted no more when this is dropped.
+    // Adopting does not change the memory. It ends when this is dropped.
     let obstacle = control.adopt(&memory).err();
     let file = memory.file();
     if json {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region list`: the regions with nodes, and those of which processes have descriptors.
+//! `vmemctl region list`: lists the regions with nodes, and those of which processes have descriptors.
 
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
@@ -10,19 +10,19 @@ use vmem_cli::output::err;
 use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, state};
 
-/// A region, memory that is adopted, or both.
+/// A row: a region, adopted memory, or both.
 #[derive(Debug)]
 struct Row {
     id: u64,
     size: u64,
-    /// `None` without a node.
+    /// `None`: the region has no node.
     name: Option<String>,
-    /// `None` of memory that is no region.
+    /// `None`: the memory is no region.
     region: Option<Info>,
     holders: Vec<Descriptor>,
 }
 
-/// Prints all of them.
+/// Prints the list.
 pub(super) fn run(json: bool) -> Result<(), Error> {
     let nodes = vmem::nodes().map_err(Error::vmem(NO_MODULE))?;
     for node in &nodes {
@@ -46,7 +46,7 @@ pub(super) fn run(json: bool) -> Result<(), Error> {
 const TITLES: [&str; 7] = ["NAME", "NUMBER", "SIZE", "STATE", "PRESENT", "MAPPINGS", "OPEN BY"];
 
 impl Row {
-    /// A row of this memory, that nobody has open.
+    /// A row of memory that no process has open.
     fn new(id: u64, size: u64) -> Self {
         Self {
             id,
@@ -64,14 +64,14 @@ impl Row {
         self.holders.push(descriptor);
     }
 
-    /// What it is: a region, adopted, or both.
+    /// The state of the memory: that of the region, and that of its adoption.
     fn state(&self) -> String {
         let words = self.region.as_ref().map(state).into_iter();
         let words = words.chain(figures_of(&self.holders).map(adoption));
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// Mappings that are not plain. Those of a region that is plain memory are not while it is tracked.
+    /// The number of mappings that are not plain. The mappings of a plain region are not plain while it is tracked.
     fn mappings(&self) -> u64 {
         let of_region = self.region.as_ref().map_or(0, |info| info.mappings);
         of_region.max(figures_of(&self.holders).map_or(0, |figures| figures.mappings))
@@ -110,7 +110,7 @@ impl Row {
     }
 }
 
-/// One row for each region, those with names first: a region may have a node, descriptors in processes, or both.
+/// Makes one row for each region, those with names first. A region may have a node, descriptors in processes, or both.
 fn rows(nodes: &[Node], descriptors: Vec<Descriptor>) -> Vec<Row> {
     let named = nodes.iter().filter_map(|node| {
         let info = node.info.as_ref().ok()?;
@@ -134,7 +134,7 @@ fn rows(nodes: &[Node], descriptors: Vec<Descriptor>) -> Vec<Row> {
     rows
 }
 
-/// A table with columns of the same width, numbers at their right.
+/// The lines of a table, with columns of equal width and numbers on the right.
 fn lines(table: &[[String; 7]]) -> Vec<String> {
     let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 7] = std::array::from_fn(width);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_the_state_in_a_word() {
+    fn state_of_a_row_is_one_word() {
         let rows = rows(&[], vec![descriptor(1, 3, REGION), descriptor(2, 3, ADOPTED)]);
         assert_eq!(
             rows[0].columns(),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_that_is_tracked_is_one_row_with_both_states() {
+    fn tracked_region_is_one_row_with_both_states() {
         let of_plain = "vmem-id:\t7\nvmem-size:\t8192\nvmem-state:\t7\nvmem-present:\t2\nvmem-mappings:\t0\n";
         let tracked = ADOPTED.replace("vmem-id:\t5", "vmem-id:\t7").replace("1048576", "8192");
         let row = |region| rows(&[], vec![descriptor(1, 3, &tracked), descriptor(2, 3, region)]);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_stand_below_their_titles() {
+    fn columns_are_aligned_with_their_titles() {
         let rows = rows(&[], vec![descriptor(2, 3, ADOPTED)]);
         let table = [TITLES.map(str::to_owned), rows[0].columns()];
         assert_eq!(

@@ -9,7 +9,7 @@ use super::error::Error;
 use super::shown;
 use crate::cli;
 
-/// An open descriptor of it, by which it can be adopted.
+/// An open descriptor of the memory, by which it can be adopted.
 #[derive(Debug)]
 pub(super) struct Memory {
     descriptor: Descriptor,
@@ -20,12 +20,12 @@ pub(super) struct Memory {
 enum Descriptor {
     /// The region's node, opened by this program.
     Node(MapHandle),
-    /// That of the process, which is no other open file.
+    /// The process's own open file, and not a second one.
     Process(ProcessMemory),
 }
 
 impl Memory {
-    /// Opens it.
+    /// Opens the memory that the command line names.
     pub(super) fn open(args: &cli::Memory) -> Result<Self, Error> {
         match (&args.name, &args.of_process) {
             (Some(name), _) => {
@@ -47,12 +47,12 @@ impl Memory {
         }
     }
 
-    /// What it is, for people.
+    /// A description, for users.
     pub(super) fn what(&self) -> &str {
         &self.what
     }
 
-    /// Whether the process that was named has ended.
+    /// Whether the named process has ended.
     pub(super) fn has_ended(&self) -> bool {
         match &self.descriptor {
             Descriptor::Node(_) => false,

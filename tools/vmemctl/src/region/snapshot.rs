@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region snapshot`: writes what a region, or the shared memory of a process, holds at one instant to a file.
+//! `vmemctl region snapshot`: writes the content of a region, or of the shared memory of a process, at one instant to a file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::{NO_MODULE, shown};
 use crate::cli::RegionSnapshot;
 use vmem_migrate::report::Report;
 
-/// Takes the snapshot and writes it. If it fails, or a signal comes, there is no file, and the memory is as it was before.
+/// Takes the snapshot and writes it. After a failure or a signal, there is no file, and the memory is as before.
 pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
@@ -27,7 +27,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     let image = PartialImage::create(&args.out, args.force)?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;
-    // Each page is read once: its copy is given back then, and writers copy it no more.
+    // Each page is read once. Its copy is then freed, and the kernel copies the page no more when programs write to it.
     let options = SnapshotOptions::default().once(true).limit(args.limit.unwrap_or(0));
     let snapshot = tracking.snapshot(options).map_err(failed())?;
     let (size, closed, began) = (snapshot.size(), snapshot.closed(), Instant::now());
@@ -40,7 +40,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     let snapshot = Arc::new(snapshot);
     let copied = Copy::new(&snapshot, &image, &mut report, &signals, what).write(args.skip_absent)?;
     let figures = snapshot.info().map_err(failed())?;
-    // The disk may take long, and the programs need not wait for it.
+    // The disk may take long, and the snapshot must not slow the programs down meanwhile.
     drop(snapshot);
     tracking.stop().map_err(failed())?;
     image.finish(&signals)?;
@@ -64,7 +64,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What there is to say in the end.
+/// The summary at the end.
 struct Summary<'a> {
     args: &'a RegionSnapshot,
     size: u64,

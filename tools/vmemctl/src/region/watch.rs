@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `vmemctl region watch`: how fast a region, or the shared memory of a process, is written to, and where.
+//! `vmemctl region watch`: shows how fast programs write to a region or to the shared memory of a process, and where.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use crate::cli::RegionWatch;
 use vmem_cli::Signals;
 use vmem_migrate::report::{self, Report};
 
-/// How many lines the histogram has at most.
+/// The largest number of lines of the histogram.
 const PARTS: u32 = 16;
 
-/// How often it is looked for a signal, and for the end of the process.
+/// How often the command checks for a signal, and for the end of the process.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Prints the rate until the count is reached, the process has ended or a signal has come, and then where the writes were.
+/// Prints the rate until the count is reached, the process has ended or a signal has arrived. Then prints where the writes were.
 pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
@@ -57,7 +57,7 @@ pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until it is `next`, or until there is something that ends it. Whether it was the former.
+/// Waits until `next`, or until `is_over`. Returns whether `next` was reached.
 fn wait_until(next: Instant, is_over: impl Fn() -> bool) -> bool {
     loop {
         if is_over() {
@@ -70,7 +70,7 @@ fn wait_until(next: Instant, is_over: impl Fn() -> bool) -> bool {
     }
 }
 
-/// Says what is watched.
+/// Prints what is watched.
 fn begin(what: &str, tracking: &Tracking, json: bool) {
     let (bytes, mappings, held) = (tracking.pages().bytes().end, tracking.mappings(), tracking.held());
     if json {
@@ -95,7 +95,7 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Takes what was written since the last sample.
+    /// Takes the pages that were written since the last sample.
     fn sample(&mut self) -> Result<(), vmem::Error> {
         let sample = self.rate.sample()?;
         sample.pages.iter().for_each(|range| self.histogram.add(*range));
@@ -104,7 +104,7 @@ impl Watch<'_> {
         Ok(())
     }
 
-    /// Where the writes were.
+    /// Prints where the writes were.
     fn end(&self) {
         if self.json {
             let part = |(pages, written): (PageRange, u64)| json!({"pgoff": pages.first().get(), "pages": pages.count(), "written": written});
@@ -117,7 +117,7 @@ impl Watch<'_> {
     }
 }
 
-/// A sample, for people or for programs.
+/// A line with a sample, for users or for programs.
 fn line(sample: &DirtySample, since: Duration, json: bool) -> String {
     let (seconds, pages, bytes) = (since.as_secs_f64(), sample.pages_per_second(), sample.bytes_per_second());
     if json {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_ends_with_what_is_waited_for() {
+    fn wait_ends_at_the_time_or_when_it_is_over() {
         let soon = Instant::now() + Duration::from_millis(1);
         assert!(wait_until(soon, || false));
         assert!(!wait_until(Instant::now() + Duration::from_secs(1000), || true));
