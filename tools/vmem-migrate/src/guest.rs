@@ -150,7 +150,7 @@ pub(crate) fn memory(qmp: &mut Qmp) -> Result<Vec<Memory>, GuestError> {
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
         let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
-        // QEMU leaves only memory out of its stream that is a file with a name. It would send all memory of a memfd.
+        // QEMU leaves memory out of its stream only if the memory is a file with a name. It would send all memory of a memfd.
         if kind != "child<memory-backend-file>" {
             continue;
         }

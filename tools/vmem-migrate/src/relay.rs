@@ -19,7 +19,7 @@ pub(crate) struct Relay {
 }
 
 /// What QEMU sends back while it loads the state: messages that consist of a type, a length and that many bytes, all big endian (QEMU's
-/// `migration/migration.h`). With [`SHUT`], QEMU reports that it has loaded everything.
+/// `migration/migration.h`). With [`SHUT`] and the value 0, QEMU reports that it has loaded everything.
 #[derive(Debug, Default)]
 struct ReturnPath {
     has_loaded: AtomicBool,

@@ -60,7 +60,7 @@ impl ServedFile {
         identity(metadata) == (self.device, self.inode)
     }
 
-    /// Refuses if another file is at this path now.
+    /// Returns an error if another file is at this path now.
     pub(crate) fn check(&self) -> Result<(), ServedError> {
         let metadata = fs::metadata(&self.path).map_err(io_of(self.path.clone()))?;
         if self.is(&metadata) {
