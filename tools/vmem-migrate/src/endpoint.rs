@@ -54,7 +54,7 @@ impl Endpoint {
             let endpoint = self.clone();
             match signals.unless(move || endpoint.send(&FromSource::Commit { run: endpoint.run }))? {
                 Ok(channel) => return Ok(channel),
-                Err(trouble) if Instant::now() >= until => return Err(trouble),
+                Err(cause) if Instant::now() >= until => return Err(cause),
                 Err(_) => signals.unless(|| std::thread::sleep(PAUSE))?,
             }
             export.news().iter().for_each(|news| report.note(news));

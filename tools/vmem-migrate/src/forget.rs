@@ -100,7 +100,7 @@ mod tests {
     /// Runs `forget` for a guest with this phase whose QEMU has ended. Returns whether the record was removed.
     fn forgotten(phase: Phase, force: &[&str]) -> bool {
         let directory = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         state_dir.write(&record(phase)).expect("a record");
         drop(state_dir);
         let state = directory.path().to_str().expect("a path");
@@ -152,7 +152,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         for uuid in ["a", "b"] {
             let key = crate::key::Key::new(Some(uuid), None, String::new);
-            let state_dir = StateDir::new(directory.path(), "in", key).expect("a place");
+            let state_dir = StateDir::new(directory.path(), "in", key).expect("a state directory");
             state_dir.write(&record(Phase::Complete)).expect("a record");
         }
         let forget = |guest: &str| {

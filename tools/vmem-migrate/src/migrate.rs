@@ -42,8 +42,8 @@ pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
     let (mut migration, offer) = match prepare(cli, args, report, signals) {
         Ok(prepared) => prepared,
-        Err(trouble) if trouble.is_signal() => return Err(Error::AtSource(trouble)),
-        Err(trouble) => return Err(trouble.into()),
+        Err(cause) if cause.is_signal() => return Err(Error::AtSource(cause)),
+        Err(cause) => return Err(cause.into()),
     };
     let hint = cli.recover_command(&migration.record.guest);
     let first = migration.offer(&offer);

@@ -118,9 +118,9 @@ impl PageServer {
         let address = daemon.wait_for(TIMEOUT, listens).map_err(Cause::from);
         let address = match address.and_then(|address| check(&served).map_err(Cause::from).map(|()| address)) {
             Ok(address) => address,
-            Err(trouble) => {
+            Err(cause) => {
                 daemon.end();
-                return Err(trouble);
+                return Err(cause);
             }
         };
         Ok((

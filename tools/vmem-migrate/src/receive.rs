@@ -120,28 +120,28 @@ fn take(cli: &Common, host: &Host<'_>, listener: &mut Listener, report: &Report)
         let guest = offer.guest.escape_debug().to_string();
         match IncomingMigration::prepare(cli, host, listener, channel, offer, report) {
             Ok(incoming) => return Ok(incoming),
-            Err(NotTaken::Refused(trouble)) if !trouble.is_signal() => {
-                report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&trouble)));
+            Err(NotTaken::Refused(cause)) if !cause.is_signal() => {
+                report.note(&format!("guest {guest} is refused: {}; waiting for another", chain(&cause)));
                 log::clear_subject();
             }
-            Err(NotTaken::Refused(trouble) | NotTaken::Spoiled(trouble)) => return Err(Error::AtSource(trouble)),
+            Err(NotTaken::Refused(cause) | NotTaken::Spoiled(cause)) => return Err(Error::AtSource(cause)),
         }
     }
 }
 
 /// Ends a move whose guest does not run here, or that this process cannot continue.
 fn end(mut incoming: IncomingMigration, listener: &mut Listener, report: &Report, signals: &Signals) -> Result<(), Error> {
-    let trouble = incoming.trouble();
-    let reason = chain(&trouble);
+    let cause = incoming.cause();
+    let reason = chain(&cause);
     let word = match incoming.owner.state() {
         State::Refused => {
             listener.release_guest();
-            return Err(Error::AtSource(trouble));
+            return Err(Error::AtSource(cause));
         }
         State::Failed => FromDestination::Failed { reason },
         State::Gone => FromDestination::Gone { reason },
         // A vmemd that fetches pages is left running.
-        _ => return Err(Error::Unfinished(trouble)),
+        _ => return Err(Error::Unfinished(cause)),
     };
     incoming.into_final_message(word).send(listener, report, signals)
 }

@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn latest_record_is_read() {
         let under = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(under.path(), "out", "../a guest").expect("a place");
+        let state_dir = StateDir::new(under.path(), "out", "../a guest").expect("a state directory");
         assert_eq!(state_dir.read::<Note>().expect("nothing"), None);
         let mode = fs::metadata(&state_dir.directory).expect("a directory").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "nobody else can read the session");
@@ -346,7 +346,7 @@ mod tests {
         let all = |side| StateDir::all(under.path(), side).expect("a directory");
         assert_eq!(all("out")[0].read().expect("a record"), Some(note(Phase::Committed)));
         assert!(all("in").is_empty());
-        let other = StateDir::new(under.path(), "out", "b").expect("a place");
+        let other = StateDir::new(under.path(), "out", "b").expect("a state directory");
         assert_eq!(all("out").len(), 1, "one without a record is none");
         other.write(&note(Phase::Running)).expect("a record");
         assert_eq!(all("out").len(), 1, "somebody is at work on it");
@@ -404,14 +404,14 @@ mod tests {
     #[test]
     fn removed_directory_is_free_at_once_and_renamed_leftovers_are_cleared() {
         let under = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(under.path(), "out", "a").expect("a place");
+        let state_dir = StateDir::new(under.path(), "out", "a").expect("a state directory");
         state_dir.write(&note(Phase::Running)).expect("a record");
         let half = under.path().join("removed.out.b.1");
         fs::create_dir(&half).expect("a directory");
         fs::write(half.join("record"), "{}").expect("a file");
         state_dir.remove();
         // The first handle still exists.
-        let again = StateDir::new(under.path(), "out", "a").expect("a place");
+        let again = StateDir::new(under.path(), "out", "a").expect("a state directory");
         assert_eq!(again.read::<Note>().expect("nothing"), None);
         state_dir.remove();
         drop(again);

@@ -138,7 +138,7 @@ mod tests {
             }
             while greeted.channel.recv_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
         });
-        let state_dir = StateDir::new(directory.path(), "out", "guest").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "out", "guest").expect("a state directory");
         state_dir
             .write(&Outgoing {
                 key: guest::key(&mut fake::Qemu::connect(&path)).expect("a key"),

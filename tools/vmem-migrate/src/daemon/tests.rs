@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 fn state_dir() -> (TempDir, StateDir) {
     let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a state directory");
     (directory, state_dir)
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct OutgoingMigration {
     /// The reason of an ABORT that must be sent until the destination has received it.
     farewell: Option<String>,
     /// Why the move does not continue.
-    trouble: Option<Cause>,
+    cause: Option<Cause>,
     /// Why the guest has ended at the destination.
     gone: Option<String>,
     /// The guest was started here while it runs at the destination.
@@ -102,7 +102,7 @@ impl OutgoingMigration {
             deadline: None,
             retry: RETRY,
             farewell: None,
-            trouble: None,
+            cause: None,
             gone: None,
             runs_twice: false,
             announced: false,
@@ -146,7 +146,7 @@ impl OutgoingMigration {
 
     /// The result of the move.
     fn result(&mut self) -> Result<(), Error> {
-        let trouble = self.trouble.take().unwrap_or_else(|| Cause::other("it is not known why"));
+        let cause = self.cause.take().unwrap_or_else(|| Cause::other("it is not known why"));
         Err(match self.owner.state() {
             State::Moved => match self.gone.take() {
                 None => return Ok(()),
@@ -156,19 +156,19 @@ impl OutgoingMigration {
                 self.report.note("the guest goes on at this host");
                 return Ok(());
             }
-            State::AtSource => Error::AtSource(trouble),
-            State::Undecided | State::Unfinished if self.runs_twice => Error::Twice(trouble),
-            State::Undecided | State::Unfinished if trouble.is_signal() => Error::Detached(trouble),
-            State::Unfinished => Error::Unfinished(trouble),
-            State::Undecided => Error::Unknown(trouble),
-            _ => Error::Local(trouble),
+            State::AtSource => Error::AtSource(cause),
+            State::Undecided | State::Unfinished if self.runs_twice => Error::Twice(cause),
+            State::Undecided | State::Unfinished if cause.is_signal() => Error::Detached(cause),
+            State::Unfinished => Error::Unfinished(cause),
+            State::Undecided => Error::Unknown(cause),
+            _ => Error::Local(cause),
         })
     }
 
     /// Stores why the move does not continue, and returns the event for it.
-    pub(super) fn fail(&mut self, trouble: Cause) -> Event {
-        let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
-        self.trouble = Some(trouble);
+    pub(super) fn fail(&mut self, cause: Cause) -> Event {
+        let event = if cause.is_signal() { Event::Signal } else { Event::Trouble };
+        self.cause = Some(cause);
         event
     }
 
@@ -183,7 +183,7 @@ impl OutgoingMigration {
                 match self.poll_qemu() {
                     Ok(None) => {}
                     Ok(Some(event)) => return event,
-                    Err(trouble) => return self.fail(trouble),
+                    Err(cause) => return self.fail(cause),
                 }
             } else {
                 let report = &self.report;
@@ -194,11 +194,11 @@ impl OutgoingMigration {
                 return event;
             }
             if let Some((_, limit)) = self.deadline.filter(|(deadline, _)| Instant::now() >= *deadline) {
-                let trouble = match sending {
+                let cause = match sending {
                     true => Cause::other(format!("the guest's state did not get there within {} s", limit.as_secs())),
                     false => lost(ChannelError::TimedOut(limit)),
                 };
-                return self.fail(trouble);
+                return self.fail(cause);
             }
         }
     }
@@ -236,7 +236,7 @@ impl OutgoingMigration {
             }
             _ => (String::new(), Event::Trouble),
         };
-        self.trouble = Some(Cause::other(format!("QEMU cannot send the guest's state: {reason}{there}")));
+        self.cause = Some(Cause::other(format!("QEMU cannot send the guest's state: {reason}{there}")));
         Ok(Some(event))
     }
 
@@ -273,14 +273,14 @@ impl OutgoingMigration {
         match message {
             FromDestination::Failed { reason } if self.owner.state() == State::Committed => {
                 let what = format!("the guest has not run at the destination: {}", printable(&reason));
-                self.trouble = Some(Cause::other(what));
+                self.cause = Some(Cause::other(what));
             }
-            FromDestination::Failed { reason } | FromDestination::Refuse { reason } => self.trouble = Some(refused(&reason)),
+            FromDestination::Failed { reason } | FromDestination::Refuse { reason } => self.cause = Some(refused(&reason)),
             FromDestination::Complete { summary } => self.report.complete(&summary),
             FromDestination::Gone { reason } => self.gone = Some(printable(&reason)),
             FromDestination::Running => {
-                if let Err(trouble) = self.check_stands_still() {
-                    return Some(self.fail(trouble));
+                if let Err(cause) = self.check_stands_still() {
+                    return Some(self.fail(cause));
                 }
                 if self.owner.state() == State::Away {
                     self.announce();
@@ -298,9 +298,9 @@ impl OutgoingMigration {
         }
         self.deadline = None;
         self.report.running(self.stopped.map(|stopped| stopped.elapsed()));
-        if let Err(trouble) = &self.qmp {
+        if let Err(cause) = &self.qmp {
             self.report
-                .note(&format!("{}; its memory is served without it", chain(trouble)));
+                .note(&format!("{}; its memory is served without it", chain(cause)));
         }
     }
 
@@ -310,7 +310,7 @@ impl OutgoingMigration {
             self.report.note(&text);
         }
         self.channel = None;
-        self.trouble = Some(lost(error));
+        self.cause = Some(lost(error));
         Event::Lost
     }
 
@@ -326,7 +326,7 @@ impl OutgoingMigration {
     }
 
     fn qmp(&mut self) -> Result<&mut Qmp, Cause> {
-        self.qmp.as_mut().map_err(|trouble| Cause::other(chain(trouble)))
+        self.qmp.as_mut().map_err(|cause| Cause::other(chain(cause)))
     }
 }
 

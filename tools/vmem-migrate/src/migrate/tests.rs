@@ -65,7 +65,7 @@ fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'stat
         let channel = welcome(&listener, Purpose::Migrate);
         destination(channel, &listener, records);
     });
-    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a state directory");
     let channel = Security::Loopback
         .connect(&to, SESSION, Purpose::Migrate)
         .expect("a destination");
@@ -107,8 +107,8 @@ fn follow(migration: &mut OutgoingMigration) -> Result<(), Error> {
 }
 
 /// Reports trouble before COMMIT, and runs until the end.
-fn give_up(migration: &mut OutgoingMigration, trouble: Cause) -> Error {
-    let event = migration.fail(trouble);
+fn give_up(migration: &mut OutgoingMigration, cause: Cause) -> Error {
+    let event = migration.fail(cause);
     migration.run_until(Some(event), |_| false).expect_err("no move")
 }
 

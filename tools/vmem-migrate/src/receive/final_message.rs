@@ -136,7 +136,7 @@ mod tests {
         FinalMessage {
             owner: Owner::new(state),
             channel: None,
-            state_dir: StateDir::new(directory, "in", "guest0").expect("a place"),
+            state_dir: StateDir::new(directory, "in", "guest0").expect("a state directory"),
             word,
         }
     }
@@ -144,12 +144,12 @@ mod tests {
     #[test]
     fn record_stays_if_the_source_never_reconnects() {
         let directory = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         let record = serde_json::json!({"phase": Phase::Complete});
         state_dir.write(&record).expect("a record");
         drop(state_dir);
         let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-        let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
+        let mut listener = Listener::open(listener, Security::Loopback).expect("a listener");
         let word = FromDestination::Complete {
             summary: serde_json::Value::Null,
         };
@@ -161,7 +161,7 @@ mod tests {
             matches!(&result, Err(failure @ Error::Unheard(_)) if failure.code() == 7),
             "{result:?}"
         );
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         let left: Option<serde_json::Value> = state_dir.read().expect("a record");
         assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
     }
@@ -169,19 +169,19 @@ mod tests {
     #[test]
     fn record_stays_if_a_signal_ends_the_wait() {
         let directory = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         let record = serde_json::json!({"phase": Phase::Failed});
         state_dir.write(&record).expect("a record");
         drop(state_dir);
         let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-        let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
+        let mut listener = Listener::open(listener, Security::Loopback).expect("a listener");
         let word = FromDestination::Failed { reason: String::new() };
         let signals = Signals::default();
         signals.raise();
         let last = last(State::Failed, directory.path(), word);
         let result = last.send(&mut listener, &Report::new(true), &signals);
         assert!(matches!(result, Err(Error::Detached(_))), "{result:?}");
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         let left: Option<serde_json::Value> = state_dir.read().expect("a record");
         assert_eq!(left.map(|left| left["phase"].clone()), Some(record["phase"].clone()));
     }

@@ -93,17 +93,17 @@ fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
 }
 
 /// Adds a hint to `trouble` if QEMU waits for pages of one of these regions: no pages arrive before QEMU can receive the guest.
-pub(super) fn explain(trouble: Cause, regions: &[String]) -> Cause {
+pub(super) fn explain(cause: Cause, regions: &[String]) -> Cause {
     let waits = |name: &&String| {
         let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
         info.is_ok_and(|info| info.waiters > 0)
     };
     match regions.iter().find(waits) {
-        None => trouble,
+        None => cause,
         Some(name) => Cause::other(format!(
             "{}; QEMU waits for pages of region {name}, which come only with the guest: was it started with prealloc=on, -mem-prealloc or \
              -overcommit mem-lock=on?",
-            chain(&trouble)
+            chain(&cause)
         )),
     }
 }
@@ -187,20 +187,20 @@ impl Qemu {
     }
 
     /// Adds QEMU's exit status and last messages to `trouble`, if QEMU has failed.
-    pub(super) fn explain(&mut self, trouble: Cause) -> Cause {
+    pub(super) fn explain(&mut self, cause: Cause) -> Cause {
         const MOMENT: Duration = Duration::from_millis(500);
         let until = Instant::now() + MOMENT;
-        let Some(child) = &mut self.child else { return trouble };
+        let Some(child) = &mut self.child else { return cause };
         loop {
             match child.try_wait() {
                 // A QEMU that becomes a daemon exits with status 0.
-                Ok(Some(status)) if status.success() => return trouble,
+                Ok(Some(status)) if status.success() => return cause,
                 Ok(Some(status)) => {
-                    let (what, words) = (chain(&trouble), self.last_words());
+                    let (what, words) = (chain(&cause), self.last_words());
                     return Cause::other(format!("{what}; QEMU has ended ({status}): {words}"));
                 }
                 Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
-                _ => return trouble,
+                _ => return cause,
             }
         }
     }
@@ -250,7 +250,7 @@ mod tests {
         let crate::options::cli::Command::Receive(args) = &cli.command else {
             panic!("not receive")
         };
-        let state_dir = StateDir::new(state, "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(state, "in", "guest0").expect("a state directory");
         let qemu = Qemu::start(args, &[], &[], &state_dir).expect("a process");
         state_dir.remove();
         qemu

@@ -60,10 +60,10 @@ pub(super) enum NotTaken {
 }
 
 impl NotTaken {
-    fn new(trouble: Cause, can_take_another: bool) -> Self {
+    fn new(cause: Cause, can_take_another: bool) -> Self {
         match can_take_another {
-            true => Self::Refused(trouble),
-            false => Self::Spoiled(trouble),
+            true => Self::Refused(cause),
+            false => Self::Spoiled(cause),
         }
     }
 }
@@ -86,7 +86,7 @@ pub(super) struct IncomingMigration {
     /// QEMU must be told to run the guest: the guest ran at the source, and does not run here yet.
     is_to_be_started: bool,
     /// Why the move does not continue.
-    trouble: Option<Cause>,
+    cause: Option<Cause>,
     signals: Signals,
     /// vmemctl's end of the socket from which QEMU loads the state. `None` once the state connection is relayed to it.
     state: Option<UnixStream>,
@@ -111,11 +111,11 @@ impl IncomingMigration {
             let reserved = room::reserve(&cli.state, &state_dir, &offer.memory, host.args.overcommit);
             match reserved.and_then(|()| Self::build(host, offer, &state_dir, &mut qemu)) {
                 Ok(parts) => Ok((state_dir, parts)),
-                Err(trouble) => {
-                    let trouble = qemu.explain(trouble);
+                Err(cause) => {
+                    let cause = qemu.explain(cause);
                     can_take_another = qemu.end();
                     state_dir.remove();
-                    Err(trouble)
+                    Err(cause)
                 }
             }
         });
@@ -134,26 +134,26 @@ impl IncomingMigration {
                     relay: None,
                     resumed: false,
                     is_to_be_started: false,
-                    trouble: None,
+                    cause: None,
                     signals: host.signals.clone(),
                     _regions: regions,
                 };
                 match incoming.send_ready(report) {
                     Ok(()) => Ok(incoming),
-                    Err(trouble) => {
+                    Err(cause) => {
                         listener.release_guest();
                         // `send_ready` has ended QEMU.
-                        Err(NotTaken::new(trouble, !host.args.command.is_empty()))
+                        Err(NotTaken::new(cause, !host.args.command.is_empty()))
                     }
                 }
             }
-            Err(trouble) => {
-                let reason = chain(&trouble);
+            Err(cause) => {
+                let reason = chain(&cause);
                 // The source may offer another guest as soon as it receives FAILED, so this guest is released first.
                 listener.release_guest();
                 // If the source does not receive FAILED, it finds the connection closed.
                 let _ = channel.send(&FromDestination::Failed { reason });
-                Err(NotTaken::new(trouble, can_take_another))
+                Err(NotTaken::new(cause, can_take_another))
             }
         }
     }
@@ -178,7 +178,7 @@ impl IncomingMigration {
         };
         let mut qmp = qemu
             .connect(&args.qmp, host.signals)
-            .map_err(|trouble| host::explain(trouble, &made))?;
+            .map_err(|cause| host::explain(cause, &made))?;
         let status = guest::status(&mut qmp)?;
         if status != "inmigrate" {
             return Err(Cause::other(format!(

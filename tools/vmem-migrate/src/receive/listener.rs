@@ -46,7 +46,7 @@ pub(super) enum IncomingConnection {
 
 /// Accepts connections, in threads of its own.
 pub(super) struct Listener {
-    visitors: Receiver<IncomingConnection>,
+    connections: Receiver<IncomingConnection>,
     /// The session of the guest that is being received.
     guest: Arc<Mutex<Option<String>>>,
 }
@@ -67,7 +67,7 @@ impl Listener {
 
     /// A listener for the connections that `accept` returns.
     fn with(accept: impl FnMut() -> io::Result<TcpStream> + Send + 'static, security: Security) -> Result<Self, Cause> {
-        let (sender, visitors) = channel();
+        let (sender, connections) = channel();
         let guest = Arc::new(Mutex::new(None));
         let inside = Inside {
             security,
@@ -76,20 +76,20 @@ impl Listener {
             silent: PendingConnections::new(PLACES),
         };
         thread::Builder::new()
-            .name("door".to_owned())
+            .name("listener".to_owned())
             .spawn(move || inside.accept_all(accept))
             .map_err(Cause::io("cannot start a thread"))?;
-        Ok(Self { visitors, guest })
+        Ok(Self { connections, guest })
     }
 
     /// The next connection, if one is accepted within `limit`.
     pub(super) fn wait_for(&mut self, limit: Duration) -> Option<IncomingConnection> {
-        self.visitors.recv_timeout(limit).ok()
+        self.connections.recv_timeout(limit).ok()
     }
 
     /// A connection that has been accepted already. Does not wait.
     pub(super) fn glance(&mut self) -> Option<IncomingConnection> {
-        self.visitors.try_recv().ok()
+        self.connections.try_recv().ok()
     }
 
     /// Refuses new guests: the guest of `session` is received, although it was not offered on this listener.
@@ -115,7 +115,7 @@ impl Inside {
                 let seat = strangers.enter(&stream)?;
                 let inside = self.clone();
                 let visit = move || inside.visit(stream, seat);
-                thread::Builder::new().name("visit".to_owned()).spawn(visit)
+                thread::Builder::new().name("incoming".to_owned()).spawn(visit)
             });
             if let Err(error) = accepted {
                 tracing::warn!("a connection cannot be taken: {error}");
@@ -132,7 +132,7 @@ impl Inside {
             session,
             purpose,
         } = match self.security.accept(stream) {
-            Ok(visitor) => visitor,
+            Ok(connection) => connection,
             Err(error) => return tracing::warn!("a visitor: {}", chain(&error)),
         };
         let silent = match carrier.and_then(|carrier| self.silent.enter(&carrier)) {
@@ -155,17 +155,17 @@ impl Inside {
         if !welcome {
             return;
         }
-        let visitor = match purpose {
+        let connection = match purpose {
             Purpose::State => IncomingConnection::State(channel),
             Purpose::Recover => IncomingConnection::Recover(channel),
             Purpose::Migrate => match self.recv_offer(channel, session) {
-                Some(visitor) => visitor,
+                Some(connection) => connection,
                 None => return,
             },
         };
         drop(silent);
         // The main thread receives. If it has ended, the connection is not needed.
-        let _ = self.sender.send(visitor);
+        let _ = self.sender.send(connection);
     }
 
     /// Why a connection is refused. `None`: it is accepted.
@@ -214,7 +214,7 @@ impl Inside {
                 }
                 "another guest is being taken".to_owned()
             }
-            Err(trouble) => chain(&trouble),
+            Err(cause) => chain(&cause),
         };
         tracing::warn!("a guest is refused: {reason}");
         // If the source does not receive FAILED, it finds the connection closed.

@@ -29,7 +29,7 @@ pub(super) fn list(regions: &[String], state_dir: &StateDir) -> String {
             "{pages} pages are missing, listed in {} (region, first page, count)",
             path.display()
         ),
-        Err(trouble) => format!("pages are missing, and cannot be listed: {}", chain(&trouble)),
+        Err(cause) => format!("pages are missing, and cannot be listed: {}", chain(&cause)),
     }
 }
 

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn second_guest_is_refused_if_the_first_reserved_the_memory() {
         let state = tempfile::tempdir().expect("a directory");
-        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
+        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a state directory");
         let reserve = |state_dir: &StateDir| reserve_of(10 << 20, state.path(), state_dir, 6 << 20);
         let (first, second) = (state_dir("a"), state_dir("b"));
         reserve(&first).expect("room for one");
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn reservation_of_a_killed_vmemctl_does_not_count() {
         let state = tempfile::tempdir().expect("a directory");
-        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a place");
+        let state_dir = |guest: &str| StateDir::new(state.path(), "in", guest).expect("a state directory");
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
         let identity = Process::of_child(&child).and_then(|child| child.identity());
         child.kill().expect("a child");

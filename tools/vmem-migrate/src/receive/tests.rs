@@ -51,7 +51,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
     };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
+    let mut listener = Listener::open(listener, Security::Loopback).expect("a listener");
     let host = Host {
         args,
         make_regions: &|_, memory| Ok((memory.iter().map(|backend| backend.id.clone()).collect(), Vec::new())),

@@ -61,7 +61,7 @@ impl Supervised for Script {
 
 fn script(text: &'static str) -> (TempDir, Script) {
     let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a state directory");
     let script = Script {
         text,
         state_dir,

@@ -27,13 +27,13 @@ impl OutgoingMigration {
 
     fn carry_out_one(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::SendState => self.send_state().err().map(|trouble| self.fail(trouble)),
-            Action::Start => self.start().err().map(|trouble| self.fail(trouble)),
+            Action::SendState => self.send_state().err().map(|cause| self.fail(cause)),
+            Action::Start => self.start().err().map(|cause| self.fail(cause)),
             Action::RecordCommitted => Some(match self.signals.check() {
                 Ok(()) => self.note(Phase::Committed),
                 // A signal has arrived, so the source keeps the guest.
                 Err(stopped) => {
-                    self.trouble = Some(stopped.into());
+                    self.cause = Some(stopped.into());
                     Event::NotRecorded
                 }
             }),
@@ -120,8 +120,8 @@ impl OutgoingMigration {
             }
             Err(error) => {
                 self.report.note(&chain(&error));
-                if self.trouble.is_none() {
-                    self.trouble = Some(error.into());
+                if self.cause.is_none() {
+                    self.cause = Some(error.into());
                 }
                 Event::NotRecorded
             }
@@ -173,10 +173,10 @@ impl OutgoingMigration {
                 self.deadline = if self.announced { None } else { within(limit) };
                 self.retry = RETRY;
                 self.channel = Some(channel);
-                self.trouble = None;
+                self.cause = None;
                 None
             }
-            Err(trouble) => Some(match self.fail(trouble) {
+            Err(cause) => Some(match self.fail(cause) {
                 Event::Signal => Event::Signal,
                 _ => Event::Unreachable,
             }),
@@ -187,11 +187,11 @@ impl OutgoingMigration {
     /// destination that may have the whole state waits for ABORT instead, and its QEMU may hold the disks until then, so ABORT is repeated
     /// to such a one.
     fn abort(&mut self) {
-        let reason = match &self.trouble {
+        let reason = match &self.cause {
             None => "the guest goes on at the source".to_owned(),
-            Some(trouble) => chain(trouble),
+            Some(cause) => chain(cause),
         };
-        if self.trouble.as_ref().is_some_and(Cause::is_signal) {
+        if self.cause.as_ref().is_some_and(Cause::is_signal) {
             self.report.note(&format!("{reason}: giving the move up"));
         }
         if self.send(&FromSource::Abort { reason: reason.clone() }).is_err() {
@@ -202,8 +202,8 @@ impl OutgoingMigration {
 
     /// Continues the guest here. ABORT is sent in a thread beside it, as long as that takes.
     fn resume_guest(&mut self) -> Event {
-        if let Some(trouble) = self.trouble.as_ref().filter(|_| self.resumed) {
-            self.report.note(&chain(trouble));
+        if let Some(cause) = self.cause.as_ref().filter(|_| self.resumed) {
+            self.report.note(&chain(cause));
         }
         let endpoint = Endpoint::new(&self.security, &self.record);
         let farewell = self.farewell.take().map(|reason| Farewell {
@@ -213,24 +213,24 @@ impl OutgoingMigration {
         });
         let (qmp, run, begun) = (&mut self.qmp, self.record.run, self.begun || self.resumed);
         let (gone_on, told) = beside(farewell.map(|farewell| move || farewell.send()), |is_told| match qmp {
-            Err(trouble) => Err(Cause::other(chain(trouble))),
+            Err(cause) => Err(Cause::other(chain(cause))),
             Ok(qmp) if begun => resume_guest(qmp, run, is_told),
             Ok(_) => Ok(()),
         });
-        if let Some(Err(trouble)) = told {
+        if let Some(Err(cause)) = told {
             self.report.note(&format!(
                 "the destination does not hear that the guest goes on here ({}); if its vmemctl waits for it, end that one and its QEMU",
-                chain(&trouble)
+                chain(&cause)
             ));
         }
         if let Ok(qmp) = &mut self.qmp {
             restore(qmp, &self.record, &self.report);
         }
         let Err(error) = gone_on else { return Event::Resumed };
-        self.trouble = Some(match self.trouble.take() {
-            Some(trouble) => Cause::other(format!(
+        self.cause = Some(match self.cause.take() {
+            Some(cause) => Cause::other(format!(
                 "{}; and the guest, which is still here, cannot go on: {}",
-                chain(&trouble),
+                chain(&cause),
                 chain(&error)
             )),
             None => error,
@@ -254,7 +254,7 @@ impl OutgoingMigration {
             &self.state_dir,
         ) {
             Ok(export) => self.export = export,
-            Err(trouble) => self.report.note(&chain(&trouble)),
+            Err(cause) => self.report.note(&chain(&cause)),
         }
     }
 

@@ -78,10 +78,10 @@ fn signal_while_another_client_has_the_monitor_ends_the_move() {
             raise.raise();
         }),
     );
-    let trouble = prepare(&cli.common, args, Report::new(true), signals)
+    let cause = prepare(&cli.common, args, Report::new(true), signals)
         .map(drop)
         .expect_err("a signal");
-    assert!(trouble.is_signal(), "{trouble:?}");
+    assert!(cause.is_signal(), "{cause:?}");
     assert!(began.elapsed() < Duration::from_secs(8), "not after the time for a command");
     thread.join().expect("a good end");
 }

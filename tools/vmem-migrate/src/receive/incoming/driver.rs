@@ -46,12 +46,12 @@ impl IncomingMigration {
         let Err(error) = self.send(&FromDestination::Ready) else {
             return Ok(());
         };
-        self.trouble = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
+        self.cause = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
         let mut next = Some(Event::Lost);
         while let Some(event) = next {
             next = self.owner.on(event).ok().and_then(|due| self.carry_out(due, report));
         }
-        Err(self.trouble())
+        Err(self.cause())
     }
 
     /// Continues with `event`.
@@ -76,24 +76,24 @@ impl IncomingMigration {
     }
 
     /// Takes the reason why the guest does not run here.
-    pub(in crate::receive) fn trouble(&mut self) -> Cause {
-        let trouble = self.trouble.take();
-        trouble.unwrap_or_else(|| Cause::other("it is not known why"))
+    pub(in crate::receive) fn cause(&mut self) -> Cause {
+        let cause = self.cause.take();
+        cause.unwrap_or_else(|| Cause::other("it is not known why"))
     }
 
     /// Stores why the move does not continue, and returns the event for it.
-    fn fail(&mut self, trouble: Cause) -> Event {
-        let event = if trouble.is_signal() { Event::Signal } else { Event::Trouble };
-        self.trouble = Some(trouble);
+    fn fail(&mut self, cause: Cause) -> Event {
+        let event = if cause.is_signal() { Event::Signal } else { Event::Trouble };
+        self.cause = Some(cause);
         event
     }
 
     /// As [`fail`](Self::fail), but returns `event` for everything except a signal. A signal also ends the wait for QEMU, so it is checked
     /// first.
-    fn fail_as(&mut self, event: Event, trouble: Cause) -> Event {
+    fn fail_as(&mut self, event: Event, cause: Cause) -> Event {
         let stopped = self.signals.check().err();
         let is_signal = stopped.is_some();
-        self.trouble = Some(stopped.map_or(trouble, Cause::from));
+        self.cause = Some(stopped.map_or(cause, Cause::from));
         if is_signal { Event::Signal } else { event }
     }
 
@@ -110,14 +110,14 @@ impl IncomingMigration {
             };
             match listener.wait_for(limit) {
                 Some(IncomingConnection::State(channel)) if self.owner.state() == State::Prepared => {
-                    if let Err(trouble) = self.connect_state(channel) {
-                        return self.fail(trouble);
+                    if let Err(cause) = self.connect_state(channel) {
+                        return self.fail(cause);
                     }
                 }
                 Some(IncomingConnection::Recover(channel)) => {
                     report.note("the source is back");
                     self.channel = Some(channel);
-                    self.trouble = None;
+                    self.cause = None;
                     return Event::Back;
                 }
                 _ => {}
@@ -138,7 +138,7 @@ impl IncomingMigration {
         };
         match channel.recv(Instant::now() + glance) {
             Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("the guest's state cannot be loaded"))),
-            Ok(None) => self.pages.check().err().map(|trouble| self.fail(trouble)),
+            Ok(None) => self.pages.check().err().map(|cause| self.fail(cause)),
             Ok(Some(FromSource::Start)) => Some(Event::Start),
             Ok(Some(FromSource::Commit { run })) => {
                 self.record.run = run;
@@ -146,7 +146,7 @@ impl IncomingMigration {
             }
             Ok(Some(FromSource::Abort { reason })) => {
                 let what = format!("the source has changed its mind: {}", printable(&reason));
-                self.trouble = Some(Cause::other(what));
+                self.cause = Some(Cause::other(what));
                 if self.qemu.has_failed() {
                     self.explain();
                 }
@@ -157,7 +157,7 @@ impl IncomingMigration {
                 Some(self.fail(Cause::other(what)))
             }
             Err(error) => {
-                self.trouble = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
+                self.cause = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
                 self.channel = None;
                 Some(Event::Lost)
             }
@@ -174,7 +174,7 @@ impl IncomingMigration {
             Action::RecordCommitted => return Some(self.note(Phase::Committed, report)),
             Action::RecordStarting => return Some(self.note(Phase::Starting, report)),
             Action::RecordFailed => {
-                self.record.reason = self.trouble.as_ref().map(|trouble| chain(trouble));
+                self.record.reason = self.cause.as_ref().map(|cause| chain(cause));
                 // If this cannot be recorded, the source can receive FAILED only while this process lives.
                 return Some(self.note(Phase::Failed, report));
             }
@@ -193,7 +193,7 @@ impl IncomingMigration {
             Action::SayRunning => drop(self.send(&FromDestination::Running)),
             Action::EndQemu => drop(self.end_qemu()),
             Action::SayFailed if self.owner.state() == State::Refused => {
-                let reason = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
+                let reason = self.cause.as_ref().map(|cause| chain(cause)).unwrap_or_default();
                 // If the source does not receive FAILED, it finds the connection closed.
                 let _ = self.send(&FromDestination::Failed { reason });
             }
@@ -241,7 +241,7 @@ impl IncomingMigration {
             return Event::HasNotLoaded;
         }
         if self.owner.state() == State::Judging {
-            let why = self.trouble.as_ref().map(|trouble| chain(trouble)).unwrap_or_default();
+            let why = self.cause.as_ref().map(|cause| chain(cause)).unwrap_or_default();
             report.note(&format!(
                 "{why}; the guest may be this host's: it stays ready and paused until the source says so ('vmemctl recover')"
             ));
@@ -251,8 +251,8 @@ impl IncomingMigration {
 
     /// Adds QEMU's own messages to the stored reason, if QEMU has failed.
     fn explain(&mut self) {
-        if let Some(trouble) = self.trouble.take() {
-            self.trouble = Some(self.qemu.explain(trouble));
+        if let Some(cause) = self.cause.take() {
+            self.cause = Some(self.qemu.explain(cause));
         }
     }
 
@@ -265,7 +265,7 @@ impl IncomingMigration {
                 self.is_to_be_started = self.record.run && !runs;
                 Event::Loaded
             }
-            Err(trouble) => self.fail_as(Event::NotLoaded, trouble),
+            Err(cause) => self.fail_as(Event::NotLoaded, cause),
         }
     }
 
@@ -305,7 +305,7 @@ impl IncomingMigration {
             };
             if first && matches!(error, GuestError::Qmp(vmem_qmp::Error::Refused { .. })) {
                 // Only a refusal of the first `cont` proves that QEMU has not started the guest.
-                self.trouble = Some(error.into());
+                self.cause = Some(error.into());
                 return Event::NotContinued;
             }
             // QEMU has not answered in time, and may still execute `cont`. QEMU executes commands in order, so it answers `query-status`
@@ -360,8 +360,8 @@ impl IncomingMigration {
             }
             Err(error) => {
                 report.note(&chain(&error));
-                if self.trouble.is_none() {
-                    self.trouble = Some(error.into());
+                if self.cause.is_none() {
+                    self.cause = Some(error.into());
                 }
                 Event::NotRecorded
             }

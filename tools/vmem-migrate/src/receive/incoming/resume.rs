@@ -101,7 +101,7 @@ impl IncomingMigration {
             relay: None,
             resumed: true,
             is_to_be_started: false,
-            trouble: None,
+            cause: None,
             signals: signals.clone(),
             _regions: Vec::new(),
         };
@@ -141,9 +141,9 @@ impl IncomingMigration {
 
     /// Checks that the QEMU at the socket has this guest. vmemd fetches pages meanwhile, and continues if the check fails.
     fn identify(mut self, report: &Report) -> Result<Self, Error> {
-        let unfinished = |trouble: Cause| match self.record.phase {
-            Phase::Prepared => Error::Local(trouble),
-            _ => Error::Unfinished(trouble),
+        let unfinished = |cause: Cause| match self.record.phase {
+            Phase::Prepared => Error::Local(cause),
+            _ => Error::Unfinished(cause),
         };
         let look = |qmp: &mut Qmp| Ok((guest::name(qmp)?, guest::memory(qmp)?));
         let found = match self.record.phase {

@@ -85,7 +85,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, status, migration);
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
     let record = record(phase, path.clone());
     state_dir.write(&record).expect("a record");
     let present = Arc::new(AtomicU64::new(0));
@@ -104,7 +104,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         relay: None,
         resumed: false,
         is_to_be_started: false,
-        trouble: None,
+        cause: None,
         signals: Signals::default(),
         _regions: Vec::new(),
     };
@@ -258,7 +258,7 @@ fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
 /// Runs `receive --resume` for a guest whose QEMU has ended. `file` is created in the state directory.
 fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
     state_dir.write(&record(phase, "/nobody/qmp".into())).expect("a record");
     std::fs::write(state_dir.path(file), "").expect("a file");
     drop(state_dir);
@@ -268,7 +268,7 @@ fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
     };
     let security = Security::new(&cli.common).expect("loopback");
     let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    let listener = Listener::open(listener, security).expect("a door");
+    let listener = Listener::open(listener, security).expect("a listener");
     (
         IncomingMigration::resume(&cli.common, args, &listener, &Report::new(true), &Signals::default()),
         directory,
@@ -303,7 +303,7 @@ fn resume_is_refused_if_the_source_has_other_memory() {
 #[test]
 fn offer_is_refused_if_its_guest_has_a_record() {
     let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
     state_dir.write(&record(Phase::Running, "/run/q".into())).expect("a record");
     drop(state_dir);
     let offer = Offer {
@@ -324,7 +324,7 @@ fn offer_is_refused_if_its_guest_has_a_record() {
 fn resume_is_refused_if_two_guests_have_the_socket() {
     let directory = tempfile::tempdir().expect("a directory");
     for guest in ["a", "b"] {
-        let state_dir = StateDir::new(directory.path(), "in", guest).expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", guest).expect("a state directory");
         state_dir
             .write(&record(Phase::Running, "/nobody/qmp".into()))
             .expect("a record");
@@ -434,7 +434,7 @@ fn signal_before_commit_refuses_the_guest() {
     scene.incoming.owner = Owner::new(State::Prepared);
     scene.incoming.signals.raise();
     assert_eq!(scene.finish(), State::Refused);
-    assert!(scene.incoming.trouble().is_signal());
+    assert!(scene.incoming.cause().is_signal());
 }
 
 #[test]
@@ -446,14 +446,14 @@ fn signal_leaves_a_guest_that_this_host_may_own() {
         scene.incoming.signals.raise();
         scene.incoming.monitor = scene.incoming.monitor.with_signals(&scene.incoming.signals);
         assert_eq!(scene.finish(), State::Left);
-        assert!(scene.incoming.trouble().is_signal());
+        assert!(scene.incoming.cause().is_signal());
         assert!(scene.qemu.lives() && !scene.qemu.has_heard("quit"), "{phase:?}");
     }
 }
 
 fn listener() -> Listener {
     let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    Listener::open(listener, Security::Loopback).expect("a door")
+    Listener::open(listener, Security::Loopback).expect("a listener")
 }
 
 /// The main loop of this QEMU waits for a page until a daemon is attached, as after the deaths of `receive` and its vmemd.
@@ -463,7 +463,7 @@ fn resume_starts_vmemd_before_it_waits_for_qemu() {
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, "running", "completed");
     qemu.state().blocked = true;
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
     let attached = Arc::new(Mutex::new(false));
     let look = {
         let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));

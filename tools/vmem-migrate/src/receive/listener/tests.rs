@@ -21,7 +21,7 @@ fn open_as(security: Security, address: &str) -> (Listener, SocketAddr) {
     let address: SocketAddr = address.parse().expect("an address");
     let listener = TcpListener::bind(address).expect("a port");
     let address = listener.local_addr().expect("an address");
-    (Listener::open(listener, security).expect("a door"), address)
+    (Listener::open(listener, security).expect("a listener"), address)
 }
 
 fn connect(to: SocketAddr, session: &str, purpose: Purpose) -> Channel {
@@ -107,7 +107,7 @@ fn failed_accept_is_retried_after_a_pause() {
         drop(tries);
         Ok(listener.accept()?.0)
     };
-    let mut listener = Listener::with(accept, Security::Loopback).expect("a door");
+    let mut listener = Listener::with(accept, Security::Loopback).expect("a listener");
     connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");
     wait(&mut listener);
     let tries = tries.lock().expect("no panic").clone();

@@ -69,7 +69,7 @@ impl Left {
     /// Starts a fake vmemd with this script. Returns it, and the daemon that has taken it over.
     fn new(script: &str) -> (Self, Initial) {
         let directory = tempfile::tempdir().expect("a directory");
-        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+        let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
         let mut daemon = Daemon::spawn(Path::new("sh"), &shell(script), SESSION, &state_dir).expect("a process");
         let is_ready = |said: &DaemonEvent| match said {
             DaemonEvent::Event(event) => matches!(event, DaemonReport::Listening { .. }).then_some(()),
@@ -99,7 +99,7 @@ impl Drop for Left {
     }
 }
 
-fn trouble(pages: &mut PageFetcher) -> String {
+fn cause(pages: &mut PageFetcher) -> String {
     match pages.news(TIMEOUT) {
         Some(News::Trouble(text)) => text,
         other => panic!("{other:?}"),
@@ -110,9 +110,9 @@ fn trouble(pages: &mut PageFetcher) -> String {
 fn failed_start_of_vmemd_is_retried_with_growing_pauses() {
     let mut pages = Scene::default().pages(Initial::Missing, true);
     let why = "vmemd was not ready within 5 s; started again";
-    assert_eq!(trouble(&mut pages), why);
-    assert_eq!(trouble(&mut pages), format!("{why} in 1 s"));
-    assert_eq!(trouble(&mut pages), format!("{why} in 2 s"));
+    assert_eq!(cause(&mut pages), why);
+    assert_eq!(cause(&mut pages), format!("{why} in 1 s"));
+    assert_eq!(cause(&mut pages), format!("{why} in 2 s"));
     pages.stop();
 }
 
@@ -124,8 +124,8 @@ fn left_vmemd_is_taken_over_and_restarted_when_it_ends() {
     assert!(pages.news(Duration::from_millis(500)).is_none());
     assert_eq!(scene.started(), 0);
     left.end();
-    assert!(trouble(&mut pages).contains("has ended; started again"));
-    trouble(&mut pages);
+    assert!(cause(&mut pages).contains("has ended; started again"));
+    cause(&mut pages);
     assert!(scene.started() > 0);
 }
 
@@ -142,7 +142,7 @@ fn vmemd_is_not_restarted_before_keep() {
     thread::sleep(Duration::from_millis(200));
     assert_eq!(scene.started(), 0);
     pages.keep();
-    trouble(&mut pages);
+    cause(&mut pages);
     assert!(scene.started() > 0, "now the guest needs one");
 }
 

@@ -27,7 +27,7 @@ fn scene(status: &'static str, paused: bool) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, status, "completed");
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a place");
+    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
     if paused {
         fs::write(state_dir.path(PAUSED), "").expect("a file");
     }

@@ -19,7 +19,7 @@ fn receive_guest(json: bool) {
     let session = scene.incoming.record.session.clone();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let mut listener = Listener::open(listener, Security::Loopback).expect("a door");
+    let mut listener = Listener::open(listener, Security::Loopback).expect("a listener");
     listener.reserve_guest(&session);
     // `receive` logs each of these invalid connections, and that the source is back.
     for _ in 0..20 {
