@@ -3,14 +3,19 @@
 #
 # Login sessions: a message bus, systemd-logind with KillUserProcesses=yes, and a session as su(1) opens it. Sourced by run.
 
-# start_logind: the distribution's units, without the targets that this machine has not reached, and without a place on its read-only root.
-start_logind() {
+# in_this_machine UNIT...: they start without the targets that this machine has not reached.
+in_this_machine() {
 	local unit dropins
-	for unit in dbus.socket dbus.service systemd-logind.service user-runtime-dir@.service; do
+	for unit; do
 		dropins=/run/systemd/system/$unit.d
 		mkdir -p "$dropins"
 		printf '[Unit]\nDefaultDependencies=no\n' >"$dropins/machine.conf"
 	done
+}
+
+# start_logind: the distribution's units, without a place on this machine's read-only root.
+start_logind() {
+	in_this_machine dbus.socket dbus.service systemd-logind.service user-runtime-dir@.service
 	printf '[Service]\nStateDirectory=\n' >>/run/systemd/system/systemd-logind.service.d/machine.conf
 	mkdir -p /run/systemd/logind.conf.d
 	# root is excluded unless there is a list of others.
