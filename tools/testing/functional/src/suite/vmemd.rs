@@ -765,7 +765,7 @@ fn each_failure_has_its_exit_code() -> Outcome {
     first.wait_line("\"ready\"")?;
     let handle = open("codes")?;
     let end = Daemon::new(&from_file, &["--attach"])?.end()?.with_code(5)?;
-    ensure!(end.errors.contains("a daemon is attached"), "{}", end.errors);
+    ensure!(end.errors.contains("another daemon serves the region"), "{}", end.errors);
     first.process.terminate()?;
     first.end()?.with_code(6)?;
     // What a source calls a region is no reason to serve it.
