@@ -44,7 +44,7 @@ const WAYS: [&[&str]; 2] = [
     ],
 ];
 
-/// Decides whether [`command`] uses scopes: if `wanted`, on a host that systemd runs, and if this process is in a unit or a session.
+/// Decides whether processes that are started later get scopes: if `wanted`, on a host that systemd runs, and if this process is in a unit or a session.
 /// Returns a note for the user if scopes are needed and not available.
 pub fn prepare(wanted: bool) -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
