@@ -82,15 +82,18 @@ impl Incoming {
     ///
     /// No message will come any more.
     pub fn next(&mut self, deadline: Instant) -> Result<Option<Message>, Error> {
+        let mut is_late = false;
         loop {
             match self.lines.next() {
                 Ok(Some(line)) => return Message::parse(&line).map(Some),
                 Err(TooLong(line)) => return Err(Error::Foreign(excerpt(&line))),
                 Ok(None) => {}
             }
-            if !self.receive(deadline)? {
+            // A peer that sends without a pause does not move the deadline.
+            if is_late || !self.receive(deadline)? {
                 return Ok(None);
             }
+            is_late = Instant::now() > deadline;
         }
     }
 
@@ -189,6 +192,7 @@ impl Greeting {
         loop {
             let reply = match self.incoming.next(deadline)? {
                 None => return Ok(None),
+                Some(Message::Event(_)) if Instant::now() > deadline => return Ok(None),
                 Some(Message::Event(_)) => continue,
                 Some(Message::Reply(reply)) => reply,
             };
@@ -274,6 +278,7 @@ impl Client {
         let id = self.caller.send(request)?;
         loop {
             match self.incoming.next(until)?.ok_or(Error::TimedOut(limit))? {
+                Message::Event(_) if Instant::now() > until => return Err(Error::TimedOut(limit)),
                 Message::Event(event) => self.events.push_back(event),
                 Message::Reply(Reply {
                     id: of,

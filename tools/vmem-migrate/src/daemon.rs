@@ -32,8 +32,8 @@ use crate::record::StateDir;
 use crate::scope;
 use conversation::Conversation;
 pub(crate) use conversation::{DaemonEvent, Ended, Orders};
+pub(crate) use left::end_leftovers;
 use left::{Left, PID, SOCKET};
-pub(crate) use left::{end_leftovers, is_left};
 use spawned::{Held, Spawned, TIMEOUT};
 
 /// vmemd cannot be started, or ended at once.

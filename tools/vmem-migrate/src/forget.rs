@@ -2,6 +2,7 @@
 //! `vmemctl forget`: removes the record of a received guest whose source cannot receive the final message any more.
 
 use crate::Phase;
+use crate::daemon::end_leftovers;
 use crate::error::{Cause, Error};
 use crate::options::{Common, Forget};
 use crate::receive::needs_memory;
@@ -12,6 +13,8 @@ use crate::report::Report;
 pub fn run(cli: &Common, args: &Forget) -> Result<(), Error> {
     let (state_dir, record) = find(cli, args)?;
     check(&record, args.force)?;
+    // Without the directory, nobody could find it.
+    end_leftovers(&state_dir);
     state_dir.remove();
     Report::new(cli.json).note(&format!("the move of {} is forgotten", record.guest));
     Ok(())

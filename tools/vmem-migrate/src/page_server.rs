@@ -185,11 +185,6 @@ impl PageServer {
         self.released
     }
 
-    /// Whether a vmemd is supervised.
-    pub(crate) fn is_supervised(&self) -> bool {
-        self.supervisor.is_some()
-    }
-
     /// The arguments that start vmemd again at the same address.
     pub(crate) fn arguments(&self) -> &[String] {
         &self.arguments

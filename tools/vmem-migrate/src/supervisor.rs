@@ -81,7 +81,7 @@ pub(crate) enum Event {
 
 impl Message for Event {
     fn is_event(&self) -> bool {
-        matches!(self, Self::DaemonReport(_))
+        matches!(self, Self::DaemonReport(_) | Self::Status(_))
     }
 
     fn dropped(lines: u64) -> Self {
@@ -307,6 +307,10 @@ impl<W: Supervised> SupervisorThread<W> {
                 Some(DaemonEvent::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
                 Some(DaemonEvent::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
                 Some(said) => {
+                    // It answers so on each new connection, and orders that were given between two are lost.
+                    if matches!(said, DaemonEvent::Status(_)) {
+                        self.introduce(&daemon);
+                    }
                     let became_ready = !is_ready && self.work.is_ready(&said);
                     self.pass(said);
                     if became_ready {

@@ -52,7 +52,7 @@ impl Ended {
 
 impl Message for DaemonEvent {
     fn is_event(&self) -> bool {
-        matches!(self, Self::Event(_))
+        matches!(self, Self::Event(_) | Self::Status(_))
     }
 
     fn dropped(lines: u64) -> Self {

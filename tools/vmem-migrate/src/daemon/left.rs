@@ -40,7 +40,8 @@ impl Left {
     pub(super) fn is_of(&self, session: &str, duty: Duty) -> bool {
         self.hello
             .as_ref()
-            .is_none_or(|hello| hello.session == public_session(session) && hello.duty == duty)
+            // An earlier vmemctl has told its vmemd the whole number.
+            .is_none_or(|hello| [session, public_session(session)].contains(&hello.session.as_str()) && hello.duty == duty)
     }
 
     /// The vmemd of the guest of `state_dir`, if one is left.
@@ -88,11 +89,6 @@ impl Left {
     }
 }
 
-/// Whether an earlier vmemctl has left a vmemd of this session and duty. A vmemd that does not answer counts.
-pub(crate) fn is_left(session: &str, duty: Duty, state_dir: &StateDir) -> bool {
-    Left::find(state_dir).is_some_and(|left| left.is_of(session, duty))
-}
-
 /// The recorded process, if it lives.
 fn recorded(state_dir: &StateDir) -> Option<Process> {
     let text = std::fs::read(state_dir.path(PID)).ok()?;
@@ -102,7 +98,12 @@ fn recorded(state_dir: &StateDir) -> Option<Process> {
 /// Records the process. Nothing is recorded if it has ended already.
 pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
     match process.identity() {
-        Ok(identity) => std::fs::write(path, serde_json::to_vec(&identity)?),
+        Ok(identity) => {
+            // At any moment the old file is there, or the new one.
+            let new = path.with_extension("new");
+            std::fs::write(&new, serde_json::to_vec(&identity)?)?;
+            std::fs::rename(new, path)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

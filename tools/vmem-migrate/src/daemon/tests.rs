@@ -115,19 +115,33 @@ fn daemon_behind_a_script_is_taken_over_and_both_are_ended() {
     assert!(daemon.held().wait(Duration::ZERO));
 }
 
+/// Stops all threads of a process.
+fn stop(process: &Process) {
+    process.signal(Signal::STOP);
+    let tasks = format!("/proc/{}/task", process.number());
+    let is_stopped = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        status.contains("State:\tT")
+    };
+    while !fs::read_dir(&tasks).expect("a process").flatten().all(is_stopped) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn stopped_daemon_is_taken_over_and_can_be_ended() {
     let (_directory, state_dir) = state_dir();
     let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
     let process = abandon(first);
-    process.signal(Signal::STOP);
+    stop(&process);
     let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it was recorded");
-    assert!(daemon.recv(Duration::from_millis(100)).is_none(), "it says nothing");
+    let said = daemon.recv(Duration::from_millis(100));
+    assert!(said.is_none(), "{said:?}");
     // The process continues, and answers what was sent meanwhile.
     process.signal(Signal::CONT);
     wait_ready(&mut daemon);
-    process.signal(Signal::STOP);
+    stop(&process);
     daemon.end();
     assert!(process.wait(Duration::ZERO));
 }

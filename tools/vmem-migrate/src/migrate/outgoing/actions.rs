@@ -5,11 +5,10 @@ use crate::Phase;
 use crate::source::{Action, Event, State};
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_control::Duty;
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
-use crate::daemon::{end_leftovers, is_left};
+use crate::daemon::end_leftovers;
 use crate::endpoint::{Endpoint, lost};
 use crate::error::Cause;
 use crate::guest::{self, Settings};
@@ -66,13 +65,10 @@ impl OutgoingMigration {
             }
             Action::ResumeGuest => Some(self.resume_guest()),
             Action::Serve => {
-                self.serve();
+                self.supervise();
                 None
             }
             Action::Release => {
-                if self.resumed && !self.export.is_supervised() {
-                    self.supervise();
-                }
                 self.export.release();
                 None
             }
@@ -236,13 +232,6 @@ impl OutgoingMigration {
             None => error,
         });
         Event::NotResumed
-    }
-
-    /// Makes sure that pages are served. A vmemd that an earlier vmemctl has left is not disturbed, because the guest may need it.
-    fn serve(&mut self) {
-        if !is_left(&self.record.session, Duty::Serve, &self.state_dir) {
-            self.supervise();
-        }
     }
 
     /// Has a supervised vmemd serve pages. A vmemd that an earlier vmemctl has left is taken over.

@@ -70,6 +70,12 @@ impl<S> Fetch<S> {
         }
     }
 
+    /// Whether regions exist that are not plain memory.
+    fn lacks_pages(&self) -> bool {
+        let state = self.regions.look();
+        state.exist && !state.plain
+    }
+
     fn keeps(&self) -> bool {
         self.keep.load(Ordering::SeqCst)
     }
@@ -100,6 +106,8 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Supervised for Fet
         let exit = Exit::of(code);
         match exit {
             _ if !self.keeps() => Restart::In(HELD),
+            // The source destroys its copy when it hears COMPLETE, so the word of a process is not enough.
+            Exit::Complete if self.lacks_pages() => Restart::BackOff,
             Exit::Complete | Exit::Unreadable | Exit::OtherMemory => Restart::Over,
             Exit::SourceLost if self.policy == LossPolicy::End => Restart::Over,
             Exit::SourceLost => Restart::In(PAUSE),

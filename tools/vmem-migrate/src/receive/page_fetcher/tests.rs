@@ -164,6 +164,7 @@ fn left_vmemd_reports_its_end() {
     let (_left, first) = Left::new("fetch; ready; order; end 0");
     let mut pages = scene.pages(first, true);
     assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)));
+    scene.plain.store(true, Ordering::SeqCst);
     pages.release();
     let mut told = Vec::new();
     let end = loop {
@@ -193,4 +194,22 @@ fn source_loss_of_a_left_vmemd_is_reported() {
     };
     assert!(matches!(lost, Some(News::SourceLost(_))), "{lost:?}");
     pages.stop();
+}
+
+/// The source destroys its copy of the memory when it hears that the memory is complete.
+#[test]
+fn vmemd_that_reports_completion_of_incomplete_regions_is_restarted() {
+    let scene = Scene::default();
+    let (_left, first) = Left::new("fetch; ready; order; end 0");
+    let mut pages = scene.pages(first, true);
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Flow)));
+    pages.release();
+    let trouble = loop {
+        match pages.news(TIMEOUT) {
+            Some(News::DaemonReport(_)) => {}
+            Some(News::Trouble(trouble)) => break trouble,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(trouble.contains("started again"), "{trouble}");
 }
