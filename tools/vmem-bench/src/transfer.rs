@@ -118,10 +118,16 @@ pub(crate) struct Transfer {
     report: BufReader<ChildStdout>,
 }
 
-/// Reads the next line of a report, which must be of this event.
+/// Reads the next line of a report, which must be of this event. That vmemd has taken an order may be reported before.
 fn expect(report: &mut impl BufRead, event: &str) -> Outcome {
     let mut line = String::new();
-    report.read_line(&mut line).during("read the report of vmemd")?;
+    while line.is_empty() || line.contains("\"event\":\"order\"") {
+        line.clear();
+        let bytes = report.read_line(&mut line).during("read the report of vmemd")?;
+        if bytes == 0 {
+            break;
+        }
+    }
     match line.contains(&format!("\"{event}\"")) {
         true => Ok(()),
         false => Err(Failure::Wrong(format!("vmemd says {line:?} and not that it is {event}"))),
