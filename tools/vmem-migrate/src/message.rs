@@ -105,7 +105,7 @@ pub(crate) enum FromDestination {
     /// The destination owned the guest, and its QEMU has ended there.
     Gone { reason: String },
     /// A line of the destination's vmemd.
-    PageFetcher { line: Value },
+    Pages { line: Value },
     /// The guest's memory is complete, and plain.
     Complete { summary: Value },
     /// Pages do not arrive at the moment, and why. For the user.
@@ -141,5 +141,24 @@ mod tests {
         );
         let welcome: FromDestination = serde_json::from_str(r#"{"say":"welcome"}"#).expect("WELCOME");
         assert_eq!(welcome, FromDestination::Welcome { version: 2 });
+    }
+
+    #[test]
+    fn messages_keep_their_names_on_the_wire() {
+        let name = |message: &FromDestination| serde_json::to_value(message).expect("JSON")["say"].clone();
+        let text = String::new;
+        for (message, wire) in [
+            (FromDestination::Welcome { version: 2 }, "welcome"),
+            (FromDestination::Refuse { reason: text() }, "refuse"),
+            (FromDestination::Ready, "ready"),
+            (FromDestination::Running, "running"),
+            (FromDestination::Failed { reason: text() }, "failed"),
+            (FromDestination::Gone { reason: text() }, "gone"),
+            (FromDestination::Pages { line: Value::Null }, "pages"),
+            (FromDestination::Complete { summary: Value::Null }, "complete"),
+            (FromDestination::Incomplete { reason: text() }, "incomplete"),
+        ] {
+            assert_eq!(name(&message), wire);
+        }
     }
 }

@@ -129,7 +129,7 @@ mod tests {
             let incomplete = "the source is gone".to_owned();
             for message in [
                 FromDestination::Welcome { version: 2 },
-                FromDestination::PageFetcher { line: json!({}) },
+                FromDestination::Pages { line: json!({}) },
                 FromDestination::Incomplete { reason: incomplete },
                 FromDestination::Running,
                 FromDestination::Complete { summary: json!({}) },

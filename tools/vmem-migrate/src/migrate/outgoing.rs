@@ -250,7 +250,7 @@ impl OutgoingMigration {
             Err(error) => return Some(self.disconnected(error)),
         };
         let event = match &message {
-            FromDestination::PageFetcher { line } => {
+            FromDestination::Pages { line } => {
                 self.report.pages(line);
                 return None;
             }

@@ -183,7 +183,7 @@ impl RunningGuest<'_> {
         }
         let line = page_fetcher::line(event);
         self.report.pages(&line);
-        self.send(&FromDestination::PageFetcher { line });
+        self.send(&FromDestination::Pages { line });
     }
 
     fn source_back(&mut self) {

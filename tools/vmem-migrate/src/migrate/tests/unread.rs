@@ -7,7 +7,7 @@ use crate::unread;
 /// A message of the destination about its vmemd.
 fn pages() -> FromDestination {
     let regions = json!([{"bytes": 8192, "present_bytes": 4096}]);
-    FromDestination::PageFetcher {
+    FromDestination::Pages {
         line: json!({"event": "progress", "seconds": 1.0, "regions": regions}),
     }
 }
