@@ -66,6 +66,8 @@ impl Machine {
         write(format!("{GROUP}/memory.max"), "512M")?;
         write(format!("{KSM}/pages_to_scan"), "500")?;
         write(format!("{KSM}/sleep_millisecs"), "5")?;
+        // On from the start: a slow kernel may come to the step that switches it on once in a run, or never.
+        write(format!("{KSM}/run"), "1")?;
         Ok(Self { swap, moves })
     }
 
