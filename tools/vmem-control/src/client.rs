@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use vmem_process::Identity;
 
 use crate::credentials::{judge_peer, own_user};
 use crate::error::Error;
 use crate::event::{Event, Status};
-use crate::identity::Identity;
 use crate::lines::{Lines, TooLong};
 use crate::message::{Answer, Call, Duty, LONGEST_REPLY, Message, Reply, Request, VERSIONS, agree, excerpt};
 use crate::socket::dial;

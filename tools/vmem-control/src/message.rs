@@ -5,10 +5,10 @@ use std::ops::RangeInclusive;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use vmem_process::Identity;
 
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Status};
-use crate::identity::Identity;
 
 /// Versions of this protocol that are spoken here.
 pub const VERSIONS: RangeInclusive<u32> = 1..=1;

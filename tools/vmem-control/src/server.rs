@@ -14,11 +14,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+use vmem_process::Identity;
 
 use crate::credentials::own_user;
 use crate::error::Error;
 use crate::event::{Event, Status};
-use crate::identity::Identity;
 use crate::message::Duty;
 use run::Run;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{Socket, TcpKeepalive};
-use vmem_qmp::Lines;
+use vmem_qemu::Lines;
 
 /// The longest line that is accepted.
 const LONGEST_LINE: usize = 1 << 20;
@@ -75,9 +75,9 @@ impl Channel {
         let line = match self.lines.next(&self.socket, deadline) {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(None),
-            Err(vmem_qmp::Error::Closed) => return Err(ChannelError::Closed),
-            Err(vmem_qmp::Error::TooLong(line)) => return Err(ChannelError::Foreign(excerpt(&line))),
-            Err(vmem_qmp::Error::Io(error)) => return Err(ChannelError::Io(error)),
+            Err(vmem_qemu::Error::Closed) => return Err(ChannelError::Closed),
+            Err(vmem_qemu::Error::TooLong(line)) => return Err(ChannelError::Foreign(excerpt(&line))),
+            Err(vmem_qemu::Error::Io(error)) => return Err(ChannelError::Io(error)),
             Err(error) => return Err(ChannelError::Io(io::Error::other(error))),
         };
         let message = serde_json::from_slice(&line);

@@ -23,13 +23,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use vmem_control::{Duty, Greeting, socket};
+use vmem_process::{Process, log_tail, scope};
 
-use crate::log_file::tail;
 use crate::name::public_session;
-use crate::process::Process;
 use crate::queue::{Receiver, queue};
 use crate::record::StateDir;
-use crate::scope;
 use conversation::Conversation;
 pub(crate) use conversation::{DaemonEvent, Ended, Orders};
 pub(crate) use left::end_leftovers;
@@ -78,7 +76,7 @@ impl Daemon {
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.map_err(|error| DaemonError::Note(log.clone(), error))?;
         let listener = listen(state_dir)?;
-        let child = scope::command(program, "vmemd", state_dir.directory())
+        let child = scope::command(program, "vmemd", &state_dir.name())
             .args(arguments)
             // Everybody on this host can read the arguments, and who knows the whole number could say what becomes of the guest.
             .args(["--control", "-", "--session", public_session(session)])
@@ -213,7 +211,7 @@ impl Daemon {
             let why = why.map_or(String::new(), |why| format!(": {why}"));
             return DaemonError::LeftEnded(self.held.number(), why);
         };
-        let text = tail(&self.log, 0);
+        let text = log_tail(&self.log, 0);
         let last = text.lines().last().unwrap_or_default();
         DaemonError::Ended {
             status: status.to_string(),

@@ -5,26 +5,27 @@ use std::io;
 
 use crate::channel::ChannelError;
 use crate::daemon::DaemonError;
-use crate::guest::GuestError;
 use crate::record::RecordError;
-use crate::served::ServedError;
 use vmem_cli::Stopped;
 
 /// What went wrong. What that means for the guest is not known at this level.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// QEMU, or the guest as QEMU describes it.
+    /// QEMU, or the guest's memory as QEMU has it.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Qemu(#[from] vmem_qemu::Error),
+    /// The guest's run state.
+    #[error("the guest is {status}; it can be moved when it is running or paused")]
+    Status {
+        /// The run state.
+        status: String,
+    },
     /// vmemd.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
     /// The record of a move.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// A file of the guest's memory.
-    #[error(transparent)]
-    ServedFile(#[from] ServedError),
     /// The connection to the other host's vmemctl: which peer, and why it failed.
     #[error("{0}")]
     Peer(String, #[source] ChannelError),
@@ -75,12 +76,6 @@ impl Cause {
 
     pub(crate) fn other(what: impl Into<String>) -> Self {
         Self::Other(what.into())
-    }
-}
-
-impl From<vmem_qmp::Error> for Cause {
-    fn from(error: vmem_qmp::Error) -> Self {
-        Self::Guest(error.into())
     }
 }
 

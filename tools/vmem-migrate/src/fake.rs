@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vmem_qmp::Qmp;
+use vmem_qemu::Qmp;
 
 /// The state of the fake, and what it does at which command.
 #[derive(Debug)]

@@ -140,7 +140,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a number");
         let lives = |phase| Incoming {
             qemu: Some(
-                crate::process::Process::open(own)
+                vmem_process::Process::open(own)
                     .and_then(|own| own.identity())
                     .expect("this process"),
             ),

@@ -2,6 +2,8 @@
 //! The key that identifies a guest on a host: its UUID, if it has one. A name is for users only, and two guests can have the same name.
 
 use serde::{Deserialize, Serialize};
+use vmem_process::Process;
+use vmem_qemu::{Qmp, guest};
 
 /// The longest key in bytes. The key becomes part of a file name.
 const LONGEST: usize = 128;
@@ -19,6 +21,19 @@ impl Key {
             (None, Some(name)) => Self(encoded(name, "")),
             (None, None) => Self(encoded(&other(), "=")),
         }
+    }
+
+    /// What identifies the guest of a QEMU on this host: its UUID, or its name, or else the process of its QEMU.
+    pub(crate) fn of_guest(qmp: &mut Qmp) -> Result<Self, vmem_qemu::Error> {
+        let uuid = guest::uuid(qmp)?;
+        let name = guest::own_name(qmp)?;
+        let process = qmp.peer_pid()?;
+        Ok(Self::new(uuid.as_deref(), name.as_deref(), || {
+            let identity = Process::open(process).and_then(|process| process.identity());
+            // Without its identity, a later command could not tell whether the process is the same one, so it does not find the guest by this
+            // key.
+            identity.map_or_else(|_| format!("qemu={process}"), |identity| format!("qemu={identity}"))
+        }))
     }
 
     /// A key that another host has sent.

@@ -35,28 +35,21 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod forget;
-mod guest;
 mod key;
-mod log_file;
 mod machine;
 mod message;
 mod migrate;
 mod name;
 mod network;
-mod obstacles;
 pub mod options;
 mod page_server;
 mod phase;
-mod printable;
-mod process;
 mod queue;
 mod receive;
 mod record;
 mod recover;
 mod relay;
 pub mod report;
-pub mod scope;
-mod served;
 pub mod source;
 mod supervisor;
 #[cfg(test)]

@@ -16,21 +16,19 @@ use std::time::Duration;
 use crate::Phase;
 use crate::source::{State, resume};
 use vmem_cli::{Signals, with_port};
-use vmem_qmp::Qmp;
+use vmem_qemu::{BackendFile, COMMAND_LIMIT, MemoryBackend, Qmp, guest, obstacles};
 
 use crate::channel::Channel;
 use crate::daemon::end_leftovers;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Error};
-use crate::guest::{self, LIMIT, Memory};
+use crate::key::Key;
 use crate::message::{Backend, FromSource, Purpose};
 use crate::network::Security;
-use crate::obstacles;
 use crate::options::{Common, DEFAULT_PORT, Migrate};
 use crate::page_server::{PageServer, export_name};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
-use crate::served::ServedFile;
 use outgoing::OutgoingMigration;
 
 /// How long the destination may take to start QEMU.
@@ -58,18 +56,18 @@ pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
 fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Result<(OutgoingMigration, FromSource), Cause> {
     let security = Security::new(cli)?;
     let path = args.qmp.clone();
-    let mut qmp = signals.unless(move || Qmp::connect(&path, LIMIT))??;
+    let mut qmp = signals.unless(move || Qmp::connect(&path, COMMAND_LIMIT))??;
     let guest = guest::name(&mut qmp)?;
     let status = guest::status(&mut qmp)?;
     if !matches!(status.as_str(), "running" | "paused") {
-        return Err(guest::GuestError::Status { status }.into());
+        return Err(Cause::Status { status });
     }
     obstacles::check(&mut qmp)?;
-    let memory = guest::memory(&mut qmp)?;
-    let process = qmp.peer_pid()?;
-    let served = memory.iter().map(|memory| ServedFile::find(process, &memory.path));
+    let memory = guest::memory_backends(&mut qmp)?;
+    let process = guest::process(&mut qmp)?;
+    let served = memory.iter().map(|memory| BackendFile::find(&process, &memory.path));
     let served = served.collect::<Result<Vec<_>, _>>()?;
-    let key = guest::key(&mut qmp)?;
+    let key = Key::of_guest(&mut qmp)?;
     StateDir::check_earlier(&cli.state, "out", &guest)?;
     let state_dir = StateDir::new(&cli.state, "out", key.clone())?;
     let earlier = state_dir.read::<Outgoing>()?;
@@ -126,8 +124,8 @@ pub(crate) fn go_on(
     migration.run(due)
 }
 
-fn offer_of(record: &Outgoing, memory: &[Memory], pages: String, release: bool) -> FromSource {
-    let backend = |(number, memory): (usize, &Memory)| Backend {
+fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool) -> FromSource {
+    let backend = |(number, memory): (usize, &MemoryBackend)| Backend {
         id: memory.id.clone(),
         bytes: memory.bytes,
         export: export_name(memory, number, &record.session),
@@ -154,7 +152,7 @@ fn session() -> Result<String, Cause> {
 fn reach(
     args: &Migrate,
     security: &Security,
-    memory: &[Memory],
+    memory: &[MemoryBackend],
     mut record: Outgoing,
     state_dir: &StateDir,
     signals: &Signals,

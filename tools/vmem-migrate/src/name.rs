@@ -1,18 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Names from outside that become names of regions and files.
-
-/// The first `most` characters of `text`, with `_` for each that is not a letter, a digit, `_` or `-`. So a name cannot lead into another
-/// directory.
-pub(crate) fn clean(text: &str, most: usize) -> String {
-    let allowed = |c: char| {
-        if c.is_ascii_alphanumeric() || "_-".contains(c) {
-            c
-        } else {
-            '_'
-        }
-    };
-    text.chars().map(allowed).take(most).collect()
-}
+//! The number of a session, as far as others may know it.
 
 /// The mark in the names of all exports of one move. `None` if `session` is not a session number.
 pub(crate) fn session_mark(session: &str) -> Option<&str> {
@@ -28,13 +15,6 @@ pub(crate) fn public_session(session: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn invalid_characters_are_replaced() {
-        assert_eq!(clean("guest-0_a", usize::MAX), "guest-0_a");
-        assert_eq!(clean("../a guest\u{e9}\n", usize::MAX), "___a_guest__");
-        assert_eq!(clean("\u{e9}\u{e9}ab", 3), "__a");
-    }
 
     #[test]
     fn mark_requires_a_session_number() {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::Socket;
+use vmem_process::printable;
 use vmem_source::endpoint::{Resolver, is_loopback};
 use vmem_tls::Identity;
 
@@ -14,7 +15,6 @@ use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
 use crate::message::{FromDestination, FromSource, Purpose, VERSIONS, agree};
 use crate::options::Common;
-use crate::printable::printable;
 
 /// How long the peer may take to accept the connection, and to greet.
 const TIMEOUT: Duration = Duration::from_secs(10);

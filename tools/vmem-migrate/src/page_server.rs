@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use vmem_cli::chain;
 use vmem_control::{Duty, Event as DaemonReport, Request, State};
+use vmem_process::clean;
+use vmem_qemu::{BackendFile, MemoryBackend};
 
 use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
 use crate::error::Cause;
-use crate::guest::Memory;
-use crate::name::{clean, session_mark};
+use crate::name::session_mark;
 use crate::network::Security;
 use crate::options::Migrate;
 use crate::record::StateDir;
-use crate::served::{ServedError, ServedFile};
 use crate::supervisor::{Event, Initial, Restart, Supervised, Supervisor};
 
 /// How long vmemd may take to listen.
@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name of a backend's export. It is a valid name of a region, and no export of another move has it. A client that reaches another
 /// guest's vmemd at this address finds no export of this name there.
-pub(crate) fn export_name(memory: &Memory, number: usize, session: &str) -> String {
+pub(crate) fn export_name(memory: &MemoryBackend, number: usize, session: &str) -> String {
     let mark = session_mark(session).unwrap_or_default();
     // Region names have 31 bytes at most.
     format!("{}.{number}.{mark}", clean(&memory.id, 10))
@@ -41,7 +41,7 @@ pub(crate) struct PageServer {
 struct Serve {
     arguments: Vec<String>,
     session: String,
-    served: Vec<ServedFile>,
+    served: Vec<BackendFile>,
     state_dir: StateDir,
 }
 
@@ -80,8 +80,8 @@ fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
 impl PageServer {
     /// Starts to serve `memory` on `address`. Returns the address at which vmemd listens.
     pub(crate) fn start(
-        memory: &[Memory],
-        served: Vec<ServedFile>,
+        memory: &[MemoryBackend],
+        served: Vec<BackendFile>,
         session: &str,
         address: SocketAddr,
         state_dir: &StateDir,
@@ -105,7 +105,7 @@ impl PageServer {
             .iter()
             .zip(&served)
             .enumerate()
-            .map(|(number, (memory, file))| format!("{}={}", export_name(memory, number, session), file.path.display()));
+            .map(|(number, (memory, file))| format!("{}={}", export_name(memory, number, session), file.path().display()));
         options.extend(specs);
         let arguments = |address: SocketAddr| {
             let mut all = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
@@ -133,7 +133,7 @@ impl PageServer {
     /// is possible.
     pub(crate) fn again(
         arguments: &[String],
-        served: Vec<ServedFile>,
+        served: Vec<BackendFile>,
         session: &str,
         state_dir: &StateDir,
     ) -> Result<Self, Cause> {
@@ -149,7 +149,7 @@ impl PageServer {
 
     fn supervise(
         arguments: Vec<String>,
-        served: Vec<ServedFile>,
+        served: Vec<BackendFile>,
         session: &str,
         state_dir: &StateDir,
         first: Initial,
@@ -232,8 +232,8 @@ fn told(event: Event) -> Option<String> {
     }
 }
 
-fn check(served: &[ServedFile]) -> Result<(), ServedError> {
-    served.iter().try_for_each(ServedFile::check)
+fn check(served: &[BackendFile]) -> Result<(), vmem_qemu::Error> {
+    served.iter().try_for_each(BackendFile::check)
 }
 
 impl Drop for PageServer {

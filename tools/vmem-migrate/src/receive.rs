@@ -15,11 +15,9 @@ mod offer;
 mod page_fetcher;
 mod pause;
 mod pending;
-mod process;
 mod regions;
 mod room;
 mod running;
-mod template;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +26,9 @@ use std::time::Duration;
 use crate::destination::State;
 use vmem::Control;
 use vmem_cli::{Signals, chain, log};
+use vmem_qemu::{COMMAND_LIMIT, QemuProcess, command};
 
 use crate::error::{Cause, Error};
-use crate::guest::LIMIT;
 use crate::message::FromDestination;
 use crate::network::Security;
 use crate::options::{Common, Receive};
@@ -40,7 +38,6 @@ use final_message::FinalMessage;
 use incoming::{Host, IncomingMigration, NotTaken, Resumed};
 use listener::{IncomingConnection, Listener};
 use monitor::Monitor;
-use process::QemuProcess;
 use regions::Regions;
 
 /// How often `receive` polls the listener for a guest.
@@ -61,7 +58,7 @@ pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
 }
 
 fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Error> {
-    template::check(&args.command)?;
+    command::check(&args.command).map_err(Cause::from)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Cause::vmem("no vmem"))?;
     let regions = host::make_regions(&control, args)?;
@@ -106,7 +103,7 @@ pub(crate) fn needs_memory(record: &Incoming) -> bool {
     let process = record.qemu.as_ref().map(QemuProcess::find);
     let regions = Regions::of(record);
     let is_complete = regions.look().plain;
-    let monitor = Monitor::new(record.qmp.clone(), None, process, regions, LIMIT);
+    let monitor = Monitor::new(record.qmp.clone(), None, process, regions, COMMAND_LIMIT);
     !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }
 

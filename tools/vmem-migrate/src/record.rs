@@ -15,13 +15,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmem_cli::log;
+use vmem_process::{Identity, clean};
+use vmem_qemu::BackendFile;
+use vmem_qemu::migration::Settings;
 
-use crate::guest::Settings;
 use crate::key::Key;
 use crate::message::Backend;
-use crate::name::{clean, public_session};
-use crate::process::Identity;
-use crate::served::ServedFile;
+use crate::name::public_session;
 
 /// The default directory of the records.
 pub(crate) const DIRECTORY: &str = "/run/vmem";
@@ -69,7 +69,7 @@ pub(crate) struct Outgoing {
     /// The arguments of the source's vmemd, with the port at which it listens.
     pub(crate) vmemd: Vec<String>,
     /// The files of the guest's memory.
-    pub(crate) served: Vec<ServedFile>,
+    pub(crate) served: Vec<BackendFile>,
     /// The guest ran before the move.
     pub(crate) run: bool,
     /// QEMU's settings before the move changed them.
@@ -159,6 +159,11 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RecordError::Busy(directory)),
             Err(error) => Err(io_of(&path, error.into())),
         }
+    }
+
+    /// The last component of the directory's path.
+    pub(crate) fn name(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Refuses a guest of this name if an earlier version of vmemctl has a record of it, at the path of that version.

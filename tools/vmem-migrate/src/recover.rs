@@ -2,10 +2,10 @@
 //! `vmemctl recover`: continues a move on the source host, after its vmemctl has died.
 
 use vmem_cli::{Signals, Stopped, with_port};
-use vmem_qmp::Qmp;
+use vmem_qemu::{COMMAND_LIMIT, Qmp, guest};
 
 use crate::error::{Cause, Error};
-use crate::guest::{self, LIMIT};
+use crate::key::Key;
 use crate::migrate;
 use crate::network::Security;
 use crate::options::{Common, DEFAULT_PORT, Recover};
@@ -31,7 +31,7 @@ fn go_on_with(cli: &Common, args: &Recover, state_dir: StateDir, mut record: Out
         record.to = with_port(to, DEFAULT_PORT);
     }
     let (path, detached) = (record.qmp.clone(), |stopped: Stopped| Error::Detached(stopped.into()));
-    let qmp = signals.unless(move || Qmp::connect(&path, LIMIT)).map_err(detached)?;
+    let qmp = signals.unless(move || Qmp::connect(&path, COMMAND_LIMIT)).map_err(detached)?;
     let qmp = qmp.map_err(Cause::from).and_then(|qmp| same_guest(qmp, &record));
     signals.check().map_err(detached)?;
     migrate::go_on(
@@ -48,7 +48,7 @@ fn go_on_with(cli: &Common, args: &Recover, state_dir: StateDir, mut record: Out
 /// Checks that this QEMU has the guest of the record.
 fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Cause> {
     let name = guest::name(&mut qmp)?;
-    if name == record.guest && guest::key(&mut qmp)? == record.key {
+    if name == record.guest && Key::of_guest(&mut qmp)? == record.key {
         Ok(qmp)
     } else {
         Err(Cause::other(format!(
@@ -141,7 +141,7 @@ mod tests {
         let state_dir = StateDir::new(directory.path(), "out", "guest").expect("a state directory");
         state_dir
             .write(&Outgoing {
-                key: guest::key(&mut fake::Qemu::connect(&path)).expect("a key"),
+                key: Key::of_guest(&mut fake::Qemu::connect(&path)).expect("a key"),
                 ..record(&path, to)
             })
             .expect("a record");

@@ -3,47 +3,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use socket2::Socket;
-
-/// The name of the socket for the guest's state in QEMU.
-pub(crate) const STREAM: &str = "vmemctl-state";
+use vmem_qemu::stream::ReturnPath;
 
 /// A running relay.
 pub(crate) struct Relay {
     network: Socket,
     return_path: Arc<ReturnPath>,
-}
-
-/// What QEMU sends back while it loads the state: messages that consist of a type, a length and that many bytes, all big endian (QEMU's
-/// `migration/migration.h`). With [`SHUT`] and the value 0, QEMU reports that it has loaded everything.
-#[derive(Debug, Default)]
-struct ReturnPath {
-    has_loaded: AtomicBool,
-    /// The bytes of an incomplete message.
-    part: Mutex<Vec<u8>>,
-}
-
-/// The type of the message by which QEMU reports how loading has ended. Its value 0 means success.
-const SHUT: u16 = 1;
-
-impl ReturnPath {
-    /// Notes bytes that are about to be forwarded.
-    fn see(&self, bytes: &[u8]) {
-        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        part.extend_from_slice(bytes);
-        while let Some((&[t1, t0, l1, l0], rest)) = part.split_first_chunk::<4>() {
-            let length = usize::from(u16::from_be_bytes([l1, l0]));
-            let Some(payload) = rest.get(..length) else { return };
-            if u16::from_be_bytes([t1, t0]) == SHUT && payload == [0; 4] {
-                self.has_loaded.store(true, Ordering::SeqCst);
-            }
-            part.drain(..4 + length);
-        }
-    }
 }
 
 impl Relay {
@@ -56,7 +25,7 @@ impl Relay {
     /// Whether the QEMU at this end may have told the other QEMU that it has loaded everything. After a [`cut`](Self::cut), the other end
     /// cannot receive that message any more.
     pub(crate) fn has_loaded(&self) -> bool {
-        self.return_path.has_loaded.load(Ordering::SeqCst)
+        self.return_path.has_loaded()
     }
 }
 
@@ -82,7 +51,7 @@ pub(crate) fn relay(end: End, qemu: Socket, network: Socket, first: Vec<u8>) -> 
     };
     thread::Builder::new().name("state-out".to_owned()).spawn(move || match end {
         End::Source => copy(&from, &to, &[], |_| ()),
-        End::Destination => copy(&from, &to, &[], |bytes| return_path.see(bytes)),
+        End::Destination => copy(&from, &to, &[], |bytes| return_path.observe(bytes)),
     })?;
     thread::Builder::new()
         .name("state-in".to_owned())
@@ -90,15 +59,15 @@ pub(crate) fn relay(end: End, qemu: Socket, network: Socket, first: Vec<u8>) -> 
     Ok(relay)
 }
 
-/// Copies until the end of the stream, and forwards that end. `see` is called with all bytes before they are forwarded.
-fn copy(mut from: &Socket, mut to: &Socket, first: &[u8], see: impl Fn(&[u8])) {
+/// Copies until the end of the stream, and forwards that end. `observe` is called with all bytes before they are forwarded.
+fn copy(mut from: &Socket, mut to: &Socket, first: &[u8], observe: impl Fn(&[u8])) {
     let mut buffer = vec![0; 64 << 10];
     let mut result = to.write_all(first);
     while result.is_ok() {
         result = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {
-                see(&buffer[..length]);
+                observe(&buffer[..length]);
                 to.write_all(&buffer[..length])
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -135,23 +104,6 @@ mod tests {
         text.clear();
         qemu.read_to_string(&mut text).expect("the end");
         assert_eq!(text, "early answer");
-    }
-
-    #[test]
-    fn only_a_successful_shut_message_counts_as_loaded() {
-        let shut = |value: u8| [0, 1, 0, 4, 0, 0, 0, value];
-        let pong = [0, 2, 0, 4, 0, 0, 0, 1];
-        let loaded = |pieces: &[&[u8]]| {
-            let path = ReturnPath::default();
-            pieces.iter().for_each(|piece| path.see(piece));
-            path.has_loaded.load(Ordering::SeqCst)
-        };
-        assert!(!loaded(&[]));
-        assert!(!loaded(&[&pong]));
-        assert!(!loaded(&[&pong, &shut(1)]), "it has failed");
-        assert!(!loaded(&[&pong, &shut(0)[..7]]), "half a word");
-        assert!(loaded(&[&pong, &shut(0)]));
-        assert!(loaded(&[&pong[..3], &pong[3..], &shut(0)[..1], &shut(0)[1..]]));
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
     // `region` starts no process that outlives this one.
     let needs_scope = !matches!(cli.command, Command::Region(_));
-    if let Some(note) = vmem_migrate::scope::prepare(needs_scope && !common.no_scope) {
+    if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
     let moved = match &cli.command {

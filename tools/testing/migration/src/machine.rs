@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use vmem_qmp::Qmp;
+use vmem_qemu::Qmp;
 
 use crate::evidence;
 use crate::guest::{Guest, Memory};

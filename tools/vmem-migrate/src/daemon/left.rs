@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use vmem_cli::chain;
 use vmem_control::{Duty, Greeting, Hello, Request};
+use vmem_process::Process;
 
 use super::spawned::TIMEOUT;
 use crate::name::public_session;
-use crate::process::Process;
 use crate::record::StateDir;
 
 /// The file with the identity of the latest vmemd's process.

@@ -8,8 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-
-use crate::process::Process;
+use vmem_process::Process;
 
 /// How long a process that was asked to end may take, before it is made to end.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);

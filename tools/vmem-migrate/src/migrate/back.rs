@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_qmp::Qmp;
+use vmem_qemu::{COMMAND_LIMIT, Qmp, guest, migration};
 
 use crate::channel::Channel;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
-use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
 use crate::record::Outgoing;
 use crate::report::Report;
@@ -66,9 +65,9 @@ pub(super) fn beside<T, U: Send>(
 pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Cause> {
     // The command fails if there is no migration.
     let _ = qmp.execute("migrate_cancel", json!({}));
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + COMMAND_LIMIT;
     loop {
-        let (migration, _) = guest::migration(qmp)?;
+        let (migration, _) = migration::status(qmp)?;
         if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
             break;
         }
@@ -83,7 +82,7 @@ pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool
             until = Instant::now() + LOCKS;
         }
         match qmp.execute("cont", json!({})) {
-            Err(vmem_qmp::Error::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
+            Err(vmem_qemu::Error::Refused { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
             result => drop(result?),
         }
     }

@@ -8,17 +8,16 @@ use std::time::{Duration, Instant};
 use crate::source::{Action, Event, Source, State};
 use crate::{Machine, Owner};
 use vmem_cli::{Signals, chain};
-use vmem_qmp::Qmp;
+use vmem_process::printable;
+use vmem_qemu::{Qmp, guest, migration};
 
 use super::PREPARATION;
 use crate::channel::{Channel, ChannelError};
 use crate::endpoint::lost;
 use crate::error::{Cause, Error};
-use crate::guest;
 use crate::message::{FromDestination, FromSource};
 use crate::network::Security;
 use crate::page_server::PageServer;
-use crate::printable::printable;
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
 
@@ -227,7 +226,7 @@ impl OutgoingMigration {
 
     /// Stores why QEMU could not send the state, as both sides report it.
     fn why_not(&mut self) -> Result<Option<Event>, Cause> {
-        let (_, reason) = guest::migration(self.qmp()?)?;
+        let (_, reason) = migration::status(self.qmp()?)?;
         let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
         let said = self.channel.as_mut().map(|channel| channel.recv(Instant::now() + MOMENT));
         let (there, event) = match said {

@@ -2,14 +2,13 @@
 //! The source's end of the stream with the guest's state.
 
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 
 use socket2::Socket;
-use vmem_qmp::Qmp;
+use vmem_qemu::Qmp;
 
 use crate::channel::Channel;
 use crate::error::Cause;
-use crate::relay::{End, STREAM, relay};
+use crate::relay::{End, relay};
 
 /// The address of this host, as the peer of `channel` sees it, with port 0.
 pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Cause> {
@@ -23,11 +22,9 @@ pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Cause> {
 /// Connects QEMU to the destination: QEMU gets one end of a socket pair, and what it sends there is relayed to `network`, the connection
 /// for the state. Returns the URI for QEMU's `migrate`. It can be used once.
 pub(crate) fn give(qmp: &mut Qmp, network: Channel) -> Result<String, Cause> {
-    let failed = || Cause::io("no way for the guest's state");
-    let (theirs, ours) = UnixStream::pair().map_err(failed())?;
-    qmp.send_fd(STREAM, &theirs)?;
+    let (ours, uri) = vmem_qemu::stream::open(qmp)?;
     let (network, early) = network.into_parts();
     // If the relay fails, both ends are closed, and QEMU reports that.
-    relay(End::Source, Socket::from(ours), network, early).map_err(failed())?;
-    Ok(format!("fd:{STREAM}"))
+    relay(End::Source, Socket::from(ours), network, early).map_err(Cause::io("no way for the guest's state"))?;
+    Ok(uri)
 }

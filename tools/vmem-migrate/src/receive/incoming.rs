@@ -8,6 +8,7 @@ mod resume;
 mod tests;
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::destination::{Action, Destination, State};
@@ -15,26 +16,25 @@ use crate::{Owner, Phase};
 use serde_json::json;
 use vmem::MapHandle;
 use vmem_cli::{Signals, chain};
+use vmem_qemu::migration::Settings;
+use vmem_qemu::{COMMAND_LIMIT, Qemu, QemuProcess, guest, obstacles, stream};
 
 use super::final_message::FinalMessage;
-use super::host::{self, MakeRegions, Qemu};
+use super::host::{self, MakeRegions};
 use super::listener::Listener;
 use super::monitor::Monitor;
 use super::offer::Offer;
 use super::page_fetcher::{LossPolicy, PageFetcher};
-use super::process::QemuProcess;
 use super::regions::{self, Regions};
 use super::room;
 use crate::channel::Channel;
 use crate::error::Cause;
-use crate::guest::{self, LIMIT, Settings};
 use crate::message::FromDestination;
 use crate::network::Security;
-use crate::obstacles;
 use crate::options::{Common, OnLost, Receive};
 use crate::record::log_subject;
 use crate::record::{Incoming, StateDir};
-use crate::relay::{Relay, STREAM};
+use crate::relay::Relay;
 use crate::report::Report;
 pub(super) use resume::Resumed;
 
@@ -112,7 +112,7 @@ impl IncomingMigration {
             match reserved.and_then(|()| Self::build(host, offer, &state_dir, &mut qemu)) {
                 Ok(parts) => Ok((state_dir, parts)),
                 Err(cause) => {
-                    let cause = qemu.explain(cause);
+                    let cause = host::explain_failure(cause, &mut qemu);
                     can_take_another = qemu.end();
                     state_dir.remove();
                     Err(cause)
@@ -169,16 +169,18 @@ impl IncomingMigration {
         let mut names = Vec::new();
         if !args.command.is_empty() {
             (names, regions) = (host.make_regions)(&offer.guest, &offer.memory)?;
-            *qemu = Qemu::start(args, &offer.memory, &names, state_dir)?;
+            *qemu = host::start_qemu(args, &offer.memory, &names, state_dir)?;
         }
         let made = if names.is_empty() {
             args.regions.iter().map(|(name, _)| name.clone()).collect()
         } else {
             names.clone()
         };
-        let mut qmp = qemu
-            .connect(&args.qmp, host.signals)
-            .map_err(|cause| host::explain(cause, &made))?;
+        let connected = qemu.connect(&args.qmp, || host.signals.check().is_ok());
+        let mut qmp = connected.map_err(|error| {
+            let stopped = host.signals.check().err();
+            host::explain(stopped.map_or_else(|| error.into(), Cause::from), &made)
+        })?;
         let status = guest::status(&mut qmp)?;
         if status != "inmigrate" {
             return Err(Cause::other(format!(
@@ -187,7 +189,7 @@ impl IncomingMigration {
         }
         obstacles::check(&mut qmp)?;
         let name = guest::name(&mut qmp)?;
-        let found = guest::memory(&mut qmp)?;
+        let found = guest::memory_backends(&mut qmp)?;
         let nodes = checks::match_memory(&offer.memory, &found)?;
         if names.is_empty() {
             names = nodes;
@@ -197,17 +199,17 @@ impl IncomingMigration {
         for name in &names {
             checks::check_region(name)?;
         }
-        qemu.changes();
+        qemu.set_changed();
         // During an incoming migration, QEMU would start the guest by itself as soon as it has the state. `stop` prevents that.
         qmp.execute("stop", json!({}))?;
         let settings = Settings::of(&mut qmp, &["events", "return-path", "x-ignore-shared"])?;
         settings.change(&mut qmp)?;
-        let (theirs, state) = UnixStream::pair().map_err(Cause::io("no way for the guest's state"))?;
-        qmp.send_fd(STREAM, &theirs)?;
-        qmp.execute("migrate-incoming", json!({"uri": format!("fd:{STREAM}")}))?;
+        let (state, uri) = stream::open(&mut qmp)?;
+        qmp.execute("migrate-incoming", json!({"uri": uri}))?;
         let region_ids = regions::ids(&names).map_err(Cause::vmem("cannot look at the regions"))?;
         // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
-        let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_regions(pid, &names));
+        let files: Vec<_> = names.iter().map(|name| Path::new("/dev/vmem").join(name)).collect();
+        let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_files(pid, &files));
         let record = Incoming {
             vmemd: vmemd_arguments(host, &offer, &names),
             session: offer.session,
@@ -225,7 +227,7 @@ impl IncomingMigration {
         };
         let known = Regions::of(&record);
         let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args))?;
-        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, LIMIT).with_signals(host.signals);
+        let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, COMMAND_LIMIT).with_signals(host.signals);
         if let Err(error) = state_dir.write(&record) {
             pages.stop();
             return Err(error.into());

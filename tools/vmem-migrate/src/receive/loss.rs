@@ -2,11 +2,11 @@
 //! What happens to a guest whose missing pages will never arrive.
 
 use vmem::Control;
+use vmem_qemu::COMMAND_LIMIT;
 
 use super::missing;
 use super::pause::{News, Pauser};
 use crate::error::{Cause, Error};
-use crate::guest::LIMIT;
 use crate::options::OnLost;
 use crate::record::StateDir;
 
@@ -39,7 +39,7 @@ impl Loss<'_> {
         }
         self.pauser.source_lost();
         let paused = loop {
-            match self.pauser.news_within(2 * LIMIT) {
+            match self.pauser.news_within(2 * COMMAND_LIMIT) {
                 Some(News::Note(text)) => break text,
                 Some(News::Restored) => {}
                 Some(News::Gone | News::Finished) => break "QEMU has ended".to_owned(),

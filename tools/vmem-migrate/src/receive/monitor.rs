@@ -8,11 +8,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use vmem_cli::{Signals, chain};
-use vmem_qmp::{Event, Qmp};
+use vmem_qemu::{Event, QemuProcess, Qmp};
 
-use super::process::QemuProcess;
 use super::regions::Regions;
-use crate::guest::GuestError;
 use crate::report::Report;
 
 /// How long QEMU may be silent while no page arrives, once this host owns the guest: as long as the source tries to reconnect.
@@ -104,8 +102,8 @@ impl Monitor {
     pub(super) fn ask<T>(
         &mut self,
         report: &Report,
-        ask: impl FnMut(&mut Qmp) -> Result<T, GuestError>,
-    ) -> Result<T, GuestError> {
+        ask: impl FnMut(&mut Qmp) -> Result<T, vmem_qemu::Error>,
+    ) -> Result<T, vmem_qemu::Error> {
         self.ask_within(self.patience, report, ask)
     }
 
@@ -113,8 +111,8 @@ impl Monitor {
     pub(super) fn ask_briefly<T>(
         &mut self,
         report: &Report,
-        ask: impl FnMut(&mut Qmp) -> Result<T, GuestError>,
-    ) -> Result<T, GuestError> {
+        ask: impl FnMut(&mut Qmp) -> Result<T, vmem_qemu::Error>,
+    ) -> Result<T, vmem_qemu::Error> {
         self.ask_within(self.limit, report, ask)
     }
 
@@ -122,19 +120,19 @@ impl Monitor {
         &mut self,
         patience: Duration,
         report: &Report,
-        mut ask: impl FnMut(&mut Qmp) -> Result<T, GuestError>,
-    ) -> Result<T, GuestError> {
+        mut ask: impl FnMut(&mut Qmp) -> Result<T, vmem_qemu::Error>,
+    ) -> Result<T, vmem_qemu::Error> {
         let regions = self.regions.clone();
         let mut wait = Wait::new(&regions, patience);
         let mut noted = false;
         loop {
             let error = match self.once(&mut ask) {
-                Err(GuestError::Qmp(error)) if is_silence(&error) || is_end(&error) => error,
+                Err(error) if is_silence(&error) || is_end(&error) => error,
                 other => return other,
             };
             if is_end(&error) {
                 if self.is_gone_within(EXIT.min(patience)) {
-                    return Err(vmem_qmp::Error::Closed.into());
+                    return Err(vmem_qemu::Error::Closed);
                 }
                 if !std::mem::replace(&mut noted, true) {
                     report.note(&format!("{}; its process lives: trying again", chain(&error)));
@@ -148,21 +146,21 @@ impl Monitor {
                 ));
             }
             if !wait.goes_on() || self.signals.check().is_err() {
-                return Err(error.into());
+                return Err(error);
             }
         }
     }
 
     /// Asks QEMU once, and gives up at the time limit of a command.
-    pub(super) fn once<T>(&mut self, ask: impl FnOnce(&mut Qmp) -> Result<T, GuestError>) -> Result<T, GuestError> {
-        let result = self.connection().map_err(GuestError::from).and_then(ask);
-        if matches!(&result, Err(GuestError::Qmp(error)) if is_end(error)) {
+    pub(super) fn once<T>(&mut self, ask: impl FnOnce(&mut Qmp) -> Result<T, vmem_qemu::Error>) -> Result<T, vmem_qemu::Error> {
+        let result = self.connection().and_then(ask);
+        if matches!(&result, Err(error) if is_end(error)) {
             self.qmp = None;
         }
         result
     }
 
-    fn connection(&mut self) -> Result<&mut Qmp, vmem_qmp::Error> {
+    fn connection(&mut self) -> Result<&mut Qmp, vmem_qemu::Error> {
         let qmp = match self.qmp.take() {
             Some(qmp) => qmp,
             None => Qmp::connect(&self.path, self.limit)?,
@@ -171,9 +169,9 @@ impl Monitor {
     }
 
     /// The oldest unread event, if there is one by `deadline`. An error means that the connection is closed. The next query connects again.
-    pub(super) fn event(&mut self, deadline: Instant) -> Result<Option<Event>, vmem_qmp::Error> {
+    pub(super) fn event(&mut self, deadline: Instant) -> Result<Option<Event>, vmem_qemu::Error> {
         let Some(qmp) = &mut self.qmp else {
-            return Err(vmem_qmp::Error::Closed);
+            return Err(vmem_qemu::Error::Closed);
         };
         match qmp.next_event(deadline) {
             Err(error) if is_end(&error) => {
@@ -210,7 +208,7 @@ impl Monitor {
     /// Ends a QEMU that must not run the guest. Returns whether QEMU is certain to have ended.
     pub(super) fn end(&mut self, limit: Duration) -> bool {
         // QEMU may have ended, or may close the connection without a reply.
-        let _ = self.once(|qmp| Ok(qmp.execute("quit", serde_json::json!({}))?));
+        let _ = self.once(|qmp| qmp.execute("quit", serde_json::json!({})));
         if self.is_gone_within(limit) {
             return true;
         }
@@ -223,21 +221,21 @@ impl Monitor {
 }
 
 /// Whether QEMU has not answered yet.
-fn is_silence(error: &vmem_qmp::Error) -> bool {
-    matches!(error, vmem_qmp::Error::TimedOut { .. })
+fn is_silence(error: &vmem_qemu::Error) -> bool {
+    matches!(error, vmem_qemu::Error::TimedOut { .. })
 }
 
 /// Whether the connection is closed.
-fn is_end(error: &vmem_qmp::Error) -> bool {
+fn is_end(error: &vmem_qemu::Error) -> bool {
     matches!(
         error,
-        vmem_qmp::Error::Closed | vmem_qmp::Error::Io(_) | vmem_qmp::Error::Connect { .. }
+        vmem_qemu::Error::Closed | vmem_qemu::Error::Io(_) | vmem_qemu::Error::Connect { .. }
     )
 }
 
 /// Whether the error says that no process listens at the socket.
-fn is_nobody(error: &vmem_qmp::Error) -> bool {
-    let vmem_qmp::Error::Connect { source, .. } = error else {
+fn is_nobody(error: &vmem_qemu::Error) -> bool {
+    let vmem_qemu::Error::Connect { source, .. } = error else {
         return false;
     };
     matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_qmp::Qmp;
+use vmem_qemu::migration::Settings;
+use vmem_qemu::{COMMAND_LIMIT, Qmp, guest};
 
 use super::monitor::Monitor;
 use crate::error::Cause;
-use crate::guest::{self, GuestError, Settings};
 use crate::record::StateDir;
 
 /// The file whose existence records that `stop` was sent because the source is lost.
@@ -186,7 +186,7 @@ impl Guest {
         let source = match order {
             Order::Source(source) => source,
             Order::Finish => {
-                self.finishing = Some(Instant::now() + guest::LIMIT);
+                self.finishing = Some(Instant::now() + COMMAND_LIMIT);
                 Source::There
             }
         };
@@ -285,7 +285,7 @@ impl Guest {
                 self.tell(News::Restored);
             }
             // QEMU may refuse settings that it does not know any more, for example.
-            Err(GuestError::Qmp(vmem_qmp::Error::Refused { .. })) => self.settings = None,
+            Err(vmem_qemu::Error::Refused { .. }) => self.settings = None,
             // The next poll tries again.
             Err(_) => {}
         }
@@ -302,8 +302,8 @@ impl Guest {
     }
 }
 
-fn run(qmp: &mut Qmp, command: &str) -> Result<(), GuestError> {
-    Ok(qmp.execute(command, json!({})).map(drop)?)
+fn run(qmp: &mut Qmp, command: &str) -> Result<(), vmem_qemu::Error> {
+    qmp.execute(command, json!({})).map(drop)
 }
 
 #[cfg(test)]

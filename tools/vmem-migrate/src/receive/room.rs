@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use vmem::{Access, MapHandle};
+use vmem_process::{Identity, Process};
 
 use crate::error::Cause;
 use crate::message::Backend;
-use crate::process::{Identity, Process};
 use crate::record::{Incoming, StateDir};
 
 /// The file with the reservation of a guest.

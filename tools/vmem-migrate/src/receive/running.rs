@@ -10,6 +10,7 @@ use serde_json::Value;
 use vmem::Control;
 use vmem_cli::{Signals, chain};
 use vmem_control::Event as DaemonReport;
+use vmem_qemu::COMMAND_LIMIT;
 
 use super::final_message::FinalMessage;
 use super::incoming::IncomingMigration;
@@ -20,7 +21,6 @@ use super::page_fetcher::{self, End, PageFetcher};
 use super::pause::{self, Pauser};
 use crate::channel::Channel;
 use crate::error::Error;
-use crate::guest::LIMIT;
 use crate::message::{FromDestination, FromSource};
 use crate::options::Receive;
 use crate::record::{Incoming, StateDir};
@@ -225,7 +225,7 @@ impl RunningGuest<'_> {
     /// it.
     fn complete(mut self, summary: Value, listener: &mut Listener) -> Result<(), Error> {
         self.pauser.finish();
-        let until = Instant::now() + 2 * LIMIT;
+        let until = Instant::now() + 2 * COMMAND_LIMIT;
         while let Some(news) = self.pauser.news_within(until.saturating_duration_since(Instant::now())) {
             match news {
                 pause::News::Note(text) => self.report.note(&text),

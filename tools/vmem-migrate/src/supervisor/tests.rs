@@ -201,7 +201,7 @@ fn left_daemon_lives_and_the_next_supervisor_takes_it_over() {
             _ => {}
         }
     }
-    let process = crate::process::Process::open(number).expect("no second one has followed it");
+    let process = vmem_process::Process::open(number).expect("no second one has followed it");
     process.signal(rustix::process::Signal::KILL);
     let (_, why, again) = until_end(&next);
     assert_eq!(again, Some(Duration::ZERO));
@@ -232,7 +232,7 @@ fn stop_ends_a_daemon_that_does_not_respond() {
     let (_directory, script) = script("ready; deaf");
     let daemon = started(&script);
     let number = daemon.held().first().number();
-    let process = crate::process::Process::open(number).expect("it lives");
+    let process = vmem_process::Process::open(number).expect("it lives");
     process.signal(rustix::process::Signal::STOP);
     let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
     supervisor.stop();

@@ -5,13 +5,14 @@ use crate::Phase;
 use crate::source::{Action, Event, State};
 use serde_json::json;
 use vmem_cli::chain;
+use vmem_qemu::migration::Settings;
+use vmem_qemu::{guest, migration};
 
 use super::{OutgoingMigration, PREPARATION, RESUMPTION, RETRY, within};
 use crate::channel::ChannelError;
 use crate::daemon::end_leftovers;
 use crate::endpoint::{Endpoint, lost};
 use crate::error::Cause;
-use crate::guest::{self, Settings};
 use crate::message::{FromSource, Purpose};
 use crate::migrate::back::{Farewell, beside, restore, resume_guest};
 use crate::migrate::stream;
@@ -130,9 +131,9 @@ impl OutgoingMigration {
         // Another client of QEMU may have moved the guest meanwhile.
         let status = guest::status(self.qmp()?)?;
         let expected = if self.record.run { "running" } else { "paused" };
-        let (migration, _) = guest::migration(self.qmp()?)?;
+        let (migration, _) = migration::status(self.qmp()?)?;
         if status != expected || matches!(migration.as_str(), "setup" | "active" | "device") {
-            return Err(guest::GuestError::Status { status }.into());
+            return Err(Cause::Status { status });
         }
         let capabilities = ["events", "return-path", "x-ignore-shared", "pause-before-switchover"];
         let settings = match self.record.settings.take() {
@@ -145,7 +146,7 @@ impl OutgoingMigration {
         let uri = stream::give(self.qmp()?, state)?;
         let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
         // A QEMU that does not answer may have begun to migrate.
-        self.begun = !matches!(begun, Err(vmem_qmp::Error::Refused { .. }));
+        self.begun = !matches!(begun, Err(vmem_qemu::Error::Refused { .. }));
         begun?;
         self.deadline = within(self.timeout);
         Ok(())

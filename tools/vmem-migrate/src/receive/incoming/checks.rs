@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use vmem::{Access, MapHandle};
+use vmem_qemu::MemoryBackend;
 
 use crate::error::Cause;
-use crate::guest::Memory;
 use crate::message::Backend;
 
 /// The region of each offered backend, as QEMU reports it.
-pub(super) fn match_memory(offered: &[Backend], found: &[Memory]) -> Result<Vec<String>, Cause> {
+pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Result<Vec<String>, Cause> {
     let mut names = Vec::new();
     for backend in offered {
         let id = &backend.id;

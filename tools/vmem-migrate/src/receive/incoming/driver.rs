@@ -8,13 +8,14 @@ use crate::destination::{Action, Event, State};
 use serde_json::json;
 use socket2::Socket;
 use vmem_cli::chain;
+use vmem_process::printable;
+use vmem_qemu::{COMMAND_LIMIT, guest, migration};
 
 use super::IncomingMigration;
 use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
-use crate::guest::{self, GuestError, LIMIT};
 use crate::message::{FromDestination, FromSource};
-use crate::printable::printable;
+use crate::receive::host;
 use crate::receive::listener::{IncomingConnection, Listener};
 use crate::receive::monitor::Wait;
 use crate::record::Incoming;
@@ -230,7 +231,7 @@ impl IncomingMigration {
             // QEMU that has not begun to load cannot have reported the end. A QEMU that has ended, or that waits for a page, may have.
             None => {
                 let has_some = |(status, _): &(String, _)| !matches!(status.as_str(), "none" | "setup");
-                let asked = self.resumed.then(|| self.monitor.ask_briefly(report, guest::migration));
+                let asked = self.resumed.then(|| self.monitor.ask_briefly(report, migration::status));
                 asked.is_some_and(|asked| asked.as_ref().map_or(true, has_some))
             }
         };
@@ -252,7 +253,7 @@ impl IncomingMigration {
     /// Adds QEMU's own messages to the stored reason, if QEMU has failed.
     fn explain(&mut self) {
         if let Some(cause) = self.cause.take() {
-            self.cause = Some(self.qemu.explain(cause));
+            self.cause = Some(host::explain_failure(cause, &mut self.qemu));
         }
     }
 
@@ -272,9 +273,9 @@ impl IncomingMigration {
     /// Waits until QEMU has loaded the guest's state. Loading touches the guest's memory, so this waits as long as pages arrive.
     fn wait_for_state(&mut self, report: &Report) -> Result<(), Cause> {
         let regions = self.monitor.regions().clone();
-        let mut wait = Wait::new(&regions, LIMIT);
+        let mut wait = Wait::new(&regions, COMMAND_LIMIT);
         loop {
-            let (status, reason) = self.monitor.ask(report, guest::migration)?;
+            let (status, reason) = self.monitor.ask(report, migration::status)?;
             match status.as_str() {
                 "completed" => return Ok(()),
                 "failed" | "none" | "cancelled" => {
@@ -299,11 +300,11 @@ impl IncomingMigration {
         let mut tries = 1..=TRIES;
         loop {
             let first = tries.next() == Some(1);
-            let error = match self.monitor.once(|qmp| Ok(qmp.execute("cont", json!({}))?)) {
+            let error = match self.monitor.once(|qmp| qmp.execute("cont", json!({}))) {
                 Ok(_) => return Event::Continued,
                 Err(error) => error,
             };
-            if first && matches!(error, GuestError::Qmp(vmem_qmp::Error::Refused { .. })) {
+            if first && matches!(error, vmem_qemu::Error::Refused { .. }) {
                 // Only a refusal of the first `cont` proves that QEMU has not started the guest.
                 self.cause = Some(error.into());
                 return Event::NotContinued;

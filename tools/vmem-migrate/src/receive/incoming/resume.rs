@@ -7,21 +7,18 @@ use std::time::Duration;
 use crate::destination::{self, Action, Destination, Event, State};
 use crate::{Owner, Phase};
 use vmem_cli::{Signals, chain};
-use vmem_qmp::Qmp;
+use vmem_qemu::{COMMAND_LIMIT, Qemu, QemuProcess, Qmp, guest};
 
 use super::{IncomingMigration, loss_policy};
 use crate::daemon::end_leftovers;
 use crate::error::{Cause, Error};
-use crate::guest::{self, LIMIT};
 use crate::message::FromDestination;
 use crate::options::{Common, Receive};
-use crate::receive::host::Qemu;
 use crate::receive::incoming::checks;
 use crate::receive::listener::Listener;
 use crate::receive::loss::is_lost;
 use crate::receive::monitor::Monitor;
 use crate::receive::page_fetcher::PageFetcher;
-use crate::receive::process::QemuProcess;
 use crate::receive::regions::Regions;
 use crate::record::log_subject;
 use crate::record::{Incoming, StateDir};
@@ -58,7 +55,7 @@ impl IncomingMigration {
         }
         let process = record.qemu.as_ref().map(QemuProcess::find);
         let regions = Regions::of(&record);
-        let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), LIMIT).with_signals(signals);
+        let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), COMMAND_LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {
             return Ok(Self::over(state_dir, record, report));
         }
@@ -145,7 +142,7 @@ impl IncomingMigration {
             Phase::Prepared => Error::Local(cause),
             _ => Error::Unfinished(cause),
         };
-        let look = |qmp: &mut Qmp| Ok((guest::name(qmp)?, guest::memory(qmp)?));
+        let look = |qmp: &mut Qmp| Ok((guest::name(qmp)?, guest::memory_backends(qmp)?));
         let found = match self.record.phase {
             Phase::Prepared => self.monitor.ask_briefly(report, look),
             _ => self.monitor.ask(report, look),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tempfile::TempDir;
+use vmem_qemu::Process;
 
 use crate::destination::Event;
 
@@ -77,7 +78,7 @@ fn pages_of(regions: Regions, daemon: impl Fn() + Send + 'static) -> PageFetcher
 }
 
 fn monitor_of(qemu: &fake::Qemu, path: &Path, regions: Regions) -> Monitor {
-    let process = QemuProcess::open(qemu.pid());
+    let process = QemuProcess::from(Process::open(qemu.pid()).expect("a process"));
     Monitor::new(path.to_owned(), None, Some(process), regions, COMMAND).with_patience(SILENCE)
 }
 

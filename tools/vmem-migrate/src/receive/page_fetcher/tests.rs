@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicU32;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
+use vmem_process::Process;
 
 use super::*;
 use crate::daemon::fake::shell;
-use crate::process::Process;
 use crate::receive::regions::State as Look;
 
 const TIMEOUT: Duration = Duration::from_secs(20);

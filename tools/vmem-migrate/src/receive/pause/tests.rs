@@ -4,10 +4,10 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
+use vmem_qemu::{Process, QemuProcess};
 
 use super::*;
 use crate::fake;
-use crate::receive::process::QemuProcess;
 use crate::receive::regions::{Regions, State};
 
 /// How long QEMU may take for a command.
@@ -39,7 +39,7 @@ fn scene(status: &'static str, paused: bool) -> Scene {
         attached: true,
         present: 0,
     });
-    let process = QemuProcess::open(qemu.pid());
+    let process = QemuProcess::from(Process::open(qemu.pid()).expect("a process"));
     let monitor = Monitor::new(path, None, Some(process), regions, COMMAND);
     let pauser = Pauser::start(monitor, None, &state_dir).expect("a thread");
     Scene {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The files that vmemd serves. They must be those that QEMU has open as the guest's memory, and not other files of the same names.
+//! The files of a guest's memory: those that QEMU has open, and not other files of the same names.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -7,33 +7,26 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmem_process::Process;
 
-/// A file is not, or is no longer, the guest's memory.
-#[derive(Debug, thiserror::Error)]
-pub enum ServedError {
-    #[error("{}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("QEMU (process {pid}) does not have {} open: what is there now is not the guest's memory", path.display())]
-    NotOpen { pid: i32, path: PathBuf },
-    #[error("{} is another file now, and not the guest's memory", .0.display())]
-    Other(PathBuf),
-}
+use crate::error::Error;
 
 /// A file, and what distinguishes it from others at its path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ServedFile {
-    pub(crate) path: PathBuf,
+pub struct BackendFile {
+    path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-impl ServedFile {
-    /// The file that process `pid` has open at `path`, as that process resolves it. A file that was put at the path later is refused.
-    pub(crate) fn find(pid: i32, path: &Path) -> Result<Self, ServedError> {
+impl BackendFile {
+    /// The file that QEMU's process has open at `path`, as that process resolves it. A file that was put at the path later is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOpen`], [`Error::File`].
+    pub fn find(qemu: &Process, path: &Path) -> Result<Self, Error> {
+        let pid = qemu.number();
         let process = PathBuf::from(format!("/proc/{pid}"));
         let failed = |path: &Path| io_of(path.to_owned());
         let directory = process.join("cwd");
@@ -47,8 +40,13 @@ impl ServedFile {
             Ok(served)
         } else {
             let path = served.path;
-            Err(ServedError::NotOpen { pid, path })
+            Err(Error::NotOpen { pid, path })
         }
+    }
+
+    /// The path of the file, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn of(metadata: &Metadata, path: PathBuf) -> Self {
@@ -60,19 +58,23 @@ impl ServedFile {
         identity(metadata) == (self.device, self.inode)
     }
 
-    /// Returns an error if another file is at this path now.
-    pub(crate) fn check(&self) -> Result<(), ServedError> {
+    /// Checks that the file is still at its path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherFile`], [`Error::File`].
+    pub fn check(&self) -> Result<(), Error> {
         let metadata = fs::metadata(&self.path).map_err(io_of(self.path.clone()))?;
         if self.is(&metadata) {
             Ok(())
         } else {
-            Err(ServedError::Other(self.path.clone()))
+            Err(Error::OtherFile(self.path.clone()))
         }
     }
 }
 
-fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> ServedError {
-    |source| ServedError::Io { path, source }
+fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> Error {
+    |source| Error::File { path, source }
 }
 
 /// What distinguishes a file from all others that exist at the same time.
@@ -91,22 +93,26 @@ mod tests {
 
     use super::*;
 
+    fn own() -> Process {
+        Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process")
+    }
+
     #[test]
     fn other_file_at_the_same_path_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("memory");
-        let own = i32::try_from(std::process::id()).expect("a number");
+        let own = own();
         let file = File::create(&path).expect("a file");
-        let served = ServedFile::find(own, &path).expect("it is open");
+        let served = BackendFile::find(&own, &path).expect("it is open");
         served.check().expect("it is there");
         let away = directory.path().join("away");
         fs::rename(&path, &away).expect("a file");
         assert!(served.check().is_err(), "nothing is there");
         fs::write(&path, "").expect("a file");
         assert!(served.check().is_err(), "another one is there");
-        assert!(ServedFile::find(own, &path).is_err(), "and is not open");
+        assert!(BackendFile::find(&own, &path).is_err(), "and is not open");
         drop(file);
-        assert!(ServedFile::find(own, &away).is_err(), "nor is this one any more");
+        assert!(BackendFile::find(&own, &away).is_err(), "nor is this one any more");
     }
 
     #[test]
@@ -119,10 +125,10 @@ mod tests {
 
     #[test]
     fn relative_path_is_resolved_in_the_process() {
-        let own = i32::try_from(std::process::id()).expect("a number");
+        let own = own();
         let directory = std::env::current_dir().expect("a directory");
         let _open = File::open("Cargo.toml").expect("a file");
-        let served = ServedFile::find(own, Path::new("Cargo.toml")).expect("it is open");
+        let served = BackendFile::find(&own, Path::new("Cargo.toml")).expect("it is open");
         assert_eq!(served.path, directory.join("Cargo.toml"));
     }
 }

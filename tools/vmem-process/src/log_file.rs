@@ -9,7 +9,7 @@ use std::path::Path;
 const BYTES: u64 = 4096;
 
 /// The end of what was written after the log had `since` bytes. Empty if the log cannot be read.
-pub(crate) fn tail(path: &Path, since: u64) -> String {
+pub fn log_tail(path: &Path, since: u64) -> String {
     let read = || -> io::Result<String> {
         let mut log = File::open(path)?;
         let end = log.metadata()?.len();
@@ -33,13 +33,13 @@ mod tests {
     fn only_the_end_of_the_new_part_is_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("log");
-        assert_eq!(tail(&path, 0), "", "there is none");
+        assert_eq!(log_tail(&path, 0), "", "there is none");
         fs::write(&path, "before\nafter\n").expect("a file");
-        assert_eq!(tail(&path, 7), "after\n");
-        assert_eq!(tail(&path, 13), "");
-        assert_eq!(tail(&path, 1000), "before\nafter\n", "it was cut off");
+        assert_eq!(log_tail(&path, 7), "after\n");
+        assert_eq!(log_tail(&path, 13), "");
+        assert_eq!(log_tail(&path, 1000), "before\nafter\n", "it was cut off");
         fs::write(&path, format!("{}\nlast\n", "x".repeat(1 << 20))).expect("a file");
-        let text = tail(&path, 7);
+        let text = log_tail(&path, 7);
         assert!(text.len() as u64 == BYTES && text.ends_with("x\nlast\n"));
     }
 }

@@ -13,11 +13,11 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
 
 /// A QEMU that sends its greeting and answers each line with the next of `answers`. The thread returns the commands that it received.
-fn qemu(answers: &'static [&'static str]) -> (UnixStream, JoinHandle<Vec<Value>>) {
+pub(crate) fn qemu(answers: &'static [&'static str]) -> (UnixStream, JoinHandle<Vec<Value>>) {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     let thread = thread::spawn(move || {
         let mut commands = Vec::new();
@@ -168,7 +168,7 @@ fn silent_qemu_times_out_and_ended_qemu_is_closed() {
 
 #[test]
 fn full_backlog_times_out_and_missing_socket_cannot_connect() {
-    let path = std::env::temp_dir().join(format!("vmem-qmp-test.{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("vmem-qemu-test.{}", std::process::id()));
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
     let address = SockAddr::unix(&path).expect("an address");
     listener.bind(&address).expect("a path");

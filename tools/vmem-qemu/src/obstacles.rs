@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Settings of a QEMU that prevent a migration over vmemctl's socket, and that are known before the move begins.
+//! Settings of a QEMU that prevent a migration over one socket, and that are known before it begins.
 
 use serde_json::{Value, json};
-use vmem_qmp::Qmp;
 
-use crate::guest::GuestError;
+use crate::connection::Qmp;
+use crate::error::Error;
 
-/// Capabilities with which QEMU does not send one stream into one socket, or does not load it from one. vmemctl switches on capabilities
-/// that it needs. It does not switch these off, because it does not know why they are on.
+/// Capabilities with which QEMU does not send one stream into one socket, or does not load it from one. [`Settings`] switches on
+/// capabilities that are needed. It does not switch these off, because nothing says why they are on.
+///
+/// [`Settings`]: crate::migration::Settings
 const CAPABILITIES: [&str; 6] = [
     "background-snapshot",
     "mapped-ram",
@@ -17,15 +19,19 @@ const CAPABILITIES: [&str; 6] = [
     "zero-copy-send",
 ];
 
-/// Refuses a QEMU that cannot migrate in this way.
-pub(crate) fn check(qmp: &mut Qmp) -> Result<(), GuestError> {
+/// Refuses a QEMU that cannot migrate over one socket.
+///
+/// # Errors
+///
+/// [`Error::Obstacle`] names the obstacles, and how to remove them; those of [`Qmp::execute`].
+pub fn check(qmp: &mut Qmp) -> Result<(), Error> {
     let mut ask = |command: &str| qmp.execute(command, json!({}));
     let migration = ask("query-migrate")?;
     let capabilities = ask("query-migrate-capabilities")?;
     let parameters = ask("query-migrate-parameters")?;
     match find(&migration, &capabilities, &parameters) {
         None => Ok(()),
-        Some(what) => Err(GuestError::Obstacle(what)),
+        Some(what) => Err(Error::Obstacle(what)),
     }
 }
 

@@ -10,50 +10,63 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-pub(crate) use vmem_control::Identity;
+use crate::identity::Identity;
 
 /// A process that cannot be confused with another one.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     pid: Pid,
     fd: OwnedFd,
 }
 
 impl Process {
     /// A child that has not been reaped.
-    pub(crate) fn of_child(child: &Child) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn of_child(child: &Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, fd })
     }
 
-    /// The process `pid`.
-    pub(crate) fn open(pid: i32) -> io::Result<Self> {
+    /// The process that has the number `pid` now.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or no descriptor is left.
+    pub fn open(pid: i32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, fd })
     }
 
     /// The process with this identity. `None` if it has ended.
-    pub(crate) fn find(identity: &Identity) -> Option<Self> {
+    pub fn find(identity: &Identity) -> Option<Self> {
         let process = Self::open(identity.pid).ok()?;
         let is_it = process.identity().is_ok_and(|found| found == *identity);
         is_it.then_some(process)
     }
 
     /// This process with the number of `other`, as after the kernel has reused the number.
-    #[cfg(test)]
-    pub(crate) fn with_number_of(self, other: &Self) -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn with_number_of(self, other: &Self) -> Self {
         Self { pid: other.pid, ..self }
     }
 
     /// The process number, for messages.
-    pub(crate) fn number(&self) -> i32 {
+    pub fn number(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
     /// What [`find`](Self::find) finds the process by.
-    pub(crate) fn identity(&self) -> io::Result<Identity> {
+    ///
+    /// # Errors
+    ///
+    /// The process has ended, or `/proc` cannot be read.
+    pub fn identity(&self) -> io::Result<Identity> {
         let identity = Identity::of(self.number())?;
         // The number is not reused while the process lives. If it still lives, the identity that was read is its own.
         if self.wait(Duration::ZERO) {
@@ -63,13 +76,13 @@ impl Process {
     }
 
     /// Sends a signal. The process may have ended.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.fd, signal);
     }
 
     /// Waits until the process has ended, for `limit` at most. Returns whether it has. A zombie counts as ended, because it holds no files
     /// any more.
-    pub(crate) fn wait(&self, limit: Duration) -> bool {
+    pub fn wait(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         loop {
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];

@@ -2,61 +2,62 @@
 //! QEMU's process.
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use vmem_process::{Identity, Process};
 
-use crate::process::{Identity, Process};
-use crate::served::ServedFile;
+use crate::backend_file::BackendFile;
 
 /// A QEMU that was found alive, or that had ended already.
 #[derive(Debug)]
-pub(super) struct QemuProcess {
+pub struct QemuProcess {
     /// `None`: QEMU had ended.
     process: Option<Process>,
 }
 
 impl QemuProcess {
-    /// The process `pid`, if it has all regions open. A proxy that listens at QEMU's socket has not.
-    pub(super) fn with_regions(pid: i32, regions: &[String]) -> Option<Self> {
+    /// The process `pid`, if it has all of these files open, which are the guest's memory. A proxy that listens at QEMU's socket has not.
+    pub fn with_files(pid: i32, files: &[PathBuf]) -> Option<Self> {
         let process = Process::open(pid).ok()?;
-        let is_open = |name: &String| ServedFile::find(pid, &Path::new("/dev/vmem").join(name)).is_ok();
-        let is_qemu = !regions.is_empty() && regions.iter().all(is_open);
+        let is_qemu = !files.is_empty() && files.iter().all(|path| BackendFile::find(&process, path).is_ok());
         // The kernel cannot have reused the number if the process still lives, so the files were its own.
         let lives = !process.wait(Duration::ZERO);
         (is_qemu && lives).then_some(Self { process: Some(process) })
     }
 
-    /// The recorded process.
-    pub(super) fn find(identity: &Identity) -> Self {
+    /// The process with this identity, which was recorded.
+    pub fn find(identity: &Identity) -> Self {
         Self {
             process: Process::find(identity),
         }
     }
 
-    /// The process with this number, for tests.
-    #[cfg(test)]
-    pub(super) fn open(pid: i32) -> Self {
-        Self {
-            process: Some(Process::open(pid).expect("a process")),
-        }
-    }
-
     /// What [`find`](Self::find) finds the process by.
-    pub(super) fn identity(&self) -> io::Result<Identity> {
+    ///
+    /// # Errors
+    ///
+    /// The process has ended, or `/proc` cannot be read.
+    pub fn identity(&self) -> io::Result<Identity> {
         self.process.as_ref().ok_or(io::ErrorKind::NotFound)?.identity()
     }
 
     /// Whether the process has ended, now or within `limit`.
-    pub(super) fn ends_within(&self, limit: Duration) -> bool {
+    pub fn ends_within(&self, limit: Duration) -> bool {
         self.process.as_ref().is_none_or(|process| process.wait(limit))
     }
 
     /// Kills the process. SIGKILL works even while the process waits for a page.
-    pub(super) fn kill(&self) {
+    pub fn kill(&self) {
         if let Some(process) = &self.process {
             process.signal(Signal::KILL);
         }
+    }
+}
+
+impl From<Process> for QemuProcess {
+    fn from(process: Process) -> Self {
+        Self { process: Some(process) }
     }
 }

@@ -14,7 +14,11 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::{Error, Lines};
+use crate::error::Error;
+use crate::lines::Lines;
+
+/// A time limit for commands that suits most programs. QEMU executes a command in its main loop, which can wait for a disk, for example.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// The longest line accepted, in bytes. The largest replies have some hundred KiB.
 const MAX_LINE: usize = 16 << 20;
@@ -219,3 +223,6 @@ fn io_error(error: io::Error) -> Error {
         _ => Error::Io(error),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

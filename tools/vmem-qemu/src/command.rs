@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::Cause;
-use crate::message::Backend;
+use crate::error::Error;
 
-/// Refuses a command whose QEMU could never receive a guest, before `receive` waits for one.
+/// Refuses a command whose QEMU could never take a guest.
 ///
 /// A program that itself starts QEMU may add options of its own, so a missing option is no error here.
-pub(super) fn check(command: &[String]) -> Result<(), Cause> {
+///
+/// # Errors
+///
+/// [`Error::Command`].
+pub fn check(command: &[String]) -> Result<(), Error> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     check_program(program, std::env::var_os("PATH").as_deref())?;
     for (at, word) in arguments.iter().enumerate() {
@@ -28,7 +31,7 @@ pub(super) fn check(command: &[String]) -> Result<(), Cause> {
                 ));
             }
             Some("incoming") if value != "defer" => {
-                return Err(Cause::other(format!(
+                return Err(refused(format!(
                     "QEMU's command has -incoming {value}: it must be -incoming defer, since vmemctl tells QEMU where the guest comes from"
                 )));
             }
@@ -39,7 +42,7 @@ pub(super) fn check(command: &[String]) -> Result<(), Cause> {
 }
 
 /// Checks a value of `-object`.
-fn check_object(value: &str) -> Result<(), Cause> {
+fn check_object(value: &str) -> Result<(), Error> {
     let json = value
         .starts_with('{')
         .then(|| serde_json::from_str::<Value>(value).ok())
@@ -66,15 +69,15 @@ fn check_object(value: &str) -> Result<(), Cause> {
     }
     let is_region = text("mem-path").is_some_and(|path| path.contains("{memory:"));
     if is_region && !text("share").is_some_and(|value| means_on(&value)) {
-        return Err(Cause::other(format!(
+        return Err(refused(format!(
             "QEMU's command has memory backend {id:?} without share=on: QEMU's writes would not get into the region"
         )));
     }
     Ok(())
 }
 
-fn touches_memory(what: &str, remedy: &str) -> Cause {
-    Cause::other(format!(
+fn touches_memory(what: &str, remedy: &str) -> Error {
+    refused(format!(
         "QEMU's command has {what}: QEMU would touch all of its memory before it takes a guest, and wait for pages that come only with the \
          guest. {remedy}"
     ))
@@ -99,7 +102,7 @@ fn means_on(value: &str) -> bool {
 }
 
 /// Refuses a program that does not exist.
-fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Cause> {
+fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Error> {
     let is_program = |file: PathBuf| {
         file.metadata()
             .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
@@ -113,17 +116,24 @@ fn check_program(program: &str, path: Option<&std::ffi::OsStr>) -> Result<(), Ca
     if found {
         Ok(())
     } else {
-        Err(Cause::other(format!("QEMU's command: there is no program {program:?}")))
+        Err(refused(format!("QEMU's command: there is no program {program:?}")))
     }
 }
 
+/// The nodes of a guest's memory: the ID of each backend, and the file that it gets.
+pub type Nodes<'a> = &'a [(String, PathBuf)];
+
 /// Replaces the placeholders in the words of the command: `{qmp}` by the socket, `{memory:ID}` by the node of that backend. All other
 /// braces belong to QEMU, for example in JSON.
-pub(super) fn fill_in(command: &[String], qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<Vec<String>, Cause> {
-    command.iter().map(|word| fill_in_word(word, qmp, memory, nodes)).collect()
+///
+/// # Errors
+///
+/// [`Error::Command`]: a placeholder names a backend that the guest does not have.
+pub fn fill_in(command: &[String], qmp: &Path, nodes: Nodes<'_>) -> Result<Vec<String>, Error> {
+    command.iter().map(|word| fill_in_word(word, qmp, nodes)).collect()
 }
 
-fn fill_in_word(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) -> Result<String, Cause> {
+fn fill_in_word(word: &str, qmp: &Path, nodes: Nodes<'_>) -> Result<String, Error> {
     let mut done = String::new();
     let mut rest = word;
     while let Some((before, after)) = rest.split_once('{') {
@@ -134,8 +144,8 @@ fn fill_in_word(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) ->
         } else if let Some(named) = after.strip_prefix("memory:") {
             let (id, after) = named
                 .split_once('}')
-                .ok_or_else(|| Cause::other(format!("{word:?} has a {{memory: without a }}")))?;
-            done.push_str(&node_of(id, memory, nodes)?);
+                .ok_or_else(|| refused(format!("{word:?} has a {{memory: without a }}")))?;
+            done.push_str(&node_of(id, nodes)?.display().to_string());
             after
         } else {
             // A placeholder may follow the brace.
@@ -147,34 +157,27 @@ fn fill_in_word(word: &str, qmp: &Path, memory: &[Backend], nodes: &[String]) ->
     Ok(done)
 }
 
-fn node_of(id: &str, memory: &[Backend], nodes: &[String]) -> Result<String, Cause> {
-    let at = memory.iter().position(|backend| backend.id == id);
-    match at.and_then(|at| nodes.get(at)) {
-        Some(node) => Ok(format!("/dev/vmem/{node}")),
-        None => {
-            let known: Vec<_> = memory.iter().map(|backend| backend.id.escape_debug().to_string()).collect();
-            let known = known.join(", ");
-            Err(Cause::other(format!("the guest has no memory backend {id}; it has {known}")))
-        }
-    }
+fn node_of<'a>(id: &str, nodes: Nodes<'a>) -> Result<&'a Path, Error> {
+    let node = nodes.iter().find(|(backend, _)| backend == id);
+    node.map(|(_, node)| node.as_path()).ok_or_else(|| {
+        let known: Vec<_> = nodes.iter().map(|(backend, _)| backend.escape_debug().to_string()).collect();
+        let known = known.join(", ");
+        refused(format!("the guest has no memory backend {id}; it has {known}"))
+    })
+}
+
+fn refused(why: String) -> Error {
+    Error::Command(why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn backend(id: &str) -> Backend {
-        Backend {
-            id: id.to_owned(),
-            bytes: 4096,
-            export: id.to_owned(),
-        }
-    }
-
-    fn put(word: &str) -> Result<String, Cause> {
-        let memory = [backend("ram"), backend("pc.ram"), backend("ram-node1")];
-        let nodes = ["a", "b", "c"].map(str::to_owned);
-        fill_in_word(word, Path::new("/run/q"), &memory, &nodes)
+    fn put(word: &str) -> Result<String, Error> {
+        let nodes = [("ram", "a"), ("pc.ram", "b"), ("ram-node1", "c")];
+        let nodes = nodes.map(|(id, node)| (id.to_owned(), Path::new("/dev/vmem").join(node)));
+        fill_in_word(word, Path::new("/run/q"), &nodes)
     }
 
     fn refusal(words: &[&str]) -> String {

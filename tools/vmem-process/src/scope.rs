@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::name::clean;
+use crate::text::clean;
 
 const SYSTEMD_RUN: &str = "systemd-run";
 
@@ -68,17 +68,16 @@ pub fn prepare(wanted: bool) -> Option<String> {
 }
 
 /// A command that starts `program` in a scope of its own, if [`prepare`] has found that scopes are available. The name of the scope has
-/// `kind` and the last component of `state_dir`, the guest's directory.
-pub(crate) fn command(program: impl AsRef<OsStr>, kind: &str, state_dir: &Path) -> Command {
+/// `kind` and `name`, which tells whose program it is.
+pub fn command(program: impl AsRef<OsStr>, kind: &str, name: &str) -> Command {
     let Some(options) = OPTIONS.get().copied().flatten() else {
         return Command::new(program);
     };
-    let guest = state_dir.file_name().unwrap_or_default().to_string_lossy();
     let mut command = Command::new(SYSTEMD_RUN);
     command
         .args(options)
-        .arg(format!("--unit={}", unit_name(kind, &guest, SystemTime::now())))
-        .arg(format!("--description={kind} of vmem ({guest})"))
+        .arg(format!("--unit={}", unit_name(kind, name, SystemTime::now())))
+        .arg(format!("--description={kind} of vmem ({name})"))
         .arg("--")
         .arg(program);
     command
@@ -158,7 +157,7 @@ mod tests {
     #[test]
     fn without_scopes_the_program_itself_is_started() {
         // No test calls prepare(), which decides for the whole process.
-        let command = command("/bin/true", "qemu", Path::new("/run/vmem/in.guest0"));
+        let command = command("/bin/true", "qemu", "in.guest0");
         assert_eq!(command.get_program(), "/bin/true");
         assert_eq!(command.get_args().count(), 0);
     }

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Errors of what is done with a QEMU.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Something could not be done with QEMU.
+///
+/// A command of QMP that fails with [`Error::Io`], [`Error::Closed`], [`Error::TimedOut`], [`Error::NotQmp`] or [`Error::TooLong`] may have
+/// been executed nevertheless. After [`Error::Refused`] and [`Error::Connect`] it was not.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The socket cannot be connected to.
+    #[error("cannot connect to QEMU at {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The error of `connect(2)`.
+        #[source]
+        source: io::Error,
+    },
+    /// A read or a write of the connection failed.
+    #[error("the connection to QEMU failed")]
+    Io(#[source] io::Error),
+    /// The peer closed the connection. Most likely QEMU has ended.
+    #[error("QEMU closed the connection")]
+    Closed,
+    /// No answer arrived in time. The connection can still be used.
+    #[error("QEMU did not answer {what} within {} s", .limit.as_secs_f32())]
+    TimedOut {
+        /// The command, or what else was waited for.
+        what: String,
+        /// The time limit.
+        limit: Duration,
+    },
+    /// The peer sent something that is not QMP.
+    #[error("the peer does not speak QMP; it sent: {0}")]
+    NotQmp(String),
+    /// The peer sent these bytes without an end of line, more than a line may have.
+    #[error("the peer sent {} bytes without an end of line", .0.len())]
+    TooLong(Vec<u8>),
+    /// QEMU refused the command.
+    #[error("QEMU refuses {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// QEMU's description of the error.
+        reason: String,
+    },
+    /// A reply of QEMU lacks something.
+    #[error("QEMU's reply to {command} has no {field}")]
+    Reply {
+        /// The command.
+        command: &'static str,
+        /// What is missing.
+        field: &'static str,
+    },
+    /// Not all memory of the guest can be mapped by other processes.
+    #[error(
+        "the guest has {total} bytes of memory, of which {shared} are in files that a second process can map; all must be: \
+         -object memory-backend-file,...,share=on and -machine memory-backend=... (or -numa node,memdev=...)"
+    )]
+    NotShared {
+        /// All memory, in bytes.
+        total: u64,
+        /// The part that can be mapped.
+        shared: u64,
+    },
+    /// What prevents a migration over one socket, and how to remove it.
+    #[error("QEMU cannot migrate the guest in this way: {0}")]
+    Obstacle(String),
+    /// The process of QEMU cannot be opened.
+    #[error("QEMU's process cannot be opened")]
+    Process(#[source] io::Error),
+    /// A file of the guest's memory cannot be examined.
+    #[error("{}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The process does not have this file open.
+    #[error("QEMU (process {pid}) does not have {} open: what is there now is not the guest's memory", path.display())]
+    NotOpen {
+        /// The process.
+        pid: i32,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another file is at the path of the guest's memory now.
+    #[error("{} is another file now, and not the guest's memory", .0.display())]
+    OtherFile(PathBuf),
+    /// The socket for the guest's state cannot be made.
+    #[error("no way for the guest's state")]
+    Stream(#[source] io::Error),
+    /// The command that starts QEMU is unsuitable, and why.
+    #[error("{0}")]
+    Command(String),
+    /// QEMU cannot be started.
+    #[error("cannot start {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest as its QEMU describes it.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use vmem_process::Process;
+
+use crate::connection::Qmp;
+use crate::error::Error;
+
+/// Memory of a guest that other processes can map.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemoryBackend {
+    /// Name of the backend.
+    pub id: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// The path at which it can be opened.
+    pub path: PathBuf,
+}
+
+fn text(value: &Value, command: &'static str, field: &'static str) -> Result<String, Error> {
+    let found = value.get(field).and_then(Value::as_str).map(str::to_owned);
+    found.ok_or(Error::Reply { command, field })
+}
+
+/// The guest's name, or "guest".
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`].
+pub fn name(qmp: &mut Qmp) -> Result<String, Error> {
+    Ok(own_name(qmp)?.unwrap_or_else(|| "guest".to_owned()))
+}
+
+/// The name that the user has given to the guest.
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`].
+pub fn own_name(qmp: &mut Qmp) -> Result<Option<String>, Error> {
+    let reply = qmp.execute("query-name", json!({}))?;
+    let name = reply.get("name").and_then(Value::as_str);
+    Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
+/// The guest's UUID. `None` if the guest has none.
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`].
+pub fn uuid(qmp: &mut Qmp) -> Result<Option<String>, Error> {
+    /// QEMU's answer for a guest without a UUID.
+    const NONE: &str = "00000000-0000-0000-0000-000000000000";
+    let reply = qmp.execute("query-uuid", json!({}))?;
+    let uuid = reply.get("UUID").and_then(Value::as_str).filter(|uuid| *uuid != NONE);
+    Ok(uuid.map(str::to_owned))
+}
+
+/// The process that listens at QEMU's socket: QEMU, or a proxy for it. [`BackendFile::find`] fails for a proxy.
+///
+/// [`BackendFile::find`]: crate::BackendFile::find
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`]; [`Error::Process`] if there is no such process in this PID namespace.
+pub fn process(qmp: &mut Qmp) -> Result<Process, Error> {
+    let process = Process::open(qmp.peer_pid()?).map_err(Error::Process)?;
+    // A QEMU that still answers has not ended, so the kernel had not given its number to another process when it was opened.
+    status(qmp)?;
+    Ok(process)
+}
+
+/// The run state: "running", "paused", "inmigrate", ...
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`]; [`Error::Reply`].
+pub fn status(qmp: &mut Qmp) -> Result<String, Error> {
+    text(&qmp.execute("query-status", json!({}))?, "query-status", "status")
+}
+
+/// All memory of the guest, which must be in files of shared memory that other processes can map.
+///
+/// # Errors
+///
+/// [`Error::NotShared`] if a part of the memory is not; [`Error::Reply`]; those of [`Qmp::execute`].
+pub fn memory_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
+    let objects = qmp.execute("qom-list", json!({"path": "/objects"}))?;
+    let mut found = Vec::new();
+    for object in objects.as_array().into_iter().flatten() {
+        let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
+        // QEMU leaves memory out of its stream only if the memory is a file with a name. It would send all memory of a memfd.
+        if kind != "child<memory-backend-file>" {
+            continue;
+        }
+        let mut get = |property: &str| qmp.execute("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
+        if get("share")? != json!(true) {
+            continue;
+        }
+        let bytes = get("size")?.as_u64().ok_or(Error::Reply {
+            command: "qom-get",
+            field: "size",
+        })?;
+        let path = PathBuf::from(get("mem-path")?.as_str().unwrap_or_default());
+        found.push(MemoryBackend { id, bytes, path });
+    }
+    let summary = qmp.execute("query-memory-size-summary", json!({}))?;
+    let part = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
+    let total = part("base-memory") + part("plugged-memory");
+    let shared = found.iter().map(|memory| memory.bytes).sum();
+    if shared == total && total > 0 {
+        Ok(found)
+    } else {
+        Err(Error::NotShared { total, shared })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::tests::{LIMIT, qemu};
+
+    #[test]
+    fn process_is_the_one_at_the_other_end_of_the_socket() {
+        let (socket, thread) = qemu(&[r#"{"return": {"status": "running"}}"#]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        let process = process(&mut qmp).expect("this process");
+        assert_eq!(u32::try_from(process.number()), Ok(std::process::id()));
+        drop(qmp);
+        let commands = thread.join().expect("no panic");
+        assert_eq!(
+            commands.last().map(|command| &command["execute"]),
+            Some(&json!("query-status"))
+        );
+    }
+
+    #[test]
+    fn process_is_an_error_if_qemu_does_not_answer_after_it_was_opened() {
+        let (socket, _thread) = qemu(&[]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        assert!(matches!(process(&mut qmp), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn shared_file_backends_are_found_and_other_objects_are_not() {
+        let (socket, _thread) = qemu(&[
+            r#"{"return": [{"name": "io0", "type": "child<iothread>"}, {"name": "ram", "type": "child<memory-backend-file>"}]}"#,
+            r#"{"return": true}"#,
+            r#"{"return": 8192}"#,
+            r#"{"return": "/dev/vmem/guest0"}"#,
+            r#"{"return": {"base-memory": 4096, "plugged-memory": 4096}}"#,
+        ]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        let found = memory_backends(&mut qmp).expect("all memory is shared");
+        let ram = MemoryBackend {
+            id: "ram".to_owned(),
+            bytes: 8192,
+            path: PathBuf::from("/dev/vmem/guest0"),
+        };
+        assert_eq!(found, [ram]);
+    }
+
+    #[test]
+    fn guest_with_memory_that_is_not_shared_is_refused() {
+        let (socket, _thread) = qemu(&[
+            r#"{"return": [{"name": "ram", "type": "child<memory-backend-file>"}]}"#,
+            r#"{"return": false}"#,
+            r#"{"return": {"base-memory": 4096}}"#,
+        ]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        let refused = memory_backends(&mut qmp);
+        assert!(
+            matches!(refused, Err(Error::NotShared { total: 4096, shared: 0 })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn zero_uuid_means_no_uuid() {
+        let (socket, _thread) = qemu(&[
+            r#"{"return": {"UUID": "00000000-0000-0000-0000-000000000000"}}"#,
+            r#"{"return": {"UUID": "0b8a3c5e-6f5e-4d0c-9d6c-0123456789ab"}}"#,
+        ]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        assert_eq!(uuid(&mut qmp).expect("a reply"), None);
+        assert!(uuid(&mut qmp).expect("a reply").is_some());
+    }
+}
