@@ -12,7 +12,7 @@ use vmem_tls::Identity;
 
 use crate::error::Error;
 use crate::export::Lane;
-use crate::peer::Peer;
+use crate::peer::{Peer, StagingPeer, Use};
 
 /// How connections to a source are protected.
 #[derive(Clone, Debug)]
@@ -56,10 +56,24 @@ impl Endpoint {
     ///
     /// [`Error::Resolve`], [`Error::ClearText`], [`Error::Connect`], and all others of a connection.
     pub fn connect(&self, lane: Lane) -> Result<Peer, Error> {
+        self.connect_for(Use::Fetch(lane))
+    }
+
+    /// Connects to a source whose program still runs, to stage its pages. The connection is that of the stream afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect), and [`Error::NoRounds`]. While another connection stages pages: [`Error::Refused`], which is
+    /// transient.
+    pub fn connect_staging(&self) -> Result<StagingPeer, Error> {
+        self.connect_for(Use::Stage).and_then(StagingPeer::new)
+    }
+
+    fn connect_for(&self, use_for: Use) -> Result<Peer, Error> {
         let deadline = Instant::now() + self.timeout;
-        let resolver = match lane {
-            Lane::Urgent => &self.urgent,
-            Lane::Stream => &self.stream,
+        let resolver = match use_for {
+            Use::Fetch(Lane::Urgent) => &self.urgent,
+            Use::Fetch(Lane::Stream) | Use::Stage => &self.stream,
         };
         let candidates = resolver
             .addresses(&self.address, self.timeout)
@@ -75,7 +89,7 @@ impl Endpoint {
                 None => None,
             },
         };
-        Peer::connect_to(&candidates, &self.address, lane, deadline, self.timeout, identity)
+        Peer::connect_to(&candidates, &self.address, use_for, deadline, self.timeout, identity)
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::rounds::RoundsError;
 use crate::wire::{ErrorCode, MAX_EXPORTS, ProtocolError};
 
 /// A source cannot be used (any more), memory cannot be exported, or a server cannot serve.
@@ -67,9 +68,18 @@ pub enum Error {
         /// The peer's description of the error.
         text: String,
     },
+    /// The source does not send pages while its program runs.
+    #[error("the source sends no pages while its program runs: it does not track the memory, or its rounds have ended")]
+    NoRounds,
+    /// A server cannot choose the pages of the next round, or those that remain.
+    #[error("the rounds cannot go on")]
+    Rounds(#[from] RoundsError),
     /// The server has as many connections as it may have.
     #[error("refused the peer: there are too many connections")]
     TooManyConnections,
+    /// Another connection stages the pages of the rounds.
+    #[error("refused the peer: another connection stages pages")]
+    StagingBusy,
     /// The caller asked for pages that no source gives: outside of the export, none, or too many at once.
     #[error("cannot fetch {0}")]
     InvalidFetch(String),

@@ -35,6 +35,25 @@ impl Export {
     }
 }
 
+/// Ranges of pages of an export.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExportRanges {
+    /// Number of the export.
+    pub export: usize,
+    /// The ranges.
+    pub ranges: Vec<PageRange>,
+}
+
+impl ExportRanges {
+    /// Number of pages. A page counts as often as it is named.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.ranges
+            .iter()
+            .fold(0, |pages: u64, range| pages.saturating_add(range.count()))
+    }
+}
+
 /// The traffic that a source is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lane {

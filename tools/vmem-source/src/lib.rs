@@ -4,6 +4,9 @@
 //! The daemon fetches pages through a [`PageSource`]. [`peer`] is a source at the other end of a TCP connection, [`local`] a source that
 //! reads files of this host. [`serve`] is the server that a peer connects to: it exports memory that is a file, a memfd or a region.
 //!
+//! While the program still runs at the peer, its [`rounds`] choose the pages that are sent, and the destination takes them from a
+//! [`StagingSource`].
+//!
 //! `Documentation/protocol.rst` describes the bytes between [`peer`] and [`serve`].
 //!
 //! ```no_run
@@ -35,11 +38,14 @@ mod link;
 pub mod local;
 pub mod memory;
 pub mod peer;
+pub mod rounds;
 pub mod serve;
 pub mod source;
+pub mod staging;
 pub mod wire;
 
 pub use answer::{Answer, Contents};
 pub use error::Error;
-pub use export::{Export, Lane};
+pub use export::{Export, ExportRanges, Lane};
 pub use source::{PageSource, Readiness};
+pub use staging::{StagingEvent, StagingSource};

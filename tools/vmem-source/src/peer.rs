@@ -4,6 +4,8 @@
 //! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else
 //! ends the connection. (Whether the contents are right, only the peer can know.)
 
+mod rounds;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -23,9 +25,11 @@ use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE
 use crate::link::{Link, Side};
 use crate::source::{PageSource, Readiness};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_RELEASE, Greeting};
+use crate::wire::greeting::{self, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
 use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, exports, pages, ranges, refusal};
+
+pub use staging::StagingPeer;
 
 /// A connection to a peer.
 pub struct Peer {
@@ -34,10 +38,35 @@ pub struct Peer {
     outstanding: Outstanding,
     payload: Vec<u8>,
     runs: Vec<Run>,
-    /// Whether the source accepts RELEASE frames.
-    releases: bool,
+    /// The features that the source accepted.
+    features: u64,
     /// Whether the connection has failed: nothing may be sent any more.
     failed: bool,
+}
+
+/// What a connection is used for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Use {
+    /// To fetch pages on a lane.
+    Fetch(Lane),
+    /// To stage pages while the program runs at the source, and then to fetch pages of the stream.
+    Stage,
+}
+
+impl Use {
+    fn lane(self) -> Lane {
+        match self {
+            Self::Fetch(lane) => lane,
+            Self::Stage => Lane::Stream,
+        }
+    }
+
+    fn features(self) -> u64 {
+        match self {
+            Self::Fetch(_) => FEATURE_RELEASE,
+            Self::Stage => FEATURE_RELEASE | FEATURE_ROUNDS,
+        }
+    }
 }
 
 /// The answer of a source to a greeting.
@@ -54,7 +83,7 @@ impl Peer {
     pub(crate) fn connect_to(
         candidates: &[SocketAddr],
         host: &str,
-        lane: Lane,
+        use_for: Use,
         deadline: Instant,
         timeout: Duration,
         identity: Option<&Identity>,
@@ -73,7 +102,7 @@ impl Peer {
                     }
                 };
                 let link = Link::new(socket, timeout, Side::Destination(host), identity);
-                match Self::greet(link?, lane, version)? {
+                match Self::greet(link?, use_for, version)? {
                     Greeted::Accepted(peer) => return Ok(peer),
                     Greeted::Older(older) => version = older,
                 }
@@ -85,12 +114,13 @@ impl Peer {
         })
     }
 
-    fn greet(link: Link, lane: Lane, version: Version) -> Result<Greeted, Error> {
+    fn greet(link: Link, use_for: Use, version: Version) -> Result<Greeted, Error> {
+        let lane = use_for.lane();
         link.set_lane(lane);
         let ours = Greeting {
             version,
             lane,
-            features: FEATURE_RELEASE,
+            features: use_for.features(),
         };
         link.write(&mut [IoSlice::new(&ours.encode())], "take the greeting")?;
         let mut theirs = [0; greeting::SIZE];
@@ -107,10 +137,10 @@ impl Peer {
             outstanding: Outstanding::default(),
             payload: Vec::new(),
             runs: Vec::new(),
-            releases: theirs.features & FEATURE_RELEASE != 0,
+            features: theirs.features,
             failed: false,
         };
-        match peer.read_exports(theirs, lane) {
+        match peer.read_exports(ours, theirs) {
             Ok(exports) => peer.exports = exports,
             Err(error) => return Err(peer.fail(error)),
         }
@@ -118,13 +148,13 @@ impl Peer {
     }
 
     /// Reads the list of exports.
-    fn read_exports(&mut self, theirs: Greeting, lane: Lane) -> Result<Vec<Export>, Error> {
+    fn read_exports(&mut self, ours: Greeting, theirs: Greeting) -> Result<Vec<Export>, Error> {
         let header = self.link.read_frame(&mut self.payload, "send its exports")?;
         // A source that has too many connections sends ERROR before it looks at the features and the lane.
         match header.kind {
             Type::Error => Err(refused(&self.payload)),
-            _ if theirs.features & !FEATURE_RELEASE != 0 => Err(ProtocolError::Features(theirs.features).into()),
-            _ if theirs.lane != lane => Err(ProtocolError::OtherLane.into()),
+            _ if theirs.features & !ours.features != 0 => Err(ProtocolError::Features(theirs.features).into()),
+            _ if theirs.lane != ours.lane => Err(ProtocolError::OtherLane.into()),
             Type::Exports => Ok(exports::decode(&self.payload, theirs.version)?),
             other => Err(ProtocolError::Unexpected {
                 got: other.name(),
@@ -188,7 +218,7 @@ impl PageSource for Peer {
     }
 
     fn release(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
-        if !self.releases {
+        if self.features & FEATURE_RELEASE == 0 {
             return Ok(());
         }
         for ranges in release_frames(ranges) {
@@ -266,6 +296,11 @@ fn refused(payload: &[u8]) -> Error {
     }
 }
 
+/// The tag after `last`. A tag distinguishes outstanding questions only; 0 is the tag of no question.
+fn next_tag(last: u32) -> u32 {
+    last.wrapping_add(1).max(1)
+}
+
 /// Fetches that have not been answered in full, in the order in which answers must arrive.
 #[derive(Default)]
 struct Outstanding {
@@ -281,8 +316,7 @@ struct PendingFetch {
 
 impl Outstanding {
     fn add(&mut self, export: usize, ranges: &[PageRange]) -> u32 {
-        // A tag distinguishes outstanding fetches only; 0 is the tag of no fetch.
-        self.last_tag = self.last_tag.wrapping_add(1).max(1);
+        self.last_tag = next_tag(self.last_tag);
         self.fetches.push_back(PendingFetch {
             tag: self.last_tag,
             export,

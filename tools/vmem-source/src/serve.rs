@@ -7,7 +7,10 @@
 
 mod connection;
 mod deferred;
+mod next;
+mod sender;
 mod slots;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -28,11 +31,13 @@ use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::memory::Memory;
 use crate::wire::MAX_EXPORTS;
-use crate::wire::greeting::FEATURE_RELEASE;
+use crate::wire::greeting::{FEATURE_RELEASE, FEATURE_ROUNDS};
 
-pub use connection::Served;
+pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
+pub use sender::Served;
 use slots::Slots;
+use staging::Staging;
 
 /// Limits of a server.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +130,8 @@ struct Shared {
     identity: Option<Identity>,
     /// Releases that arrived before releases are allowed.
     deferred: DeferredReleases,
+    /// The rounds, if the program still runs.
+    staging: Staging,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     slots: Arc<Slots>,
@@ -160,6 +167,7 @@ impl Server {
             limits,
             identity,
             deferred: DeferredReleases::default(),
+            staging: Staging::default(),
             totals: Arc::default(),
             report: Box::new(report),
             slots: Slots::new(limits.connections),
@@ -179,6 +187,20 @@ impl Server {
         for (export, ranges) in self.shared.deferred.take().into_iter().enumerate() {
             self.shared.release_now(export, &ranges);
         }
+    }
+
+    /// Serves memory whose program still runs: a destination stages the pages that `rounds` chooses. READs are refused until it has the list
+    /// of the remaining pages.
+    #[must_use]
+    pub fn with_rounds(self, rounds: Arc<dyn Rounds>) -> Self {
+        self.shared.staging.start(rounds);
+        self
+    }
+
+    /// Allows READs without rounds, for a destination that does not stage pages. The caller is sure that the program has stopped. It is not
+    /// needed for one that does.
+    pub fn allow_reads(&self) {
+        self.shared.staging.allow_reads();
     }
 
     /// The exports of the server.
@@ -270,13 +292,14 @@ impl Server {
 }
 
 impl Shared {
-    /// The features that the server accepts.
-    fn features(&self) -> u64 {
-        if self.memories.iter().any(Memory::is_releasable) {
-            FEATURE_RELEASE
-        } else {
-            0
-        }
+    /// The features that the server accepts on a lane.
+    fn features(&self, lane: Lane) -> u64 {
+        let is_releasable = self.memories.iter().any(Memory::is_releasable);
+        let has_rounds = lane == Lane::Stream && self.staging.is_offered();
+        [(is_releasable, FEATURE_RELEASE), (has_rounds, FEATURE_ROUNDS)]
+            .into_iter()
+            .filter_map(|(accepted, feature)| accepted.then_some(feature))
+            .sum()
     }
 
     /// Releases pages that a destination has, now or once releases are allowed. Returns the number of pages released now.

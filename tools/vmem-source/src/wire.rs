@@ -15,6 +15,7 @@ pub(crate) mod pages;
 pub(crate) mod previous;
 pub(crate) mod ranges;
 pub(crate) mod refusal;
+pub(crate) mod rounds;
 #[cfg(test)]
 mod tests;
 pub(crate) mod version;
@@ -22,6 +23,8 @@ pub(crate) mod version;
 pub use refusal::ErrorCode;
 
 use vmem::PAGE_SIZE;
+
+use crate::export::MAX_FETCH_PAGES;
 
 /// The default port of `vmemd serve`.
 pub const DEFAULT_PORT: u16 = 8636;
@@ -145,12 +148,51 @@ pub enum ProtocolError {
     /// A kind of contents that does not exist.
     #[error("pages of kind {0}, which does not exist")]
     Kind(u32),
-    /// An answer that does not belong to the oldest READ.
-    #[error("an answer with tag {got}; the oldest READ has tag {want:?}")]
+    /// A question without a tag.
+    #[error("a frame {0} with tag 0, which belongs to no answer")]
+    NoTag(&'static str),
+    /// A NEXT of no pages, or of too many.
+    #[error("a frame NEXT of at most {0} pages; it has 1 to {MAX_FETCH_PAGES}")]
+    MaxPages(u32),
+    /// The field `over` of a BATCH is neither 0 nor 1.
+    #[error("a frame BATCH whose field over is {0}")]
+    Over(u32),
+    /// The round of a BATCH is 0, or an earlier one than before.
+    #[error("a frame BATCH of round {got}, where round {least} or a later one was due")]
+    Round {
+        /// The round.
+        got: u32,
+        /// The earliest valid round.
+        least: u32,
+    },
+    /// The rounds go on after they were over.
+    #[error("a frame {0} for rounds that are over")]
+    RoundsOver(&'static str),
+    /// More pages in the answer to a NEXT than it allows.
+    #[error("{got} pages in the answer to a NEXT of at most {max}")]
+    BatchTooLarge {
+        /// Number of pages so far.
+        got: u64,
+        /// The most pages of the answer.
+        max: u64,
+    },
+    /// A page comes twice where each comes once at most.
+    #[error("page {pgoff} twice in {what}")]
+    Duplicate {
+        /// What it is twice in.
+        what: &'static str,
+        /// The page.
+        pgoff: u64,
+    },
+    /// A question about final contents before the source has said which pages remain.
+    #[error("a frame {0} before the list of the remaining pages is complete: contents may still change")]
+    TooEarly(&'static str),
+    /// An answer that does not belong to the oldest READ or NEXT.
+    #[error("an answer with tag {got}; the oldest READ or NEXT has tag {want:?}")]
     Tag {
         /// The tag of the answer.
         got: u32,
-        /// The tag of the oldest outstanding READ, if there is one.
+        /// The tag of the oldest outstanding READ or NEXT, if there is one.
         want: Option<u32>,
     },
     /// Pages that are not outstanding, or not in the order of the READs.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A peer that is broken, hostile or slow gets an error, and never a page into a region.
 
+mod rounds;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::thread;

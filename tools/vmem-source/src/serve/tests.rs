@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
 
+mod rounds;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::sync::mpsc::{Receiver, channel};

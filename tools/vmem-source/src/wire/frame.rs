@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use twox_hash::XxHash3_64;
 
 use super::fields::Fields;
-use super::{MAX_EXPORTS, ProtocolError, exports, ranges, refusal};
+use super::{MAX_EXPORTS, ProtocolError, exports, ranges, refusal, rounds};
 use crate::export::MAX_FETCH_RANGES;
 
 /// Size of a frame's header in bytes.
@@ -24,6 +24,9 @@ pub(crate) enum Type {
     Goodbye = 4,
     Error = 5,
     Release = 6,
+    Next = 7,
+    Batch = 8,
+    Remainder = 9,
 }
 
 impl Type {
@@ -35,6 +38,9 @@ impl Type {
             Self::Goodbye => "GOODBYE",
             Self::Error => "ERROR",
             Self::Release => "RELEASE",
+            Self::Next => "NEXT",
+            Self::Batch => "BATCH",
+            Self::Remainder => "REMAINDER",
         }
     }
 
@@ -47,6 +53,9 @@ impl Type {
             Self::Goodbye => "take a GOODBYE",
             Self::Error => "take an ERROR",
             Self::Release => "take a RELEASE",
+            Self::Next => "take a NEXT",
+            Self::Batch => "take a BATCH",
+            Self::Remainder => "take a REMAINDER",
         }
     }
 
@@ -54,10 +63,12 @@ impl Type {
     fn limit(self) -> u32 {
         let limit = match self {
             Self::Exports => exports::HEAD_SIZE + exports::ENTRY_SIZE * MAX_EXPORTS,
-            Self::Read | Self::Release => ranges::HEAD_SIZE + ranges::ENTRY_SIZE * MAX_FETCH_RANGES,
+            Self::Read | Self::Release | Self::Remainder => ranges::HEAD_SIZE + ranges::ENTRY_SIZE * MAX_FETCH_RANGES,
             Self::Pages => return MAX_PAYLOAD,
             Self::Goodbye => 0,
             Self::Error => refusal::MAX_SIZE,
+            Self::Next => rounds::NEXT_SIZE,
+            Self::Batch => rounds::BATCH_SIZE,
         };
         limit as u32
     }
@@ -67,13 +78,16 @@ impl TryFrom<u8> for Type {
     type Error = ProtocolError;
 
     fn try_from(number: u8) -> Result<Self, ProtocolError> {
-        const ALL: [Type; 6] = [
+        const ALL: [Type; 9] = [
             Type::Exports,
             Type::Read,
             Type::Pages,
             Type::Goodbye,
             Type::Error,
             Type::Release,
+            Type::Next,
+            Type::Batch,
+            Type::Remainder,
         ];
         ALL.into_iter()
             .find(|kind| *kind as u8 == number)
@@ -87,7 +101,7 @@ pub(crate) struct Header {
     pub(crate) kind: Type,
     /// Length of the payload in bytes.
     pub(crate) length: u32,
-    /// The tag of the READ that the frame belongs to; 0 if to none.
+    /// The tag of the READ or NEXT that the frame belongs to; 0 if to none.
     pub(crate) tag: u32,
     /// Checksum of the payload.
     checksum: u64,

@@ -14,6 +14,9 @@ const MAGIC: [u8; 8] = *b"VMEMPAGE";
 /// The source accepts RELEASE frames.
 pub(crate) const FEATURE_RELEASE: u64 = 1 << 0;
 
+/// The source sends pages in rounds while the program runs, and the destination stages them.
+pub(crate) const FEATURE_ROUNDS: u64 = 1 << 1;
+
 /// A greeting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {

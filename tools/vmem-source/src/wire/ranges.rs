@@ -1,23 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! READ and RELEASE: ranges of pages of an export.
+//! READ, RELEASE and REMAINDER: ranges of pages of an export.
 
 use vmem::PageRange;
 
 use super::ProtocolError;
 use super::fields::Fields;
-use crate::export::{Export, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
+use crate::export::{Export, ExportRanges, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
 
 pub(crate) const HEAD_SIZE: usize = 8;
 pub(crate) const ENTRY_SIZE: usize = 16;
-
-/// Ranges of an export.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct ExportRanges {
-    /// Number of the export.
-    pub(crate) export: usize,
-    /// At least one range; all are inside of the export.
-    pub(crate) ranges: Vec<PageRange>,
-}
 
 pub(crate) fn encode(export: u32, ranges: &[PageRange]) -> Vec<u8> {
     let mut payload = Vec::with_capacity(HEAD_SIZE + ranges.len() * ENTRY_SIZE);
@@ -30,7 +21,7 @@ pub(crate) fn encode(export: u32, ranges: &[PageRange]) -> Vec<u8> {
     payload
 }
 
-/// Decodes a READ.
+/// Decodes a READ: at least one range; all are inside of the export.
 pub(crate) fn decode(payload: &[u8], exports: &[Export]) -> Result<ExportRanges, ProtocolError> {
     decode_ranges("READ", payload, exports, MAX_FETCH_PAGES)
 }
@@ -44,6 +35,19 @@ pub(crate) fn decode_release(payload: &[u8], exports: &[Export]) -> Result<Expor
         Some((_, next)) => Err(ProtocolError::Overlap(next.first().get())),
         None => Ok(released),
     }
+}
+
+/// Decodes a REMAINDER; `None` is the end of the list. A range may be as long as its export: the receiver sees to it that no page comes
+/// twice, which bounds the whole list.
+pub(crate) fn decode_remainder(payload: &[u8], exports: &[Export]) -> Result<Option<ExportRanges>, ProtocolError> {
+    const WHAT: &str = "REMAINDER";
+    if payload.get(4..HEAD_SIZE).is_some_and(|count| count == [0; 4]) {
+        let mut fields = Fields::new(WHAT, payload);
+        fields.reserved()?;
+        fields.reserved()?;
+        return fields.end().map(|()| None);
+    }
+    decode_ranges(WHAT, payload, exports, u64::MAX).map(Some)
 }
 
 fn decode_ranges(what: &'static str, payload: &[u8], exports: &[Export], max_pages: u64) -> Result<ExportRanges, ProtocolError> {

@@ -15,9 +15,9 @@ pub(crate) const MAX_SIZE: usize = 4 + MAX_TEXT;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The peer violated the protocol.
+    /// The peer violated the protocol, or its rounds cannot go on.
     Protocol,
-    /// There are too many connections.
+    /// There are too many connections, or another one stages pages.
     Busy,
     /// A code that this side does not know.
     Other(u32),
