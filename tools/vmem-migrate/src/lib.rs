@@ -44,6 +44,8 @@ mod network;
 pub mod options;
 mod page_server;
 mod phase;
+#[cfg(test)]
+mod previous;
 mod queue;
 mod receive;
 mod record;

@@ -152,7 +152,7 @@ fn stopped_daemon_is_ended_by_a_later_vmemctl() {
     let mut first = start("ready; serve", &state_dir);
     wait_ready(&mut first);
     let process = abandon(first);
-    process.signal(Signal::STOP);
+    stop(&process);
     end_leftovers(&state_dir);
     assert!(process.wait(Duration::ZERO));
 }

@@ -2,6 +2,7 @@
 //! The source's side while the ownership of the guest changes, with a fake QEMU and a fake destination.
 
 mod interrupted;
+mod previous;
 mod unread;
 
 use std::net::TcpListener;
@@ -55,16 +56,21 @@ fn expect_commit(channel: &mut Channel) {
 
 /// Starts a scene. `destination` gets the connection, the listener for further ones, and the directory of the records.
 fn scene(destination: impl FnOnce(Channel, &TcpListener, PathBuf) + Send + 'static) -> Scene {
+    scene_with(move |listener, records| {
+        let channel = welcome(listener, Purpose::Migrate);
+        destination(channel, listener, records);
+    })
+}
+
+/// Starts a scene. `destination` accepts all connections.
+fn scene_with(destination: impl FnOnce(&TcpListener, PathBuf) + Send + 'static) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("qmp");
     let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let to = listener.local_addr().expect("an address").to_string();
     let records = directory.path().to_owned();
-    let destination = thread::spawn(move || {
-        let channel = welcome(&listener, Purpose::Migrate);
-        destination(channel, &listener, records);
-    });
+    let destination = thread::spawn(move || destination(&listener, records));
     let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a state directory");
     let channel = Security::Loopback
         .connect(&to, SESSION, Purpose::Migrate)

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What becomes of a guest when a process dies or fails while the ownership of the guest changes.
 
+mod previous;
+mod resume;
+mod silence;
 mod unread;
 
 use std::path::{Path, PathBuf};
@@ -120,7 +123,12 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
 impl Scene {
     /// Runs from the recorded phase. Returns the last state.
     fn finish(&mut self) -> State {
-        self.incoming.run(&mut listener(), &Report::new(true));
+        self.finish_on(&mut listener())
+    }
+
+    /// As [`finish`](Self::finish), with the connections of `listener`.
+    fn finish_on(&mut self, listener: &mut Listener) -> State {
+        self.incoming.run(listener, &Report::new(true));
         self.incoming.owner.state()
     }
 
@@ -249,183 +257,6 @@ fn resumed_guest_is_failed_instead_of_refused_if_its_state_may_be_loaded() {
     assert_eq!(judged(true, "completed", true), State::Failed);
 }
 
-fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
-    use clap::Parser;
-    let state = scene.to_str().expect("a path");
-    let words = ["vmemctl", "--state", state, "receive", "--qmp", "/nobody/qmp"];
-    crate::options::cli::Cli::parse_from(words.iter().chain(rest))
-}
-
-/// Runs `receive --resume` for a guest whose QEMU has ended. `file` is created in the state directory.
-fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
-    state_dir.write(&record(phase, "/nobody/qmp".into())).expect("a record");
-    std::fs::write(state_dir.path(file), "").expect("a file");
-    drop(state_dir);
-    let cli = cli(directory.path(), &["--resume"]);
-    let crate::options::cli::Command::Receive(args) = &cli.command else {
-        panic!("not receive")
-    };
-    let security = Security::new(&cli.common).expect("loopback");
-    let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    let listener = Listener::open(listener, security).expect("a listener");
-    (
-        IncomingMigration::resume(&cli.common, args, &listener, &Report::new(true), &Signals::default()),
-        directory,
-    )
-}
-
-#[test]
-fn resume_without_qemu_sends_failed_or_gone_by_phase() {
-    for phase in [Phase::Prepared, Phase::Committed, Phase::Failed] {
-        let (left, _directory) = resumed(phase, "lock");
-        let Ok(Resumed::Over(_, state_dir, FromDestination::Failed { .. })) = left else {
-            panic!("{phase:?}")
-        };
-        let record: Incoming = state_dir.read().expect("a record").expect("a record");
-        assert_eq!(record.phase, Phase::Failed, "it is said again after another death");
-    }
-    for phase in [Phase::Starting, Phase::Running] {
-        let (left, _directory) = resumed(phase, "lock");
-        assert!(
-            matches!(left, Ok(Resumed::Over(_, _, FromDestination::Gone { .. }))),
-            "{phase:?}"
-        );
-    }
-}
-
-#[test]
-fn resume_is_refused_if_the_source_has_other_memory() {
-    let (left, _directory) = resumed(Phase::Running, "other-memory");
-    assert!(matches!(left, Err(Error::Lost(_))));
-}
-
-#[test]
-fn offer_is_refused_if_its_guest_has_a_record() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
-    state_dir.write(&record(Phase::Running, "/run/q".into())).expect("a record");
-    drop(state_dir);
-    let offer = Offer {
-        session: String::new(),
-        guest: "guest0".to_owned(),
-        key: "guest0".into(),
-        memory: Vec::new(),
-        source: "127.0.0.1:1".to_owned(),
-        release: false,
-    };
-    let error = new_place(&cli(directory.path(), &[]).common, &offer).expect_err("a refusal");
-    assert!(error.to_string().contains("--resume"), "{error}");
-    let record = StateDir::new(directory.path(), "in", "guest0").and_then(|state_dir| state_dir.read::<Incoming>());
-    assert_eq!(record.expect("a record").map(|record| record.phase), Some(Phase::Running));
-}
-
-#[test]
-fn resume_is_refused_if_two_guests_have_the_socket() {
-    let directory = tempfile::tempdir().expect("a directory");
-    for guest in ["a", "b"] {
-        let state_dir = StateDir::new(directory.path(), "in", guest).expect("a state directory");
-        state_dir
-            .write(&record(Phase::Running, "/nobody/qmp".into()))
-            .expect("a record");
-    }
-    let cli = cli(directory.path(), &["--resume"]);
-    let crate::options::cli::Command::Receive(args) = &cli.command else {
-        panic!("not receive")
-    };
-    assert!(resume::recorded(&cli.common, args).is_err_and(|error| error.to_string().contains("several")));
-}
-
-/// Adds a present page at intervals, until this is dropped.
-fn pages_come(present: &Arc<AtomicU64>) -> impl Drop + use<> {
-    struct Trickle(Arc<AtomicU64>);
-    impl Drop for Trickle {
-        fn drop(&mut self) {
-            self.0.store(1, Ordering::SeqCst);
-        }
-    }
-    let over = Arc::new(AtomicU64::new(0));
-    let (seen, present) = (Arc::clone(&over), Arc::clone(present));
-    std::thread::spawn(move || {
-        while seen.load(Ordering::SeqCst) == 0 {
-            present.fetch_add(1, Ordering::SeqCst);
-            std::thread::sleep(COMMAND);
-        }
-    });
-    Trickle(over)
-}
-
-/// Unblocks the main loop after a time in which QEMU would have been given up if no page had arrived.
-fn unblock_late(qemu: &fake::Qemu) {
-    let qemu = qemu.clone();
-    std::thread::spawn(move || {
-        std::thread::sleep(SILENCE * 2);
-        qemu.state().blocked = false;
-    });
-}
-
-#[test]
-fn late_commands_are_awaited_while_pages_arrive() {
-    for command in ["query-migrate", "query-status", "cont"] {
-        let mut scene = scene(Phase::Committed, "paused", "completed");
-        scene.qemu.state().blocks_at = command;
-        let pages = pages_come(&scene.present);
-        unblock_late(&scene.qemu);
-        assert_eq!(scene.finish(), State::Running);
-        drop(pages);
-        assert_eq!(scene.noted(), Phase::Running, "{command}");
-        assert_eq!(scene.qemu.state().status, "running", "{command}");
-    }
-}
-
-#[test]
-fn silent_qemu_is_left_alive_if_no_page_arrives() {
-    let mut scene = scene(Phase::Committed, "paused", "completed");
-    scene.qemu.state().blocks_at = "cont";
-    let ended = scene.finish();
-    assert_eq!(ended, State::Left);
-    assert_eq!(scene.noted(), Phase::Starting);
-    assert!(scene.qemu.lives());
-}
-
-#[test]
-fn closed_monitor_is_reconnected_while_qemu_lives() {
-    for command in ["query-migrate", "query-status", "cont"] {
-        let mut scene = scene(Phase::Committed, "paused", "completed");
-        scene.qemu.state().hangs_up_at = command;
-        assert_eq!(scene.finish(), State::Running);
-        assert_eq!(scene.qemu.state().status, "running", "{command}");
-    }
-}
-
-#[test]
-fn qemu_without_socket_counts_as_alive() {
-    for (phase, command) in [
-        (Phase::Committed, "query-migrate"),
-        (Phase::Committed, "query-status"),
-        (Phase::Committed, "cont"),
-        (Phase::Starting, "query-migrate"),
-    ] {
-        let mut scene = scene(phase, "paused", "completed");
-        scene.qemu.state().leaves_at = command;
-        let ended = scene.finish();
-        assert_eq!(ended, State::Left, "{phase:?} {command}");
-        assert!(scene.qemu.lives());
-    }
-}
-
-#[test]
-fn abort_kills_a_blocked_qemu() {
-    let mut scene = scene(Phase::Prepared, "inmigrate", "active");
-    scene.qemu.state().blocked = true;
-    let qemu = scene.qemu.clone();
-    let began = Instant::now();
-    assert_eq!(scene.after(Event::Abort), State::Refused);
-    assert!(!qemu.lives(), "it could be started later");
-    assert!(began.elapsed() < 3 * TIMEOUT);
-}
-
 #[test]
 fn signal_before_commit_refuses_the_guest() {
     let mut scene = scene(Phase::Prepared, "inmigrate", "active");
@@ -455,41 +286,4 @@ fn signal_leaves_a_guest_that_this_host_may_own() {
 fn listener() -> Listener {
     let listener = Security::Loopback.listen(([127, 0, 0, 1], 0).into()).expect("a port");
     Listener::open(listener, Security::Loopback).expect("a listener")
-}
-
-/// The main loop of this QEMU waits for a page until a daemon is attached, as after the deaths of `receive` and its vmemd.
-#[test]
-fn resume_starts_vmemd_before_it_waits_for_qemu() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("qmp");
-    let qemu = fake::Qemu::start(&path, "running", "completed");
-    qemu.state().blocked = true;
-    let state_dir = StateDir::new(directory.path(), "in", "guest0").expect("a state directory");
-    let attached = Arc::new(Mutex::new(false));
-    let look = {
-        let (qemu, attached) = (qemu.clone(), Arc::clone(&attached));
-        move || regions::State {
-            exist: true,
-            mapped: qemu.lives(),
-            plain: false,
-            attached: *attached.lock().expect("no panic"),
-            present: 0,
-        }
-    };
-    let regions = Regions::fake(look);
-    let daemon = {
-        let qemu = qemu.clone();
-        move || {
-            *attached.lock().expect("no panic") = true;
-            qemu.state().blocked = false;
-        }
-    };
-    let pages = pages_of(regions.clone(), daemon);
-    let monitor = monitor_of(&qemu, &path, regions);
-    let record = record(Phase::Running, path);
-    let report = Report::new(true);
-    let mut incoming = IncomingMigration::resume_with(pages, monitor, state_dir, record, &Signals::default(), &report)
-        .unwrap_or_else(|failure| panic!("{failure}"));
-    incoming.run(&mut listener(), &report);
-    assert_eq!(incoming.owner.state(), State::Running);
 }
