@@ -173,6 +173,7 @@ impl<S: Service> Run<S> {
             let is_there = !is_ready || !client.reads() || client.receive();
             // What has come already is obeyed as soon as there is room for the answers.
             loop {
+                let had_room = client.reads();
                 let mut is_idle = true;
                 while let Some(heard) = client.next() {
                     is_idle = false;
@@ -181,7 +182,8 @@ impl<S: Service> Run<S> {
                 if !client.send() {
                     return false;
                 }
-                if is_idle {
+                // If its answers have just made room, what has come already is obeyed: nothing else may come and wake this thread.
+                if is_idle && (had_room || !client.reads()) {
                     break;
                 }
             }

@@ -18,10 +18,13 @@ use super::*;
 use crate::client::{Client, Greeting};
 use crate::error::ErrorKind;
 use crate::event::{Figures, Region, State};
-use crate::message::{Answer, LONGEST_REQUEST, Message, Request};
+use crate::message::{Answer, LONGEST_REQUEST, Message, Reply, Request};
 use crate::socket;
 
 const LONG: Duration = Duration::from_secs(20);
+
+/// Less than the server gives a client for HELLO: a connection that is closed by then is closed for another reason.
+const PROMPT: Duration = Duration::from_secs(5);
 
 /// What the daemon is told.
 #[derive(PartialEq, Eq, Debug)]
@@ -88,7 +91,7 @@ impl Scene {
     /// A connection on which anything can be sent.
     fn raw(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.path).expect("a connection");
-        stream.set_read_timeout(Some(LONG)).expect("a socket");
+        stream.set_read_timeout(Some(PROMPT)).expect("a socket");
         stream.set_write_timeout(Some(LONG)).expect("a socket");
         stream
     }
@@ -119,6 +122,11 @@ fn is_closed(reader: &mut impl BufRead) -> bool {
 }
 
 fn progress(present_bytes: u64) -> Event {
+    progress_of(1, present_bytes)
+}
+
+/// An event of so many regions.
+fn progress_of(regions: usize, present_bytes: u64) -> Event {
     let region = Region {
         name: "ram".to_owned(),
         bytes: 1 << 30,
@@ -127,7 +135,7 @@ fn progress(present_bytes: u64) -> Event {
         phase: crate::event::Phase::Filling,
     };
     Event::Progress(Figures {
-        regions: vec![region],
+        regions: vec![region; regions],
         ..Figures::default()
     })
 }
@@ -386,6 +394,8 @@ fn clients_are_bounded_and_those_that_say_nothing_give_way() {
 #[test]
 fn many_requests_at_once_are_all_answered() {
     let scene = Scene::new();
+    // The answers to the requests that are read at once are more than the server keeps for a client.
+    scene.server.publisher().publish(progress_of(100, 0));
     let mut stream = scene.raw();
     let reader = BufReader::new(stream.try_clone().expect("a socket"));
     const REQUESTS: usize = 5000;
@@ -423,9 +433,9 @@ fn daemon_hears_when_no_client_comes_in_time() {
         first_client: Some(Duration::from_millis(100)),
         ..about
     });
-    // One that says nothing is none.
+    // A client that says nothing does not count, and is not waited for.
     let silent = scene.raw();
-    assert_eq!(scene.heard(), Order::Abandoned);
+    assert_eq!(scene.orders.recv_timeout(PROMPT), Ok(Order::Abandoned));
     drop(silent);
     let without = Scene::new();
     assert!(without.orders.recv_timeout(Duration::from_millis(500)).is_err(), "no limit");
@@ -438,7 +448,9 @@ fn end_of_a_connection_in_the_middle_of_a_line_is_only_the_end_of_that() {
     stream.write_all(b"{\"id\":1,\"request\":\"sto").expect("room");
     stream.shutdown(Shutdown::Write).expect("a socket");
     assert!(is_closed(&mut BufReader::new(stream)));
-    scene.client().status(LONG).expect("it is there");
+    // It stays until the end: when it goes, the daemon is told.
+    let mut other = scene.client();
+    other.status(LONG).expect("it is there");
     assert!(scene.orders.try_recv().is_err());
 }
 
@@ -454,4 +466,94 @@ fn daemon_that_does_not_answer_is_not_waited_for() {
     assert!(began.elapsed() < LONG);
     let limit = Duration::from_millis(50);
     assert!(matches!(Client::connect(&path, limit), Err(Error::TimedOut(_))));
+}
+
+/// A daemon that sends `lines` to its first client, whatever that one wants.
+fn speaker(lines: &[String]) -> (TempDir, PathBuf, thread::JoinHandle<UnixStream>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    let listener = socket::bind(&path).expect("a socket");
+    let lines = lines.concat();
+    let speaker = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.write_all(lines.as_bytes()).expect("room");
+        stream
+    });
+    (directory, path, speaker)
+}
+
+fn reply(id: u64, answer: Answer) -> String {
+    let reply = serde_json::to_string(&Reply { id, answer }).expect("JSON");
+    format!("{reply}\n")
+}
+
+fn hello() -> String {
+    let hello = Answer::Hello {
+        version: 1,
+        session: String::new(),
+        duty: Duty::Fetch,
+        process: Identity::own().expect("this process"),
+    };
+    reply(1, hello)
+}
+
+/// More events of a later version than are read at once.
+fn events() -> String {
+    "{\"event\":\"later\"}\n".repeat(1000)
+}
+
+#[test]
+fn events_before_hello_do_not_move_the_time_limit() {
+    let (_directory, path, speaker) = speaker(&[events(), hello()]);
+    let mut greeting = Greeting::send(&path).expect("it listens");
+    let _stream = speaker.join().expect("no panic");
+    assert_eq!(greeting.wait(Instant::now()).expect("a connection"), None, "it is late");
+    let hello = greeting.wait(Instant::now() + LONG).expect("a connection");
+    assert!(hello.is_some(), "nothing is lost");
+}
+
+#[test]
+fn events_before_an_answer_do_not_move_the_time_limit() {
+    let status = reply(2, Answer::Status(Status::default()));
+    let (_directory, path, speaker) = speaker(&[hello(), events(), status]);
+    let mut client = Client::connect(&path, LONG).expect("a client");
+    let _stream = speaker.join().expect("no panic");
+    let late = client.status(Duration::ZERO);
+    assert!(matches!(late, Err(Error::TimedOut(Duration::ZERO))), "{late:?}");
+}
+
+#[test]
+fn bytes_of_a_long_line_do_not_move_the_time_limit() {
+    let line = format!("{{\"event\":\"later\",\"text\":\"{}\"}}\n", "x".repeat(100_000));
+    let (_directory, path, speaker) = speaker(&[line]);
+    let greeting = Greeting::send(&path).expect("it listens");
+    let _stream = speaker.join().expect("no panic");
+    let (_, mut incoming) = greeting.into_parts();
+    assert_eq!(incoming.next(Instant::now()).expect("a connection"), None, "it is late");
+    let event = incoming.next(Instant::now() + LONG).expect("a connection");
+    assert_eq!(event, Some(Message::Event(Event::Unknown)), "nothing is lost");
+}
+
+#[test]
+fn socket_of_another_user_is_given_no_orders() {
+    if own_user() != 0 {
+        // Only root can be somebody else.
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("a directory of this user");
+    let path = directory.path().join("socket");
+    let at = path.clone();
+    let other = thread::spawn(move || {
+        // Of this thread only.
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody).expect("root may");
+        socket::bind(&at).expect("a socket")
+    });
+    let _listener = other.join().expect("no panic");
+    let refused = Greeting::send(&path);
+    assert!(
+        matches!(refused, Err(Error::Stranger { uid: 65534, owner: 0 })),
+        "{refused:?}"
+    );
 }
