@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The end that gives orders.
 
-use std::collections::VecDeque;
 use std::io::{ErrorKind as IoErrorKind, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,17 +13,21 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use vmem_lines::{Lines, TooLong};
 use vmem_process::Identity;
 
+use crate::backlog::Backlog;
 use crate::credentials::{judge_peer, own_user};
 use crate::error::Error;
 use crate::event::{Event, Status};
-use crate::lines::{Lines, TooLong};
 use crate::message::{Answer, Call, Duty, LONGEST_REPLY, Message, Reply, Request, VERSIONS, agree, excerpt};
 use crate::socket::dial;
 
 /// The number of the first request.
 const HELLO: u64 = 1;
+
+/// The most events that wait for [`Client::event`].
+const EVENTS: usize = 1024;
 
 /// What a daemon says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,6 +76,8 @@ pub struct Incoming {
     lines: Lines,
     /// The process that has sent the latest bytes.
     sender: Option<i32>,
+    /// The process that has answered HELLO. No other one may send anything afterwards: it may have given the connection away.
+    daemon: Option<i32>,
 }
 
 impl Incoming {
@@ -86,7 +91,12 @@ impl Incoming {
         loop {
             match self.lines.next() {
                 Ok(Some(line)) => return Message::parse(&line).map(Some),
-                Err(TooLong(line)) => return Err(Error::Foreign(excerpt(&line))),
+                Err(TooLong(line)) => {
+                    return Err(Error::TooLong {
+                        longest: LONGEST_REPLY,
+                        beginning: excerpt(&line),
+                    });
+                }
                 Ok(None) => {}
             }
             // A peer that sends without a pause does not move the deadline.
@@ -111,6 +121,9 @@ impl Incoming {
                         if let RecvAncillaryMessage::ScmCredentials(sender) = part {
                             self.sender = Some(sender.pid.as_raw_nonzero().get());
                         }
+                    }
+                    if let Some(daemon) = self.daemon {
+                        check_sender(self.sender, daemon)?;
                     }
                     self.lines.push(&bytes[..message.bytes]);
                     return Ok(true);
@@ -173,6 +186,7 @@ impl Greeting {
             socket,
             lines: Lines::new(LONGEST_REPLY),
             sender: None,
+            daemon: None,
         };
         Ok(Self { caller, incoming })
     }
@@ -205,6 +219,7 @@ impl Greeting {
                 } => {
                     agree(version, version).ok_or_else(|| Error::Foreign(format!("it answers in version {version}")))?;
                     check_sender(self.incoming.sender, process.pid)?;
+                    self.incoming.daemon = Some(process.pid);
                     Ok(Some(Hello {
                         version,
                         session,
@@ -241,7 +256,7 @@ pub struct Client {
     caller: Caller,
     incoming: Incoming,
     /// Events that came before answers.
-    events: VecDeque<Event>,
+    events: Backlog,
 }
 
 impl Client {
@@ -258,7 +273,7 @@ impl Client {
             hello,
             caller,
             incoming,
-            events: VecDeque::new(),
+            events: Backlog::new(EVENTS),
         })
     }
 
@@ -268,7 +283,8 @@ impl Client {
         &self.hello
     }
 
-    /// Sends a request, and waits for its answer. Events that come meanwhile are kept for [`event`](Self::event).
+    /// Sends a request, and waits for its answer. Events that come meanwhile are kept for [`event`](Self::event), the latest
+    /// 1024 of them and 4 MiB.
     ///
     /// # Errors
     ///
@@ -279,7 +295,7 @@ impl Client {
         loop {
             match self.incoming.next(until)?.ok_or(Error::TimedOut(limit))? {
                 Message::Event(_) if Instant::now() > until => return Err(Error::TimedOut(limit)),
-                Message::Event(event) => self.events.push_back(event),
+                Message::Event(event) => self.events.push(event),
                 Message::Reply(Reply {
                     id: of,
                     answer: Answer::Error { kind, text },
@@ -345,7 +361,7 @@ impl Client {
     ///
     /// No event will come any more.
     pub fn event(&mut self, deadline: Instant) -> Result<Option<Event>, Error> {
-        if let Some(event) = self.events.pop_front() {
+        if let Some(event) = self.events.pop() {
             return Ok(Some(event));
         }
         loop {
@@ -360,7 +376,100 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::process::{Command, Stdio};
+    use std::thread;
+
     use super::*;
+    use crate::event::Region;
+    use crate::identity::Identity;
+    use crate::message::Answer;
+    use crate::socket;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A client of a peer that accepts a connection and does this with it.
+    fn of_peer(peer: impl FnOnce(UnixStream) + Send + 'static) -> Result<Client, Error> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = socket::bind(&path).expect("a socket");
+        thread::spawn(move || peer(listener.accept().expect("a client").0));
+        Client::connect(&path, LONG)
+    }
+
+    fn hello(mut socket: &UnixStream) {
+        let answer = Answer::Hello {
+            version: 1,
+            session: String::new(),
+            duty: Duty::Fetch,
+            process: Identity::own().expect("this process"),
+        };
+        let line = serde_json::to_string(&Reply { id: HELLO, answer }).expect("JSON");
+        socket.write_all(format!("{line}\n").as_bytes()).expect("room");
+    }
+
+    /// Writes until nobody reads.
+    fn flood(mut socket: &UnixStream, bytes: &[u8]) {
+        while socket.write_all(bytes).is_ok() {}
+    }
+
+    #[test]
+    fn peer_that_sends_an_endless_line_ends_the_conversation() {
+        let refused = of_peer(|socket| flood(&socket, &[b'x'; 4096]));
+        assert!(
+            matches!(&refused, Err(Error::TooLong { longest: LONGEST_REPLY, beginning }) if beginning.len() == 80),
+            "{refused:?}"
+        );
+        let mut client = of_peer(|socket| {
+            hello(&socket);
+            flood(&socket, &[b'x'; 4096]);
+        })
+        .expect("HELLO");
+        let error = client.event(Instant::now() + LONG).expect_err("no event");
+        assert!(error.to_string().contains("more than 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn events_that_wait_for_an_answer_are_bounded() {
+        let mut client = of_peer(|socket| {
+            hello(&socket);
+            let regions = vec![
+                Region {
+                    name: "x".repeat(31),
+                    bytes: 0,
+                    present_bytes: 0,
+                    unreadable_pages: 0,
+                    phase: crate::event::Phase::Filling,
+                };
+                crate::MAX_REGIONS
+            ];
+            let source = "host".to_owned();
+            let line = serde_json::to_string(&Event::Ready { source, regions }).expect("JSON");
+            flood(&socket, format!("{line}\n").as_bytes());
+        })
+        .expect("HELLO");
+        let late = client.status(Duration::from_secs(2));
+        assert!(matches!(late, Err(Error::TimedOut(_))), "{late:?}");
+        let mut kept = 0;
+        while let Some(event) = client.events.pop() {
+            kept += event.size();
+        }
+        assert!((1 << 20..5 << 20).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn other_process_to_which_the_daemon_has_given_the_connection_is_refused() {
+        let mut client = of_peer(|socket| {
+            hello(&socket);
+            let mut other = Command::new("sh");
+            other.args(["-c", "echo '{\"event\":\"end\",\"exit_code\":0,\"error\":null}'"]);
+            other.stdout(Stdio::from(OwnedFd::from(socket)));
+            other.status().expect("a process");
+        })
+        .expect("HELLO");
+        let refused = client.event(Instant::now() + LONG);
+        assert!(matches!(refused, Err(Error::Impostor { .. })), "{refused:?}");
+    }
 
     #[test]
     fn sender_must_be_the_process_that_it_says_it_is() {

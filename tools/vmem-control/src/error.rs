@@ -20,6 +20,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Another program listens on the socket.
+    #[error("the control socket {} is in use: another vmemd, or another program, listens there; end it, or choose another path", .0.display())]
+    InUse(PathBuf),
     /// Nobody can be reached at the socket.
     #[error("cannot connect to the control socket {}", path.display())]
     Connect {
@@ -60,6 +63,14 @@ pub enum Error {
     /// The kernel does not say which process has answered.
     #[error("the kernel does not say which process has answered on the control connection")]
     Nameless,
+    /// The peer sends a longer line than a message may be.
+    #[error("the peer of the control connection sends a line of more than {longest} bytes, which begins with: {beginning}")]
+    TooLong {
+        /// As long a message may be.
+        longest: usize,
+        /// How the line begins.
+        beginning: String,
+    },
     /// What has come is no message of this protocol.
     #[error("the peer does not speak the control protocol: {0}")]
     Foreign(String),

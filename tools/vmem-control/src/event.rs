@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 /// What happens to a vmemd.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
@@ -14,6 +16,7 @@ pub enum Event {
         /// Where the pages come from.
         source: String,
         /// The regions.
+        #[serde(deserialize_with = "limits::regions")]
         regions: Vec<Region>,
     },
     /// The memory is offered at this address.
@@ -26,6 +29,7 @@ pub enum Event {
         /// Where the pages come from.
         source: String,
         /// The regions.
+        #[serde(deserialize_with = "limits::regions")]
         regions: Vec<Region>,
     },
     /// A line came on standard input.
@@ -76,6 +80,30 @@ pub enum Event {
     Unknown,
 }
 
+impl Event {
+    /// About how many bytes of memory it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let texts = match self {
+            Self::Holding { source, regions } | Self::Ready { source, regions } => source.len() + size(regions),
+            Self::Order { order, error } => order.len() + length(error),
+            Self::Progress(figures) => size(&figures.regions),
+            Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
+            Self::Lost { error, .. } => error.len(),
+            Self::End { error, figures, .. } => length(error) + figures.as_ref().map_or(0, |figures| size(&figures.regions)),
+            Self::Listening { .. } | Self::Dropped { .. } | Self::Back { .. } | Self::Unknown => 0,
+        };
+        size_of::<Self>() + texts
+    }
+}
+
+/// About how many bytes of memory regions take.
+fn size(regions: &[Region]) -> usize {
+    let names: usize = regions.iter().map(|region| region.name.len()).sum();
+    size_of_val(regions) + names
+}
+
 /// Where a run stands.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
@@ -100,6 +128,7 @@ pub struct Figures {
     #[serde(default)]
     pub reconnects: u64,
     /// The regions.
+    #[serde(deserialize_with = "limits::regions")]
     pub regions: Vec<Region>,
 }
 
@@ -202,6 +231,13 @@ pub enum State {
 }
 
 impl Status {
+    /// About how many bytes of memory it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let source = self.source.as_ref().map_or(0, String::len);
+        size_of::<Self>() + source + self.figures.as_ref().map_or(0, |figures| size(&figures.regions))
+    }
+
     /// What follows from an event.
     pub fn apply(&mut self, event: &Event) {
         let of = |regions: &[Region]| {
@@ -301,6 +337,20 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&event).expect("JSON"), line);
             assert_eq!(serde_json::from_str::<Event>(&line).expect("an event"), event);
+        }
+    }
+
+    #[test]
+    fn phase_has_one_name_on_the_wire() {
+        for (phase, name) in [
+            (Phase::Filling, "\"filling\""),
+            (Phase::Waiting, "\"waiting\""),
+            (Phase::Populating, "\"populating\""),
+            (Phase::Plain, "\"plain\""),
+            (Phase::Unreadable, "\"unreadable\""),
+        ] {
+            assert_eq!(serde_json::to_string(&phase).expect("JSON"), name);
+            assert_eq!(serde_json::from_str::<Phase>(name).expect("a phase"), phase);
         }
     }
 

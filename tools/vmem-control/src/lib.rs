@@ -46,11 +46,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod client;
 pub mod credentials;
 mod error;
 mod event;
-mod lines;
+mod limits;
 mod message;
 mod server;
 pub mod socket;
@@ -58,6 +59,7 @@ pub mod socket;
 pub use client::{Caller, Client, Greeting, Hello, Incoming};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Figures, Lane, Phase, Region, State, Status, Times};
+pub use limits::{LONGEST_TEXT, MAX_REGIONS};
 pub use message::{Answer, Call, Duty, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
 pub use server::{About, Publisher, Refusal, Server, Service};
 pub use vmem_process::Identity;

@@ -16,7 +16,7 @@ pub const VERSIONS: RangeInclusive<u32> = 1..=1;
 /// The longest line that a client may send, with its end.
 pub const LONGEST_REQUEST: usize = 16 << 10;
 
-/// The longest line that a daemon may send, with its end: 1024 regions take 200 KiB.
+/// The longest line that a daemon may send, with its end: [`MAX_REGIONS`](crate::MAX_REGIONS) take 200 KiB.
 pub const LONGEST_REPLY: usize = 1 << 20;
 
 /// The latest version that both sides speak, if there is one: the peer speaks those from `oldest` to `latest`.
@@ -136,7 +136,8 @@ impl Message {
             Some(_) => serde_json::from_slice(line).map(Self::Reply),
             None => serde_json::from_slice(line).map(Self::Event),
         });
-        parsed.map_err(|_| Error::Foreign(excerpt(line)))
+        // The text of the error can have any bytes of the line in it.
+        parsed.map_err(|error| Error::Foreign(format!("{}: {}", excerpt(error.to_string().as_bytes()), excerpt(line))))
     }
 }
 

@@ -7,7 +7,6 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -16,9 +15,11 @@ use std::thread;
 use std::time::Duration;
 use vmem_process::Identity;
 
+use crate::backlog::Backlog;
 use crate::credentials::own_user;
 use crate::error::Error;
 use crate::event::{Event, Status};
+use crate::limits::cut_event;
 use crate::message::Duty;
 use run::Run;
 
@@ -92,11 +93,9 @@ impl About {
 }
 
 /// What the daemon's threads have for the server's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    events: VecDeque<Event>,
-    /// Events that there was no room for.
-    dropped: u64,
+    events: Backlog,
     status: Status,
     /// The daemon ends; whether it has let go of everything.
     finish: Option<bool>,
@@ -111,15 +110,12 @@ pub struct Publisher {
 
 impl Publisher {
     /// Tells all who have subscribed. Waits for nobody.
-    pub fn publish(&self, event: Event) {
+    pub fn publish(&self, mut event: Event) {
+        cut_event(&mut event);
         {
             let mut shared = lock(&self.shared);
             shared.status.apply(&event);
-            if shared.events.len() >= WAITING {
-                shared.events.pop_front();
-                shared.dropped += 1;
-            }
-            shared.events.push_back(event);
+            shared.events.push(event);
         }
         self.wake();
     }
@@ -149,7 +145,11 @@ impl Server {
             socket.set_nonblocking(true).map_err(Error::Io)?;
         }
         listener.set_nonblocking(true).map_err(Error::Io)?;
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        let shared = Arc::new(Mutex::new(Shared {
+            events: Backlog::new(WAITING),
+            status: Status::default(),
+            finish: None,
+        }));
         let run = Run::new(listener, woken, Arc::clone(&shared), about, service);
         let (alive, ended) = channel();
         thread::Builder::new()

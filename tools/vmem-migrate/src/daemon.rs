@@ -9,6 +9,7 @@ mod left;
 mod spawned;
 #[cfg(test)]
 mod tests;
+mod unrecorded;
 
 use std::fs::File;
 use std::io;
@@ -22,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use vmem_control::{Duty, Greeting, socket};
+use vmem_control::{Duty, Greeting, Hello, socket};
 use vmem_process::{Process, log_tail, scope};
 
 use crate::name::public_session;
@@ -33,6 +34,7 @@ pub(crate) use conversation::{DaemonEvent, Ended, Orders};
 pub(crate) use left::end_leftovers;
 use left::{Left, PID, SOCKET};
 use spawned::{Held, Spawned, TIMEOUT};
+use unrecorded::Unrecorded;
 
 /// vmemd cannot be started, or ended at once.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,15 @@ pub enum DaemonError {
     Note(PathBuf, #[source] io::Error),
     #[error("vmemd is not started")]
     Socket(#[source] vmem_control::Error),
+    /// An earlier vmemd has the socket, and vmemctl cannot end it.
+    #[error("vmemd is not started: {0}")]
+    InUse(String),
+    /// A vmemd of an earlier vmemctl may serve. It goes on without vmemctl.
+    #[error("cannot find out whether a vmemd is left in {}; none is started or ended", .0.display())]
+    Unknown(PathBuf, #[source] io::Error),
+    /// A vmemd of an earlier vmemctl goes on without vmemctl.
+    #[error("cannot supervise vmemd (process {0}), which goes on")]
+    TakeOver(i32, #[source] io::Error),
     #[error("vmemd ended ({status}): {last}")]
     Ended { status: String, last: String },
     #[error("vmemd (process {0}) has ended{1}")]
@@ -59,7 +70,8 @@ pub(crate) struct Daemon {
     held: Arc<Held>,
     orders: Orders,
     says: Receiver<DaemonEvent>,
-    log: PathBuf,
+    /// The log of a vmemd that this program has started.
+    log: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -110,8 +122,8 @@ impl Daemon {
             }
         };
         let held = Arc::new(Held::Spawned(Spawned::new(process)));
-        let first = greeting.map(|greeting| (greeting, false));
-        let daemon = Self::converse(&held, first, &socket, log, Some(child));
+        let first = greeting.map(|greeting| (greeting, None));
+        let daemon = Self::converse(conversation_thread(), &held, first, &socket, Some((child, log)));
         daemon.map_err(|error| {
             held.signal(Signal::KILL);
             failed(error)
@@ -120,25 +132,40 @@ impl Daemon {
 
     /// The vmemd that an earlier vmemctl has started for the same session and duty, if it still runs. A vmemd that does not answer is taken
     /// over as well: the state of the regions shows what it does.
-    pub(crate) fn take_over(session: &str, duty: Duty, state_dir: &StateDir) -> Option<Self> {
-        let left = Left::find(state_dir).filter(|left| left.is_of(session, duty))?;
-        let Left {
-            processes,
-            greeting,
-            hello,
-        } = left;
-        let (held, log) = (Arc::new(Held::Left(processes)), log(state_dir).ok()?);
-        let first = greeting.map(|greeting| (greeting, hello.is_some()));
-        Self::converse(&held, first, &state_dir.path(SOCKET), log, None).ok()
+    ///
+    /// # Errors
+    ///
+    /// It may run, and cannot be taken over. The caller must not end it for that: it may serve a guest.
+    pub(crate) fn take_over(session: &str, duty: Duty, state_dir: &StateDir) -> Result<Option<Self>, DaemonError> {
+        Self::take_over_in(conversation_thread(), session, duty, state_dir)
+    }
+
+    /// As [`take_over`](Self::take_over), with this thread for the conversation.
+    fn take_over_in(
+        thread: thread::Builder,
+        session: &str,
+        duty: Duty,
+        state_dir: &StateDir,
+    ) -> Result<Option<Self>, DaemonError> {
+        let unknown = |error| DaemonError::Unknown(state_dir.directory().to_owned(), error);
+        let left = Left::find(state_dir).map_err(unknown)?;
+        let Some(left) = left.filter(|left| left.is_of(session, duty)) else {
+            return Ok(None);
+        };
+        let held = Arc::new(Held::Left(left.processes));
+        let first = left.greeting.map(|greeting| (greeting, left.hello));
+        Self::converse(thread, &held, first, &state_dir.path(SOCKET), None)
+            .map(Some)
+            .map_err(|error| DaemonError::TakeOver(held.number(), error))
     }
 
     /// Starts the thread that holds the conversation.
     fn converse(
+        thread: thread::Builder,
         held: &Arc<Held>,
-        first: Option<(Greeting, bool)>,
+        first: Option<(Greeting, Option<Hello>)>,
         socket: &Path,
-        log: PathBuf,
-        child: Option<Child>,
+        child: Option<(Child, PathBuf)>,
     ) -> io::Result<Self> {
         let (sender, says) = queue();
         let orders = Orders::default();
@@ -146,8 +173,8 @@ impl Daemon {
         if let Some((greeting, _)) = &first {
             conversation.connected(greeting);
         }
-        let thread = thread::Builder::new().name("vmemd".to_owned());
         let process = Arc::clone(held);
+        let (child, log) = child.unzip();
         thread.spawn(move || {
             let (says, said) = conversation.hold(first, &process);
             let status = match (&*process, child) {
@@ -191,10 +218,28 @@ impl Daemon {
         self.orders.clone()
     }
 
+    /// A vmemd whose events a test sends.
+    #[cfg(test)]
+    pub(crate) fn of_process(process: Process) -> (Self, crate::queue::Sender<DaemonEvent>) {
+        let (sender, says) = queue();
+        let daemon = Self {
+            held: Arc::new(Held::Left(vec![process])),
+            orders: Orders::default(),
+            says,
+            log: None,
+        };
+        (daemon, sender)
+    }
+
     /// Its processes.
     #[cfg(test)]
     pub(crate) fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// Whether its processes have ended. Of a script instead of vmemd, a vmemd may be left.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.held.wait(Duration::ZERO)
     }
 
     /// Ends vmemd, and waits until it has ended. Uses an order if vmemd responds, and signals if that does not suffice.
@@ -211,13 +256,18 @@ impl Daemon {
             let why = why.map_or(String::new(), |why| format!(": {why}"));
             return DaemonError::LeftEnded(self.held.number(), why);
         };
-        let text = log_tail(&self.log, 0);
+        let text = self.log.as_ref().map_or(String::new(), |log| log_tail(log, 0));
         let last = text.lines().last().unwrap_or_default();
         DaemonError::Ended {
             status: status.to_string(),
             last: vmem_cli::log::message(last).to_owned(),
         }
     }
+}
+
+/// The thread of a conversation.
+fn conversation_thread() -> thread::Builder {
+    thread::Builder::new().name("vmemd".to_owned())
 }
 
 fn log(state_dir: &StateDir) -> Result<PathBuf, DaemonError> {
@@ -229,15 +279,17 @@ fn log(state_dir: &StateDir) -> Result<PathBuf, DaemonError> {
 /// Binds the socket of the vmemd that is about to be started. Ends a vmemd that still has the socket: a guest has one vmemd at a time.
 fn listen(state_dir: &StateDir) -> Result<UnixListener, DaemonError> {
     let path = state_dir.path(SOCKET);
-    let is_in_use = |error: &vmem_control::Error| matches!(error, vmem_control::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
     let bound = match socket::bind(&path) {
-        Err(error) if is_in_use(&error) => {
+        Err(vmem_control::Error::InUse(_)) => {
             end_leftovers(state_dir);
             socket::bind(&path)
         }
         bound => bound,
     };
-    bound.map_err(DaemonError::Socket)
+    bound.map_err(|error| match error {
+        vmem_control::Error::InUse(_) => DaemonError::InUse(Unrecorded::find(state_dir).to_string()),
+        error => DaemonError::Socket(error),
+    })
 }
 
 /// The vmemd beside this program, or the one that `VMEMD` names.

@@ -137,7 +137,7 @@ impl PageServer {
         session: &str,
         state_dir: &StateDir,
     ) -> Result<Self, Cause> {
-        let first = match Daemon::take_over(session, Duty::Serve, state_dir) {
+        let first = match Daemon::take_over(session, Duty::Serve, state_dir)? {
             Some(daemon) => Initial::Running(daemon),
             None => {
                 end_leftovers(state_dir);

@@ -9,10 +9,16 @@ use std::time::Duration;
 /// The largest number of queued events. The latest ones show the present progress.
 const EVENTS: usize = 1024;
 
+/// The largest memory of queued events, in bytes. One with a list of 1024 regions takes 90 KiB.
+const BYTES: usize = 4 << 20;
+
 /// A message for such a queue.
 pub(crate) trait Message {
     /// Whether the message is an event, which may be dropped if there are too many.
     fn is_event(&self) -> bool;
+
+    /// About how many bytes of memory the message takes, if it is an event.
+    fn size(&self) -> usize;
 
     /// The message that stands for `events` dropped events.
     fn dropped(events: u64) -> Self;
@@ -22,6 +28,8 @@ pub(crate) trait Message {
 struct Waiting<T> {
     messages: VecDeque<T>,
     events: usize,
+    /// The memory of the queued events.
+    bytes: usize,
     /// The number of events that were dropped since the last received message.
     dropped: u64,
     /// The sender is dropped.
@@ -48,6 +56,7 @@ pub(crate) fn queue<T: Message>() -> (Sender<T>, Receiver<T>) {
         waiting: Mutex::new(Waiting {
             messages: VecDeque::new(),
             events: 0,
+            bytes: 0,
             dropped: 0,
             closed: false,
         }),
@@ -62,18 +71,28 @@ impl<T> Shared<T> {
     }
 }
 
+impl<T: Message> Waiting<T> {
+    /// This event is not queued any more.
+    fn taken(&mut self, event: Option<&T>) {
+        self.events = self.events.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(event.map_or(0, T::size));
+    }
+}
+
 impl<T: Message> Sender<T> {
-    /// Queues a message. If it is an event, and there are too many, the oldest event is dropped.
+    /// Queues a message. If it is an event, and there are too many, the oldest events are dropped.
     pub(crate) fn send(&self, message: T) {
         let mut waiting = self.0.lock();
         if message.is_event() {
-            waiting.events += 1;
-            if waiting.events > EVENTS {
+            let size = message.size();
+            while waiting.events > 0 && (waiting.events >= EVENTS || waiting.bytes.saturating_add(size) > BYTES) {
                 let oldest = waiting.messages.iter().position(T::is_event);
-                drop(oldest.and_then(|at| waiting.messages.remove(at)));
-                waiting.events -= 1;
+                let oldest = oldest.and_then(|at| waiting.messages.remove(at));
+                waiting.taken(oldest.as_ref());
                 waiting.dropped += 1;
             }
+            waiting.events += 1;
+            waiting.bytes = waiting.bytes.saturating_add(size);
         }
         waiting.messages.push_back(message);
         self.0.changed.notify_all();
@@ -99,7 +118,7 @@ impl<T: Message> Receiver<T> {
         }
         let message = waiting.messages.pop_front()?;
         if message.is_event() {
-            waiting.events -= 1;
+            waiting.taken(Some(&message));
         }
         Some(message)
     }
@@ -117,13 +136,21 @@ mod tests {
     #[derive(PartialEq, Debug)]
     enum Said {
         Event(usize),
+        Large(usize),
         Dropped(u64),
         End(usize),
     }
 
     impl Message for Said {
         fn is_event(&self) -> bool {
-            matches!(self, Self::Event(_))
+            matches!(self, Self::Event(_) | Self::Large(_))
+        }
+
+        fn size(&self) -> usize {
+            match self {
+                Self::Large(size) => *size,
+                _ => 0,
+            }
         }
 
         fn dropped(events: u64) -> Self {
@@ -147,6 +174,28 @@ mod tests {
         let (events, ends): (Vec<_>, Vec<_>) = heard.partition(Message::is_event);
         assert_eq!(ends, (0..10).map(Said::End).collect::<Vec<_>>());
         assert_eq!(events, (many - EVENTS..many).map(Said::Event).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn oldest_events_are_dropped_if_they_take_too_much_memory() {
+        let (sender, receiver) = queue();
+        (0..3).for_each(|number| sender.send(Said::Event(number)));
+        sender.send(Said::End(0));
+        for _ in 0..10 {
+            sender.send(Said::Large(BYTES / 2));
+        }
+        assert_eq!(receiver.recv(LONG), Some(Said::Dropped(3 + 8)));
+        assert_eq!(receiver.recv(LONG), Some(Said::End(0)));
+        for _ in 0..2 {
+            assert_eq!(receiver.recv(LONG), Some(Said::Large(BYTES / 2)));
+        }
+        // One that is larger than all may be is not lost.
+        sender.send(Said::Large(usize::MAX));
+        sender.send(Said::Large(usize::MAX));
+        assert_eq!(receiver.recv(LONG), Some(Said::Dropped(1)));
+        assert_eq!(receiver.recv(LONG), Some(Said::Large(usize::MAX)));
+        sender.send(Said::Event(1));
+        assert_eq!(receiver.recv(LONG), Some(Said::Event(1)));
     }
 
     #[test]

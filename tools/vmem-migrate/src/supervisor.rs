@@ -84,6 +84,14 @@ impl Message for Event {
         matches!(self, Self::DaemonReport(_) | Self::Status(_))
     }
 
+    fn size(&self) -> usize {
+        match self {
+            Self::DaemonReport(event) => event.size(),
+            Self::Status(status) => status.size(),
+            Self::Refuses(_) | Self::Ready | Self::Ended { .. } => 0,
+        }
+    }
+
     fn dropped(lines: u64) -> Self {
         Self::DaemonReport(DaemonReport::Dropped { lines })
     }
@@ -286,6 +294,8 @@ impl<W: Supervised> SupervisorThread<W> {
         let began = Instant::now();
         // Why this thread makes vmemd end.
         let mut fault = None;
+        // When the thread has seen that the process has ended while supervision ends.
+        let mut ended = None;
         loop {
             if self.shared.stops() {
                 daemon.end();
@@ -293,7 +303,12 @@ impl<W: Supervised> SupervisorThread<W> {
             }
             // A vmemd that was just started may still fail.
             if self.shared.is_over() && (is_ready || began.elapsed() > SETTLING) {
-                return Outcome::Over { left: true };
+                // A vmemd that has just died is not left: its end is about to be reported. If it is not, the process was a script, and the
+                // vmemd behind the script still has the connection.
+                let is_left = !daemon.has_ended() || ended.get_or_insert_with(Instant::now).elapsed() > SETTLING;
+                if is_left {
+                    return Outcome::Over { left: true };
+                }
             }
             match daemon.recv(POLL_INTERVAL) {
                 Some(DaemonEvent::Ended(ended)) => {

@@ -42,11 +42,29 @@ impl Process {
         Ok(Self { pid, fd })
     }
 
-    /// The process with this identity. `None` if it has ended.
+    /// The process with this identity. `None` if it has ended, or cannot be looked up.
     pub fn find(identity: &Identity) -> Option<Self> {
-        let process = Self::open(identity.pid).ok()?;
-        let is_it = process.identity().is_ok_and(|found| found == *identity);
-        is_it.then_some(process)
+        Self::look_up(identity).ok().flatten()
+    }
+
+    /// The process with this identity. `None` if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// The process may live: this one has no descriptor left, for example.
+    pub fn look_up(identity: &Identity) -> io::Result<Option<Self>> {
+        let has_ended = |error: &io::Error| {
+            error.kind() == io::ErrorKind::NotFound
+                || [Errno::SRCH, Errno::INVAL].map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error())
+                // No process has such a number.
+                || error.kind() == io::ErrorKind::InvalidInput
+        };
+        let found = Self::open(identity.pid).and_then(|process| Ok((process.identity()?, process)));
+        match found {
+            Ok((found, process)) => Ok((found == *identity).then_some(process)),
+            Err(error) if has_ended(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// This process with the number of `other`, as after the kernel has reused the number.

@@ -6,30 +6,21 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use vmem_lines::TooLong;
 
 use crate::error::Error;
 
 /// Splits what a connection receives into lines. A line that is incomplete at the deadline is kept for the next call.
 #[derive(Debug)]
-pub struct Lines {
-    longest: usize,
-    /// Bytes received after the last whole line.
-    received: Vec<u8>,
-    /// Number of those bytes that are known to have no end of line.
-    searched: usize,
-}
+pub struct Lines(vmem_lines::Lines);
 
 impl Lines {
     /// An empty buffer. A line has at most `longest` bytes.
     pub const fn new(longest: usize) -> Self {
-        Self {
-            longest,
-            received: Vec::new(),
-            searched: 0,
-        }
+        Self(vmem_lines::Lines::new(longest))
     }
 
-    /// Waits for the next line of `socket` until `deadline`; `None` if no whole line has arrived by then. The line includes its newline.
+    /// Waits for the next line of `socket` until `deadline`; `None` if no whole line has arrived by then. The line has no newline.
     ///
     /// # Errors
     ///
@@ -38,16 +29,8 @@ impl Lines {
         let socket = SockRef::from(&socket);
         let mut has_read = false;
         loop {
-            let mut rest = self.received.iter().skip(self.searched);
-            if let Some(length) = rest.position(|byte| *byte == b'\n') {
-                let end = self.searched + length;
-                self.searched = 0;
-                return Ok(Some(self.received.drain(..=end).collect()));
-            }
-            self.searched = self.received.len();
-            if self.received.len() > self.longest {
-                self.searched = 0;
-                return Err(Error::TooLong(std::mem::take(&mut self.received)));
+            if let Some(line) = self.0.next().map_err(|TooLong(bytes)| Error::TooLong(bytes))? {
+                return Ok(Some(line));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             // A peer that sends a byte now and then must not extend the deadline.
@@ -61,7 +44,7 @@ impl Lines {
             match (&*socket).read(&mut piece) {
                 Ok(0) => return Err(Error::Closed),
                 Ok(count) => {
-                    self.received.extend_from_slice(&piece[..count]);
+                    self.0.push(&piece[..count]);
                     has_read = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -80,7 +63,7 @@ impl Lines {
 
     /// The bytes received after the last line that was returned.
     pub fn into_rest(self) -> Vec<u8> {
-        self.received
+        self.0.into_rest()
     }
 }
 
@@ -97,10 +80,10 @@ mod tests {
         let mut lines = Lines::new(8);
         let mut next = || lines.next(&ours, Instant::now()).expect("a connection");
         theirs.write_all(b"one\ntw").expect("room");
-        assert_eq!(next().expect("a line"), b"one\n");
+        assert_eq!(next().expect("a line"), b"one");
         assert_eq!(next(), None, "half a line");
         theirs.write_all(b"o\nrest").expect("room");
-        assert_eq!(next().expect("a line"), b"two\n");
+        assert_eq!(next().expect("a line"), b"two");
         assert_eq!(next(), None, "half a line");
         assert_eq!(lines.into_rest(), b"rest");
     }

@@ -7,10 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vmem_lines::{Lines, TooLong};
 
 use crate::error::ErrorKind;
 use crate::event::Event;
-use crate::lines::{Lines, TooLong};
+use crate::limits::cut;
 use crate::message::{Answer, Call, LONGEST_REQUEST, Reply};
 
 /// No request of a client is read while so many bytes wait for it to be taken.
@@ -134,7 +135,8 @@ impl Connection {
 
     /// Has it hear that something is not done.
     pub(super) fn refuse(&mut self, id: u64, kind: ErrorKind, text: impl Into<String>) {
-        let text = text.into();
+        let mut text = text.into();
+        cut(&mut text);
         self.answer(id, Answer::Error { kind, text });
     }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connection::{Connection, Heard};
-use super::{About, Service, Shared, lock};
+use super::{About, Service, Shared, WAITING, lock};
+use crate::backlog::Backlog;
 use crate::credentials::judge_peer;
 use crate::error::ErrorKind;
-use crate::event::Event;
 use crate::message::{Answer, Call, Request, VERSIONS, agree};
 
 /// Clients at a time.
@@ -112,14 +112,13 @@ impl<S: Service> Run<S> {
     /// Passes on what the daemon says.
     fn take_events(&mut self) {
         while matches!((&self.woken).read(&mut [0; 64]), Ok(1..)) {}
-        let (events, dropped) = {
+        let mut events = {
             let mut shared = lock(&self.shared);
             self.finish = shared.finish;
-            (std::mem::take(&mut shared.events), std::mem::take(&mut shared.dropped))
+            std::mem::replace(&mut shared.events, Backlog::new(WAITING))
         };
-        let missing = (dropped > 0).then_some(Event::Dropped { lines: dropped });
-        for event in missing.iter().chain(&events) {
-            self.clients.iter_mut().for_each(|client| client.event(event));
+        while let Some(event) = events.pop() {
+            self.clients.iter_mut().for_each(|client| client.event(&event));
         }
         if let Some(has_let_go) = self.finish {
             for client in &mut self.clients {

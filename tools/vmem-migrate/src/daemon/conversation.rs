@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
-use vmem_control::{Answer, Caller, Error, Event, Greeting, Message as FromDaemon, Reply, Request, Status};
+use vmem_control::{Answer, Caller, Error, Event, Greeting, Hello, Message as FromDaemon, Reply, Request, Status};
+use vmem_wait::BackOff;
 
 use super::spawned::{Held, lock};
+use crate::process::Process;
 use crate::queue::{Message, Sender};
 
 /// How often the thread checks whether a silent vmemd has ended.
@@ -18,6 +20,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The pause before the thread reconnects to a vmemd that has closed the connection and lives.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause before the thread reconnects to a vmemd that breaks the protocol again and again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long the thread reads what is left of a vmemd that has ended. It is there already.
+const REST: Duration = Duration::from_secs(1);
 
 /// An event of a vmemd, or its end.
 #[derive(Debug)]
@@ -53,6 +61,14 @@ impl Ended {
 impl Message for DaemonEvent {
     fn is_event(&self) -> bool {
         matches!(self, Self::Event(_) | Self::Status(_))
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Event(event) => event.size(),
+            Self::Status(status) => status.size(),
+            Self::Refuses(_) | Self::Ended(_) => 0,
+        }
     }
 
     fn dropped(lines: u64) -> Self {
@@ -120,48 +136,72 @@ impl Conversation {
     /// Returns the exit code and reason that vmemd has reported.
     pub(super) fn hold(
         mut self,
-        first: Option<(Greeting, bool)>,
+        first: Option<(Greeting, Option<Hello>)>,
         held: &Held,
     ) -> (Sender<DaemonEvent>, Option<(u8, Option<String>)>) {
         let mut next = first;
+        let mut pauses = BackOff::new(PAUSE, LONGEST_PAUSE);
         loop {
-            if let Some((greeting, is_answered)) = next.take() {
-                if let Err(error) = self.recv(greeting, is_answered, held) {
-                    self.lost(&error);
+            let mut pause = PAUSE;
+            if let Some((greeting, hello)) = next.take() {
+                match self.recv(greeting, hello, held) {
+                    Ok(()) | Err(Error::Closed) => pauses.reset(),
+                    // The peer breaks the protocol, and most likely will again.
+                    Err(error) => {
+                        self.lost(&error);
+                        pause = pauses.next_pause();
+                    }
                 }
                 self.orders.greeted.store(false, Ordering::SeqCst);
                 lock(&self.orders.caller).take();
             }
-            if held.wait(PAUSE) {
+            if held.wait(pause) {
                 return (self.says, self.end);
             }
             if let Ok(greeting) = Greeting::send(&self.socket) {
                 self.connected(&greeting);
-                next = Some((greeting, false));
+                next = Some((greeting, None));
             }
         }
     }
 
     /// Receives until the connection is lost, or the process has ended.
-    fn recv(&mut self, mut greeting: Greeting, is_answered: bool, held: &Held) -> Result<(), Error> {
-        while !is_answered && greeting.wait(Instant::now() + POLL_INTERVAL)?.is_none() {
-            if held.wait(Duration::ZERO) {
+    fn recv(&mut self, mut greeting: Greeting, hello: Option<Hello>, held: &Held) -> Result<(), Error> {
+        let mut answer = hello;
+        let hello = loop {
+            if let Some(hello) = answer {
+                break hello;
+            }
+            answer = greeting.wait(Instant::now() + POLL_INTERVAL)?;
+            if answer.is_none() && held.wait(Duration::ZERO) {
                 return Ok(());
             }
-        }
+        };
         self.orders.greeted.store(true, Ordering::SeqCst);
+        // A script instead of vmemd may end before the vmemd that it has started, so the conversation is with the process that has answered.
+        let process = Process::look_up(&hello.process).map_err(Error::Io)?;
         let (_caller, mut incoming) = greeting.into_parts();
-        // A script instead of vmemd may end before the vmemd that it has started. The connection closes when vmemd ends.
+        // Most connections close when vmemd ends. One that vmemd has passed on to another process does not.
+        let mut rest = None;
         loop {
-            if let Some(message) = incoming.next(Instant::now() + POLL_INTERVAL)? {
-                self.heard(message);
+            if rest.is_none() && process.as_ref().is_none_or(|process| process.wait(Duration::ZERO)) {
+                rest = Some(Instant::now() + REST);
+            }
+            let until = rest.map_or_else(|| Instant::now() + POLL_INTERVAL, |_| Instant::now());
+            match incoming.next(until)? {
+                Some(message) => self.heard(message),
+                None if rest.is_some() => return Ok(()),
+                None => {}
+            }
+            if rest.is_some_and(|rest| Instant::now() > rest) {
+                return Ok(());
             }
         }
     }
 
-    /// Reports once why the conversation failed. A closed connection is not reported, because it mostly means that vmemd has ended.
+    /// Reports once why the conversation failed.
     fn lost(&mut self, error: &Error) {
-        if !matches!(error, Error::Closed) && !std::mem::replace(&mut self.has_refused, true) {
+        if !std::mem::replace(&mut self.has_refused, true) {
             self.says.send(DaemonEvent::Refuses(chain(error)));
         }
     }

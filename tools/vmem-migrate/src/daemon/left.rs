@@ -13,6 +13,7 @@ use vmem_control::{Duty, Greeting, Hello, Request};
 use vmem_process::Process;
 
 use super::spawned::TIMEOUT;
+use super::unrecorded::Unrecorded;
 use crate::name::public_session;
 use crate::record::StateDir;
 
@@ -45,12 +46,16 @@ impl Left {
     }
 
     /// The vmemd of the guest of `state_dir`, if one is left.
-    pub(super) fn find(state_dir: &StateDir) -> Option<Self> {
+    ///
+    /// # Errors
+    ///
+    /// One may be left: the recorded process cannot be looked up.
+    pub(super) fn find(state_dir: &StateDir) -> io::Result<Option<Self>> {
         Self::find_within(state_dir, ANSWER)
     }
 
-    fn find_within(state_dir: &StateDir, limit: Duration) -> Option<Self> {
-        let mut processes: Vec<_> = recorded(state_dir).into_iter().collect();
+    fn find_within(state_dir: &StateDir, limit: Duration) -> io::Result<Option<Self>> {
+        let mut processes: Vec<_> = recorded(state_dir)?.into_iter().collect();
         let socket = state_dir.path(SOCKET);
         let (greeting, hello) = match Greeting::send(&socket) {
             Err(error) if error.is_nobody() => (None, None),
@@ -67,32 +72,37 @@ impl Left {
                 }
             },
         };
-        let said = hello.as_ref().and_then(|hello| Process::find(&hello.process));
+        let said = hello.as_ref().map(|hello| Process::look_up(&hello.process));
+        let said = said.transpose()?.flatten();
         if let Some(said) = said.filter(|said| processes.iter().all(|other| other.number() != said.number())) {
             // A script instead of vmemd has been recorded, or no process.
             processes.insert(0, said);
         }
         if processes.is_empty() {
             if greeting.is_some() && hello.is_none() {
-                tracing::warn!(
-                    "a vmemd has {} and does not answer, and it is not recorded which process that is: end it by hand",
-                    socket.display()
-                );
+                tracing::warn!("{}", Unrecorded::find(state_dir));
             }
-            return None;
+            return Ok(None);
         }
-        Some(Self {
+        Ok(Some(Self {
             processes,
             greeting,
             hello,
-        })
+        }))
     }
 }
 
 /// The recorded process, if it lives.
-fn recorded(state_dir: &StateDir) -> Option<Process> {
-    let text = std::fs::read(state_dir.path(PID)).ok()?;
-    Process::find(&serde_json::from_slice(&text).ok()?)
+fn recorded(state_dir: &StateDir) -> io::Result<Option<Process>> {
+    let text = match std::fs::read(state_dir.path(PID)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    match serde_json::from_slice(&text) {
+        Ok(identity) => Process::look_up(&identity),
+        // The file is replaced as a whole, so vmemctl has not written this.
+        Err(_) => Ok(None),
+    }
 }
 
 /// Records the process. Nothing is recorded if it has ended already.
@@ -112,11 +122,15 @@ pub(super) fn record(process: &Process, path: &Path) -> io::Result<()> {
 /// Ends the vmemd that an earlier vmemctl has left. Returns when its processes have ended and hold no files any more.
 pub(crate) fn end_leftovers(state_dir: &StateDir) {
     // A vmemd that does not answer within this time is made to end by signals.
+    let left = Left::find_within(state_dir, TIMEOUT).unwrap_or_else(|error| {
+        tracing::warn!("{}: cannot look for a vmemd: {error}", state_dir.directory().display());
+        None
+    });
     let Some(Left {
         mut processes,
         greeting,
         hello,
-    }) = Left::find_within(state_dir, TIMEOUT)
+    }) = left
     else {
         return;
     };

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::Mutex;
 
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use tempfile::TempDir;
 use vmem_control::{Event, Request};
 
@@ -81,11 +82,20 @@ fn left_daemon_of_the_same_session_and_duty_is_taken_over() {
     wait_ready(&mut first);
     let process = abandon(first);
     assert!(
-        Daemon::take_over("another", Duty::Serve, &state_dir).is_none(),
+        Daemon::take_over("another", Duty::Serve, &state_dir)
+            .expect("it can be found out")
+            .is_none(),
         "another session"
     );
-    assert!(Daemon::take_over(SESSION, Duty::Fetch, &state_dir).is_none(), "another duty");
-    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it is there");
+    assert!(
+        Daemon::take_over(SESSION, Duty::Fetch, &state_dir)
+            .expect("it can be found out")
+            .is_none(),
+        "another duty"
+    );
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir)
+        .expect("it can be found out")
+        .expect("it is there");
     assert_eq!(daemon.held().number(), process.number());
     // The status says so, although the event was sent before.
     wait_ready(&mut daemon);
@@ -105,7 +115,9 @@ fn daemon_behind_a_script_is_taken_over_and_both_are_ended() {
     let mut first = Daemon::spawn(Path::new("sh"), &script, SESSION, &state_dir).expect("a process");
     wait_ready(&mut first);
     let shell = abandon(first);
-    let daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it is there");
+    let daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir)
+        .expect("it can be found out")
+        .expect("it is there");
     let Held::Left(processes) = daemon.held() else {
         panic!("it was left")
     };
@@ -135,7 +147,9 @@ fn stopped_daemon_is_taken_over_and_can_be_ended() {
     wait_ready(&mut first);
     let process = abandon(first);
     stop(&process);
-    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it was recorded");
+    let mut daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir)
+        .expect("it can be found out")
+        .expect("it was recorded");
     let said = daemon.recv(Duration::from_millis(100));
     assert!(said.is_none(), "{said:?}");
     // The process continues, and answers what was sent meanwhile.
@@ -174,7 +188,11 @@ fn daemon_of_another_guest_is_not_ended() {
     let mut daemon = start("ready; serve", &there);
     wait_ready(&mut daemon);
     end_leftovers(&here);
-    assert!(Daemon::take_over(SESSION, Duty::Serve, &here).is_none());
+    assert!(
+        Daemon::take_over(SESSION, Duty::Serve, &here)
+            .expect("it can be found out")
+            .is_none()
+    );
     assert!(!daemon.held().wait(Duration::from_millis(100)));
     daemon.end();
 }
@@ -186,7 +204,11 @@ fn socket_of_an_ended_daemon_is_ignored() {
     wait_ready(&mut daemon);
     daemon.end();
     assert!(state_dir.path(SOCKET).exists());
-    assert!(Daemon::take_over(SESSION, Duty::Serve, &state_dir).is_none());
+    assert!(
+        Daemon::take_over(SESSION, Duty::Serve, &state_dir)
+            .expect("it can be found out")
+            .is_none()
+    );
     let mut next = start("ready; serve", &state_dir);
     wait_ready(&mut next);
     next.end();
@@ -312,8 +334,128 @@ fn process_that_does_not_speak_the_protocol_has_no_hello() {
     });
     let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
     left::record(&own, &state_dir.path(PID)).expect("a record");
-    assert!(Left::find(&state_dir).expect("it was recorded").hello.is_none());
+    assert!(
+        Left::find(&state_dir)
+            .expect("it can be found out")
+            .expect("it was recorded")
+            .hello
+            .is_none()
+    );
     drop(answers.join().expect("no panic"));
+}
+
+#[test]
+fn daemon_that_cannot_be_taken_over_goes_on() {
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
+    wait_ready(&mut first);
+    let process = abandon(first);
+    // No address space has room for this stack.
+    let thread = thread::Builder::new().stack_size(1 << 60);
+    let refused = Daemon::take_over_in(thread, SESSION, Duty::Serve, &state_dir);
+    let error = refused.err().expect("there is no thread");
+    assert_eq!(
+        error.to_string(),
+        format!("cannot supervise vmemd (process {}), which goes on", process.number())
+    );
+    assert!(!process.wait(Duration::from_millis(200)), "it was ended");
+    // What takes it over does not need its log.
+    let logs = state_dir.log("vmemd.log").expect("a directory");
+    let logs = logs.parent().expect("a directory");
+    fs::remove_dir_all(logs).expect("a directory");
+    fs::write(logs, "a file").expect("a file");
+    let daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it can be found out");
+    daemon.expect("it is there").end();
+    assert!(process.wait(Duration::ZERO));
+}
+
+#[test]
+fn unreadable_record_is_not_taken_for_none() {
+    let (_directory, state_dir) = state_dir();
+    fs::create_dir(state_dir.path(PID)).expect("a directory");
+    let refused = Daemon::take_over(SESSION, Duty::Serve, &state_dir);
+    assert!(matches!(refused, Err(DaemonError::Unknown(..))));
+}
+
+#[test]
+fn unrecorded_daemon_that_is_stuck_is_named_and_not_ended() {
+    let (_directory, state_dir) = state_dir();
+    let mut first = start("ready; serve", &state_dir);
+    wait_ready(&mut first);
+    let process = abandon(first);
+    stop(&process);
+    fs::remove_file(state_dir.path(PID)).expect("a record");
+    let refused = Daemon::spawn(Path::new("sh"), &shell("ready; serve"), SESSION, &state_dir);
+    let error = refused.err().expect("the socket is in use").to_string();
+    let expected = [
+        state_dir.path(SOCKET).display().to_string(),
+        format!("it is process {}: end it by hand", process.number()),
+    ];
+    assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    assert!(!process.wait(Duration::ZERO), "it was ended");
+    process.signal(Signal::KILL);
+    assert!(process.wait(LONG));
+    let mut next = start("ready; serve", &state_dir);
+    wait_ready(&mut next);
+    next.end();
+}
+
+#[test]
+fn end_of_a_daemon_that_has_passed_its_connection_on_is_noticed() {
+    let (_directory, state_dir) = state_dir();
+    let mut daemon = start("ready; serve", &state_dir);
+    wait_ready(&mut daemon);
+    let process = daemon.held().first();
+    // This process now has the other end of its own connection.
+    let files = fs::read_dir(format!("/proc/{}/fd", process.number())).expect("a process");
+    let numbers = files.flatten().filter_map(|file| file.file_name().to_str()?.parse().ok());
+    let passed: Vec<OwnedFd> = numbers
+        .filter_map(|number| pidfd_getfd(process, number, PidfdGetfdFlags::empty()).ok())
+        .collect();
+    assert!(passed.len() > 3, "{passed:?}");
+    process.signal(Signal::KILL);
+    let ended = end_of(&mut daemon);
+    assert_eq!((ended.code(), ended.said), (None, None), "it was killed");
+}
+
+/// Records this test as the vmemd of `state_dir`, which answers HELLO and then sends these bytes without an end.
+fn flood(state_dir: &StateDir, bytes: Vec<u8>) {
+    let listener = socket::bind(&state_dir.path(SOCKET)).expect("a socket");
+    let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
+    left::record(&own, &state_dir.path(PID)).expect("a record");
+    let process = own.identity().expect("it lives");
+    thread::spawn(move || {
+        use std::io::Write;
+        let (mut client, _) = listener.accept().expect("a client");
+        let hello = vmem_control::Answer::Hello {
+            version: 1,
+            session: SESSION.to_owned(),
+            duty: Duty::Serve,
+            process,
+        };
+        let reply = vmem_control::Reply { id: 1, answer: hello };
+        let line = serde_json::to_string(&reply).expect("JSON");
+        client.write_all(format!("{line}\n").as_bytes()).expect("room");
+        while client.write_all(&bytes).is_ok() {}
+    });
+}
+
+#[test]
+fn daemon_that_sends_more_than_a_message_may_have_is_refused() {
+    let regions = vec!["{}"; vmem_control::MAX_REGIONS + 1].join(",");
+    let regions = format!("{{\"event\":\"ready\",\"source\":\"\",\"regions\":[{regions}]}}\n");
+    for (bytes, why) in [
+        (vec![b'x'; 4096], "a line of more than 1048576 bytes"),
+        (regions.into_bytes(), "more than 1024 regions"),
+    ] {
+        let (_directory, state_dir) = state_dir();
+        flood(&state_dir, bytes);
+        let daemon = Daemon::take_over(SESSION, Duty::Serve, &state_dir).expect("it can be found out");
+        match daemon.expect("it is there").recv(LONG) {
+            Some(DaemonEvent::Refuses(text)) => assert!(text.contains(why), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

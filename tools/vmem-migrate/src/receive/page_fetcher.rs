@@ -85,7 +85,7 @@ impl PageFetcher {
     /// Fetches the pages of a guest that an earlier `receive` took. Takes over a vmemd that still serves the regions, or starts one.
     pub(super) fn resume(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let regions = Regions::of(record);
-        let first = match Daemon::take_over(&record.session, Duty::Fetch, state_dir) {
+        let first = match Daemon::take_over(&record.session, Duty::Fetch, state_dir)? {
             Some(daemon) if regions.look().attached => Initial::Running(daemon),
             // A vmemd that does not serve the regions is about to end, or never will serve them.
             _ => {

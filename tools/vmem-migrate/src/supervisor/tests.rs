@@ -176,7 +176,9 @@ fn started(script: &Script) -> Daemon {
 
 /// Takes over the program that is left.
 fn left(state_dir: &StateDir) -> Daemon {
-    Daemon::take_over(SESSION, Duty::Serve, state_dir).expect("it is left")
+    Daemon::take_over(SESSION, Duty::Serve, state_dir)
+        .expect("it can be found out")
+        .expect("it is left")
 }
 
 #[test]
@@ -225,6 +227,39 @@ fn leave_starts_a_daemon_if_there_is_none() {
     let left = left(&state_dir);
     end_leftovers(&state_dir);
     assert!(left.held().wait(Duration::ZERO));
+}
+
+#[test]
+fn daemon_that_has_died_unnoticed_is_not_left() {
+    let (_directory, script) = script("ready; serve");
+    let state_dir = script.state_dir.clone();
+    let mut child = std::process::Command::new("true").spawn().expect("a process");
+    let process = crate::process::Process::of_child(&child).expect("a pidfd");
+    assert!(process.wait(LONG));
+    let (daemon, says) = Daemon::of_process(process);
+    let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
+    let leaves = thread::spawn(move || supervisor.leave());
+    // The conversation notices the end some time later.
+    thread::sleep(Duration::from_millis(300));
+    says.send(DaemonEvent::Ended(crate::daemon::Ended::default()));
+    assert!(leaves.join().expect("no panic"), "another one is started");
+    let left = left(&state_dir);
+    end_leftovers(&state_dir);
+    assert!(left.held().wait(Duration::ZERO));
+    child.wait().expect("a child");
+}
+
+#[test]
+fn daemon_whose_script_has_ended_is_left() {
+    let (_directory, script) = script("");
+    let mut child = std::process::Command::new("true").spawn().expect("a process");
+    let process = crate::process::Process::of_child(&child).expect("a pidfd");
+    child.wait().expect("a child");
+    let (daemon, _says) = Daemon::of_process(process);
+    let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
+    let began = Instant::now();
+    assert!(supervisor.leave(), "the vmemd behind it has the connection");
+    assert!(began.elapsed() < SETTLING + LONG / 2);
 }
 
 #[test]

@@ -83,7 +83,9 @@ impl Left {
             _directory: directory,
             process: Process::open(number).expect("it lives"),
         };
-        let daemon = Daemon::take_over(SESSION, Duty::Fetch, &state_dir).expect("it is left");
+        let daemon = Daemon::take_over(SESSION, Duty::Fetch, &state_dir)
+            .expect("it can be found out")
+            .expect("it is left");
         (left, Initial::Running(daemon))
     }
 

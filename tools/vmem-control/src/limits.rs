@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! How much a message of a daemon may have. `Documentation/control.rst` has the same numbers. Both ends keep to them: a daemon sends no
+//! more, and a client that gets more ends the connection.
+
+use std::fmt::{self, Formatter};
+
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+
+use crate::event::{Event, Region};
+
+/// The most regions in one message: as many exports as a source may have.
+pub const MAX_REGIONS: usize = 1024;
+
+/// The longest text that a daemon sends, in bytes. What is longer is cut.
+pub const LONGEST_TEXT: usize = 4096;
+
+/// Stands for the end of a text that is cut.
+const CUT: &str = "...";
+
+/// Reads a list of regions, of [`MAX_REGIONS`] at most. A region takes 30 times the memory of the shortest text for one.
+pub(crate) fn regions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Region>, D::Error> {
+    struct Regions;
+
+    impl<'de> Visitor<'de> for Regions {
+        type Value = Vec<Region>;
+
+        fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {MAX_REGIONS} regions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut regions = Vec::new();
+            while let Some(region) = list.next_element()? {
+                if regions.len() == MAX_REGIONS {
+                    return Err(A::Error::custom(format_args!("more than {MAX_REGIONS} regions")));
+                }
+                regions.push(region);
+            }
+            Ok(regions)
+        }
+    }
+
+    deserializer.deserialize_seq(Regions)
+}
+
+/// Cuts a text that is longer than [`LONGEST_TEXT`].
+pub(crate) fn cut(text: &mut String) {
+    if text.len() > LONGEST_TEXT {
+        let fits = (0..=LONGEST_TEXT - CUT.len()).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(fits.unwrap_or_default());
+        text.push_str(CUT);
+    }
+}
+
+/// Cuts what is longer than a message may be.
+pub(crate) fn cut_event(event: &mut Event) {
+    match event {
+        Event::Holding { source, regions } | Event::Ready { source, regions } => {
+            cut(source);
+            regions.truncate(MAX_REGIONS);
+        }
+        Event::Order { order, error } => {
+            cut(order);
+            error.iter_mut().for_each(cut);
+        }
+        Event::Progress(figures) => figures.regions.truncate(MAX_REGIONS),
+        Event::Lost { error, .. } => cut(error),
+        Event::End { error, figures, .. } => {
+            error.iter_mut().for_each(cut);
+            figures.iter_mut().for_each(|figures| figures.regions.truncate(MAX_REGIONS));
+        }
+        // The name of a region is short.
+        Event::Region(_) | Event::Short { .. } => {}
+        Event::Listening { .. } | Event::Dropped { .. } | Event::Back { .. } | Event::Unknown => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error;
+    use crate::event::{Figures, Phase, Status};
+    use crate::message::{Answer, LONGEST_REPLY, Message, Reply};
+
+    fn region(name: &str) -> Region {
+        Region {
+            name: name.to_owned(),
+            bytes: u64::MAX,
+            present_bytes: u64::MAX,
+            unreadable_pages: u64::MAX,
+            phase: Phase::Unreadable,
+        }
+    }
+
+    #[test]
+    fn more_regions_than_a_message_may_have_are_an_error_that_says_so() {
+        let line = |form: &str, count: usize| form.replace("REGIONS", &vec!["{}"; count].join(","));
+        for form in [
+            r#"{"event":"ready","source":"","regions":[REGIONS]}"#,
+            r#"{"event":"holding","source":"","regions":[REGIONS]}"#,
+            r#"{"event":"progress","seconds":0,"regions":[REGIONS]}"#,
+            r#"{"id":1,"answer":"status","state":"ready","figures":{"seconds":0,"regions":[REGIONS]}}"#,
+        ] {
+            Message::parse(line(form, MAX_REGIONS).as_bytes()).expect("as many as there may be");
+            let error = Message::parse(line(form, MAX_REGIONS + 1).as_bytes()).expect_err(form);
+            assert!(error.to_string().contains("more than 1024 regions"), "{error}");
+            // As many as a line may have.
+            let many = line(form, LONGEST_REPLY / 3 - form.len());
+            assert!(many.len() < LONGEST_REPLY);
+            assert!(matches!(Message::parse(many.as_bytes()), Err(error::Error::Foreign(_))));
+        }
+        // The last event is heard, without its regions.
+        let form = r#"{"event":"end","exit_code":2,"error":null,"seconds":0,"regions":[REGIONS]}"#;
+        let end = Message::parse(line(form, MAX_REGIONS + 1).as_bytes()).expect("the end");
+        let (exit_code, error, figures) = (2, None, None);
+        assert_eq!(
+            end,
+            Message::Event(Event::End {
+                exit_code,
+                error,
+                figures
+            })
+        );
+    }
+
+    #[test]
+    fn longest_message_of_a_daemon_fits_on_a_line() {
+        // A control character takes six bytes.
+        let text = "\u{1}".repeat(10 * LONGEST_TEXT);
+        let figures = Figures {
+            regions: vec![region(&"x".repeat(31)); 2 * MAX_REGIONS],
+            ..Figures::default()
+        };
+        let mut event = Event::End {
+            exit_code: 255,
+            error: Some(text.clone()),
+            figures: Some(figures.clone()),
+        };
+        cut_event(&mut event);
+        let mut ready = Event::Ready {
+            source: text,
+            regions: figures.regions,
+        };
+        cut_event(&mut ready);
+        let mut status = Status::default();
+        status.apply(&ready);
+        status.apply(&event);
+        let answer = Answer::Status(status);
+        let lines = [
+            serde_json::to_string(&event).expect("JSON"),
+            serde_json::to_string(&Reply { id: u64::MAX, answer }).expect("JSON"),
+        ];
+        for line in lines {
+            assert!(line.len() < LONGEST_REPLY / 2, "{}", line.len());
+            Message::parse(line.as_bytes()).expect("a client takes it");
+        }
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        for (character, length) in [
+            ("x", LONGEST_TEXT),
+            ("\u{e4}", LONGEST_TEXT - 1),
+            ("\u{1f600}", LONGEST_TEXT - 1),
+        ] {
+            let mut text = character.repeat(LONGEST_TEXT + 1);
+            cut(&mut text);
+            assert_eq!(text.len(), length, "{character}");
+            assert!(text.ends_with(CUT));
+        }
+        let mut fits = "x".repeat(LONGEST_TEXT);
+        cut(&mut fits);
+        assert!(!fits.contains(CUT));
+    }
+}
