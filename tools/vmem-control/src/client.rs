@@ -382,7 +382,7 @@ mod tests {
 
     use super::*;
     use crate::event::Region;
-    use crate::identity::Identity;
+    use vmem_process::Identity;
     use crate::message::Answer;
     use crate::socket;
 

@@ -8,6 +8,7 @@
 mod connection;
 mod deferred;
 mod next;
+mod released;
 mod sender;
 mod slots;
 mod staging;
@@ -35,6 +36,7 @@ use crate::wire::greeting::{FEATURE_RELEASE, FEATURE_ROUNDS};
 
 pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
+pub use released::Released;
 pub use sender::Served;
 use slots::Slots;
 use staging::Staging;
@@ -135,6 +137,8 @@ struct Shared {
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     slots: Arc<Slots>,
+    /// The last field: it is dropped after the memories.
+    guard: released::Guard,
 }
 
 impl Server {
@@ -171,6 +175,7 @@ impl Server {
             totals: Arc::default(),
             report: Box::new(report),
             slots: Slots::new(limits.connections),
+            guard: released::Guard::default(),
         });
         Ok(Self { listener, shared })
     }
@@ -213,6 +218,13 @@ impl Server {
     #[must_use]
     pub fn totals(&self) -> Arc<Totals> {
         Arc::clone(&self.shared.totals)
+    }
+
+    /// What waits until the memory is let go of. A thread of a connection can hold it after the server was dropped: it ends when it has
+    /// noticed that its connection is closed.
+    #[must_use]
+    pub fn released(&self) -> Released {
+        self.shared.guard.released()
     }
 
     /// The address that the server listens on.

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -147,6 +147,10 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     result
 }
 
+/// How long the threads of connections may take to end once their connections are closed. Whoever has said `stop` sends signals after 2
+/// seconds.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// Lets go of everything, and tells the clients of the control socket.
 fn finish(control: Control, server: Arc<Server>, failure: Option<&ServeFailure>) {
     control.publisher().publish(ControlEvent::End {
@@ -154,10 +158,10 @@ fn finish(control: Control, server: Arc<Server>, failure: Option<&ServeFailure>)
         error: failure.map(|failure| chain(failure)),
         figures: None,
     });
-    let weak = Arc::downgrade(&server);
+    let released = server.released();
     drop(server);
-    // A thread that gives memory back keeps it until the process has ended.
-    control.finish(weak.strong_count() == 0);
+    // A thread that waits for a page of a region, or gives memory back, keeps the memory: possibly until the process has ended.
+    control.finish(released.wait(RELEASE));
 }
 
 /// Takes orders. Whoever goes away without the word has not said it.
@@ -214,8 +218,76 @@ fn log(event: &Event<'_>) {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use vmem_control::{Client, Error};
 
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Asks a server to stop whose connection needs so long to end. Returns the answer, and whether the connection had ended before it.
+    fn stop_while_a_connection_ends(needs: Duration) -> (Result<(), Error>, bool) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, memory) = (directory.path().join("socket"), directory.path().join("ram"));
+        std::fs::write(&memory, [7; 4096]).expect("a file");
+        let memory = Memory::open(&format!("ram={}", memory.display())).expect("memory");
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&has_ended);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server = Server::bind(address, vec![memory], Limits::default(), None, move |event| {
+            // In the thread of the connection, which has the memory.
+            if let Event::Ended { .. } = event {
+                thread::sleep(needs);
+                ended.store(true, Ordering::SeqCst);
+            }
+        });
+        let (server, stop) = (
+            Arc::new(server.expect("a port")),
+            Arc::new(StopEvent::new().expect("an eventfd")),
+        );
+        let socket = Socket::open(Some(&path), None, Duty::Serve)
+            .expect("a socket")
+            .expect("a path");
+        let requests = Requests {
+            free: requests::Free::Never,
+            server: Arc::downgrade(&server),
+            stop: Arc::clone(&stop),
+        };
+        let control = socket.serve(requests).expect("a thread");
+        let mut peer = TcpStream::connect(server.local_addr().expect("an address")).expect("a connection");
+        peer.write_all(b"v").expect("room");
+        let asks = thread::spawn(move || {
+            let mut client = Client::connect(&path, LONG).expect("a client");
+            // The connection has its thread by now.
+            thread::sleep(Duration::from_millis(100));
+            let answer = client.stop(LONG);
+            (answer, has_ended.load(Ordering::SeqCst))
+        });
+        server.run(stop.as_fd()).expect("it serves");
+        finish(control, server, None);
+        asks.join().expect("no panic")
+    }
+
+    #[test]
+    fn stop_is_answered_when_the_last_connection_has_let_go_of_the_memory() {
+        let (answer, has_ended) = stop_while_a_connection_ends(Duration::from_millis(300));
+        answer.expect("it is answered");
+        assert!(has_ended, "it is answered too early");
+    }
+
+    #[test]
+    fn stop_is_not_answered_if_a_connection_does_not_let_go_in_time() {
+        let began = Instant::now();
+        let (answer, has_ended) = stop_while_a_connection_ends(RELEASE + Duration::from_secs(4));
+        assert!(matches!(answer, Err(Error::Closed)) && !has_ended, "{answer:?}");
+        assert!(
+            began.elapsed() < RELEASE + Duration::from_secs(3),
+            "the end of vmemd is not delayed"
+        );
+    }
 
     #[test]
     fn only_the_word_releases() {

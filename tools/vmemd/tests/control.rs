@@ -159,6 +159,53 @@ fn daemon_binds_a_socket_itself_and_leaves_none_in_the_way_of_the_next() {
 }
 
 #[test]
+fn one_of_several_daemons_on_one_path_serves_and_the_others_say_why_they_do_not() {
+    for _ in 0..5 {
+        let mut first = start(&[], false);
+        let memory = format!("ram={}", first.directory.path().join("ram").display());
+        let mut others: Vec<Child> = (0..4)
+            .map(|_| {
+                let mut other = Command::new(env!("CARGO_BIN_EXE_vmemd"));
+                other
+                    .args(["serve", "--listen", "127.0.0.1:0", &memory, "--control"])
+                    .arg(&first.path);
+                other.stdout(Stdio::null()).stderr(Stdio::piped());
+                other.spawn().unwrap()
+            })
+            .collect();
+        let mut all: Vec<&mut Child> = others.iter_mut().collect();
+        all.push(&mut first.child);
+        let until = Instant::now() + LONG;
+        // All but one end.
+        while all.iter_mut().filter_map(|child| child.try_wait().unwrap()).count() < 4 {
+            assert!(Instant::now() < until, "two serve");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (mut served, mut refused) = (Vec::new(), Vec::new());
+        for child in all {
+            match child.try_wait().unwrap() {
+                None => served.push(child),
+                Some(_) => refused.push(child),
+            }
+        }
+        let [serves] = served.as_slice() else { panic!("{served:?}") };
+        let pid = i32::try_from(serves.id()).unwrap();
+        for child in refused {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(1), "{errors}");
+            assert!(errors.contains("is in use: another vmemd"), "{errors}");
+        }
+        let client = Client::connect(&first.path, LONG).expect("the socket is that of the one that serves");
+        assert_eq!(client.hello().process.pid, pid);
+        for child in &mut others {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+}
+
+#[test]
 fn bad_clients_and_the_end_of_all_clients_disturb_no_pages() {
     let vmemd = start(&[], true);
     let address = vmemd.address();

@@ -12,7 +12,7 @@ use vmem_control::{Answer, Caller, Error, Event, Greeting, Hello, Message as Fro
 use vmem_wait::BackOff;
 
 use super::spawned::{Held, lock};
-use crate::process::Process;
+use vmem_process::Process;
 use crate::queue::{Message, Sender};
 
 /// How often the thread checks whether a silent vmemd has ended.

@@ -234,7 +234,7 @@ fn daemon_that_has_died_unnoticed_is_not_left() {
     let (_directory, script) = script("ready; serve");
     let state_dir = script.state_dir.clone();
     let mut child = std::process::Command::new("true").spawn().expect("a process");
-    let process = crate::process::Process::of_child(&child).expect("a pidfd");
+    let process = vmem_process::Process::of_child(&child).expect("a pidfd");
     assert!(process.wait(LONG));
     let (daemon, says) = Daemon::of_process(process);
     let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");
@@ -253,7 +253,7 @@ fn daemon_that_has_died_unnoticed_is_not_left() {
 fn daemon_whose_script_has_ended_is_left() {
     let (_directory, script) = script("");
     let mut child = std::process::Command::new("true").spawn().expect("a process");
-    let process = crate::process::Process::of_child(&child).expect("a pidfd");
+    let process = vmem_process::Process::of_child(&child).expect("a pidfd");
     child.wait().expect("a child");
     let (daemon, _says) = Daemon::of_process(process);
     let supervisor = Supervisor::new(script, Initial::Running(daemon)).expect("a thread");

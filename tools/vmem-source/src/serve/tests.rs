@@ -119,6 +119,36 @@ fn small() -> Running {
     Running::new(vec![Memory::open(&spec("ram", &file)).expect("memory")], LIMITS)
 }
 
+#[test]
+fn memory_is_released_when_the_server_and_the_last_connection_have_let_go_of_it() {
+    use std::os::fd::AsFd;
+    let file = memfd(PAGE_SIZE as u64, &[]);
+    let memory = Memory::open(&spec("ram", &file)).expect("memory");
+    let (go, waits) = channel::<()>();
+    let waits = std::sync::Mutex::new(waits);
+    // The thread of the connection ends when the test lets it.
+    let report = move |event: Event<'_>| {
+        if let Event::Ended { .. } = event {
+            let _ = waits.lock().expect("no panic").recv_timeout(10 * TIMEOUT);
+        }
+    };
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), vec![memory], LIMITS, None, report).expect("a server");
+    let released = server.released();
+    let address = server.local_addr().expect("its address");
+    let stop = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
+    thread::scope(|scope| {
+        let running = scope.spawn(|| server.run(stop.as_fd()));
+        let peer = Peer::connect(&address.to_string(), Lane::Stream, Duration::from_secs(10)).expect("a connection");
+        rustix::io::write(&stop, &1_u64.to_ne_bytes()).expect("a signal");
+        running.join().expect("no panic").expect("a run");
+        drop(peer);
+    });
+    drop(server);
+    assert!(!released.wait(Duration::from_millis(100)), "a connection has the memory");
+    go.send(()).expect("it waits");
+    assert!(released.wait(10 * TIMEOUT));
+}
+
 fn greeting() -> Vec<u8> {
     Greeting {
         version: Version::LATEST,

@@ -12,7 +12,7 @@ use crate::cli::Serve;
 
 /// Pages are given back, or may be some day.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Free {
+pub(super) enum Free {
     Never,
     AtOnce,
     /// After the request.
@@ -20,10 +20,10 @@ enum Free {
 }
 
 pub(super) struct Requests {
-    free: Free,
+    pub(super) free: Free,
     /// It does not keep the memory when that is let go of.
-    server: Weak<Server>,
-    stop: Arc<StopEvent>,
+    pub(super) server: Weak<Server>,
+    pub(super) stop: Arc<StopEvent>,
 }
 
 impl Requests {
