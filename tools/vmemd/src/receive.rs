@@ -110,6 +110,7 @@ impl Run {
             report.holding(&args.source.join(" "), &self.status());
             orders.wait_for_start()?;
         }
+        stopping.starts()?;
         let options = Options {
             background: !args.no_background,
             window: u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64,

@@ -32,19 +32,56 @@ enum Stage {
     Running(Sender<Event>),
 }
 
+/// The stage of a run, and whether a client wants its end.
+#[derive(Default)]
+struct Progress {
+    stage: Stage,
+    /// Stays set: an order to stop can come after the order to start, when nothing reads orders any more, and before the engine runs.
+    is_requested: bool,
+}
+
 /// What ends a run, whatever it is at.
-#[derive(Clone, Default)]
-pub(super) struct Stopping(Arc<Mutex<Stage>>);
+#[derive(Clone)]
+pub(super) struct Stopping {
+    progress: Arc<Mutex<Progress>>,
+    /// Ends the process.
+    exit: fn(),
+}
+
+impl Default for Stopping {
+    fn default() -> Self {
+        Self {
+            progress: Arc::default(),
+            exit,
+        }
+    }
+}
 
 impl Stopping {
     /// The regions are open, and an order to start is waited for.
     pub(super) fn holds(&self, orders: Sender<Order>) {
-        *self.stage() = Stage::Holding(orders);
+        self.lock().stage = Stage::Holding(orders);
     }
 
-    /// The engine runs.
+    /// The order to start has come, and the engine is about to be started.
+    ///
+    /// # Errors
+    ///
+    /// A client has said `stop` meanwhile.
+    pub(super) fn starts(&self) -> Result<(), Failure> {
+        match self.lock().is_requested {
+            true => Err(Failure::Stopped),
+            false => Ok(()),
+        }
+    }
+
+    /// The engine runs. Ends it if a client has said `stop` while it was being started.
     pub(super) fn runs(&self, events: Sender<Event>) {
-        *self.stage() = Stage::Running(events);
+        let mut progress = self.lock();
+        progress.stage = Stage::Running(events);
+        if progress.is_requested {
+            self.act(&progress.stage);
+        }
     }
 
     /// Has signals end the run. Before the engine runs they end the process.
@@ -54,31 +91,39 @@ impl Stopping {
         thread::spawn(move || {
             // A second one has nothing to add.
             signals.forever().next();
-            let stage = this.stage().clone();
+            let stage = this.lock().stage.clone();
             if let Stage::Running(events) = stage {
                 end(&events);
             }
-            exit();
+            (this.exit)();
         });
         Ok(())
     }
 
     /// A client wants the end. Waits for nothing.
     pub(super) fn request(&self) {
-        let stage = self.stage().clone();
+        let mut progress = self.lock();
+        progress.is_requested = true;
+        self.act(&progress.stage);
+    }
+
+    fn act(&self, stage: &Stage) {
         match stage {
-            Stage::Preparing => exit(),
-            // If there is nobody who is told, the run is about to end.
+            Stage::Preparing => (self.exit)(),
+            // If the order to start has come, nobody reads this one: the next stage sees the request.
             Stage::Holding(orders) => drop(orders.send(Order::Stop)),
-            Stage::Running(events) => drop(thread::spawn(move || {
-                end(&events);
-                exit();
-            })),
+            Stage::Running(events) => {
+                let (events, exit) = (events.clone(), self.exit);
+                thread::spawn(move || {
+                    end(&events);
+                    exit();
+                });
+            }
         }
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,10 +145,55 @@ mod tests {
 
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// One that ends no process.
+    fn stopping() -> Stopping {
+        Stopping {
+            exit: || (),
+            ..Stopping::default()
+        }
+    }
+
+    #[test]
+    fn stop_between_start_and_the_start_of_the_engine_ends_the_run() {
+        let (sender, orders) = channel();
+        let stopping = stopping();
+        stopping.holds(sender.clone());
+        sender.send(Order::Start).expect("it is waited for");
+        assert_eq!(orders.try_recv(), Ok(Order::Start));
+        stopping.starts().expect("no client wants the end");
+        stopping.request();
+        // The engine was being started.
+        let (sender, events) = channel();
+        stopping.runs(sender);
+        assert!(matches!(events.recv_timeout(LONG), Ok(Event::Signal)));
+    }
+
+    #[test]
+    fn stop_that_comes_with_start_prevents_the_start_of_the_engine() {
+        let (sender, orders) = channel();
+        let stopping = stopping();
+        stopping.holds(sender.clone());
+        sender.send(Order::Start).expect("it is waited for");
+        stopping.request();
+        assert_eq!(orders.try_recv(), Ok(Order::Start));
+        assert!(matches!(stopping.starts(), Err(Failure::Stopped)));
+    }
+
+    #[test]
+    fn run_that_no_client_stops_goes_on() {
+        let stopping = stopping();
+        stopping.starts().expect("no client wants the end");
+        let (sender, events) = channel();
+        stopping.runs(sender);
+        assert!(events.recv_timeout(Duration::from_millis(50)).is_err());
+    }
+
     #[test]
     fn client_ends_a_run_that_holds() {
         let (sender, orders) = channel();
-        let stopping = Stopping::default();
+        let stopping = stopping();
         stopping.holds(sender);
         stopping.request();
         assert_eq!(orders.try_recv(), Ok(Order::Stop));
