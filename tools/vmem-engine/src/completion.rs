@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use vmem::PageRange;
 
 use crate::error::Error;
@@ -13,8 +12,7 @@ use crate::sink::{RegionState, Sink};
 const POPULATE_PAGES: u64 = 16384;
 
 /// The phase of a region.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// Pages are absent.
     Filling,

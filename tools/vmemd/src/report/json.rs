@@ -65,3 +65,23 @@ pub(super) fn lane(lane: Lane) -> vmem_control::Lane {
         Lane::Stream => vmem_control::Lane::Stream,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The engine knows each phase that it can be in; a client of the protocol can meet phases of a later vmemd. So these are two types.
+    #[test]
+    fn phase_of_the_engine_has_its_name_on_the_wire() {
+        for (of_engine, name) in [
+            (RegionPhase::Filling, "filling"),
+            (RegionPhase::Waiting, "waiting"),
+            (RegionPhase::Populating, "populating"),
+            (RegionPhase::Plain, "plain"),
+            (RegionPhase::Unreadable, "unreadable"),
+        ] {
+            let line = serde_json::to_string(&phase(of_engine)).expect("JSON");
+            assert_eq!(line, format!("\"{name}\""));
+        }
+    }
+}
