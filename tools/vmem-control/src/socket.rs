@@ -175,7 +175,7 @@ mod tests {
         const BINDERS: usize = 8;
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
-        for round in 0..200 {
+        for round in 0..50 {
             // As the last round has left it: with a socket at which nobody listens.
             let start = std::sync::Barrier::new(BINDERS);
             let bound: Vec<_> = thread::scope(|scope| {
