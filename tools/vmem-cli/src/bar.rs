@@ -6,6 +6,7 @@ use std::io;
 use rustix::termios::tcgetwinsize;
 
 use crate::output;
+use crate::progress::Progress;
 
 /// The width assumed for a terminal of unknown width, in columns.
 const DEFAULT_COLUMNS: usize = 80;
@@ -17,10 +18,16 @@ pub struct ProgressBar {
 }
 
 impl ProgressBar {
-    /// Shows `part` of `whole`, followed by `text`.
-    pub fn show(&mut self, part: u64, whole: u64, text: &str) {
+    /// Shows `progress`, followed by `text`.
+    pub fn show(&mut self, progress: Progress, text: &str) {
         let columns = tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
-        let line = draw(part, whole, text, if columns == 0 { DEFAULT_COLUMNS } else { columns });
+        let text = format!("{progress}  {text}");
+        let line = draw(
+            progress.done,
+            progress.size,
+            &text,
+            if columns == 0 { DEFAULT_COLUMNS } else { columns },
+        );
         if line != self.shown {
             self.shown.clone_from(&line);
             output::status(line);

@@ -36,6 +36,7 @@ mod arguments;
 mod bar;
 pub mod log;
 pub mod output;
+mod progress;
 mod signals;
 
 use std::error::Error;
@@ -46,6 +47,7 @@ use clap::error::ErrorKind;
 
 pub use arguments::{address, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
+pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
 
 /// Parses the command line of this program.

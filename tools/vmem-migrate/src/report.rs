@@ -5,11 +5,10 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use indicatif::BinaryBytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vmem_cli::ProgressBar;
 use vmem_cli::output::{self, err, out};
+use vmem_cli::{Progress, ProgressBar, Rate, bytes};
 use vmem_control::{Event, Figures};
 
 /// The output of one command.
@@ -18,7 +17,7 @@ pub struct Report {
     began: Instant,
     /// The time from the stop of the guest until it was known to run again.
     downtime: Option<Duration>,
-    rate: Rate,
+    rates: Rates,
 }
 
 enum To {
@@ -27,10 +26,11 @@ enum To {
     Json,
 }
 
-/// Received bytes and requests a second, since the last line.
+/// Received bytes and faults a second.
 #[derive(Default)]
-struct Rate {
-    then: Option<(f64, u64, u64)>,
+struct Rates {
+    present: Rate,
+    faults: Rate,
 }
 
 impl Report {
@@ -47,7 +47,7 @@ impl Report {
             to,
             began: Instant::now(),
             downtime: None,
-            rate: Rate::default(),
+            rates: Rates::default(),
         }
     }
 
@@ -72,14 +72,12 @@ impl Report {
         self.note(&format!("the guest runs at the destination{down}; its memory follows"));
     }
 
-    /// Reports that `done` of `size` bytes are done.
-    pub fn progress(&mut self, done: u64, size: u64, text: &str) {
-        let percent = 100.0 * done as f64 / size.max(1) as f64;
-        let text = format!("{percent:5.1} % of {}  {text}", BinaryBytes(size));
+    /// Reports how much is done.
+    pub fn progress(&mut self, progress: Progress, text: &str) {
         match &mut self.to {
-            To::Json => print(&json!({"event": "progress", "bytes": size, "done_bytes": done})),
-            To::Bar(bar) => bar.show(done, size, &text),
-            To::Lines => err(&text),
+            To::Json => print(&json!({"event": "progress", "bytes": progress.size, "done_bytes": progress.done})),
+            To::Bar(bar) => bar.show(progress, text),
+            To::Lines => err(&format!("{progress}  {text}")),
         }
     }
 
@@ -95,8 +93,8 @@ impl Report {
         if let To::Json = self.to {
             print(&json!({"event": "pages", "vmemd": line}));
         } else if let Some(Event::Progress(figures)) = event(line) {
-            let text = self.rate.text(&figures);
-            self.progress(present(&figures), size(&figures), &text);
+            let text = self.rates.text(&figures);
+            self.progress(progress(&figures), &text);
         }
     }
 
@@ -128,7 +126,7 @@ impl Report {
         if let Some(downtime) = self.downtime {
             out(&format!("stop       {:.0} ms", downtime.as_secs_f64() * 1e3));
         }
-        out(&format!("data       {} in {data} pages", BinaryBytes(figures.data_bytes)));
+        out(&format!("data       {} in {data} pages", bytes(figures.data_bytes)));
         out(&format!("zero       {zero} pages"));
         out(&format!(
             "faults     {}, answered in p50 {}, p99 {}",
@@ -145,38 +143,30 @@ fn event(line: &Value) -> Option<Event> {
     Event::deserialize(line).ok()
 }
 
-fn size(figures: &Figures) -> u64 {
-    figures.regions.iter().fold(0, |sum, region| sum.saturating_add(region.bytes))
+fn progress(figures: &Figures) -> Progress {
+    let none = Progress { done: 0, size: 0 };
+    figures.regions.iter().fold(none, |sum, region| Progress {
+        done: sum.done.saturating_add(region.present_bytes),
+        size: sum.size.saturating_add(region.bytes),
+    })
 }
 
-fn present(figures: &Figures) -> u64 {
-    figures
-        .regions
-        .iter()
-        .fold(0, |sum, region| sum.saturating_add(region.present_bytes))
-}
-
-impl Rate {
+impl Rates {
     /// Rate, pages left, faults, time left.
     fn text(&mut self, now: &Figures) -> String {
-        let (seconds, before, faults) = self.then.unwrap_or((0.0, 0, 0));
-        let (size, present) = (size(now), present(now));
-        let passed = (now.seconds - seconds).max(0.001);
-        let rate = present.saturating_sub(before) as f64 / passed;
-        let faulted = now.faults.saturating_sub(faults) as f64 / passed;
-        self.then = Some((now.seconds, present, now.faults));
-        let left = size.saturating_sub(present);
-        let eta = match rate {
-            rate if rate > 0.0 => format!("{:.0} s left", left as f64 / rate),
-            _ => "standing still".to_owned(),
-        };
+        let progress = progress(now);
+        // The figures may come from another host.
+        let time = Duration::try_from_secs_f64(now.seconds).unwrap_or_default();
+        let rate = self.present.sample(time, progress.done);
+        let faulted = self.faults.sample(time, now.faults);
         let p99 = now
             .fault_us
             .map_or(String::new(), |times| format!(", p99 {:.1} ms", times.p99 as f64 / 1e3));
         format!(
-            "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {eta}",
-            BinaryBytes(rate as u64),
-            left / 4096
+            "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {}",
+            bytes(rate as u64),
+            progress.left() / 4096,
+            progress.time_left(rate)
         )
     }
 }
@@ -201,13 +191,13 @@ mod tests {
             Some(Event::Progress(figures)) => figures,
             other => panic!("{other:?}"),
         };
-        let mut rate = Rate::default();
-        rate.text(&figures(1.0, 1 << 20, 10));
+        let mut rates = Rates::default();
+        rates.text(&figures(1.0, 1 << 20, 10));
         assert_eq!(
-            rate.text(&figures(3.0, 5 << 20, 30)),
+            rates.text(&figures(3.0, 5 << 20, 30)),
             "2.00 MiB/s  2816 pages left  10 faults/s, p99 2.5 ms  6 s left"
         );
-        assert!(rate.text(&figures(4.0, 5 << 20, 30)).ends_with("standing still"));
+        assert!(rates.text(&figures(4.0, 5 << 20, 30)).ends_with("standing still"));
     }
 
     #[test]

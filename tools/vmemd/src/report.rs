@@ -169,8 +169,3 @@ impl Report {
         });
     }
 }
-
-/// An amount of bytes for people.
-pub(crate) fn bytes(amount: u64) -> String {
-    indicatif::BinaryBytes(amount).to_string()
-}

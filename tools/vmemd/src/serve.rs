@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmem_cli::chain;
+use vmem_cli::{bytes, chain};
 use vmem_control::{Duty, Event as ControlEvent};
 use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::Memory;
@@ -28,7 +28,6 @@ use crate::files;
 use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
 use crate::privileges::{self, Needs, PrivilegeError, User};
-use crate::report::bytes;
 use limit::Limit;
 use requests::Requests;
 use vmem_cli::output::out;

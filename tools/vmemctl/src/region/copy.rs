@@ -4,19 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indicatif::BinaryBytes;
 use vmem::{PAGE_SIZE, PageRange, PresentMap, Snapshot};
 
 use super::error::Error;
 use super::image::PartialImage;
-use vmem_cli::Signals;
+use vmem_cli::{Progress, Rate, Signals, bytes};
 use vmem_migrate::report::Report;
 
 /// The number of bytes of one read. A signal waits for a read.
 const CHUNK: usize = 1 << 20;
-
-/// The time between two lines of progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A snapshot that is being written to its image.
 pub(super) struct Copy<'a> {
@@ -26,6 +22,7 @@ pub(super) struct Copy<'a> {
     signals: &'a Signals,
     what: &'a str,
     pace: Pace,
+    began: Instant,
     /// The number of written bytes.
     data: u64,
     /// The bytes of absent pages that were skipped and are not written yet.
@@ -54,7 +51,8 @@ impl<'a> Copy<'a> {
             report,
             signals,
             what,
-            pace: Pace::begin(snapshot.size()),
+            pace: Pace::default(),
+            began: Instant::now(),
             data: 0,
             postponed: 0,
         }
@@ -142,10 +140,11 @@ impl<'a> Copy<'a> {
     }
 
     fn show_progress(&mut self, done: u64) -> Result<(), Error> {
-        if let Some(text) = self.pace.text(done, self.data) {
+        let size = self.snapshot.size();
+        if let Some(text) = self.pace.text(self.began.elapsed(), Progress { done, size }, self.data) {
             let kept = self.snapshot.info().map_err(self.failed())?.kept;
             let text = format!("{text}  {kept} pages kept aside");
-            self.report.progress(done, self.snapshot.size(), &text);
+            self.report.progress(Progress { done, size }, &text);
         }
         Ok(())
     }
@@ -187,39 +186,23 @@ fn chunks(pages: PageRange) -> impl Iterator<Item = (u64, usize)> {
         .map(move |at| (at, (end - at).min(CHUNK as u64) as usize))
 }
 
-/// Reports the speed at intervals.
+/// The speed of the copy.
+#[derive(Default)]
 struct Pace {
-    size: u64,
-    /// The time of the last line, and the progress and data at that time.
-    then: (Instant, u64, u64),
+    done: Rate,
+    data: Rate,
 }
 
 impl Pace {
-    fn begin(size: u64) -> Self {
-        Self {
-            size,
-            then: (Instant::now(), 0, 0),
-        }
-    }
-
-    /// The next line, if it is due.
-    fn text(&mut self, done: u64, data: u64) -> Option<String> {
-        let passed = self.then.0.elapsed();
-        if passed < PROGRESS_INTERVAL {
+    /// The rate of data and the time left, if a line is due. Holes take no time, so the copy may end sooner.
+    fn text(&mut self, time: Duration, progress: Progress, data: u64) -> Option<String> {
+        if !self.done.is_due(time) {
             return None;
         }
-        let text = pace(passed, done - self.then.1, data - self.then.2, self.size - done);
-        self.then = (Instant::now(), done, data);
-        Some(text)
+        let rate = self.data.sample(time, data);
+        let left = progress.time_left(self.done.sample(time, progress.done));
+        Some(format!("{}/s  {left}", bytes(rate as u64)))
     }
-}
-
-/// The speed, and the time left. Holes take no time, so the copy may end sooner.
-fn pace(passed: Duration, done: u64, data: u64, left: u64) -> String {
-    let seconds = passed.as_secs_f64();
-    let rate = data as f64 / seconds;
-    let eta = left as f64 * seconds / done.max(1) as f64;
-    format!("{}/s  {eta:.0} s left", BinaryBytes(rate as u64))
 }
 
 #[cfg(test)]
@@ -243,12 +226,17 @@ mod tests {
 
     #[test]
     fn pace_has_the_rate_of_data_and_the_time_of_all() {
-        let second = Duration::from_secs(1);
-        assert_eq!(pace(2 * second, 8 << 20, 2 << 20, 16 << 20), "1.00 MiB/s  4 s left");
-        let mut pace = Pace::begin(64 << 20);
-        assert_eq!(pace.text(1 << 20, 1 << 20), None);
-        pace.then.0 -= second;
-        assert!(pace.text(1 << 20, 1 << 20).is_some());
-        assert_eq!(pace.text(2 << 20, 2 << 20), None);
+        let mut pace = Pace::default();
+        let mut text = |seconds, done: u64, data: u64| {
+            let progress = Progress {
+                done: done << 20,
+                size: 24 << 20,
+            };
+            pace.text(Duration::from_secs(seconds), progress, data << 20)
+        };
+        assert_eq!(text(0, 1, 1), None);
+        assert_eq!(text(2, 8, 2).as_deref(), Some("1.00 MiB/s  4 s left"));
+        assert_eq!(text(2, 9, 3), None);
+        assert_eq!(text(3, 10, 4).as_deref(), Some("2.00 MiB/s  7 s left"));
     }
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl region info`: shows one region, or shared memory of a process.
 
-use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::chain;
@@ -131,10 +130,7 @@ fn lines_of_file(pid: i32, file: &MemoryFile) -> Vec<Line> {
     ];
     match &file.region {
         Some(info) => lines.extend(lines_of_region(info)),
-        None => lines.extend([
-            ("size", size(file.size)),
-            ("allocated", BinaryBytes(file.allocated).to_string()),
-        ]),
+        None => lines.extend([("size", size(file.size)), ("allocated", vmem_cli::bytes(file.allocated))]),
     }
     lines
 }
@@ -145,7 +141,7 @@ fn tracking(obstacle: Option<&vmem::Error>) -> String {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{} in {} pages", BinaryBytes(bytes), bytes.div_ceil(PAGE_SIZE as u64))
+    format!("{} in {} pages", vmem_cli::bytes(bytes), bytes.div_ceil(PAGE_SIZE as u64))
 }
 
 fn print(lines: &[(&str, String)]) {

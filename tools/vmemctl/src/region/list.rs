@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl region list`: lists the regions with nodes, and those of which processes have descriptors.
 
-use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
 use vmem_cli::chain;
@@ -85,7 +84,7 @@ impl Row {
         [
             self.name.clone().unwrap_or_else(|| "-".to_owned()),
             self.id.to_string(),
-            BinaryBytes(self.size).to_string(),
+            vmem_cli::bytes(self.size),
             self.state(),
             present,
             self.mappings().to_string(),

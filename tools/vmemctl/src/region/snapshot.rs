@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Control, PAGE_SIZE, SnapshotInfo, SnapshotOptions};
 use vmem_cli::{Signals, output};
@@ -34,7 +33,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     let mut report = Report::new(json);
     report.note(&format!(
         "{what}: snapshot of {} taken, writers were held up for {:.2} ms",
-        BinaryBytes(size),
+        vmem_cli::bytes(size),
         closed.as_secs_f64() * 1e3
     ));
     let snapshot = Arc::new(snapshot);
@@ -97,7 +96,7 @@ impl Summary<'_> {
     }
 
     fn lines(&self) -> [String; 6] {
-        let pages = |bytes: u64| format!("{} in {} pages", BinaryBytes(bytes), bytes / PAGE_SIZE as u64);
+        let pages = |bytes: u64| format!("{} in {} pages", vmem_cli::bytes(bytes), bytes / PAGE_SIZE as u64);
         [
             format!("file       {}", shown(&self.args.out)),
             format!("size       {}", pages(self.size)),

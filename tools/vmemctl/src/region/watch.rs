@@ -4,7 +4,6 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use indicatif::BinaryBytes;
 use serde_json::json;
 use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram};
 use vmem_cli::output::{self, out};
@@ -79,7 +78,7 @@ fn begin(what: &str, tracking: &Tracking, json: bool) {
     }
     out(&format!(
         "{what}: {}, {mappings} mappings, {held} pages held",
-        BinaryBytes(bytes)
+        vmem_cli::bytes(bytes)
     ));
     out(&format!(
         "{:>9}  {:>10}  {:>10}  {:>8}",

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For people: a bar on a terminal, a line each second elsewhere.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vmem_cli::{ProgressBar, chain};
+use vmem_cli::{Progress, ProgressBar, Rate, bytes, chain};
 use vmem_source::Lane;
 
-use super::{PAGE, bytes};
+use super::PAGE;
 use vmem_cli::output::out;
 use vmem_engine::{Phase, RegionStatus, Status};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// A progress bar.
 pub(crate) struct Bar {
@@ -23,18 +21,16 @@ impl Bar {
     pub(super) fn new() -> Self {
         Self {
             bar: ProgressBar::default(),
-            rate: Rate::new(),
+            rate: Rate::default(),
             figures: String::new(),
         }
     }
 
     pub(super) fn progress(&mut self, status: &Status) {
-        if self.rate.is_due() {
-            self.figures = figures(self.rate.next(status), status);
+        if self.rate.is_due(status.elapsed) {
+            self.figures = figures(&mut self.rate, status);
         }
-        let (present, size) = (status.present(), status.size());
-        let text = format!("{:3.0} % of {}  {}", percent(present, size), bytes(size), self.figures);
-        self.bar.show(present, size, &text);
+        self.bar.show(progress(status), &self.figures);
     }
 
     pub(super) fn end(&mut self, status: Option<&Status>) {
@@ -50,55 +46,32 @@ pub(crate) struct Lines {
 
 impl Lines {
     pub(super) fn new() -> Self {
-        Self { rate: Rate::new() }
+        Self { rate: Rate::default() }
     }
 
     pub(super) fn progress(&mut self, status: &Status) {
         // Waiting for somebody to map a region may take days.
-        if self.rate.is_due() && status.is_moving() {
-            let percent = percent(status.present(), status.size());
+        if self.rate.is_due(status.elapsed) && status.is_moving() {
             let seconds = status.elapsed.as_secs_f64();
-            let figures = figures(self.rate.next(status), status);
-            tracing::info!("{seconds:6.1} s  {percent:5.1} % of {}  {figures}", bytes(status.size()));
+            let figures = figures(&mut self.rate, status);
+            tracing::info!("{seconds:6.1} s  {}  {figures}", progress(status));
         }
     }
 }
 
-/// Data bytes a second, measured from line to line.
-struct Rate {
-    then: Instant,
-    data: u64,
-}
-
-impl Rate {
-    fn new() -> Self {
-        Self {
-            then: Instant::now(),
-            data: 0,
-        }
-    }
-
-    fn is_due(&self) -> bool {
-        self.then.elapsed() >= SECOND
-    }
-
-    fn next(&mut self, status: &Status) -> u64 {
-        let bytes = status.data.saturating_sub(self.data) as f64;
-        let rate = bytes / self.then.elapsed().as_secs_f64();
-        (self.then, self.data) = (Instant::now(), status.data);
-        rate as u64
+fn progress(status: &Status) -> Progress {
+    Progress {
+        done: status.present(),
+        size: status.size(),
     }
 }
 
-fn figures(rate: u64, status: &Status) -> String {
+fn figures(rate: &mut Rate, status: &Status) -> String {
     let service = status
         .service
         .map_or(String::new(), |service| format!(", p99 {}", ms(service.p99)));
-    format!("{}/s  {} faults{service}", bytes(rate), status.faults)
-}
-
-fn percent(part: u64, whole: u64) -> f64 {
-    100.0 * part as f64 / whole.max(1) as f64
+    let rate = rate.sample(status.elapsed, status.data);
+    format!("{}/s  {} faults{service}", bytes(rate as u64), status.faults)
 }
 
 fn ms(time: Duration) -> String {
