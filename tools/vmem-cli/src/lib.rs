@@ -34,12 +34,12 @@
 
 mod arguments;
 mod bar;
+mod error;
 pub mod log;
 pub mod output;
 mod progress;
 mod signals;
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -47,6 +47,7 @@ use clap::error::ErrorKind;
 
 pub use arguments::{address, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
+pub use error::Error;
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
 
@@ -67,7 +68,7 @@ pub fn parse<C: Parser>(usage: u8) -> Result<C, ExitCode> {
 }
 
 /// The message of an error and of its sources, joined by ": ".
-pub fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -79,6 +80,7 @@ pub fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as StdError;
     use std::fmt;
 
     use super::*;
@@ -92,8 +94,8 @@ mod tests {
         }
     }
 
-    impl Error for Failed {
-        fn source(&self) -> Option<&(dyn Error + 'static)> {
+    impl StdError for Failed {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
             self.1.as_deref().map(|cause| cause as _)
         }
     }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Why a command has not done everything, and the exit code for that.
 
-use std::io;
-
 use crate::channel::ChannelError;
 use crate::daemon::DaemonError;
 use crate::record::RecordError;
@@ -29,53 +27,34 @@ pub enum Cause {
     /// The connection to the other host's vmemctl: which peer, and why it failed.
     #[error("{0}")]
     Peer(String, #[source] ChannelError),
-    /// The kernel.
-    #[error("{what}")]
-    Io {
-        /// What could not be done.
-        what: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The module.
-    #[error("{what}")]
-    Vmem {
-        /// What could not be done.
-        what: String,
-        /// Why.
-        #[source]
-        source: vmem::Error,
-    },
-    /// A signal.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
     /// This host's certificate and key.
     #[error("no identity")]
     Tls(#[source] vmem_tls::Error),
-    /// Anything else, in words.
-    #[error("{0}")]
-    Other(String),
+    /// A call that failed, a signal, or anything else.
+    #[error(transparent)]
+    Command(#[from] vmem_cli::Error),
 }
 
 impl Cause {
-    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        |source| Self::Io { what, source }
-    }
-
-    pub(crate) fn vmem(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
-        let what = what.into();
-        |source| Self::Vmem { what, source }
+    /// For `map_err`: says what could not be done.
+    pub(crate) fn call<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let call = vmem_cli::Error::call(what);
+        |error| Self::Command(call(error))
     }
 
     /// Whether a signal is the cause.
     pub(crate) fn is_signal(&self) -> bool {
-        matches!(self, Self::Stopped(Stopped::Signal(_)))
+        matches!(self, Self::Command(error) if error.is_signal())
     }
 
     pub(crate) fn other(what: impl Into<String>) -> Self {
-        Self::Other(what.into())
+        Self::Command(vmem_cli::Error::other(what))
+    }
+}
+
+impl From<Stopped> for Cause {
+    fn from(stopped: Stopped) -> Self {
+        Self::Command(stopped.into())
     }
 }
 

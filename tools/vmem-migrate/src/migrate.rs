@@ -37,7 +37,7 @@ pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
 /// Moves a guest to another host.
 pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
     let report = Report::new(cli.json);
-    let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
+    let signals = Signals::catch().map_err(Cause::call("cannot catch signals"))?;
     let (mut migration, offer) = match prepare(cli, args, report, signals) {
         Ok(prepared) => prepared,
         Err(cause) if cause.is_signal() => return Err(Error::AtSource(cause)),
@@ -143,7 +143,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
 fn session() -> Result<String, Cause> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    filled.map_err(|error| Cause::io("no random numbers")(error.into()))?;
+    filled.map_err(|error| Cause::call("no random numbers")(std::io::Error::from(error)))?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 

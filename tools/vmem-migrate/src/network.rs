@@ -58,7 +58,7 @@ impl Security {
                 for warning in identity.warnings() {
                     tracing::warn!("{warning}");
                 }
-                let directory = std::path::absolute(directory).map_err(Cause::io("no such directory"))?;
+                let directory = std::path::absolute(directory).map_err(Cause::call("no such directory"))?;
                 Ok(Self::Tls(identity, Files { directory, allow_names }))
             }
             (None, true) => Ok(Self::Insecure),
@@ -98,7 +98,7 @@ impl Security {
 
     /// Resolves `to` (`HOST:PORT`), and connects to the vmemctl there.
     pub(crate) fn connect(&self, to: &str, session: &str, purpose: Purpose) -> Result<Channel, Cause> {
-        let failed = || Cause::io(format!("cannot reach {to}"));
+        let failed = || Cause::call(format!("cannot reach {to}"));
         let mut error = io::Error::other("the name has no address");
         for address in RESOLVER.addresses(to, TIMEOUT).map_err(failed())? {
             self.check(address)?;
@@ -145,7 +145,7 @@ impl Security {
 
     pub(crate) fn listen(&self, address: SocketAddr) -> Result<TcpListener, Cause> {
         self.check(address)?;
-        TcpListener::bind(address).map_err(Cause::io(format!("cannot listen on {address}")))
+        TcpListener::bind(address).map_err(Cause::call(format!("cannot listen on {address}")))
     }
 
     /// Sets up an accepted connection, and receives HELLO.

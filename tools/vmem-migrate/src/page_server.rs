@@ -94,7 +94,7 @@ impl PageServer {
         }
         if args.free_source {
             let records = state_dir.path("released");
-            std::fs::create_dir_all(&records).map_err(Cause::io(records.display().to_string()))?;
+            std::fs::create_dir_all(&records).map_err(Cause::call(records.display().to_string()))?;
             options.extend([
                 "--free".to_owned(),
                 records.display().to_string(),
@@ -160,7 +160,7 @@ impl PageServer {
             served,
             state_dir: state_dir.clone(),
         };
-        let supervisor = Supervisor::new(work, first).map_err(Cause::io("cannot start a thread"))?;
+        let supervisor = Supervisor::new(work, first).map_err(Cause::call("cannot start a thread"))?;
         Ok(Self {
             supervisor: Some(supervisor),
             arguments,

@@ -46,7 +46,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Receives one guest, and ends when the guest's memory is complete. A signal ends it earlier: while the source owns the guest, the guest
 /// continues there; afterwards the guest stays here with its QEMU and vmemd.
 pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
-    let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
+    let signals = Signals::catch().map_err(Cause::call("cannot catch signals"))?;
     let mut report = Report::new(cli.json);
     let result = receive(cli, args, &mut report, &signals);
     let detached = match (result, signals.check()) {
@@ -60,10 +60,10 @@ pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
 fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Error> {
     command::check(&args.command).map_err(Cause::from)?;
     let security = Security::new(cli)?;
-    let control = Control::open().map_err(Cause::vmem("no vmem"))?;
+    let control = Control::open().map_err(Cause::call("no vmem"))?;
     let regions = host::make_regions(&control, args)?;
     let listener = security.listen(args.listen)?;
-    let address = listener.local_addr().map_err(Cause::io("cannot listen"))?;
+    let address = listener.local_addr().map_err(Cause::call("cannot listen"))?;
     let mut listener = Listener::open(listener, security.clone())?;
     let mut incoming = if args.resume {
         match IncomingMigration::resume(cli, args, &listener, report, signals)? {

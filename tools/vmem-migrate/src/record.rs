@@ -117,6 +117,23 @@ pub(crate) struct Incoming {
     pub(crate) reason: Option<String>,
 }
 
+/// A record with the phase of its move.
+pub(crate) trait Record: Clone + Serialize {
+    fn set_phase(&mut self, phase: Phase);
+}
+
+impl Record for Outgoing {
+    fn set_phase(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+}
+
+impl Record for Incoming {
+    fn set_phase(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+}
+
 /// The prefix of the name of a directory that is being removed.
 const REMOVED: &str = "removed.";
 
@@ -254,6 +271,15 @@ impl StateDir {
         };
         let guest = self.directory.file_name().unwrap_or_default().to_string_lossy();
         Ok(logs.join(format!("{guest}.{name}")))
+    }
+
+    /// Writes `record` with `phase`. If that fails, the phase in memory stays as it was.
+    pub(crate) fn write_phase(&self, record: &mut impl Record, phase: Phase) -> Result<(), RecordError> {
+        let mut next = record.clone();
+        next.set_phase(phase);
+        self.write(&next)?;
+        *record = next;
+        Ok(())
     }
 
     /// Replaces the record atomically: a reader finds the old record or the new one.

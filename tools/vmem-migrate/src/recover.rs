@@ -14,7 +14,7 @@ use crate::report::Report;
 
 /// Finds out which host owns the guest, and continues the move.
 pub fn run(cli: &Common, args: &Recover) -> Result<(), Error> {
-    let signals = Signals::catch().map_err(Cause::io("cannot catch signals"))?;
+    let signals = Signals::catch().map_err(Cause::call("cannot catch signals"))?;
     let (state_dir, record) = find(cli, args)?;
     record.log_subject();
     let hint = cli.recover_command(&record.guest);

@@ -2,7 +2,6 @@
 //! `vmemctl region`: shows regions and the shared memory of programs that do not use vmem, and copies their content.
 
 mod copy;
-pub(crate) mod error;
 mod image;
 mod info;
 mod list;
@@ -14,9 +13,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use vmem::{Descriptor, DescriptorInfo, Info, TrackingInfo};
+use vmem_cli::Error;
 
 use crate::cli::{Cli, Region, RegionCommand};
-use error::Error;
 
 /// The beginning of an error of the device.
 const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";

@@ -20,7 +20,7 @@ pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String
 pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Cause> {
     args.regions
         .iter()
-        .map(|(name, bytes)| make_region(control, name, *bytes, args).map_err(Cause::vmem(format!("cannot make region {name}"))))
+        .map(|(name, bytes)| make_region(control, name, *bytes, args).map_err(Cause::call(format!("cannot make region {name}"))))
         .collect()
 }
 
@@ -56,7 +56,7 @@ pub(super) fn regions_for(
         for name in candidates(guest, &backend.id) {
             match make_region(control, &name, backend.bytes, args) {
                 Err(Error::NameTaken) => {}
-                Err(error) => return Err(Cause::vmem(format!("cannot make region {name}"))(error)),
+                Err(error) => return Err(Cause::call(format!("cannot make region {name}"))(error)),
                 Ok(handle) => {
                     made = Some((name, handle));
                     break;

@@ -206,7 +206,7 @@ impl IncomingMigration {
         settings.change(&mut qmp)?;
         let (state, uri) = stream::open(&mut qmp)?;
         qmp.execute("migrate-incoming", json!({"uri": uri}))?;
-        let region_ids = regions::ids(&names).map_err(Cause::vmem("cannot look at the regions"))?;
+        let region_ids = regions::ids(&names).map_err(Cause::call("cannot look at the regions"))?;
         // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
         let files: Vec<_> = names.iter().map(|name| Path::new("/dev/vmem").join(name)).collect();
         let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_files(pid, &files));

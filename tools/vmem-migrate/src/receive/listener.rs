@@ -78,7 +78,7 @@ impl Listener {
         thread::Builder::new()
             .name("listener".to_owned())
             .spawn(move || inside.accept_all(accept))
-            .map_err(Cause::io("cannot start a thread"))?;
+            .map_err(Cause::call("cannot start a thread"))?;
         Ok(Self { connections, guest })
     }
 

@@ -32,7 +32,7 @@ impl Loss<'_> {
     /// records that no vmemd may start.
     pub(super) fn of_other_memory(&self, why: &str) -> Error {
         if let Err(error) = std::fs::write(self.state_dir.path(OTHER_MEMORY), "") {
-            return Error::Lost(Cause::io(why)(error));
+            return Error::Lost(Cause::call(why)(error));
         }
         if self.on_lost == OnLost::Sigbus {
             return self.of_source(why);

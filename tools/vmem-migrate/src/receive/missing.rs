@@ -22,7 +22,7 @@ const BATCH: usize = 4096;
 pub(super) fn list(regions: &[String], state_dir: &StateDir) -> String {
     let path = state_dir.path("missing");
     let listed = File::create(&path)
-        .map_err(Cause::io(path.display().to_string()))
+        .map_err(Cause::call(path.display().to_string()))
         .and_then(|file| write_all(regions, BufWriter::new(file), &path));
     match listed {
         Ok(pages) => format!(
@@ -34,11 +34,11 @@ pub(super) fn list(regions: &[String], state_dir: &StateDir) -> String {
 }
 
 fn write_all(regions: &[String], mut to: impl Write, path: &Path) -> Result<u64, Cause> {
-    let failed = || Cause::io(path.display().to_string());
+    let failed = || Cause::call(path.display().to_string());
     let (mut pages, mut left) = (0, MOST_RUNS);
     for name in regions {
         let map = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.present_map());
-        let map = map.map_err(Cause::vmem(format!("what region {name} lacks cannot be read")))?;
+        let map = map.map_err(Cause::call(format!("what region {name} lacks cannot be read")))?;
         pages += write(name, map.absent(), &mut left, &mut to).map_err(failed())?;
     }
     to.flush().map_err(failed())?;
@@ -66,7 +66,7 @@ fn write(name: &str, runs: impl Iterator<Item = PageRange>, left: &mut u64, mut 
 /// Marks the missing pages unreadable: every touch of one raises SIGBUS.
 pub(super) fn poison(regions: &[String], control: &Control) -> Result<(), Error> {
     for name in regions {
-        let failed = |error| Error::Unfinished(Cause::vmem(format!("cannot mark the missing pages of {name}"))(error));
+        let failed = |error| Error::Unfinished(Cause::call(format!("cannot mark the missing pages of {name}"))(error));
         let region = control.attach(name).map_err(failed)?;
         let map = region.present_map().map_err(failed)?;
         let mut absent = map.absent();

@@ -109,7 +109,7 @@ impl PageFetcher {
     ) -> Result<Self, Cause> {
         let keep = Arc::new(AtomicBool::new(keep));
         let work = Fetch::new(start, regions.clone(), policy, Arc::clone(&keep));
-        let supervisor = Supervisor::new(work, first).map_err(Cause::io("cannot start a thread"))?;
+        let supervisor = Supervisor::new(work, first).map_err(Cause::call("cannot start a thread"))?;
         Ok(Self {
             supervisor: Some(supervisor),
             present: regions.look().present,

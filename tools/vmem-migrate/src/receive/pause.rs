@@ -87,7 +87,7 @@ impl Pauser {
         thread::Builder::new()
             .name("pauser".to_owned())
             .spawn(move || guest.run())
-            .map_err(Cause::io("cannot start a thread"))?;
+            .map_err(Cause::call("cannot start a thread"))?;
         Ok(Self { orders, news })
     }
 

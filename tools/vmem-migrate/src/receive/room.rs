@@ -38,7 +38,7 @@ struct Reservation {
 pub(super) fn reserve(state: &Path, state_dir: &StateDir, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
     let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
     let wanted = wanted.ok_or_else(|| Cause::other("the guest has more memory than there can be"))?;
-    let available = vmem::available_memory().map_err(Cause::io("the memory of this host"))?;
+    let available = vmem::available_memory().map_err(Cause::call("the memory of this host"))?;
     reserve_of(if overcommit { u64::MAX } else { available }, state, state_dir, wanted)
 }
 
@@ -55,7 +55,7 @@ fn reserve_of(available: u64, state: &Path, state_dir: &StateDir, wanted: u64) -
             promised >> 20
         )));
     }
-    let failed = || Cause::io(own.display().to_string());
+    let failed = || Cause::call(own.display().to_string());
     let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
     let reservation = Reservation {
         bytes: wanted,
@@ -66,7 +66,7 @@ fn reserve_of(available: u64, state: &Path, state_dir: &StateDir, wanted: u64) -
 }
 
 fn lock(path: &Path) -> Result<File, Cause> {
-    let failed = || Cause::io(path.display().to_string());
+    let failed = || Cause::call(path.display().to_string());
     let file = File::options().create(true).append(true).open(path).map_err(failed())?;
     let until = Instant::now() + TIMEOUT;
     loop {
@@ -80,7 +80,7 @@ fn lock(path: &Path) -> Result<File, Cause> {
 
 /// The bytes that the other guests of `state` will still take.
 fn promised(state: &Path, own: &Path) -> Result<u64, Cause> {
-    let entries = fs::read_dir(state).map_err(Cause::io(state.display().to_string()))?;
+    let entries = fs::read_dir(state).map_err(Cause::call(state.display().to_string()))?;
     let directories = entries.flatten().map(|entry| entry.path());
     let files = directories
         .map(|directory| directory.join(RESERVED))

@@ -67,7 +67,10 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
         });
         let taken = take(&cli.common, &host, &mut listener, &Report::new(true)).map(drop);
         source.join().expect("no panic").expect("a guest that is refused");
-        assert!(matches!(taken, Err(Error::Local(Cause::Stopped(_)))), "{taken:?}");
+        assert!(
+            matches!(taken, Err(Error::Local(Cause::Command(vmem_cli::Error::Stopped(_))))),
+            "{taken:?}"
+        );
     });
 }
 

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use vmem::{PAGE_SIZE, PageRange, PresentMap, Snapshot};
 
-use super::error::Error;
 use super::image::PartialImage;
-use vmem_cli::{Progress, Rate, Signals, bytes};
+use vmem_cli::{Error, Progress, Rate, Signals, bytes};
 use vmem_migrate::report::Report;
 
 /// The number of bytes of one read. A signal waits for a read.
@@ -150,7 +149,7 @@ impl<'a> Copy<'a> {
     }
 
     fn failed(&self) -> impl FnOnce(vmem::Error) -> Error + use<'a> {
-        Error::vmem(self.what)
+        Error::call(self.what)
     }
 
     fn discarded(&self) -> Error {

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::error::Error;
-use vmem_cli::Signals;
+use vmem_cli::{Error, Signals};
 
 /// The suffix of the file name until the file is complete.
 const PARTIAL: &str = ".partial";
@@ -107,7 +106,7 @@ impl Drop for PartialImage {
 }
 
 fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    Error::io(format!("cannot {what} {}", path.display()))
+    Error::call(format!("cannot {what} {}", path.display()))
 }
 
 fn exists(path: &Path) -> Error {

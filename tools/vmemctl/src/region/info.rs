@@ -3,9 +3,8 @@
 
 use serde_json::json;
 use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
-use vmem_cli::chain;
+use vmem_cli::{Error, chain};
 
-use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
 
@@ -22,7 +21,7 @@ pub(super) fn run(args: &RegionInfo, json: bool) -> Result<(), Error> {
 }
 
 fn of_region(name: &str, json: bool) -> Result<(), Error> {
-    let failed = || Error::vmem(format!("region {name}"));
+    let failed = || Error::call(format!("region {name}"));
     let handle = MapHandle::open(name, Access::ReadOnly).map_err(failed())?;
     let info = handle.info().map_err(failed())?;
     drop(handle);
@@ -99,8 +98,8 @@ fn json_of(info: &Info) -> serde_json::Value {
 }
 
 fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
-    let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::vmem("cannot find the memory"))?;
-    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
+    let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::call("cannot find the memory"))?;
+    let control = Control::open().map_err(Error::call(NO_MODULE))?;
     // Adopting does not change the memory. It ends when this is dropped.
     let obstacle = control.adopt(&memory).err();
     let file = memory.file();

@@ -3,10 +3,9 @@
 
 use serde_json::{Value, json};
 use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
-use vmem_cli::chain;
 use vmem_cli::output::err;
+use vmem_cli::{Error, chain};
 
-use super::error::Error;
 use super::{NO_MODULE, adoption, figures_of, holders, out, state};
 
 /// A row: a region, adopted memory, or both.
@@ -23,7 +22,7 @@ struct Row {
 
 /// Prints the list.
 pub(super) fn run(json: bool) -> Result<(), Error> {
-    let nodes = vmem::nodes().map_err(Error::vmem(NO_MODULE))?;
+    let nodes = vmem::nodes().map_err(Error::call(NO_MODULE))?;
     for node in &nodes {
         if let Err(error) = &node.info {
             err(&format!("vmemctl: region {}: {}", node.name, chain(error)));

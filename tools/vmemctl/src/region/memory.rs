@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use vmem::{Access, MapHandle, ProcessMemory};
+use vmem_cli::Error;
 
-use super::error::Error;
 use super::shown;
 use crate::cli;
 
@@ -30,14 +30,14 @@ impl Memory {
         match (&args.name, &args.of_process) {
             (Some(name), _) => {
                 let what = format!("region {name}");
-                let node = MapHandle::open(name, Access::ReadWrite).map_err(Error::vmem(&*what))?;
+                let node = MapHandle::open(name, Access::ReadWrite).map_err(Error::call(&*what))?;
                 Ok(Self {
                     descriptor: Descriptor::Node(node),
                     what,
                 })
             }
             (None, Some(args)) => {
-                let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::vmem("cannot find the memory"))?;
+                let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::call("cannot find the memory"))?;
                 Ok(Self {
                     what: format!("{} of process {}", shown(&memory.file().path), args.pid),
                     descriptor: Descriptor::Process(memory),

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem::{Control, PAGE_SIZE, SnapshotInfo, SnapshotOptions};
-use vmem_cli::{Signals, output};
+use vmem_cli::{Error, Signals, output};
 
 use super::copy::{Copied, Copy};
-use super::error::Error;
 use super::image::PartialImage;
 use super::memory::Memory;
 use super::{NO_MODULE, shown};
@@ -18,11 +17,11 @@ use vmem_migrate::report::Report;
 
 /// Takes the snapshot and writes it. After a failure or a signal, there is no file, and the memory is as before.
 pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
-    let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
+    let signals = Signals::catch().map_err(Error::call("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
-    let failed = || Error::vmem(what);
-    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
+    let failed = || Error::call(what);
+    let control = Control::open().map_err(Error::call(NO_MODULE))?;
     let image = PartialImage::create(&args.out, args.force)?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;

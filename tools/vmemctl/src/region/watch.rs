@@ -9,10 +9,9 @@ use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram}
 use vmem_cli::output::{self, out};
 
 use super::NO_MODULE;
-use super::error::Error;
 use super::memory::Memory;
 use crate::cli::RegionWatch;
-use vmem_cli::Signals;
+use vmem_cli::{Error, Signals};
 use vmem_migrate::report::{self, Report};
 
 /// The largest number of lines of the histogram.
@@ -23,11 +22,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Prints the rate until the count is reached, the process has ended or a signal has arrived. Then prints where the writes were.
 pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Error> {
-    let signals = Signals::catch().map_err(Error::io("cannot catch signals"))?;
+    let signals = Signals::catch().map_err(Error::call("cannot catch signals"))?;
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
-    let failed = || Error::vmem(what);
-    let control = Control::open().map_err(Error::vmem(NO_MODULE))?;
+    let failed = || Error::call(what);
+    let control = Control::open().map_err(Error::call(NO_MODULE))?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;
     begin(what, &tracking, json);

@@ -17,7 +17,6 @@ use crate::message::{FromSource, Purpose};
 use crate::migrate::back::{Farewell, beside, restore, resume_guest};
 use crate::migrate::stream;
 use crate::page_server::PageServer;
-use crate::record::Outgoing;
 
 impl OutgoingMigration {
     /// Executes these actions. The last one may return an event.
@@ -30,19 +29,19 @@ impl OutgoingMigration {
             Action::SendState => self.send_state().err().map(|cause| self.fail(cause)),
             Action::Start => self.start().err().map(|cause| self.fail(cause)),
             Action::RecordCommitted => Some(match self.signals.check() {
-                Ok(()) => self.note(Phase::Committed),
+                Ok(()) => self.record_phase(Phase::Committed),
                 // A signal has arrived, so the source keeps the guest.
                 Err(stopped) => {
                     self.cause = Some(stopped.into());
                     Event::NotRecorded
                 }
             }),
-            Action::RecordPrepared => Some(self.note(Phase::Prepared)),
-            Action::RecordComplete => Some(self.note(Phase::Complete)),
+            Action::RecordPrepared => Some(self.record_phase(Phase::Prepared)),
+            Action::RecordComplete => Some(self.record_phase(Phase::Complete)),
             Action::RecordRunning => {
                 self.announce();
                 // If this cannot be recorded, `recover` asks the destination.
-                let _ = self.note(Phase::Running);
+                let _ = self.record_phase(Phase::Running);
                 None
             }
             Action::Commit => {
@@ -105,24 +104,13 @@ impl OutgoingMigration {
     }
 
     /// Records `phase`. If that fails, the phase in memory stays as it was.
-    fn note(&mut self, phase: Phase) -> Event {
-        let record = Outgoing {
-            phase,
-            ..self.record.clone()
+    fn record_phase(&mut self, phase: Phase) -> Event {
+        let Err(error) = self.state_dir.write_phase(&mut self.record, phase) else {
+            return Event::Recorded;
         };
-        match self.state_dir.write(&record) {
-            Ok(()) => {
-                self.record = record;
-                Event::Recorded
-            }
-            Err(error) => {
-                self.report.note(&chain(&error));
-                if self.cause.is_none() {
-                    self.cause = Some(error.into());
-                }
-                Event::NotRecorded
-            }
-        }
+        self.report.note(&chain(&error));
+        self.cause.get_or_insert(error.into());
+        Event::NotRecorded
     }
 
     /// Has QEMU send the guest's state over a connection of its own.

@@ -38,7 +38,7 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
 /// guest's.
 pub(super) fn check_region(name: &str) -> Result<(), Cause> {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
-    let info = info.map_err(Cause::vmem(format!("cannot look at region {name}")))?;
+    let info = info.map_err(Cause::call(format!("cannot look at region {name}")))?;
     if info.mappings == 0 {
         Err(Cause::other(format!(
             "QEMU does not have region {name} mapped, but another file of that path"

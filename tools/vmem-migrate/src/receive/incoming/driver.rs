@@ -18,7 +18,6 @@ use crate::message::{FromDestination, FromSource};
 use crate::receive::host;
 use crate::receive::listener::{IncomingConnection, Listener};
 use crate::receive::monitor::Wait;
-use crate::record::Incoming;
 use crate::relay::{End, relay};
 use crate::report::Report;
 
@@ -172,19 +171,19 @@ impl IncomingMigration {
 
     fn carry_out_one(&mut self, action: Action, report: &Report) -> Option<Event> {
         match action {
-            Action::RecordCommitted => return Some(self.note(Phase::Committed, report)),
-            Action::RecordStarting => return Some(self.note(Phase::Starting, report)),
+            Action::RecordCommitted => return Some(self.record_phase(Phase::Committed, report)),
+            Action::RecordStarting => return Some(self.record_phase(Phase::Starting, report)),
             Action::RecordFailed => {
                 self.record.reason = self.cause.as_ref().map(|cause| chain(cause));
                 // If this cannot be recorded, the source can receive FAILED only while this process lives.
-                return Some(self.note(Phase::Failed, report));
+                return Some(self.record_phase(Phase::Failed, report));
             }
             Action::CutState => return Some(self.cut_state(report)),
             Action::AwaitState => return Some(self.await_state(report)),
             Action::ContinueGuest => return Some(self.continue_guest(report)),
             Action::EndUnstartedQemu => return Some(self.end_unstarted_qemu(report)),
             Action::LookAtQemu => return Some(self.check_qemu()),
-            Action::RecordRunning => drop(self.note(Phase::Running, report)),
+            Action::RecordRunning => drop(self.record_phase(Phase::Running, report)),
             Action::StartPages => self.pages.start(),
             Action::KeepPages => self.pages.keep(),
             Action::StopPages => self.pages.stop(),
@@ -213,7 +212,7 @@ impl IncomingMigration {
     fn connect_state(&mut self, channel: Channel) -> Result<(), Cause> {
         let qemu = self.state.take();
         let qemu = qemu.ok_or_else(|| Cause::other("the source sends the guest's state a second time"))?;
-        let failed = || Cause::io("no way for the guest's state");
+        let failed = || Cause::call("no way for the guest's state");
         let (network, early) = channel.into_parts();
         self.relay = Some(relay(End::Destination, Socket::from(qemu), network, early).map_err(failed())?);
         Ok(())
@@ -328,44 +327,33 @@ impl IncomingMigration {
                 Ok(status) => matches!(status.as_str(), "inmigrate" | "paused" | "prelaunch") && self.end_qemu(),
                 Err(_) => self.monitor.is_gone_within(EXIT),
             };
-        if is_gone {
-            // The process that vmemctl started may still live, for example a wrapper script.
-            self.qemu.end();
-            Event::QemuEnded
-        } else {
-            Event::QemuLives
-        }
+        self.end_of_qemu(is_gone)
     }
 
     fn check_qemu(&mut self) -> Event {
         self.explain();
         let limit = if self.signals.check().is_ok() { EXIT } else { Duration::ZERO };
-        if self.monitor.is_gone_within(limit) {
-            self.qemu.end();
-            Event::QemuEnded
-        } else {
-            Event::QemuLives
+        let is_gone = self.monitor.is_gone_within(limit);
+        self.end_of_qemu(is_gone)
+    }
+
+    /// The event for a QEMU that has ended, or that lives.
+    fn end_of_qemu(&mut self, is_gone: bool) -> Event {
+        if !is_gone {
+            return Event::QemuLives;
         }
+        // The process that vmemctl started may still live, for example a wrapper script.
+        self.qemu.end();
+        Event::QemuEnded
     }
 
     /// Records `phase`. If that fails, the phase in memory stays as it was.
-    fn note(&mut self, phase: Phase, report: &Report) -> Event {
-        let record = Incoming {
-            phase,
-            ..self.record.clone()
+    fn record_phase(&mut self, phase: Phase, report: &Report) -> Event {
+        let Err(error) = self.state_dir.write_phase(&mut self.record, phase) else {
+            return Event::Recorded;
         };
-        match self.state_dir.write(&record) {
-            Ok(()) => {
-                self.record = record;
-                Event::Recorded
-            }
-            Err(error) => {
-                report.note(&chain(&error));
-                if self.cause.is_none() {
-                    self.cause = Some(error.into());
-                }
-                Event::NotRecorded
-            }
-        }
+        report.note(&chain(&error));
+        self.cause.get_or_insert(error.into());
+        Event::NotRecorded
     }
 }
