@@ -67,7 +67,7 @@ impl Endpoint {
     }
 
     /// Connects, and sends HEARD. A destination that has not received HEARD continues to send its final message.
-    pub(crate) fn heard(&self) -> Result<(), Cause> {
+    pub(crate) fn send_heard(&self) -> Result<(), Cause> {
         self.send(&FromSource::Heard).map(drop)
     }
 

@@ -204,7 +204,7 @@ impl PageServer {
     /// The news of vmemd since the last call, as texts for the user.
     pub(crate) fn news(&mut self) -> Vec<String> {
         let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
-        events.filter_map(told).collect()
+        events.filter_map(describe).collect()
     }
 
     /// Ends vmemd: its pages are not needed any more.
@@ -220,7 +220,7 @@ impl PageServer {
     }
 }
 
-fn told(event: Event) -> Option<String> {
+fn describe(event: Event) -> Option<String> {
     match event {
         Event::DaemonReport(_) | Event::Status(_) => None,
         Event::Refuses(why) => Some(format!("vmemd does not take orders: {why}")),

@@ -95,14 +95,14 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
     // QEMU has the regions open, so they exist without these handles.
     drop(regions);
     report.running(None);
-    running::tend(args, &control, &mut listener, incoming, report, signals)
+    running::supervise(args, &control, &mut listener, incoming, report, signals)
 }
 
 /// Whether the guest of a record may be here and lack memory.
 pub(crate) fn needs_memory(record: &Incoming) -> bool {
     let process = record.qemu.as_ref().map(QemuProcess::find);
     let regions = Regions::of(record);
-    let is_complete = regions.look().plain;
+    let is_complete = regions.inspect().plain;
     let monitor = Monitor::new(record.qmp.clone(), None, process, regions, COMMAND_LIMIT);
     !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }

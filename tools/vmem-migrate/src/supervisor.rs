@@ -246,7 +246,7 @@ impl<W: Supervised> SupervisorThread<W> {
                 Restart::In(pause) => Some(pause),
                 Restart::BackOff => Some(self.back_off.next_pause_after(lived)),
             };
-            self.tell(Event::Ended { why, code, again });
+            self.report(Event::Ended { why, code, again });
             let Some(pause) = again else { return false };
             self.rest(pause);
             if self.shared.stops() {
@@ -319,7 +319,7 @@ impl<W: Supervised> SupervisorThread<W> {
                     });
                 }
                 // A vmemd that is ready may serve a guest, so a refused order does not end it.
-                Some(DaemonEvent::Refuses(why)) if is_ready => self.tell(Event::Refuses(why)),
+                Some(DaemonEvent::Refuses(why)) if is_ready => self.report(Event::Refuses(why)),
                 Some(DaemonEvent::Refuses(why)) => fault = fault.or(Some(DaemonError::Refuses(why).to_string())),
                 Some(said) => {
                     // It answers so on each new connection, and orders that were given between two are lost.
@@ -332,7 +332,7 @@ impl<W: Supervised> SupervisorThread<W> {
                         is_ready = true;
                         // vmemd has opened its files by name meanwhile. This checks that they are the right ones.
                         match self.work.check() {
-                            Ok(()) => self.tell(Event::Ready),
+                            Ok(()) => self.report(Event::Ready),
                             Err(why) => fault = fault.or(Some(why)),
                         }
                     }
@@ -354,8 +354,8 @@ impl<W: Supervised> SupervisorThread<W> {
 
     fn pass(&self, said: DaemonEvent) {
         match said {
-            DaemonEvent::Event(event) => self.tell(Event::DaemonReport(event)),
-            DaemonEvent::Status(status) => self.tell(Event::Status(status)),
+            DaemonEvent::Event(event) => self.report(Event::DaemonReport(event)),
+            DaemonEvent::Status(status) => self.report(Event::Status(status)),
             DaemonEvent::Refuses(_) | DaemonEvent::Ended(_) => {}
         }
     }
@@ -372,7 +372,7 @@ impl<W: Supervised> SupervisorThread<W> {
         }
     }
 
-    fn tell(&self, event: Event) {
+    fn report(&self, event: Event) {
         self.events.send(event);
     }
 }

@@ -34,21 +34,21 @@ fn run(cli: &Cli) -> u8 {
     if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
-    let moved = match &cli.command {
+    let result = match &cli.command {
         Command::Region(args) => {
-            let looked = region::run(cli, args);
-            return looked.map_or_else(|error| tell(cli, &error, EXIT_LOCAL), |()| 0);
+            let result = region::run(cli, args);
+            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
         }
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
         Command::Forget(args) => vmem_migrate::forget(common, args),
     };
-    moved.map_or_else(|failure| tell(cli, &failure, failure.code()), |()| 0)
+    result.map_or_else(|failure| report_error(cli, &failure, failure.code()), |()| 0)
 }
 
 /// Reports why the command has failed. Returns the exit code.
-fn tell(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
+fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
         // These commands are short, so their errors need no time stamp.

@@ -6,26 +6,26 @@ use std::io::{BufRead, Read};
 /// The longest line that can be an order.
 const LONGEST: usize = 64;
 
-/// How many lines that are no orders are told of. Who sends more than that does not send orders.
-const TOLD: usize = 10;
+/// How many lines that are no orders are reported. Who sends more than that does not send orders.
+const REPORTED: usize = 10;
 
-/// Reads orders until the end. `obey` takes one, or says that it is none. Each is told of with `tell`, with an error if it is none: the
+/// Reads orders until the end. `obey` takes one, or says that it is none. Each is reported with `report`, with an error if it is none: the
 /// first of those, because anything can be at the other end.
 pub(crate) fn listen(
     mut lines: impl BufRead,
     known: &str,
     mut obey: impl FnMut(&str) -> bool,
-    tell: impl Fn(&str, Option<&str>),
+    report: impl Fn(&str, Option<&str>),
 ) {
     let mut wrong = 0;
     while let Some(line) = next(&mut lines) {
         let order = line.trim();
         if obey(order) {
-            tell(order, None);
+            report(order, None);
         } else {
             wrong += 1;
-            if wrong <= TOLD {
-                tell(&order.escape_debug().to_string(), Some(known));
+            if wrong <= REPORTED {
+                report(&order.escape_debug().to_string(), Some(known));
             }
         }
     }
@@ -68,30 +68,30 @@ mod tests {
 
     use super::*;
 
-    fn told(input: impl BufRead) -> Vec<(String, bool)> {
-        let told = RefCell::new(Vec::new());
+    fn reports_of(input: impl BufRead) -> Vec<(String, bool)> {
+        let reports = RefCell::new(Vec::new());
         listen(
             input,
             "start",
             |order| order == "start",
             |order, error| {
-                told.borrow_mut().push((order.to_owned(), error.is_none()));
+                reports.borrow_mut().push((order.to_owned(), error.is_none()));
             },
         );
-        told.into_inner()
+        reports.into_inner()
     }
 
     #[test]
-    fn a_word_that_is_no_order_is_told_of_and_others_are_obeyed() {
+    fn word_that_is_no_order_is_reported_and_others_are_obeyed() {
         let expected = [("go", false), ("start", true), ("", false), ("start", true)];
         let expected = expected.map(|(order, obeyed)| (order.to_owned(), obeyed));
-        assert_eq!(told(&b"go\n start \n\nstart"[..]), expected);
+        assert_eq!(reports_of(&b"go\n start \n\nstart"[..]), expected);
     }
 
     #[test]
     fn a_line_without_end_is_not_kept() {
         let zeros = BufReader::new(repeat(0).take(100 << 20)).chain(&b"\nstart\n"[..]);
-        let found = told(zeros);
+        let found = reports_of(zeros);
         assert_eq!(found.len(), 2);
         assert!(found[0].0.len() < 1000 && !found[0].1, "{}", found[0].0.len());
         assert_eq!(found[1], ("start".to_owned(), true));
@@ -100,8 +100,8 @@ mod tests {
     #[test]
     fn lines_that_are_no_orders_do_not_fill_the_log() {
         let many = "x\n".repeat(1000) + "start\n";
-        let found = told(many.as_bytes());
-        assert_eq!(found.len(), TOLD + 1);
-        assert_eq!(found[TOLD], ("start".to_owned(), true));
+        let found = reports_of(many.as_bytes());
+        assert_eq!(found.len(), REPORTED + 1);
+        assert_eq!(found[REPORTED], ("start".to_owned(), true));
     }
 }

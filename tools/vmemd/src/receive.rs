@@ -84,7 +84,7 @@ impl Run {
         let mut orders = Orders::new(args.hold, args.release);
         if let Some(socket) = socket {
             let server = socket.serve(orders.service(&stopping))?;
-            report.tell(server.publisher());
+            report.publish_to(server.publisher());
             self.control = Some(server);
         }
         self.metrics = metrics.map(Destination::listen);

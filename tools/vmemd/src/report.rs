@@ -52,7 +52,7 @@ impl Report {
     }
 
     /// From now on clients of the control socket are told, too.
-    pub(crate) fn tell(&mut self, clients: Publisher) {
+    pub(crate) fn publish_to(&mut self, clients: Publisher) {
         self.clients = Some(clients);
     }
 

@@ -189,7 +189,7 @@ impl Conversation {
             }
             let until = rest.map_or_else(|| Instant::now() + POLL_INTERVAL, |_| Instant::now());
             match incoming.next(until)? {
-                Some(message) => self.heard(message),
+                Some(message) => self.handle(message),
                 None if rest.is_some() => return Ok(()),
                 None => {}
             }
@@ -206,7 +206,7 @@ impl Conversation {
         }
     }
 
-    fn heard(&mut self, message: FromDaemon) {
+    fn handle(&mut self, message: FromDaemon) {
         match message {
             FromDaemon::Event(event) => {
                 if let Event::End { exit_code, error, .. } = &event {

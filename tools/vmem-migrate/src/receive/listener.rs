@@ -88,7 +88,7 @@ impl Listener {
     }
 
     /// A connection that has been accepted already. Does not wait.
-    pub(super) fn glance(&mut self) -> Option<IncomingConnection> {
+    pub(super) fn poll(&mut self) -> Option<IncomingConnection> {
         self.connections.try_recv().ok()
     }
 

@@ -51,7 +51,7 @@ impl<'a> Wait<'a> {
     pub(super) fn new(regions: &'a Regions, patience: Duration) -> Self {
         Self {
             regions,
-            present: regions.look().present,
+            present: regions.inspect().present,
             until: Instant::now() + patience,
             patience,
         }
@@ -59,7 +59,7 @@ impl<'a> Wait<'a> {
 
     /// Whether a page has arrived within the last `patience`.
     pub(super) fn goes_on(&mut self) -> bool {
-        let present = self.regions.look().present;
+        let present = self.regions.inspect().present;
         if present != self.present {
             self.present = present;
             self.until = Instant::now() + self.patience;
@@ -142,7 +142,7 @@ impl Monitor {
                 report.note(&format!(
                     "{}: it may wait for a page ({} are here)",
                     chain(&error),
-                    regions.look().present
+                    regions.inspect().present
                 ));
             }
             if !wait.goes_on() || self.signals.check().is_err() {
@@ -195,7 +195,7 @@ impl Monitor {
                 Some(process) => process.ends_within(left()),
                 None => Qmp::connect(&self.path, self.limit.min(PAUSE)).is_err_and(|error| is_nobody(&error)),
             };
-            if exited && !self.regions.look().mapped {
+            if exited && !self.regions.inspect().mapped {
                 return true;
             }
             if left().is_zero() {

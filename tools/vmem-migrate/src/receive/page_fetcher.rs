@@ -86,7 +86,7 @@ impl PageFetcher {
     pub(super) fn resume(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
         let regions = Regions::of(record);
         let first = match Daemon::take_over(&record.session, Duty::Fetch, state_dir)? {
-            Some(daemon) if regions.look().attached => Initial::Running(daemon),
+            Some(daemon) if regions.inspect().attached => Initial::Running(daemon),
             // A vmemd that does not serve the regions is about to end, or never will serve them.
             _ => {
                 end_leftovers(state_dir);
@@ -112,7 +112,7 @@ impl PageFetcher {
         let supervisor = Supervisor::new(work, first).map_err(Cause::call("cannot start a thread"))?;
         Ok(Self {
             supervisor: Some(supervisor),
-            present: regions.look().present,
+            present: regions.inspect().present,
             regions,
             keep,
             summary: Value::Null,
@@ -168,7 +168,7 @@ impl PageFetcher {
             match supervisor.recv(left) {
                 None => return self.flow(),
                 Some(Event::Ready) => self.ready = true,
-                Some(Event::DaemonReport(event)) => return Some(self.told(event)),
+                Some(Event::DaemonReport(event)) => return Some(self.handle_report(event)),
                 Some(Event::Status(status)) => {
                     if let Some(news) = self.status(&status) {
                         return Some(news);
@@ -183,7 +183,7 @@ impl PageFetcher {
 
     /// Notices pages that arrive without an event: a vmemd that was taken over may be unable to answer.
     fn flow(&mut self) -> Option<News> {
-        let present = self.regions.look().present;
+        let present = self.regions.inspect().present;
         let more = present > std::mem::replace(&mut self.present, present);
         if !more || self.ready {
             return None;
@@ -199,7 +199,7 @@ impl PageFetcher {
         is_news.then_some(News::Flow)
     }
 
-    fn told(&mut self, event: DaemonReport) -> News {
+    fn handle_report(&mut self, event: DaemonReport) -> News {
         match &event {
             DaemonReport::End { .. } => self.summary = line(&event),
             DaemonReport::Ready { .. } => self.ready = true,

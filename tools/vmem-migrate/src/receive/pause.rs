@@ -156,7 +156,7 @@ impl Guest {
                 self.obey(order);
             }
             if self.is_gone() {
-                self.tell(News::Gone);
+                self.report(News::Gone);
                 return;
             }
             match self.source {
@@ -175,7 +175,7 @@ impl Guest {
     fn finish(self) {
         if self.sent {
             let why = "the guest stays paused, and QEMU does not have it go on: say 'cont' to QEMU";
-            self.tell(News::Note(why.to_owned()));
+            self.report(News::Note(why.to_owned()));
         }
         let Self { monitor, news, .. } = self;
         drop(monitor);
@@ -194,14 +194,14 @@ impl Guest {
         self.source = source;
     }
 
-    fn tell(&self, news: News) {
+    fn report(&self, news: News) {
         // The receiver is gone if the program is about to end.
         let _ = self.news.send(news);
     }
 
     fn note(&mut self, text: String) {
         if !std::mem::replace(&mut self.noted, true) {
-            self.tell(News::Note(text));
+            self.report(News::Note(text));
         }
     }
 
@@ -239,10 +239,10 @@ impl Guest {
             Ok(status) if status == "running" => {}
             Ok(status) => return self.note(format!("the guest is {status}, and stays so")),
             // The next poll asks again.
-            Err(error) => return self.tell(News::Note(format!("the guest waits {lasting}: {}", chain(&error)))),
+            Err(error) => return self.report(News::Note(format!("the guest waits {lasting}: {}", chain(&error)))),
         }
         if let Err(error) = self.record() {
-            self.tell(News::Note(format!(
+            self.report(News::Note(format!(
                 "{}: {error}; 'receive --resume' would not know that the guest was paused",
                 self.file.display()
             )));
@@ -282,7 +282,7 @@ impl Guest {
         match self.monitor.once(|qmp| settings.restore(qmp)) {
             Ok(()) => {
                 self.settings = None;
-                self.tell(News::Restored);
+                self.report(News::Restored);
             }
             // QEMU may refuse settings that it does not know any more, for example.
             Err(vmem_qemu::Error::Refused { .. }) => self.settings = None,

@@ -28,7 +28,7 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Regions {
     names: Vec<String>,
-    look: Arc<dyn Fn() -> State + Send + Sync>,
+    inspect: Arc<dyn Fn() -> State + Send + Sync>,
 }
 
 impl fmt::Debug for Regions {
@@ -41,25 +41,25 @@ impl Regions {
     /// The regions of the recorded guest.
     pub(super) fn of(record: &Incoming) -> Self {
         let (names, ids) = (record.regions.clone(), record.region_ids.clone());
-        let look = move || look(&names, &ids);
+        let inspect = move || inspect(&names, &ids);
         Self {
             names: record.regions.clone(),
-            look: Arc::new(look),
+            inspect: Arc::new(inspect),
         }
     }
 
-    /// Regions in the state that `look` returns, for tests.
+    /// Regions in the state that `inspect` returns, for tests.
     #[cfg(test)]
-    pub(super) fn fake(look: impl Fn() -> State + Send + Sync + 'static) -> Self {
+    pub(super) fn fake(inspect: impl Fn() -> State + Send + Sync + 'static) -> Self {
         Self {
             names: Vec::new(),
-            look: Arc::new(look),
+            inspect: Arc::new(inspect),
         }
     }
 
     /// The current state.
-    pub(super) fn look(&self) -> State {
-        (self.look)()
+    pub(super) fn inspect(&self) -> State {
+        (self.inspect)()
     }
 }
 
@@ -72,7 +72,7 @@ fn info(name: &str) -> Result<Info, Error> {
     MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info())
 }
 
-fn look(names: &[String], ids: &[u64]) -> State {
+fn inspect(names: &[String], ids: &[u64]) -> State {
     let mut state = State {
         exist: true,
         mapped: false,
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn missing_region_is_neither_mapped_nor_plain() {
-        let state = look(&["no-such-region-here".to_owned()], &[1]);
+        let state = inspect(&["no-such-region-here".to_owned()], &[1]);
         assert_eq!(
             state,
             State {

@@ -46,7 +46,7 @@ struct RunningGuest<'a> {
 }
 
 /// Supervises vmemd until every page is present and the source has confirmed COMPLETE.
-pub(super) fn tend(
+pub(super) fn supervise(
     args: &Receive,
     control: &Control,
     listener: &mut Listener,
@@ -93,16 +93,16 @@ impl RunningGuest<'_> {
             }
             while let Some(news) = self.pauser.news() {
                 match news {
-                    pause::News::Note(text) => self.tell(text),
+                    pause::News::Note(text) => self.report_incomplete(text),
                     pause::News::Restored => self.restored(),
                     pause::News::Gone | pause::News::Finished => return self.gone(listener),
                 }
             }
             if let Some(news) = self.pages.news(POLL_INTERVAL) {
                 match news {
-                    page_fetcher::News::DaemonReport(event) => self.told(&event),
+                    page_fetcher::News::DaemonReport(event) => self.forward(&event),
                     page_fetcher::News::Flow => self.source_back(),
-                    page_fetcher::News::Trouble(reason) => self.tell(reason),
+                    page_fetcher::News::Trouble(reason) => self.report_incomplete(reason),
                     page_fetcher::News::SourceLost(why) => self.source_lost(&why),
                     page_fetcher::News::Ended(End::Complete(summary)) => return self.complete(summary, listener),
                     page_fetcher::News::Ended(end) => {
@@ -113,7 +113,7 @@ impl RunningGuest<'_> {
                 }
             }
             self.answer();
-            if let Some(IncomingConnection::Recover(channel)) = listener.glance() {
+            if let Some(IncomingConnection::Recover(channel)) = listener.poll() {
                 self.report.note("the source is back");
                 self.channel = Some(channel);
                 self.on(Event::Back);
@@ -171,13 +171,13 @@ impl RunningGuest<'_> {
     }
 
     /// Reports `reason` to the users on both hosts.
-    fn tell(&mut self, reason: String) {
+    fn report_incomplete(&mut self, reason: String) {
         self.report.note(&reason);
         self.send(&FromDestination::Incomplete { reason });
     }
 
     /// Passes an event of vmemd to the source and to the user. A vmemd that is ready has reached the source.
-    fn told(&mut self, event: &DaemonReport) {
+    fn forward(&mut self, event: &DaemonReport) {
         if let DaemonReport::Ready { .. } = event {
             self.source_back();
         }
@@ -196,7 +196,7 @@ impl RunningGuest<'_> {
         // The missing pages are listed once, and not at each failed attempt to reconnect.
         if !std::mem::replace(&mut self.listed, true) {
             let missing = missing::list(&self.record.regions, &self.state_dir);
-            self.tell(format!("{why}; {missing}"));
+            self.report_incomplete(format!("{why}; {missing}"));
         }
     }
 

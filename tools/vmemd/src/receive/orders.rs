@@ -125,7 +125,7 @@ impl Service for Requests {
     }
 }
 
-fn listen(lines: impl BufRead, order: &Sender<Order>, release: &Release, tell: impl Fn(&str, Option<&str>)) {
+fn listen(lines: impl BufRead, order: &Sender<Order>, release: &Release, report: impl Fn(&str, Option<&str>)) {
     let obey = |word: &str| {
         match word {
             // Twice is once.
@@ -135,7 +135,7 @@ fn listen(lines: impl BufRead, order: &Sender<Order>, release: &Release, tell: i
         }
         true
     };
-    orders::listen(lines, "the orders are start and release", obey, tell);
+    orders::listen(lines, "the orders are start and release", obey, report);
     withhold(release);
 }
 

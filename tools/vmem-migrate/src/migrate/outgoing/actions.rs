@@ -55,7 +55,7 @@ impl OutgoingMigration {
             Action::Heard => {
                 // If the destination does not receive HEARD, it continues to send its final message.
                 if self.send(&FromSource::Heard).is_err() && self.resumed && self.owner.state() == State::Moved {
-                    let _ = Endpoint::new(&self.security, &self.record).heard();
+                    let _ = Endpoint::new(&self.security, &self.record).send_heard();
                 }
                 None
             }

@@ -131,12 +131,12 @@ impl IncomingMigration {
     fn poll_source(&mut self) -> Option<Event> {
         let channel = self.channel.as_mut()?;
         // The state connection arrives through the listener, so the listener must be polled again soon while it is awaited.
-        let glance = if self.relay.is_some() {
+        let limit = if self.relay.is_some() {
             POLL_INTERVAL
         } else {
             Duration::from_millis(2)
         };
-        match channel.recv(Instant::now() + glance) {
+        match channel.recv(Instant::now() + limit) {
             Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("the guest's state cannot be loaded"))),
             Ok(None) => self.pages.check().err().map(|cause| self.fail(cause)),
             Ok(Some(FromSource::Start)) => Some(Event::Start),
@@ -197,7 +197,7 @@ impl IncomingMigration {
                 // If the source does not receive FAILED, it finds the connection closed.
                 let _ = self.send(&FromDestination::Failed { reason });
             }
-            // `FinalMessage` sends these messages until the source confirms them. `running::tend` does what follows the guest's start.
+            // `FinalMessage` sends these messages until the source confirms them. `running::supervise` does what follows the guest's start.
             Action::SayFailed | Action::SayGone | Action::SayComplete | Action::RecordComplete => {}
             Action::Forget => self.state_dir.remove(),
         }

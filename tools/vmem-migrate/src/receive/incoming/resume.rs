@@ -61,7 +61,7 @@ impl IncomingMigration {
         }
         // The recorded numbers prove that these are the guest's regions, and not others of the same names. So vmemd cannot fill another
         // guest's memory.
-        if !regions.look().exist {
+        if !regions.inspect().exist {
             let what = format!(
                 "not all regions of {} exist any more ({}), but its QEMU may: end it if it does",
                 record.guest,
@@ -142,10 +142,10 @@ impl IncomingMigration {
             Phase::Prepared => Error::Local(cause),
             _ => Error::Unfinished(cause),
         };
-        let look = |qmp: &mut Qmp| Ok((guest::name(qmp)?, guest::memory_backends(qmp)?));
+        let query = |qmp: &mut Qmp| Ok((guest::name(qmp)?, guest::memory_backends(qmp)?));
         let found = match self.record.phase {
-            Phase::Prepared => self.monitor.ask_briefly(report, look),
-            _ => self.monitor.ask(report, look),
+            Phase::Prepared => self.monitor.ask_briefly(report, query),
+            _ => self.monitor.ask(report, query),
         };
         let (name, memory) = match found {
             Ok(found) => found,

@@ -137,7 +137,7 @@ fn invalid_offer_is_refused_and_the_next_is_taken() {
         let answer = source.recv_within::<FromDestination>(TIMEOUT);
         assert!(!matches!(answer, Ok(FromDestination::Ready)), "{answer:?}");
     }
-    assert!(listener.glance().is_none());
+    assert!(listener.poll().is_none());
     connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");
     wait(&mut listener);
 }

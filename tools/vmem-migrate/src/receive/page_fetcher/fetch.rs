@@ -72,7 +72,7 @@ impl<S> Fetch<S> {
 
     /// Whether regions exist that are not plain memory.
     fn lacks_pages(&self) -> bool {
-        let state = self.regions.look();
+        let state = self.regions.inspect();
         state.exist && !state.plain
     }
 
@@ -112,7 +112,7 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Supervised for Fet
             Exit::SourceLost if self.policy == LossPolicy::End => Restart::Over,
             Exit::SourceLost => Restart::In(PAUSE),
             // All memory is plain, so there is no work left for a vmemd.
-            Exit::Again if self.regions.look().plain => Restart::Over,
+            Exit::Again if self.regions.inspect().plain => Restart::Over,
             Exit::Again => Restart::BackOff,
         }
     }
