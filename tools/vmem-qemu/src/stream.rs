@@ -24,7 +24,7 @@ pub fn open(qmp: &mut Qmp) -> Result<(UnixStream, String), Error> {
 }
 
 /// What QEMU sends back while it loads the state: messages that consist of a type, a length and that many bytes, all big endian (QEMU's
-/// `migration/migration.h`). With [`SHUT`] and the value 0, QEMU reports that it has loaded everything.
+/// `migration/migration.h`). With the type `SHUT` and the value 0, QEMU reports that it has loaded everything.
 #[derive(Debug, Default)]
 pub struct ReturnPath {
     has_loaded: AtomicBool,
