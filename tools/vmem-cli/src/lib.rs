@@ -51,6 +51,9 @@ pub use error::Error;
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
 
+/// What fails if the control device cannot be opened.
+pub const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";
+
 /// Parses the command line of this program.
 ///
 /// # Errors

@@ -21,15 +21,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ChannelError {
     #[error("the connection failed")]
     Io(#[source] io::Error),
-    #[error("the other side closed the connection")]
+    #[error("the peer closed the connection")]
     Closed,
-    #[error("the other side said nothing for {} s", .0.as_secs())]
+    #[error("the peer sent nothing for {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error(transparent)]
     Tls(#[from] vmem_tls::Error),
-    #[error("it refuses: {0}")]
+    #[error("the peer refuses: {0}")]
     Refused(String),
-    #[error("the other side does not speak this protocol: {0}")]
+    #[error("the peer does not speak this protocol: {0}")]
     Foreign(String),
 }
 

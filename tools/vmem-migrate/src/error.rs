@@ -28,7 +28,7 @@ pub enum Cause {
     #[error("{0}")]
     Peer(String, #[source] ChannelError),
     /// This host's certificate and key.
-    #[error("no identity")]
+    #[error("cannot load the certificate and the key of this host (--tls)")]
     Tls(#[source] vmem_tls::Error),
     /// A call that failed, a signal, or anything else.
     #[error(transparent)]
@@ -65,31 +65,36 @@ pub enum Error {
     #[error(transparent)]
     Local(#[from] Cause),
     /// The guest has not moved.
-    #[error("the guest goes on at the source")]
+    #[error("the guest has not moved, and continues at the source")]
     AtSource(#[source] Cause),
     /// The guest has moved, and its memory has not, or not all of it.
     #[error(
-        "the guest is at the destination, and its memory is not complete; 'vmemctl recover' at the source and 'vmemctl receive --resume' at the \
-             destination go on with it"
+        "the guest runs at the destination, and its memory is not complete there; to continue, run 'vmemctl recover' at the source and \
+         'vmemctl receive --resume' at the destination"
     )]
     Unfinished(#[source] Cause),
     /// A signal has ended this program while the guest was on its way.
-    #[error("the move is not over: a vmemd that serves goes on, and so does 'vmemctl recover', at any time")]
+    #[error(
+        "the move is not over, and vmemd continues with it; to supervise it again, run 'vmemctl recover' at the source or 'vmemctl receive \
+         --resume' at the destination"
+    )]
     Detached(#[source] Cause),
     /// It is not known whether the guest runs at the destination.
-    #[error("it is not known whether the guest runs at the destination, so it must not run here; 'vmemctl recover' finds out")]
+    #[error(
+        "it is not known whether the guest runs at the destination, so it must not run at the source; run 'vmemctl recover' to find out"
+    )]
     Unknown(#[source] Cause),
     /// The guest has moved, and its QEMU has ended before its memory was complete.
-    #[error("the guest has ended at the destination; it must not go on at the source")]
+    #[error("the guest has ended at the destination, so it must not continue at the source")]
     Gone(#[source] Cause),
     /// This host is done, and the source has not received the final message.
     #[error(
-        "the source has not heard how it ended: 'vmemctl receive --resume' waits for it again, and 'vmemctl forget' removes the record if \
-             the source is gone for good"
+        "the source has not received the final message; run 'vmemctl receive --resume' to send it again, or 'vmemctl forget' if the source \
+         is gone for good"
     )]
     Unheard(#[source] Cause),
     /// The guest runs on both hosts.
-    #[error("the guest runs at both hosts")]
+    #[error("the guest runs at both hosts, and the destination owns it: end its QEMU at the source")]
     Twice(#[source] Cause),
     /// Pages are lost.
     #[error("the guest has lost memory")]

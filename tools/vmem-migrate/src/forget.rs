@@ -61,8 +61,8 @@ fn check(record: &Incoming, force: bool) -> Result<(), Cause> {
     // Not even --force allows this: the guest would wait for its missing pages for ever.
     if needs_memory(record) {
         return Err(Cause::other(format!(
-            "guest {guest:?} is here and its memory is not complete: 'vmemctl receive --resume' goes on with it; end its QEMU first if it is \
-             not wanted any more"
+            "guest {guest:?} is here and its memory is not complete: run 'vmemctl receive --resume' to continue, or end its QEMU first if the \
+             guest is not needed any more"
         )));
     }
     if force {
@@ -73,7 +73,7 @@ fn check(record: &Incoming, force: bool) -> Result<(), Cause> {
         _ => "has ended here, and its source may be waiting to hear that",
     };
     Err(Cause::other(format!(
-        "guest {guest:?} {what}: 'vmemctl receive --resume' tells it; --force forgets it nevertheless"
+        "guest {guest:?} {what}: run 'vmemctl receive --resume' to tell it, or use --force to forget the guest nevertheless"
     )))
 }
 

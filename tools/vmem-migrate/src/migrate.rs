@@ -72,9 +72,9 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     let state_dir = StateDir::new(&cli.state, "out", key.clone())?;
     let earlier = state_dir.read::<Outgoing>()?;
     if earlier.as_ref().is_some_and(|record| record.phase != Phase::Prepared) {
-        return Err(Cause::other(
-            "the guest is on its way to another host: 'vmemctl recover' goes on with that",
-        ));
+        return Err(Cause::other(format!(
+            "guest {guest:?} is on its way to another host already; run 'vmemctl recover' to continue that move"
+        )));
     }
     end_leftovers(&state_dir);
     let record = Outgoing {
@@ -143,7 +143,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
 fn session() -> Result<String, Cause> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    filled.map_err(|error| Cause::call("no random numbers")(std::io::Error::from(error)))?;
+    filled.map_err(|error| Cause::call("cannot get random numbers for the session")(std::io::Error::from(error)))?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 

@@ -58,7 +58,10 @@ impl Security {
                 for warning in identity.warnings() {
                     tracing::warn!("{warning}");
                 }
-                let directory = std::path::absolute(directory).map_err(Cause::call("no such directory"))?;
+                let directory = std::path::absolute(directory).map_err(Cause::call(format!(
+                    "cannot find the directory {} of --tls",
+                    directory.display()
+                )))?;
                 Ok(Self::Tls(identity, Files { directory, allow_names }))
             }
             (None, true) => Ok(Self::Insecure),

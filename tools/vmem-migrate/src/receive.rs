@@ -60,10 +60,12 @@ pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
 fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Error> {
     command::check(&args.command).map_err(Cause::from)?;
     let security = Security::new(cli)?;
-    let control = Control::open().map_err(Cause::call("no vmem"))?;
+    let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
     let regions = host::make_regions(&control, args)?;
     let listener = security.listen(args.listen)?;
-    let address = listener.local_addr().map_err(Cause::call("cannot listen"))?;
+    let address = listener
+        .local_addr()
+        .map_err(Cause::call("cannot get the address of the listening socket"))?;
     let mut listener = Listener::open(listener, security.clone())?;
     let mut incoming = if args.resume {
         match IncomingMigration::resume(cli, args, &listener, report, signals)? {

@@ -33,20 +33,20 @@ const LOGS_BESIDE: &str = "log";
 /// A record cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("{}", path.display())]
+    #[error("cannot access {}", path.display())]
     Io {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{} is no record of a migration", .0.display())]
+    #[error("{} is no record of a move", .0.display())]
     Foreign(PathBuf),
     #[error(
-        "{} was written by another version of vmemctl, which has to go on with that move; if the move is over, remove it",
+        "{} was written by another version of vmemctl: continue the move with that version, or remove the record if the move is over",
         .0.display()
     )]
     Layout(PathBuf),
-    #[error("another vmemctl is at work on this guest ({})", .0.display())]
+    #[error("another vmemctl is at work on this guest, and holds {}: wait until it has ended", .0.display())]
     Busy(PathBuf),
 }
 

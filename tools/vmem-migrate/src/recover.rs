@@ -52,8 +52,9 @@ fn same_guest(mut qmp: Qmp, record: &Outgoing) -> Result<Qmp, Cause> {
         Ok(qmp)
     } else {
         Err(Cause::other(format!(
-            "the guest of {} is another one now ({name:?})",
-            record.qmp.display()
+            "the QEMU at {} has guest {name:?} now, and not {:?}",
+            record.qmp.display(),
+            record.guest
         )))
     }
 }
@@ -66,14 +67,14 @@ fn find(cli: &Common, args: &Recover) -> Result<(StateDir, Outgoing), Cause> {
     let mut found = StateDir::find(&cli.state, "out", is)?;
     match (found.pop(), found.len()) {
         (Some(only), 0) => Ok(only),
-        (None, _) => Err(Cause::other(format!("no migration is noted in {}", cli.state.display()))),
+        (None, _) => Err(Cause::other(format!("{} has no record of a migration", cli.state.display()))),
         (Some(last), _) => {
             found.push(last);
             let all = found
                 .iter()
                 .map(|(_, record)| format!("{:?} ({})", record.guest, record.key.as_str()));
             Err(Cause::other(format!(
-                "several migrations are noted: {}; --guest says which, by what is in parentheses if names are the same",
+                "several migrations are recorded: {}; choose one with --guest, by what is in parentheses if names are the same",
                 all.collect::<Vec<_>>().join(", ")
             )))
         }

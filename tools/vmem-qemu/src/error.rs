@@ -75,7 +75,7 @@ pub enum Error {
     #[error("QEMU's process cannot be opened")]
     Process(#[source] io::Error),
     /// A file of the guest's memory cannot be examined.
-    #[error("{}", path.display())]
+    #[error("cannot examine {} as the guest's memory", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum Error {
     #[error("{} is another file now, and not the guest's memory", .0.display())]
     OtherFile(PathBuf),
     /// The socket for the guest's state cannot be made.
-    #[error("no way for the guest's state")]
+    #[error("cannot make a socket for the guest's state")]
     Stream(#[source] io::Error),
     /// The command that starts QEMU is unsuitable, and why.
     #[error("{0}")]

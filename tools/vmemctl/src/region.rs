@@ -17,9 +17,6 @@ use vmem_cli::Error;
 
 use crate::cli::{Cli, Region, RegionCommand};
 
-/// The beginning of an error of the device.
-const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: modprobe vmem)";
-
 /// Executes the subcommand.
 pub(crate) fn run(cli: &Cli, args: &Region) -> Result<(), Error> {
     match &args.command {

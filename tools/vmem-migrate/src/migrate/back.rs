@@ -72,7 +72,9 @@ pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool
             break;
         }
         if Instant::now() >= deadline {
-            return Err(Cause::other(format!("QEMU's migration stays {migration}")));
+            return Err(Cause::other(format!(
+                "QEMU has not cancelled its migration, which is still {migration}"
+            )));
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -145,7 +145,7 @@ impl OutgoingMigration {
 
     /// The result of the move.
     fn result(&mut self) -> Result<(), Error> {
-        let cause = self.cause.take().unwrap_or_else(|| Cause::other("it is not known why"));
+        let cause = self.cause.take().unwrap_or_else(|| Cause::other("the reason is not known"));
         Err(match self.owner.state() {
             State::Moved => match self.gone.take() {
                 None => return Ok(()),
@@ -194,7 +194,10 @@ impl OutgoingMigration {
             }
             if let Some((_, limit)) = self.deadline.filter(|(deadline, _)| Instant::now() >= *deadline) {
                 let cause = match sending {
-                    true => Cause::other(format!("the guest's state did not get there within {} s", limit.as_secs())),
+                    true => Cause::other(format!(
+                        "the guest's state has not arrived at the destination within {} s (see --timeout)",
+                        limit.as_secs()
+                    )),
                     false => lost(ChannelError::TimedOut(limit)),
                 };
                 return self.fail(cause);
@@ -215,7 +218,9 @@ impl OutgoingMigration {
         };
         if Source::step(self.owner.state(), event).is_none() {
             let status = status.unwrap_or_default();
-            return Err(Cause::other(format!("QEMU's migration is {status} at the wrong time")));
+            return Err(Cause::other(format!(
+                "QEMU reports the migration state {status} out of order"
+            )));
         }
         if event == Event::Stopped {
             // The devices are quiet now: the memory does not change any more.
@@ -319,7 +324,7 @@ impl OutgoingMigration {
         let Ok(qmp) = &mut self.qmp else { return Ok(()) };
         if self.resumed && guest::status(qmp)? == "running" {
             self.runs_twice = true;
-            return Err(Cause::other("somebody has started it here by hand"));
+            return Err(Cause::other("it was started at the source by hand"));
         }
         Ok(())
     }
@@ -338,5 +343,5 @@ fn refused(reason: &str) -> Cause {
 }
 
 fn unexpected(message: &FromDestination) -> Cause {
-    Cause::other(format!("the destination said something out of order: {message:?}"))
+    Cause::other(format!("the destination has sent a message out of order: {message:?}"))
 }

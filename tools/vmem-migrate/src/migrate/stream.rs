@@ -25,6 +25,7 @@ pub(crate) fn give(qmp: &mut Qmp, network: Channel) -> Result<String, Cause> {
     let (ours, uri) = vmem_qemu::stream::open(qmp)?;
     let (network, early) = network.into_parts();
     // If the relay fails, both ends are closed, and QEMU reports that.
-    relay(End::Source, Socket::from(ours), network, early).map_err(Cause::call("no way for the guest's state"))?;
+    relay(End::Source, Socket::from(ours), network, early)
+        .map_err(Cause::call("cannot relay the guest's state to the destination"))?;
     Ok(uri)
 }

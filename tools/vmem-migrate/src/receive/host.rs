@@ -20,7 +20,9 @@ pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String
 pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Cause> {
     args.regions
         .iter()
-        .map(|(name, bytes)| make_region(control, name, *bytes, args).map_err(Cause::call(format!("cannot make region {name}"))))
+        .map(|(name, bytes)| {
+            make_region(control, name, *bytes, args).map_err(Cause::call(format!("region {name}: cannot create it")))
+        })
         .collect()
 }
 
@@ -56,14 +58,19 @@ pub(super) fn regions_for(
         for name in candidates(guest, &backend.id) {
             match make_region(control, &name, backend.bytes, args) {
                 Err(Error::NameTaken) => {}
-                Err(error) => return Err(Cause::call(format!("cannot make region {name}"))(error)),
+                Err(error) => return Err(Cause::call(format!("region {name}: cannot create it"))(error)),
                 Ok(handle) => {
                     made = Some((name, handle));
                     break;
                 }
             }
         }
-        let (name, handle) = made.ok_or_else(|| Cause::other(format!("all names for a region of {guest:?} are taken")))?;
+        let (name, handle) = made.ok_or_else(|| {
+            Cause::other(format!(
+                "guest {guest:?}: all names for the region of memory backend {:?} are taken: end guests that are not needed any more",
+                backend.id
+            ))
+        })?;
         names.push(name);
         handles.push(handle);
     }

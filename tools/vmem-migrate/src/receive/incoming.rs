@@ -184,7 +184,8 @@ impl IncomingMigration {
         let status = guest::status(&mut qmp)?;
         if status != "inmigrate" {
             return Err(Cause::other(format!(
-                "QEMU is {status}: it must be started with -incoming defer"
+                "guest {:?}: QEMU is {status}: start it with -incoming defer",
+                offer.guest
             )));
         }
         obstacles::check(&mut qmp)?;
@@ -194,7 +195,11 @@ impl IncomingMigration {
         if names.is_empty() {
             names = nodes;
         } else if names != nodes {
-            return Err(Cause::other("QEMU has other files as its memory than {memory:...} says"));
+            return Err(Cause::other(format!(
+                "the memory of guest {:?} is in the regions {nodes:?} of QEMU, and not in those that were made for it ({names:?}): use \
+                 {{memory:ID}} as the mem-path of each backend",
+                offer.guest
+            )));
         }
         for name in &names {
             checks::check_region(name)?;
@@ -206,7 +211,7 @@ impl IncomingMigration {
         settings.change(&mut qmp)?;
         let (state, uri) = stream::open(&mut qmp)?;
         qmp.execute("migrate-incoming", json!({"uri": uri}))?;
-        let region_ids = regions::ids(&names).map_err(Cause::call("cannot look at the regions"))?;
+        let region_ids = regions::ids(&names).map_err(Cause::call(format!("cannot read the state of the regions {names:?}")))?;
         // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
         let files: Vec<_> = names.iter().map(|name| Path::new("/dev/vmem").join(name)).collect();
         let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_files(pid, &files));
@@ -268,8 +273,8 @@ fn new_place(cli: &Common, offer: &Offer) -> Result<StateDir, Cause> {
     match state_dir.read::<Incoming>()? {
         None => Ok(state_dir),
         Some(_) => Err(Cause::other(format!(
-            "{} is noted from an earlier move: 'vmemctl receive --resume' goes on with that; if there is no such guest any more, 'vmemctl forget' \
-             removes it",
+            "{} records an earlier move of this guest: run 'vmemctl receive --resume' to continue it, or 'vmemctl forget' if the guest does not \
+             exist any more",
             state_dir.path("record").display()
         ))),
     }

@@ -189,7 +189,7 @@ impl Inside {
                 release,
             }) => (guest, key, memory, pages, release),
             Ok(other) => {
-                tracing::warn!("a source said something out of order: {other:?}");
+                tracing::warn!("a source has sent a message out of order: {other:?}");
                 return None;
             }
             Err(error) => {

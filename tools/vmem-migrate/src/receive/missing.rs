@@ -38,7 +38,7 @@ fn write_all(regions: &[String], mut to: impl Write, path: &Path) -> Result<u64,
     let (mut pages, mut left) = (0, MOST_RUNS);
     for name in regions {
         let map = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.present_map());
-        let map = map.map_err(Cause::call(format!("what region {name} lacks cannot be read")))?;
+        let map = map.map_err(Cause::call(format!("region {name}: cannot read which pages are missing")))?;
         pages += write(name, map.absent(), &mut left, &mut to).map_err(failed())?;
     }
     to.flush().map_err(failed())?;
@@ -66,7 +66,11 @@ fn write(name: &str, runs: impl Iterator<Item = PageRange>, left: &mut u64, mut 
 /// Marks the missing pages unreadable: every touch of one raises SIGBUS.
 pub(super) fn poison(regions: &[String], control: &Control) -> Result<(), Error> {
     for name in regions {
-        let failed = |error| Error::Unfinished(Cause::call(format!("cannot mark the missing pages of {name}"))(error));
+        let failed = |error| {
+            Error::Unfinished(Cause::call(format!(
+                "region {name}: cannot mark the missing pages as unreadable"
+            ))(error))
+        };
         let region = control.attach(name).map_err(failed)?;
         let map = region.present_map().map_err(failed)?;
         let mut absent = map.absent();

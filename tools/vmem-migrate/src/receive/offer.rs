@@ -31,12 +31,14 @@ pub(super) fn check(
     channel: &Channel,
     security: &Security,
 ) -> Result<String, Cause> {
-    let mark = session_mark(session).ok_or_else(|| Cause::other("the source's session is no number"))?;
+    let mark = session_mark(session).ok_or_else(|| Cause::other("the source has sent an invalid session number"))?;
     for (at, backend) in memory.iter().enumerate() {
         let (id, export) = (&backend.id, &backend.export);
         // The mark is this session's, so no export of another move has such a name.
         if vmem::Name::new(export).is_err() || !export.ends_with(mark) {
-            return Err(Cause::other(format!("{export:?} is no name for an export of this move")));
+            return Err(Cause::other(format!(
+                "the source offers the export {export:?}, whose name is invalid for this move"
+            )));
         }
         let before = memory.iter().take(at);
         if before.filter(|other| other.id == *id || other.export == *export).count() > 0 {

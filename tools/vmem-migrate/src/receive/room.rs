@@ -38,7 +38,7 @@ struct Reservation {
 pub(super) fn reserve(state: &Path, state_dir: &StateDir, memory: &[Backend], overcommit: bool) -> Result<(), Cause> {
     let wanted = memory.iter().try_fold(0_u64, |sum, backend| sum.checked_add(backend.bytes));
     let wanted = wanted.ok_or_else(|| Cause::other("the guest has more memory than there can be"))?;
-    let available = vmem::available_memory().map_err(Cause::call("the memory of this host"))?;
+    let available = vmem::available_memory().map_err(Cause::call("cannot read how much memory this host has"))?;
     reserve_of(if overcommit { u64::MAX } else { available }, state, state_dir, wanted)
 }
 
@@ -49,7 +49,7 @@ fn reserve_of(available: u64, state: &Path, state_dir: &StateDir, wanted: u64) -
     if wanted > available.saturating_sub(promised) {
         return Err(Cause::other(format!(
             "the guest has {} MiB of memory; {} MiB are available here, of which {} MiB are for guests that are on their way \
-             (--overcommit takes it nevertheless)",
+             (use --overcommit to receive it nevertheless)",
             wanted >> 20,
             available >> 20,
             promised >> 20

@@ -267,7 +267,7 @@ impl RunningGuest<'_> {
             Some(Ok(Some(FromSource::Heard))) => self.on(Event::Heard),
             Some(Ok(Some(other))) => self
                 .report
-                .note(&format!("the source said something out of order: {other:?}")),
+                .note(&format!("the source has sent a message out of order: {other:?}")),
             Some(Err(error)) => self.disconnected(&chain(&error)),
         }
     }

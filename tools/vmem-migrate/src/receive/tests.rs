@@ -90,7 +90,7 @@ fn unsuitable_guest_is_refused_and_the_next_is_awaited() {
             (&[("ram", u64::MAX)], "are available here"),
             (&[("ram", u64::MAX), ("other", 1)], "more memory than there can be"),
             // A valid offer, but QEMU's region does not exist here.
-            (&[("ram", 4096)], "cannot look at region guest0.ram"),
+            (&[("ram", 4096)], "region guest0.ram: cannot read its state"),
         ] {
             let reason = refusal(address, memory);
             assert!(reason.contains(why), "{memory:?}: {reason}");

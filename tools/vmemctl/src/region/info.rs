@@ -5,7 +5,7 @@ use serde_json::json;
 use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::{Error, chain};
 
-use super::{NO_MODULE, adoption, figures_of, holders, out, shown, state};
+use super::{adoption, figures_of, holders, out, shown, state};
 use crate::cli::{MemoryOf, RegionInfo};
 
 /// A line: its title and its text.
@@ -99,7 +99,7 @@ fn json_of(info: &Info) -> serde_json::Value {
 
 fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
     let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::call("cannot find the memory"))?;
-    let control = Control::open().map_err(Error::call(NO_MODULE))?;
+    let control = Control::open().map_err(Error::call(vmem_cli::NO_MODULE))?;
     // Adopting does not change the memory. It ends when this is dropped.
     let obstacle = control.adopt(&memory).err();
     let file = memory.file();

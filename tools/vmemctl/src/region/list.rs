@@ -6,7 +6,7 @@ use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
 use vmem_cli::output::err;
 use vmem_cli::{Error, chain};
 
-use super::{NO_MODULE, adoption, figures_of, holders, out, state};
+use super::{adoption, figures_of, holders, out, state};
 
 /// A row: a region, adopted memory, or both.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ struct Row {
 
 /// Prints the list.
 pub(super) fn run(json: bool) -> Result<(), Error> {
-    let nodes = vmem::nodes().map_err(Error::call(NO_MODULE))?;
+    let nodes = vmem::nodes().map_err(Error::call(vmem_cli::NO_MODULE))?;
     for node in &nodes {
         if let Err(error) = &node.info {
             err(&format!("vmemctl: region {}: {}", node.name, chain(error)));

@@ -11,7 +11,7 @@ use vmem_cli::{Error, Signals, output};
 use super::copy::{Copied, Copy};
 use super::image::PartialImage;
 use super::memory::Memory;
-use super::{NO_MODULE, shown};
+use super::shown;
 use crate::cli::RegionSnapshot;
 use vmem_migrate::report::Report;
 
@@ -21,7 +21,7 @@ pub(super) fn run(args: &RegionSnapshot, json: bool) -> Result<(), Error> {
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
     let failed = || Error::call(what);
-    let control = Control::open().map_err(Error::call(NO_MODULE))?;
+    let control = Control::open().map_err(Error::call(vmem_cli::NO_MODULE))?;
     let image = PartialImage::create(&args.out, args.force)?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;

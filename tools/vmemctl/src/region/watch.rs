@@ -8,7 +8,6 @@ use serde_json::json;
 use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram};
 use vmem_cli::output::{self, out};
 
-use super::NO_MODULE;
 use super::memory::Memory;
 use crate::cli::RegionWatch;
 use vmem_cli::{Error, Signals};
@@ -26,7 +25,7 @@ pub(super) fn run(args: &RegionWatch, json: bool) -> Result<(), Error> {
     let memory = Memory::open(&args.memory)?;
     let what = memory.what();
     let failed = || Error::call(what);
-    let control = Control::open().map_err(Error::call(NO_MODULE))?;
+    let control = Control::open().map_err(Error::call(vmem_cli::NO_MODULE))?;
     let adopted = control.adopt(&memory).map_err(failed())?;
     let tracking = adopted.track().map_err(failed())?;
     begin(what, &tracking, json);

@@ -47,7 +47,7 @@ fn the_destination_lacks_the_module(stage: &Stage) -> Result<()> {
     let output = Command::new("unshare").args(["-m", "sh", "-c", script]).output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.code() == Some(LOCAL) && text.contains("no vmem"),
+        output.status.code() == Some(LOCAL) && text.contains("is the module loaded?"),
         "{}: {text}",
         output.status
     );

@@ -214,7 +214,7 @@ impl OutgoingMigration {
         let Err(error) = gone_on else { return Event::Resumed };
         self.cause = Some(match self.cause.take() {
             Some(cause) => Cause::other(format!(
-                "{}; and the guest, which is still here, cannot go on: {}",
+                "{}; the guest is still at the source, and QEMU cannot continue it: {}",
                 chain(&cause),
                 chain(&error)
             )),

@@ -15,7 +15,11 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
     for backend in offered {
         let id = &backend.id;
         let memory = found.iter().find(|memory| memory.id == *id);
-        let memory = memory.ok_or_else(|| Cause::other(format!("QEMU here has no memory backend {id:?}")))?;
+        let memory = memory.ok_or_else(|| {
+            Cause::other(format!(
+                "QEMU here has no memory backend {id:?}: give it the backends that the source's QEMU has"
+            ))
+        })?;
         if memory.bytes != backend.bytes {
             return Err(Cause::other(format!(
                 "memory backend {id} has {} bytes here and {} at the source",
@@ -23,7 +27,12 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
             )));
         }
         let name = memory.path.strip_prefix("/dev/vmem").ok().and_then(Path::to_str);
-        let not_region = || Cause::other(format!("memory backend {id} is {}, and no region", memory.path.display()));
+        let not_region = || {
+            Cause::other(format!(
+                "memory backend {id} is in {}, which is no region: use mem-path=/dev/vmem/NAME",
+                memory.path.display()
+            ))
+        };
         names.push(name.ok_or_else(not_region)?.to_owned());
     }
     if offered.len() == found.len() {
@@ -38,14 +47,14 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
 /// guest's.
 pub(super) fn check_region(name: &str) -> Result<(), Cause> {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
-    let info = info.map_err(Cause::call(format!("cannot look at region {name}")))?;
+    let info = info.map_err(Cause::call(format!("region {name}: cannot read its state")))?;
     if info.mappings == 0 {
         Err(Cause::other(format!(
-            "QEMU does not have region {name} mapped, but another file of that path"
+            "region {name}: QEMU has mapped another file of that path: give QEMU the /dev/vmem of this host"
         )))
     } else if info.plain || info.present != 0 || info.unreadable != 0 {
         Err(Cause::other(format!(
-            "region {name} is not empty: it has pages of another guest"
+            "region {name} is not empty: it has pages of another guest; use a new region"
         )))
     } else {
         Ok(())

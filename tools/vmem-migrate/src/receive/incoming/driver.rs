@@ -78,7 +78,7 @@ impl IncomingMigration {
     /// Takes the reason why the guest does not run here.
     pub(in crate::receive) fn cause(&mut self) -> Cause {
         let cause = self.cause.take();
-        cause.unwrap_or_else(|| Cause::other("it is not known why"))
+        cause.unwrap_or_else(|| Cause::other("the reason is not known"))
     }
 
     /// Stores why the move does not continue, and returns the event for it.
@@ -137,7 +137,7 @@ impl IncomingMigration {
             Duration::from_millis(2)
         };
         match channel.recv(Instant::now() + limit) {
-            Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("the guest's state cannot be loaded"))),
+            Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("QEMU cannot load the guest's state"))),
             Ok(None) => self.pages.check().err().map(|cause| self.fail(cause)),
             Ok(Some(FromSource::Start)) => Some(Event::Start),
             Ok(Some(FromSource::Commit { run })) => {
@@ -145,7 +145,7 @@ impl IncomingMigration {
                 Some(Event::Commit)
             }
             Ok(Some(FromSource::Abort { reason })) => {
-                let what = format!("the source has changed its mind: {}", printable(&reason));
+                let what = format!("the source has aborted the move: {}", printable(&reason));
                 self.cause = Some(Cause::other(what));
                 if self.qemu.has_failed() {
                     self.explain();
@@ -153,7 +153,7 @@ impl IncomingMigration {
                 Some(Event::Abort)
             }
             Ok(Some(other)) => {
-                let what = format!("the source said something out of order: {other:?}");
+                let what = format!("the source has sent a message out of order: {other:?}");
                 Some(self.fail(Cause::other(what)))
             }
             Err(error) => {
@@ -212,7 +212,7 @@ impl IncomingMigration {
     fn connect_state(&mut self, channel: Channel) -> Result<(), Cause> {
         let qemu = self.state.take();
         let qemu = qemu.ok_or_else(|| Cause::other("the source sends the guest's state a second time"))?;
-        let failed = || Cause::call("no way for the guest's state");
+        let failed = || Cause::call("cannot relay the guest's state to QEMU");
         let (network, early) = channel.into_parts();
         self.relay = Some(relay(End::Destination, Socket::from(qemu), network, early).map_err(failed())?);
         Ok(())
@@ -284,7 +284,9 @@ impl IncomingMigration {
                 _ => {}
             }
             if !wait.goes_on() {
-                return Err(Cause::other("QEMU does not come to an end with the guest's state"));
+                return Err(Cause::other(
+                    "QEMU has not loaded the guest's state, and no more pages arrive",
+                ));
             }
             // A closed connection is found by the next query.
             let _ = self.monitor.event(Instant::now() + Duration::from_millis(5));

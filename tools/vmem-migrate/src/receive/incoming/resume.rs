@@ -165,7 +165,10 @@ impl IncomingMigration {
         }
         let names = checks::match_memory(&self.record.memory, &memory).map_err(unfinished)?;
         if names != self.record.regions {
-            return Err(unfinished(Cause::other("QEMU's memory is in other regions than noted")));
+            return Err(unfinished(Cause::other(format!(
+                "the memory of guest {:?} is in the regions {names:?} of QEMU, and not in the recorded ones ({:?})",
+                self.record.guest, self.record.regions
+            ))));
         }
         Ok(self)
     }
@@ -177,9 +180,11 @@ pub(super) fn recorded(cli: &Common, args: &Receive) -> Result<(StateDir, Incomi
     let (qmp, state) = (args.qmp.display(), cli.state.display());
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
-        (None, _) => Err(Cause::other(format!("no guest of {qmp} is noted in {state}"))),
+        (None, _) => Err(Cause::other(format!(
+            "{state} has no record of a guest whose QEMU listens at {qmp}"
+        ))),
         (Some(_), false) => Err(Cause::other(format!(
-            "several guests of {qmp} are noted in {state}: 'vmemctl forget' removes those that are not there any more"
+            "{state} has records of several guests whose QEMU listens at {qmp}: remove those that do not exist any more with 'vmemctl forget'"
         ))),
     }
 }
