@@ -2,7 +2,10 @@
 //! A fake QEMU for tests: it has a state, knows a few commands, and dies when it is told to. It has a process of its own, which does
 //! nothing.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,8 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 use vmem_qemu::Qmp;
+
+use crate::relay::recorded;
 
 /// The state of the fake, and what it does at which command.
 #[derive(Debug)]
@@ -30,7 +36,11 @@ pub(crate) struct State {
     pub(crate) hangs_up_at: &'static str,
     /// As before, but it also stops listening.
     pub(crate) leaves_at: &'static str,
-    /// Events that it sends by itself, each after a command.
+    /// It does not save its devices to the end.
+    pub(crate) never_saves: bool,
+    /// The socket for the stream that `getfd` has given to it.
+    stream: Option<UnixStream>,
+    /// Events that it sends by itself, each after a command, or after "loaded": the other QEMU's word that it has the state.
     pub(crate) says: Vec<(&'static str, Value)>,
     /// The commands that it has executed or refused.
     pub(crate) heard: Vec<String>,
@@ -63,6 +73,8 @@ impl Qemu {
             blocks_at: "",
             hangs_up_at: "",
             leaves_at: "",
+            never_saves: false,
+            stream: None,
             says: Vec::new(),
             heard: Vec::new(),
             process: process.expect("a process"),
@@ -74,6 +86,7 @@ impl Qemu {
             let _ = std::fs::remove_file(path);
             drop(listener);
             if then == Then::Die {
+                inside.close_stream();
                 let mut state = inside.state();
                 state.process.kill().expect("a process");
                 state.process.wait().expect("a process");
@@ -88,6 +101,20 @@ impl Qemu {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes its end of the stream.
+    pub(crate) fn close_stream(&self) {
+        let stream = self.state().stream.take();
+        // The relay may have closed it already.
+        let _ = stream.map(|stream| stream.shutdown(Shutdown::Both));
+    }
+
+    /// Writes the end of a state that it would not have finished.
+    pub(crate) fn finish_saving(&self) {
+        let mut state = self.state();
+        let stream = state.stream.as_mut().expect("a stream");
+        stream.write_all(&recorded::END[recorded::END.len() - 1..]).expect("room");
     }
 
     /// The number of its process.
@@ -121,8 +148,12 @@ impl Qemu {
         let mut out = socket.try_clone()?;
         self.wait_unblocked();
         writeln!(out, "{}", json!({"QMP": {}}))?;
-        for line in BufReader::new(socket).lines() {
-            let command: Value = serde_json::from_str(&line?)?;
+        let mut lines = Lines {
+            socket,
+            bytes: Vec::new(),
+        };
+        while let Some((line, file)) = lines.next()? {
+            let command: Value = serde_json::from_slice(&line)?;
             let name = command["execute"].as_str().unwrap_or_default().to_owned();
             {
                 let mut state = self.state();
@@ -138,20 +169,53 @@ impl Qemu {
                 }
             }
             self.wait_unblocked();
+            if let Some(file) = file {
+                self.state().stream = Some(file.into());
+            }
             let mut reply = self.carry_out(&name, &command["arguments"]);
             reply["id"] = command["id"].clone();
             let dies = name == "quit" || name == self.state().dies_of;
             if dies {
                 return Ok(Then::Die);
             }
-            let said = self.state().says.clone();
-            let event = said.into_iter().find(|(after, _)| *after == name).map(|(_, event)| event);
             writeln!(out, "{reply}")?;
-            if let Some(event) = event {
-                writeln!(out, "{event}")?;
+            self.say_after(&name, &mut out)?;
+            if name == "migrate-continue" {
+                self.save(out.try_clone()?)?;
             }
         }
         Ok(Then::Listen)
+    }
+
+    /// Sends the event that follows this.
+    fn say_after(&self, what: &str, out: &mut UnixStream) -> std::io::Result<()> {
+        let said = self.state().says.clone();
+        let event = said.into_iter().find(|(after, _)| *after == what).map(|(_, event)| event);
+        event.map_or(Ok(()), |event| writeln!(out, "{event}"))
+    }
+
+    /// Writes the rest of the state, and waits for the other QEMU's word that it has it.
+    fn save(&self, mut out: UnixStream) -> std::io::Result<()> {
+        let (stream, never_saves) = {
+            let state = self.state();
+            (state.stream.as_ref().map(UnixStream::try_clone), state.never_saves)
+        };
+        let Some(mut stream) = stream.transpose()? else {
+            return Ok(());
+        };
+        let (last, all) = recorded::END.split_last().expect("bytes");
+        stream.write_all(all)?;
+        if !never_saves {
+            stream.write_all(&[*last])?;
+        }
+        let qemu = self.clone();
+        thread::spawn(move || {
+            if stream.read(&mut [0; 64]).is_ok_and(|length| length > 0) {
+                // The connection may be closed already.
+                let _ = qemu.say_after("loaded", &mut out);
+            }
+        });
+        Ok(())
     }
 
     /// Waits until the main loop is not blocked.
@@ -187,5 +251,40 @@ impl Qemu {
             _ => {}
         }
         json!({"return": {}})
+    }
+}
+
+/// The lines of a client, with the files that come with them.
+struct Lines {
+    socket: UnixStream,
+    bytes: Vec<u8>,
+}
+
+impl Lines {
+    fn next(&mut self) -> std::io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+        let mut file = None;
+        loop {
+            if let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+                return Ok(Some((self.bytes.drain(..=end).collect(), file)));
+            }
+            let mut bytes = [0; 4096];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut with = RecvAncillaryBuffer::new(&mut space);
+            let got = recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut with,
+                RecvFlags::empty(),
+            )?;
+            for message in with.drain() {
+                if let RecvAncillaryMessage::ScmRights(mut files) = message {
+                    file = files.next().or(file);
+                }
+            }
+            if got.bytes == 0 {
+                return Ok(None);
+            }
+            self.bytes.extend_from_slice(&bytes[..got.bytes]);
+        }
     }
 }

@@ -19,8 +19,10 @@
 //! use vmem_migrate::Owner;
 //!
 //! let mut guest = Owner::<Source>::new(State::Offering);
-//! assert_eq!(guest.on(Event::Ready).expect("a row"), [Action::SendState]);
-//! assert_eq!(guest.on(Event::Stopped).expect("a row"), [Action::Start]);
+//! assert_eq!(guest.on(Event::Ready).expect("a row"), [Action::Copy]);
+//! assert_eq!(guest.on(Event::Settled).expect("a row"), [Action::SendState]);
+//! assert_eq!(guest.on(Event::Stopped).expect("a row"), [Action::Save]);
+//! assert_eq!(guest.on(Event::Saved).expect("a row"), [Action::Start]);
 //! // The network fails before COMMIT: the guest is still the source's.
 //! assert_eq!(guest.on(Event::Lost).expect("a row"), [Action::Abort, Action::ResumeGuest]);
 //! assert!(guest.on(Event::Running).is_err(), "no row");

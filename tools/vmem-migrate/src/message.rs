@@ -20,6 +20,11 @@ fn unsaid() -> u32 {
     2
 }
 
+/// For fields that earlier versions do not have.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,8 +75,11 @@ pub(crate) enum FromSource {
         pages: String,
         /// The source frees pages that the destination has.
         release: bool,
+        /// The source can send pages in rounds while the guest runs there. An earlier version does not know the field.
+        #[serde(default, skip_serializing_if = "is_false")]
+        rounds: bool,
     },
-    /// The guest has stopped: pages may be fetched.
+    /// The guest has stopped, and QEMU has saved its devices: pages may be fetched.
     Start,
     /// The guest will never run at the source again, unless the destination says that it has not run there.
     Commit {
@@ -97,7 +105,11 @@ pub(crate) enum FromDestination {
     /// The connection or the guest is refused.
     Refuse { reason: String },
     /// QEMU waits for the guest's state.
-    Ready,
+    Ready {
+        /// The destination takes pages in rounds. Only if the source has offered that.
+        #[serde(default, skip_serializing_if = "is_false")]
+        rounds: bool,
+    },
     /// The guest runs at the destination, or is paused there if it was paused at the source.
     Running,
     /// The guest has not run at the destination and never will.
@@ -144,13 +156,40 @@ mod tests {
     }
 
     #[test]
+    fn rounds_are_written_only_if_true_and_false_if_missing() {
+        let ready = |rounds| FromDestination::Ready { rounds };
+        let offer = |rounds| FromSource::Offer {
+            guest: "g".to_owned(),
+            key: None,
+            memory: Vec::new(),
+            pages: "1".to_owned(),
+            release: false,
+            rounds,
+        };
+        let text = |message: &FromSource| serde_json::to_string(message).expect("JSON");
+        // What version 2 had before there were rounds.
+        let earlier = r#"{"say":"offer","guest":"g","key":null,"memory":[],"pages":"1","release":false}"#;
+        assert_eq!(text(&offer(false)), earlier);
+        assert_eq!(text(&offer(true)), earlier.replace('}', r#","rounds":true}"#));
+        let text = |message: &FromDestination| serde_json::to_string(message).expect("JSON");
+        assert_eq!(text(&ready(false)), r#"{"say":"ready"}"#);
+        assert_eq!(text(&ready(true)), r#"{"say":"ready","rounds":true}"#);
+        for rounds in [false, true] {
+            let sent = serde_json::to_string(&offer(rounds)).expect("JSON");
+            assert_eq!(serde_json::from_str::<FromSource>(&sent).expect("OFFER"), offer(rounds));
+            let sent = text(&ready(rounds));
+            assert_eq!(serde_json::from_str::<FromDestination>(&sent).expect("READY"), ready(rounds));
+        }
+    }
+
+    #[test]
     fn messages_keep_their_names_on_the_wire() {
         let name = |message: &FromDestination| serde_json::to_value(message).expect("JSON")["say"].clone();
         let text = String::new;
         for (message, wire) in [
             (FromDestination::Welcome { version: 2 }, "welcome"),
             (FromDestination::Refuse { reason: text() }, "refuse"),
-            (FromDestination::Ready, "ready"),
+            (FromDestination::Ready { rounds: false }, "ready"),
             (FromDestination::Running, "running"),
             (FromDestination::Failed { reason: text() }, "failed"),
             (FromDestination::Gone { reason: text() }, "gone"),

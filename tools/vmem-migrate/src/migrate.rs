@@ -136,6 +136,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
         memory: memory.iter().enumerate().map(backend).collect(),
         pages,
         release,
+        rounds: false,
     }
 }
 

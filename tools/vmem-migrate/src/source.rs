@@ -16,9 +16,13 @@ pub enum Source {}
 pub enum State {
     /// The guest runs here, and the destination prepares for it.
     Offering,
-    /// The guest runs here, and QEMU sends its state.
+    /// The guest runs here, and the destination fetches pages in rounds.
+    Copying,
+    /// The guest runs here, and QEMU sends the state that is sent while it runs.
     Sending,
-    /// QEMU has stopped the guest, and sends the rest of its state.
+    /// QEMU has stopped the guest, and saves its devices. That may change the guest's memory. The state is kept here.
+    Saving,
+    /// QEMU has saved all devices: the guest's memory does not change any more. The kept state is sent.
     Stopped,
     /// The destination's QEMU has the state. The source records that the destination owns the guest.
     Committing,
@@ -49,9 +53,13 @@ pub enum State {
 pub enum Event {
     /// The destination has said READY.
     Ready,
-    /// QEMU has stopped the guest, and its memory does not change any more.
+    /// The rounds are over, or there are none.
+    Settled,
+    /// QEMU has stopped the guest.
     Stopped,
-    /// QEMU has sent the state, and the destination's QEMU has said that it has loaded all of it.
+    /// QEMU has written all of its device state: the guest's memory does not change any more.
+    Saved,
+    /// The state was sent, and the destination's QEMU has said that it has loaded all of it.
     Sent,
     /// The destination has said FAILED, or in answer to the offer REFUSE.
     Refused,
@@ -82,9 +90,13 @@ pub enum Event {
 /// What the source does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Action {
+    /// Begins the rounds in which pages are copied while the guest runs. Answers [`Event::Settled`] if there are none.
+    Copy,
     /// Has QEMU send the guest's state. Answers [`Event::Trouble`] or [`Event::Signal`] if that cannot begin.
     SendState,
-    /// Says START: pages may be fetched. Has QEMU send the rest. Answers [`Event::Trouble`] if that fails.
+    /// Has QEMU save the guest's devices. What QEMU writes is kept. Answers [`Event::Trouble`] if that cannot begin.
+    Save,
+    /// Says START: pages may be fetched. Then lets the kept state through. Answers [`Event::Trouble`] if that fails.
     Start,
     /// Records that the destination owns the guest. Answers [`Event::Recorded`] or [`Event::NotRecorded`].
     RecordCommitted,
@@ -139,7 +151,7 @@ impl Machine for Source {
 
     const TABLE: &'static [Row<S, E, A>] = &[
         // The source owns the guest.
-        row(S::Offering, &[E::Ready], S::Sending, &[A::SendState]),
+        row(S::Offering, &[E::Ready], S::Copying, &[A::Copy]),
         row(S::Offering, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
         row(
             S::Offering,
@@ -147,10 +159,26 @@ impl Machine for Source {
             S::Resuming,
             &[A::Abort, A::ResumeGuest],
         ),
-        row(S::Sending, &[E::Stopped], S::Stopped, &[A::Start]),
+        row(S::Copying, &[E::Settled], S::Sending, &[A::SendState]),
+        row(S::Copying, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
+        row(
+            S::Copying,
+            &[E::Lost, E::Trouble, E::Signal],
+            S::Resuming,
+            &[A::Abort, A::ResumeGuest],
+        ),
+        row(S::Sending, &[E::Stopped], S::Saving, &[A::Save]),
         row(S::Sending, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
         row(
             S::Sending,
+            &[E::Lost, E::Trouble, E::Signal],
+            S::Resuming,
+            &[A::Abort, A::ResumeGuest],
+        ),
+        row(S::Saving, &[E::Saved], S::Stopped, &[A::Start]),
+        row(S::Saving, &[E::Refused], S::Resuming, &[A::ResumeGuest]),
+        row(
+            S::Saving,
             &[E::Lost, E::Trouble, E::Signal],
             S::Resuming,
             &[A::Abort, A::ResumeGuest],

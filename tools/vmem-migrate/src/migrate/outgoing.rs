@@ -19,6 +19,7 @@ use crate::message::{FromDestination, FromSource};
 use crate::network::Security;
 use crate::page_server::PageServer;
 use crate::record::{Outgoing, StateDir};
+use crate::relay::{HoldError, Relay};
 use crate::report::Report;
 
 /// How long the destination may take to load the guest's state and to run the guest.
@@ -42,6 +43,8 @@ pub(crate) struct OutgoingMigration {
     /// `None`: the connection is lost.
     pub(super) channel: Option<Channel>,
     pub(super) export: PageServer,
+    /// The relay of QEMU's stream, once QEMU has it.
+    stream: Option<Relay>,
     pub(super) state_dir: StateDir,
     pub(super) record: Outgoing,
     pub(super) security: Security,
@@ -88,6 +91,7 @@ impl OutgoingMigration {
             qmp,
             channel: None,
             export: PageServer::none(),
+            stream: None,
             state_dir,
             record,
             security,
@@ -177,7 +181,7 @@ impl OutgoingMigration {
             if let Err(stopped) = self.signals.check() {
                 return self.fail(stopped.into());
             }
-            let sending = matches!(self.owner.state(), State::Sending | State::Stopped);
+            let sending = matches!(self.owner.state(), State::Sending | State::Saving | State::Stopped);
             if sending {
                 match self.poll_qemu() {
                     Ok(None) => {}
@@ -193,27 +197,61 @@ impl OutgoingMigration {
                 return event;
             }
             if let Some((_, limit)) = self.deadline.filter(|(deadline, _)| Instant::now() >= *deadline) {
-                let cause = match sending {
-                    true => Cause::other(format!(
-                        "the guest's state has not arrived at the destination within {} s (see --timeout)",
-                        limit.as_secs()
-                    )),
-                    false => lost(ChannelError::TimedOut(limit)),
-                };
+                let cause = self.timed_out(limit);
                 return self.fail(cause);
             }
         }
     }
 
+    /// Why the state that has a time limit has not ended.
+    fn timed_out(&self, limit: Duration) -> Cause {
+        let seconds = limit.as_secs();
+        match self.owner.state() {
+            State::Sending | State::Stopped => Cause::other(format!(
+                "the guest's state has not arrived at the destination within {seconds} s (see --timeout)"
+            )),
+            State::Saving => {
+                let kept = self.stream.as_ref().map_or(0, Relay::held_bytes);
+                Cause::other(format!(
+                    "QEMU has not written all of the guest's device state within {seconds} s: {kept} bytes came, and no description of the \
+                     devices at their end. If the guest's machine has suppress-vmdesc=on (-machine), start its QEMU without that"
+                ))
+            }
+            _ => lost(ChannelError::TimedOut(limit)),
+        }
+    }
+
+    /// Whether QEMU has saved all devices. Waits for that for up to `limit`. `None`: the stream has ended, and QEMU says why.
+    fn has_saved(&self, limit: Duration) -> Result<Option<bool>, Cause> {
+        match self.stream()?.wait_saved(limit) {
+            Ok(saved) => Ok(Some(saved)),
+            Err(HoldError::Ended) => Ok(None),
+            Err(error) => Err(Cause::other(chain(&error))),
+        }
+    }
+
     /// The next event of QEMU's migration.
     fn poll_qemu(&mut self) -> Result<Option<Event>, Cause> {
-        let event = self.qmp()?.next_event(Instant::now() + POLL_INTERVAL)?;
+        let mut until = Instant::now() + POLL_INTERVAL;
+        if self.owner.state() == State::Saving {
+            // The guest stands still, so the end of the state is what is waited for.
+            match self.has_saved(POLL_INTERVAL)? {
+                Some(true) => return Ok(Some(Event::Saved)),
+                Some(false) => until = Instant::now(),
+                None => {}
+            }
+        }
+        let event = self.qmp()?.next_event(until)?;
         let event = event.filter(|event| event.name == "MIGRATION");
         let status = event.as_ref().and_then(|event| event.data.get("status")?.as_str());
         let event = match status {
             Some("pre-switchover") => Event::Stopped,
             Some("completed") => Event::Sent,
-            Some("failed" | "cancelled") => return self.why_not(),
+            Some("failed" | "cancelled") => {
+                // QEMU does not know why the relay has closed the stream.
+                self.has_saved(Duration::ZERO)?;
+                return self.why_not();
+            }
             _ => return Ok(None),
         };
         if Source::step(self.owner.state(), event).is_none() {
@@ -223,7 +261,6 @@ impl OutgoingMigration {
             )));
         }
         if event == Event::Stopped {
-            // The devices are quiet now: the memory does not change any more.
             self.stopped = Some(Instant::now());
         }
         Ok(Some(event))
@@ -262,7 +299,9 @@ impl OutgoingMigration {
                 self.report.note(&format!("destination: {}", printable(reason)));
                 return None;
             }
-            FromDestination::Ready => Event::Ready,
+            // Rounds were not offered.
+            FromDestination::Ready { rounds: true } => Event::Trouble,
+            FromDestination::Ready { rounds: false } => Event::Ready,
             FromDestination::Failed { .. } => Event::Refused,
             // REFUSE says that the destination does not know the guest. It does not say that the guest has not run.
             FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,
@@ -327,6 +366,10 @@ impl OutgoingMigration {
             return Err(Cause::other("it was started at the source by hand"));
         }
         Ok(())
+    }
+
+    fn stream(&self) -> Result<&Relay, Cause> {
+        self.stream.as_ref().ok_or_else(|| Cause::other("QEMU has no stream"))
     }
 
     fn qmp(&mut self) -> Result<&mut Qmp, Cause> {

@@ -8,7 +8,7 @@ use vmem_qemu::Qmp;
 
 use crate::channel::Channel;
 use crate::error::Cause;
-use crate::relay::{End, relay};
+use crate::relay::{End, Relay, relay};
 
 /// The address of this host, as the peer of `channel` sees it, with port 0.
 pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Cause> {
@@ -20,12 +20,12 @@ pub(crate) fn own_address(channel: &Channel) -> Result<SocketAddr, Cause> {
 }
 
 /// Connects QEMU to the destination: QEMU gets one end of a socket pair, and what it sends there is relayed to `network`, the connection
-/// for the state. Returns the URI for QEMU's `migrate`. It can be used once.
-pub(crate) fn give(qmp: &mut Qmp, network: Channel) -> Result<String, Cause> {
+/// for the state. Returns the URI for QEMU's `migrate`, which can be used once, and the relay.
+pub(crate) fn give(qmp: &mut Qmp, network: Channel) -> Result<(String, Relay), Cause> {
     let (ours, uri) = vmem_qemu::stream::open(qmp)?;
     let (network, early) = network.into_parts();
     // If the relay fails, both ends are closed, and QEMU reports that.
-    relay(End::Source, Socket::from(ours), network, early)
+    let relay = relay(End::Source, Socket::from(ours), network, early)
         .map_err(Cause::call("cannot relay the guest's state to the destination"))?;
-    Ok(uri)
+    Ok((uri, relay))
 }

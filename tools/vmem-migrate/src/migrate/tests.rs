@@ -3,8 +3,10 @@
 
 mod interrupted;
 mod previous;
+mod saving;
 mod unread;
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
@@ -21,6 +23,7 @@ use crate::channel::ChannelError;
 use crate::fake;
 use crate::message::FromDestination;
 use crate::network::Greeted;
+use crate::relay::recorded;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const LIMIT: Duration = Duration::from_secs(10);
@@ -47,6 +50,19 @@ fn welcome(listener: &TcpListener, wanted: Purpose) -> Channel {
     let Greeted { channel, version, .. } = greeted;
     channel.send(&FromDestination::Welcome { version }).expect("room");
     channel
+}
+
+/// Receives the state, and answers as a QEMU that has loaded it does.
+fn say_loaded(state: Channel) {
+    let (mut socket, mut early) = state.into_parts();
+    while early.len() < recorded::END.len() {
+        let mut bytes = [0; 4096];
+        let length = socket.read(&mut bytes).expect("the state");
+        assert_ne!(length, 0, "the state ends early");
+        early.extend_from_slice(&bytes[..length]);
+    }
+    assert_eq!(early, recorded::END);
+    socket.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).expect("room");
 }
 
 fn expect_commit(channel: &mut Channel) {

@@ -187,6 +187,8 @@ impl Inside {
                 memory,
                 pages,
                 release,
+                // No page is fetched before START, so the answer does not accept rounds.
+                rounds: _,
             }) => (guest, key, memory, pages, release),
             Ok(other) => {
                 tracing::warn!("a source has sent a message out of order: {other:?}");

@@ -27,6 +27,7 @@ fn offer(memory: &[(&str, u64)]) -> FromSource {
         // No vmemd listens at this port.
         pages: "1".to_owned(),
         release: false,
+        rounds: false,
     }
 }
 

@@ -17,9 +17,15 @@ use super::process::Process;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum SourceQemu {
     Running,
-    /// It has stopped the guest, and waits for the word to send the rest of the state.
+    /// It has stopped the guest, and waits for the word to save the devices.
     Stopped,
-    /// It sends the rest.
+    /// It saves the devices, which may change the guest's memory.
+    Saving,
+    /// As before, and it never finishes.
+    SavingForever,
+    /// It has saved everything, and the source keeps that.
+    Saved,
+    /// The source lets through what was kept.
     Draining,
     /// The other QEMU has said that it has loaded the state.
     Postmigrate,
@@ -56,6 +62,8 @@ pub(crate) struct World {
     pub(crate) faults: u8,
     /// QEMU may be killed, too.
     pub(crate) qemus_die: bool,
+    /// Pages could be fetched before QEMU had saved everything, so they may be old.
+    pub(crate) started_early: bool,
     pub(crate) source: Option<Process<here::State, here::Action>>,
     pub(crate) source_record: Option<Phase>,
     pub(crate) source_qemu: SourceQemu,
@@ -94,6 +102,7 @@ impl World {
         let ready = Self {
             faults,
             qemus_die,
+            started_early: false,
             source: Some(Process::new((here::State::Offering, &[]), false)),
             source_record: Some(Phase::Prepared),
             source_qemu: SourceQemu::Running,
@@ -172,6 +181,7 @@ impl System for World {
         let runs_there = self.destination_qemu == DestinationQemu::Running;
         match self.broken {
             None if runs_here && runs_there => Some("the guest runs on both sides"),
+            None if runs_there && self.started_early => Some("the guest runs at the destination with pages that may be old"),
             None if runs_here && self.has_run_there => Some("the guest runs at the source after it has run at the destination"),
             broken => broken,
         }

@@ -26,7 +26,13 @@ impl OutgoingMigration {
 
     fn carry_out_one(&mut self, action: Action) -> Option<Event> {
         match action {
+            Action::Copy => {
+                self.deadline = None;
+                // There are no rounds: the destination fetches all pages after START.
+                Some(Event::Settled)
+            }
             Action::SendState => self.send_state().err().map(|cause| self.fail(cause)),
+            Action::Save => self.save().err().map(|cause| self.fail(cause)),
             Action::Start => self.start().err().map(|cause| self.fail(cause)),
             Action::RecordCommitted => Some(match self.signals.check() {
                 Ok(()) => self.record_phase(Phase::Committed),
@@ -131,7 +137,8 @@ impl OutgoingMigration {
         self.record.settings = Some(settings.clone());
         self.state_dir.write(&self.record)?;
         settings.change(self.qmp()?)?;
-        let uri = stream::give(self.qmp()?, state)?;
+        let (uri, relay) = stream::give(self.qmp()?, state)?;
+        self.stream = Some(relay);
         let begun = self.qmp()?.execute("migrate", json!({"uri": uri}));
         // A QEMU that does not answer may have begun to migrate.
         self.begun = !matches!(begun, Err(vmem_qemu::Error::Refused { .. }));
@@ -140,11 +147,18 @@ impl OutgoingMigration {
         Ok(())
     }
 
-    /// Sends START: the guest has stopped, so its pages may be fetched. Then has QEMU send the rest of the state.
-    fn start(&mut self) -> Result<(), Cause> {
-        self.send(&FromSource::Start).map_err(lost)?;
+    /// Has QEMU save the guest's devices. The relay keeps what QEMU writes: the destination's QEMU would otherwise load a state, and need
+    /// pages, before START. Until `migrate-continue`, QEMU writes no state of devices.
+    fn save(&mut self) -> Result<(), Cause> {
+        self.stream()?.hold();
         self.qmp()?.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
         Ok(())
+    }
+
+    /// Sends START: QEMU has saved all devices, so pages may be fetched. Then lets the kept state through.
+    fn start(&mut self) -> Result<(), Cause> {
+        self.send(&FromSource::Start).map_err(lost)?;
+        self.stream()?.release().map_err(Cause::call("cannot send the guest's state"))
     }
 
     fn reconnect(&mut self) -> Option<Event> {

@@ -104,7 +104,7 @@ fn signal_while_the_destination_prepares_ends_the_move() {
 fn signal_while_the_state_connection_is_made_ends_the_move() {
     let mut scene = raised(|mut channel, listener, signals| {
         channel.recv_within::<FromSource>(LIMIT).expect("an offer");
-        channel.send(&FromDestination::Ready).expect("room");
+        channel.send(&FromDestination::Ready { rounds: false }).expect("room");
         // The connection is accepted, and WELCOME is not sent.
         let _silent = listener.accept().expect("a connection");
         signals.raise();

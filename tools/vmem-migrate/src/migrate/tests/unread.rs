@@ -20,11 +20,12 @@ fn guest_moves_while_output_is_not_read() {
 
 fn move_guest(json: bool) {
     let mut scene = scene(|mut channel, listener, _| {
-        let _state = welcome(listener, Purpose::State);
+        let state = welcome(listener, Purpose::State);
         channel.send(&pages()).expect("room");
         let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
         assert_eq!(heard, FromSource::Start);
         channel.send(&pages()).expect("room");
+        say_loaded(state);
         expect_commit(&mut channel);
         channel.send(&pages()).expect("room");
         channel.send(&FromDestination::Running).expect("room");
@@ -37,7 +38,7 @@ fn move_guest(json: bool) {
     at_the_beginning(&mut scene);
     scene.migration.report = Report::new(json);
     let event = |status: &str| json!({"event": "MIGRATION", "data": {"status": status}});
-    scene.qemu.state().says = vec![("migrate", event("pre-switchover")), ("migrate-continue", event("completed"))];
+    scene.qemu.state().says = vec![("migrate", event("pre-switchover")), ("loaded", event("completed"))];
     let sent = |state| state == State::Committing;
     scene
         .migration

@@ -43,7 +43,7 @@ impl IncomingMigration {
 
     /// Sends READY to the source. If that fails, the move is undone here.
     pub(super) fn send_ready(&mut self, report: &Report) -> Result<(), Cause> {
-        let Err(error) = self.send(&FromDestination::Ready) else {
+        let Err(error) = self.send(&FromDestination::Ready { rounds: false }) else {
             return Ok(());
         };
         self.cause = Some(Cause::Peer("the source's vmemctl".to_owned(), error));

@@ -53,6 +53,7 @@ fn offer(export: &str) -> FromSource {
         }],
         pages: "8636".to_owned(),
         release: false,
+        rounds: false,
     }
 }
 
@@ -135,7 +136,7 @@ fn invalid_offer_is_refused_and_the_next_is_taken() {
         let mut source = connect(address, SESSION, Purpose::Migrate);
         source.send(&bogus).expect("room");
         let answer = source.recv_within::<FromDestination>(TIMEOUT);
-        assert!(!matches!(answer, Ok(FromDestination::Ready)), "{answer:?}");
+        assert!(!matches!(answer, Ok(FromDestination::Ready { .. })), "{answer:?}");
     }
     assert!(listener.poll().is_none());
     connect(address, SESSION, Purpose::Migrate).send(&good()).expect("room");

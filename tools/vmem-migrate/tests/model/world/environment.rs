@@ -43,6 +43,11 @@ impl World {
                 next.source_qemu = SourceQemu::Stopped
             });
         }
+        if flows && self.source_qemu == SourceQemu::Saving {
+            self.then("source's QEMU has saved everything", steps, |next| {
+                next.source_qemu = SourceQemu::Saved
+            });
+        }
         if flows && self.source_qemu == SourceQemu::Draining && self.destination_qemu == DestinationQemu::Incoming {
             self.then("destination's QEMU has the state", steps, |next| {
                 next.destination_qemu = DestinationQemu::Loaded;
@@ -58,7 +63,11 @@ impl World {
             });
         }
         let fails = matches!(self.stream, Stream::Cut | Stream::CutAfterSeen);
-        if fails && matches!(self.source_qemu, SourceQemu::Stopped | SourceQemu::Draining) {
+        let migrates = matches!(
+            self.source_qemu,
+            SourceQemu::Stopped | SourceQemu::Saving | SourceQemu::Saved | SourceQemu::Draining
+        );
+        if fails && migrates {
             // It runs the guest again by itself.
             self.then("source's QEMU gives the migration up", steps, |next| {
                 next.source_qemu = SourceQemu::Running;
@@ -85,6 +94,11 @@ impl World {
             self.then_lost("destination's vmemctl is killed", steps, |next| {
                 next.destination = None;
                 next.destination_is_over();
+            });
+        }
+        if self.source_qemu == SourceQemu::Saving {
+            self.then("source's QEMU never finishes saving", steps, |next| {
+                next.source_qemu = SourceQemu::SavingForever;
             });
         }
         if self.qemus_die && self.source_qemu != SourceQemu::Ended {

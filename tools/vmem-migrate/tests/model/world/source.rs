@@ -60,7 +60,9 @@ impl World {
             self.clone().source_on(Event::Lost, steps);
         }
         let sees = match (process.state, self.source_qemu) {
+            (State::Copying, _) => Some(Event::Settled),
             (State::Sending, SourceQemu::Stopped) => Some(Event::Stopped),
+            (State::Saving, SourceQemu::Saved) => Some(Event::Saved),
             (State::Stopped, SourceQemu::Postmigrate) => Some(Event::Sent),
             _ => None,
         };
@@ -103,12 +105,20 @@ impl World {
                 next.link.tell_destination(ToDestination::Abort)
             }
             Action::Abort if next.is_listening() => next.link = Link::again(ToDestination::Abort),
+            // There are no rounds, or they begin.
+            Action::Copy => next.clone().source_on(Event::Settled, steps),
             // The destination takes one stream, and none after it has cut that.
             Action::SendState if next.stream != Stream::None => return next.source_on(Event::Trouble, steps),
             Action::SendState => next.stream = Stream::Flowing,
+            Action::Save => {
+                if next.source_qemu == SourceQemu::Stopped {
+                    next.source_qemu = SourceQemu::Saving;
+                }
+            }
             Action::Start => {
                 next.link.tell_destination(ToDestination::Start);
-                if next.source_qemu == SourceQemu::Stopped {
+                next.started_early |= !matches!(next.source_qemu, SourceQemu::Saved | SourceQemu::Ended);
+                if matches!(next.source_qemu, SourceQemu::Saving | SourceQemu::Saved) {
                     next.source_qemu = SourceQemu::Draining;
                 }
             }
