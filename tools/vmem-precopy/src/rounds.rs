@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The rounds, for a thread that sends the pages and one that controls them.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::contract::{Batch, ExportRanges, Sent};
+use crate::decision::{Decision, Reason};
+use crate::error::Error;
+use crate::memory::DirtyMemory;
+use crate::plan::{Chosen, News, Options, Plan, SentPages};
+use crate::progress::Defer;
+use crate::statistics::{RoundStatistics, Statistics};
+
+/// Pre-copy of memory whose program runs.
+///
+/// One thread sends pages: it calls [`next`](Self::next), reads and sends these pages, calls [`sent`](Self::sent), and so on until a batch is
+/// over. Another thread waits for [`Event::Settled`], stops the program, and calls [`finish`](Self::finish).
+pub struct PreCopy {
+    state: Mutex<State>,
+    /// The rounds are over.
+    over: Condvar,
+    /// There are events.
+    news: Condvar,
+    began: Instant,
+}
+
+struct State {
+    plan: Plan,
+    /// Since when there has been something to send that was not accounted for.
+    busy_since: Option<Instant>,
+    lost: Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    No,
+    /// And the control thread has not heard of it.
+    Untold,
+    Told,
+}
+
+/// What the control thread hears.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A round has ended.
+    Round(RoundStatistics),
+    /// It is time to switch. Rounds go on until [`PreCopy::finish`]. This event comes once.
+    Settled(Decision),
+    /// The connection that sent the pages has ended. This event comes once, and is the last.
+    Lost,
+}
+
+impl PreCopy {
+    /// The longest time that [`next`](Self::next) waits.
+    const WAIT: Duration = Duration::from_secs(1);
+    /// How often the log is read when there is nothing to send.
+    const POLL: Duration = Duration::from_millis(50);
+
+    /// Begins. The memories are in the order of the exports.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`], [`Error::NoMemory`], [`Error::FirstPage`].
+    pub fn new(memories: Vec<Box<dyn DirtyMemory>>, options: Options) -> Result<Self, Error> {
+        Ok(Self {
+            state: Mutex::new(State {
+                plan: Plan::new(memories, options, Defer::HotAndEarly)?,
+                busy_since: None,
+                lost: Lost::No,
+            }),
+            over: Condvar::new(),
+            news: Condvar::new(),
+            began: Instant::now(),
+        })
+    }
+
+    /// The next pages to send, at most `max`, none twice. They are out of the dirty log before this returns: read them after it. If there is
+    /// nothing to send, this waits, a second at most, and returns a batch without pages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Log`], [`Error::Lost`].
+    pub fn next(&self, max: u64) -> Result<Batch, Error> {
+        let until = Instant::now() + Self::WAIT;
+        let mut state = self.lock();
+        let mut waited = false;
+        loop {
+            if state.lost != Lost::No {
+                return Err(Error::Lost);
+            }
+            let now = Instant::now();
+            let chosen = state.plan.next(now.saturating_duration_since(self.began), max);
+            // Also after an error: a round may have ended before it.
+            self.news.notify_all();
+            let chosen = chosen?;
+            let over = state.plan.is_finished();
+            if over || chosen.is_some() || now >= until {
+                if waited || state.busy_since.is_none() {
+                    state.busy_since = Some(now);
+                }
+                let round = chosen.as_ref().map_or(state.plan.round(), |chosen| chosen.round);
+                let pages = chosen.map(|Chosen { memory, ranges, .. }| ExportRanges { export: memory, ranges });
+                return Ok(Batch { round, pages, over });
+            }
+            waited = true;
+            let wait = Self::POLL.min(until.saturating_duration_since(now));
+            state = self.over.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What the answer to `batch` came to, for statistics.
+    pub fn sent(&self, batch: &Batch, sent: &Sent) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let since = state.busy_since.replace(now);
+        if batch.pages.is_none() {
+            return;
+        }
+        // Longer than `sent.elapsed` if the destination was slow to ask: that limits the bandwidth, too.
+        let busy = since.map_or(sent.elapsed, |since| now.saturating_duration_since(since));
+        state.plan.note_sent(&SentPages {
+            data: sent.data,
+            zero: sent.zero,
+            unreadable: sent.unreadable,
+            bytes: sent.bytes,
+            busy,
+        });
+    }
+
+    /// The pages whose contents at the destination are not valid, the hottest first, none twice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinished`] before [`finish`](Self::finish), [`Error::Lost`].
+    pub fn remainder(&self) -> Result<Vec<ExportRanges>, Error> {
+        let state = self.lock();
+        if state.lost != Lost::No {
+            return Err(Error::Lost);
+        }
+        if !state.plan.is_finished() {
+            return Err(Error::NotFinished);
+        }
+        let remainder = state.plan.remainder().into_iter();
+        Ok(remainder.map(|(export, ranges)| ExportRanges { export, ranges }).collect())
+    }
+
+    /// The connection ended before the remainder was sent. The destination's pages are lost with it.
+    pub fn lost(&self) {
+        let mut state = self.lock();
+        if state.lost == Lost::No {
+            state.lost = Lost::Untold;
+        }
+        self.news.notify_all();
+        self.over.notify_all();
+    }
+
+    /// The program has stopped, and writes no more: takes what it has written out of the log for the last time, and ends the log. Returns how
+    /// many pages are left. [`next`](Self::next) returns from its wait.
+    ///
+    /// It can be called again, also after an error: no page is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Log`], [`Error::Lost`].
+    pub fn finish(&self) -> Result<u64, Error> {
+        let mut state = self.lock();
+        if state.lost != Lost::No {
+            return Err(Error::Lost);
+        }
+        let logs = match state.plan.is_finished() {
+            true => Vec::new(),
+            false => state.plan.finish()?,
+        };
+        let left = state.plan.statistics(Duration::ZERO).remainder.unwrap_or_default();
+        drop(state);
+        self.over.notify_all();
+        if !logs.is_empty() {
+            // The end of a log takes a tenth of a second, which the downtime need not contain. Without a thread it ends here.
+            let _ = std::thread::Builder::new()
+                .name("end-tracking".into())
+                .spawn(move || drop(logs));
+        }
+        Ok(left)
+    }
+
+    /// The user wants to switch now: the next event is [`Event::Settled`], if it has not come before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Log`]: nothing is decided.
+    pub fn switch_now(&self) -> Result<(), Error> {
+        let result = self.lock().plan.decide(Reason::Requested);
+        self.news.notify_all();
+        result
+    }
+
+    /// The next event; `None` if there is none within the time.
+    pub fn next_event(&self, timeout: Duration) -> Option<Event> {
+        let state = self.lock();
+        let nothing = |state: &mut State| !state.has_event();
+        let waited = self.news.wait_timeout_while(state, timeout, nothing);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match state.plan.news() {
+            Some(News::Round(round)) => Some(Event::Round(round)),
+            Some(News::Settled(decision)) => Some(Event::Settled(decision)),
+            None if state.lost == Lost::Untold => {
+                state.lost = Lost::Told;
+                Some(Event::Lost)
+            }
+            None => None,
+        }
+    }
+
+    /// What the rounds have done until now.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        let now = self.began.elapsed();
+        self.lock().plan.statistics(now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // The thread that panicked may have taken pages out of the log that nobody knows of now.
+            let mut state = poisoned.into_inner();
+            if state.lost == Lost::No {
+                state.lost = Lost::Untold;
+            }
+            state
+        })
+    }
+}
+
+impl State {
+    fn has_event(&self) -> bool {
+        self.plan.has_news() || self.lost == Lost::Untold
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The threads of the rounds: one that sends, one that controls, and the program.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmem_pages::PageIndex;
+
+use super::model::Model;
+use crate::contract::{Batch, Sent};
+use crate::decision::Reason;
+use crate::error::Error;
+use crate::limits::{Limits, Mode};
+use crate::order::mix;
+use crate::plan::Options;
+use crate::rounds::{Event, PreCopy};
+
+const OPTIONS: Options = Options {
+    mode: Mode::Auto,
+    limits: Limits::XEN,
+    seed: 3,
+};
+
+fn precopy(memories: &[Model]) -> PreCopy {
+    PreCopy::new(memories.iter().map(Model::boxed).collect(), OPTIONS).expect("rounds")
+}
+
+fn pages(batch: &Batch) -> Vec<(usize, u64)> {
+    let pages = batch.pages.iter().flat_map(|pages| {
+        let all = pages.ranges.iter().flat_map(|range| range.iter());
+        all.map(|page| (pages.export, page.get()))
+    });
+    pages.collect()
+}
+
+/// Sends until the rounds are over, and returns the destination's memory.
+fn send(precopy: &PreCopy, memories: &[Model]) -> Vec<Vec<u64>> {
+    let mut destination: Vec<Vec<u64>> = memories.iter().map(|memory| vec![0; memory.len() as usize]).collect();
+    loop {
+        let batch = precopy.next(128).expect("a batch");
+        let pages = pages(&batch);
+        for (memory, page) in &pages {
+            destination[*memory][*page as usize] = memories[*memory].read(*page);
+        }
+        thread::sleep(Duration::from_micros(pages.len() as u64));
+        precopy.sent(
+            &batch,
+            &Sent {
+                data: pages.len() as u64,
+                bytes: 4096 * pages.len() as u64,
+                elapsed: Duration::from_micros(pages.len() as u64),
+                ..Sent::default()
+            },
+        );
+        if batch.over {
+            return destination;
+        }
+    }
+}
+
+#[test]
+fn destination_has_the_memory_of_a_program_that_wrote_all_the_time() {
+    for seed in 0..4 {
+        let memories = [Model::new(5000), Model::new(777)];
+        let precopy = precopy(&memories);
+        let running = AtomicBool::new(true);
+        let mut destination = thread::scope(|scope| {
+            let sender = scope.spawn(|| send(&precopy, &memories));
+            let program = scope.spawn(|| {
+                let mut state = seed;
+                while running.load(Ordering::Relaxed) {
+                    state = mix(state);
+                    let memory = &memories[(state % 2) as usize];
+                    memory.write((state >> 8) % if state & 2 == 0 { memory.len() } else { 50 });
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let begin = Instant::now();
+            loop {
+                match precopy.next_event(Duration::from_millis(100)) {
+                    Some(Event::Settled(_)) => break,
+                    Some(Event::Lost) => panic!("lost"),
+                    _ => assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", precopy.statistics()),
+                }
+            }
+            running.store(false, Ordering::Relaxed);
+            program.join().expect("a program");
+            let left = precopy.finish().expect("a log");
+            assert_eq!(precopy.finish().expect("a log"), left);
+            sender.join().expect("a sender")
+        });
+        let mut count = 0;
+        for pages in precopy.remainder().expect("a remainder") {
+            for page in pages.ranges.iter().flat_map(|range| range.iter()).map(PageIndex::get) {
+                destination[pages.export][page as usize] = memories[pages.export].read(page);
+                count += 1;
+            }
+        }
+        for (memory, destination) in memories.iter().zip(destination) {
+            assert!((0..memory.len()).all(|page| destination[page as usize] == memory.read(page)));
+        }
+        let statistics = precopy.statistics();
+        assert_eq!(statistics.remainder, Some(count));
+        assert!(count > 0 && count < 5000, "{count}");
+        assert!(statistics.bandwidth.is_some_and(|bandwidth| bandwidth > 0));
+    }
+}
+
+#[test]
+fn next_waits_a_second_when_there_is_nothing_to_send_and_finish_wakes_it() {
+    let memory = Model::new(10);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    assert_eq!(pages(&precopy.next(100).expect("a batch")).len(), 10);
+    let begin = Instant::now();
+    let batch = precopy.next(100).expect("a batch");
+    assert!(batch.pages.is_none() && !batch.over);
+    assert!(begin.elapsed() >= Duration::from_millis(900), "{:?}", begin.elapsed());
+    let settled = (0..3).find_map(|_| precopy.next_event(Duration::ZERO).filter(|event| matches!(event, Event::Settled(_))));
+    assert!(settled.is_some());
+    thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            let begin = Instant::now();
+            (precopy.next(100).expect("a batch"), begin.elapsed())
+        });
+        thread::sleep(Duration::from_millis(20));
+        memory.write(4);
+        precopy.finish().expect("a log");
+        let (batch, waited) = next.join().expect("a thread");
+        // The page may have been chosen before the last take.
+        assert!(batch.over || batch.pages.is_some());
+        assert!(waited < Duration::from_millis(900), "{waited:?}");
+    });
+    assert!(precopy.next(100).expect("a batch").over);
+}
+
+#[test]
+fn page_that_is_written_while_nothing_is_left_is_sent_within_a_second() {
+    let memory = Model::new(10);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    precopy.next(100).expect("a batch");
+    thread::scope(|scope| {
+        let next = scope.spawn(|| precopy.next(100).expect("a batch"));
+        thread::sleep(Duration::from_millis(150));
+        memory.write(7);
+        assert_eq!(pages(&next.join().expect("a thread")), [(0, 7)]);
+    });
+}
+
+#[test]
+fn remainder_before_the_last_take_and_everything_after_a_lost_connection_is_an_error() {
+    let precopy = precopy(&[Model::new(10)]);
+    assert!(matches!(precopy.remainder(), Err(Error::NotFinished)));
+    precopy.lost();
+    precopy.lost();
+    assert_eq!(precopy.next_event(Duration::ZERO), Some(Event::Lost));
+    assert_eq!(precopy.next_event(Duration::ZERO), None);
+    assert!(matches!(precopy.next(1), Err(Error::Lost)));
+    assert!(matches!(precopy.finish(), Err(Error::Lost)));
+    assert!(matches!(precopy.remainder(), Err(Error::Lost)));
+}
+
+#[test]
+fn user_can_switch_in_the_middle_of_a_round() {
+    let precopy = precopy(&[Model::new(1000)]);
+    precopy.next(100).expect("a batch");
+    precopy.switch_now().expect("a log");
+    precopy.switch_now().expect("a log");
+    let Some(Event::Settled(decision)) = precopy.next_event(Duration::ZERO) else {
+        panic!("no decision");
+    };
+    assert_eq!((decision.reason, decision.pages_left), (Reason::Requested, 900));
+    assert_eq!(precopy.next_event(Duration::ZERO), None);
+    assert_eq!(precopy.finish().expect("a log"), 900);
+}
+
+#[test]
+fn log_that_ends_is_an_error_and_not_a_lost_page() {
+    let memory = Model::new(640);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    memory.fail_after(0);
+    assert!(matches!(precopy.next(64), Err(Error::Log { memory: 0, .. })));
+    memory.fail_after(3);
+    assert!(matches!(precopy.finish(), Err(Error::Log { memory: 0, .. })));
+    assert_eq!(precopy.finish().expect("a log"), 640);
+}
