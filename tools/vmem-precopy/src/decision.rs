@@ -81,10 +81,19 @@ impl fmt::Display for Decision {
         match self.reason {
             Reason::Fits => write!(f, "the {left} pages that are left can be sent within the downtime"),
             Reason::FewPages => write!(f, "only {left} pages are left"),
-            Reason::Stalled => write!(f, "the program writes as fast as pages are sent, and what is left ({left} pages) does not become less"),
-            Reason::LittleGain => write!(f, "the last round sent four pages or more for each page less that is left ({left} pages)"),
+            Reason::Stalled => write!(
+                f,
+                "the program writes as fast as pages are sent, and what is left ({left} pages) does not become less"
+            ),
+            Reason::LittleGain => write!(
+                f,
+                "the last round sent four pages or more for each page less that is left ({left} pages)"
+            ),
             Reason::Rounds => write!(f, "the limit of rounds is reached, with {left} pages left"),
-            Reason::Factor => write!(f, "the limit of bytes is reached (a multiple of the memory), with {left} pages left"),
+            Reason::Factor => write!(
+                f,
+                "the limit of bytes is reached (a multiple of the memory), with {left} pages left"
+            ),
             Reason::Requested => write!(f, "the user asked for it, with {left} pages left"),
         }?;
         match self.expected {

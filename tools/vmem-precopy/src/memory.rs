@@ -47,9 +47,6 @@ impl From<DirtyLog<DirtyMap>> for Logged {
     fn from(log: DirtyLog<DirtyMap>) -> Self {
         let mut dirty = PageSet::none_of(log.pages.pages());
         dirty.words_mut().copy_from_slice(log.pages.words());
-        Self {
-            dirty,
-            error: log.error,
-        }
+        Self { dirty, error: log.error }
     }
 }

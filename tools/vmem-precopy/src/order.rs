@@ -78,7 +78,11 @@ mod tests {
 
     #[test]
     fn order_depends_on_the_seed_alone() {
-        let elements = |seed| (0..100).map(|index| Permutation::new(100, seed).at(index)).collect::<Vec<_>>();
+        let elements = |seed| {
+            (0..100)
+                .map(|index| Permutation::new(100, seed).at(index))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(elements(1), elements(1));
         assert_ne!(elements(1), elements(2));
     }

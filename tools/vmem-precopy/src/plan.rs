@@ -225,7 +225,9 @@ impl Plan {
                 ..self.round_end(round.round, round.left)
             };
             self.decision = self.policy.end_round(&end);
-            self.decision.into_iter().for_each(|decision| self.tell(News::Settled(decision)));
+            self.decision
+                .into_iter()
+                .for_each(|decision| self.tell(News::Settled(decision)));
         }
         Ok(())
     }
@@ -289,14 +291,17 @@ impl Plan {
         };
         let mut room = max;
         while room > 0 {
-            let Some((position, memory, words)) = self.next_work() else { break };
+            let Some((position, memory, words)) = self.next_work() else {
+                break;
+            };
             if !chosen.ranges.is_empty() && memory != chosen.memory {
                 break;
             }
             chosen.memory = memory;
             let before = room;
             let (end, first) = (words.end, words.start - position.done);
-            let choice = self.memories[memory].choose(words, position.pass, self.defer, &mut room, &mut chosen.ranges, &mut self.now);
+            let choice =
+                self.memories[memory].choose(words, position.pass, self.defer, &mut room, &mut chosen.ranges, &mut self.now);
             self.sent += before - room;
             match choice {
                 Ok(next) => {
@@ -337,10 +342,7 @@ impl Plan {
                 }
                 Pass::Deferred(heat) => Pass::Deferred(heat + 1),
             };
-            position = Position {
-                pass,
-                ..Position::BEGIN
-            };
+            position = Position { pass, ..Position::BEGIN };
         }
     }
 

@@ -303,7 +303,10 @@ mod tests {
         assert_eq!(reason(run(Mode::Hybrid, &lefts)), None);
         assert_eq!(reason(run(Mode::Auto, &[40_000, 29_000, 21_000])), None);
         // A burst: more is left than was, so that a later switch is a better one.
-        assert_eq!(reason(run(Mode::Auto, &[20_000, 60_000, 10_000, 500])), Some((Reason::Fits, 4)));
+        assert_eq!(
+            reason(run(Mode::Auto, &[20_000, 60_000, 10_000, 500])),
+            Some((Reason::Fits, 4))
+        );
     }
 
     #[test]

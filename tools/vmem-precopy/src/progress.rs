@@ -41,15 +41,15 @@ pub(crate) enum Pass {
     Deferred(u8),
 }
 
-/// When a page's turn is at the end of the round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Defer {
-    /// Never.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for comparison"))]
+/// Which pages of a round wait for its end, or for the next round if they are written again by then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Defer {
+    /// None.
     Nothing,
-    /// If it was written in several of the last rounds.
+    /// Those that were written in several of the last rounds.
     Hot,
-    /// Also if it was written in the first round, before its turn.
+    /// Those, and in the first round those that were written before their turn.
+    #[default]
     HotAndEarly,
 }
 
@@ -85,7 +85,9 @@ impl Progress {
             return Err(error);
         }
         let new = dirty.words().iter().zip(self.peeked.words());
-        statistics.dirtied += new.map(|(dirty, peeked)| u64::from((dirty & !peeked).count_ones())).sum::<u64>();
+        statistics.dirtied += new
+            .map(|(dirty, peeked)| u64::from((dirty & !peeked).count_ones()))
+            .sum::<u64>();
         self.peeked = dirty;
         Ok(())
     }
@@ -93,7 +95,9 @@ impl Progress {
     /// Pages that are left, as far as is known: never sent, or in the log when it was last read.
     pub(crate) fn left(&self) -> u64 {
         let words = self.pending.words().iter().zip(self.peeked.words());
-        words.map(|(pending, peeked)| u64::from((pending | peeked).count_ones())).sum()
+        words
+            .map(|(pending, peeked)| u64::from((pending | peeked).count_ones()))
+            .sum()
     }
 
     /// Begins a round: pages that are in the log have become hotter, all others cooler.
@@ -136,8 +140,16 @@ impl Progress {
             match pass {
                 Pass::Main => {
                     // All pages are pending in the first round: those that were written already are likely to be written again.
-                    let early = if statistics.round == 1 && defer == Defer::HotAndEarly { dirty } else { 0 };
-                    let hot = if defer == Defer::Nothing { 0 } else { self.heat.from(word, Heat::HOT) };
+                    let early = if statistics.round == 1 && defer == Defer::HotAndEarly {
+                        dirty
+                    } else {
+                        0
+                    };
+                    let hot = if defer == Defer::Nothing {
+                        0
+                    } else {
+                        self.heat.from(word, Heat::HOT)
+                    };
                     self.deferred.words_mut()[word] |= self.pending.words()[word] & (hot | early);
                 }
                 Pass::Deferred(_) => {

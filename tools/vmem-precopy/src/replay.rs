@@ -122,7 +122,7 @@ mod tests {
         trace.push(Duration::from_secs(1), vec![range(100, 5), range(0, 5)]).unwrap();
         trace.push(Duration::from_secs(1), vec![]).unwrap();
         let replay = Replay::new(Arc::new(trace));
-        let mut at = |millis| {
+        let at = |millis| {
             replay.advance(Duration::from_millis(millis));
             let dirty = replay.clean(range(0, 200)).dirty;
             dirty.runs().map(|run| (run.first().get(), run.count())).collect::<Vec<_>>()

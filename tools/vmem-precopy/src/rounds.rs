@@ -66,7 +66,7 @@ impl PreCopy {
     pub fn new(memories: Vec<Box<dyn DirtyMemory>>, options: Options) -> Result<Self, Error> {
         Ok(Self {
             state: Mutex::new(State {
-                plan: Plan::new(memories, options, Defer::HotAndEarly)?,
+                plan: Plan::new(memories, options, Defer::default())?,
                 busy_since: None,
                 lost: Lost::No,
             }),

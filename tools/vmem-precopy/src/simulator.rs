@@ -21,10 +21,13 @@ use crate::{Decision, Reason};
 /// How the pages of a round are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// As [`PreCopy`](crate::PreCopy) does: pages are taken out of the log just before they are sent, and hot pages wait.
-    Ours(Mode),
-    /// The same without waiting for hot pages.
-    TakeBeforeSend(Mode),
+    /// As [`PreCopy`](crate::PreCopy) does, with [`Defer::HotAndEarly`]: pages are taken out of the log just before they are sent.
+    TakeBeforeSend {
+        /// The mode of the policy.
+        mode: Mode,
+        /// Which pages wait.
+        defer: Defer,
+    },
     /// The log is cleaned when the round begins; pages that are in it again when it is their turn are skipped, if `skip` says so. The rounds
     /// end by the same policy.
     CleanAtStart {
@@ -39,6 +42,17 @@ pub enum Scheme {
         /// Whether pages that were written again are skipped.
         skip: bool,
     },
+}
+
+impl Scheme {
+    /// What [`PreCopy`](crate::PreCopy) does.
+    #[must_use]
+    pub fn ours(mode: Mode) -> Self {
+        Self::TakeBeforeSend {
+            mode,
+            defer: Defer::default(),
+        }
+    }
 }
 
 /// How it went.
@@ -86,8 +100,7 @@ pub fn simulate(trace: &Trace, bandwidth: u64, limits: Limits, scheme: Scheme) -
     let replay = Replay::new(Arc::new(trace.clone()));
     let link = Link { bandwidth };
     match scheme {
-        Scheme::Ours(mode) => rounds(&replay, link, limits, mode, Defer::HotAndEarly),
-        Scheme::TakeBeforeSend(mode) => rounds(&replay, link, limits, mode, Defer::Nothing),
+        Scheme::TakeBeforeSend { mode, defer } => rounds(&replay, link, limits, mode, defer),
         Scheme::CleanAtStart { mode, skip } => {
             let policy = Policy::new(mode, limits, trace.pages().count());
             Ok(clean_at_start(&replay, link, skip, Stop::Policy(Box::new(policy))))
@@ -181,7 +194,11 @@ fn clean_at_start(replay: &Replay, link: Link, skip: bool, mut stop: Stop) -> Ou
         let decision = match &mut stop {
             Stop::Policy(policy) => {
                 // A round that skips all of its pages takes no time.
-                now += if now == began { Duration::from_millis(1) } else { Duration::ZERO };
+                now += if now == began {
+                    Duration::from_millis(1)
+                } else {
+                    Duration::ZERO
+                };
                 let rate = Some(link.bandwidth).filter(|_| sent > 0);
                 let decision = policy.end_round(&RoundEnd {
                     round,
@@ -236,7 +253,7 @@ pub struct Forecast {
 ///
 /// [`Error::EmptyTrace`], [`Error::Bandwidth`], [`Error::Limit`].
 pub fn predict(trace: &Trace, bandwidth: u64, limits: Limits) -> Result<Forecast, Error> {
-    let outcome = simulate(trace, bandwidth, limits, Scheme::Ours(Mode::Auto))?;
+    let outcome = simulate(trace, bandwidth, limits, Scheme::ours(Mode::Auto))?;
     let decision = outcome.decision.ok_or(Error::EmptyTrace)?;
     let fits = outcome.downtime <= limits.downtime || decision.reason == Reason::Fits;
     Ok(Forecast {

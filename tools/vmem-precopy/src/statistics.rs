@@ -89,6 +89,9 @@ mod tests {
             ..Default::default()
         };
         assert_eq!((round.rate(), round.dirty_rate()), (Some(2000), Some(6144)));
-        assert_eq!((RoundStatistics::default().rate(), RoundStatistics::default().dirty_rate()), (None, None));
+        assert_eq!(
+            (RoundStatistics::default().rate(), RoundStatistics::default().dirty_rate()),
+            (None, None)
+        );
     }
 }

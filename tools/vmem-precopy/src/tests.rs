@@ -77,7 +77,14 @@ fn pages_outside_the_remainder_are_right_after_every_short_sequence_of_steps() {
 /// The same from the second round on.
 #[test]
 fn pages_outside_the_remainder_are_right_after_every_short_sequence_of_later_rounds() {
-    let steps = [Step::Next(1), Step::Next(66), Step::Write(0, 0), Step::Write(0, 65), Step::Read, Step::Wait];
+    let steps = [
+        Step::Next(1),
+        Step::Next(66),
+        Step::Write(0, 0),
+        Step::Write(0, 65),
+        Step::Read,
+        Step::Wait,
+    ];
     const LENGTH: u32 = 6;
     for sequence in 0..steps.len().pow(LENGTH) {
         let at = |position: u32| steps[sequence / steps.len().pow(position) % steps.len()];
@@ -119,7 +126,10 @@ fn page_that_is_written_all_the_time_does_not_keep_others_from_their_turn() {
     let mut sent = 0;
     for _ in 0..64 {
         memory.write(0);
-        sent += plan.next(Duration::ZERO, 1).expect("a log").map_or(0, |chosen| chosen.ranges[0].count());
+        sent += plan
+            .next(Duration::ZERO, 1)
+            .expect("a log")
+            .map_or(0, |chosen| chosen.ranges[0].count());
     }
     assert_eq!(sent, 64);
     assert_eq!(plan.statistics(Duration::ZERO).now.resent, 0);
@@ -149,7 +159,11 @@ fn hot_pages_go_last_in_a_round_and_first_in_the_remainder() {
     hot.iter().chain(&[9]).for_each(|page| memory.write(*page));
     plan.finish().expect("a log");
     let remainder = plan.remainder();
-    let order: Vec<u64> = remainder.iter().flat_map(|(_, ranges)| ranges).map(|range| range.first().get()).collect();
+    let order: Vec<u64> = remainder
+        .iter()
+        .flat_map(|(_, ranges)| ranges)
+        .map(|range| range.first().get())
+        .collect();
     assert_eq!(order, [3, 700, 1500, 9]);
 }
 
@@ -163,7 +177,10 @@ fn memory_that_nobody_writes_is_sent_once_and_settles() {
     }
     assert_eq!(sent, 1070);
     let statistics = plan.statistics(Duration::ZERO);
-    assert_eq!(statistics.decision.map(|decision| (decision.round, decision.pages_left)), Some((1, 0)));
+    assert_eq!(
+        statistics.decision.map(|decision| (decision.round, decision.pages_left)),
+        Some((1, 0))
+    );
     assert!(plan.next(Duration::from_secs(9), 100).expect("a log").is_none());
     assert_eq!((statistics.rounds.len(), plan.finish().expect("a log").len()), (1, 2));
     assert!(plan.remainder().is_empty());

@@ -91,7 +91,12 @@ impl Trace {
     /// Pages written per second: each counts once in an interval.
     #[must_use]
     pub fn pages_per_second(&self) -> f64 {
-        let pages: u64 = self.samples.iter().flat_map(|sample| &sample.dirty).map(|range| range.count()).sum();
+        let pages: u64 = self
+            .samples
+            .iter()
+            .flat_map(|sample| &sample.dirty)
+            .map(|range| range.count())
+            .sum();
         match self.elapsed().as_secs_f64() {
             seconds if seconds > 0.0 => pages as f64 / seconds,
             _ => 0.0,
@@ -129,9 +134,11 @@ impl FromStr for Trace {
             line,
             what: "it is not \"vmem-dirty-trace 1 PAGES\"",
         })?;
-        let in_line = |line| move |error| match error {
-            Error::Sample(what) => Error::Trace { line, what },
-            other => other,
+        let in_line = |line| {
+            move |error| match error {
+                Error::Sample(what) => Error::Trace { line, what },
+                other => other,
+            }
         };
         let mut trace = Self::new(pages).map_err(in_line(line))?;
         for (line, text) in lines {
@@ -179,8 +186,20 @@ mod tests {
         assert!(error("vmem-dirty-trace 2 10").starts_with("line 1 "));
         assert!(error("vmem-dirty-trace 1 0").starts_with("line 1 "));
         assert!(error("vmem-dirty-trace 1 99999999999").starts_with("line 1 "));
-        for line in ["x", "0 1+1", "5 1", "5 1+0", "5 9+2", "5 18446744073709551615+2", "99999999999999 1+1", "-1 1+1"] {
-            assert!(error(&format!("vmem-dirty-trace 1 10\n{line}\n")).starts_with("line 2 "), "{line}");
+        for line in [
+            "x",
+            "0 1+1",
+            "5 1",
+            "5 1+0",
+            "5 9+2",
+            "5 18446744073709551615+2",
+            "99999999999999 1+1",
+            "-1 1+1",
+        ] {
+            assert!(
+                error(&format!("vmem-dirty-trace 1 10\n{line}\n")).starts_with("line 2 "),
+                "{line}"
+            );
         }
     }
 }

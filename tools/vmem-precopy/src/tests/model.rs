@@ -168,7 +168,12 @@ impl Observer {
     }
 
     pub(super) fn choose(&mut self, chosen: &Chosen, max: u64) {
-        let pages: Vec<u64> = chosen.ranges.iter().flat_map(|range| range.iter()).map(PageIndex::get).collect();
+        let pages: Vec<u64> = chosen
+            .ranges
+            .iter()
+            .flat_map(|range| range.iter())
+            .map(PageIndex::get)
+            .collect();
         assert!(!pages.is_empty() && pages.len() as u64 <= max, "{} of {max}", pages.len());
         for page in pages {
             assert!(!self.unread.contains(&(chosen.memory, page)), "page {page} comes twice");

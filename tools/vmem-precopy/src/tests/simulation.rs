@@ -5,50 +5,143 @@ use std::time::Duration;
 
 use super::traces::{BANDWIDTH, PAGES, all};
 use crate::limits::{Limits, Mode};
+use crate::progress::Defer;
 use crate::simulator::{Outcome, Scheme, predict, simulate};
 use crate::trace::Trace;
+
+const XEN: Scheme = Scheme::Xen { skip: true };
+const XEN_TODAY: Scheme = Scheme::Xen { skip: false };
+const DOWNTIME: Duration = Limits::XEN.downtime;
 
 fn run(trace: &Trace, scheme: Scheme) -> Outcome {
     simulate(trace, BANDWIDTH, Limits::XEN, scheme).expect("a simulation")
 }
 
-/// The table of the crate's page.
+/// Times the memory.
+fn memories(outcome: &Outcome) -> f64 {
+    outcome.bytes() as f64 / (4096 * PAGES) as f64
+}
+
+/// Prints the table of the crate's page: bytes as times the memory, and the downtime in ms.
 #[test]
-fn table() {
-    let schemes = [
-        Scheme::Xen { skip: false },
-        Scheme::Xen { skip: true },
-        Scheme::CleanAtStart { mode: Mode::Auto, skip: false },
-        Scheme::CleanAtStart { mode: Mode::Auto, skip: true },
-        Scheme::TakeBeforeSend(Mode::Auto),
-        Scheme::Ours(Mode::Auto),
-        Scheme::Ours(Mode::Hybrid),
-        Scheme::Ours(Mode::Precopy),
+fn every_scheme_ends_on_every_trace() {
+    let mode = Mode::Auto;
+    let take = |defer| Scheme::TakeBeforeSend { mode, defer };
+    let clean = |skip| Scheme::CleanAtStart { mode, skip };
+    let columns = [
+        ("Xen, no skip", XEN_TODAY),
+        ("Xen, skip", XEN),
+        ("clean at start", clean(false)),
+        ("clean at start, skip", clean(true)),
+        ("take, defer nothing", take(Defer::Nothing)),
+        ("take, defer hot", take(Defer::Hot)),
+        ("take, defer early too", take(Defer::HotAndEarly)),
+        ("the same, hybrid", Scheme::ours(Mode::Hybrid)),
+        ("the same, precopy", Scheme::ours(Mode::Precopy)),
     ];
+    print!("| trace |");
+    columns.iter().for_each(|(name, _)| print!(" {name} |"));
+    println!("\n|---|{}", "---|".repeat(columns.len()));
     for (name, trace) in all() {
-        for scheme in schemes {
-            let outcome = run(&trace, scheme);
-            println!(
-                "{name:17} {:45} rounds {:3} sent {:.3} bytes {:.3} left {:6} downtime {:5} ms total {:5.1} s {:?}",
-                format!("{scheme:?}"),
-                outcome.rounds,
-                outcome.sent as f64 / PAGES as f64,
-                outcome.bytes() as f64 / (4096 * PAGES) as f64,
-                outcome.pages_left,
-                outcome.downtime.as_millis(),
-                outcome.total.as_secs_f64(),
-                outcome.decision.map(|decision| decision.reason)
+        print!("| {name} |");
+        for (scheme, outcome) in columns.map(|(_, scheme)| (scheme, run(&trace, scheme))) {
+            print!(" {:.3}, {} ms |", memories(&outcome), outcome.downtime.as_millis());
+            assert!(
+                outcome.rounds <= 29 && outcome.bytes() <= 5 * 4096 * PAGES,
+                "{name}: {scheme:?}: {outcome:?}"
             );
+        }
+        println!();
+    }
+}
+
+#[test]
+fn fewer_bytes_are_sent_than_by_xen() {
+    for (name, trace) in all() {
+        let (ours, xen, today) = (
+            run(&trace, Scheme::ours(Mode::Auto)),
+            run(&trace, XEN),
+            run(&trace, XEN_TODAY),
+        );
+        assert!(ours.bytes() <= today.bytes(), "{name}: {ours:?} {today:?}");
+        if xen.downtime <= DOWNTIME {
+            assert!(ours.downtime <= DOWNTIME, "{name}: {ours:?}");
+        }
+        match name {
+            // Xen gives up in the middle of a burst. Its rounds, with an end that does not, are the measure here.
+            "phases" => {
+                let patient = run(
+                    &trace,
+                    Scheme::CleanAtStart {
+                        mode: Mode::Auto,
+                        skip: true,
+                    },
+                );
+                assert!(xen.downtime > 10 * DOWNTIME && ours.downtime <= DOWNTIME, "{ours:?} {xen:?}");
+                assert!(
+                    ours.bytes() <= patient.bytes() + patient.bytes() / 500,
+                    "{ours:?} {patient:?}"
+                );
+            }
+            // A page that was just written is not written again soon: that it waits in the first round is a loss here.
+            "backward sweep" => assert!(ours.bytes() <= xen.bytes() + xen.bytes() / 50, "{ours:?} {xen:?}"),
+            _ => assert!(ours.bytes() <= xen.bytes(), "{name}: {ours:?} {xen:?}"),
+        }
+    }
+}
+
+/// At half of the link's rate no order can send less than 2 ln 2 = 1.386 times the memory until nothing is left.
+#[test]
+fn uniform_writes_at_half_of_the_rate_cost_a_fifth_less_than_without_skips_and_what_is_possible() {
+    let (_, trace) = all().into_iter().find(|(name, _)| *name == "uniform 0.5").expect("a trace");
+    let ours = run(&trace, Scheme::ours(Mode::Precopy));
+    assert!(memories(&ours) <= 0.8 * memories(&run(&trace, XEN_TODAY)), "{ours:?}");
+    assert!(memories(&ours) <= 1.386, "{ours:?}");
+    assert!(ours.downtime <= DOWNTIME && ours.rounds < run(&trace, XEN).rounds, "{ours:?}");
+}
+
+#[test]
+fn program_that_writes_faster_than_the_link_ends_in_a_switch() {
+    for (name, trace) in all()
+        .into_iter()
+        .filter(|(name, _)| ["uniform 1", "uniform 2"].contains(name))
+    {
+        let auto = run(&trace, Scheme::ours(Mode::Auto));
+        assert!(auto.rounds <= 4 && memories(&auto) < 2.1, "{name}: {auto:?}");
+        for mode in [Mode::Hybrid, Mode::Precopy] {
+            let outcome = run(&trace, Scheme::ours(mode));
+            let decision = outcome.decision.expect("a decision");
+            assert!(memories(&outcome) < 4.0 && !decision.fits(), "{name}: {outcome:?}");
+            assert_eq!(decision.is_longer(), mode == Mode::Precopy);
         }
     }
 }
 
 #[test]
 fn forecast_is_that_of_the_mode_auto() {
-    for (_, trace) in all() {
+    for (name, trace) in all() {
         let forecast = predict(&trace, BANDWIDTH, Limits::XEN).expect("a forecast");
-        let outcome = run(&trace, Scheme::Ours(Mode::Auto));
+        let outcome = run(&trace, Scheme::ours(Mode::Auto));
         assert_eq!((forecast.bytes, forecast.rounds), (outcome.bytes(), outcome.rounds));
-        assert_eq!(forecast.mode == Mode::Precopy, forecast.downtime <= Duration::from_millis(100) || forecast.decision.fits());
+        let expected = if name.starts_with("uniform") && name >= "uniform 1" {
+            Mode::Hybrid
+        } else {
+            Mode::Precopy
+        };
+        assert_eq!(forecast.mode, expected, "{name}: {forecast}");
     }
+}
+
+#[test]
+fn forecast_without_samples_or_a_link_is_an_error() {
+    let mut trace = Trace::new(10).expect("memory");
+    assert!(predict(&trace, BANDWIDTH, Limits::XEN).is_err());
+    trace.push(Duration::from_secs(1), Vec::new()).expect("an interval");
+    assert!(predict(&trace, 0, Limits::XEN).is_err() && predict(&trace, 10, Limits::XEN).is_err());
+    let loose = Limits {
+        rounds: 1000,
+        ..Limits::XEN
+    };
+    assert!(predict(&trace, BANDWIDTH, loose).is_err());
+    assert_eq!(predict(&trace, u64::MAX, Limits::XEN).expect("a forecast").pages_left, 0);
 }

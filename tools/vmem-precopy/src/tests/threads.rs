@@ -116,7 +116,11 @@ fn next_waits_a_second_when_there_is_nothing_to_send_and_finish_wakes_it() {
     let batch = precopy.next(100).expect("a batch");
     assert!(batch.pages.is_none() && !batch.over);
     assert!(begin.elapsed() >= Duration::from_millis(900), "{:?}", begin.elapsed());
-    let settled = (0..3).find_map(|_| precopy.next_event(Duration::ZERO).filter(|event| matches!(event, Event::Settled(_))));
+    let settled = (0..3).find_map(|_| {
+        precopy
+            .next_event(Duration::ZERO)
+            .filter(|event| matches!(event, Event::Settled(_)))
+    });
     assert!(settled.is_some());
     thread::scope(|scope| {
         let next = scope.spawn(|| {
