@@ -3,7 +3,7 @@
 //!
 //! [`PreCopy`] goes over tracked memory in rounds. The first round is all pages, each later one those that were written since they were
 //! sent. When the [`Policy`] says so the program stops, [`PreCopy::finish`] takes the dirty log for the last time, and what is not at the
-//! destination by then is the *remainder*. [`predict`] says what would come of it, from a recorded dirty log ([`Trace`]).
+//! destination by then is the *remainder*. It is the [`Rounds`](vmem_source::rounds::Rounds) of a server of pages. [`predict`] says what would come of it, from a recorded dirty log ([`Trace`]).
 //!
 //! # Example
 //!
@@ -33,7 +33,8 @@
 //! ```no_run
 //! use std::time::{Duration, Instant};
 //! use vmem::{Control, PageRange, ProcessMemory};
-//! use vmem_precopy::{Event, Options, PreCopy, Sent};
+//! use vmem_precopy::{Event, Options, PreCopy};
+//! use vmem_source::rounds::Sent;
 //!
 //! # fn send(_: &[PageRange]) -> Result<u64, std::io::Error> { Ok(0) }
 //! # fn stop_the_program() {}
@@ -128,7 +129,6 @@
 #![forbid(unsafe_code)]
 
 mod bandwidth;
-mod contract;
 mod decision;
 mod error;
 mod heat;
@@ -147,7 +147,6 @@ mod tests;
 mod trace;
 
 pub use bandwidth::Bandwidth;
-pub use contract::{Batch, ExportRanges, Sent};
 pub use decision::{Decision, Reason};
 pub use error::{Error, LogAction};
 pub use limits::{Limits, Mode};

@@ -4,7 +4,9 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::contract::{Batch, ExportRanges, Sent};
+use vmem_source::ExportRanges;
+use vmem_source::rounds::{Batch, Rounds, RoundsError, Sent};
+
 use crate::decision::{Decision, Reason};
 use crate::error::Error;
 use crate::memory::DirtyMemory;
@@ -229,6 +231,34 @@ impl PreCopy {
             }
             state
         })
+    }
+}
+
+impl Rounds for PreCopy {
+    fn next(&self, max: u64) -> Result<Batch, RoundsError> {
+        Ok(self.next(max)?)
+    }
+
+    fn sent(&self, batch: &Batch, sent: &Sent) {
+        self.sent(batch, sent);
+    }
+
+    fn remainder(&self) -> Result<Vec<ExportRanges>, RoundsError> {
+        Ok(self.remainder()?)
+    }
+
+    fn lost(&self) {
+        self.lost();
+    }
+}
+
+impl From<Error> for RoundsError {
+    fn from(error: Error) -> Self {
+        let what = error.to_string();
+        match error {
+            Error::Log { source, .. } => Self::with_source(what, source),
+            _ => Self::new(what),
+        }
     }
 }
 

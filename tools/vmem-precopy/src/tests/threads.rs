@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmem_pages::PageIndex;
+use vmem_source::rounds::{Batch, Rounds, Sent};
 
 use super::model::Model;
-use crate::contract::{Batch, Sent};
 use crate::decision::Reason;
 use crate::error::Error;
 use crate::limits::{Limits, Mode};
@@ -187,4 +187,40 @@ fn log_that_ends_is_an_error_and_not_a_lost_page() {
     memory.fail_after(3);
     assert!(matches!(precopy.finish(), Err(Error::Log { memory: 0, .. })));
     assert_eq!(precopy.finish().expect("a log"), 640);
+}
+
+#[test]
+fn server_hears_what_failed_and_why() {
+    let memory = Model::new(640);
+    let rounds: Box<dyn Rounds> = Box::new(precopy(std::slice::from_ref(&memory)));
+    memory.fail_after(0);
+    let error = rounds.next(64).expect_err("a log that fails");
+    assert_eq!(error.to_string(), "cannot take the dirty log of memory 0");
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(source, Some(vmem::Error::NotTracked.to_string()));
+    assert_eq!(pages(&rounds.next(64).expect("a batch")).len(), 64);
+    assert!(rounds.remainder().is_err());
+    rounds.lost();
+    assert!(rounds.next(64).is_err());
+}
+
+#[test]
+fn finish_wakes_a_thread_that_waits_for_pages_before_the_log_is_read_again() {
+    let latency = || {
+        let precopy = precopy(&[Model::new(10)]);
+        precopy.next(100).expect("a batch");
+        thread::scope(|scope| {
+            let next = scope.spawn(|| {
+                assert!(precopy.next(100).expect("a batch").over);
+                Instant::now()
+            });
+            thread::sleep(Duration::from_millis(20));
+            precopy.finish().expect("a log");
+            let finished = Instant::now();
+            next.join().expect("a thread").saturating_duration_since(finished)
+        })
+    };
+    // The log is read every 50 ms, so a thread that is not woken takes 30. This machine may be busy.
+    let least = (0..8).map(|_| latency()).min();
+    assert!(least < Some(Duration::from_millis(15)), "{least:?}");
 }
