@@ -27,6 +27,7 @@ use crate::{
             VMEM_FEATURE_FILL,
             VMEM_FEATURE_POISON,
             VMEM_FEATURE_SNAPSHOT,
+            VMEM_FEATURE_STAGE,
             VMEM_FEATURE_TRACK,
             VMEM_MAX_BATCH,
             VMEM_MAX_SIZE,
@@ -44,8 +45,11 @@ use kernel::{
 
 /// GET_FEATURES.
 pub(crate) fn get_features(arg: UserArg) -> Result {
-    let features =
-        VMEM_FEATURE_FILL | VMEM_FEATURE_POISON | VMEM_FEATURE_TRACK | VMEM_FEATURE_SNAPSHOT;
+    let features = VMEM_FEATURE_FILL
+        | VMEM_FEATURE_POISON
+        | VMEM_FEATURE_TRACK
+        | VMEM_FEATURE_SNAPSHOT
+        | VMEM_FEATURE_STAGE;
     arg.write(&vmem_features {
         features: features.into(),
         max_size: VMEM_MAX_SIZE,

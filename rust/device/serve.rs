@@ -37,6 +37,7 @@ use crate::{
             Entries,
             UserArg,
             UserArray,
+            VMEM_FILL_STAGE,
             VMEM_MARK_UNREADABLE,
             VMEM_MARK_ZERO, //
         },
@@ -172,9 +173,11 @@ fn mark_block(region: &Region, block: PageRange, zero: bool, verdict: Verdict) -
 /// FILL_PAGES.
 pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
     let mut call: vmem_fill = arg.read()?;
-    if call.flags != 0 {
-        return Err(EINVAL);
-    }
+    let copy_run = match call.flags {
+        0 => fill_run,
+        VMEM_FILL_STAGE => stage_run,
+        _ => return Err(EINVAL),
+    };
     let mut raw = Entries::<vmem_fill_range>::new();
     UserArray::new(call.ranges, call.nr)?.read(&mut raw)?;
     for range in raw.iter() {
@@ -196,10 +199,19 @@ pub(crate) fn fill_pages(region: &Region, arg: UserArg) -> Result {
             };
             for block in range.blocks() {
                 cond_resched_or_killed()?;
-                while let Some(missing) =
-                    fill_block(region, block, source, charge.as_deref(), &mut call.changed)?
-                {
-                    fault_in_readable(missing)?;
+                let mut rest = block;
+                loop {
+                    let charge = charge.as_deref();
+                    let missing =
+                        copy_block(region, rest, source, charge, &mut call.changed, copy_run)?;
+                    let Some(missing) = missing else {
+                        break;
+                    };
+                    fault_in_readable(source.of(missing)?)?;
+                    // Staged pages are not copied again: they are still absent.
+                    rest = region
+                        .pages()
+                        .range(missing, block.end().saturating_sub(missing))?;
                 }
             }
             call.done += 1;
@@ -231,18 +243,23 @@ impl FillSource {
     }
 }
 
-/// Fills and marks the absent pages of a block. If contents are not in memory, it stops and returns
-/// their address.
-fn fill_block(
+/// Copies contents to the pages of a run within a block. The pages are not present, and the block's
+/// `fill` is held. If the contents of a page are not in memory, it stops and returns that page.
+type CopyRun =
+    fn(&Region, PageRange, FillSource, Option<&Memcg>, changed: &mut u64) -> Result<Option<u64>>;
+
+/// The same for all absent pages of a range within one block.
+fn copy_block(
     region: &Region,
     block: PageRange,
     from: FillSource,
     charge: Option<&Memcg>,
     changed: &mut u64,
+    copy_run: CopyRun,
 ) -> Result<Option<u64>> {
     let _fill = region.pages().locate(block)?.0.fill.lock();
     for absent in region.pages().absent_runs(block)? {
-        let missing = fill_run(region, absent, from, charge, changed)?;
+        let missing = copy_run(region, absent, from, charge, changed)?;
         if missing.is_some() {
             return Ok(missing);
         }
@@ -250,8 +267,28 @@ fn fill_block(
     Ok(None)
 }
 
-/// The same for a run of absent pages within a block whose `fill` is held. Pages that were copied
-/// are marked, also before an error.
+/// A [`CopyRun`] that leaves the states of the pages as they are. A page that is copied whole counts
+/// as changed.
+fn stage_run(
+    region: &Region,
+    run: PageRange,
+    from: FillSource,
+    charge: Option<&Memcg>,
+    changed: &mut u64,
+) -> Result<Option<u64>> {
+    let mut next = run.start();
+    while next < run.end() {
+        let rest = region.pages().range(next, run.end() - next)?;
+        let Some(staged) = region.staging().fill(rest, from.of(next)?, charge)? else {
+            return Ok(Some(next));
+        };
+        *changed += staged.pages().len();
+        next = staged.pages().end();
+    }
+    Ok(None)
+}
+
+/// A [`CopyRun`] that marks the pages that were copied, also before an error.
 fn fill_run(
     region: &Region,
     run: PageRange,
@@ -265,9 +302,8 @@ fn fill_run(
     let mut fill = || -> Result<Option<u64>> {
         while done < run.end() {
             let rest = pages.range(done, run.end() - done)?;
-            let addr = from.of(done)?;
-            let Some(filled) = region.staging().fill(rest, addr, charge)? else {
-                return Ok(Some(addr));
+            let Some(filled) = region.staging().fill(rest, from.of(done)?, charge)? else {
+                return Ok(Some(done));
             };
             done = filled.pages().end();
             if waited_for {

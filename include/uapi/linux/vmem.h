@@ -88,6 +88,8 @@
  * %VMEM_GET_SNAPSHOT.
  */
 #define VMEM_FEATURE_SNAPSHOT	(1ULL << 3)
+/** VMEM_FEATURE_STAGE: %VMEM_FILL_PAGES has the flag VMEM_FILL_STAGE. */
+#define VMEM_FEATURE_STAGE	(1ULL << 4)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -543,13 +545,22 @@ struct vmem_fill_range {
 };
 
 /**
+ * VMEM_FILL_STAGE: the contents are copied, and the pages are not marked: they stay as
+ * they are, absent or unreadable, with their requests, until %VMEM_MARK_PAGE_CACHED or a
+ * fill. Staging a page again replaces its contents. After an error, the contents of pages
+ * of the entries that are not complete are undefined: stage them again before they are
+ * marked, and mark no page while a call stages it.
+ */
+#define VMEM_FILL_STAGE		(1U << 0)
+
+/**
  * struct vmem_fill - fill and mark (VMEM_FILL_PAGES)
  * @ranges: address of an array of struct vmem_fill_range
  * @nr: entries in it, 1 to VMEM_MAX_BATCH
- * @flags: zero
+ * @flags: VMEM_FILL_STAGE
  * @done: out: entries that are complete
- * @changed: out: pages that became present. A page that was present is left
- *	as it is; an unreadable one is filled.
+ * @changed: out: pages that became present; with VMEM_FILL_STAGE, pages that were
+ *	staged. A page that was present is left as it is; an unreadable one is filled.
  *
  * On the region descriptor. Copies the contents into the staging file, without
  * zeroing first, and marks the pages, each only if it is not present yet. The

@@ -180,10 +180,19 @@ pub fn mark_page_cached(fd: BorrowedFd<'_>, ranges: &[vmem_range], flags: u32) -
 
 /// `VMEM_FILL_PAGES`: fills absent pages and marks them as present; `pages` counts those it changed.
 pub fn fill_pages(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>]) -> Outcome {
+    fill_with(fd, ranges, 0)
+}
+
+/// `VMEM_FILL_PAGES` with `VMEM_FILL_STAGE`: copies the contents of absent pages and marks none; `pages` counts those it staged.
+pub fn stage_pages(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>]) -> Outcome {
+    fill_with(fd, ranges, VMEM_FILL_STAGE)
+}
+
+fn fill_with(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>], flags: u32) -> Outcome {
     let mut fill = vmem_fill {
         ranges: ranges.as_ptr() as u64,
         nr: count(ranges),
-        flags: 0,
+        flags,
         done: 0,
         changed: 0,
     };

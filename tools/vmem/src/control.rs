@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
     VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT,
-    VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
+    VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
 };
 
 use crate::error::call;
@@ -38,6 +38,8 @@ pub struct Features {
     pub track: bool,
     /// Whether [`Tracking::snapshot`](crate::Tracking::snapshot) works.
     pub snapshot: bool,
+    /// Whether [`Region::stage`] works.
+    pub stage: bool,
 }
 
 impl Control {
@@ -84,6 +86,7 @@ impl Control {
             poison: features.features & u64::from(VMEM_FEATURE_POISON) != 0,
             track: features.features & u64::from(VMEM_FEATURE_TRACK) != 0,
             snapshot: features.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0,
+            stage: features.features & u64::from(VMEM_FEATURE_STAGE) != 0,
         })
     }
 

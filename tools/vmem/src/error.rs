@@ -244,6 +244,7 @@ pub(crate) mod call {
     pub(crate) const MAKE_PAGES_PRESENT: &str = "MAKE_PAGES_PRESENT";
     pub(crate) const MAKE_VMA_ANONYMOUS: &str = "MAKE_VMA_ANONYMOUS";
     pub(crate) const FILL_PAGES: &str = "FILL_PAGES";
+    pub(crate) const STAGE_PAGES: &str = "FILL_PAGES (stage)";
     pub(crate) const GET_PRESENT: &str = "GET_PRESENT";
     pub(crate) const GET_INFO: &str = "GET_INFO";
     pub(crate) const GET_MAP_FD: &str = "GET_MAP_FD";

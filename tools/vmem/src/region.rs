@@ -35,7 +35,7 @@ pub struct Region {
 pub struct Progress {
     /// Ranges that are complete.
     pub ranges: usize,
-    /// Pages that were changed (filled, marked), or found mapped ([`Region::make_pages_present`]).
+    /// Pages that were changed (filled, staged, marked), or found mapped ([`Region::make_pages_present`]).
     pub pages: u64,
     /// The error that ended the call early.
     pub error: Option<Error>,
@@ -242,6 +242,22 @@ impl Region {
         let ranges: Vec<_> = fills.iter().map(|fill| fill.0).collect();
         batches(call::FILL_PAGES, Signals::GoOn, &ranges, |batch| {
             calls::fill_pages(self.fd.as_fd(), batch)
+        })
+    }
+
+    /// Copies contents of pages that are not present into the staging file, and marks no page: programs see nothing of them, and requests stay
+    /// as they are. The memory is charged as that of [`Region::fill`]. Staging a page again replaces its contents. A page that is present
+    /// keeps its contents and is not counted; an unreadable one is staged and stays unreadable. A signal does not interrupt the call.
+    ///
+    /// [`Region::mark_cached`] makes staged pages present with what was staged last; [`Region::mark_zero`] and [`Region::fill`] drop or replace
+    /// it. Pages of the ranges that are not complete after an error have undefined contents: stage them again before they are marked. The same
+    /// is true of a page that is marked while another thread stages it.
+    ///
+    /// [`Error::Invalid`] if the module cannot do it ([`Features::stage`](crate::Features::stage)).
+    pub fn stage(&self, fills: &[Fill<'_>]) -> Progress {
+        let ranges: Vec<_> = fills.iter().map(|fill| fill.0).collect();
+        batches(call::STAGE_PAGES, Signals::GoOn, &ranges, |batch| {
+            calls::stage_pages(self.fd.as_fd(), batch)
         })
     }
 
