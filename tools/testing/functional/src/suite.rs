@@ -30,6 +30,7 @@ mod reclaim;
 mod request;
 mod sample;
 mod snapshot;
+mod stage;
 mod stress;
 pub(crate) mod track;
 mod vmemd;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         call::TESTS,
         request::TESTS,
         mark::TESTS,
+        stage::TESTS,
         ready::TESTS,
         daemon_death::TESTS,
         mapping::TESTS,

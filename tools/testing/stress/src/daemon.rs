@@ -179,6 +179,7 @@ impl<'a> Daemon<'a> {
                 let info = self.served.info()?;
                 ensure!(info.attached, "a daemon is not attached: {info:?}");
             }
+            11 | 12 => self.stage(run)?,
             _ => (),
         }
         Ok(false)
@@ -215,6 +216,22 @@ impl<'a> Daemon<'a> {
         let bytes: Vec<u8> = run.clone().flat_map(|page| self.page(page).bytes()).collect();
         let _changed = or_no_memory(self.served.fill(&[Fill::new(index(run.start)?, &bytes)?]).complete())?;
         Ok(())
+    }
+
+    /// Stages wrong contents, then the right ones, and marks the pages. A daemon that dies in between leaves contents that nobody may see.
+    fn stage(&self, run: std::ops::Range<usize>) -> anyhow::Result<()> {
+        let first = index(run.start)?;
+        let stale: Vec<u8> = run.clone().flat_map(|page| self.page(page + 1).bytes()).collect();
+        let _staged = or_no_memory(self.served.stage(&[Fill::new(first, &stale)?]).complete())?;
+        let right: Vec<u8> = run.clone().flat_map(|page| self.page(page).bytes()).collect();
+        match self.served.stage(&[Fill::new(first, &right)?]).complete() {
+            Ok(_) => {
+                self.served.mark_cached(&[range(&run)?]).complete()?;
+                Ok(())
+            }
+            Err(Error::NoMemory { .. }) => Ok(()),
+            Err(error) => Err(error).context("stage"),
+        }
     }
 
     /// Brings all that is missing, and converts the region.
