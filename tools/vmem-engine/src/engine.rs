@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! An engine and its threads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,6 +17,7 @@ use crate::in_flight::InFlight;
 use crate::permission::{Permission, Release};
 use crate::shared::{Options, Shared};
 use crate::sink::Sink;
+use crate::staging::Staged;
 use crate::stats::Stats;
 use crate::{stream, urgent};
 
@@ -43,8 +44,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts to fill `targets`. `first` is an open source for the urgent lane; further ones are opened by `connect`. Returns the engine, and a
-    /// sender of events that [`next_event`](Self::next_event) receives.
+    /// Starts to fill `targets`. `first` is an open source for the urgent lane; further ones are opened by `connect`. If pages of the targets
+    /// were `staged`, the stream has that connection and begins with the remainder. Returns the engine, and a sender of events that
+    /// [`next_event`](Self::next_event) receives.
     ///
     /// # Errors
     ///
@@ -52,6 +54,7 @@ impl Engine {
     pub fn start(
         targets: Vec<Target>,
         first: Box<dyn PageSource>,
+        staged: Option<Staged>,
         connect: Connect,
         options: Options,
         stats: Arc<Stats>,
@@ -88,7 +91,7 @@ impl Engine {
         let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, connection))?;
         if options.background {
-            engine.stream((0..shared.sinks.len()).collect())?;
+            engine.stream((0..shared.sinks.len()).collect(), staged)?;
         }
         Ok((engine, sender))
     }
@@ -103,18 +106,22 @@ impl Engine {
     pub fn fetch_unreadable(&mut self, region: usize) -> Result<bool, Error> {
         let was_streamed = self.streamed.contains(&region);
         if !was_streamed {
-            self.stream(vec![region])?;
+            self.stream(vec![region], None)?;
         }
         Ok(was_streamed)
     }
 
     /// Starts a stream that fetches all absent pages of these regions.
-    fn stream(&mut self, regions: Vec<usize>) -> Result<(), Error> {
+    fn stream(&mut self, regions: Vec<usize>, staged: Option<Staged>) -> Result<(), Error> {
         self.streamed.extend(&regions);
         let (shared, connect) = (Arc::clone(&self.shared), Arc::clone(&self.connect));
         self.spawn("stream", &shared, move |shared| {
-            let connection = Connection::connect(Arc::clone(shared), Lane::Stream, connect)?;
-            stream::run(shared, connection, &regions)
+            let of = Arc::clone(shared);
+            let (connection, first) = match staged {
+                Some(Staged { source, remainder }) => (Connection::open(of, Lane::Stream, connect, source)?, remainder),
+                None => (Connection::connect(of, Lane::Stream, connect)?, VecDeque::new()),
+            };
+            stream::run(shared, connection, &regions, first)
         })
     }
 

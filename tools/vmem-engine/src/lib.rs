@@ -13,6 +13,8 @@
 //! The engine reopens a lost connection, and fetches the outstanding pages again; meanwhile programs wait. The only table of pages is the
 //! bitmap of the stream.
 //!
+//! A program that still runs at the source can send pages before: [`Staging`] stages them, and gives the engine a [`Staged`].
+//!
 //! A [`Completion`] takes one region from its last page to plain memory; [`Status`] is a snapshot of the counters and regions.
 //!
 //! # Example
@@ -39,7 +41,7 @@
 //!     let options = Options { background: true, window: 1024, prefetch: 32, retry: Duration::from_secs(60) };
 //!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
 //!     let release = Arc::new(Release::new(Permission::Never));
-//!     let (mut engine, _events) = Engine::start(vec![target], first, Arc::new(open), options, Arc::clone(&stats), release)?;
+//!     let (mut engine, _events) = Engine::start(vec![target], first, None, Arc::new(open), options, Arc::clone(&stats), release)?;
 //!     region.ready()?;
 //!     let ending = CompletionOptions { populate: true, detach_unmapped: false };
 //!     while !completions[0].is_done() {
@@ -69,6 +71,7 @@ mod release_notifier;
 mod shared;
 mod shortage;
 mod sink;
+mod staging;
 mod stats;
 mod status;
 mod stream;
@@ -84,5 +87,6 @@ pub use event::Event;
 pub use permission::{Permission, Release};
 pub use shared::Options;
 pub use sink::{RegionState, Sink};
+pub use staging::{Staged, Staging};
 pub use stats::{Service, Stats};
 pub use status::{RegionStatus, Status};

@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The plan of the stream: which pages to fetch, and in which order.
 
+use std::collections::VecDeque;
+
 use vmem::{PageIndex, PageRange, PageSet};
 
 /// The pages of all regions that are still to be fetched, and the position of the next fetch.
 pub(crate) struct Plan {
     regions: Vec<PageSet>,
     at: (usize, u64),
+    /// Pages to fetch before all others, in this order, with the numbers of their regions.
+    first: VecDeque<(usize, PageRange)>,
 }
 
 impl Plan {
     pub(crate) fn new(regions: Vec<PageSet>) -> Self {
-        Self { regions, at: (0, 0) }
+        Self {
+            regions,
+            at: (0, 0),
+            first: VecDeque::new(),
+        }
+    }
+
+    /// Those of `pages` that are in the plan come first, in this order.
+    pub(crate) fn prefer(&mut self, pages: VecDeque<(usize, PageRange)>) {
+        self.first = pages;
     }
 
     /// The urgent lane fetches this page: removes it from the plan, and continues behind it. A program most often touches the pages behind the
@@ -43,6 +56,9 @@ impl Plan {
         max_runs: usize,
         may: impl Fn(usize) -> bool,
     ) -> Option<(usize, Vec<PageRange>)> {
+        if let Some(preferred) = self.next_preferred(max_pages, max_runs, &may) {
+            return Some(preferred);
+        }
         let count = self.regions.len();
         // From here to the end of this region, then all others from their beginning, then this one from its beginning.
         for step in 0..=count {
@@ -58,6 +74,39 @@ impl Plan {
             }
         }
         None
+    }
+
+    /// Takes the next pages of those that come first: of the region of the first one, as long as there are others of it.
+    fn next_preferred(
+        &mut self,
+        max_pages: u64,
+        max_runs: usize,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<PageRange>)> {
+        let (mut of, mut taken, mut room) = (None, Vec::new(), max_pages);
+        while let Some((region, pages)) = self.first.front().copied() {
+            if room == 0 || taken.len() == max_runs || !may(region) || of.is_some_and(|of| of != region) {
+                break;
+            }
+            self.first.pop_front();
+            let wanted = self.regions.get_mut(region)?;
+            // A page that another lane has fetched is not in the plan any more.
+            let runs = wanted.take_of(pages, room, max_runs - taken.len());
+            if runs.is_empty() {
+                continue;
+            }
+            of = Some(region);
+            let end = runs.last().map_or(pages.end(), |last| last.end());
+            room -= runs.iter().map(|run| run.count()).sum::<u64>();
+            taken.extend(runs);
+            if let (Some(rest), true) = (
+                pages.split_at(end - pages.first().get()).1,
+                room == 0 || taken.len() == max_runs,
+            ) {
+                self.first.push_front((region, rest));
+            }
+        }
+        of.map(|region| (region, taken))
     }
 }
 
@@ -87,6 +136,43 @@ mod tests {
         assert_eq!(next(), Some((1, vec![(1, 2)])));
         assert_eq!(next(), Some((0, vec![(0, 1)])), "and not the page of the fault itself");
         assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn preferred_pages_come_first_in_their_order() {
+        let mut plan = Plan::new(vec![wanted(100, &[(0, 100)]), wanted(4, &[(1, 2)])]);
+        let run = |first, count| PageRange::from_pgoff(first, count).unwrap();
+        plan.follow(0, PageIndex::new(51).unwrap());
+        plan.prefer(
+            [
+                (0, run(90, 2)),
+                (0, run(50, 3)),
+                (1, run(0, 4)),
+                (0, run(90, 1)),
+                (0, run(7, 1)),
+            ]
+            .into(),
+        );
+        let mut next =
+            |pages, runs, may: &dyn Fn(usize) -> bool| plan.next(pages, runs, may).map(|(region, runs)| (region, plain(&runs)));
+        assert_eq!(
+            next(3, 9, &|_| true),
+            Some((0, vec![(90, 2), (50, 1)])),
+            "no more pages than asked for"
+        );
+        assert_eq!(
+            next(9, 1, &|_| true),
+            Some((0, vec![(52, 1)])),
+            "not what the urgent lane fetches"
+        );
+        assert_eq!(
+            next(9, 9, &|region| region == 0),
+            Some((0, vec![(53, 9)])),
+            "a deferred region does not stop others"
+        );
+        assert_eq!(next(9, 9, &|_| true), Some((1, vec![(1, 2)])));
+        assert_eq!(next(9, 9, &|_| true), Some((0, vec![(7, 1)])), "nothing is fetched twice");
+        assert_eq!(next(200, 9, &|_| true), Some((0, vec![(62, 28), (92, 8),])), "then the rest");
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub trait Sink: Send + Sync {
     fn take(&self, max: usize) -> Result<Vec<PageIndex>, Error>;
     /// Fills those of the pages that are absent.
     fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress;
+    /// Puts contents of absent pages where [`mark_cached`](Self::mark_cached) finds them. They stay absent.
+    fn stage(&self, fills: &[(PageIndex, &[u8])]) -> Progress;
+    /// Marks staged pages as present.
+    fn mark_cached(&self, ranges: &[PageRange]) -> Progress;
     /// Marks pages as zero.
     fn mark_zero(&self, ranges: &[PageRange]) -> Progress;
     /// Marks pages as unreadable.
@@ -52,15 +56,15 @@ impl Sink for Region {
     }
 
     fn fill(&self, fills: &[(PageIndex, &[u8])]) -> Progress {
-        let fills: Result<Vec<_>, _> = fills.iter().map(|(first, contents)| Fill::new(*first, contents)).collect();
-        match fills {
-            Ok(fills) => Region::fill(self, &fills),
-            Err(error) => Progress {
-                ranges: 0,
-                pages: 0,
-                error: Some(error),
-            },
-        }
+        with(fills, |fills| Region::fill(self, fills))
+    }
+
+    fn stage(&self, fills: &[(PageIndex, &[u8])]) -> Progress {
+        with(fills, |fills| Region::stage(self, fills))
+    }
+
+    fn mark_cached(&self, ranges: &[PageRange]) -> Progress {
+        Region::mark_cached(self, ranges)
     }
 
     fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
@@ -92,5 +96,18 @@ impl Sink for Region {
             mappings: info.mappings,
             plain: info.plain,
         })
+    }
+}
+
+/// Makes a call with contents of pages, which must be whole pages.
+fn with(fills: &[(PageIndex, &[u8])], call: impl FnOnce(&[Fill<'_>]) -> Progress) -> Progress {
+    let fills: Result<Vec<_>, _> = fills.iter().map(|(first, contents)| Fill::new(*first, contents)).collect();
+    match fills {
+        Ok(fills) => call(&fills),
+        Err(error) => Progress {
+            ranges: 0,
+            pages: 0,
+            error: Some(error),
+        },
     }
 }

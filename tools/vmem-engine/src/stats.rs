@@ -17,6 +17,8 @@ pub struct Stats {
     pub(crate) zero: AtomicU64,
     /// Pages that arrived although they were present.
     pub(crate) duplicates: AtomicU64,
+    /// Pages that arrived while their program still ran at the source; a page that arrived twice counts twice.
+    pub(crate) staged: AtomicU64,
     /// Requests taken from regions.
     pub(crate) requests: AtomicU64,
     /// Pages fetched ahead of requests.
@@ -49,6 +51,7 @@ impl Stats {
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
+            staged: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),

@@ -21,6 +21,8 @@ pub struct Status {
     pub zero: u64,
     /// Bytes that arrived although their pages were present.
     pub duplicates: u64,
+    /// Bytes that arrived while the program still ran at the source; a page that arrived twice counts twice.
+    pub staged: u64,
     /// Requests taken.
     pub faults: u64,
     /// Their service times.
@@ -54,6 +56,7 @@ impl Status {
             data: get(&stats.data) * PAGE,
             zero: get(&stats.zero) * PAGE,
             duplicates: get(&stats.duplicates) * PAGE,
+            staged: get(&stats.staged) * PAGE,
             faults: get(&stats.requests),
             service: stats.service_times(),
             reconnects: get(&stats.reconnects),

@@ -26,9 +26,15 @@ const FETCH_RUNS: usize = 256;
 /// scattered the pages are. A fetch never waits until an answer is read.
 const MAX_RUNS: usize = 1024;
 
-/// Fetches every absent page of these regions once, and ends when all have arrived.
-pub(crate) fn run(shared: &Arc<Shared>, connection: Connection, regions: &[usize]) -> Result<(), Error> {
-    let plan = absent(shared, regions)?;
+/// Fetches every absent page of these regions once, those of `first` in this order before all others, and ends when all have arrived.
+pub(crate) fn run(
+    shared: &Arc<Shared>,
+    connection: Connection,
+    regions: &[usize],
+    first: VecDeque<(usize, PageRange)>,
+) -> Result<(), Error> {
+    let mut plan = absent(shared, regions)?;
+    plan.prefer(first);
     let mut stream = Stream {
         shared,
         connection,

@@ -8,6 +8,7 @@ mod loss;
 mod memory;
 mod release;
 mod source;
+mod staging;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,11 +57,15 @@ fn start_releasing(memories: &[Arc<Memory>], connect: Connect, options: Options,
     };
     let targets = first.exports().iter().zip(memories).map(target).collect();
     let stats = Arc::new(Stats::new().expect("counters"));
-    let (engine, _) = Engine::start(targets, first, connect, options, Arc::clone(&stats), release).expect("an engine");
+    let (engine, _) = Engine::start(targets, first, None, connect, options, Arc::clone(&stats), release).expect("an engine");
     (engine, stats)
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
+    wait_until_mut(condition);
+}
+
+fn wait_until_mut(mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < until, "it does not come to this");

@@ -111,8 +111,18 @@ impl PageSet {
 
     /// Removes up to `max_pages` pages in up to `max_runs` runs, from the page offset `cursor` on, and returns them in order.
     pub fn take(&mut self, cursor: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
+        self.take_between(cursor, self.pages.end(), max_pages, max_runs)
+    }
+
+    /// As [`take`](Self::take), but only pages of `within`.
+    pub fn take_of(&mut self, within: PageRange, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
+        self.take_between(within.first().get(), within.end(), max_pages, max_runs)
+    }
+
+    fn take_between(&mut self, cursor: u64, end: u64, max_pages: u64, max_runs: usize) -> Vec<PageRange> {
         let mut taken = Vec::new();
-        let (mut room, mut next, last) = (max_pages, cursor.saturating_sub(self.start()), self.pages.count());
+        let (mut room, mut next) = (max_pages, cursor.saturating_sub(self.start()));
+        let last = end.saturating_sub(self.start()).min(self.pages.count());
         while room > 0 && taken.len() < max_runs {
             let Some(first) = self.find(next..last, true) else { break };
             next = first.saturating_add(room).min(last);

@@ -185,6 +185,32 @@ impl Sink for Memory {
         self.settle(&ranges, Page::Present, |entry| Some(fills[entry].1.to_vec()))
     }
 
+    fn stage(&self, fills: &[(PageIndex, &[u8])]) -> Progress {
+        let mut inner = self.lock();
+        let mut pages = 0;
+        for (entry, (first, contents)) in fills.iter().enumerate() {
+            if inner.room == 0 {
+                let error = Some(Error::NoMemory { call: "FILL_PAGES" });
+                return Progress {
+                    ranges: entry,
+                    pages,
+                    error,
+                };
+            }
+            for (at, page) in (first.get() as usize..).zip(contents.chunks(PAGE_SIZE)) {
+                assert_eq!(inner.pages[at], Page::Absent, "a present page is not staged");
+                inner.bytes[at * PAGE_SIZE..][..PAGE_SIZE].copy_from_slice(page);
+                pages += 1;
+            }
+        }
+        let (ranges, error) = (fills.len(), None);
+        Progress { ranges, pages, error }
+    }
+
+    fn mark_cached(&self, ranges: &[PageRange]) -> Progress {
+        self.settle(ranges, Page::Present, |_| None)
+    }
+
     fn mark_zero(&self, ranges: &[PageRange]) -> Progress {
         self.settle(ranges, Page::Present, |entry| {
             Some(vec![0; ranges[entry].count() as usize * PAGE_SIZE])

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Pages that arrive while their program still runs at the source.
+//!
+//! Such a page is *staged*: its contents are in the region's staging file, and the page is absent. A page that the source sends again is
+//! staged again. When the program has stopped, the source sends the list of the pages that were written after they were sent, the
+//! *remainder*. [`Staging::commit`] then marks the other staged pages as present. So a page that is present has the last contents that the
+//! program wrote at the source, and is never overwritten.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmem::{PageRange, PageSet, Progress};
+use vmem_source::{Answer, Contents, PageSource, Readiness, StagingEvent, StagingSource};
+use vmem_wait::StopEvent;
+
+use crate::engine::Target;
+use crate::error::Error;
+use crate::shared::POLL_TIMEOUT;
+use crate::sink::Sink;
+use crate::stats::{Stats, add};
+
+/// The most pages of one answer (1 MiB), as for a fetch of the stream.
+const BATCH_PAGES: u64 = 256;
+
+/// Stages pages in a thread of its own until the source has sent the remainder.
+pub struct Staging {
+    stop: Arc<StopEvent>,
+    result: Receiver<Result<Complete, Error>>,
+}
+
+/// What [`Staging`] leaves to an engine.
+pub struct Staged {
+    /// The connection, for the stream.
+    pub(crate) source: Box<dyn PageSource>,
+    /// The remainder, by number of the target, in the order in which its pages are best fetched.
+    pub(crate) remainder: VecDeque<(usize, PageRange)>,
+}
+
+/// All pages of the rounds, and the remainder, have arrived.
+struct Complete {
+    source: Box<dyn StagingSource>,
+    regions: Vec<StagedRegion>,
+    remainder: VecDeque<(usize, PageRange)>,
+}
+
+/// A region, and what is staged of it.
+struct StagedRegion {
+    name: String,
+    sink: Arc<dyn Sink>,
+    data: PageSet,
+    zero: PageSet,
+}
+
+impl Staging {
+    /// Starts to stage pages of `targets` from `source`, with at most `window` pages outstanding.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MemoryChanged`]: a target is not in `source`. [`Error::Local`]: a thread or a descriptor cannot be created.
+    pub fn start(targets: &[Target], source: Box<dyn StagingSource>, window: u64, stats: Arc<Stats>) -> Result<Self, Error> {
+        let mut numbers = HashMap::new();
+        let mut regions = Vec::new();
+        for (number, target) in targets.iter().enumerate() {
+            let export = source.exports().iter().position(|export| *export == target.export);
+            numbers.insert(
+                export.ok_or_else(|| Error::MemoryChanged(target.export.name.clone()))?,
+                number,
+            );
+            regions.push(StagedRegion::new(target));
+        }
+        let stop = Arc::new(StopEvent::new().map_err(Error::local("make an eventfd"))?);
+        let rounds = Rounds {
+            source,
+            numbers,
+            regions,
+            stop: Arc::clone(&stop),
+            outstanding: 0,
+            most: (window / BATCH_PAGES).max(1),
+            remainder: VecDeque::new(),
+            stats,
+        };
+        let (sender, result) = channel();
+        thread::Builder::new()
+            .name("staging".to_owned())
+            .spawn(move || rounds.run(&sender))
+            .map_err(Error::local("start a thread"))?;
+        Ok(Self { stop, result })
+    }
+
+    /// Why staging has failed, if it has.
+    pub fn failure(&mut self) -> Option<Error> {
+        // A result other than an error is put back: `commit` needs it.
+        match self.result.try_recv() {
+            Ok(Err(error)) => Some(error),
+            Ok(Ok(complete)) => {
+                let (sender, result) = channel();
+                let _ = sender.send(Ok(complete));
+                self.result = result;
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Waits for the remainder, at most for `limit`, and marks the staged pages that are not in it as present. No program may have touched the
+    /// regions before.
+    ///
+    /// # Errors
+    ///
+    /// The source is lost, or does not send the remainder in time; a call on a region failed. Some pages may be present then: the regions
+    /// cannot be used for this program any more.
+    pub fn commit(self, limit: Duration) -> Result<Staged, Error> {
+        match self.result.recv_timeout(limit) {
+            Ok(result) => result?.commit(),
+            Err(RecvTimeoutError::Timeout) => Err(Error::local("wait for the pages that were written last")(
+                io::ErrorKind::TimedOut.into(),
+            )),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::local("stage pages")(io::Error::other("a thread has panicked"))),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.stop.set();
+    }
+}
+
+impl Complete {
+    fn commit(mut self) -> Result<Staged, Error> {
+        for (region, pages) in &self.remainder {
+            self.regions[*region].forget(*pages);
+        }
+        self.regions.iter().try_for_each(StagedRegion::commit)?;
+        Ok(Staged {
+            source: self.source.into_source(),
+            remainder: self.remainder,
+        })
+    }
+}
+
+impl StagedRegion {
+    fn new(target: &Target) -> Self {
+        Self {
+            name: target.name.clone(),
+            sink: Arc::clone(&target.sink),
+            data: PageSet::none_of(target.export.pages),
+            zero: PageSet::none_of(target.export.pages),
+        }
+    }
+
+    /// These pages are not staged any more.
+    fn forget(&mut self, pages: PageRange) {
+        self.data.remove(pages);
+        self.zero.remove(pages);
+    }
+
+    /// Stages the pages of an answer. A page that cannot be staged is absent, whatever was staged of it before.
+    fn stage(&mut self, answer: &Answer<'_>) -> Result<(), Error> {
+        let (mut fills, mut filled) = (Vec::new(), Vec::new());
+        for (range, contents) in answer.contents() {
+            self.forget(range);
+            match contents {
+                Contents::Data(data) => {
+                    fills.push((range.first(), data));
+                    filled.push(range);
+                }
+                Contents::Zero => self.zero.insert(range),
+                Contents::Unreadable => {}
+            }
+        }
+        let Progress { ranges, error, .. } = self.sink.stage(&fills);
+        let staged = match error {
+            None => filled.len(),
+            // The rest is fetched when the program runs here, and the engine waits for memory.
+            Some(vmem::Error::NoMemory { .. }) => ranges.min(filled.len()),
+            Some(error) => return Err(Error::region("stage pages of", &self.name)(error)),
+        };
+        filled[..staged].iter().for_each(|range| self.data.insert(*range));
+        Ok(())
+    }
+
+    fn commit(&self) -> Result<(), Error> {
+        let data: Vec<_> = self.data.runs().collect();
+        let zero: Vec<_> = self.zero.runs().collect();
+        let mark = |progress: Progress| progress.complete().map_err(Error::region("mark staged pages of", &self.name));
+        mark(self.sink.mark_cached(&data))?;
+        mark(self.sink.mark_zero(&zero))?;
+        Ok(())
+    }
+}
+
+/// The thread that stages.
+struct Rounds {
+    source: Box<dyn StagingSource>,
+    /// The number of the target of each export that has one.
+    numbers: HashMap<usize, usize>,
+    regions: Vec<StagedRegion>,
+    stop: Arc<StopEvent>,
+    /// Batches that were asked for and have not ended.
+    outstanding: u64,
+    /// The most batches outstanding.
+    most: u64,
+    remainder: VecDeque<(usize, PageRange)>,
+    stats: Arc<Stats>,
+}
+
+impl Rounds {
+    fn run(mut self, result: &Sender<Result<Complete, Error>>) {
+        let outcome = match self.stage() {
+            Ok(false) => return,
+            Ok(true) => Ok(Complete {
+                source: self.source,
+                regions: self.regions,
+                remainder: self.remainder,
+            }),
+            Err(error) => Err(error),
+        };
+        // If nobody waits for it, staging was given up.
+        let _ = result.send(outcome);
+    }
+
+    /// Stages until the remainder is complete. False if it was stopped before.
+    fn stage(&mut self) -> Result<bool, Error> {
+        let mut is_over = false;
+        loop {
+            while !is_over && self.outstanding < self.most {
+                self.source.next(BATCH_PAGES)?;
+                self.outstanding += 1;
+            }
+            if self.wait()? {
+                return Ok(false);
+            }
+            match self.source.next_event()? {
+                StagingEvent::Pages(answer) => {
+                    if let Some(region) = self.numbers.get(&answer.export()) {
+                        self.regions[*region].stage(&answer)?;
+                        add(&self.stats.staged, answer.pages());
+                    }
+                }
+                StagingEvent::Batch { over, .. } => {
+                    is_over |= over;
+                    self.outstanding = self.outstanding.saturating_sub(1);
+                }
+                StagingEvent::Remainder(pages) => {
+                    if let Some(region) = self.numbers.get(&pages.export) {
+                        self.remainder.extend(pages.ranges.into_iter().map(|range| (*region, range)));
+                    }
+                }
+                StagingEvent::End => return Ok(true),
+            }
+        }
+    }
+
+    /// Waits until an event may be there. True if staging was stopped.
+    fn wait(&self) -> Result<bool, Error> {
+        let Readiness::When(fd) = self.source.readiness() else {
+            return Ok(self.stop.is_set());
+        };
+        let mut fds = [
+            PollFd::new(&*self.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(fd, PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(POLL_TIMEOUT).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+            Err(error) => Err(Error::local("wait for pages")(error.into())),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Pages that are staged, and what a commit makes of them.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vmem::{Name, PAGE_SIZE, PageRange};
+use vmem_source::answer::{Kind, Run};
+use vmem_source::{Answer, Error as SourceError, Export, ExportRanges, PageSource, Readiness, StagingEvent, StagingSource};
+
+use super::memory::{Memory, Page};
+use crate::{Error, Sink, Staged, Staging, Stats, Target};
+
+const PAGES: u64 = 16;
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What a source says, in its order.
+enum Say {
+    /// Pages from the first on: of this byte each, or zero.
+    Data(u64, &'static [u8]),
+    Zero(u64, u64),
+    Unreadable(u64),
+    Batch(bool),
+    Remainder(&'static [(u64, u64)]),
+    End,
+    Lost,
+}
+
+/// A source that says what it is given, once it has been asked often enough.
+struct Script {
+    exports: Vec<Export>,
+    lines: Receiver<Say>,
+    asked: Arc<Mutex<u64>>,
+    runs: Vec<Run>,
+    data: Vec<u8>,
+}
+
+/// The connection after the rounds. No page is fetched from it here.
+struct Rest(Vec<Export>);
+
+fn run(first: u64, count: u64) -> PageRange {
+    PageRange::from_pgoff(first, count).expect("a range")
+}
+
+fn export() -> Export {
+    Export {
+        name: Name::new("ram").expect("a name"),
+        pages: run(0, PAGES),
+        identity: 7,
+    }
+}
+
+impl StagingSource for Script {
+    fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    fn next(&mut self, max: u64) -> Result<(), SourceError> {
+        assert!((1..=4096).contains(&max));
+        *self.asked.lock().expect("no panic") += 1;
+        Ok(())
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Always
+    }
+
+    fn next_event(&mut self) -> Result<StagingEvent<'_>, SourceError> {
+        let said = self.lines.recv_timeout(LIMIT).unwrap_or(Say::Lost);
+        let (range, kind, bytes): (_, _, &[u8]) = match said {
+            Say::Data(first, bytes) => (run(first, bytes.len() as u64), Kind::Data, bytes),
+            Say::Zero(first, count) => (run(first, count), Kind::Zero, &[]),
+            Say::Unreadable(first) => (run(first, 1), Kind::Unreadable, &[]),
+            Say::Batch(over) => return Ok(StagingEvent::Batch { round: 1, over }),
+            Say::Remainder(ranges) => {
+                let ranges = ranges.iter().map(|(first, count)| run(*first, *count)).collect();
+                return Ok(StagingEvent::Remainder(ExportRanges { export: 0, ranges }));
+            }
+            Say::End => return Ok(StagingEvent::End),
+            Say::Lost => return Err(SourceError::InvalidFetch("lost".to_owned())),
+        };
+        self.runs = vec![Run { range, kind }];
+        self.data = bytes.iter().flat_map(|byte| [*byte; PAGE_SIZE]).collect();
+        Ok(StagingEvent::Pages(
+            Answer::new(0, &self.runs, &self.data).expect("as many bytes as pages"),
+        ))
+    }
+
+    fn into_source(self: Box<Self>) -> Box<dyn PageSource> {
+        Box::new(Rest(self.exports))
+    }
+}
+
+impl PageSource for Rest {
+    fn exports(&self) -> &[Export] {
+        &self.0
+    }
+
+    fn fetch(&mut self, _: usize, _: &[PageRange]) -> Result<(), SourceError> {
+        Err(SourceError::InvalidFetch("lost".to_owned()))
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Always
+    }
+
+    fn next_answer(&mut self) -> Result<Answer<'_>, SourceError> {
+        Err(SourceError::InvalidFetch("lost".to_owned()))
+    }
+}
+
+/// A region, its staging, and what the source says next.
+fn staging(memory: &Arc<Memory>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
+    let (lines, receiver) = channel();
+    let asked = Arc::default();
+    let script = Script {
+        exports: vec![export()],
+        lines: receiver,
+        asked: Arc::clone(&asked),
+        runs: Vec::new(),
+        data: Vec::new(),
+    };
+    let target = Target {
+        export: export(),
+        name: "ram".to_owned(),
+        sink: Arc::clone(memory) as Arc<dyn Sink>,
+    };
+    let stats = Arc::new(Stats::new().expect("counters"));
+    let staging = Staging::start(&[target], Box::new(script), 256, stats).expect("a thread");
+    (staging, lines, asked)
+}
+
+fn committed(memory: &Arc<Memory>, says: impl IntoIterator<Item = Say>) -> Result<Staged, Error> {
+    let (staging, lines, _) = staging(memory);
+    says.into_iter().for_each(|say| lines.send(say).expect("a thread"));
+    staging.commit(LIMIT)
+}
+
+/// Which pages are present, and their first bytes.
+fn present(memory: &Memory) -> Vec<(u64, u8)> {
+    let (bytes, pages) = memory.contents();
+    let at = |(pgoff, page): (usize, &Page)| (*page == Page::Present).then(|| (pgoff as u64, bytes[pgoff * PAGE_SIZE]));
+    pages.iter().enumerate().filter_map(at).collect()
+}
+
+#[test]
+fn nothing_is_present_before_the_commit() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (staging, lines, asked) = staging(&memory);
+    for say in [Say::Data(0, &[1, 2]), Say::Zero(4, 2), Say::Batch(false)] {
+        lines.send(say).expect("a thread");
+    }
+    super::wait_until(|| *asked.lock().expect("no panic") == 2);
+    assert_eq!(present(&memory), []);
+    for say in [Say::Batch(true), Say::End] {
+        lines.send(say).expect("a thread");
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(0, 1), (1, 2), (4, 0), (5, 0)]);
+}
+
+#[test]
+fn page_that_is_sent_again_has_its_last_contents() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let says = [
+        Say::Data(0, &[1, 1, 1, 1]),
+        Say::Zero(4, 2),
+        Say::Batch(false),
+        Say::Data(1, &[2]),
+        Say::Zero(2, 1),
+        Say::Data(4, &[3]),
+        Say::Unreadable(3),
+        Say::Batch(true),
+        Say::End,
+    ];
+    committed(&memory, says).expect("the list is complete");
+    assert_eq!(present(&memory), [(0, 1), (1, 2), (2, 0), (4, 3), (5, 0)]);
+}
+
+#[test]
+fn remainder_stays_absent_and_is_fetched_in_its_order() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let says = [
+        Say::Data(0, &[1, 1, 1, 1]),
+        Say::Zero(8, 4),
+        Say::Batch(true),
+        Say::Remainder(&[(9, 2), (15, 1)]),
+        Say::Remainder(&[(0, 1), (2, 1)]),
+        Say::End,
+    ];
+    let staged = committed(&memory, says).expect("the list is complete");
+    assert_eq!(present(&memory), [(1, 1), (3, 1), (8, 0), (11, 0)]);
+    let order: VecDeque<_> = [(9, 2), (15, 1), (0, 1), (2, 1)]
+        .map(|(first, count)| (0, run(first, count)))
+        .into();
+    assert_eq!(staged.remainder, order);
+    assert_eq!(staged.source.exports(), [export()]);
+}
+
+#[test]
+fn page_without_memory_is_absent_whatever_was_staged_of_it_before() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (staging, lines, asked) = staging(&memory);
+    for say in [Say::Data(0, &[1, 1]), Say::Batch(false)] {
+        lines.send(say).expect("a thread");
+    }
+    super::wait_until(|| *asked.lock().expect("no panic") == 2);
+    memory.set_room(0);
+    for say in [Say::Data(1, &[2]), Say::Batch(false)] {
+        lines.send(say).expect("a thread");
+    }
+    super::wait_until(|| *asked.lock().expect("no panic") == 3);
+    memory.set_room(u64::MAX);
+    for say in [Say::Batch(true), Say::End] {
+        lines.send(say).expect("a thread");
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(0, 1)]);
+}
+
+#[test]
+fn source_that_is_lost_before_the_end_of_the_list_commits_nothing() {
+    for says in [
+        vec![Say::Data(0, &[1])],
+        vec![Say::Data(0, &[1]), Say::Batch(true)],
+        vec![Say::Data(0, &[1]), Say::Batch(true), Say::Remainder(&[(1, 1)])],
+    ] {
+        let memory = Arc::new(Memory::new(PAGES));
+        let failed = committed(&memory, says.into_iter().chain([Say::Lost]));
+        assert!(matches!(failed, Err(Error::Source(SourceError::InvalidFetch(_)))));
+        assert_eq!(present(&memory), []);
+    }
+}
+
+#[test]
+fn failure_is_known_before_the_commit() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (mut staging, lines, _) = staging(&memory);
+    assert!(staging.failure().is_none());
+    lines.send(Say::Lost).expect("a thread");
+    let mut failure = None;
+    super::wait_until_mut(|| {
+        failure = staging.failure();
+        failure.is_some()
+    });
+    assert!(matches!(failure, Some(Error::Source(SourceError::InvalidFetch(_)))));
+}
+
+#[test]
+fn remainder_that_does_not_come_ends_the_commit_at_its_limit() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (staging, lines, _) = staging(&memory);
+    lines.send(Say::Data(0, &[1])).expect("a thread");
+    let failed = staging.commit(Duration::from_millis(50));
+    assert!(matches!(failed, Err(Error::Local { .. })));
+    assert_eq!(present(&memory), []);
+}
