@@ -382,9 +382,9 @@ mod tests {
 
     use super::*;
     use crate::event::Region;
-    use vmem_process::Identity;
     use crate::message::Answer;
     use crate::socket;
+    use vmem_process::Identity;
 
     const LONG: Duration = Duration::from_secs(20);
 

@@ -65,6 +65,29 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// A round of a source is over.
+    Round(Round),
+    /// The program should stop now. Rounds go on until the request `finish`.
+    Settled {
+        /// Why, as a sentence.
+        reason: String,
+        /// What is left can be sent within the downtime that was allowed.
+        fits: bool,
+        /// Bytes that are left.
+        left_bytes: u64,
+        /// Milliseconds that sending them takes at the measured bandwidth, if that is known.
+        expected_ms: Option<u64>,
+    },
+    /// What was written last is taken: the rounds are over.
+    Finished {
+        /// Bytes of the pages that the destination does not have as they are now.
+        remainder_bytes: u64,
+    },
+    /// The rounds have failed: the destination does not have what it was sent.
+    Failed {
+        /// Why.
+        error: String,
+    },
     /// The run is over. The last event.
     End {
         /// vmemd's exit code.
@@ -90,9 +113,14 @@ impl Event {
             Self::Order { order, error } => order.len() + length(error),
             Self::Progress(figures) => size(&figures.regions),
             Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
-            Self::Lost { error, .. } => error.len(),
+            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => error.len(),
             Self::End { error, figures, .. } => length(error) + figures.as_ref().map_or(0, |figures| size(&figures.regions)),
-            Self::Listening { .. } | Self::Dropped { .. } | Self::Back { .. } | Self::Unknown => 0,
+            Self::Listening { .. }
+            | Self::Dropped { .. }
+            | Self::Back { .. }
+            | Self::Round(_)
+            | Self::Finished { .. }
+            | Self::Unknown => 0,
         };
         size_of::<Self>() + texts
     }
@@ -102,6 +130,35 @@ impl Event {
 fn size(regions: &[Region]) -> usize {
     let names: usize = regions.iter().map(|region| region.name.len()).sum();
     size_of_val(regions) + names
+}
+
+/// A round of a source: how often and how fast pages were sent while their program ran.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Round {
+    /// The number of the round, from 1.
+    pub round: u32,
+    /// How long it took.
+    pub seconds: f64,
+    /// Pages that were sent, zero pages among them.
+    pub sent_pages: u64,
+    /// How many of them are zero.
+    #[serde(default)]
+    pub zero_pages: u64,
+    /// How many of them were sent in an earlier round, too.
+    #[serde(default)]
+    pub resent_pages: u64,
+    /// Pages that were left for a later round.
+    #[serde(default)]
+    pub skipped_pages: u64,
+    /// Pages that were written during the round.
+    #[serde(default)]
+    pub dirtied_pages: u64,
+    /// Pages that are to be sent after it.
+    #[serde(default)]
+    pub left_pages: u64,
+    /// Bytes on the network.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 /// Where a run stands.
@@ -118,6 +175,9 @@ pub struct Figures {
     /// Bytes of pages that came when they were present already.
     #[serde(default)]
     pub duplicate_bytes: u64,
+    /// Bytes that came while their program still ran at the source; a page that came twice counts twice.
+    #[serde(default)]
+    pub staged_bytes: u64,
     /// Requests taken from the regions.
     #[serde(default)]
     pub faults: u64,
@@ -277,6 +337,10 @@ impl Status {
             | Event::Lost { .. }
             | Event::Back { .. }
             | Event::Short { .. }
+            | Event::Round(_)
+            | Event::Settled { .. }
+            | Event::Finished { .. }
+            | Event::Failed { .. }
             | Event::Unknown => {}
         }
     }
@@ -305,7 +369,7 @@ mod tests {
             regions: vec![region(4096, Phase::Filling)],
             ..Figures::default()
         };
-        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
         for (event, line) in [
             (
                 Event::Progress(figures.clone()),
@@ -328,6 +392,43 @@ mod tests {
                 r#"{"event":"end","exit_code":0,"error":null}"#.to_owned(),
             ),
             (Event::Dropped { lines: 7 }, r#"{"event":"dropped","lines":7}"#.to_owned()),
+            (
+                Event::Round(Round {
+                    round: 2,
+                    seconds: 0.5,
+                    sent_pages: 7,
+                    zero_pages: 1,
+                    resent_pages: 6,
+                    skipped_pages: 2,
+                    dirtied_pages: 9,
+                    left_pages: 8,
+                    bytes: 28672,
+                }),
+                concat!(
+                    r#"{"event":"round","round":2,"seconds":0.5,"sent_pages":7,"zero_pages":1,"resent_pages":6,"skipped_pages":2,"#,
+                    r#""dirtied_pages":9,"left_pages":8,"bytes":28672}"#
+                )
+                .to_owned(),
+            ),
+            (
+                Event::Settled {
+                    reason: "nothing is left".to_owned(),
+                    fits: true,
+                    left_bytes: 4096,
+                    expected_ms: Some(3),
+                },
+                r#"{"event":"settled","reason":"nothing is left","fits":true,"left_bytes":4096,"expected_ms":3}"#.to_owned(),
+            ),
+            (
+                Event::Finished { remainder_bytes: 8192 },
+                r#"{"event":"finished","remainder_bytes":8192}"#.to_owned(),
+            ),
+            (
+                Event::Failed {
+                    error: "lost".to_owned(),
+                },
+                r#"{"event":"failed","error":"lost"}"#.to_owned(),
+            ),
             (
                 Event::Back {
                     connection: Lane::Urgent,

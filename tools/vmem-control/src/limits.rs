@@ -64,14 +64,19 @@ pub(crate) fn cut_event(event: &mut Event) {
             error.iter_mut().for_each(cut);
         }
         Event::Progress(figures) => figures.regions.truncate(MAX_REGIONS),
-        Event::Lost { error, .. } => cut(error),
+        Event::Lost { error, .. } | Event::Failed { error } | Event::Settled { reason: error, .. } => cut(error),
         Event::End { error, figures, .. } => {
             error.iter_mut().for_each(cut);
             figures.iter_mut().for_each(|figures| figures.regions.truncate(MAX_REGIONS));
         }
         // The name of a region is short.
         Event::Region(_) | Event::Short { .. } => {}
-        Event::Listening { .. } | Event::Dropped { .. } | Event::Back { .. } | Event::Unknown => {}
+        Event::Listening { .. }
+        | Event::Dropped { .. }
+        | Event::Back { .. }
+        | Event::Round(_)
+        | Event::Finished { .. }
+        | Event::Unknown => {}
     }
 }
 

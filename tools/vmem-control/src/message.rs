@@ -61,6 +61,8 @@ pub enum Request {
     Status,
     /// The end of `--hold`: pages may be fetched. It means nothing if they are being fetched.
     Start,
+    /// The program has stopped: the source takes what was written last, and its rounds are over. [`Event::Finished`] says when.
+    Finish,
     /// The source may give back what has been delivered.
     Release,
     /// All events from now on.
@@ -169,6 +171,7 @@ mod tests {
             ),
             (Request::Status, r#"{"id":7,"request":"status"}"#),
             (Request::Start, r#"{"id":7,"request":"start"}"#),
+            (Request::Finish, r#"{"id":7,"request":"finish"}"#),
             (Request::Release, r#"{"id":7,"request":"release"}"#),
             (Request::Subscribe, r#"{"id":7,"request":"subscribe"}"#),
             (Request::Stop, r#"{"id":7,"request":"stop"}"#),

@@ -46,6 +46,15 @@ pub trait Service: Send + 'static {
     /// This daemon does not do that.
     fn start(&mut self) -> Result<(), Refusal>;
 
+    /// The program has stopped: the rounds of the source are over.
+    ///
+    /// # Errors
+    ///
+    /// This daemon does not do that.
+    fn finish(&mut self) -> Result<(), Refusal> {
+        Err(Refusal::new("it sends no rounds"))
+    }
+
     /// The source may give back what has been delivered.
     ///
     /// # Errors

@@ -44,7 +44,6 @@ enum Lost {
 
 /// What the control thread hears.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum Event {
     /// A round has ended.
     Round(RoundStatistics),

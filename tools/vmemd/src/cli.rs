@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::log::Verbosity;
 use vmem_cli::{address, owner, seconds, source};
+use vmem_precopy::{Limits, Mode};
 use vmem_source::wire::DEFAULT_PORT;
 
 /// The longest name of a session.
@@ -74,6 +75,18 @@ pub(crate) struct Serve {
     /// Free no page before the order `release`: a line on standard input, or a request with --control
     #[arg(long, requires = "free")]
     pub(crate) hold_release: bool,
+    /// Log the writes to the memory, and send it in rounds while its programs run, until the request `finish`; how they are to end
+    #[arg(long, value_name = "MODE", requires = "control")]
+    pub(crate) rounds: Option<Mode>,
+    /// The process that has the memory open, other than regions and /proc/PID/fd/N
+    #[arg(long, value_name = "PID", requires = "rounds", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) process: Option<i32>,
+    /// The limits of the rounds: xen (29 rounds, 3 times the memory, 50 pages left) or palacios (32, 3 times, 200)
+    #[arg(long, value_name = "NAME", requires = "rounds", default_value = "xen", value_parser = preset)]
+    pub(crate) limits: Limits,
+    /// How long the programs may stand still while the last pages are sent
+    #[arg(long, value_name = "MILLISECONDS", requires = "rounds", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) max_downtime: Option<u32>,
     /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
@@ -166,6 +179,9 @@ pub(crate) struct Receive {
     /// Fetch no page before the order `start`: a line on standard input, or a request with --control
     #[arg(long)]
     pub(crate) hold: bool,
+    /// Until that order, take the rounds of a source that sends them (serve --rounds)
+    #[arg(long, requires = "hold", conflicts_with_all = ["resume", "no_background"])]
+    pub(crate) stage: bool,
     /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after the order `release`
     #[arg(long, conflicts_with = "no_background")]
     pub(crate) release: bool,
@@ -247,6 +263,10 @@ pub(crate) enum OnUnreadable {
     Poison,
 }
 
+fn preset(text: &str) -> Result<Limits, String> {
+    Limits::preset(text).ok_or_else(|| "not xen or palacios".to_owned())
+}
+
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| "not an octal number from 0 to 777".to_owned())
@@ -294,6 +314,15 @@ mod tests {
             "vmemd --source host --allow-name a.test",
             "vmemd --source host --session 7",
             "vmemd serve --session 7 a=/b",
+            "vmemd serve --rounds hybrid a=/b",
+            "vmemd serve --control c --rounds never a=/b",
+            "vmemd serve --control c --max-downtime 100 a=/b",
+            "vmemd serve --control c --rounds auto --max-downtime 0 a=/b",
+            "vmemd serve --control c --rounds auto --limits none a=/b",
+            "vmemd serve --control c --process 7 a=/b",
+            "vmemd serve --control c --rounds auto --process 0 a=/b",
+            "vmemd --source host --stage",
+            "vmemd --source host --hold --stage --resume",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
             "vmemd --source host --resume --attach",

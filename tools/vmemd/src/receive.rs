@@ -12,7 +12,7 @@ use vmem::{Control, PAGE_SIZE, Region};
 use vmem_cli::with_port;
 use vmem_control::Duty;
 use vmem_engine::{
-    Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Stats, Status, Target,
+    Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Staging, Stats, Status, Target,
 };
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
@@ -69,7 +69,11 @@ struct Run {
 
 impl Run {
     fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
-        let (connect, mut warnings) = connector(args)?;
+        let Source {
+            connect,
+            endpoint,
+            mut warnings,
+        } = Source::open(args)?;
         let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
@@ -105,21 +109,36 @@ impl Run {
         if self.control.is_none() {
             orders.listen(args.json)?;
         }
+        let window = u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64;
+        let mut staging = match &endpoint {
+            Some(endpoint) if args.stage => {
+                let source = Box::new(endpoint.connect_staging().map_err(Failure::Source)?);
+                Some(Staging::start(&targets, source, window, Arc::clone(&self.stats))?)
+            }
+            _ => None,
+        };
         if args.hold {
             stopping.holds(orders.sender());
             report.holding(&args.source.join(" "), &self.status());
-            orders.wait_for_start()?;
+            while !orders.wait_for_start(TICK)? {
+                if let Some(failure) = staging.as_mut().and_then(Staging::failure) {
+                    return Err(failure.into());
+                }
+                report.progress(&self.status());
+            }
         }
         stopping.starts()?;
+        let timeout = args.timeout.unwrap_or(TIMEOUT);
+        let staged = staging.map(|staging| staging.commit(timeout)).transpose()?;
         let options = Options {
             background: !args.no_background,
-            window: u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64,
+            window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
         };
         let (mut engine, events) = {
             let (stats, release) = (Arc::clone(&self.stats), orders.release());
-            Engine::start(targets, first, connect, options, stats, release)?
+            Engine::start(targets, first, staged, connect, options, stats, release)?
         };
         stopping.runs(events);
         for region in regions {
@@ -194,35 +213,55 @@ impl Run {
     }
 }
 
-/// How `--source` is opened, and what is to be said about it. Files are opened here, once for each lane, while this is root.
-fn connector(args: &Receive) -> Result<(Connect, Vec<String>), Failure> {
-    let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
-    if files.len() == args.source.len() {
-        let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
-        let opened = Mutex::new(vec![open()?, open()?]);
-        // They are not lost, and not opened again.
-        let none = || vmem_source::Error::InvalidFetch("a file is open already".to_owned());
-        let connect = move |_| {
-            let local = opened.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            local.map(|local| Box::new(local) as Box<dyn PageSource>).ok_or_else(none)
-        };
-        return Ok((Arc::new(connect), Vec::new()));
-    }
-    let [host] = &args.source[..] else {
-        return Err(Failure::Sources);
-    };
-    let mut warnings = Vec::new();
-    let security = match &args.tls {
-        Some(directory) => {
-            let identity = Identity::load_allowing(directory, &args.allow_names)?;
-            warnings.extend_from_slice(identity.warnings());
-            Security::Tls(identity)
+/// How `--source` is opened.
+struct Source {
+    connect: Connect,
+    /// Of a source on the network.
+    endpoint: Option<Arc<Endpoint>>,
+    /// What is to be said about it.
+    warnings: Vec<String>,
+}
+
+impl Source {
+    /// Files are opened here, once for each lane, while this is root.
+    fn open(args: &Receive) -> Result<Self, Failure> {
+        let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
+        if files.len() == args.source.len() {
+            let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
+            let opened = Mutex::new(vec![open()?, open()?]);
+            // They are not lost, and not opened again.
+            let none = || vmem_source::Error::InvalidFetch("a file is open already".to_owned());
+            let connect = move |_| {
+                let local = opened.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                local.map(|local| Box::new(local) as Box<dyn PageSource>).ok_or_else(none)
+            };
+            return Ok(Self {
+                connect: Arc::new(connect),
+                endpoint: None,
+                warnings: Vec::new(),
+            });
         }
-        None if args.insecure => Security::Insecure,
-        None => Security::Loopback,
-    };
-    let timeout = args.timeout.unwrap_or(TIMEOUT);
-    let endpoint = Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout);
-    let connect = move |lane| endpoint.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>);
-    Ok((Arc::new(connect), warnings))
+        let [host] = &args.source[..] else {
+            return Err(Failure::Sources);
+        };
+        let mut warnings = Vec::new();
+        let security = match &args.tls {
+            Some(directory) => {
+                let identity = Identity::load_allowing(directory, &args.allow_names)?;
+                warnings.extend_from_slice(identity.warnings());
+                Security::Tls(identity)
+            }
+            None if args.insecure => Security::Insecure,
+            None => Security::Loopback,
+        };
+        let timeout = args.timeout.unwrap_or(TIMEOUT);
+        let endpoint = Arc::new(Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout));
+        let to = Arc::clone(&endpoint);
+        let connect = move |lane| to.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>);
+        Ok(Self {
+            connect: Arc::new(connect),
+            endpoint: Some(endpoint),
+            warnings,
+        })
+    }
 }

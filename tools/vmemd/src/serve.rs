@@ -3,6 +3,7 @@
 
 mod limit;
 mod requests;
+mod tracked;
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
@@ -16,9 +17,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmem_cli::{bytes, chain};
 use vmem_control::{Duty, Event as ControlEvent};
+use vmem_precopy::{Mode, Options};
 use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::Memory;
-use vmem_source::serve::{Event, Limits, Server};
+use vmem_source::serve::{Event, Limits, Rounds, Server};
 use vmem_tls::Identity;
 
 use crate::EXIT_LOCAL;
@@ -30,6 +32,7 @@ use crate::orders;
 use crate::privileges::{self, Needs, PrivilegeError, User};
 use limit::Limit;
 use requests::Requests;
+use tracked::TrackError;
 use vmem_cli::output::out;
 use vmem_wait::StopEvent;
 
@@ -47,6 +50,8 @@ pub(crate) enum ServeFailure {
     },
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    Track(#[from] TrackError),
     #[error("cannot serve")]
     Start(#[from] vmem_source::Error),
     #[error(
@@ -83,6 +88,11 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     if identity.is_none() && !args.insecure && !is_loopback(&args.listen) {
         return Err(ServeFailure::Insecure(args.listen));
     }
+    // The log begins before the first page is read.
+    let rounds = args
+        .rounds
+        .map(|mode| tracked::track(args, options(args, mode)))
+        .transpose()?;
     let memories = args
         .exports
         .iter()
@@ -103,6 +113,9 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     if args.hold_release {
         server = server.hold_release();
     }
+    if let Some(rounds) = &rounds {
+        server = server.with_rounds(Arc::clone(rounds) as Arc<dyn Rounds>);
+    }
     let metrics = args.metrics.map(|address| Listener::bind(address, Unbound::Retries));
     let metrics = metrics.transpose()?;
     // All that takes root is open. There is no other thread yet.
@@ -120,7 +133,14 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
         listen_for_source(listener, server.totals());
     }
     let control = socket
-        .map(|socket| socket.serve(Requests::new(args, &server, &stop)))
+        .map(|socket| {
+            let requests = Requests::new(args, &server, &stop, rounds.as_ref());
+            let clients = requests.clients();
+            let control = socket.serve(requests)?;
+            // Nobody has set it before.
+            let _ = clients.set(control.publisher());
+            Ok::<_, vmem_control::Error>(control)
+        })
         .transpose()?;
     for export in server.exports() {
         out(&format!("{}: {}", export.name, bytes(export.size())));
@@ -133,6 +153,9 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
         .spawn(move || signals.forever().for_each(|_| stopper.set()))?;
     if let Some(control) = &control {
         control.publisher().publish(ControlEvent::Listening { address });
+        if let Some(rounds) = &rounds {
+            tracked::report(rounds, control.publisher())?;
+        }
     } else if args.hold_release {
         let server = Arc::clone(&server);
         thread::Builder::new()
@@ -149,6 +172,18 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
 /// How long the threads of connections may take to end once their connections are closed. Whoever has said `stop` sends signals after 2
 /// seconds.
 const RELEASE: Duration = Duration::from_secs(1);
+
+fn options(args: &Serve, mode: Mode) -> Options {
+    let mut limits = args.limits;
+    if let Some(milliseconds) = args.max_downtime {
+        limits.downtime = Duration::from_millis(milliseconds.into());
+    }
+    Options {
+        mode,
+        limits,
+        ..Options::default()
+    }
+}
 
 /// Lets go of everything, and tells the clients of the control socket.
 fn finish(control: Control, server: Arc<Server>, failure: Option<&ServeFailure>) {
@@ -254,6 +289,8 @@ mod tests {
             free: requests::Free::Never,
             server: Arc::downgrade(&server),
             stop: Arc::clone(&stop),
+            rounds: None,
+            clients: Arc::default(),
         };
         let control = socket.serve(requests).expect("a thread");
         let mut peer = TcpStream::connect(server.local_addr().expect("an address")).expect("a connection");

@@ -210,6 +210,7 @@ impl<S: Service> Run<S> {
                 client.answer(id, Answer::Done);
             }
             Request::Start => Self::result(client, id, self.service.start()),
+            Request::Finish => Self::result(client, id, self.service.finish()),
             Request::Release => Self::result(client, id, self.service.release()),
             Request::Stop => match self.finish {
                 Some(true) => client.answer(id, Answer::Stopped),

@@ -12,8 +12,8 @@ use vmem_control::{Answer, Caller, Error, Event, Greeting, Hello, Message as Fro
 use vmem_wait::BackOff;
 
 use super::spawned::{Held, lock};
-use vmem_process::Process;
 use crate::queue::{Message, Sender};
+use vmem_process::Process;
 
 /// How often the thread checks whether a silent vmemd has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

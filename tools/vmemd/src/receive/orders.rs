@@ -3,8 +3,9 @@
 
 use std::io::{self, BufRead};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use vmem_control::{Refusal, Service};
 
@@ -71,11 +72,12 @@ impl Orders {
         self.sender.clone()
     }
 
-    /// Waits for `start`. Whoever goes away before has changed his mind.
-    pub(super) fn wait_for_start(&self) -> Result<(), Failure> {
-        match self.order.recv() {
-            Ok(Order::Start) => Ok(()),
-            Ok(Order::Stop) | Err(_) => Err(Failure::Stopped),
+    /// Waits for `start`, at most for `limit`: whether it has come. Whoever goes away before has changed his mind.
+    pub(super) fn wait_for_start(&self, limit: Duration) -> Result<bool, Failure> {
+        match self.order.recv_timeout(limit) {
+            Ok(Order::Start) => Ok(true),
+            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => Err(Failure::Stopped),
         }
     }
 
@@ -157,6 +159,8 @@ fn withhold(release: &Release) {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(10);
+
     #[test]
     fn orders_are_words_on_lines() {
         let (sender, start) = channel();
@@ -180,7 +184,7 @@ mod tests {
         listen(&b""[..], &sender, &orders.release, |_, _| ());
         drop(sender);
         assert_eq!(orders.release.get(), Permission::Never);
-        assert!(matches!(orders.wait_for_start(), Err(Failure::Stopped)));
+        assert!(matches!(orders.wait_for_start(LIMIT), Err(Failure::Stopped)));
     }
 
     #[test]
@@ -188,7 +192,7 @@ mod tests {
         let orders = Orders::new(true, true);
         let mut requests = orders.service(&Stopping::default());
         requests.start().expect("it holds");
-        orders.wait_for_start().expect("it was started");
+        assert!(orders.wait_for_start(LIMIT).expect("no end"), "it was started");
         assert_eq!(orders.release.get(), Permission::Pending);
         requests.release().expect("it was started with --release");
         assert_eq!(orders.release.get(), Permission::Given);
@@ -208,14 +212,14 @@ mod tests {
         let orders = Orders::new(true, true);
         let mut requests = orders.service(&Stopping::default());
         requests.abandoned();
-        assert!(matches!(orders.wait_for_start(), Err(Failure::Stopped)));
+        assert!(matches!(orders.wait_for_start(LIMIT), Err(Failure::Stopped)));
         assert!(requests.release().is_err(), "and nothing is given back");
         // Pages come, whatever becomes of whoever has said so.
         let orders = Orders::new(true, true);
         let mut requests = orders.service(&Stopping::default());
         requests.start().expect("it holds");
         requests.abandoned();
-        orders.wait_for_start().expect("it was started");
+        assert!(orders.wait_for_start(LIMIT).expect("no end"), "it was started");
         assert!(orders.order.try_recv().is_err());
     }
 }

@@ -48,6 +48,7 @@ pub(super) fn figures(status: &Status) -> Figures {
         data_bytes: status.data,
         zero_bytes: status.zero,
         duplicate_bytes: status.duplicates,
+        staged_bytes: status.staged,
         faults: status.faults,
         fault_us: status.service.map(|service| Times {
             p50: micros(service.p50),

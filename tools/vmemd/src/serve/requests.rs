@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What obeys the requests of a control socket.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use vmem_control::{Refusal, Service};
+use vmem_control::{Publisher, Refusal, Service};
+use vmem_precopy::PreCopy;
 use vmem_source::serve::Server;
 use vmem_wait::StopEvent;
 
+use super::tracked;
 use crate::cli::Serve;
 
 /// Pages are given back, or may be some day.
@@ -24,10 +26,12 @@ pub(super) struct Requests {
     /// It does not keep the memory when that is let go of.
     pub(super) server: Weak<Server>,
     pub(super) stop: Arc<StopEvent>,
+    pub(super) rounds: Option<Weak<PreCopy>>,
+    pub(super) clients: Arc<OnceLock<Publisher>>,
 }
 
 impl Requests {
-    pub(super) fn new(args: &Serve, server: &Arc<Server>, stop: &Arc<StopEvent>) -> Self {
+    pub(super) fn new(args: &Serve, server: &Arc<Server>, stop: &Arc<StopEvent>, rounds: Option<&Arc<PreCopy>>) -> Self {
         let free = match (&args.free, args.hold_release) {
             (None, _) => Free::Never,
             (Some(_), false) => Free::AtOnce,
@@ -37,13 +41,31 @@ impl Requests {
             free,
             server: Arc::downgrade(server),
             stop: Arc::clone(stop),
+            rounds: rounds.map(Arc::downgrade),
+            clients: Arc::default(),
         }
+    }
+
+    /// Where to put what tells the clients, once there is a server.
+    pub(super) fn clients(&self) -> Arc<OnceLock<Publisher>> {
+        Arc::clone(&self.clients)
     }
 }
 
 impl Service for Requests {
     fn start(&mut self) -> Result<(), Refusal> {
         Err(Refusal::new("it serves, and holds nothing"))
+    }
+
+    fn finish(&mut self) -> Result<(), Refusal> {
+        let rounds = self
+            .rounds
+            .as_ref()
+            .ok_or_else(|| Refusal::new("it was not started with --rounds"))?;
+        let (Some(rounds), Some(clients)) = (rounds.upgrade(), self.clients.get()) else {
+            return Err(Refusal::new("it begins or ends just now"));
+        };
+        tracked::finish(&rounds, clients.clone()).map_err(|error| Refusal::new(format!("no thread ends the rounds: {error}")))
     }
 
     fn release(&mut self) -> Result<(), Refusal> {
