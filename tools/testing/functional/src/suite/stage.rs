@@ -2,7 +2,7 @@
 //! Staged pages: their contents are there, and no program sees them before they are marked.
 
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -278,25 +278,40 @@ fn discard_drops_staged_contents_for_good() -> Outcome {
     setting.no_request()
 }
 
-/// A plain write to the staging file may come after the discard, and be seen.
-fn discard_that_races_with_staging_leaves_zeros() -> Outcome {
-    const PAGES: usize = 512;
-    let setting = Setting::new(PAGES)?;
-    let area = setting.area()?;
-    let over = AtomicBool::new(false);
+/// Stages wrong contents into the whole region, again and again, and meanwhile does something with a page, once in each round of the stager.
+fn while_staging(setting: &Setting, each: impl IntoIterator<Item = usize>, mut act: impl FnMut(usize) -> Outcome) -> Outcome {
+    let stale: Vec<u8> = (0..setting.pages()).flat_map(|_| bytes_of(&contents(STALE))).collect();
+    let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| -> Outcome {
         let stager = scope.spawn(|| -> Outcome {
+            // One run: the longer the copy, the more can come in between.
+            let run = [Fill::new(page(0), &stale)?];
             while !over.load(Ordering::SeqCst) {
-                stage_as(&setting, 0..PAGES, |_| STALE)?;
+                setting.region.stage(&run).complete()?;
+                rounds.fetch_add(1, Ordering::SeqCst);
             }
             Ok(())
         });
-        let discarded = (0..PAGES).try_for_each(|pgoff| area.advise(pgoff..pgoff + 1, MADV_REMOVE));
+        let acted = each.into_iter().try_for_each(|pgoff| {
+            let round = rounds.load(Ordering::SeqCst);
+            act(pgoff)?;
+            wait_until("the stager is in another round", || {
+                Ok(stager.is_finished() || rounds.load(Ordering::SeqCst) > round)
+            })
+        });
         over.store(true, Ordering::SeqCst);
         stager.join().map_err(|_| "the stager has panicked")??;
-        Ok(discarded?)
-    })?;
-    (0..PAGES).try_for_each(|pgoff| check_zero(&area, pgoff))
+        acted
+    })
+}
+
+/// A plain write to the staging file may come after the discard, and be seen.
+fn discard_that_races_with_staging_leaves_zeros() -> Outcome {
+    let setting = Setting::new(HUGE)?;
+    let area = setting.area()?;
+    let discarded = || (0..HUGE).rev().step_by(4);
+    while_staging(&setting, discarded(), |pgoff| Ok(area.advise(pgoff..pgoff + 1, MADV_REMOVE)?))?;
+    discarded().try_for_each(|pgoff| check_zero(&area, pgoff))
 }
 
 fn hole_in_the_staging_file_is_nothing_staged() -> Outcome {
@@ -319,22 +334,10 @@ fn hole_in_the_staging_file_is_nothing_staged() -> Outcome {
 }
 
 fn fill_that_races_with_staging_wins() -> Outcome {
-    const PAGES: usize = 1024;
-    let setting = Setting::new(PAGES)?;
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| -> Outcome {
-        let stager = scope.spawn(|| -> Outcome {
-            while !over.load(Ordering::SeqCst) {
-                stage_as(&setting, 0..PAGES, |_| STALE)?;
-            }
-            Ok(())
-        });
-        let filled = setting.fill((0..PAGES).map(|step| step * 5 % PAGES));
-        over.store(true, Ordering::SeqCst);
-        stager.join().map_err(|_| "the stager has panicked")??;
-        filled
-    })?;
-    setting.checker(0..PAGES)?.join()?;
+    let setting = Setting::new(HUGE)?;
+    let filled = || (0..HUGE).rev().step_by(4);
+    while_staging(&setting, filled(), |pgoff| setting.fill([pgoff]))?;
+    setting.checker(filled())?.join()?;
     Ok(())
 }
 
@@ -444,7 +447,8 @@ fn staged_pages_are_charged_to_the_program_and_freed_with_the_region() -> Outcom
     ensure!(charged < 1 << 20, "the daemon's group has {charged} bytes");
     let charged = group.stat("shmem")?;
     ensure!(
-        (8 << 20..9 << 20).contains(&charged),
+        // The figure of the kernel may be late by some pages.
+        (7 << 20..9 << 20).contains(&charged),
         "the program's group has {charged} bytes"
     );
     program.signal(Signal::KILL)?;
