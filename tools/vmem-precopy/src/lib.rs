@@ -122,7 +122,7 @@
 //!   uniform writes at half of the rate), and never protects all of the memory at once, after which every write of the program would fault.
 //! - Waiting pages are what makes it as good as skipping for hot spots (5 %). For a program that writes its memory in order they cost 4 to
 //!   6 %: its pages are written again long after. A backward sweep costs 1.4 % more than with Xen of 2006.
-//! - Where the program writes as fast as the link sends or faster, cleaning and skipping leaves more pages (13 % and 9 %) and sends less:
+//! - Where the program writes as fast as the link sends or faster, cleaning and skipping leaves more pages (16 % and 9 %) and sends less:
 //!   the rounds end as early as they can in both, after three or four. Both are far below Xen's limits.
 //!
 //! The traces are generated, and recorded ones may say other things.
