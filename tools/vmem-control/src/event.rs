@@ -104,6 +104,36 @@ pub enum Event {
 }
 
 impl Event {
+    /// Cuts what is longer than a message may be.
+    pub(crate) fn cut(&mut self) {
+        match self {
+            Self::Holding { source, regions } | Self::Ready { source, regions } => {
+                limits::cut(source);
+                regions.truncate(limits::MAX_REGIONS);
+            }
+            Self::Order { order, error } => {
+                limits::cut(order);
+                error.iter_mut().for_each(limits::cut);
+            }
+            Self::Progress(figures) => figures.regions.truncate(limits::MAX_REGIONS),
+            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => limits::cut(error),
+            Self::End { error, figures, .. } => {
+                error.iter_mut().for_each(limits::cut);
+                figures
+                    .iter_mut()
+                    .for_each(|figures| figures.regions.truncate(limits::MAX_REGIONS));
+            }
+            // The name of a region is short.
+            Self::Region(_) | Self::Short { .. } => {}
+            Self::Listening { .. }
+            | Self::Dropped { .. }
+            | Self::Back { .. }
+            | Self::Round(_)
+            | Self::Finished { .. }
+            | Self::Unknown => {}
+        }
+    }
+
     /// About how many bytes of memory it takes.
     #[must_use]
     pub fn size(&self) -> usize {

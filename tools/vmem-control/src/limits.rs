@@ -3,10 +3,10 @@
 //! more, and a client that gets more ends the connection.
 
 use std::fmt::{self, Formatter};
+use std::marker::PhantomData;
 
+use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-
-use crate::event::{Event, Region};
 
 /// The most regions in one message: as many exports as a source may have.
 pub const MAX_REGIONS: usize = 1024;
@@ -18,11 +18,11 @@ pub const LONGEST_TEXT: usize = 4096;
 const CUT: &str = "...";
 
 /// Reads a list of regions, of [`MAX_REGIONS`] at most. A region takes 30 times the memory of the shortest text for one.
-pub(crate) fn regions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Region>, D::Error> {
-    struct Regions;
+pub(crate) fn regions<'de, D: Deserializer<'de>, R: Deserialize<'de>>(deserializer: D) -> Result<Vec<R>, D::Error> {
+    struct Regions<R>(PhantomData<R>);
 
-    impl<'de> Visitor<'de> for Regions {
-        type Value = Vec<Region>;
+    impl<'de, R: Deserialize<'de>> Visitor<'de> for Regions<R> {
+        type Value = Vec<R>;
 
         fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
             write!(f, "at most {MAX_REGIONS} regions")
@@ -40,7 +40,7 @@ pub(crate) fn regions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
         }
     }
 
-    deserializer.deserialize_seq(Regions)
+    deserializer.deserialize_seq(Regions(PhantomData))
 }
 
 /// Cuts a text that is longer than [`LONGEST_TEXT`].
@@ -52,39 +52,11 @@ pub(crate) fn cut(text: &mut String) {
     }
 }
 
-/// Cuts what is longer than a message may be.
-pub(crate) fn cut_event(event: &mut Event) {
-    match event {
-        Event::Holding { source, regions } | Event::Ready { source, regions } => {
-            cut(source);
-            regions.truncate(MAX_REGIONS);
-        }
-        Event::Order { order, error } => {
-            cut(order);
-            error.iter_mut().for_each(cut);
-        }
-        Event::Progress(figures) => figures.regions.truncate(MAX_REGIONS),
-        Event::Lost { error, .. } | Event::Failed { error } | Event::Settled { reason: error, .. } => cut(error),
-        Event::End { error, figures, .. } => {
-            error.iter_mut().for_each(cut);
-            figures.iter_mut().for_each(|figures| figures.regions.truncate(MAX_REGIONS));
-        }
-        // The name of a region is short.
-        Event::Region(_) | Event::Short { .. } => {}
-        Event::Listening { .. }
-        | Event::Dropped { .. }
-        | Event::Back { .. }
-        | Event::Round(_)
-        | Event::Finished { .. }
-        | Event::Unknown => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error;
-    use crate::event::{Figures, Phase, Status};
+    use crate::event::{Event, Figures, Phase, Region, Status};
     use crate::message::{Answer, LONGEST_REPLY, Message, Reply};
 
     fn region(name: &str) -> Region {
@@ -141,12 +113,12 @@ mod tests {
             error: Some(text.clone()),
             figures: Some(figures.clone()),
         };
-        cut_event(&mut event);
+        event.cut();
         let mut ready = Event::Ready {
             source: text,
             regions: figures.regions,
         };
-        cut_event(&mut ready);
+        ready.cut();
         let mut status = Status::default();
         status.apply(&ready);
         status.apply(&event);

@@ -19,7 +19,6 @@ use crate::backlog::Backlog;
 use crate::credentials::own_user;
 use crate::error::Error;
 use crate::event::{Event, Status};
-use crate::limits::cut_event;
 use crate::message::Duty;
 use run::Run;
 
@@ -120,7 +119,7 @@ pub struct Publisher {
 impl Publisher {
     /// Tells all who have subscribed. Waits for nobody.
     pub fn publish(&self, mut event: Event) {
-        cut_event(&mut event);
+        event.cut();
         {
             let mut shared = lock(&self.shared);
             shared.status.apply(&event);

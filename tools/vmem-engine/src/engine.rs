@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmem_source::{Export, Lane, PageSource};
+use vmem_source::{Lane, PageSource};
 use vmem_wait::StopEvent;
 
 use crate::connection::{Connect, Connection};
@@ -16,20 +16,10 @@ use crate::event::Event;
 use crate::in_flight::InFlight;
 use crate::permission::{Permission, Release};
 use crate::shared::{Options, Shared};
-use crate::sink::Sink;
 use crate::staging::Staged;
 use crate::stats::Stats;
+use crate::target::Target;
 use crate::{stream, urgent};
-
-/// A region to be filled.
-pub struct Target {
-    /// The export of the source that the region is filled from.
-    pub export: Export,
-    /// Name of the region.
-    pub name: String,
-    /// The region.
-    pub sink: Arc<dyn Sink>,
-}
 
 /// A running engine.
 pub struct Engine {

@@ -75,13 +75,14 @@ mod staging;
 mod stats;
 mod status;
 mod stream;
+mod target;
 #[cfg(test)]
 mod tests;
 mod urgent;
 
 pub use completion::{Completion, CompletionOptions, Phase};
 pub use connection::Connect;
-pub use engine::{Engine, Target};
+pub use engine::Engine;
 pub use error::Error;
 pub use event::Event;
 pub use permission::{Permission, Release};
@@ -90,3 +91,4 @@ pub use sink::{RegionState, Sink};
 pub use staging::{Staged, Staging};
 pub use stats::{Service, Stats};
 pub use status::{RegionStatus, Status};
+pub use target::Target;

@@ -18,11 +18,11 @@ use vmem::{PageRange, PageSet, Progress};
 use vmem_source::{Answer, Contents, PageSource, Readiness, StagingEvent, StagingSource};
 use vmem_wait::StopEvent;
 
-use crate::engine::Target;
 use crate::error::Error;
 use crate::shared::POLL_TIMEOUT;
 use crate::sink::Sink;
 use crate::stats::{Stats, add};
+use crate::target::Target;
 
 /// The most pages of one answer (1 MiB), as for a fetch of the stream.
 const BATCH_PAGES: u64 = 256;

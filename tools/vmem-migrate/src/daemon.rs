@@ -5,6 +5,7 @@
 mod conversation;
 #[cfg(test)]
 pub(crate) mod fake;
+mod files;
 mod left;
 mod spawned;
 #[cfg(test)]
@@ -31,8 +32,9 @@ use crate::queue::{Receiver, queue};
 use crate::record::StateDir;
 use conversation::Conversation;
 pub(crate) use conversation::{DaemonEvent, Ended, Orders};
+use files::{PID, SOCKET};
+use left::Left;
 pub(crate) use left::end_leftovers;
-use left::{Left, PID, SOCKET};
 use spawned::{Held, Spawned, TIMEOUT};
 use unrecorded::Unrecorded;
 

@@ -12,16 +12,11 @@ use vmem_cli::chain;
 use vmem_control::{Duty, Greeting, Hello, Request};
 use vmem_process::Process;
 
+use super::files::{PID, SOCKET};
 use super::spawned::TIMEOUT;
 use super::unrecorded::Unrecorded;
 use crate::name::public_session;
 use crate::record::StateDir;
-
-/// The file with the identity of the latest vmemd's process.
-pub(super) const PID: &str = "vmemd.pid";
-
-/// The socket of the latest vmemd.
-pub(super) const SOCKET: &str = "vmemd.sock";
 
 /// How long vmemd may take to answer the greeting. Most take a millisecond.
 const ANSWER: Duration = Duration::from_secs(5);

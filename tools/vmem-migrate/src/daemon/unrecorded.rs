@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::left::{PID, SOCKET};
+use super::files::{PID, SOCKET};
 use super::log;
 use crate::record::StateDir;
 
