@@ -7,7 +7,7 @@ use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
 use crate::message::{FromSource, Purpose};
 use crate::network::Security;
-use crate::page_server::PageServer;
+use crate::page_server::{News, PageServer};
 use crate::record::Outgoing;
 use crate::report::Report;
 use vmem_cli::Signals;
@@ -57,7 +57,11 @@ impl Endpoint {
                 Err(cause) if Instant::now() >= until => return Err(cause),
                 Err(_) => signals.unless(|| std::thread::sleep(PAUSE))?,
             }
-            export.news().iter().for_each(|news| report.note(news));
+            for news in export.news() {
+                if let News::Note(text) | News::Ended(text) = news {
+                    report.note(&text);
+                }
+            }
         }
     }
 

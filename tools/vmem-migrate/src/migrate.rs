@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::Phase;
 use crate::source::{State, resume};
-use vmem_cli::{Signals, with_port};
+use vmem_cli::{Signals, chain, with_port};
 use vmem_qemu::{BackendFile, COMMAND_LIMIT, MemoryBackend, Qmp, guest, obstacles};
 
 use crate::channel::Channel;
@@ -25,11 +25,11 @@ use crate::error::{Cause, Error};
 use crate::key::Key;
 use crate::message::{Backend, FromSource, Purpose};
 use crate::network::Security;
-use crate::options::{Common, DEFAULT_PORT, Migrate};
+use crate::options::{Common, DEFAULT_PORT, Migrate, Mode};
 use crate::page_server::{PageServer, export_name};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
-use outgoing::OutgoingMigration;
+use outgoing::{OutgoingMigration, Rounds};
 
 /// How long the destination may take to start QEMU.
 pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
@@ -91,15 +91,23 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
     record.log_subject();
-    let reached = reach(args, &security, &memory, record, &state_dir, &signals);
+    let rounds = args.rounds(process.number());
+    let reached = reach(args, &security, &memory, record, &state_dir, rounds, &report, &signals);
     if reached.is_err() && earlier.is_none() {
         state_dir.remove();
     }
-    let (channel, export, pages, record) = reached?;
-    let offer = offer_of(&record, &memory, pages, args.free_source);
+    let Reached {
+        channel,
+        export,
+        pages,
+        record,
+        rounds,
+    } = reached?;
+    let offer = offer_of(&record, &memory, pages, args.free_source, rounds);
     let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), state_dir, record, security, report, signals);
     migration.channel = Some(channel);
     migration.export = export;
+    migration.rounds = rounds.then(|| Rounds::new(args.mode));
     migration.timeout = args.timeout;
     migration.keep_source = args.keep_source;
     Ok((migration, offer))
@@ -124,7 +132,7 @@ pub(crate) fn go_on(
     migration.run(due)
 }
 
-fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool) -> FromSource {
+fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool, rounds: bool) -> FromSource {
     let backend = |(number, memory): (usize, &MemoryBackend)| Backend {
         id: memory.id.clone(),
         bytes: memory.bytes,
@@ -136,7 +144,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
         memory: memory.iter().enumerate().map(backend).collect(),
         pages,
         release,
-        rounds: false,
+        rounds,
     }
 }
 
@@ -148,26 +156,61 @@ fn session() -> Result<String, Cause> {
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
-/// Connects to the destination, and starts this host's vmemd. Returns the connection, the vmemd, the address of vmemd for the destination,
-/// and the record of all this.
+/// A destination that this host is connected to, and what it can be offered.
+struct Reached {
+    channel: Channel,
+    export: PageServer,
+    /// Where the destination reaches vmemd.
+    pages: String,
+    record: Outgoing,
+    /// vmemd logs the guest's writes.
+    rounds: bool,
+}
+
+/// Connects to the destination, and starts this host's vmemd, with the arguments `rounds` if there are any. In mode auto, memory that
+/// cannot be tracked is served without them.
+#[allow(clippy::too_many_arguments)]
 fn reach(
     args: &Migrate,
     security: &Security,
     memory: &[MemoryBackend],
     mut record: Outgoing,
     state_dir: &StateDir,
+    rounds: Option<Vec<String>>,
+    report: &Report,
     signals: &Signals,
-) -> Result<(Channel, PageServer, String, Outgoing), Cause> {
+) -> Result<Reached, Cause> {
     let channel = Endpoint::new(security, &record).connect(Purpose::Migrate, signals)?;
     let serve = match args.serve {
         Some(address) => address,
         None => stream::own_address(&channel)?,
     };
-    let served = record.served.clone();
-    let (export, address) = PageServer::start(memory, served, &record.session, serve, state_dir, args, security)?;
+    let start = |rounds: &[String]| {
+        let served = record.served.clone();
+        PageServer::start(memory, served, &record.session, serve, state_dir, args, security, rounds)
+    };
+    let mut has_rounds = rounds.is_some();
+    let (export, address) = match start(rounds.as_deref().unwrap_or_default()) {
+        Err(cause) if has_rounds && args.mode == Mode::Auto => {
+            signals.check()?;
+            report.note(&format!(
+                "no rounds, since the guest's writes cannot be logged: {}",
+                chain(&cause)
+            ));
+            has_rounds = false;
+            start(&[])?
+        }
+        started => started?,
+    };
     signals.check()?;
     record.vmemd = export.arguments().to_vec();
     state_dir.write(&record)?;
     let pages = args.pages.clone().unwrap_or_else(|| address.port().to_string());
-    Ok((channel, export, pages, record))
+    Ok(Reached {
+        channel,
+        export,
+        pages,
+        record,
+        rounds: has_rounds,
+    })
 }

@@ -54,6 +54,15 @@ pub struct Migrate {
     /// Where vmemd serves metrics for Prometheus: PORT, or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub metrics: Option<SocketAddr>,
+    /// When the guest stops here: after rounds in which its memory is sent (hybrid, precopy), or at once (postcopy)
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    pub mode: Mode,
+    /// Limits of the rounds
+    #[arg(long, value_enum, default_value_t = Preset::Xen)]
+    pub limits: Preset,
+    /// How long the guest may stand still while the last of its memory is sent
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub max_downtime: u32,
     /// Free the guest's memory on this host while it arrives at the destination
     #[arg(long)]
     pub free_source: bool,
@@ -63,6 +72,48 @@ pub struct Migrate {
     /// How long the transfer of the guest's device state may take; after that the guest continues on this host
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+/// When a guest stops at the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Mode {
+    /// After rounds, if the guest's writes can be logged here; otherwise as postcopy. What is left follows while the guest stands still if that
+    /// takes no longer than --max-downtime, and while the guest runs at the destination if it does.
+    Auto,
+    /// At once. All memory follows while the guest runs at the destination.
+    Postcopy,
+    /// After rounds. What is left follows while the guest stands still, however long that takes.
+    Precopy,
+    /// After rounds. What is left follows while the guest runs at the destination.
+    Hybrid,
+}
+
+/// Limits after which rounds end, whatever is left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Preset {
+    /// 29 rounds, 3 times the memory, or 50 pages left (Xen)
+    Xen,
+    /// 32 rounds, 3 times the memory, or 200 pages left (Palacios)
+    Palacios,
+}
+
+impl Migrate {
+    /// The arguments of a vmemd that sends rounds of the memory that process `pid` has open; `None` in mode postcopy.
+    pub(crate) fn rounds(&self, pid: i32) -> Option<Vec<String>> {
+        let mode = match self.mode {
+            Mode::Postcopy => return None,
+            Mode::Auto => "auto",
+            Mode::Precopy => "precopy",
+            Mode::Hybrid => "hybrid",
+        };
+        let limits = match self.limits {
+            Preset::Xen => "xen",
+            Preset::Palacios => "palacios",
+        };
+        let arguments = ["--rounds", mode, "--limits", limits].map(str::to_owned);
+        let downtime = ["--max-downtime".to_owned(), self.max_downtime.to_string()];
+        Some([&arguments[..], &downtime, &["--process".to_owned(), pid.to_string()]].concat())
+    }
 }
 
 /// A guest that comes from another host.

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vmem_cli::chain;
-use vmem_control::{Duty, Event as DaemonReport, Request, State};
+use vmem_control::{Duty, Event as DaemonReport, Request, Round, State};
 use vmem_process::clean;
+use vmem_process::printable;
 use vmem_qemu::{BackendFile, MemoryBackend};
 
 use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
@@ -35,6 +36,27 @@ pub(crate) struct PageServer {
     /// The source may free the pages that the destination has.
     #[cfg(test)]
     released: bool,
+}
+
+/// What the source's vmemd has reported.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A text for the user.
+    Note(String),
+    /// vmemd has ended, and what follows. Another vmemd does not continue the rounds.
+    Ended(String),
+    /// A round is over.
+    Round(Round),
+    /// The guest should stop now.
+    Settled {
+        reason: String,
+        /// What is left can be sent within the downtime that is allowed.
+        fits: bool,
+    },
+    /// The last pages are taken; bytes of the pages that the destination lacks.
+    Finished { remainder: u64 },
+    /// The rounds have failed.
+    Failed(String),
 }
 
 /// How the supervisor starts a vmemd that serves.
@@ -78,7 +100,9 @@ fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
 }
 
 impl PageServer {
-    /// Starts to serve `memory` on `address`. Returns the address at which vmemd listens.
+    /// Starts to serve `memory` on `address`. Returns the address at which vmemd listens. Only this vmemd gets the arguments `rounds`: one
+    /// that is started after it has no log of the guest's writes.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn start(
         memory: &[MemoryBackend],
         served: Vec<BackendFile>,
@@ -87,6 +111,7 @@ impl PageServer {
         state_dir: &StateDir,
         args: &Migrate,
         security: &Security,
+        rounds: &[String],
     ) -> Result<(Self, SocketAddr), Cause> {
         let mut options = security.vmemd_arguments();
         if let Some(address) = args.metrics {
@@ -113,7 +138,8 @@ impl PageServer {
             all
         };
         check(&served)?;
-        let mut daemon = Daemon::start(&arguments(address), session, state_dir)?;
+        let first = [&arguments(address), rounds].concat();
+        let mut daemon = Daemon::start(&first, session, state_dir)?;
         // vmemd has opened the files when it listens, so they are checked again afterwards.
         let address = daemon.wait_for(TIMEOUT, listens).map_err(Cause::from);
         let address = match address.and_then(|address| check(&served).map_err(Cause::from).map(|()| address)) {
@@ -201,10 +227,17 @@ impl PageServer {
         }
     }
 
-    /// The news of vmemd since the last call, as texts for the user.
-    pub(crate) fn news(&mut self) -> Vec<String> {
+    /// The guest has stopped: vmemd takes the last pages of the rounds, and reports [`News::Finished`].
+    pub(crate) fn finish(&mut self) {
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.order(Request::Finish);
+        }
+    }
+
+    /// The news of vmemd since the last call.
+    pub(crate) fn news(&mut self) -> Vec<News> {
         let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
-        events.filter_map(describe).collect()
+        events.filter_map(news_of).collect()
     }
 
     /// Ends vmemd: its pages are not needed any more.
@@ -220,15 +253,24 @@ impl PageServer {
     }
 }
 
-fn describe(event: Event) -> Option<String> {
+fn news_of(event: Event) -> Option<News> {
     match event {
+        Event::DaemonReport(DaemonReport::Round(round)) => Some(News::Round(round)),
+        Event::DaemonReport(DaemonReport::Settled { reason, fits, .. }) => Some(News::Settled {
+            reason: printable(&reason),
+            fits,
+        }),
+        Event::DaemonReport(DaemonReport::Finished { remainder_bytes }) => Some(News::Finished {
+            remainder: remainder_bytes,
+        }),
+        Event::DaemonReport(DaemonReport::Failed { error }) => Some(News::Failed(printable(&error))),
         Event::DaemonReport(_) | Event::Status(_) => None,
-        Event::Refuses(why) => Some(format!("vmemd does not take orders: {why}")),
-        Event::Ready => Some("vmemd serves again".to_owned()),
-        Event::Ended { why, again, .. } => Some(match again.unwrap_or_default() {
+        Event::Refuses(why) => Some(News::Note(format!("vmemd does not take orders: {why}"))),
+        Event::Ready => Some(News::Note("vmemd serves again".to_owned())),
+        Event::Ended { why, again, .. } => Some(News::Ended(match again.unwrap_or_default() {
             Duration::ZERO => format!("{why}; started again"),
             pause => format!("{why}; started again in {} s", pause.as_secs()),
-        }),
+        })),
     }
 }
 

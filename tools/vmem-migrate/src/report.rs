@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vmem_cli::output::{self, err, out};
 use vmem_cli::{Progress, ProgressBar, Rate, bytes};
-use vmem_control::{Event, Figures};
+use vmem_control::{Event, Figures, Region, Round};
 
 /// The output of one command.
 pub struct Report {
@@ -17,6 +17,9 @@ pub struct Report {
     began: Instant,
     /// The time from the stop of the guest until it was known to run again.
     downtime: Option<Duration>,
+    /// Bytes of the memory that the destination lacked at the switch.
+    remainder: Option<u64>,
+    arrival: Arrivals,
     rates: Rates,
 }
 
@@ -47,6 +50,8 @@ impl Report {
             to,
             began: Instant::now(),
             downtime: None,
+            remainder: None,
+            arrival: Arrivals::default(),
             rates: Rates::default(),
         }
     }
@@ -88,14 +93,48 @@ impl Report {
         }
     }
 
-    /// Reports a line of the destination's vmemd.
-    pub(crate) fn pages(&mut self, line: &Value) {
+    /// Reports a round of the source's vmemd.
+    pub(crate) fn round(&mut self, round: &Round) {
+        if let To::Json = self.to {
+            print(&json!({"event": "round", "vmemd": round}));
+            return;
+        }
+        let rate = if round.seconds > 0.0 {
+            round.bytes as f64 / round.seconds
+        } else {
+            0.0
+        };
+        self.note(&format!(
+            "round {}: {} pages in {:.2} s ({}/s), {} pages were written meanwhile, {} left",
+            round.round,
+            round.sent_pages,
+            round.seconds,
+            bytes(rate as u64),
+            round.dirtied_pages,
+            round.left_pages
+        ));
+    }
+
+    /// Reports how many bytes of the memory the destination lacks at the switch.
+    pub(crate) fn remainder(&mut self, remainder: u64) {
+        self.remainder = Some(remainder);
+        if let To::Json = self.to {
+            print(&json!({"event": "remainder", "bytes": remainder}));
+        } else {
+            self.note(&format!("the guest has stopped here; {} are left", bytes(remainder)));
+        }
+    }
+
+    /// Reports a line of the destination's vmemd. Returns how far its pages are, if the line says that.
+    pub(crate) fn pages(&mut self, line: &Value) -> Option<Arrival> {
+        let event = event(line);
         if let To::Json = self.to {
             print(&json!({"event": "pages", "vmemd": line}));
-        } else if let Some(Event::Progress(figures)) = event(line) {
-            let text = self.rates.text(&figures);
-            self.progress(progress(&figures), &text);
+        } else if let Some(Event::Progress(figures)) = &event {
+            let text = self.rates.text(figures);
+            self.progress(progress(figures), &text);
         }
+        self.arrival.update(event?)
     }
 
     /// Reports that the memory is complete.
@@ -115,6 +154,8 @@ impl Report {
                 "downtime_seconds": self.downtime.map(|downtime| downtime.as_secs_f64()),
                 "pages": {"data": data, "zero": zero, "faults": figures.faults},
                 "bytes": figures.data_bytes.saturating_add(figures.duplicate_bytes),
+                "staged_bytes": figures.staged_bytes,
+                "remainder_bytes": self.remainder,
                 "fault_p50_seconds": p50,
                 "fault_p99_seconds": p99,
             }));
@@ -126,6 +167,13 @@ impl Report {
         if let Some(downtime) = self.downtime {
             out(&format!("stop       {:.0} ms", downtime.as_secs_f64() * 1e3));
         }
+        if let Some(remainder) = self.remainder {
+            out(&format!(
+                "rounds     {} before the stop, {} left at it",
+                bytes(figures.staged_bytes),
+                bytes(remainder)
+            ));
+        }
         out(&format!("data       {} in {data} pages", bytes(figures.data_bytes)));
         out(&format!("zero       {zero} pages"));
         out(&format!(
@@ -135,6 +183,47 @@ impl Report {
             ms(p99)
         ));
         out(&format!("time       {total:.1} s"));
+    }
+}
+
+/// How far the pages of the destination are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Arrival {
+    /// Bytes that were staged.
+    pub(crate) staged: u64,
+    /// All pages are present.
+    pub(crate) is_complete: bool,
+}
+
+/// The phases of the regions at the destination, from its vmemd's events.
+#[derive(Default)]
+struct Arrivals {
+    staged: u64,
+    regions: Vec<Region>,
+}
+
+impl Arrivals {
+    fn update(&mut self, event: Event) -> Option<Arrival> {
+        match event {
+            Event::Holding { regions, .. } | Event::Ready { regions, .. } => self.regions = regions,
+            Event::Progress(figures) => {
+                self.staged = figures.staged_bytes;
+                self.regions = figures.regions;
+            }
+            Event::Region(region) => {
+                let of_it = self.regions.iter_mut().find(|known| known.name == region.name);
+                match of_it {
+                    Some(known) => *known = region,
+                    None => return None,
+                }
+            }
+            _ => return None,
+        }
+        let is_complete = |region: &Region| region.bytes > 0 && region.present_bytes >= region.bytes;
+        Some(Arrival {
+            staged: self.staged,
+            is_complete: !self.regions.is_empty() && self.regions.iter().all(is_complete),
+        })
     }
 }
 

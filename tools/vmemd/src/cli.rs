@@ -180,7 +180,7 @@ pub(crate) struct Receive {
     #[arg(long)]
     pub(crate) hold: bool,
     /// Until that order, take the rounds of a source that sends them (serve --rounds)
-    #[arg(long, requires = "hold", conflicts_with_all = ["resume", "no_background"])]
+    #[arg(long, requires = "hold", conflicts_with = "no_background")]
     pub(crate) stage: bool,
     /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after the order `release`
     #[arg(long, conflicts_with = "no_background")]
@@ -322,7 +322,7 @@ mod tests {
             "vmemd serve --control c --process 7 a=/b",
             "vmemd serve --control c --rounds auto --process 0 a=/b",
             "vmemd --source host --stage",
-            "vmemd --source host --hold --stage --resume",
+            "vmemd --source host --hold --stage --no-background",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
             "vmemd --source host --resume --attach",

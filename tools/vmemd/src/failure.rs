@@ -56,6 +56,9 @@ pub(crate) enum Failure {
         "region {0} exists already: --attach goes on with it, if it has no daemon; --region {0}=NAME gives this one another name"
     )]
     Exists(String),
+    /// Pages of a region that are present would not be staged.
+    #[error("region {0} has pages already: --stage takes rounds into regions without any")]
+    HasPages(String),
     /// A call on the control device or a region failed.
     #[error("{what}")]
     Kernel {
@@ -105,6 +108,7 @@ impl Failure {
             Self::Unreadable(_) => 4,
             Self::Kernel { .. }
             | Self::Exists(_)
+            | Self::HasPages(_)
             | Self::OtherSize { .. }
             | Self::TooMuch { .. }
             | Self::Engine(Error::Region { .. }) => 5,

@@ -112,6 +112,9 @@ impl Run {
         let window = u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64;
         let mut staging = match &endpoint {
             Some(endpoint) if args.stage => {
+                if let Some(started) = self.regions.iter().find(|region| region.state().present > 0) {
+                    return Err(Failure::HasPages(started.name().to_owned()));
+                }
                 let source = Box::new(endpoint.connect_staging().map_err(Failure::Source)?);
                 Some(Staging::start(&targets, source, window, Arc::clone(&self.stats))?)
             }

@@ -2,6 +2,7 @@
 //! The source's side of a move: executes the actions of the state machine, and reports the resulting events to the machine.
 
 mod actions;
+mod rounds;
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use crate::page_server::PageServer;
 use crate::record::{Outgoing, StateDir};
 use crate::relay::{HoldError, Relay};
 use crate::report::Report;
+pub(super) use rounds::Rounds;
 
 /// How long the destination may take to load the guest's state and to run the guest.
 const RESUMPTION: Duration = Duration::from_secs(60);
@@ -43,6 +45,8 @@ pub(crate) struct OutgoingMigration {
     /// `None`: the connection is lost.
     pub(super) channel: Option<Channel>,
     pub(super) export: PageServer,
+    /// The rounds, if the source's vmemd sends some.
+    pub(super) rounds: Option<Rounds>,
     /// The relay of QEMU's stream, once QEMU has it.
     stream: Option<Relay>,
     pub(super) state_dir: StateDir,
@@ -91,6 +95,7 @@ impl OutgoingMigration {
             qmp,
             channel: None,
             export: PageServer::none(),
+            rounds: None,
             stream: None,
             state_dir,
             record,
@@ -181,6 +186,11 @@ impl OutgoingMigration {
             if let Err(stopped) = self.signals.check() {
                 return self.fail(stopped.into());
             }
+            match self.poll_pages() {
+                Ok(None) => {}
+                Ok(Some(event)) => return event,
+                Err(cause) => return self.fail(cause),
+            }
             let sending = matches!(self.owner.state(), State::Sending | State::Saving | State::Stopped);
             if sending {
                 match self.poll_qemu() {
@@ -188,9 +198,6 @@ impl OutgoingMigration {
                     Ok(Some(event)) => return event,
                     Err(cause) => return self.fail(cause),
                 }
-            } else {
-                let report = &self.report;
-                self.export.news().iter().for_each(|news| report.note(news));
             }
             let until = Instant::now() + if sending { Duration::ZERO } else { POLL_INTERVAL };
             if let Some(event) = self.poll_destination(until) {
@@ -209,6 +216,10 @@ impl OutgoingMigration {
         match self.owner.state() {
             State::Sending | State::Stopped => Cause::other(format!(
                 "the guest's state has not arrived at the destination within {seconds} s (see --timeout)"
+            )),
+            State::Copying => Cause::other(format!("the destination has taken none of the guest's pages for {seconds} s")),
+            State::Saving if self.is_ending() => Cause::other(format!(
+                "the source's vmemd has not taken the last pages of the guest within {seconds} s"
             )),
             State::Saving => {
                 let kept = self.stream.as_ref().map_or(0, Relay::held_bytes);
@@ -232,11 +243,11 @@ impl OutgoingMigration {
 
     /// The next event of QEMU's migration.
     fn poll_qemu(&mut self) -> Result<Option<Event>, Cause> {
-        let mut until = Instant::now() + POLL_INTERVAL;
-        if self.owner.state() == State::Saving {
+        let mut until = self.qemu_until();
+        if self.owner.state() == State::Saving && !self.is_ending() {
             // The guest stands still, so the end of the state is what is waited for.
             match self.has_saved(POLL_INTERVAL)? {
-                Some(true) => return Ok(Some(Event::Saved)),
+                Some(true) => return Ok(self.saved()),
                 Some(false) => until = Instant::now(),
                 None => {}
             }
@@ -292,16 +303,15 @@ impl OutgoingMigration {
         };
         let event = match &message {
             FromDestination::Pages { line } => {
-                self.report.pages(line);
-                return None;
+                let arrival = self.report.pages(line);
+                let failed = arrival.and_then(|arrival| self.pages_at(&arrival).err());
+                return failed.map(|cause| self.fail(cause));
             }
             FromDestination::Incomplete { reason } => {
                 self.report.note(&format!("destination: {}", printable(reason)));
                 return None;
             }
-            // Rounds were not offered.
-            FromDestination::Ready { rounds: true } => Event::Trouble,
-            FromDestination::Ready { rounds: false } => Event::Ready,
+            FromDestination::Ready { rounds } => self.ready(*rounds).unwrap_or(Event::Trouble),
             FromDestination::Failed { .. } => Event::Refused,
             // REFUSE says that the destination does not know the guest. It does not say that the guest has not run.
             FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,

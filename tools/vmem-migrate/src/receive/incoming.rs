@@ -81,6 +81,8 @@ pub(super) struct IncomingMigration {
     pub(super) record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
+    /// The source's rounds are taken.
+    rounds: bool,
     /// An earlier `receive` has prepared the guest.
     resumed: bool,
     /// QEMU must be told to run the guest: the guest ran at the source, and does not run here yet.
@@ -109,8 +111,9 @@ impl IncomingMigration {
         log_subject(&offer.guest, &offer.session);
         let made = new_place(cli, &offer).and_then(|state_dir| {
             let reserved = room::reserve(&cli.state, &state_dir, &offer.memory, host.args.overcommit);
-            match reserved.and_then(|()| Self::build(host, offer, &state_dir, &mut qemu)) {
-                Ok(parts) => Ok((state_dir, parts)),
+            let rounds = offer.rounds && can_stage();
+            match reserved.and_then(|()| Self::build(host, offer, &state_dir, rounds, &mut qemu)) {
+                Ok(parts) => Ok((state_dir, rounds, parts)),
                 Err(cause) => {
                     let cause = host::explain_failure(cause, &mut qemu);
                     can_take_another = qemu.end();
@@ -120,7 +123,7 @@ impl IncomingMigration {
             }
         });
         match made {
-            Ok((state_dir, (pages, monitor, state, record, regions))) => {
+            Ok((state_dir, rounds, (pages, monitor, state, record, regions))) => {
                 let mut incoming = Self {
                     owner: Owner::new(State::Prepared),
                     due: &[],
@@ -132,6 +135,7 @@ impl IncomingMigration {
                     record,
                     qemu,
                     relay: None,
+                    rounds,
                     resumed: false,
                     is_to_be_started: false,
                     cause: None,
@@ -162,6 +166,7 @@ impl IncomingMigration {
         host: &Host<'_>,
         offer: Offer,
         state_dir: &StateDir,
+        rounds: bool,
         qemu: &mut Qemu,
     ) -> Result<(PageFetcher, Monitor, UnixStream, Incoming, Vec<MapHandle>), Cause> {
         let args = host.args;
@@ -231,7 +236,7 @@ impl IncomingMigration {
             reason: None,
         };
         let known = Regions::of(&record);
-        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args))?;
+        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args), rounds)?;
         let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, COMMAND_LIMIT).with_signals(host.signals);
         if let Err(error) = state_dir.write(&record) {
             pages.stop();
@@ -255,6 +260,13 @@ impl IncomingMigration {
         self.qemu.end();
         self.monitor.end(TIMEOUT)
     }
+}
+
+/// Whether the module of this host can stage pages.
+fn can_stage() -> bool {
+    vmem::Control::open()
+        .and_then(|control| control.features())
+        .is_ok_and(|features| features.stage)
 }
 
 /// What vmemd's supervisor does when the source is lost. With `--on-lost=sigbus`, vmemctl itself attaches to the regions to mark the

@@ -180,16 +180,15 @@ impl Inside {
 
     /// Waits for OFFER. The first valid offer is taken. Each connection waits in its own thread, so it delays no other connection.
     fn recv_offer(&self, mut channel: Channel, session: String) -> Option<IncomingConnection> {
-        let (guest, key, memory, pages, release) = match channel.recv_within(OFFER) {
+        let (guest, key, memory, pages, release, rounds) = match channel.recv_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
                 key,
                 memory,
                 pages,
                 release,
-                // No page is fetched before START, so the answer does not accept rounds.
-                rounds: _,
-            }) => (guest, key, memory, pages, release),
+                rounds,
+            }) => (guest, key, memory, pages, release, rounds),
             Ok(other) => {
                 tracing::warn!("a source has sent a message out of order: {other:?}");
                 return None;
@@ -211,6 +210,7 @@ impl Inside {
                         memory,
                         source,
                         release,
+                        rounds,
                     };
                     return Some(IncomingConnection::Guest(channel, offer));
                 }

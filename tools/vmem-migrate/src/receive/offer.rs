@@ -20,6 +20,8 @@ pub(super) struct Offer {
     pub(super) source: String,
     /// The source frees pages that the destination has.
     pub(super) release: bool,
+    /// The source can send rounds.
+    pub(super) rounds: bool,
 }
 
 /// Refuses an offer that would have this host's vmemd do what a source must not ask for. Returns the address of the source's vmemd. `pages`

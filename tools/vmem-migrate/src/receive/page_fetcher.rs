@@ -69,10 +69,14 @@ pub(super) struct PageFetcher {
 }
 
 impl PageFetcher {
-    /// Starts a vmemd that waits for the order to start. It is not started again before [`keep`](Self::keep).
-    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy) -> Result<Self, Cause> {
+    /// Starts a vmemd that waits for the order to start, and takes the source's rounds until then if there are any. It is not started again
+    /// before [`keep`](Self::keep).
+    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy, rounds: bool) -> Result<Self, Cause> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
+        if rounds {
+            all.push("--stage".to_owned());
+        }
         let mut daemon = Daemon::start(&all, &record.session, state_dir)?;
         if let Err(error) = daemon.wait_for(HOLD, holds) {
             daemon.end();
@@ -234,12 +238,14 @@ impl PageFetcher {
         self.ready
     }
 
-    /// Returns an error if vmemd has ended while it is not started again.
-    pub(super) fn check(&mut self) -> Result<(), Cause> {
+    /// What vmemd has reported since the last call. An error if vmemd has ended while it is not started again.
+    pub(super) fn reports(&mut self) -> Result<Vec<DaemonReport>, Cause> {
+        let mut reports = Vec::new();
         loop {
             match self.news(Duration::ZERO) {
-                None => return Ok(()),
-                Some(News::DaemonReport(_) | News::Flow) => {}
+                None => return Ok(reports),
+                Some(News::DaemonReport(report)) => reports.push(report),
+                Some(News::Flow) => {}
                 // After `--resume`, vmemd is started again even before COMMIT.
                 Some(_) if self.keep.load(Ordering::SeqCst) => {}
                 Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Cause::other(why)),

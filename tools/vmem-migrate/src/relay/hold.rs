@@ -134,8 +134,14 @@ impl Hold {
         let kept = match &mut *state {
             State::Open => return Ok(true),
             State::Closed(error) => Err(*error),
-            State::Held(stored) if has_room(&stored.bytes) => Ok(stored.push(bytes)),
-            State::Releasing { next, .. } if has_room(next) => Ok(next.extend_from_slice(bytes)),
+            State::Held(stored) if has_room(&stored.bytes) => {
+                stored.push(bytes);
+                Ok(())
+            }
+            State::Releasing { next, .. } if has_room(next) => {
+                next.extend_from_slice(bytes);
+                Ok(())
+            }
             State::Held(_) | State::Releasing { .. } => Err(HoldError::TooLong(self.limit)),
         };
         if let Err(error) = kept {

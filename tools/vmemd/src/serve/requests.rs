@@ -65,7 +65,8 @@ impl Service for Requests {
         let (Some(rounds), Some(clients)) = (rounds.upgrade(), self.clients.get()) else {
             return Err(Refusal::new("it begins or ends just now"));
         };
-        tracked::finish(&rounds, clients.clone()).map_err(|error| Refusal::new(format!("no thread ends the rounds: {error}")))
+        tracked::finish(&rounds, self.server.clone(), clients.clone())
+            .map_err(|error| Refusal::new(format!("no thread ends the rounds: {error}")))
     }
 
     fn release(&mut self) -> Result<(), Refusal> {

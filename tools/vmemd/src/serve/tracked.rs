@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory whose writes are logged, so that it can be sent in rounds while its programs run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use vmem::{Access, Adopted, Control, MapHandle, ProcessMemory};
 use vmem_cli::chain;
 use vmem_control::{Event as ControlEvent, Publisher, Round};
 use vmem_precopy::{DirtyMemory, Event, Options, PreCopy, RoundStatistics};
+use vmem_source::serve::Server;
 
 use crate::cli::Serve;
 
@@ -91,15 +92,19 @@ pub(super) fn report(rounds: &Arc<PreCopy>, clients: Publisher) -> std::io::Resu
     Ok(())
 }
 
-/// The program has stopped: takes what was written last, in a thread of its own.
-pub(super) fn finish(rounds: &Arc<PreCopy>, clients: Publisher) -> std::io::Result<()> {
+/// The program has stopped: takes what was written last, in a thread of its own. From then on, a destination that has taken no rounds may
+/// fetch pages.
+pub(super) fn finish(rounds: &Arc<PreCopy>, server: Weak<Server>, clients: Publisher) -> std::io::Result<()> {
     let rounds = Arc::clone(rounds);
     let thread = thread::Builder::new().name("finish".to_owned());
     thread.spawn(move || {
         clients.publish(match rounds.finish() {
-            Ok(pages) => ControlEvent::Finished {
-                remainder_bytes: pages.saturating_mul(vmem::PAGE_SIZE as u64),
-            },
+            Ok(pages) => {
+                server.upgrade().iter().for_each(|server| server.allow_reads());
+                ControlEvent::Finished {
+                    remainder_bytes: pages.saturating_mul(vmem::PAGE_SIZE as u64),
+                }
+            }
             Err(error) => ControlEvent::Failed { error: chain(&error) },
         });
     })?;

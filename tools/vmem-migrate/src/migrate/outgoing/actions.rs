@@ -26,11 +26,7 @@ impl OutgoingMigration {
 
     fn carry_out_one(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Copy => {
-                self.deadline = None;
-                // There are no rounds: the destination fetches all pages after START.
-                Some(Event::Settled)
-            }
+            Action::Copy => self.copy(),
             Action::SendState => self.send_state().err().map(|cause| self.fail(cause)),
             Action::Save => self.save().err().map(|cause| self.fail(cause)),
             Action::Start => self.start().err().map(|cause| self.fail(cause)),
@@ -155,10 +151,11 @@ impl OutgoingMigration {
         Ok(())
     }
 
-    /// Sends START: QEMU has saved all devices, so pages may be fetched. Then lets the kept state through.
+    /// Sends START: QEMU has saved all devices, so pages may be fetched. Then lets the kept state through, unless all pages must be there
+    /// first.
     fn start(&mut self) -> Result<(), Cause> {
         self.send(&FromSource::Start).map_err(lost)?;
-        self.stream()?.release().map_err(Cause::call("cannot send the guest's state"))
+        self.let_state_through()
     }
 
     fn reconnect(&mut self) -> Option<Event> {

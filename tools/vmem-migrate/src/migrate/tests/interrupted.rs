@@ -117,7 +117,7 @@ fn signal_while_the_state_connection_is_made_ends_the_move() {
 
 /// Offers the guest, and runs until the signal ends the move.
 fn offer(scene: &mut Scene) -> Result<(), Error> {
-    let offer = offer_of(&scene.migration.record, &[], String::new(), false);
+    let offer = offer_of(&scene.migration.record, &[], String::new(), false, false);
     let first = scene.migration.offer(&offer);
     scene.migration.run_until(first, |_| false)
 }

@@ -8,6 +8,7 @@ use crate::destination::{Action, Event, State};
 use serde_json::json;
 use socket2::Socket;
 use vmem_cli::chain;
+use vmem_control::Event as DaemonReport;
 use vmem_process::printable;
 use vmem_qemu::{COMMAND_LIMIT, guest, migration};
 
@@ -18,6 +19,7 @@ use crate::message::{FromDestination, FromSource};
 use crate::receive::host;
 use crate::receive::listener::{IncomingConnection, Listener};
 use crate::receive::monitor::Wait;
+use crate::receive::page_fetcher::line;
 use crate::relay::{End, relay};
 use crate::report::Report;
 
@@ -43,7 +45,7 @@ impl IncomingMigration {
 
     /// Sends READY to the source. If that fails, the move is undone here.
     pub(super) fn send_ready(&mut self, report: &Report) -> Result<(), Cause> {
-        let Err(error) = self.send(&FromDestination::Ready { rounds: false }) else {
+        let Err(error) = self.send(&FromDestination::Ready { rounds: self.rounds }) else {
             return Ok(());
         };
         self.cause = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
@@ -138,7 +140,13 @@ impl IncomingMigration {
         };
         match channel.recv(Instant::now() + limit) {
             Ok(None) if self.qemu.has_failed() => Some(self.fail(Cause::other("QEMU cannot load the guest's state"))),
-            Ok(None) => self.pages.check().err().map(|cause| self.fail(cause)),
+            Ok(None) => match self.pages.reports() {
+                Ok(reports) => {
+                    self.forward(&reports);
+                    None
+                }
+                Err(cause) => Some(self.fail(cause)),
+            },
             Ok(Some(FromSource::Start)) => Some(Event::Start),
             Ok(Some(FromSource::Commit { run })) => {
                 self.record.run = run;
@@ -161,6 +169,17 @@ impl IncomingMigration {
                 self.channel = None;
                 Some(Event::Lost)
             }
+        }
+    }
+
+    /// Tells a source that sends rounds how far the pages are: it may wait for all of them.
+    fn forward(&self, reports: &[DaemonReport]) {
+        if !self.rounds {
+            return;
+        }
+        for report in reports {
+            // A source that does not receive it notices that the connection is lost.
+            let _ = self.send(&FromDestination::Pages { line: line(report) });
         }
     }
 

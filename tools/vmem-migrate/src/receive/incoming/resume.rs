@@ -96,6 +96,7 @@ impl IncomingMigration {
             record,
             qemu: Qemu::existing(),
             relay: None,
+            rounds: false,
             resumed: true,
             is_to_be_started: false,
             cause: None,

@@ -135,10 +135,10 @@ fn left_vmemd_is_taken_over_and_restarted_when_it_ends() {
 fn vmemd_is_not_restarted_before_keep() {
     let (scene, (left, first)) = (Scene::default(), Left::new("fetch; ready; serve"));
     let mut pages = scene.pages(first, false);
-    pages.check().expect("it lives");
+    pages.reports().expect("it lives");
     left.end();
     let until = Instant::now() + TIMEOUT;
-    while pages.check().is_ok() {
+    while pages.reports().is_ok() {
         assert!(Instant::now() < until);
     }
     thread::sleep(Duration::from_millis(200));

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The rounds of the source's vmemd, from their beginning to the remainder.
+
+use std::time::{Duration, Instant};
+
+use super::{OutgoingMigration, within};
+use crate::error::Cause;
+use crate::options::Mode;
+use crate::page_server::News;
+use crate::source::{Event, State};
+
+/// How long nothing may arrive at the destination. Rounds end by themselves, but not if the destination takes no pages.
+const STALL: Duration = Duration::from_secs(60);
+
+/// The rounds of a move that has some.
+#[derive(Debug)]
+pub(in crate::migrate) struct Rounds {
+    mode: Mode,
+    /// The destination takes the rounds. If not, the log ends unused.
+    is_staged: bool,
+    /// What is left can be sent while the guest stands still.
+    fits: bool,
+    /// The source's vmemd has been told that the guest has stopped.
+    is_ending: bool,
+    /// The last take is done.
+    is_over: bool,
+    /// Bytes that had been staged at the destination at the latest report.
+    staged: u64,
+    /// The device state is kept until all pages are at the destination.
+    awaits_pages: bool,
+}
+
+impl Rounds {
+    /// Rounds that the source's vmemd is ready to send.
+    pub(in crate::migrate) fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            is_staged: false,
+            fits: false,
+            is_ending: false,
+            is_over: false,
+            staged: 0,
+            awaits_pages: false,
+        }
+    }
+}
+
+impl OutgoingMigration {
+    /// The destination is ready; whether it takes rounds. `None` if it does although none were offered.
+    pub(super) fn ready(&mut self, takes_rounds: bool) -> Option<Event> {
+        match &mut self.rounds {
+            Some(rounds) => {
+                rounds.is_staged = takes_rounds;
+                if !takes_rounds {
+                    self.report
+                        .note("the destination takes no rounds: all pages follow after the switch (post-copy)");
+                }
+                Some(Event::Ready)
+            }
+            None => (!takes_rounds).then_some(Event::Ready),
+        }
+    }
+
+    /// Begins the rounds. Without rounds, the guest can be moved at once.
+    pub(super) fn copy(&mut self) -> Option<Event> {
+        self.deadline = None;
+        if !self.rounds.as_ref().is_some_and(|rounds| rounds.is_staged) {
+            return Some(Event::Settled);
+        }
+        self.deadline = within(STALL);
+        self.report.note("the guest's memory is sent in rounds while the guest runs");
+        None
+    }
+
+    /// Whether a `vmemd` that ends takes the rounds with it.
+    fn needs_rounds(&self) -> bool {
+        matches!(self.owner.state(), State::Copying | State::Sending | State::Saving)
+            && self.rounds.as_ref().is_some_and(|rounds| !rounds.is_over)
+    }
+
+    /// Handles what the source's vmemd has reported.
+    pub(super) fn poll_pages(&mut self) -> Result<Option<Event>, Cause> {
+        let mut event = None;
+        for news in self.export.news() {
+            match news {
+                News::Note(text) => self.report.note(&text),
+                News::Ended(why) if self.needs_rounds() => {
+                    return Err(Cause::other(format!("the rounds of the guest's memory are lost: {why}")));
+                }
+                News::Ended(why) => self.report.note(&why),
+                News::Round(round) => {
+                    if self.owner.state() == State::Copying {
+                        self.deadline = within(STALL);
+                    }
+                    self.report.round(&round);
+                }
+                News::Settled { reason, fits } => {
+                    self.report.note(&reason);
+                    if let Some(rounds) = &mut self.rounds {
+                        rounds.fits = fits;
+                    }
+                    if self.owner.state() == State::Copying {
+                        event = Some(Event::Settled);
+                    }
+                }
+                News::Finished { remainder } => {
+                    self.report.remainder(remainder);
+                    if let Some(rounds) = &mut self.rounds {
+                        rounds.is_over = true;
+                    }
+                    if self.owner.state() == State::Saving {
+                        event = Some(Event::Saved);
+                    }
+                }
+                News::Failed(why) if self.needs_rounds() => return Err(Cause::other(why)),
+                News::Failed(why) => self.report.note(&why),
+            }
+        }
+        Ok(event)
+    }
+
+    /// QEMU has saved all devices. Without rounds, the memory does not change any more; with rounds, the last pages are taken first.
+    pub(super) fn saved(&mut self) -> Option<Event> {
+        let Some(rounds) = &mut self.rounds else {
+            return Some(Event::Saved);
+        };
+        if !std::mem::replace(&mut rounds.is_ending, true) {
+            self.export.finish();
+        }
+        None
+    }
+
+    /// Whether the last pages are being taken, and QEMU has nothing more to say.
+    pub(super) fn is_ending(&self) -> bool {
+        self.rounds.as_ref().is_some_and(|rounds| rounds.is_ending && !rounds.is_over)
+    }
+
+    /// START was said: lets the device state through, or keeps it until all pages are there.
+    pub(super) fn let_state_through(&mut self) -> Result<(), Cause> {
+        if let Some(rounds) = self.rounds.as_mut().filter(|rounds| rounds.is_staged) {
+            rounds.awaits_pages = match rounds.mode {
+                Mode::Precopy => true,
+                Mode::Auto => rounds.fits,
+                Mode::Hybrid | Mode::Postcopy => false,
+            };
+        }
+        if self.awaits_pages() { Ok(()) } else { self.release_state() }
+    }
+
+    /// Whether the guest stands still until all pages are at the destination.
+    pub(super) fn awaits_pages(&self) -> bool {
+        self.rounds.as_ref().is_some_and(|rounds| rounds.awaits_pages)
+    }
+
+    fn release_state(&self) -> Result<(), Cause> {
+        let failed = Cause::call("cannot send the guest's state");
+        self.stream()?.release().map_err(failed)
+    }
+
+    /// The destination has reported how far its pages are.
+    pub(super) fn pages_at(&mut self, progress: &crate::report::Arrival) -> Result<(), Cause> {
+        let is_copying = self.owner.state() == State::Copying;
+        let Some(rounds) = &mut self.rounds else { return Ok(()) };
+        if progress.staged > rounds.staged {
+            rounds.staged = progress.staged;
+            if is_copying {
+                self.deadline = within(STALL);
+            }
+        }
+        if progress.is_complete && std::mem::take(&mut rounds.awaits_pages) {
+            self.report.note("all pages are at the destination");
+            self.release_state()?;
+        }
+        Ok(())
+    }
+
+    /// How long to wait for QEMU at once.
+    pub(super) fn qemu_until(&self) -> Instant {
+        // What the guest stands still for comes from elsewhere.
+        let pause = if self.awaits_pages() || self.is_ending() {
+            Duration::from_millis(2)
+        } else {
+            super::POLL_INTERVAL
+        };
+        Instant::now() + pause
+    }
+}
