@@ -65,8 +65,11 @@ pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
         "On {first}: an unmodified QEMU boots a Linux on {}",
         Rig::accelerator()
     ));
-    let figures =
-        story.persist(|| trial::run_watched(rig, Method::Vmem, Load::Writing(0), &guest, |step| tell(&story, &guest, step)))?;
+    let figures = story.persist(|| {
+        trial::run_watched(rig, Method::VmemHybrid, Load::Writing(0), &guest, |step| {
+            tell(&story, &guest, step)
+        })
+    })?;
     show(&story, &figures);
 
     story.step("The same, and an idle guest, by vmem and by QEMU's own ways: one round, so take the figures for an impression");
@@ -74,13 +77,13 @@ pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
     for load in [Load::Writing(0), Load::Idle] {
         for method in Method::ALL {
             let what = format!("guest {}, {}", load.name(), method.name());
-            if (*method, load) == (Method::Vmem, Load::Writing(0)) {
+            if (*method, load) == (Method::VmemHybrid, Load::Writing(0)) {
                 continue;
             }
             match story.persist(|| trial::run(rig, *method, load, &guest)) {
                 Ok(figures) => book.trials.push(figures),
                 // What QEMU does by itself is not what is shown here; its row is missing.
-                Err(error) if *method != Method::Vmem && !is_harm(&error) => {
+                Err(error) if method.mode().is_none() && !is_harm(&error) => {
                     story.say(&format!("{what}: failed: {error:#}"));
                     continue;
                 }
@@ -110,7 +113,7 @@ fn tell(story: &Story, guest: &Guest, step: Step) {
             story.step(&format!(
                 "On {second}: vmemctl receive --listen {to}:{port} -- qemu-system-x86_64 ..."
             ));
-            story.step(&format!("On {first}: vmemctl migrate --to {to}:{port}"));
+            story.step(&format!("On {first}: vmemctl migrate --mode hybrid --to {to}:{port}"));
         }
         Step::Moved => story.step(&format!(
             "The guest runs on {second} with all of its memory, which is plain memory; the QEMU on {first} has ended"

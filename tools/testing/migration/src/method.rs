@@ -21,14 +21,19 @@ pub(crate) enum Method {
     Postcopy,
     /// The same, with a connection of its own for what the guest waits for
     PostcopyPreempt,
-    /// vmemctl
-    Vmem,
+    /// vmemctl, after rounds: what is left follows while the guest runs at its destination
+    VmemHybrid,
+    /// vmemctl, after rounds: what is left follows while the guest stands still
+    VmemPrecopy,
+    /// vmemctl, switched to at once
+    VmemPostcopy,
 }
 
 /// All that is needed to move a guest; then it can be moved at once.
 pub(crate) enum Prepared {
     Qemu(qemu::Prepared),
-    Vmem(vmem::Prepared),
+    /// In this mode.
+    Vmem(vmem::Prepared, &'static str),
 }
 
 /// What has become of a guest that was to be moved.
@@ -47,7 +52,14 @@ pub(crate) struct Moved {
 
 impl Method {
     /// All of them, in the order of the tables.
-    pub(crate) const ALL: &[Self] = &[Self::Precopy, Self::Postcopy, Self::PostcopyPreempt, Self::Vmem];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Precopy,
+        Self::Postcopy,
+        Self::PostcopyPreempt,
+        Self::VmemHybrid,
+        Self::VmemPrecopy,
+        Self::VmemPostcopy,
+    ];
 
     /// What the tables call it.
     pub(crate) fn name(self) -> &'static str {
@@ -55,7 +67,9 @@ impl Method {
             Self::Precopy => "QEMU pre-copy",
             Self::Postcopy => "QEMU post-copy",
             Self::PostcopyPreempt => "QEMU post-copy, preempt",
-            Self::Vmem => "vmem",
+            Self::VmemHybrid => "vmem hybrid",
+            Self::VmemPrecopy => "vmem pre-copy",
+            Self::VmemPostcopy => "vmem post-copy",
         }
     }
 
@@ -65,23 +79,35 @@ impl Method {
             Self::Precopy => "precopy",
             Self::Postcopy => "postcopy",
             Self::PostcopyPreempt => "postcopy-preempt",
-            Self::Vmem => "vmem",
+            Self::VmemHybrid => "vmem-hybrid",
+            Self::VmemPrecopy => "vmem-precopy",
+            Self::VmemPostcopy => "vmem-postcopy",
+        }
+    }
+
+    /// What vmemctl calls it, if it is a way of vmemctl.
+    pub(crate) fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::VmemHybrid => Some("hybrid"),
+            Self::VmemPrecopy => Some("precopy"),
+            Self::VmemPostcopy => Some("postcopy"),
+            Self::Precopy | Self::Postcopy | Self::PostcopyPreempt => None,
         }
     }
 
     /// The memory at the source of a guest that is to be moved so: what suits the method best.
     pub(crate) fn memory(self) -> Memory {
-        match self {
-            Self::Vmem => Memory::Shared,
-            _ => Memory::Anonymous,
+        match self.mode() {
+            Some(_) => Memory::Shared,
+            None => Memory::Anonymous,
         }
     }
 
     /// Makes the other host ready to receive the guest. This is no part of the move.
     pub(crate) fn prepare(self, guest: &Guest, machine: Machine) -> Result<Prepared> {
-        Ok(match self {
-            Self::Vmem => Prepared::Vmem(vmem::Prepared::new(guest, machine, &[])?),
-            _ => Prepared::Qemu(qemu::Prepared::new(self, guest, machine)?),
+        Ok(match self.mode() {
+            Some(mode) => Prepared::Vmem(vmem::Prepared::new(guest, machine, &[])?, mode),
+            None => Prepared::Qemu(qemu::Prepared::new(self, guest, machine)?),
         })
     }
 }
@@ -91,7 +117,7 @@ impl Prepared {
     pub(crate) fn run(self) -> Result<Moved> {
         match self {
             Self::Qemu(prepared) => prepared.run(),
-            Self::Vmem(prepared) => prepared.run(),
+            Self::Vmem(prepared, mode) => prepared.run(mode),
         }
     }
 }

@@ -9,6 +9,7 @@ mod before;
 mod lost;
 mod moving;
 mod qemu;
+mod rounds;
 mod signals;
 mod stage;
 
@@ -49,6 +50,7 @@ fn all() -> impl Iterator<Item = Test> {
         after::TESTS,
         signals::TESTS,
         lost::TESTS,
+        rounds::TESTS,
         qemu::TESTS,
     ]
     .into_iter()

@@ -69,6 +69,8 @@ impl Vmemctl {
         let qmp = slot.qmp();
         let mut words = vec!["migrate", "--qmp", path(&qmp)?];
         words.extend(unless_given(options, "--to", &to));
+        // What goes wrong while pages are missing is tested with as many missing as possible.
+        words.extend(unless_given(options, "--mode", "postcopy"));
         words.extend_from_slice(options);
         Self::start(slot, guest.variant, "migrate", &words)
     }

@@ -36,7 +36,7 @@ impl Prepared {
             Method::Precopy => &["auto-converge"],
             Method::Postcopy => &["postcopy-ram"],
             Method::PostcopyPreempt => &["postcopy-ram", "postcopy-preempt"],
-            Method::Vmem => &[],
+            Method::VmemHybrid | Method::VmemPrecopy | Method::VmemPostcopy => &[],
         };
         let on = |name: &&str| json!({ "capability": name, "state": true });
         let capabilities: Vec<Value> = capabilities.iter().map(on).collect();

@@ -32,9 +32,9 @@ impl Prepared {
         })
     }
 
-    /// Moves the guest.
-    pub(crate) fn run(self) -> Result<Moved> {
-        let mut migrate = Vmemctl::migrate(&self.source.slot, &self.guest, &[])?;
+    /// Moves the guest in this mode.
+    pub(crate) fn run(self, mode: &str) -> Result<Moved> {
+        let mut migrate = Vmemctl::migrate(&self.source.slot, &self.guest, &["--mode", mode])?;
         migrate.expect(&self.source.slot, 0)?;
         self.arrived()
     }

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Moves with rounds: the guest's memory is sent while the guest runs and writes, and what is left follows. In the middle of a round everything
+//! can be given up.
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+use vmem::{Adopted, Control, ProcessMemory, Tracking};
+
+use super::stage::{Actor, Journey, Stage};
+use crate::guest::Load;
+use crate::machine::Machine;
+use crate::network::Host;
+use crate::patience::wait_until;
+use crate::vmemctl::said;
+
+super::tests![
+    guest_moves_in_hybrid_mode,
+    guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch,
+    guest_goes_back_and_forth_in_hybrid_mode,
+    guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode,
+    guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto,
+    guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid,
+    destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
+    sigint_in_a_round_leaves_the_guest_at_its_source,
+];
+
+/// vmemctl: the guest goes on at its source.
+const AT_SOURCE: i32 = 2;
+/// vmemctl: nothing has begun.
+const LOCAL: i32 = 1;
+
+/// How often a guest goes from host to host, if VMEM_MOVES does not say it: there and back.
+const MOVES: usize = 2;
+
+/// A network on which a round takes seconds.
+const SLOW: &str = "100mbit";
+
+const HYBRID: [&str; 2] = ["--mode", "hybrid"];
+
+/// All that vmemctl has said of this kind.
+fn all_said(log: &str, event: &str) -> Vec<Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["event"] == event).collect()
+}
+
+/// Moves the guest after rounds. Returns it, and what vmemctl has said.
+fn moved(actor: &Actor, source: Machine, mode: &str) -> Result<(Machine, String)> {
+    let journey = actor.set_out(source, &[], &["--mode", mode])?;
+    let Journey {
+        mut prepared,
+        mut migrate,
+    } = journey;
+    migrate.expect(&prepared.source.slot, 0)?;
+    let log = prepared.source.slot.read_log("migrate");
+    prepared.receive.expect(&prepared.slot, 0)?;
+    let source = &mut prepared.source;
+    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
+    let rounds = all_said(&log, "round");
+    ensure!(!rounds.is_empty(), "there were no rounds: {log}");
+    let sent: u64 = rounds.iter().filter_map(|round| round["vmemd"]["sent_pages"].as_u64()).sum();
+    let done = said(&log, "done").context("it is not done")?;
+    ensure!(
+        done["staged_bytes"].as_u64() > Some(0),
+        "nothing was staged ({sent} pages were sent): {done}"
+    );
+    Ok((Machine::adopt(prepared.slot)?, log))
+}
+
+fn guest_moves_in_hybrid_mode(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let (machine, log) = moved(&actor, source, "hybrid")?;
+    let remainder = said(&log, "remainder").context("the rounds have not ended")?;
+    ensure!(
+        remainder["bytes"].as_u64() < Some(100 << 20),
+        "all of the memory is left: {remainder}"
+    );
+    stage.park(actor, machine)
+}
+
+fn guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let (machine, log) = moved(&actor, source, "precopy")?;
+    // The state of its devices comes after the last page, and QEMU touches memory when it loads that.
+    let done = said(&log, "done").context("it is not done")?;
+    ensure!(done["pages"]["faults"].as_u64() == Some(0), "pages were missing: {done}");
+    stage.park(actor, machine)
+}
+
+/// From the second move on, the source's memory is a region that has become plain.
+fn guest_goes_back_and_forth_in_hybrid_mode(stage: &Stage) -> Result<()> {
+    let moves = match std::env::var("VMEM_MOVES") {
+        Ok(text) => text.parse().context("VMEM_MOVES")?,
+        Err(_) => MOVES,
+    };
+    let (actor, mut machine) = stage.guest()?;
+    for _ in 0..moves {
+        (machine, _) = moved(&actor, machine, "hybrid")?;
+    }
+    stage.park(actor, machine)
+}
+
+fn guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    actor.guest.work(Load::Writing(0))?;
+    let (machine, _) = moved(&actor, source, "hybrid")?;
+    stage.park(actor, machine)
+}
+
+/// Somebody else's log of the writes to the guest's memory. There is one at a time.
+struct Log {
+    _tracking: Tracking,
+    _adopted: Adopted,
+}
+
+impl Log {
+    fn begin(source: &Machine) -> Result<Self> {
+        let pids = source.slot.host.processes_of("qemu-system-x86")?;
+        let [pid] = pids[..] else {
+            bail!("{} of QEMU run", pids.len())
+        };
+        let memory = ProcessMemory::open(pid.as_raw_nonzero().get(), source.slot.shared_memory(0))?;
+        let adopted = Control::open()?.adopt(&memory)?;
+        Ok(Self {
+            _tracking: adopted.track()?,
+            _adopted: adopted,
+        })
+    }
+}
+
+fn guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto(stage: &Stage) -> Result<()> {
+    // The memory of a new guest is a file.
+    stage.clear();
+    let (actor, source) = stage.guest()?;
+    let log = Log::begin(&source)?;
+    let mut journey = actor.set_out(source, &[], &["--mode", "auto"])?;
+    journey.wait_switched()?;
+    let said = journey.prepared.source.slot.read_log("migrate");
+    ensure!(all_said(&said, "round").is_empty(), "there were rounds: {said}");
+    ensure!(
+        said.contains("cannot be logged"),
+        "it is not said why there are no rounds: {said}"
+    );
+    drop(log);
+    stage.park(actor, journey.arrive()?.machine)
+}
+
+fn guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid(stage: &Stage) -> Result<()> {
+    stage.clear();
+    let (actor, source) = stage.guest()?;
+    let log = Log::begin(&source)?;
+    let mut journey = actor.set_out(source, &[], &HYBRID)?;
+    journey.migrate.expect(&journey.prepared.source.slot, LOCAL)?;
+    journey.prepared.receive.kill()?;
+    drop(log);
+    stage.park(actor, journey.prepared.source)
+}
+
+/// Does harm while the guest's memory is sent in rounds. The guest stays at its source, and its writes are not logged any more.
+fn given_up(stage: &Stage, harm: impl FnOnce(&mut Journey) -> Result<()>) -> Result<()> {
+    // The memory of a new guest is a file.
+    stage.clear();
+    let (actor, source) = stage.guest()?;
+    stage.rig.network.set_rate(SLOW)?;
+    let mut journey = actor.set_out(source, &[], &HYBRID)?;
+    wait_until("pages of a round come", || {
+        let log = journey.prepared.source.slot.read_log("migrate");
+        ensure!(journey.migrate.runs()?, "vmemctl migrate has ended: {log}");
+        let staged = |line: &Value| line["vmemd"]["staged_bytes"].as_u64() > Some(0);
+        Ok(all_said(&log, "pages").iter().any(staged))
+    })?;
+    harm(&mut journey)?;
+    journey.migrate.expect(&journey.prepared.source.slot, AT_SOURCE)?;
+    stage.rig.network.set_wire(true)?;
+    stage.rig.network.set_rate(super::RATE)?;
+    let source = journey.prepared.source;
+    wait_until("the writes are not logged any more", || Ok(Log::begin(&source).is_ok()))?;
+    let there = journey.prepared.slot.host;
+    wait_until("the destination has no vmemd", || Ok(there.processes_of("vmemd")?.is_empty()))?;
+    journey.prepared.receive.kill()?;
+    // A vmemctl that was killed has left it.
+    let _ = there.kill_all("qemu-system-x86");
+    stage.park(actor, source)
+}
+
+fn kill_vmemd(host: Host) -> Result<()> {
+    for pid in host.processes_of("vmemd")? {
+        kill_process(pid, Signal::KILL)?;
+    }
+    Ok(())
+}
+
+fn destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |journey| kill_vmemd(journey.prepared.slot.host))
+}
+
+fn sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |journey| kill_vmemd(journey.prepared.source.slot.host))
+}
+
+fn destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |journey| journey.prepared.receive.kill())
+}
+
+fn network_that_is_gone_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |_| stage.rig.network.set_wire(false))
+}
+
+fn sigint_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |journey| journey.migrate.signal(Signal::INT))
+}
