@@ -138,6 +138,12 @@ pub enum Error {
          limit, or no daemon is attached"
     )]
     PageUnreadable,
+    /// The memory is a file, and the process that has it open is not named.
+    #[error("cannot tell which process has {} open", path.display())]
+    ProcessUnknown {
+        /// The path.
+        path: PathBuf,
+    },
     /// There is no such process.
     #[error("there is no process {pid}")]
     NoSuchProcess {

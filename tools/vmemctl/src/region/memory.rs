@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vmem::{Access, MapHandle, ProcessMemory};
+use vmem::{Access, MapHandle, MemoryHandle, ProcessMemory};
 use vmem_cli::Error;
 
 use super::shown;
@@ -12,16 +12,8 @@ use crate::cli;
 /// An open descriptor of the memory, by which it can be adopted.
 #[derive(Debug)]
 pub(super) struct Memory {
-    descriptor: Descriptor,
+    handle: MemoryHandle,
     what: String,
-}
-
-#[derive(Debug)]
-enum Descriptor {
-    /// The region's node, opened by this program.
-    Node(MapHandle),
-    /// The process's own open file, and not a second one.
-    Process(ProcessMemory),
 }
 
 impl Memory {
@@ -32,7 +24,7 @@ impl Memory {
                 let what = format!("region {name}");
                 let node = MapHandle::open(name, Access::ReadWrite).map_err(Error::call(&*what))?;
                 Ok(Self {
-                    descriptor: Descriptor::Node(node),
+                    handle: MemoryHandle::Region(node),
                     what,
                 })
             }
@@ -40,7 +32,7 @@ impl Memory {
                 let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::call("cannot find the memory"))?;
                 Ok(Self {
                     what: format!("{} of process {}", shown(&memory.file().path), args.pid),
-                    descriptor: Descriptor::Process(memory),
+                    handle: MemoryHandle::File(memory),
                 })
             }
             (None, None) => Err(Error::other("neither NAME nor --pid and --memory")),
@@ -54,18 +46,12 @@ impl Memory {
 
     /// Whether the named process has ended.
     pub(super) fn has_ended(&self) -> bool {
-        match &self.descriptor {
-            Descriptor::Node(_) => false,
-            Descriptor::Process(memory) => memory.has_ended(),
-        }
+        self.handle.has_ended()
     }
 }
 
 impl AsFd for Memory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.descriptor {
-            Descriptor::Node(node) => node.as_fd(),
-            Descriptor::Process(memory) => memory.as_fd(),
-        }
+        self.handle.as_fd()
     }
 }

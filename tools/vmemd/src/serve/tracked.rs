@@ -5,16 +5,13 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
-use vmem::{Access, Adopted, Control, MapHandle, ProcessMemory};
+use vmem::{Adopted, Control, MemoryHandle};
 use vmem_cli::chain;
 use vmem_control::{Event as ControlEvent, Publisher, Round};
 use vmem_precopy::{DirtyMemory, Event, Options, PreCopy, RoundStatistics};
 use vmem_source::serve::Server;
 
 use crate::cli::Serve;
-
-/// Where the nodes of regions are.
-const REGIONS: &str = "/dev/vmem/";
 
 /// How often the thread that reports looks whether the rounds are over.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,29 +46,18 @@ pub(super) fn track(args: &Serve, options: Options) -> Result<Arc<PreCopy>, Trac
     Ok(Arc::new(PreCopy::new(memories, options)?))
 }
 
-/// Adopts a region by its node, and other memory by the descriptor of the process that has it open: only that one has all writers.
+/// Adopts the memory at `path`, of which `process` has to be known only if nothing else says it.
 fn adopt(path: &str, process: Option<i32>) -> Result<Adopted, TrackError> {
-    let failed = |source| TrackError::Memory {
-        path: path.to_owned(),
-        source,
+    let failed = |source| match source {
+        vmem::Error::ProcessUnknown { .. } => TrackError::Process { path: path.to_owned() },
+        source => TrackError::Memory {
+            path: path.to_owned(),
+            source,
+        },
     };
     let control = Control::open().map_err(failed)?;
-    if path.starts_with(REGIONS) {
-        let region = MapHandle::open_path(path, Access::ReadWrite).map_err(failed)?;
-        return control.adopt(&region).map_err(failed);
-    }
-    let pid = process_of(path)
-        .or(process)
-        .ok_or_else(|| TrackError::Process { path: path.to_owned() })?;
-    let memory = ProcessMemory::open(pid, path).map_err(failed)?;
+    let memory = MemoryHandle::open(path, process).map_err(failed)?;
     control.adopt(&memory).map_err(failed)
-}
-
-/// The process of `/proc/PID/fd/N`.
-fn process_of(path: &str) -> Option<i32> {
-    let (pid, number) = path.strip_prefix("/proc/")?.split_once("/fd/")?;
-    number.parse::<u32>().ok()?;
-    pid.parse().ok()
 }
 
 /// Reports what the rounds come to, until they are over, in a thread of its own.
@@ -153,18 +139,5 @@ fn figures(round: &RoundStatistics) -> Round {
         dirtied_pages: round.dirtied,
         left_pages: round.left,
         bytes: round.bytes,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_open_files_of_processes_name_a_process() {
-        assert_eq!(process_of("/proc/812/fd/14"), Some(812));
-        for other in ["/dev/shm/ram", "/proc/812/fd/x", "/proc/self/fd/3", "/proc/812/root/x", ""] {
-            assert_eq!(process_of(other), None, "{other}");
-        }
     }
 }
