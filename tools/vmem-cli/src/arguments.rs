@@ -110,6 +110,34 @@ pub fn size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "no size of memory".to_owned())
 }
 
+/// Parses the bandwidth of a link, in bytes a second: a number of bytes, with K, M, G or T for powers of 1024; or a number of bits with kbit,
+/// Mbit, Gbit or Tbit, for powers of 1000.
+///
+/// # Errors
+///
+/// The message for any other text, and for less than 1 KiB a second.
+pub fn bandwidth(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 1 << 10;
+    let units = [("kbit", 3), ("Mbit", 6), ("Gbit", 9), ("Tbit", 12)];
+    let bits = units
+        .iter()
+        .find_map(|(unit, power)| Some((text.strip_suffix(unit)?, 10u64.pow(*power))));
+    let unknown =
+        || "no bandwidth: bytes/s (K, M, G and T are known), or bits/s (kbit, Mbit, Gbit and Tbit are known)".to_owned();
+    let bytes = match bits {
+        Some((number, unit)) => {
+            let number: u64 = number.parse().map_err(|_| unknown())?;
+            number.checked_mul(unit).map(|bits| bits / 8)
+        }
+        None => Some(size(text).map_err(|_| unknown())?),
+    };
+    let bytes = bytes.ok_or_else(unknown)?;
+    match bytes >= LEAST {
+        true => Ok(bytes),
+        false => Err("less than 1 KiB/s".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +185,33 @@ mod tests {
             "http://a/b",
         ] {
             assert!(source(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn bandwidth_is_bytes_or_bits() {
+        for (given, meant) in [
+            ("125000000", 125_000_000),
+            ("100M", 100 << 20),
+            ("1Gbit", 125_000_000),
+            ("300Mbit", 37_500_000),
+            ("9kbit", 1_125),
+        ] {
+            assert_eq!(bandwidth(given), Ok(meant), "{given}");
+        }
+        for bad in [
+            "",
+            "bit",
+            "Gbit",
+            "0",
+            "1",
+            "8kbit",
+            "1gbit",
+            "-1M",
+            "1.5G",
+            "99999999999999999Tbit",
+        ] {
+            assert!(bandwidth(bad).is_err(), "{bad}");
         }
     }
 

@@ -32,6 +32,7 @@
 mod channel;
 mod daemon;
 pub mod destination;
+pub mod dirty_rate;
 mod endpoint;
 mod error;
 #[cfg(test)]

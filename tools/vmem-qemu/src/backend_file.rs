@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The files of a guest's memory: those that QEMU has open, and not other files of the same names.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,21 @@ impl BackendFile {
         identity(metadata) == (self.device, self.inode)
     }
 
+    /// Checks that `fd` is a descriptor of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherFile`], [`Error::File`].
+    pub fn check_descriptor(&self, fd: impl AsFd) -> Result<(), Error> {
+        let duplicate = fd.as_fd().try_clone_to_owned().map(File::from);
+        let metadata = duplicate.and_then(|file| file.metadata()).map_err(io_of(self.path.clone()))?;
+        if self.is(&metadata) {
+            Ok(())
+        } else {
+            Err(Error::OtherFile(self.path.clone()))
+        }
+    }
+
     /// Checks that the file is still at its path.
     ///
     /// # Errors
@@ -89,8 +105,6 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
     fn own() -> Process {
@@ -105,6 +119,9 @@ mod tests {
         let file = File::create(&path).expect("a file");
         let served = BackendFile::find(&own, &path).expect("it is open");
         served.check().expect("it is there");
+        served.check_descriptor(&file).expect("the same file");
+        let other = File::open("/dev/null").expect("a file");
+        assert!(matches!(served.check_descriptor(&other), Err(Error::OtherFile(_))));
         let away = directory.path().join("away");
         fs::rename(&path, &away).expect("a file");
         assert!(served.check().is_err(), "nothing is there");

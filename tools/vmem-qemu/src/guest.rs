@@ -20,6 +20,17 @@ pub struct MemoryBackend {
     pub path: PathBuf,
 }
 
+/// Shared memory of a guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharedMemory {
+    /// Name of the backend.
+    pub id: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// The path of its file. `None` for a memfd, which only QEMU's process has open.
+    pub path: Option<PathBuf>,
+}
+
 fn text(value: &Value, command: &'static str, field: &'static str) -> Result<String, Error> {
     let found = value.get(field).and_then(Value::as_str).map(str::to_owned);
     found.ok_or(Error::Reply { command, field })
@@ -87,14 +98,50 @@ pub fn status(qmp: &mut Qmp) -> Result<String, Error> {
 ///
 /// [`Error::NotShared`] if a part of the memory is not; [`Error::Reply`]; those of [`Qmp::execute`].
 pub fn memory_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
+    // QEMU leaves memory out of its stream only if the memory is a file with a name. It would send all memory of a memfd.
+    let found = shared_memory(qmp, &[Kind::File])?;
+    let file = |memory: SharedMemory| MemoryBackend {
+        id: memory.id,
+        bytes: memory.bytes,
+        path: memory.path.unwrap_or_default(),
+    };
+    Ok(found.into_iter().map(file).collect())
+}
+
+/// All memory of the guest, which must be shared: files, and memfds.
+///
+/// # Errors
+///
+/// As for [`memory_backends`].
+pub fn all_shared_memory(qmp: &mut Qmp) -> Result<Vec<SharedMemory>, Error> {
+    shared_memory(qmp, &[Kind::File, Kind::Memfd])
+}
+
+/// The kinds of memory backends that can be shared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Memfd,
+}
+
+impl Kind {
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            "child<memory-backend-file>" => Some(Self::File),
+            "child<memory-backend-memfd>" => Some(Self::Memfd),
+            _ => None,
+        }
+    }
+}
+
+fn shared_memory(qmp: &mut Qmp, kinds: &[Kind]) -> Result<Vec<SharedMemory>, Error> {
     let objects = qmp.execute("qom-list", json!({"path": "/objects"}))?;
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
         let (id, kind) = (text(object, "qom-list", "name")?, text(object, "qom-list", "type")?);
-        // QEMU leaves memory out of its stream only if the memory is a file with a name. It would send all memory of a memfd.
-        if kind != "child<memory-backend-file>" {
+        let Some(kind) = Kind::of(&kind).filter(|kind| kinds.contains(kind)) else {
             continue;
-        }
+        };
         let mut get = |property: &str| qmp.execute("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
         if get("share")? != json!(true) {
             continue;
@@ -103,13 +150,16 @@ pub fn memory_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
             command: "qom-get",
             field: "size",
         })?;
-        let path = PathBuf::from(get("mem-path")?.as_str().unwrap_or_default());
-        found.push(MemoryBackend { id, bytes, path });
+        let path = match kind {
+            Kind::File => Some(PathBuf::from(get("mem-path")?.as_str().unwrap_or_default())),
+            Kind::Memfd => None,
+        };
+        found.push(SharedMemory { id, bytes, path });
     }
     let summary = qmp.execute("query-memory-size-summary", json!({}))?;
     let part = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
-    let total = part("base-memory") + part("plugged-memory");
-    let shared = found.iter().map(|memory| memory.bytes).sum();
+    let total = part("base-memory").saturating_add(part("plugged-memory"));
+    let shared = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
     if shared == total && total > 0 {
         Ok(found)
     } else {
@@ -160,6 +210,36 @@ mod tests {
             path: PathBuf::from("/dev/vmem/guest0"),
         };
         assert_eq!(found, [ram]);
+    }
+
+    const MEMFD: &[&str] = &[
+        r#"{"return": [{"name": "ram", "type": "child<memory-backend-memfd>"}]}"#,
+        r#"{"return": true}"#,
+        r#"{"return": 4096}"#,
+        r#"{"return": {"base-memory": 4096}}"#,
+    ];
+
+    #[test]
+    fn memfd_is_shared_memory_without_a_path() {
+        let (socket, _thread) = qemu(MEMFD);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        let found = all_shared_memory(&mut qmp).expect("all memory is shared");
+        let ram = SharedMemory {
+            id: "ram".to_owned(),
+            bytes: 4096,
+            path: None,
+        };
+        assert_eq!(found, [ram]);
+    }
+
+    #[test]
+    fn memfd_cannot_be_left_out_of_a_migration() {
+        let (socket, thread) = qemu(const { &[MEMFD[0], MEMFD[3]] });
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        let refused = memory_backends(&mut qmp);
+        assert!(matches!(refused, Err(Error::NotShared { shared: 0, .. })), "{refused:?}");
+        drop(qmp);
+        thread.join().expect("no panic");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub mod stream;
 pub use backend_file::BackendFile;
 pub use connection::{COMMAND_LIMIT, Event, Qmp};
 pub use error::Error;
-pub use guest::MemoryBackend;
+pub use guest::{MemoryBackend, SharedMemory};
 pub use launch::Qemu;
 pub use lines::Lines;
 pub use process::QemuProcess;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use vmem_cli::log::Verbosity;
-use vmem_cli::{seconds, size};
+use vmem_cli::{bandwidth, seconds, size};
 use vmem_migrate::options::{Common, Forget, Migrate, Receive, Recover};
 
 /// Moves running QEMU guests from host to host over vmem regions; lists, watches and copies regions.
@@ -31,8 +31,30 @@ pub(crate) enum Command {
     Recover(Recover),
     /// Remove the record of a guest that was received and whose source is gone for good
     Forget(Forget),
+    /// Measure how fast a running guest writes to its memory, and predict a move of it
+    DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs
     Region(Region),
+}
+
+/// A running guest that is measured.
+#[derive(Debug, Args)]
+pub(crate) struct DirtyRate {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
+    pub(crate) seconds: Duration,
+    /// Length of an interval in milliseconds; a page that is written several times in it counts once
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) interval: u32,
+    /// Bandwidth of the link that the move is predicted for, in bytes/s; suffixes K, M, G, T; or in bits/s: kbit, Mbit, Gbit, Tbit
+    #[arg(long, value_name = "BANDWIDTH", default_value = "1Gbit", value_parser = bandwidth)]
+    pub(crate) bandwidth: u64,
+    /// Write what was measured to a new file, as a trace for vmem's simulator
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +194,26 @@ mod tests {
         assert_eq!((args.limit, args.skip_absent, args.force), (Some(2 << 30), false, false));
         assert!(parse("vmemctl region watch guest0 --count 3").is_ok());
         assert!(parse("vmemctl region snapshot guest0 --out image --skip-absent").is_ok());
+    }
+
+    #[test]
+    fn dirty_rate_needs_a_socket_and_has_defaults() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        let cli = parse("vmemctl dirty-rate --qmp /q --json").expect("a command line");
+        let Command::DirtyRate(args) = &cli.command else {
+            panic!("not dirty-rate")
+        };
+        assert_eq!((args.seconds, args.interval), (Duration::from_secs(10), 100));
+        assert_eq!((args.bandwidth, &args.record), (125_000_000, &None));
+        assert!(parse("vmemctl dirty-rate --qmp /q --seconds 0.5 --interval 10 --bandwidth 10Gbit --record /r").is_ok());
+        for bad in [
+            "",
+            " --qmp /q --interval 0",
+            " --qmp /q --seconds 0",
+            " --qmp /q --bandwidth 10bit",
+        ] {
+            assert!(parse(&format!("vmemctl dirty-rate{bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod dirty_rate;
 mod region;
 
 use std::error::Error;
@@ -29,8 +30,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
-    // `region` starts no process that outlives this one.
-    let needs_scope = !matches!(cli.command, Command::Region(_));
+    // These start no process that outlives this one.
+    let needs_scope = !matches!(cli.command, Command::Region(_) | Command::DirtyRate(_));
     if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
@@ -43,6 +44,7 @@ fn run(cli: &Cli) -> u8 {
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
         Command::Forget(args) => vmem_migrate::forget(common, args),
+        Command::DirtyRate(args) => dirty_rate::run(args, common.json),
     };
     result.map_or_else(|failure| report_error(cli, &failure, failure.code()), |()| 0)
 }
@@ -52,7 +54,7 @@ fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
         // These commands are short, so their errors need no time stamp.
-        Command::Region(_) | Command::Forget(_) => output::err(&format!("vmemctl: {text}")),
+        Command::Region(_) | Command::Forget(_) | Command::DirtyRate(_) => output::err(&format!("vmemctl: {text}")),
         _ => tracing::error!("{text}"),
     }
     if cli.common.json {

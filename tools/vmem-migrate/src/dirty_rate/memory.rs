@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The memory of a running guest, opened so that it can be tracked.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmem::{MemoryFile, MemoryHandle, ProcessMemory};
+use vmem_qemu::{BackendFile, COMMAND_LIMIT, Process, Qmp, SharedMemory, guest};
+
+use super::Backend;
+use crate::error::Cause;
+
+/// A guest's memory, and the process of its QEMU.
+#[derive(Debug)]
+pub(super) struct GuestMemory {
+    pub(super) name: String,
+    pub(super) status: String,
+    pub(super) process: Process,
+    pub(super) memories: Vec<OpenBackend>,
+}
+
+/// A memory backend that can be adopted.
+#[derive(Debug)]
+pub(super) struct OpenBackend {
+    pub(super) backend: Backend,
+    pub(super) bytes: u64,
+    pub(super) handle: MemoryHandle,
+}
+
+impl GuestMemory {
+    /// Asks the QEMU at this socket. The connection ends before this returns, so that others can use the socket.
+    pub(super) fn find(qmp: &Path) -> Result<Self, Cause> {
+        let mut qmp = Qmp::connect(qmp, COMMAND_LIMIT)?;
+        let name = guest::name(&mut qmp)?;
+        let status = guest::status(&mut qmp)?;
+        let shared = guest::all_shared_memory(&mut qmp)?;
+        let process = guest::process(&mut qmp)?;
+        let memories = shared.into_iter().map(|memory| open(memory, &process));
+        let memories = memories.collect::<Result<Vec<_>, _>>()?;
+        // If QEMU still lives, its number was its own while the descriptors were opened by it.
+        if process.wait(Duration::ZERO) {
+            return Err(vmem_qemu::Error::Closed.into());
+        }
+        Ok(Self {
+            name,
+            status,
+            process,
+            memories,
+        })
+    }
+}
+
+/// Opens the memory that the process has open, and no other.
+fn open(memory: SharedMemory, process: &Process) -> Result<OpenBackend, Cause> {
+    let (path, handle) = match &memory.path {
+        Some(path) => open_file(&memory, path, process)?,
+        None => open_memfd(&memory, process)?,
+    };
+    let SharedMemory { id, bytes, .. } = memory;
+    let backend = Backend { id, path };
+    Ok(OpenBackend { backend, bytes, handle })
+}
+
+fn open_file(memory: &SharedMemory, path: &Path, process: &Process) -> Result<(PathBuf, MemoryHandle), Cause> {
+    let what = format!(
+        "cannot open memory backend {:?} (if a proxy listens at the socket, give that of QEMU)",
+        memory.id
+    );
+    let file = BackendFile::find(process, path).map_err(Cause::call(&*what))?;
+    // QEMU's descriptor has the path without symbolic links.
+    let path = file.path().canonicalize().map_err(Cause::call(&*what))?;
+    let handle = MemoryHandle::open(&path, Some(process.number())).map_err(Cause::call(&*what))?;
+    file.check_descriptor(&handle).map_err(Cause::call(&*what))?;
+    Ok((path, handle))
+}
+
+fn open_memfd(memory: &SharedMemory, process: &Process) -> Result<(PathBuf, MemoryHandle), Cause> {
+    let what = format!("cannot open memory backend {:?}", memory.id);
+    let pid = process.number();
+    let files = ProcessMemory::list(pid).map_err(Cause::call(&*what))?;
+    let file = select(memory, &files)
+        .map_err(|why| Cause::other(format!("{what}: process {pid}, which listens at the socket, {why}")))?;
+    let path = PathBuf::from(format!("/proc/{pid}/fd/{}", file.fd));
+    let handle = MemoryHandle::open(&path, None).map_err(Cause::call(what))?;
+    Ok((path, handle))
+}
+
+/// The memfd of a backend. QEMU does not say which one it is, but gives all of its backends the same name.
+fn select<'a>(memory: &SharedMemory, files: &'a [MemoryFile]) -> Result<&'a MemoryFile, &'static str> {
+    let is_memfd =
+        |file: &&MemoryFile| file.path == Path::new("/memfd:memory-backend-memfd (deleted)") && file.size == memory.bytes;
+    let found: Vec<&MemoryFile> = files.iter().filter(is_memfd).collect();
+    match found[..] {
+        [only] => Ok(only),
+        [] => Err("has no memfd of this backend's size open; if it is a proxy, give the socket of QEMU"),
+        _ => Err(
+            "has several memfds of this size open, and QEMU does not say which one it is: use memory-backend-file, or \
+                  'vmemctl region watch --pid PID --memory /proc/PID/fd/FD'",
+        ),
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory backend {:?} ({})", self.id, self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    fn memfd(bytes: u64) -> std::os::fd::OwnedFd {
+        let fd = memfd_create("memory-backend-memfd", MemfdFlags::CLOEXEC).expect("a memfd");
+        ftruncate(&fd, bytes).expect("a size");
+        fd
+    }
+
+    fn of(bytes: u64, path: Option<&str>) -> SharedMemory {
+        SharedMemory {
+            id: "ram".to_owned(),
+            bytes,
+            path: path.map(PathBuf::from),
+        }
+    }
+
+    #[test]
+    fn memfd_is_found_by_its_size_and_two_of_one_size_are_refused() {
+        let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
+        let (one, _two, _three) = (memfd(40960), memfd(81920), memfd(81920));
+        let (path, _handle) = open_memfd(&of(40960, None), &own).expect("the only one");
+        assert!(path.ends_with(one.as_raw_fd().to_string()), "{path:?}");
+        let error = |bytes| open_memfd(&of(bytes, None), &own).expect_err("refused").to_string();
+        assert!(error(81920).contains("several memfds"), "{}", error(81920));
+        assert!(error(4096).contains("if it is a proxy"), "{}", error(4096));
+    }
+
+    #[test]
+    fn file_that_the_process_does_not_have_open_is_refused() {
+        let own = Process::open(i32::try_from(std::process::id()).expect("a number")).expect("this process");
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+        let path = directory.path().join("ram");
+        std::fs::write(&path, [1; 4096]).expect("a file");
+        let find = || open_file(&of(4096, path.to_str()), &path, &own);
+        let error = vmem_cli::chain(&find().expect_err("nobody has it open"));
+        assert!(
+            error.contains("if a proxy listens") && error.contains("does not have"),
+            "{error}"
+        );
+        let open = std::fs::File::options().read(true).write(true).open(&path).expect("a file");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("a link");
+        for path in [&path, &link] {
+            let (found, _handle) = open_file(&of(4096, path.to_str()), path, &own).expect("it is open");
+            assert_eq!(found, path.canonicalize().expect("a path"));
+        }
+        drop(open);
+        assert!(find().is_err());
+    }
+}
