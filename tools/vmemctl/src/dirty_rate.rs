@@ -138,9 +138,10 @@ fn forecast_of(prefix: &str, forecast: &Forecast) -> [String; 2] {
     };
     [
         format!(
-            "  {prefix}{}: {} rounds, {} in {:.1} s; {end}",
+            "  {prefix}{}: {} {}, {} in {:.1} s; {end}",
             forecast.mode,
             forecast.rounds,
+            if forecast.rounds == 1 { "round" } else { "rounds" },
             bytes(forecast.bytes),
             forecast.total.as_secs_f64()
         ),

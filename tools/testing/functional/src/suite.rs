@@ -4,11 +4,13 @@
 mod access;
 mod adopt;
 mod advice;
+mod boot;
 mod call;
 mod conversion;
 mod create;
 mod daemon_death;
 mod death;
+mod dirty_rate;
 mod dump;
 mod exit;
 pub(crate) mod freeze;
@@ -82,6 +84,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::region::TESTS,
         sample::region_command::TESTS,
         qemu::TESTS,
+        dirty_rate::TESTS,
         vmemd::fill::TESTS,
         vmemd::loss::TESTS,
         vmemd::unreadable::TESTS,

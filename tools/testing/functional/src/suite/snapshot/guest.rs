@@ -5,7 +5,6 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmem::{PAGE_SIZE, ProcessMemory};
 use vmem_sys::VMEM_SNAPSHOT_CLEAN;
 
+use super::super::boot::{BootDisk, FIRST, SEGMENT, SEGMENTS};
 use super::super::qemu::Qemu;
 use crate::adopted::{Adopted, page_bytes};
 use crate::failure::{Outcome, ensure, equal};
@@ -26,47 +26,20 @@ crate::tests![
 
 const MEMORY: usize = 64 << 20;
 
-/// Where the guest writes: segments of 64 KiB, from `FIRST` on.
-const SEGMENT: usize = 64 << 10;
-const FIRST: usize = SEGMENT;
-const SEGMENTS: usize = 8;
-
-/// A boot sector: for each segment in turn, and again without end, adds one to AX and fills the segment with it.
-const BOOT: [u8; 31] = [
-    0xfa, // cli
-    0x31, 0xc0, // xor ax, ax
-    0xbb, 0x00, 0x10, // mov bx, 1000h
-    0x8e, 0xc3, // next: mov es, bx
-    0x31, 0xff, // xor di, di
-    0x40, // inc ax
-    0xb9, 0x00, 0x80, // mov cx, 8000h
-    0xf3, 0xab, // rep stosw
-    0x81, 0xc3, 0x00, 0x10, // add bx, 1000h
-    0x81, 0xfb, 0x00, 0x90, // cmp bx, 9000h
-    0x72, 0xec, // jb next
-    0xbb, 0x00, 0x10, // mov bx, 1000h
-    0xeb, 0xe7, // jmp next
-];
-
 /// A guest that writes without end.
 struct Guest {
     qemu: Qemu,
     log: Adopted,
     memory: ProcessMemory,
     /// The disk that it was booted from.
-    disk: PathBuf,
+    _disk: BootDisk,
 }
 
 impl Guest {
     fn new() -> Outcome<Self> {
-        let disk = std::env::temp_dir().join(format!("vmem-boot-{}", std::process::id()));
-        let mut sector = [0; 512];
-        sector[..BOOT.len()].copy_from_slice(&BOOT);
-        sector[510..].copy_from_slice(&[0x55, 0xaa]);
-        fs::write(&disk, sector)?;
+        let disk = BootDisk::new()?;
         let memory = format!("memory-backend-memfd,id=ram,size={MEMORY},share=on");
-        let drive = format!("file={},format=raw,if=ide", disk.display());
-        let qemu = Qemu::start(&memory, &["-drive", &drive, "-snapshot"])?;
+        let qemu = Qemu::start(&memory, &disk.options())?;
         let mut found = None;
         wait_until("QEMU has its memory", || {
             found = ProcessMemory::open(qemu.pid(), "memory-backend-memfd").ok();
@@ -78,7 +51,12 @@ impl Guest {
         let log = Adopted::new(&memory)?;
         equal!(log.size, MEMORY as u64);
         log.track()?;
-        Ok(Self { qemu, log, memory, disk })
+        Ok(Self {
+            qemu,
+            log,
+            memory,
+            _disk: disk,
+        })
     }
 
     /// A descriptor of its memory.
@@ -98,12 +76,6 @@ impl Guest {
     fn signal(&self, signal: Signal) -> Outcome {
         let pid = Pid::from_raw(self.qemu.pid()).ok_or("no process")?;
         Ok(kill_process(pid, signal)?)
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.disk);
     }
 }
 
