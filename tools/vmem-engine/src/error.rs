@@ -2,6 +2,7 @@
 //! Errors of an engine.
 
 use std::io;
+use std::time::Duration;
 
 /// An engine cannot continue.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +13,12 @@ pub enum Error {
     /// After a reconnect, the source exports other memory under the same name.
     #[error("after a reconnect, the source has other memory as {0}; the region must not mix the two")]
     MemoryChanged(vmem::Name),
+    /// The source's program has not stopped, or the source does not say which pages were written last.
+    #[error(
+        "the source has not sent the list of the pages that were written last within {} s: it has not got the request 'finish'",
+        .0.as_secs_f64()
+    )]
+    NoRemainder(Duration),
     /// A call on a region failed.
     #[error("cannot {action} region {region}")]
     Region {

@@ -9,9 +9,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PageRange, PageSet, Progress};
@@ -31,6 +31,8 @@ const BATCH_PAGES: u64 = 256;
 pub struct Staging {
     stop: Arc<StopEvent>,
     result: Receiver<Result<Complete, Error>>,
+    /// The result, once it has come.
+    complete: Option<Complete>,
 }
 
 /// What [`Staging`] leaves to an engine.
@@ -89,22 +91,24 @@ impl Staging {
             .name("staging".to_owned())
             .spawn(move || rounds.run(&sender))
             .map_err(Error::local("start a thread"))?;
-        Ok(Self { stop, result })
+        Ok(Self {
+            stop,
+            result,
+            complete: None,
+        })
     }
 
-    /// Why staging has failed, if it has.
+    /// Why staging has failed, if it has: the source is lost, also after it has sent the remainder.
     pub fn failure(&mut self) -> Option<Error> {
-        // A result other than an error is put back: `commit` needs it.
-        match self.result.try_recv() {
-            Ok(Err(error)) => Some(error),
-            Ok(Ok(complete)) => {
-                let (sender, result) = channel();
-                let _ = sender.send(Ok(complete));
-                self.result = result;
-                None
+        if self.complete.is_none() {
+            match self.result.try_recv() {
+                Ok(Ok(complete)) => self.complete = Some(complete),
+                Ok(Err(error)) => return Some(error),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Some(panicked()),
             }
-            Err(_) => None,
         }
+        self.complete.as_mut().and_then(|complete| complete.check().err())
     }
 
     /// Waits for the remainder, at most for `limit`, and marks the staged pages that are not in it as present. No program may have touched the
@@ -112,26 +116,54 @@ impl Staging {
     ///
     /// # Errors
     ///
-    /// The source is lost, or does not send the remainder in time; a call on a region failed. Some pages may be present then: the regions
-    /// cannot be used for this program any more.
-    pub fn commit(self, limit: Duration) -> Result<Staged, Error> {
-        match self.result.recv_timeout(limit) {
-            Ok(result) => result?.commit(),
-            Err(RecvTimeoutError::Timeout) => Err(Error::local("wait for the pages that were written last")(
-                io::ErrorKind::TimedOut.into(),
-            )),
-            Err(RecvTimeoutError::Disconnected) => Err(Error::local("stage pages")(io::Error::other("a thread has panicked"))),
-        }
+    /// The source is lost, or does not send the remainder in time ([`Error::NoRemainder`]): no page is present. A call on a region failed:
+    /// some pages may be present then, and the regions cannot be used for this program any more.
+    pub fn commit(mut self, limit: Duration) -> Result<Staged, Error> {
+        let mut complete = match self.complete.take() {
+            Some(complete) => complete,
+            None => match self.result.recv_timeout(limit) {
+                Ok(result) => result?,
+                Err(RecvTimeoutError::Timeout) => return Err(Error::NoRemainder(limit)),
+                Err(RecvTimeoutError::Disconnected) => return Err(panicked()),
+            },
+        };
+        complete.check()?;
+        complete.commit()
     }
 }
 
+fn panicked() -> Error {
+    Error::local("stage pages")(io::Error::other("a thread has panicked"))
+}
+
 impl Drop for Staging {
+    /// Ends the thread, and waits for that for up to a second: it has the regions. One that waits for a slow source is left behind.
     fn drop(&mut self) {
+        const STOP_TIMEOUT: Duration = Duration::from_secs(1);
         self.stop.set();
+        let until = Instant::now() + STOP_TIMEOUT;
+        while self
+            .result
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .is_ok()
+        {}
     }
 }
 
 impl Complete {
+    /// Whether the source is still there. It has nothing more to send: if something comes, that is the end of the connection, or an error.
+    fn check(&mut self) -> Result<(), Error> {
+        let Readiness::When(fd) = self.source.readiness() else {
+            return Ok(());
+        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&now)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => self.source.next_event().map(drop).map_err(Error::from),
+            Err(error) => Err(Error::local("wait for pages")(error.into())),
+        }
+    }
+
     fn commit(mut self) -> Result<Staged, Error> {
         for (region, pages) in &self.remainder {
             self.regions[*region].forget(*pages);

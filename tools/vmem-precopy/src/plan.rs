@@ -371,7 +371,12 @@ impl Plan {
             memory.finish(&mut self.now).map_err(log_error(LogAction::Clean, at))?;
         }
         self.finished = true;
-        Ok(self.memories.iter_mut().filter_map(Progress::end_log).collect())
+        Ok(self.end_logs())
+    }
+
+    /// The logs, so that they can end. No pages can be chosen after it.
+    pub(crate) fn end_logs(&mut self) -> Vec<Box<dyn DirtyMemory>> {
+        self.memories.iter_mut().filter_map(Progress::end_log).collect()
     }
 
     pub(crate) fn is_finished(&self) -> bool {

@@ -147,14 +147,18 @@ impl PreCopy {
         Ok(remainder.map(|(export, ranges)| ExportRanges { export, ranges }).collect())
     }
 
-    /// The connection ended before the remainder was sent. The destination's pages are lost with it.
+    /// The connection ended before the remainder was sent. The destination's pages are lost with it, and the log ends: the program runs on,
+    /// and nobody needs to know what it writes.
     pub fn lost(&self) {
         let mut state = self.lock();
         if state.lost == Lost::No {
             state.lost = Lost::Untold;
         }
+        let logs = state.plan.end_logs();
+        drop(state);
         self.news.notify_all();
         self.over.notify_all();
+        end(logs);
     }
 
     /// The program has stopped, and writes no more: takes what it has written out of the log for the last time, and ends the log. Returns how
@@ -177,12 +181,7 @@ impl PreCopy {
         let left = state.plan.statistics(Duration::ZERO).remainder.unwrap_or_default();
         drop(state);
         self.over.notify_all();
-        if !logs.is_empty() {
-            // The end of a log takes a tenth of a second, which the downtime need not contain. Without a thread it ends here.
-            let _ = std::thread::Builder::new()
-                .name("end-tracking".into())
-                .spawn(move || drop(logs));
-        }
+        end(logs);
         Ok(left)
     }
 
@@ -230,6 +229,14 @@ impl PreCopy {
             }
             state
         })
+    }
+}
+
+/// Ends logs. That takes a tenth of a second, which the downtime need not contain. Without a thread they end here.
+fn end(logs: Vec<Box<dyn DirtyMemory>>) {
+    if !logs.is_empty() {
+        let thread = std::thread::Builder::new().name("end-tracking".into());
+        let _ = thread.spawn(move || drop(logs));
     }
 }
 

@@ -214,6 +214,7 @@ impl Receive {
             ("--timeout", self.timeout.is_some()),
             ("--retry", self.retry.is_some()),
             ("--release", self.release),
+            ("--stage", self.stage),
         ]);
         let of_stream = given([("--window", self.window.is_some())]);
         let is_file = |source: &String| source.starts_with("file:");

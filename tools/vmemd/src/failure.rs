@@ -105,6 +105,7 @@ impl Failure {
                 error if error.is_lost() => 2,
                 _ => 3,
             },
+            Self::Engine(Error::NoRemainder(_)) => 2,
             Self::Unreadable(_) => 4,
             Self::Kernel { .. }
             | Self::Exists(_)

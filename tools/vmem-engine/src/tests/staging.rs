@@ -2,6 +2,9 @@
 //! Pages that are staged, and what a commit makes of them.
 
 use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,6 +38,8 @@ struct Script {
     asked: Arc<Mutex<u64>>,
     runs: Vec<Run>,
     data: Vec<u8>,
+    /// Has a byte for each line, if it is there.
+    link: Option<UnixStream>,
 }
 
 /// The connection after the rounds. No page is fetched from it here.
@@ -64,10 +69,15 @@ impl StagingSource for Script {
     }
 
     fn readiness(&self) -> Readiness<'_> {
-        Readiness::Always
+        self.link
+            .as_ref()
+            .map_or(Readiness::Always, |link| Readiness::When(link.as_fd()))
     }
 
     fn next_event(&mut self) -> Result<StagingEvent<'_>, SourceError> {
+        if let Some(link) = &mut self.link {
+            let _ = link.read(&mut [0]);
+        }
         let said = self.lines.recv_timeout(LIMIT).unwrap_or(Say::Lost);
         let (range, kind, bytes): (_, _, &[u8]) = match said {
             Say::Data(first, bytes) => (run(first, bytes.len() as u64), Kind::Data, bytes),
@@ -113,6 +123,10 @@ impl PageSource for Rest {
 
 /// A region, its staging, and what the source says next.
 fn staging(memory: &Arc<Memory>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
+    staging_over(memory, None)
+}
+
+fn staging_over(memory: &Arc<Memory>, link: Option<UnixStream>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
     let (lines, receiver) = channel();
     let asked = Arc::default();
     let script = Script {
@@ -121,6 +135,7 @@ fn staging(memory: &Arc<Memory>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
         asked: Arc::clone(&asked),
         runs: Vec::new(),
         data: Vec::new(),
+        link,
     };
     let target = Target {
         export: export(),
@@ -254,6 +269,36 @@ fn remainder_that_does_not_come_ends_the_commit_at_its_limit() {
     let (staging, lines, _) = staging(&memory);
     lines.send(Say::Data(0, &[1])).expect("a thread");
     let failed = staging.commit(Duration::from_millis(50));
-    assert!(matches!(failed, Err(Error::Local { .. })));
+    assert!(matches!(failed, Err(Error::NoRemainder(_))));
     assert_eq!(present(&memory), []);
+}
+
+#[test]
+fn source_that_is_lost_after_the_list_is_a_failure_before_the_commit_and_in_it() {
+    for is_asked in [true, false] {
+        let memory = Arc::new(Memory::new(PAGES));
+        let (source, link) = UnixStream::pair().expect("sockets");
+        let staging_end = link.try_clone().expect("a descriptor");
+        let (mut staging, lines, asked) = staging_over(&memory, Some(link));
+        for say in [Say::Data(0, &[1]), Say::Batch(true), Say::End] {
+            (&source).write_all(b".").expect("room");
+            lines.send(say).expect("a thread");
+        }
+        // All has been read: what comes now comes after the list.
+        let unread = || rustix::io::ioctl_fionread(staging_end.as_fd()).expect("a socket");
+        super::wait_until(|| unread() == 0);
+        super::wait_until(|| *asked.lock().expect("no panic") == 1);
+        assert!(staging.failure().is_none());
+        drop(source);
+        lines.send(Say::Lost).expect("a thread");
+        let failure = match is_asked {
+            true => staging.failure(),
+            false => staging.commit(LIMIT).err(),
+        };
+        assert!(
+            matches!(failure, Some(Error::Source(SourceError::InvalidFetch(_)))),
+            "{is_asked}"
+        );
+        assert_eq!(present(&memory), []);
+    }
 }

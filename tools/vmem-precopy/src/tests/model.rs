@@ -51,6 +51,11 @@ impl Model {
         Box::new(self.clone())
     }
 
+    /// Whether anything but the test has it.
+    pub(super) fn is_logged(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.lock().contents.len() as u64
     }

@@ -165,6 +165,21 @@ fn remainder_before_the_last_take_and_everything_after_a_lost_connection_is_an_e
 }
 
 #[test]
+fn lost_connection_ends_the_log() {
+    let memory = Model::new(10);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    precopy.next(5).expect("a batch");
+    assert!(memory.is_logged());
+    precopy.lost();
+    // A thread ends it.
+    let until = Instant::now() + Duration::from_secs(10);
+    while memory.is_logged() {
+        assert!(Instant::now() < until, "the log goes on");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn user_can_switch_in_the_middle_of_a_round() {
     let precopy = precopy(&[Model::new(1000)]);
     precopy.next(100).expect("a batch");
