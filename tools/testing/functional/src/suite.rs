@@ -30,6 +30,7 @@ mod ready;
 mod receive;
 mod reclaim;
 mod request;
+mod rounds;
 mod sample;
 mod snapshot;
 mod stage;
@@ -91,6 +92,12 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         vmemd::node::TESTS,
         vmemd::process::TESTS,
         metrics::TESTS,
+        rounds::contents::TESTS,
+        rounds::switch::TESTS,
+        rounds::settle::TESTS,
+        rounds::loss::TESTS,
+        rounds::refusal::TESTS,
+        rounds::random::TESTS,
         receive::TESTS,
         stress::TESTS,
         death::TESTS,
