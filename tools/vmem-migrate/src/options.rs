@@ -57,7 +57,7 @@ pub struct Migrate {
     /// When the guest stops here: after rounds in which its memory is sent (hybrid, precopy), or at once (postcopy)
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub mode: Mode,
-    /// Limits of the rounds
+    /// After how many rounds, or how much sent memory, the rounds end whatever is left
     #[arg(long, value_enum, default_value_t = Preset::Xen)]
     pub limits: Preset,
     /// How long the guest may stand still while the last of its memory is sent
