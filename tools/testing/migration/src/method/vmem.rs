@@ -50,7 +50,11 @@ impl Prepared {
             left: None,
             done: true,
             reported_downtime: done["downtime_seconds"].as_f64(),
-            data_bytes: done["pages"]["data"].as_u64().map(|pages| pages * 4096),
+            // Pages that came in rounds are counted each time they came, zeros included.
+            data_bytes: match done["staged_bytes"].as_u64() {
+                None | Some(0) => done["pages"]["data"].as_u64().map(|pages| pages * 4096),
+                Some(_) => None,
+            },
         })
     }
 }
