@@ -244,6 +244,7 @@ impl Qemu {
                 return json!({"return": match arguments["property"].as_str() {
                     Some("size") => json!(4096),
                     Some("mem-path") => json!("/dev/vmem/guest0.ram"),
+                    Some("suppress-vmdesc") => json!(false),
                     _ => json!(true),
                 }});
             }

@@ -205,6 +205,12 @@ impl PageServer {
         }
     }
 
+    /// A page server with this vmemd.
+    #[cfg(test)]
+    pub(crate) fn of_daemon(daemon: Daemon, state_dir: &StateDir) -> Self {
+        Self::supervise(Vec::new(), Vec::new(), "", state_dir, Initial::Running(daemon)).expect("a thread")
+    }
+
     /// Whether the source may free pages.
     #[cfg(test)]
     pub(crate) fn is_released(&self) -> bool {

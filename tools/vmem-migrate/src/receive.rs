@@ -102,9 +102,12 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
 
 /// Whether the guest of a record may be here and lack memory.
 pub(crate) fn needs_memory(record: &Incoming) -> bool {
-    let process = record.qemu.as_ref().map(QemuProcess::find);
     let regions = Regions::of(record);
     let is_complete = regions.inspect().plain;
+    // A QEMU that cannot be looked up may live.
+    let Ok(process) = record.qemu.as_ref().map(QemuProcess::find).transpose() else {
+        return !is_complete;
+    };
     let monitor = Monitor::new(record.qmp.clone(), None, process, regions, COMMAND_LIMIT);
     !is_complete && !monitor.is_gone_within(Duration::ZERO)
 }

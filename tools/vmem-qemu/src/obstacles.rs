@@ -29,14 +29,24 @@ pub fn check(qmp: &mut Qmp) -> Result<(), Error> {
     let migration = ask("query-migrate")?;
     let capabilities = ask("query-migrate-capabilities")?;
     let parameters = ask("query-migrate-parameters")?;
-    match find(&migration, &capabilities, &parameters) {
+    match find(&migration, &capabilities, &parameters, has_no_description(qmp)?) {
         None => Ok(()),
         Some(what) => Err(Error::Obstacle(what)),
     }
 }
 
+/// Whether QEMU writes no description of its devices at the end of the stream. Only this description shows that all of them are saved.
+fn has_no_description(qmp: &mut Qmp) -> Result<bool, Error> {
+    match qmp.execute("qom-get", json!({"path": "/machine", "property": "suppress-vmdesc"})) {
+        Ok(answer) => Ok(answer == json!(true)),
+        // A machine without this property writes it.
+        Err(Error::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Describes the obstacles in QEMU's replies, and how to remove them.
-fn find(migration: &Value, capabilities: &Value, parameters: &Value) -> Option<String> {
+fn find(migration: &Value, capabilities: &Value, parameters: &Value, has_no_description: bool) -> Option<String> {
     let mut found = Vec::new();
     if let Some(status @ ("setup" | "active" | "pre-switchover" | "device" | "cancelling")) = text(migration, "status") {
         found.push(format!("a migration is going on already (query-migrate: {status})"));
@@ -61,6 +71,9 @@ fn find(migration: &Value, capabilities: &Value, parameters: &Value) -> Option<S
             "the migration parameter mode is {mode}, and must be normal (migrate-set-parameters)"
         ));
     }
+    if has_no_description {
+        found.push("suppress-vmdesc=on (-machine): start QEMU without that, since its stream has no recognizable end".to_owned());
+    }
     (!found.is_empty()).then(|| found.join("; "))
 }
 
@@ -71,6 +84,7 @@ fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::tests::{LIMIT, qemu};
 
     fn capabilities(on: &[&str]) -> Value {
         let all = ["xbzrle", "events", "multifd", "postcopy-ram", "x-ignore-shared"];
@@ -84,29 +98,58 @@ mod tests {
         let parameters = json!({"max-bandwidth": 134_217_728, "tls-creds": "", "tls-hostname": "", "mode": "normal"});
         for migration in [json!({}), json!({"status": "completed"}), json!({"status": "cancelled"})] {
             assert_eq!(
-                find(&migration, &capabilities(&["events", "x-ignore-shared"]), &parameters),
+                find(&migration, &capabilities(&["events", "x-ignore-shared"]), &parameters, false),
                 None,
                 "{migration}"
             );
         }
         // An old QEMU does not report all of this.
-        assert_eq!(find(&json!({}), &json!([]), &json!({})), None);
+        assert_eq!(find(&json!({}), &json!([]), &json!({}), false), None);
+    }
+
+    #[test]
+    fn machine_that_describes_no_devices_is_an_obstacle_and_one_that_cannot_say_is_none() {
+        const NONE: &str = r#"{"return": {}}"#;
+        let check_with = |answer| {
+            let answers: &'static [&'static str] = match answer {
+                "on" => &[NONE, r#"{"return": []}"#, NONE, r#"{"return": true}"#],
+                "off" => &[NONE, r#"{"return": []}"#, NONE, r#"{"return": false}"#],
+                _ => &[
+                    NONE,
+                    r#"{"return": []}"#,
+                    NONE,
+                    r#"{"error": {"class": "GenericError", "desc": "no property"}}"#,
+                ],
+            };
+            let (socket, thread) = qemu(answers);
+            let result = check(&mut Qmp::new(socket, LIMIT).expect("a QEMU"));
+            let commands = thread.join().expect("no panic");
+            assert_eq!(
+                commands[4]["arguments"],
+                json!({"path": "/machine", "property": "suppress-vmdesc"})
+            );
+            result
+        };
+        let error = check_with("on").expect_err("an obstacle").to_string();
+        assert!(error.contains("suppress-vmdesc=on"), "{error}");
+        check_with("off").expect("it describes them");
+        check_with("none").expect("it describes them");
     }
 
     #[test]
     fn each_obstacle_is_named() {
         let none = json!({});
         let blocked = json!({"blocked-reasons": ["0000:00:04.0: VFIO migration is not supported in kernel", "no"]});
-        let found = find(&blocked, &none, &none).expect("an obstacle");
+        let found = find(&blocked, &none, &none, false).expect("an obstacle");
         assert_eq!(found, "0000:00:04.0: VFIO migration is not supported in kernel; no");
-        let found = find(&json!({"status": "active"}), &none, &none).expect("an obstacle");
+        let found = find(&json!({"status": "active"}), &none, &none, false).expect("an obstacle");
         assert!(found.contains("going on already (query-migrate: active)"), "{found}");
-        let found = find(&none, &capabilities(&["multifd", "xbzrle"]), &none).expect("an obstacle");
+        let found = find(&none, &capabilities(&["multifd", "xbzrle"]), &none, false).expect("an obstacle");
         assert!(
             found.contains("capability multifd is on") && !found.contains("xbzrle"),
             "{found}"
         );
-        let found = find(&none, &none, &json!({"tls-creds": "tls0", "mode": "cpr-reboot"})).expect("an obstacle");
+        let found = find(&none, &none, &json!({"tls-creds": "tls0", "mode": "cpr-reboot"}), false).expect("an obstacle");
         assert!(
             found.contains("tls-creds is \"tls0\"") && found.contains("mode is cpr-reboot"),
             "{found}"

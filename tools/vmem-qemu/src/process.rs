@@ -28,10 +28,12 @@ impl QemuProcess {
     }
 
     /// The process with this identity, which was recorded.
-    pub fn find(identity: &Identity) -> Self {
-        Self {
-            process: Process::find(identity),
-        }
+    ///
+    /// # Errors
+    ///
+    /// The process may live: it cannot be looked up, for example because no descriptor is left.
+    pub fn find(identity: &Identity) -> io::Result<Self> {
+        Process::look_up(identity).map(|process| Self { process })
     }
 
     /// What [`find`](Self::find) finds the process by.
@@ -59,5 +61,41 @@ impl QemuProcess {
 impl From<Process> for QemuProcess {
     fn from(process: Process) -> Self {
         Self { process: Some(process) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn process_that_cannot_be_looked_up_does_not_count_as_ended() {
+        let this = std::env::current_exe().expect("this program");
+        let limited = "ulimit -n 32; exec \"$0\" --exact process::tests::without_descriptors --ignored --nocapture";
+        let output = Command::new("sh")
+            .args(["-c", limited])
+            .arg(this)
+            .output()
+            .expect("a process");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "a process of another test"]
+    fn without_descriptors() {
+        let this = i32::try_from(std::process::id()).expect("a number");
+        let identity = Process::open(this).and_then(|this| this.identity()).expect("it lives");
+        assert!(QemuProcess::find(&identity).is_ok_and(|this| !this.ends_within(Duration::ZERO)));
+        let mut files = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            files.push(file);
+        }
+        let found = QemuProcess::find(&identity);
+        drop(files);
+        assert!(found.is_err(), "{found:?}");
     }
 }

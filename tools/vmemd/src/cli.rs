@@ -348,6 +348,11 @@ mod tests {
             said("vmemd --source file:a=/b --retry 5 --no-background --window 3"),
             "--retry has no effect with --source file:...; --window has no effect with --no-background"
         );
+        assert_eq!(
+            said("vmemd --source file:a=/b --hold --stage"),
+            "--stage has no effect with --source file:..."
+        );
+        assert_eq!(said("vmemd --source host --hold --stage"), "");
     }
 
     #[test]

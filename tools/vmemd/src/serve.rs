@@ -290,6 +290,7 @@ mod tests {
             server: Arc::downgrade(&server),
             stop: Arc::clone(&stop),
             rounds: None,
+            is_finishing: false,
             clients: Arc::default(),
         };
         let control = socket.serve(requests).expect("a thread");

@@ -189,7 +189,7 @@ impl OutgoingMigration {
             match self.poll_pages() {
                 Ok(None) => {}
                 Ok(Some(event)) => return event,
-                Err(cause) => return self.fail(cause),
+                Err(cause) => return self.lost_rounds(cause),
             }
             let sending = matches!(self.owner.state(), State::Sending | State::Saving | State::Stopped);
             if sending {
@@ -214,6 +214,9 @@ impl OutgoingMigration {
     fn timed_out(&self, limit: Duration) -> Cause {
         let seconds = limit.as_secs();
         match self.owner.state() {
+            State::Stopped if self.awaits_pages() => Cause::other(format!(
+                "the destination has not got all pages of the guest within {seconds} s (see --timeout, and --mode)"
+            )),
             State::Sending | State::Stopped => Cause::other(format!(
                 "the guest's state has not arrived at the destination within {seconds} s (see --timeout)"
             )),
@@ -281,15 +284,25 @@ impl OutgoingMigration {
     fn why_not(&mut self) -> Result<Option<Event>, Cause> {
         let (_, reason) = migration::status(self.qmp()?)?;
         let reason = reason.unwrap_or_else(|| "QEMU does not say why".to_owned());
-        let said = self.channel.as_mut().map(|channel| channel.recv(Instant::now() + MOMENT));
-        let (there, event) = match said {
-            Some(Ok(Some(FromDestination::Failed { reason }))) => {
-                (format!("; the destination: {}", printable(&reason)), Event::Refused)
-            }
-            _ => (String::new(), Event::Trouble),
+        let (there, event) = match self.refusal() {
+            Some(reason) => (format!("; the destination: {}", printable(&reason)), Event::Refused),
+            None => (String::new(), Event::Trouble),
         };
         self.cause = Some(Cause::other(format!("QEMU cannot send the guest's state: {reason}{there}")));
         Ok(Some(event))
+    }
+
+    /// Waits for a moment for the destination's reason why the move does not continue.
+    fn refusal(&mut self) -> Option<String> {
+        let channel = self.channel.as_mut()?;
+        let until = Instant::now() + MOMENT;
+        loop {
+            match channel.recv(until) {
+                Ok(Some(FromDestination::Failed { reason })) => return Some(reason),
+                Ok(Some(FromDestination::Pages { .. } | FromDestination::Incomplete { .. })) if Instant::now() < until => {}
+                _ => return None,
+            }
+        }
     }
 
     /// The next event of the destination, if there is one by `until`.

@@ -3,6 +3,7 @@
 
 mod interrupted;
 mod previous;
+mod rounds;
 mod saving;
 mod unread;
 

@@ -66,6 +66,8 @@ pub(super) struct PageFetcher {
     ready: bool,
     /// The number of present pages at the latest look.
     present: u64,
+    /// Why vmemd is not started again, until [`news`](Self::news) is asked for it.
+    end: Option<End>,
 }
 
 impl PageFetcher {
@@ -121,6 +123,7 @@ impl PageFetcher {
             keep,
             summary: Value::Null,
             ready: false,
+            end: None,
         })
     }
 
@@ -162,6 +165,9 @@ impl PageFetcher {
 
     /// The next news, if there are any within `limit`.
     pub(super) fn news(&mut self, limit: Duration) -> Option<News> {
+        if let Some(end) = self.end.take() {
+            return Some(News::Ended(end));
+        }
         let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -238,16 +244,21 @@ impl PageFetcher {
         self.ready
     }
 
-    /// What vmemd has reported since the last call. An error if vmemd has ended while it is not started again.
+    /// What vmemd has reported since the last call. An error if vmemd has ended while it is not started again, unless all pages are present.
     pub(super) fn reports(&mut self) -> Result<Vec<DaemonReport>, Cause> {
         let mut reports = Vec::new();
         loop {
+            let keeps = self.keep.load(Ordering::SeqCst);
             match self.news(Duration::ZERO) {
                 None => return Ok(reports),
                 Some(News::DaemonReport(report)) => reports.push(report),
                 Some(News::Flow) => {}
+                Some(News::Ended(end)) if keeps || matches!(end, End::Complete(_)) => {
+                    self.end = Some(end);
+                    return Ok(reports);
+                }
                 // After `--resume`, vmemd is started again even before COMMIT.
-                Some(_) if self.keep.load(Ordering::SeqCst) => {}
+                Some(_) if keeps => {}
                 Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Cause::other(why)),
                 Some(News::Ended(end)) => return Err(Cause::other(format!("vmemd has ended: {end:?}"))),
             }

@@ -4,6 +4,7 @@
 //! While the program runs, the contents of a page that a READ gets may change after it. So a server with [`Rounds`] refuses READs until the
 //! staging connection has the list of the remaining pages.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::error::Error;
@@ -14,6 +15,8 @@ use crate::rounds::Rounds;
 pub(super) struct Staging {
     rounds: OnceLock<Arc<dyn Rounds>>,
     phase: Mutex<Phase>,
+    /// The program has stopped: what a READ gets does not change any more.
+    has_stopped: AtomicBool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -65,9 +68,11 @@ impl Staging {
         self.rounds.get().is_none() || *self.lock() == Phase::Stopped
     }
 
-    /// Allows READs without rounds. While a connection stages pages, the end of its list does so.
+    /// Allows READs without rounds, because the program has stopped. While a connection stages pages, the end of its list allows them, or the
+    /// loss of the connection: its destination may own the program already, and then needs all pages.
     pub(super) fn allow_reads(&self) {
         let mut phase = self.lock();
+        self.has_stopped.store(true, Ordering::SeqCst);
         if *phase != Phase::Rounds {
             *phase = Phase::Stopped;
         }
@@ -104,7 +109,12 @@ impl StagingConnection<'_> {
 impl Drop for StagingConnection<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            *self.staging.lock() = Phase::Lost;
+            let mut phase = self.staging.lock();
+            *phase = match self.staging.has_stopped.load(Ordering::SeqCst) {
+                true => Phase::Stopped,
+                false => Phase::Lost,
+            };
+            drop(phase);
             self.rounds.lost();
         }
     }
@@ -112,7 +122,7 @@ impl Drop for StagingConnection<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
     use crate::export::ExportRanges;
@@ -163,5 +173,28 @@ mod tests {
         let sent = connection.finish(|| Err(Error::Closed { mid_frame: false }));
         assert!(sent.is_err() && !staging.allows_reads() && !staging.is_offered());
         assert_eq!(rounds.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn connection_that_is_lost_after_the_program_has_stopped_does_not_prevent_reads() {
+        let (staging, rounds) = started();
+        let connection = staging.claim().expect("the first");
+        staging.allow_reads();
+        assert!(!staging.allows_reads(), "the list comes first");
+        drop(connection);
+        assert!(staging.allows_reads() && !staging.is_offered());
+        assert_eq!(rounds.0.load(Ordering::Relaxed), 1);
+
+        let (staging, _) = started();
+        let connection = staging.claim().expect("the first");
+        staging.allow_reads();
+        let sent = connection.finish(|| Err(Error::Closed { mid_frame: false }));
+        assert!(sent.is_err() && staging.allows_reads());
+
+        let (staging, _) = started();
+        drop(staging.claim().expect("the first"));
+        assert!(!staging.allows_reads());
+        staging.allow_reads();
+        assert!(staging.allows_reads(), "the program stops later");
     }
 }

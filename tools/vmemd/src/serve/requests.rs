@@ -27,6 +27,8 @@ pub(super) struct Requests {
     pub(super) server: Weak<Server>,
     pub(super) stop: Arc<StopEvent>,
     pub(super) rounds: Option<Weak<PreCopy>>,
+    /// A client has said `finish`.
+    pub(super) is_finishing: bool,
     pub(super) clients: Arc<OnceLock<Publisher>>,
 }
 
@@ -42,6 +44,7 @@ impl Requests {
             server: Arc::downgrade(server),
             stop: Arc::clone(stop),
             rounds: rounds.map(Arc::downgrade),
+            is_finishing: false,
             clients: Arc::default(),
         }
     }
@@ -66,7 +69,9 @@ impl Service for Requests {
             return Err(Refusal::new("it begins or ends just now"));
         };
         tracked::finish(&rounds, self.server.clone(), clients.clone())
-            .map_err(|error| Refusal::new(format!("no thread ends the rounds: {error}")))
+            .map_err(|error| Refusal::new(format!("no thread ends the rounds: {error}")))?;
+        self.is_finishing = true;
+        Ok(())
     }
 
     fn release(&mut self) -> Result<(), Refusal> {
@@ -86,5 +91,48 @@ impl Service for Requests {
 
     fn stop(&mut self) {
         self.stop.set();
+    }
+
+    /// Nobody is left who could end the rounds. The log of writes, which slows the programs down, must not outlive its use. After `finish`
+    /// there is none, and the destination may need the pages.
+    fn abandoned(&mut self) {
+        if self.rounds.is_some() && !self.is_finishing {
+            tracing::warn!("the last client has gone before the request finish: ending");
+            self.stop.set();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests(rounds: Option<Weak<PreCopy>>, is_finishing: bool) -> Requests {
+        Requests {
+            free: Free::Never,
+            server: Weak::new(),
+            stop: Arc::new(StopEvent::new().expect("an eventfd")),
+            rounds,
+            is_finishing,
+            clients: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn rounds_that_no_client_can_finish_end_and_all_else_goes_on() {
+        let ends = |mut requests: Requests| {
+            requests.abandoned();
+            requests.stop.is_set()
+        };
+        assert!(ends(requests(Some(Weak::new()), false)));
+        assert!(!ends(requests(Some(Weak::new()), true)), "the destination may need pages");
+        assert!(!ends(requests(None, false)));
+    }
+
+    #[test]
+    fn refused_finish_finishes_nothing() {
+        let mut requests = requests(Some(Weak::new()), false);
+        requests.finish().expect_err("nothing is tracked");
+        assert!(!requests.is_finishing);
     }
 }

@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use vmem_cli::chain;
+use vmem_process::printable;
+
 use super::{OutgoingMigration, within};
 use crate::error::Cause;
 use crate::options::Mode;
@@ -18,6 +21,8 @@ pub(in crate::migrate) struct Rounds {
     mode: Mode,
     /// The destination takes the rounds. If not, the log ends unused.
     is_staged: bool,
+    /// The source's vmemd has said that the guest should stop. It says so once, and may do so before READY arrives.
+    is_settled: bool,
     /// What is left can be sent while the guest stands still.
     fits: bool,
     /// The source's vmemd has been told that the guest has stopped.
@@ -36,6 +41,7 @@ impl Rounds {
         Self {
             mode,
             is_staged: false,
+            is_settled: false,
             fits: false,
             is_ending: false,
             is_over: false,
@@ -64,7 +70,11 @@ impl OutgoingMigration {
     /// Begins the rounds. Without rounds, the guest can be moved at once.
     pub(super) fn copy(&mut self) -> Option<Event> {
         self.deadline = None;
-        if !self.rounds.as_ref().is_some_and(|rounds| rounds.is_staged) {
+        if self
+            .rounds
+            .as_ref()
+            .is_none_or(|rounds| !rounds.is_staged || rounds.is_settled)
+        {
             return Some(Event::Settled);
         }
         self.deadline = within(STALL);
@@ -74,7 +84,8 @@ impl OutgoingMigration {
 
     /// Whether a `vmemd` that ends takes the rounds with it.
     fn needs_rounds(&self) -> bool {
-        matches!(self.owner.state(), State::Copying | State::Sending | State::Saving)
+        let state = self.owner.state();
+        matches!(state, State::Offering | State::Copying | State::Sending | State::Saving)
             && self.rounds.as_ref().is_some_and(|rounds| !rounds.is_over)
     }
 
@@ -97,26 +108,41 @@ impl OutgoingMigration {
                 News::Settled { reason, fits } => {
                     self.report.note(&reason);
                     if let Some(rounds) = &mut self.rounds {
-                        rounds.fits = fits;
+                        (rounds.is_settled, rounds.fits) = (true, fits);
                     }
                     if self.owner.state() == State::Copying {
                         event = Some(Event::Settled);
                     }
                 }
                 News::Finished { remainder } => {
+                    // On a new connection, vmemd gets the order again, and answers again.
+                    let Some(rounds) = self.rounds.as_mut().filter(|rounds| rounds.is_ending && !rounds.is_over) else {
+                        continue;
+                    };
+                    rounds.is_over = true;
                     self.report.remainder(remainder);
-                    if let Some(rounds) = &mut self.rounds {
-                        rounds.is_over = true;
-                    }
-                    if self.owner.state() == State::Saving {
-                        event = Some(Event::Saved);
-                    }
+                    event = Some(Event::Saved);
                 }
                 News::Failed(why) if self.needs_rounds() => return Err(Cause::other(why)),
                 News::Failed(why) => self.report.note(&why),
             }
         }
         Ok(event)
+    }
+
+    /// Stores why the rounds are lost. The destination may have ended them, and says why.
+    pub(super) fn lost_rounds(&mut self, cause: Cause) -> Event {
+        match self.refusal() {
+            Some(reason) => {
+                self.cause = Some(Cause::other(format!(
+                    "{}; the destination: {}",
+                    chain(&cause),
+                    printable(&reason)
+                )));
+                Event::Refused
+            }
+            None => self.fail(cause),
+        }
     }
 
     /// QEMU has saved all devices. Without rounds, the memory does not change any more; with rounds, the last pages are taken first.

@@ -53,7 +53,9 @@ impl IncomingMigration {
             let what = format!("the source has other memory now, and not what is missing of {}", record.guest);
             return Err(Error::Lost(Cause::other(what)));
         }
-        let process = record.qemu.as_ref().map(QemuProcess::find);
+        let process = record.qemu.as_ref().map(QemuProcess::find).transpose();
+        let process = process.map_err(Cause::call("cannot find out whether QEMU has ended"));
+        let process = process.map_err(Error::Local)?;
         let regions = Regions::of(&record);
         let monitor = Monitor::new(args.qmp.clone(), None, process, regions.clone(), COMMAND_LIMIT).with_signals(signals);
         if monitor.is_gone_within(Duration::ZERO) {

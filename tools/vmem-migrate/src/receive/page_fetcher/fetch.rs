@@ -105,6 +105,8 @@ impl<S: Fn() -> Result<Daemon, DaemonError> + Send + 'static> Supervised for Fet
     fn after(&self, code: Option<i32>) -> Restart {
         let exit = Exit::of(code);
         match exit {
+            // All pages may be present before COMMIT: the source can wait for that.
+            Exit::Complete if self.regions.inspect().plain => Restart::Over,
             _ if !self.keeps() => Restart::In(HELD),
             // The source destroys its copy when it hears COMPLETE, so the word of a process is not enough.
             Exit::Complete if self.lacks_pages() => Restart::BackOff,

@@ -161,6 +161,37 @@ fn vmemd_is_not_restarted_if_memory_is_plain() {
 }
 
 #[test]
+fn vmemd_that_has_all_pages_before_keep_is_no_failure_and_its_end_is_reported_later() {
+    let scene = Scene::default();
+    let (_left, first) = Left::new("fetch; ready; order; end 0");
+    let mut pages = scene.pages(first, false);
+    pages.reports().expect("it lives");
+    scene.plain.store(true, Ordering::SeqCst);
+    pages.release();
+    let until = Instant::now() + TIMEOUT;
+    while pages.end.is_none() {
+        assert!(Instant::now() < until);
+        pages.reports().expect("all pages are here");
+    }
+    pages.reports().expect("all pages are here");
+    pages.keep();
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Ended(End::Complete(_)))));
+    assert_eq!(scene.started(), 0);
+}
+
+#[test]
+fn vmemd_that_claims_to_have_all_pages_before_keep_is_a_failure() {
+    let scene = Scene::default();
+    let (_left, first) = Left::new("fetch; ready; order; end 0");
+    let mut pages = scene.pages(first, false);
+    pages.release();
+    let until = Instant::now() + TIMEOUT;
+    while pages.reports().is_ok() {
+        assert!(Instant::now() < until);
+    }
+}
+
+#[test]
 fn left_vmemd_reports_its_end() {
     let scene = Scene::default();
     let (_left, first) = Left::new("fetch; ready; order; end 0");
