@@ -88,6 +88,8 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// The regions were compared with their source.
+    Verified(Verified),
     /// The run is over. The last event.
     End {
         /// vmemd's exit code.
@@ -116,6 +118,7 @@ impl Event {
                 error.iter_mut().for_each(limits::cut);
             }
             Self::Progress(figures) => figures.regions.truncate(limits::MAX_REGIONS),
+            Self::Verified(verified) => verified.first.truncate(limits::MAX_REGIONS),
             Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => limits::cut(error),
             Self::End { error, figures, .. } => {
                 error.iter_mut().for_each(limits::cut);
@@ -142,6 +145,9 @@ impl Event {
             Self::Holding { source, regions } | Self::Ready { source, regions } => source.len() + size(regions),
             Self::Order { order, error } => order.len() + length(error),
             Self::Progress(figures) => size(&figures.regions),
+            Self::Verified(Verified { first, .. }) => {
+                size_of_val(&first[..]) + first.iter().map(|page| page.region.len()).sum::<usize>()
+            }
             Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
             Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => error.len(),
             Self::End { error, figures, .. } => length(error) + figures.as_ref().map_or(0, |figures| size(&figures.regions)),
@@ -191,6 +197,27 @@ pub struct Round {
     pub bytes: u64,
 }
 
+/// What a comparison of regions with their source has found.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Verified {
+    /// Pages that were compared.
+    pub pages: u64,
+    /// How many of them are not the same as the source's.
+    pub different: u64,
+    /// The first of those.
+    #[serde(default, deserialize_with = "limits::regions")]
+    pub first: Vec<RegionPage>,
+}
+
+/// A page of a region.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RegionPage {
+    /// Name of the region.
+    pub region: String,
+    /// Number of the page.
+    pub page: u64,
+}
+
 /// Where a run stands.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
@@ -208,6 +235,9 @@ pub struct Figures {
     /// Bytes that came while their program still ran at the source; a page that came twice counts twice.
     #[serde(default)]
     pub staged_bytes: u64,
+    /// Bytes that were compared with the source's.
+    #[serde(default)]
+    pub verified_bytes: u64,
     /// Requests taken from the regions.
     #[serde(default)]
     pub faults: u64,
@@ -371,6 +401,7 @@ impl Status {
             | Event::Settled { .. }
             | Event::Finished { .. }
             | Event::Failed { .. }
+            | Event::Verified(_)
             | Event::Unknown => {}
         }
     }
@@ -399,7 +430,7 @@ mod tests {
             regions: vec![region(4096, Phase::Filling)],
             ..Figures::default()
         };
-        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"verified_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
         for (event, line) in [
             (
                 Event::Progress(figures.clone()),
@@ -458,6 +489,17 @@ mod tests {
                     error: "lost".to_owned(),
                 },
                 r#"{"event":"failed","error":"lost"}"#.to_owned(),
+            ),
+            (
+                Event::Verified(Verified {
+                    pages: 512,
+                    different: 1,
+                    first: vec![RegionPage {
+                        region: "ram".to_owned(),
+                        page: 7,
+                    }],
+                }),
+                r#"{"event":"verified","pages":512,"different":1,"first":[{"region":"ram","page":7}]}"#.to_owned(),
             ),
             (
                 Event::Back {

@@ -58,7 +58,7 @@ pub mod socket;
 
 pub use client::{Caller, Client, Greeting, Hello, Incoming};
 pub use error::{Error, ErrorKind};
-pub use event::{Event, Figures, Lane, Phase, Region, Round, State, Status, Times};
+pub use event::{Event, Figures, Lane, Phase, Region, RegionPage, Round, State, Status, Times, Verified};
 pub use limits::{LONGEST_TEXT, MAX_REGIONS};
 pub use message::{Answer, Call, Duty, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
 pub use server::{About, Publisher, Refusal, Server, Service};

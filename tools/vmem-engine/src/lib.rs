@@ -15,6 +15,8 @@
 //!
 //! A program that still runs at the source can send pages before: [`Staging`] stages them, and gives the engine a [`Staged`].
 //!
+//! [`Verification`] compares regions with their source, while the program stands still.
+//!
 //! A [`Completion`] takes one region from its last page to plain memory; [`Status`] is a snapshot of the counters and regions.
 //!
 //! # Example
@@ -79,6 +81,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod urgent;
+mod verify;
 
 pub use completion::{Completion, CompletionOptions, Phase};
 pub use connection::Connect;
@@ -92,3 +95,4 @@ pub use staging::{Staged, Staging};
 pub use stats::{Service, Stats};
 pub use status::{RegionStatus, Status};
 pub use target::Target;
+pub use verify::{Verification, Verified};

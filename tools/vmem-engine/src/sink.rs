@@ -25,6 +25,8 @@ pub trait Sink: Send + Sync {
     fn mark_unreadable(&self, ranges: &[PageRange]) -> Progress;
     /// Puts present pages into the page tables of programs that map them.
     fn make_present(&self, ranges: &[PageRange]) -> Progress;
+    /// Copies out what is in pages. What is in an absent page means nothing. `to` is as long as the pages are.
+    fn read(&self, pages: PageRange, to: &mut [u8]) -> Result<(), Error>;
     /// Turns the region into plain memory.
     fn make_plain(&self) -> Result<(), Error>;
     /// Calls `each` with every run of absent pages, unreadable ones among them.
@@ -77,6 +79,10 @@ impl Sink for Region {
 
     fn make_present(&self, ranges: &[PageRange]) -> Progress {
         self.make_pages_present(ranges)
+    }
+
+    fn read(&self, pages: PageRange, to: &mut [u8]) -> Result<(), Error> {
+        self.read_staging(pages, to)
     }
 
     fn make_plain(&self) -> Result<(), Error> {

@@ -19,6 +19,8 @@ pub struct Stats {
     pub(crate) duplicates: AtomicU64,
     /// Pages that arrived while their program still ran at the source; a page that arrived twice counts twice.
     pub(crate) staged: AtomicU64,
+    /// Pages that were compared with the source's.
+    pub(crate) verified: AtomicU64,
     /// Requests taken from regions.
     pub(crate) requests: AtomicU64,
     /// Pages fetched ahead of requests.
@@ -52,6 +54,7 @@ impl Stats {
             zero: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
             staged: AtomicU64::new(0),
+            verified: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),

@@ -23,6 +23,8 @@ pub struct Status {
     pub duplicates: u64,
     /// Bytes that arrived while the program still ran at the source; a page that arrived twice counts twice.
     pub staged: u64,
+    /// Bytes that were compared with the source's.
+    pub verified: u64,
     /// Requests taken.
     pub faults: u64,
     /// Their service times.
@@ -57,6 +59,7 @@ impl Status {
             zero: get(&stats.zero) * PAGE,
             duplicates: get(&stats.duplicates) * PAGE,
             staged: get(&stats.staged) * PAGE,
+            verified: get(&stats.verified) * PAGE,
             faults: get(&stats.requests),
             service: stats.service_times(),
             reconnects: get(&stats.reconnects),

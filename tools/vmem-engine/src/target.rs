@@ -8,6 +8,7 @@ use vmem_source::Export;
 use crate::sink::Sink;
 
 /// A region to be filled.
+#[derive(Clone)]
 pub struct Target {
     /// The export of the source that the region is filled from.
     pub export: Export,

@@ -9,6 +9,7 @@ mod memory;
 mod release;
 mod source;
 mod staging;
+mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

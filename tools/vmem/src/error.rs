@@ -263,6 +263,7 @@ pub(crate) mod call {
     pub(crate) const SNAPSHOT_DONE: &str = "SNAPSHOT_DONE";
     pub(crate) const GET_SNAPSHOT: &str = "GET_SNAPSHOT";
     pub(crate) const READ: &str = "read";
+    pub(crate) const PREAD: &str = "pread";
     pub(crate) const SEEK: &str = "lseek";
     pub(crate) const FCNTL: &str = "fcntl";
     pub(crate) const POLL: &str = "poll";

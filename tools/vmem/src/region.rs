@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,23 @@ impl Region {
     /// are charged to the memory cgroup of the writer; [`Region::fill`] charges the program that maps the region.
     pub fn staging(&self) -> &File {
         &self.staging
+    }
+
+    /// Copies pages out of the staging file into `to`, which is as long as they are. Of pages that are present, this is what programs see;
+    /// what is staged of the others comes as it is. The copy neither waits for pages nor raises SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWholePages`] if `to` is longer or shorter; an error of `pread(2)`, for example for a page that cannot be swapped in.
+    pub fn read_staging(&self, pages: PageRange, to: &mut [u8]) -> Result<(), Error> {
+        let bytes = pages.bytes();
+        if to.len() as u64 != bytes.end - bytes.start {
+            return Err(Error::NotWholePages { len: to.len() });
+        }
+        let errno = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        self.staging
+            .read_exact_at(to, bytes.start)
+            .map_err(|error| Error::from_errno(call::PREAD, errno(error)))
     }
 
     /// A descriptor for programs that map the region and must not serve it.

@@ -182,6 +182,10 @@ pub(crate) struct Receive {
     /// Until that order, take the rounds of a source that sends them (serve --rounds)
     #[arg(long, requires = "hold", conflicts_with = "no_background")]
     pub(crate) stage: bool,
+    /// When all pages are here, read them again at the source and compare; the regions stay as they are until then. No program may write to
+    /// them, or to the memory at the source, before that
+    #[arg(long, conflicts_with_all = ["no_background", "release"])]
+    pub(crate) verify: bool,
     /// Tell the source which pages are here, so that `serve --free` frees them; with --hold, only after the order `release`
     #[arg(long, conflicts_with = "no_background")]
     pub(crate) release: bool,
@@ -324,6 +328,8 @@ mod tests {
             "vmemd serve --control c --rounds auto --process 0 a=/b",
             "vmemd --source host --stage",
             "vmemd --source host --hold --stage --no-background",
+            "vmemd --source host --verify --no-background",
+            "vmemd --source host --verify --release",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
             "vmemd --source host --resume --attach",

@@ -83,6 +83,14 @@ pub(crate) enum Failure {
     /// Pages are left that the source cannot read.
     #[error("{0} pages cannot be read at the source; a touch of them is SIGBUS")]
     Unreadable(u64),
+    /// Regions are not as the source is.
+    #[error("{pages} pages differ from the source's; the first of them, by region: {first}")]
+    Different {
+        /// How many.
+        pages: u64,
+        /// Names of regions and numbers of pages.
+        first: String,
+    },
     /// A signal asked to end.
     #[error("stopped; regions that somebody has mapped or open wait for the next daemon")]
     Stopped,
@@ -115,6 +123,7 @@ impl Failure {
             | Self::Engine(Error::Region { .. }) => 5,
             Self::Stopped | Self::Engine(Error::Halted) => 6,
             Self::Engine(Error::MemoryChanged(_)) => 7,
+            Self::Different { .. } => 8,
         }
     }
 

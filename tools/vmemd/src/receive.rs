@@ -4,6 +4,7 @@
 mod orders;
 mod regions;
 mod stopping;
+mod verifying;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -28,9 +29,12 @@ use crate::privileges::{self, Needs, User};
 use crate::report::Report;
 use orders::Orders;
 use stopping::Stopping;
+use verifying::Verifying;
 
 /// How often regions are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while they are compared: a program may stand still for it.
+const SHORT_TICK: Duration = Duration::from_millis(5);
 /// Pages that are fetched ahead unless told otherwise: more would delay the pages of others (128 KiB take 1 ms at 1 Gbit/s).
 const PREFETCH: u64 = 32;
 /// MiB that the stream may have in flight unless told otherwise.
@@ -139,6 +143,10 @@ impl Run {
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
         };
+        let mut verifying = args.verify.then(|| {
+            let stats = Arc::clone(&self.stats);
+            Verifying::new(targets.clone(), Arc::clone(&connect), window, stats)
+        });
         let (mut engine, events) = {
             let (stats, release) = (Arc::clone(&self.stats), orders.release());
             Engine::start(targets, first, staged, connect, options, stats, release)?
@@ -152,7 +160,7 @@ impl Run {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
         };
-        let result = self.watch(&mut engine, choices, report);
+        let result = self.watch(&mut engine, choices, verifying.as_mut(), report);
         engine.stop();
         // For the summary. If the kernel has nothing to say, it stays at what it said before.
         self.regions.iter_mut().for_each(|region| drop(region.refresh()));
@@ -160,16 +168,38 @@ impl Run {
     }
 
     /// Takes regions to their end until none is left, or something says that it is over.
-    fn watch(&mut self, engine: &mut Engine, choices: CompletionOptions, report: &mut Report) -> Result<(), Failure> {
+    fn watch(
+        &mut self,
+        engine: &mut Engine,
+        choices: CompletionOptions,
+        mut verifying: Option<&mut Verifying>,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         loop {
+            let holds_back = verifying.as_ref().is_some_and(|verifying| verifying.holds_back());
             let mut more = false;
             let idle = engine.is_idle();
             for (number, region) in self.regions.iter_mut().enumerate() {
                 let before = region.phase();
                 let known = idle && region.is_present_or_unreadable() && engine.fetch_unreadable(number)?;
+                if holds_back {
+                    region.refresh()?;
+                    if known {
+                        return Err(Failure::Unreadable(region.state().unreadable));
+                    }
+                    continue;
+                }
                 more |= region.step(choices, known)?;
                 if region.phase() != before {
                     report.phase(&RegionStatus::from(&*region));
+                }
+            }
+            if let Some(verifying) = &mut verifying {
+                if let Some(verified) = verifying.step(&self.regions)? {
+                    report.progress(&self.status());
+                    report.verified(&verified);
+                    verifying::check(&verified)?;
+                    continue;
                 }
             }
             if engine.is_release_complete() && self.regions.iter().all(|region| region.phase() != Phase::Filling) {
@@ -187,7 +217,12 @@ impl Run {
                     pages => Err(Failure::Unreadable(pages)),
                 };
             }
-            match engine.next_event(if more { Duration::ZERO } else { TICK }) {
+            let tick = match &verifying {
+                _ if more => Duration::ZERO,
+                Some(verifying) if verifying.is_comparing() => SHORT_TICK,
+                _ => TICK,
+            };
+            match engine.next_event(tick) {
                 Some(Event::Disconnected { lane, error }) => report.lost(lane, &error),
                 Some(Event::Reconnected { lane }) => report.back(lane),
                 Some(Event::NoMemory { name }) => report.short(&name),
@@ -226,12 +261,14 @@ struct Source {
 }
 
 impl Source {
-    /// Files are opened here, once for each lane, while this is root.
+    /// Files are opened here, once for each lane and once for `--verify`, while this is root.
     fn open(args: &Receive) -> Result<Self, Failure> {
         let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
         if files.len() == args.source.len() {
             let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
-            let opened = Mutex::new(vec![open()?, open()?]);
+            let lanes = if args.verify { 3 } else { 2 };
+            let opened = (0..lanes).map(|_| open()).collect::<Result<Vec<_>, _>>();
+            let opened = Mutex::new(opened?);
             // They are not lost, and not opened again.
             let none = || vmem_source::Error::InvalidFetch("a file is open already".to_owned());
             let connect = move |_| {

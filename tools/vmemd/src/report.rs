@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmem::PAGE_SIZE;
 use vmem_cli::chain;
 use vmem_control::{Event, Publisher};
-use vmem_engine::{RegionStatus, Status};
+use vmem_engine::{RegionStatus, Status, Verified};
 use vmem_source::Lane;
 
 use crate::failure::Failure;
@@ -153,6 +153,14 @@ impl Report {
         }
         let name = name.to_owned();
         self.event(Event::Short { name });
+    }
+
+    /// The regions were compared with the source.
+    pub(crate) fn verified(&mut self, verified: &Verified) {
+        if self.is_for_people() {
+            tracing::info!("{}", text::verified(verified));
+        }
+        self.event(Event::Verified(json::verified(verified)));
     }
 
     /// The end; without a status if nothing was begun.

@@ -101,6 +101,11 @@ impl Memory {
         }
     }
 
+    /// Changes the last byte of a page, whatever is known of the page.
+    pub(super) fn spoil(&self, pgoff: u64) {
+        self.lock().bytes[(pgoff as usize + 1) * PAGE_SIZE - 1] ^= 1;
+    }
+
     /// All bytes, and what is known of them.
     pub(super) fn contents(&self) -> (Vec<u8>, Vec<Page>) {
         let inner = self.lock();
@@ -227,6 +232,12 @@ impl Sink for Memory {
             pages: 0,
             error: None,
         }
+    }
+
+    fn read(&self, pages: PageRange, to: &mut [u8]) -> Result<(), Error> {
+        let from = pages.first().get() as usize * PAGE_SIZE;
+        to.copy_from_slice(&self.lock().bytes[from..][..pages.count() as usize * PAGE_SIZE]);
+        Ok(())
     }
 
     fn make_plain(&self) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For machines: events. vmemd(8) documents the fields.
 
-use vmem_control::{Event, Figures, Phase, Region, Times};
+use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Verified};
 use vmem_source::Lane;
 
 use super::PAGE;
@@ -49,6 +49,7 @@ pub(super) fn figures(status: &Status) -> Figures {
         zero_bytes: status.zero,
         duplicate_bytes: status.duplicates,
         staged_bytes: status.staged,
+        verified_bytes: status.verified,
         faults: status.faults,
         fault_us: status.service.map(|service| Times {
             p50: micros(service.p50),
@@ -57,6 +58,18 @@ pub(super) fn figures(status: &Status) -> Figures {
         }),
         reconnects: status.reconnects,
         regions: regions(status),
+    }
+}
+
+pub(super) fn verified(verified: &vmem_engine::Verified) -> Verified {
+    let page = |(region, page): &(String, vmem::PageIndex)| RegionPage {
+        region: region.clone(),
+        page: page.get(),
+    };
+    Verified {
+        pages: verified.pages,
+        different: verified.different,
+        first: verified.first.iter().map(page).collect(),
     }
 }
 

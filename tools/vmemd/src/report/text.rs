@@ -8,7 +8,7 @@ use vmem_source::Lane;
 
 use super::PAGE;
 use vmem_cli::output::out;
-use vmem_engine::{Phase, RegionStatus, Status};
+use vmem_engine::{Phase, RegionStatus, Status, Verified};
 
 /// A progress bar.
 pub(crate) struct Bar {
@@ -109,6 +109,13 @@ pub(super) fn lost(lane: Lane, error: &vmem_source::Error) -> String {
 
 pub(super) fn back(lane: Lane) -> String {
     format!("{lane:?} connection is back")
+}
+
+pub(super) fn verified(verified: &Verified) -> String {
+    format!(
+        "{} pages were compared with the source's, {} of them differ",
+        verified.pages, verified.different
+    )
 }
 
 pub(super) fn short(name: &str) -> String {
