@@ -78,6 +78,9 @@ pub(crate) enum FromSource {
         /// The source can send pages in rounds while the guest runs there. An earlier version does not know the field.
         #[serde(default, skip_serializing_if = "is_false")]
         rounds: bool,
+        /// The destination is to compare all memory before it loads the guest's state. An earlier version does not know the field.
+        #[serde(default, skip_serializing_if = "is_false")]
+        verify: bool,
     },
     /// The guest has stopped, and QEMU has saved its devices: pages may be fetched.
     Start,
@@ -109,6 +112,9 @@ pub(crate) enum FromDestination {
         /// The destination takes pages in rounds. Only if the source has offered that.
         #[serde(default, skip_serializing_if = "is_false")]
         rounds: bool,
+        /// The destination compares all memory once it is there. Only if the source has asked for that.
+        #[serde(default, skip_serializing_if = "is_false")]
+        verify: bool,
     },
     /// The guest runs at the destination, or is paused there if it was paused at the source.
     Running,
@@ -156,29 +162,38 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_written_only_if_true_and_false_if_missing() {
-        let ready = |rounds| FromDestination::Ready { rounds };
-        let offer = |rounds| FromSource::Offer {
+    fn rounds_and_verify_are_written_only_if_true_and_false_if_missing() {
+        let ready = |rounds, verify| FromDestination::Ready { rounds, verify };
+        let offer = |rounds, verify| FromSource::Offer {
             guest: "g".to_owned(),
             key: None,
             memory: Vec::new(),
             pages: "1".to_owned(),
             release: false,
             rounds,
+            verify,
         };
         let text = |message: &FromSource| serde_json::to_string(message).expect("JSON");
         // What version 2 had before there were rounds.
         let earlier = r#"{"say":"offer","guest":"g","key":null,"memory":[],"pages":"1","release":false}"#;
-        assert_eq!(text(&offer(false)), earlier);
-        assert_eq!(text(&offer(true)), earlier.replace('}', r#","rounds":true}"#));
+        assert_eq!(text(&offer(false, false)), earlier);
+        assert_eq!(text(&offer(true, false)), earlier.replace('}', r#","rounds":true}"#));
+        assert_eq!(text(&offer(false, true)), earlier.replace('}', r#","verify":true}"#));
         let text = |message: &FromDestination| serde_json::to_string(message).expect("JSON");
-        assert_eq!(text(&ready(false)), r#"{"say":"ready"}"#);
-        assert_eq!(text(&ready(true)), r#"{"say":"ready","rounds":true}"#);
-        for rounds in [false, true] {
-            let sent = serde_json::to_string(&offer(rounds)).expect("JSON");
-            assert_eq!(serde_json::from_str::<FromSource>(&sent).expect("OFFER"), offer(rounds));
-            let sent = text(&ready(rounds));
-            assert_eq!(serde_json::from_str::<FromDestination>(&sent).expect("READY"), ready(rounds));
+        assert_eq!(text(&ready(false, false)), r#"{"say":"ready"}"#);
+        assert_eq!(text(&ready(true, false)), r#"{"say":"ready","rounds":true}"#);
+        assert_eq!(text(&ready(false, true)), r#"{"say":"ready","verify":true}"#);
+        for (rounds, verify) in [(false, false), (true, false), (false, true), (true, true)] {
+            let sent = serde_json::to_string(&offer(rounds, verify)).expect("JSON");
+            assert_eq!(
+                serde_json::from_str::<FromSource>(&sent).expect("OFFER"),
+                offer(rounds, verify)
+            );
+            let sent = text(&ready(rounds, verify));
+            assert_eq!(
+                serde_json::from_str::<FromDestination>(&sent).expect("READY"),
+                ready(rounds, verify)
+            );
         }
     }
 
@@ -189,7 +204,13 @@ mod tests {
         for (message, wire) in [
             (FromDestination::Welcome { version: 2 }, "welcome"),
             (FromDestination::Refuse { reason: text() }, "refuse"),
-            (FromDestination::Ready { rounds: false }, "ready"),
+            (
+                FromDestination::Ready {
+                    rounds: false,
+                    verify: false,
+                },
+                "ready",
+            ),
             (FromDestination::Running, "running"),
             (FromDestination::Failed { reason: text() }, "failed"),
             (FromDestination::Gone { reason: text() }, "gone"),

@@ -29,7 +29,7 @@ use crate::options::{Common, DEFAULT_PORT, Migrate, Mode};
 use crate::page_server::{PageServer, export_name};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
-use outgoing::{OutgoingMigration, Rounds};
+use outgoing::{OutgoingMigration, Rounds, Verification};
 
 /// How long the destination may take to start QEMU.
 pub(crate) const PREPARATION: Duration = Duration::from_secs(120);
@@ -103,11 +103,12 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         record,
         rounds,
     } = reached?;
-    let offer = offer_of(&record, &memory, pages, args.free_source, rounds);
+    let offer = offer_of(&record, &memory, pages, args.free_source, rounds, args.verify);
     let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), state_dir, record, security, report, signals);
     migration.channel = Some(channel);
     migration.export = export;
     migration.rounds = rounds.then(|| Rounds::new(args.mode));
+    migration.verification = args.verify.then(|| Verification::new(&memory));
     migration.timeout = args.timeout;
     migration.keep_source = args.keep_source;
     Ok((migration, offer))
@@ -132,7 +133,7 @@ pub(crate) fn go_on(
     migration.run(due)
 }
 
-fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool, rounds: bool) -> FromSource {
+fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool, rounds: bool, verify: bool) -> FromSource {
     let backend = |(number, memory): (usize, &MemoryBackend)| Backend {
         id: memory.id.clone(),
         bytes: memory.bytes,
@@ -145,6 +146,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
         pages,
         release,
         rounds,
+        verify,
     }
 }
 

@@ -69,6 +69,10 @@ pub struct Migrate {
     /// Do not end this host's QEMU after the move; it stays stopped
     #[arg(long)]
     pub keep_source: bool,
+    /// Before the guest runs at the destination, compare all of its memory there with this host's; the guest stands still meanwhile, and
+    /// continues on this host if a page differs
+    #[arg(long, conflicts_with = "free_source")]
+    pub verify: bool,
     /// How long the transfer of the guest's device state may take; after that the guest continues on this host
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vmem_cli::output::{self, err, out};
 use vmem_cli::{Progress, ProgressBar, Rate, bytes};
-use vmem_control::{Event, Figures, Region, Round};
+use vmem_control::{Event, Figures, Region, Round, Verified};
 
 /// The output of one command.
 pub struct Report {
@@ -125,8 +125,8 @@ impl Report {
         }
     }
 
-    /// Reports a line of the destination's vmemd. Returns how far its pages are, if the line says that.
-    pub(crate) fn pages(&mut self, line: &Value) -> Option<Arrival> {
+    /// Reports a line of the destination's vmemd. Returns what the line says of the pages, if it says something.
+    pub(crate) fn pages(&mut self, line: &Value) -> Option<Pages> {
         let event = event(line);
         if let To::Json = self.to {
             print(&json!({"event": "pages", "vmemd": line}));
@@ -134,7 +134,27 @@ impl Report {
             let text = self.rates.text(figures);
             self.progress(progress(figures), &text);
         }
-        self.arrival.update(event?)
+        match event? {
+            Event::Verified(verified) => Some(Pages::Verified(verified)),
+            event => self.arrival.update(event).map(Pages::At),
+        }
+    }
+
+    /// Reports what the destination has found when it compared the memory.
+    pub(crate) fn verified(&self, verified: &Verified) {
+        if let To::Json = self.to {
+            print(&json!({
+                "event": "verified",
+                "pages": verified.pages,
+                "different": verified.different,
+                "first": verified.first,
+            }));
+            return;
+        }
+        self.note(&format!(
+            "{} pages of the guest's memory were compared with the destination's, {} differ",
+            verified.pages, verified.different
+        ));
     }
 
     /// Reports that the memory is complete.
@@ -186,11 +206,22 @@ impl Report {
     }
 }
 
+/// What a line of the destination's vmemd says of its pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Pages {
+    /// How far they are.
+    At(Arrival),
+    /// What a comparison with the source's has found.
+    Verified(Verified),
+}
+
 /// How far the pages of the destination are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Arrival {
     /// Bytes that were staged.
     pub(crate) staged: u64,
+    /// Bytes that are present, and those that were compared.
+    pub(crate) done: u64,
     /// All pages are present.
     pub(crate) is_complete: bool,
 }
@@ -199,6 +230,7 @@ pub(crate) struct Arrival {
 #[derive(Default)]
 struct Arrivals {
     staged: u64,
+    verified: u64,
     regions: Vec<Region>,
 }
 
@@ -208,6 +240,7 @@ impl Arrivals {
             Event::Holding { regions, .. } | Event::Ready { regions, .. } => self.regions = regions,
             Event::Progress(figures) => {
                 self.staged = figures.staged_bytes;
+                self.verified = figures.verified_bytes;
                 self.regions = figures.regions;
             }
             Event::Region(region) => {
@@ -222,6 +255,10 @@ impl Arrivals {
         let is_complete = |region: &Region| region.bytes > 0 && region.present_bytes >= region.bytes;
         Some(Arrival {
             staged: self.staged,
+            done: self
+                .regions
+                .iter()
+                .fold(self.verified, |sum, region| sum.saturating_add(region.present_bytes)),
             is_complete: !self.regions.is_empty() && self.regions.iter().all(is_complete),
         })
     }

@@ -3,6 +3,7 @@
 
 mod actions;
 mod rounds;
+mod verification;
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,9 @@ use crate::network::Security;
 use crate::page_server::PageServer;
 use crate::record::{Outgoing, StateDir};
 use crate::relay::{HoldError, Relay};
-use crate::report::Report;
+use crate::report::{Pages, Report};
 pub(super) use rounds::Rounds;
+pub(super) use verification::Verification;
 
 /// How long the destination may take to load the guest's state and to run the guest.
 const RESUMPTION: Duration = Duration::from_secs(60);
@@ -37,6 +39,9 @@ const MOMENT: Duration = Duration::from_millis(500);
 /// How often the wait loop switches between QEMU and the destination.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long nothing may arrive at the destination while that is all that the move waits for.
+const STALL: Duration = Duration::from_secs(60);
+
 /// A move, as the source sees it.
 pub(crate) struct OutgoingMigration {
     pub(super) owner: Owner<Source>,
@@ -47,6 +52,8 @@ pub(crate) struct OutgoingMigration {
     pub(super) export: PageServer,
     /// The rounds, if the source's vmemd sends some.
     pub(super) rounds: Option<Rounds>,
+    /// The comparison of the memory, if there is to be one.
+    pub(super) verification: Option<Verification>,
     /// The relay of QEMU's stream, once QEMU has it.
     stream: Option<Relay>,
     pub(super) state_dir: StateDir,
@@ -96,6 +103,7 @@ impl OutgoingMigration {
             channel: None,
             export: PageServer::none(),
             rounds: None,
+            verification: None,
             stream: None,
             state_dir,
             record,
@@ -214,6 +222,9 @@ impl OutgoingMigration {
     fn timed_out(&self, limit: Duration) -> Cause {
         let seconds = limit.as_secs();
         match self.owner.state() {
+            State::Stopped if self.awaits_verification() => Cause::other(format!(
+                "the destination has received and compared none of the guest's pages for {seconds} s"
+            )),
             State::Stopped if self.awaits_pages() => Cause::other(format!(
                 "the destination has not got all pages of the guest within {seconds} s (see --timeout, and --mode)"
             )),
@@ -316,15 +327,23 @@ impl OutgoingMigration {
         };
         let event = match &message {
             FromDestination::Pages { line } => {
-                let arrival = self.report.pages(line);
-                let failed = arrival.and_then(|arrival| self.pages_at(&arrival).err());
+                let failed = match self.report.pages(line) {
+                    None => None,
+                    Some(Pages::At(arrival)) => self.pages_at(&arrival).err(),
+                    Some(Pages::Verified(verified)) => self.verified(&verified).err(),
+                };
                 return failed.map(|cause| self.fail(cause));
             }
             FromDestination::Incomplete { reason } => {
                 self.report.note(&format!("destination: {}", printable(reason)));
                 return None;
             }
-            FromDestination::Ready { rounds } => self.ready(*rounds).unwrap_or(Event::Trouble),
+            FromDestination::Ready { rounds, verify } => {
+                if let Err(cause) = self.check_can_verify(*verify) {
+                    return Some(self.fail(cause));
+                }
+                self.ready(*rounds, *verify).unwrap_or(Event::Trouble)
+            }
             FromDestination::Failed { .. } => Event::Refused,
             // REFUSE says that the destination does not know the guest. It does not say that the guest has not run.
             FromDestination::Refuse { .. } if self.owner.state() == State::Offering => Event::Refused,

@@ -6,6 +6,7 @@ mod previous;
 mod rounds;
 mod saving;
 mod unread;
+mod verify;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -23,7 +23,7 @@ use super::final_message::FinalMessage;
 use super::host::{self, MakeRegions};
 use super::listener::Listener;
 use super::monitor::Monitor;
-use super::offer::Offer;
+use super::offer::{Fetching, Offer};
 use super::page_fetcher::{LossPolicy, PageFetcher};
 use super::regions::{self, Regions};
 use super::room;
@@ -81,8 +81,8 @@ pub(super) struct IncomingMigration {
     pub(super) record: Incoming,
     qemu: Qemu,
     relay: Option<Relay>,
-    /// The source's rounds are taken.
-    rounds: bool,
+    /// How pages are fetched until the guest runs here.
+    fetching: Fetching,
     /// An earlier `receive` has prepared the guest.
     resumed: bool,
     /// QEMU must be told to run the guest: the guest ran at the source, and does not run here yet.
@@ -111,9 +111,10 @@ impl IncomingMigration {
         log_subject(&offer.guest, &offer.session);
         let made = new_place(cli, &offer).and_then(|state_dir| {
             let reserved = room::reserve(&cli.state, &state_dir, &offer.memory, host.args.overcommit);
-            let rounds = offer.rounds && can_stage();
-            match reserved.and_then(|()| Self::build(host, offer, &state_dir, rounds, &mut qemu)) {
-                Ok(parts) => Ok((state_dir, rounds, parts)),
+            let mut fetching = offer.fetching;
+            fetching.rounds &= can_stage();
+            match reserved.and_then(|()| Self::build(host, offer, &state_dir, fetching, &mut qemu)) {
+                Ok(parts) => Ok((state_dir, fetching, parts)),
                 Err(cause) => {
                     let cause = host::explain_failure(cause, &mut qemu);
                     can_take_another = qemu.end();
@@ -123,7 +124,7 @@ impl IncomingMigration {
             }
         });
         match made {
-            Ok((state_dir, rounds, (pages, monitor, state, record, regions))) => {
+            Ok((state_dir, fetching, (pages, monitor, state, record, regions))) => {
                 let mut incoming = Self {
                     owner: Owner::new(State::Prepared),
                     due: &[],
@@ -135,7 +136,7 @@ impl IncomingMigration {
                     record,
                     qemu,
                     relay: None,
-                    rounds,
+                    fetching,
                     resumed: false,
                     is_to_be_started: false,
                     cause: None,
@@ -166,7 +167,7 @@ impl IncomingMigration {
         host: &Host<'_>,
         offer: Offer,
         state_dir: &StateDir,
-        rounds: bool,
+        fetching: Fetching,
         qemu: &mut Qemu,
     ) -> Result<(PageFetcher, Monitor, UnixStream, Incoming, Vec<MapHandle>), Cause> {
         let args = host.args;
@@ -236,7 +237,7 @@ impl IncomingMigration {
             reason: None,
         };
         let known = Regions::of(&record);
-        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args), rounds)?;
+        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args), fetching)?;
         let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, COMMAND_LIMIT).with_signals(host.signals);
         if let Err(error) = state_dir.write(&record) {
             pages.stop();

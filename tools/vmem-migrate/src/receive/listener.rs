@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use vmem_cli::chain;
 
-use super::offer::{self, Offer};
+use super::offer::{self, Fetching, Offer};
 use super::pending::{PendingConnections, PendingSlot};
 use crate::channel::Channel;
 use crate::error::Cause;
@@ -180,7 +180,7 @@ impl Inside {
 
     /// Waits for OFFER. The first valid offer is taken. Each connection waits in its own thread, so it delays no other connection.
     fn recv_offer(&self, mut channel: Channel, session: String) -> Option<IncomingConnection> {
-        let (guest, key, memory, pages, release, rounds) = match channel.recv_within(OFFER) {
+        let (guest, key, memory, pages, release, fetching) = match channel.recv_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
                 key,
@@ -188,7 +188,8 @@ impl Inside {
                 pages,
                 release,
                 rounds,
-            }) => (guest, key, memory, pages, release, rounds),
+                verify,
+            }) => (guest, key, memory, pages, release, Fetching { rounds, verify }),
             Ok(other) => {
                 tracing::warn!("a source has sent a message out of order: {other:?}");
                 return None;
@@ -210,7 +211,7 @@ impl Inside {
                         memory,
                         source,
                         release,
-                        rounds,
+                        fetching,
                     };
                     return Some(IncomingConnection::Guest(channel, offer));
                 }

@@ -20,8 +20,17 @@ pub(super) struct Offer {
     pub(super) source: String,
     /// The source frees pages that the destination has.
     pub(super) release: bool,
-    /// The source can send rounds.
+    /// What the source offers for fetching.
+    pub(super) fetching: Fetching,
+}
+
+/// How pages are fetched before the guest runs here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Fetching {
+    /// Pages are taken in rounds while the guest runs at the source.
     pub(super) rounds: bool,
+    /// All pages are compared with the source's once they are here.
+    pub(super) verify: bool,
 }
 
 /// Refuses an offer that would have this host's vmemd do what a source must not ask for. Returns the address of the source's vmemd. `pages`

@@ -14,6 +14,7 @@ use serde_json::Value;
 use vmem_cli::output::err;
 use vmem_control::{Duty, Event as DaemonReport, Request, State, Status};
 
+use super::offer::Fetching;
 use super::regions::Regions;
 use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
 use crate::error::Cause;
@@ -66,19 +67,25 @@ pub(super) struct PageFetcher {
     ready: bool,
     /// The number of present pages at the latest look.
     present: u64,
-    /// Why vmemd is not started again, until [`news`](Self::news) is asked for it.
-    end: Option<End>,
+    /// vmemd has ended for good before anybody asked for that news.
+    over: Option<End>,
+    /// Why [`reports`](Self::reports) returns an error next. What was reported before that comes first.
+    failure: Option<Cause>,
 }
 
 impl PageFetcher {
     /// Starts a vmemd that waits for the order to start, and takes the source's rounds until then if there are any. It is not started again
     /// before [`keep`](Self::keep).
-    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy, rounds: bool) -> Result<Self, Cause> {
+    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy, fetching: Fetching) -> Result<Self, Cause> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
-        if rounds {
-            all.push("--stage".to_owned());
-        }
+        let options = [("--stage", fetching.rounds), ("--verify", fetching.verify)];
+        all.extend(
+            options
+                .iter()
+                .filter(|(_, is_given)| *is_given)
+                .map(|(option, _)| (*option).to_owned()),
+        );
         let mut daemon = Daemon::start(&all, &record.session, state_dir)?;
         if let Err(error) = daemon.wait_for(HOLD, holds) {
             daemon.end();
@@ -123,7 +130,8 @@ impl PageFetcher {
             keep,
             summary: Value::Null,
             ready: false,
-            end: None,
+            over: None,
+            failure: None,
         })
     }
 
@@ -165,7 +173,7 @@ impl PageFetcher {
 
     /// The next news, if there are any within `limit`.
     pub(super) fn news(&mut self, limit: Duration) -> Option<News> {
-        if let Some(end) = self.end.take() {
+        if let Some(end) = self.over.take() {
             return Some(News::Ended(end));
         }
         let until = Instant::now() + limit;
@@ -244,25 +252,37 @@ impl PageFetcher {
         self.ready
     }
 
-    /// What vmemd has reported since the last call. An error if vmemd has ended while it is not started again, unless all pages are present.
+    /// What vmemd has reported since the last call. An error if vmemd has ended while it is not started again, unless all memory is here.
     pub(super) fn reports(&mut self) -> Result<Vec<DaemonReport>, Cause> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        let keeps = self.keep.load(Ordering::SeqCst);
         let mut reports = Vec::new();
-        loop {
-            let keeps = self.keep.load(Ordering::SeqCst);
-            match self.news(Duration::ZERO) {
-                None => return Ok(reports),
-                Some(News::DaemonReport(report)) => reports.push(report),
-                Some(News::Flow) => {}
+        while self.over.is_none() {
+            let failure = match self.news(Duration::ZERO) {
+                None => break,
+                Some(News::DaemonReport(report)) => {
+                    reports.push(report);
+                    continue;
+                }
+                Some(News::Flow) => continue,
                 Some(News::Ended(end)) if keeps || matches!(end, End::Complete(_)) => {
-                    self.end = Some(end);
-                    return Ok(reports);
+                    self.over = Some(end);
+                    continue;
                 }
                 // After `--resume`, vmemd is started again even before COMMIT.
-                Some(_) if keeps => {}
-                Some(News::Trouble(why) | News::SourceLost(why)) => return Err(Cause::other(why)),
-                Some(News::Ended(end)) => return Err(Cause::other(format!("vmemd has ended: {end:?}"))),
+                Some(_) if keeps => continue,
+                Some(News::Trouble(why) | News::SourceLost(why)) => Cause::other(why),
+                Some(News::Ended(end)) => Cause::other(format!("vmemd has ended: {end:?}")),
+            };
+            if reports.is_empty() {
+                return Err(failure);
             }
+            self.failure = Some(failure);
+            break;
         }
+        Ok(reports)
     }
 }
 

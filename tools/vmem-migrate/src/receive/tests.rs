@@ -28,6 +28,7 @@ fn offer(memory: &[(&str, u64)]) -> FromSource {
         pages: "1".to_owned(),
         release: false,
         rounds: false,
+        verify: false,
     }
 }
 

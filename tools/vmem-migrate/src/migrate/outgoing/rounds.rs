@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 use vmem_cli::chain;
 use vmem_process::printable;
 
-use super::{OutgoingMigration, within};
+use super::{OutgoingMigration, STALL, within};
 use crate::error::Cause;
 use crate::options::Mode;
 use crate::page_server::News;
 use crate::source::{Event, State};
-
-/// How long nothing may arrive at the destination. Rounds end by themselves, but not if the destination takes no pages.
-const STALL: Duration = Duration::from_secs(60);
 
 /// The rounds of a move that has some.
 #[derive(Debug)]
@@ -52,8 +49,11 @@ impl Rounds {
 }
 
 impl OutgoingMigration {
-    /// The destination is ready; whether it takes rounds. `None` if it does although none were offered.
-    pub(super) fn ready(&mut self, takes_rounds: bool) -> Option<Event> {
+    /// The destination is ready; whether it takes rounds, and compares the memory. `None` if it does although that was not offered.
+    pub(super) fn ready(&mut self, takes_rounds: bool, verifies: bool) -> Option<Event> {
+        if verifies && self.verification.is_none() {
+            return None;
+        }
         match &mut self.rounds {
             Some(rounds) => {
                 rounds.is_staged = takes_rounds;
@@ -77,6 +77,7 @@ impl OutgoingMigration {
         {
             return Some(Event::Settled);
         }
+        // Rounds end by themselves, but not if the destination takes no pages.
         self.deadline = within(STALL);
         self.report.note("the guest's memory is sent in rounds while the guest runs");
         None
@@ -170,12 +171,13 @@ impl OutgoingMigration {
                 Mode::Hybrid | Mode::Postcopy => false,
             };
         }
+        self.begin_verification();
         if self.awaits_pages() { Ok(()) } else { self.release_state() }
     }
 
     /// Whether the guest stands still until all pages are at the destination.
     pub(super) fn awaits_pages(&self) -> bool {
-        self.rounds.as_ref().is_some_and(|rounds| rounds.awaits_pages)
+        self.awaits_verification() || self.rounds.as_ref().is_some_and(|rounds| rounds.awaits_pages)
     }
 
     fn release_state(&self) -> Result<(), Cause> {
@@ -185,6 +187,7 @@ impl OutgoingMigration {
 
     /// The destination has reported how far its pages are.
     pub(super) fn pages_at(&mut self, progress: &crate::report::Arrival) -> Result<(), Cause> {
+        self.verification_at(progress);
         let is_copying = self.owner.state() == State::Copying;
         let Some(rounds) = &mut self.rounds else { return Ok(()) };
         if progress.staged > rounds.staged {
@@ -193,11 +196,19 @@ impl OutgoingMigration {
                 self.deadline = within(STALL);
             }
         }
-        if progress.is_complete && std::mem::take(&mut rounds.awaits_pages) {
+        if progress.is_complete && rounds.awaits_pages && !self.awaits_verification() {
             self.report.note("all pages are at the destination");
-            self.release_state()?;
+            self.pages_are_there()?;
         }
         Ok(())
+    }
+
+    /// The guest need not stand still for its pages any more.
+    pub(super) fn pages_are_there(&mut self) -> Result<(), Cause> {
+        if let Some(rounds) = &mut self.rounds {
+            rounds.awaits_pages = false;
+        }
+        self.release_state()
     }
 
     /// How long to wait for QEMU at once.

@@ -104,7 +104,12 @@ fn signal_while_the_destination_prepares_ends_the_move() {
 fn signal_while_the_state_connection_is_made_ends_the_move() {
     let mut scene = raised(|mut channel, listener, signals| {
         channel.recv_within::<FromSource>(LIMIT).expect("an offer");
-        channel.send(&FromDestination::Ready { rounds: false }).expect("room");
+        channel
+            .send(&FromDestination::Ready {
+                rounds: false,
+                verify: false,
+            })
+            .expect("room");
         // The connection is accepted, and WELCOME is not sent.
         let _silent = listener.accept().expect("a connection");
         signals.raise();
@@ -117,7 +122,7 @@ fn signal_while_the_state_connection_is_made_ends_the_move() {
 
 /// Offers the guest, and runs until the signal ends the move.
 fn offer(scene: &mut Scene) -> Result<(), Error> {
-    let offer = offer_of(&scene.migration.record, &[], String::new(), false, false);
+    let offer = offer_of(&scene.migration.record, &[], String::new(), false, false, false);
     let first = scene.migration.offer(&offer);
     scene.migration.run_until(first, |_| false)
 }

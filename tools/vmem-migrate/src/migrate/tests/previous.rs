@@ -20,7 +20,7 @@ fn guest_moves_to_a_destination_of_the_version_before() {
         bytes: 4096,
         path: "/dev/vmem/guest0.ram".into(),
     };
-    let offer = offer_of(&scene.migration.record, &[memory], "8636".to_owned(), false, false);
+    let offer = offer_of(&scene.migration.record, &[memory], "8636".to_owned(), false, false, false);
     let first = scene.migration.offer(&offer);
     let moved = scene.migration.run_until(first, |_| false);
     // The fixture says why if a message was not understood.

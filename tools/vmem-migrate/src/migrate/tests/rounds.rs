@@ -25,7 +25,9 @@ struct World<'a> {
 
 impl World<'_> {
     fn ready(&self, rounds: bool) {
-        self.channel.send(&FromDestination::Ready { rounds }).expect("room");
+        self.channel
+            .send(&FromDestination::Ready { rounds, verify: false })
+            .expect("room");
     }
 
     fn say(&self, event: DaemonReport) {

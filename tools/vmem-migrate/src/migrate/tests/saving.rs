@@ -8,7 +8,7 @@ use vmem_cli::chain;
 use super::*;
 
 /// A scene from READY on. QEMU stops the guest at once.
-fn ready(destination: impl FnOnce(Channel, Channel) + Send + 'static) -> Scene {
+pub(super) fn ready(destination: impl FnOnce(Channel, Channel) + Send + 'static) -> Scene {
     let mut scene = scene(|channel, listener, _| {
         let state = welcome(listener, Purpose::State);
         destination(channel, state);
@@ -31,12 +31,12 @@ fn expect_abort_before_start(mut channel: Channel, state: Channel) {
     assert!(bytes.is_empty(), "the state must not arrive: {bytes:?}");
 }
 
-fn run(scene: &mut Scene) -> Result<(), Error> {
+pub(super) fn run(scene: &mut Scene) -> Result<(), Error> {
     scene.migration.run_until(Some(Event::Ready), |state| state == State::Away)
 }
 
 /// Checks that the guest is back at the source. Returns why.
-fn expect_back(mut scene: Scene) -> String {
+pub(super) fn expect_back(mut scene: Scene) -> String {
     let failure = run(&mut scene).expect_err("no move");
     assert!(matches!(failure, Error::AtSource(_)), "{failure:?}");
     assert_eq!(scene.qemu.state().status, "running");

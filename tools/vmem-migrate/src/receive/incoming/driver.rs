@@ -19,6 +19,7 @@ use crate::message::{FromDestination, FromSource};
 use crate::receive::host;
 use crate::receive::listener::{IncomingConnection, Listener};
 use crate::receive::monitor::Wait;
+use crate::receive::offer::Fetching;
 use crate::receive::page_fetcher::line;
 use crate::relay::{End, relay};
 use crate::report::Report;
@@ -45,7 +46,8 @@ impl IncomingMigration {
 
     /// Sends READY to the source. If that fails, the move is undone here.
     pub(super) fn send_ready(&mut self, report: &Report) -> Result<(), Cause> {
-        let Err(error) = self.send(&FromDestination::Ready { rounds: self.rounds }) else {
+        let Fetching { rounds, verify } = self.fetching;
+        let Err(error) = self.send(&FromDestination::Ready { rounds, verify }) else {
             return Ok(());
         };
         self.cause = Some(Cause::Peer("the source's vmemctl".to_owned(), error));
@@ -172,9 +174,9 @@ impl IncomingMigration {
         }
     }
 
-    /// Tells a source that sends rounds how far the pages are: it may wait for all of them.
+    /// Tells a source that may wait for all pages how far they are, and what a comparison of them has found.
     fn forward(&self, reports: &[DaemonReport]) {
-        if !self.rounds {
+        if self.fetching == Fetching::default() {
             return;
         }
         for report in reports {

@@ -18,6 +18,7 @@ use crate::receive::incoming::checks;
 use crate::receive::listener::Listener;
 use crate::receive::loss::is_lost;
 use crate::receive::monitor::Monitor;
+use crate::receive::offer::Fetching;
 use crate::receive::page_fetcher::PageFetcher;
 use crate::receive::regions::Regions;
 use crate::record::log_subject;
@@ -98,7 +99,7 @@ impl IncomingMigration {
             record,
             qemu: Qemu::existing(),
             relay: None,
-            rounds: false,
+            fetching: Fetching::default(),
             resumed: true,
             is_to_be_started: false,
             cause: None,

@@ -106,7 +106,7 @@ fn scene(phase: Phase, status: &'static str, migration: &'static str) -> Scene {
         record,
         qemu: Qemu::existing(),
         relay: None,
-        rounds: false,
+        fetching: Fetching::default(),
         resumed: false,
         is_to_be_started: false,
         cause: None,

@@ -54,6 +54,7 @@ fn offer(export: &str) -> FromSource {
         pages: "8636".to_owned(),
         release: false,
         rounds: false,
+        verify: false,
     }
 }
 

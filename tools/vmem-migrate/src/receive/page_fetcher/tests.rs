@@ -169,7 +169,7 @@ fn vmemd_that_has_all_pages_before_keep_is_no_failure_and_its_end_is_reported_la
     scene.plain.store(true, Ordering::SeqCst);
     pages.release();
     let until = Instant::now() + TIMEOUT;
-    while pages.end.is_none() {
+    while pages.over.is_none() {
         assert!(Instant::now() < until);
         pages.reports().expect("all pages are here");
     }
@@ -245,4 +245,39 @@ fn vmemd_that_reports_completion_of_incomplete_regions_is_restarted() {
         }
     };
     assert!(trouble.contains("started again"), "{trouble}");
+}
+
+#[test]
+fn vmemd_that_completes_all_memory_before_keep_is_no_failure() {
+    let scene = Scene::default();
+    let (left, first) = Left::new("fetch; ready; order; end 0");
+    let mut pages = scene.pages(first, false);
+    scene.plain.store(true, Ordering::SeqCst);
+    pages.release();
+    assert!(left.process.wait(TIMEOUT));
+    let until = Instant::now() + TIMEOUT;
+    let is_end = |report: &DaemonReport| matches!(report, DaemonReport::End { .. });
+    while !pages.reports().expect("no failure").iter().any(is_end) {
+        assert!(Instant::now() < until, "it has not said that it ends");
+    }
+    thread::sleep(Duration::from_millis(200));
+    pages.reports().expect("no failure");
+    pages.keep();
+    assert!(matches!(pages.news(TIMEOUT), Some(News::Ended(End::Complete(_)))));
+    assert_eq!(scene.started(), 0);
+}
+
+#[test]
+fn reports_of_a_vmemd_that_has_ended_come_before_its_failure() {
+    let scene = Scene::default();
+    let (left, first) = Left::new("fetch; ready; order; end 8");
+    let mut pages = scene.pages(first, false);
+    pages.release();
+    assert!(left.process.wait(TIMEOUT));
+    // Until the supervisor has noticed its end.
+    thread::sleep(Duration::from_secs(2));
+    let reports = pages.reports().expect("what it has said");
+    assert!(reports.contains(&crate::daemon::fake::said("release")), "{reports:?}");
+    pages.reports().expect_err("it has ended");
+    assert_eq!(scene.started(), 0);
 }

@@ -68,7 +68,7 @@ fn offer_is_refused_if_its_guest_has_a_record() {
         key: "guest0".into(),
         memory: Vec::new(),
         source: "127.0.0.1:1".to_owned(),
-        rounds: false,
+        fetching: Fetching::default(),
         release: false,
     };
     let error = new_place(&cli(directory.path(), &[]).common, &offer).expect_err("a refusal");
