@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use vmem::{Adopted, Control, ProcessMemory, Tracking};
+use vmem::{Access, Adopted, Control, MapHandle, PAGE_SIZE, ProcessMemory, Sharing, Tracking};
 
 use super::stage::{Actor, Journey, Stage};
 use crate::guest::Load;
@@ -26,6 +26,9 @@ super::tests![
     destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
     network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
     sigint_in_a_round_leaves_the_guest_at_its_source,
+    writing_guest_moves_in_hybrid_mode_after_all_its_memory_was_compared,
+    guest_moves_in_postcopy_mode_after_all_its_memory_was_compared,
+    page_that_differs_at_the_destination_leaves_the_guest_at_its_source,
 ];
 
 /// vmemctl: the guest goes on at its source.
@@ -211,4 +214,85 @@ fn network_that_is_gone_in_a_round_leaves_the_guest_at_its_source(stage: &Stage)
 
 fn sigint_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
     given_up(stage, |journey| journey.migrate.signal(Signal::INT))
+}
+
+/// Moves a guest whose memory is compared before it runs at its destination. All of it was, and is the same.
+fn moved_and_compared(stage: &Stage, mode: &str) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &["--mode", mode, "--verify"])?;
+    journey.wait_switched()?;
+    let log = journey.prepared.source.slot.read_log("migrate");
+    let verified = said(&log, "verified").context("nothing was compared before the guest ran")?;
+    let bytes = memory_of(&log)?;
+    ensure!(
+        verified["pages"].as_u64() == Some(bytes / PAGE_SIZE as u64) && verified["different"] == 0,
+        "{verified}: the guest has {bytes} bytes"
+    );
+    stage.park(actor, journey.arrive()?.machine)
+}
+
+/// The size of the guest's memory, as the destination's vmemd says.
+fn memory_of(log: &str) -> Result<u64> {
+    let ready = ready_line(log).context("the destination's vmemd was never ready")?;
+    let regions = ready["vmemd"]["regions"].as_array().context("no regions")?;
+    Ok(regions.iter().filter_map(|region| region["bytes"].as_u64()).sum())
+}
+
+fn ready_line(log: &str) -> Option<Value> {
+    all_said(log, "pages")
+        .into_iter()
+        .find(|line| line["vmemd"]["event"] == "ready")
+}
+
+fn writing_guest_moves_in_hybrid_mode_after_all_its_memory_was_compared(stage: &Stage) -> Result<()> {
+    moved_and_compared(stage, "hybrid")
+}
+
+fn guest_moves_in_postcopy_mode_after_all_its_memory_was_compared(stage: &Stage) -> Result<()> {
+    moved_and_compared(stage, "postcopy")
+}
+
+/// The destination's vmemd has all of the region's pages, or asks for the last one, and has not compared that when this changes it.
+fn page_that_differs_at_the_destination_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &["--mode", "hybrid", "--verify"])?;
+    let mut ready = None;
+    wait_until("the destination's vmemd is ready", || {
+        let log = journey.prepared.source.slot.read_log("migrate");
+        ensure!(journey.migrate.runs()?, "vmemctl migrate has ended: {log}");
+        ready = ready_line(&log);
+        Ok(ready.is_some())
+    })?;
+    // The comparison takes seconds.
+    stage.rig.network.set_rate(SLOW)?;
+    let ready = ready.context("it is gone")?;
+    let regions = ready["vmemd"]["regions"].as_array().context("no regions")?;
+    let region = regions.last().context("no region")?;
+    let (name, bytes) = (region["name"].as_str(), region["bytes"].as_u64());
+    let (name, bytes) = (name.context("no name")?, bytes.context("no size")?);
+    let memory = MapHandle::open(name, Access::ReadWrite)?.map(Access::ReadWrite, Sharing::Shared)?;
+    let at = usize::try_from(bytes)?.checked_sub(1).context("no memory")?;
+    let mut byte = [0];
+    memory.read_at(at, &mut byte)?;
+    memory.write_at(at, &[!byte[0]])?;
+    drop(memory);
+    journey.migrate.expect(&journey.prepared.source.slot, AT_SOURCE)?;
+    let log = journey.prepared.source.slot.read_log("migrate");
+    let verified = said(&log, "verified").context("nothing was compared")?;
+    let page = bytes / PAGE_SIZE as u64 - 1;
+    ensure!(
+        verified["different"] == 1 && verified["first"][0]["page"] == page && verified["first"][0]["region"] == name,
+        "it is another page than {page} of {name}: {verified}"
+    );
+    ensure!(
+        log.contains(&format!("page {page} of region {name}")),
+        "the error does not name the page: {log}"
+    );
+    stage.rig.network.set_rate(super::RATE)?;
+    let source = journey.prepared.source;
+    let there = journey.prepared.slot.host;
+    wait_until("the destination has no vmemd", || Ok(there.processes_of("vmemd")?.is_empty()))?;
+    journey.prepared.receive.kill()?;
+    let _ = there.kill_all("qemu-system-x86");
+    stage.park(actor, source)
 }
