@@ -86,7 +86,7 @@ pub enum Mode {
     Auto,
     /// At once. All memory follows while the guest runs at the destination.
     Postcopy,
-    /// After rounds. What is left follows while the guest stands still, however long that takes.
+    /// After rounds. What is left follows while the guest stands still, for up to --timeout.
     Precopy,
     /// After rounds. What is left follows while the guest runs at the destination.
     Hybrid,
