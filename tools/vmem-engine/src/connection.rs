@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The connection of one lane to the source, reopened when it is lost.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use vmem_wait::BackOff;
 
 use crate::error::Error;
 use crate::event::Event;
+use crate::exports::Exports;
 use crate::shared::Shared;
 use crate::stats::add;
 
@@ -35,14 +35,13 @@ pub(crate) struct Connection {
     outage: Option<Outage>,
 }
 
-/// An open source, and the numbers of its exports and of their regions.
+/// An open source, and its exports.
 struct Open {
     source: Box<dyn PageSource>,
     since: Instant,
     /// Number of outstanding pages.
     outstanding: u64,
-    exports: Vec<usize>,
-    regions: HashMap<usize, usize>,
+    exports: Exports,
 }
 
 /// A time without an answer, which can span several connections.
@@ -85,12 +84,12 @@ impl Connection {
     /// Fetches pages of a region.
     pub(crate) fn fetch(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
-        self.open.source.fetch(self.open.exports[region], ranges)
+        self.open.source.fetch(self.open.exports.number(region), ranges)
     }
 
     /// Tells the source that pages of a region have arrived for good.
     pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
-        self.open.source.release(self.open.exports[region], ranges)
+        self.open.source.release(self.open.exports.number(region), ranges)
     }
 
     pub(crate) fn readiness(&self) -> Readiness<'_> {
@@ -102,8 +101,8 @@ impl Connection {
         let answer = self.open.source.next_answer()?;
         self.outage = None;
         self.open.outstanding = self.open.outstanding.saturating_sub(answer.pages());
-        match self.open.regions.get(&answer.export()) {
-            Some(region) => Ok((*region, answer)),
+        match self.open.exports.region(answer.export()) {
+            Some(region) => Ok((region, answer)),
             None => Err(vmem_source::Error::InvalidFetch(
                 "an answer for an export that was not fetched from".to_owned(),
             )),
@@ -156,20 +155,12 @@ fn retry(
 impl Open {
     /// Finds the exports of the regions in a source. Their identities must be those that the regions were started with.
     fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Error> {
-        let mut exports = Vec::new();
-        let mut regions = HashMap::new();
-        for (region, expected) in shared.exports.iter().enumerate() {
-            let found = source.exports().iter().position(|export| export == expected);
-            let number = found.ok_or_else(|| Error::MemoryChanged(expected.name.clone()))?;
-            exports.push(number);
-            regions.insert(number, region);
-        }
+        let exports = Exports::find(source.exports(), &shared.exports)?;
         Ok(Self {
             source,
             since: Instant::now(),
             outstanding: 0,
             exports,
-            regions,
         })
     }
 }

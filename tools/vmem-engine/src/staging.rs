@@ -6,7 +6,7 @@
 //! *remainder*. [`Staging::commit`] then marks the other staged pages as present. So a page that is present has the last contents that the
 //! program wrote at the source, and is never overwritten.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -19,7 +19,8 @@ use vmem_source::{Answer, Contents, PageSource, Readiness, StagingEvent, Staging
 use vmem_wait::StopEvent;
 
 use crate::error::Error;
-use crate::shared::POLL_TIMEOUT;
+use crate::exports::Exports;
+use crate::readiness::wait;
 use crate::sink::Sink;
 use crate::stats::{Stats, add};
 use crate::target::Target;
@@ -65,20 +66,12 @@ impl Staging {
     ///
     /// [`Error::MemoryChanged`]: a target is not in `source`. [`Error::Local`]: a thread or a descriptor cannot be created.
     pub fn start(targets: &[Target], source: Box<dyn StagingSource>, window: u64, stats: Arc<Stats>) -> Result<Self, Error> {
-        let mut numbers = HashMap::new();
-        let mut regions = Vec::new();
-        for (number, target) in targets.iter().enumerate() {
-            let export = source.exports().iter().position(|export| *export == target.export);
-            numbers.insert(
-                export.ok_or_else(|| Error::MemoryChanged(target.export.name.clone()))?,
-                number,
-            );
-            regions.push(StagedRegion::new(target));
-        }
+        let exports = Exports::find(source.exports(), targets.iter().map(|target| &target.export))?;
+        let regions = targets.iter().map(StagedRegion::new).collect();
         let stop = Arc::new(StopEvent::new().map_err(Error::local("make an eventfd"))?);
         let rounds = Rounds {
             source,
-            numbers,
+            exports,
             regions,
             stop: Arc::clone(&stop),
             outstanding: 0,
@@ -230,8 +223,7 @@ impl StagedRegion {
 /// The thread that stages.
 struct Rounds {
     source: Box<dyn StagingSource>,
-    /// The number of the target of each export that has one.
-    numbers: HashMap<usize, usize>,
+    exports: Exports,
     regions: Vec<StagedRegion>,
     stop: Arc<StopEvent>,
     /// Batches that were asked for and have not ended.
@@ -265,13 +257,13 @@ impl Rounds {
                 self.source.next(BATCH_PAGES)?;
                 self.outstanding += 1;
             }
-            if self.wait()? {
+            if wait(&self.stop, self.source.readiness())? {
                 return Ok(false);
             }
             match self.source.next_event()? {
                 StagingEvent::Pages(answer) => {
-                    if let Some(region) = self.numbers.get(&answer.export()) {
-                        self.regions[*region].stage(&answer)?;
+                    if let Some(region) = self.exports.region(answer.export()) {
+                        self.regions[region].stage(&answer)?;
                         add(&self.stats.staged, answer.pages());
                     }
                 }
@@ -280,28 +272,12 @@ impl Rounds {
                     self.outstanding = self.outstanding.saturating_sub(1);
                 }
                 StagingEvent::Remainder(pages) => {
-                    if let Some(region) = self.numbers.get(&pages.export) {
-                        self.remainder.extend(pages.ranges.into_iter().map(|range| (*region, range)));
+                    if let Some(region) = self.exports.region(pages.export) {
+                        self.remainder.extend(pages.ranges.into_iter().map(|range| (region, range)));
                     }
                 }
                 StagingEvent::End => return Ok(true),
             }
-        }
-    }
-
-    /// Waits until an event may be there. True if staging was stopped.
-    fn wait(&self) -> Result<bool, Error> {
-        let Readiness::When(fd) = self.source.readiness() else {
-            return Ok(self.stop.is_set());
-        };
-        let mut fds = [
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(fd, PollFlags::IN),
-        ];
-        let timeout = Timespec::try_from(POLL_TIMEOUT).ok();
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
-            Err(error) => Err(Error::local("wait for pages")(error.into())),
         }
     }
 }

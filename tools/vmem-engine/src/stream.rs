@@ -4,16 +4,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PageRange, PageSet};
-use vmem_source::Readiness;
 
 use crate::apply::apply;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::plan::Plan;
+use crate::readiness::wait;
 use crate::release_notifier::ReleaseNotifier;
-use crate::shared::{Interruption, POLL_TIMEOUT, Shared};
+use crate::shared::{Interruption, Shared};
 use crate::shortage::Shortage;
 
 /// Pages of one fetch (1 MiB): large enough that the cost of a fetch does not matter, small enough to follow the faults.
@@ -123,7 +122,7 @@ impl Stream<'_> {
         if self.outstanding.pages == 0 {
             return self.idle(notify);
         }
-        if !self.wait()? {
+        if !wait(&self.shared.stop, self.connection.readiness())? {
             let (region, answer) = self.connection.next_answer()?;
             self.outstanding.received(answer.pages());
             let short = apply(self.shared, region, &answer)?;
@@ -156,22 +155,6 @@ impl Stream<'_> {
         }
         self.notifier.release_all(self.shared, &mut self.connection)?;
         Ok(false)
-    }
-
-    /// Waits until an answer may be there. True if the lane must stop instead.
-    fn wait(&self) -> Result<bool, Error> {
-        let stop = PollFd::new(&self.shared.stop, PollFlags::IN);
-        match self.connection.readiness() {
-            Readiness::Always => Ok(self.shared.stop.is_set()),
-            Readiness::When(fd) => {
-                let mut fds = [stop, PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-                let timeout = Timespec::try_from(POLL_TIMEOUT).ok();
-                match poll(&mut fds, timeout.as_ref()) {
-                    Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
-                    Err(error) => Err(Error::local("wait for pages")(error.into())),
-                }
-            }
-        }
     }
 }
 

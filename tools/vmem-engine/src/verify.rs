@@ -5,20 +5,19 @@
 //! result means something only while nobody writes to either: the program has stopped at the source, and does not run here yet. Nothing is
 //! changed, whatever the result.
 
-use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PAGE_SIZE, PageIndex, PageRange, PageSet};
-use vmem_source::{Answer, Contents, Lane, PageSource, Readiness};
+use vmem_source::{Answer, Contents, Lane, PageSource};
 use vmem_wait::StopEvent;
 
 use crate::connection::Connect;
 use crate::error::Error;
-use crate::shared::POLL_TIMEOUT;
+use crate::exports::Exports;
+use crate::readiness::wait;
 use crate::stats::{Stats, add};
 use crate::target::Target;
 
@@ -128,9 +127,7 @@ fn run(
 
 struct Comparison<'a> {
     source: Box<dyn PageSource>,
-    /// The number of the export of each target, and the other way round.
-    exports: Vec<usize>,
-    numbers: HashMap<usize, usize>,
+    exports: Exports,
     targets: &'a [Target],
     findings: Findings,
     stats: &'a Stats,
@@ -139,18 +136,10 @@ struct Comparison<'a> {
 
 impl<'a> Comparison<'a> {
     fn new(source: Box<dyn PageSource>, targets: &'a [Target], stats: &'a Stats, stop: &'a StopEvent) -> Result<Self, Error> {
-        let mut exports = Vec::new();
-        let mut numbers = HashMap::new();
-        for (number, target) in targets.iter().enumerate() {
-            let found = source.exports().iter().position(|export| *export == target.export);
-            let export = found.ok_or_else(|| Error::MemoryChanged(target.export.name.clone()))?;
-            exports.push(export);
-            numbers.insert(export, number);
-        }
+        let exports = Exports::find(source.exports(), targets.iter().map(|target| &target.export))?;
         Ok(Self {
             source,
             exports,
-            numbers,
             targets,
             findings: Findings::new(),
             stats,
@@ -169,15 +158,15 @@ impl<'a> Comparison<'a> {
             while let Some(pages) = left.filter(|_| outstanding < window.max(1)) {
                 let (fetched, after) = pages.split_at(FETCH_PAGES);
                 let fetched: Vec<_> = fetched.into_iter().collect();
-                self.source.fetch(self.exports[number], &fetched)?;
+                self.source.fetch(self.exports.number(number), &fetched)?;
                 outstanding += fetched.iter().map(|range| range.count()).sum::<u64>();
                 left = after;
             }
-            if self.wait()? {
+            if wait(self.stop, self.source.readiness())? {
                 return Ok(false);
             }
             let answer = self.source.next_answer()?;
-            if self.numbers.get(&answer.export()) != Some(&number) {
+            if self.exports.region(answer.export()) != Some(number) {
                 let text = "an answer for an export that was not fetched from".to_owned();
                 return Err(vmem_source::Error::InvalidFetch(text).into());
             }
@@ -186,22 +175,6 @@ impl<'a> Comparison<'a> {
             add(&self.stats.verified, answer.pages());
         }
         Ok(true)
-    }
-
-    /// Waits until an answer may be there. True if the comparison was stopped.
-    fn wait(&self) -> Result<bool, Error> {
-        let Readiness::When(fd) = self.source.readiness() else {
-            return Ok(self.stop.is_set());
-        };
-        let mut fds = [
-            PollFd::new(self.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(fd, PollFlags::IN),
-        ];
-        let timeout = Timespec::try_from(POLL_TIMEOUT).ok();
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
-            Err(error) => Err(Error::local("wait for pages")(error.into())),
-        }
     }
 }
 
