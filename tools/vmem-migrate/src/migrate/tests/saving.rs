@@ -19,8 +19,8 @@ pub(super) fn ready(destination: impl FnOnce(Channel, Channel) + Send + 'static)
     scene
 }
 
-/// A destination that is told ABORT before START, and gets nothing of the state.
-fn expect_abort_before_start(mut channel: Channel, state: Channel) {
+/// A destination that is told ABORT, and gets nothing of the state.
+pub(super) fn expect_abort_without_state(mut channel: Channel, state: Channel) {
     let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
     assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
     let reason = "as you say".to_owned();
@@ -72,7 +72,7 @@ fn start_is_sent_and_state_passes_only_after_qemu_has_saved() {
 
 #[test]
 fn guest_continues_here_if_qemu_never_finishes_saving() {
-    let mut scene = ready(expect_abort_before_start);
+    let mut scene = ready(expect_abort_without_state);
     scene.qemu.state().never_saves = true;
     scene.migration.timeout = Duration::from_secs(1);
     let why = expect_back(scene);
@@ -81,7 +81,7 @@ fn guest_continues_here_if_qemu_never_finishes_saving() {
 
 #[test]
 fn signal_while_qemu_saves_continues_the_guest_here() {
-    let scene = ready(expect_abort_before_start);
+    let scene = ready(expect_abort_without_state);
     scene.qemu.state().never_saves = true;
     let (qemu, signals) = (scene.qemu.clone(), scene.migration.signals.clone());
     let raise = thread::spawn(move || {
@@ -112,7 +112,7 @@ fn guest_continues_here_if_the_destination_refuses_while_qemu_saves() {
 
 #[test]
 fn destination_hears_abort_and_never_start_if_qemu_dies_while_it_saves() {
-    let mut scene = ready(expect_abort_before_start);
+    let mut scene = ready(expect_abort_without_state);
     scene.qemu.state().dies_of = "migrate-continue";
     let failure = run(&mut scene).expect_err("no QEMU");
     assert_eq!(scene.migration.owner.state(), State::Stranded, "{failure:?}");

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use serde_json::Value;
 use vmem_cli::chain;
 
-use super::saving::{expect_back, ready, run};
+use super::saving::{expect_abort_without_state, expect_back, ready, run};
 use super::*;
 
 /// Pages of the guest.
@@ -49,14 +49,7 @@ fn differs(word: FromDestination) -> impl FnOnce(Channel, Channel) + Send + 'sta
         expect_start(&mut channel);
         channel.send(&complete()).expect("room");
         channel.send(&word).expect("room");
-        let heard = channel.recv_within::<FromSource>(LIMIT).expect("a word");
-        assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
-        let reason = "as you say".to_owned();
-        channel.send(&FromDestination::Failed { reason }).expect("room");
-        let (mut socket, mut bytes) = state.into_parts();
-        // The connection may be reset.
-        let _ = socket.read_to_end(&mut bytes);
-        assert!(bytes.is_empty(), "the state must not arrive: {bytes:?}");
+        expect_abort_without_state(channel, state);
     }
 }
 
