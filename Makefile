@@ -30,7 +30,7 @@ demo-vm: build		## a running guest moves to another host; then the same by QEMU'
 
 .PHONY: test
 test: build		## unit, functional and migration tests, those under systemd, and those of the virtual machine's runner
-	@tools/testing/test unit vm functional migration systemd
+	@tools/testing/test unit vm functional hibernation migration systemd
 
 .PHONY: unit
 unit: build		## the tests that need no kernel
@@ -52,6 +52,10 @@ migration-qemu: build	## guests that move between the QEMU of Debian 13 and that
 .PHONY: systemd
 systemd: build		## the tests of vmemctl on a host that systemd runs (FILTER=... for some)
 	@tools/testing/test systemd
+
+.PHONY: hibernation
+hibernation: build	## the functional tests whose virtual machine hibernates
+	@tools/testing/test hibernation
 
 .PHONY: death
 death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUNDS=..., VMEM_SEED=...)
@@ -149,7 +153,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
 	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results $(BUILD)/docs
+		$(BUILD)/vm $(BUILD)/results $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 

@@ -216,6 +216,18 @@ pub(crate) fn suspend() -> Outcome {
     }
 }
 
+/// Whether the machine is one that is started again after it has hibernated (`tools/testing/hibernation`).
+pub(crate) fn can_hibernate() -> bool {
+    std::env::var_os("VMEM_HIBERNATES").is_some()
+}
+
+/// Has the machine hibernate: all processes are frozen, the memory goes to the swap device, and the machine turns itself off. This returns in the machine
+/// that is started with that device.
+pub(crate) fn hibernate() -> Outcome {
+    fs::write("/sys/power/disk", "shutdown")?;
+    Ok(fs::write("/sys/power/state", "disk").map_err(|error| format!("the machine does not hibernate: {error}"))?)
+}
+
 /// A file with a setting, which is as it was when this is dropped.
 pub(crate) struct Setting {
     path: &'static str,

@@ -6,8 +6,8 @@
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
 //! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand, or the
-//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`), and those that want two nodes on a machine of one
-//! (`suite::numa`).
+//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`), those that want two nodes on a machine of one
+//! (`suite::numa`), and those that hibernate on a machine that nobody starts again (`kernel`).
 #![forbid(unsafe_code)]
 
 mod adopted;
@@ -46,6 +46,7 @@ fn possible(name: &str) -> bool {
     match group(name) {
         "injection" => injector::available(),
         "freeze" if suite::freeze::SUSPENDS.contains(&name) => kernel::can_suspend(),
+        "freeze" if suite::freeze::HIBERNATES.contains(&name) => kernel::can_hibernate(),
         "freeze" => kernel::Freezer::available(),
         "numa" => suite::numa::available(),
         "track" if name == suite::track::BEGINS_BESIDE_MMAP => !injector::available(),

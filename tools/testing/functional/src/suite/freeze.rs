@@ -9,9 +9,10 @@ use vmem::PAGE_SIZE;
 use vmem_functional_sys::{MemoryAt, write_from};
 
 use crate::failure::{Outcome, ensure, equal};
-use crate::kernel::{Freezer, suspend};
+use crate::kernel::{Freezer, hibernate, suspend};
 use crate::program::{Program, asleep};
 use crate::setting::{Setting, check_words};
+use crate::watchdog::still_moving;
 use crate::world::wait_until;
 
 crate::tests![
@@ -19,12 +20,20 @@ crate::tests![
     waiter_in_user_mode_can_be_frozen,
     waiter_in_a_system_call_does_not_prevent_suspend,
     waiter_in_user_mode_does_not_prevent_suspend,
+    waiter_in_a_system_call_does_not_prevent_hibernation,
+    waiter_in_user_mode_does_not_prevent_hibernation,
 ];
 
 /// Those that want a kernel that can suspend.
 pub(crate) const SUSPENDS: [&str; 2] = [
     "freeze::waiter_in_a_system_call_does_not_prevent_suspend",
     "freeze::waiter_in_user_mode_does_not_prevent_suspend",
+];
+
+/// Those that want a machine that is started again after it has hibernated.
+pub(crate) const HIBERNATES: [&str; 2] = [
+    "freeze::waiter_in_a_system_call_does_not_prevent_hibernation",
+    "freeze::waiter_in_user_mode_does_not_prevent_hibernation",
 ];
 
 /// Freezes a program that waits for page 1, fills the page meanwhile, and lets it go on.
@@ -44,13 +53,14 @@ fn frozen_while_it_waits(name: &str, program: impl FnOnce(&Setting) -> Outcome<V
     check_words(&program.join()?, 1)
 }
 
-/// The machine suspends while a program waits for page 1, which waits on when the machine is back, and gets the page.
-fn suspended_while_it_waits(program: impl FnOnce(&Setting) -> Outcome<Vec<u64>>) -> Outcome {
+/// The machine suspends or hibernates while a program waits for page 1, which waits on when the machine is back, and gets the page.
+fn away_while_it_waits(go_away: fn() -> Outcome, program: impl FnOnce(&Setting) -> Outcome<Vec<u64>>) -> Outcome {
     let setting = Setting::new(4)?;
     let program = Program::start(|| program(&setting))?;
     equal!(setting.take_request()?, 1);
     setting.wait_waiters(1)?;
-    suspend()?;
+    go_away()?;
+    still_moving();
     setting.wait_waiters(1)?;
     setting.fill([1])?;
     check_words(&program.join()?, 1)
@@ -88,9 +98,17 @@ fn waiter_in_user_mode_can_be_frozen() -> Outcome {
 }
 
 fn waiter_in_a_system_call_does_not_prevent_suspend() -> Outcome {
-    suspended_while_it_waits(read_in_a_system_call)
+    away_while_it_waits(suspend, read_in_a_system_call)
 }
 
 fn waiter_in_user_mode_does_not_prevent_suspend() -> Outcome {
-    suspended_while_it_waits(read_in_user_mode)
+    away_while_it_waits(suspend, read_in_user_mode)
+}
+
+fn waiter_in_a_system_call_does_not_prevent_hibernation() -> Outcome {
+    away_while_it_waits(hibernate, read_in_a_system_call)
+}
+
+fn waiter_in_user_mode_does_not_prevent_hibernation() -> Outcome {
+    away_while_it_waits(hibernate, read_in_user_mode)
 }
