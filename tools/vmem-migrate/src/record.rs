@@ -449,4 +449,18 @@ mod tests {
         let left: Vec<_> = fs::read_dir(under.path()).expect("a directory").flatten().collect();
         assert!(left.is_empty(), "{left:?}");
     }
+
+    #[test]
+    fn log_stays_when_the_directory_is_removed() {
+        let under = tempfile::tempdir().expect("a directory");
+        let state_dir = StateDir::new(under.path(), "in", "a").expect("a state directory");
+        state_dir.write(&note(Phase::Running)).expect("a record");
+        let log = state_dir.log("qemu.log").expect("a path");
+        fs::write(&log, "the last words").expect("a log");
+        state_dir.remove();
+        assert_eq!(fs::read_to_string(&log).expect("the log"), "the last words");
+        // The next move of the guest writes to the same log.
+        let again = StateDir::new(under.path(), "in", "a").expect("a state directory");
+        assert_eq!(again.log("qemu.log").expect("a path"), log);
+    }
 }
