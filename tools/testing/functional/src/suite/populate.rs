@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! MAKE_PAGES_PRESENT: present pages go into the page tables of all who map the region.
 
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use vmem::{Control, PAGE_SIZE, RegionBuilder};
-use vmem_functional_sys::AreaBuilder;
+use vmem_functional_sys::{AreaBuilder, End, fork};
 
 use crate::failure::{Outcome, ensure, equal};
-use crate::kernel::checks_itself;
+use crate::kernel::{self, checks_itself};
 use crate::program::Program;
 use crate::setting::{Board, Setting, check_page, mapped_pages, minor_faults, pages};
 use crate::watchdog::still_moving;
@@ -25,7 +27,11 @@ crate::tests![
     populating_does_not_disturb_what_the_program_wrote,
     processes_that_end_meanwhile_are_left_alone,
     mappings_without_number_hold_up_neither_populate_nor_conversion,
+    populate_and_conversion_reach_processes_without_number,
 ];
+
+/// How many processes one call reaches.
+const REACHED: usize = 32_768;
 
 fn make_pages_present_maps_pages_in_every_process() -> Outcome {
     let setting = Setting::new(64)?;
@@ -314,6 +320,46 @@ fn mappings_without_number_hold_up_neither_populate_nor_conversion() -> Outcome 
     board.set(63, 1)?;
     for program in programs {
         program.join()?;
+    }
+    Ok(())
+}
+
+/// `VMEM_PROCESSES` says how many processes map the region besides the test (`make death`: more than [`REACHED`]); a thousand, if it does not. A call of
+/// populate reaches [`REACHED`] of them, and conversion all.
+fn populate_and_conversion_reach_processes_without_number() -> Outcome {
+    let processes = std::env::var("VMEM_PROCESSES").map_or(Ok(1_000), |number| number.parse::<usize>())?;
+    // Of itself a machine with few processors has numbers for 32,768 processes.
+    let _numbers = kernel::Setting::new("/proc/sys/kernel/pid_max", "4194304")?;
+    let setting = Setting::new(2)?;
+    setting.fill_all()?;
+    let area = setting.area()?;
+    let (wait, end) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Processes with little of their own, so that the machine has memory for all. Each has the mapping when the call returns.
+    let mut programs = Vec::new();
+    for number in 0..processes {
+        if number % 256 == 0 {
+            still_moving();
+        }
+        programs.push(fork(|| {
+            let lives = set_parent_process_death_signal(Some(Signal::KILL)).is_ok();
+            let told = rustix::io::read(&wait, &mut [0; 1]) == Ok(1);
+            i32::from(!(lives && told && check_page(&area, 1, 1).is_ok()))
+        })?);
+    }
+    let reached = (processes + 1).min(REACHED) as u64;
+    wait_until("the page is in the tables of all that a call reaches", || {
+        still_moving();
+        Ok(setting.region.make_pages_present(&[pages(0, 1)]).complete()? == reached)
+    })?;
+    setting.region.make_vma_anonymous()?;
+    still_moving();
+    equal!(setting.region.info()?.mappings, 0);
+    equal!(rustix::io::write(&end, &vec![0; processes])?, processes);
+    for (number, mut program) in programs.into_iter().enumerate() {
+        if number % 256 == 0 {
+            still_moving();
+        }
+        equal!(program.wait()?, End::Exited(0));
     }
     Ok(())
 }
