@@ -31,15 +31,20 @@ on_region() { howto '<qemu:commandline>' '</qemu:commandline>' 2; }
 on_file() { on_region | sed -e "/'-incoming'/d" -e "/'defer'/d" -e 's|/dev/vmem/guest0|/dev/shm/vmem-guest0|'; }
 of_source() { sed 's|vmem-guest0.qmp|vmem-guest0-source.qmp|'; }
 
-# start_libvirt [LINE...]: libvirtd and what belongs to it, with these lines in qemu.conf.
-start_libvirt() {
+# make_writable PLACE...: directories of this machine's read-only root.
+make_writable() {
 	local place
-	for place in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
+	for place; do
 		! mountpoint -q "$place" || continue
 		mkdir -p "/run/writable${place%/*}"
 		cp -a "$place" "/run/writable$place"
 		mount --bind "/run/writable$place" "$place"
 	done
+}
+
+# start_libvirt [LINE...]: libvirtd and what belongs to it, with these lines in qemu.conf.
+start_libvirt() {
+	make_writable /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
 	[ -e /etc/libvirt/qemu.conf.dist ] || cp /etc/libvirt/qemu.conf /etc/libvirt/qemu.conf.dist
 	{ cat /etc/libvirt/qemu.conf.dist && printf '%s\n' "$@"; } >/etc/libvirt/qemu.conf
 	install -m 755 "$VMEM_BUILD/libvirt/guest" /run/guest
@@ -102,20 +107,26 @@ a_libvirt_domain_without_the_acl_does_not_find_its_region() {
 	grep "can't open backing store /dev/vmem/guest0 for guest RAM: No such file or directory" /var/log/libvirt/qemu/guest0.log
 }
 
-a_libvirt_domain_moves_to_a_domain_on_a_region() {
-	start_libvirt "$(acl)"
+# move_to_a_domain_on_a_region COMMAND...: COMMAND looks at the two domains before the guest moves.
+move_to_a_domain_on_a_region() {
 	define guest0-source '' "$(on_file | of_source)"
 	virsh start guest0-source
 	wait_for "the guest works" has_said 2 guest0-source
 	receive_region
 	define guest0 '' "$(on_region)"
 	virsh start --paused guest0
+	"$@"
 	migrate "$domains/vmem-guest0-source.qmp"
 	ends_well
 	wait_for "the destination's domain is running" domain_is guest0 running
 	wait_for "the source's domain is shut off" domain_is guest0-source 'shut off'
 	wait_for "the guest works at the destination" has_said 3 guest0
 	no_round_is_wrong guest0-source guest0
+}
+
+a_libvirt_domain_moves_to_a_domain_on_a_region() {
+	start_libvirt "$(acl)"
+	move_to_a_domain_on_a_region true
 }
 
 # libvirts_words NAME: the command line that libvirt wrote to the domain's log, changed as the howto says, one word a line.
