@@ -7,6 +7,7 @@
 
 mod connection;
 mod deferred;
+mod limiter;
 mod next;
 mod released;
 mod sender;
@@ -36,6 +37,7 @@ use crate::wire::greeting::{FEATURE_RELEASE, FEATURE_ROUNDS};
 
 pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
+pub use limiter::{LEAST_BANDWIDTH, Limiter};
 pub use released::Released;
 pub use sender::Served;
 use slots::Slots;
@@ -134,6 +136,8 @@ struct Shared {
     deferred: DeferredReleases,
     /// The rounds, if the program still runs.
     staging: Staging,
+    /// The user's limit of the bandwidth.
+    limiter: Arc<Limiter>,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     slots: Arc<Slots>,
@@ -172,6 +176,7 @@ impl Server {
             identity,
             deferred: DeferredReleases::default(),
             staging: Staging::default(),
+            limiter: Arc::default(),
             totals: Arc::default(),
             report: Box::new(report),
             slots: Slots::new(limits.connections),
@@ -206,6 +211,12 @@ impl Server {
     /// needed for one that does.
     pub fn allow_reads(&self) {
         self.shared.staging.allow_reads();
+    }
+
+    /// The limit of the bandwidth of all connections but those of the urgent lane. There is none at first.
+    #[must_use]
+    pub fn limiter(&self) -> Arc<Limiter> {
+        Arc::clone(&self.shared.limiter)
     }
 
     /// The exports of the server.
@@ -268,6 +279,7 @@ impl Server {
                 }
             }
         }
+        self.shared.limiter.close();
         self.shared.slots.close();
         Ok(())
     }

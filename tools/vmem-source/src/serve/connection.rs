@@ -66,7 +66,7 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
     add(&shared.totals.connections, 1);
 
     let mut payload = Vec::new();
-    let mut sender = Sender::new(link, shared, served);
+    let mut sender = Sender::new(link, shared, lane, served);
     let mut nexts = NextHandler::new(staging);
     loop {
         // A daemon that needs nothing sends nothing. Keep-alive probes find out that a daemon is gone.

@@ -83,7 +83,7 @@ fn send_batch(
     batch.check(&shared.exports, max, *round)?;
     *round = batch.round;
     if let Some(pages) = &batch.pages {
-        sender.send_pages(tag, pages)?;
+        sender.send_round(tag, pages)?;
     }
     send_end(sender, tag, batch.round, batch.over)?;
     let sent = Sent {

@@ -4,9 +4,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
+use super::limiter::{Limiter, Purpose};
 use crate::answer::{Chunk, Kind};
 use crate::error::Error;
-use crate::export::ExportRanges;
+use crate::export::{ExportRanges, Lane};
 use crate::link::Link;
 use crate::rounds::Sent;
 use crate::wire::frame::{HEADER_SIZE, Type};
@@ -29,6 +30,10 @@ pub struct Served {
 pub(super) struct Sender<'a> {
     link: &'a Link,
     shared: &'a Shared,
+    /// The user's limit; `None` for pages that a program waits for.
+    limiter: Option<&'a Limiter>,
+    /// What pages are sent for.
+    purpose: Purpose,
     chunk: Chunk,
     head: Vec<u8>,
     /// Counters of the connection.
@@ -38,10 +43,12 @@ pub(super) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(link: &'a Link, shared: &'a Shared, served: &'a mut Served) -> Self {
+    pub(super) fn new(link: &'a Link, shared: &'a Shared, lane: Lane, served: &'a mut Served) -> Self {
         Self {
             link,
             shared,
+            limiter: (lane == Lane::Stream).then_some(&*shared.limiter),
+            purpose: Purpose::Stream,
             chunk: Chunk::new(),
             head: Vec::new(),
             served,
@@ -57,6 +64,14 @@ impl<'a> Sender<'a> {
     /// Releases pages that the peer has for good.
     pub(super) fn release(&mut self, pages: &ExportRanges) {
         self.served.released += self.shared.release(pages.export, &pages.ranges);
+    }
+
+    /// As [`send_pages`](Self::send_pages), for a round.
+    pub(super) fn send_round(&mut self, tag: u32, pages: &ExportRanges) -> Result<(), Error> {
+        self.purpose = Purpose::Rounds;
+        let result = self.send_pages(tag, pages);
+        self.purpose = Purpose::Stream;
+        result
     }
 
     /// Sends the contents of pages, in PAGES frames with `tag`. The caller has checked that the export exists and has the pages.
@@ -81,14 +96,21 @@ impl<'a> Sender<'a> {
     /// Sends a frame with this payload.
     pub(super) fn send_frame(&mut self, kind: Type, tag: u32, payload: &[u8]) -> Result<(), Error> {
         self.link.write_frame(kind, tag, &[payload])?;
-        self.sent.bytes += (HEADER_SIZE + payload.len()) as u64;
+        let bytes = (HEADER_SIZE + payload.len()) as u64;
+        // The list of the remaining pages is waited for while the program stands still.
+        self.limiter.iter().for_each(|limiter| limiter.count(bytes));
+        self.sent.bytes += bytes;
         Ok(())
     }
 
     fn send_chunk(&mut self, tag: u32, export: usize) -> Result<(), Error> {
         pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
+        let bytes = (HEADER_SIZE + self.head.len() + self.chunk.data().len()) as u64;
+        if let Some(limiter) = self.limiter {
+            limiter.wait(bytes, self.purpose);
+        }
         self.link.write_frame(Type::Pages, tag, &[&self.head, self.chunk.data()])?;
-        self.sent.bytes += (HEADER_SIZE + self.head.len() + self.chunk.data().len()) as u64;
+        self.sent.bytes += bytes;
         for run in self.chunk.runs() {
             let (totals, count) = (&self.shared.totals, run.range.count());
             let (served, sent, total) = match run.kind {

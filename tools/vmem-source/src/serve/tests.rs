@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
 
+mod bandwidth;
 mod limit;
 mod release;
 mod rounds;
