@@ -138,6 +138,21 @@ pub fn bandwidth(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Parses a limit of the bandwidth in bytes a second, `least` at least; 0 for `unlimited`.
+///
+/// # Errors
+///
+/// The message for any other text.
+pub fn bandwidth_limit(text: &str, least: u64) -> Result<u64, String> {
+    match text {
+        "unlimited" => Ok(0),
+        _ => match bandwidth(text).map_err(|error| format!("{error}; or \"unlimited\""))? {
+            rate if rate >= least => Ok(rate),
+            _ => Err(format!("less than {} KiB/s", least >> 10)),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,5 +240,20 @@ mod tests {
         }
         assert_eq!(owner("1:2"), Ok((1, Some(2))));
         assert!(address("8636").is_ok() && address("[::1]:1").is_ok() && address("localhost:1").is_err());
+    }
+
+    #[test]
+    fn limit_is_a_bandwidth_or_none() {
+        for (text, limit) in [
+            ("unlimited", 0),
+            ("100M", 100 << 20),
+            ("8Mbit", 1_000_000),
+            ("256K", 256 << 10),
+        ] {
+            assert_eq!(bandwidth_limit(text, 256 << 10), Ok(limit), "{text}");
+        }
+        for bad in ["", "0", "fast", "255K", "-1", "Unlimited", "100 M"] {
+            assert!(bandwidth_limit(bad, 256 << 10).is_err(), "{bad}");
+        }
     }
 }

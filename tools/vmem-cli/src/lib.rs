@@ -45,7 +45,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-pub use arguments::{address, bandwidth, owner, seconds, size, source, with_port};
+pub use arguments::{address, bandwidth, bandwidth_limit, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
 pub use error::Error;
 pub use progress::{Progress, Rate, bytes};

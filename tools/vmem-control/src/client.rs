@@ -21,6 +21,7 @@ use crate::credentials::{judge_peer, own_user};
 use crate::error::Error;
 use crate::event::{Event, Status};
 use crate::message::{Answer, Call, Duty, LONGEST_REPLY, Message, Reply, Request, VERSIONS, agree, excerpt};
+use crate::rounds::Change;
 use crate::socket::dial;
 
 /// The number of the first request.
@@ -314,7 +315,7 @@ impl Client {
     /// As [`call`](Self::call).
     pub fn status(&mut self, limit: Duration) -> Result<Status, Error> {
         match self.call(Request::Status, limit)? {
-            Answer::Status(status) => Ok(status),
+            Answer::Status(status) => Ok(*status),
             other => Err(Error::Foreign(format!("{other:?}"))),
         }
     }
@@ -335,6 +336,24 @@ impl Client {
     /// As [`call`](Self::call).
     pub fn release(&mut self, limit: Duration) -> Result<(), Error> {
         self.call(Request::Release, limit).map(drop)
+    }
+
+    /// Has a source change how it sends.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn set(&mut self, change: Change, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Set(change), limit).map(drop)
+    }
+
+    /// Has a vmemctl give its migration up. It ends later, with the event [`Event::End`].
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn abort(&mut self, limit: Duration) -> Result<(), Error> {
+        self.call(Request::Abort, limit).map(drop)
     }
 
     /// Has it send events from now on.

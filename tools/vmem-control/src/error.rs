@@ -75,7 +75,7 @@ pub enum Error {
     #[error("the peer does not speak the control protocol: {0}")]
     Foreign(String),
     /// The daemon answers a request with an error.
-    #[error("vmemd refuses ({kind}): {text}")]
+    #[error("the request is refused ({kind}): {text}")]
     Refused {
         /// Which error.
         kind: ErrorKind,

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+use crate::migration::Migration;
+use crate::rounds::{Finished, Round, Rounds, Settled};
 
 /// What happens to a vmemd.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -65,24 +67,16 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// Once a second while a source sends rounds, and after each request `set`: where they stand.
+    Rounds(Rounds),
     /// A round of a source is over.
     Round(Round),
     /// The program should stop now. Rounds go on until the request `finish`.
-    Settled {
-        /// Why, as a sentence.
-        reason: String,
-        /// What is left can be sent within the downtime that was allowed.
-        fits: bool,
-        /// Bytes that are left.
-        left_bytes: u64,
-        /// Milliseconds that sending them takes at the measured bandwidth, if that is known.
-        expected_ms: Option<u64>,
-    },
+    Settled(Settled),
     /// What was written last is taken: the rounds are over.
-    Finished {
-        /// Bytes of the pages that the destination does not have as they are now.
-        remainder_bytes: u64,
-    },
+    Finished(Finished),
+    /// Once a second, and when its phase changes: where a migration stands.
+    Migration(Box<Migration>),
     /// The rounds have failed: the destination does not have what it was sent.
     Failed {
         /// Why.
@@ -119,7 +113,11 @@ impl Event {
             }
             Self::Progress(figures) => figures.regions.truncate(limits::MAX_REGIONS),
             Self::Verified(verified) => verified.first.truncate(limits::MAX_REGIONS),
-            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => limits::cut(error),
+            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled(Settled { reason: error, .. }) => {
+                limits::cut(error)
+            }
+            Self::Rounds(rounds) => limits::cut(&mut rounds.mode),
+            Self::Migration(migration) => migration.cut(),
             Self::End { error, figures, .. } => {
                 error.iter_mut().for_each(limits::cut);
                 figures
@@ -132,7 +130,7 @@ impl Event {
             | Self::Dropped { .. }
             | Self::Back { .. }
             | Self::Round(_)
-            | Self::Finished { .. }
+            | Self::Finished(_)
             | Self::Unknown => {}
         }
     }
@@ -149,13 +147,15 @@ impl Event {
                 size_of_val(&first[..]) + first.iter().map(|page| page.region.len()).sum::<usize>()
             }
             Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
-            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled { reason: error, .. } => error.len(),
+            Self::Lost { error, .. } | Self::Failed { error } | Self::Settled(Settled { reason: error, .. }) => error.len(),
+            Self::Rounds(rounds) => rounds.mode.len(),
+            Self::Migration(migration) => migration.texts(),
             Self::End { error, figures, .. } => length(error) + figures.as_ref().map_or(0, |figures| size(&figures.regions)),
             Self::Listening { .. }
             | Self::Dropped { .. }
             | Self::Back { .. }
             | Self::Round(_)
-            | Self::Finished { .. }
+            | Self::Finished(_)
             | Self::Unknown => 0,
         };
         size_of::<Self>() + texts
@@ -166,35 +166,6 @@ impl Event {
 fn size(regions: &[Region]) -> usize {
     let names: usize = regions.iter().map(|region| region.name.len()).sum();
     size_of_val(regions) + names
-}
-
-/// A round of a source: how often and how fast pages were sent while their program ran.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Round {
-    /// The number of the round, from 1.
-    pub round: u32,
-    /// How long it took.
-    pub seconds: f64,
-    /// Pages that were sent, zero pages among them.
-    pub sent_pages: u64,
-    /// How many of them are zero.
-    #[serde(default)]
-    pub zero_pages: u64,
-    /// How many of them were sent in an earlier round, too.
-    #[serde(default)]
-    pub resent_pages: u64,
-    /// Pages that were left for a later round.
-    #[serde(default)]
-    pub skipped_pages: u64,
-    /// Pages that were written during the round.
-    #[serde(default)]
-    pub dirtied_pages: u64,
-    /// Pages that are to be sent after it.
-    #[serde(default)]
-    pub left_pages: u64,
-    /// Bytes on the network.
-    #[serde(default)]
-    pub bytes: u64,
 }
 
 /// What a comparison of regions with their source has found.
@@ -223,6 +194,9 @@ pub struct RegionPage {
 pub struct Figures {
     /// Since the start.
     pub seconds: f64,
+    /// Processor time that the process has used.
+    #[serde(default)]
+    pub cpu_seconds: f64,
     /// Bytes that regions were filled with.
     #[serde(default)]
     pub data_bytes: u64,
@@ -330,6 +304,21 @@ pub struct Status {
     /// What it said last of its regions; not older than a second, or nothing has changed.
     #[serde(default)]
     pub figures: Option<Figures>,
+    /// Where its rounds stand; not older than a second, or nothing has changed.
+    #[serde(default)]
+    pub rounds: Option<Rounds>,
+    /// That the program should stop, if it has said so.
+    #[serde(default)]
+    pub settled: Option<Settled>,
+    /// What the last take has left, once it is done.
+    #[serde(default)]
+    pub finished: Option<Finished>,
+    /// Why the rounds have failed, or why the latest `finish` has.
+    #[serde(default)]
+    pub failed: Option<String>,
+    /// Of a vmemctl: where its migration stands; not older than a second, or it is busy.
+    #[serde(default)]
+    pub migration: Option<Migration>,
 }
 
 /// How far a vmemd has come.
@@ -355,7 +344,9 @@ impl Status {
     #[must_use]
     pub fn size(&self) -> usize {
         let source = self.source.as_ref().map_or(0, String::len);
-        size_of::<Self>() + source + self.figures.as_ref().map_or(0, |figures| size(&figures.regions))
+        let reasons =
+            self.failed.as_ref().map_or(0, String::len) + self.settled.as_ref().map_or(0, |settled| settled.reason.len());
+        size_of::<Self>() + source + reasons + self.figures.as_ref().map_or(0, |figures| size(&figures.regions))
     }
 
     /// What follows from an event.
@@ -392,15 +383,17 @@ impl Status {
                     self.figures.clone_from(figures);
                 }
             }
+            Event::Rounds(rounds) => self.rounds = Some(rounds.clone()),
+            Event::Settled(settled) => self.settled = Some(settled.clone()),
+            Event::Finished(finished) => (self.finished, self.failed) = (Some(*finished), None),
+            Event::Failed { error } => self.failed = Some(error.clone()),
+            Event::Migration(migration) => self.migration = Some((**migration).clone()),
             Event::Order { .. }
             | Event::Dropped { .. }
             | Event::Lost { .. }
             | Event::Back { .. }
             | Event::Short { .. }
             | Event::Round(_)
-            | Event::Settled { .. }
-            | Event::Finished { .. }
-            | Event::Failed { .. }
             | Event::Verified(_)
             | Event::Unknown => {}
         }
@@ -425,12 +418,13 @@ mod tests {
     fn events_have_the_form_of_the_lines_that_vmemd_8_describes() {
         let figures = Figures {
             seconds: 1.5,
+            cpu_seconds: 0.5,
             data_bytes: 4096,
             fault_us: Some(Times { p50: 1, p99: 2, max: 3 }),
             regions: vec![region(4096, Phase::Filling)],
             ..Figures::default()
         };
-        let fields = r#""seconds":1.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"verified_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+        let fields = r#""seconds":1.5,"cpu_seconds":0.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"verified_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
         for (event, line) in [
             (
                 Event::Progress(figures.clone()),
@@ -464,25 +458,33 @@ mod tests {
                     dirtied_pages: 9,
                     left_pages: 8,
                     bytes: 28672,
+                    bytes_per_second: Some(57344),
+                    dirty_bytes_per_second: Some(73728),
+                    cpu_seconds: 0.25,
                 }),
                 concat!(
                     r#"{"event":"round","round":2,"seconds":0.5,"sent_pages":7,"zero_pages":1,"resent_pages":6,"skipped_pages":2,"#,
-                    r#""dirtied_pages":9,"left_pages":8,"bytes":28672}"#
+                    r#""dirtied_pages":9,"left_pages":8,"bytes":28672,"bytes_per_second":57344,"dirty_bytes_per_second":73728,"#,
+                    r#""cpu_seconds":0.25}"#
                 )
                 .to_owned(),
             ),
             (
-                Event::Settled {
+                Event::Settled(Settled {
                     reason: "nothing is left".to_owned(),
                     fits: true,
                     left_bytes: 4096,
                     expected_ms: Some(3),
-                },
+                }),
                 r#"{"event":"settled","reason":"nothing is left","fits":true,"left_bytes":4096,"expected_ms":3}"#.to_owned(),
             ),
             (
-                Event::Finished { remainder_bytes: 8192 },
-                r#"{"event":"finished","remainder_bytes":8192}"#.to_owned(),
+                Event::Finished(Finished {
+                    remainder_bytes: 8192,
+                    fits: Some(true),
+                    expected_ms: Some(4),
+                }),
+                r#"{"event":"finished","remainder_bytes":8192,"fits":true,"expected_ms":4}"#.to_owned(),
             ),
             (
                 Event::Failed {
@@ -530,7 +532,7 @@ mod tests {
     #[test]
     fn what_a_later_vmemd_adds_is_ignored() {
         let parse = |line: &str| serde_json::from_str::<Event>(line).expect("an event");
-        assert_eq!(parse(r#"{"event":"rounds","number":3}"#), Event::Unknown);
+        assert_eq!(parse(r#"{"event":"later","number":3}"#), Event::Unknown);
         assert_eq!(
             parse(r#"{"event":"region","name":"ram","bytes":8192,"present_bytes":0,"phase":"staged","more":1}"#),
             Event::Region(region(0, Phase::Unknown))
@@ -559,5 +561,57 @@ mod tests {
             figures: None,
         });
         assert_eq!((status.state, status.figures), (State::Ended, Some(figures)));
+    }
+
+    #[test]
+    fn status_has_what_was_said_of_the_rounds_while_nobody_listened() {
+        let mut status = Status::default();
+        let settled = Settled {
+            reason: "switch".to_owned(),
+            ..Settled::default()
+        };
+        status.apply(&Event::Settled(settled.clone()));
+        let error = "no log".to_owned();
+        status.apply(&Event::Failed { error: error.clone() });
+        assert_eq!(
+            (status.settled.as_ref(), status.failed.as_ref()),
+            (Some(&settled), Some(&error))
+        );
+        // `finish` can be sent again.
+        let finished = Finished {
+            remainder_bytes: 4096,
+            fits: Some(false),
+            expected_ms: None,
+        };
+        status.apply(&Event::Finished(finished));
+        assert_eq!((status.finished, status.failed.as_ref()), (Some(finished), None));
+        let rounds = Rounds {
+            round: 3,
+            ..Rounds::default()
+        };
+        status.apply(&Event::Rounds(rounds.clone()));
+        assert_eq!((status.rounds, status.settled), (Some(rounds), Some(settled)));
+    }
+
+    #[test]
+    fn answer_of_an_earlier_vmemd_has_nothing_of_rounds() {
+        let status: Status =
+            serde_json::from_str(r#"{"state":"ready","listening":null,"source":null,"figures":null}"#).expect("a status");
+        assert_eq!(
+            status,
+            Status {
+                state: State::Ready,
+                ..Status::default()
+            }
+        );
+        let finished: Event = serde_json::from_str(r#"{"event":"finished","remainder_bytes":8192}"#).expect("an event");
+        let remainder_bytes = 8192;
+        assert_eq!(
+            finished,
+            Event::Finished(Finished {
+                remainder_bytes,
+                ..Finished::default()
+            })
+        );
     }
 }

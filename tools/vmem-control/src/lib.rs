@@ -5,6 +5,7 @@
 //! vmemd is the [`Server`]; a vmemctl is a [`Client`]. A vmemd outlives the vmemctl that has started it. So the listening socket exists
 //! before vmemd runs: vmemctl binds it with [`socket::bind`] in a directory of its own, and vmemd gets it as an inherited descriptor. A
 //! later vmemctl connects to the same path, and learns from [`Hello`] which process it is and from [`Status`] how far it has come.
+//! A vmemctl that migrates a guest is a [`Server`], too: another vmemctl asks it for the status, changes how it migrates, or ends it.
 //!
 //! Both ends refuse a peer of another user (see [`credentials`]).
 //!
@@ -53,13 +54,17 @@ mod error;
 mod event;
 mod limits;
 mod message;
+mod migration;
+mod rounds;
 mod server;
 pub mod socket;
 
 pub use client::{Caller, Client, Greeting, Hello, Incoming};
 pub use error::{Error, ErrorKind};
-pub use event::{Event, Figures, Lane, Phase, Region, RegionPage, Round, State, Status, Times, Verified};
+pub use event::{Event, Figures, Lane, Phase, Region, RegionPage, State, Status, Times, Verified};
 pub use limits::{LONGEST_TEXT, MAX_REGIONS};
 pub use message::{Answer, Call, Duty, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
-pub use server::{About, Publisher, Refusal, Server, Service};
+pub use migration::{Migration, MigrationPhase};
+pub use rounds::{Change, Finished, Round, Rounds, Settled};
+pub use server::{About, Later, Publisher, Refusal, Server, Service};
 pub use vmem_process::Identity;

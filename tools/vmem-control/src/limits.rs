@@ -58,6 +58,8 @@ mod tests {
     use crate::error;
     use crate::event::{Event, Figures, Phase, Region, Status};
     use crate::message::{Answer, LONGEST_REPLY, Message, Reply};
+    use crate::migration::Migration;
+    use crate::rounds::{Rounds, Settled};
 
     fn region(name: &str) -> Region {
         Region {
@@ -104,6 +106,7 @@ mod tests {
     fn longest_message_of_a_daemon_fits_on_a_line() {
         // A control character takes six bytes.
         let text = "\u{1}".repeat(10 * LONGEST_TEXT);
+        let event_text = text.clone();
         let figures = Figures {
             regions: vec![region(&"x".repeat(31)); 2 * MAX_REGIONS],
             ..Figures::default()
@@ -119,10 +122,31 @@ mod tests {
             regions: figures.regions,
         };
         ready.cut();
+        let rounds = Rounds {
+            mode: event_text.clone(),
+            ..Rounds::default()
+        };
+        let mut others = [
+            Event::Migration(Box::new(Migration {
+                guest: event_text.clone(),
+                to: event_text.clone(),
+                mode: event_text.clone(),
+                rounds: Some(rounds.clone()),
+                ..Migration::default()
+            })),
+            Event::Rounds(rounds),
+            Event::Settled(Settled {
+                reason: event_text.clone(),
+                ..Settled::default()
+            }),
+            Event::Failed { error: event_text },
+        ];
+        others.iter_mut().for_each(Event::cut);
         let mut status = Status::default();
         status.apply(&ready);
         status.apply(&event);
-        let answer = Answer::Status(status);
+        others.iter().for_each(|other| status.apply(other));
+        let answer = Answer::Status(Box::new(status));
         let lines = [
             serde_json::to_string(&event).expect("JSON"),
             serde_json::to_string(&Reply { id: u64::MAX, answer }).expect("JSON"),

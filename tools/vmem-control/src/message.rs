@@ -9,6 +9,7 @@ use vmem_process::Identity;
 
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Status};
+use crate::rounds::Change;
 
 /// Versions of this protocol that are spoken here.
 pub const VERSIONS: RangeInclusive<u32> = 1..=1;
@@ -26,7 +27,7 @@ pub fn agree(oldest: u32, latest: u32) -> Option<u32> {
     (version >= oldest && VERSIONS.contains(&version)).then_some(version)
 }
 
-/// What a vmemd does.
+/// What a daemon does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Duty {
@@ -34,6 +35,19 @@ pub enum Duty {
     Serve,
     /// It fetches pages.
     Fetch,
+    /// It is no vmemd: a vmemctl that migrates a guest.
+    Migrate,
+}
+
+impl Duty {
+    /// The program that has this duty.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Serve | Self::Fetch => "vmemd",
+            Self::Migrate => "vmemctl",
+        }
+    }
 }
 
 /// A request, with the number that its answer will have.
@@ -67,6 +81,10 @@ pub enum Request {
     Release,
     /// All events from now on.
     Subscribe,
+    /// A source changes how it sends.
+    Set(Change),
+    /// A migration is given up, and the guest continues at the source.
+    Abort,
     /// The end, now. The answer says that everything is let go of.
     Stop,
     /// A request that this version does not know.
@@ -100,7 +118,7 @@ pub enum Answer {
         process: Identity,
     },
     /// To STATUS.
-    Status(Status),
+    Status(Box<Status>),
     /// It is done.
     Done,
     /// To STOP: everything is let go of, and the daemon ends.
@@ -175,6 +193,17 @@ mod tests {
             (Request::Release, r#"{"id":7,"request":"release"}"#),
             (Request::Subscribe, r#"{"id":7,"request":"subscribe"}"#),
             (Request::Stop, r#"{"id":7,"request":"stop"}"#),
+            (Request::Abort, r#"{"id":7,"request":"abort"}"#),
+            (
+                Request::Set(Change {
+                    bandwidth: Some(1 << 20),
+                    max_downtime_ms: Some(300),
+                    mode: Some("hybrid".to_owned()),
+                    switch_now: true,
+                }),
+                r#"{"id":7,"request":"set","bandwidth":1048576,"max_downtime_ms":300,"mode":"hybrid","switch_now":true}"#,
+            ),
+            (Request::Set(Change::default()), r#"{"id":7,"request":"set"}"#),
         ];
         for (request, line) in calls {
             let call = Call { id: 7, request };
@@ -207,7 +236,7 @@ mod tests {
             let error = Message::parse(bad.as_bytes()).expect_err(bad);
             assert!(!error.to_string().contains('\u{1b}'), "{bad}");
         }
-        let known = Message::parse(br#"{"event":"rounds"}"#).expect("an event");
+        let known = Message::parse(br#"{"event":"later"}"#).expect("an event");
         assert_eq!(known, Message::Event(Event::Unknown));
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmem_process::Identity;
 
 use crate::backlog::Backlog;
@@ -20,6 +20,7 @@ use crate::credentials::own_user;
 use crate::error::Error;
 use crate::event::{Event, Status};
 use crate::message::Duty;
+use crate::rounds::Change;
 use run::Run;
 
 /// Events that wait for the thread, at most. It takes them at once, unless the machine is very busy.
@@ -60,6 +61,20 @@ pub trait Service: Send + 'static {
     ///
     /// This daemon does not do that.
     fn release(&mut self) -> Result<(), Refusal>;
+
+    /// Changes how it sends, and answers then, from any thread.
+    fn set(&mut self, _: Change, answer: Later) {
+        answer.answer(Err(Refusal::new("it sends nothing that can be changed")));
+    }
+
+    /// Gives a migration up.
+    ///
+    /// # Errors
+    ///
+    /// This daemon does not do that, or it is too late.
+    fn abort(&mut self) -> Result<(), Refusal> {
+        Err(Refusal::new("it migrates nothing"))
+    }
 
     /// The end: [`Server::finish`] answers it.
     fn stop(&mut self);
@@ -105,8 +120,25 @@ impl About {
 struct Shared {
     events: Backlog,
     status: Status,
+    /// When it was last said where the migration stands.
+    migration_at: Instant,
+    /// Answers to requests that were not answered at once: the numbers of the client and of the request.
+    answers: Vec<(u64, u64, Result<(), Refusal>)>,
     /// The daemon ends; whether it has let go of everything.
     finish: Option<bool>,
+}
+
+impl Shared {
+    /// The status as it is now. A vmemctl may wait for QEMU or for the other host meanwhile: times go on.
+    fn status(&self) -> Status {
+        let mut status = self.status.clone();
+        if let Some(migration) = &mut status.migration {
+            let age = self.migration_at.elapsed().as_secs_f64();
+            migration.seconds += age;
+            migration.idle_seconds += age;
+        }
+        status
+    }
 }
 
 /// What says what happens to the daemon.
@@ -122,6 +154,9 @@ impl Publisher {
         event.cut();
         {
             let mut shared = lock(&self.shared);
+            if let Event::Migration(_) = event {
+                shared.migration_at = Instant::now();
+            }
             shared.status.apply(&event);
             shared.events.push(event);
         }
@@ -131,6 +166,45 @@ impl Publisher {
     fn wake(&self) {
         // If it is full, the thread is about to wake up.
         let _ = (&*self.wake).write(&[0]);
+    }
+}
+
+/// The answer to a request, which is given later. If it is dropped, the client gets an error.
+#[derive(Debug)]
+pub struct Later {
+    publisher: Publisher,
+    client: u64,
+    id: u64,
+    is_answered: bool,
+}
+
+impl Later {
+    fn new(publisher: &Publisher, client: u64, id: u64) -> Self {
+        Self {
+            publisher: publisher.clone(),
+            client,
+            id,
+            is_answered: false,
+        }
+    }
+
+    /// Answers. Waits for nobody.
+    pub fn answer(mut self, result: Result<(), Refusal>) {
+        self.put(result);
+    }
+
+    fn put(&mut self, result: Result<(), Refusal>) {
+        self.is_answered = true;
+        lock(&self.publisher.shared).answers.push((self.client, self.id, result));
+        self.publisher.wake();
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.put(Err(Refusal::new("it could not be done")));
+        }
     }
 }
 
@@ -156,9 +230,15 @@ impl Server {
         let shared = Arc::new(Mutex::new(Shared {
             events: Backlog::new(WAITING),
             status: Status::default(),
+            migration_at: Instant::now(),
+            answers: Vec::new(),
             finish: None,
         }));
-        let run = Run::new(listener, woken, Arc::clone(&shared), about, service);
+        let publisher = Publisher {
+            shared,
+            wake: Arc::new(wake),
+        };
+        let run = Run::new(listener, woken, publisher.clone(), about, service);
         let (alive, ended) = channel();
         thread::Builder::new()
             .name("control".to_owned())
@@ -168,13 +248,7 @@ impl Server {
                 run.run();
             })
             .map_err(Error::Io)?;
-        Ok(Self {
-            publisher: Publisher {
-                shared,
-                wake: Arc::new(wake),
-            },
-            ended,
-        })
+        Ok(Self { publisher, ended })
     }
 
     /// What says what happens to the daemon.

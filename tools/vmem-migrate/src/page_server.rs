@@ -262,12 +262,12 @@ impl PageServer {
 fn news_of(event: Event) -> Option<News> {
     match event {
         Event::DaemonReport(DaemonReport::Round(round)) => Some(News::Round(round)),
-        Event::DaemonReport(DaemonReport::Settled { reason, fits, .. }) => Some(News::Settled {
-            reason: printable(&reason),
-            fits,
+        Event::DaemonReport(DaemonReport::Settled(settled)) => Some(News::Settled {
+            reason: printable(&settled.reason),
+            fits: settled.fits,
         }),
-        Event::DaemonReport(DaemonReport::Finished { remainder_bytes }) => Some(News::Finished {
-            remainder: remainder_bytes,
+        Event::DaemonReport(DaemonReport::Finished(finished)) => Some(News::Finished {
+            remainder: finished.remainder_bytes,
         }),
         Event::DaemonReport(DaemonReport::Failed { error }) => Some(News::Failed(printable(&error))),
         Event::DaemonReport(_) | Event::Status(_) => None,

@@ -7,46 +7,134 @@ use std::time::Duration;
 ///
 /// Only time in which there was something to send counts. Samples of mostly zero pages do not: they say how fast memory is read, and what
 /// is left at the switch is data.
+///
+/// What the kernel has taken may lie in a buffer of this host or of the destination. So the first [`BUFFERED`](Self::BUFFERED) bytes after
+/// a pause prove nothing but an upper bound: they count only if they were slower than what is known.
 #[derive(Debug, Clone, Default)]
 pub struct Bandwidth {
     average: Option<f64>,
+    /// Of the sample that is not complete.
+    proven: Sample,
+    /// What was sent since the last pause and may lie in buffers.
+    buffered: Sample,
+    /// The user's limit, in bytes per second.
+    limit: Option<u64>,
+    /// The limit has changed: the average is of another time.
+    is_outdated: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sample {
     bytes: u64,
     data: u64,
     zero: u64,
     busy: Duration,
 }
 
+/// What was sent at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes of the frames.
+    pub bytes: u64,
+    /// Pages with contents.
+    pub data: u64,
+    /// Pages without.
+    pub zero: u64,
+    /// The time in which there was something to send.
+    pub busy: Duration,
+    /// There was nothing to send just before: the buffers of the network are empty.
+    pub after_pause: bool,
+    /// The bytes are known to be at the destination, and in no buffer.
+    pub is_received: bool,
+}
+
 impl Bandwidth {
     /// A shorter sample says more about the buffers of the network than about its bandwidth.
     const SAMPLE: Duration = Duration::from_millis(100);
     const MEMORY: Duration = Duration::from_secs(2);
+    /// How much may lie in buffers: 4 MiB, which is what a destination asks for ahead (`vmemd --window`, by default), and the largest send
+    /// buffer of a TCP connection (`net.ipv4.tcp_wmem`, by default).
+    pub const BUFFERED: u64 = 4 << 20;
 
-    /// Adds that `bytes` were sent in the time `busy`, for `data` pages with contents and `zero` without.
-    pub fn add(&mut self, bytes: u64, data: u64, zero: u64, busy: Duration) {
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.data = self.data.saturating_add(data);
-        self.zero = self.zero.saturating_add(zero);
-        self.busy = self.busy.saturating_add(busy);
-        if self.busy < Self::SAMPLE {
+    /// Adds what was sent.
+    pub fn add(&mut self, transfer: &Transfer) {
+        if transfer.after_pause {
+            self.buffered = Sample::default();
+        }
+        if !transfer.is_received && self.buffered.bytes < Self::BUFFERED {
+            self.buffered.add(transfer);
+            self.note_upper_bound();
             return;
         }
-        if let (Some(sample), true) = (self.sample(), self.data >= self.zero || self.average.is_none()) {
-            let share = 1.0 - (-self.busy.as_secs_f64() / Self::MEMORY.as_secs_f64()).exp();
-            self.average = Some(self.average.map_or(sample, |average| average + share * (sample - average)));
+        self.proven.add(transfer);
+        if self.proven.busy < Self::SAMPLE {
+            return;
         }
-        *self = Self {
-            average: self.average,
-            ..Self::default()
+        let sample = std::mem::take(&mut self.proven);
+        if sample.data >= sample.zero || self.average.is_none() {
+            self.count(sample);
+        }
+    }
+
+    /// What may lie in buffers was sent at least as fast as it arrives.
+    fn note_upper_bound(&mut self) {
+        let sample = self.buffered;
+        let is_slower = sample.rate().zip(self.average).is_some_and(|(rate, average)| rate < average);
+        if is_slower && sample.busy >= Self::SAMPLE && sample.data >= sample.zero {
+            self.count(sample);
+            // It is counted; how much may lie in buffers stays known.
+            self.buffered = Sample {
+                bytes: sample.bytes,
+                ..Sample::default()
+            };
+        }
+    }
+
+    fn count(&mut self, sample: Sample) {
+        let Some(rate) = sample.rate() else { return };
+        let share = match self.is_outdated {
+            true => 1.0,
+            false => 1.0 - (-sample.busy.as_secs_f64() / Self::MEMORY.as_secs_f64()).exp(),
+        };
+        self.is_outdated = false;
+        self.average = Some(self.average.map_or(rate, |average| average + share * (rate - average)));
+    }
+
+    /// The user has set a limit, in bytes per second, or none. What was measured before is of another time: the next sample replaces it.
+    pub fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
+        self.is_outdated = true;
+        self.proven = Sample::default();
+        // Bytes and time of two limits are no sample.
+        self.buffered = Sample {
+            bytes: self.buffered.bytes,
+            ..Sample::default()
         };
     }
 
-    /// Bytes per second; `None` if nothing was sent yet.
+    /// The user's limit, in bytes per second.
     #[must_use]
-    pub fn get(&self) -> Option<u64> {
-        self.average.or_else(|| self.sample()).map(|average| average as u64)
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
     }
 
-    fn sample(&self) -> Option<f64> {
+    /// Bytes per second, which are not more than the limit; `None` if it is not known.
+    #[must_use]
+    pub fn get(&self) -> Option<u64> {
+        let measured = self.average.or_else(|| self.proven.rate()).map(|average| average as u64);
+        measured.map(|measured| measured.min(self.limit.unwrap_or(u64::MAX)))
+    }
+}
+
+impl Sample {
+    fn add(&mut self, transfer: &Transfer) {
+        self.bytes = self.bytes.saturating_add(transfer.bytes);
+        self.data = self.data.saturating_add(transfer.data);
+        self.zero = self.zero.saturating_add(transfer.zero);
+        self.busy = self.busy.saturating_add(transfer.busy);
+    }
+
+    fn rate(&self) -> Option<f64> {
         let seconds = self.busy.as_secs_f64();
         (seconds > 0.0 && self.bytes > 0).then(|| self.bytes as f64 / seconds)
     }
@@ -58,24 +146,83 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn transfer(bytes: u64, busy: Duration) -> Transfer {
+        Transfer {
+            bytes,
+            data: bytes / 4096,
+            busy,
+            ..Transfer::default()
+        }
+    }
+
+    fn received(bytes: u64, busy: Duration) -> Transfer {
+        Transfer {
+            is_received: true,
+            ..transfer(bytes, busy)
+        }
+    }
+
     #[test]
     fn drop_of_a_moment_changes_little_and_one_that_stays_is_followed() {
         let mut bandwidth = Bandwidth::default();
         assert_eq!(bandwidth.get(), None);
-        bandwidth.add(50_000, 12, 0, 50 * MS);
+        bandwidth.add(&received(50_000, 50 * MS));
         assert_eq!(bandwidth.get(), Some(1_000_000));
-        (0..10).for_each(|_| bandwidth.add(100_000, 25, 0, 100 * MS));
-        bandwidth.add(10_000, 2, 0, 100 * MS);
+        (0..10).for_each(|_| bandwidth.add(&received(100_000, 100 * MS)));
+        bandwidth.add(&received(10_000, 100 * MS));
         assert!(bandwidth.get().is_some_and(|now| now > 950_000), "{bandwidth:?}");
-        (0..100).for_each(|_| bandwidth.add(10_000, 2, 0, 100 * MS));
+        (0..100).for_each(|_| bandwidth.add(&received(10_000, 100 * MS)));
         assert!(bandwidth.get().is_some_and(|now| now < 110_000), "{bandwidth:?}");
     }
 
     #[test]
     fn zero_pages_do_not_lower_a_known_bandwidth() {
         let mut bandwidth = Bandwidth::default();
-        bandwidth.add(100_000, 25, 0, 100 * MS);
-        (0..100).for_each(|_| bandwidth.add(1000, 0, 10_000, 100 * MS));
+        bandwidth.add(&received(100_000, 100 * MS));
+        let zero = Transfer {
+            data: 0,
+            zero: 10_000,
+            ..received(1000, 100 * MS)
+        };
+        (0..100).for_each(|_| bandwidth.add(&zero));
         assert_eq!(bandwidth.get(), Some(1_000_000));
+    }
+
+    /// A link of 1 MiB/s behind buffers of 4 MiB.
+    #[test]
+    fn bytes_that_may_lie_in_buffers_are_no_proof() {
+        let mut bandwidth = Bandwidth::default();
+        (0..4).for_each(|_| bandwidth.add(&transfer(1 << 20, 30 * MS)));
+        assert_eq!(bandwidth.get(), None, "all of small memory fits into the buffers");
+        bandwidth.add(&transfer(1 << 20, 1000 * MS));
+        assert_eq!(bandwidth.get(), Some(1 << 20));
+        // After a pause, the buffers are empty.
+        let first = Transfer {
+            after_pause: true,
+            ..transfer(1 << 20, 10 * MS)
+        };
+        bandwidth.add(&first);
+        (0..3).for_each(|_| bandwidth.add(&transfer(1 << 20, 40 * MS)));
+        assert_eq!(bandwidth.get(), Some(1 << 20));
+        bandwidth.add(&first);
+        bandwidth.add(&transfer(1 << 20, 8000 * MS));
+        assert!(
+            bandwidth.get().is_some_and(|now| now < 300_000),
+            "slower is slower: {bandwidth:?}"
+        );
+    }
+
+    #[test]
+    fn limit_is_followed_at_once_in_both_directions() {
+        let mut bandwidth = Bandwidth::default();
+        (0..10).for_each(|_| bandwidth.add(&received(10_000_000, 100 * MS)));
+        bandwidth.add(&received(1_000_000, 10 * MS));
+        bandwidth.set_limit(Some(1_000_000));
+        assert_eq!((bandwidth.get(), bandwidth.limit()), (Some(1_000_000), Some(1_000_000)));
+        (0..10).for_each(|_| bandwidth.add(&received(100_000, 100 * MS)));
+        assert_eq!(bandwidth.get(), Some(1_000_000));
+        bandwidth.set_limit(None);
+        bandwidth.add(&received(9_000_000, 100 * MS));
+        assert_eq!(bandwidth.get(), Some(90_000_000), "one sample is enough");
     }
 }

@@ -42,6 +42,9 @@ pub enum Error {
     /// The connection that sent the pages ended.
     #[error("the connection that sends the pages has ended")]
     Lost,
+    /// The rounds are over: nothing about them can be changed.
+    #[error("the rounds are over")]
+    Over,
     /// The remainder is known only after the last take.
     #[error("the program has not stopped yet: what is left is not known")]
     NotFinished,

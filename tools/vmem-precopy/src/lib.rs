@@ -63,7 +63,7 @@
 //!         }
 //!     }
 //!     stop_the_program();
-//!     println!("{} pages are left: {:?}", precopy.finish()?, precopy.remainder()?);
+//!     println!("{} pages are left: {:?}", precopy.finish()?.pages, precopy.remainder()?);
 //!     sender.join().unwrap_or(Ok(()))
 //! })
 //! # }
@@ -148,17 +148,17 @@ mod statistics;
 mod tests;
 mod trace;
 
-pub use bandwidth::Bandwidth;
+pub use bandwidth::{Bandwidth, Transfer};
 pub use decision::{Decision, Reason};
 pub use error::{Error, LogAction};
 pub use limits::{Limits, Mode};
 pub use memory::{DirtyMemory, Logged};
-pub use plan::Options;
+pub use plan::{Adjustment, Options};
 pub use policy::{Policy, RoundEnd};
 pub use progress::Defer;
 pub use rates::Rates;
 pub use recorder::{Recorder, Recording, WrittenMemory};
 pub use rounds::{Event, PreCopy};
 pub use simulator::{Forecast, Outcome, Scheme, predict, simulate};
-pub use statistics::{RoundStatistics, Statistics};
+pub use statistics::{Remainder, RoundStatistics, Standing, Statistics};
 pub use trace::Trace;

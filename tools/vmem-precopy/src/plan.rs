@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use vmem_pages::PageRange;
 
-use crate::bandwidth::Bandwidth;
-use crate::decision::{Decision, Reason};
+use crate::bandwidth::{Bandwidth, Transfer};
+use crate::decision::{Decision, Reason, time_to_send};
 use crate::error::{Error, LogAction};
 use crate::heat::Heat;
 use crate::limits::{Limits, Mode};
@@ -16,7 +16,7 @@ use crate::memory::DirtyMemory;
 use crate::order::{Permutation, mix};
 use crate::policy::{Policy, RoundEnd};
 use crate::progress::{Defer, Pass, Progress, WORD};
-use crate::statistics::{RoundStatistics, Statistics};
+use crate::statistics::{Remainder, RoundStatistics, Standing, Statistics};
 
 /// How the rounds are to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +27,15 @@ pub struct Options {
     pub limits: Limits,
     /// Determines the order of the pages.
     pub seed: u64,
+}
+
+/// What is changed while the rounds run. What is `None` stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Adjustment {
+    /// What ends the rounds.
+    pub mode: Option<Mode>,
+    /// The downtime that is allowed.
+    pub downtime: Option<Duration>,
 }
 
 /// Pages of one memory.
@@ -46,6 +55,10 @@ pub(crate) struct SentPages {
     pub(crate) bytes: u64,
     /// The time in which there was something to send, since the pages before.
     pub(crate) busy: Duration,
+    /// There was nothing to send just before.
+    pub(crate) after_pause: bool,
+    /// The bytes are known to be at the destination.
+    pub(crate) is_received: bool,
 }
 
 /// The rounds.
@@ -360,8 +373,38 @@ impl Plan {
         self.now.unreadable = self.now.unreadable.saturating_add(sent.unreadable);
         self.now.busy = self.now.busy.saturating_add(sent.busy);
         self.bytes = self.bytes.saturating_add(sent.bytes);
-        self.bandwidth
-            .add(sent.bytes, sent.data, sent.zero.saturating_add(sent.unreadable), sent.busy);
+        self.bandwidth.add(&Transfer {
+            bytes: sent.bytes,
+            data: sent.data,
+            zero: sent.zero.saturating_add(sent.unreadable),
+            busy: sent.busy,
+            after_pause: sent.after_pause,
+            is_received: sent.is_received,
+        });
+    }
+
+    /// The user has set another limit of the bandwidth, in bytes per second, or none.
+    pub(crate) fn set_bandwidth_limit(&mut self, limit: Option<u64>) {
+        if self.bandwidth.limit() != limit {
+            self.bandwidth.set_limit(limit);
+            self.policy.forget_bandwidth();
+        }
+    }
+
+    /// Changes all of it, or nothing.
+    pub(crate) fn adjust(&mut self, adjustment: Adjustment) -> Result<(), Error> {
+        if self.finished {
+            return Err(Error::Over);
+        }
+        let before = *self.policy.limits();
+        let downtime = adjustment.downtime.unwrap_or(before.downtime);
+        let limits = Limits { downtime, ..before }.check()?;
+        self.policy.set_limits(limits);
+        self.interval = limits.downtime.min(Self::INTERVAL);
+        if let Some(mode) = adjustment.mode {
+            self.policy.set_mode(mode);
+        }
+        Ok(())
     }
 
     /// The last take, when the program has stopped. Returns the logs, so that they can end. After an error it can be called again: no page
@@ -394,16 +437,53 @@ impl Plan {
         by_heat.filter(|(_, ranges)| !ranges.is_empty()).collect()
     }
 
-    pub(crate) fn statistics(&self, now: Duration) -> Statistics {
+    /// What the last take has left.
+    pub(crate) fn left_over(&self) -> Remainder {
+        let pages = self.left();
+        let expected = time_to_send(pages, self.bandwidth.get());
+        Remainder {
+            pages,
+            expected,
+            fits: expected.is_some_and(|expected| expected <= self.policy.limits().downtime),
+        }
+    }
+
+    /// Where the rounds stand.
+    pub(crate) fn standing(&self, now: Duration) -> Standing {
+        let left = self.left();
+        Standing {
+            mode: self.policy.mode(),
+            downtime: self.policy.limits().downtime,
+            now: self.now(now),
+            before: self.history.back().copied(),
+            pages: self.pages(),
+            left,
+            bytes: self.bytes,
+            bandwidth: self.bandwidth.get(),
+            limit: self.bandwidth.limit(),
+            expected: time_to_send(left, self.bandwidth.get()),
+        }
+    }
+
+    fn pages(&self) -> u64 {
+        self.memories.iter().map(|memory| memory.pages().count()).sum()
+    }
+
+    /// The round that runs, or the next one.
+    fn now(&self, now: Duration) -> RoundStatistics {
         let elapsed = if self.position.is_some() {
             now.saturating_sub(self.began)
         } else {
             Duration::ZERO
         };
+        RoundStatistics { elapsed, ..self.now }
+    }
+
+    pub(crate) fn statistics(&self, now: Duration) -> Statistics {
         Statistics {
             rounds: self.history.iter().copied().collect(),
-            now: RoundStatistics { elapsed, ..self.now },
-            pages: self.memories.iter().map(|memory| memory.pages().count()).sum(),
+            now: self.now(now),
+            pages: self.pages(),
             sent: self.sent,
             bytes: self.bytes,
             bandwidth: self.bandwidth.get(),

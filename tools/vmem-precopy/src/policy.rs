@@ -87,6 +87,33 @@ impl Policy {
         }
     }
 
+    /// The user has set another limit of the bandwidth: a later round that is slower than the ones before tells of that, and not of the network.
+    pub fn forget_bandwidth(&mut self) {
+        self.bandwidth = None;
+    }
+
+    /// The mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Changes the mode from now on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Changes the limits from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Whether the limit of bytes is reached when so many pages are sent; it can be in the middle of a round.
     #[must_use]
     pub fn is_over_factor(&self, total: u64) -> bool {
@@ -318,6 +345,56 @@ mod tests {
             reason(run_with(Mode::Hybrid, Limits::XEN, &lefts, |_| BANDWIDTH)),
             Some((Reason::Stalled, 4))
         );
+    }
+
+    #[test]
+    fn limited_bandwidth_is_no_slow_network() {
+        let ends = |forget: bool| {
+            let mut policy = Policy::new(Mode::Hybrid, Limits::XEN, PAGES);
+            (1..).zip([40_000, 20_000, 20_000, 20_000]).find_map(|(round, left)| {
+                // The limit is set in round 4, and the rate falls to a tenth.
+                let share = if round == 4 { 10 } else { 1 };
+                if forget && round == 4 {
+                    policy.forget_bandwidth();
+                }
+                policy.end_round(&RoundEnd {
+                    round,
+                    at: Duration::from_secs(round.into()),
+                    left,
+                    sent: left,
+                    total: PAGES,
+                    rate: Some(BANDWIDTH / share),
+                    bandwidth: Some(BANDWIDTH / share),
+                })
+            })
+        };
+        assert_eq!(reason(ends(false)), None);
+        assert_eq!(reason(ends(true)), Some((Reason::Stalled, 4)));
+    }
+
+    #[test]
+    fn mode_and_downtime_that_are_changed_apply_from_the_next_round_on() {
+        let mut policy = Policy::new(Mode::Precopy, Limits::XEN, PAGES);
+        let end = |policy: &mut Policy, round: u32, left| {
+            policy.end_round(&RoundEnd {
+                round,
+                at: Duration::from_secs(round.into()),
+                left,
+                sent: left,
+                total: PAGES,
+                rate: Some(BANDWIDTH),
+                bandwidth: Some(BANDWIDTH),
+            })
+        };
+        assert!((1..9).all(|round| end(&mut policy, round, 20_000).is_none()));
+        let mut hybrid = policy.clone();
+        hybrid.set_mode(Mode::Hybrid);
+        assert_eq!(reason(end(&mut hybrid, 9, 20_000)), Some((Reason::Stalled, 9)));
+        policy.set_limits(Limits {
+            downtime: Duration::from_secs(2),
+            ..Limits::XEN
+        });
+        assert_eq!(reason(end(&mut policy, 9, 20_000)), Some((Reason::Fits, 9)));
     }
 
     #[test]

@@ -10,9 +10,9 @@ use vmem_source::rounds::{Batch, Rounds, RoundsError, Sent};
 use crate::decision::{Decision, Reason};
 use crate::error::Error;
 use crate::memory::DirtyMemory;
-use crate::plan::{Chosen, News, Options, Plan, SentPages};
+use crate::plan::{Adjustment, Chosen, News, Options, Plan, SentPages};
 use crate::progress::Defer;
-use crate::statistics::{RoundStatistics, Statistics};
+use crate::statistics::{Remainder, RoundStatistics, Standing, Statistics};
 
 /// Pre-copy of memory whose program runs.
 ///
@@ -31,6 +31,8 @@ struct State {
     plan: Plan,
     /// Since when there has been something to send that was not accounted for.
     busy_since: Option<Instant>,
+    /// There was nothing to send before the latest batch.
+    after_pause: bool,
     lost: Lost,
 }
 
@@ -69,6 +71,7 @@ impl PreCopy {
             state: Mutex::new(State {
                 plan: Plan::new(memories, options, Defer::default())?,
                 busy_since: None,
+                after_pause: true,
                 lost: Lost::No,
             }),
             over: Condvar::new(),
@@ -100,6 +103,7 @@ impl PreCopy {
             if over || chosen.is_some() || now >= until {
                 if waited || state.busy_since.is_none() {
                     state.busy_since = Some(now);
+                    state.after_pause = true;
                 }
                 let round = chosen.as_ref().map_or(state.plan.round(), |chosen| chosen.round);
                 let pages = chosen.map(|Chosen { memory, ranges, .. }| ExportRanges { export: memory, ranges });
@@ -121,12 +125,15 @@ impl PreCopy {
         }
         // Longer than `sent.elapsed` if the destination was slow to ask: that limits the bandwidth, too.
         let busy = since.map_or(sent.elapsed, |since| now.saturating_duration_since(since));
+        let after_pause = std::mem::take(&mut state.after_pause);
         state.plan.note_sent(&SentPages {
             data: sent.data,
             zero: sent.zero,
             unreadable: sent.unreadable,
             bytes: sent.bytes,
             busy,
+            after_pause,
+            is_received: false,
         });
     }
 
@@ -161,15 +168,15 @@ impl PreCopy {
         end(logs);
     }
 
-    /// The program has stopped, and writes no more: takes what it has written out of the log for the last time, and ends the log. Returns how
-    /// many pages are left. [`next`](Self::next) returns from its wait.
+    /// The program has stopped, and writes no more: takes what it has written out of the log for the last time, and ends the log. Returns what
+    /// is left. [`next`](Self::next) returns from its wait.
     ///
     /// It can be called again, also after an error: no page is lost.
     ///
     /// # Errors
     ///
     /// [`Error::Log`], [`Error::Lost`].
-    pub fn finish(&self) -> Result<u64, Error> {
+    pub fn finish(&self) -> Result<Remainder, Error> {
         let mut state = self.lock();
         if state.lost != Lost::No {
             return Err(Error::Lost);
@@ -178,7 +185,7 @@ impl PreCopy {
             true => Vec::new(),
             false => state.plan.finish()?,
         };
-        let left = state.plan.statistics(Duration::ZERO).remainder.unwrap_or_default();
+        let left = state.plan.left_over();
         drop(state);
         self.over.notify_all();
         end(logs);
@@ -189,11 +196,46 @@ impl PreCopy {
     ///
     /// # Errors
     ///
-    /// [`Error::Log`]: nothing is decided.
+    /// [`Error::Log`]: nothing is decided. [`Error::Over`] after [`finish`](Self::finish), [`Error::Lost`].
     pub fn switch_now(&self) -> Result<(), Error> {
-        let result = self.lock().plan.decide(Reason::Requested);
+        let result = {
+            let mut state = self.lock();
+            match (state.lost, state.plan.is_finished()) {
+                (Lost::No, false) => state.plan.decide(Reason::Requested),
+                (Lost::No, true) => Err(Error::Over),
+                _ => Err(Error::Lost),
+            }
+        };
         self.news.notify_all();
         result
+    }
+
+    /// Changes what ends the rounds, from now on: all of it, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`]; [`Error::Over`] after [`finish`](Self::finish), [`Error::Lost`].
+    pub fn adjust(&self, adjustment: Adjustment) -> Result<(), Error> {
+        let mut state = self.lock();
+        if state.lost != Lost::No {
+            return Err(Error::Lost);
+        }
+        state.plan.adjust(adjustment)
+    }
+
+    /// The user has limited the bandwidth to so many bytes per second, or has ended the limit: lower rates than before tell nothing of the
+    /// network.
+    pub fn set_bandwidth_limit(&self, limit: Option<u64>) {
+        self.lock().plan.set_bandwidth_limit(limit);
+    }
+
+    /// Where the rounds stand; `None` once they are over or lost.
+    #[must_use]
+    pub fn standing(&self) -> Option<Standing> {
+        let now = self.began.elapsed();
+        let state = self.lock();
+        let runs = state.lost == Lost::No && !state.plan.is_finished();
+        runs.then(|| state.plan.standing(now))
     }
 
     /// The next event; `None` if there is none within the time.

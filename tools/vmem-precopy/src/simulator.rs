@@ -149,6 +149,7 @@ fn rounds(replay: &Replay, link: Link, limits: Limits, mode: Mode, defer: Defer)
             data: pages,
             bytes: pages * PAGE_SIZE as u64,
             busy,
+            is_received: true,
             ..SentPages::default()
         });
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmem_pages::PAGE_SIZE;
 
 use crate::decision::Decision;
+use crate::limits::Mode;
 
 /// What one round has done. Counts are of pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,6 +74,52 @@ pub struct Statistics {
     pub decision: Option<Decision>,
     /// Pages of the remainder, once the program has stopped.
     pub remainder: Option<u64>,
+}
+
+/// Where the rounds stand, for somebody who watches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The mode.
+    pub mode: Mode,
+    /// The downtime that is allowed.
+    pub downtime: Duration,
+    /// The round that runs, or the next one.
+    pub now: RoundStatistics,
+    /// The round before it.
+    pub before: Option<RoundStatistics>,
+    /// Pages of all memory.
+    pub pages: u64,
+    /// Pages that are left, as far as the log has been read.
+    pub left: u64,
+    /// Bytes sent in all rounds.
+    pub bytes: u64,
+    /// The smoothed bandwidth in bytes per second.
+    pub bandwidth: Option<u64>,
+    /// The user's limit of the bandwidth in bytes per second.
+    pub limit: Option<u64>,
+    /// How long it takes to send what is left; `None` if the bandwidth is not known.
+    pub expected: Option<Duration>,
+}
+
+impl Standing {
+    /// Bytes of pages that come into the log, per second: in the round that runs if it is older than a moment, or else in the one before.
+    #[must_use]
+    pub fn dirty_rate(&self) -> Option<u64> {
+        const MOMENT: Duration = Duration::from_millis(500);
+        let now = Some(self.now).filter(|now| now.elapsed >= MOMENT);
+        now.or(self.before)?.dirty_rate()
+    }
+}
+
+/// What the last take has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remainder {
+    /// Pages whose contents at the destination are not valid.
+    pub pages: u64,
+    /// How long it takes to send them; `None` if the bandwidth is not known.
+    pub expected: Option<Duration>,
+    /// They can be sent within the downtime that is allowed.
+    pub fits: bool,
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::log::Verbosity;
-use vmem_cli::{address, owner, seconds, source};
+use vmem_cli::{address, bandwidth_limit, owner, seconds, source};
 use vmem_precopy::{Limits, Mode};
+use vmem_source::serve::LEAST_BANDWIDTH;
 use vmem_source::wire::DEFAULT_PORT;
 
 /// The longest name of a session.
@@ -87,6 +88,10 @@ pub(crate) struct Serve {
     /// How long the programs may stand still while the last pages are sent
     #[arg(long, value_name = "MILLISECONDS", requires = "rounds", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub(crate) max_downtime: Option<u32>,
+    /// Send rounds and background pages with at most this many bytes/s (suffixes K, M, G, T), or bits/s (kbit, Mbit, Gbit, Tbit); a page that a
+    /// program waits for is sent at once
+    #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = bandwidth)]
+    pub(crate) bandwidth: u64,
     /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,
@@ -268,6 +273,10 @@ pub(crate) enum OnUnreadable {
     Poison,
 }
 
+fn bandwidth(text: &str) -> Result<u64, String> {
+    bandwidth_limit(text, LEAST_BANDWIDTH)
+}
+
 fn preset(text: &str) -> Result<Limits, String> {
     Limits::preset(text).ok_or_else(|| "not xen or palacios".to_owned())
 }
@@ -325,6 +334,8 @@ mod tests {
             "vmemd serve --control c --rounds auto --max-downtime 0 a=/b",
             "vmemd serve --control c --rounds auto --limits none a=/b",
             "vmemd serve --control c --process 7 a=/b",
+            "vmemd serve --bandwidth 1K a=/b",
+            "vmemd serve --bandwidth fast a=/b",
             "vmemd serve --control c --rounds auto --process 0 a=/b",
             "vmemd --source host --stage",
             "vmemd --source host --hold --stage --no-background",

@@ -4,6 +4,7 @@
 
 mod cli;
 mod control;
+mod cpu;
 mod failure;
 mod files;
 mod metrics;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd serve`: the source's side.
 
+mod ending;
 mod limit;
 mod requests;
 mod tracked;
@@ -113,7 +114,10 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     if args.hold_release {
         server = server.hold_release();
     }
+    let bandwidth = Some(args.bandwidth).filter(|bandwidth| *bandwidth > 0);
+    server.limiter().set(bandwidth);
     if let Some(rounds) = &rounds {
+        rounds.set_bandwidth_limit(bandwidth);
         server = server.with_rounds(Arc::clone(rounds) as Arc<dyn Rounds>);
     }
     let metrics = args.metrics.map(|address| Listener::bind(address, Unbound::Retries));
@@ -288,9 +292,11 @@ mod tests {
         let requests = Requests {
             free: requests::Free::Never,
             server: Arc::downgrade(&server),
-            stop: Arc::clone(&stop),
+            limiter: server.limiter(),
             rounds: None,
-            is_finishing: false,
+            ending: Arc::new(ending::Ending::new(&stop)),
+            changing: Arc::default(),
+            stop: Arc::clone(&stop),
             clients: Arc::default(),
         };
         let control = socket.serve(requests).expect("a thread");

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmem_control::{Client, Duty, Error, ErrorKind, Event, Identity, State, socket};
+use vmem_control::{Change, Client, Duty, Error, ErrorKind, Event, Identity, State, socket};
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::{Contents, Lane, PageSource};
 
@@ -255,4 +255,92 @@ fn release_is_refused_without_free_and_taken_with_it() {
     vmemd.client().release(LONG).expect("it is held");
     // A client that comes later says it again.
     vmemd.client().release(LONG).expect("twice is once");
+}
+
+/// How long it takes to fetch so many pages of 1 MiB of memory.
+fn fetch(address: &str, pages: u64) -> Duration {
+    let endpoint = Endpoint::new(address, Security::Loopback, LONG);
+    let mut source = endpoint.connect(Lane::Stream).unwrap();
+    let began = Instant::now();
+    source.fetch(0, &[vmem::PageRange::from_pgoff(0, pages).unwrap()]).unwrap();
+    let mut left = pages;
+    while left > 0 {
+        left -= source.next_answer().unwrap().pages();
+    }
+    began.elapsed()
+}
+
+#[test]
+fn bandwidth_is_that_of_the_option_until_a_client_sets_another_one() {
+    let vmemd = start(&["--bandwidth", "1M"], false);
+    fs::write(vmemd.directory.path().join("ram"), [7; 4096]).unwrap();
+    let mut client = vmemd.client();
+    let address = vmemd.address();
+    // One page is no more than what is free.
+    assert!(fetch(&address, 1) < Duration::from_millis(500));
+    let bandwidth = |bandwidth| Change {
+        bandwidth: Some(bandwidth),
+        ..Change::default()
+    };
+    client.set(bandwidth(0), LONG).unwrap();
+    client.set(bandwidth(1 << 20), LONG).unwrap();
+    for (change, reason) in [
+        (bandwidth(1), "1 bytes/s is not possible"),
+        (Change::default(), "names nothing"),
+        (
+            Change {
+                mode: Some("hybrid".to_owned()),
+                bandwidth: Some(0),
+                ..Change::default()
+            },
+            "no rounds",
+        ),
+        (
+            Change {
+                switch_now: true,
+                ..Change::default()
+            },
+            "no rounds",
+        ),
+    ] {
+        match client.set(change, LONG) {
+            Err(Error::Refused {
+                kind: ErrorKind::Refused,
+                text,
+            }) => assert!(text.contains(reason), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(client.abort(LONG), Err(Error::Refused { .. })));
+    client.status(LONG).expect("the connection goes on");
+}
+
+#[test]
+fn limited_stream_takes_its_time_and_a_change_reaches_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, memory) = (directory.path().join("vmemd.sock"), directory.path().join("ram"));
+    fs::write(&memory, vec![7; 2 << 20]).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmemd"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--bandwidth", "1M", "--control"]);
+    command.arg(&path).arg(format!("ram={}", memory.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let vmemd = Vmemd { child, directory, path };
+    let (mut client, address) = (vmemd.client(), vmemd.address());
+    let limited = fetch(&address, 256);
+    assert!(limited > Duration::from_millis(500), "{limited:?}");
+    let other = address.clone();
+    let waits = std::thread::spawn(move || fetch(&other, 512));
+    std::thread::sleep(Duration::from_millis(200));
+    client
+        .set(
+            Change {
+                bandwidth: Some(0),
+                ..Change::default()
+            },
+            LONG,
+        )
+        .unwrap();
+    let taken = waits.join().unwrap();
+    assert!(taken < Duration::from_millis(1200), "it would have taken 2 s: {taken:?}");
 }

@@ -40,6 +40,8 @@ pub(super) enum Heard {
 /// One client.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// No other client has this number.
+    pub(super) number: u64,
     socket: UnixStream,
     lines: Lines,
     /// What it has not taken yet.
@@ -60,10 +62,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(socket: UnixStream, number: u64) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let now = Instant::now();
         Ok(Self {
+            number,
             socket,
             lines: Lines::new(LONGEST_REQUEST),
             output: Vec::new(),

@@ -3,18 +3,17 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connection::{Connection, Heard};
-use super::{About, Service, Shared, WAITING, lock};
+use super::{About, Later, Publisher, Service, WAITING, lock};
 use crate::backlog::Backlog;
 use crate::credentials::judge_peer;
 use crate::error::ErrorKind;
-use crate::message::{Answer, Call, Request, VERSIONS, agree};
+use crate::message::{Answer, Call, Duty, Request, VERSIONS, agree};
 
 /// Clients at a time.
 pub(super) const CLIENTS: usize = 8;
@@ -29,10 +28,12 @@ const TICK: Duration = Duration::from_millis(250);
 pub(super) struct Run<S> {
     listener: UnixListener,
     woken: UnixStream,
-    shared: Arc<Mutex<Shared>>,
+    publisher: Publisher,
     about: About,
     service: S,
     clients: Vec<Connection>,
+    /// The number of the next client.
+    next: u64,
     attendance: Attendance,
     finish: Option<bool>,
 }
@@ -48,15 +49,16 @@ enum Attendance {
 }
 
 impl<S: Service> Run<S> {
-    pub(super) fn new(listener: UnixListener, woken: UnixStream, shared: Arc<Mutex<Shared>>, about: About, service: S) -> Self {
+    pub(super) fn new(listener: UnixListener, woken: UnixStream, publisher: Publisher, about: About, service: S) -> Self {
         let until = about.first_client.map(|limit| Instant::now() + limit);
         Self {
             listener,
             woken,
-            shared,
+            publisher,
             about,
             service,
             clients: Vec::new(),
+            next: 0,
             attendance: Attendance::Expected(until),
             finish: None,
         }
@@ -112,11 +114,16 @@ impl<S: Service> Run<S> {
     /// Passes on what the daemon says.
     fn take_events(&mut self) {
         while matches!((&self.woken).read(&mut [0; 64]), Ok(1..)) {}
-        let mut events = {
-            let mut shared = lock(&self.shared);
+        let (mut events, answers) = {
+            let mut shared = lock(&self.publisher.shared);
             self.finish = shared.finish;
-            std::mem::replace(&mut shared.events, Backlog::new(WAITING))
+            let events = std::mem::replace(&mut shared.events, Backlog::new(WAITING));
+            (events, std::mem::take(&mut shared.answers))
         };
+        for (number, id, result) in answers {
+            let asked = self.clients.iter_mut().filter(|client| client.number == number);
+            asked.for_each(|client| Self::result(client, id, result.clone()));
+        }
         while let Some(event) = events.pop() {
             self.clients.iter_mut().for_each(|client| client.event(&event));
         }
@@ -137,7 +144,10 @@ impl<S: Service> Run<S> {
             Err(_) => return thread::sleep(TICK),
         };
         let judged = judge_peer(&socket, self.about.owner);
-        let Ok(mut client) = Connection::new(socket) else { return };
+        self.next += 1;
+        let Ok(mut client) = Connection::new(socket, self.next) else {
+            return;
+        };
         if let Err(error) = judged {
             client.refuse(0, ErrorKind::NotAllowed, error.to_string());
             // If it takes it.
@@ -199,11 +209,14 @@ impl<S: Service> Run<S> {
         };
         match request {
             Request::Hello { oldest, latest } => self.greet(client, id, (oldest, latest)),
-            Request::Unknown => client.refuse(id, ErrorKind::UnknownRequest, "this vmemd does not know such a request"),
+            Request::Unknown => {
+                let text = format!("this {} does not know such a request", self.about.duty.program());
+                client.refuse(id, ErrorKind::UnknownRequest, text);
+            }
             _ if !client.greeted => client.refuse(id, ErrorKind::NoHello, "hello comes first"),
             Request::Status => {
-                let status = lock(&self.shared).status.clone();
-                client.answer(id, Answer::Status(status));
+                let status = lock(&self.publisher.shared).status();
+                client.answer(id, Answer::Status(Box::new(status)));
             }
             Request::Subscribe => {
                 client.subscribed = true;
@@ -212,6 +225,12 @@ impl<S: Service> Run<S> {
             Request::Start => Self::result(client, id, self.service.start()),
             Request::Finish => Self::result(client, id, self.service.finish()),
             Request::Release => Self::result(client, id, self.service.release()),
+            Request::Set(change) => self.service.set(change, Later::new(&self.publisher, client.number, id)),
+            Request::Abort => Self::result(client, id, self.service.abort()),
+            // It would be answered only when the migration has ended.
+            Request::Stop if self.about.duty == Duty::Migrate => {
+                client.refuse(id, ErrorKind::Refused, "a migration is given up with the request abort");
+            }
             Request::Stop => match self.finish {
                 Some(true) => client.answer(id, Answer::Stopped),
                 Some(false) => {}
@@ -233,7 +252,8 @@ impl<S: Service> Run<S> {
     fn greet(&self, client: &mut Connection, id: u64, (oldest, latest): (u32, u32)) {
         let Some(version) = agree(oldest, latest) else {
             let (first, last) = VERSIONS.into_inner();
-            let text = format!("this vmemd speaks versions {first} to {last}, and not one of {oldest} to {latest}");
+            let program = self.about.duty.program();
+            let text = format!("this {program} speaks versions {first} to {last}, and not one of {oldest} to {latest}");
             client.refuse(id, ErrorKind::Version, text);
             client.closing = true;
             return;

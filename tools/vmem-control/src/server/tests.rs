@@ -7,7 +7,6 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
 
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
@@ -19,6 +18,7 @@ use crate::client::{Client, Greeting};
 use crate::error::ErrorKind;
 use crate::event::{Figures, Region, State};
 use crate::message::{Answer, LONGEST_REQUEST, Message, Reply, Request};
+use crate::migration::Migration;
 use crate::socket;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -32,28 +32,52 @@ enum Order {
     Start,
     Release,
     Stop,
+    Set(Change),
+    Abort,
     Abandoned,
 }
 
-struct Recorder(Sender<Order>);
+struct Recorder {
+    orders: Sender<Order>,
+    /// The answers that wait.
+    later: Vec<Later>,
+}
 
 impl Service for Recorder {
     fn start(&mut self) -> Result<(), Refusal> {
-        let _ = self.0.send(Order::Start);
+        let _ = self.orders.send(Order::Start);
         Ok(())
     }
 
     fn release(&mut self) -> Result<(), Refusal> {
-        let _ = self.0.send(Order::Release);
+        let _ = self.orders.send(Order::Release);
         Err(Refusal::new("not this time"))
     }
 
     fn stop(&mut self) {
-        let _ = self.0.send(Order::Stop);
+        let _ = self.orders.send(Order::Stop);
+    }
+
+    /// The first change waits for the next one, which is refused; one that switches is never answered.
+    fn set(&mut self, change: Change, answer: Later) {
+        match (change.switch_now, self.later.pop()) {
+            (true, _) => drop(answer),
+            (false, None) => self.later.push(answer),
+            (false, Some(earlier)) => {
+                answer.answer(Err(Refusal::new("one at a time")));
+                thread::spawn(move || earlier.answer(Ok(())));
+            }
+        }
+        let _ = self.orders.send(Order::Set(change));
+    }
+
+    fn abort(&mut self) -> Result<(), Refusal> {
+        let _ = self.orders.send(Order::Abort);
+        Ok(())
     }
 
     fn abandoned(&mut self) {
-        let _ = self.0.send(Order::Abandoned);
+        let _ = self.orders.send(Order::Abandoned);
     }
 }
 
@@ -75,7 +99,15 @@ impl Scene {
         let listener = socket::bind(&path).expect("a socket");
         let about = change(About::new("0123", Duty::Fetch).expect("this process"));
         let (sender, orders) = channel();
-        let server = Server::start(listener, about, Recorder(sender)).expect("a server");
+        let server = Server::start(
+            listener,
+            about,
+            Recorder {
+                orders: sender,
+                later: Vec::new(),
+            },
+        )
+        .expect("a server");
         Self {
             _directory: directory,
             path,
@@ -514,7 +546,7 @@ fn events_before_hello_do_not_move_the_time_limit() {
 
 #[test]
 fn events_before_an_answer_do_not_move_the_time_limit() {
-    let status = reply(2, Answer::Status(Status::default()));
+    let status = reply(2, Answer::Status(Box::default()));
     let (_directory, path, speaker) = speaker(&[hello(), events(), status]);
     let mut client = Client::connect(&path, LONG).expect("a client");
     let _stream = speaker.join().expect("no panic");
@@ -556,4 +588,75 @@ fn socket_of_another_user_is_given_no_orders() {
         matches!(refused, Err(Error::Stranger { uid: 65534, owner: 0 })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn answer_that_comes_later_goes_to_the_client_that_has_asked() {
+    let scene = Scene::new();
+    let (mut first, mut second) = (scene.client(), scene.client());
+    let change = |bandwidth| Change {
+        bandwidth: Some(bandwidth),
+        ..Change::default()
+    };
+    let waits = thread::spawn(move || first.set(change(1), LONG));
+    assert_eq!(scene.heard(), Order::Set(change(1)));
+    second.status(LONG).expect("it is answered meanwhile");
+    let refused = second.set(change(2), LONG);
+    assert!(
+        matches!(&refused, Err(Error::Refused { text, .. }) if text == "one at a time"),
+        "{refused:?}"
+    );
+    waits.join().expect("no panic").expect("it is done");
+    // Whatever becomes of it, the client does not wait in vain.
+    let change = Change {
+        switch_now: true,
+        ..Change::default()
+    };
+    let dropped = second.set(change, LONG);
+    assert!(matches!(dropped, Err(Error::Refused { .. })), "{dropped:?}");
+    second.abort(LONG).expect("it is done");
+    assert!(std::iter::from_fn(|| scene.orders.recv_timeout(PROMPT).ok()).any(|order| order == Order::Abort));
+}
+
+#[test]
+fn change_that_is_none_is_malformed_and_the_connection_continues() {
+    let scene = Scene::new();
+    let mut stream = scene.raw();
+    let lines = concat!(
+        r#"{"id":1,"request":"hello","oldest":1,"latest":1}"#,
+        "\n",
+        r#"{"id":2,"request":"set","bandwidth":"fast"}"#,
+        "\n",
+        r#"{"id":3,"request":"set","bandwidth":-1}"#,
+        "\n",
+        r#"{"id":4,"request":"abort"}"#,
+        "\n"
+    );
+    stream.write_all(lines.as_bytes()).expect("room");
+    let mut reader = BufReader::new(stream);
+    reader.read_line(&mut String::new()).expect("HELLO");
+    assert_eq!(error_of(&mut reader), ErrorKind::Malformed);
+    assert_eq!(error_of(&mut reader), ErrorKind::Malformed);
+    assert_eq!(scene.heard(), Order::Abort);
+}
+
+#[test]
+fn migration_is_told_as_it_is_when_it_is_asked_for_and_a_vmemctl_is_not_stopped() {
+    let scene = Scene::with(|about| About {
+        duty: Duty::Migrate,
+        ..about
+    });
+    let mut client = scene.client();
+    assert_eq!(client.status(LONG).expect("an answer").migration, None);
+    scene.server.publisher().publish(Event::Migration(Box::new(Migration {
+        seconds: 7.0,
+        idle_seconds: 2.0,
+        ..Migration::default()
+    })));
+    thread::sleep(Duration::from_millis(300));
+    let migration = client.status(LONG).expect("an answer").migration.expect("it is told");
+    assert!(migration.seconds >= 7.3 && migration.idle_seconds >= 2.3, "{migration:?}");
+    assert!(migration.seconds < 27.0, "{migration:?}");
+    let refused = client.stop(LONG);
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
 }

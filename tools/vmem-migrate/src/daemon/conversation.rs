@@ -217,7 +217,7 @@ impl Conversation {
             FromDaemon::Reply(Reply {
                 answer: Answer::Status(status),
                 ..
-            }) => self.says.send(DaemonEvent::Status(status)),
+            }) => self.says.send(DaemonEvent::Status(*status)),
             // The events show whether vmemd starts and releases.
             FromDaemon::Reply(_) => {}
         }

@@ -13,7 +13,7 @@ use crate::decision::Reason;
 use crate::error::Error;
 use crate::limits::{Limits, Mode};
 use crate::order::mix;
-use crate::plan::Options;
+use crate::plan::{Adjustment, Options};
 use crate::rounds::{Event, PreCopy};
 
 const OPTIONS: Options = Options {
@@ -87,7 +87,7 @@ fn destination_has_the_memory_of_a_program_that_wrote_all_the_time() {
             running.store(false, Ordering::Relaxed);
             program.join().expect("a program");
             let left = precopy.finish().expect("a log");
-            assert_eq!(precopy.finish().expect("a log"), left);
+            assert_eq!(precopy.finish().expect("a log").pages, left.pages);
             sender.join().expect("a sender")
         });
         let mut count = 0;
@@ -190,7 +190,8 @@ fn user_can_switch_in_the_middle_of_a_round() {
     };
     assert_eq!((decision.reason, decision.pages_left), (Reason::Requested, 900));
     assert_eq!(precopy.next_event(Duration::ZERO), None);
-    assert_eq!(precopy.finish().expect("a log"), 900);
+    assert_eq!(precopy.finish().expect("a log").pages, 900);
+    assert!(matches!(precopy.switch_now(), Err(Error::Over)));
 }
 
 #[test]
@@ -201,7 +202,7 @@ fn log_that_ends_is_an_error_and_not_a_lost_page() {
     assert!(matches!(precopy.next(64), Err(Error::Log { memory: 0, .. })));
     memory.fail_after(3);
     assert!(matches!(precopy.finish(), Err(Error::Log { memory: 0, .. })));
-    assert_eq!(precopy.finish().expect("a log"), 640);
+    assert_eq!(precopy.finish().expect("a log").pages, 640);
 }
 
 #[test]
@@ -238,4 +239,88 @@ fn finish_wakes_a_thread_that_waits_for_pages_before_the_log_is_read_again() {
     // The log is read every 50 ms, so a thread that is not woken takes 30. This machine may be busy.
     let least = (0..8).map(|_| latency()).min();
     assert!(least < Some(Duration::from_millis(15)), "{least:?}");
+}
+
+#[test]
+fn mode_and_downtime_can_be_changed_until_the_last_take_and_are_those_of_what_is_left() {
+    let memory = Model::new(64 * 64);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    assert!(matches!(
+        precopy.adjust(Adjustment {
+            mode: Some(Mode::Hybrid),
+            downtime: Some(Duration::from_secs(61)),
+        }),
+        Err(Error::Limit { .. })
+    ));
+    let standing = precopy.standing().expect("they run");
+    assert_eq!((standing.mode, standing.left), (Mode::Auto, 64 * 64), "nothing is changed");
+    precopy
+        .adjust(Adjustment {
+            mode: Some(Mode::Precopy),
+            downtime: Some(Duration::from_secs(60)),
+        })
+        .expect("rounds");
+    precopy.set_bandwidth_limit(Some(1 << 20));
+    let standing = precopy.standing().expect("they run");
+    assert_eq!(
+        (standing.mode, standing.downtime, standing.limit, standing.expected),
+        (Mode::Precopy, Duration::from_secs(60), Some(1 << 20), None)
+    );
+    // More than what may lie in buffers.
+    for _ in 0..16 {
+        let batch = precopy.next(256).expect("a batch");
+        let sent = Sent {
+            data: 256,
+            bytes: 1 << 20,
+            ..Sent::default()
+        };
+        thread::sleep(Duration::from_millis(10));
+        precopy.sent(&batch, &sent);
+    }
+    memory.write(7);
+    let left = precopy.finish().expect("a log");
+    assert!(left.pages >= 1 && left.fits, "{left:?}");
+    assert!(
+        left.expected.is_some_and(|expected| expected < Duration::from_secs(60)),
+        "{left:?}"
+    );
+    assert_eq!(precopy.standing(), None);
+    assert!(matches!(precopy.adjust(Adjustment::default()), Err(Error::Over)));
+}
+
+#[test]
+fn what_the_last_take_has_left_does_not_fit_if_the_program_wrote_after_the_decision() {
+    let memory = Model::new(64 * 64);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    // One MiB in 10 ms, so that 10 MiB fit into the downtime.
+    while let Some(pages) = precopy.next(256).expect("a batch").pages {
+        let sent = Sent {
+            data: pages.pages(),
+            bytes: 4096 * pages.pages(),
+            ..Sent::default()
+        };
+        thread::sleep(Duration::from_millis(10));
+        precopy.sent(
+            &Batch {
+                round: 1,
+                pages: Some(pages),
+                over: false,
+            },
+            &sent,
+        );
+    }
+    let decision = std::iter::from_fn(|| precopy.next_event(Duration::ZERO)).find_map(|event| match event {
+        Event::Settled(decision) => Some(decision),
+        _ => None,
+    });
+    assert!(decision.is_some_and(|decision| decision.fits()), "{decision:?}");
+    precopy
+        .adjust(Adjustment {
+            mode: None,
+            downtime: Some(Duration::from_millis(1)),
+        })
+        .expect("rounds");
+    (0..64 * 64).for_each(|page| memory.write(page));
+    let left = precopy.finish().expect("a log");
+    assert_eq!((left.pages, left.fits), (64 * 64, false));
 }

@@ -5,6 +5,7 @@ use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Verified};
 use vmem_source::Lane;
 
 use super::PAGE;
+use crate::cpu;
 use vmem_cli::output;
 use vmem_engine::{Phase as RegionPhase, RegionStatus, Status};
 
@@ -45,6 +46,7 @@ pub(super) fn figures(status: &Status) -> Figures {
     let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Figures {
         seconds: status.elapsed.as_secs_f64(),
+        cpu_seconds: cpu::time().as_secs_f64(),
         data_bytes: status.data,
         zero_bytes: status.zero,
         duplicate_bytes: status.duplicates,

@@ -3,17 +3,19 @@
 
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmem::{Adopted, Control, MemoryHandle};
 use vmem_cli::chain;
-use vmem_control::{Event as ControlEvent, Publisher, Round};
-use vmem_precopy::{DirtyMemory, Event, Options, PreCopy, RoundStatistics};
-use vmem_source::serve::Server;
+use vmem_control::{Change, Event as ControlEvent, Finished, Publisher, Refusal, Round, Settled};
+use vmem_precopy::{Adjustment, DirtyMemory, Event, Mode, Options, PreCopy, RoundStatistics};
+use vmem_source::serve::{Limiter, Server};
 
+use super::ending::Ending;
 use crate::cli::Serve;
+use crate::cpu;
 
-/// How often the thread that reports looks whether the rounds are over.
+/// How often the thread that reports says where the rounds stand, and looks whether they are over.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Memory cannot be tracked.
@@ -65,11 +67,24 @@ pub(super) fn report(rounds: &Arc<PreCopy>, clients: Publisher) -> std::io::Resu
     let rounds = Arc::downgrade(rounds);
     let thread = thread::Builder::new().name("rounds".to_owned());
     thread.spawn(move || {
+        let mut due = Instant::now();
+        let mut used = cpu::time();
         while let Some(rounds) = rounds.upgrade() {
-            let Some(event) = rounds.next_event(TICK) else { continue };
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                due = Instant::now() + TICK;
+                publish_standing(&rounds, &clients);
+                continue;
+            }
+            let Some(event) = rounds.next_event(left) else { continue };
             tracing::info!("{}", text(&event));
             let is_lost = matches!(event, Event::Lost);
-            clients.publish(said(event));
+            let mut event = said(event);
+            if let ControlEvent::Round(round) = &mut event {
+                let now = cpu::time();
+                round.cpu_seconds = now.saturating_sub(std::mem::replace(&mut used, now)).as_secs_f64();
+            }
+            clients.publish(event);
             if is_lost {
                 break;
             }
@@ -78,23 +93,82 @@ pub(super) fn report(rounds: &Arc<PreCopy>, clients: Publisher) -> std::io::Resu
     Ok(())
 }
 
+/// Tells the clients where the rounds stand, if they run.
+pub(super) fn publish_standing(rounds: &PreCopy, clients: &Publisher) {
+    let Some(standing) = rounds.standing() else { return };
+    clients.publish(ControlEvent::Rounds(vmem_control::Rounds {
+        mode: standing.mode.to_string(),
+        round: standing.now.round,
+        seconds: standing.now.elapsed.as_secs_f64(),
+        memory_bytes: to_bytes(standing.pages),
+        sent_bytes: to_bytes(standing.now.sent),
+        left_bytes: to_bytes(standing.left),
+        bytes: standing.bytes,
+        dirty_bytes_per_second: standing.dirty_rate(),
+        bytes_per_second: standing.bandwidth,
+        limit: standing.limit,
+        max_downtime_ms: to_ms(standing.downtime),
+        expected_ms: standing.expected.map(to_ms),
+    }));
+}
+
+/// Changes what ends the rounds.
+pub(super) fn adjust(rounds: &PreCopy, change: &Change) -> Result<(), Refusal> {
+    let refused = |error: vmem_precopy::Error| Refusal::new(chain(&error));
+    let mode = change
+        .mode
+        .as_ref()
+        .map(|mode| mode.parse::<Mode>())
+        .transpose()
+        .map_err(refused)?;
+    let downtime = change
+        .max_downtime_ms
+        .map(|milliseconds| Duration::from_millis(milliseconds.into()));
+    rounds.adjust(Adjustment { mode, downtime }).map_err(refused)
+}
+
+/// Has the program stop now.
+pub(super) fn switch(rounds: &PreCopy) -> Result<(), Refusal> {
+    rounds.switch_now().map_err(|error| Refusal::new(chain(&error)))
+}
+
 /// The program has stopped: takes what was written last, in a thread of its own. From then on, a destination that has taken no rounds may
-/// fetch pages.
-pub(super) fn finish(rounds: &Arc<PreCopy>, server: Weak<Server>, clients: Publisher) -> std::io::Result<()> {
-    let rounds = Arc::clone(rounds);
+/// fetch pages. The program waits for what is still to be sent of a round, so that is not limited.
+pub(super) fn finish(
+    rounds: &Arc<PreCopy>,
+    server: Weak<Server>,
+    limiter: &Arc<Limiter>,
+    ending: &Arc<Ending>,
+    clients: Publisher,
+) -> std::io::Result<()> {
+    let (rounds, limiter, ending) = (Arc::clone(rounds), Arc::clone(limiter), Arc::clone(ending));
+    let begun = Arc::clone(&ending);
     let thread = thread::Builder::new().name("finish".to_owned());
-    thread.spawn(move || {
-        clients.publish(match rounds.finish() {
-            Ok(pages) => {
+    begun.begin();
+    let spawned = thread.spawn(move || {
+        limiter.open_for_rounds(true);
+        let result = rounds.finish();
+        let is_done = result.is_ok();
+        clients.publish(match result {
+            Ok(left) => {
                 server.upgrade().iter().for_each(|server| server.allow_reads());
-                ControlEvent::Finished {
-                    remainder_bytes: pages.saturating_mul(vmem::PAGE_SIZE as u64),
-                }
+                ControlEvent::Finished(Finished {
+                    remainder_bytes: to_bytes(left.pages),
+                    fits: Some(left.fits),
+                    expected_ms: left.expected.map(to_ms),
+                })
             }
-            Err(error) => ControlEvent::Failed { error: chain(&error) },
+            Err(error) => {
+                limiter.open_for_rounds(false);
+                ControlEvent::Failed { error: chain(&error) }
+            }
         });
-    })?;
-    Ok(())
+        ending.end(is_done);
+    });
+    if spawned.is_err() {
+        begun.end(false);
+    }
+    spawned.map(drop)
 }
 
 fn text(event: &Event) -> String {
@@ -116,14 +190,12 @@ const LOST: &str = "the connection that takes the rounds was lost";
 fn said(event: Event) -> ControlEvent {
     match event {
         Event::Round(round) => ControlEvent::Round(figures(&round)),
-        Event::Settled(decision) => ControlEvent::Settled {
+        Event::Settled(decision) => ControlEvent::Settled(Settled {
             reason: decision.to_string(),
             fits: decision.fits(),
-            left_bytes: decision.pages_left.saturating_mul(vmem::PAGE_SIZE as u64),
-            expected_ms: decision
-                .expected
-                .and_then(|expected| u64::try_from(expected.as_millis()).ok()),
-        },
+            left_bytes: to_bytes(decision.pages_left),
+            expected_ms: decision.expected.map(to_ms),
+        }),
         Event::Lost => ControlEvent::Failed { error: LOST.to_owned() },
     }
 }
@@ -139,5 +211,17 @@ fn figures(round: &RoundStatistics) -> Round {
         dirtied_pages: round.dirtied,
         left_pages: round.left,
         bytes: round.bytes,
+        bytes_per_second: round.rate(),
+        dirty_bytes_per_second: round.dirty_rate(),
+        // That of the process is known to the thread that reports.
+        cpu_seconds: 0.0,
     }
+}
+
+fn to_bytes(pages: u64) -> u64 {
+    pages.saturating_mul(vmem::PAGE_SIZE as u64)
+}
+
+fn to_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use vmem_cli::chain;
-use vmem_control::Event as DaemonReport;
+use vmem_control::{Event as DaemonReport, Finished, Settled};
 use vmem_process::Process;
 
 use super::*;
@@ -35,16 +35,19 @@ impl World<'_> {
     }
 
     fn settle(&self, fits: bool) {
-        self.say(DaemonReport::Settled {
+        self.say(DaemonReport::Settled(Settled {
             reason: "switch".to_owned(),
             fits,
             left_bytes: 4096,
             expected_ms: None,
-        });
+        }));
     }
 
     fn finish(&self) {
-        self.say(DaemonReport::Finished { remainder_bytes: 4096 });
+        self.say(DaemonReport::Finished(Finished {
+            remainder_bytes: 4096,
+            ..Finished::default()
+        }));
     }
 
     /// vmemd ends.

@@ -99,7 +99,7 @@ impl Sender {
     /// Waits until the policy wants to switch. Returns why, and the pages that are left.
     pub(super) fn settled(&mut self) -> Outcome<(String, u64)> {
         self.wait("settled", |event| match event {
-            Event::Settled { reason, left_bytes, .. } => Some((reason.clone(), left_bytes / PAGE_SIZE as u64)),
+            Event::Settled(settled) => Some((settled.reason.clone(), settled.left_bytes / PAGE_SIZE as u64)),
             _ => None,
         })
     }
@@ -116,7 +116,7 @@ impl Sender {
     pub(super) fn finish(&mut self) -> Outcome<u64> {
         self.control.call(vmem_control::Request::Finish, PATIENCE)?;
         self.wait("finished", |event| match event {
-            Event::Finished { remainder_bytes } => Some(remainder_bytes / PAGE_SIZE as u64),
+            Event::Finished(finished) => Some(finished.remainder_bytes / PAGE_SIZE as u64),
             _ => None,
         })
     }
