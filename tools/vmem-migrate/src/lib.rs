@@ -29,6 +29,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod abort;
 mod channel;
 mod daemon;
 pub mod destination;
@@ -44,6 +45,7 @@ mod message;
 mod migrate;
 mod name;
 mod network;
+mod ongoing;
 pub mod options;
 mod page_server;
 mod phase;
@@ -55,11 +57,14 @@ mod record;
 mod recover;
 mod relay;
 pub mod report;
+mod set;
 pub mod source;
+mod status;
 mod supervisor;
 #[cfg(test)]
 mod unread;
 
+pub use abort::run as abort;
 pub use error::{Cause, Error};
 pub use forget::run as forget;
 pub use machine::{Machine, Owner, Row, Unexpected};
@@ -67,3 +72,5 @@ pub use migrate::run as migrate;
 pub use phase::Phase;
 pub use receive::run as receive;
 pub use recover::run as recover;
+pub use set::run as set;
+pub use status::run as status;

@@ -6,6 +6,7 @@
 //! not run there and never will. Both QEMUs are set up so that neither starts the guest by itself.
 
 mod back;
+pub(crate) mod control;
 pub(crate) mod outgoing;
 mod stream;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::options::{Common, DEFAULT_PORT, Migrate, Mode};
 use crate::page_server::{PageServer, export_name};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
+use control::Control;
 use outgoing::{OutgoingMigration, Rounds, Verification};
 
 /// How long the destination may take to start QEMU.
@@ -46,6 +48,7 @@ pub fn run(cli: &Common, args: &Migrate) -> Result<(), Error> {
     let hint = cli.recover_command(&migration.record.guest);
     let first = migration.offer(&offer);
     let result = migration.run_until(first, |_| false);
+    migration.control.end(&result);
     if let Err(Error::Detached(_)) = result {
         Report::new(cli.json).note(&format!("'{hint}' goes on"));
     }
@@ -91,10 +94,16 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
     record.log_subject();
+    let mut control = listen(&state_dir, &record, &report, &signals);
     let rounds = args.rounds(process.number());
     let reached = reach(args, &security, &memory, record, &state_dir, rounds, &report, &signals);
-    if reached.is_err() && earlier.is_none() {
-        state_dir.remove();
+    if let Err(cause) = &reached {
+        // As `run` ends with it.
+        let code = if cause.is_signal() { 2 } else { 1 };
+        control.end_with(code, Some(chain(cause)));
+        if earlier.is_none() {
+            state_dir.remove();
+        }
     }
     let Reached {
         channel,
@@ -105,6 +114,7 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     } = reached?;
     let offer = offer_of(&record, &memory, pages, args.free_source, rounds, args.verify);
     let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), state_dir, record, security, report, signals);
+    migration.control = control;
     migration.channel = Some(channel);
     migration.export = export;
     migration.rounds = rounds.then(|| Rounds::new(args.mode));
@@ -125,12 +135,23 @@ pub(crate) fn go_on(
     signals: &Signals,
 ) -> Result<(), Error> {
     let (state, due) = resume(record.phase);
+    let control = listen(&state_dir, &record, &report, signals);
+    control.gate().commit(|| ((), record.phase != Phase::Prepared));
     let mut migration = OutgoingMigration::new(state, qmp, state_dir, record, security, report, signals.clone());
+    migration.control = control;
     migration.keep_source = keep_source;
     migration.resumed = true;
     // A user of `recover` can run it again, so one attempt to reconnect is enough.
     migration.retry = Duration::ZERO;
     migration.run(due)
+}
+
+/// Listens for commands about this migration, if that is possible.
+fn listen(state_dir: &StateDir, record: &Outgoing, report: &Report, signals: &Signals) -> Control {
+    Control::listen(state_dir, &record.session, signals).unwrap_or_else(|cause| {
+        report.note(&chain(&cause));
+        Control::none(signals)
+    })
 }
 
 fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release: bool, rounds: bool, verify: bool) -> FromSource {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use vmem_cli::{address, owner, seconds, size};
+use vmem_cli::{address, bandwidth_limit, owner, seconds, size};
+use vmem_source::serve::LEAST_BANDWIDTH;
 
 use crate::record::DIRECTORY;
 
@@ -63,6 +64,10 @@ pub struct Migrate {
     /// How long the guest may stand still while the last of its memory is sent
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub max_downtime: u32,
+    /// Send rounds and background pages with at most this many bytes/s (suffixes K, M, G, T), or bits/s (kbit, Mbit, Gbit, Tbit); a page that the
+    /// guest waits for is sent at once
+    #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = bandwidth)]
+    pub bandwidth: u64,
     /// Free the guest's memory on this host while it arrives at the destination
     #[arg(long)]
     pub free_source: bool,
@@ -168,6 +173,43 @@ pub enum OnLost {
     Sigbus,
 }
 
+/// Migrations that are looked at.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The guest's name; if several guests have that name, the guest's key (uuid=UUID). All migrations unless given
+    #[arg(value_name = "GUEST")]
+    pub guest: Option<String>,
+}
+
+/// A migration that is given up.
+#[derive(Debug, Args)]
+pub struct Abort {
+    /// The guest's name; if several guests have that name, the guest's key (uuid=UUID)
+    #[arg(value_name = "GUEST")]
+    pub guest: String,
+}
+
+/// A migration that is changed while it runs.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["bandwidth", "max_downtime", "mode", "switch_now"]))]
+pub struct Set {
+    /// The guest's name; if several guests have that name, the guest's key (uuid=UUID)
+    #[arg(value_name = "GUEST")]
+    pub guest: String,
+    /// Send rounds and background pages with at most this many bytes/s or bits/s; "unlimited" ends the limit
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub bandwidth: Option<u64>,
+    /// How long the guest may stand still while the last of its memory is sent
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub max_downtime: Option<u32>,
+    /// How the rounds are to end
+    #[arg(long, value_parser = ["auto", "precopy", "hybrid"])]
+    pub mode: Option<String>,
+    /// Stop the guest now, whatever is left
+    #[arg(long)]
+    pub switch_now: bool,
+}
+
 /// A guest whose record is to be removed.
 #[derive(Debug, Args)]
 pub struct Forget {
@@ -242,6 +284,10 @@ fn quoted(word: &str) -> String {
     }
 }
 
+fn bandwidth(text: &str) -> Result<u64, String> {
+    bandwidth_limit(text, LEAST_BANDWIDTH)
+}
+
 fn region(text: &str) -> Result<(String, u64), String> {
     let (name, bytes) = text.split_once('=').ok_or("not NAME=BYTES")?;
     vmem::Name::new(name).map_err(|error| error.to_string())?;
@@ -253,7 +299,7 @@ fn region(text: &str) -> Result<(String, u64), String> {
 pub(crate) mod cli {
     use clap::{Parser, Subcommand};
 
-    use super::{Common, Forget, Migrate, Receive, Recover};
+    use super::{Abort, Common, Forget, Migrate, Receive, Recover, Set, Status};
 
     #[derive(Debug, Parser)]
     #[command(name = "vmemctl")]
@@ -270,6 +316,9 @@ pub(crate) mod cli {
         Receive(Receive),
         Recover(Recover),
         Forget(Forget),
+        Status(Status),
+        Abort(Abort),
+        Set(Set),
     }
 }
 
@@ -303,6 +352,28 @@ mod tests {
             cli.common.resume_command(args),
             "vmemctl --tls /t receive --resume --qmp /q --listen 127.0.0.1:8000"
         );
+    }
+
+    #[test]
+    fn change_names_something_that_can_be_changed() {
+        let parse = |line: &str| Cli::try_parse_from(format!("vmemctl set {line}").split(' '));
+        let cli = parse("guest0 --bandwidth 100M --max-downtime 300 --mode hybrid --switch-now").expect("a command line");
+        let Command::Set(args) = &cli.command else { panic!("not set") };
+        assert_eq!(
+            (args.bandwidth, args.max_downtime, args.switch_now),
+            (Some(100 << 20), Some(300), true)
+        );
+        assert!(parse("guest0 --bandwidth unlimited").is_ok() && parse("guest0 --switch-now").is_ok());
+        for bad in [
+            "guest0",
+            "--switch-now",
+            "guest0 --bandwidth 1K",
+            "guest0 --bandwidth 0",
+            "guest0 --mode postcopy",
+            "guest0 --max-downtime 0",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vmem_cli::chain;
-use vmem_control::{Duty, Event as DaemonReport, Request, Round, State};
+use vmem_control::{Change, Duty, Event as DaemonReport, Finished, Request, Round, Rounds, Settled, State};
 use vmem_process::clean;
 use vmem_process::printable;
 use vmem_qemu::{BackendFile, MemoryBackend};
@@ -45,18 +45,18 @@ pub(crate) enum News {
     Note(String),
     /// vmemd has ended, and what follows. Another vmemd does not continue the rounds.
     Ended(String),
+    /// Where the rounds stand.
+    Rounds(Rounds),
     /// A round is over.
     Round(Round),
     /// The guest should stop now.
-    Settled {
-        reason: String,
-        /// What is left can be sent within the downtime that is allowed.
-        fits: bool,
-    },
-    /// The last pages are taken; bytes of the pages that the destination lacks.
-    Finished { remainder: u64 },
+    Settled(Settled),
+    /// The last pages are taken.
+    Finished(Finished),
     /// The rounds have failed.
     Failed(String),
+    /// vmemd does not take the last pages.
+    FinishRefused(String),
 }
 
 /// How the supervisor starts a vmemd that serves.
@@ -114,6 +114,7 @@ impl PageServer {
         rounds: &[String],
     ) -> Result<(Self, SocketAddr), Cause> {
         let mut options = security.vmemd_arguments();
+        options.extend([BANDWIDTH.to_owned(), bandwidth_argument(args.bandwidth)]);
         if let Some(address) = args.metrics {
             options.extend(["--metrics".to_owned(), address.to_string()]);
         }
@@ -211,6 +212,12 @@ impl PageServer {
         Self::supervise(Vec::new(), Vec::new(), "", state_dir, Initial::Running(daemon)).expect("a thread")
     }
 
+    /// Replaces the arguments.
+    #[cfg(test)]
+    pub(crate) fn set_arguments(&mut self, arguments: &[String]) {
+        self.arguments = arguments.to_vec();
+    }
+
     /// Whether the source may free pages.
     #[cfg(test)]
     pub(crate) fn is_released(&self) -> bool {
@@ -240,10 +247,23 @@ impl PageServer {
         }
     }
 
+    /// This vmemd, and each that is started after it, keeps to this limit of the bandwidth. 0 is none.
+    pub(crate) fn limit_bandwidth(&mut self, bandwidth: u64) {
+        if let Some(value) = limit_of(&mut self.arguments) {
+            *value = bandwidth_argument(bandwidth);
+        }
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.order(Request::Set(Change {
+                bandwidth: Some(bandwidth),
+                ..Change::default()
+            }));
+        }
+    }
+
     /// The news of vmemd since the last call.
     pub(crate) fn news(&mut self) -> Vec<News> {
         let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
-        events.filter_map(news_of).collect()
+        events.flat_map(news_of).collect()
     }
 
     /// Ends vmemd: its pages are not needed any more.
@@ -259,25 +279,60 @@ impl PageServer {
     }
 }
 
-fn news_of(event: Event) -> Option<News> {
+fn news_of(event: Event) -> Vec<News> {
+    let one = |news| vec![news];
     match event {
-        Event::DaemonReport(DaemonReport::Round(round)) => Some(News::Round(round)),
-        Event::DaemonReport(DaemonReport::Settled(settled)) => Some(News::Settled {
-            reason: printable(&settled.reason),
-            fits: settled.fits,
-        }),
-        Event::DaemonReport(DaemonReport::Finished(finished)) => Some(News::Finished {
-            remainder: finished.remainder_bytes,
-        }),
-        Event::DaemonReport(DaemonReport::Failed { error }) => Some(News::Failed(printable(&error))),
-        Event::DaemonReport(_) | Event::Status(_) => None,
-        Event::Refuses(why) => Some(News::Note(format!("vmemd does not take orders: {why}"))),
-        Event::Ready => Some(News::Note("vmemd serves again".to_owned())),
-        Event::Ended { why, again, .. } => Some(News::Ended(match again.unwrap_or_default() {
+        Event::DaemonReport(report) => said(report).into_iter().collect(),
+        // It answers so on each new connection. What it has said between two connections is in it.
+        Event::Status(status) => [
+            status.rounds.map(DaemonReport::Rounds),
+            status.settled.map(DaemonReport::Settled),
+            status.finished.map(DaemonReport::Finished),
+            status.failed.map(|error| DaemonReport::Failed { error }),
+        ]
+        .into_iter()
+        .flatten()
+        .filter_map(said)
+        .collect(),
+        Event::Refuses(why) => one(News::Note(format!("vmemd does not take orders: {why}"))),
+        Event::Refused(Request::Finish, why) => one(News::FinishRefused(printable(&why))),
+        Event::Refused(_, why) => one(News::Note(format!("vmemd does not limit the bandwidth: {}", printable(&why)))),
+        Event::Ready => one(News::Note("vmemd serves again".to_owned())),
+        Event::Ended { why, again, .. } => one(News::Ended(match again.unwrap_or_default() {
             Duration::ZERO => format!("{why}; started again"),
             pause => format!("{why}; started again in {} s", pause.as_secs()),
         })),
     }
+}
+
+fn said(report: DaemonReport) -> Option<News> {
+    match report {
+        DaemonReport::Rounds(rounds) => Some(News::Rounds(rounds)),
+        DaemonReport::Round(round) => Some(News::Round(round)),
+        DaemonReport::Settled(settled) => Some(News::Settled(Settled {
+            reason: printable(&settled.reason),
+            ..settled
+        })),
+        DaemonReport::Finished(finished) => Some(News::Finished(finished)),
+        DaemonReport::Failed { error } => Some(News::Failed(printable(&error))),
+        _ => None,
+    }
+}
+
+/// The option of vmemd with the limit of the bandwidth.
+const BANDWIDTH: &str = "--bandwidth";
+
+fn bandwidth_argument(bandwidth: u64) -> String {
+    match bandwidth {
+        0 => "unlimited".to_owned(),
+        bandwidth => bandwidth.to_string(),
+    }
+}
+
+/// The value of that option in the arguments of a vmemd.
+fn limit_of(arguments: &mut [String]) -> Option<&mut String> {
+    let at = arguments.iter().position(|argument| argument == BANDWIDTH)?;
+    arguments.get_mut(at + 1)
 }
 
 fn check(served: &[BackendFile]) -> Result<(), vmem_qemu::Error> {

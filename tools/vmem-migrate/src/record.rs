@@ -194,15 +194,10 @@ impl StateDir {
 
     /// All directories of `side` below `under` that have a record and that no other process holds.
     pub(crate) fn all(under: &Path, side: &str) -> Result<Vec<Self>, RecordError> {
-        let prefix = format!("{side}.");
-        let entries = match fs::read_dir(under) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|source| io_of(under, source))?,
-        };
         let mut free = Vec::new();
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path().join("record").exists() {
-                match Self::lock(entry.path()) {
+        for directory in Self::directories(under, side)? {
+            if directory.join("record").exists() {
+                match Self::lock(directory) {
                     Ok(state_dir) => free.push(state_dir),
                     Err(RecordError::Busy(_)) => {}
                     Err(error) => return Err(error),
@@ -210,6 +205,24 @@ impl StateDir {
             }
         }
         Ok(free)
+    }
+
+    /// The directories of `side` below `under`, whether another process holds them or not.
+    pub(crate) fn directories(under: &Path, side: &str) -> Result<Vec<PathBuf>, RecordError> {
+        let prefix = format!("{side}.");
+        let entries = match fs::read_dir(under) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| io_of(under, source))?,
+        };
+        let of_side = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        Ok(of_side.map(|entry| entry.path()).collect())
+    }
+
+    /// The record in a directory that another process may hold, if there is one. It is a whole one, and may be outdated already.
+    pub(crate) fn peek<T: DeserializeOwned>(directory: &Path) -> Result<Option<T>, RecordError> {
+        read_record(&directory.join("record"))
     }
 
     /// The directories of [`all`](Self::all) with a record for which `is` is true. An unreadable record is an error only if there is no

@@ -64,9 +64,11 @@ pub(crate) enum Event {
     /// An event that vmemd has sent.
     DaemonReport(DaemonReport),
     /// The status of vmemd, after a connection to it.
-    Status(Status),
+    Status(Box<Status>),
     /// A vmemd that is ready does not accept orders.
     Refuses(String),
+    /// vmemd does not finish, or does not change how it sends, for this reason.
+    Refused(Request, String),
     /// A vmemd that the supervisor has started is ready.
     Ready,
     /// vmemd has ended, or could not be started.
@@ -88,7 +90,7 @@ impl Message for Event {
         match self {
             Self::DaemonReport(event) => event.size(),
             Self::Status(status) => status.size(),
-            Self::Refuses(_) | Self::Ready | Self::Ended { .. } => 0,
+            Self::Refuses(_) | Self::Refused(..) | Self::Ready | Self::Ended { .. } => 0,
         }
     }
 
@@ -153,9 +155,12 @@ impl Supervisor {
         })
     }
 
-    /// Gives an order to the present vmemd, and to each that follows.
+    /// Gives an order to the present vmemd, and to each that follows. The latest change of how it sends counts.
     pub(crate) fn order(&self, request: Request) {
         let mut requests = self.shared.requests();
+        if let Request::Set(_) = request {
+            requests.lasting.retain(|earlier| !matches!(earlier, Request::Set(_)));
+        }
         requests.lasting.push(request.clone());
         if let Some(orders) = &requests.orders {
             orders.give(request);
@@ -356,6 +361,7 @@ impl<W: Supervised> SupervisorThread<W> {
         match said {
             DaemonEvent::Event(event) => self.report(Event::DaemonReport(event)),
             DaemonEvent::Status(status) => self.report(Event::Status(status)),
+            DaemonEvent::Refused(order, why) => self.report(Event::Refused(order, why)),
             DaemonEvent::Refuses(_) | DaemonEvent::Ended(_) => {}
         }
     }

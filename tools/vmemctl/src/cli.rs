@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use vmem_cli::log::Verbosity;
 use vmem_cli::{bandwidth, seconds, size};
-use vmem_migrate::options::{Common, Forget, Migrate, Receive, Recover};
+use vmem_migrate::options::{Abort, Common, Forget, Migrate, Receive, Recover, Set, Status};
 
 /// Moves running QEMU guests from host to host over vmem regions; lists, watches and copies regions.
 #[derive(Debug, Parser)]
@@ -31,6 +31,12 @@ pub(crate) enum Command {
     Recover(Recover),
     /// Remove the record of a guest that was received and whose source is gone for good
     Forget(Forget),
+    /// Show where migrations stand: all of this host, or that of one guest
+    Status(Status),
+    /// Change how a guest of this host moves while it does
+    Set(Set),
+    /// Give a move up before the destination owns the guest: the guest continues at this host
+    Abort(Abort),
     /// Measure how fast a running guest writes to its memory, and predict a move of it
     DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs

@@ -31,7 +31,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
     // These start no process that outlives this one.
-    let needs_scope = !matches!(cli.command, Command::Region(_) | Command::DirtyRate(_));
+    let needs_scope = !matches!(
+        cli.command,
+        Command::Region(_) | Command::DirtyRate(_) | Command::Status(_) | Command::Set(_) | Command::Abort(_)
+    );
     if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
@@ -44,6 +47,9 @@ fn run(cli: &Cli) -> u8 {
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
         Command::Forget(args) => vmem_migrate::forget(common, args),
+        Command::Status(args) => vmem_migrate::status(common, args),
+        Command::Set(args) => vmem_migrate::set(common, args),
+        Command::Abort(args) => vmem_migrate::abort(common, args),
         Command::DirtyRate(args) => dirty_rate::run(args, common.json),
     };
     result.map_or_else(|failure| report_error(cli, &failure, failure.code()), |()| 0)
@@ -54,7 +60,12 @@ fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
         // These commands are short, so their errors need no time stamp.
-        Command::Region(_) | Command::Forget(_) | Command::DirtyRate(_) => output::err(&format!("vmemctl: {text}")),
+        Command::Region(_)
+        | Command::Forget(_)
+        | Command::DirtyRate(_)
+        | Command::Status(_)
+        | Command::Set(_)
+        | Command::Abort(_) => output::err(&format!("vmemctl: {text}")),
         _ => tracing::error!("{text}"),
     }
     if cli.common.json {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl`, as a user runs it.
 
-use std::process::Child;
+use std::process::{Child, Output};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,6 +78,24 @@ impl Vmemctl {
     /// Goes on with a migration of the guest that was in this slot.
     pub(crate) fn recover(slot: &Slot) -> Result<Self> {
         Self::start(slot, Variant::default(), "recover", &["recover"])
+    }
+
+    /// Runs a command about the migrations of this slot to its end.
+    pub(crate) fn run(slot: &Slot, words: &[&str]) -> Result<Output> {
+        let state = slot.state();
+        let mut command = slot.host.command(&[PROGRAM, "--json", "--state", path(&state)?]);
+        let command = command.args(words);
+        command.output().with_context(|| format!("cannot run {command:?}"))
+    }
+
+    /// As before. It must succeed. Returns what it says.
+    pub(crate) fn tell(slot: &Slot, words: &[&str]) -> Result<Vec<Value>> {
+        let Output { status, stdout, stderr } = Self::run(slot, words)?;
+        let stderr = String::from_utf8_lossy(&stderr);
+        ensure!(status.success(), "vmemctl {words:?} has ended with {status}: {stderr}");
+        let lines = String::from_utf8_lossy(&stdout);
+        let lines = lines.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().context("a line that is no JSON")
     }
 
     fn start(slot: &Slot, variant: Variant, log: &str, words: &[&str]) -> Result<Self> {

@@ -31,10 +31,12 @@ const REST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum DaemonEvent {
     /// The status of vmemd, after a connection to it.
-    Status(Status),
+    Status(Box<Status>),
     Event(Event),
     /// vmemd does not accept orders from this program.
     Refuses(String),
+    /// vmemd does not finish, or does not change how it sends, for this reason.
+    Refused(Request, String),
     /// The process of vmemd has ended.
     Ended(Ended),
 }
@@ -67,7 +69,7 @@ impl Message for DaemonEvent {
         match self {
             Self::Event(event) => event.size(),
             Self::Status(status) => status.size(),
-            Self::Refuses(_) | Self::Ended(_) => 0,
+            Self::Refuses(_) | Self::Refused(..) | Self::Ended(_) => 0,
         }
     }
 
@@ -76,10 +78,15 @@ impl Message for DaemonEvent {
     }
 }
 
+/// The most orders whose answers are waited for. A vmemd that answers does so at once.
+const PENDING: usize = 64;
+
 /// A handle that gives orders to a vmemd while there is a connection.
 #[derive(Clone, Default)]
 pub(crate) struct Orders {
     caller: Arc<Mutex<Option<Caller>>>,
+    /// The orders that were given on this connection and are not answered, with the numbers of their answers.
+    pending: Arc<Mutex<Vec<(u64, Request)>>>,
     /// vmemd has answered the greeting.
     greeted: Arc<AtomicBool>,
 }
@@ -88,8 +95,22 @@ impl Orders {
     /// Gives an order, if there is a connection. Does not wait. If vmemd has ended, the conversation notices that.
     pub(crate) fn give(&self, request: Request) {
         if let Some(caller) = &*lock(&self.caller) {
-            let _ = caller.send(request);
+            // The answer is not looked at before the order is noted.
+            let mut pending = lock(&self.pending);
+            if let Ok(id) = caller.send(request.clone()) {
+                if pending.len() >= PENDING {
+                    pending.remove(0);
+                }
+                pending.push((id, request));
+            }
         }
+    }
+
+    /// The order that is answered by this.
+    fn answered(&self, id: u64) -> Option<Request> {
+        let mut pending = lock(&self.pending);
+        let at = pending.iter().position(|(order, _)| *order == id)?;
+        Some(pending.remove(at).1)
     }
 
     /// Asks vmemd to end, if it has answered the greeting. Returns whether it has.
@@ -129,7 +150,9 @@ impl Conversation {
         // If vmemd has ended, the thread notices that.
         let _ = caller.send(Request::Subscribe);
         let _ = caller.send(Request::Status);
-        *lock(&self.orders.caller) = Some(caller);
+        let mut current = lock(&self.orders.caller);
+        lock(&self.orders.pending).clear();
+        *current = Some(caller);
     }
 
     /// Receives until the process has ended: on this connection, whose HELLO has been answered or not, and on new ones if it is lost.
@@ -217,9 +240,14 @@ impl Conversation {
             FromDaemon::Reply(Reply {
                 answer: Answer::Status(status),
                 ..
-            }) => self.says.send(DaemonEvent::Status(*status)),
-            // The events show whether vmemd starts and releases.
-            FromDaemon::Reply(_) => {}
+            }) => self.says.send(DaemonEvent::Status(status)),
+            FromDaemon::Reply(Reply { id, answer }) => {
+                let order = self.orders.answered(id);
+                // The events show what comes of an order that is obeyed. All vmemds are told to release, also those that free nothing.
+                if let (Some(order @ (Request::Finish | Request::Set(_))), Answer::Error { text, .. }) = (order, answer) {
+                    self.says.send(DaemonEvent::Refused(order, text));
+                }
+            }
         }
     }
 }

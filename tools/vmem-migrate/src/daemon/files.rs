@@ -5,4 +5,4 @@
 pub(super) const PID: &str = "vmemd.pid";
 
 /// The socket of the latest vmemd.
-pub(super) const SOCKET: &str = "vmemd.sock";
+pub(crate) const SOCKET: &str = "vmemd.sock";

@@ -76,6 +76,27 @@ fn orders_given_before_the_daemon_listens_are_executed() {
 }
 
 #[test]
+fn refused_finish_is_said_and_a_refused_release_is_not() {
+    let (_directory, state_dir) = state_dir();
+    let mut daemon = start("ready; serve", &state_dir);
+    wait_ready(&mut daemon);
+    daemon.orders().give(Request::Finish);
+    let why = daemon.wait_for(LONG, |said| match said {
+        DaemonEvent::Refused(Request::Finish, why) => Some(why.clone()),
+        _ => None,
+    });
+    assert_eq!(why.expect("it is said"), "it sends no rounds");
+    daemon.orders().give(Request::Release);
+    daemon.orders().give(Request::Set(vmem_control::Change::default()));
+    let first = daemon.wait_for(LONG, |said| match said {
+        DaemonEvent::Refused(order, _) => Some(order.clone()),
+        _ => None,
+    });
+    assert!(matches!(first, Ok(Request::Set(_))), "{first:?}");
+    daemon.end();
+}
+
+#[test]
 fn left_daemon_of_the_same_session_and_duty_is_taken_over() {
     let (_directory, state_dir) = state_dir();
     let mut first = start("ready; order; order; end 2", &state_dir);

@@ -3,6 +3,7 @@
 
 mod actions;
 mod rounds;
+mod status;
 mod verification;
 
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use vmem_process::printable;
 use vmem_qemu::{Qmp, guest, migration};
 
 use super::PREPARATION;
+use super::control::Control;
 use crate::channel::{Channel, ChannelError};
 use crate::endpoint::lost;
 use crate::error::{Cause, Error};
@@ -52,6 +54,8 @@ pub(crate) struct OutgoingMigration {
     pub(super) export: PageServer,
     /// The rounds, if the source's vmemd sends some.
     pub(super) rounds: Option<Rounds>,
+    /// The socket over which others look at the move and change it.
+    pub(super) control: Control,
     /// The comparison of the memory, if there is to be one.
     pub(super) verification: Option<Verification>,
     /// The relay of QEMU's stream, once QEMU has it.
@@ -97,8 +101,10 @@ impl OutgoingMigration {
         report: Report,
         signals: Signals,
     ) -> Self {
+        let control = Control::none(&signals);
         Self {
             owner: Owner::new(state),
+            control,
             qmp,
             channel: None,
             export: PageServer::none(),
@@ -135,7 +141,9 @@ impl OutgoingMigration {
     /// Executes the actions that are due, and runs until the machine is in an end state.
     pub(crate) fn run(mut self, due: &[Action]) -> Result<(), Error> {
         let answer = self.carry_out(due);
-        self.run_until(answer, |_| false)
+        let result = self.run_until(answer, |_| false);
+        self.control.end(&result);
+        result
     }
 
     /// Continues with `event` until the machine is in an end state, or in one for which `is_enough` is true.
@@ -155,6 +163,7 @@ impl OutgoingMigration {
                 }
             };
             tracing::debug!("{event:?}: {:?}, {due:?}", self.owner.state());
+            self.publish_status();
             next = self.carry_out(due);
         }
         if self.owner.is_over() { self.result() } else { Ok(()) }
@@ -194,6 +203,7 @@ impl OutgoingMigration {
             if let Err(stopped) = self.signals.check() {
                 return self.fail(stopped.into());
             }
+            self.publish_status();
             match self.poll_pages() {
                 Ok(None) => {}
                 Ok(Some(event)) => return event,

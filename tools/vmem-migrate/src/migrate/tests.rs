@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The source's side while the ownership of the guest changes, with a fake QEMU and a fake destination.
 
+mod control;
 mod interrupted;
 mod previous;
 mod rounds;

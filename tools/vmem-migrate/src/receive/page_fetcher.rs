@@ -192,6 +192,8 @@ impl PageFetcher {
                         return Some(news);
                     }
                 }
+                // These orders are for a source.
+                Some(Event::Refused(..)) => {}
                 Some(Event::Refuses(why)) => return Some(News::Trouble(format!("vmemd does not take orders: {why}"))),
                 Some(Event::Ended { why, .. }) if why == NOT_YET => {}
                 Some(Event::Ended { why, code, again }) => return Some(self.ended(why, code, again)),

@@ -12,7 +12,8 @@ use crate::guest::Load;
 use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
-use crate::vmemctl::said;
+use crate::slot::Slot;
+use crate::vmemctl::{Vmemctl, said};
 
 super::tests![
     guest_moves_in_hybrid_mode,
@@ -26,6 +27,8 @@ super::tests![
     destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
     network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
     sigint_in_a_round_leaves_the_guest_at_its_source,
+    abort_in_a_round_leaves_the_guest_at_its_source,
+    guest_moves_at_once_when_its_user_orders_it_in_a_limited_round,
     writing_guest_moves_in_hybrid_mode_after_all_its_memory_was_compared,
     guest_moves_in_postcopy_mode_after_all_its_memory_was_compared,
     page_that_differs_at_the_destination_leaves_the_guest_at_its_source,
@@ -214,6 +217,93 @@ fn network_that_is_gone_in_a_round_leaves_the_guest_at_its_source(stage: &Stage)
 
 fn sigint_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
     given_up(stage, |journey| journey.migrate.signal(Signal::INT))
+}
+
+/// Where the only migration of this slot stands.
+fn status(slot: &Slot) -> Result<Value> {
+    let mut all = Vmemctl::tell(slot, &["status"])?;
+    ensure!(all.len() == 1, "it is not one migration: {all:?}");
+    all.pop().context("it is gone")
+}
+
+/// Waits until the migration of this slot stands so.
+fn wait_status(slot: &Slot, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+    let mut found = Value::Null;
+    wait_until(what, || {
+        found = status(slot)?;
+        Ok(is(&found))
+    })
+    .with_context(|| format!("the status was last {found}"))?;
+    Ok(found)
+}
+
+/// The name of the guest whose migration this is.
+fn guest_of(status: &Value) -> Result<String> {
+    Ok(status["guest"].as_str().context("no guest")?.to_owned())
+}
+
+fn abort_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
+    given_up(stage, |journey| {
+        let slot = &journey.prepared.source.slot;
+        let guest = guest_of(&wait_status(slot, "it is in a round", |status| status["phase"] == "rounds")?)?;
+        let said = Vmemctl::tell(slot, &["abort", &guest])?;
+        ensure!(
+            said.iter().any(|line| line["event"] == "aborted"),
+            "it is not given up: {said:?}"
+        );
+        Ok(())
+    })
+}
+
+/// The first round would take longer than anybody waits.
+fn guest_moves_at_once_when_its_user_orders_it_in_a_limited_round(stage: &Stage) -> Result<()> {
+    const LIMIT: u64 = 4 << 20;
+    let (actor, source) = stage.guest()?;
+    let mut journey = actor.set_out(source, &[], &["--mode", "precopy", "--bandwidth", "4M"])?;
+    let (here, there, migrate) = (&journey.prepared.source.slot, &journey.prepared.slot, &mut journey.migrate);
+    let seen = wait_status(here, "the first round has a bandwidth", |status| {
+        status["rounds"]["bytes_per_second"].is_u64() && status["rounds"]["round"] == 1
+    })?;
+    let guest = guest_of(&seen)?;
+    let rounds = &seen["rounds"];
+    ensure!(
+        seen["phase"] == "rounds" && seen["direction"] == "out" && rounds["limit"] == LIMIT && rounds["mode"] == "precopy",
+        "{seen}"
+    );
+    ensure!(
+        rounds["bytes_per_second"].as_u64() <= Some(LIMIT),
+        "it is faster than allowed: {seen}"
+    );
+    wait_status(there, "the destination has staged pages", |status| {
+        status["direction"] == "in" && status["phase"] == "prepared" && status["staged_bytes"].as_u64() > Some(0)
+    })?;
+    let set = |options: &[&str]| Vmemctl::tell(here, &[&["set", guest.as_str()], options].concat());
+    set(&["--bandwidth", "8M", "--max-downtime", "300", "--mode", "hybrid"])?;
+    wait_status(here, "the change is made", |status| {
+        let rounds = &status["rounds"];
+        rounds["limit"] == 2 * LIMIT && rounds["max_downtime_ms"] == 300 && rounds["mode"] == "hybrid"
+    })?;
+    ensure!(migrate.runs()?, "vmemctl migrate has ended");
+    set(&["--switch-now"])?;
+    migrate.wait_for(here, "running")?;
+    let log = here.read_log("migrate");
+    ensure!(log.contains("the user asked for it"), "it has another reason: {log}");
+    let remainder = said(&log, "remainder").context("the rounds have not ended")?;
+    ensure!(
+        remainder["bytes"].as_u64() > Some(LIMIT),
+        "all of the memory was sent: {remainder}"
+    );
+    wait_status(here, "the rest follows", |status| {
+        status["phase"] == "postcopy" && status["committed"] == true && status["left_bytes"].as_u64() > Some(0)
+    })?;
+    let refused = Vmemctl::run(here, &["abort", &guest])?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        refused.status.code() == Some(LOCAL) && text.contains("owns the guest already"),
+        "the abort is not refused: {text}"
+    );
+    set(&["--bandwidth", "unlimited"])?;
+    stage.park(actor, journey.arrive()?.machine)
 }
 
 /// Moves a guest whose memory is compared before it runs at its destination. All of it was, and is the same.

@@ -30,15 +30,11 @@ impl OutgoingMigration {
             Action::SendState => self.send_state().err().map(|cause| self.fail(cause)),
             Action::Save => self.save().err().map(|cause| self.fail(cause)),
             Action::Start => self.start().err().map(|cause| self.fail(cause)),
-            Action::RecordCommitted => Some(match self.signals.check() {
-                Ok(()) => self.record_phase(Phase::Committed),
-                // A signal has arrived, so the source keeps the guest.
-                Err(stopped) => {
-                    self.cause = Some(stopped.into());
-                    Event::NotRecorded
-                }
-            }),
-            Action::RecordPrepared => Some(self.record_phase(Phase::Prepared)),
+            Action::RecordCommitted => Some(self.control.gate().commit(|| {
+                let event = self.record_committed();
+                (event, event == Event::Recorded)
+            })),
+            Action::RecordPrepared => Some(self.control.gate().commit(|| (self.record_phase(Phase::Prepared), false))),
             Action::RecordComplete => Some(self.record_phase(Phase::Complete)),
             Action::RecordRunning => {
                 self.announce();
@@ -113,6 +109,17 @@ impl OutgoingMigration {
         self.report.note(&chain(&error));
         self.cause.get_or_insert(error.into());
         Event::NotRecorded
+    }
+
+    /// Records that the destination owns the guest, unless a signal has arrived: then the source keeps it.
+    fn record_committed(&mut self) -> Event {
+        match self.signals.check() {
+            Ok(()) => self.record_phase(Phase::Committed),
+            Err(stopped) => {
+                self.cause = Some(stopped.into());
+                Event::NotRecorded
+            }
+        }
     }
 
     /// Has QEMU send the guest's state over a connection of its own.

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use vmem_cli::chain;
+use vmem_control::Finished;
 use vmem_process::printable;
 
 use super::{OutgoingMigration, STALL, within};
@@ -26,6 +28,8 @@ pub(in crate::migrate) struct Rounds {
     is_ending: bool,
     /// The last take is done.
     is_over: bool,
+    /// Where they stood when vmemd last said so.
+    standing: Option<vmem_control::Rounds>,
     /// Bytes that had been staged at the destination at the latest report.
     staged: u64,
     /// The device state is kept until all pages are at the destination.
@@ -42,6 +46,7 @@ impl Rounds {
             fits: false,
             is_ending: false,
             is_over: false,
+            standing: None,
             staged: 0,
             awaits_pages: false,
         }
@@ -100,35 +105,85 @@ impl OutgoingMigration {
                     return Err(Cause::other(format!("the rounds of the guest's memory are lost: {why}")));
                 }
                 News::Ended(why) => self.report.note(&why),
+                News::Rounds(standing) => self.stands(standing),
                 News::Round(round) => {
                     if self.owner.state() == State::Copying {
                         self.deadline = within(STALL);
                     }
                     self.report.round(&round);
                 }
-                News::Settled { reason, fits } => {
-                    self.report.note(&reason);
-                    if let Some(rounds) = &mut self.rounds {
-                        (rounds.is_settled, rounds.fits) = (true, fits);
-                    }
+                News::Settled(settled) => {
+                    // On a new connection, vmemd says it again.
+                    let Some(rounds) = self.rounds.as_mut().filter(|rounds| !rounds.is_settled) else {
+                        continue;
+                    };
+                    (rounds.is_settled, rounds.fits) = (true, settled.fits);
+                    self.report.note(&settled.reason);
                     if self.owner.state() == State::Copying {
                         event = Some(Event::Settled);
                     }
                 }
-                News::Finished { remainder } => {
-                    // On a new connection, vmemd gets the order again, and answers again.
-                    let Some(rounds) = self.rounds.as_mut().filter(|rounds| rounds.is_ending && !rounds.is_over) else {
-                        continue;
-                    };
-                    rounds.is_over = true;
-                    self.report.remainder(remainder);
-                    event = Some(Event::Saved);
+                News::Finished(finished) => event = self.finished(finished).or(event),
+                News::FinishRefused(why) if self.is_ending() => {
+                    return Err(Cause::other(format!(
+                        "the source's vmemd does not take the last pages of the guest: {why}"
+                    )));
                 }
+                // It was given to a vmemd that was started after the last pages were taken, or to one that has taken them.
+                News::FinishRefused(_) => {}
                 News::Failed(why) if self.needs_rounds() => return Err(Cause::other(why)),
                 News::Failed(why) => self.report.note(&why),
             }
         }
         Ok(event)
+    }
+
+    /// vmemd has said where its rounds stand.
+    fn stands(&mut self, standing: vmem_control::Rounds) {
+        let Some(rounds) = self.rounds.as_mut().filter(|rounds| !rounds.is_over) else {
+            return;
+        };
+        // A user may have changed it.
+        if let Ok(mode) = Mode::from_str(&standing.mode, false) {
+            rounds.mode = mode;
+        }
+        if rounds.is_staged && matches!(self.owner.state(), State::Copying | State::Sending) {
+            self.report.rounds(&standing);
+        }
+        rounds.standing = Some(standing);
+    }
+
+    /// Where the rounds stand, as long as they run.
+    pub(super) fn standing(&self) -> Option<&vmem_control::Rounds> {
+        let rounds = self.rounds.as_ref().filter(|rounds| rounds.is_staged && !rounds.is_over);
+        rounds?.standing.as_ref()
+    }
+
+    /// The name of the mode; empty if it is not known.
+    pub(super) fn mode(&self) -> &'static str {
+        match self.rounds.as_ref().map(|rounds| rounds.mode) {
+            Some(Mode::Auto) => "auto",
+            Some(Mode::Precopy) => "precopy",
+            Some(Mode::Hybrid) => "hybrid",
+            None if self.resumed => "",
+            Some(Mode::Postcopy) | None => "postcopy",
+        }
+    }
+
+    /// vmemd has taken the last pages. On a new connection, it gets the order again, and answers again.
+    fn finished(&mut self, finished: Finished) -> Option<Event> {
+        let rounds = self.rounds.as_mut().filter(|rounds| rounds.is_ending && !rounds.is_over)?;
+        rounds.is_over = true;
+        let did_fit = rounds.fits;
+        // What counts is left now, and not what was left when the guest was told to stop.
+        rounds.fits = finished.fits.unwrap_or(did_fit);
+        let is_late = rounds.is_staged && rounds.mode == Mode::Auto && did_fit && !rounds.fits;
+        self.report.remainder(finished.remainder_bytes);
+        if is_late {
+            self.report
+                .note("the guest has written more before it stopped than can be sent within the downtime: the rest follows after the switch");
+        }
+        Some(Event::Saved)
     }
 
     /// Stores why the rounds are lost. The destination may have ended them, and says why.

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use vmem_cli::chain;
-use vmem_control::{Event as DaemonReport, Finished, Settled};
+use vmem_control::{Event as DaemonReport, Finished, Request, Settled, Status};
 use vmem_process::Process;
 
 use super::*;
@@ -14,33 +14,39 @@ use crate::queue::Sender;
 /// How long nothing may happen.
 const QUIET: Duration = Duration::from_millis(300);
 
+fn settled(fits: bool) -> Settled {
+    Settled {
+        reason: "switch".to_owned(),
+        fits,
+        left_bytes: 4096,
+        expected_ms: None,
+    }
+}
+
 /// What the thread of the destination has: both ends of the move.
-struct World<'a> {
-    channel: Channel,
+pub(super) struct World<'a> {
+    pub(super) channel: Channel,
     listener: &'a TcpListener,
     /// The source's vmemd.
-    vmemd: Sender<DaemonEvent>,
+    pub(super) vmemd: Sender<DaemonEvent>,
     qemu: fake::Qemu,
+    /// The guest's directory at the source.
+    pub(super) directory: PathBuf,
 }
 
 impl World<'_> {
-    fn ready(&self, rounds: bool) {
+    pub(super) fn ready(&self, rounds: bool) {
         self.channel
             .send(&FromDestination::Ready { rounds, verify: false })
             .expect("room");
     }
 
-    fn say(&self, event: DaemonReport) {
+    pub(super) fn say(&self, event: DaemonReport) {
         self.vmemd.send(DaemonEvent::Event(event));
     }
 
-    fn settle(&self, fits: bool) {
-        self.say(DaemonReport::Settled(Settled {
-            reason: "switch".to_owned(),
-            fits,
-            left_bytes: 4096,
-            expected_ms: None,
-        }));
+    pub(super) fn settle(&self, fits: bool) {
+        self.say(DaemonReport::Settled(settled(fits)));
     }
 
     fn finish(&self) {
@@ -55,13 +61,13 @@ impl World<'_> {
         self.vmemd.send(DaemonEvent::Ended(Ended::default()));
     }
 
-    fn fail(&self, reason: &str) {
+    pub(super) fn fail(&self, reason: &str) {
         let reason = reason.to_owned();
         self.channel.send(&FromDestination::Failed { reason }).expect("room");
     }
 
     /// Waits until the source's QEMU has saved its devices.
-    fn saved(&self) -> Channel {
+    pub(super) fn saved(&self) -> Channel {
         let state = welcome(self.listener, Purpose::State);
         while !self.qemu.has_heard("migrate-continue") {
             thread::sleep(Duration::from_millis(2));
@@ -74,10 +80,19 @@ impl World<'_> {
     }
 
     /// Answers the order to finish, as often as on new connections, until START arrives.
-    fn expect_start(&mut self) {
+    pub(super) fn expect_start(&mut self) {
+        self.expect_start_after(None);
+    }
+
+    /// As before. vmemd says whether what is left fits.
+    fn expect_start_after(&mut self, fits: Option<bool>) {
         let until = Instant::now() + LIMIT;
         let heard = loop {
-            self.finish();
+            self.say(DaemonReport::Finished(Finished {
+                remainder_bytes: 4096,
+                fits,
+                expected_ms: None,
+            }));
             let heard = self.channel.recv::<FromSource>(Instant::now() + Duration::from_millis(100));
             match heard.expect("a connection") {
                 Some(heard) => break heard,
@@ -99,7 +114,7 @@ impl World<'_> {
         self.channel.send(&FromDestination::Pages { line }).expect("room");
     }
 
-    fn expect_abort(&mut self) {
+    pub(super) fn expect_abort(&mut self) {
         let heard = self.hear();
         assert!(matches!(heard, FromSource::Abort { .. }), "{heard:?}");
         self.fail("as you say");
@@ -114,19 +129,20 @@ impl World<'_> {
 }
 
 /// A scene from OFFER on, with a vmemd that sends rounds.
-fn rounds(mode: Mode, destination: impl FnOnce(World<'_>) + Send + 'static) -> Scene {
+pub(super) fn rounds(mode: Mode, destination: impl FnOnce(World<'_>) + Send + 'static) -> Scene {
     // The end of the page server ends it.
     let mut process = Command::new("sleep").arg("60").spawn().expect("a process");
     let (daemon, vmemd) = Daemon::of_process(Process::of_child(&process).expect("it lives"));
     thread::spawn(move || process.wait());
     let (sender, qemu) = std::sync::mpsc::channel();
-    let mut scene = scene(move |channel, listener, _| {
+    let mut scene = scene(move |channel, listener, records| {
         let qemu = qemu.recv().expect("a QEMU");
         destination(World {
             channel,
             listener,
             vmemd,
             qemu,
+            directory: records.join("out.guest0"),
         });
     });
     at_the_beginning(&mut scene);
@@ -206,17 +222,20 @@ fn destination_without_rounds_gets_the_guest_at_once() {
 
 #[test]
 fn state_waits_for_all_pages_where_the_guest_is_to_stand_still_and_nowhere_else() {
-    for (mode, fits, waits) in [
-        (Mode::Precopy, false, true),
-        (Mode::Auto, true, true),
-        (Mode::Auto, false, false),
-        (Mode::Hybrid, true, false),
+    // What fits at last counts, and an earlier vmemd does not say that.
+    for (mode, fits, fits_at_last, waits) in [
+        (Mode::Precopy, false, Some(false), true),
+        (Mode::Auto, true, None, true),
+        (Mode::Auto, false, None, false),
+        (Mode::Auto, true, Some(false), false),
+        (Mode::Auto, false, Some(true), true),
+        (Mode::Hybrid, true, Some(true), false),
     ] {
         expect_moved(mode, move |mut world| {
             world.ready(true);
             world.settle(fits);
             let state = world.saved();
-            world.expect_start();
+            world.expect_start_after(fits_at_last);
             let (mut socket, mut early) = state.into_parts();
             let mut bytes = [0; 16];
             if waits {
@@ -236,6 +255,103 @@ fn state_waits_for_all_pages_where_the_guest_is_to_stand_still_and_nowhere_else(
             world.channel.send(&FromDestination::Running).expect("room");
         });
     }
+}
+
+/// Waits until the device state has begun to arrive, or until the source has kept it for a while.
+fn is_state_kept(state: Channel) -> bool {
+    let (mut socket, early) = state.into_parts();
+    socket.set_read_timeout(Some(QUIET)).expect("a socket");
+    early.is_empty() && socket.read(&mut [0; 16]).is_err()
+}
+
+#[test]
+fn mode_that_is_changed_while_rounds_run_counts_after_them() {
+    for (mode, changed, waits) in [(Mode::Hybrid, "precopy", true), (Mode::Precopy, "hybrid", false)] {
+        let mut scene = rounds(mode, move |mut world| {
+            world.ready(true);
+            world.say(DaemonReport::Rounds(vmem_control::Rounds {
+                mode: changed.to_owned(),
+                ..vmem_control::Rounds::default()
+            }));
+            world.settle(false);
+            let state = world.saved();
+            world.expect_start();
+            assert_eq!(is_state_kept(state), waits, "{changed}");
+            world.fail("enough");
+        });
+        run(&mut scene).expect_err("it was given up");
+        scene.destination.join().expect("a good end");
+    }
+}
+
+#[test]
+fn what_vmemd_says_while_the_connection_is_made_again_is_not_missed() {
+    expect_moved(Mode::Hybrid, |mut world| {
+        world.ready(true);
+        thread::sleep(QUIET);
+        let status = |finished: Option<Finished>| {
+            DaemonEvent::Status(Box::new(Status {
+                settled: Some(settled(true)),
+                finished,
+                ..Status::default()
+            }))
+        };
+        world.vmemd.send(status(None));
+        let state = world.saved();
+        thread::sleep(QUIET);
+        let finished = Finished {
+            remainder_bytes: 4096,
+            ..Finished::default()
+        };
+        world.vmemd.send(status(Some(finished)));
+        assert_eq!(world.hear(), FromSource::Start);
+        world.vmemd.send(status(Some(finished)));
+        world.take(state);
+    });
+    let why = expect_back(rounds(Mode::Hybrid, |mut world| {
+        world.ready(true);
+        thread::sleep(QUIET);
+        world.vmemd.send(DaemonEvent::Status(Box::new(Status {
+            failed: Some("the connection was lost".to_owned()),
+            ..Status::default()
+        })));
+        world.expect_abort();
+    }));
+    assert!(why.contains("the connection was lost"), "{why}");
+}
+
+#[test]
+fn refused_finish_ends_the_wait_with_its_reason() {
+    let began = Instant::now();
+    let why = expect_back(rounds(Mode::Hybrid, |mut world| {
+        world.ready(true);
+        world.settle(true);
+        let _state = world.saved();
+        thread::sleep(QUIET);
+        world
+            .vmemd
+            .send(DaemonEvent::Refused(Request::Finish, "it ends just now".to_owned()));
+        world.expect_abort();
+    }));
+    assert!(
+        why.contains("does not take the last pages") && why.contains("it ends just now"),
+        "{why}"
+    );
+    assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
+}
+
+#[test]
+fn refused_finish_of_a_vmemd_that_follows_the_rounds_changes_nothing() {
+    expect_moved(Mode::Hybrid, |mut world| {
+        world.ready(true);
+        world.settle(true);
+        let state = world.saved();
+        world.expect_start();
+        world
+            .vmemd
+            .send(DaemonEvent::Refused(Request::Finish, "no rounds".to_owned()));
+        world.take(state);
+    });
 }
 
 #[test]

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl set`: changes how a guest migrates while it does.
+
+use std::time::Duration;
+
+use serde_json::json;
+use vmem_cli::chain;
+use vmem_cli::output::out;
+use vmem_control::Change;
+
+use crate::error::{Cause, Error};
+use crate::ongoing::Ongoing;
+use crate::options::{Common, Set};
+use crate::report::print;
+
+/// How long the source's vmemctl may take: it asks its vmemd, which has 10 seconds.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Changes how a guest migrates.
+pub fn run(cli: &Common, args: &Set) -> Result<(), Error> {
+    let migration = Ongoing::leaving(&cli.state, &args.guest)?;
+    let guest = &args.guest;
+    let mut client = migration.connect()?;
+    let change = Change {
+        bandwidth: args.bandwidth,
+        max_downtime_ms: args.max_downtime,
+        mode: args.mode.clone(),
+        switch_now: args.switch_now,
+    };
+    client.set(change, LIMIT).map_err(|error| {
+        Cause::other(match error {
+            vmem_control::Error::Refused { text, .. } => format!("the migration of guest {guest:?} is not changed: {text}"),
+            error => format!("the vmemctl that migrates guest {guest:?} cannot be asked: {}", chain(&error)),
+        })
+    })?;
+    if cli.json {
+        print(&json!({"event": "changed", "guest": guest}));
+    } else {
+        out(&format!("the migration of guest {guest} is changed"));
+    }
+    Ok(())
+}
