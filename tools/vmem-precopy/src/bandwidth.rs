@@ -21,6 +21,8 @@ pub struct Bandwidth {
     limit: Option<u64>,
     /// The limit has changed: the average is of another time.
     is_outdated: bool,
+    /// The average when the limit was last none, or not reached: that of the network.
+    network: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,6 +54,8 @@ impl Bandwidth {
     /// A shorter sample says more about the buffers of the network than about its bandwidth.
     const SAMPLE: Duration = Duration::from_millis(100);
     const MEMORY: Duration = Duration::from_secs(2);
+    /// From this share on, a limit is reached: it, and not the network, is what was measured.
+    const REACHED: f64 = 0.8;
     /// How much may lie in buffers: 4 MiB, which is what a destination asks for ahead (`vmemd --window`, by default), and the largest send
     /// buffer of a TCP connection (`net.ipv4.tcp_wmem`, by default).
     pub const BUFFERED: u64 = 4 << 20;
@@ -100,8 +104,14 @@ impl Bandwidth {
         self.average = Some(self.average.map_or(rate, |average| average + share * (rate - average)));
     }
 
-    /// The user has set a limit, in bytes per second, or none. What was measured before is of another time: the next sample replaces it.
+    /// The user has set a limit, in bytes per second, or none. What was measured before is of another time: the next sample replaces it. Until
+    /// then, what the network did before a limit that was reached counts. If that is not known, it is as fast as that limit at least.
     pub fn set_limit(&mut self, limit: Option<u64>) {
+        let is_reached = |average: f64| self.limit.is_some_and(|limit| average >= Self::REACHED * limit as f64);
+        match self.average {
+            Some(average) if is_reached(average) => self.average = self.network.or(Some(average)),
+            average => self.network = average,
+        }
         self.limit = limit;
         self.is_outdated = true;
         self.proven = Sample::default();
@@ -222,7 +232,26 @@ mod tests {
         (0..10).for_each(|_| bandwidth.add(&received(100_000, 100 * MS)));
         assert_eq!(bandwidth.get(), Some(1_000_000));
         bandwidth.set_limit(None);
+        // Rounds may be too small by now to show it again.
+        assert_eq!(bandwidth.get(), Some(100_000_000), "as before the limit");
         bandwidth.add(&received(9_000_000, 100 * MS));
         assert_eq!(bandwidth.get(), Some(90_000_000), "one sample is enough");
+        // A limit that the network does not reach.
+        bandwidth.set_limit(Some(500_000_000));
+        (0..100).for_each(|_| bandwidth.add(&received(2_000_000, 100 * MS)));
+        bandwidth.set_limit(Some(1_000_000));
+        bandwidth.set_limit(None);
+        assert!(bandwidth.get().is_some_and(|now| now < 21_000_000), "{bandwidth:?}");
+    }
+
+    #[test]
+    fn network_that_was_never_without_a_limit_is_as_fast_as_that_at_least() {
+        let mut bandwidth = Bandwidth::default();
+        bandwidth.set_limit(Some(1_000_000));
+        (0..10).for_each(|_| bandwidth.add(&received(100_000, 100 * MS)));
+        bandwidth.set_limit(Some(50_000_000));
+        assert_eq!(bandwidth.get(), Some(1_000_000));
+        bandwidth.add(&received(5_000_000, 100 * MS));
+        assert_eq!(bandwidth.get(), Some(50_000_000));
     }
 }
