@@ -3,11 +3,13 @@
 //!
 //! It has a ticker, which finds the longest time in which the guest did not run (`ticker`); memory of which each word is known, and
 //! a worker that writes all over it (`worker`, `page`); another process that may be lost (`victim`); traffic that keeps its network
-//! device busy (`traffic`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
+//! device busy (`traffic`); a disk that writes into its memory (`disk`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
 #![forbid(unsafe_code)]
 
 mod clock;
+mod disk;
 mod page;
+mod random;
 mod report;
 mod service;
 mod ticker;
@@ -30,7 +32,7 @@ fn main() -> std::io::Result<()> {
     }
     let mib = std::env::var("GUEST_MIB").ok().and_then(|mib| mib.parse().ok());
     let worker = Arc::new(Worker::start(mib.unwrap_or(DEFAULT_MIB)));
-    let ticker = Arc::new(Ticker::start());
+    let ticker = Arc::new(Ticker::start(worker.work_done()));
     let service = service::listen(worker.clone(), ticker.clone())?;
     println!("{}", report::line(&Ready::new(&worker, &ticker)));
     service.run()

@@ -3,6 +3,8 @@
 
 /// Words in a page.
 const WORDS: usize = 512;
+/// Its bytes.
+pub(crate) const PAGE_SIZE: usize = 4096;
 
 /// A page of the worker's memory. The first word is its number, the second its generation, the others follow from both.
 #[repr(C, align(4096))]
@@ -46,6 +48,11 @@ impl Page {
             )),
         }
     }
+}
+
+/// A page as bytes.
+pub(crate) fn bytes(number: usize, generation: u64) -> Vec<u8> {
+    contents(number, generation).flat_map(u64::to_le_bytes).collect()
 }
 
 fn contents(number: usize, generation: u64) -> impl Iterator<Item = u64> {

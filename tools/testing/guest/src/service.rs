@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::disk::Disk;
 use crate::report::{self, Report};
 use crate::ticker::Ticker;
 use crate::traffic::Traffic;
@@ -28,6 +29,7 @@ struct Guest {
     answers: AtomicU64,
     victim: Mutex<Option<Victim>>,
     traffic: Mutex<Option<Traffic>>,
+    disk: Mutex<Option<Disk>>,
 }
 
 /// Opens the port.
@@ -40,6 +42,7 @@ pub(crate) fn listen(worker: Arc<Worker>, ticker: Arc<Ticker>) -> std::io::Resul
             answers: AtomicU64::new(0),
             victim: Mutex::default(),
             traffic: Mutex::default(),
+            disk: Mutex::default(),
         }),
     })
 }
@@ -98,6 +101,24 @@ impl Guest {
         traffic.map_or(0, |traffic| traffic.received()).to_string()
     }
 
+    /// Starts to read the disk.
+    fn start_disk(&self) -> String {
+        match (Disk::start(), self.disk.lock()) {
+            (Ok(started), Ok(mut disk)) => {
+                *disk = Some(started);
+                "ok".to_owned()
+            }
+            (Err(error), _) => error.to_string(),
+            (_, Err(_)) => "the disk is lost".to_owned(),
+        }
+    }
+
+    /// What has been read of the disk.
+    fn check_disk(&self) -> String {
+        let verdict = self.disk.lock().ok().and_then(|disk| disk.as_ref()?.check());
+        verdict.map_or_else(|| "no disk is read".to_owned(), |verdict| report::line(&verdict))
+    }
+
     fn answer(&self, line: &str) -> String {
         let ok = "ok".to_owned();
         match line.split_once(' ').unwrap_or((line, "")) {
@@ -117,11 +138,14 @@ impl Guest {
                 ok
             }
             ("report", _) => report::line(&Report::new(&self.worker, &self.ticker)),
+            ("samples", _) => report::line(&self.ticker.samples()),
             // A new one; the last one, if it lives, ends with its pipes.
             ("victim", _) => self.victim(true, "frames"),
             ("touch", _) => self.victim(false, line),
             ("traffic", to) => self.traffic(to),
             ("quiet", _) => self.quiet(),
+            ("disk", _) => self.start_disk(),
+            ("check-disk", _) => self.check_disk(),
             ("verify", _) => report::line(&self.worker.verify()),
             _ => format!("{line} {}", self.answers.fetch_add(1, Ordering::Relaxed)),
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The ticker: the longest time in which the guest did not run, as the guest itself sees it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -11,10 +12,15 @@ use crate::clock::{Clocks, Reading};
 
 /// From tick to tick.
 const INTERVAL: Duration = Duration::from_millis(10);
+/// From one sample of the worker's work to the next, at least.
+const SAMPLE: Duration = Duration::from_millis(20);
+/// Samples that are kept: two minutes of them.
+const SAMPLES: usize = 6000;
 
 /// The ticker.
 pub(crate) struct Ticker {
     seen: Arc<Mutex<Seen>>,
+    samples: Arc<Mutex<Vec<Sample>>>,
     /// Whether the host tells its time.
     pub(crate) host_clock: bool,
 }
@@ -32,17 +38,22 @@ pub(crate) struct Seen {
     late: f64,
 }
 
+/// A time, in seconds, and the pages that the worker had written then. The time is the host's real time or, where the host does not tell it, the guest's
+/// own.
+pub(crate) type Sample = (f64, u64);
+
 impl Ticker {
-    /// Starts it.
-    pub(crate) fn start() -> Self {
+    /// Starts it. `work` counts the pages that the worker has written.
+    pub(crate) fn start(work: Arc<AtomicU64>) -> Self {
         let clocks = Clocks::new();
         let first = clocks.read();
-        let seen = Arc::new(Mutex::default());
+        let (seen, samples) = (Arc::new(Mutex::default()), Arc::new(Mutex::default()));
         let ticker = Self {
             seen: Arc::clone(&seen),
+            samples: Arc::clone(&samples),
             host_clock: first.host.is_some(),
         };
-        thread::spawn(move || run(&clocks, first, &seen));
+        thread::spawn(move || run(&clocks, first, &seen, &samples, &work));
         ticker
     }
 
@@ -54,6 +65,12 @@ impl Ticker {
     /// Forgets what has been seen.
     pub(crate) fn mark(&self) {
         *lock(&self.seen) = Seen::default();
+        lock(&self.samples).clear();
+    }
+
+    /// The work over time since the last mark.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        lock(&self.samples).clone()
     }
 }
 
@@ -73,17 +90,26 @@ impl Seen {
     }
 }
 
-fn run(clocks: &Clocks, mut last: Reading, seen: &Mutex<Seen>) {
+fn run(clocks: &Clocks, mut last: Reading, seen: &Mutex<Seen>, samples: &Mutex<Vec<Sample>>, work: &AtomicU64) {
     loop {
         thread::sleep(INTERVAL);
         let now = clocks.read();
         lock(seen).tick(last, now);
+        sample(&mut lock(samples), now, work.load(Ordering::Relaxed));
         last = now;
     }
 }
 
-fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+fn sample(samples: &mut Vec<Sample>, now: Reading, work: u64) {
+    let time = now.host.unwrap_or(now.own).as_secs_f64();
+    let is_due = samples.last().is_none_or(|last| time - last.0 >= SAMPLE.as_secs_f64());
+    if is_due && samples.len() < SAMPLES {
+        samples.push((time, work));
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

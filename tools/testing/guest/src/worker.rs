@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The worker: owns most of the guest's memory, and works on it as it is told.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
 use std::time::Duration;
@@ -10,9 +12,14 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::page::Page;
+use crate::random::Random;
 
 /// What an idle worker waits from touch to touch.
 const IDLE: Duration = Duration::from_millis(10);
+/// A worker with a rate works in bursts: it does not sleep for less than this, as it would sleep too long.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
+/// What it is late by more than this, because it could not run or was not told its rate, is not made up for.
+const LATEST: Duration = Duration::from_millis(20);
 /// How many wrong pages are told.
 const TOLD: usize = 5;
 
@@ -36,6 +43,7 @@ enum Order {
 /// The worker, which has a thread.
 pub(crate) struct Worker {
     orders: Sender<Order>,
+    work: Arc<AtomicU64>,
     /// Pages that it has.
     pub(crate) pages: usize,
 }
@@ -72,10 +80,20 @@ impl Worker {
     pub(crate) fn start(mib: usize) -> Self {
         let pages = mib << 8;
         let (orders, taken) = mpsc::channel();
-        thread::spawn(move || Memory::new(pages).run(&taken));
-        let worker = Self { orders, pages };
+        let work: Arc<AtomicU64> = Arc::default();
+        let worker = Self {
+            orders,
+            work: Arc::clone(&work),
+            pages,
+        };
+        thread::spawn(move || Memory::new(pages, work).run(&taken));
         worker.mark();
         worker
+    }
+
+    /// Counts the pages written since the guest started.
+    pub(crate) fn work_done(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.work)
     }
 
     /// From now on it does this.
@@ -109,25 +127,28 @@ impl Worker {
 struct Memory {
     pages: Vec<Page>,
     generations: Vec<u64>,
-    work: u64,
+    work: Arc<AtomicU64>,
     wrong: usize,
     told: Vec<String>,
     latency: Histogram<u32>,
-    random: u64,
+    random: Random,
+    /// When the next page is to be written, by the guest's own clock, if there is a rate.
+    due: Duration,
 }
 
 impl Memory {
-    fn new(pages: usize) -> Self {
+    fn new(pages: usize, work: Arc<AtomicU64>) -> Self {
         // From 1 ns to a minute, with two digits.
         let latency = Histogram::new_with_bounds(1, 60_000_000_000, 2);
         Self {
             pages: (0..pages).map(Page::new).collect(),
             generations: vec![0; pages],
-            work: 0,
+            work,
             wrong: 0,
             told: Vec::new(),
             latency: latency.expect("these bounds are in order"),
-            random: 0x2545_f491_4f6c_dd1d,
+            random: Random::new(),
+            due: Duration::ZERO,
         }
     }
 
@@ -159,7 +180,7 @@ impl Memory {
     }
 
     fn step(&mut self, work: Work) {
-        let number = self.choose();
+        let number = self.random.below(self.pages.len());
         let before = clock::own();
         let _ = self.pages[number].touch();
         let took = clock::own().saturating_sub(before);
@@ -169,9 +190,19 @@ impl Memory {
             Work::Write(rate) => {
                 self.write(number);
                 if let Some(rate) = rate {
-                    thread::sleep(Duration::from_secs(1) / rate.max(1));
+                    self.keep_pace(Duration::from_secs(1) / rate.max(1));
                 }
             }
+        }
+    }
+
+    /// Sleeps if the next page is not to be written yet. `interval` is from one page to the next.
+    fn keep_pace(&mut self, interval: Duration) {
+        let now = clock::own();
+        self.due = (self.due + interval).max(now.saturating_sub(LATEST));
+        let early = self.due.saturating_sub(now);
+        if early >= SHORTEST_SLEEP {
+            thread::sleep(early);
         }
     }
 
@@ -179,7 +210,7 @@ impl Memory {
     fn write(&mut self, number: usize) {
         if self.check(number) {
             self.generations[number] += 1;
-            self.work += 1;
+            self.work.fetch_add(1, Ordering::Relaxed);
             self.pages[number].write(number, self.generations[number]);
         }
     }
@@ -205,7 +236,7 @@ impl Memory {
             pages: self.pages.len(),
             wrong: self.wrong,
             first: self.told.clone(),
-            work: self.work,
+            work: self.work.load(Ordering::Relaxed),
             generations: self.generations.iter().sum(),
         }
     }
@@ -217,17 +248,9 @@ impl Memory {
             p50: seconds(self.latency.value_at_quantile(0.5)),
             p99: seconds(self.latency.value_at_quantile(0.99)),
             max: seconds(self.latency.max()),
-            work: self.work,
+            work: self.work.load(Ordering::Relaxed),
             wrong: self.told.clone(),
         }
-    }
-
-    /// A page at random (xorshift).
-    fn choose(&mut self) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random % self.pages.len().max(1) as u64) as usize
     }
 }
 
@@ -237,7 +260,7 @@ mod tests {
 
     #[test]
     fn writing_leaves_nothing_wrong_and_an_old_page_is_found() {
-        let mut memory = Memory::new(8);
+        let mut memory = Memory::new(8, Arc::default());
         let old = memory.pages.clone();
         for _ in 0..100 {
             memory.step(Work::Write(None));
@@ -246,5 +269,17 @@ mod tests {
         assert_eq!((verdict.wrong, verdict.work, verdict.generations), (0, 100, 100));
         memory.pages[3] = old[3].clone();
         assert_eq!(memory.verify().wrong, 1);
+    }
+
+    #[test]
+    fn worker_with_a_rate_keeps_it() {
+        let mut memory = Memory::new(8, Arc::default());
+        let since = clock::own();
+        for _ in 0..200 {
+            memory.step(Work::Write(Some(2000)));
+        }
+        // What it was late at first is not made up for.
+        let took = clock::own() - since;
+        assert!(took >= Duration::from_millis(75), "200 pages at 2000 a second took {took:?}");
     }
 }
