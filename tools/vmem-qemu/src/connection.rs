@@ -33,6 +33,8 @@ pub struct Event {
     pub name: String,
     /// The data of the event, or null.
     pub data: Value,
+    /// When it happened: the time since 1970 by QEMU's clock, if QEMU could read that.
+    pub time: Option<Duration>,
 }
 
 /// A connection in command mode.
@@ -199,10 +201,11 @@ impl Qmp {
             return Err(Error::NotQmp(line.to_string()));
         };
         let data = line.get_mut("data").map_or(Value::Null, Value::take);
+        let time = line.get("timestamp").and_then(timestamp);
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
         }
-        self.events.push_back(Event { name, data });
+        self.events.push_back(Event { name, data, time });
         Ok(())
     }
 
@@ -215,6 +218,12 @@ impl Qmp {
         })?;
         serde_json::from_slice(&line).map_err(|_| Error::NotQmp(String::from_utf8_lossy(&line).trim().to_owned()))
     }
+}
+
+/// The time of an event. QEMU writes -1 for a part that it does not know.
+fn timestamp(timestamp: &Value) -> Option<Duration> {
+    let part = |name: &str| timestamp.get(name)?.as_u64();
+    Some(Duration::from_secs(part("seconds")?) + Duration::from_micros(part("microseconds")?.min(999_999)))
 }
 
 fn io_error(error: io::Error) -> Error {
