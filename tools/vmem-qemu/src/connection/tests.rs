@@ -49,16 +49,17 @@ fn commands_are_sent_with_ids_and_their_results_returned() {
 #[test]
 fn event_between_command_and_reply_is_queued() {
     let (socket, _thread) = qemu(&[
-        "{\"event\": \"STOP\", \"timestamp\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\n{\"return\": {}}",
+        "{\"event\": \"STOP\", \"timestamp\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}, \"timestamp\": {\"seconds\": 7, \"microseconds\": 250000}}\n{\"return\": {}}",
         "never asked for",
     ]);
     let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
     qmp.execute("migrate", json!({})).expect("a reply");
     let now = Instant::now();
     let event = qmp.next_event(now).expect("a connection").expect("an event");
-    assert_eq!((event.name.as_str(), event.data), ("STOP", Value::Null));
+    assert_eq!((event.name.as_str(), event.data, event.time), ("STOP", Value::Null, None));
     let event = qmp.next_event(now).expect("a connection").expect("an event");
     assert_eq!(event.data["status"], "active");
+    assert_eq!(event.time, Some(Duration::from_millis(7250)));
     assert!(
         qmp.next_event(Instant::now() + Duration::from_millis(10))
             .is_ok_and(|event| event.is_none())
