@@ -40,9 +40,11 @@ unit: build		## the tests that need no kernel
 functional: build	## the tests in the virtual machine (FILTER=... for some)
 	@tools/testing/test functional
 
-.PHONY: migration
-migration: build	## the tests that move guests (FILTER=... for some)
+.PHONY: migration test-migration
+migration: build	## the short tests that move guests (FILTER=... for some of all)
 	@tools/testing/test migration
+test-migration: build	## all tests that move guests, for an hour or more (FILTER=..., VMEM_SEED=..., VMEM_DRAWS=..., VMEM_MOVES=...)
+	@tools/testing/test migrations
 
 .PHONY: migration-qemu
 migration-qemu: build	## guests that move between the QEMU of Debian 13 and that of its backports
@@ -80,7 +82,7 @@ bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1
 	@tools/vmem-bench/bench
 
 .PHONY: bench-migration
-bench-migration: build	## the ways to move a guest, side by side (ROUNDS=..., PUBLISH=1 puts the table into the documentation)
+bench-migration: build	## the ways to move a guest, side by side (ROUNDS=, WAYS=, LOADS=, RATE=, CONTINUE=1; PUBLISH=1 puts tables and plots into the documentation)
 	@tools/testing/migration/bench
 
 .PHONY: bench-deaths

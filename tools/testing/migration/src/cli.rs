@@ -2,8 +2,9 @@
 //! The command line.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,12 +14,12 @@ use crate::book::Book;
 use crate::command::line;
 use crate::endurance::Endurance;
 use crate::guest::{Guest, Load};
+use crate::measurement::Measurement;
 use crate::method::Method;
 use crate::network::Wire;
-use crate::report;
 use crate::rig::Rig;
 use crate::variant::Variant;
-use crate::{suite, trial};
+use crate::{plot, report, suite};
 
 /// Moves running guests from one host to another.
 #[derive(Debug, Parser)]
@@ -44,6 +45,9 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Test {
+    /// Only the short tests
+    #[arg(long)]
+    short: bool,
     /// As of any program of tests: part of a name, --list, --exact
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -77,17 +81,18 @@ struct Measure {
     /// Only this way; all if none is given
     #[arg(long, value_name = "WAY")]
     method: Vec<Method>,
-    /// Only a guest that does this; both if none is given
+    /// Only a guest that does this: idle, writing (as fast as it can), or the number of times that it writes what the wire carries; idle, 0.1, 0.5, 1 and
+    /// 2 if none is given
     #[arg(long, value_name = "LOAD")]
-    load: Vec<LoadName>,
-    /// Pages that the writing guest writes each second; 0: as many as it can
-    #[arg(long, value_name = "PAGES", default_value_t = 0)]
-    pages: u32,
+    load: Vec<MeasuredLoad>,
     #[command(flatten)]
     wire: WireArguments,
     /// Where the results go, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Results of a run that has not come to its end: what is there is not measured again
+    #[arg(long, value_name = "FILE")]
+    go_on_from: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +100,7 @@ struct Report {
     /// Results, as `measure` wrote them
     #[arg(value_name = "FILE")]
     results: PathBuf,
-    /// Put the tables into this document, between ".. begin measured" and ".. end measured"
+    /// Put the tables into this document, between ".. begin measured" and ".. end measured", and the plots beside it
     #[arg(long, value_name = "DOCUMENT")]
     into: Option<PathBuf>,
 }
@@ -136,17 +141,15 @@ impl Cli {
     /// Does what the command line says.
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
-            Command::Test(test) => return suite::run(test.arguments),
+            Command::Test(test) => return suite::run(test.arguments, test.short),
             Command::Demo(wire) => {
                 let rig = Rig::new(&wire.wire())?;
                 let setting = wire.setting(&Guest::default())?;
-                let trials = Vec::new();
                 crate::demo::run(
                     &rig,
                     Book {
                         setting,
-                        trials,
-                        failures: Vec::new(),
+                        ..Book::default()
                     },
                 )?;
                 rig.remove()?;
@@ -209,7 +212,7 @@ impl Endure {
             Rig::new(&wire)?
         };
         let methods = if self.method.is_empty() && !self.rest {
-            Method::ALL
+            Method::FEW
         } else {
             &self.method
         };
@@ -231,6 +234,89 @@ impl Endure {
     }
 }
 
+impl Measure {
+    fn run(self) -> Result<()> {
+        let (wire, guest) = (self.wire.wire(), Guest::default());
+        let setting = self.wire.setting(&guest)?;
+        let loads = if self.load.is_empty() {
+            MeasuredLoad::ALL.to_vec()
+        } else {
+            self.load
+        };
+        let measurement = Measurement {
+            rounds: self.rounds,
+            loads: loads.into_iter().map(|load| load.load(&wire)).collect::<Result<_>>()?,
+            methods: if self.method.is_empty() {
+                Method::ALL.to_vec()
+            } else {
+                self.method
+            },
+            guest,
+            json: self.json,
+        };
+        let book = match &self.go_on_from {
+            Some(path) => Book::read(path)?.go_on(setting)?,
+            None => Book {
+                setting,
+                ..Book::default()
+            },
+        };
+        let rig = Rig::new(&wire)?;
+        let book = measurement.run(&rig, book)?;
+        print!("{}", report::text(&book));
+        rig.remove()
+    }
+}
+
+/// What a measured guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MeasuredLoad {
+    Idle,
+    Writing,
+    /// So many percent of what the wire carries.
+    OfWire(u32),
+}
+
+impl MeasuredLoad {
+    const ALL: [Self; 5] = [
+        Self::Idle,
+        Self::OfWire(10),
+        Self::OfWire(50),
+        Self::OfWire(100),
+        Self::OfWire(200),
+    ];
+
+    fn load(self, wire: &Wire) -> Result<Load> {
+        Ok(match self {
+            Self::Idle => Load::Idle,
+            Self::Writing => Load::Writing(0),
+            Self::OfWire(percent) => {
+                let bytes = wire.bytes_per_second()? * u64::from(percent) / 100;
+                let pages = u32::try_from(bytes / 4096).context("a wire that is too fast")?;
+                Load::OfWire {
+                    percent,
+                    pages: pages.max(1),
+                }
+            }
+        })
+    }
+}
+
+impl FromStr for MeasuredLoad {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "idle" => Ok(Self::Idle),
+            "writing" => Ok(Self::Writing),
+            _ => match text.parse::<f64>() {
+                Ok(times) if (0.01..=100.0).contains(&times) => Ok(Self::OfWire((times * 100.0).round() as u32)),
+                _ => Err("neither idle, nor writing, nor a number from 0.01 to 100".into()),
+            },
+        }
+    }
+}
+
 impl LoadName {
     /// Of a guest that writes so many pages a second.
     fn load(self, pages: u32) -> Load {
@@ -241,71 +327,45 @@ impl LoadName {
     }
 }
 
-impl Measure {
-    fn run(&self) -> Result<()> {
-        let rig = Rig::new(&self.wire.wire())?;
-        let guest = Guest::default();
-        let mut book = Book {
-            setting: self.wire.setting(&guest)?,
-            trials: Vec::new(),
-            failures: Vec::new(),
-        };
-        let methods = if self.method.is_empty() { Method::ALL } else { &self.method };
-        let loads = match self.load.is_empty() {
-            true => &[LoadName::Idle, LoadName::Writing],
-            false => self.load.as_slice(),
-        };
-        // One after the other in each round: what else the machine does meets all of them.
-        for round in 1..=self.rounds {
-            for load in loads {
-                let load = load.load(self.pages);
-                for method in methods {
-                    let what = format!("round {round}, guest {}, {}", load.name(), method.name());
-                    let figures = match trial::run(&rig, *method, load, &guest) {
-                        Ok(figures) => figures,
-                        // What QEMU does by itself is not what fails here; the tables say that it is missing.
-                        Err(error) if method.mode().is_none() => {
-                            eprintln!("{what}: failed: {error:#}");
-                            book.failures.push(format!("{what}: {error:#}"));
-                            continue;
-                        }
-                        Err(error) => return Err(error),
-                    };
-                    eprintln!(
-                        "{what}: gap {}, total {}",
-                        report::seconds(figures.guest_gap),
-                        report::seconds(figures.total)
-                    );
-                    book.trials.push(figures);
-                    // After each: what was measured is not lost if the next one fails.
-                    if let Some(path) = &self.json {
-                        save(&book, path)?;
-                    }
-                }
-            }
-        }
-        print!("{}", report::text(&book));
-        rig.remove()
-    }
-}
-
-fn save(book: &Book, path: &Path) -> Result<()> {
-    let json = serde_json::to_string_pretty(book).context("results as JSON")?;
-    fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))
-}
-
 impl Report {
     fn run(&self) -> Result<()> {
-        let path = &self.results;
-        let json = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let book: Book = serde_json::from_str(&json).with_context(|| format!("{} holds no results", path.display()))?;
+        let book = Book::read(&self.results)?;
         if let Some(path) = &self.into {
             let document = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             let document = report::replace(&document, &book);
             let document = document.with_context(|| format!("{} has no place for tables", path.display()))?;
             fs::write(path, document).with_context(|| format!("cannot write {}", path.display()))?;
         }
+        // Without a document, beside the results.
+        let beside = self.into.as_ref().unwrap_or(&self.results);
+        for ((file, _), plot) in report::PLOTS.iter().zip([plot::work(&book), plot::left(&book)]) {
+            let path = beside.with_file_name(file);
+            fs::write(&path, plot).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         print!("{}", report::text(&book));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_are_named_or_a_multiple_of_what_the_wire_carries() -> Result<()> {
+        let wire = |rate: &str| Wire {
+            delay_ms: 0.0,
+            rate: Some(rate.into()),
+        };
+        let half: MeasuredLoad = "0.5".parse().map_err(anyhow::Error::msg)?;
+        let pages = |rate: &str| match half.load(&wire(rate))? {
+            Load::OfWire { percent: 50, pages } => Ok(pages),
+            load => anyhow::bail!("{load:?}"),
+        };
+        assert_eq!((pages("300mbit")?, pages("1gbit")?), (4577, 15258));
+        assert!(pages("1parsec").is_err());
+        assert_eq!("idle".parse(), Ok(MeasuredLoad::Idle));
+        assert!("0".parse::<MeasuredLoad>().is_err());
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Programs of the system.
 
-use std::process::Command;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -24,4 +26,16 @@ pub(crate) fn line(line: &str) -> Result<String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (program, arguments) = words.split_first().context("an empty command")?;
     run(program, arguments)
+}
+
+/// Starts a program whose messages go to this log.
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+    let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let errors = output.try_clone()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::book::{Book, Figures};
+use crate::book::{Book, Figures, Trial};
 use crate::guest::{Guest, Load};
 use crate::harm::{is_emulated, is_harm, is_tried_again};
 use crate::method::Method;
 use crate::network::Host;
-use crate::report::{self, seconds};
+use crate::report;
 use crate::rig::Rig;
+use crate::seconds::seconds;
 use crate::trial::{self, Step};
 
 /// Whoever tells the story, and since when.
@@ -65,22 +66,24 @@ pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
         "On {first}: an unmodified QEMU boots a Linux on {}",
         Rig::accelerator()
     ));
-    let figures = story.persist(|| {
-        trial::run_watched(rig, Method::VmemHybrid, Load::Writing(0), &guest, |step| {
-            tell(&story, &guest, step)
-        })
-    })?;
+    let trial = Trial {
+        round: 1,
+        load: Load::Writing(0).name(),
+        method: Method::VmemHybrid,
+    };
+    let figures =
+        story.persist(|| trial::run_watched(rig, &trial, Load::Writing(0), &guest, |step| tell(&story, &guest, step)))?;
     show(&story, &figures);
 
     story.step("The same, and an idle guest, by vmem and by QEMU's own ways: one round, so take the figures for an impression");
     book.trials.push(figures);
     for load in [Load::Writing(0), Load::Idle] {
-        for method in Method::ALL {
+        for method in Method::FEW {
             let what = format!("guest {}, {}", load.name(), method.name());
             if (*method, load) == (Method::VmemHybrid, Load::Writing(0)) {
                 continue;
             }
-            match story.persist(|| trial::run(rig, *method, load, &guest)) {
+            match story.persist(|| trial::run(rig, 1, *method, load, &guest)) {
                 Ok(figures) => book.trials.push(figures),
                 // What QEMU does by itself is not what is shown here; its row is missing.
                 Err(error) if method.mode().is_none() && !is_harm(&error) => {
@@ -110,8 +113,10 @@ fn tell(story: &Story, guest: &Guest, step: Step) {
             ));
         }
         Step::Prepared => {
+            let region = guest.region(Host::Second, 0);
             story.step(&format!(
-                "On {second}: vmemctl receive --listen {to}:{port} -- qemu-system-x86_64 ..."
+                "On {second}: vmemctl receive --listen {to}:{port} --region {region}={}M, and a QEMU whose memory is /dev/vmem/{region}",
+                guest.memory_mib.iter().sum::<u32>()
             ));
             story.step(&format!("On {first}: vmemctl migrate --mode hybrid --to {to}:{port}"));
         }
@@ -133,6 +138,13 @@ fn show(story: &Story, figures: &Figures) {
     story.say(&format!("the guest's own longest gap  {}", seconds(figures.guest_gap)));
     let reported = figures.reported_downtime.map_or_else(|| "-".into(), seconds);
     story.say(&format!("the stop, as vmemctl says    {reported}"));
+    for (what, time) in [
+        ("from the order to the stop  ", figures.order_to_stop),
+        ("until the guest runs        ", figures.stop_to_runs),
+        ("until it has all its memory ", figures.stop_to_complete),
+    ] {
+        story.say(&format!("{what} {}", time.map_or_else(|| "-".into(), seconds)));
+    }
     story.say(&format!("complete after               {}", seconds(figures.total)));
     story.say(&format!("on the wire                  {} bytes", figures.bytes));
     if let Some(data) = figures.data_bytes {

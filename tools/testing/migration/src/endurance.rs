@@ -101,7 +101,8 @@ impl Endurance {
 
     /// Boots a guest, and moves it until it is lost or has been moved often enough.
     fn run_one(&self, way: Option<Method>) {
-        let name = way.map_or("rest", Method::short);
+        let name = way.map_or_else(|| "rest".to_owned(), Method::short);
+        let name = name.as_str();
         say(name, "boots");
         let mut subject = match self.boot(&self.guest, way) {
             Ok(subject) => subject,

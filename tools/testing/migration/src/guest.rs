@@ -28,6 +28,8 @@ pub(crate) struct Guest {
     pub(crate) work_mib: u32,
     /// Whether it has a network device.
     pub(crate) network: bool,
+    /// Whether it has a disk (`disk`).
+    pub(crate) has_disk: bool,
     /// What is done otherwise than usual.
     pub(crate) variant: Variant,
 }
@@ -81,6 +83,14 @@ pub(crate) struct Verdict {
     generations: u64,
 }
 
+/// What it has found in the memory that its disk has written to.
+#[derive(Clone, Debug, Deserialize)]
+struct DiskVerdict {
+    reads: u64,
+    wrong: u64,
+    first: Vec<String>,
+}
+
 /// What the worker of a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
@@ -88,14 +98,17 @@ pub(crate) enum Load {
     Idle,
     /// Pages all over its memory are checked and written: so many a second, or (0) as many as it can.
     Writing(u32),
+    /// The same. It is so many percent of what the wire carries.
+    OfWire { percent: u32, pages: u32 },
 }
 
 impl Load {
     /// What the tables call it.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> String {
         match self {
-            Self::Idle => "idle",
-            Self::Writing(_) => "writing all over its memory",
+            Self::Idle => "idle".into(),
+            Self::Writing(_) => "writing all over its memory".into(),
+            Self::OfWire { percent, .. } => format!("writing {} times what the wire carries", f64::from(percent) / 100.0),
         }
     }
 }
@@ -107,6 +120,7 @@ impl Default for Guest {
             memory_mib: vec![192],
             work_mib: 96,
             network: true,
+            has_disk: false,
             variant: Variant::default(),
         }
     }
@@ -122,6 +136,11 @@ impl Guest {
         8637 + u16::from(self.number)
     }
 
+    /// A place for it on this host.
+    pub(crate) fn slot(&self, host: Host) -> Result<Slot> {
+        Slot::new(host, self.number, self.has_disk)
+    }
+
     /// Where its service is.
     pub(crate) fn service(&self) -> Result<SocketAddr> {
         Ok(format!("{}:7", self.address()).parse()?)
@@ -133,9 +152,14 @@ impl Guest {
         words.chain([qemu::program(host)]).map(str::to_owned).collect()
     }
 
-    /// The name of the region of a backend.
-    pub(crate) fn region(&self, backend: usize) -> String {
-        format!("guest{}-ram{backend}", self.number)
+    /// The name of the region of a backend on this host: the hosts are one machine, which has each name once.
+    pub(crate) fn region(&self, host: Host, backend: usize) -> String {
+        format!("{}-guest{}-ram{backend}", host.name(), self.number)
+    }
+
+    /// Bytes of its RAM.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory_mib.iter().map(|mib| u64::from(*mib) << 20).sum()
     }
 
     /// QEMU's command line for it, without the program.
@@ -161,7 +185,7 @@ impl Guest {
             for (node, mib) in self.memory_mib.iter().enumerate() {
                 let path = match memory {
                     Memory::Template => format!("{{memory:ram{node}}}"),
-                    Memory::Region => format!("/dev/vmem/{}", self.region(node)),
+                    Memory::Region => format!("/dev/vmem/{}", self.region(slot.host, node)),
                     _ => slot.shared_memory(node),
                 };
                 add(
@@ -191,6 +215,10 @@ impl Guest {
             let mac = format!("52:54:00:00:00:{:02x}", self.number);
             add("-device", format!("{},netdev=lan,mac={mac},romfile=", qemu::network_device()));
         }
+        if self.has_disk {
+            add("-chardev", format!("socket,id=disk,path={}", slot.disk_socket().display()));
+            add("-device", "vhost-user-blk-pci,chardev=disk".into());
+        }
         add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
         let qmp = match memory {
             Memory::Template => "{qmp}".into(),
@@ -204,7 +232,7 @@ impl Guest {
     pub(crate) fn work(&self, load: Load) -> Result<()> {
         self.order(&match load {
             Load::Idle => "idle".into(),
-            Load::Writing(rate) => format!("write {rate}"),
+            Load::Writing(pages) | Load::OfWire { pages, .. } => format!("write {pages}"),
         })
     }
 
@@ -222,6 +250,11 @@ impl Guest {
             report.touches.wrong.join("; ")
         );
         Ok(report)
+    }
+
+    /// How many pages it had written, over time: seconds since 1970, by the clock of its host.
+    pub(crate) fn samples(&self) -> Result<Vec<(f64, u64)>> {
+        self.question("samples")
     }
 
     /// It looks at all pages that it works on; that one is wrong is an error.
@@ -266,6 +299,23 @@ impl Guest {
         answer
             .parse()
             .with_context(|| format!("the guest answers {answer:?} and not with a number"))
+    }
+
+    /// It starts to read its disk into its memory, all the time.
+    pub(crate) fn start_disk(&self) -> Result<()> {
+        self.order("disk")
+    }
+
+    /// It looks at all that it has read from its disk. That some of it is wrong is an error. Returns how many pages it has read.
+    pub(crate) fn check_disk(&self) -> Result<u64> {
+        let verdict: DiskVerdict = self.question("check-disk")?;
+        ensure_unharmed!(
+            verdict.wrong == 0,
+            "wrong pages: {} of those that the guest has read from its disk: {}",
+            verdict.wrong,
+            verdict.first.join("; ")
+        );
+        Ok(verdict.reads)
     }
 
     fn order(&self, order: &str) -> Result<()> {

@@ -2,16 +2,18 @@
 //! A QEMU as the distribution ships it.
 
 use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::io::Read;
+use std::process::Child;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use vmem_qemu::Qmp;
+use vmem::PAGE_SIZE;
+use vmem_qemu::{Event, Qmp};
 
+use crate::command::spawn;
 use crate::evidence;
 use crate::guest::{Guest, Memory};
 use crate::harm::is_tried_again;
@@ -45,7 +47,7 @@ impl Machine {
 
     /// As [`Machine::boot`], once.
     pub(crate) fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
-        let slot = Slot::new(host, guest.number)?;
+        let slot = guest.slot(host)?;
         let arguments = guest.arguments(&slot, memory);
         let name = slot.name();
         let mut machine = Self::start(slot, guest, &arguments)?;
@@ -62,7 +64,11 @@ impl Machine {
 
     /// Starts a QEMU which waits for a guest.
     pub(crate) fn incoming(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
-        let slot = Slot::new(host, guest.number)?;
+        Self::incoming_in(guest.slot(host)?, guest, memory)
+    }
+
+    /// As [`Machine::incoming`], in this slot.
+    pub(crate) fn incoming_in(slot: Slot, guest: &Guest, memory: Memory) -> Result<Self> {
         let mut arguments = guest.arguments(&slot, memory);
         arguments.extend(["-incoming", "defer"].map(str::to_owned));
         Self::start(slot, guest, &arguments)
@@ -71,7 +77,7 @@ impl Machine {
     fn start(slot: Slot, guest: &Guest, arguments: &[String]) -> Result<Self> {
         let mut command = slot.host.command(&guest.qemu(slot.host));
         command.args(arguments);
-        let mut process = spawn(&mut command, &slot, "qemu")?;
+        let mut process = spawn(&mut command, &slot.log("qemu"))?;
         match Qmp::connect_retry(&slot.own_qmp(), LIMIT, patience()) {
             Ok(qmp) => Ok(Self {
                 slot,
@@ -96,9 +102,39 @@ impl Machine {
         })
     }
 
+    /// Whether a machine runs whose QEMU somebody else has started in this slot, and still needs.
+    pub(crate) fn is_running(slot: &Slot) -> Result<bool> {
+        let mut qmp = Qmp::connect(&slot.own_qmp(), LIMIT)?;
+        Ok(qmp.execute("query-status", json!({}))?["running"] == json!(true))
+    }
+
     /// Runs a QMP command.
     pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         Ok(self.qmp.execute(command, arguments)?)
+    }
+
+    /// What QEMU has said by itself since the last call. Nothing if it has ended, and all of that is known.
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Ok(Some(event)) = self.qmp.next_event(Instant::now()) {
+            events.push(event);
+        }
+        events
+    }
+
+    /// How much of the guest's memory is not zero, page by page, if that is in files. Bytes.
+    pub(crate) fn memory_in_use(&self, guest: &Guest) -> Result<Option<u64>> {
+        let mut bytes = 0;
+        for backend in 0..guest.memory_mib.len() {
+            let Ok(mut file) = File::open(self.slot.shared_memory(backend)) else {
+                return Ok(None);
+            };
+            let mut page = [0; PAGE_SIZE];
+            while file.read(&mut page)? == PAGE_SIZE {
+                bytes += if page == [0; PAGE_SIZE] { 0 } else { PAGE_SIZE as u64 };
+            }
+        }
+        Ok(Some(bytes))
     }
 
     /// Whether the machine runs, as QEMU says; not whether QEMU does.
@@ -176,7 +212,7 @@ impl Drop for Machine {
 }
 
 /// The QEMU that has noted its number in the slot, if it still runs.
-fn running(slot: &Slot) -> Option<Pid> {
+pub(crate) fn running(slot: &Slot) -> Option<Pid> {
     let pid = fs::read_to_string(slot.pid())
         .ok()?
         .trim()
@@ -185,18 +221,4 @@ fn running(slot: &Slot) -> Option<Pid> {
         .and_then(Pid::from_raw)?;
     let command = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     command.contains(slot.pid().to_str()?).then_some(pid)
-}
-
-/// Starts a program whose messages go to its log in the slot.
-pub(crate) fn spawn(command: &mut Command, slot: &Slot, log: &str) -> Result<Child> {
-    let path = slot.log(log);
-    let file = |path: &Path| File::create(path).with_context(|| format!("cannot write {}", path.display()));
-    let output = file(&path)?;
-    let errors = output.try_clone()?;
-    command
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))
 }

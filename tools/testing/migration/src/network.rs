@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{line, run};
@@ -34,6 +34,23 @@ pub(crate) struct Wire {
 
 /// The network; gone when dropped.
 pub(crate) struct Network(());
+
+impl Wire {
+    /// What it carries. Without a rate, nobody knows.
+    pub(crate) fn bytes_per_second(&self) -> Result<u64> {
+        let rate = self.rate.as_deref().context("the wire has no rate")?;
+        let digits = rate.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(rate.len());
+        let (number, unit) = rate.split_at(digits);
+        let bits: u64 = match unit {
+            "kbit" => 1000,
+            "mbit" => 1_000_000,
+            "gbit" => 1_000_000_000,
+            _ => bail!("the rate {rate:?} is not a number of kbit, mbit or gbit"),
+        };
+        let number: u64 = number.parse().with_context(|| format!("the rate {rate:?}"))?;
+        number.checked_mul(bits / 8).context("the rate is too high")
+    }
+}
 
 impl Host {
     /// Both of them.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 
+use crate::disk::BackEnd;
 use crate::evidence;
 use crate::network::Host;
 
@@ -23,12 +24,14 @@ pub(crate) struct Slot {
     pub(crate) host: Host,
     number: u8,
     directory: PathBuf,
+    /// What is behind the guest's disk here, if it has one.
+    disk: Option<BackEnd>,
 }
 
 impl Slot {
-    /// Makes the directory and the tap of the guest of this number.
-    pub(crate) fn new(host: Host, number: u8) -> Result<Self> {
-        let slot = Self {
+    /// Makes the directory and the tap of the guest of this number, and starts what is behind its disk, if it has one.
+    pub(crate) fn new(host: Host, number: u8, has_disk: bool) -> Result<Self> {
+        let mut slot = Self {
             host,
             number,
             directory: format!(
@@ -38,10 +41,14 @@ impl Slot {
                 number
             )
             .into(),
+            disk: None,
         };
         slot.clear();
         fs::create_dir_all(&slot.directory).context("a directory in /run")?;
         host.add_tap(&slot.tap())?;
+        if has_disk {
+            slot.disk = Some(BackEnd::start(host, number, &slot.disk_socket(), &slot.log("disk"))?);
+        }
         Ok(slot)
     }
 
@@ -63,6 +70,11 @@ impl Slot {
     /// The QMP socket for `vmemctl`.
     pub(crate) fn qmp(&self) -> PathBuf {
         self.directory.join("vmemctl.qmp")
+    }
+
+    /// Where the back end of the guest's disk listens.
+    pub(crate) fn disk_socket(&self) -> PathBuf {
+        self.directory.join("disk.vhost-user")
     }
 
     /// Where `vmemctl` notes what is going on.
@@ -112,6 +124,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         evidence::copy();
+        self.disk = None;
         self.clear();
     }
 }

@@ -9,9 +9,12 @@ mod before;
 mod lost;
 mod moving;
 mod qemu;
+mod random;
 mod rounds;
 mod signals;
 mod stage;
+mod vhost_user;
+mod write_log;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,17 +30,36 @@ use crate::patience::wait_until;
 use crate::rig::Rig;
 use stage::{Journey, Stage};
 
-/// A test: its name after that of its group.
-type Test = (&'static str, fn(&Stage) -> Result<()>);
+/// A test.
+#[derive(Clone, Copy)]
+pub(crate) struct Test {
+    /// The path of its function.
+    path: &'static str,
+    length: Length,
+    run: fn(&Stage) -> Result<()>,
+}
+
+/// Which runs a test is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// Each of them: one that tells much in little time.
+    Short,
+    /// Only `make test-migration`.
+    Long,
+}
 
 /// The wire of the tests.
 const RATE: &str = "1gbit";
 const DELAY_MS: f64 = 0.25;
 
-/// A table of tests with the names of their functions, in the group that their module is.
+/// A table of tests: the [`Length`] and the function of each, which gives it its name.
 macro_rules! tests {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const TESTS: &[crate::suite::Test] = &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    ($($length:ident $name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[crate::suite::Test] = &[$(crate::suite::Test {
+            path: concat!(module_path!(), "::", stringify!($name)),
+            length: crate::suite::Length::$length,
+            run: $name,
+        }),*];
     };
 }
 use tests;
@@ -51,6 +73,8 @@ fn all() -> impl Iterator<Item = Test> {
         signals::TESTS,
         lost::TESTS,
         rounds::TESTS,
+        random::TESTS,
+        vhost_user::TESTS,
         qemu::TESTS,
     ]
     .into_iter()
@@ -58,8 +82,8 @@ fn all() -> impl Iterator<Item = Test> {
     .copied()
 }
 
-/// Runs those that the arguments name.
-pub(crate) fn run(arguments: Vec<String>) -> Result<ExitCode> {
+/// Runs those that the arguments name, or those of them that are short.
+pub(crate) fn run(arguments: Vec<String>, only_short: bool) -> Result<ExitCode> {
     let mut arguments = Arguments::from_iter(["vmem-migration".to_owned()].into_iter().chain(arguments));
     arguments.test_threads = Some(1);
     arguments.color = Some(ColorSetting::Never);
@@ -72,13 +96,14 @@ pub(crate) fn run(arguments: Vec<String>) -> Result<ExitCode> {
         false => Some(Arc::new(Stage::new(Rig::new(&wire)?))),
     };
     let trials = all()
-        .map(|(path, test)| {
+        .filter(|test| test.length == Length::Short || !only_short)
+        .map(|test| {
             let stage = stage.clone();
-            let name = path.trim_start_matches("vmem_migration::suite::");
+            let name = test.path.trim_start_matches("vmem_migration::suite::");
             let wants_kvm = name.starts_with("lost::") && stage.is_some() && Rig::accelerator() != "KVM";
             Trial::test(name, move || match &stage {
                 None => Ok(()),
-                Some(stage) => run_one(stage, test).map_err(|error| format!("{error:#}").into()),
+                Some(stage) => run_one(stage, test.run).map_err(|error| format!("{error:#}").into()),
             })
             .with_ignored_flag(wants_kvm)
         })

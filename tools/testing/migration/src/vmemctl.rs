@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::command::spawn;
 use crate::guest::{Guest, Memory};
-use crate::machine::spawn;
 use crate::patience::wait_until;
 use crate::slot::Slot;
 use crate::variant::Variant;
@@ -106,7 +106,7 @@ impl Vmemctl {
             command.arg("--insecure");
         }
         command.args(words);
-        let process = spawn(&mut command, slot, log)?;
+        let process = spawn(&mut command, &slot.log(log))?;
         Ok(Self {
             process,
             log: log.to_owned(),

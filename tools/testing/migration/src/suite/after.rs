@@ -13,15 +13,15 @@ use crate::traffic::Traffic;
 use crate::vmemctl::Vmemctl;
 
 super::tests![
-    the_network_breaks_and_returns,
-    the_sources_vmemd_is_killed,
-    the_destinations_vmemd_is_killed,
-    the_sources_vmemctl_dies,
-    the_destinations_vmemctl_dies,
-    receive_and_its_vmemd_are_killed_together,
-    receive_and_its_vmemd_are_killed_together_and_the_guests_network_is_busy,
-    the_source_is_back_after_the_retries,
-    the_source_host_is_gone,
+    Short the_network_breaks_and_returns,
+    Short the_sources_vmemd_is_killed,
+    Short the_destinations_vmemd_is_killed,
+    Short the_sources_vmemctl_dies,
+    Short the_destinations_vmemctl_dies,
+    Long receive_and_its_vmemd_are_killed_together,
+    Long receive_and_its_vmemd_are_killed_together_and_the_guests_network_is_busy,
+    Long the_source_is_back_after_the_retries,
+    Long the_source_host_is_gone,
 ];
 
 /// How long the network is broken.
@@ -48,21 +48,21 @@ fn the_network_breaks_and_returns(stage: &Stage) -> Result<()> {
     ensure!(journey.migrate.runs()?, "vmemctl migrate has not waited");
     stage.rig.network.set_wire(true)?;
     hurry(stage)?;
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 fn the_sources_vmemd_is_killed(stage: &Stage) -> Result<()> {
     let (actor, journey) = switched(stage, &[])?;
     journey.prepared.source.slot.host.kill_all("vmemd")?;
     hurry(stage)?;
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 fn the_destinations_vmemd_is_killed(stage: &Stage) -> Result<()> {
     let (actor, journey) = switched(stage, &[])?;
     journey.prepared.slot.host.kill_all("vmemd")?;
     hurry(stage)?;
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 fn the_sources_vmemctl_dies(stage: &Stage) -> Result<()> {
@@ -71,7 +71,7 @@ fn the_sources_vmemctl_dies(stage: &Stage) -> Result<()> {
     let mut recover = Vmemctl::recover(&journey.prepared.source.slot)?;
     hurry(stage)?;
     recover.expect(&journey.prepared.source.slot, 0)?;
-    let machine = received(journey)?;
+    let machine = journey.prepared.arrived()?;
     stage.park(actor, machine)
 }
 
@@ -81,7 +81,7 @@ fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
     journey.prepared.receive = Vmemctl::resume(&journey.prepared.slot, &actor.guest)?;
     hurry(stage)?;
     journey.migrate.expect(&journey.prepared.source.slot, 0)?;
-    let machine = received(journey)?;
+    let machine = journey.prepared.arrived()?;
     stage.park(actor, machine)
 }
 
@@ -115,7 +115,7 @@ fn killed_together(stage: &Stage, actor: &Actor, mut journey: Journey) -> Result
     journey.prepared.receive = Vmemctl::resume(&journey.prepared.slot, &actor.guest)?;
     hurry(stage)?;
     journey.migrate.expect(&journey.prepared.source.slot, 0)?;
-    received(journey)
+    journey.prepared.arrived()
 }
 
 /// The guest is paused, or waits in QEMU, which then gets to the order to pause it only when the source is back. It goes on in any case.
@@ -131,15 +131,7 @@ fn the_source_is_back_after_the_retries(stage: &Stage) -> Result<()> {
     sleep(BREAK);
     stage.rig.network.set_wire(true)?;
     hurry(stage)?;
-    stage.park(actor, journey.arrive()?.machine)
-}
-
-/// The guest's memory is complete at its destination, and its source has ended.
-fn received(mut journey: Journey) -> Result<Machine> {
-    journey.prepared.receive.expect(&journey.prepared.slot, 0)?;
-    let source = &mut journey.prepared.source;
-    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
-    Machine::adopt(journey.prepared.slot)
+    stage.park(actor, journey.arrive()?)
 }
 
 fn the_source_host_is_gone(stage: &Stage) -> Result<()> {

@@ -16,15 +16,15 @@ use crate::slot::Slot;
 use crate::vmemctl::{Vmemctl, said};
 
 super::tests![
-    nobody_is_there_to_receive,
-    the_destination_lacks_the_module,
-    the_destinations_vmemctl_dies,
-    the_destinations_qemu_dies,
-    the_destinations_qemu_lacks_a_device_and_the_source_says_its_words,
-    the_destination_has_another_size_of_memory,
-    the_destination_lacks_a_device,
-    the_destination_has_too_little_memory,
-    the_devices_state_is_cut,
+    Long nobody_is_there_to_receive,
+    Long the_destination_lacks_the_module,
+    Long the_destinations_vmemctl_dies,
+    Short the_destinations_qemu_dies,
+    Long the_destinations_qemu_lacks_a_device_and_the_source_says_its_words,
+    Long the_destination_has_another_size_of_memory,
+    Short the_destination_lacks_a_device,
+    Long the_destination_has_too_little_memory,
+    Long the_devices_state_is_cut,
 ];
 
 /// vmemctl: the guest goes on at its source.
@@ -58,7 +58,7 @@ fn the_destination_lacks_the_module(stage: &Stage) -> Result<()> {
 
 fn the_destinations_vmemctl_dies(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
-    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let slot = actor.guest.slot(source.slot.host.other())?;
     // Instead of a QEMU it starts what kills it.
     let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sh", "-c", "kill -KILL $PPID"])?;
     let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
@@ -90,7 +90,7 @@ fn the_destinations_qemu_dies(stage: &Stage) -> Result<()> {
 
 fn the_destinations_qemu_lacks_a_device_and_the_source_says_its_words(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
-    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let slot = actor.guest.slot(source.slot.host.other())?;
     let mut words = vec!["--".to_owned()];
     words.extend(actor.guest.qemu(slot.host));
     words.extend(actor.guest.arguments(&slot, Memory::Template));

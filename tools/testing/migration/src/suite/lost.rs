@@ -19,7 +19,9 @@ use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
 
-super::tests![a_guest_loses_the_process_that_touches_a_lost_page_and_goes_on];
+super::tests![
+    Short a_guest_loses_the_process_that_touches_a_lost_page_and_goes_on,
+];
 
 /// The page of the process that is lost.
 const LOST: usize = 3;
@@ -46,7 +48,7 @@ fn a_guest_loses_the_process_that_touches_a_lost_page_and_goes_on(_: &Stage) -> 
     wait_completed(&mut source)?;
 
     let memory = File::open(source.slot.shared_memory(0))?;
-    let builder = RegionBuilder::new(memory.metadata()?.len()).name(guest.region(0));
+    let builder = RegionBuilder::new(memory.metadata()?.len()).name(guest.region(Host::Second, 0));
     let region = builder.poison_unreadable().create(&Control::open()?)?;
     region
         .mark_unreadable(&[PageRange::from(PageIndex::new(lost).context("a frame beyond all pages")?)])

@@ -9,24 +9,25 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use vmem::PAGE_SIZE;
+
 use super::stage::{Actor, Stage};
 use crate::command::run;
 use crate::guest::{Guest, Memory};
 use crate::identity;
 use crate::machine::Machine;
 use crate::network::Host;
-use crate::slot::Slot;
-use crate::vmemctl::Vmemctl;
+use crate::vmemctl::{Vmemctl, said};
 
 super::tests![
-    a_running_guest_is_moved,
-    a_guest_is_moved_over_a_protected_network,
-    a_guest_comes_over_protected_ipv6_to_all_addresses,
-    a_guest_comes_over_protected_ipv4_to_all_addresses_of_ipv6,
-    a_guest_goes_back_and_forth,
-    a_guest_with_two_memory_backends_is_moved_and_its_source_freed,
-    two_guests_are_moved_at_once,
-    a_guest_is_moved_whose_memory_a_second_process_maps,
+    Short a_running_guest_is_moved,
+    Long a_guest_is_moved_over_a_protected_network,
+    Long a_guest_comes_over_protected_ipv6_to_all_addresses,
+    Long a_guest_comes_over_protected_ipv4_to_all_addresses_of_ipv6,
+    Long a_guest_goes_back_and_forth,
+    Long a_guest_with_two_memory_backends_is_moved_and_its_source_freed,
+    Long two_guests_are_moved_at_once,
+    Short a_guest_is_moved_whose_memory_a_second_process_maps,
 ];
 
 /// vmemctl: nothing has begun.
@@ -38,14 +39,16 @@ const MOVES: usize = 2;
 fn a_running_guest_is_moved(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
     let bytes = stage.rig.network.wire_bytes()?;
-    let moved = actor.set_out(source, &[], &[])?.arrive()?;
+    let mut journey = actor.set_out(source, &[], &[])?;
+    journey.migrate.expect(&journey.prepared.source.slot, 0)?;
     let bytes = stage.rig.network.wire_bytes()? - bytes;
-    let data = moved.data_bytes.unwrap_or_default();
+    let done = said(&journey.prepared.source.slot.read_log("migrate"), "done").context("it is not done")?;
+    let data = done["pages"]["data"].as_u64().unwrap_or_default() * PAGE_SIZE as u64;
     ensure!(
         data > 0 && bytes > data,
         "{bytes} bytes on the wire, {data} bytes of memory that is not zero"
     );
-    stage.park(actor, moved.machine)
+    stage.park(actor, journey.prepared.arrived()?)
 }
 
 fn a_guest_is_moved_over_a_protected_network(stage: &Stage) -> Result<()> {
@@ -56,14 +59,14 @@ fn a_guest_is_moved_over_a_protected_network(stage: &Stage) -> Result<()> {
     let (good, other) = (good.to_string_lossy(), other.to_string_lossy());
     let good = ["--tls", good.as_ref()];
     // Somebody whom another authority has certified gets no guest.
-    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let slot = actor.guest.slot(source.slot.host.other())?;
     let options = ["--tls", other.as_ref(), "--region", "stranger=1M"];
     let mut stranger = Vmemctl::receive_as(&slot, &actor.guest, &options)?;
     Vmemctl::migrate(&source.slot, &actor.guest, &good)?.expect(&source.slot, LOCAL)?;
     stranger.kill()?;
     drop(slot);
     let moved = actor.set_out(source, &good, &good)?.arrive()?;
-    stage.park(actor, moved.machine)
+    stage.park(actor, moved)
 }
 
 /// The destination listens on all of its addresses, the source connects to this one of them, and both look at certificates.
@@ -76,7 +79,7 @@ fn moved_to_all_addresses(stage: &Stage, address: fn(Host) -> &'static str) -> R
     let receive = ["--listen", &listen, "--tls", identity.as_ref()];
     let migrate = ["--to", &to, "--tls", identity.as_ref()];
     let moved = actor.set_out(source, &receive, &migrate)?.arrive()?;
-    stage.park(actor, moved.machine)
+    stage.park(actor, moved)
 }
 
 fn a_guest_comes_over_protected_ipv6_to_all_addresses(stage: &Stage) -> Result<()> {
@@ -124,7 +127,7 @@ fn a_guest_with_two_memory_backends_is_moved_and_its_source_freed(_: &Stage) -> 
         after < before / 10,
         "{after} of {before} blocks of the source's memory are left"
     );
-    actor.intact(moved.machine).map(drop)
+    actor.intact(moved).map(drop)
 }
 
 fn two_guests_are_moved_at_once(stage: &Stage) -> Result<()> {
@@ -138,8 +141,8 @@ fn two_guests_are_moved_at_once(stage: &Stage) -> Result<()> {
     let journey = actor.set_out(source, &[], &[])?;
     let other_journey = other.set_out(other_source, &[], &[])?;
     let moved = journey.arrive()?;
-    other.intact(other_journey.arrive()?.machine)?;
-    stage.park(actor, moved.machine)
+    other.intact(other_journey.arrive()?)?;
+    stage.park(actor, moved)
 }
 
 /// As a vhost-user back end does: it maps the memory at the destination, and touches pages that have not come.
@@ -158,5 +161,5 @@ fn a_guest_is_moved_whose_memory_a_second_process_maps(stage: &Stage) -> Result<
     let region = region.context("there is no new region")?;
     let output = run("build/target/release/checksum", &[&region, "--random", "1"])?;
     ensure!(!output.is_empty(), "the second process has seen nothing");
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }

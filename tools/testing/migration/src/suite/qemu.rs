@@ -8,14 +8,16 @@ use crate::guest::{Guest, Load};
 use crate::method::Method;
 use crate::trial;
 
-super::tests![a_guest_that_writes_is_moved_by_postcopy];
+super::tests![
+    Long a_guest_that_writes_is_moved_by_postcopy,
+];
 
 fn a_guest_that_writes_is_moved_by_postcopy(stage: &Stage) -> Result<()> {
     let guest = Guest {
         number: 1,
         ..Guest::default()
     };
-    let figures = trial::run(&stage.rig, Method::Postcopy, Load::Writing(0), &guest)?;
+    let figures = trial::run(&stage.rig, 1, Method::Postcopy, Load::Writing(0), &guest)?;
     ensure!(figures.done && figures.work > 0 && figures.bytes > 0, "{figures:?}");
     Ok(())
 }

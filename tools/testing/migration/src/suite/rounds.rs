@@ -2,13 +2,17 @@
 //! Moves with rounds: the guest's memory is sent while the guest runs and writes, and what is left follows. In the middle of a round everything
 //! can be given up.
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Signal, kill_process};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
-use vmem::{Access, Adopted, Control, MapHandle, PAGE_SIZE, ProcessMemory, Sharing, Tracking};
+use vmem::{Access, MapHandle, PAGE_SIZE, Sharing};
 
 use super::stage::{Actor, Journey, Stage};
-use crate::guest::Load;
+use super::write_log::{self, WriteLog};
+use crate::guest::{Guest, Load, Memory};
+use crate::identity;
 use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
@@ -16,22 +20,25 @@ use crate::slot::Slot;
 use crate::vmemctl::{Vmemctl, said};
 
 super::tests![
-    guest_moves_in_hybrid_mode,
-    guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch,
-    guest_goes_back_and_forth_in_hybrid_mode,
-    guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode,
-    guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto,
-    guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid,
-    destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
-    sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
-    destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
-    network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
-    sigint_in_a_round_leaves_the_guest_at_its_source,
-    abort_in_a_round_leaves_the_guest_at_its_source,
-    guest_moves_at_once_when_its_user_orders_it_in_a_limited_round,
-    writing_guest_moves_in_hybrid_mode_after_all_its_memory_was_compared,
-    guest_moves_in_postcopy_mode_after_all_its_memory_was_compared,
-    page_that_differs_at_the_destination_leaves_the_guest_at_its_source,
+    Short guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch,
+    Short guest_goes_back_and_forth_in_hybrid_mode,
+    Long guest_goes_back_and_forth_thirty_times_in_hybrid_mode,
+    Short guest_moves_in_the_mode_auto,
+    Short guest_moves_in_hybrid_mode_over_a_protected_network,
+    Long guest_with_two_memory_backends_moves_in_hybrid_mode,
+    Long guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode,
+    Long guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto,
+    Long guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid,
+    Short destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    Short sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    Short destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    Short network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
+    Short sigint_in_a_round_leaves_the_guest_at_its_source,
+    Short abort_in_a_round_leaves_the_guest_at_its_source,
+    Short guest_moves_at_once_when_its_user_orders_it_in_a_limited_round,
+    Short writing_guest_moves_in_hybrid_mode_after_all_its_memory_was_compared,
+    Long guest_moves_in_postcopy_mode_after_all_its_memory_was_compared,
+    Long page_that_differs_at_the_destination_leaves_the_guest_at_its_source,
 ];
 
 /// vmemctl: the guest goes on at its source.
@@ -39,32 +46,40 @@ const AT_SOURCE: i32 = 2;
 /// vmemctl: nothing has begun.
 const LOCAL: i32 = 1;
 
-/// How often a guest goes from host to host, if VMEM_MOVES does not say it: there and back.
-const MOVES: usize = 2;
+/// How often a guest goes from host to host, if VMEM_MOVES does not say it: from a file, and then from a region that has become plain. Or from a region
+/// each time.
+const MOVES: usize = 3;
+const MANY_MOVES: usize = 30;
 
 /// A network on which a round takes seconds.
-const SLOW: &str = "100mbit";
+pub(super) const SLOW: &str = "100mbit";
 
-const HYBRID: [&str; 2] = ["--mode", "hybrid"];
+pub(super) const HYBRID: [&str; 2] = ["--mode", "hybrid"];
 
 /// All that vmemctl has said of this kind.
-fn all_said(log: &str, event: &str) -> Vec<Value> {
+pub(super) fn all_said(log: &str, event: &str) -> Vec<Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|line| line["event"] == event).collect()
 }
 
+/// Whether pages have come to the destination in a round, as `migrate` has said.
+pub(super) fn are_pages_staged(log: &str) -> bool {
+    let staged = |line: &Value| line["vmemd"]["staged_bytes"].as_u64() > Some(0);
+    all_said(log, "pages").iter().any(staged)
+}
+
 /// Moves the guest after rounds. Returns it, and what vmemctl has said.
 fn moved(actor: &Actor, source: Machine, mode: &str) -> Result<(Machine, String)> {
-    let journey = actor.set_out(source, &[], &["--mode", mode])?;
-    let Journey {
-        mut prepared,
-        mut migrate,
-    } = journey;
+    moved_with(actor, source, &[], &["--mode", mode])
+}
+
+/// As [`moved`], with these options of `receive` and `migrate`.
+fn moved_with(actor: &Actor, source: Machine, receive: &[&str], migrate: &[&str]) -> Result<(Machine, String)> {
+    let journey = actor.set_out(source, receive, migrate)?;
+    let Journey { prepared, mut migrate } = journey;
     migrate.expect(&prepared.source.slot, 0)?;
     let log = prepared.source.slot.read_log("migrate");
-    prepared.receive.expect(&prepared.slot, 0)?;
-    let source = &mut prepared.source;
-    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
+    let machine = prepared.arrived()?;
     let rounds = all_said(&log, "round");
     ensure!(!rounds.is_empty(), "there were no rounds: {log}");
     let sent: u64 = rounds.iter().filter_map(|round| round["vmemd"]["sent_pages"].as_u64()).sum();
@@ -73,18 +88,7 @@ fn moved(actor: &Actor, source: Machine, mode: &str) -> Result<(Machine, String)
         done["staged_bytes"].as_u64() > Some(0),
         "nothing was staged ({sent} pages were sent): {done}"
     );
-    Ok((Machine::adopt(prepared.slot)?, log))
-}
-
-fn guest_moves_in_hybrid_mode(stage: &Stage) -> Result<()> {
-    let (actor, source) = stage.guest()?;
-    let (machine, log) = moved(&actor, source, "hybrid")?;
-    let remainder = said(&log, "remainder").context("the rounds have not ended")?;
-    ensure!(
-        remainder["bytes"].as_u64() < Some(100 << 20),
-        "all of the memory is left: {remainder}"
-    );
-    stage.park(actor, machine)
+    Ok((machine, log))
 }
 
 fn guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch(stage: &Stage) -> Result<()> {
@@ -96,17 +100,65 @@ fn guest_moves_in_precopy_mode_and_needs_no_page_after_the_switch(stage: &Stage)
     stage.park(actor, machine)
 }
 
-/// From the second move on, the source's memory is a region that has become plain.
-fn guest_goes_back_and_forth_in_hybrid_mode(stage: &Stage) -> Result<()> {
+/// Moves the guest to the other host so often. Each time the guest looks at each of its pages, and most of the memory has been sent before it stopped.
+fn back_and_forth(stage: &Stage, moves: usize) -> Result<()> {
     let moves = match std::env::var("VMEM_MOVES") {
         Ok(text) => text.parse().context("VMEM_MOVES")?,
-        Err(_) => MOVES,
+        Err(_) => moves,
     };
     let (actor, mut machine) = stage.guest()?;
-    for _ in 0..moves {
-        (machine, _) = moved(&actor, machine, "hybrid")?;
+    for number in 1..=moves {
+        let log;
+        (machine, log) = moved(&actor, machine, "hybrid").with_context(|| format!("move {number} of {moves}"))?;
+        let remainder = said(&log, "remainder").context("the rounds have not ended")?;
+        ensure!(
+            remainder["bytes"].as_u64() < Some(100 << 20),
+            "move {number} of {moves}: all of the memory is left: {remainder}"
+        );
+        actor.guest.verify().with_context(|| format!("move {number} of {moves}"))?;
     }
     stage.park(actor, machine)
+}
+
+/// From the second move on, the source's memory is a region that has become plain.
+fn guest_goes_back_and_forth_in_hybrid_mode(stage: &Stage) -> Result<()> {
+    back_and_forth(stage, MOVES)
+}
+
+fn guest_goes_back_and_forth_thirty_times_in_hybrid_mode(stage: &Stage) -> Result<()> {
+    back_and_forth(stage, MANY_MOVES)
+}
+
+fn guest_moves_in_the_mode_auto(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let (machine, _) = moved(&actor, source, "auto")?;
+    stage.park(actor, machine)
+}
+
+fn guest_moves_in_hybrid_mode_over_a_protected_network(stage: &Stage) -> Result<()> {
+    let (actor, source) = stage.guest()?;
+    let identity = identity::write(&Host::BOTH.map(Host::address), Path::new("/tmp/identity-of-rounds"))?;
+    let tls = ["--tls", &identity.to_string_lossy()];
+    let (machine, _) = moved_with(&actor, source, &tls, &[&HYBRID[..], &tls].concat())?;
+    stage.park(actor, machine)
+}
+
+/// Two NUMA nodes, on both of which the guest writes: it has to, as one of them has too little memory for it.
+fn guest_with_two_memory_backends_moves_in_hybrid_mode(_: &Stage) -> Result<()> {
+    let guest = Guest {
+        number: 1,
+        memory_mib: vec![104, 104],
+        work_mib: 120,
+        ..Guest::default()
+    };
+    let source = Machine::boot(Host::First, &guest, Memory::Shared)?;
+    let actor = Actor::new(guest)?;
+    let (machine, log) = moved_with(&actor, source, &[], &["--mode", "hybrid", "--verify"])?;
+    ensure!(said(&log, "verified").is_some(), "nothing was compared: {log}");
+    let ready = ready_line(&log).context("the destination's vmemd was never ready")?;
+    let regions = ready["vmemd"]["regions"].as_array().map_or(0, Vec::len);
+    ensure!(regions == 2, "the destination has {regions} regions: {ready}");
+    actor.intact(machine).map(drop)
 }
 
 fn guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode(stage: &Stage) -> Result<()> {
@@ -116,32 +168,9 @@ fn guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode(stage: &Stage) -> Re
     stage.park(actor, machine)
 }
 
-/// Somebody else's log of the writes to the guest's memory. There is one at a time.
-struct Log {
-    _tracking: Tracking,
-    _adopted: Adopted,
-}
-
-impl Log {
-    fn begin(source: &Machine) -> Result<Self> {
-        let pids = source.slot.host.processes_of("qemu-system-x86")?;
-        let [pid] = pids[..] else {
-            bail!("{} of QEMU run", pids.len())
-        };
-        let memory = ProcessMemory::open(pid.as_raw_nonzero().get(), source.slot.shared_memory(0))?;
-        let adopted = Control::open()?.adopt(&memory)?;
-        Ok(Self {
-            _tracking: adopted.track()?,
-            _adopted: adopted,
-        })
-    }
-}
-
 fn guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto(stage: &Stage) -> Result<()> {
-    // The memory of a new guest is a file.
-    stage.clear();
-    let (actor, source) = stage.guest()?;
-    let log = Log::begin(&source)?;
+    let (actor, source) = stage.guest_in_files()?;
+    let log = WriteLog::begin(&source)?;
     let mut journey = actor.set_out(source, &[], &["--mode", "auto"])?;
     journey.wait_switched()?;
     let said = journey.prepared.source.slot.read_log("migrate");
@@ -151,13 +180,12 @@ fn guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto(
         "it is not said why there are no rounds: {said}"
     );
     drop(log);
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 fn guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid(stage: &Stage) -> Result<()> {
-    stage.clear();
-    let (actor, source) = stage.guest()?;
-    let log = Log::begin(&source)?;
+    let (actor, source) = stage.guest_in_files()?;
+    let log = WriteLog::begin(&source)?;
     let mut journey = actor.set_out(source, &[], &HYBRID)?;
     journey.migrate.expect(&journey.prepared.source.slot, LOCAL)?;
     journey.prepared.receive.kill()?;
@@ -167,23 +195,20 @@ fn guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid(stage: &Stage
 
 /// Does harm while the guest's memory is sent in rounds. The guest stays at its source, and its writes are not logged any more.
 fn given_up(stage: &Stage, harm: impl FnOnce(&mut Journey) -> Result<()>) -> Result<()> {
-    // The memory of a new guest is a file.
-    stage.clear();
-    let (actor, source) = stage.guest()?;
+    let (actor, source) = stage.guest_in_files()?;
     stage.rig.network.set_rate(SLOW)?;
     let mut journey = actor.set_out(source, &[], &HYBRID)?;
     wait_until("pages of a round come", || {
         let log = journey.prepared.source.slot.read_log("migrate");
         ensure!(journey.migrate.runs()?, "vmemctl migrate has ended: {log}");
-        let staged = |line: &Value| line["vmemd"]["staged_bytes"].as_u64() > Some(0);
-        Ok(all_said(&log, "pages").iter().any(staged))
+        Ok(are_pages_staged(&log))
     })?;
     harm(&mut journey)?;
     journey.migrate.expect(&journey.prepared.source.slot, AT_SOURCE)?;
     stage.rig.network.set_wire(true)?;
     stage.rig.network.set_rate(super::RATE)?;
     let source = journey.prepared.source;
-    wait_until("the writes are not logged any more", || Ok(Log::begin(&source).is_ok()))?;
+    write_log::wait_until_over(&source)?;
     let there = journey.prepared.slot.host;
     wait_until("the destination has no vmemd", || Ok(there.processes_of("vmemd")?.is_empty()))?;
     journey.prepared.receive.kill()?;
@@ -192,19 +217,12 @@ fn given_up(stage: &Stage, harm: impl FnOnce(&mut Journey) -> Result<()>) -> Res
     stage.park(actor, source)
 }
 
-fn kill_vmemd(host: Host) -> Result<()> {
-    for pid in host.processes_of("vmemd")? {
-        kill_process(pid, Signal::KILL)?;
-    }
-    Ok(())
-}
-
 fn destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
-    given_up(stage, |journey| kill_vmemd(journey.prepared.slot.host))
+    given_up(stage, |journey| journey.prepared.slot.host.kill_all("vmemd"))
 }
 
 fn sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
-    given_up(stage, |journey| kill_vmemd(journey.prepared.source.slot.host))
+    given_up(stage, |journey| journey.prepared.source.slot.host.kill_all("vmemd"))
 }
 
 fn destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source(stage: &Stage) -> Result<()> {
@@ -303,7 +321,7 @@ fn guest_moves_at_once_when_its_user_orders_it_in_a_limited_round(stage: &Stage)
         "the abort is not refused: {text}"
     );
     set(&["--bandwidth", "unlimited"])?;
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 /// Moves a guest whose memory is compared before it runs at its destination. All of it was, and is the same.
@@ -318,7 +336,7 @@ fn moved_and_compared(stage: &Stage, mode: &str) -> Result<()> {
         verified["pages"].as_u64() == Some(bytes / PAGE_SIZE as u64) && verified["different"] == 0,
         "{verified}: the guest has {bytes} bytes"
     );
-    stage.park(actor, journey.arrive()?.machine)
+    stage.park(actor, journey.arrive()?)
 }
 
 /// The size of the guest's memory, as the destination's vmemd says.

@@ -9,19 +9,18 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
 use super::stage::Stage;
-use crate::machine::Machine;
 use crate::method::vmem::Prepared;
 use crate::patience::wait_until;
 use crate::slot::Slot;
 use crate::vmemctl::Vmemctl;
 
 super::tests![
-    sigint_while_the_destination_prepares_ends_the_move,
-    sighup_while_the_state_is_sent_ends_the_move,
-    sigterm_while_pages_come_leaves_them_coming,
-    sigterm_to_receive_while_it_prepares_ends_the_move,
-    sigint_to_receive_while_the_state_is_sent_ends_the_move,
-    signals_to_receive_while_pages_come_leave_them_coming,
+    Long sigint_while_the_destination_prepares_ends_the_move,
+    Long sighup_while_the_state_is_sent_ends_the_move,
+    Short sigterm_while_pages_come_leaves_them_coming,
+    Long sigterm_to_receive_while_it_prepares_ends_the_move,
+    Long sigint_to_receive_while_the_state_is_sent_ends_the_move,
+    Long signals_to_receive_while_pages_come_leave_them_coming,
 ];
 
 /// vmemctl: the guest goes on at its source.
@@ -44,7 +43,7 @@ fn ensure_nothing_left(slot: &Slot) -> Result<()> {
 
 fn sigint_while_the_destination_prepares_ends_the_move(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
-    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let slot = actor.guest.slot(source.slot.host.other())?;
     // Instead of a QEMU it starts what never is one.
     let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sleep", "1000"])?;
     let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
@@ -93,15 +92,13 @@ fn sigterm_while_pages_come_leaves_them_coming(stage: &Stage) -> Result<()> {
     recover.expect(slot, DETACHED)?;
     stage.rig.network.set_rate(super::RATE)?;
     Vmemctl::recover(slot)?.expect(slot, 0)?;
-    journey.prepared.receive.expect(&journey.prepared.slot, 0)?;
-    let source = &mut journey.prepared.source;
-    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
-    stage.park(actor, Machine::adopt(journey.prepared.slot)?)
+    let machine = journey.prepared.arrived()?;
+    stage.park(actor, machine)
 }
 
 fn sigterm_to_receive_while_it_prepares_ends_the_move(stage: &Stage) -> Result<()> {
     let (actor, source) = stage.guest()?;
-    let slot = Slot::new(source.slot.host.other(), actor.guest.number)?;
+    let slot = actor.guest.slot(source.slot.host.other())?;
     // Instead of a QEMU it starts what never is one.
     let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &["--", "sleep", "1000"])?;
     let mut migrate = Vmemctl::migrate(&source.slot, &actor.guest, &[])?;
@@ -166,8 +163,6 @@ fn signals_to_receive_while_pages_come_leave_them_coming(stage: &Stage) -> Resul
     }
     stage.rig.network.set_rate(super::RATE)?;
     journey.migrate.expect(&journey.prepared.source.slot, 0)?;
-    journey.prepared.receive.expect(&journey.prepared.slot, 0)?;
-    let source = &mut journey.prepared.source;
-    wait_until("the source's QEMU has ended", || Ok(!source.runs()?))?;
-    stage.park(actor, Machine::adopt(journey.prepared.slot)?)
+    let machine = journey.prepared.arrived()?;
+    stage.park(actor, machine)
 }

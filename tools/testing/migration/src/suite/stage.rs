@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the tests play on: the rig, and a guest that goes from test to test.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,6 @@ use crate::client::Client;
 use crate::guest::{Guest, Load, Memory};
 use crate::harm::{ensure_unharmed, is_tried_again};
 use crate::machine::Machine;
-use crate::method::Moved;
 use crate::method::vmem::Prepared;
 use crate::network::Host;
 use crate::rig::Rig;
@@ -64,6 +64,15 @@ impl Stage {
         Ok((Actor::new(guest)?, machine))
     }
 
+    /// As [`Stage::guest`], but one whose memory is files, as that of a guest is that has never moved.
+    pub(crate) fn guest_in_files(&self) -> Result<(Actor, Machine)> {
+        let is_in_files = |machine: &Machine| Path::new(&machine.slot.shared_memory(0)).exists();
+        if !self.lock().as_ref().is_some_and(is_in_files) {
+            self.clear();
+        }
+        self.guest()
+    }
+
     /// The guest must be intact and run in this machine; the next test may have it.
     pub(crate) fn park(&self, actor: Actor, machine: Machine) -> Result<()> {
         let machine = actor.intact(machine)?;
@@ -114,7 +123,7 @@ impl Actor {
 
     /// Moves the guest to the other host.
     pub(crate) fn move_over(&self, source: Machine) -> Result<Machine> {
-        Ok(self.set_out(source, &[], &[])?.arrive()?.machine)
+        self.set_out(source, &[], &[])?.arrive()
     }
 }
 
@@ -125,7 +134,7 @@ impl Journey {
     }
 
     /// Waits until the guest is at its destination with all its memory.
-    pub(crate) fn arrive(mut self) -> Result<Moved> {
+    pub(crate) fn arrive(mut self) -> Result<Machine> {
         self.migrate.expect(&self.prepared.source.slot, 0)?;
         self.prepared.arrived()
     }
