@@ -152,8 +152,8 @@ fn by_load(book: &Book, text: &str, bound: Bound, figure: impl Fn(&str) -> Optio
             .collect(),
         verdict: match (known.len(), missed) {
             (0, _) => "not measured".into(),
-            (_, 0) => "reached".into(),
-            (all, missed) if all == missed => "missed".into(),
+            // The count says where there was nothing to judge by.
+            (all, 0) => format!("reached in all {all}"),
             (all, missed) => format!("missed in {missed} of {all}"),
         },
     }
@@ -204,9 +204,9 @@ mod tests {
             (Method::VmemPostcopy, "writing", 0.4, 2.0),
             (Method::Postcopy, "writing", 0.5, 1.0),
         ];
-        assert_eq!(verdict(&book(&moves[..2]), postcopy), "reached");
+        assert_eq!(verdict(&book(&moves[..2]), postcopy), "reached in all 1");
         assert_eq!(verdict(&book(&moves), postcopy), "missed in 1 of 2");
-        assert_eq!(verdict(&book(&moves[2..]), postcopy), "missed");
+        assert_eq!(verdict(&book(&moves[2..]), postcopy), "missed in 1 of 1");
         assert_eq!(verdict(&book(&moves), "stop -> runs"), "missed: 400 ms");
         assert_eq!(verdict(&book(&moves), "stop -> complete, hybrid"), "not measured");
         moves.truncate(1);
@@ -222,9 +222,9 @@ mod tests {
             (Method::Precopy, "writing", 0.0, 1.0),
         ]);
         book.trials[3].done = false;
-        assert_eq!(verdict(&book, "guest's own gap, hybrid / the same"), "missed");
-        assert_eq!(verdict(&book, "guest's own gap, hybrid / QEMU pre-copy"), "reached");
+        assert_eq!(verdict(&book, "guest's own gap, hybrid / the same"), "missed in 1 of 1");
+        assert_eq!(verdict(&book, "guest's own gap, hybrid / QEMU pre-copy"), "reached in all 1");
         book.trials[2].guest_gap = 0.3;
-        assert_eq!(verdict(&book, "guest's own gap, hybrid / the same"), "reached");
+        assert_eq!(verdict(&book, "guest's own gap, hybrid / the same"), "reached in all 1");
     }
 }

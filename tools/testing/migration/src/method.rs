@@ -130,7 +130,7 @@ impl Method {
     }
 
     /// Whether it is a way of vmemctl with TLS.
-    fn has_tls(self) -> bool {
+    pub(crate) fn has_tls(self) -> bool {
         matches!(self, Self::VmemHybridTls | Self::VmemPrecopyTls | Self::VmemPostcopyTls)
     }
 

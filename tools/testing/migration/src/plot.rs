@@ -69,6 +69,8 @@ fn plot(book: &Book, title: &str, unit: &str, points: impl Fn(&Figures) -> Vec<(
         name: format!("guest {load}"),
         lines: Method::ALL
             .iter()
+            // The same ways; their lines would only hide each other.
+            .filter(|method| !method.has_tls())
             .filter_map(|method| typical(&book.line(*method, load)).map(|figures| (method, figures)))
             .map(|(method, figures)| Line {
                 method: *method,
@@ -102,7 +104,7 @@ fn thin(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     }
 }
 
-/// A colour for each way; those of vmem are thick, those with TLS dashed.
+/// A colour for each way; those of vmem are thick.
 fn style(method: Method) -> String {
     let colour = match method {
         Method::Precopy => "#1f77b4",
@@ -117,12 +119,7 @@ fn style(method: Method) -> String {
         Method::VmemPostcopy | Method::VmemPostcopyTls => "#ff7f0e",
     };
     let width = if method.mode().is_some() { 2.2 } else { 1.2 };
-    let dashes = if method.name().ends_with("TLS") {
-        r#" stroke-dasharray="5 3""#
-    } else {
-        ""
-    };
-    format!(r#"fill="none" stroke="{colour}" stroke-width="{width}"{dashes}"#)
+    format!(r#"fill="none" stroke="{colour}" stroke-width="{width}""#)
 }
 
 impl Plot<'_> {
