@@ -135,8 +135,10 @@ mod tests {
         let path = std::env::temp_dir().join(format!("vmem-growing-{}", std::process::id()));
         let mut file = File::create(&path)?;
         let mut growing = Growing::new(path.clone());
-        file.write_all(b"{\"a\":1}\nno JSON\n{\"b\"")?;
+        file.write_all(b"{\"a\":1}\nno JSON\n")?;
         assert_eq!(growing.lines(), [serde_json::json!({"a": 1})]);
+        assert!(growing.lines().is_empty());
+        file.write_all(b"{\"b\"")?;
         assert!(growing.lines().is_empty());
         file.write_all(b":2}\n")?;
         assert_eq!(growing.lines(), [serde_json::json!({"b": 2})]);
