@@ -2,7 +2,7 @@
 //! Applies an answer to its region.
 
 use vmem::{PageRange, Progress};
-use vmem_source::{Answer, Contents};
+use vmem_source::{Answer, Contents, Holes};
 
 use crate::error::Error;
 use crate::shared::Shared;
@@ -49,6 +49,17 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
         &shared.stats.duplicates,
         answer.pages().saturating_sub(data + zero + bad + missing),
     );
+    Ok(rest)
+}
+
+/// Marks holes of the source as zero, as for an answer that contains them as zero pages. Returns those that there was no memory for.
+///
+/// The kernel marks them in blocks of 2 MiB, between which touches of other pages go on.
+pub(crate) fn apply_holes(shared: &Shared, region: usize, holes: &Holes) -> Result<Vec<PageRange>, Error> {
+    let mut rest = Vec::new();
+    let marked = shared.sinks[region].mark_zero(&holes.ranges);
+    let zero = complete(shared, region, "mark holes of", marked, &holes.ranges, &mut rest)?;
+    add(&shared.stats.zero, zero);
     Ok(rest)
 }
 

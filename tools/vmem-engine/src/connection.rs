@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmem::PageRange;
-use vmem_source::{Answer, Lane, PageSource, Readiness};
+use vmem_source::{Answer, Lane, PageSource, Readiness, Reply};
 use vmem_wait::BackOff;
 
 use crate::error::Error;
@@ -87,6 +87,16 @@ impl Connection {
         self.open.source.fetch(self.open.exports.number(region), ranges)
     }
 
+    /// Whether the source gives a map of its holes.
+    pub(crate) fn can_map(&self) -> bool {
+        self.open.source.can_map()
+    }
+
+    /// Asks for the holes of a region.
+    pub(crate) fn map(&mut self, region: usize, pages: PageRange) -> Result<(), vmem_source::Error> {
+        self.open.source.map(self.open.exports.number(region), pages)
+    }
+
     /// Tells the source that pages of a region have arrived for good.
     pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.source.release(self.open.exports.number(region), ranges)
@@ -96,16 +106,28 @@ impl Connection {
         self.open.source.readiness()
     }
 
-    /// Waits for an answer. Returns it with the number of its region.
+    /// Waits for an answer, where no map was asked for. Returns it with the number of its region.
     pub(crate) fn next_answer(&mut self) -> Result<(usize, Answer<'_>), vmem_source::Error> {
-        let answer = self.open.source.next_answer()?;
+        match self.next_reply()? {
+            (region, Reply::Pages(answer)) => Ok((region, answer)),
+            (_, Reply::Holes(_)) => Err(unasked()),
+        }
+    }
+
+    /// Waits for an answer. Returns it with the number of its region.
+    pub(crate) fn next_reply(&mut self) -> Result<(usize, Reply<'_>), vmem_source::Error> {
+        let reply = self.open.source.next_reply()?;
         self.outage = None;
-        self.open.outstanding = self.open.outstanding.saturating_sub(answer.pages());
-        match self.open.exports.region(answer.export()) {
-            Some(region) => Ok((region, answer)),
-            None => Err(vmem_source::Error::InvalidFetch(
-                "an answer for an export that was not fetched from".to_owned(),
-            )),
+        let export = match &reply {
+            Reply::Pages(answer) => {
+                self.open.outstanding = self.open.outstanding.saturating_sub(answer.pages());
+                answer.export()
+            }
+            Reply::Holes(holes) => holes.export,
+        };
+        match self.open.exports.region(export) {
+            Some(region) => Ok((region, reply)),
+            None => Err(unasked()),
         }
     }
 
@@ -120,6 +142,10 @@ impl Connection {
         add(&self.shared.stats.reconnects, 1);
         Ok(())
     }
+}
+
+fn unasked() -> vmem_source::Error {
+    vmem_source::Error::InvalidFetch("an answer for an export that was not fetched from".to_owned())
 }
 
 /// Reconnects after `error`, until that succeeds, the time limit of retries is over, or an error is not transient.

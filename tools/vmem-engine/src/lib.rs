@@ -79,6 +79,7 @@ mod staging;
 mod stats;
 mod status;
 mod stream;
+mod survey;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@ use vmem::{PageIndex, PageRange, PageSet};
 /// The pages of all regions that are still to be fetched, and the position of the next fetch.
 pub(crate) struct Plan {
     regions: Vec<PageSet>,
+    /// The first page of each region that the source may yet say to be a hole: it and later ones are not fetched now.
+    known: Vec<u64>,
     at: (usize, u64),
     /// Pages to fetch before all others, in this order, with the numbers of their regions.
     first: VecDeque<(usize, PageRange)>,
@@ -16,6 +18,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(regions: Vec<PageSet>) -> Self {
         Self {
+            known: vec![u64::MAX; regions.len()],
             regions,
             at: (0, 0),
             first: VecDeque::new(),
@@ -25,6 +28,25 @@ impl Plan {
     /// Those of `pages` that are in the plan come first, in this order.
     pub(crate) fn prefer(&mut self, pages: VecDeque<(usize, PageRange)>) {
         self.first = pages;
+    }
+
+    /// The pages of a region that are still to be fetched.
+    pub(crate) fn wanted(&self, region: usize) -> Option<&PageSet> {
+        self.regions.get(region)
+    }
+
+    /// Fetches only pages of a region before this one, from now on.
+    pub(crate) fn know_up_to(&mut self, region: usize, end: u64) {
+        if let Some(known) = self.known.get_mut(region) {
+            *known = end;
+        }
+    }
+
+    /// These pages are not to be fetched: they are holes.
+    pub(crate) fn drop_holes(&mut self, region: usize, holes: &[PageRange]) {
+        if let Some(wanted) = self.regions.get_mut(region) {
+            holes.iter().for_each(|hole| wanted.remove(*hole));
+        }
     }
 
     /// The urgent lane fetches this page: removes it from the plan, and continues behind it. A program most often touches the pages behind the
@@ -67,7 +89,12 @@ impl Plan {
                 continue;
             }
             let cursor = if step == 0 { self.at.1 } else { 0 };
-            let runs = self.regions[region].take(cursor, max_pages, max_runs);
+            let end = self.known[region];
+            let Some(known) = PageRange::from_pgoff(cursor, end.min(self.regions[region].pages().end()).saturating_sub(cursor))
+            else {
+                continue;
+            };
+            let runs = self.regions[region].take_of(known, max_pages, max_runs);
             if let Some(last) = runs.last() {
                 self.at = (region, last.end());
                 return Some((region, runs));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::{PageRange, PageSet, Progress};
-use vmem_source::{Answer, Contents, PageSource, Readiness, StagingEvent, StagingSource};
+use vmem_source::{Answer, Contents, ExportHoles, Holes, PageSource, Readiness, StagingEvent, StagingSource};
 use vmem_wait::StopEvent;
 
 use crate::error::Error;
@@ -23,6 +23,7 @@ use crate::exports::Exports;
 use crate::readiness::wait;
 use crate::sink::Sink;
 use crate::stats::{Stats, add};
+use crate::survey::Survey;
 use crate::target::Target;
 
 /// The most pages of one answer (1 MiB), as for a fetch of the stream.
@@ -68,12 +69,18 @@ impl Staging {
     pub fn start(targets: &[Target], source: Box<dyn StagingSource>, window: u64, stats: Arc<Stats>) -> Result<Self, Error> {
         let exports = Exports::find(source.exports(), targets.iter().map(|target| &target.export))?;
         let regions = targets.iter().map(StagedRegion::new).collect();
+        let all = targets
+            .iter()
+            .enumerate()
+            .map(|(number, target)| (number, target.export.pages));
+        let survey = Survey::of(all.filter(|_| source.can_map()).collect());
         let stop = Arc::new(StopEvent::new().map_err(Error::local("make an eventfd"))?);
         let rounds = Rounds {
             source,
             exports,
             regions,
             stop: Arc::clone(&stop),
+            survey,
             outstanding: 0,
             most: (window / BATCH_PAGES).max(1),
             remainder: VecDeque::new(),
@@ -210,6 +217,14 @@ impl StagedRegion {
         Ok(())
     }
 
+    /// Stages holes as zero pages. Nothing is written.
+    fn stage_holes(&mut self, holes: &Holes) {
+        for hole in &holes.ranges {
+            self.data.remove(*hole);
+            self.zero.insert(*hole);
+        }
+    }
+
     fn commit(&self) -> Result<(), Error> {
         let data: Vec<_> = self.data.runs().collect();
         let zero: Vec<_> = self.zero.runs().collect();
@@ -226,6 +241,8 @@ struct Rounds {
     exports: Exports,
     regions: Vec<StagedRegion>,
     stop: Arc<StopEvent>,
+    /// The holes of all memory, which are known before the first pages come.
+    survey: Survey,
     /// Batches that were asked for and have not ended.
     outstanding: u64,
     /// The most batches outstanding.
@@ -253,7 +270,10 @@ impl Rounds {
     fn stage(&mut self) -> Result<bool, Error> {
         let mut is_over = false;
         loop {
-            while !is_over && self.outstanding < self.most {
+            while let Some((region, pages)) = self.survey.next() {
+                self.source.map(self.exports.number(region), pages)?;
+            }
+            while self.survey.is_asked() && !is_over && self.outstanding < self.most {
                 self.source.next(BATCH_PAGES)?;
                 self.outstanding += 1;
             }
@@ -265,6 +285,13 @@ impl Rounds {
                     if let Some(region) = self.exports.region(answer.export()) {
                         self.regions[region].stage(&answer)?;
                         add(&self.stats.staged, answer.pages());
+                    }
+                }
+                StagingEvent::Holes(ExportHoles { export, holes }) => {
+                    self.survey.received(holes.pages);
+                    if let Some(region) = self.exports.region(export) {
+                        self.regions[region].stage_holes(&holes);
+                        add(&self.stats.staged, holes.count());
                     }
                 }
                 StagingEvent::Batch { over, .. } => {

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vmem::{PageRange, PageSet};
+use vmem_source::{ExportHoles, Reply};
 
-use crate::apply::apply;
+use crate::apply::{apply, apply_holes};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::plan::Plan;
@@ -14,6 +15,7 @@ use crate::readiness::wait;
 use crate::release_notifier::ReleaseNotifier;
 use crate::shared::{Interruption, Shared};
 use crate::shortage::Shortage;
+use crate::survey::{Survey, pieces_with};
 
 /// Pages of one fetch (1 MiB): large enough that the cost of a fetch does not matter, small enough to follow the faults.
 const FETCH_PAGES: u64 = 256;
@@ -34,10 +36,12 @@ pub(crate) fn run(
 ) -> Result<(), Error> {
     let mut plan = absent(shared, regions)?;
     plan.prefer(first);
+    let survey = survey_of(shared, &connection, &mut plan);
     let mut stream = Stream {
         shared,
         connection,
         plan,
+        survey,
         outstanding: Outstanding::default(),
         shortage: Shortage::default(),
         notifier: ReleaseNotifier::new(),
@@ -51,6 +55,7 @@ pub(crate) fn run(
                 stream.connection.reconnect(error)?;
                 stream.outstanding = Outstanding::default();
                 stream.plan = absent(shared, regions)?;
+                stream.survey = survey_of(shared, &stream.connection, &mut stream.plan);
                 // The latest notifications may not have arrived.
                 stream.notifier = ReleaseNotifier::new();
             }
@@ -63,6 +68,7 @@ struct Stream<'a> {
     shared: &'a Shared,
     connection: Connection,
     plan: Plan,
+    survey: Survey,
     outstanding: Outstanding,
     shortage: Shortage,
     notifier: ReleaseNotifier,
@@ -110,6 +116,9 @@ impl Stream<'_> {
         // The source is notified only while no page is outstanding. It does not read notifications while it sends answers, and this thread does
         // not read answers while it notifies: with long notifications, both would wait for each other.
         let notify = self.notifier.is_due(self.shared);
+        while let Some((region, pages)) = (!notify).then(|| self.survey.next()).flatten() {
+            self.connection.map(region, pages)?;
+        }
         while !notify && self.outstanding.pages < self.shared.options.window {
             let (runs, shortage) = (FETCH_RUNS.min(MAX_RUNS - self.outstanding.runs), &self.shortage);
             let Some((region, runs)) = self.plan.next(FETCH_PAGES, runs, |region| shortage.allows(region)) else {
@@ -119,13 +128,23 @@ impl Stream<'_> {
             self.shortage.retry(region);
             self.outstanding.add(&runs);
         }
-        if self.outstanding.pages == 0 {
+        if self.outstanding.pages == 0 && !self.survey.is_outstanding() {
             return self.idle(notify);
         }
         if !wait(&self.shared.stop, self.connection.readiness())? {
-            let (region, answer) = self.connection.next_answer()?;
-            self.outstanding.received(answer.pages());
-            let short = apply(self.shared, region, &answer)?;
+            let (region, reply) = self.connection.next_reply()?;
+            let short = match reply {
+                Reply::Pages(answer) => {
+                    self.outstanding.received(answer.pages());
+                    apply(self.shared, region, &answer)?
+                }
+                Reply::Holes(ExportHoles { holes, .. }) => {
+                    self.survey.received(holes.pages);
+                    self.plan.drop_holes(region, &holes.ranges);
+                    self.plan.know_up_to(region, holes.pages.end());
+                    apply_holes(self.shared, region, &holes)?
+                }
+            };
             if short.is_empty() {
                 self.shortage.end(region);
             } else {
@@ -156,6 +175,22 @@ impl Stream<'_> {
         self.notifier.release_all(self.shared, &mut self.connection)?;
         Ok(false)
     }
+}
+
+/// What to ask the source for a map of. A source gives none if it cannot, and needs to give none if so few pages are absent that they are all
+/// fetched at once.
+fn survey_of(shared: &Shared, connection: &Connection, plan: &mut Plan) -> Survey {
+    let mut pieces = Vec::new();
+    for region in (0..shared.sinks.len()).filter(|_| connection.can_map()) {
+        let Some(wanted) = plan.wanted(region) else { continue };
+        if wanted.runs().map(|run| run.count()).sum::<u64>() <= shared.options.window {
+            continue;
+        }
+        let of_region = pieces_with(wanted);
+        plan.know_up_to(region, 0);
+        pieces.extend(of_region.into_iter().map(|pages| (region, pages)));
+    }
+    Survey::of(pieces)
 }
 
 /// The plan of all absent pages of these regions.

@@ -3,6 +3,7 @@
 
 mod absence;
 mod arrival;
+mod holes;
 mod link;
 mod loss;
 mod memory;

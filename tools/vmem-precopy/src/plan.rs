@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use vmem_pages::PageRange;
+use vmem_source::Holes;
 
 use crate::bandwidth::{Bandwidth, Transfer};
 use crate::decision::{Decision, Reason, time_to_send};
@@ -187,6 +188,23 @@ impl Plan {
             true => self.choose(max.max(1)),
             false => Ok(None),
         }
+    }
+
+    /// Takes pages of a memory out of the log, and finds holes in them after that with `holes`. They are not chosen before they are written.
+    pub(crate) fn map(
+        &mut self,
+        memory: usize,
+        pages: PageRange,
+        holes: &mut dyn FnMut(PageRange) -> Holes,
+    ) -> Result<Holes, Error> {
+        // When the log has ended, it does not see what is written after the take.
+        let Some(progress) = self.memories.get_mut(memory).filter(|_| !self.finished) else {
+            return Ok(Holes::none(pages));
+        };
+        let map = progress.map(pages, holes, &mut self.now);
+        let holes = map.map_err(log_error(LogAction::Clean, memory))?;
+        self.sent += holes.count();
+        Ok(holes)
     }
 
     /// Begins the next round, if it is time and anything is left.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use vmem_pages::{PageRange, PageSet};
+use vmem_source::Holes;
 
 use crate::heat::Heat;
 use crate::memory::{DirtyMemory, Logged};
@@ -189,6 +190,30 @@ impl Progress {
             }
         }
         Ok(words.end)
+    }
+
+    /// Takes `pages` out of the log, and finds holes in them after that with `holes`: what the destination is told of is not pending any more.
+    /// Returns the holes.
+    ///
+    /// After an error the pages that were taken out of the log are pending.
+    pub(crate) fn map(
+        &mut self,
+        pages: PageRange,
+        holes: &mut dyn FnMut(PageRange) -> Holes,
+        statistics: &mut RoundStatistics,
+    ) -> Result<Holes, vmem::Error> {
+        let words = (pages.first().get() / WORD) as usize..pages.end().div_ceil(WORD) as usize;
+        self.take(words, statistics)?;
+        let holes = holes(pages);
+        for hole in &holes.ranges {
+            statistics.sent += hole.count();
+            statistics.zero += hole.count();
+            statistics.resent += self.seen.runs_of(*hole).map(|run| run.count()).sum::<u64>();
+            self.seen.insert(*hole);
+            self.pending.remove(*hole);
+            self.deferred.remove(*hole);
+        }
+        Ok(holes)
     }
 
     fn mark_chosen(&mut self, word: usize, bits: u64, statistics: &mut RoundStatistics) {

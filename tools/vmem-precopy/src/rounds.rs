@@ -4,8 +4,9 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmem_source::ExportRanges;
+use vmem_pages::PageRange;
 use vmem_source::rounds::{Batch, Rounds, RoundsError, Sent};
+use vmem_source::{ExportRanges, Holes};
 
 use crate::decision::{Decision, Reason};
 use crate::error::Error;
@@ -112,6 +113,21 @@ impl PreCopy {
             waited = true;
             let wait = Self::POLL.min(until.saturating_duration_since(now));
             state = self.over.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes `pages` of a memory out of the dirty log, and finds holes in them after that with `holes`. The destination is told of them: they
+    /// are not chosen before they are written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Log`], [`Error::Lost`].
+    pub fn map(&self, memory: usize, pages: PageRange, holes: &mut dyn FnMut(PageRange) -> Holes) -> Result<Holes, Error> {
+        // A last take must not come between the holes and the note that they are not left.
+        let mut state = self.lock();
+        match state.lost {
+            Lost::No => state.plan.map(memory, pages, holes),
+            Lost::Untold | Lost::Told => Err(Error::Lost),
         }
     }
 
@@ -285,6 +301,10 @@ fn end(logs: Vec<Box<dyn DirtyMemory>>) {
 impl Rounds for PreCopy {
     fn next(&self, max: u64) -> Result<Batch, RoundsError> {
         Ok(self.next(max)?)
+    }
+
+    fn map(&self, export: usize, pages: PageRange, holes: &mut dyn FnMut(PageRange) -> Holes) -> Result<Holes, RoundsError> {
+        Ok(self.map(export, pages, holes)?)
     }
 
     fn sent(&self, batch: &Batch, sent: &Sent) {

@@ -44,6 +44,10 @@ fn run(sizes: &[u64], seed: u64, steps: &[Step]) {
                     Err(error) => assert!(memories.iter().any(Model::has_failed), "{error:?}"),
                 }
             }
+            Step::Map(memory, first, written) => {
+                observer.read();
+                observer.map(&mut plan, memory, first, written);
+            }
             Step::Wait => now += Duration::from_secs(2),
         }
     }
@@ -60,6 +64,7 @@ fn pages_outside_the_remainder_are_right_after_every_short_sequence_of_steps() {
     let steps = [
         Step::Next(1),
         Step::Next(64),
+        Step::Map(0, 0, 65),
         Step::Write(0, 0),
         Step::Write(0, 1),
         Step::Write(0, 65),
@@ -99,6 +104,7 @@ fn a_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop_oneof![Just(1_u64), 1..100_u64, Just(4096)].prop_map(Step::Next),
         6 => (0..3_usize, page).prop_map(|(memory, page)| Step::Write(memory, page)),
+        1 => (0..3_usize, 0..2000_u64, 0..2000_u64).prop_map(|(memory, first, written)| Step::Map(memory, first, written)),
         2 => Just(Step::Read),
         1 => Just(Step::Wait),
         1 => (0..3_usize, 0..2000_u64).prop_map(|(memory, page)| Step::Hold(memory, page)),

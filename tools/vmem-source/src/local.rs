@@ -8,16 +8,23 @@ use vmem::PageRange;
 use crate::answer::{Answer, Chunk};
 use crate::error::Error;
 use crate::export::Export;
+use crate::holes::{ExportHoles, MAX_HOLES, MAX_MAP_PAGES};
 use crate::memory::Memory;
 use crate::peer::check_fetch;
-use crate::source::{PageSource, Readiness};
+use crate::source::{PageSource, Readiness, Reply};
 
 /// Files, memfds, block devices and regions of this host.
 pub struct Local {
     memories: Vec<Memory>,
     exports: Vec<Export>,
-    outstanding: VecDeque<(usize, PageRange)>,
+    outstanding: VecDeque<Question>,
     chunk: Chunk,
+}
+
+/// What has been asked.
+enum Question {
+    Pages(usize, PageRange),
+    Map(usize, PageRange),
 }
 
 impl Local {
@@ -45,7 +52,8 @@ impl PageSource for Local {
 
     fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
         check_fetch(&self.exports, export, ranges)?;
-        self.outstanding.extend(ranges.iter().map(|range| (export, *range)));
+        self.outstanding
+            .extend(ranges.iter().map(|range| Question::Pages(export, *range)));
         Ok(())
     }
 
@@ -53,14 +61,46 @@ impl PageSource for Local {
         Readiness::Always
     }
 
-    fn next_answer(&mut self) -> Result<Answer<'_>, Error> {
-        let nothing = || Error::InvalidFetch("nothing: no pages are outstanding".to_owned());
-        let (export, range) = self.outstanding.pop_front().ok_or_else(nothing)?;
-        let memory = self.memories.get(export).ok_or_else(nothing)?;
-        self.chunk.clear();
-        if let Some(rest) = memory.read(range, &mut self.chunk) {
-            self.outstanding.push_front((export, rest));
+    fn can_map(&self) -> bool {
+        true
+    }
+
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
+        if !has_pages || pages.count() > MAX_MAP_PAGES {
+            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
         }
-        Answer::new(export, self.chunk.runs(), self.chunk.data()).ok_or_else(nothing)
+        self.outstanding.push_back(Question::Map(export, pages));
+        Ok(())
+    }
+
+    fn next_answer(&mut self) -> Result<Answer<'_>, Error> {
+        match self.next_reply()? {
+            Reply::Pages(answer) => Ok(answer),
+            Reply::Holes(_) => Err(Error::InvalidFetch("pages while a map is outstanding".to_owned())),
+        }
+    }
+
+    fn next_reply(&mut self) -> Result<Reply<'_>, Error> {
+        let nothing = || Error::InvalidFetch("nothing: no pages are outstanding".to_owned());
+        match self.outstanding.pop_front().ok_or_else(nothing)? {
+            Question::Pages(export, range) => {
+                let memory = self.memories.get(export).ok_or_else(nothing)?;
+                self.chunk.clear();
+                if let Some(rest) = memory.read(range, &mut self.chunk) {
+                    self.outstanding.push_front(Question::Pages(export, rest));
+                }
+                let answer = Answer::new(export, self.chunk.runs(), self.chunk.data());
+                answer.map(Reply::Pages).ok_or_else(nothing)
+            }
+            Question::Map(export, range) => {
+                let memory = self.memories.get(export).ok_or_else(nothing)?;
+                let holes = memory.holes(range, MAX_HOLES);
+                if let Some(rest) = range.split_at(holes.pages.count()).1 {
+                    self.outstanding.push_front(Question::Map(export, rest));
+                }
+                Ok(Reply::Holes(ExportHoles { export, holes }))
+            }
+        }
     }
 }

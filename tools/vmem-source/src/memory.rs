@@ -2,6 +2,7 @@
 //! Memory of this host that can be exported.
 
 mod file;
+mod holes;
 mod region;
 mod released;
 #[cfg(test)]

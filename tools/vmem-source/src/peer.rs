@@ -4,6 +4,7 @@
 //! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else
 //! ends the connection. (Whether the contents are right, only the peer can know.)
 
+mod map;
 mod rounds;
 mod staging;
 #[cfg(test)]
@@ -22,13 +23,15 @@ use vmem_tls::Identity;
 use crate::answer::{Answer, Run};
 use crate::error::Error;
 use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
+use crate::holes::{ExportHoles, MAX_MAP_PAGES};
 use crate::link::{Link, Side};
-use crate::source::{PageSource, Readiness};
+use crate::source::{PageSource, Readiness, Reply};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
+use crate::wire::greeting::{self, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, ProtocolError, exports, pages, ranges, refusal};
+use crate::wire::{ErrorCode, ProtocolError, exports, map as wire_map, pages, ranges, refusal};
 
+use map::Maps;
 pub use staging::StagingPeer;
 
 /// A connection to a peer.
@@ -36,6 +39,7 @@ pub struct Peer {
     link: Link,
     exports: Vec<Export>,
     outstanding: Outstanding,
+    maps: Maps,
     payload: Vec<u8>,
     runs: Vec<Run>,
     /// The features that the source accepted.
@@ -63,10 +67,18 @@ impl Use {
 
     fn features(self) -> u64 {
         match self {
-            Self::Fetch(_) => FEATURE_RELEASE,
-            Self::Stage => FEATURE_RELEASE | FEATURE_ROUNDS,
+            Self::Fetch(Lane::Urgent) => FEATURE_RELEASE,
+            Self::Fetch(Lane::Stream) => FEATURE_RELEASE | FEATURE_MAP,
+            Self::Stage => FEATURE_RELEASE | FEATURE_MAP | FEATURE_ROUNDS,
         }
     }
+}
+
+/// A frame that has been read and checked; its payload is that of the peer.
+enum Received {
+    /// The number of the export, and the offset of the page contents in the payload.
+    Pages(usize, usize),
+    Holes(ExportHoles),
 }
 
 /// The answer of a source to a greeting.
@@ -135,6 +147,7 @@ impl Peer {
             link,
             exports: Vec::new(),
             outstanding: Outstanding::default(),
+            maps: Maps::default(),
             payload: Vec::new(),
             runs: Vec::new(),
             features: theirs.features,
@@ -164,12 +177,16 @@ impl Peer {
         }
     }
 
-    /// Reads a PAGES frame. Returns the number of the export, and the offset of the page contents in the payload.
-    fn read_pages(&mut self) -> Result<(usize, usize), Error> {
+    /// Reads the answer, or a part of one, to a READ or a MAP.
+    fn receive(&mut self) -> Result<Received, Error> {
         self.link.wait(Some(self.link.timeout()), "send pages")?;
         let header = self.link.read_frame(&mut self.payload, "send pages")?;
         match header.kind {
             Type::Pages => {}
+            Type::Holes if self.can_map() => {
+                let answer = wire_map::decode_holes(&self.payload)?;
+                return Ok(Received::Holes(self.maps.accept(header.tag, answer)?));
+            }
             Type::Error => return Err(refused(&self.payload)),
             other => {
                 return Err(ProtocolError::Unexpected {
@@ -181,7 +198,21 @@ impl Peer {
         }
         let (export, data) = pages::decode(&self.payload, &mut self.runs)?;
         let data = self.payload.len() - data.len();
-        Ok((self.outstanding.accept(header.tag, export, &self.runs)?, data))
+        Ok(Received::Pages(
+            self.outstanding.accept(header.tag, export, &self.runs)?,
+            data,
+        ))
+    }
+
+    /// Sends a MAP.
+    fn ask_map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
+        if !self.can_map() || !has_pages || pages.count() > MAX_MAP_PAGES {
+            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
+        }
+        let tag = self.maps.add(export, pages);
+        self.link
+            .write_frame(Type::Map, tag, &[&wire_map::encode_map(export as u32, pages)])
     }
 
     /// Marks the connection as failed. If the peer violated the protocol, sends it an ERROR first.
@@ -232,11 +263,28 @@ impl PageSource for Peer {
         Readiness::When(self.link.as_fd())
     }
 
+    fn can_map(&self) -> bool {
+        self.features & FEATURE_MAP != 0
+    }
+
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        self.ask_map(export, pages)
+    }
+
     fn next_answer(&mut self) -> Result<Answer<'_>, Error> {
-        match self.read_pages() {
-            Ok((export, data)) => {
+        match self.next_reply()? {
+            Reply::Pages(answer) => Ok(answer),
+            Reply::Holes(_) => Err(Error::InvalidFetch("pages while a map is outstanding".to_owned())),
+        }
+    }
+
+    fn next_reply(&mut self) -> Result<Reply<'_>, Error> {
+        match self.receive() {
+            Ok(Received::Holes(holes)) => Ok(Reply::Holes(holes)),
+            Ok(Received::Pages(export, data)) => {
                 // `decode` has checked that there are as many bytes as the runs say.
-                Answer::new(export, &self.runs, &self.payload[data..]).ok_or_else(|| ProtocolError::Short("PAGES").into())
+                let answer = Answer::new(export, &self.runs, &self.payload[data..]);
+                answer.map(Reply::Pages).ok_or_else(|| ProtocolError::Short("PAGES").into())
             }
             Err(error) => Err(self.fail(error)),
         }

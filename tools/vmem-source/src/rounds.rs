@@ -4,7 +4,10 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use vmem::PageRange;
+
 use crate::export::{Export, ExportRanges};
+use crate::holes::Holes;
 
 /// Chooses the pages that a destination stages while their program runs here.
 ///
@@ -18,6 +21,18 @@ pub trait Rounds: Send + Sync {
     ///
     /// The rounds cannot go on. The server tells the destination and closes the connection.
     fn next(&self, max: u64) -> Result<Batch, RoundsError>;
+
+    /// Takes `pages` out of the dirty log as [`next`](Self::next) does, and looks for holes in them with `holes` after that, which is about some
+    /// of the pages from the first on. The destination is going to know these holes: they are not chosen in rounds before they are written.
+    /// Returns what `holes` has returned, or fewer holes of the same pages.
+    ///
+    /// # Errors
+    ///
+    /// As for [`next`](Self::next).
+    fn map(&self, export: usize, pages: PageRange, holes: &mut dyn FnMut(PageRange) -> Holes) -> Result<Holes, RoundsError> {
+        let _ = (export, holes);
+        Ok(Holes::none(pages))
+    }
 
     /// What the answer to `batch` came to, for statistics. The server calls it when the network has taken the answer.
     fn sent(&self, batch: &Batch, sent: &Sent);

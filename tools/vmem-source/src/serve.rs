@@ -8,6 +8,7 @@
 mod connection;
 mod deferred;
 mod limiter;
+mod map;
 mod next;
 mod released;
 mod sender;
@@ -33,7 +34,7 @@ use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::memory::Memory;
 use crate::wire::MAX_EXPORTS;
-use crate::wire::greeting::{FEATURE_RELEASE, FEATURE_ROUNDS};
+use crate::wire::greeting::{FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS};
 
 pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
@@ -319,11 +320,16 @@ impl Shared {
     /// The features that the server accepts on a lane.
     fn features(&self, lane: Lane) -> u64 {
         let is_releasable = self.memories.iter().any(Memory::is_releasable);
-        let has_rounds = lane == Lane::Stream && self.staging.is_offered();
-        [(is_releasable, FEATURE_RELEASE), (has_rounds, FEATURE_ROUNDS)]
-            .into_iter()
-            .filter_map(|(accepted, feature)| accepted.then_some(feature))
-            .sum()
+        let is_stream = lane == Lane::Stream;
+        let has_rounds = is_stream && self.staging.is_offered();
+        [
+            (is_releasable, FEATURE_RELEASE),
+            (has_rounds, FEATURE_ROUNDS),
+            (is_stream, FEATURE_MAP),
+        ]
+        .into_iter()
+        .filter_map(|(accepted, feature)| accepted.then_some(feature))
+        .sum()
     }
 
     /// Releases pages that a destination has, now or once releases are allowed. Returns the number of pages released now.

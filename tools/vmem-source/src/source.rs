@@ -8,6 +8,7 @@ use vmem::PageRange;
 use crate::answer::Answer;
 use crate::error::Error;
 use crate::export::Export;
+use crate::holes::ExportHoles;
 
 /// When [`PageSource::next_answer`] can return.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,21 @@ pub trait PageSource: Send {
         Ok(())
     }
 
+    /// Whether [`map`](Self::map) can be called.
+    fn can_map(&self) -> bool {
+        false
+    }
+
+    /// Asks which of `pages` are holes, at most [`MAX_MAP_PAGES`](crate::holes::MAX_MAP_PAGES), and does not wait for the answer, which
+    /// [`next_reply`](Self::next_reply) returns, in parts.
+    ///
+    /// # Errors
+    ///
+    /// The source is lost, or the call is not valid ([`Error::InvalidFetch`]): this source [`can_map`](Self::can_map) not, or has no such pages.
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")))
+    }
+
     /// When [`next_answer`](Self::next_answer) can return.
     fn readiness(&self) -> Readiness<'_>;
 
@@ -59,4 +75,22 @@ pub trait PageSource: Send {
     ///
     /// The source is lost, or violates the protocol. Outstanding pages will not arrive any more, and the caller must drop the source.
     fn next_answer(&mut self) -> Result<Answer<'_>, Error>;
+
+    /// As [`next_answer`](Self::next_answer), for a caller that has called [`map`](Self::map): the answers to that are among those of the fetches.
+    ///
+    /// # Errors
+    ///
+    /// As for [`next_answer`](Self::next_answer).
+    fn next_reply(&mut self) -> Result<Reply<'_>, Error> {
+        self.next_answer().map(Reply::Pages)
+    }
+}
+
+/// What a [`PageSource`] has sent.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    /// Some of the pages that were fetched.
+    Pages(Answer<'a>),
+    /// Holes of the next pages that a map was asked for.
+    Holes(ExportHoles),
 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The trait of a source whose program still runs.
 
+use vmem::PageRange;
+
 use crate::answer::Answer;
 use crate::error::Error;
 use crate::export::{Export, ExportRanges};
+use crate::holes::ExportHoles;
 use crate::source::{PageSource, Readiness};
 
 /// A source whose program still runs: it chooses the pages, and sends some of them again.
@@ -21,6 +24,20 @@ pub trait StagingSource: Send {
     /// The source is lost, or the call is not valid ([`Error::InvalidFetch`]): `max` is not in 1 to
     /// [`MAX_FETCH_PAGES`](crate::export::MAX_FETCH_PAGES), or the rounds are over.
     fn next(&mut self, max: u64) -> Result<(), Error>;
+
+    /// Whether [`map`](Self::map) can be called.
+    fn can_map(&self) -> bool {
+        false
+    }
+
+    /// Asks which of `pages` are holes, as [`PageSource::map`]. Only before the first [`next`](Self::next).
+    ///
+    /// # Errors
+    ///
+    /// As for [`next`](Self::next).
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")))
+    }
 
     /// When [`next_event`](Self::next_event) can return.
     fn readiness(&self) -> Readiness<'_>;
@@ -41,6 +58,8 @@ pub trait StagingSource: Send {
 pub enum StagingEvent<'a> {
     /// Pages to stage, some of the answer to the oldest request. Unreadable pages are not staged.
     Pages(Answer<'a>),
+    /// Holes of the next pages that a map was asked for: to be staged as zero. A page of them that is written later comes in a round.
+    Holes(ExportHoles),
     /// The end of the answer to the oldest request.
     Batch {
         /// The round of its pages, from 1.

@@ -10,6 +10,7 @@ pub(crate) mod exports;
 mod fields;
 pub(crate) mod frame;
 pub(crate) mod greeting;
+pub(crate) mod map;
 pub(crate) mod pages;
 #[cfg(test)]
 pub(crate) mod previous;
@@ -187,14 +188,35 @@ pub enum ProtocolError {
     /// A question about final contents before the source has said which pages remain.
     #[error("a frame {0} before the list of the remaining pages is complete: contents may still change")]
     TooEarly(&'static str),
-    /// An answer that does not belong to the oldest READ or NEXT.
-    #[error("an answer with tag {got}; the oldest READ or NEXT has tag {want:?}")]
+    /// An answer that does not belong to the oldest question of its kind.
+    #[error("an answer with tag {got}; the oldest question of its kind has tag {want:?}")]
     Tag {
         /// The tag of the answer.
         got: u32,
-        /// The tag of the oldest outstanding READ or NEXT, if there is one.
+        /// The tag of the oldest outstanding question of this kind, if there is one.
         want: Option<u32>,
     },
+    /// Holes that are not those of the oldest MAP, or not in ascending order.
+    #[error("{nr_pages} pages from page {pgoff} on as a hole, which were not asked about, or not in their order")]
+    Hole {
+        /// The first page.
+        pgoff: u64,
+        /// Number of pages.
+        nr_pages: u64,
+    },
+    /// A HOLES that is about no page, or about pages that the MAP was not about.
+    #[error("a frame HOLES up to page {end}, for a MAP of {nr_pages} pages from page {pgoff} on")]
+    MapEnd {
+        /// The first page that the frame is not about.
+        end: u64,
+        /// The first page of what is left of the MAP.
+        pgoff: u64,
+        /// The number of its pages.
+        nr_pages: u64,
+    },
+    /// A MAP where rounds have begun to send pages.
+    #[error("a frame MAP after a NEXT, and before the list of the remaining pages is complete")]
+    LateMap,
     /// Pages that are not outstanding, or not in the order of the READs.
     #[error("{nr_pages} pages from page {pgoff} on, which are not the next outstanding ones")]
     Unrequested {

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use vmem::{Name, PAGE_SIZE, PageRange};
 use vmem_source::answer::{Kind, Run};
-use vmem_source::{Answer, Error as SourceError, Export, ExportRanges, PageSource, Readiness, StagingEvent, StagingSource};
+use vmem_source::{
+    Answer, Error as SourceError, Export, ExportHoles, ExportRanges, Holes, PageSource, Readiness, StagingEvent, StagingSource,
+};
 
 use super::memory::{Memory, Page};
 use crate::{Error, Sink, Staged, Staging, Stats, Target};
@@ -25,6 +27,8 @@ enum Say {
     Data(u64, &'static [u8]),
     Zero(u64, u64),
     Unreadable(u64),
+    /// Holes of pages from the first on, of which so many are known.
+    Holes(u64, u64, &'static [(u64, u64)]),
     Batch(bool),
     Remainder(&'static [(u64, u64)]),
     End,
@@ -36,6 +40,8 @@ struct Script {
     exports: Vec<Export>,
     lines: Receiver<Say>,
     asked: Arc<Mutex<u64>>,
+    /// How often a map was asked for, of a source that gives one.
+    maps: Option<Arc<Mutex<u64>>>,
     runs: Vec<Run>,
     data: Vec<u8>,
     /// Has a byte for each line, if it is there.
@@ -68,6 +74,18 @@ impl StagingSource for Script {
         Ok(())
     }
 
+    fn can_map(&self) -> bool {
+        self.maps.is_some()
+    }
+
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), SourceError> {
+        assert_eq!((export, pages), (0, run(0, PAGES)));
+        let maps = self.maps.as_ref().expect("a source that can");
+        assert_eq!(*self.asked.lock().expect("no panic"), 0, "holes come before the rounds");
+        *maps.lock().expect("no panic") += 1;
+        Ok(())
+    }
+
     fn readiness(&self) -> Readiness<'_> {
         self.link
             .as_ref()
@@ -83,6 +101,12 @@ impl StagingSource for Script {
             Say::Data(first, bytes) => (run(first, bytes.len() as u64), Kind::Data, bytes),
             Say::Zero(first, count) => (run(first, count), Kind::Zero, &[]),
             Say::Unreadable(first) => (run(first, 1), Kind::Unreadable, &[]),
+            Say::Holes(first, count, ranges) => {
+                let ranges = ranges.iter().map(|(first, count)| run(*first, *count)).collect();
+                let pages = run(first, count);
+                let holes = Holes { pages, ranges };
+                return Ok(StagingEvent::Holes(ExportHoles { export: 0, holes }));
+            }
             Say::Batch(over) => return Ok(StagingEvent::Batch { round: 1, over }),
             Say::Remainder(ranges) => {
                 let ranges = ranges.iter().map(|(first, count)| run(*first, *count)).collect();
@@ -127,6 +151,14 @@ fn staging(memory: &Arc<Memory>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
 }
 
 fn staging_over(memory: &Arc<Memory>, link: Option<UnixStream>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
+    staging_with(memory, link, None)
+}
+
+fn staging_with(
+    memory: &Arc<Memory>,
+    link: Option<UnixStream>,
+    maps: Option<Arc<Mutex<u64>>>,
+) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
     let (lines, receiver) = channel();
     let asked = Arc::default();
     let script = Script {
@@ -136,6 +168,7 @@ fn staging_over(memory: &Arc<Memory>, link: Option<UnixStream>) -> (Staging, Sen
         runs: Vec::new(),
         data: Vec::new(),
         link,
+        maps,
     };
     let target = Target {
         export: export(),
@@ -192,6 +225,26 @@ fn page_that_is_sent_again_has_its_last_contents() {
     ];
     committed(&memory, says).expect("the list is complete");
     assert_eq!(present(&memory), [(0, 1), (1, 2), (2, 0), (4, 3), (5, 0)]);
+}
+
+#[test]
+fn holes_are_staged_as_zero_before_the_rounds_and_replaced_by_them() {
+    let (memory, maps) = (Arc::new(Memory::new(PAGES)), Arc::new(Mutex::new(0)));
+    let (staging, lines, asked) = staging_with(&memory, None, Some(Arc::clone(&maps)));
+    super::wait_until(|| *asked.lock().expect("no panic") == 1);
+    assert_eq!(*maps.lock().expect("no panic"), 1);
+    for say in [
+        Say::Holes(0, 5, &[(1, 4)]),
+        Say::Holes(5, PAGES - 5, &[(8, 4)]),
+        Say::Data(2, &[7]),
+        Say::Batch(true),
+        Say::Remainder(&[(9, 1)]),
+        Say::End,
+    ] {
+        lines.send(say).expect("a thread");
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(1, 0), (2, 7), (3, 0), (4, 0), (8, 0), (10, 0), (11, 0)]);
 }
 
 #[test]

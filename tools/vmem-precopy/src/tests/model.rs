@@ -4,14 +4,17 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmem_pages::{PageIndex, PageRange, PageSet};
+use vmem_source::Holes;
 
 use crate::memory::{DirtyMemory, Logged};
-use crate::plan::Chosen;
+use crate::plan::{Chosen, Plan};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     /// Chooses pages; those that were chosen before are read first.
     Next(u64),
+    /// Looks for holes in pages of a memory, of which one is written after the take and another one after that.
+    Map(usize, u64, u64),
     /// Reads the pages that were chosen, and sends them.
     Read,
     Write(usize, u64),
@@ -21,6 +24,9 @@ pub(super) enum Step {
     Fail(usize, usize),
     Wait,
 }
+
+/// What a page has that was never written.
+const HOLE: u64 = 1;
 
 /// Memory whose contents are the number of writes to each page.
 #[derive(Clone)]
@@ -39,7 +45,7 @@ impl Model {
         let none = PageSet::none_of(PageRange::of_pages(pages).expect("pages"));
         Self(Arc::new(Mutex::new(State {
             // Not the zero that a destination has without having been sent anything.
-            contents: vec![1; pages as usize],
+            contents: vec![HOLE; pages as usize],
             log: none.clone(),
             held: none,
             fail_after: None,
@@ -185,6 +191,33 @@ impl Observer {
             self.right[chosen.memory][page as usize] = true;
             self.unread.push((chosen.memory, page));
         }
+    }
+
+    /// Pages that were never written are holes. A page is written after the take, and another one when the holes have been found.
+    pub(super) fn map(&mut self, plan: &mut Plan, memory: usize, first: u64, written: u64) {
+        let (memory, first) = self.at(memory, first);
+        let [early, late] = [written, written / 3].map(|page| self.at(memory, page).1);
+        let model = self.memories[memory].clone();
+        let pages = PageRange::from_pgoff(first, model.len() - first).expect("pages");
+        let mut called = false;
+        let found = plan.map(memory, pages, &mut |pages| {
+            called = true;
+            model.write(early);
+            let mut holes = PageSet::none_of(pages);
+            let unwritten = pages.iter().filter(|page| model.read(page.get()) == HOLE);
+            unwritten.for_each(|page| holes.insert(page.into()));
+            model.write(late);
+            let ranges = holes.runs().collect();
+            Holes { pages, ranges }
+        });
+        for page in found.iter().flat_map(|found| &found.ranges).flat_map(|hole| hole.iter()) {
+            self.destination[memory][page.get() as usize] = HOLE;
+            self.right[memory][page.get() as usize] = true;
+        }
+        for page in [early, late].into_iter().filter(|_| called) {
+            self.right[memory][page as usize] = false;
+        }
+        assert!(found.is_ok() || model.has_failed(), "{found:?}");
     }
 
     pub(super) fn read(&mut self) {

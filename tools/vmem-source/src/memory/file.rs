@@ -56,7 +56,7 @@ impl FileMemory {
     }
 
     /// Number of pages at the beginning of `range` that are surely a hole.
-    fn hole_pages(&self, range: PageRange) -> u64 {
+    pub(super) fn hole_pages(&self, range: PageRange) -> u64 {
         let start = range.bytes().start;
         let data = match seek(&self.file, SeekFrom::Data(start)) {
             Ok(offset) => offset / PAGE_SIZE as u64,

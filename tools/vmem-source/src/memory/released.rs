@@ -135,6 +135,11 @@ impl View<'_> {
         }
     }
 
+    /// Those of `pages` that are not released.
+    pub(super) fn gaps_of(&self, pages: PageRange) -> Vec<PageRange> {
+        self.0.gaps_of(pages).collect()
+    }
+
     /// Whether any of `pages` is released.
     pub(super) fn contains_any(&self, pages: PageRange) -> bool {
         self.0.runs_of(pages).next().is_some()

@@ -73,6 +73,11 @@ impl Rounds {
         }
     }
 
+    /// Whether a NEXT was added.
+    pub(super) fn has_begun(&self) -> bool {
+        self.last_tag != 0
+    }
+
     /// Adds a NEXT, and returns its tag. `None` if the rounds are over.
     pub(super) fn add(&mut self, max: u64) -> Option<u32> {
         if self.phase != Phase::Running {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use vmem::PageRange;
+
 use super::rounds::Rounds;
 use super::{Peer, refused};
 use crate::answer::Answer;
@@ -11,7 +13,8 @@ use crate::export::{Export, MAX_FETCH_PAGES};
 use crate::source::{PageSource, Readiness};
 use crate::staging::{StagingEvent, StagingSource};
 use crate::wire::frame::Type;
-use crate::wire::greeting::FEATURE_ROUNDS;
+use crate::wire::greeting::{FEATURE_MAP, FEATURE_ROUNDS};
+use crate::wire::map::decode_holes;
 use crate::wire::rounds::{decode_batch, encode_next};
 use crate::wire::{ProtocolError, pages, ranges};
 
@@ -61,6 +64,10 @@ impl StagingPeer {
                         data,
                     ));
                 }
+                Type::Holes if peer.features & FEATURE_MAP != 0 => {
+                    let answer = decode_holes(&peer.payload)?;
+                    return Ok(Received::Event(StagingEvent::Holes(peer.maps.accept(header.tag, answer)?)));
+                }
                 Type::Batch => self.rounds.accept_batch(header.tag, decode_batch(&peer.payload)?)?,
                 Type::Remainder => {
                     // Before the payload is looked at: whether one is due does not depend on it.
@@ -96,6 +103,17 @@ impl StagingSource for StagingPeer {
         let over = || Error::InvalidFetch("a batch: the rounds are over".to_owned());
         let tag = self.rounds.add(max).ok_or_else(over)?;
         self.peer.link.write_frame(Type::Next, tag, &[&encode_next(max)])
+    }
+
+    fn can_map(&self) -> bool {
+        self.peer.can_map()
+    }
+
+    fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
+        if self.rounds.has_begun() {
+            return Err(Error::InvalidFetch("a map: the rounds have begun".to_owned()));
+        }
+        self.peer.ask_map(export, pages)
     }
 
     fn readiness(&self) -> Readiness<'_> {

@@ -2,6 +2,7 @@
 //! A peer that is broken, hostile or slow gets an error, and never a page into a region.
 
 mod connection;
+mod map;
 mod rounds;
 mod violation;
 

@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::export::Lane;
 use crate::link::{Link, Side};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_ROUNDS, Greeting};
+use crate::wire::greeting::{self, FEATURE_MAP, FEATURE_ROUNDS, Greeting};
+use crate::wire::map::decode_map;
 use crate::wire::rounds::decode_next;
 use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, exports, ranges, refusal};
@@ -65,6 +66,7 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
     (shared.report)(Event::Connected { peer, lane });
     add(&shared.totals.connections, 1);
 
+    let maps = features & FEATURE_MAP != 0;
     let mut payload = Vec::new();
     let mut sender = Sender::new(link, shared, lane, served);
     let mut nexts = NextHandler::new(staging);
@@ -81,6 +83,13 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
                 nexts.note_read("RELEASE", shared)?;
                 sender.release(&ranges::decode_release(&payload, &shared.exports)?);
             }
+            Type::Map if maps => {
+                if !stages {
+                    nexts.note_read("MAP", shared)?;
+                }
+                let (export, pages) = decode_map(&payload, &shared.exports)?;
+                nexts.map(header.tag, export, pages, shared, &mut sender)?;
+            }
             Type::Next if stages => nexts.answer(header.tag, decode_next(&payload)?, shared, &mut sender)?,
             Type::Goodbye => return Ok(()),
             Type::Error => {
@@ -90,10 +99,11 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
             other => {
                 return Err(ProtocolError::Unexpected {
                     got: other.name(),
-                    want: if stages {
-                        "NEXT, READ, RELEASE, GOODBYE or ERROR"
-                    } else {
-                        "READ, RELEASE, GOODBYE or ERROR"
+                    want: match (stages, maps) {
+                        (true, true) => "MAP, NEXT, READ, RELEASE, GOODBYE or ERROR",
+                        (true, false) => "NEXT, READ, RELEASE, GOODBYE or ERROR",
+                        (false, true) => "MAP, READ, RELEASE, GOODBYE or ERROR",
+                        (false, false) => "READ, RELEASE, GOODBYE or ERROR",
                     },
                 }
                 .into());

@@ -22,6 +22,8 @@ pub(super) enum NextHandler<'a> {
         connection: StagingConnection<'a>,
         /// The round of the last batch; 1 at first.
         round: u32,
+        /// Whether the peer has asked for pages.
+        begun: bool,
     },
     /// The list of the remaining pages is sent. NEXTs from before the peer had it may still arrive.
     Over { round: u32 },
@@ -29,7 +31,11 @@ pub(super) enum NextHandler<'a> {
 
 impl<'a> NextHandler<'a> {
     pub(super) fn new(connection: Option<StagingConnection<'a>>) -> Self {
-        connection.map_or(Self::None, |connection| Self::Rounds { connection, round: 1 })
+        connection.map_or(Self::None, |connection| Self::Rounds {
+            connection,
+            round: 1,
+            begun: false,
+        })
     }
 
     /// Answers a NEXT of at most `max` pages.
@@ -40,7 +46,12 @@ impl<'a> NextHandler<'a> {
         match self {
             Self::None => Err(ProtocolError::RoundsOver("NEXT").into()),
             Self::Over { round } => send_end(sender, tag, *round, true),
-            Self::Rounds { connection, round } => {
+            Self::Rounds {
+                connection,
+                round,
+                begun,
+            } => {
+                *begun = true;
                 let rounds = connection.rounds();
                 if !send_batch(rounds, tag, max, round, shared, sender)? {
                     return Ok(());

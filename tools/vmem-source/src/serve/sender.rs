@@ -93,6 +93,12 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// Counts pages that the peer knows to be holes.
+    pub(super) fn count_holes(&mut self, count: u64) {
+        self.served.zero += count;
+        add(&self.shared.totals.zero, count);
+    }
+
     /// Sends a frame with this payload.
     pub(super) fn send_frame(&mut self, kind: Type, tag: u32, payload: &[u8]) -> Result<(), Error> {
         self.link.write_frame(kind, tag, &[payload])?;

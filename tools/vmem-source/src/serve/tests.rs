@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod limit;
+mod map;
 mod release;
 mod rounds;
 mod violation;

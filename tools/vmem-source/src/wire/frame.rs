@@ -6,8 +6,9 @@ use std::hash::Hasher;
 use twox_hash::XxHash3_64;
 
 use super::fields::Fields;
-use super::{MAX_EXPORTS, ProtocolError, exports, ranges, refusal, rounds};
+use super::{MAX_EXPORTS, ProtocolError, exports, map, ranges, refusal, rounds};
 use crate::export::MAX_FETCH_RANGES;
+use crate::holes::MAX_HOLES;
 
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_SIZE: usize = 24;
@@ -27,6 +28,8 @@ pub(crate) enum Type {
     Next = 7,
     Batch = 8,
     Remainder = 9,
+    Map = 10,
+    Holes = 11,
 }
 
 impl Type {
@@ -41,6 +44,8 @@ impl Type {
             Self::Next => "NEXT",
             Self::Batch => "BATCH",
             Self::Remainder => "REMAINDER",
+            Self::Map => "MAP",
+            Self::Holes => "HOLES",
         }
     }
 
@@ -56,6 +61,8 @@ impl Type {
             Self::Next => "take a NEXT",
             Self::Batch => "take a BATCH",
             Self::Remainder => "take a REMAINDER",
+            Self::Map => "take a MAP",
+            Self::Holes => "take a HOLES",
         }
     }
 
@@ -69,6 +76,8 @@ impl Type {
             Self::Error => refusal::MAX_SIZE,
             Self::Next => rounds::NEXT_SIZE,
             Self::Batch => rounds::BATCH_SIZE,
+            Self::Map => map::MAP_SIZE,
+            Self::Holes => map::HOLES_HEAD_SIZE + ranges::ENTRY_SIZE * MAX_HOLES,
         };
         limit as u32
     }
@@ -78,7 +87,7 @@ impl TryFrom<u8> for Type {
     type Error = ProtocolError;
 
     fn try_from(number: u8) -> Result<Self, ProtocolError> {
-        const ALL: [Type; 9] = [
+        const ALL: [Type; 11] = [
             Type::Exports,
             Type::Read,
             Type::Pages,
@@ -88,6 +97,8 @@ impl TryFrom<u8> for Type {
             Type::Next,
             Type::Batch,
             Type::Remainder,
+            Type::Map,
+            Type::Holes,
         ];
         ALL.into_iter()
             .find(|kind| *kind as u8 == number)

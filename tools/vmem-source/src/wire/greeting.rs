@@ -17,6 +17,9 @@ pub(crate) const FEATURE_RELEASE: u64 = 1 << 0;
 /// The source sends pages in rounds while the program runs, and the destination stages them.
 pub(crate) const FEATURE_ROUNDS: u64 = 1 << 1;
 
+/// The source answers MAP frames.
+pub(crate) const FEATURE_MAP: u64 = 1 << 2;
+
 /// A greeting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is encoded is decoded again, and nothing else is.
 
+mod map;
 mod refused;
 mod rounds;
 

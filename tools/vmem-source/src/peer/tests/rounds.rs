@@ -87,6 +87,7 @@ fn got(event: StagingEvent<'_>) -> Got {
                 })
                 .collect(),
         ),
+        StagingEvent::Holes(holes) => panic!("{holes:?}"),
         StagingEvent::Batch { round, over } => Got::Batch(round, over),
         StagingEvent::Remainder(pages) => {
             let ranges = pages.ranges.iter().map(|range| (range.first().get(), range.count()));
