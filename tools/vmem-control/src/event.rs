@@ -209,6 +209,12 @@ pub struct Figures {
     /// Bytes that came while their program still ran at the source; a page that came twice counts twice.
     #[serde(default)]
     pub staged_bytes: u64,
+    /// Bytes that were copied from an image of this host instead of being sent; what was staged counts, too.
+    #[serde(default)]
+    pub known_bytes: u64,
+    /// Bytes that the source sent as the same as before, while their program still ran there.
+    #[serde(default)]
+    pub same_bytes: u64,
     /// Bytes that were compared with the source's.
     #[serde(default)]
     pub verified_bytes: u64,
@@ -424,7 +430,7 @@ mod tests {
             regions: vec![region(4096, Phase::Filling)],
             ..Figures::default()
         };
-        let fields = r#""seconds":1.5,"cpu_seconds":0.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"verified_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+        let fields = r#""seconds":1.5,"cpu_seconds":0.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"known_bytes":0,"same_bytes":0,"verified_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
         for (event, line) in [
             (
                 Event::Progress(figures.clone()),
@@ -454,6 +460,8 @@ mod tests {
                     sent_pages: 7,
                     zero_pages: 1,
                     resent_pages: 6,
+                    known_pages: 3,
+                    same_pages: 4,
                     skipped_pages: 2,
                     dirtied_pages: 9,
                     left_pages: 8,
@@ -463,7 +471,8 @@ mod tests {
                     cpu_seconds: 0.25,
                 }),
                 concat!(
-                    r#"{"event":"round","round":2,"seconds":0.5,"sent_pages":7,"zero_pages":1,"resent_pages":6,"skipped_pages":2,"#,
+                    r#"{"event":"round","round":2,"seconds":0.5,"sent_pages":7,"zero_pages":1,"resent_pages":6,"known_pages":3,"#,
+                    r#""same_pages":4,"skipped_pages":2,"#,
                     r#""dirtied_pages":9,"left_pages":8,"bytes":28672,"bytes_per_second":57344,"dirty_bytes_per_second":73728,"#,
                     r#""cpu_seconds":0.25}"#
                 )

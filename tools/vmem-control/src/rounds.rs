@@ -18,6 +18,12 @@ pub struct Round {
     /// How many of them were sent in an earlier round, too.
     #[serde(default)]
     pub resent_pages: u64,
+    /// Of how many of them the destination had the contents already, so that a digest was sent.
+    #[serde(default)]
+    pub known_pages: u64,
+    /// How many of them had the contents with which they were sent before, so that nothing was sent.
+    #[serde(default)]
+    pub same_pages: u64,
     /// Pages that were left for a later round.
     #[serde(default)]
     pub skipped_pages: u64,

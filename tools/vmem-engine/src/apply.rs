@@ -5,6 +5,7 @@ use vmem::{PageRange, Progress};
 use vmem_source::{Answer, Contents, Holes};
 
 use crate::error::Error;
+use crate::known::copy_known;
 use crate::shared::Shared;
 use crate::stats::add;
 
@@ -13,7 +14,7 @@ use crate::stats::add;
 pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Result<Vec<PageRange>, Error> {
     let sink = &shared.sinks[region];
     let (mut fills, mut zeros, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
-    let mut filled = Vec::new();
+    let (mut filled, mut left_out) = (Vec::new(), 0);
     for (range, contents) in answer.contents() {
         match contents {
             Contents::Data(data) => {
@@ -22,6 +23,8 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
             }
             Contents::Zero => zeros.push(range),
             Contents::Unreadable => unreadable.push(range),
+            // `apply_known` does it.
+            Contents::Known(_) | Contents::Same => left_out += range.count(),
         }
     }
     let mut rest = Vec::new();
@@ -47,9 +50,30 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
     let missing: u64 = rest.iter().map(|range| range.count()).sum();
     add(
         &shared.stats.duplicates,
-        answer.pages().saturating_sub(data + zero + bad + missing),
+        answer.pages().saturating_sub(data + zero + bad + missing + left_out),
     );
     Ok(rest)
+}
+
+/// Fills and marks the pages of `answer` that the source knows to be here. Returns the pages that there was no memory for, and those that are not
+/// here after all; all of them stay wanted.
+pub(crate) fn apply_known(
+    shared: &Shared,
+    region: usize,
+    answer: &Answer<'_>,
+) -> Result<(Vec<PageRange>, Vec<PageRange>), Error> {
+    let mut rest = Vec::new();
+    let sink = &shared.sinks[region];
+    let missing = copy_known(shared.options.seed.as_deref(), answer, |fills, ranges| {
+        let before: u64 = rest.iter().map(|range: &PageRange| range.count()).sum();
+        let known = complete(shared, region, "fill", sink.fill(fills), ranges, &mut rest)?;
+        add(&shared.stats.known, known);
+        let short = rest.iter().map(|range| range.count()).sum::<u64>() - before;
+        let pages: u64 = ranges.iter().map(|range| range.count()).sum();
+        add(&shared.stats.duplicates, pages.saturating_sub(known + short));
+        Ok(())
+    })?;
+    Ok((rest, missing))
 }
 
 /// Marks holes of the source as zero, as for an answer that contains them as zero pages. Returns those that there was no memory for.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmem::PageRange;
+use vmem_source::digest::Key;
 use vmem_source::{Answer, Lane, PageSource, Readiness, Reply};
 use vmem_wait::BackOff;
 
@@ -95,6 +96,16 @@ impl Connection {
     /// Asks for the holes of a region.
     pub(crate) fn map(&mut self, region: usize, pages: PageRange) -> Result<(), vmem_source::Error> {
         self.open.source.map(self.open.exports.number(region), pages)
+    }
+
+    /// Whether the source takes digests.
+    pub(crate) fn can_hash(&self) -> bool {
+        self.open.source.can_hash()
+    }
+
+    /// Tells the source of contents that are here.
+    pub(crate) fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), vmem_source::Error> {
+        self.open.source.announce(key, prefixes)
     }
 
     /// Tells the source that pages of a region have arrived for good.

@@ -57,6 +57,7 @@ impl Engine {
             names.push(target.name);
             sinks.push(target.sink);
         }
+        let background = options.background;
         let shared = Arc::new(Shared {
             exports,
             names,
@@ -80,7 +81,7 @@ impl Engine {
         };
         let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, connection))?;
-        if options.background {
+        if background {
             engine.stream((0..shared.sinks.len()).collect(), staged)?;
         }
         Ok((engine, sender))

@@ -14,11 +14,12 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::in_flight::InFlight;
 use crate::permission::Release;
+use crate::seed::Seed;
 use crate::sink::Sink;
 use crate::stats::Stats;
 
 /// Options of an engine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Stream the pages that no program has touched.
     pub background: bool,
@@ -28,6 +29,8 @@ pub struct Options {
     pub prefetch: u64,
     /// How long the engine tries to reconnect to a lost source.
     pub retry: Duration,
+    /// Contents that the stream need not fetch.
+    pub seed: Option<Arc<Seed>>,
 }
 
 /// How long a lane waits for an answer so that it can be stopped. After that, it waits in the source, which has a time limit of its own.

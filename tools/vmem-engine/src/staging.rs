@@ -14,13 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmem::{PageRange, PageSet, Progress};
+use vmem::{PageIndex, PageRange, PageSet, Progress};
 use vmem_source::{Answer, Contents, ExportHoles, Holes, PageSource, Readiness, StagingEvent, StagingSource};
 use vmem_wait::StopEvent;
 
 use crate::error::Error;
 use crate::exports::Exports;
+use crate::known::copy_known;
 use crate::readiness::wait;
+use crate::seed::{Announcer, Seed};
 use crate::sink::Sink;
 use crate::stats::{Stats, add};
 use crate::survey::Survey;
@@ -61,18 +63,25 @@ struct StagedRegion {
 }
 
 impl Staging {
-    /// Starts to stage pages of `targets` from `source`, with at most `window` pages outstanding.
+    /// Starts to stage pages of `targets` from `source`, with at most `window` pages outstanding. Contents of `seed` are not sent.
     ///
     /// # Errors
     ///
     /// [`Error::MemoryChanged`]: a target is not in `source`. [`Error::Local`]: a thread or a descriptor cannot be created.
-    pub fn start(targets: &[Target], source: Box<dyn StagingSource>, window: u64, stats: Arc<Stats>) -> Result<Self, Error> {
+    pub fn start(
+        targets: &[Target],
+        source: Box<dyn StagingSource>,
+        window: u64,
+        seed: Option<Arc<Seed>>,
+        stats: Arc<Stats>,
+    ) -> Result<Self, Error> {
         let exports = Exports::find(source.exports(), targets.iter().map(|target| &target.export))?;
         let regions = targets.iter().map(StagedRegion::new).collect();
         let all = targets
             .iter()
             .enumerate()
             .map(|(number, target)| (number, target.export.pages));
+        let can_hash = source.can_hash();
         let survey = Survey::of(all.filter(|_| source.can_map()).collect());
         let stop = Arc::new(StopEvent::new().map_err(Error::local("make an eventfd"))?);
         let rounds = Rounds {
@@ -81,6 +90,8 @@ impl Staging {
             regions,
             stop: Arc::clone(&stop),
             survey,
+            announcer: Announcer::new(seed.as_ref(), can_hash),
+            seed,
             outstanding: 0,
             most: (window / BATCH_PAGES).max(1),
             remainder: VecDeque::new(),
@@ -193,9 +204,15 @@ impl StagedRegion {
     }
 
     /// Stages the pages of an answer. A page that cannot be staged is absent, whatever was staged of it before.
-    fn stage(&mut self, answer: &Answer<'_>) -> Result<(), Error> {
+    fn stage(&mut self, answer: &Answer<'_>, seed: Option<&Seed>, stats: &Stats) -> Result<(), Error> {
         let (mut fills, mut filled) = (Vec::new(), Vec::new());
         for (range, contents) in answer.contents() {
+            if contents == Contents::Same {
+                // What is staged with contents stays. A page that there was no memory for, or no image, stays absent.
+                self.zero.remove(range);
+                add(&stats.same, range.count());
+                continue;
+            }
             self.forget(range);
             match contents {
                 Contents::Data(data) => {
@@ -203,18 +220,30 @@ impl StagedRegion {
                     filled.push(range);
                 }
                 Contents::Zero => self.zero.insert(range),
-                Contents::Unreadable => {}
+                Contents::Unreadable | Contents::Known(_) | Contents::Same => {}
             }
         }
-        let Progress { ranges, error, .. } = self.sink.stage(&fills);
+        self.put(&fills, &filled)?;
+        // A page that no image has any more is fetched when the program runs here.
+        copy_known(seed, answer, |fills, ranges| {
+            let staged = self.put(fills, ranges)?;
+            add(&stats.known, staged);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Stages contents of pages, as far as there is memory. Returns how many pages are staged.
+    fn put(&mut self, fills: &[(PageIndex, &[u8])], pages: &[PageRange]) -> Result<u64, Error> {
+        let Progress { ranges, error, .. } = self.sink.stage(fills);
         let staged = match error {
-            None => filled.len(),
+            None => pages.len(),
             // The rest is fetched when the program runs here, and the engine waits for memory.
-            Some(vmem::Error::NoMemory { .. }) => ranges.min(filled.len()),
+            Some(vmem::Error::NoMemory { .. }) => ranges.min(pages.len()),
             Some(error) => return Err(Error::region("stage pages of", &self.name)(error)),
         };
-        filled[..staged].iter().for_each(|range| self.data.insert(*range));
-        Ok(())
+        pages[..staged].iter().for_each(|range| self.data.insert(*range));
+        Ok(pages[..staged].iter().map(|range| range.count()).sum())
     }
 
     /// Stages holes as zero pages. Nothing is written.
@@ -243,6 +272,8 @@ struct Rounds {
     stop: Arc<StopEvent>,
     /// The holes of all memory, which are known before the first pages come.
     survey: Survey,
+    seed: Option<Arc<Seed>>,
+    announcer: Announcer,
     /// Batches that were asked for and have not ended.
     outstanding: u64,
     /// The most batches outstanding.
@@ -270,10 +301,16 @@ impl Rounds {
     fn stage(&mut self) -> Result<bool, Error> {
         let mut is_over = false;
         loop {
-            while let Some((region, pages)) = self.survey.next() {
+            let is_due = !is_over && self.announcer.is_due();
+            if is_due && self.outstanding == 0 && !self.survey.is_outstanding() {
+                let (announcer, source) = (&mut self.announcer, &mut self.source);
+                announcer.announce(|key, prefixes| source.announce(key, prefixes))?;
+                continue;
+            }
+            while let Some((region, pages)) = (!is_due).then(|| self.survey.next()).flatten() {
                 self.source.map(self.exports.number(region), pages)?;
             }
-            while self.survey.is_asked() && !is_over && self.outstanding < self.most {
+            while self.survey.is_asked() && !is_due && !is_over && self.outstanding < self.most {
                 self.source.next(BATCH_PAGES)?;
                 self.outstanding += 1;
             }
@@ -283,7 +320,7 @@ impl Rounds {
             match self.source.next_event()? {
                 StagingEvent::Pages(answer) => {
                     if let Some(region) = self.exports.region(answer.export()) {
-                        self.regions[region].stage(&answer)?;
+                        self.regions[region].stage(&answer, self.seed.as_deref(), &self.stats)?;
                         add(&self.stats.staged, answer.pages());
                     }
                 }

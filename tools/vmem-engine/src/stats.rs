@@ -19,6 +19,10 @@ pub struct Stats {
     pub(crate) duplicates: AtomicU64,
     /// Pages that arrived while their program still ran at the source; a page that arrived twice counts twice.
     pub(crate) staged: AtomicU64,
+    /// Pages of which the source has sent the digest, and that were copied from a seed.
+    pub(crate) known: AtomicU64,
+    /// Pages that the source has sent again as the same, while their program still ran there.
+    pub(crate) same: AtomicU64,
     /// Pages that were compared with the source's.
     pub(crate) verified: AtomicU64,
     /// Requests taken from regions.
@@ -54,6 +58,8 @@ impl Stats {
             zero: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
             staged: AtomicU64::new(0),
+            known: AtomicU64::new(0),
+            same: AtomicU64::new(0),
             verified: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             ahead: AtomicU64::new(0),

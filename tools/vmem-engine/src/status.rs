@@ -23,6 +23,10 @@ pub struct Status {
     pub duplicates: u64,
     /// Bytes that arrived while the program still ran at the source; a page that arrived twice counts twice.
     pub staged: u64,
+    /// Bytes that were copied from a seed: only their digests were sent. Those that were staged count, too.
+    pub known: u64,
+    /// Bytes that the source sent as the same as before, while the program still ran there.
+    pub same: u64,
     /// Bytes that were compared with the source's.
     pub verified: u64,
     /// Requests taken.
@@ -59,6 +63,8 @@ impl Status {
             zero: get(&stats.zero) * PAGE,
             duplicates: get(&stats.duplicates) * PAGE,
             staged: get(&stats.staged) * PAGE,
+            known: get(&stats.known) * PAGE,
+            same: get(&stats.same) * PAGE,
             verified: get(&stats.verified) * PAGE,
             faults: get(&stats.requests),
             service: stats.service_times(),

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use vmem::{PageRange, PageSet};
 use vmem_source::{ExportHoles, Reply};
 
-use crate::apply::{apply, apply_holes};
+use crate::apply::{apply, apply_holes, apply_known};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::readiness::wait;
 use crate::release_notifier::ReleaseNotifier;
+use crate::seed::Announcer;
 use crate::shared::{Interruption, Shared};
 use crate::shortage::Shortage;
 use crate::survey::{Survey, pieces_with};
@@ -37,11 +38,13 @@ pub(crate) fn run(
     let mut plan = absent(shared, regions)?;
     plan.prefer(first);
     let survey = survey_of(shared, &connection, &mut plan);
+    let announcer = Announcer::new(shared.options.seed.as_ref(), connection.can_hash());
     let mut stream = Stream {
         shared,
         connection,
         plan,
         survey,
+        announcer,
         outstanding: Outstanding::default(),
         shortage: Shortage::default(),
         notifier: ReleaseNotifier::new(),
@@ -56,6 +59,7 @@ pub(crate) fn run(
                 stream.outstanding = Outstanding::default();
                 stream.plan = absent(shared, regions)?;
                 stream.survey = survey_of(shared, &stream.connection, &mut stream.plan);
+                stream.announcer = Announcer::new(shared.options.seed.as_ref(), stream.connection.can_hash());
                 // The latest notifications may not have arrived.
                 stream.notifier = ReleaseNotifier::new();
             }
@@ -69,6 +73,7 @@ struct Stream<'a> {
     connection: Connection,
     plan: Plan,
     survey: Survey,
+    announcer: Announcer,
     outstanding: Outstanding,
     shortage: Shortage,
     notifier: ReleaseNotifier,
@@ -116,10 +121,11 @@ impl Stream<'_> {
         // The source is notified only while no page is outstanding. It does not read notifications while it sends answers, and this thread does
         // not read answers while it notifies: with long notifications, both would wait for each other.
         let notify = self.notifier.is_due(self.shared);
-        while let Some((region, pages)) = (!notify).then(|| self.survey.next()).flatten() {
+        let pauses = notify || self.announcer.is_due();
+        while let Some((region, pages)) = (!pauses).then(|| self.survey.next()).flatten() {
             self.connection.map(region, pages)?;
         }
-        while !notify && self.outstanding.pages < self.shared.options.window {
+        while !pauses && self.outstanding.pages < self.shared.options.window {
             let (runs, shortage) = (FETCH_RUNS.min(MAX_RUNS - self.outstanding.runs), &self.shortage);
             let Some((region, runs)) = self.plan.next(FETCH_PAGES, runs, |region| shortage.allows(region)) else {
                 break;
@@ -136,7 +142,11 @@ impl Stream<'_> {
             let short = match reply {
                 Reply::Pages(answer) => {
                     self.outstanding.received(answer.pages());
-                    apply(self.shared, region, &answer)?
+                    let mut short = apply(self.shared, region, &answer)?;
+                    let (also_short, missing) = apply_known(self.shared, region, &answer)?;
+                    self.plan.requeue(region, &missing);
+                    short.extend(also_short);
+                    short
                 }
                 Reply::Holes(ExportHoles { holes, .. }) => {
                     self.survey.received(holes.pages);
@@ -159,6 +169,11 @@ impl Stream<'_> {
 
     /// No page is outstanding. False if the stream has ended.
     fn idle(&mut self, notify: bool) -> Result<bool, Interruption> {
+        if self.announcer.is_due() {
+            let (announcer, connection) = (&mut self.announcer, &mut self.connection);
+            announcer.announce(|key, prefixes| connection.announce(key, prefixes))?;
+            return Ok(true);
+        }
         if notify {
             self.notifier.notify(self.shared, &mut self.connection)?;
             return Ok(true);

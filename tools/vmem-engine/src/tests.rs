@@ -8,6 +8,7 @@ mod link;
 mod loss;
 mod memory;
 mod release;
+mod seed;
 mod source;
 mod staging;
 mod verify;
@@ -36,6 +37,7 @@ const OPTIONS: Options = Options {
     window: 1024,
     prefetch: 0,
     retry: Duration::from_secs(20),
+    seed: None,
 };
 
 fn to(address: SocketAddr) -> Connect {

@@ -198,9 +198,10 @@ impl Findings {
         for (range, contents) in answer.contents() {
             let mut theirs = match contents {
                 Contents::Data(data) => Some(data.chunks_exact(PAGE_SIZE)),
-                Contents::Zero | Contents::Unreadable => None,
+                // Nothing was announced over this connection: the source sends all contents.
+                Contents::Zero | Contents::Unreadable | Contents::Known(_) | Contents::Same => None,
             };
-            let is_readable = contents != Contents::Unreadable;
+            let is_readable = matches!(contents, Contents::Data(_) | Contents::Zero);
             let mut left = Some(range);
             while let Some((Some(pages), after)) = left.map(|left| left.split_at(READ_PAGES)) {
                 self.read(target, pages)?;

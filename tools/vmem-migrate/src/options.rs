@@ -146,6 +146,9 @@ pub struct Receive {
     /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
     #[arg(long)]
     pub huge: bool,
+    /// An old image of the guest's memory, as a raw file: pages with the contents of any page of it are not sent; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub seed_image: Vec<PathBuf>,
     /// Accept a guest that needs more memory than is available
     #[arg(long)]
     pub overcommit: bool,

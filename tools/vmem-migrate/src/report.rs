@@ -214,6 +214,8 @@ impl Report {
                 "pages": {"data": data, "zero": zero, "faults": figures.faults},
                 "bytes": figures.data_bytes.saturating_add(figures.duplicate_bytes),
                 "staged_bytes": figures.staged_bytes,
+                "known_bytes": figures.known_bytes,
+                "same_bytes": figures.same_bytes,
                 "remainder_bytes": self.remainder,
                 "rounds": self.rounds.json(),
                 "fault_p50_seconds": p50,
@@ -239,6 +241,9 @@ impl Report {
         }
         out(&format!("data       {} in {data} pages", bytes(figures.data_bytes)));
         out(&format!("zero       {zero} pages"));
+        if figures.known_bytes > 0 {
+            out(&format!("known      {} were in a seed image", bytes(figures.known_bytes)));
+        }
         out(&format!(
             "faults     {}, answered in p50 {}, p99 {}",
             figures.faults,

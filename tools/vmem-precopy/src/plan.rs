@@ -53,6 +53,8 @@ pub(crate) struct SentPages {
     pub(crate) data: u64,
     pub(crate) zero: u64,
     pub(crate) unreadable: u64,
+    pub(crate) known: u64,
+    pub(crate) same: u64,
     pub(crate) bytes: u64,
     /// The time in which there was something to send, since the pages before.
     pub(crate) busy: Duration,
@@ -389,12 +391,15 @@ impl Plan {
         self.now.bytes = self.now.bytes.saturating_add(sent.bytes);
         self.now.zero = self.now.zero.saturating_add(sent.zero);
         self.now.unreadable = self.now.unreadable.saturating_add(sent.unreadable);
+        self.now.known = self.now.known.saturating_add(sent.known);
+        self.now.same = self.now.same.saturating_add(sent.same);
         self.now.busy = self.now.busy.saturating_add(sent.busy);
         self.bytes = self.bytes.saturating_add(sent.bytes);
+        let without = [sent.zero, sent.unreadable, sent.known, sent.same];
         self.bandwidth.add(&Transfer {
             bytes: sent.bytes,
             data: sent.data,
-            zero: sent.zero.saturating_add(sent.unreadable),
+            zero: without.into_iter().fold(0, u64::saturating_add),
             busy: sent.busy,
             after_pause: sent.after_pause,
             is_received: sent.is_received,

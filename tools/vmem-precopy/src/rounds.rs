@@ -146,6 +146,8 @@ impl PreCopy {
             data: sent.data,
             zero: sent.zero,
             unreadable: sent.unreadable,
+            known: sent.known,
+            same: sent.same,
             bytes: sent.bytes,
             busy,
             after_pause,

@@ -23,6 +23,10 @@ pub struct RoundStatistics {
     pub zero: u64,
     /// Pages that the sender could not read. The destination does not have them.
     pub unreadable: u64,
+    /// Pages of which the destination had the contents somewhere, so that a digest was sent.
+    pub known: u64,
+    /// Pages that had the contents with which they were sent before, so that nothing was sent.
+    pub same: u64,
     /// Pages that came into the log. One that was taken out of it and written again counts again.
     pub dirtied: u64,
     /// Pages that are left at the end of the round, never sent or written since; in a round that runs, at its beginning.

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Answers of a source: page contents.
 
+mod condense;
+
 use vmem::{PAGE_SIZE, PageRange};
+
+use crate::digest::DIGEST_SIZE;
+
+pub(crate) use condense::Sent;
 
 /// The kind of contents of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +18,21 @@ pub enum Kind {
     Zero,
     /// The source cannot read the pages.
     Unreadable,
+    /// Digests in place of the contents: the destination has announced contents with these digests.
+    Known,
+    /// The pages have the contents that they had when they were sent last, while the program ran.
+    Same,
+}
+
+impl Kind {
+    /// Bytes of each page in an answer.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Data => PAGE_SIZE,
+            Self::Known => DIGEST_SIZE,
+            Self::Zero | Self::Unreadable | Self::Same => 0,
+        }
+    }
 }
 
 /// A run of pages of one kind.
@@ -23,6 +44,14 @@ pub struct Run {
     pub kind: Kind,
 }
 
+impl Run {
+    /// This run and the `next` one as one, if it begins where this one ends and is of the same kind.
+    fn join(&self, next: &Self) -> Option<Self> {
+        let range = self.range.join(next.range).filter(|_| self.kind == next.kind)?;
+        Some(Self { range, ..*self })
+    }
+}
+
 /// The contents of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Contents<'a> {
@@ -32,6 +61,10 @@ pub enum Contents<'a> {
     Zero,
     /// The source cannot read the pages.
     Unreadable,
+    /// These digests, of [`DIGEST_SIZE`] bytes each: of contents that the caller has announced.
+    Known(&'a [u8]),
+    /// What was staged of the pages before, if anything was.
+    Same,
 }
 
 /// Some of the pages that were fetched.
@@ -43,7 +76,7 @@ pub struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// An answer whose data runs have their pages in `data`, one run after the other. `None` if `data` is longer or shorter than the runs.
+    /// An answer whose runs have their pages or digests in `data`, one run after the other. `None` if `data` is longer or shorter than the runs.
     #[must_use]
     pub fn new(export: usize, runs: &'a [Run], data: &'a [u8]) -> Option<Self> {
         (data_len(runs) == Some(data.len())).then_some(Self { export, runs, data })
@@ -68,11 +101,16 @@ impl<'a> Answer<'a> {
             let contents = match run.kind {
                 Kind::Zero => Contents::Zero,
                 Kind::Unreadable => Contents::Unreadable,
-                Kind::Data => {
-                    // `new` has checked that the data runs are as long as the slice.
-                    let (data, after) = rest.split_at(run.range.count() as usize * PAGE_SIZE);
+                Kind::Same => Contents::Same,
+                Kind::Data | Kind::Known => {
+                    // `new` has checked that the runs are as long as the slice.
+                    let (data, after) = rest.split_at(run.range.count() as usize * run.kind.bytes());
                     rest = after;
-                    Contents::Data(data)
+                    if run.kind == Kind::Data {
+                        Contents::Data(data)
+                    } else {
+                        Contents::Known(data)
+                    }
                 }
             };
             (run.range, contents)
@@ -80,14 +118,15 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Number of bytes of the data runs; `None` if it does not fit in `usize`.
+/// Number of bytes of the runs; `None` if it does not fit in `usize`.
 pub(crate) fn data_len(runs: &[Run]) -> Option<usize> {
-    runs.iter()
-        .filter(|run| run.kind == Kind::Data)
-        .try_fold(0_usize, |sum, run| {
-            let pages = usize::try_from(run.range.count()).ok()?;
-            sum.checked_add(pages.checked_mul(PAGE_SIZE)?)
-        })
+    runs.iter().try_fold(0_usize, |sum, run| {
+        let pages = match run.kind.bytes() {
+            0 => 0,
+            _ => usize::try_from(run.range.count()).ok()?,
+        };
+        sum.checked_add(pages.checked_mul(run.kind.bytes())?)
+    })
 }
 
 /// A buffer of fixed size in which an answer is built.
@@ -194,10 +233,11 @@ impl Chunk {
     }
 
     fn push(&mut self, range: PageRange, kind: Kind) {
-        let last = self.runs.last_mut().filter(|last| last.kind == kind);
-        match last.and_then(|last| last.range.join(range).map(|both| (last, both))) {
-            Some((last, both)) => last.range = both,
-            None => self.runs.push(Run { range, kind }),
+        let run = Run { range, kind };
+        let last = self.runs.last_mut();
+        match last.and_then(|last| last.join(&run).map(|both| (last, both))) {
+            Some((last, both)) => *last = both,
+            None => self.runs.push(run),
         }
     }
 }

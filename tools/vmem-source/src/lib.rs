@@ -22,6 +22,8 @@
 //!             Contents::Data(bytes) => println!("{pages}: {} bytes", bytes.len()),
 //!             Contents::Zero => println!("{pages}: zero"),
 //!             Contents::Unreadable => println!("{pages}: the source cannot read them"),
+//!             // A source does that only for a caller that has announced contents, or stages pages.
+//!             Contents::Known(_) | Contents::Same => println!("{pages}: left out"),
 //!         }
 //!     }
 //! }
@@ -31,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod digest;
 pub mod endpoint;
 mod error;
 pub mod export;

@@ -4,6 +4,7 @@
 //! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else
 //! ends the connection. (Whether the contents are right, only the peer can know.)
 
+mod hashes;
 mod map;
 mod rounds;
 mod staging;
@@ -21,13 +22,14 @@ use vmem::PageRange;
 use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
+use crate::digest::Key;
 use crate::error::Error;
 use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
 use crate::holes::{ExportHoles, MAX_MAP_PAGES};
 use crate::link::{Link, Side};
 use crate::source::{PageSource, Readiness, Reply};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
+use crate::wire::greeting::{self, FEATURE_HASHES, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
 use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, exports, map as wire_map, pages, ranges, refusal};
 
@@ -40,6 +42,8 @@ pub struct Peer {
     exports: Vec<Export>,
     outstanding: Outstanding,
     maps: Maps,
+    /// Whether contents were announced to the source.
+    announced: bool,
     payload: Vec<u8>,
     runs: Vec<Run>,
     /// The features that the source accepted.
@@ -68,8 +72,8 @@ impl Use {
     fn features(self) -> u64 {
         match self {
             Self::Fetch(Lane::Urgent) => FEATURE_RELEASE,
-            Self::Fetch(Lane::Stream) => FEATURE_RELEASE | FEATURE_MAP,
-            Self::Stage => FEATURE_RELEASE | FEATURE_MAP | FEATURE_ROUNDS,
+            Self::Fetch(Lane::Stream) => FEATURE_RELEASE | FEATURE_MAP | FEATURE_HASHES,
+            Self::Stage => FEATURE_RELEASE | FEATURE_MAP | FEATURE_HASHES | FEATURE_ROUNDS,
         }
     }
 }
@@ -148,6 +152,7 @@ impl Peer {
             exports: Vec::new(),
             outstanding: Outstanding::default(),
             maps: Maps::default(),
+            announced: false,
             payload: Vec::new(),
             runs: Vec::new(),
             features: theirs.features,
@@ -197,6 +202,7 @@ impl Peer {
             }
         }
         let (export, data) = pages::decode(&self.payload, &mut self.runs)?;
+        self.check_kinds(&self.runs, false)?;
         let data = self.payload.len() - data.len();
         Ok(Received::Pages(
             self.outstanding.accept(header.tag, export, &self.runs)?,
@@ -269,6 +275,14 @@ impl PageSource for Peer {
 
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
         self.ask_map(export, pages)
+    }
+
+    fn can_hash(&self) -> bool {
+        self.takes_hashes()
+    }
+
+    fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), Error> {
+        self.send_digests(key, prefixes)
     }
 
     fn next_answer(&mut self) -> Result<Answer<'_>, Error> {

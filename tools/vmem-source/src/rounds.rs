@@ -70,6 +70,10 @@ pub struct Sent {
     pub zero: u64,
     /// Pages sent as unreadable. The destination does not stage them.
     pub unreadable: u64,
+    /// Pages of which the destination has the contents: their digests were sent.
+    pub known: u64,
+    /// Pages that were sent with the same contents before: nothing was sent.
+    pub same: u64,
     /// Bytes of the frames.
     pub bytes: u64,
     /// From the choice of the pages until the network had taken the answer.

@@ -7,6 +7,7 @@
 
 mod connection;
 mod deferred;
+mod hashes;
 mod limiter;
 mod map;
 mod next;
@@ -34,10 +35,11 @@ use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::memory::Memory;
 use crate::wire::MAX_EXPORTS;
-use crate::wire::greeting::{FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS};
+use crate::wire::greeting::{FEATURE_HASHES, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS};
 
 pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
+use hashes::Budget;
 pub use limiter::{LEAST_BANDWIDTH, Limiter};
 pub use released::Released;
 pub use sender::Served;
@@ -114,6 +116,10 @@ pub struct Totals {
     pub zero: AtomicU64,
     /// Pages sent as unreadable.
     pub unreadable: AtomicU64,
+    /// Pages of which digests were sent: their destinations have the contents.
+    pub known: AtomicU64,
+    /// Pages of which nothing was sent: they had been sent with the same contents before.
+    pub same: AtomicU64,
     /// Pages released.
     pub released: AtomicU64,
 }
@@ -139,6 +145,8 @@ struct Shared {
     staging: Staging,
     /// The user's limit of the bandwidth.
     limiter: Arc<Limiter>,
+    /// What may be kept of announced digests.
+    budget: Budget,
     totals: Arc<Totals>,
     report: Box<dyn Fn(Event<'_>) + Send + Sync>,
     slots: Arc<Slots>,
@@ -172,6 +180,7 @@ impl Server {
             .map_err(|source| Error::Listen { address, source })?;
         let shared = Arc::new(Shared {
             memories,
+            budget: Budget::of(&exports),
             exports,
             limits,
             identity,
@@ -326,6 +335,7 @@ impl Shared {
             (is_releasable, FEATURE_RELEASE),
             (has_rounds, FEATURE_ROUNDS),
             (is_stream, FEATURE_MAP),
+            (is_stream, FEATURE_HASHES),
         ]
         .into_iter()
         .filter_map(|(accepted, feature)| accepted.then_some(feature))

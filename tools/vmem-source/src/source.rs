@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use vmem::PageRange;
 
 use crate::answer::Answer;
+use crate::digest::Key;
 use crate::error::Error;
 use crate::export::Export;
 use crate::holes::ExportHoles;
@@ -64,6 +65,23 @@ pub trait PageSource: Send {
     /// The source is lost, or the call is not valid ([`Error::InvalidFetch`]): this source [`can_map`](Self::can_map) not, or has no such pages.
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
         Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")))
+    }
+
+    /// Whether [`announce`](Self::announce) has an effect.
+    fn can_hash(&self) -> bool {
+        false
+    }
+
+    /// Tells the source that the caller has contents whose digests by `key` have these beginnings ([`Digest::prefix`](crate::digest::Digest::prefix)):
+    /// answers may have [`Contents::Known`](crate::Contents::Known) from now on. None of them withdraws all that were announced. The key is the same in
+    /// each call. Only while no page is outstanding, unless it withdraws.
+    ///
+    /// # Errors
+    ///
+    /// As for [`fetch`](Self::fetch).
+    fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), Error> {
+        let _ = (key, prefixes);
+        Ok(())
     }
 
     /// When [`next_answer`](Self::next_answer) can return.

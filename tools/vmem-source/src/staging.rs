@@ -4,6 +4,7 @@
 use vmem::PageRange;
 
 use crate::answer::Answer;
+use crate::digest::Key;
 use crate::error::Error;
 use crate::export::{Export, ExportRanges};
 use crate::holes::ExportHoles;
@@ -37,6 +38,21 @@ pub trait StagingSource: Send {
     /// As for [`next`](Self::next).
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
         Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")))
+    }
+
+    /// Whether [`announce`](Self::announce) has an effect.
+    fn can_hash(&self) -> bool {
+        false
+    }
+
+    /// As [`PageSource::announce`].
+    ///
+    /// # Errors
+    ///
+    /// The source is lost.
+    fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), Error> {
+        let _ = (key, prefixes);
+        Ok(())
     }
 
     /// When [`next_event`](Self::next_event) can return.

@@ -6,6 +6,7 @@
 //!
 //! All numbers are little endian. The checksum of a frame is verified before its payload is decoded.
 
+pub(crate) mod digests;
 pub(crate) mod exports;
 mod fields;
 pub(crate) mod frame;
@@ -214,6 +215,9 @@ pub enum ProtocolError {
         /// The number of its pages.
         nr_pages: u64,
     },
+    /// A DIGESTS with another key than the one before.
+    #[error("a frame DIGESTS with another key than the first one of the connection")]
+    OtherKey,
     /// A MAP where rounds have begun to send pages.
     #[error("a frame MAP after a NEXT, and before the list of the remaining pages is complete")]
     LateMap,

@@ -187,6 +187,9 @@ pub(crate) struct Receive {
     /// Until that order, take the rounds of a source that sends them (serve --rounds)
     #[arg(long, requires = "hold", conflicts_with = "no_background")]
     pub(crate) stage: bool,
+    /// An old image of the memory, as a raw file: pages with the contents of any page of it are not sent; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with = "no_background")]
+    pub(crate) seed_image: Vec<PathBuf>,
     /// When all pages are here, read them again at the source and compare; the regions stay as they are until then. No program may write to
     /// them, or to the memory at the source, before that
     #[arg(long, conflicts_with_all = ["no_background", "release"])]
@@ -224,6 +227,7 @@ impl Receive {
             ("--retry", self.retry.is_some()),
             ("--release", self.release),
             ("--stage", self.stage),
+            ("--seed-image", !self.seed_image.is_empty()),
         ]);
         let of_stream = given([("--window", self.window.is_some())]);
         let is_file = |source: &String| source.starts_with("file:");
@@ -340,6 +344,7 @@ mod tests {
             "vmemd --source host --stage",
             "vmemd --source host --hold --stage --no-background",
             "vmemd --source host --verify --no-background",
+            "vmemd --source host --seed-image /a --no-background",
             "vmemd --source host --verify --release",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",

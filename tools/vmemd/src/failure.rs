@@ -68,6 +68,15 @@ pub(crate) enum Failure {
         #[source]
         source: vmem::Error,
     },
+    /// An image of `--seed-image` cannot be read.
+    #[error("cannot use the seed image {}", path.display())]
+    SeedImage {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// `--source` was given more than once.
     #[error("there is one --source, unless all are of the form file:NAME=PATH")]
     Sources,
@@ -103,6 +112,7 @@ impl Failure {
             Self::Local { .. }
             | Self::Sources
             | Self::NoSuchExport(_)
+            | Self::SeedImage { .. }
             | Self::Tls(_)
             | Self::Metrics(_)
             | Self::Control(_)

@@ -94,6 +94,8 @@ impl Collector for Destination {
                 "Pages that came although they were here",
                 now.duplicates / PAGE,
             ),
+            ("known_pages", "Pages copied from a seed image", now.known / PAGE),
+            ("same_pages", "Pages that came as the same as before", now.same / PAGE),
             ("faults", "Requests of programs that wait for a page", now.faults),
             ("reconnects", "Connections to the source made again", now.reconnects),
         ] {
@@ -121,6 +123,8 @@ impl Collector for Source {
             data,
             zero,
             unreadable,
+            known,
+            same,
             released,
         } = &*self.0;
         for (name, help, value) in [
@@ -128,6 +132,8 @@ impl Collector for Source {
             ("data_pages", "Pages sent with their bytes", data),
             ("zero_pages", "Pages sent as zero", zero),
             ("unreadable_pages", "Pages that could not be read", unreadable),
+            ("known_pages", "Pages of which a digest was sent", known),
+            ("same_pages", "Pages sent as the same as before", same),
             ("released_pages", "Pages given back", released),
         ] {
             count(&mut encoder, name, help, value.load(Ordering::Relaxed))?;

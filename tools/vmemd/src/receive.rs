@@ -3,6 +3,7 @@
 
 mod orders;
 mod regions;
+mod seed;
 mod stopping;
 mod verifying;
 
@@ -28,6 +29,7 @@ use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Needs, User};
 use crate::report::Report;
 use orders::Orders;
+use seed::SeedImages;
 use stopping::Stopping;
 use verifying::Verifying;
 
@@ -78,6 +80,7 @@ impl Run {
             endpoint,
             mut warnings,
         } = Source::open(args)?;
+        let images = seed::open(&args.seed_image)?;
         let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
@@ -89,6 +92,7 @@ impl Run {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let stopping = Stopping::default();
         stopping.handle_signals()?;
+        let mut images = SeedImages::start(images)?;
         let mut orders = Orders::new(args.hold, args.release);
         if let Some(socket) = socket {
             let server = socket.serve(orders.service(&stopping))?;
@@ -120,7 +124,13 @@ impl Run {
                     return Err(Failure::HasPages(started.name().to_owned()));
                 }
                 let source = Box::new(endpoint.connect_staging().map_err(Failure::Source)?);
-                Some(Staging::start(&targets, source, window, Arc::clone(&self.stats))?)
+                Some(Staging::start(
+                    &targets,
+                    source,
+                    window,
+                    images.seed(),
+                    Arc::clone(&self.stats),
+                )?)
             }
             _ => None,
         };
@@ -131,6 +141,7 @@ impl Run {
                 if let Some(failure) = staging.as_mut().and_then(Staging::failure) {
                     return Err(failure.into());
                 }
+                images.report();
                 report.progress(&self.status());
             }
         }
@@ -142,6 +153,7 @@ impl Run {
             window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
+            seed: images.seed(),
         };
         let mut verifying = args.verify.then(|| {
             let stats = Arc::clone(&self.stats);
@@ -160,7 +172,7 @@ impl Run {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
         };
-        let result = self.watch(&mut engine, choices, verifying.as_mut(), report);
+        let result = self.watch(&mut engine, choices, verifying.as_mut(), &mut images, report);
         engine.stop();
         // For the summary. If the kernel has nothing to say, it stays at what it said before.
         self.regions.iter_mut().for_each(|region| drop(region.refresh()));
@@ -173,6 +185,7 @@ impl Run {
         engine: &mut Engine,
         choices: CompletionOptions,
         mut verifying: Option<&mut Verifying>,
+        images: &mut SeedImages,
         report: &mut Report,
     ) -> Result<(), Failure> {
         loop {
@@ -206,6 +219,7 @@ impl Run {
                 // From now on the source may go: somebody may map a complete region long after.
                 engine.halt();
             }
+            images.report();
             let now = self.status();
             report.progress(&now);
             if let Some(metrics) = &self.metrics {

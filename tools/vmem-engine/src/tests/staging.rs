@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -11,12 +12,13 @@ use std::time::Duration;
 
 use vmem::{Name, PAGE_SIZE, PageRange};
 use vmem_source::answer::{Kind, Run};
+use vmem_source::digest::Key;
 use vmem_source::{
     Answer, Error as SourceError, Export, ExportHoles, ExportRanges, Holes, PageSource, Readiness, StagingEvent, StagingSource,
 };
 
 use super::memory::{Memory, Page};
-use crate::{Error, Sink, Staged, Staging, Stats, Target};
+use crate::{Error, Seed, Sink, Staged, Staging, Stats, Target};
 
 const PAGES: u64 = 16;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -27,6 +29,10 @@ enum Say {
     Data(u64, &'static [u8]),
     Zero(u64, u64),
     Unreadable(u64),
+    /// A page whose digest, by the announced key, is that of a page of these bytes.
+    Known(u64, u8),
+    /// Pages from the first on that are the same as before.
+    Same(u64, u64),
     /// Holes of pages from the first on, of which so many are known.
     Holes(u64, u64, &'static [(u64, u64)]),
     Batch(bool),
@@ -40,6 +46,8 @@ struct Script {
     exports: Vec<Export>,
     lines: Receiver<Say>,
     asked: Arc<Mutex<u64>>,
+    /// What was announced.
+    announced: Option<(Key, Vec<u64>)>,
     /// How often a map was asked for, of a source that gives one.
     maps: Option<Arc<Mutex<u64>>>,
     runs: Vec<Run>,
@@ -86,6 +94,15 @@ impl StagingSource for Script {
         Ok(())
     }
 
+    fn can_hash(&self) -> bool {
+        true
+    }
+
+    fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), SourceError> {
+        self.announced = (!prefixes.is_empty()).then(|| (key.clone(), prefixes.to_vec()));
+        Ok(())
+    }
+
     fn readiness(&self) -> Readiness<'_> {
         self.link
             .as_ref()
@@ -101,6 +118,16 @@ impl StagingSource for Script {
             Say::Data(first, bytes) => (run(first, bytes.len() as u64), Kind::Data, bytes),
             Say::Zero(first, count) => (run(first, count), Kind::Zero, &[]),
             Say::Unreadable(first) => (run(first, 1), Kind::Unreadable, &[]),
+            Say::Same(first, count) => (run(first, count), Kind::Same, &[]),
+            Say::Known(page, byte) => {
+                let (key, prefixes) = self.announced.as_ref().expect("an announcement");
+                let digest = key.digest(&[byte; PAGE_SIZE]);
+                assert!(prefixes.contains(&digest.prefix()));
+                let (range, kind) = (run(page, 1), Kind::Known);
+                self.runs = vec![Run { range, kind }];
+                self.data = digest.bytes().to_vec();
+                return Ok(StagingEvent::Pages(Answer::new(0, &self.runs, &self.data).expect("a digest")));
+            }
             Say::Holes(first, count, ranges) => {
                 let ranges = ranges.iter().map(|(first, count)| run(*first, *count)).collect();
                 let pages = run(first, count);
@@ -151,13 +178,14 @@ fn staging(memory: &Arc<Memory>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
 }
 
 fn staging_over(memory: &Arc<Memory>, link: Option<UnixStream>) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
-    staging_with(memory, link, None)
+    staging_with(memory, link, None, None)
 }
 
 fn staging_with(
     memory: &Arc<Memory>,
     link: Option<UnixStream>,
     maps: Option<Arc<Mutex<u64>>>,
+    seed: Option<Arc<Seed>>,
 ) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
     let (lines, receiver) = channel();
     let asked = Arc::default();
@@ -169,6 +197,7 @@ fn staging_with(
         data: Vec::new(),
         link,
         maps,
+        announced: None,
     };
     let target = Target {
         export: export(),
@@ -176,7 +205,7 @@ fn staging_with(
         sink: Arc::clone(memory) as Arc<dyn Sink>,
     };
     let stats = Arc::new(Stats::new().expect("counters"));
-    let staging = Staging::start(&[target], Box::new(script), 256, stats).expect("a thread");
+    let staging = Staging::start(&[target], Box::new(script), 256, seed, stats).expect("a thread");
     (staging, lines, asked)
 }
 
@@ -230,7 +259,7 @@ fn page_that_is_sent_again_has_its_last_contents() {
 #[test]
 fn holes_are_staged_as_zero_before_the_rounds_and_replaced_by_them() {
     let (memory, maps) = (Arc::new(Memory::new(PAGES)), Arc::new(Mutex::new(0)));
-    let (staging, lines, asked) = staging_with(&memory, None, Some(Arc::clone(&maps)));
+    let (staging, lines, asked) = staging_with(&memory, None, Some(Arc::clone(&maps)), None);
     super::wait_until(|| *asked.lock().expect("no panic") == 1);
     assert_eq!(*maps.lock().expect("no panic"), 1);
     for say in [
@@ -245,6 +274,58 @@ fn holes_are_staged_as_zero_before_the_rounds_and_replaced_by_them() {
     }
     staging.commit(LIMIT).expect("the list is complete");
     assert_eq!(present(&memory), [(1, 0), (2, 7), (3, 0), (4, 0), (8, 0), (10, 0), (11, 0)]);
+}
+
+/// An image of pages of these bytes.
+fn image_of(bytes: &[u8]) -> (tempfile::NamedTempFile, Arc<Seed>) {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").expect("a file");
+    let contents: Vec<u8> = bytes.iter().flat_map(|byte| [*byte; PAGE_SIZE]).collect();
+    file.as_file().write_all_at(&contents, 0).expect("room");
+    let image = std::fs::File::open(file.path()).expect("an image");
+    let seed = Seed::start(vec![(file.path().to_owned(), image)]).expect("a thread");
+    super::wait_until(|| seed.is_complete());
+    (file, seed)
+}
+
+#[test]
+fn known_pages_are_copied_from_the_image_and_same_ones_stay() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (_file, seed) = image_of(&[5, 6, 7]);
+    let (staging, lines, _) = staging_with(&memory, None, None, Some(seed));
+    for say in [
+        Say::Known(3, 6),
+        Say::Data(4, &[9, 9]),
+        Say::Zero(6, 1),
+        Say::Batch(false),
+        Say::Known(4, 7),
+        Say::Same(5, 1),
+        Say::Same(3, 1),
+        // Pages that are not staged with contents: a source that says this of them is wrong, or there was no memory.
+        Say::Same(6, 2),
+        Say::Batch(true),
+        Say::End,
+    ] {
+        lines.send(say).expect("a thread");
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(3, 6), (4, 7), (5, 9)]);
+}
+
+#[test]
+fn known_page_that_the_image_has_no_more_stays_absent_also_if_it_comes_as_the_same() {
+    let memory = Arc::new(Memory::new(PAGES));
+    let (file, seed) = image_of(&[5, 6, 7]);
+    let (staging, lines, asked) = staging_with(&memory, None, None, Some(Arc::clone(&seed)));
+    lines.send(Say::Data(3, &[1, 1, 1])).expect("a thread");
+    lines.send(Say::Batch(false)).expect("a thread");
+    super::wait_until(|| *asked.lock().expect("no panic") == 2);
+    file.as_file().write_all_at(&[8], PAGE_SIZE as u64 + 9).expect("room");
+    for say in [Say::Known(3, 6), Say::Same(3, 2), Say::Batch(true), Say::End] {
+        lines.send(say).expect("a thread");
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(4, 1), (5, 1)]);
+    assert!(seed.failure().is_some_and(|why| why.contains("has changed")));
 }
 
 #[test]

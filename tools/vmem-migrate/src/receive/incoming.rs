@@ -237,7 +237,7 @@ impl IncomingMigration {
             reason: None,
         };
         let known = Regions::of(&record);
-        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args), fetching)?;
+        let mut pages = PageFetcher::hold(&record, state_dir, loss_policy(args), fetching, &args.seed_image)?;
         let monitor = Monitor::new(args.qmp.clone(), Some(qmp), process, known, COMMAND_LIMIT).with_signals(host.signals);
         if let Err(error) = state_dir.write(&record) {
             pages.stop();

@@ -5,6 +5,7 @@ mod fetch;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -75,8 +76,15 @@ pub(super) struct PageFetcher {
 
 impl PageFetcher {
     /// Starts a vmemd that waits for the order to start, and takes the source's rounds until then if there are any. It is not started again
-    /// before [`keep`](Self::keep).
-    pub(super) fn hold(record: &Incoming, state_dir: &StateDir, policy: LossPolicy, fetching: Fetching) -> Result<Self, Cause> {
+    /// before [`keep`](Self::keep). Only this vmemd uses the seed images: one that is started again for a guest that runs must not fail because
+    /// an image has gone.
+    pub(super) fn hold(
+        record: &Incoming,
+        state_dir: &StateDir,
+        policy: LossPolicy,
+        fetching: Fetching,
+        seed_images: &[PathBuf],
+    ) -> Result<Self, Cause> {
         let mut all = record.vmemd.clone();
         all.push("--hold".to_owned());
         let options = [("--stage", fetching.rounds), ("--verify", fetching.verify)];
@@ -86,6 +94,9 @@ impl PageFetcher {
                 .filter(|(_, is_given)| *is_given)
                 .map(|(option, _)| (*option).to_owned()),
         );
+        for image in seed_images {
+            all.extend(["--seed-image".to_owned(), image.display().to_string()]);
+        }
         let mut daemon = Daemon::start(&all, &record.session, state_dir)?;
         if let Err(error) = daemon.wait_for(HOLD, holds) {
             daemon.end();

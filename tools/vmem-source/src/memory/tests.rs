@@ -46,6 +46,7 @@ fn read(memory: &Memory, first: u64, count: u64) -> Vec<(u64, u64, Option<u8>)> 
                 Contents::Data(data) => Some(data[0]),
                 Contents::Zero => Some(0),
                 Contents::Unreadable => None,
+                other => panic!("{other:?}"),
             };
             (range.first().get(), range.count(), byte)
         }));

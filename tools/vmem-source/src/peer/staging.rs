@@ -8,6 +8,7 @@ use vmem::PageRange;
 use super::rounds::Rounds;
 use super::{Peer, refused};
 use crate::answer::Answer;
+use crate::digest::Key;
 use crate::error::Error;
 use crate::export::{Export, MAX_FETCH_PAGES};
 use crate::source::{PageSource, Readiness};
@@ -58,6 +59,7 @@ impl StagingPeer {
                 Type::Error => return Err(refused(&peer.payload)),
                 Type::Pages => {
                     let (export, data) = pages::decode(&peer.payload, &mut peer.runs)?;
+                    peer.check_kinds(&peer.runs, true)?;
                     let data = peer.payload.len() - data.len();
                     return Ok(Received::Pages(
                         self.rounds.accept_pages(header.tag, export, &peer.runs)?,
@@ -114,6 +116,14 @@ impl StagingSource for StagingPeer {
             return Err(Error::InvalidFetch("a map: the rounds have begun".to_owned()));
         }
         self.peer.ask_map(export, pages)
+    }
+
+    fn can_hash(&self) -> bool {
+        self.peer.can_hash()
+    }
+
+    fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), Error> {
+        self.peer.send_digests(key, prefixes)
     }
 
     fn readiness(&self) -> Readiness<'_> {

@@ -2,6 +2,7 @@
 //! A peer that is broken, hostile or slow gets an error, and never a page into a region.
 
 mod connection;
+mod hashes;
 mod map;
 mod rounds;
 mod violation;
@@ -100,6 +101,7 @@ fn fetch(address: SocketAddr, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64, u8
                 Contents::Data(data) => data[0],
                 Contents::Zero => 0,
                 Contents::Unreadable => 0xff,
+                other => panic!("{other:?}"),
             };
             (range.first().get(), range.count(), byte)
         }));

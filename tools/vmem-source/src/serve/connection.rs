@@ -4,6 +4,7 @@
 use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
 
+use super::hashes::Hashes;
 use super::next::NextHandler;
 use super::sender::{Sender, Served, add};
 use super::slots::Slot;
@@ -13,11 +14,11 @@ use crate::error::Error;
 use crate::export::Lane;
 use crate::link::{Link, Side};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_MAP, FEATURE_ROUNDS, Greeting};
+use crate::wire::greeting::{self, FEATURE_HASHES, FEATURE_MAP, FEATURE_ROUNDS, Greeting};
 use crate::wire::map::decode_map;
 use crate::wire::rounds::decode_next;
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, ProtocolError, exports, ranges, refusal};
+use crate::wire::{ErrorCode, ProtocolError, digests, exports, ranges, refusal};
 
 /// Serves one connection until it ends.
 pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
@@ -68,7 +69,11 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
 
     let maps = features & FEATURE_MAP != 0;
     let mut payload = Vec::new();
-    let mut sender = Sender::new(link, shared, lane, served);
+    let hashes = match features & FEATURE_HASHES {
+        0 => None,
+        _ => Some(Hashes::new(&shared.budget, stages.then_some(&shared.exports)).map_err(Error::Io)?),
+    };
+    let mut sender = Sender::new(link, shared, lane, hashes, served);
     let mut nexts = NextHandler::new(staging);
     loop {
         // A daemon that needs nothing sends nothing. Keep-alive probes find out that a daemon is gone.
@@ -91,6 +96,10 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
                 nexts.map(header.tag, export, pages, shared, &mut sender)?;
             }
             Type::Next if stages => nexts.answer(header.tag, decode_next(&payload)?, shared, &mut sender)?,
+            Type::Digests if features & FEATURE_HASHES != 0 => {
+                let announced = digests::decode(&payload)?;
+                sender.hashes().map_or(Ok(()), |hashes| hashes.announce(announced))?;
+            }
             Type::Goodbye => return Ok(()),
             Type::Error => {
                 let (code, text) = refusal::decode(&payload)?;

@@ -57,6 +57,9 @@ impl<'a> NextHandler<'a> {
                     return Ok(());
                 }
                 send_remainder(rounds, shared, sender)?;
+                if let Some(hashes) = sender.hashes() {
+                    hashes.end_rounds();
+                }
                 let over = Self::Over { round: *round };
                 match std::mem::replace(self, over) {
                     Self::Rounds { connection, .. } => {

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
+use super::hashes::Hashes;
 use super::limiter::{Limiter, Purpose};
 use crate::answer::{Chunk, Kind};
 use crate::error::Error;
@@ -22,6 +23,10 @@ pub struct Served {
     pub zero: u64,
     /// Pages sent as unreadable.
     pub unreadable: u64,
+    /// Pages of which digests were sent: the peer has the contents.
+    pub known: u64,
+    /// Pages of which nothing was sent: they had been sent with the same contents before.
+    pub same: u64,
     /// Pages that the peer has for good, and that were released here.
     pub released: u64,
 }
@@ -36,6 +41,8 @@ pub(super) struct Sender<'a> {
     purpose: Purpose,
     chunk: Chunk,
     head: Vec<u8>,
+    /// What the peer has, if it knows how to be told so.
+    hashes: Option<Hashes<'a>>,
     /// Counters of the connection.
     served: &'a mut Served,
     /// Counters since [`take_sent`](Self::take_sent).
@@ -43,8 +50,9 @@ pub(super) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(link: &'a Link, shared: &'a Shared, lane: Lane, served: &'a mut Served) -> Self {
+    pub(super) fn new(link: &'a Link, shared: &'a Shared, lane: Lane, hashes: Option<Hashes<'a>>, served: &'a mut Served) -> Self {
         Self {
+            hashes,
             link,
             shared,
             limiter: (lane == Lane::Stream).then_some(&*shared.limiter),
@@ -93,6 +101,11 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// What the peer has, if it knows how to be told so.
+    pub(super) fn hashes(&mut self) -> Option<&mut Hashes<'a>> {
+        self.hashes.as_mut()
+    }
+
     /// Counts pages that the peer knows to be holes.
     pub(super) fn count_holes(&mut self, count: u64) {
         self.served.zero += count;
@@ -110,6 +123,10 @@ impl<'a> Sender<'a> {
     }
 
     fn send_chunk(&mut self, tag: u32, export: usize) -> Result<(), Error> {
+        if let Some(hashes) = self.hashes.as_mut().filter(|hashes| hashes.is_used()) {
+            hashes.note(export, self.chunk.runs());
+            self.chunk.condense(|page, contents| hashes.choose(export, page, contents));
+        }
         pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
         let bytes = (HEADER_SIZE + self.head.len() + self.chunk.data().len()) as u64;
         if let Some(limiter) = self.limiter {
@@ -123,6 +140,8 @@ impl<'a> Sender<'a> {
                 Kind::Data => (&mut self.served.data, &mut self.sent.data, &totals.data),
                 Kind::Zero => (&mut self.served.zero, &mut self.sent.zero, &totals.zero),
                 Kind::Unreadable => (&mut self.served.unreadable, &mut self.sent.unreadable, &totals.unreadable),
+                Kind::Known => (&mut self.served.known, &mut self.sent.known, &totals.known),
+                Kind::Same => (&mut self.served.same, &mut self.sent.same, &totals.same),
             };
             *served += count;
             *sent += count;

@@ -2,6 +2,7 @@
 //! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
 
 mod bandwidth;
+mod hashes;
 mod limit;
 mod map;
 mod release;
@@ -239,6 +240,7 @@ fn peers_read_the_memory_as_it_is() {
                     );
                 }
                 Contents::Unreadable => panic!("{range} is unreadable"),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -277,6 +279,7 @@ fn fetch(peer: &mut Peer, first: u64, count: u64) -> Vec<Option<u8>> {
                 Contents::Data(data) => Some(data[page * PAGE_SIZE]),
                 Contents::Zero => Some(0),
                 Contents::Unreadable => None,
+                other => panic!("{other:?}"),
             }));
         }
     }

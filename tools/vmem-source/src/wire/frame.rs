@@ -5,8 +5,9 @@ use std::hash::Hasher;
 
 use twox_hash::XxHash3_64;
 
+use super::digests::MAX_DIGESTS;
 use super::fields::Fields;
-use super::{MAX_EXPORTS, ProtocolError, exports, map, ranges, refusal, rounds};
+use super::{MAX_EXPORTS, ProtocolError, digests, exports, map, ranges, refusal, rounds};
 use crate::export::MAX_FETCH_RANGES;
 use crate::holes::MAX_HOLES;
 
@@ -30,6 +31,7 @@ pub(crate) enum Type {
     Remainder = 9,
     Map = 10,
     Holes = 11,
+    Digests = 12,
 }
 
 impl Type {
@@ -46,6 +48,7 @@ impl Type {
             Self::Remainder => "REMAINDER",
             Self::Map => "MAP",
             Self::Holes => "HOLES",
+            Self::Digests => "DIGESTS",
         }
     }
 
@@ -63,6 +66,7 @@ impl Type {
             Self::Remainder => "take a REMAINDER",
             Self::Map => "take a MAP",
             Self::Holes => "take a HOLES",
+            Self::Digests => "take a DIGESTS",
         }
     }
 
@@ -77,6 +81,7 @@ impl Type {
             Self::Next => rounds::NEXT_SIZE,
             Self::Batch => rounds::BATCH_SIZE,
             Self::Map => map::MAP_SIZE,
+            Self::Digests => digests::HEAD_SIZE + digests::ENTRY_SIZE * MAX_DIGESTS,
             Self::Holes => map::HOLES_HEAD_SIZE + ranges::ENTRY_SIZE * MAX_HOLES,
         };
         limit as u32
@@ -87,7 +92,7 @@ impl TryFrom<u8> for Type {
     type Error = ProtocolError;
 
     fn try_from(number: u8) -> Result<Self, ProtocolError> {
-        const ALL: [Type; 11] = [
+        const ALL: [Type; 12] = [
             Type::Exports,
             Type::Read,
             Type::Pages,
@@ -99,6 +104,7 @@ impl TryFrom<u8> for Type {
             Type::Remainder,
             Type::Map,
             Type::Holes,
+            Type::Digests,
         ];
         ALL.into_iter()
             .find(|kind| *kind as u8 == number)

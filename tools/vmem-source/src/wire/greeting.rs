@@ -20,6 +20,9 @@ pub(crate) const FEATURE_ROUNDS: u64 = 1 << 1;
 /// The source answers MAP frames.
 pub(crate) const FEATURE_MAP: u64 = 1 << 2;
 
+/// The source leaves out contents that the destination has: it takes DIGESTS frames, and the destination knows the kinds of runs for that.
+pub(crate) const FEATURE_HASHES: u64 = 1 << 3;
+
 /// A greeting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Greeting {

@@ -17,19 +17,26 @@ pub(crate) fn encode_head(export: u32, runs: &[Run], head: &mut Vec<u8>) {
     head.extend(export.to_le_bytes());
     head.extend((runs.len() as u32).to_le_bytes());
     for run in runs {
-        let kind: u32 = match run.kind {
-            Kind::Data => 0,
-            Kind::Zero => 1,
-            Kind::Unreadable => 2,
-        };
         head.extend(run.range.first().get().to_le_bytes());
         // A run is no longer than a READ: MAX_FETCH_PAGES.
         head.extend((run.range.count() as u32).to_le_bytes());
-        head.extend(kind.to_le_bytes());
+        head.extend(number(run.kind).to_le_bytes());
     }
 }
 
-/// Decodes the runs. Returns the number of the export and the contents of the data runs, which are exactly as long as the runs say.
+/// The number of a kind.
+pub(crate) fn number(kind: Kind) -> u32 {
+    match kind {
+        Kind::Data => 0,
+        Kind::Zero => 1,
+        Kind::Unreadable => 2,
+        Kind::Known => 3,
+        Kind::Same => 4,
+    }
+}
+
+/// Decodes the runs. Returns the number of the export and the pages and digests of the runs, which are exactly as long as the runs say. Which
+/// kinds the connection may have, the caller finds out.
 pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), ProtocolError> {
     runs.clear();
     let mut fields = Fields::new("PAGES", payload);
@@ -42,6 +49,8 @@ pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32,
             0 => Kind::Data,
             1 => Kind::Zero,
             2 => Kind::Unreadable,
+            3 => Kind::Known,
+            4 => Kind::Same,
             other => return Err(ProtocolError::Kind(other)),
         };
         let range = PageRange::from_pgoff(pgoff, nr_pages).ok_or(ProtocolError::Outside { pgoff, nr_pages })?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is encoded is decoded again, and nothing else is.
 
+mod digests;
 mod map;
 mod refused;
 mod rounds;
@@ -44,7 +45,13 @@ fn any_range() -> impl Strategy<Value = PageRange> {
 }
 
 fn any_runs() -> impl Strategy<Value = Vec<Run>> {
-    let kind = prop_oneof![Just(Kind::Data), Just(Kind::Zero), Just(Kind::Unreadable)];
+    let kind = prop_oneof![
+        Just(Kind::Data),
+        Just(Kind::Zero),
+        Just(Kind::Unreadable),
+        Just(Kind::Known),
+        Just(Kind::Same)
+    ];
     vec(((0..MAX_PAGES - 4), 1..4_u64, kind), 1..20).prop_map(|runs| {
         runs.into_iter()
             .filter_map(|(first, count, kind)| PageRange::from_pgoff(first, count).map(|range| Run { range, kind }))
@@ -121,8 +128,8 @@ proptest! {
 
     #[test]
     fn pages_round_trip(runs in any_runs(), byte: u8) {
-        let length: u64 = runs.iter().filter(|run| run.kind == Kind::Data).map(|run| run.range.count()).sum();
-        let data = vec![byte; length as usize * PAGE_SIZE];
+        let length: usize = runs.iter().map(|run| run.range.count() as usize * run.kind.bytes()).sum();
+        let data = vec![byte; length];
         let mut head = Vec::new();
         pages::encode_head(3, &runs, &mut head);
         let payload = [&head[..], &data].concat();

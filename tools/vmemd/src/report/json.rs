@@ -51,6 +51,8 @@ pub(super) fn figures(status: &Status) -> Figures {
         zero_bytes: status.zero,
         duplicate_bytes: status.duplicates,
         staged_bytes: status.staged,
+        known_bytes: status.known,
+        same_bytes: status.same,
         verified_bytes: status.verified,
         faults: status.faults,
         fault_us: status.service.map(|service| Times {

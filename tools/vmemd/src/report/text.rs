@@ -139,6 +139,14 @@ pub(super) fn end(status: Option<&Status>) {
     let seconds = status.elapsed.as_secs_f64();
     out(&format!("data       {} in {} pages", bytes(status.data), status.data / PAGE));
     out(&format!("zero       {} in {} pages", bytes(status.zero), status.zero / PAGE));
+    for (name, from, pages) in [
+        ("known", "were copied from a seed image", status.known / PAGE),
+        ("same", "were sent as the same as before", status.same / PAGE),
+    ] {
+        if pages > 0 {
+            out(&format!("{name:<11}{pages} pages {from}"));
+        }
+    }
     let unreadable: u64 = status.regions.iter().map(|region| region.unreadable / PAGE).sum();
     if unreadable > 0 {
         out(&format!("unreadable {unreadable} pages"));

@@ -207,6 +207,8 @@ fn figures(round: &RoundStatistics) -> Round {
         sent_pages: round.sent,
         zero_pages: round.zero,
         resent_pages: round.resent,
+        known_pages: round.known,
+        same_pages: round.same,
         skipped_pages: round.skipped,
         dirtied_pages: round.dirtied,
         left_pages: round.left,

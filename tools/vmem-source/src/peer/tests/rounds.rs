@@ -82,6 +82,7 @@ fn got(event: StagingEvent<'_>) -> Got {
                         Contents::Data(data) => Some(data[0]),
                         Contents::Zero => Some(0),
                         Contents::Unreadable => None,
+                        other => panic!("{other:?}"),
                     };
                     (range.first().get(), range.count(), byte)
                 })

@@ -14,7 +14,7 @@ use super::*;
 use crate::export::ExportRanges;
 use crate::peer::StagingPeer;
 use crate::staging::{StagingEvent, StagingSource};
-use crate::wire::greeting::FEATURE_MAP;
+use crate::wire::greeting::{FEATURE_HASHES, FEATURE_MAP};
 use crate::wire::rounds::{BatchEnd, decode_batch, encode_next};
 
 type Step = Box<dyn FnOnce() -> Result<Batch, RoundsError> + Send>;
@@ -154,6 +154,7 @@ fn stage(peer: &mut StagingPeer, staged: &mut [Vec<Option<u8>>]) -> Mark {
                             Contents::Data(data) => Some(data[at * PAGE_SIZE]),
                             Contents::Zero => Some(0),
                             Contents::Unreadable => None,
+                            other => panic!("{other:?}"),
                         };
                     }
                 }

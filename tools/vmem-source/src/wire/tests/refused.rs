@@ -221,7 +221,7 @@ fn pages_frame_with_invalid_runs_is_refused() {
         Ok(()),
         "a length that the connection will not have asked for"
     );
-    assert_eq!(pages(1, 5, 1, 3, 0), Err(ProtocolError::Kind(3)));
+    assert_eq!(pages(1, 5, 1, 5, 0), Err(ProtocolError::Kind(5)));
     assert_eq!(pages(1, 5, 0, 1, 0), Err(ProtocolError::Outside { pgoff: 5, nr_pages: 0 }));
     assert_eq!(
         pages(1, u64::MAX, 1, 1, 0),
