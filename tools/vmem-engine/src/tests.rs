@@ -6,6 +6,7 @@ mod arrival;
 mod holes;
 mod link;
 mod loss;
+mod measure;
 mod memory;
 mod release;
 mod seed;

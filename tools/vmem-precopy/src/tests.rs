@@ -9,6 +9,8 @@ mod traces;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use vmem_pages::PageRange;
+use vmem_source::Holes;
 
 use crate::limits::{Limits, Mode};
 use crate::plan::{Options, Plan};
@@ -139,6 +141,32 @@ fn page_that_is_written_all_the_time_does_not_keep_others_from_their_turn() {
     }
     assert_eq!(sent, 64);
     assert_eq!(plan.statistics(Duration::ZERO).now.resent, 0);
+}
+
+#[test]
+fn holes_after_the_last_take_are_not_told() {
+    let memory = Model::new(200);
+    let mut plan = Plan::new(vec![memory.boxed()], OPTIONS, Defer::HotAndEarly).expect("a plan");
+    let all = PageRange::of_pages(200).expect("pages");
+    let whole = |pages: PageRange| Holes {
+        pages,
+        ranges: vec![pages],
+    };
+    let (front, back) = all.split_at(100);
+    let (front, back) = (front.expect("pages"), back.expect("pages"));
+    assert_eq!(plan.map(0, front, &mut |pages| whole(pages)).expect("a log"), whole(front));
+    assert_eq!(
+        plan.map(1, front, &mut |pages| whole(pages)).expect("no log"),
+        Holes::none(front)
+    );
+    let now = plan.statistics(Duration::ZERO).now;
+    assert_eq!((now.sent, now.zero), (100, 100));
+    plan.finish().expect("a log");
+    assert_eq!(
+        plan.map(0, back, &mut |pages| whole(pages)).expect("no log"),
+        Holes::none(back)
+    );
+    assert_eq!(plan.remainder(), [(0, vec![back])]);
 }
 
 #[test]

@@ -87,6 +87,8 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         qemu::TESTS,
         dirty_rate::TESTS,
         vmemd::fill::TESTS,
+        vmemd::holes::TESTS,
+        vmemd::seed::TESTS,
         vmemd::loss::TESTS,
         vmemd::unreadable::TESTS,
         vmemd::node::TESTS,

@@ -3,7 +3,7 @@
 //! regions.
 
 pub(crate) mod contents;
-mod link;
+pub(crate) mod link;
 pub(crate) mod loss;
 mod memory;
 mod moves;

@@ -2,11 +2,13 @@
 //! vmemd on real regions: what the programs see, whatever happens to daemon and source.
 
 pub(crate) mod fill;
+pub(crate) mod holes;
 pub(crate) mod loss;
 pub(crate) mod node;
 pub(crate) mod process;
 mod programs;
 mod scratch;
+pub(crate) mod seed;
 pub(crate) mod unreadable;
 
 use vmem::{Access, Info, MapHandle, Mapping, PAGE_SIZE, Sharing};

@@ -13,6 +13,7 @@ crate::tests![
     a_hot_spot_arrives_as_it_was_written_last,
     writes_all_over_the_memory_arrive,
     pages_that_become_holes_or_data_between_rounds_arrive,
+    holes_that_are_written_after_the_map_arrive,
     writes_by_write_arrive,
     writes_of_several_processes_and_into_another_one_arrive,
     several_memories_at_once_arrive,
@@ -62,6 +63,11 @@ fn writes_all_over_the_memory_arrive() -> Outcome {
 
 fn pages_that_become_holes_or_data_between_rounds_arrive() -> Outcome {
     arrives(&[Memory::memfd(PAGES)?], 16, Writes::holes)
+}
+
+/// The last quarter of the memory is a hole when the destination asks for its map, or has just been written.
+fn holes_that_are_written_after_the_map_arrive() -> Outcome {
+    arrives(&[Memory::memfd(PAGES)?], 16, Writes::last_quarter)
 }
 
 fn writes_by_write_arrive() -> Outcome {

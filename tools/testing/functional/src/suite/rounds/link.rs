@@ -17,8 +17,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const UNLIMITED: u64 = u64::MAX;
 
 /// A relay of TCP connections.
-pub(super) struct Link {
-    pub(super) address: String,
+pub(crate) struct Link {
+    pub(crate) address: String,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -37,7 +37,7 @@ struct Shared {
 
 impl Link {
     /// A link to the source at this address, with so many bytes per second to the destination.
-    pub(super) fn new(to: &str, rate: u64) -> Outcome<Self> {
+    pub(crate) fn new(to: &str, rate: u64) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         let shared = Arc::new(Shared {
@@ -55,6 +55,11 @@ impl Link {
             shared,
             thread: Some(thread),
         })
+    }
+
+    /// Bytes that have passed to the destination.
+    pub(crate) fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::SeqCst)
     }
 
     /// From now on it is so fast.

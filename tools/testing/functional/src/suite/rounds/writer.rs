@@ -55,6 +55,14 @@ impl Writes {
         Ok(())
     }
 
+    /// Pages of the last quarter.
+    pub(super) fn last_quarter(&mut self) -> Outcome {
+        let quarter = self.area.pages() / 4;
+        let page = self.area.pages() - quarter + self.numbers.below(quarter);
+        self.touch(page);
+        Ok(())
+    }
+
     /// By `write(2)`.
     pub(super) fn by_write(&mut self) -> Outcome {
         let page = self.any_page();
