@@ -42,7 +42,7 @@ impl Place {
     const PAGE_BITS: u32 = 48;
 
     fn new(image: usize, page: u64) -> Self {
-        Self((image as u64) << Self::PAGE_BITS | page)
+        Self(((image as u64) << Self::PAGE_BITS) | page)
     }
 
     fn image(self) -> usize {

@@ -41,13 +41,14 @@ fn fetched(features: u64, announces: bool, kind: Kind) -> Result<String, Error> 
     }
     peer.fetch(0, &[PageRange::from_pgoff(3, 1).expect("a range")])?;
     let answer = peer.next_answer()?;
-    Ok(answer.contents().map(|(_, contents)| format!("{contents:?}")).collect())
+    let contents: Vec<_> = answer.contents().map(|(_, contents)| contents).collect();
+    Ok(format!("{contents:?}"))
 }
 
 #[test]
 fn digests_come_only_for_contents_that_were_announced() {
     let known = fetched(FEATURE_HASHES, true, Kind::Known).expect("an answer");
-    assert_eq!(known, format!("Known({:?})", [7; 16]));
+    assert_eq!(known, format!("[Known({:?})]", [7; 16]));
     assert_eq!(
         protocol_error(fetched(FEATURE_HASHES, false, Kind::Known)),
         ProtocolError::Kind(3)
