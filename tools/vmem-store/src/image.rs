@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Reads checkpoints: any page of any backend, in any order, from any number of threads.
+
+mod blob;
+mod plan;
+mod records;
+mod window;
+
+use std::sync::Arc;
+
+use vmem_pages::{PAGE_SIZE, PageIndex, PageRange};
+
+use crate::base::Base;
+use crate::cache::Cache;
+use crate::encoding::Malformed;
+use crate::error::{Error, PageError};
+use crate::leaf::{Entry, LEAF_PAGES, Leaf};
+use crate::lease::Lease;
+use crate::manifest::{Backend, Manifest};
+use crate::names::WriterId;
+use crate::objects::Part;
+use crate::pack::{Opened, Origin, Pack, TRAILER_BYTES};
+use crate::record::RecordKind;
+use crate::tree::{BRANCH_LEAVES, BRANCH_PAGES, Branch, PackInfo, PackTable, RecordRef, TABLE_PACKS, decode_live};
+
+pub use blob::BlobReader;
+pub use plan::{Fragmentation, Touch};
+use records::Records;
+use window::{OpenPack, Window};
+
+/// What is known of a page without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageState {
+    /// It is zero.
+    Zero,
+    /// Its contents are in the store.
+    Data,
+    /// It could not be read when the checkpoint was made.
+    Unreadable,
+    /// It had not arrived at the guest when the checkpoint was made.
+    Absent,
+}
+
+impl From<Entry> for PageState {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::Zero => Self::Zero,
+            Entry::Data { .. } => Self::Data,
+            Entry::Unreadable => Self::Unreadable,
+            Entry::Absent => Self::Absent,
+        }
+    }
+}
+
+/// Pages in a row that are in the same state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The pages.
+    pub pages: PageRange,
+    /// Their state.
+    pub state: PageState,
+}
+
+/// Pages that are stored together.
+#[derive(Debug)]
+pub struct Together {
+    /// Each page with its backend's number and its contents, which are verified.
+    pub pages: Vec<(usize, PageIndex, Box<[u8; PAGE_SIZE]>)>,
+}
+
+/// A checkpoint that can be read.
+///
+/// Each page is verified when it is read: the frame's checksum, and the page's hash, which the checkpoint's root covers. Nothing is read
+/// before it is asked for; a look-up reads the branch and the leaf of the page, both of which are kept, however many checkpoints there are.
+/// Kept are, for each GiB of memory that is read, up to 3 MiB of leaves and 5 MiB of tables of packs, and a bounded number of frames.
+#[derive(Debug)]
+pub struct Image {
+    pub(crate) base: Arc<Base>,
+    manifest: Manifest,
+    records: Records,
+    branches: Cache<(usize, u64), Branch>,
+    leaves: Cache<(usize, u64), Leaf>,
+    table: Cache<u32, PackTable>,
+    packs: Cache<u32, OpenPack>,
+    windows: Cache<(u32, u32, u32), Window>,
+    /// Keeps the garbage collection away, for readers that take long.
+    lease: Option<Lease>,
+}
+
+/// Windows that are kept: frames that were read with the one that was asked for.
+const WINDOWS: usize = 64;
+
+impl Image {
+    pub(crate) fn new(base: Arc<Base>, manifest: Manifest) -> Self {
+        Self {
+            records: Records::new(base.clone()),
+            base,
+            manifest,
+            branches: Cache::new(usize::MAX),
+            leaves: Cache::new(usize::MAX),
+            table: Cache::new(usize::MAX),
+            packs: Cache::new(usize::MAX),
+            windows: Cache::new(WINDOWS),
+            lease: None,
+        }
+    }
+
+    /// The image, protected from garbage collection for as long as it exists.
+    pub(crate) fn held(base: Arc<Base>, manifest: Manifest, holder: &str) -> Result<Self, Error> {
+        let lease = Lease::take(&base, WriterId::new()?, holder, &[&manifest])?;
+        let mut image = Self::new(base, manifest);
+        image.lease = Some(lease);
+        Ok(image)
+    }
+
+    /// Everything about the checkpoint but the contents of its pages.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its memories and blobs; other methods take a backend by its place here.
+    #[must_use]
+    pub fn backends(&self) -> &[Backend] {
+        &self.manifest.backends
+    }
+
+    fn object_name(&self) -> String {
+        format!("checkpoint {}", self.manifest.checkpoint)
+    }
+
+    fn backend(&self, backend: usize) -> Result<&Backend, Error> {
+        self.manifest.backends.get(backend).ok_or_else(|| Error::Range {
+            backend: backend.to_string(),
+            what: format!("the checkpoint has {} backends", self.manifest.backends.len()),
+        })
+    }
+
+    fn check_range(&self, backend: usize, end: u64) -> Result<(), Error> {
+        let backend = self.backend(backend)?;
+        if end > backend.pages() {
+            return Err(Error::Range {
+                backend: backend.name.clone(),
+                what: format!("it has {} pages, and pages up to {end} were asked for", backend.pages()),
+            });
+        }
+        Ok(())
+    }
+
+    /// The object of the index with this ordinal.
+    pub(crate) fn index(&self, ordinal: u32) -> Result<WriterId, Error> {
+        let known = self.manifest.indexes.get(ordinal as usize).copied().flatten();
+        known.ok_or_else(|| Error::damaged(self.object_name(), format!("it has no object {ordinal} of the index")))
+    }
+
+    fn record<T>(
+        &self,
+        kind: RecordKind,
+        record: &RecordRef,
+        decode: impl Fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        let writer = self.index(record.index)?;
+        let bytes = self.records.read(writer, kind, record)?;
+        decode(&bytes).map_err(|Malformed(what)| {
+            Error::damaged(
+                crate::names::index(writer),
+                format!("the record at {}: {what}", record.offset),
+            )
+        })
+    }
+
+    pub(crate) fn branch(&self, backend: usize, branch: u64) -> Result<Arc<Branch>, Error> {
+        self.branches.get(&(backend, branch), || {
+            let known = self.backend(backend)?.branches.get(branch as usize).copied();
+            match known {
+                Some(Some(record)) => self.record(RecordKind::Branch, &record, Branch::decode),
+                Some(None) => Ok(Branch::default()),
+                None => Err(Error::damaged(
+                    self.object_name(),
+                    format!("it has no branch {branch} of backend {backend}"),
+                )),
+            }
+        })
+    }
+
+    /// Where a leaf's record is; `None` is a leaf of zeros.
+    pub(crate) fn leaf_record(&self, backend: usize, leaf: u64) -> Result<Option<RecordRef>, Error> {
+        let branch = self.branch(backend, leaf / BRANCH_LEAVES)?;
+        Ok(branch.0.get((leaf % BRANCH_LEAVES) as usize).copied().flatten())
+    }
+
+    pub(crate) fn leaf(&self, backend: usize, leaf: u64) -> Result<Arc<Leaf>, Error> {
+        self.leaves.get(&(backend, leaf), || match self.leaf_record(backend, leaf)? {
+            Some(record) => self.record(RecordKind::Leaf, &record, Leaf::decode),
+            None => Ok(Leaf::zero()),
+        })
+    }
+
+    pub(crate) fn entry(&self, backend: usize, pgoff: u64) -> Result<Entry, Error> {
+        let leaf = self.leaf(backend, pgoff / LEAF_PAGES)?;
+        let entry = leaf.0.get((pgoff % LEAF_PAGES) as usize).copied();
+        entry.ok_or_else(|| Error::damaged(self.object_name(), "a leaf is too short"))
+    }
+
+    pub(crate) fn table_part(&self, part: u32) -> Result<Arc<PackTable>, Error> {
+        self.table.get(&part, || match self.manifest.packs.get(part as usize) {
+            Some(record) => self.record(RecordKind::PackTable, record, PackTable::decode),
+            None => Err(Error::damaged(
+                self.object_name(),
+                format!("it has no part {part} of the table of packs"),
+            )),
+        })
+    }
+
+    /// What the checkpoint says about a pack that it refers to.
+    pub(crate) fn pack_info(&self, pack: u32) -> Result<PackInfo, Error> {
+        let part = self.table_part(pack / TABLE_PACKS as u32)?;
+        let info = part.0.get(pack as usize % TABLE_PACKS).copied().flatten();
+        info.ok_or_else(|| {
+            Error::damaged(
+                self.object_name(),
+                format!("a page is in pack {pack}, which it does not have"),
+            )
+        })
+    }
+
+    /// All packs, by their ordinals.
+    pub(crate) fn all_packs(&self) -> Result<Vec<Option<PackInfo>>, Error> {
+        let mut packs = Vec::new();
+        for part in 0..self.manifest.packs.len() as u32 {
+            let table = self.table_part(part)?;
+            packs.extend_from_slice(&table.0);
+            if part as usize + 1 < self.manifest.packs.len() && table.0.len() != TABLE_PACKS {
+                return Err(Error::damaged(
+                    self.object_name(),
+                    "a part of the table of packs is too short",
+                ));
+            }
+        }
+        Ok(packs)
+    }
+
+    /// How many pages of each pack the checkpoint refers to.
+    pub(crate) fn live(&self) -> Result<Vec<u32>, Error> {
+        self.record(RecordKind::Live, &self.manifest.live, decode_live)
+    }
+
+    pub(crate) fn pack(&self, pack: u32) -> Result<Arc<OpenPack>, Error> {
+        self.packs.get(&pack, || {
+            let info = self.pack_info(pack)?;
+            let opened = open_pack(&self.base, &info)?;
+            Ok(OpenPack::new(opened, self.base.objects.window()))
+        })
+    }
+
+    /// Does what needs a pack; once more with a newer generation of it, if this one has been collected meanwhile.
+    fn with_pack<T>(&self, pack: u32, read: impl Fn(&OpenPack) -> Result<T, Error>) -> Result<T, Error> {
+        match read(&*self.pack(pack)?) {
+            Err(error) if error.is_not_found() => {
+                self.packs.remove(&pack);
+                read(&*self.pack(pack)?)
+            }
+            ended => ended,
+        }
+    }
+
+    /// What is known of a page without reading its contents.
+    pub fn lookup(&self, backend: usize, page: PageIndex) -> Result<PageState, Error> {
+        self.check_range(backend, page.get() + 1)?;
+        Ok(self.entry(backend, page.get())?.into())
+    }
+
+    /// The states of pages, in order; neighbours differ. `pages` bounds the memory that the answer takes.
+    pub fn extents(&self, backend: usize, pages: PageRange) -> Result<Vec<Extent>, Error> {
+        self.check_range(backend, pages.end())?;
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = pages.first().get();
+        while at < pages.end() {
+            let leaf = self.leaf(backend, at / LEAF_PAGES)?;
+            let end = ((at / LEAF_PAGES + 1) * LEAF_PAGES).min(pages.end());
+            for pgoff in at..end {
+                let state = leaf
+                    .0
+                    .get((pgoff % LEAF_PAGES) as usize)
+                    .copied()
+                    .unwrap_or(Entry::Absent)
+                    .into();
+                let Some(page) = PageRange::from_pgoff(pgoff, 1) else {
+                    continue;
+                };
+                match extents.last_mut() {
+                    Some(last) if last.state == state => {
+                        if let Some(joined) = last.pages.join(page) {
+                            last.pages = joined;
+                        }
+                    }
+                    _ => extents.push(Extent { pages: page, state }),
+                }
+            }
+            at = end;
+        }
+        Ok(extents)
+    }
+
+    /// Reads a page. If it fails, `contents` is as it was.
+    pub fn read_page(&self, backend: usize, page: PageIndex, contents: &mut [u8; PAGE_SIZE]) -> Result<(), PageError> {
+        self.check_range(backend, page.get() + 1).map_err(PageError::from)?;
+        match self.entry(backend, page.get())? {
+            Entry::Zero => contents.fill(0),
+            Entry::Unreadable => return Err(PageError::Unreadable),
+            Entry::Absent => return Err(PageError::Absent),
+            Entry::Data { pack, number } => self
+                .with_pack(pack, |open| {
+                    let frame = self.frame(pack, open, number)?;
+                    Ok((frame.0, frame.1))
+                })
+                .and_then(|(frame, slot)| frame.page(slot).map(|page| contents.copy_from_slice(page)))?,
+        }
+        Ok(())
+    }
+
+    /// Reads pages in a row. Those that fail are in the answer, and their part of `contents` is as it was; all others were read.
+    ///
+    /// # Errors
+    ///
+    /// If `contents` is not as long as the pages, or the backend does not have them.
+    pub fn read_pages(
+        &self,
+        backend: usize,
+        pages: PageRange,
+        contents: &mut [u8],
+    ) -> Result<Vec<(PageIndex, PageError)>, Error> {
+        self.check_range(backend, pages.end())?;
+        if contents.len() as u64 != pages.count() * PAGE_SIZE as u64 {
+            return Err(Error::Range {
+                backend: self.backend(backend)?.name.clone(),
+                what: format!("{} pages do not fit into {} bytes", pages.count(), contents.len()),
+            });
+        }
+        let mut failed = Vec::new();
+        for (page, contents) in pages.iter().zip(contents.chunks_exact_mut(PAGE_SIZE)) {
+            let Ok(contents) = contents.try_into() else { continue };
+            if let Err(error) = self.read_page(backend, page, contents) {
+                failed.push((page, error));
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Reads a page, and with it those that are stored in the same frame and belong to this checkpoint: they were written together, and
+    /// cost nothing more. Neighbours that fail are left out.
+    pub fn read_together(&self, backend: usize, page: PageIndex) -> Result<Together, PageError> {
+        self.check_range(backend, page.get() + 1).map_err(PageError::from)?;
+        let mut together = Together { pages: Vec::new() };
+        let Entry::Data { pack, number } = self.entry(backend, page.get())? else {
+            let mut contents = Box::new([0; PAGE_SIZE]);
+            self.read_page(backend, page, &mut contents)?;
+            together.pages.push((backend, page, contents));
+            return Ok(together);
+        };
+        let (frame, slot, numbers, origins) = self.with_pack(pack, |open| {
+            let (frame, slot) = self.frame(pack, open, number)?;
+            let numbers = open.numbers(number);
+            let origins: Vec<Option<Origin>> = numbers.iter().map(|number| open.pack.footer.pages.origin(*number)).collect();
+            Ok((frame, slot, numbers, origins))
+        })?;
+        together.pages.push((backend, page, Box::new(*frame.page(slot)?)));
+        for (slot, (neighbour, origin)) in numbers.into_iter().zip(origins).enumerate() {
+            let Some(Origin { backend: at, pgoff }) = origin.filter(|_| neighbour != number) else {
+                continue;
+            };
+            let at = at as usize;
+            let is_there = self.backends().get(at).is_some_and(|backend| pgoff < backend.pages());
+            // The origin is a hint: only the index says where the page is.
+            if !is_there || self.entry(at, pgoff)? != (Entry::Data { pack, number: neighbour }) {
+                continue;
+            }
+            if let (Some(page), Ok(contents)) = (PageIndex::new(pgoff), frame.page(slot as u32)) {
+                together.pages.push((at, page, Box::new(*contents)));
+            }
+        }
+        Ok(together)
+    }
+
+    /// The hash of a page that is in a pack, without reading the page.
+    pub(crate) fn page_hash(&self, pack: u32, number: u32) -> Result<crate::crypto::Hash16, Error> {
+        let open = self.pack(pack)?;
+        let hash = open.pack.footer.pages.hashes.get(number as usize).copied();
+        hash.ok_or_else(|| Error::damaged(&open.pack.name, format!("it has no page {number}")))
+    }
+
+    /// The pages of a backend, by branch: nothing that does not exist.
+    pub(crate) fn leaves_of(&self, backend: usize) -> u64 {
+        self.manifest
+            .backends
+            .get(backend)
+            .map_or(0, |backend| backend.pages().div_ceil(LEAF_PAGES))
+    }
+
+    /// The branches of a backend.
+    pub(crate) fn branches_of(&self, backend: usize) -> u64 {
+        self.manifest
+            .backends
+            .get(backend)
+            .map_or(0, |backend| backend.pages().div_ceil(BRANCH_PAGES))
+    }
+}
+
+/// The newest generation of a pack that is there, if its pages are those that the checkpoint refers to.
+pub(crate) fn open_pack(base: &Base, info: &PackInfo) -> Result<Pack, Error> {
+    let mut generation = 0;
+    for attempt in 0..3 {
+        match open_generation(base, info, generation) {
+            Err(error) if error.is_not_found() && attempt < 2 => {
+                // Part of the pack was given back, and what is left is in another object.
+                let listed = base.list(&info.id.prefix())?;
+                let generations = listed.iter().filter_map(|meta| crate::names::PackId::parse(&meta.name));
+                match generations.map(|(_, generation)| generation).max() {
+                    Some(newest) => generation = newest,
+                    None => return Err(error),
+                }
+            }
+            opened => return opened,
+        }
+    }
+    open_generation(base, info, generation)
+}
+
+pub(crate) fn open_generation(base: &Base, info: &PackInfo, generation: u32) -> Result<Pack, Error> {
+    let name = info.id.object(generation);
+    // Enough for both tables, unless origins are scattered.
+    let mut tail = TRAILER_BYTES as u64 + 64 + u64::from(info.pages) * 22;
+    loop {
+        let fetched = base.get(&name, Part::Last(tail))?;
+        match Pack::open(info.id, generation, &fetched.bytes, fetched.size, &base.crypto)? {
+            Opened::Pack(pack) => {
+                pack.check(info, &base.crypto)?;
+                return Ok(*pack);
+            }
+            Opened::Needs(more) if more > tail && more <= fetched.size => tail = more,
+            Opened::Needs(_) => return Err(Error::damaged(name, "its tables are longer than it")),
+        }
+    }
+}

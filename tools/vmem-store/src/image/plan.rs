@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The order in which a whole checkpoint is best read, and how scattered it is.
+
+use serde::{Deserialize, Serialize};
+use vmem_pages::PageRange;
+
+use super::Image;
+use crate::error::Error;
+use crate::leaf::{Entry, LEAF_PAGES};
+
+/// Pages of a backend in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Touch {
+    /// The backend, by its place in the checkpoint.
+    pub backend: usize,
+    /// The pages.
+    pub pages: PageRange,
+}
+
+impl Touch {
+    /// Appends to `touches`, joined with the last of them if it follows that.
+    pub(crate) fn append_to(self, touches: &mut Vec<Self>) {
+        match touches.last_mut() {
+            Some(last) if last.backend == self.backend && last.pages.end() == self.pages.first().get() => {
+                if let Some(joined) = last.pages.join(self.pages) {
+                    last.pages = joined;
+                }
+            }
+            _ => touches.push(self),
+        }
+    }
+}
+
+/// How scattered the pages of a checkpoint are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fragmentation {
+    /// Pages with contents in the store.
+    pub pages: u64,
+    /// Runs of them that lie in the store as in memory.
+    pub runs: u64,
+    /// Packs that they are in.
+    pub packs: u64,
+    /// Pages in these packs, of this checkpoint or not.
+    pub pack_pages: u64,
+    /// Objects of the index.
+    pub indexes: u64,
+}
+
+impl Image {
+    /// Where each page with contents is, in the order of backends and pages.
+    pub(crate) fn data(&self, mut each: impl FnMut(usize, u64, u32, u32)) -> Result<(), Error> {
+        for backend in 0..self.backends().len() {
+            let pages = self.backends()[backend].pages();
+            for leaf in 0..self.leaves_of(backend) {
+                if self.leaf_record(backend, leaf)?.is_none() {
+                    continue;
+                }
+                let entries = self.leaf(backend, leaf)?;
+                let first = leaf * LEAF_PAGES;
+                for (pgoff, entry) in (first..pages).zip(&entries.0) {
+                    if let Entry::Data { pack, number } = entry {
+                        each(backend, pgoff, *pack, *number);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All pages with contents: first those of `order`, as far as the checkpoint has them, then the others as they lie in the store.
+    /// Read in this order, each part of each pack is fetched about once.
+    pub fn plan(&self, order: &[Touch]) -> Result<Vec<Touch>, Error> {
+        let mut data = Vec::new();
+        self.data(|backend, pgoff, pack, number| data.push((pack, number, backend, pgoff)))?;
+        data.sort_unstable();
+        let mut planned = std::collections::HashSet::new();
+        let mut touches = Vec::new();
+        let mut push = |backend, pgoff| {
+            if let Some(pages) = PageRange::from_pgoff(pgoff, 1) {
+                Touch { backend, pages }.append_to(&mut touches);
+            }
+        };
+        for touch in order {
+            let Some(backend) = self.backends().get(touch.backend) else {
+                continue;
+            };
+            for pgoff in touch.pages.first().get()..touch.pages.end().min(backend.pages()) {
+                if matches!(self.entry(touch.backend, pgoff)?, Entry::Data { .. }) && planned.insert((touch.backend, pgoff)) {
+                    push(touch.backend, pgoff);
+                }
+            }
+        }
+        data.iter()
+            .filter(|(_, _, backend, pgoff)| !planned.contains(&(*backend, *pgoff)))
+            .for_each(|(_, _, backend, pgoff)| push(*backend, *pgoff));
+        Ok(touches)
+    }
+
+    /// How scattered the checkpoint is. Reads its index, and no pages.
+    pub fn fragmentation(&self) -> Result<Fragmentation, Error> {
+        let mut found = Fragmentation::default();
+        let mut last = None;
+        self.data(|backend, pgoff, pack, number| {
+            found.pages += 1;
+            let follows = last == Some((backend, pgoff.wrapping_sub(1), pack, number.wrapping_sub(1)));
+            found.runs += u64::from(!follows);
+            last = Some((backend, pgoff, pack, number));
+        })?;
+        for (info, live) in self.all_packs()?.iter().zip(self.live()?) {
+            if let (Some(info), true) = (info, live > 0) {
+                found.packs += 1;
+                found.pack_pages += u64::from(info.pages);
+            }
+        }
+        found.indexes = self.manifest().indexes.iter().flatten().count() as u64;
+        Ok(found)
+    }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Leases: what garbage collection must not touch, because somebody writes it or reads it.
+//!
+//! A lease is an object that its holder renews, with copies of the manifests that it protects (*pins*), so that what they refer to stays
+//! when the checkpoints themselves are removed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::Base;
+use crate::envelope::{Kind, Seal, unwrap, wrap};
+use crate::error::Error;
+use crate::manifest::Manifest;
+use crate::names::{LEASES, WriterId};
+use crate::objects::{Part, Put};
+
+/// What a lease says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LeaseBody {
+    /// Who holds it, for a person to read.
+    pub(crate) holder: String,
+    /// When it ends, in milliseconds since 1970.
+    pub(crate) expires: u64,
+}
+
+pub(crate) fn lease_name(id: WriterId) -> String {
+    format!("{LEASES}{id}.lease")
+}
+
+pub(crate) fn pin_name(id: WriterId, number: usize) -> String {
+    format!("{LEASES}{id}-{number}.pin")
+}
+
+/// The holder of a lease or a pin, by the object's name.
+pub(crate) fn parse(name: &str) -> Option<(WriterId, bool)> {
+    let file = name.strip_prefix(LEASES)?;
+    match file.strip_suffix(".lease") {
+        Some(id) => Some((id.parse().ok()?, false)),
+        None => Some((file.strip_suffix(".pin")?.split_once('-')?.0.parse().ok()?, true)),
+    }
+}
+
+struct Shared {
+    base: Arc<Base>,
+    id: WriterId,
+    holder: String,
+    /// When it was last renewed.
+    renewed: AtomicU64,
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+impl Shared {
+    fn renew(&self) -> Result<(), Error> {
+        let name = lease_name(self.id);
+        // Taken before the write: the lease must not end for others before it ends for its holder.
+        let now = self.base.now();
+        let body = LeaseBody {
+            holder: self.holder.clone(),
+            expires: now + self.base.lease_time,
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let object = wrap(Kind::Lease, &name, &body, &Seal::Store(&self.base.crypto))?;
+        self.base.put(&name, &object, Put::Replace)?;
+        self.renewed.store(now, Ordering::Release);
+        Ok(())
+    }
+
+    fn keep(&self) {
+        let pause = Duration::from_millis((self.base.lease_time / 4).max(10));
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            ended = self.end.wait_timeout(ended, pause).unwrap_or_else(PoisonError::into_inner).0;
+            if !*ended {
+                drop(ended);
+                if let Err(error) = self.renew() {
+                    tracing::warn!("lease {} is not renewed: {error}", self.id);
+                }
+                ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// A lease that is held, and renewed by a thread of its own. It ends when it is dropped.
+pub(crate) struct Lease {
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+    pins: usize,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "lease {}", self.shared.id)
+    }
+}
+
+impl Lease {
+    /// Takes a lease on what these checkpoints refer to, and makes sure that it came in time.
+    pub(crate) fn take(base: &Arc<Base>, id: WriterId, holder: &str, pinned: &[&Manifest]) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            base: base.clone(),
+            id,
+            holder: holder.to_owned(),
+            renewed: AtomicU64::new(0),
+            ended: Mutex::new(false),
+            end: Condvar::new(),
+        });
+        let mut lease = Self {
+            shared: shared.clone(),
+            keeper: None,
+            pins: 0,
+        };
+        for manifest in pinned {
+            let name = pin_name(id, lease.pins);
+            let object = wrap(Kind::Manifest, &name, &manifest.encode(), &Seal::Store(&base.crypto))?;
+            base.put(&name, &object, Put::New)?;
+            lease.pins += 1;
+        }
+        shared.renew()?;
+        // Only what is there now was there when the lease was: see gc.
+        for manifest in pinned {
+            if !base.manifest_exists(manifest)? {
+                return Err(Error::NoCheckpoint(manifest.checkpoint.clone()));
+            }
+        }
+        let keeper = std::thread::Builder::new()
+            .name("vmem-lease".to_owned())
+            .spawn(move || shared.keep());
+        lease.keeper = Some(keeper.map_err(|error| Error::Object {
+            action: "write",
+            name: lease_name(id),
+            source: error.into(),
+        })?);
+        Ok(lease)
+    }
+
+    /// Whether it protects still what it protected.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let passed = self
+            .shared
+            .base
+            .now()
+            .saturating_sub(self.shared.renewed.load(Ordering::Acquire));
+        if passed > self.shared.base.lease_time {
+            return Err(Error::LeaseLost(passed / 1000));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.end.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        // The lease first: pins without a lease protect nothing.
+        let id = self.shared.id;
+        let names = std::iter::once(lease_name(id)).chain((0..self.pins).map(|number| pin_name(id, number)));
+        for name in names {
+            if let Err(error) = self.shared.base.delete(&name) {
+                tracing::warn!("{error}; it ends by itself");
+            }
+        }
+    }
+}
+
+/// The leases that have not ended.
+pub(crate) struct Leases {
+    /// Who holds one.
+    pub(crate) holders: Vec<WriterId>,
+    /// The manifests that they pin.
+    pub(crate) pinned: Vec<Manifest>,
+    /// Objects of leases that have ended long ago.
+    pub(crate) ended: Vec<String>,
+}
+
+/// Reads all leases. One that cannot be read counts as held: nothing is taken from under its holder.
+pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
+    let listed: Vec<(String, WriterId, bool)> = base
+        .list(LEASES)?
+        .into_iter()
+        .filter_map(|meta| parse(&meta.name).map(|(id, is_pin)| (meta.name, id, is_pin)))
+        .collect();
+    let mut leases = Leases {
+        holders: Vec::new(),
+        pinned: Vec::new(),
+        ended: Vec::new(),
+    };
+    for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| !is_pin) {
+        let body = match base.get(name, Part::All(Kind::Lease.limit())) {
+            Err(error) if error.is_not_found() => continue,
+            body => unwrap(Kind::Lease, name, &body?.bytes, &Seal::Store(&base.crypto))?,
+        };
+        let body: LeaseBody = serde_json::from_slice(&body).map_err(|error| Error::damaged(name, error.to_string()))?;
+        // The clocks of two hosts may differ by as much again.
+        if body.expires + base.lease_time < base.now() {
+            leases.ended.push(name.clone());
+        } else {
+            leases.holders.push(*id);
+        }
+    }
+    for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| *is_pin) {
+        if !leases.holders.contains(id) {
+            // A pin is written before its lease. Without one it is either very new or of no use.
+            leases.ended.push(name.clone());
+            continue;
+        }
+        let body = match base.get(name, Part::All(Kind::Manifest.limit())) {
+            Err(error) if error.is_not_found() => continue,
+            body => unwrap(Kind::Manifest, name, &body?.bytes, &Seal::Store(&base.crypto))?,
+        };
+        leases.pinned.push(Manifest::decode(name, &body, &base.crypto)?);
+    }
+    Ok(leases)
+}

@@ -1,0 +1,770 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Packs: objects that hold pages, in frames, with a table of both at the end.
+
+use crate::codec::{Codec, decompress};
+use crate::crypto::{Crypto, Hash16, ObjectKey, SALT_BYTES};
+use crate::encoding::{Cursor, Malformed, put_varint, put_zigzag};
+use crate::envelope::VERSION;
+use crate::error::Error;
+use crate::names::{PackId, WriterId};
+use crate::random::random;
+use crate::tree::{MAX_PACK_PAGES, PackInfo};
+use vmem_pages::PAGE_SIZE;
+
+const MAGIC: [u8; 8] = *b"VMEMPACK";
+const END_MAGIC: [u8; 8] = *b"VMEMPEND";
+/// Bytes before the first frame.
+const HEADER_BYTES: usize = 16;
+/// Bytes of the last part, which says where the others are.
+pub(crate) const TRAILER_BYTES: usize = 96;
+/// Most pages of a frame.
+pub(crate) const MAX_FRAME_PAGES: u32 = 64;
+/// Most bytes of a frame as it is stored: pages that do not compress, and what encryption adds.
+const MAX_FRAME_BYTES: u32 = MAX_FRAME_PAGES * PAGE_SIZE as u32 + 64;
+/// Most bytes of each of the two tables.
+const MAX_TABLE_BYTES: u32 = MAX_PACK_PAGES * 40;
+/// The number of the table of pages as an encrypted part; frames have their own numbers.
+const PAGES_PART: u64 = u64::MAX;
+
+/// Where a page of a pack came from: the backend, by its number in the checkpoint that wrote it, and its offset in pages. A hint: which pages
+/// of a frame belong together. What a page is, only the index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) backend: u32,
+    pub(crate) pgoff: u64,
+}
+
+/// Pages that came from a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OriginRun {
+    /// The number of the first page.
+    first: u32,
+    origin: Origin,
+    count: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    pub(crate) codec: Codec,
+    /// Pages that are there of the pack before this frame.
+    pub(crate) first: u32,
+    pub(crate) pages: u32,
+    pub(crate) crc: u32,
+}
+
+/// The table of pages: their hashes and origins. The same in all generations of a pack.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Pages {
+    pub(crate) hashes: Vec<Hash16>,
+    origins: Vec<OriginRun>,
+}
+
+impl Pages {
+    fn push(&mut self, origin: Origin, hash: Hash16) {
+        let first = self.hashes.len() as u32;
+        self.hashes.push(hash);
+        if let Some(last) = self.origins.last_mut() {
+            let follows = last.origin.backend == origin.backend
+                && last.origin.pgoff.checked_add(u64::from(last.count)) == Some(origin.pgoff);
+            if follows {
+                last.count += 1;
+                return;
+            }
+        }
+        self.origins.push(OriginRun { first, origin, count: 1 });
+    }
+
+    pub(crate) fn origin(&self, number: u32) -> Option<Origin> {
+        let at = self.origins.partition_point(|run| run.first <= number).checked_sub(1)?;
+        let run = self.origins.get(at)?;
+        let within = number - run.first;
+        (within < run.count).then_some(Origin {
+            backend: run.origin.backend,
+            pgoff: run.origin.pgoff.wrapping_add(u64::from(within)),
+        })
+    }
+
+    /// The number of pages (4 bytes), their hashes, and the runs of origins: pages, backend, and the first page's offset less that after
+    /// the run before.
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(4 + 17 * self.hashes.len());
+        out.extend_from_slice(&(self.hashes.len() as u32).to_le_bytes());
+        self.hashes.iter().for_each(|hash| out.extend_from_slice(hash));
+        let mut expected = 0_u64;
+        for run in &self.origins {
+            put_varint(&mut out, u64::from(run.count));
+            put_varint(&mut out, u64::from(run.origin.backend));
+            put_zigzag(&mut out, run.origin.pgoff.wrapping_sub(expected) as i64);
+            expected = run.origin.pgoff.wrapping_add(u64::from(run.count));
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut cursor = Cursor::new(bytes);
+        let pages = cursor.u32()?;
+        if pages > MAX_PACK_PAGES {
+            return Err(Malformed("it has too many pages"));
+        }
+        let hashes = cursor.bytes(pages as usize * size_of::<Hash16>())?;
+        let (hashes, []) = hashes.as_chunks_16() else {
+            return Err(Malformed("it ends too early"));
+        };
+        let mut origins = Vec::new();
+        let (mut first, mut expected) = (0_u32, 0_u64);
+        while first < pages {
+            let count = cursor.varint32()?;
+            if count == 0 || count > pages - first {
+                return Err(Malformed("its origins are not those of its pages"));
+            }
+            let backend = cursor.varint32()?;
+            let pgoff = expected.wrapping_add(cursor.zigzag()? as u64);
+            origins.push(OriginRun {
+                first,
+                origin: Origin { backend, pgoff },
+                count,
+            });
+            first += count;
+            expected = pgoff.wrapping_add(u64::from(count));
+        }
+        cursor.end()?;
+        Ok(Self { hashes, origins })
+    }
+}
+
+/// `slice::as_chunks` is newer than Rust 1.85.
+trait AsChunks {
+    fn as_chunks_16(&self) -> (Vec<[u8; 16]>, &[u8]);
+}
+
+impl AsChunks for [u8] {
+    fn as_chunks_16(&self) -> (Vec<[u8; 16]>, &[u8]) {
+        let chunks = self.chunks_exact(16);
+        let rest = chunks.remainder();
+        let whole = chunks.filter_map(|chunk| chunk.try_into().ok()).collect();
+        (whole, rest)
+    }
+}
+
+/// Which pages of a pack are still there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Live {
+    words: Vec<u64>,
+    /// Pages before each word.
+    ranks: Vec<u32>,
+}
+
+impl Live {
+    fn new(words: Vec<u64>) -> Self {
+        let mut before = 0;
+        let ranks = words
+            .iter()
+            .map(|word| {
+                let rank = before;
+                before += word.count_ones();
+                rank
+            })
+            .collect();
+        Self { words, ranks }
+    }
+
+    pub(crate) fn of(pages: u32, is_live: impl Fn(u32) -> bool) -> Self {
+        let mut words = vec![0_u64; pages.div_ceil(64) as usize];
+        for page in (0..pages).filter(|page| is_live(*page)) {
+            words[page as usize / 64] |= 1 << (page % 64);
+        }
+        Self::new(words)
+    }
+
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        self.words
+            .get(number as usize / 64)
+            .is_some_and(|word| (word >> (number % 64)) & 1 == 1)
+    }
+
+    /// The page's place among those that are there.
+    fn rank(&self, number: u32) -> Option<u32> {
+        let word = self.words.get(number as usize / 64)?;
+        let bit = 1_u64 << (number % 64);
+        (word & bit != 0).then(|| self.ranks[number as usize / 64] + (word & (bit - 1)).count_ones())
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// What is at the end of a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Footer {
+    pub(crate) pages: Pages,
+    pub(crate) live: Live,
+    pub(crate) frames: Vec<Frame>,
+}
+
+impl Footer {
+    /// The frame with this page, and the page's place in it. `None` if the page was given back, or never was there.
+    pub(crate) fn locate(&self, number: u32) -> Option<(usize, u32)> {
+        let rank = self.live.rank(number)?;
+        let at = self.frames.partition_point(|frame| frame.first <= rank).checked_sub(1)?;
+        let frame = self.frames.get(at)?;
+        (rank - frame.first < frame.pages).then_some((at, rank - frame.first))
+    }
+
+    /// The numbers of the pages in each frame.
+    pub(crate) fn numbers(&self, frame: &Frame) -> Vec<u32> {
+        // Few frames are asked for; a scan of a megapage's bits takes microseconds.
+        let from = self.live.ranks.partition_point(|rank| *rank <= frame.first).saturating_sub(1) as u32 * 64;
+        let numbers = (from..self.pages.hashes.len() as u32)
+            .filter(|number| self.live.rank(*number).is_some_and(|rank| rank >= frame.first));
+        numbers.take(frame.pages as usize).collect()
+    }
+}
+
+fn encode_frames(live: &Live, pages: u32, frames: &[Frame]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let is_whole = live.count() == pages;
+    out.push(u8::from(!is_whole));
+    if !is_whole {
+        live.words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+    }
+    for frame in frames {
+        put_varint(&mut out, u64::from(frame.pages));
+        put_varint(&mut out, u64::from(frame.length));
+        out.push(frame.codec as u8);
+        out.extend_from_slice(&frame.crc.to_le_bytes());
+    }
+    out
+}
+
+/// The pages that are there and the frames; `end` is where the frames have to end.
+fn decode_frames(bytes: &[u8], pages: u32, frames: u32, end: u64) -> Result<(Live, Vec<Frame>), Malformed> {
+    let mut cursor = Cursor::new(bytes);
+    let live = match cursor.u8()? {
+        0 => Live::of(pages, |_| true),
+        1 => {
+            let words = (0..pages.div_ceil(64)).map(|_| cursor.u64()).collect::<Result<Vec<_>, _>>()?;
+            let after = pages % 64;
+            if after > 0 && words.last().is_some_and(|last| last >> after != 0) {
+                return Err(Malformed("pages beyond its last are there"));
+            }
+            Live::new(words)
+        }
+        _ => return Err(Malformed("its table of frames has an unknown form")),
+    };
+    // Each frame takes at least seven bytes of the table.
+    if u64::from(frames) * 7 > bytes.len() as u64 {
+        return Err(Malformed("it has too many frames"));
+    }
+    let mut table = Vec::with_capacity(frames as usize);
+    let (mut offset, mut first) = (HEADER_BYTES as u64, 0_u32);
+    for _ in 0..frames {
+        let pages = cursor.varint32()?;
+        let length = cursor.varint32()?;
+        let codec = Codec::from_byte(cursor.u8()?)?;
+        let crc = cursor.u32()?;
+        if pages == 0 || pages > MAX_FRAME_PAGES || length > MAX_FRAME_BYTES {
+            return Err(Malformed("a frame is too large"));
+        }
+        table.push(Frame {
+            offset,
+            length,
+            codec,
+            first,
+            pages,
+            crc,
+        });
+        offset += u64::from(length);
+        first += pages;
+    }
+    cursor.end()?;
+    if offset != end || first != live.count() {
+        return Err(Malformed(
+            "its frames are not as long as they should be, or do not have its pages",
+        ));
+    }
+    Ok((live, table))
+}
+
+/// The last bytes of a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trailer {
+    key_generation: u32,
+    id: PackId,
+    generation: u32,
+    salt: [u8; SALT_BYTES],
+    frames_offset: u64,
+    frames_length: u32,
+    frames_crc: u32,
+    pages_length: u32,
+    pages_crc: u32,
+    pages: u32,
+    frames: u32,
+}
+
+impl Trailer {
+    fn encode(&self) -> [u8; TRAILER_BYTES] {
+        let mut out = Vec::with_capacity(TRAILER_BYTES);
+        out.extend_from_slice(&END_MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&self.key_generation.to_le_bytes());
+        out.extend_from_slice(&self.id.writer.0);
+        out.extend_from_slice(&self.id.number.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.salt);
+        out.extend_from_slice(&self.frames_offset.to_le_bytes());
+        for number in [
+            self.frames_length,
+            self.frames_crc,
+            self.pages_length,
+            self.pages_crc,
+            self.pages,
+            self.frames,
+            0,
+        ] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        let mut trailer = [0; TRAILER_BYTES];
+        trailer.copy_from_slice(&out);
+        trailer
+    }
+
+    /// The trailer of the object `name`, which has `size` bytes.
+    fn decode(name: &str, bytes: &[u8; TRAILER_BYTES], size: u64) -> Result<Self, Error> {
+        let malformed = |Malformed(what)| Error::damaged(name, what);
+        let mut cursor = Cursor::new(bytes);
+        if cursor.array().map_err(malformed)? != END_MAGIC {
+            return Err(Error::damaged(name, "its end is not that of a pack"));
+        }
+        let version = cursor.u16().map_err(malformed)?;
+        let (covered, crc) = bytes.split_at(TRAILER_BYTES - 4);
+        if crc32c::crc32c(covered).to_le_bytes() != crc {
+            return Err(Error::damaged(name, "the checksum of its trailer is wrong"));
+        }
+        if version > VERSION {
+            return Err(Error::NewerVersion {
+                name: name.to_owned(),
+                version,
+                known: VERSION,
+            });
+        }
+        let mut numbers = || -> Result<(u16, Self, u32), Malformed> {
+            let flags = cursor.u16()?;
+            let trailer = Self {
+                key_generation: cursor.u32()?,
+                id: PackId {
+                    writer: WriterId(cursor.array()?),
+                    number: cursor.u32()?,
+                },
+                generation: cursor.u32()?,
+                salt: cursor.array()?,
+                frames_offset: cursor.u64()?,
+                frames_length: cursor.u32()?,
+                frames_crc: cursor.u32()?,
+                pages_length: cursor.u32()?,
+                pages_crc: cursor.u32()?,
+                pages: cursor.u32()?,
+                frames: cursor.u32()?,
+            };
+            Ok((flags, trailer, cursor.u32()?))
+        };
+        let (flags, trailer, reserved) = numbers().map_err(malformed)?;
+        let tables = u64::from(trailer.frames_length) + u64::from(trailer.pages_length) + TRAILER_BYTES as u64;
+        let is_sane = flags == 0
+            && reserved == 0
+            && trailer.pages <= MAX_PACK_PAGES
+            && trailer.frames_length <= MAX_TABLE_BYTES
+            && trailer.pages_length <= MAX_TABLE_BYTES
+            && trailer.frames_offset.checked_add(tables) == Some(size);
+        if !is_sane {
+            return Err(Error::damaged(name, "its trailer does not fit it"));
+        }
+        Ok(trailer)
+    }
+
+    /// Bytes of the tables and the trailer.
+    pub(crate) fn tail(&self) -> u64 {
+        u64::from(self.frames_length) + u64::from(self.pages_length) + TRAILER_BYTES as u64
+    }
+}
+
+/// A pack that can be read.
+#[derive(Debug)]
+pub(crate) struct Pack {
+    pub(crate) name: String,
+    pub(crate) id: PackId,
+    pub(crate) generation: u32,
+    pub(crate) footer: Footer,
+    key: Option<ObjectKey>,
+}
+
+/// How much more of a pack's end is needed.
+pub(crate) enum Opened {
+    Pack(Box<Pack>),
+    /// So many of its last bytes.
+    Needs(u64),
+}
+
+impl Pack {
+    /// The pack, from its last bytes. `size` is that of the object.
+    pub(crate) fn open(id: PackId, generation: u32, tail: &[u8], size: u64, crypto: &Crypto) -> Result<Opened, Error> {
+        let name = id.object(generation);
+        let (rest, trailer) = tail
+            .split_last_chunk::<TRAILER_BYTES>()
+            .ok_or_else(|| Error::damaged(&name, "it is shorter than a pack can be"))?;
+        let trailer = Trailer::decode(&name, trailer, size)?;
+        if trailer.id != id || trailer.generation != generation {
+            return Err(Error::damaged(&name, "it is another pack than its name says"));
+        }
+        let Some(start) = (tail.len() as u64).checked_sub(trailer.tail()) else {
+            return Ok(Opened::Needs(trailer.tail()));
+        };
+        let (frames, pages) = rest[start as usize..].split_at(trailer.frames_length as usize);
+        if crc32c::crc32c(frames) != trailer.frames_crc {
+            return Err(Error::damaged(&name, "the checksum of its table of frames is wrong"));
+        }
+        if crc32c::crc32c(pages) != trailer.pages_crc {
+            return Err(Error::damaged(&name, "the checksum of its table of pages is wrong"));
+        }
+        let malformed = |Malformed(what)| Error::damaged(&name, what);
+        let key = crypto
+            .object_key(trailer.key_generation, &name, &trailer.salt)
+            .map_err(|what| Error::damaged(&name, what))?;
+        let mut pages = pages.to_vec();
+        if let Some(key) = &key {
+            key.open(PAGES_PART, &mut pages)
+                .map_err(|error| Error::damaged(&name, error.to_string()))?;
+        }
+        let pages = Pages::decode(&pages).map_err(malformed)?;
+        if pages.hashes.len() != trailer.pages as usize {
+            return Err(Error::damaged(&name, "its tables disagree about its pages"));
+        }
+        let (live, frames) = decode_frames(frames, trailer.pages, trailer.frames, trailer.frames_offset).map_err(malformed)?;
+        Ok(Opened::Pack(Box::new(Self {
+            name,
+            id,
+            generation,
+            footer: Footer { pages, live, frames },
+            key,
+        })))
+    }
+
+    /// Whether this is what a checkpoint refers to: the hashes of all pages are those that they were.
+    pub(crate) fn check(&self, info: &PackInfo, crypto: &Crypto) -> Result<(), Error> {
+        let is_same =
+            self.footer.pages.hashes.len() == info.pages as usize && crypto.hash16(&self.footer.pages.encode()) == info.hash;
+        if is_same {
+            Ok(())
+        } else {
+            Err(Error::damaged(
+                &self.name,
+                "its pages are not those that the checkpoint refers to",
+            ))
+        }
+    }
+
+    /// The pages of a frame, one after the other, from its stored bytes. Does not look at the pages' hashes.
+    pub(crate) fn open_frame(&self, frame: usize, mut stored: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let damaged = |what: &str| Error::damaged(&self.name, format!("frame {frame}: {what}"));
+        let info = self
+            .footer
+            .frames
+            .get(frame)
+            .ok_or_else(|| damaged("there is no such frame"))?;
+        if stored.len() != info.length as usize || crc32c::crc32c(&stored) != info.crc {
+            return Err(damaged("its checksum is wrong"));
+        }
+        if let Some(key) = &self.key {
+            key.open(frame as u64, &mut stored)
+                .map_err(|error| damaged(&error.to_string()))?;
+        }
+        decompress(info.codec, stored, info.pages as usize * PAGE_SIZE).map_err(|Malformed(what)| damaged(what))
+    }
+}
+
+/// A pack that is being written.
+pub(crate) struct PackBuilder {
+    id: PackId,
+    generation: u32,
+    key_generation: u32,
+    salt: [u8; SALT_BYTES],
+    key: Option<ObjectKey>,
+    bytes: Vec<u8>,
+    frames: Vec<Frame>,
+    pages: Pages,
+    /// Pages in frames: fewer than all if pages were given back.
+    stored: u32,
+}
+
+impl PackBuilder {
+    /// An empty pack.
+    pub(crate) fn new(id: PackId, crypto: &Crypto) -> Result<Self, Error> {
+        Self::with(id, 0, Pages::default(), crypto)
+    }
+
+    /// A later generation of a pack, for fewer of its pages.
+    pub(crate) fn trimmed(pack: &Pack, generation: u32, crypto: &Crypto) -> Result<Self, Error> {
+        Self::with(pack.id, generation, pack.footer.pages.clone(), crypto)
+    }
+
+    fn with(id: PackId, generation: u32, pages: Pages, crypto: &Crypto) -> Result<Self, Error> {
+        let salt = random()?;
+        let name = id.object(generation);
+        let key_generation = crypto.generation();
+        let key = crypto
+            .object_key(key_generation, &name, &salt)
+            .map_err(|what| Error::damaged(&name, what))?;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.resize(HEADER_BYTES, 0);
+        Ok(Self {
+            id,
+            generation,
+            key_generation,
+            salt,
+            key,
+            bytes,
+            frames: Vec::new(),
+            pages,
+            stored: 0,
+        })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.id.object(self.generation)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Pages so far.
+    pub(crate) fn pages(&self) -> u32 {
+        self.pages.hashes.len() as u32
+    }
+
+    /// Appends new pages as a frame, and gives the number of the first of them.
+    pub(crate) fn append(&mut self, codec: Codec, stored: Vec<u8>, pages: &[(Origin, Hash16)]) -> u32 {
+        let first = self.pages();
+        pages.iter().for_each(|(origin, hash)| self.pages.push(*origin, *hash));
+        self.append_frame(codec, stored, pages.len() as u32);
+        first
+    }
+
+    /// Appends a frame of pages that are in the table already.
+    pub(crate) fn append_frame(&mut self, codec: Codec, mut stored: Vec<u8>, pages: u32) {
+        if let Some(key) = &self.key {
+            key.seal(self.frames.len() as u64, &mut stored);
+        }
+        self.frames.push(Frame {
+            offset: self.bytes.len() as u64,
+            length: stored.len() as u32,
+            codec,
+            first: self.stored,
+            pages,
+            crc: crc32c::crc32c(&stored),
+        });
+        self.stored += pages;
+        self.bytes.extend_from_slice(&stored);
+    }
+
+    /// The whole object, and what a checkpoint refers to. `live` says which pages are in frames; all of them, if it is not given.
+    pub(crate) fn finish(self, live: Option<Live>, crypto: &Crypto) -> (Vec<u8>, PackInfo) {
+        let Self { id, mut bytes, .. } = self;
+        let pages = self.pages.hashes.len() as u32;
+        let mut table = self.pages.encode();
+        let info = PackInfo {
+            id,
+            pages,
+            hash: crypto.hash16(&table),
+        };
+        let live = live.unwrap_or_else(|| Live::of(pages, |_| true));
+        debug_assert_eq!(live.count(), self.stored, "all live pages are in frames");
+        let frames = encode_frames(&live, pages, &self.frames);
+        if let Some(key) = &self.key {
+            key.seal(PAGES_PART, &mut table);
+        }
+        let trailer = Trailer {
+            key_generation: self.key_generation,
+            id,
+            generation: self.generation,
+            salt: self.salt,
+            frames_offset: bytes.len() as u64,
+            frames_length: frames.len() as u32,
+            frames_crc: crc32c::crc32c(&frames),
+            pages_length: table.len() as u32,
+            pages_crc: crc32c::crc32c(&table),
+            pages,
+            frames: self.frames.len() as u32,
+        };
+        bytes.extend_from_slice(&frames);
+        bytes.extend_from_slice(&table);
+        bytes.extend_from_slice(&trailer.encode());
+        (bytes, info)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::{Compression, compress};
+    use crate::crypto::KeyRing;
+
+    fn id() -> PackId {
+        PackId {
+            writer: WriterId([7; 16]),
+            number: 3,
+        }
+    }
+
+    fn crypto(sealed: bool) -> Crypto {
+        Crypto::new(sealed.then(|| KeyRing {
+            hash: [1; 32],
+            masters: vec![[2; 32]],
+        }))
+    }
+
+    fn page(seed: u32) -> Vec<u8> {
+        seed.to_le_bytes().repeat(PAGE_SIZE / 4)
+    }
+
+    fn build(frames: &[u32], crypto: &Crypto) -> (Vec<u8>, PackInfo) {
+        let mut builder = PackBuilder::new(id(), crypto).unwrap();
+        for count in frames {
+            let first = builder.pages();
+            let data: Vec<u8> = (first..first + count).flat_map(page).collect();
+            let pages: Vec<_> = (first..first + count)
+                .map(|number| {
+                    let origin = Origin {
+                        backend: number / 5,
+                        pgoff: u64::from(number * number),
+                    };
+                    (origin, crypto.hash16(&page(number)))
+                })
+                .collect();
+            let (codec, stored) = compress(Compression::Zstd(1), data);
+            assert_eq!(builder.append(codec, stored, &pages), first);
+        }
+        builder.finish(None, crypto)
+    }
+
+    fn open(object: &[u8], crypto: &Crypto) -> Result<Pack, Error> {
+        match Pack::open(id(), 0, object, object.len() as u64, crypto)? {
+            Opened::Pack(pack) => Ok(*pack),
+            Opened::Needs(bytes) => Err(Error::damaged("pack", format!("{bytes} bytes of {}", object.len()))),
+        }
+    }
+
+    fn read(pack: &Pack, object: &[u8], number: u32) -> Result<Vec<u8>, Error> {
+        let (at, slot) = pack
+            .footer
+            .locate(number)
+            .ok_or_else(|| Error::damaged("page", "given back"))?;
+        let frame = pack.footer.frames[at];
+        let stored = object[frame.offset as usize..][..frame.length as usize].to_vec();
+        let data = pack.open_frame(at, stored)?;
+        Ok(data[slot as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn pages_come_back_and_no_changed_byte_goes_unseen(
+            frames in proptest::collection::vec(1..20_u32, 0..8), sealed: bool, at: prop::sample::Index, bit in 0..8_u8,
+        ) {
+            let crypto = crypto(sealed);
+            let (object, info) = build(&frames, &crypto);
+            let pack = open(&object, &crypto).unwrap();
+            pack.check(&info, &crypto).unwrap();
+            prop_assert_eq!(info.pages, frames.iter().sum::<u32>());
+            for number in 0..info.pages {
+                prop_assert_eq!(read(&pack, &object, number).unwrap(), page(number));
+                prop_assert_eq!(pack.footer.pages.origin(number).unwrap().pgoff, u64::from(number * number));
+            }
+            prop_assert!(pack.footer.locate(info.pages).is_none());
+            // A changed byte: every page is the right one or an error.
+            let mut changed = object.clone();
+            let at = at.index(changed.len());
+            changed[at] ^= 1 << bit;
+            if let Ok(pack) = open(&changed, &crypto) {
+                pack.check(&info, &crypto).unwrap();
+                for number in 0..info.pages {
+                    if let Ok(found) = read(&pack, &changed, number) {
+                        prop_assert_eq!(found, page(number));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn trimmed_pack_has_its_live_pages_under_their_numbers_and_the_same_hash(
+            frames in proptest::collection::vec(1..20_u32, 1..6), keep: u64, sealed: bool,
+        ) {
+            let crypto = crypto(sealed);
+            let (object, info) = build(&frames, &crypto);
+            let pack = open(&object, &crypto).unwrap();
+            let live = Live::of(info.pages, |number| (keep >> (number % 64)) & 1 == 1);
+            let mut builder = PackBuilder::trimmed(&pack, 1, &crypto).unwrap();
+            for number in (0..info.pages).filter(|number| live.contains(*number)) {
+                builder.append_frame(Codec::Raw, page(number), 1);
+            }
+            let (trimmed, again) = builder.finish(Some(live.clone()), &crypto);
+            prop_assert_eq!(again, info);
+            let Ok(Opened::Pack(pack)) = Pack::open(id(), 1, &trimmed, trimmed.len() as u64, &crypto) else { panic!("opens") };
+            pack.check(&info, &crypto).unwrap();
+            for number in 0..info.pages {
+                match read(&pack, &trimmed, number) {
+                    Ok(found) => prop_assert!(live.contains(number) && found == page(number)),
+                    Err(_) => prop_assert!(!live.contains(number)),
+                }
+            }
+            for (at, frame) in pack.footer.frames.iter().enumerate() {
+                for (slot, number) in pack.footer.numbers(frame).into_iter().enumerate() {
+                    prop_assert_eq!(pack.footer.locate(number), Some((at, slot as u32)));
+                }
+            }
+        }
+
+        #[test]
+        fn any_tail_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), size: u64) {
+            prop_assert!(Pack::open(id(), 0, &bytes, size, &crypto(false)).is_err());
+        }
+
+        #[test]
+        fn any_table_is_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), pages in 0..300_u32, frames in 0..60_u32) {
+            if let Ok(table) = Pages::decode(&bytes) {
+                prop_assert_eq!(table.encode().len(), bytes.len());
+            }
+            if let Ok((live, table)) = decode_frames(&bytes, pages, frames, bytes.len() as u64) {
+                prop_assert_eq!(table.iter().map(|frame| frame.pages).sum::<u32>(), live.count());
+            }
+        }
+    }
+
+    #[test]
+    fn first_read_says_how_much_more_it_needs() {
+        let crypto = crypto(false);
+        let (object, info) = build(&[16; 16], &crypto);
+        let size = object.len() as u64;
+        let Ok(Opened::Needs(tail)) = Pack::open(id(), 0, &object[object.len() - 200..], size, &crypto) else {
+            panic!("200 bytes are not enough");
+        };
+        let Ok(Opened::Pack(pack)) = Pack::open(id(), 0, &object[object.len() - tail as usize..], size, &crypto) else {
+            panic!("{tail} bytes are enough");
+        };
+        assert_eq!(pack.footer.pages.hashes.len(), info.pages as usize);
+        // 16 bytes a page for the hash, and here, where no page follows another, up to six for frames and origins.
+        assert!(tail <= 22 * u64::from(info.pages) + TRAILER_BYTES as u64, "{tail}");
+        assert!(Pack::open(id(), 1, &object, size, &crypto).is_err());
+        assert!(Pack::open(id(), 0, &object, size + 1, &crypto).is_err());
+    }
+}

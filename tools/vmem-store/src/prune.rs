@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Removes the checkpoints that a policy does not keep.
+
+use crate::error::Error;
+use crate::names::{CheckpointName, GuestName};
+use crate::retention::{Decision, Item, Policy};
+use crate::store::Store;
+
+impl Store {
+    /// What becomes of the checkpoints of a guest by this policy; the newest first. They are removed, unless this is a dry run. What only
+    /// they refer to, the garbage collection takes later.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Policy`] if the policy has no rule; and those of the store: then some may have been removed already.
+    pub fn prune(&self, guest: &GuestName, policy: &Policy, dry_run: bool) -> Result<Vec<Decision>, Error> {
+        let listing = self.base.listing(guest)?;
+        let mut items = Vec::with_capacity(listing.manifests.len());
+        for (sequence, name) in &listing.manifests {
+            let manifest = match self.base.read_manifest(name) {
+                // It was removed, or rewritten, since it was listed: somebody else's business.
+                Err(error) if error.is_not_found() => continue,
+                manifest => manifest?,
+            };
+            items.push(Item {
+                sequence: *sequence,
+                created: manifest.created,
+                tags: manifest.tags,
+                protected: listing.protected.contains(sequence),
+            });
+        }
+        let decisions = policy.decide(&items)?;
+        if !dry_run {
+            for decision in decisions.iter().filter(|decision| !decision.is_kept()) {
+                let checkpoint = CheckpointName {
+                    guest: guest.clone(),
+                    sequence: decision.sequence,
+                };
+                match self.remove(&checkpoint) {
+                    // Protected since it was listed, or removed by somebody else.
+                    Ok(()) | Err(Error::Protected(_) | Error::NoCheckpoint(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(decisions)
+    }
+}
