@@ -40,6 +40,14 @@ pub enum ObjectError {
         /// Bytes that the caller takes.
         limit: u64,
     },
+    /// Bytes were asked for that the object does not have.
+    #[error("it has {size} bytes, and bytes up to {end} were asked for")]
+    Beyond {
+        /// Bytes of the object.
+        size: u64,
+        /// The end of what was asked for.
+        end: u64,
+    },
     /// Fewer bytes came than were asked for.
     #[error("it ends after {got} bytes of {wanted}")]
     Short {
@@ -98,10 +106,7 @@ impl Part {
         match self {
             Self::All(limit) if size > *limit => Err(ObjectError::TooLarge { size, limit: *limit }),
             Self::All(_) => Ok(0..size),
-            Self::Bytes(bytes) if bytes.end > size => Err(ObjectError::Short {
-                wanted: bytes.end - bytes.start,
-                got: size.saturating_sub(bytes.start),
-            }),
+            Self::Bytes(bytes) if bytes.end > size => Err(ObjectError::Beyond { size, end: bytes.end }),
             Self::Bytes(bytes) => Ok(bytes.clone()),
             Self::Within(bytes) => Ok(bytes.start.min(size)..bytes.end.min(size)),
             Self::Last(count) => Ok(size.saturating_sub(*count)..size),

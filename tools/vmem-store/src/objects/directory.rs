@@ -239,7 +239,7 @@ mod tests {
         ));
         assert!(matches!(
             store.get("a/one", Part::Bytes(1..4)),
-            Err(ObjectError::Short { wanted: 3, got: 1 })
+            Err(ObjectError::Beyond { size: 2, end: 4 })
         ));
         store.delete("a/one").unwrap();
         store.delete("a/one").unwrap();
