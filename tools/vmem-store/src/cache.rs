@@ -96,6 +96,13 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         Ok(value)
     }
 
+    /// Adds a value that came with another one, unless there is one or somebody loads it.
+    pub(crate) fn add(&self, key: &K, value: V) {
+        if !self.lock().slots.contains_key(key) {
+            let _ = self.get(key, || Ok::<_, std::convert::Infallible>(value));
+        }
+    }
+
     /// Forgets a value.
     pub(crate) fn remove(&self, key: &K) {
         let mut state = self.lock();

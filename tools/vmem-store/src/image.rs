@@ -6,7 +6,8 @@ mod plan;
 mod records;
 mod window;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmem_pages::{PAGE_SIZE, PageIndex, PageRange};
 
@@ -17,7 +18,7 @@ use crate::error::{Error, PageError};
 use crate::leaf::{Entry, LEAF_PAGES, Leaf};
 use crate::lease::Lease;
 use crate::manifest::{Backend, Manifest};
-use crate::names::WriterId;
+use crate::names::{PACKS, PackId, WriterId};
 use crate::objects::Part;
 use crate::pack::{Opened, Origin, Pack, TRAILER_BYTES};
 use crate::record::RecordKind;
@@ -83,6 +84,8 @@ pub struct Image {
     table: Cache<u32, PackTable>,
     packs: Cache<u32, OpenPack>,
     windows: Cache<(u32, u32, u32), Window>,
+    /// The newest generations of packs, once it was seen that they differ.
+    generations: Mutex<Option<HashMap<PackId, u32>>>,
     /// Keeps the garbage collection away, for readers that take long.
     lease: Option<Lease>,
 }
@@ -101,6 +104,7 @@ impl Image {
             table: Cache::new(usize::MAX),
             packs: Cache::new(usize::MAX),
             windows: Cache::new(WINDOWS),
+            generations: Mutex::new(None),
             lease: None,
         }
     }
@@ -248,9 +252,39 @@ impl Image {
     pub(crate) fn pack(&self, pack: u32) -> Result<Arc<OpenPack>, Error> {
         self.packs.get(&pack, || {
             let info = self.pack_info(pack)?;
-            let opened = open_pack(&self.base, &info)?;
-            Ok(OpenPack::new(opened, self.base.objects.window()))
+            let (opened, tail) = self.newest_generation(&info)?;
+            let open = OpenPack::new(opened, self.base.objects.window());
+            // A small pack came as a whole.
+            for (at, window) in open.windows_within(&tail) {
+                self.windows.add(&(pack, open.pack.generation, at), window);
+            }
+            Ok(open)
         })
+    }
+
+    /// The newest generation of a pack, and the bytes that were read of its end.
+    fn newest_generation(&self, info: &PackInfo) -> Result<(Pack, Vec<u8>), Error> {
+        let known = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .and_then(|known| known.get(&info.id).copied());
+        match read_generation(&self.base, info, known.unwrap_or(0)) {
+            Err(error) if error.is_not_found() => {}
+            read => return read,
+        }
+        // Part of the pack was given back, and what is left is in another object. It will not be the only one.
+        let mut generations: HashMap<PackId, u32> = HashMap::new();
+        for meta in self.base.list(PACKS)? {
+            if let Some((id, generation)) = PackId::parse(&meta.name) {
+                let newest = generations.entry(id).or_default();
+                *newest = generation.max(*newest);
+            }
+        }
+        let newest = generations.get(&info.id).copied().unwrap_or(0);
+        *self.generations.lock().unwrap_or_else(PoisonError::into_inner) = Some(generations);
+        read_generation(&self.base, info, newest)
     }
 
     /// Does what needs a pack; once more with a newer generation of it, if this one has been collected meanwhile.
@@ -406,36 +440,23 @@ impl Image {
     }
 }
 
-/// The newest generation of a pack that is there, if its pages are those that the checkpoint refers to.
-pub(crate) fn open_pack(base: &Base, info: &PackInfo) -> Result<Pack, Error> {
-    let mut generation = 0;
-    for attempt in 0..3 {
-        match open_generation(base, info, generation) {
-            Err(error) if error.is_not_found() && attempt < 2 => {
-                // Part of the pack was given back, and what is left is in another object.
-                let listed = base.list(&info.id.prefix())?;
-                let generations = listed.iter().filter_map(|meta| crate::names::PackId::parse(&meta.name));
-                match generations.map(|(_, generation)| generation).max() {
-                    Some(newest) => generation = newest,
-                    None => return Err(error),
-                }
-            }
-            opened => return opened,
-        }
-    }
-    open_generation(base, info, generation)
+/// A generation of a pack, if its pages are those that the checkpoint refers to.
+pub(crate) fn open_generation(base: &Base, info: &PackInfo, generation: u32) -> Result<Pack, Error> {
+    read_generation(base, info, generation).map(|(pack, _)| pack)
 }
 
-pub(crate) fn open_generation(base: &Base, info: &PackInfo, generation: u32) -> Result<Pack, Error> {
+/// The same, with the bytes that were read of its end.
+fn read_generation(base: &Base, info: &PackInfo, generation: u32) -> Result<(Pack, Vec<u8>), Error> {
     let name = info.id.object(generation);
-    // Enough for both tables, unless origins are scattered.
-    let mut tail = TRAILER_BYTES as u64 + 64 + u64::from(info.pages) * 22;
+    // Enough for both tables, unless origins are scattered; and what is worth reading at once.
+    let tables = TRAILER_BYTES as u64 + 64 + u64::from(info.pages) * 22;
+    let mut tail = tables.max(base.objects.window());
     loop {
         let fetched = base.get(&name, Part::Last(tail))?;
         match Pack::open(info.id, generation, &fetched.bytes, fetched.size, &base.crypto)? {
             Opened::Pack(pack) => {
                 pack.check(info, &base.crypto)?;
-                return Ok(*pack);
+                return Ok((*pack, fetched.bytes));
             }
             Opened::Needs(more) if more > tail && more <= fetched.size => tail = more,
             Opened::Needs(_) => return Err(Error::damaged(name, "its tables are longer than it")),

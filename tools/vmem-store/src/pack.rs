@@ -399,6 +399,8 @@ pub(crate) struct Pack {
     pub(crate) name: String,
     pub(crate) id: PackId,
     pub(crate) generation: u32,
+    /// Bytes of the object.
+    pub(crate) size: u64,
     pub(crate) footer: Footer,
     key: Option<ObjectKey>,
 }
@@ -449,6 +451,7 @@ impl Pack {
             name,
             id,
             generation,
+            size,
             footer: Footer { pages, live, frames },
             key,
         })))

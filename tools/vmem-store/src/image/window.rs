@@ -33,6 +33,33 @@ impl OpenPack {
         Self { pack, windows }
     }
 
+    /// The windows whose frames are all in the pack's last bytes.
+    pub(crate) fn windows_within(&self, tail: &[u8]) -> Vec<(u32, Window)> {
+        let size = self.pack.size;
+        let Some(skipped) = size.checked_sub(tail.len() as u64) else {
+            return Vec::new();
+        };
+        let mut windows = Vec::new();
+        for first in &self.windows {
+            let (at, frames) = self.window(*first as usize);
+            let infos = self.pack.footer.frames.get(frames.clone()).unwrap_or_default();
+            let stored = infos.iter().map(|frame| {
+                let start = usize::try_from(frame.offset.checked_sub(skipped)?).ok()?;
+                Some((tail.get(start..start + frame.length as usize)?.to_vec(), OnceLock::new()))
+            });
+            if let Some(stored) = stored.collect::<Option<Vec<_>>>() {
+                windows.push((
+                    at,
+                    Window {
+                        first: frames.start,
+                        frames: stored,
+                    },
+                ));
+            }
+        }
+        windows
+    }
+
     fn window(&self, frame: usize) -> (u32, Range<usize>) {
         let at = self
             .windows

@@ -161,6 +161,35 @@ fn small_checkpoint_is_four_objects() {
     assert_eq!(after.deletes - before.deletes, 2);
 }
 
+#[test]
+fn checkpoint_refers_to_few_objects_of_the_index_however_many_wrote_its_leaves() {
+    let place = place();
+    let memories = [("ram".to_owned(), (50 * 512 * PAGE_SIZE) as u64)];
+    let mut last = None;
+    for leaf in 0..50 {
+        let writer = place
+            .store
+            .begin(&guest(), last.as_ref(), &memories, &WriteOptions::default())
+            .unwrap();
+        if last.is_none() {
+            writer.put_zero(0, range(0, 50 * 512)).unwrap();
+        } else {
+            writer
+                .put_pages(0, PageIndex::new(leaf * 512).unwrap(), &contents(leaf))
+                .unwrap();
+        }
+        last = Some(writer.commit(Default::default()).unwrap().checkpoint);
+    }
+    let image = place.store.image(&last.unwrap()).unwrap();
+    let indexes = image.manifest().indexes.iter().flatten().count();
+    assert!(indexes <= 16, "{indexes}");
+    let mut page = [0; PAGE_SIZE];
+    for leaf in 1..50 {
+        image.read_page(0, PageIndex::new(leaf * 512).unwrap(), &mut page).unwrap();
+        assert!(page[..] == contents(leaf));
+    }
+}
+
 /// Restores a checkpoint in the order that suits the store. Reads, and bytes for each byte of its pages.
 fn restore(place: &Place, sequence: u64) -> (u64, f64) {
     let before = place.memory.counts();

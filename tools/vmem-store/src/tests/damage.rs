@@ -308,3 +308,37 @@ fn store_is_made_once_and_in_an_empty_place() {
         matches!(Store::init(memory, &small(), options(&place.time)), Err(Error::NotEmpty(name)) if name == "holiday/photo.jpg")
     );
 }
+
+#[test]
+fn page_that_is_not_the_one_of_its_hash_is_an_error_also_with_right_checksums() {
+    for sealed in [false, true] {
+        let place = place_with(&init(sealed));
+        let guest = Guest {
+            pages: (1..9).collect(),
+            state: Vec::new(),
+        };
+        checkpoint(&place.store, &guest, None).unwrap();
+        let image = place.store.image(&name(1)).unwrap();
+        let info = image.pack_info(0).unwrap();
+        let crypto = &place.store.base.crypto;
+        let pack = crate::image::open_generation(&place.store.base, &info, 0).unwrap();
+        // The same pack with the second page in the place of the first, made by somebody who has the key.
+        let mut forged = crate::pack::PackBuilder::trimmed(&pack, 0, crypto).unwrap();
+        for seed in [2, 2, 3, 4, 5, 6, 7, 8] {
+            forged.append_frame(crate::codec::Codec::Raw, contents(seed), 1);
+        }
+        let (forged, again) = forged.finish(None, crypto);
+        assert_eq!(again, info);
+        place.memory.put(&info.id.object(0), &forged, Put::Replace).unwrap();
+        let image = place.store.image(&name(1)).unwrap();
+        let mut found = vec![0xee; 8 * PAGE_SIZE];
+        let failed = image.read_pages(0, range(0, 8), &mut found).unwrap();
+        assert!(
+            matches!(&failed[..], [(at, PageError::Damaged(_))] if at.get() == 0),
+            "{failed:?}"
+        );
+        assert!(found[..PAGE_SIZE].iter().all(|byte| *byte == 0xee));
+        assert!(image.read_together(0, PageIndex::new(0).unwrap()).is_err());
+        assert_eq!(place.store.verify(&name(1), 100).unwrap().bad_pages, 1);
+    }
+}
