@@ -230,7 +230,7 @@ fn figures() {
     let mut last = next(&place.store, &load, &all(&load), None);
     guests.insert(last, load.guest.clone());
     for _ in 1..1000 {
-        place.time.pass(Duration::from_secs(30));
+        place.time.pass(Duration::from_secs(120));
         let dirty = load.write(60);
         last = next(&place.store, &load, &dirty, Some(last));
         guests.insert(last, load.guest.clone());
