@@ -140,7 +140,13 @@ pub(super) fn assert_is(image: &Image, guest: &Guest) {
     assert_eq!(backend.pages(), guest.pages.len() as u64);
     let mut found = vec![0xee; guest.pages.len() * PAGE_SIZE];
     let failed = image.read_pages(ram, range(0, guest.pages.len() as u64), &mut found).unwrap();
-    assert!(failed.is_empty(), "{}: {failed:?}", image.manifest().checkpoint);
+    assert!(
+        failed.is_empty(),
+        "{}: {} pages, first {:?}",
+        image.manifest().checkpoint,
+        failed.len(),
+        failed[0]
+    );
     for (at, (seed, page)) in guest.pages.iter().zip(found.chunks_exact(PAGE_SIZE)).enumerate() {
         assert!(page == contents(*seed), "{}: page {at}", image.manifest().checkpoint);
     }
