@@ -71,13 +71,14 @@ impl Timeline {
         }
     }
 
-    /// Notes what the destination's QEMU has said. vmemctl has it stopped before the guest comes, so the last word counts.
+    /// Notes what the destination's QEMU has said. vmemctl has it stopped before the guest comes, so the last word counts. Its migration may be of the
+    /// devices only: it does not count if it is known already when all of the memory was there.
     pub(crate) fn note_destination(&mut self, machine: &mut Machine) {
         for event in machine.events() {
             let time = event.time.map(|time: Duration| time.as_secs_f64());
             match event.name.as_str() {
                 "RESUME" => self.runs = time,
-                "MIGRATION" if event.data["status"] == "completed" => self.complete = time,
+                "MIGRATION" if event.data["status"] == "completed" => self.complete = self.complete.or(time),
                 _ => (),
             }
         }

@@ -137,6 +137,9 @@ struct Left {
     bytes: u64,
     /// Bytes that had been staged then, and the latest figure of that.
     staged: (u64, u64),
+    /// The guest has stopped after rounds.
+    is_stopped: bool,
+    /// It runs at its destination.
     runs: bool,
 }
 
@@ -145,6 +148,7 @@ impl Left {
         Self {
             bytes: memory,
             staged: (0, 0),
+            is_stopped: false,
             runs: false,
         }
     }
@@ -159,7 +163,7 @@ impl Left {
                 Some(self.bytes)
             }
             "remainder" => {
-                self.runs = true;
+                self.is_stopped = true;
                 self.bytes = line["bytes"].as_u64()?;
                 Some(self.bytes)
             }
@@ -170,8 +174,11 @@ impl Left {
             "pages" if self.runs => {
                 let regions = vmemd["regions"].as_array()?;
                 let absent = |region: &Value| Some(region["bytes"].as_u64()?.saturating_sub(region["present_bytes"].as_u64()?));
-                regions.iter().map(absent).sum()
+                // What was said before the staged pages became present does not count.
+                Some(regions.iter().map(absent).sum::<Option<u64>>()?.min(self.bytes))
             }
+            // Staged pages are not present yet, and no more are staged.
+            "pages" if self.is_stopped => None,
             "pages" => {
                 self.staged.1 = vmemd["staged_bytes"].as_u64()?;
                 Some(self.bytes.saturating_sub(self.staged.1.saturating_sub(self.staged.0)))
@@ -196,6 +203,9 @@ mod tests {
         assert_eq!(left.after(&round), Some(20 * 4096));
         assert_eq!(left.after(&pages(75, 0)), Some(5 * 4096));
         assert_eq!(left.after(&json!({"event": "remainder", "bytes": 8192})), Some(8192));
+        assert_eq!(left.after(&pages(75, 0)), None);
+        assert_eq!(left.after(&json!({"event": "running"})), None);
+        assert_eq!(left.after(&pages(75, 0)), Some(8192));
         assert_eq!(left.after(&pages(75, 99)), Some(4096));
         assert_eq!(left.after(&json!({"event": "note", "text": "hm"})), None);
     }
