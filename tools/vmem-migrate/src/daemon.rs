@@ -81,7 +81,7 @@ impl Daemon {
     /// Starts vmemd with these arguments, for this session. `state_dir` has its log of standard error and its socket, so that a later
     /// vmemctl can take it over.
     pub(crate) fn start(arguments: &[String], session: &str, state_dir: &StateDir) -> Result<Self, DaemonError> {
-        Self::spawn(&program(), arguments, session, state_dir)
+        Self::spawn(&vmem_process::vmemd(), arguments, session, state_dir)
     }
 
     /// As [`start`](Self::start), with `program` instead of vmemd.
@@ -293,13 +293,4 @@ fn listen(state_dir: &StateDir) -> Result<UnixListener, DaemonError> {
         vmem_control::Error::InUse(_) => DaemonError::InUse(Unrecorded::find(state_dir).to_string()),
         error => DaemonError::Socket(error),
     })
-}
-
-/// The vmemd beside this program, or the one that `VMEMD` names.
-fn program() -> PathBuf {
-    let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("vmemd"));
-    std::env::var_os("VMEMD")
-        .map(PathBuf::from)
-        .or_else(|| beside().filter(|path| path.exists()))
-        .unwrap_or_else(|| PathBuf::from("vmemd"))
 }

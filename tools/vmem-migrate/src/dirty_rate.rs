@@ -2,7 +2,6 @@
 //! `vmemctl dirty-rate`: how fast a guest writes to its memory, and what a migration of it would come to. The guest only runs slower
 //! meanwhile, and nothing of it is changed.
 
-mod memory;
 mod trace_file;
 
 use std::path::PathBuf;
@@ -11,12 +10,11 @@ use std::time::{Duration, Instant};
 use vmem::{Control, Tracking};
 use vmem_cli::Signals;
 use vmem_precopy::{DirtyMemory, Forecast, Limits, Recorder, Recording, Trace, predict};
-use vmem_qemu::Process;
+use vmem_qemu::{GuestMemory, OpenBackend, Process};
 
 use crate::error::{Cause, Error};
 use crate::report::Report;
 
-use memory::GuestMemory;
 pub use trace_file::TraceFile;
 
 /// How often the measurement checks for a signal.
@@ -93,7 +91,11 @@ fn track_and_record(options: &Options, signals: &Signals, report: &Report) -> Re
     Ok(Measurement {
         guest: guest.name,
         status: guest.status,
-        backends: guest.memories.into_iter().map(|memory| memory.backend).collect(),
+        backends: guest
+            .memories
+            .into_iter()
+            .map(|OpenBackend { id, path, .. }| Backend { id, path })
+            .collect(),
         recording,
         end,
     })
@@ -103,12 +105,11 @@ fn track_and_record(options: &Options, signals: &Signals, report: &Report) -> Re
 fn track(guest: &GuestMemory) -> Result<Vec<Box<dyn DirtyMemory>>, Cause> {
     let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
     let adopted = guest.memories.iter().map(|memory| {
-        let failed = || Cause::call(format!("cannot track {}", memory.backend));
+        let failed = move || Cause::call(format!("cannot track {memory}"));
         let adopted = control.adopt(&memory.handle).map_err(failed())?;
         if adopted.size() != memory.bytes.next_multiple_of(vmem::PAGE_SIZE as u64) {
             return Err(Cause::other(format!(
-                "cannot track {}: it has {} bytes, and {} according to QEMU",
-                memory.backend,
+                "cannot track {memory}: it has {} bytes, and {} according to QEMU",
                 adopted.size(),
                 memory.bytes
             )));

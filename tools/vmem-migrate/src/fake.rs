@@ -17,7 +17,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use serde_json::{Value, json};
 use vmem_qemu::Qmp;
 
-use crate::relay::recorded;
+use vmem_qemu::recorded;
 
 /// The state of the fake, and what it does at which command.
 #[derive(Debug)]

@@ -2,8 +2,6 @@
 //! Relays QEMU's migration stream: QEMU is on one side, the other host on the other.
 
 mod hold;
-#[cfg(test)]
-pub(crate) mod recorded;
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -192,20 +190,20 @@ mod tests {
         let mut bytes = [0; 6];
         network.read_exact(&mut bytes).expect("what was written before");
         relay.hold();
-        let (first, last) = recorded::END.split_at(1000);
+        let (first, last) = vmem_qemu::recorded::END.split_at(1000);
         qemu.write_all(first).expect("room");
         assert_eq!(relay.wait_saved(Duration::from_millis(100)), Ok(false), "a part");
         qemu.write_all(last).expect("room");
         assert_eq!(relay.wait_saved(LONG), Ok(true));
-        assert_eq!(relay.held_bytes(), recorded::END.len());
+        assert_eq!(relay.held_bytes(), vmem_qemu::recorded::END.len());
         network.set_nonblocking(true).expect("a socket");
         let early = network.read(&mut bytes).expect_err("nothing");
         assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
         network.set_nonblocking(false).expect("a socket");
         relay.release().expect("a thread");
-        let mut kept = vec![0; recorded::END.len()];
+        let mut kept = vec![0; vmem_qemu::recorded::END.len()];
         network.read_exact(&mut kept).expect("what was kept");
-        assert_eq!(kept, recorded::END);
+        assert_eq!(kept, vmem_qemu::recorded::END);
         qemu.write_all(b"more").expect("room");
         drop(qemu);
         let mut text = String::new();
@@ -219,7 +217,7 @@ mod tests {
         let (mut network, theirs) = UnixStream::pair().expect("sockets");
         let relay = relay(End::Source, Socket::from(ours), Socket::from(theirs), Vec::new()).expect("threads");
         relay.hold();
-        qemu.write_all(recorded::END).expect("room");
+        qemu.write_all(vmem_qemu::recorded::END).expect("room");
         drop(qemu);
         let mut bytes = Vec::new();
         network.read_to_end(&mut bytes).expect("the end");

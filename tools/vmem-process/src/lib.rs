@@ -29,10 +29,12 @@
 mod identity;
 mod log_file;
 mod process;
+mod program;
 pub mod scope;
 mod text;
 
 pub use identity::Identity;
 pub use log_file::log_tail;
 pub use process::Process;
+pub use program::vmemd;
 pub use text::{clean, printable};

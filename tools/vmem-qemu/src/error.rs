@@ -94,6 +94,29 @@ pub enum Error {
     /// Another file is at the path of the guest's memory now.
     #[error("{} is another file now, and not the guest's memory", .0.display())]
     OtherFile(PathBuf),
+    /// A memory backend in a file cannot be opened.
+    #[error("cannot open memory backend {id:?} (if a proxy listens at the socket, give that of QEMU)")]
+    Memory {
+        /// The backend.
+        id: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A memory backend in a memfd cannot be opened.
+    #[error("cannot open memory backend {id:?} of process {pid}, which listens at the socket")]
+    Memfd {
+        /// The backend.
+        id: String,
+        /// The process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// QEMU does not end its migration.
+    #[error("QEMU has not cancelled its migration, which is still {0}")]
+    NotCancelled(String),
     /// The socket for the guest's state cannot be made.
     #[error("cannot make a socket for the guest's state")]
     Stream(#[source] io::Error),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use vmem_process::Process;
+use vmem_process::{Process, clean};
 
 use crate::connection::Qmp;
 use crate::error::Error;
@@ -67,6 +67,16 @@ pub fn uuid(qmp: &mut Qmp) -> Result<Option<String>, Error> {
     let reply = qmp.execute("query-uuid", json!({}))?;
     let uuid = reply.get("UUID").and_then(Value::as_str).filter(|uuid| *uuid != NONE);
     Ok(uuid.map(str::to_owned))
+}
+
+/// Names for the region of a memory backend, the preferred one first. A name may be taken by the region of an earlier guest.
+pub fn region_names(guest: &str, id: &str) -> impl Iterator<Item = String> + use<> {
+    // Region names have 31 bytes at most.
+    let base = format!("{}.{}", clean(guest, 14), clean(id, 12));
+    (1..=99).map(move |number| match number {
+        1 => base.clone(),
+        _ => format!("{base}.{number}"),
+    })
 }
 
 /// The process that listens at QEMU's socket: QEMU, or a proxy for it. [`BackendFile::find`] fails for a proxy.
@@ -255,6 +265,16 @@ mod tests {
             matches!(refused, Err(Error::NotShared { total: 4096, shared: 0 })),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn names_for_regions_are_valid() {
+        let long = "a guest with a very long name/indeed";
+        for name in region_names(long, "the memory of the first NUMA node") {
+            assert!(vmem::Name::new(&name).is_ok(), "{name}");
+        }
+        let names: Vec<_> = region_names("guest0", "ram").take(2).collect();
+        assert_eq!(names, ["guest0.ram", "guest0.ram.2"]);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //!   generated from the schema of one QEMU would refuse what the next QEMU adds. QEMU's `docs/interop/qmp-spec.rst` describes the protocol.
 //! * [`guest`] describes the guest: its name, its run state, the backends of its memory, and the process of its QEMU. [`BackendFile`] is the
 //!   file of a backend, which cannot be confused with another file at the same path; [`QemuProcess`] is a QEMU that can be found again.
-//! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it.
+//! * [`GuestMemory`] is the memory of a running guest, opened so that it can be tracked.
+//! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it. [`DeviceState`] knows when
+//!   QEMU has written all of it.
 //! * [`command`] checks and completes the command line of a QEMU that takes a guest; [`Qemu`] starts it.
 //!
 //! [`Lines`] reads lines with a deadline, also for other protocols with one message per line.
@@ -55,19 +57,25 @@
 mod backend_file;
 pub mod command;
 mod connection;
+mod device_state;
 mod error;
 pub mod guest;
+mod guest_memory;
 mod launch;
 mod lines;
 pub mod migration;
 pub mod obstacles;
 mod process;
+#[cfg(any(test, feature = "testing"))]
+pub mod recorded;
 pub mod stream;
 
 pub use backend_file::BackendFile;
 pub use connection::{COMMAND_LIMIT, Event, Qmp};
+pub use device_state::DeviceState;
 pub use error::Error;
 pub use guest::{MemoryBackend, SharedMemory};
+pub use guest_memory::{GuestMemory, OpenBackend};
 pub use launch::Qemu;
 pub use lines::Lines;
 pub use process::QemuProcess;

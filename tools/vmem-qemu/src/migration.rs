@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! QEMU's migration: its state, and its settings.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::connection::Qmp;
+use crate::connection::{COMMAND_LIMIT, Qmp};
 use crate::error::Error;
 
 /// The state of a migration: "none", "active", "completed", "failed", ..., and the reason if it failed.
@@ -17,6 +20,28 @@ pub fn status(qmp: &mut Qmp) -> Result<(String, Option<String>), Error> {
     let status = reply.get("status").and_then(Value::as_str).unwrap_or("none").to_owned();
     let reason = reply.get("error-desc").and_then(Value::as_str).map(str::to_owned);
     Ok((status, reason))
+}
+
+/// Cancels the migration, if there is one, and waits until it is over. QEMU then continues a guest that the migration has stopped, and leaves
+/// one paused that was.
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`]; [`Error::NotCancelled`].
+pub fn cancel(qmp: &mut Qmp) -> Result<(), Error> {
+    // The command fails if there is no migration.
+    let _ = qmp.execute("migrate_cancel", json!({}));
+    let deadline = Instant::now() + COMMAND_LIMIT;
+    loop {
+        let (migration, _) = status(qmp)?;
+        if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotCancelled(migration));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The settings that a migration over vmem changes in QEMU, to be restored after it.

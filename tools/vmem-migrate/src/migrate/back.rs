@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmem_cli::chain;
-use vmem_qemu::{COMMAND_LIMIT, Qmp, guest, migration};
+use vmem_qemu::{Qmp, guest, migration};
 
 use crate::channel::Channel;
 use crate::endpoint::Endpoint;
@@ -63,21 +63,7 @@ pub(super) fn beside<T, U: Send>(
 /// Cancels QEMU's migration, and continues the guest if it ran. The destination may hold the disks until shortly after `is_told`, so a
 /// refused `cont` is repeated for [`LOCKS`] after that.
 pub(super) fn resume_guest(qmp: &mut Qmp, runs: bool, is_told: &dyn Fn() -> bool) -> Result<(), Cause> {
-    // The command fails if there is no migration.
-    let _ = qmp.execute("migrate_cancel", json!({}));
-    let deadline = Instant::now() + COMMAND_LIMIT;
-    loop {
-        let (migration, _) = migration::status(qmp)?;
-        if matches!(migration.as_str(), "none" | "completed" | "failed" | "cancelled") {
-            break;
-        }
-        if Instant::now() >= deadline {
-            return Err(Cause::other(format!(
-                "QEMU has not cancelled its migration, which is still {migration}"
-            )));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    migration::cancel(qmp)?;
     let mut until = Instant::now() + LOCKS;
     while runs && guest::status(qmp)? != "running" {
         if !is_told() {

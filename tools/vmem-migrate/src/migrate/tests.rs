@@ -26,7 +26,7 @@ use crate::channel::ChannelError;
 use crate::fake;
 use crate::message::FromDestination;
 use crate::network::Greeted;
-use crate::relay::recorded;
+use vmem_qemu::recorded;
 
 const SESSION: &str = "0123456789abcdef0123456789abcdef";
 const LIMIT: Duration = Duration::from_secs(10);

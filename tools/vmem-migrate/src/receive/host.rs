@@ -5,7 +5,6 @@ use std::path::Path;
 
 use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
 use vmem_cli::chain;
-use vmem_process::clean;
 use vmem_qemu::{Qemu, command};
 
 use crate::error::Cause;
@@ -55,7 +54,7 @@ pub(super) fn regions_for(
     let mut handles = Vec::new();
     for backend in memory {
         let mut made = None;
-        for name in candidates(guest, &backend.id) {
+        for name in vmem_qemu::guest::region_names(guest, &backend.id) {
             match make_region(control, &name, backend.bytes, args) {
                 Err(Error::NameTaken) => {}
                 Err(error) => return Err(Cause::call(format!("region {name}: cannot create it"))(error)),
@@ -75,16 +74,6 @@ pub(super) fn regions_for(
         handles.push(handle);
     }
     Ok((names, handles))
-}
-
-/// Names for a region, the preferred one first. A name may be taken by the region of an earlier guest.
-fn candidates(guest: &str, id: &str) -> impl Iterator<Item = String> {
-    // Region names have 31 bytes at most.
-    let base = format!("{}.{}", clean(guest, 14), clean(id, 12));
-    (1..=99).map(move |number| match number {
-        1 => base.clone(),
-        _ => format!("{base}.{number}"),
-    })
 }
 
 /// Adds a hint to `trouble` if QEMU waits for pages of one of these regions: no pages arrive before QEMU can receive the guest.
@@ -120,22 +109,5 @@ pub(super) fn explain_failure(cause: Cause, qemu: &mut Qemu) -> Cause {
     match qemu.failure() {
         None => cause,
         Some(failure) => Cause::other(format!("{}; {failure}", chain(&cause))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn candidates_are_valid_region_names() {
-        let long = "a guest with a very long name/indeed";
-        for name in candidates(long, "the memory of the first NUMA node") {
-            assert!(vmem::Name::new(&name).is_ok(), "{name}");
-        }
-        assert_eq!(
-            candidates("guest0", "ram").take(2).collect::<Vec<_>>(),
-            ["guest0.ram", "guest0.ram.2"]
-        );
     }
 }

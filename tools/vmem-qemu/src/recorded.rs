@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The end of a migration stream, for tests.
+//! The end of a migration stream, for tests: also of crates that use this one.
 
 /// What QEMU 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1, `qemu-system-x86_64 -accel tcg -S -m 16M -machine none`) has written after
 /// `migrate-continue`, with the capabilities `x-ignore-shared`, `pause-before-switchover` and `return-path`. The description of the devices has
 /// 1024 bytes.
-pub(crate) const END: &[u8] = b"~\0\0\0\x01\x08\0\x0b\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0\x10~\0\0\0\x01\x04\0\0\0\0\x05timer\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\
+pub const END: &[u8] = b"~\0\0\0\x01\x08\0\x0b\0\0\x03\0\0\0\x01\0\0\0\0\0\0\0\x10~\0\0\0\x01\x04\0\0\0\0\x05timer\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\
       \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0~\0\0\0\0\x04\0\0\0\x03\x0bglobalstate\0\0\0\0\0\0\0\x01\0\0\0\x0aprelaunch\0\0\0\0\0\0\0\0\0\0\
       \0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
       \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0~\0\0\0\x03\0\x06\0\0\x04\0{\"configuration\": {\"vmsd_name\": \"configuration\", \"\

@@ -6,41 +6,59 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmem::{MemoryFile, MemoryHandle, ProcessMemory};
-use vmem_qemu::{BackendFile, COMMAND_LIMIT, Process, Qmp, SharedMemory, guest};
+use vmem_process::Process;
 
-use super::Backend;
-use crate::error::Cause;
+use crate::backend_file::BackendFile;
+use crate::connection::{COMMAND_LIMIT, Qmp};
+use crate::error::Error;
+use crate::guest::{self, SharedMemory};
 
 /// A guest's memory, and the process of its QEMU.
 #[derive(Debug)]
-pub(super) struct GuestMemory {
-    pub(super) name: String,
-    pub(super) status: String,
-    pub(super) process: Process,
-    pub(super) memories: Vec<OpenBackend>,
+pub struct GuestMemory {
+    /// The guest's name, or "guest".
+    pub name: String,
+    /// The run state when QEMU was asked.
+    pub status: String,
+    /// QEMU's process.
+    pub process: Process,
+    /// All memory of the guest.
+    pub memories: Vec<OpenBackend>,
 }
 
 /// A memory backend that can be adopted.
 #[derive(Debug)]
-pub(super) struct OpenBackend {
-    pub(super) backend: Backend,
-    pub(super) bytes: u64,
-    pub(super) handle: MemoryHandle,
+pub struct OpenBackend {
+    /// Its name.
+    pub id: String,
+    /// Where its memory is: a file, the node of a region, or a descriptor of QEMU's process.
+    pub path: PathBuf,
+    /// Its size in bytes, as QEMU has it.
+    pub bytes: u64,
+    /// A descriptor by which it can be adopted.
+    pub handle: MemoryHandle,
 }
 
 impl GuestMemory {
     /// Asks the QEMU at this socket. The connection ends before this returns, so that others can use the socket.
-    pub(super) fn find(qmp: &Path) -> Result<Self, Cause> {
-        let mut qmp = Qmp::connect(qmp, COMMAND_LIMIT)?;
-        let name = guest::name(&mut qmp)?;
-        let status = guest::status(&mut qmp)?;
-        let shared = guest::all_shared_memory(&mut qmp)?;
-        let process = guest::process(&mut qmp)?;
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Qmp::connect`] and [`guest::all_shared_memory`]; [`Error::Memory`] and [`Error::Memfd`] if a backend cannot be opened.
+    pub fn find(qmp: &Path) -> Result<Self, Error> {
+        Self::of(&mut Qmp::connect(qmp, COMMAND_LIMIT)?)
+    }
+
+    fn of(qmp: &mut Qmp) -> Result<Self, Error> {
+        let name = guest::name(qmp)?;
+        let status = guest::status(qmp)?;
+        let shared = guest::all_shared_memory(qmp)?;
+        let process = guest::process(qmp)?;
         let memories = shared.into_iter().map(|memory| open(memory, &process));
         let memories = memories.collect::<Result<Vec<_>, _>>()?;
         // If QEMU still lives, its number was its own while the descriptors were opened by it.
         if process.wait(Duration::ZERO) {
-            return Err(vmem_qemu::Error::Closed.into());
+            return Err(Error::Closed);
         }
         Ok(Self {
             name,
@@ -52,37 +70,39 @@ impl GuestMemory {
 }
 
 /// Opens the memory that the process has open, and no other.
-fn open(memory: SharedMemory, process: &Process) -> Result<OpenBackend, Cause> {
+fn open(memory: SharedMemory, process: &Process) -> Result<OpenBackend, Error> {
     let (path, handle) = match &memory.path {
         Some(path) => open_file(&memory, path, process)?,
         None => open_memfd(&memory, process)?,
     };
     let SharedMemory { id, bytes, .. } = memory;
-    let backend = Backend { id, path };
-    Ok(OpenBackend { backend, bytes, handle })
+    Ok(OpenBackend { id, path, bytes, handle })
 }
 
-fn open_file(memory: &SharedMemory, path: &Path, process: &Process) -> Result<(PathBuf, MemoryHandle), Cause> {
-    let what = format!(
-        "cannot open memory backend {:?} (if a proxy listens at the socket, give that of QEMU)",
-        memory.id
-    );
-    let file = BackendFile::find(process, path).map_err(Cause::call(&*what))?;
+fn open_file(memory: &SharedMemory, path: &Path, process: &Process) -> Result<(PathBuf, MemoryHandle), Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Memory {
+        id: memory.id.clone(),
+        source,
+    };
+    let file = BackendFile::find(process, path).map_err(|error| failed(error.into()))?;
     // QEMU's descriptor has the path without symbolic links.
-    let path = file.path().canonicalize().map_err(Cause::call(&*what))?;
-    let handle = MemoryHandle::open(&path, Some(process.number())).map_err(Cause::call(&*what))?;
-    file.check_descriptor(&handle).map_err(Cause::call(&*what))?;
+    let path = file.path().canonicalize().map_err(|error| failed(error.into()))?;
+    let handle = MemoryHandle::open(&path, Some(process.number())).map_err(|error| failed(error.into()))?;
+    file.check_descriptor(&handle).map_err(|error| failed(error.into()))?;
     Ok((path, handle))
 }
 
-fn open_memfd(memory: &SharedMemory, process: &Process) -> Result<(PathBuf, MemoryHandle), Cause> {
-    let what = format!("cannot open memory backend {:?}", memory.id);
+fn open_memfd(memory: &SharedMemory, process: &Process) -> Result<(PathBuf, MemoryHandle), Error> {
     let pid = process.number();
-    let files = ProcessMemory::list(pid).map_err(Cause::call(&*what))?;
-    let file = select(memory, &files)
-        .map_err(|why| Cause::other(format!("{what}: process {pid}, which listens at the socket, {why}")))?;
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Memfd {
+        id: memory.id.clone(),
+        pid,
+        source,
+    };
+    let files = ProcessMemory::list(pid).map_err(|error| failed(error.into()))?;
+    let file = select(memory, &files).map_err(|why| failed(why.into()))?;
     let path = PathBuf::from(format!("/proc/{pid}/fd/{}", file.fd));
-    let handle = MemoryHandle::open(&path, None).map_err(Cause::call(what))?;
+    let handle = MemoryHandle::open(&path, None).map_err(|error| failed(error.into()))?;
     Ok((path, handle))
 }
 
@@ -93,15 +113,15 @@ fn select<'a>(memory: &SharedMemory, files: &'a [MemoryFile]) -> Result<&'a Memo
     let found: Vec<&MemoryFile> = files.iter().filter(is_memfd).collect();
     match found[..] {
         [only] => Ok(only),
-        [] => Err("has no memfd of this backend's size open; if it is a proxy, give the socket of QEMU"),
+        [] => Err("it has no memfd of this backend's size open; if it is a proxy, give the socket of QEMU"),
         _ => Err(
-            "has several memfds of this size open, and QEMU does not say which one it is: use memory-backend-file, or \
+            "it has several memfds of this size open, and QEMU does not say which one it is: use memory-backend-file, or \
                   'vmemctl region watch --pid PID --memory /proc/PID/fd/FD'",
         ),
     }
 }
 
-impl fmt::Display for Backend {
+impl fmt::Display for OpenBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "memory backend {:?} ({})", self.id, self.path.display())
     }
@@ -121,6 +141,11 @@ mod tests {
         fd
     }
 
+    fn chain(error: &dyn std::error::Error) -> String {
+        let next = error.source().map_or(String::new(), |source| format!(": {}", chain(source)));
+        format!("{error}{next}")
+    }
+
     fn of(bytes: u64, path: Option<&str>) -> SharedMemory {
         SharedMemory {
             id: "ram".to_owned(),
@@ -135,7 +160,7 @@ mod tests {
         let (one, _two, _three) = (memfd(40960), memfd(81920), memfd(81920));
         let (path, _handle) = open_memfd(&of(40960, None), &own).expect("the only one");
         assert!(path.ends_with(one.as_raw_fd().to_string()), "{path:?}");
-        let error = |bytes| open_memfd(&of(bytes, None), &own).expect_err("refused").to_string();
+        let error = |bytes| chain(&open_memfd(&of(bytes, None), &own).expect_err("refused"));
         assert!(error(81920).contains("several memfds"), "{}", error(81920));
         assert!(error(4096).contains("if it is a proxy"), "{}", error(4096));
     }
@@ -147,7 +172,7 @@ mod tests {
         let path = directory.path().join("ram");
         std::fs::write(&path, [1; 4096]).expect("a file");
         let find = || open_file(&of(4096, path.to_str()), &path, &own);
-        let error = vmem_cli::chain(&find().expect_err("nobody has it open"));
+        let error = chain(&find().expect_err("nobody has it open"));
         assert!(
             error.contains("if a proxy listens") && error.contains("does not have"),
             "{error}"
