@@ -80,6 +80,9 @@ pub enum Error {
     /// Another connection stages the pages of the rounds.
     #[error("refused the peer: another connection stages pages")]
     StagingBusy,
+    /// A checkpoint cannot be a source, whenever it is tried again: it does not exist, is damaged, or needs a newer version.
+    #[error("cannot use the checkpoint")]
+    Checkpoint(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The caller asked for pages that no source gives: outside of the export, none, or too many at once.
     #[error("cannot fetch {0}")]
     InvalidFetch(String),
@@ -176,7 +179,7 @@ impl Error {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         match self {
-            Self::ClearText(_) | Self::Protocol(_) | Self::InvalidFetch(_) => false,
+            Self::ClearText(_) | Self::Protocol(_) | Self::InvalidFetch(_) | Self::Checkpoint(_) => false,
             Self::Refused { code, .. } => *code != ErrorCode::Protocol,
             _ => true,
         }

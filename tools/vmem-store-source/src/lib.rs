@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A checkpoint store as a source of page contents: each page of a checkpoint's memory is read, and verified, when it is wanted.
+//!
+//! [`Location`] is where a store is, [`Selector`] names a checkpoint of a guest, and [`Address`] is both of them, as
+//! `vmemd --source checkpoint:...` has it. [`StoredPages`] opens the source, once for each lane.
+#![forbid(unsafe_code)]
+
+mod address;
+mod pages;
+mod reader;
+
+pub use address::{Address, Location, Selector};
+pub use pages::{Error, StoredPages};
+pub use reader::ImageSource;

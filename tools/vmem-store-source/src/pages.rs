@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Opens a checkpoint as a source.
+
+use std::sync::Arc;
+
+use vmem::{Name, PageRange};
+use vmem_source::{Export, Lane};
+use vmem_store::{BackendKind, Image, Manifest};
+
+use crate::address::Address;
+use crate::reader::{ImageSource, IsThere};
+
+/// A checkpoint cannot be a source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] vmem_store::Error),
+    /// A memory of the checkpoint has a name that no region can have.
+    #[error("memory {name:?} of the checkpoint cannot be a region")]
+    Name {
+        /// The memory.
+        name: String,
+        /// Why.
+        #[source]
+        source: vmem::Error,
+    },
+    /// The checkpoint has no memory, or one that is larger than a region can be.
+    #[error("{0}")]
+    Memory(String),
+}
+
+/// A checkpoint whose memory can be read, with a lease that keeps what it needs in the store as long as this value lives.
+#[derive(Debug)]
+pub struct StoredPages {
+    image: Arc<Image>,
+    exports: Vec<Export>,
+    /// The number of each export's backend in the checkpoint.
+    backends: Vec<usize>,
+    address: Address,
+}
+
+impl StoredPages {
+    /// Opens the checkpoint. `holder` says to a person who reads it.
+    ///
+    /// # Errors
+    ///
+    /// There is no such checkpoint, it cannot be read, or its memory cannot be in regions.
+    pub fn open(address: &Address, holder: &str) -> Result<Self, Error> {
+        let store = address.store.open()?;
+        let image = store.hold(&address.checkpoint.find(&store)?, holder)?;
+        let mut pages = Self {
+            exports: Vec::new(),
+            backends: Vec::new(),
+            address: address.clone(),
+            image: Arc::new(image),
+        };
+        let manifest = pages.image.manifest();
+        // What is identified by the root is these contents for ever.
+        let (id, _) = manifest.root.split_at(16);
+        let identity = id.iter().fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
+        for (number, backend) in manifest.backends.iter().enumerate() {
+            if backend.kind != BackendKind::Memory {
+                continue;
+            }
+            let name = Name::new(&backend.name).map_err(|source| Error::Name {
+                name: backend.name.clone(),
+                source,
+            })?;
+            let too_large = || {
+                Error::Memory(format!(
+                    "memory {:?} of the checkpoint has {} bytes",
+                    backend.name, backend.bytes
+                ))
+            };
+            let range = PageRange::of_len(backend.bytes).filter(|pages| pages.count() <= vmem_source::export::MAX_PAGES);
+            pages.exports.push(Export {
+                name,
+                pages: range.ok_or_else(too_large)?,
+                identity,
+            });
+            pages.backends.push(number);
+        }
+        if pages.exports.is_empty() {
+            return Err(Error::Memory("the checkpoint has no memory".to_owned()));
+        }
+        Ok(pages)
+    }
+
+    /// Everything about the checkpoint but its contents.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        self.image.manifest()
+    }
+
+    /// The memories, as exports.
+    #[must_use]
+    pub fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    /// Opens the source for a lane. The store is asked first, so that this fails while it is away.
+    ///
+    /// # Errors
+    ///
+    /// [`vmem_source::Error::Io`] if the store does not answer; that is transient.
+    pub fn source(&self, lane: Lane) -> Result<ImageSource, vmem_source::Error> {
+        let store = self.address.store.clone();
+        let is_there: IsThere = Arc::new(move || store.open().map(drop));
+        is_there().map_err(|error| vmem_source::Error::Io(std::io::Error::other(error)))?;
+        ImageSource::new(
+            Arc::clone(&self.image),
+            self.exports.clone(),
+            self.backends.clone(),
+            is_there,
+            lane,
+        )
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Checkpoints in a directory, as sources.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmem::PageIndex;
+use vmem_source::Contents;
+use vmem_store::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
+
+use crate::{Address, StoredPages};
+
+use super::*;
+
+const PAGES: u64 = 300;
+
+/// A store with checkpoint guest0@1, in which page N is full of the byte N, and every third page zero.
+fn store() -> (tempfile::TempDir, Address) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("store");
+    let address: Address = format!("{}#guest0", path.display()).parse().expect("an address");
+    let store = Store::init(address.store.objects().expect("a place"), &InitOptions::default(), OpenOptions::default()).expect("a store");
+    let memories = [("ram".to_owned(), PAGES * PAGE_SIZE as u64)];
+    let guest = "guest0".parse().expect("a name");
+    let writer = store
+        .begin(&guest, None, &memories, &WriteOptions::default())
+        .expect("a writer");
+    let contents: Vec<u8> = (0..PAGES).flat_map(|page| [byte(page); PAGE_SIZE]).collect();
+    writer
+        .put_pages(0, PageIndex::new(0).expect("a page"), &contents)
+        .expect("room");
+    writer.put_blob("device-state", &mut &b"devices"[..], 100).expect("room");
+    writer.commit(CommitOptions::default()).expect("a checkpoint");
+    (directory, address)
+}
+
+fn byte(page: u64) -> u8 {
+    if page % 3 == 0 { 0 } else { page as u8 }
+}
+
+/// Fetches these pages; the first byte of each, `None` for an unreadable one.
+fn fetched(source: &mut ImageSource, ranges: &[PageRange]) -> Result<BTreeMap<u64, Option<u8>>, Error> {
+    source.fetch(0, ranges)?;
+    let wanted: u64 = ranges.iter().map(|range| range.count()).sum();
+    let mut found = BTreeMap::new();
+    while (found.len() as u64) < wanted {
+        for (pages, contents) in source.next_answer()?.contents() {
+            for (at, page) in pages.iter().enumerate() {
+                let byte = match contents {
+                    Contents::Zero => Some(0),
+                    Contents::Data(data) => {
+                        let page = &data[at * PAGE_SIZE..(at + 1) * PAGE_SIZE];
+                        assert!(page.iter().all(|byte| *byte == page[0]));
+                        Some(page[0])
+                    }
+                    Contents::Unreadable => None,
+                    Contents::Known(_) | Contents::Same => panic!("a store knows no digests of its readers"),
+                };
+                assert!(found.insert(page.get(), byte).is_none(), "{page} twice");
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn range(first: u64, count: u64) -> PageRange {
+    PageRange::from_pgoff(first, count).expect("pages")
+}
+
+/// The packs of a store.
+fn packs(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory").flatten() {
+        match entry.path() {
+            path if path.is_dir() => found.extend(packs(&path)),
+            path if path.extension().is_some_and(|ending| ending == "vpk") => found.push(path),
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn each_page_is_answered_once_with_its_contents() {
+    let (_directory, address) = store();
+    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    assert_eq!(pages.exports().len(), 1, "the device state is no export");
+    let mut source = pages.source(Lane::Stream).expect("a source");
+    let found = fetched(&mut source, &[range(0, 150), range(200, 100)]).expect("pages");
+    assert_eq!(found.len(), 250);
+    assert!(found.iter().all(|(page, found)| *found == Some(byte(*page))), "{found:?}");
+    let one = fetched(&mut source, &[range(7, 1)]).expect("a page");
+    assert_eq!(one, BTreeMap::from([(7, Some(7))]));
+    assert!(source.fetch(0, &[range(299, 2)]).is_err() && source.fetch(1, &[range(0, 1)]).is_err());
+}
+
+#[test]
+fn damaged_page_is_unreadable_and_the_others_are_read() {
+    let (directory, address) = store();
+    let path = packs(directory.path()).remove(0);
+    let mut bytes = fs::read(&path).expect("a pack");
+    bytes[40] ^= 1;
+    fs::remove_file(&path).expect("a pack");
+    fs::write(&path, bytes).expect("a pack");
+    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    let mut source = pages.source(Lane::Urgent).expect("a source");
+    let found = fetched(&mut source, &[range(0, PAGES)]).expect("pages");
+    let lost: Vec<u64> = found
+        .iter()
+        .filter(|(_, found)| found.is_none())
+        .map(|(page, _)| *page)
+        .collect();
+    assert!(!lost.is_empty() && lost.len() <= 16, "{lost:?}");
+    let right = |(page, found): (&u64, &Option<u8>)| found.is_none_or(|found| found == byte(*page));
+    assert!(
+        found.iter().all(right),
+        "no wrong contents, and no zeros for what is lost: {found:?}"
+    );
+}
+
+#[test]
+fn store_that_is_away_is_a_transient_error_and_comes_back() {
+    let (directory, address) = store();
+    let (path, away) = (directory.path().join("store"), directory.path().join("away"));
+    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    let mut source = pages.source(Lane::Urgent).expect("a source");
+    fs::rename(&path, &away).expect("a directory");
+    let error = fetched(&mut source, &[range(1, 1)]).expect_err("away");
+    assert!(error.is_transient(), "{error}");
+    assert!(pages.source(Lane::Urgent).is_err_and(|error| error.is_transient()));
+    // The lease may have made the directory again.
+    let _ = fs::remove_dir_all(&path);
+    fs::rename(&away, &path).expect("a directory");
+    let mut source = pages.source(Lane::Urgent).expect("it is back");
+    assert_eq!(
+        fetched(&mut source, &[range(1, 1)]).expect("a page"),
+        BTreeMap::from([(1, Some(1))])
+    );
+}
+
+#[test]
+fn unknown_checkpoint_is_refused() {
+    let (_directory, mut address) = store();
+    address.checkpoint.sequence = Some(9);
+    assert!(matches!(
+        StoredPages::open(&address, "test"),
+        Err(crate::pages::Error::Store(vmem_store::Error::NoCheckpoint(_)))
+    ));
+}
