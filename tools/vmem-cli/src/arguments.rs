@@ -45,7 +45,7 @@ pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
-/// Checks a source: `file:NAME=PATH`, or `HOST[:PORT]`. Returns it unchanged.
+/// Checks a source: `file:NAME=PATH`, `checkpoint:STORE#GUEST[@N]`, or `HOST[:PORT]`. Returns it unchanged.
 ///
 /// # Errors
 ///
@@ -57,7 +57,13 @@ pub fn source(text: &str) -> Result<String, String> {
             _ => Err("not file:NAME=PATH".to_owned()),
         };
     }
-    let bad = || Err("not HOST, HOST:PORT, [ADDRESS]:PORT or file:NAME=PATH".to_owned());
+    if let Some(address) = text.strip_prefix("checkpoint:") {
+        return match address.rsplit_once('#') {
+            Some((store, guest)) if !store.is_empty() && !guest.is_empty() => Ok(text.to_owned()),
+            _ => Err("not checkpoint:STORE#GUEST or checkpoint:STORE#GUEST@N".to_owned()),
+        };
+    }
+    let bad = || Err("not HOST, HOST:PORT, [ADDRESS]:PORT, file:NAME=PATH or checkpoint:STORE#GUEST@N".to_owned());
     let whole = with_port(text, 1);
     let Some((host, port)) = whole.rsplit_once(':') else {
         return bad();
@@ -181,11 +187,14 @@ mod tests {
             "[::1]:1",
             "[fe80::1%eth0]:1",
             "file:a=/b",
+            "checkpoint:/srv/ckpt#guest0@7",
         ] {
             assert_eq!(source(good).as_deref(), Ok(good));
         }
         for bad in [
             "",
+            "checkpoint:/srv/ckpt",
+            "checkpoint:#guest0",
             "localhost:abc",
             "localhost:",
             "localhost:0",

@@ -109,7 +109,7 @@ pub(crate) struct Serve {
 /// The destination's side.
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
-    /// Source of the pages: HOST, HOST:PORT, or file:NAME=PATH (which may be repeated)
+    /// Source of the pages: HOST, HOST:PORT, file:NAME=PATH (which may be repeated), or checkpoint:STORE#GUEST@N
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
     /// Without --tls, connect to any address instead of only loopback, in clear text and without authentication
@@ -243,6 +243,10 @@ impl Receive {
         }
         if self.source.iter().all(is_file) {
             all.extend(without(of_network, "--source file:..."));
+        } else if self.source.iter().all(|source| source.starts_with("checkpoint:")) {
+            // A store that is away is waited for.
+            let others = of_network.into_iter().filter(|option| *option != "--retry").collect();
+            all.extend(without(others, "--source checkpoint:..."));
         }
         if self.no_background {
             all.extend(without(of_stream, "--no-background"));
@@ -375,6 +379,10 @@ mod tests {
             "--stage has no effect with --source file:..."
         );
         assert_eq!(said("vmemd --source host --hold --stage"), "");
+        assert_eq!(
+            said("vmemd --source checkpoint:/srv#guest0 --retry 5 --timeout 3"),
+            "--timeout has no effect with --source checkpoint:..."
+        );
     }
 
     #[test]

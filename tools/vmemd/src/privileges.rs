@@ -6,6 +6,7 @@
 //! others.
 
 use std::io;
+use std::path::PathBuf;
 
 use landlock::{
     ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, path_beneath_rules,
@@ -67,9 +68,27 @@ const READABLE: [&str; 7] = ["/etc", "/usr", "/lib", "/lib64", "/run", "/proc", 
 /// The nice value of urgent threads takes this limit, or a privilege (getrlimit(2): 20 less the nice value).
 const NICE: u64 = 30;
 
+/// Files that are opened later.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Files {
+    /// What is in these directories can be read.
+    pub(crate) readable: Vec<PathBuf>,
+    /// What is in these can be made, written and removed, too.
+    pub(crate) writable: Vec<PathBuf>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self {
+            readable: READABLE.map(PathBuf::from).to_vec(),
+            writable: Vec::new(),
+        }
+    }
+}
+
 /// Gives up what is not needed: becomes `user`, if this is root, has no capabilities but for `needs`, gets no new
-/// privileges by execve(2), and writes to no file that is not open. Returns what could not be given up and is not worth an end.
-pub(crate) fn drop_to(user: User, needs: Needs) -> Result<Option<&'static str>, PrivilegeError> {
+/// privileges by execve(2), and opens no files but `files`. Returns what could not be given up and is not worth an end.
+pub(crate) fn drop_to(user: User, needs: Needs, files: &Files) -> Result<Option<&'static str>, PrivilegeError> {
     // Before root is gone: urgent threads go before others.
     let nice = getrlimit(Resource::Nice);
     let _ = setrlimit(
@@ -87,7 +106,7 @@ pub(crate) fn drop_to(user: User, needs: Needs) -> Result<Option<&'static str>, 
         })?;
     }
     keep_capabilities(needs).map_err(PrivilegeError::Capabilities)?;
-    let files = restrict_files()?;
+    let files = restrict_files(files)?;
     Ok((files == RulesetStatus::NotEnforced).then_some("the kernel has no Landlock: vmemd can open what its user can"))
 }
 
@@ -119,14 +138,17 @@ fn keep_capabilities(needs: Needs) -> io::Result<()> {
     Ok(())
 }
 
-/// From now on files can only be read, and only where READABLE says. Those that are open stay what they are.
-fn restrict_files() -> Result<RulesetStatus, RulesetError> {
+/// From now on only `files` can be opened. Those that are open stay what they are.
+fn restrict_files(files: &Files) -> Result<RulesetStatus, RulesetError> {
     let abi = ABI::V3;
-    let rules = path_beneath_rules(READABLE, AccessFs::ReadFile | AccessFs::ReadDir);
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    // A file that is written gets its name by a rename from another directory.
+    let write = read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate | AccessFs::Refer;
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .create()?
-        .add_rules(rules)?
+        .add_rules(path_beneath_rules(&files.readable, read))?
+        .add_rules(path_beneath_rules(&files.writable, write))?
         .restrict_self()?;
     Ok(status.ruleset)
 }
@@ -140,7 +162,7 @@ mod tests {
     /// In a thread of its own, because it is for good.
     fn after<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = std::thread::spawn(|| {
-            drop_to(User::NOBODY, Needs::Descriptors).expect("fewer privileges");
+            drop_to(User::NOBODY, Needs::Descriptors, &Files::default()).expect("fewer privileges");
             run()
         });
         thread.join().expect("no panic")

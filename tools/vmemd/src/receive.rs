@@ -5,6 +5,7 @@ mod orders;
 mod regions;
 mod seed;
 mod stopping;
+mod stored;
 mod verifying;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -26,7 +27,7 @@ use crate::cli::Receive;
 use crate::control::{Control as ControlServer, Socket};
 use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
-use crate::privileges::{self, Needs, User};
+use crate::privileges::{self, Files, Needs, User};
 use crate::report::Report;
 use orders::Orders;
 use seed::SeedImages;
@@ -79,6 +80,7 @@ impl Run {
             connect,
             endpoint,
             mut warnings,
+            confinement,
         } = Source::open(args)?;
         let images = seed::open(&args.seed_image)?;
         let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
@@ -86,8 +88,9 @@ impl Run {
         let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
         let metrics = args.metrics.map(|address| Listener::bind(address, unless)).transpose()?;
         // All that takes root is open. There is no other thread yet.
-        let user = args.user.map_or(User::NOBODY, User::new);
-        warnings.extend(privileges::drop_to(user, Needs::Descriptors)?.map(str::to_owned));
+        let (user, files) = confinement;
+        let user = args.user.map_or(user, User::new);
+        warnings.extend(privileges::drop_to(user, Needs::Descriptors, &files)?.map(str::to_owned));
         warnings.extend(args.without_effect());
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let stopping = Stopping::default();
@@ -272,6 +275,8 @@ struct Source {
     endpoint: Option<Arc<Endpoint>>,
     /// What is to be said about it.
     warnings: Vec<String>,
+    /// Who vmemd is while it reads the source, unless told otherwise, and what it reads.
+    confinement: (User, Files),
 }
 
 impl Source {
@@ -293,11 +298,15 @@ impl Source {
                 connect: Arc::new(connect),
                 endpoint: None,
                 warnings: Vec::new(),
+                confinement: (User::NOBODY, Files::default()),
             });
         }
         let [host] = &args.source[..] else {
             return Err(Failure::Sources);
         };
+        if let Some(address) = host.strip_prefix("checkpoint:") {
+            return stored::open(address, args.resume || args.attach);
+        }
         let mut warnings = Vec::new();
         let security = match &args.tls {
             Some(directory) => {
@@ -316,6 +325,7 @@ impl Source {
             connect: Arc::new(connect),
             endpoint: Some(endpoint),
             warnings,
+            confinement: (User::NOBODY, Files::default()),
         })
     }
 }

@@ -30,7 +30,7 @@ use crate::control::{Control, Socket};
 use crate::files;
 use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
-use crate::privileges::{self, Needs, PrivilegeError, User};
+use crate::privileges::{self, Files, Needs, PrivilegeError, User};
 use limit::Limit;
 use requests::Requests;
 use tracked::TrackError;
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     } else {
         Needs::Descriptors
     };
-    warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs)?.map(str::to_owned));
+    warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs, &Files::default())?.map(str::to_owned));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = Arc::new(StopEvent::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;

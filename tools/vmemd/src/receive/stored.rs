@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `--source checkpoint:STORE#GUEST@N`: regions are filled from a checkpoint store.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmem_source::{Lane, PageSource};
+use vmem_store_source::{Address, Location, StoredPages};
+
+use super::Source;
+use crate::failure::Failure;
+use crate::privileges::{Files, User};
+
+/// Parts of a store that a reader writes to: its lease says that what it reads is in use.
+const WRITTEN: [&str; 2] = ["leases", "tmp"];
+
+/// What else is read: how much memory is left.
+const READABLE: [&str; 2] = ["/proc", "/sys"];
+
+/// The source of this address. The store is opened when the first lane is connected: a lease is renewed by a thread, and threads begin when
+/// privileges have been given up. `existing` regions may have pages of a checkpoint already, and must not get those of another one.
+pub(super) fn open(address: &str, existing: bool) -> Result<Source, Failure> {
+    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Failure::Source(vmem_source::Error::Checkpoint(error));
+    let address: Address = address.parse().map_err(|error: String| unusable(error.into()))?;
+    if existing && address.checkpoint.sequence.is_none() {
+        let why = "--resume and --attach need the number of the checkpoint (GUEST@N): the latest may be another one than before";
+        return Err(unusable(why.into()));
+    }
+    let confinement = match &address.store {
+        Location::Directory(path) => confine_to(path).map_err(|error| match existing {
+            // Its regions have pages of the store: it was there, and is away now.
+            true => Failure::Source(vmem_source::Error::Io(error)),
+            false => unusable(format!("{}: {error}", path.display()).into()),
+        })?,
+        // It is reached over the network, as another vmemd is.
+        #[cfg(feature = "s3")]
+        Location::S3(_) => (User::NOBODY, Files::default()),
+    };
+    let opened: Mutex<Option<Arc<StoredPages>>> = Mutex::new(None);
+    let connect = move |lane: Lane| -> Result<Box<dyn PageSource>, vmem_source::Error> {
+        let pages = {
+            let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*opened {
+                Some(pages) => Arc::clone(pages),
+                None => Arc::clone(opened.insert(Arc::new(stored_pages(&address, existing)?))),
+            }
+        };
+        Ok(Box::new(pages.source(lane)?))
+    };
+    Ok(Source {
+        connect: Arc::new(connect),
+        endpoint: None,
+        warnings: Vec::new(),
+        confinement,
+    })
+}
+
+fn stored_pages(address: &Address, existing: bool) -> Result<StoredPages, vmem_source::Error> {
+    let holder = format!("vmemd, process {}", std::process::id());
+    let is_away = |error: &vmem_store::Error| error.is_transient() || (existing && matches!(error, vmem_store::Error::NoStore));
+    StoredPages::open(address, &holder).map_err(|error| match error {
+        vmem_store_source::Error::Store(error) if is_away(&error) => vmem_source::Error::Io(io::Error::other(error)),
+        error => vmem_source::Error::Checkpoint(error.into()),
+    })
+}
+
+/// A store belongs to one user and is closed to all others. vmemd becomes that user, and opens no other files.
+fn confine_to(store: &Path) -> io::Result<(User, Files)> {
+    // Where it is does not depend on where vmemd was started.
+    let store = store.canonicalize()?;
+    let metadata = fs::metadata(&store)?;
+    let (uid, gid) = (metadata.uid(), metadata.gid());
+    let writable: Vec<PathBuf> = WRITTEN.map(|part| store.join(part)).to_vec();
+    for part in &writable {
+        match DirBuilder::new().mode(0o700).create(part) {
+            Ok(()) => chown(part, Some(uid), Some(gid))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let readable = READABLE.map(PathBuf::from).into_iter().chain([store]).collect();
+    Ok((User { uid, gid }, Files { readable, writable }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reader_of_a_store_is_its_owner_and_writes_leases_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (user, files) = confine_to(directory.path()).expect("a directory");
+        let metadata = fs::metadata(directory.path()).expect("a directory");
+        assert_eq!((user.uid, user.gid), (metadata.uid(), metadata.gid()));
+        let store = directory.path().canonicalize().expect("a directory");
+        assert_eq!(files.writable, [store.join("leases"), store.join("tmp")]);
+        assert!(files.readable.contains(&store) && !files.readable.iter().any(|path| path.starts_with("/etc")));
+        confine_to(directory.path()).expect("they exist already");
+    }
+
+    #[test]
+    fn store_that_does_not_exist_is_no_lost_source() {
+        let failed = open("/nonexistent/store#guest0@1", false).err().expect("no store");
+        assert_eq!(failed.code(), 3, "{failed}");
+        assert_eq!(open("/tmp", false).err().expect("no guest").code(), 3);
+        // The same for regions that were filled from it: it is away.
+        let away = open("/nonexistent/store#guest0@1", true).err().expect("no store");
+        assert_eq!(away.code(), 2, "{away}");
+    }
+
+    #[test]
+    fn region_that_exists_needs_the_number_of_its_checkpoint() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let address = |checkpoint| format!("{}#guest0{checkpoint}", directory.path().display());
+        let failed = open(&address("@latest"), true).err().expect("not known which");
+        assert!(format!("{failed:?}").contains("GUEST@N"), "{failed:?}");
+        assert!(open(&address("@3"), true).is_ok() && open(&address(""), false).is_ok());
+    }
+}
