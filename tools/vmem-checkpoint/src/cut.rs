@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The instant of a guest's checkpoint: its device state and its memory, at the same time.
+//!
+//! QEMU saves devices only as a migration. The guest goes on until QEMU itself stops it at the end of that migration, when all that can be
+//! sent while the guest runs has been sent. Then QEMU writes the devices' state, and waits for the word that it was loaded (the capability
+//! `return-path`). In this moment the memory does not change, and the snapshot is armed. Then the migration is cancelled, and QEMU continues
+//! the guest, or leaves it paused if it was.
+//!
+//! So nobody else need watch over the guest: QEMU continues it whenever the migration does not succeed, and it cannot succeed, since nothing
+//! here ever says so. A process that dies, by a signal, a panic or SIGKILL, closes the socket of the stream, and with it ends the migration.
+//! A process of our own that waits for our death and says `cont` would need a monitor of its own, could be killed with us (a control group,
+//! the OOM killer), and could continue a guest that its operator has paused meanwhile.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use vmem_cli::Signals;
+use vmem_qemu::migration::Settings;
+use vmem_qemu::{Event, Qmp, guest, migration, obstacles, stream};
+
+use crate::error::Error;
+use crate::state_reader::{Progress, StateReader};
+use crate::statistics::Pause;
+
+/// What QEMU needs for it: `x-ignore-shared` leaves out the memory, `return-path` has QEMU wait, `events` says when the guest stood still.
+const CAPABILITIES: [&str; 3] = ["events", "return-path", "x-ignore-shared"];
+
+/// How often a wait for QEMU looks for a signal.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often it looks whether QEMU waits for something.
+const EVENT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long QEMU may take to continue the guest, after it has cancelled its migration.
+const RESUMPTION: Duration = Duration::from_secs(20);
+
+/// Limits of a cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How long QEMU may take to save the devices.
+    pub timeout: Duration,
+    /// Bytes of the device state.
+    pub device_state: usize,
+}
+
+/// A guest at one instant.
+#[derive(Debug)]
+pub struct Cut<T> {
+    /// What was armed at the instant.
+    pub armed: T,
+    /// QEMU's device state.
+    pub device_state: Vec<u8>,
+    /// Whether the guest ran. If not, it was paused, and stays so.
+    pub runs: bool,
+    /// How long the guest stood still, if QEMU says so.
+    pub pause: Option<Pause>,
+}
+
+/// Takes the device state, and calls `arm` while the guest stands still for it. `prepare` is called just before, while the guest runs.
+///
+/// Whatever happens, a guest that ran runs again, and a paused one is paused: after an error, a signal or a panic, and after the death of
+/// this process. QEMU's settings are as before, unless this process is killed.
+///
+/// # Errors
+///
+/// [`Error::Status`], [`Error::TimedOut`], [`Error::NotSaved`], [`Error::StateTooLong`], a signal, those of the two functions, and those of
+/// QMP. [`Error::NotResumed`] if QEMU does not say that the guest runs again.
+pub fn cut<T>(
+    qmp: &mut Qmp,
+    limits: Limits,
+    signals: &Signals,
+    prepare: impl FnOnce() -> Result<(), Error>,
+    arm: impl FnOnce() -> Result<T, Error>,
+) -> Result<Cut<T>, Error> {
+    let status = guest::status(qmp)?;
+    let runs = match status.as_str() {
+        "running" => true,
+        "paused" => false,
+        _ => return Err(Error::Status(status)),
+    };
+    obstacles::check(qmp)?;
+    let settings = Settings::of(qmp, &CAPABILITIES)?;
+    let changed = settings.change(qmp).map_err(Error::from);
+    let cut = changed.and_then(|()| save(qmp, limits, signals, runs, prepare, arm));
+    // Another client may use QEMU's migration next, and with these settings its stream would lack the memory.
+    if let Err(error) = settings.restore(qmp) {
+        tracing::warn!("QEMU keeps the settings of this checkpoint: {}", vmem_cli::chain(&error));
+    }
+    cut
+}
+
+fn save<T>(
+    qmp: &mut Qmp,
+    limits: Limits,
+    signals: &Signals,
+    runs: bool,
+    prepare: impl FnOnce() -> Result<(), Error>,
+    arm: impl FnOnce() -> Result<T, Error>,
+) -> Result<Cut<T>, Error> {
+    let (socket, uri) = stream::open(qmp)?;
+    let reader = StateReader::start(socket, limits.device_state).map_err(Error::Thread)?;
+    prepare()?;
+    signals.check()?;
+    let mut events = Events::default();
+    events.skip(qmp)?;
+    match qmp.execute("migrate", json!({"uri": uri})) {
+        // Nothing has begun.
+        Err(error @ vmem_qemu::Error::Refused { .. }) => return Err(error.into()),
+        // A QEMU that does not answer may have begun.
+        Err(error) => {
+            drop(reader);
+            return Err(resume(qmp, runs).map_or_else(Error::NotResumed, |()| error.into()));
+        }
+        Ok(_) => {}
+    }
+    let saved = wait_saved(qmp, &reader, limits.timeout, signals, &mut events);
+    let saved_at = now();
+    // The memory does not change between here and the cancellation.
+    let armed = saved.and_then(|()| arm());
+    let armed_at = now();
+    let cancelled = qmp.execute("migrate_cancel", json!({}));
+    // With the stream closed, QEMU ends a migration that it did not cancel.
+    let device_state = reader.take();
+    let resumed = resume(qmp, runs);
+    if let Err(error) = cancelled {
+        tracing::debug!("migrate_cancel: {}", vmem_cli::chain(&error));
+    }
+    resumed.map_err(Error::NotResumed)?;
+    let armed = armed?;
+    events.collect(qmp)?;
+    Ok(Cut {
+        armed,
+        device_state,
+        runs,
+        pause: events.pause(saved_at, armed_at),
+    })
+}
+
+/// Waits until QEMU has written all of the device state.
+fn wait_saved(
+    qmp: &mut Qmp,
+    reader: &StateReader,
+    timeout: Duration,
+    signals: &Signals,
+    events: &mut Events,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + timeout;
+    let mut look = Instant::now() + EVENT_INTERVAL;
+    loop {
+        match reader.wait(POLL_INTERVAL) {
+            Progress::Complete => return Ok(()),
+            Progress::TooLong => return Err(Error::StateTooLong(crate::MAX_DEVICE_STATE)),
+            Progress::Ended => {
+                let reason = migration::status(qmp)?.1;
+                return Err(Error::NotSaved(
+                    reason.unwrap_or_else(|| "it has closed the stream".to_owned()),
+                ));
+            }
+            Progress::Going => signals.check()?,
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::TimedOut(timeout));
+        }
+        if Instant::now() >= look {
+            look = Instant::now() + EVENT_INTERVAL;
+            if events.collect(qmp)? {
+                // Another client has switched on pause-before-switchover.
+                qmp.execute("migrate-continue", json!({"state": "pre-switchover"}))?;
+            }
+        }
+    }
+}
+
+/// Waits until QEMU has ended its migration, and the guest runs if it ran.
+fn resume(qmp: &mut Qmp, runs: bool) -> Result<(), vmem_qemu::Error> {
+    migration::cancel(qmp)?;
+    let until = Instant::now() + RESUMPTION;
+    loop {
+        let status = guest::status(qmp)?;
+        // QEMU continues the guest by itself, a moment after its migration has ended. A guest that is paused now was paused by somebody
+        // else, and one that has ended stays so.
+        if !matches!(status.as_str(), "finish-migrate" | "postmigrate") {
+            return Ok(());
+        }
+        if runs && Instant::now() + RESUMPTION / 2 >= until {
+            match qmp.execute("cont", json!({})) {
+                Err(error) if Instant::now() >= until => return Err(error),
+                _ => {}
+            }
+        } else if Instant::now() >= until {
+            return Ok(());
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// QEMU's events since the migration was begun.
+#[derive(Default)]
+struct Events(Vec<Event>);
+
+impl Events {
+    /// Drops what is older.
+    fn skip(&mut self, qmp: &mut Qmp) -> Result<(), vmem_qemu::Error> {
+        while qmp.next_event(Instant::now())?.is_some() {}
+        self.0.clear();
+        Ok(())
+    }
+
+    /// Takes what has arrived. Whether QEMU waits for `migrate-continue`.
+    fn collect(&mut self, qmp: &mut Qmp) -> Result<bool, vmem_qemu::Error> {
+        let mut waits = false;
+        while let Some(event) = qmp.next_event(Instant::now())? {
+            waits |= event.name == "MIGRATION" && event.data["status"] == "pre-switchover";
+            // A guest emits few events in this time; a stranger could emit many.
+            if matches!(event.name.as_str(), "STOP" | "RESUME") && self.0.len() < 64 {
+                self.0.push(event);
+            }
+        }
+        Ok(waits)
+    }
+
+    /// How long the guest stood still: from the first STOP to the RESUME after the snapshot was armed.
+    fn pause(&self, saved: Duration, armed: Duration) -> Option<Pause> {
+        let at = |name: &str, after: Duration| {
+            let found = self.0.iter().filter(|event| event.name == name).filter_map(|event| event.time);
+            found.filter(|at| *at >= after).min()
+        };
+        let stopped = at("STOP", Duration::ZERO)?;
+        let resumed = at("RESUME", stopped)?;
+        Some(Pause {
+            total: resumed - stopped,
+            devices: saved.saturating_sub(stopped),
+            arming: armed.saturating_sub(saved),
+            resuming: resumed.saturating_sub(armed),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Cuts of a stand-in for QEMU, which does with its guest what QEMU does: it stops the guest at the end of a migration, and continues it
+//! when the migration is cancelled or its stream is closed.
+
+mod fake;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::*;
+use fake::{FakeQemu, Habit};
+use vmem_qemu::recorded::END;
+
+const LIMITS: Limits = Limits {
+    timeout: Duration::from_secs(20),
+    device_state: 1 << 20,
+};
+
+fn cut_of<T>(qemu: &FakeQemu, limits: Limits, arm: impl FnOnce() -> Result<T, Error>) -> Result<Cut<T>, Error> {
+    let mut qmp = qemu.connect();
+    cut(&mut qmp, limits, &Signals::default(), || Ok(()), arm)
+}
+
+fn armed() -> Result<(), Error> {
+    Ok(())
+}
+
+#[test]
+fn snapshot_is_armed_while_the_guest_stands_still_and_the_guest_runs_again() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let mut prepared_at = String::new();
+    let mut qmp = qemu.connect();
+    let prepare = || {
+        prepared_at = qemu.status();
+        Ok(())
+    };
+    let arm = || Ok(qemu.status());
+    let made = cut(&mut qmp, LIMITS, &Signals::default(), prepare, arm).expect("a cut");
+    assert_eq!((made.armed.as_str(), prepared_at.as_str()), ("finish-migrate", "running"));
+    assert_eq!(made.device_state, END);
+    assert!(made.runs);
+    let pause = made.pause.expect("QEMU says when");
+    assert!(pause.total >= pause.devices.max(pause.resuming), "{pause:?}");
+    assert_eq!(qemu.status(), "running");
+    assert!(
+        !qemu.commands().iter().any(|command| command == "cont"),
+        "QEMU continues it by itself"
+    );
+    assert_eq!(qemu.capabilities_on(), Vec::<String>::new(), "settings are as before");
+}
+
+#[test]
+fn paused_guest_stays_paused() {
+    let qemu = FakeQemu::start("paused", Habit::default());
+    let made = cut_of(&qemu, LIMITS, armed).expect("a cut");
+    assert!(!made.runs && made.pause.is_none(), "{made:?}");
+    assert_eq!(qemu.status(), "paused");
+    assert!(!qemu.commands().iter().any(|command| command == "cont"));
+}
+
+#[test]
+fn guest_that_its_operator_pauses_meanwhile_stays_paused() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let arm = || {
+        qemu.set_before("paused");
+        Ok(())
+    };
+    cut_of(&qemu, LIMITS, arm).expect("a cut");
+    assert_eq!(qemu.status(), "paused");
+}
+
+#[test]
+fn guest_runs_again_when_the_snapshot_fails() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let failed = cut_of(&qemu, LIMITS, || Err::<(), _>(Error::Copies));
+    assert!(matches!(failed, Err(Error::Copies)), "{failed:?}");
+    assert_eq!(qemu.status(), "running");
+    assert_eq!(qemu.capabilities_on(), Vec::<String>::new());
+}
+
+#[test]
+fn guest_runs_again_when_this_program_panics_or_dies() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let died = catch_unwind(AssertUnwindSafe(|| cut_of::<()>(&qemu, LIMITS, || panic!("on purpose"))));
+    assert!(died.is_err());
+    // Nobody says anything to QEMU: the closed stream is all that it gets.
+    qemu.wait_for("running");
+    assert!(
+        !qemu
+            .commands()
+            .iter()
+            .any(|command| command == "migrate_cancel" || command == "cont")
+    );
+}
+
+#[test]
+fn qemu_that_does_not_save_its_devices_is_given_up() {
+    let silent = Habit {
+        written: END.len() - 1,
+        ..Habit::default()
+    };
+    let limits = Limits {
+        timeout: Duration::from_millis(200),
+        ..LIMITS
+    };
+    let qemu = FakeQemu::start("running", silent);
+    let failed = cut_of(&qemu, limits, || -> Result<(), Error> { panic!("not complete") });
+    assert!(matches!(failed, Err(Error::TimedOut(_))), "{failed:?}");
+    assert_eq!(qemu.status(), "running");
+}
+
+#[test]
+fn device_state_over_the_limit_is_refused() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let limits = Limits {
+        device_state: 100,
+        ..LIMITS
+    };
+    let failed = cut_of(&qemu, limits, armed);
+    assert!(matches!(failed, Err(Error::StateTooLong(_))), "{failed:?}");
+    assert_eq!(qemu.status(), "running");
+}
+
+#[test]
+fn signal_ends_a_cut_and_the_guest_runs() {
+    let silent = Habit {
+        written: 10,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", silent);
+    let signals = Signals::default();
+    let late = signals.clone();
+    let sender = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        late.raise();
+    });
+    let stopped = cut(&mut qemu.connect(), LIMITS, &signals, || Ok(()), armed).expect_err("a signal");
+    assert!(stopped.is_signal(), "{stopped}");
+    assert_eq!(qemu.status(), "running");
+    sender.join().expect("no panic");
+}
+
+#[test]
+fn refused_migration_changes_nothing() {
+    let refuses = Habit {
+        refuses: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", refuses);
+    let failed = cut_of(&qemu, LIMITS, armed);
+    assert!(
+        matches!(&failed, Err(Error::Qemu(vmem_qemu::Error::Refused { .. }))),
+        "{failed:?}"
+    );
+    assert_eq!(qemu.status(), "running");
+    assert_eq!(qemu.capabilities_on(), Vec::<String>::new());
+}
+
+#[test]
+fn guest_in_another_state_is_left_alone() {
+    let qemu = FakeQemu::start("inmigrate", Habit::default());
+    let failed = cut_of(&qemu, LIMITS, armed);
+    assert!(
+        matches!(&failed, Err(Error::Status(status)) if status == "inmigrate"),
+        "{failed:?}"
+    );
+    assert!(!qemu.commands().iter().any(|command| command == "migrate"));
+}
+
+#[test]
+fn qemu_that_waits_before_the_switchover_goes_on() {
+    let waits = Habit {
+        waits: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", waits);
+    let made = cut_of(&qemu, LIMITS, armed).expect("a cut");
+    assert_eq!(made.device_state, END);
+    assert_eq!(qemu.status(), "running");
+}

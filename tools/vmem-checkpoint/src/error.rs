@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Why a checkpoint is not made, or not restored.
+
+use std::io;
+use std::time::Duration;
+
+use vmem_cli::Stopped;
+
+/// Why a checkpoint is not made, or not restored. The guest or program is as before, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// QEMU, or the guest's memory as QEMU has it.
+    #[error(transparent)]
+    Qemu(#[from] vmem_qemu::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] vmem_store::Error),
+    /// The module, on some memory.
+    #[error("{what}")]
+    Memory {
+        /// What could not be done, on what.
+        what: String,
+        /// Why.
+        #[source]
+        source: vmem::Error,
+    },
+    /// The guest's run state.
+    #[error("the guest is {0}; a checkpoint can be made when it is running or paused")]
+    Status(String),
+    /// The guest's memory changed since it was opened.
+    #[error("the memory of the guest has changed: QEMU has other memory backends now")]
+    OtherMemory,
+    /// A memory is a region that lacks pages.
+    #[error("{what}: {pages} pages are absent or unreadable; a checkpoint can be made when all are present")]
+    Incomplete {
+        /// Which memory.
+        what: String,
+        /// How many pages it lacks.
+        pages: u64,
+    },
+    /// QEMU did not save its devices in time.
+    #[error("QEMU has not saved the guest's devices within {} s; the guest continues", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// QEMU ended the stream of its device state early.
+    #[error("QEMU has not saved the guest's devices: {0}; the guest continues")]
+    NotSaved(String),
+    /// The device state is longer than is accepted.
+    #[error("QEMU has written more than {} MiB of device state", .0 >> 20)]
+    StateTooLong(usize),
+    /// It is not known whether the guest runs again that ran before.
+    #[error("QEMU does not say that the guest runs again; if it stands still, give QEMU the command 'cont'")]
+    NotResumed(#[source] vmem_qemu::Error),
+    /// The copies of pages that the guest overwrites need more memory than is allowed.
+    #[error(
+        "the copies of pages that were overwritten before they were stored reached the limit or found no memory: the checkpoint is given up, \
+         and the next one has its pages (a larger --copies, a faster store or --every with more time help)"
+    )]
+    Copies,
+    /// A thread cannot be started, or has panicked.
+    #[error("cannot run the work in a thread")]
+    Thread(#[source] io::Error),
+    /// A call that failed, a signal, or anything else.
+    #[error(transparent)]
+    Command(#[from] vmem_cli::Error),
+}
+
+impl Error {
+    /// For `map_err`: says on which memory a call of the module failed. A snapshot that has failed is [`Error::Copies`].
+    pub(crate) fn memory(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
+        let what = what.into();
+        |source| match source {
+            vmem::Error::SnapshotFailed => Self::Copies,
+            source => Self::Memory { what, source },
+        }
+    }
+
+    /// Anything else, in words.
+    pub(crate) fn other(what: impl Into<String>) -> Self {
+        Self::Command(vmem_cli::Error::other(what))
+    }
+
+    /// Whether a signal is the cause.
+    #[must_use]
+    pub fn is_signal(&self) -> bool {
+        matches!(self, Self::Command(error) if error.is_signal())
+    }
+
+    /// Whether the next checkpoint of the same guest may succeed: only this one is given up.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(_) | Self::Copies | Self::TimedOut(_) | Self::NotSaved(_) | Self::Status(_) | Self::StateTooLong(_) => {
+                true
+            }
+            Self::Qemu(error) => !matches!(error, vmem_qemu::Error::Closed | vmem_qemu::Error::Connect { .. }),
+            Self::Memory { source, .. } => matches!(
+                source,
+                vmem::Error::NeverAtRest
+                    | vmem::Error::NoMemory { .. }
+                    | vmem::Error::NoDescriptors { .. }
+                    | vmem::Error::HasSnapshot
+            ),
+            _ => false,
+        }
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(stopped: Stopped) -> Self {
+        Self::Command(stopped.into())
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A vmemd that fills regions from a store, started again whenever it ends before they are complete.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use std::os::unix::process::CommandExt;
+
+use rustix::process::Signal;
+use vmem_control::Event;
+use vmem_process::{Process, scope};
+
+use crate::error::Error;
+
+/// The longest line of vmemd that is accepted, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Events that wait to be read. vmemd drops what is not taken in time.
+const QUEUE: usize = 256;
+
+/// The pause before a vmemd is started again.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// How long a vmemd may take to end that was asked to.
+const END: Duration = Duration::from_secs(10);
+
+/// What a vmemd's exit code means (vmemd(8)).
+const COMPLETE: i32 = 0;
+const LOCAL: i32 = 1;
+const UNUSABLE: i32 = 3;
+const UNREADABLE: i32 = 4;
+const KERNEL: i32 = 5;
+const OTHER_MEMORY: i32 = 7;
+
+/// What happens to the pages.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// An event of vmemd.
+    Event(Event),
+    /// vmemd has ended, and another one is started.
+    Restarted(String),
+    /// All pages are present.
+    Complete,
+    /// The pages will not all be present.
+    Failed(String),
+}
+
+/// How a vmemd is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    pub(crate) program: PathBuf,
+    /// All of its arguments but those that say whether the regions exist.
+    pub(crate) arguments: Vec<String>,
+    /// Becomes a part of the name of its scope.
+    pub(crate) name: String,
+}
+
+/// The vmemd of a restore.
+pub(crate) struct Filler {
+    command: Command,
+    child: Child,
+    process: Process,
+    events: Receiver<Event>,
+    /// The regions were ready once: the next vmemd goes on with them.
+    was_ready: bool,
+}
+
+impl Filler {
+    /// Starts a vmemd that makes the regions.
+    pub(crate) fn start(command: Command) -> Result<Self, Error> {
+        let (child, process, events) = spawn(&command, false)?;
+        Ok(Self {
+            command,
+            child,
+            process,
+            events,
+            was_ready: false,
+        })
+    }
+
+    /// The process ID of vmemd.
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.number()
+    }
+
+    /// What happens next, if something does within `limit`.
+    pub(crate) fn news(&mut self, limit: Duration) -> Result<Option<News>, Error> {
+        match self.events.recv_timeout(limit) {
+            Ok(event) => {
+                self.was_ready |= matches!(event, Event::Ready { .. });
+                Ok(Some(News::Event(event)))
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait().map_err(vmem_cli::Error::call("cannot wait for vmemd"))?;
+                let why = format!("vmemd has ended ({status})");
+                match status.code() {
+                    Some(COMPLETE) => Ok(Some(News::Complete)),
+                    Some(UNREADABLE) => Ok(Some(News::Failed(format!(
+                        "{why}: pages of the checkpoint cannot be read; a touch of them is an error for the guest"
+                    )))),
+                    Some(LOCAL | UNUSABLE | KERNEL | OTHER_MEMORY) => Ok(Some(News::Failed(why))),
+                    _ if !self.was_ready => Ok(Some(News::Failed(why))),
+                    // The store is away, or vmemd was killed. The guest waits for its pages, for as long as it takes.
+                    _ => {
+                        thread::sleep(PAUSE);
+                        (self.child, self.process, self.events) = spawn(&self.command, true)?;
+                        Ok(Some(News::Restarted(why)))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends vmemd: nobody needs the regions.
+    pub(crate) fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        let until = Instant::now() + END;
+        if !self.process.wait(until.saturating_duration_since(Instant::now())) {
+            self.process.signal(Signal::KILL);
+        }
+        // It has ended, or is about to.
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Event>), Error> {
+    let failed = || vmem_cli::Error::call(format!("cannot start {}", command.program.display()));
+    let mut child = scope::command(&command.program, "vmemd", &command.name)
+        .args(&command.arguments)
+        .args(resume.then_some("--resume"))
+        .arg("--json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // vmemd outlives this program. A process group of its own keeps signals of the terminal from vmemd.
+        .process_group(0)
+        .spawn()
+        .map_err(failed())?;
+    let (sender, events) = sync_channel(QUEUE);
+    let process = Process::of_child(&child).map_err(failed());
+    let output = child.stdout.take();
+    let reader = thread::Builder::new().name("vmemd".to_owned());
+    let reading = reader.spawn(move || {
+        let mut lines = output.map(BufReader::new);
+        while let Some(event) = lines.as_mut().and_then(next) {
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    match (process, reading) {
+        (Ok(process), Ok(_)) => Ok((child, process, events)),
+        (process, reading) => {
+            // Nobody would know what becomes of it.
+            let _ = child.kill();
+            let _ = child.wait();
+            process?;
+            reading.map_err(Error::Thread)?;
+            Err(Error::other("vmemd cannot be watched"))
+        }
+    }
+}
+
+/// The next event of vmemd. `None` at the end, or if what it says is not understood.
+fn next(lines: &mut BufReader<ChildStdout>) -> Option<Event> {
+    let mut line = Vec::new();
+    loop {
+        match lines.take(LONGEST).read_until(b'\n', &mut line) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return None,
+            Ok(_) => return serde_json::from_slice(&line).ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A script instead of vmemd.
+    fn filler(directory: &tempfile::TempDir, script: &str) -> Filler {
+        let program = directory.path().join("vmemd");
+        std::fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", directory.path().display())).expect("a script");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a script");
+        let command = Command {
+            program,
+            arguments: vec!["--source".to_owned(), "checkpoint:/srv#guest0@1".to_owned()],
+            name: "guest0".to_owned(),
+        };
+        Filler::start(command).expect("a process")
+    }
+
+    const READY: &str = r#"echo '{"event":"ready","source":"s","regions":[]}'"#;
+
+    #[test]
+    fn vmemd_that_loses_the_store_is_started_again_with_its_regions() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let script = format!("echo \"$@\" >> arguments\n{READY}\n[ $(wc -l < arguments) = 1 ] && exit 2\nexit 0");
+        let mut filler = filler(&directory, &script);
+        let mut seen = Vec::new();
+        loop {
+            match filler.news(LONG).expect("news").expect("in time") {
+                News::Event(_) => seen.push("event"),
+                News::Restarted(why) => {
+                    assert!(why.contains("exit status: 2"), "{why}");
+                    seen.push("restarted");
+                }
+                News::Complete => break,
+                News::Failed(why) => panic!("{why}"),
+            }
+        }
+        assert_eq!(seen, ["event", "restarted", "event"]);
+        let arguments = std::fs::read_to_string(directory.path().join("arguments")).expect("two lines");
+        let lines: Vec<_> = arguments.lines().collect();
+        assert!(!lines[0].contains("--resume") && lines[1].contains("--resume"), "{arguments}");
+    }
+
+    #[test]
+    fn vmemd_that_cannot_do_its_work_is_not_started_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for (script, said) in [("exit 3", "3"), ("exit 2", "2"), ("exit 4", "cannot be read")] {
+            let mut filler = filler(&directory, script);
+            match filler.news(LONG).expect("news") {
+                Some(News::Failed(why)) => assert!(why.contains(said), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn stopped_vmemd_has_ended() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let filler = filler(&directory, "exec sleep 1000");
+        let process = Process::open(filler.pid()).expect("it runs");
+        filler.stop();
+        assert!(process.wait(Duration::ZERO));
+    }
+}

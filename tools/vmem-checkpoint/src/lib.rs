@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Checkpoints of running guests, and of the memory of any program.
+//!
+//! * [`cut`] takes a guest's device state and arms the snapshot of its memory at one instant, and the guest stands still only for that.
+//! * [`Checkpointer`] makes checkpoints of a [`Subject`], a guest or a program, in a store (`vmem_store`): the first one full, the others
+//!   with the pages that were written since.
+//! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
+//!
+//! Documentation/checkpoint.rst says what is promised.
+#![forbid(unsafe_code)]
+
+mod checkpointer;
+pub mod cut;
+mod error;
+mod filler;
+pub mod incoming;
+mod memory;
+pub mod restore;
+mod state_reader;
+mod statistics;
+mod subject;
+mod write;
+
+pub use checkpointer::{Checkpointer, Options};
+pub use error::Error;
+pub use statistics::{Made, Pause};
+pub use subject::Subject;
+
+/// The blob of a checkpoint that has QEMU's device state.
+pub const DEVICE_STATE: &str = "device-state";
+
+/// The label that says whether the guest was running or paused at the instant: `running`, `paused`, or `program` if there is no guest.
+pub const RUN_STATE: &str = "run-state";
+
+/// The largest device state that is taken from QEMU or from a store, in bytes.
+pub const MAX_DEVICE_STATE: usize = 1 << 30;

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Restores a guest or memory from a checkpoint: at once, while its pages are still in the store.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vmem::DIRECTORY;
+use vmem_cli::Signals;
+use vmem_control::Event;
+use vmem_qemu::{Process, Qemu, Qmp, command, guest};
+use vmem_store::{BackendKind, Image, Manifest};
+use vmem_store_source::{Address, Selector};
+
+use crate::error::Error;
+use crate::filler::{Command, Filler, News};
+use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE, incoming};
+
+/// How often signals and processes are looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long vmemd may take to make the regions.
+const START: Duration = Duration::from_secs(60);
+
+/// What is to be restored, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The checkpoint.
+    pub address: Address,
+    /// The socket of the QEMU that `command` starts.
+    pub qmp: Option<PathBuf>,
+    /// The command that starts QEMU, with placeholders. Empty: only the regions are made.
+    pub command: Vec<String>,
+    /// QEMU's output goes to a file in this directory.
+    pub logs: PathBuf,
+    /// The guest stays paused, also if it ran.
+    pub paused: bool,
+    /// More arguments of vmemd.
+    pub vmemd: Vec<String>,
+}
+
+/// What happens in a restore.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// The regions exist; pages that are touched are fetched.
+    Ready {
+        /// The checkpoint.
+        manifest: &'a Manifest,
+        /// Each memory, and its region.
+        regions: &'a [(String, String)],
+    },
+    /// QEMU has the device state, and the guest runs, unless it is paused.
+    Restored {
+        /// Whether the guest runs.
+        runs: bool,
+        /// Since the restore began.
+        after: Duration,
+    },
+    /// An event of vmemd.
+    Pages(&'a Event),
+    /// Something that is worth knowing.
+    Note(&'a str),
+}
+
+/// Restores, and returns when all memory is there.
+///
+/// # Errors
+///
+/// Before the guest runs, nothing is left of it. After that: if the guest ends early, or pages cannot be had; a signal ends only this
+/// program, and vmemd goes on.
+pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
+    let began = Instant::now();
+    command::check(&options.command)?;
+    let store = options.address.store.open()?;
+    let checkpoint = options.address.checkpoint.find(&store)?;
+    let image = store.image(&checkpoint)?;
+    // From here on it means this checkpoint, also if there is a later one meanwhile.
+    let address = Address {
+        store: options.address.store.clone(),
+        checkpoint: Selector {
+            guest: checkpoint.guest.clone(),
+            sequence: Some(checkpoint.sequence),
+        },
+    };
+    let state = device_state(&image, !options.command.is_empty())?;
+    let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
+    let regions = regions_of(image.manifest())?;
+    let mut filler = Filler::start(Command {
+        program: vmem_process::vmemd(),
+        arguments: arguments(&address, &regions, &options.vmemd),
+        name: checkpoint.to_string(),
+    })?;
+    let started = wait_ready(&mut filler, signals).and_then(|()| {
+        report(Step::Ready {
+            manifest: image.manifest(),
+            regions: &regions,
+        });
+        match (&options.qmp, &state) {
+            (Some(qmp), Some(state)) => start(options, qmp, state.clone(), runs, &regions, signals).map(Some),
+            _ => Ok(None),
+        }
+    });
+    let qemu = match started {
+        Ok(qemu) => qemu,
+        Err(error) => {
+            filler.stop();
+            return Err(error);
+        }
+    };
+    if qemu.is_some() {
+        let after = began.elapsed();
+        report(Step::Restored { runs, after });
+    }
+    watch(filler, qemu.as_ref(), signals, report)
+}
+
+/// Reads the device state, if there is to be a guest.
+fn device_state(image: &Image, wanted: bool) -> Result<Option<Vec<u8>>, Error> {
+    if !wanted {
+        return Ok(None);
+    }
+    let checkpoint = &image.manifest().checkpoint;
+    if image
+        .manifest()
+        .backend(DEVICE_STATE)
+        .is_none_or(|(_, backend)| backend.kind != BackendKind::Blob)
+    {
+        return Err(Error::other(format!(
+            "checkpoint {checkpoint} has no device state: it is not of a guest; leave the command of QEMU out to restore its memory"
+        )));
+    }
+    let mut blob = image.blob(DEVICE_STATE)?;
+    if blob.len() > MAX_DEVICE_STATE as u64 {
+        return Err(Error::StateTooLong(MAX_DEVICE_STATE));
+    }
+    let mut state = Vec::new();
+    let read = blob.read_to_end(&mut state);
+    read.map_err(vmem_cli::Error::call(format!(
+        "cannot read the device state of checkpoint {checkpoint}"
+    )))?;
+    Ok(Some(state))
+}
+
+/// A name for the region of each memory that no other region has.
+fn regions_of(manifest: &Manifest) -> Result<Vec<(String, String)>, Error> {
+    let guest = manifest.checkpoint.guest.as_str();
+    let memories = manifest.backends.iter().filter(|backend| backend.kind == BackendKind::Memory);
+    let mut regions: Vec<(String, String)> = Vec::new();
+    for memory in memories {
+        let is_free =
+            |name: &String| !Path::new(DIRECTORY).join(name).exists() && !regions.iter().any(|(_, taken)| taken == name);
+        let name = guest::region_names(guest, &memory.name).find(is_free);
+        let name = name.ok_or_else(|| {
+            Error::other(format!(
+                "guest {guest}: all names for the region of memory {:?} are taken: end guests that are not needed any more",
+                memory.name
+            ))
+        })?;
+        regions.push((memory.name.clone(), name));
+    }
+    Ok(regions)
+}
+
+fn arguments(address: &Address, regions: &[(String, String)], more: &[String]) -> Vec<String> {
+    let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
+    for (memory, region) in regions {
+        all.extend(["--region".to_owned(), format!("{memory}={region}")]);
+    }
+    // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
+    let has_poison = vmem::Control::open()
+        .and_then(|control| control.features())
+        .is_ok_and(|features| features.poison);
+    if has_poison {
+        all.extend(["--on-unreadable".to_owned(), "poison".to_owned()]);
+    }
+    all.extend_from_slice(more);
+    all
+}
+
+/// Waits until the regions exist.
+fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
+    let until = Instant::now() + START;
+    loop {
+        signals.check()?;
+        match filler.news(POLL_INTERVAL)? {
+            Some(News::Event(Event::Ready { .. }) | News::Complete) => return Ok(()),
+            Some(News::Failed(why) | News::Restarted(why)) => return Err(Error::other(why)),
+            Some(News::Event(_)) | None => {}
+        }
+        if Instant::now() >= until {
+            return Err(Error::other(format!(
+                "vmemd has not made the regions within {} s",
+                START.as_secs()
+            )));
+        }
+    }
+}
+
+/// Starts QEMU, and has it load the state.
+fn start(
+    options: &Options,
+    qmp: &Path,
+    state: Vec<u8>,
+    runs: bool,
+    regions: &[(String, String)],
+    signals: &Signals,
+) -> Result<Process, Error> {
+    let nodes: Vec<_> = regions
+        .iter()
+        .map(|(id, region)| (id.clone(), Path::new(DIRECTORY).join(region)))
+        .collect();
+    let words = command::fill_in(&options.command, qmp, &nodes)?;
+    let logs = &options.logs;
+    fs::create_dir_all(logs).map_err(vmem_cli::Error::call(format!("cannot make {}", logs.display())))?;
+    let name = options.address.checkpoint.guest.as_str();
+    let log = logs.join(format!("restore-{name}.qemu.log"));
+    let mut qemu = Qemu::start(&words, &log, name)?;
+    let loaded = qemu
+        .connect(qmp, || signals.check().is_ok())
+        .map_err(Error::from)
+        .and_then(|mut qmp| {
+            check_memory(&mut qmp, &nodes)?;
+            qemu.set_changed();
+            let process = guest::process(&mut qmp)?;
+            let lives = || !process.wait(Duration::ZERO);
+            incoming::load(&mut qmp, state, runs, signals, &lives)?;
+            Ok(process)
+        });
+    loaded.map_err(|error| {
+        let failure = qemu.failure();
+        let left = !qemu.end();
+        let stopped = signals.check().err().map(Error::from);
+        match (stopped, failure) {
+            (Some(stopped), _) => stopped,
+            (None, Some(failure)) => Error::other(format!("{}; {failure} (see {})", vmem_cli::chain(&error), log.display())),
+            (None, None) if left => Error::other(format!(
+                "{}; QEMU still runs, since it has become a daemon: end it",
+                vmem_cli::chain(&error)
+            )),
+            (None, None) => error,
+        }
+    })
+}
+
+/// Checks that QEMU has the regions as its memory.
+fn check_memory(qmp: &mut Qmp, nodes: &[(String, PathBuf)]) -> Result<(), Error> {
+    let found: Vec<_> = guest::memory_backends(qmp)?
+        .into_iter()
+        .map(|backend| (backend.id, backend.path))
+        .collect();
+    let has = |node: &(String, PathBuf)| found.contains(node);
+    if found.len() == nodes.len() && nodes.iter().all(has) {
+        return Ok(());
+    }
+    Err(Error::other(format!(
+        "the memory backends of QEMU are {found:?}, and those of the checkpoint {nodes:?}: use {{memory:ID}} as the mem-path of each backend"
+    )))
+}
+
+/// Waits until all memory is there.
+fn watch(mut filler: Filler, qemu: Option<&Process>, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
+    loop {
+        if let Err(stopped) = signals.check() {
+            let note = format!("vmemd (process {}) goes on and brings the rest of the memory", filler.pid());
+            report(Step::Note(&note));
+            return Err(stopped.into());
+        }
+        match filler.news(POLL_INTERVAL)? {
+            Some(News::Event(event)) => report(Step::Pages(&event)),
+            Some(News::Restarted(why)) => report(Step::Note(&format!("{why}; another one goes on"))),
+            Some(News::Complete) => return Ok(()),
+            Some(News::Failed(why)) => return Err(Error::other(why)),
+            None => {}
+        }
+        if qemu.is_some_and(|qemu| qemu.wait(Duration::ZERO)) {
+            filler.stop();
+            return Err(Error::other("the guest's QEMU has ended before its memory was complete"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vmemd_gets_the_number_of_the_checkpoint_and_a_region_for_each_memory() {
+        let address: Address = "/srv/ckpt#guest0@7".parse().expect("an address");
+        let regions = [("ram".to_owned(), "guest0.ram".to_owned())];
+        let arguments = arguments(&address, &regions, &["--no-background".to_owned()]).join(" ");
+        assert!(
+            arguments.starts_with("--source checkpoint:/srv/ckpt#guest0@7 --region ram=guest0.ram"),
+            "{arguments}"
+        );
+        assert!(arguments.ends_with("--no-background"), "{arguments}");
+    }
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is known of a checkpoint that was made.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use vmem_store::CheckpointName;
+
+/// How long a guest stood still, and for what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// From QEMU's event STOP to its event RESUME.
+    pub total: Duration,
+    /// From the event STOP until QEMU had written the state of all devices.
+    pub devices: Duration,
+    /// The call that arms the snapshot.
+    pub arming: Duration,
+    /// From then to the event RESUME.
+    pub resuming: Duration,
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Made {
+    /// Its name.
+    pub checkpoint: CheckpointName,
+    /// The checkpoint that it was compared with.
+    pub parent: Option<CheckpointName>,
+    /// Bytes of all memory.
+    pub memory_bytes: u64,
+    /// Pages of all memory that were looked at: all for the first one, then those that were written since the one before.
+    pub pages: u64,
+    /// Of them: zeros.
+    pub zero_pages: u64,
+    /// Of them: as in the parent.
+    pub unchanged_pages: u64,
+    /// Of them: as another page of this checkpoint.
+    pub duplicate_pages: u64,
+    /// Of them: stored, with the device state's.
+    pub stored_pages: u64,
+    /// Bytes of the packs and of the index that were written.
+    pub stored_bytes: u64,
+    /// Stored bytes for each byte of the stored pages.
+    pub ratio: f64,
+    /// Bytes of the device state.
+    pub device_state_bytes: u64,
+    /// Whether the guest was running at the instant. `None` if it is no guest.
+    pub running: Option<bool>,
+    /// Seconds that the guest stood still. `None` if it was paused, or is no guest.
+    pub pause_seconds: Option<f64>,
+    /// Of them: QEMU saved the devices.
+    pub pause_devices_seconds: Option<f64>,
+    /// Of them: the snapshot was armed.
+    pub pause_arming_seconds: Option<f64>,
+    /// Of them: QEMU continued the guest.
+    pub pause_resuming_seconds: Option<f64>,
+    /// Seconds that writers were held up for the instant.
+    pub closed_seconds: f64,
+    /// Pages that were copied because they were overwritten before they were stored.
+    pub copied_pages: u64,
+    /// Seconds from the beginning to the commit.
+    pub seconds: f64,
+}
