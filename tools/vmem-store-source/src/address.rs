@@ -52,7 +52,10 @@ impl FromStr for Location {
 
     fn from_str(text: &str) -> Result<Self, String> {
         #[cfg(feature = "s3")]
-        if text.strip_prefix("s3://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) {
+        if text
+            .strip_prefix("s3://")
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        {
             return Ok(Self::S3(text.to_owned()));
         }
         if let Some((scheme, _)) = text.split_once("://") {

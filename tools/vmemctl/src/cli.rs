@@ -9,6 +9,8 @@ use vmem_cli::log::Verbosity;
 use vmem_cli::{bandwidth, seconds, size};
 use vmem_migrate::options::{Abort, Common, Forget, Migrate, Receive, Recover, Set, Status};
 
+use crate::memory_of::MemoryOf;
+
 /// Moves running QEMU guests from host to host over vmem regions; lists, watches and copies regions.
 #[derive(Debug, Parser)]
 #[command(name = "vmemctl", version)]
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Set(Set),
     /// Give a move up before the destination owns the guest: the guest continues at this host
     Abort(Abort),
+    /// Make, restore and list checkpoints of guests and of programs' memory
+    Checkpoint(crate::checkpoint::Checkpoint),
     /// Measure how fast a running guest writes to its memory, and predict a move of it
     DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs
@@ -134,17 +138,6 @@ pub(crate) struct Memory {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) of_process: Option<MemoryOf>,
-}
-
-/// Shared memory that a process has open.
-#[derive(Debug, Args)]
-pub(crate) struct MemoryOf {
-    /// The process that has the memory open
-    #[arg(long, value_name = "PID", requires = "memory", value_parser = clap::value_parser!(i32).range(1..))]
-    pub(crate) pid: i32,
-    /// The memory: its path as /proc/PID/fd shows it, a part of the path that is unique among the process's shared memory, or /proc/PID/fd/FD
-    #[arg(long, value_name = "PATH", requires = "pid")]
-    pub(crate) memory: PathBuf,
 }
 
 #[cfg(test)]

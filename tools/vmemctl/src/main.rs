@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! vmemctl: moves running QEMU guests from host to host over vmem regions, and looks at regions. See vmemctl(8).
+//! vmemctl: moves running QEMU guests from host to host over vmem regions, makes and restores checkpoints, and looks at regions. See
+//! vmemctl(8).
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod cli;
 mod dirty_rate;
+mod memory_of;
 mod region;
 
 use std::error::Error;
@@ -31,16 +34,21 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
     // These start no process that outlives this one.
-    let needs_scope = !matches!(
-        cli.command,
-        Command::Region(_) | Command::DirtyRate(_) | Command::Status(_) | Command::Set(_) | Command::Abort(_)
-    );
+    let needs_scope = match &cli.command {
+        Command::Region(_) | Command::DirtyRate(_) | Command::Status(_) | Command::Set(_) | Command::Abort(_) => false,
+        Command::Checkpoint(args) => checkpoint::needs_scope(args),
+        _ => true,
+    };
     if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
     let result = match &cli.command {
         Command::Region(args) => {
             let result = region::run(cli, args);
+            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
+        }
+        Command::Checkpoint(args) => {
+            let result = checkpoint::run(args, common);
             return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
         }
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
@@ -63,6 +71,7 @@ fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
         Command::Region(_)
         | Command::Forget(_)
         | Command::DirtyRate(_)
+        | Command::Checkpoint(_)
         | Command::Status(_)
         | Command::Set(_)
         | Command::Abort(_) => output::err(&format!("vmemctl: {text}")),

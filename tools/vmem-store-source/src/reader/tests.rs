@@ -20,7 +20,12 @@ fn store() -> (tempfile::TempDir, Address) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("store");
     let address: Address = format!("{}#guest0", path.display()).parse().expect("an address");
-    let store = Store::init(address.store.objects().expect("a place"), &InitOptions::default(), OpenOptions::default()).expect("a store");
+    let store = Store::init(
+        address.store.objects().expect("a place"),
+        &InitOptions::default(),
+        OpenOptions::default(),
+    )
+    .expect("a store");
     let memories = [("ram".to_owned(), PAGES * PAGE_SIZE as u64)];
     let guest = "guest0".parse().expect("a name");
     let writer = store

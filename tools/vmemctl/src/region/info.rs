@@ -6,7 +6,8 @@ use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, 
 use vmem_cli::{Error, chain};
 
 use super::{adoption, figures_of, holders, out, shown, state};
-use crate::cli::{MemoryOf, RegionInfo};
+use crate::cli::RegionInfo;
+use crate::memory_of::MemoryOf;
 
 /// A line: its title and its text.
 type Line = (&'static str, String);

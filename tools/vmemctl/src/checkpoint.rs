@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl checkpoint`: makes checkpoints of guests and programs, restores them, and looks at what a store has.
+
+mod args;
+mod create;
+mod inspect;
+mod maintain;
+mod restore;
+
+use vmem_checkpoint::Error;
+use vmem_cli::Signals;
+use vmem_migrate::options::Common;
+use vmem_migrate::report::Report;
+
+pub(crate) use args::Checkpoint;
+use args::Command;
+
+/// Executes one of the commands.
+pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
+    match &args.command {
+        Command::Init(args) => inspect::init(args, common.json),
+        Command::Create(args) => create::run(args, &catch()?, common.json),
+        Command::Restore(args) => restore::run(args, &catch()?, common),
+        Command::List(args) => inspect::list(args, common.json),
+        Command::Show(args) => inspect::show(args, common.json),
+        Command::Rm(args) => inspect::remove(args),
+        Command::Protect(args) => inspect::protect(args),
+        Command::Prune(args) => maintain::prune(args, common.json),
+        Command::Verify(args) => maintain::verify(args, common.json),
+        Command::Diff(args) => maintain::diff(args, common.json),
+        Command::Gc(args) => maintain::gc(args, common.json),
+    }
+}
+
+/// Whether the command starts programs that outlive it.
+pub(crate) fn needs_scope(args: &Checkpoint) -> bool {
+    matches!(args.command, Command::Restore(_))
+}
+
+fn catch() -> Result<Signals, Error> {
+    Ok(Signals::catch().map_err(vmem_cli::Error::call("cannot catch signals"))?)
+}
+
+/// Reports a note.
+fn note(json: bool, text: &str) {
+    Report::new(json).note(text);
+}

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line of `vmemctl checkpoint`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use vmem_cli::{owner, seconds, size};
+use vmem_store::GuestName;
+use vmem_store_source::{Location, Selector};
+
+use crate::memory_of::MemoryOf;
+
+/// Make, restore and list checkpoints of guests and of programs' memory.
+#[derive(Debug, Args)]
+pub(crate) struct Checkpoint {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make an empty store
+    Init(Init),
+    /// Make checkpoints of a running guest, or of a program's memory
+    Create(Create),
+    /// Restore a guest, or memory, at once; its pages come from the store when they are touched
+    Restore(Restore),
+    /// List the checkpoints of a store
+    List(List),
+    /// Show a checkpoint
+    Show(Show),
+    /// Remove checkpoints
+    Rm(Rm),
+    /// Protect checkpoints from being removed, or do not any more
+    Protect(Protect),
+    /// Remove the checkpoints of a guest that no rule keeps
+    Prune(Prune),
+    /// Verify all that a restore of checkpoints would read
+    Verify(Verify),
+    /// Say which pages differ between two checkpoints
+    Diff(Diff),
+    /// Delete what no checkpoint refers to any more
+    Gc(Gc),
+}
+
+/// A store.
+#[derive(Debug, Args)]
+pub(crate) struct InStore {
+    /// The store: a directory, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "STORE")]
+    pub(crate) store: Location,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+}
+
+// Without this usage line, clap would show the two subjects as one.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "vmemctl checkpoint create [OPTIONS] --store <STORE> --qmp <SOCKET>\n       \
+                            vmemctl checkpoint create [OPTIONS] --store <STORE> --pid <PID> --memory <PATH>"
+)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET", required_unless_present = "pid", conflicts_with_all = ["pid", "memory"])]
+    pub(crate) qmp: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) program: Option<MemoryOf>,
+    /// The guest's name in the store; its own name unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<GuestName>,
+    /// Make a checkpoint again and again, with so much time from one beginning to the next
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) every: Option<Duration>,
+    /// End after so many checkpoints
+    #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Make none while fewer pages than this have been written since the one before
+    #[arg(long, value_name = "PAGES", requires = "every", default_value_t = 0)]
+    pub(crate) min_pages: u64,
+    /// Memory limit for copies of pages that are overwritten before they are stored; suffixes K, M, G, T; unlimited unless given
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub(crate) copies: Option<u64>,
+    /// How long QEMU may take to save its devices
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// A word that the checkpoints get; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) words: Vec<String>,
+    /// After each checkpoint, those are removed that no rule keeps, if there is one
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// The socket of the QEMU that the command starts; {qmp} in the command
+    #[arg(long, value_name = "SOCKET", requires = "command")]
+    pub(crate) qmp: Option<PathBuf>,
+    /// Leave the guest paused
+    #[arg(long, requires = "command")]
+    pub(crate) paused: bool,
+    /// Owner of /dev/vmem/NAME, numeric
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) owner: Option<(u32, Option<u32>)>,
+    /// Fetch only pages that are touched
+    #[arg(long)]
+    pub(crate) no_background: bool,
+    /// The checkpoint
+    #[arg(value_name = "GUEST[@N|@latest]")]
+    pub(crate) checkpoint: Selector,
+    /// The command that starts QEMU with -incoming defer; {memory:ID} stands for the file of memory backend ID
+    #[arg(last = true, value_name = "COMMAND", requires = "qmp")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// Only those of this guest
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: Option<GuestName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// The checkpoint
+    #[arg(value_name = "GUEST[@N|@latest]")]
+    pub(crate) checkpoint: Selector,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// The checkpoints
+    #[arg(value_name = "GUEST@N", required = true, value_parser = numbered)]
+    pub(crate) checkpoints: Vec<Selector>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Protect {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// They can be removed again
+    #[arg(long)]
+    pub(crate) off: bool,
+    /// The checkpoints
+    #[arg(value_name = "GUEST@N", required = true, value_parser = numbered)]
+    pub(crate) checkpoints: Vec<Selector>,
+}
+
+/// What is to be kept, by the rules of restic: a checkpoint is kept if one of them wants it.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Keep {
+    /// Keep the newest N
+    #[arg(long = "keep-last", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) last: u32,
+    /// Keep the newest of each of the newest N hours that have any
+    #[arg(long = "keep-hourly", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) hourly: u32,
+    /// The same for days
+    #[arg(long = "keep-daily", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) daily: u32,
+    /// The same for weeks
+    #[arg(long = "keep-weekly", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) weekly: u32,
+    /// The same for months
+    #[arg(long = "keep-monthly", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) monthly: u32,
+    /// The same for years
+    #[arg(long = "keep-yearly", value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) yearly: u32,
+    /// Keep those that are at most so much older than the newest
+    #[arg(long = "keep-within", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) within: Option<Duration>,
+    /// Keep those with this tag; may be repeated
+    #[arg(long = "keep-tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+    /// Remove nothing, and say what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The guest
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: GuestName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// Read so many percent of the pages
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(crate) read_data: u32,
+    /// The checkpoints
+    #[arg(value_name = "GUEST[@N|@latest]", required = true)]
+    pub(crate) checkpoints: Vec<Selector>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// The earlier checkpoint
+    #[arg(value_name = "BEFORE")]
+    pub(crate) before: Selector,
+    /// The later one
+    #[arg(value_name = "AFTER")]
+    pub(crate) after: Selector,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// How long an object stays that nothing refers to; 86400 unless given
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) grace: Option<Duration>,
+    /// Delete nothing, and say what would be deleted
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// A checkpoint with its number: what is latest may change before the command is executed.
+fn numbered(text: &str) -> Result<Selector, String> {
+    let selector: Selector = text.parse()?;
+    match selector.sequence {
+        Some(_) => Ok(selector),
+        None => Err("give the number of the checkpoint: GUEST@N".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// A command line that has nothing else.
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        _checkpoint: Checkpoint,
+    }
+
+    #[test]
+    fn subject_is_a_guest_or_memory_of_a_program() {
+        let parse = |line: &str| Line::try_parse_from(format!("checkpoint {line}").split(' '));
+        for good in [
+            "init --store /s",
+            "create --store /s --qmp /q",
+            "create --store /s --pid 7 --memory /dev/shm/ram --name data",
+            "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
+            "restore --store /s guest0",
+            "restore --store /s guest0@3 --qmp /q -- qemu -incoming defer",
+            "restore --store /s --qmp /q --paused guest0@latest -- qemu",
+            "list --store /s",
+            "list --store /s guest0",
+            "show --store /s guest0@1",
+            "rm --store /s guest0@1 guest0@2",
+            "protect --store /s --off guest0@1",
+            "create --store /s --qmp /q --every 30 --tag a --keep-last 10 --keep-hourly 24 --keep-tag a",
+            "prune --store /s --keep-within 3600 --dry-run guest0",
+            "verify --store /s --read-data 10 guest0@1 guest0",
+            "diff --store /s guest0@1 guest0@2",
+            "gc --store /s --grace 60 --dry-run",
+        ] {
+            if let Err(error) = parse(good) {
+                panic!("{good}: {error}");
+            }
+        }
+        for bad in [
+            "create --qmp /q",
+            "create --store /s",
+            "create --store /s --qmp /q --pid 7 --memory ram",
+            "create --store /s --pid 7",
+            "create --store /s --qmp /q --name a/b",
+            "create --store /s --qmp /q --count 3",
+            "create --store /s --qmp /q --every 0",
+            "create --store /s --qmp /q --copies 0",
+            "create --store gs://bucket --qmp /q",
+            "restore --store /s",
+            "restore --store /s guest0 -- qemu",
+            "restore --store /s guest0 --qmp /q",
+            "restore --store /s guest0@0",
+            "rm --store /s guest0",
+            "verify --store /s --read-data 101 guest0@1",
+            "diff --store /s guest0@1",
+            "rm --store /s guest0@latest",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

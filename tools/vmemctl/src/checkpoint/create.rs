@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl checkpoint create`: one checkpoint, or one after the other.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vmem_checkpoint::{Checkpointer, Error, Made, Options, Subject};
+use vmem_cli::{Signals, bytes, chain, output};
+use vmem_migrate::report;
+use vmem_store::{GuestName, Store};
+
+use super::args::Create;
+use super::{maintain, note};
+
+/// How often a wait looks for a signal and for the end of the program.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Error> {
+    let store = args.store.store.open()?;
+    let subject = match (&args.qmp, &args.program) {
+        (Some(qmp), _) => Subject::Guest { qmp: qmp.clone() },
+        (None, Some(program)) => Subject::Program {
+            pid: program.pid,
+            memory: program.memory.clone(),
+        },
+        // clap asks for one of the two.
+        (None, None) => return Err(vmem_cli::Error::other("neither --qmp nor --pid and --memory").into()),
+    };
+    let options = Options {
+        name: args.name.clone(),
+        copies: args.copies.unwrap_or(0),
+        timeout: args.timeout,
+        tags: args.words.iter().cloned().collect(),
+    };
+    let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
+    let result = match args.every {
+        None => checkpointer.checkpoint(signals).map(|made| print(&made, json)),
+        Some(every) => repeat(&mut checkpointer, every, args, signals, json, &|made| {
+            print(made, json);
+            prune(&store, args, &made.checkpoint.guest, json);
+        }),
+    };
+    if result.is_ok() && args.every.is_none() {
+        prune(&store, args, checkpointer.guest(), json);
+    }
+    let ended = checkpointer.end();
+    result.and(ended)
+}
+
+/// Removes the checkpoints that are not to be kept. One that cannot be removed is no reason to make no more.
+fn prune(store: &Store, args: &Create, guest: &GuestName, json: bool) {
+    let Some(policy) = args.keep.policy() else { return };
+    match maintain::apply(store, guest, &policy) {
+        Ok(0) => {}
+        Ok(removed) => note(json, &format!("{removed} checkpoints of {guest} were removed")),
+        Err(error) => tracing::error!("checkpoints of {guest} are not removed: {}", chain(&error)),
+    }
+}
+
+/// Makes checkpoints until a signal arrives, the program has ended, or there are enough.
+fn repeat(
+    checkpointer: &mut Checkpointer,
+    every: Duration,
+    args: &Create,
+    signals: &Signals,
+    json: bool,
+    each: &dyn Fn(&Made),
+) -> Result<(), Error> {
+    let mut left = args.count;
+    let mut next = Instant::now();
+    while left != Some(0) {
+        if !wait(next, checkpointer, signals) {
+            break;
+        }
+        // After a checkpoint that took longer, the next one begins at once.
+        next = (next + every).max(Instant::now());
+        let pending = checkpointer.pending()?;
+        if pending < args.min_pages {
+            report_skipped(checkpointer, pending, json);
+            continue;
+        }
+        match checkpointer.checkpoint(signals) {
+            Ok(made) => {
+                each(&made);
+                left = left.map(|left| left - 1);
+            }
+            Err(error) if error.is_signal() => {
+                note(json, &format!("{error}: the checkpoint that was being made is given up"));
+                break;
+            }
+            Err(_) if checkpointer.has_ended() => break,
+            Err(error) if error.is_passing() => report_failed(checkpointer, &error, json),
+            Err(error) => return Err(error),
+        }
+    }
+    if checkpointer.has_ended() {
+        note(json, "the program has ended, and with it the checkpoints");
+    }
+    Ok(())
+}
+
+/// Waits until it is time. False if there is to be no more.
+fn wait(next: Instant, checkpointer: &Checkpointer, signals: &Signals) -> bool {
+    loop {
+        if signals.check().is_err() || checkpointer.has_ended() {
+            return false;
+        }
+        let left = next.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        thread::sleep(left.min(POLL_INTERVAL));
+    }
+}
+
+fn report_skipped(checkpointer: &Checkpointer, pending: u64, json: bool) {
+    if json {
+        report::print(&json!({"event": "skipped", "guest": checkpointer.guest().as_str(), "pages": pending}));
+    } else {
+        note(
+            json,
+            &format!("no checkpoint of {}: {pending} pages were written", checkpointer.guest()),
+        );
+    }
+}
+
+fn report_failed(checkpointer: &Checkpointer, error: &Error, json: bool) {
+    let why = chain(error);
+    if json {
+        report::print(&json!({"event": "checkpoint-failed", "guest": checkpointer.guest().as_str(), "error": why}));
+    }
+    tracing::error!("no checkpoint of {}: {why}", checkpointer.guest());
+}
+
+fn print(made: &Made, json: bool) {
+    if json {
+        let mut value = serde_json::to_value(made).unwrap_or_default();
+        value["event"] = "checkpoint".into();
+        value["checkpoint"] = made.checkpoint.to_string().into();
+        value["parent"] = made.parent.as_ref().map(ToString::to_string).into();
+        report::print(&value);
+    } else {
+        output::out(&line(made));
+    }
+}
+
+/// One line for a person.
+fn line(made: &Made) -> String {
+    let parent = made
+        .parent
+        .as_ref()
+        .map_or("full".to_owned(), |parent| format!("after {parent}"));
+    let ms = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
+    let pause = match (made.pause_seconds, made.running) {
+        (Some(pause), _) => {
+            let part = |part: Option<f64>| ms(part.unwrap_or(0.0));
+            format!(
+                "stood still {} (devices {}, arming {}, resuming {})",
+                ms(pause),
+                part(made.pause_devices_seconds),
+                part(made.pause_arming_seconds),
+                part(made.pause_resuming_seconds)
+            )
+        }
+        (None, Some(false)) => "was paused".to_owned(),
+        (None, _) => format!("writers were held up for {}", ms(made.closed_seconds)),
+    };
+    format!(
+        "{}  {parent}: {} of {} pages stored in {} ({:.2} of their size), {} unchanged, {} zero; {pause}; {} pages copied; {:.1} s",
+        made.checkpoint,
+        made.stored_pages,
+        made.pages,
+        bytes(made.stored_bytes),
+        made.ratio,
+        made.unchanged_pages,
+        made.zero_pages,
+        made.copied_pages,
+        made.seconds
+    )
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The commands on what a store has.
+
+use serde_json::{Value, json};
+use vmem_checkpoint::{Error, RUN_STATE};
+use vmem_cli::{bytes, output};
+use vmem_migrate::report;
+use vmem_store::{BackendKind, InitOptions, Manifest, OpenOptions, Store};
+
+use super::args::{Init, List, Protect, Rm, Show};
+
+pub(super) fn init(args: &Init, json: bool) -> Result<(), Error> {
+    let location = &args.store.store;
+    let store = Store::init(location.objects()?, &InitOptions::default(), OpenOptions::default())?;
+    if json {
+        report::print(&json!({"event": "store", "store": location.to_string(), "id": store.config().id.to_string()}));
+    } else {
+        output::out(&format!("{location} is a checkpoint store"));
+    }
+    Ok(())
+}
+
+pub(super) fn list(args: &List, json: bool) -> Result<(), Error> {
+    let store = args.store.store.open()?;
+    for (guest, checkpoints) in store.list()? {
+        if args.guest.as_ref().is_some_and(|wanted| *wanted != guest) {
+            continue;
+        }
+        for listed in checkpoints {
+            // Somebody may remove it at this moment.
+            let manifest = match store.manifest(&listed.checkpoint) {
+                Err(vmem_store::Error::NoCheckpoint(_)) => continue,
+                manifest => manifest?,
+            };
+            if json {
+                report::print(&summary(&manifest, listed.protected));
+            } else {
+                output::out(&line(&manifest, listed.protected));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
+    let store = args.store.store.open()?;
+    let checkpoint = args.checkpoint.find(&store)?;
+    let image = store.image(&checkpoint)?;
+    let fragmentation = image.fragmentation()?;
+    let manifest = image.manifest();
+    let encrypted = store.config().encrypted;
+    let listed = store.list()?;
+    let is_protected = listed
+        .get(&checkpoint.guest)
+        .is_some_and(|all| all.iter().any(|one| one.checkpoint == checkpoint && one.protected));
+    if json {
+        let mut value = summary(manifest, is_protected);
+        value["encrypted"] = encrypted.into();
+        value["labels"] = json!(manifest.labels);
+        value["statistics"] = json!(manifest.statistics);
+        value["fragmentation"] = json!(fragmentation);
+        report::print(&value);
+        return Ok(());
+    }
+    let parent = manifest
+        .parent
+        .as_ref()
+        .map_or("none".to_owned(), |parent| parent.checkpoint.to_string());
+    let statistics = &manifest.statistics;
+    let mut lines = vec![
+        format!(
+            "checkpoint  {}{}",
+            manifest.checkpoint,
+            if is_protected { " (protected)" } else { "" }
+        ),
+        format!(
+            "made        {} ms after 1970, in {} ms",
+            manifest.created, statistics.milliseconds
+        ),
+        format!("parent      {parent}"),
+        format!("encrypted   {}", if encrypted { "yes" } else { "no" }),
+    ];
+    lines.extend(manifest.backends.iter().map(|backend| {
+        let kind = match backend.kind {
+            BackendKind::Memory => "memory",
+            BackendKind::Blob => "bytes",
+        };
+        format!("{kind:<11} {} ({})", backend.name, bytes(backend.bytes))
+    }));
+    lines.push(format!(
+        "pages       {} put: {} stored, {} unchanged, {} duplicate, {} zero",
+        statistics.put, statistics.stored, statistics.unchanged, statistics.duplicate, statistics.zero
+    ));
+    lines.push(format!(
+        "stored      {} in {} packs",
+        bytes(statistics.pack_bytes),
+        statistics.packs
+    ));
+    lines.push(format!(
+        "fragments   {} pages with contents in {} runs, in {} packs",
+        fragmentation.pages, fragmentation.runs, fragmentation.packs
+    ));
+    lines.extend(
+        manifest
+            .labels
+            .iter()
+            .map(|(key, value)| format!("label       {} = {}", key.escape_debug(), value.escape_debug())),
+    );
+    lines.extend(manifest.tags.iter().map(|tag| format!("tag         {}", tag.escape_debug())));
+    lines.iter().for_each(|line| output::out(line));
+    Ok(())
+}
+
+pub(super) fn remove(args: &Rm) -> Result<(), Error> {
+    let store = args.store.store.open()?;
+    for selector in &args.checkpoints {
+        store.remove(&selector.find(&store)?)?;
+    }
+    Ok(())
+}
+
+pub(super) fn protect(args: &Protect) -> Result<(), Error> {
+    let store = args.store.store.open()?;
+    for selector in &args.checkpoints {
+        store.protect(&selector.find(&store)?, !args.off)?;
+    }
+    Ok(())
+}
+
+fn memory_bytes(manifest: &Manifest) -> u64 {
+    let memories = manifest.backends.iter().filter(|backend| backend.kind == BackendKind::Memory);
+    memories.map(|backend| backend.bytes).sum()
+}
+
+fn summary(manifest: &Manifest, protected: bool) -> Value {
+    json!({
+        "event": "checkpoint",
+        "checkpoint": manifest.checkpoint.to_string(),
+        "created_ms": manifest.created,
+        "parent": manifest.parent.as_ref().map(|parent| parent.checkpoint.to_string()),
+        "memory_bytes": memory_bytes(manifest),
+        "stored_pages": manifest.statistics.stored,
+        "pack_bytes": manifest.statistics.pack_bytes,
+        "run_state": manifest.labels.get(RUN_STATE),
+        "tags": manifest.tags,
+        "protected": protected,
+    })
+}
+
+fn line(manifest: &Manifest, protected: bool) -> String {
+    let state = manifest
+        .labels
+        .get(RUN_STATE)
+        .map_or(String::new(), |state| format!(", {}", state.escape_debug()));
+    let protected = if protected { ", protected" } else { "" };
+    format!(
+        "{}  memory {}, {} pages stored in {}{state}{protected}",
+        manifest.checkpoint,
+        bytes(memory_bytes(manifest)),
+        manifest.statistics.stored,
+        bytes(manifest.statistics.pack_bytes)
+    )
+}

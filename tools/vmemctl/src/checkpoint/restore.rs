@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl checkpoint restore`.
+
+use serde_json::json;
+use vmem_checkpoint::Error;
+use vmem_checkpoint::restore::{Options, Step, restore};
+use vmem_cli::{Progress, Signals};
+use vmem_control::Event;
+use vmem_migrate::options::Common;
+use vmem_migrate::report::{self, Report};
+use vmem_store_source::Address;
+
+use super::args::Restore;
+
+pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<(), Error> {
+    let mut vmemd = Vec::new();
+    if let Some((uid, gid)) = args.owner {
+        let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
+        vmemd.extend(["--owner".to_owned(), format!("{uid}{group}")]);
+    }
+    if args.no_background {
+        vmemd.push("--no-background".to_owned());
+    }
+    let options = Options {
+        address: Address {
+            store: args.store.store.clone(),
+            checkpoint: args.checkpoint.clone(),
+        },
+        qmp: args.qmp.clone(),
+        command: args.command.clone(),
+        logs: common.state.clone(),
+        paused: args.paused,
+        vmemd,
+    };
+    let mut report = Report::new(common.json);
+    let result = restore(&options, signals, &mut |step| print(&mut report, &step, common.json));
+    report.end_progress();
+    result?;
+    if common.json {
+        report::print(&json!({"event": "complete"}));
+    } else {
+        report.note("all memory is present");
+    }
+    Ok(())
+}
+
+fn print(report: &mut Report, step: &Step<'_>, json: bool) {
+    match step {
+        Step::Ready { manifest, regions } if json => {
+            let regions: Vec<_> = regions
+                .iter()
+                .map(|(memory, region)| json!({"memory": memory, "region": region}))
+                .collect();
+            report::print(&json!({"event": "ready", "checkpoint": manifest.checkpoint.to_string(), "regions": regions}));
+        }
+        Step::Ready { manifest, regions } => {
+            let regions: Vec<_> = regions
+                .iter()
+                .map(|(memory, region)| format!("{memory}: /dev/vmem/{region}"))
+                .collect();
+            report.note(&format!(
+                "checkpoint {} is there: {}",
+                manifest.checkpoint,
+                regions.join(", ")
+            ));
+        }
+        Step::Restored { runs, after } if json => {
+            report::print(&json!({"event": "restored", "running": runs, "seconds": after.as_secs_f64()}));
+        }
+        Step::Restored { runs, after } => {
+            let what = if *runs { "runs" } else { "is paused" };
+            report.note(&format!(
+                "the guest {what} after {:.0} ms; its memory follows",
+                after.as_secs_f64() * 1e3
+            ));
+        }
+        Step::Pages(event) if json => report::print(&json!({"event": "pages", "vmemd": event})),
+        Step::Pages(Event::Progress(figures)) => {
+            let size = figures.regions.iter().map(|region| region.bytes).sum();
+            let done = figures.regions.iter().map(|region| region.present_bytes).sum();
+            report.progress(Progress { done, size }, "");
+        }
+        Step::Pages(Event::Lost { error, .. }) => report.note(&format!("the store is away: {error}")),
+        Step::Pages(Event::Back { .. }) => report.note("the store is back"),
+        Step::Pages(_) => {}
+        Step::Note(text) => report.note(text),
+    }
+}
