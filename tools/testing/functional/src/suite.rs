@@ -6,6 +6,7 @@ mod adopt;
 mod advice;
 mod boot;
 mod call;
+mod checkpoint;
 mod conversion;
 mod create;
 mod daemon_death;
@@ -86,6 +87,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::region_command::TESTS,
         qemu::TESTS,
         dirty_rate::TESTS,
+        checkpoint::TESTS,
         vmemd::fill::TESTS,
         vmemd::holes::TESTS,
         vmemd::seed::TESTS,

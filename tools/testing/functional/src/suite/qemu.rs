@@ -37,21 +37,9 @@ impl Qemu {
 
     /// Starts one on this memory backend, `ram`.
     pub(super) fn start(memory: &str, options: &[&str]) -> Outcome<Self> {
-        let is_kvm = |name| std::env::var(name).is_ok_and(|accelerator| accelerator == "kvm");
-        let on_kvm = is_kvm("VMEM_GUEST_ACCEL");
-        let mut accelerators = vec![];
-        if on_kvm || is_kvm("VMEM_ACCEL") {
-            for module in ["kvm-amd", "kvm-intel"] {
-                let _ = run_command("modprobe", &[module]);
-            }
-            accelerators.extend(["-accel", "kvm"]);
-        }
-        if !on_kvm {
-            accelerators.extend(["-accel", "tcg"]);
-        }
         let child = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-display", "none"])
-            .args(accelerators)
+            .args(accelerators())
             .args(["-object", memory, "-machine", "pc,memory-backend=ram"])
             .args(options)
             .args([
@@ -98,6 +86,23 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = self.kill();
     }
+}
+
+/// QEMU's options for what runs the guest.
+pub(super) fn accelerators() -> Vec<&'static str> {
+    let is_kvm = |name| std::env::var(name).is_ok_and(|accelerator| accelerator == "kvm");
+    let on_kvm = is_kvm("VMEM_GUEST_ACCEL");
+    let mut accelerators = vec![];
+    if on_kvm || is_kvm("VMEM_ACCEL") {
+        for module in ["kvm-amd", "kvm-intel"] {
+            let _ = run_command("modprobe", &[module]);
+        }
+        accelerators.extend(["-accel", "kvm"]);
+    }
+    if !on_kvm {
+        accelerators.extend(["-accel", "tcg"]);
+    }
+    accelerators
 }
 
 /// Answers requests, as the memory of a machine is that has just been switched on: with zeros.

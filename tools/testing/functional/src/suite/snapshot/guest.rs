@@ -83,14 +83,25 @@ impl Guest {
 fn segment(image: &Image, number: usize) -> Outcome<Vec<u16>> {
     let mut bytes = vec![0; SEGMENT];
     image.file().read_exact_at(&mut bytes, (FIRST + number * SEGMENT) as u64)?;
-    Ok(bytes
-        .chunks_exact(2)
-        .map(|word| u16::from_le_bytes([word[0], word[1]]))
-        .collect())
+    Ok(words(&bytes))
+}
+
+/// The words of these bytes.
+pub(in crate::suite) fn words(bytes: &[u8]) -> Vec<u16> {
+    let words = bytes.chunks_exact(2);
+    words.map(|word| u16::from_le_bytes([word[0], word[1]])).collect()
+}
+
+/// What the guest wrote last.
+pub(in crate::suite) struct Cursor {
+    /// The number that it fills segments with.
+    pub(in crate::suite) number: u16,
+    /// How many words of the segment have it.
+    pub(in crate::suite) filled: usize,
 }
 
 /// Fails unless the guest has had these segments at some moment: what it writes next is known from each word.
-fn check_prefix(segments: &[Vec<u16>]) -> Outcome {
+pub(in crate::suite) fn check_prefix(segments: &[Vec<u16>]) -> Outcome<Cursor> {
     // The segment that is being filled begins with the greatest number; its rest is from the time before.
     let newest = (0..SEGMENTS)
         .max_by_key(|number| {
@@ -115,7 +126,7 @@ fn check_prefix(segments: &[Vec<u16>]) -> Outcome {
             "segment {at} has not {expected} at word {wrong:?}, while segment {newest} has {filled} words of {number}"
         );
     }
-    Ok(())
+    Ok(Cursor { number, filled })
 }
 
 fn images_of_a_guest_are_exact_prefixes_of_its_stores() -> Outcome {

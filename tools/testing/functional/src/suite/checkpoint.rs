@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl checkpoint`: checkpoints of an unmodified QEMU whose guest writes without end, and of a program, restored and compared with what
+//! was written at the instant.
+
+mod guest;
+mod program;
+mod store;
+
+use crate::failure::Outcome;
+use guest::Guest;
+use store::Store;
+
+crate::tests![
+    checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant,
+    checkpoint_of_a_paused_guest_leaves_it_paused,
+    checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half,
+    checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages,
+    checkpoints_of_a_program_have_its_memory_at_one_instant,
+];
+
+fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
+    guest::exact(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_of_a_paused_guest_leaves_it_paused() -> Outcome {
+    guest::paused(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half() -> Outcome {
+    guest::killed(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages() -> Outcome {
+    guest::without_room(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
+    program::exact(&Store::new()?)
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Checkpoints of a program's memory.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use vmem::PAGE_SIZE;
+use vmem_mapping::{Access, Mapping, Sharing};
+
+use super::store::Store;
+use crate::failure::{Outcome, ensure, equal};
+use crate::suite::vmemd::{map, open};
+use crate::world::wait_until;
+
+const PAGES: usize = 2000;
+const FILE: &str = "/dev/shm/vmem-checkpoint-program";
+
+/// Writes the number of its round to the beginning of each page, in order and without end.
+fn write(mapping: &Mapping, stop: &AtomicBool) -> Outcome {
+    for round in 1_u64.. {
+        for page in 0..PAGES {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            mapping.write_at(page * PAGE_SIZE, &round.to_ne_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn exact(store: &Store) -> Outcome {
+    let _ = fs::remove_file(FILE);
+    let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
+    file.set_len((PAGES * PAGE_SIZE) as u64)?;
+    let mapping = Arc::new(Mapping::new(&file, 0, PAGES * PAGE_SIZE, Access::ReadWrite, Sharing::Shared)?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = thread::spawn({
+        let (mapping, stop) = (Arc::clone(&mapping), Arc::clone(&stop));
+        move || write(&mapping, &stop)
+    });
+    let pid = std::process::id().to_string();
+    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let made = store.run(
+        "create",
+        &[
+            "--json", "--name", "data", "--pid", &pid, "--memory", &memory, "--every", "0.3", "--count", "3",
+        ],
+    );
+    stop.store(true, Ordering::Relaxed);
+    writer.join().map_err(|_| "the writer panicked")??;
+    let _ = fs::remove_file(FILE);
+    let made = made?;
+    ensure!(
+        made.lines().filter(|line| line.contains("\"event\":\"checkpoint\"")).count() == 3,
+        "{made}"
+    );
+    let mut last = 0;
+    for checkpoint in ["data@1", "data@2", "data@3"] {
+        let restore = store.restore(checkpoint, &[], "ready")?;
+        let region = open("data.vmem-checkpo")?;
+        let restored = map(&region)?;
+        let word = |page: usize| -> Outcome<u64> {
+            let mut bytes = [0; 8];
+            restored.read_at(page * PAGE_SIZE, &mut bytes)?;
+            Ok(u64::from_ne_bytes(bytes))
+        };
+        let first = word(0)?;
+        let mut round = first;
+        for page in 1..PAGES {
+            let found = word(page)?;
+            ensure!(
+                found == round || (found + 1 == round && round == first),
+                "page {page} of {checkpoint} has {found} after {round}"
+            );
+            round = found;
+        }
+        ensure!(
+            first >= last,
+            "{checkpoint} is of round {first}, and the one before of {last}"
+        );
+        last = first;
+        restore.end()?;
+        drop((restored, region));
+        wait_until(
+            "the region is gone",
+            || Ok(!Path::new("/dev/vmem/data.vmem-checkpo").exists()),
+        )?;
+    }
+    equal!(store.run("list", &["data"])?.lines().count(), 3);
+    Ok(())
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A store in a directory, and vmemctl with it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use crate::failure::{Outcome, ensure};
+use crate::suite::vmemd::beside;
+
+/// A store, removed at the end of its test.
+pub(super) struct Store {
+    pub(super) directory: PathBuf,
+}
+
+impl Store {
+    pub(super) fn new() -> Outcome<Self> {
+        let directory = PathBuf::from("/dev/shm/vmem-checkpoints");
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory)?;
+        let store = Self { directory };
+        store.run("init", &[])?;
+        Ok(store)
+    }
+
+    pub(super) fn command(&self, command: &str) -> Outcome<Command> {
+        let mut vmemctl = beside("vmemctl")?;
+        vmemctl
+            .args(["checkpoint", command, "--store"])
+            .arg(self.directory.join("store"));
+        vmemctl.arg("--state").arg(self.directory.join("state"));
+        Ok(vmemctl)
+    }
+
+    /// What a command printed that has succeeded.
+    pub(super) fn run(&self, command: &str, arguments: &[&str]) -> Outcome<String> {
+        let output = self.end(command, arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.success(),
+            "{command} {arguments:?}: {:?} {stderr}",
+            output.status
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(super) fn end(&self, command: &str, arguments: &[&str]) -> Outcome<Output> {
+        Ok(self.command(command)?.args(arguments).stdin(Stdio::null()).output()?)
+    }
+
+    /// Begins a restore of this checkpoint, as far as a line of its output with this event.
+    pub(super) fn restore(&self, checkpoint: &str, arguments: &[&str], event: &str) -> Outcome<Restore> {
+        let mut command = self.command("restore")?;
+        let mut child = command
+            .args(["--json", checkpoint])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take().ok_or("no output")?;
+        let mut restore = Restore {
+            child,
+            output: BufReader::new(output),
+        };
+        restore.hear(event)?;
+        Ok(restore)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A restore that goes on.
+pub(super) struct Restore {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Restore {
+    /// Reads until this event.
+    pub(super) fn hear(&mut self, event: &str) -> Outcome<String> {
+        let wanted = format!("\"event\":\"{event}\"");
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            ensure!(
+                self.output.read_line(&mut line)? > 0,
+                "restore has ended without {event}: {seen}"
+            );
+            // Nested events of vmemd have other names.
+            if line.contains(&wanted) {
+                return Ok(line);
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    /// Waits until all memory is there.
+    pub(super) fn end(mut self) -> Outcome {
+        self.hear("complete")?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "restore: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
