@@ -59,7 +59,7 @@ impl StoredPages {
         let manifest = pages.image.manifest();
         // What is identified by the root is these contents for ever.
         let (id, _) = manifest.root.split_at(16);
-        let identity = id.iter().fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
+        let identity = id.iter().fold(0, |number: u128, byte| (number << 8) | u128::from(*byte));
         for (number, backend) in manifest.backends.iter().enumerate() {
             if backend.kind != BackendKind::Memory {
                 continue;
