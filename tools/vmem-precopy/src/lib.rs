@@ -125,7 +125,9 @@
 //! - Where the program writes as fast as the link sends or faster, cleaning and skipping leaves more pages (16 % and 9 %) and sends less:
 //!   the rounds end as early as they can in both, after three or four. Both are far below Xen's limits.
 //!
-//! The traces are generated, and recorded ones may say other things.
+//! These traces are generated. `traces/` has recorded ones, of a guest that boots, is idle, and writes (`tools/testing/migration/record`). Over a
+//! link of twice the rate at which they write, the bytes are 1.014, 1.000 and 1.000 of those with Xen of 2006, and 0.901, 0.983 and 0.961
+//! of those with a Xen that does not skip. The last two are within 2 % of sending each page once: there, no policy can save much.
 #![forbid(unsafe_code)]
 
 mod bandwidth;

@@ -19,7 +19,7 @@ use crate::method::Method;
 use crate::network::Wire;
 use crate::rig::Rig;
 use crate::variant::Variant;
-use crate::{plot, report, suite};
+use crate::{plot, recording, report, suite};
 
 /// Moves running guests from one host to another.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ enum Command {
     Report(Report),
     /// Move guests again and again, and say what became of each
     Endure(Endure),
+    /// Record the dirty logs of guests
+    Record(Record),
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +139,21 @@ struct Endure {
     wire: WireArguments,
 }
 
+#[derive(Debug, Args)]
+struct Record {
+    /// How long each is recorded
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    seconds: u32,
+    /// Pages that the writing guest writes each second
+    #[arg(long, value_name = "PAGES", default_value_t = 2000)]
+    pages: u32,
+    /// A directory for the traces
+    #[arg(value_name = "DIRECTORY")]
+    into: PathBuf,
+    #[command(flatten)]
+    wire: WireArguments,
+}
+
 impl Cli {
     /// Does what the command line says.
     pub(crate) fn run(self) -> Result<ExitCode> {
@@ -157,6 +174,11 @@ impl Cli {
             Command::Measure(measure) => measure.run()?,
             Command::Report(report) => report.run()?,
             Command::Endure(endure) => endure.run()?,
+            Command::Record(record) => {
+                let rig = Rig::new(&record.wire.wire())?;
+                recording::record(&record.into, record.seconds, record.pages)?;
+                rig.remove()?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

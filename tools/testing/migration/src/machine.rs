@@ -47,19 +47,28 @@ impl Machine {
 
     /// As [`Machine::boot`], once.
     pub(crate) fn boot_once(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
+        let mut machine = Self::start_booting(host, guest, memory)?;
+        machine.wait_until_ready()?;
+        Ok(machine)
+    }
+
+    /// Starts a QEMU which boots a guest.
+    pub(crate) fn start_booting(host: Host, guest: &Guest, memory: Memory) -> Result<Self> {
         let slot = guest.slot(host)?;
         let arguments = guest.arguments(&slot, memory);
-        let name = slot.name();
-        let mut machine = Self::start(slot, guest, &arguments)?;
-        let console = machine.slot.console();
-        wait_until(&format!("the guest in {name} is ready"), || {
-            machine.check()?;
+        Self::start(slot, guest, &arguments)
+    }
+
+    /// Waits until the guest has booted.
+    pub(crate) fn wait_until_ready(&mut self) -> Result<()> {
+        let console = self.slot.console();
+        wait_until(&format!("the guest in {} is ready", self.slot.name()), || {
+            self.check()?;
             let text = fs::read_to_string(&console).unwrap_or_default();
             ensure!(!text.contains("Kernel panic"), "the guest's kernel has panicked:\n{text}");
             sleep(Duration::from_millis(50));
             Ok(text.contains("\"ready\""))
-        })?;
-        Ok(machine)
+        })
     }
 
     /// Starts a QEMU which waits for a guest.

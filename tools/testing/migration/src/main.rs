@@ -26,6 +26,7 @@ mod network;
 mod patience;
 mod plot;
 mod qemu;
+mod recording;
 mod report;
 mod rig;
 mod seconds;

@@ -98,6 +98,14 @@ impl Vmemctl {
         lines.collect::<Result<_, _>>().context("a line that is no JSON")
     }
 
+    /// Measures how fast the guest in this slot writes.
+    pub(crate) fn dirty_rate(slot: &Slot, options: &[&str]) -> Result<Self> {
+        let qmp = slot.qmp();
+        let mut words = vec!["dirty-rate", "--qmp", path(&qmp)?];
+        words.extend_from_slice(options);
+        Self::start(slot, Variant::default(), "dirty-rate", &words)
+    }
+
     fn start(slot: &Slot, variant: Variant, log: &str, words: &[&str]) -> Result<Self> {
         let mut command = slot.host.command(variant.before_vmemctl());
         let state = slot.state();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Traces of programs that are easy to describe.
+//! Traces of programs that are easy to describe, and recorded ones of guests.
 
 use std::time::Duration;
 
@@ -61,4 +61,14 @@ pub(super) fn all() -> Vec<(&'static str, Trace)> {
         ("uniform 2", uniform(2.0)),
         ("phases", phases),
     ]
+}
+
+/// Guests of 192 MiB, as `tools/testing/migration/record` has recorded them.
+pub(super) fn recorded() -> [(&'static str, Trace); 3] {
+    [
+        ("boot", include_str!("../../traces/boot.trace")),
+        ("idle", include_str!("../../traces/idle.trace")),
+        ("writing", include_str!("../../traces/writing.trace")),
+    ]
+    .map(|(name, text)| (name, text.parse().expect("a trace")))
 }
