@@ -2,9 +2,8 @@
 //! Old images of the memory, whose pages need not be sent.
 
 use std::fs::{self, File};
+use std::io::{BufRead, Read};
 use std::os::unix::fs::FileExt;
-use std::thread::sleep;
-use std::time::Duration;
 
 use vmem::PAGE_SIZE;
 
@@ -16,9 +15,6 @@ crate::tests![
     seed_image_that_changes_gives_no_wrong_page,
     seed_image_that_cannot_be_opened_is_an_error,
 ];
-
-/// What vmemd needs to read an image of this size, on the slowest machine.
-const READ: Duration = Duration::from_secs(2);
 
 /// An image of the pages of `file` in reverse, of which every tenth is another one.
 fn old_image(name: &str, file: &Scratch) -> Outcome<Scratch> {
@@ -37,7 +33,11 @@ fn fill(name: &str, spoil: impl Fn(&File) -> Outcome) -> Outcome<(u64, u64, Stri
     let path = image.0.display().to_string();
     let mut daemon = Daemon::new(&source.address, &["--hold", "--verify", "--seed-image", &path])?;
     let handle = open(name)?;
-    sleep(READ);
+    let mut log = daemon.errors()?;
+    let mut errors = String::new();
+    while !errors.contains("different pages") {
+        ensure!(log.read_line(&mut errors)? > 0, "the image has not been read: {errors}");
+    }
     spoil(&File::options().write(true).open(&image.0)?)?;
     daemon.tell("start")?;
     let memory = map(&handle)?;
@@ -47,7 +47,8 @@ fn fill(name: &str, spoil: impl Fn(&File) -> Outcome) -> Outcome<(u64, u64, Stri
     let [data, zero, known] = ["data_bytes", "zero_bytes", "known_bytes"].map(|figure| end.number(figure));
     let (data, zero, known) = (data?, zero?, known?);
     equal!(data + zero + known, SIZE);
-    Ok((data, known, end.errors))
+    log.read_to_string(&mut errors)?;
+    Ok((data, known, errors))
 }
 
 fn pages_of_a_seed_image_are_copied_and_not_sent() -> Outcome {
