@@ -45,6 +45,7 @@ pub(crate) fn apply(shared: &Shared, region: usize, answer: &Answer<'_>) -> Resu
         &unreadable,
         &mut rest,
     )?;
+    add(&shared.stats.wire, answer.wire_bytes());
     add(&shared.stats.data, data);
     add(&shared.stats.zero, zero);
     let missing: u64 = rest.iter().map(|range| range.count()).sum();

@@ -20,6 +20,8 @@ pub type Connect = Arc<dyn Fn(Lane) -> Result<Box<dyn PageSource>, vmem_source::
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a pause looks whether the connection is still needed.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A connection that has lasted this long without an outstanding page is stable: its loss begins a new outage.
 const STABLE: Duration = if cfg!(test) {
@@ -73,13 +75,22 @@ impl Connection {
         })
     }
 
-    /// Connects to the source, which is open on another lane already: retries as after a lost connection.
-    pub(crate) fn connect(shared: Arc<Shared>, lane: Lane, connect: Connect) -> Result<Self, Error> {
+    /// Connects to the source, which is open on another lane already: retries as after a lost connection. `None` if `is_over` says that the
+    /// connection is not needed any more.
+    pub(crate) fn connect(
+        shared: Arc<Shared>,
+        lane: Lane,
+        connect: Connect,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>, Error> {
         let source = match connect(lane) {
             Ok(source) => source,
-            Err(error) => retry(&shared, lane, &connect, &mut Outage::new(), error)?,
+            Err(error) => match retry(&shared, lane, &connect, &mut Outage::new(), error, is_over)? {
+                Some(source) => source,
+                None => return Ok(None),
+            },
         };
-        Self::open(shared, lane, connect, source)
+        Self::open(shared, lane, connect, source).map(Some)
     }
 
     /// Fetches pages of a region.
@@ -142,16 +153,18 @@ impl Connection {
         }
     }
 
-    /// Reconnects after `error`. No page is outstanding afterwards.
-    pub(crate) fn reconnect(&mut self, error: vmem_source::Error) -> Result<(), Error> {
+    /// Reconnects after `error`. No page is outstanding afterwards. False if `is_over` says that the connection is not needed any more.
+    pub(crate) fn reconnect(&mut self, error: vmem_source::Error, is_over: &dyn Fn() -> bool) -> Result<bool, Error> {
         if self.open.outstanding == 0 && self.open.since.elapsed() > STABLE {
             self.outage = None;
         }
         let outage = self.outage.get_or_insert_with(Outage::new);
-        let source = retry(&self.shared, self.lane, &self.connect, outage, error)?;
+        let Some(source) = retry(&self.shared, self.lane, &self.connect, outage, error, is_over)? else {
+            return Ok(false);
+        };
         self.open = Open::new(&self.shared, source)?;
         add(&self.shared.stats.reconnects, 1);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -159,14 +172,16 @@ fn unasked() -> vmem_source::Error {
     vmem_source::Error::InvalidFetch("an answer for an export that was not fetched from".to_owned())
 }
 
-/// Reconnects after `error`, until that succeeds, the time limit of retries is over, or an error is not transient.
+/// Reconnects after `error`, until that succeeds, the time limit of retries is over, or an error is not transient. `None` if `is_over` says that
+/// the connection is not needed any more.
 fn retry(
     shared: &Shared,
     lane: Lane,
     connect: &Connect,
     outage: &mut Outage,
     mut error: vmem_source::Error,
-) -> Result<Box<dyn PageSource>, Error> {
+    is_over: &dyn Fn() -> bool,
+) -> Result<Option<Box<dyn PageSource>>, Error> {
     let mut reported = false;
     loop {
         if !error.is_transient() || outage.since.elapsed() >= shared.options.retry {
@@ -176,13 +191,23 @@ fn retry(
             shared.report(Event::Disconnected { lane, error });
             reported = true;
         }
-        if shared.stop.wait(outage.back_off.next_pause()) {
-            return Err(Error::Halted);
+        let until = Instant::now() + outage.back_off.next_pause();
+        loop {
+            if is_over() {
+                return Ok(None);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if shared.stop.wait(left.min(POLL_INTERVAL)) {
+                return Err(Error::Halted);
+            }
+            if left.is_zero() {
+                break;
+            }
         }
         match connect(lane) {
             Ok(source) => {
                 shared.report(Event::Reconnected { lane });
-                return Ok(source);
+                return Ok(Some(source));
             }
             Err(again) => error = again,
         }

@@ -18,8 +18,9 @@ use crate::permission::{Permission, Release};
 use crate::shared::{Options, Shared};
 use crate::staging::Staged;
 use crate::stats::Stats;
+use crate::stream::{self, Begin, Group};
 use crate::target::Target;
-use crate::{stream, urgent};
+use crate::urgent;
 
 /// A running engine.
 pub struct Engine {
@@ -35,7 +36,7 @@ pub struct Engine {
 
 impl Engine {
     /// Starts to fill `targets`. `first` is an open source for the urgent lane; further ones are opened by `connect`. If pages of the targets
-    /// were `staged`, the stream has that connection and begins with the remainder. Returns the engine, and a sender of events that
+    /// were `staged`, the stream has those connections and begins with the remainder. Returns the engine, and a sender of events that
     /// [`next_event`](Self::next_event) receives.
     ///
     /// # Errors
@@ -57,7 +58,7 @@ impl Engine {
             names.push(target.name);
             sinks.push(target.sink);
         }
-        let background = options.background;
+        let (background, streams) = (options.background, options.streams);
         let shared = Arc::new(Shared {
             exports,
             names,
@@ -82,7 +83,7 @@ impl Engine {
         let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, connection))?;
         if background {
-            engine.stream((0..shared.sinks.len()).collect(), staged)?;
+            engine.stream((0..shared.sinks.len()).collect(), staged, streams)?;
         }
         Ok((engine, sender))
     }
@@ -97,23 +98,28 @@ impl Engine {
     pub fn fetch_unreadable(&mut self, region: usize) -> Result<bool, Error> {
         let was_streamed = self.streamed.contains(&region);
         if !was_streamed {
-            self.stream(vec![region], None)?;
+            self.stream(vec![region], None, 1)?;
         }
         Ok(was_streamed)
     }
 
-    /// Starts a stream that fetches all absent pages of these regions.
-    fn stream(&mut self, regions: Vec<usize>, staged: Option<Staged>) -> Result<(), Error> {
+    /// Starts a stream of up to `streams` connections that fetches all absent pages of these regions.
+    fn stream(&mut self, regions: Vec<usize>, staged: Option<Staged>, streams: usize) -> Result<(), Error> {
         self.streamed.extend(&regions);
-        let (shared, connect) = (Arc::clone(&self.shared), Arc::clone(&self.connect));
-        self.spawn("stream", &shared, move |shared| {
-            let of = Arc::clone(shared);
-            let (connection, first) = match staged {
-                Some(Staged { source, remainder }) => (Connection::open(of, Lane::Stream, connect, source)?, remainder),
-                None => (Connection::connect(of, Lane::Stream, connect)?, VecDeque::new()),
-            };
-            stream::run(shared, connection, &regions, first)
-        })
+        let shared = Arc::clone(&self.shared);
+        let (sources, first) = staged.map_or((Vec::new(), VecDeque::new()), |staged| (staged.sources, staged.remainder));
+        let members = streams.max(sources.len()).max(1);
+        let group = Arc::new(Group::new(&shared, &regions, first, members)?);
+        let mut begins: Vec<Begin> = sources.into_iter().map(Begin::Open).collect();
+        if begins.is_empty() {
+            begins.push(Begin::Connect);
+        }
+        begins.resize_with(members, || Begin::Join);
+        for begin in begins {
+            let (group, connect) = (Arc::clone(&group), Arc::clone(&self.connect));
+            self.spawn("stream", &shared, move |shared| stream::run(shared, &group, begin, connect))?;
+        }
+        Ok(())
     }
 
     /// Waits for the next event, at most for `timeout`. After [`halt`](Self::halt), events of the connections are dropped.

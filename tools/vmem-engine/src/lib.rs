@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Fills regions from a source: faults first, and the rest behind them.
 //!
-//! Two threads, each with a connection of its own:
+//! Two kinds of threads, each with a connection of its own:
 //!
-//! - `urgent` takes requests from the regions, and fetches those pages and a few that programs will probably touch next;
-//! - `stream` fetches all absent pages in large pieces, continuing behind the latest fault.
+//! - `urgent`, one: takes requests from the regions, and fetches those pages and a few that programs will probably touch next;
+//! - `stream`, one or several: fetch all absent pages in large pieces, continuing behind the latest fault. They share one plan, from which each
+//!   page is taken once.
 //!
-//! Each keeps a window of outstanding fetches, and fills pages as they arrive. Neither knows what the other has outstanding: the urgent lane
+//! Each keeps a window of outstanding fetches, and fills pages as they arrive. Neither kind knows what the other has outstanding: the urgent lane
 //! fetches a page that a program waits for even if the stream has fetched it already. The first answer fills the page, and a page that is
 //! present keeps its contents. So no order of events gives a wrong page, and each fault costs at most one page that is transferred twice.
 //!
-//! The engine reopens a lost connection, and fetches the outstanding pages again; meanwhile programs wait. The only table of pages is the
-//! bitmap of the stream.
+//! The engine reopens a lost connection, and fetches the outstanding pages again; meanwhile programs wait. The outstanding pages of a lost
+//! connection of the stream go back into the plan, and any connection fetches them. The only table of pages is the bitmap of that plan.
 //!
 //! A program that still runs at the source can send pages before: [`Staging`] stages them, and gives the engine a [`Staged`].
 //!
@@ -40,7 +41,7 @@
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
 //!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };
-//!     let options = Options { background: true, window: 1024, prefetch: 32, retry: Duration::from_secs(60), seed: None };
+//!     let options = Options { background: true, streams: 1, window: 1024, prefetch: 32, retry: Duration::from_secs(60), seed: None };
 //!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
 //!     let release = Arc::new(Release::new(Permission::Never));
 //!     let (mut engine, _events) = Engine::start(vec![target], first, None, Arc::new(open), options, Arc::clone(&stats), release)?;

@@ -32,6 +32,11 @@ impl Release {
         self.0.store(permission as u8, Ordering::Relaxed);
     }
 
+    /// Whether the source is to be notified of pages, now or later.
+    pub(crate) fn is_awaited(&self) -> bool {
+        matches!(self.get(), Permission::Pending | Permission::Given)
+    }
+
     /// The current permission.
     pub fn get(&self) -> Permission {
         match self.0.load(Ordering::Relaxed) {

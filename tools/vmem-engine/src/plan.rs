@@ -42,6 +42,11 @@ impl Plan {
         }
     }
 
+    /// Fetches all pages from now on.
+    pub(crate) fn know_all(&mut self) {
+        self.known.fill(u64::MAX);
+    }
+
     /// These pages are not to be fetched: they are holes.
     pub(crate) fn drop_holes(&mut self, region: usize, holes: &[PageRange]) {
         if let Some(wanted) = self.regions.get_mut(region) {
@@ -68,6 +73,11 @@ impl Plan {
     /// Whether pages of this region are still to be fetched.
     pub(crate) fn wants(&self, region: usize) -> bool {
         self.regions.get(region).is_some_and(|wanted| !wanted.is_empty())
+    }
+
+    /// Whether no pages are left to be fetched.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.regions.iter().all(PageSet::is_empty)
     }
 
     /// Takes the next pages to fetch: up to `max_pages` in up to `max_runs` runs of one region that `may` be fetched from. `None` if no pages of

@@ -23,7 +23,9 @@ use crate::stats::Stats;
 pub struct Options {
     /// Stream the pages that no program has touched.
     pub background: bool,
-    /// The most outstanding pages of the stream.
+    /// The most connections of the stream, at least one.
+    pub streams: usize,
+    /// The most outstanding pages of the stream; each connection has an equal share.
     pub window: u64,
     /// The most pages that the urgent lane fetches ahead of a program that touches memory in equal steps.
     pub prefetch: u64,

@@ -25,6 +25,8 @@ pub struct Stats {
     pub(crate) same: AtomicU64,
     /// Pages that were compared with the source's.
     pub(crate) verified: AtomicU64,
+    /// Bytes that pages took on the network, compressed or not.
+    pub(crate) wire: AtomicU64,
     /// Requests taken from regions.
     pub(crate) requests: AtomicU64,
     /// Pages fetched ahead of requests.
@@ -61,6 +63,7 @@ impl Stats {
             known: AtomicU64::new(0),
             same: AtomicU64::new(0),
             verified: AtomicU64::new(0),
+            wire: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),

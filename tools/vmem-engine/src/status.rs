@@ -29,6 +29,8 @@ pub struct Status {
     pub same: u64,
     /// Bytes that were compared with the source's.
     pub verified: u64,
+    /// Bytes that all of those but the compared ones took on the network, compressed or not.
+    pub wire: u64,
     /// Requests taken.
     pub faults: u64,
     /// Their service times.
@@ -66,6 +68,7 @@ impl Status {
             known: get(&stats.known) * PAGE,
             same: get(&stats.same) * PAGE,
             verified: get(&stats.verified) * PAGE,
+            wire: get(&stats.wire),
             faults: get(&stats.requests),
             service: stats.service_times(),
             reconnects: get(&stats.reconnects),

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The stream lane: fetches all absent pages, continuing behind the latest fault.
+//! A connection of the stream: fetches absent pages that no other connection of the stream has taken.
 
-use std::collections::VecDeque;
+mod group;
+mod outstanding;
+
 use std::sync::Arc;
 
-use vmem::{PageRange, PageSet};
-use vmem_source::{ExportHoles, Reply};
+use vmem::PageRange;
+use vmem_source::{ExportHoles, Lane, PageSource, Reply};
 
 use crate::apply::{apply, apply_holes, apply_known};
-use crate::connection::Connection;
+use crate::connection::{Connect, Connection};
 use crate::error::Error;
-use crate::plan::Plan;
 use crate::readiness::wait;
 use crate::release_notifier::ReleaseNotifier;
 use crate::seed::Announcer;
 use crate::shared::{Interruption, Shared};
-use crate::shortage::Shortage;
-use crate::survey::{Survey, pieces_with};
+use crate::survey::Survey;
+pub(crate) use group::Group;
+use outstanding::Outstanding;
 
 /// Pages of one fetch (1 MiB): large enough that the cost of a fetch does not matter, small enough to follow the faults.
 const FETCH_PAGES: u64 = 256;
@@ -28,41 +30,56 @@ const FETCH_RUNS: usize = 256;
 /// scattered the pages are. A fetch never waits until an answer is read.
 const MAX_RUNS: usize = 1024;
 
-/// Fetches every absent page of these regions once, those of `first` in this order before all others, and ends when all have arrived.
-pub(crate) fn run(
-    shared: &Arc<Shared>,
-    connection: Connection,
-    regions: &[usize],
-    first: VecDeque<(usize, PageRange)>,
-) -> Result<(), Error> {
-    let mut plan = absent(shared, regions)?;
-    plan.prefer(first);
-    let survey = survey_of(shared, &connection, &mut plan);
+/// How a connection of the stream begins.
+pub(crate) enum Begin {
+    /// With an open source, which has staged pages before.
+    Open(Box<dyn PageSource>),
+    /// With a connection that the stream cannot do without: it is retried.
+    Connect,
+    /// With a further connection. If the source takes no more, the stream goes on with those that there are.
+    Join,
+}
+
+/// Fetches pages of the group's plan, and ends when all have arrived.
+///
+/// If a connection is lost for longer than the time limit of retries, the others go on without it. The loss of the last one is an error.
+pub(crate) fn run(shared: &Arc<Shared>, group: &Group, begin: Begin, connect: Connect) -> Result<(), Error> {
+    let member = group.enter();
+    let of = Arc::clone(shared);
+    let opened = match begin {
+        Begin::Open(source) => Connection::open(of, Lane::Stream, connect, source).map(Some),
+        Begin::Connect => Connection::connect(of, Lane::Stream, connect, &|| group.is_complete()),
+        Begin::Join => match connect(Lane::Stream) {
+            Ok(source) => Connection::open(of, Lane::Stream, connect, source).map(Some),
+            Err(error) => Err(error.into()),
+        },
+    };
+    let connection = match opened {
+        Ok(Some(connection)) => connection,
+        Ok(None) => return Ok(()),
+        Err(error) => return member.leave(error),
+    };
     let announcer = Announcer::new(shared.options.seed.as_ref(), connection.can_hash());
     let mut stream = Stream {
         shared,
+        group,
         connection,
-        plan,
-        survey,
         announcer,
+        survey: None,
         outstanding: Outstanding::default(),
-        shortage: Shortage::default(),
-        notifier: ReleaseNotifier::new(),
+        notifier: None,
     };
     while !shared.stop.is_set() {
-        match stream.turn() {
-            Ok(true) => {}
+        let error = match stream.turn() {
+            Ok(true) => continue,
             Ok(false) => break,
             Err(Interruption::Error(error)) => return Err(error),
-            Err(Interruption::Source(error)) => {
-                stream.connection.reconnect(error)?;
-                stream.outstanding = Outstanding::default();
-                stream.plan = absent(shared, regions)?;
-                stream.survey = survey_of(shared, &stream.connection, &mut stream.plan);
-                stream.announcer = Announcer::new(shared.options.seed.as_ref(), stream.connection.can_hash());
-                // The latest notifications may not have arrived.
-                stream.notifier = ReleaseNotifier::new();
-            }
+            Err(Interruption::Source(error)) => error,
+        };
+        match stream.recover(error) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => return member.leave(error),
         }
     }
     Ok(())
@@ -70,44 +87,25 @@ pub(crate) fn run(
 
 struct Stream<'a> {
     shared: &'a Shared,
+    group: &'a Group,
     connection: Connection,
-    plan: Plan,
-    survey: Survey,
+    /// What the source was told of contents that are here.
     announcer: Announcer,
+    /// Of the connection that asks for holes.
+    survey: Option<Survey>,
     outstanding: Outstanding,
-    shortage: Shortage,
-    notifier: ReleaseNotifier,
+    /// Of the connection that notifies the source of pages that have arrived.
+    notifier: Option<ReleaseNotifier>,
 }
 
-/// Fetches of this connection that are not answered in full.
-#[derive(Default)]
-struct Outstanding {
-    /// The outstanding pages, and the runs, of each fetch.
-    fetches: VecDeque<(u64, usize)>,
-    pages: u64,
-    runs: usize,
-}
-
-impl Outstanding {
-    fn add(&mut self, runs: &[PageRange]) {
-        let pages = runs.iter().map(|run| run.count()).sum();
-        self.fetches.push_back((pages, runs.len()));
-        self.pages += pages;
-        self.runs += runs.len();
-    }
-
-    /// The next `pages` have arrived: fetches are answered in order.
-    fn received(&mut self, mut pages: u64) {
-        self.pages = self.pages.saturating_sub(pages);
-        while let Some((left, runs)) = self.fetches.front_mut() {
-            let taken = pages.min(*left);
-            *left -= taken;
-            pages -= taken;
-            if *left > 0 {
-                break;
-            }
-            self.runs -= *runs;
-            self.fetches.pop_front();
+impl Drop for Stream<'_> {
+    /// Another connection notifies the source, and asks for holes, if there is one.
+    fn drop(&mut self) {
+        if self.notifier.is_some() {
+            self.group.end_notifications();
+        }
+        if self.survey.is_some() {
+            self.group.end_survey(false);
         }
     }
 }
@@ -115,109 +113,105 @@ impl Outstanding {
 impl Stream<'_> {
     /// Fills the window, and applies one answer. False if the stream has ended.
     fn turn(&mut self) -> Result<bool, Interruption> {
-        for (region, page) in self.shared.take_faulted() {
-            self.plan.follow(region, page);
-        }
         // The source is notified only while no page is outstanding. It does not read notifications while it sends answers, and this thread does
         // not read answers while it notifies: with long notifications, both would wait for each other.
-        let notify = self.notifier.is_due(self.shared);
+        let notify = self.notifies() && self.notifier.as_ref().is_some_and(|notifier| notifier.is_due(self.shared));
         let pauses = notify || self.announcer.is_due();
-        while let Some((region, pages)) = (!pauses).then(|| self.survey.next()).flatten() {
+        if self.survey.is_none() && self.connection.can_map() {
+            self.survey = self.group.claim_survey(self.shared);
+        }
+        while let Some((region, pages)) = self.survey.as_mut().filter(|_| !pauses).and_then(Survey::next) {
             self.connection.map(region, pages)?;
         }
-        while !pauses && self.outstanding.pages < self.shared.options.window {
-            let (runs, shortage) = (FETCH_RUNS.min(MAX_RUNS - self.outstanding.runs), &self.shortage);
-            let Some((region, runs)) = self.plan.next(FETCH_PAGES, runs, |region| shortage.allows(region)) else {
+        while !pauses && self.outstanding.pages() < self.group.window() {
+            let room = FETCH_RUNS.min(MAX_RUNS - self.outstanding.runs());
+            let Some((region, runs)) = self.group.take(self.shared, FETCH_PAGES, room) else {
                 break;
             };
+            // Before the fetch: if that fails, the pages go back into the plan.
+            self.outstanding.add(region, &runs);
             self.connection.fetch(region, &runs)?;
-            self.shortage.retry(region);
-            self.outstanding.add(&runs);
         }
-        if self.outstanding.pages == 0 && !self.survey.is_outstanding() {
+        if self.outstanding.pages() == 0 && !self.survey.as_ref().is_some_and(Survey::is_outstanding) {
             return self.idle(notify);
         }
         if !wait(&self.shared.stop, self.connection.readiness())? {
             let (region, reply) = self.connection.next_reply()?;
-            let short = match reply {
+            match reply {
                 Reply::Pages(answer) => {
-                    self.outstanding.received(answer.pages());
+                    let pages = answer.pages();
                     let mut short = apply(self.shared, region, &answer)?;
                     let (also_short, missing) = apply_known(self.shared, region, &answer)?;
-                    self.plan.requeue(region, &missing);
                     short.extend(also_short);
-                    short
+                    self.outstanding.received(pages);
+                    self.group.received(self.shared, region, pages, &short, &missing);
                 }
                 Reply::Holes(ExportHoles { holes, .. }) => {
-                    self.survey.received(holes.pages);
-                    self.plan.drop_holes(region, &holes.ranges);
-                    self.plan.know_up_to(region, holes.pages.end());
-                    apply_holes(self.shared, region, &holes)?
-                }
-            };
-            if short.is_empty() {
-                self.shortage.end(region);
-            } else {
-                self.plan.requeue(region, &short);
-                if self.shortage.defer(region) {
-                    self.shared.report_no_memory(region);
+                    let short = apply_holes(self.shared, region, &holes)?;
+                    self.group.mapped(self.shared, region, &holes, &short);
+                    self.received_map(holes.pages);
                 }
             }
         }
         Ok(true)
     }
 
-    /// No page is outstanding. False if the stream has ended.
+    /// No page is outstanding on this connection. False if the stream has ended.
     fn idle(&mut self, notify: bool) -> Result<bool, Interruption> {
         if self.announcer.is_due() {
             let (announcer, connection) = (&mut self.announcer, &mut self.connection);
             announcer.announce(|key, prefixes| connection.announce(key, prefixes))?;
             return Ok(true);
         }
-        if notify {
-            self.notifier.notify(self.shared, &mut self.connection)?;
+        if let Some(notifier) = self.notifier.as_mut().filter(|_| notify) {
+            notifier.notify(self.shared, &mut self.connection)?;
             return Ok(true);
         }
-        for region in self.shortage.all() {
-            if !self.plan.wants(region) {
-                self.shortage.end(region);
+        if !self.group.wait_until_complete() {
+            return Ok(true);
+        }
+        if self.notifies() {
+            if let Some(notifier) = &mut self.notifier {
+                notifier.release_all(self.shared, &mut self.connection)?;
             }
         }
-        if let Some(pause) = self.shortage.wait() {
-            self.shared.stop.wait(pause);
-            return Ok(true);
-        }
-        self.notifier.release_all(self.shared, &mut self.connection)?;
         Ok(false)
     }
-}
 
-/// What to ask the source for a map of. A source gives none if it cannot, and needs to give none if so few pages are absent that they are all
-/// fetched at once.
-fn survey_of(shared: &Shared, connection: &Connection, plan: &mut Plan) -> Survey {
-    let mut pieces = Vec::new();
-    for region in (0..shared.sinks.len()).filter(|_| connection.can_map()) {
-        let Some(wanted) = plan.wanted(region) else { continue };
-        if wanted.runs().map(|run| run.count()).sum::<u64>() <= shared.options.window {
-            continue;
+    /// Notes an answer to the survey, which is over with the last one.
+    fn received_map(&mut self, pages: PageRange) {
+        let Some(survey) = &mut self.survey else { return };
+        survey.received(pages);
+        if survey.is_asked() && !survey.is_outstanding() {
+            self.survey = None;
+            self.group.end_survey(true);
         }
-        let of_region = pieces_with(wanted);
-        plan.know_up_to(region, 0);
-        pieces.extend(of_region.into_iter().map(|pages| (region, pages)));
     }
-    Survey::of(pieces)
-}
 
-/// The plan of all absent pages of these regions.
-fn absent(shared: &Shared, regions: &[usize]) -> Result<Plan, Error> {
-    let mut plan = Vec::new();
-    for (region, sink) in shared.sinks.iter().enumerate() {
-        let mut wanted = PageSet::none_of(shared.exports[region].pages);
-        if regions.contains(&region) {
-            sink.absent(&mut |pages| wanted.insert(pages))
-                .map_err(shared.failed("read which pages are present in", region))?;
+    /// Whether this connection is the one that notifies the source. It stays so until it ends.
+    fn notifies(&mut self) -> bool {
+        if self.notifier.is_none() && self.group.claim_notifications() {
+            self.notifier = Some(ReleaseNotifier::new());
         }
-        plan.push(wanted);
+        self.notifier.is_some()
     }
-    Ok(Plan::new(plan))
+
+    /// Gives the outstanding pages back to the plan, and reconnects. False if the stream has ended meanwhile.
+    fn recover(&mut self, error: vmem_source::Error) -> Result<bool, Error> {
+        let lost: Vec<(usize, PageRange)> = self.outstanding.take();
+        self.group.requeue(self.shared, &lost)?;
+        if self.survey.take().is_some() {
+            // Another connection asks for the holes, or this one again.
+            self.group.end_survey(false);
+        }
+        let (group, shared, notifies) = (self.group, self.shared, self.notifier.is_some());
+        let is_over = || group.is_complete() && !(notifies && shared.release.is_awaited());
+        let reconnected = self.connection.reconnect(error, &is_over)?;
+        self.announcer = Announcer::new(shared.options.seed.as_ref(), self.connection.can_hash());
+        if notifies {
+            // The latest notifications may not have arrived.
+            self.notifier = Some(ReleaseNotifier::new());
+        }
+        Ok(reconnected)
+    }
 }

@@ -12,6 +12,7 @@ mod release;
 mod seed;
 mod source;
 mod staging;
+mod streams;
 mod verify;
 
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ const STREAM: u8 = 2;
 
 const OPTIONS: Options = Options {
     background: true,
+    streams: 1,
     window: 1024,
     prefetch: 0,
     retry: Duration::from_secs(20),

@@ -193,7 +193,7 @@ impl Urgent<'_> {
     fn recover(&mut self, error: vmem_source::Error) -> Result<(), Error> {
         let mut error = error;
         loop {
-            self.connection.reconnect(error)?;
+            self.connection.reconnect(error, &|| false)?;
             self.outstanding = 0;
             self.prefetch.clear();
             match self.fetch_all_in_flight() {

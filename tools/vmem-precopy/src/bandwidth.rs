@@ -13,6 +13,10 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 pub struct Bandwidth {
     average: Option<f64>,
+    /// Bytes on the network for a page with contents, smoothed likewise.
+    page_bytes: Option<f64>,
+    /// Of the sample of that, which is not complete.
+    recent: Sample,
     /// Of the sample that is not complete.
     proven: Sample,
     /// What was sent since the last pause and may lie in buffers.
@@ -62,6 +66,7 @@ impl Bandwidth {
 
     /// Adds what was sent.
     pub fn add(&mut self, transfer: &Transfer) {
+        self.note_page_bytes(transfer);
         if transfer.after_pause {
             self.buffered = Sample::default();
         }
@@ -77,6 +82,19 @@ impl Bandwidth {
         let sample = std::mem::take(&mut self.proven);
         if sample.data >= sample.zero || self.average.is_none() {
             self.count(sample);
+        }
+    }
+
+    /// How long a page is on the network does not depend on buffers, nor on a limit.
+    fn note_page_bytes(&mut self, transfer: &Transfer) {
+        self.recent.add(transfer);
+        if self.recent.busy < Self::SAMPLE {
+            return;
+        }
+        let sample = std::mem::take(&mut self.recent);
+        if sample.data > 0 && sample.data >= sample.zero {
+            let (share, bytes) = (sample.share(), sample.bytes as f64 / sample.data as f64);
+            self.page_bytes = Some(self.page_bytes.map_or(bytes, |average| average + share * (bytes - average)));
         }
     }
 
@@ -96,10 +114,7 @@ impl Bandwidth {
 
     fn count(&mut self, sample: Sample) {
         let Some(rate) = sample.rate() else { return };
-        let share = match self.is_outdated {
-            true => 1.0,
-            false => 1.0 - (-sample.busy.as_secs_f64() / Self::MEMORY.as_secs_f64()).exp(),
-        };
+        let share = if self.is_outdated { 1.0 } else { sample.share() };
         self.is_outdated = false;
         self.average = Some(self.average.map_or(rate, |average| average + share * (rate - average)));
     }
@@ -134,6 +149,12 @@ impl Bandwidth {
         let measured = self.average.or_else(|| self.proven.rate()).map(|average| average as u64);
         measured.map(|measured| measured.min(self.limit.unwrap_or(u64::MAX)))
     }
+
+    /// Bytes on the network for a page with contents: fewer than the page has if it was compressed. `None` if too little was sent yet.
+    #[must_use]
+    pub fn page_bytes(&self) -> Option<u64> {
+        self.page_bytes.map(|average| average.ceil() as u64)
+    }
 }
 
 impl Sample {
@@ -142,6 +163,11 @@ impl Sample {
         self.data = self.data.saturating_add(transfer.data);
         self.zero = self.zero.saturating_add(transfer.zero);
         self.busy = self.busy.saturating_add(transfer.busy);
+    }
+
+    /// How much of an average the sample is.
+    fn share(&self) -> f64 {
+        1.0 - (-self.busy.as_secs_f64() / Bandwidth::MEMORY.as_secs_f64()).exp()
     }
 
     fn rate(&self) -> Option<f64> {
@@ -183,6 +209,23 @@ mod tests {
         assert!(bandwidth.get().is_some_and(|now| now > 950_000), "{bandwidth:?}");
         (0..100).for_each(|_| bandwidth.add(&received(10_000, 100 * MS)));
         assert!(bandwidth.get().is_some_and(|now| now < 110_000), "{bandwidth:?}");
+    }
+
+    #[test]
+    fn bytes_of_a_page_follow_what_compression_brings_and_zero_pages_do_not_count() {
+        let mut bandwidth = Bandwidth::default();
+        assert_eq!(bandwidth.page_bytes(), None);
+        let sent = |bytes, data, zero| Transfer {
+            data,
+            zero,
+            ..transfer(bytes, 100 * MS)
+        };
+        (0..100).for_each(|_| bandwidth.add(&sent(100_000, 100, 0)));
+        assert_eq!(bandwidth.page_bytes(), Some(1000));
+        (0..100).for_each(|_| bandwidth.add(&sent(1000, 1, 10_000)));
+        assert_eq!(bandwidth.page_bytes(), Some(1000));
+        (0..100).for_each(|_| bandwidth.add(&sent(410_000, 100, 0)));
+        assert!(bandwidth.page_bytes().is_some_and(|bytes| (4000..=4100).contains(&bytes)));
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub struct Decision {
     pub pages_left: u64,
     /// The smoothed bandwidth in bytes per second; `None` if nothing was sent.
     pub bandwidth: Option<u64>,
-    /// How long it takes to send what is left: every page with all of its bytes, at the smoothed bandwidth. It contains no guess at what else
+    /// How long it takes to send what is left: every page with all of its bytes, or those that pages took lately if they are compressed, at the
+    /// smoothed bandwidth. It contains no guess at what else
     /// a downtime has in it, as the time to stop the program and to send the state of its devices.
     pub expected: Option<Duration>,
     /// The downtime that is allowed.
@@ -62,13 +63,15 @@ impl Decision {
     }
 }
 
-/// How long it takes to send so many pages.
-pub(crate) fn time_to_send(pages: u64, bandwidth: Option<u64>) -> Option<Duration> {
+/// How long it takes to send so many pages. Each takes `page_bytes` on the network: all of its bytes if that is not known, and never more.
+pub(crate) fn time_to_send(pages: u64, page_bytes: Option<u64>, bandwidth: Option<u64>) -> Option<Duration> {
+    const ALL: u64 = PAGE_SIZE as u64;
     match (pages, bandwidth) {
         (0, _) => Some(Duration::ZERO),
         (_, None | Some(0)) => None,
         (pages, Some(bandwidth)) => {
-            let nanos = u128::from(pages) * PAGE_SIZE as u128 * 1_000_000_000 / u128::from(bandwidth);
+            let bytes = u128::from(pages) * u128::from(page_bytes.map_or(ALL, |bytes| bytes.min(ALL)));
+            let nanos = bytes * 1_000_000_000 / u128::from(bandwidth);
             Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
         }
     }

@@ -283,6 +283,7 @@ impl Plan {
             left,
             total: self.sent,
             bandwidth: self.bandwidth.get(),
+            page_bytes: self.bandwidth.page_bytes(),
             ..RoundEnd::default()
         }
     }
@@ -463,12 +464,17 @@ impl Plan {
     /// What the last take has left.
     pub(crate) fn left_over(&self) -> Remainder {
         let pages = self.left();
-        let expected = time_to_send(pages, self.bandwidth.get());
+        let expected = self.time_to_send(pages);
         Remainder {
             pages,
             expected,
             fits: expected.is_some_and(|expected| expected <= self.policy.limits().downtime),
         }
+    }
+
+    /// How long it takes to send so many pages, if the network and the contents stay as they are.
+    fn time_to_send(&self, pages: u64) -> Option<Duration> {
+        time_to_send(pages, self.bandwidth.page_bytes(), self.bandwidth.get())
     }
 
     /// Where the rounds stand.
@@ -484,7 +490,7 @@ impl Plan {
             bytes: self.bytes,
             bandwidth: self.bandwidth.get(),
             limit: self.bandwidth.limit(),
-            expected: time_to_send(left, self.bandwidth.get()),
+            expected: self.time_to_send(left),
         }
     }
 

@@ -39,8 +39,17 @@ pub struct RoundEnd {
     pub total: u64,
     /// Bytes per second in the round, while there was something to send.
     pub rate: Option<u64>,
-    /// The smoothed bandwidth.
+    /// The smoothed bandwidth, of bytes on the network.
     pub bandwidth: Option<u64>,
+    /// Bytes that a page took on the network lately, if it was compressed; `None`: all of its bytes.
+    pub page_bytes: Option<u64>,
+}
+
+impl RoundEnd {
+    /// How long it takes to send what is left.
+    fn time_to_send(&self) -> Option<Duration> {
+        time_to_send(self.left, self.page_bytes, self.bandwidth)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +138,7 @@ impl Policy {
             round: end.round,
             pages_left: end.left,
             bandwidth: end.bandwidth,
-            expected: time_to_send(end.left, end.bandwidth),
+            expected: end.time_to_send(),
             limit: self.limits.downtime,
         }
     }
@@ -150,7 +159,7 @@ impl Policy {
         let is_slow = matches!((end.rate, self.bandwidth), (Some(rate), Some(usual)) if rate < usual / 2);
         let before = std::mem::replace(&mut self.left, end.left);
         self.bandwidth = end.bandwidth;
-        let reason = if time_to_send(end.left, end.bandwidth).is_some_and(|time| time <= self.limits.downtime) {
+        let reason = if end.time_to_send().is_some_and(|time| time <= self.limits.downtime) {
             Some(Reason::Fits)
         } else if end.left < self.limits.pages_left {
             Some(Reason::FewPages)
@@ -260,12 +269,30 @@ mod tests {
                 total,
                 rate: Some(rate(round)),
                 bandwidth: Some(BANDWIDTH),
+                page_bytes: None,
             })
         })
     }
 
     fn reason(decision: Option<Decision>) -> Option<(Reason, u32)> {
         decision.map(|decision| (decision.reason, decision.round))
+    }
+
+    #[test]
+    fn pages_that_are_compressed_fit_into_less_time_and_none_takes_more_than_its_bytes() {
+        let fits = |left, page_bytes| {
+            let end = RoundEnd {
+                round: 1,
+                left,
+                bandwidth: Some(BANDWIDTH),
+                page_bytes,
+                ..RoundEnd::default()
+            };
+            reason(Policy::new(Mode::Hybrid, Limits::XEN, PAGES).end_round(&end)) == Some((Reason::Fits, 1))
+        };
+        assert!(fits(1000, None) && !fits(1001, None));
+        assert!(fits(4000, Some(1024)) && !fits(4001, Some(1024)));
+        assert!(fits(1000, Some(5000)) && !fits(1001, Some(5000)));
     }
 
     #[test]
@@ -365,6 +392,7 @@ mod tests {
                     total: PAGES,
                     rate: Some(BANDWIDTH / share),
                     bandwidth: Some(BANDWIDTH / share),
+                    page_bytes: None,
                 })
             })
         };
@@ -384,6 +412,7 @@ mod tests {
                 total: PAGES,
                 rate: Some(BANDWIDTH),
                 bandwidth: Some(BANDWIDTH),
+                page_bytes: None,
             })
         };
         assert!((1..9).all(|round| end(&mut policy, round, 20_000).is_none()));

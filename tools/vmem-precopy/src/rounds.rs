@@ -18,7 +18,7 @@ use crate::statistics::{Remainder, RoundStatistics, Standing, Statistics};
 /// Pre-copy of memory whose program runs.
 ///
 /// One thread sends pages: it calls [`next`](Self::next), reads and sends these pages, calls [`sent`](Self::sent), and so on until a batch is
-/// over. Another thread waits for [`Event::Settled`], stops the program, and calls [`finish`](Self::finish).
+/// over. (A server with several connections has several such threads, and sees to it that no page is overtaken by its older contents.) Another thread waits for [`Event::Settled`], stops the program, and calls [`finish`](Self::finish).
 pub struct PreCopy {
     state: Mutex<State>,
     /// The rounds are over.
@@ -34,6 +34,8 @@ struct State {
     busy_since: Option<Instant>,
     /// There was nothing to send before the latest batch.
     after_pause: bool,
+    /// Pages that were chosen and not accounted for: other connections send them while one waits.
+    in_flight: u64,
     lost: Lost,
 }
 
@@ -73,6 +75,7 @@ impl PreCopy {
                 plan: Plan::new(memories, options, Defer::default())?,
                 busy_since: None,
                 after_pause: true,
+                in_flight: 0,
                 lost: Lost::No,
             }),
             over: Condvar::new(),
@@ -102,12 +105,13 @@ impl PreCopy {
             let chosen = chosen?;
             let over = state.plan.is_finished();
             if over || chosen.is_some() || now >= until {
-                if waited || state.busy_since.is_none() {
+                if waited && state.in_flight == 0 || state.busy_since.is_none() {
                     state.busy_since = Some(now);
                     state.after_pause = true;
                 }
                 let round = chosen.as_ref().map_or(state.plan.round(), |chosen| chosen.round);
                 let pages = chosen.map(|Chosen { memory, ranges, .. }| ExportRanges { export: memory, ranges });
+                state.in_flight += pages.as_ref().map_or(0, ExportRanges::pages);
                 return Ok(Batch { round, pages, over });
             }
             waited = true;
@@ -131,15 +135,15 @@ impl PreCopy {
         }
     }
 
-    /// What the answer to `batch` came to, for statistics.
+    /// What an answer came to, for statistics: one with the pages of `batch`, which [`next`](Self::next) has chosen, or with a part of them.
     pub fn sent(&self, batch: &Batch, sent: &Sent) {
         let mut state = self.lock();
         let now = Instant::now();
         let since = state.busy_since.replace(now);
-        if batch.pages.is_none() {
-            return;
-        }
-        // Longer than `sent.elapsed` if the destination was slow to ask: that limits the bandwidth, too.
+        let Some(pages) = &batch.pages else { return };
+        state.in_flight = state.in_flight.saturating_sub(pages.pages());
+        // Longer than `sent.elapsed` if the destination was slow to ask: that limits the bandwidth, too. With several connections it is the time
+        // since any of them has sent pages: the bandwidth is that of all together.
         let busy = since.map_or(sent.elapsed, |since| now.saturating_duration_since(since));
         let after_pause = std::mem::take(&mut state.after_pause);
         state.plan.note_sent(&SentPages {

@@ -93,7 +93,7 @@ pub fn simulate(trace: &Trace, bandwidth: u64, limits: Limits, scheme: Scheme) -
     if trace.samples().is_empty() {
         return Err(Error::EmptyTrace);
     }
-    if time_to_send(1, Some(bandwidth)).is_none_or(|time| time > Duration::from_secs(60)) {
+    if time_to_send(1, None, Some(bandwidth)).is_none_or(|time| time > Duration::from_secs(60)) {
         return Err(Error::Bandwidth(bandwidth));
     }
     let limits = limits.check()?;
@@ -116,7 +116,7 @@ struct Link {
 
 impl Link {
     fn time(self, pages: u64) -> Duration {
-        time_to_send(pages, Some(self.bandwidth)).unwrap_or(Duration::MAX)
+        time_to_send(pages, None, Some(self.bandwidth)).unwrap_or(Duration::MAX)
     }
 
     fn outcome(self, now: Duration, rounds: u32, sent: u64, pages_left: u64, decision: Option<Decision>) -> Outcome {
@@ -209,6 +209,7 @@ fn clean_at_start(replay: &Replay, link: Link, skip: bool, mut stop: Stop) -> Ou
                     total,
                     rate,
                     bandwidth: Some(link.bandwidth),
+                    page_bytes: None,
                 });
                 decision.map(Some)
             }

@@ -3,6 +3,7 @@
 
 mod model;
 mod simulation;
+mod streams;
 mod threads;
 mod traces;
 

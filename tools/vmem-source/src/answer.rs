@@ -73,13 +73,19 @@ pub struct Answer<'a> {
     export: usize,
     runs: &'a [Run],
     data: &'a [u8],
+    wire_bytes: u64,
 }
 
 impl<'a> Answer<'a> {
     /// An answer whose runs have their pages or digests in `data`, one run after the other. `None` if `data` is longer or shorter than the runs.
     #[must_use]
     pub fn new(export: usize, runs: &'a [Run], data: &'a [u8]) -> Option<Self> {
-        (data_len(runs) == Some(data.len())).then_some(Self { export, runs, data })
+        (data_len(runs) == Some(data.len())).then_some(Self {
+            export,
+            runs,
+            data,
+            wire_bytes: 0,
+        })
     }
 
     /// Number of the export.
@@ -92,6 +98,17 @@ impl<'a> Answer<'a> {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.runs.iter().map(|run| run.range.count()).sum()
+    }
+
+    /// The same answer, which took so many bytes on the network.
+    pub(crate) fn with_wire_bytes(self, wire_bytes: u64) -> Self {
+        Self { wire_bytes, ..self }
+    }
+
+    /// Bytes that the answer took on the network, compressed or not; 0 if it did not come over one.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
     }
 
     /// The runs and their contents.

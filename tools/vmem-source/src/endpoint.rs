@@ -4,12 +4,13 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmem_tls::Identity;
 
+use crate::compression::Compression;
 use crate::error::Error;
 use crate::export::Lane;
 use crate::peer::{Peer, StagingPeer, Use};
@@ -31,9 +32,11 @@ pub struct Endpoint {
     address: String,
     security: Security,
     timeout: Duration,
-    /// One for each lane, because the threads of the lanes must not wait for each other.
-    urgent: Resolver,
-    stream: Resolver,
+    /// Of the stream lane, and of the urgent one.
+    compression: Compression,
+    urgent_compression: Compression,
+    /// Those that no thread uses: each thread takes its own, because the threads of connections must not wait for each other.
+    resolvers: Mutex<Vec<Resolver>>,
 }
 
 impl Endpoint {
@@ -44,8 +47,19 @@ impl Endpoint {
             address: address.to_owned(),
             security,
             timeout,
-            urgent: Resolver::default(),
-            stream: Resolver::default(),
+            compression: Compression::None,
+            urgent_compression: Compression::None,
+            resolvers: Mutex::default(),
+        }
+    }
+
+    /// Asks the source to compress page contents: those of the stream, and those of the urgent lane. A source that cannot does not.
+    #[must_use]
+    pub fn compress(self, stream: Compression, urgent: Compression) -> Self {
+        Self {
+            compression: stream,
+            urgent_compression: urgent,
+            ..self
         }
     }
 
@@ -69,18 +83,47 @@ impl Endpoint {
         self.connect_for(Use::Stage).and_then(StagingPeer::new)
     }
 
+    /// As [`connect_staging`](Self::connect_staging), with up to `streams` connections that take part in the same rounds. There are fewer if the
+    /// source accepts fewer, one at least. The first of them gets the list of the remaining pages.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect_staging`](Self::connect_staging). If the source is lost while another connection joins, its rounds are lost.
+    pub fn connect_rounds(&self, streams: usize) -> Result<Vec<StagingPeer>, Error> {
+        if streams < 2 {
+            return Ok(vec![self.connect_staging()?]);
+        }
+        let first = StagingPeer::new(self.connect_for(Use::StageSeveral)?)?;
+        let session = first.session().cloned();
+        let mut peers = vec![first];
+        if let Some(session) = session {
+            while peers.len() < streams.min(session.connections) {
+                let peer = match self.connect_for(Use::Join) {
+                    Ok(peer) => peer,
+                    // The source has as many connections as it accepts.
+                    Err(error) if error.is_transient() => break,
+                    Err(error) => return Err(error),
+                };
+                // `session.connections` is at most `MAX_CONNECTIONS`.
+                let Some(peer) = StagingPeer::join(peer, &session, peers.len() as u8)? else {
+                    break;
+                };
+                peers.push(peer);
+            }
+        }
+        Ok(peers)
+    }
+
     fn connect_for(&self, use_for: Use) -> Result<Peer, Error> {
         let deadline = Instant::now() + self.timeout;
-        let resolver = match use_for {
-            Use::Fetch(Lane::Urgent) => &self.urgent,
-            Use::Fetch(Lane::Stream) | Use::Stage => &self.stream,
-        };
-        let candidates = resolver
-            .addresses(&self.address, self.timeout)
-            .map_err(|source| Error::Resolve {
-                address: self.address.clone(),
-                source,
-            })?;
+        let resolver = self.resolvers().pop().unwrap_or_default();
+        let candidates = resolver.addresses(&self.address, self.timeout);
+        // With the lookup that it has not ended, if it has timed out: there are never more than there are threads.
+        self.resolvers().push(resolver);
+        let candidates = candidates.map_err(|source| Error::Resolve {
+            address: self.address.clone(),
+            source,
+        })?;
         let identity = match &self.security {
             Security::Tls(identity) => Some(identity),
             Security::Insecure => None,
@@ -89,7 +132,23 @@ impl Endpoint {
                 None => None,
             },
         };
-        Peer::connect_to(&candidates, &self.address, use_for, deadline, self.timeout, identity)
+        let compression = match use_for.lane() {
+            Lane::Urgent => self.urgent_compression,
+            Lane::Stream => self.compression,
+        };
+        Peer::connect_to(
+            &candidates,
+            &self.address,
+            use_for,
+            deadline,
+            self.timeout,
+            identity,
+            compression,
+        )
+    }
+
+    fn resolvers(&self) -> MutexGuard<'_, Vec<Resolver>> {
+        self.resolvers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -33,6 +33,8 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+mod chunks;
+pub mod compression;
 pub mod digest;
 pub mod endpoint;
 mod error;
@@ -49,6 +51,7 @@ pub mod staging;
 pub mod wire;
 
 pub use answer::{Answer, Contents};
+pub use compression::Compression;
 pub use error::Error;
 pub use export::{Export, ExportRanges, Lane};
 pub use holes::{ExportHoles, Holes};

@@ -15,7 +15,8 @@ use vmem_tls::{CloseReason, Identity};
 
 use crate::error::Error;
 use crate::export::Lane;
-use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
+use crate::wire::compression::Coding;
+use crate::wire::frame::{HEADER_SIZE, Header, Sum, Type, encode_as};
 
 /// The largest keep-alive time that the kernel accepts (tcp(7), `MAX_TCP_KEEPIDLE`).
 const LONGEST_IDLE: Duration = Duration::from_secs(32767);
@@ -28,6 +29,8 @@ pub(crate) struct Link {
     /// Of a protected connection: why it was closed.
     close_reason: Option<CloseReason>,
     timeout: Duration,
+    /// Whether payloads have checksums.
+    sum: Sum,
 }
 
 /// Which side of a connection this is.
@@ -75,6 +78,7 @@ impl Link {
             carrier,
             close_reason,
             timeout,
+            sum: Sum::Xxh3,
         })
     }
 
@@ -92,6 +96,18 @@ impl Link {
             Ok(address) if address.is_ipv6() => carrier.set_tclass_v6(class),
             _ => carrier.set_tos_v4(class),
         };
+    }
+
+    /// Whether the connection is protected: each byte is authenticated.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.close_reason.is_some()
+    }
+
+    /// From now on payloads have no checksum, if the connection is protected.
+    pub(crate) fn omit_checksums(&mut self) {
+        if self.is_protected() {
+            self.sum = Sum::None;
+        }
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -128,13 +144,18 @@ impl Link {
         // `decode` has checked that the length is within the limit of the type, which is small.
         payload.resize(header.length as usize, 0);
         self.read_until(payload, deadline, true, action)?;
-        header.verify(payload)?;
+        header.verify(payload, self.sum)?;
         Ok(header)
     }
 
     /// Sends a frame whose payload is `parts`, one after the other.
     pub(crate) fn write_frame(&self, kind: Type, tag: u32, parts: &[&[u8]]) -> Result<(), Error> {
-        let header = encode(kind, tag, parts);
+        self.write_coded(kind, Coding::Plain, tag, parts)
+    }
+
+    /// The same, with page contents in this coding.
+    pub(crate) fn write_coded(&self, kind: Type, coding: Coding, tag: u32, parts: &[&[u8]]) -> Result<(), Error> {
+        let header = encode_as(kind, coding, tag, parts, self.sum);
         let mut slices: Vec<_> = std::iter::once(&header[..])
             .chain(parts.iter().copied())
             .map(IoSlice::new)

@@ -4,9 +4,11 @@
 //! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else
 //! ends the connection. (Whether the contents are right, only the peer can know.)
 
+mod contents;
 mod hashes;
 mod map;
 mod rounds;
+pub(crate) mod session;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -22,17 +24,24 @@ use vmem::PageRange;
 use vmem_tls::Identity;
 
 use crate::answer::{Answer, Run};
+use crate::compression::Compression;
 use crate::digest::Key;
 use crate::error::Error;
 use crate::export::{Export, Lane, MAX_FETCH_PAGES, MAX_FETCH_RANGES, MAX_RELEASE_PAGES};
 use crate::holes::{ExportHoles, MAX_MAP_PAGES};
 use crate::link::{Link, Side};
 use crate::source::{PageSource, Readiness, Reply};
-use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_HASHES, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS, Greeting};
+use crate::wire::compression::{Decompressor, encode_compress};
+use crate::wire::frame::{HEADER_SIZE, Type};
+use crate::wire::greeting::{
+    self, FEATURE_COMPRESS, FEATURE_HASHES, FEATURE_MAP, FEATURE_NO_CHECKSUM, FEATURE_RELEASE, FEATURE_ROUNDS, FEATURE_STREAMS,
+    Greeting,
+};
+use crate::wire::session::{self as wire_session, decode_session};
 use crate::wire::version::Version;
-use crate::wire::{ErrorCode, ProtocolError, exports, map as wire_map, pages, ranges, refusal};
+use crate::wire::{ErrorCode, ProtocolError, exports, map as wire_map, ranges, refusal};
 
+use contents::Received as Contents;
 use map::Maps;
 pub use staging::StagingPeer;
 
@@ -46,6 +55,7 @@ pub struct Peer {
     announced: bool,
     payload: Vec<u8>,
     runs: Vec<Run>,
+    decompressor: Decompressor,
     /// The features that the source accepted.
     features: u64,
     /// Whether the connection has failed: nothing may be sent any more.
@@ -59,13 +69,17 @@ pub(crate) enum Use {
     Fetch(Lane),
     /// To stage pages while the program runs at the source, and then to fetch pages of the stream.
     Stage,
+    /// The same, and other connections are to take part.
+    StageSeveral,
+    /// To take part in the rounds of another connection.
+    Join,
 }
 
 impl Use {
-    fn lane(self) -> Lane {
+    pub(crate) fn lane(self) -> Lane {
         match self {
             Self::Fetch(lane) => lane,
-            Self::Stage => Lane::Stream,
+            Self::Stage | Self::StageSeveral | Self::Join => Lane::Stream,
         }
     }
 
@@ -73,22 +87,25 @@ impl Use {
         match self {
             Self::Fetch(Lane::Urgent) => FEATURE_RELEASE,
             Self::Fetch(Lane::Stream) => FEATURE_RELEASE | FEATURE_MAP | FEATURE_HASHES,
-            Self::Stage => FEATURE_RELEASE | FEATURE_MAP | FEATURE_HASHES | FEATURE_ROUNDS,
+            Self::Stage => Self::Fetch(Lane::Stream).features() | FEATURE_ROUNDS,
+            Self::StageSeveral => Self::Stage.features() | FEATURE_STREAMS,
+            // The first connection knows all holes before this one asks for pages.
+            Self::Join => FEATURE_RELEASE | FEATURE_HASHES | FEATURE_STREAMS,
         }
     }
 }
 
 /// A frame that has been read and checked; its payload is that of the peer.
 enum Received {
-    /// The number of the export, and the offset of the page contents in the payload.
-    Pages(usize, usize),
+    /// The number of the export, and where the page contents are.
+    Pages(usize, Contents),
     Holes(ExportHoles),
 }
 
 /// The answer of a source to a greeting.
 enum Greeted {
     /// It accepted the version.
-    Accepted(Peer),
+    Accepted(Box<Peer>),
     /// It speaks this older version, and may have closed the connection.
     Older(Version),
 }
@@ -103,6 +120,7 @@ impl Peer {
         deadline: Instant,
         timeout: Duration,
         identity: Option<&Identity>,
+        compression: Compression,
     ) -> Result<Self, Error> {
         let mut error = std::io::Error::other("the name has no address");
         for (tried, candidate) in candidates.iter().enumerate() {
@@ -118,8 +136,8 @@ impl Peer {
                     }
                 };
                 let link = Link::new(socket, timeout, Side::Destination(host), identity);
-                match Self::greet(link?, use_for, version)? {
-                    Greeted::Accepted(peer) => return Ok(peer),
+                match Self::greet(link?, use_for, version, compression)? {
+                    Greeted::Accepted(peer) => return Ok(*peer),
                     Greeted::Older(older) => version = older,
                 }
             }
@@ -130,13 +148,20 @@ impl Peer {
         })
     }
 
-    fn greet(link: Link, use_for: Use, version: Version) -> Result<Greeted, Error> {
+    fn greet(link: Link, use_for: Use, version: Version, compression: Compression) -> Result<Greeted, Error> {
         let lane = use_for.lane();
         link.set_lane(lane);
         let ours = Greeting {
             version,
             lane,
-            features: use_for.features(),
+            features: [
+                (true, use_for.features()),
+                (compression != Compression::None, FEATURE_COMPRESS),
+                (link.is_protected(), FEATURE_NO_CHECKSUM),
+            ]
+            .into_iter()
+            .filter_map(|(offered, feature)| offered.then_some(feature))
+            .sum(),
         };
         link.write(&mut [IoSlice::new(&ours.encode())], "take the greeting")?;
         let mut theirs = [0; greeting::SIZE];
@@ -155,14 +180,22 @@ impl Peer {
             announced: false,
             payload: Vec::new(),
             runs: Vec::new(),
+            decompressor: Decompressor::default(),
             features: theirs.features,
             failed: false,
         };
+        if peer.features & ours.features & FEATURE_NO_CHECKSUM != 0 {
+            peer.link.omit_checksums();
+        }
         match peer.read_exports(ours, theirs) {
             Ok(exports) => peer.exports = exports,
             Err(error) => return Err(peer.fail(error)),
         }
-        Ok(Greeted::Accepted(peer))
+        if peer.features & FEATURE_COMPRESS != 0 {
+            peer.link.write_frame(Type::Compress, 0, &[&encode_compress(compression)])?;
+            peer.decompressor = Decompressor::new(compression).map_err(Error::Io)?;
+        }
+        Ok(Greeted::Accepted(Box::new(peer)))
     }
 
     /// Reads the list of exports.
@@ -177,6 +210,20 @@ impl Peer {
             other => Err(ProtocolError::Unexpected {
                 got: other.name(),
                 want: "EXPORTS",
+            }
+            .into()),
+        }
+    }
+
+    /// Reads the SESSION of a connection of rounds.
+    fn read_session(&mut self) -> Result<wire_session::Session, Error> {
+        let header = self.link.read_frame(&mut self.payload, "send the session of its rounds")?;
+        match header.kind {
+            Type::Session => Ok(decode_session(&self.payload)?),
+            Type::Error => Err(refused(&self.payload)),
+            other => Err(ProtocolError::Unexpected {
+                got: other.name(),
+                want: "SESSION or ERROR",
             }
             .into()),
         }
@@ -201,13 +248,20 @@ impl Peer {
                 .into());
             }
         }
-        let (export, data) = pages::decode(&self.payload, &mut self.runs)?;
+        let (export, contents) = Contents::decode(header.coding, &self.payload, &mut self.runs)?;
         self.check_kinds(&self.runs, false)?;
-        let data = self.payload.len() - data.len();
-        Ok(Received::Pages(
-            self.outstanding.accept(header.tag, export, &self.runs)?,
-            data,
-        ))
+        // Before anything is decompressed: only what was asked for is.
+        let export = self.outstanding.accept(header.tag, export, &self.runs)?;
+        contents.decompress(&self.payload, &self.runs, &mut self.decompressor)?;
+        Ok(Received::Pages(export, contents))
+    }
+
+    /// The answer whose runs and contents were received last.
+    fn answer(&self, export: usize, contents: Contents) -> Result<Answer<'_>, Error> {
+        // `decode` and `decompress` have checked that there are as many bytes as the runs say.
+        let data = contents.bytes(&self.payload, &self.runs, &self.decompressor);
+        let answer = Answer::new(export, &self.runs, data).ok_or(ProtocolError::Short("PAGES"))?;
+        Ok(answer.with_wire_bytes((HEADER_SIZE + self.payload.len()) as u64))
     }
 
     /// Sends a MAP.
@@ -295,11 +349,7 @@ impl PageSource for Peer {
     fn next_reply(&mut self) -> Result<Reply<'_>, Error> {
         match self.receive() {
             Ok(Received::Holes(holes)) => Ok(Reply::Holes(holes)),
-            Ok(Received::Pages(export, data)) => {
-                // `decode` has checked that there are as many bytes as the runs say.
-                let answer = Answer::new(export, &self.runs, &self.payload[data..]);
-                answer.map(Reply::Pages).ok_or_else(|| ProtocolError::Short("PAGES").into())
-            }
+            Ok(Received::Pages(export, contents)) => self.answer(export, contents).map(Reply::Pages),
             Err(error) => Err(self.fail(error)),
         }
     }

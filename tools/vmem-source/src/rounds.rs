@@ -11,11 +11,12 @@ use crate::holes::Holes;
 
 /// Chooses the pages that a destination stages while their program runs here.
 ///
-/// One connection asks for pages, once: if it is lost, no other connection goes on with the rounds, because another destination would lack
-/// the pages that the first one was sent. One thread calls [`next`](Self::next), [`sent`](Self::sent) and [`remainder`](Self::remainder).
+/// One destination gets pages, over one connection or several, once: if one of them is lost, no other one goes on with the rounds, because
+/// another destination would lack the pages that the first one was sent. One thread at a time calls [`next`](Self::next) or
+/// [`remainder`](Self::remainder); those of other connections may call [`sent`](Self::sent) meanwhile.
 pub trait Rounds: Send + Sync {
     /// The next pages to send, at most `max`, none twice. Their dirty state is cleaned and they are protected again before this returns: the
-    /// server reads them after it. If there is nothing to send, it waits, a second at most, and returns a batch without pages.
+    /// server reads them after it, and sends all contents of one page over one connection, in the order of the calls. If there is nothing to send, it waits, a second at most, and returns a batch without pages.
     ///
     /// # Errors
     ///
@@ -24,7 +25,8 @@ pub trait Rounds: Send + Sync {
 
     /// Takes `pages` out of the dirty log as [`next`](Self::next) does, and looks for holes in them with `holes` after that, which is about some
     /// of the pages from the first on. The destination is going to know these holes: they are not chosen in rounds before they are written.
-    /// Returns what `holes` has returned, or fewer holes of the same pages.
+    /// Returns what `holes` has returned, or fewer holes of the same pages. The server calls it only before the first [`next`](Self::next): the
+    /// destination knows all holes before a page of the rounds is sent over any connection.
     ///
     /// # Errors
     ///
@@ -34,18 +36,19 @@ pub trait Rounds: Send + Sync {
         Ok(Holes::none(pages))
     }
 
-    /// What the answer to `batch` came to, for statistics. The server calls it when the network has taken the answer.
+    /// What an answer came to, for statistics: `batch` has the pages of one call of [`next`](Self::next), or with several connections a part of
+    /// them. The server calls it when the network has taken the answer.
     fn sent(&self, batch: &Batch, sent: &Sent);
 
     /// The pages whose staged contents are not valid, hottest first, none twice. The server calls it once, after the first batch that is
-    /// over, and reads none of these pages before a destination asks for them.
+    /// over and when all pages of the rounds have arrived, and reads none of these pages before a destination asks for them.
     ///
     /// # Errors
     ///
     /// As for [`next`](Self::next).
     fn remainder(&self) -> Result<Vec<ExportRanges>, RoundsError>;
 
-    /// The connection ended before all of the remainder was sent, for whatever reason: also if another method failed or panicked. It must not
+    /// A connection ended before all of the remainder was sent, for whatever reason: also if another method failed or panicked. It must not
     /// panic.
     fn lost(&self);
 }

@@ -7,6 +7,7 @@
 
 mod connection;
 mod deferred;
+mod group;
 mod hashes;
 mod limiter;
 mod map;
@@ -35,7 +36,9 @@ use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
 use crate::memory::Memory;
 use crate::wire::MAX_EXPORTS;
-use crate::wire::greeting::{FEATURE_HASHES, FEATURE_MAP, FEATURE_RELEASE, FEATURE_ROUNDS};
+use crate::wire::greeting::{
+    FEATURE_COMPRESS, FEATURE_HASHES, FEATURE_MAP, FEATURE_NO_CHECKSUM, FEATURE_RELEASE, FEATURE_ROUNDS, FEATURE_STREAMS,
+};
 
 pub use crate::rounds::{Batch, Rounds, RoundsError, Sent};
 use deferred::DeferredReleases;
@@ -49,7 +52,7 @@ use staging::Staging;
 /// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Established connections at a time; a daemon uses two. Connections in the handshake have a limit of their own.
+    /// Established connections at a time; a daemon uses one for each stream, and one for urgent pages. Connections in the handshake have a limit of their own.
     pub connections: usize,
     /// Time limit of a peer for its greeting, for the rest of a frame that it has begun, and for taking a frame.
     pub timeout: Duration,
@@ -122,6 +125,8 @@ pub struct Totals {
     pub same: AtomicU64,
     /// Pages released.
     pub released: AtomicU64,
+    /// Bytes of the frames with pages, as they were sent: compressed, or not.
+    pub bytes: AtomicU64,
 }
 
 /// The pause after a connection could not be accepted.
@@ -326,16 +331,18 @@ impl Server {
 }
 
 impl Shared {
-    /// The features that the server accepts on a lane.
-    fn features(&self, lane: Lane) -> u64 {
+    /// The features that the server accepts on a lane of a connection that is protected or not.
+    fn features(&self, lane: Lane, is_protected: bool) -> u64 {
         let is_releasable = self.memories.iter().any(Memory::is_releasable);
         let is_stream = lane == Lane::Stream;
         let has_rounds = is_stream && self.staging.is_offered();
         [
             (is_releasable, FEATURE_RELEASE),
-            (has_rounds, FEATURE_ROUNDS),
+            (has_rounds, FEATURE_ROUNDS | FEATURE_STREAMS),
             (is_stream, FEATURE_MAP),
             (is_stream, FEATURE_HASHES),
+            (true, FEATURE_COMPRESS),
+            (is_protected, FEATURE_NO_CHECKSUM),
         ]
         .into_iter()
         .filter_map(|(accepted, feature)| accepted.then_some(feature))

@@ -22,8 +22,8 @@ pub enum Readiness<'a> {
 
 /// A source of page contents.
 ///
-/// A new kind of source (a block server, an object store, a checkpoint) implements this trait. The daemon opens the source twice, once for
-/// each [`Lane`](crate::export::Lane), and uses each instance from one thread. Fetches are pipelined: the daemon calls
+/// A new kind of source (a block server, an object store, a checkpoint) implements this trait. The daemon opens the source once
+/// for the urgent [`Lane`](crate::export::Lane), and once or several times for the stream, and uses each instance from one thread. Fetches are pipelined: the daemon calls
 /// [`fetch`](Self::fetch) again while answers are outstanding. A source that reads a slow medium does so in threads of its own, and gives a
 /// descriptor that becomes readable when an answer is ready.
 ///

@@ -14,6 +14,9 @@ use crate::source::{PageSource, Readiness};
 ///
 /// The destination *stages* what arrives: a later answer replaces the contents of an earlier one, and no page is valid before the list of
 /// remaining pages is complete. Then all staged pages are valid that are not in the list.
+///
+/// Several connections of one destination can take part. All contents of a page come over the same one, and only the first gets the list. No
+/// page is valid before each connection has ended its rounds ([`StagingEvent::End`]).
 pub trait StagingSource: Send {
     /// The exports of the source, as [`PageSource::exports`].
     fn exports(&self) -> &[Export];
@@ -80,12 +83,12 @@ pub enum StagingEvent<'a> {
     Batch {
         /// The round of its pages, from 1.
         round: u32,
-        /// The program has stopped, and no more pages come in rounds. This comes once; the remaining pages follow. Requests that are
-        /// outstanding now get no batch of their own.
+        /// The program has stopped, and no more pages come in rounds. This comes once, and the remaining pages follow; on a connection that does
+        /// not get them, [`End`](StagingEvent::End) follows, or has come instead. Requests that are outstanding now get no batch of their own.
         over: bool,
     },
     /// Pages whose staged contents are not valid, in the order in which they are best fetched. No page comes twice.
     Remainder(ExportRanges),
-    /// The list of remaining pages is complete. Nothing comes any more that is not asked for.
+    /// The list of remaining pages is complete, or another connection gets it. Nothing comes any more that is not asked for.
     End,
 }

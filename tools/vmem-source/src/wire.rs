@@ -6,6 +6,7 @@
 //!
 //! All numbers are little endian. The checksum of a frame is verified before its payload is decoded.
 
+pub(crate) mod compression;
 pub(crate) mod digests;
 pub(crate) mod exports;
 mod fields;
@@ -18,6 +19,7 @@ pub(crate) mod previous;
 pub(crate) mod ranges;
 pub(crate) mod refusal;
 pub(crate) mod rounds;
+pub(crate) mod session;
 #[cfg(test)]
 mod tests;
 pub(crate) mod version;
@@ -189,6 +191,32 @@ pub enum ProtocolError {
     /// A question about final contents before the source has said which pages remain.
     #[error("a frame {0} before the list of the remaining pages is complete: contents may still change")]
     TooEarly(&'static str),
+    /// A COMPRESS for a compression that does not exist.
+    #[error("a frame COMPRESS for compression {coding} at level {level}, which does not exist")]
+    Compression {
+        /// The number of the compression.
+        coding: u32,
+        /// Its level.
+        level: u32,
+    },
+    /// Contents in a coding that does not exist or was not asked for.
+    #[error("contents of pages in coding {0}, which was not asked for")]
+    Coding(u8),
+    /// Compressed contents that are longer than those of a frame.
+    #[error("compressed contents of more than {limit} bytes")]
+    Inflated {
+        /// The most bytes.
+        limit: u32,
+    },
+    /// Contents that cannot be decompressed to as many bytes as their pages have.
+    #[error("compressed contents of pages that are damaged, or not those of as many pages")]
+    Decompress,
+    /// A JOIN, or the answer to one, with a token that is not that of the session.
+    #[error("a frame {0} with the token of another session")]
+    Token(&'static str),
+    /// Contents of a page come over another connection than earlier ones of its chunk, which they could overtake.
+    #[error("page {0} on another connection than earlier pages around it")]
+    OtherConnection(u64),
     /// An answer that does not belong to the oldest question of its kind.
     #[error("an answer with tag {got}; the oldest question of its kind has tag {want:?}")]
     Tag {

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::log::Verbosity;
 use vmem_cli::{address, bandwidth_limit, owner, seconds, source};
 use vmem_precopy::{Limits, Mode};
+use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
 use vmem_source::wire::DEFAULT_PORT;
 
@@ -64,7 +65,7 @@ pub(crate) struct Serve {
     /// User as which vmemd runs once the memory is open, numeric; 65534 (nobody) unless given
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) user: Option<(u32, Option<u32>)>,
-    /// Connections at a time; each destination uses two
+    /// Connections at a time; each destination uses one for each of its streams, and one for urgent pages
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
     /// How long a peer may take to send or receive one frame
@@ -151,6 +152,12 @@ pub(crate) struct Receive {
     /// How much of the background stream may be in flight; 4 unless given
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) window: Option<u16>,
+    /// Connections of the background stream; as many as there are processors unless given, 4 at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) streams: Option<u8>,
+    /// How the source compresses the pages of the stream: none, lz4, or zstd[:LEVEL] with a level from 1 to 9; none unless given
+    #[arg(long, value_name = "ALGORITHM")]
+    pub(crate) compress: Option<Compression>,
     /// How long the source may take to answer; 10 unless given
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -228,8 +235,14 @@ impl Receive {
             ("--release", self.release),
             ("--stage", self.stage),
             ("--seed-image", !self.seed_image.is_empty()),
+            ("--streams", self.streams.is_some()),
+            ("--compress", self.compress.is_some()),
         ]);
-        let of_stream = given([("--window", self.window.is_some())]);
+        let of_stream = given([
+            ("--window", self.window.is_some()),
+            ("--streams", self.streams.is_some()),
+            ("--compress", self.compress.is_some()),
+        ]);
         let is_file = |source: &String| source.starts_with("file:");
         let without = |options: Vec<&str>, with: &str| -> Vec<String> {
             let words = options
@@ -354,6 +367,10 @@ mod tests {
             "vmemd --source file:a",
             "vmemd --source host --resume --attach",
             "vmemd --source host --tls /a --insecure",
+            "vmemd --source host --streams 0",
+            "vmemd --source host --streams 17",
+            "vmemd --source host --compress gzip",
+            "vmemd --source host --compress zstd:10",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
@@ -378,7 +395,15 @@ mod tests {
             said("vmemd --source file:a=/b --hold --stage"),
             "--stage has no effect with --source file:..."
         );
-        assert_eq!(said("vmemd --source host --hold --stage"), "");
+        assert_eq!(said("vmemd --source host --hold --stage --streams 16"), "");
+        assert_eq!(
+            said("vmemd --source host --no-background --streams 2"),
+            "--streams has no effect with --no-background"
+        );
+        assert_eq!(
+            said("vmemd --source file:a=/b --compress zstd:3"),
+            "--compress has no effect with --source file:..."
+        );
         assert_eq!(
             said("vmemd --source checkpoint:/srv#guest0 --retry 5 --timeout 3"),
             "--timeout has no effect with --source checkpoint:..."

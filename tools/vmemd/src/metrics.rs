@@ -96,6 +96,11 @@ impl Collector for Destination {
             ),
             ("known_pages", "Pages copied from a seed image", now.known / PAGE),
             ("same_pages", "Pages that came as the same as before", now.same / PAGE),
+            (
+                "wire_bytes",
+                "Bytes that pages took on the network, compressed or not",
+                now.wire,
+            ),
             ("faults", "Requests of programs that wait for a page", now.faults),
             ("reconnects", "Connections to the source made again", now.reconnects),
         ] {
@@ -126,6 +131,7 @@ impl Collector for Source {
             known,
             same,
             released,
+            bytes,
         } = &*self.0;
         for (name, help, value) in [
             ("connections", "Connections that were taken", connections),
@@ -135,6 +141,7 @@ impl Collector for Source {
             ("known_pages", "Pages of which a digest was sent", known),
             ("same_pages", "Pages sent as the same as before", same),
             ("released_pages", "Pages given back", released),
+            ("wire_bytes", "Bytes that pages took on the network, compressed or not", bytes),
         ] {
             count(&mut encoder, name, help, value.load(Ordering::Relaxed))?;
         }

@@ -20,7 +20,7 @@ use vmem_engine::{
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
-use vmem_source::{Lane, PageSource};
+use vmem_source::{Compression, Lane, PageSource, StagingSource};
 use vmem_tls::Identity;
 
 use crate::cli::Receive;
@@ -42,6 +42,9 @@ const SHORT_TICK: Duration = Duration::from_millis(5);
 const PREFETCH: u64 = 32;
 /// MiB that the stream may have in flight unless told otherwise.
 const WINDOW: u16 = 4;
+/// The most connections of the stream unless told otherwise: each has a thread on both sides (two with TLS), and four are enough for what a
+/// processor encrypts and copies at 100 Gbit/s.
+const MAX_STREAMS: usize = 4;
 /// How long the source may take to answer, and how long a lost one is tried for, unless told otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(60);
@@ -121,18 +124,23 @@ impl Run {
             orders.listen(args.json)?;
         }
         let window = u64::from(args.window.unwrap_or(WINDOW)) * (1 << 20) / PAGE_SIZE as u64;
+        // Files are opened once for each lane.
+        let streams = endpoint
+            .as_ref()
+            .map_or(1, |_| args.streams.map_or_else(default_streams, usize::from));
         let mut staging = match &endpoint {
             Some(endpoint) if args.stage => {
                 if let Some(started) = self.regions.iter().find(|region| region.state().present > 0) {
                     return Err(Failure::HasPages(started.name().to_owned()));
                 }
-                let source = Box::new(endpoint.connect_staging().map_err(Failure::Source)?);
+                let sources = endpoint.connect_rounds(streams).map_err(Failure::Source)?;
+                let sources = sources.into_iter().map(|source| Box::new(source) as Box<dyn StagingSource>);
                 Some(Staging::start(
                     &targets,
-                    source,
+                    sources.collect(),
                     window,
-                    images.seed(),
-                    Arc::clone(&self.stats),
+                    images.seed().as_ref(),
+                    &self.stats,
                 )?)
             }
             _ => None,
@@ -153,6 +161,7 @@ impl Run {
         let staged = staging.map(|staging| staging.commit(timeout)).transpose()?;
         let options = Options {
             background: !args.no_background,
+            streams,
             window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
@@ -268,6 +277,11 @@ impl Run {
     }
 }
 
+/// The number of processors, within reason: a stream that has no processor of its own gains nothing.
+fn default_streams() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MAX_STREAMS))
+}
+
 /// How `--source` is opened.
 struct Source {
     connect: Connect,
@@ -318,7 +332,9 @@ impl Source {
             None => Security::Loopback,
         };
         let timeout = args.timeout.unwrap_or(TIMEOUT);
-        let endpoint = Arc::new(Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout));
+        let endpoint = Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout);
+        // A page that a program waits for takes longer to compress than it saves on the network, but on a slow one.
+        let endpoint = Arc::new(endpoint.compress(args.compress.unwrap_or_default(), Compression::None));
         let to = Arc::clone(&endpoint);
         let connect = move |lane| to.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>);
         Ok(Self {

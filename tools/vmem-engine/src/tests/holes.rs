@@ -114,11 +114,12 @@ fn sparse_file(pages: u64) -> NamedTempFile {
 const PAGES: u64 = 16384;
 
 /// Fills memory from a sparse file. Returns what was asked.
-fn fill(maps: bool) -> Arc<Counts> {
+fn fill(maps: bool, streams: usize) -> Arc<Counts> {
     let (file, memory) = (sparse_file(PAGES), Arc::new(Memory::new(PAGES)));
     let source = Source::new(&[("ram", &file)]);
     let (connect, counts) = counting(source.address, maps);
-    let (mut engine, stats) = start(&[Arc::clone(&memory)], connect, OPTIONS);
+    let options = Options { streams, ..OPTIONS };
+    let (mut engine, stats) = start(&[Arc::clone(&memory)], connect, options);
     finish(&mut engine).expect("an end");
     assert_eq!(check(&memory, &file), PAGES);
     assert_eq!(
@@ -132,15 +133,40 @@ fn fill(maps: bool) -> Arc<Counts> {
 #[test]
 fn holes_cost_one_question_and_only_data_is_fetched() {
     let got = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let before = fill(false);
+    let before = fill(false, 1);
     assert_eq!(
         (got(&before.maps), got(&before.pages), got(&before.fetches)),
         (0, PAGES, PAGES / 256)
     );
-    let after = fill(true);
+    let after = fill(true, 1);
     assert_eq!((got(&after.maps), got(&after.pages), got(&after.fetches)), (1, 164, 1));
     assert_eq!(got(&after.round_trips), 2, "one for the map, one for all data");
     assert!(got(&after.replies) <= 5, "{}", got(&after.replies));
+}
+
+#[test]
+fn one_of_several_streams_asks_for_the_map_and_none_fetches_holes() {
+    let got = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for streams in [2, 8] {
+        let counts = fill(true, streams);
+        assert_eq!((got(&counts.maps), got(&counts.pages)), (1, 164), "{streams} streams");
+    }
+}
+
+#[test]
+fn stream_that_is_lost_within_the_map_leaves_it_to_another_one() {
+    let (file, memory) = (sparse_file(PAGES), Arc::new(Memory::new(PAGES)));
+    let source = Source::new(&[("ram", &file)]);
+    // The first streams that get a part of the map lose it.
+    let link = Link::new(source.address, |number, lane| match (number, lane) {
+        (1..=3, STREAM) => Weather::Cut(120 + 24 + 16 + 1000),
+        _ => Weather::Fair,
+    });
+    let options = Options { streams: 3, ..OPTIONS };
+    let (mut engine, _) = start(&[Arc::clone(&memory)], to(link.address), options);
+    finish(&mut engine).expect("an end");
+    assert_eq!(check(&memory, &file), PAGES);
+    engine.stop();
 }
 
 #[test]

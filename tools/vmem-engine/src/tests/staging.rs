@@ -187,6 +187,23 @@ fn staging_with(
     maps: Option<Arc<Mutex<u64>>>,
     seed: Option<Arc<Seed>>,
 ) -> (Staging, Sender<Say>, Arc<Mutex<u64>>) {
+    let (script, lines, asked) = script(link, maps);
+    (start(memory, vec![Box::new(script)], seed.as_ref()), lines, asked)
+}
+
+fn start(memory: &Arc<Memory>, sources: Vec<Box<dyn StagingSource>>, seed: Option<&Arc<Seed>>) -> Staging {
+    let target = Target {
+        export: export(),
+        name: "ram".to_owned(),
+        sink: Arc::clone(memory) as Arc<dyn Sink>,
+    };
+    let stats = Arc::new(Stats::new().expect("counters"));
+    // One batch at a time on each connection.
+    Staging::start(&[target], sources, 1, seed, &stats).expect("a thread")
+}
+
+/// A source, what it says next, and how often it was asked for pages.
+fn script(link: Option<UnixStream>, maps: Option<Arc<Mutex<u64>>>) -> (Script, Sender<Say>, Arc<Mutex<u64>>) {
     let (lines, receiver) = channel();
     let asked = Arc::default();
     let script = Script {
@@ -199,14 +216,7 @@ fn staging_with(
         maps,
         announced: None,
     };
-    let target = Target {
-        export: export(),
-        name: "ram".to_owned(),
-        sink: Arc::clone(memory) as Arc<dyn Sink>,
-    };
-    let stats = Arc::new(Stats::new().expect("counters"));
-    let staging = Staging::start(&[target], Box::new(script), 256, seed, stats).expect("a thread");
-    (staging, lines, asked)
+    (script, lines, asked)
 }
 
 fn committed(memory: &Arc<Memory>, says: impl IntoIterator<Item = Say>) -> Result<Staged, Error> {
@@ -274,6 +284,40 @@ fn holes_are_staged_as_zero_before_the_rounds_and_replaced_by_them() {
     }
     staging.commit(LIMIT).expect("the list is complete");
     assert_eq!(present(&memory), [(1, 0), (2, 7), (3, 0), (4, 0), (8, 0), (10, 0), (11, 0)]);
+}
+
+#[test]
+fn no_other_connection_asks_for_pages_before_all_holes_are_staged() {
+    let (memory, maps) = (Arc::new(Memory::new(PAGES)), Arc::new(Mutex::new(0)));
+    let (first, lines, _) = script(None, Some(Arc::clone(&maps)));
+    let (second, others, asked) = script(None, None);
+    let staging = start(&memory, vec![Box::new(first), Box::new(second)], None);
+    let say = |to: &Sender<Say>, say| to.send(say).expect("a thread");
+    say(&lines, Say::Holes(0, 5, &[(1, 4)]));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(*asked.lock().expect("no panic"), 0, "some holes are not known");
+    say(&lines, Say::Holes(5, PAGES - 5, &[(8, 4)]));
+    super::wait_until(|| *asked.lock().expect("no panic") == 1);
+    // A hole that is written comes over another connection.
+    for line in [Say::Data(2, &[7]), Say::Batch(true), Say::End] {
+        say(&others, line);
+    }
+    for line in [Say::Batch(true), Say::Remainder(&[(9, 1)]), Say::End] {
+        say(&lines, line);
+    }
+    staging.commit(LIMIT).expect("the list is complete");
+    assert_eq!(present(&memory), [(1, 0), (2, 7), (3, 0), (4, 0), (8, 0), (10, 0), (11, 0)]);
+}
+
+#[test]
+fn connection_that_is_lost_within_the_map_ends_staging_on_all() {
+    let (memory, maps) = (Arc::new(Memory::new(PAGES)), Arc::new(Mutex::new(0)));
+    let (first, lines, _) = script(None, Some(maps));
+    let (second, _others, asked) = script(None, None);
+    let staging = start(&memory, vec![Box::new(first), Box::new(second)], None);
+    lines.send(Say::Lost).expect("a thread");
+    assert!(matches!(staging.commit(LIMIT), Err(Error::Source(_))));
+    assert_eq!(*asked.lock().expect("no panic"), 0);
 }
 
 /// An image of pages of these bytes.
@@ -345,7 +389,7 @@ fn remainder_stays_absent_and_is_fetched_in_its_order() {
         .map(|(first, count)| (0, run(first, count)))
         .into();
     assert_eq!(staged.remainder, order);
-    assert_eq!(staged.source.exports(), [export()]);
+    assert_eq!(staged.sources[0].exports(), [export()]);
 }
 
 #[test]

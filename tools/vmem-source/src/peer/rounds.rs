@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use vmem::{PageRange, PageSet};
 
 use super::next_tag;
+use super::session::{Membership, Session};
 use crate::answer::Run;
 use crate::export::{Export, ExportRanges};
 use crate::staging::StagingEvent;
@@ -25,6 +26,8 @@ pub(super) struct Rounds {
     phase: Phase,
     /// The pages of the REMAINDER frames by export; `None` for an export without any.
     remainder: Vec<Option<PageSet>>,
+    /// With several connections: the place of this one.
+    membership: Option<Membership>,
 }
 
 struct Next {
@@ -46,12 +49,12 @@ enum Phase {
     Running,
     /// A BATCH said that the rounds are over: REMAINDER frames are due.
     Listing,
-    /// The list is complete: empty BATCHes of outstanding NEXTs are due.
+    /// The list is complete, or another connection gets it: empty BATCHes of outstanding NEXTs are due.
     Listed,
 }
 
 impl Rounds {
-    pub(super) fn new(exports: Vec<Export>) -> Self {
+    pub(super) fn new(exports: Vec<Export>, membership: Option<Membership>) -> Self {
         let remainder = vec![None; exports.len()];
         Self {
             exports,
@@ -61,7 +64,18 @@ impl Rounds {
             least_round: 1,
             phase: Phase::Running,
             remainder,
+            membership,
         }
+    }
+
+    /// The session that other connections can join, if the source takes any.
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.membership.as_ref().map(Membership::session)
+    }
+
+    /// Whether another connection gets the list of the remaining pages.
+    fn is_joined(&self) -> bool {
+        self.membership.as_ref().is_some_and(Membership::is_joined)
     }
 
     /// What the source is to do next, for the error of a time-out.
@@ -73,9 +87,9 @@ impl Rounds {
         }
     }
 
-    /// Whether a NEXT was added.
+    /// Whether a NEXT was added, on this connection or another one.
     pub(super) fn has_begun(&self) -> bool {
-        self.last_tag != 0
+        self.last_tag != 0 || self.membership.as_ref().is_some_and(Membership::has_begun)
     }
 
     /// Adds a NEXT, and returns its tag. `None` if the rounds are over.
@@ -83,6 +97,7 @@ impl Rounds {
         if self.phase != Phase::Running {
             return None;
         }
+        self.membership.iter().for_each(Membership::begin);
         self.last_tag = next_tag(self.last_tag);
         let tag = self.last_tag;
         self.outstanding.push_back(Next { tag, max });
@@ -122,8 +137,16 @@ impl Rounds {
                 return Err(outside(run.range));
             }
             self.answer.insert(run.range, max)?;
+            if let Some(membership) = &self.membership {
+                membership.check(index, run.range)?;
+            }
         }
         Ok(index)
+    }
+
+    /// Whether the source is to be told that all pages of this connection have arrived, once this BATCH is accepted.
+    pub(super) fn is_last(&self, batch: BatchEnd) -> bool {
+        batch.over && self.is_joined() && self.phase == Phase::Running
     }
 
     /// Ends the answer to the oldest NEXT. `None` if the caller knows that the rounds are over.
@@ -147,7 +170,12 @@ impl Rounds {
         if self.phase == Phase::Listed {
             return Ok(self.end());
         }
-        if batch.over {
+        if batch.over && self.is_joined() {
+            self.phase = Phase::Listed;
+            if let Some(end) = self.end() {
+                return Ok(Some(end));
+            }
+        } else if batch.over {
             self.phase = Phase::Listing;
         }
         Ok(Some(StagingEvent::Batch {

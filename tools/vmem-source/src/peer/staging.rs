@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use vmem::PageRange;
 
+use super::contents::Received as Contents;
 use super::rounds::Rounds;
+use super::session::Session;
 use super::{Peer, refused};
-use crate::answer::Answer;
 use crate::digest::Key;
 use crate::error::Error;
 use crate::export::{Export, MAX_FETCH_PAGES};
 use crate::source::{PageSource, Readiness};
 use crate::staging::{StagingEvent, StagingSource};
 use crate::wire::frame::Type;
-use crate::wire::greeting::{FEATURE_MAP, FEATURE_ROUNDS};
+use crate::wire::greeting::{FEATURE_MAP, FEATURE_ROUNDS, FEATURE_STREAMS};
 use crate::wire::map::decode_holes;
 use crate::wire::rounds::{decode_batch, encode_next};
-use crate::wire::{ProtocolError, pages, ranges};
+use crate::wire::session::encode_join;
+use crate::wire::{ErrorCode, ProtocolError, ranges};
 
 /// For how long a source that has nothing to send holds an answer back.
 const HOLD: Duration = Duration::from_secs(1);
@@ -30,23 +32,65 @@ pub struct StagingPeer {
 
 /// A frame that has been read and checked; its payload is that of the peer.
 enum Received {
-    /// The number of the export, and the offset of the page contents in the payload.
-    Pages(usize, usize),
+    /// The number of the export, and where the page contents are.
+    Pages(usize, Contents),
     Event(StagingEvent<'static>),
 }
 
 impl StagingPeer {
-    /// Takes over a connection.
+    /// Takes over a connection. If the source accepts more for the same rounds, it has said how they join.
     ///
     /// # Errors
     ///
-    /// [`Error::NoRounds`].
-    pub(crate) fn new(peer: Peer) -> Result<Self, Error> {
+    /// [`Error::NoRounds`], and those of a connection.
+    pub(crate) fn new(mut peer: Peer) -> Result<Self, Error> {
         if peer.features & FEATURE_ROUNDS == 0 {
             return Err(Error::NoRounds);
         }
-        let rounds = Rounds::new(peer.exports.clone());
+        let membership = match peer.features & FEATURE_STREAMS {
+            0 => None,
+            _ => match peer.read_session() {
+                Ok(session) => Some(Session::new(session, &peer.exports).member(0)),
+                Err(error) => return Err(peer.fail(error)),
+            },
+        };
+        let rounds = Rounds::new(peer.exports.clone(), membership);
         Ok(Self { peer, rounds })
+    }
+
+    /// Takes part in the rounds of another connection, as its number `number`. `None` if the source takes no more: nothing has changed then.
+    ///
+    /// # Errors
+    ///
+    /// Those of a connection. The source may count this connection, so that its rounds are lost.
+    pub(crate) fn join(mut peer: Peer, session: &Session, number: u8) -> Result<Option<Self>, Error> {
+        if peer.features & FEATURE_STREAMS == 0 {
+            return Ok(None);
+        }
+        let join = encode_join(session.token);
+        let answer = peer
+            .link
+            .write_frame(Type::Join, 0, &[&join])
+            .and_then(|()| peer.read_session());
+        match answer {
+            Ok(answer) if answer.token == session.token => {
+                let rounds = Rounds::new(peer.exports.clone(), Some(session.member(number)));
+                Ok(Some(Self { peer, rounds }))
+            }
+            Ok(_) => Err(peer.fail(ProtocolError::Token("SESSION").into())),
+            Err(Error::Refused {
+                code: ErrorCode::Busy, ..
+            }) => {
+                peer.failed = true;
+                Ok(None)
+            }
+            Err(error) => Err(peer.fail(error)),
+        }
+    }
+
+    /// The session that other connections can join, if the source takes any.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.rounds.session()
     }
 
     fn receive(&mut self) -> Result<Received, Error> {
@@ -58,19 +102,26 @@ impl StagingPeer {
             let event = match header.kind {
                 Type::Error => return Err(refused(&peer.payload)),
                 Type::Pages => {
-                    let (export, data) = pages::decode(&peer.payload, &mut peer.runs)?;
+                    let (export, contents) = Contents::decode(header.coding, &peer.payload, &mut peer.runs)?;
                     peer.check_kinds(&peer.runs, true)?;
-                    let data = peer.payload.len() - data.len();
-                    return Ok(Received::Pages(
-                        self.rounds.accept_pages(header.tag, export, &peer.runs)?,
-                        data,
-                    ));
+                    let export = self.rounds.accept_pages(header.tag, export, &peer.runs)?;
+                    contents.decompress(&peer.payload, &peer.runs, &mut peer.decompressor)?;
+                    return Ok(Received::Pages(export, contents));
+                }
+                Type::Batch => {
+                    let batch = decode_batch(&peer.payload)?;
+                    let is_last = self.rounds.is_last(batch);
+                    let event = self.rounds.accept_batch(header.tag, batch)?;
+                    if is_last {
+                        // The caller has asked for this event, and so has staged the pages of all earlier ones.
+                        peer.link.write_frame(Type::Ended, 0, &[])?;
+                    }
+                    event
                 }
                 Type::Holes if peer.features & FEATURE_MAP != 0 => {
                     let answer = decode_holes(&peer.payload)?;
                     return Ok(Received::Event(StagingEvent::Holes(peer.maps.accept(header.tag, answer)?)));
                 }
-                Type::Batch => self.rounds.accept_batch(header.tag, decode_batch(&peer.payload)?)?,
                 Type::Remainder => {
                     // Before the payload is looked at: whether one is due does not depend on it.
                     self.rounds.check_remainder()?;
@@ -133,13 +184,7 @@ impl StagingSource for StagingPeer {
     fn next_event(&mut self) -> Result<StagingEvent<'_>, Error> {
         match self.receive() {
             Ok(Received::Event(event)) => Ok(event),
-            Ok(Received::Pages(export, data)) => {
-                // `decode` has checked that there are as many bytes as the runs say.
-                let answer = Answer::new(export, &self.peer.runs, &self.peer.payload[data..]);
-                answer
-                    .map(StagingEvent::Pages)
-                    .ok_or_else(|| ProtocolError::Short("PAGES").into())
-            }
+            Ok(Received::Pages(export, contents)) => self.peer.answer(export, contents).map(StagingEvent::Pages),
             Err(error) => Err(self.peer.fail(error)),
         }
     }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A peer that is broken, hostile or slow gets an error, and never a page into a region.
 
+mod compression;
 mod connection;
 mod hashes;
 mod map;
 mod rounds;
+mod session;
 mod violation;
 
 use std::io::{Read, Write};
@@ -17,7 +19,7 @@ use vmem::{Name, PAGE_SIZE};
 use super::*;
 use crate::answer::{Contents, Kind};
 use crate::wire::frame::encode;
-use crate::wire::{ErrorCode, previous};
+use crate::wire::{ErrorCode, pages, previous};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 

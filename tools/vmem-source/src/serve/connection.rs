@@ -13,17 +13,21 @@ use super::{Event, Shared};
 use crate::error::Error;
 use crate::export::Lane;
 use crate::link::{Link, Side};
+use crate::wire::compression::decode_compress;
 use crate::wire::frame::Type;
-use crate::wire::greeting::{self, FEATURE_HASHES, FEATURE_MAP, FEATURE_ROUNDS, Greeting};
+use crate::wire::greeting::{
+    self, FEATURE_COMPRESS, FEATURE_HASHES, FEATURE_MAP, FEATURE_NO_CHECKSUM, FEATURE_ROUNDS, FEATURE_STREAMS, Greeting,
+};
 use crate::wire::map::decode_map;
 use crate::wire::rounds::decode_next;
+use crate::wire::session::{decode_join, encode_session};
 use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, digests, exports, ranges, refusal};
 
 /// Serves one connection until it ends.
 pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
-    let link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref())?;
-    let result = handle(&link, peer, shared, slot, served);
+    let mut link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref())?;
+    let result = handle(&mut link, peer, shared, slot, served);
     let answer = match &result {
         // The peer speaks another protocol: an ERROR frame would mean nothing to it.
         Err(Error::Protocol(ProtocolError::Magic(_))) => None,
@@ -41,7 +45,7 @@ pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &S
     result
 }
 
-fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
+fn handle(link: &mut Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
     let mut theirs = [0; greeting::SIZE];
     link.read(&mut theirs, "send its greeting")?;
     let theirs = Greeting::decode(&theirs);
@@ -49,21 +53,32 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
         Ok(theirs) => (theirs.version, theirs.lane, theirs.features),
         Err(_) => (Version::LATEST, Lane::Urgent, 0),
     };
-    let features = offered & shared.features(lane);
+    let features = offered & shared.features(lane, link.is_protected());
     if !matches!(theirs, Err(ProtocolError::Magic(_))) {
         // Also before an error: a peer that speaks another version learns from it which one this side speaks.
         let ours = Greeting { version, lane, features };
         link.write(&mut [IoSlice::new(&ours.encode())], "take the greeting")?;
     }
     theirs?;
+    if features & FEATURE_NO_CHECKSUM != 0 {
+        link.omit_checksums();
+    }
+    let link = &*link;
     if !slot.establish() {
         return Err(Error::TooManyConnections);
     }
     let stages = features & FEATURE_ROUNDS != 0;
-    let staging = if stages { Some(shared.staging.claim()?) } else { None };
+    let may_join = features & (FEATURE_ROUNDS | FEATURE_STREAMS) == FEATURE_STREAMS;
+    let staging = match stages {
+        true => Some(shared.staging.claim(&shared.exports)?),
+        false => None,
+    };
     link.set_lane(lane);
     lane.set_thread_priority();
     link.write_frame(Type::Exports, 0, &[&exports::encode(&shared.exports, version)])?;
+    if let Some(connection) = staging.as_ref().filter(|_| features & FEATURE_STREAMS != 0) {
+        link.write_frame(Type::Session, 0, &[&encode_session(connection.session())])?;
+    }
     (shared.report)(Event::Connected { peer, lane });
     add(&shared.totals.connections, 1);
 
@@ -88,6 +103,7 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
                 nexts.note_read("RELEASE", shared)?;
                 sender.release(&ranges::decode_release(&payload, &shared.exports)?);
             }
+            Type::Compress if features & FEATURE_COMPRESS != 0 => sender.compress(decode_compress(&payload)?)?,
             Type::Map if maps => {
                 if !stages {
                     nexts.note_read("MAP", shared)?;
@@ -95,7 +111,15 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
                 let (export, pages) = decode_map(&payload, &shared.exports)?;
                 nexts.map(header.tag, export, pages, shared, &mut sender)?;
             }
-            Type::Next if stages => nexts.answer(header.tag, decode_next(&payload)?, shared, &mut sender)?,
+            Type::Join if may_join => {
+                let session = nexts.join(decode_join(&payload)?, shared)?;
+                if let Some(hashes) = sender.hashes() {
+                    hashes.begin_rounds(&shared.exports);
+                }
+                link.write_frame(Type::Session, 0, &[&encode_session(session)])?;
+            }
+            Type::Ended if may_join => nexts.note_ended()?,
+            Type::Next if stages || may_join => nexts.answer(header.tag, decode_next(&payload)?, shared, &mut sender)?,
             Type::Digests if features & FEATURE_HASHES != 0 => {
                 let announced = digests::decode(&payload)?;
                 sender.hashes().map_or(Ok(()), |hashes| hashes.announce(announced))?;
@@ -108,11 +132,12 @@ fn handle(link: &Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &
             other => {
                 return Err(ProtocolError::Unexpected {
                     got: other.name(),
-                    want: match (stages, maps) {
-                        (true, true) => "MAP, NEXT, READ, RELEASE, GOODBYE or ERROR",
-                        (true, false) => "NEXT, READ, RELEASE, GOODBYE or ERROR",
-                        (false, true) => "MAP, READ, RELEASE, GOODBYE or ERROR",
-                        (false, false) => "READ, RELEASE, GOODBYE or ERROR",
+                    want: match (stages, may_join, maps) {
+                        (true, _, true) => "MAP, NEXT, READ, RELEASE, GOODBYE or ERROR",
+                        (true, _, false) => "NEXT, READ, RELEASE, GOODBYE or ERROR",
+                        (_, true, _) => "JOIN, NEXT, ENDED, READ, RELEASE, GOODBYE or ERROR",
+                        (_, _, true) => "MAP, READ, RELEASE, GOODBYE or ERROR",
+                        _ => "READ, RELEASE, GOODBYE or ERROR",
                     },
                 }
                 .into());

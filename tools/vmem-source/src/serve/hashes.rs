@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use vmem::{PageIndex, PageRange, PageSet};
 
@@ -17,24 +18,73 @@ use crate::wire::digests::Digests;
 /// The most pages that were sent more than once whose digests are kept: 64 MiB at most. Others are sent again each time.
 const MAX_REPEATED: usize = 1 << 20;
 
-/// How many announced digests the connections of a server may keep together: as many as there are pages, at most [`MAX_ANNOUNCED`].
+/// What the destinations of a server have announced. How much is kept is bounded for all of them together: as many digests as there are pages, at most
+/// [`MAX_ANNOUNCED`].
 #[derive(Debug)]
-pub(super) struct Budget(AtomicU64);
+pub(super) struct Budget {
+    left: AtomicU64,
+    /// One for each key.
+    known: Mutex<Vec<Weak<Known>>>,
+}
+
+/// Digests of what a destination has. Its connections, which have the same key, share them.
+#[derive(Debug)]
+struct Known {
+    key: Key,
+    prefixes: RwLock<HashSet<u64>>,
+}
 
 impl Budget {
     pub(super) fn of(exports: &[Export]) -> Self {
         let pages: u64 = exports.iter().map(|export| export.pages.count()).sum();
-        Self(AtomicU64::new(pages.min(MAX_ANNOUNCED)))
+        Self {
+            left: AtomicU64::new(pages.min(MAX_ANNOUNCED)),
+            known: Mutex::default(),
+        }
+    }
+
+    /// What the destination with this key has announced on its other connections, or nothing.
+    fn known(&self, key: &Key) -> Arc<Known> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        let shared = all.iter().filter_map(Weak::upgrade).find(|known| known.key == *key);
+        shared.unwrap_or_else(|| {
+            let known = Arc::new(Known {
+                key: key.clone(),
+                prefixes: RwLock::default(),
+            });
+            all.push(Arc::downgrade(&known));
+            known
+        })
     }
 
     /// Takes one, if one is left.
     fn take(&self) -> bool {
         let one_less = |left: u64| left.checked_sub(1);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
     fn give_back(&self, count: usize) {
-        self.0.fetch_add(count as u64, Ordering::Relaxed);
+        self.left.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+impl Known {
+    fn prefixes(&self) -> RwLockReadGuard<'_, HashSet<u64>> {
+        self.prefixes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn contains(&self, digest: Digest) -> bool {
+        self.prefixes().contains(&digest.prefix())
+    }
+
+    fn add(&self, prefixes: &[u64], budget: &Budget) {
+        let mut known = self.prefixes.write().unwrap_or_else(PoisonError::into_inner);
+        for prefix in prefixes {
+            if !known.contains(prefix) && budget.take() {
+                known.insert(*prefix);
+            }
+        }
     }
 }
 
@@ -43,7 +93,8 @@ pub(super) struct Hashes<'a> {
     key: Key,
     /// Whether the key is that of the destination.
     announced: bool,
-    known: HashSet<u64>,
+    /// What the destination has announced, if it has announced something on this connection.
+    known: Option<Arc<Known>>,
     repeats: Option<Repeats>,
     budget: &'a Budget,
 }
@@ -68,12 +119,8 @@ impl<'a> Hashes<'a> {
         Ok(Self {
             key: Key::random()?,
             announced: false,
-            known: HashSet::new(),
-            repeats: staged.map(|exports| Repeats {
-                sent: exports.iter().map(|export| PageSet::none_of(export.pages)).collect(),
-                latest: HashMap::new(),
-                limit: MAX_REPEATED,
-            }),
+            known: None,
+            repeats: staged.map(Repeats::new),
             budget,
         })
     }
@@ -87,15 +134,24 @@ impl<'a> Hashes<'a> {
         self.announced = true;
         self.key = digests.key;
         if digests.prefixes.is_empty() {
-            self.budget.give_back(self.known.len());
-            self.known = HashSet::new();
-        }
-        for prefix in digests.prefixes {
-            if !self.known.contains(&prefix) && self.budget.take() {
-                self.known.insert(prefix);
-            }
+            self.withdraw();
+        } else {
+            let known = self.known.get_or_insert_with(|| self.budget.known(&self.key));
+            known.add(&digests.prefixes, self.budget);
         }
         Ok(())
+    }
+
+    /// Nothing is known of the destination any more; other connections of it have announced what they have.
+    fn withdraw(&mut self) {
+        if let Some(last) = self.known.take().and_then(Arc::into_inner) {
+            self.budget.give_back(last.prefixes().len());
+        }
+    }
+
+    /// The connection takes part in rounds from now on: pages of these exports are staged.
+    pub(super) fn begin_rounds(&mut self, exports: &[Export]) {
+        self.repeats = Some(Repeats::new(exports));
     }
 
     /// The rounds are over: no page is staged any more.
@@ -105,7 +161,7 @@ impl<'a> Hashes<'a> {
 
     /// Whether a page may need less than its contents.
     pub(super) fn is_used(&self) -> bool {
-        self.repeats.is_some() || !self.known.is_empty()
+        self.repeats.is_some() || self.known.is_some()
     }
 
     /// Notes the runs without contents of an answer: what the destination had staged of them before is void.
@@ -119,14 +175,14 @@ impl<'a> Hashes<'a> {
     /// What to send of a page with these contents. The caller sends that, or the contents.
     pub(super) fn choose(&mut self, export: usize, page: PageIndex, contents: &[u8]) -> Sent {
         let is_repeated = self.repeats.as_mut().is_some_and(|repeats| repeats.note_sent(export, page));
-        if !is_repeated && self.known.is_empty() {
+        if !is_repeated && self.known.is_none() {
             return Sent::Data;
         }
         let digest = self.key.digest(contents);
         let repeats = self.repeats.as_mut().filter(|_| is_repeated);
         if repeats.is_some_and(|repeats| repeats.is_same(export, page, digest)) {
             Sent::Same
-        } else if self.known.contains(&digest.prefix()) {
+        } else if self.known.as_ref().is_some_and(|known| known.contains(digest)) {
             Sent::Known(digest)
         } else {
             Sent::Data
@@ -136,11 +192,19 @@ impl<'a> Hashes<'a> {
 
 impl Drop for Hashes<'_> {
     fn drop(&mut self) {
-        self.budget.give_back(self.known.len());
+        self.withdraw();
     }
 }
 
 impl Repeats {
+    fn new(exports: &[Export]) -> Self {
+        Self {
+            sent: exports.iter().map(|export| PageSet::none_of(export.pages)).collect(),
+            latest: HashMap::new(),
+            limit: MAX_REPEATED,
+        }
+    }
+
     /// Notes that a page is sent with contents. Returns whether it was before.
     fn note_sent(&mut self, export: usize, page: PageIndex) -> bool {
         let Some(sent) = self.sent.get_mut(export) else { return false };
@@ -272,24 +336,44 @@ mod tests {
         assert_eq!(hashes.choose(0, page(1), &contents(7)), Sent::Same);
     }
 
-    #[test]
-    fn announcements_of_all_connections_are_bounded_together() {
-        let budget = Budget::of(&exports(3));
-        let announced = |prefixes: &[u64]| {
-            let mut hashes = Hashes::new(&budget, None).expect("a key");
-            let digests = Digests {
-                key: Key::from_bytes([1; 32]),
-                prefixes: prefixes.to_vec(),
-            };
-            hashes.announce(digests).expect("its key");
-            hashes
+    fn announced<'a>(budget: &'a Budget, key: u8, prefixes: &[u64]) -> Hashes<'a> {
+        let mut hashes = Hashes::new(budget, None).expect("a key");
+        let digests = Digests {
+            key: Key::from_bytes([key; 32]),
+            prefixes: prefixes.to_vec(),
         };
-        let first = announced(&[1, 2, 2]);
-        let second = announced(&[3, 4]);
-        assert_eq!((first.known.len(), second.known.len()), (2, 1));
+        hashes.announce(digests).expect("its key");
+        hashes
+    }
+
+    fn count(hashes: &Hashes<'_>) -> usize {
+        hashes.known.as_ref().map_or(0, |known| known.prefixes().len())
+    }
+
+    #[test]
+    fn announcements_of_all_destinations_are_bounded_together() {
+        let budget = Budget::of(&exports(3));
+        let first = announced(&budget, 1, &[1, 2, 2]);
+        let second = announced(&budget, 2, &[3, 4]);
+        assert_eq!((count(&first), count(&second)), (2, 1));
         drop(first);
-        assert_eq!(announced(&[1, 2, 3, 4]).known.len(), 2);
+        assert_eq!(count(&announced(&budget, 3, &[1, 2, 3, 4])), 2);
         drop(second);
-        assert_eq!(announced(&[1, 2, 3, 4]).known.len(), 3);
+        assert_eq!(count(&announced(&budget, 4, &[1, 2, 3, 4])), 3);
+    }
+
+    #[test]
+    fn connections_of_one_destination_share_what_it_has_announced_until_each_withdraws() {
+        let budget = Budget::of(&exports(3));
+        let mut first = announced(&budget, 1, &[1, 2, 3]);
+        let second = announced(&budget, 1, &[1, 2, 3, 4]);
+        assert_eq!((count(&first), count(&second)), (3, 3), "each digest counts once");
+        assert_eq!(count(&announced(&budget, 2, &[1])), 0, "another destination");
+        let (key, prefixes) = (Key::from_bytes([1; 32]), Vec::new());
+        first.announce(Digests { key, prefixes }).expect("its key");
+        assert_eq!((count(&first), count(&second)), (0, 3));
+        assert_eq!(count(&announced(&budget, 2, &[1])), 0);
+        drop(second);
+        assert_eq!(count(&announced(&budget, 2, &[1, 2, 3])), 3);
     }
 }

@@ -28,15 +28,15 @@ impl NextHandler<'_> {
         }
         let memory = &shared.memories[export];
         let holes_of = |pages| memory.holes(pages, MAX_HOLES);
-        let rounds = match self {
-            Self::Rounds { begun: true, .. } => return Err(ProtocolError::LateMap.into()),
-            Self::Rounds { connection, .. } => Some(connection.rounds()),
-            Self::None | Self::Over { .. } => None,
+        let connection = match self {
+            Self::Rounds(connection) if connection.is_first() => Some(connection),
+            Self::Rounds(_) | Self::Ending { .. } => return Err(ProtocolError::LateMap.into()),
+            Self::None | Self::Ended { .. } | Self::Over { .. } => None,
         };
         let mut rest = Some(pages);
         while let Some(pages) = rest {
-            let holes = match rounds {
-                Some(rounds) => rounds.map(export, pages, &mut |pages| holes_of(pages))?,
+            let holes = match &connection {
+                Some(connection) => connection.map(export, pages, &mut |pages| holes_of(pages))?,
                 None => holes_of(pages),
             };
             sender.send_holes(tag, export, &holes)?;

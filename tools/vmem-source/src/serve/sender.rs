@@ -7,10 +7,12 @@ use super::Shared;
 use super::hashes::Hashes;
 use super::limiter::{Limiter, Purpose};
 use crate::answer::{Chunk, Kind};
+use crate::compression::Compression;
 use crate::error::Error;
 use crate::export::{ExportRanges, Lane};
 use crate::link::Link;
 use crate::rounds::Sent;
+use crate::wire::compression::{Coding, Compressor};
 use crate::wire::frame::{HEADER_SIZE, Type};
 use crate::wire::pages;
 
@@ -29,6 +31,8 @@ pub struct Served {
     pub same: u64,
     /// Pages that the peer has for good, and that were released here.
     pub released: u64,
+    /// Bytes of the frames with pages, as they were sent: compressed, or not.
+    pub bytes: u64,
 }
 
 /// Sends frames of a connection, and counts them.
@@ -41,6 +45,7 @@ pub(super) struct Sender<'a> {
     purpose: Purpose,
     chunk: Chunk,
     head: Vec<u8>,
+    compressor: Compressor,
     /// What the peer has, if it knows how to be told so.
     hashes: Option<Hashes<'a>>,
     /// Counters of the connection.
@@ -50,7 +55,13 @@ pub(super) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(link: &'a Link, shared: &'a Shared, lane: Lane, hashes: Option<Hashes<'a>>, served: &'a mut Served) -> Self {
+    pub(super) fn new(
+        link: &'a Link,
+        shared: &'a Shared,
+        lane: Lane,
+        hashes: Option<Hashes<'a>>,
+        served: &'a mut Served,
+    ) -> Self {
         Self {
             hashes,
             link,
@@ -59,6 +70,7 @@ impl<'a> Sender<'a> {
             purpose: Purpose::Stream,
             chunk: Chunk::new(),
             head: Vec::new(),
+            compressor: Compressor::default(),
             served,
             sent: Sent::default(),
         }
@@ -67,6 +79,12 @@ impl<'a> Sender<'a> {
     /// The counters since the last call.
     pub(super) fn take_sent(&mut self) -> Sent {
         std::mem::take(&mut self.sent)
+    }
+
+    /// Compresses page contents like this from now on.
+    pub(super) fn compress(&mut self, compression: Compression) -> Result<(), Error> {
+        self.compressor = Compressor::new(compression).map_err(Error::Io)?;
+        Ok(())
     }
 
     /// Releases pages that the peer has for good.
@@ -128,12 +146,16 @@ impl<'a> Sender<'a> {
             self.chunk.condense(|page, contents| hashes.choose(export, page, contents));
         }
         pages::encode_head(export as u32, self.chunk.runs(), &mut self.head);
-        let bytes = (HEADER_SIZE + self.head.len() + self.chunk.data().len()) as u64;
+        let compressed = self.compressor.compress(self.chunk.data());
+        let (coding, contents) = compressed.unwrap_or((Coding::Plain, self.chunk.data()));
+        let bytes = (HEADER_SIZE + self.head.len() + contents.len()) as u64;
         if let Some(limiter) = self.limiter {
             limiter.wait(bytes, self.purpose);
         }
-        self.link.write_frame(Type::Pages, tag, &[&self.head, self.chunk.data()])?;
+        self.link.write_coded(Type::Pages, coding, tag, &[&self.head, contents])?;
         self.sent.bytes += bytes;
+        self.served.bytes += bytes;
+        add(&self.shared.totals.bytes, bytes);
         for run in self.chunk.runs() {
             let (totals, count) = (&self.shared.totals, run.range.count());
             let (served, sent, total) = match run.kind {

@@ -2,11 +2,13 @@
 //! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
 
 mod bandwidth;
+mod compression;
 mod hashes;
 mod limit;
 mod map;
 mod release;
 mod rounds;
+mod session;
 mod violation;
 
 use std::io::{Read, Write};
@@ -24,7 +26,7 @@ use crate::endpoint::{Endpoint, Security};
 use crate::memory::tests::{memfd, spec};
 use crate::peer::Peer;
 use crate::source::PageSource;
-use crate::wire::frame::{HEADER_SIZE, Header, Type, encode};
+use crate::wire::frame::{self, HEADER_SIZE, Header, Type, encode};
 use crate::wire::greeting::{self, Greeting};
 use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, previous, ranges, refusal};
@@ -188,7 +190,7 @@ fn converse(running: &Running, bytes: &[u8]) -> Vec<(Type, Vec<u8>)> {
     while let Some((header, after)) = rest.split_first_chunk::<HEADER_SIZE>() {
         let header = Header::decode(header).expect("a good header");
         let (payload, after) = after.split_at(header.length as usize);
-        header.verify(payload).expect("a good payload");
+        header.verify(payload, frame::Sum::Xxh3).expect("a good payload");
         frames.push((header.kind, payload.to_vec()));
         rest = after;
     }

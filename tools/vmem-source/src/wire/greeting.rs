@@ -22,6 +22,15 @@ pub(crate) const FEATURE_MAP: u64 = 1 << 2;
 
 /// The source leaves out contents that the destination has: it takes DIGESTS frames, and the destination knows the kinds of runs for that.
 pub(crate) const FEATURE_HASHES: u64 = 1 << 3;
+/// Several connections of a destination take part in its rounds: with [`FEATURE_ROUNDS`] the first one, which is told the token of the session,
+/// and without it another one, which shows the token.
+pub(crate) const FEATURE_STREAMS: u64 = 1 << 4;
+
+/// The source compresses page contents as COMPRESS frames say.
+pub(crate) const FEATURE_COMPRESS: u64 = 1 << 5;
+
+/// Payloads have no checksum. In TLS only, which authenticates each byte.
+pub(crate) const FEATURE_NO_CHECKSUM: u64 = 1 << 6;
 
 /// A greeting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -35,9 +35,22 @@ pub(crate) fn number(kind: Kind) -> u32 {
     }
 }
 
-/// Decodes the runs. Returns the number of the export and the pages and digests of the runs, which are exactly as long as the runs say. Which
-/// kinds the connection may have, the caller finds out.
+/// Decodes a payload whose contents are not compressed. Returns the number of the export and the pages and digests of the runs, which are exactly as
+/// long as the runs say. Which kinds the connection may have, the caller finds out.
 pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), ProtocolError> {
+    let (export, data) = decode_head(payload, runs)?;
+    match data_len(runs) {
+        Some(length) if length == data.len() => Ok((export, data)),
+        Some(length) if length < data.len() => Err(ProtocolError::Trailing {
+            what: "PAGES",
+            extra: data.len() - length,
+        }),
+        _ => Err(ProtocolError::Short("PAGES")),
+    }
+}
+
+/// Decodes the runs. Returns the number of the export and what follows the runs.
+pub(crate) fn decode_head<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32, &'a [u8]), ProtocolError> {
     runs.clear();
     let mut fields = Fields::new("PAGES", payload);
     let export = fields.u32()?;
@@ -56,13 +69,5 @@ pub(crate) fn decode<'a>(payload: &'a [u8], runs: &mut Vec<Run>) -> Result<(u32,
         let range = PageRange::from_pgoff(pgoff, nr_pages).ok_or(ProtocolError::Outside { pgoff, nr_pages })?;
         runs.push(Run { range, kind });
     }
-    let data = fields.rest();
-    match data_len(runs) {
-        Some(length) if length == data.len() => Ok((export, data)),
-        Some(length) if length < data.len() => Err(ProtocolError::Trailing {
-            what: "PAGES",
-            extra: data.len() - length,
-        }),
-        _ => Err(ProtocolError::Short("PAGES")),
-    }
+    Ok((export, fields.rest()))
 }

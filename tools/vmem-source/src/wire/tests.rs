@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is encoded is decoded again, and nothing else is.
 
+mod compression;
 mod digests;
 mod map;
 mod refused;
 mod rounds;
+mod session;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -70,7 +72,7 @@ fn unframe(bytes: &[u8]) -> Result<(Header, Vec<u8>), ProtocolError> {
         .ok_or(ProtocolError::Short("header"))?;
     let header = Header::decode(header)?;
     let payload = rest.get(..header.length as usize).ok_or(ProtocolError::Short("payload"))?;
-    header.verify(payload)?;
+    header.verify(payload, frame::Sum::Xxh3)?;
     Ok((header, payload.to_vec()))
 }
 

@@ -54,6 +54,7 @@ pub(super) fn figures(status: &Status) -> Figures {
         known_bytes: status.known,
         same_bytes: status.same,
         verified_bytes: status.verified,
+        wire_bytes: status.wire,
         faults: status.faults,
         fault_us: status.service.map(|service| Times {
             p50: micros(service.p50),

@@ -487,14 +487,14 @@ proptest! {
         let twice = ranges.iter().cloned().flatten().any(|page| !seen.insert(page));
         let ranges: Vec<_> = ranges.into_iter().map(|pages| range(pages.start, pages.end - pages.start)).collect();
 
-        let mut rounds = Rounds::new(large());
+        let mut rounds = Rounds::new(large(), None);
         let tag = rounds.add(4096).expect("rounds that are not over");
         let runs: Vec<_> = ranges.iter().map(|range| Run { range: *range, kind: Kind::Zero }).collect();
         let answer = rounds.accept_pages(tag, 0, &runs);
         prop_assert_eq!(matches!(answer, Err(ProtocolError::Duplicate { .. })), twice);
         prop_assert_eq!(answer.is_ok(), !twice);
 
-        let mut rounds = Rounds::new(large());
+        let mut rounds = Rounds::new(large(), None);
         let tag = rounds.add(4096).expect("rounds that are not over");
         let over = rounds.accept_batch(tag, BatchEnd { round: 1, over: true });
         prop_assert!(over.is_ok());

@@ -95,10 +95,11 @@ fn rounds_are_offered_on_the_stream_lane_of_a_server_that_has_them() {
         Greeting::decode(&theirs).expect("a greeting").features
     };
     let with = small_with(&rounds);
-    assert_eq!(features(&with, Lane::Urgent), 0);
-    assert_eq!(features(&with, Lane::Stream), FEATURE_ROUNDS | FEATURE_MAP | FEATURE_HASHES);
+    assert_eq!(features(&with, Lane::Urgent), FEATURE_COMPRESS);
+    let of_stream = FEATURE_MAP | FEATURE_HASHES | FEATURE_COMPRESS;
+    assert_eq!(features(&with, Lane::Stream), of_stream | FEATURE_ROUNDS | FEATURE_STREAMS);
     let without = small();
-    assert_eq!(features(&without, Lane::Stream), FEATURE_MAP | FEATURE_HASHES);
+    assert_eq!(features(&without, Lane::Stream), of_stream);
     assert!(matches!(staging_peer(&without).map(|_| ()), Err(Error::NoRounds)));
     let frames = converse(&without, &[staging_greeting(), next_frame(1, 1)].concat());
     let unexpected = ProtocolError::Unexpected {
