@@ -81,6 +81,13 @@ pub(crate) enum FromSource {
         /// The destination is to compare all memory before it loads the guest's state. An earlier version does not know the field.
         #[serde(default, skip_serializing_if = "is_false")]
         verify: bool,
+        /// How many connections the destination is to use for pages that the guest does not wait for. `None`, or an earlier version, leaves it
+        /// to the destination.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        streams: Option<u8>,
+        /// How the destination is to have those pages compressed, as vmemd's `--compress` has it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        compress: Option<String>,
     },
     /// The guest has stopped, and QEMU has saved its devices: pages may be fetched.
     Start,
@@ -172,6 +179,8 @@ mod tests {
             release: false,
             rounds,
             verify,
+            streams: None,
+            compress: None,
         };
         let text = |message: &FromSource| serde_json::to_string(message).expect("JSON");
         // What version 2 had before there were rounds.
@@ -195,6 +204,20 @@ mod tests {
                 ready(rounds, verify)
             );
         }
+    }
+
+    #[test]
+    fn streams_and_compress_are_written_only_if_given() {
+        let earlier = r#"{"say":"offer","guest":"g","key":null,"memory":[],"pages":"1","release":false}"#;
+        let given = earlier.replace('}', r#","streams":3,"compress":"zstd:2"}"#);
+        let parse = |text: &str| serde_json::from_str::<FromSource>(text).expect("OFFER");
+        for text in [earlier, given.as_str()] {
+            assert_eq!(serde_json::to_string(&parse(text)).expect("JSON"), text);
+        }
+        assert!(matches!(
+            parse(&given),
+            FromSource::Offer { streams: Some(3), compress: Some(compress), .. } if compress == "zstd:2"
+        ));
     }
 
     #[test]

@@ -112,7 +112,11 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         record,
         rounds,
     } = reached?;
-    let offer = offer_of(&record, &memory, pages, args.free_source, rounds, args.verify);
+    let mut offer = offer_of(&record, &memory, pages, args.free_source, rounds, args.verify);
+    if let FromSource::Offer { streams, compress, .. } = &mut offer {
+        *streams = args.streams;
+        *compress = args.compress.map(|compression| compression.to_string());
+    }
     let mut migration = OutgoingMigration::new(State::Offering, Ok(qmp), state_dir, record, security, report, signals);
     migration.control = control;
     migration.channel = Some(channel);
@@ -168,6 +172,8 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
         release,
         rounds,
         verify,
+        streams: None,
+        compress: None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmem_cli::{address, bandwidth_limit, owner, seconds, size};
+use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
 
 use crate::record::DIRECTORY;
@@ -78,6 +79,13 @@ pub struct Migrate {
     /// continues on this host if a page differs
     #[arg(long, conflicts_with = "free_source")]
     pub verify: bool,
+    /// How many connections the destination's vmemd uses for pages that the guest does not wait for; as many as it has processors unless
+    /// given, 4 at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub streams: Option<u8>,
+    /// How this host's vmemd compresses those pages: none, lz4, or zstd[:LEVEL] with a level from 1 to 9; none unless given
+    #[arg(long, value_name = "ALGORITHM")]
+    pub compress: Option<Compression>,
     /// How long the transfer of the guest's device state may take; after that the guest continues on this host
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,

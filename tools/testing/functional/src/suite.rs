@@ -102,6 +102,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         rounds::loss::TESTS,
         rounds::refusal::TESTS,
         rounds::random::TESTS,
+        rounds::streams::TESTS,
         receive::TESTS,
         stress::TESTS,
         death::TESTS,

@@ -309,5 +309,6 @@ fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<St
     if offer.release {
         arguments.push("--release".to_owned());
     }
+    arguments.extend(offer.transport.vmemd_arguments());
     arguments
 }

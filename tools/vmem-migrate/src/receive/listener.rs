@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use vmem_cli::chain;
 
-use super::offer::{self, Fetching, Offer};
+use super::offer::{self, Fetching, Offer, Transport};
 use super::pending::{PendingConnections, PendingSlot};
 use crate::channel::Channel;
 use crate::error::Cause;
@@ -180,7 +180,7 @@ impl Inside {
 
     /// Waits for OFFER. The first valid offer is taken. Each connection waits in its own thread, so it delays no other connection.
     fn recv_offer(&self, mut channel: Channel, session: String) -> Option<IncomingConnection> {
-        let (guest, key, memory, pages, release, fetching) = match channel.recv_within(OFFER) {
+        let (guest, key, memory, pages, release, fetching, transport) = match channel.recv_within(OFFER) {
             Ok(FromSource::Offer {
                 guest,
                 key,
@@ -189,7 +189,12 @@ impl Inside {
                 release,
                 rounds,
                 verify,
-            }) => (guest, key, memory, pages, release, Fetching { rounds, verify }),
+                streams,
+                compress,
+            }) => {
+                let transport = Transport::new(streams, compress.as_deref());
+                (guest, key, memory, pages, release, Fetching { rounds, verify }, transport)
+            }
             Ok(other) => {
                 tracing::warn!("a source has sent a message out of order: {other:?}");
                 return None;
@@ -212,6 +217,7 @@ impl Inside {
                         source,
                         release,
                         fetching,
+                        transport,
                     };
                     return Some(IncomingConnection::Guest(channel, offer));
                 }

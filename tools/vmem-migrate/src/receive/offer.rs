@@ -7,6 +7,7 @@ use crate::key::Key;
 use crate::message::Backend;
 use crate::name::session_mark;
 use crate::network::Security;
+use vmem_source::Compression;
 
 /// An offer that has passed [`check`].
 #[derive(Debug)]
@@ -22,6 +23,46 @@ pub(super) struct Offer {
     pub(super) release: bool,
     /// What the source offers for fetching.
     pub(super) fetching: Fetching,
+    /// How pages come.
+    pub(super) transport: Transport,
+}
+
+/// How pages come: what the source's user wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Transport {
+    /// Connections of the stream.
+    streams: Option<u8>,
+    compression: Option<Compression>,
+}
+
+impl Transport {
+    /// What an offer says. What this vmemctl does not know, or would not do for its own user, is left out: the guest moves without it.
+    pub(super) fn new(streams: Option<u8>, compress: Option<&str>) -> Self {
+        let known = streams.filter(|streams| (1..=16).contains(streams));
+        let compression = compress.and_then(|compress| compress.parse().ok());
+        if known != streams {
+            tracing::warn!(
+                "the source wants {} streams, of which there are 1 to 16",
+                streams.unwrap_or_default()
+            );
+        }
+        if let (Some(unknown), None) = (compress, compression) {
+            tracing::warn!("the source wants a compression that is not known here: {unknown:?}");
+        }
+        Self {
+            streams: known,
+            compression,
+        }
+    }
+
+    /// The options of vmemd.
+    pub(super) fn vmemd_arguments(self) -> Vec<String> {
+        let streams = self.streams.map(|streams| ["--streams".to_owned(), streams.to_string()]);
+        let compression = self
+            .compression
+            .map(|compression| ["--compress".to_owned(), compression.to_string()]);
+        streams.into_iter().chain(compression).flatten().collect()
+    }
 }
 
 /// How pages are fetched before the guest runs here.
@@ -66,4 +107,23 @@ pub(super) fn check(
     }
     security.check_host(pages)?;
     Ok(pages.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_the_transport_becomes_options_of_vmemd() {
+        let arguments = |streams, compress| Transport::new(streams, compress).vmemd_arguments().join(" ");
+        assert_eq!(arguments(None, None), "");
+        assert_eq!(arguments(Some(3), Some("zstd")), "--streams 3 --compress zstd:1");
+        assert_eq!(arguments(Some(16), Some("none")), "--streams 16 --compress none");
+        for streams in [0, 17, 255] {
+            assert_eq!(arguments(Some(streams), Some("lz4")), "--compress lz4");
+        }
+        for unknown in ["", "brotli", "zstd:99", "lz4 --resume", "--verify"] {
+            assert_eq!(arguments(Some(1), Some(unknown)), "--streams 1");
+        }
+    }
 }

@@ -29,6 +29,8 @@ fn offer(memory: &[(&str, u64)]) -> FromSource {
         release: false,
         rounds: false,
         verify: false,
+        streams: None,
+        compress: None,
     }
 }
 

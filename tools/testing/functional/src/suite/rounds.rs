@@ -10,5 +10,6 @@ mod moves;
 pub(crate) mod random;
 pub(crate) mod refusal;
 pub(crate) mod settle;
+pub(crate) mod streams;
 pub(crate) mod switch;
 mod writer;

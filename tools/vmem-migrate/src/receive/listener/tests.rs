@@ -55,6 +55,8 @@ fn offer(export: &str) -> FromSource {
         release: false,
         rounds: false,
         verify: false,
+        streams: None,
+        compress: None,
     }
 }
 

@@ -19,6 +19,7 @@ crate::tests![
     files_with_holes_and_memfds_are_exported_side_by_side,
     no_background_fetches_only_touched_pages,
     pages_ahead_of_equal_steps_are_fetched_and_no_others,
+    four_streams_and_compression_bring_every_page_once,
 ];
 
 fn a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory() -> Outcome {
@@ -44,6 +45,29 @@ fn a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory() -> Outcome 
     wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
     equal!(nodes()?, Vec::<String>::new());
     program.succeeds()
+}
+
+fn four_streams_and_compression_bring_every_page_once() -> Outcome {
+    for (compression, is_smaller) in [("none", false), ("lz4", true), ("zstd", true), ("zstd:9", true)] {
+        let file = Scratch::new("streams", PAGES)?;
+        let source = Source::new(&[&file.export("streams")])?;
+        let options = ["--hold", "--streams", "4", "--compress", compression];
+        let mut daemon = Daemon::new(&source.address, &options)?;
+        let handle = open("streams")?;
+        let memory = map(&handle)?;
+        daemon.tell("start")?;
+        // No page is touched before: all of them come over the stream.
+        wait_info(&handle, "all pages are present", |info| info.present == PAGES)?;
+        for pgoff in 0..PAGES {
+            check_page(&memory, pgoff)?;
+        }
+        let end = daemon.end()?.with_code(0)?;
+        let (data, zero) = (end.number("data_bytes")?, end.number("zero_bytes")?);
+        equal!((data + zero, zero), (SIZE, SIZE / 5));
+        let wire = end.number("wire_bytes")?;
+        ensure!((wire < data / 4 * 3) == is_smaller, "{compression}: {wire} bytes for {data}");
+    }
+    Ok(())
 }
 
 fn files_with_holes_and_memfds_are_exported_side_by_side() -> Outcome {

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::receive::incoming::resume::recorded;
+use crate::receive::offer::Transport;
 
 fn cli(scene: &Path, rest: &[&str]) -> crate::options::cli::Cli {
     use clap::Parser;
@@ -69,6 +70,7 @@ fn offer_is_refused_if_its_guest_has_a_record() {
         memory: Vec::new(),
         source: "127.0.0.1:1".to_owned(),
         fetching: Fetching::default(),
+        transport: Transport::default(),
         release: false,
     };
     let error = new_place(&cli(directory.path(), &[]).common, &offer).expect_err("a refusal");
