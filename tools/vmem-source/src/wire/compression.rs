@@ -5,10 +5,12 @@ use std::fmt;
 
 use super::ProtocolError;
 use super::fields::Fields;
-use super::frame::MAX_PAYLOAD;
 use crate::compression::Compression;
 
 pub(crate) const COMPRESS_SIZE: usize = 8;
+
+/// The most bytes of contents in a frame once they are decompressed: no more than a frame without compression can have.
+pub(crate) const MAX_CONTENTS: u32 = 1 << 20;
 
 /// How the contents in a PAGES frame are coded: a field of its header.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -158,8 +160,8 @@ impl Decompressor {
         if coding == Coding::Plain || coding != Coding::of(self.compression) {
             return Err(ProtocolError::Coding(coding as u8));
         }
-        let length = length.filter(|length| *length <= MAX_PAYLOAD as usize);
-        let length = length.ok_or(ProtocolError::Inflated { limit: MAX_PAYLOAD })?;
+        let length = length.filter(|length| *length <= MAX_CONTENTS as usize);
+        let length = length.ok_or(ProtocolError::Inflated { limit: MAX_CONTENTS })?;
         let buffer = buffer(&mut self.buffer, length);
         let found = match (coding, &mut self.context) {
             (Coding::Lz4, _) => lz4_flex::block::decompress_into(data, buffer).ok(),

@@ -18,6 +18,8 @@ pub(crate) const HEADER_SIZE: usize = 24;
 /// The longest payload of any frame in bytes.
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
 
+const _: () = assert!(compression::MAX_CONTENTS == MAX_PAYLOAD);
+
 /// The type of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Type {
