@@ -333,7 +333,8 @@ impl Source {
         };
         let timeout = args.timeout.unwrap_or(TIMEOUT);
         let endpoint = Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout);
-        // A page that a program waits for takes longer to compress than it saves on the network, but on a slow one.
+        // A page that a program waits for takes 7 us longer with LZ4 (25 and 18 us over loopback), and is 1 KiB shorter: that gains something
+        // below 1 Gbit/s alone (example `streams` of vmem-source).
         let endpoint = Arc::new(endpoint.compress(args.compress.unwrap_or_default(), Compression::None));
         let to = Arc::clone(&endpoint);
         let connect = move |lane| to.connect(lane).map(|peer| Box::new(peer) as Box<dyn PageSource>);
