@@ -15,6 +15,7 @@ mod failure;
 mod image;
 mod injector;
 mod kernel;
+mod link;
 mod program;
 mod server;
 mod setting;

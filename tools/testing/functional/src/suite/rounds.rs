@@ -3,7 +3,6 @@
 //! regions.
 
 pub(crate) mod contents;
-pub(crate) mod link;
 pub(crate) mod loss;
 mod memory;
 mod moves;

@@ -2,11 +2,11 @@
 //! Everything can be given up before the switch: the program at the source goes on, its memory is not tracked, and no page is present at the
 //! destination.
 
-use super::link::Link;
 use super::memory::Memory;
 use super::moves::{Move, Receiver, Sender, still_waits};
 use super::writer::{Writer, Writes};
 use crate::failure::{Outcome, ensure};
+use crate::link::Link;
 
 crate::tests![
     killed_source_in_a_round_ends_the_destination_without_a_page,

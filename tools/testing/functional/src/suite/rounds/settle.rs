@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The rounds end: the policy says when, whatever the program writes.
 
-use super::link::Link;
 use super::memory::Memory;
 use super::moves::{Move, Receiver, Sender};
 use super::writer::{Writer, Writes};
 use crate::failure::{Outcome, ensure, equal};
+use crate::link::Link;
 
 crate::tests![
     settled_comes_after_the_first_round_of_an_idle_program,

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use vmem::{MapHandle, PAGE_SIZE};
 
-use super::link::Link;
 use super::memory::Memory;
 use super::moves::{Move, Receiver, Sender};
 use super::writer::{Writer, Writes};
 use crate::failure::{Outcome, ensure, equal};
+use crate::link::Link;
 use crate::world::wait_until;
 
 crate::tests![

@@ -11,8 +11,8 @@ use vmem::PAGE_SIZE;
 
 use super::{Daemon, Source, map, open};
 use crate::failure::{Outcome, ensure, equal};
+use crate::link::Link;
 use crate::setting::{bytes_of, contents};
-use crate::suite::rounds::link::Link;
 
 crate::tests![large_sparse_memory_is_present_after_little_has_been_sent];
 

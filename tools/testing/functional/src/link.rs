@@ -63,27 +63,27 @@ impl Link {
     }
 
     /// From now on it is so fast.
-    pub(super) fn set_rate(&self, rate: u64) {
+    pub(crate) fn set_rate(&self, rate: u64) {
         self.shared.rate.store(rate, Ordering::SeqCst);
     }
 
     /// Lets so many bytes pass to the destination, and then no more.
-    pub(super) fn allow(&self, bytes: u64) {
+    pub(crate) fn allow(&self, bytes: u64) {
         self.shared.budget.store(bytes, Ordering::SeqCst);
     }
 
     /// Lets all bytes pass.
-    pub(super) fn allow_all(&self) {
+    pub(crate) fn allow_all(&self) {
         self.allow(UNLIMITED);
     }
 
     /// Waits until so many bytes have passed to the destination.
-    pub(super) fn wait_passed(&self, bytes: u64) -> Outcome {
+    pub(crate) fn wait_passed(&self, bytes: u64) -> Outcome {
         wait_until("bytes have passed", || Ok(self.shared.passed.load(Ordering::SeqCst) >= bytes))
     }
 
     /// Waits until nothing has passed to the destination for a while.
-    pub(super) fn wait_quiet(&self) -> Outcome {
+    pub(crate) fn wait_quiet(&self) -> Outcome {
         let passed = || self.shared.passed.load(Ordering::SeqCst);
         let (mut before, mut since) = (passed(), Instant::now());
         wait_until("nothing passes", || {
@@ -96,7 +96,7 @@ impl Link {
     }
 
     /// Closes all connections, and takes no more.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.shared.cut.store(true, Ordering::SeqCst);
         for socket in self.shared.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = socket.shutdown(Shutdown::Both);
