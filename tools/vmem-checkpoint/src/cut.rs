@@ -226,7 +226,11 @@ impl Events {
     /// How long the guest stood still: from the first STOP to the RESUME after the snapshot was armed.
     fn pause(&self, saved: Duration, armed: Duration) -> Option<Pause> {
         let at = |name: &str, after: Duration| {
-            let found = self.0.iter().filter(|event| event.name == name).filter_map(|event| event.time);
+            let found = self
+                .0
+                .iter()
+                .filter(|event| event.name == name)
+                .filter_map(|event| event.time);
             found.filter(|at| *at >= after).min()
         };
         let stopped = at("STOP", Duration::ZERO)?;

@@ -24,7 +24,14 @@ pub(crate) fn record(into: &Path, seconds: u32, pages: u32) -> Result<()> {
     let dirty_rate = |slot: &Slot, name: &str, seconds: u32| {
         let seconds = seconds.to_string();
         let file = into.join(name).with_extension("trace");
-        let options = ["--seconds", &seconds, "--interval", INTERVAL, "--record", &file.to_string_lossy()];
+        let options = [
+            "--seconds",
+            &seconds,
+            "--interval",
+            INTERVAL,
+            "--record",
+            &file.to_string_lossy(),
+        ];
         Vmemctl::dirty_rate(slot, &options)
     };
     let mut machine = Machine::start_booting(Host::First, &guest, Memory::Shared)?;

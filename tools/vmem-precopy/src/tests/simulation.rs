@@ -151,9 +151,17 @@ fn forecast_without_samples_or_a_link_is_an_error() {
 fn recorded_guests_cost_no_more_bytes_than_with_xen() {
     for (name, trace) in recorded() {
         let bandwidth = (2.0 * trace.pages_per_second() * 4096.0) as u64;
-        let bytes = |scheme| simulate(&trace, bandwidth, Limits::XEN, scheme).expect("a simulation").bytes() as f64;
+        let bytes = |scheme| {
+            simulate(&trace, bandwidth, Limits::XEN, scheme)
+                .expect("a simulation")
+                .bytes() as f64
+        };
         let (ours, skips, today) = (bytes(Scheme::ours(Mode::Auto)), bytes(XEN), bytes(XEN_TODAY));
-        println!("{name}: {:.3} of Xen's, {:.3} of those of Xen without skips", ours / skips, ours / today);
+        println!(
+            "{name}: {:.3} of Xen's, {:.3} of those of Xen without skips",
+            ours / skips,
+            ours / today
+        );
         // A page that a boot writes once, just before its turn, waits in vain.
         assert!(ours <= 1.02 * skips && ours < today, "{name}");
     }
