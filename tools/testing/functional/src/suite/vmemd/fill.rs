@@ -54,8 +54,8 @@ fn four_streams_and_compression_bring_every_page_once() -> Outcome {
         let options = ["--hold", "--streams", "4", "--compress", compression];
         let mut daemon = Daemon::new(&source.address, &options)?;
         let handle = open("streams")?;
-        let memory = map(&handle)?;
         daemon.tell("start")?;
+        let memory = map(&handle)?;
         // No page is touched before: all of them come over the stream.
         wait_info(&handle, "all pages are present", |info| info.present == PAGES)?;
         for pgoff in 0..PAGES {
