@@ -461,10 +461,10 @@ impl Plan {
         by_heat.filter(|(_, ranges)| !ranges.is_empty()).collect()
     }
 
-    /// What the last take has left.
-    pub(crate) fn left_over(&self) -> Remainder {
+    /// What the last take has left. `in_flight` pages that are chosen are sent before it.
+    pub(crate) fn left_over(&self, in_flight: u64) -> Remainder {
         let pages = self.left();
-        let expected = self.time_to_send(pages);
+        let expected = self.time_to_send(pages.saturating_add(in_flight));
         Remainder {
             pages,
             expected,

@@ -207,7 +207,7 @@ impl PreCopy {
             true => Vec::new(),
             false => state.plan.finish()?,
         };
-        let left = state.plan.left_over();
+        let left = state.plan.left_over(state.in_flight);
         drop(state);
         self.over.notify_all();
         end(logs);

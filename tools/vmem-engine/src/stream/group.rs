@@ -257,11 +257,13 @@ impl State {
 }
 
 impl Member<'_> {
-    /// Ends the membership after `error`: an error of the stream as well, unless the source is only lost and another connection goes on.
+    /// Ends the membership after `error`: an error of the stream as well, unless the source is only lost and another connection goes on or the stream
+    /// is complete.
     pub(super) fn leave(mut self, error: Error) -> Result<(), Error> {
         let is_lost = matches!(&error, Error::Source(source) if source.is_transient());
-        let others = self.end();
-        if is_lost && others > 0 { Ok(()) } else { Err(error) }
+        // The others may have ended because there is nothing left to do.
+        let is_needed = self.end() == 0 && !self.group.is_complete();
+        if is_lost && !is_needed { Ok(()) } else { Err(error) }
     }
 
     /// Ends the membership. Returns the number of the other members: of several that end at once, one finds that it is the last.

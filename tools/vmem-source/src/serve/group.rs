@@ -22,9 +22,9 @@ use crate::wire::session::{MAX_CONNECTIONS, Token};
 /// How long a connection without pages waits before it answers without any.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// How many pages may wait for a connection before the others stop to ask for more (8 MiB of contents): what waits longer is more likely to be
-/// written again.
-const MAX_QUEUED: u64 = 2048;
+/// How many pages may wait for a connection before the others stop to ask for more (2 MiB of contents, a chunk): what waits longer is more likely
+/// to be written again, and is sent while the program stands still if it waits at the end.
+const MAX_QUEUED: u64 = 512;
 
 /// The connections of a destination, and what waits for each.
 pub(super) struct Group {

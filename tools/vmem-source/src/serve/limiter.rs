@@ -58,6 +58,11 @@ impl State {
         self.paid = self.paid.saturating_add(rate.saturating_mul(passed.as_nanos())).min(most);
     }
 
+    /// So many bytes that were taken are no debt: the program waits for them, and the stream that follows is not to pay for them.
+    fn forgive(&mut self, bytes: u64) {
+        self.paid = self.paid.saturating_add(u128::from(bytes) * NANOS);
+    }
+
     /// How long the frame has to wait that begins after so many bytes; `None` if it need not.
     fn wait(&self, begin: u64, purpose: Purpose) -> Option<Duration> {
         let rate = self.rate?;
@@ -130,7 +135,12 @@ impl Limiter {
         state.taken = state.taken.saturating_add(bytes);
         loop {
             state.pay(Instant::now());
-            let Some(wait) = state.wait(begin, purpose) else { return };
+            let Some(wait) = state.wait(begin, purpose) else {
+                if purpose == Purpose::Rounds && state.is_open_for_rounds {
+                    state.forgive(bytes);
+                }
+                return;
+            };
             state = self
                 .changed
                 .wait_timeout(state, wait)
@@ -139,11 +149,14 @@ impl Limiter {
         }
     }
 
-    /// Counts a frame that does not wait: those after it do.
+    /// Counts a frame that does not wait. Those after it do, unless the program has stopped.
     pub(super) fn count(&self, bytes: u64) {
         let mut state = self.lock();
         state.pay(Instant::now());
         state.taken = state.taken.saturating_add(bytes);
+        if state.is_open_for_rounds {
+            state.forgive(bytes);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -232,9 +245,13 @@ mod tests {
     fn rounds_of_a_program_that_has_stopped_do_not_wait_and_the_stream_does() {
         let limiter = limited(MIB);
         limiter.open_for_rounds(true);
-        assert!(time(|| (0..8).for_each(|_| limiter.wait(MIB, Purpose::Rounds))) < Duration::from_millis(500));
+        let rounds = || (0..8).for_each(|_| limiter.wait(MIB, Purpose::Rounds));
+        assert!(time(rounds) < Duration::from_millis(500));
+        limiter.count(8 * MIB);
+        // What did not wait is no debt of the stream.
+        assert!(time(|| limiter.wait(MIB, Purpose::Stream)) < Duration::from_millis(500));
+        assert!(time(|| limiter.wait(1, Purpose::Stream)) >= Duration::from_millis(500));
         limiter.set(Some(100 * MIB));
-        assert!(time(|| limiter.wait(MIB, Purpose::Stream)) >= Duration::from_millis(50));
         limiter.open_for_rounds(false);
         limiter.count(50 * MIB);
         assert!(time(|| limiter.wait(MIB, Purpose::Rounds)) >= Duration::from_millis(400));

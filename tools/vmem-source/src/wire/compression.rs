@@ -94,6 +94,10 @@ impl Compressor {
 
     /// Compresses `data`. `None` if it does not become smaller by a sixteenth, which is not worth the time to decompress it.
     pub(crate) fn compress(&mut self, data: &[u8]) -> Option<(Coding, &[u8])> {
+        // No contents say nothing of those that follow.
+        if data.is_empty() {
+            return None;
+        }
         if self.skipped > 0 {
             self.skipped -= 1;
             return None;

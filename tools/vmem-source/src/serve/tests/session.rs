@@ -598,7 +598,7 @@ fn connection_that_does_not_ask_holds_the_others_up_only_when_much_waits_for_it(
             empty = false;
         }
     }
-    assert!(pages > PAGES, "it went on for a while: {pages}");
+    assert!(pages > PAGES / 2, "it went on for a while: {pages}");
     let (round, _) = *rounds.at.lock().expect("no panic");
     assert!(round < 40, "and not to the end: round {round}");
 }

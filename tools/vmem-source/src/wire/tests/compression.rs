@@ -190,6 +190,15 @@ fn contents_that_do_not_become_smaller_stay_as_they_are_and_are_tried_less_often
 }
 
 #[test]
+fn frames_without_contents_do_not_stop_compression() {
+    for compression in [Compression::Lz4, Compression::Zstd(3)] {
+        let mut compressor = Compressor::new(compression).expect("a context");
+        assert!((0..40).all(|_| compressor.compress(&[]).is_none()));
+        assert!(compressor.compress(&[3; 4 * PAGE_SIZE]).is_some());
+    }
+}
+
+#[test]
 fn payload_without_a_checksum_has_zero_in_its_place() {
     let payload = b"contents of pages";
     let bytes = frame::encode_as(Type::Pages, Coding::Plain, 9, &[payload], Sum::None);
