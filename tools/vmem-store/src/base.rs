@@ -27,8 +27,6 @@ pub struct Config {
     pub created: u64,
     /// Whether its contents are encrypted (AES-256-GCM). The names of guests and the sizes of objects are not.
     pub encrypted: bool,
-    /// Whether the place refuses a second object of a name. If not, manifests have unique names, and the lowest wins.
-    pub exclusive_create: bool,
     /// How new pages are compressed.
     pub compression: Compression,
     /// Pages that are compressed together, 1 to 64.
@@ -57,7 +55,7 @@ impl fmt::Debug for Base {
 pub(crate) struct Listing {
     /// For each number the manifest that counts.
     pub(crate) manifests: BTreeMap<u64, ManifestName>,
-    /// Manifests that do not: revisions that were replaced, and those that lost their number to another writer.
+    /// Revisions that were replaced.
     pub(crate) replaced: Vec<ManifestName>,
     pub(crate) protected: BTreeSet<u64>,
     /// The largest number that was used and removed.
@@ -72,8 +70,8 @@ impl Listing {
 
     fn add(&mut self, name: ManifestName) {
         let sequence = name.checkpoint.sequence;
-        // The highest revision counts; of the same revision, the lowest unique name.
-        let rank = |name: &ManifestName| (std::cmp::Reverse(name.revision), name.unique);
+        // The highest revision counts.
+        let rank = |name: &ManifestName| std::cmp::Reverse(name.revision);
         let Some(other) = self.manifests.remove(&sequence) else {
             self.manifests.insert(sequence, name);
             return;
@@ -164,7 +162,6 @@ impl Base {
         let name = ManifestName {
             checkpoint: manifest.checkpoint.clone(),
             revision: manifest.revision,
-            unique: (!self.config.exclusive_create).then_some(manifest.id),
         };
         match self.get(&name.object(), Part::Last(1)) {
             Ok(_) => Ok(true),

@@ -51,10 +51,7 @@ pub enum Error {
     #[error("the place is not empty ({0} is there): a store is made in an empty directory or under a prefix of its own")]
     NotEmpty(String),
     /// The place takes a second object of a name that it has already.
-    #[error(
-        "this server accepts If-None-Match and ignores it: two writers could commit the same checkpoint. Use another server, or allow \
-         manifests with unique names"
-    )]
+    #[error("this server accepts If-None-Match and ignores it: two writers could commit the same checkpoint. Use another server")]
     NoConditionalCreate,
     /// The store is encrypted, and no key was given.
     #[error("the store is encrypted: it needs a key")]

@@ -178,35 +178,28 @@ pub(crate) fn parse_index(name: &str) -> Option<WriterId> {
     name.strip_prefix(INDEXES)?.strip_suffix(".vix")?.parse().ok()
 }
 
-/// The object of a manifest. `revision` grows when a checkpoint is rewritten; `unique` is for stores without conditional create.
+/// The object of a manifest. `revision` grows when a checkpoint is rewritten;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ManifestName {
     pub(crate) checkpoint: CheckpointName,
     pub(crate) revision: u32,
-    pub(crate) unique: Option<WriterId>,
 }
 
 impl ManifestName {
     pub(crate) fn object(&self) -> String {
-        let unique = self.unique.map(|id| format!("-{id}")).unwrap_or_default();
         let CheckpointName { guest, sequence } = &self.checkpoint;
-        format!("{CHECKPOINTS}{guest}/{sequence:010}.{:04}{unique}.vcm", self.revision)
+        format!("{CHECKPOINTS}{guest}/{sequence:010}.{:04}.vcm", self.revision)
     }
 
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (guest, file) = name.strip_prefix(CHECKPOINTS)?.split_once('/')?;
-        let (sequence, rest) = file.strip_suffix(".vcm")?.split_once('.')?;
-        let (revision, unique) = match rest.split_once('-') {
-            Some((revision, unique)) => (revision, Some(unique.parse().ok()?)),
-            None => (rest, None),
-        };
+        let (sequence, revision) = file.strip_suffix(".vcm")?.split_once('.')?;
         let parsed = Self {
             checkpoint: CheckpointName {
                 guest: guest.parse().ok()?,
                 sequence: sequence.parse().ok()?,
             },
             revision: revision.parse().ok()?,
-            unique,
         };
         (parsed.object() == name).then_some(parsed)
     }
@@ -247,14 +240,11 @@ mod tests {
             guest: "guest-0.1".parse().unwrap(),
             sequence: 12,
         };
-        for unique in [None, Some(writer)] {
-            let name = ManifestName {
-                checkpoint: checkpoint.clone(),
-                revision: 2,
-                unique,
-            };
-            assert_eq!(ManifestName::parse(&name.object()), Some(name));
-        }
+        let name = ManifestName {
+            checkpoint: checkpoint.clone(),
+            revision: 2,
+        };
+        assert_eq!(ManifestName::parse(&name.object()), Some(name));
         assert_eq!(parse_marker(&protection(&checkpoint), ".protected"), Some(checkpoint));
     }
 

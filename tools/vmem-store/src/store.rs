@@ -30,8 +30,6 @@ pub struct InitOptions {
     pub pack_bytes: u64,
     /// Encrypts the contents; this key opens the store.
     pub key: Option<UserKey>,
-    /// Whether a server is good enough that ignores the wish not to replace objects: manifests then have unique names.
-    pub allow_unique_names: bool,
 }
 
 impl Default for InitOptions {
@@ -41,7 +39,6 @@ impl Default for InitOptions {
             frame_pages: 16,
             pack_bytes: 32 << 20,
             key: None,
-            allow_unique_names: false,
         }
     }
 }
@@ -140,19 +137,18 @@ impl Store {
                 source,
             })?;
         }
-        let exclusive_create = creates_exclusively(&*objects).map_err(|source| Error::Object {
+        let is_exclusive = creates_exclusively(&*objects).map_err(|source| Error::Object {
             action: "write",
             name: "a probe".to_owned(),
             source,
         })?;
-        if !exclusive_create && !init.allow_unique_names {
+        if !is_exclusive {
             return Err(Error::NoConditionalCreate);
         }
         let config = Config {
             id: WriterId::new()?,
             created: (open.clock)(),
             encrypted: init.key.is_some(),
-            exclusive_create,
             compression: init.compression,
             frame_pages: init.frame_pages,
             pack_bytes: init.pack_bytes,

@@ -98,10 +98,6 @@ fn kill_everywhere(init: &InitOptions, faults: &Faults, step: usize) {
     for stop in (0..).step_by(step) {
         let memory = Arc::new(Memory::new());
         let time = Arc::new(Time::default());
-        memory.set_faults(Faults {
-            ignores_create: faults.ignores_create,
-            ..Faults::default()
-        });
         let store = Store::init(memory.clone(), init, options(&time)).unwrap();
         memory.set_faults(Faults {
             stop_after: Some(stop),
@@ -156,7 +152,6 @@ fn kill_everywhere(init: &InitOptions, faults: &Faults, step: usize) {
 fn init(key: Option<UserKey>) -> InitOptions {
     InitOptions {
         key,
-        allow_unique_names: true,
         compression: Compression::None,
         ..small()
     }
@@ -168,12 +163,8 @@ fn kill_after_any_operation_leaves_whole_checkpoints_only() {
 }
 
 #[test]
-fn kill_after_any_operation_of_an_encrypted_store_without_conditional_create() {
-    let faults = Faults {
-        ignores_create: true,
-        ..Faults::default()
-    };
-    kill_everywhere(&init(Some(UserKey::generate().unwrap())), &faults, 3);
+fn kill_after_any_operation_of_an_encrypted_store() {
+    kill_everywhere(&init(Some(UserKey::generate().unwrap())), &Faults::default(), 3);
 }
 
 #[test]

@@ -232,63 +232,46 @@ fn stale_listing_hides_checkpoints_and_never_gives_a_number_twice() {
 }
 
 #[test]
+fn server_that_ignores_conditional_creates_is_refused() {
+    let memory = std::sync::Arc::new(crate::objects::Memory::new());
+    memory.set_faults(Faults {
+        ignores_create: true,
+        ..Faults::default()
+    });
+    let made = Store::init(memory, &small(), options(&place().time));
+    assert!(matches!(made, Err(Error::NoConditionalCreate)));
+}
+
+#[test]
 fn two_writers_at_once_get_two_numbers() {
-    for ignores_create in [false, true] {
-        let place = place();
-        if ignores_create {
-            place.memory.set_faults(Faults {
-                ignores_create,
-                ..Faults::default()
-            });
-        }
-        let store = if ignores_create {
-            let memory = std::sync::Arc::new(crate::objects::Memory::new());
-            memory.set_faults(Faults {
-                ignores_create,
-                ..Faults::default()
-            });
-            assert!(matches!(
-                Store::init(memory.clone(), &small(), options(&place.time)),
-                Err(Error::NoConditionalCreate)
-            ));
-            let init = InitOptions {
-                allow_unique_names: true,
-                ..small()
-            };
-            let store = Store::init(memory, &init, options(&place.time)).unwrap();
-            assert!(!store.config().exclusive_create);
-            store
-        } else {
-            place.store.clone()
+    let Place { store, .. } = place();
+    let sequences: Vec<u64> = std::thread::scope(|scope| {
+        let begin = |seed| {
+            let store = store.clone();
+            scope.spawn(move || {
+                let writer = store
+                    .begin(&guest(), None, &[("ram".into(), 4096)], &WriteOptions::default())
+                    .unwrap();
+                writer.put_pages(0, PageIndex::new(0).unwrap(), &contents(seed)).unwrap();
+                writer.put_blob("device-state", &mut &b"device state"[..], 100).unwrap();
+                (writer.commit(Default::default()).unwrap().checkpoint.sequence, seed)
+            })
         };
-        let sequences: Vec<u64> = std::thread::scope(|scope| {
-            let begin = |seed| {
-                let store = store.clone();
-                scope.spawn(move || {
-                    let writer = store
-                        .begin(&guest(), None, &[("ram".into(), 4096)], &WriteOptions::default())
-                        .unwrap();
-                    writer.put_pages(0, PageIndex::new(0).unwrap(), &contents(seed)).unwrap();
-                    writer.put_blob("device-state", &mut &b"device state"[..], 100).unwrap();
-                    (writer.commit(Default::default()).unwrap().checkpoint.sequence, seed)
-                })
-            };
-            let threads: Vec<_> = (1..9).map(begin).collect();
-            let mut sequences = Vec::new();
-            for thread in threads {
-                let (sequence, seed) = thread.join().unwrap();
-                let mut expected = Guest::new(1);
-                expected.pages[0] = seed;
-                assert_is(&store.image(&name(sequence)).unwrap(), &expected);
-                sequences.push(sequence);
-            }
-            sequences
-        });
-        let mut sorted = sequences.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        assert_eq!(sorted.len(), 8, "{sequences:?}");
-    }
+        let threads: Vec<_> = (1..9).map(begin).collect();
+        let mut sequences = Vec::new();
+        for thread in threads {
+            let (sequence, seed) = thread.join().unwrap();
+            let mut expected = Guest::new(1);
+            expected.pages[0] = seed;
+            assert_is(&store.image(&name(sequence)).unwrap(), &expected);
+            sequences.push(sequence);
+        }
+        sequences
+    });
+    let mut sorted = sequences.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), 8, "{sequences:?}");
 }
 
 #[test]

@@ -334,7 +334,6 @@ impl Writer {
         let name = ManifestName {
             checkpoint: manifest.checkpoint.clone(),
             revision: manifest.revision,
-            unique: (!self.base.config.exclusive_create).then_some(self.id),
         };
         let object_name = name.object();
         let object = wrap(
@@ -347,18 +346,8 @@ impl Writer {
             Err(Error::Object {
                 source: ObjectError::AlreadyExists,
                 ..
-            }) => return Ok(false),
-            put => put?,
+            }) => Ok(false),
+            put => put.map(|()| true),
         }
-        if self.base.config.exclusive_create {
-            return Ok(true);
-        }
-        let listing = self.base.listing(&manifest.checkpoint.guest)?;
-        let lowest = listing.manifests.get(&manifest.checkpoint.sequence);
-        if lowest.is_none_or(|lowest| *lowest == name || lowest.revision != name.revision) {
-            return Ok(true);
-        }
-        self.base.delete(&object_name)?;
-        Ok(false)
     }
 }
