@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use vmem::{PAGE_SIZE, PageSet, Snapshot};
 use vmem_cli::Signals;
-use vmem_qemu::{COMMAND_LIMIT, Qmp, guest};
+use vmem_process::Process;
+use vmem_qemu::{COMMAND_LIMIT, GuestMemory, Qmp, guest};
 use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, WriteOptions, Writer};
 
 use crate::cut::{Cut, Limits, cut};
 use crate::error::Error;
 use crate::memory::{Tracked, arm, count};
 use crate::statistics::Made;
-use crate::subject::{Opened, Subject};
+use crate::subject::{Opened, Subject, check_unchanged};
 use crate::write::write;
 use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE};
 
@@ -37,6 +38,8 @@ pub struct Checkpointer {
     guest: GuestName,
     options: Options,
     memories: Vec<Tracked>,
+    /// The QEMU of a guest.
+    qemu: Option<Process>,
     /// The latest checkpoint that was made here: what the log goes on from.
     latest: Option<CheckpointName>,
 }
@@ -54,7 +57,7 @@ impl Checkpointer {
     ///
     /// The memory cannot be found, is not shared, is tracked already, lacks pages; or its name suits no store.
     pub fn begin(subject: Subject, store: Store, options: Options) -> Result<Self, Error> {
-        let Opened { name, memories } = subject.open()?;
+        let Opened { name, qemu, memories } = subject.open()?;
         let guest = match &options.name {
             Some(name) => name.clone(),
             None => name
@@ -67,6 +70,7 @@ impl Checkpointer {
             store,
             guest,
             options,
+            qemu,
             latest: None,
         })
     }
@@ -89,7 +93,9 @@ impl Checkpointer {
     /// Whether the program has ended whose memory this is.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.memories.iter().any(|memory| memory.backend.handle.has_ended())
+        // A guest's memory can be in regions, which no process holds.
+        let has_ended = |qemu: &Process| qemu.wait(Duration::ZERO);
+        self.qemu.as_ref().is_some_and(has_ended) || self.memories.iter().any(|memory| memory.backend.handle.has_ended())
     }
 
     /// Makes a checkpoint. After an error there is none, and the next one has all that this one would have had.
@@ -219,22 +225,16 @@ impl Checkpointer {
     /// Takes the snapshots, and of a guest the device state at the same instant.
     fn take(&mut self, signals: &Signals) -> Result<Taken, Error> {
         let copies = self.options.copies;
-        let Subject::Guest { qmp } = &self.subject else {
+        let (Subject::Guest { qmp: socket }, Some(qemu)) = (&self.subject, &self.qemu) else {
             self.memories.iter_mut().try_for_each(Tracked::prepare)?;
             let snapshots = arm(&self.memories, copies)?;
             return Ok(Taken { snapshots, guest: None });
         };
         // The connection ends with the cut: between checkpoints, others can use QEMU's socket.
-        let mut qmp = Qmp::connect(qmp, COMMAND_LIMIT)?;
-        let found = guest::memory_backends(&mut qmp)?;
-        let is_same = |memory: &Tracked| {
-            found
-                .iter()
-                .any(|found| found.id == memory.backend.id && found.bytes == memory.backend.bytes)
-        };
-        if found.len() != self.memories.len() || !self.memories.iter().all(is_same) {
-            return Err(Error::OtherMemory);
-        }
+        let mut qmp = Qmp::connect(socket, COMMAND_LIMIT)?;
+        guest::memory_backends(&mut qmp)?;
+        let found = GuestMemory::of(&mut qmp)?;
+        check_unchanged(qemu, self.memories.iter().map(|memory| &memory.backend), &found)?;
         let limits = Limits {
             timeout: self.options.timeout,
             device_state: MAX_DEVICE_STATE,
@@ -247,7 +247,11 @@ impl Checkpointer {
             device_state,
             runs,
             pause,
-        } = cut(&mut qmp, limits, signals, prepare, arm)?;
+        } = match cut(qmp, socket, limits, signals, prepare, arm) {
+            // A QEMU that has ended keeps no settings.
+            Err(Error::SettingsKept(_)) if qemu.wait(Duration::ZERO) => return Err(vmem_qemu::Error::Closed.into()),
+            cut => cut?,
+        };
         let guest = Cut {
             armed: (),
             device_state,

@@ -11,12 +11,13 @@
 //! A process of our own that waits for our death and says `cont` would need a monitor of its own, could be killed with us (a control group,
 //! the OOM killer), and could continue a guest that its operator has paused meanwhile.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use vmem_cli::Signals;
 use vmem_qemu::migration::Settings;
-use vmem_qemu::{Event, Qmp, guest, migration, obstacles, stream};
+use vmem_qemu::{COMMAND_LIMIT, Event, Qmp, guest, migration, obstacles, stream};
 
 use crate::error::Error;
 use crate::state_reader::{Progress, StateReader};
@@ -56,7 +57,8 @@ pub struct Cut<T> {
     pub pause: Option<Pause>,
 }
 
-/// Takes the device state, and calls `arm` while the guest stands still for it. `prepare` is called just before, while the guest runs.
+/// Takes the device state, and calls `arm` while the guest stands still for it. `prepare` is called just before, while the guest runs. `socket`
+/// is where `qmp` is connected to.
 ///
 /// Whatever happens, a guest that ran runs again, and a paused one is paused: after an error, a signal or a panic, and after the death of
 /// this process. QEMU's settings are as before, unless this process is killed.
@@ -64,43 +66,71 @@ pub struct Cut<T> {
 /// # Errors
 ///
 /// [`Error::Status`], [`Error::TimedOut`], [`Error::NotSaved`], [`Error::StateTooLong`], a signal, those of the two functions, and those of
-/// QMP. [`Error::NotResumed`] if QEMU does not say that the guest runs again.
+/// QMP. [`Error::NotResumed`] if QEMU does not say that the guest runs again. [`Error::SettingsKept`] if QEMU's settings are not as before.
 pub fn cut<T>(
-    qmp: &mut Qmp,
+    mut qmp: Qmp,
+    socket: &Path,
     limits: Limits,
     signals: &Signals,
     prepare: impl FnOnce() -> Result<(), Error>,
     arm: impl FnOnce() -> Result<T, Error>,
 ) -> Result<Cut<T>, Error> {
-    let status = guest::status(qmp)?;
+    let status = guest::status(&mut qmp)?;
     let runs = match status.as_str() {
         "running" => true,
         "paused" => false,
         _ => return Err(Error::Status(status)),
     };
-    obstacles::check(qmp)?;
-    let settings = Settings::of(qmp, &CAPABILITIES)?;
-    let changed = settings.change(qmp).map_err(Error::from);
-    let cut = changed.and_then(|()| save(qmp, limits, signals, runs, prepare, arm));
-    // Another client may use QEMU's migration next, and with these settings its stream would lack the memory.
-    if let Err(error) = settings.restore(qmp) {
-        tracing::warn!("QEMU keeps the settings of this checkpoint: {}", vmem_cli::chain(&error));
+    obstacles::check(&mut qmp)?;
+    // The settings are another client's, too: all that takes time and needs none of them is done before they change.
+    prepare()?;
+    signals.check()?;
+    let (stream, uri) = stream::open(&mut qmp)?;
+    let reader = StateReader::start(stream, limits.device_state).map_err(Error::Thread)?;
+    let settings = Settings::of(&mut qmp, &CAPABILITIES)?;
+    let cut = match settings.change(&mut qmp) {
+        // QEMU switches on all capabilities or none. Without them, nothing has changed.
+        Err(error) if is_of_capabilities(&error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
+        Ok(()) => save(&mut qmp, reader, &uri, limits, signals, runs, arm),
+    };
+    match restore(qmp, socket, &settings) {
+        Ok(()) => cut,
+        Err(kept) => {
+            if let Err(error) = cut {
+                tracing::error!("the checkpoint is not made: {}", vmem_cli::chain(&error));
+            }
+            Err(kept)
+        }
     }
-    cut
+}
+
+/// Whether QEMU has refused to change its capabilities.
+fn is_of_capabilities(error: &vmem_qemu::Error) -> bool {
+    matches!(error, vmem_qemu::Error::Refused { command, .. } if command == "migrate-set-capabilities")
+}
+
+/// Restores QEMU's settings. Another client may use QEMU's migration next, and with these settings its stream would lack the memory.
+fn restore(mut qmp: Qmp, socket: &Path, settings: &Settings) -> Result<(), Error> {
+    let Err(error) = settings.restore(&mut qmp) else {
+        return Ok(());
+    };
+    tracing::warn!("QEMU's settings are restored once more: {}", vmem_cli::chain(&error));
+    // QEMU serves one connection at a time.
+    drop(qmp);
+    let again = Qmp::connect(socket, COMMAND_LIMIT).and_then(|mut qmp| settings.restore(&mut qmp));
+    again.map_err(Error::SettingsKept)
 }
 
 fn save<T>(
     qmp: &mut Qmp,
+    reader: StateReader,
+    uri: &str,
     limits: Limits,
     signals: &Signals,
     runs: bool,
-    prepare: impl FnOnce() -> Result<(), Error>,
     arm: impl FnOnce() -> Result<T, Error>,
 ) -> Result<Cut<T>, Error> {
-    let (socket, uri) = stream::open(qmp)?;
-    let reader = StateReader::start(socket, limits.device_state).map_err(Error::Thread)?;
-    prepare()?;
-    signals.check()?;
     let mut events = Events::default();
     events.skip(qmp)?;
     match qmp.execute("migrate", json!({"uri": uri})) {
@@ -109,7 +139,7 @@ fn save<T>(
         // A QEMU that does not answer may have begun.
         Err(error) => {
             drop(reader);
-            return Err(resume(qmp, runs).map_or_else(Error::NotResumed, |()| error.into()));
+            return Err(resume(qmp, runs).map_or_else(Error::NotResumed, |_| error.into()));
         }
         Ok(_) => {}
     }
@@ -120,13 +150,16 @@ fn save<T>(
     let armed_at = now();
     let cancelled = qmp.execute("migrate_cancel", json!({}));
     // With the stream closed, QEMU ends a migration that it did not cancel.
-    let device_state = reader.take();
+    let device_state = reader.finish();
     let resumed = resume(qmp, runs);
     if let Err(error) = cancelled {
         tracing::debug!("migrate_cancel: {}", vmem_cli::chain(&error));
     }
-    resumed.map_err(Error::NotResumed)?;
+    // Its operator may have paused or continued it since it was asked first.
+    let runs = resumed.map_err(Error::NotResumed)?;
     let armed = armed?;
+    let device_state = device_state
+        .ok_or_else(|| Error::NotSaved("it went on writing after what looked like the end of the device state".to_owned()))?;
     events.collect(qmp)?;
     Ok(Cut {
         armed,
@@ -148,7 +181,16 @@ fn wait_saved(
     let mut look = Instant::now() + EVENT_INTERVAL;
     loop {
         match reader.wait(POLL_INTERVAL) {
-            Progress::Complete => return Ok(()),
+            // Memory that QEMU sends with the devices is the guest's, and may have bytes that look like the end. QEMU stops the guest before the
+            // real one, and writes nothing after it.
+            Progress::Complete => {
+                let is_stopped = is_stopped(&guest::status(qmp)?);
+                if is_stopped && reader.wait(Duration::ZERO) == Progress::Complete {
+                    return Ok(());
+                }
+                signals.check()?;
+                std::thread::sleep(POLL_INTERVAL);
+            }
             Progress::TooLong => return Err(Error::StateTooLong(crate::MAX_DEVICE_STATE)),
             Progress::Ended => {
                 let reason = migration::status(qmp)?.1;
@@ -171,16 +213,25 @@ fn wait_saved(
     }
 }
 
-/// Waits until QEMU has ended its migration, and the guest runs if it ran.
-fn resume(qmp: &mut Qmp, runs: bool) -> Result<(), vmem_qemu::Error> {
+/// Whether QEMU has stopped the guest for a migration.
+fn is_stopped(status: &str) -> bool {
+    matches!(status, "finish-migrate" | "postmigrate")
+}
+
+/// Waits until QEMU has ended its migration, and the guest runs if it ran. Returns whether it runs.
+fn resume(qmp: &mut Qmp, runs: bool) -> Result<bool, vmem_qemu::Error> {
     migration::cancel(qmp)?;
     let until = Instant::now() + RESUMPTION;
     loop {
         let status = guest::status(qmp)?;
         // QEMU continues the guest by itself, a moment after its migration has ended. A guest that is paused now was paused by somebody
         // else, and one that has ended stays so.
-        if !matches!(status.as_str(), "finish-migrate" | "postmigrate") {
-            return Ok(());
+        match status.as_str() {
+            "running" => return Ok(true),
+            "paused" => return Ok(false),
+            // It has ended since, for example: what counts is how it was.
+            status if !is_stopped(status) => return Ok(runs),
+            _ => {}
         }
         if runs && Instant::now() + RESUMPTION / 2 >= until {
             match qmp.execute("cont", json!({})) {
@@ -188,7 +239,7 @@ fn resume(qmp: &mut Qmp, runs: bool) -> Result<(), vmem_qemu::Error> {
                 _ => {}
             }
         } else if Instant::now() >= until {
-            return Ok(());
+            return Ok(false);
         }
         std::thread::sleep(POLL_INTERVAL);
     }

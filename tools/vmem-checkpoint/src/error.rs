@@ -31,6 +31,14 @@ pub enum Error {
     /// The guest's memory changed since it was opened.
     #[error("the memory of the guest has changed: QEMU has other memory backends now")]
     OtherMemory,
+    /// Another QEMU listens at the socket.
+    #[error("another QEMU (process {found}) answers at the socket; the checkpoints are of process {expected}")]
+    OtherGuest {
+        /// The process whose memory is tracked.
+        expected: i32,
+        /// The process that answers.
+        found: i32,
+    },
     /// A memory is a region that lacks pages.
     #[error("{what}: {pages} pages are absent or unreadable; a checkpoint can be made when all are present")]
     Incomplete {
@@ -51,6 +59,12 @@ pub enum Error {
     /// It is not known whether the guest runs again that ran before.
     #[error("QEMU does not say that the guest runs again; if it stands still, give QEMU the command 'cont'")]
     NotResumed(#[source] vmem_qemu::Error),
+    /// QEMU's settings for the checkpoint could not be taken back. The next migration of another program would lack the memory.
+    #[error(
+        "QEMU keeps the migration settings of this checkpoint: before anything else migrates or saves this guest, switch the capabilities \
+         x-ignore-shared and return-path off, and set max-bandwidth"
+    )]
+    SettingsKept(#[source] vmem_qemu::Error),
     /// The copies of pages that the guest overwrites need more memory than is allowed.
     #[error(
         "the copies of pages that were overwritten before they were stored reached the limit or found no memory: the checkpoint is given up, \

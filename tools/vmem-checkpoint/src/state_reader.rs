@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use vmem_qemu::DeviceState;
@@ -57,6 +57,7 @@ impl Shared {
 pub(crate) struct StateReader {
     socket: UnixStream,
     shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl StateReader {
@@ -64,10 +65,14 @@ impl StateReader {
     pub(crate) fn start(socket: UnixStream, limit: usize) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (from, to) = (socket.try_clone()?, Arc::clone(&shared));
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("device-state".to_owned())
             .spawn(move || read(from, &to, limit))?;
-        Ok(Self { socket, shared })
+        Ok(Self {
+            socket,
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// How far the stream is. Waits up to `limit` for its end.
@@ -78,9 +83,14 @@ impl StateReader {
         stream.progress
     }
 
-    /// What was read.
-    pub(crate) fn take(self) -> Vec<u8> {
-        std::mem::take(&mut self.shared.lock().state).into_bytes()
+    /// Closes the stream, and returns all that QEMU has written into it. `None` if that is not a whole state, or more than that: what looked
+    /// like its end was not.
+    pub(crate) fn finish(mut self) -> Option<Vec<u8>> {
+        // What QEMU has written already is read first.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        self.thread.take()?.join().ok()?;
+        let mut stream = self.shared.lock();
+        (stream.progress == Progress::Complete).then(|| std::mem::take(&mut stream.state).into_bytes())
     }
 }
 
@@ -152,7 +162,16 @@ mod tests {
         drop(qemu);
         thread::sleep(Duration::from_millis(50));
         assert_eq!(reader.wait(Duration::ZERO), Progress::Complete);
-        assert_eq!(reader.take(), END);
+        assert_eq!(reader.finish().expect("all"), END);
+    }
+
+    #[test]
+    fn bytes_after_what_looked_like_the_end_are_not_a_whole_state() {
+        let (mut qemu, reader) = reader(1 << 20);
+        qemu.write_all(END).expect("room");
+        assert_eq!(reader.wait(LONG), Progress::Complete);
+        qemu.write_all(b"more").expect("room");
+        assert_eq!(reader.finish(), None);
     }
 
     #[test]

@@ -65,9 +65,8 @@ impl BackendFile {
     ///
     /// [`Error::OtherFile`], [`Error::File`].
     pub fn check_descriptor(&self, fd: impl AsFd) -> Result<(), Error> {
-        let duplicate = fd.as_fd().try_clone_to_owned().map(File::from);
-        let metadata = duplicate.and_then(|file| file.metadata()).map_err(io_of(self.path.clone()))?;
-        if self.is(&metadata) {
+        let found = identity_of(fd).map_err(io_of(self.path.clone()))?;
+        if found == (self.device, self.inode) {
             Ok(())
         } else {
             Err(Error::OtherFile(self.path.clone()))
@@ -91,6 +90,12 @@ impl BackendFile {
 
 fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> Error {
     |source| Error::File { path, source }
+}
+
+/// What distinguishes the file of this descriptor from all others that exist at the same time.
+pub(crate) fn identity_of(fd: impl AsFd) -> io::Result<(u64, u64)> {
+    let duplicate = File::from(fd.as_fd().try_clone_to_owned()?);
+    Ok(identity(&duplicate.metadata()?))
 }
 
 /// What distinguishes a file from all others that exist at the same time.

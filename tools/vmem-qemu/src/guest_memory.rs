@@ -8,7 +8,7 @@ use std::time::Duration;
 use vmem::{MemoryFile, MemoryHandle, ProcessMemory};
 use vmem_process::Process;
 
-use crate::backend_file::BackendFile;
+use crate::backend_file::{self, BackendFile};
 use crate::connection::{COMMAND_LIMIT, Qmp};
 use crate::error::Error;
 use crate::guest::{self, SharedMemory};
@@ -49,7 +49,12 @@ impl GuestMemory {
         Self::of(&mut Qmp::connect(qmp, COMMAND_LIMIT)?)
     }
 
-    fn of(qmp: &mut Qmp) -> Result<Self, Error> {
+    /// As [`find`](Self::find), of the QEMU at the other end of this connection.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`find`](Self::find).
+    pub fn of(qmp: &mut Qmp) -> Result<Self, Error> {
         let name = guest::name(qmp)?;
         let status = guest::status(qmp)?;
         let shared = guest::all_shared_memory(qmp)?;
@@ -66,6 +71,24 @@ impl GuestMemory {
             process,
             memories,
         })
+    }
+}
+
+impl OpenBackend {
+    /// Whether `other` is the same backend with the same file or region behind it, and not a later one of the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`] if a descriptor cannot be examined.
+    pub fn is_same(&self, other: &Self) -> Result<bool, Error> {
+        let identity = |backend: &Self| {
+            let found = backend_file::identity_of(&backend.handle);
+            found.map_err(|error| Error::Memory {
+                id: backend.id.clone(),
+                source: error.into(),
+            })
+        };
+        Ok(self.id == other.id && self.bytes == other.bytes && identity(self)? == identity(other)?)
     }
 }
 
@@ -163,6 +186,26 @@ mod tests {
         let error = |bytes| chain(&open_memfd(&of(bytes, None), &own).expect_err("refused"));
         assert!(error(81920).contains("several memfds"), "{}", error(81920));
         assert!(error(4096).contains("if it is a proxy"), "{}", error(4096));
+    }
+
+    #[test]
+    fn backend_of_the_same_name_and_size_with_another_file_is_another_one() {
+        let own = i32::try_from(std::process::id()).expect("a number");
+        let backend = |id: &str, file: &std::os::fd::OwnedFd| {
+            let path = PathBuf::from(format!("/proc/{own}/fd/{}", file.as_raw_fd()));
+            let handle = MemoryHandle::open(&path, None).expect("it is open");
+            OpenBackend {
+                id: id.to_owned(),
+                path,
+                bytes: 12288,
+                handle,
+            }
+        };
+        let (one, two) = (memfd(12288), memfd(12288));
+        let ram = backend("ram", &one);
+        assert!(ram.is_same(&backend("ram", &one)).expect("a file"));
+        assert!(!ram.is_same(&backend("ram", &two)).expect("a file"));
+        assert!(!ram.is_same(&backend("ram1", &one)).expect("a file"));
     }
 
     #[test]

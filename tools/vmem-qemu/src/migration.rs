@@ -87,17 +87,19 @@ impl Settings {
         Ok(())
     }
 
-    /// Restores the settings. Another client may use QEMU's migration next, and with these settings its stream would lack the
-    /// memory.
+    /// Restores the settings, each of them also if another one cannot be restored. Another client may use QEMU's migration next, and with these
+    /// capabilities its stream would lack the memory: they come first.
     ///
     /// # Errors
     ///
-    /// Those of [`Qmp::execute`].
+    /// Those of [`Qmp::execute`]; the first one.
     pub fn restore(&self, qmp: &mut Qmp) -> Result<(), Error> {
-        if let Some(bytes) = self.bandwidth {
-            qmp.execute("migrate-set-parameters", json!({"max-bandwidth": bytes}))?;
-        }
-        set(qmp, &self.off, false)
+        let capabilities = set(qmp, &self.off, false);
+        let bandwidth = self.bandwidth.map_or(Ok(()), |bytes| {
+            qmp.execute("migrate-set-parameters", json!({"max-bandwidth": bytes}))
+                .map(drop)
+        });
+        capabilities.and(bandwidth)
     }
 }
 

@@ -16,8 +16,7 @@ const LIMITS: Limits = Limits {
 };
 
 fn cut_of<T>(qemu: &FakeQemu, limits: Limits, arm: impl FnOnce() -> Result<T, Error>) -> Result<Cut<T>, Error> {
-    let mut qmp = qemu.connect();
-    cut(&mut qmp, limits, &Signals::default(), || Ok(()), arm)
+    cut(qemu.connect(), qemu.socket(), limits, &Signals::default(), || Ok(()), arm)
 }
 
 fn armed() -> Result<(), Error> {
@@ -28,13 +27,17 @@ fn armed() -> Result<(), Error> {
 fn snapshot_is_armed_while_the_guest_stands_still_and_the_guest_runs_again() {
     let qemu = FakeQemu::start("running", Habit::default());
     let mut prepared_at = String::new();
-    let mut qmp = qemu.connect();
     let prepare = || {
+        assert_eq!(
+            qemu.capabilities_on(),
+            Vec::<String>::new(),
+            "another client may still use QEMU's migration"
+        );
         prepared_at = qemu.status();
         Ok(())
     };
     let arm = || Ok(qemu.status());
-    let made = cut(&mut qmp, LIMITS, &Signals::default(), prepare, arm).expect("a cut");
+    let made = cut(qemu.connect(), qemu.socket(), LIMITS, &Signals::default(), prepare, arm).expect("a cut");
     assert_eq!((made.armed.as_str(), prepared_at.as_str()), ("finish-migrate", "running"));
     assert_eq!(made.device_state, END);
     assert!(made.runs);
@@ -64,8 +67,9 @@ fn guest_that_its_operator_pauses_meanwhile_stays_paused() {
         qemu.set_before("paused");
         Ok(())
     };
-    cut_of(&qemu, LIMITS, arm).expect("a cut");
+    let made = cut_of(&qemu, LIMITS, arm).expect("a cut");
     assert_eq!(qemu.status(), "paused");
+    assert!(!made.runs, "a restore does not continue it either");
 }
 
 #[test]
@@ -133,7 +137,7 @@ fn signal_ends_a_cut_and_the_guest_runs() {
         std::thread::sleep(Duration::from_millis(100));
         late.raise();
     });
-    let stopped = cut(&mut qemu.connect(), LIMITS, &signals, || Ok(()), armed).expect_err("a signal");
+    let stopped = cut(qemu.connect(), qemu.socket(), LIMITS, &signals, || Ok(()), armed).expect_err("a signal");
     assert!(stopped.is_signal(), "{stopped}");
     assert_eq!(qemu.status(), "running");
     sender.join().expect("no panic");
@@ -175,5 +179,65 @@ fn qemu_that_waits_before_the_switchover_goes_on() {
     let qemu = FakeQemu::start("running", waits);
     let made = cut_of(&qemu, LIMITS, armed).expect("a cut");
     assert_eq!(made.device_state, END);
+    assert_eq!(qemu.status(), "running");
+}
+
+#[test]
+fn capabilities_are_switched_off_also_if_another_setting_cannot_be_restored() {
+    let refuses = Habit {
+        refuses_bandwidth: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", refuses);
+    let failed = cut_of(&qemu, LIMITS, armed);
+    assert!(matches!(failed, Err(Error::SettingsKept(_))), "{failed:?}");
+    assert_eq!(qemu.capabilities_on(), Vec::<String>::new());
+    assert_eq!(qemu.status(), "running");
+}
+
+#[test]
+fn settings_are_restored_over_another_connection_when_the_first_one_is_lost() {
+    let hangs_up = Habit {
+        hangs_up: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", hangs_up);
+    cut_of(&qemu, LIMITS, armed).expect("a cut");
+    assert_eq!(qemu.capabilities_on(), Vec::<String>::new());
+}
+
+#[test]
+fn capabilities_that_qemu_refuses_leave_nothing_to_restore() {
+    let refuses = Habit {
+        refuses_capabilities: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", refuses);
+    let failed = cut_of(&qemu, LIMITS, armed).expect_err("refused");
+    assert!(failed.is_passing() && matches!(failed, Error::Qemu(_)), "{failed:?}");
+}
+
+#[test]
+fn end_of_the_state_counts_only_when_the_guest_is_stopped() {
+    let feigns = Habit {
+        feigns_end: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", feigns);
+    let arm = || Ok(qemu.status());
+    let made = cut_of(&qemu, LIMITS, arm).expect("a cut");
+    assert_eq!(made.armed, "finish-migrate");
+    assert_eq!(made.device_state, [END, END].concat());
+}
+
+#[test]
+fn state_that_goes_on_after_its_end_is_not_saved() {
+    let goes_on = Habit {
+        goes_on: true,
+        ..Habit::default()
+    };
+    let qemu = FakeQemu::start("running", goes_on);
+    let failed = cut_of(&qemu, LIMITS, armed);
+    assert!(matches!(failed, Err(Error::NotSaved(_))), "{failed:?}");
     assert_eq!(qemu.status(), "running");
 }

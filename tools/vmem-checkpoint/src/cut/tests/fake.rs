@@ -24,6 +24,16 @@ pub(super) struct Habit {
     pub(super) refuses: bool,
     /// It waits before the switchover.
     pub(super) waits: bool,
+    /// It refuses bandwidth limits that it had before.
+    pub(super) refuses_bandwidth: bool,
+    /// It refuses to change its capabilities.
+    pub(super) refuses_capabilities: bool,
+    /// It closes the first connection on which a capability is switched off, before it does that.
+    pub(super) hangs_up: bool,
+    /// The guest's memory has the end of a state, which QEMU sends while the guest runs.
+    pub(super) feigns_end: bool,
+    /// It writes more after the end of the state.
+    pub(super) goes_on: bool,
 }
 
 impl Default for Habit {
@@ -32,6 +42,11 @@ impl Default for Habit {
             written: END.len(),
             refuses: false,
             waits: false,
+            refuses_bandwidth: false,
+            refuses_capabilities: false,
+            hangs_up: false,
+            feigns_end: false,
+            goes_on: false,
         }
     }
 }
@@ -47,6 +62,7 @@ struct State {
     /// QEMU's end of the stream.
     stream: Option<UnixStream>,
     out: Option<UnixStream>,
+    has_hung_up: bool,
 }
 
 impl State {
@@ -106,6 +122,10 @@ impl FakeQemu {
         self.state.lock().expect("no panic")
     }
 
+    pub(super) fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
     pub(super) fn connect(&self) -> Qmp {
         Qmp::connect(&self.socket, Duration::from_secs(10)).expect("a QEMU")
     }
@@ -142,6 +162,13 @@ fn serve(client: &UnixStream, state: &Arc<Mutex<State>>, habit: Habit) {
     let (mut text, mut files) = (Vec::new(), Vec::new());
     while let Some(command) = next(client, &mut text, &mut files) {
         let id = command["id"].clone();
+        if habit.hangs_up && command["arguments"]["capabilities"][0]["state"] == json!(false) {
+            let mut state = state.lock().expect("no panic");
+            if !std::mem::replace(&mut state.has_hung_up, true) {
+                let _ = client.shutdown(std::net::Shutdown::Both);
+                return;
+            }
+        }
         let answer = match execute(&command, state, habit, &mut files) {
             Ok(value) => json!({"return": value, "id": id}),
             Err(why) => json!({"error": {"class": "GenericError", "desc": why}, "id": id}),
@@ -190,6 +217,10 @@ fn execute(command: &Value, shared: &Arc<Mutex<State>>, habit: Habit, files: &mu
             .map(|name| json!({"capability": name, "state": true}))
             .collect(),
         "query-migrate-parameters" => json!({"max-bandwidth": 7, "mode": "normal"}),
+        "migrate-set-parameters" if habit.refuses_bandwidth && command["arguments"]["max-bandwidth"] == json!(7) => {
+            return Err("no limit");
+        }
+        "migrate-set-capabilities" if habit.refuses_capabilities => return Err("a migration is on"),
         "migrate-set-capabilities" => {
             for one in command["arguments"]["capabilities"].as_array().into_iter().flatten() {
                 let name = one["capability"].as_str().unwrap_or_default().to_owned();
@@ -209,6 +240,18 @@ fn execute(command: &Value, shared: &Arc<Mutex<State>>, habit: Habit, files: &mu
             state.stream = files.pop().map(UnixStream::from);
             state.migration = "active".to_owned();
             state.before = state.status.clone();
+            if let (true, Some(mut stream)) = (habit.feigns_end, state.stream.as_ref()) {
+                let _ = stream.write_all(END);
+                let shared = Arc::clone(shared);
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(100));
+                    let mut state = shared.lock().expect("no panic");
+                    if state.migration == "active" {
+                        switch_over(&mut state, &shared, habit);
+                    }
+                });
+                return Ok(json!({}));
+            }
             match habit.waits {
                 true => state.emit("MIGRATION", &json!({"status": "pre-switchover"})),
                 false => switch_over(&mut state, shared, habit),
@@ -220,6 +263,9 @@ fn execute(command: &Value, shared: &Arc<Mutex<State>>, habit: Habit, files: &mu
             json!({})
         }
         "migrate_cancel" => {
+            if let (true, Some(mut stream)) = (habit.goes_on, state.stream.as_ref()) {
+                let _ = stream.write_all(b"more");
+            }
             state.end_migration("cancelled");
             json!({})
         }
