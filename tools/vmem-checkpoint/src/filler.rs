@@ -43,6 +43,8 @@ pub(crate) enum News {
     Event(Event),
     /// vmemd has ended, and another one is started.
     Restarted(String),
+    /// vmemd has ended, and another one cannot be started yet.
+    NotRestarted(String),
     /// All pages are present.
     Complete,
     /// The pages will not all be present.
@@ -108,8 +110,14 @@ impl Filler {
                     // The store is away, or vmemd was killed. The guest waits for its pages, for as long as it takes.
                     _ => {
                         thread::sleep(PAUSE);
-                        (self.child, self.process, self.events) = spawn(&self.command, true)?;
-                        Ok(Some(News::Restarted(why)))
+                        match spawn(&self.command, true) {
+                            Ok(next) => {
+                                (self.child, self.process, self.events) = next;
+                                Ok(Some(News::Restarted(why)))
+                            }
+                            // Memory or processes may be short for a while. The next call comes here again.
+                            Err(error) => Ok(Some(News::NotRestarted(format!("{why}; {}", vmem_cli::chain(&error))))),
+                        }
                     }
                 }
             }
@@ -165,14 +173,18 @@ fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Ev
     }
 }
 
-/// The next event of vmemd. `None` at the end, or if what it says is not understood.
+/// The next event of vmemd; what else it says is skipped. `None` at the end.
 fn next(lines: &mut BufReader<ChildStdout>) -> Option<Event> {
     let mut line = Vec::new();
     loop {
+        line.clear();
         match lines.take(LONGEST).read_until(b'\n', &mut line) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return None,
-            Ok(_) => return serde_json::from_slice(&line).ok(),
+            Ok(_) => match serde_json::from_slice(&line) {
+                Ok(event) => return Some(event),
+                Err(error) => tracing::warn!("vmemd has sent a line that is no event: {error}"),
+            },
         }
     }
 }
@@ -214,7 +226,7 @@ mod tests {
                     seen.push("restarted");
                 }
                 News::Complete => break,
-                News::Failed(why) => panic!("{why}"),
+                News::Failed(why) | News::NotRestarted(why) => panic!("{why}"),
             }
         }
         assert_eq!(seen, ["event", "restarted", "event"]);
@@ -233,6 +245,32 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn vmemd_that_cannot_be_started_again_yet_is_tried_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // The program is away when it ends.
+        let mut filler = filler(&directory, &format!("{READY}\nmv vmemd away\nexit 2"));
+        assert!(matches!(filler.news(LONG).expect("news"), Some(News::Event(_))));
+        match filler.news(LONG).expect("no error") {
+            Some(News::NotRestarted(why)) => assert!(why.contains("exit status: 2") && why.contains("cannot start"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        std::fs::rename(directory.path().join("away"), directory.path().join("vmemd")).expect("a script");
+        assert!(matches!(filler.news(LONG).expect("news"), Some(News::Restarted(_))));
+        filler.stop();
+    }
+
+    #[test]
+    fn line_that_is_no_event_is_skipped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut filler = filler(&directory, &format!("echo not an event\n{READY}\nexec sleep 1000"));
+        assert!(matches!(
+            filler.news(LONG).expect("news"),
+            Some(News::Event(Event::Ready { .. }))
+        ));
+        filler.stop();
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn load(qmp: &mut Qmp, state: Vec<u8>, runs: bool, signals: &Signals, is_wan
     qmp.execute("migrate-incoming", json!({"uri": uri}))?;
     wait_loaded(qmp, signals, is_wanted)?;
     // A guest that is saved or moved next would otherwise lack its memory in the stream.
-    settings.restore(qmp)?;
+    patiently(signals, is_wanted, || settings.restore(qmp))?;
     if runs {
         patiently(signals, is_wanted, || qmp.execute("cont", json!({})).map(drop))?;
     }

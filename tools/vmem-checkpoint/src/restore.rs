@@ -185,7 +185,7 @@ fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
         signals.check()?;
         match filler.news(POLL_INTERVAL)? {
             Some(News::Event(Event::Ready { .. }) | News::Complete) => return Ok(()),
-            Some(News::Failed(why) | News::Restarted(why)) => return Err(Error::other(why)),
+            Some(News::Failed(why) | News::Restarted(why) | News::NotRestarted(why)) => return Err(Error::other(why)),
             Some(News::Event(_)) | None => {}
         }
         if Instant::now() >= until {
@@ -269,6 +269,7 @@ fn watch(mut filler: Filler, qemu: Option<&Process>, signals: &Signals, report: 
         match filler.news(POLL_INTERVAL)? {
             Some(News::Event(event)) => report(Step::Pages(&event)),
             Some(News::Restarted(why)) => report(Step::Note(&format!("{why}; another one goes on"))),
+            Some(News::NotRestarted(why)) => report(Step::Note(&format!("{why}; it is tried again"))),
             Some(News::Complete) => return Ok(()),
             Some(News::Failed(why)) => return Err(Error::other(why)),
             None => {}
