@@ -77,6 +77,9 @@ pub enum Error {
     /// The checkpoint is protected.
     #[error("checkpoint {0} is protected: unprotect it first")]
     Protected(CheckpointName),
+    /// A reader has a lease on the checkpoint.
+    #[error("checkpoint {0} is being read, by a restore for example: remove it when that has ended")]
+    BeingRead(CheckpointName),
     /// Pages that the backend does not have, or bytes that are not whole pages.
     #[error("backend {backend}: {what}")]
     Range {

@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::encoding::Malformed;
 use crate::error::{Error, PageError};
 use crate::leaf::{Entry, LEAF_PAGES, Leaf};
-use crate::lease::Lease;
+use crate::lease::{Lease, Purpose};
 use crate::manifest::{Backend, Manifest};
 use crate::names::{PACKS, PackId, WriterId};
 use crate::objects::Part;
@@ -111,7 +111,7 @@ impl Image {
 
     /// The image, protected from garbage collection for as long as it exists.
     pub(crate) fn held(base: Arc<Base>, manifest: Manifest, holder: &str) -> Result<Self, Error> {
-        let lease = Lease::take(&base, WriterId::new()?, holder, &[&manifest])?;
+        let lease = Lease::take(&base, WriterId::new()?, holder, Purpose::Read, &[&manifest])?;
         let mut image = Self::new(base, manifest);
         image.lease = Some(lease);
         Ok(image)

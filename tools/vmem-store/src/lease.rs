@@ -4,6 +4,7 @@
 //! A lease is an object that its holder renews, with copies of the manifests that it protects (*pins*), so that what they refer to stays
 //! when the checkpoints themselves are removed.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use crate::base::Base;
 use crate::envelope::{Kind, Seal, unwrap, wrap};
 use crate::error::Error;
 use crate::manifest::Manifest;
-use crate::names::{LEASES, WriterId};
+use crate::names::{CheckpointName, LEASES, WriterId};
 use crate::objects::{Part, Put};
 
 /// What a lease says.
@@ -26,6 +27,18 @@ pub(crate) struct LeaseBody {
     pub(crate) holder: String,
     /// When it ends, in milliseconds since 1970.
     pub(crate) expires: u64,
+    /// Whether its holder reads the checkpoint that it pins, and may have to open it again under its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reads: bool,
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To write, from what is pinned on.
+    Write,
+    /// To read what is pinned.
+    Read,
 }
 
 pub(crate) fn lease_name(id: WriterId) -> String {
@@ -49,8 +62,12 @@ struct Shared {
     base: Arc<Base>,
     id: WriterId,
     holder: String,
+    reads: bool,
     /// When it was last renewed.
     renewed: AtomicU64,
+    /// For how many milliseconds it was once not renewed, if that was longer than it lasts: this program stood still, for example. What it
+    /// protected may be gone since, so that a later renewal does not help. 0 otherwise.
+    lapsed: AtomicU64,
     ended: Mutex<bool>,
     end: Condvar,
 }
@@ -60,15 +77,26 @@ impl Shared {
         let name = lease_name(self.id);
         // Taken before the write: the lease must not end for others before it ends for its holder.
         let now = self.base.now();
+        self.note_lapse(now);
         let body = LeaseBody {
             holder: self.holder.clone(),
             expires: now + self.base.lease_time,
+            reads: self.reads,
         };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let object = wrap(Kind::Lease, &name, &body, &Seal::Store(&self.base.crypto))?;
         self.base.put(&name, &object, Put::Replace)?;
         self.renewed.store(now, Ordering::Release);
         Ok(())
+    }
+
+    /// Notes for good if the lease has ended for others by now.
+    fn note_lapse(&self, now: u64) {
+        let renewed = self.renewed.load(Ordering::Acquire);
+        let passed = now.saturating_sub(renewed);
+        if renewed != 0 && passed > self.base.lease_time {
+            self.lapsed.fetch_max(passed, Ordering::AcqRel);
+        }
     }
 
     fn keep(&self) {
@@ -102,12 +130,20 @@ impl std::fmt::Debug for Lease {
 
 impl Lease {
     /// Takes a lease on what these checkpoints refer to, and makes sure that it came in time.
-    pub(crate) fn take(base: &Arc<Base>, id: WriterId, holder: &str, pinned: &[&Manifest]) -> Result<Self, Error> {
+    pub(crate) fn take(
+        base: &Arc<Base>,
+        id: WriterId,
+        holder: &str,
+        purpose: Purpose,
+        pinned: &[&Manifest],
+    ) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             base: base.clone(),
             id,
             holder: holder.to_owned(),
+            reads: purpose == Purpose::Read,
             renewed: AtomicU64::new(0),
+            lapsed: AtomicU64::new(0),
             ended: Mutex::new(false),
             end: Condvar::new(),
         });
@@ -142,15 +178,11 @@ impl Lease {
 
     /// Whether it protects still what it protected.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let passed = self
-            .shared
-            .base
-            .now()
-            .saturating_sub(self.shared.renewed.load(Ordering::Acquire));
-        if passed > self.shared.base.lease_time {
-            return Err(Error::LeaseLost(passed / 1000));
+        self.shared.note_lapse(self.shared.base.now());
+        match self.shared.lapsed.load(Ordering::Acquire) {
+            0 => Ok(()),
+            passed => Err(Error::LeaseLost(passed / 1000)),
         }
-        Ok(())
     }
 }
 
@@ -178,6 +210,8 @@ pub(crate) struct Leases {
     pub(crate) holders: Vec<WriterId>,
     /// The manifests that they pin.
     pub(crate) pinned: Vec<Manifest>,
+    /// The checkpoints that readers have pinned.
+    pub(crate) read: BTreeSet<CheckpointName>,
     /// Objects of leases that have ended long ago.
     pub(crate) ended: Vec<String>,
 }
@@ -192,8 +226,10 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
     let mut leases = Leases {
         holders: Vec::new(),
         pinned: Vec::new(),
+        read: BTreeSet::new(),
         ended: Vec::new(),
     };
+    let mut readers = Vec::new();
     for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| !is_pin) {
         let body = match base.get(name, Part::All(Kind::Lease.limit())) {
             Err(error) if error.is_not_found() => continue,
@@ -205,6 +241,7 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
             leases.ended.push(name.clone());
         } else {
             leases.holders.push(*id);
+            readers.extend(body.reads.then_some(*id));
         }
     }
     for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| *is_pin) {
@@ -217,7 +254,40 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
             Err(error) if error.is_not_found() => continue,
             body => unwrap(Kind::Manifest, name, &body?.bytes, &Seal::Store(&base.crypto))?,
         };
-        leases.pinned.push(Manifest::decode(name, &body, &base.crypto)?);
+        let manifest = Manifest::decode(name, &body, &base.crypto)?;
+        if readers.contains(id) {
+            leases.read.insert(manifest.checkpoint.clone());
+        }
+        leases.pinned.push(manifest);
     }
     Ok(leases)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::objects::Memory;
+    use crate::{InitOptions, OpenOptions, Store};
+
+    #[test]
+    fn lease_that_lapsed_is_lost_also_after_it_is_renewed() {
+        let time = Arc::new(AtomicU64::new(1_700_000_000_000));
+        let clock = time.clone();
+        let options = OpenOptions {
+            clock: Arc::new(move || clock.load(Ordering::SeqCst)),
+            ..OpenOptions::default()
+        };
+        let store = Store::init(Arc::new(Memory::new()), &InitOptions::default(), options).unwrap();
+        let lease = Lease::take(&store.base, WriterId::new().unwrap(), "test", Purpose::Write, &[]).unwrap();
+        time.fetch_add(store.base.lease_time, Ordering::SeqCst);
+        lease.shared.renew().unwrap();
+        lease.check().unwrap();
+        // The program stands still, and its keeper is the first to run again.
+        time.fetch_add(store.base.lease_time + 5000, Ordering::SeqCst);
+        lease.shared.renew().unwrap();
+        assert!(matches!(lease.check(), Err(Error::LeaseLost(305))));
+        lease.shared.renew().unwrap();
+        assert!(matches!(lease.check(), Err(Error::LeaseLost(305))));
+    }
 }

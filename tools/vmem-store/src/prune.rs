@@ -2,6 +2,7 @@
 //! Removes the checkpoints that a policy does not keep.
 
 use crate::error::Error;
+use crate::lease;
 use crate::names::{CheckpointName, GuestName};
 use crate::retention::{Decision, Item, Policy};
 use crate::store::Store;
@@ -14,6 +15,7 @@ impl Store {
     ///
     /// [`Error::Policy`] if the policy has no rule; and those of the store: then some may have been removed already.
     pub fn prune(&self, guest: &GuestName, policy: &Policy, dry_run: bool) -> Result<Vec<Decision>, Error> {
+        let read = lease::read(&self.base)?.read;
         let listing = self.base.listing(guest)?;
         let mut items = Vec::with_capacity(listing.manifests.len());
         for (sequence, name) in &listing.manifests {
@@ -27,6 +29,7 @@ impl Store {
                 created: manifest.created,
                 tags: manifest.tags,
                 protected: listing.protected.contains(sequence),
+                read: read.contains(&name.checkpoint),
             });
         }
         let decisions = policy.decide(&items)?;
@@ -36,7 +39,7 @@ impl Store {
                     guest: guest.clone(),
                     sequence: decision.sequence,
                 };
-                match self.remove(&checkpoint) {
+                match self.remove_unless_read(&checkpoint, &read) {
                     // Protected since it was listed, or removed by somebody else.
                     Ok(()) | Err(Error::Protected(_) | Error::NoCheckpoint(_)) => {}
                     Err(error) => return Err(error),

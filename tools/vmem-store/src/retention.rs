@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// What is to be kept. A checkpoint is kept if one rule wants it. Times are in UTC, and weeks begin on Monday.
+/// What is to be kept. A checkpoint is kept if one rule wants it, and the newest one (that with the highest number) always. Times are in UTC, and
+/// weeks begin on Monday.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// The newest so many.
+    /// The newest so many, by their numbers.
     pub last: u32,
     /// Of each of the newest so many hours that have any, the newest.
     pub hourly: u32,
@@ -38,7 +39,12 @@ pub struct Item {
     pub tags: BTreeSet<String>,
     /// Whether it is protected.
     pub protected: bool,
+    /// Whether a reader has a lease on it: it is being restored.
+    pub read: bool,
 }
+
+/// The reason of a checkpoint that a reader has a lease on.
+pub(crate) const READ: &str = "being read";
 
 /// What becomes of a checkpoint, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +98,12 @@ impl Policy {
                 reasons: Vec::new(),
             })
             .collect();
-        for (decision, _) in decisions.iter_mut().zip(0..self.last) {
+        // Numbers only grow, and the clock may have been set back: a new checkpoint is not older than those before it.
+        let mut numbers: Vec<u64> = items.iter().map(|item| item.sequence).collect();
+        numbers.sort_unstable_by_key(|sequence| std::cmp::Reverse(*sequence));
+        let highest = numbers.first().copied();
+        numbers.truncate(self.last as usize);
+        for decision in decisions.iter_mut().filter(|decision| numbers.contains(&decision.sequence)) {
             decision.reasons.push("last".to_owned());
         }
         type Bucket = fn(u64) -> u64;
@@ -130,7 +141,15 @@ impl Policy {
             if item.protected {
                 decision.reasons.push("protected".to_owned());
             }
+            if item.read {
+                decision.reasons.push(READ.to_owned());
+            }
+            // The next checkpoint goes on from it.
+            if highest == Some(item.sequence) && decision.reasons.is_empty() {
+                decision.reasons.push("newest".to_owned());
+            }
         }
+        decisions.sort_unstable_by_key(|decision| std::cmp::Reverse(decision.sequence));
         Ok(decisions)
     }
 }
@@ -146,6 +165,7 @@ mod tests {
             created: hours * 3_600_000,
             tags: BTreeSet::new(),
             protected: false,
+            read: false,
         }
     }
 
@@ -219,6 +239,33 @@ mod tests {
             .collect();
         let expected = [(4, "last"), (3, ""), (2, "protected"), (1, "tag release")];
         assert_eq!(reasons, expected.map(|(sequence, why)| (sequence, why.to_owned())));
+    }
+
+    #[test]
+    fn new_checkpoints_are_kept_after_the_clock_was_set_back() {
+        let mut items: Vec<Item> = (1..=20).map(|at| item(at, 100 + at)).collect();
+        items.push(item(21, 50));
+        let last = Policy {
+            last: 3,
+            ..Policy::default()
+        };
+        assert_eq!(kept(&last, &items), [19, 20, 21]);
+        let within = Policy {
+            within: Some(Duration::ZERO),
+            ..Policy::default()
+        };
+        assert_eq!(kept(&within, &items), [20, 21], "the newest is kept without a rule");
+    }
+
+    #[test]
+    fn checkpoint_that_is_being_read_is_kept() {
+        let mut items = vec![item(1, 0), item(2, 1), item(3, 2)];
+        items[0].read = true;
+        let last = Policy {
+            last: 1,
+            ..Policy::default()
+        };
+        assert_eq!(kept(&last, &items), [1, 3]);
     }
 
     #[test]

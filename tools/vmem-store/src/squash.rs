@@ -9,6 +9,7 @@ use vmem_pages::PAGE_SIZE;
 use crate::error::{Error, PageError};
 use crate::image::Touch;
 use crate::leaf::Entry;
+use crate::lease;
 use crate::names::{CheckpointName, GuestName};
 use crate::store::Store;
 use crate::writer::{CommitOptions, WriteOptions, Writer};
@@ -33,7 +34,7 @@ pub struct SquashOptions {
 pub struct SquashReport {
     /// The checkpoints that were removed.
     pub removed: Vec<u64>,
-    /// Those that stay because they are protected.
+    /// Those that stay because they are protected, or being read.
     pub protected: Vec<u64>,
     /// Pages that were stored again.
     pub rewritten: u64,
@@ -54,12 +55,14 @@ impl Store {
             guest: guest.clone(),
             sequence,
         };
+        let read = lease::read(&self.base)?.read;
         let listing = self.base.listing(guest)?;
         if !listing.manifests.contains_key(&to) {
             return Err(Error::NoCheckpoint(name(to)));
         }
         let between = listing.manifests.range(from..to).map(|(sequence, _)| *sequence);
-        let (protected, removed) = between.partition(|sequence| listing.protected.contains(sequence));
+        let (protected, removed) =
+            between.partition(|sequence| listing.protected.contains(sequence) || read.contains(&name(*sequence)));
         let mut report = SquashReport {
             removed,
             protected,
@@ -70,7 +73,7 @@ impl Store {
         }
         if !options.dry_run {
             for sequence in &report.removed {
-                match self.remove(&name(*sequence)) {
+                match self.remove_unless_read(&name(*sequence), &read) {
                     Ok(()) | Err(Error::NoCheckpoint(_)) => {}
                     Err(error) => return Err(error),
                 }

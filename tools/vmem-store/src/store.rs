@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Stores: made, opened, and what is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use crate::envelope::{Kind, Seal, unwrap, wrap};
 use crate::error::Error;
 use crate::image::Image;
 use crate::keys::{self, UserKey};
+use crate::lease;
 use crate::manifest::Manifest;
 use crate::names::{CONFIG, CheckpointName, GuestName, WriterId, protection, used};
 use crate::objects::{ObjectError, Objects, Part, Put, Retry, Retrying, creates_exclusively};
@@ -300,7 +301,17 @@ impl Store {
     }
 
     /// Removes a checkpoint. What it alone refers to, the garbage collection takes later.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCheckpoint`], [`Error::Protected`]; [`Error::BeingRead`] if a reader has a lease on it: the reader may have to open the checkpoint
+    /// again, under its name.
     pub fn remove(&self, checkpoint: &CheckpointName) -> Result<(), Error> {
+        self.remove_unless_read(checkpoint, &lease::read(&self.base)?.read)
+    }
+
+    /// As [`remove`](Self::remove), with the checkpoints that are being read.
+    pub(crate) fn remove_unless_read(&self, checkpoint: &CheckpointName, read: &BTreeSet<CheckpointName>) -> Result<(), Error> {
         let listing = self.base.listing(&checkpoint.guest)?;
         let sequence = checkpoint.sequence;
         let Some(name) = listing.manifests.get(&sequence) else {
@@ -308,6 +319,9 @@ impl Store {
         };
         if listing.protected.contains(&sequence) {
             return Err(Error::Protected(checkpoint.clone()));
+        }
+        if read.contains(checkpoint) {
+            return Err(Error::BeingRead(checkpoint.clone()));
         }
         // Its number must not be used again: the name of a checkpoint means one thing for ever.
         if listing.next() == sequence + 1 {

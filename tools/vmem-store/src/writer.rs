@@ -18,7 +18,7 @@ use crate::crypto::Hash16;
 use crate::error::Error;
 use crate::image::Image;
 use crate::leaf::Entry;
-use crate::lease::Lease;
+use crate::lease::{Lease, Purpose};
 use crate::manifest::{BackendKind, MAX_TEXT, Manifest, Statistics};
 use crate::names::{CheckpointName, GuestName, WriterId};
 use crate::pack::Origin;
@@ -191,6 +191,7 @@ impl Writer {
             base,
             id,
             &options.holder,
+            Purpose::Write,
             &parent.as_ref().map_or(vec![], |parent| vec![parent]),
         )?;
         let parent = parent.map(|manifest| Image::new(base.clone(), manifest));

@@ -79,11 +79,12 @@ fn live(store: &Store, time: &Time, expected: &mut Expected) -> Result<(), Error
     store.gc(&now())?;
     add(store, expected, 7)?;
     let image = store.hold(&name(6), "a restore")?;
+    assert!(store.remove(&name(6)).is_err(), "it is being read");
+    store.gc(&now())?;
+    drop(image);
     expected.must.remove(&6);
     store.remove(&name(6))?;
     expected.guests.remove(&6);
-    store.gc(&now())?;
-    drop(image);
     store.gc(&now())?;
     Ok(())
 }

@@ -108,12 +108,21 @@ fn pruned_store_is_about_as_large_as_what_it_holds() {
 }
 
 #[test]
-fn reader_with_lease_reads_on_after_its_checkpoint_is_gone() {
+fn reader_with_lease_keeps_its_checkpoint() {
     let place = place();
     let all = history(&place, 5);
     let held = place.store.hold(&name(2), "a restore").unwrap();
     let brief = place.store.image(&name(3)).unwrap();
-    (1..5).for_each(|sequence| place.store.remove(&name(sequence)).unwrap());
+    assert!(matches!(place.store.remove(&name(2)), Err(Error::BeingRead(checkpoint)) if checkpoint == name(2)));
+    let policy = Policy {
+        last: 1,
+        ..Policy::default()
+    };
+    let decisions = place.store.prune(&guest(), &policy, false).unwrap();
+    let kept: Vec<u64> = decisions.iter().filter(|one| one.is_kept()).map(|one| one.sequence).collect();
+    assert_eq!(kept, [5, 2]);
+    // A reader that starts again finds it.
+    assert_is(&place.store.hold(&name(2), "a restore").unwrap(), &all[&2]);
     place.store.gc(&now()).unwrap();
     place.store.gc(&now()).unwrap();
     assert_is(&held, &all[&2]);
@@ -123,6 +132,7 @@ fn reader_with_lease_reads_on_after_its_checkpoint_is_gone() {
         .count();
     assert!(gone > 0, "the checkpoint without a lease is gone");
     drop(held);
+    place.store.remove(&name(2)).unwrap();
     let report = place.store.gc(&now()).unwrap();
     assert!(report.deleted > 0 || report.trimmed > 0);
     assert_all(&place.store, &all, [5]);
@@ -214,6 +224,7 @@ fn second_collection_is_refused_until_the_first_has_been_killed_for_long() {
     let body = crate::lease::LeaseBody {
         holder: "other".to_owned(),
         expires: place.store.base.now() + 1000,
+        reads: false,
     };
     let seal = crate::envelope::Seal::Store(&place.store.base.crypto);
     let object = crate::envelope::wrap(
@@ -272,10 +283,12 @@ fn squash_by_access_makes_the_working_set_sequential_and_gives_hot_pages_back() 
         ..SquashOptions::default()
     };
     let report = place.store.squash(&guest(), 1, 30, &squash).unwrap();
-    assert_eq!((report.removed.len(), report.damaged), (29, 0));
+    assert_eq!((report.removed.len(), report.damaged), (28, 0));
+    assert_eq!(report.protected, [12]);
     place.store.gc(&now()).unwrap();
     assert_is(&held, &all[&12]);
     drop(held);
+    place.store.remove(&name(12)).unwrap();
     place.store.gc(&now()).unwrap();
     let image = place.store.image(&name(30)).unwrap();
     assert_is(&image, &all[&30]);
