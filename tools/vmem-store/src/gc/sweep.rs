@@ -41,17 +41,19 @@ fn garbage(marked: &Marked) -> BTreeMap<String, u64> {
 fn useless(base: &Base, marked: &Marked) -> Result<Vec<String>, Error> {
     let replaced = marked.guests.values().flat_map(|listing| &listing.replaced);
     let mut useless: Vec<String> = replaced.map(names::ManifestName::object).collect();
+    // The markers and orders first: whose checkpoint is not there after them has none. `marked` is too old for that.
+    let markers = base.list(CHECKPOINTS)?;
+    let orders = base.list(ORDERS)?;
+    let guests = base.catalog(None)?;
     let exists = |name: &CheckpointName| {
-        marked
-            .guests
+        guests
             .get(&name.guest)
             .is_some_and(|listing| listing.manifests.contains_key(&name.sequence))
     };
-    for meta in base.list(CHECKPOINTS)? {
+    for meta in markers {
         let used = parse_marker(&meta.name, ".used");
         let is_old = |name: CheckpointName| {
-            marked
-                .guests
+            guests
                 .get(&name.guest)
                 .is_some_and(|listing| name.sequence + 1 < listing.next())
         };
@@ -60,7 +62,7 @@ fn useless(base: &Base, marked: &Marked) -> Result<Vec<String>, Error> {
             useless.push(meta.name);
         }
     }
-    for meta in base.list(ORDERS)? {
+    for meta in orders {
         if order::parse(&meta.name).is_some_and(|name| !exists(&name)) {
             useless.push(meta.name);
         }
@@ -152,4 +154,30 @@ pub(super) fn sweep(base: &Base, options: &GcOptions, marked: &Marked, report: &
         name: "unfinished files".to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::mark::mark;
+    use super::*;
+    use crate::objects::Memory;
+    use crate::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
+
+    #[test]
+    fn protection_of_a_checkpoint_that_came_after_the_marking_stays() {
+        let store = Store::init(Arc::new(Memory::new()), &InitOptions::default(), OpenOptions::default()).unwrap();
+        let marked = mark(&store.base).unwrap();
+        let guest = "guest0".parse().unwrap();
+        let writer = store
+            .begin(&guest, None, &[("ram".to_owned(), 4096)], &WriteOptions::default())
+            .unwrap();
+        writer.put_zero(0, vmem_pages::PageRange::from_pgoff(0, 1).unwrap()).unwrap();
+        let checkpoint = writer.commit(CommitOptions::default()).unwrap().checkpoint;
+        store.protect(&checkpoint, true).unwrap();
+        sweep(&store.base, &GcOptions::default(), &marked, &mut GcReport::default()).unwrap();
+        assert!(matches!(store.remove(&checkpoint), Err(Error::Protected(_))));
+    }
 }
