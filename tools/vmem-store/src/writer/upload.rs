@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::base::Base;
 use crate::error::Error;
-use crate::objects::Put;
+use crate::objects::{ObjectError, Put};
 
 /// An object: its name and its bytes.
 type Named = (String, Vec<u8>);
@@ -66,7 +66,15 @@ impl Uploader {
     pub(super) fn finish(&self) -> Result<(), Error> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
-            let _ = thread.join();
+            // What it had taken is not in the store.
+            if thread.join().is_err() {
+                let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+                results.failed.get_or_insert_with(|| Error::Object {
+                    action: "write",
+                    name: "packs".to_owned(),
+                    source: ObjectError::other("a thread that uploads them has panicked"),
+                });
+            }
         }
         self.results
             .lock()
@@ -102,5 +110,50 @@ fn upload(base: &Base, receiver: &Mutex<Receiver<Named>>, results: &Mutex<Result
                 .failed
                 .get_or_insert(error);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::objects::{Fetched, Memory, ObjectMeta, Objects, Part};
+    use crate::{InitOptions, OpenOptions, Store};
+
+    /// Panics when a pack is written.
+    #[derive(Debug)]
+    struct Panics(Memory);
+
+    impl Objects for Panics {
+        fn put(&self, name: &str, bytes: &[u8], put: Put) -> Result<(), ObjectError> {
+            assert!(!name.starts_with("packs/"), "on purpose");
+            self.0.put(name, bytes, put)
+        }
+
+        fn get(&self, name: &str, part: Part) -> Result<Fetched, ObjectError> {
+            self.0.get(name, part)
+        }
+
+        fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
+            self.0.list(prefix)
+        }
+
+        fn delete(&self, name: &str) -> Result<(), ObjectError> {
+            self.0.delete(name)
+        }
+    }
+
+    #[test]
+    fn pack_whose_thread_panics_is_an_error() {
+        let objects = Arc::new(Panics(Memory::new()));
+        let store = Store::init(objects, &InitOptions::default(), OpenOptions::default()).unwrap();
+        let uploader = Uploader::new(&store.base, 2).unwrap();
+        uploader.send("packs/one".to_owned(), vec![1]).unwrap();
+        let failed = uploader.finish();
+        assert!(
+            failed.as_ref().is_err_and(|error| error.to_string().contains("panicked")),
+            "{failed:?}"
+        );
+        assert!(uploader.finish().is_err());
     }
 }
