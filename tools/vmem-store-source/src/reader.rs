@@ -84,12 +84,20 @@ impl Shared {
             let room = spare
                 .first_chunk_mut::<PAGE_SIZE>()
                 .ok_or_else(|| Error::InvalidFetch(format!("{pages} at once")))?;
-            match self.image.read_page(backend, page, room) {
+            let read = match self.image.read_page(backend, page, room) {
+                Ok(()) => Ok(()),
+                Err(PageError::Away(error)) => return Err(Error::Io(io::Error::other(error))),
+                Err(_) => {
+                    // All objects of a directory that is not mounted are missing. It may have been mounted since: only what is read while the store
+                    // is there says something about the page.
+                    (self.is_there)().map_err(|error| Error::Io(io::Error::other(error)))?;
+                    self.image.read_page(backend, page, room)
+                }
+            };
+            match read {
                 Ok(()) => chunk.commit(page.into()),
                 Err(PageError::Away(error)) => return Err(Error::Io(io::Error::other(error))),
                 Err(error) => {
-                    // All objects of a directory that is not mounted are missing.
-                    (self.is_there)().map_err(|error| Error::Io(io::Error::other(error)))?;
                     // The other pages of this piece can be had. This one is never zeros.
                     chunk.push_unreadable(page.into());
                     warn(export, page.get(), &error);

@@ -145,6 +145,32 @@ fn store_that_is_away_is_a_transient_error_and_comes_back() {
 }
 
 #[test]
+fn page_that_was_missing_while_the_store_was_away_is_read_again() {
+    let (directory, address) = store();
+    let (path, away) = (directory.path().join("store"), directory.path().join("away"));
+    let store = address.store.open().expect("a store");
+    let checkpoint = address.checkpoint.find(&store).expect("a checkpoint");
+    let image = store.image(&checkpoint).expect("a checkpoint");
+    let backend = image.manifest().backend("ram").expect("a memory").0;
+    let exports = StoredPages::open(&address, "test").expect("a checkpoint").exports().to_vec();
+    fs::rename(&path, &away).expect("a directory");
+    fs::create_dir(&path).expect("an empty mount point");
+    let (at, from) = (path, away);
+    let comes_back: IsThere = Arc::new(move || {
+        if from.exists() {
+            fs::remove_dir_all(&at).expect("a directory");
+            fs::rename(&from, &at).expect("a directory");
+        }
+        Ok(())
+    });
+    let mut source = ImageSource::new(Arc::new(image), exports, vec![backend], comes_back, Lane::Urgent).expect("a source");
+    assert_eq!(
+        fetched(&mut source, &[range(1, 1)]).expect("a page"),
+        BTreeMap::from([(1, Some(1))])
+    );
+}
+
+#[test]
 fn unknown_checkpoint_is_refused() {
     let (_directory, mut address) = store();
     address.checkpoint.sequence = Some(9);
