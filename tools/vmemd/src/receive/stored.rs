@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `--source checkpoint:STORE#GUEST@N`: regions are filled from a checkpoint store.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::OFlags;
 use vmem_source::{Lane, PageSource};
 use vmem_store_source::{Address, Location, StoredPages};
 
@@ -76,13 +77,22 @@ fn confine_to(store: &Path) -> io::Result<(User, Files)> {
     let writable: Vec<PathBuf> = WRITTEN.map(|part| store.join(part)).to_vec();
     for part in &writable {
         match DirBuilder::new().mode(0o700).create(part) {
-            Ok(()) => chown(part, Some(uid), Some(gid))?,
+            Ok(()) => give(part, uid, gid)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
     }
     let readable = READABLE.map(PathBuf::from).into_iter().chain([store]).collect();
     Ok((User { uid, gid }, Files { readable, writable }))
+}
+
+/// Gives a directory to a user. That user owns the directory around it, and may have put a link in its place, which root must not follow.
+fn give(directory: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32)
+        .open(directory)?;
+    fchown(opened, Some(uid), Some(gid))
 }
 
 #[cfg(test)]
@@ -99,6 +109,17 @@ mod tests {
         assert_eq!(files.writable, [store.join("leases"), store.join("tmp")]);
         assert!(files.readable.contains(&store) && !files.readable.iter().any(|path| path.starts_with("/etc")));
         confine_to(directory.path()).expect("they exist already");
+    }
+
+    #[test]
+    fn directory_is_not_given_away_through_a_link() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
+        fs::create_dir(&target).expect("a directory");
+        std::os::unix::fs::symlink(&target, &link).expect("a link");
+        let metadata = fs::metadata(&target).expect("a directory");
+        give(&target, metadata.uid(), metadata.gid()).expect("it is a directory");
+        assert!(give(&link, metadata.uid(), metadata.gid()).is_err());
     }
 
     #[test]
