@@ -75,8 +75,8 @@ fn the_stream_begins_with_the_hottest_pages_of_the_remainder() -> Outcome {
     let writers = [Writer::new(&memories, 1, 64, Writes::hot_spot)?];
     let sender = Sender::new(&memories, writers[0].pid(), &["--rounds", "hybrid"])?;
     let link = Link::new(&sender.source.address, 100 << 20)?;
-    // One batch of 256 pages is outstanding at most.
-    let receiver = Receiver::new(1, &link.address, &["--window", "1"])?;
+    // One batch of 256 pages is outstanding at most, on the only connection: of several, each begins with pages of its own.
+    let receiver = Receiver::new(1, &link.address, &["--window", "1", "--streams", "1"])?;
     let mut moved = Move::of(&memories, &writers, sender, receiver);
     for _ in 0..4 {
         moved.sender.round()?;
