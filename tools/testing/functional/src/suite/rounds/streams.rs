@@ -6,7 +6,8 @@ use std::fs;
 use super::memory::Memory;
 use super::moves::{Move, Receiver, Sender};
 use super::writer::{Writer, Writes};
-use crate::failure::{Outcome, ensure, equal};
+use crate::failure::{Outcome, ensure};
+use crate::world::wait_until;
 
 crate::tests![
     writes_all_over_the_memory_arrive_over_three_streams,
@@ -33,7 +34,7 @@ fn moved<'a>(memories: &'a [Memory], writers: &'a [Writer], options: &[&str]) ->
     let address = sender.source.address.clone();
     let receiver = Receiver::new(memories.len(), &address, options)?;
     // Three of the stream, and the urgent one.
-    equal!(connections_to(&address)?, 4);
+    wait_until("all are connected", || Ok(connections_to(&address)? == 4))?;
     Ok(Move::of(memories, writers, sender, receiver))
 }
 
