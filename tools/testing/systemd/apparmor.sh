@@ -66,6 +66,8 @@ apparmor_refuses_a_libvirt_domain_without_the_rules() {
 	start_apparmor
 	start_libvirt "$(acl)"
 	receive_region
+	# The socket of an earlier domain would be denied otherwise: to be removed, and not to be made.
+	rm -f "$domains/vmem-guest0.qmp"
 	define guest0 '' "$(on_region)"
 	refused_for "$domains/vmem-guest0.qmp"
 	# All rules but that for regions.
