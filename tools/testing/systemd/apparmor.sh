@@ -10,6 +10,8 @@ profiles_of_libvirt=(/etc/apparmor.d/usr.sbin.libvirtd /etc/apparmor.d/usr.lib.l
 # start_apparmor: the profiles of libvirt are in force, and vmem's rules are not among theirs. libvirtd starts afterwards.
 start_apparmor() {
 	aa-enabled
+	# Audit messages are many, and the one that says what was denied must be among those that the kernel's log gets.
+	echo 0 >/proc/sys/kernel/printk_ratelimit
 	make_writable /etc/apparmor.d /var/cache/apparmor
 	apparmor_parser --replace "${profiles_of_libvirt[@]}"
 }
@@ -55,11 +57,13 @@ a_libvirt_domain_that_apparmor_confines_moves() {
 	move_to_a_domain_on_a_region both_are_confined
 }
 
+is_denied() { dmesg | grep "apparmor=\"DENIED\" .* profile=\"$(profile_of guest0)\" name=\"$1\""; }
+
 # refused_for PATH: libvirt does not start the domain guest0, because AppArmor denies PATH to its QEMU.
 refused_for() {
 	if virsh start --paused guest0; then return 1; fi
 	grep "$1.*: Permission denied" /var/log/libvirt/qemu/guest0.log
-	dmesg | grep "apparmor=\"DENIED\" .* profile=\"$(profile_of guest0)\" name=\"$1\""
+	wait_for "the kernel says that AppArmor has denied $1" is_denied "$1"
 }
 
 apparmor_refuses_a_libvirt_domain_without_the_rules() {
