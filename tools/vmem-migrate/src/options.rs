@@ -83,7 +83,7 @@ pub struct Migrate {
     /// given, 4 at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub streams: Option<u8>,
-    /// How this host's vmemd compresses those pages: none, lz4, or zstd[:LEVEL] with a level from 1 to 9; none unless given
+    /// How this host's vmemd compresses those pages: none, lz4, zstd or zstd:LEVEL (1 to 9); none unless given
     #[arg(long, value_name = "ALGORITHM")]
     pub compress: Option<Compression>,
     /// How long the transfer of the guest's device state may take; after that the guest continues on this host

@@ -155,7 +155,7 @@ pub(crate) struct Receive {
     /// Connections of the background stream; as many as there are processors unless given, 4 at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) streams: Option<u8>,
-    /// How the source compresses the pages of the stream: none, lz4, or zstd[:LEVEL] with a level from 1 to 9; none unless given
+    /// How the source compresses the pages of the stream: none, lz4, zstd or zstd:LEVEL (1 to 9); none unless given
     #[arg(long, value_name = "ALGORITHM")]
     pub(crate) compress: Option<Compression>,
     /// How long the source may take to answer; 10 unless given
