@@ -47,22 +47,36 @@ fn frame(kind: Type, tag: u32, payload: &[u8]) -> Vec<u8> {
 
 /// The beginning of every conversation: a greeting, and one export of ten pages.
 fn hello(lane: Lane) -> Vec<u8> {
-    let export = Export {
+    hello_with(lane, 0)
+}
+
+/// As [`hello`]; the source accepts these features.
+fn hello_with(lane: Lane, features: u64) -> Vec<u8> {
+    hello_of(lane, features, &[export_of(10)])
+}
+
+/// A greeting, and these exports.
+fn hello_of(lane: Lane, features: u64, exports: &[Export]) -> Vec<u8> {
+    let exports = frame(Type::Exports, 0, &exports::encode(exports, Version::LATEST));
+    [greeting(lane, features), exports].concat()
+}
+
+fn greeting(lane: Lane, features: u64) -> Vec<u8> {
+    Greeting {
+        version: Version::LATEST,
+        lane,
+        features,
+    }
+    .encode()
+    .to_vec()
+}
+
+fn export_of(pages: u64) -> Export {
+    Export {
         name: Name::new("ram").expect("a name"),
-        pages: PageRange::of_pages(10).expect("pages"),
+        pages: PageRange::of_pages(pages).expect("pages"),
         identity: 1,
-    };
-    let exports = frame(Type::Exports, 0, &exports::encode(&[export], Version::LATEST));
-    [
-        &Greeting {
-            version: Version::LATEST,
-            lane,
-            features: 0,
-        }
-        .encode()[..],
-        &exports,
-    ]
-    .concat()
+    }
 }
 
 fn pages_frame(tag: u32, export: u32, runs: &[(u64, u64, Kind)]) -> Vec<u8> {

@@ -155,10 +155,14 @@ fn memory_is_released_when_the_server_and_the_last_connection_have_let_go_of_it(
 }
 
 fn greeting() -> Vec<u8> {
+    greeting_with(Lane::Stream, 0)
+}
+
+fn greeting_with(lane: Lane, features: u64) -> Vec<u8> {
     Greeting {
         version: Version::LATEST,
-        lane: Lane::Stream,
-        features: 0,
+        lane,
+        features,
     }
     .encode()
     .to_vec()

@@ -8,17 +8,6 @@ use crate::wire::compression::{Coding, Compressor};
 use crate::wire::frame::{Sum, encode_as};
 use crate::wire::greeting::{FEATURE_COMPRESS, FEATURE_NO_CHECKSUM};
 
-fn hello_with(features: u64) -> Vec<u8> {
-    let mut bytes = hello(Lane::Stream);
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    bytes[..greeting::SIZE].copy_from_slice(&greeting.encode());
-    bytes
-}
-
 /// A frame with these runs, and these contents in this coding.
 fn coded(coding: Coding, runs: &[(u64, u64, Kind)], contents: &[u8]) -> Vec<u8> {
     let runs: Vec<_> = runs
@@ -67,7 +56,7 @@ fn compressed_and_plain_contents_are_accepted_side_by_side() {
     for (compression, coding) in [(Compression::Lz4, Coding::Lz4), (Compression::Zstd(3), Coding::Zstd)] {
         let contents = compressed(compression, 5);
         let frames = [
-            hello_with(FEATURE_COMPRESS),
+            hello_with(Lane::Stream, FEATURE_COMPRESS),
             coded(
                 coding,
                 &[(0, 2, Kind::Data), (2, 1, Kind::Zero), (3, 3, Kind::Data)],
@@ -115,11 +104,11 @@ fn compressed_contents_that_are_wrong_are_refused() {
             },
         ),
     ] {
-        let bytes = [hello_with(FEATURE_COMPRESS), frame].concat();
+        let bytes = [hello_with(Lane::Stream, FEATURE_COMPRESS), frame].concat();
         assert_eq!(protocol_error(fetch_compressed(zstd, bytes)), expected);
     }
     let frame = coded(Coding::Zstd, &whole, &good);
-    let bytes = [hello_with(0), frame].concat();
+    let bytes = [hello_with(Lane::Stream, 0), frame].concat();
     assert_eq!(
         protocol_error(fetch_compressed(zstd, bytes.clone())),
         ProtocolError::Coding(2),
@@ -134,7 +123,7 @@ fn compressed_contents_that_are_wrong_are_refused() {
 
 #[test]
 fn any_damaged_byte_of_compressed_contents_is_an_error() {
-    let head = hello_with(FEATURE_COMPRESS);
+    let head = hello_with(Lane::Stream, FEATURE_COMPRESS);
     let frame = coded(Coding::Lz4, &[(0, 10, Kind::Data)], &compressed(Compression::Lz4, 10));
     for at in 0..frame.len() {
         let mut damaged = frame.clone();
@@ -146,18 +135,18 @@ fn any_damaged_byte_of_compressed_contents_is_an_error() {
 
 #[test]
 fn source_that_does_not_know_compression_sends_plain_contents() {
-    let bytes = [hello_with(0), pages_frame(1, 0, &[(0, 10, Kind::Data)])].concat();
+    let bytes = [hello_with(Lane::Stream, 0), pages_frame(1, 0, &[(0, 10, Kind::Data)])].concat();
     assert_eq!(fetch_compressed(Compression::Zstd(1), bytes).expect("good answers").0, [0xda]);
 }
 
 #[test]
 fn features_that_were_not_offered_are_refused() {
     for feature in [FEATURE_COMPRESS, FEATURE_NO_CHECKSUM] {
-        let result = fetch_compressed(Compression::None, hello_with(feature));
+        let result = fetch_compressed(Compression::None, hello_with(Lane::Stream, feature));
         assert_eq!(protocol_error(result), ProtocolError::Features(feature));
     }
     // Without TLS the checksums stay, whatever else is agreed.
     let both = FEATURE_COMPRESS | FEATURE_NO_CHECKSUM;
-    let result = fetch_compressed(Compression::Lz4, hello_with(both));
+    let result = fetch_compressed(Compression::Lz4, hello_with(Lane::Stream, both));
     assert_eq!(protocol_error(result), ProtocolError::Features(both));
 }

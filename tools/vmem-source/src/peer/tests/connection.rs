@@ -48,27 +48,17 @@ fn other_protocol_version_or_lane_is_named_in_the_error() {
         protocol_error(fetch(sender(hello(Lane::Stream)), &[(0, 1)])),
         ProtocolError::OtherLane
     );
-    let eager = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Urgent,
-        features: 4,
-    }
-    .encode();
-    let eager = [&eager[..], &hello(Lane::Urgent)[greeting::SIZE..]].concat();
+    let eager = hello_with(Lane::Urgent, 4);
     assert_eq!(protocol_error(fetch(sender(eager), &[(0, 1)])), ProtocolError::Features(4));
 }
 
 #[test]
 fn error_frame_of_the_source_is_returned_as_refused() {
     let error = frame(Type::Error, 0, &refusal::encode(ErrorCode::Busy, "later"));
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Urgent,
-        features: 0,
-    }
-    .encode()
-    .to_vec();
-    for bytes in [[greeting, error.clone()].concat(), [hello(Lane::Urgent), error].concat()] {
+    for bytes in [
+        [greeting(Lane::Urgent, 0), error.clone()].concat(),
+        [hello(Lane::Urgent), error].concat(),
+    ] {
         match fetch(sender(bytes), &[(0, 1)]) {
             Err(Error::Refused {
                 code: ErrorCode::Busy,

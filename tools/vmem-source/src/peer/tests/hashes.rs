@@ -6,16 +6,6 @@ use crate::digest::Key;
 use crate::endpoint::{Endpoint, Security};
 use crate::staging::{StagingEvent, StagingSource};
 
-fn hello_with(features: u64) -> Vec<u8> {
-    let hello = hello(Lane::Stream);
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    [&greeting.encode()[..], &hello[greeting::SIZE..]].concat()
-}
-
 /// A PAGES with one page, left out.
 fn left_out(kind: Kind) -> Vec<u8> {
     let runs = [Run {
@@ -34,7 +24,7 @@ fn key() -> Key {
 
 /// What a page is answered with, for a connection with these features that has announced contents, or none.
 fn fetched(features: u64, announces: bool, kind: Kind) -> Result<String, Error> {
-    let bytes = [hello_with(features), left_out(kind)].concat();
+    let bytes = [hello_with(Lane::Stream, features), left_out(kind)].concat();
     let mut peer = Peer::connect(&sender(bytes).to_string(), Lane::Stream, TIMEOUT)?;
     if announces {
         peer.announce(&key(), &[5])?;
@@ -64,7 +54,7 @@ fn same_pages_come_only_in_rounds() {
         ProtocolError::Kind(4)
     );
     let staged = |features| {
-        let bytes = [hello_with(features | FEATURE_ROUNDS), left_out(Kind::Same)].concat();
+        let bytes = [hello_with(Lane::Stream, features | FEATURE_ROUNDS), left_out(Kind::Same)].concat();
         let endpoint = Endpoint::new(&sender(bytes).to_string(), Security::Loopback, TIMEOUT);
         let mut peer = endpoint.connect_staging()?;
         peer.next(1)?;
@@ -81,7 +71,9 @@ fn same_pages_come_only_in_rounds() {
 fn announcement_is_split_into_valid_frames_and_withdrawn_by_an_empty_one() {
     let (said, heard) = std::sync::mpsc::channel();
     let address = server(move |mut socket| {
-        socket.write_all(&hello_with(FEATURE_HASHES)).expect("somebody who listens");
+        socket
+            .write_all(&hello_with(Lane::Stream, FEATURE_HASHES))
+            .expect("somebody who listens");
         let mut all = Vec::new();
         socket.read_to_end(&mut all).expect("everything");
         said.send(all).expect("the test");

@@ -19,19 +19,8 @@ fn holes(tag: u32, export: u32, end: u64, ranges: &[(u64, u64)]) -> Vec<u8> {
     frame(Type::Holes, tag, &encode_holes(export, &Holes { pages, ranges }))
 }
 
-/// A greeting of the stream that accepts these features, and one export of ten pages.
-fn hello_with(features: u64) -> Vec<u8> {
-    let hello = hello(Lane::Stream);
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    [&greeting.encode()[..], &hello[greeting::SIZE..]].concat()
-}
-
 fn connect(frames: &[Vec<u8>]) -> Peer {
-    let bytes = [hello_with(FEATURE_MAP), frames.concat()].concat();
+    let bytes = [hello_with(Lane::Stream, FEATURE_MAP), frames.concat()].concat();
     Peer::connect(&sender(bytes).to_string(), Lane::Stream, TIMEOUT).expect("a good greeting")
 }
 
@@ -96,7 +85,7 @@ fn holes_that_nobody_asked_for_are_refused() {
 
 #[test]
 fn source_without_the_feature_is_not_asked_and_must_not_answer() {
-    let bytes = [hello_with(0), holes(1, 0, 9, &[])].concat();
+    let bytes = [hello_with(Lane::Stream, 0), holes(1, 0, 9, &[])].concat();
     let mut peer = Peer::connect(&sender(bytes).to_string(), Lane::Stream, TIMEOUT).expect("a good greeting");
     assert!(!peer.can_map());
     assert!(matches!(peer.map(0, range(2, 7)), Err(Error::InvalidFetch(_))));
@@ -107,13 +96,7 @@ fn source_without_the_feature_is_not_asked_and_must_not_answer() {
 
 #[test]
 fn source_that_accepts_the_feature_on_the_urgent_lane_is_refused() {
-    let mut bytes = hello(Lane::Urgent);
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Urgent,
-        features: FEATURE_MAP,
-    };
-    bytes[..greeting::SIZE].copy_from_slice(&greeting.encode());
+    let bytes = hello_with(Lane::Urgent, FEATURE_MAP);
     let error = protocol_error(Peer::connect(&sender(bytes).to_string(), Lane::Urgent, TIMEOUT).map(|_| ()));
     assert_eq!(error, ProtocolError::Features(FEATURE_MAP));
 }
@@ -132,7 +115,7 @@ fn map_that_no_source_answers_is_not_sent() {
 #[test]
 fn holes_come_before_the_rounds_and_not_in_them() {
     let stage = |frames: &[Vec<u8>]| {
-        let bytes = [hello_with(FEATURE_MAP | FEATURE_ROUNDS), frames.concat()].concat();
+        let bytes = [hello_with(Lane::Stream, FEATURE_MAP | FEATURE_ROUNDS), frames.concat()].concat();
         let endpoint = Endpoint::new(&sender(bytes).to_string(), Security::Loopback, TIMEOUT);
         let mut peer = endpoint.connect_staging().expect("rounds");
         peer.map(0, range(2, 7)).expect("a question");

@@ -37,13 +37,7 @@ fn exports_of_the_source() -> Vec<Export> {
 
 /// A greeting of the stream that accepts these features, and two exports.
 fn hello_with(features: u64) -> Vec<u8> {
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    let list = exports::encode(&exports_of_the_source(), Version::LATEST);
-    [&greeting.encode()[..], &frame(Type::Exports, 0, &list)].concat()
+    hello_of(Lane::Stream, features, &exports_of_the_source())
 }
 
 fn staging_hello() -> Vec<u8> {

@@ -32,18 +32,7 @@ fn source(connections: Vec<Vec<u8>>, heard: Sender<(usize, Vec<u8>)>) -> SocketA
 }
 
 fn hello_with(features: u64) -> Vec<u8> {
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    let export = Export {
-        name: Name::new("ram").expect("a name"),
-        pages: PageRange::of_pages(2000).expect("pages"),
-        identity: 1,
-    };
-    let exports = frame(Type::Exports, 0, &exports::encode(&[export], Version::LATEST));
-    [&greeting.encode()[..], &exports].concat()
+    hello_of(Lane::Stream, features, &[export_of(2000)])
 }
 
 fn session(token: u128, connections: usize) -> Vec<u8> {

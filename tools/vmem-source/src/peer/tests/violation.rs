@@ -106,14 +106,7 @@ fn unexpected_frame_is_refused() {
             want: "PAGES or ERROR"
         }
     );
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Urgent,
-        features: 0,
-    }
-    .encode()
-    .to_vec();
-    let error = protocol_error(fetch(sender([greeting, goodbye].concat()), &[(0, 1)]));
+    let error = protocol_error(fetch(sender([greeting(Lane::Urgent, 0), goodbye].concat()), &[(0, 1)]));
     assert_eq!(
         error,
         ProtocolError::Unexpected {

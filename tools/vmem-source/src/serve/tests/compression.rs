@@ -80,15 +80,6 @@ fn each_lane_is_compressed_as_it_asks_and_the_bytes_are_counted() {
     }
 }
 
-fn greeting_with(features: u64) -> Vec<u8> {
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    greeting.encode().to_vec()
-}
-
 #[test]
 fn compress_that_was_not_agreed_or_is_invalid_is_refused() {
     let (_file, memory) = memory();
@@ -99,18 +90,24 @@ fn compress_that_was_not_agreed_or_is_invalid_is_refused() {
         assert_eq!(*kind, Type::Error);
         refusal::decode(payload).expect("a whole payload").1
     };
-    let frames = converse(&running, &[greeting_with(0), compress.clone()].concat());
+    let frames = converse(&running, &[greeting_with(Lane::Stream, 0), compress.clone()].concat());
     let unexpected = ProtocolError::Unexpected {
         got: "COMPRESS",
         want: "READ, RELEASE, GOODBYE or ERROR",
     };
     assert_eq!(text(&frames), unexpected.to_string());
     let bad = frame(Type::Compress, 0, &[2, 0, 0, 0, 22, 0, 0, 0]);
-    let frames = converse(&running, &[greeting_with(FEATURE_COMPRESS), bad].concat());
+    let frames = converse(&running, &[greeting_with(Lane::Stream, FEATURE_COMPRESS), bad].concat());
     assert_eq!(text(&frames), ProtocolError::Compression { coding: 2, level: 22 }.to_string());
     // It holds for the answers to what comes after it.
     let mut socket = running.raw();
-    let bytes = [greeting_with(FEATURE_COMPRESS), read_frame(1, 1), compress, read_frame(1, 1)].concat();
+    let bytes = [
+        greeting_with(Lane::Stream, FEATURE_COMPRESS),
+        read_frame(1, 1),
+        compress,
+        read_frame(1, 1),
+    ]
+    .concat();
     socket.write_all(&bytes).expect("somebody who listens");
     socket.read_exact(&mut [0; greeting::SIZE]).expect("a greeting");
     let mut codings = Vec::new();
@@ -132,7 +129,9 @@ fn checksums_are_omitted_in_tls_alone() {
     let (_file, clear) = memory();
     let running = Running::new(vec![clear], LIMITS);
     let mut socket = running.raw();
-    socket.write_all(&greeting_with(u64::MAX)).expect("somebody who listens");
+    socket
+        .write_all(&greeting_with(Lane::Stream, u64::MAX))
+        .expect("somebody who listens");
     let mut theirs = [0; greeting::SIZE];
     socket.read_exact(&mut theirs).expect("a greeting");
     let features = Greeting::decode(&theirs).expect("a greeting").features;
@@ -145,7 +144,9 @@ fn checksums_are_omitted_in_tls_alone() {
     for offered in [0, FEATURE_NO_CHECKSUM] {
         let socket = TcpStream::connect(running.address).expect("a connection");
         let (mut socket, _reason) = identity.connect(socket, &running.address.to_string(), TIMEOUT).expect("TLS");
-        socket.write_all(&greeting_with(offered)).expect("somebody who listens");
+        socket
+            .write_all(&greeting_with(Lane::Stream, offered))
+            .expect("somebody who listens");
         let mut theirs = [0; greeting::SIZE];
         socket.read_exact(&mut theirs).expect("a greeting");
         assert_eq!(

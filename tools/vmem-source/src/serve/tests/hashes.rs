@@ -86,15 +86,6 @@ fn announced_contents_are_not_sent_wherever_they_are() {
 #[test]
 fn digests_that_break_the_protocol_are_refused() {
     let running = small();
-    let greeting_with = |lane, features| {
-        Greeting {
-            version: Version::LATEST,
-            lane,
-            features,
-        }
-        .encode()
-        .to_vec()
-    };
     let digests = |byte, prefixes: &[u64]| frame(Type::Digests, 0, &digests::encode(&Key::from_bytes([byte; 32]), prefixes));
     let stream = greeting_with(Lane::Stream, FEATURE_HASHES);
     let unexpected = ProtocolError::Unexpected {

@@ -16,16 +16,6 @@ fn range(first: u64, count: u64) -> PageRange {
     PageRange::from_pgoff(first, count).expect("a range")
 }
 
-fn greeting_with(lane: Lane, features: u64) -> Vec<u8> {
-    Greeting {
-        version: Version::LATEST,
-        lane,
-        features,
-    }
-    .encode()
-    .to_vec()
-}
-
 fn map_frame(tag: u32, first: u64, count: u64) -> Vec<u8> {
     frame(Type::Map, tag, &encode_map(0, range(first, count)))
 }

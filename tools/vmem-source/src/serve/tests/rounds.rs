@@ -120,13 +120,7 @@ fn staging_peer(running: &Running) -> Result<StagingPeer, Error> {
 }
 
 fn staging_greeting() -> Vec<u8> {
-    Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features: FEATURE_ROUNDS,
-    }
-    .encode()
-    .to_vec()
+    greeting_with(Lane::Stream, FEATURE_ROUNDS)
 }
 
 fn next_frame(tag: u32, max: u64) -> Vec<u8> {

@@ -206,16 +206,6 @@ fn rounds_over_several_connections_with_tls() {
     sweep(4, Some(Identity::load(directory.path()).expect("an identity")));
 }
 
-/// A connection of raw frames that takes part in the rounds of `token`.
-fn greeting_with(features: u64) -> Vec<u8> {
-    let greeting = Greeting {
-        version: Version::LATEST,
-        lane: Lane::Stream,
-        features,
-    };
-    greeting.encode().to_vec()
-}
-
 fn join(token: Token) -> Vec<u8> {
     frame(Type::Join, 0, &encode_join(token))
 }
@@ -246,7 +236,7 @@ fn map(tag: u32, first: u64, count: u64) -> Vec<u8> {
 fn begin(running: &Running, features: u64) -> (TcpStream, Token) {
     let mut socket = running.raw();
     socket
-        .write_all(&greeting_with(FEATURE_ROUNDS | FEATURE_STREAMS | features))
+        .write_all(&greeting_with(Lane::Stream, FEATURE_ROUNDS | FEATURE_STREAMS | features))
         .expect("somebody who listens");
     socket.read_exact(&mut [0; greeting::SIZE]).expect("a greeting");
     assert_eq!(read(&mut socket).0, Type::Exports);
@@ -336,7 +326,10 @@ fn join_that_breaks_the_rules_is_refused() {
         let rounds = Sweeps::new(0, 1);
         let running = running_with(&rounds, None);
         let (_first, token) = begin(&running, 0);
-        let frames = converse(&running, &[vec![greeting_with(features)], bytes(token)].concat().concat());
+        let frames = converse(
+            &running,
+            &[vec![greeting_with(Lane::Stream, features)], bytes(token)].concat().concat(),
+        );
         let found = complaint(&frames).expect("an error");
         if expected.1.is_empty() {
             assert_eq!(found.0, expected.0, "case {number}");
@@ -349,7 +342,10 @@ fn join_that_breaks_the_rules_is_refused() {
     }
     let rounds = Sweeps::new(0, 1);
     let running = running_with(&rounds, None);
-    let frames = converse(&running, &[greeting_with(FEATURE_ROUNDS | FEATURE_STREAMS), ended()].concat());
+    let frames = converse(
+        &running,
+        &[greeting_with(Lane::Stream, FEATURE_ROUNDS | FEATURE_STREAMS), ended()].concat(),
+    );
     assert_eq!(complaint(&frames), Some(unexpected("ENDED", first)));
 }
 
@@ -358,7 +354,7 @@ fn connection_that_comes_too_late_or_is_one_too_many_is_refused_as_busy() {
     let rounds = Sweeps::new(0, 1);
     let running = running_with(&rounds, None);
     let busy = |bytes: Vec<u8>| {
-        let frames = converse(&running, &[greeting_with(FEATURE_STREAMS), bytes].concat());
+        let frames = converse(&running, &[greeting_with(Lane::Stream, FEATURE_STREAMS), bytes].concat());
         complaint(&frames).is_some_and(|(code, _)| code == ErrorCode::Busy)
     };
     assert!(busy(join(Token::from_bits(7))), "there is no session yet");
@@ -366,7 +362,7 @@ fn connection_that_comes_too_late_or_is_one_too_many_is_refused_as_busy() {
     let mut kept = Vec::new();
     for _ in 1..16 {
         let mut socket = running.raw();
-        let bytes = [greeting_with(FEATURE_STREAMS), join(token)].concat();
+        let bytes = [greeting_with(Lane::Stream, FEATURE_STREAMS), join(token)].concat();
         socket.write_all(&bytes).expect("somebody who listens");
         // The greeting, the list of exports, and the SESSION.
         let mut all = vec![0; greeting::SIZE + HEADER_SIZE + 8 + 64 + HEADER_SIZE + 24];
@@ -401,7 +397,7 @@ fn map_after_a_question_for_pages_over_any_connection_is_refused() {
     first.write_all(&map(1, 0, 5)).expect("somebody who listens");
     assert_eq!(read(&mut first).0, Type::Holes);
     let mut second = running.raw();
-    let bytes = [greeting_with(FEATURE_STREAMS), join(token), next(1)].concat();
+    let bytes = [greeting_with(Lane::Stream, FEATURE_STREAMS), join(token), next(1)].concat();
     second.write_all(&bytes).expect("somebody who listens");
     second.read_exact(&mut [0; greeting::SIZE]).expect("a greeting");
     let kinds = [(); 3].map(|()| read(&mut second).0);

@@ -8,11 +8,7 @@ fn question_about_contents_is_refused_until_the_list_is_complete() {
     let rounds = Script::new(vec![step(empty(1, true))], list(vec![]));
     let running = small_with(&rounds);
     let release = frame(Type::Release, 0, &ranges::encode(0, &[range(0, 1)]));
-    let urgent = Greeting {
-        lane: Lane::Urgent,
-        ..Greeting::decode(&greeting().try_into().expect("a greeting")).expect("a greeting")
-    };
-    let urgent = urgent.encode().to_vec();
+    let urgent = greeting_with(Lane::Urgent, 0);
     for (bytes, what) in [
         ([greeting(), read_frame(1, 1)].concat(), "READ"),
         ([urgent.clone(), read_frame(1, 1)].concat(), "READ"),
@@ -84,12 +80,9 @@ fn rounds_are_offered_on_the_stream_lane_of_a_server_that_has_them() {
     let rounds = Script::new(vec![], list(vec![]));
     let features = |running: &Running, lane| {
         let mut socket = running.raw();
-        let ours = Greeting {
-            version: Version::LATEST,
-            lane,
-            features: u64::MAX,
-        };
-        socket.write_all(&ours.encode()).expect("somebody who listens");
+        socket
+            .write_all(&greeting_with(lane, u64::MAX))
+            .expect("somebody who listens");
         let mut theirs = [0; greeting::SIZE];
         socket.read_exact(&mut theirs).expect("a greeting");
         Greeting::decode(&theirs).expect("a greeting").features
