@@ -104,6 +104,18 @@ pub(crate) fn wrap(kind: Kind, name: &str, body: &[u8], seal: &Seal<'_>) -> Resu
     Ok(object)
 }
 
+/// That the object `name` is of a version that is known here.
+pub(crate) fn check_version(name: &str, version: u16) -> Result<(), Error> {
+    match version > VERSION {
+        true => Err(Error::NewerVersion {
+            name: name.to_owned(),
+            version,
+            known: VERSION,
+        }),
+        false => Ok(()),
+    }
+}
+
 /// The body of the object `name`.
 pub(crate) fn unwrap(kind: Kind, name: &str, object: &[u8], seal: &Seal<'_>) -> Result<Vec<u8>, Error> {
     let malformed = |Malformed(what)| Error::damaged(name, what);
@@ -112,13 +124,7 @@ pub(crate) fn unwrap(kind: Kind, name: &str, object: &[u8], seal: &Seal<'_>) -> 
         return Err(Error::damaged(name, "it is no object of a checkpoint store"));
     }
     let version = cursor.u16().map_err(malformed)?;
-    if version > VERSION {
-        return Err(Error::NewerVersion {
-            name: name.to_owned(),
-            version,
-            known: VERSION,
-        });
-    }
+    check_version(name, version)?;
     let [found, reserved] = cursor.array().map_err(malformed)?;
     let generation = cursor.u32().map_err(malformed)?;
     let salt = cursor.array().map_err(malformed)?;

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Packs: objects that hold pages, in frames, with a table of both at the end.
 
+mod builder;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use crate::codec::{Codec, decompress};
 use crate::crypto::{Crypto, Hash16, ObjectKey, SALT_BYTES};
 use crate::encoding::{Cursor, Malformed, put_varint, put_zigzag};
-use crate::envelope::VERSION;
+use crate::envelope::{VERSION, check_version};
 use crate::error::Error;
 use crate::names::{PackId, WriterId};
-use crate::random::random;
 use crate::tree::{MAX_PACK_PAGES, PackInfo};
 use vmem_pages::PAGE_SIZE;
+
+pub(crate) use builder::PackBuilder;
 
 const MAGIC: [u8; 8] = *b"VMEMPACK";
 const END_MAGIC: [u8; 8] = *b"VMEMPEND";
@@ -346,13 +352,7 @@ impl Trailer {
         if crc32c::crc32c(covered).to_le_bytes() != crc {
             return Err(Error::damaged(name, "the checksum of its trailer is wrong"));
         }
-        if version > VERSION {
-            return Err(Error::NewerVersion {
-                name: name.to_owned(),
-                version,
-                known: VERSION,
-            });
-        }
+        check_version(name, version)?;
         let mut numbers = || -> Result<(u16, Self, u32), Malformed> {
             let flags = cursor.u16()?;
             let trailer = Self {
@@ -487,287 +487,5 @@ impl Pack {
                 .map_err(|error| damaged(&error.to_string()))?;
         }
         decompress(info.codec, stored, info.pages as usize * PAGE_SIZE).map_err(|Malformed(what)| damaged(what))
-    }
-}
-
-/// A pack that is being written.
-pub(crate) struct PackBuilder {
-    id: PackId,
-    generation: u32,
-    key_generation: u32,
-    salt: [u8; SALT_BYTES],
-    key: Option<ObjectKey>,
-    bytes: Vec<u8>,
-    frames: Vec<Frame>,
-    pages: Pages,
-    /// Pages in frames: fewer than all if pages were given back.
-    stored: u32,
-}
-
-impl PackBuilder {
-    /// An empty pack.
-    pub(crate) fn new(id: PackId, crypto: &Crypto) -> Result<Self, Error> {
-        Self::with(id, 0, Pages::default(), crypto)
-    }
-
-    /// A later generation of a pack, for fewer of its pages.
-    pub(crate) fn trimmed(pack: &Pack, generation: u32, crypto: &Crypto) -> Result<Self, Error> {
-        Self::with(pack.id, generation, pack.footer.pages.clone(), crypto)
-    }
-
-    fn with(id: PackId, generation: u32, pages: Pages, crypto: &Crypto) -> Result<Self, Error> {
-        let salt = random()?;
-        let name = id.object(generation);
-        let key_generation = crypto.generation();
-        let key = crypto
-            .object_key(key_generation, &name, &salt)
-            .map_err(|what| Error::damaged(&name, what))?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.resize(HEADER_BYTES, 0);
-        Ok(Self {
-            id,
-            generation,
-            key_generation,
-            salt,
-            key,
-            bytes,
-            frames: Vec::new(),
-            pages,
-            stored: 0,
-        })
-    }
-
-    pub(crate) fn name(&self) -> String {
-        self.id.object(self.generation)
-    }
-
-    /// Bytes so far.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Pages so far.
-    pub(crate) fn pages(&self) -> u32 {
-        self.pages.hashes.len() as u32
-    }
-
-    /// Appends new pages as a frame, and gives the number of the first of them.
-    pub(crate) fn append(&mut self, codec: Codec, stored: Vec<u8>, pages: &[(Origin, Hash16)]) -> u32 {
-        let first = self.pages();
-        pages.iter().for_each(|(origin, hash)| self.pages.push(*origin, *hash));
-        self.append_frame(codec, stored, pages.len() as u32);
-        first
-    }
-
-    /// Appends a frame of pages that are in the table already.
-    pub(crate) fn append_frame(&mut self, codec: Codec, mut stored: Vec<u8>, pages: u32) {
-        if let Some(key) = &self.key {
-            key.seal(self.frames.len() as u64, &mut stored);
-        }
-        self.frames.push(Frame {
-            offset: self.bytes.len() as u64,
-            length: stored.len() as u32,
-            codec,
-            first: self.stored,
-            pages,
-            crc: crc32c::crc32c(&stored),
-        });
-        self.stored += pages;
-        self.bytes.extend_from_slice(&stored);
-    }
-
-    /// The whole object, and what a checkpoint refers to. `live` says which pages are in frames; all of them, if it is not given.
-    pub(crate) fn finish(self, live: Option<Live>, crypto: &Crypto) -> (Vec<u8>, PackInfo) {
-        let Self { id, mut bytes, .. } = self;
-        let pages = self.pages.hashes.len() as u32;
-        let mut table = self.pages.encode();
-        let info = PackInfo {
-            id,
-            pages,
-            hash: crypto.hash16(&table),
-        };
-        let live = live.unwrap_or_else(|| Live::of(pages, |_| true));
-        debug_assert_eq!(live.count(), self.stored, "all live pages are in frames");
-        let frames = encode_frames(&live, pages, &self.frames);
-        if let Some(key) = &self.key {
-            key.seal(PAGES_PART, &mut table);
-        }
-        let trailer = Trailer {
-            key_generation: self.key_generation,
-            id,
-            generation: self.generation,
-            salt: self.salt,
-            frames_offset: bytes.len() as u64,
-            frames_length: frames.len() as u32,
-            frames_crc: crc32c::crc32c(&frames),
-            pages_length: table.len() as u32,
-            pages_crc: crc32c::crc32c(&table),
-            pages,
-            frames: self.frames.len() as u32,
-        };
-        bytes.extend_from_slice(&frames);
-        bytes.extend_from_slice(&table);
-        bytes.extend_from_slice(&trailer.encode());
-        (bytes, info)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::codec::{Compression, compress};
-    use crate::crypto::KeyRing;
-
-    fn id() -> PackId {
-        PackId {
-            writer: WriterId([7; 16]),
-            number: 3,
-        }
-    }
-
-    fn crypto(sealed: bool) -> Crypto {
-        Crypto::new(sealed.then(|| KeyRing {
-            hash: [1; 32],
-            masters: vec![[2; 32]],
-        }))
-    }
-
-    fn page(seed: u32) -> Vec<u8> {
-        seed.to_le_bytes().repeat(PAGE_SIZE / 4)
-    }
-
-    fn build(frames: &[u32], crypto: &Crypto) -> (Vec<u8>, PackInfo) {
-        let mut builder = PackBuilder::new(id(), crypto).unwrap();
-        for count in frames {
-            let first = builder.pages();
-            let data: Vec<u8> = (first..first + count).flat_map(page).collect();
-            let pages: Vec<_> = (first..first + count)
-                .map(|number| {
-                    let origin = Origin {
-                        backend: number / 5,
-                        pgoff: u64::from(number * number),
-                    };
-                    (origin, crypto.hash16(&page(number)))
-                })
-                .collect();
-            let (codec, stored) = compress(Compression::Zstd(1), data);
-            assert_eq!(builder.append(codec, stored, &pages), first);
-        }
-        builder.finish(None, crypto)
-    }
-
-    fn open(object: &[u8], crypto: &Crypto) -> Result<Pack, Error> {
-        match Pack::open(id(), 0, object, object.len() as u64, crypto)? {
-            Opened::Pack(pack) => Ok(*pack),
-            Opened::Needs(bytes) => Err(Error::damaged("pack", format!("{bytes} bytes of {}", object.len()))),
-        }
-    }
-
-    fn read(pack: &Pack, object: &[u8], number: u32) -> Result<Vec<u8>, Error> {
-        let (at, slot) = pack
-            .footer
-            .locate(number)
-            .ok_or_else(|| Error::damaged("page", "given back"))?;
-        let frame = pack.footer.frames[at];
-        let stored = object[frame.offset as usize..][..frame.length as usize].to_vec();
-        let data = pack.open_frame(at, stored)?;
-        Ok(data[slot as usize * PAGE_SIZE..][..PAGE_SIZE].to_vec())
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        #[test]
-        fn pages_come_back_and_no_changed_byte_goes_unseen(
-            frames in proptest::collection::vec(1..20_u32, 0..8), sealed: bool, at: prop::sample::Index, bit in 0..8_u8,
-        ) {
-            let crypto = crypto(sealed);
-            let (object, info) = build(&frames, &crypto);
-            let pack = open(&object, &crypto).unwrap();
-            pack.check(&info, &crypto).unwrap();
-            prop_assert_eq!(info.pages, frames.iter().sum::<u32>());
-            for number in 0..info.pages {
-                prop_assert_eq!(read(&pack, &object, number).unwrap(), page(number));
-                prop_assert_eq!(pack.footer.pages.origin(number).unwrap().pgoff, u64::from(number * number));
-            }
-            prop_assert!(pack.footer.locate(info.pages).is_none());
-            // A changed byte: every page is the right one or an error.
-            let mut changed = object.clone();
-            let at = at.index(changed.len());
-            changed[at] ^= 1 << bit;
-            if let Ok(pack) = open(&changed, &crypto) {
-                pack.check(&info, &crypto).unwrap();
-                for number in 0..info.pages {
-                    if let Ok(found) = read(&pack, &changed, number) {
-                        prop_assert_eq!(found, page(number));
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn trimmed_pack_has_its_live_pages_under_their_numbers_and_the_same_hash(
-            frames in proptest::collection::vec(1..20_u32, 1..6), keep: u64, sealed: bool,
-        ) {
-            let crypto = crypto(sealed);
-            let (object, info) = build(&frames, &crypto);
-            let pack = open(&object, &crypto).unwrap();
-            let live = Live::of(info.pages, |number| (keep >> (number % 64)) & 1 == 1);
-            let mut builder = PackBuilder::trimmed(&pack, 1, &crypto).unwrap();
-            for number in (0..info.pages).filter(|number| live.contains(*number)) {
-                builder.append_frame(Codec::Raw, page(number), 1);
-            }
-            let (trimmed, again) = builder.finish(Some(live.clone()), &crypto);
-            prop_assert_eq!(again, info);
-            let Ok(Opened::Pack(pack)) = Pack::open(id(), 1, &trimmed, trimmed.len() as u64, &crypto) else { panic!("opens") };
-            pack.check(&info, &crypto).unwrap();
-            for number in 0..info.pages {
-                match read(&pack, &trimmed, number) {
-                    Ok(found) => prop_assert!(live.contains(number) && found == page(number)),
-                    Err(_) => prop_assert!(!live.contains(number)),
-                }
-            }
-            for (at, frame) in pack.footer.frames.iter().enumerate() {
-                for (slot, number) in pack.footer.numbers(frame).into_iter().enumerate() {
-                    prop_assert_eq!(pack.footer.locate(number), Some((at, slot as u32)));
-                }
-            }
-        }
-
-        #[test]
-        fn any_tail_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), size: u64) {
-            prop_assert!(Pack::open(id(), 0, &bytes, size, &crypto(false)).is_err());
-        }
-
-        #[test]
-        fn any_table_is_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), pages in 0..300_u32, frames in 0..60_u32) {
-            if let Ok(table) = Pages::decode(&bytes) {
-                prop_assert_eq!(table.encode().len(), bytes.len());
-            }
-            if let Ok((live, table)) = decode_frames(&bytes, pages, frames, bytes.len() as u64) {
-                prop_assert_eq!(table.iter().map(|frame| frame.pages).sum::<u32>(), live.count());
-            }
-        }
-    }
-
-    #[test]
-    fn first_read_says_how_much_more_it_needs() {
-        let crypto = crypto(false);
-        let (object, info) = build(&[16; 16], &crypto);
-        let size = object.len() as u64;
-        let Ok(Opened::Needs(tail)) = Pack::open(id(), 0, &object[object.len() - 200..], size, &crypto) else {
-            panic!("200 bytes are not enough");
-        };
-        let Ok(Opened::Pack(pack)) = Pack::open(id(), 0, &object[object.len() - tail as usize..], size, &crypto) else {
-            panic!("{tail} bytes are enough");
-        };
-        assert_eq!(pack.footer.pages.hashes.len(), info.pages as usize);
-        // 16 bytes a page for the hash, and here, where no page follows another, up to six for frames and origins.
-        assert!(tail <= 22 * u64::from(info.pages) + TRAILER_BYTES as u64, "{tail}");
-        assert!(Pack::open(id(), 1, &object, size, &crypto).is_err());
-        assert!(Pack::open(id(), 0, &object, size + 1, &crypto).is_err());
     }
 }

@@ -4,7 +4,7 @@
 use crate::codec::{Codec, Compression, compress, decompress};
 use crate::crypto::{Crypto, ObjectKey, SALT_BYTES, TAG_BYTES};
 use crate::encoding::{Cursor, Malformed};
-use crate::envelope::VERSION;
+use crate::envelope::{VERSION, check_version};
 use crate::error::Error;
 use crate::names::{self, WriterId};
 use crate::random::random;
@@ -92,13 +92,7 @@ pub(crate) fn open_header(name: &str, writer: WriterId, header: &[u8], crypto: &
         return Err(Error::damaged(name, "it is no object of an index"));
     }
     let version = cursor.u16().map_err(malformed)?;
-    if version > VERSION {
-        return Err(Error::NewerVersion {
-            name: name.to_owned(),
-            version,
-            known: VERSION,
-        });
-    }
+    check_version(name, version)?;
     let reserved = cursor.u16().map_err(malformed)?;
     let generation = cursor.u32().map_err(malformed)?;
     let found = WriterId(cursor.array().map_err(malformed)?);
