@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A vmemd that fills regions from a store, started again whenever it ends before they are complete.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use rustix::process::Signal;
 use vmem_control::Event;
 use vmem_process::{Process, scope};
+use vmem_store::UserKey;
 
 use crate::error::Error;
 
@@ -52,13 +53,16 @@ pub(crate) enum News {
 }
 
 /// How a vmemd is started.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) program: PathBuf,
     /// All of its arguments but those that say whether the regions exist.
     pub(crate) arguments: Vec<String>,
     /// Becomes a part of the name of its scope.
     pub(crate) name: String,
+    /// The key of the store. vmemd gets it over its standard input: other users can read the arguments of a process, and its environment stays
+    /// in its children.
+    pub(crate) key: Option<UserKey>,
 }
 
 /// The vmemd of a restore.
@@ -142,12 +146,20 @@ fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Ev
         .args(&command.arguments)
         .args(resume.then_some("--resume"))
         .arg("--json")
-        .stdin(Stdio::null())
+        .stdin(if command.key.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(Stdio::piped())
         // vmemd outlives this program. A process group of its own keeps signals of the terminal from vmemd.
         .process_group(0)
         .spawn()
         .map_err(failed())?;
+    if let (Some(key), Some(mut input)) = (&command.key, child.stdin.take()) {
+        // It fits into the pipe, so this does not wait. If vmemd has ended, its exit code says why.
+        let _ = input.write_all(key.to_text().as_bytes());
+    }
     let (sender, events) = sync_channel(QUEUE);
     let process = Process::of_child(&child).map_err(failed());
     let output = child.stdout.take();
@@ -197,6 +209,10 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
+    fn key() -> UserKey {
+        UserKey::from_bytes(&[0x5a; 32]).expect("32 bytes")
+    }
+
     /// A script instead of vmemd.
     fn filler(directory: &tempfile::TempDir, script: &str) -> Filler {
         let program = directory.path().join("vmemd");
@@ -206,6 +222,7 @@ mod tests {
             program,
             arguments: vec!["--source".to_owned(), "checkpoint:/srv#guest0@1".to_owned()],
             name: "guest0".to_owned(),
+            key: Some(key()),
         };
         Filler::start(command).expect("a process")
     }
@@ -216,6 +233,7 @@ mod tests {
     fn vmemd_that_loses_the_store_is_started_again_with_its_regions() {
         let directory = tempfile::tempdir().expect("a directory");
         let script = format!("echo \"$@\" >> arguments\n{READY}\n[ $(wc -l < arguments) = 1 ] && exit 2\nexit 0");
+        let script = format!("cat >> keys\n{script}");
         let mut filler = filler(&directory, &script);
         let mut seen = Vec::new();
         loop {
@@ -233,6 +251,10 @@ mod tests {
         let arguments = std::fs::read_to_string(directory.path().join("arguments")).expect("two lines");
         let lines: Vec<_> = arguments.lines().collect();
         assert!(!lines[0].contains("--resume") && lines[1].contains("--resume"), "{arguments}");
+        // Each of them gets the key, and not as an argument.
+        let keys = std::fs::read_to_string(directory.path().join("keys")).expect("two keys");
+        assert_eq!(keys, "5a".repeat(32) + "\n" + &"5a".repeat(32) + "\n");
+        assert!(!arguments.contains("5a5a"), "{arguments}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use vmem::DIRECTORY;
 use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_qemu::{Process, Qemu, Qmp, command, guest};
-use vmem_store::{BackendKind, Image, Manifest};
+use vmem_store::{BackendKind, Image, Manifest, UserKey};
 use vmem_store_source::{Address, Selector};
 
 use crate::error::Error;
@@ -28,6 +28,8 @@ const START: Duration = Duration::from_secs(60);
 pub struct Options {
     /// The checkpoint.
     pub address: Address,
+    /// Opens the store if it is encrypted.
+    pub key: Option<UserKey>,
     /// The socket of the QEMU that `command` starts.
     pub qmp: Option<PathBuf>,
     /// The command that starts QEMU, with placeholders. Empty: only the regions are made.
@@ -72,7 +74,7 @@ pub enum Step<'a> {
 pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
     let began = Instant::now();
     command::check(&options.command)?;
-    let store = options.address.store.open()?;
+    let store = options.address.store.open(options.key.clone())?;
     let checkpoint = options.address.checkpoint.find(&store)?;
     let image = store.image(&checkpoint)?;
     // From here on it means this checkpoint, also if there is a later one meanwhile.
@@ -88,7 +90,8 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     let regions = regions_of(image.manifest())?;
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
-        arguments: arguments(&address, &regions, &options.vmemd),
+        arguments: arguments(&address, &regions, options.key.is_some(), &options.vmemd),
+        key: options.key.clone(),
         name: checkpoint.to_string(),
     })?;
     let started = wait_ready(&mut filler, signals).and_then(|()| {
@@ -162,10 +165,13 @@ fn regions_of(manifest: &Manifest) -> Result<Vec<(String, String)>, Error> {
     Ok(regions)
 }
 
-fn arguments(address: &Address, regions: &[(String, String)], more: &[String]) -> Vec<String> {
+fn arguments(address: &Address, regions: &[(String, String)], encrypted: bool, more: &[String]) -> Vec<String> {
     let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
     for (memory, region) in regions {
         all.extend(["--region".to_owned(), format!("{memory}={region}")]);
+    }
+    if encrypted {
+        all.extend(["--key-file".to_owned(), "-".to_owned()]);
     }
     // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
     let has_poison = vmem::Control::open()
@@ -289,7 +295,7 @@ mod tests {
     fn vmemd_gets_the_number_of_the_checkpoint_and_a_region_for_each_memory() {
         let address: Address = "/srv/ckpt#guest0@7".parse().expect("an address");
         let regions = [("ram".to_owned(), "guest0.ram".to_owned())];
-        let arguments = arguments(&address, &regions, &["--no-background".to_owned()]).join(" ");
+        let arguments = arguments(&address, &regions, false, &["--no-background".to_owned()]).join(" ");
         assert!(
             arguments.starts_with("--source checkpoint:/srv/ckpt#guest0@7 --region ram=guest0.ram"),
             "{arguments}"

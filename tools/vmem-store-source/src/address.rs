@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use vmem_store::objects::{Directory, Objects};
-use vmem_store::{CheckpointName, Error, GuestName, NameError, OpenOptions, Store};
+use vmem_store::{CheckpointName, Error, GuestName, NameError, OpenOptions, Store, UserKey};
 
 /// Where a store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,13 +37,27 @@ impl Location {
         })
     }
 
-    /// Opens the store.
+    /// Opens the store, with the key if it is encrypted.
     ///
     /// # Errors
     ///
     /// Those of [`Store::open`] and [`objects`](Self::objects).
-    pub fn open(&self) -> Result<Store, Error> {
-        Store::open(self.objects()?, OpenOptions::default())
+    pub fn open(&self, key: Option<UserKey>) -> Result<Store, Error> {
+        let mut options = OpenOptions::default();
+        options.key = key;
+        Store::open(self.objects()?, options)
+    }
+
+    /// Asks whether the store is there. This takes no key.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn is_there(&self) -> Result<(), Error> {
+        match self.open(None) {
+            Ok(_) | Err(Error::KeyNeeded) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 

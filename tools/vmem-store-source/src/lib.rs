@@ -2,13 +2,16 @@
 //! A checkpoint store as a source of page contents: each page of a checkpoint's memory is read, and verified, when it is wanted.
 //!
 //! [`Location`] is where a store is, [`Selector`] names a checkpoint of a guest, and [`Address`] is both of them, as
-//! `vmemd --source checkpoint:...` has it. [`StoredPages`] opens the source, once for each lane.
+//! `vmemd --source checkpoint:...` has it. [`KeyOptions`] is where the key of an encrypted store comes from. [`StoredPages`] opens the source, once
+//! for each lane.
 #![forbid(unsafe_code)]
 
 mod address;
+mod key;
 mod pages;
 mod reader;
 
 pub use address::{Address, Location, Selector};
+pub use key::{KeyOptions, NewKeyOptions};
 pub use pages::{Error, StoredPages};
 pub use reader::ImageSource;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vmem::{Name, PageRange};
 use vmem_source::{Export, Lane};
-use vmem_store::{BackendKind, Image, Manifest};
+use vmem_store::{BackendKind, Image, Manifest, UserKey};
 
 use crate::address::Address;
 use crate::reader::{ImageSource, IsThere};
@@ -42,13 +42,13 @@ pub struct StoredPages {
 }
 
 impl StoredPages {
-    /// Opens the checkpoint. `holder` says to a person who reads it.
+    /// Opens the checkpoint, with the key if its store is encrypted. `holder` says to a person who reads it.
     ///
     /// # Errors
     ///
     /// There is no such checkpoint, it cannot be read, or its memory cannot be in regions.
-    pub fn open(address: &Address, holder: &str) -> Result<Self, Error> {
-        let store = address.store.open()?;
+    pub fn open(address: &Address, key: Option<UserKey>, holder: &str) -> Result<Self, Error> {
+        let store = address.store.open(key)?;
         let image = store.hold(&address.checkpoint.find(&store)?, holder)?;
         let mut pages = Self {
             exports: Vec::new(),
@@ -107,7 +107,7 @@ impl StoredPages {
     /// [`vmem_source::Error::Io`] if the store does not answer; that is transient.
     pub fn source(&self, lane: Lane) -> Result<ImageSource, vmem_source::Error> {
         let store = self.address.store.clone();
-        let is_there: IsThere = Arc::new(move || store.open().map(drop));
+        let is_there: IsThere = Arc::new(move || store.is_there());
         is_there().map_err(|error| vmem_source::Error::Io(std::io::Error::other(error)))?;
         ImageSource::new(
             Arc::clone(&self.image),

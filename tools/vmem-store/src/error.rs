@@ -54,7 +54,7 @@ pub enum Error {
     #[error("this server accepts If-None-Match and ignores it: two writers could commit the same checkpoint. Use another server")]
     NoConditionalCreate,
     /// The store is encrypted, and no key was given.
-    #[error("the store is encrypted: it needs a key")]
+    #[error("the store is encrypted: it needs a key (--key-file or --key-command)")]
     KeyNeeded,
     /// The given key opens none of the store's key objects.
     #[error("the key does not open this store")]

@@ -77,13 +77,26 @@ impl UserKey {
                 metadata.mode() & 0o7777
             )));
         }
+        Self::from_reader(file, &path.display().to_string())
+    }
+
+    /// The key from what this gives up to its end. `name` is for errors.
+    pub fn from_reader(reader: impl Read, name: &str) -> Result<Self, Error> {
         let mut bytes = Zeroizing::new(Vec::new());
-        file.take(MAX_TEXT).read_to_end(&mut bytes).map_err(failed)?;
-        Self::from_bytes(&bytes)
+        let read = reader.take(MAX_TEXT).read_to_end(&mut bytes);
+        read.map_err(|error| Error::Key(format!("{name}: {error}")))?;
+        Self::from_bytes(&bytes).map_err(|error| match error {
+            Error::Key(what) => Error::Key(format!("{name}: {what}")),
+            error => error,
+        })
     }
 
     /// The key from what a program prints. The program has a minute for it.
     pub fn from_command(program: &str, arguments: &[String]) -> Result<Self, Error> {
+        Self::from_command_within(program, arguments, COMMAND_LIMIT)
+    }
+
+    fn from_command_within(program: &str, arguments: &[String], limit: Duration) -> Result<Self, Error> {
         let failed = |what: String| Error::Key(format!("{program}: {what}"));
         let mut child = Command::new(program)
             .args(arguments)
@@ -92,23 +105,23 @@ impl UserKey {
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
         let output = child.stdout.take();
-        let reader = std::thread::spawn(move || {
-            let mut bytes = Zeroizing::new(Vec::new());
-            output
-                .map_or(Ok(0), |output| output.take(MAX_TEXT).read_to_end(&mut bytes))
-                .map(|_| bytes)
+        // A process that the program leaves behind may keep the pipe open: the reader is not waited for longer than the program.
+        let (sender, printed) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let key = output.map(|output| Self::from_reader(output, "what it printed"));
+            let _ = sender.send(key);
         });
         let begun = Instant::now();
         let status = loop {
             match child.try_wait() {
                 Ok(Some(status)) => break status,
-                Ok(None) if begun.elapsed() < COMMAND_LIMIT => std::thread::sleep(Duration::from_millis(10)),
+                Ok(None) if begun.elapsed() < limit => std::thread::sleep(Duration::from_millis(10)),
                 ended => {
                     let _ = child.kill();
                     let _ = child.wait();
                     return Err(failed(match ended {
                         Err(error) => error.to_string(),
-                        Ok(_) => format!("it did not end within {} s", COMMAND_LIMIT.as_secs()),
+                        Ok(_) => format!("it did not end within {} s", limit.as_secs()),
                     }));
                 }
             }
@@ -116,9 +129,10 @@ impl UserKey {
         if !status.success() {
             return Err(failed(format!("it failed ({status})")));
         }
-        match reader.join() {
-            Ok(Ok(bytes)) => Self::from_bytes(&bytes),
-            _ => Err(failed("its output cannot be read".to_owned())),
+        match printed.recv_timeout(limit.saturating_sub(begun.elapsed())) {
+            Ok(Some(Ok(key))) => Ok(key),
+            Ok(Some(Err(Error::Key(what)))) => Err(failed(what)),
+            _ => Err(failed(format!("its output did not end within {} s", limit.as_secs()))),
         }
     }
 }
@@ -232,6 +246,27 @@ mod tests {
         assert!(UserKey::from_command("false", &[]).is_err());
         assert!(UserKey::from_command("/nonexistent", &[]).is_err());
         assert!(UserKey::from_bytes(b"a password").is_err());
+        let digits = key.to_text();
+        let long = Read::chain(digits.as_bytes(), std::io::repeat(b' '));
+        assert_eq!(
+            UserKey::from_reader(long, "a file").unwrap().0,
+            key.0,
+            "what is beyond the limit is not read"
+        );
         assert_eq!(format!("{key:?}"), "UserKey");
+    }
+
+    #[test]
+    fn command_that_does_not_end_or_leaves_its_output_open_is_given_up() {
+        let begun = Instant::now();
+        for (script, said) in [
+            ("exec sleep 1000", "did not end"),
+            ("sleep 20 & exit 0", "output did not end"),
+        ] {
+            let limit = Duration::from_millis(300);
+            let failed = UserKey::from_command_within("/bin/sh", &["-c".to_owned(), script.to_owned()], limit).unwrap_err();
+            assert!(failed.to_string().contains(said), "{failed}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 }

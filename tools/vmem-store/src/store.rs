@@ -367,6 +367,33 @@ impl Store {
         names.iter().try_for_each(|name| self.base.delete(name))
     }
 
+    /// The IDs of the keys that open the store, and whether each is `key`.
+    pub fn keys(&self, key: &UserKey) -> Result<Vec<(String, bool)>, Error> {
+        if !self.base.config.encrypted {
+            return Err(Error::NotEncrypted);
+        }
+        let (_, given) = keys::load(&*self.base.objects, key)?;
+        let names = keys::list(&*self.base.objects)?.into_iter();
+        Ok(names
+            .map(|name| (name.trim_start_matches(keys_prefix()).to_owned(), given.contains(&name)))
+            .collect())
+    }
+
+    /// Removes a key by its ID, that of somebody who has left for example. `key` stays, and shows that there is one that opens the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Key`] if there is no such key, or if it is `key` itself.
+    pub fn remove_key_with_id(&self, key: &UserKey, id: &str) -> Result<(), Error> {
+        match self.keys(key)?.into_iter().find(|(found, _)| found == id) {
+            None => Err(Error::Key(format!("no key of this store has the ID {id:?}"))),
+            Some((_, true)) => Err(Error::Key(format!(
+                "{id} is the key that was given: leave the ID out to remove it"
+            ))),
+            Some((_, false)) => self.base.delete(&format!("{}{id}", keys_prefix())),
+        }
+    }
+
     /// Removes a key: it does not open the store any more. The last one cannot be removed.
     pub fn remove_key(&self, key: &UserKey) -> Result<(), Error> {
         if !self.base.config.encrypted {

@@ -3,7 +3,9 @@
 
 mod args;
 mod create;
+mod in_store;
 mod inspect;
+mod key;
 mod maintain;
 mod restore;
 
@@ -29,6 +31,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Verify(args) => maintain::verify(args, common.json),
         Command::Diff(args) => maintain::diff(args, common.json),
         Command::Gc(args) => maintain::gc(args, common.json),
+        Command::Key(args) => key::run(args, common.json),
     }
 }
 

@@ -12,6 +12,7 @@ use vmem_precopy::{Limits, Mode};
 use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
 use vmem_source::wire::DEFAULT_PORT;
+use vmem_store_source::KeyOptions;
 
 /// The longest name of a session.
 const LONGEST_SESSION: usize = 128;
@@ -113,6 +114,13 @@ pub(crate) struct Receive {
     /// Source of the pages: HOST, HOST:PORT, file:NAME=PATH (which may be repeated), or checkpoint:STORE#GUEST@N
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
+    // Options of another struct, flattened, would hide from clap that there is a `Receive`.
+    /// The key of an encrypted store: a file with 64 hexadecimal digits or 32 bytes that its owner alone can access, or - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "key_command")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The key is what this command for the shell prints; it has 60 seconds
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) key_command: Option<String>,
     /// Without --tls, connect to any address instead of only loopback, in clear text and without authentication
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -225,6 +233,19 @@ impl Receive {
         ])
     }
 
+    /// Where the key of an encrypted store comes from.
+    pub(crate) fn key(&self) -> KeyOptions {
+        KeyOptions {
+            key_file: self.key_file.clone(),
+            key_command: self.key_command.clone(),
+        }
+    }
+
+    /// Whether somebody writes orders to standard input, or it is the control socket.
+    pub(crate) fn takes_orders_from_stdin(&self) -> bool {
+        self.control.as_ref().map_or(self.hold, |control| control.as_os_str() == "-")
+    }
+
     /// What was given and means nothing with something else that was given, in words.
     pub(crate) fn without_effect(&self) -> Vec<String> {
         let of_network = given([
@@ -243,6 +264,10 @@ impl Receive {
             ("--streams", self.streams.is_some()),
             ("--compress", self.compress.is_some()),
         ]);
+        let of_store = given([
+            ("--key-file", self.key_file.is_some()),
+            ("--key-command", self.key_command.is_some()),
+        ]);
         let is_file = |source: &String| source.starts_with("file:");
         let without = |options: Vec<&str>, with: &str| -> Vec<String> {
             let words = options
@@ -253,6 +278,9 @@ impl Receive {
         let mut all = Vec::new();
         if self.resume {
             all.extend(without(self.of_new_regions(), "--resume"));
+        }
+        if !self.source.iter().all(|source| source.starts_with("checkpoint:")) {
+            all.extend(without(of_store, "a source other than checkpoint:..."));
         }
         if self.source.iter().all(is_file) {
             all.extend(without(of_network, "--source file:..."));
@@ -396,6 +424,11 @@ mod tests {
             "--stage has no effect with --source file:..."
         );
         assert_eq!(said("vmemd --source host --hold --stage --streams 16"), "");
+        assert_eq!(
+            said("vmemd --source host --key-file k"),
+            "--key-file has no effect with a source other than checkpoint:..."
+        );
+        assert_eq!(said("vmemd --source checkpoint:/srv#guest0 --key-command k"), "");
         assert_eq!(
             said("vmemd --source host --no-background --streams 2"),
             "--streams has no effect with --no-background"

@@ -319,7 +319,11 @@ impl Source {
             return Err(Failure::Sources);
         };
         if let Some(address) = host.strip_prefix("checkpoint:") {
-            return stored::open(address, args.resume || args.attach);
+            if args.key().is_stdin() && args.takes_orders_from_stdin() {
+                let why = "--key-file - and orders cannot both come over standard input: give a file, or a path with --control";
+                return Err(Failure::Source(vmem_source::Error::Checkpoint(why.into())));
+            }
+            return stored::open(address, &args.key(), args.resume || args.attach);
         }
         let mut warnings = Vec::new();
         let security = match &args.tls {

@@ -89,7 +89,7 @@ fn packs(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn each_page_is_answered_once_with_its_contents() {
     let (_directory, address) = store();
-    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
     assert_eq!(pages.exports().len(), 1, "the device state is no export");
     let mut source = pages.source(Lane::Stream).expect("a source");
     let found = fetched(&mut source, &[range(0, 150), range(200, 100)]).expect("pages");
@@ -108,7 +108,7 @@ fn damaged_page_is_unreadable_and_the_others_are_read() {
     bytes[40] ^= 1;
     fs::remove_file(&path).expect("a pack");
     fs::write(&path, bytes).expect("a pack");
-    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
     let mut source = pages.source(Lane::Urgent).expect("a source");
     let found = fetched(&mut source, &[range(0, PAGES)]).expect("pages");
     let lost: Vec<u64> = found
@@ -128,7 +128,7 @@ fn damaged_page_is_unreadable_and_the_others_are_read() {
 fn store_that_is_away_is_a_transient_error_and_comes_back() {
     let (directory, address) = store();
     let (path, away) = (directory.path().join("store"), directory.path().join("away"));
-    let pages = StoredPages::open(&address, "test").expect("a checkpoint");
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
     let mut source = pages.source(Lane::Urgent).expect("a source");
     fs::rename(&path, &away).expect("a directory");
     let error = fetched(&mut source, &[range(1, 1)]).expect_err("away");
@@ -148,11 +148,14 @@ fn store_that_is_away_is_a_transient_error_and_comes_back() {
 fn page_that_was_missing_while_the_store_was_away_is_read_again() {
     let (directory, address) = store();
     let (path, away) = (directory.path().join("store"), directory.path().join("away"));
-    let store = address.store.open().expect("a store");
+    let store = address.store.open(None).expect("a store");
     let checkpoint = address.checkpoint.find(&store).expect("a checkpoint");
     let image = store.image(&checkpoint).expect("a checkpoint");
     let backend = image.manifest().backend("ram").expect("a memory").0;
-    let exports = StoredPages::open(&address, "test").expect("a checkpoint").exports().to_vec();
+    let exports = StoredPages::open(&address, None, "test")
+        .expect("a checkpoint")
+        .exports()
+        .to_vec();
     fs::rename(&path, &away).expect("a directory");
     fs::create_dir(&path).expect("an empty mount point");
     let (at, from) = (path, away);
@@ -175,7 +178,7 @@ fn unknown_checkpoint_is_refused() {
     let (_directory, mut address) = store();
     address.checkpoint.sequence = Some(9);
     assert!(matches!(
-        StoredPages::open(&address, "test"),
+        StoredPages::open(&address, None, "test"),
         Err(crate::pages::Error::Store(vmem_store::Error::NoCheckpoint(_)))
     ));
 }

@@ -331,6 +331,17 @@ fn wrong_key_no_key_and_a_key_too_many_are_told_apart() {
     assert!(store.rotate_key(&other, &other, true).is_err());
     store.remove_key(&key).unwrap();
     assert!(store.remove_key(&other).is_err());
+    store.add_key(&key).unwrap();
+    let keys = store.keys(&other).unwrap();
+    assert_eq!(keys.iter().map(|(_, given)| given).filter(|given| **given).count(), 1);
+    assert_eq!(keys.len(), 2);
+    for (id, given) in &keys {
+        assert_eq!(store.remove_key_with_id(&other, id).is_ok(), !given, "{id}");
+    }
+    assert!(store.remove_key_with_id(&other, "../config").is_err());
+    assert!(matches!(open(Some(&key)), Err(Error::WrongKey)));
+    assert!(matches!(store.keys(&key), Err(Error::WrongKey)));
+    open(Some(&other)).unwrap();
     let plain = super::model::place();
     let with_key = OpenOptions {
         key: Some(key),

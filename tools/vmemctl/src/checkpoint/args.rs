@@ -7,8 +7,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use vmem_cli::{owner, seconds, size};
 use vmem_store::GuestName;
-use vmem_store_source::{Location, Selector};
+use vmem_store_source::Selector;
 
+use super::in_store::InStore;
+use super::key::Key;
 use crate::memory_of::MemoryOf;
 
 /// Make, restore and list checkpoints of guests and of programs' memory.
@@ -42,20 +44,17 @@ pub(crate) enum Command {
     Diff(Diff),
     /// Delete what no checkpoint refers to any more
     Gc(Gc),
-}
-
-/// A store.
-#[derive(Debug, Args)]
-pub(crate) struct InStore {
-    /// The store: a directory, or s3://BUCKET/PREFIX
-    #[arg(long, value_name = "STORE")]
-    pub(crate) store: Location,
+    /// Make keys, and say which ones open an encrypted store
+    Key(Key),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Init {
     #[command(flatten)]
     pub(crate) store: InStore,
+    /// Encrypt what checkpoints contain; the key opens the store, and is not stored
+    #[arg(long)]
+    pub(crate) encrypt: bool,
 }
 
 // Without this usage line, clap would show the two subjects as one.
@@ -267,6 +266,13 @@ mod tests {
         let parse = |line: &str| Line::try_parse_from(format!("checkpoint {line}").split(' '));
         for good in [
             "init --store /s",
+            "init --store /s --encrypt --key-file /k",
+            "show --store /s --key-command pass guest0@1",
+            "key generate /k",
+            "key list --store /s --key-file /k",
+            "key add --store /s --key-file /k --new-key-file /n",
+            "key rotate --store /s --key-file /k --new-key-command n --new-generation",
+            "key remove --store /s --key-file /k 0123",
             "create --store /s --qmp /q",
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
             "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
@@ -298,6 +304,10 @@ mod tests {
             "create --store /s --qmp /q --every 0",
             "create --store /s --qmp /q --copies 0",
             "create --store gs://bucket --qmp /q",
+            "show --store /s --key-command pass --key-file /k guest0@1",
+            "key list",
+            "key add --store /s --key-file /k",
+            "key rotate --store /s --key-file /k --new-key-command n --new-key-file n",
             "restore --store /s",
             "restore --store /s guest0 -- qemu",
             "restore --store /s guest0 --qmp /q",

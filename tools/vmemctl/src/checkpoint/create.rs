@@ -17,7 +17,7 @@ use super::{maintain, note};
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let subject = match (&args.qmp, &args.program) {
         (Some(qmp), _) => Subject::Guest { qmp: qmp.clone() },
         (None, Some(program)) => Subject::Program {

@@ -11,17 +11,35 @@ use super::args::{Init, List, Protect, Rm, Show};
 
 pub(super) fn init(args: &Init, json: bool) -> Result<(), Error> {
     let location = &args.store.store;
-    let store = Store::init(location.objects()?, &InitOptions::default(), OpenOptions::default())?;
+    let mut options = InitOptions::default();
+    options.key = args.store.key.read()?;
+    if args.encrypt != options.key.is_some() {
+        let why = if args.encrypt {
+            "--encrypt needs --key-file or --key-command (vmemctl checkpoint key generate FILE makes a key)"
+        } else {
+            "a key was given for a store that is not to be encrypted: add --encrypt"
+        };
+        return Err(vmem_cli::Error::other(why).into());
+    }
+    let store = Store::init(location.objects()?, &options, OpenOptions::default())?;
+    let encrypted = store.config().encrypted;
     if json {
-        report::print(&json!({"event": "store", "store": location.to_string(), "id": store.config().id.to_string()}));
+        report::print(&json!({
+            "event": "store",
+            "store": location.to_string(),
+            "id": store.config().id.to_string(),
+            "encrypted": encrypted,
+        }));
     } else {
-        output::out(&format!("{location} is a checkpoint store"));
+        let kind = if encrypted { "an encrypted" } else { "a" };
+        output::out(&format!("{location} is {kind} checkpoint store"));
     }
     Ok(())
 }
 
 pub(super) fn list(args: &List, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
+    let encrypted = store.config().encrypted;
     for (guest, checkpoints) in store.list()? {
         if args.guest.as_ref().is_some_and(|wanted| *wanted != guest) {
             continue;
@@ -33,9 +51,9 @@ pub(super) fn list(args: &List, json: bool) -> Result<(), Error> {
                 manifest => manifest?,
             };
             if json {
-                report::print(&summary(&manifest, listed.protected));
+                report::print(&summary(&manifest, listed.protected, encrypted));
             } else {
-                output::out(&line(&manifest, listed.protected));
+                output::out(&line(&manifest, listed.protected, encrypted));
             }
         }
     }
@@ -43,7 +61,7 @@ pub(super) fn list(args: &List, json: bool) -> Result<(), Error> {
 }
 
 pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let checkpoint = args.checkpoint.find(&store)?;
     let image = store.image(&checkpoint)?;
     let fragmentation = image.fragmentation()?;
@@ -54,8 +72,7 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
         .get(&checkpoint.guest)
         .is_some_and(|all| all.iter().any(|one| one.checkpoint == checkpoint && one.protected));
     if json {
-        let mut value = summary(manifest, is_protected);
-        value["encrypted"] = encrypted.into();
+        let mut value = summary(manifest, is_protected, encrypted);
         value["labels"] = json!(manifest.labels);
         value["statistics"] = json!(manifest.statistics);
         value["fragmentation"] = json!(fragmentation);
@@ -112,7 +129,7 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
 }
 
 pub(super) fn remove(args: &Rm) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     for selector in &args.checkpoints {
         store.remove(&selector.find(&store)?)?;
     }
@@ -120,7 +137,7 @@ pub(super) fn remove(args: &Rm) -> Result<(), Error> {
 }
 
 pub(super) fn protect(args: &Protect) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     for selector in &args.checkpoints {
         store.protect(&selector.find(&store)?, !args.off)?;
     }
@@ -132,7 +149,7 @@ fn memory_bytes(manifest: &Manifest) -> u64 {
     memories.map(|backend| backend.bytes).sum()
 }
 
-fn summary(manifest: &Manifest, protected: bool) -> Value {
+fn summary(manifest: &Manifest, protected: bool, encrypted: bool) -> Value {
     json!({
         "event": "checkpoint",
         "checkpoint": manifest.checkpoint.to_string(),
@@ -144,17 +161,19 @@ fn summary(manifest: &Manifest, protected: bool) -> Value {
         "run_state": manifest.labels.get(RUN_STATE),
         "tags": manifest.tags,
         "protected": protected,
+        "encrypted": encrypted,
     })
 }
 
-fn line(manifest: &Manifest, protected: bool) -> String {
+fn line(manifest: &Manifest, protected: bool, encrypted: bool) -> String {
     let state = manifest
         .labels
         .get(RUN_STATE)
         .map_or(String::new(), |state| format!(", {}", state.escape_debug()));
     let protected = if protected { ", protected" } else { "" };
+    let encrypted = if encrypted { ", encrypted" } else { "" };
     format!(
-        "{}  memory {}, {} pages stored in {}{state}{protected}",
+        "{}  memory {}, {} pages stored in {}{state}{protected}{encrypted}",
         manifest.checkpoint,
         bytes(memory_bytes(manifest)),
         manifest.statistics.stored,

@@ -33,7 +33,7 @@ pub(super) fn apply(store: &Store, guest: &GuestName, policy: &Policy) -> Result
 }
 
 pub(super) fn prune(args: &Prune, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let decisions = store.prune(&args.guest, &args.keep.policy().unwrap_or_default(), args.dry_run)?;
     for decision in decisions {
         let checkpoint = CheckpointName {
@@ -58,7 +58,7 @@ pub(super) fn prune(args: &Prune, json: bool) -> Result<(), Error> {
 }
 
 pub(super) fn verify(args: &Verify, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let mut bad = 0;
     for selector in &args.checkpoints {
         let checkpoint = selector.find(&store)?;
@@ -88,7 +88,7 @@ pub(super) fn verify(args: &Verify, json: bool) -> Result<(), Error> {
 }
 
 pub(super) fn diff(args: &Diff, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let differences = store.diff(&args.before.find(&store)?, &args.after.find(&store)?)?;
     for backend in &differences {
         if json {
@@ -117,7 +117,7 @@ pub(super) fn diff(args: &Diff, json: bool) -> Result<(), Error> {
 }
 
 pub(super) fn gc(args: &Gc, json: bool) -> Result<(), Error> {
-    let store = args.store.store.open()?;
+    let store = args.store.open()?;
     let mut options = GcOptions::default();
     options.dry_run = args.dry_run;
     if let Some(grace) = args.grace {

@@ -26,6 +26,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
             store: args.store.store.clone(),
             checkpoint: args.checkpoint.clone(),
         },
+        key: args.store.key.read()?,
         qmp: args.qmp.clone(),
         command: args.command.clone(),
         logs: common.state.clone(),

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use vmem_source::{Lane, PageSource};
-use vmem_store_source::{Address, Location, StoredPages};
+use vmem_store::UserKey;
+use vmem_store_source::{Address, KeyOptions, Location, StoredPages};
 
 use super::Source;
 use crate::failure::Failure;
@@ -23,13 +24,15 @@ const READABLE: [&str; 2] = ["/proc", "/sys"];
 
 /// The source of this address. The store is opened when the first lane is connected: a lease is renewed by a thread, and threads begin when
 /// privileges have been given up. `existing` regions may have pages of a checkpoint already, and must not get those of another one.
-pub(super) fn open(address: &str, existing: bool) -> Result<Source, Failure> {
+pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<Source, Failure> {
     let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Failure::Source(vmem_source::Error::Checkpoint(error));
     let address: Address = address.parse().map_err(|error: String| unusable(error.into()))?;
     if existing && address.checkpoint.sequence.is_none() {
         let why = "--resume and --attach need the number of the checkpoint (GUEST@N): the latest may be another one than before";
         return Err(unusable(why.into()));
     }
+    // While this is root, and before its standard input is read for anything else.
+    let key = key.read().map_err(|error| unusable(error.into()))?;
     let confinement = match &address.store {
         Location::Directory(path) => confine_to(path).map_err(|error| match existing {
             // Its regions have pages of the store: it was there, and is away now.
@@ -46,7 +49,7 @@ pub(super) fn open(address: &str, existing: bool) -> Result<Source, Failure> {
             let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
             match &*opened {
                 Some(pages) => Arc::clone(pages),
-                None => Arc::clone(opened.insert(Arc::new(stored_pages(&address, existing)?))),
+                None => Arc::clone(opened.insert(Arc::new(stored_pages(&address, key.clone(), existing)?))),
             }
         };
         Ok(Box::new(pages.source(lane)?))
@@ -59,10 +62,10 @@ pub(super) fn open(address: &str, existing: bool) -> Result<Source, Failure> {
     })
 }
 
-fn stored_pages(address: &Address, existing: bool) -> Result<StoredPages, vmem_source::Error> {
+fn stored_pages(address: &Address, key: Option<UserKey>, existing: bool) -> Result<StoredPages, vmem_source::Error> {
     let holder = format!("vmemd, process {}", std::process::id());
     let is_away = |error: &vmem_store::Error| error.is_transient() || (existing && matches!(error, vmem_store::Error::NoStore));
-    StoredPages::open(address, &holder).map_err(|error| match error {
+    StoredPages::open(address, key, &holder).map_err(|error| match error {
         vmem_store_source::Error::Store(error) if is_away(&error) => vmem_source::Error::Io(io::Error::other(error)),
         error => vmem_source::Error::Checkpoint(error.into()),
     })
@@ -97,6 +100,8 @@ fn give(directory: &Path, uid: u32, gid: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use vmem_store::{InitOptions, Store};
+
     use super::*;
 
     #[test]
@@ -124,11 +129,15 @@ mod tests {
 
     #[test]
     fn store_that_does_not_exist_is_no_lost_source() {
-        let failed = open("/nonexistent/store#guest0@1", false).err().expect("no store");
+        let failed = open("/nonexistent/store#guest0@1", &KeyOptions::default(), false)
+            .err()
+            .expect("no store");
         assert_eq!(failed.code(), 3, "{failed}");
-        assert_eq!(open("/tmp", false).err().expect("no guest").code(), 3);
+        assert_eq!(open("/tmp", &KeyOptions::default(), false).err().expect("no guest").code(), 3);
         // The same for regions that were filled from it: it is away.
-        let away = open("/nonexistent/store#guest0@1", true).err().expect("no store");
+        let away = open("/nonexistent/store#guest0@1", &KeyOptions::default(), true)
+            .err()
+            .expect("no store");
         assert_eq!(away.code(), 2, "{away}");
     }
 
@@ -136,8 +145,51 @@ mod tests {
     fn region_that_exists_needs_the_number_of_its_checkpoint() {
         let directory = tempfile::tempdir().expect("a directory");
         let address = |checkpoint| format!("{}#guest0{checkpoint}", directory.path().display());
-        let failed = open(&address("@latest"), true).err().expect("not known which");
+        let failed = open(&address("@latest"), &KeyOptions::default(), true)
+            .err()
+            .expect("not known which");
         assert!(format!("{failed:?}").contains("GUEST@N"), "{failed:?}");
-        assert!(open(&address("@3"), true).is_ok() && open(&address(""), false).is_ok());
+        assert!(
+            open(&address("@3"), &KeyOptions::default(), true).is_ok()
+                && open(&address(""), &KeyOptions::default(), false).is_ok()
+        );
+    }
+
+    #[test]
+    fn encrypted_store_takes_its_own_key_and_says_so() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = directory.path().join("store");
+        let key = UserKey::generate().expect("randomness");
+        let location: Location = store.display().to_string().parse().expect("a directory");
+        let mut init = InitOptions::default();
+        init.key = Some(key.clone());
+        Store::init(
+            location.objects().expect("a place"),
+            &init,
+            vmem_store::OpenOptions::default(),
+        )
+        .expect("a store");
+        let failure = |key: Option<&UserKey>| {
+            let command = key.map(|key| format!("echo {}", key.to_text().trim_end()));
+            let options = KeyOptions {
+                key_command: command,
+                key_file: None,
+            };
+            let opened = open(&format!("{}#guest0@1", store.display()), &options, false).expect("a source");
+            let failed = (opened.connect)(Lane::Urgent).err().expect("no checkpoint");
+            vmem_cli::chain(&failed)
+        };
+        let other = UserKey::generate().expect("randomness");
+        assert!(failure(None).contains("it needs a key"), "{}", failure(None));
+        assert!(
+            failure(Some(&other)).contains("does not open this store"),
+            "{}",
+            failure(Some(&other))
+        );
+        assert!(
+            failure(Some(&key)).contains("no checkpoint guest0@1"),
+            "{}",
+            failure(Some(&key))
+        );
     }
 }
