@@ -2,6 +2,7 @@
 //! `vmemctl checkpoint`: checkpoints of an unmodified QEMU whose guest writes without end, and of a program, restored and compared with what
 //! was written at the instant.
 
+mod encrypted;
 mod guest;
 mod program;
 mod store;
@@ -16,6 +17,7 @@ crate::tests![
     checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half,
     checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
+    encrypted_checkpoint_is_restored_with_its_key_and_no_other,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -36,4 +38,8 @@ fn checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages() -> Outc
 
 fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
     program::exact(&Store::new()?)
+}
+
+fn encrypted_checkpoint_is_restored_with_its_key_and_no_other() -> Outcome {
+    encrypted::restored()
 }

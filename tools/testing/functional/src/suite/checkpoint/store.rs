@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use crate::failure::{Outcome, ensure};
@@ -21,6 +21,14 @@ impl Store {
         fs::create_dir(&directory)?;
         let store = Self { directory };
         store.run("init", &[])?;
+        Ok(store)
+    }
+
+    /// A store that this key opens.
+    pub(super) fn encrypted(key: &Path) -> Outcome<Self> {
+        let store = Self::new()?;
+        fs::remove_dir_all(store.directory.join("store"))?;
+        store.run("init", &["--encrypt", "--key-file", &key.to_string_lossy()])?;
         Ok(store)
     }
 
