@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::Error;
 use crate::lines::Lines;
+use crate::socket;
 
 /// A time limit for commands that suits most programs. QEMU executes a command in its main loop, which can wait for a disk, for example.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -59,11 +59,8 @@ impl Qmp {
             path: path.to_owned(),
             source,
         };
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::Io)?;
-        // The backlog of a QEMU with a client can be full. The send timeout of a socket limits connect(2), too.
-        socket.set_write_timeout(Some(limit)).map_err(Error::Io)?;
-        match SockAddr::unix(path).and_then(|address| socket.connect(&address)) {
-            Ok(()) => Self::new(UnixStream::from(OwnedFd::from(socket)), limit),
+        match socket::connect(path, limit) {
+            Ok(socket) => Self::new(socket, limit),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::TimedOut {
                 what: "the connection".to_owned(),
                 limit,

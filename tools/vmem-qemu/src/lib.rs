@@ -8,6 +8,7 @@
 //! * [`GuestMemory`] is the memory of a running guest, opened so that it can be tracked.
 //! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it. [`DeviceState`] knows when
 //!   QEMU has written all of it.
+//! * [`Agent`] is the guest agent: it freezes the guest's file systems, and sets its clock.
 //! * [`command`] checks and completes the command line of a QEMU that takes a guest; [`Qemu`] starts it.
 //!
 //! [`Lines`] reads lines with a deadline, also for other protocols with one message per line.
@@ -54,6 +55,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod agent;
 mod backend_file;
 pub mod command;
 mod connection;
@@ -68,8 +70,10 @@ pub mod obstacles;
 mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorded;
+mod socket;
 pub mod stream;
 
+pub use agent::Agent;
 pub use backend_file::BackendFile;
 pub use connection::{COMMAND_LIMIT, Event, Qmp};
 pub use device_state::DeviceState;
