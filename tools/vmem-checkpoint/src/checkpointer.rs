@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Makes checkpoints of one guest or program, one after the other.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, WriteOptions, 
 
 use crate::cut::{Cut, Limits, cut};
 use crate::error::Error;
+use crate::freeze::{self, FROZEN, Freezing, Frozen};
 use crate::memory::{Tracked, arm, count};
 use crate::statistics::Made;
 use crate::subject::{Opened, Subject, check_unchanged};
@@ -29,6 +31,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Words that each checkpoint gets, by which retention can keep it.
     pub tags: BTreeSet<String>,
+    /// The guest agent, if it is to be used.
+    pub agent: Option<freeze::Options>,
 }
 
 /// Checkpoints of one subject. Its memory is tracked as long as this value lives, and plain memory again afterwards.
@@ -48,6 +52,7 @@ pub struct Checkpointer {
 struct Taken {
     snapshots: Vec<Snapshot>,
     guest: Option<Cut<()>>,
+    freezing: Freezing,
 }
 
 impl Checkpointer {
@@ -110,7 +115,11 @@ impl Checkpointer {
         let began = Instant::now();
         let writer = self.writer()?;
         signals.check()?;
-        let Taken { snapshots, guest } = self.take(signals)?;
+        let Taken {
+            snapshots,
+            guest,
+            freezing,
+        } = self.take(signals)?;
         for (memory, snapshot) in self.memories.iter_mut().zip(&snapshots) {
             memory.owe(snapshot)?;
         }
@@ -125,6 +134,9 @@ impl Checkpointer {
             commit
                 .labels
                 .insert("pause-microseconds".to_owned(), pause.total.as_micros().to_string());
+        }
+        if freezing.frozen > 0 {
+            commit.labels.insert(FROZEN.to_owned(), freezing.frozen.to_string());
         }
         let mut device_state_bytes = 0;
         if let Some(cut) = &guest {
@@ -172,6 +184,9 @@ impl Checkpointer {
             pause_devices_seconds: seconds(|pause| pause.devices),
             pause_arming_seconds: seconds(|pause| pause.arming),
             pause_resuming_seconds: seconds(|pause| pause.resuming),
+            frozen_file_systems: freezing.frozen,
+            frozen_seconds: freezing.time.map(|time| time.as_secs_f64()),
+            not_frozen: freezing.why_not,
             closed_seconds: closed.as_secs_f64(),
             copied_pages,
             seconds: began.elapsed().as_secs_f64(),
@@ -228,7 +243,11 @@ impl Checkpointer {
         let (Subject::Guest { qmp: socket }, Some(qemu)) = (&self.subject, &self.qemu) else {
             self.memories.iter_mut().try_for_each(Tracked::prepare)?;
             let snapshots = arm(&self.memories, copies)?;
-            return Ok(Taken { snapshots, guest: None });
+            return Ok(Taken {
+                snapshots,
+                guest: None,
+                freezing: Freezing::default(),
+            });
         };
         // The connection ends with the cut: between checkpoints, others can use QEMU's socket.
         let mut qmp = Qmp::connect(socket, COMMAND_LIMIT)?;
@@ -239,15 +258,37 @@ impl Checkpointer {
             timeout: self.options.timeout,
             device_state: MAX_DEVICE_STATE,
         };
-        let memories = std::cell::RefCell::new(&mut self.memories);
-        let prepare = || memories.borrow_mut().iter_mut().try_for_each(Tracked::prepare);
-        let arm = || arm(&memories.borrow(), copies);
+        let memories = RefCell::new(&mut self.memories);
+        // The file systems are frozen as late as can be, and thawed as soon as the guest runs: also by the drop, whatever happens.
+        let (frozen, freezing) = (RefCell::new(None), RefCell::new(Freezing::default()));
+        let prepare = |runs: bool| {
+            memories.borrow_mut().iter_mut().try_for_each(Tracked::prepare)?;
+            signals.check()?;
+            let Some(agent) = &self.options.agent else { return Ok(()) };
+            match Frozen::begin(agent, runs)? {
+                Ok(begun) => {
+                    freezing.borrow_mut().frozen = begun.count();
+                    *frozen.borrow_mut() = Some(begun);
+                }
+                Err(why) => freezing.borrow_mut().why_not = Some(why),
+            }
+            Ok(())
+        };
+        let arm = |_: &mut Qmp| arm(&memories.borrow(), copies);
+        let resumed = || {
+            let thawed = frozen.borrow_mut().as_mut().map(Frozen::thaw);
+            match thawed {
+                None => {}
+                Some(Ok(time)) => freezing.borrow_mut().time = Some(time),
+                Some(Err(error)) => tracing::error!("guest {}: {}", self.guest, vmem_cli::chain(&error)),
+            }
+        };
         let Cut {
             armed,
             device_state,
             runs,
             pause,
-        } = match cut(qmp, socket, limits, signals, prepare, arm) {
+        } = match cut(qmp, socket, limits, signals, prepare, arm, resumed) {
             // A QEMU that has ended keeps no settings.
             Err(Error::SettingsKept(_)) if qemu.wait(Duration::ZERO) => return Err(vmem_qemu::Error::Closed.into()),
             cut => cut?,
@@ -261,6 +302,7 @@ impl Checkpointer {
         Ok(Taken {
             snapshots: armed,
             guest: Some(guest),
+            freezing: freezing.take(),
         })
     }
 }

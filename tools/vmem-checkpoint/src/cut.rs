@@ -57,8 +57,8 @@ pub struct Cut<T> {
     pub pause: Option<Pause>,
 }
 
-/// Takes the device state, and calls `arm` while the guest stands still for it. `prepare` is called just before, while the guest runs. `socket`
-/// is where `qmp` is connected to.
+/// Takes the device state, and calls `arm` while the guest stands still for it. `prepare` is called just before, while the guest runs, if it
+/// does, which it is told. `resumed` is called as soon as the guest is again what it was. `socket` is where `qmp` is connected to.
 ///
 /// Whatever happens, a guest that ran runs again, and a paused one is paused: after an error, a signal or a panic, and after the death of
 /// this process. QEMU's settings are as before, unless this process is killed.
@@ -72,8 +72,9 @@ pub fn cut<T>(
     socket: &Path,
     limits: Limits,
     signals: &Signals,
-    prepare: impl FnOnce() -> Result<(), Error>,
-    arm: impl FnOnce() -> Result<T, Error>,
+    prepare: impl FnOnce(bool) -> Result<(), Error>,
+    arm: impl FnOnce(&mut Qmp) -> Result<T, Error>,
+    resumed: impl FnOnce(),
 ) -> Result<Cut<T>, Error> {
     let status = guest::status(&mut qmp)?;
     let runs = match status.as_str() {
@@ -83,7 +84,7 @@ pub fn cut<T>(
     };
     obstacles::check(&mut qmp)?;
     // The settings are another client's, too: all that takes time and needs none of them is done before they change.
-    prepare()?;
+    prepare(runs)?;
     signals.check()?;
     let (stream, uri) = stream::open(&mut qmp)?;
     let reader = StateReader::start(stream, limits.device_state).map_err(Error::Thread)?;
@@ -94,6 +95,7 @@ pub fn cut<T>(
         Err(error) => Err(error.into()),
         Ok(()) => save(&mut qmp, reader, &uri, limits, signals, runs, arm),
     };
+    resumed();
     match restore(qmp, socket, &settings) {
         Ok(()) => cut,
         Err(kept) => {
@@ -129,7 +131,7 @@ fn save<T>(
     limits: Limits,
     signals: &Signals,
     runs: bool,
-    arm: impl FnOnce() -> Result<T, Error>,
+    arm: impl FnOnce(&mut Qmp) -> Result<T, Error>,
 ) -> Result<Cut<T>, Error> {
     let mut events = Events::default();
     events.skip(qmp)?;
@@ -146,7 +148,7 @@ fn save<T>(
     let saved = wait_saved(qmp, &reader, limits.timeout, signals, &mut events);
     let saved_at = now();
     // The memory does not change between here and the cancellation.
-    let armed = saved.and_then(|()| arm());
+    let armed = saved.and_then(|()| arm(qmp));
     let armed_at = now();
     let cancelled = qmp.execute("migrate_cancel", json!({}));
     // With the stream closed, QEMU ends a migration that it did not cancel.

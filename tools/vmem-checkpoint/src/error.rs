@@ -71,6 +71,15 @@ pub enum Error {
          and the next one has its pages (a larger --copies, a faster store or --every with more time help)"
     )]
     Copies,
+    /// The guest agent.
+    #[error(transparent)]
+    Agent(#[from] vmem_qemu::agent::Error),
+    /// The guest's file systems are frozen, or may be.
+    #[error(
+        "the guest's file systems may be frozen still: if the guest hangs, have its agent execute guest-fsfreeze-thaw (another process tries \
+         for five minutes)"
+    )]
+    NotThawed(#[source] vmem_qemu::agent::Error),
     /// A thread cannot be started, or has panicked.
     #[error("cannot run the work in a thread")]
     Thread(#[source] io::Error),
@@ -104,9 +113,14 @@ impl Error {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Store(_) | Self::Copies | Self::TimedOut(_) | Self::NotSaved(_) | Self::Status(_) | Self::StateTooLong(_) => {
-                true
-            }
+            Self::Store(_)
+            | Self::Agent(_)
+            | Self::NotThawed(_)
+            | Self::Copies
+            | Self::TimedOut(_)
+            | Self::NotSaved(_)
+            | Self::Status(_)
+            | Self::StateTooLong(_) => true,
             Self::Qemu(error) => !matches!(error, vmem_qemu::Error::Closed | vmem_qemu::Error::Connect { .. }),
             Self::Memory { source, .. } => matches!(
                 source,

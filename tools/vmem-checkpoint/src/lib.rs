@@ -6,6 +6,8 @@
 //!   with the pages that were written since.
 //! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
 //!
+//! [`freeze`] has the guest's file systems frozen around the instant.
+//!
 //! Documentation/checkpoint.rst says what is promised.
 #![forbid(unsafe_code)]
 
@@ -13,12 +15,14 @@ mod checkpointer;
 pub mod cut;
 mod error;
 mod filler;
+pub mod freeze;
 pub mod incoming;
 mod memory;
 pub mod restore;
 mod state_reader;
 mod statistics;
 mod subject;
+mod wakeup;
 mod write;
 
 pub use checkpointer::{Checkpointer, Options};

@@ -15,6 +15,8 @@ use vmem_store_source::{Address, Selector};
 
 use crate::error::Error;
 use crate::filler::{Command, Filler, News};
+use crate::freeze::FROZEN;
+use crate::wakeup::Wakeup;
 use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE, incoming};
 
 /// How often signals and processes are looked at.
@@ -22,6 +24,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long vmemd may take to make the regions.
 const START: Duration = Duration::from_secs(60);
+
+/// What a guest without the device lacks.
+const NO_GENERATION_ID: &str = "the guest is not told that it was restored, and may use the same random numbers as before: \
+                                QEMU has no device vmgenid (start the guest, and this QEMU, with -device vmgenid,guid=auto)";
 
 /// What is to be restored, and how.
 #[derive(Debug, Clone)]
@@ -38,6 +44,8 @@ pub struct Options {
     pub logs: PathBuf,
     /// The guest stays paused, also if it ran.
     pub paused: bool,
+    /// The socket of the guest agent of the QEMU that `command` starts, and how long an answer may take.
+    pub agent: Option<(PathBuf, Duration)>,
     /// More arguments of vmemd.
     pub vmemd: Vec<String>,
 }
@@ -100,7 +108,12 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
             regions: &regions,
         });
         match (&options.qmp, &state) {
-            (Some(qmp), Some(state)) => start(options, qmp, state.clone(), runs, &regions, signals).map(Some),
+            (Some(qmp), Some(state)) => start(options, qmp, state.clone(), runs, &regions, signals).map(|(qemu, has_id)| {
+                if !has_id {
+                    report(Step::Note(NO_GENERATION_ID));
+                }
+                Some(qemu)
+            }),
             _ => Ok(None),
         }
     });
@@ -115,7 +128,29 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         let after = began.elapsed();
         report(Step::Restored { runs, after });
     }
-    watch(filler, qemu.as_ref(), signals, report)
+    let frozen = image.manifest().labels.get(FROZEN).map(String::as_str);
+    if qemu.is_some() && options.agent.is_none() {
+        notes_without_agent(frozen, report);
+    }
+    let agent = options.agent.as_ref().filter(|_| qemu.is_some() && runs);
+    if qemu.is_some() && !runs && options.agent.is_some() {
+        report(Step::Note(
+            "the guest is paused: its agent is not asked, file systems that were frozen stay so, and its clock is not set",
+        ));
+    }
+    let wakeup = agent
+        .map(|(socket, limit)| Wakeup::start(socket, *limit, frozen.is_some()))
+        .transpose()?;
+    watch(filler, qemu.as_ref(), wakeup, signals, report)
+}
+
+fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
+    if let Some(count) = frozen {
+        report(Step::Note(&format!(
+            "{count} file systems of the guest are frozen, as they were at the instant: have its agent execute guest-fsfreeze-thaw \
+             (restore --agent does it)"
+        )));
+    }
 }
 
 /// Reads the device state, if there is to be a guest.
@@ -203,7 +238,7 @@ fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
     }
 }
 
-/// Starts QEMU, and has it load the state.
+/// Starts QEMU, and has it load the state. Returns also whether the guest gets a new generation ID.
 fn start(
     options: &Options,
     qmp: &Path,
@@ -211,7 +246,7 @@ fn start(
     runs: bool,
     regions: &[(String, String)],
     signals: &Signals,
-) -> Result<Process, Error> {
+) -> Result<(Process, bool), Error> {
     let nodes: Vec<_> = regions
         .iter()
         .map(|(id, region)| (id.clone(), Path::new(DIRECTORY).join(region)))
@@ -228,10 +263,11 @@ fn start(
         .and_then(|mut qmp| {
             check_memory(&mut qmp, &nodes)?;
             qemu.set_changed();
+            let has_id = guest::has_generation_id(&mut qmp)?;
             let process = guest::process(&mut qmp)?;
             let lives = || !process.wait(Duration::ZERO);
             incoming::load(&mut qmp, state, runs, signals, &lives)?;
-            Ok(process)
+            Ok((process, has_id))
         });
     loaded.map_err(|error| {
         let failure = qemu.failure();
@@ -265,8 +301,37 @@ fn check_memory(qmp: &mut Qmp, nodes: &[(String, PathBuf)]) -> Result<(), Error>
 }
 
 /// Waits until all memory is there.
-fn watch(mut filler: Filler, qemu: Option<&Process>, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
+fn watch(
+    mut filler: Filler,
+    qemu: Option<&Process>,
+    mut wakeup: Option<Wakeup>,
+    signals: &Signals,
+    report: &mut dyn FnMut(Step<'_>),
+) -> Result<(), Error> {
+    let (mut is_complete, mut woken) = (false, Ok(()));
     loop {
+        if let Some(result) = wakeup.as_ref().and_then(Wakeup::result) {
+            wakeup = None;
+            match result {
+                Ok(said) => report(Step::Note(&said)),
+                Err(error) => {
+                    report(Step::Note(&vmem_cli::chain(&error)));
+                    // The clock is set if that can be done. A guest that stays frozen is a failure.
+                    if matches!(error, Error::NotThawed(_)) {
+                        woken = Err(error);
+                    }
+                }
+            }
+        }
+        if is_complete {
+            let has_ended = qemu.is_some_and(|qemu| qemu.wait(Duration::ZERO));
+            if wakeup.is_none() || has_ended {
+                return woken;
+            }
+            signals.check()?;
+            std::thread::sleep(POLL_INTERVAL);
+            continue;
+        }
         if let Err(stopped) = signals.check() {
             let note = format!("vmemd (process {}) goes on and brings the rest of the memory", filler.pid());
             report(Step::Note(&note));
@@ -276,7 +341,7 @@ fn watch(mut filler: Filler, qemu: Option<&Process>, signals: &Signals, report: 
             Some(News::Event(event)) => report(Step::Pages(&event)),
             Some(News::Restarted(why)) => report(Step::Note(&format!("{why}; another one goes on"))),
             Some(News::NotRestarted(why)) => report(Step::Note(&format!("{why}; it is tried again"))),
-            Some(News::Complete) => return Ok(()),
+            Some(News::Complete) => is_complete = true,
             Some(News::Failed(why)) => return Err(Error::other(why)),
             None => {}
         }

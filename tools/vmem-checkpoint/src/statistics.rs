@@ -54,6 +54,12 @@ pub struct Made {
     pub pause_arming_seconds: Option<f64>,
     /// Of them: QEMU continued the guest.
     pub pause_resuming_seconds: Option<f64>,
+    /// How many of the guest's file systems were frozen at the instant.
+    pub frozen_file_systems: u64,
+    /// Seconds that they were frozen.
+    pub frozen_seconds: Option<f64>,
+    /// Why they were not frozen, if they could have been.
+    pub not_frozen: Option<String>,
     /// Seconds that writers were held up for the instant.
     pub closed_seconds: f64,
     /// Pages that were copied because they were overwritten before they were stored.

@@ -128,7 +128,9 @@ impl Agent {
         self.write(&bytes, limit)?;
         // A guest that sends line after line must not extend the deadline.
         while let Some(line) = self.line(until)?.filter(|_| Instant::now() < until) {
-            let Some(at) = line.iter().rposition(|byte| *byte == DELIMITER) else { continue };
+            let Some(at) = line.iter().rposition(|byte| *byte == DELIMITER) else {
+                continue;
+            };
             let answer: Value = serde_json::from_slice(line.get(at + 1..).unwrap_or_default()).unwrap_or_default();
             if answer.get("return") == Some(&json!(id)) {
                 self.is_behind = false;
@@ -337,11 +339,18 @@ mod tests {
             if is_sync(command) {
                 return synced(command);
             }
-            format!("{}\n", json!({"error": {"class": "x", "desc": format!("no \u{1b}[2J{}", "y".repeat(1000))}})).into_bytes()
+            format!(
+                "{}\n",
+                json!({"error": {"class": "x", "desc": format!("no \u{1b}[2J{}", "y".repeat(1000))}})
+            )
+            .into_bytes()
         });
         let mut agent = Agent::new(socket, LIMIT).expect("an agent");
         let error = agent.freeze().expect_err("a refusal").to_string();
-        assert!(error.starts_with("the guest agent refuses guest-fsfreeze-freeze: no \\u{1b}[2J"), "{error}");
+        assert!(
+            error.starts_with("the guest agent refuses guest-fsfreeze-freeze: no \\u{1b}[2J"),
+            "{error}"
+        );
         assert!(error.len() < 300, "{error}");
     }
 

@@ -102,6 +102,19 @@ pub fn status(qmp: &mut Qmp) -> Result<String, Error> {
     text(&qmp.execute("query-status", json!({}))?, "query-status", "status")
 }
 
+/// Whether QEMU has the device that tells the guest that it was restored (`vmgenid`).
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`].
+pub fn has_generation_id(qmp: &mut Qmp) -> Result<bool, Error> {
+    match qmp.execute("query-vm-generation-id", json!({})) {
+        Ok(_) => Ok(true),
+        Err(Error::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// All memory of the guest, which must be in files of shared memory that other processes can map.
 ///
 /// # Errors
@@ -275,6 +288,17 @@ mod tests {
         }
         let names: Vec<_> = region_names("guest0", "ram").take(2).collect();
         assert_eq!(names, ["guest0.ram", "guest0.ram.2"]);
+    }
+
+    #[test]
+    fn refused_generation_id_means_no_device() {
+        let (socket, _thread) = qemu(&[
+            r#"{"return": {"guid": "0b8a3c5e-6f5e-4d0c-9d6c-0123456789ab"}}"#,
+            r#"{"error": {"class": "GenericError", "desc": "VM Generation ID device not found"}}"#,
+        ]);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        assert!(has_generation_id(&mut qmp).expect("a reply"));
+        assert!(!has_generation_id(&mut qmp).expect("a reply"));
     }
 
     #[test]

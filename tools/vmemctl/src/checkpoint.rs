@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl checkpoint`: makes checkpoints of guests and programs, restores them, and looks at what a store has.
 
+mod agent;
 mod args;
 mod create;
 mod in_store;
@@ -22,6 +23,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
     match &args.command {
         Command::Init(args) => inspect::init(args, common.json),
         Command::Create(args) => create::run(args, &catch()?, common.json),
+        Command::Thaw(args) => agent::thaw(args),
         Command::Restore(args) => restore::run(args, &catch()?, common),
         Command::List(args) => inspect::list(args, common.json),
         Command::Show(args) => inspect::show(args, common.json),

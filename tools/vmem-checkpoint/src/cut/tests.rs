@@ -16,7 +16,16 @@ const LIMITS: Limits = Limits {
 };
 
 fn cut_of<T>(qemu: &FakeQemu, limits: Limits, arm: impl FnOnce() -> Result<T, Error>) -> Result<Cut<T>, Error> {
-    cut(qemu.connect(), qemu.socket(), limits, &Signals::default(), || Ok(()), arm)
+    let socket = qemu.socket();
+    cut(
+        qemu.connect(),
+        socket,
+        limits,
+        &Signals::default(),
+        |_| Ok(()),
+        |_| arm(),
+        || (),
+    )
 }
 
 fn armed() -> Result<(), Error> {
@@ -27,7 +36,8 @@ fn armed() -> Result<(), Error> {
 fn snapshot_is_armed_while_the_guest_stands_still_and_the_guest_runs_again() {
     let qemu = FakeQemu::start("running", Habit::default());
     let mut prepared_at = String::new();
-    let prepare = || {
+    let prepare = |runs: bool| {
+        assert!(runs);
         assert_eq!(
             qemu.capabilities_on(),
             Vec::<String>::new(),
@@ -36,8 +46,25 @@ fn snapshot_is_armed_while_the_guest_stands_still_and_the_guest_runs_again() {
         prepared_at = qemu.status();
         Ok(())
     };
-    let arm = || Ok(qemu.status());
-    let made = cut(qemu.connect(), qemu.socket(), LIMITS, &Signals::default(), prepare, arm).expect("a cut");
+    let arm = |_: &mut Qmp| Ok(qemu.status());
+    let mut resumed_at = (String::new(), Vec::new());
+    let resumed = || resumed_at = (qemu.status(), qemu.capabilities_on());
+    let made = cut(
+        qemu.connect(),
+        qemu.socket(),
+        LIMITS,
+        &Signals::default(),
+        prepare,
+        arm,
+        resumed,
+    )
+    .expect("a cut");
+    assert_eq!(resumed_at.0, "running");
+    assert_eq!(
+        resumed_at.1.len(),
+        3,
+        "file systems are thawed before settings are restored, which can take long"
+    );
     assert_eq!((made.armed.as_str(), prepared_at.as_str()), ("finish-migrate", "running"));
     assert_eq!(made.device_state, END);
     assert!(made.runs);
@@ -137,7 +164,8 @@ fn signal_ends_a_cut_and_the_guest_runs() {
         std::thread::sleep(Duration::from_millis(100));
         late.raise();
     });
-    let stopped = cut(qemu.connect(), qemu.socket(), LIMITS, &signals, || Ok(()), armed).expect_err("a signal");
+    let socket = qemu.socket();
+    let stopped = cut(qemu.connect(), socket, LIMITS, &signals, |_| Ok(()), |_| armed(), || ()).expect_err("a signal");
     assert!(stopped.is_signal(), "{stopped}");
     assert_eq!(qemu.status(), "running");
     sender.join().expect("no panic");

@@ -9,6 +9,7 @@ use vmem_cli::{owner, seconds, size};
 use vmem_store::GuestName;
 use vmem_store_source::Selector;
 
+use super::agent::{AgentSocket, FreezeOptions, Thaw};
 use super::in_store::InStore;
 use super::key::Key;
 use crate::memory_of::MemoryOf;
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     Create(Create),
     /// Restore a guest, or memory, at once; its pages come from the store when they are touched
     Restore(Restore),
+    /// Started by create
+    #[command(hide = true)]
+    Thaw(Thaw),
     /// List the checkpoints of a store
     List(List),
     /// Show a checkpoint
@@ -92,6 +96,8 @@ pub(crate) struct Create {
     /// A word that the checkpoints get; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) words: Vec<String>,
+    #[command(flatten)]
+    pub(crate) freeze: FreezeOptions,
     /// After each checkpoint, those are removed that no rule keeps, if there is one
     #[command(flatten)]
     pub(crate) keep: Keep,
@@ -107,6 +113,8 @@ pub(crate) struct Restore {
     /// Leave the guest paused
     #[arg(long, requires = "command")]
     pub(crate) paused: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentSocket,
     /// Owner of /dev/vmem/NAME, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
@@ -276,6 +284,8 @@ mod tests {
             "create --store /s --qmp /q",
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
             "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
+            "create --store /s --qmp /q --agent /a --freeze always --agent-timeout 2",
+            "restore --store /s --qmp /q --agent /a guest0 -- qemu",
             "restore --store /s guest0",
             "restore --store /s guest0@3 --qmp /q -- qemu -incoming defer",
             "restore --store /s --qmp /q --paused guest0@latest -- qemu",
@@ -308,6 +318,8 @@ mod tests {
             "key list",
             "key add --store /s --key-file /k",
             "key rotate --store /s --key-file /k --new-key-command n --new-key-file n",
+            "create --store /s --qmp /q --freeze always",
+            "create --store /s --qmp /q --agent /a --freeze often",
             "restore --store /s",
             "restore --store /s guest0 -- qemu",
             "restore --store /s guest0 --qmp /q",

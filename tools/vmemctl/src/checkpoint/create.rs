@@ -32,6 +32,7 @@ pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Er
         copies: args.copies.unwrap_or(0),
         timeout: args.timeout,
         tags: args.words.iter().cloned().collect(),
+        agent: args.freeze.options()?,
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {
@@ -166,8 +167,14 @@ fn line(made: &Made) -> String {
         (None, Some(false)) => "was paused".to_owned(),
         (None, _) => format!("writers were held up for {}", ms(made.closed_seconds)),
     };
+    let frozen = match (made.frozen_file_systems, made.frozen_seconds, &made.not_frozen) {
+        (0, _, Some(why)) => format!("; file systems not frozen: {why}"),
+        (0, ..) => String::new(),
+        (count, Some(time), _) => format!("; {count} file systems frozen for {}", ms(time)),
+        (count, None, _) => format!("; {count} file systems frozen, and NOT thawed"),
+    };
     format!(
-        "{}  {parent}: {} of {} pages stored in {} ({:.2} of their size), {} unchanged, {} zero; {pause}; {} pages copied; {:.1} s",
+        "{}  {parent}: {} of {} pages stored in {} ({:.2} of their size), {} unchanged, {} zero; {pause}{frozen}; {} pages copied; {:.1} s",
         made.checkpoint,
         made.stored_pages,
         made.pages,

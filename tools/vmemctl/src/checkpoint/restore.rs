@@ -31,6 +31,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         command: args.command.clone(),
         logs: common.state.clone(),
         paused: args.paused,
+        agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         vmemd,
     };
     let mut report = Report::new(common.json);
