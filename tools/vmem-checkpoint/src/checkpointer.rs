@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Makes checkpoints of one guest or program, one after the other.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmem::{PAGE_SIZE, PageSet, Snapshot};
@@ -12,6 +13,7 @@ use vmem_qemu::{COMMAND_LIMIT, GuestMemory, Qmp, guest};
 use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, WriteOptions, Writer};
 
 use crate::cut::{Cut, Limits, cut};
+use crate::disks::{DISKS, Disk, Plan};
 use crate::error::Error;
 use crate::freeze::{self, FROZEN, Freezing, Frozen};
 use crate::memory::{Tracked, arm, count};
@@ -33,6 +35,8 @@ pub struct Options {
     pub tags: BTreeSet<String>,
     /// The guest agent, if it is to be used.
     pub agent: Option<freeze::Options>,
+    /// The directory where the guest's disks get overlays at the instant, if they are kept.
+    pub disks: Option<PathBuf>,
 }
 
 /// Checkpoints of one subject. Its memory is tracked as long as this value lives, and plain memory again afterwards.
@@ -53,6 +57,7 @@ struct Taken {
     snapshots: Vec<Snapshot>,
     guest: Option<Cut<()>>,
     freezing: Freezing,
+    disks: Vec<Disk>,
 }
 
 impl Checkpointer {
@@ -115,11 +120,20 @@ impl Checkpointer {
         let began = Instant::now();
         let writer = self.writer()?;
         signals.check()?;
+        let taken = self.take(signals)?;
+        let overlays = overlays(&taken.disks);
+        self.store(taken, writer, began, signals)
+            .map_err(|source| with_overlays(overlays, source))
+    }
+
+    /// Stores what was taken.
+    fn store(&mut self, taken: Taken, writer: Writer, began: Instant, signals: &Signals) -> Result<Made, Error> {
         let Taken {
             snapshots,
             guest,
             freezing,
-        } = self.take(signals)?;
+            disks,
+        } = taken;
         for (memory, snapshot) in self.memories.iter_mut().zip(&snapshots) {
             memory.owe(snapshot)?;
         }
@@ -137,6 +151,10 @@ impl Checkpointer {
         }
         if freezing.frozen > 0 {
             commit.labels.insert(FROZEN.to_owned(), freezing.frozen.to_string());
+        }
+        if !disks.is_empty() {
+            let text = serde_json::to_string(&disks).map_err(vmem_cli::Error::call("cannot describe the disks"))?;
+            commit.labels.insert(DISKS.to_owned(), text);
         }
         let mut device_state_bytes = 0;
         if let Some(cut) = &guest {
@@ -184,6 +202,7 @@ impl Checkpointer {
             pause_devices_seconds: seconds(|pause| pause.devices),
             pause_arming_seconds: seconds(|pause| pause.arming),
             pause_resuming_seconds: seconds(|pause| pause.resuming),
+            disks,
             frozen_file_systems: freezing.frozen,
             frozen_seconds: freezing.time.map(|time| time.as_secs_f64()),
             not_frozen: freezing.why_not,
@@ -247,6 +266,7 @@ impl Checkpointer {
                 snapshots,
                 guest: None,
                 freezing: Freezing::default(),
+                disks: Vec::new(),
             });
         };
         // The connection ends with the cut: between checkpoints, others can use QEMU's socket.
@@ -254,6 +274,10 @@ impl Checkpointer {
         guest::memory_backends(&mut qmp)?;
         let found = GuestMemory::of(&mut qmp)?;
         check_unchanged(qemu, self.memories.iter().map(|memory| &memory.backend), &found)?;
+        let directory = self.options.disks.as_deref();
+        let plan = directory
+            .map(|directory| Plan::of(&mut qmp, directory, self.guest.as_str()))
+            .transpose()?;
         let limits = Limits {
             timeout: self.options.timeout,
             device_state: MAX_DEVICE_STATE,
@@ -274,7 +298,15 @@ impl Checkpointer {
             }
             Ok(())
         };
-        let arm = |_: &mut Qmp| arm(&memories.borrow(), copies);
+        let has_overlays = Cell::new(false);
+        let arm = |qmp: &mut Qmp| {
+            let snapshots = arm(&memories.borrow(), copies)?;
+            if let Some(plan) = &plan {
+                plan.make(qmp)?;
+                has_overlays.set(true);
+            }
+            Ok(snapshots)
+        };
         let resumed = || {
             let thawed = frozen.borrow_mut().as_mut().map(Frozen::thaw);
             match thawed {
@@ -291,8 +323,14 @@ impl Checkpointer {
         } = match cut(qmp, socket, limits, signals, prepare, arm, resumed) {
             // A QEMU that has ended keeps no settings.
             Err(Error::SettingsKept(_)) if qemu.wait(Duration::ZERO) => return Err(vmem_qemu::Error::Closed.into()),
+            Err(error) if has_overlays.get() => {
+                let files = plan.as_ref().map_or(Vec::new(), Plan::files);
+                return Err(with_overlays(files, error));
+            }
             cut => cut?,
         };
+        let disks = plan.as_ref().map_or(Ok(Vec::new()), Plan::disks);
+        let disks = disks.map_err(|error| with_overlays(plan.as_ref().map_or(Vec::new(), Plan::files), error))?;
         let guest = Cut {
             armed: (),
             device_state,
@@ -303,7 +341,23 @@ impl Checkpointer {
             snapshots: armed,
             guest: Some(guest),
             freezing: freezing.take(),
+            disks,
         })
+    }
+}
+
+fn overlays(disks: &[Disk]) -> Vec<String> {
+    disks.iter().map(|disk| disk.overlay.display().to_string()).collect()
+}
+
+/// Says that the guest goes on with these overlays.
+fn with_overlays(overlays: Vec<String>, source: Error) -> Error {
+    if overlays.is_empty() {
+        return source;
+    }
+    Error::Overlays {
+        overlays,
+        source: Box::new(source),
     }
 }
 

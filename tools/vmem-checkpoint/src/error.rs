@@ -80,6 +80,20 @@ pub enum Error {
          for five minutes)"
     )]
     NotThawed(#[source] vmem_qemu::agent::Error),
+    /// QEMU has not said whether it has made overlays for the disks.
+    #[error(
+        "QEMU has not said whether the guest's disks have overlays now (QMP query-block says it): the checkpoint is given up"
+    )]
+    OverlaysUnknown(#[source] vmem_qemu::Error),
+    /// The checkpoint has failed after the disks got overlays.
+    #[error("the guest goes on with the overlays of its disks that were made for this checkpoint (QMP block-commit merges them): {}", overlays.join(", "))]
+    Overlays {
+        /// The files.
+        overlays: Vec<String>,
+        /// Why there is no checkpoint.
+        #[source]
+        source: Box<Error>,
+    },
     /// A thread cannot be started, or has panicked.
     #[error("cannot run the work in a thread")]
     Thread(#[source] io::Error),
@@ -106,7 +120,11 @@ impl Error {
     /// Whether a signal is the cause.
     #[must_use]
     pub fn is_signal(&self) -> bool {
-        matches!(self, Self::Command(error) if error.is_signal())
+        match self {
+            Self::Command(error) => error.is_signal(),
+            Self::Overlays { source, .. } => source.is_signal(),
+            _ => false,
+        }
     }
 
     /// Whether the next checkpoint of the same guest may succeed: only this one is given up.
@@ -121,6 +139,7 @@ impl Error {
             | Self::NotSaved(_)
             | Self::Status(_)
             | Self::StateTooLong(_) => true,
+            Self::Overlays { source, .. } => source.is_passing(),
             Self::Qemu(error) => !matches!(error, vmem_qemu::Error::Closed | vmem_qemu::Error::Connect { .. }),
             Self::Memory { source, .. } => matches!(
                 source,

@@ -6,18 +6,20 @@
 //!   with the pages that were written since.
 //! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
 //!
-//! [`freeze`] has the guest's file systems frozen around the instant.
+//! [`disks`] are kept at the same instant by overlays, and [`freeze`] has the guest's file systems frozen around the instant.
 //!
 //! Documentation/checkpoint.rst says what is promised.
 #![forbid(unsafe_code)]
 
 mod checkpointer;
 pub mod cut;
+pub mod disks;
 mod error;
 mod filler;
 pub mod freeze;
 pub mod incoming;
 mod memory;
+mod overlays;
 pub mod restore;
 mod state_reader;
 mod statistics;

@@ -13,9 +13,11 @@ use vmem_qemu::{Process, Qemu, Qmp, command, guest};
 use vmem_store::{BackendKind, Image, Manifest, UserKey};
 use vmem_store_source::{Address, Selector};
 
+use crate::disks::Disk;
 use crate::error::Error;
 use crate::filler::{Command, Filler, News};
 use crate::freeze::FROZEN;
+use crate::overlays::Overlays;
 use crate::wakeup::Wakeup;
 use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE, incoming};
 
@@ -46,6 +48,8 @@ pub struct Options {
     pub paused: bool,
     /// The socket of the guest agent of the QEMU that `command` starts, and how long an answer may take.
     pub agent: Option<(PathBuf, Duration)>,
+    /// Where the disks get new overlays, for `{disk:NAME}` in the command.
+    pub disks: Option<PathBuf>,
     /// More arguments of vmemd.
     pub vmemd: Vec<String>,
 }
@@ -96,6 +100,22 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     let state = device_state(&image, !options.command.is_empty())?;
     let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
     let regions = regions_of(image.manifest())?;
+    let disks = match options.command.is_empty() {
+        true => Vec::new(),
+        false => Disk::all_of(image.manifest())?,
+    };
+    disks.iter().try_for_each(Disk::check)?;
+    let overlays = match &options.disks {
+        Some(directory) => Overlays::make(&disks, directory, checkpoint.guest.as_str(), signals)?,
+        None => {
+            disks.iter().for_each(|disk| report(Step::Note(&disk.hint())));
+            Overlays::default()
+        }
+    };
+    let command = match options.disks.is_some() || options.command.iter().any(|word| word.contains("{disk:")) {
+        true => command::fill_in_disks(&options.command, overlays.files())?,
+        false => options.command.clone(),
+    };
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
         arguments: arguments(&address, &regions, options.key.is_some(), &options.vmemd),
@@ -108,12 +128,14 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
             regions: &regions,
         });
         match (&options.qmp, &state) {
-            (Some(qmp), Some(state)) => start(options, qmp, state.clone(), runs, &regions, signals).map(|(qemu, has_id)| {
-                if !has_id {
-                    report(Step::Note(NO_GENERATION_ID));
-                }
-                Some(qemu)
-            }),
+            (Some(qmp), Some(state)) => {
+                start(options, &command, qmp, state.clone(), runs, &regions, signals).map(|(qemu, has_id)| {
+                    if !has_id {
+                        report(Step::Note(NO_GENERATION_ID));
+                    }
+                    Some(qemu)
+                })
+            }
             _ => Ok(None),
         }
     });
@@ -124,6 +146,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
             return Err(error);
         }
     };
+    overlays.keep();
     if qemu.is_some() {
         let after = began.elapsed();
         report(Step::Restored { runs, after });
@@ -241,6 +264,7 @@ fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
 /// Starts QEMU, and has it load the state. Returns also whether the guest gets a new generation ID.
 fn start(
     options: &Options,
+    command: &[String],
     qmp: &Path,
     state: Vec<u8>,
     runs: bool,
@@ -251,7 +275,7 @@ fn start(
         .iter()
         .map(|(id, region)| (id.clone(), Path::new(DIRECTORY).join(region)))
         .collect();
-    let words = command::fill_in(&options.command, qmp, &nodes)?;
+    let words = command::fill_in(command, qmp, &nodes)?;
     let logs = &options.logs;
     fs::create_dir_all(logs).map_err(vmem_cli::Error::call(format!("cannot make {}", logs.display())))?;
     let name = options.address.checkpoint.guest.as_str();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 use vmem_store::CheckpointName;
 
+use crate::disks::Disk;
+
 /// How long a guest stood still, and for what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pause {
@@ -54,6 +56,8 @@ pub struct Made {
     pub pause_arming_seconds: Option<f64>,
     /// Of them: QEMU continued the guest.
     pub pause_resuming_seconds: Option<f64>,
+    /// The guest's disks at the instant, if they are kept.
+    pub disks: Vec<Disk>,
     /// How many of the guest's file systems were frozen at the instant.
     pub frozen_file_systems: u64,
     /// Seconds that they were frozen.

@@ -130,22 +130,40 @@ pub type Nodes<'a> = &'a [(String, PathBuf)];
 ///
 /// [`Error::Command`]: a placeholder names a backend that the guest does not have.
 pub fn fill_in(command: &[String], qmp: &Path, nodes: Nodes<'_>) -> Result<Vec<String>, Error> {
-    command.iter().map(|word| fill_in_word(word, qmp, nodes)).collect()
+    command
+        .iter()
+        .map(|word| fill_in_word(word, Some(qmp), MEMORY, nodes))
+        .collect()
 }
 
-fn fill_in_word(word: &str, qmp: &Path, nodes: Nodes<'_>) -> Result<String, Error> {
+/// Replaces the placeholders `{disk:NAME}` by the file of that disk, and nothing else.
+///
+/// # Errors
+///
+/// [`Error::Command`]: a placeholder names a disk that the guest does not have.
+pub fn fill_in_disks(command: &[String], disks: Nodes<'_>) -> Result<Vec<String>, Error> {
+    command.iter().map(|word| fill_in_word(word, None, DISK, disks)).collect()
+}
+
+/// Placeholders with a name: how they begin, and what they stand for.
+type Kind = (&'static str, &'static str);
+
+const MEMORY: Kind = ("memory:", "memory backend");
+const DISK: Kind = ("disk:", "disk");
+
+fn fill_in_word(word: &str, qmp: Option<&Path>, kind: Kind, nodes: Nodes<'_>) -> Result<String, Error> {
     let mut done = String::new();
     let mut rest = word;
     while let Some((before, after)) = rest.split_once('{') {
         done.push_str(before);
-        rest = if let Some(after) = after.strip_prefix("qmp}") {
+        rest = if let (Some(qmp), Some(after)) = (qmp, after.strip_prefix("qmp}")) {
             done.push_str(&qmp.display().to_string());
             after
-        } else if let Some(named) = after.strip_prefix("memory:") {
+        } else if let Some(named) = after.strip_prefix(kind.0) {
             let (id, after) = named
                 .split_once('}')
-                .ok_or_else(|| refused(format!("{word:?} has a {{memory: without a }}")))?;
-            done.push_str(&node_of(id, nodes)?.display().to_string());
+                .ok_or_else(|| refused(format!("{word:?} has a {{{} without a }}", kind.0)))?;
+            done.push_str(&node_of(id, kind, nodes)?.display().to_string());
             after
         } else {
             // A placeholder may follow the brace.
@@ -157,12 +175,12 @@ fn fill_in_word(word: &str, qmp: &Path, nodes: Nodes<'_>) -> Result<String, Erro
     Ok(done)
 }
 
-fn node_of<'a>(id: &str, nodes: Nodes<'a>) -> Result<&'a Path, Error> {
+fn node_of<'a>(id: &str, kind: Kind, nodes: Nodes<'a>) -> Result<&'a Path, Error> {
     let node = nodes.iter().find(|(backend, _)| backend == id);
     node.map(|(_, node)| node.as_path()).ok_or_else(|| {
         let known: Vec<_> = nodes.iter().map(|(backend, _)| backend.escape_debug().to_string()).collect();
         let known = known.join(", ");
-        refused(format!("the guest has no memory backend {id}; it has {known}"))
+        refused(format!("the guest has no {} {id}; it has {known}", kind.1))
     })
 }
 
@@ -177,7 +195,7 @@ mod tests {
     fn put(word: &str) -> Result<String, Error> {
         let nodes = [("ram", "a"), ("pc.ram", "b"), ("ram-node1", "c")];
         let nodes = nodes.map(|(id, node)| (id.to_owned(), Path::new("/dev/vmem").join(node)));
-        fill_in_word(word, Path::new("/run/q"), &nodes)
+        fill_in_word(word, Some(Path::new("/run/q")), MEMORY, &nodes)
     }
 
     fn refusal(words: &[&str]) -> String {
@@ -202,6 +220,21 @@ mod tests {
         let error = put("{memory:disk}").expect_err("a refusal").to_string();
         assert_eq!(error, "the guest has no memory backend disk; it has ram, pc.ram, ram-node1");
         assert!(put("{memory:ram").is_err());
+    }
+
+    #[test]
+    fn disks_are_filled_in_and_other_placeholders_stay() {
+        let disks = [("vda".to_owned(), PathBuf::from("/o/a.qcow2"))];
+        let words = ["file={disk:vda},format=qcow2", "unix:{qmp}", "mem-path={memory:ram}"].map(str::to_owned);
+        let filled = fill_in_disks(&words, &disks).expect("words");
+        assert_eq!(
+            filled,
+            ["file=/o/a.qcow2,format=qcow2", "unix:{qmp}", "mem-path={memory:ram}"]
+        );
+        let error = fill_in_disks(&["{disk:vdb}".to_owned()], &disks)
+            .expect_err("a refusal")
+            .to_string();
+        assert_eq!(error, "the guest has no disk vdb; it has vda");
     }
 
     /// Words of command lines that libvirt 11.3.0 wrote, with the path of the memory replaced as howto-qemu says.

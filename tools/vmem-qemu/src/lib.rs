@@ -9,6 +9,7 @@
 //! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it. [`DeviceState`] knows when
 //!   QEMU has written all of it.
 //! * [`Agent`] is the guest agent: it freezes the guest's file systems, and sets its clock.
+//! * [`disks`] are the guest's disks, and overlays over them.
 //! * [`command`] checks and completes the command line of a QEMU that takes a guest; [`Qemu`] starts it.
 //!
 //! [`Lines`] reads lines with a deadline, also for other protocols with one message per line.
@@ -60,6 +61,7 @@ mod backend_file;
 pub mod command;
 mod connection;
 mod device_state;
+pub mod disks;
 mod error;
 pub mod guest;
 mod guest_memory;

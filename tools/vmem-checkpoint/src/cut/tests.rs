@@ -79,6 +79,24 @@ fn snapshot_is_armed_while_the_guest_stands_still_and_the_guest_runs_again() {
 }
 
 #[test]
+fn overlays_are_made_between_the_stop_and_the_continuation() {
+    let qemu = FakeQemu::start("running", Habit::default());
+    let signals = Signals::default();
+    let arm = |qmp: &mut Qmp| {
+        qmp.execute("transaction", json!({"actions": []}))?;
+        Ok(qemu.status())
+    };
+    let made = cut(qemu.connect(), qemu.socket(), LIMITS, &signals, |_| Ok(()), arm, || ()).expect("a cut");
+    assert_eq!(made.armed, "finish-migrate");
+    let commands = qemu.commands();
+    let at = |name: &str| commands.iter().position(|command| command == name);
+    assert!(
+        at("migrate") < at("transaction") && at("transaction") < at("migrate_cancel"),
+        "{commands:?}"
+    );
+}
+
+#[test]
 fn paused_guest_stays_paused() {
     let qemu = FakeQemu::start("paused", Habit::default());
     let made = cut_of(&qemu, LIMITS, armed).expect("a cut");

@@ -27,7 +27,7 @@ pub(crate) struct FreezeOptions {
     #[command(flatten)]
     pub(crate) socket: AgentSocket,
     /// Freeze the guest's file systems at the instant
-    #[arg(long, value_name = "WHEN", requires = "qmp", requires = "agent", default_value = "auto")]
+    #[arg(long, value_name = "WHEN", requires = "agent", default_value = "auto")]
     pub(crate) freeze: When,
 }
 

@@ -98,6 +98,9 @@ pub(crate) struct Create {
     pub(crate) words: Vec<String>,
     #[command(flatten)]
     pub(crate) freeze: FreezeOptions,
+    /// Keep the guest's disks at the same instant: QEMU goes on with overlays that it makes in this directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "pid")]
+    pub(crate) disks: Option<PathBuf>,
     /// After each checkpoint, those are removed that no rule keeps, if there is one
     #[command(flatten)]
     pub(crate) keep: Keep,
@@ -115,6 +118,9 @@ pub(crate) struct Restore {
     pub(crate) paused: bool,
     #[command(flatten)]
     pub(crate) agent: AgentSocket,
+    /// Make an overlay over each disk of the checkpoint in this directory; {disk:NAME} in the command
+    #[arg(long, value_name = "DIRECTORY", requires = "command")]
+    pub(crate) disks: Option<PathBuf>,
     /// Owner of /dev/vmem/NAME, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
@@ -285,6 +291,8 @@ mod tests {
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
             "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
             "create --store /s --qmp /q --agent /a --freeze always --agent-timeout 2",
+            "create --store /s --qmp /q --disks /o",
+            "restore --store /s --qmp /q --disks /o guest0 -- qemu",
             "restore --store /s --qmp /q --agent /a guest0 -- qemu",
             "restore --store /s guest0",
             "restore --store /s guest0@3 --qmp /q -- qemu -incoming defer",
@@ -319,6 +327,7 @@ mod tests {
             "key add --store /s --key-file /k",
             "key rotate --store /s --key-file /k --new-key-command n --new-key-file n",
             "create --store /s --qmp /q --freeze always",
+            "create --store /s --pid 7 --memory ram --disks /o",
             "create --store /s --qmp /q --agent /a --freeze often",
             "restore --store /s",
             "restore --store /s guest0 -- qemu",

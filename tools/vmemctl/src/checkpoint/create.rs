@@ -27,12 +27,16 @@ pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Er
         // clap asks for one of the two.
         (None, None) => return Err(vmem_cli::Error::other("neither --qmp nor --pid and --memory").into()),
     };
+    if args.program.is_some() && args.freeze.socket.agent.is_some() {
+        return Err(vmem_cli::Error::other("--agent: a program's memory has no guest agent").into());
+    }
     let options = Options {
         name: args.name.clone(),
         copies: args.copies.unwrap_or(0),
         timeout: args.timeout,
         tags: args.words.iter().cloned().collect(),
         agent: args.freeze.options()?,
+        disks: args.disks.clone(),
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {
@@ -173,8 +177,12 @@ fn line(made: &Made) -> String {
         (count, Some(time), _) => format!("; {count} file systems frozen for {}", ms(time)),
         (count, None, _) => format!("; {count} file systems frozen, and NOT thawed"),
     };
+    let disks = match made.disks.len() {
+        0 => String::new(),
+        count => format!("; {count} disks kept"),
+    };
     format!(
-        "{}  {parent}: {} of {} pages stored in {} ({:.2} of their size), {} unchanged, {} zero; {pause}{frozen}; {} pages copied; {:.1} s",
+        "{}  {parent}: {} of {} pages stored in {} ({:.2} of their size), {} unchanged, {} zero; {pause}{frozen}{disks}; {} pages copied; {:.1} s",
         made.checkpoint,
         made.stored_pages,
         made.pages,

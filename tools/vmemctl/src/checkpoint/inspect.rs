@@ -2,8 +2,9 @@
 //! The commands on what a store has.
 
 use serde_json::{Value, json};
+use vmem_checkpoint::disks::{DISKS, Disk};
 use vmem_checkpoint::{Error, RUN_STATE};
-use vmem_cli::{bytes, output};
+use vmem_cli::{bytes, chain, output};
 use vmem_migrate::report;
 use vmem_store::{BackendKind, InitOptions, Manifest, OpenOptions, Store};
 
@@ -71,8 +72,11 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
     let is_protected = listed
         .get(&checkpoint.guest)
         .is_some_and(|all| all.iter().any(|one| one.checkpoint == checkpoint && one.protected));
+    let disks = Disk::all_of(manifest)?;
     if json {
         let mut value = summary(manifest, is_protected, encrypted);
+        value["disks"] = json!(disks);
+        value["encrypted"] = encrypted.into();
         value["labels"] = json!(manifest.labels);
         value["statistics"] = json!(manifest.statistics);
         value["fragmentation"] = json!(fragmentation);
@@ -117,10 +121,19 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
         "fragments   {} pages with contents in {} runs, in {} packs",
         fragmentation.pages, fragmentation.runs, fragmentation.packs
     ));
+    lines.extend(disks.iter().map(|disk| {
+        let (name, format) = (disk.name.escape_debug(), disk.format.escape_debug());
+        let stands = disk
+            .check()
+            .err()
+            .map_or(String::new(), |error| format!("; {}", chain(&error)));
+        format!("disk        {name}: {} ({format}){stands}", disk.file.display())
+    }));
     lines.extend(
         manifest
             .labels
             .iter()
+            .filter(|(key, _)| *key != DISKS)
             .map(|(key, value)| format!("label       {} = {}", key.escape_debug(), value.escape_debug())),
     );
     lines.extend(manifest.tags.iter().map(|tag| format!("tag         {}", tag.escape_debug())));

@@ -32,6 +32,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         logs: common.state.clone(),
         paused: args.paused,
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
+        disks: args.disks.clone(),
         vmemd,
     };
     let mut report = Report::new(common.json);
