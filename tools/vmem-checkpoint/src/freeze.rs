@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest's file systems, frozen around the instant by the guest agent, and thawed on every path.
 //!
-//! This process thaws them as soon as the guest runs again, after an error, a signal and a panic. If it is killed, a [`Deputy`] does: a second
+//! This process thaws them as soon as the guest runs again, after an error, a signal and a panic. If it is killed, a deputy does: a second
 //! process that waits at a pipe for the death of this one.
 
 use std::ffi::OsString;
