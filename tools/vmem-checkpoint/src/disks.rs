@@ -120,6 +120,11 @@ impl Plan {
                     disk.name, disk.file
                 )));
             }
+            // QEMU deletes the file of a disk with snapshot=on: nobody could use it again.
+            stamp(Path::new(&disk.file)).map_err(vmem_cli::Error::call(format!(
+                "disk {}: cannot find {}",
+                disk.name, disk.file
+            )))?;
             if !names.insert(disk.name.clone()) {
                 return Err(Error::other(format!("two disks have the name {}", disk.name)));
             }

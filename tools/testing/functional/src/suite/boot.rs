@@ -2,7 +2,7 @@
 //! A guest without a system, that writes to a small part of its memory without end.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::failure::Outcome;
 
@@ -43,6 +43,11 @@ impl BootDisk {
         fs::write(&path, sector)?;
         let drive = format!("file={},format=raw,if=ide", path.display());
         Ok(Self { path, drive })
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// QEMU's options to boot from it.

@@ -2,6 +2,8 @@
 //! `vmemctl checkpoint`: checkpoints of an unmodified QEMU whose guest writes without end, and of a program, restored and compared with what
 //! was written at the instant.
 
+mod agent;
+mod disks;
 mod encrypted;
 mod guest;
 mod program;
@@ -16,6 +18,9 @@ crate::tests![
     checkpoint_of_a_paused_guest_leaves_it_paused,
     checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half,
     checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages,
+    checkpoint_has_the_disks_at_the_instant_and_the_guest_goes_on_with_overlays,
+    checkpoint_freezes_file_systems_and_thaws_them,
+    checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
 ];
@@ -34,6 +39,18 @@ fn checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half() -> Outc
 
 fn checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages() -> Outcome {
     guest::without_room(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_has_the_disks_at_the_instant_and_the_guest_goes_on_with_overlays() -> Outcome {
+    disks::kept(&Store::new()?, &mut Guest::with_disk()?)
+}
+
+fn checkpoint_freezes_file_systems_and_thaws_them() -> Outcome {
+    agent::frozen(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed() -> Outcome {
+    agent::killed(&Store::new()?, &mut Guest::new()?)
 }
 
 fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {

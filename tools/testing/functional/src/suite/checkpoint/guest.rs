@@ -23,24 +23,40 @@ const FILE: &str = "/dev/shm/vmem-checkpoint-guest";
 
 /// A guest that writes without end.
 pub(super) struct Guest {
-    qemu: Qemu,
+    pub(super) qemu: Qemu,
     directory: PathBuf,
     disk: BootDisk,
+    /// QEMU writes to its disk, and not to a temporary copy.
+    has_disk: bool,
 }
 
 impl Guest {
     pub(super) fn new() -> Outcome<Self> {
+        Self::start(false)
+    }
+
+    /// A guest whose disk can be kept.
+    pub(super) fn with_disk() -> Outcome<Self> {
+        Self::start(true)
+    }
+
+    fn start(has_disk: bool) -> Outcome<Self> {
         let directory = PathBuf::from("/tmp/vmem-checkpoint");
         let _ = (fs::remove_dir_all(&directory), fs::remove_file(FILE));
         fs::create_dir(&directory)?;
         let disk = BootDisk::new()?;
         let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path={FILE},share=on");
         let socket = format!("unix:{},server=on,wait=off", directory.join("qmp").display());
-        let options = [&disk.options()[..], &["-qmp", &socket, "-name", "guest0"]].concat();
+        let options = [
+            &disk.options()[..if has_disk { 2 } else { 3 }],
+            &["-qmp", &socket, "-name", "guest0"],
+        ]
+        .concat();
         let guest = Self {
             qemu: Qemu::start(&memory, &options)?,
             directory,
             disk,
+            has_disk,
         };
         wait_until("QEMU listens", || Ok(UnixStream::connect(guest.qmp()).is_ok()))?;
         wait_until("QEMU has its memory", || {
@@ -54,16 +70,20 @@ impl Guest {
         Ok(guest)
     }
 
-    fn qmp(&self) -> PathBuf {
+    pub(super) fn boot_disk(&self) -> &Path {
+        self.disk.path()
+    }
+
+    pub(super) fn qmp(&self) -> PathBuf {
         self.directory.join("qmp")
     }
 
-    fn create(&self, store: &Store, more: &[&str]) -> Outcome<String> {
+    pub(super) fn create(&self, store: &Store, more: &[&str]) -> Outcome<String> {
         let qmp = self.qmp();
         store.run("create", &[&["--json", "--qmp", &qmp.to_string_lossy()], more].concat())
     }
 
-    fn status(&self) -> Outcome<String> {
+    pub(super) fn status(&self) -> Outcome<String> {
         status(&self.qmp())
     }
 
@@ -73,7 +93,10 @@ impl Guest {
         words.extend(accelerators());
         let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path={{memory:ram}},share=on");
         words.extend(["-object", &memory, "-machine", "pc,memory-backend=ram"]);
-        words.extend(self.disk.options());
+        match self.has_disk {
+            true => words.extend(["-drive", "file={disk:ide0-hd0},format=qcow2,if=ide"]),
+            false => words.extend(self.disk.options()),
+        }
         words.extend([
             "-chardev",
             "null,id=firmware",
@@ -93,7 +116,7 @@ impl Drop for Guest {
 }
 
 /// What QEMU answers to this command.
-fn ask(qmp: &Path, command: &str) -> Outcome<String> {
+pub(super) fn ask(qmp: &Path, command: &str) -> Outcome<String> {
     let mut stream = UnixStream::connect(qmp)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
@@ -129,14 +152,14 @@ fn register(qmp: &Path, name: &str) -> Outcome<u16> {
 }
 
 /// A restored guest, which stands still.
-struct Restored {
-    qmp: PathBuf,
+pub(super) struct Restored {
+    pub(super) qmp: PathBuf,
     region: MapHandle,
     restore: super::store::Restore,
 }
 
 impl Restored {
-    fn new(store: &Store, guest: &Guest, checkpoint: &str, more: &[&str]) -> Outcome<Self> {
+    pub(super) fn new(store: &Store, guest: &Guest, checkpoint: &str, more: &[&str]) -> Outcome<Self> {
         let qmp = guest.directory.join("restored");
         let _ = fs::remove_file(&qmp);
         let twin = guest.twin();
@@ -164,7 +187,7 @@ impl Restored {
     }
 
     /// Fails unless the memory is what the processor has written up to the instant of its registers, to the word.
-    fn check(&self) -> Outcome<u16> {
+    pub(super) fn check(&self) -> Outcome<u16> {
         let Cursor { number, filled } = check_prefix(&self.segments()?)?;
         let (ax, di) = (register(&self.qmp, "EAX")?, register(&self.qmp, "EDI")?);
         let is_within = ax == number && usize::from(di) == 2 * filled % SEGMENT;
@@ -177,7 +200,7 @@ impl Restored {
     }
 
     /// Lets the guest run on, and ends it.
-    fn end(self) -> Outcome {
+    pub(super) fn end(self) -> Outcome {
         self.restore.end()?;
         equal!(status(&self.qmp)?, "paused");
         ask(&self.qmp, "{\"execute\": \"cont\"}")?;
