@@ -7,7 +7,7 @@
 //!   file of a backend, which cannot be confused with another file at the same path; [`QemuProcess`] is a QEMU that can be found again.
 //! * [`GuestMemory`] is the memory of a running guest, opened so that it can be tracked.
 //! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it. [`DeviceState`] knows when
-//!   QEMU has written all of it.
+//!   QEMU has written all of it. [`PlainStream`](plain_stream::PlainStream) puts the memory into it.
 //! * [`Agent`] is the guest agent: it freezes the guest's file systems, and sets its clock.
 //! * [`disks`] are the guest's disks, and overlays over them.
 //! * [`command`] checks and completes the command line of a QEMU that takes a guest; [`Qemu`] starts it.
@@ -69,6 +69,7 @@ mod launch;
 mod lines;
 pub mod migration;
 pub mod obstacles;
+pub mod plain_stream;
 mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorded;
