@@ -5,6 +5,7 @@
 //! * [`Checkpointer`] makes checkpoints of a [`Subject`], a guest or a program, in a store (`vmem_store`): the first one full, the others
 //!   with the pages that were written since.
 //! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
+//! * [`export`] writes a checkpoint into files that other programs read.
 //!
 //! [`disks`] are kept at the same instant by overlays, and [`freeze`] has the guest's file systems frozen around the instant.
 //!
@@ -13,8 +14,10 @@
 
 mod checkpointer;
 pub mod cut;
+mod device_state;
 pub mod disks;
 mod error;
+pub mod export;
 mod filler;
 pub mod freeze;
 pub mod incoming;

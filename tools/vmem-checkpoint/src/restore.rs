@@ -2,7 +2,6 @@
 //! Restores a guest or memory from a checkpoint: at once, while its pages are still in the store.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,16 +9,17 @@ use vmem::DIRECTORY;
 use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_qemu::{Process, Qemu, Qmp, command, guest};
-use vmem_store::{BackendKind, Image, Manifest, UserKey};
+use vmem_store::{BackendKind, Manifest, UserKey};
 use vmem_store_source::{Address, Selector};
 
+use crate::device_state::device_state;
 use crate::disks::Disk;
 use crate::error::Error;
 use crate::filler::{Command, Filler, News};
 use crate::freeze::FROZEN;
 use crate::overlays::Overlays;
 use crate::wakeup::Wakeup;
-use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE, incoming};
+use crate::{RUN_STATE, incoming};
 
 /// How often signals and processes are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -97,7 +97,10 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
             sequence: Some(checkpoint.sequence),
         },
     };
-    let state = device_state(&image, !options.command.is_empty())?;
+    let state = match options.command.as_slice() {
+        [] => None,
+        _ => Some(device_state(&image)?),
+    };
     let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
     let regions = regions_of(image.manifest())?;
     let disks = match options.command.is_empty() {
@@ -174,33 +177,6 @@ fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
              (restore --agent does it)"
         )));
     }
-}
-
-/// Reads the device state, if there is to be a guest.
-fn device_state(image: &Image, wanted: bool) -> Result<Option<Vec<u8>>, Error> {
-    if !wanted {
-        return Ok(None);
-    }
-    let checkpoint = &image.manifest().checkpoint;
-    if image
-        .manifest()
-        .backend(DEVICE_STATE)
-        .is_none_or(|(_, backend)| backend.kind != BackendKind::Blob)
-    {
-        return Err(Error::other(format!(
-            "checkpoint {checkpoint} has no device state: it is not of a guest; leave the command of QEMU out to restore its memory"
-        )));
-    }
-    let mut blob = image.blob(DEVICE_STATE)?;
-    if blob.len() > MAX_DEVICE_STATE as u64 {
-        return Err(Error::StateTooLong(MAX_DEVICE_STATE));
-    }
-    let mut state = Vec::new();
-    let read = blob.read_to_end(&mut state);
-    read.map_err(vmem_cli::Error::call(format!(
-        "cannot read the device state of checkpoint {checkpoint}"
-    )))?;
-    Ok(Some(state))
 }
 
 /// A name for the region of each memory that no other region has.

@@ -4,6 +4,7 @@
 mod agent;
 mod args;
 mod create;
+mod export;
 mod in_store;
 mod inspect;
 mod key;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Create(args) => create::run(args, &catch()?, common.json),
         Command::Thaw(args) => agent::thaw(args),
         Command::Restore(args) => restore::run(args, &catch()?, common),
+        Command::Export(args) => export::run(args, &catch()?, common.json),
         Command::List(args) => inspect::list(args, common.json),
         Command::Show(args) => inspect::show(args, common.json),
         Command::Rm(args) => inspect::remove(args),

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     /// Started by create
     #[command(hide = true)]
     Thaw(Thaw),
+    /// Write a checkpoint into files that other programs read
+    Export(super::export::Export),
     /// List the checkpoints of a store
     List(List),
     /// Show a checkpoint
@@ -297,6 +299,8 @@ mod tests {
             "restore --store /s guest0",
             "restore --store /s guest0@3 --qmp /q -- qemu -incoming defer",
             "restore --store /s --qmp /q --paused guest0@latest -- qemu",
+            "export --store /s --format raw --output /o guest0",
+            "export --store /s --format qemu --output /o --force guest0@3",
             "list --store /s",
             "list --store /s guest0",
             "show --store /s guest0@1",
@@ -333,6 +337,8 @@ mod tests {
             "restore --store /s guest0 -- qemu",
             "restore --store /s guest0 --qmp /q",
             "restore --store /s guest0@0",
+            "export --store /s --output /o guest0",
+            "export --store /s --format elf --output /o guest0",
             "rm --store /s guest0",
             "verify --store /s --read-data 101 guest0@1",
             "diff --store /s guest0@1",
