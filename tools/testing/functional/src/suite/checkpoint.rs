@@ -5,6 +5,7 @@
 mod agent;
 mod disks;
 mod encrypted;
+mod export;
 mod guest;
 mod program;
 mod store;
@@ -19,6 +20,7 @@ crate::tests![
     checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half,
     checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages,
     checkpoint_has_the_disks_at_the_instant_and_the_guest_goes_on_with_overlays,
+    checkpoint_is_exported_as_raw_files_and_as_a_stream_that_qemu_loads,
     checkpoint_freezes_file_systems_and_thaws_them,
     checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
@@ -43,6 +45,10 @@ fn checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages() -> Outc
 
 fn checkpoint_has_the_disks_at_the_instant_and_the_guest_goes_on_with_overlays() -> Outcome {
     disks::kept(&Store::new()?, &mut Guest::with_disk()?)
+}
+
+fn checkpoint_is_exported_as_raw_files_and_as_a_stream_that_qemu_loads() -> Outcome {
+    export::loaded(&Store::new()?, &mut Guest::new()?)
 }
 
 fn checkpoint_freezes_file_systems_and_thaws_them() -> Outcome {

@@ -74,6 +74,21 @@ impl Guest {
         self.disk.path()
     }
 
+    /// A QEMU with the same devices, whose memory is its own, and which loads this stream and stands still.
+    pub(super) fn loaded(&self, stream: &Path, qmp: &Path) -> Outcome<Qemu> {
+        let memory = format!("memory-backend-ram,id=ram,size={MEMORY}");
+        let (socket, incoming) = (
+            format!("unix:{},server=on,wait=off", qmp.display()),
+            format!("file:{}", stream.display()),
+        );
+        let options = [
+            &self.disk.options()[..],
+            &["-qmp", &socket, "-name", "guest0", "-S", "-incoming", &incoming],
+        ]
+        .concat();
+        Qemu::start(&memory, &options)
+    }
+
     pub(super) fn qmp(&self) -> PathBuf {
         self.directory.join("qmp")
     }
@@ -137,7 +152,7 @@ pub(super) fn ask(qmp: &Path, command: &str) -> Outcome<String> {
     Err("no answer".into())
 }
 
-fn status(qmp: &Path) -> Outcome<String> {
+pub(super) fn status(qmp: &Path) -> Outcome<String> {
     let answer = ask(qmp, "{\"execute\": \"query-status\"}")?;
     let (_, status) = answer.split_once("\"status\": \"").ok_or(answer.clone())?;
     Ok(status.split('"').next().unwrap_or_default().to_owned())
@@ -149,6 +164,27 @@ fn register(qmp: &Path, name: &str) -> Outcome<u16> {
     let answer = ask(qmp, command)?;
     let (_, value) = answer.split_once(&format!("{name}=")).ok_or(answer.clone())?;
     Ok(u16::from_str_radix(value.get(4..8).ok_or("a short number")?, 16)?)
+}
+
+/// Fails unless the memory is what the processor of a guest that stands still has written up to the instant of its registers, to the word.
+pub(super) fn check_instant(qmp: &Path, segments: &[Vec<u16>]) -> Outcome<u16> {
+    let Cursor { number, filled } = check_prefix(segments)?;
+    let (ax, di) = (register(qmp, "EAX")?, register(qmp, "EDI")?);
+    let is_within = ax == number && usize::from(di) == 2 * filled % SEGMENT;
+    let is_between = ax == number.wrapping_add(1) && di == 0 && 2 * filled == SEGMENT;
+    ensure!(
+        is_within || is_between,
+        "the processor is at {ax} and byte {di}, the memory at {number} and {filled} words"
+    );
+    Ok(number)
+}
+
+/// Lets a guest that stands still run on.
+pub(super) fn go_on(qmp: &Path) -> Outcome {
+    equal!(status(qmp)?, "paused");
+    ask(qmp, "{\"execute\": \"cont\"}")?;
+    let before = register(qmp, "EAX")?;
+    wait_until("the restored guest writes", || Ok(register(qmp, "EAX")? != before))
 }
 
 /// A restored guest, which stands still.
@@ -186,26 +222,15 @@ impl Restored {
         (0..SEGMENTS).map(segment).collect()
     }
 
-    /// Fails unless the memory is what the processor has written up to the instant of its registers, to the word.
+    /// As [`check_instant`].
     pub(super) fn check(&self) -> Outcome<u16> {
-        let Cursor { number, filled } = check_prefix(&self.segments()?)?;
-        let (ax, di) = (register(&self.qmp, "EAX")?, register(&self.qmp, "EDI")?);
-        let is_within = ax == number && usize::from(di) == 2 * filled % SEGMENT;
-        let is_between = ax == number.wrapping_add(1) && di == 0 && 2 * filled == SEGMENT;
-        ensure!(
-            is_within || is_between,
-            "the processor is at {ax} and byte {di}, the memory at {number} and {filled} words"
-        );
-        Ok(number)
+        check_instant(&self.qmp, &self.segments()?)
     }
 
     /// Lets the guest run on, and ends it.
     pub(super) fn end(self) -> Outcome {
         self.restore.end()?;
-        equal!(status(&self.qmp)?, "paused");
-        ask(&self.qmp, "{\"execute\": \"cont\"}")?;
-        let before = register(&self.qmp, "EAX")?;
-        wait_until("the restored guest writes", || Ok(register(&self.qmp, "EAX")? != before))?;
+        go_on(&self.qmp)?;
         ask(&self.qmp, "{\"execute\": \"quit\"}")?;
         drop(self.region);
         wait_until("its region is gone", || Ok(!Path::new("/dev/vmem/guest0.ram").exists()))
