@@ -2,6 +2,7 @@
 //! Reads checkpoints: any page of any backend, in any order, from any number of threads.
 
 mod blob;
+mod bytes;
 mod plan;
 mod records;
 mod window;
