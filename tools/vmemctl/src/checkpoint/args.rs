@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line of `vmemctl checkpoint`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use vmem_cli::{owner, seconds, size};
+use vmem_cli::{address, owner, seconds, size};
 use vmem_store::GuestName;
 use vmem_store_source::Selector;
 
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Say which pages differ between two checkpoints
     Diff(Diff),
+    /// Serve the memory of a checkpoint read-only over NBD, until a signal
+    Nbd(Nbd),
     /// Delete what no checkpoint refers to any more
     Gc(Gc),
     /// Make keys, and say which ones open an encrypted store
@@ -255,6 +258,25 @@ pub(crate) struct Gc {
     pub(crate) dry_run: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("where").required(true).args(["socket", "listen"])))]
+pub(crate) struct Nbd {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// Listen at this Unix socket, which only its owner can connect to
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Listen on the network, in clear text, for everybody who can connect: PORT (of loopback), or HOST:PORT with a numeric host
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) connections: u16,
+    /// The checkpoint
+    #[arg(value_name = "GUEST[@N|@latest]")]
+    pub(crate) checkpoint: Selector,
+}
+
 /// A checkpoint with its number: what is latest may change before the command is executed.
 fn numbered(text: &str) -> Result<Selector, String> {
     let selector: Selector = text.parse()?;
@@ -311,6 +333,8 @@ mod tests {
             "verify --store /s --read-data 10 guest0@1 guest0",
             "diff --store /s guest0@1 guest0@2",
             "gc --store /s --grace 60 --dry-run",
+            "nbd --store /s --socket /run/nbd guest0@3",
+            "nbd --store /s --listen 10809 --connections 4 guest0",
         ] {
             if let Err(error) = parse(good) {
                 panic!("{good}: {error}");
@@ -343,6 +367,10 @@ mod tests {
             "verify --store /s --read-data 101 guest0@1",
             "diff --store /s guest0@1",
             "rm --store /s guest0@latest",
+            "nbd --store /s guest0@3",
+            "nbd --store /s --socket /q --listen 10809 guest0@3",
+            "nbd --store /s --socket /q --connections 0 guest0@3",
+            "nbd --store /s --listen 0.0.0.0:10809 --socket /q",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
