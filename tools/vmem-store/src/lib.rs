@@ -69,6 +69,8 @@ mod record;
 mod retention;
 mod squash;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use vmem::PageIndex;
 use vmem_source::Contents;
+use vmem_store::testing::packs;
 use vmem_store::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
 
 use crate::{Address, StoredPages};
@@ -71,19 +71,6 @@ fn fetched(source: &mut ImageSource, ranges: &[PageRange]) -> Result<BTreeMap<u6
 
 fn range(first: u64, count: u64) -> PageRange {
     PageRange::from_pgoff(first, count).expect("pages")
-}
-
-/// The packs of a store.
-fn packs(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).expect("a directory").flatten() {
-        match entry.path() {
-            path if path.is_dir() => found.extend(packs(&path)),
-            path if path.extension().is_some_and(|ending| ending == "vpk") => found.push(path),
-            _ => {}
-        }
-    }
-    found
 }
 
 #[test]

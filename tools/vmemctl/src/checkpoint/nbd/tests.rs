@@ -2,12 +2,13 @@
 //! A checkpoint in a directory, and `qemu-img` as the client.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use vmem_store::testing::packs;
 use vmem_store::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
 
 use super::*;
@@ -111,19 +112,6 @@ fn qemu_img_copies_the_memory_and_sees_its_holes() {
         assert!(matches!(store.remove(&name), Err(vmem_store::Error::BeingRead(_))));
     });
     assert!(fs::read(copy).expect("a copy") == memory(), "another image");
-}
-
-/// The packs of a store.
-fn packs(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).expect("a directory").flatten() {
-        match entry.path() {
-            path if path.is_dir() => found.extend(packs(&path)),
-            path if path.extension().is_some_and(|ending| ending == "vpk") => found.push(path),
-            _ => {}
-        }
-    }
-    found
 }
 
 #[test]
