@@ -298,6 +298,7 @@ impl Checkpointer {
             }
             Ok(())
         };
+        let named = |error| with_overlays(plan.as_ref().map_or(Vec::new(), Plan::files), error);
         let has_overlays = Cell::new(false);
         let arm = |qmp: &mut Qmp| {
             let snapshots = arm(&memories.borrow(), copies)?;
@@ -323,14 +324,10 @@ impl Checkpointer {
         } = match cut(qmp, socket, limits, signals, prepare, arm, resumed) {
             // A QEMU that has ended keeps no settings.
             Err(Error::SettingsKept(_)) if qemu.wait(Duration::ZERO) => return Err(vmem_qemu::Error::Closed.into()),
-            Err(error) if has_overlays.get() => {
-                let files = plan.as_ref().map_or(Vec::new(), Plan::files);
-                return Err(with_overlays(files, error));
-            }
+            Err(error) if has_overlays.get() => return Err(named(error)),
             cut => cut?,
         };
-        let disks = plan.as_ref().map_or(Ok(Vec::new()), Plan::disks);
-        let disks = disks.map_err(|error| with_overlays(plan.as_ref().map_or(Vec::new(), Plan::files), error))?;
+        let disks = plan.as_ref().map_or(Ok(Vec::new()), Plan::disks).map_err(named)?;
         let guest = Cut {
             armed: (),
             device_state,

@@ -232,8 +232,7 @@ mod tests {
     #[test]
     fn vmemd_that_loses_the_store_is_started_again_with_its_regions() {
         let directory = tempfile::tempdir().expect("a directory");
-        let script = format!("echo \"$@\" >> arguments\n{READY}\n[ $(wc -l < arguments) = 1 ] && exit 2\nexit 0");
-        let script = format!("cat >> keys\n{script}");
+        let script = format!("cat >> keys\necho \"$@\" >> arguments\n{READY}\n[ $(wc -l < arguments) = 1 ] && exit 2\nexit 0");
         let mut filler = filler(&directory, &script);
         let mut seen = Vec::new();
         loop {

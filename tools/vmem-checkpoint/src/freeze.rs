@@ -213,13 +213,22 @@ pub(crate) fn thaw_patiently(
     patience: Duration,
     is_wanted: impl Fn() -> bool,
 ) -> Result<Agent, Error> {
+    let thaw = || Agent::connect(socket, limit).and_then(|mut agent| agent.thaw().map(|_| agent));
+    patiently(patience, RETRY_INTERVAL, is_wanted, thaw).map_err(Error::NotThawed)
+}
+
+/// Tries again at this interval until `patience` has passed or it is not wanted any more.
+pub(crate) fn patiently<T>(
+    patience: Duration,
+    interval: Duration,
+    is_wanted: impl Fn() -> bool,
+    attempt: impl Fn() -> Result<T, agent::Error>,
+) -> Result<T, agent::Error> {
     let until = Instant::now() + patience;
     loop {
-        let thawed = Agent::connect(socket, limit).and_then(|mut agent| agent.thaw().map(|_| agent));
-        match thawed {
-            Ok(agent) => return Ok(agent),
-            Err(error) if Instant::now() >= until || !is_wanted() => return Err(Error::NotThawed(error)),
-            Err(_) => thread::sleep(RETRY_INTERVAL),
+        match attempt() {
+            Err(_) if Instant::now() < until && is_wanted() => thread::sleep(interval),
+            result => return result,
         }
     }
 }

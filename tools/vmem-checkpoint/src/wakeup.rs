@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use vmem_qemu::{Agent, agent};
+use vmem_qemu::Agent;
 
 use crate::error::Error;
-use crate::freeze::thaw_patiently;
+use crate::freeze::{patiently, thaw_patiently};
 
 /// How long an agent may take to appear. Its memory is still in the store, and it may wait for pages.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The same if file systems are frozen: without it, the guest hangs.
+/// How often it is looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The same patience if file systems are frozen: without it, the guest hangs.
 const PATIENCE_FROZEN: Duration = Duration::from_secs(600);
 
 /// Asks the agent in a thread: pages must come meanwhile.
@@ -52,7 +55,7 @@ impl Wakeup {
 fn wake_up(socket: &Path, limit: Duration, is_frozen: bool, is_wanted: &dyn Fn() -> bool) -> Result<String, Error> {
     let mut agent = match is_frozen {
         true => thaw_patiently(socket, limit, PATIENCE_FROZEN, is_wanted)?,
-        false => appear(socket, limit, is_wanted)?,
+        false => patiently(PATIENCE, POLL_INTERVAL, is_wanted, || Agent::connect(socket, limit))?,
     };
     let thawed = if is_frozen { "its file systems are thawed, and " } else { "" };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -62,19 +65,10 @@ fn wake_up(socket: &Path, limit: Duration, is_frozen: bool, is_wanted: &dyn Fn()
     })
 }
 
-/// Waits for the agent.
-fn appear(socket: &Path, limit: Duration, is_wanted: &dyn Fn() -> bool) -> Result<Agent, agent::Error> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match Agent::connect(socket, limit) {
-            Err(_) if Instant::now() < until && is_wanted() => thread::sleep(Duration::from_millis(200)),
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::freeze::tests::FakeAgent;
 
