@@ -16,6 +16,7 @@ use crate::cut::{Cut, Limits, cut};
 use crate::disks::{DISKS, Disk, Plan};
 use crate::error::Error;
 use crate::freeze::{self, FROZEN, Freezing, Frozen};
+use crate::hooks::{Hooked, Hooks};
 use crate::memory::{Tracked, arm, count};
 use crate::statistics::Made;
 use crate::subject::{Opened, Subject, check_unchanged};
@@ -37,6 +38,8 @@ pub struct Options {
     pub agent: Option<freeze::Options>,
     /// The directory where the guest's disks get overlays at the instant, if they are kept.
     pub disks: Option<PathBuf>,
+    /// Commands around each checkpoint.
+    pub hooks: Hooks,
 }
 
 /// Checkpoints of one subject. Its memory is tracked as long as this value lives, and plain memory again afterwards.
@@ -120,10 +123,16 @@ impl Checkpointer {
         let began = Instant::now();
         let writer = self.writer()?;
         signals.check()?;
-        let taken = self.take(signals)?;
-        let overlays = overlays(&taken.disks);
-        self.store(taken, writer, began, signals)
-            .map_err(|source| with_overlays(overlays, source))
+        let mut hooked = Hooked::begin(&self.options.hooks, &self.guest, signals)?;
+        let taken = self.take(signals);
+        hooked.resumed();
+        let made = taken.and_then(|taken| {
+            let overlays = overlays(&taken.disks);
+            let made = self.store(taken, writer, began, signals);
+            made.map_err(|source| with_overlays(overlays, source))
+        });
+        hooked.end(made.as_ref().map(|made| &made.checkpoint));
+        made
     }
 
     /// Stores what was taken.

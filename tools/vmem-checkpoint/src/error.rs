@@ -94,6 +94,14 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A command of the user.
+    #[error("the command of {option}: {why}")]
+    Hook {
+        /// The option that has it.
+        option: &'static str,
+        /// Why it is a failure.
+        why: String,
+    },
     /// A thread cannot be started, or has panicked.
     #[error("cannot run the work in a thread")]
     Thread(#[source] io::Error),
@@ -132,6 +140,7 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Store(_)
+            | Self::Hook { .. }
             | Self::Agent(_)
             | Self::NotThawed(_)
             | Self::Copies

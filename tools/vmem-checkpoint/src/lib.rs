@@ -20,6 +20,7 @@ mod error;
 pub mod export;
 mod filler;
 pub mod freeze;
+pub mod hooks;
 pub mod incoming;
 mod memory;
 mod overlays;

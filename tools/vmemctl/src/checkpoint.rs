@@ -5,6 +5,7 @@ mod agent;
 mod args;
 mod create;
 mod export;
+mod hooks;
 mod in_store;
 mod inspect;
 mod key;

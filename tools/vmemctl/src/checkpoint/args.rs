@@ -11,6 +11,7 @@ use vmem_store::GuestName;
 use vmem_store_source::Selector;
 
 use super::agent::{AgentSocket, FreezeOptions, Thaw};
+use super::hooks::HookOptions;
 use super::in_store::InStore;
 use super::key::Key;
 use crate::memory_of::MemoryOf;
@@ -27,7 +28,7 @@ pub(crate) enum Command {
     /// Make an empty store
     Init(Init),
     /// Make checkpoints of a running guest, or of a program's memory
-    Create(Create),
+    Create(Box<Create>),
     /// Restore a guest, or memory, at once; its pages come from the store when they are touched
     Restore(Restore),
     /// Started by create
@@ -106,6 +107,8 @@ pub(crate) struct Create {
     /// Keep the guest's disks at the same instant: QEMU goes on with overlays that it makes in this directory
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "pid")]
     pub(crate) disks: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hooks: HookOptions,
     /// After each checkpoint, those are removed that no rule keeps, if there is one
     #[command(flatten)]
     pub(crate) keep: Keep,
@@ -315,7 +318,7 @@ mod tests {
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
             "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
             "create --store /s --qmp /q --agent /a --freeze always --agent-timeout 2",
-            "create --store /s --qmp /q --disks /o",
+            "create --store /s --qmp /q --disks /o --before true --resumed true --after true --hook-timeout 5",
             "restore --store /s --qmp /q --disks /o guest0 -- qemu",
             "restore --store /s --qmp /q --agent /a guest0 -- qemu",
             "restore --store /s guest0",

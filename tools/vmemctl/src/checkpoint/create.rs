@@ -37,6 +37,7 @@ pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Er
         tags: args.words.iter().cloned().collect(),
         agent: args.freeze.options()?,
         disks: args.disks.clone(),
+        hooks: args.hooks.hooks(&args.store.store.to_string()),
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {

@@ -7,6 +7,7 @@ mod disks;
 mod encrypted;
 mod export;
 mod guest;
+mod hooks;
 mod program;
 mod store;
 
@@ -23,6 +24,7 @@ crate::tests![
     checkpoint_is_exported_as_raw_files_and_as_a_stream_that_qemu_loads,
     checkpoint_freezes_file_systems_and_thaws_them,
     checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed,
+    checkpoint_has_commands_executed_around_its_instant,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
 ];
@@ -57,6 +59,10 @@ fn checkpoint_freezes_file_systems_and_thaws_them() -> Outcome {
 
 fn checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed() -> Outcome {
     agent::killed(&Store::new()?, &mut Guest::new()?)
+}
+
+fn checkpoint_has_commands_executed_around_its_instant() -> Outcome {
+    hooks::executed(&Store::new()?)
 }
 
 fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
