@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmem::{PAGE_SIZE, PageSet, Snapshot};
-use vmem_cli::Signals;
+use vmem_cli::{Progress, Signals};
 use vmem_process::Process;
 use vmem_qemu::{COMMAND_LIMIT, GuestMemory, Qmp, guest};
 use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, WriteOptions, Writer};
@@ -114,12 +114,12 @@ impl Checkpointer {
     /// Makes a checkpoint. After an error there is none, and the next one has all that this one would have had.
     ///
     /// The first one is compared with the guest's latest in the store by the hashes of its pages, if there is one. Each other one has the pages
-    /// that were written since the one before.
+    /// that were written since the one before. `report` hears how many bytes of them are stored.
     ///
     /// # Errors
     ///
     /// [`Error::is_passing`] tells those after which another one can be tried.
-    pub fn checkpoint(&mut self, signals: &Signals) -> Result<Made, Error> {
+    pub fn checkpoint(&mut self, signals: &Signals, report: &(dyn Fn(Progress) + Sync)) -> Result<Made, Error> {
         let began = Instant::now();
         let writer = self.writer()?;
         signals.check()?;
@@ -128,7 +128,7 @@ impl Checkpointer {
         hooked.resumed();
         let made = taken.and_then(|taken| {
             let overlays = overlays(&taken.disks);
-            let made = self.store(taken, writer, began, signals);
+            let made = self.store(taken, writer, began, signals, report);
             made.map_err(|source| with_overlays(overlays, source))
         });
         hooked.end(made.as_ref().map(|made| &made.checkpoint));
@@ -136,7 +136,14 @@ impl Checkpointer {
     }
 
     /// Stores what was taken.
-    fn store(&mut self, taken: Taken, writer: Writer, began: Instant, signals: &Signals) -> Result<Made, Error> {
+    fn store(
+        &mut self,
+        taken: Taken,
+        writer: Writer,
+        began: Instant,
+        signals: &Signals,
+        report: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Made, Error> {
         let Taken {
             snapshots,
             guest,
@@ -148,7 +155,7 @@ impl Checkpointer {
         }
         let sets: Vec<&PageSet> = self.memories.iter().map(|memory| &memory.owed).collect();
         let pages = sets.iter().map(|set| count(set)).sum();
-        write(&snapshots, &sets, &writer, signals)?;
+        write(&snapshots, &sets, &writer, signals, report)?;
         let mut commit = CommitOptions {
             tags: self.options.tags.clone(),
             labels: BTreeMap::from([(RUN_STATE.to_owned(), run_state(guest.as_ref()).to_owned())]),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Brings the pages of snapshots into a store, while programs go on writing to the memory.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use vmem::{PAGE_SIZE, PageIndex, PageRange, PageSet, Snapshot};
-use vmem_cli::Signals;
+use vmem_cli::{Progress, Signals};
 use vmem_store::Writer;
 
 use crate::error::Error;
@@ -57,8 +57,14 @@ impl Image for Snapshot {
     }
 }
 
-/// Writes those pages of each image that are in its set.
-pub(crate) fn write<I: Image>(images: &[I], sets: &[&PageSet], to: &impl Sink, signals: &Signals) -> Result<(), Error> {
+/// Writes those pages of each image that are in its set. `report` hears after each piece how many bytes of them are done.
+pub(crate) fn write<I: Image>(
+    images: &[I],
+    sets: &[&PageSet],
+    to: &impl Sink,
+    signals: &Signals,
+    report: &(dyn Fn(Progress) + Sync),
+) -> Result<(), Error> {
     let mut chunks = Vec::new();
     for (memory, (image, set)) in images.iter().zip(sets).enumerate() {
         // Programs need not keep the other pages aside.
@@ -75,19 +81,22 @@ pub(crate) fn write<I: Image>(images: &[I], sets: &[&PageSet], to: &impl Sink, s
             set.runs().for_each(|pages| cut_into(pages, memory, &mut chunks));
         }
     }
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (next, stop, done) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    let size = chunks.iter().map(|(_, pages)| bytes_of(*pages)).sum();
     let work = || {
         let mut buffer = vec![0; (CHUNK as usize) * PAGE_SIZE];
         while let Some((memory, pages)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let done = signals.check().map_err(Error::from);
-            let done = done.and_then(|()| copy(&images[*memory], *memory, *pages, to, &mut buffer));
-            if done.is_err() {
+            let copied = signals.check().map_err(Error::from);
+            let copied = copied.and_then(|()| copy(&images[*memory], *memory, *pages, to, &mut buffer));
+            if copied.is_err() {
                 stop.store(true, Ordering::Relaxed);
-                return done;
+                return copied;
             }
+            let done = done.fetch_add(bytes_of(*pages), Ordering::Relaxed) + bytes_of(*pages);
+            report(Progress { done, size });
         }
         Ok(())
     };
@@ -101,6 +110,10 @@ pub(crate) fn write<I: Image>(images: &[I], sets: &[&PageSet], to: &impl Sink, s
     })
 }
 
+fn bytes_of(pages: PageRange) -> u64 {
+    pages.count() * PAGE_SIZE as u64
+}
+
 fn cut_into(pages: PageRange, memory: usize, chunks: &mut Vec<(usize, PageRange)>) {
     let mut rest = Some(pages);
     while let Some(pages) = rest {
@@ -111,8 +124,7 @@ fn cut_into(pages: PageRange, memory: usize, chunks: &mut Vec<(usize, PageRange)
 }
 
 fn copy(image: &impl Image, memory: usize, pages: PageRange, to: &impl Sink, buffer: &mut [u8]) -> Result<(), Error> {
-    let bytes = pages.count() as usize * PAGE_SIZE;
-    let buffer = &mut buffer[..bytes];
+    let buffer = &mut buffer[..bytes_of(pages) as usize];
     image.read(buffer, pages.bytes().start).map_err(failed())?;
     to.put_pages(memory, pages.first(), buffer)
 }
@@ -199,7 +211,13 @@ mod tests {
     fn all_pages_are_put_and_holes_are_not_read() {
         let (image, to) = (fake(), Store::default());
         let all = PageSet::all_of(range(0, 2000));
-        write(&[image], &[&all], &to, &Signals::default()).expect("written");
+        let reported = AtomicU64::new(0);
+        let report = |progress: Progress| {
+            assert_eq!(progress.size, 1900 * PAGE_SIZE as u64);
+            reported.fetch_max(progress.done, Ordering::Relaxed);
+        };
+        write(&[image], &[&all], &to, &Signals::default(), &report).expect("written");
+        assert_eq!(reported.into_inner(), 1900 * PAGE_SIZE as u64);
         assert_eq!(*to.zero.lock().expect("no panic"), [(0, range(300, 100))]);
         let data = to.data.lock().expect("no panic");
         assert_eq!(data.len(), 1900);
@@ -214,7 +232,7 @@ mod tests {
         set.insert(range(1000, 600));
         let none = PageSet::none_of(range(0, 2000));
         let images = [one, two];
-        write(&images, &[&none, &set], &to, &Signals::default()).expect("written");
+        write(&images, &[&none, &set], &to, &Signals::default(), &|_| ()).expect("written");
         let data = to.data.lock().expect("no panic");
         assert_eq!(data.len(), 602);
         assert!(
@@ -233,11 +251,11 @@ mod tests {
             ..fake()
         };
         let all = PageSet::all_of(range(0, 2000));
-        let failed = write(&[image], &[&all], &Store::default(), &Signals::default());
+        let failed = write(&[image], &[&all], &Store::default(), &Signals::default(), &|_| ());
         assert!(matches!(failed, Err(Error::Copies)), "{failed:?}");
         let signals = Signals::default();
         signals.raise();
-        let stopped = write(&[fake()], &[&all], &Store::default(), &signals).expect_err("a signal");
+        let stopped = write(&[fake()], &[&all], &Store::default(), &signals, &|_| ()).expect_err("a signal");
         assert!(stopped.is_signal(), "{stopped}");
     }
 }

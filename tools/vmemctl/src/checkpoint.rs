@@ -11,6 +11,7 @@ mod inspect;
 mod key;
 mod maintain;
 mod nbd;
+mod paced;
 mod restore;
 
 use vmem_checkpoint::Error;

@@ -11,6 +11,7 @@ use vmem_migrate::report;
 use vmem_store::{GuestName, Store};
 
 use super::args::Create;
+use super::paced::Paced;
 use super::{maintain, note};
 
 /// How often a wait looks for a signal and for the end of the program.
@@ -41,7 +42,7 @@ pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Er
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {
-        None => checkpointer.checkpoint(signals).map(|made| print(&made, json)),
+        None => checkpoint(&mut checkpointer, signals, &Paced::new(json)).map(|made| print(&made, json)),
         Some(every) => repeat(&mut checkpointer, every, args, signals, json, &|made| {
             print(made, json);
             prune(&store, args, &made.checkpoint.guest, json);
@@ -64,6 +65,14 @@ fn prune(store: &Store, args: &Create, guest: &GuestName, json: bool) {
     }
 }
 
+/// Makes one, and says how far it is.
+fn checkpoint(checkpointer: &mut Checkpointer, signals: &Signals, paced: &Paced) -> Result<Made, Error> {
+    paced.restart();
+    let made = checkpointer.checkpoint(signals, &|progress| paced.show(progress));
+    paced.end();
+    made
+}
+
 /// Makes checkpoints until a signal arrives, the program has ended, or there are enough.
 fn repeat(
     checkpointer: &mut Checkpointer,
@@ -75,6 +84,7 @@ fn repeat(
 ) -> Result<(), Error> {
     let mut left = args.count;
     let mut next = Instant::now();
+    let paced = Paced::new(json);
     while left != Some(0) {
         if !wait(next, checkpointer, signals) {
             break;
@@ -86,7 +96,7 @@ fn repeat(
             report_skipped(checkpointer, pending, json);
             continue;
         }
-        match checkpointer.checkpoint(signals) {
+        match checkpoint(checkpointer, signals, &paced) {
             Ok(made) => {
                 each(&made);
                 left = left.map(|left| left - 1);

@@ -2,20 +2,17 @@
 //! `vmemctl checkpoint export`.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_checkpoint::export::{self, Options};
 use vmem_cli::Signals;
-use vmem_migrate::report::{self, Report};
+use vmem_migrate::report;
 use vmem_store_source::Selector;
 
 use super::in_store::InStore;
-
-/// How often it is said how far the export is.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+use super::paced::Paced;
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
@@ -56,15 +53,11 @@ pub(super) fn run(args: &Export, signals: &Signals, json: bool) -> Result<(), Er
         output: args.output.clone(),
         force: args.force,
     };
-    let mut report = Report::new(json);
-    let mut last = Instant::now();
+    let paced = Paced::new(json);
     let result = export::export(&store, &args.checkpoint, &options, signals, &mut |progress| {
-        if last.elapsed() >= REPORT_INTERVAL {
-            last = Instant::now();
-            report.progress(progress, "");
-        }
+        paced.show(progress);
     });
-    report.end_progress();
+    paced.end();
     result?;
     if json {
         report::print(&json!({"event": "exported", "output": args.output}));
