@@ -22,7 +22,7 @@ const MAX_REPEATED: usize = 1 << 20;
 /// [`MAX_ANNOUNCED`].
 #[derive(Debug)]
 pub(super) struct Budget {
-    left: AtomicU64,
+    left: Arc<AtomicU64>,
     /// One for each key.
     known: Mutex<Vec<Weak<Known>>>,
 }
@@ -32,13 +32,15 @@ pub(super) struct Budget {
 struct Known {
     key: Key,
     prefixes: RwLock<HashSet<u64>>,
+    /// Of the budget: who lets go last gives back what this takes.
+    left: Arc<AtomicU64>,
 }
 
 impl Budget {
     pub(super) fn of(exports: &[Export]) -> Self {
         let pages: u64 = exports.iter().map(|export| export.pages.count()).sum();
         Self {
-            left: AtomicU64::new(pages.min(MAX_ANNOUNCED)),
+            left: Arc::new(AtomicU64::new(pages.min(MAX_ANNOUNCED))),
             known: Mutex::default(),
         }
     }
@@ -52,20 +54,11 @@ impl Budget {
             let known = Arc::new(Known {
                 key: key.clone(),
                 prefixes: RwLock::default(),
+                left: Arc::clone(&self.left),
             });
             all.push(Arc::downgrade(&known));
             known
         })
-    }
-
-    /// Takes one, if one is left.
-    fn take(&self) -> bool {
-        let one_less = |left: u64| left.checked_sub(1);
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
-    }
-
-    fn give_back(&self, count: usize) {
-        self.left.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 
@@ -78,13 +71,26 @@ impl Known {
         self.prefixes().contains(&digest.prefix())
     }
 
-    fn add(&self, prefixes: &[u64], budget: &Budget) {
+    fn add(&self, prefixes: &[u64]) {
         let mut known = self.prefixes.write().unwrap_or_else(PoisonError::into_inner);
         for prefix in prefixes {
-            if !known.contains(prefix) && budget.take() {
+            if !known.contains(prefix) && self.take() {
                 known.insert(*prefix);
             }
         }
+    }
+
+    /// Takes one of the budget, if one is left.
+    fn take(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        let prefixes = self.prefixes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.left.fetch_add(prefixes.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -134,19 +140,13 @@ impl<'a> Hashes<'a> {
         self.announced = true;
         self.key = digests.key;
         if digests.prefixes.is_empty() {
-            self.withdraw();
+            // Nothing is known of the destination any more; other connections of it have announced what they have.
+            self.known = None;
         } else {
             let known = self.known.get_or_insert_with(|| self.budget.known(&self.key));
-            known.add(&digests.prefixes, self.budget);
+            known.add(&digests.prefixes);
         }
         Ok(())
-    }
-
-    /// Nothing is known of the destination any more; other connections of it have announced what they have.
-    fn withdraw(&mut self) {
-        if let Some(last) = self.known.take().and_then(Arc::into_inner) {
-            self.budget.give_back(last.prefixes().len());
-        }
     }
 
     /// The connection takes part in rounds from now on: pages of these exports are staged.
@@ -187,12 +187,6 @@ impl<'a> Hashes<'a> {
         } else {
             Sent::Data
         }
-    }
-}
-
-impl Drop for Hashes<'_> {
-    fn drop(&mut self) {
-        self.withdraw();
     }
 }
 
@@ -373,7 +367,11 @@ mod tests {
         first.announce(Digests { key, prefixes }).expect("its key");
         assert_eq!((count(&first), count(&second)), (0, 3));
         assert_eq!(count(&announced(&budget, 2, &[1])), 0);
+        // Somebody looks for the announcements of another destination just now.
+        let looks = second.known.clone();
         drop(second);
+        assert_eq!(count(&announced(&budget, 2, &[1, 2, 3])), 0);
+        drop(looks);
         assert_eq!(count(&announced(&budget, 2, &[1, 2, 3])), 3);
     }
 }

@@ -122,7 +122,8 @@ impl Service for Requests {
     }
 }
 
-/// Changes how it sends: all of it, but for a log that cannot be read for the order to switch; or nothing.
+/// Changes how it sends: all of it or nothing, except if the log cannot be read for the order to switch: then the bandwidth stays as it was,
+/// which the client takes it to be.
 fn apply(change: &Change, rounds: Option<&Weak<PreCopy>>, limiter: &Limiter, clients: Option<&Publisher>) -> Result<(), Refusal> {
     if change.is_empty() {
         return Err(Refusal::new("the request names nothing that is to be changed"));
@@ -147,17 +148,19 @@ fn apply(change: &Change, rounds: Option<&Weak<PreCopy>>, limiter: &Limiter, cli
     if change.is_of_rounds() {
         let rounds = rounds.as_deref().ok_or_else(|| Refusal::new("it begins or ends just now"))?;
         tracked::adjust(rounds, change)?;
+        if change.switch_now {
+            tracked::switch(rounds)?;
+        }
     }
     if let Some(bandwidth) = bandwidth {
         limiter.set(bandwidth);
         rounds.iter().for_each(|rounds| rounds.set_bandwidth_limit(bandwidth));
     }
     tracing::info!("changed by a client: {}", text(change));
-    let Some(rounds) = rounds else { return Ok(()) };
-    if let Some(clients) = clients {
+    if let (Some(rounds), Some(clients)) = (rounds, clients) {
         tracked::publish_standing(&rounds, clients);
     }
-    if change.switch_now { tracked::switch(&rounds) } else { Ok(()) }
+    Ok(())
 }
 
 /// A change, in words.
