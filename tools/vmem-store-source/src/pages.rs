@@ -88,6 +88,11 @@ impl StoredPages {
         Ok(pages)
     }
 
+    /// Gives the lease back: nothing is read any more.
+    pub fn give_back(&self) {
+        self.image.give_back();
+    }
+
     /// Everything about the checkpoint but its contents.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {

@@ -88,7 +88,7 @@ pub struct Image {
     /// The newest generations of packs, once it was seen that they differ.
     generations: Mutex<Option<HashMap<PackId, u32>>>,
     /// Keeps the garbage collection away, for readers that take long.
-    lease: Option<Lease>,
+    lease: Mutex<Option<Lease>>,
 }
 
 /// Windows that are kept: frames that were read with the one that was asked for.
@@ -106,7 +106,7 @@ impl Image {
             packs: Cache::new(usize::MAX),
             windows: Cache::new(WINDOWS),
             generations: Mutex::new(None),
-            lease: None,
+            lease: Mutex::default(),
         }
     }
 
@@ -114,8 +114,14 @@ impl Image {
     pub(crate) fn held(base: Arc<Base>, manifest: Manifest, holder: &str) -> Result<Self, Error> {
         let lease = Lease::take(&base, WriterId::new()?, holder, Purpose::Read, &[&manifest])?;
         let mut image = Self::new(base, manifest);
-        image.lease = Some(lease);
+        *image.lease.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(lease);
         Ok(image)
+    }
+
+    /// Gives the lease back before the image ends: nothing is read any more.
+    pub fn give_back(&self) {
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(lease);
     }
 
     /// Everything about the checkpoint but the contents of its pages.

@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         metrics: None,
         open: Vec::new(),
         control: None,
+        at_end: None,
     };
     let result = run.receive(args, &mut report);
     let status = (!run.regions.is_empty()).then(|| run.status());
@@ -75,6 +76,8 @@ struct Run {
     /// What has to be let go of.
     open: Vec<Weak<Region>>,
     control: Option<ControlServer>,
+    /// What [`Source`] has to do at the end.
+    at_end: Option<Box<dyn FnOnce()>>,
 }
 
 impl Run {
@@ -84,7 +87,9 @@ impl Run {
             endpoint,
             mut warnings,
             confinement,
+            at_end,
         } = Source::open(args)?;
+        self.at_end = at_end;
         let images = seed::open(&args.seed_image)?;
         let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
@@ -262,9 +267,16 @@ impl Run {
     /// Lets go of everything, and answers who has asked for that.
     fn finish(self) {
         let Self {
-            regions, open, control, ..
+            regions,
+            open,
+            control,
+            at_end,
+            ..
         } = self;
         drop(regions);
+        if let Some(at_end) = at_end {
+            at_end();
+        }
         // A thread that does not end keeps its region until the process has ended.
         let has_let_go = open.iter().all(|region| region.strong_count() == 0);
         if let Some(control) = control {
@@ -291,6 +303,8 @@ struct Source {
     warnings: Vec<String>,
     /// Who vmemd is while it reads the source, unless told otherwise, and what it reads.
     confinement: (User, Files),
+    /// What is to be done when nothing is read any more.
+    at_end: Option<Box<dyn FnOnce()>>,
 }
 
 impl Source {
@@ -313,6 +327,7 @@ impl Source {
                 endpoint: None,
                 warnings: Vec::new(),
                 confinement: (User::NOBODY, Files::default()),
+                at_end: None,
             });
         }
         let [host] = &args.source[..] else {
@@ -347,6 +362,7 @@ impl Source {
             endpoint: Some(endpoint),
             warnings,
             confinement: (User::NOBODY, Files::default()),
+            at_end: None,
         })
     }
 }

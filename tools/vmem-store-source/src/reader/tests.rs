@@ -169,3 +169,17 @@ fn unknown_checkpoint_is_refused() {
         Err(crate::pages::Error::Store(vmem_store::Error::NoCheckpoint(_)))
     ));
 }
+
+#[test]
+fn lease_is_given_back_while_a_lane_still_has_the_checkpoint() {
+    let (_directory, address) = store();
+    let store = address.store.open(None).expect("a store");
+    let checkpoint = address.checkpoint.find(&store).expect("a checkpoint");
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
+    let source = pages.source(Lane::Urgent).expect("a source");
+    let refused = store.remove(&checkpoint).expect_err("it is being read");
+    assert!(matches!(refused, vmem_store::Error::BeingRead(_)), "{refused}");
+    pages.give_back();
+    store.remove(&checkpoint).expect("nobody reads it");
+    drop((source, pages));
+}

@@ -5,7 +5,9 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use vmem_source::{Lane, PageSource};
@@ -18,6 +20,9 @@ use crate::privileges::{Files, User};
 
 /// Parts of a store that a reader writes to: its lease says that what it reads is in use.
 const WRITTEN: [&str; 2] = ["leases", "tmp"];
+
+/// How long the end waits until a store has the lease back. A store that is away may not answer; the lease ends by itself.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What else is read: how much memory is left.
 const READABLE: [&str; 2] = ["/proc", "/sys"];
@@ -43,7 +48,8 @@ pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<So
         #[cfg(feature = "s3")]
         Location::S3(_) => (User::NOBODY, Files::default()),
     };
-    let opened: Mutex<Option<Arc<StoredPages>>> = Mutex::new(None);
+    let opened: Arc<Mutex<Option<Arc<StoredPages>>>> = Arc::default();
+    let at_end = Arc::clone(&opened);
     let connect = move |lane: Lane| -> Result<Box<dyn PageSource>, vmem_source::Error> {
         let pages = {
             let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +65,24 @@ pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<So
         endpoint: None,
         warnings: Vec::new(),
         confinement,
+        at_end: Some(Box::new(move || give_back(&at_end))),
     })
+}
+
+/// Threads that still read do not end with the lanes, so that they cannot be who gives the lease back.
+fn give_back(opened: &Mutex<Option<Arc<StoredPages>>>) {
+    let Some(pages) = opened.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return;
+    };
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::Builder::new().name("give back".to_owned());
+    let started = thread.spawn(move || {
+        pages.give_back();
+        let _ = done.send(());
+    });
+    if started.is_ok() {
+        let _ = is_done.recv_timeout(GIVE_BACK_LIMIT);
+    }
 }
 
 fn stored_pages(address: &Address, key: Option<UserKey>, existing: bool) -> Result<StoredPages, vmem_source::Error> {
