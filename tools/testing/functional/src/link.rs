@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,10 @@ struct Shared {
     /// Bytes that have passed to the destination.
     passed: AtomicU64,
     cut: AtomicBool,
+    /// What clients are told instead of being connected.
+    refusal: Mutex<Option<&'static [u8]>>,
+    /// How many clients were told it.
+    turned_away: AtomicU64,
     sockets: Mutex<Vec<TcpStream>>,
 }
 
@@ -46,6 +50,8 @@ impl Link {
             budget: AtomicU64::new(UNLIMITED),
             passed: AtomicU64::new(0),
             cut: AtomicBool::new(false),
+            refusal: Mutex::default(),
+            turned_away: AtomicU64::new(0),
             sockets: Mutex::default(),
         });
         let relay = Arc::clone(&shared);
@@ -98,9 +104,23 @@ impl Link {
     /// Closes all connections, and takes no more.
     pub(crate) fn cut(&self) {
         self.shared.cut.store(true, Ordering::SeqCst);
-        for socket in self.shared.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.shared.close_all();
+    }
+
+    /// Closes all connections, and tells each client that comes this, once it has asked something; nothing, and at once, if this is empty.
+    pub(crate) fn turn_away(&self, refusal: &'static [u8]) {
+        *self.shared.refusal() = Some(refusal);
+        self.shared.close_all();
+    }
+
+    /// How many clients were turned away.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.shared.turned_away.load(Ordering::SeqCst)
+    }
+
+    /// Connects clients again.
+    pub(crate) fn let_in(&self) {
+        *self.shared.refusal() = None;
     }
 }
 
@@ -114,11 +134,36 @@ impl Drop for Link {
 }
 
 impl Shared {
+    fn refusal(&self) -> MutexGuard<'_, Option<&'static [u8]>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close_all(&self) {
+        for socket in self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// A client that asks nothing is let go after a while.
+    fn refuse(&self, mut client: TcpStream, refusal: &[u8]) {
+        self.turned_away.fetch_add(1, Ordering::SeqCst);
+        if refusal.is_empty() || client.set_read_timeout(Some(QUIET)).is_err() {
+            return;
+        }
+        let _ = client.read(&mut [0; 8 << 10]);
+        let _ = client.write_all(refusal);
+    }
+
     fn run(self: Arc<Self>, listener: &TcpListener) {
         let mut threads = Vec::new();
         for client in listener.incoming().flatten() {
             if self.cut.load(Ordering::SeqCst) {
                 break;
+            }
+            let refusal = *self.refusal();
+            if let Some(refusal) = refusal {
+                self.refuse(client, refusal);
+                continue;
             }
             // A source that has gone refuses connections.
             if let Ok(server) = TcpStream::connect(&self.to) {
@@ -135,7 +180,7 @@ impl Shared {
         server.set_nodelay(true)?;
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         sockets.extend([client.try_clone()?, server.try_clone()?]);
-        if self.cut.load(Ordering::SeqCst) {
+        if self.cut.load(Ordering::SeqCst) || self.refusal().is_some() {
             let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
         }
         let (from_client, from_server) = (client.try_clone()?, server.try_clone()?);

@@ -9,6 +9,7 @@ mod export;
 mod guest;
 mod hooks;
 mod program;
+mod s3;
 mod store;
 
 use crate::failure::Outcome;
@@ -27,6 +28,8 @@ crate::tests![
     checkpoint_has_commands_executed_around_its_instant,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
+    checkpoints_in_s3_are_made_restored_and_removed,
+    restore_goes_on_when_its_s3_server_is_back,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -71,4 +74,12 @@ fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
 
 fn encrypted_checkpoint_is_restored_with_its_key_and_no_other() -> Outcome {
     encrypted::restored()
+}
+
+fn checkpoints_in_s3_are_made_restored_and_removed() -> Outcome {
+    s3::used()
+}
+
+fn restore_goes_on_when_its_s3_server_is_back() -> Outcome {
+    s3::away()
 }

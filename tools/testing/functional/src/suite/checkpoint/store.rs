@@ -12,14 +12,30 @@ use crate::suite::vmemd::beside;
 /// A store, removed at the end of its test.
 pub(super) struct Store {
     pub(super) directory: PathBuf,
+    /// What `--store` says: a directory in this one, or a place in S3.
+    location: String,
+    /// What commands have in their environment.
+    environment: Vec<(String, String)>,
 }
 
 impl Store {
     pub(super) fn new() -> Outcome<Self> {
+        Self::at("/dev/shm/vmem-checkpoints/store", &[])
+    }
+
+    /// An empty one at this place, for commands with this environment.
+    pub(super) fn at(location: &str, environment: &[(&str, &str)]) -> Outcome<Self> {
         let directory = PathBuf::from("/dev/shm/vmem-checkpoints");
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir(&directory)?;
-        let store = Self { directory };
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let store = Self {
+            directory,
+            location: location.to_owned(),
+            environment: environment.collect(),
+        };
         store.run("init", &[])?;
         Ok(store)
     }
@@ -35,8 +51,8 @@ impl Store {
     pub(super) fn command(&self, command: &str) -> Outcome<Command> {
         let mut vmemctl = beside("vmemctl")?;
         vmemctl
-            .args(["checkpoint", command, "--store"])
-            .arg(self.directory.join("store"));
+            .args(["checkpoint", command, "--store", &self.location])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         vmemctl.arg("--state").arg(self.directory.join("state"));
         Ok(vmemctl)
     }

@@ -16,7 +16,7 @@ pub(crate) fn beside(name: &str) -> Outcome<Command> {
 }
 
 /// A child that does not outlive its test.
-pub(crate) struct Process(pub(super) Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Process {
     pub(crate) fn new(command: &mut Command) -> Outcome<Self> {

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A store in S3, of which `moto_server` is the server: an implementation that has nothing to do with the store's.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use vmem::PAGE_SIZE;
+
+use super::guest::{self, Guest};
+use super::program;
+use super::store::Store;
+use crate::failure::{Outcome, ensure, equal};
+use crate::link::Link;
+use crate::suite::vmemd::{Process, map, open};
+use crate::world::wait_until;
+
+const BUCKET: &str = "checkpoints";
+const FILE: &str = "/dev/shm/vmem-checkpoint-s3";
+const PAGES: usize = 2000;
+
+/// So many bytes a second that a restore takes seconds, and as many as the machine can.
+const SLOW: u64 = 2 << 20;
+const FAST: u64 = 1 << 30;
+
+/// What an overloaded server says.
+const BUSY: &[u8] = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// A server with an empty bucket.
+struct Server {
+    address: String,
+    _process: Process,
+}
+
+impl Server {
+    fn new() -> Outcome<Self> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = Command::new("moto_server");
+        command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let server = Self {
+            address: address.to_string(),
+            _process: Process(process),
+        };
+        wait_until("moto_server listens", || Ok(TcpStream::connect(address).is_ok()))?;
+        let mut stream = TcpStream::connect(address)?;
+        write!(
+            stream,
+            "PUT /{BUCKET} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        Ok(server)
+    }
+}
+
+/// A store in its bucket, which is at this address for who uses it.
+fn store(address: &str) -> Outcome<Store> {
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ENDPOINT_URL", &format!("http://{address}")),
+        ("AWS_ALLOW_HTTP", "true"),
+    ];
+    Store::at(&format!("s3://{BUCKET}/of/guests"), &environment)
+}
+
+/// As in a directory; and what was removed is given back.
+pub(super) fn used() -> Outcome {
+    let server = Server::new()?;
+    let store = store(&server.address)?;
+    program::exact(&store)?;
+    store.run("verify", &["data@2"])?;
+    store.run("rm", &["data@1", "data@2"])?;
+    store.run("gc", &["--grace", "0.001"])?;
+    store.run("gc", &["--grace", "0.001"])?;
+    store.run("verify", &["data@latest"])?;
+    equal!(store.run("list", &["data"])?.lines().count(), 1);
+    guest::exact(&store, &mut Guest::new()?)
+}
+
+/// The contents of a page, which no compression makes smaller.
+fn contents(page: usize) -> Vec<u8> {
+    let mut state = page as u64 + 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_ne_bytes()
+    };
+    (0..PAGE_SIZE / 8).flat_map(|_| next()).collect()
+}
+
+pub(super) fn away() -> Outcome {
+    let server = Server::new()?;
+    let link = Link::new(&server.address, FAST)?;
+    let store = store(&link.address)?;
+    let _ = fs::remove_file(FILE);
+    let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
+    for page in 0..PAGES {
+        file.write_all_at(&contents(page), (page * PAGE_SIZE) as u64)?;
+    }
+    let pid = std::process::id().to_string();
+    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    // It is overloaded for a while.
+    link.turn_away(BUSY);
+    let mut create = store.command("create")?;
+    create.args(["--name", "data", "--pid", &pid, "--memory", &memory]);
+    let mut create = Process(create.stdin(Stdio::null()).spawn()?);
+    wait_until("the server is asked again", || Ok(link.turned_away() > 1))?;
+    link.let_in();
+    let status = create.0.wait()?;
+    let _ = fs::remove_file(FILE);
+    ensure!(status.success(), "create: {status}");
+
+    link.set_rate(SLOW);
+    let mut restore = store.restore("data", &[], "ready")?;
+    let region = open("data.vmem-checkpo")?;
+    link.turn_away(b"");
+    let present = region.info()?.present;
+    ensure!(present < PAGES as u64, "all pages are there already");
+    restore.hear("lost")?;
+    link.set_rate(FAST);
+    link.let_in();
+    restore.hear("back")?;
+    let restored = map(&region)?;
+    let mut found = vec![0; PAGE_SIZE];
+    for page in 0..PAGES {
+        restored.read_at(page * PAGE_SIZE, &mut found)?;
+        ensure!(found == contents(page), "page {page} is not what was stored");
+    }
+    restore.end()?;
+    drop((restored, region));
+    wait_until(
+        "the region is gone",
+        || Ok(!Path::new("/dev/vmem/data.vmem-checkpo").exists()),
+    )
+}
