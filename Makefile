@@ -24,9 +24,11 @@ module:			## vmem.ko for this machine's kernel (KDIR=... for another), in build/
 demo: build		## what vmem is for, shown in a virtual machine
 	@$(VM) --name demo --timeout 600 -- tools/testing/demo/run
 
-.PHONY: demo-vm
+.PHONY: demo-vm demo-checkpoint
 demo-vm: build		## a running guest moves to another host; then the same by QEMU's own ways, side by side
 	@tools/testing/migration/demo
+demo-checkpoint: build	## a running guest is kept in S3 every few seconds, its host fails, and it goes on on another host
+	@tools/testing/migration/demo checkpoint
 
 .PHONY: test
 test: build		## unit, functional and migration tests, those under systemd, and those of the virtual machine's runner

@@ -35,6 +35,8 @@ enum Command {
     Test(Test),
     /// Move a guest, and tell about it
     Demo(WireArguments),
+    /// Make checkpoints of a guest, and restore it on another host
+    DemoCheckpoint(DemoCheckpoint),
     /// Compare the ways to move a guest
     Measure(Measure),
     /// Show what was measured
@@ -73,6 +75,15 @@ struct WireArguments {
     /// Its rate, as tc writes it
     #[arg(long, value_name = "RATE", default_value = "1gbit")]
     rate: String,
+}
+
+#[derive(Debug, Args)]
+struct DemoCheckpoint {
+    /// Where the plot of the pauses goes, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    wire: WireArguments,
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +180,11 @@ impl Cli {
                         ..Book::default()
                     },
                 )?;
+                rig.remove()?;
+            }
+            Command::DemoCheckpoint(demo) => {
+                let rig = Rig::new(&demo.wire.wire())?;
+                crate::demo_checkpoint::run(&demo.wire.setting(&Guest::default())?, demo.plot.as_deref())?;
                 rig.remove()?;
             }
             Command::Measure(measure) => measure.run()?,

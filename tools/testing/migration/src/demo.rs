@@ -1,54 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The demo, `make demo-vm`: one guest moves by vmem, told step by step; then each way to move a guest, side by side.
 
-use std::time::Instant;
-
 use anyhow::Result;
 
 use crate::book::{Book, Figures, Trial};
 use crate::guest::{Guest, Load};
-use crate::harm::{is_emulated, is_harm, is_tried_again};
+use crate::harm::{is_emulated, is_harm};
 use crate::method::Method;
 use crate::network::Host;
 use crate::report;
 use crate::rig::Rig;
 use crate::seconds::seconds;
+use crate::story::Story;
 use crate::trial::{self, Step};
-
-/// Whoever tells the story, and since when.
-struct Story(Instant);
-
-impl Story {
-    fn step(&self, text: &str) {
-        println!("\n[{:>3} s] {text}", self.0.elapsed().as_secs());
-    }
-
-    fn say(&self, text: &str) {
-        println!("        {text}");
-    }
-
-    /// Moves a guest; once more, and says so, if an emulated machine has lost it.
-    fn persist(&self, mut attempt: impl FnMut() -> Result<Figures>) -> Result<Figures> {
-        let mut failures = 0;
-        loop {
-            failures += 1;
-            match attempt() {
-                Err(error) if is_tried_again(failures, &error) => {
-                    self.say(&format!(
-                        "the guest was lost: {}",
-                        format!("{error:#}").lines().next().unwrap_or_default()
-                    ));
-                    self.say("QEMU's emulation of SVM does that now and then (Documentation/testing.rst): once more, with another guest");
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-}
 
 /// Shows it. `book` has the setting, and gets what is measured.
 pub(crate) fn run(rig: &Rig, mut book: Book) -> Result<()> {
-    let story = Story(Instant::now());
+    let story = Story::begin();
     let mut guest = Guest::default();
     let [first, second] = Host::BOTH.map(Host::name);
     story.step(&format!(

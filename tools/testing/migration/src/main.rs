@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod book;
+mod bucket;
+mod chart;
 mod cli;
 mod client;
 mod command;
 mod counters;
 mod demo;
+mod demo_checkpoint;
 mod disk;
 mod endurance;
 mod evidence;
@@ -31,6 +34,7 @@ mod report;
 mod rig;
 mod seconds;
 mod slot;
+mod story;
 mod suite;
 mod timeline;
 mod traffic;

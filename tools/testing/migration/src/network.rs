@@ -14,6 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{line, run};
 
+/// The address of the machine itself at the LAN.
+pub(crate) const LAN_ADDRESS: &str = "192.0.2.254";
+
 /// A host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Host {
@@ -153,6 +156,11 @@ impl Host {
         Ok(())
     }
 
+    /// Gives it an address of its own at the LAN, where guests have those below 110.
+    pub(crate) fn join_lan(self, number: u8) -> Result<()> {
+        self.ip(&format!("address add 192.0.2.{}/24 dev bridge", 200 + number))
+    }
+
     /// Makes a tap at the LAN.
     pub(crate) fn add_tap(self, name: &str) -> Result<()> {
         self.ip(&format!("tuntap add {name} mode tap"))?;
@@ -173,7 +181,7 @@ impl Network {
         let network = Self(());
         line("modprobe -a bridge tun veth sch_tbf sch_netem").context("the network's modules")?;
         line("ip link add lan type bridge forward_delay 0")?;
-        line("ip address add 192.0.2.254/24 dev lan")?;
+        line(&format!("ip address add {LAN_ADDRESS}/24 dev lan"))?;
         line("ip link set lan up")?;
         for host in Host::BOTH {
             let name = host.name();

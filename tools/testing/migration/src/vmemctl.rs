@@ -106,6 +106,22 @@ impl Vmemctl {
         Self::start(slot, Variant::default(), "dirty-rate", &words)
     }
 
+    /// Runs `vmemctl checkpoint` with these words and this environment.
+    pub(crate) fn checkpoint(slot: &Slot, environment: &[(&str, String)], log: &str, words: &[&str]) -> Result<Self> {
+        let state = slot.state();
+        let mut command = slot
+            .host
+            .command(&[PROGRAM, "--json", "--state", path(&state)?, "checkpoint"]);
+        command
+            .args(words)
+            .envs(environment.iter().map(|(name, value)| (name, value)));
+        let process = spawn(&mut command, &slot.log(log))?;
+        Ok(Self {
+            process,
+            log: log.to_owned(),
+        })
+    }
+
     fn start(slot: &Slot, variant: Variant, log: &str, words: &[&str]) -> Result<Self> {
         let mut command = slot.host.command(variant.before_vmemctl());
         let state = slot.state();
