@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use vmem_store::objects::{Directory, Objects};
-use vmem_store::{CheckpointName, Error, GuestName, NameError, OpenOptions, Store, UserKey};
+use vmem_store::{CheckpointName, Error, GuestName, NameError, OpenOptions, PageError, Store, UserKey};
 
 /// Where a store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,22 @@ impl Location {
         match self.open(None) {
             Ok(_) | Err(Error::KeyNeeded) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Reads something of a checkpoint. All objects of a directory that is not mounted are missing, and it may have been mounted since: only
+    /// what is read while the store is there says something about the page.
+    ///
+    /// # Errors
+    ///
+    /// That of `read`, or [`PageError::Away`] if it failed and the store is not there.
+    pub fn read_there<T>(&self, mut read: impl FnMut() -> Result<T, PageError>) -> Result<T, PageError> {
+        match read() {
+            Err(PageError::Damaged(_)) => {
+                self.is_there().map_err(PageError::Away)?;
+                read()
+            }
+            read => read,
         }
     }
 }

@@ -8,6 +8,9 @@ use vmem_store::{BackendKind, Manifest};
 /// The file with the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
+/// The file with what the writer of the checkpoint has counted, in a view of the store.
+pub const STATISTICS_FILE: &str = "stats.json";
+
 /// Most bytes of a file's name (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
@@ -22,7 +25,7 @@ pub fn backend_files(manifest: &Manifest) -> Vec<String> {
 }
 
 fn names<'a>(backends: impl Iterator<Item = (&'a str, BackendKind)>) -> Vec<String> {
-    let mut taken: BTreeSet<String> = [MANIFEST_FILE.to_owned()].into();
+    let mut taken: BTreeSet<String> = [MANIFEST_FILE, STATISTICS_FILE].map(str::to_owned).into();
     let mut names = Vec::new();
     for (number, (name, kind)) in backends.enumerate() {
         let (end, kind) = match kind {
@@ -91,8 +94,11 @@ mod tests {
         let long = "x".repeat(252);
         assert_eq!(memories(&["memory-1", &long]), ["memory-1.raw", "memory-1_.raw"]);
         assert_eq!(memories(&[&"x".repeat(251)])[0].len(), 255);
-        let blobs = ["manifest.json", "blob-1_", "blob-1", "a.raw"].map(|name| (name, BackendKind::Blob));
-        let all = blobs.into_iter().chain([("a", BackendKind::Memory)]);
-        assert_eq!(names(all), ["blob-0", "blob-1_", "blob-1", "a.raw", "memory-4.raw"]);
+        let blobs = ["manifest.json", "blob-1_", "blob-1", "stats.json"].map(|name| (name, BackendKind::Blob));
+        let all = blobs
+            .into_iter()
+            .chain([("a.raw", BackendKind::Blob), ("a", BackendKind::Memory)]);
+        let files = ["blob-0", "blob-1_", "blob-1", "blob-3", "a.raw", "memory-5.raw"];
+        assert_eq!(names(all), files);
     }
 }

@@ -89,6 +89,8 @@ impl Default for OpenOptions {
 pub struct Listed {
     /// The checkpoint.
     pub checkpoint: CheckpointName,
+    /// 0, or how often it was rewritten: another manifest, with the same contents.
+    pub revision: u32,
     /// Whether it is protected from being removed.
     pub protected: bool,
 }
@@ -224,6 +226,7 @@ impl Store {
         let guests = self.base.catalog(None)?.into_iter().map(|(guest, listing)| {
             let checkpoints = listing.manifests.into_iter().map(|(sequence, name)| Listed {
                 checkpoint: name.checkpoint,
+                revision: name.revision,
                 protected: listing.protected.contains(&sequence),
             });
             (guest, checkpoints.collect::<Vec<_>>())

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A backend as bytes: what a program reads that wants a file or a disk.
 
-use vmem_pages::{PAGE_SIZE, PageIndex};
+use vmem_pages::{PAGE_SIZE, PageIndex, PageRange};
 
-use super::Image;
+use super::{Image, PageState};
 use crate::error::{Error, PageError};
+use crate::leaf::LEAF_PAGES;
 
 impl Image {
     /// Reads bytes from `offset` on, as many as `out` has room for and the backend has, and returns their number. Every page is verified.
@@ -35,6 +36,38 @@ impl Image {
         Ok(count)
     }
 
+    /// The first offset from `offset` on that is not in a hole: `SEEK_DATA` of lseek(2). `None` if only a hole follows, or nothing. Pages of
+    /// zeros are holes; pages that cannot be read are none.
+    pub fn seek_data(&self, backend: usize, offset: u64) -> Result<Option<u64>, Error> {
+        self.seek(backend, offset, |state| state != PageState::Zero)
+    }
+
+    /// The first offset from `offset` on that is in a hole, or the end of the backend: `SEEK_HOLE` of lseek(2). `None` after the end.
+    pub fn seek_hole(&self, backend: usize, offset: u64) -> Result<Option<u64>, Error> {
+        let bytes = self.backend(backend)?.bytes;
+        let found = self.seek(backend, offset, |state| state == PageState::Zero)?;
+        Ok(found.or((offset < bytes).then_some(bytes)))
+    }
+
+    fn seek(&self, backend: usize, offset: u64, wanted: impl Fn(PageState) -> bool) -> Result<Option<u64>, Error> {
+        let known = self.backend(backend)?;
+        let (bytes, pages) = (known.bytes, known.pages());
+        if offset >= bytes {
+            return Ok(None);
+        }
+        let mut at = PageIndex::holding(offset).ok_or_else(|| self.too_far(offset))?.get();
+        while at < pages {
+            let count = (LEAF_PAGES - at % LEAF_PAGES).min(pages - at);
+            let leaf = PageRange::from_pgoff(at, count).ok_or_else(|| self.too_far(offset))?;
+            let extents = self.extents(backend, leaf)?;
+            if let Some(found) = extents.into_iter().find(|extent| wanted(extent.state)) {
+                return Ok(Some(found.pages.bytes().start.max(offset)));
+            }
+            at += count;
+        }
+        Ok(None)
+    }
+
     fn too_far(&self, offset: u64) -> Error {
         Error::Range {
             backend: self.object_name(),
@@ -47,8 +80,6 @@ impl Image {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Arc;
-
-    use vmem_pages::PageRange;
 
     use super::*;
     use crate::objects::Memory;
@@ -111,5 +142,26 @@ mod tests {
         let part = image.read_at(0, 1600 * PAGE + 9, &mut some[..100]);
         assert!(matches!(part, Err(PageError::Unreadable)), "{part:?}");
         assert_eq!(image.read_at(0, 1601 * PAGE, &mut some).unwrap(), some.len());
+    }
+
+    #[test]
+    fn holes_are_pages_of_zeros_and_nothing_else() {
+        let (_objects, image) = image();
+        for (offset, data, hole) in [
+            (0, Some(3 * PAGE), Some(0)),
+            (2 * PAGE + 9, Some(3 * PAGE), Some(2 * PAGE + 9)),
+            (3 * PAGE + 9, Some(3 * PAGE + 9), Some(5 * PAGE)),
+            (5 * PAGE, Some(1500 * PAGE), Some(5 * PAGE)),
+            (1501 * PAGE, Some(1600 * PAGE), Some(1501 * PAGE)),
+            (1600 * PAGE, Some(1600 * PAGE), Some(1601 * PAGE)),
+            (1601 * PAGE, None, Some(1601 * PAGE)),
+            (2000 * PAGE, None, None),
+            (u64::MAX, None, None),
+        ] {
+            assert_eq!(image.seek_data(0, offset).unwrap(), data, "{offset}");
+            assert_eq!(image.seek_hole(0, offset).unwrap(), hole, "{offset}");
+        }
+        // All of the blob has contents, and its end counts as a hole.
+        assert_eq!(image.seek_hole(1, 10).unwrap(), Some(5000));
     }
 }

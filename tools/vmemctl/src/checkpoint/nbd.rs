@@ -102,18 +102,11 @@ impl Stored {
         })
     }
 
-    /// Reads something. All objects of a directory that is not mounted are missing, and it may have been mounted since: only what is read while
-    /// the store is there says something about the page.
-    fn read_there<T>(&self, mut read: impl FnMut() -> Result<T, PageError>) -> Result<T, ReadError> {
-        let away = |error: &dyn std::error::Error| ReadError::Away(vmem_cli::chain(error));
-        let again = match read() {
-            Ok(read) => return Ok(read),
-            Err(PageError::Away(error)) => return Err(away(&error)),
-            Err(error @ (PageError::Unreadable | PageError::Absent)) => return Err(ReadError::Lost(error.to_string())),
-            Err(_) => self.store.is_there().map_err(|error| away(&error)).map(|_| read())?,
-        };
-        again.map_err(|error| match error {
-            PageError::Away(error) => away(&error),
+    /// Reads something, and says what that means for a client.
+    fn read_there<T>(&self, read: impl FnMut() -> Result<T, PageError>) -> Result<T, ReadError> {
+        self.store.read_there(read).map_err(|error| match error {
+            PageError::Away(error) => ReadError::Away(vmem_cli::chain(&error)),
+            PageError::Unreadable | PageError::Absent => ReadError::Lost(error.to_string()),
             error => {
                 tracing::warn!("a part of the checkpoint cannot be had: {error}");
                 ReadError::Lost(error.to_string())
