@@ -10,6 +10,7 @@ mod in_store;
 mod inspect;
 mod key;
 mod maintain;
+mod mount;
 mod nbd;
 mod paced;
 mod restore;
@@ -37,6 +38,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Prune(args) => maintain::prune(args, common.json),
         Command::Verify(args) => maintain::verify(args, common.json),
         Command::Diff(args) => maintain::diff(args, common.json),
+        Command::Mount(args) => mount::run(args, &catch()?, common.json),
         Command::Nbd(args) => nbd::run(args, &catch()?, common.json),
         Command::Gc(args) => maintain::gc(args, common.json),
         Command::Key(args) => key::run(args, common.json),

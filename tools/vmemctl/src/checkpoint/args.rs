@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Say which pages differ between two checkpoints
     Diff(Diff),
+    /// Mount the checkpoints of a store as read-only files (FUSE), until a signal
+    Mount(Mount),
     /// Serve the memory of a checkpoint read-only over NBD, until a signal
     Nbd(Nbd),
     /// Delete what no checkpoint refers to any more
@@ -262,6 +264,18 @@ pub(crate) struct Gc {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Mount {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// How long a read may take while the store does not answer; then it fails with EIO
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// The directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("where").required(true).args(["socket", "listen"])))]
 pub(crate) struct Nbd {
     #[command(flatten)]
@@ -336,6 +350,8 @@ mod tests {
             "verify --store /s --read-data 10 guest0@1 guest0",
             "diff --store /s guest0@1 guest0@2",
             "gc --store /s --grace 60 --dry-run",
+            "mount --store /s /mnt",
+            "mount --store /s --key-file /k --timeout 5 /mnt",
             "nbd --store /s --socket /run/nbd guest0@3",
             "nbd --store /s --listen 10809 --connections 4 guest0",
         ] {
@@ -370,6 +386,8 @@ mod tests {
             "verify --store /s --read-data 101 guest0@1",
             "diff --store /s guest0@1",
             "rm --store /s guest0@latest",
+            "mount --store /s",
+            "mount --store /s --timeout 0 /mnt",
             "nbd --store /s guest0@3",
             "nbd --store /s --socket /q --listen 10809 guest0@3",
             "nbd --store /s --socket /q --connections 0 guest0@3",

@@ -8,6 +8,7 @@ mod encrypted;
 mod export;
 mod guest;
 mod hooks;
+mod mount;
 mod program;
 mod s3;
 mod store;
@@ -30,6 +31,9 @@ crate::tests![
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
     checkpoints_in_s3_are_made_restored_and_removed,
     restore_goes_on_when_its_s3_server_is_back,
+    mounted_checkpoints_are_files_with_holes_and_cannot_be_written,
+    mounted_checkpoint_has_errors_for_damaged_pages_and_while_the_store_is_away,
+    mount_that_is_killed_leaves_no_reader_that_waits,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -82,4 +86,16 @@ fn checkpoints_in_s3_are_made_restored_and_removed() -> Outcome {
 
 fn restore_goes_on_when_its_s3_server_is_back() -> Outcome {
     s3::away()
+}
+
+fn mounted_checkpoints_are_files_with_holes_and_cannot_be_written() -> Outcome {
+    mount::read()
+}
+
+fn mounted_checkpoint_has_errors_for_damaged_pages_and_while_the_store_is_away() -> Outcome {
+    mount::damaged()
+}
+
+fn mount_that_is_killed_leaves_no_reader_that_waits() -> Outcome {
+    mount::killed()
 }
