@@ -275,6 +275,8 @@ impl Endure {
 impl Measure {
     fn run(self) -> Result<()> {
         let (wire, guest) = (self.wire.wire(), Guest::default());
+        // First: without its modules there is no KVM, of which the setting tells.
+        let rig = Rig::new(&wire)?;
         let setting = self.wire.setting(&guest)?;
         let loads = if self.load.is_empty() {
             MeasuredLoad::ALL.to_vec()
@@ -299,7 +301,6 @@ impl Measure {
                 ..Book::default()
             },
         };
-        let rig = Rig::new(&wire)?;
         let book = measurement.run(&rig, book)?;
         print!("{}", report::text(&book));
         rig.remove()
