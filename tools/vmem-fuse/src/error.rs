@@ -133,6 +133,15 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// It cannot be unmounted.
+    #[error("cannot unmount {path}: its files can not be read any more")]
+    Unmount {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Threads cannot be started.
     #[error("cannot start threads")]
     Threads(#[source] io::Error),

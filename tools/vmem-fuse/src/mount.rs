@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mounts a store, and unmounts it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -118,7 +118,7 @@ impl Mounted {
         self.workers.finish(LINGER);
         // Dropped, it would unmount the directory once more, and that could be the mount of somebody else by now.
         std::mem::forget(self.session);
-        result.map_err(|source| MountError::Directory {
+        result.map_err(|source| MountError::Unmount {
             path: self.directory,
             source,
         })
@@ -134,7 +134,9 @@ fn mount_point(directory: &Path, location: &Location) -> Result<PathBuf, MountEr
             source,
         },
     };
-    if !fs::metadata(directory).map_err(failed)?.is_dir() {
+    // Opened, because the kernel may know the attributes still of a file system whose program has ended.
+    let metadata = File::open(directory).and_then(|opened| opened.metadata()).map_err(failed)?;
+    if !metadata.is_dir() {
         return Err(MountError::NotDirectory(directory.to_owned()));
     }
     let directory = directory.canonicalize().map_err(failed)?;
