@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Access orders: which pages a restored guest touched, in which order.
 
-use vmem_pages::PageRange;
+use vmem_pages::{PageRange, PageSet};
 
 use crate::encoding::{Cursor, Malformed, put_varint, put_zigzag};
 use crate::envelope::{Kind, Seal, unwrap, wrap};
@@ -16,17 +16,23 @@ use crate::store::Store;
 /// Most runs of pages of an order.
 const MAX_RUNS: u64 = 4 << 20;
 
+/// Recordings of a checkpoint that are kept, and that an order is merged of.
+const RECORDINGS: usize = 4;
+
+/// Recordings that are read in search of one that is not damaged.
+const ATTEMPTS: usize = 16;
+
 /// Pages in the order of their first touch, by the names of backends.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Order {
-    backends: Vec<String>,
-    runs: Vec<Touch>,
+    pub(crate) backends: Vec<String>,
+    pub(crate) runs: Vec<Touch>,
 }
 
 impl Order {
     /// The names of the backends (a number, and for each its length and its bytes), a number for the runs, and for each run the backend's
     /// number, the first page less that after the run before, and the pages.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_varint(&mut out, self.backends.len() as u64);
         for name in &self.backends {
@@ -100,7 +106,12 @@ pub(crate) fn parse(name: &str) -> Option<CheckpointName> {
 
 impl Store {
     /// Records the order in which a guest touched the pages of a checkpoint that it was restored from, including those that came before they
-    /// were touched. Orders are added; none is replaced.
+    /// were touched. The newest four recordings of a checkpoint are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Range`]: a page is not in the checkpoint. [`Error::TooLarge`]: the order has more than 4,194,304 runs of pages. Those of the
+    /// place: it cannot be written to, for example.
     pub fn record_order(&self, image: &Image, touches: &[Touch]) -> Result<(), Error> {
         let mut order = Order {
             backends: image.backends().iter().map(|backend| backend.name.clone()).collect(),
@@ -129,50 +140,126 @@ impl Store {
             WriterId::new()?
         );
         let object = wrap(Kind::Order, &name, &order.encode(), &Seal::Store(&self.base.crypto))?;
-        self.base.put(&name, &object, Put::New)
+        self.base.put(&name, &object, Put::New)?;
+        self.forget_recordings(&prefix(&image.manifest().checkpoint));
+        Ok(())
     }
 
-    /// The best order for restoring a checkpoint: the newest that was recorded with it; else with the nearest checkpoint of the guest that
-    /// has one; else the pages that this checkpoint wrote itself, which were in use when it was made.
+    /// Deletes all recordings of a checkpoint but the newest ones. What cannot be deleted is only not read.
+    fn forget_recordings(&self, prefix: &str) {
+        let deleted = self.base.list(prefix).and_then(|mut recordings| {
+            recordings.sort_by(|one, other| other.name.cmp(&one.name));
+            let old = recordings.iter().skip(RECORDINGS);
+            old.map(|meta| self.base.delete(&meta.name)).collect::<Result<(), _>>()
+        });
+        if let Err(error) = deleted {
+            tracing::debug!("old access orders are left: {error}");
+        }
+    }
+
+    /// The best order for restoring a checkpoint: that of the newest four recordings of it; else of the nearest checkpoint of the guest that has
+    /// any; else the pages that this checkpoint wrote itself, which were in use when it was made.
     ///
-    /// An order that is damaged is passed over: it is only a hint.
+    /// The newest recording counts first: its pages come in its order, then those that only the one before it has, and so on. Each page comes
+    /// once. What a recording says of pages that the checkpoint does not have is ignored, and a recording that is damaged is passed over: it
+    /// is only a hint.
+    ///
+    /// # Errors
+    ///
+    /// The place cannot be listed, or does not answer; the index is damaged.
     pub fn order(&self, image: &Image) -> Result<Vec<Touch>, Error> {
         let own = &image.manifest().checkpoint;
-        let mut names: Vec<(u64, String)> = self
+        let mut names: Vec<(u64, u64, String)> = self
             .base
             .list(&format!("{ORDERS}{}/", own.guest))?
             .into_iter()
-            .filter_map(|meta| parse(&meta.name).map(|of| (of.sequence.abs_diff(own.sequence), meta.name)))
+            .filter_map(|meta| parse(&meta.name).map(|of| (of.sequence.abs_diff(own.sequence), of.sequence, meta.name)))
             .collect();
         // The nearest checkpoint's newest.
-        names.sort_by(|one, other| one.0.cmp(&other.0).then(other.1.cmp(&one.1)));
-        for (_, name) in names {
-            let object = match self.base.get(&name, Part::All(Kind::Order.limit())) {
+        names.sort_by(|one, other| one.0.cmp(&other.0).then(other.2.cmp(&one.2)));
+        let mut merged = Merged::new(image);
+        let (mut of, mut recordings) = (None, 0);
+        for (_, sequence, name) in names.into_iter().take(ATTEMPTS) {
+            if recordings == RECORDINGS || of.is_some_and(|of| of != sequence) {
+                break;
+            }
+            match self.recording(&name) {
+                Ok(order) if merged.add(&name, &order) => {
+                    of = Some(sequence);
+                    recordings += 1;
+                }
+                // It has no page that this checkpoint has.
+                Ok(_) => {}
                 Err(error) if error.is_transient() => return Err(error),
-                Err(_) => continue,
-                Ok(object) => object,
-            };
-            let order = unwrap(Kind::Order, &name, &object.bytes, &Seal::Store(&self.base.crypto));
-            let order = order.and_then(|body| Order::decode(&body).map_err(|Malformed(what)| Error::damaged(&name, what)));
-            match order {
-                Ok(order) => return Ok(translate(image, &order)),
-                Err(error) => tracing::warn!("{error}"),
+                Err(error) => tracing::warn!("an access order is passed over: {error}"),
             }
         }
-        last_written(image)
+        match of {
+            Some(_) => Ok(merged.touches),
+            None => last_written(image),
+        }
+    }
+
+    fn recording(&self, name: &str) -> Result<Order, Error> {
+        let object = self.base.get(name, Part::All(Kind::Order.limit()))?;
+        let body = unwrap(Kind::Order, name, &object.bytes, &Seal::Store(&self.base.crypto))?;
+        Order::decode(&body).map_err(|Malformed(what)| Error::damaged(name, what))
     }
 }
 
-/// The order with the numbers that backends have in this checkpoint, and as far as these reach.
-fn translate(image: &Image, order: &Order) -> Vec<Touch> {
-    let known: Vec<_> = order.backends.iter().map(|name| image.manifest().backend(name)).collect();
-    let translated = order.runs.iter().filter_map(|run| {
-        let (backend, found) = known.get(run.backend).copied().flatten()?;
-        let first = run.pages.first().get();
-        let pages = PageRange::from_pgoff(first, run.pages.end().min(found.pages()).saturating_sub(first))?;
-        Some(Touch { backend, pages })
-    });
-    translated.collect()
+/// An order of several recordings, with the numbers that backends have in one checkpoint.
+struct Merged<'a> {
+    image: &'a Image,
+    touches: Vec<Touch>,
+    /// Of each backend, the pages that are not in `touches`.
+    rest: Vec<Option<PageSet>>,
+    /// Pages of all backends.
+    pages: u64,
+}
+
+impl<'a> Merged<'a> {
+    fn new(image: &'a Image) -> Self {
+        let backends = image.backends().iter();
+        let rest: Vec<_> = backends
+            .map(|backend| PageRange::of_pages(backend.pages()).map(PageSet::all_of))
+            .collect();
+        Self {
+            image,
+            touches: Vec::new(),
+            pages: rest.iter().flatten().map(|rest| rest.pages().count()).sum(),
+            rest,
+        }
+    }
+
+    /// Adds a recording behind those that were added before. Whether it has a page that the checkpoint has.
+    fn add(&mut self, name: &str, order: &Order) -> bool {
+        let known = order.backends.iter().map(|name| self.image.manifest().backend(name));
+        let known: Vec<_> = known.map(|found| found.map(|(number, _)| number)).collect();
+        // A recording has each page once. Without this bound, few bytes could take hours.
+        let mut left = self.pages;
+        for run in &order.runs {
+            let Some(backend) = known.get(run.backend).copied().flatten() else {
+                continue;
+            };
+            let Some(Some(rest)) = self.rest.get_mut(backend) else {
+                continue;
+            };
+            let there = rest
+                .pages()
+                .end()
+                .min(run.pages.end())
+                .saturating_sub(run.pages.first().get());
+            let Some(after) = left.checked_sub(there) else {
+                tracing::warn!("{name} has pages more than once: the rest of it is ignored");
+                break;
+            };
+            left = after;
+            for pages in rest.take_of(run.pages, u64::MAX, usize::MAX) {
+                Touch { backend, pages }.append_to(&mut self.touches);
+            }
+        }
+        left < self.pages
+    }
 }
 
 /// The pages that a checkpoint wrote itself, as they lie in its packs.

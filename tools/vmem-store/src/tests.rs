@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod garbage;
 mod model;
+mod order;
 mod write_and_read;
 
 #[cfg(feature = "s3")]

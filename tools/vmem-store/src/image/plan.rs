@@ -2,7 +2,7 @@
 //! The order in which a whole checkpoint is best read, and how scattered it is.
 
 use serde::{Deserialize, Serialize};
-use vmem_pages::PageRange;
+use vmem_pages::{PageIndex, PageRange, PageSet};
 
 use super::Image;
 use crate::error::Error;
@@ -19,7 +19,7 @@ pub struct Touch {
 
 impl Touch {
     /// Appends to `touches`, joined with the last of them if it follows that.
-    pub(crate) fn append_to(self, touches: &mut Vec<Self>) {
+    pub fn append_to(self, touches: &mut Vec<Self>) {
         match touches.last_mut() {
             Some(last) if last.backend == self.backend && last.pages.end() == self.pages.first().get() => {
                 if let Some(joined) = last.pages.join(self.pages) {
@@ -73,7 +73,8 @@ impl Image {
         let mut data = Vec::new();
         self.data(|backend, pgoff, pack, number| data.push((pack, number, backend, pgoff)))?;
         data.sort_unstable();
-        let mut planned = std::collections::HashSet::new();
+        let pages = self.backends().iter().map(|backend| PageRange::of_pages(backend.pages()));
+        let mut planned: Vec<_> = pages.map(|pages| pages.map(PageSet::none_of)).collect();
         let mut touches = Vec::new();
         let mut push = |backend, pgoff| {
             if let Some(pages) = PageRange::from_pgoff(pgoff, 1) {
@@ -81,17 +82,22 @@ impl Image {
             }
         };
         for touch in order {
-            let Some(backend) = self.backends().get(touch.backend) else {
+            let Some(Some(planned)) = planned.get_mut(touch.backend) else {
                 continue;
             };
-            for pgoff in touch.pages.first().get()..touch.pages.end().min(backend.pages()) {
-                if matches!(self.entry(touch.backend, pgoff)?, Entry::Data { .. }) && planned.insert((touch.backend, pgoff)) {
-                    push(touch.backend, pgoff);
+            let gaps: Vec<_> = planned.gaps_of(touch.pages).collect();
+            for page in gaps.into_iter().flat_map(PageRange::iter) {
+                if matches!(self.entry(touch.backend, page.get())?, Entry::Data { .. }) {
+                    push(touch.backend, page.get());
                 }
             }
+            planned.insert(touch.pages);
         }
         data.iter()
-            .filter(|(_, _, backend, pgoff)| !planned.contains(&(*backend, *pgoff)))
+            .filter(|(_, _, backend, pgoff)| {
+                let planned = planned.get(*backend).and_then(Option::as_ref);
+                !planned.is_some_and(|planned| PageIndex::new(*pgoff).is_some_and(|page| planned.contains(page)))
+            })
             .for_each(|(_, _, backend, pgoff)| push(*backend, *pgoff));
         Ok(touches)
     }
