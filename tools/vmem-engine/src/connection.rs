@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The connection of one lane to the source, reopened when it is lost.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,15 @@ impl Connection {
     pub(crate) fn fetch(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
         self.open.source.fetch(self.open.exports.number(region), ranges)
+    }
+
+    /// The pages that the source wants to be fetched first, with the numbers of their regions.
+    pub(crate) fn preferred(&mut self) -> VecDeque<(usize, PageRange)> {
+        let exports = &self.open.exports;
+        let pages = self.open.source.preferred().into_iter();
+        pages
+            .filter_map(|(export, pages)| Some((exports.region(export)?, pages)))
+            .collect()
     }
 
     /// Whether the source gives a map of its holes.

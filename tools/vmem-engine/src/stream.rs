@@ -46,6 +46,8 @@ pub(crate) enum Begin {
 pub(crate) fn run(shared: &Arc<Shared>, group: &Group, begin: Begin, connect: Connect) -> Result<(), Error> {
     let member = group.enter();
     let of = Arc::clone(shared);
+    // Staged pages have an order of their own.
+    let is_first = matches!(begin, Begin::Connect);
     let opened = match begin {
         Begin::Open(source) => Connection::open(of, Lane::Stream, connect, source).map(Some),
         Begin::Connect => Connection::connect(of, Lane::Stream, connect, &|| group.is_complete()),
@@ -54,11 +56,14 @@ pub(crate) fn run(shared: &Arc<Shared>, group: &Group, begin: Begin, connect: Co
             Err(error) => Err(error.into()),
         },
     };
-    let connection = match opened {
+    let mut connection = match opened {
         Ok(Some(connection)) => connection,
         Ok(None) => return Ok(()),
         Err(error) => return member.leave(error),
     };
+    if is_first {
+        group.prefer(shared, connection.preferred());
+    }
     let announcer = Announcer::new(shared.options.seed.as_ref(), connection.can_hash());
     let mut stream = Stream {
         shared,

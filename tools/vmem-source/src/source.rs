@@ -52,6 +52,13 @@ pub trait PageSource: Send {
         Ok(())
     }
 
+    /// The pages that are best fetched first, with the numbers of their exports, in this order; those that are not named follow. A source whose pages
+    /// can be fetched in any order names none. It is only a hint: a source that cannot tell now names none, either. It may take as long as an
+    /// answer, and is called before the first fetch of a stream.
+    fn preferred(&mut self) -> Vec<(usize, PageRange)> {
+        Vec::new()
+    }
+
     /// Whether [`map`](Self::map) can be called.
     fn can_map(&self) -> bool {
         false

@@ -16,4 +16,4 @@ pub use address::{Address, Location, Selector};
 pub use file_names::{MANIFEST_FILE, STATISTICS_FILE, backend_files};
 pub use key::{KeyOptions, NewKeyOptions};
 pub use pages::{Error, StoredPages};
-pub use reader::ImageSource;
+pub use reader::{ImageSource, IsThere};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use vmem::{Name, PageRange};
 use vmem_source::{Export, Lane};
-use vmem_store::{BackendKind, Image, Manifest, UserKey};
+use vmem_store::{BackendKind, Image, Manifest, Store, UserKey};
 
-use crate::address::Address;
-use crate::reader::{ImageSource, IsThere};
+use crate::address::{Address, Selector};
+use crate::reader::{ImageSource, IsThere, Order};
 
 /// A checkpoint cannot be a source.
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +32,19 @@ pub enum Error {
 }
 
 /// A checkpoint whose memory can be read, with a lease that keeps what it needs in the store as long as this value lives.
-#[derive(Debug)]
 pub struct StoredPages {
     image: Arc<Image>,
     exports: Vec<Export>,
     /// The number of each export's backend in the checkpoint.
     backends: Vec<usize>,
-    address: Address,
+    store: Store,
+    is_there: IsThere,
+}
+
+impl std::fmt::Debug for StoredPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "checkpoint {} of {:?}", self.image.manifest().checkpoint, self.store)
+    }
 }
 
 impl StoredPages {
@@ -48,12 +54,23 @@ impl StoredPages {
     ///
     /// There is no such checkpoint, it cannot be read, or its memory cannot be in regions.
     pub fn open(address: &Address, key: Option<UserKey>, holder: &str) -> Result<Self, Error> {
-        let store = address.store.open(key)?;
-        let image = store.hold(&address.checkpoint.find(&store)?, holder)?;
+        let location = address.store.clone();
+        let is_there: IsThere = Arc::new(move || location.is_there());
+        Self::open_in(address.store.open(key)?, &address.checkpoint, holder, is_there)
+    }
+
+    /// Opens a checkpoint of a store that is open. `is_there` asks the place of the store whether it is there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_in(store: Store, checkpoint: &Selector, holder: &str, is_there: IsThere) -> Result<Self, Error> {
+        let image = store.hold(&checkpoint.find(&store)?, holder)?;
         let mut pages = Self {
             exports: Vec::new(),
             backends: Vec::new(),
-            address: address.clone(),
+            store,
+            is_there,
             image: Arc::new(image),
         };
         let manifest = pages.image.manifest();
@@ -111,14 +128,15 @@ impl StoredPages {
     ///
     /// [`vmem_source::Error::Io`] if the store does not answer; that is transient.
     pub fn source(&self, lane: Lane) -> Result<ImageSource, vmem_source::Error> {
-        let store = self.address.store.clone();
-        let is_there: IsThere = Arc::new(move || store.is_there());
-        is_there().map_err(|error| vmem_source::Error::Io(std::io::Error::other(error)))?;
+        (self.is_there)().map_err(|error| vmem_source::Error::Io(std::io::Error::other(error)))?;
+        let (store, image) = (self.store.clone(), Arc::clone(&self.image));
+        let order: Order = Arc::new(move || image.plan(&store.order(&image)?));
         ImageSource::new(
             Arc::clone(&self.image),
             self.exports.clone(),
             self.backends.clone(),
-            is_there,
+            Arc::clone(&self.is_there),
+            order,
             lane,
         )
     }

@@ -13,7 +13,7 @@ use vmem::{PAGE_SIZE, PageRange};
 use vmem_source::answer::{Chunk, Run};
 use vmem_source::export::{MAX_FETCH_PAGES, MAX_FETCH_RANGES};
 use vmem_source::{Answer, Error, Export, Lane, PageSource, Readiness};
-use vmem_store::{Image, PageError};
+use vmem_store::{Image, PageError, Touch};
 
 /// Threads of a lane. Each reads, decompresses and verifies; over a network most of the time is waiting.
 const THREADS: usize = 4;
@@ -22,7 +22,10 @@ const THREADS: usize = 4;
 const PIECE: u64 = Chunk::MAX_DATA_PAGES as u64;
 
 /// Asks the store whether it is there. An error says why it is not.
-pub(crate) type IsThere = Arc<dyn Fn() -> Result<(), vmem_store::Error> + Send + Sync>;
+pub type IsThere = Arc<dyn Fn() -> Result<(), vmem_store::Error> + Send + Sync>;
+
+/// In which order a whole checkpoint is best read.
+pub(crate) type Order = Arc<dyn Fn() -> Result<Vec<Touch>, vmem_store::Error> + Send + Sync>;
 
 /// Pages that were read.
 #[derive(Debug)]
@@ -120,6 +123,7 @@ fn warn(export: usize, page: u64, error: &PageError) {
 pub struct ImageSource {
     shared: Arc<Shared>,
     exports: Vec<Export>,
+    order: Order,
     threads: Vec<JoinHandle<()>>,
     /// Pages that were fetched and are not answered.
     outstanding: u64,
@@ -132,6 +136,7 @@ impl ImageSource {
         exports: Vec<Export>,
         backends: Vec<usize>,
         is_there: IsThere,
+        order: Order,
         lane: Lane,
     ) -> Result<Self, Error> {
         let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE);
@@ -146,6 +151,7 @@ impl ImageSource {
         let mut source = Self {
             shared,
             exports,
+            order,
             threads: Vec::new(),
             outstanding: 0,
             current: None,
@@ -195,6 +201,19 @@ impl PageSource for ImageSource {
         drop(queue);
         self.shared.changed.notify_all();
         Ok(())
+    }
+
+    /// Those of the recorded access order, or those that the checkpoint wrote itself; then the others as they lie in the store.
+    fn preferred(&mut self) -> Vec<(usize, PageRange)> {
+        let touches = (self.order)().unwrap_or_else(|error| {
+            tracing::warn!("pages of the checkpoint are read in the order of memory: {error}");
+            Vec::new()
+        });
+        let export = |backend: usize| self.shared.backends.iter().position(|of| *of == backend);
+        let touches = touches.into_iter();
+        touches
+            .filter_map(|touch| Some((export(touch.backend)?, touch.pages)))
+            .collect()
     }
 
     fn readiness(&self) -> Readiness<'_> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the connections of the stream share: one plan, from which each page is taken once.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -87,6 +88,18 @@ impl Group {
             changed: Condvar::new(),
             window: (shared.options.window / members.max(1) as u64).max(1),
         })
+    }
+
+    /// Those of `pages` that are absent come first, in this order.
+    pub(super) fn prefer(&self, shared: &Shared, pages: VecDeque<(usize, PageRange)>) {
+        let is_there = |(region, pages): &(usize, PageRange)| {
+            shared
+                .exports
+                .get(*region)
+                .is_some_and(|export| pages.end() <= export.pages.end())
+        };
+        let pages = pages.into_iter().filter(is_there).collect();
+        self.lock().plan.prefer(pages);
     }
 
     /// Begins the membership of a connection, one of those that [`new`](Self::new) has counted.

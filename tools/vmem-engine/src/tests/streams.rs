@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Several connections of the stream: each page comes over one of them, and the loss of one costs nothing but time.
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
+use vmem::PageRange;
 use vmem_source::memory::Memory as Exported;
 use vmem_source::serve::{Limits, Server};
 use vmem_wait::StopEvent;
@@ -237,4 +239,57 @@ fn source_is_notified_of_every_page_whichever_stream_is_lost() {
         assert!(memory.contents().0 == wanted);
         engine.stop();
     }
+}
+
+/// A source that wants some pages to be fetched first, and notes what is fetched.
+struct Preferring {
+    source: Box<dyn PageSource>,
+    fetched: Arc<Mutex<Vec<PageRange>>>,
+}
+
+impl PageSource for Preferring {
+    fn exports(&self) -> &[Export] {
+        self.source.exports()
+    }
+
+    fn preferred(&mut self) -> Vec<(usize, PageRange)> {
+        let pages = |first, count| PageRange::from_pgoff(first, count).expect("pages");
+        // The second is beyond the end, and the third is no export.
+        vec![(0, pages(2000, 5)), (0, pages(2999, 2)), (1, pages(0, 1)), (0, pages(700, 2))]
+    }
+
+    fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
+        self.fetched.lock().expect("no panic").extend(ranges);
+        self.source.fetch(export, ranges)
+    }
+
+    fn readiness(&self) -> vmem_source::Readiness<'_> {
+        self.source.readiness()
+    }
+
+    fn next_answer(&mut self) -> Result<vmem_source::Answer<'_>, vmem_source::Error> {
+        self.source.next_answer()
+    }
+}
+
+#[test]
+fn stream_begins_with_the_pages_that_the_source_prefers() {
+    let file = source_file(3000, 36);
+    let source = Source::new(&[("ram", &file)]);
+    let memory = Arc::new(Memory::new(3000));
+    let (fetched, inner) = (Arc::new(Mutex::new(Vec::new())), to(source.address));
+    let of = Arc::clone(&fetched);
+    let connect: Connect = Arc::new(move |lane| {
+        let (source, fetched) = (inner(lane)?, Arc::clone(&of));
+        Ok(Box::new(Preferring { source, fetched }) as Box<dyn PageSource>)
+    });
+    let (mut engine, _) = start(&[Arc::clone(&memory)], connect, with(1));
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 3000);
+    let first: Vec<_> = fetched.lock().expect("no panic")[..2]
+        .iter()
+        .map(|pages| (pages.first().get(), pages.count()))
+        .collect();
+    assert_eq!(first, [(2000, 5), (700, 2)]);
+    engine.stop();
 }

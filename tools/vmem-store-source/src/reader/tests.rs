@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use vmem::PageIndex;
 use vmem_source::Contents;
+use vmem_store::objects::{Fetched, Memory, ObjectError, ObjectMeta, Objects, Part, Put};
 use vmem_store::testing::packs;
 use vmem_store::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
 
@@ -26,6 +28,12 @@ fn store() -> (tempfile::TempDir, Address) {
         OpenOptions::default(),
     )
     .expect("a store");
+    write(&store);
+    (directory, address)
+}
+
+/// Writes checkpoint guest0@1.
+fn write(store: &Store) {
     let memories = [("ram".to_owned(), PAGES * PAGE_SIZE as u64)];
     let guest = "guest0".parse().expect("a name");
     let writer = store
@@ -37,7 +45,6 @@ fn store() -> (tempfile::TempDir, Address) {
         .expect("room");
     writer.put_blob("device-state", &mut &b"devices"[..], 100).expect("room");
     writer.commit(CommitOptions::default()).expect("a checkpoint");
-    (directory, address)
 }
 
 fn byte(page: u64) -> u8 {
@@ -67,6 +74,31 @@ fn fetched(source: &mut ImageSource, ranges: &[PageRange]) -> Result<BTreeMap<u6
         }
     }
     Ok(found)
+}
+
+/// A place whose packs take long to read.
+#[derive(Debug)]
+struct Slow(Memory);
+
+impl Objects for Slow {
+    fn put(&self, name: &str, bytes: &[u8], put: Put) -> Result<(), ObjectError> {
+        self.0.put(name, bytes, put)
+    }
+
+    fn get(&self, name: &str, part: Part) -> Result<Fetched, ObjectError> {
+        if name.starts_with("packs/") {
+            thread::sleep(Duration::from_millis(100));
+        }
+        self.0.get(name, part)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
+        self.0.list(prefix)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), ObjectError> {
+        self.0.delete(name)
+    }
 }
 
 fn range(first: u64, count: u64) -> PageRange {
@@ -153,11 +185,58 @@ fn page_that_was_missing_while_the_store_was_away_is_read_again() {
         }
         Ok(())
     });
-    let mut source = ImageSource::new(Arc::new(image), exports, vec![backend], comes_back, Lane::Urgent).expect("a source");
+    let none: Order = Arc::new(|| Ok(Vec::new()));
+    let mut source = ImageSource::new(Arc::new(image), exports, vec![backend], comes_back, none, Lane::Urgent).expect("a source");
     assert_eq!(
         fetched(&mut source, &[range(1, 1)]).expect("a page"),
         BTreeMap::from([(1, Some(1))])
     );
+}
+
+#[test]
+fn page_that_both_lanes_want_is_read_from_the_store_once() {
+    let place = Arc::new(Slow(Memory::new()));
+    let store = Store::init(place.clone(), &InitOptions::default(), OpenOptions::default()).expect("a store");
+    write(&store);
+    let reads = |lanes: &[Lane]| {
+        let before = place.0.counts();
+        let checkpoint = "guest0".parse().expect("a name");
+        let pages = StoredPages::open_in(store.clone(), &checkpoint, "test", Arc::new(|| Ok(()))).expect("a checkpoint");
+        let mut sources: Vec<_> = lanes.iter().map(|lane| pages.source(*lane).expect("a source")).collect();
+        // The second asks while the first is reading.
+        for source in &mut sources {
+            source.fetch(0, &[range(1, 2)]).expect("pages");
+        }
+        for source in &mut sources {
+            assert_eq!(source.next_answer().expect("pages").pages(), 2);
+        }
+        let after = place.0.counts();
+        (after.gets - before.gets, after.read - before.read)
+    };
+    let alone = reads(&[Lane::Stream]);
+    assert_eq!(reads(&[Lane::Stream, Lane::Urgent]), alone);
+}
+
+#[test]
+fn recorded_order_comes_first_and_then_what_is_left_as_it_is_stored() {
+    let (_directory, address) = store();
+    let store = address.store.open(None).expect("a store");
+    let image = store
+        .image(&address.checkpoint.find(&store).expect("a checkpoint"))
+        .expect("a checkpoint");
+    let backend = image.manifest().backend("ram").expect("a memory").0;
+    // Page 198 is of zeros, which nobody reads from the store.
+    let touched = [range(197, 3), range(10, 1)].map(|pages| Touch { backend, pages });
+    store.record_order(&image, &touched).expect("room");
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
+    let preferred = pages.source(Lane::Stream).expect("a source").preferred();
+    assert_eq!(
+        preferred[..4],
+        [(0, range(197, 1)), (0, range(199, 1)), (0, range(10, 1)), (0, range(1, 2))]
+    );
+    let all: u64 = preferred.iter().map(|(_, pages)| pages.count()).sum();
+    let with_contents = (0..PAGES).filter(|page| byte(*page) != 0).count() as u64;
+    assert_eq!(all, with_contents, "each page with contents once");
 }
 
 #[test]
