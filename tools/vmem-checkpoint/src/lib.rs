@@ -24,6 +24,8 @@ pub mod hooks;
 pub mod incoming;
 mod memory;
 mod overlays;
+mod page_tables;
+mod recorder;
 pub mod restore;
 mod state_reader;
 mod statistics;

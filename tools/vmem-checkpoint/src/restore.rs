@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::filler::{Command, Filler, News};
 use crate::freeze::FROZEN;
 use crate::overlays::Overlays;
+use crate::recorder::Recorder;
 use crate::wakeup::Wakeup;
 use crate::{RUN_STATE, incoming};
 
@@ -50,6 +51,8 @@ pub struct Options {
     pub agent: Option<(PathBuf, Duration)>,
     /// Where the disks get new overlays, for `{disk:NAME}` in the command.
     pub disks: Option<PathBuf>,
+    /// Record in which order pages are touched: while they come, and for so long after all of them are there.
+    pub record: Option<Duration>,
     /// More arguments of vmemd.
     pub vmemd: Vec<String>,
 }
@@ -71,8 +74,15 @@ pub enum Step<'a> {
         /// Since the restore began.
         after: Duration,
     },
-    /// An event of vmemd.
+    /// An event of vmemd, other than those that are recorded.
     Pages(&'a Event),
+    /// The order in which pages were touched is in the store.
+    Recorded {
+        /// Pages that were touched.
+        pages: u64,
+        /// Runs of them.
+        runs: usize,
+    },
     /// Something that is worth knowing.
     Note(&'a str),
 }
@@ -119,9 +129,12 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         true => command::fill_in_disks(&options.command, overlays.files())?,
         false => options.command.clone(),
     };
+    let mut recorder = options
+        .record
+        .map(|_| Recorder::new(image.manifest(), &regions, Instant::now()));
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
-        arguments: arguments(&address, &regions, options.key.is_some(), &options.vmemd),
+        arguments: arguments(&address, &regions, options),
         key: options.key.clone(),
         name: checkpoint.to_string(),
     })?;
@@ -167,7 +180,17 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     let wakeup = agent
         .map(|(socket, limit)| Wakeup::start(socket, *limit, frozen.is_some()))
         .transpose()?;
-    watch(filler, qemu.as_ref(), wakeup, signals, report)
+    watch(filler, qemu.as_ref(), wakeup, recorder.as_mut(), signals, report)?;
+    // The restore is over. An order is only a hint, and a store that others may not write to has none.
+    match recorder.map(|recorder| recorder.finish(&store, &image)) {
+        Some(Ok(Some((pages, runs)))) => report(Step::Recorded { pages, runs }),
+        Some(Ok(None)) | None => {}
+        Some(Err(error)) => report(Step::Note(&format!(
+            "the order in which pages were touched is not recorded: {}",
+            vmem_cli::chain(&error)
+        ))),
+    }
+    Ok(())
 }
 
 fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
@@ -199,12 +222,12 @@ fn regions_of(manifest: &Manifest) -> Result<Vec<(String, String)>, Error> {
     Ok(regions)
 }
 
-fn arguments(address: &Address, regions: &[(String, String)], encrypted: bool, more: &[String]) -> Vec<String> {
+fn arguments(address: &Address, regions: &[(String, String)], options: &Options) -> Vec<String> {
     let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
     for (memory, region) in regions {
         all.extend(["--region".to_owned(), format!("{memory}={region}")]);
     }
-    if encrypted {
+    if options.key.is_some() {
         all.extend(["--key-file".to_owned(), "-".to_owned()]);
     }
     // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
@@ -214,7 +237,13 @@ fn arguments(address: &Address, regions: &[(String, String)], encrypted: bool, m
     if has_poison {
         all.extend(["--on-unreadable".to_owned(), "poison".to_owned()]);
     }
-    all.extend_from_slice(more);
+    if let Some(time) = options.record {
+        all.push("--report-touches".to_owned());
+        if !time.is_zero() {
+            all.extend(["--complete-after".to_owned(), time.as_secs_f64().to_string()]);
+        }
+    }
+    all.extend_from_slice(&options.vmemd);
     all
 }
 
@@ -305,6 +334,7 @@ fn watch(
     mut filler: Filler,
     qemu: Option<&Process>,
     mut wakeup: Option<Wakeup>,
+    mut recorder: Option<&mut Recorder>,
     signals: &Signals,
     report: &mut dyn FnMut(Step<'_>),
 ) -> Result<(), Error> {
@@ -338,12 +368,27 @@ fn watch(
             return Err(stopped.into());
         }
         match filler.news(POLL_INTERVAL)? {
-            Some(News::Event(event)) => report(Step::Pages(&event)),
-            Some(News::Restarted(why)) => report(Step::Note(&format!("{why}; another one goes on"))),
+            Some(News::Event(event)) => {
+                if let Some(recorder) = &mut recorder {
+                    recorder.event(&event);
+                }
+                if !matches!(event, Event::Touched(_)) {
+                    report(Step::Pages(&event));
+                }
+            }
+            Some(News::Restarted(why)) => {
+                if let Some(recorder) = &mut recorder {
+                    recorder.restarted();
+                }
+                report(Step::Note(&format!("{why}; another one goes on")));
+            }
             Some(News::NotRestarted(why)) => report(Step::Note(&format!("{why}; it is tried again"))),
             Some(News::Complete) => is_complete = true,
             Some(News::Failed(why)) => return Err(Error::other(why)),
             None => {}
+        }
+        if let Some(recorder) = &mut recorder {
+            recorder.poll();
         }
         if qemu.is_some_and(|qemu| qemu.wait(Duration::ZERO)) {
             filler.stop();
@@ -360,7 +405,26 @@ mod tests {
     fn vmemd_gets_the_number_of_the_checkpoint_and_a_region_for_each_memory() {
         let address: Address = "/srv/ckpt#guest0@7".parse().expect("an address");
         let regions = [("ram".to_owned(), "guest0.ram".to_owned())];
-        let arguments = arguments(&address, &regions, false, &["--no-background".to_owned()]).join(" ");
+        let mut options = Options {
+            address: address.clone(),
+            key: None,
+            qmp: None,
+            command: Vec::new(),
+            logs: PathBuf::new(),
+            paused: false,
+            agent: None,
+            disks: None,
+            record: None,
+            vmemd: vec!["--no-background".to_owned()],
+        };
+        let plain = arguments(&address, &regions, &options).join(" ");
+        assert!(
+            !plain.contains("--report-touches") && !plain.contains("--key-file"),
+            "{plain}"
+        );
+        options.record = Some(Duration::from_millis(2500));
+        let arguments = arguments(&address, &regions, &options).join(" ");
+        assert!(arguments.contains("--report-touches --complete-after 2.5"), "{arguments}");
         assert!(
             arguments.starts_with("--source checkpoint:/srv/ckpt#guest0@7 --region ram=guest0.ram"),
             "{arguments}"

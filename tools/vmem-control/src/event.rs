@@ -67,6 +67,8 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// What programs have asked for since the event before, at most once a second unless it is much. Only if vmemd is told to say it.
+    Touched(Touched),
     /// Once a second while a source sends rounds, and after each request `set`: where they stand.
     Rounds(Rounds),
     /// A round of a source is over.
@@ -124,6 +126,7 @@ impl Event {
                     .iter_mut()
                     .for_each(|figures| figures.regions.truncate(limits::MAX_REGIONS));
             }
+            Self::Touched(touched) => touched.runs.truncate(limits::MAX_RUNS),
             // The name of a region is short.
             Self::Region(_) | Self::Short { .. } => {}
             Self::Listening { .. }
@@ -147,6 +150,7 @@ impl Event {
                 size_of_val(&first[..]) + first.iter().map(|page| page.region.len()).sum::<usize>()
             }
             Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
+            Self::Touched(Touched { region, runs, .. }) => region.len() + size_of_val(&runs[..]),
             Self::Lost { error, .. } | Self::Failed { error } | Self::Settled(Settled { reason: error, .. }) => error.len(),
             Self::Rounds(rounds) => rounds.mode.len(),
             Self::Migration(migration) => migration.texts(),
@@ -166,6 +170,19 @@ impl Event {
 fn size(regions: &[Region]) -> usize {
     let names: usize = regions.iter().map(|region| region.name.len()).sum();
     size_of_val(regions) + names
+}
+
+/// Requests of programs for pages of a region.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Touched {
+    /// Name of the region.
+    pub region: String,
+    /// Runs of pages, in the order of the requests: the first page, and how many.
+    #[serde(default, deserialize_with = "limits::runs")]
+    pub runs: Vec<(u64, u64)>,
+    /// Pages of any region that are left out, because they were too many.
+    #[serde(default)]
+    pub missed: u64,
 }
 
 /// What a comparison of regions with their source has found.
@@ -247,7 +264,7 @@ pub struct Times {
 }
 
 /// Where a region stands.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Region {
     /// Its name.
     #[serde(default)]
@@ -398,6 +415,7 @@ impl Status {
             Event::Failed { error } => self.failed = Some(error.clone()),
             Event::Migration(migration) => self.migration = Some((**migration).clone()),
             Event::Order { .. }
+            | Event::Touched(_)
             | Event::Dropped { .. }
             | Event::Lost { .. }
             | Event::Back { .. }
@@ -514,6 +532,14 @@ mod tests {
                     }],
                 }),
                 r#"{"event":"verified","pages":512,"different":1,"first":[{"region":"ram","page":7}]}"#.to_owned(),
+            ),
+            (
+                Event::Touched(Touched {
+                    region: "ram".to_owned(),
+                    runs: vec![(7, 2), (3, 1)],
+                    missed: 4,
+                }),
+                r#"{"event":"touched","region":"ram","runs":[[7,2],[3,1]],"missed":4}"#.to_owned(),
             ),
             (
                 Event::Back {

@@ -61,8 +61,8 @@ pub mod socket;
 
 pub use client::{Caller, Client, Greeting, Hello, Incoming};
 pub use error::{Error, ErrorKind};
-pub use event::{Event, Figures, Lane, Phase, Region, RegionPage, State, Status, Times, Verified};
-pub use limits::{LONGEST_TEXT, MAX_REGIONS};
+pub use event::{Event, Figures, Lane, Phase, Region, RegionPage, State, Status, Times, Touched, Verified};
+pub use limits::{LONGEST_TEXT, MAX_REGIONS, MAX_RUNS};
 pub use message::{Answer, Call, Duty, LONGEST_REPLY, LONGEST_REQUEST, Message, Reply, Request, VERSIONS, agree};
 pub use migration::{Migration, MigrationPhase};
 pub use rounds::{Change, Finished, Round, Rounds, Settled};

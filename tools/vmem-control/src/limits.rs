@@ -19,28 +19,53 @@ const CUT: &str = "...";
 
 /// Reads a list of regions, of [`MAX_REGIONS`] at most. A region takes 30 times the memory of the shortest text for one.
 pub(crate) fn regions<'de, D: Deserializer<'de>, R: Deserialize<'de>>(deserializer: D) -> Result<Vec<R>, D::Error> {
-    struct Regions<R>(PhantomData<R>);
+    list(deserializer, MAX_REGIONS, "regions")
+}
 
-    impl<'de, R: Deserialize<'de>> Visitor<'de> for Regions<R> {
-        type Value = Vec<R>;
+/// Reads a list of `most` things at most.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    most: usize,
+    things: &'static str,
+) -> Result<Vec<T>, D::Error> {
+    struct List<T> {
+        most: usize,
+        things: &'static str,
+        of: PhantomData<T>,
+    }
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
-            write!(f, "at most {MAX_REGIONS} regions")
+            write!(f, "at most {} {}", self.most, self.things)
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut regions = Vec::new();
-            while let Some(region) = list.next_element()? {
-                if regions.len() == MAX_REGIONS {
-                    return Err(A::Error::custom(format_args!("more than {MAX_REGIONS} regions")));
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element()? {
+                if all.len() == self.most {
+                    return Err(A::Error::custom(format_args!("more than {} {}", self.most, self.things)));
                 }
-                regions.push(region);
+                all.push(one);
             }
-            Ok(regions)
+            Ok(all)
         }
     }
 
-    deserializer.deserialize_seq(Regions(PhantomData))
+    deserializer.deserialize_seq(List {
+        most,
+        things,
+        of: PhantomData,
+    })
+}
+
+/// The most runs of pages in one message.
+pub const MAX_RUNS: usize = 4096;
+
+/// Reads a list of runs of pages, of [`MAX_RUNS`] at most.
+pub(crate) fn runs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(u64, u64)>, D::Error> {
+    list(deserializer, MAX_RUNS, "runs")
 }
 
 /// Cuts a text that is longer than [`LONGEST_TEXT`].
@@ -100,6 +125,24 @@ mod tests {
                 figures
             })
         );
+    }
+
+    #[test]
+    fn more_runs_than_a_message_may_have_are_an_error_and_as_many_fit_on_a_line() {
+        let touched = |count: usize| {
+            let run = format!("[{},{}]", u64::MAX, u64::MAX);
+            let runs = vec![run.as_str(); count].join(",");
+            format!(
+                r#"{{"event":"touched","region":"{}","runs":[{runs}],"missed":{}}}"#,
+                "x".repeat(31),
+                u64::MAX
+            )
+        };
+        let line = touched(MAX_RUNS);
+        assert!(line.len() < LONGEST_REPLY);
+        Message::parse(line.as_bytes()).expect("as many as there may be");
+        let error = Message::parse(touched(MAX_RUNS + 1).as_bytes()).expect_err("too many");
+        assert!(error.to_string().contains("more than 4096 runs"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!
 //! Each keeps a window of outstanding fetches, and fills pages as they arrive. Neither kind knows what the other has outstanding: the urgent lane
 //! fetches a page that a program waits for even if the stream has fetched it already. The first answer fills the page, and a page that is
-//! present keeps its contents. So no order of events gives a wrong page, and each fault costs at most one page that is transferred twice.
+//! present keeps its contents. So no order of events gives a wrong page, and each fault costs at most one page that is transferred twice. (A
+//! checkpoint store is asked once: the lanes share what is read from it.)
 //!
 //! The engine reopens a lost connection, and fetches the outstanding pages again; meanwhile programs wait. The outstanding pages of a lost
 //! connection of the stream go back into the plan, and any connection fetches them. The only table of pages is the bitmap of that plan.
@@ -41,7 +42,7 @@
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
 //!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };
-//!     let options = Options { background: true, streams: 1, window: 1024, prefetch: 32, retry: Duration::from_secs(60), seed: None };
+//!     let options = Options { background: true, streams: 1, window: 1024, prefetch: 32, retry: Duration::from_secs(60), seed: None, touches: None };
 //!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
 //!     let release = Arc::new(Release::new(Permission::Never));
 //!     let (mut engine, _events) = Engine::start(vec![target], first, None, Arc::new(open), options, Arc::clone(&stats), release)?;
@@ -86,6 +87,7 @@ mod survey;
 mod target;
 #[cfg(test)]
 mod tests;
+mod touches;
 mod urgent;
 mod verify;
 
@@ -102,4 +104,5 @@ pub use staging::{Staged, Staging};
 pub use stats::{Service, Stats};
 pub use status::{RegionStatus, Status};
 pub use target::Target;
+pub use touches::{Touched, Touches};
 pub use verify::{Verification, Verified};

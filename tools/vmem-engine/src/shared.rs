@@ -17,6 +17,7 @@ use crate::permission::Release;
 use crate::seed::Seed;
 use crate::sink::Sink;
 use crate::stats::Stats;
+use crate::touches::Touches;
 
 /// Options of an engine.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Options {
     pub retry: Duration,
     /// Contents that the stream need not fetch.
     pub seed: Option<Arc<Seed>>,
+    /// Where requests are recorded.
+    pub touches: Option<Arc<Touches>>,
 }
 
 /// How long a lane waits for an answer so that it can be stopped. After that, it waits in the source, which has a time limit of its own.

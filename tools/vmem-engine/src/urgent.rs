@@ -96,6 +96,9 @@ impl Urgent<'_> {
             };
             if !pages.is_empty() {
                 add(&self.shared.stats.requests, pages.len() as u64);
+                if let Some(touches) = &self.shared.options.touches {
+                    touches.record(region, &pages);
+                }
                 self.shared.in_flight.insert(region, &pages);
                 self.shared.notify_stream(region, &pages);
                 let room = WINDOW.saturating_sub(self.outstanding + pages.len());

@@ -12,11 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use vmem_sys::Errno;
 
+use crate::mapped::is_region;
 use crate::memory_file::Identity;
 use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
 
 /// The suffix of the path of a file that has been unlinked.
-const DELETED: &str = " (deleted)";
+pub(crate) const DELETED: &str = " (deleted)";
 
 /// Shared memory that another process has open, by a descriptor of the same open file.
 #[derive(Debug)]
@@ -134,15 +135,9 @@ fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
 /// Whether a `/proc/PID/maps` has a shared mapping, through which can be written, of a file whose path contains `path`. A mapping of
 /// `/dev/vmem/NAME` has another name there, with `vmem:NAME` in it.
 fn maps_shared(maps: &str, path: &Path) -> bool {
-    let region = path.strip_prefix(DIRECTORY).map(|name| format!("vmem:{}", name.display()));
+    let region = path.strip_prefix(DIRECTORY).ok().and_then(Path::to_str);
     let path = path.to_string_lossy();
-    let is_region = |mapped: &str| {
-        let name = mapped.strip_suffix(DELETED).unwrap_or(mapped);
-        region
-            .as_ref()
-            .is_ok_and(|region| name.strip_prefix('/').unwrap_or(name) == region)
-    };
-    let is_meant = |mapped: &str| mapped.contains(&*path) || is_region(mapped);
+    let is_meant = |mapped: &str| mapped.contains(&*path) || region.is_some_and(|region| is_region(mapped, region));
     maps.lines().any(|line| {
         let mut fields = line.splitn(6, ' ');
         let is_shared = fields

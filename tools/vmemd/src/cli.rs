@@ -178,6 +178,13 @@ pub(crate) struct Receive {
     /// Detach from complete regions that no program has mapped; their contents are lost unless a program has them open
     #[arg(long)]
     pub(crate) detach_unmapped: bool,
+    /// Report which pages programs request, in their order, as events
+    #[arg(long)]
+    pub(crate) report_touches: bool,
+    /// When all pages are present, leave the regions as they are for so long: until then, the page tables of programs have the pages that they
+    /// touched, and no others but neighbours of these
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) complete_after: Option<Duration>,
     /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) metrics: Option<SocketAddr>,

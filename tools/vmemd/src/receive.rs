@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
+mod lingering;
 mod orders;
 mod regions;
 mod seed;
@@ -16,6 +17,7 @@ use vmem_cli::with_port;
 use vmem_control::Duty;
 use vmem_engine::{
     Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Staging, Stats, Status, Target,
+    Touches,
 };
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
@@ -29,6 +31,7 @@ use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Files, Needs, User};
 use crate::report::Report;
+use lingering::Lingering;
 use orders::Orders;
 use seed::SeedImages;
 use stopping::Stopping;
@@ -60,8 +63,10 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         open: Vec::new(),
         control: None,
         at_end: None,
+        touches: args.report_touches.then(|| Arc::new(Touches::new())),
     };
     let result = run.receive(args, &mut report);
+    run.report_touches(&mut report, true);
     let status = (!run.regions.is_empty()).then(|| run.status());
     report.end(status.as_ref(), result.as_ref().err());
     run.finish();
@@ -78,6 +83,8 @@ struct Run {
     control: Option<ControlServer>,
     /// What [`Source`] has to do at the end.
     at_end: Option<Box<dyn FnOnce()>>,
+    /// Requests that are to be reported.
+    touches: Option<Arc<Touches>>,
 }
 
 impl Run {
@@ -171,6 +178,7 @@ impl Run {
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
             seed: images.seed(),
+            touches: self.touches.clone(),
         };
         let mut verifying = args.verify.then(|| {
             let stats = Arc::clone(&self.stats);
@@ -189,7 +197,8 @@ impl Run {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
         };
-        let result = self.watch(&mut engine, choices, verifying.as_mut(), &mut images, report);
+        let lingering = Lingering::new(args.complete_after);
+        let result = self.watch(&mut engine, choices, verifying.as_mut(), lingering, &mut images, report);
         engine.stop();
         // For the summary. If the kernel has nothing to say, it stays at what it said before.
         self.regions.iter_mut().for_each(|region| drop(region.refresh()));
@@ -202,11 +211,13 @@ impl Run {
         engine: &mut Engine,
         choices: CompletionOptions,
         mut verifying: Option<&mut Verifying>,
+        mut lingering: Lingering,
         images: &mut SeedImages,
         report: &mut Report,
     ) -> Result<(), Failure> {
         loop {
             let holds_back = verifying.as_ref().is_some_and(|verifying| verifying.holds_back());
+            let lingers = lingering.lingers(&self.regions);
             let mut more = false;
             let idle = engine.is_idle();
             for (number, region) in self.regions.iter_mut().enumerate() {
@@ -217,6 +228,10 @@ impl Run {
                     if known {
                         return Err(Failure::Unreadable(region.state().unreadable));
                     }
+                    continue;
+                }
+                if lingers && !known {
+                    region.refresh()?;
                     continue;
                 }
                 more |= region.step(choices, known)?;
@@ -237,6 +252,7 @@ impl Run {
                 engine.halt();
             }
             images.report();
+            self.report_touches(report, false);
             let now = self.status();
             report.progress(&now);
             if let Some(metrics) = &self.metrics {
@@ -281,6 +297,13 @@ impl Run {
         let has_let_go = open.iter().all(|region| region.strong_count() == 0);
         if let Some(control) = control {
             control.finish(has_let_go);
+        }
+    }
+
+    fn report_touches(&self, report: &mut Report, is_over: bool) {
+        if let Some(touches) = &self.touches {
+            let names: Vec<_> = self.regions.iter().map(Completion::name).collect();
+            report.touches(touches, &names, is_over);
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use vmem::PAGE_SIZE;
 use vmem_cli::chain;
-use vmem_control::{Event, Publisher};
-use vmem_engine::{RegionStatus, Status, Verified};
+use vmem_control::{Event, MAX_RUNS, Publisher};
+use vmem_engine::{RegionStatus, Status, Touches, Verified};
 use vmem_source::Lane;
 
 use crate::failure::Failure;
@@ -27,6 +27,8 @@ pub(crate) struct Report {
     clients: Option<Publisher>,
     /// When machines were told last how far it is.
     then: Instant,
+    /// When machines were told last what was touched.
+    touches_then: Instant,
 }
 
 enum To {
@@ -48,6 +50,7 @@ impl Report {
             to,
             clients: None,
             then: Instant::now(),
+            touches_then: Instant::now(),
         }
     }
 
@@ -117,6 +120,22 @@ impl Report {
         if self.then.elapsed() >= PERIOD {
             self.then = Instant::now();
             self.event(Event::Progress(json::figures(status)));
+        }
+    }
+
+    /// Called often; tells machines once a second what programs have requested of the regions with these names, and at the end, if `is_over`.
+    pub(crate) fn touches(&mut self, touches: &Touches, names: &[&str], is_over: bool) {
+        if !is_over && self.touches_then.elapsed() < PERIOD {
+            return;
+        }
+        self.touches_then = Instant::now();
+        let touched = touches.take();
+        let mut missed = touched.missed;
+        for of_one in touched.runs.chunk_by(|one, other| one.0 == other.0) {
+            for runs in of_one.chunks(MAX_RUNS) {
+                let Some(name) = names.get(runs[0].0) else { continue };
+                self.event(Event::Touched(json::touched(name, runs, std::mem::take(&mut missed))));
+            }
         }
     }
 

@@ -137,6 +137,12 @@ pub(crate) struct Restore {
     /// Fetch only pages that are touched
     #[arg(long)]
     pub(crate) no_background: bool,
+    /// Do not record in which order pages are touched
+    #[arg(long, conflicts_with = "record_time")]
+    pub(crate) no_record: bool,
+    /// Go on recording for so long after all memory is present; the restore ends later by as much
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    pub(crate) record_time: Duration,
     /// The checkpoint
     #[arg(value_name = "GUEST[@N|@latest]")]
     pub(crate) checkpoint: Selector,

@@ -33,6 +33,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         paused: args.paused,
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
+        record: (!args.no_record).then_some(args.record_time),
         vmemd,
     };
     let mut report = Report::new(common.json);
@@ -86,6 +87,12 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
         Step::Pages(Event::Lost { error, .. }) => report.note(&format!("the store is away: {error}")),
         Step::Pages(Event::Back { .. }) => report.note("the store is back"),
         Step::Pages(_) => {}
+        Step::Recorded { pages, runs } if json => {
+            report::print(&json!({"event": "recorded", "pages": pages, "runs": runs}));
+        }
+        Step::Recorded { pages, .. } => report.note(&format!(
+            "the order in which {pages} pages were touched is recorded: the next restore fetches them first"
+        )),
         Step::Note(text) => report.note(text),
     }
 }

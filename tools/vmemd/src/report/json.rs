@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For machines: events. vmemd(8) documents the fields.
 
-use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Verified};
+use vmem::PageRange;
+use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Touched, Verified};
 use vmem_source::Lane;
 
 use super::PAGE;
@@ -75,6 +76,14 @@ pub(super) fn verified(verified: &vmem_engine::Verified) -> Verified {
         pages: verified.pages,
         different: verified.different,
         first: verified.first.iter().map(page).collect(),
+    }
+}
+
+pub(super) fn touched(region: &str, runs: &[(usize, PageRange)], missed: u64) -> Touched {
+    Touched {
+        region: region.to_owned(),
+        runs: runs.iter().map(|(_, pages)| (pages.first().get(), pages.count())).collect(),
+        missed,
     }
 }
 

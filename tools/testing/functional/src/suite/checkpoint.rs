@@ -9,6 +9,7 @@ mod export;
 mod guest;
 mod hooks;
 mod mount;
+mod order;
 mod program;
 mod s3;
 mod store;
@@ -34,6 +35,8 @@ crate::tests![
     mounted_checkpoints_are_files_with_holes_and_cannot_be_written,
     mounted_checkpoint_has_errors_for_damaged_pages_and_while_the_store_is_away,
     mount_that_is_killed_leaves_no_reader_that_waits,
+    restore_fetches_first_what_was_touched_first_in_the_restore_before,
+    restore_records_pages_that_came_before_they_were_touched,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -98,4 +101,12 @@ fn mounted_checkpoint_has_errors_for_damaged_pages_and_while_the_store_is_away()
 
 fn mount_that_is_killed_leaves_no_reader_that_waits() -> Outcome {
     mount::killed()
+}
+
+fn restore_fetches_first_what_was_touched_first_in_the_restore_before() -> Outcome {
+    order::followed(&Store::new()?)
+}
+
+fn restore_records_pages_that_came_before_they_were_touched() -> Outcome {
+    order::of_prefetched(&Store::new()?)
 }
