@@ -16,7 +16,8 @@ mod untracked;
 
 use std::sync::Arc;
 
-use crate::book::Book;
+use vmem_figures::Book;
+
 use crate::contents::Contents;
 use crate::failure::Outcome;
 use crate::peer::Kind;

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use vmem_figures::Book;
 
-use crate::book::Book;
 use crate::case::{Bench, CASES};
 use crate::contents::Contents;
 use crate::report;

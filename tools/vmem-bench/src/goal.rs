@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What vmem is to reach, and whether it does.
 
-use crate::book::{Book, Cell, Figure, Line};
+use vmem_figures::{Book, Cell, Figure, Line};
+
 use crate::keeper::WP_COPIES;
 use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
 use crate::tracker::{KVM_LOG, PLAIN, WP_ASYNC, WP_DAEMON};

@@ -2,7 +2,6 @@
 //! vmem-bench: measures vmem against userfaultfd and plain memory. See Documentation/performance.rst.
 #![forbid(unsafe_code)]
 
-mod book;
 mod case;
 mod cli;
 mod contents;

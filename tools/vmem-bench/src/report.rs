@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use crate::book::{Book, Cell, Figure, Line, Setting};
+use vmem_figures::{Book, Cell, Figure, Line, Setting};
+
 use crate::case::CASES;
 use crate::goal::{best_userfault, verdicts};
 

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use crate::book::Setting;
+use vmem_figures::Setting;
+
 use crate::cpu;
 use crate::failure::{Failure, Outcome};
 

@@ -3,8 +3,9 @@
 
 use std::time::Instant;
 
+use vmem_figures::quantile;
+
 use super::{Bench, Round};
-use crate::book::quantile;
 use crate::contents::verify;
 use crate::cpu;
 use crate::failure::Outcome;

@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use vmem::{PAGE_SIZE, PageIndex};
+use vmem_figures::quantile;
 
 use super::{Bench, Round};
-use crate::book::quantile;
 use crate::contents::verify;
 use crate::failure::{During, Failure, Outcome};
 use crate::order::shuffled;

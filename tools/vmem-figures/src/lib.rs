@@ -1,71 +1,73 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What was measured: the figures of each round, as they were.
+//! What was measured: the figures of each round, as they were, and medians, spreads and ratios of them.
+#![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
 /// Results of a run, with where they are from.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Book {
+pub struct Book {
     /// Where they are from.
-    pub(crate) setting: Setting,
+    pub setting: Setting,
     /// One line per thing measured.
-    pub(crate) lines: Vec<Line>,
+    pub lines: Vec<Line>,
 }
 
 /// Where figures are from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Setting {
+pub struct Setting {
     /// `uname -r`.
-    pub(crate) kernel: String,
+    pub kernel: String,
     /// What the measured machine takes for its processor.
-    pub(crate) cpu: String,
+    pub cpu: String,
     /// Processors of the measured machine.
-    pub(crate) cpus: usize,
+    pub cpus: usize,
     /// Its memory in MiB.
-    pub(crate) memory_mib: u64,
+    pub memory_mib: u64,
     /// What runs the measured machine: `kvm`, `tcg`, or [`ICOUNT`].
-    pub(crate) accelerator: String,
+    pub accelerator: String,
     /// The processor below.
-    pub(crate) host_cpu: String,
+    pub host_cpu: String,
     /// The project's commit.
-    pub(crate) commit: String,
+    pub commit: String,
 }
 
 impl Setting {
     /// Whether a microsecond of this machine is a thousand instructions.
-    pub(crate) fn counts_instructions(&self) -> bool {
+    #[must_use]
+    pub fn counts_instructions(&self) -> bool {
         self.accelerator == ICOUNT
     }
 }
 
 /// The accelerator whose clock counts instructions.
-pub(crate) const ICOUNT: &str = "tcg, icount";
+pub const ICOUNT: &str = "tcg, icount";
 
 /// One thing that was measured, of all that are compared.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Line {
+pub struct Line {
     /// Number of the case.
-    pub(crate) case: u8,
+    pub case: u8,
     /// What it is.
-    pub(crate) what: String,
+    pub what: String,
     /// In what.
-    pub(crate) unit: String,
+    pub unit: String,
     /// What is compared, in the order in which it was measured first.
-    pub(crate) cells: Vec<Cell>,
+    pub cells: Vec<Cell>,
 }
 
 /// The figures of one that is compared.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Cell {
+pub struct Cell {
     /// Its name.
-    pub(crate) by: String,
+    pub by: String,
     /// A figure for each round. Those of one round were measured one right after the other.
-    pub(crate) rounds: Vec<f64>,
+    pub rounds: Vec<f64>,
 }
 
 impl Book {
     /// Adds the figure of one round.
-    pub(crate) fn add(&mut self, case: u8, what: &str, unit: &str, by: &str, value: f64) {
+    pub fn add(&mut self, case: u8, what: &str, unit: &str, by: &str, value: f64) {
         let known = self.lines.iter().position(|line| line.case == case && line.what == what);
         let at = known.unwrap_or_else(|| {
             self.lines.push(Line {
@@ -89,12 +91,14 @@ impl Book {
 
 impl Line {
     /// The figures of `by`.
-    pub(crate) fn cell(&self, by: &str) -> Option<&Cell> {
+    #[must_use]
+    pub fn cell(&self, by: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.by == by)
     }
 
     /// Of these, the one that does best.
-    pub(crate) fn best_of(&self, names: &[&str]) -> Option<&Cell> {
+    #[must_use]
+    pub fn best_of(&self, names: &[&str]) -> Option<&Cell> {
         let median = |cell: &Cell| Figure::of(&cell.rounds).map_or(f64::NAN, |figure| figure.median);
         let named = self.cells.iter().filter(|cell| names.contains(&cell.by.as_str()));
         named.min_by(|a, b| {
@@ -111,18 +115,19 @@ impl Line {
 
 /// Median and spread.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Figure {
+pub struct Figure {
     /// The tenth part is below.
-    pub(crate) low: f64,
+    pub low: f64,
     /// The middle.
-    pub(crate) median: f64,
+    pub median: f64,
     /// The tenth part is above.
-    pub(crate) high: f64,
+    pub high: f64,
 }
 
 impl Figure {
     /// Of these values; `None` of no values.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+    #[must_use]
+    pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         Some(Self {
@@ -133,19 +138,22 @@ impl Figure {
     }
 
     /// Of the ratios, round by round: what disturbs the machine for longer than a round disturbs both alike.
-    pub(crate) fn of_ratio(of: &Cell, to: &Cell) -> Option<Self> {
+    #[must_use]
+    pub fn of_ratio(of: &Cell, to: &Cell) -> Option<Self> {
         let ratios: Vec<f64> = of.rounds.iter().zip(&to.rounds).map(|(of, to)| of / to).collect();
         Self::of(&ratios)
     }
 
     /// Whether it says that there is a difference: 1 is not within the spread.
-    pub(crate) fn differs_from_one(self) -> bool {
+    #[must_use]
+    pub fn differs_from_one(self) -> bool {
         self.low > 1.0 || self.high < 1.0
     }
 }
 
 /// The value at `part` of sorted values, between two of them if it is so.
-pub(crate) fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
+#[must_use]
+pub fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let at = part * last as f64;
     let (below, above) = (at.floor() as usize, at.ceil() as usize);
