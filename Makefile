@@ -87,6 +87,10 @@ bench: build		## how fast it is, against userfaultfd and plain memory (PUBLISH=1
 bench-migration: build	## the ways to move a guest, side by side (ROUNDS=, WAYS=, LOADS=, RATE=, CONTINUE=1; PUBLISH=1 puts tables and plots into the documentation)
 	@tools/testing/migration/bench
 
+.PHONY: bench-checkpoint
+bench-checkpoint: build	## checkpoints beside what QEMU and userfaultfd do (ROUNDS=, PARTS=, CONTINUE=1; PUBLISH=1 puts tables and a plot into the documentation)
+	@tools/testing/migration/bench-checkpoint
+
 .PHONY: bench-deaths
 bench-deaths: build	## how many moved guests and machines die, in each way of moving (DEATHS_SECONDS=..., CONFIGURATIONS=...)
 	@tools/testing/migration/endure $(CONFIGURATIONS)

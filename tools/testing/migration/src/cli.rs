@@ -19,7 +19,7 @@ use crate::method::Method;
 use crate::network::Wire;
 use crate::rig::Rig;
 use crate::variant::Variant;
-use crate::{plot, recording, report, suite};
+use crate::{checkpoint, plot, recording, report, suite};
 
 /// Moves running guests from one host to another.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ enum Command {
     Endure(Endure),
     /// Record the dirty logs of guests
     Record(Record),
+    /// Compare checkpoints with what QEMU and userfaultfd do
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
 }
 
 #[derive(Debug, Args)]
@@ -190,6 +193,7 @@ impl Cli {
             Command::Measure(measure) => measure.run()?,
             Command::Report(report) => report.run()?,
             Command::Endure(endure) => endure.run()?,
+            Command::Checkpoint(checkpoint) => checkpoint.run()?,
             Command::Record(record) => {
                 let rig = Rig::new(&record.wire.wire())?;
                 recording::record(&record.into, record.seconds, record.pages)?;

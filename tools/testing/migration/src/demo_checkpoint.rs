@@ -87,7 +87,7 @@ fn once(story: &Story, guest: &Guest) -> Result<Vec<Kept>> {
     story.step(&format!(
         "On {first}: vmemctl checkpoint create --store {STORE} --every {EVERY} --qmp guest0.qmp"
     ));
-    checkpoint(&machine.slot, "init", &["init", "--store", STORE])?.expect(&machine.slot, 0)?;
+    checkpoint(&machine.slot, "init", &["--store", STORE])?.expect(&machine.slot, 0)?;
     let kept = keep(story, &machine.slot, &client)?;
     client.stop()?;
 
@@ -108,7 +108,7 @@ fn keep(story: &Story, slot: &Slot, client: &Client) -> Result<Vec<Kept>> {
     let qmp = qmp.to_str().context("a path that is no text")?;
     client.mark();
     let began = Instant::now();
-    let words = ["create", "--store", STORE, "--qmp", qmp, "--every", EVERY, "--count", &count];
+    let words = ["--store", STORE, "--qmp", qmp, "--every", EVERY, "--count", &count];
     let mut create = checkpoint(slot, "create", &words)?;
     let mut log = Growing::new(slot.log("create"));
     let mut kept = Vec::new();
@@ -155,7 +155,7 @@ fn tell(story: &Story, made: &Value, at: Duration, wait: Duration) -> Result<Kep
 fn restored(story: &Story, guest: &Guest) -> Result<()> {
     let slot = guest.slot(Host::Second)?;
     let qmp = slot.qmp();
-    let mut words = vec!["restore", "--store", STORE, "guest0@latest", "--qmp"];
+    let mut words = vec!["--store", STORE, "guest0@latest", "--qmp"];
     words.extend([qmp.to_str().context("a path that is no text")?, "--"]);
     let mut qemu = guest.qemu(slot.host);
     qemu.extend(guest.arguments(&slot, Memory::Template));
@@ -206,8 +206,8 @@ fn ask(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-fn checkpoint(slot: &Slot, log: &str, words: &[&str]) -> Result<Vmemctl> {
-    Vmemctl::checkpoint(slot, &Bucket::environment(), log, words)
+fn checkpoint(slot: &Slot, command: &str, words: &[&str]) -> Result<Vmemctl> {
+    Vmemctl::checkpoint(slot, &Bucket::environment(), command, words)
 }
 
 /// The pauses over time.

@@ -30,6 +30,8 @@ pub(crate) struct Guest {
     pub(crate) network: bool,
     /// Whether it has a disk (`disk`).
     pub(crate) has_disk: bool,
+    /// Variables of its QEMU's environment, as NAME=VALUE.
+    pub(crate) environment: Vec<String>,
     /// What is done otherwise than usual.
     pub(crate) variant: Variant,
 }
@@ -121,6 +123,7 @@ impl Default for Guest {
             work_mib: 96,
             network: true,
             has_disk: false,
+            environment: Vec::new(),
             variant: Variant::default(),
         }
     }
@@ -148,7 +151,9 @@ impl Guest {
 
     /// The words that start QEMU for it on this host.
     pub(crate) fn qemu(&self, host: Host) -> Vec<String> {
-        let words = self.variant.before_qemu().iter().copied();
+        let env = (!self.environment.is_empty()).then_some("env");
+        let before = env.into_iter().chain(self.environment.iter().map(String::as_str));
+        let words = before.chain(self.variant.before_qemu().iter().copied());
         words.chain([qemu::program(host)]).map(str::to_owned).collect()
     }
 

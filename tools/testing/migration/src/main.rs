@@ -9,6 +9,7 @@
 mod book;
 mod bucket;
 mod chart;
+mod checkpoint;
 mod cli;
 mod client;
 mod command;

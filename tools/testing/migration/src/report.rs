@@ -9,8 +9,8 @@ use crate::method::Method;
 use crate::seconds::seconds;
 
 /// Where the documentation's tables begin and end.
-const BEGIN: &str = ".. begin measured\n";
-const END: &str = ".. end measured\n";
+pub(crate) const BEGIN: &str = ".. begin measured\n";
+pub(crate) const END: &str = ".. end measured\n";
 
 /// The plots beside the document, and what they are called there.
 pub(crate) const PLOTS: [(&str, &str); 2] = [
@@ -173,7 +173,8 @@ fn row(method: Method, trials: &[&Figures], data: Option<f64>) -> Vec<String> {
     ]
 }
 
-fn table(head: &[String], rows: &[Vec<String>]) -> String {
+/// A table in fixed-width text.
+pub(crate) fn table(head: &[String], rows: &[Vec<String>]) -> String {
     let mut widths = vec![0; head.len()];
     for row in rows.iter().map(Vec::as_slice).chain([head]) {
         // What spans columns does not make them wide.

@@ -80,6 +80,21 @@ impl Vmemctl {
         Self::start(slot, Variant::default(), "recover", &["recover"])
     }
 
+    /// Begins a command about checkpoints, with these variables in its environment. Its messages go to the log of its name.
+    pub(crate) fn checkpoint(slot: &Slot, environment: &[(&str, String)], command: &str, words: &[&str]) -> Result<Self> {
+        let state = slot.state();
+        let mut vmemctl = slot
+            .host
+            .command(&[PROGRAM, "checkpoint", command, "--json", "--state", path(&state)?]);
+        vmemctl
+            .args(words)
+            .envs(environment.iter().map(|(name, value)| (name, value)));
+        Ok(Self {
+            process: spawn(&mut vmemctl, &slot.log(command))?,
+            log: command.to_owned(),
+        })
+    }
+
     /// Runs a command about the migrations of this slot to its end.
     pub(crate) fn run(slot: &Slot, words: &[&str]) -> Result<Output> {
         let state = slot.state();
@@ -104,22 +119,6 @@ impl Vmemctl {
         let mut words = vec!["dirty-rate", "--qmp", path(&qmp)?];
         words.extend_from_slice(options);
         Self::start(slot, Variant::default(), "dirty-rate", &words)
-    }
-
-    /// Runs `vmemctl checkpoint` with these words and this environment.
-    pub(crate) fn checkpoint(slot: &Slot, environment: &[(&str, String)], log: &str, words: &[&str]) -> Result<Self> {
-        let state = slot.state();
-        let mut command = slot
-            .host
-            .command(&[PROGRAM, "--json", "--state", path(&state)?, "checkpoint"]);
-        command
-            .args(words)
-            .envs(environment.iter().map(|(name, value)| (name, value)));
-        let process = spawn(&mut command, &slot.log(log))?;
-        Ok(Self {
-            process,
-            log: log.to_owned(),
-        })
     }
 
     fn start(slot: &Slot, variant: Variant, log: &str, words: &[&str]) -> Result<Self> {
