@@ -20,9 +20,7 @@ pub(crate) struct Link {
 impl Link {
     /// Takes over a connected socket.
     pub(crate) fn new(socket: Socket, timeout: Duration) -> io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(timeout))?;
-        socket.set_write_timeout(Some(timeout))?;
+        socket.set_nonblocking(true)?;
         if socket.domain()? != socket2::Domain::UNIX {
             socket.set_tcp_nodelay(true)?;
             // Without traffic, only keep-alive probes find out that the host of the peer is gone.
@@ -42,9 +40,13 @@ impl Link {
 
     /// Waits until something can be read, also the end of the stream. False if nothing can within `limit`; [`None`] is no limit.
     pub(crate) fn wait(&self, limit: Option<Duration>) -> io::Result<bool> {
+        self.poll(PollFlags::IN, limit)
+    }
+
+    fn poll(&self, flags: PollFlags, limit: Option<Duration>) -> io::Result<bool> {
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         loop {
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], limit.as_ref()) {
+            match poll(&mut [PollFd::new(&self.socket, flags)], limit.as_ref()) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -53,20 +55,33 @@ impl Link {
     }
 
     /// Fills `buffer`, within the time limit.
-    pub(crate) fn read(&self, mut buffer: &mut [u8]) -> io::Result<()> {
-        let deadline = Instant::now() + self.timeout;
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_by(Instant::now() + self.timeout, buffer)
+    }
+
+    /// Fills `buffer` before `deadline`.
+    pub(crate) fn read_by(&self, deadline: Instant, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
             match (&self.socket).read(buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(timed_out(error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_by(deadline, PollFlags::IN)?,
+                Err(error) => return Err(error),
             }
             if !buffer.is_empty() && Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
         Ok(())
+    }
+
+    /// Waits until the socket is ready; an error once the deadline has passed.
+    fn wait_by(&self, deadline: Instant, flags: PollFlags) -> io::Result<()> {
+        match self.poll(flags, Some(deadline.saturating_duration_since(Instant::now())))? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Fills an array.
@@ -89,7 +104,11 @@ impl Link {
 
     /// Sends all of `parts`, within the time limit.
     pub(crate) fn write(&self, parts: &[&[u8]]) -> io::Result<()> {
-        let deadline = Instant::now() + self.timeout;
+        self.write_by(Instant::now() + self.timeout, parts)
+    }
+
+    /// Sends all of `parts` before `deadline`.
+    pub(crate) fn write_by(&self, deadline: Instant, parts: &[&[u8]]) -> io::Result<()> {
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let mut left = &mut slices[..];
         IoSlice::advance_slices(&mut left, 0);
@@ -98,7 +117,8 @@ impl Link {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => IoSlice::advance_slices(&mut left, count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(timed_out(error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_by(deadline, PollFlags::OUT)?,
+                Err(error) => return Err(error),
             }
             if !left.is_empty() && Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -111,13 +131,5 @@ impl Link {
     pub(crate) fn shut_down(&self, how: Shutdown) {
         // A peer that has gone is what was wanted.
         let _ = self.socket.shutdown(how);
-    }
-}
-
-/// The timeout of a socket is the error "would block".
-fn timed_out(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-        _ => error,
     }
 }

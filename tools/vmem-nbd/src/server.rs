@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
+pub use crate::extent::Extent;
 use crate::link::Link;
 
 /// An image that is exported.
@@ -31,15 +32,6 @@ pub struct Export {
     pub name: String,
     /// Bytes.
     pub size: u64,
-}
-
-/// Bytes in a row, all of which are zero or of which that is not known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
-    /// How many.
-    pub bytes: u64,
-    /// Whether they are zero.
-    pub zero: bool,
 }
 
 /// Why bytes cannot be read.

@@ -3,6 +3,8 @@
 
 /// The first 16 bytes of a newstyle server.
 pub(crate) const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// The second half of the greeting of an oldstyle server.
+pub(crate) const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Begins each option of a client, and is the second half of the server's greeting.
 pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Begins each reply to an option.
@@ -39,8 +41,12 @@ pub(crate) mod reply {
     pub(crate) const META_CONTEXT: u32 = 4;
     pub(crate) const ERROR: u32 = 1 << 31;
     pub(crate) const UNSUP: u32 = ERROR + 1;
+    pub(crate) const POLICY: u32 = ERROR + 2;
     pub(crate) const INVALID: u32 = ERROR + 3;
+    pub(crate) const TLS_REQD: u32 = ERROR + 5;
     pub(crate) const UNKNOWN: u32 = ERROR + 6;
+    pub(crate) const SHUTDOWN: u32 = ERROR + 7;
+    pub(crate) const BLOCK_SIZE_REQD: u32 = ERROR + 8;
 }
 
 /// Kinds of information about an export.
@@ -70,6 +76,7 @@ pub(crate) mod command {
 
 /// Chunks of structured replies. Errors have bit 15.
 pub(crate) mod chunk {
+    pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
     pub(crate) const BLOCK_STATUS: u16 = 5;
@@ -92,6 +99,9 @@ pub(crate) mod errno {
 pub(crate) const ALLOCATION: &str = "base:allocation";
 pub(crate) const STATE_HOLE: u32 = 1;
 pub(crate) const STATE_ZERO: u32 = 2;
+
+/// Most extents of one reply.
+pub(crate) const MAX_EXTENTS: u32 = 1 << 20;
 
 /// Longest string: names, queries, messages.
 pub(crate) const MAX_STRING: usize = 4096;
@@ -150,7 +160,6 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) const SIZE: usize = 28;
 
-    #[cfg(test)]
     pub(crate) fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         let parts: [&[u8]; 6] = [
@@ -201,7 +210,6 @@ pub(crate) fn chunk_header(flags: u16, kind: u16, cookie: u64, length: u32) -> [
 }
 
 /// An option of the client, with its header.
-#[cfg(test)]
 pub(crate) fn option_message(option: u32, data: &[u8]) -> Vec<u8> {
     let header = [
         &OPTION_MAGIC.to_be_bytes()[..],
