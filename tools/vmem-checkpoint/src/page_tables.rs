@@ -85,7 +85,7 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         for entry in 0..7 + 5000_u64 {
             // The lower bits mean other things.
-            let value = if entry % 3 == 0 { PRESENT | entry } else { 1 << 62 | entry };
+            let value = if entry % 3 == 0 { PRESENT | entry } else { (1 << 62) | entry };
             file.write_all(&value.to_ne_bytes()).expect("room");
         }
         let mapping = MappedPages {

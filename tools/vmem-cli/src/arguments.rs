@@ -45,7 +45,8 @@ pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
-/// Checks a source: `file:NAME=PATH`, `checkpoint:STORE#GUEST[@N]`, or `HOST[:PORT]`. Returns it unchanged.
+/// Checks a source: `file:NAME=PATH`, `checkpoint:STORE#GUEST[@N]`, or `HOST[:PORT]`. Returns it unchanged. The URIs of NBD are checked by
+/// `vmemd`, which has their parser.
 ///
 /// # Errors
 ///
@@ -63,7 +64,9 @@ pub fn source(text: &str) -> Result<String, String> {
             _ => Err("not checkpoint:STORE#GUEST or checkpoint:STORE#GUEST@N".to_owned()),
         };
     }
-    let bad = || Err("not HOST, HOST:PORT, [ADDRESS]:PORT, file:NAME=PATH or checkpoint:STORE#GUEST@N".to_owned());
+    const FORMS: &str = "not HOST, HOST:PORT, [ADDRESS]:PORT, file:NAME=PATH, checkpoint:STORE#GUEST@N, nbd://HOST/EXPORT or \
+                         nbd+unix:///EXPORT?socket=PATH";
+    let bad = || Err(FORMS.to_owned());
     let whole = with_port(text, 1);
     let Some((host, port)) = whole.rsplit_once(':') else {
         return bad();

@@ -14,4 +14,6 @@ pub mod client;
 mod extent;
 mod link;
 pub mod server;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wire;

@@ -101,7 +101,8 @@ impl<'a> Answer<'a> {
     }
 
     /// The same answer, which took so many bytes on the network.
-    pub(crate) fn with_wire_bytes(self, wire_bytes: u64) -> Self {
+    #[must_use]
+    pub fn with_wire_bytes(self, wire_bytes: u64) -> Self {
         Self { wire_bytes, ..self }
     }
 

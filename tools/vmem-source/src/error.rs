@@ -33,8 +33,8 @@ pub enum Error {
     },
     /// The connection would leave this host in clear text, and the user has not allowed that.
     #[error(
-        "{0} is not a loopback address: the memory would come from there in clear text, from whatever host answers; --tls protects it, \
-         --insecure allows it"
+        "{0} is not a loopback address: the memory would come from there in clear text, from whatever host answers; --insecure allows \
+         it, and --tls protects it if the source is another vmemd"
     )]
     ClearText(SocketAddr),
     /// The connection cannot be protected, or the protection broke.
@@ -83,6 +83,9 @@ pub enum Error {
     /// A checkpoint cannot be a source, whenever it is tried again: it does not exist, is damaged, or needs a newer version.
     #[error("cannot use the checkpoint")]
     Checkpoint(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An NBD server cannot be a source, whenever it is tried again: it refuses the export, or violates the protocol.
+    #[error("cannot use the NBD server")]
+    Nbd(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The caller asked for pages that no source gives: outside of the export, none, or too many at once.
     #[error("cannot fetch {0}")]
     InvalidFetch(String),
@@ -179,7 +182,7 @@ impl Error {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         match self {
-            Self::ClearText(_) | Self::Protocol(_) | Self::InvalidFetch(_) | Self::Checkpoint(_) => false,
+            Self::ClearText(_) | Self::Protocol(_) | Self::InvalidFetch(_) | Self::Checkpoint(_) | Self::Nbd(_) => false,
             Self::Refused { code, .. } => *code != ErrorCode::Protocol,
             _ => true,
         }

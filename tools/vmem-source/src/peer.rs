@@ -385,8 +385,12 @@ fn release_frames(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
     frames
 }
 
-/// Checks the arguments of [`PageSource::fetch`].
-pub(crate) fn check_fetch(exports: &[Export], export: usize, ranges: &[PageRange]) -> Result<(), Error> {
+/// Checks the arguments of [`PageSource::fetch`], as all sources do.
+///
+/// # Errors
+///
+/// [`Error::InvalidFetch`].
+pub fn check_fetch(exports: &[Export], export: usize, ranges: &[PageRange]) -> Result<(), Error> {
     let invalid = |what: String| Err(Error::InvalidFetch(what));
     let Some(of) = exports.get(export) else {
         return invalid(format!("pages of export {export}, which does not exist"));

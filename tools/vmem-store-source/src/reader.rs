@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use vmem::{PAGE_SIZE, PageRange};
 use vmem_source::answer::{Chunk, Run};
-use vmem_source::export::{MAX_FETCH_PAGES, MAX_FETCH_RANGES};
+use vmem_source::peer::check_fetch;
 use vmem_source::{Answer, Error, Export, Lane, PageSource, Readiness};
 use vmem_store::{Image, PageError, Touch};
 
@@ -167,19 +167,6 @@ impl ImageSource {
         }
         Ok(source)
     }
-
-    fn check(&self, export: usize, ranges: &[PageRange]) -> Result<u64, Error> {
-        let pages = self.exports.get(export).map(|export| export.pages.end());
-        let end = pages.ok_or_else(|| Error::InvalidFetch(format!("pages of export {export}, which does not exist")))?;
-        if let Some(range) = ranges.iter().find(|range| range.end() > end) {
-            return Err(Error::InvalidFetch(format!("{range} of a memory of {end} pages")));
-        }
-        let count: u64 = ranges.iter().map(|range| range.count()).sum();
-        if ranges.len() > MAX_FETCH_RANGES || !(1..=MAX_FETCH_PAGES).contains(&count) {
-            return Err(Error::InvalidFetch(format!("{count} pages in {} ranges", ranges.len())));
-        }
-        Ok(count)
-    }
 }
 
 impl PageSource for ImageSource {
@@ -188,7 +175,8 @@ impl PageSource for ImageSource {
     }
 
     fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
-        self.outstanding += self.check(export, ranges)?;
+        check_fetch(&self.exports, export, ranges)?;
+        self.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
         let mut queue = self.shared.lock();
         for range in ranges {
             let mut rest = Some(*range);

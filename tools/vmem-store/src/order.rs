@@ -149,8 +149,8 @@ impl Store {
     fn forget_recordings(&self, prefix: &str) {
         let deleted = self.base.list(prefix).and_then(|mut recordings| {
             recordings.sort_by(|one, other| other.name.cmp(&one.name));
-            let old = recordings.iter().skip(RECORDINGS);
-            old.map(|meta| self.base.delete(&meta.name)).collect::<Result<(), _>>()
+            let mut old = recordings.iter().skip(RECORDINGS);
+            old.try_for_each(|meta| self.base.delete(&meta.name))
         });
         if let Err(error) = deleted {
             tracing::debug!("old access orders are left: {error}");

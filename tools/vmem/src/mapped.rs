@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
-use crate::memory::DELETED;
 use crate::{PAGE_SIZE, PageRange};
+
+/// The suffix of the path of a file that has been unlinked.
+pub(crate) const DELETED: &str = " (deleted)";
 
 /// A mapping of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,12 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use vmem_sys::Errno;
 
-use crate::mapped::is_region;
+use crate::mapped::{DELETED, is_region};
 use crate::memory_file::Identity;
 use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
-
-/// The suffix of the path of a file that has been unlinked.
-pub(crate) const DELETED: &str = " (deleted)";
 
 /// Shared memory that another process has open, by a descriptor of the same open file.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem_cli::log::Verbosity;
-use vmem_cli::{address, bandwidth_limit, owner, seconds, source};
+use vmem_cli::{address, bandwidth_limit, owner, seconds};
+use vmem_nbd_source::Uri;
 use vmem_precopy::{Limits, Mode};
 use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
@@ -111,7 +112,8 @@ pub(crate) struct Serve {
 /// The destination's side.
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
-    /// Source of the pages: HOST, HOST:PORT, file:NAME=PATH (which may be repeated), or checkpoint:STORE#GUEST@N
+    /// Source of the pages: HOST, HOST:PORT, file:NAME=PATH (which may be repeated), checkpoint:STORE#GUEST@N, nbd://HOST/EXPORT or
+    /// nbd+unix:///EXPORT?socket=PATH
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
     // Options of another struct, flattened, would hide from clap that there is a `Receive`.
@@ -295,6 +297,11 @@ impl Receive {
             // A store that is away is waited for.
             let others = of_network.into_iter().filter(|option| *option != "--retry").collect();
             all.extend(without(others, "--source checkpoint:..."));
+        } else if self.source.iter().all(|source| is_nbd(source)) {
+            // A server is on the network, and is no vmemd.
+            let has_effect = ["--insecure", "--timeout", "--retry"];
+            let others = of_network.into_iter().filter(|option| !has_effect.contains(option)).collect();
+            all.extend(without(others, "--source nbd:..."));
         }
         if self.no_background {
             all.extend(without(of_stream, "--no-background"));
@@ -327,6 +334,20 @@ pub(crate) enum OnUnreadable {
     Sigbus,
     /// As broken memory: SIGBUS with another code. A guest on KVM can survive: it loses the process that touched the page.
     Poison,
+}
+
+/// Whether a source is an NBD server.
+pub(crate) fn is_nbd(source: &str) -> bool {
+    let scheme = source.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    scheme.is_some_and(|scheme| ["nbd", "nbds", "nbd+unix", "nbds+unix"].contains(&scheme.as_str()))
+}
+
+fn source(text: &str) -> Result<String, String> {
+    if is_nbd(text) {
+        let uri: Result<Uri, _> = text.parse();
+        return uri.map(|_| text.to_owned()).map_err(|error| error.to_string());
+    }
+    vmem_cli::source(text)
 }
 
 fn bandwidth(text: &str) -> Result<u64, String> {
@@ -370,6 +391,7 @@ mod tests {
     fn either_a_source_or_serve() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("vmemd --source host").is_ok());
+        assert!(parse("vmemd --source nbd://host:7/ram").is_ok() && parse("vmemd --source nbd+unix:///?socket=/s").is_ok());
         assert!(parse("vmemd serve a=/b").is_ok_and(|cli| cli.command.is_some() && cli.receive.is_none()));
         for bad in [
             "vmemd",
@@ -400,6 +422,9 @@ mod tests {
             "vmemd --source host --verify --release",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
+            "vmemd --source nbds://host/ram",
+            "vmemd --source nbd+unix:///ram",
+            "vmemd --source nbd://host/ram?tls-type=psk",
             "vmemd --source host --resume --attach",
             "vmemd --source host --tls /a --insecure",
             "vmemd --source host --streams 0",
@@ -447,6 +472,10 @@ mod tests {
         assert_eq!(
             said("vmemd --source checkpoint:/srv#guest0 --retry 5 --timeout 3"),
             "--timeout has no effect with --source checkpoint:..."
+        );
+        assert_eq!(
+            said("vmemd --source nbd://host/ram --retry 5 --timeout 3 --insecure --streams 2"),
+            "--streams has no effect with --source nbd:..."
         );
     }
 

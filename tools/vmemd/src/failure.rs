@@ -80,6 +80,11 @@ pub(crate) enum Failure {
     /// `--source` was given more than once.
     #[error("there is one --source, unless all are of the form file:NAME=PATH")]
     Sources,
+    /// `--tls` was given with an NBD server.
+    #[error(
+        "--tls is for another vmemd: NBD over TLS is not there. Without --tls, use nbd:// over a tunnel that begins on this host, or nbd+unix://"
+    )]
+    NbdTls,
     /// Something of this process failed.
     #[error("{what}")]
     Local {
@@ -111,6 +116,7 @@ impl Failure {
         match self {
             Self::Local { .. }
             | Self::Sources
+            | Self::NbdTls
             | Self::NoSuchExport(_)
             | Self::SeedImage { .. }
             | Self::Tls(_)

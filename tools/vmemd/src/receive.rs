@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
+mod exported;
 mod lingering;
 mod orders;
 mod regions;
@@ -25,7 +26,7 @@ use vmem_source::wire::DEFAULT_PORT;
 use vmem_source::{Compression, Lane, PageSource, StagingSource};
 use vmem_tls::Identity;
 
-use crate::cli::Receive;
+use crate::cli::{Receive, is_nbd};
 use crate::control::{Control as ControlServer, Socket};
 use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
@@ -363,6 +364,13 @@ impl Source {
             }
             return stored::open(address, &args.key(), args.resume || args.attach);
         }
+        let timeout = args.timeout.unwrap_or(TIMEOUT);
+        if is_nbd(host) {
+            return match args.tls {
+                Some(_) => Err(Failure::NbdTls),
+                None => exported::open(host, args.insecure, timeout),
+            };
+        }
         let mut warnings = Vec::new();
         let security = match &args.tls {
             Some(directory) => {
@@ -373,7 +381,6 @@ impl Source {
             None if args.insecure => Security::Insecure,
             None => Security::Loopback,
         };
-        let timeout = args.timeout.unwrap_or(TIMEOUT);
         let endpoint = Endpoint::new(&with_port(host, DEFAULT_PORT), security, timeout);
         // A page that a program waits for takes 7 us longer with LZ4 (25 and 18 us over loopback), and is 1 KiB shorter: that gains something
         // below 1 Gbit/s alone (example `streams` of vmem-source).

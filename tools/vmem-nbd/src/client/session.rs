@@ -53,12 +53,17 @@ enum End {
 
 impl Session {
     /// Negotiates the export over a connected socket. `timeout` is the time limit of the handshake, and of each answer: from the request on, or from when
-    /// all earlier requests are answered.
+    /// all earlier requests are answered. Each of the threads calls `begin` first.
     ///
     /// # Errors
     ///
     /// [`Error`].
-    pub fn open(socket: Socket, export: &str, timeout: Duration) -> Result<Arc<Self>, Error> {
+    pub fn open(
+        socket: Socket,
+        export: &str,
+        timeout: Duration,
+        begin: impl Fn() + Clone + Send + 'static,
+    ) -> Result<Arc<Self>, Error> {
         let local = |error| Error::Io(Arc::new(error));
         let link = Link::new(socket, timeout).map_err(local)?;
         let description = negotiate(&link, export)?;
@@ -81,10 +86,11 @@ impl Session {
             ("nbd-send", Shared::send as fn(&Shared) -> _),
             ("nbd-receive", Shared::receive),
         ] {
-            let shared = Arc::clone(&shared);
+            let (shared, begin) = (Arc::clone(&shared), begin.clone());
             let run = move || {
                 // Also if it panics: a reply that never comes would be waited for without end.
                 let _end = Guard(&shared);
+                begin();
                 if let Err(error) = run(&shared) {
                     shared.fail(error);
                 }

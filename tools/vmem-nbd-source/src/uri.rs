@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+//! NBD URIs (`doc/uri.md` of github.com/NetworkBlockDevice/nbd).
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// The port of NBD servers.
+const DEFAULT_PORT: u16 = 10809;
+
+/// The longest name of an export, in bytes, as the protocol has it.
+const LONGEST_NAME: usize = 4096;
+
+/// Where a server is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// On the network: `HOST:PORT`.
+    Tcp(String),
+    /// At the path of a socket of this host. One that begins with a NUL byte is in the abstract namespace.
+    Unix(PathBuf),
+}
+
+/// An export of a server: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uri {
+    /// The server.
+    pub place: Place,
+    /// The name of the export. The empty name is that of the server's default export.
+    pub export: String,
+}
+
+/// Why a text is no URI of an export.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UriError {
+    /// It is something else.
+    #[error("not nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH: {0}")]
+    Invalid(String),
+    /// The server is to be reached over TLS.
+    #[error(
+        "{0}:// is NBD over TLS, which vmem does not have: use nbd:// over a tunnel that begins on this host (ssh -L, stunnel), or nbd+unix://"
+    )]
+    Tls(String),
+}
+
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let invalid = |why: &str| UriError::Invalid(why.to_owned());
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        match scheme.as_deref() {
+            Some("nbd" | "nbd+unix") => {}
+            Some("nbds" | "nbds+unix") => return Err(UriError::Tls(scheme.unwrap_or_default())),
+            _ => return Err(invalid("another scheme")),
+        }
+        // A URI is of visible ASCII characters. The parser, which is for browsers, drops some others.
+        if let Some(c) = text.chars().find(|c| !c.is_ascii_graphic()) {
+            return Err(invalid(&format!("{c:?} must be written as %XX")));
+        }
+        let url = Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid("a user is for TLS"));
+        }
+        if url.fragment().is_some() {
+            return Err(invalid("# must be written as %23"));
+        }
+        // Not that of `url`, which would have removed "." and ".." as those of a path.
+        let export = decode(path_of(text).strip_prefix('/').unwrap_or_default())?;
+        if export.len() > LONGEST_NAME || export.contains('\0') {
+            return Err(invalid("a name of an export has at most 4096 bytes, none of them NUL"));
+        }
+        let place = match url.scheme() {
+            "nbd" => tcp(&url)?,
+            _ => unix(&url)?,
+        };
+        Ok(Self { place, export })
+    }
+}
+
+/// The path of a URI with an authority, which may be empty.
+fn path_of(text: &str) -> &str {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let path = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
+    path.split('?').next().unwrap_or_default()
+}
+
+fn tcp(url: &Url) -> Result<Place, UriError> {
+    let invalid = |why: &str| UriError::Invalid(why.to_owned());
+    let host = url
+        .host_str()
+        .filter(|host| !host.is_empty())
+        .ok_or_else(|| invalid("no host"))?;
+    if host.contains('%') {
+        return Err(invalid("no name of a host has such characters"));
+    }
+    if let Some((name, _)) = parameters(url)?.first() {
+        return Err(invalid(&format!("parameter {name:?} is not known with nbd://")));
+    }
+    let port = url.port().unwrap_or(DEFAULT_PORT);
+    if port == 0 {
+        return Err(invalid("there is no port 0"));
+    }
+    Ok(Place::Tcp(format!("{host}:{port}")))
+}
+
+fn unix(url: &Url) -> Result<Place, UriError> {
+    let invalid = |why: &str| UriError::Invalid(why.to_owned());
+    if url.host_str().is_some_and(|host| !host.is_empty()) {
+        return Err(invalid("a socket has no host: three slashes follow nbd+unix:"));
+    }
+    let parameters = parameters(url)?;
+    if let Some((name, _)) = parameters.iter().find(|(name, _)| name != "socket") {
+        return Err(invalid(&format!("parameter {name:?} is not known")));
+    }
+    match &parameters[..] {
+        [(_, path)] if !path.is_empty() => Ok(Place::Unix(path.into())),
+        _ => Err(invalid("?socket=PATH is not there once")),
+    }
+}
+
+/// The parameters of the query. A plus sign is one, as in all URIs that are not forms of HTML.
+fn parameters(url: &Url) -> Result<Vec<(String, String)>, UriError> {
+    let query = url.query().unwrap_or_default();
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    parts
+        .map(|part| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            Ok((decode(name)?, decode(value)?))
+        })
+        .collect()
+}
+
+fn decode(text: &str) -> Result<String, UriError> {
+    let is_escape = |part: &str| part.len() >= 2 && part.as_bytes().iter().take(2).all(u8::is_ascii_hexdigit);
+    let decoded = percent_decode_str(text).decode_utf8();
+    match decoded {
+        Ok(decoded) if text.split('%').skip(1).all(is_escape) => Ok(decoded.into_owned()),
+        _ => Err(UriError::Invalid(format!(
+            "{text:?} has a % without two hexadecimal digits, or is no UTF-8"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(address: &str, export: &str) -> Uri {
+        Uri {
+            place: Place::Tcp(address.to_owned()),
+            export: export.to_owned(),
+        }
+    }
+
+    fn unix(path: &str, export: &str) -> Uri {
+        Uri {
+            place: Place::Unix(path.into()),
+            export: export.to_owned(),
+        }
+    }
+
+    #[test]
+    fn uris_are_those_of_the_nbd_project() {
+        for (text, uri) in [
+            ("nbd://example.com/disk", tcp("example.com:10809", "disk")),
+            ("nbd+unix:///disk?socket=sock", unix("sock", "disk")),
+            ("nbd://example.com/", tcp("example.com:10809", "")),
+            ("nbd://example.com", tcp("example.com:10809", "")),
+            ("nbd://example.com//disk", tcp("example.com:10809", "/disk")),
+            ("nbd://example.com/hello%20world", tcp("example.com:10809", "hello world")),
+            ("NBD://example.com:1/a/../b", tcp("example.com:1", "a/../b")),
+            ("nbd://[::1]:7/%C3%BC", tcp("[::1]:7", "ü")),
+            ("nbd://192.0.2.1/x", tcp("192.0.2.1:10809", "x")),
+            ("nbd+unix://?socket=/run/a+b%20c", unix("/run/a+b c", "")),
+            ("nbd+unix:///?socket=%00/abstract", unix("\0/abstract", "")),
+        ] {
+            assert_eq!(text.parse(), Ok(uri), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused_and_why_is_said() {
+        for (text, why) in [
+            ("nbds://example.com/disk", "over TLS"),
+            ("nbds+unix:///disk?socket=s", "over TLS"),
+            ("nbd://example.com/disk?tls-type=x509", "\"tls-type\" is not known"),
+            ("nbd+unix:///disk?socket=s&tls-hostname=a", "\"tls-hostname\" is not known"),
+            ("nbd://user@example.com/disk", "a user is for TLS"),
+            ("nbd:///disk", "no host"),
+            ("nbd://example.com:x/disk", "port"),
+            ("nbd://example.com:0/disk", "port 0"),
+            ("nbd://a%20b/disk", "name of a host"),
+            ("nbd://example.com/a#b", "%23"),
+            ("nbd://example.com/a b", "%XX"),
+            ("nbd://example.com/a\tb", "%XX"),
+            ("nbd://example.com/%zz", "hexadecimal"),
+            ("nbd://example.com/%4", "hexadecimal"),
+            ("nbd://example.com/%ff", "UTF-8"),
+            ("nbd://example.com/%00", "NUL"),
+            ("nbd+unix://host/disk?socket=s", "no host"),
+            ("nbd+unix:///disk", "?socket=PATH"),
+            ("nbd+unix:///disk?socket=", "?socket=PATH"),
+            ("nbd+unix:///disk?socket=a&socket=b", "?socket=PATH"),
+            ("http://example.com/disk", "another scheme"),
+            ("nbd:example.com:10809", "another scheme"),
+        ] {
+            let refused = text.parse::<Uri>().expect_err(text).to_string();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+        assert!(format!("nbd://a/{}", "x".repeat(4096)).parse::<Uri>().is_ok());
+        assert!(format!("nbd://a/{}", "x".repeat(4097)).parse::<Uri>().is_err());
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `--source nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`: a region is filled from an NBD server.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmem_nbd_source::{Endpoint, Place, Uri, UriError};
+use vmem_source::PageSource;
+
+use super::Source;
+use crate::failure::Failure;
+use crate::privileges::{Files, User};
+
+/// What is read after the privileges are given up: how much memory is left.
+const READABLE: [&str; 2] = ["/proc", "/sys"];
+
+/// The source at this URI. vmemd becomes the user that owns the server's socket: nobody else can connect to it, usually.
+pub(super) fn open(uri: &str, insecure: bool, timeout: Duration) -> Result<Source, Failure> {
+    let invalid = |error: UriError| Failure::Source(vmem_source::Error::Nbd(error.into()));
+    let uri: Uri = uri.parse().map_err(invalid)?;
+    let confinement = match &uri.place {
+        Place::Unix(path) => {
+            let files = Files {
+                readable: READABLE.map(Into::into).to_vec(),
+                writable: Vec::new(),
+            };
+            // A socket that is not there may come; one of the abstract namespace has no owner.
+            let owner = fs::metadata(path).map_or(User::NOBODY, |metadata| User {
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+            });
+            (owner, files)
+        }
+        // It is reached as another vmemd is.
+        Place::Tcp(_) => (User::NOBODY, Files::default()),
+    };
+    let endpoint = Endpoint::new(uri, insecure, timeout);
+    let connect = move |lane| endpoint.connect(lane).map(|source| Box::new(source) as Box<dyn PageSource>);
+    Ok(Source {
+        connect: Arc::new(connect),
+        endpoint: None,
+        warnings: Vec::new(),
+        confinement,
+        at_end: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use vmem_source::Lane;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(200);
+
+    #[test]
+    fn reader_of_a_socket_is_its_owner_and_reads_no_other_files() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("s");
+        let uri = format!("nbd+unix:///ram?socket={}", path.display());
+        let confinement = |uri: &str| open(uri, false, LIMIT).expect("a source").confinement;
+        assert_eq!(confinement(&uri).0, User::NOBODY);
+        let _listener = UnixListener::bind(&path).expect("a socket");
+        let metadata = fs::metadata(&path).expect("a socket");
+        let (user, files) = confinement(&uri);
+        assert_eq!((user.uid, user.gid), (metadata.uid(), metadata.gid()));
+        assert!(files.writable.is_empty() && !files.readable.iter().any(|path| path.starts_with("/etc")));
+        assert_eq!(confinement("nbd://localhost/ram"), (User::NOBODY, Files::default()));
+    }
+
+    #[test]
+    fn exit_code_says_whether_the_server_is_away_or_refuses() {
+        let code = |uri: &str| {
+            let opened = open(uri, false, LIMIT).expect("a source");
+            Failure::Source((opened.connect)(Lane::Urgent).err().expect("no server")).code()
+        };
+        assert_eq!(code("nbd+unix:///ram?socket=/nonexistent/s"), 2);
+        assert_eq!(code("nbd://192.0.2.1/ram"), 1, "clear text");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            std::io::Write::write_all(&mut stream, b"220 mail.example.com ESMTP").expect("a client");
+        });
+        assert_eq!(code(&format!("nbd+unix:///ram?socket={}", path.display())), 3);
+    }
+}
