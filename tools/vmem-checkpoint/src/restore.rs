@@ -2,6 +2,7 @@
 //! Restores a guest or memory from a checkpoint: at once, while its pages are still in the store.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_qemu::{Process, Qemu, Qmp, command, guest};
 use vmem_store::{BackendKind, Manifest, UserKey};
-use vmem_store_source::{Address, Selector};
+use vmem_store_source::{Address, Location, Selector};
 
 use crate::device_state::device_state;
 use crate::disks::Disk;
@@ -182,7 +183,11 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         .transpose()?;
     watch(filler, qemu.as_ref(), wakeup, recorder.as_mut(), signals, report)?;
     // The restore is over. An order is only a hint, and a store that others may not write to has none.
-    match recorder.map(|recorder| recorder.finish(&store, &image)) {
+    let recorded = recorder.map(|recorder| {
+        check_owner(&options.address.store)?;
+        recorder.finish(&store, &image)
+    });
+    match recorded {
         Some(Ok(Some((pages, runs)))) => report(Step::Recorded { pages, runs }),
         Some(Ok(None)) | None => {}
         Some(Err(error)) => report(Step::Note(&format!(
@@ -191,6 +196,25 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         ))),
     }
     Ok(())
+}
+
+/// Root writes nothing into a directory of another user: that user could not delete it, and may have put a link in the way.
+fn check_owner(store: &Location) -> Result<(), Error> {
+    match store {
+        Location::Directory(path) => {
+            let owner = fs::metadata(path)
+                .map_err(vmem_cli::Error::call(format!("cannot look at {}", path.display())))?
+                .uid();
+            match owner == rustix::process::geteuid().as_raw() {
+                true => Ok(()),
+                false => Err(Error::other(format!(
+                    "the store belongs to user {owner}: restore as this user to record it"
+                ))),
+            }
+        }
+        #[allow(unreachable_patterns, reason = "without the feature s3 there is no other kind")]
+        _ => Ok(()),
+    }
 }
 
 fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
@@ -400,6 +424,21 @@ fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn order_is_written_into_a_directory_of_the_same_user_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Location::Directory(directory.path().to_owned());
+        check_owner(&store).expect("it is of this user");
+        // All machines have a directory of root, and tests that root runs can give one away.
+        let error = if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(directory.path(), Some(4711), None).expect("root may");
+            check_owner(&store).expect_err("it is of another user")
+        } else {
+            check_owner(&Location::Directory("/".into())).expect_err("it is of root")
+        };
+        assert!(error.to_string().contains("belongs to user"), "{error}");
+    }
 
     #[test]
     fn vmemd_gets_the_number_of_the_checkpoint_and_a_region_for_each_memory() {
