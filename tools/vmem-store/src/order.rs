@@ -235,7 +235,7 @@ impl<'a> Merged<'a> {
     fn add(&mut self, name: &str, order: &Order) -> bool {
         let known = order.backends.iter().map(|name| self.image.manifest().backend(name));
         let known: Vec<_> = known.map(|found| found.map(|(number, _)| number)).collect();
-        // A recording has each page once. Without this bound, few bytes could take hours.
+        // A recording has each page once. Without this bound, a small order could keep a restore busy for very long.
         let mut left = self.pages;
         for run in &order.runs {
             let Some(backend) = known.get(run.backend).copied().flatten() else {
