@@ -92,6 +92,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         vmemd::holes::TESTS,
         vmemd::seed::TESTS,
         vmemd::loss::TESTS,
+        vmemd::nbd::TESTS,
         vmemd::unreadable::TESTS,
         vmemd::node::TESTS,
         vmemd::process::TESTS,

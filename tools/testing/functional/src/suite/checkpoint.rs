@@ -9,6 +9,7 @@ mod export;
 mod guest;
 mod hooks;
 mod mount;
+mod nbd;
 mod order;
 mod program;
 mod s3;
@@ -37,6 +38,9 @@ crate::tests![
     mount_that_is_killed_leaves_no_reader_that_waits,
     restore_fetches_first_what_was_touched_first_in_the_restore_before,
     restore_records_pages_that_came_before_they_were_touched,
+    checkpoint_is_read_over_nbd_by_libnbd_and_qemu,
+    checkpoint_is_a_disk_of_the_kernel_over_nbd,
+    checkpoint_fills_a_region_over_nbd,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -109,4 +113,16 @@ fn restore_fetches_first_what_was_touched_first_in_the_restore_before() -> Outco
 
 fn restore_records_pages_that_came_before_they_were_touched() -> Outcome {
     order::of_prefetched(&Store::new()?)
+}
+
+fn checkpoint_is_read_over_nbd_by_libnbd_and_qemu() -> Outcome {
+    nbd::read_by_tools(&Store::new()?)
+}
+
+fn checkpoint_is_a_disk_of_the_kernel_over_nbd() -> Outcome {
+    nbd::read_by_the_kernel(&Store::new()?)
+}
+
+fn checkpoint_fills_a_region_over_nbd() -> Outcome {
+    nbd::read_by_vmemd(&Store::new()?)
 }

@@ -4,6 +4,7 @@
 pub(crate) mod fill;
 pub(crate) mod holes;
 pub(crate) mod loss;
+pub(crate) mod nbd;
 pub(crate) mod node;
 pub(crate) mod process;
 mod programs;

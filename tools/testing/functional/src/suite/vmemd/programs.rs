@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -27,6 +27,16 @@ impl Process {
         self.0.kill()?;
         self.0.wait()?;
         Ok(())
+    }
+
+    /// What it says on standard output.
+    pub(crate) fn stdout(&mut self) -> Outcome<ChildStdout> {
+        Ok(self.0.stdout.take().ok_or("no output")?)
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn wait(&mut self) -> Outcome<ExitStatus> {
+        Ok(self.0.wait()?)
     }
 
     /// Sends it a signal.

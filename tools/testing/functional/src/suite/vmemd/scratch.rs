@@ -27,6 +27,15 @@ impl Scratch {
         Ok(scratch)
     }
 
+    /// The name of a file that something else makes.
+    pub(crate) fn empty(name: &str) -> Self {
+        Self(Path::new("/dev/shm").join(format!("vmemd-{name}")))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     pub(crate) fn export(&self, name: &str) -> String {
         format!("{name}={}", self.0.display())
     }
