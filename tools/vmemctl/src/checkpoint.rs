@@ -14,6 +14,7 @@ mod mount;
 mod nbd;
 mod paced;
 mod restore;
+mod squash;
 
 use vmem_checkpoint::Error;
 use vmem_cli::Signals;
@@ -36,6 +37,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Rm(args) => inspect::remove(args),
         Command::Protect(args) => inspect::protect(args),
         Command::Prune(args) => maintain::prune(args, common.json),
+        Command::Squash(args) => squash::run(args, common.json),
         Command::Verify(args) => maintain::verify(args, common.json),
         Command::Diff(args) => maintain::diff(args, common.json),
         Command::Mount(args) => mount::run(args, &catch()?, common.json),

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Protect(Protect),
     /// Remove the checkpoints of a guest that no rule keeps
     Prune(Prune),
+    /// Keep the last of several checkpoints in a row, and store its pages close together
+    Squash(super::squash::Squash),
     /// Verify all that a restore of checkpoints would read
     Verify(Verify),
     /// Say which pages differ between two checkpoints
@@ -356,6 +358,7 @@ mod tests {
             "verify --store /s --read-data 10 guest0@1 guest0",
             "diff --store /s guest0@1 guest0@2",
             "gc --store /s --grace 60 --dry-run",
+            "squash --store /s --rewrite 1G --by-access --dry-run guest0@1..latest",
             "mount --store /s /mnt",
             "mount --store /s --key-file /k --timeout 5 /mnt",
             "nbd --store /s --socket /run/nbd guest0@3",
