@@ -86,6 +86,8 @@ struct DemoCheckpoint {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     #[command(flatten)]
+    variant: Variant,
+    #[command(flatten)]
     wire: WireArguments,
 }
 
@@ -187,7 +189,7 @@ impl Cli {
             }
             Command::DemoCheckpoint(demo) => {
                 let rig = Rig::new(&demo.wire.wire())?;
-                crate::demo_checkpoint::run(&demo.wire.setting(&Guest::default())?, demo.plot.as_deref())?;
+                crate::demo_checkpoint::run(&demo.wire.setting(&Guest::default())?, demo.plot.as_deref(), demo.variant)?;
                 rig.remove()?;
             }
             Command::Measure(measure) => measure.run()?,

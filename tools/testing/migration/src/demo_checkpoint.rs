@@ -25,6 +25,7 @@ use crate::seconds::seconds;
 use crate::slot::Slot;
 use crate::story::Story;
 use crate::timeline::Growing;
+use crate::variant::Variant;
 use crate::vmemctl::{Vmemctl, said};
 
 /// Seconds from one checkpoint to the next.
@@ -49,9 +50,12 @@ struct Kept {
 }
 
 /// Shows it, and draws the pauses into the file `plot`.
-pub(crate) fn run(setting: &[String], plot: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setting: &[String], plot: Option<&Path>, variant: Variant) -> Result<()> {
     let story = Story::begin();
-    let mut guest = Guest::default();
+    let mut guest = Guest {
+        variant,
+        ..Guest::default()
+    };
     let [first, second] = Host::BOTH.map(Host::name);
     story.step(&format!(
         "Two hosts, {first} and {second}, and a bucket in S3 that both can reach (moto, a server that others wrote)"
