@@ -23,8 +23,8 @@ const BUCKET: &str = "checkpoints";
 const FILE: &str = "/dev/shm/vmem-checkpoint-s3";
 const PAGES: usize = 2000;
 
-/// So many bytes a second that a restore takes seconds, and as many as the machine can.
-const SLOW: u64 = 2 << 20;
+/// So many bytes a second that a restore is not over when it is looked at, and as many as the machine can.
+const SLOW: u64 = 512 << 10;
 const FAST: u64 = 1 << 30;
 
 /// What an overloaded server says.
