@@ -24,7 +24,7 @@ const FILE: &str = "/dev/shm/vmem-checkpoint-s3";
 const PAGES: usize = 2000;
 
 /// So many bytes a second that a restore is not over when it is looked at, and as many as the machine can.
-const SLOW: u64 = 512 << 10;
+const SLOW: u64 = 1 << 20;
 const FAST: u64 = 1 << 30;
 
 /// What an overloaded server says.
