@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What was measured.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::method::Method;
@@ -86,20 +83,6 @@ pub(crate) struct Figures {
 }
 
 impl Book {
-    /// Reads it from a file.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let json = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&json).with_context(|| format!("{} holds no results", path.display()))
-    }
-
-    /// Writes it to a file, which has the old contents or the new ones, whatever happens meanwhile.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_string(self).context("results as JSON")?;
-        let new = path.with_extension("new");
-        fs::write(&new, json + "\n").with_context(|| format!("cannot write {}", new.display()))?;
-        fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
-    }
-
     /// To go on with in this setting. What was measured in another one does not belong to it.
     pub(crate) fn go_on(self, setting: Vec<String>) -> Result<Self> {
         ensure!(

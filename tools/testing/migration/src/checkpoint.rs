@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use crate::saved;
 use measurement::Measurement;
 use results::Results;
 
@@ -91,7 +92,7 @@ impl Measure {
             json: self.json,
         };
         let results = match &self.go_on_from {
-            Some(path) => Results::read(path)?.go_on(measurement.setting()?)?,
+            Some(path) => saved::read::<Results>(path)?.go_on(measurement.setting()?)?,
             None => Results::new(measurement.setting()?),
         };
         print!("{}", report::text(&measurement.run(results)?));
@@ -103,9 +104,9 @@ impl Report {
     fn run(&self) -> Result<()> {
         let mut files = self.results.iter();
         let first = files.next().context("no results")?;
-        let mut results = Results::read(first)?;
+        let mut results = saved::read::<Results>(first)?;
         for more in files {
-            results.add_lines_of(Results::read(more)?);
+            results.add_lines_of(saved::read::<Results>(more)?);
         }
         if let Some(path) = &self.into {
             let document = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

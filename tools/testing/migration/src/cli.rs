@@ -19,7 +19,7 @@ use crate::method::Method;
 use crate::network::Wire;
 use crate::rig::Rig;
 use crate::variant::Variant;
-use crate::{checkpoint, plot, recording, report, suite};
+use crate::{checkpoint, plot, recording, report, saved, suite};
 
 /// Moves running guests from one host to another.
 #[derive(Debug, Parser)]
@@ -301,7 +301,7 @@ impl Measure {
             json: self.json,
         };
         let book = match &self.go_on_from {
-            Some(path) => Book::read(path)?.go_on(setting)?,
+            Some(path) => saved::read::<Book>(path)?.go_on(setting)?,
             None => Book {
                 setting,
                 ..Book::default()
@@ -374,7 +374,7 @@ impl LoadName {
 
 impl Report {
     fn run(&self) -> Result<()> {
-        let book = Book::read(&self.results)?;
+        let book = saved::read::<Book>(&self.results)?;
         if let Some(path) = &self.into {
             let document = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             let document = report::replace(&document, &book);

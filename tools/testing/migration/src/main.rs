@@ -33,6 +33,7 @@ mod qemu;
 mod recording;
 mod report;
 mod rig;
+mod saved;
 mod seconds;
 mod slot;
 mod story;

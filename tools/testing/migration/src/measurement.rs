@@ -11,6 +11,7 @@ use crate::guest::{Guest, Load};
 use crate::harm::{is_emulated, is_harm, is_tried_again};
 use crate::method::Method;
 use crate::rig::Rig;
+use crate::saved;
 use crate::seconds::seconds;
 use crate::trial;
 
@@ -102,6 +103,6 @@ impl Measurement {
     }
 
     fn save(&self, book: &Book) -> Result<()> {
-        self.json.as_ref().map_or(Ok(()), |path| book.write(path))
+        self.json.as_ref().map_or(Ok(()), |path| saved::write(book, path))
     }
 }

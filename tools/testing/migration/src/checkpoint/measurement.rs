@@ -18,6 +18,7 @@ use crate::harm::{is_emulated, is_harm};
 use crate::network::Wire;
 use crate::patience::choose_patience;
 use crate::rig::Rig;
+use crate::saved;
 
 /// Attempts of a trial on an emulated machine, which now and then dies in one.
 const ATTEMPTS: usize = 3;
@@ -185,6 +186,6 @@ impl Measurement {
     }
 
     fn save(&self, results: &Results) -> Result<()> {
-        self.json.as_ref().map_or(Ok(()), |path| results.write(path))
+        self.json.as_ref().map_or(Ok(()), |path| saved::write(results, path))
     }
 }

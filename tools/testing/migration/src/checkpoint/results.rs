@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What was measured of checkpoints.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use vmem_figures::{Book, Figure, Line, Setting};
 
@@ -69,20 +66,6 @@ impl Results {
         }
     }
 
-    /// Reads them from a file.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let json = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&json).with_context(|| format!("{} holds no results", path.display()))
-    }
-
-    /// Writes them to a file, which has the old contents or the new ones, whatever happens meanwhile.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_string(self).context("results as JSON")?;
-        let new = path.with_extension("new");
-        fs::write(&new, json + "\n").with_context(|| format!("cannot write {}", new.display()))?;
-        fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
-    }
-
     /// To go on with in this setting. What was measured in another one does not belong to it.
     pub(super) fn go_on(self, (setting, guest): (Setting, String)) -> Result<Self> {
         ensure!(
@@ -139,7 +122,12 @@ impl Results {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
+    use anyhow::Context;
+
     use super::*;
+    use crate::saved;
 
     pub(in crate::checkpoint) fn setting() -> Setting {
         Setting {
@@ -175,13 +163,13 @@ pub(super) mod tests {
             name: "all".into(),
         };
         results.begin(&trial(2));
-        results.write(&path)?;
-        let results = Results::read(&path)?.go_on((setting(), "here".into()))?;
+        saved::write(&results, &path)?;
+        let results = saved::read::<Results>(&path)?.go_on((setting(), "here".into()))?;
         assert!(results.is_over(&trial(1)) && !results.is_over(&trial(2)));
         assert_eq!((results.attempts(&trial(2)), results.attempts(&trial(3))), (1, 0));
         let ratio = results.ratio("pause", "vmem", "QEMU").context("a ratio")?;
         assert!((ratio.median - 0.25).abs() < 1e-9);
-        assert!(Results::read(&path)?.go_on((setting(), "elsewhere".into())).is_err());
+        assert!(saved::read::<Results>(&path)?.go_on((setting(), "elsewhere".into())).is_err());
         fs::remove_dir_all(directory)?;
         Ok(())
     }
