@@ -2,16 +2,14 @@
 //! An encrypted store: memory of a program goes there and comes back with the key, and the key is seen nowhere else.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use vmem::PAGE_SIZE;
 
-use super::store::Store;
+use super::store::{Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure};
 use crate::suite::vmemd::{beside, map, open};
-use crate::world::wait_until;
 
 const FILE: &str = "/dev/shm/vmem-checkpoint-encrypted";
 const PAGES: usize = 500;
@@ -84,8 +82,7 @@ pub(super) fn restored() -> Outcome {
     for page in 0..PAGES {
         file.write_all_at(TEXT, (page * PAGE_SIZE + page) as u64)?;
     }
-    let pid = std::process::id().to_string();
-    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let (pid, memory) = memory_of(&file);
     let made = store.run(
         "create",
         &["--key-file", &key, "--name", "secret", "--pid", &pid, "--memory", &memory],
@@ -122,7 +119,5 @@ pub(super) fn restored() -> Outcome {
     }
     restore.end()?;
     drop((restored, region));
-    wait_until("the region is gone", || {
-        Ok(!Path::new("/dev/vmem/secret.vmem-checkpo").exists())
-    })
+    wait_gone("secret.vmem-checkpo")
 }

@@ -2,11 +2,10 @@
 //! Commands of the user around checkpoints of a program.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 
 use vmem::PAGE_SIZE;
 
-use super::store::Store;
+use super::store::{Store, memory_of};
 use crate::failure::{Outcome, ensure, equal};
 
 const FILE: &str = "/dev/shm/vmem-checkpoint-hooks";
@@ -15,8 +14,7 @@ pub(super) fn executed(store: &Store) -> Outcome {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
     file.set_len(8 * PAGE_SIZE as u64)?;
-    let pid = std::process::id().to_string();
-    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let (pid, memory) = memory_of(&file);
     let said = store.directory.join("said");
     let say = |word: &str| format!("echo {word} $VMEM_GUEST $VMEM_RESULT $VMEM_NUMBER >> {}", said.display());
     let (before, resumed, after) = (say("before"), say("resumed"), say("after"));

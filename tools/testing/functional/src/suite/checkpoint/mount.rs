@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,7 +13,7 @@ use rustix::fs::SeekFrom;
 use rustix::process::{Pid, Signal, kill_process};
 use vmem::PAGE_SIZE;
 
-use super::store::Store;
+use super::store::{Store, memory_of};
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::suite::vmemd::beside;
 use crate::world::{run_command, wait_until};
@@ -55,8 +54,7 @@ impl Memory {
     }
 
     fn checkpoint(&self, store: &Store, key: &[&str]) -> Outcome {
-        let pid = std::process::id().to_string();
-        let memory = format!("/proc/{pid}/fd/{}", self.0.as_raw_fd());
+        let (pid, memory) = memory_of(&self.0);
         let arguments = ["--name", "data", "--pid", &pid, "--memory", &memory];
         store.run("create", &[key, &arguments].concat()).map(drop)
     }

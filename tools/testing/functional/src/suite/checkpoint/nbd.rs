@@ -3,14 +3,13 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use vmem::PAGE_SIZE;
 
-use super::store::Store;
+use super::store::{Store, memory_of};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{Daemon, Process, Scratch, check_page, map, open};
 use crate::world::{run_command, wait_until};
@@ -26,8 +25,7 @@ struct Server(Process);
 impl Server {
     fn start(store: &Store, file: &Scratch) -> Outcome<Self> {
         let opened = File::options().read(true).write(true).open(file.path())?;
-        let pid = std::process::id().to_string();
-        let memory = format!("/proc/{pid}/fd/{}", opened.as_raw_fd());
+        let (pid, memory) = memory_of(&opened);
         store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory])?;
         let mut command = store.command("nbd")?;
         command

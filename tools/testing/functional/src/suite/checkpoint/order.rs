@@ -3,14 +3,13 @@
 
 use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use vmem::{MapHandle, Mapping, PAGE_SIZE};
 
-use super::store::{Restore, Store};
+use super::store::{Restore, Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{map, open};
 use crate::world::wait_until;
@@ -43,8 +42,7 @@ fn checkpoints(store: &Store) -> Outcome<Vec<PathBuf>> {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
     file.set_len((PAGES * PAGE_SIZE) as u64)?;
-    let pid = std::process::id().to_string();
-    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let (pid, memory) = memory_of(&file);
     let (directory, mut found) = (store.directory.join("store/packs"), Vec::new());
     for round in 0..4_usize {
         let written = if round == 0 {
@@ -95,7 +93,7 @@ fn recorded(restore: &mut Restore) -> Outcome<u64> {
 fn end(restore: Restore, mapped: (MapHandle, Mapping)) -> Outcome {
     restore.end()?;
     drop(mapped);
-    wait_until("the region is gone", || Ok(!Path::new("/dev/vmem").join(REGION).exists()))
+    wait_gone(REGION)
 }
 
 pub(super) fn followed(store: &Store) -> Outcome {

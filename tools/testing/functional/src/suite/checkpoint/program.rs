@@ -2,8 +2,6 @@
 //! Checkpoints of a program's memory.
 
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,10 +9,9 @@ use std::thread;
 use vmem::PAGE_SIZE;
 use vmem_mapping::{Access, Mapping, Sharing};
 
-use super::store::Store;
+use super::store::{Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{map, open};
-use crate::world::wait_until;
 
 const PAGES: usize = 2000;
 const FILE: &str = "/dev/shm/vmem-checkpoint-program";
@@ -42,8 +39,7 @@ pub(super) fn exact(store: &Store) -> Outcome {
         let (mapping, stop) = (Arc::clone(&mapping), Arc::clone(&stop));
         move || write(&mapping, &stop)
     });
-    let pid = std::process::id().to_string();
-    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let (pid, memory) = memory_of(&file);
     let made = store.run(
         "create",
         &[
@@ -85,10 +81,7 @@ pub(super) fn exact(store: &Store) -> Outcome {
         last = first;
         restore.end()?;
         drop((restored, region));
-        wait_until(
-            "the region is gone",
-            || Ok(!Path::new("/dev/vmem/data.vmem-checkpo").exists()),
-        )?;
+        wait_gone("data.vmem-checkpo")?;
     }
     equal!(store.run("list", &["data"])?.lines().count(), 3);
     Ok(())

@@ -4,16 +4,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use vmem::PAGE_SIZE;
 
 use super::guest::{self, Guest};
 use super::program;
-use super::store::Store;
+use super::store::{Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::link::Link;
 use crate::suite::vmemd::{Process, map, open};
@@ -110,8 +108,7 @@ pub(super) fn away() -> Outcome {
     for page in 0..PAGES {
         file.write_all_at(&contents(page), (page * PAGE_SIZE) as u64)?;
     }
-    let pid = std::process::id().to_string();
-    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    let (pid, memory) = memory_of(&file);
     // It is overloaded for a while.
     link.turn_away(BUSY);
     let mut create = store.command("create")?;
@@ -141,8 +138,5 @@ pub(super) fn away() -> Outcome {
     }
     restore.end()?;
     drop((restored, region));
-    wait_until(
-        "the region is gone",
-        || Ok(!Path::new("/dev/vmem/data.vmem-checkpo").exists()),
-    )
+    wait_gone("data.vmem-checkpo")
 }

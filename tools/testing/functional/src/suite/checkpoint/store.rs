@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use crate::failure::{Outcome, ensure};
 use crate::suite::vmemd::beside;
+use crate::world::wait_until;
 
 /// A store, removed at the end of its test.
 pub(super) struct Store {
@@ -96,6 +98,18 @@ impl Drop for Store {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// What `--pid` and `--memory` say of a file that this process has open.
+pub(super) fn memory_of(file: &impl AsRawFd) -> (String, String) {
+    let pid = std::process::id().to_string();
+    let memory = format!("/proc/{pid}/fd/{}", file.as_raw_fd());
+    (pid, memory)
+}
+
+/// Waits until nobody needs this region any more.
+pub(super) fn wait_gone(region: &str) -> Outcome {
+    wait_until("the region is gone", || Ok(!Path::new("/dev/vmem").join(region).exists()))
 }
 
 /// A restore that goes on.
