@@ -171,8 +171,9 @@ impl Plan {
         })
     }
 
-    /// The next pages, at most `max`, out of the log. `None` if there is nothing to send now.
-    pub(crate) fn next(&mut self, now: Duration, max: u64) -> Result<Option<Chosen>, Error> {
+    /// The next pages, at most `max`, out of the log. `None` if there is nothing to send now. A round ends only if `may_end`, when what was sent
+    /// of all its pages is noted.
+    pub(crate) fn next(&mut self, now: Duration, max: u64, may_end: bool) -> Result<Option<Chosen>, Error> {
         if self.finished {
             return Ok(None);
         }
@@ -184,6 +185,9 @@ impl Plan {
         }
         if let Some(chosen) = self.choose(max.max(1))? {
             return Ok(Some(chosen));
+        }
+        if !may_end {
+            return Ok(None);
         }
         self.end_round(now)?;
         match self.begin_round(now)? {

@@ -21,8 +21,8 @@ use crate::statistics::{Remainder, RoundStatistics, Standing, Statistics};
 /// over. (A server with several connections has several such threads, and sees to it that no page is overtaken by its older contents.) Another thread waits for [`Event::Settled`], stops the program, and calls [`finish`](Self::finish).
 pub struct PreCopy {
     state: Mutex<State>,
-    /// The rounds are over.
-    over: Condvar,
+    /// The rounds are over, or nothing is in flight.
+    idle: Condvar,
     /// There are events.
     news: Condvar,
     began: Instant,
@@ -78,7 +78,7 @@ impl PreCopy {
                 in_flight: 0,
                 lost: Lost::No,
             }),
-            over: Condvar::new(),
+            idle: Condvar::new(),
             news: Condvar::new(),
             began: Instant::now(),
         })
@@ -99,7 +99,9 @@ impl PreCopy {
                 return Err(Error::Lost);
             }
             let now = Instant::now();
-            let chosen = state.plan.next(now.saturating_duration_since(self.began), max);
+            // A round whose last pages are still being sent by others would be told of without them.
+            let may_end = state.in_flight == 0;
+            let chosen = state.plan.next(now.saturating_duration_since(self.began), max, may_end);
             // Also after an error: a round may have ended before it.
             self.news.notify_all();
             let chosen = chosen?;
@@ -116,7 +118,7 @@ impl PreCopy {
             }
             waited = true;
             let wait = Self::POLL.min(until.saturating_duration_since(now));
-            state = self.over.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.idle.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -157,6 +159,9 @@ impl PreCopy {
             after_pause,
             is_received: false,
         });
+        if state.in_flight == 0 {
+            self.idle.notify_all();
+        }
     }
 
     /// The pages whose contents at the destination are not valid, the hottest first, none twice.
@@ -186,7 +191,7 @@ impl PreCopy {
         let logs = state.plan.end_logs();
         drop(state);
         self.news.notify_all();
-        self.over.notify_all();
+        self.idle.notify_all();
         end(logs);
     }
 
@@ -209,7 +214,7 @@ impl PreCopy {
         };
         let left = state.plan.left_over(state.in_flight);
         drop(state);
-        self.over.notify_all();
+        self.idle.notify_all();
         end(logs);
         Ok(left)
     }

@@ -138,7 +138,7 @@ fn rounds(replay: &Replay, link: Link, limits: Limits, mode: Mode, defer: Defer)
     let mut now = Duration::ZERO;
     while plan.statistics(now).decision.is_none() {
         replay.advance(now);
-        let Some(chosen) = plan.next(now, BATCH)? else {
+        let Some(chosen) = plan.next(now, BATCH, true)? else {
             now += Duration::from_millis(1);
             continue;
         };

@@ -41,7 +41,7 @@ fn run(sizes: &[u64], seed: u64, steps: &[Step]) {
             Step::Fail(memory, words) => memories[memory % memories.len()].fail_after(words),
             Step::Next(max) => {
                 observer.read();
-                match plan.next(now, max) {
+                match plan.next(now, max, true) {
                     Ok(Some(chosen)) => observer.choose(&chosen, max),
                     Ok(None) => (),
                     Err(error) => assert!(memories.iter().any(Model::has_failed), "{error:?}"),
@@ -136,7 +136,7 @@ fn page_that_is_written_all_the_time_does_not_keep_others_from_their_turn() {
     for _ in 0..64 {
         memory.write(0);
         sent += plan
-            .next(Duration::ZERO, 1)
+            .next(Duration::ZERO, 1, true)
             .expect("a log")
             .map_or(0, |chosen| chosen.ranges[0].count());
     }
@@ -182,7 +182,7 @@ fn hot_pages_go_last_in_a_round_and_first_in_the_remainder() {
         hot.iter().for_each(|page| memory.write(*page));
         now += Duration::from_secs(1);
         let mut order = Vec::new();
-        while let Some(chosen) = plan.next(now, 64).expect("a log") {
+        while let Some(chosen) = plan.next(now, 64, true).expect("a log") {
             assert_eq!(u64::from(chosen.round), round);
             order.extend(chosen.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get()));
         }
@@ -207,7 +207,7 @@ fn memory_that_nobody_writes_is_sent_once_and_settles() {
     let (first, second) = (Model::new(1000), Model::new(70));
     let mut plan = Plan::new(vec![first.boxed(), second.boxed()], OPTIONS, Defer::HotAndEarly).expect("a plan");
     let mut sent = 0;
-    while let Some(chosen) = plan.next(Duration::ZERO, 100).expect("a log") {
+    while let Some(chosen) = plan.next(Duration::ZERO, 100, true).expect("a log") {
         sent += chosen.ranges.iter().map(|range| range.count()).sum::<u64>();
     }
     assert_eq!(sent, 1070);
@@ -216,7 +216,7 @@ fn memory_that_nobody_writes_is_sent_once_and_settles() {
         statistics.decision.map(|decision| (decision.round, decision.pages_left)),
         Some((1, 0))
     );
-    assert!(plan.next(Duration::from_secs(9), 100).expect("a log").is_none());
+    assert!(plan.next(Duration::from_secs(9), 100, true).expect("a log").is_none());
     assert_eq!((statistics.rounds.len(), plan.finish().expect("a log").len()), (1, 2));
     assert!(plan.remainder().is_empty());
 }

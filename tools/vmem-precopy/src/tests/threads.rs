@@ -15,6 +15,7 @@ use crate::limits::{Limits, Mode};
 use crate::order::mix;
 use crate::plan::{Adjustment, Options};
 use crate::rounds::{Event, PreCopy};
+use crate::statistics::RoundStatistics;
 
 const OPTIONS: Options = Options {
     mode: Mode::Auto,
@@ -32,6 +33,13 @@ fn pages(batch: &Batch) -> Vec<(usize, u64)> {
         all.map(|page| (pages.export, page.get()))
     });
     pages.collect()
+}
+
+/// The next pages, which are sent at once.
+fn next_sent(precopy: &PreCopy, max: u64) -> Batch {
+    let batch = precopy.next(max).expect("a batch");
+    precopy.sent(&batch, &Sent::default());
+    batch
 }
 
 /// Sends until the rounds are over, and returns the destination's memory.
@@ -111,7 +119,7 @@ fn destination_has_the_memory_of_a_program_that_wrote_all_the_time() {
 fn next_waits_a_second_when_there_is_nothing_to_send_and_finish_wakes_it() {
     let memory = Model::new(10);
     let precopy = precopy(std::slice::from_ref(&memory));
-    assert_eq!(pages(&precopy.next(100).expect("a batch")).len(), 10);
+    assert_eq!(pages(&next_sent(&precopy, 100)).len(), 10);
     let begin = Instant::now();
     let batch = precopy.next(100).expect("a batch");
     assert!(batch.pages.is_none() && !batch.over);
@@ -138,11 +146,33 @@ fn next_waits_a_second_when_there_is_nothing_to_send_and_finish_wakes_it() {
     assert!(precopy.next(100).expect("a batch").over);
 }
 
+/// Two threads send pages of a round, and the one that is done first does not end it.
+#[test]
+fn round_is_told_of_with_all_pages_that_were_chosen_in_it() {
+    let memory = Model::new(100);
+    let precopy = precopy(std::slice::from_ref(&memory));
+    let (first, last) = (precopy.next(60).expect("a batch"), precopy.next(60).expect("a batch"));
+    let zero = |batch: &Batch| {
+        let zero = pages(batch).len() as u64;
+        precopy.sent(batch, &Sent { zero, ..Sent::default() });
+    };
+    zero(&first);
+    thread::scope(|scope| {
+        let next = scope.spawn(|| precopy.next(60).expect("a batch"));
+        assert_eq!(precopy.next_event(Duration::from_millis(100)), None);
+        zero(&last);
+        let event = precopy.next_event(Duration::from_secs(10));
+        let told = |round: &RoundStatistics| (round.sent, round.zero, round.left) == (100, 100, 0);
+        assert!(matches!(&event, Some(Event::Round(round)) if told(round)), "{event:?}");
+        next.join().expect("a thread");
+    });
+}
+
 #[test]
 fn page_that_is_written_while_nothing_is_left_is_sent_within_a_second() {
     let memory = Model::new(10);
     let precopy = precopy(std::slice::from_ref(&memory));
-    precopy.next(100).expect("a batch");
+    next_sent(&precopy, 100);
     thread::scope(|scope| {
         let next = scope.spawn(|| precopy.next(100).expect("a batch"));
         thread::sleep(Duration::from_millis(150));
@@ -224,7 +254,7 @@ fn server_hears_what_failed_and_why() {
 fn finish_wakes_a_thread_that_waits_for_pages_before_the_log_is_read_again() {
     let latency = || {
         let precopy = precopy(&[Model::new(10)]);
-        precopy.next(100).expect("a batch");
+        next_sent(&precopy, 100);
         thread::scope(|scope| {
             let next = scope.spawn(|| {
                 assert!(precopy.next(100).expect("a batch").over);
