@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::book::Book;
 use crate::command::line;
-use crate::endurance::Endurance;
+use crate::endurance::{Deed, Endurance};
 use crate::guest::{Guest, Load};
 use crate::measurement::Measurement;
 use crate::method::Method;
@@ -131,6 +131,9 @@ struct Endure {
     /// Guests that are not moved, besides: they work for as long as a move may take
     #[arg(long)]
     rest: bool,
+    /// Guests of which checkpoints are made, besides, and which are not moved
+    #[arg(long)]
+    checkpoint: bool,
     /// The guest does this
     #[arg(long, value_name = "LOAD", default_value = "writing")]
     load: LoadName,
@@ -140,14 +143,14 @@ struct Endure {
     /// No new move begins after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 480)]
     seconds: u64,
-    /// How often one guest is moved
+    /// How often one guest is moved, or checkpoints are made of it
     #[arg(long, value_name = "N", default_value_t = 12)]
     moves: u32,
     /// So many guests more work meanwhile, and are not moved
     #[arg(long, value_name = "N", default_value_t = 0)]
     beside: u8,
     /// The module is not loaded
-    #[arg(long, conflicts_with = "method", requires = "rest")]
+    #[arg(long, conflicts_with_all = ["method", "checkpoint"], requires = "rest")]
     no_module: bool,
     #[command(flatten)]
     variant: Variant,
@@ -255,15 +258,17 @@ impl Endure {
         } else {
             Rig::new(&wire)?
         };
-        let methods = if self.method.is_empty() && !self.rest {
+        let methods = if self.method.is_empty() && !self.rest && !self.checkpoint {
             Method::FEW
         } else {
             &self.method
         };
+        let others = [(self.checkpoint, Deed::Checkpoint), (self.rest, Deed::Rest)];
+        let others = others.into_iter().filter_map(|(wanted, deed)| wanted.then_some(deed));
         Endurance {
-            ways: methods.iter().copied().map(Some).chain(self.rest.then_some(None)).collect(),
+            deeds: methods.iter().copied().map(Deed::Move).chain(others).collect(),
             load: self.load.load(self.pages),
-            moves: self.moves,
+            times: self.moves,
             until: Instant::now() + Duration::from_secs(self.seconds),
             guest: Guest {
                 memory_mib: vec![128],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Moves guests again and again, and says what became of each: what is to be counted is how often a guest or its machine dies, and in which way of
-//! moving it.
+//! Moves guests or makes checkpoints of them, again and again, and says what became of each: what is to be counted is how often a guest or its
+//! machine dies, and by what.
 //!
 //! The machine may end at any moment. So each step is told before it is taken, on a line of its own, and `tools/testing/migration/endure` counts.
 
@@ -12,12 +12,15 @@ use anyhow::{Context, Error, Result, ensure};
 use crate::client::Client;
 use crate::counters::Counters;
 use crate::evidence;
-use crate::guest::{Guest, Load};
+use crate::guest::{Guest, Load, Memory};
 use crate::harm::{ensure_unharmed, is_harm};
 use crate::machine::Machine;
 use crate::method::Method;
 use crate::network::Host;
 use crate::patience::choose_patience;
+use crate::scratch::Scratch;
+use crate::slot::Slot;
+use crate::vmemctl::Vmemctl;
 
 /// A guest that does not answer for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,13 +29,44 @@ const BETWEEN: Duration = Duration::from_millis(300);
 /// How long a guest that is not moved works instead.
 const REST: Duration = Duration::from_secs(4);
 
+/// Checkpoints that are made at once, a second apart: a full one, and increments.
+const CHECKPOINTS: &str = "4";
+
+/// What is done to a guest.
+#[derive(Clone, Copy)]
+pub(crate) enum Deed {
+    /// It is moved to the other host.
+    Move(Method),
+    /// `vmemctl checkpoint create` makes checkpoints of it.
+    Checkpoint,
+    /// It works.
+    Rest,
+}
+
+impl Deed {
+    fn name(self) -> String {
+        match self {
+            Self::Move(method) => method.short(),
+            Self::Checkpoint => "checkpoint".to_owned(),
+            Self::Rest => "rest".to_owned(),
+        }
+    }
+
+    fn memory(self) -> Memory {
+        match self {
+            Self::Move(method) => method.memory(),
+            Self::Checkpoint | Self::Rest => Memory::Shared,
+        }
+    }
+}
+
 /// What is done.
 pub(crate) struct Endurance {
-    /// One after the other. None: the guest is not moved.
-    pub(crate) ways: Vec<Option<Method>>,
+    /// One after the other.
+    pub(crate) deeds: Vec<Deed>,
     pub(crate) load: Load,
-    /// How often one guest is moved.
-    pub(crate) moves: u32,
+    /// How often it is done to one guest.
+    pub(crate) times: u32,
     /// When nothing more is begun.
     pub(crate) until: Instant,
     pub(crate) guest: Guest,
@@ -55,10 +89,10 @@ impl Endurance {
         choose_patience(if self.guest.variant.emulated { 5 * PATIENCE } else { PATIENCE });
         let mut neighbours: Vec<Option<Subject>> = (0..self.beside).map(|_| None).collect();
         while self.is_time() {
-            for way in &self.ways {
+            for deed in &self.deeds {
                 if self.is_time() {
                     self.meet(&mut neighbours);
-                    self.run_one(*way);
+                    self.run_one(*deed);
                 }
             }
         }
@@ -84,7 +118,7 @@ impl Endurance {
             }
             if place.is_none() && self.is_time() {
                 say("beside", "boots");
-                match self.boot(&guest, None) {
+                match self.boot(&guest, Deed::Rest) {
                     Ok(subject) => {
                         say("beside", "booted");
                         *place = Some(subject);
@@ -99,23 +133,23 @@ impl Endurance {
         Instant::now() < self.until
     }
 
-    /// Boots a guest, and moves it until it is lost or has been moved often enough.
-    fn run_one(&self, way: Option<Method>) {
-        let name = way.map_or_else(|| "rest".to_owned(), Method::short);
+    /// Boots a guest, and does it until the guest is lost or it was done often enough.
+    fn run_one(&self, deed: Deed) {
+        let name = deed.name();
         let name = name.as_str();
         say(name, "boots");
-        let mut subject = match self.boot(&self.guest, way) {
+        let mut subject = match self.boot(&self.guest, deed) {
             Ok(subject) => subject,
             Err(error) => return tell_loss(name, "no-boot", &error),
         };
         say(name, "booted");
-        for _ in 0..self.moves {
+        for _ in 0..self.times {
             if !self.is_time() {
                 break;
             }
             say(name, &format!("moves {}", subject.machine.slot.name()));
             let (since, counters) = (Instant::now(), Counters::start());
-            subject = match self.move_over(way, subject) {
+            subject = match self.act(deed, subject) {
                 Ok(subject) => subject,
                 Err(error) => return tell_loss(name, "lost", &error),
             };
@@ -130,8 +164,8 @@ impl Endurance {
         }
     }
 
-    fn boot(&self, guest: &Guest, way: Option<Method>) -> Result<Subject> {
-        let machine = Machine::boot_once(Host::First, guest, way.unwrap_or(Method::Postcopy).memory())?;
+    fn boot(&self, guest: &Guest, deed: Deed) -> Result<Subject> {
+        let machine = Machine::boot_once(Host::First, guest, deed.memory())?;
         guest.work(self.load)?;
         Ok(Subject {
             machine,
@@ -140,16 +174,20 @@ impl Endurance {
         })
     }
 
-    /// The guest is at the other host then, and each of its pages is right.
-    fn move_over(&self, way: Option<Method>, subject: Subject) -> Result<Subject> {
+    /// Each of the guest's pages is right then.
+    fn act(&self, deed: Deed, subject: Subject) -> Result<Subject> {
         let Subject { machine, client, work } = subject;
-        let mut machine = match way {
-            Some(method) => {
+        let mut machine = match deed {
+            Deed::Move(method) => {
                 let moved = method.prepare(&self.guest, machine)?.run()?;
                 ensure!(moved.done, "it was not moved");
                 moved.machine
             }
-            None => {
+            Deed::Checkpoint => {
+                keep(&machine.slot)?;
+                machine
+            }
+            Deed::Rest => {
                 sleep(REST);
                 machine
             }
@@ -170,6 +208,16 @@ impl Endurance {
             work: verdict.work,
         })
     }
+}
+
+/// Makes checkpoints in a store of their own.
+fn keep(slot: &Slot) -> Result<()> {
+    let store = Scratch::new("endurance");
+    Vmemctl::checkpoint(slot, &[], "init", &["--store", store.path()?])?.expect(slot, 0)?;
+    let qmp = slot.qmp();
+    let qmp = qmp.to_str().context("a path that is no text")?;
+    let words = ["--store", store.path()?, "--qmp", qmp, "--every", "1", "--count", CHECKPOINTS];
+    Vmemctl::checkpoint(slot, &[], "create", &words)?.expect(slot, 0)
 }
 
 fn say(name: &str, what: &str) {

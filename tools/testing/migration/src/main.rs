@@ -34,6 +34,7 @@ mod recording;
 mod report;
 mod rig;
 mod saved;
+mod scratch;
 mod seconds;
 mod slot;
 mod story;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! How long a guest stands still for a checkpoint that vmem makes, and for QEMU's ways to write its memory to a file.
 
-use std::fs;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -17,6 +15,7 @@ use crate::guest::{Guest, Load, Memory};
 use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
+use crate::scratch::Scratch;
 use crate::vmemctl::Vmemctl;
 
 /// How long the guest works before it is measured, and is watched after it: what is late comes then.
@@ -25,37 +24,6 @@ const AROUND: Duration = Duration::from_secs(1);
 const CHECKPOINTS: usize = 3;
 /// Bytes per second: no bound, where QEMU would have one.
 const UNBOUNDED: u64 = 1 << 40;
-
-/// A file or directory that is removed when this is dropped.
-pub(super) struct Scratch(pub(super) PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let scratch = Self(std::env::temp_dir().join(format!("vmem-checkpoint-{name}")));
-        scratch.remove();
-        scratch
-    }
-
-    pub(super) fn path(&self) -> Result<&str> {
-        self.0.to_str().context("a path that is no text")
-    }
-
-    /// As QEMU has it.
-    pub(super) fn uri(&self) -> String {
-        format!("file:{}", self.0.display())
-    }
-
-    fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.0);
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        self.remove();
-    }
-}
 
 /// What a guest can be restored from.
 pub(super) struct Image {

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::names::{ALL_THERE, FIRST_ANSWER, FULL_LOAD, RESTORE};
-use super::pauses::{FILE, Image, Scratch, set_capabilities, wait_completed};
+use super::pauses::{FILE, Image, set_capabilities, wait_completed};
 use super::results::{Figures, found};
 use crate::guest::{Guest, Load, Memory};
 use crate::machine::Machine;
 use crate::network::Host;
+use crate::scratch::Scratch;
 use crate::vmemctl::Vmemctl;
 
 /// From a checkpoint of the store. The guest looks at all of its pages at the end.
