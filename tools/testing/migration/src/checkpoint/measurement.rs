@@ -114,6 +114,7 @@ impl Measurement {
                 measure(&mut results, round, "restores by depth", &|| deep.restores())?;
             }
             measure(&mut results, 1, "retention", &|| deep.retention())?;
+            measure(&mut results, 1, "restore after squash", &|| deep.rewritten())?;
         }
         let guest = Guest {
             memory_mib: vec![self.memory_mib],

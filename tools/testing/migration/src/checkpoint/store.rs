@@ -13,11 +13,13 @@ use anyhow::{Context, Result, ensure};
 use vmem_pages::{PAGE_SIZE, PageIndex};
 use vmem_store::objects::{Directory, Fetched, ObjectError, ObjectMeta, Objects, Part, Put};
 use vmem_store::{
-    CheckpointName, CommitOptions, Compression, GcOptions, GuestName, InitOptions, OpenOptions, Policy, Store, WriteOptions,
+    CheckpointName, CommitOptions, Compression, GcOptions, GuestName, InitOptions, OpenOptions, Policy, SquashOptions, Store,
+    WriteOptions,
 };
 
 use super::names::{
-    ALONE, CHUNKS, DIRTY_PAGES, FIRST, INCREMENT, LAST, PRUNED, RESTORE, RESTORE_BYTES, RESTORE_READS, RESTORE_TIME, STORED,
+    ALONE, CHUNKS, DIRTY_PAGES, FIRST, FULL, INCREMENT, LAST, PRUNED, RESTORE, RESTORE_BYTES, RESTORE_READS, RESTORE_TIME,
+    REWRITTEN, STORED,
 };
 use super::results::{Figures, found};
 
@@ -255,6 +257,8 @@ struct Made {
     last: u64,
     /// What the memory held at each checkpoint.
     memories: BTreeMap<u64, Memory>,
+    /// A store with what it held at the last one, in one checkpoint.
+    full: Place,
 }
 
 impl DeepStore {
@@ -272,21 +276,27 @@ impl DeepStore {
         self.made.get().context("the store is gone")
     }
 
-    /// Reads all of the first checkpoint, and all of the last one.
+    /// Reads all of the first checkpoint, and all of the last one, beside a store that has nothing but what the last one holds.
     pub(super) fn restores(&self) -> Result<Figures> {
-        let Made { place, last, .. } = self.made()?;
+        let Made { place, last, full, .. } = self.made()?;
         let mut figures = Vec::new();
-        for (by, sequence) in [(FIRST, 1), (LAST, *last)] {
-            let (seconds, reads, bytes) = place.read(sequence)?;
-            figures.push(found(RESTORE_TIME, "s", by, seconds));
-            figures.push(found(RESTORE_READS, "reads", by, reads));
-            figures.push(found(RESTORE_BYTES, "bytes", by, bytes));
+        for (by, place, sequence) in [(FIRST, place, 1), (FULL, full, 1), (LAST, place, *last)] {
+            figures.extend(of_read(by, place.read(sequence)?));
         }
         Ok(figures)
     }
 
-    /// Removes most checkpoints, and compares what is stored then with a store that never had others than those that are left. The last thing: the
-    /// first checkpoint is gone after it.
+    /// Stores all pages of the last checkpoint again, and reads it. The last thing: more is stored then.
+    pub(super) fn rewritten(&self) -> Result<Figures> {
+        let Made { place, last, .. } = self.made()?;
+        let mut options = SquashOptions::default();
+        options.rewrite = Some(u64::MAX);
+        place.store.squash(&place.guest, *last, *last, &options)?;
+        Ok(of_read(REWRITTEN, place.read(*last)?))
+    }
+
+    /// Removes most checkpoints, the first one among them, and compares what is stored then with a store that never had others than those that are
+    /// left.
     pub(super) fn retention(&self) -> Result<Figures> {
         let Made { place, memories, .. } = self.made()?;
         let mut policy = Policy::default();
@@ -322,6 +332,15 @@ impl DeepStore {
     }
 }
 
+/// The figures of reading a whole checkpoint.
+fn of_read(by: &'static str, (seconds, reads, bytes): (f64, f64, f64)) -> Figures {
+    vec![
+        found(RESTORE_TIME, "s", by, seconds),
+        found(RESTORE_READS, "reads", by, reads),
+        found(RESTORE_BYTES, "bytes", by, bytes),
+    ]
+}
+
 /// Packs of 4 MiB: the guest of these stores has 16 MiB.
 fn packs() -> InitOptions {
     let mut init = InitOptions::default();
@@ -343,7 +362,14 @@ impl Made {
             last = place.make(&memory, written, Some(last))?;
             memories.insert(last, memory.clone());
         }
-        Ok(Self { place, last, memories })
+        let full = Place::new("full", &packs())?;
+        full.make(&memory, 0..PAGES, None)?;
+        Ok(Self {
+            place,
+            last,
+            memories,
+            full,
+        })
     }
 }
 
@@ -369,7 +395,7 @@ mod tests {
             figures.iter().find(is_it).map_or(0.0, |found| found.value)
         };
         let restores = deep.restores()?;
-        for by in [FIRST, LAST] {
+        for by in [FIRST, FULL, LAST] {
             assert!(value(&restores, RESTORE_READS, by) >= 1.0);
             // At least what does not compress of 36 % of 16 MiB.
             assert!(value(&restores, RESTORE_BYTES, by) > 3e6);
@@ -377,6 +403,8 @@ mod tests {
         let retention = deep.retention()?;
         assert!(value(&retention, STORED, PRUNED) >= value(&retention, STORED, ALONE) * 0.9);
         assert!(value(&retention, STORED, ALONE) > 3e6);
+        let reads = value(&deep.rewritten()?, RESTORE_READS, REWRITTEN);
+        assert!(reads < value(&restores, RESTORE_READS, LAST), "{reads}");
         Ok(())
     }
 }
