@@ -46,6 +46,8 @@ pub struct Options {
     pub command: Vec<String>,
     /// QEMU's output goes to a file in this directory.
     pub logs: PathBuf,
+    /// Without a command: regions for these memories only; for all if empty.
+    pub memories: Vec<String>,
     /// The guest stays paused, also if it ran.
     pub paused: bool,
     /// The socket of the guest agent of the QEMU that `command` starts, and how long an answer may take.
@@ -113,7 +115,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         _ => Some(device_state(&image)?),
     };
     let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
-    let regions = regions_of(image.manifest())?;
+    let regions = regions_of(image.manifest(), &options.memories)?;
     let disks = match options.command.is_empty() {
         true => Vec::new(),
         false => Disk::all_of(image.manifest())?,
@@ -226,10 +228,25 @@ fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
     }
 }
 
-/// A name for the region of each memory that no other region has.
-fn regions_of(manifest: &Manifest) -> Result<Vec<(String, String)>, Error> {
+/// A name for the region of each memory, or of those that are wanted, that no other region has.
+fn regions_of(manifest: &Manifest, wanted: &[String]) -> Result<Vec<(String, String)>, Error> {
     let guest = manifest.checkpoint.guest.as_str();
-    let memories = manifest.backends.iter().filter(|backend| backend.kind == BackendKind::Memory);
+    let memories: Vec<_> = manifest
+        .backends
+        .iter()
+        .filter(|backend| backend.kind == BackendKind::Memory)
+        .collect();
+    if let Some(unknown) = wanted.iter().find(|name| memories.iter().all(|memory| memory.name != **name)) {
+        let names: Vec<&str> = memories.iter().map(|memory| memory.name.as_str()).collect();
+        return Err(Error::other(format!(
+            "checkpoint {} has no memory {unknown:?}; it has: {}",
+            manifest.checkpoint,
+            names.join(", ")
+        )));
+    }
+    let memories = memories
+        .into_iter()
+        .filter(|memory| wanted.is_empty() || wanted.contains(&memory.name));
     let mut regions: Vec<(String, String)> = Vec::new();
     for memory in memories {
         let is_free =
@@ -250,6 +267,9 @@ fn arguments(address: &Address, regions: &[(String, String)], options: &Options)
     let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
     for (memory, region) in regions {
         all.extend(["--region".to_owned(), format!("{memory}={region}")]);
+    }
+    if !options.memories.is_empty() {
+        all.push("--only".to_owned());
     }
     if options.key.is_some() {
         all.extend(["--key-file".to_owned(), "-".to_owned()]);
@@ -448,6 +468,7 @@ mod tests {
             address: address.clone(),
             key: None,
             qmp: None,
+            memories: Vec::new(),
             command: Vec::new(),
             logs: PathBuf::new(),
             paused: false,
@@ -461,6 +482,10 @@ mod tests {
             !plain.contains("--report-touches") && !plain.contains("--key-file"),
             "{plain}"
         );
+        options.memories = vec!["ram".to_owned()];
+        let one = arguments(&address, &regions, &options).join(" ");
+        assert!(one.contains("--region ram=guest0.ram --only"), "{one}");
+        options.memories.clear();
         options.record = Some(Duration::from_millis(2500));
         let arguments = arguments(&address, &regions, &options).join(" ");
         assert!(arguments.contains("--report-touches --complete-after 2.5"), "{arguments}");
@@ -468,6 +493,9 @@ mod tests {
             arguments.starts_with("--source checkpoint:/srv/ckpt#guest0@7 --region ram=guest0.ram"),
             "{arguments}"
         );
-        assert!(arguments.ends_with("--no-background"), "{arguments}");
+        assert!(
+            arguments.ends_with("--no-background") && !arguments.contains("--only"),
+            "{arguments}"
+        );
     }
 }

@@ -26,16 +26,16 @@ pub(super) enum Piece<'a> {
     Data(PageRange, &'a [u8]),
 }
 
-/// Hands all pages of a backend to `each`, in order.
+/// Hands these pages of a backend to `each`, in order.
 pub(super) fn for_each(
     image: &Image,
     backend: usize,
+    pages: Option<PageRange>,
     signals: &Signals,
     mut each: impl FnMut(Piece<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let pages = image.backends().get(backend).map_or(0, |backend| backend.pages());
     let mut buffers = vec![vec![0; CHUNK as usize * PAGE_SIZE]; THREADS];
-    let mut rest = PageRange::of_pages(pages);
+    let mut rest = pages;
     while let Some(left) = rest {
         let (step, after) = left.split_at(STEP);
         rest = after;

@@ -3,7 +3,7 @@
 
 use std::io::BufWriter;
 
-use vmem::PAGE_SIZE;
+use vmem::{PAGE_SIZE, PageRange};
 use vmem_cli::{Progress, Signals};
 use vmem_qemu::plain_stream::PlainStream;
 use vmem_store::Image;
@@ -42,7 +42,8 @@ pub(super) fn file(image: &Image, options: &Options, signals: &Signals, report: 
     let mut pages = stream.write_to(buffered).map_err(|error| output.failed(error))?;
     let mut before = 0;
     for (backend, block, bytes) in blocks {
-        chunks::for_each(image, backend, signals, |piece| {
+        let all = PageRange::of_len(bytes);
+        chunks::for_each(image, backend, all, signals, |piece| {
             let (range, written) = match piece {
                 Piece::Zero(range) => (range, range.iter().try_for_each(|page| pages.zero(block, page.offset()))),
                 Piece::Data(range, contents) => {

@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use vmem::PAGE_SIZE;
+use vmem::{PAGE_SIZE, PageRange};
 use vmem_cli::{Progress, Signals};
 use vmem_store::Image;
 use vmem_store_source::{MANIFEST_FILE, backend_files};
@@ -30,7 +31,7 @@ pub(super) fn directory(
     let mut before = 0;
     for (number, (name, backend)) in names.iter().zip(image.backends()).enumerate() {
         let file = output.create(name)?;
-        write(image, number, &output, &file, signals, &mut |done| {
+        write(image, number, 0..backend.bytes, &output, &file, signals, &mut |done| {
             report(Progress {
                 done: before + done,
                 size,
@@ -45,46 +46,50 @@ pub(super) fn directory(
     output.finish()
 }
 
-/// One file with one backend.
+/// One file with these bytes of one backend, from the beginning of a page on.
 pub(super) fn file(
     image: &Image,
     backend: usize,
+    bytes: Range<u64>,
     options: &Options,
     signals: &Signals,
     report: &mut dyn FnMut(Progress),
 ) -> Result<(), Error> {
-    let size = image.backends().get(backend).map_or(0, |backend| backend.bytes);
+    let size = bytes.end - bytes.start;
     let (output, file) = Output::file(&options.output, options.force)?;
-    write(image, backend, &output, &file, signals, &mut |done| {
+    write(image, backend, bytes, &output, &file, signals, &mut |done| {
         report(Progress { done, size })
     })?;
     output.finish()
 }
 
-/// Writes a backend, with holes where it is zero.
+/// Writes a part of a backend, with holes where it is zero.
 fn write(
     image: &Image,
     backend: usize,
+    bytes: Range<u64>,
     output: &Output,
     file: &File,
     signals: &Signals,
     report: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    let bytes = image.backends().get(backend).map_or(0, |backend| backend.bytes);
-    file.set_len(bytes).map_err(|error| output.failed(error))?;
-    chunks::for_each(image, backend, signals, |piece| {
+    let len = bytes.end - bytes.start;
+    file.set_len(len).map_err(|error| output.failed(error))?;
+    let first = bytes.start / PAGE_SIZE as u64;
+    let pages = PageRange::from_pgoff(first, bytes.end.div_ceil(PAGE_SIZE as u64) - first);
+    chunks::for_each(image, backend, pages, signals, |piece| {
         let end = match piece {
-            Piece::Zero(pages) => pages.bytes().end,
+            Piece::Zero(pages) => pages.bytes().end - bytes.start,
             Piece::Data(pages, contents) => {
-                let first = pages.bytes().start;
+                let first = pages.bytes().start - bytes.start;
                 // The last page of other bytes than memory may be a part of one.
-                let count = contents.len().min((bytes - first).try_into().unwrap_or(usize::MAX));
+                let count = contents.len().min((len - first).try_into().unwrap_or(usize::MAX));
                 let contents = contents.get(..count).unwrap_or_default();
                 file.write_all_at(contents, first).map_err(|error| output.failed(error))?;
                 first + contents.len().next_multiple_of(PAGE_SIZE) as u64
             }
         };
-        report(end.min(bytes));
+        report(end.min(len));
         Ok(())
     })?;
     file.sync_all().map_err(|error| output.failed(error))

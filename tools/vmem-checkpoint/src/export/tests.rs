@@ -55,10 +55,15 @@ impl Made {
     }
 
     fn export(&self, guest: &str, format: Format, to: &str, force: bool) -> Result<PathBuf, String> {
+        self.export_part(guest, format, to, force, None)
+    }
+
+    fn export_part(&self, guest: &str, format: Format, to: &str, force: bool, part: Option<Part>) -> Result<PathBuf, String> {
         let options = Options {
             format,
             output: self.place.path().join(to),
             force,
+            part,
         };
         let mut last = 0;
         let mut report = |progress: Progress| {
@@ -148,6 +153,7 @@ fn page_that_cannot_be_read_and_a_signal_leave_nothing() {
         format: Format::Raw,
         output: made.place.path().join("out"),
         force: false,
+        part: None,
     };
     let selector = "data".parse().expect("a checkpoint");
     let stopped = export(&made.store, &selector, &options, &signals, &mut |_| {}).expect_err("a signal");
@@ -191,4 +197,40 @@ fn what_is_there_is_replaced_by_force_alone_and_only_by_its_like() {
     made.export("data", Format::Firecracker, "mem", true).expect("replaced");
     assert!(read(&file) == made.memory);
     assert_eq!(made.others(), ["mem", "out"]);
+}
+
+#[test]
+fn part_of_a_memory_is_one_file_that_begins_with_it() {
+    const PAGE: u64 = PAGE_SIZE as u64;
+    let made = Made::new();
+    let part = |memory: &str, bytes: Option<Range<u64>>| {
+        let memory = memory.to_owned();
+        Some(Part { memory, bytes })
+    };
+    let all = made
+        .export_part("guest0", Format::Raw, "all", false, part("ram", None))
+        .expect("a file");
+    assert_eq!(fs::read(all).expect("a file"), made.memory);
+    // From the middle of a chunk to behind the next one.
+    let bytes = 4 * PAGE..702 * PAGE;
+    let some = made.export_part("guest0", Format::Raw, "some", false, part("ram", Some(bytes)));
+    let some = some.expect("a file");
+    assert_eq!(fs::read(&some).expect("a file"), made.memory[4 * PAGE_SIZE..702 * PAGE_SIZE]);
+    assert!(
+        fs::metadata(&some).expect("a file").blocks() * 512 < 698 * PAGE,
+        "its zeros are no holes"
+    );
+
+    let refused = |guest, format, part| made.export_part(guest, format, "none", false, part).expect_err("refused");
+    assert!(refused("guest0", Format::Raw, part("rom", None)).contains("it has: ram"));
+    assert!(refused("guest0", Format::Qemu, part("ram", None)).contains("--format raw only"));
+    for bytes in [0..100, 1..PAGE, PAGE..PAGE, 0..BYTES as u64 + PAGE] {
+        assert!(refused("guest0", Format::Raw, part("ram", Some(bytes))).contains("are no pages"));
+    }
+    // What is not in the part need not be readable.
+    assert!(refused("bad", Format::Raw, part("ram", Some(0..PAGE))).contains("cannot be read"));
+    assert!(
+        made.export_part("bad", Format::Raw, "good", false, part("ram", Some(PAGE..2 * PAGE)))
+            .is_ok()
+    );
 }

@@ -125,6 +125,9 @@ pub(crate) struct Restore {
     /// The socket of the QEMU that the command starts; {qmp} in the command
     #[arg(long, value_name = "SOCKET", requires = "command")]
     pub(crate) qmp: Option<PathBuf>,
+    /// Restore only this memory, as a region; may be repeated
+    #[arg(long, value_name = "ID", conflicts_with = "command")]
+    pub(crate) memory: Vec<String>,
     /// Leave the guest paused
     #[arg(long, requires = "command")]
     pub(crate) paused: bool,

@@ -29,6 +29,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         key: args.store.key.read()?,
         qmp: args.qmp.clone(),
         command: args.command.clone(),
+        memories: args.memory.clone(),
         logs: common.state.clone(),
         paused: args.paused,
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),

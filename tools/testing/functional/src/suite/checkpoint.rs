@@ -30,6 +30,7 @@ crate::tests![
     checkpoint_that_is_killed_while_file_systems_are_frozen_has_them_thawed,
     checkpoint_has_commands_executed_around_its_instant,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
+    one_memory_of_a_checkpoint_is_restored_and_a_part_of_one_exported,
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
     checkpoints_in_s3_are_made_restored_and_removed,
     restore_goes_on_when_its_s3_server_is_back,
@@ -81,6 +82,10 @@ fn checkpoint_has_commands_executed_around_its_instant() -> Outcome {
 
 fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
     program::exact(&Store::new()?)
+}
+
+fn one_memory_of_a_checkpoint_is_restored_and_a_part_of_one_exported() -> Outcome {
+    program::parts(&Store::new()?)
 }
 
 fn encrypted_checkpoint_is_restored_with_its_key_and_no_other() -> Outcome {
