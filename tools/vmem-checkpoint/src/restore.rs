@@ -101,7 +101,14 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     command::check(&options.command)?;
     let store = options.address.store.open(options.key.clone())?;
     let checkpoint = options.address.checkpoint.find(&store)?;
-    let image = store.image(&checkpoint)?;
+    // vmemd has a lease of its own, but gives it back when the store is away, and may be started again.
+    let image = match check_owner(&options.address.store) {
+        Ok(()) => store.hold(
+            &checkpoint,
+            &format!("vmemctl checkpoint restore, process {}", std::process::id()),
+        )?,
+        Err(_) => store.image(&checkpoint)?,
+    };
     // From here on it means this checkpoint, also if there is a later one meanwhile.
     let address = Address {
         store: options.address.store.clone(),

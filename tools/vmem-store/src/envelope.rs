@@ -23,13 +23,14 @@ pub(crate) enum Kind {
     Order = 4,
     Lease = 5,
     Tombstones = 6,
+    Removal = 7,
 }
 
 impl Kind {
     /// Most bytes of such an object.
     pub(crate) const fn limit(self) -> u64 {
         match self {
-            Self::Config | Self::Key | Self::Lease => 1 << 16,
+            Self::Config | Self::Key | Self::Lease | Self::Removal => 1 << 16,
             Self::Manifest => 16 << 20,
             Self::Order => 64 << 20,
             Self::Tombstones => 256 << 20,

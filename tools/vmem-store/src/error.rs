@@ -80,6 +80,22 @@ pub enum Error {
     /// A reader has a lease on the checkpoint.
     #[error("checkpoint {0} is being read, by a restore for example: remove it when that has ended")]
     BeingRead(CheckpointName),
+    /// Somebody removes the checkpoint, or was killed while removing it.
+    #[error(
+        "checkpoint {checkpoint} is being removed by {holder}: if that has ended early, the checkpoint can be read in {seconds} s, and \
+         checkpoint rm removes it at once"
+    )]
+    BeingRemoved {
+        /// The checkpoint.
+        checkpoint: CheckpointName,
+        /// Who removes it.
+        holder: String,
+        /// When the mark of the removal ends that nobody deletes.
+        seconds: u64,
+    },
+    /// The store, or this program, stood still while checkpoints were removed.
+    #[error("the removal stood still for {0} s, and somebody may have begun to read the checkpoint meanwhile: it stays. Try again")]
+    RemovalLate(u64),
     /// Pages that the backend does not have, or bytes that are not whole pages.
     #[error("backend {backend}: {what}")]
     Range {

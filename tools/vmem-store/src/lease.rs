@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::manifest::Manifest;
 use crate::names::{CheckpointName, LEASES, WriterId};
 use crate::objects::{Part, Put};
+use crate::removal_mark;
 
 /// What a lease says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +160,12 @@ impl Lease {
             lease.pins += 1;
         }
         shared.renew()?;
+        // After the lease: who removes a checkpoint sets a mark before the leases are read.
+        if purpose == Purpose::Read {
+            pinned
+                .iter()
+                .try_for_each(|manifest| removal_mark::wait(base, &manifest.checkpoint))?;
+        }
         // Only what is there now was there when the lease was: see gc.
         for manifest in pinned {
             if !base.manifest_exists(manifest)? {
@@ -218,17 +225,20 @@ pub(crate) struct Leases {
 
 /// Reads all leases. One that cannot be read counts as held: nothing is taken from under its holder.
 pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
-    let listed: Vec<(String, WriterId, bool)> = base
-        .list(LEASES)?
-        .into_iter()
-        .filter_map(|meta| parse(&meta.name).map(|(id, is_pin)| (meta.name, id, is_pin)))
-        .collect();
     let mut leases = Leases {
         holders: Vec::new(),
         pinned: Vec::new(),
         read: BTreeSet::new(),
         ended: Vec::new(),
     };
+    let mut listed: Vec<(String, WriterId, bool)> = Vec::new();
+    for meta in base.list(LEASES)? {
+        if let Some((id, is_pin)) = parse(&meta.name) {
+            listed.push((meta.name, id, is_pin));
+        } else if removal_mark::is_mark(&meta.name) && removal_mark::has_ended(base, &meta)? {
+            leases.ended.push(meta.name);
+        }
+    }
     let mut readers = Vec::new();
     for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| !is_pin) {
         let body = match base.get(name, Part::All(Kind::Lease.limit())) {

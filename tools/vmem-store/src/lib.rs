@@ -66,6 +66,8 @@ mod pack;
 mod prune;
 mod random;
 mod record;
+mod removal;
+mod removal_mark;
 mod retention;
 mod squash;
 mod store;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Removes the checkpoints that a policy does not keep.
 
+use std::collections::BTreeMap;
+
 use crate::error::Error;
 use crate::lease;
-use crate::names::{CheckpointName, GuestName};
-use crate::retention::{Decision, Item, Policy};
+use crate::names::GuestName;
+use crate::removal::Outcome;
+use crate::retention::{Decision, Item, PROTECTED, Policy, READ};
 use crate::store::Store;
 
 impl Store {
@@ -32,17 +35,17 @@ impl Store {
                 read: read.contains(&name.checkpoint),
             });
         }
-        let decisions = policy.decide(&items)?;
+        let mut decisions = policy.decide(&items)?;
         if !dry_run {
-            for decision in decisions.iter().filter(|decision| !decision.is_kept()) {
-                let checkpoint = CheckpointName {
-                    guest: guest.clone(),
-                    sequence: decision.sequence,
-                };
-                match self.remove_unless_read(&checkpoint, &read) {
-                    // Protected since it was listed, or removed by somebody else.
-                    Ok(()) | Err(Error::Protected(_) | Error::NoCheckpoint(_)) => {}
-                    Err(error) => return Err(error),
+            let removed = decisions.iter().filter(|decision| !decision.is_kept());
+            let removed: Vec<u64> = removed.map(|decision| decision.sequence).collect();
+            let outcomes: BTreeMap<u64, Outcome> = self.remove_all(guest, &removed)?.into_iter().collect();
+            // What has changed since they were listed.
+            for decision in &mut decisions {
+                match outcomes.get(&decision.sequence) {
+                    Some(Outcome::Protected) => decision.reasons.push(PROTECTED.to_owned()),
+                    Some(Outcome::Read) => decision.reasons.push(READ.to_owned()),
+                    Some(Outcome::Removed | Outcome::Gone) | None => {}
                 }
             }
         }

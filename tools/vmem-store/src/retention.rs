@@ -43,6 +43,9 @@ pub struct Item {
     pub read: bool,
 }
 
+/// The reason of a checkpoint that is protected.
+pub(crate) const PROTECTED: &str = "protected";
+
 /// The reason of a checkpoint that a reader has a lease on.
 pub(crate) const READ: &str = "being read";
 
@@ -139,7 +142,7 @@ impl Policy {
                 .reasons
                 .extend(item.tags.intersection(&self.tags).map(|tag| format!("tag {tag}")));
             if item.protected {
-                decision.reasons.push("protected".to_owned());
+                decision.reasons.push(PROTECTED.to_owned());
             }
             if item.read {
                 decision.reasons.push(READ.to_owned());

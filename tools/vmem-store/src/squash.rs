@@ -11,6 +11,7 @@ use crate::image::Touch;
 use crate::leaf::Entry;
 use crate::lease;
 use crate::names::{CheckpointName, GuestName};
+use crate::removal::Outcome;
 use crate::store::Store;
 use crate::writer::{CommitOptions, WriteOptions, Writer};
 
@@ -72,12 +73,13 @@ impl Store {
             self.rewrite(&name(to), bytes, options, &mut report)?;
         }
         if !options.dry_run {
-            for sequence in &report.removed {
-                match self.remove_unless_read(&name(*sequence), &read) {
-                    Ok(()) | Err(Error::NoCheckpoint(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            // Others may have been restored, or protected, while pages were stored again.
+            let kept = self.remove_all(guest, &report.removed)?.into_iter();
+            let kept = kept.filter(|(_, outcome)| matches!(outcome, Outcome::Protected | Outcome::Read));
+            report.protected.extend(kept.map(|(sequence, _)| sequence));
+            report.protected.sort_unstable();
+            let is_removed = |sequence: &u64| report.protected.binary_search(sequence).is_err();
+            report.removed.retain(is_removed);
         }
         Ok(report)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Stores: made, opened, and what is in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,9 +12,8 @@ use crate::envelope::{Kind, Seal, unwrap, wrap};
 use crate::error::Error;
 use crate::image::Image;
 use crate::keys::{self, UserKey};
-use crate::lease;
 use crate::manifest::Manifest;
-use crate::names::{CONFIG, CheckpointName, GuestName, WriterId, protection, used};
+use crate::names::{CONFIG, CheckpointName, GuestName, WriterId};
 use crate::objects::{ObjectError, Objects, Part, Put, Retry, Retrying, creates_exclusively};
 use crate::pack::MAX_FRAME_PAGES;
 use crate::writer::{WriteOptions, Writer};
@@ -284,58 +283,6 @@ impl Store {
             }),
             None => Writer::begin(&self.base, guest, None, memories, options),
         }
-    }
-
-    /// Protects a checkpoint from being removed, or does not any more.
-    pub fn protect(&self, checkpoint: &CheckpointName, protected: bool) -> Result<(), Error> {
-        let name = protection(checkpoint);
-        if !protected {
-            return self.base.delete(&name);
-        }
-        if !self
-            .base
-            .listing(&checkpoint.guest)?
-            .manifests
-            .contains_key(&checkpoint.sequence)
-        {
-            return Err(Error::NoCheckpoint(checkpoint.clone()));
-        }
-        self.base.put(&name, b"", Put::Replace)
-    }
-
-    /// Removes a checkpoint. What it alone refers to, the garbage collection takes later.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoCheckpoint`], [`Error::Protected`]; [`Error::BeingRead`] if a reader has a lease on it: the reader may have to open the checkpoint
-    /// again, under its name.
-    pub fn remove(&self, checkpoint: &CheckpointName) -> Result<(), Error> {
-        self.remove_unless_read(checkpoint, &lease::read(&self.base)?.read)
-    }
-
-    /// As [`remove`](Self::remove), with the checkpoints that are being read.
-    pub(crate) fn remove_unless_read(&self, checkpoint: &CheckpointName, read: &BTreeSet<CheckpointName>) -> Result<(), Error> {
-        let listing = self.base.listing(&checkpoint.guest)?;
-        let sequence = checkpoint.sequence;
-        let Some(name) = listing.manifests.get(&sequence) else {
-            return Err(Error::NoCheckpoint(checkpoint.clone()));
-        };
-        if listing.protected.contains(&sequence) {
-            return Err(Error::Protected(checkpoint.clone()));
-        }
-        if read.contains(checkpoint) {
-            return Err(Error::BeingRead(checkpoint.clone()));
-        }
-        // Its number must not be used again: the name of a checkpoint means one thing for ever.
-        if listing.next() == sequence + 1 {
-            self.base.put(&used(checkpoint), b"", Put::Replace)?;
-        }
-        // Those that count less first: a crash in between must not bring one of them back.
-        let replaced = listing.replaced.iter().filter(|name| name.checkpoint.sequence == sequence);
-        for name in replaced.chain([name]) {
-            self.base.delete(&name.object())?;
-        }
-        Ok(())
     }
 
     /// Adds a key that opens the store.
