@@ -121,7 +121,7 @@ impl Checkpointer {
     /// [`Error::is_passing`] tells those after which another one can be tried.
     pub fn checkpoint(&mut self, signals: &Signals, report: &(dyn Fn(Progress) + Sync)) -> Result<Made, Error> {
         let began = Instant::now();
-        let writer = self.writer()?;
+        let writer = self.writer().map_err(|error| or_signal(error, signals))?;
         signals.check()?;
         let mut hooked = Hooked::begin(&self.options.hooks, &self.guest, signals)?;
         let taken = self.take(signals);
@@ -129,7 +129,7 @@ impl Checkpointer {
         let made = taken.and_then(|taken| {
             let overlays = overlays(&taken.disks);
             let made = self.store(taken, writer, began, signals, report);
-            made.map_err(|source| with_overlays(overlays, source))
+            made.map_err(|source| with_overlays(overlays, or_signal(source, signals)))
         });
         hooked.end(made.as_ref().map(|made| &made.checkpoint));
         made
@@ -356,6 +356,14 @@ impl Checkpointer {
             freezing: freezing.take(),
             disks,
         })
+    }
+}
+
+/// The signal that ended the wait for a store, if one did.
+fn or_signal(error: Error, signals: &Signals) -> Error {
+    match (&error, signals.check()) {
+        (Error::Store(_), Err(stopped)) => stopped.into(),
+        _ => error,
     }
 }
 

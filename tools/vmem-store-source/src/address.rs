@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use vmem_store::objects::{Directory, Objects};
+use vmem_store::objects::{Directory, Objects, Waiting};
 use vmem_store::{CheckpointName, Error, GuestName, NameError, OpenOptions, PageError, Store, UserKey};
 
 /// Where a store is.
@@ -29,12 +30,26 @@ impl Location {
         Ok(match self {
             Self::Directory(path) => Arc::new(Directory::new(path)),
             #[cfg(feature = "s3")]
-            Self::S3(url) => Arc::new(vmem_store::objects::Remote::s3(url).map_err(|source| Error::Object {
-                action: "open",
-                name: url.clone(),
-                source,
-            })?),
+            Self::S3(url) => Arc::new(remote(url)?),
         })
+    }
+
+    /// Opens the store as [`open`](Self::open) does. From then on, a place that is away is waited for, for so long at most.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_patiently(&self, key: Option<UserKey>, patience: Duration, waiting: Arc<dyn Waiting>) -> Result<Store, Error> {
+        let objects: Arc<dyn Objects> = match self {
+            Self::Directory(path) => Arc::new(Directory::new(path)),
+            #[cfg(feature = "s3")]
+            Self::S3(url) => Arc::new(remote(url)?.with_waiting(waiting.clone())),
+        };
+        let mut options = OpenOptions::default();
+        options.key = key;
+        options.retry.patience = patience;
+        options.waiting = Some(waiting);
+        Store::open(objects, options)
     }
 
     /// Opens the store, with the key if it is encrypted.
@@ -75,6 +90,15 @@ impl Location {
             read => read,
         }
     }
+}
+
+#[cfg(feature = "s3")]
+fn remote(url: &str) -> Result<vmem_store::objects::Remote, Error> {
+    vmem_store::objects::Remote::s3(url).map_err(|cause| Error::Object {
+        action: "open",
+        name: url.to_owned(),
+        cause,
+    })
 }
 
 impl FromStr for Location {

@@ -92,21 +92,21 @@ impl Base {
     }
 
     pub(crate) fn get(&self, name: &str, part: Part) -> Result<Fetched, Error> {
-        self.objects.get(name, part).map_err(|source| failed("read", name, source))
+        self.objects.get(name, part).map_err(|cause| failed("read", name, cause))
     }
 
     pub(crate) fn put(&self, name: &str, bytes: &[u8], put: Put) -> Result<(), Error> {
         self.objects
             .put(name, bytes, put)
-            .map_err(|source| failed("write", name, source))
+            .map_err(|cause| failed("write", name, cause))
     }
 
     pub(crate) fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, Error> {
-        self.objects.list(prefix).map_err(|source| failed("list", prefix, source))
+        self.objects.list(prefix).map_err(|cause| failed("list", prefix, cause))
     }
 
     pub(crate) fn delete(&self, name: &str) -> Result<(), Error> {
-        self.objects.delete(name).map_err(|source| failed("delete", name, source))
+        self.objects.delete(name).map_err(|cause| failed("delete", name, cause))
     }
 
     /// The guests that have, or had, checkpoints, with their objects. Objects with names of no known form are left alone.
@@ -171,10 +171,10 @@ impl Base {
     }
 }
 
-fn failed(action: &'static str, name: &str, source: ObjectError) -> Error {
+fn failed(action: &'static str, name: &str, cause: ObjectError) -> Error {
     Error::Object {
         action,
         name: name.to_owned(),
-        source,
+        cause,
     }
 }

@@ -14,14 +14,14 @@ use crate::random::NoRandom;
 #[non_exhaustive]
 pub enum Error {
     /// The place where the objects are kept failed.
-    #[error("cannot {action} {name}: {source}")]
+    #[error("cannot {action} {name}: {cause}")]
     Object {
         /// `read`, `write`, `list` or `delete`.
         action: &'static str,
         /// The object's name in the store.
         name: String,
         /// Why.
-        source: ObjectError,
+        cause: ObjectError,
     },
     /// An object is not what was written.
     #[error("{name} is damaged: {what}")]
@@ -41,7 +41,7 @@ pub enum Error {
         /// The newest version that this program reads.
         known: u16,
     },
-    /// There is no store at this place.
+    /// There is no store at this place, which may be empty.
     #[error("there is no checkpoint store here (no object \"config\"); init makes one")]
     NoStore,
     /// There is a store at this place already.
@@ -94,7 +94,9 @@ pub enum Error {
         seconds: u64,
     },
     /// The store, or this program, stood still while checkpoints were removed.
-    #[error("the removal stood still for {0} s, and somebody may have begun to read the checkpoint meanwhile: it stays. Try again")]
+    #[error(
+        "the removal stood still for {0} s, and somebody may have begun to read the checkpoint meanwhile: it stays. Try again"
+    )]
     RemovalLate(u64),
     /// Pages that the backend does not have, or bytes that are not whole pages.
     #[error("backend {backend}: {what}")]
@@ -149,7 +151,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Object { source, .. } => source.is_transient(),
+            Self::Object { cause, .. } => cause.is_transient(),
             Self::Failed(error) => error.is_transient(),
             _ => false,
         }
@@ -160,7 +162,7 @@ impl Error {
         matches!(
             self,
             Self::Object {
-                source: ObjectError::NotFound,
+                cause: ObjectError::NotFound,
                 ..
             }
         )

@@ -98,7 +98,7 @@ impl<'a> Running<'a> {
         for _ in 0..2 {
             match base.put(RUNNING, &object, Put::New) {
                 Err(Error::Object {
-                    source: ObjectError::AlreadyExists,
+                    cause: ObjectError::AlreadyExists,
                     ..
                 }) => {}
                 put => return put.map(|()| Self { base }),

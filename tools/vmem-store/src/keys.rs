@@ -169,10 +169,10 @@ pub(crate) fn store(objects: &dyn Objects, ring: &KeyRing, user: &UserKey) -> Re
     };
     let body = Zeroizing::new(serde_json::to_vec(&stored).unwrap_or_default());
     let object = wrap(Kind::Key, &name, &body, &Seal::User(&user.0))?;
-    let failed = |source| Error::Object {
+    let failed = |cause| Error::Object {
         action: "write",
         name: name.clone(),
-        source,
+        cause,
     };
     objects.put(&name, &object, Put::New).map_err(failed)?;
     Ok(name)
@@ -180,10 +180,10 @@ pub(crate) fn store(objects: &dyn Objects, ring: &KeyRing, user: &UserKey) -> Re
 
 /// The names of all objects with keys.
 pub(crate) fn list(objects: &dyn Objects) -> Result<Vec<String>, Error> {
-    let listed = objects.list(KEYS).map_err(|source| Error::Object {
+    let listed = objects.list(KEYS).map_err(|cause| Error::Object {
         action: "list",
         name: KEYS.to_owned(),
-        source,
+        cause,
     })?;
     Ok(listed.into_iter().map(|meta| meta.name).collect())
 }
@@ -195,10 +195,10 @@ pub(crate) fn load(objects: &dyn Objects, user: &UserKey) -> Result<(KeyRing, Ve
     for name in list(objects)? {
         let object = match objects.get(&name, Part::All(Kind::Key.limit())) {
             Err(crate::objects::ObjectError::NotFound) => continue,
-            object => object.map_err(|source| Error::Object {
+            object => object.map_err(|cause| Error::Object {
                 action: "read",
                 name: name.clone(),
-                source,
+                cause,
             })?,
         };
         let Ok(body) = unwrap(Kind::Key, &name, &object.bytes, &Seal::User(&user.0)).map(Zeroizing::new) else {

@@ -16,7 +16,7 @@ use crate::base::Base;
 use crate::envelope::{Kind, Seal, unwrap, wrap};
 use crate::error::Error;
 use crate::manifest::Manifest;
-use crate::names::{CheckpointName, LEASES, WriterId};
+use crate::names::{CONFIG, CheckpointName, LEASES, WriterId};
 use crate::objects::{Part, Put};
 use crate::removal_mark;
 
@@ -76,6 +76,10 @@ struct Shared {
 impl Shared {
     fn renew(&self) -> Result<(), Error> {
         let name = lease_name(self.id);
+        // A directory that is not mounted at the moment must not get a lease in the place of the store.
+        if self.renewed.load(Ordering::Acquire) != 0 {
+            self.base.get(CONFIG, Part::Last(1))?;
+        }
         // Taken before the write: the lease must not end for others before it ends for its holder.
         let now = self.base.now();
         self.note_lapse(now);
@@ -178,7 +182,7 @@ impl Lease {
         lease.keeper = Some(keeper.map_err(|error| Error::Object {
             action: "write",
             name: lease_name(id),
-            source: error.into(),
+            cause: error.into(),
         })?);
         Ok(lease)
     }

@@ -20,7 +20,7 @@ pub use memory::{Counts, Faults, Memory};
 pub(crate) use probe::creates_exclusively;
 #[cfg(feature = "s3")]
 pub use remote::Remote;
-pub use retry::{Retry, Retrying};
+pub use retry::{Outage, Retry, Retrying, Waiting};
 
 /// An operation on one object failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum ObjectError {
     /// There is no object of this name.
     #[error("there is no such object")]
     NotFound,
+    /// There is no bucket of this name.
+    #[error("there is no bucket {0:?}")]
+    NoBucket(String),
     /// There is an object of this name already.
     #[error("there is such an object already")]
     AlreadyExists,

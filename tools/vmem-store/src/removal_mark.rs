@@ -98,9 +98,8 @@ enum State {
 fn look(base: &Base, meta: &ObjectMeta) -> Result<State, Error> {
     let read = base.get(&meta.name, Part::All(Kind::Removal.limit()));
     let read = read.and_then(|object| unwrap(Kind::Removal, &meta.name, &object.bytes, &Seal::Store(&base.crypto)));
-    let read = read.and_then(|body| {
-        serde_json::from_slice::<Body>(&body).map_err(|error| Error::damaged(&meta.name, error.to_string()))
-    });
+    let read = read
+        .and_then(|body| serde_json::from_slice::<Body>(&body).map_err(|error| Error::damaged(&meta.name, error.to_string())));
     let (body, expires) = match read {
         Ok(body) => {
             let expires = body.expires;
@@ -111,12 +110,15 @@ fn look(base: &Base, meta: &ObjectMeta) -> Result<State, Error> {
         Err(
             Error::Damaged { .. }
             | Error::Object {
-                source: ObjectError::Denied(_),
+                cause: ObjectError::Denied(_),
                 ..
             },
         ) => {
             let written = meta.modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-            (None, u64::try_from(written).unwrap_or(u64::MAX).saturating_add(base.lease_time))
+            (
+                None,
+                u64::try_from(written).unwrap_or(u64::MAX).saturating_add(base.lease_time),
+            )
         }
         Err(error) => return Err(error),
     };

@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::keys::{self, UserKey};
 use crate::manifest::Manifest;
 use crate::names::{CONFIG, CheckpointName, GuestName, WriterId};
-use crate::objects::{ObjectError, Objects, Part, Put, Retry, Retrying, creates_exclusively};
+use crate::objects::{ObjectError, Objects, Part, Put, Retry, Retrying, Waiting, creates_exclusively};
 use crate::pack::MAX_FRAME_PAGES;
 use crate::writer::{WriteOptions, Writer};
 
@@ -51,6 +51,8 @@ pub struct OpenOptions {
     pub key: Option<UserKey>,
     /// How long operations are tried again.
     pub retry: Retry,
+    /// Hears of it when the place is away, and can end the wait.
+    pub waiting: Option<Arc<dyn Waiting>>,
     /// Tells the time.
     pub clock: Clock,
     /// How long a lease lasts that is not renewed.
@@ -77,6 +79,7 @@ impl Default for OpenOptions {
         Self {
             key: None,
             retry: Retry::default(),
+            waiting: None,
             clock: Arc::new(clock),
             lease_time: Duration::from_secs(300),
         }
@@ -115,11 +118,11 @@ impl Store {
         if !(64 << 10..=1 << 30).contains(&init.pack_bytes) {
             return Err(Error::TooLarge("a pack has 64 KiB to 1 GiB".to_owned()));
         }
-        let objects: Arc<dyn Objects> = Arc::new(Retrying::new(objects, open.retry));
-        let there = objects.list("").map_err(|source| Error::Object {
+        let objects: Arc<dyn Objects> = Arc::new(Retrying::new(objects, open.retry, open.waiting.take()));
+        let there = objects.list("").map_err(|cause| Error::Object {
             action: "list",
             name: "the store".to_owned(),
-            source,
+            cause,
         })?;
         if there.iter().any(|meta| meta.name == CONFIG) {
             return Err(Error::StoreExists);
@@ -133,16 +136,16 @@ impl Store {
         }
         for meta in &there {
             let deleted = objects.delete(&meta.name);
-            deleted.map_err(|source| Error::Object {
+            deleted.map_err(|cause| Error::Object {
                 action: "delete",
                 name: meta.name.clone(),
-                source,
+                cause,
             })?;
         }
-        let is_exclusive = creates_exclusively(&*objects).map_err(|source| Error::Object {
+        let is_exclusive = creates_exclusively(&*objects).map_err(|cause| Error::Object {
             action: "write",
             name: "a probe".to_owned(),
-            source,
+            cause,
         })?;
         if !is_exclusive {
             return Err(Error::NoConditionalCreate);
@@ -162,34 +165,42 @@ impl Store {
         let object = wrap(Kind::Config, CONFIG, &body, &Seal::Open)?;
         match objects.put(CONFIG, &object, Put::New) {
             Err(ObjectError::AlreadyExists) => return Err(Error::StoreExists),
-            put => put.map_err(|source| Error::Object {
+            put => put.map_err(|cause| Error::Object {
                 action: "write",
                 name: CONFIG.to_owned(),
-                source,
+                cause,
             })?,
         }
         open.key = init.key.clone();
         Self::with(objects, open)
     }
 
-    /// Opens a store.
+    /// Opens a store. What is read for that is tried again as often as [`Retry::attempts`] says; the patience is for what follows.
     ///
     /// # Errors
     ///
     /// [`Error::NoStore`]; [`Error::KeyNeeded`], [`Error::WrongKey`] or [`Error::NotEncrypted`] if the key does not suit;
     /// [`Error::NewerVersion`].
     pub fn open(objects: Arc<dyn Objects>, options: OpenOptions) -> Result<Self, Error> {
-        let objects = Arc::new(Retrying::new(objects, options.retry));
-        Self::with(objects, options)
+        let patient = Retrying::new(objects.clone(), options.retry, options.waiting.clone());
+        let quick = Retry {
+            patience: Duration::ZERO,
+            ..options.retry
+        };
+        let mut store = Self::with(Arc::new(Retrying::new(objects, quick, None)), options)?;
+        if let Some(base) = Arc::get_mut(&mut store.base) {
+            base.objects = Arc::new(patient);
+        }
+        Ok(store)
     }
 
     fn with(objects: Arc<dyn Objects>, options: OpenOptions) -> Result<Self, Error> {
         let object = match objects.get(CONFIG, Part::All(Kind::Config.limit())) {
             Err(ObjectError::NotFound) => return Err(Error::NoStore),
-            object => object.map_err(|source| Error::Object {
+            object => object.map_err(|cause| Error::Object {
                 action: "read",
                 name: CONFIG.to_owned(),
-                source,
+                cause,
             })?,
         };
         let body = unwrap(Kind::Config, CONFIG, &object.bytes, &Seal::Open)?;

@@ -316,7 +316,7 @@ impl Writer {
                         let error = Error::Object {
                             action: "read",
                             name: format!("the contents of {name}"),
-                            source: error.into(),
+                            cause: error.into(),
                         };
                         return Err(self.lock().fail(error));
                     }

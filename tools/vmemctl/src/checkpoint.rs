@@ -14,6 +14,7 @@ mod mount;
 mod nbd;
 mod paced;
 mod restore;
+mod patience;
 mod squash;
 
 use vmem_checkpoint::Error;

@@ -149,10 +149,10 @@ pub(super) fn sweep(base: &Base, options: &GcOptions, marked: &Marked, report: &
         base.delete(name)?;
     }
     let swept = base.objects.sweep(options.grace);
-    swept.map(drop).map_err(|source| Error::Object {
+    swept.map(drop).map_err(|cause| Error::Object {
         action: "delete",
         name: "unfinished files".to_owned(),
-        source,
+        cause,
     })
 }
 

@@ -61,7 +61,7 @@ pub(super) fn trim(base: &Arc<Base>, options: &GcOptions, marked: &mut Marked, r
             // Another collection was faster. What it kept is at least what is referred to now.
             Ok(())
             | Err(Error::Object {
-                source: ObjectError::AlreadyExists,
+                cause: ObjectError::AlreadyExists,
                 ..
             }) => added.push((*id, next, rewritten.len() as u64)),
             Err(error) => return Err(error),

@@ -80,6 +80,12 @@ impl Memory {
         self.lock().counts
     }
 
+    /// Operations since the place was made, those that failed among them.
+    #[cfg(test)]
+    pub(crate) fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
     /// Bytes of all objects whose names begin with `prefix`.
     #[must_use]
     pub fn bytes(&self, prefix: &str) -> u64 {

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Objects in S3, or whatever else `object_store` speaks to.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
@@ -11,18 +14,30 @@ use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
 use tokio::runtime::Runtime;
 
-use super::{Fetched, ObjectError, ObjectMeta, Objects, Part, Put};
+use super::{Fetched, ObjectError, ObjectMeta, Objects, Part, Put, Waiting};
 
 /// Objects under a prefix of an object store.
 ///
 /// The store's callers are threads; `object_store` is asynchronous. So this has a small runtime of its own, and each call waits for one
 /// task of it. It must not be used by a task of another runtime.
-#[derive(Debug)]
 pub struct Remote {
     runtime: Runtime,
     store: Arc<dyn ObjectStore>,
+    /// The bucket, for messages.
+    bucket: String,
     prefix: Path,
+    waiting: Option<Arc<dyn Waiting>>,
 }
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {:?}", self.prefix, self.store)
+    }
+}
+
+/// How often a request looks whether the wait is over, and how long it may take nevertheless: what is cleaned up then takes requests, too.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const LAST_REQUEST_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to be made, and a request with its answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -44,6 +59,8 @@ impl Remote {
         Ok(Self {
             runtime,
             store,
+            bucket: String::new(),
+            waiting: None,
             prefix: Path::parse(prefix.trim_matches('/')).map_err(|error| ObjectError::Other(Arc::new(error)))?,
         })
     }
@@ -71,7 +88,16 @@ impl Remote {
             .with_retry(retry)
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .build();
-        Self::new(Arc::new(store.map_err(from)?), prefix)
+        let mut remote = Self::new(Arc::new(store.map_err(|error| from(error, bucket))?), prefix)?;
+        remote.bucket = bucket.to_owned();
+        Ok(remote)
+    }
+
+    /// Requests that are under way end when the wait is over.
+    #[must_use]
+    pub fn with_waiting(mut self, waiting: Arc<dyn Waiting>) -> Self {
+        self.waiting = Some(waiting);
+        self
     }
 
     fn path(&self, name: &str) -> Result<Path, ObjectError> {
@@ -80,7 +106,25 @@ impl Remote {
     }
 
     fn wait<T>(&self, task: impl Future<Output = object_store::Result<T>>) -> Result<T, ObjectError> {
-        self.runtime.block_on(task).map_err(from)
+        let result = match &self.waiting {
+            None => self.runtime.block_on(task),
+            Some(waiting) => self.runtime.block_on(async {
+                let (began, mut task) = (Instant::now(), pin!(task));
+                loop {
+                    match tokio::time::timeout(POLL_INTERVAL, &mut task).await {
+                        Ok(result) => return result,
+                        Err(_) if waiting.is_over() && began.elapsed() >= LAST_REQUEST_LIMIT => {
+                            return Err(object_store::Error::Generic {
+                                store: "S3",
+                                source: "the request was given up".into(),
+                            });
+                        }
+                        Err(_) => {}
+                    }
+                }
+            }),
+        };
+        result.map_err(|error| from(error, &self.bucket))
     }
 }
 
@@ -96,16 +140,46 @@ impl FromEnv for ClientOptions {
     }
 }
 
-fn from(error: object_store::Error) -> ObjectError {
+/// What went wrong: what the server has said, in its own words; or the whole error, with its last cause.
+fn reason(error: &object_store::Error) -> String {
+    /// Bytes of a part of an answer that are shown.
+    const SHOWN: usize = 200;
+    let text = error.to_string();
+    let part = |name: &str| {
+        let (_, after) = text.split_once(&format!("<{name}>"))?;
+        let (part, _) = after.split_once(&format!("</{name}>"))?;
+        Some(part.chars().filter(|c| !c.is_control()).take(SHOWN).collect::<String>())
+    };
+    if let Some(code) = part("Code") {
+        let message = part("Message").map_or(String::new(), |message| format!(" ({message})"));
+        return format!("the server says {code}{message}");
+    }
+    let mut last: &dyn StdError = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    let last = last.to_string();
+    match text.contains(&last) {
+        true => text,
+        false => format!("{text}: {last}"),
+    }
+}
+
+fn from(error: object_store::Error, bucket: &str) -> ObjectError {
     use object_store::Error as E;
+    // An object that is not there has another code.
+    if error.to_string().contains("<Code>NoSuchBucket</Code>") {
+        return ObjectError::NoBucket(bucket.to_owned());
+    }
+    let cause = || -> Arc<dyn StdError + Send + Sync> { Arc::from(Box::<dyn StdError + Send + Sync>::from(reason(&error))) };
     match error {
         E::NotFound { .. } => ObjectError::NotFound,
         // 412 is what S3 says to If-None-Match; some servers say 409 while another such request is under way.
         E::AlreadyExists { .. } | E::Precondition { .. } => ObjectError::AlreadyExists,
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => ObjectError::Denied(Arc::new(error)),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => ObjectError::Denied(cause()),
         // Requests that were not answered, and answers of overloaded servers, are all of one kind.
-        E::Generic { .. } => ObjectError::Transient(Arc::new(error)),
-        _ => ObjectError::Other(Arc::new(error)),
+        E::Generic { .. } => ObjectError::Transient(cause()),
+        _ => ObjectError::Other(cause()),
     }
 }
 
@@ -217,6 +291,9 @@ impl Objects for Remote {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use object_store::memory::InMemory;
 
     use super::*;
@@ -278,26 +355,134 @@ mod tests {
         }
     }
 
-    #[test]
-    fn server_that_is_not_there_is_away() {
+    /// A place at this endpoint.
+    fn at(endpoint: &str) -> Remote {
         install_provider();
-        let store = AmazonS3Builder::new()
-            .with_bucket_name("bucket")
-            .with_endpoint("http://127.0.0.1:9")
-            .with_allow_http(true);
         let retry = RetryConfig {
             max_retries: 0,
             ..RetryConfig::default()
         };
-        let store = store
+        let store = AmazonS3Builder::new()
+            .with_bucket_name("bucket")
+            .with_endpoint(endpoint)
+            .with_allow_http(true)
             .with_access_key_id("k")
             .with_secret_access_key("s")
             .with_region("us-east-1")
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_retry(retry)
             .build();
-        let remote = Remote::new(Arc::new(store.unwrap()), "p").unwrap();
-        let error = remote.get("x", Part::All(1)).unwrap_err();
+        let mut remote = Remote::new(Arc::new(store.unwrap()), "p").unwrap();
+        remote.bucket = "bucket".to_owned();
+        remote
+    }
+
+    /// A server that gives each request this answer, or none; its address.
+    fn server(answer: Option<String>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut silent = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let Some(answer) = &answer else {
+                    silent.push(stream);
+                    continue;
+                };
+                let (mut request, mut byte) = (Vec::new(), [0]);
+                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    request.push(byte[0]);
+                }
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        format!("http://{address}")
+    }
+
+    fn answer(status: &str, code: &str) -> Option<String> {
+        let body = format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>Sorry.</Message><Key>p/config</Key></Error>"
+        );
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        Some(head + &body)
+    }
+
+    #[test]
+    fn server_that_is_not_there_is_away_and_the_error_says_why() {
+        let error = at("http://127.0.0.1:9").get("x", Part::All(1)).unwrap_err();
         assert!(error.is_transient(), "{error}");
+        let text = error.to_string();
+        assert_eq!(text.matches("refused").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn answers_of_servers_are_told_from_each_other() {
+        use crate::{Error, OpenOptions, Store};
+
+        for (status, code, expected) in [
+            (
+                "404 Not Found",
+                "NoSuchBucket",
+                "cannot read config: there is no bucket \"bucket\"",
+            ),
+            (
+                "403 Forbidden",
+                "SignatureDoesNotMatch",
+                "cannot read config: access denied: the server says SignatureDoesNotMatch (Sorry.)",
+            ),
+            (
+                "401 Unauthorized",
+                "InvalidToken",
+                "cannot read config: access denied: the server says InvalidToken (Sorry.)",
+            ),
+            (
+                "503 Slow Down",
+                "SlowDown",
+                "cannot read config: the server says SlowDown (Sorry.)",
+            ),
+        ] {
+            let remote = at(&server(answer(status, code)));
+            let objects: [Result<(), ObjectError>; 3] =
+                [remote.put("x", b"1", Put::New), remote.list("").map(drop), remote.delete("x")];
+            for done in objects {
+                let error = done.expect_err(code);
+                assert!(expected.ends_with(&error.to_string()), "{code}: {error}");
+            }
+            let mut options = OpenOptions::default();
+            options.retry.attempts = 1;
+            let error = Store::open(Arc::new(remote), options).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+            // One who prints the causes, too, prints each once.
+            assert!(error.source().is_none());
+        }
+        let remote = at(&server(answer("404 Not Found", "NoSuchKey")));
+        assert!(matches!(remote.get("x", Part::All(1)), Err(ObjectError::NotFound)));
+        remote.delete("x").unwrap();
+        assert!(matches!(
+            Store::open(Arc::new(remote), OpenOptions::default()),
+            Err(Error::NoStore)
+        ));
+    }
+
+    #[test]
+    fn request_that_is_not_answered_ends_when_the_wait_is_over() {
+        struct Over;
+
+        impl Waiting for Over {
+            fn notice(&self, _: super::super::Outage<'_>) {}
+
+            fn is_over(&self) -> bool {
+                true
+            }
+        }
+
+        let remote = at(&server(None)).with_waiting(Arc::new(Over));
+        let began = Instant::now();
+        assert!(remote.get("x", Part::All(1)).unwrap_err().is_transient());
+        assert!(began.elapsed() >= LAST_REQUEST_LIMIT && began.elapsed() < REQUEST_LIMIT / 2);
     }
 
     /// `VMEM_TEST_S3=s3://BUCKET/PREFIX`, with the variables that [`Remote::s3`] reads: a server that others wrote.

@@ -77,6 +77,7 @@ pub(super) fn options(time: &Arc<Time>) -> OpenOptions {
             attempts: 4,
             pause: Duration::ZERO,
             longest: Duration::ZERO,
+            patience: Duration::ZERO,
         },
         ..OpenOptions::default()
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use super::model::*;
-use crate::objects::{Fetched, Faults, Memory, ObjectError, ObjectMeta, Objects, Part, Put};
+use crate::objects::{Faults, Fetched, Memory, ObjectError, ObjectMeta, Objects, Part, Put};
 use crate::{Error, GcOptions, Image, OpenOptions, Policy, SquashOptions, Store};
 
 /// Who may execute how many operations before the other one may.
@@ -112,6 +112,13 @@ impl Objects for InTurn {
 
     fn delete(&self, name: &str) -> Result<(), ObjectError> {
         self.turns.operate(self.own, || self.memory.delete(name))
+    }
+}
+
+fn now() -> GcOptions {
+    GcOptions {
+        grace: Duration::ZERO,
+        ..GcOptions::default()
     }
 }
 
@@ -284,9 +291,7 @@ fn killed_removal_holds_readers_up_for_a_time_and_no_longer() {
         }
         // The next one does not mind the mark.
         assert_eq!(store.remove(&name(1)).is_ok(), is_there, "{stop}");
-        let mut now = GcOptions::default();
-        now.grace = Duration::ZERO;
-        store.gc(&now).unwrap();
+        store.gc(&now()).unwrap();
         assert_eq!(objects(&left, "leases/"), [""; 0], "{stop}");
     }
     assert!(was_held_up, "no removal was killed with a mark");
@@ -341,8 +346,6 @@ fn mark_that_cannot_be_read_is_respected_until_it_is_old() {
     assert!(matches!(store.hold(&name(1), "a restore"), Err(Error::BeingRemoved { .. })));
     std::thread::sleep(Duration::from_millis(450));
     store.hold(&name(1), "a restore").unwrap();
-    let mut now = GcOptions::default();
-    now.grace = Duration::ZERO;
-    store.gc(&now).unwrap();
+    store.gc(&now()).unwrap();
     assert_eq!(objects(&place.memory, "leases/"), [""; 0]);
 }

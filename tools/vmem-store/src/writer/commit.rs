@@ -344,7 +344,7 @@ impl Writer {
         )?;
         match self.base.put(&object_name, &object, Put::New) {
             Err(Error::Object {
-                source: ObjectError::AlreadyExists,
+                cause: ObjectError::AlreadyExists,
                 ..
             }) => Ok(false),
             put => put.map(|()| true),

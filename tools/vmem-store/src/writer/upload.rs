@@ -44,7 +44,7 @@ impl Uploader {
             let thread = thread.map_err(|error| Error::Object {
                 action: "write",
                 name: "packs".to_owned(),
-                source: error.into(),
+                cause: error.into(),
             })?;
             uploader.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
@@ -72,7 +72,7 @@ impl Uploader {
                 results.failed.get_or_insert_with(|| Error::Object {
                     action: "write",
                     name: "packs".to_owned(),
-                    source: ObjectError::other("a thread that uploads them has panicked"),
+                    cause: ObjectError::other("a thread that uploads them has panicked"),
                 });
             }
         }

@@ -105,6 +105,9 @@ pub(crate) struct Create {
     pub(crate) timeout: Duration,
     /// A word that the checkpoints get; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
+    /// How long the store may be away while a checkpoint is made; the guest goes on meanwhile
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) store_timeout: Duration,
     pub(crate) words: Vec<String>,
     #[command(flatten)]
     pub(crate) freeze: FreezeOptions,
@@ -341,7 +344,7 @@ mod tests {
             "key remove --store /s --key-file /k 0123",
             "create --store /s --qmp /q",
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
-            "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --tag a --tag b",
+            "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --store-timeout 600 --tag a --tag b",
             "create --store /s --qmp /q --agent /a --freeze always --agent-timeout 2",
             "create --store /s --qmp /q --disks /o --before true --resumed true --after true --hook-timeout 5",
             "restore --store /s --qmp /q --disks /o guest0 -- qemu",

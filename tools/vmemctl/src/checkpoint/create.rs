@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl checkpoint create`: one checkpoint, or one after the other.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,18 @@ use vmem_store::{GuestName, Store};
 
 use super::args::Create;
 use super::paced::Paced;
+use super::patience::Patience;
 use super::{maintain, note};
 
 /// How often a wait looks for a signal and for the end of the program.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Error> {
-    let store = args.store.open()?;
+    let waiting = Patience {
+        signals: signals.clone(),
+        json,
+    };
+    let store = args.store.open_patiently(args.store_timeout, Arc::new(waiting))?;
     let subject = match (&args.qmp, &args.program) {
         (Some(qmp), _) => Subject::Guest { qmp: qmp.clone() },
         (None, Some(program)) => Subject::Program {

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The options that name a store and its key.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use clap::Args;
+use vmem_store::objects::Waiting;
 use vmem_store::{Error, Store};
 use vmem_store_source::{KeyOptions, Location};
 
@@ -19,5 +23,10 @@ impl InStore {
     /// Opens the store.
     pub(crate) fn open(&self) -> Result<Store, Error> {
         self.store.open(self.key.read()?)
+    }
+
+    /// Opens the store; from then on, it may be away for so long.
+    pub(crate) fn open_patiently(&self, patience: Duration, waiting: Arc<dyn Waiting>) -> Result<Store, Error> {
+        self.store.open_patiently(self.key.read()?, patience, waiting)
     }
 }

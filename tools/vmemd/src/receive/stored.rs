@@ -88,12 +88,7 @@ fn give_back(opened: &Mutex<Option<Arc<StoredPages>>>) {
 fn stored_pages(address: &Address, key: Option<UserKey>, existing: bool) -> Result<StoredPages, vmem_source::Error> {
     let holder = format!("vmemd, process {}", std::process::id());
     // Of regions that exist, programs wait for pages: a removal that was killed is waited for, as a store that is away is.
-    let passes = |error: &vmem_store::Error| {
-        matches!(
-            error,
-            vmem_store::Error::NoStore | vmem_store::Error::BeingRemoved { .. }
-        )
-    };
+    let passes = |error: &vmem_store::Error| matches!(error, vmem_store::Error::NoStore | vmem_store::Error::BeingRemoved { .. });
     let is_away = |error: &vmem_store::Error| error.is_transient() || (existing && passes(error));
     StoredPages::open(address, key, &holder).map_err(|error| match error {
         vmem_store_source::Error::Store(error) if is_away(&error) => vmem_source::Error::Io(io::Error::other(error)),

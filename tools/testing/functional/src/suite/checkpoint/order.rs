@@ -103,6 +103,13 @@ pub(super) fn followed(store: &Store) -> Outcome {
     let mut restore = store.restore("order@4", &["--no-background"], "ready")?;
     let region = open(REGION)?;
     let mapping = map(&region)?;
+    // vmemctl has a lease until the restore is over, besides vmemd's.
+    let objects = fs::read_dir(store.directory.join("store/leases"))?;
+    let leases = objects.filter(|entry| {
+        let path = entry.as_ref().map(fs::DirEntry::path);
+        path.is_ok_and(|path| path.extension().is_some_and(|ending| ending == "lease"))
+    });
+    equal!(leases.count(), 2);
     let order = [2, 1, 0, 3];
     touch(&mapping, order.into_iter().flat_map(group))?;
     equal!(recorded(&mut restore)?, PAGES as u64);

@@ -84,6 +84,15 @@ pub(super) fn used() -> Outcome {
     store.run("gc", &["--grace", "0.001"])?;
     store.run("verify", &["data@latest"])?;
     equal!(store.run("list", &["data"])?.lines().count(), 1);
+    for command in ["list", "init"] {
+        let output = store.command_at(command, "s3://nowhere/of/guests")?.output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(1) && stderr.matches("there is no bucket \"nowhere\"").count() == 1,
+            "{command}: {:?} {stderr}",
+            output.status
+        );
+    }
     guest::exact(&store, &mut Guest::new()?)
 }
 
@@ -109,12 +118,20 @@ pub(super) fn away() -> Outcome {
         file.write_all_at(&contents(page), (page * PAGE_SIZE) as u64)?;
     }
     let (pid, memory) = memory_of(&file);
-    // It is overloaded for a while.
-    link.turn_away(BUSY);
+    // It is overloaded for longer than an operation has attempts, as soon as a checkpoint is begun.
+    let [begun, go] = ["begun", "go"].map(|name| store.directory.join(name));
+    let before = format!(
+        "touch {}; while [ ! -e {} ]; do sleep 0.05; done",
+        begun.display(),
+        go.display()
+    );
     let mut create = store.command("create")?;
-    create.args(["--name", "data", "--pid", &pid, "--memory", &memory]);
+    create.args(["--name", "data", "--pid", &pid, "--memory", &memory, "--before", &before]);
     let mut create = Process(create.stdin(Stdio::null()).spawn()?);
-    wait_until("the server is asked again", || Ok(link.turned_away() > 1))?;
+    wait_until("the checkpoint is begun", || Ok(begun.exists()))?;
+    link.turn_away(BUSY);
+    fs::File::create(&go)?;
+    wait_until("the server is asked again", || Ok(link.turned_away() > 7))?;
     link.let_in();
     let status = create.0.wait()?;
     let _ = fs::remove_file(FILE);

@@ -51,9 +51,14 @@ impl Store {
     }
 
     pub(super) fn command(&self, command: &str) -> Outcome<Command> {
+        self.command_at(command, &self.location)
+    }
+
+    /// A command on another store that this environment is good for.
+    pub(super) fn command_at(&self, command: &str, location: &str) -> Outcome<Command> {
         let mut vmemctl = beside("vmemctl")?;
         vmemctl
-            .args(["checkpoint", command, "--store", &self.location])
+            .args(["checkpoint", command, "--store", location])
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         vmemctl.arg("--state").arg(self.directory.join("state"));
         Ok(vmemctl)
