@@ -88,6 +88,7 @@ pub use image::{BlobReader, Extent, Fragmentation, Image, PageState, Together, T
 pub use keys::UserKey;
 pub use manifest::{Backend, BackendKind, Manifest, Parent, Statistics};
 pub use names::{CheckpointName, GuestName, NameError, WriterId};
+pub use order::AccessOrder;
 pub use retention::{Decision, Item, Policy};
 pub use squash::{SquashOptions, SquashReport};
 pub use store::{InitOptions, Listed, OpenOptions, Store};

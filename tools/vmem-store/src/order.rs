@@ -91,6 +91,16 @@ impl Order {
     }
 }
 
+/// Pages in the order in which a restore best reads them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccessOrder {
+    /// The pages; those that are not in it come last.
+    pub touches: Vec<Touch>,
+    /// The checkpoint whose restores have recorded it. `None`: no restore has, and these are the pages that the checkpoint has written itself.
+    pub recorded: Option<CheckpointName>,
+}
+
 fn prefix(checkpoint: &CheckpointName) -> String {
     format!("{ORDERS}{}/{:010}/", checkpoint.guest, checkpoint.sequence)
 }
@@ -168,6 +178,15 @@ impl Store {
     ///
     /// The place cannot be listed, or does not answer; the index is damaged.
     pub fn order(&self, image: &Image) -> Result<Vec<Touch>, Error> {
+        Ok(self.access_order(image)?.touches)
+    }
+
+    /// As [`order`](Self::order), with the checkpoint that the order was recorded of.
+    ///
+    /// # Errors
+    ///
+    /// As for [`order`](Self::order).
+    pub fn access_order(&self, image: &Image) -> Result<AccessOrder, Error> {
         let own = &image.manifest().checkpoint;
         let mut names: Vec<(u64, u64, String)> = self
             .base
@@ -194,10 +213,15 @@ impl Store {
                 Err(error) => tracing::warn!("an access order is passed over: {error}"),
             }
         }
-        match of {
-            Some(_) => Ok(merged.touches),
-            None => last_written(image),
-        }
+        let touches = match of {
+            Some(_) => merged.touches,
+            None => last_written(image)?,
+        };
+        let recorded = of.map(|sequence| CheckpointName {
+            guest: own.guest.clone(),
+            sequence,
+        });
+        Ok(AccessOrder { touches, recorded })
     }
 
     fn recording(&self, name: &str) -> Result<Order, Error> {

@@ -91,7 +91,10 @@ impl Store {
         options: &SquashOptions,
         report: &mut SquashReport,
     ) -> Result<(), Error> {
-        let image = self.hold(checkpoint, &options.write.holder)?;
+        let image = match options.dry_run {
+            true => self.image(checkpoint)?,
+            false => self.hold(checkpoint, &options.write.holder)?,
+        };
         // The packs of which the checkpoint uses the smallest part, as many as the bytes allow.
         let live = image.live()?;
         let mut packs: Vec<(u64, u32, u32)> = Vec::new();

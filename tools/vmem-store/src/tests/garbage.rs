@@ -336,8 +336,10 @@ fn order_of_the_nearest_checkpoint_or_the_last_written_pages_stand_in() {
         backend: 0,
         pages: range(790, 5),
     }];
+    assert_eq!(place.store.access_order(&third).unwrap().recorded, None);
     place.store.record_order(&second, &touched).unwrap();
     assert_eq!(place.store.order(&third).unwrap(), touched);
+    assert_eq!(place.store.access_order(&third).unwrap().recorded, Some(name(2)));
     let beyond = [Touch {
         backend: 0,
         pages: range(799, 5),

@@ -12,6 +12,7 @@ use vmem_store::{CheckpointName, GuestName, SquashOptions};
 use vmem_store_source::Selector;
 
 use super::in_store::InStore;
+use super::note;
 
 #[derive(Debug, Args)]
 pub(crate) struct Squash {
@@ -68,14 +69,29 @@ pub(super) fn run(args: &Squash, json: bool) -> Result<(), Error> {
     let mut options = SquashOptions::default();
     options.dry_run = args.dry_run;
     options.rewrite = args.rewrite.or(args.by_access.then_some(u64::MAX));
+    let mut recorded = None;
     options.write.holder = format!("vmemctl checkpoint squash, process {}", std::process::id());
     if args.by_access {
-        options.order = store.order(&store.hold(&last, &options.write.holder)?)?;
+        // A dry run reads a moment, and needs no lease.
+        let image = match args.dry_run {
+            true => store.image(&last)?,
+            false => store.hold(&last, &options.write.holder)?,
+        };
+        let order = store.access_order(&image)?;
+        (recorded, options.order) = (order.recorded, order.touches);
     }
+    let recorded_of = recorded.as_ref().map(ToString::to_string);
     let done = store.squash(guest, *first, last.sequence, &options)?;
     if json {
-        report::print(&json!({"event": "squashed", "checkpoint": last.to_string(), "dry_run": args.dry_run, "report": done}));
+        let mut squashed = json!({"event": "squashed", "checkpoint": last.to_string(), "dry_run": args.dry_run, "report": done});
+        if args.by_access {
+            squashed["order"] = recorded_of.into();
+        }
+        report::print(&squashed);
         return Ok(());
+    }
+    if args.by_access {
+        note(false, &order_note(&last, recorded.as_ref()));
     }
     let named = |sequence: &u64| CheckpointName {
         guest: guest.clone(),
@@ -99,6 +115,21 @@ pub(super) fn run(args: &Squash, json: bool) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// Says by what the pages are laid out, unless that is what was asked for.
+fn order_note(last: &CheckpointName, recorded: Option<&CheckpointName>) -> String {
+    match recorded {
+        Some(of) if of == last => format!("pages are laid out by the access order of {last}"),
+        Some(of) => format!(
+            "no access order was recorded for {last}: pages are laid out by that of {of}, the nearest checkpoint that has one"
+        ),
+        None => format!(
+            "no access order was recorded for any checkpoint of {}: pages are laid out by what {last} has written itself, then the others as they \
+             lie in the store (a restore records an order)",
+            last.guest
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +162,26 @@ mod tests {
         ] {
             assert_eq!(range(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn missing_access_order_is_said() {
+        let name = |sequence| CheckpointName {
+            guest: "guest0".parse().expect("a name"),
+            sequence,
+        };
+        let none = order_note(&name(7), None);
+        assert!(
+            none.starts_with("no access order was recorded for any checkpoint of guest0"),
+            "{none}"
+        );
+        let near = order_note(&name(7), Some(&name(5)));
+        assert!(
+            near.contains("recorded for guest0@7") && near.contains("that of guest0@5"),
+            "{near}"
+        );
+        let own = order_note(&name(7), Some(&name(7)));
+        assert_eq!(own, "pages are laid out by the access order of guest0@7");
     }
 
     #[test]
