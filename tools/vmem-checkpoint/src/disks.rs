@@ -21,6 +21,11 @@ use crate::error::Error;
 /// The label that has the disks, as JSON: an array of [`Disk`].
 pub const DISKS: &str = "disks";
 
+/// Files of a disk, one over the other, from which on the operator is told, and with which no checkpoint is made any more. Each overlay takes
+/// a descriptor of QEMU, which has 1024 unless told otherwise, and makes each overlay after it slower.
+const MANY: u64 = 32;
+const TOO_MANY: u64 = 100;
+
 /// A disk at the instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -88,6 +93,26 @@ impl Disk {
     }
 }
 
+/// Checks that a disk has room for one more overlay.
+fn check_length(disk: &disks::Disk) -> Result<(), Error> {
+    let files = disk.below + 1;
+    if files >= TOO_MANY {
+        return Err(Error::other(format!(
+            "disk {}: it consists of {files} files, one over the other, and gets no more overlays: merge those that no checkpoint refers to \
+             (vmemctl checkpoint merge-overlays)",
+            disk.name
+        )));
+    }
+    if files >= MANY {
+        tracing::warn!(
+            "disk {}: it consists of {files} files, one over the other; at {TOO_MANY}, no more checkpoints are made (vmemctl checkpoint \
+             merge-overlays merges those that no checkpoint refers to)",
+            disk.name
+        );
+    }
+    Ok(())
+}
+
 /// The length, and when it was written last.
 fn stamp(file: &Path) -> io::Result<(u64, i64)> {
     let found = fs::metadata(file)?;
@@ -113,6 +138,7 @@ impl Plan {
         )))?;
         let (mut plan, mut names) = (Vec::new(), BTreeSet::new());
         for (number, disk) in writable(qmp)?.into_iter().enumerate() {
+            check_length(&disk)?;
             // An overlay names its base relative to its own directory.
             if !Path::new(&disk.file).is_absolute() {
                 return Err(Error::other(format!(
@@ -197,6 +223,22 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disk_of_too_many_files_gets_no_overlay() {
+        let disk = |below| disks::Disk {
+            name: "disk0".to_owned(),
+            node: "n".to_owned(),
+            file: "/a".to_owned(),
+            format: "qcow2".to_owned(),
+            below,
+        };
+        [0, 31, 98]
+            .into_iter()
+            .for_each(|below| check_length(&disk(below)).expect("room"));
+        let error = check_length(&disk(99)).expect_err("no room").to_string();
+        assert!(error.contains("100 files") && error.contains("merge-overlays"), "{error}");
+    }
 
     #[test]
     fn file_that_was_written_since_is_not_the_disk() {

@@ -23,6 +23,7 @@ pub mod freeze;
 pub mod hooks;
 pub mod incoming;
 mod memory;
+pub mod merge;
 mod overlays;
 mod page_tables;
 mod recorder;

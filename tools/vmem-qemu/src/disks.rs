@@ -19,6 +19,8 @@ pub struct Disk {
     pub file: String,
     /// The format of the file, such as `qcow2`.
     pub format: String,
+    /// How many files lie below that file: overlays, and the one without a backing file.
+    pub below: u64,
 }
 
 /// The disks that the guest can write to.
@@ -44,6 +46,7 @@ pub fn writable(qmp: &mut Qmp) -> Result<Vec<Disk>, Error> {
             node: text(inserted, "node-name")?,
             file: text(inserted, "file")?,
             format: text(inserted, "drv")?,
+            below: inserted["backing_file_depth"].as_u64().unwrap_or(0),
         });
     }
     Ok(found)
@@ -97,7 +100,7 @@ mod tests {
             r##"{"return": [{"device": "da", "qdev": "/machine/peripheral-anon/device[1]/virtio-backend", "##,
             r##""inserted": {"file": "/a.img", "drv": "raw", "node-name": "#block276", "ro": false}}, "##,
             r##"{"device": "", "qdev": "/machine/peripheral/vb/virtio-backend", "##,
-            r##""inserted": {"file": "/b.img", "drv": "qcow2", "node-name": "nb", "ro": false}}, "##,
+            r##""inserted": {"file": "/b.img", "drv": "qcow2", "node-name": "nb", "ro": false, "backing_file_depth": 7}}, "##,
             r##"{"device": "", "qdev": "/machine/peripheral-anon/device[2]", "##,
             r##""inserted": {"file": "/c.img", "drv": "qcow2", "node-name": "nc", "ro": false}}, "##,
             r##"{"device": "cd", "qdev": "cd"}, "##,
@@ -112,6 +115,7 @@ mod tests {
             node: "nb".to_owned(),
             file: "/b.img".to_owned(),
             format: "qcow2".to_owned(),
+            below: 7,
         };
         assert_eq!(disks[1], nb);
     }

@@ -58,6 +58,7 @@
 
 pub mod agent;
 mod backend_file;
+pub mod chain;
 pub mod command;
 mod connection;
 mod device_state;

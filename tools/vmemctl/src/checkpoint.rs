@@ -12,9 +12,10 @@ mod key;
 mod maintain;
 mod mount;
 mod nbd;
+mod overlays;
 mod paced;
-mod restore;
 mod patience;
+mod restore;
 mod squash;
 
 use vmem_checkpoint::Error;
@@ -35,7 +36,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Export(args) => export::run(args, &catch()?, common.json),
         Command::List(args) => inspect::list(args, common.json),
         Command::Show(args) => inspect::show(args, common.json),
-        Command::Rm(args) => inspect::remove(args),
+        Command::Rm(args) => inspect::remove(args, common.json),
         Command::Protect(args) => inspect::protect(args),
         Command::Prune(args) => maintain::prune(args, common.json),
         Command::Squash(args) => squash::run(args, common.json),
@@ -44,6 +45,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Mount(args) => mount::run(args, &catch()?, common.json),
         Command::Nbd(args) => nbd::run(args, &catch()?, common.json),
         Command::Gc(args) => maintain::gc(args, common.json),
+        Command::MergeOverlays(args) => overlays::merge(args, &catch()?, common.json),
         Command::Key(args) => key::run(args, common.json),
     }
 }

@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Nbd(Nbd),
     /// Delete what no checkpoint refers to any more
     Gc(Gc),
+    /// Merge overlays of a running guest's disks that no checkpoint refers to any more
+    MergeOverlays(super::overlays::MergeOverlays),
     /// Make keys, and say which ones open an encrypted store
     Key(Key),
 }
@@ -103,11 +105,11 @@ pub(crate) struct Create {
     /// How long QEMU may take to save its devices
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
-    /// A word that the checkpoints get; may be repeated
-    #[arg(long = "tag", value_name = "TAG")]
     /// How long the store may be away while a checkpoint is made; the guest goes on meanwhile
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) store_timeout: Duration,
+    /// A word that the checkpoints get; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
     pub(crate) words: Vec<String>,
     #[command(flatten)]
     pub(crate) freeze: FreezeOptions,
@@ -365,6 +367,7 @@ mod tests {
             "diff --store /s guest0@1 guest0@2",
             "gc --store /s --grace 60 --dry-run",
             "squash --store /s --rewrite 1G --by-access --dry-run guest0@1..latest",
+            "merge-overlays --store /s --qmp /q --dry-run",
             "mount --store /s /mnt",
             "mount --store /s --key-file /k --timeout 5 /mnt",
             "nbd --store /s --socket /run/nbd guest0@3",
@@ -401,6 +404,7 @@ mod tests {
             "verify --store /s --read-data 101 guest0@1",
             "diff --store /s guest0@1",
             "rm --store /s guest0@latest",
+            "merge-overlays --store /s",
             "mount --store /s",
             "mount --store /s --timeout 0 /mnt",
             "nbd --store /s guest0@3",

@@ -6,9 +6,10 @@ use vmem_checkpoint::disks::{DISKS, Disk};
 use vmem_checkpoint::{Error, RUN_STATE};
 use vmem_cli::{bytes, chain, output};
 use vmem_migrate::report;
-use vmem_store::{BackendKind, InitOptions, Manifest, OpenOptions, Store};
+use vmem_store::{BackendKind, CheckpointName, InitOptions, Manifest, OpenOptions, Store};
 
 use super::args::{Init, List, Protect, Rm, Show};
+use super::overlays::Before;
 
 pub(super) fn init(args: &Init, json: bool) -> Result<(), Error> {
     let location = &args.store.store;
@@ -141,12 +142,14 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn remove(args: &Rm) -> Result<(), Error> {
+pub(super) fn remove(args: &Rm, json: bool) -> Result<(), Error> {
     let store = args.store.open()?;
-    for selector in &args.checkpoints {
-        store.remove(&selector.find(&store)?)?;
-    }
-    Ok(())
+    let checkpoints = args.checkpoints.iter().map(|selector| selector.find(&store));
+    let checkpoints: Vec<CheckpointName> = checkpoints.collect::<Result<_, _>>()?;
+    let before = Before::of(&store, checkpoints.iter().cloned());
+    let removed = checkpoints.iter().try_for_each(|checkpoint| store.remove(checkpoint));
+    before.report(&store, json);
+    Ok(removed?)
 }
 
 pub(super) fn protect(args: &Protect) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use vmem_migrate::report;
 use vmem_store::{CheckpointName, GcOptions, GuestName, Policy, Store};
 
 use super::args::{Diff, Gc, Keep, Prune, Verify};
+use super::overlays::Before;
 
 impl Keep {
     /// The policy. `None` if nothing was given.
@@ -34,6 +35,10 @@ pub(super) fn apply(store: &Store, guest: &GuestName, policy: &Policy) -> Result
 
 pub(super) fn prune(args: &Prune, json: bool) -> Result<(), Error> {
     let store = args.store.open()?;
+    let before = match args.dry_run {
+        true => None,
+        false => Some(Before::of_guest(&store, &args.guest)?),
+    };
     let decisions = store.prune(&args.guest, &args.keep.policy().unwrap_or_default(), args.dry_run)?;
     for decision in decisions {
         let checkpoint = CheckpointName {
@@ -53,6 +58,9 @@ pub(super) fn prune(args: &Prune, json: bool) -> Result<(), Error> {
             let what = if args.dry_run { "would be removed" } else { "removed" };
             output::out(&format!("{checkpoint}  {what}"));
         }
+    }
+    if let Some(before) = before {
+        before.report(&store, json);
     }
     Ok(())
 }

@@ -8,6 +8,34 @@ use super::guest::{Guest, Restored, ask};
 use super::store::Store;
 use crate::failure::{Outcome, ensure, equal};
 
+/// Overlays of checkpoints that are removed are merged, and those of others stay as they are.
+fn merged(store: &Store, guest: &Guest, disks: &str) -> Outcome {
+    for _ in 3..=5 {
+        guest.create(store, &["--disks", disks])?;
+    }
+    let removed = store.run("rm", &["guest0@3", "guest0@4"])?;
+    equal!(
+        removed
+            .matches("no checkpoint of this store refers to this disk file")
+            .count(),
+        2
+    );
+    let qmp = guest.qmp().to_string_lossy().into_owned();
+    for (arguments, depth) in [(&["--dry-run"][..], 5), (&[], 4)] {
+        let said = store.run("merge-overlays", &[&["--qmp", &qmp], arguments].concat())?;
+        ensure!(said.lines().count() == 2 && said.contains("ide0-hd0"), "{said}");
+        let block = ask(&guest.qmp(), "{\"execute\": \"query-block\"}")?;
+        ensure!(block.contains(&format!("\"backing_file_depth\": {depth}")), "{block}");
+    }
+    for checkpoint in ["guest0@1", "guest0@2", "guest0@5"] {
+        let shown = store.run("show", &[checkpoint])?;
+        ensure!(!shown.contains("written since"), "{shown}");
+    }
+    equal!(guest.status()?, "running");
+    equal!(store.run("merge-overlays", &["--qmp", &qmp])?, "");
+    Ok(())
+}
+
 pub(super) fn kept(store: &Store, guest: &mut Guest) -> Outcome {
     let directory = store.directory.join("disks");
     fs::create_dir(&directory)?;
@@ -33,6 +61,7 @@ pub(super) fn kept(store: &Store, guest: &mut Guest) -> Outcome {
         restored.check()?;
         restored.end()?;
     }
+    merged(store, guest, &disks)?;
     // Somebody writes to the disk of the first one.
     fs::File::options()
         .append(true)
