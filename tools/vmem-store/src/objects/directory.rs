@@ -6,10 +6,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{Fetched, ObjectError, ObjectMeta, Objects, Part, Put};
 use crate::hex::to_hex;
+use crate::names::CONFIG;
 use crate::random::random;
 
 /// A directory on a local or shared file system.
@@ -20,6 +22,8 @@ use crate::random::random;
 #[derive(Debug)]
 pub struct Directory {
     root: PathBuf,
+    /// A store was found here: what is written belongs to it, and not into a directory that is there while the store's is not mounted.
+    is_store: AtomicBool,
 }
 
 /// Where files are written before they get their name. No object's name begins so.
@@ -29,7 +33,10 @@ impl Directory {
     /// The objects in `root`, which need not exist yet.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            is_store: AtomicBool::new(false),
+        }
     }
 
     fn path(&self, name: &str) -> Result<PathBuf, ObjectError> {
@@ -38,6 +45,16 @@ impl Directory {
             return Err(ObjectError::other(format!("{name:?} is no name of an object")));
         }
         Ok(self.root.join(name))
+    }
+
+    /// Checks that the store that was found here is here now.
+    fn check_there(&self) -> Result<(), ObjectError> {
+        match self.is_store.load(Ordering::Relaxed) && !self.root.join(CONFIG).try_exists()? {
+            true => Err(ObjectError::Transient(Arc::from(
+                Box::<dyn std::error::Error + Send + Sync>::from("the directory has no store any more (is it mounted?)"),
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Makes a directory and those above it, each durable.
@@ -110,6 +127,7 @@ impl Directory {
 impl Objects for Directory {
     fn put(&self, name: &str, bytes: &[u8], put: Put) -> Result<(), ObjectError> {
         let path = self.path(name)?;
+        self.check_there()?;
         let unfinished = self.root.join(UNFINISHED);
         let own = random::<16>().map_err(|error| ObjectError::Other(Arc::new(error)))?;
         Self::make(&self.root).and_then(|()| Self::make(&unfinished))?;
@@ -134,6 +152,9 @@ impl Objects for Directory {
         let range = part.of(size)?;
         let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(|_| ObjectError::NoSpace)?];
         file.read_exact_at(&mut bytes, range.start)?;
+        if name == CONFIG {
+            self.is_store.store(true, Ordering::Relaxed);
+        }
         Ok(Fetched { bytes, size })
     }
 
@@ -216,6 +237,23 @@ mod tests {
         }
         assert_eq!(mode(root.join("packs/ab/x")), 0o600);
         assert_eq!(fs::read_dir(root.join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_is_written_in_the_place_of_a_store_that_is_not_mounted() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, away) = (place.path().join("store"), place.path().join("away"));
+        let store = Directory::new(&root);
+        store.put(CONFIG, b"config", Put::New).unwrap();
+        store.get(CONFIG, Part::All(10)).unwrap();
+        fs::rename(&root, &away).unwrap();
+        fs::create_dir(&root).unwrap();
+        let error = store.put("packs/ab/x", b"1", Put::New).unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("mounted"), "{error}");
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        store.put("packs/ab/x", b"1", Put::New).unwrap();
     }
 
     #[test]

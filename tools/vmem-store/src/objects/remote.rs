@@ -148,6 +148,7 @@ fn reason(error: &object_store::Error) -> String {
     let part = |name: &str| {
         let (_, after) = text.split_once(&format!("<{name}>"))?;
         let (part, _) = after.split_once(&format!("</{name}>"))?;
+        let part = part.trim_start_matches("<![CDATA[").trim_end_matches("]]>");
         Some(part.chars().filter(|c| !c.is_control()).take(SHOWN).collect::<String>())
     };
     if let Some(code) = part("Code") {
@@ -401,7 +402,7 @@ mod tests {
 
     fn answer(status: &str, code: &str) -> Option<String> {
         let body = format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>Sorry.</Message><Key>p/config</Key></Error>"
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message><![CDATA[Sorry.]]></Message><Key>p/config</Key></Error>"
         );
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
