@@ -8,6 +8,7 @@ mod damage;
 mod garbage;
 mod model;
 mod order;
+mod outage;
 mod removal;
 mod write_and_read;
 
