@@ -108,12 +108,14 @@ fn checkpoint_whose_place_stays_away_fails_once_the_patience_is_over() {
 #[test]
 fn checkpoint_is_given_up_at_once_when_the_wait_is_over() {
     let place = place();
-    let (store, ear) = patient(&place, Duration::from_secs(1000));
+    let (store, ear) = patient(&place, Duration::from_secs(60));
+    let began = Instant::now();
     let failed = made(&place, &store, || {
         std::thread::sleep(Duration::from_millis(200));
         ear.is_over.store(true, Ordering::SeqCst);
     });
     assert!(failed.unwrap_err().is_transient());
+    assert!(began.elapsed() < Duration::from_secs(30));
     is_away(&place, false);
     assert!(place.store.list().unwrap().is_empty());
 }

@@ -131,7 +131,7 @@ pub(super) fn away() -> Outcome {
     wait_until("the checkpoint is begun", || Ok(begun.exists()))?;
     link.turn_away(BUSY);
     fs::File::create(&go)?;
-    wait_until("the server is asked again", || Ok(link.turned_away() > 7))?;
+    wait_until("the server is asked again", || Ok(link.turned_away() > 6))?;
     link.let_in();
     let status = create.0.wait()?;
     let _ = fs::remove_file(FILE);
