@@ -282,8 +282,20 @@ fn squash_by_access_makes_the_working_set_sequential_and_gives_hot_pages_back() 
         order: order.clone(),
         ..SquashOptions::default()
     };
+    let dry = SquashOptions {
+        dry_run: true,
+        ..squash.clone()
+    };
+    let counts = place.memory.counts();
+    let would = place.store.squash(&guest(), 1, 30, &dry).unwrap();
+    assert_eq!(
+        (would.removed.len(), place.memory.counts().puts),
+        (28, counts.puts),
+        "a dry run writes nothing"
+    );
     let report = place.store.squash(&guest(), 1, 30, &squash).unwrap();
     assert_eq!((report.removed.len(), report.damaged), (28, 0));
+    assert_eq!(report.rewritten, would.rewritten);
     assert_eq!(report.protected, [12]);
     place.store.gc(&now()).unwrap();
     assert_is(&held, &all[&12]);
