@@ -13,6 +13,7 @@ mod nbd;
 mod order;
 mod program;
 mod s3;
+mod squash;
 mod store;
 
 use crate::failure::Outcome;
@@ -39,6 +40,8 @@ crate::tests![
     mount_that_is_killed_leaves_no_reader_that_waits,
     restore_fetches_first_what_was_touched_first_in_the_restore_before,
     restore_records_pages_that_came_before_they_were_touched,
+    squash_of_checkpoints_that_are_being_restored_loses_no_page,
+    squash_by_access_has_the_next_restore_read_the_store_in_a_row,
     checkpoint_is_read_over_nbd_by_libnbd_and_qemu,
     checkpoint_is_a_disk_of_the_kernel_over_nbd,
     checkpoint_fills_a_region_over_nbd,
@@ -118,6 +121,14 @@ fn restore_fetches_first_what_was_touched_first_in_the_restore_before() -> Outco
 
 fn restore_records_pages_that_came_before_they_were_touched() -> Outcome {
     order::of_prefetched(&Store::new()?)
+}
+
+fn squash_of_checkpoints_that_are_being_restored_loses_no_page() -> Outcome {
+    squash::while_it_is_read(&Store::new()?)
+}
+
+fn squash_by_access_has_the_next_restore_read_the_store_in_a_row() -> Outcome {
+    squash::by_access(&Store::new()?)
 }
 
 fn checkpoint_is_read_over_nbd_by_libnbd_and_qemu() -> Outcome {

@@ -18,13 +18,13 @@ const FILE: &str = "/dev/shm/vmem-checkpoint-order";
 const REGION: &str = "order.vmem-checkpo";
 
 /// Pages that one checkpoint after the first writes: more than the threads of a reader have under way.
-const GROUP: usize = 400;
+pub(super) const GROUP: usize = 400;
 
 /// The first checkpoint has them all; of the others, each writes a group of its own.
-const PAGES: usize = 4 * GROUP;
+pub(super) const PAGES: usize = 4 * GROUP;
 
-/// The packs of a store, with the order in which they were written.
-fn packs(directory: &Path) -> Outcome<Vec<PathBuf>> {
+/// The packs of a store.
+pub(super) fn packs(directory: &Path) -> Outcome<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -38,7 +38,7 @@ fn packs(directory: &Path) -> Outcome<Vec<PathBuf>> {
 }
 
 /// Makes checkpoints order@1 to order@4. Returns the pack of each.
-fn checkpoints(store: &Store) -> Outcome<Vec<PathBuf>> {
+pub(super) fn checkpoints(store: &Store) -> Outcome<Vec<PathBuf>> {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
     file.set_len((PAGES * PAGE_SIZE) as u64)?;
@@ -62,8 +62,8 @@ fn checkpoints(store: &Store) -> Outcome<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Words that do not compress to much less, so that a pack has its pages in several parts.
-fn contents(round: usize, page: usize) -> Vec<u8> {
+/// What a page has that was written in this round: words that do not compress to much less, so that a pack has its pages in several parts.
+pub(super) fn contents(round: usize, page: usize) -> Vec<u8> {
     let mut state = (round * PAGES + page + 1) as u64;
     let words = (0..PAGE_SIZE / 8).flat_map(|_| {
         state ^= state << 13;
@@ -74,7 +74,8 @@ fn contents(round: usize, page: usize) -> Vec<u8> {
     words.collect()
 }
 
-fn touch(mapping: &Mapping, pages: impl IntoIterator<Item = usize>) -> Outcome {
+/// Reads these pages of a restored order@4 in turn, and compares them.
+pub(super) fn touch(mapping: &Mapping, pages: impl IntoIterator<Item = usize>) -> Outcome {
     for page in pages {
         let mut found = vec![0; PAGE_SIZE];
         mapping.read_at(page * PAGE_SIZE, &mut found)?;
@@ -84,7 +85,7 @@ fn touch(mapping: &Mapping, pages: impl IntoIterator<Item = usize>) -> Outcome {
 }
 
 /// Waits until the restore has recorded an order. Returns how many pages it has.
-fn recorded(restore: &mut Restore) -> Outcome<u64> {
+pub(super) fn recorded(restore: &mut Restore) -> Outcome<u64> {
     let line = restore.hear("recorded")?;
     let pages = line.split("\"pages\":").nth(1).and_then(|rest| rest.split([',', '}']).next());
     Ok(pages.ok_or("no pages")?.parse()?)

@@ -49,15 +49,27 @@ impl Server {
             _process: Process(process),
         };
         wait_until("moto_server listens", || Ok(TcpStream::connect(address).is_ok()))?;
-        let mut stream = TcpStream::connect(address)?;
+        server.ask("PUT", "")?;
+        Ok(server)
+    }
+
+    /// Asks something about the bucket, without any program of ours.
+    fn ask(&self, method: &str, query: &str) -> Outcome<String> {
+        let mut stream = TcpStream::connect(&self.address)?;
         write!(
             stream,
-            "PUT /{BUCKET} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "{method} /{BUCKET}{query} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            self.address
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        Ok(server)
+        Ok(answer)
+    }
+
+    /// How many packs it has.
+    fn packs(&self) -> Outcome<usize> {
+        Ok(self.ask("GET", "?list-type=2")?.matches("/packs/").count())
     }
 }
 
@@ -79,9 +91,14 @@ pub(super) fn used() -> Outcome {
     let store = store(&server.address)?;
     program::exact(&store)?;
     store.run("verify", &["data@2"])?;
+    // The program has written all of its memory between one checkpoint and the next: none has a page of another.
+    let before = server.packs()?;
+    ensure!(before >= 3, "{before} packs of three checkpoints");
     store.run("rm", &["data@1", "data@2"])?;
     store.run("gc", &["--grace", "0.001"])?;
     store.run("gc", &["--grace", "0.001"])?;
+    let after = server.packs()?;
+    ensure!((1..before).contains(&after), "{after} packs are left of {before}");
     store.run("verify", &["data@latest"])?;
     equal!(store.run("list", &["data"])?.lines().count(), 1);
     for command in ["list", "init"] {

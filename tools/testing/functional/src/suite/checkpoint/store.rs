@@ -83,19 +83,24 @@ impl Store {
     /// Begins a restore of this checkpoint, as far as a line of its output with this event.
     pub(super) fn restore(&self, checkpoint: &str, arguments: &[&str], event: &str) -> Outcome<Restore> {
         let mut command = self.command("restore")?;
-        let mut child = command
+        command.args(["--json", checkpoint]).args(arguments);
+        Restore::start(command, event)
+    }
+
+    /// As [`restore`](Self::restore), as far as its regions are there. What it reads of the store is written to this file, by `strace`.
+    pub(super) fn restore_traced(&self, checkpoint: &str, arguments: &[&str], trace: &Path) -> Outcome<Restore> {
+        let restore = self.command("restore")?;
+        let mut command = Command::new("strace");
+        command
+            .args(["--follow-forks", "--seccomp-bpf", "--kill-on-exit", "--quiet=all"])
+            .args(["--trace=pread64", "--decode-fds=path", "--string-limit=0", "--output"])
+            .arg(trace)
+            .arg(restore.get_program())
+            .args(restore.get_args())
             .args(["--json", checkpoint])
             .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = child.stdout.take().ok_or("no output")?;
-        let mut restore = Restore {
-            child,
-            output: BufReader::new(output),
-        };
-        restore.hear(event)?;
-        Ok(restore)
+            .envs(restore.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Restore::start(command, "ready")
     }
 }
 
@@ -121,9 +126,29 @@ pub(super) fn wait_gone(region: &str) -> Outcome {
 pub(super) struct Restore {
     child: Child,
     output: BufReader<ChildStdout>,
+    /// The first line of its output with the event that was waited for.
+    said: String,
 }
 
 impl Restore {
+    fn start(mut command: Command, event: &str) -> Outcome<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().ok_or("no output")?;
+        let mut restore = Self {
+            child,
+            output: BufReader::new(output),
+            said: String::new(),
+        };
+        restore.said = restore.hear(event)?;
+        Ok(restore)
+    }
+
+    /// Its first region, if it was waited for until its regions are there.
+    pub(super) fn region(&self) -> Outcome<String> {
+        let (_, rest) = self.said.split_once("\"region\":\"").ok_or(self.said.clone())?;
+        Ok(rest.split('"').next().unwrap_or_default().to_owned())
+    }
+
     /// Reads until this event.
     pub(super) fn hear(&mut self, event: &str) -> Outcome<String> {
         let wanted = format!("\"event\":\"{event}\"");
