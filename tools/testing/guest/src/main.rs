@@ -3,11 +3,12 @@
 //!
 //! It has a ticker, which finds the longest time in which the guest did not run (`ticker`); memory of which each word is known, and
 //! a worker that writes all over it (`worker`, `page`); another process that may be lost (`victim`); traffic that keeps its network
-//! device busy (`traffic`); a disk that writes into its memory (`disk`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
+//! device busy (`traffic`); a disk that writes into its memory (`disk`); a file on a file system that can be frozen (`log_file`); and a TCP service to talk to (`service`). It is asked over TCP what it has seen.
 #![forbid(unsafe_code)]
 
 mod clock;
 mod disk;
+mod log_file;
 mod page;
 mod random;
 mod report;

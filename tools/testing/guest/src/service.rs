@@ -6,8 +6,10 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::disk::Disk;
+use crate::log_file::LogFile;
 use crate::report::{self, Report};
 use crate::ticker::Ticker;
 use crate::traffic::Traffic;
@@ -30,6 +32,7 @@ struct Guest {
     victim: Mutex<Option<Victim>>,
     traffic: Mutex<Option<Traffic>>,
     disk: Mutex<Option<Disk>>,
+    log_file: Mutex<Option<LogFile>>,
 }
 
 /// Opens the port.
@@ -43,6 +46,7 @@ pub(crate) fn listen(worker: Arc<Worker>, ticker: Arc<Ticker>) -> std::io::Resul
             victim: Mutex::default(),
             traffic: Mutex::default(),
             disk: Mutex::default(),
+            log_file: Mutex::default(),
         }),
     })
 }
@@ -119,6 +123,28 @@ impl Guest {
         verdict.map_or_else(|| "no disk is read".to_owned(), |verdict| report::line(&verdict))
     }
 
+    /// Starts to write the file.
+    fn start_log(&self) -> String {
+        match (LogFile::start(), self.log_file.lock()) {
+            (Ok(started), Ok(mut log_file)) => {
+                *log_file = Some(started);
+                "ok".to_owned()
+            }
+            (Err(error), _) => error.to_string(),
+            (_, Err(_)) => "the file is lost".to_owned(),
+        }
+    }
+
+    /// What has been written to the file.
+    fn check_log(&self) -> String {
+        let written = self
+            .log_file
+            .lock()
+            .ok()
+            .and_then(|log_file| Some(log_file.as_ref()?.written()));
+        written.map_or_else(|| "no file is written".to_owned(), |written| report::line(&written))
+    }
+
     fn answer(&self, line: &str) -> String {
         let ok = "ok".to_owned();
         match line.split_once(' ').unwrap_or((line, "")) {
@@ -146,6 +172,10 @@ impl Guest {
             ("quiet", _) => self.quiet(),
             ("disk", _) => self.start_disk(),
             ("check-disk", _) => self.check_disk(),
+            ("log", _) => self.start_log(),
+            ("check-log", _) => self.check_log(),
+            // Seconds since 1970, by the clock that programs see.
+            ("time", _) => report::line(&SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()),
             ("verify", _) => report::line(&self.worker.verify()),
             _ => format!("{line} {}", self.answers.fetch_add(1, Ordering::Relaxed)),
         }

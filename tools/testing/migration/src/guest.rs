@@ -17,6 +17,9 @@ use crate::qemu;
 use crate::slot::Slot;
 use crate::variant::Variant;
 
+/// When the clock of a guest with an agent begins, in seconds since 1970: long ago.
+pub(crate) const AGENT_EPOCH: u64 = 1_500_000_000;
+
 /// What a guest is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
@@ -30,6 +33,8 @@ pub(crate) struct Guest {
     pub(crate) network: bool,
     /// Whether it has a disk (`disk`).
     pub(crate) has_disk: bool,
+    /// Whether QEMU's guest agent runs in it, and it has a file system that can be frozen. Its clock begins at [`AGENT_EPOCH`].
+    pub(crate) has_agent: bool,
     /// Variables of its QEMU's environment, as NAME=VALUE.
     pub(crate) environment: Vec<String>,
     /// What is done otherwise than usual.
@@ -93,6 +98,16 @@ struct DiskVerdict {
     first: Vec<String>,
 }
 
+/// What it has written to its file.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Written {
+    /// Writes that have ended.
+    pub(crate) writes: u64,
+    /// Seconds since the last one ended, by its own clock.
+    pub(crate) held: f64,
+    error: Option<String>,
+}
+
 /// What the worker of a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
@@ -123,6 +138,7 @@ impl Default for Guest {
             work_mib: 96,
             network: true,
             has_disk: false,
+            has_agent: false,
             environment: Vec::new(),
             variant: Variant::default(),
         }
@@ -170,11 +186,13 @@ impl Guest {
     /// QEMU's command line for it, without the program.
     pub(crate) fn arguments(&self, slot: &Slot, memory: Memory) -> Vec<String> {
         let mut arguments: Vec<String> =
-            "-nodefaults -no-user-config -display none -bios qboot.rom -smp 1 -kernel build/guest/vmlinuz -initrd build/guest/initramfs"
+            "-nodefaults -no-user-config -display none -bios qboot.rom -smp 1 -kernel build/guest/vmlinuz"
                 .split(' ')
                 .map(str::to_owned)
                 .collect();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        let file_system = if self.has_agent { "initramfs-agent" } else { "initramfs" };
+        add("-initrd", format!("build/guest/{file_system}"));
         let end = if evidence::keeps_dead() { "pause" } else { "poweroff" };
         add("-action", format!("reboot=shutdown,shutdown={end}"));
         let (accelerator, cpu) = match Path::new("/dev/kvm").exists() && !self.variant.emulated {
@@ -213,6 +231,9 @@ impl Guest {
         if self.variant.without_async_pf {
             append += " no-kvmapf";
         }
+        if self.has_agent {
+            append += &format!(" GUEST_AGENT={AGENT_EPOCH}");
+        }
         add("-append", append);
         add("-serial", format!("file:{}", slot.console().display()));
         if self.network {
@@ -223,6 +244,14 @@ impl Guest {
         if self.has_disk {
             add("-chardev", format!("socket,id=disk,path={}", slot.disk_socket().display()));
             add("-device", "vhost-user-blk-pci,chardev=disk".into());
+        }
+        if self.has_agent {
+            add("-device", "virtio-serial".into());
+            add(
+                "-chardev",
+                format!("socket,id=agent,path={},server=on,wait=off", slot.agent().display()),
+            );
+            add("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0".into());
         }
         add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
         let qmp = match memory {
@@ -321,6 +350,23 @@ impl Guest {
             verdict.first.join("; ")
         );
         Ok(verdict.reads)
+    }
+
+    /// It starts to write a file on its file system, all the time.
+    pub(crate) fn start_log(&self) -> Result<()> {
+        self.order("log")
+    }
+
+    /// What it has written to that file.
+    pub(crate) fn written(&self) -> Result<Written> {
+        let written: Written = self.question("check-log")?;
+        ensure!(written.error.is_none(), "the guest cannot write its file: {written:?}");
+        Ok(written)
+    }
+
+    /// Its clock: seconds since 1970.
+    pub(crate) fn time(&self) -> Result<u64> {
+        self.question("time")
     }
 
     fn order(&self, order: &str) -> Result<()> {

@@ -6,6 +6,7 @@
 //! it is `tools/testing/guest` (`guest`).
 #![forbid(unsafe_code)]
 
+mod agent_proxy;
 mod book;
 mod bucket;
 mod chart;

@@ -11,7 +11,7 @@ use crate::patience::wait_until;
 use crate::{evidence, qemu, slot};
 
 /// Where the kernel and the file system of the guests are.
-const IMAGES: [&str; 2] = ["build/guest/vmlinuz", "build/guest/initramfs"];
+const IMAGES: [&str; 3] = ["build/guest/vmlinuz", "build/guest/initramfs", "build/guest/initramfs-agent"];
 
 /// What all moves need; taken down when dropped.
 pub(crate) struct Rig {

@@ -77,6 +77,11 @@ impl Slot {
         self.directory.join("disk.vhost-user")
     }
 
+    /// QEMU's socket for the guest agent.
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.directory.join("agent")
+    }
+
     /// Where `vmemctl` notes what is going on.
     pub(crate) fn state(&self) -> PathBuf {
         self.directory.join("state")

@@ -5,6 +5,7 @@
 //! nothing else is left on the hosts. The tests wait for states, never for times: the machine may be an emulated one.
 
 mod after;
+mod agent;
 mod before;
 mod lost;
 mod moving;
@@ -76,6 +77,7 @@ fn all() -> impl Iterator<Item = Test> {
         random::TESTS,
         vhost_user::TESTS,
         qemu::TESTS,
+        agent::TESTS,
     ]
     .into_iter()
     .flatten()
