@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use std::os::unix::process::CommandExt;
 
 use rustix::process::Signal;
+use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_process::{Process, scope};
 use vmem_store::UserKey;
+use vmem_store_source::Address;
 
 use crate::error::Error;
 
@@ -28,6 +30,12 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// How long a vmemd may take to end that was asked to.
 const END: Duration = Duration::from_secs(10);
+
+/// How long a vmemd may take to make the regions.
+const START: Duration = Duration::from_secs(60);
+
+/// How often signals are looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a vmemd's exit code means (vmemd(8)).
 const COMPLETE: i32 = 0;
@@ -138,6 +146,44 @@ impl Filler {
         // It has ended, or is about to.
         let _ = self.child.wait();
     }
+}
+
+/// Waits until the regions exist.
+pub(crate) fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
+    let until = Instant::now() + START;
+    loop {
+        signals.check()?;
+        match filler.news(POLL_INTERVAL)? {
+            Some(News::Event(Event::Ready { .. }) | News::Complete) => return Ok(()),
+            Some(News::Failed(why) | News::Restarted(why) | News::NotRestarted(why)) => return Err(Error::other(why)),
+            Some(News::Event(_)) | None => {}
+        }
+        if Instant::now() >= until {
+            return Err(Error::other(format!(
+                "vmemd has not made the regions within {} s",
+                START.as_secs()
+            )));
+        }
+    }
+}
+
+/// The arguments of a vmemd that fills a region for each memory of a checkpoint.
+pub(crate) fn arguments(address: &Address, regions: &[(String, String)], has_key: bool) -> Vec<String> {
+    let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
+    for (memory, region) in regions {
+        all.extend(["--region".to_owned(), format!("{memory}={region}")]);
+    }
+    if has_key {
+        all.extend(["--key-file".to_owned(), "-".to_owned()]);
+    }
+    // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
+    let has_poison = vmem::Control::open()
+        .and_then(|control| control.features())
+        .is_ok_and(|features| features.poison);
+    if has_poison {
+        all.extend(["--on-unreadable".to_owned(), "poison".to_owned()]);
+    }
+    all
 }
 
 fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Event>), Error> {

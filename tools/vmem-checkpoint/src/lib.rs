@@ -5,6 +5,7 @@
 //! * [`Checkpointer`] makes checkpoints of a [`Subject`], a guest or a program, in a store (`vmem_store`): the first one full, the others
 //!   with the pages that were written since.
 //! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
+//! * [`base`] fills regions that stay, and [`clone`] starts guests that share them.
 //! * [`export`] writes a checkpoint into files that other programs read.
 //!
 //! [`disks`] are kept at the same instant by overlays, and [`freeze`] has the guest's file systems frozen around the instant.
@@ -12,7 +13,10 @@
 //! Documentation/checkpoint.rst says what is promised.
 #![forbid(unsafe_code)]
 
+pub mod base;
+mod base_record;
 mod checkpointer;
+pub mod clone;
 pub mod cut;
 mod device_state;
 pub mod disks;
@@ -22,6 +26,7 @@ mod filler;
 pub mod freeze;
 pub mod hooks;
 pub mod incoming;
+mod launch;
 mod memory;
 pub mod merge;
 mod overlays;
@@ -34,6 +39,7 @@ mod subject;
 mod wakeup;
 mod write;
 
+pub use base_record::BaseName;
 pub use checkpointer::{Checkpointer, Options};
 pub use error::Error;
 pub use statistics::{Made, Pause};

@@ -8,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vmem_cli::Signals;
+use vmem_qemu::command as qemu_command;
+use vmem_store::Manifest;
 
 use crate::disks::Disk;
 use crate::error::Error;
@@ -16,6 +18,38 @@ use crate::error::Error;
 const LIMIT: Duration = Duration::from_secs(60);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Makes an overlay in `directory`, if there is one, for each disk of a checkpoint whose guest `command` takes. Returns also the command with
+/// the overlays in it.
+///
+/// # Errors
+///
+/// A disk is not as it was at the instant, the command names one that the guest does not have, or those of [`Overlays::make`].
+pub(crate) fn of(
+    manifest: &Manifest,
+    directory: Option<&Path>,
+    command: &[String],
+    signals: &Signals,
+    note: &mut dyn FnMut(&str),
+) -> Result<(Overlays, Vec<String>), Error> {
+    let disks = match command.is_empty() {
+        true => Vec::new(),
+        false => Disk::all_of(manifest)?,
+    };
+    disks.iter().try_for_each(Disk::check)?;
+    let overlays = match directory {
+        Some(directory) => Overlays::make(&disks, directory, manifest.checkpoint.guest.as_str(), signals)?,
+        None => {
+            disks.iter().for_each(|disk| note(&disk.hint()));
+            Overlays::default()
+        }
+    };
+    let command = match directory.is_some() || command.iter().any(|word| word.contains("{disk:")) {
+        true => qemu_command::fill_in_disks(command, overlays.files())?,
+        false => command.to_vec(),
+    };
+    Ok((overlays, command))
+}
 
 /// Overlays that are removed again, unless a guest has them.
 #[derive(Debug, Default)]
@@ -33,9 +67,11 @@ impl Overlays {
     /// `qemu-img` is not there, or fails; a signal.
     pub(crate) fn make(disks: &[Disk], directory: &Path, guest: &str, signals: &Signals) -> Result<Self, Error> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let process = std::process::id();
         let mut made = Self::default();
         for (number, disk) in disks.iter().enumerate() {
-            let file = directory.join(format!("{guest}-restored-{time}-{number}.qcow2"));
+            // Clones can be started at the same moment, each by a process of its own.
+            let file = directory.join(format!("{guest}-restored-{time}-{process}-{number}.qcow2"));
             made.files.push((disk.name.clone(), file.clone()));
             let mut command = Command::new("qemu-img");
             command.args(["create", "-q", "-f", "qcow2", "-F", &disk.format, "-b"]);

@@ -9,29 +9,23 @@ use std::time::{Duration, Instant};
 use vmem::DIRECTORY;
 use vmem_cli::Signals;
 use vmem_control::Event;
-use vmem_qemu::{Process, Qemu, Qmp, command, guest};
+use vmem_qemu::command::Sharing;
+use vmem_qemu::{Process, command, guest};
 use vmem_store::{BackendKind, Manifest, UserKey};
 use vmem_store_source::{Address, Location, Selector};
 
+use crate::RUN_STATE;
 use crate::device_state::device_state;
-use crate::disks::Disk;
 use crate::error::Error;
-use crate::filler::{Command, Filler, News};
+use crate::filler::{self, Command, Filler, News, wait_ready};
 use crate::freeze::FROZEN;
-use crate::overlays::Overlays;
+use crate::launch::{Launch, NO_GENERATION_ID};
+use crate::overlays;
 use crate::recorder::Recorder;
 use crate::wakeup::Wakeup;
-use crate::{RUN_STATE, incoming};
 
 /// How often signals and processes are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// How long vmemd may take to make the regions.
-const START: Duration = Duration::from_secs(60);
-
-/// What a guest without the device lacks.
-const NO_GENERATION_ID: &str = "the guest is not told that it was restored, and may use the same random numbers as before: \
-                                QEMU has no device vmgenid (start the guest, and this QEMU, with -device vmgenid,guid=auto)";
 
 /// What is to be restored, and how.
 #[derive(Debug, Clone)]
@@ -98,7 +92,7 @@ pub enum Step<'a> {
 /// program, and vmemd goes on.
 pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
     let began = Instant::now();
-    command::check(&options.command)?;
+    command::check(&options.command, Sharing::Shared)?;
     let store = options.address.store.open(options.key.clone())?;
     let checkpoint = options.address.checkpoint.find(&store)?;
     // vmemd has a lease of its own, but gives it back when the store is away, and may be started again.
@@ -123,22 +117,8 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     };
     let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
     let regions = regions_of(image.manifest(), &options.memories)?;
-    let disks = match options.command.is_empty() {
-        true => Vec::new(),
-        false => Disk::all_of(image.manifest())?,
-    };
-    disks.iter().try_for_each(Disk::check)?;
-    let overlays = match &options.disks {
-        Some(directory) => Overlays::make(&disks, directory, checkpoint.guest.as_str(), signals)?,
-        None => {
-            disks.iter().for_each(|disk| report(Step::Note(&disk.hint())));
-            Overlays::default()
-        }
-    };
-    let command = match options.disks.is_some() || options.command.iter().any(|word| word.contains("{disk:")) {
-        true => command::fill_in_disks(&options.command, overlays.files())?,
-        false => options.command.clone(),
-    };
+    let note = &mut |text: &str| report(Step::Note(text));
+    let (overlays, command) = overlays::of(image.manifest(), options.disks.as_deref(), &options.command, signals, note)?;
     let mut recorder = options
         .record
         .map(|_| Recorder::new(image.manifest(), &regions, Instant::now()));
@@ -155,7 +135,17 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         });
         match (&options.qmp, &state) {
             (Some(qmp), Some(state)) => {
-                start(options, &command, qmp, state.clone(), runs, &regions, signals).map(|(qemu, has_id)| {
+                let launch = Launch {
+                    command: &command,
+                    qmp,
+                    logs: &options.logs,
+                    name: format!("restore-{}", checkpoint.guest),
+                    regions: &regions,
+                    sharing: Sharing::Shared,
+                    state: state.clone(),
+                    runs,
+                };
+                launch.start(signals, &|| true).map(|(qemu, has_id)| {
                     if !has_id {
                         report(Step::Note(NO_GENERATION_ID));
                     }
@@ -179,7 +169,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     }
     let frozen = image.manifest().labels.get(FROZEN).map(String::as_str);
     if qemu.is_some() && options.agent.is_none() {
-        notes_without_agent(frozen, report);
+        note_frozen(frozen, &mut |text| report(Step::Note(text)));
     }
     let agent = options.agent.as_ref().filter(|_| qemu.is_some() && runs);
     if qemu.is_some() && !runs && options.agent.is_some() {
@@ -226,17 +216,18 @@ fn check_owner(store: &Location) -> Result<(), Error> {
     }
 }
 
-fn notes_without_agent(frozen: Option<&str>, report: &mut dyn FnMut(Step<'_>)) {
+/// What is to be done with file systems that were frozen at the instant, if nobody asks the guest's agent.
+pub(crate) fn note_frozen(frozen: Option<&str>, note: &mut dyn FnMut(&str)) {
     if let Some(count) = frozen {
-        report(Step::Note(&format!(
+        note(&format!(
             "{count} file systems of the guest are frozen, as they were at the instant: have its agent execute guest-fsfreeze-thaw \
-             (restore --agent does it)"
-        )));
+             (--agent does it)"
+        ));
     }
 }
 
 /// A name for the region of each memory, or of those that are wanted, that no other region has.
-fn regions_of(manifest: &Manifest, wanted: &[String]) -> Result<Vec<(String, String)>, Error> {
+pub(crate) fn regions_of(manifest: &Manifest, wanted: &[String]) -> Result<Vec<(String, String)>, Error> {
     let guest = manifest.checkpoint.guest.as_str();
     let memories: Vec<_> = manifest
         .backends
@@ -271,22 +262,9 @@ fn regions_of(manifest: &Manifest, wanted: &[String]) -> Result<Vec<(String, Str
 }
 
 fn arguments(address: &Address, regions: &[(String, String)], options: &Options) -> Vec<String> {
-    let mut all = vec!["--source".to_owned(), format!("checkpoint:{address}")];
-    for (memory, region) in regions {
-        all.extend(["--region".to_owned(), format!("{memory}={region}")]);
-    }
+    let mut all = filler::arguments(address, regions, options.key.is_some());
     if !options.memories.is_empty() {
         all.push("--only".to_owned());
-    }
-    if options.key.is_some() {
-        all.extend(["--key-file".to_owned(), "-".to_owned()]);
-    }
-    // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
-    let has_poison = vmem::Control::open()
-        .and_then(|control| control.features())
-        .is_ok_and(|features| features.poison);
-    if has_poison {
-        all.extend(["--on-unreadable".to_owned(), "poison".to_owned()]);
     }
     if let Some(time) = options.record {
         all.push("--report-touches".to_owned());
@@ -296,88 +274,6 @@ fn arguments(address: &Address, regions: &[(String, String)], options: &Options)
     }
     all.extend_from_slice(&options.vmemd);
     all
-}
-
-/// Waits until the regions exist.
-fn wait_ready(filler: &mut Filler, signals: &Signals) -> Result<(), Error> {
-    let until = Instant::now() + START;
-    loop {
-        signals.check()?;
-        match filler.news(POLL_INTERVAL)? {
-            Some(News::Event(Event::Ready { .. }) | News::Complete) => return Ok(()),
-            Some(News::Failed(why) | News::Restarted(why) | News::NotRestarted(why)) => return Err(Error::other(why)),
-            Some(News::Event(_)) | None => {}
-        }
-        if Instant::now() >= until {
-            return Err(Error::other(format!(
-                "vmemd has not made the regions within {} s",
-                START.as_secs()
-            )));
-        }
-    }
-}
-
-/// Starts QEMU, and has it load the state. Returns also whether the guest gets a new generation ID.
-fn start(
-    options: &Options,
-    command: &[String],
-    qmp: &Path,
-    state: Vec<u8>,
-    runs: bool,
-    regions: &[(String, String)],
-    signals: &Signals,
-) -> Result<(Process, bool), Error> {
-    let nodes: Vec<_> = regions
-        .iter()
-        .map(|(id, region)| (id.clone(), Path::new(DIRECTORY).join(region)))
-        .collect();
-    let words = command::fill_in(command, qmp, &nodes)?;
-    let logs = &options.logs;
-    fs::create_dir_all(logs).map_err(vmem_cli::Error::call(format!("cannot make {}", logs.display())))?;
-    let name = options.address.checkpoint.guest.as_str();
-    let log = logs.join(format!("restore-{name}.qemu.log"));
-    let mut qemu = Qemu::start(&words, &log, name)?;
-    let loaded = qemu
-        .connect(qmp, || signals.check().is_ok())
-        .map_err(Error::from)
-        .and_then(|mut qmp| {
-            check_memory(&mut qmp, &nodes)?;
-            qemu.set_changed();
-            let has_id = guest::has_generation_id(&mut qmp)?;
-            let process = guest::process(&mut qmp)?;
-            let lives = || !process.wait(Duration::ZERO);
-            incoming::load(&mut qmp, state, runs, signals, &lives)?;
-            Ok((process, has_id))
-        });
-    loaded.map_err(|error| {
-        let failure = qemu.failure();
-        let left = !qemu.end();
-        let stopped = signals.check().err().map(Error::from);
-        match (stopped, failure) {
-            (Some(stopped), _) => stopped,
-            (None, Some(failure)) => Error::other(format!("{}; {failure} (see {})", vmem_cli::chain(&error), log.display())),
-            (None, None) if left => Error::other(format!(
-                "{}; QEMU still runs, since it has become a daemon: end it",
-                vmem_cli::chain(&error)
-            )),
-            (None, None) => error,
-        }
-    })
-}
-
-/// Checks that QEMU has the regions as its memory.
-fn check_memory(qmp: &mut Qmp, nodes: &[(String, PathBuf)]) -> Result<(), Error> {
-    let found: Vec<_> = guest::memory_backends(qmp)?
-        .into_iter()
-        .map(|backend| (backend.id, backend.path))
-        .collect();
-    let has = |node: &(String, PathBuf)| found.contains(node);
-    if found.len() == nodes.len() && nodes.iter().all(has) {
-        return Ok(());
-    }
-    Err(Error::other(format!(
-        "the memory backends of QEMU are {found:?}, and those of the checkpoint {nodes:?}: use {{memory:ID}} as the mem-path of each backend"
-    )))
 }
 
 /// Waits until all memory is there.

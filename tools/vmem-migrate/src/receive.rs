@@ -26,6 +26,7 @@ use std::time::Duration;
 use crate::destination::State;
 use vmem::Control;
 use vmem_cli::{Signals, chain, log};
+use vmem_qemu::command::Sharing;
 use vmem_qemu::{COMMAND_LIMIT, QemuProcess, command};
 
 use crate::error::{Cause, Error};
@@ -58,7 +59,7 @@ pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
 }
 
 fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals) -> Result<(), Error> {
-    command::check(&args.command).map_err(Cause::from)?;
+    command::check(&args.command, Sharing::Shared).map_err(Cause::from)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
     let regions = host::make_regions(&control, args)?;

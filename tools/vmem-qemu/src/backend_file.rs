@@ -50,6 +50,33 @@ impl BackendFile {
         &self.path
     }
 
+    /// Whether each descriptor that the process has of the file is one for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOpen`] if the process has none, [`Error::File`].
+    pub fn is_read_only(&self, process: &Process) -> Result<bool, Error> {
+        let pid = process.number();
+        let open = PathBuf::from(format!("/proc/{pid}/fd"));
+        let (mut has_any, mut is_read_only) = (false, true);
+        for file in fs::read_dir(&open).map_err(io_of(open))?.flatten() {
+            if !fs::metadata(file.path()).is_ok_and(|metadata| self.is(&metadata)) {
+                continue;
+            }
+            let path = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(file.file_name());
+            let info = fs::read_to_string(&path).map_err(io_of(path))?;
+            has_any = true;
+            is_read_only &= is_for_reading(&info);
+        }
+        match has_any {
+            true => Ok(is_read_only),
+            false => Err(Error::NotOpen {
+                pid,
+                path: self.path.clone(),
+            }),
+        }
+    }
+
     fn of(metadata: &Metadata, path: PathBuf) -> Self {
         let (device, inode) = identity(metadata);
         Self { path, device, inode }
@@ -86,6 +113,15 @@ impl BackendFile {
             Err(Error::OtherFile(self.path.clone()))
         }
     }
+}
+
+/// Whether a `/proc/PID/fdinfo/FD` is of a descriptor for reading alone.
+fn is_for_reading(info: &str) -> bool {
+    /// The bits of the flags that have the access mode (`O_ACCMODE`), of which none is set for `O_RDONLY`.
+    const ACCESS_MODE: u32 = 0o3;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & ACCESS_MODE == 0)
 }
 
 fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> Error {
@@ -143,6 +179,21 @@ mod tests {
         assert_eq!(identity("/dev/null"), identity("/proc/self/root/dev/null"));
         assert_ne!(identity("/dev/null"), identity("/dev/zero"));
         assert_eq!(identity("/dev/null").1, 0, "not of the node");
+    }
+
+    #[test]
+    fn file_that_is_open_for_writing_too_is_not_read_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("memory");
+        fs::write(&path, "").expect("a file");
+        let own = own();
+        let _reader = File::open(&path).expect("a file");
+        let served = BackendFile::find(&own, &path).expect("it is open");
+        assert!(served.is_read_only(&own).expect("it is open"));
+        let writer = File::options().write(true).open(&path).expect("a file");
+        assert!(!served.is_read_only(&own).expect("it is open"));
+        drop(writer);
+        assert!(served.is_read_only(&own).expect("it is open"));
     }
 
     #[test]

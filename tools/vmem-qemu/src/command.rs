@@ -8,21 +8,30 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Refuses a command whose QEMU could never take a guest.
+/// How QEMU is to map the regions of a guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// `share=on`: the guest's writes get into the region.
+    Shared,
+    /// `share=off,readonly=on,rom=off`: a page that the guest writes is copied, and the region does not change.
+    Private,
+}
+
+/// Refuses a command whose QEMU could never take a guest, or would not map its regions as `sharing` says.
 ///
 /// A program that itself starts QEMU may add options of its own, so a missing option is no error here.
 ///
 /// # Errors
 ///
 /// [`Error::Command`].
-pub fn check(command: &[String]) -> Result<(), Error> {
+pub fn check(command: &[String], sharing: Sharing) -> Result<(), Error> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     check_program(program, std::env::var_os("PATH").as_deref())?;
     for (at, word) in arguments.iter().enumerate() {
         let value = arguments.get(at + 1).map_or("", String::as_str);
         // QEMU accepts its options with one dash or two.
         match word.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name)) {
-            Some("object") => check_object(value)?,
+            Some("object") => check_object(value, sharing)?,
             Some("mem-prealloc") => return Err(touches_memory("-mem-prealloc", "Leave it out")),
             Some("overcommit") if is_on(value, "mem-lock") => {
                 return Err(touches_memory(
@@ -42,7 +51,7 @@ pub fn check(command: &[String]) -> Result<(), Error> {
 }
 
 /// Checks a value of `-object`.
-fn check_object(value: &str) -> Result<(), Error> {
+fn check_object(value: &str, sharing: Sharing) -> Result<(), Error> {
     let json = value
         .starts_with('{')
         .then(|| serde_json::from_str::<Value>(value).ok())
@@ -68,12 +77,20 @@ fn check_object(value: &str) -> Result<(), Error> {
         ));
     }
     let is_region = text("mem-path").is_some_and(|path| path.contains("{memory:"));
-    if is_region && !text("share").is_some_and(|value| means_on(&value)) {
-        return Err(refused(format!(
+    let is_on = |name: &str| text(name).is_some_and(|value| means_on(&value));
+    match sharing {
+        _ if !is_region => Ok(()),
+        Sharing::Shared if !is_on("share") => Err(refused(format!(
             "QEMU's command has memory backend {id:?} without share=on: QEMU's writes would not get into the region"
-        )));
+        ))),
+        Sharing::Private if is_on("share") || !is_on("readonly") || !text("rom").is_some_and(|value| means_off(&value)) => {
+            Err(refused(format!(
+                "QEMU's command has memory backend {id:?} without share=off,readonly=on,rom=off (QEMU 8.2 and later): a clone must not be \
+                 able to change the memory that it shares with others"
+            )))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn touches_memory(what: &str, remedy: &str) -> Error {
@@ -99,6 +116,10 @@ fn is_on(options: &str, key: &str) -> bool {
 
 fn means_on(value: &str) -> bool {
     matches!(value, "on" | "yes" | "true" | "y")
+}
+
+fn means_off(value: &str) -> bool {
+    matches!(value, "off" | "no" | "false" | "n")
 }
 
 /// Refuses a program that does not exist.
@@ -201,7 +222,28 @@ mod tests {
     fn refusal(words: &[&str]) -> String {
         let mut command = vec!["/bin/sh".to_owned()];
         command.extend(words.iter().map(|word| (*word).to_owned()));
-        check(&command).map_or_else(|error| error.to_string(), |()| String::new())
+        check(&command, Sharing::Shared).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn clone_has_private_memory_of_a_file_that_it_cannot_write() {
+        let check = |options: &str| {
+            let object = format!("memory-backend-file,id=ram,size=4G,mem-path={{memory:ram}},{options}");
+            check(&["/bin/sh", "-object", &object].map(str::to_owned), Sharing::Private)
+        };
+        check("share=off,readonly=on,rom=off").expect("private and read-only");
+        check("rom=off,readonly=on").expect("share is off unless given");
+        let json = r#"{"qom-type":"memory-backend-file","id":"ram","mem-path":"{memory:ram}","share":false,"readonly":true,"rom":"off"}"#;
+        super::check(&["/bin/sh", "-object", json].map(str::to_owned), Sharing::Private).expect("as libvirt writes it");
+        for options in [
+            "share=on,readonly=on,rom=off",
+            "share=off",
+            "share=off,readonly=on",
+            "share=off,rom=off",
+        ] {
+            let error = check(options).expect_err(options).to_string();
+            assert!(error.contains("without share=off,readonly=on,rom=off"), "{options}: {error}");
+        }
     }
 
     #[test]

@@ -120,9 +120,30 @@ impl Qmp {
     ///
     /// [`Error::Refused`], [`Error::TimedOut`], or the connection is lost.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
-        let line = self.command(command, &arguments);
-        self.socket.write_all(line.as_bytes()).map_err(io_error)?;
+        self.begin(command, arguments)?;
         self.reply(command)
+    }
+
+    /// Sends a command, whose result [`result`](Self::result) waits for.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost.
+    pub fn begin(&mut self, command: &str, arguments: Value) -> Result<(), Error> {
+        let line = self.command(command, &arguments);
+        self.socket.write_all(line.as_bytes()).map_err(io_error)
+    }
+
+    /// The result of the latest command; `None` if it has not arrived by `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`], or the connection is lost.
+    pub fn result(&mut self, command: &str, deadline: Instant) -> Result<Option<Value>, Error> {
+        match self.reply_by(command, deadline) {
+            Err(Error::TimedOut { .. }) => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Sends QEMU an open file (`getfd`), which commands can name as `fd:NAME` from then on. QEMU closes an earlier file of that name.
@@ -131,8 +152,28 @@ impl Qmp {
     ///
     /// As for [`execute`](Self::execute).
     pub fn send_fd(&mut self, name: &str, file: impl AsFd) -> Result<(), Error> {
-        const COMMAND: &str = "getfd";
-        let line = self.command(COMMAND, &json!({"fdname": name}));
+        self.execute_with_fd("getfd", &json!({"fdname": name}), file).map(drop)
+    }
+
+    /// Sends QEMU an open file (`add-fd`). Returns the number of its set, for `remove-fd`, and that of the descriptor in QEMU.
+    ///
+    /// # Errors
+    ///
+    /// As for [`execute`](Self::execute).
+    pub fn add_fd(&mut self, file: impl AsFd) -> Result<(u64, u64), Error> {
+        let added = self.execute_with_fd("add-fd", &json!({}), file)?;
+        let number = |field: &'static str| {
+            let number = added.get(field).and_then(Value::as_u64);
+            number.ok_or(Error::Reply {
+                command: "add-fd",
+                field,
+            })
+        };
+        Ok((number("fdset-id")?, number("fd")?))
+    }
+
+    fn execute_with_fd(&mut self, command: &str, arguments: &Value, file: impl AsFd) -> Result<Value, Error> {
+        let line = self.command(command, arguments);
         let files = [file.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut with = SendAncillaryBuffer::new(&mut space);
@@ -142,7 +183,7 @@ impl Qmp {
         // The file travels with the first byte.
         let rest = line.as_bytes().get(sent..).unwrap_or_default();
         self.socket.write_all(rest).map_err(io_error)?;
-        self.reply(COMMAND).map(drop)
+        self.reply(command)
     }
 
     /// Encodes the next command as a line.
@@ -154,7 +195,10 @@ impl Qmp {
 
     /// Waits for the result of the latest command.
     fn reply(&mut self, command: &str) -> Result<Value, Error> {
-        let deadline = Instant::now() + self.limit;
+        self.reply_by(command, Instant::now() + self.limit)
+    }
+
+    fn reply_by(&mut self, command: &str, deadline: Instant) -> Result<Value, Error> {
         loop {
             let mut line = self.line(command, deadline)?;
             if line.get("id").is_some_and(|id| *id != json!(self.last_id)) {

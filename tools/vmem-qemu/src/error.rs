@@ -68,6 +68,17 @@ pub enum Error {
         /// The part that can be mapped.
         shared: u64,
     },
+    /// Not all memory of the guest is in private mappings of files.
+    #[error(
+        "the guest has {total} bytes of memory, of which {private} are in private mappings of files; all must be: \
+         -object memory-backend-file,...,share=off,readonly=on,rom=off and -machine memory-backend=... (or -numa node,memdev=...)"
+    )]
+    NotPrivate {
+        /// All memory, in bytes.
+        total: u64,
+        /// The part that is private.
+        private: u64,
+    },
     /// What prevents a migration over one socket, and how to remove it.
     #[error("QEMU cannot migrate the guest in this way: {0}")]
     Obstacle(String),
@@ -117,8 +128,14 @@ pub enum Error {
     /// QEMU does not end its migration.
     #[error("QEMU has not cancelled its migration, which is still {0}")]
     NotCancelled(String),
-    /// The socket for the guest's state cannot be made.
-    #[error("cannot make a socket for the guest's state")]
+    /// QEMU did not stop for its devices, or not for long enough.
+    #[error("QEMU has saved less of its devices than fits into a pipe, and may have continued the guest too early")]
+    NothingSaved,
+    /// The state of the devices is longer than is accepted, in bytes.
+    #[error("QEMU has saved more than {} MiB of its devices", .0 >> 20)]
+    SavedTooMuch(usize),
+    /// The socket or the pipe for the guest's state cannot be made or read.
+    #[error("cannot use the stream of the guest's state")]
     Stream(#[source] io::Error),
     /// The command that starts QEMU is unsuitable, and why.
     #[error("{0}")]

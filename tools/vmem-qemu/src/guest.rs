@@ -31,6 +31,16 @@ pub struct SharedMemory {
     pub path: Option<PathBuf>,
 }
 
+impl From<SharedMemory> for MemoryBackend {
+    fn from(memory: SharedMemory) -> Self {
+        Self {
+            id: memory.id,
+            bytes: memory.bytes,
+            path: memory.path.unwrap_or_default(),
+        }
+    }
+}
+
 fn text(value: &Value, command: &'static str, field: &'static str) -> Result<String, Error> {
     let found = value.get(field).and_then(Value::as_str).map(str::to_owned);
     found.ok_or(Error::Reply { command, field })
@@ -123,12 +133,68 @@ pub fn has_generation_id(qmp: &mut Qmp) -> Result<bool, Error> {
 pub fn memory_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
     // QEMU leaves memory out of its stream only if the memory is a file with a name. It would send all memory of a memfd.
     let found = shared_memory(qmp, &[Kind::File])?;
-    let file = |memory: SharedMemory| MemoryBackend {
-        id: memory.id,
-        bytes: memory.bytes,
-        path: memory.path.unwrap_or_default(),
+    Ok(found.into_iter().map(MemoryBackend::from).collect())
+}
+
+/// All memory of the guest, which must be private mappings of files.
+///
+/// # Errors
+///
+/// [`Error::NotPrivate`] if a part of the memory is not; [`Error::Reply`]; those of [`Qmp::execute`].
+pub fn private_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
+    let Memory { found, total } = memory(qmp, &[Kind::File], false)?;
+    let private = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
+    if private == total && total > 0 {
+        Ok(found.into_iter().map(MemoryBackend::from).collect())
+    } else {
+        Err(Error::NotPrivate { total, private })
+    }
+}
+
+/// A block of memory of QEMU: the guest's, and that of its devices and of the firmware.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RamBlock {
+    /// Its name, as in a migration stream.
+    pub name: String,
+    /// The part that is used, in bytes.
+    pub bytes: u64,
+    /// Where it is in the memory of QEMU's process.
+    pub address: u64,
+}
+
+/// The blocks of QEMU's memory.
+///
+/// # Errors
+///
+/// [`Error::Reply`] if the answer has another form; those of [`Qmp::execute`].
+pub fn ram_blocks(qmp: &mut Qmp) -> Result<Vec<RamBlock>, Error> {
+    const COMMAND: &str = "x-query-ramblock";
+    let reply = qmp.execute(COMMAND, json!({}))?;
+    let table = text(&reply, COMMAND, "human-readable-text")?;
+    // A name can have a blank; what follows it cannot.
+    let block = |line: &str| {
+        let mut fields = line.split_whitespace().rev();
+        let _access = fields.next()?;
+        let number = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+        let (address, _total, used, _offset) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (_unit, _size) = (fields.next()?, fields.next()?);
+        let mut name: Vec<&str> = fields.collect();
+        name.reverse();
+        Some(RamBlock {
+            name: name.join(" "),
+            bytes: number(used)?,
+            address: number(address)?,
+        })
     };
-    Ok(found.into_iter().map(file).collect())
+    let lines = table.lines().filter(|line| !line.trim().is_empty()).skip(1);
+    lines
+        .map(|line| {
+            block(line).ok_or(Error::Reply {
+                command: COMMAND,
+                field: "table of blocks that is known",
+            })
+        })
+        .collect()
 }
 
 /// All memory of the guest, which must be shared: files, and memfds.
@@ -158,6 +224,23 @@ impl Kind {
 }
 
 fn shared_memory(qmp: &mut Qmp, kinds: &[Kind]) -> Result<Vec<SharedMemory>, Error> {
+    let Memory { found, total } = memory(qmp, kinds, true)?;
+    let shared = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
+    if shared == total && total > 0 {
+        Ok(found)
+    } else {
+        Err(Error::NotShared { total, shared })
+    }
+}
+
+/// Memory backends of some kinds, and the size of all memory of the guest in bytes.
+struct Memory {
+    found: Vec<SharedMemory>,
+    total: u64,
+}
+
+/// The memory backends of these kinds that are shared, or are not.
+fn memory(qmp: &mut Qmp, kinds: &[Kind], is_shared: bool) -> Result<Memory, Error> {
     let objects = qmp.execute("qom-list", json!({"path": "/objects"}))?;
     let mut found = Vec::new();
     for object in objects.as_array().into_iter().flatten() {
@@ -166,7 +249,7 @@ fn shared_memory(qmp: &mut Qmp, kinds: &[Kind]) -> Result<Vec<SharedMemory>, Err
             continue;
         };
         let mut get = |property: &str| qmp.execute("qom-get", json!({"path": format!("/objects/{id}"), "property": property}));
-        if get("share")? != json!(true) {
+        if get("share")? != json!(is_shared) {
             continue;
         }
         let bytes = get("size")?.as_u64().ok_or(Error::Reply {
@@ -182,12 +265,7 @@ fn shared_memory(qmp: &mut Qmp, kinds: &[Kind]) -> Result<Vec<SharedMemory>, Err
     let summary = qmp.execute("query-memory-size-summary", json!({}))?;
     let part = |field| summary.get(field).and_then(Value::as_u64).unwrap_or(0);
     let total = part("base-memory").saturating_add(part("plugged-memory"));
-    let shared = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
-    if shared == total && total > 0 {
-        Ok(found)
-    } else {
-        Err(Error::NotShared { total, shared })
-    }
+    Ok(Memory { found, total })
 }
 
 #[cfg(test)]
@@ -277,6 +355,49 @@ mod tests {
         assert!(
             matches!(refused, Err(Error::NotShared { total: 4096, shared: 0 })),
             "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn private_file_backends_are_found_and_shared_ones_are_refused() {
+        const PRIVATE: &[&str] = &[
+            r#"{"return": [{"name": "ram", "type": "child<memory-backend-file>"}]}"#,
+            r#"{"return": false}"#,
+            r#"{"return": 4096}"#,
+            r#"{"return": "/dev/vmem/base"}"#,
+            r#"{"return": {"base-memory": 4096}}"#,
+        ];
+        let (socket, _thread) = qemu(PRIVATE);
+        let found = private_backends(&mut Qmp::new(socket, LIMIT).expect("a QEMU")).expect("all memory is private");
+        assert_eq!(
+            (found.len(), found[0].path.as_path()),
+            (1, std::path::Path::new("/dev/vmem/base"))
+        );
+        let (socket, _thread) = qemu(const { &[PRIVATE[0], r#"{"return": true}"#, PRIVATE[4]] });
+        let refused = private_backends(&mut Qmp::new(socket, LIMIT).expect("a QEMU"));
+        assert!(
+            matches!(refused, Err(Error::NotPrivate { total: 4096, private: 0 })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn table_of_blocks_is_read() {
+        let (socket, _thread) = qemu(&[
+            r#"{"return": {"human-readable-text": "              Block Name    PSize              Offset               Used              Total                HVA  RO\n                     ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000 0x00007f4323fff000  rw\n    /rom@etc/acpi/tables    4 KiB  0x00000000050c0000 0x0000000000020000 0x0000000000200000 0x00007f4378800000  ro\n"}}"#,
+        ]);
+        let found = ram_blocks(&mut Qmp::new(socket, LIMIT).expect("a QEMU")).expect("a table");
+        let block = |name: &str, bytes, address| RamBlock {
+            name: name.to_owned(),
+            bytes,
+            address,
+        };
+        assert_eq!(
+            found,
+            [
+                block("ram", 64 << 20, 0x7f43_23ff_f000),
+                block("/rom@etc/acpi/tables", 0x20000, 0x7f43_7880_0000)
+            ]
         );
     }
 

@@ -7,7 +7,7 @@
 //!   file of a backend, which cannot be confused with another file at the same path; [`QemuProcess`] is a QEMU that can be found again.
 //! * [`GuestMemory`] is the memory of a running guest, opened so that it can be tracked.
 //! * [`obstacles`] and [`migration`] prepare QEMU for its device state; [`stream`] gives QEMU the socket for it. [`DeviceState`] knows when
-//!   QEMU has written all of it. [`PlainStream`](plain_stream::PlainStream) puts the memory into it.
+//!   QEMU has written all of it. [`DeviceSave`] saves devices of a guest whose memory is private. [`PlainStream`](plain_stream::PlainStream) puts the memory into it.
 //! * [`Agent`] is the guest agent: it freezes the guest's file systems, and sets its clock.
 //! * [`disks`] are the guest's disks, and overlays over them.
 //! * [`command`] checks and completes the command line of a QEMU that takes a guest; [`Qemu`] starts it.
@@ -61,6 +61,7 @@ mod backend_file;
 pub mod chain;
 pub mod command;
 mod connection;
+mod device_save;
 mod device_state;
 pub mod disks;
 mod error;
@@ -80,6 +81,7 @@ pub mod stream;
 pub use agent::Agent;
 pub use backend_file::BackendFile;
 pub use connection::{COMMAND_LIMIT, Event, Qmp};
+pub use device_save::DeviceSave;
 pub use device_state::DeviceState;
 pub use error::Error;
 pub use guest::{MemoryBackend, SharedMemory};

@@ -12,6 +12,7 @@
 //!   version. A footer (0x7e) repeats the number.
 //! - Section `ram` begins with the sizes of the blocks, and ends each time with a mark. Its parts have pages.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 const MAGIC: &[u8] = b"QEVM\0\0\0\x03";
@@ -20,6 +21,13 @@ const SUBSECTION: u8 = 5;
 const COMMAND: u8 = 8;
 const SECTION_START: u8 = 1;
 const SECTION_PART: u8 = 2;
+const SECTION_END: u8 = 3;
+const SECTION_FULL: u8 = 4;
+const END_OF_STREAM: u8 = 0;
+const DESCRIPTION: u8 = 6;
+
+/// A description of the devices, which readers expect and do not need.
+const NO_DESCRIPTION: &[u8] = br#"{"page_size":4096,"devices":[]}"#;
 const FOOTER: u8 = 0x7e;
 
 /// Commands of a migration with a return path: to open it, and to answer over it.
@@ -69,7 +77,7 @@ pub struct PlainStream<'a> {
     blocks: Vec<Block>,
     section: u32,
     has_footers: bool,
-    rest: &'a [u8],
+    rest: Cow<'a, [u8]>,
 }
 
 impl<'a> PlainStream<'a> {
@@ -124,7 +132,45 @@ impl<'a> PlainStream<'a> {
             blocks,
             section,
             has_footers,
-            rest: state.get(from.at..).unwrap_or_default(),
+            rest: Cow::Borrowed(state.get(from.at..).unwrap_or_default()),
+        })
+    }
+
+    /// A stream that begins as `state` does, with its capabilities, and that has other pages and devices: those that QEMU has saved without a
+    /// migration ([`DeviceSave`](crate::DeviceSave)).
+    ///
+    /// # Errors
+    ///
+    /// One of the two has a form that is not known.
+    pub fn with_devices(state: &'a [u8], devices: &[u8]) -> Result<Self, StreamError> {
+        let stream = Self::of(state)?;
+        let head = state.get(..state.len() - stream.rest.len()).unwrap_or_default();
+        let at = head.len();
+        if !matches!(stream.rest.first(), Some(&(SECTION_PART | SECTION_END))) {
+            let what = "more than the memory is saved while the guest runs".to_owned();
+            return Err(StreamError { at, what });
+        }
+        let mut from = Cursor { bytes: devices, at: 0 };
+        from.expect(MAGIC, "the devices do not begin as a stream of version 3")?;
+        if from.peek() != Some(SECTION_FULL) || devices.last() != Some(&END_OF_STREAM) {
+            return Err(from.error("the devices do not begin with a section, or have no end"));
+        }
+        let section = stream.section.to_be_bytes();
+        let mut rest = vec![SECTION_END];
+        rest.extend_from_slice(&section);
+        rest.extend_from_slice(&END.to_be_bytes());
+        if stream.has_footers {
+            rest.push(FOOTER);
+            rest.extend_from_slice(&section);
+        }
+        rest.extend_from_slice(devices.get(MAGIC.len()..).unwrap_or_default());
+        rest.push(DESCRIPTION);
+        rest.extend_from_slice(&(NO_DESCRIPTION.len() as u32).to_be_bytes());
+        rest.extend_from_slice(NO_DESCRIPTION);
+        Ok(Self {
+            head: head.to_vec(),
+            rest: Cow::Owned(rest),
+            ..stream
         })
     }
 
@@ -213,7 +259,7 @@ impl<W: Write> Pages<'_, W> {
             self.to.write_all(&[FOOTER])?;
             self.to.write_all(&self.stream.section.to_be_bytes())?;
         }
-        self.to.write_all(self.stream.rest)?;
+        self.to.write_all(&self.stream.rest)?;
         Ok(self.to)
     }
 }
@@ -413,6 +459,32 @@ mod tests {
         assert_eq!(rewritten(&with), rewritten(&without));
         let other = [before, b"\x08\0\x0b\0\0", after, b"rest"].concat();
         assert_eq!(rewritten(&other).len(), rewritten(&without).len() + 5);
+    }
+
+    #[test]
+    fn devices_of_another_stream_follow_the_same_beginning() {
+        let state = [BEGIN, b"\x02\0\0\0\x01pages and devices"].concat();
+        let devices = [MAGIC, b"\x04devices\0"].concat();
+        let stream = PlainStream::with_devices(&state, &devices).expect("a known form");
+        let (vga, _) = stream.block_of("0000:00:02.0/vga.vram").expect("a block");
+        let mut pages = stream.write_to(Vec::new()).expect("memory");
+        pages.page(vga, 0, &[8; 4096]).expect("memory");
+        let made = pages.finish().expect("memory");
+        let rest = [
+            b"\x02\0\0\0\x01\0\0\0\0\0\0\0\x08\x150000:00:02.0/vga.vram",
+            &[8; 4096][..],
+            b"\0\0\0\0\0\0\0\x10~\0\0\0\x01",
+            b"\x03\0\0\0\x01\0\0\0\0\0\0\0\x10~\0\0\0\x01",
+            b"\x04devices\0\x06\0\0\0\x1f",
+            NO_DESCRIPTION,
+        ];
+        assert_eq!(made, [BEGIN, &rest.concat()].concat());
+        // What it makes can be taken apart again: a clone of a clone.
+        PlainStream::with_devices(&made, &devices).expect("the same form");
+        PlainStream::with_devices(&[BEGIN, b"\x01"].concat(), &devices).expect_err("another section begins");
+        for bad in [&b"QEVM\0\0\0\x02\x04\0"[..], b"QEVM\0\0\0\x03\x04", b"QEVM\0\0\0\x03\0", b""] {
+            PlainStream::with_devices(&state, bad).expect_err("no devices");
+        }
     }
 
     #[test]

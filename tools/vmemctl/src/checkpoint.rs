@@ -3,6 +3,8 @@
 
 mod agent;
 mod args;
+mod base;
+mod clone;
 mod create;
 mod export;
 mod hooks;
@@ -33,6 +35,8 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Create(args) => create::run(args, &catch()?, common.json),
         Command::Thaw(args) => agent::thaw(args),
         Command::Restore(args) => restore::run(args, &catch()?, common),
+        Command::Base(args) => base::run(args, &catch()?, common),
+        Command::Clone(args) => clone::run(args, &catch()?, common),
         Command::Export(args) => export::run(args, &catch()?, common.json),
         Command::List(args) => inspect::list(args, common.json),
         Command::Show(args) => inspect::show(args, common.json),
@@ -52,7 +56,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
 
 /// Whether the command starts programs that outlive it.
 pub(crate) fn needs_scope(args: &Checkpoint) -> bool {
-    matches!(args.command, Command::Restore(_))
+    matches!(args.command, Command::Restore(_) | Command::Base(_) | Command::Clone(_))
 }
 
 fn catch() -> Result<Signals, Error> {

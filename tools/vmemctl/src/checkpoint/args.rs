@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use vmem_checkpoint::BaseName;
 use vmem_cli::{address, owner, seconds, size};
 use vmem_store::GuestName;
-use vmem_store_source::Selector;
+use vmem_store_source::{KeyOptions, Selector};
 
 use super::agent::{AgentSocket, FreezeOptions, Thaw};
 use super::hooks::HookOptions;
@@ -31,6 +32,10 @@ pub(crate) enum Command {
     Create(Box<Create>),
     /// Restore a guest, or memory, at once; its pages come from the store when they are touched
     Restore(Restore),
+    /// Make regions of a checkpoint on which any number of clones can run, and hold them until a signal
+    Base(Base),
+    /// Start a guest on the regions of a base; it has what it writes for itself
+    Clone(Clone),
     /// Started by create
     #[command(hide = true)]
     Thaw(Thaw),
@@ -158,6 +163,47 @@ pub(crate) struct Restore {
     pub(crate) checkpoint: Selector,
     /// The command that starts QEMU with -incoming defer; {memory:ID} stands for the file of memory backend ID
     #[arg(last = true, value_name = "COMMAND", requires = "qmp")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Base {
+    #[command(flatten)]
+    pub(crate) store: InStore,
+    /// The name by which clones find it; that of the guest unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<BaseName>,
+    /// Owner of /dev/vmem/NAME, numeric
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    pub(crate) owner: Option<(u32, Option<u32>)>,
+    /// Fetch only pages that are touched
+    #[arg(long)]
+    pub(crate) no_background: bool,
+    /// The checkpoint
+    #[arg(value_name = "GUEST[@N|@latest]")]
+    pub(crate) checkpoint: Selector,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Clone {
+    /// The base, which a 'checkpoint base' holds
+    #[arg(long, value_name = "NAME")]
+    pub(crate) base: BaseName,
+    #[command(flatten)]
+    pub(crate) key: KeyOptions,
+    /// The socket of the QEMU that the command starts; {qmp} in the command
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// Leave the guest paused
+    #[arg(long)]
+    pub(crate) paused: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentSocket,
+    /// Make an overlay over each disk of the checkpoint in this directory; {disk:NAME} in the command
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) disks: Option<PathBuf>,
+    /// The command that starts QEMU with -incoming defer; {memory:ID} stands for the file of memory backend ID
+    #[arg(last = true, value_name = "COMMAND", required = true)]
     pub(crate) command: Vec<String>,
 }
 
@@ -354,6 +400,10 @@ mod tests {
             "restore --store /s guest0",
             "restore --store /s guest0@3 --qmp /q -- qemu -incoming defer",
             "restore --store /s --qmp /q --paused guest0@latest -- qemu",
+            "base --store /s guest0@3",
+            "base --store /s --key-file /k --name web --owner 107:107 --no-background guest0",
+            "clone --base web --qmp /q -- qemu -incoming defer",
+            "clone --base web --key-file /k --qmp /q --paused --agent /a --disks /o -- qemu",
             "export --store /s --format raw --output /o guest0",
             "export --store /s --format qemu --output /o --force guest0@3",
             "list --store /s",
@@ -398,6 +448,11 @@ mod tests {
             "restore --store /s guest0 -- qemu",
             "restore --store /s guest0 --qmp /q",
             "restore --store /s guest0@0",
+            "base --store /s",
+            "base --store /s --name a/b guest0",
+            "clone --qmp /q -- qemu",
+            "clone --base web -- qemu",
+            "clone --base web --qmp /q",
             "export --store /s --output /o guest0",
             "export --store /s --format elf --output /o guest0",
             "rm --store /s guest0",

@@ -13,14 +13,6 @@ use vmem_store_source::Address;
 use super::args::Restore;
 
 pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<(), Error> {
-    let mut vmemd = Vec::new();
-    if let Some((uid, gid)) = args.owner {
-        let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
-        vmemd.extend(["--owner".to_owned(), format!("{uid}{group}")]);
-    }
-    if args.no_background {
-        vmemd.push("--no-background".to_owned());
-    }
     let options = Options {
         address: Address {
             store: args.store.store.clone(),
@@ -35,7 +27,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
         record: (!args.no_record).then_some(args.record_time),
-        vmemd,
+        vmemd: vmemd_options(args.owner, args.no_background),
     };
     let mut report = Report::new(common.json);
     let result = restore(&options, signals, &mut |step| print(&mut report, &step, common.json));
@@ -79,15 +71,7 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
                 after.as_secs_f64() * 1e3
             ));
         }
-        Step::Pages(event) if json => report::print(&json!({"event": "pages", "vmemd": event})),
-        Step::Pages(Event::Progress(figures)) => {
-            let size = figures.regions.iter().map(|region| region.bytes).sum();
-            let done = figures.regions.iter().map(|region| region.present_bytes).sum();
-            report.progress(Progress { done, size }, "");
-        }
-        Step::Pages(Event::Lost { error, .. }) => report.note(&format!("the store is away: {error}")),
-        Step::Pages(Event::Back { .. }) => report.note("the store is back"),
-        Step::Pages(_) => {}
+        Step::Pages(event) => print_pages(report, event, json),
         Step::Recorded { pages, runs } if json => {
             report::print(&json!({"event": "recorded", "pages": pages, "runs": runs}));
         }
@@ -95,5 +79,33 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
             "the order in which {pages} pages were touched is recorded: the next restore fetches them first"
         )),
         Step::Note(text) => report.note(text),
+    }
+}
+
+/// What vmemd gets of the options of a command.
+pub(super) fn vmemd_options(owner: Option<(u32, Option<u32>)>, no_background: bool) -> Vec<String> {
+    let mut options = Vec::new();
+    if let Some((uid, gid)) = owner {
+        let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
+        options.extend(["--owner".to_owned(), format!("{uid}{group}")]);
+    }
+    if no_background {
+        options.push("--no-background".to_owned());
+    }
+    options
+}
+
+/// Says what an event of vmemd says of the pages.
+pub(super) fn print_pages(report: &mut Report, event: &Event, json: bool) {
+    match event {
+        event if json => report::print(&json!({"event": "pages", "vmemd": event})),
+        Event::Progress(figures) => {
+            let size = figures.regions.iter().map(|region| region.bytes).sum();
+            let done = figures.regions.iter().map(|region| region.present_bytes).sum();
+            report.progress(Progress { done, size }, "");
+        }
+        Event::Lost { error, .. } => report.note(&format!("the store is away: {error}")),
+        Event::Back { .. } => report.note("the store is back"),
+        _ => {}
     }
 }

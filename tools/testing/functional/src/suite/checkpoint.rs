@@ -3,6 +3,7 @@
 //! was written at the instant.
 
 mod agent;
+mod clones;
 mod disks;
 mod encrypted;
 mod export;
@@ -45,6 +46,9 @@ crate::tests![
     checkpoint_is_read_over_nbd_by_libnbd_and_qemu,
     checkpoint_is_a_disk_of_the_kernel_over_nbd,
     checkpoint_fills_a_region_over_nbd,
+    clones_of_a_guest_share_one_base_and_have_their_own_writes,
+    base_fetches_each_page_once_for_all_who_map_it,
+    base_goes_on_when_its_vmemd_or_a_clone_is_killed,
 ];
 
 fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcome {
@@ -141,4 +145,16 @@ fn checkpoint_is_a_disk_of_the_kernel_over_nbd() -> Outcome {
 
 fn checkpoint_fills_a_region_over_nbd() -> Outcome {
     nbd::read_by_vmemd(&Store::new()?)
+}
+
+fn clones_of_a_guest_share_one_base_and_have_their_own_writes() -> Outcome {
+    clones::of_guest(&Store::new()?, &Guest::with_generation_id()?)
+}
+
+fn base_fetches_each_page_once_for_all_who_map_it() -> Outcome {
+    clones::fetched_once(&Store::new()?)
+}
+
+fn base_goes_on_when_its_vmemd_or_a_clone_is_killed() -> Outcome {
+    clones::killed(&Store::new()?)
 }

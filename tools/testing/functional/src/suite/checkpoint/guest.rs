@@ -24,23 +24,30 @@ const FILE: &str = "/dev/shm/vmem-checkpoint-guest";
 /// A guest that writes without end.
 pub(super) struct Guest {
     pub(super) qemu: Qemu,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     disk: BootDisk,
     /// QEMU writes to its disk, and not to a temporary copy.
     has_disk: bool,
+    /// More devices.
+    devices: &'static [&'static str],
 }
 
 impl Guest {
     pub(super) fn new() -> Outcome<Self> {
-        Self::start(false)
+        Self::start(false, &[])
+    }
+
+    /// A guest that is told when it was restored.
+    pub(super) fn with_generation_id() -> Outcome<Self> {
+        Self::start(false, &["-device", "vmgenid,guid=auto"])
     }
 
     /// A guest whose disk can be kept.
     pub(super) fn with_disk() -> Outcome<Self> {
-        Self::start(true)
+        Self::start(true, &[])
     }
 
-    fn start(has_disk: bool) -> Outcome<Self> {
+    fn start(has_disk: bool, devices: &'static [&'static str]) -> Outcome<Self> {
         let directory = PathBuf::from("/tmp/vmem-checkpoint");
         let _ = (fs::remove_dir_all(&directory), fs::remove_file(FILE));
         fs::create_dir(&directory)?;
@@ -50,6 +57,7 @@ impl Guest {
         let options = [
             &disk.options()[..if has_disk { 2 } else { 3 }],
             &["-qmp", &socket, "-name", "guest0"],
+            devices,
         ]
         .concat();
         let guest = Self {
@@ -57,6 +65,7 @@ impl Guest {
             directory,
             disk,
             has_disk,
+            devices,
         };
         wait_until("QEMU listens", || Ok(UnixStream::connect(guest.qmp()).is_ok()))?;
         wait_until("QEMU has its memory", || {
@@ -104,9 +113,14 @@ impl Guest {
 
     /// The options of a QEMU that takes a checkpoint of this one.
     fn twin(&self) -> Vec<String> {
-        let mut words = vec!["qemu-system-x86_64", "-nodefaults", "-display", "none", "-name", "guest0"];
+        self.taker("guest0", "share=on")
+    }
+
+    /// The same with this name, and with these options of its memory.
+    pub(super) fn taker(&self, name: &str, memory: &str) -> Vec<String> {
+        let mut words = vec!["qemu-system-x86_64", "-nodefaults", "-display", "none", "-name", name];
         words.extend(accelerators());
-        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path={{memory:ram}},share=on");
+        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path={{memory:ram}},{memory}");
         words.extend(["-object", &memory, "-machine", "pc,memory-backend=ram"]);
         match self.has_disk {
             true => words.extend(["-drive", "file={disk:ide0-hd0},format=qcow2,if=ide"]),
@@ -118,6 +132,7 @@ impl Guest {
             "-device",
             "isa-debugcon,iobase=0x402,chardev=firmware",
         ]);
+        words.extend(self.devices);
         words.extend(["-incoming", "defer", "-qmp", "unix:{qmp},server=on,wait=off"]);
         words.into_iter().map(str::to_owned).collect()
     }
@@ -187,6 +202,11 @@ pub(super) fn go_on(qmp: &Path) -> Outcome {
     wait_until("the restored guest writes", || Ok(register(qmp, "EAX")? != before))
 }
 
+/// The words of each segment.
+pub(super) fn segments(bytes: &[u8]) -> Vec<Vec<u16>> {
+    bytes.chunks(SEGMENT).map(words).collect()
+}
+
 /// A restored guest, which stands still.
 pub(super) struct Restored {
     pub(super) qmp: PathBuf,
@@ -213,13 +233,9 @@ impl Restored {
     }
 
     fn segments(&self) -> Outcome<Vec<Vec<u16>>> {
-        let mapping = map(&self.region)?;
-        let segment = |number: usize| -> Outcome<Vec<u16>> {
-            let mut bytes = vec![0; SEGMENT];
-            mapping.read_at(FIRST + number * SEGMENT, &mut bytes)?;
-            Ok(words(&bytes))
-        };
-        (0..SEGMENTS).map(segment).collect()
+        let mut bytes = vec![0; SEGMENTS * SEGMENT];
+        map(&self.region)?.read_at(FIRST, &mut bytes)?;
+        Ok(segments(&bytes))
     }
 
     /// As [`check_instant`].

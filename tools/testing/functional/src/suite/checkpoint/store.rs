@@ -56,9 +56,16 @@ impl Store {
 
     /// A command on another store that this environment is good for.
     pub(super) fn command_at(&self, command: &str, location: &str) -> Outcome<Command> {
+        let mut vmemctl = self.without_store(command)?;
+        vmemctl.args(["--store", location]);
+        Ok(vmemctl)
+    }
+
+    /// A command that finds the store by itself.
+    pub(super) fn without_store(&self, command: &str) -> Outcome<Command> {
         let mut vmemctl = beside("vmemctl")?;
         vmemctl
-            .args(["checkpoint", command, "--store", location])
+            .args(["checkpoint", command])
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         vmemctl.arg("--state").arg(self.directory.join("state"));
         Ok(vmemctl)
@@ -82,7 +89,12 @@ impl Store {
 
     /// Begins a restore of this checkpoint, as far as a line of its output with this event.
     pub(super) fn restore(&self, checkpoint: &str, arguments: &[&str], event: &str) -> Outcome<Restore> {
-        let mut command = self.command("restore")?;
+        self.begin("restore", checkpoint, arguments, event)
+    }
+
+    /// Begins a command that goes on, of this checkpoint, as far as a line of its output with this event.
+    pub(super) fn begin(&self, command: &str, checkpoint: &str, arguments: &[&str], event: &str) -> Outcome<Restore> {
+        let mut command = self.command(command)?;
         command.args(["--json", checkpoint]).args(arguments);
         Restore::start(command, event)
     }
@@ -122,7 +134,7 @@ pub(super) fn wait_gone(region: &str) -> Outcome {
     wait_until("the region is gone", || Ok(!Path::new("/dev/vmem").join(region).exists()))
 }
 
-/// A restore that goes on.
+/// A restore, or a base, that goes on.
 pub(super) struct Restore {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -155,16 +167,34 @@ impl Restore {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
-            ensure!(
-                self.output.read_line(&mut line)? > 0,
-                "restore has ended without {event}: {seen}"
-            );
+            ensure!(self.output.read_line(&mut line)? > 0, "it has ended without {event}: {seen}");
             // Nested events of vmemd have other names.
             if line.contains(&wanted) {
                 return Ok(line);
             }
             seen.push_str(&line);
         }
+    }
+
+    /// Reads until this event. Returns the last line before it that has this text.
+    pub(super) fn hear_last(&mut self, event: &str, text: &str) -> Outcome<String> {
+        let wanted = format!("\"event\":\"{event}\"");
+        let mut last = None;
+        loop {
+            let mut line = String::new();
+            ensure!(self.output.read_line(&mut line)? > 0, "it has ended without {event}");
+            if line.starts_with(&format!("{{{wanted}")) {
+                return Ok(last.ok_or(format!("no line with {text}"))?);
+            }
+            if line.contains(text) {
+                last = Some(line);
+            }
+        }
+    }
+
+    /// Its process.
+    pub(super) fn child(&mut self) -> &mut Child {
+        &mut self.child
     }
 
     /// Waits until all memory is there.

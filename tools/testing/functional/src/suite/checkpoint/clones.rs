@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Clones: guests, and programs, that share the regions of a base and have what they write for themselves.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use vmem::{MapHandle, PAGE_SIZE};
+use vmem_mapping::{Access, Mapping, Sharing};
+
+use super::guest::{Guest, ask, check_instant, go_on, segments, status};
+use super::store::{Restore, Store, memory_of, wait_gone};
+use crate::failure::{Outcome, ensure, equal};
+use crate::suite::boot::{FIRST, SEGMENT, SEGMENTS};
+use crate::world::wait_until;
+
+/// How a clone has its memory.
+const PRIVATE: &str = "share=off,readonly=on,rom=off";
+
+const FILE: &str = "/dev/shm/vmem-checkpoint-clones";
+const REGION: &str = "data.vmem-checkpo";
+const PAGES: usize = 3000;
+
+/// A clone with a QEMU, which is killed at the end.
+struct Clone {
+    name: String,
+    qmp: PathBuf,
+    process: i32,
+}
+
+impl Clone {
+    /// The command that makes one whose memory has these options.
+    fn command(store: &Store, guest: &Guest, name: &str, memory: &str) -> Outcome<(Command, PathBuf)> {
+        let qmp = guest.directory.join(name);
+        let mut command = store.without_store("clone")?;
+        command
+            .args(["--json", "--base", "guest0", "--paused", "--qmp"])
+            .arg(&qmp)
+            .arg("--");
+        command.args(guest.taker(name, memory)).stdin(Stdio::null());
+        Ok((command, qmp))
+    }
+
+    fn new(store: &Store, guest: &Guest, name: &str) -> Outcome<Self> {
+        let (mut command, qmp) = Self::command(store, guest, name, PRIVATE)?;
+        let output = command.output()?;
+        let (said, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        ensure!(output.status.success(), "{name}: {said} {errors}");
+        let line = said
+            .lines()
+            .find(|line| line.contains("\"event\":\"cloned\""))
+            .ok_or("no event")?;
+        ensure!(!said.contains("vmgenid"), "{said}");
+        println!("  {name}: {line}");
+        Ok(Self {
+            name: name.to_owned(),
+            qmp,
+            process: number(line, "\"process\":")? as i32,
+        })
+    }
+
+    fn kill(&self) -> Outcome {
+        Ok(kill_process(Pid::from_raw(self.process).ok_or("no process")?, Signal::KILL)?)
+    }
+
+    /// What its guest has written, as QEMU has it.
+    fn memory(&self) -> Outcome<Vec<u8>> {
+        let file = self.qmp.with_extension("memory");
+        let bytes = SEGMENTS * SEGMENT;
+        let arguments = format!(
+            "{{\"val\": {FIRST}, \"size\": {bytes}, \"filename\": \"{}\"}}",
+            file.display()
+        );
+        ask(
+            &self.qmp,
+            &format!("{{\"execute\": \"pmemsave\", \"arguments\": {arguments}}}"),
+        )?;
+        let found = fs::read(&file)?;
+        equal!(found.len(), bytes);
+        Ok(found)
+    }
+
+    fn generation(&self) -> Outcome<String> {
+        ask(&self.qmp, "{\"execute\": \"query-vm-generation-id\"}")
+    }
+}
+
+impl Drop for Clone {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// The whole number after this text.
+fn number(text: &str, before: &str) -> Outcome<u64> {
+    let (_, rest) = text.split_once(before).ok_or(format!("no {before} in {text}"))?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Ok(digits.parse()?)
+}
+
+/// Ends a base as an operator does.
+fn end(mut base: Restore) -> Outcome {
+    let child = base.child();
+    kill_process(Pid::from_child(child), Signal::TERM)?;
+    let status = child.wait()?;
+    ensure!(status.success(), "base: {status}");
+    Ok(())
+}
+
+pub(super) fn of_guest(store: &Store, guest: &Guest) -> Outcome {
+    guest.create(store, &[])?;
+    let mut base = store.begin("base", "guest0@1", &[], "ready")?;
+    let node = Path::new("/dev/vmem/guest0.ram");
+    equal!(fs::metadata(node)?.permissions().mode() & 0o777, 0o440);
+    // The second is started while the base is being filled, or is complete: both are right.
+    let mut clones = vec![Clone::new(store, guest, "one")?, Clone::new(store, guest, "two")?];
+    base.hear("complete")?;
+    clones.push(Clone::new(store, guest, "three")?);
+    let region = MapHandle::open("guest0.ram", Access::ReadOnly)?;
+    let shared = region.map(Access::ReadOnly, Sharing::Shared)?;
+    let mut before = vec![0; SEGMENTS * SEGMENT];
+    shared.read_at(FIRST, &mut before)?;
+    let instant = check_instant(&clones[0].qmp, &segments(&before))?;
+    for clone in &clones {
+        equal!(status(&clone.qmp)?, "paused");
+        ensure!(
+            clone.memory()? == before,
+            "{} has other memory than its checkpoint",
+            clone.name
+        );
+    }
+    let generations = clones.iter().map(Clone::generation).collect::<Outcome<Vec<_>>>()?;
+    ensure!(
+        generations[0] != generations[1] && generations[1] != generations[2] && generations[0] != generations[2],
+        "{generations:?}"
+    );
+    // Each runs on by itself, one after the other, and stands still where its own writes are.
+    let mut instants = Vec::new();
+    for clone in &clones {
+        go_on(&clone.qmp)?;
+        wait_until("the clone writes", || Ok(clone.memory()? != before))?;
+        ask(&clone.qmp, "{\"execute\": \"stop\"}")?;
+        let memory = clone.memory()?;
+        instants.push(check_instant(&clone.qmp, &segments(&memory))?);
+        for other in clones.iter().skip(instants.len()) {
+            ensure!(other.memory()? == before, "{} sees what {} writes", other.name, clone.name);
+        }
+        let mut after = vec![0; SEGMENTS * SEGMENT];
+        shared.read_at(FIRST, &mut after)?;
+        ensure!(after == before, "{} has changed the base", clone.name);
+    }
+    println!("  the checkpoint is of round {instant}, and the clones stand at {instants:?}");
+    // A clone, and then the base, can end: the others go on.
+    clones.remove(0).kill()?;
+    end(base)?;
+    for clone in &clones {
+        go_on(&clone.qmp)?;
+    }
+    // A command that could write to the base starts nothing, and neither does one of a base that is gone.
+    let refused = |memory: &str| -> Outcome<String> {
+        let output = Clone::command(store, guest, "refused", memory)?.0.output()?;
+        ensure!(!output.status.success(), "a clone with {memory} was started");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let said = refused("share=off")?;
+    ensure!(said.contains("share=off,readonly=on,rom=off"), "{said}");
+    let said = refused(PRIVATE)?;
+    ensure!(said.contains("there is no base guest0"), "{said}");
+    drop((clones, shared, region));
+    wait_gone("guest0.ram")
+}
+
+/// Words that do not compress to much less.
+fn contents(page: usize) -> Vec<u8> {
+    let mut state = page as u64 + 1;
+    let words = (0..PAGE_SIZE / 8).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_ne_bytes()
+    });
+    words.collect()
+}
+
+/// Makes checkpoint data@1.
+fn checkpoint(store: &Store) -> Outcome {
+    let _ = fs::remove_file(FILE);
+    let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
+    for page in 0..PAGES {
+        file.write_all_at(&contents(page), (page * PAGE_SIZE) as u64)?;
+    }
+    let (pid, memory) = memory_of(&file);
+    let made = store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory]);
+    let _ = fs::remove_file(FILE);
+    made.map(drop)
+}
+
+/// A private mapping of the base, by a descriptor that can only read.
+fn map() -> Outcome<Mapping> {
+    Ok(MapHandle::open(REGION, Access::ReadOnly)?.map(Access::ReadWrite, Sharing::Private)?)
+}
+
+fn check(mapping: &Mapping, page: usize) -> Outcome {
+    let mut found = vec![0; PAGE_SIZE];
+    mapping.read_at(page * PAGE_SIZE, &mut found)?;
+    ensure!(found == contents(page), "page {page} is not what was stored");
+    Ok(())
+}
+
+pub(super) fn fetched_once(store: &Store) -> Outcome {
+    checkpoint(store)?;
+    let mut base = store.begin("base", "data@1", &["--no-background"], "ready")?;
+    let region = MapHandle::open(REGION, Access::ReadOnly)?;
+    // A write to a page that nobody has: the rest of the page is what was stored, and only this mapping has the write.
+    let (first, second) = (map()?, map()?);
+    first.write_at(7 * PAGE_SIZE, b"own")?;
+    let mut found = vec![0; PAGE_SIZE];
+    first.read_at(7 * PAGE_SIZE, &mut found)?;
+    ensure!(
+        found[..3] == *b"own" && found[3..] == contents(7)[3..],
+        "a write has lost what was there"
+    );
+    check(&second, 7)?;
+    // All of it, by both at once.
+    thread::scope(|scope| -> Outcome {
+        let touch = |mapping: &Mapping| (0..PAGES).filter(|page| *page != 7).try_for_each(|page| check(mapping, page));
+        let threads: Vec<_> = [&first, &second].map(|mapping| scope.spawn(move || touch(mapping))).into();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    let info = region.info()?;
+    let last = base.hear_last("complete", "\"duplicate_bytes\"")?;
+    let bytes = |name: &str| number(&last, &format!("\"{name}\":"));
+    let (data, zero, duplicate) = (bytes("data_bytes")?, bytes("zero_bytes")?, bytes("duplicate_bytes")?);
+    println!(
+        "  {} requests for {PAGES} pages; {data} bytes filled, {duplicate} twice",
+        info.requests
+    );
+    equal!((data + zero, duplicate), ((PAGES * PAGE_SIZE) as u64, 0));
+    ensure!(info.requests <= PAGES as u64, "{} requests", info.requests);
+    // Complete: plain memory, which others can map as before. What was written stays where it was.
+    let third = map()?;
+    (0..PAGES).try_for_each(|page| check(&third, page))?;
+    first.read_at(7 * PAGE_SIZE, &mut found)?;
+    ensure!(found[..3] == *b"own", "a write was lost at the completion");
+    check(&second, 7)?;
+    equal!(base.child().try_wait()?.map(|status| status.to_string()), None);
+    end(base)?;
+    (8..PAGES).try_for_each(|page| check(&second, page))?;
+    drop((first, second, third, region));
+    wait_gone(REGION)
+}
+
+/// The vmemd that fills the region.
+fn vmemd() -> Outcome<Option<Pid>> {
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        // A process may end at any moment.
+        let words = fs::read(path.join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        if words.contains("vmemd\0--source") && words.contains(&format!("={REGION}\0")) {
+            let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            return Ok(number.and_then(Pid::from_raw));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn killed(store: &Store) -> Outcome {
+    checkpoint(store)?;
+    let mut base = store.begin("base", "data@1", &["--no-background"], "ready")?;
+    let mapping = map()?;
+    check(&mapping, 10)?;
+    let other = store.end("base", &["data@1"])?;
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    ensure!(
+        !other.status.success() && said.contains("there is a base data already"),
+        "{said}"
+    );
+    kill_process(vmemd()?.ok_or("there is no vmemd")?, Signal::KILL)?;
+    // Another one goes on, and nothing is lost.
+    (0..PAGES / 2).try_for_each(|page| check(&mapping, page))?;
+    // The base itself is killed: vmemd goes on for those who map it.
+    base.child().kill()?;
+    base.child().wait()?;
+    (PAGES / 2..PAGES).try_for_each(|page| check(&mapping, page))?;
+    wait_until("vmemd has nothing more to do", || Ok(vmemd()?.is_none()))?;
+    (0..PAGES).try_for_each(|page| check(&mapping, page))?;
+    drop(mapping);
+    wait_gone(REGION)?;
+    // The name is free again.
+    let base = store.begin("base", "data@1", &["--no-background"], "ready")?;
+    check(&map()?, PAGES - 1)?;
+    // Nobody maps it: vmemd ends with it, though pages are absent.
+    end(base)?;
+    wait_gone(REGION)?;
+    ensure!(vmemd()?.is_none(), "vmemd has nobody to fill pages for");
+    Ok(())
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The start of a QEMU that takes a guest from a checkpoint.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmem::DIRECTORY;
+use vmem_cli::Signals;
+use vmem_qemu::command::Sharing;
+use vmem_qemu::{BackendFile, Process, Qemu, Qmp, command, guest};
+
+use crate::error::Error;
+use crate::incoming;
+
+/// What a guest without the device lacks.
+pub(crate) const NO_GENERATION_ID: &str = "the guest is not told that it was restored, and may use the same random numbers as before: \
+                                QEMU has no device vmgenid (start the guest, and this QEMU, with -device vmgenid,guid=auto)";
+
+/// A QEMU that is to be started, and the guest that it takes.
+pub(crate) struct Launch<'a> {
+    /// The command, with the placeholders for the socket and the memory.
+    pub(crate) command: &'a [String],
+    /// QEMU's socket.
+    pub(crate) qmp: &'a Path,
+    /// The directory of QEMU's log.
+    pub(crate) logs: &'a Path,
+    /// The name of the log, and a part of the name of QEMU's scope.
+    pub(crate) name: String,
+    /// Each memory of the guest, and its region.
+    pub(crate) regions: &'a [(String, String)],
+    /// How QEMU maps the regions.
+    pub(crate) sharing: Sharing,
+    /// The device state.
+    pub(crate) state: Vec<u8>,
+    /// The guest runs when QEMU has the state.
+    pub(crate) runs: bool,
+}
+
+impl Launch<'_> {
+    /// Starts QEMU, and has it load the state: waits for pages as long as `is_wanted` says so. Returns also whether the guest gets a new
+    /// generation ID.
+    ///
+    /// # Errors
+    ///
+    /// QEMU has ended, cannot load the state, or has other memory; it is killed. A signal.
+    pub(crate) fn start(self, signals: &Signals, is_wanted: &dyn Fn() -> bool) -> Result<(Process, bool), Error> {
+        let node = |(id, region): &(String, String)| (id.clone(), Path::new(DIRECTORY).join(region));
+        let nodes: Vec<_> = self.regions.iter().map(node).collect();
+        let words = command::fill_in(self.command, self.qmp, &nodes)?;
+        let logs = self.logs;
+        fs::create_dir_all(logs).map_err(vmem_cli::Error::call(format!("cannot make {}", logs.display())))?;
+        let log = logs.join(format!("{}.qemu.log", self.name));
+        let mut qemu = Qemu::start(&words, &log, &self.name)?;
+        let loaded = qemu
+            .connect(self.qmp, || signals.check().is_ok() && is_wanted())
+            .map_err(Error::from)
+            .and_then(|mut qmp| {
+                check_memory(&mut qmp, &nodes, self.sharing)?;
+                qemu.set_changed();
+                let has_id = guest::has_generation_id(&mut qmp)?;
+                let process = guest::process(&mut qmp)?;
+                if self.sharing == Sharing::Private {
+                    nodes.iter().try_for_each(|(_, node)| check_read_only(&process, node))?;
+                }
+                let is_wanted = || !process.wait(Duration::ZERO) && is_wanted();
+                incoming::load(&mut qmp, self.state, self.runs, signals, &is_wanted)?;
+                Ok((process, has_id))
+            });
+        loaded.map_err(|error| {
+            let failure = qemu.failure();
+            let left = !qemu.end();
+            let stopped = signals.check().err().map(Error::from);
+            match (stopped, failure) {
+                (Some(stopped), _) => stopped,
+                (None, Some(failure)) => Error::other(format!("{}; {failure} (see {})", vmem_cli::chain(&error), log.display())),
+                (None, None) if left => Error::other(format!(
+                    "{}; QEMU still runs, since it has become a daemon: end it",
+                    vmem_cli::chain(&error)
+                )),
+                (None, None) => error,
+            }
+        })
+    }
+}
+
+/// Checks that QEMU has the regions as its memory.
+fn check_memory(qmp: &mut Qmp, nodes: &[(String, PathBuf)], sharing: Sharing) -> Result<(), Error> {
+    let backends = match sharing {
+        Sharing::Shared => guest::memory_backends(qmp)?,
+        Sharing::Private => guest::private_backends(qmp)?,
+    };
+    let found: Vec<_> = backends.into_iter().map(|backend| (backend.id, backend.path)).collect();
+    let has = |node: &(String, PathBuf)| found.contains(node);
+    if found.len() == nodes.len() && nodes.iter().all(has) {
+        return Ok(());
+    }
+    Err(Error::other(format!(
+        "the memory backends of QEMU are {found:?}, and those of the checkpoint {nodes:?}: use {{memory:ID}} as the mem-path of each backend"
+    )))
+}
+
+/// Checks that QEMU cannot change a base through its descriptor: not by a discard of the guest's memory either, which would be one of the
+/// file's.
+fn check_read_only(qemu: &Process, node: &Path) -> Result<(), Error> {
+    match BackendFile::find(qemu, node)?.is_read_only(qemu)? {
+        true => Ok(()),
+        false => Err(Error::other(format!(
+            "QEMU has opened {} for writing, and could change the base for all of its clones: give the backend \
+             share=off,readonly=on,rom=off",
+            node.display()
+        ))),
+    }
+}

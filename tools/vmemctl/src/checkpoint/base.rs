@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl checkpoint base`: regions that stay, for clones.
+
+use serde_json::json;
+use vmem_checkpoint::Error;
+use vmem_checkpoint::base::{Options, Step, hold};
+use vmem_cli::Signals;
+use vmem_migrate::options::Common;
+use vmem_migrate::report::{self, Report};
+use vmem_store_source::Address;
+
+use super::args::Base;
+use super::restore::{print_pages, vmemd_options};
+
+pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(), Error> {
+    let options = Options {
+        name: args.name.clone(),
+        address: Address {
+            store: args.store.store.clone(),
+            checkpoint: args.checkpoint.clone(),
+        },
+        key: args.store.key.read()?,
+        state: common.state.clone(),
+        vmemd: vmemd_options(args.owner, args.no_background),
+    };
+    let mut report = Report::new(common.json);
+    let result = hold(&options, signals, &mut |step| print(&mut report, &step, common.json));
+    report.end_progress();
+    result
+}
+
+fn print(report: &mut Report, step: &Step<'_>, json: bool) {
+    match step {
+        Step::Ready { name, manifest, regions } if json => {
+            let regions: Vec<_> = regions
+                .iter()
+                .map(|(memory, region)| json!({"memory": memory, "region": region}))
+                .collect();
+            report::print(
+                &json!({"event": "ready", "base": name.to_string(), "checkpoint": manifest.checkpoint.to_string(), "regions": regions}),
+            );
+        }
+        Step::Ready { name, manifest, .. } => report.note(&format!(
+            "base {name} is there, of checkpoint {}: vmemctl checkpoint clone --base {name} starts guests on it",
+            manifest.checkpoint
+        )),
+        Step::Pages(event) => print_pages(report, event, json),
+        Step::Complete => {
+            report.end_progress();
+            if json {
+                report::print(&json!({"event": "complete"}));
+            } else {
+                report.note("all memory is present; a signal ends this");
+            }
+        }
+        Step::Note(text) => report.note(text),
+    }
+}
