@@ -7,10 +7,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmem::MapHandle;
+use vmem::{Access, MapHandle, Mapping, Sharing};
 use vmem_cli::Signals;
 use vmem_control::Event;
-use vmem_mapping::{Access, Mapping, Sharing};
 use vmem_store::{Manifest, UserKey};
 use vmem_store_source::{Address, Selector};
 

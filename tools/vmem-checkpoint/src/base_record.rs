@@ -211,6 +211,22 @@ pub(crate) fn find(state: &Path, name: &BaseName) -> Result<BaseRecord, Error> {
     }
 }
 
+/// The records of all bases that live.
+///
+/// # Errors
+///
+/// The directory cannot be read. A record that cannot be read is left out.
+pub(crate) fn all(state: &Path) -> Result<Vec<BaseRecord>, Error> {
+    let entries = match fs::read_dir(state) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(vmem_cli::Error::call(format!("cannot read {}", state.display()))(error).into()),
+    };
+    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("base.")?.parse().ok();
+    let names = entries.flatten().filter_map(name);
+    Ok(names.filter_map(|name: BaseName| find(state, &name).ok()).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +256,7 @@ mod tests {
         assert!(none(find(state.path(), &name)).contains("not ready"));
         held.write(&record()).expect("room");
         assert_eq!(find(state.path(), &name).expect("a base"), record());
+        assert_eq!(all(state.path()).expect("a directory"), [record()]);
         let second = HeldRecord::lock(state.path(), &name).err().expect("it is held").to_string();
         assert!(second.contains("there is a base web already"), "{second}");
         // As after SIGKILL: the record is there, and nobody holds it.

@@ -2,65 +2,50 @@
 //! Makes checkpoints of one guest or program, one after the other.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use vmem::{PAGE_SIZE, PageSet, Snapshot};
+use vmem::{PAGE_SIZE, PageSet};
 use vmem_cli::{Progress, Signals};
 use vmem_process::Process;
 use vmem_qemu::{COMMAND_LIMIT, GuestMemory, Qmp, guest};
-use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, WriteOptions, Writer};
+use vmem_store::{BackendKind, CheckpointName, CommitOptions, GuestName, Manifest, Store, WriteOptions, Writer};
 
-use crate::cut::{Cut, Limits, cut};
+use crate::checkpoint_options::Options;
+use crate::clone_memory::{CloneBackend, CloneMemory};
+use crate::clone_taken::{self, CloneSubject};
+use crate::cut::{Cut, cut};
 use crate::disks::{DISKS, Disk, Plan};
 use crate::error::Error;
-use crate::freeze::{self, FROZEN, Freezing, Frozen};
-use crate::hooks::{Hooked, Hooks};
+use crate::freeze::{FROZEN, Freezing};
+use crate::freezer::Freezer;
+use crate::hooks::Hooked;
 use crate::memory::{Tracked, arm, count};
 use crate::statistics::Made;
-use crate::subject::{Opened, Subject, check_unchanged};
+use crate::subject::{OpenMemories, Opened, Subject, check_unchanged};
+use crate::taken::{Images, Taken};
 use crate::write::write;
 use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE};
 
-/// How checkpoints are made.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The name in the store; the subject's own name unless given.
-    pub name: Option<GuestName>,
-    /// The most bytes of copies of pages that are overwritten before they are stored. 0 is no limit.
-    pub copies: u64,
-    /// How long QEMU may take to save its devices.
-    pub timeout: Duration,
-    /// Words that each checkpoint gets, by which retention can keep it.
-    pub tags: BTreeSet<String>,
-    /// The guest agent, if it is to be used.
-    pub agent: Option<freeze::Options>,
-    /// The directory where the guest's disks get overlays at the instant, if they are kept.
-    pub disks: Option<PathBuf>,
-    /// Commands around each checkpoint.
-    pub hooks: Hooks,
+/// The memory that checkpoints are made of.
+enum Memories {
+    /// Its writes are logged.
+    Tracked(Vec<Tracked>),
+    /// Private mappings of a base: each checkpoint looks at all pages that are the clone's own.
+    Clone(CloneMemory),
 }
 
-/// Checkpoints of one subject. Its memory is tracked as long as this value lives, and plain memory again afterwards.
+/// Checkpoints of one subject. Its memory is tracked as long as this value lives, and plain memory again afterwards; that of a clone is not.
 pub struct Checkpointer {
     subject: Subject,
     store: Store,
     guest: GuestName,
     options: Options,
-    memories: Vec<Tracked>,
+    memories: Memories,
     /// The QEMU of a guest.
     qemu: Option<Process>,
     /// The latest checkpoint that was made here: what the log goes on from.
     latest: Option<CheckpointName>,
-}
-
-/// What was taken at the instant.
-struct Taken {
-    snapshots: Vec<Snapshot>,
-    guest: Option<Cut<()>>,
-    freezing: Freezing,
-    disks: Vec<Disk>,
 }
 
 impl Checkpointer {
@@ -70,15 +55,32 @@ impl Checkpointer {
     ///
     /// The memory cannot be found, is not shared, is tracked already, lacks pages; or its name suits no store.
     pub fn begin(subject: Subject, store: Store, options: Options) -> Result<Self, Error> {
-        let Opened { name, qemu, memories } = subject.open()?;
+        let Opened { name, qemu, memories } = subject.open(&options.state)?;
         let guest = match &options.name {
             Some(name) => name.clone(),
             None => name
                 .parse()
                 .map_err(|error| Error::other(format!("{error}: give the checkpoint another one with --name")))?,
         };
+        let memories = match memories {
+            OpenMemories::Shared(backends) => Memories::Tracked(Tracked::begin(backends)?),
+            OpenMemories::Clone(memory) => {
+                if options.disks.is_some() {
+                    return Err(Error::other(
+                        "--disks: QEMU cannot make overlays at the instant of a clone's checkpoint",
+                    ));
+                }
+                if store.config().id.to_string() != memory.base.store {
+                    return Err(Error::other(format!(
+                        "the guest is a clone of {} in another store: only the store of the base can have its checkpoints",
+                        memory.base.checkpoint
+                    )));
+                }
+                Memories::Clone(memory)
+            }
+        };
         Ok(Self {
-            memories: Tracked::begin(memories)?,
+            memories,
             subject,
             store,
             guest,
@@ -94,13 +96,16 @@ impl Checkpointer {
         &self.guest
     }
 
-    /// How many pages the next checkpoint would look at now.
+    /// How many pages the next checkpoint would look at now. Of a clone, that is all that it has written since it was started.
     ///
     /// # Errors
     ///
     /// The memory is not tracked any more.
     pub fn pending(&self) -> Result<u64, Error> {
-        self.memories.iter().map(Tracked::pending).sum()
+        match &self.memories {
+            Memories::Tracked(memories) => memories.iter().map(Tracked::pending).sum(),
+            Memories::Clone(memory) => memory.pending(),
+        }
     }
 
     /// Whether the program has ended whose memory this is.
@@ -108,7 +113,11 @@ impl Checkpointer {
     pub fn has_ended(&self) -> bool {
         // A guest's memory can be in regions, which no process holds.
         let has_ended = |qemu: &Process| qemu.wait(Duration::ZERO);
-        self.qemu.as_ref().is_some_and(has_ended) || self.memories.iter().any(|memory| memory.backend.handle.has_ended())
+        let memory_has_ended = match &self.memories {
+            Memories::Tracked(memories) => memories.iter().any(|memory| memory.backend.handle.has_ended()),
+            Memories::Clone(_) => false,
+        };
+        self.qemu.as_ref().is_some_and(has_ended) || memory_has_ended
     }
 
     /// Makes a checkpoint. After an error there is none, and the next one has all that this one would have had.
@@ -124,7 +133,19 @@ impl Checkpointer {
         let writer = self.writer().map_err(|error| or_signal(error, signals))?;
         signals.check()?;
         let mut hooked = Hooked::begin(&self.options.hooks, &self.guest, signals)?;
-        let taken = self.take(signals);
+        let taken = match (&self.subject, &self.qemu, &self.memories) {
+            (Subject::Guest { qmp }, Some(qemu), Memories::Clone(memory)) => {
+                let clone = CloneSubject {
+                    qmp,
+                    qemu,
+                    memory,
+                    guest: &self.guest,
+                    options: &self.options,
+                };
+                clone_taken::take(&clone, &self.store, &writer, signals)
+            }
+            _ => self.take(signals),
+        };
         hooked.resumed();
         let made = taken.and_then(|taken| {
             let overlays = overlays(&taken.disks);
@@ -145,17 +166,12 @@ impl Checkpointer {
         report: &(dyn Fn(Progress) + Sync),
     ) -> Result<Made, Error> {
         let Taken {
-            snapshots,
+            images,
             guest,
             freezing,
             disks,
         } = taken;
-        for (memory, snapshot) in self.memories.iter_mut().zip(&snapshots) {
-            memory.owe(snapshot)?;
-        }
-        let sets: Vec<&PageSet> = self.memories.iter().map(|memory| &memory.owed).collect();
-        let pages = sets.iter().map(|set| count(set)).sum();
-        write(&snapshots, &sets, &writer, signals, report)?;
+        let pages = self.write(&images, &writer, signals, report)?;
         let mut commit = CommitOptions {
             tags: self.options.tags.clone(),
             labels: BTreeMap::from([(RUN_STATE.to_owned(), run_state(guest.as_ref()).to_owned())]),
@@ -177,23 +193,19 @@ impl Checkpointer {
             device_state_bytes = writer.put_blob(DEVICE_STATE, &mut &cut.device_state[..], MAX_DEVICE_STATE as u64)?;
         }
         // A snapshot that has failed says so at the latest now; all of its pages were read before.
-        let mut copied_pages = 0;
-        for snapshot in &snapshots {
-            copied_pages += snapshot
-                .info()
-                .map_err(Error::memory("cannot get the state of the snapshot"))?
-                .copied;
-        }
+        let copied_pages = images.copied()?;
         signals.check()?;
         let parent = writer.parent().map(|parent| parent.checkpoint.clone());
         let manifest = writer.commit(commit)?;
         // From here on the log goes on from this checkpoint.
-        let closed = snapshots.iter().map(Snapshot::closed).max().unwrap_or_default();
-        for (memory, snapshot) in self.memories.iter_mut().zip(&snapshots) {
-            memory.settle();
-            // If this fails, its pages are in the next checkpoint, too.
-            if let Err(error) = snapshot.done(snapshot.pages()) {
-                tracing::debug!("{}: {error}", memory.backend);
+        let closed = images.closed();
+        if let (Memories::Tracked(memories), Images::Snapshots(snapshots)) = (&mut self.memories, &images) {
+            for (memory, snapshot) in memories.iter_mut().zip(snapshots) {
+                memory.settle();
+                // If this fails, its pages are in the next checkpoint, too.
+                if let Err(error) = snapshot.done(snapshot.pages()) {
+                    tracing::debug!("{}: {error}", memory.backend);
+                }
             }
         }
         self.latest = Some(manifest.checkpoint.clone());
@@ -204,7 +216,7 @@ impl Checkpointer {
         Ok(Made {
             checkpoint: manifest.checkpoint,
             parent,
-            memory_bytes: self.memories.iter().map(|memory| memory.backend.bytes).sum(),
+            memory_bytes: self.memories.sizes().into_iter().map(|(_, bytes)| bytes).sum(),
             pages,
             zero_pages: statistics.zero,
             unchanged_pages: statistics.unchanged,
@@ -234,7 +246,35 @@ impl Checkpointer {
     ///
     /// This process is being killed; tracking ends with it.
     pub fn end(self) -> Result<(), Error> {
-        self.memories.into_iter().try_for_each(Tracked::stop)
+        match self.memories {
+            Memories::Tracked(memories) => memories.into_iter().try_for_each(Tracked::stop),
+            Memories::Clone(_) => Ok(()),
+        }
+    }
+
+    /// Writes the pages of the images that the parent may have otherwise. Returns how many there are.
+    fn write(
+        &mut self,
+        images: &Images,
+        writer: &Writer,
+        signals: &Signals,
+        report: &(dyn Fn(Progress) + Sync),
+    ) -> Result<u64, Error> {
+        let sets: Vec<&PageSet> = match (&mut self.memories, images) {
+            (Memories::Tracked(memories), Images::Snapshots(snapshots)) => {
+                for (memory, snapshot) in memories.iter_mut().zip(snapshots) {
+                    memory.owe(snapshot)?;
+                }
+                memories.iter().map(|memory| &memory.owed).collect()
+            }
+            (_, Images::Clone(images)) => images.iter().map(|image| &image.set).collect(),
+            (Memories::Clone(_), Images::Snapshots(_)) => Vec::new(),
+        };
+        match images {
+            Images::Snapshots(snapshots) => write(snapshots, &sets, writer, signals, report)?,
+            Images::Clone(images) => write(images, &sets, writer, signals, report)?,
+        }
+        Ok(sets.iter().map(|set| count(set)).sum())
     }
 
     /// Begins a checkpoint in the store: what can fail there fails before the guest is stopped.
@@ -243,7 +283,9 @@ impl Checkpointer {
             match self.begin_from(Some(latest)) {
                 // Somebody has removed it. Its pages are not in the log any more.
                 Err(Error::Store(vmem_store::Error::NoCheckpoint(_))) => {
-                    self.memories.iter_mut().for_each(Tracked::owe_all);
+                    if let Memories::Tracked(memories) = &mut self.memories {
+                        memories.iter_mut().for_each(Tracked::owe_all);
+                    }
                     self.latest = None;
                 }
                 begun => return begun,
@@ -254,15 +296,20 @@ impl Checkpointer {
             Err(vmem_store::Error::NoCheckpoints(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        self.begin_from(parent.as_ref())
+        let Memories::Clone(memory) = &self.memories else {
+            return self.begin_from(parent.as_ref());
+        };
+        // A checkpoint with other memory cannot be what this one goes on from: pages that are not written are the parent's.
+        let base = &memory.base.checkpoint;
+        let parent = match parent {
+            Some(parent) if has_memories(&self.store.manifest(&parent)?, &self.memories.sizes()) => parent,
+            _ => base.clone(),
+        };
+        self.begin_from(Some(&parent))
     }
 
     fn begin_from(&self, parent: Option<&CheckpointName>) -> Result<Writer, Error> {
-        let memories: Vec<_> = self
-            .memories
-            .iter()
-            .map(|memory| (memory.backend.id.clone(), memory.backend.bytes))
-            .collect();
+        let memories = self.memories.sizes();
         let mut options = WriteOptions::default();
         options.holder = format!(
             "vmemctl checkpoint create, guest {}, process {}",
@@ -275,11 +322,14 @@ impl Checkpointer {
     /// Takes the snapshots, and of a guest the device state at the same instant.
     fn take(&mut self, signals: &Signals) -> Result<Taken, Error> {
         let copies = self.options.copies;
+        let Memories::Tracked(memories) = &mut self.memories else {
+            return Err(Error::OtherMemory);
+        };
         let (Subject::Guest { qmp: socket }, Some(qemu)) = (&self.subject, &self.qemu) else {
-            self.memories.iter_mut().try_for_each(Tracked::prepare)?;
-            let snapshots = arm(&self.memories, copies)?;
+            memories.iter_mut().try_for_each(Tracked::prepare)?;
+            let snapshots = arm(memories, copies)?;
             return Ok(Taken {
-                snapshots,
+                images: Images::Snapshots(snapshots),
                 guest: None,
                 freezing: Freezing::default(),
                 disks: Vec::new(),
@@ -289,30 +339,18 @@ impl Checkpointer {
         let mut qmp = Qmp::connect(socket, COMMAND_LIMIT)?;
         guest::memory_backends(&mut qmp)?;
         let found = GuestMemory::of(&mut qmp)?;
-        check_unchanged(qemu, self.memories.iter().map(|memory| &memory.backend), &found)?;
+        check_unchanged(qemu, memories.iter().map(|memory| &memory.backend), &found)?;
         let directory = self.options.disks.as_deref();
         let plan = directory
             .map(|directory| Plan::of(&mut qmp, directory, self.guest.as_str()))
             .transpose()?;
-        let limits = Limits {
-            timeout: self.options.timeout,
-            device_state: MAX_DEVICE_STATE,
-        };
-        let memories = RefCell::new(&mut self.memories);
-        // The file systems are frozen as late as can be, and thawed as soon as the guest runs: also by the drop, whatever happens.
-        let (frozen, freezing) = (RefCell::new(None), RefCell::new(Freezing::default()));
+        let limits = self.options.limits();
+        let memories = RefCell::new(memories);
+        let freezer = Freezer::new(self.options.agent.as_ref(), &self.guest);
         let prepare = |runs: bool| {
             memories.borrow_mut().iter_mut().try_for_each(Tracked::prepare)?;
             signals.check()?;
-            let Some(agent) = &self.options.agent else { return Ok(()) };
-            match Frozen::begin(agent, runs)? {
-                Ok(begun) => {
-                    freezing.borrow_mut().frozen = begun.count();
-                    *frozen.borrow_mut() = Some(begun);
-                }
-                Err(why) => freezing.borrow_mut().why_not = Some(why),
-            }
-            Ok(())
+            freezer.freeze(runs)
         };
         let named = |error| with_overlays(plan.as_ref().map_or(Vec::new(), Plan::files), error);
         let has_overlays = Cell::new(false);
@@ -324,14 +362,7 @@ impl Checkpointer {
             }
             Ok(snapshots)
         };
-        let resumed = || {
-            let thawed = frozen.borrow_mut().as_mut().map(Frozen::thaw);
-            match thawed {
-                None => {}
-                Some(Ok(time)) => freezing.borrow_mut().time = Some(time),
-                Some(Err(error)) => tracing::error!("guest {}: {}", self.guest, vmem_cli::chain(&error)),
-            }
-        };
+        let resumed = || freezer.thaw();
         let Cut {
             armed,
             device_state,
@@ -351,9 +382,9 @@ impl Checkpointer {
             pause,
         };
         Ok(Taken {
-            snapshots: armed,
+            images: Images::Snapshots(armed),
             guest: Some(guest),
-            freezing: freezing.take(),
+            freezing: freezer.freezing.take(),
             disks,
         })
     }
@@ -365,6 +396,29 @@ fn or_signal(error: Error, signals: &Signals) -> Error {
         (Error::Store(_), Err(stopped)) => stopped.into(),
         _ => error,
     }
+}
+
+impl Memories {
+    /// The names and sizes in bytes.
+    fn sizes(&self) -> Vec<(String, u64)> {
+        match self {
+            Self::Tracked(memories) => {
+                let size = |memory: &Tracked| (memory.backend.id.clone(), memory.backend.bytes);
+                memories.iter().map(size).collect()
+            }
+            Self::Clone(memory) => {
+                let size = |backend: &CloneBackend| (backend.id.clone(), backend.bytes);
+                memory.memories.iter().map(size).collect()
+            }
+        }
+    }
+}
+
+/// Whether a checkpoint has these memories and no others.
+fn has_memories(manifest: &Manifest, memories: &[(String, u64)]) -> bool {
+    let found = manifest.backends.iter().filter(|backend| backend.kind == BackendKind::Memory);
+    let has = |(name, bytes): &(String, u64)| found.clone().any(|backend| backend.name == *name && backend.bytes == *bytes);
+    found.clone().count() == memories.len() && memories.iter().all(has)
 }
 
 fn overlays(disks: &[Disk]) -> Vec<String> {

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use vmem_cli::Signals;
 use vmem_qemu::migration::Settings;
-use vmem_qemu::{COMMAND_LIMIT, Event, Qmp, guest, migration, obstacles, stream};
+use vmem_qemu::{COMMAND_LIMIT, Qmp, guest, migration, obstacles, stream};
 
 use crate::error::Error;
+use crate::events::Events;
 use crate::state_reader::{Progress, StateReader};
 use crate::statistics::Pause;
 
@@ -247,54 +248,9 @@ fn resume(qmp: &mut Qmp, runs: bool) -> Result<bool, vmem_qemu::Error> {
     }
 }
 
-fn now() -> Duration {
+/// The time since 1970, which QEMU's events have.
+pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// QEMU's events since the migration was begun.
-#[derive(Default)]
-struct Events(Vec<Event>);
-
-impl Events {
-    /// Drops what is older.
-    fn skip(&mut self, qmp: &mut Qmp) -> Result<(), vmem_qemu::Error> {
-        while qmp.next_event(Instant::now())?.is_some() {}
-        self.0.clear();
-        Ok(())
-    }
-
-    /// Takes what has arrived. Whether QEMU waits for `migrate-continue`.
-    fn collect(&mut self, qmp: &mut Qmp) -> Result<bool, vmem_qemu::Error> {
-        let mut waits = false;
-        while let Some(event) = qmp.next_event(Instant::now())? {
-            waits |= event.name == "MIGRATION" && event.data["status"] == "pre-switchover";
-            // A guest emits few events in this time; a stranger could emit many.
-            if matches!(event.name.as_str(), "STOP" | "RESUME") && self.0.len() < 64 {
-                self.0.push(event);
-            }
-        }
-        Ok(waits)
-    }
-
-    /// How long the guest stood still: from the first STOP to the RESUME after the snapshot was armed.
-    fn pause(&self, saved: Duration, armed: Duration) -> Option<Pause> {
-        let at = |name: &str, after: Duration| {
-            let found = self
-                .0
-                .iter()
-                .filter(|event| event.name == name)
-                .filter_map(|event| event.time);
-            found.filter(|at| *at >= after).min()
-        };
-        let stopped = at("STOP", Duration::ZERO)?;
-        let resumed = at("RESUME", stopped)?;
-        Some(Pause {
-            total: resumed - stopped,
-            devices: saved.saturating_sub(stopped),
-            arming: armed.saturating_sub(saved),
-            resuming: resumed.saturating_sub(armed),
-        })
-    }
 }
 
 #[cfg(test)]

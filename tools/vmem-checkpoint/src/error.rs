@@ -71,6 +71,17 @@ pub enum Error {
          and the next one has its pages (a larger --copies, a faster store or --every with more time help)"
     )]
     Copies,
+    /// A clone has more pages for itself than can be copied.
+    #[error(
+        "the clone has {bytes} bytes of memory for itself, which are copied while it stands still, and {limit} are allowed or available: the \
+         checkpoint is given up, and the clone runs on (a larger --copies, or more memory, helps)"
+    )]
+    TooManyPrivate {
+        /// What it has.
+        bytes: u64,
+        /// What there may be.
+        limit: u64,
+    },
     /// The guest agent.
     #[error(transparent)]
     Agent(#[from] vmem_qemu::agent::Error),
@@ -144,6 +155,7 @@ impl Error {
             | Self::Agent(_)
             | Self::NotThawed(_)
             | Self::Copies
+            | Self::TooManyPrivate { .. }
             | Self::TimedOut(_)
             | Self::NotSaved(_)
             | Self::Status(_)

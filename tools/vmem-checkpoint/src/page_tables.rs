@@ -9,13 +9,19 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use vmem::{MappedPages, PAGE_SIZE, PageRange, PageSet, mapped_pages};
+use vmem::{MappedPages, PAGE_SIZE, PageIndex, PageRange, PageSet, mapped_pages};
 
 /// Bytes of an entry of `/proc/PID/pagemap`.
 const ENTRY: usize = size_of::<u64>();
 
 /// Set in an entry if the page is in the page table.
 const PRESENT: u64 = 1 << 63;
+
+/// Set in an entry if the page was swapped out.
+const SWAPPED: u64 = 1 << 62;
+
+/// Set in an entry if the page is a file's, or shared.
+const OF_FILE: u64 = 1 << 61;
 
 /// Entries that are read at once.
 const ENTRIES: u64 = 4096;
@@ -47,23 +53,44 @@ pub(crate) fn touched(regions: &[(&str, &PageSet)]) -> io::Result<Vec<PageSet>> 
 
 /// Adds those of `wanted` to `found` that are in the page table.
 fn read(pagemap: &File, mapping: &MappedPages, wanted: &PageSet, found: &mut PageSet) -> io::Result<()> {
-    let mut entries = [0; ENTRIES as usize * ENTRY];
     let first = mapping.pages.first().get();
     for run in wanted.runs_of(mapping.pages) {
-        let mut rest = Some(run);
-        while let Some(pages) = rest {
-            let (now, after) = pages.split_at(ENTRIES);
-            rest = after;
-            let Some(now) = now else { break };
-            let address = mapping.addresses.start / PAGE_SIZE as u64 + (now.first().get() - first);
-            let entries = &mut entries[..now.count() as usize * ENTRY];
-            pagemap.read_exact_at(entries, address * ENTRY as u64)?;
-            for (page, entry) in now.iter().zip(entries.chunks_exact(ENTRY)) {
-                let entry = entry.first_chunk().map_or(0, |entry| u64::from_ne_bytes(*entry));
-                if entry & PRESENT != 0 {
-                    found.insert(PageRange::from(page));
-                }
+        let address = mapping.addresses.start + (run.first().get() - first) * PAGE_SIZE as u64;
+        entries(pagemap, address, run, |page, entry| {
+            if entry & PRESENT != 0 {
+                found.insert(PageRange::from(page));
             }
+        })?;
+    }
+    Ok(())
+}
+
+/// Those of `pages`, which begin at `address` in a private mapping of a file, that the process has for itself: in the page table and not of the
+/// file, or swapped out. Swapped pages of the file are in no page table of a private mapping.
+pub(crate) fn private(page_table: &File, address: u64, pages: PageRange) -> io::Result<PageSet> {
+    let mut found = PageSet::none_of(pages);
+    entries(page_table, address, pages, |page, entry| {
+        if entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0 {
+            found.insert(PageRange::from(page));
+        }
+    })?;
+    Ok(found)
+}
+
+/// Calls `each` with the entry of each page.
+fn entries(page_table: &File, address: u64, pages: PageRange, mut each: impl FnMut(PageIndex, u64)) -> io::Result<()> {
+    let mut buffer = [0; ENTRIES as usize * ENTRY];
+    let mut rest = Some(pages);
+    let mut address = address / PAGE_SIZE as u64;
+    while let Some(pages) = rest {
+        let (now, after) = pages.split_at(ENTRIES);
+        rest = after;
+        let Some(now) = now else { break };
+        let buffer = &mut buffer[..now.count() as usize * ENTRY];
+        page_table.read_exact_at(buffer, address * ENTRY as u64)?;
+        address += now.count();
+        for (page, entry) in now.iter().zip(buffer.chunks_exact(ENTRY)) {
+            each(page, entry.first_chunk().map_or(0, |entry| u64::from_ne_bytes(*entry)));
         }
     }
     Ok(())
@@ -106,6 +133,23 @@ mod tests {
             .map(|page| (page, 1))
             .collect();
         assert_eq!(pages, expected);
+    }
+
+    #[test]
+    fn pages_that_a_process_has_written_in_a_private_mapping_are_private_and_others_are_not() {
+        use vmem::{Access, Mapping, Sharing};
+
+        let file = tempfile::tempfile_in("/dev/shm").expect("a file");
+        file.set_len(5000 * PAGE_SIZE as u64).expect("a size");
+        let mapping = Mapping::new(&file, 0, 5000 * PAGE_SIZE, Access::ReadWrite, Sharing::Private).expect("memory");
+        mapping.read_at(10 * PAGE_SIZE, &mut [0; 8]).expect("a page");
+        for page in [20, 4095, 4096, 4999] {
+            mapping.write_at(page * PAGE_SIZE, &[7]).expect("a page");
+        }
+        let page_table = File::open("/proc/self/pagemap").expect("a page table");
+        let found = private(&page_table, mapping.as_ptr() as u64, range(0, 5000)).expect("entries");
+        let pages: Vec<_> = found.runs().map(|run| (run.first().get(), run.count())).collect();
+        assert_eq!(pages, [(20, 1), (4095, 2), (4999, 1)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use vmem::{MemoryHandle, ProcessMemory};
 use vmem_process::{Process, clean};
 use vmem_qemu::{COMMAND_LIMIT, GuestMemory, OpenBackend, Qmp, guest};
 
+use crate::clone_memory::CloneMemory;
 use crate::error::Error;
 
 /// A guest, or memory of a program that is no guest.
@@ -33,20 +34,42 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     /// The QEMU whose guest this is.
     pub(crate) qemu: Option<Process>,
-    pub(crate) memories: Vec<OpenBackend>,
+    pub(crate) memories: OpenMemories,
+}
+
+/// The memory of a subject.
+pub(crate) enum OpenMemories {
+    /// It is shared, and can be tracked.
+    Shared(Vec<OpenBackend>),
+    /// It is that of a clone.
+    Clone(CloneMemory),
 }
 
 impl Subject {
-    pub(crate) fn open(&self) -> Result<Opened, Error> {
+    /// `state` has the records of bases.
+    pub(crate) fn open(&self, state: &Path) -> Result<Opened, Error> {
         match self {
             Self::Guest { qmp } => {
+                let mut connection = Qmp::connect(qmp, COMMAND_LIMIT)?;
                 // QEMU saves its devices without the memory only if all of that is in files with names.
-                guest::memory_backends(&mut Qmp::connect(qmp, COMMAND_LIMIT)?)?;
+                match guest::memory_backends(&mut connection) {
+                    Err(vmem_qemu::Error::NotShared { .. }) if guest::private_backends(&mut connection).is_ok() => {
+                        let name = guest::name(&mut connection)?;
+                        let (memory, process) = CloneMemory::find(&mut connection, state)?;
+                        return Ok(Opened {
+                            name,
+                            qemu: Some(process),
+                            memories: OpenMemories::Clone(memory),
+                        });
+                    }
+                    found => found?,
+                };
+                drop(connection);
                 let guest = GuestMemory::find(qmp)?;
                 Ok(Opened {
                     name: guest.name,
                     qemu: Some(guest.process),
-                    memories: guest.memories,
+                    memories: OpenMemories::Shared(guest.memories),
                 })
             }
             Self::Program { pid, memory } => {
@@ -59,7 +82,7 @@ impl Subject {
                 Ok(Opened {
                     name,
                     qemu: None,
-                    memories: vec![OpenBackend { id, path, bytes, handle }],
+                    memories: OpenMemories::Shared(vec![OpenBackend { id, path, bytes, handle }]),
                 })
             }
         }

@@ -36,24 +36,24 @@ impl Sink for Writer {
 /// Where pages come from: each page once.
 pub(crate) trait Image: Sync {
     /// The runs of pages that are no holes.
-    fn data(&self) -> Result<Vec<PageRange>, vmem::Error>;
+    fn data(&self) -> Result<Vec<PageRange>, Error>;
     /// Fills `to` from the offset of a page on.
-    fn read(&self, to: &mut [u8], offset: u64) -> Result<(), vmem::Error>;
+    fn read(&self, to: &mut [u8], offset: u64) -> Result<(), Error>;
     /// These pages are not needed.
-    fn skip(&self, pages: PageRange) -> Result<(), vmem::Error>;
+    fn skip(&self, pages: PageRange) -> Result<(), Error>;
 }
 
 impl Image for Snapshot {
-    fn data(&self) -> Result<Vec<PageRange>, vmem::Error> {
-        Snapshot::data(self).collect()
+    fn data(&self) -> Result<Vec<PageRange>, Error> {
+        Snapshot::data(self).collect::<Result<_, _>>().map_err(failed())
     }
 
-    fn read(&self, to: &mut [u8], offset: u64) -> Result<(), vmem::Error> {
-        self.read_exact_at(to, offset)
+    fn read(&self, to: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.read_exact_at(to, offset).map_err(failed())
     }
 
-    fn skip(&self, pages: PageRange) -> Result<(), vmem::Error> {
-        self.done(pages)
+    fn skip(&self, pages: PageRange) -> Result<(), Error> {
+        self.done(pages).map_err(failed())
     }
 }
 
@@ -69,10 +69,10 @@ pub(crate) fn write<I: Image>(
     for (memory, (image, set)) in images.iter().zip(sets).enumerate() {
         // Programs need not keep the other pages aside.
         for pages in set.gaps() {
-            image.skip(pages).map_err(failed())?;
+            image.skip(pages)?;
         }
         if count(set) == set.pages().count() {
-            let data = image.data().map_err(failed())?;
+            let data = image.data()?;
             let mut holes = PageSet::all_of(set.pages());
             data.iter().for_each(|pages| holes.remove(*pages));
             holes.runs().try_for_each(|pages| to.put_zero(memory, pages))?;
@@ -125,7 +125,7 @@ fn cut_into(pages: PageRange, memory: usize, chunks: &mut Vec<(usize, PageRange)
 
 fn copy(image: &impl Image, memory: usize, pages: PageRange, to: &impl Sink, buffer: &mut [u8]) -> Result<(), Error> {
     let buffer = &mut buffer[..bytes_of(pages) as usize];
-    image.read(buffer, pages.bytes().start).map_err(failed())?;
+    image.read(buffer, pages.bytes().start)?;
     to.put_pages(memory, pages.first(), buffer)
 }
 
@@ -150,23 +150,23 @@ mod tests {
     }
 
     impl Image for Fake {
-        fn data(&self) -> Result<Vec<PageRange>, vmem::Error> {
+        fn data(&self) -> Result<Vec<PageRange>, Error> {
             let mut data = PageSet::all_of(range(0, self.pages));
             data.remove(self.hole);
             Ok(data.runs().collect())
         }
 
-        fn read(&self, to: &mut [u8], offset: u64) -> Result<(), vmem::Error> {
+        fn read(&self, to: &mut [u8], offset: u64) -> Result<(), Error> {
             for (page, pgoff) in to.chunks_mut(PAGE_SIZE).zip(offset / PAGE_SIZE as u64..) {
                 if self.fails_at == Some(pgoff) {
-                    return Err(vmem::Error::SnapshotFailed);
+                    return Err(failed()(vmem::Error::SnapshotFailed));
                 }
                 page.fill(pgoff as u8);
             }
             Ok(())
         }
 
-        fn skip(&self, pages: PageRange) -> Result<(), vmem::Error> {
+        fn skip(&self, pages: PageRange) -> Result<(), Error> {
             self.skipped.lock().expect("no panic").push(pages);
             Ok(())
         }

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -94,14 +95,15 @@ impl DeviceSave {
     /// [`Error::NothingSaved`] if the state had room in the pipe: then QEMU may have continued the guest before this was called. [`Error::TimedOut`],
     /// [`Error::SavedTooMuch`], [`Error::Refused`], or the connection is lost.
     pub fn finish(mut self, qmp: &mut Qmp, most: usize, deadline: Instant) -> Result<Vec<u8>, Error> {
-        let before = self.bytes.len();
+        let (began, before) = (Instant::now(), self.bytes.len());
         // With less room, it only takes longer.
         let _ = fcntl_setpipe_size(&self.pipe, MORE_ROOM);
         let mut buffer = vec![0; 64 << 10];
         let mut has_answered = false;
         loop {
             match self.pipe.read(&mut buffer) {
-                Ok(0) => break,
+                // Nobody has the other end any more. The answer says what became of it.
+                Ok(0) => sleep(POLL_INTERVAL),
                 Ok(read) => {
                     if self.bytes.len() + read > most {
                         return Err(Error::SavedTooMuch(most));
@@ -120,7 +122,7 @@ impl DeviceSave {
             if !has_answered && Instant::now() >= deadline {
                 return Err(Error::TimedOut {
                     what: COMMAND.to_owned(),
-                    limit: Duration::ZERO,
+                    limit: began.elapsed(),
                 });
             }
             if !has_answered {
@@ -146,5 +148,61 @@ fn wait(pipe: &File, limit: Duration) -> io::Result<()> {
     match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&limit)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::*;
+    use crate::connection::tests::{LIMIT, qemu};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Saves devices of so many bytes, of a QEMU that then answers this.
+    fn save(bytes: usize, most: usize, answer: &'static [&'static str]) -> Result<Vec<u8>, Error> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("a pipe");
+        let room = fcntl_setpipe_size(&ours, ROOM).expect("a size");
+        let flags = fcntl_getfl(&theirs).expect("flags");
+        fcntl_setfl(&theirs, flags - OFlags::NONBLOCK).expect("flags");
+        let mut save = DeviceSave {
+            pipe: ours.into(),
+            room,
+            set: 1,
+            bytes: Vec::new(),
+        };
+        let writer = thread::spawn(move || File::from(theirs).write_all(&vec![7; bytes]));
+        let (socket, _thread) = qemu(answer);
+        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
+        assert!(save.wait_stopped(&mut qmp, LONG).expect("a pipe"));
+        qmp.begin(COMMAND, json!({})).expect("a command");
+        let saved = save.finish(&mut qmp, most, Instant::now() + LONG);
+        // Without a reader, the writer fails, and QEMU goes on.
+        let _ = writer.join().expect("no panic");
+        saved
+    }
+
+    #[test]
+    fn devices_that_have_no_room_in_the_pipe_are_all_read_and_others_are_refused() {
+        const DONE: &[&str] = &[r#"{"return": {}}"#];
+        assert_eq!(save(60_000, 1 << 20, DONE).expect("devices").len(), 60_000);
+        // With 4 bytes taken from it, the pipe has room for as many more: QEMU may have gone on before the rest was read.
+        let short = save(ROOM + 4, 1 << 20, DONE);
+        assert!(matches!(short, Err(Error::NothingSaved)), "{short:?}");
+        assert_eq!(save(ROOM + 5, 1 << 20, DONE).expect("devices").len(), ROOM + 5);
+        let long = save(60_000, 10_000, DONE);
+        assert!(matches!(long, Err(Error::SavedTooMuch(10_000))), "{long:?}");
+    }
+
+    #[test]
+    fn qemu_that_cannot_save_its_devices_says_why() {
+        let refused = save(
+            60_000,
+            1 << 20,
+            &[r#"{"error": {"class": "GenericError", "desc": "saving Xen device state failed"}}"#],
+        );
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     }
 }

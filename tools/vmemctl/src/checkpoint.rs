@@ -32,7 +32,7 @@ use args::Command;
 pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
     match &args.command {
         Command::Init(args) => inspect::init(args, common.json),
-        Command::Create(args) => create::run(args, &catch()?, common.json),
+        Command::Create(args) => create::run(args, &catch()?, common),
         Command::Thaw(args) => agent::thaw(args),
         Command::Restore(args) => restore::run(args, &catch()?, common),
         Command::Base(args) => base::run(args, &catch()?, common),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vmem_checkpoint::{Checkpointer, Error, Made, Options, Subject};
 use vmem_cli::{Signals, bytes, chain, output};
+use vmem_migrate::options::Common;
 use vmem_migrate::report;
 use vmem_store::{GuestName, Store};
 
@@ -19,7 +20,8 @@ use super::{maintain, note};
 /// How often a wait looks for a signal and for the end of the program.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Error> {
+pub(super) fn run(args: &Create, signals: &Signals, common: &Common) -> Result<(), Error> {
+    let json = common.json;
     let waiting = Patience {
         signals: signals.clone(),
         json,
@@ -45,6 +47,7 @@ pub(super) fn run(args: &Create, signals: &Signals, json: bool) -> Result<(), Er
         agent: args.freeze.options()?,
         disks: args.disks.clone(),
         hooks: args.hooks.hooks(&args.store.store.to_string()),
+        state: common.state.clone(),
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {

@@ -47,6 +47,7 @@ crate::tests![
     checkpoint_is_a_disk_of_the_kernel_over_nbd,
     checkpoint_fills_a_region_over_nbd,
     clones_of_a_guest_share_one_base_and_have_their_own_writes,
+    clone_of_a_base_is_checkpointed_with_the_base_as_its_parent,
     base_fetches_each_page_once_for_all_who_map_it,
     base_goes_on_when_its_vmemd_or_a_clone_is_killed,
 ];
@@ -149,6 +150,10 @@ fn checkpoint_fills_a_region_over_nbd() -> Outcome {
 
 fn clones_of_a_guest_share_one_base_and_have_their_own_writes() -> Outcome {
     clones::of_guest(&Store::new()?, &Guest::with_generation_id()?)
+}
+
+fn clone_of_a_base_is_checkpointed_with_the_base_as_its_parent() -> Outcome {
+    clones::checkpointed(&Store::new()?, &Guest::with_generation_id()?)
 }
 
 fn base_fetches_each_page_once_for_all_who_map_it() -> Outcome {

@@ -5,16 +5,18 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
+use std::thread::{self, sleep};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use vmem::{MapHandle, PAGE_SIZE};
 use vmem_mapping::{Access, Mapping, Sharing};
 
-use super::guest::{Guest, ask, check_instant, go_on, segments, status};
+use super::guest::{Guest, Restored, ask, check_instant, go_on, segments, status};
 use super::store::{Restore, Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::boot::{FIRST, SEGMENT, SEGMENTS};
+use crate::suite::qemu::MEMORY;
 use crate::world::wait_until;
 
 /// How a clone has its memory.
@@ -71,19 +73,19 @@ impl Clone {
 
     /// What its guest has written, as QEMU has it.
     fn memory(&self) -> Outcome<Vec<u8>> {
-        let file = self.qmp.with_extension("memory");
-        let bytes = SEGMENTS * SEGMENT;
-        let arguments = format!(
-            "{{\"val\": {FIRST}, \"size\": {bytes}, \"filename\": \"{}\"}}",
-            file.display()
-        );
-        ask(
-            &self.qmp,
-            &format!("{{\"execute\": \"pmemsave\", \"arguments\": {arguments}}}"),
-        )?;
-        let found = fs::read(&file)?;
-        equal!(found.len(), bytes);
-        Ok(found)
+        memory(&self.qmp, FIRST, SEGMENTS * SEGMENT)
+    }
+
+    /// Makes a checkpoint of it.
+    fn create(&self, store: &Store, more: &[&str]) -> Outcome<String> {
+        let qmp = self.qmp.to_string_lossy();
+        let said = store.run("create", &[&["--json", "--qmp", &qmp], more].concat())?;
+        let line = said
+            .lines()
+            .find(|line| line.contains("\"event\":\"checkpoint\""))
+            .ok_or("no event")?;
+        println!("  {line}");
+        Ok(line.to_owned())
     }
 
     fn generation(&self) -> Outcome<String> {
@@ -95,6 +97,112 @@ impl Drop for Clone {
     fn drop(&mut self) {
         let _ = self.kill();
     }
+}
+
+/// Memory of a guest, as QEMU has it.
+fn memory(qmp: &Path, first: usize, bytes: usize) -> Outcome<Vec<u8>> {
+    let file = qmp.with_extension("memory");
+    let arguments = format!(
+        "{{\"val\": {first}, \"size\": {bytes}, \"filename\": \"{}\"}}",
+        file.display()
+    );
+    ask(qmp, &format!("{{\"execute\": \"pmemsave\", \"arguments\": {arguments}}}"))?;
+    let found = fs::read(&file)?;
+    fs::remove_file(&file)?;
+    equal!(found.len(), bytes);
+    Ok(found)
+}
+
+/// Fails unless what is restored from this checkpoint is this guest, which stands still.
+fn check_restored(store: &Store, guest: &Guest, checkpoint: &str, clone: &Clone) -> Outcome {
+    let region = format!("{}.ram", checkpoint.split('@').next().unwrap_or_default());
+    let restored = Restored::in_region(store, guest, checkpoint, &region, &["--paused"])?;
+    restored.check()?;
+    let (before, after) = (
+        memory(&clone.qmp, 0, MEMORY as usize)?,
+        memory(&restored.qmp, 0, MEMORY as usize)?,
+    );
+    let differ: Vec<_> = (0..MEMORY as usize / PAGE_SIZE)
+        .filter(|page| before[page * PAGE_SIZE..][..PAGE_SIZE] != after[page * PAGE_SIZE..][..PAGE_SIZE])
+        .collect();
+    // The restored guest has another generation ID.
+    ensure!(
+        differ.len() <= 1,
+        "{checkpoint}: pages {differ:?} are not those of {}",
+        clone.name
+    );
+    // What is shown: memory of the display, which is not the guest's.
+    let screen = 0xb8000..0xb8000 + 4000;
+    ensure!(
+        before[screen.clone()] == after[screen.clone()] && before[screen].iter().any(|byte| *byte > b' '),
+        "the screen is another one, or empty"
+    );
+    restored.end()
+}
+
+pub(super) fn checkpointed(store: &Store, guest: &Guest) -> Outcome {
+    guest.create(store, &[])?;
+    let base = store.begin("base", "guest0@1", &[], "ready")?;
+    let one = Clone::new(store, guest, "one")?;
+    let two = Clone::new(store, guest, "two")?;
+    go_on(&one.qmp)?;
+    // While it runs: the second one goes on from the first, and has what was written since.
+    let first = one.create(store, &[])?;
+    ensure!(
+        first.contains("\"checkpoint\":\"one@1\"") && first.contains("\"parent\":\"guest0@1\""),
+        "{first}"
+    );
+    let pages = number(&first, "\"pages\":")?;
+    // The guest writes 128 pages, and QEMU some.
+    ensure!((128..2048).contains(&pages), "{pages} pages are the clone's own");
+    equal!(status(&one.qmp)?, "running");
+    let second = one.create(store, &[])?;
+    ensure!(second.contains("\"parent\":\"one@1\""), "{second}");
+    for checkpoint in ["one@1", "one@2"] {
+        let restored = Restored::in_region(store, guest, checkpoint, "one.ram", &["--paused"])?;
+        restored.check()?;
+        restored.end()?;
+    }
+    // While it stands still.
+    ask(&one.qmp, "{\"execute\": \"stop\"}")?;
+    let third = one.create(store, &[])?;
+    ensure!(third.contains("\"running\":false"), "{third}");
+    equal!(status(&one.qmp)?, "paused");
+    check_restored(store, guest, "one@3", &one)?;
+    // Another clone under the name of the first, which has not run: what it has not written is as the base has it, and not as the first has it.
+    let fourth = two.create(store, &["--name", "one"])?;
+    ensure!(fourth.contains("\"parent\":\"one@3\""), "{fourth}");
+    let own = number(&fourth, "\"copied_pages\":")?;
+    ensure!(own < 128 && number(&fourth, "\"pages\":")? >= 128, "{fourth}");
+    check_restored(store, guest, "one@4", &two)?;
+    // Killed at any moment, it leaves the guest running and nothing half.
+    ask(&one.qmp, "{\"execute\": \"cont\"}")?;
+    for delay in (0..16).map(|step| Duration::from_millis(20 * step)) {
+        let mut child = store.command("create")?.arg("--qmp").arg(&one.qmp).spawn()?;
+        sleep(delay);
+        child.kill()?;
+        child.wait()?;
+        wait_until("the clone runs", || {
+            Ok(status(&one.qmp).is_ok_and(|status| status == "running"))
+        })?;
+    }
+    let refused = |more: &[&str]| -> Outcome<String> {
+        let qmp = one.qmp.to_string_lossy();
+        let output = store.end("create", &[&["--qmp", &qmp], more].concat())?;
+        ensure!(!output.status.success(), "a checkpoint was made with {more:?}");
+        equal!(status(&one.qmp)?, "running");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let said = refused(&["--copies", "16K"])?;
+    ensure!(said.contains("of memory for itself"), "{said}");
+    let said = refused(&["--disks", "/tmp"])?;
+    ensure!(said.contains("--disks"), "{said}");
+    // Without the base, nothing proves what the other pages are.
+    end(base)?;
+    let said = refused(&[])?;
+    ensure!(said.contains("of no base that lives"), "{said}");
+    drop((one, two));
+    wait_gone("guest0.ram")
 }
 
 /// The whole number after this text.

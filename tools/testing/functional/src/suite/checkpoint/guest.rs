@@ -39,7 +39,7 @@ impl Guest {
 
     /// A guest that is told when it was restored.
     pub(super) fn with_generation_id() -> Outcome<Self> {
-        Self::start(false, &["-device", "vmgenid,guid=auto"])
+        Self::start(false, &["-device", "VGA", "-device", "vmgenid,guid=auto"])
     }
 
     /// A guest whose disk can be kept.
@@ -211,11 +211,17 @@ pub(super) fn segments(bytes: &[u8]) -> Vec<Vec<u16>> {
 pub(super) struct Restored {
     pub(super) qmp: PathBuf,
     region: MapHandle,
+    node: PathBuf,
     restore: super::store::Restore,
 }
 
 impl Restored {
     pub(super) fn new(store: &Store, guest: &Guest, checkpoint: &str, more: &[&str]) -> Outcome<Self> {
+        Self::in_region(store, guest, checkpoint, "guest0.ram", more)
+    }
+
+    /// One whose memory gets this region.
+    pub(super) fn in_region(store: &Store, guest: &Guest, checkpoint: &str, region: &str, more: &[&str]) -> Outcome<Self> {
         let qmp = guest.directory.join("restored");
         let _ = fs::remove_file(&qmp);
         let twin = guest.twin();
@@ -226,7 +232,8 @@ impl Restored {
         arguments.extend(twin.iter().map(String::as_str));
         let restore = store.restore(checkpoint, &arguments, "restored")?;
         Ok(Self {
-            region: open("guest0.ram")?,
+            region: open(region)?,
+            node: Path::new("/dev/vmem").join(region),
             qmp,
             restore,
         })
@@ -249,7 +256,8 @@ impl Restored {
         go_on(&self.qmp)?;
         ask(&self.qmp, "{\"execute\": \"quit\"}")?;
         drop(self.region);
-        wait_until("its region is gone", || Ok(!Path::new("/dev/vmem/guest0.ram").exists()))
+        let node = self.node;
+        wait_until("its region is gone", || Ok(!node.exists()))
     }
 }
 
