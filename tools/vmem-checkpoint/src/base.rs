@@ -2,7 +2,7 @@
 //! Regions that are filled from a checkpoint once, and mapped privately by any number of guests: its clones.
 //!
 //! The process that holds a base maps the regions, so that they stay when they are complete and no clone maps them. It holds a lease on the
-//! checkpoint, whose device state each clone loads, and a locked [record](crate::base_record) by which `clone` finds all of this.
+//! checkpoint, whose device state each clone loads, and a locked record by which `clone` finds all of this.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -108,11 +108,14 @@ pub fn hold(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_
     let regions = regions_of(image.manifest(), &[])?;
     let mut arguments = filler::arguments(&address, &regions, options.key.is_some());
     // Page tables of clones need not have pages that they do not touch.
-    arguments.extend(["--mode", MODE, "--no-populate"].map(str::to_owned));
+    arguments.push("--no-populate".to_owned());
     arguments.extend_from_slice(&options.vmemd);
+    let mut of_new_regions = filler::of_new_regions();
+    of_new_regions.extend(["--mode", MODE].map(str::to_owned));
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
         arguments,
+        of_new_regions,
         key: options.key.clone(),
         name: format!("base-{name}"),
     })?;

@@ -55,13 +55,22 @@ pub struct Started {
     pub after: Duration,
 }
 
-/// Starts a clone, and returns when its guest runs; with an agent, when that has answered or has not. `note` hears what is worth knowing.
+/// What happens with a clone.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// It was started.
+    Started(Started),
+    /// Something that is worth knowing.
+    Note(&'a str),
+}
+
+/// Starts a clone, and returns when its guest runs; with an agent, when that has answered or has not.
 ///
 /// # Errors
 ///
 /// There is no such base, or it ends meanwhile; QEMU could write to the base; those of a restore. Nothing is left of the clone, unless the
 /// guest runs already, and only its agent has not answered.
-pub fn clone(options: &Options, signals: &Signals, note: &mut dyn FnMut(&str)) -> Result<Started, Error> {
+pub fn clone(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_>)) -> Result<(), Error> {
     let began = Instant::now();
     command::check(&options.command, Sharing::Private)?;
     let base = find(&options.state, &options.base)?;
@@ -75,6 +84,7 @@ pub fn clone(options: &Options, signals: &Signals, note: &mut dyn FnMut(&str)) -
     let image = store.image(&base.checkpoint)?;
     let manifest = image.manifest();
     let runs = !options.paused && manifest.labels.get(RUN_STATE).is_some_and(|state| state == "running");
+    let note = &mut |text: &str| report(Step::Note(text));
     let (overlays, command) = overlays::of(manifest, options.disks.as_deref(), &options.command, signals, note)?;
     let regions: Vec<_> = base
         .memories
@@ -105,11 +115,12 @@ pub fn clone(options: &Options, signals: &Signals, note: &mut dyn FnMut(&str)) -
     if !has_id {
         note(NO_GENERATION_ID);
     }
-    let started = Started {
+    report(Step::Started(Started {
         runs,
         process: qemu.number(),
         after: began.elapsed(),
-    };
+    }));
+    let note = &mut |text: &str| report(Step::Note(text));
     let frozen = manifest.labels.get(FROZEN).map(String::as_str);
     match &options.agent {
         None => note_frozen(frozen, note),
@@ -121,7 +132,7 @@ pub fn clone(options: &Options, signals: &Signals, note: &mut dyn FnMut(&str)) -
             wait(&wakeup, &qemu, signals, note)?;
         }
     }
-    Ok(started)
+    Ok(())
 }
 
 /// Waits for what comes of the agent.

@@ -66,6 +66,8 @@ pub(crate) struct Command {
     pub(crate) program: PathBuf,
     /// All of its arguments but those that say whether the regions exist.
     pub(crate) arguments: Vec<String>,
+    /// Arguments that say how regions are made, which the next vmemd finds.
+    pub(crate) of_new_regions: Vec<String>,
     /// Becomes a part of the name of its scope.
     pub(crate) name: String,
     /// The key of the store. vmemd gets it over its standard input: other users can read the arguments of a process, and its environment stays
@@ -176,14 +178,19 @@ pub(crate) fn arguments(address: &Address, regions: &[(String, String)], has_key
     if has_key {
         all.extend(["--key-file".to_owned(), "-".to_owned()]);
     }
+    all
+}
+
+/// The arguments of a vmemd that makes the regions of a guest.
+pub(crate) fn of_new_regions() -> Vec<String> {
     // With poison, a touch of a page that is lost ends a process in the guest. Without it, the touch ends the guest.
     let has_poison = vmem::Control::open()
         .and_then(|control| control.features())
         .is_ok_and(|features| features.poison);
-    if has_poison {
-        all.extend(["--on-unreadable".to_owned(), "poison".to_owned()]);
+    match has_poison {
+        true => ["--on-unreadable", "poison"].map(str::to_owned).to_vec(),
+        false => Vec::new(),
     }
-    all
 }
 
 fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Event>), Error> {
@@ -191,6 +198,7 @@ fn spawn(command: &Command, resume: bool) -> Result<(Child, Process, Receiver<Ev
     let mut child = scope::command(&command.program, "vmemd", &command.name)
         .args(&command.arguments)
         .args(resume.then_some("--resume"))
+        .args(command.of_new_regions.iter().filter(|_| !resume))
         .arg("--json")
         .stdin(if command.key.is_some() {
             Stdio::piped()
@@ -267,6 +275,7 @@ mod tests {
         let command = Command {
             program,
             arguments: vec!["--source".to_owned(), "checkpoint:/srv#guest0@1".to_owned()],
+            of_new_regions: vec!["--mode".to_owned()],
             name: "guest0".to_owned(),
             key: Some(key()),
         };
@@ -296,6 +305,7 @@ mod tests {
         let arguments = std::fs::read_to_string(directory.path().join("arguments")).expect("two lines");
         let lines: Vec<_> = arguments.lines().collect();
         assert!(!lines[0].contains("--resume") && lines[1].contains("--resume"), "{arguments}");
+        assert!(lines[0].contains("--mode") && !lines[1].contains("--mode"), "{arguments}");
         // Each of them gets the key, and not as an argument.
         let keys = std::fs::read_to_string(directory.path().join("keys")).expect("two keys");
         assert_eq!(keys, "5a".repeat(32) + "\n" + &"5a".repeat(32) + "\n");

@@ -125,6 +125,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
         arguments: arguments(&address, &regions, options),
+        of_new_regions: filler::of_new_regions(),
         key: options.key.clone(),
         name: checkpoint.to_string(),
     })?;

@@ -153,40 +153,52 @@ fn wait(pipe: &File, limit: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
     use std::thread;
 
     use super::*;
-    use crate::connection::tests::{LIMIT, qemu};
 
     const LONG: Duration = Duration::from_secs(20);
 
-    /// Saves devices of so many bytes, of a QEMU that then answers this.
-    fn save(bytes: usize, most: usize, answer: &'static [&'static str]) -> Result<Vec<u8>, Error> {
-        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("a pipe");
+    /// Saves devices of so many bytes, of a QEMU that answers this when it has written them, or cannot.
+    fn save(bytes: usize, most: usize, answer: &'static str) -> Result<Vec<u8>, Error> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
         let room = fcntl_setpipe_size(&ours, ROOM).expect("a size");
-        let flags = fcntl_getfl(&theirs).expect("flags");
-        fcntl_setfl(&theirs, flags - OFlags::NONBLOCK).expect("flags");
+        let flags = fcntl_getfl(&ours).expect("flags");
+        fcntl_setfl(&ours, flags | OFlags::NONBLOCK).expect("flags");
         let mut save = DeviceSave {
             pipe: ours.into(),
             room,
             set: 1,
             bytes: Vec::new(),
         };
-        let writer = thread::spawn(move || File::from(theirs).write_all(&vec![7; bytes]));
-        let (socket, _thread) = qemu(answer);
-        let mut qmp = Qmp::new(socket, LIMIT).expect("a QEMU");
-        assert!(save.wait_stopped(&mut qmp, LONG).expect("a pipe"));
+        let (client, mut server) = UnixStream::pair().expect("sockets");
+        let qemu = thread::spawn(move || {
+            let mut lines = BufReader::new(server.try_clone().expect("a socket")).lines();
+            server.write_all(b"{\"QMP\": {}}\n").expect("room");
+            lines.next().expect("a command").expect("a command");
+            server.write_all(b"{\"return\": {}}\n").expect("room");
+            lines.next().expect("a command").expect("a command");
+            let mut pipe = File::from(theirs);
+            let _ = pipe.write_all(&vec![7; bytes]);
+            // The client may have given up.
+            let _ = server.write_all(answer.as_bytes());
+            // QEMU's set keeps the pipe open.
+            let _ = lines.next();
+        });
+        let mut qmp = Qmp::new(client, LONG).expect("a QEMU");
         qmp.begin(COMMAND, json!({})).expect("a command");
+        assert!(save.wait_stopped(&mut qmp, LONG).expect("a pipe"));
         let saved = save.finish(&mut qmp, most, Instant::now() + LONG);
-        // Without a reader, the writer fails, and QEMU goes on.
-        let _ = writer.join().expect("no panic");
+        drop(qmp);
+        qemu.join().expect("no panic");
         saved
     }
 
     #[test]
     fn devices_that_have_no_room_in_the_pipe_are_all_read_and_others_are_refused() {
-        const DONE: &[&str] = &[r#"{"return": {}}"#];
+        const DONE: &str = "{\"return\": {}}\n";
         assert_eq!(save(60_000, 1 << 20, DONE).expect("devices").len(), 60_000);
         // With 4 bytes taken from it, the pipe has room for as many more: QEMU may have gone on before the rest was read.
         let short = save(ROOM + 4, 1 << 20, DONE);
@@ -201,7 +213,7 @@ mod tests {
         let refused = save(
             60_000,
             1 << 20,
-            &[r#"{"error": {"class": "GenericError", "desc": "saving Xen device state failed"}}"#],
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"saving Xen device state failed\"}}\n",
         );
         assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     }

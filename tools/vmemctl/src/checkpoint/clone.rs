@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use vmem_checkpoint::Error;
-use vmem_checkpoint::clone::{Options, clone};
+use vmem_checkpoint::clone::{Options, Step, clone};
 use vmem_cli::Signals;
 use vmem_migrate::options::Common;
 use vmem_migrate::report;
@@ -22,26 +22,30 @@ pub(super) fn run(args: &Clone, signals: &Signals, common: &Common) -> Result<()
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
     };
-    let started = clone(&options, signals, &mut |text| note(common.json, text))?;
-    if common.json {
-        report::print(&json!({
+    clone(&options, signals, &mut |step| print(&step, args, common.json))
+}
+
+fn print(step: &Step<'_>, args: &Clone, json: bool) {
+    match step {
+        Step::Started(started) if json => report::print(&json!({
             "event": "cloned",
             "base": args.base.to_string(),
             "running": started.runs,
             "process": started.process,
             "seconds": started.after.as_secs_f64(),
-        }));
-    } else {
-        let what = if started.runs { "runs" } else { "is paused" };
-        note(
-            false,
-            &format!(
-                "the clone of {} {what} after {:.0} ms: QEMU is process {}",
-                args.base,
-                started.after.as_secs_f64() * 1e3,
-                started.process
-            ),
-        );
+        })),
+        Step::Started(started) => {
+            let what = if started.runs { "runs" } else { "is paused" };
+            let after = started.after.as_secs_f64() * 1e3;
+            let process = started.process;
+            note(
+                json,
+                &format!(
+                    "the clone of {} {what} after {after:.0} ms: QEMU is process {process}",
+                    args.base
+                ),
+            );
+        }
+        Step::Note(text) => note(json, text),
     }
-    Ok(())
 }
