@@ -24,6 +24,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The permission bits of the nodes: nobody needs to write to them.
 const MODE: &str = "440";
 
+/// For so many seconds, regions that are complete stay without a mapping.
+const TIME_TO_MAP: &str = "5";
+
 /// What a base is made of, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -107,8 +110,9 @@ pub fn hold(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_
     };
     let regions = regions_of(image.manifest(), &[])?;
     let mut arguments = filler::arguments(&address, &regions, options.key.is_some());
-    // Page tables of clones need not have pages that they do not touch.
-    arguments.push("--no-populate".to_owned());
+    // Page tables of clones need not have pages that they do not touch. A vmemd that nobody needs any more, after the death of this process,
+    // ends when it has brought all pages, and leaves this process time to map the regions first.
+    arguments.extend(["--no-populate", "--detach-unmapped", "--complete-after", TIME_TO_MAP].map(str::to_owned));
     arguments.extend_from_slice(&options.vmemd);
     let mut of_new_regions = filler::of_new_regions();
     of_new_regions.extend(["--mode", MODE].map(str::to_owned));

@@ -410,5 +410,10 @@ pub(super) fn killed(store: &Store) -> Outcome {
     end(base)?;
     wait_gone(REGION)?;
     ensure!(vmemd()?.is_none(), "vmemd has nobody to fill pages for");
-    Ok(())
+    // The base is killed, and nobody maps it: vmemd ends when it has brought all pages.
+    let mut base = store.begin("base", "data@1", &[], "ready")?;
+    base.child().kill()?;
+    base.child().wait()?;
+    wait_until("vmemd has nothing more to do", || Ok(vmemd()?.is_none()))?;
+    wait_gone(REGION)
 }
