@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use crate::network::Wire;
+use crate::rig::Rig;
 use crate::saved;
 use measurement::Measurement;
 use results::Results;
@@ -91,12 +93,17 @@ impl Measure {
             checkpoints: self.checkpoints,
             json: self.json,
         };
+        // First: without its modules there is no KVM, of which the setting tells.
+        let rig = Rig::new(&Wire {
+            delay_ms: 0.0,
+            rate: None,
+        })?;
         let results = match &self.go_on_from {
             Some(path) => saved::read::<Results>(path)?.go_on(measurement.setting()?)?,
             None => Results::new(measurement.setting()?),
         };
         print!("{}", report::text(&measurement.run(results)?));
-        Ok(())
+        rig.remove()
     }
 }
 

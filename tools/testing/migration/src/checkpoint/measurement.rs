@@ -15,7 +15,6 @@ use super::{faults, lazy, pauses, restores, store};
 use crate::command::line;
 use crate::guest::{Guest, Load};
 use crate::harm::{is_emulated, is_harm};
-use crate::network::Wire;
 use crate::patience::choose_patience;
 use crate::rig::Rig;
 use crate::saved;
@@ -92,14 +91,9 @@ impl Measurement {
         self.parts.is_empty() || self.parts.contains(&part)
     }
 
-    /// Measures what the results lack. Parts that need no guest come first: they are there if a guest dies.
+    /// Measures what the results lack, on a [`Rig`]. Parts that need no guest come first: they are there if a guest dies.
     pub(super) fn run(&self, mut results: Results) -> Result<Results> {
         choose_patience(PATIENCE);
-        let wire = Wire {
-            delay_ms: 0.0,
-            rate: None,
-        };
-        let rig = Rig::new(&wire)?;
         let since = Instant::now();
         let measure = |results: &mut Results, round, name: &str, how: &dyn Fn() -> Result<Figures>| -> Result<()> {
             self.measure(results, since, round, name, how)
@@ -140,7 +134,6 @@ impl Measurement {
                 })?;
             }
         }
-        rig.remove()?;
         Ok(results)
     }
 

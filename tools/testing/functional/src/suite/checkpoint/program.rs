@@ -2,7 +2,6 @@
 //! Checkpoints of a program's memory.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -88,56 +87,40 @@ pub(super) fn exact(store: &Store) -> Outcome {
     Ok(())
 }
 
-/// Of two memories one is restored, and a part of the other one exported.
+/// A memory that is named is restored, and a part of it exported.
 pub(super) fn parts(store: &Store) -> Outcome {
-    let files = ["a", "b"].map(|name| PathBuf::from(format!("/dev/shm/vmem-checkpoint-{name}")));
-    let mut open_files = Vec::new();
-    for (number, path) in (1..).zip(&files) {
-        fs::write(path, [number; 8 * PAGE_SIZE])?;
-        open_files.push(fs::File::options().read(true).write(true).open(path)?);
-    }
-    let [first, second] = open_files.as_slice() else {
-        return Err("two files".into());
-    };
-    let ((pid, first), (_, second)) = (memory_of(first), memory_of(second));
-    let made = store.run(
-        "create",
-        &["--name", "data", "--pid", &pid, "--memory", &first, "--memory", &second],
-    );
-    files.iter().try_for_each(fs::remove_file)?;
+    let memory_bytes: Vec<u8> = (0..8_u8).flat_map(|page| [page + 1; PAGE_SIZE]).collect();
+    fs::write(FILE, &memory_bytes)?;
+    let file = fs::File::options().read(true).write(true).open(FILE)?;
+    let (pid, memory) = memory_of(&file);
+    let made = store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory]);
+    fs::remove_file(FILE)?;
     made?;
 
     let unknown = store.end("restore", &["data", "--memory", "c"])?;
     let why = String::from_utf8_lossy(&unknown.stderr);
-    ensure!(why.contains("it has: vmem-checkpoint-a, vmem-checkpoint-b"), "{why}");
-    let mut restore = store.restore("data", &["--memory", "vmem-checkpoint-b"], "ready")?;
-    let names: Vec<String> = regions()?;
-    let [name] = names.as_slice() else {
-        return Err(format!("the regions are {names:?}").into());
-    };
-    let region = open(name)?;
-    let mut found = [0; 8 * PAGE_SIZE];
-    map(&region)?.read_at(0, &mut found)?;
-    ensure!(found == [2; 8 * PAGE_SIZE], "it is another memory");
-    restore.hear("complete")?;
-    drop((restore, region));
-    wait_gone(name)?;
+    ensure!(why.contains("it has: vmem-checkpoint-program"), "{why}");
+    let restore = store.restore("data", &["--memory", "vmem-checkpoint-program"], "ready")?;
+    let name = restore.region()?;
+    let region = open(&name)?;
+    let mapping = map(&region)?;
+    let mut found = vec![0; memory_bytes.len()];
+    mapping.read_at(0, &mut found)?;
+    ensure!(found == memory_bytes, "it is not what it was");
+    restore.end()?;
+    drop((mapping, region));
+    wait_gone(&name)?;
 
     let output = store.directory.join("part");
     let (path, range) = (output.to_string_lossy(), format!("{PAGE_SIZE}+8K"));
-    let part = ["--memory", "vmem-checkpoint-a", "--range", &range];
+    let part = ["--memory", "vmem-checkpoint-program", "--range", &range];
     store.run(
         "export",
         &[&["data", "--format", "raw", "--output", &path][..], &part].concat(),
     )?;
-    equal!(fs::read(&output)?, [1; 2 * PAGE_SIZE]);
+    ensure!(
+        fs::read(&output)? == memory_bytes[PAGE_SIZE..3 * PAGE_SIZE],
+        "the file has another part"
+    );
     Ok(())
-}
-
-/// The names of all regions.
-fn regions() -> Outcome<Vec<String>> {
-    let entries = fs::read_dir(vmem::DIRECTORY)?;
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let names: Outcome<Vec<String>> = names.collect();
-    Ok(names?.into_iter().filter(|name| name != "control").collect())
 }
