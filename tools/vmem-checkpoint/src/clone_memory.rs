@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmem::{Access, DIRECTORY, MapHandle, Mapping, PAGE_SIZE, PageRange, PageSet, Sharing};
+use vmem::{Access, DIRECTORY, MapHandle, Mapping, MapsLine, PageRange, PageSet, Sharing, maps_lines};
 use vmem_process::Process;
 use vmem_qemu::guest::{self, MemoryBackend, RamBlock};
 use vmem_qemu::{BackendFile, Qmp};
@@ -77,8 +77,8 @@ impl CloneMemory {
             let block = block
                 .filter(|block| block.bytes == memory.bytes)
                 .ok_or_else(|| Error::other(format!("QEMU has no block of memory that is backend {:?}", memory.memory)))?;
-            let file = file_of(memory, &process)?;
-            check_mapped(&maps, block, &file)
+            let expected = file_of(memory, &process)?;
+            check_mapped(&maps, block, &expected)
                 .map_err(|why| Error::other(format!("memory backend {:?} is not the base's: {why}", memory.memory)))?;
             memories.push(CloneBackend {
                 id: memory.memory.clone(),
@@ -153,31 +153,13 @@ fn has(base: &BaseRecord, backends: &[MemoryBackend]) -> bool {
             .all(|memory| backends.iter().any(|backend| is(memory, backend)))
 }
 
-/// A mapping in a `/proc/PID/maps`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
-    addresses: Range<u64>,
-    is_private: bool,
-    /// The offset in the file, in bytes.
-    offset: u64,
-    /// The device and the inode of the file.
-    file: String,
+/// The device and the inode of a mapping's file.
+fn file(line: &MapsLine<'_>) -> String {
+    format!("{} {}", line.device, line.inode)
 }
 
-fn lines(maps: &str) -> impl Iterator<Item = Line> {
-    maps.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        let (start, end) = fields.next()?.split_once('-')?;
-        let (access, offset) = (fields.next()?, number(fields.next()?)?);
-        let file = format!("{} {}", fields.next()?, fields.next()?);
-        Some(Line {
-            addresses: number(start)?..number(end)?,
-            is_private: access.ends_with('p'),
-            offset,
-            file,
-        })
-    })
+fn is_private(line: &MapsLine<'_>) -> bool {
+    line.access.ends_with('p')
 }
 
 /// The file that is the memory of a region of the base, as `/proc/PID/maps` names it.
@@ -196,22 +178,24 @@ fn file_of(memory: &Memory, qemu: &Process) -> Result<String, Error> {
     let mapping: Mapping = handle.map(Access::ReadOnly, Sharing::Private).map_err(failed())?;
     let maps = fs::read_to_string("/proc/self/maps").map_err(vmem_cli::Error::call("cannot read /proc/self/maps"))?;
     let address = mapping.as_ptr() as u64;
-    let line = lines(&maps).find(|line| line.addresses.contains(&address));
+    let line = maps_lines(&maps).find(|line| line.addresses.contains(&address));
     drop(mapping);
-    Ok(line.ok_or_else(|| Error::other("a mapping is not in /proc/self/maps"))?.file)
+    Ok(file(
+        &line.ok_or_else(|| Error::other("a mapping is not in /proc/self/maps"))?,
+    ))
 }
 
 /// Checks that all of a block is mapped privately from this file, page by page in its order.
-fn check_mapped(maps: &str, block: &RamBlock, file: &str) -> Result<(), String> {
+fn check_mapped(maps: &str, block: &RamBlock, expected: &str) -> Result<(), String> {
     let mut at = block.address;
     let end = block.address + block.bytes;
-    for line in lines(maps) {
+    for line in maps_lines(maps) {
         if at >= end || !line.addresses.contains(&at) {
             continue;
         }
         let offset = line.offset + (at - line.addresses.start);
-        if !line.is_private || line.file != file || offset != at - block.address {
-            return Err(format!("at {at:x}, QEMU maps {line:x?}, and not {file} privately"));
+        if !is_private(&line) || file(&line) != expected || offset != at - block.address {
+            return Err(format!("at {at:x}, QEMU maps {line:x?}, and not {expected} privately"));
         }
         at = line.addresses.end;
     }
@@ -223,15 +207,10 @@ fn check_mapped(maps: &str, block: &RamBlock, file: &str) -> Result<(), String> 
 
 /// Whether these addresses are anonymous memory: what is in no page table there is zero.
 pub(crate) fn is_anonymous(maps: &str, addresses: &Range<u64>) -> bool {
-    let overlaps = |line: &Line| line.addresses.start < addresses.end && addresses.start < line.addresses.end;
-    lines(maps)
+    let overlaps = |line: &MapsLine<'_>| line.addresses.start < addresses.end && addresses.start < line.addresses.end;
+    maps_lines(maps)
         .filter(overlaps)
-        .all(|line| line.file == "00:00 0" && line.is_private)
-}
-
-/// The bytes of so many pages.
-pub(crate) fn bytes_of(pages: u64) -> u64 {
-    pages * PAGE_SIZE as u64
+        .all(|line| file(&line) == "00:00 0" && is_private(&line))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory whose writes are logged from one checkpoint to the next.
 
-use vmem::{Adopted, Control, PageSet, Snapshot, SnapshotOptions, Tracking};
+use vmem::{Adopted, Control, PAGE_SIZE, PageSet, Snapshot, SnapshotOptions, Tracking};
 use vmem_qemu::OpenBackend;
 
 use crate::error::Error;
@@ -82,11 +82,16 @@ pub(crate) fn arm(memories: &[Tracked], copies: u64) -> Result<Vec<Snapshot>, Er
     // The kernel limits the copies of each memory. The smallest share that a part of the limit gives is taken for all: the sum is the limit.
     let share = match copies {
         0 => 0,
-        copies => (copies / (memories.len() as u64).max(1)).max(vmem::PAGE_SIZE as u64),
+        copies => (copies / (memories.len() as u64).max(1)).max(PAGE_SIZE as u64),
     };
     let options = SnapshotOptions::default().clean(true).once(true).limit(share);
     let trackings: Vec<&Tracking> = memories.iter().map(|memory| &memory.tracking).collect();
     Snapshot::take(&trackings, options).map_err(Error::memory("cannot take a snapshot of the memory"))
+}
+
+/// The bytes of so many pages.
+pub(crate) fn bytes_of(pages: u64) -> u64 {
+    pages * PAGE_SIZE as u64
 }
 
 /// The number of pages of a set.
@@ -97,7 +102,7 @@ pub(crate) fn count(set: &PageSet) -> u64 {
 fn adopt(control: &Control, backend: &OpenBackend) -> Result<Adopted, Error> {
     let what = format!("cannot track {backend}");
     let adopted = control.adopt(&backend.handle).map_err(Error::memory(&*what))?;
-    if adopted.size() != backend.bytes.next_multiple_of(vmem::PAGE_SIZE as u64) {
+    if adopted.size() != backend.bytes.next_multiple_of(PAGE_SIZE as u64) {
         return Err(Error::other(format!(
             "{what}: it has {} bytes, and {} according to its program",
             adopted.size(),

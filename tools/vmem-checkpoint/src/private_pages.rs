@@ -8,9 +8,9 @@ use std::sync::Arc;
 use vmem::{PAGE_SIZE, PageIndex, PageRange, PageSet, available_memory};
 use vmem_store::Image;
 
-use crate::clone_memory::{CloneMemory, bytes_of};
+use crate::clone_memory::CloneMemory;
 use crate::error::Error;
-use crate::memory::count;
+use crate::memory::{bytes_of, count};
 use crate::write;
 
 /// Copies of pages, in their order.

@@ -9,7 +9,7 @@ use vmem_cli::{Progress, Signals};
 use vmem_store::Writer;
 
 use crate::error::Error;
-use crate::memory::count;
+use crate::memory::{bytes_of, count};
 
 /// Pages that are read at once: 1 MiB. A signal waits for as many.
 const CHUNK: u64 = 256;
@@ -82,7 +82,7 @@ pub(crate) fn write<I: Image>(
         }
     }
     let (next, stop, done) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicU64::new(0));
-    let size = chunks.iter().map(|(_, pages)| bytes_of(*pages)).sum();
+    let size = chunks.iter().map(|(_, pages)| bytes_of(pages.count())).sum();
     let work = || {
         let mut buffer = vec![0; (CHUNK as usize) * PAGE_SIZE];
         while let Some((memory, pages)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -95,7 +95,7 @@ pub(crate) fn write<I: Image>(
                 stop.store(true, Ordering::Relaxed);
                 return copied;
             }
-            let done = done.fetch_add(bytes_of(*pages), Ordering::Relaxed) + bytes_of(*pages);
+            let done = done.fetch_add(bytes_of(pages.count()), Ordering::Relaxed) + bytes_of(pages.count());
             report(Progress { done, size });
         }
         Ok(())
@@ -110,10 +110,6 @@ pub(crate) fn write<I: Image>(
     })
 }
 
-fn bytes_of(pages: PageRange) -> u64 {
-    pages.count() * PAGE_SIZE as u64
-}
-
 fn cut_into(pages: PageRange, memory: usize, chunks: &mut Vec<(usize, PageRange)>) {
     let mut rest = Some(pages);
     while let Some(pages) = rest {
@@ -124,7 +120,7 @@ fn cut_into(pages: PageRange, memory: usize, chunks: &mut Vec<(usize, PageRange)
 }
 
 fn copy(image: &impl Image, memory: usize, pages: PageRange, to: &impl Sink, buffer: &mut [u8]) -> Result<(), Error> {
-    let buffer = &mut buffer[..bytes_of(pages) as usize];
+    let buffer = &mut buffer[..bytes_of(pages.count()) as usize];
     image.read(buffer, pages.bytes().start)?;
     to.put_pages(memory, pages.first(), buffer)
 }

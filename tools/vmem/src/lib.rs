@@ -139,7 +139,7 @@ pub use handle::MemoryHandle;
 pub use host_memory::available_memory;
 pub use info::Info;
 pub use map::MapHandle;
-pub use mapped::{MappedPages, mapped_pages};
+pub use mapped::{MappedPages, MapsLine, mapped_pages, maps_lines};
 pub use memory::ProcessMemory;
 pub use memory_file::MemoryFile;
 pub use name::{DIRECTORY, Name};

@@ -8,6 +8,40 @@ use crate::{PAGE_SIZE, PageRange};
 /// The suffix of the path of a file that has been unlinked.
 pub(crate) const DELETED: &str = " (deleted)";
 
+/// A line of a `/proc/PID/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapsLine<'a> {
+    /// The addresses in the process.
+    pub addresses: Range<u64>,
+    /// `rwxp`, with `s` instead of `p` if the mapping is shared.
+    pub access: &'a str,
+    /// The offset in the file, in bytes.
+    pub offset: u64,
+    /// The file's device, `MAJOR:MINOR`.
+    pub device: &'a str,
+    /// The file's inode.
+    pub inode: &'a str,
+    /// The file's path; empty for anonymous memory.
+    pub path: &'a str,
+}
+
+/// The lines of `maps`, the text of a `/proc/PID/maps`. One of another form is left out.
+pub fn maps_lines(maps: &str) -> impl Iterator<Item = MapsLine<'_>> {
+    maps.lines().filter_map(|line| {
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        Some(MapsLine {
+            addresses: number(start)?..number(end)?,
+            access: fields.next()?,
+            offset: number(fields.next()?)?,
+            device: fields.next()?,
+            inode: fields.next()?,
+            path: fields.next().unwrap_or_default().trim_start(),
+        })
+    })
+}
+
 /// A mapping of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappedPages {
@@ -26,20 +60,14 @@ pub(crate) fn is_region(mapped: &str, name: &str) -> bool {
 /// The mappings of the region `name` in `maps`, the text of a `/proc/PID/maps`.
 #[must_use]
 pub fn mapped_pages(maps: &str, name: &str) -> Vec<MappedPages> {
-    let mapping = |line: &str| {
-        let mut fields = line.splitn(6, ' ');
-        let (start, end) = fields.next()?.split_once('-')?;
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        let addresses = number(start)?..number(end)?;
-        let offset = number(fields.nth(1)?)?;
-        if !is_region(fields.nth(2)?.trim_start(), name) {
-            return None;
-        }
+    let mapping = |line: MapsLine<'_>| {
+        let addresses = line.addresses;
         let count = addresses.end.checked_sub(addresses.start)? / PAGE_SIZE as u64;
-        let pages = PageRange::from_pgoff(offset / PAGE_SIZE as u64, count)?;
+        let pages = PageRange::from_pgoff(line.offset / PAGE_SIZE as u64, count)?;
         Some(MappedPages { addresses, pages })
     };
-    maps.lines().filter_map(mapping).collect()
+    let of_region = maps_lines(maps).filter(|line| is_region(line.path, name));
+    of_region.filter_map(mapping).collect()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use vmem_sys::Errno;
 
-use crate::mapped::{DELETED, is_region};
+use crate::mapped::{DELETED, is_region, maps_lines};
 use crate::memory_file::Identity;
 use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
 
@@ -135,13 +135,7 @@ fn maps_shared(maps: &str, path: &Path) -> bool {
     let region = path.strip_prefix(DIRECTORY).ok().and_then(Path::to_str);
     let path = path.to_string_lossy();
     let is_meant = |mapped: &str| mapped.contains(&*path) || region.is_some_and(|region| is_region(mapped, region));
-    maps.lines().any(|line| {
-        let mut fields = line.splitn(6, ' ');
-        let is_shared = fields
-            .nth(1)
-            .is_some_and(|access| access.contains('w') && access.ends_with('s'));
-        is_shared && fields.nth(3).is_some_and(|name| is_meant(name.trim_start()))
-    })
+    maps_lines(maps).any(|line| line.access.contains('w') && line.access.ends_with('s') && is_meant(line.path))
 }
 
 /// Finds the file that `path` means: the descriptor `/proc/PID/fd/FD`, else the file with this path, else the only file whose path contains
