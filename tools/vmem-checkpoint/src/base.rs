@@ -103,10 +103,7 @@ pub fn hold(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_
     let image = store.hold(&checkpoint, &holder)?;
     let address = Address {
         store: options.address.store.clone(),
-        checkpoint: Selector {
-            guest: checkpoint.guest.clone(),
-            sequence: Some(checkpoint.sequence),
-        },
+        checkpoint: Selector::from(&checkpoint),
     };
     let regions = regions_of(image.manifest(), &[])?;
     let mut arguments = filler::arguments(&address, &regions, options.key.is_some());

@@ -10,15 +10,14 @@ use vmem_qemu::command::Sharing;
 use vmem_qemu::{Process, command};
 use vmem_store::UserKey;
 
-use crate::RUN_STATE;
 use crate::base_record::{BaseName, find};
 use crate::device_state::device_state;
 use crate::error::Error;
 use crate::freeze::FROZEN;
-use crate::launch::{Launch, NO_GENERATION_ID};
+use crate::launch::{Launch, NO_GENERATION_ID, ran};
 use crate::overlays;
 use crate::restore::note_frozen;
-use crate::wakeup::Wakeup;
+use crate::wakeup::{self, Wakeup};
 
 /// How often signals and processes are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -83,7 +82,7 @@ pub fn clone(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'
     }
     let image = store.image(&base.checkpoint)?;
     let manifest = image.manifest();
-    let runs = !options.paused && manifest.labels.get(RUN_STATE).is_some_and(|state| state == "running");
+    let runs = !options.paused && ran(manifest);
     let note = &mut |text: &str| report(Step::Note(text));
     let (overlays, command) = overlays::of(manifest, options.disks.as_deref(), &options.command, signals, note)?;
     let regions: Vec<_> = base
@@ -124,9 +123,7 @@ pub fn clone(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'
     let frozen = manifest.labels.get(FROZEN).map(String::as_str);
     match &options.agent {
         None => note_frozen(frozen, note),
-        Some(_) if !runs => {
-            note("the guest is paused: its agent is not asked, file systems that were frozen stay so, and its clock is not set")
-        }
+        Some(_) if !runs => note(wakeup::NOT_ASKED),
         Some((socket, limit)) => {
             let wakeup = Wakeup::start(socket, *limit, frozen.is_some())?;
             wait(&wakeup, &qemu, signals, note)?;
@@ -138,18 +135,8 @@ pub fn clone(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'
 /// Waits for what comes of the agent.
 fn wait(wakeup: &Wakeup, qemu: &Process, signals: &Signals, note: &mut dyn FnMut(&str)) -> Result<(), Error> {
     loop {
-        match wakeup.result() {
-            Some(Ok(said)) => {
-                note(&said);
-                return Ok(());
-            }
-            // A guest that stays frozen is a failure.
-            Some(Err(error @ Error::NotThawed(_))) => return Err(error),
-            Some(Err(error)) => {
-                note(&vmem_cli::chain(&error));
-                return Ok(());
-            }
-            None => {}
+        if let Some(result) = wakeup.result() {
+            return wakeup::told(result, note);
         }
         signals.check()?;
         if qemu.wait(Duration::ZERO) {

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vmem_cli::Signals;
 use vmem_process::Process;
-use vmem_qemu::{COMMAND_LIMIT, DeviceSave, Qmp, guest, obstacles};
+use vmem_qemu::{COMMAND_LIMIT, DeviceSave, Qmp, guest};
 
-use crate::cut::{Cut, Limits, now};
+use crate::cut::{Cut, Limits, begin, now};
 use crate::error::Error;
 use crate::events::Events;
 
@@ -29,15 +29,7 @@ pub(crate) fn cut<T>(
     copy: impl FnOnce() -> Result<T, Error>,
     resumed: impl FnOnce(),
 ) -> Result<Cut<T>, Error> {
-    let status = guest::status(&mut qmp)?;
-    let runs = match status.as_str() {
-        "running" => true,
-        "paused" => false,
-        _ => return Err(Error::Status(status)),
-    };
-    obstacles::check(&mut qmp)?;
-    prepare(runs)?;
-    signals.check()?;
+    let runs = begin(&mut qmp, signals, prepare)?;
     let mut events = Events::default();
     events.skip(&mut qmp)?;
     let mut save = DeviceSave::begin(&mut qmp, process)?;

@@ -77,16 +77,8 @@ pub fn cut<T>(
     arm: impl FnOnce(&mut Qmp) -> Result<T, Error>,
     resumed: impl FnOnce(),
 ) -> Result<Cut<T>, Error> {
-    let status = guest::status(&mut qmp)?;
-    let runs = match status.as_str() {
-        "running" => true,
-        "paused" => false,
-        _ => return Err(Error::Status(status)),
-    };
-    obstacles::check(&mut qmp)?;
     // The settings are another client's, too: all that takes time and needs none of them is done before they change.
-    prepare(runs)?;
-    signals.check()?;
+    let runs = begin(&mut qmp, signals, prepare)?;
     let (stream, uri) = stream::open(&mut qmp)?;
     let reader = StateReader::start(stream, limits.device_state).map_err(Error::Thread)?;
     let settings = Settings::of(&mut qmp, &CAPABILITIES)?;
@@ -106,6 +98,20 @@ pub fn cut<T>(
             Err(kept)
         }
     }
+}
+
+/// Checks that the guest can be cut, and prepares that. Returns whether it runs.
+pub(crate) fn begin(qmp: &mut Qmp, signals: &Signals, prepare: impl FnOnce(bool) -> Result<(), Error>) -> Result<bool, Error> {
+    let status = guest::status(qmp)?;
+    let runs = match status.as_str() {
+        "running" => true,
+        "paused" => false,
+        _ => return Err(Error::Status(status)),
+    };
+    obstacles::check(qmp)?;
+    prepare(runs)?;
+    signals.check()?;
+    Ok(runs)
 }
 
 /// Whether QEMU has refused to change its capabilities.

@@ -9,13 +9,20 @@ use vmem::DIRECTORY;
 use vmem_cli::Signals;
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{BackendFile, Process, Qemu, Qmp, command, guest};
+use vmem_store::Manifest;
 
+use crate::RUN_STATE;
 use crate::error::Error;
 use crate::incoming;
 
 /// What a guest without the device lacks.
 pub(crate) const NO_GENERATION_ID: &str = "the guest is not told that it was restored, and may use the same random numbers as before: \
                                 QEMU has no device vmgenid (start the guest, and this QEMU, with -device vmgenid,guid=auto)";
+
+/// Whether a checkpoint's guest ran at the instant.
+pub(crate) fn ran(manifest: &Manifest) -> bool {
+    manifest.labels.get(RUN_STATE).is_some_and(|state| state == "running")
+}
 
 /// A QEMU that is to be started, and the guest that it takes.
 pub(crate) struct Launch<'a> {

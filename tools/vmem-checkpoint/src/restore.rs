@@ -14,15 +14,14 @@ use vmem_qemu::{Process, command, guest};
 use vmem_store::{BackendKind, Manifest, UserKey};
 use vmem_store_source::{Address, Location, Selector};
 
-use crate::RUN_STATE;
 use crate::device_state::device_state;
 use crate::error::Error;
 use crate::filler::{self, Command, Filler, News, wait_ready};
 use crate::freeze::FROZEN;
-use crate::launch::{Launch, NO_GENERATION_ID};
+use crate::launch::{Launch, NO_GENERATION_ID, ran};
 use crate::overlays;
 use crate::recorder::Recorder;
-use crate::wakeup::Wakeup;
+use crate::wakeup::{self, Wakeup};
 
 /// How often signals and processes are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -106,16 +105,13 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     // From here on it means this checkpoint, also if there is a later one meanwhile.
     let address = Address {
         store: options.address.store.clone(),
-        checkpoint: Selector {
-            guest: checkpoint.guest.clone(),
-            sequence: Some(checkpoint.sequence),
-        },
+        checkpoint: Selector::from(&checkpoint),
     };
     let state = match options.command.as_slice() {
         [] => None,
         _ => Some(device_state(&image)?),
     };
-    let runs = !options.paused && image.manifest().labels.get(RUN_STATE).is_some_and(|state| state == "running");
+    let runs = !options.paused && ran(image.manifest());
     let regions = regions_of(image.manifest(), &options.memories)?;
     let note = &mut |text: &str| report(Step::Note(text));
     let (overlays, command) = overlays::of(image.manifest(), options.disks.as_deref(), &options.command, signals, note)?;
@@ -174,9 +170,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     }
     let agent = options.agent.as_ref().filter(|_| qemu.is_some() && runs);
     if qemu.is_some() && !runs && options.agent.is_some() {
-        report(Step::Note(
-            "the guest is paused: its agent is not asked, file systems that were frozen stay so, and its clock is not set",
-        ));
+        report(Step::Note(wakeup::NOT_ASKED));
     }
     let wakeup = agent
         .map(|(socket, limit)| Wakeup::start(socket, *limit, frozen.is_some()))
@@ -290,15 +284,9 @@ fn watch(
     loop {
         if let Some(result) = wakeup.as_ref().and_then(Wakeup::result) {
             wakeup = None;
-            match result {
-                Ok(said) => report(Step::Note(&said)),
-                Err(error) => {
-                    report(Step::Note(&vmem_cli::chain(&error)));
-                    // The clock is set if that can be done. A guest that stays frozen is a failure.
-                    if matches!(error, Error::NotThawed(_)) {
-                        woken = Err(error);
-                    }
-                }
+            woken = wakeup::told(result, &mut |text| report(Step::Note(text)));
+            if let Err(error) = &woken {
+                report(Step::Note(&vmem_cli::chain(error)));
             }
         }
         if is_complete {

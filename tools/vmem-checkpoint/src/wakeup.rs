@@ -21,6 +21,20 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The same patience if file systems are frozen: without it, the guest hangs.
 const PATIENCE_FROZEN: Duration = Duration::from_secs(600);
 
+/// What is said if the guest is to stay paused.
+pub(crate) const NOT_ASKED: &str =
+    "the guest is paused: its agent is not asked, file systems that were frozen stay so, and its clock is not set";
+
+/// Says what came of it. The clock is set if that can be done; a guest that stays frozen is a failure.
+pub(crate) fn told(result: Result<String, Error>, note: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    match result {
+        Ok(said) => note(&said),
+        Err(error @ Error::NotThawed(_)) => return Err(error),
+        Err(error) => note(&vmem_cli::chain(&error)),
+    }
+    Ok(())
+}
+
 /// Asks the agent in a thread: pages must come meanwhile.
 pub(crate) struct Wakeup {
     results: Receiver<Result<String, Error>>,

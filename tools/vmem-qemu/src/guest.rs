@@ -142,13 +142,9 @@ pub fn memory_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
 ///
 /// [`Error::NotPrivate`] if a part of the memory is not; [`Error::Reply`]; those of [`Qmp::execute`].
 pub fn private_backends(qmp: &mut Qmp) -> Result<Vec<MemoryBackend>, Error> {
-    let Memory { found, total } = memory(qmp, &[Kind::File], false)?;
-    let private = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
-    if private == total && total > 0 {
-        Ok(found.into_iter().map(MemoryBackend::from).collect())
-    } else {
-        Err(Error::NotPrivate { total, private })
-    }
+    let found = memory(qmp, &[Kind::File], false)?.all();
+    let found = found.map_err(|Part { total, bytes: private }| Error::NotPrivate { total, private })?;
+    Ok(found.into_iter().map(MemoryBackend::from).collect())
 }
 
 /// A block of memory of QEMU: the guest's, and that of its devices and of the firmware.
@@ -224,19 +220,33 @@ impl Kind {
 }
 
 fn shared_memory(qmp: &mut Qmp, kinds: &[Kind]) -> Result<Vec<SharedMemory>, Error> {
-    let Memory { found, total } = memory(qmp, kinds, true)?;
-    let shared = found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
-    if shared == total && total > 0 {
-        Ok(found)
-    } else {
-        Err(Error::NotShared { total, shared })
-    }
+    let found = memory(qmp, kinds, true)?.all();
+    found.map_err(|Part { total, bytes: shared }| Error::NotShared { total, shared })
 }
 
 /// Memory backends of some kinds, and the size of all memory of the guest in bytes.
 struct Memory {
     found: Vec<SharedMemory>,
     total: u64,
+}
+
+/// Backends that are not all memory.
+struct Part {
+    total: u64,
+    /// Their bytes.
+    bytes: u64,
+}
+
+impl Memory {
+    /// The backends, if they are all memory.
+    fn all(self) -> Result<Vec<SharedMemory>, Part> {
+        let total = self.total;
+        let bytes = self.found.iter().fold(0u64, |sum, memory| sum.saturating_add(memory.bytes));
+        match bytes == total && total > 0 {
+            true => Ok(self.found),
+            false => Err(Part { total, bytes }),
+        }
+    }
 }
 
 /// The memory backends of these kinds that are shared, or are not.

@@ -160,6 +160,16 @@ impl Selector {
     }
 }
 
+impl From<&CheckpointName> for Selector {
+    /// This checkpoint, also when there is a later one.
+    fn from(checkpoint: &CheckpointName) -> Self {
+        Self {
+            guest: checkpoint.guest.clone(),
+            sequence: Some(checkpoint.sequence),
+        }
+    }
+}
+
 impl FromStr for Selector {
     type Err = String;
 

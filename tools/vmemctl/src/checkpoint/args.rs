@@ -128,6 +128,32 @@ pub(crate) struct Create {
     pub(crate) keep: Keep,
 }
 
+/// How regions are made and filled.
+#[derive(Debug, Args)]
+pub(crate) struct RegionOptions {
+    /// Owner of /dev/vmem/NAME, numeric
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    owner: Option<(u32, Option<u32>)>,
+    /// Fetch only pages that are touched
+    #[arg(long)]
+    no_background: bool,
+}
+
+impl RegionOptions {
+    /// The arguments of vmemd for it.
+    pub(crate) fn of_vmemd(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if let Some((uid, gid)) = self.owner {
+            let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
+            arguments.extend(["--owner".to_owned(), format!("{uid}{group}")]);
+        }
+        if self.no_background {
+            arguments.push("--no-background".to_owned());
+        }
+        arguments
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     #[command(flatten)]
@@ -146,12 +172,8 @@ pub(crate) struct Restore {
     /// Make an overlay over each disk of the checkpoint in this directory; {disk:NAME} in the command
     #[arg(long, value_name = "DIRECTORY", requires = "command")]
     pub(crate) disks: Option<PathBuf>,
-    /// Owner of /dev/vmem/NAME, numeric
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Fetch only pages that are touched
-    #[arg(long)]
-    pub(crate) no_background: bool,
+    #[command(flatten)]
+    pub(crate) regions: RegionOptions,
     /// Do not record in which order pages are touched
     #[arg(long, conflicts_with = "record_time")]
     pub(crate) no_record: bool,
@@ -173,12 +195,8 @@ pub(crate) struct Base {
     /// The name by which clones find it; that of the guest unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<BaseName>,
-    /// Owner of /dev/vmem/NAME, numeric
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    pub(crate) owner: Option<(u32, Option<u32>)>,
-    /// Fetch only pages that are touched
-    #[arg(long)]
-    pub(crate) no_background: bool,
+    #[command(flatten)]
+    pub(crate) regions: RegionOptions,
     /// The checkpoint
     #[arg(value_name = "GUEST[@N|@latest]")]
     pub(crate) checkpoint: Selector,

@@ -10,7 +10,7 @@ use vmem_migrate::report::{self, Report};
 use vmem_store_source::Address;
 
 use super::args::Base;
-use super::restore::{print_pages, vmemd_options};
+use super::restore::print_pages;
 
 pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(), Error> {
     let options = Options {
@@ -21,7 +21,7 @@ pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(),
         },
         key: args.store.key.read()?,
         state: common.state.clone(),
-        vmemd: vmemd_options(args.owner, args.no_background),
+        vmemd: args.regions.of_vmemd(),
     };
     let mut report = Report::new(common.json);
     let result = hold(&options, signals, &mut |step| print(&mut report, &step, common.json));

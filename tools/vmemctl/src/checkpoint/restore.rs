@@ -27,7 +27,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
         record: (!args.no_record).then_some(args.record_time),
-        vmemd: vmemd_options(args.owner, args.no_background),
+        vmemd: args.regions.of_vmemd(),
     };
     let mut report = Report::new(common.json);
     let result = restore(&options, signals, &mut |step| print(&mut report, &step, common.json));
@@ -80,19 +80,6 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
         )),
         Step::Note(text) => report.note(text),
     }
-}
-
-/// What vmemd gets of the options of a command.
-pub(super) fn vmemd_options(owner: Option<(u32, Option<u32>)>, no_background: bool) -> Vec<String> {
-    let mut options = Vec::new();
-    if let Some((uid, gid)) = owner {
-        let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
-        options.extend(["--owner".to_owned(), format!("{uid}{group}")]);
-    }
-    if no_background {
-        options.push("--no-background".to_owned());
-    }
-    options
 }
 
 /// Says what an event of vmemd says of the pages.
