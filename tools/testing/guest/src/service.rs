@@ -63,6 +63,18 @@ impl Service {
     }
 }
 
+/// Keeps what was started, and answers how that went.
+fn keep<T>(started: std::io::Result<T>, place: &Mutex<Option<T>>, lost: &str) -> String {
+    match (started, place.lock()) {
+        (Ok(started), Ok(mut place)) => {
+            *place = Some(started);
+            "ok".to_owned()
+        }
+        (Err(error), _) => error.to_string(),
+        (_, Err(_)) => lost.to_owned(),
+    }
+}
+
 impl Guest {
     fn talk(&self, mut connection: TcpStream) -> std::io::Result<()> {
         connection.set_nodelay(true)?;
@@ -88,15 +100,8 @@ impl Guest {
 
     /// Starts to send datagrams to `to`.
     fn traffic(&self, to: &str) -> String {
-        let started = to.parse().map_err(|_| std::io::ErrorKind::InvalidInput.into());
-        match (started.and_then(Traffic::start), self.traffic.lock()) {
-            (Ok(started), Ok(mut traffic)) => {
-                *traffic = Some(started);
-                "ok".to_owned()
-            }
-            (Err(error), _) => error.to_string(),
-            (_, Err(_)) => "the traffic is lost".to_owned(),
-        }
+        let to = to.parse().map_err(|_| std::io::ErrorKind::InvalidInput.into());
+        keep(to.and_then(Traffic::start), &self.traffic, "the traffic is lost")
     }
 
     /// Ends the traffic; answers how many datagrams of others have come.
@@ -107,14 +112,7 @@ impl Guest {
 
     /// Starts to read the disk.
     fn start_disk(&self) -> String {
-        match (Disk::start(), self.disk.lock()) {
-            (Ok(started), Ok(mut disk)) => {
-                *disk = Some(started);
-                "ok".to_owned()
-            }
-            (Err(error), _) => error.to_string(),
-            (_, Err(_)) => "the disk is lost".to_owned(),
-        }
+        keep(Disk::start(), &self.disk, "the disk is lost")
     }
 
     /// What has been read of the disk.
@@ -125,14 +123,7 @@ impl Guest {
 
     /// Starts to write the file.
     fn start_log(&self) -> String {
-        match (LogFile::start(), self.log_file.lock()) {
-            (Ok(started), Ok(mut log_file)) => {
-                *log_file = Some(started);
-                "ok".to_owned()
-            }
-            (Err(error), _) => error.to_string(),
-            (_, Err(_)) => "the file is lost".to_owned(),
-        }
+        keep(LogFile::start(), &self.log_file, "the file is lost")
     }
 
     /// What has been written to the file.

@@ -168,9 +168,7 @@ fn restored(story: &Story, guest: &Guest) -> Result<()> {
     let qmp = slot.qmp();
     let mut words = vec!["--store", STORE, "guest0@latest", "--qmp"];
     words.extend([qmp.to_str().context("a path that is no text")?, "--"]);
-    let mut qemu = guest.qemu(slot.host);
-    qemu.extend(guest.arguments(&slot, Memory::Template));
-    qemu.extend(["-incoming", "defer"].map(str::to_owned));
+    let qemu = guest.taker(&slot);
     words.extend(qemu.iter().map(String::as_str));
 
     let began = Instant::now();

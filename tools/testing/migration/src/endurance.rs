@@ -212,8 +212,7 @@ impl Endurance {
 
 /// Makes checkpoints in a store of their own.
 fn keep(slot: &Slot) -> Result<()> {
-    let store = Scratch::new("endurance");
-    Vmemctl::checkpoint(slot, &[], "init", &["--store", store.path()?])?.expect(slot, 0)?;
+    let store = Scratch::store("endurance", slot)?;
     let qmp = slot.qmp();
     let qmp = qmp.to_str().context("a path that is no text")?;
     let words = ["--store", store.path()?, "--qmp", qmp, "--every", "1", "--count", CHECKPOINTS];

@@ -173,6 +173,14 @@ impl Guest {
         words.chain([qemu::program(host)]).map(str::to_owned).collect()
     }
 
+    /// The command of a QEMU that takes it in this slot, for vmemctl.
+    pub(crate) fn taker(&self, slot: &Slot) -> Vec<String> {
+        let mut words = self.qemu(slot.host);
+        words.extend(self.arguments(slot, Memory::Template));
+        words.extend(["-incoming", "defer"].map(str::to_owned));
+        words
+    }
+
     /// The name of the region of a backend on this host: the hosts are one machine, which has each name once.
     pub(crate) fn region(&self, host: Host, backend: usize) -> String {
         format!("{}-guest{}-ram{backend}", host.name(), self.number)

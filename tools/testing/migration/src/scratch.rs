@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use crate::slot::Slot;
+use crate::vmemctl::Vmemctl;
+
 /// A file or directory that is removed when this is dropped.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
@@ -15,6 +18,13 @@ impl Scratch {
         let scratch = Self(std::env::temp_dir().join(format!("vmem-checkpoint-{name}")));
         scratch.remove();
         scratch
+    }
+
+    /// An empty store of checkpoints.
+    pub(crate) fn store(name: &str, slot: &Slot) -> Result<Self> {
+        let store = Self::new(name);
+        Vmemctl::checkpoint(slot, &[], "init", &["--store", store.path()?])?.expect(slot, 0)?;
+        Ok(store)
     }
 
     pub(crate) fn path(&self) -> Result<&str> {

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::command::spawn;
-use crate::guest::{Guest, Memory};
+use crate::guest::Guest;
 use crate::patience::wait_until;
 use crate::slot::Slot;
 use crate::variant::Variant;
@@ -25,9 +25,7 @@ pub(crate) struct Vmemctl {
 impl Vmemctl {
     /// Waits for a guest in this slot; returns when it listens.
     pub(crate) fn receive(slot: &Slot, guest: &Guest, options: &[&str]) -> Result<Self> {
-        let mut qemu = guest.qemu(slot.host);
-        qemu.extend(guest.arguments(slot, Memory::Template));
-        qemu.extend(["-incoming", "defer"].map(str::to_owned));
+        let qemu = guest.taker(slot);
         let mut words: Vec<&str> = options.to_vec();
         words.push("--");
         words.extend(qemu.iter().map(String::as_str));

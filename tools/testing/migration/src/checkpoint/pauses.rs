@@ -140,12 +140,11 @@ pub(super) fn of_qemu(guest: &Guest, load: Load) -> Result<(Figures, Scratch)> {
 /// The pause for an incremental checkpoint, and what the guest can be restored from.
 pub(super) fn of_vmem(guest: &Guest, load: Load) -> Result<(Figures, Image)> {
     let mut writing = Writing::boot(guest, load, Memory::Shared)?;
-    let store = Scratch::new("store");
+    let store = Scratch::store("store", &writing.machine.slot)?;
     let made = |machine: &Machine| {
         let log = machine.slot.read_log("create");
         log.lines().filter(|line| line.contains(r#""event":"checkpoint""#)).count()
     };
-    Vmemctl::checkpoint(&writing.machine.slot, &[], "init", &["--store", store.path()?])?.expect(&writing.machine.slot, 0)?;
     let qmp = writing.machine.slot.qmp();
     let qmp = qmp.to_str().context("a path that is no text")?;
     let count = CHECKPOINTS.to_string();

@@ -20,9 +20,7 @@ pub(super) fn from_store(guest: &Guest, image: &Image) -> Result<Figures> {
     let slot = guest.slot(Host::First)?;
     let qmp = slot.qmp();
     let qmp = qmp.to_str().context("a path that is no text")?;
-    let mut qemu = guest.qemu(slot.host);
-    qemu.extend(guest.arguments(&slot, Memory::Template));
-    qemu.extend(["-incoming", "defer"].map(str::to_owned));
+    let qemu = guest.taker(&slot);
     let mut words = vec!["--store", image.store.path()?, "--qmp", qmp, &image.checkpoint, "--"];
     words.extend(qemu.iter().map(String::as_str));
     let since = Instant::now();

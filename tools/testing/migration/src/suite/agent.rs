@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Checkpoints of a guest in which QEMU's own guest agent runs: its file system is frozen at the instant, and thawed whatever happens.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +12,7 @@ use crate::guest::{AGENT_EPOCH, Guest, Memory};
 use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
+use crate::scratch::Scratch;
 use crate::slot::Slot;
 use crate::vmemctl::{Vmemctl, said};
 
@@ -27,28 +27,6 @@ const THAW: &str = "guest-fsfreeze-thaw";
 const HELD: f64 = 2.0;
 /// How far the clocks of the guest and its host may be from each other. Seconds; the guest's is years late unless it is set.
 const APART: u64 = 120;
-
-/// A store in a directory, removed at the end of its test.
-struct Store(PathBuf);
-
-impl Store {
-    fn new(slot: &Slot) -> Result<Self> {
-        let store = Self(PathBuf::from("/dev/shm/vmem-migration-store"));
-        let _ = fs::remove_dir_all(&store.0);
-        Vmemctl::checkpoint(slot, &[], "init", &["--store", store.path()?])?.expect(slot, 0)?;
-        Ok(store)
-    }
-
-    fn path(&self) -> Result<&str> {
-        text(&self.0)
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
@@ -71,7 +49,7 @@ fn boot(guest: &Guest) -> Result<Machine> {
     Ok(machine)
 }
 
-fn create(slot: &Slot, store: &Store, agent: &Path, options: &[&str]) -> Result<Vmemctl> {
+fn create(slot: &Slot, store: &Scratch, agent: &Path, options: &[&str]) -> Result<Vmemctl> {
     let qmp = slot.qmp();
     let words = ["--store", store.path()?, "--qmp", text(&qmp)?, "--agent", text(agent)?];
     Vmemctl::checkpoint(slot, &[], "create", &[&words, options].concat())
@@ -91,7 +69,7 @@ fn wait_until_held(guest: &Guest) -> Result<()> {
 fn checkpoint_of_a_guest_with_an_agent_thaws_its_file_system_however_it_ends(_: &Stage) -> Result<()> {
     let guest = guest();
     let mut machine = boot(&guest)?;
-    let store = Store::new(&machine.slot)?;
+    let store = Scratch::store("agent", &machine.slot)?;
     let proxy = AgentProxy::start(&machine.slot.agent())?;
     let always = |options: &[&str]| {
         create(
@@ -142,7 +120,7 @@ fn checkpoint_of_a_guest_with_an_agent_thaws_its_file_system_however_it_ends(_: 
 }
 
 /// Restores the guest on the other host, with or without its agent, and waits until it runs with all of its memory.
-fn restore(guest: &Guest, store: &Store, with_agent: bool) -> Result<(Machine, String)> {
+fn restore(guest: &Guest, store: &Scratch, with_agent: bool) -> Result<(Machine, String)> {
     let slot = guest.slot(Host::Second)?;
     let (qmp, agent) = (slot.qmp(), slot.agent());
     let mut words = vec!["--store", store.path()?, "guest3@latest", "--qmp", text(&qmp)?];
@@ -150,9 +128,7 @@ fn restore(guest: &Guest, store: &Store, with_agent: bool) -> Result<(Machine, S
         words.extend(["--agent", text(&agent)?, "--agent-timeout", "60"]);
     }
     words.push("--");
-    let mut qemu = guest.qemu(slot.host);
-    qemu.extend(guest.arguments(&slot, Memory::Template));
-    qemu.extend(["-incoming", "defer"].map(str::to_owned));
+    let qemu = guest.taker(&slot);
     words.extend(qemu.iter().map(String::as_str));
     Vmemctl::checkpoint(&slot, &[], "restore", &words)?.expect(&slot, 0)?;
     let log = slot.read_log("restore");
@@ -162,7 +138,7 @@ fn restore(guest: &Guest, store: &Store, with_agent: bool) -> Result<(Machine, S
 fn restored_guest_is_frozen_until_its_agent_is_asked_which_sets_the_clock(_: &Stage) -> Result<()> {
     let guest = guest();
     let machine = boot(&guest)?;
-    let store = Store::new(&machine.slot)?;
+    let store = Scratch::store("agent", &machine.slot)?;
     create(&machine.slot, &store, &machine.slot.agent(), &["--freeze", "always"])?.expect(&machine.slot, 0)?;
     wait_until_written(&guest)?;
     drop(machine);

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::stage::Stage;
 use crate::command::run;
-use crate::guest::{Guest, Memory};
+use crate::guest::Guest;
 use crate::method::vmem::Prepared;
 use crate::patience::wait_until;
 use crate::slot::Slot;
@@ -92,9 +92,8 @@ fn the_destinations_qemu_lacks_a_device_and_the_source_says_its_words(stage: &St
     let (actor, source) = stage.guest()?;
     let slot = actor.guest.slot(source.slot.host.other())?;
     let mut words = vec!["--".to_owned()];
-    words.extend(actor.guest.qemu(slot.host));
-    words.extend(actor.guest.arguments(&slot, Memory::Template));
-    words.extend(["-incoming", "defer", "-device", "no-such-device"].map(str::to_owned));
+    words.extend(actor.guest.taker(&slot));
+    words.extend(["-device", "no-such-device"].map(str::to_owned));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut receive = Vmemctl::receive_as(&slot, &actor.guest, &words)?;
     Vmemctl::migrate(&source.slot, &actor.guest, &[])?.expect(&source.slot, AT_SOURCE)?;

@@ -13,7 +13,7 @@ use vmem::{MapHandle, PAGE_SIZE};
 use vmem_mapping::{Access, Mapping, Sharing};
 
 use super::guest::{Guest, Restored, ask, check_instant, go_on, segments, status};
-use super::store::{Restore, Store, memory_of, wait_gone};
+use super::store::{Restore, Store, memory_of, noise, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::boot::{FIRST, SEGMENT, SEGMENTS};
 use crate::suite::qemu::MEMORY;
@@ -284,24 +284,12 @@ pub(super) fn of_guest(store: &Store, guest: &Guest) -> Outcome {
     wait_gone("guest0.ram")
 }
 
-/// Words that do not compress to much less.
-fn contents(page: usize) -> Vec<u8> {
-    let mut state = page as u64 + 1;
-    let words = (0..PAGE_SIZE / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_ne_bytes()
-    });
-    words.collect()
-}
-
 /// Makes checkpoint data@1.
 fn checkpoint(store: &Store) -> Outcome {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
     for page in 0..PAGES {
-        file.write_all_at(&contents(page), (page * PAGE_SIZE) as u64)?;
+        file.write_all_at(&noise(page as u64 + 1), (page * PAGE_SIZE) as u64)?;
     }
     let (pid, memory) = memory_of(&file);
     let made = store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory]);
@@ -317,7 +305,7 @@ fn map() -> Outcome<Mapping> {
 fn check(mapping: &Mapping, page: usize) -> Outcome {
     let mut found = vec![0; PAGE_SIZE];
     mapping.read_at(page * PAGE_SIZE, &mut found)?;
-    ensure!(found == contents(page), "page {page} is not what was stored");
+    ensure!(found == noise(page as u64 + 1), "page {page} is not what was stored");
     Ok(())
 }
 
@@ -331,7 +319,7 @@ pub(super) fn fetched_once(store: &Store) -> Outcome {
     let mut found = vec![0; PAGE_SIZE];
     first.read_at(7 * PAGE_SIZE, &mut found)?;
     ensure!(
-        found[..3] == *b"own" && found[3..] == contents(7)[3..],
+        found[..3] == *b"own" && found[3..] == noise(8)[3..],
         "a write has lost what was there"
     );
     check(&second, 7)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use vmem::{MapHandle, Mapping, PAGE_SIZE};
 
-use super::store::{Restore, Store, memory_of, wait_gone};
+use super::store::{Restore, Store, memory_of, noise, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{map, open};
 use crate::world::wait_until;
@@ -62,16 +62,9 @@ pub(super) fn checkpoints(store: &Store) -> Outcome<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What a page has that was written in this round: words that do not compress to much less, so that a pack has its pages in several parts.
+/// What a page has that was written in this round. A pack has its pages in several parts.
 pub(super) fn contents(round: usize, page: usize) -> Vec<u8> {
-    let mut state = (round * PAGES + page + 1) as u64;
-    let words = (0..PAGE_SIZE / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_ne_bytes()
-    });
-    words.collect()
+    noise((round * PAGES + page + 1) as u64)
 }
 
 /// Reads these pages of a restored order@4 in turn, and compares them.

@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
+use vmem::PAGE_SIZE;
+
 use crate::failure::{Outcome, ensure};
 use crate::suite::vmemd::beside;
 use crate::world::wait_until;
@@ -120,6 +122,18 @@ impl Drop for Store {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// A page of words that follow from a seed, not 0, and do not compress to much less.
+pub(super) fn noise(seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let words = (0..PAGE_SIZE / 8).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_ne_bytes()
+    });
+    words.collect()
 }
 
 /// What `--pid` and `--memory` say of a file that this process has open.
