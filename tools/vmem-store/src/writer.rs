@@ -39,6 +39,8 @@ pub struct WriteOptions {
     pub share: bool,
     /// Who writes, for the lease: a person reads it.
     pub holder: String,
+    /// The parent's names of memories that have another name in this checkpoint.
+    pub parent_names: BTreeMap<String, String>,
 }
 
 impl Default for WriteOptions {
@@ -48,6 +50,7 @@ impl Default for WriteOptions {
             uploads: 2,
             share: true,
             holder: format!("writer, process {}", std::process::id()),
+            parent_names: BTreeMap::new(),
         }
     }
 }
@@ -76,7 +79,7 @@ struct Plan {
     name: String,
     kind: BackendKind,
     bytes: u64,
-    /// The parent's backend of the same name, whose pages those are compared with that are put.
+    /// The parent's backend whose pages those are compared with that are put. No two backends have the same one.
     parent: Option<usize>,
     /// Whether pages that are not put are the parent's.
     inherits: bool,
@@ -131,20 +134,27 @@ impl Writer {
         memories: &[(String, u64)],
         options: &WriteOptions,
     ) -> Result<Self, Error> {
-        let plans = memories.iter().map(|(name, bytes)| {
+        let parent_names = &options.parent_names;
+        let mut taken = BTreeSet::new();
+        let mut plans = Vec::new();
+        for (name, bytes) in memories {
+            let is_renamed = parent_names.contains_key(name);
+            let of_parent = parent_names.get(name).unwrap_or(name);
             let known = parent
                 .as_ref()
-                .and_then(|parent| parent.backend(name))
-                .filter(|(_, known)| known.kind == BackendKind::Memory);
-            Plan {
+                .and_then(|parent| parent.backend(of_parent))
+                .filter(|(_, known)| known.kind == BackendKind::Memory)
+                .map(|(at, _)| at)
+                // One that has the name by chance gives way to the one that the caller says.
+                .filter(|at| (is_renamed || !parent_names.values().any(|other| other == name)) && taken.insert(*at));
+            plans.push(Plan {
                 name: name.clone(),
                 kind: BackendKind::Memory,
                 bytes: *bytes,
-                parent: known.map(|(at, _)| at),
+                parent: known,
                 inherits: known.is_some(),
-            }
-        });
-        let plans = plans.collect();
+            });
+        }
         Self::with(base, Target::Next(guest.clone()), parent, plans, options)
     }
 

@@ -76,6 +76,53 @@ fn increment_stores_what_changed_and_no_zeros_duplicates_or_unchanged_pages() {
 }
 
 #[test]
+fn memory_with_another_name_has_the_parents_pages_and_no_second_one_has_them() {
+    let place = place();
+    let guest = mixed(600);
+    checkpoint(&place.store, &guest, None).unwrap();
+    let options = |names: &[(&str, &str)]| WriteOptions {
+        parent_names: names
+            .iter()
+            .map(|(own, parents)| ((*own).into(), (*parents).into()))
+            .collect(),
+        ..WriteOptions::default()
+    };
+    let begin = |memories: &[&str], names: &[(&str, &str)]| {
+        let memories: Vec<_> = memories.iter().map(|name| ((*name).to_owned(), 600 * 4096)).collect();
+        let parent = name(1);
+        place
+            .store
+            .begin(&guest0(), Some(&parent), &memories, &options(names))
+            .unwrap()
+    };
+    let missing = |writer: crate::Writer| match writer.commit(Default::default()) {
+        Err(Error::Incomplete { backend, .. }) => backend,
+        other => panic!("{other:?}"),
+    };
+    // The one that is named so by chance has none of them, and neither has the second one that the caller names.
+    assert_eq!(missing(begin(&["ram", "main"], &[("main", "ram")])), "ram");
+    assert_eq!(
+        missing(begin(&["main", "other"], &[("main", "ram"), ("other", "ram")])),
+        "other"
+    );
+    assert_eq!(missing(begin(&["main"], &[("main", "vga")])), "main");
+    let writer = begin(&["main"], &[("main", "ram")]);
+    writer.put_pages(0, page(4), &contents(77)).unwrap();
+    writer.put_pages(0, page(5), &contents(guest.pages[5])).unwrap();
+    let made = writer.commit(Default::default()).unwrap();
+    assert_eq!((made.statistics.unchanged, made.statistics.stored), (1, 1));
+    // What it refers to stays.
+    place.store.remove(&name(1)).unwrap();
+    let image = place.store.image(&made.checkpoint).unwrap();
+    let (backend, _) = image.manifest().backend("main").unwrap();
+    for (at, seed) in guest.pages.iter().enumerate() {
+        let mut found = [0; PAGE_SIZE];
+        image.read_page(backend, page(at as u64), &mut found).unwrap();
+        assert_eq!(found[..], contents(if at == 4 { 77 } else { *seed })[..], "page {at}");
+    }
+}
+
+#[test]
 fn every_checkpoint_is_complete_without_those_before() {
     let place = place();
     let mut guest = mixed(600);
