@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Opens a checkpoint as a source.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vmem::{Name, PageRange};
@@ -8,6 +9,7 @@ use vmem_source::{Export, Lane};
 use vmem_store::{BackendKind, Image, Manifest, Store, UserKey};
 
 use crate::address::{Address, Selector};
+use crate::origin::Origin;
 use crate::reader::{ImageSource, IsThere, Order};
 
 /// A checkpoint cannot be a source.
@@ -114,6 +116,16 @@ impl StoredPages {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         self.image.manifest()
+    }
+
+    /// The origin of regions that are filled from this checkpoint: each by its number, and with its memory's name.
+    #[must_use]
+    pub fn origin(&self, memories: BTreeMap<u64, String>) -> Origin {
+        Origin {
+            store: self.store.config().id,
+            checkpoint: self.manifest().checkpoint.clone(),
+            memories,
+        }
     }
 
     /// The memories, as exports.

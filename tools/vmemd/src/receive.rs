@@ -10,6 +10,8 @@ mod stopping;
 mod stored;
 mod verifying;
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -65,6 +67,7 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         control: None,
         at_end: None,
         touches: args.report_touches.then(|| Arc::new(Touches::new())),
+        _origin: None,
     };
     let result = run.receive(args, &mut report);
     run.report_touches(&mut report, true);
@@ -86,6 +89,8 @@ struct Run {
     at_end: Option<Box<dyn FnOnce()>>,
     /// Requests that are to be reported.
     touches: Option<Arc<Touches>>,
+    /// Proves to others where the absent pages are, as long as it is open.
+    _origin: Option<File>,
 }
 
 impl Run {
@@ -96,6 +101,7 @@ impl Run {
             mut warnings,
             confinement,
             at_end,
+            publish,
         } = Source::open(args)?;
         self.at_end = at_end;
         let images = seed::open(&args.seed_image)?;
@@ -124,6 +130,9 @@ impl Run {
         let regions = regions::open(&control, &exports, args)?;
         // What the network says from now on reaches these regions and no other one.
         drop(control);
+        let numbers = regions.iter().map(|region| region.id());
+        let memories = numbers.zip(exports.iter().map(|export| export.name.to_string())).collect();
+        self._origin = publish.and_then(|publish| publish(memories));
         let mut targets = Vec::new();
         for ((export, region), name) in exports.iter().zip(&regions).zip(regions::names(&exports, args)) {
             let sink = Arc::clone(region) as Arc<dyn Sink>;
@@ -318,6 +327,9 @@ fn default_streams() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MAX_STREAMS))
 }
 
+/// Proves to others where the absent pages of these regions are, as long as the file is open: by numbers, with the names of exports.
+type Publish = Box<dyn FnOnce(BTreeMap<u64, String>) -> Option<File>>;
+
 /// How `--source` is opened.
 struct Source {
     connect: Connect,
@@ -329,6 +341,8 @@ struct Source {
     confinement: (User, Files),
     /// What is to be done when nothing is read any more.
     at_end: Option<Box<dyn FnOnce()>>,
+    /// Of a checkpoint.
+    publish: Option<Publish>,
 }
 
 impl Source {
@@ -352,6 +366,7 @@ impl Source {
                 warnings: Vec::new(),
                 confinement: (User::NOBODY, Files::default()),
                 at_end: None,
+                publish: None,
             });
         }
         let [host] = &args.source[..] else {
@@ -393,6 +408,7 @@ impl Source {
             warnings,
             confinement: (User::NOBODY, Files::default()),
             at_end: None,
+            publish: None,
         })
     }
 }

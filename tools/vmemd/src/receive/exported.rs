@@ -44,6 +44,7 @@ pub(super) fn open(uri: &str, insecure: bool, timeout: Duration) -> Result<Sourc
         warnings: Vec::new(),
         confinement,
         at_end: None,
+        publish: None,
     })
 }
 

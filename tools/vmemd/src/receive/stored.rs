@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `--source checkpoint:STORE#GUEST@N`: regions are filled from a checkpoint store.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use vmem_source::{Lane, PageSource};
 use vmem_store::UserKey;
-use vmem_store_source::{Address, KeyOptions, Location, StoredPages};
+use vmem_store_source::{Address, KeyOptions, Location, OriginFile, StoredPages};
 
 use super::Source;
 use crate::failure::Failure;
@@ -48,8 +49,10 @@ pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<So
         #[cfg(feature = "s3")]
         Location::S3(_) => (User::NOBODY, Files::default()),
     };
+    // While this is root: others believe only what belongs to the user who has started vmemd.
+    let file = OriginFile::new();
     let opened: Arc<Mutex<Option<Arc<StoredPages>>>> = Arc::default();
-    let at_end = Arc::clone(&opened);
+    let (at_end, published) = (Arc::clone(&opened), Arc::clone(&opened));
     let connect = move |lane: Lane| -> Result<Box<dyn PageSource>, vmem_source::Error> {
         let pages = {
             let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +69,24 @@ pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<So
         warnings: Vec::new(),
         confinement,
         at_end: Some(Box::new(move || give_back(&at_end))),
+        publish: Some(Box::new(move |memories| publish(file, &published, memories))),
     })
+}
+
+/// Proves to others that these regions are filled from the checkpoint, as long as the file is open: a checkpoint of what is in them refers to it
+/// for absent pages.
+fn publish(
+    file: io::Result<OriginFile>,
+    opened: &Mutex<Option<Arc<StoredPages>>>,
+    memories: BTreeMap<u64, String>,
+) -> Option<File> {
+    let pages = opened.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+    let published = file.and_then(|file| file.publish(&pages.origin(memories)));
+    published
+        .inspect_err(|error| {
+            tracing::warn!("no proof of the regions' origin, so that checkpoints wait for absent pages: {error}")
+        })
+        .ok()
 }
 
 /// Threads that still read do not end with the lanes, so that they cannot be who gives the lease back.
