@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Makes checkpoints of one guest or program, one after the other.
 
+mod beginning;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use vmem::{PAGE_SIZE, PageSet};
-use vmem_cli::{Progress, Signals};
+use vmem::PAGE_SIZE;
+use vmem_cli::Signals;
 use vmem_process::Process;
 use vmem_qemu::{COMMAND_LIMIT, GuestMemory, Qmp, guest};
-use vmem_store::{BackendKind, CheckpointName, CommitOptions, GuestName, Manifest, Store, WriteOptions, Writer};
+use vmem_store::{CheckpointName, CommitOptions, GuestName, Store, Writer};
 
+use crate::absent::{Selection, Service};
 use crate::checkpoint_options::Options;
 use crate::clone_memory::{CloneBackend, CloneMemory};
 use crate::clone_taken::{self, CloneSubject};
@@ -20,10 +23,12 @@ use crate::error::Error;
 use crate::freeze::{FROZEN, Freezing};
 use crate::freezer::Freezer;
 use crate::hooks::Hooked;
-use crate::memory::{Tracked, arm, count};
-use crate::statistics::Made;
+use crate::memory::{Tracked, arm};
+use crate::statistics::{Made, Step};
+use crate::stored_origin::StoredOrigin;
 use crate::subject::{OpenMemories, Opened, Subject, check_unchanged};
 use crate::taken::{Images, Taken};
+use crate::wanted::Wanted;
 use crate::write::write;
 use crate::{DEVICE_STATE, MAX_DEVICE_STATE, RUN_STATE};
 
@@ -46,6 +51,8 @@ pub struct Checkpointer {
     qemu: Option<Process>,
     /// The latest checkpoint that was made here: what the log goes on from.
     latest: Option<CheckpointName>,
+    /// The checkpoint whose pages `latest` has for those that were absent.
+    origin: Option<StoredOrigin>,
 }
 
 impl Checkpointer {
@@ -53,7 +60,7 @@ impl Checkpointer {
     ///
     /// # Errors
     ///
-    /// The memory cannot be found, is not shared, is tracked already, lacks pages; or its name suits no store.
+    /// The memory cannot be found, is not shared, is tracked already; its name suits no store; the store cannot be read.
     pub fn begin(subject: Subject, store: Store, options: Options) -> Result<Self, Error> {
         let Opened { name, qemu, memories } = subject.open(&options.state)?;
         let guest = match &options.name {
@@ -63,7 +70,7 @@ impl Checkpointer {
                 .map_err(|error| Error::other(format!("{error}: give the checkpoint another one with --name")))?,
         };
         let memories = match memories {
-            OpenMemories::Shared(backends) => Memories::Tracked(Tracked::begin(backends)?),
+            OpenMemories::Shared(backends) => Memories::Tracked(Tracked::begin(backends, &store)?),
             OpenMemories::Clone(memory) => {
                 if options.disks.is_some() {
                     return Err(Error::other(
@@ -87,6 +94,7 @@ impl Checkpointer {
             options,
             qemu,
             latest: None,
+            origin: None,
         })
     }
 
@@ -123,14 +131,18 @@ impl Checkpointer {
     /// Makes a checkpoint. After an error there is none, and the next one has all that this one would have had.
     ///
     /// The first one is compared with the guest's latest in the store by the hashes of its pages, if there is one. Each other one has the pages
-    /// that were written since the one before. `report` hears how many bytes of them are stored.
+    /// that were written since the one before, or have come.
+    ///
+    /// Pages that are absent are left to the checkpoint from which the memory is filled, if that is in this store; then the first one is compared
+    /// with that. Others are waited for, until `signals` end it.
     ///
     /// # Errors
     ///
     /// [`Error::is_passing`] tells those after which another one can be tried.
-    pub fn checkpoint(&mut self, signals: &Signals, report: &(dyn Fn(Progress) + Sync)) -> Result<Made, Error> {
+    pub fn checkpoint(&mut self, signals: &Signals, report: &(dyn Fn(Step<'_>) + Sync)) -> Result<Made, Error> {
         let began = Instant::now();
-        let writer = self.writer().map_err(|error| or_signal(error, signals))?;
+        let (writer, origin) = self.writer().map_err(|error| or_signal(error, signals))?;
+        self.check_served(origin.as_ref())?;
         signals.check()?;
         let mut hooked = Hooked::begin(&self.options.hooks, &self.guest, signals)?;
         let taken = match (&self.subject, &self.qemu, &self.memories) {
@@ -149,7 +161,7 @@ impl Checkpointer {
         hooked.resumed();
         let made = taken.and_then(|taken| {
             let overlays = overlays(&taken.disks);
-            let made = self.store(taken, writer, began, signals, report);
+            let made = self.store(taken, (writer, origin), began, signals, report);
             made.map_err(|source| with_overlays(overlays, or_signal(source, signals)))
         });
         hooked.end(made.as_ref().map(|made| &made.checkpoint));
@@ -160,10 +172,10 @@ impl Checkpointer {
     fn store(
         &mut self,
         taken: Taken,
-        writer: Writer,
+        (writer, origin): (Writer, Option<StoredOrigin>),
         began: Instant,
         signals: &Signals,
-        report: &(dyn Fn(Progress) + Sync),
+        report: &(dyn Fn(Step<'_>) + Sync),
     ) -> Result<Made, Error> {
         let Taken {
             images,
@@ -171,7 +183,7 @@ impl Checkpointer {
             freezing,
             disks,
         } = taken;
-        let pages = self.write(&images, &writer, signals, report)?;
+        let written = self.write(&images, origin.as_ref(), &writer, signals, report)?;
         let mut commit = CommitOptions {
             tags: self.options.tags.clone(),
             labels: BTreeMap::from([(RUN_STATE.to_owned(), run_state(guest.as_ref()).to_owned())]),
@@ -208,6 +220,9 @@ impl Checkpointer {
                 }
             }
         }
+        if self.latest.is_none() {
+            self.origin = origin;
+        }
         self.latest = Some(manifest.checkpoint.clone());
         let statistics = manifest.statistics;
         let stored_bytes = statistics.pack_bytes + statistics.index_bytes;
@@ -217,7 +232,9 @@ impl Checkpointer {
             checkpoint: manifest.checkpoint,
             parent,
             memory_bytes: self.memories.sizes().into_iter().map(|(_, bytes)| bytes).sum(),
-            pages,
+            pages: written.pages(),
+            awaited_pages: written.awaited(),
+            referred_pages: written.referred,
             zero_pages: statistics.zero,
             unchanged_pages: statistics.unchanged,
             duplicate_pages: statistics.duplicate,
@@ -252,71 +269,50 @@ impl Checkpointer {
         }
     }
 
-    /// Writes the pages of the images that the parent may have otherwise. Returns how many there are.
+    /// Writes the pages of the images that the parent may have otherwise. Returns which these are.
     fn write(
         &mut self,
         images: &Images,
+        origin: Option<&StoredOrigin>,
         writer: &Writer,
         signals: &Signals,
-        report: &(dyn Fn(Progress) + Sync),
-    ) -> Result<u64, Error> {
-        let sets: Vec<&PageSet> = match (&mut self.memories, images) {
+        report: &(dyn Fn(Step<'_>) + Sync),
+    ) -> Result<Selection, Error> {
+        let selection = match (&mut self.memories, images) {
             (Memories::Tracked(memories), Images::Snapshots(snapshots)) => {
                 for (memory, snapshot) in memories.iter_mut().zip(snapshots) {
                     memory.owe(snapshot)?;
                 }
-                memories.iter().map(|memory| &memory.owed).collect()
+                Selection::of(memories, snapshots, origin, &self.store)?
             }
-            (_, Images::Clone(images)) => images.iter().map(|image| &image.set).collect(),
-            (Memories::Clone(_), Images::Snapshots(_)) => Vec::new(),
+            (_, Images::Clone(images)) => Selection {
+                wanted: images.iter().map(|image| Wanted::there(image.set.clone())).collect(),
+                referred: 0,
+            },
+            (Memories::Clone(_), Images::Snapshots(_)) => Selection::default(),
         };
+        let awaited = selection.awaited();
+        if selection.referred > 0 || awaited > 0 {
+            report(Step::Absent {
+                referred: selection.referred,
+                origin: origin.map(|origin| &origin.checkpoint),
+                awaited,
+            });
+        }
+        let mut service = match &self.memories {
+            Memories::Tracked(memories) => Service::of(memories, &selection.wanted),
+            Memories::Clone(_) => Service::default(),
+        };
+        let mut check = || match self.has_ended() {
+            true => Err(Error::other("the program has ended before all of its memory had come")),
+            false => service.check(),
+        };
+        let wanted = &selection.wanted;
         match images {
-            Images::Snapshots(snapshots) => write(snapshots, &sets, writer, signals, report)?,
-            Images::Clone(images) => write(images, &sets, writer, signals, report)?,
+            Images::Snapshots(snapshots) => write(snapshots, wanted, writer, signals, &mut check, report)?,
+            Images::Clone(images) => write(images, wanted, writer, signals, &mut check, report)?,
         }
-        Ok(sets.iter().map(|set| count(set)).sum())
-    }
-
-    /// Begins a checkpoint in the store: what can fail there fails before the guest is stopped.
-    fn writer(&mut self) -> Result<Writer, Error> {
-        if let Some(latest) = &self.latest {
-            match self.begin_from(Some(latest)) {
-                // Somebody has removed it. Its pages are not in the log any more.
-                Err(Error::Store(vmem_store::Error::NoCheckpoint(_))) => {
-                    if let Memories::Tracked(memories) = &mut self.memories {
-                        memories.iter_mut().for_each(Tracked::owe_all);
-                    }
-                    self.latest = None;
-                }
-                begun => return begun,
-            }
-        }
-        let parent = match self.store.latest(&self.guest) {
-            Ok(latest) => Some(latest),
-            Err(vmem_store::Error::NoCheckpoints(_)) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let Memories::Clone(memory) = &self.memories else {
-            return self.begin_from(parent.as_ref());
-        };
-        // A checkpoint with other memory cannot be what this one goes on from: pages that are not written are the parent's.
-        let base = &memory.base.checkpoint;
-        let parent = match parent {
-            Some(parent) if has_memories(&self.store.manifest(&parent)?, &self.memories.sizes()) => parent,
-            _ => base.clone(),
-        };
-        self.begin_from(Some(&parent))
-    }
-
-    fn begin_from(&self, parent: Option<&CheckpointName>) -> Result<Writer, Error> {
-        let memories = self.memories.sizes();
-        let mut options = WriteOptions::default();
-        options.holder = format!(
-            "vmemctl checkpoint create, guest {}, process {}",
-            self.guest,
-            std::process::id()
-        );
-        Ok(self.store.begin(&self.guest, parent, &memories, &options)?)
+        Ok(selection)
     }
 
     /// Takes the snapshots, and of a guest the device state at the same instant.
@@ -412,13 +408,6 @@ impl Memories {
             }
         }
     }
-}
-
-/// Whether a checkpoint has these memories and no others.
-fn has_memories(manifest: &Manifest, memories: &[(String, u64)]) -> bool {
-    let found = manifest.backends.iter().filter(|backend| backend.kind == BackendKind::Memory);
-    let has = |(name, bytes): &(String, u64)| found.clone().any(|backend| backend.name == *name && backend.bytes == *bytes);
-    found.clone().count() == memories.len() && memories.iter().all(has)
 }
 
 fn overlays(disks: &[Disk]) -> Vec<String> {

@@ -17,8 +17,8 @@ use vmem_qemu::{BackendFile, Qmp};
 
 use crate::base_record::{BaseRecord, Memory, all};
 use crate::error::Error;
-use crate::memory::count;
 use crate::page_tables::private;
+use crate::pages::count;
 
 /// The memory of a clone.
 pub(crate) struct CloneMemory {

@@ -39,14 +39,23 @@ pub enum Error {
         /// The process that answers.
         found: i32,
     },
-    /// A memory is a region that lacks pages.
-    #[error("{what}: {pages} pages are absent or unreadable; a checkpoint can be made when all are present")]
-    Incomplete {
+    /// Pages are absent, and nobody brings them.
+    #[error(
+        "{what}: {pages} pages are absent, and no vmemd serves the region that could bring them: start one with --resume (a restore does it by \
+         itself), and make the checkpoint then"
+    )]
+    Unserved {
         /// Which memory.
         what: String,
         /// How many pages it lacks.
         pages: u64,
     },
+    /// A page was absent at the instant, and the program has discarded it before it came.
+    #[error(
+        "the program has discarded pages that had not come yet, and what they had at the instant cannot be had any more: the checkpoint is given \
+         up, and the next one has them as zeros"
+    )]
+    Discarded,
     /// QEMU did not save its devices in time.
     #[error("QEMU has not saved the guest's devices within {} s; the guest continues", .0.as_secs_f32())]
     TimedOut(Duration),
@@ -122,11 +131,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err`: says on which memory a call of the module failed. A snapshot that has failed is [`Error::Copies`].
+    /// For `map_err`: says on which memory a call of the module failed. A snapshot that has failed is [`Error::Copies`], and a
+    /// page of it that is not there any more [`Error::Discarded`].
     pub(crate) fn memory(what: impl Into<String>) -> impl FnOnce(vmem::Error) -> Self {
         let what = what.into();
         |source| match source {
             vmem::Error::SnapshotFailed => Self::Copies,
+            vmem::Error::PageDone => Self::Discarded,
             source => Self::Memory { what, source },
         }
     }
@@ -155,6 +166,8 @@ impl Error {
             | Self::Agent(_)
             | Self::NotThawed(_)
             | Self::Copies
+            | Self::Unserved { .. }
+            | Self::Discarded
             | Self::TooManyPrivate { .. }
             | Self::TimedOut(_)
             | Self::NotSaved(_)

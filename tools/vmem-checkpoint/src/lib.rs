@@ -4,6 +4,7 @@
 //! * [`cut`] takes a guest's device state and arms the snapshot of its memory at one instant, and the guest stands still only for that.
 //! * [`Checkpointer`] makes checkpoints of a [`Subject`], a guest or a program, in a store (`vmem_store`): the first one full, the others
 //!   with the pages that were written since.
+//!   Pages that are absent, because the memory was restored or moved and is not complete, are referred to in the store, or waited for.
 //! * [`restore`] fills regions from a checkpoint, by a vmemd, and starts a QEMU with its device state, which [`incoming`] gives to it.
 //! * [`base`] fills regions that stay, and [`clone`] starts guests that share them.
 //! * [`export`] writes a checkpoint into files that other programs read.
@@ -13,6 +14,7 @@
 //! Documentation/checkpoint.rst says what is promised.
 #![forbid(unsafe_code)]
 
+mod absent;
 pub mod base;
 mod base_record;
 mod checkpoint_options;
@@ -38,21 +40,24 @@ pub mod merge;
 mod other_memory;
 mod overlays;
 mod page_tables;
+mod pages;
 mod private_pages;
 mod recorder;
 pub mod restore;
 mod state_reader;
 mod statistics;
+mod stored_origin;
 mod subject;
 mod taken;
 mod wakeup;
+mod wanted;
 mod write;
 
 pub use base_record::BaseName;
 pub use checkpoint_options::Options;
 pub use checkpointer::Checkpointer;
 pub use error::Error;
-pub use statistics::{Made, Pause};
+pub use statistics::{Made, Pause, Step};
 pub use subject::Subject;
 
 /// The blob of a checkpoint that has QEMU's device state.

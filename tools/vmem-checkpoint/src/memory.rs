@@ -1,40 +1,99 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory whose writes are logged from one checkpoint to the next.
 
-use vmem::{Adopted, Control, PAGE_SIZE, PageSet, Snapshot, SnapshotOptions, Tracking};
+use vmem::{Adopted, Control, PAGE_SIZE, PageRange, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};
 use vmem_qemu::OpenBackend;
+use vmem_store::Store;
 
 use crate::error::Error;
+use crate::pages::count;
+use crate::stored_origin::{self, StoredOrigin};
+use crate::wanted::{Wanted, wanted};
 
 /// A memory that is tracked.
 pub(crate) struct Tracked {
     pub(crate) backend: OpenBackend,
+    adopted: Adopted,
     tracking: Tracking,
+    /// Whether pages that come are in the log: only then a checkpoint may refer to those that are absent, because the next one has them.
+    logs_fills: bool,
     /// The pages that the next checkpoint has to look at, besides those in the log: all pages before the first one, then those that were
     /// taken out of the log and are not in a checkpoint. What a checkpoint that fails has taken out stays here.
     pub(crate) owed: PageSet,
+    /// The pages that were absent when the snapshot was prepared.
+    lacking: PageSet,
 }
 
 impl Tracked {
     /// Begins to track all of these memories, or none. All pages of all of them are owed.
-    pub(crate) fn begin(backends: Vec<OpenBackend>) -> Result<Vec<Self>, Error> {
+    pub(crate) fn begin(backends: Vec<OpenBackend>, store: &Store) -> Result<Vec<Self>, Error> {
         let control = Control::open().map_err(Error::memory(vmem_cli::NO_MODULE))?;
         // No program is slowed down before all of its memory can be tracked.
         let adopted = backends.iter().map(|backend| adopt(&control, backend));
         let adopted = adopted.collect::<Result<Vec<_>, Error>>()?;
+        let mut incomplete = Vec::new();
+        for (backend, adopted) in backends.iter().zip(&adopted) {
+            if lacks_pages(adopted, backend)? {
+                incomplete.push(described(adopted, backend));
+            }
+        }
+        let logs_fills = !incomplete.is_empty() && StoredOrigin::find(&incomplete, store)?.is_some();
+        drop(incomplete);
         let begin = |(backend, adopted): (OpenBackend, Adopted)| {
-            let tracking = adopted.track().map_err(Error::memory(format!("cannot track {backend}")))?;
+            let tracking = adopted.track_with(TrackOptions::default().fills(logs_fills));
+            let tracking = tracking.map_err(Error::memory(format!("cannot track {backend}")))?;
             Ok(Self {
                 owed: PageSet::all_of(tracking.pages()),
+                lacking: PageSet::none_of(tracking.pages()),
                 tracking,
+                adopted,
                 backend,
+                logs_fills,
             })
         };
         backends.into_iter().zip(adopted).map(begin).collect()
     }
 
-    /// Takes the log, so that the pages in it are protected again and the snapshot has less to do.
+    /// How it is found in an origin.
+    pub(crate) fn described(&self) -> stored_origin::Memory<'_> {
+        described(&self.adopted, &self.backend)
+    }
+
+    /// Whether a checkpoint may refer to pages that are absent, and there may be some.
+    pub(crate) fn may_refer(&self) -> Result<bool, Error> {
+        Ok(self.logs_fills && self.lacks_pages()?)
+    }
+
+    /// Whether pages are absent.
+    pub(crate) fn lacks_pages(&self) -> Result<bool, Error> {
+        lacks_pages(&self.adopted, &self.backend)
+    }
+
+    /// The error if pages are absent and nobody is there who could bring them.
+    pub(crate) fn unserved(&self) -> Result<Option<Error>, Error> {
+        let what = || format!("cannot get the state of {}", self.backend);
+        let info = self.adopted.info().map_err(Error::memory(what()))?;
+        if info.attached || !self.lacks_pages()? {
+            return Ok(None);
+        }
+        Ok(Some(Error::Unserved {
+            what: self.backend.to_string(),
+            pages: self.adopted.pages().count().saturating_sub(info.present),
+        }))
+    }
+
+    /// What is to be written of its snapshot, and how many pages are left to the parent because they are absent. `is_filled` says that the
+    /// memory was filled from the parent's origin after the instant.
+    pub(crate) fn wanted(&self, snapshot: &Snapshot, is_filled: bool) -> Result<(Wanted, u64), Error> {
+        let what = format!("cannot tell which pages of {} were absent", self.backend);
+        let present = snapshot.present_map().map_err(Error::memory(what))?;
+        let absent = absent_of(&present, snapshot.pages());
+        Ok(wanted(&self.owed, &self.lacking, absent, is_filled && self.logs_fills))
+    }
+
+    /// Takes the log, so that the pages in it are protected again and the snapshot has less to do. Notes which pages are absent.
     pub(crate) fn prepare(&mut self) -> Result<(), Error> {
+        self.lacking = absent_of(&present(&self.adopted, &self.backend)?, self.tracking.pages());
         let log = self.tracking.clean(self.tracking.pages());
         // These pages were taken out of the log, also if it ended early.
         log.pages.iter().for_each(|pages| self.owed.insert(*pages));
@@ -89,16 +148,6 @@ pub(crate) fn arm(memories: &[Tracked], copies: u64) -> Result<Vec<Snapshot>, Er
     Snapshot::take(&trackings, options).map_err(Error::memory("cannot take a snapshot of the memory"))
 }
 
-/// The bytes of so many pages.
-pub(crate) fn bytes_of(pages: u64) -> u64 {
-    pages * PAGE_SIZE as u64
-}
-
-/// The number of pages of a set.
-pub(crate) fn count(set: &PageSet) -> u64 {
-    set.words().iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
 fn adopt(control: &Control, backend: &OpenBackend) -> Result<Adopted, Error> {
     let what = format!("cannot track {backend}");
     let adopted = control.adopt(&backend.handle).map_err(Error::memory(&*what))?;
@@ -109,18 +158,28 @@ fn adopt(control: &Control, backend: &OpenBackend) -> Result<Adopted, Error> {
             backend.bytes
         )));
     }
-    // Its contents are somewhere else, and a reader of an absent page waits for it, for how long nobody knows.
-    let absent = adopted
-        .present_map()
-        .map_err(Error::memory(&*what))?
-        .absent()
-        .map(|pages| pages.count())
-        .sum();
-    if absent > 0 {
-        return Err(Error::Incomplete {
-            what: backend.to_string(),
-            pages: absent,
-        });
-    }
     Ok(adopted)
+}
+
+fn described<'a>(adopted: &Adopted, backend: &'a OpenBackend) -> stored_origin::Memory<'a> {
+    stored_origin::Memory {
+        name: &backend.id,
+        region: adopted.id(),
+        pages: adopted.pages().count(),
+    }
+}
+
+fn absent_of(present: &PresentMap, pages: PageRange) -> PageSet {
+    let mut absent = PageSet::none_of(pages);
+    present.absent().for_each(|run| absent.insert(run));
+    absent
+}
+
+fn lacks_pages(adopted: &Adopted, backend: &OpenBackend) -> Result<bool, Error> {
+    Ok(present(adopted, backend)?.absent().next().is_some())
+}
+
+fn present(adopted: &Adopted, backend: &OpenBackend) -> Result<PresentMap, Error> {
+    let what = format!("cannot tell which pages of {backend} are present");
+    adopted.present_map().map_err(Error::memory(what))
 }

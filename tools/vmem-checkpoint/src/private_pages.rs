@@ -10,7 +10,7 @@ use vmem_store::Image;
 
 use crate::clone_memory::CloneMemory;
 use crate::error::Error;
-use crate::memory::{bytes_of, count};
+use crate::pages::{bytes_of, count};
 use crate::write;
 
 /// Copies of pages, in their order.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is known of a checkpoint that was made.
+//! What is known of a checkpoint that is being made, or was.
 
 use std::time::Duration;
 
 use serde::Serialize;
+use vmem_cli::Progress;
 use vmem_store::CheckpointName;
 
 use crate::disks::Disk;
@@ -21,6 +22,29 @@ pub struct Pause {
     pub resuming: Duration,
 }
 
+/// What happens while a checkpoint is made.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'a> {
+    /// Pages were absent at the instant.
+    Absent {
+        /// How many are left to this checkpoint, from which the memory is filled.
+        referred: u64,
+        /// That checkpoint.
+        origin: Option<&'a CheckpointName>,
+        /// How many are waited for.
+        awaited: u64,
+    },
+    /// So much of the pages is written.
+    Written(Progress),
+    /// The rest has not come yet, or is not written yet.
+    Waiting {
+        /// How much is written.
+        progress: Progress,
+        /// The pages that were absent at the instant and are not written yet.
+        pages: u64,
+    },
+}
+
 /// A checkpoint that was made.
 #[derive(Debug, Clone, Serialize)]
 pub struct Made {
@@ -32,7 +56,11 @@ pub struct Made {
     pub memory_bytes: u64,
     /// Pages of all memory that were looked at: all for the first one, then those that were written since the one before.
     pub pages: u64,
-    /// Of them: zeros.
+    /// Of them: absent at the instant, and waited for.
+    pub awaited_pages: u64,
+    /// Pages that were absent at the instant, and are as in the checkpoint from which the memory is filled.
+    pub referred_pages: u64,
+    /// Of those that were looked at: zeros.
     pub zero_pages: u64,
     /// Of them: as in the parent.
     pub unchanged_pages: u64,

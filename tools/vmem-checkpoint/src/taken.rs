@@ -9,7 +9,7 @@ use crate::cut::Cut;
 use crate::disks::Disk;
 use crate::error::Error;
 use crate::freeze::Freezing;
-use crate::memory::count;
+use crate::pages::count;
 use crate::private_pages::CloneImage;
 
 /// The memory at the instant.

@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vmem_checkpoint::{Checkpointer, Error, Made, Options, Subject};
+use vmem_checkpoint::{Checkpointer, Error, Made, Options, Step, Subject};
 use vmem_cli::{Signals, bytes, chain, output};
 use vmem_migrate::options::Common;
 use vmem_migrate::report;
-use vmem_store::{GuestName, Store};
+use vmem_store::{CheckpointName, GuestName, Store};
 
 use super::args::Create;
 use super::paced::Paced;
@@ -77,9 +77,47 @@ fn prune(store: &Store, args: &Create, guest: &GuestName, json: bool) {
 /// Makes one, and says how far it is.
 fn checkpoint(checkpointer: &mut Checkpointer, signals: &Signals, paced: &Paced) -> Result<Made, Error> {
     paced.restart();
-    let made = checkpointer.checkpoint(signals, &|progress| paced.show(progress));
+    let guest = checkpointer.guest().clone();
+    let made = checkpointer.checkpoint(signals, &|step| match step {
+        Step::Absent {
+            referred,
+            origin,
+            awaited,
+        } => report_absent(&guest, referred, origin, awaited, paced.json()),
+        Step::Written(progress) => paced.show(progress),
+        Step::Waiting { progress, pages } => paced.wait(progress, pages),
+    });
     paced.end();
     made
+}
+
+/// Says that pages were absent at the instant, and what becomes of them.
+fn report_absent(guest: &GuestName, referred: u64, origin: Option<&CheckpointName>, awaited: u64, json: bool) {
+    if json {
+        report::print(&json!({
+            "event": "absent",
+            "guest": guest.as_str(),
+            "referred_pages": referred,
+            "origin": origin.map(ToString::to_string),
+            "awaited_pages": awaited,
+        }));
+        return;
+    }
+    if let Some(origin) = origin.filter(|_| referred > 0) {
+        note(
+            json,
+            &format!("{referred} pages of {guest} are absent: they are as in {origin}, from which its memory is filled"),
+        );
+    }
+    if awaited > 0 {
+        note(
+            json,
+            &format!(
+                "{awaited} pages of {guest} are absent, and it is not proven that a checkpoint of this store has them: the checkpoint waits until \
+                 they come (a signal ends it)"
+            ),
+        );
+    }
 }
 
 /// Makes checkpoints until a signal arrives, the program has ended, or there are enough.

@@ -4,37 +4,63 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use vmem_cli::Progress;
-use vmem_migrate::report::Report;
+use vmem_migrate::report::{self, Report};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Says how far work is. Work that takes less than a second says nothing.
-pub(super) struct Paced(Mutex<(Instant, Report)>);
+pub(super) struct Paced {
+    json: bool,
+    report: Mutex<(Instant, Report)>,
+}
 
 impl Paced {
     /// The work begins now.
     pub(super) fn new(json: bool) -> Self {
-        Self(Mutex::new((Instant::now(), Report::new(json))))
+        Self {
+            json,
+            report: Mutex::new((Instant::now(), Report::new(json))),
+        }
+    }
+
+    /// Whether it is said as JSON.
+    pub(super) fn json(&self) -> bool {
+        self.json
     }
 
     /// The work begins again now.
     pub(super) fn restart(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Instant::now();
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).0 = Instant::now();
     }
 
     pub(super) fn show(&self, progress: Progress) {
+        self.if_due(|report| report.progress(progress, ""));
+    }
+
+    /// Work is done as far as it can be, and so many pages have not come yet.
+    pub(super) fn wait(&self, progress: Progress, pages: u64) {
+        self.if_due(|report| match self.json {
+            true => report::print(
+                &json!({"event": "waiting", "bytes": progress.size, "done_bytes": progress.done, "awaited_pages": pages}),
+            ),
+            false => report.progress(progress, &format!("{pages} pages have not come yet")),
+        });
+    }
+
+    fn if_due(&self, say: impl FnOnce(&mut Report)) {
         // Others need not wait while one of them says it.
-        let Ok(mut guard) = self.0.try_lock() else { return };
+        let Ok(mut guard) = self.report.try_lock() else { return };
         let (last, report) = &mut *guard;
         if last.elapsed() >= INTERVAL {
             *last = Instant::now();
-            report.progress(progress, "");
+            say(report);
         }
     }
 
     /// Removes the progress bar.
     pub(super) fn end(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.end_progress();
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).1.end_progress();
     }
 }
