@@ -88,6 +88,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         qemu::TESTS,
         dirty_rate::TESTS,
         checkpoint::TESTS,
+        checkpoint::incomplete::TESTS,
         vmemd::fill::TESTS,
         vmemd::holes::TESTS,
         vmemd::seed::TESTS,

@@ -9,6 +9,7 @@ mod encrypted;
 mod export;
 mod guest;
 mod hooks;
+pub(super) mod incomplete;
 mod mount;
 mod nbd;
 mod order;

@@ -23,8 +23,8 @@ use crate::world::wait_until;
 const PRIVATE: &str = "share=off,readonly=on,rom=off";
 
 const FILE: &str = "/dev/shm/vmem-checkpoint-clones";
-const REGION: &str = "data.vmem-checkpo";
-const PAGES: usize = 3000;
+pub(super) const REGION: &str = "data.vmem-checkpo";
+pub(super) const PAGES: usize = 3000;
 
 /// A clone with a QEMU, which is killed at the end.
 struct Clone {
@@ -206,18 +206,18 @@ pub(super) fn checkpointed(store: &Store, guest: &Guest) -> Outcome {
 }
 
 /// The whole number after this text.
-fn number(text: &str, before: &str) -> Outcome<u64> {
+pub(super) fn number(text: &str, before: &str) -> Outcome<u64> {
     let (_, rest) = text.split_once(before).ok_or(format!("no {before} in {text}"))?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse()?)
 }
 
-/// Ends a base as an operator does.
-fn end(mut base: Restore) -> Outcome {
-    let child = base.child();
+/// Ends a command that goes on, as an operator does.
+pub(super) fn end(mut command: Restore) -> Outcome {
+    let child = command.child();
     kill_process(Pid::from_child(child), Signal::TERM)?;
     let status = child.wait()?;
-    ensure!(status.success(), "base: {status}");
+    ensure!(status.success(), "{status}");
     Ok(())
 }
 
@@ -284,8 +284,8 @@ pub(super) fn of_guest(store: &Store, guest: &Guest) -> Outcome {
     wait_gone("guest0.ram")
 }
 
-/// Makes checkpoint data@1.
-fn checkpoint(store: &Store) -> Outcome {
+/// Makes checkpoint data@1, whose memory REGION gets.
+pub(super) fn checkpoint(store: &Store) -> Outcome {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
     for page in 0..PAGES {
@@ -354,14 +354,19 @@ pub(super) fn fetched_once(store: &Store) -> Outcome {
     wait_gone(REGION)
 }
 
-/// The vmemd that fills the region.
-fn vmemd() -> Outcome<Option<Pid>> {
+/// The vmemd that fills the region of data@1.
+pub(super) fn vmemd() -> Outcome<Option<Pid>> {
+    vmemd_of(REGION)
+}
+
+/// The vmemd that fills this region.
+pub(super) fn vmemd_of(region: &str) -> Outcome<Option<Pid>> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         // A process may end at any moment.
         let words = fs::read(path.join("cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words);
-        if words.contains("vmemd\0--source") && words.contains(&format!("={REGION}\0")) {
+        if words.contains("vmemd\0--source") && words.contains(&format!("={region}\0")) {
             let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
             return Ok(number.and_then(Pid::from_raw));
         }

@@ -250,6 +250,16 @@ impl Restored {
         check_instant(&self.qmp, &self.segments()?)
     }
 
+    /// Ends the guest, whatever of its memory is there.
+    pub(super) fn quit(mut self) -> Outcome {
+        ask(&self.qmp, "{\"execute\": \"quit\"}")?;
+        // It says that the guest has ended too early.
+        self.restore.child().wait()?;
+        drop(self.region);
+        let node = self.node;
+        wait_until("its region is gone", || Ok(!node.exists()))
+    }
+
     /// Lets the guest run on, and ends it.
     pub(super) fn end(self) -> Outcome {
         self.restore.end()?;

@@ -157,7 +157,7 @@ pub(super) struct Restore {
 }
 
 impl Restore {
-    fn start(mut command: Command, event: &str) -> Outcome<Self> {
+    pub(super) fn start(mut command: Command, event: &str) -> Outcome<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().ok_or("no output")?;
         let mut restore = Self {
@@ -167,6 +167,11 @@ impl Restore {
         };
         restore.said = restore.hear(event)?;
         Ok(restore)
+    }
+
+    /// The line that was waited for.
+    pub(super) fn said(&self) -> &str {
+        &self.said
     }
 
     /// Its first region, if it was waited for until its regions are there.
@@ -182,6 +187,7 @@ impl Restore {
         loop {
             let mut line = String::new();
             ensure!(self.output.read_line(&mut line)? > 0, "it has ended without {event}: {seen}");
+            ensure!(!line.contains("\"event\":\"checkpoint-failed\""), "{line}");
             // Nested events of vmemd have other names.
             if line.contains(&wanted) {
                 return Ok(line);
