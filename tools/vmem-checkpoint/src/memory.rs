@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory whose writes are logged from one checkpoint to the next.
 
-use vmem::{Adopted, Control, PAGE_SIZE, PageRange, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};
+use vmem::{Adopted, Control, PAGE_SIZE, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};
 use vmem_qemu::OpenBackend;
 use vmem_store::Store;
 
@@ -22,6 +22,8 @@ pub(crate) struct Tracked {
     pub(crate) owed: PageSet,
     /// The pages that were absent when the snapshot was prepared.
     lacking: PageSet,
+    /// All pages are present, and stay so.
+    is_complete: bool,
 }
 
 impl Tracked {
@@ -31,15 +33,17 @@ impl Tracked {
         // No program is slowed down before all of its memory can be tracked.
         let adopted = backends.iter().map(|backend| adopt(&control, backend));
         let adopted = adopted.collect::<Result<Vec<_>, Error>>()?;
-        let mut incomplete = Vec::new();
+        let (mut incomplete, mut are_complete) = (Vec::new(), Vec::new());
         for (backend, adopted) in backends.iter().zip(&adopted) {
-            if lacks_pages(adopted, backend)? {
+            let is_complete = !lacks_pages(adopted, backend)?;
+            are_complete.push(is_complete);
+            if !is_complete {
                 incomplete.push(described(adopted, backend));
             }
         }
         let logs_fills = !incomplete.is_empty() && StoredOrigin::find(&incomplete, store)?.is_some();
         drop(incomplete);
-        let begin = |(backend, adopted): (OpenBackend, Adopted)| {
+        let begin = |((backend, adopted), is_complete): ((OpenBackend, Adopted), bool)| {
             let tracking = adopted.track_with(TrackOptions::default().fills(logs_fills));
             let tracking = tracking.map_err(Error::memory(format!("cannot track {backend}")))?;
             Ok(Self {
@@ -49,9 +53,10 @@ impl Tracked {
                 adopted,
                 backend,
                 logs_fills,
+                is_complete,
             })
         };
-        backends.into_iter().zip(adopted).map(begin).collect()
+        backends.into_iter().zip(adopted).zip(are_complete).map(begin).collect()
     }
 
     /// How it is found in an origin.
@@ -66,7 +71,7 @@ impl Tracked {
 
     /// Whether pages are absent.
     pub(crate) fn lacks_pages(&self) -> Result<bool, Error> {
-        lacks_pages(&self.adopted, &self.backend)
+        Ok(!self.is_complete && lacks_pages(&self.adopted, &self.backend)?)
     }
 
     /// The error if pages are absent and nobody is there who could bring them.
@@ -85,15 +90,23 @@ impl Tracked {
     /// What is to be written of its snapshot, and how many pages are left to the parent because they are absent. `is_filled` says that the
     /// memory was filled from the parent's origin after the instant.
     pub(crate) fn wanted(&self, snapshot: &Snapshot, is_filled: bool) -> Result<(Wanted, u64), Error> {
-        let what = format!("cannot tell which pages of {} were absent", self.backend);
-        let present = snapshot.present_map().map_err(Error::memory(what))?;
-        let absent = absent_of(&present, snapshot.pages());
+        let mut absent = PageSet::none_of(snapshot.pages());
+        if !self.is_complete {
+            let what = format!("cannot tell which pages of {} were absent", self.backend);
+            let present = snapshot.present_map().map_err(Error::memory(what))?;
+            present.absent().for_each(|run| absent.insert(run));
+        }
         Ok(wanted(&self.owed, &self.lacking, absent, is_filled && self.logs_fills))
     }
 
     /// Takes the log, so that the pages in it are protected again and the snapshot has less to do. Notes which pages are absent.
     pub(crate) fn prepare(&mut self) -> Result<(), Error> {
-        self.lacking = absent_of(&present(&self.adopted, &self.backend)?, self.tracking.pages());
+        if !self.is_complete {
+            let present = present(&self.adopted, &self.backend)?;
+            self.lacking = PageSet::none_of(self.tracking.pages());
+            present.absent().for_each(|run| self.lacking.insert(run));
+            self.is_complete = self.lacking.is_empty();
+        }
         let log = self.tracking.clean(self.tracking.pages());
         // These pages were taken out of the log, also if it ended early.
         log.pages.iter().for_each(|pages| self.owed.insert(*pages));
@@ -167,12 +180,6 @@ fn described<'a>(adopted: &Adopted, backend: &'a OpenBackend) -> stored_origin::
         region: adopted.id(),
         pages: adopted.pages().count(),
     }
-}
-
-fn absent_of(present: &PresentMap, pages: PageRange) -> PageSet {
-    let mut absent = PageSet::none_of(pages);
-    present.absent().for_each(|run| absent.insert(run));
-    absent
 }
 
 fn lacks_pages(adopted: &Adopted, backend: &OpenBackend) -> Result<bool, Error> {
