@@ -263,6 +263,9 @@ unsafe extern "C" {
     ) -> *mut folio;
 }
 unsafe extern "C" {
+    pub fn vmem_shmem_has_memory(staging: *mut file, pgoff: ffi::c_ulong) -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_shmem_trylock_cached(staging: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
 }
 unsafe extern "C" {

@@ -363,7 +363,9 @@ pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
                 let all = region.pages().all_present(block);
                 for space in &mut spaces {
                     call.pages += mappings.populate(space, &mut budget, block, |page| {
-                        all || region.pages().all_present(page)
+                        let is_present = all || region.pages().all_present(page);
+                        // Zeros that nobody has touched take no memory, and shall go on so.
+                        is_present && region.staging().has_memory(page.start())
                     })?;
                 }
             }

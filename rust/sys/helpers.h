@@ -45,6 +45,7 @@ struct file *vmem_shmem_clone(struct file *staging, const char *name,
 			      const struct file_operations *fops, void *data);
 struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
 				    struct mm_struct *mm);
+int vmem_shmem_has_memory(struct file *staging, unsigned long pgoff);
 struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff);
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,

@@ -202,6 +202,12 @@ struct folio *vmem_shmem_lock_folio(struct file *staging, unsigned long pgoff,
 	return folio;
 }
 
+/* Whether the page has a folio, or a place in swap: it is no hole. */
+int vmem_shmem_has_memory(struct file *staging, unsigned long pgoff)
+{
+	return !!xa_load(&staging->f_mapping->i_pages, pgoff);
+}
+
 /* Only if the folio is in the page cache, up to date, and not locked. */
 struct folio *vmem_shmem_trylock_cached(struct file *staging,
 					unsigned long pgoff)

@@ -111,6 +111,15 @@ impl Staging {
         LockedFolio::new(from_err_ptr(folio).ok()?).ok()
     }
 
+    /// Whether the page has memory, here or in swap. A page of zeros that nobody has touched has none.
+    pub(crate) fn has_memory(&self, pgoff: u64) -> bool {
+        let Ok(pgoff) = usize::try_from(pgoff) else {
+            return false;
+        };
+        // SAFETY: By the type invariants the file is a shmem file.
+        unsafe { bindings::vmem_shmem_has_memory(self.as_ptr(), pgoff) != 0 }
+    }
+
     /// Drops the file's contents of `range`, which then reads as zeros.
     pub(crate) fn drop_pages(&self, range: PageRange) -> Result {
         let pos = usize::try_from(range.byte_start().ok_or(EINVAL)?).map_err(|_| EINVAL)?;

@@ -588,10 +588,11 @@ struct vmem_fill {
  *
  * On the region descriptor. Puts those pages of the ranges that are present
  * into the page tables of every process that maps them, so that a touch will
- * not fault. Absent pages are left out, and so is, for the rest of the call, a
- * process whose mmap lock is not free: its holder may wait for a page that the
- * caller has to bring. The call waits a tenth of a second for such locks, in
- * total.
+ * not fault. Absent pages are left out, and so are zeros that nobody has touched,
+ * which take no memory: a touch of one is an ordinary fault. Left out is also, for
+ * the rest of the call, a process whose mmap lock is not free: its holder may wait
+ * for a page that the caller has to bring. The call waits a tenth of a second for
+ * such locks, in total.
  */
 struct vmem_populate {
 	__u64 ranges;

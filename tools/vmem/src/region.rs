@@ -279,8 +279,8 @@ impl Region {
         })
     }
 
-    /// Puts present pages into the page tables of all mappings of the region, so that touches of them do not fault. Absent pages are skipped. A
-    /// signal interrupts the call ([`Error::Interrupted`]).
+    /// Puts present pages into the page tables of all mappings of the region, so that touches of them do not fault. Absent pages are skipped, and
+    /// zeros that nobody has touched, which take no memory. A signal interrupts the call ([`Error::Interrupted`]).
     pub fn make_pages_present(&self, ranges: &[PageRange]) -> Progress {
         let ranges = to_sys(ranges);
         batches(call::MAKE_PAGES_PRESENT, Signals::Stop, &ranges, |batch| {

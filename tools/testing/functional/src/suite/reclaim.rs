@@ -8,7 +8,7 @@ use crate::failure::{Outcome, ensure, equal};
 use crate::injector;
 use crate::kernel::{Cgroup, Swap};
 use crate::program::Program;
-use crate::setting::{Board, Setting, bytes_of, check_page, contents, page, smaps};
+use crate::setting::{Board, Setting, bytes_of, check_page, check_zero, contents, page, smaps};
 use crate::world::field;
 
 const MADV_COLD: i32 = 20;
@@ -21,7 +21,7 @@ crate::tests![
     under_memory_pressure_pages_go_to_swap_and_come_back,
     pages_are_charged_to_the_program_and_not_to_the_daemon,
     before_the_region_is_mapped_pages_are_charged_to_the_filler,
-    zeros_that_the_daemon_populates_are_charged_to_the_program,
+    zeros_that_the_daemon_populates_take_no_memory_until_the_program_touches_them,
     a_cgroup_that_has_been_removed_does_not_pay,
 ];
 
@@ -208,16 +208,19 @@ fn before_the_region_is_mapped_pages_are_charged_to_the_filler() -> Outcome {
     Ok(())
 }
 
-fn zeros_that_the_daemon_populates_are_charged_to_the_program() -> Outcome {
+fn zeros_that_the_daemon_populates_take_no_memory_until_the_program_touches_them() -> Outcome {
     const PAGES: usize = 2048;
     let (program, daemon) = (Cgroup::new("vmem-program")?, Cgroup::new("vmem-daemon")?);
     let setting = Setting::new(PAGES)?;
     let board = Board::new()?;
     let user = Program::start(|| {
         program.enter()?;
-        let _area = setting.area()?;
+        let area = setting.area()?;
         board.set(0, 1)?;
         board.wait(1, 1)?;
+        (0..PAGES).try_for_each(|pgoff| check_zero(&area, pgoff))?;
+        board.set(2, 1)?;
+        board.wait(3, 1)?;
         Ok(vec![])
     })?;
     board.wait(0, 1)?;
@@ -228,11 +231,19 @@ fn zeros_that_the_daemon_populates_are_charged_to_the_program() -> Outcome {
         let populated = setting.region.make_pages_present(&all).complete()?;
         Ok(vec![populated])
     })?;
-    equal!(populated.join()?, [PAGES as u64]);
-    let (in_program, in_daemon) = (program.stat("shmem")? / 1024, daemon.stat("shmem")? / 1024);
+    equal!(populated.join()?, [0]);
+    let charged = |to: &Cgroup| -> Outcome<u64> { Ok(to.stat("shmem")? / 1024) };
+    let (in_program, in_daemon) = (charged(&program)?, charged(&daemon)?);
+    ensure!(
+        in_program < 1024 && in_daemon < 1024,
+        "{in_program} and {in_daemon} KiB before a touch"
+    );
+    board.set(1, 1)?;
+    board.wait(2, 1)?;
+    let (in_program, in_daemon) = (charged(&program)?, charged(&daemon)?);
     ensure!(in_program >= 8192, "the program's cgroup has {in_program} KiB");
     ensure!(in_daemon < 1024, "the daemon's cgroup has {in_daemon} KiB");
-    board.set(1, 1)?;
+    board.set(3, 1)?;
     user.join().map(drop)
 }
 
