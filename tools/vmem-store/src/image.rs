@@ -63,16 +63,9 @@ pub struct Extent {
     pub state: PageState,
 }
 
-/// Pages that are stored together.
-#[derive(Debug)]
-pub struct Together {
-    /// Each page with its backend's number and its contents, which are verified.
-    pub pages: Vec<(usize, PageIndex, Box<[u8; PAGE_SIZE]>)>,
-}
-
 /// A checkpoint that can be read.
 ///
-/// Each page is verified when it is read: the frame's checksum, and the page's hash, which the checkpoint's root covers. Nothing is read
+/// Each page is verified when it is read, by its hash, which the checkpoint's root covers. Nothing is read
 /// before it is asked for; a look-up reads the branch and the leaf of the page, both of which are kept, however many checkpoints there are.
 /// Kept are, for each GiB of memory that is read, up to 3 MiB of leaves and 5 MiB of tables of packs, and a bounded number of frames.
 #[derive(Debug)]
@@ -350,12 +343,13 @@ impl Image {
             Entry::Zero => contents.fill(0),
             Entry::Unreadable => return Err(PageError::Unreadable),
             Entry::Absent => return Err(PageError::Absent),
-            Entry::Data { pack, number } => self
-                .with_pack(pack, |open| {
-                    let frame = self.frame(pack, open, number)?;
-                    Ok((frame.0, frame.1))
-                })
-                .and_then(|(frame, slot)| frame.page(slot).map(|page| contents.copy_from_slice(page)))?,
+            Entry::Data { pack, number } => {
+                self.with_pack(pack, |open| self.frame(pack, open, number))
+                    .and_then(|(frame, slot)| {
+                        contents.copy_from_slice(frame.page(slot, &self.base.crypto)?);
+                        Ok(())
+                    })?
+            }
         }
         Ok(())
     }
@@ -388,39 +382,35 @@ impl Image {
         Ok(failed)
     }
 
-    /// Reads a page, and with it those that are stored in the same frame and belong to this checkpoint: they were written together, and
-    /// cost nothing more. Neighbours that fail are left out.
-    pub fn read_together(&self, backend: usize, page: PageIndex) -> Result<Together, PageError> {
-        self.check_range(backend, page.get() + 1).map_err(PageError::from)?;
-        let mut together = Together { pages: Vec::new() };
+    /// The other pages of this checkpoint that are stored in the same frame as this one, with the numbers of their backends: once the page has been
+    /// read, they cost no read, and they were written together.
+    pub fn neighbours(&self, backend: usize, page: PageIndex) -> Result<Vec<(usize, PageRange)>, Error> {
+        self.check_range(backend, page.get() + 1)?;
         let Entry::Data { pack, number } = self.entry(backend, page.get())? else {
-            let mut contents = Box::new([0; PAGE_SIZE]);
-            self.read_page(backend, page, &mut contents)?;
-            together.pages.push((backend, page, contents));
-            return Ok(together);
+            return Ok(Vec::new());
         };
-        let (frame, slot, numbers, origins) = self.with_pack(pack, |open| {
-            let (frame, slot) = self.frame(pack, open, number)?;
-            let numbers = open.numbers(number);
-            let origins: Vec<Option<Origin>> = numbers.iter().map(|number| open.pack.footer.pages.origin(*number)).collect();
-            Ok((frame, slot, numbers, origins))
+        let pages = self.with_pack(pack, |open| {
+            let origin = |number: u32| Some((number, open.pack.footer.pages.origin(number)?));
+            Ok(open.numbers(number).into_iter().filter_map(origin).collect::<Vec<_>>())
         })?;
-        together.pages.push((backend, page, Box::new(*frame.page(slot)?)));
-        for (slot, (neighbour, origin)) in numbers.into_iter().zip(origins).enumerate() {
-            let Some(Origin { backend: at, pgoff }) = origin.filter(|_| neighbour != number) else {
-                continue;
-            };
+        let mut neighbours: Vec<(usize, PageRange)> = Vec::new();
+        for (neighbour, Origin { backend: at, pgoff }) in pages {
             let at = at as usize;
-            let is_there = self.backends().get(at).is_some_and(|backend| pgoff < backend.pages());
+            let is_there = neighbour != number && self.backends().get(at).is_some_and(|backend| pgoff < backend.pages());
             // The origin is a hint: only the index says where the page is.
             if !is_there || self.entry(at, pgoff)? != (Entry::Data { pack, number: neighbour }) {
                 continue;
             }
-            if let (Some(page), Ok(contents)) = (PageIndex::new(pgoff), frame.page(slot as u32)) {
-                together.pages.push((at, page, Box::new(*contents)));
+            let Some(page) = PageRange::from_pgoff(pgoff, 1) else {
+                continue;
+            };
+            let last = neighbours.last_mut().filter(|(of, _)| *of == at);
+            match last.and_then(|(_, pages)| pages.join(page).map(|joined| (pages, joined))) {
+                Some((pages, joined)) => *pages = joined,
+                None => neighbours.push((at, page)),
             }
         }
-        Ok(together)
+        Ok(neighbours)
     }
 
     /// The hash of a page that is in a pack, without reading the page.

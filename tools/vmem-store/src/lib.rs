@@ -84,7 +84,7 @@ pub use codec::Compression;
 pub use diff::BackendDiff;
 pub use error::{Error, PageError};
 pub use gc::{GcOptions, GcReport};
-pub use image::{BlobReader, Extent, Fragmentation, Image, PageState, Together, Touch};
+pub use image::{BlobReader, Extent, Fragmentation, Image, PageState, Touch};
 pub use keys::UserKey;
 pub use manifest::{Backend, BackendKind, Manifest, Parent, Statistics};
 pub use names::{CheckpointName, GuestName, NameError, WriterId};

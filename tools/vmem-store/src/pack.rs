@@ -471,21 +471,35 @@ impl Pack {
         }
     }
 
-    /// The pages of a frame, one after the other, from its stored bytes. Does not look at the pages' hashes.
-    pub(crate) fn open_frame(&self, frame: usize, mut stored: Vec<u8>) -> Result<Vec<u8>, Error> {
-        let damaged = |what: &str| Error::damaged(&self.name, format!("frame {frame}: {what}"));
-        let info = self
-            .footer
-            .frames
-            .get(frame)
-            .ok_or_else(|| damaged("there is no such frame"))?;
-        if stored.len() != info.length as usize || crc32c::crc32c(&stored) != info.crc {
-            return Err(damaged("its checksum is wrong"));
+    /// The pages of a frame, one after the other, from its stored bytes, whose checksum is checked. Does not look at the pages' hashes.
+    pub(crate) fn open_frame(&self, frame: usize, stored: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let info = self.frame(frame)?;
+        if crc32c::crc32c(&stored) != info.crc {
+            return Err(self.damaged_frame(frame, "its checksum is wrong"));
+        }
+        self.decode_frame(frame, stored)
+    }
+
+    /// The same without the checksum, for a reader that checks the hash of each page that it uses.
+    pub(crate) fn decode_frame(&self, frame: usize, mut stored: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let damaged = |what: &str| self.damaged_frame(frame, what);
+        let info = self.frame(frame)?;
+        if stored.len() != info.length as usize {
+            return Err(damaged("it is not as long as it should be"));
         }
         if let Some(key) = &self.key {
             key.open(frame as u64, &mut stored)
                 .map_err(|error| damaged(&error.to_string()))?;
         }
         decompress(info.codec, stored, info.pages as usize * PAGE_SIZE).map_err(|Malformed(what)| damaged(what))
+    }
+
+    fn frame(&self, frame: usize) -> Result<&Frame, Error> {
+        let info = self.footer.frames.get(frame);
+        info.ok_or_else(|| self.damaged_frame(frame, "there is no such frame"))
+    }
+
+    fn damaged_frame(&self, frame: usize, what: &str) -> Error {
+        Error::damaged(&self.name, format!("frame {frame}: {what}"))
     }
 }

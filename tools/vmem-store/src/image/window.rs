@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use vmem_pages::PAGE_SIZE;
 
 use super::Image;
+use crate::crypto::{Crypto, Hash16};
 use crate::error::Error;
 use crate::objects::Part;
 use crate::pack::Pack;
@@ -84,33 +85,40 @@ impl OpenPack {
     }
 }
 
-/// The pages of a frame, each verified.
+/// The pages of a frame. Each is verified when it is used for the first time: one that nobody uses costs no hash.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     name: String,
     data: Vec<u8>,
-    /// The pages whose hash is not that of their contents.
-    bad: Vec<bool>,
+    /// For each page the hash that it must have, and whether it has it.
+    hashes: Vec<(Option<Hash16>, OnceLock<bool>)>,
 }
 
 impl Decoded {
-    /// The contents of a page by its place in the frame.
-    pub(crate) fn page(&self, slot: u32) -> Result<&[u8; PAGE_SIZE], Error> {
-        let slot = slot as usize;
-        let damaged = || {
-            Error::damaged(
-                &self.name,
-                format!("the hash of page {slot} of a frame is not that of its contents"),
-            )
-        };
-        if self.bad.get(slot) != Some(&false) {
-            return Err(damaged());
+    fn new(pack: &Pack, frame: usize, data: Vec<u8>) -> Self {
+        let info = pack.footer.frames.get(frame);
+        let numbers = info.map_or_else(Vec::new, |info| pack.footer.numbers(info));
+        let hash = |number: u32| pack.footer.pages.hashes.get(number as usize).copied();
+        let hashes = numbers.into_iter().map(|number| (hash(number), OnceLock::new()));
+        Self {
+            name: pack.name.clone(),
+            data,
+            hashes: hashes.collect(),
         }
-        let page = self
-            .data
-            .get(slot * PAGE_SIZE..)
-            .and_then(|rest| rest.first_chunk::<PAGE_SIZE>());
-        page.ok_or_else(damaged)
+    }
+
+    /// The contents of a page by its place in the frame, if they have the page's hash.
+    pub(crate) fn page(&self, slot: u32, crypto: &Crypto) -> Result<&[u8; PAGE_SIZE], Error> {
+        let slot = slot as usize;
+        let page = self.data.get(slot * PAGE_SIZE..).and_then(|rest| rest.first_chunk());
+        let right = page.zip(self.hashes.get(slot)).and_then(|(page, (hash, is_right))| {
+            let is_right = is_right.get_or_init(|| *hash == Some(crypto.hash16(page)));
+            is_right.then_some(page)
+        });
+        right.ok_or_else(|| {
+            let what = format!("the hash of page {slot} of a frame is not that of its contents");
+            Error::damaged(&self.name, what)
+        })
     }
 }
 
@@ -125,36 +133,41 @@ pub(crate) struct Window {
 }
 
 impl Image {
-    /// The frame of the page `number` of a pack, and the page's place in it.
+    /// The frame of the page `number` of a pack, and the page's place in it. The page is verified, its neighbours are not.
     pub(super) fn frame(&self, ordinal: u32, open: &OpenPack, number: u32) -> Result<(Arc<Decoded>, u32), Error> {
         let pack = &open.pack;
         let located = pack.footer.locate(number);
         let (frame, slot) =
             located.ok_or_else(|| Error::damaged(&pack.name, format!("it does not have page {number} any more")))?;
         let (at, frames) = open.window(frame);
-        let window = self
-            .windows
-            .get(&(ordinal, pack.generation, at), || self.fetch(pack, frames))?;
+        let key = (ordinal, pack.generation, at);
+        let window = self.windows.get(&key, || self.fetch(pack, frames))?;
         let Some((stored, decoded)) = window.frames.get(frame - window.first) else {
             return Err(Error::damaged(&pack.name, "a window is shorter than it should be"));
         };
-        let decoded = decoded.get_or_init(|| {
-            self.decode(pack, frame, stored.clone()).or_else(|_| {
-                // It may have been damaged on the way.
-                let window = self.fetch(pack, frame..frame + 1)?;
-                let stored = window.frames.into_iter().next().map(|(stored, _)| stored);
-                self.decode(pack, frame, stored.unwrap_or_default())
-            })
-        });
+        let decode = || Ok(Arc::new(Decoded::new(pack, frame, pack.decode_frame(frame, stored.clone())?)));
+        let decoded = decoded.get_or_init(decode).clone();
+        let is_right = decoded
+            .as_ref()
+            .is_ok_and(|decoded| decoded.page(slot, &self.base.crypto).is_ok());
         match decoded {
-            Ok(decoded) => Ok((decoded.clone(), slot)),
-            Err(error) => {
-                let error = error.clone();
-                // The next attempt reads again: what was away may be back.
-                self.windows.remove(&(ordinal, pack.generation, at));
-                Err(error)
+            Ok(decoded) if is_right => Ok((decoded, slot)),
+            // It may have been damaged on the way.
+            _ => {
+                let decoded = self.frame_again(pack, frame)?;
+                decoded.page(slot, &self.base.crypto)?;
+                self.windows.remove(&key);
+                Ok((Arc::new(decoded), slot))
             }
         }
+    }
+
+    /// Reads a frame that is damaged once more. Its checksum tells bytes that are damaged from pages that are others.
+    fn frame_again(&self, pack: &Pack, frame: usize) -> Result<Decoded, Error> {
+        let window = self.fetch(pack, frame..frame + 1)?;
+        let stored = window.frames.into_iter().next().map(|(stored, _)| stored);
+        let data = pack.open_frame(frame, stored.unwrap_or_default())?;
+        Ok(Decoded::new(pack, frame, data))
     }
 
     fn fetch(&self, pack: &Pack, frames: Range<usize>) -> Result<Window, Error> {
@@ -172,21 +185,5 @@ impl Image {
             first: frames.start,
             frames: infos.iter().map(|frame| (stored(frame), OnceLock::new())).collect(),
         })
-    }
-
-    fn decode(&self, pack: &Pack, frame: usize, stored: Vec<u8>) -> Result<Arc<Decoded>, Error> {
-        let data = pack.open_frame(frame, stored)?;
-        let info = pack.footer.frames.get(frame);
-        let numbers = info.map_or_else(Vec::new, |info| pack.footer.numbers(info));
-        let pages = data.chunks_exact(PAGE_SIZE).zip(&numbers);
-        let hash = |number: u32| pack.footer.pages.hashes.get(number as usize);
-        let bad = pages
-            .map(|(page, number)| hash(*number) != Some(&self.base.crypto.hash16(page)))
-            .collect();
-        Ok(Arc::new(Decoded {
-            name: pack.name.clone(),
-            data,
-            bad,
-        }))
     }
 }

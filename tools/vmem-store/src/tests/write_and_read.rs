@@ -223,7 +223,7 @@ fn unreadable_and_absent_pages_stay_so_and_are_never_zeros() {
 }
 
 #[test]
-fn pages_of_a_frame_are_read_together_and_the_plan_has_each_page_once() {
+fn pages_of_a_frame_are_neighbours_and_the_plan_has_each_page_once() {
     let place = place();
     let mut guest = mixed(700);
     checkpoint(&place.store, &guest, None).unwrap();
@@ -231,12 +231,21 @@ fn pages_of_a_frame_are_read_together_and_the_plan_has_each_page_once() {
     (0..50).for_each(|at| guest.pages[at * 13] = 9000 + at as u64);
     checkpoint(&place.store, &guest, Some((&before, 1))).unwrap();
     let image = place.store.image(&name(2)).unwrap();
-    let together = image.read_together(0, page(13)).unwrap();
-    assert!(together.pages.len() > 1 && together.pages.len() <= 4);
-    for (backend, at, found) in &together.pages {
-        assert_eq!(*backend, 0);
-        assert!(found[..] == contents(guest.pages[at.get() as usize]));
-    }
+    // Four pages are in a frame: what was written at the same time, and is not written again since.
+    let neighbours = |at| -> Vec<u64> {
+        let found = image.neighbours(0, page(at)).unwrap();
+        assert!(found.iter().all(|(backend, _)| *backend == 0));
+        found.iter().flat_map(|(_, pages)| pages.iter()).map(PageIndex::get).collect()
+    };
+    let (of_13, of_100) = (neighbours(13), neighbours(100));
+    assert!(
+        !of_13.is_empty() && of_13.len() < 4 && of_13.iter().all(|at| at % 13 == 0 && *at != 13),
+        "{of_13:?}"
+    );
+    assert!(
+        !of_100.is_empty() && of_100.len() < 4 && of_100.iter().all(|at| at % 13 != 0),
+        "{of_100:?}"
+    );
     let order = [
         Touch {
             backend: 0,
