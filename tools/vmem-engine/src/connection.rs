@@ -100,10 +100,25 @@ impl Connection {
         self.open.source.fetch(self.open.exports.number(region), ranges)
     }
 
+    /// Fetches pages of a region that no program waits for.
+    pub(crate) fn fetch_ahead(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
+        self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
+        self.open.source.fetch_ahead(self.open.exports.number(region), ranges)
+    }
+
     /// The pages that the source wants to be fetched first, with the numbers of their regions.
     pub(crate) fn preferred(&mut self) -> VecDeque<(usize, PageRange)> {
         let exports = &self.open.exports;
         let pages = self.open.source.preferred().into_iter();
+        pages
+            .filter_map(|(export, pages)| Some((exports.region(export)?, pages)))
+            .collect()
+    }
+
+    /// The pages that came to the source with those of the latest answer, with the numbers of their regions.
+    pub(crate) fn nearby(&mut self) -> Vec<(usize, PageRange)> {
+        let exports = &self.open.exports;
+        let pages = self.open.source.nearby().into_iter();
         pages
             .filter_map(|(export, pages)| Some((exports.region(export)?, pages)))
             .collect()

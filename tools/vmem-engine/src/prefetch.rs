@@ -66,12 +66,14 @@ impl Prefetch {
         for page in pages {
             ahead.extend(history.follow(page.get(), self.limit).into_iter().filter_map(PageIndex::new));
         }
-        let expected = &mut self.expected;
-        let new = ahead
-            .into_iter()
-            .filter(|page| !pages.contains(page) && !expected.contains(&(region, *page)));
+        self.expect(region, ahead.into_iter().filter(|page| !pages.contains(page)), room)
+    }
+
+    /// Those of `pages` that are not outstanding, up to `room`, are fetched ahead.
+    pub(crate) fn expect(&mut self, region: usize, pages: impl IntoIterator<Item = PageIndex>, room: usize) -> Vec<PageIndex> {
+        let new = pages.into_iter().filter(|page| !self.expects(region, *page));
         let new: Vec<_> = new.take(room).collect();
-        expected.extend(new.iter().map(|page| (region, *page)));
+        self.expected.extend(new.iter().map(|page| (region, *page)));
         new
     }
 

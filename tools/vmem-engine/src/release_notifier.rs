@@ -69,9 +69,10 @@ impl ReleaseNotifier {
                 all = false;
                 continue;
             }
-            let mut new = PageSet::all_of(shared.exports[region].pages);
+            let pages = shared.exports[region].pages;
+            let mut new = PageSet::all_of(pages);
             shared.sinks[region]
-                .absent(&mut |absent| new.remove(absent))
+                .absent(pages, &mut |absent| new.remove(absent))
                 .map_err(shared.failed("read which pages are present in", region))?;
             new.subtract(notified);
             loop {

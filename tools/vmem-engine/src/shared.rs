@@ -26,6 +26,9 @@ pub struct Options {
     pub background: bool,
     /// The most connections of the stream, at least one.
     pub streams: usize,
+    /// The threads of the stream give way to programs ([`Lane::yield_thread_priority`](vmem_source::Lane::yield_thread_priority)): for a source whose
+    /// pages cost processor time on this machine.
+    pub yields: bool,
     /// The most outstanding pages of the stream; each connection has an equal share.
     pub window: u64,
     /// The most pages that the urgent lane fetches ahead of a program that touches memory in equal steps.

@@ -29,8 +29,8 @@ pub trait Sink: Send + Sync {
     fn read(&self, pages: PageRange, to: &mut [u8]) -> Result<(), Error>;
     /// Turns the region into plain memory.
     fn make_plain(&self) -> Result<(), Error>;
-    /// Calls `each` with every run of absent pages, unreadable ones among them.
-    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error>;
+    /// Calls `each` with every run of those of `pages` that are absent, unreadable ones among them.
+    fn absent(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<(), Error>;
     /// The current state.
     fn state(&self) -> Result<RegionState, Error>;
 }
@@ -89,8 +89,8 @@ impl Sink for Region {
         self.make_vma_anonymous()
     }
 
-    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
-        self.present_map()?.absent().for_each(each);
+    fn absent(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
+        self.present_map_around(pages)?.absent_of(pages).for_each(each);
         Ok(())
     }
 

@@ -45,6 +45,10 @@ pub(crate) enum Begin {
 /// If a connection is lost for longer than the time limit of retries, the others go on without it. The loss of the last one is an error.
 pub(crate) fn run(shared: &Arc<Shared>, group: &Group, begin: Begin, connect: Connect) -> Result<(), Error> {
     let member = group.enter();
+    if shared.options.yields {
+        // Threads that the source starts inherit it.
+        Lane::Stream.yield_thread_priority();
+    }
     let of = Arc::clone(shared);
     // Staged pages have an order of their own.
     let is_first = matches!(begin, Begin::Connect);

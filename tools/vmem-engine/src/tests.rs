@@ -41,6 +41,7 @@ const OPTIONS: Options = Options {
     prefetch: 0,
     retry: Duration::from_secs(20),
     seed: None,
+    yields: false,
     touches: None,
 };
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmem::{PageIndex, PageRange};
+use vmem::{PageIndex, PageRange, PageSet};
 use vmem_source::export::{MAX_FETCH_PAGES, MAX_FETCH_RANGES};
 use vmem_source::{Lane, Readiness};
 
@@ -25,6 +25,9 @@ const WINDOW: usize = 1024;
 
 /// Requests taken from one region at a time: few enough that the first ones are fetched early, and that other regions get their turn.
 const BATCH: usize = 64;
+
+/// Pages between two that are looked at together: their bits take less time than another call.
+const NEAR: u64 = 1 << 12;
 
 /// Serves requests until the engine is halted.
 pub(crate) fn run(shared: &Arc<Shared>, connection: Connection) -> Result<(), Error> {
@@ -75,11 +78,16 @@ impl Urgent<'_> {
             let (region, answer) = self.connection.next_answer()?;
             self.last_progress = Instant::now();
             self.outstanding = self.outstanding.saturating_sub(answer.pages() as usize);
+            let mut is_requested = false;
             for (pages, _) in answer.contents() {
+                is_requested |= pages.iter().any(|page| !self.prefetch.expects(region, page));
                 self.prefetch.received(region, pages);
             }
             let short = apply(self.shared, region, &answer)?;
             self.update_shortage(region, !short.is_empty())?;
+            if is_requested && short.is_empty() {
+                self.fetch_nearby()?;
+            }
         }
         for region in self.shortage.due() {
             self.retry(region)?;
@@ -108,8 +116,38 @@ impl Urgent<'_> {
                 let prefetched = |page: &PageIndex| self.prefetch.expects(region, *page);
                 let (_, missing): (Vec<_>, Vec<_>) = pages.into_iter().partition(prefetched);
                 self.fetch(region, missing)?;
-                self.fetch(region, ahead)?;
+                self.fetch_ahead(region, ahead)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Fetches absent pages that the source has at hand after the latest answer: programs often touch what was stored together.
+    fn fetch_nearby(&mut self) -> Result<(), Interruption> {
+        if self.shared.options.prefetch == 0 {
+            return Ok(());
+        }
+        let nearby = self.connection.nearby();
+        for together in nearby.chunk_by(|one, next| one.0 == next.0 && is_near(one.1, next.1)) {
+            let (Some((region, first)), Some((_, last))) = (together.first(), together.last()) else {
+                continue;
+            };
+            let (region, count) = (*region, last.end() - first.first().get());
+            let Some(around) = PageRange::new(first.first(), count) else {
+                continue;
+            };
+            let mut absent = PageSet::none_of(around);
+            self.shared.sinks[region]
+                .absent(around, &mut |run| absent.insert(run))
+                .map_err(self.shared.failed("read which pages are present in", region))?;
+            let absent = together
+                .iter()
+                .flat_map(|(_, pages)| pages.iter())
+                .filter(|page| absent.contains(*page));
+            let room = WINDOW.saturating_sub(self.outstanding);
+            let ahead = self.prefetch.expect(region, absent, room);
+            add(&self.shared.stats.ahead, ahead.len() as u64);
+            self.fetch_ahead(region, ahead)?;
         }
         Ok(())
     }
@@ -178,14 +216,27 @@ impl Urgent<'_> {
         Ok((answer, next.or(first)))
     }
 
-    fn fetch(&mut self, region: usize, mut pages: Vec<PageIndex>) -> Result<(), vmem_source::Error> {
+    fn fetch(&mut self, region: usize, pages: Vec<PageIndex>) -> Result<(), vmem_source::Error> {
+        self.fetch_with(pages, |connection, ranges| connection.fetch(region, ranges))
+    }
+
+    /// Fetches pages that no program waits for.
+    fn fetch_ahead(&mut self, region: usize, pages: Vec<PageIndex>) -> Result<(), vmem_source::Error> {
+        self.fetch_with(pages, |connection, ranges| connection.fetch_ahead(region, ranges))
+    }
+
+    fn fetch_with(
+        &mut self,
+        mut pages: Vec<PageIndex>,
+        fetch: impl Fn(&mut Connection, &[PageRange]) -> Result<(), vmem_source::Error>,
+    ) -> Result<(), vmem_source::Error> {
         pages.sort_unstable();
         if self.outstanding == 0 && !pages.is_empty() {
             self.last_progress = Instant::now();
         }
         for pages in pages.chunks(MAX_FETCH_PAGES as usize) {
             for ranges in runs(pages).chunks(MAX_FETCH_RANGES) {
-                self.connection.fetch(region, ranges)?;
+                fetch(&mut self.connection, ranges)?;
             }
         }
         self.outstanding += pages.len();
@@ -213,6 +264,11 @@ impl Urgent<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether `next` begins so little behind `one` that the presence of both is asked for at once.
+fn is_near(one: PageRange, next: PageRange) -> bool {
+    next.first().get().checked_sub(one.end()).is_some_and(|gap| gap < NEAR)
 }
 
 /// Joins sorted pages to runs.

@@ -151,7 +151,7 @@ impl<'a> Comparison<'a> {
     fn compare(&mut self, number: usize, window: u64) -> Result<bool, Error> {
         let target = &self.targets[number];
         let mut absent = PageSet::none_of(target.export.pages);
-        let listed = target.sink.absent(&mut |pages| absent.insert(pages));
+        let listed = target.sink.absent(target.export.pages, &mut |pages| absent.insert(pages));
         listed.map_err(Error::region("read which pages are present in", &target.name))?;
         let (mut left, mut outstanding) = (Some(target.export.pages), 0);
         while left.is_some() || outstanding > 0 {

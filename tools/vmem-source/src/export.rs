@@ -67,12 +67,24 @@ pub enum Lane {
 /// queue behind the threads of the stream.
 const URGENT_NICE: i32 = -10;
 
+/// The nice value of threads that decompress and verify what no program waits for: they get what programs leave. Several threads of a higher
+/// priority would take their share of a processor together.
+const YIELDING_NICE: i32 = 19;
+
 impl Lane {
     /// Gives the calling thread the priority of this lane. Without `CAP_SYS_NICE`, the priority stays as it is.
     pub fn set_thread_priority(self) {
         if self == Self::Urgent {
             // This sets the priority of the calling thread alone: setpriority(2), "C library/kernel differences".
             let _ = rustix::process::setpriority_process(None, URGENT_NICE);
+        }
+    }
+
+    /// Has the calling thread, and those that it starts, give way to programs. Threads of the urgent lane do not: programs wait for them.
+    pub fn yield_thread_priority(self) {
+        if self == Self::Stream {
+            // Of the calling thread alone, too.
+            let _ = rustix::process::setpriority_process(None, YIELDING_NICE);
         }
     }
 }

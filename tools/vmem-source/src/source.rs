@@ -41,6 +41,16 @@ pub trait PageSource: Send {
     /// The source is lost, or the ranges are not valid ([`Error::InvalidFetch`]).
     fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error>;
 
+    /// As [`fetch`](Self::fetch), of pages that nobody waits for yet. A source that can tell the two apart lets those that are waited for overtake
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`fetch`](Self::fetch).
+    fn fetch_ahead(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
+        self.fetch(export, ranges)
+    }
+
     /// Tells the source that the destination has these pages for good and will not fetch them again: the source may release their memory. A
     /// source that releases nothing ignores the call.
     ///
@@ -56,6 +66,12 @@ pub trait PageSource: Send {
     /// can be fetched in any order names none. It is only a hint: a source that cannot tell now names none, either. It may take as long as an
     /// answer, and is called before the first fetch of a stream.
     fn preferred(&mut self) -> Vec<(usize, PageRange)> {
+        Vec::new()
+    }
+
+    /// Pages that came to the source with those of the latest answer, with the numbers of their exports: to fetch them now costs little. It is a
+    /// hint, and does not wait. A source whose pages come alone names none.
+    fn nearby(&mut self) -> Vec<(usize, PageRange)> {
         Vec::new()
     }
 

@@ -187,8 +187,8 @@ impl Sink for Region {
         Ok(())
     }
 
-    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), vmem::Error> {
-        self.lock().absent.runs().for_each(each);
+    fn absent(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<(), vmem::Error> {
+        self.lock().absent.runs_of(pages).for_each(each);
         Ok(())
     }
 
@@ -271,6 +271,7 @@ fn restore(far: &Arc<Far>, runs: &[PageRange]) -> Outcome<Restore> {
         prefetch: 32,
         retry: Duration::from_secs(60),
         seed: None,
+        yields: false,
         touches: None,
     };
     let (stats, release) = (Arc::new(Stats::new()?), Arc::new(Release::new(Permission::Never)));

@@ -14,7 +14,7 @@ pub struct PresentMap {
 }
 
 impl PresentMap {
-    /// Reads the map of all `pages`, which begin at page 0.
+    /// Reads the map of `pages`, which begin at a multiple of 64.
     pub(crate) fn get(fd: BorrowedFd<'_>, pages: PageRange) -> Result<Self, Error> {
         let mut set = PageSet::none_of(pages);
         let present = vmem_sys::calls::get_present(fd, pages.first().get(), pages.count(), set.words_mut())
@@ -40,5 +40,10 @@ impl PresentMap {
     /// The pages that are absent, in order, in the longest runs.
     pub fn absent(&self) -> impl Iterator<Item = PageRange> {
         self.set.gaps()
+    }
+
+    /// Those of `pages` that are absent, in order, in the longest runs.
+    pub fn absent_of(&self, pages: PageRange) -> impl Iterator<Item = PageRange> {
+        self.set.gaps_of(pages)
     }
 }

@@ -306,6 +306,19 @@ impl Region {
         PresentMap::get(self.fd.as_fd(), self.pages)
     }
 
+    /// Which pages of the blocks of 64 pages that `pages` touches are present.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`]; [`Error::Invalid`] if the region does not have all of `pages`.
+    pub fn present_map_around(&self, pages: PageRange) -> Result<PresentMap, Error> {
+        let first = pages.first().get() / 64 * 64;
+        let end = pages.end().next_multiple_of(64).min(self.pages.end());
+        let around = end.checked_sub(first).and_then(|count| PageRange::from_pgoff(first, count));
+        let around = around.ok_or_else(|| Error::from_errno(call::GET_PRESENT, Errno::INVAL))?;
+        PresentMap::get(self.fd.as_fd(), around)
+    }
+
     /// State and counters.
     ///
     /// # Errors

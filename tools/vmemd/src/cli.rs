@@ -288,12 +288,12 @@ impl Receive {
         if self.resume {
             all.extend(without(self.of_new_regions(), "--resume"));
         }
-        if !self.source.iter().all(|source| source.starts_with("checkpoint:")) {
+        if !self.source.iter().all(|source| is_checkpoint(source)) {
             all.extend(without(of_store, "a source other than checkpoint:..."));
         }
         if self.source.iter().all(is_file) {
             all.extend(without(of_network, "--source file:..."));
-        } else if self.source.iter().all(|source| source.starts_with("checkpoint:")) {
+        } else if self.source.iter().all(|source| is_checkpoint(source)) {
             // A store that is away is waited for.
             let others = of_network.into_iter().filter(|option| *option != "--retry").collect();
             all.extend(without(others, "--source checkpoint:..."));
@@ -334,6 +334,11 @@ pub(crate) enum OnUnreadable {
     Sigbus,
     /// As broken memory: SIGBUS with another code. A guest on KVM can survive: it loses the process that touched the page.
     Poison,
+}
+
+/// Whether a source is a checkpoint of a store.
+pub(crate) fn is_checkpoint(source: &str) -> bool {
+    source.starts_with("checkpoint:")
 }
 
 /// Whether a source is an NBD server.

@@ -28,7 +28,7 @@ use vmem_source::wire::DEFAULT_PORT;
 use vmem_source::{Compression, Lane, PageSource, StagingSource};
 use vmem_tls::Identity;
 
-use crate::cli::{Receive, is_nbd};
+use crate::cli::{Receive, is_checkpoint, is_nbd};
 use crate::control::{Control as ControlServer, Socket};
 use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
@@ -184,6 +184,8 @@ impl Run {
         let options = Options {
             background: !args.no_background,
             streams,
+            // A store is compressed, and each page of it is verified here.
+            yields: args.source.iter().all(|source| is_checkpoint(source)),
             window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),

@@ -298,9 +298,10 @@ impl Drop for Member<'_> {
 
 /// The absent pages of a region.
 fn absent(shared: &Shared, region: usize) -> Result<PageSet, Error> {
-    let mut absent = PageSet::none_of(shared.exports[region].pages);
+    let all = shared.exports[region].pages;
+    let mut absent = PageSet::none_of(all);
     shared.sinks[region]
-        .absent(&mut |pages| absent.insert(pages))
+        .absent(all, &mut |pages| absent.insert(pages))
         .map_err(shared.failed("read which pages are present in", region))?;
     Ok(absent)
 }

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use vmem::PageRange;
+
 use super::*;
 
 #[test]
@@ -126,6 +128,63 @@ fn without_background_only_faults_are_fetched() {
     engine.stop();
     wait_until(|| source.served() >= 4);
     assert_eq!(source.served(), 4);
+}
+
+/// A source that has two pages at hand with each page that it sends.
+struct Near(Box<dyn PageSource>);
+
+impl PageSource for Near {
+    fn exports(&self) -> &[Export] {
+        self.0.exports()
+    }
+
+    fn nearby(&mut self) -> Vec<(usize, PageRange)> {
+        // The second is no export.
+        [(0, 700), (1, 0)]
+            .map(|(export, first)| (export, PageRange::from_pgoff(first, 2).expect("pages")))
+            .into()
+    }
+
+    fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
+        self.0.fetch(export, ranges)
+    }
+
+    fn readiness(&self) -> vmem_source::Readiness<'_> {
+        self.0.readiness()
+    }
+
+    fn next_answer(&mut self) -> Result<vmem_source::Answer<'_>, vmem_source::Error> {
+        self.0.next_answer()
+    }
+}
+
+#[test]
+fn pages_that_are_near_a_fault_are_fetched_once_unless_nothing_is_fetched_ahead() {
+    let file = source_file(1000, 9);
+    for (prefetch, near) in [(32, 2), (0, 0)] {
+        let source = Source::new(&[("ram", &file)]);
+        let inner = to(source.address);
+        let connect: Connect = Arc::new(move |lane| Ok(Box::new(Near(inner(lane)?)) as Box<dyn PageSource>));
+        let memory = Arc::new(Memory::new(1000));
+        let options = Options {
+            background: false,
+            prefetch,
+            ..OPTIONS
+        };
+        let (engine, stats) = start(&[Arc::clone(&memory)], connect, options);
+        assert!(memory.touch(3).is_some());
+        wait_until(|| memory.present() == 1 + near);
+        // These are present, or on their way: not again.
+        for pgoff in [701, 999, 500] {
+            assert!(memory.touch(pgoff).is_some());
+        }
+        let present = 3 + near.max(1);
+        wait_until(|| memory.present() == present);
+        assert_eq!(check(&memory, &file), present);
+        engine.stop();
+        wait_until(|| source.served() >= present);
+        assert_eq!((source.served(), get(&stats.ahead)), (present, near));
+    }
 }
 
 #[test]

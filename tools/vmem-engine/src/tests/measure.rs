@@ -83,9 +83,9 @@ impl Sink for Presence {
     fn make_plain(&self) -> Result<(), vmem::Error> {
         Ok(())
     }
-    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), vmem::Error> {
+    fn absent(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<(), vmem::Error> {
         let absent = self.absent.lock().expect("no panic").clone();
-        absent.runs().for_each(each);
+        absent.runs_of(pages).for_each(each);
         Ok(())
     }
     fn state(&self) -> Result<RegionState, vmem::Error> {

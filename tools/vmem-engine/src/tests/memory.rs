@@ -244,11 +244,10 @@ impl Sink for Memory {
         Ok(())
     }
 
-    fn absent(&self, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
-        let pages = self.lock().pages.clone();
-        for (pgoff, _) in pages.iter().enumerate().filter(|(_, page)| **page != Page::Present) {
-            each(PageRange::from_pgoff(pgoff as u64, 1).expect("a page"));
-        }
+    fn absent(&self, pages: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<(), Error> {
+        let is_present: Vec<bool> = self.lock().pages.iter().map(|page| *page == Page::Present).collect();
+        let absent = pages.iter().filter(|page| !is_present[page.get() as usize]);
+        absent.for_each(|page| each(page.into()));
         Ok(())
     }
 

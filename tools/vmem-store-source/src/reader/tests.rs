@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
-use vmem::PageIndex;
+use vmem::{PAGE_SIZE, PageIndex};
 use vmem_source::Contents;
+use vmem_source::holes::MAX_HOLES;
 use vmem_store::objects::{Fetched, Memory, ObjectError, ObjectMeta, Objects, Part, Put};
 use vmem_store::testing::packs;
 use vmem_store::{CommitOptions, InitOptions, OpenOptions, Store, WriteOptions};
@@ -117,6 +119,85 @@ fn each_page_is_answered_once_with_its_contents() {
     let one = fetched(&mut source, &[range(7, 1)]).expect("a page");
     assert_eq!(one, BTreeMap::from([(7, Some(7))]));
     assert!(source.fetch(0, &[range(299, 2)]).is_err() && source.fetch(1, &[range(0, 1)]).is_err());
+}
+
+#[test]
+fn index_says_which_pages_are_zero() {
+    let (_directory, address) = store();
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
+    let mut source = pages.source(Lane::Stream).expect("a source");
+    source.map(0, range(0, 150)).expect("pages");
+    source.fetch(0, &[range(1, 1)]).expect("pages");
+    source.map(0, range(150, 150)).expect("pages");
+    let (mut holes, mut mapped, mut read) = (Vec::new(), Vec::new(), 0);
+    while mapped.iter().map(|pages: &PageRange| pages.count()).sum::<u64>() < PAGES || read == 0 {
+        match source.next_reply().expect("an answer") {
+            Reply::Pages(answer) => read += answer.pages(),
+            Reply::Holes(found) => {
+                mapped.push(found.holes.pages);
+                holes.extend(found.holes.ranges.iter().flat_map(|range| range.iter()));
+            }
+        }
+    }
+    assert_eq!(mapped, [range(0, 150), range(150, 150)], "in the order of the questions");
+    let zeros: Vec<u64> = (0..PAGES).filter(|page| byte(*page) == 0).collect();
+    assert_eq!(holes.into_iter().map(PageIndex::get).collect::<Vec<_>>(), zeros);
+    assert!(source.map(0, range(299, 2)).is_err() && source.map(1, range(0, 1)).is_err());
+    source.map(0, range(0, 1)).expect("a page");
+    assert!(source.next_answer().is_err(), "no pages");
+}
+
+#[test]
+fn map_with_many_holes_comes_in_pieces() {
+    const MANY: u64 = 2 * MAX_HOLES as u64 + 100;
+    let place = Arc::new(Memory::new());
+    let store = Store::init(place, &InitOptions::default(), OpenOptions::default()).expect("a store");
+    let memories = [("ram".to_owned(), 2 * MANY * PAGE_SIZE as u64)];
+    let guest = "guest0".parse().expect("a name");
+    let begun = store.begin(&guest, None, &memories, &WriteOptions::default());
+    let writer = begun.expect("a writer");
+    let contents: Vec<u8> = (0..2 * MANY).flat_map(|page| [(page % 2) as u8; PAGE_SIZE]).collect();
+    let first = PageIndex::new(0).expect("a page");
+    writer.put_pages(0, first, &contents).expect("room");
+    writer.put_blob("device-state", &mut &b"devices"[..], 100).expect("room");
+    writer.commit(CommitOptions::default()).expect("a checkpoint");
+    let checkpoint = "guest0".parse().expect("a name");
+    let pages = StoredPages::open_in(store, &checkpoint, "test", Arc::new(|| Ok(()))).expect("a checkpoint");
+    let mut source = pages.source(Lane::Stream).expect("a source");
+    source.map(0, range(0, 2 * MANY)).expect("pages");
+    let (mut next, mut holes) = (0, 0);
+    while next < 2 * MANY {
+        let Reply::Holes(found) = source.next_reply().expect("an answer") else {
+            panic!("nothing was fetched")
+        };
+        assert_eq!(found.holes.pages.first().get(), next, "one piece after the other");
+        assert!(found.holes.ranges.len() <= MAX_HOLES);
+        let within = |hole: &PageRange| hole.first().get() % 2 == 0 && hole.count() == 1 && hole.end() <= found.holes.pages.end();
+        assert!(found.holes.ranges.iter().all(within));
+        (next, holes) = (found.holes.pages.end(), holes + found.holes.count());
+    }
+    assert_eq!(holes, MANY);
+}
+
+#[test]
+fn pages_of_the_same_frame_are_near_for_those_who_wait() {
+    let (_directory, address) = store();
+    let pages = StoredPages::open(&address, None, "test").expect("a checkpoint");
+    for (lane, is_urgent) in [(Lane::Urgent, true), (Lane::Stream, false)] {
+        let mut source = pages.source(lane).expect("a source");
+        assert_eq!(source.nearby(), []);
+        fetched(&mut source, &[range(7, 1)]).expect("a page");
+        let near: Vec<u64> = source
+            .nearby()
+            .iter()
+            .flat_map(|(_, pages)| pages.iter())
+            .map(PageIndex::get)
+            .collect();
+        // 16 pages that are not zero are in a frame, and two of three are not.
+        let of_frame: Vec<u64> = (0..24).filter(|page| byte(*page) != 0 && *page != 7 && is_urgent).collect();
+        assert_eq!(near, of_frame);
+        assert_eq!(source.nearby(), [], "once");
+    }
 }
 
 #[test]
