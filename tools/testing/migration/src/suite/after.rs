@@ -14,10 +14,10 @@ use crate::vmemctl::Vmemctl;
 
 super::tests![
     Short the_network_breaks_and_returns,
-    Short the_sources_vmemd_is_killed,
+    Long the_sources_vmemd_is_killed,
     Short the_destinations_vmemd_is_killed,
     Short the_sources_vmemctl_dies,
-    Short the_destinations_vmemctl_dies,
+    Long the_destinations_vmemctl_dies,
     Long receive_and_its_vmemd_are_killed_together,
     Long receive_and_its_vmemd_are_killed_together_and_the_guests_network_is_busy,
     Long the_source_is_back_after_the_retries,

@@ -32,7 +32,7 @@ super::tests![
     Short destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
     Long sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
     Long destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
-    Short network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
+    Long network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
     Long sigint_in_a_round_leaves_the_guest_at_its_source,
     Short abort_in_a_round_leaves_the_guest_at_its_source,
     Short guest_moves_at_once_when_its_user_orders_it_in_a_limited_round,
