@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! How to connect to an export.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -8,9 +9,10 @@ use std::time::{Duration, Instant};
 use socket2::{SockAddr, Socket, Type};
 use vmem::{Name, PageRange};
 use vmem_nbd::client::{Priority, Session};
-use vmem_source::endpoint::{Resolver, is_loopback};
+use vmem_source::endpoint::{Resolver, Security, is_loopback};
 use vmem_source::export::MAX_PAGES;
 use vmem_source::{Export, Lane};
+use vmem_tls::CloseReason;
 
 use crate::error::{Error, to_source_error};
 use crate::source::ExportSource;
@@ -20,8 +22,7 @@ use crate::uri::{Place, Uri};
 #[derive(Debug)]
 pub struct Endpoint {
     uri: Uri,
-    /// Whether the server may be on another host.
-    insecure: bool,
+    security: Security,
     timeout: Duration,
     resolver: Resolver,
     /// The latest connection, which all lanes use if the server does not allow several ones.
@@ -30,12 +31,13 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// The export at `uri`. `timeout` is the time limit of connecting, including the lookup of the host; of the handshake; and of each answer.
-    /// Connections are in clear text: a server on another host is connected to only if `insecure` allows it.
+    /// With [`Security::Tls`], the server must protect the connection, and have a certificate for its host, or for `localhost` at a socket, unless the URI
+    /// has another name. Otherwise connections are in clear text.
     #[must_use]
-    pub fn new(uri: Uri, insecure: bool, timeout: Duration) -> Self {
+    pub fn new(uri: Uri, security: Security, timeout: Duration) -> Self {
         Self {
             uri,
-            insecure,
+            security,
             timeout,
             resolver: Resolver::new(),
             latest: Mutex::default(),
@@ -46,7 +48,8 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`Resolve`](vmem_source::Error::Resolve), [`ClearText`](vmem_source::Error::ClearText), [`Connect`](vmem_source::Error::Connect);
+    /// [`Resolve`](vmem_source::Error::Resolve), [`ClearText`](vmem_source::Error::ClearText), [`Connect`](vmem_source::Error::Connect),
+    /// [`Tls`](vmem_source::Error::Tls);
     /// [`Nbd`](vmem_source::Error::Nbd) if the server refuses or violates the protocol, or no region has the size of the export.
     pub fn connect(&self, lane: Lane) -> Result<ExportSource, vmem_source::Error> {
         let session = self.session(lane)?;
@@ -77,12 +80,44 @@ impl Endpoint {
         if let Some(session) = shared {
             return Ok(session);
         }
-        let session = Session::open(self.socket()?, &self.uri.export, self.timeout, move || {
-            lane.set_thread_priority()
-        })
-        .map_err(to_source_error)?;
+        let session = self.open(self.socket()?, move || lane.set_thread_priority())?;
         *latest = Arc::downgrade(&session);
         Ok(session)
+    }
+
+    fn open(&self, socket: Socket, begin: impl Fn() + Clone + Send + 'static) -> Result<Arc<Session>, vmem_source::Error> {
+        let Security::Tls(identity) = &self.security else {
+            return Session::open(socket, &self.uri.export, self.timeout, None, begin).map_err(to_source_error);
+        };
+        let (failed, reason) = (RefCell::new(None), RefCell::new(CloseReason::default()));
+        let protect = |socket: Socket, limit: Duration| match identity.connect(socket, &self.certified(), limit) {
+            Ok((socket, closed)) => {
+                reason.replace(closed);
+                Ok(socket)
+            }
+            Err(error) => {
+                let text = error.to_string();
+                failed.replace(Some(error));
+                Err(text)
+            }
+        };
+        let opened = Session::open(socket, &self.uri.export, self.timeout, Some(&protect), begin);
+        opened.map_err(|error| {
+            // The server's verdict on the certificate of this side may come after the handshake of TLS.
+            let tls = failed.take().or_else(|| reason.borrow().take());
+            tls.map_or_else(|| to_source_error(error), vmem_source::Error::Tls)
+        })
+    }
+
+    /// Whom the certificate of the server must be for, with a port.
+    fn certified(&self) -> String {
+        let named = self.uri.tls.as_ref().and_then(|tls| tls.hostname.as_ref());
+        match (named, &self.uri.place) {
+            (Some(name), _) if name.contains(':') => format!("[{name}]:0"),
+            (Some(name), _) => format!("{name}:0"),
+            (None, Place::Tcp(host)) => host.clone(),
+            (None, Place::Unix(_)) => "localhost:0".to_owned(),
+        }
     }
 
     fn socket(&self) -> Result<Socket, vmem_source::Error> {
@@ -99,7 +134,8 @@ impl Endpoint {
                     address: host.clone(),
                     source,
                 })?;
-                if let Some(remote) = found.iter().find(|address| !self.insecure && !is_loopback(address)) {
+                let is_loopback_only = matches!(self.security, Security::Loopback);
+                if let Some(remote) = found.iter().find(|address| is_loopback_only && !is_loopback(address)) {
                     return Err(vmem_source::Error::ClearText(*remote));
                 }
                 (host.clone(), found.into_iter().map(SockAddr::from).collect())
@@ -160,12 +196,12 @@ mod tests {
         // An address of documentation (RFC 5737): nothing is there, and nothing is sent.
         let uri: Uri = "nbd://192.0.2.1/x".parse().expect("a URI");
         let limit = Duration::from_millis(50);
-        let error = |insecure| {
-            let endpoint = Endpoint::new(uri.clone(), insecure, limit);
+        let error = |security| {
+            let endpoint = Endpoint::new(uri.clone(), security, limit);
             endpoint.connect(Lane::Urgent).map(drop).expect_err("nobody is there")
         };
-        assert!(matches!(error(false), vmem_source::Error::ClearText(_)));
-        assert!(!matches!(error(true), vmem_source::Error::ClearText(_)));
+        assert!(matches!(error(Security::Loopback), vmem_source::Error::ClearText(_)));
+        assert!(!matches!(error(Security::Insecure), vmem_source::Error::ClearText(_)));
     }
 
     #[test]
@@ -173,7 +209,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
         let uri: Uri = format!("nbd+unix:///x?socket={}", path.display()).parse().expect("a URI");
-        let error = Endpoint::new(uri, false, Duration::from_secs(5)).connect(Lane::Urgent);
+        let error = Endpoint::new(uri, Security::Loopback, Duration::from_secs(5)).connect(Lane::Urgent);
         let error = error.map(drop).expect_err("nobody is there");
         assert!(
             error.is_transient() && error.to_string().contains(path.to_str().expect("text")),

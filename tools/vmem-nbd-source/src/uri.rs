@@ -22,11 +22,22 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// An export of a server: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`.
+/// How the connection to a server is protected by TLS.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tls {
+    /// `tls-hostname`: the name that the server's certificate must have, instead of that of the host, or of `localhost` for a socket.
+    pub hostname: Option<String>,
+    /// `tls-certificates`: the directory with the certificates, unless the user gives another.
+    pub certificates: Option<PathBuf>,
+}
+
+/// An export of a server: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`, or with `nbds` instead of `nbd`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Uri {
     /// The server.
     pub place: Place,
+    /// Whether, and how, it is used over TLS: that is `nbds` or `nbds+unix`.
+    pub tls: Option<Tls>,
     /// The name of the export. The empty name is that of the server's default export.
     pub export: String,
 }
@@ -36,13 +47,8 @@ pub struct Uri {
 #[non_exhaustive]
 pub enum UriError {
     /// It is something else.
-    #[error("not nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH: {0}")]
+    #[error("not nbd[s]://HOST[:PORT]/EXPORT or nbd[s]+unix:///EXPORT?socket=PATH: {0}")]
     Invalid(String),
-    /// The server is to be reached over TLS.
-    #[error(
-        "{0}:// is NBD over TLS, which vmem does not have: use nbd:// over a tunnel that begins on this host (ssh -L, stunnel), or nbd+unix://"
-    )]
-    Tls(String),
 }
 
 impl FromStr for Uri {
@@ -51,18 +57,20 @@ impl FromStr for Uri {
     fn from_str(text: &str) -> Result<Self, UriError> {
         let invalid = |why: &str| UriError::Invalid(why.to_owned());
         let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
-        match scheme.as_deref() {
-            Some("nbd" | "nbd+unix") => {}
-            Some("nbds" | "nbds+unix") => return Err(UriError::Tls(scheme.unwrap_or_default())),
+        let is_protected = match scheme.as_deref() {
+            Some("nbd" | "nbd+unix") => false,
+            Some("nbds" | "nbds+unix") => true,
             _ => return Err(invalid("another scheme")),
-        }
+        };
         // A URI is of visible ASCII characters. The parser, which is for browsers, drops some others.
         if let Some(c) = text.chars().find(|c| !c.is_ascii_graphic()) {
             return Err(invalid(&format!("{c:?} must be written as %XX")));
         }
         let url = Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("a user is for TLS"));
+            return Err(invalid(
+                "a user is for TLS with keys that both sides know, which vmem does not have",
+            ));
         }
         if url.fragment().is_some() {
             return Err(invalid("# must be written as %23"));
@@ -72,11 +80,13 @@ impl FromStr for Uri {
         if export.len() > LONGEST_NAME || export.contains('\0') {
             return Err(invalid("a name of an export has at most 4096 bytes, none of them NUL"));
         }
+        let mut parameters = parameters(&url)?;
+        let tls = is_protected.then(|| tls(&mut parameters)).transpose()?;
         let place = match url.scheme() {
-            "nbd" => tcp(&url)?,
-            _ => unix(&url)?,
+            "nbd" | "nbds" => tcp(&url, &parameters)?,
+            _ => unix(&url, &parameters)?,
         };
-        Ok(Self { place, export })
+        Ok(Self { place, tls, export })
     }
 }
 
@@ -87,7 +97,32 @@ fn path_of(text: &str) -> &str {
     path.split('?').next().unwrap_or_default()
 }
 
-fn tcp(url: &Url) -> Result<Place, UriError> {
+/// Takes the parameters that are for TLS.
+fn tls(parameters: &mut Vec<(String, String)>) -> Result<Tls, UriError> {
+    let mut tls = Tls::default();
+    let (own, others) = parameters.drain(..).partition(|(name, _)| name.starts_with("tls-"));
+    *parameters = others;
+    let own: Vec<(String, String)> = own;
+    for (name, value) in own {
+        let is_new = match name.as_str() {
+            "tls-type" if value == "x509" => true,
+            "tls-type" => return Err(UriError::Invalid(format!("vmem has no TLS of the type {value:?}, only x509"))),
+            "tls-hostname" if !value.is_empty() => tls.hostname.replace(value).is_none(),
+            "tls-certificates" if !value.is_empty() => tls.certificates.replace(value.into()).is_none(),
+            _ => {
+                return Err(UriError::Invalid(format!(
+                    "parameter {name:?} is not known, or has no such value"
+                )));
+            }
+        };
+        if !is_new {
+            return Err(UriError::Invalid(format!("parameter {name:?} is there twice")));
+        }
+    }
+    Ok(tls)
+}
+
+fn tcp(url: &Url, parameters: &[(String, String)]) -> Result<Place, UriError> {
     let invalid = |why: &str| UriError::Invalid(why.to_owned());
     let host = url
         .host_str()
@@ -96,8 +131,8 @@ fn tcp(url: &Url) -> Result<Place, UriError> {
     if host.contains('%') {
         return Err(invalid("no name of a host has such characters"));
     }
-    if let Some((name, _)) = parameters(url)?.first() {
-        return Err(invalid(&format!("parameter {name:?} is not known with nbd://")));
+    if let Some((name, _)) = parameters.first() {
+        return Err(invalid(&format!("parameter {name:?} is not known with {}://", url.scheme())));
     }
     let port = url.port().unwrap_or(DEFAULT_PORT);
     if port == 0 {
@@ -106,16 +141,15 @@ fn tcp(url: &Url) -> Result<Place, UriError> {
     Ok(Place::Tcp(format!("{host}:{port}")))
 }
 
-fn unix(url: &Url) -> Result<Place, UriError> {
+fn unix(url: &Url, parameters: &[(String, String)]) -> Result<Place, UriError> {
     let invalid = |why: &str| UriError::Invalid(why.to_owned());
     if url.host_str().is_some_and(|host| !host.is_empty()) {
         return Err(invalid("a socket has no host: three slashes follow nbd+unix:"));
     }
-    let parameters = parameters(url)?;
     if let Some((name, _)) = parameters.iter().find(|(name, _)| name != "socket") {
         return Err(invalid(&format!("parameter {name:?} is not known")));
     }
-    match &parameters[..] {
+    match parameters {
         [(_, path)] if !path.is_empty() => Ok(Place::Unix(path.into())),
         _ => Err(invalid("?socket=PATH is not there once")),
     }
@@ -151,6 +185,7 @@ mod tests {
     fn tcp(address: &str, export: &str) -> Uri {
         Uri {
             place: Place::Tcp(address.to_owned()),
+            tls: None,
             export: export.to_owned(),
         }
     }
@@ -158,6 +193,7 @@ mod tests {
     fn unix(path: &str, export: &str) -> Uri {
         Uri {
             place: Place::Unix(path.into()),
+            tls: None,
             export: export.to_owned(),
         }
     }
@@ -182,10 +218,34 @@ mod tests {
     }
 
     #[test]
+    fn protected_ones_have_their_own_parameters() {
+        let tls = |hostname: Option<&str>, certificates: Option<&str>| Tls {
+            hostname: hostname.map(str::to_owned),
+            certificates: certificates.map(Into::into),
+        };
+        for (text, uri, tls) in [
+            ("nbds://example.com/disk", tcp("example.com:10809", "disk"), tls(None, None)),
+            ("nbds://[::1]:7/disk?tls-type=x509", tcp("[::1]:7", "disk"), tls(None, None)),
+            (
+                "nbds+unix:///disk?tls-certificates=/etc/a%20b&socket=s&tls-hostname=host1",
+                unix("s", "disk"),
+                tls(Some("host1"), Some("/etc/a b")),
+            ),
+        ] {
+            assert_eq!(text.parse(), Ok(Uri { tls: Some(tls), ..uri }), "{text}");
+        }
+    }
+
+    #[test]
     fn other_texts_are_refused_and_why_is_said() {
         for (text, why) in [
-            ("nbds://example.com/disk", "over TLS"),
-            ("nbds+unix:///disk?socket=s", "over TLS"),
+            ("nbds://example.com/disk?tls-type=psk", "\"psk\""),
+            ("nbds://example.com/disk?socket=s", "\"socket\" is not known"),
+            ("nbds://example.com/disk?tls-hostname=", "no such value"),
+            ("nbds://example.com/disk?tls-psk-file=k", "\"tls-psk-file\" is not known"),
+            ("nbds+unix:///disk?socket=s&tls-hostname=a&tls-hostname=b", "twice"),
+            ("nbds+unix:///disk", "?socket=PATH"),
+            ("nbds://alice@example.com/disk", "a user is for TLS"),
             ("nbd://example.com/disk?tls-type=x509", "\"tls-type\" is not known"),
             ("nbd+unix:///disk?socket=s&tls-hostname=a", "\"tls-hostname\" is not known"),
             ("nbd://user@example.com/disk", "a user is for TLS"),

@@ -24,6 +24,7 @@ mod tests;
 pub use crate::extent::Extent;
 pub use description::Description;
 pub use error::Error;
+pub use handshake::Protect;
 pub use inbox::{Bytes, Failure, Outcome};
 pub use question::Question;
 pub use requests::Priority;

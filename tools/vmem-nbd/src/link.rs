@@ -33,6 +33,13 @@ impl Link {
         Ok(Self { socket, timeout })
     }
 
+    /// The socket, which blocks, for what protects the connection. Nobody else reads or writes it meanwhile.
+    pub(crate) fn bare(&self) -> io::Result<Socket> {
+        let socket = self.socket.try_clone()?;
+        socket.set_nonblocking(false)?;
+        Ok(socket)
+    }
+
     /// The time limit of one read or write.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout

@@ -68,7 +68,7 @@ pub trait Images: Send + Sync {
 /// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. Each takes up to 2 MiB of memory while it reads, and five threads.
+    /// Connections at a time. Each takes up to 2 MiB of memory while it reads, and five threads; what protects it may take another one.
     pub connections: usize,
     /// How long a client may take for the handshake, for the rest of a request that it has begun, and for taking a piece of an answer.
     pub timeout: Duration,
@@ -82,6 +82,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// What protects connections: takes the socket of one and a time limit, and returns the socket to use instead, or why there is none.
+pub type Protect = dyn Fn(Socket, Duration) -> Result<Socket, String> + Send + Sync;
 
 /// Where a server listens.
 #[derive(Debug)]
@@ -129,12 +132,19 @@ impl Connections {
     }
 }
 
-/// Serves until `ends` returns true, and then until the requests under way are answered, for two seconds at most.
+/// Serves until `ends` returns true, and then until the requests under way are answered, for two seconds at most. With `protect`, a client learns and
+/// gets nothing before its connection is protected (`FORCEDTLS` of the protocol).
 ///
 /// # Errors
 ///
 /// The listener cannot be used any more.
-pub fn serve(listener: &Listener, images: &Arc<dyn Images>, limits: Limits, ends: &dyn Fn() -> bool) -> io::Result<()> {
+pub fn serve(
+    listener: &Listener,
+    images: &Arc<dyn Images>,
+    limits: Limits,
+    protect: Option<&Arc<Protect>>,
+    ends: &dyn Fn() -> bool,
+) -> io::Result<()> {
     match listener {
         Listener::Unix(listener) => listener.set_nonblocking(true)?,
         Listener::Tcp(listener) => listener.set_nonblocking(true)?,
@@ -162,11 +172,12 @@ pub fn serve(listener: &Listener, images: &Arc<dyn Images>, limits: Limits, ends
         }
         number += 1;
         connections.lock().insert(number, Arc::clone(&link));
-        let (images, of) = (Arc::clone(images), Arc::clone(&connections));
+        let (images, of, protect) = (Arc::clone(images), Arc::clone(&connections), protect.cloned());
         let run = move || {
             // Also if it panics.
             let _entry = Entry(&of, number);
-            if let Err(error) = attend(&link, &*images) {
+            let replace = |link: &Arc<Link>| drop(of.lock().insert(number, Arc::clone(link)));
+            if let Err(error) = attend(link, &*images, protect.as_deref(), &replace) {
                 tracing::info!("connection {number} has ended: {error}");
             }
         };
@@ -195,9 +206,9 @@ impl Drop for Entry<'_> {
     }
 }
 
-fn attend(link: &Link, images: &dyn Images) -> io::Result<()> {
-    match handshake::negotiate(link, images.exports())? {
-        Some(chosen) => requests::answer(link, images, chosen),
+fn attend(link: Arc<Link>, images: &dyn Images, protect: Option<&Protect>, replace: &dyn Fn(&Arc<Link>)) -> io::Result<()> {
+    match handshake::negotiate(link, images.exports(), protect, replace)? {
+        Some((link, chosen)) => requests::answer(&link, images, chosen),
         None => Ok(()),
     }
 }

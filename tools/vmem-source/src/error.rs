@@ -34,7 +34,7 @@ pub enum Error {
     /// The connection would leave this host in clear text, and the user has not allowed that.
     #[error(
         "{0} is not a loopback address: the memory would come from there in clear text, from whatever host answers; --insecure allows \
-         it, and --tls protects it if the source is another vmemd"
+         it, and --tls protects it (an NBD server is nbds:// then)"
     )]
     ClearText(SocketAddr),
     /// The connection cannot be protected, or the protection broke.

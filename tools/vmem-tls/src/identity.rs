@@ -2,7 +2,7 @@
 //! The certificate of this host, and the certificates that it accepts.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -104,16 +104,16 @@ impl Identity {
     }
 
     /// Protects a connection that this host made to `address` (`HOST:PORT`). The peer's certificate must be for that host, which is a name
-    /// or an address. Returns the socket to use instead of `socket`, and the reason for which that socket will be closed.
+    /// or an address. `socket` is a stream, and blocks. Returns the socket to use instead of it, and the reason for which that socket will be closed.
     ///
     /// # Errors
     ///
     /// All but [`Error::File`] and [`Error::Identity`].
-    pub fn connect(&self, socket: TcpStream, address: &str, limit: Duration) -> Result<(Socket, CloseReason), Error> {
+    pub fn connect(&self, socket: impl Into<Socket>, address: &str, limit: Duration) -> Result<(Socket, CloseReason), Error> {
         let host = host_of(address);
         let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::Name(host.to_owned()))?;
         let connection = ClientConnection::new(Arc::clone(&self.client), name).map_err(Error::Handshake)?;
-        protect(connection.into(), socket, limit)
+        protect(connection.into(), socket.into(), limit)
     }
 
     /// Protects a connection that the peer made.
@@ -121,9 +121,9 @@ impl Identity {
     /// # Errors
     ///
     /// As for [`connect`](Self::connect), but never [`Error::Name`].
-    pub fn accept(&self, socket: TcpStream, limit: Duration) -> Result<(Socket, CloseReason), Error> {
+    pub fn accept(&self, socket: impl Into<Socket>, limit: Duration) -> Result<(Socket, CloseReason), Error> {
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(Error::Handshake)?;
-        protect(connection.into(), socket, limit)
+        protect(connection.into(), socket.into(), limit)
     }
 }
 
@@ -203,7 +203,7 @@ fn expiry(verifier: &dyn ClientCertVerifier, own: &[CertificateDer<'_>], now: Un
     }
 }
 
-fn protect(mut connection: Connection, socket: TcpStream, limit: Duration) -> Result<(Socket, CloseReason), Error> {
+fn protect(mut connection: Connection, socket: Socket, limit: Duration) -> Result<(Socket, CloseReason), Error> {
     handshake(&mut connection, &socket, limit)?;
     let (ours, theirs) = UnixStream::pair()?;
     socket.set_nonblocking(true)?;
@@ -260,7 +260,7 @@ fn is_about_identity(alert: AlertDescription) -> bool {
     )
 }
 
-fn handshake(connection: &mut Connection, mut socket: &TcpStream, limit: Duration) -> Result<(), Error> {
+fn handshake(connection: &mut Connection, mut socket: &Socket, limit: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + limit;
     while connection.is_handshaking() || connection.wants_write() {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -2,12 +2,13 @@
 //! Relays bytes between a protected connection and the socket of its user.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::Connection;
+use socket2::Socket;
 
 /// The most bytes of one direction that the relay buffers.
 const BUFFER_SIZE: usize = 64 << 10;
@@ -16,7 +17,7 @@ const BUFFER_SIZE: usize = 64 << 10;
 /// the peer sent a `close_notify`: a connection that was cut is an error.
 ///
 /// After the user has ended its direction, the peer has `limit` to end the other one: a peer that keeps it open must not keep the thread.
-pub(crate) fn relay(mut connection: Connection, network: &TcpStream, user: &UnixStream, limit: Duration) -> io::Result<()> {
+pub(crate) fn relay(mut connection: Connection, network: &Socket, user: &UnixStream, limit: Duration) -> io::Result<()> {
     connection.set_buffer_limit(Some(BUFFER_SIZE));
     let mut relay = Relay {
         connection,
@@ -40,7 +41,7 @@ pub(crate) fn relay(mut connection: Connection, network: &TcpStream, user: &Unix
 
 struct Relay<'a> {
     connection: Connection,
-    network: &'a TcpStream,
+    network: &'a Socket,
     user: &'a UnixStream,
     limit: Duration,
     /// Set when the user has ended its direction.

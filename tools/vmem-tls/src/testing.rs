@@ -24,3 +24,17 @@ pub fn write(names: &[&str], directory: &Path) {
         std::fs::write(directory.join(file), text).expect("a file");
     }
 }
+
+/// Copies what [`write`] has written to the names that libvirt, QEMU, nbdkit and libnbd look for in a directory: `ca-cert.pem`, `server-cert.pem`,
+/// `server-key.pem`, `client-cert.pem` and `client-key.pem`.
+pub fn copy_for_others(directory: &Path) {
+    for (file, copies) in [
+        ("ca.pem", &["ca-cert.pem"][..]),
+        ("cert.pem", &["server-cert.pem", "client-cert.pem"]),
+        ("key.pem", &["server-key.pem", "client-key.pem"]),
+    ] {
+        for copy in copies {
+            std::fs::copy(directory.join(file), directory.join(copy)).expect("a copy");
+        }
+    }
+}

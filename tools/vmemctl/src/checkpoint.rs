@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Verify(args) => maintain::verify(args, common.json),
         Command::Diff(args) => maintain::diff(args, common.json),
         Command::Mount(args) => mount::run(args, &catch()?, common.json),
-        Command::Nbd(args) => nbd::run(args, &catch()?, common.json),
+        Command::Nbd(args) => nbd::run(args, &catch()?, common),
         Command::Gc(args) => maintain::gc(args, common.json),
         Command::MergeOverlays(args) => overlays::merge(args, &catch()?, common.json),
         Command::Key(args) => key::run(args, common.json),

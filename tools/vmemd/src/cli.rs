@@ -113,7 +113,7 @@ pub(crate) struct Serve {
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
     /// Source of the pages: HOST, HOST:PORT, file:NAME=PATH (which may be repeated), checkpoint:STORE#GUEST@N, nbd://HOST/EXPORT or
-    /// nbd+unix:///EXPORT?socket=PATH
+    /// nbd+unix:///EXPORT?socket=PATH; over TLS nbds://HOST/EXPORT or nbds+unix:///EXPORT?socket=PATH
     #[arg(long, value_name = "SOURCE", required = true, value_parser = source)]
     pub(crate) source: Vec<String>,
     // Options of another struct, flattened, would hide from clap that there is a `Receive`.
@@ -299,7 +299,7 @@ impl Receive {
             all.extend(without(others, "--source checkpoint:..."));
         } else if self.source.iter().all(|source| is_nbd(source)) {
             // A server is on the network, and is no vmemd.
-            let has_effect = ["--insecure", "--timeout", "--retry"];
+            let has_effect = ["--tls", "--insecure", "--timeout", "--retry"];
             let others = of_network.into_iter().filter(|option| !has_effect.contains(option)).collect();
             all.extend(without(others, "--source nbd:..."));
         }
@@ -427,7 +427,7 @@ mod tests {
             "vmemd --source host --verify --release",
             "vmemd --source localhost:abc",
             "vmemd --source file:a",
-            "vmemd --source nbds://host/ram",
+            "vmemd --source nbds://host/ram?tls-type=psk",
             "vmemd --source nbd+unix:///ram",
             "vmemd --source nbd://host/ram?tls-type=psk",
             "vmemd --source host --resume --attach",

@@ -80,11 +80,12 @@ pub(crate) enum Failure {
     /// `--source` was given more than once.
     #[error("there is one --source, unless all are of the form file:NAME=PATH")]
     Sources,
-    /// `--tls` was given with an NBD server.
-    #[error(
-        "--tls is for another vmemd: NBD over TLS is not there. Without --tls, use nbd:// over a tunnel that begins on this host, or nbd+unix://"
-    )]
-    NbdTls,
+    /// `--tls` was given with an NBD server that is not to be used over TLS.
+    #[error("--tls with an NBD server: nbd:// and nbd+unix:// are clear text, use nbds:// or nbds+unix://")]
+    NbdInClearText,
+    /// An NBD server over TLS, without certificates.
+    #[error("nbds:// needs certificates: --tls DIR, or the parameter tls-certificates=DIR of the URI")]
+    NoCertificates,
     /// Something of this process failed.
     #[error("{what}")]
     Local {
@@ -116,7 +117,8 @@ impl Failure {
         match self {
             Self::Local { .. }
             | Self::Sources
-            | Self::NbdTls
+            | Self::NbdInClearText
+            | Self::NoCertificates
             | Self::NoSuchExport(_)
             | Self::SeedImage { .. }
             | Self::Tls(_)

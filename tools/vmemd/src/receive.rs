@@ -383,10 +383,7 @@ impl Source {
         }
         let timeout = args.timeout.unwrap_or(TIMEOUT);
         if is_nbd(host) {
-            return match args.tls {
-                Some(_) => Err(Failure::NbdTls),
-                None => exported::open(host, args.insecure, timeout),
-            };
+            return exported::open(host, args, timeout);
         }
         let mut warnings = Vec::new();
         let security = match &args.tls {

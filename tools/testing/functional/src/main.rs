@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod adopted;
+mod certificates;
 mod failure;
 mod image;
 mod injector;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Exports of servers with different features, as sources.
 
+mod protected;
 mod servers;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem::PAGE_SIZE;
 use vmem_nbd::testing::{Features, Server};
+use vmem_source::endpoint::Security;
 use vmem_source::{Contents, Lane};
 
 use super::*;
@@ -46,7 +48,7 @@ fn test(features: Features) -> Test {
     let uri: Uri = format!("nbd+unix:///ram?socket={}", path.display()).parse().expect("a URI");
     Test {
         server,
-        endpoint: Endpoint::new(uri, false, LONG),
+        endpoint: Endpoint::new(uri, Security::Loopback, LONG),
         _directory: directory,
     }
 }
@@ -304,7 +306,7 @@ fn socket_can_be_in_the_abstract_namespace() {
     let address = SocketAddr::from_abstract_name(&name).expect("a name");
     let listener = UnixListener::bind_addr(&address).expect("a socket");
     let uri: Uri = format!("nbd+unix:///ram?socket=%00{name}").parse().expect("a URI");
-    let connects = std::thread::spawn(move || Endpoint::new(uri, false, LONG).connect(Lane::Urgent).map(drop));
+    let connects = std::thread::spawn(move || Endpoint::new(uri, Security::Loopback, LONG).connect(Lane::Urgent).map(drop));
     drop(listener.accept().expect("a client"));
     assert!(matches!(connects.join().expect("no panic"), Err(Error::Closed { .. })));
 }

@@ -27,11 +27,14 @@ pub enum Error {
     #[error("the server is shutting down")]
     ShuttingDown,
     /// The server gives the export only over TLS.
-    #[error(
-        "the server demands TLS (NBD_REP_ERR_TLS_REQD), which this client does not have: have the server export without TLS, at a socket or \
-         over a tunnel that begins on this host"
-    )]
+    #[error("the server demands TLS (NBD_REP_ERR_TLS_REQD): connect to nbds:// or nbds+unix://, with certificates")]
     TlsRequired,
+    /// The server does not have TLS, and the connection must be protected.
+    #[error("the server does not protect the connection by TLS: {0}")]
+    NoTls(String),
+    /// The connection cannot be protected.
+    #[error("cannot use TLS with the server: {0}")]
+    Tls(String),
     /// The server does not give the export.
     #[error("the server refuses export {export:?}: {why}")]
     Refused {

@@ -2,7 +2,10 @@
 //! The client's side of the fixed newstyle handshake.
 
 use std::io;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
 
 use crate::link::Link;
 use crate::wire::{
@@ -16,13 +19,19 @@ use super::error::{Error, shown, violation};
 /// The most replies to one option. Servers send a handful.
 const MAX_REPLIES: usize = 64;
 
-/// Chooses an export, and whatever of structured replies and `base:allocation` the server has. All of it takes one timeout of the link at most.
-pub(super) fn negotiate(link: &Link, export: &str) -> Result<Description, Error> {
-    let server = Server {
-        link,
-        deadline: Instant::now() + link.timeout(),
+/// What protects a connection: takes its socket and a time limit, and returns the socket to use instead, or why there is none.
+pub type Protect<'a> = dyn Fn(Socket, Duration) -> Result<Socket, String> + 'a;
+
+/// Chooses an export, and whatever of structured replies and `base:allocation` the server has, over a connection that is protected if `protect` is there.
+/// All of it takes one timeout of the link at most. Returns the link to use from then on.
+pub(super) fn negotiate(link: Link, export: &str, protect: Option<&Protect<'_>>) -> Result<(Link, Description), Error> {
+    let deadline = Instant::now() + link.timeout();
+    let flags = Server { link: &link, deadline }.greet()?;
+    let link = match protect {
+        Some(protect) => start_tls(&link, deadline, protect)?,
+        None => link,
     };
-    let flags = server.greet()?;
+    let server = Server { link: &link, deadline };
     let structured = server.ask(option::STRUCTURED_REPLY, b"", &mut |_, _| Ok(()))?.is_none();
     let mut allocation = None;
     if structured {
@@ -43,7 +52,20 @@ pub(super) fn negotiate(link: &Link, export: &str) -> Result<Description, Error>
     }
     let mut description = Description::new(structured, allocation);
     server.go(export, flags, &mut description)?;
-    Ok(description)
+    Ok((link, description))
+}
+
+/// Has the connection protected, or fails: there is no way on in clear text. Of what the server has said before, only the flags of its greeting count on,
+/// which say how an old server ends the handshake. Bytes that somebody has put behind its consent are read as TLS, and fail as such.
+fn start_tls(link: &Link, deadline: Instant, protect: &Protect<'_>) -> Result<Link, Error> {
+    let server = Server { link, deadline };
+    if let Some(refusal) = server.ask(option::STARTTLS, b"", &mut |_, _| Ok(()))? {
+        return Err(Error::NoTls(refusal.to_string()));
+    }
+    let local = |error| Error::Io(Arc::new(error));
+    let left = deadline.saturating_duration_since(Instant::now());
+    let socket = protect(link.bare().map_err(local)?, left).map_err(Error::Tls)?;
+    Link::new(socket, link.timeout()).map_err(local)
 }
 
 struct Server<'a> {
@@ -181,6 +203,7 @@ impl Server<'_> {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.kind {
+            reply::UNSUP => f.write_str("it does not have that")?,
             reply::UNKNOWN => f.write_str("it has no such export")?,
             reply::POLICY => f.write_str("its policy forbids it")?,
             reply::INVALID => f.write_str("it does not understand the request")?,

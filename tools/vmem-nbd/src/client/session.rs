@@ -15,7 +15,7 @@ use crate::wire::{Request, command, errno};
 
 use super::description::Description;
 use super::error::{Error, violation};
-use super::handshake::negotiate;
+use super::handshake::{Protect, negotiate};
 use super::inbox::{Failure, Inbox, Outcome};
 use super::question::Question;
 use super::receiver::Receiver;
@@ -53,7 +53,8 @@ enum End {
 
 impl Session {
     /// Negotiates the export over a connected socket. `timeout` is the time limit of the handshake, and of each answer: from the request on, or from when
-    /// all earlier requests are answered. Each of the threads calls `begin` first.
+    /// all earlier requests are answered. With `protect`, the export is negotiated only after the connection is protected. Each of the threads calls
+    /// `begin` first.
     ///
     /// # Errors
     ///
@@ -62,11 +63,12 @@ impl Session {
         socket: Socket,
         export: &str,
         timeout: Duration,
+        protect: Option<&Protect<'_>>,
         begin: impl Fn() + Clone + Send + 'static,
     ) -> Result<Arc<Self>, Error> {
         let local = |error| Error::Io(Arc::new(error));
         let link = Link::new(socket, timeout).map_err(local)?;
-        let description = negotiate(&link, export)?;
+        let (link, description) = negotiate(link, export, protect)?;
         let shared = Arc::new(Shared {
             link,
             description,

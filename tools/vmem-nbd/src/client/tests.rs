@@ -30,7 +30,7 @@ const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
 fn session(timeout: Duration, script: impl FnOnce(UnixStream) + Send + 'static) -> Result<std::sync::Arc<Session>, Error> {
     let (near, far) = UnixStream::pair().expect("sockets");
     thread::spawn(move || script(far));
-    Session::open(Socket::from(OwnedFd::from(near)), "ram", timeout, || ())
+    Session::open(Socket::from(OwnedFd::from(near)), "ram", timeout, None, || ())
 }
 
 /// A server that sends these bytes, whatever it is told, and stays silent after that.

@@ -2,9 +2,10 @@
 //! The server's side of the fixed newstyle handshake.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::Export;
+use super::{Export, Protect};
 use crate::link::Link;
 use crate::wire::{
     ALLOCATION, FIXED_NEWSTYLE, MAX_OPTION, MAX_PAYLOAD, NBD_MAGIC, NO_ZEROES, OPTION_MAGIC, Parser, flag, info, option,
@@ -26,8 +27,14 @@ pub(super) struct Chosen {
     pub(super) allocation: bool,
 }
 
-/// Negotiates with a client. [`None`] if it only wanted to look.
-pub(super) fn negotiate(link: &Link, exports: &[Export]) -> io::Result<Option<Chosen>> {
+/// Negotiates with a client, over a connection that is protected before anything else if `protect` is there. Each link that takes the place of the
+/// one before is passed to `replace`. [`None`] if the client only wanted to look.
+pub(super) fn negotiate(
+    mut link: Arc<Link>,
+    exports: &[Export],
+    protect: Option<&Protect>,
+    replace: &dyn Fn(&Arc<Link>),
+) -> io::Result<Option<(Arc<Link>, Chosen)>> {
     let deadline = Instant::now() + link.timeout();
     let hello = [
         &NBD_MAGIC.to_be_bytes()[..],
@@ -44,6 +51,7 @@ pub(super) fn negotiate(link: &Link, exports: &[Export]) -> io::Result<Option<Ch
         no_zeroes: flags & u32::from(NO_ZEROES) != 0,
         structured: false,
         allocation_of: None,
+        tls: protect.map_or(Tls::None, Tls::Required),
     };
     for _ in 0..MAX_OPTIONS {
         if Instant::now() >= deadline {
@@ -64,7 +72,14 @@ pub(super) fn negotiate(link: &Link, exports: &[Export]) -> io::Result<Option<Ch
             Reply::Next(bytes) => link.write(&[&bytes])?,
             Reply::Begin(bytes, chosen) => {
                 link.write(&[&bytes])?;
-                return Ok(Some(chosen));
+                return Ok(Some((link, chosen)));
+            }
+            Reply::Protect(bytes, protect) => {
+                link.write(&[&bytes])?;
+                let left = deadline.saturating_duration_since(Instant::now());
+                let socket = protect(link.bare()?, left).map_err(io::Error::other)?;
+                link = Arc::new(Link::new(socket, link.timeout())?);
+                replace(&link);
             }
             Reply::End(bytes) => {
                 link.write(&[&bytes])?;
@@ -80,10 +95,21 @@ fn violation(what: &str) -> io::Error {
 }
 
 /// What follows an option.
-enum Reply {
+enum Reply<'a> {
     Next(Vec<u8>),
+    Protect(Vec<u8>, &'a Protect),
     Begin(Vec<u8>, Chosen),
     End(Vec<u8>),
+}
+
+/// Whether a connection is protected.
+#[derive(Clone, Copy)]
+enum Tls<'a> {
+    /// It is not, and need not be.
+    None,
+    /// It must be before the client learns anything.
+    Required(&'a Protect),
+    Done,
 }
 
 /// What is known of a client so far.
@@ -93,9 +119,10 @@ struct Client<'a> {
     structured: bool,
     /// The export that the metadata context was set for.
     allocation_of: Option<usize>,
+    tls: Tls<'a>,
 }
 
-impl Client<'_> {
+impl<'a> Client<'a> {
     fn find(&self, name: &str) -> Option<usize> {
         let found = self.exports.iter().position(|export| export.name == name);
         found.or_else(|| (name.is_empty() && !self.exports.is_empty()).then_some(0))
@@ -116,10 +143,21 @@ impl Client<'_> {
         [&size.to_be_bytes()[..], &flags.to_be_bytes()].concat()
     }
 
-    fn reply(&mut self, option: u32, data: &[u8]) -> io::Result<Reply> {
+    fn reply(&mut self, option: u32, data: &[u8]) -> io::Result<Reply<'a>> {
         let error = |kind, text: &str| Ok(Reply::Next(option_reply(option, kind, text.as_bytes())));
         let invalid = || error(reply::INVALID, "the option is not as it should be");
         let unknown = || error(reply::UNKNOWN, "no such export");
+        match (option, self.tls) {
+            (option::STARTTLS, Tls::Required(_) | Tls::Done) if !data.is_empty() => return invalid(),
+            (option::STARTTLS, Tls::Done) => return invalid(),
+            (option::STARTTLS, Tls::Required(protect)) => {
+                self.tls = Tls::Done;
+                return Ok(Reply::Protect(option_reply(option, reply::ACK, b""), protect));
+            }
+            (option::EXPORT_NAME, Tls::Required(_)) => return Err(violation("the name of an export without TLS")),
+            (option::ABORT, _) | (_, Tls::None | Tls::Done) => {}
+            (_, Tls::Required(_)) => return error(reply::TLS_REQD, "this server is used over TLS only"),
+        }
         match option {
             option::EXPORT_NAME => {
                 // This option has no errors.

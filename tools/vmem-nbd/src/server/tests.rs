@@ -46,6 +46,10 @@ struct Running {
 
 impl Running {
     fn start(limits: Limits) -> Self {
+        Self::protected(limits, None)
+    }
+
+    fn protected(limits: Limits, protect: Option<Arc<Protect>>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let export = |name: &str, size| Export {
             name: name.to_owned(),
@@ -55,7 +59,7 @@ impl Running {
         let listener = Listener::Unix(UnixListener::bind(directory.path().join("s")).expect("a socket"));
         let ends = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ends);
-        let thread = thread::spawn(move || serve(&listener, &images, limits, &|| end.load(Ordering::Relaxed)));
+        let thread = thread::spawn(move || serve(&listener, &images, limits, protect.as_ref(), &|| end.load(Ordering::Relaxed)));
         let thread = Some(thread);
         Self { directory, ends, thread }
     }
@@ -178,6 +182,40 @@ fn options_are_answered() {
     assert_eq!(info[1], (3, b"\0\x03\0\0\0\x01\0\0\x10\0\x02\0\0\0".to_vec()));
     assert_eq!(ask(&mut client, option::ABORT, b""), [(1, vec![])]);
     assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+}
+
+#[test]
+fn client_learns_nothing_before_its_connection_is_protected() {
+    // What protects it is not the matter of this crate: here, it is nothing.
+    let server = Running::protected(Limits::default(), Some(Arc::new(|socket, _| Ok(socket))));
+    let mut client = client(&server.path());
+    for (option, data) in [
+        (option::LIST, vec![]),
+        (option::STRUCTURED_REPLY, vec![]),
+        (option::INFO, go("ram")),
+        (option::GO, go("ram")),
+        (99, vec![]),
+    ] {
+        let replies = ask(&mut client, option, &data);
+        assert_eq!((replies.len(), replies[0].0), (1, (1 << 31) + 5), "{option}");
+    }
+    assert_eq!(ask(&mut client, option::STARTTLS, b"x")[0].0, (1 << 31) + 3);
+    assert_eq!(ask(&mut client, option::STARTTLS, b""), [(1, vec![])]);
+    assert_eq!(ask(&mut client, option::STARTTLS, b"")[0].0, (1 << 31) + 3, "twice");
+    assert_eq!(ask(&mut client, option::STRUCTURED_REPLY, b""), [(1, vec![])]);
+    assert_eq!(ask(&mut client, option::GO, &go("ram")).len(), 3);
+    request(&mut client, command::READ, PIECE, 1);
+    assert_eq!(chunks(&mut client)[0].1[8..], [1]);
+    // An option without errors.
+    let mut client = self::client(&server.path());
+    client
+        .write_all(&option_message(option::EXPORT_NAME, b"ram"))
+        .expect("a server");
+    assert!(is_closed(&mut client));
+    let refusing = Running::protected(Limits::default(), Some(Arc::new(|_, _| Err("no".to_owned()))));
+    let mut client = self::client(&refusing.path());
+    assert_eq!(ask(&mut client, option::STARTTLS, b""), [(1, vec![])]);
+    assert!(is_closed(&mut client));
 }
 
 #[test]

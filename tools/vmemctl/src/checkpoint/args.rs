@@ -363,7 +363,7 @@ pub(crate) struct Nbd {
     /// Listen at this Unix socket, which only its owner can connect to
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Listen on the network, in clear text, for everybody who can connect: PORT (of loopback), or HOST:PORT with a numeric host
+    /// Listen on the network, without --tls in clear text and for everybody who can connect: PORT (of loopback), or HOST:PORT with a numeric host
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub(crate) listen: Option<SocketAddr>,
     /// Connections at a time

@@ -10,15 +10,18 @@ use rustix::process::umask;
 use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::{Signals, output};
+use vmem_migrate::options::Common;
 use vmem_migrate::report;
-use vmem_nbd::server::{Export, Extent, Images, Limits, Listener, ReadError, serve};
+use vmem_nbd::server::{Export, Extent, Images, Limits, Listener, Protect, ReadError, serve};
 use vmem_store::{BackendKind, Image, PageError, PageState};
 use vmem_store_source::Location;
+use vmem_tls::Identity;
 
 use super::args::Nbd;
 
 /// Serves until a signal comes.
-pub(super) fn run(args: &Nbd, signals: &Signals, json: bool) -> Result<(), Error> {
+pub(super) fn run(args: &Nbd, signals: &Signals, common: &Common) -> Result<(), Error> {
+    let protect = protection(common)?;
     let store = args.store.open()?;
     let checkpoint = args.checkpoint.find(&store)?;
     let image = store.hold(
@@ -26,8 +29,8 @@ pub(super) fn run(args: &Nbd, signals: &Signals, json: bool) -> Result<(), Error
         &format!("vmemctl checkpoint nbd, process {}", std::process::id()),
     )?;
     let stored = Stored::new(image, args.store.store.clone())?;
-    let (listener, place) = listen(args)?;
-    if json {
+    let (listener, place) = listen(args, protect.is_some())?;
+    if common.json {
         let exports: Vec<_> = stored
             .exports
             .iter()
@@ -43,7 +46,7 @@ pub(super) fn run(args: &Nbd, signals: &Signals, json: bool) -> Result<(), Error
         connections: args.connections.into(),
         ..Limits::default()
     };
-    let served = serve(&listener, &images, limits, &|| signals.check().is_err());
+    let served = serve(&listener, &images, limits, protect.as_ref(), &|| signals.check().is_err());
     if let Some(path) = &args.socket {
         // Somebody may have removed it.
         let _ = fs::remove_file(path);
@@ -51,22 +54,38 @@ pub(super) fn run(args: &Nbd, signals: &Signals, json: bool) -> Result<(), Error
     Ok(served.map_err(vmem_cli::Error::call("cannot serve"))?)
 }
 
+/// What protects the connections, with `--tls`.
+fn protection(common: &Common) -> Result<Option<Arc<Protect>>, Error> {
+    let Some(directory) = &common.tls else { return Ok(None) };
+    let identity = Identity::load_allowing(directory, &common.allow_names);
+    let identity = identity.map_err(|error| vmem_cli::Error::other(vmem_cli::chain(&error)))?;
+    identity.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(Some(Arc::new(move |socket, limit| {
+        let protected = identity.accept(socket, limit);
+        protected.map(|(socket, _)| socket).map_err(|error| vmem_cli::chain(&error))
+    })))
+}
+
 /// Listens, and says where, as a URI.
-fn listen(args: &Nbd) -> Result<(Listener, String), Error> {
+fn listen(args: &Nbd, is_protected: bool) -> Result<(Listener, String), Error> {
+    let scheme = if is_protected { "nbds" } else { "nbd" };
     let Some(path) = &args.socket else {
         let address = args
             .listen
             .ok_or_else(|| vmem_cli::Error::other("neither --socket nor --listen"))?;
         let listener = TcpListener::bind(address).map_err(vmem_cli::Error::call("cannot listen"))?;
         let address = listener.local_addr().map_err(vmem_cli::Error::call("cannot listen"))?;
-        return Ok((Listener::Tcp(listener), format!("nbd://{address}")));
+        return Ok((Listener::Tcp(listener), format!("{scheme}://{address}")));
     };
     // From its first moment on: an image of memory holds secrets.
     let before = umask(Mode::RWXG | Mode::RWXO);
     let bound = vmem_control::socket::bind(path);
     umask(before);
     let listener = bound.map_err(|error| vmem_cli::Error::other(vmem_cli::chain(&error)))?;
-    Ok((Listener::Unix(listener), format!("nbd+unix:///?socket={}", path.display())))
+    Ok((
+        Listener::Unix(listener),
+        format!("{scheme}+unix:///?socket={}", path.display()),
+    ))
 }
 
 /// The memories of a checkpoint in a store. Its lease ends with this value.

@@ -47,6 +47,7 @@ crate::tests![
     checkpoint_is_read_over_nbd_by_libnbd_and_qemu,
     checkpoint_is_a_disk_of_the_kernel_over_nbd,
     checkpoint_fills_a_region_over_nbd,
+    checkpoint_is_read_over_nbd_with_tls_and_by_nobody_else,
     clones_of_a_guest_share_one_base_and_have_their_own_writes,
     clone_of_a_base_is_checkpointed_with_the_base_as_its_parent,
     base_fetches_each_page_once_for_all_who_map_it,
@@ -147,6 +148,10 @@ fn checkpoint_is_a_disk_of_the_kernel_over_nbd() -> Outcome {
 
 fn checkpoint_fills_a_region_over_nbd() -> Outcome {
     nbd::read_by_vmemd(&Store::new()?)
+}
+
+fn checkpoint_is_read_over_nbd_with_tls_and_by_nobody_else() -> Outcome {
+    nbd::read_over_tls(&Store::new()?)
 }
 
 fn clones_of_a_guest_share_one_base_and_have_their_own_writes() -> Outcome {

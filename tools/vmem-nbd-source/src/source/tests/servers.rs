@@ -40,7 +40,7 @@ fn connect(socket: &Path, export: &str, lane: Lane) -> ExportSource {
     let uri: Uri = format!("nbd+unix:///{export}?socket={}", socket.display())
         .parse()
         .expect("a URI");
-    Endpoint::new(uri, false, LONG).connect(lane).expect("a source")
+    Endpoint::new(uri, Security::Loopback, LONG).connect(lane).expect("a source")
 }
 
 /// All pages are as they should be, and what is told of holes is right.
@@ -115,6 +115,53 @@ fn nbdkit_is_read_with_all_it_has_and_without() {
 }
 
 #[test]
+fn nbdkit_and_qemu_nbd_are_read_over_tls() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path();
+    vmem_tls::testing::write(&["localhost"], place);
+    vmem_tls::testing::copy_for_others(place);
+    let file = sparse(place);
+    let connect = |socket: &Path| {
+        let uri = format!("nbds+unix:///ram?socket={}", socket.display());
+        let identity = vmem_tls::Identity::load(place).expect("an identity");
+        Endpoint::new(uri.parse().expect("a URI"), Security::Tls(identity), LONG).connect(Lane::Stream)
+    };
+    let nbdkit = |options: &[&str], name: &str| {
+        let socket = place.join(name);
+        let mut command = Command::new("nbdkit");
+        command
+            .args(["-f", "-r", "-U"])
+            .arg(&socket)
+            .args(options)
+            .arg("file")
+            .arg(&file);
+        (Program::start(&socket, &mut command), socket)
+    };
+    let certificates = format!("--tls-certificates={}", place.display());
+    let (_server, socket) = nbdkit(&["--tls=require", &certificates, "--tls-verify-peer"], "nbdkit");
+    check_all(&mut connect(&socket).expect("a source"), true);
+
+    let socket = place.join("qemu");
+    let credentials = format!(
+        "tls-creds-x509,id=tls,dir={},endpoint=server,verify-peer=yes",
+        place.display()
+    );
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--object", &credentials, "--tls-creds", "tls", "--persistent", "--read-only"]);
+    command.args(["--export-name=ram", "--format=raw", "--socket"]);
+    let _qemu = Program::start(&socket, command.arg(&socket).arg(&file));
+    check_all(&mut connect(&socket).expect("a source"), true);
+
+    // One that does not have it is not used in clear text.
+    let (_server, socket) = nbdkit(&["--tls=off"], "clear");
+    let error = connect(&socket).map(drop).expect_err("no TLS");
+    assert!(
+        matches!(&error, Error::Nbd(why) if why.to_string().contains("does not protect")) && !error.is_transient(),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn qemu_nbd_is_read_with_raw_and_qcow2_images() {
     let directory = tempfile::tempdir().expect("a directory");
     let raw = sparse(directory.path());
@@ -143,7 +190,7 @@ fn qemu_nbd_is_read_with_raw_and_qcow2_images() {
         let uri: Uri = format!("nbd+unix:///other?socket={}", socket.display())
             .parse()
             .expect("a URI");
-        let error = Endpoint::new(uri, false, LONG)
+        let error = Endpoint::new(uri, Security::Loopback, LONG)
             .connect(Lane::Urgent)
             .map(drop)
             .expect_err("no such export");

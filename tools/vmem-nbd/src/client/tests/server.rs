@@ -48,9 +48,9 @@ fn server_of_this_crate_is_read() {
     let images: Arc<dyn Images> = Arc::new(Pieces([export]));
     let ends = Arc::new(AtomicBool::new(false));
     let end = Arc::clone(&ends);
-    let server = thread::spawn(move || serve(&listener, &images, Limits::default(), &|| end.load(Ordering::Relaxed)));
+    let server = thread::spawn(move || serve(&listener, &images, Limits::default(), None, &|| end.load(Ordering::Relaxed)));
     let stream = UnixStream::connect(&path).expect("a server");
-    let session = Session::open(Socket::from(OwnedFd::from(stream)), "ram", LONG, || ()).expect("a session");
+    let session = Session::open(Socket::from(OwnedFd::from(stream)), "ram", LONG, None, || ()).expect("a session");
     let description = session.description();
     assert_eq!((description.size, description.can_multi_conn), (16 * PIECE, true));
     assert!(description.structured && description.has_extents());

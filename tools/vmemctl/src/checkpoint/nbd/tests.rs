@@ -19,6 +19,8 @@ const PAGES: usize = 3000;
 #[derive(Debug, Parser)]
 struct Line {
     #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
     nbd: Nbd,
 }
 
@@ -57,13 +59,18 @@ impl Drop for Ends {
 
 /// Runs `use_it` while the checkpoint is served at a socket.
 fn served<T>(directory: &Path, use_it: impl FnOnce(&Path) -> T) -> T {
+    served_with("", directory, use_it)
+}
+
+/// The same, with more options.
+fn served_with<T>(options: &str, directory: &Path, use_it: impl FnOnce(&Path) -> T) -> T {
     let socket = &directory.join("nbd");
-    let line = format!("nbd --store {0}/store --socket {0}/nbd guest0", directory.display());
-    let args = Line::try_parse_from(line.split(' ')).expect("a command line").nbd;
+    let line = format!("nbd {options}--store {0}/store --socket {0}/nbd guest0", directory.display());
+    let Line { common, nbd: args } = Line::try_parse_from(line.split(' ')).expect("a command line");
     let signals = Signals::default();
     let ends = Ends(signals.clone());
     thread::scope(move |scope| {
-        let server = scope.spawn(move || run(&args, &signals, false));
+        let server = scope.spawn(move || run(&args, &signals, &common));
         let until = Instant::now() + Duration::from_secs(20);
         while !socket.exists() && Instant::now() < until {
             thread::sleep(Duration::from_millis(10));
@@ -112,6 +119,67 @@ fn qemu_img_copies_the_memory_and_sees_its_holes() {
         assert!(matches!(store.remove(&name), Err(vmem_store::Error::BeingRead(_))));
     });
     assert!(fs::read(copy).expect("a copy") == memory(), "another image");
+}
+
+#[test]
+fn clients_over_tls_copy_the_memory_and_others_learn_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path();
+    store(place);
+    vmem_tls::testing::write(&["localhost"], place);
+    vmem_tls::testing::copy_for_others(place);
+    let strangers = tempfile::tempdir().expect("a directory");
+    vmem_tls::testing::write(&["localhost"], strangers.path());
+    vmem_tls::testing::copy_for_others(strangers.path());
+    fs::copy(place.join("ca-cert.pem"), strangers.path().join("ca-cert.pem")).expect("a file");
+    let run = |words: &[&str]| {
+        let mut run = Command::new("timeout");
+        run.arg("30")
+            .args(words)
+            .output()
+            .expect("libnbd's tools and qemu-utils are in the root")
+    };
+    served_with(&format!("--tls {} ", place.display()), place, |socket| {
+        let uri = |scheme: &str, certificates: &Path| {
+            let (socket, certificates) = (socket.display(), certificates.display());
+            format!("{scheme}+unix:///ram?socket={socket}&tls-certificates={certificates}")
+        };
+        let (protected, copy) = (uri("nbds", place), place.join("copy"));
+        let info = run(&["nbdinfo", "--json", &protected]);
+        let info = String::from_utf8_lossy(&info.stdout).into_owned() + &String::from_utf8_lossy(&info.stderr);
+        assert!(info.contains("\"TLS\": true"), "{info}");
+        let copied = run(&["nbdcopy", &protected, &copy.display().to_string()]);
+        assert!(copied.status.success(), "{copied:?}");
+        assert!(fs::read(&copy).expect("a copy") == memory(), "another image");
+        fs::remove_file(&copy).expect("a file");
+        let credentials = format!("tls-creds-x509,id=tls,dir={},endpoint=client", place.display());
+        let image = format!(
+            "driver=nbd,export=ram,server.type=unix,server.path={},tls-creds=tls,tls-hostname=localhost",
+            socket.display()
+        );
+        let words = [
+            "qemu-img",
+            "convert",
+            "--object",
+            &credentials,
+            "--image-opts",
+            &image,
+            "-O",
+            "raw",
+        ];
+        let copied = run(&[&words[..], &[&copy.display().to_string()]].concat());
+        assert!(copied.status.success(), "{copied:?}");
+        assert!(fs::read(&copy).expect("a copy") == memory(), "another image");
+        let clear = format!("nbd+unix:///ram?socket={}", socket.display());
+        for refused in [clear, uri("nbds", strangers.path())] {
+            let output = run(&["nbdinfo", &refused]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(
+                !output.status.success() && !text.contains("export-size"),
+                "{refused}: {output:?}"
+            );
+        }
+    });
 }
 
 #[test]

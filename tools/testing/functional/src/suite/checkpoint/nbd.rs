@@ -10,6 +10,7 @@ use std::process::Stdio;
 use vmem::PAGE_SIZE;
 
 use super::store::{Store, memory_of};
+use crate::certificates::Certificates;
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{Daemon, Process, Scratch, check_page, map, open};
 use crate::world::{run_command, wait_until};
@@ -24,12 +25,17 @@ struct Server(Process);
 
 impl Server {
     fn start(store: &Store, file: &Scratch) -> Outcome<Self> {
+        Self::with(store, file, &[])
+    }
+
+    fn with(store: &Store, file: &Scratch, options: &[&str]) -> Outcome<Self> {
         let opened = File::options().read(true).write(true).open(file.path())?;
         let (pid, memory) = memory_of(&opened);
         store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory])?;
         let mut command = store.command("nbd")?;
         command
             .args(["--socket", SOCKET, "data"])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut process = Process::new(&mut command)?;
@@ -147,5 +153,55 @@ pub(super) fn read_by_vmemd(store: &Store) -> Outcome {
         (end.number("zero_bytes")?, end.number("data_bytes")?),
         (SIZE / 5, SIZE / 5 * 4)
     );
+    server.end()
+}
+
+pub(super) fn read_over_tls(store: &Store) -> Outcome {
+    let (own, strangers) = (Certificates::new("own")?, Certificates::new("strangers")?);
+    let file = Scratch::new("over-nbd", PAGES)?;
+    let contents = fs::read(file.path())?;
+    let server = Server::with(store, &file, &["--tls", own.text()?])?;
+    let uri = |certificates: &Certificates| -> Outcome<String> {
+        Ok(format!(
+            "nbds+unix:///?socket={SOCKET}&tls-certificates={}",
+            certificates.text()?
+        ))
+    };
+    let protected = uri(&own)?;
+    equal!(run_command("nbdinfo", &["--size", &protected])?.trim(), SIZE.to_string());
+    run_command("nbdinfo", &["--is", "tls", &protected])?;
+    let copy = Scratch::empty("over-nbd-copy");
+    let target = copy.path().to_str().ok_or("a path that is no text")?;
+    run_command("nbdcopy", &[&protected, target])?;
+    ensure!(fs::read(target)? == contents, "nbdcopy has copied something else");
+    fs::remove_file(target)?;
+    let credentials = format!("tls-creds-x509,id=tls,dir={},endpoint=client", own.text()?);
+    let image = format!("driver=nbd,server.type=unix,server.path={SOCKET},tls-creds=tls,tls-hostname=localhost");
+    let words = [
+        "convert",
+        "--object",
+        &credentials,
+        "--image-opts",
+        &image,
+        "-O",
+        "raw",
+        target,
+    ];
+    run_command("qemu-img", &words)?;
+    ensure!(fs::read(target)? == contents, "qemu-img has copied something else");
+    // Without TLS, or with a certificate of another authority, a client learns nothing.
+    for refused in [Server::uri(), uri(&strangers)?] {
+        let learned = run_command("nbdinfo", &["--size", &refused]);
+        ensure!(learned.is_err(), "{refused}: {learned:?}");
+    }
+    // vmemd has its certificates by the names that --tls has.
+    let daemon = Daemon::new(&format!("nbds+unix:///?socket={SOCKET}"), &["--tls", own.text()?])?;
+    let handle = open("nbd")?;
+    let memory = map(&handle)?;
+    for pgoff in (0..PAGES).rev() {
+        check_page(&memory, pgoff)?;
+    }
+    drop(handle);
+    daemon.end()?.with_code(0)?;
     server.end()
 }

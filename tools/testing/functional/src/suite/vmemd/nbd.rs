@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use vmem::PAGE_SIZE;
 
 use super::{Daemon, PAGES, Process, Program, SIZE, Scratch, check_page, map, open, wait_info};
+use crate::certificates::Certificates;
 use crate::failure::{Outcome, ensure, equal};
 use crate::world::{run_command, wait_until};
 
@@ -18,6 +19,7 @@ crate::tests![
     pages_that_an_nbd_server_cannot_read_are_unreadable_and_can_be_cured,
     an_nbd_server_that_is_silent_or_killed_is_waited_for,
     an_nbd_server_that_is_not_to_be_used_is_an_error_that_says_why,
+    a_region_is_filled_over_tls_and_never_in_clear_text_instead,
 ];
 
 /// A server at a socket.
@@ -65,6 +67,10 @@ impl Server {
             command.args([socket, file]);
             command
         })
+    }
+
+    fn uri_over_tls(&self) -> String {
+        format!("nbds+unix:///?socket={}", self.socket.display())
     }
 
     fn uri(&self, export: &str) -> String {
@@ -291,4 +297,73 @@ fn an_nbd_server_that_is_not_to_be_used_is_an_error_that_says_why() -> Outcome {
     let uri = server.uri("nbd");
     drop(server);
     refused(&uri, 2, "cannot connect to /run/vmemd-nbd-refused")
+}
+
+fn a_region_is_filled_over_tls_and_never_in_clear_text_instead() -> Outcome {
+    let (own, strangers) = (Certificates::new("own")?, Certificates::new("strangers")?);
+    let file = Scratch::new("protected", PAGES)?;
+    let path = text(&file.0)?;
+    let certificates = format!("--tls-certificates={}", own.text()?);
+    let options = ["--tls=require", &certificates, "--tls-verify-peer", "file", path];
+    let tls = ["--tls", own.text()?];
+    // The server dies in the middle, and another one takes its place.
+    let mut server = Server::nbdkit("protected", &options)?;
+    let mut daemon = Daemon::new(
+        &server.uri_over_tls(),
+        &[&tls[..], &["--no-background", "--retry", "60"]].concat(),
+    )?;
+    let program = Program::new("nbd", &file.0)?;
+    let handle = open("nbd")?;
+    wait_info(&handle, "the program has some pages", |info| info.present > 20)?;
+    server.process.kill()?;
+    daemon.wait_line("\"event\":\"lost\"")?;
+    ensure!(handle.info()?.present < PAGES, "the program was done already");
+    // Its place is taken by one without TLS: that is refused, however long it is tried.
+    let clear = Server::nbdkit("protected", &["--tls=off", "file", path])?;
+    let end = daemon.end()?.with_code(3)?;
+    ensure!(
+        end.errors.contains("does not protect the connection by TLS"),
+        "{}",
+        end.errors
+    );
+    let info = wait_info(&handle, "the program waits", |info| info.waiters == 1)?;
+    ensure!(info.present < PAGES, "pages came in clear text");
+    drop(clear);
+    let server = Server::nbdkit("protected", &options)?;
+    // Nor does one get a certificate that is not for it, or a client that has no certificate, or one of another authority.
+    for (uri, options, code, part) in [
+        (
+            server.uri_over_tls(),
+            &["--tls", strangers.text()?][..],
+            2,
+            "the TLS handshake failed",
+        ),
+        (
+            server.uri_over_tls() + "&tls-hostname=host1",
+            &tls,
+            2,
+            "the TLS handshake failed",
+        ),
+        (server.uri_over_tls(), &[], 1, "nbds:// needs certificates"),
+        (server.uri(""), &tls, 1, "are clear text"),
+        (server.uri(""), &[], 3, "demands TLS"),
+    ] {
+        let end = Daemon::new(&uri, &[options, &["--resume"]].concat())?
+            .end()?
+            .with_code(code)?;
+        ensure!(end.errors.contains(part), "no {part:?} in {}", end.errors);
+    }
+    fs::copy(strangers.path().join("cert.pem"), own.path().join("cert.pem"))?;
+    fs::copy(strangers.path().join("key.pem"), own.path().join("key.pem"))?;
+    Daemon::new(&server.uri_over_tls(), &[&tls[..], &["--resume"]].concat())?
+        .end()?
+        .with_code(2)?;
+    for (from, to) in [("client-cert.pem", "cert.pem"), ("client-key.pem", "key.pem")] {
+        fs::copy(own.path().join(from), own.path().join(to))?;
+    }
+    drop(handle);
+    Daemon::new(&server.uri_over_tls(), &[&tls[..], &["--resume"]].concat())?
+        .end()?
+        .with_code(0)?;
+    program.succeeds()
 }
