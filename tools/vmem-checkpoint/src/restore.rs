@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmem::DIRECTORY;
 use vmem_cli::Signals;
-use vmem_control::Event;
+use vmem_control::{Event, Phase, Region};
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{Process, command, guest};
 use vmem_store::{BackendKind, Manifest, UserKey};
@@ -280,7 +280,7 @@ fn watch(
     signals: &Signals,
     report: &mut dyn FnMut(Step<'_>),
 ) -> Result<(), Error> {
-    let (mut is_complete, mut woken) = (false, Ok(()));
+    let (mut is_complete, mut is_unmapped, mut woken) = (false, false, Ok(()));
     loop {
         if let Some(result) = wakeup.as_ref().and_then(Wakeup::result) {
             wakeup = None;
@@ -299,14 +299,23 @@ fn watch(
             continue;
         }
         if let Err(stopped) = signals.check() {
-            let note = format!("vmemd (process {}) goes on and brings the rest of the memory", filler.pid());
-            report(Step::Note(&note));
+            let what = match is_unmapped {
+                true => "keeps the memory until a program maps it; SIGTERM ends vmemd, and then the memory is gone",
+                false => "goes on and brings the rest of the memory",
+            };
+            report(Step::Note(&format!("vmemd (process {}) {what}", filler.pid())));
             return Err(stopped.into());
         }
         match filler.news(POLL_INTERVAL)? {
             Some(News::Event(event)) => {
                 if let Some(recorder) = &mut recorder {
                     recorder.event(&event);
+                }
+                if let Event::Region(region) = &event {
+                    is_unmapped = region.phase == Phase::Waiting;
+                    if is_unmapped {
+                        report(Step::Note(&unmapped(region, filler.pid())));
+                    }
                 }
                 if !matches!(event, Event::Touched(_)) {
                     report(Step::Pages(&event));
@@ -331,6 +340,15 @@ fn watch(
             return Err(Error::other("the guest's QEMU has ended before its memory was complete"));
         }
     }
+}
+
+/// What the restore of a region waits for that is complete, and how to go on.
+fn unmapped(region: &Region, vmemd: i32) -> String {
+    format!(
+        "region {0}: all pages are present. The restore ends when a program maps /dev/vmem/{0}, and vmemd keeps the memory until then. To give it \
+         up, end this command, and then vmemd (process {vmemd})",
+        region.name
+    )
 }
 
 #[cfg(test)]

@@ -100,8 +100,12 @@ pub(super) fn parts(store: &Store) -> Outcome {
     let unknown = store.end("restore", &["data", "--memory", "c"])?;
     let why = String::from_utf8_lossy(&unknown.stderr);
     ensure!(why.contains("it has: vmem-checkpoint-program"), "{why}");
-    let restore = store.restore("data", &["--memory", "vmem-checkpoint-program"], "ready")?;
+    let mut restore = store.restore("data", &["--memory", "vmem-checkpoint-program", "--no-record"], "ready")?;
     let name = restore.region()?;
+    // All pages are there, and nobody needs them yet.
+    let note = restore.hear("note")?;
+    let node = format!("ends when a program maps /dev/vmem/{name},");
+    ensure!(note.contains("all pages are present") && note.contains(&node), "{note}");
     let region = open(&name)?;
     let mapping = map(&region)?;
     let mut found = vec![0; memory_bytes.len()];
