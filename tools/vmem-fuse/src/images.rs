@@ -60,7 +60,10 @@ mod tests {
         let image = images.hold(&test.name(1)).expect("a checkpoint");
         assert!(Arc::ptr_eq(&image, &images.hold(&test.name(1)).expect("a checkpoint")));
         let being_read = test.store.remove(&test.name(1));
-        assert!(matches!(being_read, Err(vmem_store::Error::BeingRead(_))), "{being_read:?}");
+        assert!(
+            matches!(being_read, Err(vmem_store::Error::BeingRead { .. })),
+            "{being_read:?}"
+        );
         drop(image);
         test.store.remove(&test.name(1)).expect("nobody reads it");
         assert_eq!(images.hold(&test.name(1)).err(), Some(Error::NotFound));

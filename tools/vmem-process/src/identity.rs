@@ -44,9 +44,14 @@ impl Identity {
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read(format!("/proc/{pid}/stat"))?;
         let start = start_time(&String::from_utf8_lossy(&stat)).ok_or(io::ErrorKind::InvalidData)?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let boot = boot_id()?;
         Ok(Self { pid, start, boot })
     }
+}
+
+/// What tells this boot of this machine from all others.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// The 22nd field of a line of /proc/PID/stat. The second one, the program's name in parentheses, may have any character in it.

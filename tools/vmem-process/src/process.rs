@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::identity::Identity;
+use crate::identity::{Identity, boot_id};
 
 /// A process that cannot be confused with another one.
 #[derive(Debug)]
@@ -64,6 +64,24 @@ impl Process {
             Ok((found, process)) => Ok((found == *identity).then_some(process)),
             Err(error) if has_ended(&error) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is certain that the process with this identity, of the namespaces of this process, has ended: also where `/proc` hides the
+    /// processes of others. False if it lives, is of another boot, or cannot be looked up.
+    #[must_use]
+    pub fn has_ended(identity: &Identity) -> bool {
+        if !boot_id().is_ok_and(|boot| boot == identity.boot) {
+            return false;
+        }
+        match Self::open(identity.pid) {
+            // Nobody has its number.
+            Err(error) => error.raw_os_error() == Some(Errno::SRCH.raw_os_error()),
+            // Whoever has its number now was started at another time, or has ended.
+            Ok(process) => match process.identity() {
+                Ok(found) => found != *identity,
+                Err(_) => process.wait(Duration::ZERO),
+            },
         }
     }
 
@@ -144,11 +162,26 @@ mod tests {
         ] {
             assert!(Process::find(&other).is_none(), "another one had this number: {other:?}");
         }
-        assert!(!process.wait(Duration::ZERO));
+        assert!(!Process::has_ended(&identity) && !process.wait(Duration::ZERO));
+        let of = |start, boot: &str, pid| Identity {
+            start,
+            boot: boot.to_owned(),
+            pid,
+        };
+        assert!(Process::has_ended(&of(identity.start - 1, &identity.boot, identity.pid)));
+        // Of these, nothing is known.
+        assert!(!Process::has_ended(&of(identity.start, "", identity.pid)));
+        assert!(!Process::has_ended(&of(identity.start, &identity.boot, 0)));
         process.signal(Signal::TERM);
         assert!(process.wait(Duration::from_secs(10)));
-        assert!(Process::find(&identity).is_none(), "a zombie has ended");
+        assert!(
+            Process::find(&identity).is_none() && Process::has_ended(&identity),
+            "a zombie has ended"
+        );
         child.wait().expect("a child");
-        assert!(process.wait(Duration::ZERO), "and one that is forgotten");
+        assert!(
+            process.wait(Duration::ZERO) && Process::has_ended(&identity),
+            "and one that is forgotten"
+        );
     }
 }

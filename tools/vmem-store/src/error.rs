@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::holder::Reader;
 use crate::names::{CheckpointName, GuestName, NameError};
 use crate::objects::ObjectError;
 use crate::random::NoRandom;
@@ -78,8 +79,16 @@ pub enum Error {
     #[error("checkpoint {0} is protected: unprotect it first")]
     Protected(CheckpointName),
     /// A reader has a lease on the checkpoint.
-    #[error("checkpoint {0} is being read, by a restore for example: remove it when that has ended")]
-    BeingRead(CheckpointName),
+    #[error(
+        "checkpoint {checkpoint} is being read by {}: remove it when that has ended",
+        readers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    )]
+    BeingRead {
+        /// The checkpoint.
+        checkpoint: CheckpointName,
+        /// Who reads it.
+        readers: Vec<Reader>,
+    },
     /// Somebody removes the checkpoint, or was killed while removing it.
     #[error(
         "checkpoint {checkpoint} is being removed by {holder}: if that has ended early, the checkpoint can be read in {seconds} s, and \

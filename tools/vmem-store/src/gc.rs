@@ -92,6 +92,8 @@ impl<'a> Running<'a> {
             holder: format!("garbage collection, process {}", std::process::id()),
             expires: base.now() + 12 * base.lease_time,
             reads: false,
+            since: None,
+            process: None,
         };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let object = wrap(Kind::Lease, RUNNING, &body, &Seal::Store(&base.crypto))?;

@@ -4,7 +4,7 @@
 //! A lease is an object that its holder renews, with copies of the manifests that it protects (*pins*), so that what they refer to stays
 //! when the checkpoints themselves are removed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::Base;
 use crate::envelope::{Kind, Seal, unwrap, wrap};
 use crate::error::Error;
+use crate::holder::{HolderProcess, Reader};
 use crate::manifest::Manifest;
 use crate::names::{CONFIG, CheckpointName, LEASES, WriterId};
 use crate::objects::{Part, Put};
@@ -31,6 +32,12 @@ pub(crate) struct LeaseBody {
     /// Whether its holder reads the checkpoint that it pins, and may have to open it again under its name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) reads: bool,
+    /// When it was taken, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<u64>,
+    /// The process that holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) process: Option<HolderProcess>,
 }
 
 /// What a lease is for.
@@ -64,6 +71,8 @@ struct Shared {
     id: WriterId,
     holder: String,
     reads: bool,
+    since: u64,
+    process: Option<HolderProcess>,
     /// When it was last renewed.
     renewed: AtomicU64,
     /// For how many milliseconds it was once not renewed, if that was longer than it lasts: this program stood still, for example. What it
@@ -87,6 +96,8 @@ impl Shared {
             holder: self.holder.clone(),
             expires: now + self.base.lease_time,
             reads: self.reads,
+            since: Some(self.since),
+            process: self.process.clone(),
         };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let object = wrap(Kind::Lease, &name, &body, &Seal::Store(&self.base.crypto))?;
@@ -147,6 +158,8 @@ impl Lease {
             id,
             holder: holder.to_owned(),
             reads: purpose == Purpose::Read,
+            since: base.now(),
+            process: HolderProcess::own(),
             renewed: AtomicU64::new(0),
             lapsed: AtomicU64::new(0),
             ended: Mutex::new(false),
@@ -221,8 +234,8 @@ pub(crate) struct Leases {
     pub(crate) holders: Vec<WriterId>,
     /// The manifests that they pin.
     pub(crate) pinned: Vec<Manifest>,
-    /// The checkpoints that readers have pinned.
-    pub(crate) read: BTreeSet<CheckpointName>,
+    /// The checkpoints that readers have pinned, and these readers.
+    pub(crate) read: BTreeMap<CheckpointName, Vec<Reader>>,
     /// Objects of leases that have ended long ago.
     pub(crate) ended: Vec<String>,
 }
@@ -232,7 +245,7 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
     let mut leases = Leases {
         holders: Vec::new(),
         pinned: Vec::new(),
-        read: BTreeSet::new(),
+        read: BTreeMap::new(),
         ended: Vec::new(),
     };
     let mut listed: Vec<(String, WriterId, bool)> = Vec::new();
@@ -243,7 +256,7 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
             leases.ended.push(meta.name);
         }
     }
-    let mut readers = Vec::new();
+    let (mut readers, now) = (BTreeMap::new(), base.now());
     for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| !is_pin) {
         let body = match base.get(name, Part::All(Kind::Lease.limit())) {
             Err(error) if error.is_not_found() => continue,
@@ -251,11 +264,12 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
         };
         let body: LeaseBody = serde_json::from_slice(&body).map_err(|error| Error::damaged(name, error.to_string()))?;
         // The clocks of two hosts may differ by as much again.
-        if body.expires + base.lease_time < base.now() {
+        let end = body.expires.saturating_add(base.lease_time);
+        if end < now {
             leases.ended.push(name.clone());
         } else {
             leases.holders.push(*id);
-            readers.extend(body.reads.then_some(*id));
+            readers.extend(body.reads.then(|| (*id, reader(body, end, now))));
         }
     }
     for (name, id, _) in listed.iter().filter(|(_, _, is_pin)| *is_pin) {
@@ -269,12 +283,24 @@ pub(crate) fn read(base: &Base) -> Result<Leases, Error> {
             body => unwrap(Kind::Manifest, name, &body?.bytes, &Seal::Store(&base.crypto))?,
         };
         let manifest = Manifest::decode(name, &body, &base.crypto)?;
-        if readers.contains(id) {
-            leases.read.insert(manifest.checkpoint.clone());
+        if let Some(reader) = readers.get(id) {
+            let of_checkpoint = leases.read.entry(manifest.checkpoint.clone()).or_default();
+            of_checkpoint.push(reader.clone());
         }
         leases.pinned.push(manifest);
     }
     Ok(leases)
+}
+
+/// What a reader's lease says that ends at `end`.
+fn reader(body: LeaseBody, end: u64, now: u64) -> Reader {
+    Reader {
+        has_ended: body.process.as_ref().is_some_and(HolderProcess::has_ended),
+        process: body.process.map(|process| (process.host, process.process.pid)),
+        held: body.since.map(|since| now.saturating_sub(since) / 1000),
+        left: end.saturating_sub(now) / 1000,
+        holder: body.holder,
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::lease;
 use crate::names::GuestName;
-use crate::removal::Outcome;
+use crate::removal::{Kept, Outcome};
 use crate::retention::{Decision, Item, PROTECTED, Policy, READ};
 use crate::store::Store;
 
@@ -32,19 +32,19 @@ impl Store {
                 created: manifest.created,
                 tags: manifest.tags,
                 protected: listing.protected.contains(sequence),
-                read: read.contains(&name.checkpoint),
+                read: read.contains_key(&name.checkpoint),
             });
         }
         let mut decisions = policy.decide(&items)?;
         if !dry_run {
             let removed = decisions.iter().filter(|decision| !decision.is_kept());
             let removed: Vec<u64> = removed.map(|decision| decision.sequence).collect();
-            let outcomes: BTreeMap<u64, Outcome> = self.remove_all(guest, &removed)?.into_iter().collect();
+            let outcomes: BTreeMap<u64, Outcome> = self.remove_all(guest, &removed, Kept::ByAll)?.into_iter().collect();
             // What has changed since they were listed.
             for decision in &mut decisions {
                 match outcomes.get(&decision.sequence) {
                     Some(Outcome::Protected) => decision.reasons.push(PROTECTED.to_owned()),
-                    Some(Outcome::Read) => decision.reasons.push(READ.to_owned()),
+                    Some(Outcome::Read(_)) => decision.reasons.push(READ.to_owned()),
                     Some(Outcome::Removed | Outcome::Gone) | None => {}
                 }
             }

@@ -2,6 +2,7 @@
 //! Removes checkpoints that nobody reads, and protects others from that.
 
 use crate::error::Error;
+use crate::holder::Reader;
 use crate::lease;
 use crate::names::{CheckpointName, GuestName, protection, used};
 use crate::objects::Put;
@@ -9,7 +10,7 @@ use crate::removal_mark::{self, MAX_CHECKPOINTS, RemovalMark};
 use crate::store::Store;
 
 /// What has become of a checkpoint that was to be removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It is gone.
     Removed,
@@ -17,8 +18,17 @@ pub(crate) enum Outcome {
     Gone,
     /// It is protected, and stays.
     Protected,
-    /// A reader has a lease on it, and it stays.
-    Read,
+    /// Readers have leases on it, and it stays.
+    Read(Vec<Reader>),
+}
+
+/// Which readers' leases keep a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// All: a process that was killed may have left a guest that another one is to serve.
+    ByAll,
+    /// Those of processes of which it is not known that they have ended.
+    ByLiving,
 }
 
 impl Store {
@@ -27,30 +37,40 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NoCheckpoint`], [`Error::Protected`]; [`Error::BeingRead`] if a reader has a lease on it: the reader may have to open the checkpoint
-    /// again, under its name. [`Error::RemovalLate`].
+    /// again, under its name. A reader counts no more if its process was one of this host and has ended. [`Error::RemovalLate`].
     pub fn remove(&self, checkpoint: &CheckpointName) -> Result<(), Error> {
-        match self.remove_all(&checkpoint.guest, &[checkpoint.sequence])?.first() {
+        let removed = self.remove_all(&checkpoint.guest, &[checkpoint.sequence], Kept::ByLiving)?;
+        match removed.into_iter().next() {
             Some((_, Outcome::Removed)) => Ok(()),
             Some((_, Outcome::Protected)) => Err(Error::Protected(checkpoint.clone())),
-            Some((_, Outcome::Read)) => Err(Error::BeingRead(checkpoint.clone())),
+            Some((_, Outcome::Read(readers))) => Err(Error::BeingRead {
+                checkpoint: checkpoint.clone(),
+                readers,
+            }),
             Some((_, Outcome::Gone)) | None => Err(Error::NoCheckpoint(checkpoint.clone())),
         }
     }
 
     /// Removes those of these checkpoints that nobody reads and that are not protected, and says what became of each.
-    pub(crate) fn remove_all(&self, guest: &GuestName, sequences: &[u64]) -> Result<Vec<(u64, Outcome)>, Error> {
+    pub(crate) fn remove_all(&self, guest: &GuestName, sequences: &[u64], kept: Kept) -> Result<Vec<(u64, Outcome)>, Error> {
         let mut outcomes = Vec::with_capacity(sequences.len());
         while let Some(rest) = sequences.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
-            self.remove_some(guest, &rest[..rest.len().min(MAX_CHECKPOINTS)], &mut outcomes)?;
+            self.remove_some(guest, &rest[..rest.len().min(MAX_CHECKPOINTS)], kept, &mut outcomes)?;
         }
         Ok(outcomes)
     }
 
     /// Removes as many of these as it can under one mark: one at least.
-    fn remove_some(&self, guest: &GuestName, sequences: &[u64], outcomes: &mut Vec<(u64, Outcome)>) -> Result<(), Error> {
+    fn remove_some(
+        &self,
+        guest: &GuestName,
+        sequences: &[u64],
+        kept: Kept,
+        outcomes: &mut Vec<(u64, Outcome)>,
+    ) -> Result<(), Error> {
         let mark = RemovalMark::set(&self.base, guest, sequences)?;
         // After the mark: a reader whose lease comes later sees it.
-        let read = lease::read(&self.base)?.read;
+        let mut read = lease::read(&self.base)?.read;
         let listing = self.base.listing(guest)?;
         for (number, sequence) in sequences.iter().copied().enumerate() {
             match mark.late() {
@@ -71,8 +91,12 @@ impl Store {
                 outcomes.push((sequence, Outcome::Protected));
                 continue;
             }
-            if read.contains(&checkpoint) {
-                outcomes.push((sequence, Outcome::Read));
+            let mut readers = read.remove(&checkpoint).unwrap_or_default();
+            if kept == Kept::ByLiving {
+                readers.retain(|reader| !reader.has_ended);
+            }
+            if !readers.is_empty() {
+                outcomes.push((sequence, Outcome::Read(readers)));
                 continue;
             }
             // Its number must not be used again: the name of a checkpoint means one thing for ever.

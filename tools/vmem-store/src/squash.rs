@@ -11,7 +11,7 @@ use crate::image::Touch;
 use crate::leaf::Entry;
 use crate::lease;
 use crate::names::{CheckpointName, GuestName};
-use crate::removal::Outcome;
+use crate::removal::{Kept, Outcome};
 use crate::store::Store;
 use crate::writer::{CommitOptions, WriteOptions, Writer};
 
@@ -63,7 +63,7 @@ impl Store {
         }
         let between = listing.manifests.range(from..to).map(|(sequence, _)| *sequence);
         let (protected, removed) =
-            between.partition(|sequence| listing.protected.contains(sequence) || read.contains(&name(*sequence)));
+            between.partition(|sequence| listing.protected.contains(sequence) || read.contains_key(&name(*sequence)));
         let mut report = SquashReport {
             removed,
             protected,
@@ -74,8 +74,8 @@ impl Store {
         }
         if !options.dry_run {
             // Others may have been restored, or protected, while pages were stored again.
-            let kept = self.remove_all(guest, &report.removed)?.into_iter();
-            let kept = kept.filter(|(_, outcome)| matches!(outcome, Outcome::Protected | Outcome::Read));
+            let kept = self.remove_all(guest, &report.removed, Kept::ByAll)?.into_iter();
+            let kept = kept.filter(|(_, outcome)| matches!(outcome, Outcome::Protected | Outcome::Read(_)));
             report.protected.extend(kept.map(|(sequence, _)| sequence));
             report.protected.sort_unstable();
             let is_removed = |sequence: &u64| report.protected.binary_search(sequence).is_err();

@@ -7,6 +7,11 @@ use std::time::Duration;
 use vmem_pages::{PAGE_SIZE, PageIndex};
 
 use super::model::*;
+use crate::envelope::{Kind, Seal, unwrap, wrap};
+use crate::holder::HolderProcess;
+use crate::lease::LeaseBody;
+use crate::objects::{Part, Put};
+use crate::removal::{Kept, Outcome};
 use crate::{CommitOptions, Error, GcOptions, Policy, SquashOptions, Touch, WriteOptions};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -113,7 +118,7 @@ fn reader_with_lease_keeps_its_checkpoint() {
     let all = history(&place, 5);
     let held = place.store.hold(&name(2), "a restore").unwrap();
     let brief = place.store.image(&name(3)).unwrap();
-    assert!(matches!(place.store.remove(&name(2)), Err(Error::BeingRead(checkpoint)) if checkpoint == name(2)));
+    assert!(matches!(place.store.remove(&name(2)), Err(Error::BeingRead { checkpoint, .. }) if checkpoint == name(2)));
     let policy = Policy {
         last: 1,
         ..Policy::default()
@@ -136,6 +141,67 @@ fn reader_with_lease_keeps_its_checkpoint() {
     let report = place.store.gc(&now()).unwrap();
     assert!(report.deleted > 0 || report.trimmed > 0);
     assert_all(&place.store, &all, [5]);
+}
+
+/// What the lease of the only reader is changed to.
+fn change_lease(place: &Place, change: impl FnOnce(&mut LeaseBody)) {
+    let name = objects(&place.memory, "leases/")
+        .into_iter()
+        .find(|name| name.ends_with(".lease"))
+        .unwrap();
+    let base = &place.store.base;
+    let seal = Seal::Store(&base.crypto);
+    let object = base.get(&name, Part::All(Kind::Lease.limit())).unwrap();
+    let mut body = serde_json::from_slice(&unwrap(Kind::Lease, &name, &object.bytes, &seal).unwrap()).unwrap();
+    change(&mut body);
+    let object = wrap(Kind::Lease, &name, &serde_json::to_vec(&body).unwrap(), &seal).unwrap();
+    base.put(&name, &object, Put::Replace).unwrap();
+}
+
+#[test]
+fn reader_that_was_killed_on_this_host_keeps_its_checkpoint_from_prune_and_not_from_remove() {
+    let place = place();
+    let all = history(&place, 3);
+    let held = place.store.hold(&name(2), "a restore").unwrap();
+    place.time.pass(Duration::from_secs(30));
+    let text = place.store.remove(&name(2)).unwrap_err().to_string();
+    let said = [
+        "guest0@2 is being read by a restore (process ".to_owned(),
+        format!("process {} on host ", std::process::id()),
+        "since 30 s ago; its lease ends in 570 s".to_owned(),
+    ];
+    assert!(said.iter().all(|part| text.contains(part)), "{text}");
+
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let identity = vmem_process::Process::of_child(&child).unwrap().identity().unwrap();
+    change_lease(&place, |body| body.process = Some(HolderProcess::of(identity.clone())));
+    assert!(place.store.remove(&name(2)).is_err(), "it lives");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // One of another boot, of which nothing is known.
+    let mut other = identity.clone();
+    other.boot = "another".to_owned();
+    change_lease(&place, |body| body.process = Some(HolderProcess::of(other)));
+    assert!(matches!(place.store.remove(&name(2)), Err(Error::BeingRead { .. })));
+    // One of an earlier version.
+    change_lease(&place, |body| body.process = None);
+    assert!(matches!(place.store.remove(&name(2)), Err(Error::BeingRead { .. })));
+
+    change_lease(&place, |body| body.process = Some(HolderProcess::of(identity)));
+    let policy = Policy {
+        last: 1,
+        ..Policy::default()
+    };
+    let decisions = place.store.prune(&guest(), &policy, false).unwrap();
+    let kept: Vec<u64> = decisions.iter().filter(|one| one.is_kept()).map(|one| one.sequence).collect();
+    assert_eq!(kept, [3, 2]);
+    let by_rules = place.store.remove_all(&guest(), &[2], Kept::ByAll).unwrap();
+    assert!(matches!(&by_rules[..], [(2, Outcome::Read(_))]));
+    place.store.remove(&name(2)).unwrap();
+    // What it refers to stays until the lease ends.
+    place.store.gc(&now()).unwrap();
+    place.store.gc(&now()).unwrap();
+    assert_is(&held, &all[&2]);
 }
 
 #[test]
@@ -221,20 +287,16 @@ fn collection_stops_at_a_manifest_that_it_cannot_read() {
 #[test]
 fn second_collection_is_refused_until_the_first_has_been_killed_for_long() {
     let place = place();
-    let body = crate::lease::LeaseBody {
+    let body = LeaseBody {
         holder: "other".to_owned(),
         expires: place.store.base.now() + 1000,
         reads: false,
+        since: None,
+        process: None,
     };
-    let seal = crate::envelope::Seal::Store(&place.store.base.crypto);
-    let object = crate::envelope::wrap(
-        crate::envelope::Kind::Lease,
-        "gc/running",
-        &serde_json::to_vec(&body).unwrap(),
-        &seal,
-    )
-    .unwrap();
-    place.store.base.put("gc/running", &object, crate::objects::Put::New).unwrap();
+    let seal = Seal::Store(&place.store.base.crypto);
+    let object = wrap(Kind::Lease, "gc/running", &serde_json::to_vec(&body).unwrap(), &seal).unwrap();
+    place.store.base.put("gc/running", &object, Put::New).unwrap();
     assert!(matches!(place.store.gc(&now()), Err(Error::Busy(holder)) if holder == "other"));
     place.time.pass(HOUR);
     place.store.gc(&now()).unwrap();

@@ -149,7 +149,7 @@ type Remove = fn(&Store) -> Result<bool, Error>;
 
 fn remove(store: &Store) -> Result<bool, Error> {
     match store.remove(&name(1)) {
-        Err(Error::BeingRead(_)) => Ok(false),
+        Err(Error::BeingRead { .. }) => Ok(false),
         removed => removed.map(|()| true),
     }
 }

@@ -34,6 +34,7 @@ crate::tests![
     checkpoint_has_commands_executed_around_its_instant,
     checkpoints_of_a_program_have_its_memory_at_one_instant,
     one_memory_of_a_checkpoint_is_restored_and_a_part_of_one_exported,
+    checkpoint_that_a_killed_restore_has_read_is_removed,
     encrypted_checkpoint_is_restored_with_its_key_and_no_other,
     checkpoints_in_s3_are_made_restored_and_removed,
     restore_goes_on_when_its_s3_server_is_back,
@@ -96,6 +97,10 @@ fn checkpoints_of_a_program_have_its_memory_at_one_instant() -> Outcome {
 
 fn one_memory_of_a_checkpoint_is_restored_and_a_part_of_one_exported() -> Outcome {
     program::parts(&Store::new()?)
+}
+
+fn checkpoint_that_a_killed_restore_has_read_is_removed() -> Outcome {
+    program::killed(&Store::new()?)
 }
 
 fn encrypted_checkpoint_is_restored_with_its_key_and_no_other() -> Outcome {

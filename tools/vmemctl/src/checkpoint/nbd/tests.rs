@@ -116,7 +116,7 @@ fn qemu_img_copies_the_memory_and_sees_its_holes() {
         // A reader's lease.
         let store = location.open(None).expect("a store");
         let name = store.latest(&"guest0".parse().expect("a name")).expect("a checkpoint");
-        assert!(matches!(store.remove(&name), Err(vmem_store::Error::BeingRead(_))));
+        assert!(matches!(store.remove(&name), Err(vmem_store::Error::BeingRead { .. })));
     });
     assert!(fs::read(copy).expect("a copy") == memory(), "another image");
 }

@@ -12,6 +12,7 @@ use vmem_mapping::{Access, Mapping, Sharing};
 use super::store::{Store, memory_of, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::vmemd::{map, open};
+use crate::world::run_command;
 
 const PAGES: usize = 2000;
 const FILE: &str = "/dev/shm/vmem-checkpoint-program";
@@ -126,5 +127,41 @@ pub(super) fn parts(store: &Store) -> Outcome {
         fs::read(&output)? == memory_bytes[PAGE_SIZE..3 * PAGE_SIZE],
         "the file has another part"
     );
+    Ok(())
+}
+
+/// Who reads a checkpoint is named, and counts no more once it was killed.
+pub(super) fn killed(store: &Store) -> Outcome {
+    fs::write(FILE, vec![7; 8 * PAGE_SIZE])?;
+    let file = fs::File::options().read(true).write(true).open(FILE)?;
+    let (pid, memory) = memory_of(&file);
+    let made = store.run("create", &["--name", "data", "--pid", &pid, "--memory", &memory]);
+    fs::remove_file(FILE)?;
+    made?;
+    let mut restore = store.restore("data", &["--no-record", "--no-background"], "ready")?;
+    let region = restore.region()?;
+    let remove = || -> Outcome<Option<String>> {
+        let removed = store.end("rm", &["data@1"])?;
+        let text = String::from_utf8_lossy(&removed.stderr).into_owned();
+        Ok((!removed.status.success()).then_some(text))
+    };
+    let restores = format!("process {} on host ", restore.child().id());
+    let text = remove()?.ok_or("it was removed")?;
+    ensure!(text.contains(&restores) && text.contains(" its lease ends in "), "{text}");
+    restore.child().kill()?;
+    restore.child().wait()?;
+    // vmemd lives.
+    let text = remove()?.ok_or("it was removed")?;
+    ensure!(!text.contains(&restores), "{text}");
+    let (_, number) = text.split_once("(process ").ok_or(text.clone())?;
+    let number = number.split(' ').next().unwrap_or_default();
+    ensure!(
+        fs::read_to_string(format!("/proc/{number}/comm"))?.trim() == "vmemd",
+        "{text}"
+    );
+    run_command("kill", &["-KILL", number])?;
+    wait_gone(&region)?;
+    equal!(remove()?, None);
+    equal!(store.run("list", &[])?, "");
     Ok(())
 }
