@@ -8,9 +8,10 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vmem_cli::{Progress, Signals};
-use vmem_qemu::chain::{Chain, Layer, chains, merge};
+use vmem_qemu::chain::{Chain, Layer, Merge, chains};
 use vmem_qemu::{COMMAND_LIMIT, Qmp};
 use vmem_store::{Manifest, Store};
 
@@ -28,22 +29,33 @@ pub struct Merged {
     pub files: Vec<PathBuf>,
 }
 
-/// Merges what can be merged, in all disks. In a dry run, says what would be.
+/// Merges what can be merged, in all disks. In a dry run, says what would be. Meanwhile, other clients can use QEMU's socket.
 ///
 /// # Errors
 ///
-/// A manifest cannot be read: what it refers to is unknown. QEMU refuses; a signal. Overlays that were merged before that are merged.
+/// A manifest cannot be read: what it refers to is unknown. QEMU refuses, or another one is there now; a signal. Overlays that were merged before
+/// that are merged.
 pub fn merge_overlays(
     store: &Store,
-    qmp: &Path,
+    socket: &Path,
     dry_run: bool,
     signals: &Signals,
     progress: &mut dyn FnMut(Progress),
     each: &mut dyn FnMut(&Merged),
 ) -> Result<(), Error> {
-    let mut qmp = Qmp::connect(qmp, COMMAND_LIMIT)?;
+    let mut qmp = Qmp::connect(socket, COMMAND_LIMIT)?;
+    let process = qmp.peer_pid()?;
     // The disks first: a checkpoint that is made after that refers to a file that is the uppermost one now, or to a later one.
     let chains = chains(&mut qmp)?;
+    drop(qmp);
+    let mut connect = |limit: Duration| {
+        let qmp = Qmp::connect(socket, limit)?;
+        // Nodes and jobs of another QEMU may have the same names.
+        match qmp.peer_pid()? == process {
+            true => Ok(qmp),
+            false => Err(vmem_qemu::Error::Closed),
+        }
+    };
     let used = files_in_use(store)?;
     for Chain { disk, layers } in &chains {
         // From below: what lies above keeps its place.
@@ -55,9 +67,8 @@ pub fn merge_overlays(
             if !dry_run {
                 let stop = || signals.check().is_err();
                 let job = format!("vmem-merge-{}-{}", std::process::id(), range.start);
-                let merged = merge(&mut qmp, &job, node, base, &stop, &mut |done, size| {
-                    progress(Progress { done, size })
-                });
+                let merge = Merge { id: &job, node, base };
+                let merged = merge.run(&mut connect, &stop, &mut |done, size| progress(Progress { done, size }));
                 // A job that was cancelled has failed.
                 signals.check()?;
                 merged?;
