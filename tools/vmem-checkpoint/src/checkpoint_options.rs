@@ -2,6 +2,7 @@
 //! How checkpoints are made.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub struct Options {
     pub agent: Option<freeze::Options>,
     /// The directory where the guest's disks get overlays at the instant, if they are kept.
     pub disks: Option<PathBuf>,
+    /// For a clone with disks: a command that calls [`deputize`](crate::standstill::deputize) with QEMU's socket, and its arguments. Without it, the
+    /// guest stands still if this process is killed at the instant.
+    pub continuer: Vec<OsString>,
     /// Commands around each checkpoint.
     pub hooks: Hooks,
     /// The directory with the records of bases, for a guest that is a clone.

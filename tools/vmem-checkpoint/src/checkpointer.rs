@@ -18,7 +18,7 @@ use crate::checkpoint_options::Options;
 use crate::clone_memory::{CloneBackend, CloneMemory};
 use crate::clone_taken::{self, CloneSubject};
 use crate::cut::{Cut, cut};
-use crate::disks::{DISKS, Disk, Plan};
+use crate::disks::{DISKS, Disk, Plan, with_overlays};
 use crate::error::Error;
 use crate::freeze::{FROZEN, Freezing};
 use crate::freezer::Freezer;
@@ -72,11 +72,6 @@ impl Checkpointer {
         let memories = match memories {
             OpenMemories::Shared(backends) => Memories::Tracked(Tracked::begin(backends, &store)?),
             OpenMemories::Clone(memory) => {
-                if options.disks.is_some() {
-                    return Err(Error::other(
-                        "--disks: QEMU cannot make overlays at the instant of a clone's checkpoint",
-                    ));
-                }
                 if store.config().id.to_string() != memory.base.store {
                     return Err(Error::other(format!(
                         "the guest is a clone of {} in another store: only the store of the base can have its checkpoints",
@@ -412,17 +407,6 @@ impl Memories {
 
 fn overlays(disks: &[Disk]) -> Vec<String> {
     disks.iter().map(|disk| disk.overlay.display().to_string()).collect()
-}
-
-/// Says that the guest goes on with these overlays.
-fn with_overlays(overlays: Vec<String>, source: Error) -> Error {
-    if overlays.is_empty() {
-        return source;
-    }
-    Error::Overlays {
-        overlays,
-        source: Box::new(source),
-    }
 }
 
 fn run_state(guest: Option<&Cut<()>>) -> &'static str {

@@ -12,10 +12,11 @@ use vmem_qemu::{COMMAND_LIMIT, Qmp};
 use vmem_store::{GuestName, Store, Writer};
 
 use crate::checkpoint_options::Options;
-use crate::clone_cut;
+use crate::clone_cut::{self, How};
 use crate::clone_memory::CloneMemory;
 use crate::cut::Cut;
 use crate::device_state::device_state;
+use crate::disks::{Plan, with_overlays};
 use crate::error::Error;
 use crate::freezer::Freezer;
 use crate::other_memory::{self, OtherMemory};
@@ -65,6 +66,11 @@ pub(crate) fn take(clone: &CloneSubject<'_>, store: &Store, writer: &Writer, sig
     let others = OtherMemory::of(&memory, &template)?;
     let sets = differing(&memory, store, writer)?;
     private_pages::check(memory.pending()?, options.copies)?;
+    let plan = options
+        .disks
+        .as_deref()
+        .map(|directory| Plan::of(&mut qmp, directory, guest.as_str()))
+        .transpose()?;
     let freezer = Freezer::new(options.agent.as_ref(), guest);
     let copy = || Ok((private_pages::copy(&memory, options.copies)?, others.copy(&memory)?));
     let Cut {
@@ -75,16 +81,22 @@ pub(crate) fn take(clone: &CloneSubject<'_>, store: &Store, writer: &Writer, sig
     } = clone_cut::cut(
         qmp,
         &process,
-        options.limits(),
-        signals,
+        &How {
+            limits: options.limits(),
+            signals,
+            plan: plan.as_ref(),
+            deputy: &options.continuer,
+        },
         |runs| freezer.freeze(runs),
         copy,
         || freezer.thaw(),
     )?;
+    let named = |error| with_overlays(plan.as_ref().map_or(Vec::new(), Plan::files), error);
+    let disks = plan.as_ref().map_or(Ok(Vec::new()), Plan::disks).map_err(named)?;
     let mut images = Vec::new();
     for ((private, mut set), memory) in private.into_iter().zip(sets).zip(&memory.memories) {
         private.set.runs().for_each(|run| set.insert(run));
-        let (backend, _) = base.manifest().backend(&memory.id).ok_or(Error::OtherMemory)?;
+        let (backend, _) = base.manifest().backend(&memory.id).ok_or_else(|| named(Error::OtherMemory))?;
         images.push(CloneImage {
             private,
             set,
@@ -96,12 +108,12 @@ pub(crate) fn take(clone: &CloneSubject<'_>, store: &Store, writer: &Writer, sig
         images: Images::Clone(images),
         guest: Some(Cut {
             armed: (),
-            device_state: other_memory::device_state(&template, &other_memory, &devices)?,
+            device_state: other_memory::device_state(&template, &other_memory, &devices).map_err(named)?,
             runs,
             pause,
         }),
         freezing: freezer.freezing.take(),
-        disks: Vec::new(),
+        disks,
     })
 }
 

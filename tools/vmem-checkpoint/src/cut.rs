@@ -260,4 +260,4 @@ pub(crate) fn now() -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -220,6 +220,17 @@ impl Plan {
     }
 }
 
+/// Says that the guest goes on with these overlays.
+pub(crate) fn with_overlays(overlays: Vec<String>, source: Error) -> Error {
+    if overlays.is_empty() {
+        return source;
+    }
+    Error::Overlays {
+        overlays,
+        source: Box::new(source),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,15 +5,14 @@
 //! process that waits at a pipe for the death of this one.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmem_qemu::{Agent, agent};
 
+use crate::deputy::{Deputy, is_needed};
 use crate::error::Error;
 
 /// The label with the number of file systems that were frozen at the instant. A guest that is restored from it has to thaw them.
@@ -24,9 +23,6 @@ const DEPUTY: Duration = Duration::from_secs(300);
 
 /// The time between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What a deputy is told when nothing is left to thaw.
-const DONE: u8 = b'.';
 
 /// Whether file systems are frozen around the instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,35 +155,6 @@ impl Drop for Frozen {
     }
 }
 
-/// A process that thaws if this one ends without saying that it has.
-#[derive(Debug)]
-struct Deputy(Child);
-
-impl Deputy {
-    fn start(command: &[OsString]) -> Result<Option<Self>, Error> {
-        let [program, arguments @ ..] = command else { return Ok(None) };
-        let child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // A signal of the terminal is for this process.
-            .process_group(0)
-            .spawn()
-            .map_err(vmem_cli::Error::call(
-                "cannot start the process that thaws if this one is killed",
-            ))?;
-        Ok(Some(Self(child)))
-    }
-
-    fn dismiss(mut self) {
-        if let Some(mut pipe) = self.0.stdin.take() {
-            // It may have been killed.
-            let _ = pipe.write_all(&[DONE]);
-        }
-        let _ = self.0.wait();
-    }
-}
-
 /// Waits until the process at the other end of `pipe` has ended, and thaws the guest's file systems if it has not done so: tries for five
 /// minutes.
 ///
@@ -195,13 +162,8 @@ impl Deputy {
 ///
 /// They may be frozen still.
 pub fn deputize(pipe: &mut dyn Read, socket: &Path, limit: Duration) -> Result<(), Error> {
-    let mut said = [0];
-    loop {
-        match pipe.read(&mut said) {
-            Ok(1..) if said == [DONE] => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => break,
-        }
+    if !is_needed(pipe) {
+        return Ok(());
     }
     thaw_patiently(socket, limit, DEPUTY, || true).map(drop)
 }

@@ -34,6 +34,7 @@ pub(crate) fn run(args: &Checkpoint, common: &Common) -> Result<(), Error> {
         Command::Init(args) => inspect::init(args, common.json),
         Command::Create(args) => create::run(args, &catch()?, common),
         Command::Thaw(args) => agent::thaw(args),
+        Command::Continue(args) => agent::go_on(args),
         Command::Restore(args) => restore::run(args, &catch()?, common),
         Command::Base(args) => base::run(args, &catch()?, common),
         Command::Clone(args) => clone::run(args, &catch()?, common),

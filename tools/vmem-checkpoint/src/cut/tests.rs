@@ -2,7 +2,7 @@
 //! Cuts of a stand-in for QEMU, which does with its guest what QEMU does: it stops the guest at the end of a migration, and continues it
 //! when the migration is cancelled or its stream is closed.
 
-mod fake;
+pub(crate) mod fake;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Freezing with a stand-in for the agent, which speaks its protocol.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::deputy::DONE;
 
 /// A guest agent; the commands that it got.
 pub(crate) struct FakeAgent {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The options of the guest agent, and the process that thaws file systems if `checkpoint create` is killed.
+//! The options of the guest agent, and the processes that thaw file systems, or continue the guest, if `checkpoint create` is killed.
 
+use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmem_checkpoint::Error;
 use vmem_checkpoint::freeze::{self, Freeze, deputize};
+use vmem_checkpoint::standstill;
 use vmem_cli::seconds;
 
 /// The socket of the guest agent.
@@ -45,10 +47,6 @@ pub(crate) enum When {
 impl FreezeOptions {
     pub(crate) fn options(&self) -> Result<Option<freeze::Options>, Error> {
         let Some(socket) = &self.socket.agent else { return Ok(None) };
-        let program = std::env::current_exe().map_err(vmem_cli::Error::call("cannot find this program"))?;
-        let mut deputy = vec![program.into_os_string()];
-        deputy.extend(["checkpoint", "thaw", "--agent"].map(Into::into));
-        deputy.push(socket.into());
         Ok(Some(freeze::Options {
             socket: socket.clone(),
             freeze: match self.freeze {
@@ -57,9 +55,27 @@ impl FreezeOptions {
                 When::Never => Freeze::Never,
             },
             limit: self.socket.agent_timeout,
-            deputy,
+            deputy: deputy("thaw", "--agent", socket)?,
         }))
     }
+}
+
+/// The command of a deputy, which has this option.
+pub(super) fn deputy(command: &str, option: &str, socket: &Path) -> Result<Vec<OsString>, Error> {
+    let program = std::env::current_exe().map_err(vmem_cli::Error::call("cannot find this program"))?;
+    let words = ["checkpoint", command, option].map(OsString::from);
+    Ok([&[program.into_os_string()][..], &words, &[socket.into()]].concat())
+}
+
+/// Waits at standard input for the death of `checkpoint create`, and continues the guest.
+#[derive(Debug, Args)]
+pub(crate) struct Continue {
+    #[arg(long)]
+    pub(crate) qmp: PathBuf,
+}
+
+pub(super) fn go_on(args: &Continue) -> Result<(), Error> {
+    standstill::deputize(&mut io::stdin().lock(), &args.qmp)
 }
 
 /// Waits at standard input for the death of `checkpoint create`, and thaws.

@@ -11,7 +11,7 @@ use vmem_cli::{address, owner, seconds, size};
 use vmem_store::GuestName;
 use vmem_store_source::{KeyOptions, Selector};
 
-use super::agent::{AgentSocket, FreezeOptions, Thaw};
+use super::agent::{AgentSocket, Continue, FreezeOptions, Thaw};
 use super::hooks::HookOptions;
 use super::in_store::InStore;
 use super::key::Key;
@@ -39,6 +39,9 @@ pub(crate) enum Command {
     /// Started by create
     #[command(hide = true)]
     Thaw(Thaw),
+    /// Started by create
+    #[command(hide = true)]
+    Continue(Continue),
     /// Write a checkpoint into files that other programs read
     Export(super::export::Export),
     /// List the checkpoints of a store

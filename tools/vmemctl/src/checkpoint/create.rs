@@ -12,6 +12,7 @@ use vmem_migrate::options::Common;
 use vmem_migrate::report;
 use vmem_store::{CheckpointName, GuestName, Store};
 
+use super::agent::deputy;
 use super::args::Create;
 use super::paced::Paced;
 use super::patience::Patience;
@@ -46,6 +47,10 @@ pub(super) fn run(args: &Create, signals: &Signals, common: &Common) -> Result<(
         tags: args.words.iter().cloned().collect(),
         agent: args.freeze.options()?,
         disks: args.disks.clone(),
+        continuer: match &args.qmp {
+            Some(qmp) => deputy("continue", "--qmp", qmp)?,
+            None => Vec::new(),
+        },
         hooks: args.hooks.hooks(&args.store.store.to_string()),
         state: common.state.clone(),
     };

@@ -51,6 +51,7 @@ crate::tests![
     checkpoint_is_read_over_nbd_with_tls_and_by_nobody_else,
     clones_of_a_guest_share_one_base_and_have_their_own_writes,
     clone_of_a_base_is_checkpointed_with_the_base_as_its_parent,
+    checkpoint_of_a_clone_has_its_disk_at_the_instant,
     base_fetches_each_page_once_for_all_who_map_it,
     base_goes_on_when_its_vmemd_or_a_clone_is_killed,
 ];
@@ -165,6 +166,10 @@ fn clones_of_a_guest_share_one_base_and_have_their_own_writes() -> Outcome {
 
 fn clone_of_a_base_is_checkpointed_with_the_base_as_its_parent() -> Outcome {
     clones::checkpointed(&Store::new()?, &Guest::with_generation_id()?)
+}
+
+fn checkpoint_of_a_clone_has_its_disk_at_the_instant() -> Outcome {
+    clones::with_disks(&Store::new()?, &Guest::with_disk_and_generation_id()?)
 }
 
 fn base_fetches_each_page_once_for_all_who_map_it() -> Outcome {

@@ -2,6 +2,7 @@
 //! A stand-in for QEMU.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -17,24 +18,31 @@ use vmem_qemu::recorded::END;
 
 /// What is unusual about this QEMU.
 #[derive(Clone, Copy)]
-pub(super) struct Habit {
+pub(crate) struct Habit {
     /// Bytes of its state that it writes.
-    pub(super) written: usize,
+    pub(crate) written: usize,
     /// It refuses to migrate.
-    pub(super) refuses: bool,
+    pub(crate) refuses: bool,
     /// It waits before the switchover.
-    pub(super) waits: bool,
+    pub(crate) waits: bool,
     /// It refuses bandwidth limits that it had before.
-    pub(super) refuses_bandwidth: bool,
+    pub(crate) refuses_bandwidth: bool,
     /// It refuses to change its capabilities.
-    pub(super) refuses_capabilities: bool,
+    pub(crate) refuses_capabilities: bool,
     /// It closes the first connection on which a capability is switched off, before it does that.
-    pub(super) hangs_up: bool,
+    pub(crate) hangs_up: bool,
     /// The guest's memory has the end of a state, which QEMU sends while the guest runs.
-    pub(super) feigns_end: bool,
+    pub(crate) feigns_end: bool,
     /// It writes more after the end of the state.
-    pub(super) goes_on: bool,
+    pub(crate) goes_on: bool,
+    /// It cannot make overlays.
+    pub(crate) refuses_overlays: bool,
+    /// It does not continue a guest that was stopped.
+    pub(crate) refuses_cont: bool,
 }
+
+/// Bytes of devices that are saved alone.
+pub(crate) const DEVICES: usize = 60_000;
 
 impl Default for Habit {
     fn default() -> Self {
@@ -47,6 +55,8 @@ impl Default for Habit {
             hangs_up: false,
             feigns_end: false,
             goes_on: false,
+            refuses_overlays: false,
+            refuses_cont: false,
         }
     }
 }
@@ -61,6 +71,8 @@ struct State {
     commands: Vec<String>,
     /// QEMU's end of the stream.
     stream: Option<UnixStream>,
+    /// The file for the devices alone.
+    devices: Option<File>,
     out: Option<UnixStream>,
     has_hung_up: bool,
 }
@@ -88,14 +100,14 @@ impl State {
     }
 }
 
-pub(super) struct FakeQemu {
+pub(crate) struct FakeQemu {
     state: Arc<Mutex<State>>,
     socket: std::path::PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl FakeQemu {
-    pub(super) fn start(status: &str, habit: Habit) -> Self {
+    pub(crate) fn start(status: &str, habit: Habit) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("qmp");
         let listener = UnixListener::bind(&socket).expect("a socket");
@@ -122,31 +134,31 @@ impl FakeQemu {
         self.state.lock().expect("no panic")
     }
 
-    pub(super) fn socket(&self) -> &std::path::Path {
+    pub(crate) fn socket(&self) -> &std::path::Path {
         &self.socket
     }
 
-    pub(super) fn connect(&self) -> Qmp {
+    pub(crate) fn connect(&self) -> Qmp {
         Qmp::connect(&self.socket, Duration::from_secs(10)).expect("a QEMU")
     }
 
-    pub(super) fn status(&self) -> String {
+    pub(crate) fn status(&self) -> String {
         self.lock().status.clone()
     }
 
-    pub(super) fn set_before(&self, status: &str) {
+    pub(crate) fn set_before(&self, status: &str) {
         self.lock().before = status.to_owned();
     }
 
-    pub(super) fn commands(&self) -> Vec<String> {
+    pub(crate) fn commands(&self) -> Vec<String> {
         self.lock().commands.clone()
     }
 
-    pub(super) fn capabilities_on(&self) -> Vec<String> {
+    pub(crate) fn capabilities_on(&self) -> Vec<String> {
         self.lock().capabilities.iter().cloned().collect()
     }
 
-    pub(super) fn wait_for(&self, status: &str) {
+    pub(crate) fn wait_for(&self, status: &str) {
         let until = Instant::now() + Duration::from_secs(20);
         while self.status() != status {
             assert!(Instant::now() < until, "it is {}", self.status());
@@ -268,6 +280,41 @@ fn execute(command: &Value, shared: &Arc<Mutex<State>>, habit: Habit, files: &mu
             }
             state.end_migration("cancelled");
             json!({})
+        }
+        "stop" => {
+            state.emit("STOP", &Value::Null);
+            state.status = "paused".to_owned();
+            json!({})
+        }
+        "cont" if habit.refuses_cont => return Err("not now"),
+        "cont" => {
+            state.emit("RESUME", &Value::Null);
+            state.status = "running".to_owned();
+            json!({})
+        }
+        "query-block" => json!([{
+            "device": "disk0",
+            "inserted": {"file": "/proc/self/exe", "drv": "raw", "node-name": "n0", "ro": false},
+        }]),
+        "transaction" if habit.refuses_overlays => return Err("no overlay"),
+        "add-fd" => {
+            state.devices = files.pop().map(File::from);
+            json!({"fdset-id": 1, "fd": 9})
+        }
+        "remove-fd" => {
+            state.devices = None;
+            json!({})
+        }
+        "xen-save-devices-state" => {
+            let before = std::mem::replace(&mut state.status, "save-vm".to_owned());
+            let devices = state.devices.as_ref().and_then(|file| file.try_clone().ok());
+            drop(state);
+            let written = devices.is_some_and(|mut file| file.write_all(&vec![7; DEVICES]).is_ok());
+            shared.lock().expect("no panic").status = before;
+            match written {
+                true => json!({}),
+                false => return Err("cannot write"),
+            }
         }
         _ => json!({}),
     })

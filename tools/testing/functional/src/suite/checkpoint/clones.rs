@@ -38,10 +38,11 @@ impl Clone {
     fn command(store: &Store, guest: &Guest, name: &str, memory: &str) -> Outcome<(Command, PathBuf)> {
         let qmp = guest.directory.join(name);
         let mut command = store.without_store("clone")?;
-        command
-            .args(["--json", "--base", "guest0", "--paused", "--qmp"])
-            .arg(&qmp)
-            .arg("--");
+        command.args(["--json", "--base", "guest0", "--paused", "--qmp"]).arg(&qmp);
+        if guest.has_disk() {
+            command.arg("--disks").arg(disks(store)?);
+        }
+        command.arg("--");
         command.args(guest.taker(name, memory)).stdin(Stdio::null());
         Ok((command, qmp))
     }
@@ -195,13 +196,76 @@ pub(super) fn checkpointed(store: &Store, guest: &Guest) -> Outcome {
     };
     let said = refused(&["--copies", "16K"])?;
     ensure!(said.contains("of memory for itself"), "{said}");
-    let said = refused(&["--disks", "/tmp"])?;
-    ensure!(said.contains("--disks"), "{said}");
     // Without the base, nothing proves what the other pages are.
     end(base)?;
     let said = refused(&[])?;
     ensure!(said.contains("of no base that lives"), "{said}");
     drop((one, two));
+    wait_gone("guest0.ram")
+}
+
+/// The directory of overlays.
+fn disks(store: &Store) -> Outcome<String> {
+    let directory = store.directory.join("disks");
+    fs::create_dir_all(&directory)?;
+    Ok(directory.to_string_lossy().into_owned())
+}
+
+/// Checkpoints of a clone have its disk at the instant.
+pub(super) fn with_disks(store: &Store, guest: &Guest) -> Outcome {
+    let directory = disks(store)?;
+    let disks = ["--disks", &directory];
+    guest.create(store, &disks)?;
+    let base = store.begin("base", "guest0@1", &[], "ready")?;
+    let one = Clone::new(store, guest, "one")?;
+    let two = Clone::new(store, guest, "two")?;
+    go_on(&one.qmp)?;
+    let block = |qmp: &Path| ask(qmp, "{\"execute\": \"query-block\"}");
+    for number in 1..=2 {
+        let said = one.create(store, &disks)?;
+        ensure!(
+            said.contains("\"running\":true") && said.contains("\"name\":\"ide0-hd0\"") && said.contains("\"pause_seconds\":0."),
+            "{said}"
+        );
+        equal!(status(&one.qmp)?, "running");
+        // Under the overlay of the checkpoint are that of the clone, and the disk of the base.
+        let block = block(&one.qmp)?;
+        let depth = format!("\"backing_file_depth\": {}", number + 1);
+        ensure!(block.contains(&depth) && block.contains("/disks/one-"), "{block}");
+    }
+    let other = block(&two.qmp)?;
+    ensure!(
+        !other.contains("/disks/one-") && other.contains("\"backing_file_depth\": 1"),
+        "{other}"
+    );
+    // While it stands still: it stays so.
+    ask(&one.qmp, "{\"execute\": \"stop\"}")?;
+    let said = one.create(store, &disks)?;
+    ensure!(said.contains("\"running\":false"), "{said}");
+    equal!(status(&one.qmp)?, "paused");
+    for checkpoint in ["one@1", "one@3"] {
+        let shown = store.run("show", &[checkpoint])?;
+        ensure!(
+            shown.contains("disk        ide0-hd0: ") && !shown.contains("written since"),
+            "{shown}"
+        );
+        let restored = Restored::in_region(store, guest, checkpoint, "one.ram", &["--paused", disks[0], disks[1]])?;
+        restored.check()?;
+        restored.end()?;
+    }
+    // Killed at any moment, it leaves the guest running.
+    ask(&one.qmp, "{\"execute\": \"cont\"}")?;
+    for delay in (2..10).map(|step| Duration::from_millis(25 * step)) {
+        let mut child = store.command("create")?.args(disks).arg("--qmp").arg(&one.qmp).spawn()?;
+        sleep(delay);
+        child.kill()?;
+        child.wait()?;
+        wait_until("the clone runs", || {
+            Ok(status(&one.qmp).is_ok_and(|status| status == "running"))
+        })?;
+    }
+    drop((one, two));
+    end(base)?;
     wait_gone("guest0.ram")
 }
 

@@ -47,6 +47,16 @@ impl Guest {
         Self::start(true, &[])
     }
 
+    /// A guest of both kinds.
+    pub(super) fn with_disk_and_generation_id() -> Outcome<Self> {
+        Self::start(true, &["-device", "vmgenid,guid=auto"])
+    }
+
+    /// Whether its disk can be kept.
+    pub(super) fn has_disk(&self) -> bool {
+        self.has_disk
+    }
+
     fn start(has_disk: bool, devices: &'static [&'static str]) -> Outcome<Self> {
         let directory = PathBuf::from("/tmp/vmem-checkpoint");
         let _ = (fs::remove_dir_all(&directory), fs::remove_file(FILE));
