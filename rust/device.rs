@@ -5,6 +5,7 @@
 //! ```text
 //!     /dev/vmem/control ── creates, attaches ──┐
 //!     region or map descriptor ── RegionFile ──┤
+//!     file of a region ── NamedFile ───────────┤
 //!     VMA ── MapFile ── Mapped ────────────────┴── Handle ── Region ── Staging, Pages, Daemon
 //!
 //!     /dev/vmem/control ── adopts ── AdoptedFile ── AdoptedMemory ── SharedMemory
@@ -25,14 +26,18 @@ pub(crate) mod attachment;
 pub(crate) mod control;
 mod copy_before_write;
 pub(crate) mod daemon;
+pub(crate) mod directory;
 mod dirty;
 pub(crate) mod discard;
 pub(crate) mod fault;
+mod file_io;
+mod file_times;
 mod image;
 mod image_file;
 pub(crate) mod info;
 pub(crate) mod memories;
 pub(crate) mod name;
+pub(crate) mod named_file;
 pub(crate) mod pages;
 mod plane;
 pub(crate) mod primitives;

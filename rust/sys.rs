@@ -15,6 +15,7 @@ pub(crate) mod fault;
 pub(crate) mod fault_address;
 pub(crate) mod file;
 pub(crate) mod file_ops;
+pub(crate) mod file_system;
 pub(crate) mod global;
 pub(crate) mod memcg;
 pub(crate) mod misc_dev;

@@ -18,13 +18,16 @@ mod sys;
 
 use device::{
     control,
+    directory,
     memories,
+    named_file,
     region_file,
     registry,
     tracked, //
 };
 use kernel::prelude::*;
 use sys::{
+    file_system::FileSystem,
     misc_dev::MiscDev,
     node::Nodes,
     staging::Shmem,
@@ -44,6 +47,7 @@ module! {
 /// are still in the module's code.
 #[pin_data]
 struct Vmem {
+    file_system: FileSystem,
     #[pin]
     control: MiscDev,
     nodes: Nodes,
@@ -60,6 +64,7 @@ impl kernel::InPlaceModule for Vmem {
             shmem: tracked::init(Shmem::init(module)?, module),
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
+            file_system: FileSystem::register(module, &directory::DIRECTORY, &named_file::OPS)?,
         })
     }
 }

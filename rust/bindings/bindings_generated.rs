@@ -2,6 +2,12 @@
 
 // SPDX-License-Identifier: GPL-2.0
 
+pub const POSIX_FADV_NORMAL: u32 = 0;
+pub const POSIX_FADV_RANDOM: u32 = 1;
+pub const POSIX_FADV_SEQUENTIAL: u32 = 2;
+pub const POSIX_FADV_WILLNEED: u32 = 3;
+pub const POSIX_FADV_DONTNEED: u32 = 4;
+pub const POSIX_FADV_NOREUSE: u32 = 5;
 pub const FALLOC_FL_KEEP_SIZE: u32 = 1;
 pub const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 pub const VMEM_IOC_MAGIC: u32 = 187;
@@ -13,6 +19,7 @@ pub const VMEM_FEATURE_POISON: u32 = 2;
 pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_FEATURE_STAGE: u32 = 16;
+pub const VMEM_FEATURE_FILES: u32 = 32;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -28,6 +35,7 @@ pub const VMEM_FILL_STAGE: u32 = 1;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
 pub const VMEM_STATE_READY: u32 = 2;
 pub const VMEM_STATE_PLAIN: u32 = 4;
+pub const VMEM_SUPER_MAGIC: u32 = 1986880877;
 pub type __s32 = ffi::c_int;
 pub type __u32 = ffi::c_uint;
 pub type __s64 = ffi::c_longlong;
@@ -220,7 +228,8 @@ pub struct vmem_info {
     pub requests: __u64,
     pub sigbus: __u64,
     pub mappings: __u64,
-    pub reserved: [__u64; 3usize],
+    pub length: __u64,
+    pub reserved: [__u64; 2usize],
 }
 unsafe extern "C" {
     pub static mut __this_module: module;
@@ -277,6 +286,13 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_shmem_lock_to_read(file: *mut file, pgoff: ffi::c_ulong) -> *mut folio;
+}
+unsafe extern "C" {
+    pub fn vmem_shmem_lock_to_write(
+        file: *mut file,
+        pgoff: ffi::c_ulong,
+        charge: *mut mem_cgroup,
+    ) -> *mut folio;
 }
 unsafe extern "C" {
     pub fn vmem_shmem_drop(staging: *mut file, pos: ffi::c_ulong, len: ffi::c_ulong) -> ffi::c_int;
@@ -430,7 +446,24 @@ unsafe extern "C" {
     ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_file_read_cached(
+        file: *mut file,
+        pgoff: ffi::c_ulong,
+        offset: ffi::c_ulong,
+        len: ffi::c_ulong,
+        to: *mut iov_iter,
+        error: *mut ffi::c_int,
+    ) -> ffi::c_ulong;
+}
+unsafe extern "C" {
     pub fn vmem_file_next_page(file: *mut file, first: ffi::c_ulong) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_file_next_hole(
+        file: *mut file,
+        first: ffi::c_ulong,
+        end: ffi::c_ulong,
+    ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
     pub fn vmem_folio_is_large(folio: *mut folio) -> ffi::c_int;
@@ -456,12 +489,43 @@ unsafe extern "C" {
     pub fn vmem_folio_unlock_put(folio: *mut folio);
 }
 unsafe extern "C" {
+    pub fn vmem_folio_write(
+        folio: *mut folio,
+        pgoff: ffi::c_ulong,
+        offset: ffi::c_ulong,
+        len: ffi::c_ulong,
+        from: *mut iov_iter,
+    ) -> ffi::c_ulong;
+}
+unsafe extern "C" {
+    pub fn vmem_folio_zero(
+        folio: *mut folio,
+        pgoff: ffi::c_ulong,
+        offset: ffi::c_ulong,
+        len: ffi::c_ulong,
+    );
+}
+unsafe extern "C" {
     pub fn vmem_anon_file(
         name: *const ffi::c_char,
         fops: *const file_operations,
         data: *mut ffi::c_void,
         flags: ffi::c_int,
     ) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_file_allow_nowait(file: *mut file);
+}
+unsafe extern "C" {
+    pub fn vmem_iocb_wait(iocb: *mut kiocb) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_setlease(
+        file: *mut file,
+        arg: ffi::c_int,
+        lease: *mut *mut file_lease,
+        priv_: *mut *mut ffi::c_void,
+    ) -> ffi::c_int;
 }
 unsafe extern "C" {
     pub fn vmem_fault_unlock(vmf: *mut vm_fault);
@@ -605,6 +669,9 @@ unsafe extern "C" {
     pub fn vmem_fault_in_readable(addr: ffi::c_ulong) -> ffi::c_int;
 }
 unsafe extern "C" {
+    pub fn vmem_fault_in_source(from: *mut iov_iter, len: ffi::c_ulong) -> ffi::c_int;
+}
+unsafe extern "C" {
     pub fn vmem_available_memory() -> ffi::c_ulong;
 }
 unsafe extern "C" {
@@ -629,6 +696,12 @@ unsafe extern "C" {
     pub fn vmem_cond_resched();
 }
 unsafe extern "C" {
+    pub fn vmem_kernel_uid(uid: ffi::c_uint) -> ffi::c_uint;
+}
+unsafe extern "C" {
+    pub fn vmem_kernel_gid(gid: ffi::c_uint) -> ffi::c_uint;
+}
+unsafe extern "C" {
     pub fn vmem_nodes_register(fops: *const file_operations, count: ffi::c_uint) -> ffi::c_int;
 }
 unsafe extern "C" {
@@ -648,6 +721,82 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn vmem_node_minor(inode: *mut inode) -> ffi::c_uint;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_file_attrs {
+    pub id: __u64,
+    pub size: __u64,
+    pub pages: __u64,
+    pub atime_ns: __s64,
+    pub mtime_ns: __s64,
+    pub ctime_ns: __s64,
+    pub mode: __u32,
+    pub uid: __u32,
+    pub gid: __u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_file_change {
+    pub size: __u64,
+    pub atime_ns: __s64,
+    pub mtime_ns: __s64,
+    pub mode: __u32,
+    pub uid: __u32,
+    pub gid: __u32,
+    pub sets_atime: ffi::c_int,
+    pub sets_mtime: ffi::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_dir_entry {
+    pub id: __u64,
+    pub name: [ffi::c_char; 32usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_totals {
+    pub pages: __u64,
+    pub present: __u64,
+    pub files: __u64,
+    pub free_files: __u64,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_directory_ops {
+    pub find: ::core::option::Option<
+        unsafe extern "C" fn(
+            name: *const ffi::c_char,
+            len: ffi::c_ulong,
+            attrs: *mut vmem_file_attrs,
+        ) -> ffi::c_int,
+    >,
+    pub attrs: ::core::option::Option<
+        unsafe extern "C" fn(id: __u64, attrs: *mut vmem_file_attrs) -> ffi::c_int,
+    >,
+    pub exists: ::core::option::Option<unsafe extern "C" fn(id: __u64) -> ffi::c_int>,
+    pub next: ::core::option::Option<
+        unsafe extern "C" fn(after: __u64, entry: *mut vmem_dir_entry) -> ffi::c_int,
+    >,
+    pub change: ::core::option::Option<
+        unsafe extern "C" fn(id: __u64, change: *const vmem_file_change) -> ffi::c_int,
+    >,
+    pub totals: ::core::option::Option<unsafe extern "C" fn(totals: *mut vmem_totals)>,
+}
+unsafe extern "C" {
+    pub fn vmem_fs_register(
+        ops: *const vmem_directory_ops,
+        fops: *const file_operations,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_fs_unregister();
+}
+unsafe extern "C" {
+    pub fn vmem_file_id(inode: *mut inode) -> ffi::c_ulonglong;
+}
+unsafe extern "C" {
+    pub fn vmem_now_ns() -> ffi::c_longlong;
 }
 pub const VMEM_IOCTL_GET_FEATURES: __u32 = 2151725824;
 pub const VMEM_IOCTL_CREATE_VMEM: __u32 = 3227564801;

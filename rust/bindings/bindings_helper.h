@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* The only input of bindgen; see rust/bindings/generate. */
+#include <linux/fadvise.h>
 #include <linux/falloc.h>
 
 #include "../../include/uapi/linux/vmem.h"

@@ -244,7 +244,8 @@ impl AdoptedFile {
             requests: 0,
             sigbus: 0,
             mappings: 0,
-            reserved: [0; 3],
+            length: self.memory.shared().size(),
+            reserved: [0; 2],
         }
     }
 }

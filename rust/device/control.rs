@@ -18,12 +18,12 @@ use super::{
     }, //
 };
 use crate::{
-    model::range::pages_for,
     sys::{
         file::reserve_fd,
         file_ops::{
             FileOps,
-            FileOpsTable, //
+            FileOpsTable,
+            OpenedInode, //
         },
         node::Access,
         uapi::{
@@ -57,7 +57,7 @@ pub(crate) struct Control;
 impl FileOps for Control {
     type Data = ();
 
-    fn open(_minor: u32) -> Result {
+    fn open(_inode: &OpenedInode<'_>) -> Result {
         Ok(())
     }
 
@@ -113,18 +113,16 @@ fn create_vmem(arg: UserArg) -> Result {
     let region = Region::new(Config {
         id: registry::next_id(),
         label,
-        nr_pages: pages_for(call.size).ok_or(EFBIG)?,
+        length: call.size,
         flags: call.flags,
         fault_timeout_ms: call.fault_timeout_ms,
     })?;
-    let access = Access {
-        mode: call.mode,
-        uid: call.uid,
-        gid: call.gid,
-    };
+    let named = name
+        .map(|name| Ok::<_, Error>((name, Access::of_caller(call.mode, call.uid, call.gid)?)))
+        .transpose()?;
     // Attach the daemon before the region can be found.
     let daemon = Attachment::new(&region)?;
-    let handle = registry::add(region, name, access)?;
+    let handle = registry::add(region, named)?;
     install_fds(handle, daemon, |region, vmem_fd, shmem_fd| {
         call.size = region.size();
         call.id = region.id();

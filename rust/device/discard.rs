@@ -29,6 +29,7 @@ pub(crate) fn discard(region: &Region, offset: u64, len: u64) -> Result {
         cond_resched_or_killed()?;
         discard_block(region, block)?;
     }
+    region.times.modify();
     if let Some(tracking) = memories::tracking_of_region(region) {
         tracking.written.count();
     }

@@ -155,6 +155,10 @@ impl VmOps for Mapped {
 /// absent page is requested once. The fault waits without its lock if its caller can retry.
 pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
     let pgoff = fault.pgoff();
+    if pgoff >= region.pages().nr() {
+        // A mapping of the region's file may reach beyond the end.
+        return Err(VmFaultReason::SIGBUS);
+    }
     loop {
         if fault.is_process_dying() && !region.pages().is_settled(pgoff) {
             // A core dump has the pages that are present. A dying process does not wait for others:

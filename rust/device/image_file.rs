@@ -24,7 +24,7 @@ use crate::{
         }, //
     },
     sys::{
-        copies::PageSink,
+        copies::read_pages,
         errno,
         fault::{
             Fault,
@@ -34,7 +34,8 @@ use crate::{
         file_ops::{
             self,
             FileOps,
-            FileOpsTable, //
+            FileOpsTable,
+            IoWait, //
         },
         task::cond_resched_or_killed,
         uapi::{
@@ -177,30 +178,6 @@ impl ImageFile {
     fn size(&self) -> u64 {
         self.image().all().bytes().unwrap_or(0)
     }
-
-    /// Reads as much as fits. Stops early at a page that cannot be read.
-    fn read(&self, pos: u64, to: &mut IovIterDest<'_>) -> Result<usize> {
-        let mut done = 0;
-        loop {
-            let at = pos.saturating_add(done as u64);
-            let left = self.size().saturating_sub(at).min(to.len() as u64);
-            let offset = at % PAGE_SIZE;
-            let len = left.min(PAGE_SIZE - offset);
-            if len == 0 {
-                return Ok(done);
-            }
-            let mut sink = PageSink::new(to, offset as usize, len as usize);
-            let read = cond_resched_or_killed()
-                .and_then(|()| self.image().read(at / PAGE_SIZE, &mut sink));
-            let copied_bytes = sink.copied();
-            match read {
-                Ok(()) if copied_bytes > 0 => done = done.saturating_add(copied_bytes),
-                Ok(()) if done == 0 => return Err(EFAULT),
-                Err(e) if done == 0 => return Err(e),
-                _ => return Ok(done),
-            }
-        }
-    }
 }
 
 #[vtable]
@@ -254,8 +231,11 @@ impl FileOps for ImageFile {
         }
     }
 
-    fn read(this: &Self, pos: u64, to: &mut IovIterDest<'_>) -> Result<usize> {
-        let read = ImageFile::read(this, pos, to)?;
+    /// Stops early at a page that cannot be read.
+    fn read(this: &Self, pos: u64, to: &mut IovIterDest<'_>, _wait: IoWait) -> Result<usize> {
+        let read = read_pages(this.size(), pos, to, |pgoff, sink| {
+            this.image().read(pgoff, sink)
+        })?;
         if this.open.flags & VMEM_SNAPSHOT_ONCE != 0 {
             let first = pos.div_ceil(PAGE_SIZE);
             let end = pos.saturating_add(read as u64) / PAGE_SIZE;

@@ -24,6 +24,7 @@ use crate::{
             vmem_present,
             UserArg,
             UserBits,
+            VMEM_FEATURE_FILES,
             VMEM_FEATURE_FILL,
             VMEM_FEATURE_POISON,
             VMEM_FEATURE_SNAPSHOT,
@@ -49,7 +50,8 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
         | VMEM_FEATURE_POISON
         | VMEM_FEATURE_TRACK
         | VMEM_FEATURE_SNAPSHOT
-        | VMEM_FEATURE_STAGE;
+        | VMEM_FEATURE_STAGE
+        | VMEM_FEATURE_FILES;
     arg.write(&vmem_features {
         features: features.into(),
         max_size: VMEM_MAX_SIZE,
@@ -88,7 +90,8 @@ pub(crate) fn info(region: &Region) -> vmem_info {
         requests: region.pages().requests.get(),
         sigbus: region.sigbus.get(),
         mappings: Mappings::<Mapped>::of(region.staging()).count(),
-        reserved: [0; 3],
+        length: region.length(),
+        reserved: [0; 2],
     }
 }
 
@@ -115,6 +118,7 @@ pub(crate) fn show_fdinfo(region: &Region, m: &SeqFile) {
         ("requests", info.requests),
         ("sigbus", info.sigbus),
         ("mappings", info.mappings),
+        ("length", info.length),
     ] {
         seq_print!(m, "vmem-{name}:\t{value}\n");
     }

@@ -39,6 +39,24 @@ impl Name {
         Ok(Some(Self(bytes)))
     }
 
+    /// The name that a path has. [`None`] if no region can have this name.
+    pub(crate) fn from_path(name: &[u8]) -> Option<Self> {
+        let mut field = [0; MAX];
+        // A byte is left for the NUL.
+        let (text, _) = field
+            .split_at_mut_checked(name.len())
+            .filter(|(_, rest)| !rest.is_empty())?;
+        for (to, from) in text.iter_mut().zip(name) {
+            *to = *from as ffi::c_char;
+        }
+        Self::parse(&field).ok().flatten()
+    }
+
+    /// The bytes, with the NULs.
+    pub(crate) fn to_field(self) -> [ffi::c_char; MAX] {
+        self.0.map(|byte| byte as ffi::c_char)
+    }
+
     /// As a string.
     pub(crate) fn as_str(&self) -> &str {
         let text = self.0.split(|&b| b == 0).next().unwrap_or(&[]);

@@ -10,6 +10,7 @@ use crate::{
     model::{
         page_map::{
             Counts,
+            Settled,
             Touch,
             Verdict, //
         },
@@ -37,9 +38,13 @@ use crate::{
 };
 use kernel::{
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        barrier::smp_mb, //
     }, //
 };
 
@@ -81,6 +86,11 @@ pub(crate) struct Pages {
     queued: Atomic<u64>,
     /// The shard at which the next search for requests begins, so that each shard gets its turn.
     next_shard: Atomic<u64>,
+    /// Programs in poll() on files whose last read or write did not wait for a page.
+    #[pin]
+    pub(super) pollers: PollQueue,
+    /// How many files there are whose last read or write did not wait for a page.
+    refusals: Atomic<u64>,
     /// Faults on absent pages since creation.
     pub(crate) faults: Counter,
     /// Requests raised since creation.
@@ -99,6 +109,8 @@ impl Pages {
             request_waiters <- PollQueue::new(),
             queued: Atomic::new(0),
             next_shard: Atomic::new(0),
+            pollers <- PollQueue::new(),
+            refusals: Atomic::new(0),
             faults: Counter::new(),
             requests: Counter::new(),
         }))
@@ -241,7 +253,9 @@ impl Pages {
     /// The caller holds the shard's `fill`, or does something that no other fill could undo.
     pub(crate) fn settle(&self, range: PageRange, verdict: Verdict) -> Result<u64> {
         let (_, slots) = self.locate(range)?;
-        Ok(self.rendezvous().settle(slots, verdict).changed)
+        let settled = self.rendezvous().settle(slots, verdict);
+        self.wake_pollers(settled);
+        Ok(settled.changed)
     }
 
     /// Settles pages as present in the same way. If threads wait for them, calls `map_filled` with
@@ -260,7 +274,50 @@ impl Pages {
             queue.wake(range.start(), range.end(), mapped);
         };
         let settled = self.rendezvous().settle_and(slots, Verdict::Present, wake);
+        self.wake_pollers(settled);
         Ok(settled.changed)
+    }
+
+    /// Pages have changed their state: programs that wait for one of them in poll() look again.
+    fn wake_pollers(&self, settled: Settled) {
+        // Between the change of the state and the look for programs. A program looks in the reverse
+        // order: it is in the queue, and counted, before it looks at the state.
+        if settled.wake {
+            smp_mb(Full);
+            if self.refusals.load(Relaxed) != 0 {
+                self.pollers.wake_all();
+            }
+        }
+    }
+
+    /// The read or write of a file does not wait for a page. Until [`Pages::forget_refusal`], its
+    /// poll() is woken when pages that were requested change their state.
+    pub(super) fn count_refusal(&self) {
+        self.refusals.fetch_add(1u64, Full);
+    }
+
+    /// The same file has read or written without such a wait, or is closed.
+    pub(super) fn forget_refusal(&self) {
+        self.refusals.fetch_add(u64::MAX, Relaxed);
+    }
+
+    /// Requests the absent pages of `range`, which lies in one block, without waiting.
+    pub(super) fn request(&self, range: PageRange) -> Result {
+        for run in self.absent_runs(range)? {
+            for pgoff in run.start()..run.end() {
+                self.touch(pgoff);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first page from `pgoff` on that is present.
+    pub(crate) fn next_present(&self, pgoff: u64) -> Option<u64> {
+        let rest = self.range(pgoff, self.nr.checked_sub(pgoff)?).ok()?;
+        rest.blocks().find_map(|block| {
+            let absent = self.present_bits(block).ok()?.map(|word| !word);
+            Some(block.runs_without(absent).next()?.start())
+        })
     }
 
     /// Whether there are requests to take.
@@ -291,6 +348,7 @@ impl Pages {
     /// cancelled.
     pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
         self.rendezvous().detach_daemon(detach);
+        self.pollers.wake_all();
     }
 
     /// How many pages are in which state.

@@ -4,6 +4,7 @@
 
 use super::{
     daemon::Daemon,
+    file_times::FileTimes,
     pages::{
         Counter,
         Pages, //
@@ -14,7 +15,10 @@ use super::{
 use crate::{
     model::{
         page_map::Verdict,
-        range::PAGE_SIZE, //
+        range::{
+            pages_for,
+            PAGE_SIZE, //
+        }, //
     },
     sys::{
         fault_address::FaultAddress,
@@ -62,8 +66,8 @@ pub(crate) struct Config {
     pub(crate) id: u64,
     /// The name in `/proc/PID/maps`.
     pub(crate) label: CString,
-    /// How many pages it has.
-    pub(crate) nr_pages: u64,
+    /// Size of its file in bytes. The region has as many pages as these take.
+    pub(crate) length: u64,
     /// `VMEM_CREATE` bits.
     pub(crate) flags: u32,
     /// How long a touch waits, in milliseconds; 0 is no limit.
@@ -86,6 +90,8 @@ pub(crate) struct Region {
     #[pin]
     daemon: Daemon,
     plain: Atomic<bool>,
+    /// The times of its file.
+    pub(crate) times: FileTimes,
     /// Faults answered with SIGBUS since creation.
     pub(crate) sigbus: Counter,
     /// Faults that have waited too long, and whose mappings cannot make the page unreadable for all
@@ -105,9 +111,8 @@ pub(crate) struct Region {
 impl Region {
     /// A region whose pages are all absent, and which has no daemon.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
-        let size = config.nr_pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
-        let staging = Staging::new(&config.label, size, config.wants_huge())?;
-        let pages = Pages::new(config.nr_pages)?;
+        let staging = Staging::new(&config.label, config.length, config.wants_huge())?;
+        let pages = Pages::new(pages_for(config.length).ok_or(EFBIG)?)?;
         Arc::pin_init(
             pin_init!(Self {
                 config,
@@ -115,6 +120,7 @@ impl Region {
                 pages <- pages,
                 daemon <- Daemon::none(),
                 plain: Atomic::new(false),
+                times: FileTimes::now(),
                 sigbus: Counter::new(),
                 timed_out: TimedOutFaults::new(),
                 log: Atomic::new(NOTHING),
@@ -137,7 +143,12 @@ impl Region {
 
     /// Size in bytes.
     pub(crate) fn size(&self) -> u64 {
-        self.config.nr_pages.saturating_mul(PAGE_SIZE)
+        self.pages.nr().saturating_mul(PAGE_SIZE)
+    }
+
+    /// Size of its file in bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.config.length
     }
 
     /// `VMEM_CREATE` bits.

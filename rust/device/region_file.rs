@@ -7,6 +7,8 @@ use super::{
     fault::Mapped,
     info,
     memories,
+    named_file,
+    region::Region,
     registry::{
         self,
         Handle, //
@@ -18,7 +20,8 @@ use crate::sys::{
     file_ops::{
         self,
         FileOps,
-        FileOpsTable, //
+        FileOpsTable,
+        OpenedInode, //
     },
     uapi::{
         vmem_map_fd,
@@ -44,7 +47,8 @@ use crate::sys::{
 use kernel::{
     fs::{
         file::flags,
-        File, //
+        File,
+        LocalFile, //
     },
     prelude::*,
     seq_file::SeqFile,
@@ -61,12 +65,18 @@ pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
 /// The region behind a descriptor of the running process. `EBADF` if there is no such descriptor,
 /// `EINVAL` if it is not of a region, `EACCES` if it is not open for reading and writing.
 pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
-    file_ops::with_fd(&OPS, fd, |region_file, file| {
+    let handle = |region_file: &RegionFile, file: &LocalFile| {
         if file.flags() & flags::O_ACCMODE != flags::O_RDWR {
             return Err(EACCES);
         }
         Ok(region_file.handle.clone())
-    })?
+    };
+    match file_ops::with_fd(&OPS, fd, handle) {
+        Err(e) if e == EINVAL => file_ops::with_fd(&named_file::OPS, fd, |named_file, file| {
+            handle(named_file.region_file(), file)
+        })?,
+        found => found?,
+    }
 }
 
 /// The private data of a region or map descriptor.
@@ -79,29 +89,58 @@ pub(crate) struct RegionFile {
 }
 
 impl RegionFile {
-    fn new(handle: Arc<Handle>, daemon: Option<Attachment>) -> Result<KBox<Self>> {
+    fn new(handle: Arc<Handle>, daemon: Option<Attachment>) -> Result<Self> {
         let region = handle.region();
         let mapped = Mapped::new(handle.clone());
         let map_file = MapFile::new(region.staging(), region.label(), mapped)?;
-        Ok(KBox::new(
-            Self {
-                daemon,
-                map_file,
-                handle,
-            },
-            GFP_KERNEL,
-        )?)
+        Ok(Self {
+            daemon,
+            map_file,
+            handle,
+        })
+    }
+
+    /// For an open of a node or of a file.
+    pub(super) fn for_open(handle: Handle) -> Result<Self> {
+        Self::new(Arc::new(handle, GFP_KERNEL)?, None)
+    }
+
+    /// The region.
+    pub(super) fn region(&self) -> &Arc<Region> {
+        self.handle.region()
     }
 
     /// A region descriptor, for the daemon that is attached.
     pub(crate) fn for_daemon(handle: Handle, daemon: Attachment) -> Result<ARef<File>> {
         let data = Self::new(Arc::new(handle, GFP_KERNEL)?, Some(daemon))?;
+        let data = KBox::new(data, GFP_KERNEL)?;
         file_ops::anonymous(c"[vmem]", &OPS, data, flags::O_RDWR)
     }
 
     /// A map descriptor, with the access mode `mode`.
     fn for_mapping(handle: Arc<Handle>, mode: u32) -> Result<ARef<File>> {
-        file_ops::anonymous(c"[vmem-map]", &OPS, Self::new(handle, None)?, mode)
+        let data = KBox::new(Self::new(handle, None)?, GFP_KERNEL)?;
+        file_ops::anonymous(c"[vmem-map]", &OPS, data, mode)
+    }
+
+    /// Maps the region. The mapping may reach beyond its end, where a touch gets SIGBUS.
+    pub(super) fn map(&self, vma: NewVma<'_>) -> Result {
+        let region = self.handle.region();
+        if region.is_plain() {
+            return vma.map_plain(region.staging(), serve::plain_flags(region));
+        }
+        region.charge_to_current()?;
+        // Writes through a private mapping do not change the region.
+        let tracking = memories::tracking_of_region(region).filter(|_| vma.is_shared());
+        match tracking {
+            None => vma.map(&self.map_file, false),
+            Some(tracking) => {
+                let mapped = Mapped::logged(self.handle.clone(), tracking);
+                let file = MapFile::new(region.staging(), region.label(), mapped)?;
+                vma.map(&file, true);
+            }
+        }
+        Ok(())
     }
 
     /// GET_MAP_FD. A descriptor that can only read gives a descriptor that can only read.
@@ -124,8 +163,11 @@ impl RegionFile {
 impl FileOps for RegionFile {
     type Data = KBox<Self>;
 
-    fn open(minor: u32) -> Result<Self::Data> {
-        Self::new(Arc::new(registry::find_minor(minor)?, GFP_KERNEL)?, None)
+    fn open(inode: &OpenedInode<'_>) -> Result<Self::Data> {
+        Ok(KBox::new(
+            Self::for_open(registry::find_minor(inode.minor())?)?,
+            GFP_KERNEL,
+        )?)
     }
 
     fn ioctl(this: &Self, file: &File, cmd: u32, arg: UserArg) -> Result {
@@ -161,24 +203,9 @@ impl FileOps for RegionFile {
     }
 
     fn mmap(this: &Self, vma: NewVma<'_>) -> Result {
-        let region = this.handle.region();
         let (pgoff, nr) = vma.pages();
-        region.pages().range(pgoff, nr)?;
-        if region.is_plain() {
-            return vma.map_plain(region.staging(), serve::plain_flags(region));
-        }
-        region.charge_to_current()?;
-        // Writes through a private mapping do not change the region.
-        let tracking = memories::tracking_of_region(region).filter(|_| vma.is_shared());
-        match tracking {
-            None => vma.map(&this.map_file, false),
-            Some(tracking) => {
-                let mapped = Mapped::logged(this.handle.clone(), tracking);
-                let file = MapFile::new(region.staging(), region.label(), mapped)?;
-                vma.map(&file, true);
-            }
-        }
-        Ok(())
+        this.region().pages().range(pgoff, nr)?;
+        this.map(vma)
     }
 
     fn poll_queue<'a>(this: <Self::Data as ForeignOwnable>::Borrowed<'a>) -> Option<&'a PollQueue> {

@@ -55,7 +55,31 @@ struct Entry {
 struct NamedNode {
     name: Name,
     minor: u32,
+    /// Of the file. It is the node's until it is changed.
+    access: Access,
     _node: Node,
+}
+
+/// A region with a name, as it was when it was looked up. Other than a [`Handle`], it does not keep
+/// the name.
+pub(crate) struct NamedRegion {
+    /// The region.
+    pub(crate) region: Arc<Region>,
+    /// Its name.
+    pub(crate) name: Name,
+    /// Mode and owner of its file.
+    pub(crate) access: Access,
+}
+
+impl Entry {
+    fn named(&self) -> Option<NamedRegion> {
+        let node = self.node.as_ref()?;
+        Some(NamedRegion {
+            region: self.region.clone(),
+            name: node.name,
+            access: node.access,
+        })
+    }
 }
 
 impl Registry {
@@ -138,11 +162,11 @@ pub(crate) fn next_id() -> u64 {
 
 /// Adds a region, with a node if it has a name. `EEXIST` if the name is in use, `ENOSPC` if there
 /// are too many named regions.
-pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Result<Handle> {
+pub(crate) fn add(region: Arc<Region>, named: Option<(Name, Access)>) -> Result<Handle> {
     let mut registry = REGISTRY.lock();
-    let node = match name {
+    let node = match named {
         None => None,
-        Some(name) => {
+        Some((name, access)) => {
             let taken = |entry: &Entry| entry.node.as_ref().is_some_and(|node| node.name == name);
             if registry.entries.iter().any(taken) {
                 return Err(EEXIST);
@@ -152,6 +176,7 @@ pub(crate) fn add(region: Arc<Region>, name: Option<Name>, access: Access) -> Re
             Some(NamedNode {
                 name,
                 minor,
+                access,
                 _node: node,
             })
         }
@@ -204,4 +229,48 @@ pub(crate) fn find_minor(minor: u32) -> Result<Handle> {
         .lock()
         .find(|entry| entry.node.as_ref().is_some_and(|node| node.minor == minor))
         .ok_or(ENXIO)
+}
+
+/// The named region for which `matches` holds.
+fn find_named(matches: impl Fn(&Region, Name) -> bool) -> Option<NamedRegion> {
+    let registry = REGISTRY.lock();
+    let mut entries = registry.entries.iter();
+    let entry = entries.find(|entry| {
+        let node = entry.node.as_ref();
+        node.is_some_and(|node| matches(&entry.region, node.name))
+    })?;
+    entry.named()
+}
+
+/// The region with this name, for a look at it.
+pub(crate) fn look_up_name(name: Name) -> Result<NamedRegion> {
+    find_named(|_, other| other == name).ok_or(ENOENT)
+}
+
+/// The region with this number, if it has a name, for a look at it.
+pub(crate) fn look_up_id(id: u64) -> Result<NamedRegion> {
+    find_named(|region, _| region.id() == id).ok_or(ENOENT)
+}
+
+/// The region with a name whose number is the next one after `id`.
+pub(crate) fn next_named(id: u64) -> Option<NamedRegion> {
+    let registry = REGISTRY.lock();
+    let later = registry
+        .entries
+        .iter()
+        .filter(|entry| entry.region.id() > id);
+    later
+        .filter(|entry| entry.node.is_some())
+        .min_by_key(|entry| entry.region.id())?
+        .named()
+}
+
+/// Changes mode and owner of the file of a region.
+pub(crate) fn set_access(id: u64, access: Access) -> Result {
+    let mut registry = REGISTRY.lock();
+    let mut entries = registry.entries.iter_mut();
+    let entry = entries.find(|entry| entry.region.id() == id);
+    let node = entry.and_then(|entry| entry.node.as_mut()).ok_or(ENOENT)?;
+    node.access = access;
+    Ok(())
 }

@@ -161,6 +161,8 @@ fn mark_block(region: &Region, block: PageRange, zero: bool, verdict: Verdict) -
     for absent in pages.absent_runs(block)? {
         if zero {
             region.staging().drop_pages(absent)?;
+        } else if verdict == Verdict::Present {
+            region.staging().zero_tail(absent)?;
         }
         changed += match verdict {
             Verdict::Present => settle_filled(region, absent, || pages.settle(absent, verdict))?,

@@ -17,6 +17,7 @@ use kernel::{
     bindings::{
         address_space,
         file,
+        file_lease,
         file_operations,
         folio,
         inode,

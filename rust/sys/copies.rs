@@ -14,9 +14,13 @@ use super::{
     staging::{
         LockedFolio,
         Staging, //
-    }, //
+    },
+    task::cond_resched_or_killed, //
 };
-use crate::model::range::PageRange;
+use crate::model::range::{
+    PageRange,
+    PAGE_SIZE, //
+};
 use kernel::{
     error::{
         from_err_ptr,
@@ -85,7 +89,7 @@ impl Copies {
     /// Copies a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
-        unsafe { sink.fill_from(self.file.as_ptr(), pgoff) }
+        unsafe { sink.fill_from(self.file.as_ptr(), pgoff, bindings::vmem_file_read_page) }
     }
 }
 
@@ -104,10 +108,27 @@ impl SharedMemory {
         unsafe { next_page(self.as_ptr(), pgoff) }
     }
 
+    /// The first page from `pgoff` on, before `end`, that is a hole.
+    pub(crate) fn next_hole(&self, pgoff: u64, end: u64) -> Option<u64> {
+        if pgoff >= end {
+            return None;
+        }
+        let (file, first, last) = (self.as_ptr(), pgoff as usize, end as usize);
+        // SAFETY: It is a shmem file; the range is not empty.
+        let page = unsafe { bindings::vmem_file_next_hole(file, first, last) as u64 };
+        (page < end).then_some(page)
+    }
+
     /// Copies a part of a page to a reader.
     pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
         // SAFETY: It is a shmem file.
-        unsafe { sink.fill_from(self.as_ptr(), pgoff) }
+        unsafe { sink.fill_from(self.as_ptr(), pgoff, bindings::vmem_file_read_page) }
+    }
+
+    /// The same without waiting. `EAGAIN` if the page is in swap.
+    pub(crate) fn read_cached(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
+        // SAFETY: It is a shmem file.
+        unsafe { sink.fill_from(self.as_ptr(), pgoff, bindings::vmem_file_read_cached) }
     }
 }
 
@@ -124,6 +145,45 @@ unsafe fn next_page(file: *mut kernel::bindings::file, pgoff: u64) -> Option<u64
     }
 }
 
+/// Reads a file of `size` bytes from `pos` on, as much as fits, page by page. Returns how many bytes
+/// were read: fewer if `read` fails for a later page than the first.
+pub(crate) fn read_pages(
+    size: u64,
+    pos: u64,
+    to: &mut IovIterDest<'_>,
+    mut read: impl FnMut(u64, &mut PageSink<'_, '_>) -> Result,
+) -> Result<usize> {
+    let mut done = 0usize;
+    loop {
+        let at = pos.saturating_add(done as u64);
+        let left = size.saturating_sub(at).min(to.len() as u64);
+        let offset = at % PAGE_SIZE;
+        let len = left.min(PAGE_SIZE - offset);
+        if len == 0 {
+            return Ok(done);
+        }
+        let mut sink = PageSink::new(to, offset as usize, len as usize);
+        let read = cond_resched_or_killed().and_then(|()| read(at / PAGE_SIZE, &mut sink));
+        let copied_bytes = sink.copied();
+        match read {
+            Ok(()) if copied_bytes > 0 => done = done.saturating_add(copied_bytes),
+            Ok(()) if done == 0 => return Err(EFAULT),
+            Err(e) if done == 0 => return Err(e),
+            _ => return Ok(done),
+        }
+    }
+}
+
+/// Copies a part of a page of a file, `offset` and `len` bytes. Returns how many bytes were copied.
+type ReadPage = unsafe extern "C" fn(
+    file: *mut kernel::bindings::file,
+    pgoff: usize,
+    offset: usize,
+    len: usize,
+    to: *mut kernel::bindings::iov_iter,
+    error: *mut core::ffi::c_int,
+) -> usize;
+
 /// The destination of a part of a page.
 pub(crate) struct PageSink<'a, 'data> {
     to: &'a mut IovIterDest<'data>,
@@ -134,7 +194,7 @@ pub(crate) struct PageSink<'a, 'data> {
 
 impl<'a, 'data> PageSink<'a, 'data> {
     /// A destination for `len` bytes from `offset` on, within a page.
-    pub(crate) fn new(to: &'a mut IovIterDest<'data>, offset: usize, len: usize) -> Self {
+    fn new(to: &'a mut IovIterDest<'data>, offset: usize, len: usize) -> Self {
         Self {
             to,
             offset,
@@ -144,7 +204,7 @@ impl<'a, 'data> PageSink<'a, 'data> {
     }
 
     /// How many bytes were copied: fewer than requested if the destination cannot be written to.
-    pub(crate) fn copied(&self) -> usize {
+    fn copied(&self) -> usize {
         self.copied
     }
 
@@ -153,7 +213,12 @@ impl<'a, 'data> PageSink<'a, 'data> {
     /// # Safety
     ///
     /// `file` is a shmem file.
-    unsafe fn fill_from(&mut self, file: *mut kernel::bindings::file, pgoff: u64) -> Result {
+    unsafe fn fill_from(
+        &mut self,
+        file: *mut kernel::bindings::file,
+        pgoff: u64,
+        read_page: ReadPage,
+    ) -> Result {
         // SAFETY: This many bytes have been written to the iterator since the sink was made.
         unsafe { self.to.revert(self.copied) };
         let mut error = 0;
@@ -161,7 +226,7 @@ impl<'a, 'data> PageSink<'a, 'data> {
         self.copied = unsafe {
             let (pgoff, to) = (pgoff as usize, self.to.as_raw());
             let (offset, len) = (self.offset, self.len);
-            bindings::vmem_file_read_page(file, pgoff, offset, len, to, &raw mut error)
+            read_page(file, pgoff, offset, len, to, &raw mut error)
         };
         to_result(error)
     }

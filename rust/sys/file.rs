@@ -2,8 +2,13 @@
 
 //! References to open files, and reservations of descriptors.
 
+use super::{
+    bindings,
+    errno, //
+};
 use core::ptr::NonNull;
 use kernel::{
+    ffi,
     fs::{
         file::{
             flags,
@@ -29,4 +34,13 @@ pub(super) unsafe fn into_file(file: *mut kernel::bindings::file) -> ARef<File> 
 /// Reserves a descriptor number, close-on-exec.
 pub(crate) fn reserve_fd() -> Result<FileDescriptorReservation> {
     FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)
+}
+
+/// The bytes that fallocate() discards. `EOPNOTSUPP` if it shall do something else.
+pub(super) fn punched(mode: ffi::c_int, offset: i64, len: i64) -> Result<(u64, u64)> {
+    if mode as u32 != bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE {
+        return Err(errno::opnotsupp());
+    }
+    let bytes = |number| u64::try_from(number).map_err(|_| EINVAL);
+    Ok((bytes(offset)?, bytes(len)?))
 }

@@ -7,7 +7,11 @@
 
 use super::{
     bindings,
-    file::into_file,
+    errno,
+    file::{
+        into_file,
+        punched, //
+    },
     uapi::UserArg,
     vm_ops::NewVma,
     wait::PollQueue, //
@@ -20,12 +24,46 @@ use kernel::{
         File,
         LocalFile, //
     },
-    iov::IovIterDest,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
     prelude::*,
     seq_file::SeqFile,
     sync::aref::ARef,
     types::ForeignOwnable, //
 };
+
+/// The inode of a file that is being opened.
+pub(crate) struct OpenedInode<'a> {
+    inode: *mut kernel::bindings::inode,
+    _call: PhantomData<&'a ()>,
+}
+
+impl OpenedInode<'_> {
+    /// The minor number of a node.
+    pub(crate) fn minor(&self) -> u32 {
+        // SAFETY: The inode is valid during the call.
+        unsafe { bindings::vmem_node_minor(self.inode) }
+    }
+
+    /// The number of a file in the file system.
+    pub(crate) fn file_id(&self) -> u64 {
+        // SAFETY: The inode is valid during the call.
+        unsafe { bindings::vmem_file_id(self.inode) }
+    }
+}
+
+/// How long a read or write may wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IoWait {
+    /// For as long as it takes.
+    Forever,
+    /// Not for what another process has to do (`O_NONBLOCK`).
+    NotForOthers,
+    /// Not at all (`RWF_NOWAIT`, the first attempt of io_uring).
+    Never,
+}
 
 /// The operations of a file. An operation that is not provided behaves as for a file without it.
 #[vtable]
@@ -33,8 +71,8 @@ pub(crate) trait FileOps: Sized + 'static {
     /// The private data of the file.
     type Data: ForeignOwnable + Send + Sync;
 
-    /// A node with this minor number is opened.
-    fn open(_minor: u32) -> Result<Self::Data> {
+    /// A node, or a file of the file system, is opened.
+    fn open(_inode: &OpenedInode<'_>) -> Result<Self::Data> {
         Err(ENXIO)
     }
 
@@ -66,6 +104,11 @@ pub(crate) trait FileOps: Sized + 'static {
         false
     }
 
+    /// For poll(): whether the file is writable.
+    fn is_writable(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
+        false
+    }
+
     /// For poll(): whether the file has failed.
     fn has_failed(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> bool {
         false
@@ -91,8 +134,39 @@ pub(crate) trait FileOps: Sized + 'static {
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _pos: u64,
         _to: &mut IovIterDest<'_>,
+        _wait: IoWait,
     ) -> Result<usize> {
         Err(EINVAL)
+    }
+
+    /// Writes from `pos` on. Returns how many bytes were written. Only for a file of the file
+    /// system, which then also has what goes with it: splice(), fsync(), leases.
+    fn write(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _pos: u64,
+        _from: &mut IovIterSource<'_>,
+        _wait: IoWait,
+    ) -> Result<usize> {
+        Err(EINVAL)
+    }
+
+    /// fallocate(FALLOC_FL_PUNCH_HOLE): these bytes read as zeros from now on.
+    fn punch(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _offset: u64,
+        _len: u64,
+    ) -> Result {
+        Err(errno::opnotsupp())
+    }
+
+    /// posix_fadvise(POSIX_FADV_WILLNEED) and readahead(): these bytes will be read. A length of 0
+    /// is up to the end.
+    fn prefetch(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _offset: u64,
+        _len: u64,
+    ) -> Result {
+        Ok(())
     }
 
     /// `/proc/PID/fdinfo`.
@@ -152,6 +226,42 @@ impl<T: FileOps> FileOpsTable<T> {
                 } else {
                     None
                 },
+                write_iter: if T::HAS_WRITE {
+                    Some(Self::write_iter)
+                } else {
+                    None
+                },
+                splice_write: if T::HAS_WRITE {
+                    Some(kernel::bindings::iter_file_splice_write)
+                } else {
+                    None
+                },
+                // As in shmem: there is no disk to wait for.
+                fsync: if T::HAS_WRITE {
+                    Some(kernel::bindings::noop_fsync)
+                } else {
+                    None
+                },
+                setlease: if T::HAS_WRITE {
+                    Some(bindings::vmem_setlease)
+                } else {
+                    None
+                },
+                remap_file_range: if T::HAS_WRITE {
+                    Some(Self::remap_file_range)
+                } else {
+                    None
+                },
+                fallocate: if T::HAS_PUNCH {
+                    Some(Self::fallocate)
+                } else {
+                    None
+                },
+                fadvise: if T::HAS_PREFETCH {
+                    Some(Self::fadvise)
+                } else {
+                    None
+                },
                 show_fdinfo: if T::HAS_SHOW_FDINFO {
                     Some(Self::show_fdinfo)
                 } else {
@@ -187,12 +297,18 @@ impl<T: FileOps> FileOpsTable<T> {
         inode: *mut kernel::bindings::inode,
         file: *mut kernel::bindings::file,
     ) -> ffi::c_int {
-        // SAFETY: The inode is valid.
-        let minor = unsafe { bindings::vmem_node_minor(inode) };
-        match T::open(minor) {
+        let opened = OpenedInode {
+            inode,
+            _call: PhantomData,
+        };
+        match T::open(&opened) {
             Ok(data) => {
                 // SAFETY: No other thread uses a file that is being opened.
                 unsafe { (*file).private_data = data.into_foreign() };
+                if T::HAS_WRITE {
+                    // SAFETY: As above.
+                    unsafe { bindings::vmem_file_allow_nowait(file) };
+                }
                 0
             }
             Err(e) => e.to_errno(),
@@ -266,6 +382,10 @@ impl<T: FileOps> FileOpsTable<T> {
             events |= kernel::bindings::POLLIN | kernel::bindings::POLLRDNORM;
         }
         // SAFETY: The file is open during the call.
+        if T::is_writable(unsafe { Self::data(file) }) {
+            events |= kernel::bindings::POLLOUT | kernel::bindings::POLLWRNORM;
+        }
+        // SAFETY: The file is open during the call.
         if T::has_failed(unsafe { Self::data(file) }) {
             events |= kernel::bindings::POLLERR;
         }
@@ -284,11 +404,49 @@ impl<T: FileOps> FileOpsTable<T> {
         // SAFETY: The iterator is valid during the call, and this call's.
         let to = unsafe { IovIterDest::from_raw(to) };
         // SAFETY: The control block is this call's.
-        let pos = unsafe { (*iocb).ki_pos };
-        let read = u64::try_from(pos)
+        unsafe { Self::transfer(iocb, |pos, wait| T::read(data, pos, to, wait)) }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T` and memory to be read from.
+    unsafe extern "C" fn write_iter(
+        iocb: *mut kernel::bindings::kiocb,
+        from: *mut kernel::bindings::iov_iter,
+    ) -> isize {
+        // SAFETY: The arguments are this call's.
+        let nr = unsafe { kernel::bindings::generic_write_checks(iocb, from) };
+        if nr <= 0 {
+            return nr;
+        }
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data((*iocb).ki_filp) };
+        // SAFETY: The iterator is valid during the call, and this call's.
+        let from = unsafe { IovIterSource::from_raw(from) };
+        // SAFETY: The control block is this call's.
+        unsafe { Self::transfer(iocb, |pos, wait| T::write(data, pos, from, wait)) }
+    }
+
+    /// Calls `transfer` with the position, and moves it by the result.
+    ///
+    /// # Safety
+    ///
+    /// The control block is the caller's.
+    unsafe fn transfer(
+        iocb: *mut kernel::bindings::kiocb,
+        transfer: impl FnOnce(u64, IoWait) -> Result<usize>,
+    ) -> isize {
+        // SAFETY: By the safety requirement.
+        let (pos, wait) = unsafe { ((*iocb).ki_pos, bindings::vmem_iocb_wait(iocb)) };
+        let wait = match wait {
+            0 => IoWait::Forever,
+            1 => IoWait::NotForOthers,
+            _ => IoWait::Never,
+        };
+        let transferred = u64::try_from(pos)
             .map_err(|_| EINVAL)
-            .and_then(|pos| T::read(data, pos, to));
-        match read {
+            .and_then(|pos| transfer(pos, wait));
+        match transferred {
             Ok(nr) => {
                 // SAFETY: As above. The position is within a file of at most `VMEM_MAX_SIZE`, or
                 // unchanged.
@@ -297,6 +455,59 @@ impl<T: FileOps> FileOpsTable<T> {
             }
             Err(e) => e.to_errno() as isize,
         }
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn fallocate(
+        file: *mut kernel::bindings::file,
+        mode: ffi::c_int,
+        offset: kernel::bindings::loff_t,
+        len: kernel::bindings::loff_t,
+    ) -> ffi::c_long {
+        // SAFETY: The file is open during the call.
+        let data = unsafe { Self::data(file) };
+        let punched =
+            punched(mode, offset, len).and_then(|(offset, len)| T::punch(data, offset, len));
+        punched.err().map_or(0, |e| e.to_errno() as ffi::c_long)
+    }
+
+    /// # Safety
+    ///
+    /// The VFS calls it, for a file opened with the operations of `T`.
+    unsafe extern "C" fn fadvise(
+        file: *mut kernel::bindings::file,
+        offset: kernel::bindings::loff_t,
+        len: kernel::bindings::loff_t,
+        advice: ffi::c_int,
+    ) -> ffi::c_int {
+        let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else {
+            return EINVAL.to_errno();
+        };
+        let advised = match advice as u32 {
+            // SAFETY: The file is open during the call.
+            bindings::POSIX_FADV_WILLNEED => T::prefetch(unsafe { Self::data(file) }, offset, len),
+            bindings::POSIX_FADV_NORMAL
+            | bindings::POSIX_FADV_RANDOM
+            | bindings::POSIX_FADV_SEQUENTIAL
+            | bindings::POSIX_FADV_DONTNEED
+            | bindings::POSIX_FADV_NOREUSE => Ok(()),
+            _ => Err(EINVAL),
+        };
+        advised.err().map_or(0, |e| e.to_errno())
+    }
+
+    /// FICLONE and its like: no two files share pages.
+    extern "C" fn remap_file_range(
+        _from: *mut kernel::bindings::file,
+        _from_pos: kernel::bindings::loff_t,
+        _to: *mut kernel::bindings::file,
+        _to_pos: kernel::bindings::loff_t,
+        _len: kernel::bindings::loff_t,
+        _flags: ffi::c_uint,
+    ) -> kernel::bindings::loff_t {
+        errno::opnotsupp().to_errno().into()
     }
 
     /// # Safety

@@ -8,6 +8,7 @@
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
 #include <linux/file.h>
+#include <linux/filelock.h>
 #include <linux/fs.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
@@ -18,6 +19,8 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
+#include <linux/timekeeping.h>
+#include <linux/uio.h>
 #include <linux/unistd.h>
 #include <uapi/linux/mman.h>
 #include <asm/syscall.h>
@@ -33,6 +36,26 @@ struct file *vmem_anon_file(const char *name, const struct file_operations *fops
 	if (!IS_ERR(file) && fops->read_iter)
 		file->f_mode |= FMODE_PREAD;
 	return file;
+}
+
+/* A file of the file system, which is being opened. */
+void vmem_file_allow_nowait(struct file *file)
+{
+	file->f_mode |= FMODE_NOWAIT | FMODE_CAN_ODIRECT;
+}
+
+/* Whether a call may wait (0), not for other processes (1), or not at all (2). */
+int vmem_iocb_wait(struct kiocb *iocb)
+{
+	if (iocb->ki_flags & IOCB_NOWAIT)
+		return 2;
+	return !!(iocb->ki_filp->f_flags & O_NONBLOCK);
+}
+
+int vmem_setlease(struct file *file, int arg, struct file_lease **lease,
+		  void **priv)
+{
+	return generic_setlease(file, arg, lease, priv);
 }
 
 void vmem_fault_unlock(struct vm_fault *vmf)
@@ -227,6 +250,12 @@ int vmem_fault_in_readable(unsigned long addr)
 	return fault_in_readable((const char __user *)addr, PAGE_SIZE) ? -EFAULT : 0;
 }
 
+/* Faults in what is to be written, as far as it is user memory. */
+int vmem_fault_in_source(struct iov_iter *from, unsigned long len)
+{
+	return fault_in_iov_iter_readable(from, len) == len ? -EFAULT : 0;
+}
+
 /*
  * Whether the task is in mlock2(MLOCK_ONFAULT) or mlockall(MCL_ONFAULT). These
  * calls set no flag in a mapping with VM_DONTEXPAND, but touch all of its
@@ -293,4 +322,10 @@ int vmem_fatal_signal_pending(void)
 void vmem_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* The time of day, as precise as the times of files are. */
+long long vmem_now_ns(void)
+{
+	return ktime_get_coarse_real_ns();
 }

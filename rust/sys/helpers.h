@@ -16,6 +16,7 @@
 
 struct address_space;
 struct file;
+struct file_lease;
 struct file_operations;
 struct folio;
 struct inode;
@@ -51,6 +52,8 @@ struct folio *vmem_shmem_trylock_cached(struct file *staging,
 struct folio *vmem_shmem_lock_to_fill(struct file *staging, unsigned long pgoff,
 				      struct mem_cgroup *charge);
 struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff);
+struct folio *vmem_shmem_lock_to_write(struct file *file, unsigned long pgoff,
+				       struct mem_cgroup *charge);
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len);
 
 /* Shared memory that exists, which may be tracked. */
@@ -103,7 +106,12 @@ int vmem_copies_add(struct file *copies, unsigned long pgoff,
 unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 				  unsigned long offset, unsigned long len,
 				  struct iov_iter *to, int *error);
+unsigned long vmem_file_read_cached(struct file *file, unsigned long pgoff,
+				    unsigned long offset, unsigned long len,
+				    struct iov_iter *to, int *error);
 unsigned long vmem_file_next_page(struct file *file, unsigned long first);
+unsigned long vmem_file_next_hole(struct file *file, unsigned long first,
+				  unsigned long end);
 
 /* Folios. */
 int vmem_folio_is_large(struct folio *folio);
@@ -114,10 +122,19 @@ unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
 void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 		       unsigned long nr);
 void vmem_folio_unlock_put(struct folio *folio);
+unsigned long vmem_folio_write(struct folio *folio, unsigned long pgoff,
+			       unsigned long offset, unsigned long len,
+			       struct iov_iter *from);
+void vmem_folio_zero(struct folio *folio, unsigned long pgoff,
+		     unsigned long offset, unsigned long len);
 
 /* Files. */
 struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
 			    void *data, int flags);
+void vmem_file_allow_nowait(struct file *file);
+int vmem_iocb_wait(struct kiocb *iocb);
+int vmem_setlease(struct file *file, int arg, struct file_lease **lease,
+		  void **priv);
 
 /* Faults. */
 void vmem_fault_unlock(struct vm_fault *vmf);
@@ -181,6 +198,7 @@ void vmem_memcg_put(struct mem_cgroup *memcg);
 /* The running task, and the machine. */
 int vmem_access_ok(unsigned long addr, unsigned long len);
 int vmem_fault_in_readable(unsigned long addr);
+int vmem_fault_in_source(struct iov_iter *from, unsigned long len);
 unsigned long vmem_available_memory(void);
 int vmem_in_mlock_onfault(void);
 int vmem_process_is_dying(void);
@@ -190,12 +208,84 @@ void vmem_synchronize_rcu(void);
 int vmem_fatal_signal_pending(void);
 void vmem_cond_resched(void);
 
-/* The node of a named region, /dev/vmem/NAME. */
+/*
+ * The number, in the first user namespace, of a user (group) of the caller's; -1
+ * if there is none. VMEM_ID_KEEP is root.
+ */
+unsigned int vmem_kernel_uid(unsigned int uid);
+unsigned int vmem_kernel_gid(unsigned int gid);
+
+/* The node of a named region, /dev/vmem/NAME. The ids are the kernel's. */
 int vmem_nodes_register(const struct file_operations *fops, unsigned int count);
 void vmem_nodes_unregister(void);
 void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
 		       unsigned int uid, unsigned int gid);
 void vmem_node_remove(void *node);
 unsigned int vmem_node_minor(struct inode *inode);
+
+/* VMEM_SUPER_MAGIC: the type of the file system in statfs(2), "vmem". */
+#define VMEM_SUPER_MAGIC	0x766d656d
+
+/* What stat(2) says of the file of a region. */
+struct vmem_file_attrs {
+	__u64 id;
+	__u64 size;
+	/* Only for a region that is looked up by its number. */
+	__u64 pages;
+	__s64 atime_ns;
+	__s64 mtime_ns;
+	__s64 ctime_ns;
+	__u32 mode;
+	__u32 uid;
+	__u32 gid;
+};
+
+/* What a file is to have after chmod(2) and its like. */
+struct vmem_file_change {
+	__u64 size;
+	__s64 atime_ns;
+	__s64 mtime_ns;
+	__u32 mode;
+	__u32 uid;
+	__u32 gid;
+	int sets_atime;
+	int sets_mtime;
+};
+
+/* An entry of the directory. */
+struct vmem_dir_entry {
+	__u64 id;
+	char name[32];
+};
+
+/* All files together. */
+struct vmem_totals {
+	__u64 pages;
+	__u64 present;
+	__u64 files;
+	__u64 free_files;
+};
+
+/*
+ * The named regions. @find looks for a name, @attrs for a number; both return
+ * -ENOENT if there is no such region. @next finds the one with the next number
+ * after a number, and returns whether there is one.
+ */
+struct vmem_directory_ops {
+	int (*find)(const char *name, unsigned long len,
+		    struct vmem_file_attrs *attrs);
+	int (*attrs)(__u64 id, struct vmem_file_attrs *attrs);
+	int (*exists)(__u64 id);
+	int (*next)(__u64 after, struct vmem_dir_entry *entry);
+	int (*change)(__u64 id, const struct vmem_file_change *change);
+	void (*totals)(struct vmem_totals *totals);
+};
+
+/* The file system of named regions. */
+int vmem_fs_register(const struct vmem_directory_ops *ops,
+		     const struct file_operations *fops);
+void vmem_fs_unregister(void);
+unsigned long long vmem_file_id(struct inode *inode);
+long long vmem_now_ns(void);
 
 #endif /* VMEM_HELPERS_H */

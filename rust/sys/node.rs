@@ -50,15 +50,34 @@ impl Drop for Nodes {
     }
 }
 
-/// Mode and owner of a node.
+/// Mode and owner of a node and of a file. The ids are those of the first user namespace.
 #[derive(Clone, Copy)]
 pub(crate) struct Access {
     /// Permission bits.
     pub(crate) mode: u32,
-    /// A user of the caller's namespace, or `VMEM_ID_KEEP`.
+    /// A user.
     pub(crate) uid: u32,
-    /// A group of the caller's namespace, or `VMEM_ID_KEEP`.
+    /// A group.
     pub(crate) gid: u32,
+}
+
+impl Access {
+    /// For ids of the caller's user namespace, or `VMEM_ID_KEEP`. `EINVAL` if that namespace does
+    /// not have them. A mode of 0 is 0600.
+    pub(crate) fn of_caller(mode: u32, uid: u32, gid: u32) -> Result<Self> {
+        // SAFETY: Looks up numbers in the user namespace of the running task.
+        let (uid, gid) = unsafe {
+            (
+                bindings::vmem_kernel_uid(uid),
+                bindings::vmem_kernel_gid(gid),
+            )
+        };
+        if uid == u32::MAX || gid == u32::MAX {
+            return Err(EINVAL);
+        }
+        let mode = if mode == 0 { 0o600 } else { mode };
+        Ok(Self { mode, uid, gid })
+    }
 }
 
 /// A node of a region. It is removed when this is dropped.

@@ -15,6 +15,7 @@
 #include <linux/sprintf.h>
 #include <linux/string.h>
 #include <linux/uidgid.h>
+#include <linux/vmem.h>
 #include <linux/wait_bit.h>
 
 #include "helpers.h"
@@ -62,6 +63,20 @@ static void node_release(struct device *dev)
 {
 	kfree(container_of(dev, struct vmem_node, dev));
 	atomic_dec_and_wake_up(&nodes_alive);
+}
+
+unsigned int vmem_kernel_uid(unsigned int uid)
+{
+	if (uid == VMEM_ID_KEEP)
+		return __kuid_val(GLOBAL_ROOT_UID);
+	return __kuid_val(make_kuid(current_user_ns(), uid));
+}
+
+unsigned int vmem_kernel_gid(unsigned int gid)
+{
+	if (gid == VMEM_ID_KEEP)
+		return __kgid_val(GLOBAL_ROOT_GID);
+	return __kgid_val(make_kgid(current_user_ns(), gid));
 }
 
 int vmem_nodes_register(const struct file_operations *fops, unsigned int count)
@@ -115,14 +130,8 @@ void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
 	if (!node)
 		return ERR_PTR(-ENOMEM);
 	node->mode = mode;
-	node->uid = uid == (unsigned int)-1 ? GLOBAL_ROOT_UID :
-					     make_kuid(current_user_ns(), uid);
-	node->gid = gid == (unsigned int)-1 ? GLOBAL_ROOT_GID :
-					     make_kgid(current_user_ns(), gid);
-	if (!uid_valid(node->uid) || !gid_valid(node->gid)) {
-		kfree(node);
-		return ERR_PTR(-EINVAL);
-	}
+	node->uid = KUIDT_INIT(uid);
+	node->gid = KGIDT_INIT(gid);
 
 	atomic_inc(&nodes_alive);
 	device_initialize(&node->dev);

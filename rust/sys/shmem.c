@@ -257,6 +257,16 @@ struct folio *vmem_shmem_lock_to_read(struct file *file, unsigned long pgoff)
 	return get_whole_folio(file, pgoff, SGP_READ, NULL);
 }
 
+/*
+ * For a caller that writes to a part of the folio. A new folio is zeros. It is
+ * charged to @charge (to the caller, if NULL).
+ */
+struct folio *vmem_shmem_lock_to_write(struct file *file, unsigned long pgoff,
+				       struct mem_cgroup *charge)
+{
+	return get_whole_folio(file, pgoff, SGP_CACHE, charge);
+}
+
 int vmem_shmem_drop(struct file *staging, unsigned long pos, unsigned long len)
 {
 	/*
@@ -319,6 +329,33 @@ void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 					    folio_size(folio));
 		folio_mark_uptodate(folio);
 	}
+	folio_mark_dirty(folio);
+}
+
+/*
+ * Copies to a part of a page, as far as that takes no fault. Returns how many
+ * bytes it has copied. The folio is locked and up to date.
+ */
+unsigned long vmem_folio_write(struct folio *folio, unsigned long pgoff,
+			       unsigned long offset, unsigned long len,
+			       struct iov_iter *from)
+{
+	size_t at = offset_in_folio(folio, pgoff << PAGE_SHIFT) + offset;
+	unsigned long copied = copy_folio_from_iter_atomic(folio, at, len, from);
+
+	flush_dcache_folio(folio);
+	folio_mark_dirty(folio);
+	return copied;
+}
+
+/* Zeroes a part of a page. The folio is locked and up to date. */
+void vmem_folio_zero(struct folio *folio, unsigned long pgoff,
+		     unsigned long offset, unsigned long len)
+{
+	folio_zero_range(folio,
+			 offset_in_folio(folio, pgoff << PAGE_SHIFT) + offset,
+			 len);
+	flush_dcache_folio(folio);
 	folio_mark_dirty(folio);
 }
 

@@ -8,6 +8,7 @@
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sched.h>
 #include <linux/shmem_fs.h>
 #include <linux/uio.h>
 
@@ -76,6 +77,35 @@ unsigned long vmem_file_read_page(struct file *file, unsigned long pgoff,
 }
 
 /*
+ * The same, but -EAGAIN if that would have to wait for I/O.
+ */
+unsigned long vmem_file_read_cached(struct file *file, unsigned long pgoff,
+				    unsigned long offset, unsigned long len,
+				    struct iov_iter *to, int *error)
+{
+	struct address_space *mapping = file->f_mapping;
+	struct folio *folio = filemap_get_folio(mapping, pgoff);
+	unsigned long done = 0;
+
+	*error = 0;
+	if (IS_ERR(folio)) {
+		if (!xa_load(&mapping->i_pages, pgoff))
+			return iov_iter_zero(len, to);
+		*error = -EAGAIN;
+		return 0;
+	}
+	if (!folio_test_uptodate(folio))
+		*error = -EAGAIN;
+	else if (folio_contain_hwpoisoned_page(folio))
+		*error = -EIO;
+	else
+		done = copy_page_to_iter(folio_file_page(folio, pgoff), offset,
+					 len, to);
+	folio_put(folio);
+	return done;
+}
+
+/*
  * The next page from @first on that the file has; ULONG_MAX if there is none.
  */
 unsigned long vmem_file_next_page(struct file *file, unsigned long first)
@@ -84,4 +114,36 @@ unsigned long vmem_file_next_page(struct file *file, unsigned long first)
 
 	return xa_find(&file->f_mapping->i_pages, &at, ULONG_MAX, XA_PRESENT) ?
 	       max(at, first) : ULONG_MAX;
+}
+
+/*
+ * The next page from @first on, and before @end, that the file does not have;
+ * @end if there is none.
+ */
+unsigned long vmem_file_next_hole(struct file *file, unsigned long first,
+				  unsigned long end)
+{
+	XA_STATE(xas, &file->f_mapping->i_pages, first);
+	unsigned long at = first;
+	unsigned int since = 0;
+	void *entry;
+
+	rcu_read_lock();
+	xas_for_each(&xas, entry, end - 1) {
+		if (xas_retry(&xas, entry))
+			continue;
+		if (xas.xa_index > at)
+			break;
+		/* An entry may be for several pages, and is aligned. */
+		at = (xas.xa_index | ((1UL << xas_get_order(&xas)) - 1)) + 1;
+		if (++since < 1024)
+			continue;
+		since = 0;
+		xas_pause(&xas);
+		rcu_read_unlock();
+		cond_resched();
+		rcu_read_lock();
+	}
+	rcu_read_unlock();
+	return min(at, end);
 }

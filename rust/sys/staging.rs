@@ -9,7 +9,11 @@ use super::{
     file::into_file,
     memcg::Memcg, //
 };
-use crate::model::range::PageRange;
+use crate::model::range::{
+    pages_for,
+    PageRange,
+    PAGE_SIZE, //
+};
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
@@ -22,6 +26,7 @@ use kernel::{
         to_result, //
     },
     fs::File,
+    iov::IovIterSource,
     prelude::*,
     sync::aref::ARef, //
 };
@@ -53,26 +58,37 @@ impl Drop for Shmem {
 /// # Invariants
 ///
 /// The file is a shmem file; its size never changes.
-pub(crate) struct Staging(ARef<File>);
+pub(crate) struct Staging {
+    file: ARef<File>,
+    /// The last page, and how many of its bytes have contents, if those are not all.
+    tail: Option<(u64, u64)>,
+}
 
 impl Staging {
-    /// A new, empty staging file of `size` bytes, which cannot be opened again through /proc.
-    /// `name` is what `/proc/PID/maps` shows. If `huge`, its memory comes in huge pages where they
-    /// are available.
-    pub(crate) fn new(name: &CStr, size: u64, huge: bool) -> Result<Self> {
+    /// A new, empty staging file for `length` bytes of contents, which cannot be opened again
+    /// through /proc. Its size is in whole pages. `name` is what `/proc/PID/maps` shows. If `huge`,
+    /// its memory comes in huge pages where they are available.
+    pub(crate) fn new(name: &CStr, length: u64, huge: bool) -> Result<Self> {
+        let pages = pages_for(length).ok_or(EFBIG)?;
+        let size = pages.checked_mul(PAGE_SIZE).ok_or(EFBIG)?;
         let size = usize::try_from(size).map_err(|_| EFBIG)?;
+        let tail = match length % PAGE_SIZE {
+            0 => None,
+            bytes => Some((pages.saturating_sub(1), bytes)),
+        };
         // SAFETY: `name` is a string; the function copies it.
         let file = from_err_ptr(unsafe {
             bindings::vmem_shmem_create(name.as_char_ptr(), size, huge.into())
         })?;
         // INVARIANT: A new shmem file, whose size the helper has sealed.
         // SAFETY: The reference is ours, and no other thread uses the file.
-        Ok(Self(unsafe { into_file(file) }))
+        let file = unsafe { into_file(file) };
+        Ok(Self { file, tail })
     }
 
     /// The file, for a descriptor.
     pub(crate) fn file(&self) -> &ARef<File> {
-        &self.0
+        &self.file
     }
 
     /// Lets programs open the file again through /proc, like other shared memory: all pages are
@@ -83,7 +99,7 @@ impl Staging {
     }
 
     pub(super) fn as_ptr(&self) -> *mut kernel::bindings::file {
-        self.0.as_ptr()
+        self.file.as_ptr()
     }
 
     /// The folio of a page, locked, for a fault in `mm`: from the page cache, from swap, or a new one
@@ -150,8 +166,46 @@ impl Staging {
         let folio = LockedFolio::new(folio)?;
         let nr = folio.end().min(range.end()).saturating_sub(range.start());
         let copied = folio.copy_from_user(range.start(), nr, from);
-        let pages = PageRange::within(range.start(), copied, range.end());
-        Ok(pages.map(|pages| Filled { pages, folio }))
+        let Some(pages) = PageRange::within(range.start(), copied, range.end()) else {
+            return Ok(None);
+        };
+        if let Some((pgoff, bytes)) = self.tail_in(pages) {
+            folio.zero(pgoff, bytes, PAGE_SIZE - bytes);
+        }
+        Ok(Some(Filled { pages, folio }))
+    }
+
+    fn tail_in(&self, pages: PageRange) -> Option<(u64, u64)> {
+        self.tail
+            .filter(|(pgoff, _)| (pages.start()..pages.end()).contains(pgoff))
+    }
+
+    /// Zeroes what is behind the contents in the last page, if that is one of `pages`.
+    pub(crate) fn zero_tail(&self, pages: PageRange) -> Result {
+        let Some((pgoff, bytes)) = self.tail_in(pages) else {
+            return Ok(());
+        };
+        let index = usize::try_from(pgoff).map_err(|_| EFBIG)?;
+        // SAFETY: By the type invariants the file is a shmem file.
+        let folio = unsafe { bindings::vmem_shmem_lock_to_read(self.as_ptr(), index) };
+        let folio = from_err_ptr(folio)?;
+        if let Ok(folio) = LockedFolio::new(folio) {
+            folio.zero(pgoff, bytes, PAGE_SIZE - bytes);
+        }
+        Ok(())
+    }
+
+    /// The folio of a page, locked, to be written to in part. A new one is zeros, charged to
+    /// `charge`.
+    pub(crate) fn lock_to_write(&self, pgoff: u64, charge: Option<&Memcg>) -> Result<LockedFolio> {
+        let pgoff = usize::try_from(pgoff).map_err(|_| EFBIG)?;
+        let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
+        // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced for
+        // the time of the call.
+        let folio = from_err_ptr(unsafe {
+            bindings::vmem_shmem_lock_to_write(self.as_ptr(), pgoff, charge)
+        })?;
+        LockedFolio::new(folio)
     }
 }
 
@@ -225,6 +279,34 @@ impl LockedFolio {
             unsafe { bindings::vmem_folio_filled(self.0.as_ptr(), pgoff, copied) };
         }
         copied as u64
+    }
+
+    /// Copies `len` bytes to the page `pgoff`, which lies in the folio, from its byte `offset` on.
+    /// Returns how many it has copied: the copy ends where user memory is not present.
+    pub(crate) fn write(
+        &self,
+        pgoff: u64,
+        offset: u64,
+        len: u64,
+        from: &mut IovIterSource<'_>,
+    ) -> u64 {
+        let len = len.min(PAGE_SIZE.saturating_sub(offset));
+        // SAFETY: By the type invariants the folio is valid, and locked for us; the bytes lie in one of
+        // its pages; the iterator is valid.
+        unsafe {
+            let (folio, from) = (self.0.as_ptr(), from.as_raw());
+            let (pgoff, offset, len) = (pgoff as usize, offset as usize, len as usize);
+            bindings::vmem_folio_write(folio, pgoff, offset, len, from) as u64
+        }
+    }
+
+    /// Zeroes `len` bytes of the page `pgoff`, which lies in the folio, from its byte `offset` on.
+    pub(crate) fn zero(&self, pgoff: u64, offset: u64, len: u64) {
+        let len = len.min(PAGE_SIZE.saturating_sub(offset));
+        let (pgoff, offset, len) = (pgoff as usize, offset as usize, len as usize);
+        // SAFETY: By the type invariants the folio is valid, and locked for us; the bytes lie in one of
+        // its pages.
+        unsafe { bindings::vmem_folio_zero(self.0.as_ptr(), pgoff, offset, len) };
     }
 
     /// The page for `pgoff`, which lies in the folio.

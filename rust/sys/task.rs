@@ -7,6 +7,7 @@
 
 use super::bindings;
 use kernel::{
+    iov::IovIterSource,
     prelude::*,
     workqueue::Queue, //
 };
@@ -83,6 +84,14 @@ pub(crate) fn fault_in_readable(addr: u64) -> Result {
     let addr = usize::try_from(addr).map_err(|_| EFAULT)?;
     // SAFETY: The function checks the address as any user address.
     kernel::error::to_result(unsafe { bindings::vmem_fault_in_readable(addr) })
+}
+
+/// The same for `len` bytes that are to be written to a file, as far as they are user memory.
+pub(crate) fn fault_in_source(from: &mut IovIterSource<'_>, len: u64) -> Result {
+    cond_resched_or_killed()?;
+    let len = usize::try_from(len).map_err(|_| EFAULT)?;
+    // SAFETY: The iterator is valid.
+    kernel::error::to_result(unsafe { bindings::vmem_fault_in_source(from.as_raw(), len) })
 }
 
 /// Sleeps for a tick of the clock. `EINTR` if the task is being killed.

@@ -10,12 +10,14 @@
 
 use super::{
     bindings,
-    errno,
     fault::{
         Fault,
         FaultPolicy, //
     },
-    file::into_file,
+    file::{
+        into_file,
+        punched, //
+    },
     staging::Staging,
     vm_fault_reason::VmFaultReason,
     write_fault::WriteFault, //
@@ -212,17 +214,9 @@ impl<M: VmOps> MapFileOps<M> {
     ) -> ffi::c_long {
         // SAFETY: The file holds an `M` as long as it is open.
         let memory = unsafe { &*(*file).private_data.cast::<M>() };
-        let punch = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
-        let discard = || -> Result {
-            if mode as u32 != punch {
-                return Err(errno::opnotsupp());
-            }
-            let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else {
-                return Err(EINVAL);
-            };
-            memory.discard(offset, len)
-        };
-        discard().err().map_or(0, |e| e.to_errno() as ffi::c_long)
+        let discarded =
+            punched(mode, offset, len).and_then(|(offset, len)| memory.discard(offset, len));
+        discarded.err().map_or(0, |e| e.to_errno() as ffi::c_long)
     }
 }
 

@@ -90,6 +90,11 @@
 #define VMEM_FEATURE_SNAPSHOT	(1ULL << 3)
 /** VMEM_FEATURE_STAGE: %VMEM_FILL_PAGES has the flag VMEM_FILL_STAGE. */
 #define VMEM_FEATURE_STAGE	(1ULL << 4)
+/**
+ * VMEM_FEATURE_FILES: the file system type "vmem" exists, in which each region with a
+ * name is a regular file.
+ */
+#define VMEM_FEATURE_FILES	(1ULL << 5)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -133,24 +138,27 @@ struct vmem_features {
  */
 #define VMEM_CREATE_POISON	(1U << 2)
 
-/** VMEM_ID_KEEP: as uid or gid, the node belongs to root. */
+/** VMEM_ID_KEEP: as uid or gid, the node and the file belong to root. */
 #define VMEM_ID_KEEP		((__u32)~0U)
 
 /**
  * struct vmem_create - create a region (VMEM_CREATE_VMEM)
- * @size: in: size in bytes, not zero; out: rounded up to whole pages
+ * @size: in: size in bytes, not zero; out: rounded up to whole pages. The file of the
+ *	region has exactly the size given; what is left of the last page is zero when
+ *	the page becomes present
  * @flags: VMEM_CREATE_HUGE, VMEM_CREATE_SIGBUS, VMEM_CREATE_POISON
  * @fault_timeout_ms: a page for which a touch has waited this long, in
  *	milliseconds and without being interrupted by a signal, is taken as
  *	unreadable: SIGBUS. A touch through a mapping that cannot write to the
  *	region (read-only, or private) gets SIGBUS then, and the page stays as it
  *	is. 0 waits without end
- * @name: empty, or the name of the node /dev/vmem/NAME: 1 to 31 of
+ * @name: empty, or the name of the node /dev/vmem/NAME and of the file: 1 to 31 of
  *	``A-Z a-z 0-9 . _ -``, not beginning with a dot, not ``control``;
  *	padded with NUL bytes
- * @mode: permission bits of the node, up to 0777; 0 is 0600. 0 without a name
- * @uid: owner of the node, or VMEM_ID_KEEP; nothing without a name
- * @gid: group of the node, or VMEM_ID_KEEP; nothing without a name
+ * @mode: permission bits of the node and the file, up to 0777; 0 is 0600. 0 without a
+ *	name
+ * @uid: owner of both, or VMEM_ID_KEEP; nothing without a name
+ * @gid: group of both, or VMEM_ID_KEEP; nothing without a name
  * @vmem_fd: out: the region descriptor, close-on-exec
  * @shmem_fd: out: the staging file, close-on-exec. Its size is sealed.
  * @reserved0: zero
@@ -659,6 +667,7 @@ struct vmem_map_fd {
  * @sigbus: faults answered with SIGBUS since creation
  * @mappings: mappings of the region, in all processes, that are not yet
  *	plain; 4096 is that many or more
+ * @length: size of the region's file, in bytes: the size as VMEM_CREATE_VMEM got it
  * @reserved: zero
  *
  * On a region or map descriptor; the same figures stand in /proc/PID/fdinfo/FD. On
@@ -680,7 +689,8 @@ struct vmem_info {
 	__u64 requests;
 	__u64 sigbus;
 	__u64 mappings;
-	__u64 reserved[3];
+	__u64 length;
+	__u64 reserved[2];
 };
 
 #define VMEM_GET_FEATURES	_IOR(VMEM_IOC_MAGIC, 0x00, struct vmem_features)

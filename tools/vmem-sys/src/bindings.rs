@@ -10,6 +10,7 @@ pub const VMEM_FEATURE_POISON: u32 = 2;
 pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_FEATURE_STAGE: u32 = 16;
+pub const VMEM_FEATURE_FILES: u32 = 32;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -611,7 +612,8 @@ pub struct vmem_info {
     pub requests: __u64,
     pub sigbus: __u64,
     pub mappings: __u64,
-    pub reserved: [__u64; 3usize],
+    pub length: __u64,
+    pub reserved: [__u64; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -658,8 +660,11 @@ const _: () = {
         "Offset of field: vmem_info::mappings",
     ][::core::mem::offset_of!(vmem_info, mappings) - 96usize];
     [
+        "Offset of field: vmem_info::length",
+    ][::core::mem::offset_of!(vmem_info, length) - 104usize];
+    [
         "Offset of field: vmem_info::reserved",
-    ][::core::mem::offset_of!(vmem_info, reserved) - 104usize];
+    ][::core::mem::offset_of!(vmem_info, reserved) - 112usize];
 };
 pub const VMEM_ID_KEEP: __u32 = 4294967295;
 pub const VMEM_GET_FEATURES: __u32 = 2151725824;

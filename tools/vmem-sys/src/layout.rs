@@ -47,8 +47,8 @@ layout!(vmem_present is 32 bytes: pgoff at 0, nr_pages at 8, bitmap at 16, prese
 layout!(vmem_map_fd is 8 bytes: flags at 0, fd at 4);
 layout!(vmem_info is 128 bytes:
     id at 0, size at 8, flags at 16, state at 20, present at 24, unreadable at 32, requested at 40, queued at 48,
-    waiters at 56, oldest_wait_ns at 64, faults at 72, requests at 80, sigbus at 88, mappings at 96, reserved at
-    104
+    waiters at 56, oldest_wait_ns at 64, faults at 72, requests at 80, sigbus at 88, mappings at 96, length at 104,
+    reserved at 112
 );
 
 /// Checks a number against its constant value, and against its direction and the size of its argument.

@@ -43,6 +43,8 @@ pub struct Info {
     pub sigbus: u64,
     /// Mappings of the region, in all processes, that are not yet plain; 4096 is that many or more.
     pub mappings: u64,
+    /// Size of the region's file in bytes: the size that the region was created with.
+    pub length: u64,
 }
 
 impl Info {
@@ -68,6 +70,7 @@ impl Info {
             requests: field("requests"),
             sigbus: field("sigbus"),
             mappings: field("mappings"),
+            length: field("length"),
             ..Default::default()
         })
     }
@@ -89,6 +92,7 @@ impl Info {
             requests: info.requests,
             sigbus: info.sigbus,
             mappings: info.mappings,
+            length: info.length,
         }
     }
 }

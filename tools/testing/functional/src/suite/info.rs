@@ -46,6 +46,7 @@ fn fdinfo_shows_what_get_info_gives() -> Outcome {
             ("requests", info.requests),
             ("sigbus", info.sigbus),
             ("mappings", info.mappings),
+            ("length", info.length),
         ] {
             equal!((name, field(&text, &format!("vmem-{name}"))?), (name, value));
         }
