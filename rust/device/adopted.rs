@@ -6,8 +6,15 @@ use super::{
     dirty,
     info,
     memories::AdoptedMemory,
-    region_file,
-    registry,
+    named_file,
+    region_file::{
+        self,
+        RegionFile, //
+    },
+    registry::{
+        self,
+        Handle, //
+    },
     snapshot,
     tracked::Tracked,
     tracking::Tracking, //
@@ -50,7 +57,8 @@ use crate::{
 use kernel::{
     fs::{
         file::flags,
-        File, //
+        File,
+        LocalFile, //
     },
     new_mutex,
     prelude::*,
@@ -85,13 +93,30 @@ pub(crate) struct AdoptedFile {
     state: Mutex<State>,
 }
 
+/// The region behind a descriptor of the running process. `EBADF` if there is no such descriptor,
+/// `EINVAL` if it is not of a region, `EACCES` if it is not open for reading and writing.
+fn region_of(fd: i32) -> Result<Arc<Handle>> {
+    let handle = |region_file: &RegionFile, file: &LocalFile| {
+        if file.flags() & flags::O_ACCMODE != flags::O_RDWR {
+            return Err(EACCES);
+        }
+        Ok(region_file.handle().clone())
+    };
+    match file_ops::with_fd(&region_file::OPS, fd, handle) {
+        Err(e) if e == EINVAL => file_ops::with_fd(&named_file::OPS, fd, |named_file, file| {
+            handle(named_file.region_file(), file)
+        })?,
+        found => found?,
+    }
+}
+
 /// ADOPT.
 pub(crate) fn adopt(arg: UserArg) -> Result {
     let mut call: vmem_adopt = arg.read()?;
     if call.flags != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
         return Err(EINVAL);
     }
-    let memory = match region_file::region_of(call.fd) {
+    let memory = match region_of(call.fd) {
         Ok(handle) => AdoptedMemory::adopt_region(handle)?,
         Err(e) if e == EINVAL => {
             let shared = SharedMemory::adopt::<Tracking>(call.fd)?;

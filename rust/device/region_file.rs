@@ -7,7 +7,6 @@ use super::{
     fault::Mapped,
     info,
     memories,
-    named_file,
     region::Region,
     registry::{
         self,
@@ -47,8 +46,7 @@ use crate::sys::{
 use kernel::{
     fs::{
         file::flags,
-        File,
-        LocalFile, //
+        File, //
     },
     prelude::*,
     seq_file::SeqFile,
@@ -61,23 +59,6 @@ use kernel::{
 
 /// The operations of region and map descriptors.
 pub(crate) static OPS: FileOpsTable<RegionFile> = FileOpsTable::new();
-
-/// The region behind a descriptor of the running process. `EBADF` if there is no such descriptor,
-/// `EINVAL` if it is not of a region, `EACCES` if it is not open for reading and writing.
-pub(crate) fn region_of(fd: i32) -> Result<Arc<Handle>> {
-    let handle = |region_file: &RegionFile, file: &LocalFile| {
-        if file.flags() & flags::O_ACCMODE != flags::O_RDWR {
-            return Err(EACCES);
-        }
-        Ok(region_file.handle.clone())
-    };
-    match file_ops::with_fd(&OPS, fd, handle) {
-        Err(e) if e == EINVAL => file_ops::with_fd(&named_file::OPS, fd, |named_file, file| {
-            handle(named_file.region_file(), file)
-        })?,
-        found => found?,
-    }
-}
 
 /// The private data of a region or map descriptor.
 pub(crate) struct RegionFile {
@@ -103,6 +84,11 @@ impl RegionFile {
     /// For an open of a node or of a file.
     pub(super) fn for_open(handle: Handle) -> Result<Self> {
         Self::new(Arc::new(handle, GFP_KERNEL)?, None)
+    }
+
+    /// A handle of the region.
+    pub(super) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
     }
 
     /// The region.

@@ -14,6 +14,7 @@ mod death;
 mod dirty_rate;
 mod dump;
 mod exit;
+mod files;
 pub(crate) mod freeze;
 mod gup;
 mod huge;
@@ -45,6 +46,9 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         create::TESTS,
         name::TESTS,
         access::TESTS,
+        files::TESTS,
+        files::contents::TESTS,
+        files::ways::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,
