@@ -23,7 +23,7 @@ use crate::world::wait_until;
 const PRIVATE: &str = "share=off,readonly=on,rom=off";
 
 const FILE: &str = "/dev/shm/vmem-checkpoint-clones";
-pub(super) const REGION: &str = "data.vmem-checkpo";
+const REGION: &str = "data.vmem-checkpo";
 pub(super) const PAGES: usize = 3000;
 
 /// A clone with a QEMU, which is killed at the end.
@@ -348,7 +348,7 @@ pub(super) fn of_guest(store: &Store, guest: &Guest) -> Outcome {
     wait_gone("guest0.ram")
 }
 
-/// Makes checkpoint data@1, whose memory REGION gets.
+/// Makes checkpoint data@1.
 pub(super) fn checkpoint(store: &Store) -> Outcome {
     let _ = fs::remove_file(FILE);
     let file = fs::File::options().read(true).write(true).create_new(true).open(FILE)?;
@@ -419,7 +419,7 @@ pub(super) fn fetched_once(store: &Store) -> Outcome {
 }
 
 /// The vmemd that fills the region of data@1.
-pub(super) fn vmemd() -> Outcome<Option<Pid>> {
+fn vmemd() -> Outcome<Option<Pid>> {
     vmemd_of(REGION)
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmem::{MapHandle, PAGE_SIZE};
 use vmem_mapping::Mapping;
 
-use super::clones::{PAGES, REGION, checkpoint, end, number, vmemd, vmemd_of};
+use super::clones::{PAGES, checkpoint, end, number, vmemd_of};
 use super::guest::{Guest, Restored};
 use super::store::{Restore, Store, memory_of, noise, wait_gone};
 use crate::failure::{Outcome, ensure, equal};
@@ -39,6 +39,8 @@ const DISCARDED_ABSENT: std::ops::Range<usize> = 1000..1100;
 /// A program whose memory is restored from data@1, page by page when it touches it.
 struct Program {
     restore: Restore,
+    /// Its region.
+    name: String,
     region: MapHandle,
     memory: Mapping,
     /// What each page has, for the program.
@@ -48,10 +50,12 @@ struct Program {
 impl Program {
     fn new(store: &Store) -> Outcome<Self> {
         let restore = store.restore("data@1", &["--no-background", "--no-record"], "ready")?;
-        let region = open(REGION)?;
+        let name = restore.region()?;
+        let region = open(&name)?;
         let memory = map(&region)?;
         Ok(Self {
             restore,
+            name,
             region,
             memory,
             pages: (0..PAGES).map(|page| noise(page as u64 + 1)).collect(),
@@ -102,7 +106,7 @@ impl Program {
 
     /// What says to `create` that this is the memory.
     fn options(&self) -> Vec<String> {
-        let (pid, memory) = (std::process::id().to_string(), format!("/dev/vmem/{REGION}"));
+        let (pid, memory) = (std::process::id().to_string(), format!("/dev/vmem/{}", self.name));
         let words = ["--name", "new", "--pid", &pid, "--memory", &memory];
         words.map(str::to_owned).into()
     }
@@ -118,22 +122,30 @@ impl Program {
     /// Ends it, with its vmemd, which gives its lease back.
     fn end(self) -> Outcome {
         let Self {
-            restore, region, memory, ..
+            restore,
+            name,
+            region,
+            memory,
+            ..
         } = self;
         // As long as it lives, it starts a vmemd again.
         drop(restore);
-        if let Some(vmemd) = vmemd()? {
+        if let Some(vmemd) = vmemd_of(&name)? {
             kill_process(vmemd, Signal::TERM)?;
             kill_process(vmemd, Signal::CONT)?;
         }
-        wait_until("vmemd has ended", || Ok(vmemd()?.is_none()))?;
+        wait_until("vmemd has ended", || Ok(vmemd_of(&name)?.is_none()))?;
         drop((memory, region));
-        wait_gone(REGION)
+        wait_gone(&name)
     }
-}
 
-fn signal_vmemd(signal: Signal) -> Outcome {
-    Ok(kill_process(vmemd()?.ok_or("there is no vmemd")?, signal)?)
+    fn vmemd(&self) -> Outcome<Pid> {
+        Ok(vmemd_of(&self.name)?.ok_or("there is no vmemd")?)
+    }
+
+    fn signal_vmemd(&self, signal: Signal) -> Outcome {
+        Ok(kill_process(self.vmemd()?, signal)?)
+    }
 }
 
 /// Fails unless these are the pages of this checkpoint, which is being restored.
@@ -158,7 +170,7 @@ fn checkpoint_refers_to_what_incomplete_memory_is_filled_from() -> Outcome {
     program.work()?;
     // The restore has ended, and its vmemd stands still: nothing can come.
     program.end_restore(Signal::TERM)?;
-    signal_vmemd(Signal::STOP)?;
+    program.signal_vmemd(Signal::STOP)?;
     let absent = program.absent()?;
     let said = program.create(store)?;
     ensure!(
@@ -169,7 +181,7 @@ fn checkpoint_refers_to_what_incomplete_memory_is_filled_from() -> Outcome {
     // Those that were written are stored, and those that came are as in the parent.
     equal!(number(&said, "\"stored_pages\":")?, WRITTEN.len() as u64);
     let first = program.pages.clone();
-    signal_vmemd(Signal::CONT)?;
+    program.signal_vmemd(Signal::CONT)?;
     // A process that knows nothing of the first one, and other pages that have come.
     for page in 2000..2010 {
         program.check(page)?;
@@ -236,7 +248,7 @@ fn checkpoints_go_on_over_the_completion_of_memory() -> Outcome {
     program.restore.hear("complete")?;
     program.restore.child().wait()?;
     drop((program.memory, program.region, program.restore));
-    wait_gone(REGION)?;
+    wait_gone(&program.name)?;
     let referred: Vec<u64> = checkpoints
         .iter()
         .map(|line| number(line, "\"referred_pages\":"))
@@ -330,12 +342,12 @@ fn checkpoint_of_memory_that_is_filled_from_elsewhere_waits_until_a_signal() -> 
 
     let mut program = Program::new(store)?;
     program.work()?;
-    let proven = origin_of(vmemd()?.ok_or("no vmemd")?)?;
+    let proven = origin_of(program.vmemd()?)?;
     let region = format!("\"{}\"", program.region.info()?.id);
     let text = other.replace(&format!("\"{was}\""), &region);
     ensure!(proven.contains(&region) && text.contains(&region), "{proven} {text}");
     let _forged = forged(&text)?;
-    signal_vmemd(Signal::STOP)?;
+    program.signal_vmemd(Signal::STOP)?;
     let absent = program.absent()?;
     let begin = || -> Outcome<Restore> {
         let mut command = store.command_at("create", &location)?;
@@ -356,7 +368,7 @@ fn checkpoint_of_memory_that_is_filled_from_elsewhere_waits_until_a_signal() -> 
     // The pages come, and are written before they are stored.
     let mut create = begin()?;
     let at_instant = program.pages.clone();
-    signal_vmemd(Signal::CONT)?;
+    program.signal_vmemd(Signal::CONT)?;
     program.write(2500, &noise(79))?;
     create.hear("checkpoint")?;
     ensure!(create.child().wait()?.success(), "create failed");
@@ -372,7 +384,7 @@ fn checkpoint_of_memory_that_nobody_fills_is_refused() -> Outcome {
     let mut program = Program::new(store)?;
     program.work()?;
     program.end_restore(Signal::KILL)?;
-    signal_vmemd(Signal::KILL)?;
+    program.signal_vmemd(Signal::KILL)?;
     wait_until("nobody serves the region", || Ok(!program.region.info()?.attached))?;
     let options = program.options();
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
