@@ -5,6 +5,7 @@
 //! emulates; the tests that move guests have the other.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use vmem::{MAX_BATCH, PageRange, Region, RegionBuilder};
 
+use super::files::{Mount, region};
 use crate::failure::{Outcome, ensure, equal};
 use crate::setting::Setting;
 use crate::watchdog::still_moving;
@@ -21,6 +23,7 @@ use crate::world::{run_command, wait_until};
 crate::tests![
     an_unmodified_qemu_runs_on_memory_that_is_filled_on_demand,
     a_qemu_whose_memory_does_not_come_can_be_killed,
+    an_unmodified_qemu_runs_on_files_and_discards_their_memory,
 ];
 
 pub(super) const MEMORY: u64 = 64 << 20;
@@ -158,4 +161,46 @@ fn a_qemu_whose_memory_does_not_come_can_be_killed() -> Outcome {
     qemu.kill()?;
     equal!(setting.region.info()?.waiters, 0);
     Ok(())
+}
+
+/// A virtio-mem device begins with no memory plugged in: it discards all of its file, as a balloon does with a part. QEMU does not start if it
+/// cannot.
+fn an_unmodified_qemu_runs_on_files_and_discards_their_memory() -> Outcome {
+    let mount = Mount::new("a")?;
+    let pages = MEMORY as usize / vmem::PAGE_SIZE;
+    let (guest, dimm) = (
+        Setting::create(region("guest0", pages))?,
+        Setting::create(region("dimm", pages))?,
+    );
+    dimm.fill(0..64)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let daemon = thread::spawn({
+        let (region, stop) = (guest.region.clone(), stop.clone());
+        move || serve_zeros(&region, &stop)
+    });
+    let file = |id, name| {
+        format!(
+            "memory-backend-file,id={id},size={MEMORY},mem-path={},share=on",
+            mount.path(name).display()
+        )
+    };
+    let dimm_file = file("dimm", "dimm");
+    let device = [
+        "-device",
+        "virtio-mem-pci,memdev=dimm,requested-size=0",
+        "-m",
+        "64M,maxmem=256M",
+        "-object",
+        &dimm_file,
+    ];
+    let mut qemu = Qemu::start(&file("ram", "guest0"), &device)?;
+    let heard = qemu.hear("No bootable device");
+    stop.store(true, Ordering::SeqCst);
+    let served = daemon.join().map_err(|_| "the daemon panicked")??;
+    heard?;
+    ensure!(served > 10, "only {served} pages were asked for");
+    equal!(dimm.region.info()?.present, pages as u64);
+    equal!(dimm.region.staging().metadata()?.blocks(), 0);
+    dimm.no_request()?;
+    qemu.kill()
 }
