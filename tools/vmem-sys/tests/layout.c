@@ -141,7 +141,8 @@ FIELD(vmem_info, faults, 72);
 FIELD(vmem_info, requests, 80);
 FIELD(vmem_info, sigbus, 88);
 FIELD(vmem_info, mappings, 96);
-FIELD(vmem_info, reserved, 104);
+FIELD(vmem_info, length, 104);
+FIELD(vmem_info, reserved, 112);
 
 NUMBER(VMEM_GET_FEATURES, 0x8040bb00);
 NUMBER(VMEM_CREATE_VMEM, 0xc060bb01);
