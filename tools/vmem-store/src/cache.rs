@@ -103,6 +103,12 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         }
     }
 
+    /// How many values there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().slots.len()
+    }
+
     /// Forgets a value.
     pub(crate) fn remove(&self, key: &K) {
         let mut state = self.lock();

@@ -308,27 +308,28 @@ impl Image {
     pub fn extents(&self, backend: usize, pages: PageRange) -> Result<Vec<Extent>, Error> {
         self.check_range(backend, pages.end())?;
         let mut extents: Vec<Extent> = Vec::new();
+        let mut push = |first, count, state| {
+            let Some(pages) = PageRange::from_pgoff(first, count) else {
+                return;
+            };
+            let last = extents.last_mut().filter(|last| last.state == state);
+            match last.and_then(|last| last.pages.join(pages).map(|joined| (last, joined))) {
+                Some((last, joined)) => last.pages = joined,
+                None => extents.push(Extent { pages, state }),
+            }
+        };
         let mut at = pages.first().get();
         while at < pages.end() {
-            let leaf = self.leaf(backend, at / LEAF_PAGES)?;
             let end = ((at / LEAF_PAGES + 1) * LEAF_PAGES).min(pages.end());
-            for pgoff in at..end {
-                let state = leaf
-                    .0
-                    .get((pgoff % LEAF_PAGES) as usize)
-                    .copied()
-                    .unwrap_or(Entry::Absent)
-                    .into();
-                let Some(page) = PageRange::from_pgoff(pgoff, 1) else {
-                    continue;
-                };
-                match extents.last_mut() {
-                    Some(last) if last.state == state => {
-                        if let Some(joined) = last.pages.join(page) {
-                            last.pages = joined;
-                        }
+            match self.leaf_record(backend, at / LEAF_PAGES)? {
+                // It takes no memory, however large the memory is.
+                None => push(at, end - at, PageState::Zero),
+                Some(_) => {
+                    let leaf = self.leaf(backend, at / LEAF_PAGES)?;
+                    for pgoff in at..end {
+                        let entry = leaf.0.get((pgoff % LEAF_PAGES) as usize).copied();
+                        push(pgoff, 1, entry.unwrap_or(Entry::Absent).into());
                     }
-                    _ => extents.push(Extent { pages: page, state }),
                 }
             }
             at = end;
@@ -426,6 +427,12 @@ impl Image {
             .backends
             .get(backend)
             .map_or(0, |backend| backend.pages().div_ceil(LEAF_PAGES))
+    }
+
+    /// How many leaves are kept.
+    #[cfg(test)]
+    pub(crate) fn leaves_kept(&self) -> usize {
+        self.leaves.len()
     }
 
     /// The branches of a backend.

@@ -8,7 +8,7 @@ use vmem_pages::{PAGE_SIZE, PageIndex};
 
 use super::model::{guest as guest0, *};
 use crate::store::{InitOptions, OpenOptions, Store};
-use crate::{Compression, Error, PageError, PageState, Touch, UserKey, WriteOptions};
+use crate::{Compression, Error, Extent, PageError, PageState, Touch, UserKey, WriteOptions};
 
 fn page(pgoff: u64) -> PageIndex {
     PageIndex::new(pgoff).unwrap()
@@ -268,6 +268,27 @@ fn pages_of_a_frame_are_neighbours_and_the_plan_has_each_page_once() {
     let data: Vec<u64> = (0..700).filter(|at| guest.pages[*at as usize] != 0).collect();
     assert_eq!(sorted, data);
     assert!(pages[0] >= 600 && pages[..20].iter().all(|at| *at >= 600));
+}
+
+#[test]
+fn zeros_of_large_memory_are_one_extent_and_take_no_memory() {
+    const PAGES: u64 = 1 << 20;
+    let place = place();
+    let memories = [("ram".to_owned(), PAGES * PAGE_SIZE as u64)];
+    let begun = place.store.begin(&guest0(), None, &memories, &WriteOptions::default());
+    let writer = begun.unwrap();
+    writer.put_zero(0, range(0, PAGES)).unwrap();
+    writer.put_blob("device-state", &mut &b"devices"[..], 100).unwrap();
+    let image = place
+        .store
+        .image(&writer.commit(Default::default()).unwrap().checkpoint)
+        .unwrap();
+    let zeros = Extent {
+        pages: range(7, PAGES - 9),
+        state: PageState::Zero,
+    };
+    assert_eq!(image.extents(0, zeros.pages).unwrap(), [zeros]);
+    assert_eq!(image.leaves_kept(), 0);
 }
 
 #[test]
