@@ -12,13 +12,10 @@ use super::{
     tracking::Tracking, //
 };
 use crate::{
-    model::{
-        page_map::Touch,
-        range::{
-            PageRange,
-            BLOCK_PAGES,
-            PAGE_SIZE, //
-        }, //
+    model::range::{
+        PageRange,
+        BLOCK_PAGES,
+        PAGE_SIZE, //
     },
     sys::{
         copies::read_pages,
@@ -78,15 +75,8 @@ impl NamedFile {
     fn await_present(&self, pgoff: u64, wait: IoWait) -> Result {
         let region = self.region();
         loop {
-            match region.pages().touch(pgoff) {
-                Touch::Present => return Ok(()),
-                Touch::Unreadable => return Err(EIO),
-                Touch::NewlyRequested | Touch::AlreadyRequested
-                    if region.fails_absent_touches() =>
-                {
-                    return Err(EIO)
-                }
-                Touch::NewlyRequested | Touch::AlreadyRequested => {}
+            if region.request_for_call(pgoff)? {
+                return Ok(());
             }
             if wait != IoWait::Forever {
                 self.refuse(pgoff);

@@ -18,7 +18,6 @@ use crate::{
             self,
             Location, //
         },
-        page_map::Touch,
         range::{
             PageRange,
             PAGE_SIZE, //
@@ -294,15 +293,8 @@ impl Image {
     fn await_present(&self, pgoff: u64) -> Result {
         while let Some(region) = self.absent_in(pgoff) {
             self.check()?;
-            match region.pages().touch(pgoff) {
-                Touch::Present => return Ok(()),
-                Touch::Unreadable => return Err(EIO),
-                Touch::NewlyRequested | Touch::AlreadyRequested
-                    if region.fails_absent_touches() =>
-                {
-                    return Err(EIO)
-                }
-                Touch::NewlyRequested | Touch::AlreadyRequested => {}
+            if region.request_for_call(pgoff)? {
+                return Ok(());
             }
             let params = region.wait_params(None, WaitMode::Interruptible);
             let cancelled =

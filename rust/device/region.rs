@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     model::{
-        page_map::Verdict,
+        page_map::{
+            Touch,
+            Verdict, //
+        },
         range::{
             pages_for,
             PAGE_SIZE, //
@@ -228,6 +231,19 @@ impl Region {
     /// `VMEM_CREATE_SIGBUS`.
     pub(crate) fn fails_absent_touches(&self) -> bool {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
+    }
+
+    /// Whether a page is present, for a system call; if not, it is requested. `EIO` if it is not
+    /// available.
+    pub(crate) fn request_for_call(&self, pgoff: u64) -> Result<bool> {
+        match self.pages.touch(pgoff) {
+            Touch::Present => Ok(true),
+            Touch::Unreadable => Err(EIO),
+            Touch::NewlyRequested | Touch::AlreadyRequested if self.fails_absent_touches() => {
+                Err(EIO)
+            }
+            Touch::NewlyRequested | Touch::AlreadyRequested => Ok(false),
+        }
     }
 
     /// Whether an unreadable page counts as broken memory.
