@@ -96,32 +96,26 @@ impl Connection {
 
     /// Fetches pages of a region.
     pub(crate) fn fetch(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
-        self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
+        self.open.begin(ranges);
         self.open.source.fetch(self.open.exports.number(region), ranges)
     }
 
     /// Fetches pages of a region that no program waits for.
     pub(crate) fn fetch_ahead(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
-        self.open.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
+        self.open.begin(ranges);
         self.open.source.fetch_ahead(self.open.exports.number(region), ranges)
     }
 
     /// The pages that the source wants to be fetched first, with the numbers of their regions.
     pub(crate) fn preferred(&mut self) -> VecDeque<(usize, PageRange)> {
-        let exports = &self.open.exports;
-        let pages = self.open.source.preferred().into_iter();
-        pages
-            .filter_map(|(export, pages)| Some((exports.region(export)?, pages)))
-            .collect()
+        let pages = self.open.source.preferred();
+        self.open.of_regions(pages).collect()
     }
 
     /// The pages that came to the source with those of the latest answer, with the numbers of their regions.
     pub(crate) fn nearby(&mut self) -> Vec<(usize, PageRange)> {
-        let exports = &self.open.exports;
-        let pages = self.open.source.nearby().into_iter();
-        pages
-            .filter_map(|(export, pages)| Some((exports.region(export)?, pages)))
-            .collect()
+        let pages = self.open.source.nearby();
+        self.open.of_regions(pages).collect()
     }
 
     /// Whether the source gives a map of its holes.
@@ -249,5 +243,16 @@ impl Open {
             outstanding: 0,
             exports,
         })
+    }
+
+    /// Notes that these pages are outstanding from now on.
+    fn begin(&mut self, ranges: &[PageRange]) {
+        self.outstanding += ranges.iter().map(|range| range.count()).sum::<u64>();
+    }
+
+    /// Pages of exports, with the numbers of their regions; those of exports that no region has are left out.
+    fn of_regions(&self, pages: Vec<(usize, PageRange)>) -> impl Iterator<Item = (usize, PageRange)> {
+        let pages = pages.into_iter();
+        pages.filter_map(|(export, pages)| Some((self.exports.region(export)?, pages)))
     }
 }

@@ -6,8 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use vmem::PageRange;
 use vmem_nbd::client::{Client, Outcome};
 use vmem_source::answer::Chunk;
-use vmem_source::holes::MAX_MAP_PAGES;
-use vmem_source::peer::check_fetch;
+use vmem_source::peer::{check_fetch, check_map};
 use vmem_source::{Answer, Error, Export, ExportHoles, PageSource, Readiness, Reply};
 
 use crate::error::to_source_error;
@@ -120,10 +119,7 @@ impl PageSource for ExportSource {
     }
 
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
-        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
-        if !has_pages || pages.count() > MAX_MAP_PAGES || !self.can_map() {
-            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
-        }
+        check_map(self.can_map(), &self.exports, export, pages)?;
         let question = self.maps.ask(pages, &self.client.description());
         question
             .map_or(Ok(()), |question| self.client.ask(question, MAP))

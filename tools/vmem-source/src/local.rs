@@ -8,9 +8,9 @@ use vmem::PageRange;
 use crate::answer::{Answer, Chunk};
 use crate::error::Error;
 use crate::export::Export;
-use crate::holes::{ExportHoles, MAX_HOLES, MAX_MAP_PAGES};
+use crate::holes::{ExportHoles, MAX_HOLES};
 use crate::memory::Memory;
-use crate::peer::check_fetch;
+use crate::peer::{check_fetch, check_map};
 use crate::source::{PageSource, Readiness, Reply};
 
 /// Files, memfds, block devices and regions of this host.
@@ -66,10 +66,7 @@ impl PageSource for Local {
     }
 
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
-        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
-        if !has_pages || pages.count() > MAX_MAP_PAGES {
-            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
-        }
+        check_map(self.can_map(), &self.exports, export, pages)?;
         self.outstanding.push_back(Question::Map(export, pages));
         Ok(())
     }

@@ -266,10 +266,7 @@ impl Peer {
 
     /// Sends a MAP.
     fn ask_map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
-        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
-        if !self.can_map() || !has_pages || pages.count() > MAX_MAP_PAGES {
-            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
-        }
+        check_map(self.can_map(), &self.exports, export, pages)?;
         let tag = self.maps.add(export, pages);
         self.link
             .write_frame(Type::Map, tag, &[&wire_map::encode_map(export as u32, pages)])
@@ -403,6 +400,19 @@ pub fn check_fetch(exports: &[Export], export: usize, ranges: &[PageRange]) -> R
         return invalid(format!("{pages} pages in {} ranges", ranges.len()));
     }
     Ok(())
+}
+
+/// Checks the arguments of [`PageSource::map`], as all sources do that have it; `can_map` says whether this one [can](PageSource::can_map) now.
+///
+/// # Errors
+///
+/// [`Error::InvalidFetch`].
+pub fn check_map(can_map: bool, exports: &[Export], export: usize, pages: PageRange) -> Result<(), Error> {
+    let has_pages = exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
+    match can_map && has_pages && pages.count() <= MAX_MAP_PAGES {
+        true => Ok(()),
+        false => Err(Error::InvalidFetch(format!("a map of {pages} of export {export}"))),
+    }
 }
 
 fn refused(payload: &[u8]) -> Error {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use vmem::PageRange;
 use vmem_source::answer::Chunk;
-use vmem_source::holes::MAX_MAP_PAGES;
-use vmem_source::peer::check_fetch;
+use vmem_source::peer::{check_fetch, check_map};
 use vmem_source::{Answer, Error, Export, Lane, PageSource, Readiness, Reply};
 use vmem_store::{Image, Touch};
 
@@ -73,9 +72,7 @@ impl ImageSource {
             current: None,
         })
     }
-}
 
-impl ImageSource {
     /// Notes that these pages are outstanding from now on.
     fn begin(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), Error> {
         check_fetch(&self.exports, export, ranges)?;
@@ -133,12 +130,8 @@ impl PageSource for ImageSource {
             tracing::warn!("pages of the checkpoint are read in the order of memory: {error}");
             Vec::new()
         });
-        let backends = &self.workers.checkpoint().backends;
-        let export = |backend: usize| backends.iter().position(|of| *of == backend);
-        let touches = touches.into_iter();
-        touches
-            .filter_map(|touch| Some((export(touch.backend)?, touch.pages)))
-            .collect()
+        let touches = touches.into_iter().map(|touch| (touch.backend, touch.pages));
+        self.workers.checkpoint().of_exports(touches).collect()
     }
 
     /// What is stored in the same frame, and has been decompressed with the page.
@@ -155,10 +148,7 @@ impl PageSource for ImageSource {
     }
 
     fn map(&mut self, export: usize, pages: PageRange) -> Result<(), Error> {
-        let has_pages = self.exports.get(export).is_some_and(|of| pages.end() <= of.pages.end());
-        if !has_pages || pages.count() > MAX_MAP_PAGES {
-            return Err(Error::InvalidFetch(format!("a map of {pages} of export {export}")));
-        }
+        check_map(self.can_map(), &self.exports, export, pages)?;
         self.unmapped += pages.count();
         self.workers.add([Task::Map(export, pages)]);
         Ok(())

@@ -120,6 +120,19 @@ pub(super) struct Checkpoint {
     pub(super) is_there: IsThere,
 }
 
+impl Checkpoint {
+    /// Pages of backends, with the numbers of their exports; those of other backends are left out.
+    pub(super) fn of_exports(
+        &self,
+        pages: impl IntoIterator<Item = (usize, PageRange)>,
+    ) -> impl Iterator<Item = (usize, PageRange)> {
+        let export = |backend: usize| self.backends.iter().position(|of| *of == backend);
+        pages
+            .into_iter()
+            .filter_map(move |(backend, pages)| Some((export(backend)?, pages)))
+    }
+}
+
 /// For whom threads read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
@@ -280,12 +293,7 @@ impl Shared {
         let neighbours = ranges
             .first()
             .and_then(|range| self.checkpoint.image.neighbours(backend, range.first()).ok());
-        let neighbours = neighbours.unwrap_or_default();
-        let export = |backend: usize| self.checkpoint.backends.iter().position(|of| *of == backend);
-        let of_exports = neighbours.into_iter();
-        of_exports
-            .filter_map(|(backend, pages)| Some((export(backend)?, pages)))
-            .collect()
+        self.checkpoint.of_exports(neighbours.unwrap_or_default()).collect()
     }
 
     /// The pages that are zero, without reading any; in pieces.
