@@ -5,6 +5,7 @@ mod blob;
 mod bytes;
 mod plan;
 mod records;
+mod used_pack;
 mod window;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use crate::tree::{BRANCH_LEAVES, BRANCH_PAGES, Branch, PackInfo, PackTable, Reco
 pub use blob::BlobReader;
 pub use plan::{Fragmentation, Touch};
 use records::Records;
+pub(crate) use used_pack::UsedPack;
 use window::{OpenPack, Window};
 
 /// What is known of a page without reading it.

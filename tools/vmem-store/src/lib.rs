@@ -70,6 +70,7 @@ mod record;
 mod removal;
 mod removal_mark;
 mod retention;
+mod rewrite;
 mod squash;
 mod store;
 #[cfg(feature = "testing")]
@@ -92,6 +93,7 @@ pub use manifest::{Backend, BackendKind, Manifest, Parent, Statistics};
 pub use names::{CheckpointName, GuestName, NameError, WriterId};
 pub use order::AccessOrder;
 pub use retention::{Decision, Item, Policy};
+pub use rewrite::Rewritten;
 pub use squash::{SquashOptions, SquashReport};
 pub use store::{InitOptions, Listed, OpenOptions, Store};
 pub use verify::VerifyReport;

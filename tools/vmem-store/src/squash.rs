@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Squash: of several checkpoints in a row, the last one stays; and its pages can be stored again, close together.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
-use vmem_pages::PAGE_SIZE;
 
-use crate::error::{Error, PageError};
-use crate::image::Touch;
-use crate::leaf::Entry;
+use crate::error::Error;
+use crate::image::{Touch, UsedPack};
 use crate::lease;
 use crate::names::{CheckpointName, GuestName};
 use crate::removal::{Kept, Outcome};
 use crate::store::Store;
-use crate::writer::{CommitOptions, WriteOptions, Writer};
+use crate::writer::WriteOptions;
 
 /// How checkpoints are squashed.
 #[derive(Debug, Clone, Default)]
@@ -70,7 +66,7 @@ impl Store {
             ..SquashReport::default()
         };
         if let Some(bytes) = options.rewrite {
-            self.rewrite(&name(to), bytes, options, &mut report)?;
+            self.rewrite_sparse(&name(to), bytes, options, &mut report)?;
         }
         if !options.dry_run {
             // Others may have been restored, or protected, while pages were stored again.
@@ -84,7 +80,8 @@ impl Store {
         Ok(report)
     }
 
-    fn rewrite(
+    /// Stores pages of a checkpoint again: of the packs of which it uses the smallest part, as many as the options allow.
+    fn rewrite_sparse(
         &self,
         checkpoint: &CheckpointName,
         bytes: u64,
@@ -95,69 +92,17 @@ impl Store {
             true => self.image(checkpoint)?,
             false => self.hold(checkpoint, &options.write.holder)?,
         };
-        // The packs of which the checkpoint uses the smallest part, as many as the bytes allow.
-        let live = image.live()?;
-        let mut packs: Vec<(u64, u32, u32)> = Vec::new();
-        for (ordinal, info) in image.all_packs()?.iter().enumerate() {
-            if let (Some(info), Some(live @ 1..)) = (info, live.get(ordinal).copied()) {
-                packs.push((
-                    u64::from(live) * 1_000_000 / u64::from(info.pages.max(1)),
-                    ordinal as u32,
-                    live,
-                ));
-            }
+        let chosen = UsedPack::choose(image.used_packs()?, usize::MAX, bytes, UsedPack::part);
+        if options.dry_run {
+            report.rewritten = image
+                .plan_of(&options.order, &chosen)?
+                .iter()
+                .map(|touch| touch.pages.count())
+                .sum();
+            return Ok(());
         }
-        packs.sort_unstable();
-        let mut left = bytes;
-        let chosen: BTreeSet<u32> = packs
-            .into_iter()
-            .map_while(|(_, ordinal, live)| {
-                left = left.checked_sub(u64::from(live) * PAGE_SIZE as u64)?;
-                Some(ordinal)
-            })
-            .collect();
-        let mut writer: Option<Writer> = None;
-        let mut page = [0; PAGE_SIZE];
-        for touch in image.plan(&options.order)? {
-            for pgoff in touch.pages.iter() {
-                let Entry::Data { pack, .. } = image.entry(touch.backend, pgoff.get())? else {
-                    continue;
-                };
-                if !chosen.contains(&pack) {
-                    continue;
-                }
-                if options.dry_run {
-                    report.rewritten += 1;
-                    continue;
-                }
-                match image.read_page(touch.backend, pgoff, &mut page) {
-                    Ok(()) => {}
-                    Err(PageError::Away(error)) => return Err(error),
-                    Err(error) => {
-                        tracing::warn!("checkpoint {checkpoint}: {pgoff} of backend {}: {error}", touch.backend);
-                        report.damaged += 1;
-                        continue;
-                    }
-                }
-                let writer = match &writer {
-                    Some(writer) => writer,
-                    None => writer.insert(Writer::rewrite(&self.base, image.manifest().clone(), &options.write)?),
-                };
-                writer.store_again(touch.backend, pgoff, &page)?;
-                report.rewritten += 1;
-            }
-        }
-        if let Some(writer) = writer {
-            writer.commit(CommitOptions::default())?;
-            self.remove_replaced(checkpoint)?;
-        }
+        let done = self.rewrite(&image, &chosen, &options.order, &options.write)?;
+        (report.rewritten, report.damaged) = (done.pages, done.damaged);
         Ok(())
-    }
-
-    /// Removes the revisions of a checkpoint that a newer one has taken the place of.
-    fn remove_replaced(&self, checkpoint: &CheckpointName) -> Result<(), Error> {
-        let listing = self.base.listing(&checkpoint.guest)?;
-        let mut replaced = listing.replaced.iter().filter(|name| name.checkpoint == *checkpoint);
-        replaced.try_for_each(|name| self.base.delete(&name.object()))
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The order in which a whole checkpoint is best read, and how scattered it is.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use vmem_pages::{PageIndex, PageRange, PageSet};
 
@@ -70,8 +72,21 @@ impl Image {
     /// All pages with contents: first those of `order`, as far as the checkpoint has them, then the others as they lie in the store.
     /// Read in this order, each part of each pack is fetched about once.
     pub fn plan(&self, order: &[Touch]) -> Result<Vec<Touch>, Error> {
+        self.planned(order, |_| true)
+    }
+
+    /// The same of the pages that are in these packs.
+    pub(crate) fn plan_of(&self, order: &[Touch], packs: &BTreeSet<u32>) -> Result<Vec<Touch>, Error> {
+        self.planned(order, |pack| packs.contains(&pack))
+    }
+
+    fn planned(&self, order: &[Touch], is_wanted: impl Fn(u32) -> bool) -> Result<Vec<Touch>, Error> {
         let mut data = Vec::new();
-        self.data(|backend, pgoff, pack, number| data.push((pack, number, backend, pgoff)))?;
+        self.data(|backend, pgoff, pack, number| {
+            if is_wanted(pack) {
+                data.push((pack, number, backend, pgoff));
+            }
+        })?;
         data.sort_unstable();
         let pages = self.backends().iter().map(|backend| PageRange::of_pages(backend.pages()));
         let mut planned: Vec<_> = pages.map(|pages| pages.map(PageSet::none_of)).collect();
@@ -87,7 +102,7 @@ impl Image {
             };
             let gaps: Vec<_> = planned.gaps_of(touch.pages).collect();
             for page in gaps.into_iter().flat_map(PageRange::iter) {
-                if matches!(self.entry(touch.backend, page.get())?, Entry::Data { .. }) {
+                if matches!(self.entry(touch.backend, page.get())?, Entry::Data { pack, .. } if is_wanted(pack)) {
                     push(touch.backend, page.get());
                 }
             }
@@ -112,11 +127,9 @@ impl Image {
             found.runs += u64::from(!follows);
             last = Some((backend, pgoff, pack, number));
         })?;
-        for (info, live) in self.all_packs()?.iter().zip(self.live()?) {
-            if let (Some(info), true) = (info, live > 0) {
-                found.packs += 1;
-                found.pack_pages += u64::from(info.pages);
-            }
+        for used in self.used_packs()? {
+            found.packs += 1;
+            found.pack_pages += u64::from(used.pages);
         }
         found.indexes = self.manifest().indexes.iter().flatten().count() as u64;
         Ok(found)

@@ -9,7 +9,7 @@ use vmem_pages::{PAGE_SIZE, PageIndex};
 use super::model::*;
 use crate::objects::{Directory, Objects};
 use crate::store::{InitOptions, Store};
-use crate::{Compression, GcOptions, Policy, SquashOptions, WriteOptions};
+use crate::{Compression, GcOptions, Image, Rewritten, WriteOptions};
 
 /// Numbers that look random, the same in each run.
 struct Numbers(u64);
@@ -209,9 +209,9 @@ fn restore(place: &Place, sequence: u64) -> (u64, f64) {
     )
 }
 
-/// `cargo test -p vmem-store --lib -- --ignored --nocapture figures`: the figures of the format's documentation. Takes minutes.
+/// `cargo test -p vmem-store --lib -- --ignored --nocapture figures`: the figures of the format's documentation. Takes a minute.
 #[test]
-#[ignore = "measures, for minutes"]
+#[ignore = "measures, for a minute"]
 fn figures() {
     println!("bytes of an increment / bytes of its dirty pages, uncompressed");
     for (size, dirty, count) in [(65_536, 1556, 30), (65_536, 300, 30), (65_536, 50, 30)] {
@@ -221,80 +221,103 @@ fn figures() {
             increments(size, dirty, count)
         );
     }
-    let place = place_with(&InitOptions {
-        pack_bytes: 4 << 20,
-        ..InitOptions::default()
-    });
-    let mut load = Load::new(4096);
-    let mut guests = std::collections::BTreeMap::new();
-    let mut last = next(&place.store, &load, &all(&load), None);
-    guests.insert(last, load.guest.clone());
-    for _ in 1..1000 {
-        place.time.pass(Duration::from_secs(120));
-        let dirty = load.write(60);
-        last = next(&place.store, &load, &dirty, Some(last));
-        guests.insert(last, load.guest.clone());
+    println!("restores, reads and bytes read / bytes of pages");
+    for bytes in [0, u64::MAX] {
+        let mut history = History::new();
+        let (mut most, mut again) = (0, 0);
+        for _ in 1..1000 {
+            history.next();
+            // The last ones go through all that a rewrite leaves.
+            if history.last > 800 {
+                most = most.max(restore(&history.place, history.last).0);
+            }
+            again += history.rewrite(bytes).map_or(0, |done| done.pages);
+        }
+        println!(
+            "  rewrite of {bytes} bytes: from checkpoint 1 {:?}, from checkpoint 1000 {:?}, most from 800 on {most} reads; {again} pages \
+             stored again of {} that were written",
+            restore(&history.place, 1),
+            restore(&history.place, 1000),
+            history.written
+        );
     }
-    let whole = place.memory.bytes("");
-    let manifest = place.store.manifest(&name(last)).unwrap();
-    println!(
-        "1000 checkpoints of 16 MiB, 60 dirty pages each: {whole} bytes; the last refers to {} objects of the index",
-        manifest.indexes.iter().flatten().count()
-    );
-    println!(
-        "restore, reads and bytes read / bytes of pages: from checkpoint 1 {:?}, from checkpoint 1000 {:?}",
-        restore(&place, 1),
-        restore(&place, 1000)
-    );
-    let policy = Policy {
-        last: 10,
-        hourly: 24,
-        ..Policy::default()
-    };
-    let kept = place
-        .store
-        .prune(&guest(), &policy, false)
-        .unwrap()
-        .iter()
-        .filter(|decision| decision.is_kept())
-        .count();
-    let now = GcOptions {
-        grace: Duration::ZERO,
-        ..GcOptions::default()
-    };
-    println!("{:?}", place.store.gc(&now).unwrap());
-    place.store.gc(&now).unwrap();
-    let pruned = place.memory.bytes("");
-    let alone = place_with(&InitOptions {
-        pack_bytes: 4 << 20,
-        ..InitOptions::default()
-    });
-    let mut before: Option<(Guest, u64)> = None;
-    for listed in place.store.list().unwrap()[&guest()].iter() {
-        let now = &guests[&listed.checkpoint.sequence];
-        let changed: Vec<u64> = (0..4096)
-            .filter(|at| {
-                before
-                    .as_ref()
-                    .is_none_or(|(before, _)| before.pages[*at as usize] != now.pages[*at as usize])
-            })
-            .collect();
-        load.guest = now.clone();
-        let sequence = next(&alone.store, &load, &changed, before.map(|(_, at)| at));
-        before = Some((now.clone(), sequence));
+}
+
+/// Checkpoints of a guest of 16 MiB, each of 60 dirty pages.
+struct History {
+    place: Place,
+    load: Load,
+    last: u64,
+    /// Pages, but for the first checkpoint's.
+    written: u64,
+}
+
+impl History {
+    fn new() -> Self {
+        let place = place_with(&InitOptions {
+            pack_bytes: 4 << 20,
+            ..InitOptions::default()
+        });
+        let load = Load::new(4096);
+        let last = next(&place.store, &load, &all(&load), None);
+        Self {
+            place,
+            load,
+            last,
+            written: 0,
+        }
     }
-    let least = alone.memory.bytes("");
-    println!(
-        "pruned to {kept}: {pruned} bytes; these checkpoints alone: {least} bytes; ratio {:.3}",
-        pruned as f64 / least as f64
+
+    fn next(&mut self) {
+        let dirty = self.load.write(60);
+        self.written += dirty.len() as u64;
+        self.last = next(&self.place.store, &self.load, &dirty, Some(self.last));
+    }
+
+    fn rewrite(&self, bytes: u64) -> Option<Rewritten> {
+        let store = &self.place.store;
+        store
+            .rewrite_scattered(&name(self.last), bytes, &WriteOptions::default())
+            .unwrap()
+    }
+}
+
+fn assert_pages(image: &Image, load: &Load) {
+    let mut page = [0; PAGE_SIZE];
+    for (at, seed) in load.guest.pages.iter().enumerate() {
+        image.read_page(0, PageIndex::new(at as u64).unwrap(), &mut page).unwrap();
+        assert!(page[..] == contents(*seed), "page {at}");
+    }
+}
+
+#[test]
+fn scattered_pages_are_stored_again_and_nothing_else_changes() {
+    let mut history = History::new();
+    let (mut again, mut most) = (0, 0);
+    for _ in 1..300 {
+        history.next();
+        let held = history.place.store.hold(&name(history.last), "a restore").unwrap();
+        let before = held.fragmentation().unwrap();
+        most = most.max(before.packs);
+        assert!(history.rewrite(0).is_none_or(|done| done.pages == 0));
+        let Some(rewritten) = history.rewrite(u64::MAX) else {
+            continue;
+        };
+        again += rewritten.pages;
+        let image = history.place.store.image(&name(history.last)).unwrap();
+        let after = image.fragmentation().unwrap();
+        assert_eq!(before.pages, after.pages);
+        assert!(rewritten.packs > 100 && after.packs < 30, "{rewritten:?} {after:?}");
+        assert_pages(&image, &history.load);
+        // Who began to read before goes on.
+        assert_pages(&held, &history.load);
+    }
+    assert!((100..140).contains(&most), "{most} packs");
+    assert!(
+        again > 0 && again * 2 < history.written,
+        "{again} pages stored again of {}",
+        history.written
     );
-    println!("restore of the last after it: {:?}", restore(&place, 1000));
-    let squash = SquashOptions {
-        rewrite: Some(u64::MAX),
-        ..SquashOptions::default()
-    };
-    place.store.squash(&guest(), 1000, 1000, &squash).unwrap();
-    println!("restore of the last after a squash: {:?}", restore(&place, 1000));
 }
 
 #[test]
@@ -321,11 +344,7 @@ pub(crate) fn is_a_store(objects: Arc<dyn Objects>) {
     store.gc(&now).unwrap();
     let store = Store::open(objects, options(&time)).unwrap();
     let image = store.image(&name(second)).unwrap();
-    let mut page = [0; PAGE_SIZE];
-    for (at, seed) in load.guest.pages.iter().enumerate() {
-        image.read_page(0, PageIndex::new(at as u64).unwrap(), &mut page).unwrap();
-        assert!(page[..] == contents(*seed), "page {at}");
-    }
+    assert_pages(&image, &load);
     assert_ne!(before, load.guest);
     assert!(store.verify(&name(second), 100).unwrap().is_right());
 }

@@ -72,6 +72,11 @@ pub(crate) enum Command {
     Key(Key),
 }
 
+/// A size, or 0.
+fn size_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { size(text) }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Init {
     #[command(flatten)]
@@ -116,6 +121,10 @@ pub(crate) struct Create {
     /// How long the store may be away while a checkpoint is made; the guest goes on meanwhile
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) store_timeout: Duration,
+    /// When the pages of the new checkpoint lie in many packs, store so many bytes of them at most again, close together, so that a restore reads few
+    /// packs; 0: never. Suffixes K, M, G, T
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size_or_none)]
+    pub(crate) rewrite: u64,
     /// A word that the checkpoints get; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) words: Vec<String>,
@@ -413,7 +422,7 @@ mod tests {
             "key remove --store /s --key-file /k 0123",
             "create --store /s --qmp /q",
             "create --store /s --pid 7 --memory /dev/shm/ram --name data",
-            "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --store-timeout 600 --tag a --tag b",
+            "create --store /s --qmp /q --every 30 --count 3 --min-pages 100 --copies 1G --timeout 5 --store-timeout 600 --rewrite 1G --tag a --tag b",
             "create --store /s --qmp /q --agent /a --freeze always --agent-timeout 2",
             "create --store /s --qmp /q --disks /o --before true --resumed true --after true --hook-timeout 5",
             "restore --store /s --qmp /q --disks /o guest0 -- qemu",

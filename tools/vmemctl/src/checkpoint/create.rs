@@ -10,7 +10,7 @@ use vmem_checkpoint::{Checkpointer, Error, Made, Options, Step, Subject};
 use vmem_cli::{Signals, bytes, chain, output};
 use vmem_migrate::options::Common;
 use vmem_migrate::report;
-use vmem_store::{CheckpointName, GuestName, Store};
+use vmem_store::{CheckpointName, GuestName, Rewritten, Store, WriteOptions};
 
 use super::agent::deputy;
 use super::args::Create;
@@ -56,17 +56,45 @@ pub(super) fn run(args: &Create, signals: &Signals, common: &Common) -> Result<(
     };
     let mut checkpointer = Checkpointer::begin(subject, store.clone(), options)?;
     let result = match args.every {
-        None => checkpoint(&mut checkpointer, signals, &Paced::new(json)).map(|made| print(&made, json)),
+        None => checkpoint(&mut checkpointer, signals, &Paced::new(json)).map(|made| {
+            print(&made, json);
+            tidy(&store, args, &made.checkpoint, json);
+        }),
         Some(every) => repeat(&mut checkpointer, every, args, signals, json, &|made| {
             print(made, json);
-            prune(&store, args, &made.checkpoint.guest, json);
+            tidy(&store, args, &made.checkpoint, json);
         }),
     };
-    if result.is_ok() && args.every.is_none() {
-        prune(&store, args, checkpointer.guest(), json);
-    }
     let ended = checkpointer.end();
     result.and(ended)
+}
+
+/// What is done in the store after a checkpoint, which is complete whatever comes of this.
+fn tidy(store: &Store, args: &Create, made: &CheckpointName, json: bool) {
+    if args.rewrite > 0 {
+        rewrite(store, args.rewrite, made, json);
+    }
+    prune(store, args, &made.guest, json);
+}
+
+/// Stores pages of the checkpoint again if they are scattered: a restore reads few packs, however many checkpoints came before.
+fn rewrite(store: &Store, bytes: u64, made: &CheckpointName, json: bool) {
+    let mut options = WriteOptions::default();
+    options.holder = format!("vmemctl checkpoint create, process {}", std::process::id());
+    match store.rewrite_scattered(made, bytes, &options) {
+        Ok(None) => {}
+        Ok(Some(done)) if json => {
+            report::print(&json!({"event": "rewritten", "checkpoint": made.to_string(), "report": done}));
+        }
+        Ok(Some(done)) => {
+            let Rewritten { pages, packs, .. } = done;
+            note(
+                json,
+                &format!("{pages} pages of {made} were in {packs} packs, and are stored again close together"),
+            );
+        }
+        Err(error) => tracing::error!("pages of {made} are not stored again: {}", chain(&error)),
+    }
 }
 
 /// Removes the checkpoints that are not to be kept. One that cannot be removed is no reason to make no more.
@@ -256,4 +284,58 @@ fn line(made: &Made) -> String {
         made.copied_pages,
         made.seconds
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use vmem::{PAGE_SIZE, PageIndex};
+    use vmem_store::{CommitOptions, InitOptions, OpenOptions};
+    use vmem_store_source::Location;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        create: Create,
+    }
+
+    #[test]
+    fn scattered_checkpoint_is_stored_again_unless_nothing_is_to_be() {
+        const CHECKPOINTS: u64 = 140;
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("store").display().to_string();
+        let objects = place.parse::<Location>().expect("a place").objects().expect("a place");
+        let store = Store::init(objects, &InitOptions::default(), OpenOptions::default()).expect("a store");
+        let guest: GuestName = "guest0".parse().expect("a name");
+        let memories = [("ram".to_owned(), CHECKPOINTS * PAGE_SIZE as u64)];
+        let mut last: Option<CheckpointName> = None;
+        for round in 0..CHECKPOINTS {
+            let writer = store.begin(&guest, last.as_ref(), &memories, &WriteOptions::default());
+            let writer = writer.expect("a writer");
+            let (first, pages) = if round == 0 { (0, CHECKPOINTS) } else { (round, 1) };
+            let contents: Vec<u8> = (first..first + pages)
+                .flat_map(|page| vec![(page + round) as u8 | 1; PAGE_SIZE])
+                .collect();
+            let first = PageIndex::new(first).expect("a page");
+            writer.put_pages(0, first, &contents).expect("room");
+            last = Some(writer.commit(CommitOptions::default()).expect("a checkpoint").checkpoint);
+        }
+        let last = last.expect("a checkpoint");
+        let packs = |options: &str| {
+            let line = format!("create --store {place} --qmp /none {options}");
+            let args = Line::try_parse_from(line.split_whitespace()).expect("a command line").create;
+            tidy(&store, &args, &last, false);
+            assert!(store.verify(&last, 100).expect("a checkpoint").is_right());
+            store
+                .image(&last)
+                .expect("a checkpoint")
+                .fragmentation()
+                .expect("an index")
+                .packs
+        };
+        assert_eq!(packs("--rewrite 0"), CHECKPOINTS);
+        assert!(packs("") < 30);
+    }
 }
