@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::command::line;
 use crate::network::LAN_ADDRESS;
 use crate::patience::wait_until;
 
@@ -37,6 +38,19 @@ impl Bucket {
         Ok(bucket)
     }
 
+    /// From now on, each of its answers comes so many milliseconds later, to everybody: it is far away.
+    pub(crate) fn delay(&self, milliseconds: u32) -> Result<()> {
+        line("modprobe -a sch_prio sch_netem cls_u32").context("the network's modules")?;
+        line("tc qdisc add dev lan root handle 1: prio")?;
+        line(&format!(
+            "tc qdisc add dev lan parent 1:3 netem delay {milliseconds}ms limit 100000"
+        ))?;
+        line(&format!(
+            "tc filter add dev lan parent 1: protocol ip u32 match ip sport {PORT} 0xffff flowid 1:3"
+        ))?;
+        Ok(())
+    }
+
     /// What programs that use it have in their environment.
     pub(crate) fn environment() -> [(&'static str, String); 5] {
         [
@@ -51,6 +65,8 @@ impl Bucket {
 
 impl Drop for Bucket {
     fn drop(&mut self) {
+        // There is none if nothing was delayed.
+        let _ = line("tc qdisc del dev lan root");
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

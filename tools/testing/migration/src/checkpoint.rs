@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What checkpoints cost, beside what QEMU and userfaultfd do: `vmem-migration checkpoint`.
 
+mod far;
 mod faults;
 mod goals;
 mod lazy;
@@ -64,9 +65,9 @@ pub(crate) struct Measure {
 
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// Results, as `measure` wrote them; the lines of more files, in the same form, are added to those of the first one
-    #[arg(required = true, value_name = "FILE")]
-    results: Vec<PathBuf>,
+    /// Results, as `measure` wrote them
+    #[arg(value_name = "FILE")]
+    results: PathBuf,
     /// Put the tables into this document, between ".. begin measured" and ".. end measured", and the plots beside it
     #[arg(long, value_name = "DOCUMENT")]
     into: Option<PathBuf>,
@@ -109,12 +110,7 @@ impl Measure {
 
 impl Report {
     fn run(&self) -> Result<()> {
-        let mut files = self.results.iter();
-        let first = files.next().context("no results")?;
-        let mut results = saved::read::<Results>(first)?;
-        for more in files {
-            results.add_lines_of(saved::read::<Results>(more)?);
-        }
+        let results = saved::read::<Results>(&self.results)?;
         if let Some(path) = &self.into {
             let document = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             let document = report::replace(&document, &results);
@@ -122,7 +118,7 @@ impl Report {
             fs::write(path, document).with_context(|| format!("cannot write {}", path.display()))?;
         }
         // Without a document, beside the results.
-        let path = self.into.as_ref().unwrap_or(first).with_file_name(report::PLOT);
+        let path = self.into.as_ref().unwrap_or(&self.results).with_file_name(report::PLOT);
         fs::write(&path, plot::goals(&results)).with_context(|| format!("cannot write {}", path.display()))?;
         print!("{}", report::text(&results));
         Ok(())

@@ -5,8 +5,8 @@ use vmem_figures::Figure;
 
 use super::names::{
     ALONE, ARMING, BACKGROUND, CHUNKS, DIRTY_PAGES, FIRST_ANSWER, FIRST_ANSWER_FAR, FIRST_WRITE, FULL, FULL_LOAD, GAP, INCREMENT,
-    LAST, PRUNED, RESTORE, RESTORE_READS, RESTORE_TIME, REWRITTEN, STOP_FILE_CONT, STORED, UFFD_ALL, UFFD_PAGE, UFFD_WP, VMEM,
-    VMEM_BENCH, WITH_ORDER, WITHOUT_ORDER,
+    LAST, PRUNED, RESTORE, RESTORE_READS, RESTORE_TIME, STOP_FILE_CONT, STORED, UFFD_ALL, UFFD_PAGE, UFFD_WP, VMEM, VMEM_BENCH,
+    WITH_ORDER, WITHOUT_ORDER,
 };
 use super::results::Results;
 
@@ -31,7 +31,7 @@ const fn goal(text: &'static str, what: &'static str, ours: &'static str, theirs
 }
 
 /// All goals.
-pub(super) const GOALS: [Goal; 13] = [
+pub(super) const GOALS: [Goal; 12] = [
     goal(
         "guest's pause / QEMU stop + mapped-ram file + cont",
         GAP,
@@ -82,13 +82,6 @@ pub(super) const GOALS: [Goal; 13] = [
         "reads of a restore, last checkpoint / a full one of the same memory",
         RESTORE_READS,
         LAST,
-        &[FULL],
-        1.1,
-    ),
-    goal(
-        "reads of a restore, last checkpoint after squash --rewrite / a full one",
-        RESTORE_READS,
-        REWRITTEN,
         &[FULL],
         1.1,
     ),

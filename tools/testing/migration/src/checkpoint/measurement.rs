@@ -11,7 +11,7 @@ use vmem_figures::Setting;
 
 use super::results::{Figures, Results, Trial};
 use super::store::DeepStore;
-use super::{faults, lazy, pauses, restores, store};
+use super::{far, faults, lazy, pauses, restores, store};
 use crate::command::line;
 use crate::guest::{Guest, Load};
 use crate::harm::{is_emulated, is_harm};
@@ -36,6 +36,8 @@ pub(super) enum Part {
     Depth,
     /// A guest's pause, and its restore
     Guest,
+    /// A guest's restore from a store that is far away, with access order and without
+    Order,
 }
 
 /// What is measured.
@@ -108,7 +110,6 @@ impl Measurement {
                 measure(&mut results, round, "restores by depth", &|| deep.restores())?;
             }
             measure(&mut results, 1, "retention", &|| deep.retention())?;
-            measure(&mut results, 1, "restore after squash", &|| deep.rewritten())?;
         }
         let guest = Guest {
             memory_mib: vec![self.memory_mib],
@@ -132,6 +133,9 @@ impl Measurement {
                     figures.extend(lazy::restore(&guest, &image)?);
                     Ok(figures)
                 })?;
+            }
+            if self.wants(Part::Order) {
+                measure(&mut results, round, "access order", &|| far::measure(&guest, load))?;
             }
         }
         Ok(results)

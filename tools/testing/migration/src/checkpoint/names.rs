@@ -9,7 +9,7 @@ pub(super) const STOP_TO_RESUME: &str = "QEMU's STOP -> RESUME";
 pub(super) const FIRST_ANSWER: &str = "first answer of a restored guest";
 /// From the command that restores until all of the memory is there.
 pub(super) const ALL_THERE: &str = "all memory of a restored guest";
-/// From a store with 25 ms to the first byte. Measured by whoever measures the access order; the report takes its file.
+/// The same from a store in S3, with 25 ms to the first byte.
 pub(super) const FIRST_ANSWER_FAR: &str = "first answer, 25 ms to the store's first byte";
 /// Stored for an increment.
 pub(super) const INCREMENT: &str = "bytes of an increment";
@@ -40,7 +40,6 @@ pub(super) const CHUNKS: &str = "chunks of 64 KiB that hold them";
 pub(super) const FIRST: &str = "from checkpoint 1";
 pub(super) const LAST: &str = "from the last checkpoint";
 pub(super) const FULL: &str = "from a full checkpoint of the same memory";
-pub(super) const REWRITTEN: &str = "from the last one after squash --rewrite";
 pub(super) const PRUNED: &str = "pruned to the live checkpoints";
 pub(super) const ALONE: &str = "the live checkpoints alone";
 pub(super) const VMEM_BENCH: &str = "vmem";

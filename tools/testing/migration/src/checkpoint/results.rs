@@ -77,11 +77,6 @@ impl Results {
         Ok(self)
     }
 
-    pub(super) fn add_lines_of(&mut self, other: Self) {
-        self.book.lines.extend(other.book.lines);
-        self.failures.extend(other.failures);
-    }
-
     pub(super) fn is_over(&self, trial: &Trial) -> bool {
         self.over.contains(trial)
     }
