@@ -12,11 +12,11 @@ use crate::names::CheckpointName;
 use crate::store::Store;
 use crate::writer::{CommitOptions, WriteOptions, Writer};
 
-/// A checkpoint is scattered if its pages are in more packs than twice those that they would fill, and this many. With fewer, more is written again;
-/// with more, a restore reads more packs.
+/// A checkpoint is scattered if its pages are in more packs than twice those that they would fill, and this many. With fewer, more is written again,
+/// and kept twice if older checkpoints are kept; with more, a restore reads more packs.
 const SCATTERED: u64 = 128;
-/// Packs that a rewrite leaves, more than those that the pages would fill.
-const LEFT: u64 = 16;
+/// Packs that a rewrite leaves, more than those that the pages would fill: the youngest, most of whose pages are still written again and again.
+const LEFT: u64 = 64;
 
 /// What a rewrite did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -307,14 +307,14 @@ fn scattered_pages_are_stored_again_and_nothing_else_changes() {
         let image = history.place.store.image(&name(history.last)).unwrap();
         let after = image.fragmentation().unwrap();
         assert_eq!(before.pages, after.pages);
-        assert!(rewritten.packs > 100 && after.packs < 30, "{rewritten:?} {after:?}");
+        assert!(rewritten.packs > 50 && after.packs < 80, "{rewritten:?} {after:?}");
         assert_pages(&image, &history.load);
         // Who began to read before goes on.
         assert_pages(&held, &history.load);
     }
     assert!((100..140).contains(&most), "{most} packs");
     assert!(
-        again > 0 && again * 2 < history.written,
+        again > 0 && again * 3 < history.written,
         "{again} pages stored again of {}",
         history.written
     );

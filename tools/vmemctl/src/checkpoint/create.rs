@@ -336,6 +336,6 @@ mod tests {
                 .packs
         };
         assert_eq!(packs("--rewrite 0"), CHECKPOINTS);
-        assert!(packs("") < 30);
+        assert!(packs("") < 80);
     }
 }
