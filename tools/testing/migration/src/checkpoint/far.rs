@@ -18,7 +18,7 @@ use crate::vmemctl::Vmemctl;
 /// From a request to the first byte of its answer, on top of what the server takes: milliseconds.
 const FIRST_BYTE: u32 = 25;
 
-/// Keeps a guest in a bucket, and restores it three times: without an order and without recording one, then recording it, then with it.
+/// Keeps a guest of a host that has joined the LAN in a bucket there, and restores it three times: without an order and without recording one, then recording it, then with it.
 pub(super) fn measure(guest: &Guest, load: Load) -> Result<Figures> {
     let bucket = Bucket::new()?;
     let checkpoint = keep(guest, load)?;

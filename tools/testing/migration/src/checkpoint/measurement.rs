@@ -15,6 +15,7 @@ use super::{far, faults, lazy, pauses, restores, store};
 use crate::command::line;
 use crate::guest::{Guest, Load};
 use crate::harm::{is_emulated, is_harm};
+use crate::network::Host;
 use crate::patience::choose_patience;
 use crate::rig::Rig;
 use crate::saved;
@@ -117,6 +118,9 @@ impl Measurement {
             ..Guest::default()
         };
         let load = Load::Writing(self.pages);
+        if self.wants(Part::Order) {
+            Host::First.join_lan(1)?;
+        }
         for round in 1..=self.rounds {
             if self.wants(Part::Faults) {
                 measure(&mut results, round, "arming", &faults::measure)?;
