@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory whose writes are logged from one checkpoint to the next.
 
-use vmem::{Adopted, Control, PAGE_SIZE, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};
+use vmem::{Adopted, Control, Info, PAGE_SIZE, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};
 use vmem_qemu::OpenBackend;
 use vmem_store::Store;
 
@@ -66,25 +66,30 @@ impl Tracked {
 
     /// Whether a checkpoint may refer to pages that are absent, and there may be some.
     pub(crate) fn may_refer(&self) -> Result<bool, Error> {
-        Ok(self.logs_fills && self.lacks_pages()?)
-    }
-
-    /// Whether pages are absent.
-    pub(crate) fn lacks_pages(&self) -> Result<bool, Error> {
-        Ok(!self.is_complete && lacks_pages(&self.adopted, &self.backend)?)
+        Ok(self.logs_fills && self.absent(&self.info()?) != 0)
     }
 
     /// The error if pages are absent and nobody is there who could bring them.
     pub(crate) fn unserved(&self) -> Result<Option<Error>, Error> {
-        let what = || format!("cannot get the state of {}", self.backend);
-        let info = self.adopted.info().map_err(Error::memory(what()))?;
-        if info.attached || !self.lacks_pages()? {
-            return Ok(None);
-        }
-        Ok(Some(Error::Unserved {
+        let info = self.info()?;
+        let pages = self.absent(&info);
+        Ok((!info.attached && pages != 0).then(|| Error::Unserved {
             what: self.backend.to_string(),
-            pages: self.adopted.pages().count().saturating_sub(info.present),
+            pages,
         }))
+    }
+
+    fn info(&self) -> Result<Info, Error> {
+        let what = || format!("cannot get the state of {}", self.backend);
+        self.adopted.info().map_err(Error::memory(what()))
+    }
+
+    /// How many pages are absent in this state. The number is had at once; the map of which ones they are takes 32 MiB for each TiB.
+    fn absent(&self, info: &Info) -> u64 {
+        match self.is_complete {
+            true => 0,
+            false => self.adopted.pages().count().saturating_sub(info.present),
+        }
     }
 
     /// What is to be written of its snapshot, and how many pages are left to the parent because they are absent. `is_filled` says that the

@@ -235,7 +235,10 @@ fn retry(
 
 impl Open {
     /// Finds the exports of the regions in a source. Their identities must be those that the regions were started with.
-    fn new(shared: &Shared, source: Box<dyn PageSource>) -> Result<Self, Error> {
+    fn new(shared: &Shared, mut source: Box<dyn PageSource>) -> Result<Self, Error> {
+        if shared.options.prefetch == 0 {
+            source.skip_nearby();
+        }
         let exports = Exports::find(source.exports(), &shared.exports)?;
         Ok(Self {
             source,

@@ -75,6 +75,9 @@ pub trait PageSource: Send {
         Vec::new()
     }
 
+    /// Says that [`nearby`](Self::nearby) is never called: a source need not find these pages.
+    fn skip_nearby(&mut self) {}
+
     /// Whether [`map`](Self::map) can be called.
     fn can_map(&self) -> bool {
         false

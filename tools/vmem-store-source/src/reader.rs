@@ -142,6 +142,10 @@ impl PageSource for ImageSource {
             .unwrap_or_default()
     }
 
+    fn skip_nearby(&mut self) {
+        self.workers.skip_nearby();
+    }
+
     /// The index says which pages are zero.
     fn can_map(&self) -> bool {
         true

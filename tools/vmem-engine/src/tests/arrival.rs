@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicBool;
 
 use vmem::PageRange;
 
@@ -130,8 +131,8 @@ fn without_background_only_faults_are_fetched() {
     assert_eq!(source.served(), 4);
 }
 
-/// A source that has two pages at hand with each page that it sends.
-struct Near(Box<dyn PageSource>);
+/// A source that has two pages at hand with each page that it sends, and whether somebody has said that these are not wanted.
+struct Near(Box<dyn PageSource>, Arc<AtomicBool>);
 
 impl PageSource for Near {
     fn exports(&self) -> &[Export] {
@@ -143,6 +144,10 @@ impl PageSource for Near {
         [(0, 700), (1, 0)]
             .map(|(export, first)| (export, PageRange::from_pgoff(first, 2).expect("pages")))
             .into()
+    }
+
+    fn skip_nearby(&mut self) {
+        self.1.store(true, Ordering::Relaxed);
     }
 
     fn fetch(&mut self, export: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
@@ -164,7 +169,10 @@ fn pages_that_are_near_a_fault_are_fetched_once_unless_nothing_is_fetched_ahead(
     for (prefetch, near) in [(32, 2), (0, 0)] {
         let source = Source::new(&[("ram", &file)]);
         let inner = to(source.address);
-        let connect: Connect = Arc::new(move |lane| Ok(Box::new(Near(inner(lane)?)) as Box<dyn PageSource>));
+        let is_skipped = Arc::new(AtomicBool::new(false));
+        let skipped = Arc::clone(&is_skipped);
+        let connect: Connect =
+            Arc::new(move |lane| Ok(Box::new(Near(inner(lane)?, Arc::clone(&skipped))) as Box<dyn PageSource>));
         let memory = Arc::new(Memory::new(1000));
         let options = Options {
             background: false,
@@ -184,6 +192,7 @@ fn pages_that_are_near_a_fault_are_fetched_once_unless_nothing_is_fetched_ahead(
         engine.stop();
         wait_until(|| source.served() >= present);
         assert_eq!((source.served(), get(&stats.ahead)), (present, near));
+        assert_eq!(is_skipped.load(Ordering::Relaxed), prefetch == 0);
     }
 }
 

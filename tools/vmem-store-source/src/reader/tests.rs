@@ -197,6 +197,9 @@ fn pages_of_the_same_frame_are_near_for_those_who_wait() {
         let of_frame: Vec<u64> = (0..24).filter(|page| byte(*page) != 0 && *page != 7 && is_urgent).collect();
         assert_eq!(near, of_frame);
         assert_eq!(source.nearby(), [], "once");
+        source.skip_nearby();
+        fetched(&mut source, &[range(10, 1)]).expect("a page");
+        assert_eq!(source.nearby(), [], "not sought any more");
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -158,7 +159,8 @@ struct Shared {
     changed: Condvar,
     answers: Arc<Answers>,
     checkpoint: Arc<Checkpoint>,
-    role: Role,
+    /// Whether anybody wants to know what is stored with a page.
+    seeks_nearby: AtomicBool,
 }
 
 /// Threads with the same role.
@@ -171,7 +173,7 @@ impl Workers {
             changed: Condvar::new(),
             answers,
             checkpoint,
-            role,
+            seeks_nearby: AtomicBool::new(role == Role::Demand),
         }));
         for _ in 0..role.threads() {
             let shared = Arc::clone(&workers.0);
@@ -189,6 +191,11 @@ impl Workers {
 
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         &self.0.checkpoint
+    }
+
+    /// Nobody wants to know what is stored with a page.
+    pub(super) fn skip_nearby(&self) {
+        self.0.seeks_nearby.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn add(&self, tasks: impl IntoIterator<Item = Task>) {
@@ -276,9 +283,9 @@ impl Shared {
                 }
             }
         }
-        let nearby = match self.role {
-            Role::Demand => self.nearby(backend, ranges),
-            Role::Ahead | Role::Stream => Vec::new(),
+        let nearby = match self.seeks_nearby.load(Ordering::Relaxed) {
+            true => self.nearby(backend, ranges),
+            false => Vec::new(),
         };
         Ok(Read {
             export,
