@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{Read, stdin};
-use std::path::PathBuf;
+use std::io::{Read, Seek, SeekFrom, stdin};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use blake3::Hash;
 use clap::Parser;
-use vmem::{Access, MapHandle, Mapping, Name, PAGE_SIZE, PageRange, Sharing};
+use vmem::{Access, Mapping, Name, PAGE_SIZE, PageRange, Sharing};
 
 /// Hashes the memory of a region, or of a file
 #[derive(Parser)]
 struct Arguments {
-    /// The region's name; with --file, the file's path
+    /// The region's name; with --file, the path of a file
     target: PathBuf,
-    /// The target is an ordinary file
+    /// The target is a path
     #[arg(long)]
     file: bool,
-    /// Wait this many seconds for the region to appear
+    /// Wait this many seconds for it to appear
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     wait: u64,
     /// Touch the pages in an order made from this number
@@ -50,11 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let (memory, pages) = if arguments.file {
-        map_file(arguments)?
-    } else {
-        map_region(arguments)?
-    };
+    let (memory, pages) = map_memory(arguments)?;
     let since = Instant::now();
     let checksum = checksum(&memory, pages, arguments.random)?;
     println!(
@@ -87,25 +83,40 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Maps the region as soon as a daemon serves it, and keeps no descriptor.
-fn map_region(arguments: &Arguments) -> Result<(Mapping, PageRange)> {
-    let name = Name::new(&arguments.target.to_string_lossy())?;
-    let until = Instant::now() + Duration::from_secs(arguments.wait);
-    while !name.path().exists() && Instant::now() < until {
-        sleep(Duration::from_millis(50));
+/// Where the file system of the module is mounted.
+const FILES: &str = "/run/vmem";
+
+/// Where the memory can be: a region is a file, and a node for those who have not mounted the file system.
+fn places(arguments: &Arguments) -> Result<Vec<PathBuf>> {
+    if arguments.file {
+        return Ok(vec![arguments.target.clone()]);
     }
-    let handle = MapHandle::open(name.as_str(), Access::ReadOnly)?;
-    handle.wait_ready()?;
-    let memory = handle.map(Access::ReadOnly, Sharing::Shared)?;
-    let pages = PageRange::of_len(memory.len() as u64).context("an empty region")?;
-    Ok((memory, pages))
+    let name = Name::new(&arguments.target.to_string_lossy())?;
+    Ok(vec![Path::new(FILES).join(name.as_str()), name.path()])
 }
 
-fn map_file(arguments: &Arguments) -> Result<(Mapping, PageRange)> {
-    let what = || arguments.target.display().to_string();
-    let file = File::open(&arguments.target).with_context(what)?;
-    let pages = PageRange::of_len(file.metadata().with_context(what)?.len())
-        .with_context(|| format!("{}: no pages", what()))?;
+/// Maps the memory as soon as it is at one of its places, and keeps no descriptor.
+fn map_memory(arguments: &Arguments) -> Result<(Mapping, PageRange)> {
+    let places = places(arguments)?;
+    let until = Instant::now() + Duration::from_secs(arguments.wait);
+    let path = loop {
+        match places.iter().find(|path| path.exists()) {
+            Some(path) => break path,
+            None if Instant::now() < until => sleep(Duration::from_millis(50)),
+            None => {
+                let places: Vec<_> = places
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                bail!("there is no {}", places.join(", and no "));
+            }
+        }
+    };
+    let what = || path.display().to_string();
+    let mut file = File::open(path).with_context(what)?;
+    // A node has no size in stat(), and this is right for both.
+    let size = file.seek(SeekFrom::End(0)).with_context(what)?;
+    let pages = PageRange::of_len(size).with_context(|| format!("{}: no pages", what()))?;
     let len = usize::try_from(pages.bytes().end).with_context(what)?;
     let memory =
         Mapping::new(&file, 0, len, Access::ReadOnly, Sharing::Shared).with_context(what)?;
@@ -161,7 +172,7 @@ mod tests {
                 .flat_map(u32::to_le_bytes)
                 .collect::<Vec<u8>>(),
         )?;
-        let mapped = map_file(&Arguments::parse_from([
+        let mapped = map_memory(&Arguments::parse_from([
             "checksum".into(),
             "--file".into(),
             path.clone(),
