@@ -53,7 +53,7 @@ both_are_confined() {
 a_libvirt_domain_that_apparmor_confines_moves() {
 	start_apparmor
 	install_rules
-	start_libvirt "$(acl)"
+	start_libvirt
 	move_to_a_domain_on_a_region both_are_confined
 }
 
@@ -68,7 +68,7 @@ refused_for() {
 
 apparmor_refuses_a_libvirt_domain_without_the_rules() {
 	start_apparmor
-	start_libvirt "$(acl)"
+	start_libvirt
 	receive_region
 	# The socket of an earlier domain would be denied otherwise: to be removed, and not to be made.
 	rm -f "$domains/vmem-guest0.qmp"
@@ -76,8 +76,8 @@ apparmor_refuses_a_libvirt_domain_without_the_rules() {
 	refused_for "$domains/vmem-guest0.qmp"
 	# All rules but that for regions.
 	install_rules
-	sed -i '\|/dev/vmem/\* rw,|d' "$apparmor_rules"
-	refused_for /dev/vmem/guest0
+	sed -i '\|/run/vmem/\* rw,|d' "$apparmor_rules"
+	refused_for /run/vmem/guest0
 	install_rules
 	virsh start --paused guest0
 	is_confined guest0

@@ -21,14 +21,13 @@ howto() {
 			END { exit !found }' |
 		sed "s/size=4G/size=${domain_mib}M/"
 }
-acl() { howto 'cgroup_device_acl = [' ']'; }
 memory_backing() { howto '<memoryBacking>' '</memoryBacking>'; }
 # The QMP socket of a source whose memory libvirt makes.
 qmp_socket() { howto '<qemu:commandline>' '</qemu:commandline>' 1; }
 # The memory, and what else the destination's domain wants.
 on_region() { howto '<qemu:commandline>' '</qemu:commandline>' 2; }
 # The same at the source.
-on_file() { on_region | sed -e "/'-incoming'/d" -e "/'defer'/d" -e 's|/dev/vmem/guest0|/dev/shm/vmem-guest0|'; }
+on_file() { on_region | sed -e "/'-incoming'/d" -e "/'defer'/d" -e 's|/run/vmem/guest0|/dev/shm/vmem-guest0|'; }
 of_source() { sed 's|vmem-guest0.qmp|vmem-guest0-source.qmp|'; }
 
 # make_writable PLACE...: directories of this machine's read-only root.
@@ -96,13 +95,13 @@ receive_region() {
 	in_unit "$vmemctl" --state /run/destination receive --qmp "$domains/vmem-guest0.qmp" --region "guest0=${domain_mib}M" \
 		--owner "$(id -u libvirt-qemu)"
 	wait_for "receive listens" said listening
-	test -c /dev/vmem/guest0
+	test -f /run/vmem/guest0
 }
 
 a_libvirt_domain_without_the_acl_does_not_find_its_region() {
 	start_libvirt
 	receive_region
-	define guest0 '' "$(on_region)"
+	define guest0 '' "$(on_region | sed 's|/run/vmem/guest0|/dev/vmem/guest0|')"
 	if virsh start --paused guest0; then return 1; fi
 	grep "can't open backing store /dev/vmem/guest0 for guest RAM: No such file or directory" /var/log/libvirt/qemu/guest0.log
 }
@@ -125,7 +124,7 @@ move_to_a_domain_on_a_region() {
 }
 
 a_libvirt_domain_moves_to_a_domain_on_a_region() {
-	start_libvirt "$(acl)"
+	start_libvirt
 	move_to_a_domain_on_a_region true
 }
 
