@@ -51,6 +51,14 @@ pub(crate) enum Note {
     CheckedImageIncomplete,
     /// Pages of snapshots that were absent at the instant, and compared with their source, ever.
     CheckedImageAbsent,
+    /// File systems mounted, ever.
+    Mounted,
+    /// Pages read from files and compared, ever.
+    CheckedInFile,
+    /// Writes to files and holes made in them, ever.
+    ChangedInFile,
+    /// Reads and writes of a file that did not wait for an absent page, ever.
+    NotWaited,
     /// The most pages that KSM was ever seen to save.
     Merged,
 }

@@ -30,6 +30,12 @@ fn whole(region: usize) -> AreaBuilder {
     }
 }
 
+/// The life of a region that somebody may take hold of; [`None`] while it is given up.
+pub(crate) fn open_life(board: &Board, region: usize) -> anyhow::Result<Option<u64>> {
+    let life = board.life(region)?;
+    Ok((life % 2 == 0).then_some(life))
+}
+
 /// A program's hold on one life of a region. Its mappings go before its descriptor, so that a region whose node is gone is mapped by
 /// nobody.
 pub(crate) struct Hands<'a> {
@@ -50,10 +56,9 @@ pub(crate) struct Hands<'a> {
 impl<'a> Hands<'a> {
     /// Opens and maps the region; [`None`] if there is none just now.
     pub(crate) fn open(board: &'a Board, actor: usize, program: usize, region: usize) -> anyhow::Result<Option<Self>> {
-        let life = board.life(region)?;
-        if life % 2 == 1 {
+        let Some(life) = open_life(board, region)? else {
             return Ok(None);
-        }
+        };
         let handle = match MapHandle::open(&name(region), Access::ReadWrite) {
             Ok(handle) => handle,
             Err(vmem::Error::Open { .. } | vmem::Error::NotVmem { .. }) => return Ok(None),

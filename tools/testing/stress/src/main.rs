@@ -8,6 +8,7 @@
 
 mod board;
 mod daemon;
+mod files;
 mod fuzzer;
 mod hands;
 mod image;
@@ -40,11 +41,14 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Programs that map the regions
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=48))]
     processes: u16,
     /// Trackers in processes of their own, each of one region at a time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=16))]
     trackers: u16,
+    /// Programs that open the regions' files, in file systems of their own
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=16))]
+    openers: u16,
     /// Regions, each with a daemon of its own
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     regions: u16,

@@ -37,6 +37,12 @@ impl Page {
         (0..WORDS).map(|word| self.word(word)).collect()
     }
 
+    /// Words that were read as bytes.
+    pub(crate) fn words(bytes: &[u8]) -> Vec<u64> {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+        bytes.chunks_exact(8).map(word).collect()
+    }
+
     /// The same as bytes.
     pub(crate) fn bytes(self) -> Vec<u8> {
         self.contents().into_iter().flat_map(u64::to_ne_bytes).collect()

@@ -11,7 +11,7 @@ use vmem_functional_sys::{AreaBuilder, MemoryAt, write_from};
 
 use crate::board::{Board, Mark, Note};
 use crate::hands::{Hands, name};
-use crate::model::WORDS;
+use crate::model::Page;
 use crate::numbers::Numbers;
 use crate::reader::{Reader, in_a_child};
 
@@ -198,10 +198,7 @@ fn by_system_call(hands: &Hands<'_>, page: usize) -> anyhow::Result<()> {
     while len < PAGE_SIZE {
         len += rustix::io::read(&reader, &mut bytes[len..]).context("read from a pipe")?;
     }
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-    let words: Vec<u64> = bytes.chunks_exact(8).map(word).collect();
-    ensure!(words.len() == WORDS, "{} words", words.len());
-    hands.compare(page, &words)
+    hands.compare(page, &Page::words(&bytes))
 }
 
 fn by_another_descriptor(hands: &Hands<'_>, page: usize) -> anyhow::Result<()> {

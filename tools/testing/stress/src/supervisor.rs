@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::numbers::Numbers;
 use crate::pace::Pace;
 use crate::tally::{ENOUGH, ENOUGH_OF_TURNS, Kernel, Tally};
-use crate::{Options, daemon, fuzzer, program, tracker};
+use crate::{Options, daemon, files, fuzzer, program, tracker};
 
 /// How often the supervisor looks around.
 const TURN: Duration = Duration::from_millis(20);
@@ -27,6 +27,7 @@ enum Role {
     Daemon(usize),
     Program(usize),
     Tracker(usize),
+    Opener(usize),
     Fuzzer,
     Machine,
 }
@@ -34,7 +35,7 @@ enum Role {
 impl Role {
     /// Whether it waits for pages that a daemon brings, so that it may have to be killed in the end.
     fn waits_for_pages(self) -> bool {
-        matches!(self, Self::Program(_) | Self::Tracker(_))
+        matches!(self, Self::Program(_) | Self::Tracker(_) | Self::Opener(_))
     }
 }
 
@@ -78,6 +79,8 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     roles.extend((0..options.processes.into()).map(Role::Program));
     let workers = roles.len();
     roles.extend((0..options.trackers.into()).map(Role::Tracker));
+    // Each writes in a slot of its own, behind those of the programs.
+    roles.extend((0..options.openers).map(|nr| Role::Opener((options.processes + nr).into())));
     roles.extend([Role::Fuzzer, Role::Machine]);
     // Each daemon has a thread.
     let actors = roles.len() + usize::from(options.regions);
@@ -172,6 +175,7 @@ impl Supervisor {
                 Role::Daemon(region) => daemon::run(board, at, region, numbers),
                 Role::Program(program) => program::run(board, at, program, numbers).map(|()| 0),
                 Role::Tracker(_) => tracker::run(board, at, numbers).map(|()| 0),
+                Role::Opener(slot) => files::run(board, at, slot, numbers).map(|()| 0),
                 Role::Fuzzer => fuzzer::run(board, at, numbers).map(|()| 0),
                 Role::Machine => machine.run(board, at, numbers).map(|()| 0),
             });
@@ -204,7 +208,7 @@ impl Supervisor {
                 Role::Daemon(region) => self.bury_thread(self.board.thread_of_daemon(region)),
                 _ => Ok(()),
             },
-            (End::Killed(signal), Role::Program(_)) if signal == Signal::BUS.as_raw() => {
+            (End::Killed(signal), Role::Program(_) | Role::Opener(_)) if signal == Signal::BUS.as_raw() => {
                 self.bus += 1;
                 let touching = self.board.note(at, Note::Touching)?;
                 ensure!(touching > 0, "{:?} got SIGBUS without a touch", actor.role);

@@ -21,7 +21,7 @@ const ENOUGH_TO_CLEAN: u64 = 20_000;
 pub(crate) const ENOUGH_OF_TURNS: u64 = 300_000;
 
 /// What actors note, what it is called, and in how many steps it must have been done.
-const NOTES: [(Note, &str, Option<u64>); 16] = [
+const NOTES: [(Note, &str, Option<u64>); 20] = [
     (Note::Checked, "pages compared", Some(0)),
     (Note::CheckedPlain, "of them in plain memory", Some(ENOUGH)),
     (Note::Tracked, "times tracked", Some(ENOUGH)),
@@ -56,6 +56,10 @@ const NOTES: [(Note, &str, Option<u64>); 16] = [
         "pages that were absent at the instant compared with their source",
         Some(ENOUGH_TO_CLEAN),
     ),
+    (Note::Mounted, "file systems mounted", Some(ENOUGH)),
+    (Note::CheckedInFile, "pages of files compared", Some(ENOUGH)),
+    (Note::ChangedInFile, "writes to files and holes in them", Some(ENOUGH)),
+    (Note::NotWaited, "calls that did not wait", Some(ENOUGH)),
     (Note::Wild, "wild calls", Some(0)),
     (Note::Merged, "pages saved by KSM at once", Some(ENOUGH_TO_MERGE)),
 ];
