@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use vmem::{Fill, PageIndex, Region};
+use vmem::{Fill, PAGE_SIZE, PageIndex, Region};
 
 use crate::failure::{Outcome, ensure};
 use crate::setting::{bytes_of, contents};
 
-/// A daemon that fills each wanted page with its [`contents`].
+/// A daemon that fills each wanted page.
 pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     served: Arc<Mutex<Vec<PageIndex>>>,
@@ -19,12 +19,26 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it.
+    /// Starts one that fills each page with its [`contents`].
     pub(crate) fn start(region: &Arc<Region>) -> Self {
+        Self::with(region, |pgoff| bytes_of(&contents(pgoff)))
+    }
+
+    /// Starts one that fills the region with these bytes. What is left of the last page has others than zero, which nobody may see.
+    pub(crate) fn with_bytes(region: &Arc<Region>, bytes: Vec<u8>) -> Self {
+        Self::with(region, move |pgoff| {
+            let page = bytes.chunks(PAGE_SIZE).nth(pgoff as usize).unwrap_or_default();
+            let mut page = page.to_vec();
+            page.resize(PAGE_SIZE, 0xff);
+            page
+        })
+    }
+
+    fn with(region: &Arc<Region>, bytes_of_page: impl Fn(u64) -> Vec<u8> + Send + 'static) -> Self {
         let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let thread = thread::spawn({
             let (region, stop, served) = (region.clone(), stop.clone(), Arc::clone(&served));
-            move || serve(&region, &stop, &served)
+            move || serve(&region, &stop, &served, bytes_of_page)
         });
         Self {
             stop,
@@ -60,13 +74,11 @@ fn lock(served: &Mutex<Vec<PageIndex>>) -> std::sync::MutexGuard<'_, Vec<PageInd
     served.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn serve(region: &Region, stop: &AtomicBool, served: &Mutex<Vec<PageIndex>>) -> Outcome {
+fn serve(region: &Region, stop: &AtomicBool, served: &Mutex<Vec<PageIndex>>, bytes_of_page: impl Fn(u64) -> Vec<u8>) -> Outcome {
     while !stop.load(Ordering::SeqCst) {
         for page in region.next_requests_timeout(64, Duration::from_millis(20))? {
             lock(served).push(page);
-            let changed = region
-                .fill(&[Fill::new(page, &bytes_of(&contents(page.get())))?])
-                .complete()?;
+            let changed = region.fill(&[Fill::new(page, &bytes_of_page(page.get()))?]).complete()?;
             // Somebody else may have been faster, but nobody asks for a page twice.
             ensure!(changed <= 1, "{page}: {changed} pages were filled");
         }

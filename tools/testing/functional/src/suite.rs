@@ -49,6 +49,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         files::TESTS,
         files::contents::TESTS,
         files::ways::TESTS,
+        files::programs::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,

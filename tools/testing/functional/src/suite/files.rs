@@ -2,6 +2,8 @@
 //! Regions as files of the file system `vmem`: the directory, and what a file says of itself.
 
 pub(super) mod contents;
+pub(super) mod programs;
+mod served;
 pub(super) mod ways;
 
 use std::fs::{self, File, OpenOptions};

@@ -5,16 +5,15 @@ use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use vmem::{Fill, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::AreaBuilder;
 
+use super::served::{LENGTH, PAGES, Served};
 use super::{Mount, region};
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
-use crate::server::Server;
 use crate::setting::{Setting, bytes_of, check_page, contents};
 use crate::world::run_command;
 
@@ -28,51 +27,6 @@ crate::tests![
     programs_read_what_the_daemon_brings,
     programs_write_into_a_file,
 ];
-
-const PAGES: usize = 64;
-/// Not a multiple of a page.
-const LENGTH: usize = PAGES * PAGE_SIZE - 1234;
-
-/// A region that a server fills, its file, and what is in it.
-struct Served {
-    // In the order in which they go.
-    _server: Server,
-    setting: Setting,
-    path: String,
-    bytes: Vec<u8>,
-}
-
-impl Served {
-    fn new(mount: &Mount, name: &str) -> Outcome<Self> {
-        let setting = Setting::create(RegionBuilder::new(LENGTH as u64).name(name))?;
-        let bytes = (0..PAGES as u64)
-            .flat_map(|pgoff| bytes_of(&contents(pgoff)))
-            .take(LENGTH)
-            .collect();
-        Ok(Self {
-            _server: Server::start(&Arc::clone(&setting.region)),
-            setting,
-            path: mount.path(name).to_string_lossy().into_owned(),
-            bytes,
-        })
-    }
-
-    /// Runs a shell's command, for which `FILE` is the file and `COPY` is what is in it.
-    fn run(&self, script: &str) -> Outcome<String> {
-        fs::write("/tmp/copy", &self.bytes)?;
-        run_command(
-            "/bin/sh",
-            &["-ec", &script.replace("FILE", &self.path).replace("COPY", "/tmp/copy")],
-        )
-    }
-
-    /// Fails unless all pages were requested, and have come.
-    fn all_came(&self, what: &str) -> Outcome {
-        let info = self.setting.region.info()?;
-        ensure!(info.present == PAGES as u64, "{what}: {} pages of {PAGES} came", info.present);
-        Ok(())
-    }
-}
 
 fn reopened_file_waits_and_mapped_memory_cannot_be_reopened() -> Outcome {
     let mount = Mount::new("a")?;
