@@ -50,6 +50,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         files::contents::TESTS,
         files::ways::TESTS,
         files::programs::TESTS,
+        files::passthrough::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,

@@ -23,6 +23,7 @@ crate::tests![
     stacked_and_bound_files_wait,
     loop_device_on_a_file_waits,
     io_uring_reads_wait,
+    blocks_of_a_file_are_not_told,
     locks_and_leases_are_as_on_any_file,
     programs_read_what_the_daemon_brings,
     programs_write_into_a_file,
@@ -137,6 +138,20 @@ fn io_uring_reads_wait() -> Outcome {
          head -c $(stat -c %s COPY) /tmp/out | cmp - COPY",
     )?;
     served.all_came("io_uring")
+}
+
+/// Where the blocks of a file are on a disk, programs read them past the file.
+fn blocks_of_a_file_are_not_told() -> Outcome {
+    let mount = Mount::new("a")?;
+    let served = Served::new(&mount, "one")?;
+    let script = "import ctypes, errno, fcntl
+f = open('/mnt/a/one', 'rb')
+for call, room, refused in (0xc020660b, bytearray(32), errno.EOPNOTSUPP), (1, bytearray(4), errno.EINVAL):
+    try: fcntl.ioctl(f, call, room); raise SystemExit('%x was not refused' % call)
+    except OSError as e: assert e.errno == refused, e";
+    run_command("python3", &["-c", script])?;
+    equal!(served.present()?, 0);
+    Ok(())
 }
 
 fn locks_and_leases_are_as_on_any_file() -> Outcome {
