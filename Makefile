@@ -69,6 +69,10 @@ death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUN
 stress: build		## everything at once, at random (SECONDS=600, SEED=...)
 	@VMEM_STRESS_SECONDS=$(or $(SECONDS),600) VMEM_STRESS_SEED=$(or $(SEED),$(VMEM_STRESS_SEED),0) tools/testing/test stress
 
+.PHONY: files-suites
+files-suites: build	## what of pjdfstest and xfstests fits the file system of regions (PJDFSTEST=DIR XFSTESTS=DIR: checkouts of these)
+	@PJDFSTEST="$(PJDFSTEST)" XFSTESTS="$(XFSTESTS)" tools/testing/files/suites
+
 .PHONY: test-debug test-kcsan
 test-debug: build	## functional tests, failures on demand and stress on a debug kernel (KASAN, lockdep, kmemleak), which is built first
 	@tools/testing/test debug
