@@ -23,7 +23,7 @@ crate::tests![
     stacked_and_bound_files_wait,
     loop_device_on_a_file_waits,
     io_uring_reads_wait,
-    blocks_of_a_file_are_not_told,
+    reads_by_the_kernel_wait_and_blocks_are_not_told,
     locks_and_leases_are_as_on_any_file,
     programs_read_what_the_daemon_brings,
     programs_write_into_a_file,
@@ -140,8 +140,8 @@ fn io_uring_reads_wait() -> Outcome {
     served.all_came("io_uring")
 }
 
-/// Where the blocks of a file are on a disk, programs read them past the file.
-fn blocks_of_a_file_are_not_told() -> Outcome {
+/// The kernel reads a module from a file by itself. Where the blocks of a file are on a disk, programs read them past the file.
+fn reads_by_the_kernel_wait_and_blocks_are_not_told() -> Outcome {
     let mount = Mount::new("a")?;
     let served = Served::new(&mount, "one")?;
     let script = "import ctypes, errno, fcntl
@@ -151,7 +151,13 @@ for call, room, refused in (0xc020660b, bytearray(32), errno.EOPNOTSUPP), (1, by
     except OSError as e: assert e.errno == refused, e";
     run_command("python3", &["-c", script])?;
     equal!(served.present()?, 0);
-    Ok(())
+    let script = "import ctypes, errno
+c = ctypes.CDLL(None, use_errno=True)
+f = open('/mnt/a/one', 'rb')
+assert c.syscall(313, f.fileno(), b'', 0) == -1
+assert ctypes.get_errno() == errno.ENOEXEC, ctypes.get_errno()";
+    run_command("python3", &["-c", script])?;
+    served.all_came("finit_module")
 }
 
 fn locks_and_leases_are_as_on_any_file() -> Outcome {
