@@ -20,6 +20,9 @@ use crate::variant::Variant;
 /// When the clock of a guest with an agent begins, in seconds since 1970: long ago.
 pub(crate) const AGENT_EPOCH: u64 = 1_500_000_000;
 
+/// Where the file system of regions is mounted, if a guest has its memory there.
+pub(crate) const FILES: &str = "/run/vmem-files";
+
 /// What a guest is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
@@ -35,6 +38,8 @@ pub(crate) struct Guest {
     pub(crate) has_disk: bool,
     /// Whether QEMU's guest agent runs in it, and it has a file system that can be frozen. Its clock begins at [`AGENT_EPOCH`].
     pub(crate) has_agent: bool,
+    /// Whether it has a balloon, which gives memory back to its host.
+    pub(crate) has_balloon: bool,
     /// Variables of its QEMU's environment, as NAME=VALUE.
     pub(crate) environment: Vec<String>,
     /// What is done otherwise than usual.
@@ -52,6 +57,8 @@ pub(crate) enum Memory {
     Template,
     /// A region for each backend ([`Guest::region`]).
     Region,
+    /// The same, by its file in [`FILES`].
+    RegionFile,
 }
 
 /// What a guest has seen since it was last told to mark.
@@ -139,6 +146,7 @@ impl Default for Guest {
             network: true,
             has_disk: false,
             has_agent: false,
+            has_balloon: false,
             environment: Vec::new(),
             variant: Variant::default(),
         }
@@ -217,6 +225,7 @@ impl Guest {
                 let path = match memory {
                     Memory::Template => format!("{{memory:ram{node}}}"),
                     Memory::Region => format!("/dev/vmem/{}", self.region(slot.host, node)),
+                    Memory::RegionFile => format!("{FILES}/{}", self.region(slot.host, node)),
                     _ => slot.shared_memory(node),
                 };
                 add(
@@ -260,6 +269,9 @@ impl Guest {
                 format!("socket,id=agent,path={},server=on,wait=off", slot.agent().display()),
             );
             add("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0".into());
+        }
+        if self.has_balloon {
+            add("-device", "virtio-balloon-pci".into());
         }
         add("-qmp", format!("unix:{},server=on,wait=off", slot.own_qmp().display()));
         let qmp = match memory {

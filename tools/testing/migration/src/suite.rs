@@ -6,6 +6,7 @@
 
 mod after;
 mod agent;
+mod balloon;
 mod before;
 mod lost;
 mod moving;
@@ -78,6 +79,7 @@ fn all() -> impl Iterator<Item = Test> {
         vhost_user::TESTS,
         qemu::TESTS,
         agent::TESTS,
+        balloon::TESTS,
     ]
     .into_iter()
     .flatten()
