@@ -116,6 +116,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         death::TESTS,
         death::tracker::TESTS,
         injection::TESTS,
+        injection::files::TESTS,
         injection::huge::TESTS,
         injection::touch::TESTS,
         injection::track::TESTS,

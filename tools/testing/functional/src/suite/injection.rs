@@ -6,6 +6,7 @@
 //! nothing failing it must succeed and find everything as it should be. That nothing leaks is seen by the module's use count after
 //! each test, and by kmemleak at the end of the run.
 
+pub(crate) mod files;
 pub(crate) mod huge;
 pub(crate) mod region;
 pub(crate) mod snapshot;
