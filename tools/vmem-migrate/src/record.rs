@@ -24,7 +24,7 @@ use crate::message::Backend;
 use crate::name::public_session;
 
 /// The default directory of the records.
-pub(crate) const DIRECTORY: &str = "/run/vmem";
+pub(crate) const DIRECTORY: &str = "/run/vmemctl";
 
 /// The directory of the logs if the records are in [`DIRECTORY`], and its name within any other directory of records.
 const LOGS: &str = "/var/log/vmem";
