@@ -223,9 +223,6 @@ void *vmem_node_create(const char *name, unsigned int minor, unsigned int mode,
 void vmem_node_remove(void *node);
 unsigned int vmem_node_minor(struct inode *inode);
 
-/* VMEM_SUPER_MAGIC: the type of the file system in statfs(2), "vmem". */
-#define VMEM_SUPER_MAGIC	0x766d656d
-
 /* What stat(2) says of the file of a region. */
 struct vmem_file_attrs {
 	__u64 id;

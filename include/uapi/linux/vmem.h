@@ -67,6 +67,14 @@
 /** VMEM_NAME_MAX: size of a region's name in bytes, with the final NUL. */
 #define VMEM_NAME_MAX		32
 
+/**
+ * VMEM_SUPER_MAGIC: the type of the file system "vmem", as statfs(2) gives it.
+ *
+ * The inode of a region's file has the number of the region plus 1. So whoever
+ * may look a file up, and not open it, knows which region it is.
+ */
+#define VMEM_SUPER_MAGIC	0x766d656d
+
 /** VMEM_MAX_SIZE: size of the largest region in bytes (16 TiB). */
 #define VMEM_MAX_SIZE		(1ULL << 44)
 

@@ -3,6 +3,7 @@
 
 pub const VMEM_IOC_MAGIC: u32 = 187;
 pub const VMEM_NAME_MAX: u32 = 32;
+pub const VMEM_SUPER_MAGIC: u32 = 1986880877;
 pub const VMEM_MAX_SIZE: u64 = 17592186044416;
 pub const VMEM_MAX_BATCH: u32 = 4096;
 pub const VMEM_FEATURE_FILL: u32 = 1;

@@ -27,13 +27,13 @@ pub enum Error {
         /// The path, or the call that it did not know.
         what: String,
     },
-    /// What is at the path of a region's node is something else: programs that open it would not get the region's memory.
+    /// What is at the path of a region's node or file is something else: programs that open it would not get the region's memory.
     #[error(
-        "{} is {found}, not the node of the region of this name: programs that open it would get other memory; remove it",
+        "{} is {found}, not the region of this name: programs that open it would get other memory; remove it",
         path.display()
     )]
     ForeignNode {
-        /// Where the node should be.
+        /// Where the node or file should be.
         path: PathBuf,
         /// What is there instead.
         found: &'static str,

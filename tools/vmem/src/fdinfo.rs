@@ -4,6 +4,8 @@
 use std::fs::{read_dir, read_link, read_to_string};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
+
 use crate::{DIRECTORY, Info, TrackingInfo};
 
 /// A descriptor of a region or of adopted memory that a process has open.
@@ -15,7 +17,7 @@ pub struct Descriptor {
     pub command: String,
     /// The number of the descriptor in the process.
     pub fd: i32,
-    /// The path in `/proc/PID/fd`: `/dev/vmem/NAME` for an open of the node, `anon_inode:[...]` for a descriptor that a call has given.
+    /// The path in `/proc/PID/fd`: `/run/vmem/NAME` for an open of the file, `/dev/vmem/NAME` for one of the node, `anon_inode:[...]` for a descriptor that a call has given.
     pub path: PathBuf,
     /// The memory of the descriptor.
     pub memory: DescriptorInfo,
@@ -94,7 +96,8 @@ fn of_process(pid: i32) -> Vec<Descriptor> {
     fds.sort_unstable();
     let descriptor = |fd: i32| {
         // To read the fdinfo of all other descriptors would take long, and may wait for locks of other drivers.
-        let path = read_link(directory.join(fd.to_string())).ok().filter(|path| is_vmem(path))?;
+        let link = directory.join(fd.to_string());
+        let path = read_link(&link).ok().filter(|path| may_be_vmem(path, &link))?;
         let memory = DescriptorInfo::parse(&read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
         let command = read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
         Some(Descriptor {
@@ -108,8 +111,17 @@ fn of_process(pid: i32) -> Vec<Descriptor> {
     fds.into_iter().filter_map(descriptor).collect()
 }
 
-/// Whether a descriptor with this path can be one of vmem's.
-pub(crate) fn is_vmem(path: &Path) -> bool {
+/// Whether the descriptor at `link`, with this path, can be one of vmem's. The path of a file depends on where the file system is mounted, and does
+/// not show it when it is mounted nowhere any more: regular files of file systems without a device are looked at.
+pub(crate) fn may_be_vmem(path: &Path, link: &Path) -> bool {
+    // A file system that is away is not asked.
+    let stat = || statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+    let is_file = |stat: Statx| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile && stat.stx_dev_major == 0;
+    is_vmem(path) || (path.is_absolute() && stat().is_ok_and(is_file))
+}
+
+/// Whether the path is that of a node, or of a descriptor that a call has given.
+fn is_vmem(path: &Path) -> bool {
     path.starts_with(DIRECTORY) || path.to_str().is_some_and(|path| path.starts_with("anon_inode:[vmem"))
 }
 
@@ -157,6 +169,13 @@ mod tests {
         assert_eq!(DescriptorInfo::parse("pos:\t0\nflags:\t02\n"), None);
         assert_eq!(DescriptorInfo::parse("vmem-id:\tx\nvmem-size:\t1\n"), None);
         assert!(is_vmem(Path::new("/dev/vmem/guest0")) && is_vmem(Path::new("anon_inode:[vmem-map]")));
+        // Another process could have a file of the file system under any path.
+        let own = |fd: &dyn std::os::fd::AsRawFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let disk = std::fs::File::open("/proc/self/exe").expect("this program");
+        let memory = rustix::fs::memfd_create("guest0", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+        assert!(may_be_vmem(Path::new("/guest0"), &own(&memory)) && !may_be_vmem(Path::new("socket:[1]"), &own(&memory)));
+        let is_on_disk = rustix::fs::fstat(&disk).is_ok_and(|stat| rustix::fs::major(stat.st_dev) != 0);
+        assert!(!(is_on_disk && may_be_vmem(Path::new("/guest0"), &own(&disk))));
         assert!(!is_vmem(Path::new("/dev/vmemory")) && !is_vmem(Path::new("anon_inode:[eventfd]")));
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use vmem_mapping::Access;
 
+use crate::place::file_region;
 use crate::{DIRECTORY, Error, MapHandle, ProcessMemory};
 
-/// A descriptor by which [`Control::adopt`](crate::Control::adopt) adopts memory: of a region by its node, of a file by the open file through
+/// A descriptor by which [`Control::adopt`](crate::Control::adopt) adopts memory: of a region by its node or file, of a file by the open file through
 /// which its program writes.
 ///
 /// # Example
@@ -20,7 +21,7 @@ use crate::{DIRECTORY, Error, MapHandle, ProcessMemory};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let control = Control::open()?;
-/// for path in ["/dev/vmem/guest0", "/dev/shm/guest0"] {
+/// for path in ["/run/vmem/guest0", "/dev/vmem/guest1", "/dev/shm/guest2"] {
 ///     let tracking = control.adopt(MemoryHandle::open(path, Some(812))?)?.track()?;
 ///     println!("{path}: {} mappings", tracking.mappings());
 /// }
@@ -29,14 +30,14 @@ use crate::{DIRECTORY, Error, MapHandle, ProcessMemory};
 /// ```
 #[derive(Debug)]
 pub enum MemoryHandle {
-    /// The region's node, opened by this program.
+    /// The region's node or file, opened by this program.
     Region(MapHandle),
     /// The process's own open file, and not a second one.
     File(ProcessMemory),
 }
 
 impl MemoryHandle {
-    /// The memory at `path`: a region if that is a node in [`DIRECTORY`], or else the file that the process has open there, as
+    /// The memory at `path`: a region if that is a node in [`DIRECTORY`] or a file of the file system `vmem`, or else the file that the process has open there, as
     /// [`ProcessMemory::open`] finds it. `/proc/PID/fd/FD` names its process itself, whatever `process` is.
     ///
     /// # Errors
@@ -44,7 +45,7 @@ impl MemoryHandle {
     /// [`Error::ProcessUnknown`] for a file of no process; those of [`MapHandle::open_path`] and [`ProcessMemory::open`].
     pub fn open(path: impl AsRef<Path>, process: Option<i32>) -> Result<Self, Error> {
         let path = path.as_ref();
-        if path.starts_with(DIRECTORY) {
+        if path.starts_with(DIRECTORY) || (!path.starts_with("/proc") && matches!(file_region(path), Ok(Some(_)))) {
             return MapHandle::open_path(path, Access::ReadWrite).map(Self::Region);
         }
         let pid = process_of(path)

@@ -11,6 +11,7 @@
 //! - [`Adopted`] is shared memory that exists already, of programs that know nothing of vmem, or a region; [`Tracking`] logs the writes
 //!   to it.
 //! - [`Snapshot`] is what tracked memory held at one instant.
+//! - [`Files`] says where programs find regions as regular files, and mounts these.
 //! - [`PageIndex`] and [`PageRange`] name pages.
 //!
 //! # A daemon
@@ -105,6 +106,7 @@ mod control;
 mod dirty;
 mod error;
 mod fdinfo;
+mod files;
 mod handle;
 mod host_memory;
 mod info;
@@ -112,8 +114,10 @@ mod map;
 mod mapped;
 mod memory;
 mod memory_file;
+mod mount;
 mod name;
 mod node;
+mod place;
 mod present;
 mod rate;
 mod region;
@@ -135,6 +139,7 @@ pub use control::{Control, Features, RegionBuilder};
 pub use dirty::{DirtyLog, DirtyMap};
 pub use error::{Error, OpenMemory};
 pub use fdinfo::{Descriptor, DescriptorInfo, descriptors};
+pub use files::{Files, FilesOption};
 pub use handle::MemoryHandle;
 pub use host_memory::available_memory;
 pub use info::Info;
@@ -142,8 +147,10 @@ pub use map::MapHandle;
 pub use mapped::{MappedPages, MapsLine, mapped_pages, maps_lines};
 pub use memory::ProcessMemory;
 pub use memory_file::MemoryFile;
-pub use name::{DIRECTORY, Name};
+pub use mount::MountError;
+pub use name::{DIRECTORY, FILES_DIRECTORY, Name};
 pub use node::{Node, nodes};
+pub use place::{region_at, region_name, region_of};
 pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};

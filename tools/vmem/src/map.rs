@@ -29,7 +29,7 @@ impl MapHandle {
         Self::open_path(Name::new(name)?.path(), access)
     }
 
-    /// Opens the region whose node is at `path`.
+    /// Opens the region whose node or file is at `path`.
     ///
     /// # Errors
     ///

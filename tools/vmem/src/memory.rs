@@ -14,7 +14,7 @@ use vmem_sys::Errno;
 
 use crate::mapped::{DELETED, is_region, maps_lines};
 use crate::memory_file::Identity;
-use crate::{DIRECTORY, Error, MemoryFile, OpenMemory};
+use crate::{Error, MemoryFile, OpenMemory, region_at, region_name};
 
 /// Shared memory that another process has open, by a descriptor of the same open file.
 #[derive(Debug)]
@@ -28,7 +28,8 @@ impl ProcessMemory {
     /// The shared memory of the process `pid` whose path is `path`. A part of the path will do if no other shared memory of the process
     /// has it; ` (deleted)` can be left out. `/proc/PID/fd/FD` chooses one of several memfds with the same name; that path is not opened.
     ///
-    /// A region that the process has by its node is `/dev/vmem/NAME`, before and after it becomes plain memory.
+    /// The node or the file of a region is that region, by whatever path the process has opened it: `/run/vmem/NAME` finds a region that the process
+    /// has by its node, or by a file in a mount that this process does not see. It is found before and after it becomes plain memory.
     ///
     /// # Errors
     ///
@@ -38,7 +39,15 @@ impl ProcessMemory {
         let path = path.as_ref();
         let process = process(pid)?;
         let files = Self::list(pid)?;
-        let file = match select(pid, &files, path) {
+        let region = Some(path).filter(|path| path.is_absolute() && !path.starts_with("/proc"));
+        let region = region.and_then(region_at).map(Identity::Region);
+        let found = match region {
+            Some(identity) => best(files.iter().filter(|file| file.identity == identity))
+                .cloned()
+                .ok_or_else(Vec::new),
+            None => select(pid, &files, path),
+        };
+        let file = match found {
             Ok(file) => file,
             Err(found) if !found.is_empty() => {
                 let path = path.into();
@@ -130,11 +139,12 @@ fn missing(pid: i32, path: &Path, files: &[MemoryFile]) -> Error {
 }
 
 /// Whether a `/proc/PID/maps` has a shared mapping, through which can be written, of a file whose path contains `path`. A mapping of
-/// `/dev/vmem/NAME` has another name there, with `vmem:NAME` in it.
+/// a region has another name there, with `vmem:NAME` in it.
 fn maps_shared(maps: &str, path: &Path) -> bool {
-    let region = path.strip_prefix(DIRECTORY).ok().and_then(Path::to_str);
+    let region = region_name(path);
     let path = path.to_string_lossy();
-    let is_meant = |mapped: &str| mapped.contains(&*path) || region.is_some_and(|region| is_region(mapped, region));
+    let is_meant =
+        |mapped: &str| mapped.contains(&*path) || region.as_ref().is_some_and(|region| is_region(mapped, region.as_str()));
     maps_lines(maps).any(|line| line.access.contains('w') && line.access.ends_with('s') && is_meant(line.path))
 }
 
@@ -153,13 +163,18 @@ fn select(pid: i32, files: &[MemoryFile], path: &Path) -> Result<MemoryFile, Vec
     if found.is_empty() && !wanted.is_empty() {
         found = matching(&|path| path.contains(&*wanted));
     }
-    // For each memory, a descriptor that is open for writing, or else the first one.
-    found.sort_by_key(|file| (file.identity, !file.writable, file.fd));
-    found.dedup_by_key(|file| file.identity);
+    found.sort_by_key(|file| file.identity);
+    let memories = found.chunk_by(|one, other| one.identity == other.identity);
+    let found: Vec<&MemoryFile> = memories.filter_map(|memory| best(memory.iter().copied())).collect();
     match found[..] {
         [only] => Ok(only.clone()),
         _ => Err(found.into_iter().cloned().collect()),
     }
+}
+
+/// Of several descriptors of one memory, one that is open for writing, or else the first one.
+fn best<'a>(files: impl Iterator<Item = &'a MemoryFile>) -> Option<&'a MemoryFile> {
+    files.min_by_key(|file| (!file.writable, file.fd))
 }
 
 #[cfg(test)]

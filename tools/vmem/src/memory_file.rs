@@ -3,12 +3,12 @@
 
 use std::fs::read_to_string;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Stat, fstat, readlink, stat, statfs};
 
 use crate::error::OpenMemory;
-use crate::fdinfo::is_vmem;
+use crate::fdinfo::may_be_vmem;
 use crate::{DescriptorInfo, Info, PAGE_SIZE};
 
 /// File system types of shared memory, as `statfs(2)` gives them: tmpfs (also that of memfds), and hugetlbfs.
@@ -20,7 +20,7 @@ const MAGICS: [i64; 2] = [0x0102_1994, 0x9584_58f6];
 pub struct MemoryFile {
     /// The number of the descriptor in its process.
     pub fd: RawFd,
-    /// The path as `/proc/PID/fd` shows it: `/memfd:ram (deleted)`, `/dev/shm/ram`, `/dev/vmem/guest0`; `anon_inode:[vmem-map]` for a map
+    /// The path as `/proc/PID/fd` shows it: `/memfd:ram (deleted)`, `/dev/shm/ram`, `/run/vmem/guest0`, `/dev/vmem/guest0`; `anon_inode:[vmem-map]` for a map
     /// descriptor, and `anon_inode:[vmem]` for that of a daemon.
     pub path: PathBuf,
     /// Size of the memory in bytes.
@@ -59,7 +59,7 @@ impl MemoryFile {
         let link = format!("/proc/{pid}/fd/{fd}");
         let path = PathBuf::from(readlink(&link, Vec::new()).ok()?.to_string_lossy().into_owned());
         let fdinfo = || read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok();
-        if is_vmem(&path) {
+        if may_be_vmem(&path, Path::new(&link)) {
             let fdinfo = fdinfo()?;
             if let Some(DescriptorInfo::Region(info)) = DescriptorInfo::parse(&fdinfo) {
                 return Some(Self::of_region(fd, path, is_writable(&fdinfo), info));

@@ -12,6 +12,9 @@ use crate::Error;
 /// The directory of the nodes of regions and of the control device.
 pub const DIRECTORY: &str = "/dev/vmem";
 
+/// Where the file system of regions is mounted unless it is mounted elsewhere: a region is the file NAME in it.
+pub const FILES_DIRECTORY: &str = "/run/vmem";
+
 /// The name of the control device, which no region can have.
 pub(crate) const CONTROL: &str = "control";
 

@@ -8,12 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, major, minor};
+use rustix::fs::{Mode, OFlags};
 use vmem_mapping::Access;
 use vmem_sys::Errno;
 use vmem_sys::calls::get_info;
 
 use crate::name::{CONTROL, DIRECTORY};
+use crate::place::{device_name, kind};
 use crate::{Error, Info, Name};
 
 /// The node of a region.
@@ -58,7 +59,7 @@ pub fn nodes() -> Result<Vec<Node>, Error> {
     Ok(nodes.filter(|node| !gone(&node.info)).collect())
 }
 
-/// Opens the node at `path`. Any other kind of file is refused, and none makes the open wait.
+/// Opens the node or the file of a region at `path`. Any other kind of file is refused, and none makes the open wait.
 pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     let failed = |source| Error::Open {
         path: path.into(),
@@ -67,7 +68,8 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     let foreign = |found| Error::NotVmem {
         what: format!("{} ({found})", path.display()),
     };
-    if let Some(found) = kind(path).map_err(failed)? {
+    rustix::fs::stat(path).map_err(failed)?;
+    if let Some(found) = kind(path) {
         return Err(foreign(found));
     }
     let flags = match access {
@@ -98,7 +100,8 @@ pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
         path: path.into(),
         source,
     };
-    if let Some(found) = kind(path).map_err(failed)? {
+    rustix::fs::stat(path).map_err(failed)?;
+    if let Some(found) = kind(path) {
         return Err(foreign(found));
     }
     match open(path, Access::ReadOnly) {
@@ -119,28 +122,16 @@ pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
 
 /// Whether the device number of the node at `path` is that of the region, according to sysfs. Without sysfs, it counts as right.
 fn is_device_of(path: &Path) -> Result<bool, Errno> {
-    let number = rustix::fs::stat(path)?.st_rdev;
-    let event = format!("/sys/dev/char/{}:{}/uevent", major(number), minor(number));
-    let Ok(event) = std::fs::read_to_string(event) else {
-        return Ok(!Path::new("/sys/dev/char").exists());
-    };
-    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-    Ok(name.is_some_and(|name| Path::new("/dev").join(name) == path))
-}
-
-/// What is at `path`; `None` for a character device, which a node is.
-fn kind(path: &Path) -> Result<Option<&'static str>, Errno> {
-    let mode = rustix::fs::stat(path)?.st_mode;
-    Ok(match FileType::from_raw_mode(mode) {
-        FileType::CharacterDevice => None,
-        FileType::RegularFile => Some("a plain file"),
-        FileType::Directory => Some("a directory"),
-        _ => Some("no character device"),
-    })
+    match device_name(&rustix::fs::stat(path)?) {
+        Some(name) => Ok(Path::new("/dev").join(name) == path),
+        None => Ok(!Path::new("/sys/dev/char").exists()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FileType;
+
     use super::*;
 
     #[test]

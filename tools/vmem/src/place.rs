@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Which region a path is of: a node, or a file of the file system `vmem`, at whatever directory that is mounted.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, major, minor, stat};
+use vmem_mapping::Access;
+use vmem_sys::{Errno, VMEM_SUPER_MAGIC};
+
+use crate::name::CONTROL;
+use crate::{DIRECTORY, Info, Name, node};
+
+/// The number of the inode of a region's file, less that of the region.
+const FILE_INODE: u64 = 1;
+
+/// The number of the region that a program gets which opens `path`: its node, or its file. `None` if nothing else is there than other files, or
+/// the caller may not look.
+///
+/// The file need not be opened for it, so that who may not open it knows as well.
+pub fn region_at(path: impl AsRef<Path>) -> Option<u64> {
+    let path = path.as_ref();
+    if let Some(id) = file_region(path).ok()? {
+        return Some(id);
+    }
+    if !is_node(path) {
+        return None;
+    }
+    let node = node::open(path, Access::ReadOnly).ok()?;
+    region_of(node.as_fd())
+}
+
+/// The number of the region of a descriptor: of a node, of a file, or one that a call has given.
+pub fn region_of(fd: BorrowedFd<'_>) -> Option<u64> {
+    Info::get(fd).ok().map(|info| info.id)
+}
+
+/// The name of the region at `path`, which is its node or its file: also of a node that is not there.
+pub fn region_name(path: impl AsRef<Path>) -> Option<Name> {
+    let path = path.as_ref();
+    let name = |path: &Path| Name::new(path.file_name()?.to_str()?).ok();
+    if path.parent() == Some(Path::new(DIRECTORY)) {
+        return name(path);
+    }
+    file_region(path).ok()??;
+    name(&path.canonicalize().ok()?)
+}
+
+/// The number of the region whose file is at `path`; `None` if another file is there, also a node.
+pub(crate) fn file_region(path: &Path) -> Result<Option<u64>, Errno> {
+    let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = fstat(&opened)?;
+    // Asked of regular files only, since another file system may take long to answer.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || fstatfs(&opened)?.f_type != i64::from(VMEM_SUPER_MAGIC) {
+        return Ok(None);
+    }
+    Ok(stat.st_ino.checked_sub(FILE_INODE))
+}
+
+/// What is at `path`; `None` for a node or file of a region, and for any other character device.
+pub(crate) fn kind(path: &Path) -> Option<&'static str> {
+    let Ok(stat) = stat(path) else { return Some("no file") };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice => None,
+        FileType::RegularFile if file_region(path) != Ok(None) => None,
+        FileType::RegularFile => Some("a plain file"),
+        FileType::Directory => Some("a directory"),
+        _ => Some("no character device"),
+    }
+}
+
+/// Whether `path` is a node of the module. The open of another device could do something.
+fn is_node(path: &Path) -> bool {
+    let Ok(stat) = stat(path) else { return false };
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    let is_in_place = match device_name(&stat) {
+        Some(name) => Path::new("/dev").join(name).starts_with(DIRECTORY),
+        None => path.starts_with(DIRECTORY),
+    };
+    is_device && is_in_place && !path.ends_with(CONTROL)
+}
+
+/// The name of a device below /dev, according to sysfs. `None` without sysfs, or if the kernel does not know the device.
+pub(crate) fn device_name(stat: &Stat) -> Option<String> {
+    let number = stat.st_rdev;
+    let event = format!("/sys/dev/char/{}:{}/uevent", major(number), minor(number));
+    let event = std::fs::read_to_string(event).ok()?;
+    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_files_are_no_regions() {
+        for path in [
+            "/proc/self/exe",
+            "/dev/null",
+            "/proc/self",
+            "/no/such/file",
+            "/dev/vmem/no-such-region",
+        ] {
+            assert_eq!(region_at(path), None, "{path}");
+        }
+        assert_eq!(file_region(Path::new("/proc/self/exe")), Ok(None));
+        assert_eq!(file_region(Path::new("/no/such/file")), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn name_is_that_of_a_node_and_not_of_another_file() {
+        let name = |path: &str| region_name(path).map(|name| name.to_string());
+        assert_eq!(name("/dev/vmem/guest0").as_deref(), Some("guest0"));
+        for path in [
+            "/dev/vmem/control",
+            "/dev/vmem/a/b",
+            "/dev/null",
+            "/proc/self/exe",
+            "/run/no-such-mount/guest0",
+        ] {
+            assert_eq!(name(path), None, "{path}");
+        }
+    }
+}
