@@ -163,6 +163,7 @@ install: module		## module, programs and man pages for this machine (DESTDIR, PR
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/vmem/apparmor tools/vmemctl/apparmor/libvirt-qemu
 	install -D -m 644 -t $(DESTDIR)/etc/logrotate.d tools/vmemctl/logrotate/vmem
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system tools/vmemd/systemd/run-vmem.mount
 	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
 

@@ -459,6 +459,7 @@ mod tests {
                     present_bytes: 0,
                     unreadable_pages: 0,
                     phase: crate::event::Phase::Filling,
+                    ..Region::default()
                 };
                 crate::MAX_REGIONS
             ];

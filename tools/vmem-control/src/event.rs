@@ -127,7 +127,7 @@ impl Event {
                     .for_each(|figures| figures.regions.truncate(limits::MAX_REGIONS));
             }
             Self::Touched(touched) => touched.runs.truncate(limits::MAX_RUNS),
-            // The name of a region is short.
+            // The name and the paths of a region are short.
             Self::Region(_) | Self::Short { .. } => {}
             Self::Listening { .. }
             | Self::Dropped { .. }
@@ -149,7 +149,8 @@ impl Event {
             Self::Verified(Verified { first, .. }) => {
                 size_of_val(&first[..]) + first.iter().map(|page| page.region.len()).sum::<usize>()
             }
-            Self::Region(Region { name, .. }) | Self::Short { name } => name.len(),
+            Self::Region(region) => texts(region),
+            Self::Short { name } => name.len(),
             Self::Touched(Touched { region, runs, .. }) => region.len() + size_of_val(&runs[..]),
             Self::Lost { error, .. } | Self::Failed { error } | Self::Settled(Settled { reason: error, .. }) => error.len(),
             Self::Rounds(rounds) => rounds.mode.len(),
@@ -168,8 +169,12 @@ impl Event {
 
 /// About how many bytes of memory regions take.
 fn size(regions: &[Region]) -> usize {
-    let names: usize = regions.iter().map(|region| region.name.len()).sum();
-    size_of_val(regions) + names
+    size_of_val(regions) + regions.iter().map(texts).sum::<usize>()
+}
+
+fn texts(region: &Region) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    region.name.len() + length(&region.path) + length(&region.node)
 }
 
 /// Requests of programs for pages of a region.
@@ -269,6 +274,12 @@ pub struct Region {
     /// Its name.
     #[serde(default)]
     pub name: String,
+    /// The path by which programs open it: its file, or else its node. Not in figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The path of its node. Not in figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Its size.
     #[serde(default)]
     pub bytes: u64,

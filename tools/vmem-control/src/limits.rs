@@ -93,6 +93,7 @@ mod tests {
             present_bytes: u64::MAX,
             unreadable_pages: u64::MAX,
             phase: Phase::Unreadable,
+            ..Region::default()
         }
     }
 

@@ -367,6 +367,7 @@ mod tests {
                 present_bytes,
                 unreadable_pages: 0,
                 phase: vmem_control::Phase::Filling,
+                ..Region::default()
             }],
             ..Figures::default()
         };

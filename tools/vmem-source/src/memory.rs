@@ -10,7 +10,7 @@ pub(crate) mod tests;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,7 +50,7 @@ enum Contents {
 
 impl Memory {
     /// Opens the memory `NAME=PATH`. PATH is a file (on any file system; sparse or not), a memfd (`/proc/PID/fd/N`), a block device, or a
-    /// region (`/dev/vmem/NAME`).
+    /// region (`/run/vmem/NAME`, `/dev/vmem/NAME`).
     ///
     /// If the size of a file is not a multiple of the page size, zeros fill its last page.
     ///
@@ -79,20 +79,24 @@ impl Memory {
             path: path.to_owned(),
             found,
         };
+        // A region has one lock and one identity, by whatever path it is named: those of its node.
+        let node = vmem::region_node(path);
+        let opened = node.as_deref().unwrap_or(path);
         // Nonblocking: the open of a FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| io(e.into()))?);
+        let file = File::from(rustix::fs::open(opened, flags, Mode::empty()).map_err(|e| io(e.into()))?);
         let metadata = file.metadata().map_err(io)?;
         let lock = file.try_clone().map_err(io)?;
         let kind = metadata.file_type();
-        if kind.is_file() && is_in_place_of_a_node(path) {
-            return Err(not_memory("a plain file in the place of a region's node; remove it"));
+        if kind.is_file() && is_in_place_of_a_region(path) {
+            return Err(not_memory("a plain file in the place of a region; remove it"));
         }
-        let (contents, size) = if kind.is_file() || kind.is_block_device() {
+        let is_region = kind.is_char_device() || (kind.is_file() && vmem::region_of(file.as_fd()).is_some());
+        let (contents, size) = if !is_region && (kind.is_file() || kind.is_block_device()) {
             // The metadata of a block device has no size; lseek(2) finds it.
             let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| io(e.into()))?;
             (Contents::File(FileMemory::new(file, size)), size)
-        } else if kind.is_char_device() {
+        } else if is_region {
             let region = RegionMemory::open(file)
                 .map_err(io)?
                 .ok_or_else(|| not_memory("a device, but not a region"))?;
@@ -248,18 +252,19 @@ fn is_unsupported(error: &io::Error) -> bool {
     errors.contains(&error.raw_os_error())
 }
 
-/// Whether `path` is in the directory of region nodes. A program that opens a node before the region exists may create a plain file there,
-/// which is not the memory that the user means.
-fn is_in_place_of_a_node(path: &Path) -> bool {
+/// Whether `path` is in the directory of region nodes, or in that of their files, and no region. A program that opens its memory before the region
+/// exists may create a plain file there, which is not the memory that the user means.
+fn is_in_place_of_a_region(path: &Path) -> bool {
+    let directories = [vmem::DIRECTORY, vmem::FILES_DIRECTORY].map(Path::new);
     let path = std::fs::canonicalize(path);
-    path.is_ok_and(|path| path.parent().is_some_and(|directory| directory == Path::new(vmem::DIRECTORY)))
+    path.is_ok_and(|path| path.parent().is_some_and(|parent| directories.contains(&parent)) && vmem::region_at(&path).is_none())
 }
 
 /// The extended attribute of a file with released pages.
 const MARK: &str = "user.vmem.released";
 
-/// File system types in memory, as `statfs(2)` gives them: tmpfs (also of memfds and device nodes), ramfs, hugetlbfs.
-const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// File system types in memory, as `statfs(2)` gives them: tmpfs (also of memfds and device nodes), ramfs, hugetlbfs, vmem.
+const IN_MEMORY: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, 0x766d_656d];
 
 /// The identity of a memory: the same number for the same file, and another one, most likely, for all others. A file on a disk keeps its
 /// identity over a reboot; files of file systems in memory and regions do not. `numbers` identify the file in its file system, `device` the

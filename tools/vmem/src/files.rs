@@ -47,6 +47,17 @@ pub enum Files {
     NotWanted,
 }
 
+impl FilesOption {
+    /// The text form, for the command line of another program; `None` for what holds unless it is given.
+    pub fn argument(&self) -> Option<String> {
+        match self {
+            Self::Anywhere => None,
+            Self::At(directory) => Some(directory.display().to_string()),
+            Self::Nowhere => Some("none".to_owned()),
+        }
+    }
+}
+
 impl FromStr for FilesOption {
     type Err = String;
 
@@ -153,6 +164,10 @@ mod tests {
         let parse = |text: &str| text.parse::<FilesOption>();
         assert_eq!(parse("none"), Ok(FilesOption::Nowhere));
         assert_eq!(parse("/run/v"), Ok(FilesOption::At("/run/v".into())));
+        for text in ["none", "/run/v"] {
+            assert_eq!(parse(text).expect("an option").argument().as_deref(), Some(text));
+        }
+        assert_eq!(FilesOption::default().argument(), None);
         for text in ["", "run/vmem", "/run/../etc", "/a\nb", &format!("/{}", "x".repeat(LONGEST))] {
             assert!(parse(text).is_err(), "{text:?}");
         }

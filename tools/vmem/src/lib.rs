@@ -150,7 +150,7 @@ pub use memory_file::MemoryFile;
 pub use mount::MountError;
 pub use name::{DIRECTORY, FILES_DIRECTORY, Name};
 pub use node::{Node, nodes};
-pub use place::{region_at, region_name, region_of};
+pub use place::{region_at, region_name, region_node, region_of};
 pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
 pub use region::{Fill, MAX_BATCH, Progress, Region};

@@ -2,7 +2,7 @@
 //! Which region a path is of: a node, or a file of the file system `vmem`, at whatever directory that is mounted.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, major, minor, stat};
 use vmem_mapping::Access;
@@ -32,6 +32,11 @@ pub fn region_at(path: impl AsRef<Path>) -> Option<u64> {
 
 /// The number of the region of a descriptor: of a node, of a file, or one that a call has given.
 pub fn region_of(fd: BorrowedFd<'_>) -> Option<u64> {
+    // A file system whose server is a program could answer the call, too.
+    let is_file = FileType::from_raw_mode(fstat(fd).ok()?.st_mode) == FileType::RegularFile;
+    if is_file && fstatfs(fd).ok()?.f_type != i64::from(VMEM_SUPER_MAGIC) {
+        return None;
+    }
     Info::get(fd).ok().map(|info| info.id)
 }
 
@@ -44,6 +49,14 @@ pub fn region_name(path: impl AsRef<Path>) -> Option<Name> {
     }
     file_region(path).ok()??;
     name(&path.canonicalize().ok()?)
+}
+
+/// The node of the region whose file is at `path`, if the region has one there.
+pub fn region_node(path: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = path.as_ref();
+    let id = file_region(path).ok()??;
+    let node = region_name(path)?.path();
+    (region_at(&node) == Some(id)).then_some(node)
 }
 
 /// The number of the region whose file is at `path`; `None` if another file is there, also a node.

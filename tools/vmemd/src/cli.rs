@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmem::FilesOption;
 use vmem_cli::log::Verbosity;
 use vmem_cli::{address, bandwidth_limit, owner, seconds};
 use vmem_nbd_source::Uri;
@@ -104,7 +105,7 @@ pub(crate) struct Serve {
     /// The session that clients of the control socket are told
     #[arg(long, value_name = "SESSION", requires = "control", value_parser = session)]
     pub(crate) session: Option<String>,
-    /// The memory to serve: a file, a memfd (/proc/PID/fd/N), a block device or a region (/dev/vmem/NAME)
+    /// The memory to serve: a file, a memfd (/proc/PID/fd/N), a block device or a region (/run/vmem/NAME)
     #[arg(value_name = "NAME=PATH", required = true)]
     pub(crate) exports: Vec<String>,
 }
@@ -135,10 +136,13 @@ pub(crate) struct Receive {
     /// User as which vmemd runs once the control device is open, numeric; 65534 (nobody) unless given
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) user: Option<(u32, Option<u32>)>,
-    /// Permission bits of /dev/vmem/NAME; 600 unless given
+    /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
+    #[arg(long, value_name = "DIR|none")]
+    pub(crate) files: Option<FilesOption>,
+    /// Permission bits of the regions' files and nodes; 600 unless given
     #[arg(long, value_name = "OCTAL", value_parser = mode)]
     pub(crate) mode: Option<u32>,
-    /// Owner of /dev/vmem/NAME, numeric
+    /// Owner of the regions' files and nodes, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub(crate) owner: Option<(u32, Option<u32>)>,
     /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it

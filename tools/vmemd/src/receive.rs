@@ -15,8 +15,8 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use vmem::{Control, PAGE_SIZE, Region};
-use vmem_cli::with_port;
+use vmem::{Control, Files as RegionFiles, PAGE_SIZE, Region};
+use vmem_cli::{chain, with_port};
 use vmem_control::Duty;
 use vmem_engine::{
     Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Staging, Stats, Status, Target,
@@ -109,10 +109,14 @@ impl Run {
         let control = Control::open().map_err(Failure::kernel("no vmem"))?;
         let unless = if args.resume { Unbound::Retries } else { Unbound::Fails };
         let metrics = args.metrics.map(|address| Listener::bind(address, unless)).transpose()?;
+        let files = RegionFiles::open(&args.files.clone().unwrap_or_default());
+        if let Some(error) = files.error() {
+            tracing::info!("{}; programs find regions in {}", chain(error), vmem::DIRECTORY);
+        }
         // All that takes root is open. There is no other thread yet.
-        let (user, files) = confinement;
+        let (user, readable) = confinement;
         let user = args.user.map_or(user, User::new);
-        warnings.extend(privileges::drop_to(user, Needs::Descriptors, &files)?.map(str::to_owned));
+        warnings.extend(privileges::drop_to(user, Needs::Descriptors, &readable)?.map(str::to_owned));
         warnings.extend(args.without_effect());
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let stopping = Stopping::default();
@@ -127,7 +131,8 @@ impl Run {
         self.metrics = metrics.map(Destination::listen);
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = regions::taken(first.exports(), args)?;
-        let regions = regions::open(&control, &exports, args)?;
+        let regions = regions::open(&control, &files, &exports, args)?;
+        report.show_paths(files);
         // What the network says from now on reaches these regions and no other one.
         drop(control);
         let numbers = regions.iter().map(|region| region.id());

@@ -7,7 +7,7 @@ mod text;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use vmem::PAGE_SIZE;
+use vmem::{Files, PAGE_SIZE};
 use vmem_cli::chain;
 use vmem_control::{Event, MAX_RUNS, Publisher};
 use vmem_engine::{RegionStatus, Status, Touches, Verified};
@@ -25,6 +25,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub(crate) struct Report {
     to: To,
     clients: Option<Publisher>,
+    /// Where programs find the regions.
+    files: Files,
     /// When machines were told last how far it is.
     then: Instant,
     /// When machines were told last what was touched.
@@ -49,6 +51,7 @@ impl Report {
         Self {
             to,
             clients: None,
+            files: Files::NotWanted,
             then: Instant::now(),
             touches_then: Instant::now(),
         }
@@ -57,6 +60,11 @@ impl Report {
     /// From now on clients of the control socket are told, too.
     pub(crate) fn publish_to(&mut self, clients: Publisher) {
         self.clients = Some(clients);
+    }
+
+    /// From now on programs find the regions here.
+    pub(crate) fn show_paths(&mut self, files: Files) {
+        self.files = files;
     }
 
     fn is_for_people(&self) -> bool {
@@ -84,16 +92,16 @@ impl Report {
                 }
             );
         }
-        let (source, regions) = (source.to_owned(), json::regions(status));
+        let (source, regions) = (source.to_owned(), json::found(status, &self.files));
         self.event(Event::Holding { source, regions });
     }
 
     /// The regions exist, and their faults are served.
     pub(crate) fn ready(&mut self, source: &str, status: &Status) {
         if self.is_for_people() {
-            text::ready(source, status);
+            text::ready(source, status, &self.files);
         }
-        let (source, regions) = (source.to_owned(), json::regions(status));
+        let (source, regions) = (source.to_owned(), json::found(status, &self.files));
         self.event(Event::Ready { source, regions });
     }
 
@@ -142,9 +150,9 @@ impl Report {
     /// A region has come to another phase.
     pub(crate) fn phase(&mut self, region: &RegionStatus) {
         if self.is_for_people() {
-            tracing::info!("{}", text::phase(region));
+            tracing::info!("{}", text::phase(region, &self.files));
         }
-        self.event(Event::Region(json::region(region)));
+        self.event(Event::Region(json::found_region(region, &self.files)));
     }
 
     /// A connection was lost.

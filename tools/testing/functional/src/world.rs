@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use vmem::FILES_DIRECTORY;
 
 use crate::failure::{Outcome, ensure, equal};
 
@@ -55,14 +56,29 @@ pub(crate) fn insert_module() -> Outcome {
     wait_until("the control device is there", || Ok(Path::new("/dev/vmem/control").exists()))
 }
 
+/// Whether the file system is mounted where daemons mount it.
+pub(crate) fn is_mounted() -> bool {
+    rustix::fs::statfs(FILES_DIRECTORY).is_ok_and(|found| found.f_type == i64::from(vmem_sys::VMEM_SUPER_MAGIC))
+}
+
+/// Unmounts what daemons have mounted, and leave.
+pub(crate) fn unmount_files() -> Outcome {
+    if is_mounted() {
+        run_command("umount", &[FILES_DIRECTORY])?;
+    }
+    Ok(())
+}
+
 /// Removes the module.
 pub(crate) fn remove_module() -> Outcome {
+    unmount_files()?;
     run_command("rmmod", &["vmem"]).map(drop)
 }
 
-/// How many users the module has: descriptors, mappings.
+/// How many users the module has, other than the mount of daemons: descriptors, mappings, another mount.
 pub(crate) fn module_users() -> Outcome<u64> {
-    Ok(fs::read_to_string("/sys/module/vmem/refcnt")?.trim().parse()?)
+    let users: u64 = fs::read_to_string("/sys/module/vmem/refcnt")?.trim().parse()?;
+    Ok(users.saturating_sub(is_mounted().into()))
 }
 
 /// Names of the nodes, without that of the control device.
@@ -120,6 +136,7 @@ pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
     if !Path::new("/sys/module/vmem").exists() {
         return Err("the test has left the machine without the module".into());
     }
+    unmount_files()?;
     // The last use of a region may end a moment after the process that made it.
     wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
     equal!(nodes()?, Vec::<String>::new());
@@ -135,6 +152,7 @@ fn clean_up() {
     if !Path::new("/sys/module/vmem").exists() {
         let _ = insert_module();
     }
+    let _ = unmount_files();
     // What is still there then, the next test will say.
     let _ = wait_until("nothing uses the module", || Ok(module_users()? == 0));
 }

@@ -62,6 +62,8 @@ impl Rig {
     /// Takes it down. That something still uses the module is an error.
     pub(crate) fn remove(mut self) -> Result<()> {
         if std::mem::take(&mut self.module) {
+            // vmemd and vmemctl leave their mount.
+            let _ = line("umount /run/vmem");
             // Processes that have been ended let go of it a moment later.
             wait_until("nobody uses the module", || Ok(line("rmmod vmem").is_ok()))?;
         }

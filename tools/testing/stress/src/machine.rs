@@ -121,6 +121,8 @@ impl Machine {
         write(format!("{HUGE}/shmem_enabled"), "never")?;
         command("swapoff", &[&self.swap])?;
         fs::remove_dir(GROUP).context("cgroup")?;
+        // vmemd leaves its mount.
+        let _ = command("umount", &["/run/vmem"]);
         command("rmmod", &["vmem"])
     }
 }

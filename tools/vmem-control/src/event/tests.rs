@@ -10,6 +10,7 @@ fn region(present_bytes: u64, phase: Phase) -> Region {
         present_bytes,
         unreadable_pages: 0,
         phase,
+        ..Region::default()
     }
 }
 
@@ -44,6 +45,14 @@ fn events_have_the_form_of_the_lines_that_vmemd_8_describes() {
                 figures: None,
             },
             r#"{"event":"end","exit_code":0,"error":null}"#.to_owned(),
+        ),
+        (
+            Event::Region(Region {
+                path: Some("/run/vmem/ram".to_owned()),
+                node: Some("/dev/vmem/ram".to_owned()),
+                ..region(0, Phase::Waiting)
+            }),
+            r#"{"event":"region","name":"ram","path":"/run/vmem/ram","node":"/dev/vmem/ram","bytes":8192,"present_bytes":0,"unreadable_pages":0,"phase":"waiting"}"#.to_owned(),
         ),
         (Event::Dropped { lines: 7 }, r#"{"event":"dropped","lines":7}"#.to_owned()),
         (

@@ -165,6 +165,7 @@ fn progress_of(regions: usize, present_bytes: u64) -> Event {
         present_bytes,
         unreadable_pages: 0,
         phase: crate::event::Phase::Filling,
+        ..Region::default()
     };
     Event::Progress(Figures {
         regions: vec![region; regions],

@@ -241,9 +241,9 @@ fn failed_hole_leaves_only_its_page_unreadable() {
 }
 
 #[test]
-fn only_files_in_the_directory_of_nodes_are_in_place_of_a_node() {
-    assert!(!is_in_place_of_a_node(Path::new("/dev/null")));
-    assert!(!is_in_place_of_a_node(Path::new("/no/such/file")));
+fn only_files_in_the_directories_of_regions_are_in_place_of_one() {
+    assert!(!is_in_place_of_a_region(Path::new("/dev/null")));
+    assert!(!is_in_place_of_a_region(Path::new("/no/such/file")));
 }
 
 #[test]

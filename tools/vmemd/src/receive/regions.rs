@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vmem::{Control, Error, Name, Region, RegionBuilder};
+use vmem::{Control, Error, Files, Name, Region, RegionBuilder};
 use vmem_cli::chain;
 use vmem_source::Export;
 
@@ -59,15 +59,15 @@ pub(super) fn names(exports: &[Export], args: &Receive) -> Vec<String> {
 }
 
 /// A region for each export: a new one, or one that has lost its daemon.
-pub(super) fn open(control: &Control, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
+pub(super) fn open(control: &Control, files: &Files, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
     exports
         .iter()
         .zip(names(exports, args))
-        .map(|(export, name)| open_one(control, &name, export.size(), args).map(Arc::new))
+        .map(|(export, name)| open_one(control, files, &name, export.size(), args).map(Arc::new))
         .collect()
 }
 
-fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<Region, Failure> {
+fn open_one(control: &Control, files: &Files, name: &str, size: u64, args: &Receive) -> Result<Region, Failure> {
     let failed = || Failure::kernel(format!("cannot serve region {name}"));
     let region = if args.resume {
         control.attach(name)
@@ -76,7 +76,11 @@ fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<
             Err(Error::NameTaken) if args.attach => control.attach(name),
             // The source chooses the name, and must not choose another program's region by it.
             Err(Error::NameTaken) => return Err(Failure::Exists(name.to_owned())),
-            created => return created.map_err(failed()),
+            created => {
+                let region = created.map_err(failed())?;
+                files.check(name, region.id()).map_err(failed())?;
+                return Ok(region);
+            }
         }
     };
     let region = region.map_err(failed())?;
@@ -90,10 +94,13 @@ fn open_one(control: &Control, name: &str, size: u64, args: &Receive) -> Result<
             export: size,
         });
     }
-    match region.check_node(Name::new(name).map_err(failed())?.path()) {
-        // A program that has the region mapped needs its pages, whatever has become of the node.
-        Err(error) if is_mapped(&region) => tracing::warn!("region {name}: {}", chain(&error)),
-        checked => checked.map_err(failed())?,
+    let node = region.check_node(Name::new(name).map_err(failed())?.path());
+    for checked in [node, files.check(name, region.id())] {
+        match checked {
+            // A program that has the region mapped needs its pages, whatever has become of its paths.
+            Err(error) if is_mapped(&region) => tracing::warn!("region {name}: {}", chain(&error)),
+            checked => checked.map_err(failed())?,
+        }
     }
     Ok(region)
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For machines: events. vmemd(8) documents the fields.
 
-use vmem::PageRange;
+use std::path::{Path, PathBuf};
+
+use vmem::{DIRECTORY, Files, PageRange};
 use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Touched, Verified};
 use vmem_source::Lane;
 
@@ -18,9 +20,11 @@ pub(super) fn print(event: &Event) {
     }
 }
 
-pub(super) fn region(region: &RegionStatus) -> Region {
+fn region(region: &RegionStatus) -> Region {
     Region {
         name: region.name.clone(),
+        path: None,
+        node: None,
         bytes: region.size,
         present_bytes: region.present,
         unreadable_pages: region.unreadable / PAGE,
@@ -38,7 +42,22 @@ fn phase(phase: RegionPhase) -> Phase {
     }
 }
 
-pub(super) fn regions(status: &Status) -> Vec<Region> {
+/// A region, and where programs find it.
+pub(super) fn found_region(status: &RegionStatus, files: &Files) -> Region {
+    let text = |path: PathBuf| Some(path.display().to_string());
+    Region {
+        path: text(files.path(&status.name)),
+        node: text(Path::new(DIRECTORY).join(&status.name)),
+        ..region(status)
+    }
+}
+
+/// The regions, and where programs find them.
+pub(super) fn found(status: &Status, files: &Files) -> Vec<Region> {
+    status.regions.iter().map(|region| found_region(region, files)).collect()
+}
+
+fn regions(status: &Status) -> Vec<Region> {
     status.regions.iter().map(region).collect()
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For people: a bar on a terminal, a line each second elsewhere.
 
+use std::path::Path;
 use std::time::Duration;
 
+use vmem::{DIRECTORY, Files};
 use vmem_cli::{Progress, ProgressBar, Rate, bytes, chain};
 use vmem_source::Lane;
 
@@ -78,25 +80,33 @@ fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
-pub(super) fn ready(source: &str, status: &Status) {
+pub(super) fn ready(source: &str, status: &Status, files: &Files) {
     for region in &status.regions {
         let resumed = match region.present {
             0 => String::new(),
             present => format!(", {} of it present already", bytes(present)),
         };
+        let (path, node) = (files.path(&region.name), Path::new(DIRECTORY).join(&region.name));
+        let also = match path == node {
+            true => String::new(),
+            false => format!(" (node {})", node.display()),
+        };
         tracing::info!(
-            "/dev/vmem/{} is ready: {} from {source}{resumed}",
-            region.name,
+            "{}{also} is ready: {} from {source}{resumed}",
+            path.display(),
             bytes(region.size)
         );
     }
 }
 
-pub(super) fn phase(region: &RegionStatus) -> String {
+pub(super) fn phase(region: &RegionStatus, files: &Files) -> String {
     let name = &region.name;
     match region.phase {
         Phase::Filling => format!("{name}: filling"),
-        Phase::Waiting => format!("{name}: complete; waiting for a program that maps /dev/vmem/{name}"),
+        Phase::Waiting => format!(
+            "{name}: complete; waiting for a program that maps {}",
+            files.path(name).display()
+        ),
         Phase::Populating => format!("{name}: complete"),
         Phase::Plain => format!("{name}: plain memory"),
         Phase::Unreadable => format!("{name}: {} pages cannot be read at the source", region.unreadable / PAGE),
