@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmem::{MemoryFile, Name, ProcessMemory};
 use vmem_process::Process;
 
 use crate::error::Error;
@@ -18,10 +19,25 @@ pub struct BackendFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// The number of the region whose node or file it is. QEMU may have the region open by another path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    region: Option<u64>,
+}
+
+/// What distinguishes memory from all other that exists at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Identity {
+    /// Number of a region.
+    Region(u64),
+    /// Device and inode of a file, or the number of a device.
+    File(u64, u64),
 }
 
 impl BackendFile {
     /// The file that QEMU's process has open at `path`, as that process resolves it. A file that was put at the path later is refused.
+    ///
+    /// If nothing that QEMU has open is at the path, QEMU may have the file of a region there, in a mount that this process does not see, or that is
+    /// not there any more. Then it is the node of the region, of which QEMU has a descriptor.
     ///
     /// # Errors
     ///
@@ -33,16 +49,50 @@ impl BackendFile {
         let directory = process.join("cwd");
         // An absolute path replaces the directory.
         let path = fs::read_link(&directory).map_err(failed(&directory))?.join(path);
-        let served = Self::of(&fs::metadata(&path).map_err(failed(&path))?, path.clone());
-        let open = process.join("fd");
-        let mut files = fs::read_dir(&open).map_err(failed(&open))?.flatten();
-        // A file that has just been closed does not count.
-        if files.any(|file| fs::metadata(file.path()).is_ok_and(|metadata| served.is(&metadata))) {
-            Ok(served)
-        } else {
-            let path = served.path;
-            Err(Error::NotOpen { pid, path })
+        let found = fs::metadata(&path).map(|metadata| Self::of(&metadata, path.clone()));
+        if let Ok(served) = &found {
+            if !served.descriptors(pid)?.is_empty() {
+                return Ok(served.clone());
+            }
         }
+        match (Self::of_hidden_region(pid, &path), found) {
+            (Some(node), _) => Ok(node),
+            (None, Ok(_)) => Err(Error::NotOpen { pid, path }),
+            (None, Err(error)) => Err(failed(&path)(error)),
+        }
+    }
+
+    /// The node of the region that the process has open by a file that had this path.
+    fn of_hidden_region(pid: i32, path: &Path) -> Option<Self> {
+        let name = Name::new(path.file_name()?.to_str()?).ok()?;
+        let seen = vmem::region_at(Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?));
+        let node = name.path();
+        let served = Self::of(&fs::metadata(&node).ok()?, node);
+        // Other memory of this name would make it a guess, unless the process sees the region at the path.
+        let files = ProcessMemory::list(pid).ok()?;
+        let is_called_so = |file: &MemoryFile| {
+            let path = file.path.to_string_lossy();
+            Path::new(path.strip_suffix(" (deleted)").unwrap_or(&path)).file_name() == Some(name.as_str().as_ref())
+        };
+        let is_clear = match seen {
+            Some(region) => served.region == Some(region),
+            None => !files.iter().any(|file| file.region.is_none() && is_called_so(file)),
+        };
+        let is_open = served.region.is_some() && files.iter().any(|file| file.region.as_ref().map(|region| region.id) == served.region);
+        (is_clear && is_open).then_some(served)
+    }
+
+    /// The numbers of the process's descriptors of the file or region. One that has just been closed does not count.
+    fn descriptors(&self, pid: i32) -> Result<Vec<String>, Error> {
+        if self.region.is_some() {
+            let files = ProcessMemory::list(pid).unwrap_or_default().into_iter();
+            let of_region = files.filter(|file| file.region.as_ref().map(|region| region.id) == self.region);
+            return Ok(of_region.map(|file| file.fd.to_string()).collect());
+        }
+        let open = PathBuf::from(format!("/proc/{pid}/fd"));
+        let files = fs::read_dir(&open).map_err(io_of(open))?.flatten();
+        let of_file = files.filter(|file| fs::metadata(file.path()).is_ok_and(|metadata| self.is(&metadata)));
+        Ok(of_file.map(|file| file.file_name().to_string_lossy().into_owned()).collect())
     }
 
     /// The path of the file, absolute.
@@ -57,13 +107,9 @@ impl BackendFile {
     /// [`Error::NotOpen`] if the process has none, [`Error::File`].
     pub fn is_read_only(&self, process: &Process) -> Result<bool, Error> {
         let pid = process.number();
-        let open = PathBuf::from(format!("/proc/{pid}/fd"));
         let (mut has_any, mut is_read_only) = (false, true);
-        for file in fs::read_dir(&open).map_err(io_of(open))?.flatten() {
-            if !fs::metadata(file.path()).is_ok_and(|metadata| self.is(&metadata)) {
-                continue;
-            }
-            let path = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(file.file_name());
+        for descriptor in self.descriptors(pid)? {
+            let path = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(descriptor);
             let info = fs::read_to_string(&path).map_err(io_of(path))?;
             has_any = true;
             is_read_only &= is_for_reading(&info);
@@ -79,7 +125,20 @@ impl BackendFile {
 
     fn of(metadata: &Metadata, path: PathBuf) -> Self {
         let (device, inode) = identity(metadata);
-        Self { path, device, inode }
+        let region = vmem::region_at(&path);
+        Self {
+            path,
+            device,
+            inode,
+            region,
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        match self.region {
+            Some(region) => Identity::Region(region),
+            None => Identity::File(self.device, self.inode),
+        }
     }
 
     fn is(&self, metadata: &Metadata) -> bool {
@@ -93,7 +152,7 @@ impl BackendFile {
     /// [`Error::OtherFile`], [`Error::File`].
     pub fn check_descriptor(&self, fd: impl AsFd) -> Result<(), Error> {
         let found = identity_of(fd).map_err(io_of(self.path.clone()))?;
-        if found == (self.device, self.inode) {
+        if found == self.identity() {
             Ok(())
         } else {
             Err(Error::OtherFile(self.path.clone()))
@@ -129,9 +188,13 @@ fn io_of(path: PathBuf) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// What distinguishes the file of this descriptor from all others that exist at the same time.
-pub(crate) fn identity_of(fd: impl AsFd) -> io::Result<(u64, u64)> {
+pub(crate) fn identity_of(fd: impl AsFd) -> io::Result<Identity> {
+    if let Some(region) = vmem::region_of(fd.as_fd()) {
+        return Ok(Identity::Region(region));
+    }
     let duplicate = File::from(fd.as_fd().try_clone_to_owned()?);
-    Ok(identity(&duplicate.metadata()?))
+    let (device, inode) = identity(&duplicate.metadata()?);
+    Ok(Identity::File(device, inode))
 }
 
 /// What distinguishes a file from all others that exist at the same time.

@@ -31,7 +31,7 @@ pub struct GuestMemory {
 pub struct OpenBackend {
     /// Its name.
     pub id: String,
-    /// Where its memory is: a file, the node of a region, or a descriptor of QEMU's process.
+    /// Where its memory is: a file, also of a region, the node of a region, or a descriptor of QEMU's process.
     pub path: PathBuf,
     /// Its size in bytes, as QEMU has it.
     pub bytes: u64,

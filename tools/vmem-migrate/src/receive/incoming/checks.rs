@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use vmem::{Access, MapHandle};
+use vmem::{Access, DIRECTORY, FILES_DIRECTORY, MapHandle, Name};
 use vmem_qemu::MemoryBackend;
 
 use crate::error::Cause;
@@ -26,14 +26,13 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
                 memory.bytes, backend.bytes
             )));
         }
-        let name = memory.path.strip_prefix("/dev/vmem").ok().and_then(Path::to_str);
         let not_region = || {
             Cause::other(format!(
-                "memory backend {id} is in {}, which is no region: use mem-path=/dev/vmem/NAME",
+                "memory backend {id} is in {}, which is no region: use mem-path={FILES_DIRECTORY}/NAME",
                 memory.path.display()
             ))
         };
-        names.push(name.ok_or_else(not_region)?.to_owned());
+        names.push(region_name(&memory.path).ok_or_else(not_region)?.to_string());
     }
     if offered.len() == found.len() {
         Ok(names)
@@ -42,15 +41,25 @@ pub(super) fn match_memory(offered: &[Backend], found: &[MemoryBackend]) -> Resu
     }
 }
 
-/// Refuses a region that QEMU has not mapped, or that is not empty. QEMU's `/dev/vmem/NAME` may be another file: QEMU may have another
-/// /dev, or a file may have been made at this path before the region existed. Pages that are present in a region already are not this
+/// The name of the region at a path of QEMU: of its node, or of its file. QEMU may have the file in a mount that this process does not see.
+fn region_name(path: &Path) -> Option<Name> {
+    let hidden = || {
+        let name = Name::new(path.file_name()?.to_str()?).ok()?;
+        let exists = MapHandle::open(name.as_str(), Access::ReadOnly).is_ok();
+        (exists && !path.exists()).then_some(name)
+    };
+    vmem::region_name(path).or_else(hidden)
+}
+
+/// Refuses a region that QEMU has not mapped, or that is not empty. QEMU's path may be that of another file: QEMU may have another
+/// /dev or /run, or a file may have been made at this path before the region existed. Pages that are present in a region already are not this
 /// guest's.
 pub(super) fn check_region(name: &str) -> Result<(), Cause> {
     let info = MapHandle::open(name, Access::ReadOnly).and_then(|handle| handle.info());
     let info = info.map_err(Cause::call(format!("region {name}: cannot read its state")))?;
     if info.mappings == 0 {
         Err(Cause::other(format!(
-            "region {name}: QEMU has mapped another file of that path: give QEMU the /dev/vmem of this host"
+            "region {name}: QEMU has mapped another file of that path: give QEMU the {DIRECTORY} or {FILES_DIRECTORY} of this host"
         )))
     } else if info.plain || info.present != 0 || info.unreadable != 0 {
         Err(Cause::other(format!(
