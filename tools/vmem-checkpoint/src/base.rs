@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmem::{Access, MapHandle, Mapping, Sharing};
+use vmem::{Access, Files, FilesOption, MapHandle, Mapping, Sharing};
 use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_store::{Manifest, UserKey};
@@ -16,12 +16,13 @@ use vmem_store_source::{Address, Selector};
 use crate::base_record::{BaseName, BaseRecord, HeldRecord, Memory};
 use crate::error::Error;
 use crate::filler::{self, Command, Filler, News, wait_ready};
+use crate::launch::open_files;
 use crate::restore::regions_of;
 
 /// How often signals are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The permission bits of the nodes: nobody needs to write to them.
+/// The permission bits of the files and nodes: nobody needs to write to them.
 const MODE: &str = "440";
 
 /// For so many seconds, regions that are complete stay without a mapping.
@@ -38,7 +39,9 @@ pub struct Options {
     pub key: Option<UserKey>,
     /// The directory of records.
     pub state: PathBuf,
-    /// More arguments of vmemd.
+    /// Where programs find the regions.
+    pub files: FilesOption,
+    /// More arguments of vmemd, but for `--files`.
     pub vmemd: Vec<String>,
 }
 
@@ -53,6 +56,8 @@ pub enum Step<'a> {
         manifest: &'a Manifest,
         /// Each memory, and its region.
         regions: &'a [(String, String)],
+        /// Where programs find the regions.
+        files: &'a Files,
     },
     /// An event of vmemd.
     Pages(&'a Event),
@@ -110,6 +115,8 @@ pub fn hold(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_
     // Page tables of clones need not have pages that they do not touch. A vmemd that nobody needs any more, after the death of this process,
     // ends when it has brought all pages, and leaves this process time to map the regions first.
     arguments.extend(["--no-populate", "--detach-unmapped", "--complete-after", TIME_TO_MAP].map(str::to_owned));
+    let files = open_files(&options.files, &mut |text| report(Step::Note(text)));
+    arguments.extend(filler::files(&options.files));
     arguments.extend_from_slice(&options.vmemd);
     let mut of_new_regions = filler::of_new_regions();
     of_new_regions.extend(["--mode", MODE].map(str::to_owned));
@@ -157,6 +164,7 @@ pub fn hold(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'_
         name: &name,
         manifest: image.manifest(),
         regions: &regions,
+        files: &files,
     });
     let filler = fill(filler, signals, report)?;
     if filler.is_none() {

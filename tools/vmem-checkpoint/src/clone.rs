@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmem::FilesOption;
 use vmem_cli::Signals;
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{Process, command};
@@ -14,7 +15,7 @@ use crate::base_record::{BaseName, find};
 use crate::device_state::device_state;
 use crate::error::Error;
 use crate::freeze::FROZEN;
-use crate::launch::{Launch, NO_GENERATION_ID, ran};
+use crate::launch::{Launch, NO_GENERATION_ID, open_files, ran};
 use crate::overlays;
 use crate::restore::note_frozen;
 use crate::wakeup::{self, Wakeup};
@@ -41,6 +42,8 @@ pub struct Options {
     pub agent: Option<(PathBuf, Duration)>,
     /// Where the disks get new overlays, for `{disk:NAME}` in the command.
     pub disks: Option<PathBuf>,
+    /// Where QEMU finds the regions.
+    pub files: FilesOption,
 }
 
 /// A clone that was started.
@@ -90,12 +93,14 @@ pub fn clone(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step<'
         .iter()
         .map(|memory| (memory.memory.clone(), memory.region.clone()))
         .collect();
+    let files = open_files(&options.files, note);
     let launch = Launch {
         command: &command,
         qmp: &options.qmp,
         logs: &options.state,
         name: format!("clone-{}-{}", options.base, std::process::id()),
         regions: &regions,
+        files: &files,
         sharing: Sharing::Private,
         state: device_state(&image)?,
         runs,
@@ -163,6 +168,7 @@ mod tests {
             paused: false,
             agent: None,
             disks: None,
+            files: FilesOption::Nowhere,
         };
         let error = clone(&options, &Signals::default(), &mut |_| ()).expect_err("there is no base");
         assert!(error.to_string().contains("there is no base web"), "{error}");

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmem::{Access, DIRECTORY, MapHandle, Mapping, MapsLine, PageRange, PageSet, Sharing, maps_lines};
+use vmem::{Access, DIRECTORY, MapHandle, Mapping, MapsLine, PageRange, PageSet, Sharing, maps_lines, region_at};
 use vmem_process::Process;
 use vmem_qemu::guest::{self, MemoryBackend, RamBlock};
 use vmem_qemu::{BackendFile, Qmp};
@@ -144,13 +144,19 @@ pub(crate) fn is_of(block: &RamBlock, backend: &str) -> bool {
 /// Whether the base has these backends and no others.
 fn has(base: &BaseRecord, backends: &[MemoryBackend]) -> bool {
     let is = |memory: &Memory, backend: &MemoryBackend| {
-        memory.memory == backend.id && memory.bytes == backend.bytes && Path::new(DIRECTORY).join(&memory.region) == backend.path
+        memory.memory == backend.id && memory.bytes == backend.bytes && is_at(memory, &backend.path)
     };
     base.memories.len() == backends.len()
         && base
             .memories
             .iter()
             .all(|memory| backends.iter().any(|backend| is(memory, backend)))
+}
+
+/// Whether a region of the base is at this path of QEMU, which may see a mount that this process does not see. What QEMU maps there is looked at later.
+fn is_at(memory: &Memory, path: &Path) -> bool {
+    let is_hidden = || !path.exists() && path.file_name() == Some(memory.region.as_ref());
+    region_at(path) == Some(memory.number) || is_hidden()
 }
 
 /// The device and the inode of a mapping's file.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::os::unix::process::CommandExt;
 
 use rustix::process::Signal;
+use vmem::FilesOption;
 use vmem_cli::Signals;
 use vmem_control::Event;
 use vmem_process::{Process, scope};
@@ -179,6 +180,12 @@ pub(crate) fn arguments(address: &Address, regions: &[(String, String)], has_key
         all.extend(["--key-file".to_owned(), "-".to_owned()]);
     }
     all
+}
+
+/// The arguments of vmemd that say where programs find the regions.
+pub(crate) fn files(option: &FilesOption) -> Vec<String> {
+    let argument = option.argument().into_iter();
+    argument.flat_map(|argument| ["--files".to_owned(), argument]).collect()
 }
 
 /// The arguments of a vmemd that makes the regions of a guest.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmem::DIRECTORY;
+use vmem::{DIRECTORY, Files, FilesOption};
 use vmem_cli::Signals;
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{BackendFile, Process, Qemu, Qmp, command, guest};
@@ -24,6 +24,15 @@ pub(crate) fn ran(manifest: &Manifest) -> bool {
     manifest.labels.get(RUN_STATE).is_some_and(|state| state == "running")
 }
 
+/// Where programs find regions. If they were to be files and are not, `note` says why.
+pub(crate) fn open_files(option: &FilesOption, note: &mut dyn FnMut(&str)) -> Files {
+    let files = Files::open(option);
+    if let Some(error) = files.error() {
+        note(&format!("{}; programs find regions in {DIRECTORY}", vmem_cli::chain(error)));
+    }
+    files
+}
+
 /// A QEMU that is to be started, and the guest that it takes.
 pub(crate) struct Launch<'a> {
     /// The command, with the placeholders for the socket and the memory.
@@ -36,6 +45,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) name: String,
     /// Each memory of the guest, and its region.
     pub(crate) regions: &'a [(String, String)],
+    /// Where QEMU finds the regions.
+    pub(crate) files: &'a Files,
     /// How QEMU maps the regions.
     pub(crate) sharing: Sharing,
     /// The device state.
@@ -52,9 +63,9 @@ impl Launch<'_> {
     ///
     /// QEMU has ended, cannot load the state, or has other memory; it is killed. A signal.
     pub(crate) fn start(self, signals: &Signals, is_wanted: &dyn Fn() -> bool) -> Result<(Process, bool), Error> {
-        let node = |(id, region): &(String, String)| (id.clone(), Path::new(DIRECTORY).join(region));
-        let nodes: Vec<_> = self.regions.iter().map(node).collect();
-        let words = command::fill_in(self.command, self.qmp, &nodes)?;
+        let path = |(id, region): &(String, String)| (id.clone(), self.files.path(region));
+        let paths: Vec<_> = self.regions.iter().map(path).collect();
+        let words = command::fill_in(self.command, self.qmp, &paths)?;
         let logs = self.logs;
         fs::create_dir_all(logs).map_err(vmem_cli::Error::call(format!("cannot make {}", logs.display())))?;
         let log = logs.join(format!("{}.qemu.log", self.name));
@@ -63,12 +74,12 @@ impl Launch<'_> {
             .connect(self.qmp, || signals.check().is_ok() && is_wanted())
             .map_err(Error::from)
             .and_then(|mut qmp| {
-                check_memory(&mut qmp, &nodes, self.sharing)?;
+                check_memory(&mut qmp, self.regions, self.files, self.sharing)?;
                 qemu.set_changed();
                 let has_id = guest::has_generation_id(&mut qmp)?;
                 let process = guest::process(&mut qmp)?;
                 if self.sharing == Sharing::Private {
-                    nodes.iter().try_for_each(|(_, node)| check_read_only(&process, node))?;
+                    paths.iter().try_for_each(|(_, path)| check_read_only(&process, path))?;
                 }
                 let is_wanted = || !process.wait(Duration::ZERO) && is_wanted();
                 incoming::load(&mut qmp, self.state, self.runs, signals, &is_wanted)?;
@@ -92,30 +103,32 @@ impl Launch<'_> {
 }
 
 /// Checks that QEMU has the regions as its memory.
-fn check_memory(qmp: &mut Qmp, nodes: &[(String, PathBuf)], sharing: Sharing) -> Result<(), Error> {
+fn check_memory(qmp: &mut Qmp, regions: &[(String, String)], files: &Files, sharing: Sharing) -> Result<(), Error> {
     let backends = match sharing {
         Sharing::Shared => guest::memory_backends(qmp)?,
         Sharing::Private => guest::private_backends(qmp)?,
     };
     let found: Vec<_> = backends.into_iter().map(|backend| (backend.id, backend.path)).collect();
-    let has = |node: &(String, PathBuf)| found.contains(node);
-    if found.len() == nodes.len() && nodes.iter().all(has) {
+    let is = |of: &(String, PathBuf), (id, region): &(String, String)| of.0 == *id && files.is_path_of(&of.1, region);
+    let has = |region: &(String, String)| found.iter().any(|found| is(found, region));
+    if found.len() == regions.len() && regions.iter().all(has) {
         return Ok(());
     }
+    let wanted: Vec<_> = regions.iter().map(|(id, region)| (id, files.path(region))).collect();
     Err(Error::other(format!(
-        "the memory backends of QEMU are {found:?}, and those of the checkpoint {nodes:?}: use {{memory:ID}} as the mem-path of each backend"
+        "the memory backends of QEMU are {found:?}, and those of the checkpoint {wanted:?}: use {{memory:ID}} as the mem-path of each backend"
     )))
 }
 
 /// Checks that QEMU cannot change a base through its descriptor: not by a discard of the guest's memory either, which would be one of the
 /// file's.
-fn check_read_only(qemu: &Process, node: &Path) -> Result<(), Error> {
-    match BackendFile::find(qemu, node)?.is_read_only(qemu)? {
+fn check_read_only(qemu: &Process, path: &Path) -> Result<(), Error> {
+    match BackendFile::find(qemu, path)?.is_read_only(qemu)? {
         true => Ok(()),
         false => Err(Error::other(format!(
             "QEMU has opened {} for writing, and could change the base for all of its clones: give the backend \
              share=off,readonly=on,rom=off",
-            node.display()
+            path.display()
         ))),
     }
 }

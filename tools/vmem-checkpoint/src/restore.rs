@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vmem::DIRECTORY;
+use vmem::{DIRECTORY, Files, FilesOption};
 use vmem_cli::Signals;
 use vmem_control::{Event, Phase, Region};
 use vmem_qemu::command::Sharing;
@@ -18,7 +18,7 @@ use crate::device_state::device_state;
 use crate::error::Error;
 use crate::filler::{self, Command, Filler, News, wait_ready};
 use crate::freeze::FROZEN;
-use crate::launch::{Launch, NO_GENERATION_ID, ran};
+use crate::launch::{Launch, NO_GENERATION_ID, open_files, ran};
 use crate::overlays;
 use crate::recorder::Recorder;
 use crate::wakeup::{self, Wakeup};
@@ -47,9 +47,11 @@ pub struct Options {
     pub agent: Option<(PathBuf, Duration)>,
     /// Where the disks get new overlays, for `{disk:NAME}` in the command.
     pub disks: Option<PathBuf>,
+    /// Where QEMU finds the regions.
+    pub files: FilesOption,
     /// Record in which order pages are touched: while they come, and for so long after all of them are there.
     pub record: Option<Duration>,
-    /// More arguments of vmemd.
+    /// More arguments of vmemd, but for `--files`.
     pub vmemd: Vec<String>,
 }
 
@@ -62,6 +64,8 @@ pub enum Step<'a> {
         manifest: &'a Manifest,
         /// Each memory, and its region.
         regions: &'a [(String, String)],
+        /// Where programs find the regions.
+        files: &'a Files,
     },
     /// QEMU has the device state, and the guest runs, unless it is paused.
     Restored {
@@ -118,6 +122,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
     let mut recorder = options
         .record
         .map(|_| Recorder::new(image.manifest(), &regions, Instant::now()));
+    let files = open_files(&options.files, note);
     let mut filler = Filler::start(Command {
         program: vmem_process::vmemd(),
         arguments: arguments(&address, &regions, options),
@@ -129,6 +134,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
         report(Step::Ready {
             manifest: image.manifest(),
             regions: &regions,
+            files: &files,
         });
         match (&options.qmp, &state) {
             (Some(qmp), Some(state)) => {
@@ -138,6 +144,7 @@ pub fn restore(options: &Options, signals: &Signals, report: &mut dyn FnMut(Step
                     logs: &options.logs,
                     name: format!("restore-{}", checkpoint.guest),
                     regions: &regions,
+                    files: &files,
                     sharing: Sharing::Shared,
                     state: state.clone(),
                     runs,
@@ -267,6 +274,7 @@ fn arguments(address: &Address, regions: &[(String, String)], options: &Options)
             all.extend(["--complete-after".to_owned(), time.as_secs_f64().to_string()]);
         }
     }
+    all.extend(filler::files(&options.files));
     all.extend_from_slice(&options.vmemd);
     all
 }
@@ -344,8 +352,10 @@ fn watch(
 
 /// What the restore of a region waits for that is complete, and how to go on.
 fn unmapped(region: &Region, vmemd: i32) -> String {
+    let node = || Path::new(DIRECTORY).join(&region.name).display().to_string();
+    let path = region.path.clone().unwrap_or_else(node);
     format!(
-        "region {0}: all pages are present. The restore ends when a program maps /dev/vmem/{0}, and vmemd keeps the memory until then. To give it \
+        "region {}: all pages are present. The restore ends when a program maps {path}, and vmemd keeps the memory until then. To give it \
          up, end this command, and then vmemd (process {vmemd})",
         region.name
     )
@@ -384,6 +394,7 @@ mod tests {
             paused: false,
             agent: None,
             disks: None,
+            files: FilesOption::Nowhere,
             record: None,
             vmemd: vec!["--no-background".to_owned()],
         };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use vmem::FilesOption;
 use vmem_cli::{address, bandwidth_limit, owner, seconds, size};
 use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
@@ -148,7 +149,10 @@ pub struct Receive {
     /// Create a region, for a QEMU that you start yourself; may be repeated
     #[arg(long = "region", value_name = "NAME=BYTES", value_parser = region)]
     pub regions: Vec<(String, u64)>,
-    /// Owner of the regions' nodes, numeric: the user that QEMU runs as
+    /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
+    #[arg(long, value_name = "DIR|none")]
+    pub files: Option<FilesOption>,
+    /// Owner of the regions' files and nodes, numeric: the user that QEMU runs as
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub owner: Option<(u32, Option<u32>)>,
     /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
@@ -169,7 +173,7 @@ pub struct Receive {
     /// Continue the move of a guest whose `receive` has died or given up
     #[arg(long, conflicts_with = "regions")]
     pub resume: bool,
-    /// The command that starts QEMU: {memory:ID} stands for the node of the memory backend ID, {qmp} for the QMP socket
+    /// The command that starts QEMU: {memory:ID} stands for the file of the memory backend ID, {qmp} for the QMP socket
     #[arg(last = true, value_name = "QEMU", conflicts_with_all = ["resume", "regions"])]
     pub command: Vec<String>,
 }

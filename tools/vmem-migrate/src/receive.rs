@@ -24,7 +24,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::destination::State;
-use vmem::Control;
+use vmem::{Control, Files};
 use vmem_cli::{Signals, chain, log};
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{COMMAND_LIMIT, QemuProcess, command};
@@ -62,7 +62,11 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
     command::check(&args.command, Sharing::Shared).map_err(Cause::from)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
-    let regions = host::make_regions(&control, args)?;
+    let files = Files::open(&args.files.clone().unwrap_or_default());
+    if let Some(error) = files.error().filter(|_| !args.resume) {
+        report.note(&format!("{}; QEMU finds regions in {}", chain(error), vmem::DIRECTORY));
+    }
+    let regions = host::make_regions(&control, &files, args)?;
     let listener = security.listen(args.listen)?;
     let address = listener
         .local_addr()
@@ -85,7 +89,8 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
         report.note(&format!("listening on {address}"));
         let host = Host {
             args,
-            make_regions: &|guest, memory| host::regions_for(&control, guest, memory, args),
+            files: &files,
+            make_regions: &|guest, memory| host::regions_for(&control, &files, guest, memory, args),
             security: &security,
             signals,
         };

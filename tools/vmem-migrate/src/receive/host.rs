@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The regions and the QEMU that this host makes for a guest.
 
-use std::path::Path;
-
-use vmem::{Access, Control, Error, MapHandle, RegionBuilder};
+use vmem::{Access, Control, Error, Files, MapHandle, RegionBuilder};
 use vmem_cli::chain;
 use vmem_qemu::{Qemu, command};
 
@@ -16,16 +14,16 @@ use crate::record::StateDir;
 pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String>, Vec<MapHandle>), Cause> + 'a;
 
 /// Makes the regions of `--region`. A region exists as long as its handle, or a process, has it open.
-pub(super) fn make_regions(control: &Control, args: &Receive) -> Result<Vec<MapHandle>, Cause> {
+pub(super) fn make_regions(control: &Control, files: &Files, args: &Receive) -> Result<Vec<MapHandle>, Cause> {
     args.regions
         .iter()
         .map(|(name, bytes)| {
-            make_region(control, name, *bytes, args).map_err(Cause::call(format!("region {name}: cannot create it")))
+            make_region(control, files, name, *bytes, args).map_err(Cause::call(format!("region {name}: cannot create it")))
         })
         .collect()
 }
 
-fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Result<MapHandle, Error> {
+fn make_region(control: &Control, files: &Files, name: &str, bytes: u64, args: &Receive) -> Result<MapHandle, Error> {
     let mut builder = RegionBuilder::new(bytes).name(name);
     if let Some((uid, gid)) = args.owner {
         builder = builder.uid(uid);
@@ -39,13 +37,15 @@ fn make_region(control: &Control, name: &str, bytes: u64, args: &Receive) -> Res
         builder = builder.poison_unreadable();
     }
     // vmemd serves the region later. Until the handle below is open, the region exists because of this descriptor.
-    let _served = builder.create(control)?;
+    let served = builder.create(control)?;
+    files.check(name, served.id())?;
     MapHandle::open(name, Access::ReadOnly)
 }
 
 /// Makes a region for each memory backend of a guest. The name of a region has the names of the guest and of the backend.
 pub(super) fn regions_for(
     control: &Control,
+    files: &Files,
     guest: &str,
     memory: &[Backend],
     args: &Receive,
@@ -55,7 +55,7 @@ pub(super) fn regions_for(
     for backend in memory {
         let mut made = None;
         for name in vmem_qemu::guest::region_names(guest, &backend.id) {
-            match make_region(control, &name, backend.bytes, args) {
+            match make_region(control, files, &name, backend.bytes, args) {
                 Err(Error::NameTaken) => {}
                 Err(error) => return Err(Cause::call(format!("region {name}: cannot create it"))(error)),
                 Ok(handle) => {
@@ -93,14 +93,19 @@ pub(super) fn explain(cause: Cause, regions: &[String]) -> Cause {
 }
 
 /// Starts QEMU from the command of `args`, with these regions as its memory. Without a command, QEMU exists already.
-pub(super) fn start_qemu(args: &Receive, memory: &[Backend], regions: &[String], state_dir: &StateDir) -> Result<Qemu, Cause> {
-    let node = |name: &String| Path::new("/dev/vmem").join(name);
-    let nodes: Vec<_> = memory
+pub(super) fn start_qemu(
+    args: &Receive,
+    files: &Files,
+    memory: &[Backend],
+    regions: &[String],
+    state_dir: &StateDir,
+) -> Result<Qemu, Cause> {
+    let paths: Vec<_> = memory
         .iter()
         .zip(regions)
-        .map(|(backend, name)| (backend.id.clone(), node(name)))
+        .map(|(backend, name)| (backend.id.clone(), files.path(name)))
         .collect();
-    let words = command::fill_in(&args.command, &args.qmp, &nodes)?;
+    let words = command::fill_in(&args.command, &args.qmp, &paths)?;
     Ok(Qemu::start(&words, &state_dir.log("qemu.log")?, &state_dir.name())?)
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::destination::{Action, Destination, State};
 use crate::{Owner, Phase};
 use serde_json::json;
-use vmem::MapHandle;
+use vmem::{DIRECTORY, Files, FilesOption, MapHandle};
 use vmem_cli::{Signals, chain};
 use vmem_qemu::migration::Settings;
 use vmem_qemu::{COMMAND_LIMIT, Qemu, QemuProcess, guest, obstacles, stream};
@@ -45,6 +45,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy)]
 pub(super) struct Host<'a> {
     pub(super) args: &'a Receive,
+    /// Where QEMU finds the regions.
+    pub(super) files: &'a Files,
     pub(super) make_regions: &'a MakeRegions<'a>,
     pub(super) security: &'a Security,
     pub(super) signals: &'a Signals,
@@ -175,7 +177,7 @@ impl IncomingMigration {
         let mut names = Vec::new();
         if !args.command.is_empty() {
             (names, regions) = (host.make_regions)(&offer.guest, &offer.memory)?;
-            *qemu = host::start_qemu(args, &offer.memory, &names, state_dir)?;
+            *qemu = host::start_qemu(args, host.files, &offer.memory, &names, state_dir)?;
         }
         let made = if names.is_empty() {
             args.regions.iter().map(|(name, _)| name.clone()).collect()
@@ -219,7 +221,7 @@ impl IncomingMigration {
         qmp.execute("migrate-incoming", json!({"uri": uri}))?;
         let region_ids = regions::ids(&names).map_err(Cause::call(format!("cannot read the state of the regions {names:?}")))?;
         // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
-        let files: Vec<_> = names.iter().map(|name| Path::new("/dev/vmem").join(name)).collect();
+        let files: Vec<_> = names.iter().map(|name| Path::new(DIRECTORY).join(name)).collect();
         let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_files(pid, &files));
         let record = Incoming {
             vmemd: vmemd_arguments(host, &offer, &names),
@@ -302,6 +304,9 @@ fn vmemd_arguments(host: &Host<'_>, offer: &Offer, regions: &[String]) -> Vec<St
     arguments.extend(host.security.vmemd_arguments());
     for (backend, region) in offer.memory.iter().zip(regions) {
         arguments.extend(["--region".to_owned(), format!("{}={region}", backend.export)]);
+    }
+    if let Some(files) = host.args.files.as_ref().and_then(FilesOption::argument) {
+        arguments.extend(["--files".to_owned(), files]);
     }
     if let Some(address) = host.args.metrics {
         arguments.extend(["--metrics".to_owned(), address.to_string()]);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use vmem::FilesOption;
 use vmem_checkpoint::BaseName;
 use vmem_cli::{address, owner, seconds, size};
 use vmem_store::GuestName;
@@ -140,10 +141,27 @@ pub(crate) struct Create {
     pub(crate) keep: Keep,
 }
 
+/// Where programs find regions.
+#[derive(Debug, Args)]
+pub(crate) struct FilesArgument {
+    /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
+    #[arg(long, value_name = "DIR|none")]
+    files: Option<FilesOption>,
+}
+
+impl FilesArgument {
+    /// What was given, or what holds without it.
+    pub(crate) fn option(&self) -> FilesOption {
+        self.files.clone().unwrap_or_default()
+    }
+}
+
 /// How regions are made and filled.
 #[derive(Debug, Args)]
 pub(crate) struct RegionOptions {
-    /// Owner of /dev/vmem/NAME, numeric
+    #[command(flatten)]
+    files: FilesArgument,
+    /// Owner of the regions' files and nodes, numeric
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     owner: Option<(u32, Option<u32>)>,
     /// Fetch only pages that are touched
@@ -152,7 +170,12 @@ pub(crate) struct RegionOptions {
 }
 
 impl RegionOptions {
-    /// The arguments of vmemd for it.
+    /// Where programs find the regions.
+    pub(crate) fn files(&self) -> FilesOption {
+        self.files.option()
+    }
+
+    /// The arguments of vmemd for it, but for `--files`.
     pub(crate) fn of_vmemd(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some((uid, gid)) = self.owner {
@@ -232,6 +255,8 @@ pub(crate) struct Clone {
     /// Make an overlay over each disk of the checkpoint in this directory; {disk:NAME} in the command
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) disks: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) files: FilesArgument,
     /// The command that starts QEMU with -incoming defer; {memory:ID} stands for the file of memory backend ID
     #[arg(last = true, value_name = "COMMAND", required = true)]
     pub(crate) command: Vec<String>,

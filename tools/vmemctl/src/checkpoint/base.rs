@@ -10,7 +10,7 @@ use vmem_migrate::report::{self, Report};
 use vmem_store_source::Address;
 
 use super::args::Base;
-use super::restore::print_pages;
+use super::restore::{found, print_pages};
 
 pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(), Error> {
     let options = Options {
@@ -21,6 +21,7 @@ pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(),
         },
         key: args.store.key.read()?,
         state: common.state.clone(),
+        files: args.regions.files(),
         vmemd: args.regions.of_vmemd(),
     };
     let mut report = Report::new(common.json);
@@ -31,11 +32,13 @@ pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(),
 
 fn print(report: &mut Report, step: &Step<'_>, json: bool) {
     match step {
-        Step::Ready { name, manifest, regions } if json => {
-            let regions: Vec<_> = regions
-                .iter()
-                .map(|(memory, region)| json!({"memory": memory, "region": region}))
-                .collect();
+        Step::Ready {
+            name,
+            manifest,
+            regions,
+            files,
+        } if json => {
+            let regions: Vec<_> = regions.iter().map(|(memory, region)| found(memory, region, files)).collect();
             report::print(
                 &json!({"event": "ready", "base": name.to_string(), "checkpoint": manifest.checkpoint.to_string(), "regions": regions}),
             );

@@ -21,6 +21,7 @@ pub(super) fn run(args: &Clone, signals: &Signals, common: &Common) -> Result<()
         paused: args.paused,
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
+        files: args.files.option(),
     };
     clone(&options, signals, &mut |step| print(&step, args, common.json))
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl checkpoint restore`.
 
-use serde_json::json;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use vmem::{DIRECTORY, Files};
 use vmem_checkpoint::Error;
 use vmem_checkpoint::restore::{Options, Step, restore};
 use vmem_cli::{Progress, Signals};
@@ -26,6 +29,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
         paused: args.paused,
         agent: args.agent.agent.clone().map(|socket| (socket, args.agent.agent_timeout)),
         disks: args.disks.clone(),
+        files: args.regions.files(),
         record: (!args.no_record).then_some(args.record_time),
         vmemd: args.regions.of_vmemd(),
     };
@@ -43,17 +47,22 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
 
 fn print(report: &mut Report, step: &Step<'_>, json: bool) {
     match step {
-        Step::Ready { manifest, regions } if json => {
-            let regions: Vec<_> = regions
-                .iter()
-                .map(|(memory, region)| json!({"memory": memory, "region": region}))
-                .collect();
+        Step::Ready {
+            manifest,
+            regions,
+            files,
+        } if json => {
+            let regions: Vec<_> = regions.iter().map(|(memory, region)| found(memory, region, files)).collect();
             report::print(&json!({"event": "ready", "checkpoint": manifest.checkpoint.to_string(), "regions": regions}));
         }
-        Step::Ready { manifest, regions } => {
+        Step::Ready {
+            manifest,
+            regions,
+            files,
+        } => {
             let regions: Vec<_> = regions
                 .iter()
-                .map(|(memory, region)| format!("{memory}: /dev/vmem/{region}"))
+                .map(|(memory, region)| format!("{memory}: {}", files.path(region).display()))
                 .collect();
             report.note(&format!(
                 "checkpoint {} is there: {}",
@@ -80,6 +89,12 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
         )),
         Step::Note(text) => report.note(text),
     }
+}
+
+/// A memory, its region, and where programs find that.
+pub(super) fn found(memory: &str, region: &str, files: &Files) -> Value {
+    let node = Path::new(DIRECTORY).join(region);
+    json!({"memory": memory, "region": region, "path": files.path(region), "node": node})
 }
 
 /// Says what an event of vmemd says of the pages.

@@ -105,7 +105,7 @@ pub(super) fn parts(store: &Store) -> Outcome {
     let name = restore.region()?;
     // All pages are there, and nobody needs them yet.
     let note = restore.hear("note")?;
-    let node = format!("ends when a program maps /dev/vmem/{name},");
+    let node = format!("ends when a program maps /run/vmem/{name},");
     ensure!(note.contains("all pages are present") && note.contains(&node), "{note}");
     let region = open(&name)?;
     let mapping = map(&region)?;
