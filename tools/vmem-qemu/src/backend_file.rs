@@ -78,7 +78,10 @@ impl BackendFile {
             Some(region) => served.region == Some(region),
             None => !files.iter().any(|file| file.region.is_none() && is_called_so(file)),
         };
-        let is_open = served.region.is_some() && files.iter().any(|file| file.region.as_ref().map(|region| region.id) == served.region);
+        let is_open = served.region.is_some()
+            && files
+                .iter()
+                .any(|file| file.region.as_ref().map(|region| region.id) == served.region);
         (is_clear && is_open).then_some(served)
     }
 

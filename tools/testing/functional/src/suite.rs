@@ -96,6 +96,8 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         checkpoint::TESTS,
         checkpoint::incomplete::TESTS,
         vmemd::fill::TESTS,
+        vmemd::files::TESTS,
+        vmemd::recognition::TESTS,
         vmemd::holes::TESTS,
         vmemd::seed::TESTS,
         vmemd::loss::TESTS,

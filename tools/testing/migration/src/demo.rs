@@ -83,7 +83,7 @@ fn tell(story: &Story, guest: &Guest, step: Step) {
         Step::Prepared => {
             let region = guest.region(Host::Second, 0);
             story.step(&format!(
-                "On {second}: vmemctl receive --listen {to}:{port} --region {region}={}M, and a QEMU whose memory is /dev/vmem/{region}",
+                "On {second}: vmemctl receive --listen {to}:{port} --region {region}={}M, and a QEMU whose memory is /run/vmem/{region}",
                 guest.memory_mib.iter().sum::<u32>()
             ));
             story.step(&format!("On {first}: vmemctl migrate --mode hybrid --to {to}:{port}"));

@@ -20,9 +20,6 @@ use crate::variant::Variant;
 /// When the clock of a guest with an agent begins, in seconds since 1970: long ago.
 pub(crate) const AGENT_EPOCH: u64 = 1_500_000_000;
 
-/// Where the file system of regions is mounted, if a guest has its memory there.
-pub(crate) const FILES: &str = "/run/vmem-files";
-
 /// What a guest is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
@@ -55,10 +52,10 @@ pub(crate) enum Memory {
     Shared,
     /// What `vmemctl receive` puts in.
     Template,
-    /// A region for each backend ([`Guest::region`]).
+    /// The file of a region for each backend ([`Guest::region`]).
     Region,
-    /// The same, by its file in [`FILES`].
-    RegionFile,
+    /// The node of a region for each backend.
+    Node,
 }
 
 /// What a guest has seen since it was last told to mark.
@@ -224,8 +221,8 @@ impl Guest {
             for (node, mib) in self.memory_mib.iter().enumerate() {
                 let path = match memory {
                     Memory::Template => format!("{{memory:ram{node}}}"),
-                    Memory::Region => format!("/dev/vmem/{}", self.region(slot.host, node)),
-                    Memory::RegionFile => format!("{FILES}/{}", self.region(slot.host, node)),
+                    Memory::Region => format!("/run/vmem/{}", self.region(slot.host, node)),
+                    Memory::Node => format!("/dev/vmem/{}", self.region(slot.host, node)),
                     _ => slot.shared_memory(node),
                 };
                 add(

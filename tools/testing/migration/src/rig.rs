@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The machine around the guests: KVM, the network, and the module vmem.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,9 @@ use crate::{evidence, qemu, slot};
 
 /// Where the kernel and the file system of the guests are.
 const IMAGES: [&str; 3] = ["build/guest/vmlinuz", "build/guest/initramfs", "build/guest/initramfs-agent"];
+
+/// Where programs find regions as files.
+const FILES: &str = "/run/vmem";
 
 /// What all moves need; taken down when dropped.
 pub(crate) struct Rig {
@@ -56,14 +60,17 @@ impl Rig {
         let module = std::env::var_os("VMEM_KO").map_or_else(|| "build/module/vmem.ko".into(), PathBuf::from);
         run("insmod", &[&module.to_string_lossy()]).context("the module vmem")?;
         self.module = true;
-        wait_until("the control device is there", || Ok(Path::new("/dev/vmem/control").exists()))
+        wait_until("the control device is there", || Ok(Path::new("/dev/vmem/control").exists()))?;
+        // As the system does. A program on a host has mounts of its own: nobody else would see one that it makes.
+        fs::create_dir_all(FILES).with_context(|| format!("cannot make {FILES}"))?;
+        run("mount", &["-t", "vmem", "vmem", FILES])?;
+        Ok(())
     }
 
     /// Takes it down. That something still uses the module is an error.
     pub(crate) fn remove(mut self) -> Result<()> {
         if std::mem::take(&mut self.module) {
-            // vmemd and vmemctl leave their mount.
-            let _ = line("umount /run/vmem");
+            run("umount", &[FILES])?;
             // Processes that have been ended let go of it a moment later.
             wait_until("nobody uses the module", || Ok(line("rmmod vmem").is_ok()))?;
         }

@@ -40,7 +40,19 @@ impl Qemu {
 
     /// Starts one on this memory backend, `ram`.
     pub(super) fn start(memory: &str, options: &[&str]) -> Outcome<Self> {
-        let child = Command::new("qemu-system-x86_64")
+        Self::run(Command::new("qemu-system-x86_64"), memory, options)
+    }
+
+    /// As [`Qemu::start`], with a mount of the file system at this directory that no other process sees.
+    pub(super) fn in_own_mount(directory: &str, memory: &str, options: &[&str]) -> Outcome<Self> {
+        let script = format!("mount -t vmem vmem {directory} && exec qemu-system-x86_64 \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "/bin/sh", "-c", &script, "sh"]);
+        Self::run(command, memory, options)
+    }
+
+    fn run(mut command: Command, memory: &str, options: &[&str]) -> Outcome<Self> {
+        let child = command
             .args(["-nodefaults", "-display", "none"])
             .args(accelerators())
             .args(["-object", memory, "-machine", "pc,memory-backend=ram"])

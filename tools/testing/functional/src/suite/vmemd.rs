@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! vmemd on real regions: what the programs see, whatever happens to daemon and source.
 
+pub(crate) mod files;
 pub(crate) mod fill;
 pub(crate) mod holes;
 pub(crate) mod loss;
@@ -8,6 +9,7 @@ pub(crate) mod nbd;
 pub(crate) mod node;
 pub(crate) mod process;
 mod programs;
+pub(crate) mod recognition;
 mod scratch;
 pub(crate) mod seed;
 pub(crate) mod unreadable;

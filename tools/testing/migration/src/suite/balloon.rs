@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A guest whose memory is a file of the file system `vmem`, and whose balloon gives memory back.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,8 +11,7 @@ use serde_json::json;
 use vmem::{Control, Error, Fill, MAX_BATCH, PAGE_SIZE, PageIndex, PageRange, Region, RegionBuilder};
 
 use super::stage::{Actor, Stage};
-use crate::command::run;
-use crate::guest::{FILES, Guest, Memory};
+use crate::guest::{Guest, Memory};
 use crate::machine::Machine;
 use crate::network::Host;
 use crate::patience::wait_until;
@@ -28,23 +26,6 @@ const RUN: u64 = 512;
 
 /// What comes where the guest has touched nothing: zeros would take no memory of the host, so there would be nothing to give back.
 static GARBAGE: [u8; PAGE_SIZE * RUN as usize] = [0xa5; PAGE_SIZE * RUN as usize];
-
-/// The file system, until it is dropped.
-struct Mount;
-
-impl Mount {
-    fn new() -> Result<Self> {
-        fs::create_dir_all(FILES)?;
-        run("mount", &["-t", "vmem", "vmem", FILES])?;
-        Ok(Self)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = run("umount", &[FILES]);
-    }
-}
 
 /// Answers requests, as the memory of a machine is that has just been switched on: with zeros.
 fn serve(region: &Region, stop: &AtomicBool) -> Result<()> {
@@ -95,7 +76,6 @@ fn balloon_gives_memory_of_a_file_back_before_and_after_conversion(_: &Stage) ->
         has_balloon: true,
         ..Guest::default()
     };
-    let _mount = Mount::new()?;
     [false, true].into_iter().try_for_each(|is_plain| served(&guest, is_plain))
 }
 
@@ -115,7 +95,7 @@ fn served(guest: &Guest, is_plain: bool) -> Result<()> {
 
 fn ballooned(guest: &Guest, region: &Region, is_plain: bool) -> Result<()> {
     let whole = u64::from(GUEST_MIB);
-    let mut machine = Machine::boot(Host::First, guest, Memory::RegionFile)?;
+    let mut machine = Machine::boot(Host::First, guest, Memory::Region)?;
     let actor = Actor::new(guest.clone())?;
     if is_plain {
         fill(region, 1)?;

@@ -65,7 +65,7 @@ fn a_guest_loses_the_process_that_touches_a_lost_page_and_goes_on(_: &Stage) -> 
 
 /// The guest comes, loses the process and lives.
 fn goes_on(guest: &Guest, uri: Value) -> Result<()> {
-    let mut machine = Machine::incoming(Host::Second, guest, Memory::Region)?;
+    let mut machine = Machine::incoming(Host::Second, guest, Memory::Node)?;
     ignore_shared(&mut machine)?;
     machine.execute("migrate-incoming", uri)?;
     wait_completed(&mut machine)?;

@@ -23,6 +23,8 @@ fn the_node_has_the_mode_and_owner_that_were_asked_for() -> Outcome {
     let _handle = open("node")?;
     let node = fs::metadata("/dev/vmem/node")?;
     equal!((node.mode() & 0o7777, node.uid(), node.gid()), (0o640, 12, 34));
+    let file = fs::metadata("/run/vmem/node")?;
+    equal!((file.mode() & 0o7777, file.uid(), file.gid()), (0o640, 12, 34));
     daemon.process.terminate()?;
     daemon.end()?.with_code(6)?;
     Ok(())

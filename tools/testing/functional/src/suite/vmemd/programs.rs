@@ -113,7 +113,16 @@ pub(crate) struct End {
 
 impl Daemon {
     pub(crate) fn new(source: &str, options: &[&str]) -> Outcome<Self> {
-        let mut command = beside("vmemd")?;
+        Self::start(beside("vmemd")?, source, options)
+    }
+
+    /// The same, started by another program, which gets its command as arguments.
+    pub(crate) fn under(mut wrapper: Command, source: &str, options: &[&str]) -> Outcome<Self> {
+        wrapper.arg(beside("vmemd")?.get_program());
+        Self::start(wrapper, source, options)
+    }
+
+    fn start(mut command: Command, source: &str, options: &[&str]) -> Outcome<Self> {
         command.args(["--source", source, "--json"]).args(options);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process(command.spawn()?);
@@ -140,6 +149,15 @@ impl Daemon {
             self.heard.push_str(&line);
         }
         Ok(())
+    }
+
+    /// The value of a text in the last line that has it.
+    pub(crate) fn text(&self, name: &str) -> Outcome<String> {
+        let (_, rest) = self
+            .heard
+            .rsplit_once(&format!("\"{name}\":\""))
+            .ok_or_else(|| format!("no {name} in {}", self.heard))?;
+        Ok(rest.split('"').next().unwrap_or_default().to_owned())
     }
 
     /// What it says on standard error from now on.
