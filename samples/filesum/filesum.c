@@ -13,7 +13,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,9 +31,9 @@ static void die(const char *what)
 	exit(1);
 }
 
-static uint64_t sum_of(const unsigned char *bytes, size_t count)
+static unsigned long long sum_of(const unsigned char *bytes, size_t count)
 {
-	uint64_t sum = 0;
+	unsigned long long sum = 0;
 
 	while (count--)
 		sum += *bytes++;
@@ -42,10 +41,10 @@ static uint64_t sum_of(const unsigned char *bytes, size_t count)
 }
 
 /* Each read() also asks for what comes next: pages that are still away come together. */
-static uint64_t sum_by_read(int fd, off_t size)
+static unsigned long long sum_by_read(int fd, off_t size)
 {
 	static unsigned char bytes[CHUNK];
-	uint64_t sum = 0;
+	unsigned long long sum = 0;
 	off_t at = 0;
 	ssize_t got;
 
@@ -62,7 +61,8 @@ static uint64_t sum_by_read(int fd, off_t size)
 		at += got;
 	}
 	if (at != size) {
-		fprintf(stderr, "filesum: %s: %jd bytes instead of %jd\n", path, (intmax_t)at, (intmax_t)size);
+		fprintf(stderr, "filesum: %s: %jd bytes instead of %jd\n", path, (intmax_t)at,
+			(intmax_t)size);
 		exit(1);
 	}
 	return sum;
@@ -71,7 +71,7 @@ static uint64_t sum_by_read(int fd, off_t size)
 int main(int argc, char **argv)
 {
 	const unsigned char *bytes;
-	uint64_t by_map, by_read;
+	unsigned long long by_map, by_read;
 	struct stat stat;
 	off_t half;
 	int fd;
@@ -93,15 +93,16 @@ int main(int argc, char **argv)
 	bytes = mmap(NULL, stat.st_size, PROT_READ, MAP_SHARED, fd, 0);
 	if (bytes == MAP_FAILED)
 		die("mmap");
-	/* Of a file that is still coming, the mapping waits for one half, and read() for the other. */
+	/* While the file comes, the mapping waits for one half, and read() for the rest. */
 	half = stat.st_size / 2;
 	by_map = sum_of(bytes + half, stat.st_size - half);
 	by_read = sum_by_read(fd, stat.st_size);
 	by_map += sum_of(bytes, half);
 	if (by_read != by_map) {
-		fprintf(stderr, "filesum: %s: read() finds %" PRIu64 ", and the mapping %" PRIu64 "\n", path, by_read, by_map);
+		fprintf(stderr, "filesum: %s: read() finds %llu, and the mapping %llu\n", path,
+			by_read, by_map);
 		return 1;
 	}
-	printf("%" PRIu64 " %jd %s\n", by_map, (intmax_t)stat.st_size, path);
+	printf("%llu %jd %s\n", by_map, (intmax_t)stat.st_size, path);
 	return 0;
 }
