@@ -7,7 +7,7 @@ use std::str::FromStr;
 use rustix::fs::lstat;
 use vmem_sys::Errno;
 
-use crate::{DIRECTORY, Error, FILES_DIRECTORY, MountError, mount, place};
+use crate::{DIRECTORY, Error, FILES_DIRECTORY, MountError, file_kind, mount};
 
 /// The longest path of a directory of files, in bytes: so that paths of 1024 regions fit in one message.
 const LONGEST: usize = 255;
@@ -128,14 +128,14 @@ impl Files {
             Self::NotWanted => return Ok(()),
         };
         let path = directory.join(name);
-        match place::file_region(&path) {
+        match file_kind::file_region(&path) {
             Ok(Some(found)) if found == id => Ok(()),
             Ok(Some(_)) => Err(Error::ForeignNode {
                 path,
                 found: "the file of another region",
             }),
             Ok(None) => Err(Error::ForeignNode {
-                found: place::kind(&path).unwrap_or("another file"),
+                found: file_kind::kind(&path).unwrap_or("another file"),
                 path,
             }),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) if !is_mounted && lstat(&path).is_err() => Ok(()),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use vmem_mapping::Access;
 
-use crate::place::file_region;
+use crate::file_kind::file_region;
 use crate::{DIRECTORY, Error, MapHandle, ProcessMemory};
 
 /// A descriptor by which [`Control::adopt`](crate::Control::adopt) adopts memory: of a region by its node or file, of a file by the open file through

@@ -106,6 +106,7 @@ mod control;
 mod dirty;
 mod error;
 mod fdinfo;
+mod file_kind;
 mod files;
 mod handle;
 mod host_memory;

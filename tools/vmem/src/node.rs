@@ -13,8 +13,8 @@ use vmem_mapping::Access;
 use vmem_sys::Errno;
 use vmem_sys::calls::get_info;
 
+use crate::file_kind::{device_name, kind};
 use crate::name::{CONTROL, DIRECTORY};
-use crate::place::{device_name, kind};
 use crate::{Error, Info, Name};
 
 /// The node of a region.

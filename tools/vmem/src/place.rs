@@ -4,15 +4,13 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, major, minor, stat};
+use rustix::fs::{FileType, fstat, fstatfs, stat};
 use vmem_mapping::Access;
-use vmem_sys::{Errno, VMEM_SUPER_MAGIC};
+use vmem_sys::VMEM_SUPER_MAGIC;
 
+use crate::file_kind::{device_name, file_region};
 use crate::name::CONTROL;
 use crate::{DIRECTORY, Info, Name, node};
-
-/// The number of the inode of a region's file, less that of the region.
-const FILE_INODE: u64 = 1;
 
 /// The number of the region that a program gets which opens `path`: its node, or its file. `None` if nothing else is there than other files, or
 /// the caller may not look.
@@ -59,29 +57,6 @@ pub fn region_node(path: impl AsRef<Path>) -> Option<PathBuf> {
     (region_at(&node) == Some(id)).then_some(node)
 }
 
-/// The number of the region whose file is at `path`; `None` if another file is there, also a node.
-pub(crate) fn file_region(path: &Path) -> Result<Option<u64>, Errno> {
-    let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let stat = fstat(&opened)?;
-    // Asked of regular files only, since another file system may take long to answer.
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || fstatfs(&opened)?.f_type != i64::from(VMEM_SUPER_MAGIC) {
-        return Ok(None);
-    }
-    Ok(stat.st_ino.checked_sub(FILE_INODE))
-}
-
-/// What is at `path`; `None` for a node or file of a region, and for any other character device.
-pub(crate) fn kind(path: &Path) -> Option<&'static str> {
-    let Ok(stat) = stat(path) else { return Some("no file") };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::CharacterDevice => None,
-        FileType::RegularFile if file_region(path) != Ok(None) => None,
-        FileType::RegularFile => Some("a plain file"),
-        FileType::Directory => Some("a directory"),
-        _ => Some("no character device"),
-    }
-}
-
 /// Whether `path` is a node of the module. The open of another device could do something.
 fn is_node(path: &Path) -> bool {
     let Ok(stat) = stat(path) else { return false };
@@ -91,15 +66,6 @@ fn is_node(path: &Path) -> bool {
         None => path.starts_with(DIRECTORY),
     };
     is_device && is_in_place && !path.ends_with(CONTROL)
-}
-
-/// The name of a device below /dev, according to sysfs. `None` without sysfs, or if the kernel does not know the device.
-pub(crate) fn device_name(stat: &Stat) -> Option<String> {
-    let number = stat.st_rdev;
-    let event = format!("/sys/dev/char/{}:{}/uevent", major(number), minor(number));
-    let event = std::fs::read_to_string(event).ok()?;
-    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
-    Some(name.to_owned())
 }
 
 #[cfg(test)]
@@ -117,8 +83,6 @@ mod tests {
         ] {
             assert_eq!(region_at(path), None, "{path}");
         }
-        assert_eq!(file_region(Path::new("/proc/self/exe")), Ok(None));
-        assert_eq!(file_region(Path::new("/no/such/file")), Err(Errno::NOENT));
     }
 
     #[test]

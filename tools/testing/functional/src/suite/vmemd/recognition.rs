@@ -124,7 +124,7 @@ fn source_knows_a_region_by_its_file() -> Outcome {
         let reader = scope.spawn(|| super::check_page(&memory, 6));
         equal!(near.region.next_requests(1)?, [page(6)]);
         near.fill([6])?;
-        Ok(reader.join().map_err(|_| "the reader has panicked")??)
+        reader.join().map_err(|_| "the reader has panicked")?
     });
     reader?;
     drop((daemon, memory, source));
