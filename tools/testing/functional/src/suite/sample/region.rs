@@ -153,12 +153,11 @@ fn the_library_tells_why_a_page_of_a_snapshot_cannot_be_read() -> Outcome {
     Ok(())
 }
 
-/// A program that has a region by its node, and maps it, until the board says 1; it keeps its descriptor if it shall.
-pub(super) fn user<'a>(name: &'a str, keeps: bool, board: &'a Board) -> Outcome<Program> {
+/// A program that has a region by its node, and maps it, until the board says 1.
+pub(super) fn user<'a>(name: &'a str, board: &'a Board) -> Outcome<Program> {
     let program = Program::start(|| {
         let node = MapHandle::open(name, Access::ReadWrite)?;
         let _area = AreaBuilder::default().map(&node, 0, PAGES)?;
-        let _kept = keeps.then_some(node);
         board.set(0, 1)?;
         board.wait(1, 1)?;
         Ok(vec![])
@@ -170,7 +169,7 @@ pub(super) fn user<'a>(name: &'a str, keeps: bool, board: &'a Board) -> Outcome<
 fn a_region_of_a_process_is_found_before_and_after_it_is_plain() -> Outcome {
     let setting = incomplete("found")?;
     let board = Board::new()?;
-    let program = user("found", true, &board)?;
+    let program = user("found", &board)?;
     let check = |path: &str, is_plain: bool| -> Outcome {
         let memory = ProcessMemory::open(program.pid(), path)?;
         let file = memory.file();
@@ -195,9 +194,20 @@ fn a_region_of_a_process_is_found_before_and_after_it_is_plain() -> Outcome {
 }
 
 fn a_region_whose_descriptor_its_process_has_closed_is_told() -> Outcome {
-    let setting = incomplete("closed")?;
     let board = Board::new()?;
-    let program = user("closed", false, &board)?;
+    // Before the region is there, whose descriptors the program would inherit.
+    let program = Program::start(|| {
+        board.wait(2, 1)?;
+        let node = MapHandle::open("closed", Access::ReadWrite)?;
+        let _area = AreaBuilder::default().map(&node, 0, PAGES)?;
+        drop(node);
+        board.set(0, 1)?;
+        board.wait(1, 1)?;
+        Ok(vec![])
+    })?;
+    let setting = incomplete("closed")?;
+    board.set(2, 1)?;
+    board.wait(0, 1)?;
     let found = ProcessMemory::open(program.pid(), "/dev/vmem/closed");
     let maps = fs::read_to_string(format!("/proc/{}/maps", program.pid()))?;
     ensure!(matches!(found, Err(Error::MemoryNotOpen { .. })), "{found:?} of:\n{maps}");

@@ -96,7 +96,7 @@ fn check_file(path: &Path, present: Range<usize>) -> Outcome {
 fn vmemctl_shows_the_region_of_a_process() -> Outcome {
     let setting = incomplete("process")?;
     let board = Board::new()?;
-    let program = user("process", true, &board)?;
+    let program = user("process", &board)?;
     let check = |state: &str, present: &str| -> Outcome {
         let pid = program.pid().to_string();
         let said = success(vmemctl(&["info", "--pid", &pid, "--memory", "/dev/vmem/process"])?)?;
