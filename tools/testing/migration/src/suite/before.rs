@@ -22,7 +22,7 @@ super::tests![
     Short the_destinations_qemu_dies,
     Long the_destinations_qemu_lacks_a_device_and_the_source_says_its_words,
     Long the_destination_has_another_size_of_memory,
-    Short the_destination_lacks_a_device,
+    Long the_destination_lacks_a_device,
     Long the_destination_has_too_little_memory,
     Long the_devices_state_is_cut,
 ];

@@ -29,7 +29,7 @@ super::tests![
     Long guest_that_writes_as_fast_as_it_can_moves_in_hybrid_mode,
     Long guest_whose_writes_cannot_be_logged_moves_without_rounds_if_the_mode_is_auto,
     Long guest_whose_writes_cannot_be_logged_stays_if_the_mode_is_hybrid,
-    Short destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
+    Long destinations_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
     Long sources_vmemd_that_dies_in_a_round_leaves_the_guest_at_its_source,
     Long destinations_vmemctl_that_dies_in_a_round_leaves_the_guest_at_its_source,
     Long network_that_is_gone_in_a_round_leaves_the_guest_at_its_source,
