@@ -99,9 +99,11 @@ bench-checkpoint: build	## checkpoints beside what QEMU and userfaultfd do (ROUN
 bench-deaths: build	## how many moved guests and machines die, in each way of moving (DEATHS_SECONDS=..., CONFIGURATIONS=...)
 	@tools/testing/migration/endure $(CONFIGURATIONS)
 
-.PHONY: trial-firecracker
+.PHONY: trial-firecracker trial-cloud-hypervisor
 trial-firecracker: build	## snapshots and clones of Firecracker on files of regions (FIRECRACKER=PATH of a binary that you have)
 	@tools/testing/clients/firecracker
+trial-cloud-hypervisor: build	## a guest of Cloud Hypervisor on files of regions (CLOUD_HYPERVISOR=PATH of a binary that you have)
+	@tools/testing/clients/cloud-hypervisor
 
 .PHONY: check
 check: setup		## formatting, lints, licences, generated files, the module on the next kernel series
