@@ -78,8 +78,8 @@ impl Launch<'_> {
                 qemu.set_changed();
                 let has_id = guest::has_generation_id(&mut qmp)?;
                 let process = guest::process(&mut qmp)?;
-                if self.sharing == Sharing::Private {
-                    paths.iter().try_for_each(|(_, path)| check_read_only(&process, path))?;
+                for (_, path) in &paths {
+                    check_open(&process, path, self.sharing)?;
                 }
                 let is_wanted = || !process.wait(Duration::ZERO) && is_wanted();
                 incoming::load(&mut qmp, self.state, self.runs, signals, &is_wanted)?;
@@ -120,10 +120,11 @@ fn check_memory(qmp: &mut Qmp, regions: &[(String, String)], files: &Files, shar
     )))
 }
 
-/// Checks that QEMU cannot change a base through its descriptor: not by a discard of the guest's memory either, which would be one of the
-/// file's.
-fn check_read_only(qemu: &Process, path: &Path) -> Result<(), Error> {
-    match BackendFile::find(qemu, path)?.is_read_only(qemu)? {
+/// Checks that QEMU has opened the region, and not another file that is at this path where QEMU runs. It cannot change a base through its
+/// descriptor: not by a discard of the guest's memory either, which would be one of the file's.
+fn check_open(qemu: &Process, path: &Path, sharing: Sharing) -> Result<(), Error> {
+    let opened = BackendFile::find(qemu, path)?;
+    match sharing == Sharing::Shared || opened.is_read_only(qemu)? {
         true => Ok(()),
         false => Err(Error::other(format!(
             "QEMU has opened {} for writing, and could change the base for all of its clones: give the backend \

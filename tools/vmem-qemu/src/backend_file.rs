@@ -168,6 +168,15 @@ impl BackendFile {
     ///
     /// [`Error::OtherFile`], [`Error::File`].
     pub fn check(&self) -> Result<(), Error> {
+        if self.region.is_some() {
+            // Of a mount that is gone, the node is left.
+            let node = || self.path.file_name().map(|name| Path::new(vmem::DIRECTORY).join(name));
+            let is_there = |path: &Path| vmem::region_at(path) == self.region;
+            return match is_there(&self.path) || node().is_some_and(|node| is_there(&node)) {
+                true => Ok(()),
+                false => Err(Error::OtherFile(self.path.clone())),
+            };
+        }
         let metadata = fs::metadata(&self.path).map_err(io_of(self.path.clone()))?;
         if self.is(&metadata) {
             Ok(())
