@@ -68,7 +68,7 @@ impl FromStr for FilesOption {
         match is_usable(Path::new(text)) {
             true => Ok(Self::At(text.into())),
             false => Err(format!(
-                "none, or an absolute path of at most {LONGEST} bytes without control characters, .. and . in it"
+                "none, or an absolute path of at most {LONGEST} bytes without control characters and without .. in it"
             )),
         }
     }

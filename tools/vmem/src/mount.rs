@@ -2,7 +2,7 @@
 //! The mounts of the file system `vmem`, which shows each region with a name as a regular file.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub enum MountError {
         source: Errno,
     },
     /// The directory is not empty.
-    #[error("{} has files, which a mount would hide: remove them, or name another directory with --files", .0.display())]
+    #[error("{} has files, which a mount would hide (records of an earlier vmemctl belong in /run/vmemctl): move them away, or name another directory with --files", .0.display())]
     NotEmpty(PathBuf),
     /// The lock of the directory is not to be had.
     #[error("another process has locked {} for {} seconds", .0.display(), LOCK_LIMIT.as_secs())]
@@ -80,7 +80,7 @@ pub(crate) fn mount(directory: &Path) -> Result<(), MountError> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(failed(errno)),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(directory, flags, Mode::empty()).map_err(failed)?;
     lock(&opened, directory)?;
     if is_mounted(directory) {
@@ -91,10 +91,16 @@ pub(crate) fn mount(directory: &Path) -> Result<(), MountError> {
         return Err(MountError::NotEmpty(directory.to_owned()));
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(TYPE, directory, TYPE, flags, None).map_err(|source| MountError::Mount {
-        path: directory.to_owned(),
-        source,
-    })
+    // At the very directory that was looked at, whatever has its path meanwhile.
+    let at = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    match rustix::mount::mount(TYPE, at, TYPE, flags, None) {
+        // Somebody who takes no lock, such as systemd, was faster.
+        Err(_) if is_mounted(directory) => Ok(()),
+        mounted => mounted.map_err(|source| MountError::Mount {
+            path: directory.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Locks the directory as long as the descriptor is open.
@@ -119,7 +125,7 @@ fn is_reachable(directory: &Path) -> bool {
     directory.ancestors().all(passes)
 }
 
-/// The directories at which all of the file system is mounted, in the text of proc_pid_mountinfo(5), in its order.
+/// The directories at which all of the file system is mounted for writing, in the text of proc_pid_mountinfo(5), in its order.
 fn mount_points(mounts: &str) -> Vec<PathBuf> {
     let of_line = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;
@@ -127,7 +133,9 @@ fn mount_points(mounts: &str) -> Vec<PathBuf> {
         // A single file can be bound to another place.
         let root = fields.nth(3)?;
         let directory = fields.next()?;
-        (root == "/" && file_system.split(' ').next() == Some(TYPE)).then(|| unescaped(directory))
+        // The memory of a guest is written to.
+        let is_writable = !fields.next()?.split(',').any(|option| option == "ro");
+        (root == "/" && is_writable && file_system.split(' ').next() == Some(TYPE)).then(|| unescaped(directory))
     };
     mounts.lines().filter_map(of_line).collect()
 }
@@ -156,6 +164,7 @@ mod tests {
                       31 22 0:45 /guest0 /mnt/file rw - vmem vmem rw\n\
                       32 22 0:46 / /mnt/c rw - tmpfs vmem rw\n\
                       33 22 0:45 / /run/vmem rw - vmem none rw\n\
+                      34 22 0:45 / /srv/read ro,relatime - vmem vmem rw\n\
                       nonsense\n";
         assert_eq!(mount_points(mounts), [Path::new("/mnt/a b"), Path::new("/run/vmem")]);
     }

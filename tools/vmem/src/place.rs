@@ -38,15 +38,17 @@ pub fn region_of(fd: BorrowedFd<'_>) -> Option<u64> {
     Info::get(fd).ok().map(|info| info.id)
 }
 
-/// The name of the region at `path`, which is its node or its file: also of a node that is not there.
+/// The name of the region at `path`, which is its node, also one that is not there, or its file in a directory where the file system is mounted.
 pub fn region_name(path: impl AsRef<Path>) -> Option<Name> {
     let path = path.as_ref();
     let name = |path: &Path| Name::new(path.file_name()?.to_str()?).ok();
     if path.parent() == Some(Path::new(DIRECTORY)) {
         return name(path);
     }
-    file_region(path).ok()??;
-    name(&path.canonicalize().ok()?)
+    let id = file_region(path).ok()??;
+    // A single file can be bound to a place with another name.
+    let found = name(&path.canonicalize().ok()?)?;
+    (region_at(found.path()) == Some(id)).then_some(found)
 }
 
 /// The node of the region whose file is at `path`, if the region has one there.
