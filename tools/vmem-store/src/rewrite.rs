@@ -32,7 +32,7 @@ pub struct Rewritten {
 impl Store {
     /// Stores pages of a checkpoint again if they lie in many packs: those of the packs of which it uses the smallest part, in at most so many
     /// bytes. Without that, a restore from a guest's thousandth checkpoint reads of hundreds of packs, a few pages of each. Reads only the tables of
-    /// packs where it does nothing; `None` says so.
+    /// packs where it does nothing; `None` says so, also if `goes_on` has ended it.
     ///
     /// # Errors
     ///
@@ -42,6 +42,7 @@ impl Store {
         checkpoint: &CheckpointName,
         bytes: u64,
         options: &WriteOptions,
+        goes_on: &dyn Fn() -> bool,
     ) -> Result<Option<Rewritten>, Error> {
         let image = self.image(checkpoint)?;
         let used = image.used_packs()?;
@@ -53,20 +54,25 @@ impl Store {
         }
         let count = usize::try_from(packs - least - LEFT).unwrap_or(usize::MAX);
         let chosen = UsedPack::choose(used, count, bytes, UsedPack::part);
+        if chosen.is_empty() {
+            return Ok(None);
+        }
         // Only now: most calls need no lease.
         drop(image);
         let image = self.hold(checkpoint, &options.holder)?;
-        self.rewrite(&image, &chosen, &[], options).map(Some)
+        self.rewrite(&image, &chosen, &[], options, goes_on)
     }
 
-    /// Stores the pages of these packs again, those of `order` first, and makes it a new revision of the checkpoint.
+    /// Stores the pages of these packs again, those of `order` first, and makes it a new revision of the checkpoint. `None`: `goes_on` has ended it,
+    /// and the checkpoint is as it was.
     pub(crate) fn rewrite(
         &self,
         image: &Image,
         packs: &BTreeSet<u32>,
         order: &[Touch],
         options: &WriteOptions,
-    ) -> Result<Rewritten, Error> {
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Rewritten>, Error> {
         let mut done = Rewritten {
             packs: packs.len() as u64,
             ..Rewritten::default()
@@ -76,6 +82,9 @@ impl Store {
         let mut page = [0; PAGE_SIZE];
         for touch in image.plan_of(order, packs)? {
             for pgoff in touch.pages.iter() {
+                if !goes_on() {
+                    return Ok(None);
+                }
                 match image.read_page(touch.backend, pgoff, &mut page) {
                     Ok(()) => {}
                     Err(PageError::Away(error)) => return Err(error),
@@ -97,7 +106,7 @@ impl Store {
             writer.commit(CommitOptions::default())?;
             self.remove_replaced(checkpoint)?;
         }
-        Ok(done)
+        Ok(Some(done))
     }
 
     /// Removes the revisions of a checkpoint that a newer one has taken the place of.

@@ -101,7 +101,8 @@ impl Store {
                 .sum();
             return Ok(());
         }
-        let done = self.rewrite(&image, &chosen, &options.order, &options.write)?;
+        let done = self.rewrite(&image, &chosen, &options.order, &options.write, &|| true)?;
+        let done = done.unwrap_or_default();
         (report.rewritten, report.damaged) = (done.pages, done.damaged);
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::envelope::{Kind, Seal, wrap};
 use crate::error::Error;
 use crate::image::Image;
 use crate::leaf::{Entry, LEAF_PAGES, Leaf};
-use crate::manifest::{Backend, Manifest, Parent};
+use crate::manifest::{Backend, Manifest, Parent, Statistics};
 use crate::names::{self, ManifestName};
 use crate::objects::{ObjectError, Put};
 use crate::record::{IndexWriter, RecordKind};
@@ -291,6 +291,11 @@ impl Writer {
             manifest.parent = of.parent.clone();
             manifest.tags = of.tags.clone();
             manifest.labels = of.labels.clone();
+            // How the checkpoint was made; the index is another one.
+            manifest.statistics = Statistics {
+                index_bytes: statistics.index_bytes,
+                ..of.statistics
+            };
         }
         manifest.root = manifest.compute_root(&self.base.crypto);
         // Limits are checked when a checkpoint is written, not when it is needed.

@@ -58,11 +58,11 @@ pub(super) fn run(args: &Create, signals: &Signals, common: &Common) -> Result<(
     let result = match args.every {
         None => checkpoint(&mut checkpointer, signals, &Paced::new(json)).map(|made| {
             print(&made, json);
-            tidy(&store, args, &made.checkpoint, json);
+            tidy(&store, args, &made.checkpoint, signals, json);
         }),
         Some(every) => repeat(&mut checkpointer, every, args, signals, json, &|made| {
             print(made, json);
-            tidy(&store, args, &made.checkpoint, json);
+            tidy(&store, args, &made.checkpoint, signals, json);
         }),
     };
     let ended = checkpointer.end();
@@ -70,18 +70,18 @@ pub(super) fn run(args: &Create, signals: &Signals, common: &Common) -> Result<(
 }
 
 /// What is done in the store after a checkpoint, which is complete whatever comes of this.
-fn tidy(store: &Store, args: &Create, made: &CheckpointName, json: bool) {
+fn tidy(store: &Store, args: &Create, made: &CheckpointName, signals: &Signals, json: bool) {
     if args.rewrite > 0 {
-        rewrite(store, args.rewrite, made, json);
+        rewrite(store, args.rewrite, made, signals, json);
     }
     prune(store, args, &made.guest, json);
 }
 
 /// Stores pages of the checkpoint again if they are scattered: a restore reads few packs, however many checkpoints came before.
-fn rewrite(store: &Store, bytes: u64, made: &CheckpointName, json: bool) {
+fn rewrite(store: &Store, bytes: u64, made: &CheckpointName, signals: &Signals, json: bool) {
     let mut options = WriteOptions::default();
     options.holder = format!("vmemctl checkpoint create, process {}", std::process::id());
-    match store.rewrite_scattered(made, bytes, &options) {
+    match store.rewrite_scattered(made, bytes, &options, &|| signals.check().is_ok()) {
         Ok(None) => {}
         Ok(Some(done)) if json => {
             report::print(&json!({"event": "rewritten", "checkpoint": made.to_string(), "report": done}));
@@ -323,10 +323,11 @@ mod tests {
             last = Some(writer.commit(CommitOptions::default()).expect("a checkpoint").checkpoint);
         }
         let last = last.expect("a checkpoint");
+        let signals = Signals::catch().expect("signals");
         let packs = |options: &str| {
             let line = format!("create --store {place} --qmp /none {options}");
             let args = Line::try_parse_from(line.split_whitespace()).expect("a command line").create;
-            tidy(&store, &args, &last, false);
+            tidy(&store, &args, &last, &signals, false);
             assert!(store.verify(&last, 100).expect("a checkpoint").is_right());
             store
                 .image(&last)

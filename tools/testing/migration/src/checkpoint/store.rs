@@ -354,7 +354,7 @@ impl Made {
             // As `vmemctl checkpoint create` does.
             place
                 .store
-                .rewrite_scattered(&place.checkpoint(last), REWRITE, &WriteOptions::default())?;
+                .rewrite_scattered(&place.checkpoint(last), REWRITE, &WriteOptions::default(), &|| true)?;
             memories.insert(last, memory.clone());
         }
         let full = Place::new("full", &packs())?;
