@@ -25,6 +25,7 @@ use store::Store;
 crate::tests![
     checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant,
     checkpoint_of_a_paused_guest_leaves_it_paused,
+    restore_refuses_a_qemu_that_has_opened_another_file,
     checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half,
     checkpoint_without_room_for_copies_fails_and_the_next_has_its_pages,
     checkpoint_has_the_disks_at_the_instant_and_the_guest_goes_on_with_overlays,
@@ -62,6 +63,10 @@ fn checkpoints_of_a_guest_have_its_memory_and_devices_at_one_instant() -> Outcom
 
 fn checkpoint_of_a_paused_guest_leaves_it_paused() -> Outcome {
     guest::paused(&Store::new()?, &mut Guest::new()?)
+}
+
+fn restore_refuses_a_qemu_that_has_opened_another_file() -> Outcome {
+    guest::with_another_file(&Store::new()?, &mut Guest::new()?)
 }
 
 fn checkpoint_that_is_killed_leaves_the_guest_running_and_nothing_half() -> Outcome {

@@ -334,6 +334,26 @@ pub(super) fn exact(store: &Store, guest: &mut Guest) -> Outcome {
     Ok(())
 }
 
+/// Where QEMU runs, another file system is in the place of the files of regions: QEMU makes a plain file there, which is full of zeros.
+pub(super) fn with_another_file(store: &Store, guest: &mut Guest) -> Outcome {
+    const HIDDEN: &str = "mount -t tmpfs none /run/vmem && exec \"$@\"";
+    guest.create(store, &[])?;
+    let qmp = guest.directory.join("restored").display().to_string();
+    let twin = guest.twin();
+    let mut arguments = vec![
+        "guest0", "--qmp", &qmp, "--", "unshare", "--mount", "/bin/sh", "-c", HIDDEN, "sh",
+    ];
+    arguments.extend(twin.iter().map(String::as_str));
+    let ended = store.end("restore", &arguments)?;
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    ensure!(
+        !ended.status.success() && errors.contains("does not have /run/vmem/guest0.ram open"),
+        "{}: {errors}",
+        ended.status
+    );
+    wait_until("its region is gone", || Ok(!Path::new("/dev/vmem/guest0.ram").exists()))
+}
+
 pub(super) fn paused(store: &Store, guest: &mut Guest) -> Outcome {
     ask(&guest.qmp(), "{\"execute\": \"stop\"}")?;
     let memory = fs::read(FILE)?;
