@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmem::{Access, DIRECTORY, MapHandle, Mapping, MapsLine, PageRange, PageSet, Sharing, maps_lines, region_at};
+use vmem::{Access, MapHandle, Mapping, MapsLine, PageRange, PageSet, Sharing, maps_lines, node_path, region_at};
 use vmem_process::Process;
 use vmem_qemu::guest::{self, MemoryBackend, RamBlock};
 use vmem_qemu::{BackendFile, Qmp};
@@ -170,7 +170,7 @@ fn is_private(line: &MapsLine<'_>) -> bool {
 
 /// The file that is the memory of a region of the base, as `/proc/PID/maps` names it.
 fn file_of(memory: &Memory, qemu: &Process) -> Result<String, Error> {
-    let node = Path::new(DIRECTORY).join(&memory.region);
+    let node = node_path(&memory.region);
     let failed = || Error::memory(format!("cannot look at {}", node.display()));
     let handle = MapHandle::open_path(&node, Access::ReadOnly).map_err(failed())?;
     let open = BackendFile::find(qemu, &node)?;

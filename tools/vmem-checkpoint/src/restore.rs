@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vmem::{DIRECTORY, Files, FilesOption};
+use vmem::{Files, FilesOption, node_path};
 use vmem_cli::Signals;
 use vmem_control::{Event, Phase, Region};
 use vmem_qemu::command::Sharing;
@@ -249,8 +249,7 @@ pub(crate) fn regions_of(manifest: &Manifest, wanted: &[String]) -> Result<Vec<(
         .filter(|memory| wanted.is_empty() || wanted.contains(&memory.name));
     let mut regions: Vec<(String, String)> = Vec::new();
     for memory in memories {
-        let is_free =
-            |name: &String| !Path::new(DIRECTORY).join(name).exists() && !regions.iter().any(|(_, taken)| taken == name);
+        let is_free = |name: &String| !node_path(name).exists() && !regions.iter().any(|(_, taken)| taken == name);
         let name = guest::region_names(guest, &memory.name).find(is_free);
         let name = name.ok_or_else(|| {
             Error::other(format!(
@@ -352,7 +351,7 @@ fn watch(
 
 /// What the restore of a region waits for that is complete, and how to go on.
 fn unmapped(region: &Region, vmemd: i32) -> String {
-    let node = || Path::new(DIRECTORY).join(&region.name).display().to_string();
+    let node = || node_path(&region.name).display().to_string();
     let path = region.path.clone().unwrap_or_else(node);
     format!(
         "region {}: all pages are present. The restore ends when a program maps {path}, and vmemd keeps the memory until then. To give it \

@@ -170,7 +170,7 @@ impl BackendFile {
     pub fn check(&self) -> Result<(), Error> {
         if self.region.is_some() {
             // Of a mount that is gone, the node is left.
-            let node = || self.path.file_name().map(|name| Path::new(vmem::DIRECTORY).join(name));
+            let node = || Some(vmem::node_path(self.path.file_name()?.to_str()?));
             let is_there = |path: &Path| vmem::region_at(path) == self.region;
             return match is_there(&self.path) || node().is_some_and(|node| is_there(&node)) {
                 true => Ok(()),

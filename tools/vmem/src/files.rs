@@ -7,7 +7,7 @@ use std::str::FromStr;
 use rustix::fs::lstat;
 use vmem_sys::Errno;
 
-use crate::{DIRECTORY, Error, FILES_DIRECTORY, MountError, file_kind, mount};
+use crate::{Error, FILES_DIRECTORY, MountError, file_kind, mount, node_path};
 
 /// The longest path of a directory of files, in bytes: so that paths of 1024 regions fit in one message.
 const LONGEST: usize = 255;
@@ -106,13 +106,13 @@ impl Files {
     pub fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Mounted(directory) => directory.join(name),
-            Self::NotMounted(..) | Self::NotWanted => Path::new(DIRECTORY).join(name),
+            Self::NotMounted(..) | Self::NotWanted => node_path(name),
         }
     }
 
     /// Whether `path` is one by which programs open the region with this name: that of its file, or that of its node.
     pub fn is_path_of(&self, path: &Path, name: &str) -> bool {
-        path == self.path(name) || path == Path::new(DIRECTORY).join(name)
+        path == self.path(name) || path == node_path(name)
     }
 
     /// Makes sure that programs which open the file of the region with this name get that region: the one with the number `id`. Without a mount,

@@ -149,7 +149,7 @@ pub use mapped::{MappedPages, MapsLine, mapped_pages, maps_lines};
 pub use memory::ProcessMemory;
 pub use memory_file::MemoryFile;
 pub use mount::MountError;
-pub use name::{DIRECTORY, FILES_DIRECTORY, Name};
+pub use name::{DIRECTORY, FILES_DIRECTORY, Name, node_path};
 pub use node::{Node, nodes};
 pub use place::{region_at, region_name, region_node, region_of};
 pub use present::PresentMap;

@@ -18,6 +18,11 @@ pub const FILES_DIRECTORY: &str = "/run/vmem";
 /// The name of the control device, which no region can have.
 pub(crate) const CONTROL: &str = "control";
 
+/// The path of the node of the region with this name.
+pub fn node_path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
 /// The name of a region: 1 to 31 of `A-Z a-z 0-9 . _ -`, not beginning with a dot, not `control`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
@@ -44,7 +49,7 @@ impl Name {
 
     /// The region's node.
     pub fn path(&self) -> PathBuf {
-        Path::new(DIRECTORY).join(&self.0)
+        node_path(&self.0)
     }
 
     /// The name for a system call, padded with NUL bytes.

@@ -8,13 +8,12 @@ mod resume;
 mod tests;
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::destination::{Action, Destination, State};
 use crate::{Owner, Phase};
 use serde_json::json;
-use vmem::{DIRECTORY, Files, FilesOption, MapHandle};
+use vmem::{Files, FilesOption, MapHandle, node_path};
 use vmem_cli::{Signals, chain};
 use vmem_qemu::migration::Settings;
 use vmem_qemu::{COMMAND_LIMIT, Qemu, QemuProcess, guest, obstacles, stream};
@@ -221,7 +220,7 @@ impl IncomingMigration {
         qmp.execute("migrate-incoming", json!({"uri": uri}))?;
         let region_ids = regions::ids(&names).map_err(Cause::call(format!("cannot read the state of the regions {names:?}")))?;
         // The peer of the socket may be a proxy. A proxy does not have the guest's memory open.
-        let files: Vec<_> = names.iter().map(|name| Path::new(DIRECTORY).join(name)).collect();
+        let files: Vec<_> = names.iter().map(|name| node_path(name)).collect();
         let process = qmp.peer_pid().ok().and_then(|pid| QemuProcess::with_files(pid, &files));
         let record = Incoming {
             vmemd: vmemd_arguments(host, &offer, &names),

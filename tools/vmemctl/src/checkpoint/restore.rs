@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl checkpoint restore`.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
-use vmem::{DIRECTORY, Files};
+use vmem::{Files, node_path};
 use vmem_checkpoint::Error;
 use vmem_checkpoint::restore::{Options, Step, restore};
 use vmem_cli::{Progress, Signals};
@@ -93,7 +91,7 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
 
 /// A memory, its region, and where programs find that.
 pub(super) fn found(memory: &str, region: &str, files: &Files) -> Value {
-    let node = Path::new(DIRECTORY).join(region);
+    let node = node_path(region);
     json!({"memory": memory, "region": region, "path": files.path(region), "node": node})
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For machines: events. vmemd(8) documents the fields.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use vmem::{DIRECTORY, Files, PageRange};
+use vmem::{Files, PageRange, node_path};
 use vmem_control::{Event, Figures, Phase, Region, RegionPage, Times, Touched, Verified};
 use vmem_source::Lane;
 
@@ -47,7 +47,7 @@ pub(super) fn found_region(status: &RegionStatus, files: &Files) -> Region {
     let text = |path: PathBuf| Some(path.display().to_string());
     Region {
         path: text(files.path(&status.name)),
-        node: text(Path::new(DIRECTORY).join(&status.name)),
+        node: text(node_path(&status.name)),
         ..region(status)
     }
 }

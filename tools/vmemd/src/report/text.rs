@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! For people: a bar on a terminal, a line each second elsewhere.
 
-use std::path::Path;
 use std::time::Duration;
 
-use vmem::{DIRECTORY, Files};
+use vmem::{Files, node_path};
 use vmem_cli::{Progress, ProgressBar, Rate, bytes, chain};
 use vmem_source::Lane;
 
@@ -86,7 +85,7 @@ pub(super) fn ready(source: &str, status: &Status, files: &Files) {
             0 => String::new(),
             present => format!(", {} of it present already", bytes(present)),
         };
-        let (path, node) = (files.path(&region.name), Path::new(DIRECTORY).join(&region.name));
+        let (path, node) = (files.path(&region.name), node_path(&region.name));
         let also = match path == node {
             true => String::new(),
             false => format!(" (node {})", node.display()),
