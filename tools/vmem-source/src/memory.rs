@@ -91,17 +91,17 @@ impl Memory {
         if kind.is_file() && is_in_place_of_a_region(path) {
             return Err(not_memory("a plain file in the place of a region; remove it"));
         }
-        let is_region = kind.is_char_device() || (kind.is_file() && vmem::region_of(file.as_fd()).is_some());
-        let (contents, size) = if !is_region && (kind.is_file() || kind.is_block_device()) {
+        let is_region = vmem::region_of(file.as_fd()).is_some();
+        let (contents, size) = if is_region {
+            let region = RegionMemory::open(file).map_err(io)?;
+            let size = region.size();
+            (Contents::Region(region), size)
+        } else if kind.is_file() || kind.is_block_device() {
             // The metadata of a block device has no size; lseek(2) finds it.
             let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| io(e.into()))?;
             (Contents::File(FileMemory::new(file, size)), size)
-        } else if is_region {
-            let region = RegionMemory::open(file)
-                .map_err(io)?
-                .ok_or_else(|| not_memory("a device, but not a region"))?;
-            let size = region.size();
-            (Contents::Region(region), size)
+        } else if kind.is_char_device() {
+            return Err(not_memory("a device, but not a region"));
         } else {
             return Err(not_memory("neither a file nor a region"));
         };
@@ -115,7 +115,9 @@ impl Memory {
         let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         let born = born.map_or(0, |born| born.as_nanos() as u64);
         let file_numbers = [metadata.ino(), metadata.rdev(), born];
-        let identity = identity(&lock, metadata.dev(), file_numbers).map_err(io)?;
+        let is_in_memory = is_region || IN_MEMORY.contains(&fstatfs(&lock).map_err(|e| io(e.into()))?.f_type);
+        let device = is_in_memory.then_some(metadata.dev());
+        let identity = identity(&lock, device, file_numbers).map_err(io)?;
         Ok(Self {
             export: Export { name, pages, identity },
             contents,
@@ -263,19 +265,20 @@ fn is_in_place_of_a_region(path: &Path) -> bool {
 /// The extended attribute of a file with released pages.
 const MARK: &str = "user.vmem.released";
 
-/// File system types in memory, as `statfs(2)` gives them: tmpfs (also of memfds and device nodes), ramfs, hugetlbfs, vmem.
-const IN_MEMORY: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, 0x766d_656d];
+/// File system types in memory, as `statfs(2)` gives them: tmpfs (also of memfds), ramfs, hugetlbfs. A region is in memory, too.
+const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 
 /// The identity of a memory: the same number for the same file, and another one, most likely, for all others. A file on a disk keeps its
-/// identity over a reboot; files of file systems in memory and regions do not. `numbers` identify the file in its file system, `device` the
-/// file system in this boot.
-fn identity(file: &File, device: u64, numbers: [u64; 3]) -> io::Result<u128> {
+/// identity over a reboot; files of file systems in memory and regions do not. `numbers` identify the file in its file system, and `device` that
+/// file system in this boot, if it is one in memory.
+fn identity(file: &File, device: Option<u64>, numbers: [u64; 3]) -> io::Result<u128> {
     let mut hash = XxHash3_128::new();
-    if IN_MEMORY.contains(&fstatfs(file)?.f_type) {
-        hash.write(&boot_id()?);
-        hash.write(&device.to_le_bytes());
-    } else {
-        hash.write(&fstatvfs(file)?.f_fsid.to_le_bytes());
+    match device {
+        Some(device) => {
+            hash.write(&boot_id()?);
+            hash.write(&device.to_le_bytes());
+        }
+        None => hash.write(&fstatvfs(file)?.f_fsid.to_le_bytes()),
     }
     numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
     Ok(hash.finish_128())

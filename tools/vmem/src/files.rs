@@ -7,7 +7,8 @@ use std::str::FromStr;
 use rustix::fs::lstat;
 use vmem_sys::Errno;
 
-use crate::{Error, FILES_DIRECTORY, MountError, file_kind, mount, node_path};
+use crate::file_kind::FileKind;
+use crate::{Error, FILES_DIRECTORY, MountError, mount, node_path};
 
 /// The longest path of a directory of files, in bytes: so that paths of 1024 regions fit in one message.
 const LONGEST: usize = 255;
@@ -128,19 +129,15 @@ impl Files {
             Self::NotWanted => return Ok(()),
         };
         let path = directory.join(name);
-        match file_kind::file_region(&path) {
-            Ok(Some(found)) if found == id => Ok(()),
-            Ok(Some(_)) => Err(Error::ForeignNode {
-                path,
-                found: "the file of another region",
-            }),
-            Ok(None) => Err(Error::ForeignNode {
-                found: file_kind::kind(&path).unwrap_or("another file"),
-                path,
-            }),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) if !is_mounted && lstat(&path).is_err() => Ok(()),
-            Err(source) => Err(Error::Open { path, source }),
-        }
+        let found = match FileKind::at(&path) {
+            Ok(FileKind::File(found)) if found == id => return Ok(()),
+            Ok(FileKind::File(_)) => "the file of another region",
+            Ok(FileKind::Node | FileKind::Call) => "another file",
+            Ok(FileKind::Other(found)) => found,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) if !is_mounted && lstat(&path).is_err() => return Ok(()),
+            Err(source) => return Err(Error::Open { path, source }),
+        };
+        Err(Error::ForeignNode { path, found })
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Stat, fstat, readlink, stat, statfs};
 
 use crate::error::OpenMemory;
 use crate::fdinfo::may_be_vmem;
-use crate::{DescriptorInfo, Info, PAGE_SIZE};
+use crate::{DescriptorInfo, Info, PAGE_SIZE, region_of};
 
 /// File system types of shared memory, as `statfs(2)` gives them: tmpfs (also that of memfds), and hugetlbfs.
 const MAGICS: [i64; 2] = [0x0102_1994, 0x9584_58f6];
@@ -97,9 +97,9 @@ impl MemoryFile {
 impl Identity {
     /// The identity of the memory of a descriptor of this process.
     pub(crate) fn of_fd(fd: BorrowedFd<'_>) -> Option<Self> {
-        match Info::get(fd) {
-            Ok(info) => Some(Self::Region(info.id)),
-            Err(_) => fstat(fd).ok().map(|stat| Self::of_stat(&stat)),
+        match region_of(fd) {
+            Some(id) => Some(Self::Region(id)),
+            None => fstat(fd).ok().map(|stat| Self::of_stat(&stat)),
         }
     }
 

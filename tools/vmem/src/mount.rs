@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mkdir, stat, statfs};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mkdir, stat};
 use rustix::mount::MountFlags;
-use vmem_sys::{Errno, VMEM_SUPER_MAGIC};
+use vmem_sys::Errno;
+
+use crate::file_kind::is_file_system;
 
 /// The name of the file system type, and what `df` shows as its source.
 const TYPE: &str = "vmem";
@@ -59,7 +61,7 @@ fn hint(errno: Errno) -> &'static str {
 /// Whether programs find the files of regions in this directory: nothing else is mounted over them.
 pub(crate) fn is_mounted(directory: &Path) -> bool {
     let is_directory = stat(directory).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-    is_directory && statfs(directory).is_ok_and(|statfs| statfs.f_type == i64::from(VMEM_SUPER_MAGIC))
+    is_directory && is_file_system(directory)
 }
 
 /// The first directory, of those that `is_usable`, at which this process sees the file system, and which other users reach.

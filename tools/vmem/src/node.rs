@@ -5,7 +5,7 @@
 //! too early with `O_CREAT`, the region has no node, and the kernel reports no error.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -13,7 +13,7 @@ use vmem_mapping::Access;
 use vmem_sys::Errno;
 use vmem_sys::calls::get_info;
 
-use crate::file_kind::{device_name, kind};
+use crate::file_kind::{FileKind, device_name, look_up};
 use crate::name::{CONTROL, DIRECTORY};
 use crate::{Error, Info, Name};
 
@@ -59,7 +59,7 @@ pub fn nodes() -> Result<Vec<Node>, Error> {
     Ok(nodes.filter(|node| !gone(&node.info)).collect())
 }
 
-/// Opens the node or the file of a region at `path`. Any other kind of file is refused, and none makes the open wait.
+/// Opens the node or the file of a region at `path`. Any other kind of file is refused, is not opened, and makes nobody wait.
 pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     let failed = |source| Error::Open {
         path: path.into(),
@@ -68,25 +68,20 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<OwnedFd, Error> {
     let foreign = |found| Error::NotVmem {
         what: format!("{} ({found})", path.display()),
     };
-    rustix::fs::stat(path).map_err(failed)?;
-    if let Some(found) = kind(path) {
-        return Err(foreign(found));
+    let found = look_up(path).map_err(failed)?;
+    match FileKind::of(found.as_fd()).map_err(failed)? {
+        FileKind::File(_) | FileKind::Node => {}
+        FileKind::Call => return Err(foreign("no path")),
+        FileKind::Other(found) => return Err(foreign(found)),
     }
     let flags = match access {
         Access::ReadOnly => OFlags::RDONLY,
         Access::ReadWrite => OFlags::RDWR,
     };
-    let fd = rustix::fs::open(
-        path,
-        flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
-        Mode::empty(),
-    )
-    .map_err(failed)?;
+    // The very file that was looked at.
+    let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let fd = rustix::fs::open(itself, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty()).map_err(failed)?;
     get_info(fd.as_fd()).map_err(|_| foreign("another device"))?;
-    // Without O_NONBLOCK, because `wait_ready` waits.
-    rustix::fs::fcntl_getfl(&fd)
-        .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
-        .map_err(failed)?;
     Ok(fd)
 }
 
@@ -100,8 +95,7 @@ pub(crate) fn check(path: &Path, id: u64) -> Result<(), Error> {
         path: path.into(),
         source,
     };
-    rustix::fs::stat(path).map_err(failed)?;
-    if let Some(found) = kind(path) {
+    if let FileKind::Other(found) = FileKind::at(path).map_err(failed)? {
         return Err(foreign(found));
     }
     match open(path, Access::ReadOnly) {

@@ -51,6 +51,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         files::ways::TESTS,
         files::programs::TESTS,
         files::passthrough::TESTS,
+        files::impostor::TESTS,
         call::TESTS,
         request::TESTS,
         mark::TESTS,

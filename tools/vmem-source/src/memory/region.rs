@@ -18,14 +18,11 @@ pub(super) struct RegionMemory {
 }
 
 impl RegionMemory {
-    /// Maps the region whose open node is `file`; `None` if `file` is another device.
-    pub(super) fn open(file: File) -> io::Result<Option<Self>> {
+    /// Maps the region whose open node or file is `file`.
+    pub(super) fn open(file: File) -> io::Result<Self> {
         let handle = MapHandle::from(OwnedFd::from(file));
-        if handle.info().is_err() {
-            return Ok(None);
-        }
         let mapping = handle.map(Access::ReadOnly, Sharing::Shared).map_err(io::Error::other)?;
-        Ok(Some(Self { mapping }))
+        Ok(Self { mapping })
     }
 
     /// Size in bytes.

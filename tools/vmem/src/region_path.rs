@@ -4,12 +4,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, fstat, fstatfs, stat};
 use vmem_mapping::Access;
-use vmem_sys::VMEM_SUPER_MAGIC;
 
-use crate::file_kind::{device_name, file_region};
-use crate::name::CONTROL;
+use crate::file_kind::{FileKind, file_region};
 use crate::{DIRECTORY, Info, Name, node};
 
 /// The number of the region that a program gets which opens `path`: its node, or its file. `None` if nothing else is there than other files, or
@@ -18,24 +15,20 @@ use crate::{DIRECTORY, Info, Name, node};
 /// The file need not be opened for it, so that who may not open it knows as well.
 pub fn region_at(path: impl AsRef<Path>) -> Option<u64> {
     let path = path.as_ref();
-    if let Some(id) = file_region(path).ok()? {
-        return Some(id);
+    match FileKind::at(path).ok()? {
+        FileKind::File(id) => Some(id),
+        FileKind::Node => region_of(node::open(path, Access::ReadOnly).ok()?.as_fd()),
+        FileKind::Call | FileKind::Other(_) => None,
     }
-    if !is_node(path) {
-        return None;
-    }
-    let node = node::open(path, Access::ReadOnly).ok()?;
-    region_of(node.as_fd())
 }
 
 /// The number of the region of a descriptor: of a node, of a file, or one that a call has given.
 pub fn region_of(fd: BorrowedFd<'_>) -> Option<u64> {
-    // A file system whose server is a program could answer the call, too.
-    let is_file = FileType::from_raw_mode(fstat(fd).ok()?.st_mode) == FileType::RegularFile;
-    if is_file && fstatfs(fd).ok()?.f_type != i64::from(VMEM_SUPER_MAGIC) {
-        return None;
+    match FileKind::of(fd).ok()? {
+        FileKind::File(id) => Some(id),
+        FileKind::Node | FileKind::Call => Info::get(fd).ok().map(|info| info.id),
+        FileKind::Other(_) => None,
     }
-    Info::get(fd).ok().map(|info| info.id)
 }
 
 /// The name of the region at `path`, which is its node, also one that is not there, or its file in a directory where the file system is mounted.
@@ -57,17 +50,6 @@ pub fn region_node(path: impl AsRef<Path>) -> Option<PathBuf> {
     let id = file_region(path).ok()??;
     let node = region_name(path)?.path();
     (region_at(&node) == Some(id)).then_some(node)
-}
-
-/// Whether `path` is a node of the module. The open of another device could do something.
-fn is_node(path: &Path) -> bool {
-    let Ok(stat) = stat(path) else { return false };
-    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-    let is_in_place = match device_name(&stat) {
-        Some(name) => Path::new("/dev").join(name).starts_with(DIRECTORY),
-        None => path.starts_with(DIRECTORY),
-    };
-    is_device && is_in_place && !path.ends_with(CONTROL)
 }
 
 #[cfg(test)]
