@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn not_mounted(directory: &Path) -> Files {
-        Files::NotMounted(directory.to_owned(), MountError::Locked(directory.to_owned()))
+        Files::NotMounted(directory.to_owned(), MountError::NotEmpty(directory.to_owned()))
     }
 
     #[test]

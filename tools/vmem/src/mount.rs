@@ -2,12 +2,10 @@
 //! The mounts of the file system `vmem`, which shows each region with a name as a regular file.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mkdir, stat};
+use rustix::fs::{FileType, Mode, OFlags, mkdir, stat};
 use rustix::mount::MountFlags;
 use vmem_sys::Errno;
 
@@ -15,12 +13,6 @@ use crate::file_kind::is_file_system;
 
 /// The name of the file system type, and what `df` shows as its source.
 const TYPE: &str = "vmem";
-
-/// How long another process may hold the lock under which a directory is mounted.
-const LOCK_LIMIT: Duration = Duration::from_secs(2);
-
-/// How often the lock is tried.
-const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why the file system is not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +29,6 @@ pub enum MountError {
     /// The directory is not empty.
     #[error("{} has files, which a mount would hide (records of an earlier vmemctl belong in /run/vmemctl): move them away, or name another directory with --files", .0.display())]
     NotEmpty(PathBuf),
-    /// The lock of the directory is not to be had.
-    #[error("another process has locked {} for {} seconds", .0.display(), LOCK_LIMIT.as_secs())]
-    Locked(PathBuf),
     /// The kernel does not mount it.
     #[error("cannot mount the files of regions at {}{}", path.display(), hint(*source))]
     Mount {
@@ -84,40 +73,23 @@ pub(crate) fn mount(directory: &Path) -> Result<(), MountError> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(directory, flags, Mode::empty()).map_err(failed)?;
-    lock(&opened, directory)?;
     if is_mounted(directory) {
         return Ok(());
     }
-    let mut entries = fs::read_dir(directory).map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+    // The very directory that was opened, whatever has its path meanwhile, and whatever is mounted there.
+    let at = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    let mut entries = fs::read_dir(&at).map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     if entries.next().is_some() {
         return Err(MountError::NotEmpty(directory.to_owned()));
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // At the very directory that was looked at, whatever has its path meanwhile.
-    let at = format!("/proc/self/fd/{}", opened.as_raw_fd());
     match rustix::mount::mount(TYPE, at, TYPE, flags, None) {
-        // Somebody who takes no lock, such as systemd, was faster.
+        // Another process was faster: the kernel does not mount the file system over itself (EBUSY).
         Err(_) if is_mounted(directory) => Ok(()),
         mounted => mounted.map_err(|source| MountError::Mount {
             path: directory.to_owned(),
             source,
         }),
-    }
-}
-
-/// Locks the directory as long as the descriptor is open.
-fn lock(opened: &OwnedFd, directory: &Path) -> Result<(), MountError> {
-    let since = Instant::now();
-    loop {
-        match flock(opened, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if since.elapsed() < LOCK_LIMIT => sleep(LOCK_INTERVAL),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(MountError::Locked(directory.to_owned())),
-            Err(source) => {
-                let path = directory.to_owned();
-                return Err(MountError::Directory { path, source });
-            }
-        }
     }
 }
 
@@ -191,17 +163,6 @@ mod tests {
         let result = mount(&directory);
         fs::remove_dir_all(&directory).expect("the directory");
         assert!(matches!(result, Err(MountError::NotEmpty(_))), "{result:?}");
-    }
-
-    #[test]
-    fn lock_that_another_holds_is_not_waited_for_without_end() {
-        let directory = std::env::temp_dir().join(format!("vmem-lock-{}", std::process::id()));
-        fs::create_dir(&directory).expect("a directory");
-        let held = fs::File::open(&directory).expect("a directory");
-        flock(&held, FlockOperation::LockExclusive).expect("a lock");
-        let result = mount(&directory);
-        fs::remove_dir_all(&directory).expect("the directory");
-        assert!(matches!(result, Err(MountError::Locked(_))), "{result:?}");
     }
 
     #[test]

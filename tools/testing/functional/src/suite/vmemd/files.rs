@@ -7,16 +7,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use vmem::{Access, FILES_DIRECTORY, Sharing};
 
-use super::{Daemon, Scratch, beside, check_page, open, wait_info};
+use super::{Daemon, Process, Scratch, beside, check_page, open, wait_info};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::files::Mount;
 use crate::world::{is_mounted, run_command, unmount_files, wait_until};
 
 crate::tests![
     daemons_that_start_at_once_mount_the_files_once,
+    lock_of_a_user_does_not_keep_a_daemon_from_mounting,
     another_mount_is_used_if_others_reach_it,
     directory_of_the_command_line_is_mounted_or_none_is,
     daemon_that_may_not_mount_uses_nodes_and_says_why,
@@ -105,6 +107,26 @@ fn daemons_that_start_at_once_mount_the_files_once() -> Outcome {
     equal!(self::mounts(FILES_DIRECTORY)?.len(), 1);
     unmount_files()?;
     equal!(fs::metadata(FILES_DIRECTORY)?.permissions().mode() & 0o7777, 0o755);
+    Ok(())
+}
+
+/// Any user can lock a directory that is open to all.
+fn lock_of_a_user_does_not_keep_a_daemon_from_mounting() -> Outcome {
+    fs::create_dir_all(FILES_DIRECTORY)?;
+    let mut user = Command::new("setpriv");
+    user.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    user.args(["flock", "--no-fork", FILES_DIRECTORY, "sleep", "1000"]);
+    let _locker = Process::new(user.stdin(Stdio::null()).stdout(Stdio::null()))?;
+    let directory = fs::File::open(FILES_DIRECTORY)?;
+    wait_until("the directory is locked", || {
+        let lock = flock(&directory, FlockOperation::NonBlockingLockExclusive);
+        if lock.is_ok() {
+            flock(&directory, FlockOperation::Unlock)?;
+        }
+        Ok(lock.is_err())
+    })?;
+    drop(directory);
+    equal!(Ready::new("locked", &[])?.paths()?.0, "/run/vmem/locked");
     Ok(())
 }
 
