@@ -62,27 +62,18 @@ impl BackendFile {
         }
     }
 
-    /// The node of the region that the process has open by a file that had this path.
+    /// The node of the region that the process has open by a file at this path, which only the process sees, or which was there.
     fn of_hidden_region(pid: i32, path: &Path) -> Option<Self> {
-        let name = Name::new(path.file_name()?.to_str()?).ok()?;
-        let seen = vmem::region_at(Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?));
-        let node = name.path();
+        let node = Name::new(path.file_name()?.to_str()?).ok()?.path();
         let served = Self::of(&fs::metadata(&node).ok()?, node);
-        // Other memory of this name would make it a guess, unless the process sees the region at the path.
-        let files = ProcessMemory::list(pid).ok()?;
-        let is_called_so = |file: &MemoryFile| {
-            let path = file.path.to_string_lossy();
-            Path::new(path.strip_suffix(" (deleted)").unwrap_or(&path)).file_name() == Some(name.as_str().as_ref())
+        let region = served.region?;
+        let seen = PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
+        let is_at_path = match fs::metadata(&seen) {
+            Ok(_) => vmem::region_at(&seen) == Some(region) && !served.descriptors(pid).ok()?.is_empty(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => was_at(pid, path, region),
+            Err(_) => false,
         };
-        let is_clear = match seen {
-            Some(region) => served.region == Some(region),
-            None => !files.iter().any(|file| file.region.is_none() && is_called_so(file)),
-        };
-        let is_open = served.region.is_some()
-            && files
-                .iter()
-                .any(|file| file.region.as_ref().map(|region| region.id) == served.region);
-        (is_clear && is_open).then_some(served)
+        is_at_path.then_some(served)
     }
 
     /// The numbers of the process's descriptors of the file or region. One that has just been closed does not count.
@@ -184,6 +175,35 @@ impl BackendFile {
             Err(Error::OtherFile(self.path.clone()))
         }
     }
+}
+
+/// Whether the process has opened a file of this region, and no other file, at a path where nothing is any more. The kernel says the path of a
+/// descriptor; after its mount is gone, it says the file's name alone.
+fn was_at(pid: i32, path: &Path, region: u64) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    let alone = path.file_name().map(|name| Path::new("/").join(name));
+    let had_path = |descriptor: &Path| {
+        let link = fs::read_link(descriptor).unwrap_or_default();
+        let link = link.to_string_lossy();
+        let link = Path::new(link.strip_suffix(" (deleted)").unwrap_or(&link));
+        link == path || alone.as_deref() == Some(link)
+    };
+    let is_file = |descriptor: &Path| fs::metadata(descriptor).is_ok_and(|metadata| metadata.is_file());
+    let regions = ProcessMemory::list(pid).unwrap_or_default();
+    let is_region = |descriptor: &Path| {
+        let is = |file: &MemoryFile| {
+            descriptor.ends_with(file.fd.to_string()) && file.region.as_ref().is_some_and(|info| info.id == region)
+        };
+        regions.iter().any(is)
+    };
+    let mut candidates = open
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|descriptor| had_path(descriptor))
+        .peekable();
+    candidates.peek().is_some() && candidates.all(|descriptor| is_file(&descriptor) && is_region(&descriptor))
 }
 
 /// Whether a `/proc/PID/fdinfo/FD` is of a descriptor for reading alone.

@@ -45,7 +45,12 @@ impl Qemu {
 
     /// As [`Qemu::start`], with a mount of the file system at this directory that no other process sees.
     pub(super) fn in_own_mount(directory: &str, memory: &str, options: &[&str]) -> Outcome<Self> {
-        let script = format!("mount -t vmem vmem {directory} && exec qemu-system-x86_64 \"$@\"");
+        Self::with_own_mounts(&format!("mount -t vmem vmem {directory}"), memory, options)
+    }
+
+    /// As [`Qemu::start`], after this script. No other process sees what it mounts.
+    pub(super) fn with_own_mounts(script: &str, memory: &str, options: &[&str]) -> Outcome<Self> {
+        let script = format!("{script} && exec qemu-system-x86_64 \"$@\"");
         let mut command = Command::new("unshare");
         command.args(["--mount", "/bin/sh", "-c", &script, "sh"]);
         Self::run(command, memory, options)

@@ -19,6 +19,7 @@ crate::tests![
     file_that_is_called_as_a_region_is_none,
     source_knows_a_region_by_its_file,
     guest_whose_files_are_seen_by_qemu_alone_is_known,
+    guest_whose_own_file_is_called_as_a_region_is_not_on_that_region,
 ];
 
 /// A program that has the region `one` open as descriptor 3, after this script.
@@ -176,6 +177,38 @@ fn guest_whose_files_are_seen_by_qemu_alone_is_known() -> Outcome {
         ensure!(qemu.runs()?, "QEMU has ended");
         drop((qemu, setting));
         wait_until("the region is gone", || Ok(!Path::new("/dev/vmem/hidden").exists()))?;
+        let _ = fs::remove_file(socket);
+    }
+    Ok(())
+}
+
+fn guest_whose_own_file_is_called_as_a_region_is_not_on_that_region() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(MEMORY).name("hidden"))?;
+    setting.region.mark_zero(&[setting.region.pages()]).complete()?;
+    let socket = "/mnt/hidden.qmp";
+    let by_node = "exec 3<>/dev/vmem/hidden";
+    let by_lost_file = "mkdir /srv/lost && mount -t vmem vmem /srv/lost && exec 3<>/srv/lost/hidden && umount -l /srv/lost";
+    // QEMU has the region open, too. Its guest's file is on a file system that is not one of shared memory, as on a disk.
+    for (open, is_removed) in [(by_node, false), (by_node, true), (by_lost_file, true)] {
+        let script = format!("mount -t ramfs ramfs /srv && {open}");
+        let memory = format!("memory-backend-file,id=ram,size={MEMORY},mem-path=/srv/hidden,share=on");
+        let qmp = format!("unix:{socket},server=on,wait=off");
+        let mut qemu = Qemu::with_own_mounts(&script, &memory, &["-qmp", &qmp])?;
+        wait_until("QEMU listens", || Ok(Path::new(socket).exists()))?;
+        let pid = qemu.pid().to_string();
+        let command = if is_removed { "rm" } else { "ls" };
+        run_command("nsenter", &["--mount", "--target", &pid, command, "/srv/hidden"])?;
+        let measured = beside("vmemctl")?
+            .args(["dirty-rate", "--qmp", socket, "--seconds", "0.2"])
+            .output()?;
+        let said = String::from_utf8_lossy(&measured.stdout);
+        let errors = String::from_utf8_lossy(&measured.stderr);
+        ensure!(
+            !measured.status.success() && errors.contains("/srv/hidden"),
+            "{open}, removed {is_removed}: {said}{errors}"
+        );
+        ensure!(qemu.runs()?, "QEMU has ended");
+        drop(qemu);
         let _ = fs::remove_file(socket);
     }
     Ok(())
