@@ -1,254 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The end that gives orders.
 
-use std::io::{ErrorKind as IoErrorKind, IoSliceMut, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+mod caller;
+mod greeting;
+mod incoming;
+
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use vmem_lines::{Lines, TooLong};
-use vmem_process::Identity;
-
 use crate::backlog::Backlog;
-use crate::credentials::{judge_peer, own_user};
 use crate::error::Error;
 use crate::event::{Event, Status};
-use crate::message::{Answer, Call, Duty, LONGEST_REPLY, Message, Reply, Request, VERSIONS, agree, excerpt};
+use crate::message::{Answer, Message, Reply, Request};
 use crate::rounds::Change;
-use crate::socket::dial;
 
-/// The number of the first request.
-const HELLO: u64 = 1;
+pub use caller::Caller;
+pub use greeting::{Greeting, Hello};
+pub use incoming::Incoming;
 
 /// The most events that wait for [`Client::event`].
 const EVENTS: usize = 1024;
-
-/// What a daemon says of itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Hello {
-    /// The version that is spoken.
-    pub version: u32,
-    /// The daemon was started for this session; empty if for none.
-    pub session: String,
-    /// What it does.
-    pub duty: Duty,
-    /// Which process it is. The kernel has said the same number.
-    pub process: Identity,
-}
-
-/// What sends requests without waiting for answers. Clones share the connection.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    socket: Arc<UnixStream>,
-    next: Arc<AtomicU64>,
-}
-
-impl Caller {
-    /// Sends a request; returns the number that the answer will have. Waits for nobody.
-    ///
-    /// # Errors
-    ///
-    /// The daemon is gone, or has not taken earlier requests.
-    pub fn send(&self, request: Request) -> Result<u64, Error> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut line = serde_json::to_vec(&Call { id, request }).map_err(|error| Error::Io(error.into()))?;
-        line.push(b'\n');
-        // A request takes a hundred bytes: the kernel takes it as a whole or not at all, as long as others are as short.
-        match (&*self.socket).write(&line) {
-            Ok(count) if count == line.len() => Ok(id),
-            Ok(_) => Err(Error::Io(IoErrorKind::WriteZero.into())),
-            Err(error) if matches!(error.kind(), IoErrorKind::BrokenPipe | IoErrorKind::ConnectionReset) => Err(Error::Closed),
-            Err(error) => Err(Error::Io(error)),
-        }
-    }
-}
-
-/// What comes on a connection.
-#[derive(Debug)]
-pub struct Incoming {
-    socket: Arc<UnixStream>,
-    lines: Lines,
-    /// The process that has sent the latest bytes.
-    sender: Option<i32>,
-    /// The process that has answered HELLO. No other one may send anything afterwards: it may have given the connection away.
-    daemon: Option<i32>,
-}
-
-impl Incoming {
-    /// The next message; waits for it until `deadline`. `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// No message will come any more.
-    pub fn next(&mut self, deadline: Instant) -> Result<Option<Message>, Error> {
-        let mut is_late = false;
-        loop {
-            match self.lines.next() {
-                Ok(Some(line)) => return Message::parse(&line).map(Some),
-                Err(TooLong(line)) => {
-                    return Err(Error::TooLong {
-                        longest: LONGEST_REPLY,
-                        beginning: excerpt(&line),
-                    });
-                }
-                Ok(None) => {}
-            }
-            // A peer that sends without a pause does not move the deadline.
-            if is_late || !self.receive(deadline)? {
-                return Ok(None);
-            }
-            is_late = Instant::now() > deadline;
-        }
-    }
-
-    /// Whether bytes have come until `deadline`.
-    fn receive(&mut self, deadline: Instant) -> Result<bool, Error> {
-        let mut bytes = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-        loop {
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let mut pieces = [IoSliceMut::new(&mut bytes)];
-            match recvmsg(&*self.socket, &mut pieces, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-                Ok(message) if message.bytes == 0 => return Err(Error::Closed),
-                Ok(message) => {
-                    for part in ancillary.drain() {
-                        if let RecvAncillaryMessage::ScmCredentials(sender) = part {
-                            self.sender = Some(sender.pid.as_raw_nonzero().get());
-                        }
-                    }
-                    if let Some(daemon) = self.daemon {
-                        check_sender(self.sender, daemon)?;
-                    }
-                    self.lines.push(&bytes[..message.bytes]);
-                    return Ok(true);
-                }
-                Err(Errno::AGAIN) => {
-                    if !wait(self.socket.as_fd(), deadline)? {
-                        return Ok(false);
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET | Errno::PIPE) => return Err(Error::Closed),
-                Err(error) => return Err(Error::Io(error.into())),
-            }
-        }
-    }
-}
-
-/// Whether something can be read until `deadline`.
-fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> Result<bool, Error> {
-    loop {
-        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(Error::Io(error.into())),
-        }
-    }
-}
-
-/// A connection on which HELLO has been said and not answered yet: the daemon may not have begun to listen.
-#[derive(Debug)]
-pub struct Greeting {
-    caller: Caller,
-    incoming: Incoming,
-}
-
-impl Greeting {
-    /// Connects to the daemon at `path`, and says HELLO. Waits for nobody.
-    ///
-    /// # Errors
-    ///
-    /// Nobody listens there, or a process of another user does.
-    pub fn send(path: &Path) -> Result<Self, Error> {
-        let socket = Arc::new(dial(path)?);
-        judge_peer(&socket, own_user())?;
-        let caller = Caller {
-            socket: Arc::clone(&socket),
-            next: Arc::new(AtomicU64::new(HELLO)),
-        };
-        let hello = Request::Hello {
-            oldest: *VERSIONS.start(),
-            latest: *VERSIONS.end(),
-        };
-        match caller.send(hello) {
-            // A daemon that refuses a client has said why before it closes the connection.
-            Ok(_) | Err(Error::Closed) => {}
-            Err(error) => return Err(error),
-        }
-        let incoming = Incoming {
-            socket,
-            lines: Lines::new(LONGEST_REPLY),
-            sender: None,
-            daemon: None,
-        };
-        Ok(Self { caller, incoming })
-    }
-
-    /// What sends requests. Those that are sent before HELLO is answered are answered after it.
-    #[must_use]
-    pub fn caller(&self) -> Caller {
-        self.caller.clone()
-    }
-
-    /// What the daemon says of itself, if it does so until `deadline`.
-    ///
-    /// # Errors
-    ///
-    /// It will not any more; or it is not the process that it says it is.
-    pub fn wait(&mut self, deadline: Instant) -> Result<Option<Hello>, Error> {
-        loop {
-            let reply = match self.incoming.next(deadline)? {
-                None => return Ok(None),
-                Some(Message::Event(_)) if Instant::now() > deadline => return Ok(None),
-                Some(Message::Event(_)) => continue,
-                Some(Message::Reply(reply)) => reply,
-            };
-            return match reply.answer {
-                Answer::Hello {
-                    version,
-                    session,
-                    duty,
-                    process,
-                } => {
-                    agree(version, version).ok_or_else(|| Error::Foreign(format!("it answers in version {version}")))?;
-                    check_sender(self.incoming.sender, process.pid)?;
-                    self.incoming.daemon = Some(process.pid);
-                    Ok(Some(Hello {
-                        version,
-                        session,
-                        duty,
-                        process,
-                    }))
-                }
-                Answer::Error { kind, text } => Err(Error::Refused { kind, text }),
-                other => Err(Error::Foreign(format!("{other:?}"))),
-            };
-        }
-    }
-
-    /// The two directions of the connection, to be used after [`wait`](Self::wait) by different threads.
-    #[must_use]
-    pub fn into_parts(self) -> (Caller, Incoming) {
-        (self.caller, self.incoming)
-    }
-}
-
-/// A daemon must not have another process ended in its place: the kernel says which one has sent the bytes.
-fn check_sender(found: Option<i32>, said: i32) -> Result<(), Error> {
-    match found {
-        Some(found) if found == said => Ok(()),
-        Some(found) => Err(Error::Impostor { said, found }),
-        None => Err(Error::Nameless),
-    }
-}
 
 /// A connection to a daemon, for one thread.
 #[derive(Debug)]
@@ -395,13 +166,16 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
     use std::thread;
 
+    use super::caller::HELLO;
     use super::*;
     use crate::event::Region;
-    use crate::message::Answer;
+    use crate::message::{Duty, LONGEST_REPLY};
     use crate::socket;
     use vmem_process::Identity;
 
@@ -492,12 +266,5 @@ mod tests {
         .expect("HELLO");
         let refused = client.event(Instant::now() + LONG);
         assert!(matches!(refused, Err(Error::Impostor { .. })), "{refused:?}");
-    }
-
-    #[test]
-    fn sender_must_be_the_process_that_it_says_it_is() {
-        check_sender(Some(7), 7).expect("it is");
-        assert!(matches!(check_sender(Some(7), 8), Err(Error::Impostor { said: 8, found: 7 })));
-        assert!(matches!(check_sender(None, 8), Err(Error::Nameless)));
     }
 }
