@@ -2,14 +2,25 @@
 //! Output of the commands: for users at a terminal, for readers of a log, or for programs. Nothing here waits for a reader, because the
 //! guest may stand still meanwhile, and because signals must be handled.
 
+mod arrival;
+mod rates;
+mod rounds;
+
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vmem_cli::output::{self, err, out};
-use vmem_cli::{Progress, ProgressBar, Rate, bytes};
-use vmem_control::{Event, Figures, Region, Round, Rounds, Verified};
+use vmem_cli::{Progress, ProgressBar, bytes};
+use vmem_control::{Event, Figures, Round, Rounds, Verified};
+
+pub(crate) use arrival::Arrival;
+pub(crate) use rounds::rounds_text;
+
+use arrival::{Arrivals, Arrived, progress};
+use rates::Rates;
+use rounds::RoundTotals;
 
 /// The output of one command.
 pub struct Report {
@@ -30,13 +41,6 @@ enum To {
     Bar(ProgressBar),
     Lines,
     Json,
-}
-
-/// Received bytes and faults a second.
-#[derive(Default)]
-struct Rates {
-    present: Rate,
-    faults: Rate,
 }
 
 impl Report {
@@ -263,196 +267,9 @@ pub(crate) enum Pages {
     Verified(Verified),
 }
 
-/// How far the pages of the destination are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Arrival {
-    /// Bytes that were staged.
-    pub(crate) staged: u64,
-    /// Bytes that are present, and those that were compared.
-    pub(crate) done: u64,
-    /// All pages are present.
-    pub(crate) is_complete: bool,
-}
-
-/// How much of the memory is at the destination.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Arrived {
-    /// Bytes of all memory.
-    pub(crate) size: u64,
-    /// Bytes that are present.
-    pub(crate) present: u64,
-    /// Bytes that were staged.
-    pub(crate) staged: u64,
-    /// Bytes that became present in a second, at the latest report.
-    pub(crate) rate: Option<u64>,
-}
-
-/// All rounds together.
-#[derive(Default)]
-struct RoundTotals {
-    count: u64,
-    seconds: f64,
-    sent: u64,
-    zero: u64,
-    resent: u64,
-    skipped: u64,
-    cpu: f64,
-    /// Processor time of the destination's vmemd, and what that was at the end of the latest round.
-    destination_cpu: Option<f64>,
-    last: f64,
-}
-
-impl RoundTotals {
-    /// Adds a round. Returns the processor time that the destination has used in it, if it says that: it does so once a second.
-    fn add(&mut self, round: &Round, destination: Option<f64>) -> Option<f64> {
-        let there = destination.map(|now| (now - std::mem::replace(&mut self.last, now)).max(0.0));
-        self.count += 1;
-        self.seconds += round.seconds;
-        self.sent = self.sent.saturating_add(round.sent_pages);
-        self.zero = self.zero.saturating_add(round.zero_pages);
-        self.resent = self.resent.saturating_add(round.resent_pages);
-        self.skipped = self.skipped.saturating_add(round.skipped_pages);
-        self.cpu += round.cpu_seconds;
-        if let Some(there) = there {
-            self.destination_cpu = Some(self.destination_cpu.unwrap_or_default() + there);
-        }
-        there
-    }
-
-    fn json(&self) -> Option<Value> {
-        (self.count > 0).then(|| {
-            json!({
-                "count": self.count,
-                "seconds": self.seconds,
-                "sent_pages": self.sent,
-                "zero_pages": self.zero,
-                "resent_pages": self.resent,
-                "skipped_pages": self.skipped,
-                "cpu_seconds": self.cpu,
-                "destination_cpu_seconds": self.destination_cpu,
-            })
-        })
-    }
-
-    fn text(&self) -> Option<String> {
-        let there = self
-            .destination_cpu
-            .map_or(String::new(), |there| format!(" and {there:.1} s"));
-        (self.count > 0).then(|| {
-            format!(
-                "{} in {:.1} s: {} pages, of which {} again and {} zero; {} skipped; processor time {:.1} s{there}",
-                self.count, self.seconds, self.sent, self.resent, self.zero, self.skipped, self.cpu
-            )
-        })
-    }
-}
-
-/// The phases of the regions at the destination, from its vmemd's events.
-#[derive(Default)]
-struct Arrivals {
-    staged: u64,
-    verified: u64,
-    regions: Vec<Region>,
-    /// Processor time of the destination's vmemd, if it says it.
-    cpu: Option<f64>,
-    present: Rate,
-    rate: Option<u64>,
-}
-
-impl Arrivals {
-    fn update(&mut self, event: Event) -> Option<Arrival> {
-        match event {
-            Event::Holding { regions, .. } | Event::Ready { regions, .. } => self.regions = regions,
-            Event::Progress(figures) => {
-                // The figures come from another host.
-                let time = Duration::try_from_secs_f64(figures.seconds).unwrap_or_default();
-                self.rate = Some(self.present.sample(time, progress(&figures).done) as u64);
-                self.cpu = Some(figures.cpu_seconds).filter(|cpu| *cpu > 0.0);
-                self.staged = figures.staged_bytes;
-                self.verified = figures.verified_bytes;
-                self.regions = figures.regions;
-            }
-            Event::Region(region) => {
-                let of_it = self.regions.iter_mut().find(|known| known.name == region.name);
-                match of_it {
-                    Some(known) => *known = region,
-                    None => return None,
-                }
-            }
-            _ => return None,
-        }
-        self.current()
-    }
-
-    /// As [`update`](Self::update), without an event.
-    fn current(&self) -> Option<Arrival> {
-        let is_complete = |region: &Region| region.bytes > 0 && region.present_bytes >= region.bytes;
-        (!self.regions.is_empty()).then(|| Arrival {
-            staged: self.staged,
-            done: self
-                .regions
-                .iter()
-                .fold(self.verified, |sum, region| sum.saturating_add(region.present_bytes)),
-            is_complete: self.regions.iter().all(is_complete),
-        })
-    }
-
-    fn arrived(&self) -> Option<Arrived> {
-        let sum = |of: fn(&Region) -> u64| self.regions.iter().fold(0, |sum: u64, region| sum.saturating_add(of(region)));
-        (!self.regions.is_empty()).then(|| Arrived {
-            size: sum(|region| region.bytes),
-            present: sum(|region| region.present_bytes),
-            staged: self.staged,
-            rate: self.rate,
-        })
-    }
-}
-
-/// Round, what is left, how fast, and how long the guest would stand still for the rest.
-pub(crate) fn rounds_text(rounds: &Rounds) -> String {
-    let rate = |rate: Option<u64>| rate.map_or("?".to_owned(), |rate| format!("{}/s", bytes(rate)));
-    let down = rounds.expected_ms.map_or("?".to_owned(), |ms| format!("{ms} ms"));
-    format!(
-        "round {}  {} left  {}  {} written  downtime {down} of {} ms",
-        rounds.round,
-        bytes(rounds.left_bytes),
-        rate(rounds.bytes_per_second),
-        rate(rounds.dirty_bytes_per_second),
-        rounds.max_downtime_ms
-    )
-}
-
 /// Parses a line of a vmemd, which may be on the other host. `None`: the line is no event.
 fn event(line: &Value) -> Option<Event> {
     Event::deserialize(line).ok()
-}
-
-fn progress(figures: &Figures) -> Progress {
-    let none = Progress { done: 0, size: 0 };
-    figures.regions.iter().fold(none, |sum, region| Progress {
-        done: sum.done.saturating_add(region.present_bytes),
-        size: sum.size.saturating_add(region.bytes),
-    })
-}
-
-impl Rates {
-    /// Rate, pages left, faults, time left.
-    fn text(&mut self, now: &Figures) -> String {
-        let progress = progress(now);
-        // The figures may come from another host.
-        let time = Duration::try_from_secs_f64(now.seconds).unwrap_or_default();
-        let rate = self.present.sample(time, progress.done);
-        let faulted = self.faults.sample(time, now.faults);
-        let p99 = now
-            .fault_us
-            .map_or(String::new(), |times| format!(", p99 {:.1} ms", times.p99 as f64 / 1e3));
-        format!(
-            "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {}",
-            bytes(rate as u64),
-            progress.left() / 4096,
-            progress.time_left(rate)
-        )
-    }
 }
 
 /// Prints an object as one line on standard output.
@@ -462,78 +279,9 @@ pub fn print(line: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use vmem_cli::Rate;
+
     use super::*;
-
-    #[test]
-    fn rates_cover_the_time_since_the_last_line() {
-        let line = |seconds: f64, present: u64, faults: u64| {
-            json!({"event": "progress", "seconds": seconds, "data_bytes": 0, "faults": faults,
-                "fault_us": {"p50": 1000, "p99": 2500, "max": 3000},
-                "regions": [{"bytes": 8 << 20, "present_bytes": present}, {"bytes": 8 << 20, "present_bytes": 0}]})
-        };
-        let figures = |seconds: f64, present: u64, faults: u64| match event(&line(seconds, present, faults)) {
-            Some(Event::Progress(figures)) => figures,
-            other => panic!("{other:?}"),
-        };
-        let mut rates = Rates::default();
-        rates.text(&figures(1.0, 1 << 20, 10));
-        assert_eq!(
-            rates.text(&figures(3.0, 5 << 20, 30)),
-            "2.00 MiB/s  2816 pages left  10 faults/s, p99 2.5 ms  6 s left"
-        );
-        assert!(rates.text(&figures(4.0, 5 << 20, 30)).ends_with("standing still"));
-    }
-
-    #[test]
-    fn rounds_show_what_is_left_how_fast_and_the_downtime() {
-        let rounds = Rounds {
-            round: 2,
-            left_bytes: 3 << 20,
-            max_downtime_ms: 100,
-            ..Rounds::default()
-        };
-        assert_eq!(
-            rounds_text(&rounds),
-            "round 2  3.00 MiB left  ?  ? written  downtime ? of 100 ms"
-        );
-        let rounds = Rounds {
-            bytes_per_second: Some(2 << 20),
-            dirty_bytes_per_second: Some(1 << 20),
-            expected_ms: Some(1500),
-            ..rounds
-        };
-        assert_eq!(
-            rounds_text(&rounds),
-            "round 2  3.00 MiB left  2.00 MiB/s  1.00 MiB/s written  downtime 1500 ms of 100 ms"
-        );
-    }
-
-    #[test]
-    fn rounds_add_up_and_have_the_processor_time_of_both_sides() {
-        let round = |sent_pages, cpu_seconds| Round {
-            sent_pages,
-            resent_pages: 1,
-            skipped_pages: 2,
-            cpu_seconds,
-            ..Round::default()
-        };
-        let mut totals = RoundTotals::default();
-        assert!(totals.json().is_none() && totals.text().is_none());
-        assert_eq!(totals.add(&round(5, 0.5), None), None, "an earlier vmemd does not say it");
-        assert_eq!(totals.add(&round(5, 0.5), Some(2.0)), Some(2.0));
-        assert_eq!(totals.add(&round(5, 0.5), Some(2.5)), Some(0.5));
-        // It was started again.
-        assert_eq!(totals.add(&round(5, 0.5), Some(0.25)), Some(0.0));
-        let json = totals.json().expect("rounds");
-        assert_eq!(
-            (&json["count"], &json["sent_pages"], &json["skipped_pages"]),
-            (&json!(4), &json!(20), &json!(8))
-        );
-        assert_eq!(
-            (&json["cpu_seconds"], &json["destination_cpu_seconds"]),
-            (&json!(2.0), &json!(2.5))
-        );
-    }
 
     #[test]
     fn progress_of_the_destination_is_not_shown_while_rounds_are_sent() {
