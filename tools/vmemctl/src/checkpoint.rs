@@ -10,6 +10,7 @@ mod export;
 mod hooks;
 mod in_store;
 mod inspect;
+mod keep;
 mod key;
 mod maintain;
 mod mount;
@@ -17,6 +18,7 @@ mod nbd;
 mod overlays;
 mod paced;
 mod patience;
+mod region_options;
 mod restore;
 mod squash;
 

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use vmem::FilesOption;
 use vmem_checkpoint::BaseName;
-use vmem_cli::{address, owner, seconds, size};
+use vmem_cli::{address, seconds, size};
 use vmem_store::GuestName;
 use vmem_store_source::{KeyOptions, Selector};
 
 use super::agent::{AgentSocket, Continue, FreezeOptions, Thaw};
 use super::hooks::HookOptions;
 use super::in_store::InStore;
+use super::keep::Keep;
 use super::key::Key;
+use super::region_options::{FilesArgument, RegionOptions};
 use crate::memory_of::MemoryOf;
 
 /// Make, restore and list checkpoints of guests and of programs' memory.
@@ -141,54 +142,6 @@ pub(crate) struct Create {
     pub(crate) keep: Keep,
 }
 
-/// Where programs find regions.
-#[derive(Debug, Args)]
-pub(crate) struct FilesArgument {
-    /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
-    #[arg(long, value_name = "DIR|none")]
-    files: Option<FilesOption>,
-}
-
-impl FilesArgument {
-    /// What was given, or what holds without it.
-    pub(crate) fn option(&self) -> FilesOption {
-        self.files.clone().unwrap_or_default()
-    }
-}
-
-/// How regions are made and filled.
-#[derive(Debug, Args)]
-pub(crate) struct RegionOptions {
-    #[command(flatten)]
-    files: FilesArgument,
-    /// Owner of the regions' files and nodes, numeric
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    owner: Option<(u32, Option<u32>)>,
-    /// Fetch only pages that are touched
-    #[arg(long)]
-    no_background: bool,
-}
-
-impl RegionOptions {
-    /// Where programs find the regions.
-    pub(crate) fn files(&self) -> FilesOption {
-        self.files.option()
-    }
-
-    /// The arguments of vmemd for it, but for `--files`.
-    pub(crate) fn of_vmemd(&self) -> Vec<String> {
-        let mut arguments = Vec::new();
-        if let Some((uid, gid)) = self.owner {
-            let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
-            arguments.extend(["--owner".to_owned(), format!("{uid}{group}")]);
-        }
-        if self.no_background {
-            arguments.push("--no-background".to_owned());
-        }
-        arguments
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     #[command(flatten)]
@@ -299,35 +252,6 @@ pub(crate) struct Protect {
     /// The checkpoints
     #[arg(value_name = "GUEST@N", required = true, value_parser = numbered)]
     pub(crate) checkpoints: Vec<Selector>,
-}
-
-/// What is to be kept, by the rules of restic: a checkpoint is kept if one of them wants it.
-#[derive(Debug, Default, Args)]
-pub(crate) struct Keep {
-    /// Keep the newest N
-    #[arg(long = "keep-last", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) last: u32,
-    /// Keep the newest of each of the newest N hours that have any
-    #[arg(long = "keep-hourly", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) hourly: u32,
-    /// The same for days
-    #[arg(long = "keep-daily", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) daily: u32,
-    /// The same for weeks
-    #[arg(long = "keep-weekly", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) weekly: u32,
-    /// The same for months
-    #[arg(long = "keep-monthly", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) monthly: u32,
-    /// The same for years
-    #[arg(long = "keep-yearly", value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) yearly: u32,
-    /// Keep those that are at most so much older than the newest
-    #[arg(long = "keep-within", value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) within: Option<Duration>,
-    /// Keep those with this tag; may be repeated
-    #[arg(long = "keep-tag", value_name = "TAG")]
-    pub(crate) tags: Vec<String>,
 }
 
 #[derive(Debug, Args)]

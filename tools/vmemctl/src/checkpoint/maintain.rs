@@ -7,25 +7,8 @@ use vmem_cli::{bytes, output};
 use vmem_migrate::report;
 use vmem_store::{CheckpointName, GcOptions, GuestName, Policy, Store};
 
-use super::args::{Diff, Gc, Keep, Prune, Verify};
+use super::args::{Diff, Gc, Prune, Verify};
 use super::overlays::Before;
-
-impl Keep {
-    /// The policy. `None` if nothing was given.
-    pub(super) fn policy(&self) -> Option<Policy> {
-        let policy = Policy {
-            last: self.last,
-            hourly: self.hourly,
-            daily: self.daily,
-            weekly: self.weekly,
-            monthly: self.monthly,
-            yearly: self.yearly,
-            within: self.within,
-            tags: self.tags.iter().cloned().collect(),
-        };
-        (policy != Policy::default()).then_some(policy)
-    }
-}
 
 /// Removes what the policy does not keep, and counts it.
 pub(super) fn apply(store: &Store, guest: &GuestName, policy: &Policy) -> Result<usize, vmem_store::Error> {
