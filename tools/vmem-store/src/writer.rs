@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Writes checkpoints: pages in any order, from any threads, while the packs before them are on their way to the store.
 
+mod blob;
 mod commit;
+mod options;
 mod overlay;
+mod plan;
 mod session;
+mod target;
 mod upload;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmem_pages::{PAGE_SIZE, PageIndex, PageRange};
@@ -19,77 +21,17 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::leaf::Entry;
 use crate::lease::{Lease, Purpose};
-use crate::manifest::{BackendKind, MAX_TEXT, Manifest, Statistics};
-use crate::names::{CheckpointName, GuestName, WriterId};
+use crate::manifest::{Manifest, Statistics};
+use crate::names::{GuestName, WriterId};
 use crate::pack::Origin;
 
 use overlay::Overlay;
+use plan::Plan;
 use session::{FullFrame, Session};
+use target::Target;
 use upload::Uploader;
 
-/// How a checkpoint is written.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct WriteOptions {
-    /// How its pages are compressed; as the store says, if not given.
-    pub compression: Option<Compression>,
-    /// Packs that are on their way at once. Each takes memory: a store's `pack_bytes`, and as much again for one more that waits.
-    pub uploads: usize,
-    /// Whether pages with the same contents in this checkpoint are stored once.
-    pub share: bool,
-    /// Who writes, for the lease: a person reads it.
-    pub holder: String,
-    /// The parent's names of memories that have another name in this checkpoint.
-    pub parent_names: BTreeMap<String, String>,
-}
-
-impl Default for WriteOptions {
-    fn default() -> Self {
-        Self {
-            compression: None,
-            uploads: 2,
-            share: true,
-            holder: format!("writer, process {}", std::process::id()),
-            parent_names: BTreeMap::new(),
-        }
-    }
-}
-
-/// What a checkpoint gets when it is committed.
-#[derive(Debug, Clone, Default)]
-pub struct CommitOptions {
-    /// Words by which retention can keep it.
-    pub tags: BTreeSet<String>,
-    /// What else belongs to it: see [`Manifest::labels`].
-    pub labels: BTreeMap<String, String>,
-}
-
-/// Which number a checkpoint gets.
-#[derive(Debug, Clone)]
-pub(crate) enum Target {
-    /// The guest's next one.
-    Next(GuestName),
-    /// That of a checkpoint that it takes the place of: this revision, with its tags, labels, parent and time.
-    Revision { of: Box<Manifest>, revision: u32 },
-}
-
-/// A backend of the checkpoint that is written.
-#[derive(Debug, Clone)]
-struct Plan {
-    name: String,
-    kind: BackendKind,
-    bytes: u64,
-    /// The parent's backend whose pages those are compared with that are put. No two backends have the same one.
-    parent: Option<usize>,
-    /// Whether pages that are not put are the parent's.
-    inherits: bool,
-}
-
-impl Plan {
-    fn pages(&self) -> u64 {
-        self.bytes.div_ceil(PAGE_SIZE as u64)
-    }
-}
+pub use options::{CommitOptions, WriteOptions};
 
 /// What is to be done with a page that was put.
 enum Class {
@@ -134,40 +76,13 @@ impl Writer {
         memories: &[(String, u64)],
         options: &WriteOptions,
     ) -> Result<Self, Error> {
-        let parent_names = &options.parent_names;
-        let mut taken = BTreeSet::new();
-        let mut plans = Vec::new();
-        for (name, bytes) in memories {
-            let is_renamed = parent_names.contains_key(name);
-            let of_parent = parent_names.get(name).unwrap_or(name);
-            let known = parent
-                .as_ref()
-                .and_then(|parent| parent.backend(of_parent))
-                .filter(|(_, known)| known.kind == BackendKind::Memory)
-                .map(|(at, _)| at)
-                // One that has the name by chance gives way to the one that the caller says.
-                .filter(|at| (is_renamed || !parent_names.values().any(|other| other == name)) && taken.insert(*at));
-            plans.push(Plan {
-                name: name.clone(),
-                kind: BackendKind::Memory,
-                bytes: *bytes,
-                parent: known,
-                inherits: known.is_some(),
-            });
-        }
+        let plans = Plan::of_memories(memories, parent.as_ref(), &options.parent_names);
         Self::with(base, Target::Next(guest.clone()), parent, plans, options)
     }
 
     /// Begins a rewrite of a checkpoint: all that is not put again stays as it is.
     pub(crate) fn rewrite(base: &Arc<Base>, of: Manifest, options: &WriteOptions) -> Result<Self, Error> {
-        let plans = of.backends.iter().enumerate().map(|(at, backend)| Plan {
-            name: backend.name.clone(),
-            kind: backend.kind,
-            bytes: backend.bytes,
-            parent: Some(at),
-            inherits: true,
-        });
-        let plans = plans.collect();
+        let plans = Plan::again(&of);
         let target = Target::Revision {
             revision: of.revision + 1,
             of: Box::new(of.clone()),
@@ -182,20 +97,7 @@ impl Writer {
         plans: Vec<Plan>,
         options: &WriteOptions,
     ) -> Result<Self, Error> {
-        let mut names = BTreeSet::new();
-        for plan in &plans {
-            check_name(&plan.name)?;
-            if !names.insert(&plan.name) {
-                return Err(Error::Name(format!("backend {} is there twice", plan.name)));
-            }
-            if plan.kind == BackendKind::Memory && (plan.bytes == 0 || plan.bytes % PAGE_SIZE as u64 != 0 || plan.bytes > 1 << 56)
-            {
-                return Err(Error::Range {
-                    backend: plan.name.clone(),
-                    what: format!("{} bytes are not whole pages, none, or more than 64 PiB", plan.bytes),
-                });
-            }
-        }
+        plan::check(&plans)?;
         let id = WriterId::new()?;
         let lease = Lease::take(
             base,
@@ -288,69 +190,6 @@ impl Writer {
     /// Puts pages that have not arrived at the guest. A label of the checkpoint should say where they are.
     pub fn put_absent(&self, backend: usize, pages: PageRange) -> Result<(), Error> {
         self.put_known(backend, pages, Entry::Absent)
-    }
-
-    /// Adds a blob of at most `limit` bytes, until `contents` ends: the device state, for example. The parent's blob of the same name is
-    /// what its pages are compared with. Gives the bytes.
-    pub fn put_blob(&self, name: &str, contents: &mut dyn Read, limit: u64) -> Result<u64, Error> {
-        check_name(name)?;
-        let known = self
-            .parent
-            .as_ref()
-            .and_then(|parent| parent.manifest().backend(name))
-            .filter(|(_, known)| known.kind == BackendKind::Blob);
-        let mut plan = Plan {
-            name: name.to_owned(),
-            kind: BackendKind::Blob,
-            bytes: 0,
-            parent: known.map(|(at, _)| at),
-            inherits: false,
-        };
-        let backend = {
-            let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-            if plans.iter().any(|plan| plan.name == name) {
-                return Err(Error::Name(format!("backend {name} is there twice")));
-            }
-            plans.push(Arc::new(plan.clone()));
-            plans.len() - 1
-        };
-        let mut chunk = vec![0; self.base.config.frame_pages as usize * PAGE_SIZE];
-        loop {
-            let mut filled = 0;
-            while filled < chunk.len() {
-                match contents.read(&mut chunk[filled..]) {
-                    Ok(0) => break,
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        let error = Error::Object {
-                            action: "read",
-                            name: format!("the contents of {name}"),
-                            cause: error.into(),
-                        };
-                        return Err(self.lock().fail(error));
-                    }
-                }
-            }
-            let first = plan.bytes / PAGE_SIZE as u64;
-            plan.bytes += filled as u64;
-            if plan.bytes > limit {
-                return Err(self
-                    .lock()
-                    .fail(Error::TooLarge(format!("{name} has more than {limit} bytes"))));
-            }
-            let whole = filled.div_ceil(PAGE_SIZE) * PAGE_SIZE;
-            chunk[filled..whole].fill(0);
-            self.put(&plan, backend, first, &chunk[..whole], true)?;
-            if filled < chunk.len() {
-                break;
-            }
-        }
-        let bytes = plan.bytes;
-        if let Some(known) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).get_mut(backend) {
-            *known = Arc::new(plan);
-        }
-        Ok(bytes)
     }
 
     /// Puts pages that the checkpoint has already, to be stored again at another place.
@@ -488,20 +327,6 @@ impl Writer {
     }
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
-    if name.is_empty()
-        || name.len() > MAX_TEXT
-        || name.contains('/')
-        || name.chars().any(char::is_control)
-        || name.starts_with('.')
-    {
-        return Err(Error::Name(format!(
-            "{name:?} is no name of a backend: 1 to {MAX_TEXT} bytes without '/' and control characters, not beginning with '.'"
-        )));
-    }
-    Ok(())
-}
-
 impl Drop for Writer {
     fn drop(&mut self) {
         if self.is_committed {
@@ -514,23 +339,6 @@ impl Drop for Writer {
                 tracing::warn!("{error}; the next garbage collection does it");
                 break;
             }
-        }
-    }
-}
-
-/// The checkpoint's name, for messages.
-impl Target {
-    fn guest(&self) -> &GuestName {
-        match self {
-            Self::Next(guest) => guest,
-            Self::Revision { of, .. } => &of.checkpoint.guest,
-        }
-    }
-
-    fn name(&self, sequence: u64) -> CheckpointName {
-        CheckpointName {
-            guest: self.guest().clone(),
-            sequence,
         }
     }
 }
