@@ -58,11 +58,15 @@ fn reopened_file_waits_and_mapped_memory_cannot_be_reopened() -> Outcome {
 fn file_has_no_handle_and_is_no_program_and_no_swap() -> Outcome {
     let mount = Mount::new("a")?;
     let served = Served::new(&mount, "one")?;
-    let script = "import ctypes, os, errno
+    let script = "import ctypes, os, errno, struct
 c = ctypes.CDLL(None, use_errno=True)
 h, m = ctypes.create_string_buffer(b'\\x80\\0\\0\\0' + bytes(140)), ctypes.c_int()
 assert c.name_to_handle_at(-100, b'/mnt/a/one', h, ctypes.byref(m), 0) == -1
-assert ctypes.get_errno() == errno.EOPNOTSUPP, ctypes.get_errno()";
+assert ctypes.get_errno() == errno.EOPNOTSUPP, ctypes.get_errno()
+# A handle that is made up, of its inode.
+h = ctypes.create_string_buffer(struct.pack('IIII', 8, 1, os.stat('/mnt/a/one').st_ino, 0))
+assert c.open_by_handle_at(os.open('/mnt/a', 0), h, 0) == -1
+assert ctypes.get_errno() == errno.ESTALE, ctypes.get_errno()";
     run_command("python3", &["-c", script])?;
     ensure!(run_command("swapon", &[&served.path]).is_err());
     served.run("chmod 755 FILE; ! FILE; test \"$(FILE 2>&1 | grep -c 'ermission denied')\" = 1")?;
