@@ -153,6 +153,8 @@ pub struct Chunk {
     runs: Vec<Run>,
     buffer: Vec<u8>,
     used: usize,
+    /// The most data pages, [`MAX_DATA_PAGES`](Self::MAX_DATA_PAGES) at most.
+    limit: usize,
 }
 
 impl Chunk {
@@ -169,7 +171,13 @@ impl Chunk {
             runs: Vec::new(),
             buffer: vec![0; Self::MAX_DATA_PAGES * PAGE_SIZE],
             used: 0,
+            limit: Self::MAX_DATA_PAGES,
         }
+    }
+
+    /// Has room for so many data pages at most, one at least, from now on.
+    pub(crate) fn limit(&mut self, pages: usize) {
+        self.limit = pages.clamp(1, Self::MAX_DATA_PAGES);
     }
 
     /// Empties the buffer.
@@ -213,7 +221,7 @@ impl Chunk {
     #[must_use]
     pub fn room(&self) -> usize {
         let runs = Self::MAX_RUNS - self.runs.len();
-        runs.min(Self::MAX_DATA_PAGES - self.used / PAGE_SIZE)
+        runs.min(self.limit.saturating_sub(self.used / PAGE_SIZE))
     }
 
     /// The buffer for the next pages, of [`room`](Self::room) pages.
@@ -345,6 +353,22 @@ mod tests {
         chunk.push_zero(range(3, 1));
         chunk.rollback(&checkpoint);
         assert_eq!((chunk.runs(), chunk.data().len()), (&runs[..], PAGE_SIZE));
+    }
+
+    #[test]
+    fn limited_chunk_has_room_for_fewer_data_pages_and_for_as_many_runs() {
+        let mut chunk = Chunk::new();
+        chunk.limit(2);
+        chunk.push_zero(range(0, 100));
+        assert_eq!((chunk.room(), chunk.spare().len()), (2, 2 * PAGE_SIZE));
+        chunk.spare().fill(7);
+        chunk.commit(range(100, 2));
+        assert_eq!((chunk.room(), chunk.spare().len()), (0, 0));
+        chunk.limit(1);
+        assert_eq!(chunk.room(), 0);
+        chunk.clear();
+        chunk.limit(0);
+        assert_eq!(chunk.room(), 1, "it would never be full");
     }
 
     #[test]

@@ -3,13 +3,23 @@
 //!
 //! Pages that a program waits for do not pass it. A frame is paid for as a whole: it waits until all frames before it are paid, and is sent
 //! at once then. So of several connections each gets its turn, and no frame is split.
+//!
+//! A destination gives up a connection on which it has questions and gets nothing for its `--timeout`. So the lower the limit is, the smaller
+//! are the frames ([`Limiter::frame_pages`]): a low limit makes all connections slow, and none of them silent.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The lowest limit, in bytes per second. The largest frame takes a second then. A destination takes a source that sends nothing for its
-/// `--timeout` for lost.
+use vmem::PAGE_SIZE;
+
+use crate::answer::Chunk;
+
+/// The lowest limit, in bytes per second: a frame of two pages takes [`FRAME_TIME`] then.
 pub const LEAST_BANDWIDTH: u64 = 256 << 10;
+
+/// The time that a frame takes at most at the limit. The longest silence of a connection is this, for each connection that sends: with the 64
+/// connections that a server has at most by default, two seconds.
+const FRAME_TIME: Duration = Duration::from_micros(31_250);
 
 /// The bucket.
 #[derive(Debug)]
@@ -95,7 +105,8 @@ impl Default for Limiter {
 }
 
 impl Limiter {
-    /// Sets the limit in bytes per second, [`LEAST_BANDWIDTH`] at least, or ends it. Frames that wait follow it at once.
+    /// Sets the limit in bytes per second, [`LEAST_BANDWIDTH`] at least, or ends it. Frames that wait follow it at once. If it is lower than
+    /// before, they are sent at once: they are as large as the earlier limit allows, so that the connections would be silent for long.
     pub fn set(&self, rate: Option<u64>) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -104,7 +115,11 @@ impl Limiter {
             (state.at, state.paid) = (now, u128::from(state.taken) * NANOS);
         }
         state.pay(now);
-        state.rate = rate.map(|rate| rate.max(LEAST_BANDWIDTH));
+        let rate = rate.map(|rate| rate.max(LEAST_BANDWIDTH));
+        if rate.zip(state.rate).is_some_and(|(rate, earlier)| rate < earlier) {
+            state.paid = state.paid.max(u128::from(state.taken) * NANOS);
+        }
+        state.rate = rate;
         drop(state);
         self.changed.notify_all();
     }
@@ -113,6 +128,19 @@ impl Limiter {
     #[must_use]
     pub fn get(&self) -> Option<u64> {
         self.lock().rate
+    }
+
+    /// The most pages with contents that a frame should have: as many as the limit allows in [`FRAME_TIME`], and one at least.
+    pub(super) fn frame_pages(&self, purpose: Purpose) -> usize {
+        let state = self.lock();
+        match state.rate {
+            Some(rate) if purpose == Purpose::Stream || !state.is_open_for_rounds => {
+                let bytes = u128::from(rate) * FRAME_TIME.as_nanos() / NANOS;
+                let pages = usize::try_from(bytes / PAGE_SIZE as u128).unwrap_or(usize::MAX);
+                pages.clamp(1, Chunk::MAX_DATA_PAGES)
+            }
+            _ => Chunk::MAX_DATA_PAGES,
+        }
     }
 
     /// The program has stopped, or continues: whether frames of rounds are sent without waiting. The last of them delay its switch.
@@ -261,5 +289,39 @@ mod tests {
         assert_eq!(limiter.get(), Some(LEAST_BANDWIDTH));
         limiter.set(None);
         assert_eq!(limiter.get(), None);
+    }
+
+    #[test]
+    fn frame_is_as_large_as_the_limit_allows_in_a_moment() {
+        let limiter = Limiter::default();
+        let pages = || [Purpose::Rounds, Purpose::Stream].map(|purpose| limiter.frame_pages(purpose));
+        assert_eq!(pages(), [64; 2]);
+        for (rate, most) in [(LEAST_BANDWIDTH, 2), (MIB, 8), (3 * MIB, 24), (8 * MIB, 64), (u64::MAX, 64)] {
+            limiter.set(Some(rate));
+            assert_eq!(pages(), [most; 2], "{rate}");
+        }
+        // Frames of rounds do not wait now.
+        limiter.set(Some(LEAST_BANDWIDTH));
+        limiter.open_for_rounds(true);
+        assert_eq!(pages(), [64, 2]);
+    }
+
+    #[test]
+    fn frames_that_wait_when_the_limit_is_lowered_are_sent_and_later_ones_wait() {
+        let limiter = Arc::new(limited(8 * MIB));
+        limiter.wait(4 * MIB, Purpose::Stream);
+        let waits: Vec<_> = (0..4)
+            .map(|_| {
+                let limiter = Arc::clone(&limiter);
+                thread::spawn(move || limiter.wait(MIB / 4, Purpose::Stream))
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(100));
+        limiter.set(Some(LEAST_BANDWIDTH));
+        // With the new limit, they would have waited for 16 to 19 seconds.
+        let sent = time(|| waits.into_iter().for_each(|waits| waits.join().expect("no panic")));
+        assert!(sent < Duration::from_secs(5), "{sent:?}");
+        limiter.wait(LEAST_BANDWIDTH, Purpose::Stream);
+        assert!(time(|| limiter.wait(1, Purpose::Stream)) >= Duration::from_millis(700));
     }
 }

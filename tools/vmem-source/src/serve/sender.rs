@@ -103,6 +103,7 @@ impl<'a> Sender<'a> {
     /// Sends the contents of pages, in PAGES frames with `tag`. The caller has checked that the export exists and has the pages.
     pub(super) fn send_pages(&mut self, tag: u32, pages: &ExportRanges) -> Result<(), Error> {
         let memory = &self.shared.memories[pages.export];
+        self.follow_limit();
         for range in &pages.ranges {
             let mut rest = Some(*range);
             while let Some(range) = rest {
@@ -116,6 +117,13 @@ impl<'a> Sender<'a> {
             Ok(())
         } else {
             self.send_chunk(tag, pages.export)
+        }
+    }
+
+    /// Has the next frame be no larger than the user's limit allows.
+    fn follow_limit(&mut self) {
+        if let Some(limiter) = self.limiter {
+            self.chunk.limit(limiter.frame_pages(self.purpose));
         }
     }
 
@@ -170,6 +178,7 @@ impl<'a> Sender<'a> {
             add(total, count);
         }
         self.chunk.clear();
+        self.follow_limit();
         Ok(())
     }
 }

@@ -34,7 +34,7 @@ fn fetch(peer: &mut Peer, pages: u64) -> Duration {
 
 #[test]
 fn stream_keeps_to_the_limit_and_urgent_pages_do_not_wait_behind_it() {
-    // A frame of 64 pages takes a second.
+    // 64 pages take a second.
     let running = limited(LEAST_BANDWIDTH);
     let (mut stream, mut urgent) = (connect(&running, Lane::Stream), connect(&running, Lane::Urgent));
     let streams = thread::spawn(move || fetch(&mut stream, 3 * 64));
@@ -50,6 +50,46 @@ fn stream_keeps_to_the_limit_and_urgent_pages_do_not_wait_behind_it() {
         "{taken:?}"
     );
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+}
+
+/// As many as one destination has for the stream.
+#[test]
+fn connection_of_sixteen_is_not_silent_for_long_at_the_least_limit() {
+    const CONNECTIONS: u64 = 16;
+    let limits = Limits {
+        connections: CONNECTIONS as usize,
+        ..LIMITS
+    };
+    let file = memfd(PAGES * PAGE_SIZE as u64, &(0..PAGES).collect::<Vec<_>>());
+    let running = Running::new(vec![Memory::open(&spec("ram", &file)).expect("memory")], limits);
+    let limiter = running.server.limiter();
+    limiter.set(Some(LEAST_BANDWIDTH));
+    // Frames of 256 KiB would take a second each: the last connection would get its first one after 15 seconds.
+    let silence = Duration::from_secs(4);
+    let connect = || Peer::connect(&running.address.to_string(), Lane::Stream, silence).expect("a connection");
+    let streams: Vec<_> = (0..CONNECTIONS)
+        .map(|number| {
+            let mut peer = connect();
+            thread::spawn(move || {
+                peer.fetch(0, &[PageRange::from_pgoff(number * 64, 64).expect("a range")])
+                    .expect("a question");
+                let mut left = 64;
+                while left > 0 {
+                    left -= peer.next_answer()?.pages();
+                }
+                Ok::<_, Error>(())
+            })
+        })
+        .collect();
+    thread::sleep(silence + Duration::from_secs(1));
+    assert!(
+        streams.iter().all(|stream| !stream.is_finished()),
+        "one has ended: it was too fast, or has failed"
+    );
+    limiter.set(None);
+    for stream in streams {
+        stream.join().expect("no panic").expect("its pages");
+    }
 }
 
 #[test]
