@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vmem_cli::chain;
 use vmem_cli::output::out;
-use vmem_control::Event;
+use vmem_control::{Event, Migration, MigrationPhase};
 
 use crate::error::{Cause, Error};
 use crate::ongoing::{LIMIT, Ongoing};
@@ -19,6 +19,11 @@ const END: Duration = Duration::from_secs(120);
 /// The exit code of a migration after which the guest continues at its source.
 const AT_SOURCE: u8 = 2;
 
+/// Whether the guest goes on at its source.
+fn is_returning(migration: &Migration) -> bool {
+    migration.phase == MigrationPhase::Returning
+}
+
 /// Has the vmemctl that migrates a guest give up, and waits for its end.
 pub fn run(cli: &Common, args: &Abort) -> Result<(), Error> {
     let migration = Ongoing::leaving(&cli.state, &args.guest)?;
@@ -29,15 +34,24 @@ pub fn run(cli: &Common, args: &Abort) -> Result<(), Error> {
             error => format!("the vmemctl that migrates guest {guest:?} cannot be asked: {}", chain(&error)),
         })
     };
-    let mut client = migration.connect()?;
+    let mut client = migration.connect_soon()?;
     client.subscribe(LIMIT).map_err(failed)?;
+    let mut returns = client
+        .status(LIMIT)
+        .map_err(failed)?
+        .migration
+        .as_ref()
+        .is_some_and(is_returning);
     client.abort(LIMIT).map_err(failed)?;
     let until = Instant::now() + END;
     loop {
         match client.event(until) {
+            Ok(Some(Event::Migration(migration))) => returns = is_returning(&migration),
             Ok(Some(Event::End {
                 exit_code: AT_SOURCE, ..
             })) => break,
+            // A 'vmemctl recover' that ends such a migration has succeeded.
+            Ok(Some(Event::End { exit_code: 0, .. })) if returns => break,
             Ok(Some(Event::End { exit_code, error, .. })) => {
                 let why = error.unwrap_or_else(|| "the guest has moved".to_owned());
                 return Err(Cause::other(format!(

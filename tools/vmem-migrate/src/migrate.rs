@@ -12,6 +12,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Phase;
@@ -30,7 +31,7 @@ use crate::options::{Common, DEFAULT_PORT, Migrate, Mode};
 use crate::page_server::{PageServer, export_name};
 use crate::record::{Outgoing, StateDir};
 use crate::report::Report;
-use control::Control;
+use control::{Control, Gate};
 use outgoing::{OutgoingMigration, Rounds, Verification};
 
 /// How long the destination may take to start QEMU.
@@ -94,9 +95,10 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
         settings: earlier.as_ref().and_then(|record| record.settings.clone()),
     };
     record.log_subject();
-    let mut control = listen(&state_dir, &record, &report, &signals);
+    let mut control = listen(&state_dir, &record, &report, Gate::starting(&signals), &signals);
     let rounds = args.rounds(process.number());
     let reached = reach(args, &security, &memory, record, &state_dir, rounds, &report, &signals);
+    control.gate().started();
     if let Err(cause) = &reached {
         // As `run` ends with it.
         let code = if cause.is_signal() { 2 } else { 1 };
@@ -139,8 +141,8 @@ pub(crate) fn go_on(
     signals: &Signals,
 ) -> Result<(), Error> {
     let (state, due) = resume(record.phase);
-    let control = listen(&state_dir, &record, &report, signals);
-    control.gate().commit(|| ((), record.phase != Phase::Prepared));
+    let gate = Gate::resuming(signals, record.phase != Phase::Prepared);
+    let control = listen(&state_dir, &record, &report, gate, signals);
     let mut migration = OutgoingMigration::new(state, qmp, state_dir, record, security, report, signals.clone());
     migration.control = control;
     migration.keep_source = keep_source;
@@ -151,8 +153,8 @@ pub(crate) fn go_on(
 }
 
 /// Listens for commands about this migration, if that is possible.
-fn listen(state_dir: &StateDir, record: &Outgoing, report: &Report, signals: &Signals) -> Control {
-    Control::listen(state_dir, &record.session, signals).unwrap_or_else(|cause| {
+fn listen(state_dir: &StateDir, record: &Outgoing, report: &Report, gate: Arc<Gate>, signals: &Signals) -> Control {
+    Control::listen(state_dir, &record.session, gate).unwrap_or_else(|cause| {
         report.note(&chain(&cause));
         Control::none(signals)
     })

@@ -2,7 +2,8 @@
 //! The migrations that this host takes part in, as other commands than their own see them: by their directories, without a lock.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
 use vmem_control::Client;
@@ -14,6 +15,12 @@ use crate::record::{Incoming, Outgoing, StateDir};
 
 /// How long a vmemctl or a vmemd may take to answer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a vmemctl may take from its start until it listens: it connects to QEMU before.
+const BEGINNING: Duration = Duration::from_secs(2);
+
+/// From one attempt to reach such a vmemctl to the next.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A migration.
 #[derive(Debug)]
@@ -131,14 +138,35 @@ impl Ongoing {
     ///
     /// There is none, or it does not answer.
     pub(crate) fn connect(&self) -> Result<Client, Cause> {
-        Client::connect(&self.directory.join(SOCKET), LIMIT).map_err(|error| match error {
-            error if error.is_nobody() => Cause::other(self.without_vmemctl()),
-            error => Cause::other(format!(
-                "the vmemctl that migrates guest {:?} cannot be asked: {}",
-                self.guest,
-                chain(&error)
-            )),
-        })
+        self.connect_until(Instant::now())
+    }
+
+    /// As [`connect`](Self::connect), also to a vmemctl that has just begun and does not listen yet.
+    ///
+    /// # Errors
+    ///
+    /// As those, after a time.
+    pub(crate) fn connect_soon(&self) -> Result<Client, Cause> {
+        self.connect_until(Instant::now() + BEGINNING)
+    }
+
+    /// As [`connect`](Self::connect), again and again until then while nobody listens.
+    fn connect_until(&self, until: Instant) -> Result<Client, Cause> {
+        loop {
+            return match Client::connect(&self.directory.join(SOCKET), LIMIT) {
+                Ok(client) => Ok(client),
+                Err(error) if error.is_nobody() && Instant::now() < until => {
+                    sleep(RETRY_INTERVAL);
+                    continue;
+                }
+                Err(error) if error.is_nobody() => Err(Cause::other(self.without_vmemctl())),
+                Err(error) => Err(Cause::other(format!(
+                    "the vmemctl that migrates guest {:?} cannot be asked: {}",
+                    self.guest,
+                    chain(&error)
+                ))),
+            };
+        }
     }
 
     /// That no vmemctl is at work on it, and what to do.

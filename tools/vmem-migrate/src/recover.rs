@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `vmemctl recover`: continues a move on the source host, after its vmemctl has died.
 
+#[cfg(test)]
+mod tests;
+
 use vmem_cli::{Signals, Stopped, with_port};
 use vmem_qemu::{COMMAND_LIMIT, Qmp, guest};
 
@@ -78,83 +81,5 @@ fn find(cli: &Common, args: &Recover) -> Result<(StateDir, Outgoing), Cause> {
                 all.collect::<Vec<_>>().join(", ")
             )))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-    use std::path::Path;
-    use std::thread;
-    use std::time::Duration;
-
-    use clap::Parser;
-    use serde_json::json;
-
-    use crate::Phase;
-
-    use super::*;
-    use crate::fake;
-    use crate::message::{FromDestination, FromSource, Purpose};
-    use crate::options::cli::{Cli, Command};
-
-    const LIMIT: Duration = Duration::from_secs(10);
-
-    /// The record of a guest that the destination owns.
-    fn record(qmp: &Path, to: String) -> Outgoing {
-        Outgoing {
-            session: "0123456789abcdef0123456789abcdef".to_owned(),
-            guest: "guest".to_owned(),
-            key: "guest".into(),
-            phase: Phase::Committed,
-            qmp: qmp.to_owned(),
-            to,
-            vmemd: Vec::new(),
-            served: Vec::new(),
-            run: true,
-            settings: None,
-        }
-    }
-
-    #[test]
-    fn page_events_before_running_are_not_taken_for_the_answer() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("qmp");
-        let qemu = fake::Qemu::start(&path, "postmigrate", "completed");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let to = listener.local_addr().expect("an address").to_string();
-        let destination = thread::spawn(move || {
-            let (stream, _) = listener.accept().expect("a connection");
-            let mut greeted = Security::Loopback.accept(stream).expect("a greeting");
-            assert_eq!(greeted.purpose, Purpose::Recover);
-            let incomplete = "the source is gone".to_owned();
-            for message in [
-                FromDestination::Welcome { version: 2 },
-                FromDestination::Pages { line: json!({}) },
-                FromDestination::Incomplete { reason: incomplete },
-                FromDestination::Running,
-                FromDestination::Complete { summary: json!({}) },
-            ] {
-                greeted.channel.send(&message).expect("room");
-            }
-            while greeted.channel.recv_within::<FromSource>(LIMIT).expect("a word") != FromSource::Heard {}
-        });
-        let state_dir = StateDir::new(directory.path(), "out", "guest").expect("a state directory");
-        state_dir
-            .write(&Outgoing {
-                key: Key::of_guest(&mut fake::Qemu::connect(&path)).expect("a key"),
-                ..record(&path, to)
-            })
-            .expect("a record");
-        drop(state_dir);
-        let state = directory.path().to_str().expect("a path");
-        let cli = Cli::parse_from(["vmemctl", "--state", state, "recover"]);
-        let Command::Recover(args) = &cli.command else {
-            panic!("not recover")
-        };
-        let (state_dir, record) = find(&cli.common, args).expect("a record");
-        go_on_with(&cli.common, args, state_dir, record, &Signals::default()).expect("it is complete");
-        destination.join().expect("a good end");
-        assert!(qemu.has_heard("quit"));
     }
 }

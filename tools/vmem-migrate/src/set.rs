@@ -13,14 +13,14 @@ use crate::ongoing::Ongoing;
 use crate::options::{Common, Set};
 use crate::report::print;
 
-/// How long the source's vmemctl may take: it asks its vmemd, which has 10 seconds.
-const LIMIT: Duration = Duration::from_secs(15);
+/// How long the source's vmemctl may take: it waits 15 seconds at most for a vmemd that is being started, and asks vmemd, which has 10 seconds.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Changes how a guest migrates.
 pub fn run(cli: &Common, args: &Set) -> Result<(), Error> {
     let migration = Ongoing::leaving(&cli.state, &args.guest)?;
     let guest = &args.guest;
-    let mut client = migration.connect()?;
+    let mut client = migration.connect_soon()?;
     let change = Change {
         bandwidth: args.bandwidth,
         max_downtime_ms: args.max_downtime,

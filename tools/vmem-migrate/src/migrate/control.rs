@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The control socket of a vmemctl that migrates a guest: others ask it for the status, change how it sends, or have it give up.
 
+mod gate;
+
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmem_cli::{Signals, chain};
-use vmem_control::{
-    About, Change, Client, Duty, Event, Later, Migration, MigrationPhase, Publisher, Refusal, Server, Service, socket,
-};
+use vmem_control::{About, Change, Duty, Event, Later, Migration, MigrationPhase, Publisher, Refusal, Server, Service, socket};
 
 use crate::daemon::SOCKET as VMEMD;
 use crate::error::{Cause, Error};
 use crate::name::public_session;
 use crate::record::StateDir;
+pub(super) use gate::Gate;
 
 /// The socket, in the guest's directory.
 pub(crate) const SOCKET: &str = "vmemctl.sock";
@@ -23,67 +24,14 @@ pub(crate) const SOCKET: &str = "vmemctl.sock";
 /// How often the status is published.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// How long vmemd may take to obey.
-const VMEMD_LIMIT: Duration = Duration::from_secs(5);
-
 /// How long clients may take to receive the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What the thread of the socket and the migration share.
-#[derive(Debug)]
-pub(super) struct Gate {
-    signals: Signals,
-    state: Mutex<Shared>,
-    /// A change is being made.
-    is_changing: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    /// The destination owns the guest.
-    is_committed: bool,
-    /// The latest limit of the bandwidth that vmemd has accepted, for those that are started after it.
-    bandwidth: Option<u64>,
-}
-
-impl Gate {
-    pub(super) fn new(signals: &Signals) -> Arc<Self> {
-        Arc::new(Self {
-            signals: signals.clone(),
-            state: Mutex::default(),
-            is_changing: AtomicBool::new(false),
-        })
-    }
-
-    /// Gives the migration up, as SIGINT does.
-    fn abort(&self) -> Result<(), Refusal> {
-        let state = self.lock();
-        if state.is_committed {
-            return Err(Refusal::new(
-                "the destination owns the guest already: the migration cannot be given up any more",
-            ));
-        }
-        self.signals.raise();
-        Ok(())
-    }
-
-    /// Runs `record`, which records whose the guest is, and returns whether it is the destination's. A request to give up comes before it or
-    /// after it.
-    pub(super) fn commit<T>(&self, record: impl FnOnce() -> (T, bool)) -> T {
-        let mut state = self.lock();
-        let (result, is_committed) = record();
-        state.is_committed = is_committed;
-        result
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What obeys the requests.
 struct Requests {
     gate: Arc<Gate>,
+    /// A change is being made.
+    is_changing: Arc<AtomicBool>,
     /// vmemd's control socket.
     vmemd: PathBuf,
 }
@@ -112,25 +60,18 @@ impl Service for Requests {
 
     /// Passes the change on to vmemd, in a thread of its own: vmemd may not answer.
     fn set(&mut self, change: Change, answer: Later) {
-        if self.gate.is_changing.swap(true, Ordering::SeqCst) {
+        if self.is_changing.swap(true, Ordering::SeqCst) {
             return answer.answer(Err(Refusal::new("another change is being made: try again")));
         }
-        let (gate, vmemd) = (Arc::clone(&self.gate), self.vmemd.clone());
+        let (gate, is_changing, vmemd) = (Arc::clone(&self.gate), Arc::clone(&self.is_changing), self.vmemd.clone());
         let thread = thread::Builder::new().name("set".to_owned()).spawn(move || {
-            let bandwidth = change.bandwidth;
-            let made = Client::connect(&vmemd, VMEMD_LIMIT).and_then(|mut client| client.set(change, VMEMD_LIMIT));
-            if let (Ok(()), Some(_)) = (&made, bandwidth) {
-                gate.lock().bandwidth = bandwidth;
-            }
-            gate.is_changing.store(false, Ordering::SeqCst);
-            answer.answer(made.map_err(|error| match error {
-                vmem_control::Error::Refused { text, .. } => Refusal::new(text),
-                error => Refusal::new(format!("the source's vmemd does not obey: {}", chain(&error))),
-            }));
+            let made = gate.change(&vmemd, &change);
+            is_changing.store(false, Ordering::SeqCst);
+            answer.answer(made);
         });
         if thread.is_err() {
             // The client is told that it could not be done.
-            self.gate.is_changing.store(false, Ordering::SeqCst);
+            self.is_changing.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -154,16 +95,16 @@ impl Control {
     /// # Errors
     ///
     /// The socket cannot be bound. The migration can run without it.
-    pub(super) fn listen(state_dir: &StateDir, session: &str, signals: &Signals) -> Result<Self, Cause> {
+    pub(super) fn listen(state_dir: &StateDir, session: &str, gate: Arc<Gate>) -> Result<Self, Cause> {
         let failed = |error: vmem_control::Error| {
             Cause::other(format!(
                 "'vmemctl status', 'set' and 'abort' do not reach this migration: {}",
                 chain(&error)
             ))
         };
-        let gate = Gate::new(signals);
         let requests = Requests {
             gate: Arc::clone(&gate),
+            is_changing: Arc::default(),
             vmemd: state_dir.path(VMEMD),
         };
         let listener = socket::bind(&state_dir.path(SOCKET)).map_err(failed)?;
@@ -195,7 +136,7 @@ impl Control {
 
     /// The limit of the bandwidth, if it was changed since the last call.
     pub(super) fn take_bandwidth(&self) -> Option<u64> {
-        self.gate.lock().bandwidth.take()
+        self.gate.take_bandwidth()
     }
 
     /// Whether the status is to be published now that this is the phase.
@@ -231,6 +172,7 @@ impl Control {
 
     /// The command ends with this exit code, for this reason.
     pub(super) fn end_with(&mut self, exit_code: u8, error: Option<String>) {
+        self.gate.started();
         let Some(server) = self.server.take() else { return };
         server.publisher().publish(Event::End {
             exit_code,
@@ -244,6 +186,7 @@ impl Control {
 impl Drop for Control {
     /// Ends the thread of the socket.
     fn drop(&mut self) {
+        self.gate.started();
         if let Some(server) = self.server.take() {
             server.finish(false, Duration::ZERO);
         }

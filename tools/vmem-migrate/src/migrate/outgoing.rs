@@ -140,6 +140,8 @@ impl OutgoingMigration {
 
     /// Executes the actions that are due, and runs until the machine is in an end state.
     pub(crate) fn run(mut self, due: &[Action]) -> Result<(), Error> {
+        // What is carried out may take time.
+        self.publish_status();
         let answer = self.carry_out(due);
         let result = self.run_until(answer, |_| false);
         self.control.end(&result);

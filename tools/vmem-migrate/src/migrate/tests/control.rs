@@ -2,6 +2,7 @@
 //! Other commands look at a move, change it and end it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use clap::Parser;
@@ -13,15 +14,20 @@ use vmem_control::{
 
 use super::rounds::{World, rounds};
 use super::*;
-use crate::migrate::control::{Control, SOCKET};
+use crate::migrate::control::{Control, Gate, SOCKET};
 use crate::options::cli::{Cli, Command};
 use crate::{abort, set, status};
 
 /// The scene of rounds, with a control socket.
 fn controlled(mode: Mode, destination: impl FnOnce(World<'_>) + Send + 'static) -> Scene {
+    controlled_by(Gate::new, mode, destination)
+}
+
+/// The same, with this gate.
+fn controlled_by(gate: fn(&Signals) -> Arc<Gate>, mode: Mode, destination: impl FnOnce(World<'_>) + Send + 'static) -> Scene {
     let mut scene = rounds(mode, destination);
     let migration = &mut scene.migration;
-    migration.control = Control::listen(&migration.state_dir, SESSION, &migration.signals).expect("a socket");
+    migration.control = Control::listen(&migration.state_dir, SESSION, gate(&migration.signals)).expect("a socket");
     scene
 }
 
@@ -235,6 +241,51 @@ fn change_reaches_vmemd_and_its_refusal_comes_back() {
 }
 
 #[test]
+fn change_that_comes_before_vmemd_is_ready_is_made_when_it_is() {
+    let mut scene = controlled_by(Gate::starting, Mode::Auto, |world| {
+        let line = cli(&world.directory, "set guest0 --bandwidth 1M");
+        let sets = thread::spawn(move || execute(&line));
+        thread::sleep(Duration::from_millis(300));
+        assert!(!sets.is_finished(), "{:?}", sets.join());
+        let (_server, changes) = vmemd(&world.directory);
+        sets.join().expect("no panic").expect("it is done");
+        assert_eq!(changes.recv_timeout(LIMIT).expect("a change").bandwidth, Some(1 << 20));
+        world.fail("enough");
+    });
+    run(&mut scene, |_| false).expect_err("it was given up");
+    scene.destination.join().expect("a good end");
+}
+
+#[test]
+fn change_does_not_wait_for_a_vmemd_that_is_not_started_any_more() {
+    let mut scene = controlled_by(Gate::starting, Mode::Auto, |world| {
+        let line = cli(&world.directory, "set guest0 --switch-now");
+        let sets = thread::spawn(move || execute(&line));
+        thread::sleep(Duration::from_millis(100));
+        world.fail("enough");
+        let failure = sets.join().expect("no panic").expect_err("nobody makes it");
+        assert!(chain(&failure).contains("guest0"), "{failure:?}");
+    });
+    let began = Instant::now();
+    run(&mut scene, |_| false).expect_err("it was given up");
+    scene.destination.join().expect("a good end");
+    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+}
+
+#[test]
+fn abort_of_a_recover_of_a_guest_that_was_given_away_is_refused_from_the_first_moment() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let signals = Signals::default();
+    let state_dir = StateDir::new(directory.path(), "out", "guest0").expect("a state directory");
+    let control = Control::listen(&state_dir, SESSION, Gate::resuming(&signals, true)).expect("a socket");
+    let refused = execute(&cli(state_dir.directory(), "abort guest0")).expect_err("the destination has it");
+    let text = chain(&refused);
+    assert!(text.contains("the destination owns the guest already"), "{text}");
+    signals.check().expect("nobody has given up");
+    drop(control);
+}
+
+#[test]
 fn client_that_asks_for_what_a_vmemctl_does_not_do_is_told_so() {
     let mut scene = controlled(Mode::Auto, |world| {
         let mut client = client(&world.directory);
@@ -259,7 +310,7 @@ fn socket_of_a_vmemctl_that_was_killed_is_no_vmemctl() {
     execute(&cli(state_dir.directory(), "status")).expect("it is shown");
     // The next one replaces it.
     let signals = Signals::default();
-    let control = Control::listen(&state_dir, SESSION, &signals).expect("a socket");
+    let control = Control::listen(&state_dir, SESSION, Gate::new(&signals)).expect("a socket");
     execute(&cli(state_dir.directory(), "status guest0")).expect("it is shown");
     drop(control);
     let unknown = execute(&cli(state_dir.directory(), "status guest1")).expect_err("no such guest");
