@@ -3,6 +3,8 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,6 +15,7 @@ use vmem_tls::Identity;
 use crate::compression::Compression;
 use crate::error::Error;
 use crate::export::Lane;
+use crate::peer::session::Session;
 use crate::peer::{Peer, StagingPeer, Use};
 
 /// How connections to a source are protected.
@@ -97,21 +100,42 @@ impl Endpoint {
         let session = first.session().cloned();
         let mut peers = vec![first];
         if let Some(session) = session {
-            while peers.len() < streams.min(session.connections) {
-                let peer = match self.connect_for(Use::Join) {
-                    Ok(peer) => peer,
-                    // The source has as many connections as it accepts.
-                    Err(error) if error.is_transient() => break,
-                    Err(error) => return Err(error),
-                };
-                // `session.connections` is at most `MAX_CONNECTIONS`.
-                let Some(peer) = StagingPeer::join(peer, &session, peers.len() as u8)? else {
-                    break;
-                };
-                peers.push(peer);
+            // `session.connections` is at most `MAX_CONNECTIONS`.
+            let last = streams.min(session.connections) as u8;
+            // The second one shows whether the source takes more. The others join at the same time: each takes some round trips.
+            if last > 1 {
+                peers.extend(self.join(&session, 1)?);
+            }
+            if peers.len() > 1 {
+                peers.extend(self.join_all(&session, 2..last)?);
             }
         }
         Ok(peers)
+    }
+
+    /// The connections with these numbers, but for those that the source does not take.
+    fn join_all(&self, session: &Session, numbers: Range<u8>) -> Result<Vec<StagingPeer>, Error> {
+        thread::scope(|scope| {
+            let join = |number| {
+                let thread = thread::Builder::new().name("join".to_owned());
+                thread.spawn_scoped(scope, move || self.join(session, number))
+            };
+            let threads = numbers.map(join).collect::<Result<Vec<_>, _>>().map_err(Error::Io)?;
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(joined) => joined,
+                Err(panic) => resume_unwind(panic),
+            });
+            joined.filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// A connection that takes part in the rounds. `None` if the source has as many as it accepts.
+    fn join(&self, session: &Session, number: u8) -> Result<Option<StagingPeer>, Error> {
+        match self.connect_for(Use::Join) {
+            Ok(peer) => StagingPeer::join(peer, session, number),
+            Err(error) if error.is_transient() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn connect_for(&self, use_for: Use) -> Result<Peer, Error> {

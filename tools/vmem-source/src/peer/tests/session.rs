@@ -206,6 +206,36 @@ fn answers_that_break_the_rules_of_a_session_are_refused() {
     }
 }
 
+/// A source that is far away: everything that is asked of it takes this time.
+#[test]
+fn connections_of_a_session_join_at_the_same_time() {
+    const AWAY: Duration = Duration::from_millis(200);
+    const CONNECTIONS: usize = 8;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let hello = |number| match number {
+        0 => hello_with(FEATURE_ROUNDS | FEATURE_STREAMS),
+        _ => hello_with(FEATURE_STREAMS),
+    };
+    thread::spawn(move || {
+        for number in 0..CONNECTIONS {
+            let (mut socket, _) = listener.accept().expect("a connection");
+            let bytes = [hello(number), session(TOKEN, CONNECTIONS)].concat();
+            thread::spawn(move || {
+                thread::sleep(AWAY);
+                let _ = socket.write_all(&bytes);
+                let _ = socket.read_to_end(&mut Vec::new());
+            });
+        }
+    });
+    let began = Instant::now();
+    let endpoint = Endpoint::new(&address.to_string(), Security::Loopback, 10 * AWAY);
+    assert_eq!(endpoint.connect_rounds(CONNECTIONS).expect("rounds").len(), CONNECTIONS);
+    // The first one, the second one, and all others.
+    let took = began.elapsed();
+    assert!(took >= 3 * AWAY && took < 6 * AWAY, "{took:?}");
+}
+
 #[test]
 fn source_that_knows_no_sessions_or_takes_no_more_gets_fewer_connections() {
     let busy = frame(Type::Error, 0, &refusal::encode(ErrorCode::Busy, "enough"));
