@@ -155,19 +155,14 @@ vm-shell: build		## a shell in the virtual machine
 	@$(VM) --name shell --interactive --timeout 0 -- bash -i
 
 # The module for this machine's kernel, the programs built by this machine's cargo.
-.PHONY: install
-install: module		## module, programs and man pages for this machine (DESTDIR, PREFIX)
+.PHONY: install uninstall
+install: module		## module, programs, man pages and completions for this machine (DESTDIR, PREFIX)
 	@command -v cargo >/dev/null || { echo "vmem: error: no cargo here: it builds the programs" >&2; exit 1; }
 	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmemd -p vmemctl
-	$(MAKE) -C $(KDIR) M=$(TOP) MO=$(BUILD)/host INSTALL_MOD_PATH=$(DESTDIR) \
-		CONFIG_MODULE_SIG_ALL=$(if $(wildcard $(KDIR)/certs/signing_key.pem),y) modules_install
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(BUILD)/host-target/release/vmemd $(BUILD)/host-target/release/vmemctl
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include/linux include/uapi/linux/vmem.h
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/vmem/apparmor tools/vmemctl/apparmor/libvirt-qemu
-	install -D -m 644 -t $(DESTDIR)/etc/logrotate.d tools/vmemctl/logrotate/vmem
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system tools/vmemd/systemd/run-vmem.mount
-	@set -e; for page in $(wildcard Documentation/man/*.[1-8]); do \
-		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install module $(KDIR) $(BUILD)/host
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install files $(BUILD)/host-target/release
+uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install remove
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays

@@ -34,6 +34,7 @@
 
 mod arguments;
 mod bar;
+mod completions;
 mod error;
 pub mod log;
 pub mod output;
@@ -47,6 +48,7 @@ use clap::error::ErrorKind;
 
 pub use arguments::{address, bandwidth, bandwidth_limit, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
+pub use completions::Completions;
 pub use error::Error;
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use vmem_cli::log::Verbosity;
-use vmem_cli::{bandwidth, seconds, size};
+use vmem_cli::{Completions, bandwidth, seconds, size};
 use vmem_migrate::options::{Abort, Common, Forget, Migrate, Receive, Recover, Set, Status};
 
 use crate::memory_of::MemoryOf;
@@ -45,6 +45,9 @@ pub(crate) enum Command {
     DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs
     Region(Region),
+    /// Print the completion script for a shell
+    #[command(hide = true)]
+    Completions(Completions),
 }
 
 /// A running guest that is measured.

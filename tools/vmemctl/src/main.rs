@@ -33,6 +33,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
+    if let Command::Completions(args) = &cli.command {
+        let result = args.print::<Cli>();
+        return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
+    }
     // These start no process that outlives this one.
     let needs_scope = match &cli.command {
         Command::Region(_) | Command::DirtyRate(_) | Command::Status(_) | Command::Set(_) | Command::Abort(_) => false,
@@ -51,6 +55,7 @@ fn run(cli: &Cli) -> u8 {
             let result = checkpoint::run(args, common);
             return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
         }
+        Command::Completions(_) => return 0,
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
@@ -74,7 +79,8 @@ fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
         | Command::Checkpoint(_)
         | Command::Status(_)
         | Command::Set(_)
-        | Command::Abort(_) => output::err(&format!("vmemctl: {text}")),
+        | Command::Abort(_)
+        | Command::Completions(_) => output::err(&format!("vmemctl: {text}")),
         _ => tracing::error!("{text}"),
     }
     if cli.common.json {

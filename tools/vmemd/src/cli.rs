@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem::FilesOption;
 use vmem_cli::log::Verbosity;
-use vmem_cli::{address, bandwidth_limit, owner, seconds};
+use vmem_cli::{Completions, address, bandwidth_limit, owner, seconds};
 use vmem_nbd_source::Uri;
 use vmem_precopy::{Limits, Mode};
 use vmem_source::Compression;
@@ -39,8 +39,11 @@ pub(crate) struct Cli {
 impl Cli {
     /// The session that this vmemd is started for, if it is started for one.
     pub(crate) fn session(&self) -> Option<&str> {
-        let serve = self.command.as_ref().and_then(|Command::Serve(args)| args.session.as_deref());
-        serve.or_else(|| self.receive.as_ref()?.session.as_deref())
+        match &self.command {
+            Some(Command::Serve(args)) => args.session.as_deref(),
+            Some(Command::Completions(_)) => None,
+            None => self.receive.as_ref()?.session.as_deref(),
+        }
     }
 }
 
@@ -48,6 +51,9 @@ impl Cli {
 pub(crate) enum Command {
     /// Serve memory of this machine to the vmemd of other machines
     Serve(Serve),
+    /// Print the completion script for a shell
+    #[command(hide = true)]
+    Completions(Completions),
 }
 
 /// The source's side.

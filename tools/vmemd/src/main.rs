@@ -43,6 +43,10 @@ fn run(cli: Cli) -> u8 {
             Ok(()) => return 0,
             Err(error) => (anyhow::Error::from(error), EXIT_LOCAL),
         },
+        (Some(Command::Completions(args)), _) => match args.print::<Cli>() {
+            Ok(()) => return 0,
+            Err(error) => (error.into(), EXIT_LOCAL),
+        },
         (None, Some(args)) => match receive::run(&args) {
             Ok(()) => return 0,
             Err(failure) => {
