@@ -27,6 +27,9 @@
 
 #include "helpers.h"
 
+/* module! has no version. Kbuild says it: modinfo and /sys/module/vmem/version show it. */
+MODULE_VERSION(VMEM_VERSION);
+
 struct file *vmem_anon_file(const char *name, const struct file_operations *fops,
 			    void *data, int flags)
 {

@@ -55,6 +55,8 @@ installs_the_module() {
 	to /usr/local module "$VMEM_KDIR" "$VMEM_BUILD/module" && find "$work/tree/lib/modules" -name 'vmem.ko*' | grep -q updates/vmem.ko
 }
 
+module_says_the_version() { [ "$(modinfo -F version "$VMEM_BUILD/module/vmem.ko")" = "$("$VMEM_TOP/packaging/version")" ]; }
+
 it install_puts_programs_pages_and_completions installs
 it uninstall_leaves_an_empty_tree uninstalls
 it uninstall_keeps_what_is_not_its_own keeps_what_is_not_its_own
@@ -63,4 +65,5 @@ it uninstall_without_a_record_removes_nothing removes_nothing_without_a_record
 if [ -e "$VMEM_BUILD/module/vmem.ko" ] && [ -e "$VMEM_KDIR" ]; then
 	it install_puts_the_module installs_the_module
 	it uninstall_takes_the_module_away uninstalls
+	it module_has_the_version_of_everything module_says_the_version
 fi
