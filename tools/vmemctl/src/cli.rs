@@ -45,6 +45,10 @@ pub(crate) enum Command {
     DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs
     Region(Region),
+    /// Show the versions of the module and the programs, and whether they fit
+    Version,
+    /// Show what this machine lacks for vmem, and what to type to mend it
+    Doctor,
     /// Print the completion script for a shell
     #[command(hide = true)]
     Completions(Completions),

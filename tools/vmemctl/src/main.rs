@@ -6,6 +6,7 @@
 mod checkpoint;
 mod cli;
 mod dirty_rate;
+mod host;
 mod memory_of;
 mod region;
 
@@ -33,9 +34,14 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
-    if let Command::Completions(args) = &cli.command {
-        let result = args.print::<Cli>();
-        return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
+    match &cli.command {
+        Command::Version => return host::version(common.json),
+        Command::Doctor => return host::doctor(common.json, common.tls.as_deref()),
+        Command::Completions(args) => {
+            let result = args.print::<Cli>();
+            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
+        }
+        _ => {}
     }
     // These start no process that outlives this one.
     let needs_scope = match &cli.command {
@@ -55,7 +61,7 @@ fn run(cli: &Cli) -> u8 {
             let result = checkpoint::run(args, common);
             return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
         }
-        Command::Completions(_) => return 0,
+        Command::Version | Command::Doctor | Command::Completions(_) => return 0,
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),

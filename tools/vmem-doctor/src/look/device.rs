@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The control device. Who may open it may serve regions to every program of the machine.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::finding::Finding;
+use crate::host::{Host, ModuleFeatures};
+
+const SUBJECT: &str = "device";
+const CONTROL: &str = "/dev/vmem/control";
+
+pub(super) fn look(host: &Host) -> Finding {
+    match &host.features {
+        ModuleFeatures::NoDevice => Finding::missing(SUBJECT, format!("there is no {CONTROL}")).mend("modprobe vmem"),
+        ModuleFeatures::Forbidden => {
+            Finding::missing(SUBJECT, format!("{CONTROL} is for root, and this is another user")).mend("sudo vmemctl doctor")
+        }
+        ModuleFeatures::Unusable(why) => Finding::missing(SUBJECT, why.clone()).mend("modprobe -r vmem; modprobe vmem"),
+        ModuleFeatures::Known(_) => permissions(host),
+    }
+}
+
+fn permissions(host: &Host) -> Finding {
+    let mode = fs::metadata(host.at(CONTROL)).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o077 == 0 {
+        return Finding::good(SUBJECT, format!("{CONTROL} answers, and is for root only"));
+    }
+    Finding::note(
+        SUBJECT,
+        format!("{CONTROL} has mode {mode:o}: who may open it may serve regions to every program"),
+    )
+    .mend(format!("chmod 600 {CONTROL}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+
+    use super::*;
+    use crate::finding::State;
+    use crate::host::testing::Fake;
+
+    fn with(features: ModuleFeatures) -> Finding {
+        look(&Fake::new().with(|host| host.features = features).host)
+    }
+
+    #[test]
+    fn no_device_is_missing() {
+        assert_eq!(with(ModuleFeatures::NoDevice).mend.as_deref(), Some("modprobe vmem"));
+    }
+
+    #[test]
+    fn device_of_root_is_missing_for_others() {
+        let finding = with(ModuleFeatures::Forbidden);
+        assert_eq!(
+            (finding.state, finding.mend.as_deref()),
+            (State::Missing, Some("sudo vmemctl doctor"))
+        );
+    }
+
+    #[test]
+    fn device_that_answers_wrongly_is_missing() {
+        let finding = with(ModuleFeatures::Unusable("no vmem".to_owned()));
+        assert_eq!((finding.state, finding.text.as_str()), (State::Missing, "no vmem"));
+    }
+
+    #[test]
+    fn device_for_all_is_noted() {
+        let fake = Fake::new().file(CONTROL, "");
+        let mode = |mode| fs::set_permissions(fake.host.at(CONTROL), Permissions::from_mode(mode)).expect("a mode");
+        mode(0o600);
+        assert_eq!(look(&fake.host).state, State::Good);
+        mode(0o666);
+        assert_eq!(look(&fake.host).mend.as_deref(), Some("chmod 600 /dev/vmem/control"));
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The running kernel.
+
+use crate::finding::Finding;
+use crate::host::Host;
+
+const SUBJECT: &str = "kernel";
+
+/// The first series with what the module calls.
+const OLDEST: (u32, u32) = (7, 3);
+
+const NEWER: &str = "apt install -t trixie-backports linux-image-amd64, and boot it";
+
+pub(super) fn look(host: &Host) -> Finding {
+    let release = &host.release;
+    if host.machine != "x86_64" {
+        return Finding::missing(
+            SUBJECT,
+            format!("{release} runs on {}: vmem is for x86_64 only", host.machine),
+        );
+    }
+    if series(release).is_some_and(|series| series < OLDEST) {
+        return Finding::missing(
+            SUBJECT,
+            format!("{release} is too old: vmem needs {}.{} or later", OLDEST.0, OLDEST.1),
+        )
+        .mend(NEWER);
+    }
+    match has_rust(host) {
+        Some(true) => Finding::good(SUBJECT, format!("{release}, built with Rust (CONFIG_RUST)")),
+        Some(false) => Finding::missing(SUBJECT, format!("{release} is built without Rust (CONFIG_RUST is off)")).mend(NEWER),
+        None => Finding::note(
+            SUBJECT,
+            format!("{release}; it is not known whether it is built with Rust: no configuration of it is here"),
+        ),
+    }
+}
+
+/// "7.3" of "7.3.4+deb13-amd64".
+fn series(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Whether the kernel's configuration says so, where one of the usual files has it.
+fn has_rust(host: &Host) -> Option<bool> {
+    let places = [
+        format!("/boot/config-{}", host.release).into(),
+        host.of_kernel("config"),
+        host.of_kernel("build/.config"),
+        host.of_kernel("build/include/config/auto.conf"),
+    ];
+    let config = places.iter().find_map(|place| host.text(place))?;
+    Some(config.lines().any(|line| line == "CONFIG_RUST=y"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::State;
+    use crate::host::testing::Fake;
+
+    #[test]
+    fn series_is_the_first_two_numbers() {
+        assert_eq!(series("7.3.4+deb13-cloud-amd64"), Some((7, 3)));
+        assert_eq!(series("7.10-rc1"), Some((7, 10)));
+        assert_eq!(series("linux"), None);
+    }
+
+    #[test]
+    fn old_kernel_is_missing() {
+        let fake = Fake::new().with(|host| host.release = "7.2.12-amd64".to_owned());
+        let finding = look(&fake.host);
+        assert_eq!(finding.state, State::Missing);
+        assert!(finding.text.contains("needs 7.3 or later"), "{}", finding.text);
+    }
+
+    #[test]
+    fn later_kernel_is_not_old() {
+        let fake = Fake::new().with(|host| host.release = "7.10.1-amd64".to_owned());
+        assert_eq!(look(&fake.host).state, State::Note);
+    }
+
+    #[test]
+    fn kernel_without_rust_is_missing() {
+        let fake = Fake::new().file("/boot/config-RELEASE", "# CONFIG_RUST is not set\n");
+        assert_eq!(look(&fake.host).state, State::Missing);
+    }
+
+    #[test]
+    fn kernel_with_rust_is_good() {
+        for place in ["/boot/config-RELEASE", "/lib/modules/RELEASE/build/.config"] {
+            let fake = Fake::new().file(place, "CONFIG_RUST=y\n");
+            assert_eq!(look(&fake.host).state, State::Good, "{place}");
+        }
+    }
+
+    #[test]
+    fn other_processor_is_missing() {
+        let fake = Fake::new().with(|host| host.machine = "aarch64".to_owned());
+        assert_eq!(look(&fake.host).state, State::Missing);
+    }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0
+//! QEMU, which only guests need.
+
+use crate::finding::Finding;
+use crate::host::Host;
+
+const SUBJECT: &str = "qemu";
+
+/// What the moves are tested with.
+const OLDEST_TRIED: u32 = 10;
+
+pub(super) fn look(host: &Host) -> Finding {
+    let install = "apt install qemu-system-x86";
+    let Some(path) = host.program("qemu-system-x86_64") else {
+        return Finding::note(SUBJECT, "there is no qemu-system-x86_64: no guest can move here").mend(install);
+    };
+    let Some(version) = (host.version_of)(&path) else {
+        return Finding::note(SUBJECT, format!("{} does not say its version", path.display())).mend(install);
+    };
+    match major(&version) {
+        Some(major) if major >= OLDEST_TRIED => Finding::good(SUBJECT, version),
+        Some(_) => Finding::note(
+            SUBJECT,
+            format!("{version}: vmem is tested with QEMU {OLDEST_TRIED}.0 and later"),
+        )
+        .mend(install),
+        None => Finding::note(SUBJECT, format!("{version}: which version that is, is not known")).mend(install),
+    }
+}
+
+/// 10 of "QEMU emulator version 10.0.2 (Debian ...)".
+fn major(version: &str) -> Option<u32> {
+    version.split_once("version ")?.1.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::State;
+    use crate::host::testing::Fake;
+
+    #[test]
+    fn no_qemu_is_noted() {
+        assert_eq!(look(&Fake::new().host).mend.as_deref(), Some("apt install qemu-system-x86"));
+    }
+
+    #[test]
+    fn qemu_says_its_version() {
+        let fake = Fake::new().file("/usr/bin/qemu-system-x86_64", "");
+        let finding = look(&fake.host);
+        assert_eq!(
+            (finding.state, finding.text.as_str()),
+            (State::Good, "QEMU emulator version 10.0.2")
+        );
+    }
+
+    #[test]
+    fn old_and_strange_qemus_are_noted() {
+        for version_of in [
+            (|_| Some("QEMU emulator version 7.2.11".to_owned())) as fn(&std::path::Path) -> Option<String>,
+            |_| Some("what?".to_owned()),
+            |_| None,
+        ] {
+            let fake = Fake::new()
+                .file("/usr/bin/qemu-system-x86_64", "")
+                .with(|host| host.version_of = version_of);
+            assert_eq!(look(&fake.host).state, State::Note);
+        }
+    }
+}
