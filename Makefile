@@ -57,6 +57,12 @@ migration-qemu: build	## guests that move between the QEMU of Debian 13 and that
 systemd: build		## the tests of vmemctl on a host that systemd runs (FILTER=... for some)
 	@tools/testing/test systemd
 
+.PHONY: deb test-packages
+deb: tools		## Debian packages (vmem-dkms, vmem-tools, vmem-doc), in build/deb; lintian looks at them
+	@tools/testing/root/packaging run packaging/deb $(BUILD)/target/release $(BUILD)/deb
+test-packages: build	## installs, uses, upgrades and purges these packages, in a virtual machine
+	@tools/testing/test packages
+
 .PHONY: hibernation
 hibernation: build	## the functional tests whose virtual machine hibernates
 	@tools/testing/test hibernation
@@ -167,7 +173,7 @@ uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
 	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
+		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 
