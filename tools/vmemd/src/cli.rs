@@ -50,7 +50,7 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve memory of this machine to the vmemd of other machines
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Print the completion script for a shell
     #[command(hide = true)]
     Completions(Completions),
