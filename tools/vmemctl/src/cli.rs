@@ -45,6 +45,8 @@ pub(crate) enum Command {
     DirtyRate(DirtyRate),
     /// List, watch and copy regions and the shared memory of programs
     Region(Region),
+    /// Make and renew the certificates that --tls reads
+    Tls(crate::tls::Tls),
     /// Show the versions of the module and the programs, and whether they fit
     Version,
     /// Show what this machine lacks for vmem, and what to type to mend it
@@ -219,6 +221,25 @@ mod tests {
             " --qmp /q --bandwidth 10bit",
         ] {
             assert!(parse(&format!("vmemctl dirty-rate{bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tls_takes_names_and_addresses() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("vmemctl tls init /a").is_ok());
+        assert!(parse("vmemctl tls add-host /a alpha alpha.example.org 192.0.2.1 2001:db8::1 --days 30 --json").is_ok());
+        assert!(parse("vmemctl tls renew /a").is_ok());
+        assert!(parse("vmemctl tls renew /a alpha beta --days 30").is_ok());
+        for bad in [
+            "",
+            " init",
+            " init /a --days -1",
+            " add-host /a",
+            " add-host /a alpha *.example.org",
+            " list",
+        ] {
+            assert!(parse(&format!("vmemctl tls{bad}")).is_err(), "{bad}");
         }
     }
 

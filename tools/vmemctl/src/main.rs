@@ -9,6 +9,7 @@ mod dirty_rate;
 mod host;
 mod memory_of;
 mod region;
+mod tls;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -34,34 +35,22 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
-    match &cli.command {
-        Command::Version => return host::version(common.json),
-        Command::Doctor => return host::doctor(common.json, common.tls.as_deref()),
-        Command::Completions(args) => {
-            let result = args.print::<Cli>();
-            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
-        }
-        _ => {}
-    }
-    // These start no process that outlives this one.
+    // Of the others no process is left when this one ends.
     let needs_scope = match &cli.command {
-        Command::Region(_) | Command::DirtyRate(_) | Command::Status(_) | Command::Set(_) | Command::Abort(_) => false,
+        Command::Migrate(_) | Command::Receive(_) | Command::Recover(_) | Command::Forget(_) => true,
         Command::Checkpoint(args) => checkpoint::needs_scope(args),
-        _ => true,
+        _ => false,
     };
     if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
         Report::new(cli.common.json).note(&note);
     }
     let result = match &cli.command {
-        Command::Region(args) => {
-            let result = region::run(cli, args);
-            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
-        }
-        Command::Checkpoint(args) => {
-            let result = checkpoint::run(args, common);
-            return result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0);
-        }
-        Command::Version | Command::Doctor | Command::Completions(_) => return 0,
+        Command::Version => return host::version(common.json),
+        Command::Doctor => return host::doctor(common.json, common.tls.as_deref()),
+        Command::Completions(args) => return local(cli, args.print::<Cli>()),
+        Command::Region(args) => return local(cli, region::run(cli, args)),
+        Command::Checkpoint(args) => return local(cli, checkpoint::run(args, common)),
+        Command::Tls(args) => return local(cli, tls::run(args, common.json)),
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
         Command::Receive(args) => vmem_migrate::receive(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
@@ -74,20 +63,18 @@ fn run(cli: &Cli) -> u8 {
     result.map_or_else(|failure| report_error(cli, &failure, failure.code()), |()| 0)
 }
 
+/// The exit code of a command that no other host takes part in.
+fn local<E: Error>(cli: &Cli, result: Result<(), E>) -> u8 {
+    result.map_or_else(|error| report_error(cli, &error, EXIT_LOCAL), |()| 0)
+}
+
 /// Reports why the command has failed. Returns the exit code.
 fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
-        // These commands are short, so their errors need no time stamp.
-        Command::Region(_)
-        | Command::Forget(_)
-        | Command::DirtyRate(_)
-        | Command::Checkpoint(_)
-        | Command::Status(_)
-        | Command::Set(_)
-        | Command::Abort(_)
-        | Command::Completions(_) => output::err(&format!("vmemctl: {text}")),
-        _ => tracing::error!("{text}"),
+        Command::Migrate(_) | Command::Receive(_) | Command::Recover(_) => tracing::error!("{text}"),
+        // The other commands are short, so their errors need no time stamp.
+        _ => output::err(&format!("vmemctl: {text}")),
     }
     if cli.common.json {
         report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": text}));

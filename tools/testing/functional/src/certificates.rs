@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Certificates, made as howto-qemu.rst says.
+//! Certificates, made by `vmemctl tls` as howto-qemu.rst says.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,32 +18,21 @@ impl Certificates {
         fs::create_dir(&directory)?;
         let certificates = Self(directory);
         let path = |file: &str| certificates.0.join(file).to_string_lossy().into_owned();
-        let openssl = |words: &str, files: &[(&str, &str)]| -> Outcome {
-            let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-            files
-                .iter()
-                .for_each(|(option, file)| words.extend([(*option).to_owned(), path(file)]));
-            run_command("openssl", &words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
-        };
-        let extensions = "basicConstraints = CA:FALSE\nkeyUsage = digitalSignature\nextendedKeyUsage = serverAuth, clientAuth\n\
-                          subjectAltName = DNS:localhost\n";
-        fs::write(path("extensions"), extensions)?;
-        openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 30 -subj /CN=authority",
-            &[("-keyout", "authority.pem"), ("-out", "ca.pem")],
-        )?;
-        openssl(
-            "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=host",
-            &[("-keyout", "key.pem"), ("-out", "request.pem")],
-        )?;
-        let request = [
-            ("-in", "request.pem"),
-            ("-CA", "ca.pem"),
-            ("-CAkey", "authority.pem"),
-            ("-extfile", "extensions"),
-            ("-out", "cert.pem"),
-        ];
-        openssl("x509 -req -CAcreateserial -days 30", &request)?;
+        let vmemctl = std::env::current_exe()?
+            .with_file_name("vmemctl")
+            .to_string_lossy()
+            .into_owned();
+        run_command(&vmemctl, &["tls", "init", &path("authority"), "--days", "30"])?;
+        run_command(&vmemctl, &["tls", "add-host", &path("authority"), "localhost"])?;
+        for file in ["ca.pem", "cert.pem", "key.pem"] {
+            fs::copy(path(&format!("authority/localhost/{file}")), path(file))?;
+        }
+        // Whether another implementation takes it for both sides of a connection.
+        for purpose in ["sslserver", "sslclient"] {
+            let words = ["verify", "-x509_strict", "-verify_hostname", "localhost", "-purpose", purpose];
+            let files = ["-CAfile", &path("ca.pem"), &path("cert.pem")];
+            run_command("openssl", &[&words[..], &files].concat())?;
+        }
         for (file, copies) in [
             ("ca.pem", &["ca-cert.pem"][..]),
             ("cert.pem", &["server-cert.pem", "client-cert.pem"]),

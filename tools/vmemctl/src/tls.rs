@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `vmemctl tls`: an authority in a directory, and the certificates of hosts.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use time::OffsetDateTime;
+use vmem_authority::{Authority, Certificate, Error, HostName};
+use vmem_cli::output::out;
+use vmem_migrate::report;
+
+#[derive(Debug, Args)]
+pub(crate) struct Tls {
+    #[command(subcommand)]
+    command: TlsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TlsCommand {
+    /// Make an authority, whose certificates hosts accept
+    Init(Init),
+    /// Make the files that --tls reads on a host
+    AddHost(AddHost),
+    /// Make new certificates for the same names and keys
+    Renew(Renew),
+    /// List the hosts and until when their certificates are valid
+    List(List),
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// The directory to make
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The authority's common name
+    #[arg(long, value_name = "NAME", default_value = "vmem authority")]
+    name: String,
+    /// How long the authority is valid
+    #[arg(long, value_name = "DAYS", default_value = "3650")]
+    days: u32,
+}
+
+#[derive(Debug, Args)]
+struct AddHost {
+    /// The authority's directory, which gets a directory HOST
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The host's name
+    #[arg(value_name = "HOST")]
+    host: String,
+    /// Other names, and addresses, to which peers connect
+    #[arg(value_name = "NAME|ADDRESS")]
+    names: Vec<HostName>,
+    /// How long the certificate is valid, but no longer than the authority's
+    #[arg(long, value_name = "DAYS", default_value = "365")]
+    days: u32,
+}
+
+#[derive(Debug, Args)]
+struct Renew {
+    /// The authority's directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The hosts; all if none is given
+    #[arg(value_name = "HOST")]
+    hosts: Vec<String>,
+    /// How long the certificates are valid, but no longer than the authority's
+    #[arg(long, value_name = "DAYS", default_value = "365")]
+    days: u32,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// The authority's directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+pub(crate) fn run(args: &Tls, json: bool) -> Result<(), Error> {
+    match &args.command {
+        TlsCommand::Init(args) => init(args, json),
+        TlsCommand::AddHost(args) => add_host(args, json),
+        TlsCommand::Renew(args) => renew(args, json),
+        TlsCommand::List(args) => list(args, json),
+    }
+}
+
+fn init(args: &Init, json: bool) -> Result<(), Error> {
+    let authority = Authority::create(&args.directory, &args.name, args.days)?;
+    if json {
+        print_authority(&args.directory, authority.certificate());
+        return Ok(());
+    }
+    let directory = args.directory.display();
+    out(&format!(
+        "{directory} is an authority, valid until {}",
+        day(authority.certificate().not_after())
+    ));
+    out(&format!(
+        "Copy {directory}/ca-key.pem to no host. Next: vmemctl tls add-host {directory} HOST [ADDRESS...]"
+    ));
+    Ok(())
+}
+
+fn add_host(args: &AddHost, json: bool) -> Result<(), Error> {
+    let authority = Authority::open(&args.directory)?;
+    let own: HostName = args.host.parse()?;
+    let names: Vec<HostName> = std::iter::once(own).chain(args.names.iter().cloned()).collect();
+    let certificate = authority.add_host(&args.host, &names, args.days)?;
+    print_host(&args.host, &certificate, json);
+    if !json {
+        let directory = args.directory.join(&args.host);
+        out(&format!(
+            "Copy {}/*.pem to /etc/vmem on {}, readable by root only. key.pem need not stay here",
+            directory.display(),
+            args.host
+        ));
+    }
+    Ok(())
+}
+
+fn renew(args: &Renew, json: bool) -> Result<(), Error> {
+    let authority = Authority::open(&args.directory)?;
+    let hosts = match args.hosts.is_empty() {
+        true => authority.hosts()?.into_iter().map(|(host, _)| host).collect(),
+        false => args.hosts.clone(),
+    };
+    for host in &hosts {
+        let certificate = authority.renew(host, args.days)?;
+        print_host(host, &certificate, json);
+        if !json {
+            out(&format!("Copy {} to /etc/vmem on {host}", certificate.path().display()));
+        }
+    }
+    Ok(())
+}
+
+fn list(args: &List, json: bool) -> Result<(), Error> {
+    let authority = Authority::open(&args.directory)?;
+    let certificate = authority.certificate();
+    if json {
+        print_authority(&args.directory, certificate);
+    } else {
+        out(&format!("{}: authority, {}", args.directory.display(), validity(certificate)));
+    }
+    for (host, certificate) in authority.hosts()? {
+        print_host(&host, &certificate, json);
+    }
+    Ok(())
+}
+
+fn print_authority(directory: &Path, certificate: &Certificate) {
+    report::print(&json!({
+        "event": "authority",
+        "directory": directory,
+        "not_before": certificate.not_before().unix_timestamp(),
+        "not_after": certificate.not_after().unix_timestamp(),
+        "expired": certificate.has_expired(),
+    }));
+}
+
+fn print_host(host: &str, certificate: &Certificate, json: bool) {
+    let names: Vec<String> = certificate.names().iter().map(ToString::to_string).collect();
+    if json {
+        report::print(&json!({
+            "event": "certificate",
+            "host": host,
+            "path": certificate.path(),
+            "names": names,
+            "not_before": certificate.not_before().unix_timestamp(),
+            "not_after": certificate.not_after().unix_timestamp(),
+            "expired": certificate.has_expired(),
+        }));
+        return;
+    }
+    out(&format!("{host}: {}, for {}", validity(certificate), names.join(", ")));
+}
+
+fn validity(certificate: &Certificate) -> String {
+    let verb = match certificate.has_expired() {
+        true => "expired on",
+        false => "valid until",
+    };
+    format!("{verb} {}", day(certificate.not_after()))
+}
+
+fn day(time: OffsetDateTime) -> String {
+    time.date().to_string()
+}
