@@ -6,7 +6,7 @@
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
 //! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand, or the
-//! freezer of cgroup v1, are left out where the kernel has none (`injector`, `kernel`), those that want two nodes on a machine of one
+//! freezer of cgroup v1 or probes, are left out where the kernel has none (`injector`, `kernel`, `probes`), those that want two nodes on a machine of one
 //! (`suite::numa`), and those that hibernate on a machine that nobody starts again (`kernel`).
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod image;
 mod injector;
 mod kernel;
 mod link;
+mod probes;
 mod program;
 mod server;
 mod setting;
@@ -50,6 +51,7 @@ fn possible(name: &str) -> bool {
         "freeze" if suite::freeze::SUSPENDS.contains(&name) => kernel::can_suspend(),
         "freeze" if suite::freeze::HIBERNATES.contains(&name) => kernel::can_hibernate(),
         "freeze" => kernel::Freezer::available(),
+        "inside" => probes::available(),
         "numa" => suite::numa::available(),
         "track" if name == suite::track::BEGINS_BESIDE_MMAP => !injector::available(),
         "track" => !suite::track::LET_GO.contains(&name) || kernel::lets_go_of_pages(),

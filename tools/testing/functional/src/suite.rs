@@ -20,6 +20,7 @@ mod gup;
 mod huge;
 mod info;
 mod injection;
+mod inside;
 mod mapping;
 mod mark;
 mod metrics;
@@ -88,6 +89,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         snapshot::consistency::TESTS,
         snapshot::guest::TESTS,
         module::TESTS,
+        inside::TESTS,
         sample::TESTS,
         sample::snapshot::TESTS,
         sample::region::TESTS,
