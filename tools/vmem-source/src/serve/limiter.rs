@@ -14,7 +14,7 @@ use vmem::PAGE_SIZE;
 
 use crate::answer::Chunk;
 
-/// The lowest limit, in bytes per second: a frame of two pages takes [`FRAME_TIME`] then.
+/// The lowest limit, in bytes per second: a frame has two pages at most then, and takes a 32nd of a second.
 pub const LEAST_BANDWIDTH: u64 = 256 << 10;
 
 /// The time that a frame takes at most at the limit. The longest silence of a connection is this, for each connection that sends: with the 64
