@@ -24,6 +24,9 @@ const HOST_KEY: &str = "key.pem";
 /// The longest period of validity in days: a century.
 const DAYS_MAX: u32 = 36_500;
 
+/// The most characters of a common name (RFC 5280, appendix A.1, `ub-common-name`).
+const COMMON_NAME_MAX: usize = 64;
+
 /// How long before its issue a certificate is valid: the clock of another host may be behind.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 
@@ -37,13 +40,25 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
+/// A host that has a directory.
+#[derive(Debug)]
+pub struct Host {
+    /// The name of its directory.
+    pub name: String,
+    /// Its certificate, if that can be read.
+    pub certificate: Result<Certificate, Error>,
+}
+
 impl Authority {
     /// Makes a new authority in `directory`, which must not exist.
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`], [`Error::Write`], [`Error::Days`], [`Error::Random`], [`Error::Make`].
+    /// [`Error::AuthorityName`], [`Error::Exists`], [`Error::Write`], [`Error::Days`], [`Error::Random`], [`Error::Make`].
     pub fn create(directory: &Path, name: &str, days: u32) -> Result<Self, Error> {
+        if !(1..=COMMON_NAME_MAX).contains(&name.chars().count()) {
+            return Err(Error::AuthorityName(name.to_owned()));
+        }
         let mut params = params(name, days)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -93,7 +108,7 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`], [`Error::Name`] for a `host` that is none, [`Error::NoNames`], [`Error::Expired`], [`Error::Days`], [`Error::Write`], [`Error::Random`],
+    /// [`Error::Exists`], [`Error::Host`] for a `host` that is no name, [`Error::NoNames`], [`Error::Expired`], [`Error::Days`], [`Error::Write`], [`Error::Random`],
     /// [`Error::Make`].
     pub fn add_host(&self, host: &str, names: &[HostName], days: u32) -> Result<Certificate, Error> {
         let directory = self.host_directory(host)?;
@@ -112,12 +127,15 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// [`Error::Foreign`], [`Error::Read`], [`Error::File`], and as for [`add_host`](Self::add_host).
+    /// [`Error::Foreign`], [`Error::OtherNames`], [`Error::Read`], [`Error::File`], and as for [`add_host`](Self::add_host).
     pub fn renew(&self, host: &str, days: u32) -> Result<Certificate, Error> {
         let path = self.host_directory(host)?.join(HOST_CERTIFICATE);
         let old = Certificate::read(&path)?;
         if !old.is_issued_by(&self.certificate)? {
             return Err(Error::Foreign(path));
+        }
+        if old.has_other_names() {
+            return Err(Error::OtherNames(path));
         }
         let key = old.parsed(|parsed| SubjectPublicKeyInfo::from_der(parsed.public_key().raw))??;
         let text = self.issue(host, old.names(), &key, days)?;
@@ -125,12 +143,12 @@ impl Authority {
         Certificate::read(&path)
     }
 
-    /// The hosts that have a certificate of it, by their directories' names.
+    /// The hosts, by their directories' names, and their certificates as far as they can be read.
     ///
     /// # Errors
     ///
-    /// [`Error::Read`], [`Error::File`].
-    pub fn hosts(&self) -> Result<Vec<(String, Certificate)>, Error> {
+    /// [`Error::Read`] for the authority's directory.
+    pub fn hosts(&self) -> Result<Vec<Host>, Error> {
         let failed = |source| Error::Read {
             path: self.directory.clone(),
             source,
@@ -139,23 +157,24 @@ impl Authority {
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = entry.path().join(HOST_CERTIFICATE);
-            let Ok(host) = entry.file_name().into_string() else {
+            let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if !host.starts_with('.') && path.exists() {
-                hosts.push((host, Certificate::read(&path)?));
+            if !name.starts_with('.') && path.exists() {
+                let certificate = Certificate::read(&path);
+                hosts.push(Host { name, certificate });
             }
         }
-        hosts.sort_by(|(one, _), (other, _)| one.cmp(other));
+        hosts.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(hosts)
     }
 
     /// Where the files of a host are.
     fn host_directory(&self, host: &str) -> Result<PathBuf, Error> {
         // Not a path out of the directory: a name has no slash, and no label of it is empty.
-        match host.parse()? {
-            HostName::Dns(_) => Ok(self.directory.join(host)),
-            HostName::Address(_) => Err(Error::Name(host.to_owned())),
+        match host.parse() {
+            Ok(HostName::Dns(_)) => Ok(self.directory.join(host)),
+            Ok(HostName::Address(_)) | Err(_) => Err(Error::Host(host.to_owned())),
         }
     }
 
@@ -185,6 +204,8 @@ fn params(name: &str, days: u32) -> Result<CertificateParams, Error> {
     }
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
+    // It is for people: what counts are the alternative names.
+    let name: String = name.chars().take(COMMON_NAME_MAX).collect();
     params.distinguished_name.push(DnType::CommonName, name);
     let now = OffsetDateTime::now_utc();
     params.not_before = now - CLOCK_SKEW;

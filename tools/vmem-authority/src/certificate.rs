@@ -17,6 +17,7 @@ pub struct Certificate {
     path: PathBuf,
     der: Vec<u8>,
     names: Vec<HostName>,
+    has_other_names: bool,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
@@ -38,18 +39,14 @@ impl Certificate {
         let pem = pem.map_err(|error| bad(error.to_string()))?;
         let parsed = pem.parse_x509().map_err(|error| bad(error.to_string()))?;
         let names = parsed.subject_alternative_name().map_err(|error| bad(error.to_string()))?;
-        let names = names.map_or_else(Vec::new, |names| {
-            names
-                .value
-                .general_names
-                .iter()
-                .filter_map(HostName::from_general_name)
-                .collect()
-        });
+        let all = names.map_or(&[][..], |names| &names.value.general_names);
+        let names: Vec<HostName> = all.iter().filter_map(HostName::from_general_name).collect();
+        let has_other_names = names.len() < all.len();
         let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
         Ok(Self {
             path: path.to_owned(),
             names,
+            has_other_names,
             not_before: not_before.to_datetime(),
             not_after: not_after.to_datetime(),
             der: pem.contents,
@@ -66,6 +63,11 @@ impl Certificate {
     #[must_use]
     pub fn names(&self) -> &[HostName] {
         &self.names
+    }
+
+    /// Whether it also has names that are neither of hosts nor addresses.
+    pub(crate) fn has_other_names(&self) -> bool {
+        self.has_other_names
     }
 
     /// From when on it is valid.

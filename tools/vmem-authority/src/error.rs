@@ -44,6 +44,15 @@ pub enum Error {
     /// A certificate cannot have such a name.
     #[error("{0:?} is neither the name of a host nor an address")]
     Name(String),
+    /// The files of a host are known by its name.
+    #[error("{0:?} cannot be the host's name here: give a name first, and addresses after it")]
+    Host(String),
+    /// The name of an authority is empty or too long.
+    #[error("{0:?} is not a name of 1 to 64 characters")]
+    AuthorityName(String),
+    /// A certificate has names that are neither of hosts nor addresses, and a new one would be without them.
+    #[error("{} has names of other kinds than hosts and addresses, which a renewed one would lack", .0.display())]
+    OtherNames(PathBuf),
     /// A certificate was to have no names.
     #[error("a certificate without names is of no use")]
     NoNames,

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
+use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::Error;
@@ -63,9 +64,13 @@ impl<'a> NewDirectory<'a> {
 
     /// Gives it its name. [`Error::Exists`] if something has got that name meanwhile.
     pub(crate) fn finish(self) -> Result<(), Error> {
-        let renamed = renameat_with(CWD, self.unfinished.path(), CWD, self.name, RenameFlags::NOREPLACE);
+        let renamed = match renameat_with(CWD, self.unfinished.path(), CWD, self.name, RenameFlags::NOREPLACE) {
+            // NFS has no such rename. The ordinary one replaces an empty directory at most.
+            Err(Errno::INVAL | Errno::NOSYS) => renameat(CWD, self.unfinished.path(), CWD, self.name),
+            renamed => renamed,
+        };
         renamed.map_err(|errno| match errno {
-            rustix::io::Errno::EXIST => Error::Exists(self.name.to_owned()),
+            Errno::EXIST | Errno::NOTEMPTY => Error::Exists(self.name.to_owned()),
             errno => failed(self.name)(errno.into()),
         })?;
         // It has another name now, so there is nothing to remove.

@@ -28,7 +28,7 @@ mod host_name;
 #[cfg(test)]
 mod tests;
 
-pub use authority::Authority;
+pub use authority::{Authority, Host};
 pub use certificate::Certificate;
 pub use error::Error;
 pub use host_name::HostName;

@@ -122,7 +122,7 @@ fn an_opened_authority_goes_on() {
     opened.add_host("beta", &parse(&["beta"]), 10).expect("a certificate");
     let (connected, accepted) = handshake(&rig.identity("alpha"), &rig.identity("beta"), "beta");
     assert!(connected.is_ok() && accepted.is_ok());
-    let hosts: Vec<String> = opened.hosts().expect("hosts").into_iter().map(|(host, _)| host).collect();
+    let hosts: Vec<String> = opened.hosts().expect("hosts").into_iter().map(|host| host.name).collect();
     assert_eq!(hosts, ["alpha", "beta"]);
 }
 
@@ -192,6 +192,33 @@ fn a_certificate_of_another_authority_is_not_renewed() {
 }
 
 #[test]
+fn a_certificate_with_names_of_other_kinds_is_not_renewed() {
+    use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+
+    let rig = Rig::new();
+    rig.add("alpha", &["alpha"]);
+    let text = |file: &str| fs::read_to_string(rig.directory.join(file)).expect("a file");
+    let key = KeyPair::from_pem(&text("ca-key.pem")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&text("ca.pem"), key).expect("an issuer");
+    let mut params = CertificateParams::new(vec!["alpha".to_owned()]).expect("parameters");
+    let other = SanType::URI("spiffe://alpha".try_into().expect("a URI"));
+    params.subject_alt_names.push(other);
+    let made = params
+        .signed_by(&KeyPair::generate().expect("a key"), &issuer)
+        .expect("a certificate");
+    fs::write(rig.directory.join("alpha/cert.pem"), made.pem()).expect("a file");
+    let renewed = rig.authority.renew("alpha", 10);
+    assert!(matches!(renewed, Err(Error::OtherNames(_))), "{renewed:?}");
+}
+
+#[test]
+fn a_long_name_of_a_host_is_a_name_of_its_certificate() {
+    let rig = Rig::new();
+    let long = format!("{}.example.org", "a".repeat(60));
+    assert_eq!(rig.add(&long, &[&long]).names(), parse(&[&long]));
+}
+
+#[test]
 fn a_key_of_another_authority_is_refused() {
     let (rig, other) = (Rig::new(), Rig::new());
     fs::copy(other.directory.join("ca-key.pem"), rig.directory.join("ca-key.pem")).expect("a copy");
@@ -212,6 +239,13 @@ fn files_that_are_damaged_or_missing_are_errors() {
     }
     let renewed = rig.authority.renew("beta", 10);
     assert!(matches!(renewed, Err(Error::Read { .. })), "{renewed:?}");
+    rig.add("gamma", &["gamma"]);
+    let hosts = rig.authority.hosts().expect("hosts");
+    let states: Vec<_> = hosts
+        .iter()
+        .map(|host| (host.name.as_str(), host.certificate.is_ok()))
+        .collect();
+    assert_eq!(states, [("alpha", false), ("gamma", true)], "the others are still listed");
     fs::write(rig.directory.join("ca-key.pem"), [0xff; 40]).expect("a file");
     let opened = Authority::open(&rig.directory).map(drop);
     assert!(matches!(opened, Err(Error::File { .. })), "{opened:?}");
@@ -240,7 +274,11 @@ fn names_that_no_certificate_can_have_are_refused() {
     let rig = Rig::new();
     for host in ["192.0.2.1", "..", ""] {
         let added = rig.authority.add_host(host, &parse(&["alpha"]), 10);
-        assert!(matches!(added, Err(Error::Name(_))), "{host:?}: {added:?}");
+        assert!(matches!(added, Err(Error::Host(_))), "{host:?}: {added:?}");
+    }
+    for name in [String::new(), "a".repeat(65)] {
+        let made = Authority::create(&rig.directory.join("another"), &name, 10).map(drop);
+        assert!(matches!(made, Err(Error::AuthorityName(_))), "{made:?}");
     }
     let added = rig.authority.add_host("alpha", &[], 10);
     assert!(matches!(added, Err(Error::NoNames)), "{added:?}");

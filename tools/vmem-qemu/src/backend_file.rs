@@ -3,10 +3,12 @@
 
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vmem::{MemoryFile, Name, ProcessMemory};
 use vmem_process::Process;
@@ -67,10 +69,15 @@ impl BackendFile {
         let node = Name::new(path.file_name()?.to_str()?).ok()?.path();
         let served = Self::of(&fs::metadata(&node).ok()?, node);
         let region = served.region?;
-        let seen = PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
-        let is_at_path = match fs::metadata(&seen) {
-            Ok(_) => vmem::region_at(&seen) == Some(region) && !served.descriptors(pid).ok()?.is_empty(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => was_at(pid, path, region),
+        let is_at_path = match look_up_in(pid, path) {
+            Ok(seen) => vmem::region_of(seen.as_fd()) == Some(region) && !served.descriptors(pid).ok()?.is_empty(),
+            Err(Errno::NOENT) => {
+                // The process may have opened it by links: the kernel says the path without them.
+                let directory = path.parent().and_then(|directory| look_up_in(pid, directory).ok());
+                let directory = directory.and_then(|seen| fs::read_link(format!("/proc/self/fd/{}", seen.as_raw_fd())).ok());
+                let without_links = directory.and_then(|directory| Some(directory.join(path.file_name()?)));
+                was_at(pid, without_links.as_deref().unwrap_or(path), region)
+            }
             Err(_) => false,
         };
         is_at_path.then_some(served)
@@ -177,10 +184,17 @@ impl BackendFile {
     }
 }
 
+/// What is at an absolute path where a process sees it, with links as that process resolves them: nothing of it is opened but the path.
+fn look_up_in(pid: i32, path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = open(format!("/proc/{pid}/root"), flags | OFlags::DIRECTORY, Mode::empty())?;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+}
+
 /// Whether the process has opened a file of this region, and no other file, at a path where nothing is any more. The kernel says the path of a
 /// descriptor; after its mount is gone, it says the file's name alone.
 fn was_at(pid: i32, path: &Path, region: u64) -> bool {
-    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return false;
     };
     let alone = path.file_name().map(|name| Path::new("/").join(name));
@@ -198,7 +212,7 @@ fn was_at(pid: i32, path: &Path, region: u64) -> bool {
         };
         regions.iter().any(is)
     };
-    let mut candidates = open
+    let mut candidates = descriptors
         .flatten()
         .map(|entry| entry.path())
         .filter(|descriptor| had_path(descriptor))

@@ -42,6 +42,9 @@ pub struct Endpoint {
     resolvers: Mutex<Vec<Resolver>>,
 }
 
+/// How many connections join at the same time: fewer than a source has in the handshake, since it closes the oldest ones of the address with most of them.
+const JOINED_AT_ONCE: u8 = 4;
+
 impl Endpoint {
     /// The source at `address` (`HOST:PORT`). `timeout` is the time limit of connecting, including the lookup, and of each answer.
     #[must_use]
@@ -102,7 +105,7 @@ impl Endpoint {
         if let Some(session) = session {
             // `session.connections` is at most `MAX_CONNECTIONS`.
             let last = streams.min(session.connections) as u8;
-            // The second one shows whether the source takes more. The others join at the same time: each takes some round trips.
+            // The second one shows whether the source takes more. The others join several at a time: each takes some round trips.
             if last > 1 {
                 peers.extend(self.join(&session, 1)?);
             }
@@ -115,6 +118,15 @@ impl Endpoint {
 
     /// The connections with these numbers, but for those that the source does not take.
     fn join_all(&self, session: &Session, numbers: Range<u8>) -> Result<Vec<StagingPeer>, Error> {
+        let mut peers = Vec::new();
+        for first in numbers.clone().step_by(JOINED_AT_ONCE.into()) {
+            let group = first..first.saturating_add(JOINED_AT_ONCE).min(numbers.end);
+            peers.extend(self.join_at_once(session, group)?);
+        }
+        Ok(peers)
+    }
+
+    fn join_at_once(&self, session: &Session, numbers: Range<u8>) -> Result<Vec<StagingPeer>, Error> {
         thread::scope(|scope| {
             let join = |number| {
                 let thread = thread::Builder::new().name("join".to_owned());

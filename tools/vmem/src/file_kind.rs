@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kind of file is at a path or behind a descriptor: the file of a region, the node of a region, or another one.
 //!
-//! Only the kernel is believed. The server of a FUSE file system can answer the module's calls as the module does, but it chooses neither the
-//! type of its file system nor the driver of a device.
+//! Only the kernel is believed. The servers of a FUSE file system and of a CUSE device can answer the module's calls as the module does, but they
+//! choose neither the type of the file system nor the class of the device.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, major, minor, statfs};
@@ -16,7 +18,7 @@ const FILE_INODE: u64 = 1;
 /// The type of the kernel's own file system of files without a path, as `statfs(2)` gives it.
 const ANON_INODE_MAGIC: i64 = 0x0904_1934;
 
-/// What the module's devices are called in `/proc/devices`.
+/// The class of the module's nodes, and what they are called in `/proc/devices`.
 const DRIVER: &str = "vmem";
 
 /// What kind of file it is.
@@ -42,7 +44,7 @@ impl FileKind {
     pub(crate) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = fstat(fd)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::CharacterDevice if is_of_module(&stat) => Self::Node,
+            FileType::CharacterDevice if is_of_module(&stat)? => Self::Node,
             FileType::CharacterDevice => Self::Other("another device"),
             FileType::Directory => Self::Other("a directory"),
             // Not asked of all files, since another file system may take long to answer. The files without a path have no type in some kernels.
@@ -75,10 +77,19 @@ pub(crate) fn is_file_system(path: &Path) -> bool {
     statfs(path).is_ok_and(|statfs| statfs.f_type == i64::from(VMEM_SUPER_MAGIC))
 }
 
-/// Whether the number of a device is one of those that the module has for nodes.
-fn is_of_module(stat: &Stat) -> bool {
-    let devices = std::fs::read_to_string("/proc/devices").unwrap_or_default();
-    majors(&devices).any(|number| number == major(stat.st_rdev))
+/// Whether a device is a node of the module, by its class. A node whose region is gone has no class any more, and without sysfs no node has one: then its
+/// number decides.
+fn is_of_module(stat: &Stat) -> Result<bool, Errno> {
+    let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
+    match rustix::fs::readlink(format!("/sys/dev/char/{major}:{minor}/subsystem"), Vec::new()) {
+        Ok(class) => Ok(Path::new(OsStr::from_bytes(class.as_bytes())).ends_with(DRIVER)),
+        Err(Errno::NOENT) => {
+            let devices = std::fs::read_to_string("/proc/devices");
+            let devices = devices.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            Ok(majors(&devices).any(|number| number == major))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The major numbers of the module's nodes in the text of `/proc/devices`, which has the block devices last.

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 use vmem_authority::{Authority, Certificate, Error, HostName};
-use vmem_cli::output::out;
+use vmem_cli::chain;
+use vmem_cli::output::{err, out};
 use vmem_migrate::report;
 
 #[derive(Debug, Args)]
@@ -77,10 +78,21 @@ struct List {
     directory: PathBuf,
 }
 
-pub(crate) fn run(args: &Tls, json: bool) -> Result<(), Error> {
+/// Why a command has failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    /// The authority cannot be made or used.
+    #[error(transparent)]
+    Authority(#[from] Error),
+    /// Something has failed for so many hosts. It has been reported for each.
+    #[error("not done for {0} of the hosts")]
+    Hosts(usize),
+}
+
+pub(crate) fn run(args: &Tls, json: bool) -> Result<(), Failed> {
     match &args.command {
-        TlsCommand::Init(args) => init(args, json),
-        TlsCommand::AddHost(args) => add_host(args, json),
+        TlsCommand::Init(args) => Ok(init(args, json)?),
+        TlsCommand::AddHost(args) => Ok(add_host(args, json)?),
         TlsCommand::Renew(args) => renew(args, json),
         TlsCommand::List(args) => list(args, json),
     }
@@ -120,23 +132,29 @@ fn add_host(args: &AddHost, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn renew(args: &Renew, json: bool) -> Result<(), Error> {
+/// Goes on after a certificate that cannot be renewed, so that the others do not expire for it.
+fn renew(args: &Renew, json: bool) -> Result<(), Failed> {
     let authority = Authority::open(&args.directory)?;
     let hosts = match args.hosts.is_empty() {
-        true => authority.hosts()?.into_iter().map(|(host, _)| host).collect(),
+        true => authority.hosts()?.into_iter().map(|host| host.name).collect(),
         false => args.hosts.clone(),
     };
+    let mut failures = Failures::default();
     for host in &hosts {
-        let certificate = authority.renew(host, args.days)?;
-        print_host(host, &certificate, json);
-        if !json {
-            out(&format!("Copy {} to /etc/vmem on {host}", certificate.path().display()));
+        match authority.renew(host, args.days) {
+            Ok(certificate) => {
+                print_host(host, &certificate, json);
+                if !json {
+                    out(&format!("Copy {} to /etc/vmem on {host}", certificate.path().display()));
+                }
+            }
+            Err(error) => failures.report(host, &error, json),
         }
     }
-    Ok(())
+    failures.result()
 }
 
-fn list(args: &List, json: bool) -> Result<(), Error> {
+fn list(args: &List, json: bool) -> Result<(), Failed> {
     let authority = Authority::open(&args.directory)?;
     let certificate = authority.certificate();
     if json {
@@ -144,10 +162,37 @@ fn list(args: &List, json: bool) -> Result<(), Error> {
     } else {
         out(&format!("{}: authority, {}", args.directory.display(), validity(certificate)));
     }
-    for (host, certificate) in authority.hosts()? {
-        print_host(&host, &certificate, json);
+    let mut failures = Failures::default();
+    for host in authority.hosts()? {
+        match host.certificate {
+            Ok(certificate) => print_host(&host.name, &certificate, json),
+            Err(error) => failures.report(&host.name, &error, json),
+        }
     }
-    Ok(())
+    failures.result()
+}
+
+/// The hosts for which something has failed.
+#[derive(Default)]
+struct Failures(usize);
+
+impl Failures {
+    fn report(&mut self, host: &str, error: &Error, json: bool) {
+        self.0 += 1;
+        let text = chain(error);
+        if json {
+            report::print(&json!({"event": "host_failed", "host": host, "error": text}));
+        } else {
+            err(&format!("vmemctl: {host}: {text}"));
+        }
+    }
+
+    fn result(self) -> Result<(), Failed> {
+        match self.0 {
+            0 => Ok(()),
+            hosts => Err(Failed::Hosts(hosts)),
+        }
+    }
 }
 
 fn print_authority(directory: &Path, certificate: &Certificate) {

@@ -21,6 +21,15 @@ pub const LEAST_BANDWIDTH: u64 = 256 << 10;
 /// connections that a server has at most by default, two seconds.
 const FRAME_TIME: Duration = Duration::from_micros(31_250);
 
+/// How large a frame may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrameLimit {
+    /// The most pages with contents, one at least.
+    pub(super) pages: usize,
+    /// How often the limit had been lowered.
+    lowered: u64,
+}
+
 /// The bucket.
 #[derive(Debug)]
 pub struct Limiter {
@@ -37,6 +46,8 @@ struct State {
     /// Bytes that were sent, or wait to be.
     taken: u64,
     at: Instant,
+    /// How often the limit was lowered.
+    lowered: u64,
     /// The program has stopped: frames of rounds do not wait, because the program does.
     is_open_for_rounds: bool,
     /// The server ends.
@@ -96,6 +107,7 @@ impl Default for Limiter {
                 paid: 0,
                 taken: 0,
                 at: Instant::now(),
+                lowered: 0,
                 is_open_for_rounds: false,
                 is_closed: false,
             }),
@@ -106,7 +118,8 @@ impl Default for Limiter {
 
 impl Limiter {
     /// Sets the limit in bytes per second, [`LEAST_BANDWIDTH`] at least, or ends it. Frames that wait follow it at once. If it is lower than
-    /// before, they are sent at once: they are as large as the earlier limit allows, so that the connections would be silent for long.
+    /// before, these and all others that are made already do not wait: they are as large as the earlier limit allows, so that the connections
+    /// would be silent for long.
     pub fn set(&self, rate: Option<u64>) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -116,8 +129,9 @@ impl Limiter {
         }
         state.pay(now);
         let rate = rate.map(|rate| rate.max(LEAST_BANDWIDTH));
-        if rate.zip(state.rate).is_some_and(|(rate, earlier)| rate < earlier) {
+        if rate.is_some_and(|rate| state.rate.is_none_or(|earlier| rate < earlier)) {
             state.paid = state.paid.max(u128::from(state.taken) * NANOS);
+            state.lowered += 1;
         }
         state.rate = rate;
         drop(state);
@@ -130,16 +144,20 @@ impl Limiter {
         self.lock().rate
     }
 
-    /// The most pages with contents that a frame should have: as many as the limit allows in [`FRAME_TIME`], and one at least.
-    pub(super) fn frame_pages(&self, purpose: Purpose) -> usize {
+    /// How large the next frame may be: as many pages as the limit allows in [`FRAME_TIME`].
+    pub(super) fn frame_limit(&self, purpose: Purpose) -> FrameLimit {
         let state = self.lock();
-        match state.rate {
+        let pages = match state.rate {
             Some(rate) if purpose == Purpose::Stream || !state.is_open_for_rounds => {
                 let bytes = u128::from(rate) * FRAME_TIME.as_nanos() / NANOS;
                 let pages = usize::try_from(bytes / PAGE_SIZE as u128).unwrap_or(usize::MAX);
                 pages.clamp(1, Chunk::MAX_DATA_PAGES)
             }
             _ => Chunk::MAX_DATA_PAGES,
+        };
+        FrameLimit {
+            pages,
+            lowered: state.lowered,
         }
     }
 
@@ -155,12 +173,16 @@ impl Limiter {
         self.changed.notify_all();
     }
 
-    /// Waits until a frame of so many bytes may be sent.
-    pub(super) fn wait(&self, bytes: u64, purpose: Purpose) {
+    /// Waits until a frame of so many bytes, which was made within `limit`, may be sent.
+    pub(super) fn wait(&self, bytes: u64, purpose: Purpose, limit: FrameLimit) {
         let mut state = self.lock();
         state.pay(Instant::now());
         let begin = state.taken;
         state.taken = state.taken.saturating_add(bytes);
+        if limit.lowered != state.lowered {
+            state.forgive(bytes);
+            return;
+        }
         loop {
             state.pay(Instant::now());
             let Some(wait) = state.wait(begin, purpose) else {
@@ -202,6 +224,11 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    /// A frame that is made now.
+    fn send(limiter: &Limiter, bytes: u64, purpose: Purpose) {
+        limiter.wait(bytes, purpose, limiter.frame_limit(purpose));
+    }
+
     fn limited(rate: u64) -> Limiter {
         let limiter = Limiter::default();
         limiter.set(Some(rate));
@@ -217,9 +244,9 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_waits_and_what_was_sent_is_no_debt() {
         let limiter = Limiter::default();
-        assert!(time(|| (0..1000).for_each(|_| limiter.wait(1000 * MIB, Purpose::Stream))) < Duration::from_millis(500));
+        assert!(time(|| (0..1000).for_each(|_| send(&limiter, 1000 * MIB, Purpose::Stream))) < Duration::from_millis(500));
         limiter.set(Some(MIB));
-        assert!(time(|| limiter.wait(MIB, Purpose::Stream)) < Duration::from_millis(500));
+        assert!(time(|| send(&limiter, MIB, Purpose::Stream)) < Duration::from_millis(500));
     }
 
     #[test]
@@ -228,7 +255,7 @@ mod tests {
         let taken = time(|| {
             thread::scope(|scope| {
                 for _ in 0..4 {
-                    scope.spawn(|| (0..10).for_each(|_| limiter.wait(MIB / 8, Purpose::Stream)));
+                    scope.spawn(|| (0..10).for_each(|_| send(&limiter, MIB / 8, Purpose::Stream)));
                 }
             });
         });
@@ -243,7 +270,7 @@ mod tests {
     fn pause_is_no_credit() {
         let limiter = limited(MIB);
         thread::sleep(Duration::from_millis(600));
-        let taken = time(|| (0..5).for_each(|_| limiter.wait(MIB / 8, Purpose::Stream)));
+        let taken = time(|| (0..5).for_each(|_| send(&limiter, MIB / 8, Purpose::Stream)));
         assert!(taken >= Duration::from_millis(400), "{taken:?}");
     }
 
@@ -256,9 +283,9 @@ mod tests {
         ];
         for end in end {
             let limiter = Arc::new(limited(LEAST_BANDWIDTH));
-            limiter.wait(20 * LEAST_BANDWIDTH, Purpose::Stream);
+            send(&limiter, 20 * LEAST_BANDWIDTH, Purpose::Stream);
             let other = Arc::clone(&limiter);
-            let waits = thread::spawn(move || other.wait(1, Purpose::Stream));
+            let waits = thread::spawn(move || send(&other, 1, Purpose::Stream));
             thread::sleep(Duration::from_millis(100));
             assert!(!waits.is_finished());
             end(&limiter);
@@ -271,16 +298,16 @@ mod tests {
     fn rounds_of_a_program_that_has_stopped_do_not_wait_and_the_stream_does() {
         let limiter = limited(MIB);
         limiter.open_for_rounds(true);
-        let rounds = || (0..8).for_each(|_| limiter.wait(MIB, Purpose::Rounds));
+        let rounds = || (0..8).for_each(|_| send(&limiter, MIB, Purpose::Rounds));
         assert!(time(rounds) < Duration::from_millis(500));
         limiter.count(8 * MIB);
         // What did not wait is no debt of the stream.
-        assert!(time(|| limiter.wait(MIB, Purpose::Stream)) < Duration::from_millis(500));
-        assert!(time(|| limiter.wait(1, Purpose::Stream)) >= Duration::from_millis(500));
+        assert!(time(|| send(&limiter, MIB, Purpose::Stream)) < Duration::from_millis(500));
+        assert!(time(|| send(&limiter, 1, Purpose::Stream)) >= Duration::from_millis(500));
         limiter.set(Some(100 * MIB));
         limiter.open_for_rounds(false);
         limiter.count(50 * MIB);
-        assert!(time(|| limiter.wait(MIB, Purpose::Rounds)) >= Duration::from_millis(400));
+        assert!(time(|| send(&limiter, MIB, Purpose::Rounds)) >= Duration::from_millis(400));
     }
 
     #[test]
@@ -294,7 +321,7 @@ mod tests {
     #[test]
     fn frame_is_as_large_as_the_limit_allows_in_a_moment() {
         let limiter = Limiter::default();
-        let pages = || [Purpose::Rounds, Purpose::Stream].map(|purpose| limiter.frame_pages(purpose));
+        let pages = || [Purpose::Rounds, Purpose::Stream].map(|purpose| limiter.frame_limit(purpose).pages);
         assert_eq!(pages(), [64; 2]);
         for (rate, most) in [(LEAST_BANDWIDTH, 2), (MIB, 8), (3 * MIB, 24), (8 * MIB, 64), (u64::MAX, 64)] {
             limiter.set(Some(rate));
@@ -309,11 +336,11 @@ mod tests {
     #[test]
     fn frames_that_wait_when_the_limit_is_lowered_are_sent_and_later_ones_wait() {
         let limiter = Arc::new(limited(8 * MIB));
-        limiter.wait(4 * MIB, Purpose::Stream);
+        send(&limiter, 4 * MIB, Purpose::Stream);
         let waits: Vec<_> = (0..4)
             .map(|_| {
                 let limiter = Arc::clone(&limiter);
-                thread::spawn(move || limiter.wait(MIB / 4, Purpose::Stream))
+                thread::spawn(move || send(&limiter, MIB / 4, Purpose::Stream))
             })
             .collect();
         thread::sleep(Duration::from_millis(100));
@@ -321,7 +348,21 @@ mod tests {
         // With the new limit, they would have waited for 16 to 19 seconds.
         let sent = time(|| waits.into_iter().for_each(|waits| waits.join().expect("no panic")));
         assert!(sent < Duration::from_secs(5), "{sent:?}");
-        limiter.wait(LEAST_BANDWIDTH, Purpose::Stream);
-        assert!(time(|| limiter.wait(1, Purpose::Stream)) >= Duration::from_millis(700));
+        send(&limiter, LEAST_BANDWIDTH, Purpose::Stream);
+        assert!(time(|| send(&limiter, 1, Purpose::Stream)) >= Duration::from_millis(700));
+    }
+    #[test]
+    fn frame_that_was_made_before_the_limit_was_lowered_does_not_wait() {
+        for earlier in [None, Some(8 * MIB)] {
+            let limiter = Limiter::default();
+            limiter.set(earlier);
+            let made = limiter.frame_limit(Purpose::Stream);
+            limiter.set(Some(LEAST_BANDWIDTH));
+            send(&limiter, 4 * LEAST_BANDWIDTH, Purpose::Stream);
+            // It would have waited for four seconds.
+            let sent = time(|| limiter.wait(MIB / 4, Purpose::Stream, made));
+            assert!(sent < Duration::from_secs(2), "{earlier:?}: {sent:?}");
+            assert!(time(|| send(&limiter, 1, Purpose::Stream)) >= Duration::from_millis(700));
+        }
     }
 }

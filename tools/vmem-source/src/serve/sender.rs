@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
 use super::hashes::Hashes;
-use super::limiter::{Limiter, Purpose};
+use super::limiter::{FrameLimit, Limiter, Purpose};
 use crate::answer::{Chunk, Kind};
 use crate::compression::Compression;
 use crate::error::Error;
@@ -41,6 +41,8 @@ pub(super) struct Sender<'a> {
     shared: &'a Shared,
     /// The user's limit; `None` for pages that a program waits for.
     limiter: Option<&'a Limiter>,
+    /// How large the limit allows the frame to be that is made.
+    frame_limit: Option<FrameLimit>,
     /// What pages are sent for.
     purpose: Purpose,
     chunk: Chunk,
@@ -67,6 +69,7 @@ impl<'a> Sender<'a> {
             link,
             shared,
             limiter: (lane == Lane::Stream).then_some(&*shared.limiter),
+            frame_limit: None,
             purpose: Purpose::Stream,
             chunk: Chunk::new(),
             head: Vec::new(),
@@ -123,7 +126,9 @@ impl<'a> Sender<'a> {
     /// Has the next frame be no larger than the user's limit allows.
     fn follow_limit(&mut self) {
         if let Some(limiter) = self.limiter {
-            self.chunk.limit(limiter.frame_pages(self.purpose));
+            let limit = limiter.frame_limit(self.purpose);
+            self.chunk.limit(limit.pages);
+            self.frame_limit = Some(limit);
         }
     }
 
@@ -157,8 +162,8 @@ impl<'a> Sender<'a> {
         let compressed = self.compressor.compress(self.chunk.data());
         let (coding, contents) = compressed.unwrap_or((Coding::Plain, self.chunk.data()));
         let bytes = (HEADER_SIZE + self.head.len() + contents.len()) as u64;
-        if let Some(limiter) = self.limiter {
-            limiter.wait(bytes, self.purpose);
+        if let Some((limiter, limit)) = self.limiter.zip(self.frame_limit) {
+            limiter.wait(bytes, self.purpose, limit);
         }
         self.link.write_coded(Type::Pages, coding, tag, &[&self.head, contents])?;
         self.sent.bytes += bytes;

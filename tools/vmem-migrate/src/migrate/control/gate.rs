@@ -133,3 +133,27 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_does_not_wait_for_a_vmemd_that_is_not_started_any_more() {
+        let gate = Gate::starting(&Signals::default());
+        let change = Change {
+            bandwidth: Some(1 << 20),
+            ..Change::default()
+        };
+        thread::scope(|scope| {
+            let changes = scope.spawn(|| gate.change(Path::new("/no/such/vmemd"), &change));
+            thread::sleep(Duration::from_millis(300));
+            assert!(!changes.is_finished(), "{:?}", changes.join());
+            let began = Instant::now();
+            gate.started();
+            let refused = changes.join().expect("no panic").expect_err("nobody makes it");
+            assert!(began.elapsed() < START_LIMIT / 2, "{:?}", began.elapsed());
+            assert!(format!("{refused:?}").contains("does not obey"), "{refused:?}");
+        });
+    }
+}

@@ -257,22 +257,6 @@ fn change_that_comes_before_vmemd_is_ready_is_made_when_it_is() {
 }
 
 #[test]
-fn change_does_not_wait_for_a_vmemd_that_is_not_started_any_more() {
-    let mut scene = controlled_by(Gate::starting, Mode::Auto, |world| {
-        let line = cli(&world.directory, "set guest0 --switch-now");
-        let sets = thread::spawn(move || execute(&line));
-        thread::sleep(Duration::from_millis(100));
-        world.fail("enough");
-        let failure = sets.join().expect("no panic").expect_err("nobody makes it");
-        assert!(chain(&failure).contains("guest0"), "{failure:?}");
-    });
-    let began = Instant::now();
-    run(&mut scene, |_| false).expect_err("it was given up");
-    scene.destination.join().expect("a good end");
-    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
-}
-
-#[test]
 fn abort_of_a_recover_of_a_guest_that_was_given_away_is_refused_from_the_first_moment() {
     let directory = tempfile::tempdir().expect("a directory");
     let signals = Signals::default();

@@ -210,7 +210,7 @@ fn answers_that_break_the_rules_of_a_session_are_refused() {
 /// A source that answers the later connections when all of them are there.
 #[test]
 fn connections_of_a_session_join_at_the_same_time() {
-    const CONNECTIONS: usize = 8;
+    const CONNECTIONS: usize = 6;
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("its address");
     let hello = |number| match number {
