@@ -43,8 +43,7 @@ keeps_what_is_not_its_own() {
 	contents >"$work/before"
 	# Twice, as for an upgrade, and a file that somebody else puts into a directory of ours.
 	to /usr/local files "$work/programs" && to /usr/local files "$work/programs" || return
-	to /usr/local remove
-	contents | diff "$work/before" -
+	to /usr/local remove && contents | diff "$work/before" - || return
 	mkdir -p "$work/tree/usr/local/share/vmem"
 	to /usr/local files "$work/programs" && echo kept >"$work/tree/usr/local/share/vmem/other" && to /usr/local remove || return
 	has /usr/local/share/vmem/other && has /usr/local/sbin/other && [ ! -e "$work/tree/usr/local/share/vmem/apparmor" ]
