@@ -48,6 +48,24 @@ keeps_what_is_not_its_own() {
 	to /usr/local files "$work/programs" && echo kept >"$work/tree/usr/local/share/vmem/other" && to /usr/local remove || return
 	has /usr/local/share/vmem/other && has /usr/local/sbin/other && [ ! -e "$work/tree/usr/local/share/vmem/apparmor" ]
 }
+keeps_configuration_of_others() {
+	rm -rf "$work/tree"
+	mkdir -p "$work/tree/etc/logrotate.d"
+	echo kept >"$work/tree/etc/logrotate.d/vmem"
+	# Twice: the second one has a record.
+	to /usr/local files "$work/programs" && to /usr/local files "$work/programs" || return
+	grep -qx kept "$work/tree/etc/logrotate.d/vmem" && to /usr/local remove && grep -qx kept "$work/tree/etc/logrotate.d/vmem"
+}
+takes_a_relative_destdir() (
+	rm -rf "$work/tree"
+	cd "$work" || return
+	DESTDIR=tree "$VMEM_TOP/packaging/install" files programs || return
+	has /usr/local/sbin/vmemd && has /usr/local/lib/vmem/installed && DESTDIR=tree "$VMEM_TOP/packaging/install" remove && is_empty
+)
+refuses_a_relative_prefix() {
+	rm -rf "$work/tree"
+	! to usr/local files "$work/programs" 2>"$work/said" && grep -q "relative path" "$work/said" && is_empty
+}
 removes_nothing_without_a_record() { rm -rf "$work/tree" && ! to /usr/local remove; }
 installs_the_module() {
 	rm -rf "$work/tree"
@@ -59,6 +77,9 @@ module_says_the_version() { [ "$(modinfo -F version "$VMEM_BUILD/module/vmem.ko"
 it install_puts_programs_pages_and_completions installs
 it uninstall_leaves_an_empty_tree uninstalls
 it uninstall_keeps_what_is_not_its_own keeps_what_is_not_its_own
+it install_keeps_the_configuration_of_others keeps_configuration_of_others
+it install_takes_a_relative_destdir takes_a_relative_destdir
+it install_refuses_a_relative_prefix refuses_a_relative_prefix
 it uninstall_without_a_record_removes_nothing removes_nothing_without_a_record
 # Kbuild's own modules_install, with the module that was built for the virtual machine.
 if [ -e "$VMEM_BUILD/module/vmem.ko" ] && [ -e "$VMEM_KDIR" ]; then

@@ -147,6 +147,18 @@ build_says_why_it_cannot() {
 	[ "$said" = "vmem: error: the headers of kernel $kernel lack the outputs of its Rust build; to make them and the module, type: vmem-kernel-rust $kernel" ]
 }
 
+uninstall_runs_depmod_for_each_release() {
+	printf '#!/bin/sh\necho "$*" >>/usr/machine/depmod\n' >/usr/local/sbin/depmod
+	chmod +x /usr/local/sbin/depmod
+	mkdir -p /usr/local/lib/vmem /usr/lib/modules/{7.3.0,7.4.0}-test/updates
+	for release in 7.3.0-test 7.4.0-test; do
+		touch "/usr/lib/modules/$release/updates/vmem.ko" "/usr/lib/modules/$release/updates/vmem.ko.xz"
+		printf 'f /lib/modules/%s/updates/%s\n' "$release" vmem.ko "$release" vmem.ko.xz >>/usr/local/lib/vmem/installed
+	done
+	env -u DESTDIR -u PREFIX "$VMEM_TOP/packaging/install" remove
+	printf '%s\n' "-a 7.3.0-test" "-a 7.4.0-test" | diff - /usr/machine/depmod
+}
+
 # machine NAME: the test in a shell of its own, which ends at the first thing that is not so.
 machine() {
 	# shellcheck disable=SC2016 # expanded by that shell
@@ -162,4 +174,5 @@ if [ "${0##*/}" = run ]; then
 		only_vmem_is_built failures_of_dkms_are_1 trees_of_removed_kernels_are_dropped purge_removes_every_tree build_says_why_it_cannot; do
 		it "kernel_rust_$name" machine "$name"
 	done
+	it uninstall_runs_depmod_for_each_release machine uninstall_runs_depmod_for_each_release
 fi
