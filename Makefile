@@ -58,8 +58,9 @@ systemd: build		## the tests of vmemctl on a host that systemd runs (FILTER=... 
 	@tools/testing/test systemd
 
 .PHONY: deb test-packages
-deb: tools		## Debian packages (vmem-dkms, vmem-tools, vmem-doc), in build/deb; lintian looks at them
-	@tools/testing/root/packaging run packaging/deb $(BUILD)/target/release $(BUILD)/deb
+deb: setup		## Debian packages (vmem-dkms, vmem-tools, vmem-doc), in build/deb; lintian looks at them
+	@$(ROOT) packaging/programs $(BUILD)/deb-target
+	@tools/testing/root/packaging run packaging/deb $(BUILD)/deb-target/release $(BUILD)/deb
 test-packages: build	## installs, uses, upgrades and purges these packages, in a virtual machine
 	@tools/testing/test packages
 
@@ -173,7 +174,7 @@ uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
 	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
+		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/deb-target $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 
