@@ -62,10 +62,13 @@ impl Finding {
         }
     }
 
-    /// With what to type.
+    /// With what to type: commands only, as a shell takes them.
     pub(crate) fn mend(self, command: impl Into<String>) -> Self {
+        let command = command.into();
+        #[cfg(test)]
+        tests::is_for_a_shell(&command);
         Self {
-            mend: Some(command.into()),
+            mend: Some(command),
             ..self
         }
     }
@@ -93,7 +96,50 @@ impl Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    /// Each finding of each test is tested: the text is a list of commands, and has no words for people.
+    pub(super) fn is_for_a_shell(commands: &str) {
+        let output = Command::new("bash").args(["-n", "-c", commands]).output().expect("bash");
+        assert!(
+            output.status.success(),
+            "{commands}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for command in commands.split("; ") {
+            let program = command.split(' ').next().unwrap_or_default();
+            let is_known = [
+                "apt",
+                "chmod",
+                "chown",
+                "date",
+                "dkms",
+                "mkdir",
+                "modprobe",
+                "mokutil",
+                "mount",
+                "mv",
+                "openssl",
+                "rm",
+                "sudo",
+                "systemctl",
+                "umount",
+                "vmem-kernel-rust",
+                "vmemctl",
+            ]
+            .contains(&program);
+            assert!(is_known || program.ends_with("/scripts/sign-file"), "{commands}");
+            assert!(!command.contains(','), "{commands}");
+        }
+    }
+
+    #[test]
+    #[should_panic = "and boot it"]
+    fn words_for_people_are_no_commands() {
+        is_for_a_shell("apt install linux-image-amd64, and boot it");
+    }
 
     #[test]
     fn line_ends_with_what_to_type() {

@@ -3,13 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use vmem::{Control, Error, Features};
 
+use crate::program;
+
 /// The features of the header that these tools are built with.
 pub(crate) const FEATURES: [&str; 6] = ["fill", "poison", "track", "snapshot", "stage", "files"];
+
+/// What replaces the loaded module by the installed one, when no region is left. The mount of the files keeps a module in use.
+pub(crate) const RELOAD: &str = "umount /run/vmem; modprobe -r vmem; modprobe vmem";
 
 /// What the module answers when it is asked for its features.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +65,12 @@ pub struct Host {
     pub features: ModuleFeatures,
     /// The time, which certificates are compared with.
     pub now: SystemTime,
-    /// The first line of `PROGRAM --version`.
-    pub version_of: fn(&Path) -> Option<String>,
+    /// The user whom vmem's files belong to: root.
+    pub owner: u32,
+    /// The vmemd that vmemctl starts.
+    pub vmemd: PathBuf,
+    /// The first line of `PROGRAM --version`, or why there is none.
+    pub version_of: fn(&Path) -> Result<String, String>,
 }
 
 impl Host {
@@ -75,7 +83,9 @@ impl Host {
             machine: uname.machine().to_string_lossy().into_owned(),
             features: ModuleFeatures::ask(),
             now: SystemTime::now(),
-            version_of,
+            owner: 0,
+            vmemd: vmem_process::vmemd(),
+            version_of: program::version_of,
         }
     }
 
@@ -109,18 +119,6 @@ impl Host {
     }
 }
 
-/// Runs the program.
-fn version_of(program: &Path) -> Option<String> {
-    let output = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().map(|line| line.trim().to_owned())
-}
-
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -142,7 +140,15 @@ pub(crate) mod testing {
                 machine: "x86_64".to_owned(),
                 features: ModuleFeatures::Known(FEATURES.map(|name| (name, true)).to_vec()),
                 now: SystemTime::now(),
-                version_of: |_| Some("QEMU emulator version 10.0.2".to_owned()),
+                owner: rustix::process::geteuid().as_raw(),
+                vmemd: "/usr/sbin/vmemd".into(),
+                version_of: |path| {
+                    Ok(if path.ends_with("vmemd") {
+                        format!("vmemd {}", env!("CARGO_PKG_VERSION"))
+                    } else {
+                        "QEMU emulator version 10.0.2".to_owned()
+                    })
+                },
             };
             Self {
                 host,

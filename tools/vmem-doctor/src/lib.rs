@@ -18,6 +18,7 @@
 mod finding;
 mod host;
 mod look;
+mod program;
 mod version;
 
 pub use finding::{Finding, State};

@@ -10,6 +10,7 @@ mod module;
 mod qemu;
 mod records;
 mod signature;
+mod vmemd;
 
 use std::path::Path;
 
@@ -26,6 +27,7 @@ pub fn findings(host: &Host, tls: Option<&Path>) -> Vec<Finding> {
         device::look(host),
         files::look(host),
         records::look(host),
+        vmemd::look(host),
         qemu::look(host),
     ];
     if let Some(directory) = tls {
@@ -54,6 +56,7 @@ mod tests {
                 "device",
                 "files",
                 "records",
+                "vmemd",
                 "qemu"
             ]
         );

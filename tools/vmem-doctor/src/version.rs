@@ -3,16 +3,22 @@
 
 use serde_json::{Value, json};
 
-use crate::host::{FEATURES, Host, ModuleFeatures};
+use crate::host::{FEATURES, Host, ModuleFeatures, RELOAD};
 
 /// The version of these tools, and of everything that is built from the same source.
-const TOOLS: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const TOOLS: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of the vmemd that vmemctl starts, or why it is not known.
+pub(crate) fn vmemd(host: &Host) -> Result<String, String> {
+    let line = (host.version_of)(&host.vmemd)?;
+    Ok(line.strip_prefix("vmemd ").unwrap_or(&line).to_owned())
+}
 
 /// The versions of vmem on a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versions {
-    /// vmemd's, `None` if no vmemd is found.
-    pub vmemd: Option<String>,
+    /// That of the vmemd that vmemctl starts, or why it is not known.
+    pub vmemd: Result<String, String>,
     /// The loaded module's; `None` if it is not loaded.
     pub module: Option<String>,
     /// What the module answers.
@@ -22,10 +28,9 @@ pub struct Versions {
 impl Versions {
     /// Those of this machine.
     pub fn of(host: &Host) -> Self {
-        let vmemd = host.program("vmemd").and_then(|path| (host.version_of)(&path));
         let is_loaded = host.exists("/sys/module/vmem");
         Self {
-            vmemd: vmemd.map(|line| line.trim_start_matches("vmemd ").to_owned()),
+            vmemd: vmemd(host),
             // A module of before there were versions has none.
             module: is_loaded.then(|| host.text("/sys/module/vmem/version").unwrap_or_else(|| "unknown".to_owned())),
             features: host.features.clone(),
@@ -35,7 +40,7 @@ impl Versions {
     /// Whether these tools work with the loaded module and with vmemd; `None` if there is no module to ask, or only root may ask it. The module fits
     /// if it has every feature of the header that the tools are built with, whatever its version is.
     pub fn fit(&self) -> Option<bool> {
-        if self.vmemd.as_ref().is_some_and(|version| version != TOOLS) {
+        if !self.vmemd.as_ref().is_ok_and(|version| version == TOOLS) {
             return Some(false);
         }
         self.module.as_ref()?;
@@ -56,8 +61,12 @@ impl Versions {
 
     /// Why they fit or not.
     fn verdict(&self) -> String {
-        if let Some(version) = self.vmemd.as_ref().filter(|version| *version != TOOLS) {
-            return format!("no: vmemd is of version {version}, vmemctl of {TOOLS}; install both from one package");
+        match &self.vmemd {
+            Ok(version) if version == TOOLS => {}
+            Ok(version) => {
+                return format!("no: vmemd is of version {version}, vmemctl of {TOOLS}; install both from one package");
+            }
+            Err(why) => return format!("no: vmemd: {why}; install it from vmemctl's package"),
         }
         if self.module.is_none() {
             return "unknown: the module is not loaded; type: modprobe vmem".to_owned();
@@ -65,7 +74,7 @@ impl Versions {
         match &self.features {
             ModuleFeatures::Known(_) if self.lacks().is_empty() => "yes".to_owned(),
             ModuleFeatures::Known(_) => format!(
-                "no: the module lacks {}; end all regions, then type: modprobe -r vmem; modprobe vmem",
+                "no: the module lacks {}; end all regions, then type: {RELOAD}",
                 self.lacks().join(", ")
             ),
             ModuleFeatures::Forbidden => "unknown: only root may ask the module; type: sudo vmemctl version".to_owned(),
@@ -78,7 +87,7 @@ impl Versions {
     pub fn lines(&self) -> Vec<String> {
         vec![
             format!("vmemctl  {TOOLS}"),
-            format!("vmemd    {}", self.vmemd.as_deref().unwrap_or("not found")),
+            format!("vmemd    {}", self.vmemd.as_ref().unwrap_or_else(|why| why)),
             format!("module   {}", self.module.as_deref().unwrap_or("not loaded")),
             format!("header   {}", FEATURES.join(", ")),
             format!("fit      {}", self.verdict()),
@@ -90,7 +99,7 @@ impl Versions {
         json!({
             "event": "version",
             "vmemctl": TOOLS,
-            "vmemd": self.vmemd,
+            "vmemd": self.vmemd.as_ref().ok(),
             "module": self.module,
             "header": FEATURES,
             "lacks": self.lacks(),
@@ -152,8 +161,17 @@ mod tests {
 
     #[test]
     fn vmemd_of_another_version_does_not_fit() {
-        let with = |version_of| loaded().file("/usr/sbin/vmemd", "").with(|host| host.version_of = version_of);
-        assert_eq!(fit(&with(|_| Some("vmemd 0.0.1".to_owned()))), Some(false));
-        assert_eq!(fit(&with(|_| Some(format!("vmemd {TOOLS}")))), Some(true));
+        let with = |version_of| loaded().with(|host| host.version_of = version_of);
+        assert_eq!(fit(&with(|_| Ok("vmemd 0.0.1".to_owned()))), Some(false));
+        assert_eq!(fit(&with(|_| Ok(format!("vmemd {TOOLS}")))), Some(true));
+    }
+
+    #[test]
+    fn vmemd_that_is_not_there_does_not_fit() {
+        let fake = loaded().with(|host| host.version_of = |_| Err("not found".to_owned()));
+        assert_eq!(fit(&fake), Some(false));
+        let versions = Versions::of(&fake.host);
+        assert_eq!(versions.lines()[1], "vmemd    not found");
+        assert!(versions.json()["vmemd"].is_null());
     }
 }

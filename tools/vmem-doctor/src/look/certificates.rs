@@ -4,11 +4,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use x509_parser::pem::Pem;
+use vmem_authority::Certificate;
+use vmem_tls::{Error, Identity};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, State};
 use crate::host::Host;
 
 const SUBJECT: &str = "certificates";
@@ -16,28 +17,65 @@ const SUBJECT: &str = "certificates";
 /// How long before its end a certificate is noted.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What mends all of them.
-const HOW: &str = "the commands of howto-qemu, \"Certificates\"";
+/// Where the authority is, which is another machine.
+const WHERE: &str = "where the directory of the authority is, and copy the files here";
+const MAKE: &str = "vmemctl tls add-host authority $(hostname -f)";
 
-/// One finding for each file. A relative directory is where the command runs.
+/// One finding for each file, and one if they cannot be used together. A relative directory is where the command runs.
 pub(super) fn look(host: &Host, directory: &Path) -> Vec<Finding> {
     let directory = if directory.is_absolute() {
         host.at(directory)
     } else {
         directory.to_owned()
     };
-    let certificates = ["ca.pem", "cert.pem"].map(|name| certificate(host, &directory.join(name)));
-    certificates.into_iter().chain([key(&directory.join("key.pem"))]).collect()
+    let renew = [
+        ("ca.pem", "vmemctl tls init authority"),
+        ("cert.pem", "vmemctl tls renew authority"),
+    ];
+    let certificates = renew.map(|(name, renew)| certificate(host, &directory.join(name), renew));
+    let mut findings: Vec<Finding> = certificates.into_iter().chain([key(&directory.join("key.pem"))]).collect();
+    // With the same code as vmemd and vmemctl.
+    if let Err(error) = Identity::load(&directory) {
+        if !is_said(&findings, &error) {
+            findings.push(Finding::missing(SUBJECT, format!("{}; make them {WHERE}", chain(&error))).mend(MAKE));
+        }
+    }
+    findings
 }
 
-fn certificate(host: &Host, path: &Path) -> Finding {
-    let shown = path.display();
-    let (begin, end, until) = match validity(path) {
-        Ok(validity) => validity,
-        Err(why) => return Finding::missing(SUBJECT, format!("{shown}: {why}")).mend(HOW),
+/// Whether the line of the file says it already.
+fn is_said(findings: &[Finding], error: &Error) -> bool {
+    let Error::File { path, .. } = error else {
+        return false;
     };
+    let path = path.display().to_string();
+    findings
+        .iter()
+        .any(|finding| finding.state == State::Missing && finding.text.contains(&path))
+}
+
+/// The error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn certificate(host: &Host, path: &Path, renew: &str) -> Finding {
+    let shown = path.display();
+    let certificate = match Certificate::read(path) {
+        Ok(certificate) => certificate,
+        Err(error) => return Finding::missing(SUBJECT, format!("{}; make it {WHERE}", chain(&error))).mend(MAKE),
+    };
+    let until = certificate.not_after();
+    let (begin, end): (SystemTime, SystemTime) = (certificate.not_before().into(), until.into());
+    let until = until.date();
     if host.now >= end {
-        return Finding::missing(SUBJECT, format!("{shown} has expired ({until})")).mend(HOW);
+        return Finding::missing(SUBJECT, format!("{shown} has expired ({until}); make a new one {WHERE}")).mend(renew);
     }
     if host.now < begin {
         return Finding::missing(
@@ -48,34 +86,22 @@ fn certificate(host: &Host, path: &Path) -> Finding {
     }
     let days = end.duration_since(host.now).unwrap_or_default().as_secs() / (24 * 3600);
     if host.now + SOON >= end {
-        return Finding::note(SUBJECT, format!("{shown} expires in {days} days ({until})")).mend(HOW);
+        return Finding::note(
+            SUBJECT,
+            format!("{shown} expires in {days} days ({until}); make a new one {WHERE}"),
+        )
+        .mend(renew);
     }
     Finding::good(SUBJECT, format!("{shown} is valid for {days} days ({until})"))
-}
-
-/// The first certificate's time, and its end in words.
-fn validity(path: &Path) -> Result<(SystemTime, SystemTime, String), String> {
-    let text = fs::read(path).map_err(|error| error.to_string())?;
-    let pem = Pem::iter_from_buffer(&text)
-        .filter_map(Result::ok)
-        .find(|pem| pem.label == "CERTIFICATE")
-        .ok_or("no certificate")?;
-    let certificate = pem.parse_x509().map_err(|error| error.to_string())?;
-    let validity = certificate.validity();
-    let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0));
-    Ok((
-        time(validity.not_before.timestamp()),
-        time(validity.not_after.timestamp()),
-        validity.not_after.to_string(),
-    ))
 }
 
 fn key(path: &Path) -> Finding {
     let shown = path.display();
     match fs::metadata(path) {
-        Err(error) => Finding::missing(SUBJECT, format!("{shown}: {error}")).mend(HOW),
-        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
-            Finding::note(SUBJECT, format!("{shown} can be read by others than its owner")).mend(format!("chmod 600 {shown}"))
+        Err(error) => Finding::missing(SUBJECT, format!("{shown}: {error}; make it {WHERE}")).mend(MAKE),
+        // A group may read it, as vmemd and vmemctl have it.
+        Ok(metadata) if metadata.permissions().mode() & 0o027 != 0 => {
+            Finding::note(SUBJECT, format!("{shown} can be read or changed by others")).mend(format!("chmod 600 {shown}"))
         }
         Ok(_) => Finding::good(SUBJECT, format!("{shown} is its owner's alone")),
     }
@@ -84,6 +110,7 @@ fn key(path: &Path) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
+    use std::time::UNIX_EPOCH;
 
     use rcgen::{CertificateParams, KeyPair};
     use time::OffsetDateTime;
@@ -152,6 +179,29 @@ mod tests {
         let key = fake.host.at("/etc/vmem/key.pem");
         fs::set_permissions(key, Permissions::from_mode(0o644)).expect("a mode");
         assert_eq!(states(&fake)[2], State::Note);
+    }
+
+    #[test]
+    fn key_of_another_host_is_missing() {
+        let fake = Fake::new();
+        with_days(&fake, -1, 300);
+        let key = fake.host.at("/etc/vmem/key.pem");
+        fs::write(&key, KeyPair::generate().expect("a key").serialize_pem()).expect("a file");
+        let findings = look(&fake.host, Path::new("/etc/vmem"));
+        let last = findings.last().expect("findings");
+        assert_eq!((findings.len(), last.state), (4, State::Missing));
+        assert!(last.text.contains("do not belong together"), "{}", last.text);
+        fs::write(&key, "no key").expect("a file");
+        let findings = look(&fake.host, Path::new("/etc/vmem"));
+        assert!(findings[3].text.contains("key.pem"), "{}", findings[3].text);
+    }
+
+    #[test]
+    fn expired_certificates_are_renewed() {
+        let fake = Fake::new();
+        with_days(&fake, -20, -1);
+        let findings = look(&fake.host, Path::new("/etc/vmem"));
+        assert_eq!(findings[1].mend.as_deref(), Some("vmemctl tls renew authority"));
     }
 
     #[test]

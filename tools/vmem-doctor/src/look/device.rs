@@ -2,10 +2,10 @@
 //! The control device. Who may open it may serve regions to every program of the machine.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::finding::Finding;
-use crate::host::{Host, ModuleFeatures};
+use crate::host::{Host, ModuleFeatures, RELOAD};
 
 const SUBJECT: &str = "device";
 const CONTROL: &str = "/dev/vmem/control";
@@ -16,13 +16,23 @@ pub(super) fn look(host: &Host) -> Finding {
         ModuleFeatures::Forbidden => {
             Finding::missing(SUBJECT, format!("{CONTROL} is for root, and this is another user")).mend("sudo vmemctl doctor")
         }
-        ModuleFeatures::Unusable(why) => Finding::missing(SUBJECT, why.clone()).mend("modprobe -r vmem; modprobe vmem"),
+        ModuleFeatures::Unusable(why) => Finding::missing(SUBJECT, why.clone()).mend(RELOAD),
         ModuleFeatures::Known(_) => permissions(host),
     }
 }
 
 fn permissions(host: &Host) -> Finding {
-    let mode = fs::metadata(host.at(CONTROL)).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    let metadata = fs::metadata(host.at(CONTROL)).ok();
+    let (mode, owner) = metadata.map_or((0, host.owner), |metadata| {
+        (metadata.permissions().mode() & 0o777, metadata.uid())
+    });
+    if owner != host.owner {
+        return Finding::note(
+            SUBJECT,
+            format!("{CONTROL} belongs to user {owner}, who may serve regions to every program"),
+        )
+        .mend(format!("chown root {CONTROL}"));
+    }
     if mode & 0o077 == 0 {
         return Finding::good(SUBJECT, format!("{CONTROL} answers, and is for root only"));
     }
@@ -73,5 +83,8 @@ mod tests {
         assert_eq!(look(&fake.host).state, State::Good);
         mode(0o666);
         assert_eq!(look(&fake.host).mend.as_deref(), Some("chmod 600 /dev/vmem/control"));
+        mode(0o600);
+        let fake = fake.with(|host| host.owner += 1);
+        assert_eq!(look(&fake.host).mend.as_deref(), Some("chown root /dev/vmem/control"));
     }
 }

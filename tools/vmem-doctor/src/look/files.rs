@@ -15,9 +15,11 @@ pub(super) fn look(host: &Host) -> Finding {
         return Finding::good(SUBJECT, format!("regions are files in {PLACE}"));
     }
     if fs::read_dir(host.at(PLACE)).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Finding::missing(SUBJECT, format!("{PLACE} has files, so nothing is mounted there")).mend(format!(
-            "mv {PLACE} {PLACE}.old (records of an earlier vmemctl: into /run/vmemctl)"
-        ));
+        return Finding::missing(
+            SUBJECT,
+            format!("{PLACE} has files, so nothing is mounted there; records of an earlier vmemctl go to /run/vmemctl"),
+        )
+        .mend(format!("mv {PLACE} {PLACE}.old"));
     }
     let mount =
         if host.exists("/usr/lib/systemd/system/run-vmem.mount") || host.exists("/usr/local/lib/systemd/system/run-vmem.mount") {

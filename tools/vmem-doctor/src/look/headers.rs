@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kernel's build tree, which the module is built in.
 
+use std::path::PathBuf;
+
 use crate::finding::Finding;
 use crate::host::Host;
 use crate::look::module;
@@ -9,11 +11,18 @@ const SUBJECT: &str = "headers";
 
 pub(super) fn look(host: &Host) -> Finding {
     let build = host.of_kernel("build");
+    // What vmem-kernel-rust has made: its last file.
+    let made = PathBuf::from(format!("/usr/src/vmem-linux-{}/vmem-stamp", host.release));
     let (text, command) = if !host.exists(build.join("Makefile")) {
         (
             format!("{} is no build tree", build.display()),
             format!("apt install linux-headers-{}", host.release),
         )
+    } else if host.exists(&made) {
+        return Finding::good(
+            SUBJECT,
+            format!("{} has what the module is built with", made.with_file_name("").display()),
+        );
     } else if !host.exists(build.join("rust/libkernel.rmeta")) {
         (
             format!(
@@ -53,6 +62,16 @@ mod tests {
         let finding = look(&Fake::new().file(&format!("{BUILD}/Makefile"), "").host);
         assert_eq!(finding.state, State::Missing);
         assert_eq!(finding.mend.as_deref(), Some("vmem-kernel-rust 7.3.4-test"));
+    }
+
+    #[test]
+    fn outputs_that_were_made_are_good() {
+        let fake = Fake::new()
+            .file(&format!("{BUILD}/Makefile"), "")
+            .file("/usr/src/vmem-linux-RELEASE/rust/libkernel.rmeta", "");
+        assert_eq!(look(&fake.host).state, State::Missing, "an interrupted run");
+        let fake = fake.file("/usr/src/vmem-linux-RELEASE/vmem-stamp", "7.3.4-1");
+        assert_eq!(look(&fake.host).state, State::Good);
     }
 
     #[test]

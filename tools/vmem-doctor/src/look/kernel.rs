@@ -3,13 +3,15 @@
 
 use crate::finding::Finding;
 use crate::host::Host;
+use crate::look::module;
 
 const SUBJECT: &str = "kernel";
 
 /// The first series with what the module calls.
 const OLDEST: (u32, u32) = (7, 3);
 
-const NEWER: &str = "apt install -t trixie-backports linux-image-amd64, and boot it";
+/// The next boot runs it.
+const NEWER: &str = "apt install -t trixie-backports linux-image-amd64";
 
 pub(super) fn look(host: &Host) -> Finding {
     let release = &host.release;
@@ -22,13 +24,17 @@ pub(super) fn look(host: &Host) -> Finding {
     if series(release).is_some_and(|series| series < OLDEST) {
         return Finding::missing(
             SUBJECT,
-            format!("{release} is too old: vmem needs {}.{} or later", OLDEST.0, OLDEST.1),
+            format!(
+                "{release} is too old: vmem needs {}.{} or later (install it, and boot it)",
+                OLDEST.0, OLDEST.1
+            ),
         )
         .mend(NEWER);
     }
     match has_rust(host) {
         Some(true) => Finding::good(SUBJECT, format!("{release}, built with Rust (CONFIG_RUST)")),
         Some(false) => Finding::missing(SUBJECT, format!("{release} is built without Rust (CONFIG_RUST is off)")).mend(NEWER),
+        None if module::is_loaded(host) => Finding::good(SUBJECT, format!("{release}, which has loaded the module")),
         None => Finding::note(
             SUBJECT,
             format!("{release}; it is not known whether it is built with Rust: no configuration of it is here"),
@@ -93,6 +99,13 @@ mod tests {
             let fake = Fake::new().file(place, "CONFIG_RUST=y\n");
             assert_eq!(look(&fake.host).state, State::Good, "{place}");
         }
+    }
+
+    #[test]
+    fn kernel_with_the_module_needs_no_configuration() {
+        let fake = Fake::new();
+        assert_eq!(look(&fake.host).state, State::Note);
+        assert_eq!(look(&fake.directory("/sys/module/vmem").host).state, State::Good);
     }
 
     #[test]

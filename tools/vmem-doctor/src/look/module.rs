@@ -18,8 +18,14 @@ pub(super) fn look(host: &Host) -> Finding {
     }
     match installed(host) {
         Some(path) => Finding::missing(SUBJECT, format!("{} is not loaded", path.display())).mend("modprobe vmem"),
-        None => Finding::missing(SUBJECT, format!("there is no vmem.ko for kernel {}", host.release))
-            .mend("apt install vmem-dkms (or make install, in vmem's source)"),
+        None => Finding::missing(
+            SUBJECT,
+            format!(
+                "there is no vmem.ko for kernel {} (with vmem's source: make install)",
+                host.release
+            ),
+        )
+        .mend("apt install vmem-dkms"),
     }
 }
 

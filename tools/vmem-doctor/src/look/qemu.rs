@@ -14,8 +14,9 @@ pub(super) fn look(host: &Host) -> Finding {
     let Some(path) = host.program("qemu-system-x86_64") else {
         return Finding::note(SUBJECT, "there is no qemu-system-x86_64: no guest can move here").mend(install);
     };
-    let Some(version) = (host.version_of)(&path) else {
-        return Finding::note(SUBJECT, format!("{} does not say its version", path.display())).mend(install);
+    let version = match (host.version_of)(&path) {
+        Ok(version) => version,
+        Err(why) => return Finding::note(SUBJECT, format!("{}: {why}", path.display())).mend(install),
     };
     match major(&version) {
         Some(major) if major >= OLDEST_TRIED => Finding::good(SUBJECT, version),
@@ -57,9 +58,9 @@ mod tests {
     #[test]
     fn old_and_strange_qemus_are_noted() {
         for version_of in [
-            (|_| Some("QEMU emulator version 7.2.11".to_owned())) as fn(&std::path::Path) -> Option<String>,
-            |_| Some("what?".to_owned()),
-            |_| None,
+            (|_| Ok("QEMU emulator version 7.2.11".to_owned())) as fn(&std::path::Path) -> Result<String, String>,
+            |_| Ok("what?".to_owned()),
+            |_| Err("does not answer within 5 s".to_owned()),
         ] {
             let fake = Fake::new()
                 .file("/usr/bin/qemu-system-x86_64", "")

@@ -2,7 +2,7 @@
 //! The directory with the records of moves.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::finding::Finding;
 use crate::host::Host;
@@ -26,6 +26,10 @@ pub(super) fn look(host: &Host) -> Finding {
         return Finding::missing(SUBJECT, format!("{PLACE} is no directory")).mend(format!("rm {PLACE}"));
     }
     // Who can write a record there decides what recover and receive --resume do.
+    if metadata.uid() != host.owner {
+        return Finding::missing(SUBJECT, format!("{PLACE} belongs to user {}", metadata.uid()))
+            .mend(format!("chown root {PLACE}"));
+    }
     if metadata.permissions().mode() & 0o022 != 0 {
         return Finding::missing(SUBJECT, format!("{PLACE} can be written by others than its owner"))
             .mend(format!("chmod go-w {PLACE}"));
@@ -70,6 +74,12 @@ mod tests {
         let fake = Fake::new().directory(PLACE);
         fs::set_permissions(fake.host.at(PLACE), Permissions::from_mode(0o777)).expect("a mode");
         assert_eq!(look(&fake.host).mend.as_deref(), Some("chmod go-w /run/vmemctl"));
+    }
+
+    #[test]
+    fn directory_of_another_user_is_missing() {
+        let fake = Fake::new().directory(PLACE).with(|host| host.owner += 1);
+        assert_eq!(look(&fake.host).mend.as_deref(), Some("chown root /run/vmemctl"));
     }
 
     #[test]

@@ -2,15 +2,19 @@
 //! Whether the kernel loads modules without a signature that it knows.
 
 use std::fs;
+use std::io::ErrorKind;
 
 use crate::finding::Finding;
 use crate::host::Host;
 use crate::look::module;
+use crate::version::TOOLS;
 
 const SUBJECT: &str = "signature";
 
 /// The last bytes of a signed module.
 const MARK: &[u8] = b"~Module signature appended~\n";
+
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// Where dkms has the certificate that it signs with.
 const DKMS_KEY: &str = "/var/lib/dkms/mok.pub";
@@ -21,36 +25,59 @@ pub(super) fn look(host: &Host) -> Finding {
     } else {
         "Secure Boot is off"
     };
-    if !is_enforced(host) {
-        return Finding::good(
-            SUBJECT,
-            format!("{secure_boot}; the kernel loads modules without a signature"),
-        );
-    }
     if module::is_loaded(host) {
-        return Finding::good(
-            SUBJECT,
-            format!("{secure_boot}; the kernel wants a signature, and has taken the module's"),
-        );
+        return Finding::good(SUBJECT, format!("{secure_boot}; the kernel has taken the module"));
     }
-    let key = if host.exists(DKMS_KEY) { DKMS_KEY } else { "MOK.der" };
-    let enrol = format!("mokutil --import {key}, and enrol that key at the next boot");
-    match has_signature(host) {
-        Some(false) => Finding::missing(
+    match is_enforced(host) {
+        Some(true) => {}
+        Some(false) => {
+            return Finding::good(
+                SUBJECT,
+                format!("{secure_boot}; the kernel loads modules without a signature"),
+            );
+        }
+        None => {
+            return Finding::note(
+                SUBJECT,
+                format!("{secure_boot}; it is not known whether the kernel wants a signature: {LOCKDOWN} cannot be read"),
+            );
+        }
+    }
+    let wants = format!("{secure_boot}; the kernel wants a signature by a key that it has");
+    let has_dkms = host.exists(DKMS_KEY);
+    let enrol = format!("mokutil --import {}", if has_dkms { DKMS_KEY } else { "MOK.der" });
+    match (has_signature(host), module::installed(host)) {
+        (Some(false), Some(module)) => Finding::missing(
             SUBJECT,
-            format!("{secure_boot}; the kernel wants a signature by a key that it has, and the module has none"),
+            format!("{wants}, and the module has none; the next boot asks whether to enrol the key"),
         )
-        .mend(if key == DKMS_KEY {
-            format!("{enrol}; then dkms install --force vmem")
+        .mend(if has_dkms {
+            let (version, release) = (package(host), &host.release);
+            format!("{enrol}; dkms build --force vmem/{version} -k {release}; dkms install --force vmem/{version} -k {release}")
         } else {
-            format!("openssl req -new -x509 -newkey rsa:2048 -nodes -keyout MOK.priv -outform DER -out MOK.der -subj /CN=vmem; {enrol}; sign-file sha256 MOK.priv MOK.der vmem.ko")
+            let tool = host.of_kernel("build/scripts/sign-file");
+            format!(
+                "openssl req -new -x509 -newkey rsa:2048 -nodes -keyout MOK.priv -outform DER -out MOK.der -subj /CN=vmem; {enrol}; {} sha256 MOK.priv MOK.der {}",
+                tool.display(),
+                module.display()
+            )
         }),
-        Some(true) | None => Finding::note(
+        _ => Finding::note(
             SUBJECT,
-            format!("{secure_boot}; the kernel wants a signature by a key that it has; modprobe fails with \"Key was rejected\" if it lacks the module's"),
+            format!("{wants}; if it lacks the module's, modprobe fails with \"Key was rejected\": the boot after this asks whether to enrol it"),
         )
         .mend(enrol),
     }
+}
+
+/// The version of vmem that dkms has the source of.
+fn package(host: &Host) -> String {
+    let names = fs::read_dir(host.at("/usr/src")).into_iter().flatten();
+    let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut versions = names.filter_map(|name| name.strip_prefix("vmem-").map(str::to_owned));
+    versions
+        .find(|version| host.exists(format!("/usr/src/vmem-{version}/dkms.conf")))
+        .unwrap_or_else(|| TOOLS.to_owned())
 }
 
 /// The firmware's variable: four bytes of attributes, then 1 if it is on.
@@ -59,13 +86,18 @@ fn secure_boot(host: &Host) -> bool {
     fs::read(host.at(variable)).is_ok_and(|bytes| bytes.get(4) == Some(&1))
 }
 
-/// By the kernel's parameter, or by lockdown, which Secure Boot switches on.
-fn is_enforced(host: &Host) -> bool {
-    let is_parameter = host
-        .text("/sys/module/module/parameters/sig_enforce")
-        .is_some_and(|text| text == "Y");
-    let lockdown = host.text("/sys/kernel/security/lockdown");
-    is_parameter || lockdown.is_some_and(|text| text.contains("[integrity]") || text.contains("[confidentiality]"))
+/// Whether the kernel wants signatures, by its parameter, or by lockdown, which Secure Boot switches on; `None` if it is not known.
+fn is_enforced(host: &Host) -> Option<bool> {
+    let parameter = host.text("/sys/module/module/parameters/sig_enforce");
+    if parameter.is_some_and(|text| text == "Y") {
+        return Some(true);
+    }
+    match fs::read_to_string(host.at(LOCKDOWN)) {
+        Ok(text) => Some(text.contains("[integrity]") || text.contains("[confidentiality]")),
+        // A kernel without lockdown has other files there, if securityfs is mounted.
+        Err(error) if error.kind() == ErrorKind::NotFound => host.exists("/sys/kernel/security/lsm").then_some(false),
+        Err(_) => None,
+    }
 }
 
 /// Of the module's file, if it is there, and not compressed.
@@ -94,7 +126,8 @@ mod tests {
 
     #[test]
     fn kernel_that_wants_none_is_good() {
-        let finding = look(&Fake::new().file(VARIABLE, [6, 0, 0, 0, 0]).host);
+        let fake = Fake::new().file("/sys/kernel/security/lsm", "capability");
+        let finding = look(&fake.file(VARIABLE, [6, 0, 0, 0, 0]).host);
         assert_eq!(finding.state, State::Good);
         assert!(finding.text.starts_with("Secure Boot is off"));
         let lockdown = "[none] integrity confidentiality\n";
@@ -105,11 +138,27 @@ mod tests {
     }
 
     #[test]
+    fn unreadable_lockdown_is_noted() {
+        let finding = look(&Fake::new().host);
+        assert_eq!(finding.state, State::Note);
+        assert!(finding.text.contains("not known"), "{}", finding.text);
+        let fake = Fake::new().directory("/sys/kernel/security/lockdown");
+        assert_eq!(look(&fake.host).state, State::Note);
+    }
+
+    #[test]
     fn unsigned_module_is_missing_its_signature() {
         let finding = look(&enforcing().file(MODULE, "code").host);
         assert_eq!(finding.state, State::Missing);
         assert!(finding.text.starts_with("Secure Boot is on"));
-        assert!(finding.mend.is_some_and(|mend| mend.contains("mokutil --import MOK.der")));
+        let mend = finding.mend.expect("what to type");
+        assert!(mend.contains("mokutil --import MOK.der; "), "{mend}");
+        assert!(
+            mend.ends_with(
+                "/lib/modules/7.3.4-test/build/scripts/sign-file sha256 MOK.priv MOK.der /lib/modules/7.3.4-test/updates/vmem.ko"
+            ),
+            "{mend}"
+        );
         let fake = Fake::new()
             .file("/sys/module/module/parameters/sig_enforce", "Y\n")
             .file(MODULE, "code");
@@ -119,11 +168,18 @@ mod tests {
     #[test]
     fn key_of_dkms_is_named() {
         let finding = look(&enforcing().file(MODULE, "code").file(DKMS_KEY, "key").host);
+        let mend = finding.mend.expect("what to type");
+        assert!(mend.starts_with("mokutil --import /var/lib/dkms/mok.pub; "), "{mend}");
         assert!(
-            finding
-                .mend
-                .is_some_and(|mend| mend.starts_with("mokutil --import /var/lib/dkms/mok.pub"))
+            mend.contains(&format!("dkms build --force vmem/{TOOLS} -k 7.3.4-test; ")),
+            "{mend}"
         );
+        // The version that is there.
+        let fake = enforcing()
+            .file(MODULE, "code")
+            .file(DKMS_KEY, "key")
+            .file("/usr/src/vmem-9.9/dkms.conf", "");
+        assert!(look(&fake.host).mend.is_some_and(|mend| mend.contains("vmem/9.9 ")));
     }
 
     #[test]
