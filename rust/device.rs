@@ -23,6 +23,8 @@
 
 pub(crate) mod adopted;
 pub(crate) mod attachment;
+mod backing;
+mod backing_read;
 pub(crate) mod control;
 mod copy_before_write;
 pub(crate) mod daemon;
@@ -32,6 +34,7 @@ pub(crate) mod discard;
 pub(crate) mod fault;
 mod file_io;
 mod file_times;
+mod filled;
 mod image;
 mod image_file;
 pub(crate) mod info;
@@ -45,9 +48,11 @@ pub(crate) mod region;
 pub(crate) mod region_file;
 pub(crate) mod registry;
 pub(crate) mod serve;
+mod set_backing;
 pub(crate) mod shard;
 mod snapshot;
 mod timed_out;
+mod touch;
 pub(crate) mod tracked;
 mod tracked_region;
 pub(crate) mod tracking;

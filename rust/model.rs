@@ -7,6 +7,7 @@
 //! tested against a naive model and the protocol under a model checker (`tools/testing/model`).
 
 pub(crate) mod dirty_log;
+pub(crate) mod extents;
 pub(crate) mod gate;
 pub(crate) mod image;
 pub(crate) mod page_map;

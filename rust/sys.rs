@@ -8,7 +8,9 @@
 
 pub(crate) mod address_space;
 pub(crate) mod array_vec;
+pub(crate) mod backing_file;
 pub(crate) mod bindings;
+pub(crate) mod cached_page;
 pub(crate) mod copies;
 pub(crate) mod errno;
 pub(crate) mod fault;

@@ -27,6 +27,7 @@ use device::{
 };
 use kernel::prelude::*;
 use sys::{
+    backing_file::Readers,
     file_system::FileSystem,
     misc_dev::MiscDev,
     node::Nodes,
@@ -51,6 +52,7 @@ struct Vmem {
     #[pin]
     control: MiscDev,
     nodes: Nodes,
+    readers: Readers,
     shmem: Shmem,
     exit_barrier: ExitBarrier,
 }
@@ -62,6 +64,7 @@ impl kernel::InPlaceModule for Vmem {
         try_pin_init!(Self {
             exit_barrier: ExitBarrier,
             shmem: tracked::init(Shmem::init(module)?, module),
+            readers: Readers::init(module)?,
             nodes: Nodes::register(module, &region_file::OPS, registry::MAX_NODES)?,
             control <- MiscDev::register(c"vmem", c"vmem/control", &control::OPS),
             file_system: FileSystem::register(module, &directory::DIRECTORY, &named_file::OPS)?,

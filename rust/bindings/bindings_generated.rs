@@ -21,6 +21,7 @@ pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_FEATURE_STAGE: u32 = 16;
 pub const VMEM_FEATURE_FILES: u32 = 32;
+pub const VMEM_FEATURE_BACKING: u32 = 64;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -33,6 +34,9 @@ pub const VMEM_SNAPSHOT_ONCE: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_FILL_STAGE: u32 = 1;
+pub const VMEM_BACKING_NONE: u32 = 1;
+pub const VMEM_MAX_AROUND: u32 = 512;
+pub const VMEM_MAX_BACKINGS: u32 = 1024;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
 pub const VMEM_STATE_READY: u32 = 2;
 pub const VMEM_STATE_PLAIN: u32 = 4;
@@ -190,6 +194,18 @@ pub struct vmem_fill {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct vmem_backing {
+    pub fd: __s32,
+    pub flags: __u32,
+    pub offset: __u64,
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub around: __u32,
+    pub reserved0: __u32,
+    pub reserved: [__u64; 2usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct vmem_populate {
     pub ranges: __u64,
     pub nr: __u32,
@@ -229,7 +245,8 @@ pub struct vmem_info {
     pub sigbus: __u64,
     pub mappings: __u64,
     pub length: __u64,
-    pub reserved: [__u64; 2usize],
+    pub backed: __u64,
+    pub reserved: __u64,
 }
 unsafe extern "C" {
     pub static mut __this_module: module;
@@ -483,6 +500,14 @@ unsafe extern "C" {
     ) -> ffi::c_ulong;
 }
 unsafe extern "C" {
+    pub fn vmem_folio_copy_kernel(
+        folio: *mut folio,
+        pgoff: ffi::c_ulong,
+        from: *const ffi::c_void,
+        len: ffi::c_ulong,
+    );
+}
+unsafe extern "C" {
     pub fn vmem_folio_filled(folio: *mut folio, pgoff: ffi::c_ulong, nr: ffi::c_ulong);
 }
 unsafe extern "C" {
@@ -526,6 +551,45 @@ unsafe extern "C" {
         lease: *mut *mut file_lease,
         priv_: *mut *mut ffi::c_void,
     ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_get(fd: ffi::c_int) -> *mut file;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_cached(
+        file: *mut file,
+        pos: ffi::c_longlong,
+        len: ffi::c_ulong,
+    ) -> *mut folio;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_copy(
+        to: *mut folio,
+        pgoff: ffi::c_ulong,
+        from: *mut folio,
+        index: ffi::c_ulong,
+    ) -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_put(folio: *mut folio);
+}
+unsafe extern "C" {
+    pub fn vmem_backing_read(
+        file: *mut file,
+        pos: ffi::c_longlong,
+        to: *mut ffi::c_void,
+        len: ffi::c_ulong,
+        charge: *mut mem_cgroup,
+    ) -> ffi::c_long;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_init() -> ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn vmem_backing_exit();
+}
+unsafe extern "C" {
+    pub fn vmem_backing_readers() -> *const workqueue_struct;
 }
 unsafe extern "C" {
     pub fn vmem_fault_unlock(vmf: *mut vm_fault);
@@ -812,6 +876,7 @@ pub const VMEM_IOCTL_FILL_PAGES: __u32 = 3223370518;
 pub const VMEM_IOCTL_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_IOCTL_GET_INFO: __u32 = 2155920152;
 pub const VMEM_IOCTL_GET_MAP_FD: __u32 = 3221797657;
+pub const VMEM_IOCTL_SET_BACKING: __u32 = 1077459738;
 pub const VMEM_IOCTL_TRACK: __u32 = 3223894816;
 pub const VMEM_IOCTL_UNTRACK: __u32 = 47905;
 pub const VMEM_IOCTL_DIRTY: __u32 = 3225467682;

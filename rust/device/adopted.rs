@@ -270,7 +270,8 @@ impl AdoptedFile {
             sigbus: 0,
             mappings: 0,
             length: self.memory.shared().size(),
-            reserved: [0; 2],
+            backed: 0,
+            reserved: 0,
         }
     }
 }

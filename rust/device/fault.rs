@@ -8,6 +8,7 @@ use super::{
     primitives::WaitParams,
     region::Region,
     registry::Handle,
+    touch::touch,
     tracking::Tracking, //
 };
 use crate::{
@@ -81,7 +82,7 @@ impl Mapped {
         }
     }
 
-    fn region(&self) -> &Region {
+    fn region(&self) -> &Arc<Region> {
         self.handle.region()
     }
 
@@ -152,8 +153,11 @@ impl VmOps for Mapped {
 }
 
 /// Waits until the page is present and the fault may map it, or returns the result of the fault. An
-/// absent page is requested once. The fault waits without its lock if its caller can retry.
-pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<(), VmFaultReason> {
+/// absent page is read from its backing, or requested, once. The fault waits without its lock if its caller can retry.
+pub(super) fn await_present(
+    region: &Arc<Region>,
+    fault: &mut Fault<'_>,
+) -> Result<(), VmFaultReason> {
     let pgoff = fault.pgoff();
     if pgoff >= region.pages().nr() {
         // A mapping of the region's file may reach beyond the end.
@@ -172,13 +176,16 @@ pub(super) fn await_present(region: &Region, fault: &mut Fault<'_>) -> Result<()
             let _ = Mappings::<Mapped>::of(region.staging()).set_lockonfault(addr);
             return Err(VmFaultReason::RETRY_MAJOR);
         }
-        match region.pages().touch(pgoff) {
+        match touch(region, pgoff, || fault.foreign_charge()) {
             Touch::Present => return Ok(()),
             Touch::Unreadable => return Err(unreadable(region)),
             Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_absent_touches() => {
                 return Err(sigbus(region))
             }
-            Touch::NewlyRequested | Touch::AlreadyRequested => {}
+            Touch::NewlyRequested
+            | Touch::AlreadyRequested
+            | Touch::NewlyClaimed
+            | Touch::AlreadyClaimed => {}
         }
         match fault.retry_mode() {
             RetryMode::NoWait => return Err(VmFaultReason::RETRY),

@@ -9,6 +9,10 @@ use super::{
     discard::discard,
     memories,
     named_file::NamedFile,
+    touch::{
+        request,
+        touch_for_call, //
+    },
     tracking::Tracking, //
 };
 use crate::{
@@ -65,7 +69,8 @@ impl Ahead {
             return Ok(());
         }
         self.next = (pgoff | (BLOCK_PAGES - 1)).saturating_add(1).min(self.end);
-        pages.request(pages.range(pgoff, self.next.saturating_sub(pgoff))?)
+        let range = pages.range(pgoff, self.next.saturating_sub(pgoff))?;
+        request(file.region(), range)
     }
 }
 
@@ -75,7 +80,7 @@ impl NamedFile {
     fn await_present(&self, pgoff: u64, wait: IoWait) -> Result {
         let region = self.region();
         loop {
-            if region.request_for_call(pgoff)? {
+            if touch_for_call(region, pgoff)? {
                 return Ok(());
             }
             if wait != IoWait::Forever {
@@ -255,7 +260,7 @@ impl NamedFile {
         };
         for block in range.blocks() {
             cond_resched_or_killed()?;
-            pages.request(block)?;
+            request(self.region(), block)?;
         }
         Ok(())
     }

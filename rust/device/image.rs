@@ -190,13 +190,13 @@ impl Image {
     }
 
     /// The region that the memory belongs to, if any.
-    pub(crate) fn region(&self) -> Option<&Region> {
-        self.region.as_deref()
+    pub(crate) fn region(&self) -> Option<&Arc<Region>> {
+        self.region.as_ref()
     }
 
     /// The region, if the page is absent there and not copied. The page will arrive with its
     /// contents at the instant.
-    pub(crate) fn absent_in(&self, pgoff: u64) -> Option<&Region> {
+    pub(crate) fn absent_in(&self, pgoff: u64) -> Option<&Arc<Region>> {
         let region = self.region()?;
         let page = region.pages().range(pgoff, 1).ok()?;
         let is_here =
@@ -289,11 +289,11 @@ impl Image {
         &self.snapshot.watchers
     }
 
-    /// Requests an absent page and waits until it is present. `EIO` if it is not available.
-    fn await_present(&self, pgoff: u64) -> Result {
+    /// Touches an absent page and waits until it is present. `EIO` if it is not available.
+    fn await_present(&self, pgoff: u64, touch: impl Fn(&Arc<Region>) -> Result<bool>) -> Result {
         while let Some(region) = self.absent_in(pgoff) {
             self.check()?;
-            if region.request_for_call(pgoff)? {
+            if touch(region)? {
                 return Ok(());
             }
             let params = region.wait_params(None, WaitMode::Interruptible);
@@ -308,10 +308,16 @@ impl Image {
         Ok(())
     }
 
-    /// Copies a part of a page to a reader. Waits for an absent page. `ENODATA` if the page is
-    /// done, `EIO` if it is not available, `ESTALE` if the snapshot has failed.
-    pub(crate) fn read(&self, pgoff: u64, sink: &mut PageSink<'_, '_>) -> Result {
-        self.await_present(pgoff)?;
+    /// Copies a part of a page to a reader. Waits for an absent page, which `touch` touches, and says
+    /// whether it is present. `ENODATA` if the page is done, `EIO` if it is not available, `ESTALE` if
+    /// the snapshot has failed.
+    pub(crate) fn read(
+        &self,
+        pgoff: u64,
+        sink: &mut PageSink<'_, '_>,
+        touch: impl Fn(&Arc<Region>) -> Result<bool>,
+    ) -> Result {
+        self.await_present(pgoff, touch)?;
         self.check()?;
         self.locations.read(pgoff, |location| match location {
             Location::Memory => self.memory.read(pgoff, sink),

@@ -10,6 +10,7 @@ use super::{
     fault::await_present,
     image::Image,
     info,
+    touch::touch_for_call,
     tracked::Tracked, //
 };
 use crate::{
@@ -190,7 +191,11 @@ impl FileOps for ImageFile {
             VMEM_IOCTL_GET_SNAPSHOT => arg.write(&this.info()),
             VMEM_IOCTL_GET_PRESENT => {
                 let image = this.image();
-                info::get_present_of(image.region(), image.all().len(), arg)
+                info::get_present_of(
+                    image.region().map(|region| &**region),
+                    image.all().len(),
+                    arg,
+                )
             }
             VMEM_IOCTL_DIRTY => dirty::dirty(&**this.image(), arg),
             VMEM_IOCTL_SNAPSHOT_DONE => this.done(arg),
@@ -234,7 +239,8 @@ impl FileOps for ImageFile {
     /// Stops early at a page that cannot be read.
     fn read(this: &Self, pos: u64, to: &mut IovIterDest<'_>, _wait: IoWait) -> Result<usize> {
         let read = read_pages(this.size(), pos, to, |pgoff, sink| {
-            this.image().read(pgoff, sink)
+            this.image()
+                .read(pgoff, sink, |region| touch_for_call(region, pgoff))
         })?;
         if this.open.flags & VMEM_SNAPSHOT_ONCE != 0 {
             let first = pos.div_ceil(PAGE_SIZE);

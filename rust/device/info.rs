@@ -24,6 +24,7 @@ use crate::{
             vmem_present,
             UserArg,
             UserBits,
+            VMEM_FEATURE_BACKING,
             VMEM_FEATURE_FILES,
             VMEM_FEATURE_FILL,
             VMEM_FEATURE_POISON,
@@ -51,7 +52,8 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
         | VMEM_FEATURE_TRACK
         | VMEM_FEATURE_SNAPSHOT
         | VMEM_FEATURE_STAGE
-        | VMEM_FEATURE_FILES;
+        | VMEM_FEATURE_FILES
+        | VMEM_FEATURE_BACKING;
     arg.write(&vmem_features {
         features: features.into(),
         max_size: VMEM_MAX_SIZE,
@@ -91,7 +93,8 @@ pub(crate) fn info(region: &Region) -> vmem_info {
         sigbus: region.sigbus.get(),
         mappings: Mappings::<Mapped>::of(region.staging()).count(),
         length: region.length(),
-        reserved: [0; 2],
+        backed: region.pages().backed.get(),
+        reserved: 0,
     }
 }
 
@@ -119,6 +122,7 @@ pub(crate) fn show_fdinfo(region: &Region, m: &SeqFile) {
         ("sigbus", info.sigbus),
         ("mappings", info.mappings),
         ("length", info.length),
+        ("backed", info.backed),
     ] {
         seq_print!(m, "vmem-{name}:\t{value}\n");
     }

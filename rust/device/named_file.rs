@@ -82,8 +82,11 @@ impl NamedFile {
     fn is_ready(&self) -> bool {
         match self.awaited.load(Relaxed) {
             NOTHING => true,
+            // The call finds out what has become of the page.
             pgoff => {
-                self.region().pages().is_settled(pgoff) || self.region().fails_absent_touches()
+                let pages = self.region().pages();
+                !pages.is_awaited(pgoff)
+                    || (self.region().fails_absent_touches() && !pages.is_claimed(pgoff))
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     model::{
         page_map::{
             Counts,
-            Settled,
+            PageMap,
             Touch,
             Verdict, //
         },
@@ -95,6 +95,8 @@ pub(crate) struct Pages {
     pub(crate) faults: Counter,
     /// Requests raised since creation.
     pub(crate) requests: Counter,
+    /// Pages read from backing since creation.
+    pub(crate) backed: Counter,
 }
 
 impl Pages {
@@ -113,6 +115,7 @@ impl Pages {
             refusals: Atomic::new(0),
             faults: Counter::new(),
             requests: Counter::new(),
+            backed: Counter::new(),
         }))
     }
 
@@ -211,20 +214,120 @@ impl Pages {
 
     /// A touch of a page. Requests the page if it is absent. Returns the state that the touch has
     /// found.
-    pub(crate) fn touch(&self, pgoff: u64) -> Touch {
+    pub(super) fn touch(&self, pgoff: u64) -> Touch {
         let Ok(slots) = self.page(pgoff) else {
             return Touch::Unreadable;
         };
-        let touch = self.rendezvous().touch(slots);
+        self.count(self.rendezvous().touch(slots))
+    }
+
+    /// The same by a thread that will see that an absent page is read, which claims the page
+    /// instead.
+    pub(super) fn claim(&self, pgoff: u64) -> Touch {
+        let Ok(slots) = self.page(pgoff) else {
+            return Touch::Unreadable;
+        };
+        self.count(self.rendezvous().claim(slots))
+    }
+
+    /// What a touch of a page finds. [`None`] if the page is absent, and neither requested nor
+    /// claimed: then the touch is still to be counted.
+    pub(super) fn look(&self, pgoff: u64) -> Option<Touch> {
+        let Ok(page) = self.range(pgoff, 1).and_then(|page| self.locate(page)) else {
+            return Some(Touch::Unreadable);
+        };
+        let (shard, slots) = page;
+        let found = shard.map.lock().look(slots);
+        found.map(|touch| self.count(touch))
+    }
+
+    fn count(&self, touch: Touch) -> Touch {
         match touch {
             Touch::NewlyRequested => {
                 self.requests.count();
                 self.faults.count();
             }
-            Touch::AlreadyRequested => self.faults.count(),
+            Touch::AlreadyRequested | Touch::NewlyClaimed | Touch::AlreadyClaimed => {
+                self.faults.count();
+            }
             Touch::Present | Touch::Unreadable => {}
         }
         touch
+    }
+
+    /// The absent pages around `pgoff` in `window`, which lies in one block, and that page itself.
+    /// [`None`] if it is present or unreadable.
+    pub(super) fn absent_around(&self, window: PageRange, pgoff: u64) -> Option<PageRange> {
+        if self.is_settled(pgoff) {
+            return None;
+        }
+        self.around(window, pgoff, |map, slots, at| map.absent_around(slots, at))
+            .ok()
+    }
+
+    /// Claims these pages. The page `pgoff` is claimed already.
+    pub(super) fn claim_around(&self, window: PageRange, pgoff: u64) -> Result<PageRange> {
+        self.around(window, pgoff, |map, slots, at| map.claim_around(slots, at))
+    }
+
+    fn around(
+        &self,
+        window: PageRange,
+        pgoff: u64,
+        find: impl FnOnce(&mut PageMap<KVVec<u64>>, Slots, usize) -> Slots,
+    ) -> Result<PageRange> {
+        let (shard, slots) = self.locate(window)?;
+        let at = self.page(pgoff)?.first;
+        let run = find(&mut shard.map.lock(), slots, at);
+        self.range(
+            self.layout.pgoff(run.shard, run.first),
+            u64::try_from(run.nr).map_err(|_| EINVAL)?,
+        )
+    }
+
+    /// The claimed pages among those of a range within one block.
+    pub(super) fn claimed_runs(&self, range: PageRange) -> Result<impl Iterator<Item = PageRange>> {
+        let (shard, slots) = self.locate(range)?;
+        let map = shard.map.lock();
+        let others = block_bits(slots, |word| !map.claimed_word(word));
+        Ok(range.runs_without(others))
+    }
+
+    /// Whether a page is claimed.
+    pub(super) fn is_claimed(&self, pgoff: u64) -> bool {
+        self.range(pgoff, 1)
+            .and_then(|page| self.locate(page))
+            .is_ok_and(|(shard, slots)| shard.map.lock().is_claimed(slots))
+    }
+
+    /// Whether a page is absent, and requested or claimed.
+    pub(super) fn is_awaited(&self, pgoff: u64) -> bool {
+        self.range(pgoff, 1)
+            .and_then(|page| self.locate(page))
+            .is_ok_and(|(shard, slots)| shard.map.lock().is_awaited(slots))
+    }
+
+    /// Gives up the claims to pages of a range within one block. With `requests`, these pages are
+    /// then requested. Threads that wait for the pages touch them again.
+    pub(super) fn release(&self, range: PageRange, requests: bool) -> Result {
+        let (_, slots) = self.locate(range)?;
+        let wake = self.rendezvous().release(slots, requests);
+        self.wake_pollers(wake);
+        Ok(())
+    }
+
+    /// Takes back the requests for pages of a range within one block. Threads that wait for the
+    /// pages touch them again.
+    pub(super) fn withdraw_requests(&self, range: PageRange) -> Result {
+        let (_, slots) = self.locate(range)?;
+        let wake = self.rendezvous().withdraw(slots);
+        self.wake_pollers(wake);
+        Ok(())
+    }
+
+    /// All shards.
+    pub(super) fn shards(&self) -> &[Pin<KBox<Shard>>] {
+        &self.shards
     }
 
     /// Whether the page is present or unreadable.
@@ -234,7 +337,8 @@ impl Pages {
             .map_or(true, |(shard, slots)| shard.map.lock().is_settled(slots))
     }
 
-    /// Waits until the page is present or unreadable, or until `cancelled`.
+    /// Waits until the page is present or unreadable, until it is neither requested nor claimed any
+    /// more, or until `cancelled`.
     pub(crate) fn wait(
         &self,
         pgoff: u64,
@@ -254,7 +358,7 @@ impl Pages {
     pub(crate) fn settle(&self, range: PageRange, verdict: Verdict) -> Result<u64> {
         let (_, slots) = self.locate(range)?;
         let settled = self.rendezvous().settle(slots, verdict);
-        self.wake_pollers(settled);
+        self.wake_pollers(settled.wake);
         Ok(settled.changed)
     }
 
@@ -274,15 +378,15 @@ impl Pages {
             queue.wake(range.start(), range.end(), mapped);
         };
         let settled = self.rendezvous().settle_and(slots, Verdict::Present, wake);
-        self.wake_pollers(settled);
+        self.wake_pollers(settled.wake);
         Ok(settled.changed)
     }
 
     /// Pages have changed their state: programs that wait for one of them in poll() look again.
-    fn wake_pollers(&self, settled: Settled) {
+    fn wake_pollers(&self, wake: bool) {
         // Between the change of the state and the look for programs. A program looks in the reverse
         // order: it is in the queue, and counted, before it looks at the state.
-        if settled.wake {
+        if wake {
             smp_mb(Full);
             if self.refusals.load(Relaxed) != 0 {
                 self.pollers.wake_all();
@@ -299,16 +403,6 @@ impl Pages {
     /// The same file has read or written without such a wait, or is closed.
     pub(super) fn forget_refusal(&self) {
         self.refusals.fetch_add(u64::MAX, Relaxed);
-    }
-
-    /// Requests the absent pages of `range`, which lies in one block, without waiting.
-    pub(super) fn request(&self, range: PageRange) -> Result {
-        for run in self.absent_runs(range)? {
-            for pgoff in run.start()..run.end() {
-                self.touch(pgoff);
-            }
-        }
-        Ok(())
     }
 
     /// The first page from `pgoff` on that is present.

@@ -3,6 +3,7 @@
 //! A region.
 
 use super::{
+    backing::Extents,
     daemon::Daemon,
     file_times::FileTimes,
     pages::{
@@ -14,10 +15,7 @@ use super::{
 };
 use crate::{
     model::{
-        page_map::{
-            Touch,
-            Verdict, //
-        },
+        page_map::Verdict,
         range::{
             pages_for,
             PAGE_SIZE, //
@@ -93,6 +91,11 @@ pub(crate) struct Region {
     #[pin]
     daemon: Daemon,
     plain: Atomic<bool>,
+    /// Whether some pages may have backing.
+    backed: Atomic<bool>,
+    /// What backs the pages. Each shard has a reference, for which this is changed first.
+    #[pin]
+    backings: Mutex<Option<Arc<Extents>>>,
     /// The times of its file.
     pub(crate) times: FileTimes,
     /// Faults answered with SIGBUS since creation.
@@ -123,6 +126,8 @@ impl Region {
                 pages <- pages,
                 daemon <- Daemon::none(),
                 plain: Atomic::new(false),
+                backed: Atomic::new(false),
+                backings <- new_mutex!(None),
                 times: FileTimes::now(),
                 sigbus: Counter::new(),
                 timed_out: TimedOutFaults::new(),
@@ -194,13 +199,23 @@ impl Region {
 
     /// The lock for changing mappings to other operations. `EINTR` if the task is being killed.
     pub(crate) fn lock_mappings(&self) -> Result<MutexGuard<'_, ()>> {
-        loop {
-            match self.mappings_lock.try_lock() {
-                Some(guard) => return Ok(guard),
-                // The holder may wait for locks of other processes.
-                None => sleep_killable()?,
-            }
-        }
+        // The holder may wait for locks of other processes.
+        lock_killable(&self.mappings_lock)
+    }
+
+    /// Whether some pages may have backing.
+    pub(crate) fn is_backed(&self) -> bool {
+        self.backed.load(Acquire)
+    }
+
+    /// Says so, before a shard has backing, or not any more.
+    pub(super) fn set_backed(&self, backed: bool) {
+        self.backed.store(backed, Release);
+    }
+
+    /// What backs the pages, to be changed. `EINTR` if the task is being killed.
+    pub(super) fn lock_backings(&self) -> Result<MutexGuard<'_, Option<Arc<Extents>>>> {
+        lock_killable(&self.backings)
     }
 
     /// Starts logging writes, and with `fills` also the daemon's fills.
@@ -231,19 +246,6 @@ impl Region {
     /// `VMEM_CREATE_SIGBUS`.
     pub(crate) fn fails_absent_touches(&self) -> bool {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
-    }
-
-    /// Whether a page is present, for a system call; if not, it is requested. `EIO` if it is not
-    /// available.
-    pub(crate) fn request_for_call(&self, pgoff: u64) -> Result<bool> {
-        match self.pages.touch(pgoff) {
-            Touch::Present => Ok(true),
-            Touch::Unreadable => Err(EIO),
-            Touch::NewlyRequested | Touch::AlreadyRequested if self.fails_absent_touches() => {
-                Err(EIO)
-            }
-            Touch::NewlyRequested | Touch::AlreadyRequested => Ok(false),
-        }
     }
 
     /// Whether an unreadable page counts as broken memory.
@@ -282,8 +284,9 @@ impl Region {
         params: WaitParams,
         cancelled: impl Fn() -> bool,
     ) -> WaitOutcome {
-        self.pages
-            .wait(pgoff, params, || self.fails_absent_touches() || cancelled())
+        self.pages.wait(pgoff, params, || {
+            cancelled() || (self.fails_absent_touches() && !self.pages.is_claimed(pgoff))
+        })
     }
 
     /// How a touch waits for a page.
@@ -316,5 +319,15 @@ impl Region {
             *payer = Some(memcg);
         }
         Ok(())
+    }
+}
+
+/// Locks a mutex whose holder may wait for long. `EINTR` if the task is being killed.
+pub(super) fn lock_killable<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
+    loop {
+        match mutex.try_lock() {
+            Some(guard) => return Ok(guard),
+            None => sleep_killable()?,
+        }
     }
 }

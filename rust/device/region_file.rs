@@ -12,7 +12,8 @@ use super::{
         self,
         Handle, //
     },
-    serve, //
+    serve,
+    set_backing, //
 };
 use crate::sys::{
     file,
@@ -35,6 +36,7 @@ use crate::sys::{
         VMEM_IOCTL_MAKE_VMA_ANONYMOUS,
         VMEM_IOCTL_MARK_PAGE_CACHED,
         VMEM_IOCTL_READY,
+        VMEM_IOCTL_SET_BACKING,
         VMEM_IOCTL_WAIT_READY, //
     },
     vm_ops::{
@@ -177,12 +179,14 @@ impl FileOps for RegionFile {
             VMEM_IOCTL_MARK_PAGE_CACHED if serves => serve::mark_page_cached(region, arg),
             VMEM_IOCTL_FILL_PAGES if serves => serve::fill_pages(region, arg),
             VMEM_IOCTL_MAKE_PAGES_PRESENT if serves => serve::make_pages_present(region, arg),
+            VMEM_IOCTL_SET_BACKING if serves => set_backing::set_backing(region, arg),
             VMEM_IOCTL_MAKE_VMA_ANONYMOUS if serves => serve::make_vma_anonymous(region),
             VMEM_IOCTL_READY
             | VMEM_IOCTL_GET_PAGE_REQUEST
             | VMEM_IOCTL_MARK_PAGE_CACHED
             | VMEM_IOCTL_FILL_PAGES
             | VMEM_IOCTL_MAKE_PAGES_PRESENT
+            | VMEM_IOCTL_SET_BACKING
             | VMEM_IOCTL_MAKE_VMA_ANONYMOUS => Err(EPERM),
             _ => Err(ENOTTY),
         }

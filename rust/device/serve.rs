@@ -4,8 +4,9 @@
 
 use super::{
     fault::Mapped,
-    memories,
-    region::Region, //
+    filled::settle_filled,
+    region::Region,
+    set_backing, //
 };
 use crate::{
     model::{
@@ -328,26 +329,6 @@ fn fill_run(
     result
 }
 
-/// Makes pages present for the daemon. If the log was started with fills, it has these pages: at
-/// any time, each present page is in the log or has been reported.
-fn settle_filled(
-    region: &Region,
-    pages: PageRange,
-    settle: impl FnOnce() -> Result<u64>,
-) -> Result<u64> {
-    let tracking = region
-        .logs_fills()
-        .then(|| memories::tracking_of_region(region))
-        .flatten();
-    let Some(tracking) = tracking else {
-        return settle();
-    };
-    tracking.mark(pages);
-    let changed = settle();
-    tracking.mark(pages);
-    changed
-}
-
 /// MAKE_PAGES_PRESENT.
 pub(crate) fn make_pages_present(region: &Region, arg: UserArg) -> Result {
     let mut call: vmem_populate = arg.read()?;
@@ -386,7 +367,7 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
         return Err(EBUSY);
     }
     // Not while a log starts or ends.
-    let _mappings = region.lock_mappings()?;
+    let mappings = region.lock_mappings()?;
     if !region.is_plain() {
         region.set_plain();
     }
@@ -396,7 +377,10 @@ pub(crate) fn make_vma_anonymous(region: &Region) -> Result {
         let memory = SharedMemory::of_region(region.staging());
         memory.protect(region.pages().range(0, region.pages().nr())?)?;
     }
-    Ok(())
+    drop(mappings);
+    // No page is read any more. A read that is under way may take long.
+    let all = region.pages().range(0, region.pages().nr())?;
+    set_backing::change(region, all, None)
 }
 
 /// The flags that a mapping gets when it is plain memory.

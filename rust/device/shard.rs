@@ -2,6 +2,7 @@
 
 //! A part of a region's pages, with its own locks.
 
+use super::backing::Extents;
 use crate::{
     model::page_map::{
         words_for,
@@ -21,6 +22,7 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        Arc,
         Mutex,
         SpinLock, //
     }, //
@@ -35,9 +37,10 @@ pub(crate) struct Shard {
     /// The page map.
     #[pin]
     pub(super) map: SpinLock<PageMap<KVVec<u64>>>,
-    /// Held from the check which pages are present until the others have been made so.
+    /// Held from the check which pages are present until the others have been made so. It protects
+    /// what backs the pages.
     #[pin]
-    pub(crate) fill: Mutex<()>,
+    pub(crate) fill: Mutex<Option<Arc<Extents>>>,
     /// The threads that wait for a page of this shard. The key is the page offset.
     #[pin]
     pub(super) waiters: WaitQueue,
@@ -74,7 +77,7 @@ impl Shard {
         KBox::pin_init(
             pin_init!(Self {
                 map <- new_spinlock!(map),
-                fill <- new_mutex!(()),
+                fill <- new_mutex!(None),
                 waiters <- WaitQueue::new(),
             }),
             GFP_KERNEL,

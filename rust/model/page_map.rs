@@ -7,13 +7,15 @@
 //! | settled | wanted | queued | the page is                                       |
 //! |---------|--------|--------|---------------------------------------------------|
 //! | 0       | 0      | 0      | absent                                            |
+//! | 0       | 0      | 1      | claimed: the module reads it from its backing     |
 //! | 0       | 1      | 1      | requested, and the daemon has not taken it        |
 //! | 0       | 1      | 0      | requested, and the daemon has taken it            |
 //! | 1       | 0      | 0      | present                                           |
 //! | 1       | 1      | 0      | unreadable                                        |
 //!
 //! No other combination occurs. A present page stays present. A fourth plane has one bit for each
-//! word of `queued`, so that finding the next request is cheap in a large, quiet region.
+//! word of `queued` that has requests, so that finding the next request is cheap in a large, quiet
+//! region.
 
 use super::shards::Slots;
 use core::ops::DerefMut;
@@ -31,6 +33,10 @@ pub(crate) enum Touch {
     NewlyRequested,
     /// The page is absent, and was requested before.
     AlreadyRequested,
+    /// The page is absent. This touch has claimed it, and has to see that the page is read.
+    NewlyClaimed,
+    /// The page is absent, and another thread reads it.
+    AlreadyClaimed,
 }
 
 /// The daemon's decision about a page.
@@ -47,7 +53,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Settled {
     /// How many pages have a new state.
     pub(crate) changed: u64,
-    /// Whether one of these pages was requested, so that a thread may wait for it.
+    /// Whether one of these pages was requested or claimed, so that a thread may wait for it.
     pub(crate) wake: bool,
 }
 
@@ -152,24 +158,141 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         masks(slots).any(|(at, mask)| get(&self.wanted, at) & !get(&self.settled, at) & mask != 0)
     }
 
-    /// A touch of the page of the first slot. Requests the page if it is absent.
-    pub(crate) fn touch(&mut self, slots: Slots) -> Touch {
+    /// Whether the page of the first slot is absent, and requested or claimed.
+    pub(crate) fn is_awaited(&self, slots: Slots) -> bool {
+        masks(Slots { nr: 1, ..slots })
+            .next()
+            .is_some_and(|(at, mask)| mask & self.awaited_word(at) != 0)
+    }
+
+    /// Whether the page of the first slot is claimed.
+    pub(crate) fn is_claimed(&self, slots: Slots) -> bool {
+        masks(Slots { nr: 1, ..slots })
+            .next()
+            .is_some_and(|(at, mask)| mask & self.claimed_word(at) != 0)
+    }
+
+    /// The claimed bits of slots `64 * at` to `64 * at + 63`.
+    pub(crate) fn claimed_word(&self, at: usize) -> u64 {
+        get(&self.queued, at) & !get(&self.wanted, at)
+    }
+
+    fn awaited_word(&self, at: usize) -> u64 {
+        (get(&self.queued, at) | get(&self.wanted, at)) & !get(&self.settled, at)
+    }
+
+    /// The queued requests of slots `64 * at` to `64 * at + 63`.
+    fn queued_word(&self, at: usize) -> u64 {
+        get(&self.queued, at) & get(&self.wanted, at)
+    }
+
+    /// What a touch of the page of the first slot finds; [`None`] if the page is absent, and
+    /// neither requested nor claimed.
+    pub(crate) fn look(&self, slots: Slots) -> Option<Touch> {
         let Some((at, mask)) = masks(Slots { nr: 1, ..slots }).next() else {
-            return Touch::Unreadable;
+            return Some(Touch::Unreadable);
         };
         let settled = get(&self.settled, at) & mask != 0;
         let wanted = get(&self.wanted, at) & mask != 0;
-        match (settled, wanted) {
-            (true, false) => Touch::Present,
-            (true, true) => Touch::Unreadable,
-            (false, true) => Touch::AlreadyRequested,
-            (false, false) => {
-                set(&mut self.wanted, at, mask);
-                self.counts.requested += 1;
-                self.queue(at, mask);
-                Touch::NewlyRequested
+        let queued = get(&self.queued, at) & mask != 0;
+        match (settled, wanted, queued) {
+            (true, false, _) => Some(Touch::Present),
+            (true, true, _) => Some(Touch::Unreadable),
+            (false, true, _) => Some(Touch::AlreadyRequested),
+            (false, false, true) => Some(Touch::AlreadyClaimed),
+            (false, false, false) => None,
+        }
+    }
+
+    /// A touch of the page of the first slot. Requests the page if it is absent.
+    pub(crate) fn touch(&mut self, slots: Slots) -> Touch {
+        if let Some(found) = self.look(slots) {
+            return found;
+        }
+        self.request(Slots { nr: 1, ..slots });
+        Touch::NewlyRequested
+    }
+
+    /// The same by a thread that will see that the page is read. Claims the page if it is absent.
+    pub(crate) fn claim(&mut self, slots: Slots) -> Touch {
+        if let Some(found) = self.look(slots) {
+            return found;
+        }
+        for (at, mask) in masks(Slots { nr: 1, ..slots }) {
+            set(&mut self.queued, at, mask);
+        }
+        Touch::NewlyClaimed
+    }
+
+    /// The slots around `at` in `window` whose pages are absent, and neither requested nor claimed.
+    /// `at` itself is one of the result, whatever its state.
+    pub(crate) fn absent_around(&self, window: Slots, at: usize) -> Slots {
+        let end = window.first.saturating_add(window.nr);
+        let is_absent = |slot: &usize| {
+            self.look(Slots {
+                first: *slot,
+                ..window
+            })
+            .is_none()
+        };
+        let before = (window.first..at).rev().take_while(is_absent).count();
+        let after = (at.saturating_add(1)..end).take_while(is_absent).count();
+        Slots {
+            first: at.saturating_sub(before),
+            nr: before.saturating_add(after).saturating_add(1),
+            ..window
+        }
+    }
+
+    /// Claims those pages, too. The page of `at` is claimed already.
+    pub(crate) fn claim_around(&mut self, window: Slots, at: usize) -> Slots {
+        let run = self.absent_around(window, at);
+        for (word, mask) in masks(run) {
+            set(&mut self.queued, word, mask);
+        }
+        run
+    }
+
+    /// Gives up the claims to pages of `slots`. These pages are absent then, or are requested.
+    /// Returns how many there were.
+    pub(crate) fn release(&mut self, slots: Slots, requests: bool) -> u64 {
+        let mut released = 0;
+        for (at, mask) in masks(slots) {
+            let claimed = mask & self.claimed_word(at);
+            clear(&mut self.queued, at, claimed);
+            released += u64::from(claimed.count_ones());
+            if requests {
+                self.request_in_word(at, claimed);
             }
         }
+        released
+    }
+
+    /// Takes back the requests for pages of `slots`. Returns how many there were.
+    pub(crate) fn withdraw(&mut self, slots: Slots) -> u64 {
+        let mut withdrawn = 0;
+        for (at, mask) in masks(slots) {
+            let requested = mask & get(&self.wanted, at) & !get(&self.settled, at);
+            let queued = requested & get(&self.queued, at);
+            self.unqueue(at, queued);
+            clear(&mut self.wanted, at, requested);
+            withdrawn += u64::from(requested.count_ones());
+        }
+        self.counts.requested -= withdrawn;
+        withdrawn
+    }
+
+    /// Requests pages that are absent, and neither requested nor claimed.
+    fn request(&mut self, slots: Slots) {
+        for (at, mask) in masks(slots) {
+            self.request_in_word(at, mask);
+        }
+    }
+
+    fn request_in_word(&mut self, at: usize, mask: u64) {
+        set(&mut self.wanted, at, mask);
+        self.counts.requested += u64::from(mask.count_ones());
+        self.queue(at, mask);
     }
 
     /// Applies the verdict to the pages. Present pages stay present. [`Verdict::Unreadable`] does
@@ -181,10 +304,12 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
             let unreadable = mask & get(&self.settled, at) & get(&self.wanted, at);
             let requested = absent & get(&self.wanted, at);
             let queued = requested & get(&self.queued, at);
+            let claimed = absent & self.claimed_word(at);
 
             self.counts.requested -= u64::from(requested.count_ones());
-            done.wake |= requested != 0;
+            done.wake |= requested | claimed != 0;
             self.unqueue(at, queued);
+            clear(&mut self.queued, at, claimed);
             done.changed += u64::from(absent.count_ones());
 
             set(&mut self.settled, at, absent);
@@ -216,7 +341,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
                 continue;
             }
             let at = group * WORD + groups.trailing_zeros() as usize;
-            let mut word = get(&self.queued, at);
+            let mut word = self.queued_word(at);
             while word != 0 && taken < max {
                 let bit = word & word.wrapping_neg();
                 sink(at * WORD + bit.trailing_zeros() as usize);
@@ -253,7 +378,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
     /// Removes the queued pages `mask` of word `at` from the queue. Returns how many.
     fn unqueue(&mut self, at: usize, mask: u64) -> u64 {
         clear(&mut self.queued, at, mask);
-        if get(&self.queued, at) == 0 {
+        if self.queued_word(at) == 0 {
             clear(&mut self.queued_words, at / WORD, 1 << (at % WORD));
         }
         let nr = u64::from(mask.count_ones());

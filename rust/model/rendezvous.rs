@@ -79,8 +79,42 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         touch
     }
 
-    /// Waits until the page of the first slot is present or unreadable, or until `cancelled`.
-    /// [`None`] if there is no such page.
+    /// The same by a thread that will see that an absent page is read, which claims the page instead.
+    pub(crate) fn claim(&self, slots: Slots) -> Touch {
+        self.update_shard(slots.shard, |map| map.claim(slots))
+            .unwrap_or(Touch::Unreadable)
+    }
+
+    /// Gives up claims to pages within one block. With `requests`, the pages are then requested.
+    /// Threads that wait for the pages touch them again.
+    pub(crate) fn release(&self, slots: Slots, requests: bool) -> bool {
+        let released = self.update_shard(slots.shard, |map| map.release(slots, requests));
+        self.forgotten(slots, released);
+        if requests {
+            self.request_waiters.wake_all();
+        }
+        released.is_some_and(|nr| nr > 0)
+    }
+
+    /// Takes back requests for pages within one block. Threads that wait for the pages touch them
+    /// again.
+    pub(crate) fn withdraw(&self, slots: Slots) -> bool {
+        let withdrawn = self.update_shard(slots.shard, |map| map.withdraw(slots));
+        self.forgotten(slots, withdrawn);
+        withdrawn.is_some_and(|nr| nr > 0)
+    }
+
+    /// So many pages of `slots` may be waited for, and nobody brings them now.
+    fn forgotten(&self, slots: Slots, nr: Option<u64>) {
+        if let (Some(1..), Some(shard)) = (nr, self.shards.get(slots.shard)) {
+            let start = self.layout.pgoff(slots.shard, slots.first);
+            let end = start.saturating_add(slots.nr as u64);
+            shard.waiters().wake(start, end);
+        }
+    }
+
+    /// Waits until the page of the first slot is present or unreadable, until it is neither
+    /// requested nor claimed any more, or until `cancelled`. [`None`] if there is no such page.
     pub(crate) fn await_page(
         &self,
         slots: Slots,
@@ -90,7 +124,7 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         let shard = self.shards.get(slots.shard)?;
         let pgoff = self.layout.pgoff(slots.shard, slots.first);
         Some(shard.waiters().wait(pgoff, params, || {
-            shard.map().is_settled(slots) || cancelled()
+            !shard.map().is_awaited(slots) || cancelled()
         }))
     }
 

@@ -31,7 +31,8 @@ use kernel::{
         vm_area_desc,
         vm_area_struct,
         vm_fault,
-        vm_operations_struct, //
+        vm_operations_struct,
+        workqueue_struct, //
     },
     ffi, //
 };

@@ -7,6 +7,7 @@
 use super::{
     bindings,
     fault_address::FaultAddress,
+    memcg::Memcg,
     staging::{
         LockedFolio,
         Staging, //
@@ -212,6 +213,15 @@ impl Fault<'_> {
     pub(crate) fn is_process_dying(&self) -> bool {
         // SAFETY: Reads flags of the running task.
         unsafe { bindings::vmem_process_is_dying() != 0 }
+    }
+
+    /// The memory cgroup of the address space, if that is not the task's own.
+    pub(crate) fn foreign_charge(&self) -> Option<Memcg> {
+        if !self.pinned.is_null() || self.is_in_current_mm() {
+            return None;
+        }
+        // SAFETY: By the type invariants; the fault is not unlocked, so its address space is valid.
+        unsafe { Memcg::of_mm((*self.vma()).vm_mm) }
     }
 
     /// Where the page is to be mapped. [`None`] if the fault will copy the page (a write to a

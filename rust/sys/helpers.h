@@ -31,6 +31,7 @@ struct vm_area_desc;
 struct vm_area_struct;
 struct vm_fault;
 struct vm_operations_struct;
+struct workqueue_struct;
 
 /* This module: what THIS_MODULE points to. */
 extern struct module __this_module;
@@ -119,6 +120,8 @@ struct page *vmem_folio_page(struct folio *folio, unsigned long pgoff);
 unsigned long vmem_folio_end(struct folio *folio);
 unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
 			      unsigned long nr, unsigned long from);
+void vmem_folio_copy_kernel(struct folio *folio, unsigned long pgoff,
+			    const void *from, unsigned long len);
 void vmem_folio_filled(struct folio *folio, unsigned long pgoff,
 		       unsigned long nr);
 void vmem_folio_unlock_put(struct folio *folio);
@@ -135,6 +138,19 @@ void vmem_file_allow_nowait(struct file *file);
 int vmem_iocb_wait(struct kiocb *iocb);
 int vmem_setlease(struct file *file, int arg, struct file_lease **lease,
 		  void **priv);
+
+/* Files that ranges of a region lie in. */
+struct file *vmem_backing_get(int fd);
+struct folio *vmem_backing_cached(struct file *file, long long pos,
+				  unsigned long len);
+int vmem_backing_copy(struct folio *to, unsigned long pgoff, struct folio *from,
+		      unsigned long index);
+void vmem_backing_put(struct folio *folio);
+long vmem_backing_read(struct file *file, long long pos, void *to,
+		       unsigned long len, struct mem_cgroup *charge);
+int vmem_backing_init(void);
+void vmem_backing_exit(void);
+const struct workqueue_struct *vmem_backing_readers(void);
 
 /* Faults. */
 void vmem_fault_unlock(struct vm_fault *vmf);

@@ -311,6 +311,16 @@ unsigned long vmem_folio_copy(struct folio *folio, unsigned long pgoff,
 	       PAGE_SHIFT;
 }
 
+/* Copies from memory of the kernel to a page, and zeroes what is left of the page. */
+void vmem_folio_copy_kernel(struct folio *folio, unsigned long pgoff,
+			    const void *from, unsigned long len)
+{
+	size_t at = offset_in_folio(folio, pgoff << PAGE_SHIFT);
+
+	memcpy_to_folio(folio, at, from, len);
+	folio_zero_range(folio, at + len, PAGE_SIZE - len);
+}
+
 /*
  * These pages of the folio have their contents. Contents that the folio had
  * before stay. If it had none, the rest of it is zeroed, unless it is zero

@@ -6,6 +6,7 @@
 
 use super::{
     bindings,
+    cached_page::CachedPage,
     file::into_file,
     memcg::Memcg, //
 };
@@ -175,6 +176,30 @@ impl Staging {
         Ok(Some(Filled { pages, folio }))
     }
 
+    /// Copies a page from the page cache of another file, or, without that, from memory of the
+    /// kernel, charged to `charge` (to the running task, if [`None`]). `EIO` if memory is broken:
+    /// the contents of the page are then undefined.
+    pub(crate) fn fill_page(
+        &self,
+        pgoff: u64,
+        from: PageSource<'_>,
+        charge: Option<&Memcg>,
+    ) -> Result {
+        let index = usize::try_from(pgoff).map_err(|_| EFBIG)?;
+        let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
+        // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced for
+        // the time of the call.
+        let folio = from_err_ptr(unsafe {
+            bindings::vmem_shmem_lock_to_fill(self.as_ptr(), index, charge)
+        })?;
+        let folio = LockedFolio::new(folio)?;
+        let copied = folio.copy_page(index, from);
+        if let Some((pgoff, bytes)) = self.tail.filter(|(last, _)| *last == pgoff) {
+            folio.zero(pgoff, bytes, PAGE_SIZE - bytes);
+        }
+        copied
+    }
+
     fn tail_in(&self, pages: PageRange) -> Option<(u64, u64)> {
         self.tail
             .filter(|(pgoff, _)| (pages.start()..pages.end()).contains(pgoff))
@@ -207,6 +232,15 @@ impl Staging {
         })?;
         LockedFolio::new(folio)
     }
+}
+
+/// Where the contents of a page come from.
+#[derive(Clone, Copy)]
+pub(crate) enum PageSource<'a> {
+    /// The page cache of a file.
+    Cache(&'a CachedPage),
+    /// Memory of the kernel, up to a page. The rest of the page is zeros.
+    Memory(&'a [u8]),
 }
 
 /// Pages of one folio that have been filled. The folio is still locked.
@@ -279,6 +313,27 @@ impl LockedFolio {
             unsafe { bindings::vmem_folio_filled(self.0.as_ptr(), pgoff, copied) };
         }
         copied as u64
+    }
+
+    /// Copies contents to the page `pgoff`, which lies in the folio.
+    fn copy_page(&self, pgoff: usize, from: PageSource<'_>) -> Result {
+        let folio = self.0.as_ptr();
+        let copied = match from {
+            // SAFETY: By the type invariants the folio is valid, and locked for us, and has the page.
+            PageSource::Cache(page) => unsafe { page.copy_to(folio, pgoff) },
+            PageSource::Memory(bytes) => {
+                let len = bytes.len().min(PAGE_SIZE as usize);
+                // SAFETY: As above; there are as many bytes, and not more than a page takes.
+                unsafe {
+                    bindings::vmem_folio_copy_kernel(folio, pgoff, bytes.as_ptr().cast(), len);
+                }
+                Ok(())
+            }
+        };
+        // SAFETY: By the type invariants the folio is locked. Without this, a new folio would not be
+        // up to date, and hold what was there before.
+        unsafe { bindings::vmem_folio_filled(folio, pgoff, 1) };
+        copied
     }
 
     /// Copies `len` bytes to the page `pgoff`, which lies in the folio, from its byte `offset` on.

@@ -103,6 +103,8 @@
  * name is a regular file.
  */
 #define VMEM_FEATURE_FILES	(1ULL << 5)
+/** VMEM_FEATURE_BACKING: %VMEM_SET_BACKING exists. */
+#define VMEM_FEATURE_BACKING	(1ULL << 6)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -594,6 +596,65 @@ struct vmem_fill {
 	__u64 changed;
 };
 
+/** VMEM_BACKING_NONE: the range has no backing any more. */
+#define VMEM_BACKING_NONE	(1U << 0)
+
+/** VMEM_MAX_AROUND: the most pages that one touch reads from backing. */
+#define VMEM_MAX_AROUND		512
+
+/** VMEM_MAX_BACKINGS: the most pieces with backing of their own that a region has. */
+#define VMEM_MAX_BACKINGS	1024
+
+/**
+ * struct vmem_backing - say which file a range lies in (VMEM_SET_BACKING)
+ * @fd: a regular file, open for reading; -1 with VMEM_BACKING_NONE
+ * @flags: 0 or VMEM_BACKING_NONE
+ * @offset: position in the file of the contents of the first page, a multiple of the page
+ *	size; zero with VMEM_BACKING_NONE
+ * @pgoff: the first page
+ * @nr_pages: how many, not zero
+ * @around: how many pages one touch reads: the page, and those absent ones beside it that lie
+ *	with it in an aligned group of this size. A power of two, up to VMEM_MAX_AROUND; 0 is
+ *	16. Zero with VMEM_BACKING_NONE
+ * @reserved0: zero
+ * @reserved: zero
+ *
+ * On the region descriptor. A touch of an absent page of the range reads it from the file,
+ * without a request: from the file's page cache at once, or a worker of the kernel reads it,
+ * and the touch waits as for a daemon. A range that has backing gets the new one in its
+ * place. Pages that were requested are not requested any more: their touches read the file.
+ *
+ * The daemon can fill and mark pages of the range as before; what comes first stays. A page
+ * that it marks as unreadable is not read. What it has staged is replaced by a read.
+ *
+ * If the page cannot be read (an I/O error, or the file is too short), it is requested, if
+ * a daemon is attached; else it becomes unreadable. A file that ends within the region's last
+ * page has to reach as far as the region's file does.
+ *
+ * The region holds the file, which should not be changed: until the range gets another
+ * backing or none, until the region is plain memory, or until its end. A daemon that ends leaves
+ * it. After the call has returned, the file that the range had before is not read any more,
+ * and nothing that was read from it becomes a page. The call waits for reads under way: of
+ * these pages, of others that got their backing by the same calls, and in other calls.
+ *
+ * Errors: EBADF (no such descriptor), EACCES (not open for reading), EINVAL (not a regular
+ * file, or one that cannot be read in this way; @offset, @around), EOPNOTSUPP (hugetlbfs; a
+ * file that another program may serve: FUSE, 9p, Coda), ELOOP (the file of a region, or a
+ * staging file), ENODATA (the region is plain memory), ENOSPC (more than VMEM_MAX_BACKINGS
+ * pieces), EINTR (the caller is being killed: some pages may have the new backing, and
+ * reads of the old one may be under way).
+ */
+struct vmem_backing {
+	__s32 fd;
+	__u32 flags;
+	__u64 offset;
+	__u64 pgoff;
+	__u64 nr_pages;
+	__u32 around;
+	__u32 reserved0;
+	__u64 reserved[2];
+};
+
 /**
  * struct vmem_populate - fill page tables (VMEM_MAKE_PAGES_PRESENT)
  * @ranges: address of an array of struct vmem_range
@@ -671,11 +732,12 @@ struct vmem_map_fd {
  * @oldest_wait_ns: how long the longest of them has waited, in nanoseconds
  * @faults: faults on absent pages since creation
  * @requests: requests raised since creation (faults less those that found
- *	their page requested already)
+ *	their page requested already, or were answered from backing)
  * @sigbus: faults answered with SIGBUS since creation
  * @mappings: mappings of the region, in all processes, that are not yet
  *	plain; 4096 is that many or more
  * @length: size of the region's file, in bytes: the size as VMEM_CREATE_VMEM got it
+ * @backed: pages that were read from backing since creation
  * @reserved: zero
  *
  * On a region or map descriptor; the same figures stand in /proc/PID/fdinfo/FD. On
@@ -698,7 +760,8 @@ struct vmem_info {
 	__u64 sigbus;
 	__u64 mappings;
 	__u64 length;
-	__u64 reserved[2];
+	__u64 backed;
+	__u64 reserved;
 };
 
 #define VMEM_GET_FEATURES	_IOR(VMEM_IOC_MAGIC, 0x00, struct vmem_features)
@@ -730,6 +793,7 @@ struct vmem_info {
 #define VMEM_GET_PRESENT	_IOWR(VMEM_IOC_MAGIC, 0x17, struct vmem_present)
 #define VMEM_GET_INFO		_IOR(VMEM_IOC_MAGIC, 0x18, struct vmem_info)
 #define VMEM_GET_MAP_FD		_IOWR(VMEM_IOC_MAGIC, 0x19, struct vmem_map_fd)
+#define VMEM_SET_BACKING	_IOW(VMEM_IOC_MAGIC, 0x1a, struct vmem_backing)
 #define VMEM_TRACK		_IOWR(VMEM_IOC_MAGIC, 0x20, struct vmem_track)
 /**
  * VMEM_UNTRACK: on an adopted descriptor, ends the log: the mappings are as they

@@ -12,6 +12,7 @@ pub const VMEM_FEATURE_TRACK: u32 = 4;
 pub const VMEM_FEATURE_SNAPSHOT: u32 = 8;
 pub const VMEM_FEATURE_STAGE: u32 = 16;
 pub const VMEM_FEATURE_FILES: u32 = 32;
+pub const VMEM_FEATURE_BACKING: u32 = 64;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -24,6 +25,9 @@ pub const VMEM_SNAPSHOT_ONCE: u32 = 2;
 pub const VMEM_MARK_ZERO: u32 = 1;
 pub const VMEM_MARK_UNREADABLE: u32 = 2;
 pub const VMEM_FILL_STAGE: u32 = 1;
+pub const VMEM_BACKING_NONE: u32 = 1;
+pub const VMEM_MAX_AROUND: u32 = 512;
+pub const VMEM_MAX_BACKINGS: u32 = 1024;
 pub const VMEM_STATE_ATTACHED: u32 = 1;
 pub const VMEM_STATE_READY: u32 = 2;
 pub const VMEM_STATE_PLAIN: u32 = 4;
@@ -527,6 +531,47 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_backing {
+    pub fd: __s32,
+    pub flags: __u32,
+    pub offset: __u64,
+    pub pgoff: __u64,
+    pub nr_pages: __u64,
+    pub around: __u32,
+    pub reserved0: __u32,
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_backing"][::core::mem::size_of::<vmem_backing>() - 56usize];
+    ["Alignment of vmem_backing"][::core::mem::align_of::<vmem_backing>() - 8usize];
+    [
+        "Offset of field: vmem_backing::fd",
+    ][::core::mem::offset_of!(vmem_backing, fd) - 0usize];
+    [
+        "Offset of field: vmem_backing::flags",
+    ][::core::mem::offset_of!(vmem_backing, flags) - 4usize];
+    [
+        "Offset of field: vmem_backing::offset",
+    ][::core::mem::offset_of!(vmem_backing, offset) - 8usize];
+    [
+        "Offset of field: vmem_backing::pgoff",
+    ][::core::mem::offset_of!(vmem_backing, pgoff) - 16usize];
+    [
+        "Offset of field: vmem_backing::nr_pages",
+    ][::core::mem::offset_of!(vmem_backing, nr_pages) - 24usize];
+    [
+        "Offset of field: vmem_backing::around",
+    ][::core::mem::offset_of!(vmem_backing, around) - 32usize];
+    [
+        "Offset of field: vmem_backing::reserved0",
+    ][::core::mem::offset_of!(vmem_backing, reserved0) - 36usize];
+    [
+        "Offset of field: vmem_backing::reserved",
+    ][::core::mem::offset_of!(vmem_backing, reserved) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct vmem_populate {
     pub ranges: __u64,
     pub nr: __u32,
@@ -614,7 +659,8 @@ pub struct vmem_info {
     pub sigbus: __u64,
     pub mappings: __u64,
     pub length: __u64,
-    pub reserved: [__u64; 2usize],
+    pub backed: __u64,
+    pub reserved: __u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -664,8 +710,11 @@ const _: () = {
         "Offset of field: vmem_info::length",
     ][::core::mem::offset_of!(vmem_info, length) - 104usize];
     [
+        "Offset of field: vmem_info::backed",
+    ][::core::mem::offset_of!(vmem_info, backed) - 112usize];
+    [
         "Offset of field: vmem_info::reserved",
-    ][::core::mem::offset_of!(vmem_info, reserved) - 112usize];
+    ][::core::mem::offset_of!(vmem_info, reserved) - 120usize];
 };
 pub const VMEM_ID_KEEP: __u32 = 4294967295;
 pub const VMEM_GET_FEATURES: __u32 = 2151725824;
@@ -682,6 +731,7 @@ pub const VMEM_FILL_PAGES: __u32 = 3223370518;
 pub const VMEM_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_GET_INFO: __u32 = 2155920152;
 pub const VMEM_GET_MAP_FD: __u32 = 3221797657;
+pub const VMEM_SET_BACKING: __u32 = 1077459738;
 pub const VMEM_TRACK: __u32 = 3223894816;
 pub const VMEM_UNTRACK: __u32 = 47905;
 pub const VMEM_DIRTY: __u32 = 3225467682;

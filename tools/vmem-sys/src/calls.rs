@@ -201,6 +201,34 @@ fn fill_with(fd: BorrowedFd<'_>, ranges: &[FillRange<'_>], flags: u32) -> Outcom
     outcome(result, fill.done, fill.changed)
 }
 
+/// `VMEM_SET_BACKING`: the `nr_pages` pages from `pgoff` on lie in `file`, from position `offset` on. A touch of an absent one reads up to
+/// `around` pages, a power of two; 0 is the module's default.
+pub fn set_backing(fd: BorrowedFd<'_>, pages: vmem_range, file: BorrowedFd<'_>, offset: u64, around: u32) -> Result<(), Errno> {
+    let mut backing = vmem_backing {
+        fd: file.as_raw_fd(),
+        offset,
+        pgoff: pages.pgoff,
+        nr_pages: pages.nr_pages,
+        around,
+        ..Default::default()
+    };
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut backing) }
+}
+
+/// `VMEM_SET_BACKING` with `VMEM_BACKING_NONE`: the pages have no backing any more.
+pub fn withdraw_backing(fd: BorrowedFd<'_>, pages: vmem_range) -> Result<(), Errno> {
+    let mut backing = vmem_backing {
+        fd: -1,
+        flags: VMEM_BACKING_NONE,
+        pgoff: pages.pgoff,
+        nr_pages: pages.nr_pages,
+        ..Default::default()
+    };
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut backing) }
+}
+
 /// `VMEM_MAKE_PAGES_PRESENT`: puts present pages of `ranges` into the page tables of all mappings of the region; `pages` counts
 /// the pages found mapped, once per mapping.
 pub fn make_pages_present(fd: BorrowedFd<'_>, ranges: &[vmem_range]) -> Outcome {

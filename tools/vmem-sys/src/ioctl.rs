@@ -38,6 +38,7 @@ argument! {
     vmem_mark => VMEM_MARK_PAGE_CACHED,
     vmem_populate => VMEM_MAKE_PAGES_PRESENT,
     vmem_fill => VMEM_FILL_PAGES,
+    vmem_backing => VMEM_SET_BACKING,
     vmem_present => VMEM_GET_PRESENT,
     vmem_info => VMEM_GET_INFO,
     vmem_map_fd => VMEM_GET_MAP_FD,

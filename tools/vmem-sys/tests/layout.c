@@ -109,6 +109,16 @@ FIELD(vmem_fill, flags, 12);
 FIELD(vmem_fill, done, 16);
 FIELD(vmem_fill, changed, 24);
 
+SIZE(vmem_backing, 56);
+FIELD(vmem_backing, fd, 0);
+FIELD(vmem_backing, flags, 4);
+FIELD(vmem_backing, offset, 8);
+FIELD(vmem_backing, pgoff, 16);
+FIELD(vmem_backing, nr_pages, 24);
+FIELD(vmem_backing, around, 32);
+FIELD(vmem_backing, reserved0, 36);
+FIELD(vmem_backing, reserved, 40);
+
 SIZE(vmem_populate, 32);
 FIELD(vmem_populate, ranges, 0);
 FIELD(vmem_populate, nr, 8);
@@ -142,7 +152,8 @@ FIELD(vmem_info, requests, 80);
 FIELD(vmem_info, sigbus, 88);
 FIELD(vmem_info, mappings, 96);
 FIELD(vmem_info, length, 104);
-FIELD(vmem_info, reserved, 112);
+FIELD(vmem_info, backed, 112);
+FIELD(vmem_info, reserved, 120);
 
 NUMBER(VMEM_GET_FEATURES, 0x8040bb00);
 NUMBER(VMEM_CREATE_VMEM, 0xc060bb01);
@@ -158,6 +169,7 @@ NUMBER(VMEM_FILL_PAGES, 0xc020bb16);
 NUMBER(VMEM_GET_PRESENT, 0xc020bb17);
 NUMBER(VMEM_GET_INFO, 0x8080bb18);
 NUMBER(VMEM_GET_MAP_FD, 0xc008bb19);
+NUMBER(VMEM_SET_BACKING, 0x4038bb1a);
 NUMBER(VMEM_TRACK, 0xc028bb20);
 NUMBER(VMEM_UNTRACK, 0x0000bb21);
 NUMBER(VMEM_DIRTY, 0xc040bb22);

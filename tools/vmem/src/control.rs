@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
-    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_FILES, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON,
-    VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
+    VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_BACKING, VMEM_FEATURE_FILES, VMEM_FEATURE_FILL,
+    VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
 };
 
 use crate::error::call;
@@ -40,6 +40,8 @@ pub struct Features {
     pub snapshot: bool,
     /// Whether [`Region::stage`] works.
     pub stage: bool,
+    /// Whether [`Region::set_backing`] works.
+    pub backing: bool,
     /// Whether regions with names are files of the file system type `vmem`.
     pub files: bool,
 }
@@ -89,6 +91,7 @@ impl Control {
             track: features.features & u64::from(VMEM_FEATURE_TRACK) != 0,
             snapshot: features.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0,
             stage: features.features & u64::from(VMEM_FEATURE_STAGE) != 0,
+            backing: features.features & u64::from(VMEM_FEATURE_BACKING) != 0,
             files: features.features & u64::from(VMEM_FEATURE_FILES) != 0,
         })
     }

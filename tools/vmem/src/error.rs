@@ -247,6 +247,7 @@ pub(crate) mod call {
     pub(crate) const READY: &str = "READY";
     pub(crate) const GET_PAGE_REQUEST: &str = "GET_PAGE_REQUEST";
     pub(crate) const MARK_PAGE_CACHED: &str = "MARK_PAGE_CACHED";
+    pub(crate) const SET_BACKING: &str = "SET_BACKING";
     pub(crate) const MAKE_PAGES_PRESENT: &str = "MAKE_PAGES_PRESENT";
     pub(crate) const MAKE_VMA_ANONYMOUS: &str = "MAKE_VMA_ANONYMOUS";
     pub(crate) const FILL_PAGES: &str = "FILL_PAGES";
@@ -305,7 +306,7 @@ impl Error {
             (call::CREATE_VMEM, Errno::FBIG) => Self::TooLarge,
             (call::CREATE_VMEM, Errno::NOSPC) => Self::TooManyRegions,
             (call::MAKE_VMA_ANONYMOUS, Errno::BUSY) => Self::PagesAbsent,
-            (call::GET_PAGE_REQUEST, Errno::NODATA) => Self::Plain,
+            (call::GET_PAGE_REQUEST | call::SET_BACKING, Errno::NODATA) => Self::Plain,
             (call::ADOPT, Errno::FBIG) => Self::TooLarge,
             (call::ADOPT, Errno::INVAL) => Self::NotSharedMemory,
             (call::ADOPT, Errno::ACCESS) => Self::NotWritable,

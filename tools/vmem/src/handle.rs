@@ -29,6 +29,10 @@ use crate::{DIRECTORY, Error, MapHandle, ProcessMemory};
 /// # }
 /// ```
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a program has one for each memory, and does not copy it"
+)]
 pub enum MemoryHandle {
     /// The region's node or file, opened by this program.
     Region(MapHandle),

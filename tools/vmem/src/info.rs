@@ -45,6 +45,8 @@ pub struct Info {
     pub mappings: u64,
     /// Size of the region's file in bytes: the size that the region was created with.
     pub length: u64,
+    /// Pages read from their backing since creation ([`Region::set_backing`](crate::Region::set_backing)).
+    pub backed: u64,
 }
 
 impl Info {
@@ -71,6 +73,7 @@ impl Info {
             sigbus: field("sigbus"),
             mappings: field("mappings"),
             length: field("length"),
+            backed: field("backed"),
             ..Default::default()
         })
     }
@@ -93,6 +96,7 @@ impl Info {
             sigbus: info.sigbus,
             mappings: info.mappings,
             length: info.length,
+            backed: info.backed,
         }
     }
 }

@@ -153,7 +153,7 @@ pub use name::{DIRECTORY, FILES_DIRECTORY, Name, node_path};
 pub use node::{Node, nodes};
 pub use present::PresentMap;
 pub use rate::{DirtyRate, DirtySample, WriteHistogram};
-pub use region::{Fill, MAX_BATCH, Progress, Region};
+pub use region::{Backing, Fill, MAX_BATCH, Progress, Region};
 pub use region_path::{region_at, region_name, region_node, region_of};
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotOptions};
 pub use tracking::{TrackOptions, Tracking, TrackingInfo};

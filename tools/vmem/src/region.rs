@@ -13,7 +13,7 @@ use vmem_sys::calls::{self, FillRange, Outcome};
 use vmem_sys::{Errno, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO};
 
 use crate::error::call;
-use crate::sys_range::to_sys;
+use crate::sys_range::{to_sys, to_sys_range};
 use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map, node};
 
 /// The most pages that one [`Region::next_requests`] returns.
@@ -54,6 +54,17 @@ impl Progress {
             Some(error) => Err(error),
         }
     }
+}
+
+/// Where the contents of pages lie in a file. [`Region::set_backing`] says what may be one.
+#[derive(Debug, Clone, Copy)]
+pub struct Backing<'a> {
+    /// The file, open for reading.
+    pub file: BorrowedFd<'a>,
+    /// The position of the first page, a multiple of the page size.
+    pub offset: u64,
+    /// How many pages one touch reads: the page and those beside it. A power of two, up to 512; 0 is 16.
+    pub around: u32,
 }
 
 /// The contents of a run of pages.
@@ -277,6 +288,32 @@ impl Region {
         batches(call::STAGE_PAGES, Signals::GoOn, &ranges, |batch| {
             calls::stage_pages(self.fd.as_fd(), batch)
         })
+    }
+
+    /// Has the module itself read absent pages from a local file when they are touched. Pages that have backing get this one in its place. It
+    /// stays when the daemon ends, and goes when the region is plain memory. The daemon can fill and mark these pages as before: what comes
+    /// first stays. A page that cannot be read is requested, or is unreadable while no daemon is attached. The file should not be changed.
+    ///
+    /// After the call, the file that the pages had before is not read any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if the file is not a regular one that can be read in this way, or `offset` or `around` is not right;
+    /// [`Error::Other`] if it is not open for reading (`EACCES`), on hugetlbfs or on a file system that a program may serve
+    /// (`EOPNOTSUPP`), or memory of a region (`ELOOP`), and if there are too many pieces (`ENOSPC`). [`Error::Plain`].
+    pub fn set_backing(&self, pages: PageRange, backing: Backing<'_>) -> Result<(), Error> {
+        let Backing { file, offset, around } = backing;
+        calls::set_backing(self.fd.as_fd(), to_sys_range(pages), file, offset, around)
+            .map_err(|errno| Error::from_errno(call::SET_BACKING, errno))
+    }
+
+    /// Pages have no backing any more: a touch of an absent one is a request. After the call, no file is read for them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if the region does not have all of `pages`; [`Error::NoMemory`].
+    pub fn withdraw_backing(&self, pages: PageRange) -> Result<(), Error> {
+        calls::withdraw_backing(self.fd.as_fd(), to_sys_range(pages)).map_err(|errno| Error::from_errno(call::SET_BACKING, errno))
     }
 
     /// Puts present pages into the page tables of all mappings of the region, so that touches of them do not fault. Absent pages are skipped, and

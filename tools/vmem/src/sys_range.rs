@@ -12,9 +12,13 @@ pub(crate) fn from_sys(range: &vmem_range) -> Option<PageRange> {
 
 /// What a call reads.
 pub(crate) fn to_sys(ranges: &[PageRange]) -> Vec<vmem_range> {
-    let of = |range: &PageRange| vmem_range {
+    ranges.iter().map(|range| to_sys_range(*range)).collect()
+}
+
+/// The same of one range.
+pub(crate) fn to_sys_range(range: PageRange) -> vmem_range {
+    vmem_range {
         pgoff: range.first().get(),
         nr_pages: range.count(),
-    };
-    ranges.iter().map(of).collect()
+    }
 }

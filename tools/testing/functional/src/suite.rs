@@ -4,6 +4,7 @@
 mod access;
 mod adopt;
 mod advice;
+mod backing;
 mod boot;
 mod call;
 mod checkpoint;
@@ -57,6 +58,8 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         request::TESTS,
         mark::TESTS,
         stage::TESTS,
+        backing::TESTS,
+        backing::slow::TESTS,
         ready::TESTS,
         daemon_death::TESTS,
         mapping::TESTS,

@@ -14,6 +14,8 @@
 mod model {
     #[path = "../../../../rust/model/dirty_log.rs"]
     pub(crate) mod dirty_log;
+    #[path = "../../../../rust/model/extents.rs"]
+    pub(crate) mod extents;
     #[path = "../../../../rust/model/gate.rs"]
     pub(crate) mod gate;
     #[path = "../../../../rust/model/image.rs"]
@@ -29,6 +31,7 @@ mod model {
 }
 
 mod dirty_log;
+mod extents;
 mod gate;
 mod image;
 mod naive;

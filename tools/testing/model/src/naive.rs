@@ -9,6 +9,7 @@ enum Page {
     Absent,
     Queued,
     Taken,
+    Claimed,
     Present,
     Unreadable,
 }
@@ -46,11 +47,59 @@ impl Naive {
         matches!(self.0[slot], Page::Queued | Page::Taken)
     }
 
+    pub(crate) fn is_claimed(&self, slot: usize) -> bool {
+        self.0[slot] == Page::Claimed
+    }
+
+    pub(crate) fn is_awaited(&self, slot: usize) -> bool {
+        matches!(self.0[slot], Page::Queued | Page::Taken | Page::Claimed)
+    }
+
+    pub(crate) fn claim(&mut self, slot: usize) -> Touch {
+        match self.0[slot] {
+            Page::Absent => {
+                self.0[slot] = Page::Claimed;
+                Touch::NewlyClaimed
+            }
+            _ => self.touch(slot),
+        }
+    }
+
+    /// The run of absent pages around `at`, from `first` up to `first + nr`, which are claimed. The first of them, and how many.
+    pub(crate) fn claim_around(&mut self, first: usize, nr: usize, at: usize) -> (usize, usize) {
+        let (mut start, mut end) = (at, at + 1);
+        while start > first && self.0[start - 1] == Page::Absent {
+            start -= 1;
+        }
+        while end < first + nr && self.0[end] == Page::Absent {
+            end += 1;
+        }
+        for slot in (start..end).filter(|slot| *slot != at) {
+            self.0[slot] = Page::Claimed;
+        }
+        (start, end - start)
+    }
+
+    pub(crate) fn release(&mut self, first: usize, nr: usize, requests: bool) -> u64 {
+        let to = if requests { Page::Queued } else { Page::Absent };
+        self.change(first, nr, &[Page::Claimed], to)
+    }
+
+    pub(crate) fn withdraw(&mut self, first: usize, nr: usize) -> u64 {
+        self.change(first, nr, &[Page::Queued, Page::Taken], Page::Absent)
+    }
+
+    fn change(&mut self, first: usize, nr: usize, from: &[Page], to: Page) -> u64 {
+        let pages = self.0[first..first + nr].iter_mut().filter(|page| from.contains(page));
+        pages.map(|page| *page = to).count() as u64
+    }
+
     pub(crate) fn touch(&mut self, slot: usize) -> Touch {
         match self.0[slot] {
             Page::Present => Touch::Present,
             Page::Unreadable => Touch::Unreadable,
             Page::Queued | Page::Taken => Touch::AlreadyRequested,
+            Page::Claimed => Touch::AlreadyClaimed,
             Page::Absent => {
                 self.0[slot] = Page::Queued;
                 Touch::NewlyRequested
@@ -68,7 +117,7 @@ impl Naive {
                 (_, Verdict::Unreadable) => Page::Unreadable,
             };
             done.changed += u64::from(*page != before);
-            done.wake |= matches!(before, Page::Queued | Page::Taken);
+            done.wake |= matches!(before, Page::Queued | Page::Taken | Page::Claimed);
         }
         done
     }
@@ -84,13 +133,6 @@ impl Naive {
     }
 
     pub(crate) fn requeue(&mut self, first: usize, nr: usize) -> u64 {
-        let mut back = 0;
-        for page in &mut self.0[first..first + nr] {
-            if *page == Page::Taken {
-                *page = Page::Queued;
-                back += 1;
-            }
-        }
-        back
+        self.change(first, nr, &[Page::Taken], Page::Queued)
     }
 }

@@ -20,6 +20,10 @@ enum Step {
     Settle(usize, usize, bool),
     Take(usize),
     Requeue(usize, usize),
+    Claim(usize),
+    ClaimAround(usize, usize, usize),
+    Release(usize, usize, bool),
+    Withdraw(usize, usize),
 }
 
 fn run() -> impl Strategy<Value = (usize, usize)> {
@@ -38,6 +42,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (run(), any::<bool>()).prop_map(|((first, nr), ok)| Step::Settle(first, nr, ok)),
         2 => (1..40usize).prop_map(Step::Take),
         1 => run().prop_map(|(first, nr)| Step::Requeue(first, nr)),
+        2 => (0..SLOTS).prop_map(Step::Claim),
+        2 => (0..130usize).prop_map(Step::Claim),
+        2 => (run(), any::<prop::sample::Index>())
+            .prop_map(|((first, nr), at)| Step::ClaimAround(first, nr, first + at.index(nr))),
+        1 => (run(), any::<bool>()).prop_map(|((first, nr), requests)| Step::Release(first, nr, requests)),
+        1 => run().prop_map(|(first, nr)| Step::Withdraw(first, nr)),
     ]
 }
 
@@ -81,6 +91,24 @@ proptest! {
                 Step::Requeue(first, nr) => {
                     prop_assert_eq!(map.requeue(slots(first, nr)), naive.requeue(first, nr));
                 }
+                Step::Claim(slot) => {
+                    prop_assert_eq!(map.claim(slots(slot, 1)), naive.claim(slot));
+                }
+                // Only of a page that is claimed are the neighbours claimed.
+                Step::ClaimAround(first, nr, at) => if naive.is_claimed(at) {
+                    let window = slots(first, nr);
+                    let found = map.absent_around(window, at);
+                    let run = map.claim_around(window, at);
+                    prop_assert_eq!(found, run);
+                    prop_assert_eq!((run.first, run.nr), naive.claim_around(first, nr, at));
+                }
+                Step::Release(first, nr, requests) => {
+                    let released = map.release(slots(first, nr), requests);
+                    prop_assert_eq!(released, naive.release(first, nr, requests));
+                }
+                Step::Withdraw(first, nr) => {
+                    prop_assert_eq!(map.withdraw(slots(first, nr)), naive.withdraw(first, nr));
+                }
             }
             prop_assert_eq!(map.counts(), naive.counts());
         }
@@ -94,6 +122,10 @@ proptest! {
                 (first..first + nr).any(|slot| naive.is_requested(slot))
             );
             prop_assert_eq!(map.is_settled(slots(first, nr)), naive.is_settled(first));
+            prop_assert_eq!(map.is_awaited(slots(first, nr)), naive.is_awaited(first));
+            prop_assert_eq!(map.is_claimed(slots(first, nr)), naive.is_claimed(first));
+            let bit = (map.claimed_word(first / 64) >> (first % 64)) & 1;
+            prop_assert_eq!(bit == 1, naive.is_claimed(first));
             let bit = (map.present_word(first / 64) >> (first % 64)) & 1;
             prop_assert_eq!(bit == 1, naive.is_present(first));
         }

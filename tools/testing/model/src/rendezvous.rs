@@ -44,8 +44,8 @@ fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
     let cancelled = || gives_up && !region.attached.load(Ordering::Acquire);
     loop {
         match region.rendezvous().touch(slots(region, pgoff)) {
-            Touch::NewlyRequested | Touch::AlreadyRequested if cancelled() => return None,
-            Touch::NewlyRequested | Touch::AlreadyRequested => {
+            Touch::NewlyRequested | Touch::AlreadyRequested | Touch::AlreadyClaimed if cancelled() => return None,
+            Touch::NewlyRequested | Touch::AlreadyRequested | Touch::AlreadyClaimed => {
                 let waited = region
                     .rendezvous()
                     .await_page(slots(region, pgoff), WaitParams::none(), cancelled);
@@ -60,7 +60,7 @@ fn fault(region: &Region, pgoff: u64, gives_up: bool) -> Option<Touch> {
 fn fault_until(region: &Region, pgoff: u64, limit: &WaitParams) -> Result<Touch, WaitOutcome> {
     loop {
         let waited = match region.rendezvous().touch(slots(region, pgoff)) {
-            Touch::NewlyRequested | Touch::AlreadyRequested => {
+            Touch::NewlyRequested | Touch::AlreadyRequested | Touch::AlreadyClaimed => {
                 region.rendezvous().await_page(slots(region, pgoff), limit.clone(), || false)
             }
             found => return Ok(found),
@@ -109,6 +109,30 @@ fn serve(region: &Region, nr: usize, max: usize) -> Vec<u64> {
 fn leave(region: &Region) {
     let detach = || region.attached.store(false, Ordering::Release);
     region.rendezvous().detach_daemon(detach);
+}
+
+/// A fault whose page has backing, read by a thread that is over before the page is: it brings the page, gives up, or has the daemon asked.
+fn backed_fault(region: &Arc<Region>, pgoff: u64, ends: &[Option<bool>]) -> Option<Touch> {
+    let mut ends = ends.iter();
+    loop {
+        match region.rendezvous().claim(slots(region, pgoff)) {
+            Touch::NewlyClaimed => {
+                let region = region.clone();
+                let end = ends.next().copied().flatten();
+                thread::spawn(move || match end {
+                    None => settle(&region, pgoff, Verdict::Present),
+                    Some(requests) => {
+                        region.rendezvous().release(slots(&region, pgoff), requests);
+                    }
+                });
+            }
+            Touch::AlreadyClaimed | Touch::AlreadyRequested => (),
+            found => return Some(found),
+        }
+        region
+            .rendezvous()
+            .await_page(slots(region, pgoff), WaitParams::none(), || false)?;
+    }
 }
 
 /// Starts a fault in a thread of its own.
@@ -212,6 +236,57 @@ fn two_takers_never_get_the_same_request() {
         served.extend(join(other));
         served.sort_unstable();
         assert_eq!(served, [HERE, ELSEWHERE]);
+    });
+}
+
+#[test]
+fn a_touch_and_the_read_of_its_page_meet() {
+    in_every_order(4, || {
+        let region = Arc::new(Region::new(PAGES));
+        assert_eq!(backed_fault(&region, HERE, &[]), Some(Touch::Present));
+        assert!(!region.rendezvous().has_requests());
+    });
+}
+
+#[test]
+fn a_read_that_is_given_up_lets_the_page_be_touched_again() {
+    in_every_order(3, || {
+        let region = Arc::new(Region::new(PAGES));
+        let other = thread::spawn({
+            let region = region.clone();
+            move || backed_fault(&region, HERE, &[])
+        });
+        assert_eq!(backed_fault(&region, HERE, &[Some(false)]), Some(Touch::Present));
+        assert_eq!(join(other), Some(Touch::Present));
+        assert!(!region.rendezvous().has_requests());
+    });
+}
+
+#[test]
+fn a_read_that_fails_is_a_request_and_its_answer_is_heard() {
+    in_every_order(3, || {
+        let region = Arc::new(Region::new(PAGES));
+        let touch = thread::spawn({
+            let region = region.clone();
+            move || backed_fault(&region, HERE, &[Some(true)])
+        });
+        assert_eq!(serve(&region, 1, 8), [HERE]);
+        assert_eq!(join(touch), Some(Touch::Present));
+    });
+}
+
+#[test]
+fn a_request_that_is_taken_back_lets_the_page_be_touched_again() {
+    in_every_order(3, || {
+        let region = Arc::new(Region::new(PAGES));
+        region.rendezvous().touch(slots(&region, HERE));
+        let touch = thread::spawn({
+            let region = region.clone();
+            move || backed_fault(&region, HERE, &[])
+        });
+        region.rendezvous().withdraw(slots(&region, HERE));
+        assert_eq!(join(touch), Some(Touch::Present));
+        assert!(!region.rendezvous().has_requests());
     });
 }
 

@@ -9,8 +9,8 @@ use vmem_functional_sys::{Area, AreaBuilder, ioctl, ioctl_at};
 use vmem_sys::{
     VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FILL_PAGES, VMEM_FILL_STAGE, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD,
     VMEM_GET_PAGE_REQUEST, VMEM_GET_PRESENT, VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED,
-    VMEM_MAX_BATCH, VMEM_READY, VMEM_WAIT_READY, calls, vmem_fill, vmem_fill_range, vmem_map_fd, vmem_mark, vmem_page_request,
-    vmem_populate, vmem_present, vmem_range,
+    VMEM_MAX_BATCH, VMEM_READY, VMEM_SET_BACKING, VMEM_WAIT_READY, calls, vmem_fill, vmem_fill_range, vmem_map_fd, vmem_mark,
+    vmem_page_request, vmem_populate, vmem_present, vmem_range,
 };
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -44,13 +44,14 @@ struct Wild {
 }
 
 const PAGES: u64 = 100;
-const SERVING: [u32; 6] = [
+const SERVING: [u32; 7] = [
     VMEM_READY,
     VMEM_GET_PAGE_REQUEST,
     VMEM_MARK_PAGE_CACHED,
     VMEM_MAKE_PAGES_PRESENT,
     VMEM_MAKE_VMA_ANONYMOUS,
     VMEM_FILL_PAGES,
+    VMEM_SET_BACKING,
 ];
 
 impl Wild {
@@ -182,6 +183,7 @@ fn arguments_that_cannot_be_read_are_efault() -> Outcome {
             VMEM_MARK_PAGE_CACHED,
             VMEM_MAKE_PAGES_PRESENT,
             VMEM_FILL_PAGES,
+            VMEM_SET_BACKING,
             VMEM_GET_PRESENT,
             VMEM_GET_INFO,
             VMEM_GET_MAP_FD,

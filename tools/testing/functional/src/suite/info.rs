@@ -31,7 +31,7 @@ fn fdinfo_shows_what_get_info_gives() -> Outcome {
     for fd in [setting.region.as_fd(), setting.map.as_fd()] {
         let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
         let info = calls::get_info(fd)?;
-        equal!(info.reserved, [0; 2]);
+        equal!(info.reserved, 0);
         for (name, value) in [
             ("id", info.id),
             ("size", info.size),
@@ -47,6 +47,7 @@ fn fdinfo_shows_what_get_info_gives() -> Outcome {
             ("sigbus", info.sigbus),
             ("mappings", info.mappings),
             ("length", info.length),
+            ("backed", info.backed),
         ] {
             equal!((name, field(&text, &format!("vmem-{name}"))?), (name, value));
         }
