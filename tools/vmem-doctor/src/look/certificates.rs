@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use vmem_authority::Certificate;
+use vmem_cli::chain;
 use vmem_tls::{Error, Identity};
 
 use crate::finding::{Finding, State};
@@ -52,17 +53,6 @@ fn is_said(findings: &[Finding], error: &Error) -> bool {
     findings
         .iter()
         .any(|finding| finding.state == State::Missing && finding.text.contains(&path))
-}
-
-/// The error and its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn certificate(host: &Host, path: &Path, renew: &str) -> Finding {
