@@ -3,6 +3,7 @@
 
 pub(super) mod contents;
 pub(super) mod impostor;
+mod one_file;
 pub(super) mod passthrough;
 pub(super) mod programs;
 mod served;

@@ -4,22 +4,22 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, IoctlFlags, ReplyAttr, ReplyEntry,
-    ReplyIoctl, ReplyStatfs, Request, Session,
+    Config, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags, ReplyAttr, ReplyEntry, ReplyIoctl, ReplyStatfs,
+    Request, Session,
 };
 use vmem::{Access, MapHandle, MemoryHandle, PAGE_SIZE, region_at, region_of};
 use vmem_sys::calls;
 
+use super::one_file::{ONE, attr};
 use super::region;
 use crate::failure::{Outcome, ensure, equal};
 use crate::setting::Setting;
 
 crate::tests![file_system_that_answers_as_the_module_has_no_regions];
 
-const ONE: INodeNo = INodeNo(2);
 const LIFE: Duration = Duration::from_secs(1);
 const DIRECTORY: &str = "/mnt/fuse";
 const FILE: &str = "/mnt/fuse/one";
@@ -29,37 +29,16 @@ struct Impostor {
     region: u64,
 }
 
-fn attr(number: INodeNo) -> FileAttr {
-    let is_file = number == ONE;
-    FileAttr {
-        ino: number,
-        size: if is_file { PAGE_SIZE as u64 } else { 0 },
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if is_file { FileType::RegularFile } else { FileType::Directory },
-        perm: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: PAGE_SIZE as u32,
-        flags: 0,
-    }
-}
-
 impl Filesystem for Impostor {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match name == "one" {
-            true => reply.entry(&LIFE, &attr(ONE), Generation(0)),
+            true => reply.entry(&LIFE, &attr(ONE, PAGE_SIZE as u64), Generation(0)),
             false => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LIFE, &attr(number));
+        reply.attr(&LIFE, &attr(number, PAGE_SIZE as u64));
     }
 
     /// Nobody learns of it that this is another file system.

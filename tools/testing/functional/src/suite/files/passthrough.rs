@@ -7,16 +7,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use fuser::{
-    BackgroundSession, BackingId, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, OpenFlags, ReplyAttr, ReplyEntry, ReplyOpen, Request, Session,
+    BackgroundSession, BackingId, Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, OpenFlags, ReplyAttr, ReplyEntry, ReplyOpen, Request, Session,
 };
 use rustix::process::Signal;
 use vmem::PAGE_SIZE;
 use vmem_functional_sys::AreaBuilder;
 
+use super::one_file::{ONE, attr};
 use super::served::{LENGTH, PAGES, Served};
 use super::{Mount, region};
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -25,7 +26,6 @@ use crate::setting::{Setting, bytes_of, check_page, contents};
 
 crate::tests![fuse_passthrough_to_a_file_waits];
 
-const ONE: INodeNo = INodeNo(2);
 const LIFE: Duration = Duration::from_secs(1);
 const DIRECTORY: &str = "/mnt/fuse";
 const FILE: &str = "/mnt/fuse/one";
@@ -36,29 +36,6 @@ struct Passthrough {
     length: u64,
     /// As long as the file system is there.
     id: Mutex<Option<BackingId>>,
-}
-
-impl Passthrough {
-    fn attr(&self, number: INodeNo) -> FileAttr {
-        let is_file = number == ONE;
-        FileAttr {
-            ino: number,
-            size: if is_file { self.length } else { 0 },
-            blocks: 0,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: if is_file { FileType::RegularFile } else { FileType::Directory },
-            perm: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: PAGE_SIZE as u32,
-            flags: 0,
-        }
-    }
 }
 
 impl Filesystem for Passthrough {
@@ -72,13 +49,13 @@ impl Filesystem for Passthrough {
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match name == "one" {
-            true => reply.entry(&LIFE, &self.attr(ONE), Generation(0)),
+            true => reply.entry(&LIFE, &attr(ONE, self.length), Generation(0)),
             false => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LIFE, &self.attr(number));
+        reply.attr(&LIFE, &attr(number, self.length));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
