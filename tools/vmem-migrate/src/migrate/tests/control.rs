@@ -243,6 +243,8 @@ fn change_reaches_vmemd_and_its_refusal_comes_back() {
 #[test]
 fn change_that_comes_before_vmemd_is_ready_is_made_when_it_is() {
     let mut scene = controlled_by(Gate::starting, Mode::Auto, |world| {
+        // This thread may be here before anybody listens.
+        drop(client(&world.directory));
         let line = cli(&world.directory, "set guest0 --bandwidth 1M");
         let sets = thread::spawn(move || execute(&line));
         thread::sleep(Duration::from_millis(300));
