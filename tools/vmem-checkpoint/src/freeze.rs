@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmem_qemu::agent::PRESENCE;
 use vmem_qemu::{Agent, agent};
 
 use crate::deputy::{Deputy, is_needed};
@@ -46,6 +47,16 @@ pub struct Options {
     pub limit: Duration,
     /// A command that calls [`deputize`] with this socket, and its arguments. Without it, file systems stay frozen if this process is killed.
     pub deputy: Vec<OsString>,
+}
+
+impl Options {
+    /// How long the agent may take to say that it is there: a checkpoint that fails without it waits as long as for any answer.
+    fn presence(&self) -> Duration {
+        match self.freeze {
+            Freeze::Always => self.limit,
+            Freeze::Auto | Freeze::Never => PRESENCE,
+        }
+    }
 }
 
 /// What came of it.
@@ -95,7 +106,7 @@ impl Frozen {
         if !runs {
             return Err(Error::other("the guest is paused, and its agent does not answer"));
         }
-        let agent = Agent::connect(&options.socket, options.limit)?;
+        let agent = Agent::connect(&options.socket, options.presence(), options.limit)?;
         let mut frozen = Self {
             agent,
             deputy: Deputy::start(&options.deputy)?,
@@ -175,7 +186,7 @@ pub(crate) fn thaw_patiently(
     patience: Duration,
     is_wanted: impl Fn() -> bool,
 ) -> Result<Agent, Error> {
-    let thaw = || Agent::connect(socket, limit).and_then(|mut agent| agent.thaw().map(|_| agent));
+    let thaw = || Agent::connect(socket, PRESENCE, limit).and_then(|mut agent| agent.thaw().map(|_| agent));
     patiently(patience, RETRY_INTERVAL, is_wanted, thaw).map_err(Error::NotThawed)
 }
 

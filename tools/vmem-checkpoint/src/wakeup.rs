@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vmem_qemu::Agent;
+use vmem_qemu::agent::PRESENCE;
 
 use crate::error::Error;
 use crate::freeze::{patiently, thaw_patiently};
@@ -69,7 +70,7 @@ impl Wakeup {
 fn wake_up(socket: &Path, limit: Duration, is_frozen: bool, is_wanted: &dyn Fn() -> bool) -> Result<String, Error> {
     let mut agent = match is_frozen {
         true => thaw_patiently(socket, limit, PATIENCE_FROZEN, is_wanted)?,
-        false => patiently(PATIENCE, POLL_INTERVAL, is_wanted, || Agent::connect(socket, limit))?,
+        false => patiently(PATIENCE, POLL_INTERVAL, is_wanted, || Agent::connect(socket, PRESENCE, limit))?,
     };
     let thawed = if is_frozen { "its file systems are thawed, and " } else { "" };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

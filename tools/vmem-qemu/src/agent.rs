@@ -21,8 +21,8 @@ const DELIMITER: u8 = 0xff;
 /// The longest answer accepted, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// How long an agent may take to say that it is there. One that is not too busy needs some milliseconds.
-const SYNC: Duration = Duration::from_secs(3);
+/// How long an agent may take to say that it is there, for a client that can do without it. One that is not too busy needs some milliseconds.
+pub const PRESENCE: Duration = Duration::from_secs(3);
 
 /// Something could not be done with a guest agent.
 #[derive(Debug, thiserror::Error)]
@@ -75,29 +75,33 @@ pub struct Agent {
     socket: UnixStream,
     lines: Lines,
     limit: Duration,
+    /// How long it may take to say that it is there.
+    presence: Duration,
     last_id: u64,
     /// A command has no answer yet: the next answer may be that.
     is_behind: bool,
 }
 
 impl Agent {
-    /// Connects to QEMU's socket for the agent, and waits until the agent answers. `limit` is the time limit of each command.
+    /// Connects to QEMU's socket for the agent, and waits until the agent answers, for `presence` at most ([`PRESENCE`]; `limit` if the agent
+    /// must be there). `limit` is the time limit of each command.
     ///
     /// # Errors
     ///
     /// [`Error::Connect`], [`Error::Absent`], [`Error::Io`].
-    pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
-        let socket = socket::connect(path, limit.min(SYNC)).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => Error::Absent(limit.min(SYNC)),
+    pub fn connect(path: &Path, presence: Duration, limit: Duration) -> Result<Self, Error> {
+        let presence = presence.min(limit);
+        let socket = socket::connect(path, presence).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => Error::Absent(presence),
             _ => Error::Connect {
                 path: path.to_owned(),
                 source,
             },
         })?;
-        Self::new(socket, limit)
+        Self::new(socket, presence, limit)
     }
 
-    fn new(socket: UnixStream, limit: Duration) -> Result<Self, Error> {
+    fn new(socket: UnixStream, presence: Duration, limit: Duration) -> Result<Self, Error> {
         socket.set_write_timeout(Some(limit)).map_err(Error::Io)?;
         // An agent keeps what it was asked before this guest was saved, or by another client. A time is no earlier number.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -105,6 +109,7 @@ impl Agent {
             socket,
             lines: Lines::new(MAX_ANSWER),
             limit,
+            presence,
             last_id: now.as_micros() as u64 & (u64::MAX >> 12),
             is_behind: true,
         };
@@ -118,7 +123,7 @@ impl Agent {
     ///
     /// [`Error::Absent`], [`Error::Io`].
     pub fn sync(&mut self) -> Result<(), Error> {
-        let limit = self.limit.min(SYNC);
+        let limit = self.presence;
         let until = Instant::now() + limit;
         self.last_id += 1;
         let id = self.last_id;
@@ -268,7 +273,7 @@ mod tests {
             Some("guest-sync-delimited") => synced(command),
             _ => b"{\"return\": 3}\n".to_vec(),
         });
-        let mut agent = Agent::new(socket, LIMIT).expect("an agent");
+        let mut agent = Agent::new(socket, LIMIT, LIMIT).expect("an agent");
         assert_eq!(agent.freeze().expect("frozen"), 3);
         assert_eq!(agent.thaw().expect("thawed"), 3);
         agent.set_time(Duration::from_millis(1500)).expect("a clock");
@@ -289,7 +294,7 @@ mod tests {
             let late = b"{\"return\": 9}\nhalf an ans\xff{\"return\": 7}\n{\"ret";
             [&late[..], &synced(command)].concat()
         });
-        Agent::new(socket, LIMIT).expect("an agent");
+        Agent::new(socket, LIMIT, LIMIT).expect("an agent");
     }
 
     #[test]
@@ -297,10 +302,23 @@ mod tests {
         for silent in [&b""[..], b"x", b"{\"return\": 1}\n", b"\xff{\"return\": 1}\n"] {
             let (socket, _thread) = agent(move |_| silent.to_vec());
             let began = Instant::now();
-            let error = Agent::new(socket, LIMIT).expect_err("no agent");
+            let error = Agent::new(socket, LIMIT, LIMIT).expect_err("no agent");
             assert!(matches!(error, Error::Absent(_)), "{error}");
             assert!(began.elapsed() < Duration::from_secs(2));
         }
+    }
+
+    #[test]
+    fn agent_may_take_its_time_to_say_that_it_is_there_and_no_longer() {
+        let late = |command: &Value| {
+            thread::sleep(LIMIT);
+            synced(command)
+        };
+        let (socket, _thread) = agent(late);
+        Agent::new(socket, 10 * LIMIT, 10 * LIMIT).expect("an agent");
+        let (socket, _thread) = agent(late);
+        let error = Agent::new(socket, LIMIT / 3, 10 * LIMIT).expect_err("too late");
+        assert!(matches!(error, Error::Absent(limit) if limit == LIMIT / 3), "{error}");
     }
 
     #[test]
@@ -308,7 +326,7 @@ mod tests {
         for sent in [vec![b'x'; 1 << 16], b"{}\n".repeat(1 << 14)] {
             let (ours, mut theirs) = UnixStream::pair().expect("sockets");
             let thread = thread::spawn(move || while theirs.write_all(&sent).is_ok() {});
-            let error = Agent::new(ours, LIMIT).expect_err("no agent");
+            let error = Agent::new(ours, LIMIT, LIMIT).expect_err("no agent");
             assert!(matches!(error, Error::Absent(_)), "{error}");
             thread.join().expect("no panic");
         }
@@ -324,7 +342,7 @@ mod tests {
             Some("guest-fsfreeze-thaw") => b"{\"return\": 4}\n".to_vec(),
             _ => synced(command),
         });
-        let mut agent = Agent::new(socket, LIMIT).expect("an agent");
+        let mut agent = Agent::new(socket, LIMIT, LIMIT).expect("an agent");
         let error = agent.freeze().expect_err("late");
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
         assert_eq!(agent.thaw().expect("thawed"), 4);
@@ -345,7 +363,7 @@ mod tests {
             )
             .into_bytes()
         });
-        let mut agent = Agent::new(socket, LIMIT).expect("an agent");
+        let mut agent = Agent::new(socket, LIMIT, LIMIT).expect("an agent");
         let error = agent.freeze().expect_err("a refusal").to_string();
         assert!(
             error.starts_with("the guest agent refuses guest-fsfreeze-freeze: no \\u{1b}[2J"),
@@ -358,7 +376,7 @@ mod tests {
     fn answer_of_another_form_is_an_error() {
         for odd in [&b"7\n"[..], b"{\"return\": \"x\"}\n", b"no json\n", b"{}\n"] {
             let (socket, _thread) = agent(move |command| if is_sync(command) { synced(command) } else { odd.to_vec() });
-            let mut agent = Agent::new(socket, LIMIT).expect("an agent");
+            let mut agent = Agent::new(socket, LIMIT, LIMIT).expect("an agent");
             assert!(matches!(agent.freeze(), Err(Error::Answer { .. })));
         }
     }

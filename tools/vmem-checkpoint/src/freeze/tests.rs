@@ -114,6 +114,16 @@ fn agent_that_is_missing_matters_only_if_file_systems_must_be_frozen() {
 }
 
 #[test]
+fn agent_that_must_be_there_may_take_as_long_as_for_any_answer() {
+    let options = |freeze| Options {
+        limit: 2 * PRESENCE,
+        ..FakeAgent::start("", "").options(freeze)
+    };
+    assert_eq!(options(Freeze::Always).presence(), 2 * PRESENCE);
+    assert_eq!(options(Freeze::Auto).presence(), PRESENCE);
+}
+
+#[test]
 fn paused_guest_is_not_frozen() {
     let agent = FakeAgent::start("", "");
     let why = Frozen::begin(&agent.options(Freeze::Auto), false)
