@@ -49,10 +49,13 @@ impl Disk {
         let mut file = options.open(DEVICE)?;
         let pages = usize::try_from(file.seek(SeekFrom::End(0))?).unwrap_or(0) / PAGE_SIZE;
         let mut buffers = Buffers::new();
-        for number in 0..pages {
-            let buffer = buffers.get(0);
-            buffer.copy_from_slice(&page::bytes(number, 0));
-            file.write_all_at(buffer, (number * PAGE_SIZE) as u64)?;
+        // In large pieces: on an emulated machine, each exchange with the device takes milliseconds.
+        for first in (0..pages).step_by(BUFFERS) {
+            let count = BUFFERS.min(pages - first);
+            for number in 0..count {
+                buffers.get(number).copy_from_slice(&page::bytes(first + number, 0));
+            }
+            file.write_all_at(buffers.all(count), (first * PAGE_SIZE) as u64)?;
         }
         let (orders, taken) = mpsc::channel();
         thread::spawn(move || Reader::new(file, pages, buffers).run(&taken));
@@ -83,6 +86,11 @@ impl Buffers {
     fn get(&mut self, buffer: usize) -> &mut [u8] {
         let from = self.first + buffer * PAGE_SIZE;
         &mut self.memory[from..from + PAGE_SIZE]
+    }
+
+    /// The first `count` of them.
+    fn all(&self, count: usize) -> &[u8] {
+        &self.memory[self.first..self.first + count * PAGE_SIZE]
     }
 }
 
