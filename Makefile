@@ -166,6 +166,7 @@ vm-shell: build		## a shell in the virtual machine
 install: module		## module, programs, man pages and completions for this machine (DESTDIR, PREFIX)
 	@command -v cargo >/dev/null || { echo "vmem: error: no cargo here: it builds the programs" >&2; exit 1; }
 	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmemd -p vmemctl
+	@packaging/notices >$(BUILD)/host-target/release/NOTICES
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install module $(KDIR) $(BUILD)/host
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install files $(BUILD)/host-target/release
 uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)

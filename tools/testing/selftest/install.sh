@@ -10,6 +10,7 @@ stand_in() {
 	chmod +x "$work/programs/$1"
 }
 mkdir -p "$work/programs"
+echo "licences" >"$work/programs/NOTICES"
 for program in vmemd vmemctl; do
 	if [ -x "$VMEM_BUILD/target/release/$program" ] && "$VMEM_BUILD/target/release/$program" completions bash >/dev/null 2>&1; then
 		cp "$VMEM_BUILD/target/release/$program" "$work/programs"
@@ -30,7 +31,7 @@ installs() {
 	to /usr/local files "$work/programs" || return
 	local file
 	for file in /usr/local/sbin/vmemd /usr/local/sbin/vmemctl /usr/local/share/man/man8/vmemctl.8 /etc/logrotate.d/vmem \
-		/usr/local/lib/systemd/system/run-vmem.mount /usr/local/share/bash-completion/completions/vmemd \
+		/usr/local/share/doc/vmem-tools/NOTICES /usr/local/lib/systemd/system/run-vmem.mount /usr/local/share/bash-completion/completions/vmemd \
 		/usr/local/share/zsh/site-functions/_vmemctl /usr/local/share/fish/vendor_completions.d/vmemctl.fish; do
 		has "$file" || return
 	done
