@@ -128,8 +128,11 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
 pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
     let before = descriptors()?;
     if let Err(failure) = test() {
-        clean_up();
-        return Err(failure);
+        return match clean_up() {
+            Ok(()) => Err(failure),
+            // The next tests say the same, and are not to blame.
+            Err(left) => Err(format!("{}; the test has left: {}", failure.text(), left.text()).into()),
+        };
     }
     equal!(descriptors()?, before);
     equal!(family(std::process::id()).len(), 1);
@@ -138,13 +141,33 @@ pub(crate) fn run(test: fn() -> Outcome) -> Outcome {
     }
     unmount_files()?;
     // The last use of a region may end a moment after the process that made it.
-    wait_until("nothing uses the module", || Ok(module_users()? == 0))?;
+    wait_unused()?;
     equal!(nodes()?, Vec::<String>::new());
     Ok(())
 }
 
-/// Ends what a failed test has left, as far as that can be, so that the next one is not blamed for it.
-fn clean_up() {
+/// Waits until nothing uses the module. The error says who does.
+fn wait_unused() -> Outcome {
+    let waited = wait_until("nothing uses the module", || Ok(module_users()? == 0));
+    waited.map_err(|failure| format!("{}: {:?}", failure.text(), uses()).into())
+}
+
+/// The descriptors and mappings of regions that processes have, this one included.
+fn uses() -> Vec<String> {
+    let descriptors = vmem::descriptors().into_iter();
+    let mut uses: Vec<String> = descriptors
+        .map(|found| format!("{} {}: {}", found.pid, found.command, found.path.display()))
+        .collect();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let maps = fs::read_to_string(process.path().join("maps")).unwrap_or_default();
+        let of_regions = maps.lines().filter(|line| line.contains(" /vmem"));
+        uses.extend(of_regions.map(|line| format!("{}: {line}", process.path().display())));
+    }
+    uses
+}
+
+/// Ends what a failed test has left, as far as that can be, so that the next one is not blamed for it. A thread that waits for a page stays.
+fn clean_up() -> Outcome {
     let this = std::process::id();
     for pid in family(this).into_iter().filter(|pid| *pid != this) {
         let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, Signal::KILL));
@@ -153,8 +176,7 @@ fn clean_up() {
         let _ = insert_module();
     }
     let _ = unmount_files();
-    // What is still there then, the next test will say.
-    let _ = wait_until("nothing uses the module", || Ok(module_users()? == 0));
+    wait_unused()
 }
 
 /// A field of a `/proc` file of lines `NAME: VALUE`.

@@ -4,13 +4,13 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::thread;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vmem::{Access, PAGE_SIZE, Sharing};
 
 use super::{Daemon, PAGES, Program, SIZE, Scratch, Source, check_page, map, open, wait_info};
 use crate::failure::{Outcome, ensure, equal};
+use crate::program::Program as Reader;
 use crate::setting::{bytes_of, contents};
 use crate::world::{module_users, nodes, wait_until};
 
@@ -26,16 +26,17 @@ fn a_program_gets_the_source_s_memory_and_keeps_it_as_plain_memory() -> Outcome 
     let file = Scratch::new("plain", PAGES)?;
     let source = Source::new(&[&file.export("plain")])?;
     let program = Program::new("plain", &file.0)?;
-    // However fast the pages come, somebody waits for the last of them before the first comes.
+    // However fast the pages come, the reader waits for the last of them before the first comes.
     let mut daemon = Daemon::new(&source.address, &["--hold"])?;
     let handle = open("plain")?;
-    let reader = thread::spawn({
-        let memory = handle.map(Access::ReadWrite, Sharing::Shared)?;
-        move || check_page(&memory, PAGES - 1)
-    });
-    wait_info(&handle, "somebody waits", |info| info.waiters == 1)?;
+    // It is a process: a thread that waits would keep the region when the test has failed.
+    let reader = Reader::start(|| {
+        check_page(&handle.map(Access::ReadWrite, Sharing::Shared)?, PAGES - 1)?;
+        Ok(vec![])
+    })?;
+    wait_info(&handle, "program and reader wait", |info| info.waiters == 2)?;
     daemon.tell("start")?;
-    reader.join().map_err(|_| "the reader panicked")??;
+    reader.join()?;
     drop(handle);
     let end = daemon.end()?.with_code(0)?;
     equal!(end.number("data_bytes")? + end.number("zero_bytes")?, SIZE);
