@@ -8,7 +8,8 @@ use vmem_mapping::{Access, Mapping, Sharing};
 use vmem_sys::Errno;
 
 use crate::error::call;
-use crate::{Error, Info, Name, PageRange, PresentMap, node};
+use crate::file_kind::file_region;
+use crate::{Error, FILES_DIRECTORY, Info, Name, PageRange, PresentMap, node};
 
 /// A map descriptor: it can map a region and wait for it, and cannot serve it.
 ///
@@ -20,13 +21,20 @@ pub struct MapHandle {
 }
 
 impl MapHandle {
-    /// Opens the region named `name`, for reading, or for reading and writing.
+    /// Opens the region named `name`, for reading, or for reading and writing: its file in [`FILES_DIRECTORY`], as other programs do, or else its
+    /// node.
     ///
     /// # Errors
     ///
-    /// [`Error::Name`], [`Error::Open`] (`ENOENT`: there is no such region; `EACCES`), and [`Error::NotVmem`].
+    /// [`Error::Name`]; those of the node: [`Error::Open`] (`ENOENT`: there is no such region; `EACCES`), and [`Error::NotVmem`].
     pub fn open(name: &str, access: Access) -> Result<Self, Error> {
-        Self::open_path(Name::new(name)?.path(), access)
+        let name = Name::new(name)?;
+        let file = Path::new(FILES_DIRECTORY).join(name.as_str());
+        // Without a mount, a plain file can be there. A mount for reading refuses writers.
+        match file_region(&file) {
+            Ok(Some(_)) => Self::open_path(&file, access).or_else(|_| Self::open_path(name.path(), access)),
+            Ok(None) | Err(_) => Self::open_path(name.path(), access),
+        }
     }
 
     /// Opens the region whose node or file is at `path`.

@@ -2,10 +2,13 @@
 //! A region is known by whatever way a program has it: node, file of any mount, of a mount of its own, or of one that is gone.
 
 use std::fs;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use vmem::{Control, MemoryHandle, PAGE_SIZE, ProcessMemory, RegionBuilder, descriptors, region_at};
+use vmem::{
+    Access, Control, FILES_DIRECTORY, MapHandle, MemoryHandle, PAGE_SIZE, ProcessMemory, RegionBuilder, descriptors, region_at,
+};
 
 use super::{Daemon, Process, Source, beside, map, open};
 use crate::failure::{Outcome, ensure, equal};
@@ -20,6 +23,7 @@ crate::tests![
     source_knows_a_region_by_its_file,
     guest_whose_files_are_seen_by_qemu_alone_is_known,
     guest_whose_own_file_is_called_as_a_region_is_not_on_that_region,
+    name_is_opened_by_the_file_or_else_by_the_node,
 ];
 
 /// A program that has the region `one` open as descriptor 3, after this script.
@@ -211,5 +215,26 @@ fn guest_whose_own_file_is_called_as_a_region_is_not_on_that_region() -> Outcome
         drop(qemu);
         let _ = fs::remove_file(socket);
     }
+    Ok(())
+}
+
+fn name_is_opened_by_the_file_or_else_by_the_node() -> Outcome {
+    let _setting = Setting::create(region("one", 4))?;
+    let opened = |access| -> Outcome<PathBuf> {
+        let handle = MapHandle::open("one", access)?;
+        Ok(fs::read_link(format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd()))?)
+    };
+    equal!(opened(Access::ReadWrite)?, Path::new("/dev/vmem/one"));
+    fs::create_dir_all(FILES_DIRECTORY)?;
+    let file = Path::new(FILES_DIRECTORY).join("one");
+    fs::write(&file, "what a program wrote that came too early")?;
+    let early = opened(Access::ReadWrite);
+    fs::remove_file(&file)?;
+    equal!(early?, Path::new("/dev/vmem/one"));
+    run_command("mount", &["-t", "vmem", "-o", "ro", "vmem", FILES_DIRECTORY])?;
+    equal!(opened(Access::ReadOnly)?, file);
+    equal!(opened(Access::ReadWrite)?, Path::new("/dev/vmem/one"));
+    run_command("mount", &["-o", "remount,bind,rw", FILES_DIRECTORY])?;
+    equal!(opened(Access::ReadWrite)?, file);
     Ok(())
 }
