@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The cases.
 
+mod backed;
 mod fill;
 mod footprint;
 mod guest;
@@ -120,6 +121,11 @@ pub(crate) const CASES: &[Case] = &[
         number: 13,
         title: "a guest's writes that are logged",
         round: guest::round,
+    },
+    Case {
+        number: 14,
+        title: "pages that lie in a local file",
+        round: backed::round,
     },
 ];
 

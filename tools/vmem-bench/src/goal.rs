@@ -4,7 +4,7 @@
 use vmem_figures::{Book, Cell, Figure, Line};
 
 use crate::keeper::WP_COPIES;
-use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_HUGE, VMEM_MAPPED};
+use crate::peer::{MINOR, MINOR_HUGE, MINOR_STORE, MISSING, VMEM, VMEM_BACKED, VMEM_HUGE, VMEM_MAPPED};
 use crate::tracker::{KVM_LOG, PLAIN, WP_ASYNC, WP_DAEMON};
 
 /// Against what a figure is held.
@@ -191,6 +191,38 @@ const GOALS: &[Goal] = &[
         of: &[VMEM],
         against: Against::One(KVM_LOG),
         aim: Aim::AtMost(1.5),
+    },
+    Goal {
+        what: "one fault with backing: at most 0.35 of the best userfaultfd",
+        case: 14,
+        line: ("one page a fault", "p50"),
+        of: &[VMEM_BACKED],
+        against: Against::BestUserfault,
+        aim: Aim::AtMost(0.35),
+    },
+    Goal {
+        what: "16 pages a fault with backing: at most 0.8 of the best userfaultfd",
+        case: 14,
+        line: ("16 pages a fault", ""),
+        of: &[VMEM_BACKED],
+        against: Against::BestUserfault,
+        aim: Aim::AtMost(0.8),
+    },
+    Goal {
+        what: "64 threads with backing, distinct pages: at least 3 times userfaultfd",
+        case: 14,
+        line: ("64 threads", "distinct pages"),
+        of: &[VMEM_BACKED],
+        against: Against::BestUserfault,
+        aim: Aim::AtLeast(3.0),
+    },
+    Goal {
+        what: "64 threads with backing, same pages: at least 10 times userfaultfd",
+        case: 14,
+        line: ("64 threads", "same pages"),
+        of: &[VMEM_BACKED],
+        against: Against::BestUserfault,
+        aim: Aim::AtLeast(10.0),
     },
 ];
 

@@ -25,6 +25,9 @@ pub(crate) use region::RegionPeer;
 pub(crate) use shared::SharedFile;
 pub(crate) use shmem::Shmem;
 
+/// How many pages a fault brings where it brings more than one: a block, whose first page is a multiple of this.
+pub(crate) const BLOCK: u64 = 16;
+
 /// Memory, and a daemon's way to bring its pages.
 pub(crate) trait Peer: Send + Sync {
     /// The memory that the program touches.
@@ -48,6 +51,11 @@ pub(crate) trait Peer: Send + Sync {
 
     /// Brings `pages` absent pages from `first` on, for which nobody waits before [`Peer::finish`].
     fn bring_run(&self, first: u64, pages: usize, contents: &Contents) -> Outcome;
+
+    /// Brings `pages` absent pages from `first` on; one of them is waited for.
+    fn bring_block(&self, first: u64, pages: usize, contents: &Contents) -> Outcome {
+        self.bring_run(first, pages, contents)
+    }
 
     /// Called once, when all pages were brought in the background.
     fn finish(&self) -> Outcome {
@@ -73,6 +81,10 @@ pub(crate) enum Kind {
     VmemMapped,
     /// vmem, `FILL_PAGES`, a region of huge pages.
     VmemHuge,
+    /// vmem, `SET_BACKING`: a touch reads its page from a file in memory, without a daemon.
+    Backed,
+    /// The same, and the [`BLOCK`] pages around it.
+    BackedAround,
     /// userfaultfd on private anonymous memory, `UFFDIO_COPY`.
     Missing,
     /// userfaultfd on a shmem file: `pwrite` into the file, then `UFFDIO_CONTINUE`.
@@ -92,11 +104,17 @@ impl Kind {
             Self::Vmem => VMEM,
             Self::VmemMapped => VMEM_MAPPED,
             Self::VmemHuge => VMEM_HUGE,
+            Self::Backed | Self::BackedAround => VMEM_BACKED,
             Self::Missing => MISSING,
             Self::Minor => MINOR,
             Self::MinorStore => MINOR_STORE,
             Self::MinorHuge => MINOR_HUGE,
         }
+    }
+
+    /// Whether a daemon brings its pages.
+    pub(crate) fn is_served(self) -> bool {
+        !matches!(self, Self::Floor | Self::Allocate | Self::Backed | Self::BackedAround)
     }
 
     /// Turns on what it needs of the system, as long as the value lives.
@@ -112,6 +130,8 @@ impl Kind {
             Self::Vmem => Arc::new(RegionPeer::new(pages)?),
             Self::VmemMapped => Arc::new(RegionPeer::mapped(pages)?),
             Self::VmemHuge => Arc::new(RegionPeer::huge(pages)?),
+            Self::Backed => Arc::new(RegionPeer::backed(pages, contents, 1)?),
+            Self::BackedAround => Arc::new(RegionPeer::backed(pages, contents, BLOCK as u32)?),
             Self::Missing => Arc::new(missing::Missing::new(pages)?),
             Self::Minor | Self::MinorHuge => Arc::new(Minor::new(pages, minor::Write::Call)?),
             Self::MinorStore => Arc::new(Minor::new(pages, minor::Write::Store)?),
@@ -143,6 +163,7 @@ impl Drop for HugePages {
 
 pub(crate) const VMEM: &str = "vmem";
 pub(crate) const VMEM_HUGE: &str = "vmem, huge";
+pub(crate) const VMEM_BACKED: &str = "vmem, backing";
 pub(crate) const MINOR_HUGE: &str = "uffd MINOR, huge";
 pub(crate) const VMEM_MAPPED: &str = "vmem, mapped";
 pub(crate) const MISSING: &str = "uffd MISSING";
@@ -197,11 +218,23 @@ impl Daemon {
     ///
     /// A thread that fails ends the process: who waits for a page would wait for ever.
     pub(crate) fn start(kind: Kind, peer: &Arc<dyn Peer>, contents: &Arc<Contents>, end: u64, threads: u64) -> Self {
+        Self::start_with_blocks(kind, peer, contents, end, threads, 1)
+    }
+
+    /// The same, but brings the block of so many pages that a page is in. Only one page of each may be waited for.
+    pub(crate) fn start_with_blocks(
+        kind: Kind,
+        peer: &Arc<dyn Peer>,
+        contents: &Arc<Contents>,
+        end: u64,
+        threads: u64,
+        block: u64,
+    ) -> Self {
         let threads = threads.min(Self::THREADS);
         let spawn = |_| {
             let (peer, contents) = (peer.clone(), contents.clone());
             std::thread::spawn(move || {
-                serve(&*peer, &contents, end).unwrap_or_else(|failure| {
+                serve(&*peer, &contents, end, block).unwrap_or_else(|failure| {
                     eprintln!("vmem-bench: the daemon failed: {:#}", anyhow::Error::from(failure));
                     std::process::exit(1)
                 })
@@ -227,14 +260,24 @@ impl Daemon {
     }
 }
 
-fn serve(peer: &dyn Peer, contents: &Contents, end: u64) -> Outcome<u64> {
+fn serve(peer: &dyn Peer, contents: &Contents, end: u64, block: u64) -> Outcome<u64> {
     let (mut pages, mut taken) = (Vec::new(), 0);
     loop {
         peer.take(&mut pages)?;
         taken += pages.len() as u64;
-        peer.bring(&pages, contents)?;
+        match block {
+            1 => peer.bring(&pages, contents)?,
+            _ => bring_blocks(peer, contents, &pages, end, block)?,
+        }
         if pages.iter().any(|page| *page >= end) {
             return Ok(taken);
         }
     }
+}
+
+fn bring_blocks(peer: &dyn Peer, contents: &Contents, pages: &[u64], end: u64, block: u64) -> Outcome {
+    pages.iter().try_for_each(|page| match *page < end {
+        true => peer.bring_block(page - page % block, block as usize, contents),
+        false => peer.bring(&[*page], contents),
+    })
 }

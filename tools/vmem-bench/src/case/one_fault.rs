@@ -44,12 +44,13 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
 }
 
 /// How long each fault took, in microseconds.
-fn faults(bench: &Bench, kind: Kind, seed: u64, program: usize, daemon: usize) -> Outcome<Vec<f64>> {
+pub(super) fn faults(bench: &Bench, kind: Kind, seed: u64, program: usize, daemon: usize) -> Outcome<Vec<f64>> {
     let peer = kind.make(FAULTS + Daemon::THREADS, &bench.contents)?;
-    let serves = !matches!(kind, Kind::Floor | Kind::Allocate);
     cpu::only(daemon)?;
     // A thread has the processor of the one that makes it.
-    let daemon = serves.then(|| Daemon::start(kind, &peer, &bench.contents, FAULTS, 1));
+    let daemon = kind
+        .is_served()
+        .then(|| Daemon::start(kind, &peer, &bench.contents, FAULTS, 1));
     cpu::only(program)?;
     let mut times = Vec::with_capacity(FAULTS as usize);
     for page in shuffled(FAULTS, seed) {

@@ -11,11 +11,11 @@ use crate::order::shuffled;
 use crate::peer::{Daemon, Kind, Peer, touch};
 
 /// Pages in all, where each thread has its own: a few for each, since one thread alone waits for each.
-fn distinct_pages(threads: u64) -> u64 {
+pub(super) fn distinct_pages(threads: u64) -> u64 {
     (threads * 128).min(1024)
 }
 /// Pages that each thread touches, where all touch the same ones.
-const SAME: u64 = 64;
+pub(super) const SAME: u64 = 64;
 
 /// How many threads, and how many of the daemon.
 const RACES: [(u64, u64); 6] = [(1, 1), (4, 1), (16, 1), (64, 1), (64, 2), (256, 1)];
@@ -54,7 +54,7 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
 
 /// Lets each of so many threads touch the pages of its `order`. Returns how long it took until all had theirs, in seconds, and how many
 /// requests the daemon got.
-fn race(
+pub(super) fn race(
     bench: &Bench,
     kind: Kind,
     pages: u64,
@@ -63,7 +63,9 @@ fn race(
     order: impl Fn(u64) -> Vec<u64>,
 ) -> Outcome<(f64, u64)> {
     let peer = kind.make(pages + Daemon::THREADS, &bench.contents)?;
-    let daemon = Daemon::start(kind, &peer, &bench.contents, pages, daemons);
+    let daemon = kind
+        .is_served()
+        .then(|| Daemon::start(kind, &peer, &bench.contents, pages, daemons));
     let start = Arc::new(Barrier::new(threads as usize + 1));
     let racers: Vec<_> = (0..threads)
         .map(|thread| {
@@ -82,7 +84,7 @@ fn race(
         ended.unwrap_or_else(|_| Err(Failure::Wrong("a thread panicked".into())))?;
     }
     let seconds = since.elapsed().as_secs_f64();
-    Ok((seconds, daemon.stop()?))
+    Ok((seconds, daemon.map_or(Ok(0), Daemon::stop)?))
 }
 
 fn touch_all(kind: Kind, peer: &dyn Peer, pages: &[u64]) -> Outcome {

@@ -94,6 +94,11 @@ impl Peer for Minor {
         self.write(first, contents.of(first, pages))
     }
 
+    fn bring_block(&self, first: u64, pages: usize, contents: &Contents) -> Outcome {
+        self.write(first, contents.of(first, pages))?;
+        self.resume(first, pages)
+    }
+
     /// One call for all pages: nobody has waited for one.
     fn finish(&self) -> Outcome {
         self.resume(0, self.memory.pages())

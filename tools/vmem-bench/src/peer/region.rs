@@ -2,14 +2,15 @@
 //! A vmem region.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::OFlags;
-use vmem::{Control, Region, RegionBuilder};
+use vmem::{Backing, Control, Region, RegionBuilder};
 use vmem_bench_sys::Memory;
 use vmem_sys::calls::{self, FillRange, Outcome as Called};
 use vmem_sys::{Errno, PAGE_SIZE, vmem_range};
 
-use super::{Peer, map};
+use super::{Peer, map, shmem_file};
 use crate::contents::{Contents, POOL};
 use crate::failure::{During, Failure, Outcome};
 
@@ -40,6 +41,23 @@ impl RegionPeer {
     /// One whose memory is huge pages.
     pub(crate) fn huge(pages: u64) -> Outcome<Self> {
         Self::create(RegionBuilder::new(bytes(pages)).huge(), false)
+    }
+
+    /// One whose pages lie in a file in memory. A touch reads `around` of them.
+    pub(crate) fn backed(pages: u64, contents: &Contents, around: u32) -> Outcome<Self> {
+        let this = Self::new(pages)?;
+        let file = shmem_file(pages)?;
+        for page in 0..pages {
+            let written = file.write_all_at(contents.of(page, 1), bytes(page));
+            written.during("write to a memfd")?;
+        }
+        let backing = Backing {
+            file: file.as_fd(),
+            offset: 0,
+            around,
+        };
+        this.region.set_backing(this.region.pages(), backing)?;
+        Ok(this)
     }
 
     fn create(builder: RegionBuilder, mapped: bool) -> Outcome<Self> {
