@@ -598,6 +598,13 @@ unsafe extern "C" {
     pub fn vmem_fault_pmd_is_leaf(vmf: *mut vm_fault) -> ffi::c_int;
 }
 unsafe extern "C" {
+    pub fn vmem_fault_unmapped(
+        vmf: *mut vm_fault,
+        addr: ffi::c_ulong,
+        nr: ffi::c_uint,
+    ) -> ffi::c_ulong;
+}
+unsafe extern "C" {
     pub fn vmem_fault_has_marker(vmf: *mut vm_fault) -> ffi::c_int;
 }
 unsafe extern "C" {

@@ -98,6 +98,10 @@ impl FaultPolicy for Mapped {
         self.region().pages().all_present(range)
     }
 
+    fn present_bits(&self, range: PageRange) -> u64 {
+        self.region().pages().present_among(range)
+    }
+
     /// A mapping that was being made when the log began does not log writes. Each page that is
     /// mapped there is logged as written, until the mapping is changed.
     fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision {

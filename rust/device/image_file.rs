@@ -273,6 +273,12 @@ impl FaultPolicy for Arc<OpenImage> {
         self.image.has_copies(range)
     }
 
+    fn present_bits(&self, range: PageRange) -> u64 {
+        let copied = range.pieces(1).map(|page| self.image.has_copies(page));
+        let bit = |(at, is_copied)| u64::from(is_copied) << at;
+        copied.take(64).enumerate().map(bit).sum()
+    }
+
     fn may_map(&self, fault: &WriteFault<'_>, _write_faults: bool) -> MapDecision {
         if self.image.has_copies(fault.pages()) {
             MapDecision::Map

@@ -163,6 +163,23 @@ impl Pages {
         })
     }
 
+    /// Which pages of `range`, at most 64, are present: a bit for each, the lowest for the first.
+    /// Pages beyond the end are not.
+    pub(crate) fn present_among(&self, range: PageRange) -> u64 {
+        let nr = range.end().min(self.nr).saturating_sub(range.start());
+        let Ok(range) = self.range(range.start(), nr) else {
+            return 0;
+        };
+        range.blocks().fold(0, |bits, block| {
+            let Ok((shard, slots)) = self.locate(block) else {
+                return bits;
+            };
+            let present = shard.map.lock().present_bits(slots);
+            let skip = block.start().saturating_sub(range.start()) as u32;
+            bits | present.checked_shl(skip).unwrap_or(0)
+        })
+    }
+
     /// Which pages of a block are present: bit `i % 64` of word `i / 64` for the page `i` after the
     /// first of the block.
     pub(crate) fn present_bits(&self, block: PageRange) -> Result<BlockBits> {

@@ -141,6 +141,19 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         masks(slots).all(|(at, mask)| self.present_word(at) & mask == mask)
     }
 
+    /// Which pages of at most 64 slots are present: a bit for each, the lowest for the first.
+    pub(crate) fn present_bits(&self, slots: Slots) -> u64 {
+        let nr = slots.nr.min(64);
+        masks(Slots { nr, ..slots }).fold(0, |bits, (at, mask)| {
+            let present = self.present_word(at) & mask;
+            match at == slots.first / 64 {
+                true => bits | present >> (slots.first % 64),
+                // The slots begin in the word before.
+                false => bits | present << (64 - slots.first % 64),
+            }
+        })
+    }
+
     /// Whether the page of the first slot is present or unreadable.
     pub(crate) fn is_settled(&self, slots: Slots) -> bool {
         masks(Slots { nr: 1, ..slots })

@@ -49,6 +49,9 @@ pub(crate) trait FaultPolicy {
     /// Whether all of these pages are present.
     fn present(&self, range: PageRange) -> bool;
 
+    /// Which of these pages, at most 64, are present: a bit for each, the lowest for the first.
+    fn present_bits(&self, range: PageRange) -> u64;
+
     /// Decides whether a page may be mapped. Unless `write_faults`, it becomes writable with that.
     /// Its folio stays locked until it is mapped.
     fn may_map(&self, fault: &WriteFault<'_>, write_faults: bool) -> MapDecision;
@@ -381,27 +384,37 @@ impl Fault<'_> {
         let window = FAULT_AROUND_PAGES * PAGE_SIZE;
         let own = addr & !(PAGE_SIZE - 1);
         let base = addr & !(window - 1);
-        for at in (base..base.saturating_add(window)).step_by(PAGE_SIZE) {
-            if at == own || at < start || at >= end {
-                continue;
-            }
-            // `at` and `own` are in one VMA, so the page offsets differ as the addresses do.
-            let pgoff = (self.pgoff() as i64) + (at as i64 - own as i64) / PAGE_SIZE as i64;
-            let Some(range) = PageRange::within(pgoff as u64, 1, u64::MAX) else {
-                continue;
-            };
-            if !policy.present(range) {
-                continue;
-            }
-            let Some(folio) = staging.trylock_cached(range.start()) else {
+        // One page table has all of the window.
+        let first = base.max(start);
+        let end = base.saturating_add(window).min(end);
+        let nr = end.saturating_sub(first) / PAGE_SIZE;
+        let before = own.saturating_sub(first) / PAGE_SIZE;
+        let Some(pgoff) = self.pgoff().checked_sub(before as u64) else {
+            return;
+        };
+        let Some(around) = PageRange::within(pgoff, nr as u64, u64::MAX) else {
+            return;
+        };
+        // SAFETY: By the type invariants; the fault is not unlocked. The window is in the VMA.
+        let unmapped = unsafe { bindings::vmem_fault_unmapped(self.vmf, first, nr as u32) };
+        let mut left = unmapped as u64 & !(1 << before);
+        if left != 0 {
+            left &= policy.present_bits(around);
+        }
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let pgoff = pgoff.saturating_add(at as u64);
+            let Some(folio) = staging.trylock_cached(pgoff) else {
                 continue;
             };
             if folio.is_large() || !policy.allows_fault_around(write_faults) {
                 continue;
             }
+            let addr = first.saturating_add(at * PAGE_SIZE);
             // SAFETY: The VMA is locked and the address in it; the page's folio is locked, small,
             // and of the VMA's file.
-            let answer = unsafe { bindings::vmem_fault_insert(vma, at, folio.page(range.start())) };
+            let answer = unsafe { bindings::vmem_fault_insert(vma, addr, folio.page(pgoff)) };
             if !VmFaultReason::is_nopage(answer) {
                 return;
             }

@@ -72,6 +72,34 @@ int vmem_fault_pmd_is_leaf(struct vm_fault *vmf)
 }
 
 /*
+ * Which of the @nr pages from @addr on, at most BITS_PER_LONG, have no entry in the
+ * page table of the fault: a bit for each. Nobody holds its lock, so this is a hint.
+ * It is mapped as long as the VMA is locked, but for khugepaged and madvise(), which
+ * free it after a grace period.
+ */
+unsigned long vmem_fault_unmapped(struct vm_fault *vmf, unsigned long addr,
+				  unsigned int nr)
+{
+	unsigned long bits = 0;
+	unsigned int i;
+	pte_t *pte;
+	pmd_t pmd;
+
+	rcu_read_lock();
+	pmd = pmdp_get_lockless(vmf->pmd);
+	if (pmd_none(pmd)) {
+		bits = ~0UL;
+	} else if (pmd_present(pmd) && !pmd_leaf(pmd)) {
+		pte = pte_offset_kernel(&pmd, addr);
+		for (i = 0; i < nr; i++)
+			if (pte_none(ptep_get_lockless(pte + i)))
+				bits |= BIT(i);
+	}
+	rcu_read_unlock();
+	return bits;
+}
+
+/*
  * Whether the page table has an entry at the address of the fault that maps no
  * page: a marker of userfaultfd. With an empty page table, or without one,
  * there is none.

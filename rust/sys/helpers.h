@@ -155,6 +155,8 @@ const struct workqueue_struct *vmem_backing_readers(void);
 /* Faults. */
 void vmem_fault_unlock(struct vm_fault *vmf);
 int vmem_fault_pmd_is_leaf(struct vm_fault *vmf);
+unsigned long vmem_fault_unmapped(struct vm_fault *vmf, unsigned long addr,
+				  unsigned int nr);
 int vmem_fault_has_marker(struct vm_fault *vmf);
 int vmem_has_page_table_memory(void);
 unsigned int vmem_fault_insert(struct vm_area_struct *vma, unsigned long addr,
