@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash
 #
 # What the trials with other virtual machine monitors have in common: sourced by them, in the virtual machine. The guest is the one of the migration tests.

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash
 #
 # What is done about an emulator of SVM that loses interrupts and machines (Documentation/testing.rst, "Guests that move"), and nowhere else. Sourced.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Restores the memory of a QEMU as the example handlers of Firecracker do: the memory is missing, and a userfaultfd handler copies it from a
  * mapped file. For LD_PRELOAD. The handler is a thread of QEMU and not a process of its own, which spares it a change of address spaces.

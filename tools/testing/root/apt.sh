@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash
 #
 # A private apt: own lists and own sources, but this machine's ways to the archive (proxies, time-outs, credentials,

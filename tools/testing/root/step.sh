@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $stamps and $steps
 #
 # Steps that take long and are taken once. Each leaves a stamp when it is whole, with a hash of what determined it. A step without

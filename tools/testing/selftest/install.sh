@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $work and `it` are those of selftest/run
 #
 # `make install` and `make uninstall`: what the one has put, the other takes away. Sourced by selftest/run.

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $work and `it` are those of selftest/run
 #
 # What the package vmem-dkms runs on a machine: vmem-kernel-rust, the guard of dkms, and what its removal does. /usr is one of each test's own, with

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $domains
 #
 # libvirt on a host with AppArmor, with the rules that Documentation/howto-qemu.rst has copied to libvirt's. The profiles of libvirtd and of domains are

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The guest of the tests with libvirt: a multiboot kernel that knows each word of a part of its memory. QEMU emulates it in a machine that may be
  * emulated itself, where a Linux guest boots for minutes.

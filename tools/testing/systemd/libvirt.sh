@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $vmemctl, $receive_log
 #
 # libvirt, with the XML and the configuration that Documentation/howto-qemu.rst shows: these lines are taken from it. The two hosts are one, so the

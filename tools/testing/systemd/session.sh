@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash disable=SC2154 # $receive_log
 #
 # Login sessions: a message bus, systemd-logind with KillUserProcesses=yes, and a session as su(1) opens it. Sourced by run.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Files and directories that are there whole, or not at all.
 
 use std::fs::{self, Permissions};

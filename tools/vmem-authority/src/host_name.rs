@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The names in a certificate.
 
 use std::fmt::{self, Display, Formatter};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An authority that issues the certificates with which vmem's hosts authenticate each other.
 //!
 //! An [`Authority`] is a directory. It has the authority's certificate `ca.pem`, its private key `ca-key.pem`, and a directory for each host: what

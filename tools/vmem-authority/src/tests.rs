@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Authorities in directories, and hosts that accept each other by them.
 
 use std::fs;

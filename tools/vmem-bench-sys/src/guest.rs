@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest of KVM that does nothing but touch pages.
 
 use std::os::fd::{AsRawFd, BorrowedFd};

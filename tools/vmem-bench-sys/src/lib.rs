@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the measurements need of the kernel beside vmem: userfaultfd, the pagemap, guests of KVM, fork and bare memory, with safe functions.
 
 mod guest;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `/proc/self/pagemap`: what the kernel itself tells of the pages of a mapping.
 
 use std::ffi::c_void;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd: what vmem is measured against.
 
 use std::mem::MaybeUninit;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The contents of pages, in the daemon's memory before anything is measured.
 
 use vmem::PAGE_SIZE;

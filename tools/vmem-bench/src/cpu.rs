@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! On which processor a thread runs, and how long it ran there.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Why a measurement cannot be made.
 
 use vmem_bench_sys::Errno;

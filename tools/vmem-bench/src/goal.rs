@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What vmem is to reach, and whether it does.
 
 use vmem_figures::{Book, Cell, Figure, Line};

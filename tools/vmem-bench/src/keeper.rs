@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is compared of snapshots: ways to keep what a program's memory held at one instant.
 
 mod adopted;

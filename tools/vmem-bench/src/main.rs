@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmem-bench: measures vmem against userfaultfd and plain memory. See Documentation/performance.rst.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Orders in which pages are touched: random, and the same in every run.
 
 /// The numbers below `nr`, shuffled.

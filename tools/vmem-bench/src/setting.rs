@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where figures are from: this machine, and what the runner says of the one below.
 
 use std::fs;

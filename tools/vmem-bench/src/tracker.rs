@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is compared of the write side: ways to tell which pages of a program's memory were written to.
 
 mod adopted;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A region that comes from one vmemd to another over a loopback socket.
 
 use std::fs::File;

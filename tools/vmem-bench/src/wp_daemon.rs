@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd's write protection, with a daemon: a thread is told of each page that is about to be written to, does what is to be done before
 //! that, and ends the page's protection.
 

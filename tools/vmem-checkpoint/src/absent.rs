@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Absent pages: those of memory that was restored or moved, and is not complete.
 //!
 //! Nobody has written to an absent page: a page is present before it can be written to, and stays present. If the store has the checkpoint from

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions that are filled from a checkpoint once, and mapped privately by any number of guests: its clones.
 //!
 //! The process that holds a base maps the regions, so that they stay when they are complete and no clone maps them. It holds a lease on the

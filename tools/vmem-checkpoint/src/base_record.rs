@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The record of a base, by which `clone` finds its regions, and `create` proves which checkpoint a clone's memory is of.
 //!
 //! The process that holds the base holds a lock on the record (`flock(2)`) as long as it lives, whatever way it ends. A record that nobody has

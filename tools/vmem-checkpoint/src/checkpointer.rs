@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Makes checkpoints of one guest or program, one after the other.
 
 mod beginning;

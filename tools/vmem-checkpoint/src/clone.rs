@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Starts a guest on the regions of a base: it shares their pages, and has those that it writes for itself.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The instant of a clone's checkpoint: its device state and the pages that it has for itself, at the same time.
 //!
 //! Private memory cannot be protected by a snapshot, and QEMU leaves only shared memory out of a migration. So QEMU saves the devices alone, into a

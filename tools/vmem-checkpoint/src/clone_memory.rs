@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The memory of a clone: private mappings of the regions of a base.
 //!
 //! That the base's checkpoint is what a clone's other pages are is proven, and not told: a wrong one would make wrong pages. The base's process

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The instant of a guest's checkpoint: its device state and its memory, at the same time.
 //!
 //! QEMU saves devices only as a migration. The guest goes on until QEMU itself stops it at the end of that migration, when all that can be

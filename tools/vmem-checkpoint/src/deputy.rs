@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A second process that acts if this one is killed: it waits at a pipe for the death of this one.
 
 use std::ffi::OsString;

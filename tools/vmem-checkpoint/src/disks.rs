@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The disks of a guest at the instant: the files that are not written to any more, because QEMU writes to overlays over them since.
 //!
 //! The overlays are made when QEMU has stopped the guest and written its devices. QEMU's block nodes are inactive then, as at the end of each

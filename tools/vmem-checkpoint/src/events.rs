@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! QEMU's events, which say how long a guest stood still.
 
 use std::time::{Duration, Instant};

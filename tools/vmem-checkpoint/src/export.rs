@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Writes a checkpoint into files that other programs read.
 //!
 //! * [`Format::Raw`]: a directory with a sparse file for each memory, the device state, and the manifest.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A vmemd that fills regions from a store, started again whenever it ends before they are complete.
 
 use std::io::{self, BufRead, BufReader, Read, Write};

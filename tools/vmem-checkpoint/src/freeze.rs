@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest's file systems, frozen around the instant by the guest agent, and thawed on every path.
 //!
 //! This process thaws them as soon as the guest runs again, after an error, a signal and a panic. If it is killed, a deputy does: a second

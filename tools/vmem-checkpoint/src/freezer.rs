@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest's file systems around the instant of one checkpoint.
 
 use std::cell::RefCell;

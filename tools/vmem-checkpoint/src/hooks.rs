@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Commands of the user around a checkpoint, executed by the shell.
 
 use std::io;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Gives the device state of a checkpoint to a QEMU whose memory is in regions that are filled from the store.
 
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The start of a QEMU that takes a guest from a checkpoint.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints of running guests, and of the memory of any program.
 //!
 //! * [`cut`] takes a guest's device state and arms the snapshot of its memory at one instant, and the guest stands still only for that.

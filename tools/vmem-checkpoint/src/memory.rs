@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory whose writes are logged from one checkpoint to the next.
 
 use vmem::{Adopted, Control, Info, PAGE_SIZE, PageSet, PresentMap, Snapshot, SnapshotOptions, TrackOptions, Tracking};

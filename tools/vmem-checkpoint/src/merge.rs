@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Merges overlays of a running guest's disks that no checkpoint refers to.
 //!
 //! A file that a checkpoint refers to must stay as it was at the instant, and so must its time of the last write. Of files that no checkpoint

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The memory of a clone's devices and of its firmware, and the device state of its checkpoint.
 //!
 //! QEMU saves devices without a migration, and without this memory: the display's, for example. A migration has it in its section `ram`. So it is copied

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The overlays that the disks of a restored guest get, by `qemu-img`.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which pages of a region programs have touched, by their page tables.
 //!
 //! An absent page of a region is in no page table. When it has come, a touch puts it there, with up to 15 of its neighbours that are present, and so does

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Numbers of pages.
 
 use vmem::{PAGE_SIZE, PageSet};

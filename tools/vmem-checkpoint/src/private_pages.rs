@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The pages that a clone has for itself, copied while its guest stands still.
 
 use std::fs::File;

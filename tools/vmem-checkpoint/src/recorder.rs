@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Records in which order a restored guest touches its pages.
 //!
 //! vmemd reports the pages that programs have waited for, in their order. A page that came before it was touched is found in the page tables

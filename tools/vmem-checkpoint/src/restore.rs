@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Restores a guest or memory from a checkpoint: at once, while its pages are still in the store.
 
 use std::fs;

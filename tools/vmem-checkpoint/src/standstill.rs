@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest that stands still by QMP `stop` while its devices are saved, which QEMU does not do by itself then, and that runs on on every path.
 //!
 //! This process continues the guest. If it cannot, or is killed, a deputy does: a second process that waits at a pipe for the death of this one.

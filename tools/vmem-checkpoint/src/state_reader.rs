@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads the stream of a guest's device state from QEMU.
 
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is known of a checkpoint that is being made, or was.
 
 use std::time::Duration;

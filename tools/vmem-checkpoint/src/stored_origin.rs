@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The checkpoint of the store from which memory is filled.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the agent of a restored guest does first: it thaws file systems that were frozen at the instant, and sets the clock.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Parsers of arguments.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

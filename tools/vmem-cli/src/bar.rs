@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A progress bar on the terminal at standard error. Drawing it never blocks.
 
 use std::io;

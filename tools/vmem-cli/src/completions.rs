@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Completion scripts of a program's command line, for shells.
 
 use std::io::{self, Write};

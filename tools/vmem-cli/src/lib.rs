@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Command-line code that vmemd and vmemctl share: arguments, error messages, signals, logging, and output that never blocks.
 //!
 //! ```no_run

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Log lines on standard error: when, how urgent, of which guest, and what.
 //!
 //! The thread of [`output`] writes them, so nothing that logs waits for a reader. Where systemd reads standard error

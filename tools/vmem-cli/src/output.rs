@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Nonblocking output: threads write to standard output and standard error.
 //!
 //! A terminal can be stopped (Ctrl-S), and the reader of a pipe can hang. A program that serves pages or moves a guest must not wait for them: a

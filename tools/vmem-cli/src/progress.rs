@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How much is done, how fast, and how long the rest takes.
 
 use std::fmt::{self, Display, Formatter};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The signals that ask this program to end: SIGINT, SIGTERM and SIGHUP. They do not end it by themselves: code that takes long checks for
 //! them.
 

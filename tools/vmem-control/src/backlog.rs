@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Events that wait until they are taken. Their number and their memory are bounded.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Who may be at the other end of a control connection.
 
 use std::os::fd::AsFd;

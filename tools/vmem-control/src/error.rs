@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Why a control connection cannot be made or used.
 
 use std::fmt::{self, Display, Formatter};

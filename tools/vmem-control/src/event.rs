@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What happens to a vmemd, and where it stands. As JSON, events are the lines of `vmemd --json`; vmemd(8) describes the fields.
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How a program controls a running vmemd, over a Unix socket: requests, answers and events, as JSON objects, one on a line.
 //! `Documentation/control.rst` describes the protocol.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How much a message of a daemon may have. `Documentation/control.rst` has the same numbers. Both ends keep to them: a daemon sends no
 //! more, and a client that gets more ends the connection.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What goes over a control connection: JSON objects, one on a line. `Documentation/control.rst` describes them.
 
 use std::ops::RangeInclusive;

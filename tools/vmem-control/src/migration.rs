@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where a migration stands, as the source's vmemctl sees it.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds of a source: what has come of them, where they stand, and what can be changed while they run.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end that takes orders: one thread, which waits for no client. A client that stalls, sends garbage or dies costs others nothing, and
 //! the daemon's own threads wait for none.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Sockets in directories of any length. The kernel takes 107 bytes for the path of a Unix socket; the directory is opened, and the socket
 //! is bound or connected to below `/proc/self/fd`.
 

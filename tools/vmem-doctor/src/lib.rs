@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a machine lacks for vmem, and which versions of vmem it has.
 //!
 //! A [`Host`] is a machine as it is looked at: the files below a root directory, and the few facts that are in no file. So every finding can be had

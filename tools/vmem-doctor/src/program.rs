@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A program that is asked for its version, and may not answer.
 
 use std::io::{self, Read};

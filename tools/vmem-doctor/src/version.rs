@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which versions of vmem a machine has, and whether they fit.
 
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The completion of a region: from its last page to plain memory.
 
 use std::sync::Arc;

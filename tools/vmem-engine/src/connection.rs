@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The connection of one lane to the source, reopened when it is lost.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An engine and its threads.
 
 use std::collections::{BTreeSet, VecDeque};

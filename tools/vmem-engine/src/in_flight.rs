@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that programs wait for, and that the urgent lane has fetched.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages of an answer whose contents are on this host already.
 
 use vmem::{PAGE_SIZE, PageIndex, PageRange};

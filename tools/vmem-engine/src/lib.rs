@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Fills regions from a source: faults first, and the rest behind them.
 //!
 //! Two kinds of threads, each with a connection of its own:

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Whether the source may release pages.
 
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The plan of the stream: which pages to fetch, and in which order.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Predicts which pages a program touches next.
 //!
 //! Three requests at equal distances begin a *stride*. Each request that continues it doubles the number of pages fetched ahead, up to a

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Waiting for a source.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Notifies the source of the pages that have arrived for good, so that it releases them.
 //!
 //! The notifier reads the present pages from the kernel: it does not matter which lane, or which earlier daemon, filled a page.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Contents that are on this host already: old images of memory. Pages with such contents need not be sent.
 //!
 //! A thread reads the images, and keeps 8 bytes of the digest of each page and where the page is. The source is told of them; it sends the digest

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions that there is no memory for.
 //!
 //! The program that maps a region may be at the limit of its memory cgroup, or the host may have no memory left. Both may pass, and other

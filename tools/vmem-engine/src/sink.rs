@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The region that an engine fills.
 //!
 //! [`Sink`] has the calls of a [`Region`] that the engine uses, so that tests can run the engine on private memory, without the module.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that arrive while their program still runs at the source.
 //!
 //! Such a page is *staged*: its contents are in the region's staging file, and the page is absent. A page that the source sends again is

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Counters of a run.
 
 use std::sync::atomic::{AtomicU64, Ordering};

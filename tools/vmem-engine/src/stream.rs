@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A connection of the stream: fetches absent pages that no other connection of the stream has taken.
 
 mod group;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Asks a source for a map of its memory, in pieces: its holes are then not fetched.
 
 use std::collections::VecDeque;

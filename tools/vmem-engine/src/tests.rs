@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The engine on memory of its own, a real server, and a network that misbehaves.
 
 mod absence;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The urgent lane: fetches pages that programs wait for.
 
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Compares regions with their source.
 //!
 //! [`Verification`] reads all pages of the source again, on a connection of its own, and compares them with the memory of the regions. The

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What was measured: the figures of each round, as they were, and medians, spreads and ratios of them.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What stat(2) says of an inode.
 
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which checkpoints the store has, as of a second ago at most.
 
 use std::collections::BTreeMap;

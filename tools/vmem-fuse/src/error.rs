@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Why a request fails, and why a store cannot be mounted.
 
 use std::error::Error as StdError;

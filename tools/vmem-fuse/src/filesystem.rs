@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The kernel's requests. Nothing here waits for the store: that is what the workers do.
 
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is open, by the numbers that the kernel has for it.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints that are open, each under one lease as long as a file of it is open.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A checkpoint store as a file system, over FUSE: `GUEST/N/` has the files of checkpoint N of a guest.
 //!
 //! Each memory is a sparse file `ID.raw`, and `device-state`, `manifest.json` and `stats.json` are beside it. All of it is read-only, and each

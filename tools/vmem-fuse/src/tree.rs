@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The inodes that the kernel knows.
 //!
 //! A number is given out with the answer to a look-up, means one thing for ever, and is kept until the kernel has forgotten it as often as it

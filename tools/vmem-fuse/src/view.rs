@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The file system without FUSE: which directories and files there are, and what is in them.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Threads that answer requests, each before its deadline.
 //!
 //! A request that no thread has answered by then is answered with an error, whether a thread is at it or not. So the number of requests that

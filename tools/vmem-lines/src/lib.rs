@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Bytes that arrive, as lines of a bounded length. The caller reads the bytes, in its own way, and pushes them.
 //!
 //! ```

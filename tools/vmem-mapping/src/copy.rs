@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Copies between shared and private memory.
 //!
 //! Each access to the shared side is a relaxed atomic access, by words of eight bytes where that side is aligned. The compiler does it

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Mappings of memory that other processes write: copied in and out, never borrowed.
 //!
 //! A [`Mapping`] is memory that another process, a daemon or a device may change at any time. Rust references promise that it does

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! One mapping of a file, unmapped when dropped.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl abort`: gives a migration up before the destination owns the guest.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A connection that carries JSON objects, one on a line. Every operation has a time limit.
 
 use std::io::{self, Write};

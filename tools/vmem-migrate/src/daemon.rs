@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A vmemd, over its control socket. vmemd outlives the vmemctl that has started it, however vmemctl ends, and another vmemctl takes it
 //! over.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The state machine of the destination.
 //!
 //! The destination owns the guest once it has recorded [`Phase::Committed`]. It records [`Phase::Starting`] before it has QEMU run the

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl dirty-rate`: how fast a guest writes to its memory, and what a migration of it would come to. The guest only runs slower
 //! meanwhile, and nothing of it is changed.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The address of the destination's vmemctl, at which the source reconnects after a connection was lost.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Why a command has not done everything, and the exit code for that.
 
 use crate::channel::ChannelError;

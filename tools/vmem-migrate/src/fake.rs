@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A fake QEMU for tests: it has a state, knows a few commands, and dies when it is told to. It has a process of its own, which does
 //! nothing.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl forget`: removes the record of a received guest whose source cannot receive the final message any more.
 
 use crate::Phase;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The key that identifies a guest on a host: its UUID, if it has one. A name is for users only, and two guests can have the same name.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Live migration of guests over vmem. The core decides which host owns a guest that moves: it has the decisions of both hosts, without
 //! I/O.
 //!

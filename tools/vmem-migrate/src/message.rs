@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The protocol between `vmemctl migrate` and `vmemctl receive`: JSON objects, one on a line. `Documentation/migration.rst` describes it.
 
 use std::ops::RangeInclusive;

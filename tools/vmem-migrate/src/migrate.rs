@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl migrate`: the source's side of a move.
 //!
 //! Exactly one host owns the guest at any moment. Until the source has said COMMIT, the source owns the guest, and the guest continues here

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The number of a session, as far as others may know it.
 
 /// The mark in the names of all exports of one move. `None` if `session` is not a session number.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The migrations that this host takes part in, as other commands than their own see them: by their directories, without a lock.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The options of moves, which a program parses as a part of its command line. vmemctl(8) describes them in full.
 
 use std::net::{Ipv4Addr, SocketAddr};

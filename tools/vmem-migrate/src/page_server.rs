@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's vmemd, which serves the guest's memory.
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The progress of a move, as a host records it on a disk or in `/run`.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A vmemctl of the version before: it says what that one has said, byte for byte, and understands what that one has understood.
 
 mod message;

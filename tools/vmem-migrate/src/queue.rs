@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A queue from one thread to another, with a bound for events: vmemd sends an event every second, and the receiving thread may wait for
 //! QEMU for hours meanwhile.
 

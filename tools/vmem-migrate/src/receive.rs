@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl receive`: the destination's side of a move.
 //!
 //! The guest does not run here before the source has said COMMIT. If the connection is lost when the source may have said COMMIT, the guest

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The record of a move, in a file. A vmemctl that resumes the move after the death of another one reads it.
 //!
 //! Each guest has one file on each host. A reboot empties the directory of the records, just as it empties the memory that they describe.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl recover`: continues a move on the source host, after its vmemctl has died.
 
 #[cfg(test)]

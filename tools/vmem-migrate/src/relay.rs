@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Relays QEMU's migration stream: QEMU is on one side, the other host on the other.
 
 mod hold;

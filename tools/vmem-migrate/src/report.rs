@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Output of the commands: for users at a terminal, for readers of a log, or for programs. Nothing here waits for a reader, because the
 //! guest may stand still meanwhile, and because signals must be handled.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The state machine of the source.
 //!
 //! The source owns the guest until it has recorded [`Phase::Committed`]. From then on the guest does not run here again, unless the

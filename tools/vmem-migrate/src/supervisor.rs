@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Keeps one vmemd alive, in a thread of its own: when vmemd ends, the thread starts another one, at once or after a pause.
 //!
 //! The thread waits for vmemd alone. It does not wait for QEMU, which may itself wait for a page, nor for the other host.

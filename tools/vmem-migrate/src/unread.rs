@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A stopped terminal, for tests: a process whose standard output and standard error are full, and that no process reads.
 
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `Documentation/migration.rst` has the tables. `VMEM_WRITE=1` in the environment of this test writes them there.
 
 use std::fmt::Debug;

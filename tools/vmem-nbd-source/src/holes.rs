@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Holes of an export, from the extents that the server gives.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that are read, as requests for bytes.
 
 use vmem::{PAGE_SIZE, PageRange};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An export of an NBD server as a source of page contents.
 //!
 //! [`Uri`] is where the export is, as `vmemd --source nbd://...` has it. [`Endpoint`] connects to it, once for each lane, or once for all of them if the

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An export as a source, for one lane.
 
 use std::collections::{HashMap, VecDeque};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! NBD URIs (`doc/uri.md` of github.com/NetworkBlockDevice/nbd).
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A client that reads an export.
 //!
 //! A [`Session`] is a connection. Each [`Client`] of it asks for bytes and for extents, any number at a time, and takes the replies as they

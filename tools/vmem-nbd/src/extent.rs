@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is known of bytes without reading them.
 
 /// Bytes in a row, all of which are zero or of which that is not known.

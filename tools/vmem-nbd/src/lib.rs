@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The NBD protocol (Network Block Device, `doc/proto.md` of github.com/NetworkBlockDevice/nbd), as far as memory images need it.
 //!
 //! [`client`] reads an export of any server. It has the fixed newstyle handshake, `NBD_OPT_STARTTLS`, `NBD_OPT_GO`, structured replies and

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server that exports memory images, read-only.
 //!
 //! Each connection has a thread that reads requests and a few that answer them, so that one answer that takes long does not delay the others,

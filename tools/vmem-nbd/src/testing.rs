@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server for the tests of clients: they choose what it has and what fails, and it notes what they ask for.
 //!
 //! It answers one request after the other, as the simplest servers do, and panics when a client does what it must not do.

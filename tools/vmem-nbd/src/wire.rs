@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Numbers and messages of the protocol (proto.md, "Values"). All integers are big-endian.
 
 /// The first 16 bytes of a newstyle server.

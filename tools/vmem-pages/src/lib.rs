@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages, ranges of pages and sets of pages: pure data, without system calls.
 //!
 //! A [`PageIndex`] is the number of a page in a memory, a [`PageRange`] one page or more in a row, and a [`PageSet`] any pages of a range.

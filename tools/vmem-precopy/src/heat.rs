@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How often each page was written in the last rounds.
 
 /// Two bits for each page, 0 to 3: 64 KiB for 1 GiB of memory. A word of each half has the bits of 64 pages.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pre-copy: which pages are sent while their program runs, and when it is time to switch.
 //!
 //! [`PreCopy`] goes over tracked memory in rounds. The first round is all pages, each later one those that were written since they were

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the user can set: the mode, and the limits of the rounds.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory whose writes are logged.
 
 use vmem::{DirtyLog, DirtyMap, Tracking};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The order in which a round goes over the memory.
 
 /// A permutation of `0..len` that looks random, and is the same for the same seed. It needs no table.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds over all memories: which pages are next. Without threads or a clock.
 
 use std::collections::VecDeque;

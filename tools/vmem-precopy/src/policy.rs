@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! When it is time to switch: pure, without a clock.
 
 use std::time::Duration;

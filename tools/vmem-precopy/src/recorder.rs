@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Dirty logs of running programs, recorded.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that a recorded program writes to, in simulated time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

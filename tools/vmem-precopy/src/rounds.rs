@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds, for a thread that sends the pages and one that controls them.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pre-copy of recorded programs over links of a given bandwidth, in simulated time.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! No write is lost: the rounds on a model of memory, against what a naive observer knows.
 
 mod model;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What tells a process from all others of a machine.
 
 use std::fmt::{self, Display, Formatter};

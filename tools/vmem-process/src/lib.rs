@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Other programs, such as the QEMU and the vmemd that vmemctl starts and that outlive it.
 //!
 //! * [`Identity`] tells a process from all others of a machine, for a program that comes later. [`Process`] holds a process by its pidfd.

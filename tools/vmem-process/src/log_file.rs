@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of a program's log. The log can be long, and `logrotate` can truncate it at any moment.
 
 use std::fs::File;

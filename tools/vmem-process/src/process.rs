@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A process, held by a pidfd. Its number alone would not suffice: the kernel gives the number to another process once the first has ended.
 
 use std::io;

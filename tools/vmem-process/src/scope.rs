@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Scopes of systemd for the processes that outlive vmemctl.
 //!
 //! When a unit or a login session ends, systemd kills every process in its control group (`KillMode=control-group`,

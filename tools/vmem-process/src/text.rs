@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Text of other programs and of other hosts, made safe to show, and safe as a name.
 
 /// Escapes control characters, and leaves quotes and backslashes: QEMU's messages are full of quotes, and the text of the other host is

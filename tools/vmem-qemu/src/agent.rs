@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest agent of QEMU (`qemu-ga`), which runs in the guest and answers through a socket of QEMU. QEMU's `docs/interop/qemu-ga-ref`
 //! describes the commands.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The files of a guest's memory: those that QEMU has open, and not other files of the same names.
 
 use std::fs::{self, File, Metadata};

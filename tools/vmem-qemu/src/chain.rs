@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The files that a disk consists of: overlays, each with the file below it as its backing file; and jobs that merge some of them.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The user's command that starts QEMU: checks of its options, and substitution of its placeholders.
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Saves a guest's devices without its memory and without a migration, and has the guest stand still as long as that takes.
 //!
 //! The command `xen-save-devices-state`, which is not of Xen alone, stops the guest, writes the state of all devices into a file, and continues the

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of QEMU's migration stream: the state of the devices, and how to know that all of it is there.
 
 /// The byte that ends the devices' state in QEMU's stream, and the byte that begins their description (QEMU's `migration/savevm.h`).

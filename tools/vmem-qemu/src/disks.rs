@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The disks of a guest, and overlays over all of them at one instant.
 
 use std::path::Path;

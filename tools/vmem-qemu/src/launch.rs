@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A QEMU that takes a guest: its start, its log, and how it ended.
 
 use std::fs::File;

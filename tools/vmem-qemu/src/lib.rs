@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! QEMU, as a program sees it that looks at a guest's memory, saves or moves its device state, or starts a QEMU that takes a guest.
 //!
 //! * [`Qmp`] is a connection of QEMU's machine protocol: commands and events, each with a time limit. Values stay JSON, because types

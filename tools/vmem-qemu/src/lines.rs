@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Lines of a connection, read with a deadline.
 
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Settings of a QEMU that prevent a migration over one socket, and that are known before it begins.
 
 use serde_json::{Value, json};

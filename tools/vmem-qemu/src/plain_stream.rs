@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Makes one plain migration stream, with the memory in it, of a device state that was saved without the memory.
 //!
 //! QEMU saves the device state with the capability `x-ignore-shared`: the stream lists the blocks of memory, and has no page of those in shared

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The beginning and the end of migration streams, for tests: also of crates that use this one.
 
 /// What QEMU 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1, `qemu-system-x86_64 -accel tcg -S -m 16M -machine none`) has written after

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The stream of a guest's state: the socket that QEMU writes it to or reads it from, and what QEMU sends back.
 
 use std::os::unix::net::UnixStream;

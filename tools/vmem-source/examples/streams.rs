@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Measures the page protocol over loopback: how fast a stream is over 1, 2 and 4 connections, in clear text and TLS, with each compression;
 //! and how long one page takes on the urgent lane.
 //!

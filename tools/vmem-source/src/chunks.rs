@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Over which connection of the rounds the pages of a chunk are sent.
 //!
 //! A page that is sent again must not be overtaken by its older contents. Within a connection nothing is overtaken. So all contents of a page

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Digests of pages: how two sides find out that both have the same contents, without sending them.
 //!
 //! A digest is the first 16 bytes of keyed BLAKE3. Whoever chooses the contents of pages (a guest) does not know the key, which is random and

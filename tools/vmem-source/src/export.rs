@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Exports and lanes of a source, and the limits of its calls.
 
 use vmem::{Name, PAGE_SIZE, PageRange};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Maps of memory: which pages have never been written, so that nobody needs to ask for them.
 
 use vmem::PageRange;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Sources of page contents, and the page protocol that carries them.
 //!
 //! The daemon fetches pages through a [`PageSource`]. [`peer`] is a source at the other end of a TCP connection, [`local`] a source that

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A TCP connection on which every operation has a time limit.
 //!
 //! The deadline is that of a whole read or write: a peer cannot extend it by sending a byte now and then. The timeout of the socket ends a

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source that reads memory of this host, without a network.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source at the other end of a TCP connection: `vmemd serve`.
 //!
 //! The peer is not trusted to follow the protocol. Its answers must contain the outstanding pages in the order of the fetches; anything else

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Rounds: which pages a server sends while their program runs.
 
 use std::error::Error as StdError;

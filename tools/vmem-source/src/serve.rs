@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's side of the page protocol: a server of exported memory.
 //!
 //! One thread accepts, and each connection has a thread of its own, so that an urgent READ is answered while the stream is busy. The

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The page protocol, as bytes.
 //!
 //! `Documentation/protocol.rst` is the specification. This module encodes and decodes frames, and checks what can be checked of a frame alone;

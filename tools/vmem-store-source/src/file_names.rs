@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The names that the parts of a checkpoint have as files.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the key of an encrypted store comes from. A key is never an argument, which every user of the host can read.
 
 use std::path::PathBuf;

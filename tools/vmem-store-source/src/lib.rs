@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A checkpoint store as a source of page contents: each page of a checkpoint's memory is read, and verified, when it is wanted.
 //!
 //! [`Location`] is where a store is, [`Selector`] names a checkpoint of a guest, and [`Address`] is both of them, as

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The origin of a region: the checkpoint from which its vmemd fills it, where its absent pages are.
 //!
 //! vmemd keeps it in a sealed memfd for as long as it lives. The kernel says which process serves a region, so that only that process is

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Opens a checkpoint as a source.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads pages of a checkpoint in threads of its own, since a store may be far away.
 
 mod workers;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What all parts of the crate use of an open store: its objects with errors that name them, its keys, its clock; and its manifests.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What was read, for several threads: each thing is read once, and those that want it meanwhile wait for it.
 
 use std::collections::HashMap;

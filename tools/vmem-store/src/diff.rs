@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What differs between two checkpoints, without reading their pages.
 
 use std::collections::BTreeSet;

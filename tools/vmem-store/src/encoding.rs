@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Numbers and arrays in bytes: little endian, and variable-length numbers (LEB128).
 
 /// Bytes that do not say what they should.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What small objects are wrapped in: what they are, their version, encryption, and a hash that also covers their name.
 
 use crate::crypto::{Crypto, KEY_BYTES, ObjectKey, SALT_BYTES};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Garbage collection, in two phases, while others write and read.
 //!
 //! An object that nothing refers to is first written to a list (*tombstones*), and deleted by a run after the grace period, if still nothing

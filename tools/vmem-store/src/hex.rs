@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Bytes as hexadecimal digits in lower case, in names and in JSON (`#[serde(with = "hex")]`).
 
 use std::fmt::Write;

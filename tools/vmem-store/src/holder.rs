@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The process that holds a lease: for a person to find, and for a program of the same host to see that it has ended.
 
 use std::fmt::{self, Display, Formatter};

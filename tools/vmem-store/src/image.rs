@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads checkpoints: any page of any backend, in any order, from any number of threads.
 
 mod blob;

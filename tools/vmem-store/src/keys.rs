@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The user's key, and the objects that hold the store's keys encrypted with it.
 
 use std::fmt;

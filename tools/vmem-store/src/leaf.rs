@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Leaves: where the pages of 2 MiB of memory are.
 
 use crate::encoding::{Cursor, Malformed, put_varint, put_zigzag};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Leases: what garbage collection must not touch, because somebody writes it or reads it.
 //!
 //! A lease is an object that its holder renews, with copies of the manifests that it protects (*pins*), so that what they refer to stays

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The checkpoint store: memory images of guests, in a directory or in an object store.
 //!
 //! A checkpoint is written page by page ([`Store::begin`], [`Writer`]), exists from its commit on, and is read page by page, in any order

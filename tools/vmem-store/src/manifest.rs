@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Manifests: the object that makes a checkpoint one.
 
 use std::collections::{BTreeMap, BTreeSet};

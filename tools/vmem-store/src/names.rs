@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Names: of guests, of checkpoints, of writers, and of the objects in the store.
 
 use std::fmt;

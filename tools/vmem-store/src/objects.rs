@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the objects of a store are kept, and what the store needs of such a place.
 
 mod directory;

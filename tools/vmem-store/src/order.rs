@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Access orders: which pages a restored guest touched, in which order.
 
 use vmem_pages::{PageRange, PageSet};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Packs: objects that hold pages, in frames, with a table of both at the end.
 
 mod builder;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Removes the checkpoints that a policy does not keep.
 
 use std::collections::BTreeMap;

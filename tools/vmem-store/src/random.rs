@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Random bytes, for names and for keys.
 
 use ring::rand::{SecureRandom, SystemRandom};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Objects of the index: records one after the other, each compressed and encrypted by itself.
 
 use crate::codec::{Codec, Compression, compress, decompress};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Removes checkpoints that nobody reads, and protects others from that.
 
 use crate::error::Error;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Marks of removals that are under way, so that a reader who begins at the same time is not overlooked.
 //!
 //! Who removes checkpoints sets a mark, and then reads the leases. Who reads a checkpoint takes a lease, and then reads the marks. Whatever

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which checkpoints of a guest are kept: pure, without a clock. The rules are those of restic's `forget`.
 
 use std::collections::BTreeSet;

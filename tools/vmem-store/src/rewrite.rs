@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Stores pages of a checkpoint again, close together: the checkpoint stays the same in all but the place of its pages.
 
 use std::collections::BTreeSet;

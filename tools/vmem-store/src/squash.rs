@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Squash: of several checkpoints in a row, the last one stays; and its pages can be stored again, close together.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Stores: made, opened, and what is in them.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Tests of the store as a whole.
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The levels of the index above the leaves: references to records, branches, and the table of packs.
 
 use serde::{Deserialize, Serialize};

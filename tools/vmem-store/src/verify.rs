@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Verifies checkpoints: everything that a restore of them would read.
 
 use std::collections::BTreeMap;

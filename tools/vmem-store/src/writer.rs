@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Writes checkpoints: pages in any order, from any threads, while the packs before them are on their way to the store.
 
 mod blob;

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What bindgen reads: the interface, and by value what it cannot evaluate itself (macros with casts or sizeof).
  */

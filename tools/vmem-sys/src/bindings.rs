@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 // Generated from include/uapi/linux/vmem.h by bindings/generate.
 
 pub const VMEM_IOC_MAGIC: u32 = 187;

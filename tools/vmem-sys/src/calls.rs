@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! One safe function for each ioctl.
 //!
 //! A descriptor of another driver gives `ENOTTY`: the ioctl numbers are unique, and each encodes the size of its argument.

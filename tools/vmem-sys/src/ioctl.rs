@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Typed ioctls: the argument struct determines the number of the call.
 
 use std::ffi::c_void;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The ABI: sizes, offsets and numbers, which never change. `tests/layout.c` checks the same in C.
 
 use std::mem::{offset_of, size_of};

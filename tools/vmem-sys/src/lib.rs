@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The kernel interface of vmem: `include/uapi/linux/vmem.h` in Rust.
 //!
 //! The header is the documentation of every struct, field, flag and error; the names here are its names. [`calls`] has one safe

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What can never change once programs are built with it: sizes, offsets and numbers. src/layout.rs says the same in Rust;
  * tests/layout.rs compiles this file.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The C side of the layout: `layout.c` has nothing but static assertions.
 
 use std::process::Command;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Mutual TLS: connections by TLS 1.3 with certificates on both sides.
 //!
 //! An [`Identity`] is a directory with `ca.pem`, `cert.pem` and `key.pem`. A peer with a certificate of that authority is accepted; the side

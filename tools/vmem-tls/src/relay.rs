@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Relays bytes between a protected connection and the socket of its user.
 
 use std::io::{self, Read, Write};

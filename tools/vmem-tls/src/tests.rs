@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections between peers that accept each other, and that do not.
 
 use std::io::{ErrorKind, Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Waiting that can be ended: a stop event, and the pauses between attempts.
 //!
 //! A thread that tries something again and again waits for a [`StopEvent`], with the pause of a [`BackOff`] as the timeout:

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Shared memory that exists already: of programs that know nothing of vmem, and of regions.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

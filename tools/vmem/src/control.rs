@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The control device: creates regions, attaches daemons, adopts memory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The dirty log of a range of pages.
 
 use vmem_sys::calls::Logged;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The descriptors of vmem that processes have open, as `/proc/PID/fdinfo` shows them.
 
 use std::fs::{read_dir, read_link, read_to_string};

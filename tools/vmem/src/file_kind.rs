@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What kind of file is at a path or behind a descriptor: the file of a region, the node of a region, or another one.
 //!
 //! Only the kernel is believed. The servers of a FUSE file system and of a CUSE device can answer the module's calls as the module does, but they

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where programs find regions as files, if they do.
 
 use std::path::{Path, PathBuf};

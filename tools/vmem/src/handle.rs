@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory at a path, opened so that it can be adopted.
 
 use std::os::fd::{AsFd, BorrowedFd};

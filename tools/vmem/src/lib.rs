@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that can start empty.
 //!
 //! A *region* is memory of a fixed size whose *pages* may be *absent*. Programs map it. A touch of an absent page, a *fault*, becomes a

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Map descriptors: for programs that use the memory of a region.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where a process maps a region, by `/proc/PID/maps`.
 
 use std::ops::Range;

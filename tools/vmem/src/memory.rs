@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Shared memory that another process has open.
 //!
 //! [`Control::adopt`](crate::Control::adopt) needs the open file that the process itself writes through. An open of `/proc/PID/fd/FD` or

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A descriptor of shared memory that a process has, as `/proc` shows it.
 
 use std::fs::read_to_string;

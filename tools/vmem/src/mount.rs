@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The mounts of the file system `vmem`, which shows each region with a name as a regular file.
 
 use std::fs;

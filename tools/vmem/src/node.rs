@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The nodes of regions, `/dev/vmem/NAME`, and what can be in their place.
 //!
 //! The kernel creates the node in its device file system. If another file has the path, for example a plain file of a program that opened it

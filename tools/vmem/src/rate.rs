@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The dirty rate: how fast memory is written to, and where.
 
 use std::fmt::{self, Display, Formatter};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which region a path is of: a node, or a file of the file system `vmem`, at whatever directory that is mounted.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint`: makes checkpoints of guests and programs, restores them, and looks at what a store has.
 
 mod agent;

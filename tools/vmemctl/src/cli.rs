@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The command line. vmemctl(8) describes it in full.
 
 use std::path::PathBuf;

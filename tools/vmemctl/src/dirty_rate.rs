@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl dirty-rate`: prints how fast a guest writes to its memory, and what a move of it would come to.
 
 use std::time::Duration;

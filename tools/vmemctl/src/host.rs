@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl version` and `vmemctl doctor`: what this machine has of vmem, and what it lacks.
 
 use std::path::Path;

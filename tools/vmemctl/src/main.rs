@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemctl: moves running QEMU guests from host to host over vmem regions, makes and restores checkpoints, and looks at regions. See
 //! vmemctl(8).
 #![forbid(unsafe_code)]

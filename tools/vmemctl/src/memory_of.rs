@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Arguments that name the shared memory of a process.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region`: shows regions and the shared memory of programs that do not use vmem, and copies their content.
 
 mod copy;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl tls`: an authority in a directory, and the certificates of hosts.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The command line. vmemd(8) describes it in full.
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The control socket: who gives orders to this vmemd, and hears what it says.
 
 use std::os::unix::net::UnixListener;

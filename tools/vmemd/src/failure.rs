@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Why the daemon ends without having done everything, and the exit code that says so.
 
 use std::io;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd: fills vmem regions from a migration source, and is such a source. See vmemd(8).
 #![forbid(unsafe_code)]
 

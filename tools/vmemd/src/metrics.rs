@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Figures for a Prometheus that comes and asks: OpenMetrics text over HTTP. vmemd(8) lists them.
 
 mod http;

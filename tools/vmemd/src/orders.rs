@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Orders: words on lines of standard input.
 
 use std::io::{BufRead, Read};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What vmemd gives up before it reads a byte of the network.
 //!
 //! A region is served by whoever has its descriptor, and created by whoever has that of the control device: nothing else of what root may do

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
 mod exported;

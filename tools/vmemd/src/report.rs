@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the daemon says: to people on a terminal, to people who read a log, or to machines; and to clients of its control socket.
 
 mod json;

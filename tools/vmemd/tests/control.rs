@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemd serve --control` as a process: clients that behave, and clients that do not, while pages are served.
 #![allow(clippy::unwrap_used)]
 

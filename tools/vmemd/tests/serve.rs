@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemd serve` as a process: what it gives up, and what its output and its limits cost its peers.
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the functional tests do to memory and processes that safe Rust has no words for: fork, mremap, wild ioctl arguments, ptrace.
 //!
 //! The functions are safe to call in the tests' sense: they touch nothing but what an [`Area`] holds or an argument names, and a wild

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that the kernel has in hand for long: the registered buffer of an io_uring.
 
 use std::io;

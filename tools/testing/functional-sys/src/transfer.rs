@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! System calls that read or write the memory of an area, without a touch by the program.
 
 use std::io;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Shared memory that is adopted, and what its log says.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Certificates, made by `vmemctl tls` as howto-qemu.rst says.
 
 use std::fs;

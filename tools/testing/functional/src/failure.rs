@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a test fails with: what went wrong and where in the test.
 
 use std::fmt::Display;

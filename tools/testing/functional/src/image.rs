@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What memory held at one instant: what the tests of snapshots begin with.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Failures on demand: the kernel's fault injection, for one call of one thread.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Parts of the kernel that a test switches on for itself: a swap device, a memory cgroup, a setting in sysfs.
 
 use std::fs::{self, File, OpenOptions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A network between source and destination that can be slow, stand still and be cut.
 
 use std::io::{Read, Write};

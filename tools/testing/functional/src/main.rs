@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The functional tests: one for each promise, named after it.
 //!
 //! They run as root in a virtual machine with the stock kernel, one after the other. The program inserts the module itself (`VMEM_KO`,

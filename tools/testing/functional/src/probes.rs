@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Probes at functions of the kernel: what its tracer records when they are called. They show what no program can see otherwise, such as a lock
 //! that is held.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Programs that use a region: child processes of a test, so that what kills or stops one does it to nobody else.
 
 use std::fs::{self, File};

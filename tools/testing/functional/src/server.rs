@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A daemon that answers every request, in a thread of the test.
 
 use std::sync::atomic::{AtomicBool, Ordering};

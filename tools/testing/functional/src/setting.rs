@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What most tests begin with: a region, something to map it with, and contents for its pages.
 
 use std::fs;

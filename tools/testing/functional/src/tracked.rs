@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Shared memory that is tracked: what the tests of the write side begin with.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Ends the run when a test hangs, after saying where everybody is.
 
 use std::process::exit;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The machine around a test: the module, and that nothing is left after a test.
 
 use std::fs;

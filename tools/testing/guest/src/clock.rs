@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest's two clocks: its own, which stands still while the machine is stopped, and its host's, which does not.
 
 use std::fs::{self, File};

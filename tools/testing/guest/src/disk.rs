@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The disk: it is read all the time into buffers that stay in use, so that its device writes into this machine's memory without a pause. Each
 //! buffer is looked at before it is read into again: a write of the device that was lost shows as what the buffer held before.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A file on a file system that can be frozen: it is written all the time, and each write shows whether it was held.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What runs in a guest that is moved: the first process of a Linux that has nothing else.
 //!
 //! It has a ticker, which finds the longest time in which the guest did not run (`ticker`); memory of which each word is known, and

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A page of which each word is known: from the page's number and how often it has been written.
 
 /// Words in a page.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The TCP service. A line is a word of the client's, which comes back with a number that grows by one each time; or an order.
 
 use std::io::{BufRead, BufReader, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The ticker: the longest time in which the guest did not run, as the guest itself sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};

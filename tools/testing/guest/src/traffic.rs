@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Traffic: datagrams to everybody on the LAN, so that the network device is busy, and those of others are read.
 
 use std::io;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A process of its own with a few pages, which tells where in the machine's memory they are, and touches one when it is told to. The
 //! page may be lost: then the process dies, and who has started it sees of what.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The worker: owns most of the guest's memory, and works on it as it is told.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Modules that use each other in a circle. A module and its submodules are one: a submodule can use what its parent has, and the parent
 //! uses its submodules. Modules of the same parent, each with its submodules, use each other in one direction only.
 

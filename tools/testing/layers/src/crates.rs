@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The crates, their layers, and which crates of the project each of them uses.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checks the structure of the project: crates use only those of lower layers, modules do not use each other in circles, and the picture of
 //! both in Documentation/design is true.
 #![forbid(unsafe_code)]

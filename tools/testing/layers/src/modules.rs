@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The modules of a crate, each of which is a file, and what each of them uses of the others.
 
 use std::fs;

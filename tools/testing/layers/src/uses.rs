@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a file uses of its own crate, and what it gives names: `use`, and paths that begin with `crate`, `self` or `super`, also in the
 //! arguments of macros.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Between a client and QEMU's socket for the guest agent: notes the commands, and can keep the answers back.
 
 use std::fs;

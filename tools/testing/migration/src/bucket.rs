@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A store of checkpoints in S3, beside the hosts: `moto_server`, an S3 server that others wrote, at the LAN.
 
 use std::io::{Read, Write};

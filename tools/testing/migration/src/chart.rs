@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Lines over time, as SVG. That is little enough to be written here; a crate for it would bring fonts and rasters along.
 
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What checkpoints cost, beside what QEMU and userfaultfd do: `vmem-migration checkpoint`.
 
 mod far;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A client that talks to a guest all the time, and notes how long it had to wait for an answer.
 
 use std::io::{BufRead, BufReader, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a move costs the machine: interrupts between its processors, and exits of its guests.
 
 use std::collections::BTreeMap;

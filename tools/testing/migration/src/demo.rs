@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The demo, `make demo-vm`: one guest moves by vmem, told step by step; then each way to move a guest, side by side.
 
 use anyhow::Result;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The demo of checkpoints, `make demo-checkpoint`: a guest is kept in S3 every few seconds, its host fails, and it goes on on another host.
 
 use std::fs;

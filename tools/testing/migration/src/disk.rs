@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest's disk: a file that both hosts have, as if on a network, behind a vhost-user back end (`qemu-storage-daemon`). That is a process of its own,
 //! and it writes into the guest's memory what it reads from the disk.
 

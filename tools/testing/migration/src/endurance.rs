@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Moves guests or makes checkpoints of them, again and again, and says what became of each: what is to be counted is how often a guest or its
 //! machine dies, and by what.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is left of guests and of the programs that move them, whatever ends them: a thread copies their consoles and logs to the results of the run
 //! as they grow. So what was said a moment before the machine itself has died is there, too, and what vmemctl has removed when a move succeeded.
 

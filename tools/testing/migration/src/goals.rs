@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The goals that vmem has set itself for moves, and what a run has reached of them.
 
 use crate::book::{Book, Figures, p99};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest, wherever it runs: what it is made of, and what can be asked of it.
 
 use std::io::{BufRead, BufReader, Write};

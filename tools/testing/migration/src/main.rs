@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Moves running guests from one host to another: tests it, shows it, and compares the ways to do it.
 //!
 //! It runs as root in a virtual machine. Two hosts are two network namespaces of it (`network`), since two virtual machines on two

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each way to move a guest, with each load, again and again: what `vmem-migration measure` does.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Two hosts and what is between them.
 //!
 //! Each host is a network namespace. The wire, a veth pair with a delay and a rate, joins the two: only migrations go over it. The LAN is

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Plots of moves: one panel for each load, one line for each way.
 
 use crate::book::{Book, Figures};

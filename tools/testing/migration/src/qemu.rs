@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which QEMU runs on which host: VMEM_QEMU in the environment says it.
 
 use std::path::Path;

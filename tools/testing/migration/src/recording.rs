@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Records the dirty logs of guests, for the simulator of `tools/vmem-precopy`.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Tables of what was measured, for people and for the documentation.
 
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The machine around the guests: KVM, the network, and the module vmem.
 
 use std::fs;

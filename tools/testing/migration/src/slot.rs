@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a host has for a guest: a tap, a directory, files for its memory. Gone when dropped.
 
 use std::fs;

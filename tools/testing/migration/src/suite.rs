@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The tests: real guests that are moved, and what goes wrong meanwhile.
 //!
 //! One after the other. A test that leaves its guest intact parks it, and the next one takes it, wherever it runs (`stage`). After each test

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What happened when in a move, by the clock of the hosts: what QEMU says of it, and vmemctl.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Traffic between a guest and the LAN, in both directions and without a pause: the guest's network device always has something to do, also
 //! while the guest itself does not run.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What can be done otherwise than usual, to find out what harms an emulated machine.
 
 use clap::Args;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl`, as a user runs it.
 
 use std::process::{Child, Output};

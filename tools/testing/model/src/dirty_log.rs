@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! The log of writes: random histories against a set of pages, and (below) what it promises in every order of events.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! The gate of a snapshot: random histories against one that counts. `image/instant.rs` has it under the model checker.
 

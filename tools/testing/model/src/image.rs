@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! The places of an image's pages: random histories against a list, and (below) that an image is of one instant in every order of events.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! The module's model layer (`rust/model`), compiled for the host: its state is held against a naive model, and its protocol is run in
 //! every order of events.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Touches and daemons meet in every order of events that the rules of memory allow, by loom.
 //!

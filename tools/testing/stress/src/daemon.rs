@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A daemon: serves one region, in whatever way, tracks it meanwhile, converts it in the end, and tracks it then.
 
 use std::os::unix::fs::FileExt;

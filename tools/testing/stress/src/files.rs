@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A program that has the regions as files, of file systems that come and go. It maps them only to compare.
 //!
 //! Each file system is mounted nowhere: its descriptor is all there is of it, and it goes with its process.

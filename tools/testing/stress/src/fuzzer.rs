@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Calls with arguments that nobody would make, on regions of its own.
 
 use std::mem::offset_of;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a program holds of a region: a descriptor, mappings, and what it has written.
 
 use std::collections::HashMap;

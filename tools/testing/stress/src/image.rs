@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is known of the image that a snapshot keeps: what a page of it can hold, and which pages cannot be had.
 
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The memory management at work: swap, compaction and moves between nodes (which migrate pages), KSM, huge pages, reclaim.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Programs, daemons, trackers and the memory management, all at once and at random, on the same regions, for as long as one likes.
 //!
 //! What each does follows from the seed; how they meet is the machine's. Every page that a program looks at is compared with what it can

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A region as its tracker has it: by what it is adopted, and how its pages are read.
 
 use std::ops::Range;

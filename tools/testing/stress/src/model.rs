@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a page can hold.
 //!
 //! A page begins with slots, one for each program, in which that program writes; the rest never changes, unless the page is discarded

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Numbers that look random, the same for each run with the same seed.
 
 /// A sequence of numbers (splitmix64).

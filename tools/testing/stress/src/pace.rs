@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How often who disturbs the daemons and programs does so: as they get on. On a slow machine they would do nothing else but start, wait for
 //! swap and be killed.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A copy of tracked memory that is kept by its log: what it holds, and which pages are to come into the log.
 
 use std::collections::{HashMap, HashSet};

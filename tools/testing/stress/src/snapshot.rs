@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A snapshot of a region that is tracked. A page that was clean at the instant is in it as the tracker has copied it, and any other one stays as
 //! it was first read, whatever programs and the machine do meanwhile. A page that was absent comes as its source has it.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Starts everybody, kills some, starts them again, and sees that all move.
 
 use std::path::Path;

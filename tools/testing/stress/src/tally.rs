@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What has been done in a run: a run in which something of the list has never happened has not tested it.
 
 use std::fs;

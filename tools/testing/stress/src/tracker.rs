@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A tracker of a region, incomplete or plain memory: it keeps a copy of it by the log of writes, and looks whether a page that the log calls clean is
 //! what the copy has. Programs and daemons go on meanwhile, and the machine with all that it does to memory.
 

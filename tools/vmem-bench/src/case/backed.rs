@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 14: absent pages that lie in a file in memory, and that the module reads itself, beside daemons that have the contents in memory.
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 3: a daemon brings all pages while nobody touches them; then a program touches them one after the other.
 
 use std::time::Instant;

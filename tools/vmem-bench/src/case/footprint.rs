@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 7: memory of the kernel for a region, and of vmemd.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 13: what it costs that the writes of a KVM guest are logged, by the memory management or by KVM itself.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 1: one thread touches absent pages in random order; one thread of a daemon brings them.
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 5: what a region costs when it has become plain memory, against shared anonymous memory that always was.
 
 use std::time::Instant;

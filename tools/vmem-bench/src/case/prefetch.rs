@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 9: what it brings, and what it costs, that vmemd fetches pages ahead of a program that goes through memory in equal steps.
 
 use std::time::{Duration, Instant};

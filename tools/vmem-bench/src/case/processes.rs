@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 6: several processes map the same memory, and all want each page.
 
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 12: what it costs that memory is kept as it was at one instant.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 4: vmemd streams a region over a loopback socket, while a program touches pages that are not there yet.
 
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 2: many threads touch absent pages at once.
 
 use std::sync::{Arc, Barrier};

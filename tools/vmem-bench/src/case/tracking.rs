@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 10: what it costs the program, and whoever reads the log, that the writes to memory are logged.
 
 use std::time::{Duration, Instant};

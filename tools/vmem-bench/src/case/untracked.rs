@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Case 11: what memory costs that was tracked and is not any more, against memory that never was.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory of which nothing is kept: what the faults alone cost.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd's write protection, with a daemon that copies each page that is about to be written to.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd, MINOR, on a shmem file that the daemon has too: the way of who shares memory between processes.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd, MISSING, on private anonymous memory: the way of most post-copy migrations.
 
 use vmem_bench_sys::{Memory, Mode, Sharing, Userfault};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A shmem file that several processes map, each with a userfaultfd of its own.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Plain shmem without a daemon: what the kernel alone costs.
 
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Adopted memory: vmem's dirty log.
 
 use vmem::{Adopted, Control, DirtyMap, PageIndex, PageRange, Tracking};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Shmem without a log: what the kernel alone costs.
 
 use vmem_bench_sys::Memory;

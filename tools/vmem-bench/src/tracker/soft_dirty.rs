@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Soft-dirty bits. The log is the whole process's, and what is written between the two halves of [`Tracker::clean`] is in none: who uses
 //! this stops the process for that time.
 

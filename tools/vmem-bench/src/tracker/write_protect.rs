@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! userfaultfd's write protection, with a daemon and without one.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Every order of events around checkpoints of one page that is absent at first: it comes, is written, is discarded, its vmemd dies, and another one
 //! with another source attaches. Each checkpoint must have what the page had at its instant.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a checkpoint goes on from.
 
 use vmem_store::{BackendKind, CheckpointName, Manifest, WriteOptions, Writer};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Cuts of a stand-in for QEMU, which does with its guest what QEMU does: it stops the guest at the end of a migration, and continues it
 //! when the migration is cancelled or its stream is closed.
 

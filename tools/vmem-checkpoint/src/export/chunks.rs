@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads a memory of a checkpoint in order, several chunks at a time: a store may be far away.
 
 use std::thread;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Files and directories that get their name when all of them is there.
 
 use std::ffi::OsString;

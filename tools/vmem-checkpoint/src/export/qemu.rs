@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! One file that a QEMU loads which knows nothing of vmem.
 
 use std::io::BufWriter;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Sparse files, as programs that know nothing of vmem read them.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Freezing with a stand-in for the agent, which speaks its protocol.
 
 use std::io::{BufRead, BufReader, Write};

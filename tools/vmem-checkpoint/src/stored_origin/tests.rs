@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which checkpoint has the absent pages of a memory, and what is proof of it.
 
 use std::sync::Arc;

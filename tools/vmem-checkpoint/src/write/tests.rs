@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that are there, that come later, and that do not come.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A queue of lines, and the thread that writes them to a stream.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The beginning of a connection: HELLO, and what the daemon says of itself.
 
 use std::path::Path;

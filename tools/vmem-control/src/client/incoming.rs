@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What comes on a connection, and from which process.
 
 use std::io::IoSliceMut;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A client, as the server sees it. Nothing here waits.
 
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The control device. Who may open it may serve regions to every program of the machine.
 
 use std::fs;

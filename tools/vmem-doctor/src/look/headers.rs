@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The kernel's build tree, which the module is built in.
 
 use std::path::PathBuf;

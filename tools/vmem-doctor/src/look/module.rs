@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The module: loaded, or there to be loaded.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd, the one that vmemctl starts.
 
 use crate::finding::Finding;

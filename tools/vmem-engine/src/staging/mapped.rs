@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Whether all holes of the source are staged.
 //!
 //! A hole that is written later comes as a page, over any connection. So no other connection asks for pages before the first one has staged the

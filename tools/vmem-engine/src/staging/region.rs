@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A region, and what is staged of it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the connections of the stream share: one plan, from which each page is taken once.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Fetches of one connection that are not answered in full.
 
 use std::collections::VecDeque;

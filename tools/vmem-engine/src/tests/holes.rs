@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Holes of a source are marked and not asked for; what a program touches does not wait for that.
 
 use std::io::{Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A network between daemon and source that does what networks do.
 
 use std::io::{Read, Write};

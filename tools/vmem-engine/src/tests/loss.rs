@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections and sources are lost.
 
 use vmem_source::{Answer, Readiness};

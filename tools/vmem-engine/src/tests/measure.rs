@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How long sparse memory takes over a network with a delay. Not run by default: it takes long, and the time is that of this machine.
 //!
 //! `cargo test --release -p vmem-engine -- --ignored --nocapture sparse`

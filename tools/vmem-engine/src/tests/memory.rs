@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A region in this process's own memory: what the module does, as far as the engine can tell.
 
 use std::collections::BTreeSet;

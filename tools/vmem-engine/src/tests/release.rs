@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source gives back what has arrived.
 
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Contents that are in an old image are not sent, wherever they are in it; an image that changes gives no wrong page.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that are staged, and what a commit makes of them.
 
 use std::collections::VecDeque;

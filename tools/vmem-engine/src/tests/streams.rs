@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Several connections of the stream: each page comes over one of them, and the loss of one costs nothing but time.
 
 use std::sync::Mutex;

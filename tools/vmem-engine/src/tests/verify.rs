@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions that are compared with their source.
 
 use std::io::{Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The conversation with a vmemd, in a thread of its own: the thread queues what vmemd sends. Orders go the other way without waiting.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! This test program as a fake vmemd: it has a control socket, and executes a script from the environment.
 
 use std::process::exit;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The files of a vmemd in the guest's directory.
 
 /// The file with the identity of the latest vmemd's process.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A vmemd that an earlier vmemctl has left. It is found by its socket in the guest's directory, over which it reports its process. The
 //! kernel confirms that process. A vmemd that does not answer is found by the process that was recorded when it was started. No other
 //! process is taken for it.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Which processes vmemctl takes for a vmemd, and which it signals. All of them are fakes.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A vmemd that has the guest's socket, does not answer, and is not recorded. vmemctl signals no process that it cannot be sure of, so the
 //! user has to end this one; the error names it.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The file that a trace is written to.
 
 use std::fs::{File, OpenOptions, remove_file};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest continues at the source, because the move was given up before COMMIT or the destination has said FAILED.
 
 use std::thread;

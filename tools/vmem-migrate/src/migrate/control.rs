@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The control socket of a vmemctl that migrates a guest: others ask it for the status, change how it sends, or have it give up.
 
 mod gate;

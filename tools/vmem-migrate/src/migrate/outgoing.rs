@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's side of a move: executes the actions of the state machine, and reports the resulting events to the machine.
 
 mod actions;

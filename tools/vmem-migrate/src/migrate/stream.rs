@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's end of the stream with the guest's state.
 
 use std::net::SocketAddr;

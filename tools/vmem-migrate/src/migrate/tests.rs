@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's side while the ownership of the guest changes, with a fake QEMU and a fake destination.
 
 mod control;

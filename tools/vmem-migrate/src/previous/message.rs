@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The messages as the vmemctl of commit f06860b understands them: its types, which are not changed any more.
 
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The final message to the source: FAILED, GONE or COMPLETE. Until the source has received it, the source does not know what to do with
 //! its QEMU.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The regions and the QEMU that this host makes for a guest.
 
 use vmem::{Access, Control, Error, Files, MapHandle, RegionBuilder};

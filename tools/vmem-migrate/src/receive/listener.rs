@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Accepts connections of sources: one new guest at a time, and the further connections of that guest.
 //!
 //! A connection is unauthenticated until it has sent HELLO, with TLS after a handshake in which it shows a certificate. A source that wants

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What happens to a guest whose missing pages will never arrive.
 
 use vmem::Control;

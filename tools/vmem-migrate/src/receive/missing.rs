@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The pages that a guest lacks: a list of them, or marking them unreadable. A guest of a tebibyte can have a hundred million runs of
 //! missing pages, so nothing here holds all runs in memory.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! QEMU's monitor at the destination. QEMU executes commands in its main loop, and the main loop may wait for a page of the guest. So
 //! vmemctl waits for an answer as long as pages arrive. If the connection closes, vmemctl reconnects, because QEMU may still live.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The offer of a guest. Everything in it comes from another host, so it is checked before use.
 
 use crate::channel::Channel;

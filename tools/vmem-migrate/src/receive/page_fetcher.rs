@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The destination's vmemd, supervised in a thread of its own: pages arrive whatever else `receive` waits for, QEMU most of all.
 
 mod fetch;

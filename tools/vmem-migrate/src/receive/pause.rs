@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pauses the guest while its source is lost, in a thread of its own: QEMU may answer late, or not before pages arrive again.
 //!
 //! QEMU executes commands in the order in which they arrive. A command that QEMU has not answered in time may still be executed later. So

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections that are not accepted yet. Their number is bounded: a new connection replaces the oldest one.
 
 use std::collections::VecDeque;

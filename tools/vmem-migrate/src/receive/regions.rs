@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest's regions, as the kernel describes them. The kernel answers even while QEMU and vmemd do not.
 
 use std::fmt;

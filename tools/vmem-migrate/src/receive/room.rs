@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that arriving guests will take. A guest that lacks memory would be killed when its pages arrive, after it has left its source.
 //! Several guests may arrive at once, so the missing memory of each is reserved.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest runs here, and its memory follows. The events of vmemd's supervisor and of the guest's pauser meet here, and are reported to
 //! the source. Nothing here waits for QEMU.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Well-formed offers of guests that this host cannot receive. `receive` refuses them and waits for the next one.
 
 use std::net::{SocketAddr, TcpListener};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl recover` with a fake QEMU, and a destination that is a fake or gone.
 
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of QEMU's migration stream, which the source keeps until QEMU has saved all devices.
 //!
 //! Saving a device may write to the guest's memory. When QEMU has written the whole stream, it writes to that memory no more.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The pages at the destination, from what its vmemd says.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How fast pages become present, and how often the guest waits for one.
 
 use std::time::Duration;

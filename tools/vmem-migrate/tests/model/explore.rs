@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Every state that can be reached, and whether an end can be reached from each.
 
 use std::collections::{HashMap, VecDeque};

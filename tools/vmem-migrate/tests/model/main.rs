@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Both machines, both QEMUs, the network and deaths, in every order.
 //!
 //! What is tried: each process is killed between any two actions and begun again; each QEMU is killed; the network loses the connection

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A process that runs one of the machines: its state, and what it has yet to do.
 
 use vmem_migrate::Machine;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a server says about an export.
 
 use crate::wire::{MAX_PAYLOAD, Parser, flag};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Takes the replies of a server apart. What a header says is checked before anything is read because of it.
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests of a session: those that are to be sent, and those that were sent.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server at a socket, and clients that send bytes to it.
 
 use std::io::{Read, Write};

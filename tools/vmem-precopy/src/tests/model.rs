@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A model of memory with a dirty log, and an observer that knows which pages are right.
 
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Rounds of a program that writes all the time, over several connections of a real server: no page is overtaken by its older contents.
 
 use std::fs::File;

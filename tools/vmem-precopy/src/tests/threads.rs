@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The threads of the rounds: one that sends, one that controls, and the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Traces of programs that are easy to describe, and recorded ones of guests.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The client against a scripted QEMU.
 
 use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Leaves out of an answer what the destination has already.
 
 use vmem::{PAGE_SIZE, PageIndex};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that is a file.
 //!
 //! The server reads it with `pread(2)`, which sees the writes of programs that map the file. The server does not map it: reading a file that

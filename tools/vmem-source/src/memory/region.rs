@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that is a region.
 //!
 //! A touch of an absent page waits for the region's own daemon; a chain of hosts needs that. A touch of an unreadable page raises SIGBUS,

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The record of released pages: a file that outlives the server.
 //!
 //! A released page reads as zeros, and nothing in the memory distinguishes it from a page that is zero. So the server records it before it

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is read of memory is what is in it, or is said to be unreadable.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the page contents of a received frame are.
 
 use crate::answer::{Run, data_len};

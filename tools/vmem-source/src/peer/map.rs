@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! MAPs that are not answered in full, in the order in which their answers must arrive.
 
 use std::collections::VecDeque;

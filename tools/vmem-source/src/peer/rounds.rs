@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The order of the frames of a source whose program still runs: what may come next, and what it may contain.
 
 use std::collections::{BTreeMap, VecDeque};

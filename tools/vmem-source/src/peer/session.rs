@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The connections of this destination's rounds.
 
 use std::sync::atomic::{AtomicBool, Ordering};

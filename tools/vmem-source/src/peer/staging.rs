@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A peer whose program still runs: the destination's side of the rounds.
 
 use std::time::Duration;

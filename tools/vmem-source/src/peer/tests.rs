@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A peer that is broken, hostile or slow gets an error, and never a page into a region.
 
 mod compression;

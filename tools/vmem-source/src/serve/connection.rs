@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! One connection, from its greeting to its GOODBYE.
 
 use std::io::IoSlice;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Releases that arrive before releases are allowed.
 //!
 //! Until it is sure that the guest runs at the destination, the guest must be able to run here, whatever a destination sends. The server

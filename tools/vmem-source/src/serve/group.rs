@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The connections of one destination's rounds: which of them sends which pages.
 //!
 //! One thread at a time asks the [`Rounds`], whichever has nothing to send. Each part of what they choose is sent over the connection that its

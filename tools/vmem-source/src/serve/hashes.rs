@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a connection need not be sent, because its destination has it: contents that it has announced, and pages that are written with the
 //! contents that they had when they were sent last.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The user's limit of the bandwidth: a token bucket that all connections of the stream share.
 //!
 //! Pages that a program waits for do not pass it. A frame is paid for as a whole: it waits until all frames before it are paid, and is sent

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Answers the MAPs of a connection: which pages are holes.
 
 use vmem::PageRange;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of a server's hold on its memory.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads pages and sends them.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The connections of a server, and their limits.
 //!
 //! A connection is *established* once the TLS handshake is complete (with TLS) and the peer has sent a whole greeting; before, it is in the

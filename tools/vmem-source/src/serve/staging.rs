@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The connections that stage pages in rounds, and when other connections may read.
 //!
 //! While the program runs, the contents of a page that a READ gets may change after it. So a server with [`Rounds`] refuses READs until the

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server gives peers what they ask for, and nothing to those who do not ask properly; nobody makes it wait.
 
 mod bandwidth;

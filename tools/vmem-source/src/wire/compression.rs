@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! COMPRESS, and the compressed contents of PAGES frames.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! DIGESTS: which contents the destination has already.
 
 use super::ProtocolError;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! EXPORTS: the list of exports of a source.
 
 use std::collections::HashSet;

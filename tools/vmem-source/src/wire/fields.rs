@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Decodes the fixed-width fields of a payload.
 
 use super::ProtocolError;

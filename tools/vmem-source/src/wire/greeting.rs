@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Greetings: the first 24 bytes in each direction.
 
 use super::ProtocolError;

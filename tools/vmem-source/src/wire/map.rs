@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! MAP and HOLES: which pages need not be asked for, because they are holes.
 
 use vmem::PageRange;

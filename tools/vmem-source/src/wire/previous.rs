@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Bytes that programs of the version before have sent: `vmemd` of commit e598253, which exported ten pages of zeros as "ram".
 
 /// The greeting of a destination, urgent lane, without features; and what a source answers to it.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! READ, RELEASE and REMAINDER: ranges of pages of an export.
 
 use vmem::PageRange;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! NEXT and BATCH: the questions and the ends of answers while the program runs at the source.
 
 use super::ProtocolError;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! SESSION and JOIN: several connections that take part in the rounds of one destination.
 
 use std::fmt;

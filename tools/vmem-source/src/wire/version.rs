@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Versions of the protocol.
 
 /// A version of the page protocol that this side speaks.

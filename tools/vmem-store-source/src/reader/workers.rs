@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Threads that read a checkpoint. Each reads, decompresses and verifies; over a network most of the time is waiting.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is referred to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

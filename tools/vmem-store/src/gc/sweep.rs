@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Deletes what has had no reference for long enough.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Gives back pages that nothing refers to, of packs with others that something does.
 
 use std::sync::Arc;

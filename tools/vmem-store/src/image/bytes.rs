@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A backend as bytes: what a program reads that wants a file or a disk.
 
 use vmem_pages::{PAGE_SIZE, PageIndex, PageRange};

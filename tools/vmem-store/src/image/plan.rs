@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The order in which a whole checkpoint is best read, and how scattered it is.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Records of the index, read in blocks: a checkpoint's leaves lie next to each other.
 
 use std::sync::Arc;

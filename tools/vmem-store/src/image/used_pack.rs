@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The packs in which a checkpoint's pages are.
 
 use std::collections::BTreeSet;

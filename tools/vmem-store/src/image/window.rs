@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Frames, read in windows: what is fetched at once is more than what is decompressed at once.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Objects as files of a directory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

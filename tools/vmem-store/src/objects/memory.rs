@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Objects in memory, for tests: with faults at chosen operations, and a count of all operations.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Whether a place keeps its promise about new objects.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Objects in S3, or whatever else `object_store` speaks to.
 
 use std::error::Error as StdError;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Operations that are tried again while the place of the objects is overloaded or away.
 
 use std::fmt;

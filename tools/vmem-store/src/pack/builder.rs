@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Packs that are being written.
 
 use super::{Frame, HEADER_BYTES, Live, MAGIC, Origin, PAGES_PART, Pack, Pages, Trailer, encode_frames};

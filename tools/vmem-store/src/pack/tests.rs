@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Packs are read as they were written, and damage is found.
 
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What checkpoints cost: bytes, objects and requests.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Whatever a manifest names can be restored, at every point at which a program may be killed.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Damaged, missing and swapped objects: each page is the right one or an error.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest whose memory is known, and a store to put it in.
 
 use std::collections::BTreeMap;

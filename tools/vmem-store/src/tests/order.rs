@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Access orders: merged, kept within bounds, encrypted, and never believed.
 
 use std::time::Duration;

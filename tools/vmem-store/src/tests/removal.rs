@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A removal and a reader that begin at the same time, at every order of their operations.
 
 use std::sync::{Arc, Condvar, Mutex};

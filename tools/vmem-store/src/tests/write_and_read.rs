@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints come back as they were written.
 
 use std::collections::BTreeMap;

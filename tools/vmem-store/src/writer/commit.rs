@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of a checkpoint: its part of the index, and the manifest.
 
 use std::collections::{BTreeMap, BTreeSet};

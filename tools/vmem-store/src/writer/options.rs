@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a caller chooses for a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};

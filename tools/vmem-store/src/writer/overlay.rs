@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a checkpoint changes: for each page that was put, what is known of it.
 
 use std::collections::HashMap;

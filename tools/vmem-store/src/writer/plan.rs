@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The backends of a checkpoint that is written: their names and sizes, and what they have from the parent.
 
 use std::collections::{BTreeMap, BTreeSet};

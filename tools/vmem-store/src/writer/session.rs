@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The state of a writer: frames and packs that are being filled, and the table of packs.
 
 use std::collections::HashMap;

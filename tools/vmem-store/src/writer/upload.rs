@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Packs on their way to the store.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

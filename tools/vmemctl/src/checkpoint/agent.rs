@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The options of the guest agent, and the processes that thaw file systems, or continue the guest, if `checkpoint create` is killed.
 
 use std::ffi::OsString;

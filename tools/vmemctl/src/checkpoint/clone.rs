@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint clone`: a guest on the regions of a base.
 
 use serde_json::json;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint create`: one checkpoint, or one after the other.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint key`: makes keys, and says which ones open an encrypted store.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint nbd`: the memory of a checkpoint as NBD exports.
 
 use std::fs;

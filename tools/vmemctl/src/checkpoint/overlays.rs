@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Overlays of guests' disks that no checkpoint refers to any more.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Progress of work that has several threads, said once a second.
 
 use std::sync::{Mutex, PoisonError};

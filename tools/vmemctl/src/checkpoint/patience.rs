@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Waits for a store that is away while checkpoints are made, until a signal.
 
 use serde_json::json;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Options of the commands that make regions: where programs find these, and how they are filled.
 
 use clap::Args;

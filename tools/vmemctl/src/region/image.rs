@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The file that a snapshot is written to. It appears at its path as a whole: until it is complete it has another name.
 
 use std::ffi::OsString;

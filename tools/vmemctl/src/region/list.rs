@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region list`: lists the regions with nodes, and those of which processes have descriptors.
 
 use serde_json::{Value, json};

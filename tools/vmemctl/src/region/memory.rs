@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The memory that a command line names: a region, or shared memory that a process has open.
 
 use std::os::fd::{AsFd, BorrowedFd};

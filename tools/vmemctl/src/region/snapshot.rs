@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region snapshot`: writes the content of a region, or of the shared memory of a process, at one instant to a file.
 
 use std::sync::Arc;

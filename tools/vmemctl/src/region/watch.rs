@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region watch`: shows how fast programs write to a region or to the shared memory of a process, and where.
 
 use std::thread::sleep;

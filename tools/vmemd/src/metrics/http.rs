@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! As much of HTTP as it takes to give one page of text to whoever asks for it.
 //!
 //! The port is open to everybody who reaches it, and the process behind it has programs that wait for pages. So nobody gets more of it than

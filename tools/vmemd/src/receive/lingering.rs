@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--complete-after`: regions stay regions for a while when all pages are present.
 //!
 //! A complete region's pages are put into the page tables of all programs. Before that, the page tables say which pages a program has touched.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What whoever started the daemon tells it: with `--hold`, words on lines of standard input; with `--control`, requests.
 
 use std::io::{self, BufRead};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--seed-image`: old images of the memory, whose pages need not be sent.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of a run that a signal or a client asks for.
 
 use std::sync::mpsc::Sender;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--source checkpoint:STORE#GUEST@N`: regions are filled from a checkpoint store.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--verify`: regions stay as they are until all their pages were compared with the source's.
 
 use std::sync::Arc;

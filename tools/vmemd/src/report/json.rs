@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! For machines: events. vmemd(8) documents the fields.
 
 use std::path::PathBuf;

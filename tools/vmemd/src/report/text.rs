@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! For people: a bar on a terminal, a line each second elsewhere.
 
 use std::time::Duration;

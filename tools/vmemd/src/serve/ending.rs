@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Who ends the rounds. The log of writes, which slows the programs down, must not outlive its use: if no client is left that could say
 //! `finish`, or say it again after it has failed, vmemd ends.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A limit for messages that strangers can cause.
 
 use std::time::{Duration, Instant};

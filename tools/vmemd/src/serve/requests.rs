@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What obeys the requests of a control socket.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};

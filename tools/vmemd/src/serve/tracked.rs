@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory whose writes are logged, so that it can be sent in rounds while its programs run.
 
 use std::sync::{Arc, Weak};

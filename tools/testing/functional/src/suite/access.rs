@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Who may do what, and what those who do not trust each other can do to each other (`Documentation/threat-model.rst`).
 
 use std::os::fd::{AsFd, BorrowedFd};

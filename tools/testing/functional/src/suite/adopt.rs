@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! VMEM_ADOPT: which memory can be adopted, which cannot, and that a refusal changes nothing.
 
 use std::fs::{self, File, OpenOptions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! madvise, mlock, MAP_POPULATE and holes: what a program tells the kernel about the region's memory.
 
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Backing: absent pages that the module itself reads from a file.
 
 pub(super) mod slow;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The calls on a region: each field of each argument at its extremes, and on each kind of descriptor.
 
 use std::io;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint`: checkpoints of an unmodified QEMU whose guest writes without end, and of a program, restored and compared with what
 //! was written at the instant.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! MAKE_VMA_ANONYMOUS: the mappings become plain shared anonymous memory, and nothing of vmem is left.
 
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! CREATE_VMEM and ATTACH: what they give, and each field at its extremes.
 
 use std::fs::File;

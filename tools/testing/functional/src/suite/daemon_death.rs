@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Death of the daemon is a state, not an accident; and how long a fault waits.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Everybody dies, at any moment and in any order.
 //!
 //! `VMEM_ROUNDS` says how often each (`make death`: a thousand times), and `VMEM_SEED` which moments; the order of events is the machine's.

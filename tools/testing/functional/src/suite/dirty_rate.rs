@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl dirty-rate` of an unmodified QEMU, whose guest writes to the same pages without end.
 
 use std::fs;

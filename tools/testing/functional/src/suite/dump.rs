@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Core dumps: what is here is in them, and a dying program waits for nothing.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of a thread, which touches the program's memory when no signal can reach it any more: the list of its robust futexes.
 
 use std::thread;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions as files of the file system `vmem`: the directory, and what a file says of itself.
 
 pub(super) mod contents;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Freezing: a thread that waits for a page keeps neither its group nor the machine from being frozen.
 
 use std::thread::sleep;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! System calls and other processes that reach for the region's memory: they wait for absent pages as a touch does.
 
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Huge pages and merged pages: what the kernel joins never shows an absent page.
 
 use std::fs;

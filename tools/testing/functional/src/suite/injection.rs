@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Every allocation fails once, and every copy from and to user memory: each step of each call is tried without what it wants.
 //!
 //! A call is made again and again; the first time the first thing in it that can fail does, then the second, until one more would be

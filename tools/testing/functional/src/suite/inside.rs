@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What only code in the kernel could notice, in a moment that no test can hit: probes at the kernel's own functions show it each time.
 
 use vmem_functional_sys::AreaBuilder;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What can be mapped and how: each does what a file mapping would do, or is refused.
 
 use std::io::{IoSlice, IoSliceMut};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What becomes of a page: filled, cached, zero, unreadable. An absent page never reads as zeros.
 
 use std::os::unix::fs::FileExt;

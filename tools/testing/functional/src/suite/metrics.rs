@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemd --metrics`: programs wait for pages, and not for figures.
 
 use std::io::{BufRead, Read, Write};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `/dev/vmem/NAME`, and who may open what.
 
 use std::fs::{self, OpenOptions};

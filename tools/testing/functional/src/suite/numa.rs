@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory of a machine of several nodes: where a program's mbind() wants it, before the region is plain and after.
 //!
 //! On a machine of one node these tests are left out.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! MAKE_PAGES_PRESENT: present pages go into the page tables of all who map the region.
 
 use rustix::pipe::{PipeFlags, pipe_with};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An unmodified QEMU, with a region as its guest's memory: on KVM if this machine has it, and has it from a processor.
 //!
 //! A KVM on emulated SVM now and then takes the whole machine with it (`migration/test`), and with that the results of all tests. There, QEMU

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl receive` on real regions: what becomes of a guest's pages that do not come. The guest, and its QEMU, are this test.
 
 use std::fs;

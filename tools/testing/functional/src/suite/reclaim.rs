@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Swap and the memory cgroup: a region's memory is the program's, and goes out and comes back like any other.
 
 use vmem::{Fill, PAGE_SIZE};

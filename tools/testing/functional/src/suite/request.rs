@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A touch of an absent page becomes a request, and waits for its answer.
 
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that is sent in rounds while its program writes to it: `vmemd serve --rounds` and `vmemd --stage`, on tracked memory and real
 //! regions.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! VMEM_SNAPSHOT: what memory held at one instant, how that ends, and what is refused.
 
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Staged pages: their contents are there, and no program sees them before they are marked.
 
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Everything at once, for a bounded number of steps, from a fixed seed.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! VMEM_TRACK and VMEM_UNTRACK: how a log begins and ends, and that nothing of it is left.
 
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd on real regions: what the programs see, whatever happens to daemon and source.
 
 pub(crate) mod files;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How soon a guest answers that is restored from a store that is far away, with the order in which a restore before touched its pages, and without it.
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Arming and the first write after it: vmem-bench measures them, in the same machine.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The goals that vmem has set itself for checkpoints, and what a run has reached of them.
 
 use vmem_figures::Figure;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest that is restored as Firecracker's examples restore one: its memory is missing, and a userfaultfd handler copies it from a mapped file. QEMU
 //! knows nothing of that: a library that is loaded with it (`uffd-restore.c`) makes the userfaultfd and is its handler.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each way, one after the other, again and again: what `vmem-migration checkpoint measure` does.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the figures are called, in the results and in the tables.
 
 /// The longest time between two ticks of the guest around the instant, in seconds.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How long a guest stands still for a checkpoint that vmem makes, and for QEMU's ways to write its memory to a file.
 
 use std::thread::sleep;

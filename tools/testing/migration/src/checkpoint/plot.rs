@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What was reached of each goal, as SVG: a bar for each ratio, on a scale on which each goal is at the same place.
 
 use std::fmt::Write;

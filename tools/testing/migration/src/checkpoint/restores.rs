@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How soon a restored guest answers: vmem, whose memory follows, and QEMU, which loads all of it first.
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A store in a directory, without a guest: bytes of increments, restores by depth, and what is stored when most checkpoints are removed.
 
 use std::cell::OnceCell;

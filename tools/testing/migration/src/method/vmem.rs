@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The way of this project: `vmemctl receive` there, `vmemctl migrate` here.
 
 use std::path::Path;

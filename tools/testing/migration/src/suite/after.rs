@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What goes wrong after the switch: the guest waits for its pages, and then goes on.
 
 use std::thread::sleep;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints of a guest in which QEMU's own guest agent runs: its file system is frozen at the instant, and thawed whatever happens.
 
 use std::path::Path;

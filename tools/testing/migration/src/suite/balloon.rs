@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A guest whose memory is a file of the file system `vmem`, and whose balloon gives memory back.
 
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What goes wrong before the switch: the guest goes on at its source, and nobody has a second one.
 
 use std::fs;

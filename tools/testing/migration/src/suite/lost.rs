@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A page of a guest that is lost for good: the guest loses the process that touches it, and not itself.
 //!
 //! Without KVM these tests are left out: QEMU's own emulation touches the page itself, and dies of it.

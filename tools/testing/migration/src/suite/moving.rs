@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Guests that are moved by vmemctl, and nothing goes wrong.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! QEMU's own ways to move a guest: the rig does not depend on vmem.
 
 use anyhow::{Result, ensure};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Failures at random moments of moves with rounds: while the memory is sent, while the guest is stopped, or a little later. The guest is on exactly
 //! one host then: at its source as before, or with all of its memory at its destination.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Moves with rounds: the guest's memory is sent while the guest runs and writes, and what is left follows. In the middle of a round everything
 //! can be given up.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Signals that end `vmemctl migrate`, `recover` and `receive`: before COMMIT the guest goes on at its source and nothing of the move stays;
 //! after it the guest goes on at its destination, and so does the move.
 

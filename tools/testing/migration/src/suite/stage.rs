@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the tests play on: the rig, and a guest that goes from test to test.
 
 use std::path::Path;

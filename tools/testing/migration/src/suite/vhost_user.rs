@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A back end of vhost-user, a process of its own, that writes into the guest's memory during every round.
 
 use anyhow::{Context, Result, bail, ensure};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A log of the writes to a guest's memory that is not its mover's. There is one at a time: so it shows whether the mover's has ended.
 
 use anyhow::{Result, bail};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! What the log promises, under the model checker: nobody who cleans and then copies misses a write.
 //!

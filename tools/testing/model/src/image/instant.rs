@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! What a snapshot promises, under the model checker: its image is the memory at one instant, and no write is missed by the log.
 //!

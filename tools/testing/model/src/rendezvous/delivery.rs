@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Who brings a page puts it where it is wanted, before he wakes who waits for it (`Pages::settle_delivered`): whoever is told that it is
 //! there does not look again.

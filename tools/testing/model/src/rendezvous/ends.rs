@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! What else ends a wait: a signal, a time limit, a region that becomes plain, a daemon that is ready.
 

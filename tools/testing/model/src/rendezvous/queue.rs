@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 
 //! A queue of threads that wait, as `rust/sys/wait.rs` makes it of the kernel's: it has the same steps in the same order.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the requests of other commands pass: whether the migration can be given up, and when vmemd can be asked for a change.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds of the source's vmemd, from their beginning to the remainder.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--verify`: QEMU's device state is kept here until the destination has compared all of the guest's memory with the source's.
 
 use vmem::PAGE_SIZE;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A signal in each phase. Before COMMIT the guest continues here and no record is left. After COMMIT the move can be continued.
 
 use vmem_cli::chain;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest moves to a host with a vmemctl of the version before.
 
 use vmem_qemu::MemoryBackend;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's vmemd sends rounds, and the guest moves when it says so.
 
 use std::process::Command;

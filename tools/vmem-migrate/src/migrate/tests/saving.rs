@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The source's QEMU saves its devices. START, and the state, follow when it has finished.
 
 use std::sync::mpsc;

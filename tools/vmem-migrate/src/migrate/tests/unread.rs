@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest moves, and does not stand still meanwhile, although no process reads the output.
 
 use super::*;

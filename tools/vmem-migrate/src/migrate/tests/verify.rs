@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `--verify`: the state passes only after the destination has compared all memory.
 
 use std::sync::mpsc;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checks of the memory that QEMU reports. QEMU's paths are not trusted.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Executes the actions of the destination's state machine until the guest runs here, and reports the resulting events to the machine.
 
 use std::time::{Duration, Instant};

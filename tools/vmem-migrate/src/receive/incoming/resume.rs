@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! `receive --resume`: continues the move of a guest that an earlier `receive` took. The guest may run and touch missing pages, and QEMU
 //! may be unable to answer before such a page is present. So vmemd is started first, and QEMU is asked afterwards.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What becomes of a guest when a process dies or fails while the ownership of the guest changes.
 
 mod previous;

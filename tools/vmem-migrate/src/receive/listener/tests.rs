@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections that send nothing, and sources that send nothing or a wrong message.
 
 use std::io::Read;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! How the supervisor treats a vmemd that fetches pages.
 
 use std::sync::Arc;

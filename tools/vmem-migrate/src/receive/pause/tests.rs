@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Loss and return of the source, while QEMU cannot always answer.
 
 use std::time::Instant;

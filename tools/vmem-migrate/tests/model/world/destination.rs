@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the destination's process does.
 
 use vmem_migrate::destination::{Action, Destination, Event, State, resume};

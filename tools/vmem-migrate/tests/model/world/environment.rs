@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What happens by itself: in QEMU, on the network, and what kills.
 
 use vmem_migrate::Phase;

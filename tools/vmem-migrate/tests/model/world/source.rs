@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the source's process does.
 
 use vmem_migrate::source::{Action, Event, Source, State, resume};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The servers that people use: nbdkit and qemu-nbd.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source whose compressed contents are wrong gets an error, and what it omits must have been agreed.
 
 use super::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Sources of other versions, and sources that refuse, are silent or cannot be reached.
 
 use super::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source leaves out contents that this side has announced or staged, and no others.
 
 use super::*;

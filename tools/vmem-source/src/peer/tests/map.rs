@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source that says of pages that they are holes says it of those that it was asked about, and of no others.
 
 use super::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source that breaks the rules of the rounds gets an error, and the destination keeps nothing of it.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A source that breaks the rules of rounds over several connections gets an error.
 
 use std::sync::mpsc::{Sender, channel};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Answers that are damaged, truncated or unexpected never become pages of a region.
 
 use super::*;

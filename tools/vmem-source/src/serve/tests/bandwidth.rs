@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The user's limit of the bandwidth, on connections of the loopback network.
 
 use super::*;

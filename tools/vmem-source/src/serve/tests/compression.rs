@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server compresses for those who ask for it, and omits checksums in TLS alone.
 
 use super::*;

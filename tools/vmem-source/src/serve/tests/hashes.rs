@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server leaves out contents that a destination has announced, and pages that were written with the contents that they had when they were
 //! sent; what it sends of a page is never that of another one.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Limits of time and of connections: neither a slow peer nor many peers keep the others from their pages.
 
 use super::*;

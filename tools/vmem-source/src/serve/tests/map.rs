@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A server says which pages are holes, in bounded frames, and while the program runs only of pages that are out of the dirty log.
 
 use std::os::unix::fs::FileExt;

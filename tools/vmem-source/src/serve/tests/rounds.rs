@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A destination stages what the rounds choose; none reads contents that may still change, and the rounds learn when it is lost.
 
 mod access;

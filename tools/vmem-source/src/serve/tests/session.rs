@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Rounds over several connections: each page over one of them, the list after all of them, and the loss of any loses the rounds.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Peers that do not speak the protocol properly get an error and no pages. A peer of the version before is served.
 
 use super::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! COMPRESS, and compressed contents: what is compressed comes back, and nothing else does.
 
 use super::*;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A checkpoint in a directory, and `qemu-img` as the client.
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Reads of backing that take long, or fail: the file is in a file system on a loop device on a region, which the test serves.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints with a stand-in for the guest agent, which speaks its protocol.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Clones: guests, and programs, that share the regions of a base and have what they write for themselves.
 
 use std::fs;

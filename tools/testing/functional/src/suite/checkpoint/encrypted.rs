@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! An encrypted store: memory of a program goes there and comes back with the key, and the key is seen nowhere else.
 
 use std::fs;

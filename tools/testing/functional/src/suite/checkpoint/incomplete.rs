@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Checkpoints of memory whose pages have not all come: each page of them is compared with what it was at the instant.
 
 use std::collections::BTreeSet;

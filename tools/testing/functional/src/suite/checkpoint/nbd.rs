@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A checkpoint over NBD: read by the tools that people use, by the kernel, and by vmemd.
 
 use std::fs::{self, File};

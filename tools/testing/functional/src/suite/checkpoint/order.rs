@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The access order: a restore records it, and the next one fetches pages in it.
 
 use std::fs;

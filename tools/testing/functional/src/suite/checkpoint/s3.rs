@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A store in S3, of which `moto_server` is the server: an implementation that has nothing to do with the store's.
 
 use std::fs;

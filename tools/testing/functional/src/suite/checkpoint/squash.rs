@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Squash: while others restore from the checkpoints; and by access, after which the next restore reads in a row what was touched first.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Of those who have to do with tracked memory everybody dies: the program that writes, the tracker, the reader of a snapshot.
 
 use std::thread;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What is in the file of a region: reads and writes, which wait for pages, holes, and what makes holes.
 
 use std::fs::{File, OpenOptions};

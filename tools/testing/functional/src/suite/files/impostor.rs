@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A FUSE file system whose server answers the calls of the module, as if its files were a region.
 
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! FUSE file systems of one file.
 
 use std::time::UNIX_EPOCH;

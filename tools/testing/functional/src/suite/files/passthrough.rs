@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! FUSE passthrough: the kernel reads, writes and maps the file of a region for a file of a FUSE file system, past its server.
 
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Programs that keep data in a file of their own format, on files whose contents come meanwhile: databases, disks, extended attributes.
 
 use std::fs;

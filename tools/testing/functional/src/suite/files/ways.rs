@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Every way to a region's file: none shows an absent page as zeros, and programs of the system read what the daemon brings.
 
 use std::fs::{self, File};

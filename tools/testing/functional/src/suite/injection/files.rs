@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each step of the calls on the file system and on its files fails once: an error is clean, and no byte is wrong. Nothing in a punch of present pages can fail.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The same on a region that asks for huge pages: there may be none, and what fails may be in the middle of one.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each step of what is done to a region that is tracked fails once. No write is lost, and it is served on.
 
 use std::os::fd::AsFd;

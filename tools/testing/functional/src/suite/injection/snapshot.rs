@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each step of the calls of a snapshot fails once, and each step of a first write beside one: writers go on, no image is wrong, and no page
 //! is lost to the log.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a program does with a mapping while steps of it fail: it may get SIGBUS, and no wrong page.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Each step of the calls of the dirty log fails once. No write is lost, and nothing of ours is left in the memory.
 
 use std::os::fd::AsFd;

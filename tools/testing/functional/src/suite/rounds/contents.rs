@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! After the switch each page is that of the source, however it was written.
 
 use vmem_control::Round;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Everything can be given up before the switch: the program at the source goes on, its memory is not tracked, and no page is present at the
 //! destination.
 

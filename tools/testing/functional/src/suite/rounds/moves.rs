@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The two vmemds of a move, their control sockets, and the regions at the destination.
 
 use std::fs;

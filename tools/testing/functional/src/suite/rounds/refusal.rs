@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Memory that cannot be tracked, and two sides that do not fit each other.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds end: the policy says when, whatever the program writes.
 
 use super::memory::Memory;

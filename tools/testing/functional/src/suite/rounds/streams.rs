@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Rounds over several connections: each page comes as it was written last, whichever connection it comes over.
 
 use std::fs;

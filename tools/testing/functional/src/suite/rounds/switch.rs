@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! From the rounds to faults: what is present when, and in which order the remainder comes.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Programs that write to memory all the time, until they are stopped.
 
 use std::fs::{self, File};

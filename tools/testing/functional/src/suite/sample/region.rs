@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions some of whose pages have yet to come, as the library tracks them and takes snapshots of them.
 
 use std::fs;

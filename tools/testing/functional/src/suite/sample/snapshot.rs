@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Snapshots of running programs: the sample, vmemctl and the library say what they should.
 
 use std::fs;

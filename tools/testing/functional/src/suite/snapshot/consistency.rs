@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The image is of one instant: programs write in a total order, and each image is exactly what they had written up to one of those writes.
 
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Snapshots of the memory of an unmodified QEMU, which knows nothing of them. As in the other tests with QEMU, KVM runs the guest where the
 //! machine has it from a processor; with `VMEM_GUEST_ACCEL=kvm` it does so in any case, and nothing else.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! VMEM_SNAPSHOT_CLEAN: what was written between two snapshots.
 
 use vmem::PAGE_SIZE;

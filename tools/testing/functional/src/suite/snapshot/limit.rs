@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What copies may take, and that writers go on when it is not enough.
 
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A snapshot as a file: what is read, sought and mapped, and pages that are done.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Snapshots of regions some of whose pages have yet to come: they come with what they had at the instant.
 
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What a snapshot does to those who write. That it has what was there before each kind of write, is in the tests of the log: each of their
 //! writes is made beside a snapshot, too.
 

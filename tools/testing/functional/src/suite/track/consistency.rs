@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! No write is lost: while programs write as fast as they can, a copy is kept of what the log reports. When they rest it is the memory.
 //!
 //! A lost write is seen only if the page is not written again. So all writers are in one window, whose pages are cleaned again and again; then

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! VMEM_DIRTY and VMEM_GET_TRACKING: what they answer, what they refuse, and that no page is lost on the way.
 
 use std::fs;

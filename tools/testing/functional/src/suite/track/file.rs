@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Writes to the memory by a descriptor of its file: each is in the log, and no other page is.
 
 use std::fs::{File, OpenOptions};

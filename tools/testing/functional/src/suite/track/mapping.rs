@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What programs do to mappings of memory that is tracked: all of them are tracked, and are plain again afterwards.
 
 use std::fs::{File, OpenOptions};

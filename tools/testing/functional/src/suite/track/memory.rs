@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What the kernel does to the pages of memory that is tracked: huge pages, swap, guard pages, long-term pins.
 
 use std::ops::Range;

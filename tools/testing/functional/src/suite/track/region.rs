@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions that are tracked, while they are incomplete and when they are not any more.
 
 use std::fs::OpenOptions;

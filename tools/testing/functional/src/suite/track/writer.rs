@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Writes to memory, by programs and by the kernel for them: each is in the log, and no other page is.
 
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions of vmemd as files: who mounts the file system, where, and what is in its way.
 
 use std::fs::{self, Permissions};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Holes of the source's memory, which need not be asked for.
 
 use std::fs::File;

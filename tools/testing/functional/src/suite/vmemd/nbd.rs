@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Regions that are filled from NBD servers: nbdkit and qemu-nbd.
 
 use std::fs;

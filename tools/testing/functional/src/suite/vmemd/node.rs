@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The node of a region: its mode, its owner, and plain files in its place.
 
 use std::fs;

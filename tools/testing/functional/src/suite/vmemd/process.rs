@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd as a process: its privileges, its exit codes, its memory, and what it frees.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The programs of these tests: vmemd as a source and as a daemon, and the sample that reads a region.
 
 use std::io::{BufRead, BufReader, Read, Write};

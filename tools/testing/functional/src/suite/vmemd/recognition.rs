@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! A region is known by whatever way a program has it: node, file of any mount, of a mount of its own, or of one that is gone.
 
 use std::fs;

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Old images of the memory, whose pages need not be sent.
 
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! Pages that the source cannot read, and regions as sources.
 
 use std::fs::{self, File};

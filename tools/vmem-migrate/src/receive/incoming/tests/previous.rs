@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest moves from a host with a vmemctl of the version before.
 
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What `receive --resume` makes of a recorded guest, and of an offer of such a guest.
 
 use super::*;

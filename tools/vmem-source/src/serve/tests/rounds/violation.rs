@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-or-later
 //! What breaks the rules of the rounds, or makes them fail, is refused with a reason.
 
 use super::*;
