@@ -147,9 +147,9 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
         masks(Slots { nr, ..slots }).fold(0, |bits, (at, mask)| {
             let present = self.present_word(at) & mask;
             match at == slots.first / 64 {
-                true => bits | present >> (slots.first % 64),
+                true => bits | (present >> (slots.first % 64)),
                 // The slots begin in the word before.
-                false => bits | present << (64 - slots.first % 64),
+                false => bits | (present << (64 - slots.first % 64)),
             }
         })
     }

@@ -18,7 +18,7 @@ struct Place {
     suffix: &'static str,
 }
 
-const PLACES: [Place; 3] = [
+const PLACES: [Place; 4] = [
     Place {
         lines: (".. begin measured\n", ".. end measured\n"),
         cases: (1, 9),
@@ -31,8 +31,13 @@ const PLACES: [Place; 3] = [
     },
     Place {
         lines: (".. begin measured guest\n", ".. end measured guest\n"),
-        cases: (13, u8::MAX),
+        cases: (13, 13),
         suffix: ", a guest's writes",
+    },
+    Place {
+        lines: (".. begin measured backing\n", ".. end measured backing\n"),
+        cases: (14, u8::MAX),
+        suffix: ", backing",
     },
 ];
 
@@ -247,7 +252,7 @@ mod tests {
 
     #[test]
     fn each_case_goes_to_its_place_and_what_was_not_measured_stays() {
-        let [(begin, end), (begin_writes, end_writes), _] = PLACES.map(|place| place.lines);
+        let [(begin, end), (begin_writes, end_writes), ..] = PLACES.map(|place| place.lines);
         let document = format!("a\n{begin}old\n{end}b\n{begin_writes}old writes\n{end_writes}c\n");
         assert_eq!(replace(&document, &[]).as_deref(), Some(&*document));
         let writes = replace(&document, &[book(&[10])]).unwrap_or_default();
