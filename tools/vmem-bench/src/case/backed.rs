@@ -6,7 +6,7 @@ use std::time::Instant;
 use vmem_figures::quantile;
 
 use super::one_fault::faults;
-use super::threads::{SAME, distinct_pages, race};
+use super::threads::{race_for_distinct, race_for_same};
 use super::{Bench, Round};
 use crate::contents::verify;
 use crate::cpu;
@@ -39,20 +39,12 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
         round.add(format!("{BLOCK} pages a fault, all touched"), "us/fault", kind.name(), time);
     }
     cpu::everywhere()?;
-    let pages = distinct_pages(THREADS);
-    let share = pages / THREADS;
     for kind in bench.chosen(&MANY) {
-        let distinct = |thread| {
-            let own = shuffled(share, number + thread).into_iter();
-            own.map(|page| thread * share + page).collect()
-        };
-        let (seconds, _) = race(bench, kind, pages, THREADS, 1, distinct)?;
-        let rate = pages as f64 / seconds;
+        let rate = race_for_distinct(bench, kind, THREADS, 1, number)?;
         round.add(format!("{THREADS} threads, distinct pages"), "faults/s", kind.name(), rate);
     }
     for kind in bench.chosen(&MANY) {
-        let (seconds, _) = race(bench, kind, SAME, THREADS, 1, |_| shuffled(SAME, number))?;
-        let rate = SAME as f64 / seconds;
+        let (rate, _) = race_for_same(bench, kind, THREADS, 1, number)?;
         round.add(format!("{THREADS} threads, same pages"), "pages/s", kind.name(), rate);
     }
     Ok(())

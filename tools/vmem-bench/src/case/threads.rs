@@ -11,11 +11,11 @@ use crate::order::shuffled;
 use crate::peer::{Daemon, Kind, Peer, touch};
 
 /// Pages in all, where each thread has its own: a few for each, since one thread alone waits for each.
-pub(super) fn distinct_pages(threads: u64) -> u64 {
+fn distinct_pages(threads: u64) -> u64 {
     (threads * 128).min(1024)
 }
 /// Pages that each thread touches, where all touch the same ones.
-pub(super) const SAME: u64 = 64;
+const SAME: u64 = 64;
 
 /// How many threads, and how many of the daemon.
 const RACES: [(u64, u64); 6] = [(1, 1), (4, 1), (16, 1), (64, 1), (64, 2), (256, 1)];
@@ -27,34 +27,40 @@ pub(super) fn round(bench: &Bench, number: u64, round: &mut Round) -> Outcome {
             1 => format!("{threads} threads"),
             _ => format!("{threads} threads, {daemons} of the daemon"),
         };
-        let pages = distinct_pages(threads);
-        let share = pages / threads;
         for kind in bench.chosen(&KINDS) {
-            let distinct = |thread| {
-                let own = shuffled(share, number + thread).into_iter();
-                own.map(|page| thread * share + page).collect()
-            };
-            let (seconds, _) = race(bench, kind, pages, threads, daemons, distinct)?;
-            round.add(
-                format!("{who}, distinct pages"),
-                "faults/s",
-                kind.name(),
-                pages as f64 / seconds,
-            );
+            let rate = race_for_distinct(bench, kind, threads, daemons, number)?;
+            round.add(format!("{who}, distinct pages"), "faults/s", kind.name(), rate);
         }
         for kind in bench.chosen(&KINDS).filter(|_| threads > 1) {
-            let (seconds, requests) = race(bench, kind, SAME, threads, daemons, |_| shuffled(SAME, number))?;
-            let per_page = requests as f64 / SAME as f64;
-            round.add(format!("{who}, same pages"), "pages/s", kind.name(), SAME as f64 / seconds);
+            let (rate, per_page) = race_for_same(bench, kind, threads, daemons, number)?;
+            round.add(format!("{who}, same pages"), "pages/s", kind.name(), rate);
             round.add(format!("{who}, same pages, requests"), "per page", kind.name(), per_page);
         }
     }
     Ok(())
 }
 
+/// Lets each of so many threads touch pages of its own. Returns how many faults a second there are.
+pub(super) fn race_for_distinct(bench: &Bench, kind: Kind, threads: u64, daemons: u64, seed: u64) -> Outcome<f64> {
+    let pages = distinct_pages(threads);
+    let share = pages / threads;
+    let distinct = |thread| {
+        let own = shuffled(share, seed + thread).into_iter();
+        own.map(|page| thread * share + page).collect()
+    };
+    let (seconds, _) = race(bench, kind, pages, threads, daemons, distinct)?;
+    Ok(pages as f64 / seconds)
+}
+
+/// Lets all threads touch the same pages. Returns how many pages a second come, and how many requests of each the daemon gets.
+pub(super) fn race_for_same(bench: &Bench, kind: Kind, threads: u64, daemons: u64, seed: u64) -> Outcome<(f64, f64)> {
+    let (seconds, requests) = race(bench, kind, SAME, threads, daemons, |_| shuffled(SAME, seed))?;
+    Ok((SAME as f64 / seconds, requests as f64 / SAME as f64))
+}
+
 /// Lets each of so many threads touch the pages of its `order`. Returns how long it took until all had theirs, in seconds, and how many
 /// requests the daemon got.
-pub(super) fn race(
+fn race(
     bench: &Bench,
     kind: Kind,
     pages: u64,
