@@ -98,7 +98,7 @@ impl FaultPolicy for Mapped {
         self.region().pages().all_present(range)
     }
 
-    fn present_bits(&self, range: PageRange) -> u64 {
+    fn present_among(&self, range: PageRange) -> u64 {
         self.region().pages().present_among(range)
     }
 

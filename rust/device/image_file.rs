@@ -273,7 +273,7 @@ impl FaultPolicy for Arc<OpenImage> {
         self.image.has_copies(range)
     }
 
-    fn present_bits(&self, range: PageRange) -> u64 {
+    fn present_among(&self, range: PageRange) -> u64 {
         let copied = range.pieces(1).map(|page| self.image.has_copies(page));
         let bit = |(at, is_copied)| u64::from(is_copied) << at;
         copied.take(64).enumerate().map(bit).sum()

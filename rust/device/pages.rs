@@ -174,7 +174,7 @@ impl Pages {
             let Ok((shard, slots)) = self.locate(block) else {
                 return bits;
             };
-            let present = shard.map.lock().present_bits(slots);
+            let present = shard.map.lock().present_among(slots);
             let skip = block.start().saturating_sub(range.start()) as u32;
             bits | present.checked_shl(skip).unwrap_or(0)
         })

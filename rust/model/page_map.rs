@@ -142,7 +142,7 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
     }
 
     /// Which pages of at most 64 slots are present: a bit for each, the lowest for the first.
-    pub(crate) fn present_bits(&self, slots: Slots) -> u64 {
+    pub(crate) fn present_among(&self, slots: Slots) -> u64 {
         let nr = slots.nr.min(64);
         masks(Slots { nr, ..slots }).fold(0, |bits, (at, mask)| {
             let present = self.present_word(at) & mask;

@@ -50,7 +50,7 @@ pub(crate) trait FaultPolicy {
     fn present(&self, range: PageRange) -> bool;
 
     /// Which of these pages, at most 64, are present: a bit for each, the lowest for the first.
-    fn present_bits(&self, range: PageRange) -> u64;
+    fn present_among(&self, range: PageRange) -> u64;
 
     /// Decides whether a page may be mapped. Unless `write_faults`, it becomes writable with that.
     /// Its folio stays locked until it is mapped.
@@ -399,7 +399,7 @@ impl Fault<'_> {
         let unmapped = unsafe { bindings::vmem_fault_unmapped(self.vmf, first, nr as u32) };
         let mut left = unmapped as u64 & !(1 << before);
         if left != 0 {
-            left &= policy.present_bits(around);
+            left &= policy.present_among(around);
         }
         while left != 0 {
             let at = left.trailing_zeros() as usize;

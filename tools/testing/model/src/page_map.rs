@@ -118,7 +118,7 @@ proptest! {
                 (first..first + nr).all(|slot| naive.is_present(slot))
             );
             let bits = (0..nr.min(64)).filter(|at| naive.is_present(first + at)).map(|at| 1u64 << at);
-            prop_assert_eq!(map.present_bits(slots(first, nr)), bits.sum::<u64>());
+            prop_assert_eq!(map.present_among(slots(first, nr)), bits.sum::<u64>());
             prop_assert_eq!(
                 map.any_requested(slots(first, nr)),
                 (first..first + nr).any(|slot| naive.is_requested(slot))
