@@ -15,6 +15,7 @@ use super::{Mount, region};
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_page, contents};
+use crate::watchdog::still_moving;
 use crate::world::run_command;
 
 crate::tests![
@@ -226,6 +227,7 @@ fn programs_read_what_the_daemon_brings() -> Outcome {
         ),
     ];
     for (name, script) in programs {
+        still_moving();
         let served = Served::new(&mount, name)?;
         served.run(script).map_err(|failure| format!("{name}: {}", failure.text()))?;
         served.all_came(name)?;

@@ -136,13 +136,15 @@ fn source_knows_a_region_by_its_file() -> Outcome {
     near.fill([2, 3, 4, 5, 7])?;
     near.region.make_vma_anonymous()?;
     check_page(&near.area()?, 7, 7)?;
-    // A region has one lock, by whatever path it is named.
-    let serve = |path: &str| {
-        let mut command = beside("vmemd")?;
+    // A region has one lock, by whatever path it is named. A second source that is not refused would serve for ever.
+    let serve = |path: &str| -> Outcome<Command> {
+        let vmemd = beside("vmemd")?;
+        let mut command = Command::new("timeout");
+        command.arg("60").arg(vmemd.get_program());
         command
             .args(["serve", "--listen", "127.0.0.1:0", &format!("near={path}")])
             .stdin(Stdio::null());
-        Ok::<_, crate::failure::Failure>(command)
+        Ok(command)
     };
     let _releasing = Source::with(&["--free", "/mnt"], &["near=/dev/vmem/near"])?;
     let refused = serve(&path)?.output()?;
@@ -200,8 +202,12 @@ fn guest_whose_own_file_is_called_as_a_region_is_not_on_that_region() -> Outcome
         let mut qemu = Qemu::with_own_mounts(&script, &memory, &["-qmp", &qmp])?;
         wait_until("QEMU listens", || Ok(Path::new(socket).exists()))?;
         let pid = qemu.pid().to_string();
-        let command = if is_removed { "rm" } else { "ls" };
-        run_command("nsenter", &["--mount", "--target", &pid, command, "/srv/hidden"])?;
+        // QEMU listens before it makes its memory.
+        let seen_by_qemu = format!("/proc/{pid}/root/srv/hidden");
+        wait_until("QEMU has made its memory", || Ok(Path::new(&seen_by_qemu).exists()))?;
+        if is_removed {
+            run_command("nsenter", &["--mount", "--target", &pid, "rm", "/srv/hidden"])?;
+        }
         let measured = beside("vmemctl")?
             .args(["dirty-rate", "--qmp", socket, "--seconds", "0.2"])
             .output()?;
