@@ -237,6 +237,9 @@ pub struct Figures {
     /// Bytes that the source sent as the same as before, while their program still ran there.
     #[serde(default)]
     pub same_bytes: u64,
+    /// Bytes that the kernel has read from the source's file by itself.
+    #[serde(default)]
+    pub backed_bytes: u64,
     /// Bytes that were compared with the source's.
     #[serde(default)]
     pub verified_bytes: u64,

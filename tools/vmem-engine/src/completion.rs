@@ -42,6 +42,8 @@ pub struct Completion {
     sink: Arc<dyn Sink>,
     phase: Phase,
     state: RegionState,
+    /// Pages that had been read from a file before.
+    backed_before: u64,
     populated: u64,
 }
 
@@ -55,6 +57,7 @@ impl Completion {
             sink,
             phase: Phase::Filling,
             state,
+            backed_before: state.backed,
             populated: 0,
         })
     }
@@ -77,6 +80,11 @@ impl Completion {
     /// The state as of the latest [`refresh`](Self::refresh) or [`step`](Self::step).
     pub fn state(&self) -> RegionState {
         self.state
+    }
+
+    /// Pages that the kernel has read from a file by itself since [`new`](Self::new), as of the latest state.
+    pub fn backed(&self) -> u64 {
+        self.state.backed.saturating_sub(self.backed_before)
     }
 
     /// Whether the region is complete.

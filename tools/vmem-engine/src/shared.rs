@@ -35,6 +35,8 @@ pub struct Options {
     pub prefetch: u64,
     /// How long the engine tries to reconnect to a lost source.
     pub retry: Duration,
+    /// Pages become present without the engine, too: the stream looks which ones are absent before each fetch.
+    pub backed: bool,
     /// Contents that the stream need not fetch.
     pub seed: Option<Arc<Seed>>,
     /// Where requests are recorded.

@@ -42,6 +42,8 @@ pub struct RegionState {
     pub present: u64,
     /// Pages marked unreadable.
     pub unreadable: u64,
+    /// Pages that the kernel has read from a file by itself, since the region was created.
+    pub backed: u64,
     /// Mappings that are not plain memory yet.
     pub mappings: u64,
     /// Whether the region has become plain memory, except for those mappings.
@@ -99,6 +101,7 @@ impl Sink for Region {
         Ok(RegionState {
             present: info.present,
             unreadable: info.unreadable,
+            backed: info.backed,
             mappings: info.mappings,
             plain: info.plain,
         })

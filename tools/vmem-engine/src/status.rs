@@ -27,6 +27,8 @@ pub struct Status {
     pub known: u64,
     /// Bytes that the source sent as the same as before, while the program still ran there.
     pub same: u64,
+    /// Bytes that the kernel has read from a file by itself. The engine has had no part in them.
+    pub backed: u64,
     /// Bytes that were compared with the source's.
     pub verified: u64,
     /// Bytes that all of those but the compared ones took on the network, compressed or not.
@@ -67,6 +69,7 @@ impl Status {
             staged: get(&stats.staged) * PAGE,
             known: get(&stats.known) * PAGE,
             same: get(&stats.same) * PAGE,
+            backed: regions.iter().map(Completion::backed).sum::<u64>() * PAGE,
             verified: get(&stats.verified) * PAGE,
             wire: get(&stats.wire),
             faults: get(&stats.requests),

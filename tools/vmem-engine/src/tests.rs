@@ -40,6 +40,7 @@ const OPTIONS: Options = Options {
     window: 1024,
     prefetch: 0,
     retry: Duration::from_secs(20),
+    backed: false,
     seed: None,
     yields: false,
     touches: None,

@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod backing;
 mod chunks;
 pub mod compression;
 pub mod digest;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use vmem::PageRange;
 
 use crate::answer::{Answer, Chunk};
+use crate::backing::BackingFile;
 use crate::error::Error;
 use crate::export::Export;
 use crate::holes::{ExportHoles, MAX_HOLES};
@@ -42,6 +43,15 @@ impl Local {
             outstanding: VecDeque::new(),
             chunk: Chunk::new(),
         })
+    }
+
+    /// The file of each export. Whether the kernel takes it as backing is known when it is asked.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub fn backing_files(&self) -> Result<Vec<BackingFile>, Error> {
+        self.memories.iter().map(Memory::backing_file).collect()
     }
 }
 

@@ -19,9 +19,10 @@ use std::time::UNIX_EPOCH;
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, fgetxattr, flock, fremovexattr, fsetxattr, fstatfs, fstatvfs};
 use rustix::io::Errno;
 use twox_hash::XxHash3_128;
-use vmem::{Name, PageRange};
+use vmem::{Name, PAGE_SIZE, PageRange};
 
 use crate::answer::Chunk;
+use crate::backing::BackingFile;
 use crate::error::Error;
 use crate::export::{Export, MAX_PAGES};
 use file::FileMemory;
@@ -212,6 +213,29 @@ impl Memory {
     #[must_use]
     pub fn export(&self) -> &Export {
         &self.export
+    }
+
+    /// The memory as a file that the kernel may read pages of a region from.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub(crate) fn backing_file(&self) -> Result<BackingFile, Error> {
+        // The same open file, and not another one of the same path: its lock lasts as long as the kernel has the file.
+        let file = self.lock.try_clone().map_err(|source| Error::File {
+            path: self.path.clone(),
+            source,
+        })?;
+        let size = match &self.contents {
+            Contents::File(file) => file.size(),
+            Contents::Region(_) => self.export.size(),
+        };
+        Ok(BackingFile {
+            export: self.export.name.clone(),
+            file,
+            path: self.path.clone(),
+            pages: PageRange::of_pages(size / PAGE_SIZE as u64),
+        })
     }
 
     /// Adds pages from the beginning of `range` to `chunk`, and returns the pages that did not fit. Pages that cannot be read are added as

@@ -190,6 +190,9 @@ pub(crate) struct Receive {
     /// Detach from complete regions that no program has mapped; their contents are lost unless a program has them open
     #[arg(long)]
     pub(crate) detach_unmapped: bool,
+    /// Answer each touch here, even where the kernel can read the source's file by itself
+    #[arg(long)]
+    pub(crate) no_backing: bool,
     /// Report which pages programs request, in their order, as events
     #[arg(long)]
     pub(crate) report_touches: bool,

@@ -97,6 +97,11 @@ impl Collector for Destination {
             ("known_pages", "Pages copied from a seed image", now.known / PAGE),
             ("same_pages", "Pages that came as the same as before", now.same / PAGE),
             (
+                "backed_pages",
+                "Pages that the kernel has read from the source's file by itself",
+                now.backed / PAGE,
+            ),
+            (
                 "wire_bytes",
                 "Bytes that pages took on the network, compressed or not",
                 now.wire,
@@ -242,6 +247,7 @@ mod tests {
         figures.set(Status {
             faults: 7,
             data: 8192,
+            backed: 12288,
             service: Some(Service {
                 p50: millisecond,
                 p99: millisecond * 2,
@@ -261,6 +267,7 @@ mod tests {
             "HTTP/1.1 200 OK",
             "vmemd_faults_total 7",
             "vmemd_data_pages_total 2",
+            "vmemd_backed_pages_total 3",
             "vmemd_region_present_bytes{region=\"ram\"} 8192",
             "vmemd_region_plain{region=\"ram\"} 0",
             "vmemd_fault_service_seconds{quantile=\"0.99\"} 0.002",

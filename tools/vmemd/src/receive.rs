@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemd --source`: the destination's side, from the first connection to the exit code.
 
+mod backing;
 mod exported;
 mod lingering;
 mod orders;
@@ -22,6 +23,7 @@ use vmem_engine::{
     Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Staging, Stats, Status, Target,
     Touches,
 };
+use vmem_source::backing::BackingFile;
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
@@ -34,6 +36,7 @@ use crate::failure::Failure;
 use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Files, Needs, User};
 use crate::report::Report;
+use backing::Backings;
 use lingering::Lingering;
 use orders::Orders;
 use seed::SeedImages;
@@ -102,6 +105,7 @@ impl Run {
             confinement,
             at_end,
             publish,
+            files: backing_files,
         } = Source::open(args)?;
         self.at_end = at_end;
         let images = seed::open(&args.seed_image)?;
@@ -133,6 +137,8 @@ impl Run {
         let exports = regions::taken(first.exports(), args)?;
         let regions = regions::open(&control, &files, &exports, args)?;
         report.show_paths(files);
+        let backings = Backings::new(backing_files, args, &control)?;
+        backings.withdraw(&regions)?;
         // What the network says from now on reaches these regions and no other one.
         drop(control);
         let numbers = regions.iter().map(|region| region.id());
@@ -186,6 +192,7 @@ impl Run {
         stopping.starts()?;
         let timeout = args.timeout.unwrap_or(TIMEOUT);
         let staged = staging.map(|staging| staging.commit(timeout)).transpose()?;
+        let backed = backings.set(&exports, &regions, &regions::names(&exports, args));
         let options = Options {
             background: !args.no_background,
             streams,
@@ -194,6 +201,7 @@ impl Run {
             window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
             retry: args.retry.unwrap_or(RETRY),
+            backed,
             seed: images.seed(),
             touches: self.touches.clone(),
         };
@@ -350,6 +358,8 @@ struct Source {
     at_end: Option<Box<dyn FnOnce()>>,
     /// Of a checkpoint.
     publish: Option<Publish>,
+    /// Files that the kernel may read by itself.
+    files: Vec<BackingFile>,
 }
 
 impl Source {
@@ -360,7 +370,12 @@ impl Source {
             let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
             let lanes = if args.verify { 3 } else { 2 };
             let opened = (0..lanes).map(|_| open()).collect::<Result<Vec<_>, _>>();
-            let opened = Mutex::new(opened?);
+            let opened = opened?;
+            let files = opened
+                .first()
+                .map_or(Ok(Vec::new()), Local::backing_files)
+                .map_err(Failure::Source)?;
+            let opened = Mutex::new(opened);
             // They are not lost, and not opened again.
             let none = || vmem_source::Error::InvalidFetch("a file is open already".to_owned());
             let connect = move |_| {
@@ -374,6 +389,7 @@ impl Source {
                 confinement: (User::NOBODY, Files::default()),
                 at_end: None,
                 publish: None,
+                files,
             });
         }
         let [host] = &args.source[..] else {
@@ -413,6 +429,7 @@ impl Source {
             confinement: (User::NOBODY, Files::default()),
             at_end: None,
             publish: None,
+            files: Vec::new(),
         })
     }
 }

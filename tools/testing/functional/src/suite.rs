@@ -102,6 +102,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         checkpoint::TESTS,
         checkpoint::incomplete::TESTS,
         vmemd::fill::TESTS,
+        vmemd::backing::TESTS,
         vmemd::files::TESTS,
         vmemd::recognition::TESTS,
         vmemd::holes::TESTS,

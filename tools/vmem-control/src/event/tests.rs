@@ -24,7 +24,7 @@ fn events_have_the_form_of_the_lines_that_vmemd_8_describes() {
         regions: vec![region(4096, Phase::Filling)],
         ..Figures::default()
     };
-    let fields = r#""seconds":1.5,"cpu_seconds":0.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"known_bytes":0,"same_bytes":0,"verified_bytes":0,"wire_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
+    let fields = r#""seconds":1.5,"cpu_seconds":0.5,"data_bytes":4096,"zero_bytes":0,"duplicate_bytes":0,"staged_bytes":0,"known_bytes":0,"same_bytes":0,"backed_bytes":0,"verified_bytes":0,"wire_bytes":0,"faults":0,"fault_us":{"p50":1,"p99":2,"max":3},"reconnects":0,"regions":[{"name":"ram","bytes":8192,"present_bytes":4096,"unreadable_pages":0,"phase":"filling"}]"#;
     for (event, line) in [
         (
             Event::Progress(figures.clone()),

@@ -127,7 +127,15 @@ impl Group {
         for (region, page) in shared.take_faulted() {
             plan.follow(region, page);
         }
-        let (region, runs) = plan.next(max_pages, max_runs, |region| shortage.allows(region))?;
+        let (region, runs) = loop {
+            let (region, runs) = plan.next(max_pages, max_runs, |region| shortage.allows(region))?;
+            let mut runs = absent_of(shared, region, runs);
+            // Present pages between absent ones have made more runs.
+            plan.requeue(region, &runs.split_off(max_runs.min(runs.len())));
+            if !runs.is_empty() {
+                break (region, runs);
+            }
+        };
         shortage.retry(region);
         *outstanding += runs.iter().map(|run| run.count()).sum::<u64>();
         Some((region, runs))
@@ -293,6 +301,20 @@ impl Member<'_> {
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Those of `runs` that are absent, if pages become present without the engine; else all of them. Only work is saved by this: what cannot be told is
+/// fetched, and a present page keeps its contents.
+fn absent_of(shared: &Shared, region: usize, runs: Vec<PageRange>) -> Vec<PageRange> {
+    if !shared.options.backed {
+        return runs;
+    }
+    let mut absent = Vec::new();
+    let look = |run: &PageRange| shared.sinks[region].absent(*run, &mut |pages| pages.append_to(&mut absent));
+    match runs.iter().try_for_each(look) {
+        Ok(()) => absent,
+        Err(_) => runs,
     }
 }
 

@@ -57,6 +57,34 @@ fn several_regions_fill_while_programs_touch_them() {
 }
 
 #[test]
+fn pages_that_come_without_the_engine_are_not_fetched() {
+    let file = source_file(4000, 6);
+    let source = Source::new(&[("ram", &file)]);
+    let link = Link::new(source.address, |_, lane| match lane {
+        STREAM => Weather::Gate(1 << 16),
+        _ => Weather::Fair,
+    });
+    let memory = Arc::new(Memory::new(4000));
+    let options = Options { backed: true, ..OPTIONS };
+    let (mut engine, stats) = start(&[Arc::clone(&memory)], to(link.address), options);
+    // As if a kernel had read every other page; the window is over before those.
+    let bytes = std::fs::read(file.path()).expect("the source");
+    for page in PageRange::from_pgoff(1100, 2900).expect("pages").iter().step_by(2) {
+        let at = page.get() as usize * PAGE_SIZE;
+        assert_eq!(
+            memory.fill(&[(page, &bytes[at..at + PAGE_SIZE])]).complete().expect("room"),
+            1
+        );
+    }
+    link.gate.open(u64::MAX >> 1);
+    finish(&mut engine).expect("a good end");
+    assert_eq!(check(&memory, &file), 4000);
+    assert_eq!((memory.refused(), get(&stats.duplicates)), (0, 0));
+    assert_eq!(get(&stats.data) + get(&stats.zero), 4000 - 1450);
+    engine.stop();
+}
+
+#[test]
 fn faults_are_served_while_the_stream_is_blocked() {
     let file = source_file(4000, 5);
     let source = Source::new(&[("ram", &file)]);

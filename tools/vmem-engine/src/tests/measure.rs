@@ -92,6 +92,7 @@ impl Sink for Presence {
         Ok(RegionState {
             present: 0,
             unreadable: 0,
+            backed: 0,
             mappings: 1,
             plain: false,
         })

@@ -257,6 +257,7 @@ impl Sink for Memory {
         Ok(RegionState {
             present: count(Page::Present),
             unreadable: count(Page::Unreadable),
+            backed: 0,
             mappings: inner.mapped.into(),
             plain: false,
         })

@@ -57,6 +57,28 @@ fn read(memory: &Memory, first: u64, count: u64) -> Vec<(u64, u64, Option<u8>)> 
 const MIB: u64 = 1 << 20;
 
 #[test]
+fn backing_has_the_whole_pages_of_the_file_and_keeps_its_lock() {
+    let file = memfd(MIB, &[3]);
+    let pages = |size| {
+        file.set_len(size).expect("a size");
+        open(&file).backing_file().expect("a descriptor").pages
+    };
+    assert_eq!(pages(MIB), PageRange::of_pages(256));
+    assert_eq!(pages(MIB + 1), PageRange::of_pages(256));
+    assert_eq!(pages(MIB - 1), PageRange::of_pages(255));
+    assert_eq!(pages(PAGE_SIZE as u64 - 1), None);
+    let backing = open(&file).backing_file().expect("a descriptor");
+    let records = tempfile::tempdir().expect("a directory");
+    let serve = || Memory::open_releasable(&spec("ram", &file), records.path());
+    assert!(
+        matches!(serve(), Err(Error::InUse { .. })),
+        "pages that the kernel reads are freed"
+    );
+    drop(backing);
+    assert!(serve().is_ok());
+}
+
+#[test]
 fn holes_and_zero_pages_read_as_zero_and_others_as_data() {
     let file = memfd(MIB, &[3, 7]);
     file.write_all_at(&[0; PAGE_SIZE], 5 * PAGE_SIZE as u64).expect("room");

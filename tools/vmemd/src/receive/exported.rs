@@ -61,6 +61,7 @@ pub(super) fn open(uri: &str, args: &Receive, timeout: Duration) -> Result<Sourc
         confinement,
         at_end: None,
         publish: None,
+        files: Vec::new(),
     })
 }
 

@@ -70,6 +70,8 @@ pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<So
         confinement,
         at_end: Some(Box::new(move || give_back(&at_end))),
         publish: Some(Box::new(move |memories| publish(file, &published, memories))),
+        // Its pages are compressed and verified.
+        files: Vec::new(),
     })
 }
 

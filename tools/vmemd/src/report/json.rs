@@ -73,6 +73,7 @@ pub(super) fn figures(status: &Status) -> Figures {
         staged_bytes: status.staged,
         known_bytes: status.known,
         same_bytes: status.same,
+        backed_bytes: status.backed,
         verified_bytes: status.verified,
         wire_bytes: status.wire,
         faults: status.faults,

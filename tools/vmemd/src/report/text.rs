@@ -71,7 +71,7 @@ fn figures(rate: &mut Rate, status: &Status) -> String {
     let service = status
         .service
         .map_or(String::new(), |service| format!(", p99 {}", ms(service.p99)));
-    let rate = rate.sample(status.elapsed, status.data);
+    let rate = rate.sample(status.elapsed, status.data + status.backed);
     format!("{}/s  {} faults{service}", bytes(rate as u64), status.faults)
 }
 
@@ -151,6 +151,11 @@ pub(super) fn end(status: Option<&Status>) {
     for (name, from, pages) in [
         ("known", "were copied from a seed image", status.known / PAGE),
         ("same", "were sent as the same as before", status.same / PAGE),
+        (
+            "backed",
+            "were read from the source's file by the kernel",
+            status.backed / PAGE,
+        ),
     ] {
         if pages > 0 {
             out(&format!("{name:<11}{pages} pages {from}"));
@@ -177,6 +182,6 @@ pub(super) fn end(status: Option<&Status>) {
     if status.reconnects > 0 {
         out(&format!("lost       {} connections, made again", status.reconnects));
     }
-    let rate = (status.data + status.zero) as f64 / seconds.max(0.001);
+    let rate = (status.data + status.zero + status.backed) as f64 / seconds.max(0.001);
     out(&format!("time       {seconds:.1} s, {}/s", bytes(rate as u64)));
 }

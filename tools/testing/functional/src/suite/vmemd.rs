@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd on real regions: what the programs see, whatever happens to daemon and source.
 
+pub(crate) mod backing;
 pub(crate) mod files;
 pub(crate) mod fill;
 pub(crate) mod holes;
