@@ -15,6 +15,7 @@ mod random;
 mod rounds;
 mod signals;
 mod stage;
+mod two_hosts;
 mod vhost_user;
 mod write_log;
 
@@ -80,6 +81,7 @@ fn all() -> impl Iterator<Item = Test> {
         qemu::TESTS,
         agent::TESTS,
         balloon::TESTS,
+        two_hosts::TESTS,
     ]
     .into_iter()
     .flatten()
