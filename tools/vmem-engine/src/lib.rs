@@ -38,7 +38,7 @@
 //!     let open = |_: Lane| -> Result<Box<dyn PageSource>, vmem_source::Error> { Ok(Box::new(Local::open(["guest0=/srv/guest0.ram"])?)) };
 //!     let first = open(Lane::Urgent)?;
 //!     let export = first.exports()[0].clone();
-//!     let region = Arc::new(RegionBuilder::new(export.size()).name("guest0").create(&Control::open()?)?);
+//!     let region = Arc::new(RegionBuilder::new(export.length()).name("guest0").create(&Control::open()?)?);
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
 //!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };

@@ -59,6 +59,7 @@ impl Endpoint {
         let export = Export {
             name: name_of(&self.uri.export)?,
             pages,
+            padding: Export::padding_of(description.size),
             // Nothing else tells one memory from another: the protocol has no identity of an export.
             identity: description.size.into(),
         };

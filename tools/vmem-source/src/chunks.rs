@@ -101,6 +101,7 @@ mod tests {
         let export = |name: &str, pages| Export {
             name: Name::new(name).expect("a name"),
             pages: run(0, pages),
+            padding: 0,
             identity: 0,
         };
         ChunkOwners::new(&[export("ram", 2000), export("video", 10)])

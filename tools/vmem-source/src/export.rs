@@ -22,6 +22,8 @@ pub struct Export {
     pub name: Name,
     /// All pages of the memory: from page 0 on, at most [`MAX_PAGES`].
     pub pages: PageRange,
+    /// Bytes of the last page beyond the end of the memory, which are zero: fewer than a page.
+    pub padding: u16,
     /// Identifies the memory, as far as the source can tell: if a source is lost and comes back with other memory under the same name, the
     /// identity differs, most likely. A region must never mix pages of the two.
     pub identity: u128,
@@ -32,6 +34,18 @@ impl Export {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.pages.bytes().end
+    }
+
+    /// Size of the memory in bytes, to the byte.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.size().saturating_sub(self.padding.into())
+    }
+
+    /// The padding of a memory that has so many bytes.
+    #[must_use]
+    pub const fn padding_of(length: u64) -> u16 {
+        (length.next_multiple_of(PAGE_SIZE as u64) - length) as u16
     }
 }
 

@@ -120,7 +120,12 @@ impl Memory {
         let device = is_in_memory.then_some(metadata.dev());
         let identity = identity(&lock, device, file_numbers).map_err(io)?;
         Ok(Self {
-            export: Export { name, pages, identity },
+            export: Export {
+                name,
+                pages,
+                padding: Export::padding_of(size),
+                identity,
+            },
             contents,
             path: path.to_owned(),
             lock,

@@ -124,6 +124,9 @@ pub enum ProtocolError {
         /// Its size in bytes.
         size: u64,
     },
+    /// The last page of an export lies beyond its end.
+    #[error("export {0} has more padding than a page has bytes")]
+    Padding(String),
     /// The page size differs from that of this side.
     #[error("export {name} has pages of {page_size} bytes, this side has {PAGE_SIZE}")]
     PageSize {

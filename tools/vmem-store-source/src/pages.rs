@@ -97,6 +97,7 @@ impl StoredPages {
             pages.exports.push(Export {
                 name,
                 pages: range.ok_or_else(too_large)?,
+                padding: Export::padding_of(backend.bytes),
                 identity,
             });
             pages.backends.push(number);

@@ -102,6 +102,7 @@ fn source_that_connects_but_never_answers_ends_the_run() {
     let export = Export {
         name: vmem::Name::new("ram").expect("a name"),
         pages: vmem::PageRange::of_pages(10).expect("pages"),
+        padding: 0,
         identity: 0,
     };
     let connect: Connect = Arc::new(move |_| {

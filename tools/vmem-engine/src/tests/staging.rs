@@ -67,6 +67,7 @@ fn export() -> Export {
     Export {
         name: Name::new("ram").expect("a name"),
         pages: run(0, PAGES),
+        padding: 0,
         identity: 7,
     }
 }

@@ -15,19 +15,21 @@ use crate::answer::Chunk;
 
 pub(super) struct RegionMemory {
     mapping: Mapping,
+    length: u64,
 }
 
 impl RegionMemory {
     /// Maps the region whose open node or file is `file`.
     pub(super) fn open(file: File) -> io::Result<Self> {
         let handle = MapHandle::from(OwnedFd::from(file));
+        let length = handle.info().map_err(io::Error::other)?.length;
         let mapping = handle.map(Access::ReadOnly, Sharing::Shared).map_err(io::Error::other)?;
-        Ok(Self { mapping })
+        Ok(Self { mapping, length })
     }
 
-    /// Size in bytes.
+    /// Size in bytes, to the byte.
     pub(super) fn size(&self) -> u64 {
-        self.mapping.len() as u64
+        self.length
     }
 
     /// Opens the region at `path` again, for writing, so that pages can be released.

@@ -75,6 +75,7 @@ fn export_of(pages: u64) -> Export {
     Export {
         name: Name::new("ram").expect("a name"),
         pages: PageRange::of_pages(pages).expect("pages"),
+        padding: 0,
         identity: 1,
     }
 }

@@ -329,6 +329,7 @@ mod tests {
         vec![Export {
             name: Name::new("ram").expect("a name"),
             pages: PageRange::of_pages(1 << 20).expect("pages"),
+            padding: 0,
             identity: 0,
         }]
     }

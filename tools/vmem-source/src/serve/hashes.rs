@@ -241,6 +241,7 @@ mod tests {
         vec![Export {
             name: Name::new("ram").expect("a name"),
             pages: PageRange::of_pages(pages).expect("pages"),
+            padding: 0,
             identity: 1,
         }]
     }

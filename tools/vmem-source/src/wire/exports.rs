@@ -26,8 +26,9 @@ pub(crate) fn encode(exports: &[Export], version: Version) -> Vec<u8> {
         payload.extend((PAGE_SIZE as u32).to_le_bytes());
         match version {
             Version::V3 => payload.extend(short(export.identity).to_le_bytes()),
-            Version::V4 => {
-                payload.extend([0; 4]);
+            Version::V4 | Version::V5 => {
+                let padding = if version >= Version::V5 { export.padding } else { 0 };
+                payload.extend(u32::from(padding).to_le_bytes());
                 payload.extend(export.identity.to_le_bytes());
             }
         }
@@ -45,11 +46,15 @@ pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, Pr
     for _ in 0..count {
         let size = fields.u64()?;
         let page_size = fields.u32()?;
-        let identity = match version {
-            Version::V3 => fields.u32()?.into(),
+        let (identity, padding) = match version {
+            Version::V3 => (fields.u32()?.into(), 0),
             Version::V4 => {
                 fields.reserved()?;
-                u128::from_le_bytes(fields.bytes()?)
+                (u128::from_le_bytes(fields.bytes()?), 0)
+            }
+            Version::V5 => {
+                let padding = fields.u32()?;
+                (u128::from_le_bytes(fields.bytes()?), padding)
             }
         };
         let name = name(&fields.bytes()?)?;
@@ -65,10 +70,19 @@ pub(crate) fn decode(payload: &[u8], version: Version) -> Result<Vec<Export>, Pr
             name: name.to_string(),
             size,
         })?;
+        let padding = u16::try_from(padding)
+            .ok()
+            .filter(|padding| usize::from(*padding) < PAGE_SIZE);
+        let padding = padding.ok_or_else(|| ProtocolError::Padding(name.to_string()))?;
         if !names.insert(name.clone()) {
             return Err(ProtocolError::DuplicateName(name.to_string()));
         }
-        exports.push(Export { name, pages, identity });
+        exports.push(Export {
+            name,
+            pages,
+            padding,
+            identity,
+        });
     }
     fields.end()?;
     Ok(exports)

@@ -20,7 +20,7 @@ use crate::answer::{Answer, Chunk, Kind, Run};
 use crate::export::{Export, ExportRanges, Lane, MAX_FETCH_PAGES, MAX_PAGES};
 
 fn any_version() -> impl Strategy<Value = Version> {
-    prop_oneof![Just(Version::V3), Just(Version::V4)]
+    prop_oneof![Just(Version::V3), Just(Version::V4), Just(Version::V5)]
 }
 
 fn any_lane() -> impl Strategy<Value = Lane> {
@@ -28,9 +28,20 @@ fn any_lane() -> impl Strategy<Value = Lane> {
 }
 
 fn any_export() -> impl Strategy<Value = Export> {
-    ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}", 1..=MAX_PAGES, any::<u128>()).prop_filter_map("reserved", |(name, pages, identity)| {
+    let fields = (
+        "[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}",
+        1..=MAX_PAGES,
+        0..PAGE_SIZE as u16,
+        any::<u128>(),
+    );
+    fields.prop_filter_map("reserved", |(name, pages, padding, identity)| {
         let (name, pages) = (Name::new(&name).ok()?, PageRange::of_pages(pages)?);
-        Some(Export { name, pages, identity })
+        Some(Export {
+            name,
+            pages,
+            padding,
+            identity,
+        })
     })
 }
 
@@ -80,6 +91,7 @@ fn small_export() -> Vec<Export> {
     vec![Export {
         name: Name::new("ram").expect("a name"),
         pages: PageRange::of_pages(2000).expect("pages"),
+        padding: 0,
         identity: 7,
     }]
 }
@@ -104,7 +116,9 @@ proptest! {
 
     #[test]
     fn exports_round_trip(list in any_exports()) {
-        prop_assert_eq!(exports::decode(&exports::encode(&list, Version::V4), Version::V4), Ok(list));
+        prop_assert_eq!(exports::decode(&exports::encode(&list, Version::V5), Version::V5), Ok(list.clone()));
+        let whole: Vec<_> = list.iter().map(|export| Export { padding: 0, ..export.clone() }).collect();
+        prop_assert_eq!(exports::decode(&exports::encode(&list, Version::V4), Version::V4), Ok(whole));
     }
 
     #[test]

@@ -8,15 +8,19 @@ pub(crate) enum Version {
     V3 = 3,
     /// Identities have 128 bits.
     V4 = 4,
+    /// Exports have the size of their memory to the byte.
+    V5 = 5,
 }
 
 impl Version {
     /// The version that a destination asks for first.
-    pub(crate) const LATEST: Self = Self::V4;
+    pub(crate) const LATEST: Self = Self::V5;
 
     /// `None` for a version that this side does not speak.
     pub(crate) fn from_number(number: u16) -> Option<Self> {
-        [Self::V3, Self::V4].into_iter().find(|version| version.number() == number)
+        [Self::V3, Self::V4, Self::V5]
+            .into_iter()
+            .find(|version| version.number() == number)
     }
 
     pub(crate) const fn number(self) -> u16 {

@@ -63,16 +63,16 @@ pub(super) fn open(control: &Control, files: &Files, exports: &[Export], args: &
     exports
         .iter()
         .zip(names(exports, args))
-        .map(|(export, name)| open_one(control, files, &name, export.size(), args).map(Arc::new))
+        .map(|(export, name)| open_one(control, files, &name, export, args).map(Arc::new))
         .collect()
 }
 
-fn open_one(control: &Control, files: &Files, name: &str, size: u64, args: &Receive) -> Result<Region, Failure> {
+fn open_one(control: &Control, files: &Files, name: &str, export: &Export, args: &Receive) -> Result<Region, Failure> {
     let failed = || Failure::kernel(format!("cannot serve region {name}"));
     let region = if args.resume {
         control.attach(name)
     } else {
-        match builder(name, size, args).create(control) {
+        match builder(name, export.length(), args).create(control) {
             Err(Error::NameTaken) if args.attach => control.attach(name),
             // The source chooses the name, and must not choose another program's region by it.
             Err(Error::NameTaken) => return Err(Failure::Exists(name.to_owned())),
@@ -87,11 +87,11 @@ fn open_one(control: &Control, files: &Files, name: &str, size: u64, args: &Rece
     for option in args.of_new_regions().into_iter().filter(|_| !args.resume) {
         tracing::warn!("{option} has no effect on region {name}, which exists");
     }
-    if region.size() != size {
+    if region.size() != export.size() {
         return Err(Failure::OtherSize {
             name: name.to_owned(),
             region: region.size(),
-            export: size,
+            export: export.size(),
         });
     }
     let node = region.check_node(Name::new(name).map_err(failed())?.path());
@@ -109,8 +109,8 @@ fn is_mapped(region: &Region) -> bool {
     region.info().is_ok_and(|info| info.mappings > 0)
 }
 
-fn builder(name: &str, size: u64, args: &Receive) -> RegionBuilder {
-    let mut builder = RegionBuilder::new(size).name(name).mode(args.mode.unwrap_or(MODE));
+fn builder(name: &str, length: u64, args: &Receive) -> RegionBuilder {
+    let mut builder = RegionBuilder::new(length).name(name).mode(args.mode.unwrap_or(MODE));
     if let Some((uid, gid)) = args.owner {
         builder = builder.uid(uid);
         builder = gid.into_iter().fold(builder, RegionBuilder::gid);
@@ -146,6 +146,7 @@ mod tests {
         let export = |name: &&str| Export {
             name: Name::new(name).expect("a name"),
             pages: PageRange::of_pages(1).expect("a page"),
+            padding: 0,
             identity: 0,
         };
         names.iter().map(export).collect()

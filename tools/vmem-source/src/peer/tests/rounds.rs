@@ -30,6 +30,7 @@ fn exports_of_the_source() -> Vec<Export> {
         .map(|(name, pages, identity)| Export {
             name: Name::new(name).expect("a name"),
             pages: PageRange::of_pages(pages).expect("pages"),
+            padding: 0,
             identity,
         })
         .into()

@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use vmem::{Access, FILES_DIRECTORY, Sharing};
 
-use super::{Daemon, Process, Scratch, beside, check_page, open, wait_info};
+use super::{Daemon, Process, Scratch, Source, beside, check_page, open, wait_info};
 use crate::failure::{Outcome, ensure, equal};
 use crate::suite::files::Mount;
 use crate::world::{is_mounted, run_command, unmount_files, wait_until};
@@ -24,6 +24,7 @@ crate::tests![
     daemon_that_may_not_mount_uses_nodes_and_says_why,
     directory_with_files_is_not_mounted_over,
     plain_file_over_a_file_is_refused_unless_the_region_is_mapped,
+    file_has_the_size_of_its_source_to_the_byte,
 ];
 
 const PAGES: u64 = 20;
@@ -272,5 +273,29 @@ fn plain_file_over_a_file_is_refused_unless_the_region_is_mapped() -> Outcome {
     }();
     run_command("umount", &["/run/vmem/covered"])?;
     drop((first, handle));
+    checked
+}
+
+fn file_has_the_size_of_its_source_to_the_byte() -> Outcome {
+    /// Not one of whole pages.
+    const LENGTH: usize = 3 * 4096 + 777;
+    let mount = Mount::new("a")?;
+    let path = "/dev/shm/odd";
+    let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8 | 1).collect();
+    fs::write(path, &bytes)?;
+    let check = |name: &str, daemon: &mut Daemon| -> Outcome {
+        daemon.wait_line("\"ready\"")?;
+        let found = fs::read(mount.path(name))?;
+        ensure!(found == bytes, "{name} has {} bytes, or others", found.len());
+        Ok(())
+    };
+    check("near", &mut Daemon::new(&format!("file:near={path}"), &[])?)?;
+    let source = Source::new(&[&format!("far={path}")])?;
+    let mut far = Daemon::new(&source.address, &["--no-background"])?;
+    check("far", &mut far)?;
+    // The next host's source is this region, by its node, which has no size.
+    let next = Source::new(&["next=/dev/vmem/far"])?;
+    let checked = check("next", &mut Daemon::new(&next.address, &[])?);
+    fs::remove_file(path)?;
     checked
 }
