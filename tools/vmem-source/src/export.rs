@@ -45,7 +45,7 @@ impl Export {
     /// The padding of a memory that has so many bytes.
     #[must_use]
     pub const fn padding_of(length: u64) -> u16 {
-        (length.next_multiple_of(PAGE_SIZE as u64) - length) as u16
+        (length.wrapping_neg() % PAGE_SIZE as u64) as u16
     }
 }
 

@@ -231,15 +231,11 @@ impl Memory {
             path: self.path.clone(),
             source,
         })?;
-        let size = match &self.contents {
-            Contents::File(file) => file.size(),
-            Contents::Region(_) => self.export.size(),
-        };
         Ok(BackingFile {
             export: self.export.name.clone(),
             file,
             path: self.path.clone(),
-            pages: PageRange::of_pages(size / PAGE_SIZE as u64),
+            pages: PageRange::of_pages(self.export.length() / PAGE_SIZE as u64),
         })
     }
 

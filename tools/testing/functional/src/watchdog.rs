@@ -12,15 +12,15 @@ use vmem_functional_sys::print_state;
 /// How long a test may take, or a step of a long one, on the slowest machine.
 const USUAL: Duration = Duration::from_secs(90);
 
-/// Whether the test has said that it is still moving, since the watchdog looked.
-static MOVING: AtomicBool = AtomicBool::new(false);
-
 /// The same for this machine. On a kernel that checks itself, all takes longer: VMEM_PATIENCE has the seconds.
 fn patience() -> Duration {
     static PATIENCE: OnceLock<Duration> = OnceLock::new();
     let seconds = || std::env::var("VMEM_PATIENCE").ok()?.parse().ok();
     *PATIENCE.get_or_init(|| seconds().map_or(USUAL, Duration::from_secs))
 }
+
+/// Whether the test has said that it is still moving, since the watchdog looked.
+static MOVING: AtomicBool = AtomicBool::new(false);
 
 /// A test of many steps says so at each.
 pub(crate) fn still_moving() {

@@ -72,10 +72,11 @@ fn matches(pattern: &str, line: &str) -> bool {
     let [first, others @ .., last] = parts.as_slice() else {
         return line == pattern;
     };
-    let between = line.strip_prefix(first).and_then(|rest| rest.strip_suffix(last));
-    let after = |rest: &str, part: &&str| rest.split_once(part).map(|(_, after)| after.to_owned());
-    let all = between.and_then(|between| others.iter().try_fold(between.to_owned(), |rest, part| after(&rest, part)));
-    all.is_some()
+    let mut rest = line.strip_prefix(first).and_then(|rest| rest.strip_suffix(last));
+    for part in others {
+        rest = rest.and_then(|rest| rest.split_once(part)).map(|(_, after)| after);
+    }
+    rest.is_some()
 }
 
 #[cfg(test)]

@@ -27,11 +27,6 @@ impl FileMemory {
         Self { file, size }
     }
 
-    /// Size in bytes when the file was opened.
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-
     /// Opens the file at `path` again, for writing, so that pages can be released.
     pub(super) fn make_writable(&mut self, path: &Path) -> io::Result<()> {
         self.file = File::options().read(true).write(true).open(path)?;
