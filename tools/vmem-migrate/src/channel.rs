@@ -53,6 +53,16 @@ impl Channel {
         })
     }
 
+    /// A channel on a socket whose other end, or the connection that it carries, another process has accepted.
+    pub(crate) fn handed_over(socket: Socket) -> io::Result<Self> {
+        socket.set_write_timeout(Some(TIMEOUT))?;
+        Ok(Self {
+            socket,
+            ends: None,
+            lines: Lines::new(LONGEST_LINE),
+        })
+    }
+
     /// Has the kernel detect that the peer's host is unreachable.
     pub(crate) fn watch(socket: &Socket) -> io::Result<()> {
         let probes = TcpKeepalive::new()

@@ -7,7 +7,7 @@ mod trace_file;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vmem::{Control, Tracking};
+use vmem::{Adopted, Control, Tracking};
 use vmem_cli::Signals;
 use vmem_precopy::{DirtyMemory, Forecast, Limits, Recorder, Recording, Trace, predict};
 use vmem_qemu::{GuestMemory, OpenBackend, Process};
@@ -103,10 +103,22 @@ fn track_and_record(options: &Options, signals: &Signals, report: &Report) -> Re
 
 /// Begins to track all memory, or none.
 fn track(guest: &GuestMemory) -> Result<Vec<Box<dyn DirtyMemory>>, Cause> {
+    // Nothing is slowed down before all of it can be tracked.
+    let adopted = adopt(guest)?;
+    let boxed = |tracking: Tracking| Box::new(tracking) as Box<dyn DirtyMemory>;
+    guest
+        .memories
+        .iter()
+        .zip(adopted)
+        .map(|(memory, adopted)| adopted.track().map(boxed).map_err(untracked(memory)))
+        .collect()
+}
+
+/// All memory of a guest, which can be tracked then.
+pub(crate) fn adopt(guest: &GuestMemory) -> Result<Vec<Adopted>, Cause> {
     let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
     let adopted = guest.memories.iter().map(|memory| {
-        let failed = move || Cause::call(format!("cannot track {memory}"));
-        let adopted = control.adopt(&memory.handle).map_err(failed())?;
+        let adopted = control.adopt(&memory.handle).map_err(untracked(memory))?;
         if adopted.size() != memory.bytes.next_multiple_of(vmem::PAGE_SIZE as u64) {
             return Err(Cause::other(format!(
                 "cannot track {memory}: it has {} bytes, and {} according to QEMU",
@@ -114,15 +126,13 @@ fn track(guest: &GuestMemory) -> Result<Vec<Box<dyn DirtyMemory>>, Cause> {
                 memory.bytes
             )));
         }
-        Ok((adopted, failed))
+        Ok(adopted)
     });
-    // Nothing is slowed down before all of it can be tracked.
-    let adopted = adopted.collect::<Result<Vec<_>, Cause>>()?;
-    let boxed = |tracking: Tracking| Box::new(tracking) as Box<dyn DirtyMemory>;
-    adopted
-        .into_iter()
-        .map(|(adopted, failed)| adopted.track().map(boxed).map_err(failed()))
-        .collect()
+    adopted.collect()
+}
+
+fn untracked(memory: &OpenBackend) -> impl FnOnce(vmem::Error) -> Cause {
+    Cause::call(format!("cannot track {memory}"))
 }
 
 /// Records until the time is over, or QEMU has ended, or a signal arrives.

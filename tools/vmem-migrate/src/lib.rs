@@ -31,6 +31,7 @@
 
 mod abort;
 mod channel;
+mod check;
 mod daemon;
 pub mod destination;
 pub mod dirty_rate;
@@ -39,7 +40,9 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod forget;
+mod handover;
 mod key;
+mod listen;
 mod machine;
 mod message;
 mod migrate;
@@ -65,8 +68,10 @@ mod supervisor;
 mod unread;
 
 pub use abort::run as abort;
+pub use check::run as check;
 pub use error::{Cause, Error};
 pub use forget::run as forget;
+pub use listen::run as listen;
 pub use machine::{Machine, Owner, Row, Unexpected};
 pub use migrate::run as migrate;
 pub use phase::Phase;

@@ -180,7 +180,7 @@ fn offer_of(record: &Outgoing, memory: &[MemoryBackend], pages: String, release:
 }
 
 /// The number of a new session: 128 random bits.
-fn session() -> Result<String, Cause> {
+pub(crate) fn session() -> Result<String, Cause> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     filled.map_err(|error| Cause::call("cannot get random numbers for the session")(std::io::Error::from(error)))?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::Socket;
 use vmem_process::printable;
 use vmem_source::endpoint::{Resolver, is_loopback};
-use vmem_tls::Identity;
+use vmem_tls::{CloseReason, Identity};
 
 use crate::channel::{Channel, ChannelError};
 use crate::error::Cause;
@@ -47,6 +47,8 @@ pub(crate) struct Greeted {
     pub(crate) version: u32,
     pub(crate) session: String,
     pub(crate) purpose: Purpose,
+    /// The relay of TLS, on which the channel depends.
+    pub(crate) relay: Option<CloseReason>,
 }
 
 impl Security {
@@ -70,7 +72,7 @@ impl Security {
     }
 
     /// Refuses clear text to an address that is not loopback.
-    fn check(&self, address: SocketAddr) -> Result<(), Cause> {
+    pub(crate) fn check(&self, address: SocketAddr) -> Result<(), Cause> {
         if !matches!(self, Self::Loopback) || is_loopback(&address) {
             Ok(())
         } else {
@@ -114,7 +116,7 @@ impl Security {
     }
 
     fn greet(&self, stream: TcpStream, to: &str, session: &str, purpose: Purpose) -> Result<Channel, ChannelError> {
-        let mut channel = self.protect(stream, Some(to))?;
+        let (mut channel, _) = self.protect(stream, Some(to))?;
         channel.send(&FromSource::Hello {
             version: *VERSIONS.start(),
             latest: Some(*VERSIONS.end()),
@@ -147,13 +149,22 @@ impl Security {
     }
 
     pub(crate) fn listen(&self, address: SocketAddr) -> Result<TcpListener, Cause> {
+        let taken = || Cause::call(format!("cannot listen on {address}"))(rustix::io::Errno::ADDRINUSE);
+        self.listen_unless_taken(address)?.ok_or_else(taken)
+    }
+
+    /// As [`listen`](Self::listen). `None`: another process listens there.
+    pub(crate) fn listen_unless_taken(&self, address: SocketAddr) -> Result<Option<TcpListener>, Cause> {
         self.check(address)?;
-        TcpListener::bind(address).map_err(Cause::call(format!("cannot listen on {address}")))
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            bound => bound.map(Some).map_err(Cause::call(format!("cannot listen on {address}"))),
+        }
     }
 
     /// Sets up an accepted connection, and receives HELLO.
     pub(crate) fn accept(&self, stream: TcpStream) -> Result<Greeted, ChannelError> {
-        let mut channel = self.protect(stream, None)?;
+        let (mut channel, relay) = self.protect(stream, None)?;
         let FromSource::Hello {
             version: oldest,
             latest,
@@ -174,20 +185,25 @@ impl Security {
             version,
             session,
             purpose,
+            relay,
         })
     }
 
     /// Makes a channel of a connection: of one to `to` (`HOST:PORT`), or with `None` of an accepted one.
-    fn protect(&self, stream: TcpStream, to: Option<&str>) -> Result<Channel, ChannelError> {
+    fn protect(&self, stream: TcpStream, to: Option<&str>) -> Result<(Channel, Option<CloseReason>), ChannelError> {
         let carrier = Socket::from(stream.try_clone().map_err(ChannelError::Io)?);
         Channel::watch(&carrier).map_err(ChannelError::Io)?;
-        let socket = match (self, to) {
-            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, TIMEOUT)?.0,
-            (Self::Tls(identity, _), None) => identity.accept(stream, TIMEOUT)?.0,
-            (Self::Loopback | Self::Insecure, _) => Socket::from(stream),
+        let (socket, relay) = match (self, to) {
+            (Self::Tls(identity, _), Some(to)) => identity.connect(stream, to, TIMEOUT).map(protected)?,
+            (Self::Tls(identity, _), None) => identity.accept(stream, TIMEOUT).map(protected)?,
+            (Self::Loopback | Self::Insecure, _) => (Socket::from(stream), None),
         };
-        Channel::new(socket, &carrier).map_err(ChannelError::Io)
+        Ok((Channel::new(socket, &carrier).map_err(ChannelError::Io)?, relay))
     }
+}
+
+fn protected((socket, relay): (Socket, CloseReason)) -> (Socket, Option<CloseReason>) {
+    (socket, Some(relay))
 }
 
 fn peer(to: &str, error: ChannelError) -> Cause {

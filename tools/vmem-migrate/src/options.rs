@@ -178,6 +178,35 @@ pub struct Receive {
     pub command: Vec<String>,
 }
 
+/// A guest of this host that may be moved.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCKET")]
+    pub qmp: PathBuf,
+    /// Where vmemctl listens for the guest: HOST or HOST:PORT
+    #[arg(long, value_name = "HOST")]
+    pub to: Option<String>,
+}
+
+/// Guests that come from other hosts.
+#[derive(Debug, Args)]
+pub struct Listen {
+    /// How guests are received: a file with the arguments of `receive`, one a line, where {guest} stands for the guest's name; or a directory
+    /// with such a file for each guest, and the file `default` for all others
+    #[arg(long, value_name = "FILE|DIR")]
+    pub template: PathBuf,
+    /// Address to listen on: PORT, or HOST:PORT with a numeric host. Not used if standard input is a listening socket
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address)]
+    pub listen: SocketAddr,
+    /// How many guests may be on their way here at a time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub most: u16,
+    /// Converse on the connection that `listen` hands over on standard input
+    #[arg(long, hide = true)]
+    pub conversation: bool,
+}
+
 /// What happens to a guest whose source is lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum OnLost {

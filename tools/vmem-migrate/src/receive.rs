@@ -4,6 +4,7 @@
 //! The guest does not run here before the source has said COMMIT. If the connection is lost when the source may have said COMMIT, the guest
 //! stays ready and paused here until the source connects again and repeats what it said.
 
+mod arrival;
 mod final_message;
 mod host;
 mod incoming;
@@ -14,27 +15,29 @@ mod monitor;
 mod offer;
 mod page_fetcher;
 mod pause;
-mod pending;
+pub(crate) mod pending;
 mod regions;
 mod room;
 mod running;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::destination::State;
-use vmem::{Control, Files};
+use vmem::{Control, Files, MapHandle};
 use vmem_cli::{Signals, chain, log};
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{COMMAND_LIMIT, QemuProcess, command};
 
 use crate::error::{Cause, Error};
 use crate::message::FromDestination;
-use crate::network::Security;
+use crate::network::{Greeted, Security};
 use crate::options::{Common, Receive};
 use crate::record::Incoming;
 use crate::report::Report;
+pub(crate) use arrival::Arrival;
 use final_message::FinalMessage;
 use incoming::{Host, IncomingMigration, NotTaken, Resumed};
 use listener::{IncomingConnection, Listener};
@@ -50,6 +53,11 @@ pub fn run(cli: &Common, args: &Receive) -> Result<(), Error> {
     let signals = Signals::catch().map_err(Cause::call("cannot catch signals"))?;
     let mut report = Report::new(cli.json);
     let result = receive(cli, args, &mut report, &signals);
+    detach(cli, args, result, &report, &signals)
+}
+
+/// If a signal has ended `receive` while the guest is on its way, this says so, and how to go on.
+fn detach(cli: &Common, args: &Receive, result: Result<(), Error>, report: &Report, signals: &Signals) -> Result<(), Error> {
     let detached = match (result, signals.check()) {
         (Err(Error::Unfinished(_) | Error::Detached(_)), Err(stopped)) => Error::Detached(stopped.into()),
         (result, _) => return result,
@@ -67,43 +75,92 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
         report.note(&format!("{}; QEMU finds regions in {}", chain(error), vmem::DIRECTORY));
     }
     let regions = host::make_regions(&control, &files, args)?;
-    let listener = security.listen(args.listen)?;
-    let address = listener
+    let (mut listener, address) = open_listener(args, &security)?;
+    if args.resume {
+        return resume_with(cli, args, &control, &mut listener, report, signals);
+    }
+    report.note(&format!("listening on {address}"));
+    let host = Host {
+        args,
+        files: &files,
+        make_regions: &|guest, memory| host::regions_for(&control, &files, guest, memory, args),
+        security: &security,
+        signals,
+    };
+    let incoming = take(cli, &host, &mut listener, report)?;
+    finish(args, &control, &mut listener, incoming, regions, report, signals)
+}
+
+/// Resumes the move of a guest whose process has ended, with a connection of its source that `vmemctl listen` has accepted.
+pub(crate) fn resume(
+    cli: &Common,
+    args: &Receive,
+    security: Security,
+    greeted: Greeted,
+    report: &mut Report,
+    signals: &Signals,
+) -> Result<(), Error> {
+    let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
+    let mut listener = Listener::passive(security);
+    listener.reserve_guest(&greeted.session);
+    listener.pass_on(greeted);
+    let result = resume_with(cli, args, &control, &mut listener, report, signals);
+    detach(cli, args, result, report, signals)
+}
+
+fn resume_with(
+    cli: &Common,
+    args: &Receive,
+    control: &Control,
+    listener: &mut Listener,
+    report: &mut Report,
+    signals: &Signals,
+) -> Result<(), Error> {
+    match IncomingMigration::resume(cli, args, listener, report, signals)? {
+        Resumed::Incoming(incoming) => finish(args, control, listener, *incoming, Vec::new(), report, signals),
+        Resumed::Over(owner, state_dir, word) => FinalMessage {
+            owner,
+            channel: None,
+            state_dir,
+            word,
+        }
+        .send(listener, report, signals),
+    }
+}
+
+/// A listener at the address of the options. If `vmemctl listen` has that address, a move that is resumed gets its connections from there.
+fn open_listener(args: &Receive, security: &Security) -> Result<(Listener, SocketAddr), Cause> {
+    let socket = match args.resume {
+        true => security.listen_unless_taken(args.listen)?,
+        false => Some(security.listen(args.listen)?),
+    };
+    let Some(socket) = socket else {
+        return Ok((Listener::passive(security.clone()), args.listen));
+    };
+    let address = socket
         .local_addr()
         .map_err(Cause::call("cannot get the address of the listening socket"))?;
-    let mut listener = Listener::open(listener, security.clone())?;
-    let mut incoming = if args.resume {
-        match IncomingMigration::resume(cli, args, &listener, report, signals)? {
-            Resumed::Incoming(incoming) => *incoming,
-            Resumed::Over(owner, state_dir, word) => {
-                return FinalMessage {
-                    owner,
-                    channel: None,
-                    state_dir,
-                    word,
-                }
-                .send(&mut listener, report, signals);
-            }
-        }
-    } else {
-        report.note(&format!("listening on {address}"));
-        let host = Host {
-            args,
-            files: &files,
-            make_regions: &|guest, memory| host::regions_for(&control, &files, guest, memory, args),
-            security: &security,
-            signals,
-        };
-        take(cli, &host, &mut listener, report)?
-    };
-    incoming.run(&mut listener, report);
+    Ok((Listener::open(socket, security.clone())?, address))
+}
+
+/// Has the guest run here, and supervises vmemd until all of the guest's memory is here. The handles of `regions` are not needed once QEMU
+/// has the regions open.
+fn finish(
+    args: &Receive,
+    control: &Control,
+    listener: &mut Listener,
+    mut incoming: IncomingMigration,
+    regions: Vec<MapHandle>,
+    report: &mut Report,
+    signals: &Signals,
+) -> Result<(), Error> {
+    incoming.run(listener, report);
     if incoming.owner.state() != State::Running {
-        return end(incoming, &mut listener, report, signals);
+        return end(incoming, listener, report, signals);
     }
-    // QEMU has the regions open, so they exist without these handles.
     drop(regions);
     report.running(None);
-    running::supervise(args, &control, &mut listener, incoming, report, signals)
+    running::supervise(args, control, listener, incoming, report, signals)
 }
 
 /// Whether the guest of a record may be here and lack memory.

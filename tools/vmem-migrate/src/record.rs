@@ -117,6 +117,21 @@ pub(crate) struct Incoming {
     pub(crate) reason: Option<String>,
 }
 
+impl Incoming {
+    /// The record of this session, whoever holds it.
+    pub(crate) fn of_session(state: &Path, session: &str) -> Result<Option<Self>, RecordError> {
+        for directory in StateDir::directories(state, "in")? {
+            // Another one that cannot be read does not matter.
+            if let Ok(Some(record)) = StateDir::peek::<Self>(&directory) {
+                if record.session == session {
+                    return Ok(Some(record));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// A record with the phase of its move.
 pub(crate) trait Record: Clone + Serialize {
     fn set_phase(&mut self, phase: Phase);
@@ -218,6 +233,12 @@ impl StateDir {
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
         Ok(of_side.map(|entry| entry.path()).collect())
+    }
+
+    /// Whether another process holds a directory.
+    pub(crate) fn is_held(directory: &Path) -> bool {
+        let lock = File::open(directory.join("lock"));
+        lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
     }
 
     /// The record in a directory that another process may hold, if there is one. It is a whole one, and may be outdated already.

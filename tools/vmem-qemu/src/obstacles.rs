@@ -25,14 +25,23 @@ const CAPABILITIES: [&str; 6] = [
 ///
 /// [`Error::Obstacle`] names the obstacles, and how to remove them; those of [`Qmp::execute`].
 pub fn check(qmp: &mut Qmp) -> Result<(), Error> {
+    match all(qmp)?.as_slice() {
+        [] => Ok(()),
+        found => Err(Error::Obstacle(found.join("; "))),
+    }
+}
+
+/// Why a QEMU cannot migrate over one socket, and how to mend each of it.
+///
+/// # Errors
+///
+/// Those of [`Qmp::execute`].
+pub fn all(qmp: &mut Qmp) -> Result<Vec<String>, Error> {
     let mut ask = |command: &str| qmp.execute(command, json!({}));
     let migration = ask("query-migrate")?;
     let capabilities = ask("query-migrate-capabilities")?;
     let parameters = ask("query-migrate-parameters")?;
-    match find(&migration, &capabilities, &parameters, has_no_description(qmp)?) {
-        None => Ok(()),
-        Some(what) => Err(Error::Obstacle(what)),
-    }
+    Ok(find(&migration, &capabilities, &parameters, has_no_description(qmp)?))
 }
 
 /// Whether QEMU writes no description of its devices at the end of the stream. Only this description shows that all of them are saved.
@@ -46,7 +55,7 @@ fn has_no_description(qmp: &mut Qmp) -> Result<bool, Error> {
 }
 
 /// Describes the obstacles in QEMU's replies, and how to remove them.
-fn find(migration: &Value, capabilities: &Value, parameters: &Value, has_no_description: bool) -> Option<String> {
+fn find(migration: &Value, capabilities: &Value, parameters: &Value, has_no_description: bool) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(status @ ("setup" | "active" | "pre-switchover" | "device" | "cancelling")) = text(migration, "status") {
         found.push(format!("a migration is going on already (query-migrate: {status})"));
@@ -74,7 +83,7 @@ fn find(migration: &Value, capabilities: &Value, parameters: &Value, has_no_desc
     if has_no_description {
         found.push("suppress-vmdesc=on (-machine): start QEMU without that, since its stream has no recognizable end".to_owned());
     }
-    (!found.is_empty()).then(|| found.join("; "))
+    found
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
@@ -99,12 +108,12 @@ mod tests {
         for migration in [json!({}), json!({"status": "completed"}), json!({"status": "cancelled"})] {
             assert_eq!(
                 find(&migration, &capabilities(&["events", "x-ignore-shared"]), &parameters, false),
-                None,
+                [""; 0],
                 "{migration}"
             );
         }
         // An old QEMU does not report all of this.
-        assert_eq!(find(&json!({}), &json!([]), &json!({}), false), None);
+        assert_eq!(find(&json!({}), &json!([]), &json!({}), false), [""; 0]);
     }
 
     #[test]
@@ -140,16 +149,16 @@ mod tests {
     fn each_obstacle_is_named() {
         let none = json!({});
         let blocked = json!({"blocked-reasons": ["0000:00:04.0: VFIO migration is not supported in kernel", "no"]});
-        let found = find(&blocked, &none, &none, false).expect("an obstacle");
-        assert_eq!(found, "0000:00:04.0: VFIO migration is not supported in kernel; no");
-        let found = find(&json!({"status": "active"}), &none, &none, false).expect("an obstacle");
+        let found = find(&blocked, &none, &none, false);
+        assert_eq!(found, ["0000:00:04.0: VFIO migration is not supported in kernel", "no"]);
+        let found = find(&json!({"status": "active"}), &none, &none, false).join("; ");
         assert!(found.contains("going on already (query-migrate: active)"), "{found}");
-        let found = find(&none, &capabilities(&["multifd", "xbzrle"]), &none, false).expect("an obstacle");
+        let found = find(&none, &capabilities(&["multifd", "xbzrle"]), &none, false).join("; ");
         assert!(
             found.contains("capability multifd is on") && !found.contains("xbzrle"),
             "{found}"
         );
-        let found = find(&none, &none, &json!({"tls-creds": "tls0", "mode": "cpr-reboot"}), false).expect("an obstacle");
+        let found = find(&none, &none, &json!({"tls-creds": "tls0", "mode": "cpr-reboot"}), false).join("; ");
         assert!(
             found.contains("tls-creds is \"tls0\"") && found.contains("mode is cpr-reboot"),
             "{found}"

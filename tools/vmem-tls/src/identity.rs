@@ -236,6 +236,14 @@ impl CloseReason {
         })
     }
 
+    /// Waits until the connection is closed and its relay has ended. A process that has given the socket to another one relays until then.
+    pub fn wait(&self) {
+        // The thread of the relay holds a clone of this until it ends.
+        while Arc::strong_count(&self.0) > 1 {
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Keeps `error` if it is one of TLS; a failure of the network is not.
     fn set(&self, error: io::Error) {
         let error = error.into_inner().and_then(|error| error.downcast::<rustls::Error>().ok());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use vmem_cli::log::Verbosity;
 use vmem_cli::{Completions, bandwidth, seconds, size};
-use vmem_migrate::options::{Abort, Common, Forget, Migrate, Receive, Recover, Set, Status};
+use vmem_migrate::options::{Abort, Check, Common, Forget, Listen, Migrate, Receive, Recover, Set, Status};
 
 use crate::memory_of::MemoryOf;
 
@@ -25,10 +25,14 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show whether a guest of this host can be moved, with every reason why not
+    Check(Check),
     /// Move a guest of this host to another host
     Migrate(Migrate),
     /// Receive a guest from another host
     Receive(Receive),
+    /// Receive guests from other hosts until told to end, each as a template says
+    Listen(Listen),
     /// Continue a move whose `migrate` has died or given up, on the source host
     Recover(Recover),
     /// Remove the record of a guest that was received and whose source is gone for good

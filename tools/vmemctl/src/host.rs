@@ -10,8 +10,8 @@ use vmem_doctor::{Finding, Host, State, Versions, findings};
 /// The exit code if the versions do not fit.
 const EXIT_VERSIONS: u8 = 8;
 
-/// The exit code if the machine lacks something without which vmem cannot be used.
-const EXIT_UNUSABLE: u8 = 9;
+/// The exit code if the machine lacks something without which vmem cannot be used, or something prevents a move.
+pub(crate) const EXIT_UNUSABLE: u8 = 9;
 
 /// Prints the versions. Returns the exit code.
 pub(crate) fn version(json: bool) -> u8 {

@@ -15,6 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use vmem_cli::{chain, log, output};
+use vmem_migrate::options::Check;
 use vmem_migrate::report::{self, Report};
 
 use cli::{Cli, Command};
@@ -41,8 +42,11 @@ fn run(cli: &Cli) -> u8 {
         Command::Checkpoint(args) => checkpoint::needs_scope(args),
         _ => false,
     };
-    if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
-        Report::new(cli.common.json).note(&note);
+    // `listen` decides for each guest, in the guest's process. Only the first decision of a process counts.
+    if !matches!(cli.command, Command::Listen(_)) {
+        if let Some(note) = vmem_process::scope::prepare(needs_scope && !common.no_scope) {
+            Report::new(common.json).note(&note);
+        }
     }
     let result = match &cli.command {
         Command::Version => return host::version(common.json),
@@ -51,8 +55,10 @@ fn run(cli: &Cli) -> u8 {
         Command::Region(args) => return local(cli, region::run(cli, args)),
         Command::Checkpoint(args) => return local(cli, checkpoint::run(args, common)),
         Command::Tls(args) => return local(cli, tls::run(args, common.json)),
+        Command::Check(args) => return check(cli, args),
         Command::Migrate(args) => vmem_migrate::migrate(common, args),
         Command::Receive(args) => vmem_migrate::receive(common, args),
+        Command::Listen(args) => vmem_migrate::listen(common, args),
         Command::Recover(args) => vmem_migrate::recover(common, args),
         Command::Forget(args) => vmem_migrate::forget(common, args),
         Command::Status(args) => vmem_migrate::status(common, args),
@@ -61,6 +67,15 @@ fn run(cli: &Cli) -> u8 {
         Command::DirtyRate(args) => dirty_rate::run(args, common.json),
     };
     result.map_or_else(|failure| report_error(cli, &failure, failure.code()), |()| 0)
+}
+
+/// Prints whether the guest can be moved. Returns the exit code.
+fn check(cli: &Cli, args: &Check) -> u8 {
+    match vmem_migrate::check(&cli.common, args) {
+        Ok(true) => 0,
+        Ok(false) => host::EXIT_UNUSABLE,
+        Err(failure) => report_error(cli, &failure, failure.code()),
+    }
 }
 
 /// The exit code of a command that no other host takes part in.
@@ -72,7 +87,7 @@ fn local<E: Error>(cli: &Cli, result: Result<(), E>) -> u8 {
 fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
     let text = chain(error);
     match cli.command {
-        Command::Migrate(_) | Command::Receive(_) | Command::Recover(_) => tracing::error!("{text}"),
+        Command::Migrate(_) | Command::Receive(_) | Command::Listen(_) | Command::Recover(_) => tracing::error!("{text}"),
         // The other commands are short, so their errors need no time stamp.
         _ => output::err(&format!("vmemctl: {text}")),
     }

@@ -6,7 +6,8 @@
 //! takes the slot of the one that has been silent longest, so silent connections cannot keep a source out.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,8 +17,9 @@ use vmem_cli::chain;
 
 use super::offer::{self, Fetching, Offer, Transport};
 use super::pending::{PendingConnections, PendingSlot};
-use crate::channel::Channel;
+use crate::channel::{Channel, canonical};
 use crate::error::Cause;
+use crate::handover::{self, Rendezvous};
 use crate::key::Key;
 use crate::message::{FromDestination, FromSource, Purpose};
 use crate::network::{Greeted, Security};
@@ -49,6 +51,9 @@ pub(super) struct Listener {
     connections: Receiver<IncomingConnection>,
     /// The session of the guest that is being received.
     guest: Arc<Mutex<Option<String>>>,
+    inside: Inside,
+    /// Where `vmemctl listen` hands over further connections of the guest.
+    handover: Option<Rendezvous>,
 }
 
 /// The state that the threads of the listener share.
@@ -67,6 +72,17 @@ impl Listener {
 
     /// A listener for the connections that `accept` returns.
     fn with(accept: impl FnMut() -> io::Result<TcpStream> + Send + 'static, security: Security) -> Result<Self, Cause> {
+        let listener = Self::passive(security);
+        let inside = listener.inside.clone();
+        thread::Builder::new()
+            .name("listener".to_owned())
+            .spawn(move || inside.accept_all(accept))
+            .map_err(Cause::call("cannot start a thread"))?;
+        Ok(listener)
+    }
+
+    /// A listener that accepts no connection of the network itself: `vmemctl listen` does.
+    pub(super) fn passive(security: Security) -> Self {
         let (sender, connections) = channel();
         let guest = Arc::new(Mutex::new(None));
         let inside = Inside {
@@ -75,11 +91,44 @@ impl Listener {
             sender,
             silent: PendingConnections::new(PLACES),
         };
-        thread::Builder::new()
-            .name("listener".to_owned())
-            .spawn(move || inside.accept_all(accept))
-            .map_err(Cause::call("cannot start a thread"))?;
-        Ok(Self { connections, guest })
+        Self {
+            connections,
+            guest,
+            inside,
+            handover: None,
+        }
+    }
+
+    /// The answer to HELLO, and the offer that follows, of a connection that `vmemctl listen` has accepted.
+    pub(super) fn offered(&self, greeted: Greeted) -> Option<(Channel, Offer)> {
+        match self.inside.converse(greeted) {
+            Some(IncomingConnection::Guest(channel, offer)) => Some((channel, offer)),
+            _ => None,
+        }
+    }
+
+    /// Answers HELLO of a connection that `vmemctl listen` has accepted, and passes the connection on to [`wait_for`](Self::wait_for).
+    pub(super) fn pass_on(&self, greeted: Greeted) {
+        self.inside.pass_on(greeted);
+    }
+
+    /// Takes the further connections of the guest of `session` from `vmemctl listen`, if that accepts them on this host.
+    pub(super) fn take_over(&mut self, state: &Path, session: &str) -> Result<(), Cause> {
+        let failed = || Cause::call("cannot take connections over from 'vmemctl listen'");
+        let (rendezvous, socket) = Rendezvous::open(state, session).map_err(failed())?;
+        let inside = self.inside.clone();
+        let take_all = move || {
+            for peer in socket.incoming().flatten() {
+                match handover::recv_greeted(&peer) {
+                    Ok(greeted) => inside.pass_on(greeted),
+                    Err(error) => tracing::warn!("a connection cannot be taken over: {error}"),
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("handover".to_owned());
+        thread.spawn(take_all).map_err(failed())?;
+        self.handover = Some(rendezvous);
+        Ok(())
     }
 
     /// The next connection, if one is accepted within `limit`.
@@ -126,46 +175,51 @@ impl Inside {
 
     fn visit(&self, stream: TcpStream, stranger: PendingSlot) {
         let carrier = stream.try_clone();
-        let Greeted {
-            channel,
-            version,
-            session,
-            purpose,
-        } = match self.security.accept(stream) {
-            Ok(connection) => connection,
-            Err(error) => return tracing::warn!("a visitor: {}", chain(&error)),
+        let peer = stream.peer_addr();
+        let greeted = match self.security.accept(stream) {
+            Ok(greeted) => greeted,
+            Err(error) => return tracing::warn!("a visitor{}: {}", from(peer.ok()), chain(&error)),
         };
         let silent = match carrier.and_then(|carrier| self.silent.enter(&carrier)) {
             Ok(seat) => seat,
             Err(error) => return tracing::warn!("a visitor cannot be heard: {error}"),
         };
         drop(stranger);
-        let (answer, welcome) = match self.refusal(&session, purpose) {
-            None => (FromDestination::Welcome { version }, true),
-            Some(reason) => (
-                FromDestination::Refuse {
-                    reason: reason.to_owned(),
-                },
-                false,
-            ),
-        };
-        if let Err(error) = channel.send(&answer) {
-            return tracing::warn!("a visitor: {}", chain(&error));
-        }
-        if !welcome {
-            return;
-        }
-        let connection = match purpose {
-            Purpose::State => IncomingConnection::State(channel),
-            Purpose::Recover => IncomingConnection::Recover(channel),
-            Purpose::Migrate => match self.recv_offer(channel, session) {
-                Some(connection) => connection,
-                None => return,
-            },
-        };
+        self.pass_on(greeted);
         drop(silent);
-        // The main thread receives. If it has ended, the connection is not needed.
-        let _ = self.sender.send(connection);
+    }
+
+    /// Converses on a connection, and passes it on to the main thread.
+    fn pass_on(&self, greeted: Greeted) {
+        if let Some(connection) = self.converse(greeted) {
+            // The main thread receives. If it has ended, the connection is not needed.
+            let _ = self.sender.send(connection);
+        }
+    }
+
+    /// Answers HELLO, and waits for the offer if the connection is for one. `None`: the connection is of no use.
+    fn converse(&self, greeted: Greeted) -> Option<IncomingConnection> {
+        let Greeted {
+            channel,
+            version,
+            session,
+            purpose,
+            relay: _,
+        } = greeted;
+        let refusal = self.refusal(&session, purpose);
+        let answer = refusal.map_or(FromDestination::Welcome { version }, |reason| FromDestination::Refuse {
+            reason: reason.to_owned(),
+        });
+        if let Err(error) = channel.send(&answer) {
+            tracing::warn!("a visitor: {}", chain(&error));
+            return None;
+        }
+        match (refusal, purpose) {
+            (Some(_), _) => None,
+            (None, Purpose::State) => Some(IncomingConnection::State(channel)),
+            (None, Purpose::Recover) => Some(IncomingConnection::Recover(channel)),
+            (None, Purpose::Migrate) => self.recv_offer(channel, session),
+        }
     }
 
     /// Why a connection is refused. `None`: it is accepted.
@@ -230,6 +284,10 @@ impl Inside {
         let _ = channel.send(&FromDestination::Failed { reason });
         None
     }
+}
+
+fn from(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(String::new, |peer| format!(" from {}", canonical(peer)))
 }
 
 #[cfg(test)]

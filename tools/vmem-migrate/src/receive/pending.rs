@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The pending connections of one stage.
 #[derive(Clone, Debug)]
-pub(super) struct PendingConnections {
+pub(crate) struct PendingConnections {
     most: usize,
     waiting: Arc<Mutex<Waiting>>,
 }
@@ -21,14 +21,14 @@ struct Waiting {
 
 /// A slot of a pending connection. Dropping it frees the slot.
 #[derive(Debug)]
-pub(super) struct PendingSlot {
+pub(crate) struct PendingSlot {
     lobby: PendingConnections,
     number: u64,
 }
 
 impl PendingConnections {
     /// Makes room for `most` connections.
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
             waiting: Arc::default(),
@@ -36,7 +36,7 @@ impl PendingConnections {
     }
 
     /// Adds a connection. If all slots are taken, this shuts down the connection that has waited longest.
-    pub(super) fn enter(&self, connection: &TcpStream) -> io::Result<PendingSlot> {
+    pub(crate) fn enter(&self, connection: &TcpStream) -> io::Result<PendingSlot> {
         let connection = connection.try_clone()?;
         let mut waiting = self.lock();
         waiting.number += 1;

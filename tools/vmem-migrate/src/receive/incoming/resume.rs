@@ -40,12 +40,14 @@ impl IncomingMigration {
     pub(in crate::receive) fn resume(
         cli: &Common,
         args: &Receive,
-        listener: &Listener,
+        listener: &mut Listener,
         report: &Report,
         signals: &Signals,
     ) -> Result<Resumed, Error> {
         let (state_dir, record) = recorded(cli, args)?;
         listener.reserve_guest(&record.session);
+        // The source may have the address of `vmemctl listen`.
+        listener.take_over(&cli.state, &record.session)?;
         log_subject(&record.guest, &record.session);
         if let Phase::Failed | Phase::Complete = record.phase {
             return Ok(Self::over(state_dir, record, report));

@@ -25,9 +25,9 @@ fn resumed(phase: Phase, file: &str) -> (Result<Resumed, Error>, TempDir) {
     };
     let security = Security::new(&cli.common).expect("loopback");
     let listener = security.listen(([127, 0, 0, 1], 0).into()).expect("a port");
-    let listener = Listener::open(listener, security).expect("a listener");
+    let mut listener = Listener::open(listener, security).expect("a listener");
     (
-        IncomingMigration::resume(&cli.common, args, &listener, &Report::new(true), &Signals::default()),
+        IncomingMigration::resume(&cli.common, args, &mut listener, &Report::new(true), &Signals::default()),
         directory,
     )
 }
