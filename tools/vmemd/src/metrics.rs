@@ -219,9 +219,12 @@ fn bind_later(address: SocketAddr, error: &MetricsError) -> TcpListener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::time::Duration;
+
+    use serde_json::Value;
 
     use vmem_engine::Service;
 
@@ -236,6 +239,55 @@ mod tests {
         let mut answer = String::new();
         socket.read_to_string(&mut answer).expect("an answer");
         answer
+    }
+
+    /// The names of the figures on a page, as `# TYPE` lines have them, with what a counter's value has behind its name.
+    fn names(page: &str) -> BTreeSet<String> {
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kind)| {
+                if kind == "counter" {
+                    format!("{name}_total")
+                } else {
+                    name.to_owned()
+                }
+            })
+            .collect()
+    }
+
+    /// The names of figures in the queries of the panels.
+    fn queried(panels: &Value) -> BTreeSet<String> {
+        let list = |value: &'_ Value, name: &str| value[name].as_array().cloned().unwrap_or_default();
+        let targets = panels
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|panel| list(panel, "targets"));
+        let queries = targets.map(|target| target["expr"].as_str().expect("a query").to_owned());
+        let words = |query: String| {
+            query
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .map(str::to_owned)
+                .collect()
+        };
+        queries
+            .flat_map::<Vec<String>, _>(words)
+            .filter(|word| word.starts_with("vmemd_"))
+            .collect()
+    }
+
+    #[test]
+    fn dashboard_shows_each_figure_and_no_other() {
+        let dashboard: Value = serde_json::from_str(include_str!("../grafana/vmem.json")).expect("a dashboard");
+        let (near, far) = (free_port(), free_port());
+        let _figures = Destination::listen(Listener::bind(near, Unbound::Fails).expect("a server"));
+        listen_for_source(Listener::bind(far, Unbound::Fails).expect("a server"), Arc::default());
+        let given: BTreeSet<_> = [near, far]
+            .iter()
+            .flat_map(|address| names(&get(*address, "/metrics")))
+            .collect();
+        assert_eq!(queried(&dashboard["panels"]), given);
     }
 
     #[test]
