@@ -2,28 +2,30 @@
 //! A server that exports memory images, read-only.
 //!
 //! Each connection has a thread that reads requests and a few that answer them, so that one answer that takes long does not delay the others,
-//! and no connection waits for another one. Bounded are: connections, requests of each, the bytes of each that are in memory, and the
+//! and no connection waits for another one. Bounded are: connections, those in the handshake, requests of each, the bytes of each that are in memory, and the
 //! time that a client may take for the handshake and for taking an answer.
 
+mod connections;
 mod handshake;
 mod requests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
+use vmem_wait::MessageLimit;
 
 pub use crate::extent::Extent;
 use crate::link::Link;
+use connections::{Connections, Entry};
 
 /// An image that is exported.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,7 +70,7 @@ pub trait Images: Send + Sync {
 /// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. Each takes up to 2 MiB of memory while it reads, and five threads; what protects it may take another one.
+    /// Clients that have chosen an export, at a time; 16 more may be in the handshake, and the oldest of these gives way to a new one. Each takes up to 2 MiB of memory while it reads, and five threads; what protects it may take another one.
     pub connections: usize,
     /// How long a client may take for the handshake, for the rest of a request that it has begun, and for taking a piece of an answer.
     pub timeout: Duration,
@@ -122,16 +124,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long clients may take for the answers that are under way when the server ends.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The connections that there are.
-#[derive(Debug, Default)]
-struct Connections(Mutex<HashMap<u64, Arc<Link>>>);
-
-impl Connections {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Serves until `ends` returns true, and then until the requests under way are answered, for two seconds at most. With `protect`, a client learns and
 /// gets nothing before its connection is protected (`FORCEDTLS` of the protocol).
 ///
@@ -161,54 +153,52 @@ pub fn serve(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 // The client has gone already, or descriptors are short for a moment.
-                tracing::warn!("cannot accept a client: {error}");
+                say(&format!("cannot accept a client: {error}"));
                 thread::sleep(POLL_INTERVAL);
                 continue;
             }
         };
-        if connections.lock().len() >= limits.connections {
-            tracing::warn!("a client was refused: there are {} connections", limits.connections);
-            continue;
-        }
         number += 1;
-        connections.lock().insert(number, Arc::clone(&link));
-        let (images, of, protect) = (Arc::clone(images), Arc::clone(&connections), protect.cloned());
+        let (entry, has_cut) = connections.enter(number, Arc::clone(&link));
+        if has_cut {
+            say("a client was disconnected: too many are in the handshake");
+        }
+        let (images, protect) = (Arc::clone(images), protect.cloned());
         let run = move || {
-            // Also if it panics.
-            let _entry = Entry(&of, number);
-            let replace = |link: &Arc<Link>| drop(of.lock().insert(number, Arc::clone(link)));
-            if let Err(error) = attend(link, &*images, protect.as_deref(), &replace) {
-                tracing::info!("connection {number} has ended: {error}");
+            let ended = attend(link, &entry, &*images, limits, protect.as_deref());
+            match ended {
+                Err(error) if entry.is_established() => tracing::info!("connection {number} has ended: {error}"),
+                Err(error) => say(&format!("connection {number} has ended in its handshake: {error}")),
+                Ok(()) => {}
             }
         };
         if let Err(error) = thread::Builder::new().name("nbd".to_owned()).spawn(run) {
-            tracing::warn!("a client was refused: {error}");
-            connections.lock().remove(&number);
+            say(&format!("a client was refused: {error}"));
         }
     }
-    connections.lock().values().for_each(|link| link.shut_down(Shutdown::Read));
+    connections.shut_down(Shutdown::Read);
     let until = Instant::now() + LINGER;
-    while !connections.lock().is_empty() && Instant::now() < until {
+    while !connections.is_empty() && Instant::now() < until {
         thread::sleep(Duration::from_millis(10));
     }
-    connections.lock().values().for_each(|link| link.shut_down(Shutdown::Both));
+    connections.shut_down(Shutdown::Both);
     Ok(())
 }
 
-/// A connection in the table, until its thread ends.
-struct Entry<'a>(&'a Connections, u64);
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        if let Some(link) = self.0.lock().remove(&self.1) {
-            link.shut_down(Shutdown::Both);
-        }
+fn attend(link: Arc<Link>, entry: &Entry, images: &dyn Images, limits: Limits, protect: Option<&Protect>) -> io::Result<()> {
+    match handshake::negotiate(link, images.exports(), protect, &|link| entry.replace(link))? {
+        Some((link, chosen)) if entry.establish(limits.connections) => requests::answer(&link, images, chosen),
+        Some(_) => Err(io::Error::other(format!("there are {} connections", limits.connections))),
+        None => Ok(()),
     }
 }
 
-fn attend(link: Arc<Link>, images: &dyn Images, protect: Option<&Protect>, replace: &dyn Fn(&Arc<Link>)) -> io::Result<()> {
-    match handshake::negotiate(link, images.exports(), protect, replace)? {
-        Some((link, chosen)) => requests::answer(&link, images, chosen),
-        None => Ok(()),
+/// Says what anybody can cause who can connect.
+fn say(line: &str) {
+    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
+    match STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now()) {
+        None => {}
+        Some(0) => tracing::warn!("{line}"),
+        Some(others) => tracing::warn!("{line} ({others} messages like this were left out)"),
     }
 }

@@ -187,7 +187,7 @@ impl Memory {
         let fresh = released.insert(range).map_err(Error::ReleaseRecord)?;
         // Not every file system has extended attributes, and the node of a region has none. The call costs less than the hole.
         let _ = fsetxattr(&self.lock, MARK, b"1", XattrFlags::empty());
-        let mut count = 0;
+        let (mut count, mut failed) = (0, None);
         for (at, pages) in fresh.iter().enumerate() {
             let made = match &self.contents {
                 Contents::File(file) => file.release(*pages),
@@ -199,10 +199,11 @@ impl Memory {
                     self.keep_pages(released, &fresh[at..]);
                     return Err(Error::HolesUnsupported(error));
                 }
-                Err(error) => return Err(Error::PunchHole(error)),
+                // Of the others, the memory can be freed.
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(count)
+        failed.map_or(Ok(count), |error| Err(Error::PunchHole(error)))
     }
 
     /// Makes the memory keep its pages from now on: it cannot have holes, and `pages` are unchanged.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Waiting that can be ended: a stop event, and the pauses between attempts.
+//! Waiting that can be ended: a stop event, and the pauses between attempts. And a limit in time for messages.
 //!
 //! A thread that tries something again and again waits for a [`StopEvent`], with the pause of a [`BackOff`] as the timeout:
 //!
@@ -24,7 +24,9 @@
 #![forbid(unsafe_code)]
 
 mod back_off;
+mod message_limit;
 mod stop_event;
 
 pub use back_off::BackOff;
+pub use message_limit::MessageLimit;
 pub use stop_event::StopEvent;

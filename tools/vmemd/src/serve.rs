@@ -2,7 +2,6 @@
 //! `vmemd serve`: the source's side.
 
 mod ending;
-mod limit;
 mod requests;
 mod tracked;
 
@@ -31,11 +30,10 @@ use crate::files;
 use crate::metrics::{Listener, MetricsError, Unbound, listen_for_source};
 use crate::orders;
 use crate::privileges::{self, Files, Needs, PrivilegeError, User};
-use limit::Limit;
 use requests::Requests;
 use tracked::TrackError;
 use vmem_cli::output::out;
-use vmem_wait::StopEvent;
+use vmem_wait::{MessageLimit, StopEvent};
 
 /// Why memory is not served.
 #[derive(Debug, thiserror::Error)]
@@ -219,7 +217,7 @@ fn listen(lines: impl BufRead, release: impl Fn()) {
 
 fn log(event: &Event<'_>) {
     // What anybody can cause who can connect.
-    static STRANGERS: Mutex<Limit> = Mutex::new(Limit::new());
+    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
     let line = match event {
         Event::Connected { peer, lane } => return tracing::info!("{peer}: connected ({lane:?})"),
         Event::Ended {

@@ -307,9 +307,11 @@ fn bad_clients_are_disconnected_and_harm_no_other() {
     let mut silent = UnixStream::connect(server.path()).expect("a server");
     take(&mut silent, 18);
     let mut slow = structured(&server.path());
+    let third = structured(&server.path());
     // The fourth.
-    let mut further = UnixStream::connect(server.path()).expect("a server");
+    let mut further = structured(&server.path());
     assert!(is_closed(&mut further), "one too many");
+    drop(third);
     for _ in 0..100 {
         request(&mut slow, command::READ, PIECE, PIECE as u32);
     }
@@ -321,4 +323,26 @@ fn bad_clients_are_disconnected_and_harm_no_other() {
     drop((structured(&server.path()), slow));
     request(&mut good, command::READ, PIECE, 1);
     assert_eq!(chunks(&mut good)[0].1[8..], [1], "an idle client stays");
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_out() {
+    let server = Running::start(Limits {
+        connections: 2,
+        ..Limits::default()
+    });
+    let mut first = structured(&server.path());
+    let silent = |_| {
+        let mut silent = UnixStream::connect(server.path()).expect("a server");
+        silent.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        take(&mut silent, 18);
+        silent
+    };
+    let mut silent: Vec<_> = (0..connections::MAX_HANDSHAKES + 2).map(silent).collect();
+    assert!(is_closed(&mut silent[0]) && is_closed(&mut silent[1]), "the oldest two");
+    let mut second = structured(&server.path());
+    for client in [&mut first, &mut second] {
+        request(client, command::READ, PIECE, 1);
+        assert_eq!(chunks(client)[0].1[8..], [1]);
+    }
 }

@@ -3,19 +3,23 @@
 
 use std::time::{Duration, Instant};
 
-/// So many messages in a period; the others are counted.
-#[derive(Debug)]
-pub(super) struct Limit {
+/// [`MESSAGES`](Self::MESSAGES) messages in a [`PERIOD`](Self::PERIOD); the others are counted.
+#[derive(Debug, Default)]
+pub struct MessageLimit {
     since: Option<Instant>,
     passed: u64,
     suppressed: u64,
 }
 
-impl Limit {
-    pub(super) const MESSAGES: u64 = 10;
-    pub(super) const PERIOD: Duration = Duration::from_secs(10);
+impl MessageLimit {
+    /// How many messages pass.
+    pub const MESSAGES: u64 = 10;
+    /// In what time.
+    pub const PERIOD: Duration = Duration::from_secs(10);
 
-    pub(super) const fn new() -> Self {
+    /// A limit of which nothing is used.
+    #[must_use]
+    pub const fn new() -> Self {
         Self {
             since: None,
             passed: 0,
@@ -24,7 +28,7 @@ impl Limit {
     }
 
     /// Whether a message of this moment is to be said, and how many have not been since the last that was.
-    pub(super) fn pass(&mut self, now: Instant) -> Option<u64> {
+    pub fn pass(&mut self, now: Instant) -> Option<u64> {
         let is_over = |since: Instant| now.saturating_duration_since(since) >= Self::PERIOD;
         if self.since.is_none_or(is_over) {
             (self.since, self.passed) = (Some(now), 0);
@@ -45,9 +49,9 @@ mod tests {
 
     #[test]
     fn messages_beyond_the_limit_are_counted_and_said_later() {
-        let (mut limit, start) = (Limit::new(), Instant::now());
+        let (mut limit, start) = (MessageLimit::new(), Instant::now());
         let mut pass = |seconds| limit.pass(start + Duration::from_secs(seconds));
-        for _ in 0..Limit::MESSAGES {
+        for _ in 0..MessageLimit::MESSAGES {
             assert_eq!(pass(0), Some(0));
         }
         for _ in 0..1000 {
