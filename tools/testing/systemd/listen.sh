@@ -100,15 +100,28 @@ listen_refuses_guests_that_it_may_not_take() {
 	move guest0 &
 	first=$!
 	wait_for "guest0 runs at the destination" has_come guest0
-	is_refused guest1 '1 guests are on their way here, and no more are accepted at a time'
+	is_refused guest1 'no more than 1 guests may be on their way here at a time'
 	tc qdisc del dev lo root
 	wait "$first"
 	# Its QEMU at the source has ended, and here is another guest that calls itself so.
 	start_guests guest0
-	is_refused guest0 'a guest of the name guest0 is here'
+	# A QEMU that has a client lets only few others wait.
+	socat -T 100 EXEC:'sleep 100' UNIX-CONNECT:/run/guest0.qmp &
+	for _ in 1 2 3 4; do is_refused guest0 'a guest of the name guest0 is here'; done
 	mv /run/templates/default /run/templates/guest2
 	is_refused guest1 'there is no template for guest guest1'
+}
+
+strangers_keep_no_guest_out_of_listen() {
+	local stranger
+	prepare_listen
+	start_guests guest0
+	for _ in $(seq 50); do exec {stranger}<>/dev/tcp/127.0.0.1/8637; done
+	move guest0
 	runs /run/guest0.qmp
+	wait_for "the first strangers are cut" said 'is refused: '
+	echo "lines about strangers: $(grep -c 'is refused: ' "$receive_log")"
+	[ "$(grep -c 'is refused: ' "$receive_log")" -le 20 ]
 }
 
 # move_until_it_runs_here GUEST: its vmemctl is process $source.
@@ -139,7 +152,7 @@ moves_through_listen_are_recovered() {
 	start_guests guest0
 	move_until_it_runs_here guest0
 	pkill -KILL -x vmemctl
-	! wait "$source"
+	if wait "$source"; then return 1; fi
 	tc qdisc del dev lo root
 	"$vmemctl" --state /run/source --tls /run/authority/host0 recover >/run/migrate.log 2>&1
 	said 'continues the move of guest guest0, whose process has ended here'
@@ -155,7 +168,7 @@ receive_resume_takes_the_connections_of_listen() {
 	move_until_it_runs_here guest0
 	: >"$receive_log"
 	pkill -KILL -x vmemctl
-	! wait "$source"
+	if wait "$source"; then return 1; fi
 	wait_for "listen is there again" said 'listening on .*8637'
 	in_unit "$vmemctl" --state /run/destination --tls /run/authority/host0 receive --qmp /run/guest0.qmp --resume
 	wait_for "the move is resumed" has_come guest0

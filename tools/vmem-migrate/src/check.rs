@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `vmemctl check`: whether a guest could be moved, with every reason why not. Nothing of the guest is changed, and none is offered.
+//! `vmemctl check`: what would prevent a guest from being moved, as far as that can be known without an offer. Nothing of the guest is changed.
 
 use std::path::Path;
 
@@ -133,25 +133,19 @@ fn check_guest(findings: &mut Findings, qmp: &mut Qmp, state: &Path) {
 /// A move that an earlier vmemctl has begun, or another one is at.
 fn check_record(findings: &mut Findings, state: &Path, name: &str, key: &Key) {
     findings.unless_failed("record", StateDir::check_earlier(state, "out", name));
-    let Some(directories) = findings.unless_failed("record", StateDir::directories(state, "out")) else {
-        return;
-    };
-    for directory in directories {
-        match StateDir::peek::<Outgoing>(&directory) {
-            Ok(Some(record)) if record.key != *key => {}
-            Ok(Some(record)) if record.phase != Phase::Prepared => findings.obstacle(
-                "record",
-                format!(
-                    "the guest is on its way to {} already; 'vmemctl recover' continues that move",
-                    record.to
-                ),
+    match StateDir::peek::<Outgoing>(&StateDir::path_of(state, "out", key)) {
+        Ok(Some(record)) if record.phase != Phase::Prepared => findings.obstacle(
+            "record",
+            format!(
+                "the guest is on its way to {} already; 'vmemctl recover' continues that move",
+                record.to
             ),
-            Ok(Some(record)) if StateDir::is_held(&directory) => {
-                findings.obstacle("record", format!("a vmemctl is moving the guest to {}", record.to));
-            }
-            Ok(_) => {}
-            Err(error) => findings.obstacle("record", chain(&error)),
+        ),
+        Ok(Some(record)) if StateDir::is_held(&StateDir::path_of(state, "out", key)) => {
+            findings.obstacle("record", format!("a vmemctl is moving the guest to {}", record.to));
         }
+        Ok(_) => {}
+        Err(error) => findings.obstacle("record", chain(&error)),
     }
 }
 

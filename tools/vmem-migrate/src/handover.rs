@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,22 +38,31 @@ struct Hello {
 
 /// The socket at which the process that receives a guest takes the guest's further connections. Dropping it removes the socket.
 #[derive(Debug)]
-pub(crate) struct Rendezvous(PathBuf);
+pub(crate) struct Rendezvous {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl Rendezvous {
-    /// Opens the socket for `session`. The caller holds the guest of that session, so a socket that exists is of a process that has ended.
+    /// Opens the socket for `session`, unless another process has it. A socket of a process that has ended is replaced.
     pub(crate) fn open(state: &Path, session: &str) -> io::Result<(Self, UnixListener)> {
+        if connect(state, session)?.is_some() {
+            return Err(io::Error::other("another vmemctl receives the guest of this session"));
+        }
         let path = path(state, session)?;
         let _ = fs::remove_file(&path);
         let socket = UnixListener::bind(&path)?;
-        Ok((Self(path), socket))
+        let inode = fs::symlink_metadata(&path)?.ino();
+        Ok((Self { path, inode }, socket))
     }
 }
 
 impl Drop for Rendezvous {
     fn drop(&mut self) {
-        // The directory may have been removed already.
-        let _ = fs::remove_file(&self.0);
+        // Another process may have replaced it. The directory may have been removed already.
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -184,7 +193,15 @@ mod tests {
         source.send(&FromSource::Heard).expect("room");
         let heard = taken.channel.recv_within::<FromSource>(TIMEOUT).expect("a message");
         assert_eq!(heard, FromSource::Heard);
-        drop((rendezvous, socket));
+        assert!(Rendezvous::open(state.path(), SESSION).is_err(), "it is somebody's");
+        drop(socket);
+        let (next, socket) = Rendezvous::open(state.path(), SESSION).expect("that of nobody");
+        drop(rendezvous);
+        assert!(
+            connect(state.path(), SESSION).expect("no error").is_some(),
+            "it is the next one's"
+        );
+        drop((next, socket));
         assert!(
             connect(state.path(), SESSION).expect("no error").is_none(),
             "nobody receives it"

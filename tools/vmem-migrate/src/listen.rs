@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl listen`: receives guests until it is told to end.
 //!
-//! This process only accepts connections. Each connection gets a process of its own, which inherits it, and does what `vmemctl receive`
-//! does. So the end of this process, whatever its cause, ends no move, and the next `listen` accepts further connections of moves that go on:
-//! the process of such a connection hands it over to the process that receives the guest.
+//! This process only accepts connections. Each connection gets a process of its own, and that does what `vmemctl receive` does. So the end of
+//! this process, whatever its cause, ends no move, and the next `listen` accepts further connections of moves that go on: the process of
+//! such a connection hands it over to the process that receives the guest.
 
 mod conversation;
 mod place;
@@ -16,11 +16,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem_cli::Signals;
+use vmem_process::printable;
+use vmem_wait::MessageLimit;
 
 use crate::error::{Cause, Error};
 use crate::handover;
@@ -35,8 +39,17 @@ const POLL_INTERVAL: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
-/// How many connections may be without an accepted offer. A new one replaces the one that has waited longest.
-const PLACES: usize = 16;
+/// How many connections may be without a greeting. A new one replaces the one that has waited longest.
+const STRANGERS: usize = 16;
+
+/// How many greeted connections may be without an accepted offer, at least.
+const SOURCES: usize = 16;
+
+/// What the process of a connection sends once its source has sent a greeting. Anything else that it sends is why there is no guest.
+const GREETED: u8 = 0;
+
+/// The longest of these reasons, in bytes.
+const LONGEST_REASON: usize = 4096;
 
 /// How long `listen` pauses after a connection could not be accepted: this host most likely lacks descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -56,10 +69,10 @@ pub fn run(cli: &Common, args: &Listen) -> Result<(), Error> {
         .map_err(Cause::call("cannot get the address of the listening socket"))?;
     report.note(&format!("listening on {address} for guests, {} at a time", args.most));
     service::notify("READY=1");
-    let pending = PendingConnections::new(PLACES);
+    let door = Door::new(args.most);
     while signals.check().is_ok() {
-        if let Err(error) = accept(&listener, &pending) {
-            tracing::warn!("a connection cannot be taken: {error}");
+        if let Err(error) = door.accept(&listener) {
+            say(&format!("a connection cannot be taken: {error}"));
             thread::sleep(PAUSE);
         }
     }
@@ -85,27 +98,99 @@ fn open(security: &Security, args: &Listen) -> Result<TcpListener, Cause> {
     Ok(listener)
 }
 
-/// Accepts a connection, if there is one, and starts its process.
-fn accept(listener: &TcpListener, pending: &PendingConnections) -> io::Result<()> {
-    match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&POLL_INTERVAL)) {
-        Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(()),
-        result => result?,
-    };
-    let stream = match listener.accept() {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-        accepted => accepted?.0,
-    };
-    // Accepted sockets do not inherit O_NONBLOCK on Linux.
-    let slot = pending.enter(&stream)?;
-    let (child, connection) = start(&stream)?;
-    thread::Builder::new()
-        .name("conversation".to_owned())
-        .spawn(move || attend(child, connection, slot))?;
-    Ok(())
+/// The connections that have not led to a guest yet.
+#[derive(Clone)]
+struct Door {
+    strangers: PendingConnections,
+    sources: PendingConnections,
+    /// The processes of these connections. One whose connection was replaced counts until it has ended.
+    processes: Arc<AtomicUsize>,
+    most_processes: usize,
 }
 
-/// Starts this program again, for one connection. Returns the socket that it closes when the source has offered a guest.
-fn start(stream: &TcpStream) -> io::Result<(Child, UnixStream)> {
+impl Door {
+    /// For so many guests that are on their way.
+    fn new(most: u16) -> Self {
+        let sources = SOURCES.max(most.into());
+        Self {
+            strangers: PendingConnections::new(STRANGERS),
+            sources: PendingConnections::new(sources),
+            processes: Arc::default(),
+            most_processes: 2 * (STRANGERS + sources),
+        }
+    }
+
+    /// Accepts a connection, if there is one, and starts its process in a thread.
+    fn accept(&self, listener: &TcpListener) -> io::Result<()> {
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&POLL_INTERVAL)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(()),
+            result => result?,
+        };
+        if self.processes.load(Ordering::Relaxed) >= self.most_processes {
+            // Those that were replaced end soon.
+            thread::sleep(Duration::from_millis(10));
+            return Ok(());
+        }
+        let stream = match listener.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            // Accepted sockets do not inherit O_NONBLOCK on Linux.
+            accepted => accepted?.0,
+        };
+        let slot = self.strangers.enter(&stream)?;
+        let process = Counted::new(&self.processes);
+        let door = self.clone();
+        let thread = thread::Builder::new().name("conversation".to_owned());
+        thread.spawn(move || {
+            if let Err(error) = door.attend(stream, slot, process) {
+                say(&format!("a connection cannot be taken: {error}"));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Starts the process of a connection, and waits for its end. The connection is pending until the process closes its end of the socket.
+    fn attend(&self, stream: TcpStream, stranger: PendingSlot, process: Counted) -> io::Result<()> {
+        let (mut child, connection) = start()?;
+        let sent = handover::send(&connection, &stream, b"connection");
+        if sent.is_err() {
+            let _ = child.kill();
+        }
+        let mut slot = stranger;
+        let mut why = Vec::new();
+        for byte in connection.bytes().map_while(Result::ok).take(LONGEST_REASON) {
+            match byte {
+                // Assigning frees the place among strangers. A connection that cannot be entered keeps that place.
+                GREETED => slot = self.sources.enter(&stream).unwrap_or(slot),
+                byte => why.push(byte),
+            }
+        }
+        drop((stream, slot, process));
+        if !why.is_empty() {
+            say(&printable(&String::from_utf8_lossy(&why)));
+        }
+        child.wait()?;
+        sent
+    }
+}
+
+/// A process that counts until this is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Starts this program again, for one connection. Returns the socket at which it gets the connection, and says how far it is.
+fn start() -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     // After an upgrade, this is still the program that the options are for.
     let mut command = Command::new("/proc/self/exe");
@@ -116,15 +201,15 @@ fn start(stream: &TcpStream) -> io::Result<(Child, UnixStream)> {
     service::hide_from(&mut command);
     // A signal of the terminal is for this process only.
     command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
-    let child = command.spawn()?;
-    handover::send(&ours, stream, b"connection")?;
-    Ok((child, ours))
+    Ok((command.spawn()?, ours))
 }
 
-/// Frees the slot when the connection is not pending any more, and waits for the end of its process.
-fn attend(mut child: Child, mut connection: UnixStream, slot: PendingSlot) {
-    // The process sends nothing. An error ends the waiting as the end of the stream does.
-    let _ = connection.read(&mut [0]);
-    drop(slot);
-    let _ = child.wait();
+/// Says what anybody can cause who can connect.
+fn say(line: &str) {
+    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
+    match STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now()) {
+        None => {}
+        Some(0) => tracing::info!("{line}"),
+        Some(others) => tracing::info!("{line} ({others} messages like this were left out)"),
+    }
 }

@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::destination::State;
-use vmem::{Control, Files, MapHandle};
+use vmem::{Control, MapHandle};
 use vmem_cli::{Signals, chain, log};
 use vmem_qemu::command::Sharing;
 use vmem_qemu::{COMMAND_LIMIT, QemuProcess, command};
@@ -70,12 +70,9 @@ fn receive(cli: &Common, args: &Receive, report: &mut Report, signals: &Signals)
     command::check(&args.command, Sharing::Shared).map_err(Cause::from)?;
     let security = Security::new(cli)?;
     let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
-    let files = Files::open(&args.files.clone().unwrap_or_default());
-    if let Some(error) = files.error().filter(|_| !args.resume) {
-        report.note(&format!("{}; QEMU finds regions in {}", chain(error), vmem::DIRECTORY));
-    }
+    let files = host::open_files(args, report);
     let regions = host::make_regions(&control, &files, args)?;
-    let (mut listener, address) = open_listener(args, &security)?;
+    let (mut listener, address) = open_listener(args, &security, report)?;
     if args.resume {
         return resume_with(cli, args, &control, &mut listener, report, signals);
     }
@@ -129,12 +126,16 @@ fn resume_with(
 }
 
 /// A listener at the address of the options. If `vmemctl listen` has that address, a move that is resumed gets its connections from there.
-fn open_listener(args: &Receive, security: &Security) -> Result<(Listener, SocketAddr), Cause> {
+fn open_listener(args: &Receive, security: &Security, report: &Report) -> Result<(Listener, SocketAddr), Cause> {
     let socket = match args.resume {
         true => security.listen_unless_taken(args.listen)?,
         false => Some(security.listen(args.listen)?),
     };
     let Some(socket) = socket else {
+        report.note(&format!(
+            "another program listens on {}: connections of the source must come through 'vmemctl listen' there",
+            args.listen
+        ));
         return Ok((Listener::passive(security.clone()), args.listen));
     };
     let address = socket

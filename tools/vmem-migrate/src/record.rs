@@ -163,13 +163,18 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Opens the directory `under`/`side`.`guest`. Creates it if it does not exist.
     pub(crate) fn new(under: &Path, side: &str, guest: impl Into<Key>) -> Result<Self, RecordError> {
-        let directory = under.join(format!("{side}.{}", guest.into().as_str()));
+        let directory = Self::path_of(under, side, &guest.into());
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         // The record has the session number, with which any process could send COMMIT or ABORT. So only the owner may read it.
         let made = made.and_then(|()| fs::set_permissions(&directory, Permissions::from_mode(0o700)));
         made.map_err(|source| io_of(&directory, source))?;
         clear(under);
         Self::lock(directory)
+    }
+
+    /// The path of the directory of a guest.
+    pub(crate) fn path_of(under: &Path, side: &str, guest: &Key) -> PathBuf {
+        under.join(format!("{side}.{}", guest.as_str()))
     }
 
     fn lock(directory: PathBuf) -> Result<Self, RecordError> {

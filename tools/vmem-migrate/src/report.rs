@@ -5,13 +5,14 @@
 mod arrival;
 mod rates;
 mod rounds;
+pub(crate) mod subject;
 
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vmem_cli::output::{self, err, out};
+use vmem_cli::output;
 use vmem_cli::{Progress, ProgressBar, bytes};
 use vmem_control::{Event, Figures, Round, Rounds, Verified};
 
@@ -274,7 +275,15 @@ fn event(line: &Value) -> Option<Event> {
 
 /// Prints an object as one line on standard output.
 pub fn print(line: &Value) {
-    output::json(&line.to_string());
+    output::json(&subject::event(line).to_string());
+}
+
+fn out(line: &str) {
+    output::out(&subject::line(line));
+}
+
+fn err(line: &str) {
+    output::err(&subject::line(line));
 }
 
 #[cfg(test)]

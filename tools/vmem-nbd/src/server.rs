@@ -70,7 +70,8 @@ pub trait Images: Send + Sync {
 /// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Clients that have chosen an export, at a time; 16 more may be in the handshake, and the oldest of these gives way to a new one. Each takes up to 2 MiB of memory while it reads, and five threads; what protects it may take another one.
+    /// Clients that have chosen an export, at a time; 16 more may be in the handshake, and the oldest of these gives way to a new one. Each client
+    /// takes up to 2 MiB of memory while it reads, and five threads; what protects it may take another one.
     pub connections: usize,
     /// How long a client may take for the handshake, for the rest of a request that it has begun, and for taking a piece of an answer.
     pub timeout: Duration,

@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show whether a guest of this host can be moved, with every reason why not
+    /// Show what would prevent a guest of this host from being moved
     Check(Check),
     /// Move a guest of this host to another host
     Migrate(Migrate),

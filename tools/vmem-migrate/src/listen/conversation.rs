@@ -3,17 +3,18 @@
 //! takes the guest's further connections from other such processes.
 
 use std::fs;
-use std::io;
-use std::net::TcpStream;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use vmem_cli::Signals;
+use socket2::{Domain, SockAddr, Socket, Type};
+use vmem_cli::{Signals, chain};
 use vmem_process::scope;
 
 use super::place::Place;
-use super::template;
-use crate::channel::{ChannelError, canonical};
+use super::{GREETED, template};
+use crate::channel::canonical;
 use crate::error::{Cause, Error};
 use crate::handover;
 use crate::message::{FromDestination, Purpose};
@@ -21,7 +22,7 @@ use crate::network::{Greeted, Security};
 use crate::options::{Common, Listen, Receive};
 use crate::receive;
 use crate::record::Incoming;
-use crate::report::Report;
+use crate::report::{Report, subject};
 
 /// A connection, and what it is for on this host.
 struct Conversation<'a> {
@@ -30,6 +31,8 @@ struct Conversation<'a> {
     signals: &'a Signals,
     /// Who has connected, for messages.
     peer: String,
+    /// At which address of this host.
+    local: SocketAddr,
     /// `listen` cuts the connection if others come, until this is dropped.
     listen: UnixStream,
 }
@@ -39,22 +42,38 @@ pub(super) fn run(cli: &Common, args: &Listen, report: &mut Report, signals: &Si
     if let Err(error) = fs::write("/proc/self/comm", "vmemctl") {
         tracing::debug!("this process has another name than vmemctl: {error}");
     }
-    let (listen, stream) = inherited().map_err(Cause::call("this command is run by 'vmemctl listen' only"))?;
+    let (mut listen, stream) = inherited().map_err(Cause::call("this command is run by 'vmemctl listen' only"))?;
     let security = Security::new(cli)?;
     let peer = stream.peer_addr().map(canonical);
     let peer = peer.map_or_else(|_| "a peer that is gone".to_owned(), |peer| peer.to_string());
-    let greeted = security.accept(stream).map_err(refused(&peer))?;
+    let local = stream
+        .local_addr()
+        .map_err(Cause::call("cannot get the address of a connection"))?;
+    let greeted = match security.accept(stream) {
+        Ok(greeted) => greeted,
+        Err(error) => return tell(listen, &format!("{peer} is refused: {}", chain(&error))),
+    };
+    // If `listen` has ended, nobody cuts the connection.
+    let _ = listen.write_all(&[GREETED]);
     let conversation = Conversation {
         cli,
         args,
         signals,
         peer,
+        local,
         listen,
     };
     match greeted.purpose {
         Purpose::Migrate => conversation.take_guest(security, greeted, report),
         Purpose::State | Purpose::Recover => conversation.go_on(security, greeted, report),
     }
+}
+
+/// Tells `listen` why the connection has led to no guest. It does not say all that strangers can cause.
+fn tell(mut listen: UnixStream, why: &str) -> Result<(), Error> {
+    // Without `listen`, nobody wants to know.
+    let _ = listen.write_all(why.as_bytes());
+    Ok(())
 }
 
 /// The socket of `listen`, and the connection that comes through it.
@@ -66,11 +85,6 @@ fn inherited() -> io::Result<(UnixStream, TcpStream)> {
     Ok((listen, TcpStream::from(connection)))
 }
 
-fn refused(peer: &str) -> impl FnOnce(ChannelError) -> Cause {
-    let peer = format!("{peer} is refused");
-    |error| Cause::Peer(peer, error)
-}
-
 impl Conversation<'_> {
     /// Receives the guest that the connection offers.
     fn take_guest(self, security: Security, greeted: Greeted, report: &mut Report) -> Result<(), Error> {
@@ -79,10 +93,12 @@ impl Conversation<'_> {
             args,
             signals,
             peer,
+            local,
             listen,
         } = self;
-        let arrival =
-            receive::Arrival::new(security, greeted).ok_or_else(|| Cause::other(format!("{peer} has offered no guest")))?;
+        let Some(arrival) = receive::Arrival::new(security, greeted) else {
+            return tell(listen, &format!("{peer} has offered no guest"));
+        };
         let mut place = None;
         let admit = |guest: &str| {
             let receive = template::for_guest(&args.template, guest)?;
@@ -90,7 +106,10 @@ impl Conversation<'_> {
             check_socket(&receive, guest)?;
             drop(listen);
             prepare_scopes(cli);
-            Ok(receive)
+            Ok(Receive {
+                listen: local,
+                ..receive
+            })
         };
         arrival.receive(cli, &peer, admit, report, signals)
     }
@@ -115,20 +134,32 @@ impl Conversation<'_> {
                 let reason = "this migration is not known here; 'vmemctl receive --resume' may know it".to_owned();
                 // If the source does not receive it, it finds the connection closed.
                 let _ = greeted.channel.send(&FromDestination::Refuse { reason });
-                Err(Cause::other(format!("{} continues a migration that is not known here", self.peer)).into())
+                tell(
+                    self.listen,
+                    &format!("{} continues a migration that is not known here", self.peer),
+                )
             }
         }
     }
 
     fn resume(self, record: Incoming, security: Security, greeted: Greeted, report: &mut Report) -> Result<(), Error> {
+        let resumable = template::for_resumed(&self.args.template, &record.guest)
+            .and_then(|receive| Ok((receive, Place::again(&self.cli.state, &record.guest)?)));
+        let (receive, _name) = match resumable {
+            Ok(resumable) => resumable,
+            Err(cause) => {
+                let _ = greeted.channel.send(&FromDestination::Refuse { reason: chain(&cause) });
+                return Err(cause.into());
+            }
+        };
         let receive = Receive {
             qmp: record.qmp,
-            command: Vec::new(),
+            listen: self.local,
             resume: true,
-            ..template::for_guest(&self.args.template, &record.guest)?
+            ..receive
         };
-        let _name = Place::again(&self.cli.state, &record.guest)?;
         drop(self.listen);
+        subject::set(&record.guest, &record.session);
         prepare_scopes(self.cli);
         report.note(&format!(
             "{} continues the move of guest {}, whose process has ended here",
@@ -138,14 +169,17 @@ impl Conversation<'_> {
     }
 }
 
-/// Refuses a guest whose QEMU is here: a second one would replace its socket.
+/// Refuses a guest whose QEMU is here: a second one would replace its socket. A QEMU that has a client lets others wait, so this does not.
 fn check_socket(receive: &Receive, guest: &str) -> Result<(), Cause> {
-    match UnixStream::connect(&receive.qmp) {
-        Ok(_) => Err(Cause::other(format!(
+    let failed = || Cause::call(receive.qmp.display().to_string());
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed())?;
+    socket.set_nonblocking(true).map_err(failed())?;
+    match socket.connect(&SockAddr::unix(&receive.qmp).map_err(failed())?) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Ok(()),
+        _ => Err(Cause::other(format!(
             "a QEMU listens at {} already: a guest of the name {guest} is here",
             receive.qmp.display()
         ))),
-        Err(_) => Ok(()),
     }
 }
 

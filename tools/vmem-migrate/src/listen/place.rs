@@ -3,7 +3,7 @@
 //! and a new `listen` needs to know nothing of what an earlier one has accepted.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ impl Place {
             }
         }
         Err(Cause::other(format!(
-            "{most} guests are on their way here, and no more are accepted at a time (--most): try again later"
+            "no more than {most} guests may be on their way here at a time (--most): try again later"
         )))
     }
 
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-/// A file that one process at a time has locked. Dropping it removes the file.
+/// A file that one process at a time has locked, with the number of that process. Dropping it removes the file.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
@@ -71,6 +71,8 @@ impl Lock {
             // The process that held the lock may have removed the file between these two calls.
             let own = file.metadata()?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == own) {
+                file.set_len(0)?;
+                writeln!(&file, "{}", std::process::id())?;
                 return Ok(Some(Self { path, _file: file }));
             }
         }
@@ -97,7 +99,9 @@ mod tests {
         assert!(same.contains("another guest of the name a"), "{same}");
         let second = take("b").expect("a place");
         let third = take("c").expect_err("no place").to_string();
-        assert!(third.contains("2 guests are on their way"), "{third}");
+        assert!(third.contains("no more than 2 guests"), "{third}");
+        let holder = fs::read_to_string(state.path().join(handover::DIRECTORY).join("guest.a")).expect("a file");
+        assert_eq!(holder, format!("{}\n", std::process::id()));
         drop(first);
         let third = take("c").expect("a place again");
         let again = Place::again(state.path(), "d").expect("no place is needed");

@@ -34,16 +34,27 @@ pub(super) fn check(template: &Path) -> Result<(), Cause> {
 
 /// How the guest of this name is received. The name comes from another host.
 pub(super) fn for_guest(template: &Path, guest: &str) -> Result<Receive, Cause> {
+    let path = find(template, guest)?;
+    parse(&path, guest)
+}
+
+/// How the move of a guest that has come before is resumed. Its command does not matter any more.
+pub(super) fn for_resumed(template: &Path, guest: &str) -> Result<Receive, Cause> {
+    let path = find(template, guest)?;
+    let receive = read(&path, guest, options)?;
+    Ok(Receive {
+        command: Vec::new(),
+        ..receive
+    })
+}
+
+fn find(template: &Path, guest: &str) -> Result<PathBuf, Cause> {
     if !is_name(guest) {
         return Err(Cause::other(format!(
             "the guest's name {guest:?} cannot be used in a template: a name has 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-' of ASCII, \
              and begins with a letter or a digit"
         )));
     }
-    parse(&find(template, guest)?, guest)
-}
-
-fn find(template: &Path, guest: &str) -> Result<PathBuf, Cause> {
     if !template.is_dir() {
         return Ok(template.to_owned());
     }
@@ -62,11 +73,26 @@ fn is_name(name: &str) -> bool {
 }
 
 fn parse(path: &Path, guest: &str) -> Result<Receive, Cause> {
+    read(path, guest, of_text)
+}
+
+fn read(path: &Path, guest: &str, of: impl FnOnce(&str, &str) -> Result<Receive, String>) -> Result<Receive, Cause> {
     let text = fs::read_to_string(path).map_err(Cause::call(format!("template {}: cannot read it", path.display())))?;
-    of_text(&text, guest).map_err(|why| Cause::other(format!("template {}: {why}", path.display())))
+    of(&text, guest).map_err(|why| Cause::other(format!("template {}: {why}", path.display())))
 }
 
 fn of_text(text: &str, guest: &str) -> Result<Receive, String> {
+    let receive = options(text, guest)?;
+    if receive.command.is_empty() {
+        return Err(
+            "there is no command that starts QEMU: a line '--', and then one line for each word of the command".to_owned(),
+        );
+    }
+    command::check(&receive.command, Sharing::Shared).map_err(|error| chain(&error))?;
+    Ok(receive)
+}
+
+fn options(text: &str, guest: &str) -> Result<Receive, String> {
     let lines = text.lines().map(str::trim);
     let words = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     let words = words.map(|word| word.replace("{guest}", guest));
@@ -81,14 +107,7 @@ fn of_text(text: &str, guest: &str) -> Result<Receive, String> {
     if matches.value_source("listen") == Some(ValueSource::CommandLine) {
         return Err("--listen is an option of 'vmemctl listen' itself".to_owned());
     }
-    let receive = Receive::from_arg_matches(&matches).map_err(failed)?;
-    if receive.command.is_empty() {
-        return Err(
-            "there is no command that starts QEMU: a line '--', and then one line for each word of the command".to_owned(),
-        );
-    }
-    command::check(&receive.command, Sharing::Shared).map_err(|error| chain(&error))?;
-    Ok(receive)
+    Receive::from_arg_matches(&matches).map_err(failed)
 }
 
 #[cfg(test)]
@@ -159,6 +178,8 @@ mod tests {
         fs::write(directory.path().join(DEFAULT), TEXT).expect("a file");
         fs::write(directory.path().join("a"), TEXT.replace("/run", "/own")).expect("a file");
         let qmp = |guest: &str| for_guest(directory.path(), guest).expect("a template").qmp;
+        let resumed = for_resumed(directory.path(), "a").expect("a template");
+        assert_eq!((resumed.qmp.as_path(), resumed.command.len()), (Path::new("/own/a.qmp"), 0));
         assert_eq!(qmp("a"), Path::new("/own/a.qmp"));
         assert_eq!(qmp("b"), Path::new("/run/b.qmp"));
         check(directory.path()).expect("a template");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One guest that a connection offers which `vmemctl listen` has accepted.
 
-use vmem::{Control, Files};
+use vmem::Control;
 use vmem_cli::{Signals, chain};
 
 use super::incoming::{Host, IncomingMigration, NotTaken};
@@ -13,7 +13,7 @@ use crate::error::{Cause, Error};
 use crate::message::FromDestination;
 use crate::network::{Greeted, Security};
 use crate::options::{Common, Receive};
-use crate::report::Report;
+use crate::report::{Report, subject};
 
 /// A guest that was offered, and is not received yet.
 pub(crate) struct Arrival {
@@ -52,6 +52,7 @@ impl Arrival {
             offer,
         } = self;
         let guest = offer.guest.escape_debug().to_string();
+        subject::set(&offer.guest, &offer.session);
         let admitted = admit(&offer.guest).and_then(|args| {
             let control = Control::open().map_err(Cause::call(vmem_cli::NO_MODULE))?;
             listener.take_over(&cli.state, &offer.session)?;
@@ -69,7 +70,7 @@ impl Arrival {
             }
         };
         report.note(&format!("guest {guest} comes from {peer}"));
-        let files = Files::open(&args.files.clone().unwrap_or_default());
+        let files = host::open_files(&args, report);
         let host = Host {
             args: &args,
             files: &files,

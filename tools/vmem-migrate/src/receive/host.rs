@@ -9,6 +9,16 @@ use crate::error::Cause;
 use crate::message::Backend;
 use crate::options::Receive;
 use crate::record::StateDir;
+use crate::report::Report;
+
+/// The directory where QEMU finds regions as files, or the reason why it finds nodes only, which is reported unless a move is resumed.
+pub(super) fn open_files(args: &Receive, report: &Report) -> Files {
+    let files = Files::open(&args.files.clone().unwrap_or_default());
+    if let Some(error) = files.error().filter(|_| !args.resume) {
+        report.note(&format!("{}; QEMU finds regions in {}", chain(error), vmem::DIRECTORY));
+    }
+    files
+}
 
 /// Makes the regions of a guest of this name. Returns their names, and handles that keep the regions in existence.
 pub(super) type MakeRegions<'a> = dyn Fn(&str, &[Backend]) -> Result<(Vec<String>, Vec<MapHandle>), Cause> + 'a;

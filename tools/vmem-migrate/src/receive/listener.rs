@@ -52,6 +52,8 @@ pub(super) struct Listener {
     /// The session of the guest that is being received.
     guest: Arc<Mutex<Option<String>>>,
     inside: Inside,
+    /// It accepts no connection of the network itself.
+    passive: bool,
     /// Where `vmemctl listen` hands over further connections of the guest.
     handover: Option<Rendezvous>,
 }
@@ -72,7 +74,10 @@ impl Listener {
 
     /// A listener for the connections that `accept` returns.
     fn with(accept: impl FnMut() -> io::Result<TcpStream> + Send + 'static, security: Security) -> Result<Self, Cause> {
-        let listener = Self::passive(security);
+        let listener = Self {
+            passive: false,
+            ..Self::passive(security)
+        };
         let inside = listener.inside.clone();
         thread::Builder::new()
             .name("listener".to_owned())
@@ -95,8 +100,14 @@ impl Listener {
             connections,
             guest,
             inside,
+            passive: true,
             handover: None,
         }
+    }
+
+    /// Whether it has only the connections that `vmemctl listen` accepts.
+    pub(super) fn is_passive(&self) -> bool {
+        self.passive
     }
 
     /// The answer to HELLO, and the offer that follows, of a connection that `vmemctl listen` has accepted.

@@ -58,7 +58,7 @@ fn take_until_signal(words: &[&str], offers: impl FnOnce(SocketAddr) + Send) {
     let mut listener = Listener::open(listener, Security::Loopback).expect("a listener");
     let host = Host {
         args,
-        files: &Files::NotWanted,
+        files: &vmem::Files::NotWanted,
         make_regions: &|_, memory| Ok((memory.iter().map(|backend| backend.id.clone()).collect(), Vec::new())),
         security: &Security::Loopback,
         signals: &signals,

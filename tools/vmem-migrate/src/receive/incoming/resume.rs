@@ -47,7 +47,11 @@ impl IncomingMigration {
         let (state_dir, record) = recorded(cli, args)?;
         listener.reserve_guest(&record.session);
         // The source may have the address of `vmemctl listen`.
-        listener.take_over(&cli.state, &record.session)?;
+        match listener.take_over(&cli.state, &record.session) {
+            Err(cause) if listener.is_passive() => return Err(cause.into()),
+            Err(cause) => report.note(&chain(&cause)),
+            Ok(()) => {}
+        }
         log_subject(&record.guest, &record.session);
         if let Phase::Failed | Phase::Complete = record.phase {
             return Ok(Self::over(state_dir, record, report));
