@@ -116,6 +116,7 @@ strangers_keep_no_guest_out_of_listen() {
 	local stranger
 	prepare_listen
 	start_guests guest0
+	# shellcheck disable=SC2034 # the connections stay open until this shell ends
 	for _ in $(seq 50); do exec {stranger}<>/dev/tcp/127.0.0.1/8637; done
 	move guest0
 	runs /run/guest0.qmp

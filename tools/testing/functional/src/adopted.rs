@@ -11,6 +11,7 @@ use vmem::{Control, PAGE_SIZE};
 use vmem_sys::{calls, vmem_range, vmem_track, vmem_tracking};
 
 use crate::failure::{Outcome, ensure, equal};
+use crate::patience;
 
 /// An adopted descriptor.
 #[derive(Debug)]
@@ -55,11 +56,10 @@ impl Adopted {
 
     /// Begins the log, when the end of the one before is over: after a failure it ends by itself.
     pub(crate) fn track_anew(&self) -> Result<(), Errno> {
-        const PATIENCE: Duration = Duration::from_secs(40);
         let since = Instant::now();
         loop {
             match self.track() {
-                Err(Errno::ALREADY) if since.elapsed() < PATIENCE => sleep(Duration::from_millis(1)),
+                Err(Errno::ALREADY) if since.elapsed() < patience::of_a_state() => sleep(Duration::from_millis(1)),
                 other => return other.map(drop),
             }
         }

@@ -17,6 +17,7 @@ mod image;
 mod injector;
 mod kernel;
 mod link;
+mod patience;
 mod probes;
 mod program;
 mod server;
@@ -82,7 +83,11 @@ fn main() -> ExitCode {
             Trial::test(name, move || {
                 let _watched = watchdog.watch(name);
                 let _announced = (group(name) == "injection").then(injector::Announcement::new);
-                world::run(test).map_err(|failure| failure.text().into())
+                world::run(test).map_err(|failure| {
+                    // Again at the end of the run, which a machine may not reach.
+                    eprintln!("  {}", failure.text());
+                    failure.text().into()
+                })
             })
             .with_ignored_flag(!possible(name))
         })

@@ -3,21 +3,13 @@
 
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmem_functional_sys::print_state;
 
-/// How long a test may take, or a step of a long one, on the slowest machine.
-const USUAL: Duration = Duration::from_secs(90);
-
-/// The same for this machine. On a kernel that checks itself, all takes longer: VMEM_PATIENCE has the seconds.
-fn patience() -> Duration {
-    static PATIENCE: OnceLock<Duration> = OnceLock::new();
-    let seconds = || std::env::var("VMEM_PATIENCE").ok()?.parse().ok();
-    *PATIENCE.get_or_init(|| seconds().map_or(USUAL, Duration::from_secs))
-}
+use crate::patience;
 
 /// Whether the test has said that it is still moving, since the watchdog looked.
 static MOVING: AtomicBool = AtomicBool::new(false);
@@ -66,12 +58,12 @@ impl Watchdog {
         let mut test = self.0.test.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let wait = match &mut *test {
-                None => patience(),
-                Some((name, since)) => match patience().checked_sub(since.elapsed()) {
+                None => patience::of_a_test(),
+                Some((name, since)) => match patience::of_a_test().checked_sub(since.elapsed()) {
                     Some(left) if !left.is_zero() => left,
                     _ if MOVING.swap(false, Ordering::Relaxed) => {
                         *since = Instant::now();
-                        patience()
+                        patience::of_a_test()
                     }
                     _ => give_up(name),
                 },
@@ -94,7 +86,10 @@ impl Drop for Watched {
 
 /// Says what hangs, and ends the run.
 fn give_up(name: &str) -> ! {
-    println!("\ntest {name} ... FAILED (not over after {} s)", patience().as_secs());
+    println!(
+        "\ntest {name} ... FAILED (not over after {} s)",
+        patience::of_a_test().as_secs()
+    );
     // What a hung test has locked may be wanted by who looks at it: no more than a moment for that.
     let (done, dumped) = mpsc::channel();
     thread::spawn(move || {

@@ -12,9 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmem::FILES_DIRECTORY;
 
 use crate::failure::{Outcome, ensure, equal};
-
-/// How long a state may take to come, on the slowest machine. Only a failing test waits this long.
-const PATIENCE: Duration = Duration::from_secs(40);
+use crate::patience;
 
 /// Waits until the condition holds.
 #[track_caller]
@@ -22,7 +20,10 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> Outcome<bool
     let place = Location::caller();
     let since = Instant::now();
     while !condition()? {
-        ensure!(since.elapsed() < PATIENCE, "{place}: waited in vain until {what}");
+        ensure!(
+            since.elapsed() < patience::of_a_state(),
+            "{place}: waited in vain until {what}"
+        );
         sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use vmem::{Access, MapHandle, Mapping, PAGE_SIZE, Sharing};
@@ -15,11 +15,9 @@ use super::memory::Memory;
 use super::writer::Writer;
 use crate::adopted::{page_bytes, runs};
 use crate::failure::{Outcome, ensure, equal};
+use crate::patience;
 use crate::program::Program;
 use crate::world::wait_until;
-
-/// How long an answer or an event may take, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The path of a control socket, which is gone at the end.
 struct SocketPath(PathBuf);
@@ -35,11 +33,11 @@ impl SocketPath {
     fn connect(&self) -> Outcome<Client> {
         let mut client = None;
         wait_until("the control socket listens", || {
-            client = Client::connect(&self.0, PATIENCE).ok();
+            client = Client::connect(&self.0, patience::of_a_state()).ok();
             Ok(client.is_some())
         })?;
         let mut client = client.ok_or("no client")?;
-        client.subscribe(PATIENCE)?;
+        client.subscribe(patience::of_a_state())?;
         Ok(client)
     }
 }
@@ -81,7 +79,7 @@ impl Sender {
 
     /// Waits for an event that is wanted.
     pub(super) fn wait<T>(&mut self, what: &str, wanted: impl Fn(&Event) -> Option<T>) -> Outcome<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience::of_a_state();
         loop {
             let event = self.control.event(deadline)?;
             let event = event.ok_or_else(|| format!("no event: {what}; rounds: {:?}", self.rounds))?;
@@ -114,7 +112,7 @@ impl Sender {
 
     /// The last take. Returns the pages of the remainder.
     pub(super) fn finish(&mut self) -> Outcome<u64> {
-        self.control.call(vmem_control::Request::Finish, PATIENCE)?;
+        self.control.call(vmem_control::Request::Finish, patience::of_a_state())?;
         self.wait("finished", |event| match event {
             Event::Finished(finished) => Some(finished.remainder_bytes / PAGE_SIZE as u64),
             _ => None,
@@ -169,12 +167,12 @@ impl Receiver {
 
     pub(super) fn start(&mut self) -> Outcome {
         let control = self.control.as_mut().ok_or("no client")?;
-        Ok(control.start(PATIENCE)?)
+        Ok(control.start(patience::of_a_state())?)
     }
 
     pub(super) fn stop(&mut self) -> Outcome {
         let control = self.control.as_mut().ok_or("no client")?;
-        Ok(control.stop(PATIENCE)?)
+        Ok(control.stop(patience::of_a_state())?)
     }
 
     /// A program that reads a page of the first region, once it waits for it. It returns the first word.
@@ -288,7 +286,7 @@ impl<'a> Move<'a> {
     pub(super) fn ends(mut self) -> Outcome {
         self.receiver.check(self.memories)?;
         self.receiver.daemon.end()?.with_code(0)?;
-        self.sender.control.stop(PATIENCE)?;
+        self.sender.control.stop(patience::of_a_state())?;
         self.memories.iter().try_for_each(Memory::wait_untracked)?;
         // The program at the source is not hurt.
         self.writers.iter().try_for_each(Writer::goes_on)
