@@ -12,7 +12,7 @@ use crate::dirty_rate;
 use crate::error::{Cause, Error};
 use crate::key::Key;
 use crate::message::Purpose;
-use crate::migrate::session;
+use crate::migrate::{movable_status, session};
 use crate::network::Security;
 use crate::options::{Check, Common, DEFAULT_PORT};
 use crate::record::{Outgoing, StateDir};
@@ -114,10 +114,8 @@ fn show(findings: &Findings, in_json: bool) {
 
 fn check_guest(findings: &mut Findings, qmp: &mut Qmp, state: &Path) {
     let name = findings.unless_failed("qemu", guest::name(qmp));
-    match guest::status(qmp) {
-        Ok(status) if matches!(status.as_str(), "running" | "paused") => findings.good("status", status),
-        Ok(status) => findings.obstacle("status", chain(&Cause::Status { status })),
-        Err(error) => findings.obstacle("status", chain(&error)),
+    if let Some(status) = findings.unless_failed("status", movable_status(qmp)) {
+        findings.good("status", status);
     }
     if let Some(found) = findings.unless_failed("migration", obstacles::all(qmp)) {
         found.into_iter().for_each(|text| findings.obstacle("migration", text));
@@ -133,7 +131,8 @@ fn check_guest(findings: &mut Findings, qmp: &mut Qmp, state: &Path) {
 /// A move that an earlier vmemctl has begun, or another one is at.
 fn check_record(findings: &mut Findings, state: &Path, name: &str, key: &Key) {
     findings.unless_failed("record", StateDir::check_earlier(state, "out", name));
-    match StateDir::peek::<Outgoing>(&StateDir::path_of(state, "out", key)) {
+    let directory = StateDir::path_of(state, "out", key);
+    match StateDir::peek::<Outgoing>(&directory) {
         Ok(Some(record)) if record.phase != Phase::Prepared => findings.obstacle(
             "record",
             format!(
@@ -141,7 +140,7 @@ fn check_record(findings: &mut Findings, state: &Path, name: &str, key: &Key) {
                 record.to
             ),
         ),
-        Ok(Some(record)) if StateDir::is_held(&StateDir::path_of(state, "out", key)) => {
+        Ok(Some(record)) if StateDir::is_held(&directory) => {
             findings.obstacle("record", format!("a vmemctl is moving the guest to {}", record.to));
         }
         Ok(_) => {}

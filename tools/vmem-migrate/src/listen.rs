@@ -16,10 +16,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem_cli::Signals;
@@ -206,10 +206,8 @@ fn start() -> io::Result<(Child, UnixStream)> {
 
 /// Says what anybody can cause who can connect.
 fn say(line: &str) {
-    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
-    match STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now()) {
-        None => {}
-        Some(0) => tracing::info!("{line}"),
-        Some(others) => tracing::info!("{line} ({others} messages like this were left out)"),
+    static STRANGERS: MessageLimit = MessageLimit::new();
+    if let Some(line) = STRANGERS.pass(line) {
+        tracing::info!("{line}");
     }
 }

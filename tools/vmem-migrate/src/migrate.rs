@@ -62,10 +62,7 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     let path = args.qmp.clone();
     let mut qmp = signals.unless(move || Qmp::connect(&path, COMMAND_LIMIT))??;
     let guest = guest::name(&mut qmp)?;
-    let status = guest::status(&mut qmp)?;
-    if !matches!(status.as_str(), "running" | "paused") {
-        return Err(Cause::Status { status });
-    }
+    let status = movable_status(&mut qmp)?;
     obstacles::check(&mut qmp)?;
     let memory = guest::memory_backends(&mut qmp)?;
     let process = guest::process(&mut qmp)?;
@@ -128,6 +125,15 @@ fn prepare(cli: &Common, args: &Migrate, report: Report, signals: Signals) -> Re
     migration.timeout = args.timeout;
     migration.keep_source = args.keep_source;
     Ok((migration, offer))
+}
+
+/// The guest's run state, in which it can be moved.
+pub(crate) fn movable_status(qmp: &mut Qmp) -> Result<String, Cause> {
+    let status = guest::status(qmp)?;
+    match status.as_str() {
+        "running" | "paused" => Ok(status),
+        _ => Err(Cause::Status { status }),
+    }
 }
 
 /// Continues the move that an earlier vmemctl has recorded. `qmp` may be an error: QEMU may not exist any more.

@@ -15,7 +15,7 @@ use std::io;
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -196,10 +196,8 @@ fn attend(link: Arc<Link>, entry: &Entry, images: &dyn Images, limits: Limits, p
 
 /// Says what anybody can cause who can connect.
 fn say(line: &str) {
-    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
-    match STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now()) {
-        None => {}
-        Some(0) => tracing::warn!("{line}"),
-        Some(others) => tracing::warn!("{line} ({others} messages like this were left out)"),
+    static STRANGERS: MessageLimit = MessageLimit::new();
+    if let Some(line) = STRANGERS.pass(line) {
+        tracing::warn!("{line}");
     }
 }

@@ -9,9 +9,9 @@ use std::io::{self, BufRead};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -217,7 +217,7 @@ fn listen(lines: impl BufRead, release: impl Fn()) {
 
 fn log(event: &Event<'_>) {
     // What anybody can cause who can connect.
-    static STRANGERS: Mutex<MessageLimit> = Mutex::new(MessageLimit::new());
+    static STRANGERS: MessageLimit = MessageLimit::new();
     let line = match event {
         Event::Connected { peer, lane } => return tracing::info!("{peer}: connected ({lane:?})"),
         Event::Ended {
@@ -243,11 +243,8 @@ fn log(event: &Event<'_>) {
         Event::AcceptFailed { error } => format!("cannot accept a connection: {}{}", chain(error), files::hint(error)),
         _ => return,
     };
-    let passed = STRANGERS.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
-    match passed {
-        None => {}
-        Some(0) => tracing::info!("{line}"),
-        Some(others) => tracing::info!("{line} ({others} messages like this were left out)"),
+    if let Some(line) = STRANGERS.pass(&line) {
+        tracing::info!("{line}");
     }
 }
 
@@ -257,6 +254,7 @@ mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpStream};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
     use vmem_control::{Client, Error};
 

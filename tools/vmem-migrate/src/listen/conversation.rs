@@ -88,30 +88,22 @@ fn inherited() -> io::Result<(UnixStream, TcpStream)> {
 impl Conversation<'_> {
     /// Receives the guest that the connection offers.
     fn take_guest(self, security: Security, greeted: Greeted, report: &mut Report) -> Result<(), Error> {
-        let Self {
-            cli,
-            args,
-            signals,
-            peer,
-            local,
-            listen,
-        } = self;
         let Some(arrival) = receive::Arrival::new(security, greeted) else {
-            return tell(listen, &format!("{peer} has offered no guest"));
+            return tell(self.listen, &format!("{} has offered no guest", self.peer));
         };
         let mut place = None;
         let admit = |guest: &str| {
-            let receive = template::for_guest(&args.template, guest)?;
-            place = Some(Place::take(&cli.state, guest, args.most)?);
+            let receive = template::for_guest(&self.args.template, guest)?;
+            place = Some(Place::take(&self.cli.state, guest, self.args.most)?);
             check_socket(&receive, guest)?;
-            drop(listen);
-            prepare_scopes(cli);
+            drop(self.listen);
+            prepare_scopes(self.cli);
             Ok(Receive {
-                listen: local,
+                listen: self.local,
                 ..receive
             })
         };
-        arrival.receive(cli, &peer, admit, report, signals)
+        arrival.receive(self.cli, &self.peer, admit, report, self.signals)
     }
 
     /// Hands a further connection of a guest over to the process that receives the guest. If that process has died, this one goes on with

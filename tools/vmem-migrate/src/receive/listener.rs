@@ -49,8 +49,6 @@ pub(super) enum IncomingConnection {
 /// Accepts connections, in threads of its own.
 pub(super) struct Listener {
     connections: Receiver<IncomingConnection>,
-    /// The session of the guest that is being received.
-    guest: Arc<Mutex<Option<String>>>,
     inside: Inside,
     /// It accepts no connection of the network itself.
     passive: bool,
@@ -62,6 +60,7 @@ pub(super) struct Listener {
 #[derive(Clone)]
 struct Inside {
     security: Security,
+    /// The session of the guest that is being received.
     guest: Arc<Mutex<Option<String>>>,
     sender: Sender<IncomingConnection>,
     silent: PendingConnections,
@@ -89,16 +88,14 @@ impl Listener {
     /// A listener that accepts no connection of the network itself: `vmemctl listen` does.
     pub(super) fn passive(security: Security) -> Self {
         let (sender, connections) = channel();
-        let guest = Arc::new(Mutex::new(None));
         let inside = Inside {
             security,
-            guest: Arc::clone(&guest),
+            guest: Arc::default(),
             sender,
             silent: PendingConnections::new(PLACES),
         };
         Self {
             connections,
-            guest,
             inside,
             passive: true,
             handover: None,
@@ -154,12 +151,12 @@ impl Listener {
 
     /// Refuses new guests: the guest of `session` is received, although it was not offered on this listener.
     pub(super) fn reserve_guest(&self, session: &str) {
-        *lock(&self.guest) = Some(session.to_owned());
+        *lock(&self.inside.guest) = Some(session.to_owned());
     }
 
     /// Accepts new guests again: the guest was not received.
     pub(super) fn release_guest(&self) {
-        *lock(&self.guest) = None;
+        *lock(&self.inside.guest) = None;
     }
 }
 
