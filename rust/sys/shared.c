@@ -170,21 +170,27 @@ int vmem_shared_no_writer_waits(struct file *memory)
 /*
  * Whether no shared mapping is just being made. mmap() counts itself before it
  * asks the file for its operations, and the mapping counts once it is in the tree.
+ * Memory can have any number of mappings, so a task that is being killed stops.
  */
 int vmem_shared_no_mmap_runs(struct file *memory)
 {
 	struct address_space *mapping = memory->f_mapping;
 	struct vm_area_struct *vma;
 	int writable = 0;
-	bool rest;
+	int rest;
 
 	i_mmap_lock_read(mapping);
 	for (vma = vmem_first_vma(mapping); vma; vma = vmem_next_vma(vma)) {
+		if (fatal_signal_pending(current)) {
+			rest = -EINTR;
+			goto out;
+		}
 		writable += (vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) ==
 			    (VM_SHARED | VM_MAYWRITE);
 		cond_resched();
 	}
 	rest = atomic_read(&mapping->i_mmap_writable) == writable;
+out:
 	i_mmap_unlock_read(mapping);
 	return rest;
 }

@@ -350,10 +350,10 @@ fn page_table_freed_during_a_fault_is_no_failure() -> Outcome {
 }
 
 /// What a thread does with the block that begins with this page.
-type OnBlock<'a> = &'a (dyn Fn(usize) -> Outcome + Sync);
+pub(super) type OnBlock<'a> = &'a (dyn Fn(usize) -> Outcome + Sync);
 
 /// Drops one block of the area after the other from the page tables, while a second thread does `first`, and then `second`, with each.
-fn while_dropped(area: &Area, duration: Duration, first: OnBlock<'_>, second: OnBlock<'_>) -> Outcome {
+pub(super) fn while_dropped(area: &Area, duration: Duration, first: OnBlock<'_>, second: OnBlock<'_>) -> Outcome {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let other = scope.spawn(|| -> Outcome {

@@ -2,12 +2,15 @@
 //! What the kernel does to the pages of memory that is tracked: huge pages, swap, guard pages, long-term pins.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use vmem::PAGE_SIZE;
-use vmem_functional_sys::{Area, AreaBuilder, Userfault, drain_page_lists, register_buffer, register_userfault, write_protect};
+use vmem_functional_sys::{
+    Area, AreaBuilder, MemoryAt, Userfault, drain_page_lists, read_at_into, register_buffer, register_userfault, write_protect,
+};
 
-use super::super::huge::{HUGE, SHMEM_ENABLED, collapse, huge};
+use super::super::huge::{HUGE, SHMEM_ENABLED, collapse, huge, while_dropped};
 use crate::adopted::{Adopted, runs};
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::kernel::{Setting as KernelSetting, Swap};
@@ -24,12 +27,14 @@ crate::tests![
     guard_pages_stay_and_a_store_after_them_is_logged,
     writes_beside_asynchronous_write_protection_are_logged,
     writes_to_huge_pages_beside_asynchronous_write_protection_are_logged,
+    page_table_freed_during_a_fault_is_no_failure,
     pages_that_were_pinned_before_the_log_stay_in_it,
     memory_cannot_be_pinned_for_long_while_it_is_tracked,
 ];
 
 const PAGES: usize = 64;
 const MADV_PAGEOUT: i32 = 21;
+const MADV_POPULATE_WRITE: i32 = 23;
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
@@ -236,6 +241,27 @@ fn writes_to_huge_pages_beside_asynchronous_write_protection_are_logged() -> Out
         ensure!([4, 700, 702].iter().all(|page| again.contains(page)), "{}", runs(&again));
     }
     Ok(())
+}
+
+/// As the test of this name for regions: a page of a huge page is mapped alone, in a page table that goes while it is used.
+fn page_table_freed_during_a_fault_is_no_failure() -> Outcome {
+    const DURATION: Duration = Duration::from_secs(4);
+    let _enabled = KernelSetting::new(SHMEM_ENABLED, "advise")?;
+    let memory = huge_memory()?;
+    let source = memfd(1)?;
+    // It fills the page tables as fast as can be, so that freeing one takes long.
+    let populate = |first| Ok(memory.area.advise(first..first + HUGE, MADV_POPULATE_WRITE)?);
+    let touch_and_call = |first| {
+        memory.area.poke((first + 1) * PAGE_SIZE, 1);
+        let second = MemoryAt {
+            area: &memory.area,
+            offset: (first + 2) * PAGE_SIZE,
+            len: PAGE_SIZE,
+        };
+        equal!(read_at_into(&source, second)?, PAGE_SIZE);
+        Ok(())
+    };
+    while_dropped(&memory.area, DURATION, &populate, &touch_and_call)
 }
 
 /// Who has pinned them may write to them at any time.
