@@ -51,16 +51,16 @@ impl Endpoint {
     ) -> Result<Channel, Cause> {
         let until = Instant::now() + limit;
         loop {
+            for news in export.news() {
+                if let News::Note(text) | News::Ended(text) = news {
+                    report.note(&text);
+                }
+            }
             let endpoint = self.clone();
             match signals.unless(move || endpoint.send(&FromSource::Commit { run: endpoint.run }))? {
                 Ok(channel) => return Ok(channel),
                 Err(cause) if Instant::now() >= until => return Err(cause),
                 Err(_) => signals.unless(|| std::thread::sleep(PAUSE))?,
-            }
-            for news in export.news() {
-                if let News::Note(text) | News::Ended(text) = news {
-                    report.note(&text);
-                }
             }
         }
     }

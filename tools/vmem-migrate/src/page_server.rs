@@ -2,13 +2,14 @@
 //! The source's vmemd, which serves the guest's memory.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmem_cli::chain;
 use vmem_control::{Change, Duty, Event as DaemonReport, Finished, Request, Round, Rounds, Settled, State};
 use vmem_process::clean;
 use vmem_process::printable;
 use vmem_qemu::{BackendFile, MemoryBackend};
+use vmem_wait::BackOff;
 
 use crate::daemon::{Daemon, DaemonError, DaemonEvent, end_leftovers};
 use crate::error::Cause;
@@ -20,6 +21,10 @@ use crate::supervisor::{Event, Initial, Restart, Supervised, Supervisor};
 
 /// How long vmemd may take to listen.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pauses between attempts to begin supervision.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The name of a backend's export. It is a valid name of a region, and no export of another move has it. A client that reaches another
 /// guest's vmemd at this address finds no export of this name there.
@@ -33,9 +38,19 @@ pub(crate) fn export_name(memory: &MemoryBackend, number: usize, session: &str) 
 pub(crate) struct PageServer {
     supervisor: Option<Supervisor>,
     arguments: Vec<String>,
+    /// Supervision that has not begun.
+    awaited: Option<Awaited>,
     /// The source may free the pages that the destination has.
-    #[cfg(test)]
     released: bool,
+}
+
+/// Supervision that is tried to begin until it does: the guest at the destination may need its pages, whatever is short here.
+struct Awaited {
+    served: Vec<BackendFile>,
+    session: String,
+    state_dir: StateDir,
+    pauses: BackOff,
+    next: Instant,
 }
 
 /// What the source's vmemd has reported.
@@ -57,6 +72,37 @@ pub(crate) enum News {
     Failed(String),
     /// vmemd does not take the last pages.
     FinishRefused(String),
+}
+
+impl Awaited {
+    /// Takes over the vmemd that an earlier vmemctl has left, or has another one started.
+    fn begin(&self, arguments: &[String]) -> Result<Supervisor, Cause> {
+        let first = match Daemon::take_over(&self.session, Duty::Serve, &self.state_dir)? {
+            Some(daemon) => Initial::Running(daemon),
+            None => {
+                end_leftovers(&self.state_dir);
+                Initial::Missing
+            }
+        };
+        supervisor(arguments, self.served.clone(), &self.session, &self.state_dir, first)
+    }
+}
+
+/// Supervises a vmemd that serves these files with these arguments.
+fn supervisor(
+    arguments: &[String],
+    served: Vec<BackendFile>,
+    session: &str,
+    state_dir: &StateDir,
+    first: Initial,
+) -> Result<Supervisor, Cause> {
+    let work = Serve {
+        arguments: arguments.to_vec(),
+        session: session.to_owned(),
+        served,
+        state_dir: state_dir.clone(),
+    };
+    Supervisor::new(work, first).map_err(Cause::call("cannot start a thread"))
 }
 
 /// How the supervisor starts a vmemd that serves.
@@ -100,6 +146,15 @@ fn listens(said: &DaemonEvent) -> Option<SocketAddr> {
 }
 
 impl PageServer {
+    fn new(supervisor: Option<Supervisor>, awaited: Option<Awaited>, arguments: Vec<String>) -> Self {
+        Self {
+            supervisor,
+            arguments,
+            awaited,
+            released: false,
+        }
+    }
+
     /// Starts to serve `memory` on `address`. Returns the address at which vmemd listens. Only this vmemd gets the arguments `rounds`: one
     /// that is started after it has no log of the guest's writes.
     #[allow(clippy::too_many_arguments)]
@@ -157,21 +212,36 @@ impl PageServer {
     }
 
     /// Continues to serve what an earlier vmemctl served: takes over its vmemd, or starts another one at the same address as soon as that
-    /// is possible.
-    pub(crate) fn again(
-        arguments: &[String],
-        served: Vec<BackendFile>,
-        session: &str,
-        state_dir: &StateDir,
-    ) -> Result<Self, Cause> {
-        let first = match Daemon::take_over(session, Duty::Serve, state_dir)? {
-            Some(daemon) => Initial::Running(daemon),
-            None => {
-                end_leftovers(state_dir);
-                Initial::Missing
-            }
+    /// is possible. If supervision cannot begin, [`news`](Self::news) says why, and tries again.
+    pub(crate) fn again(arguments: &[String], served: Vec<BackendFile>, session: &str, state_dir: &StateDir) -> Self {
+        let awaited = Awaited {
+            served,
+            session: session.to_owned(),
+            state_dir: state_dir.clone(),
+            pauses: BackOff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            next: Instant::now(),
         };
-        Self::supervise(arguments.to_vec(), served, session, state_dir, first)
+        Self::new(None, Some(awaited), arguments.to_vec())
+    }
+
+    /// Begins the awaited supervision if it is time to try. The text says why it has not begun.
+    fn begin(&mut self) -> Option<String> {
+        let awaited = self.awaited.as_mut().filter(|awaited| Instant::now() >= awaited.next)?;
+        match awaited.begin(&self.arguments) {
+            Ok(supervisor) => {
+                if self.released {
+                    supervisor.order(Request::Release);
+                }
+                self.supervisor = Some(supervisor);
+                self.awaited = None;
+                None
+            }
+            Err(cause) => {
+                let pause = awaited.pauses.next_pause();
+                awaited.next = Instant::now() + pause;
+                Some(format!("{}; tried again in {} s", chain(&cause), pause.as_secs()))
+            }
+        }
     }
 
     fn supervise(
@@ -181,29 +251,13 @@ impl PageServer {
         state_dir: &StateDir,
         first: Initial,
     ) -> Result<Self, Cause> {
-        let work = Serve {
-            arguments: arguments.clone(),
-            session: session.to_owned(),
-            served,
-            state_dir: state_dir.clone(),
-        };
-        let supervisor = Supervisor::new(work, first).map_err(Cause::call("cannot start a thread"))?;
-        Ok(Self {
-            supervisor: Some(supervisor),
-            arguments,
-            #[cfg(test)]
-            released: false,
-        })
+        let supervisor = supervisor(&arguments, served, session, state_dir, first)?;
+        Ok(Self::new(Some(supervisor), None, arguments))
     }
 
     /// A page server without a vmemd.
     pub(crate) fn none() -> Self {
-        Self {
-            supervisor: None,
-            arguments: Vec::new(),
-            #[cfg(test)]
-            released: false,
-        }
+        Self::new(None, None, Vec::new())
     }
 
     /// A page server with this vmemd.
@@ -231,10 +285,7 @@ impl PageServer {
 
     /// The guest runs at the destination: vmemd may free the pages that the destination has.
     pub(crate) fn release(&mut self) {
-        #[cfg(test)]
-        {
-            self.released = true;
-        }
+        self.released = true;
         if let Some(supervisor) = &self.supervisor {
             supervisor.order(Request::Release);
         }
@@ -262,12 +313,15 @@ impl PageServer {
 
     /// The news of vmemd since the last call.
     pub(crate) fn news(&mut self) -> Vec<News> {
+        let mut news: Vec<News> = self.begin().map(News::Note).into_iter().collect();
         let events = std::iter::from_fn(|| self.supervisor.as_ref()?.recv(Duration::ZERO));
-        events.flat_map(news_of).collect()
+        news.extend(events.flat_map(news_of));
+        news
     }
 
     /// Ends vmemd: its pages are not needed any more.
     pub(crate) fn stop(&mut self) {
+        self.awaited = None;
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.stop();
         }
@@ -275,6 +329,7 @@ impl PageServer {
 
     /// Ends supervision, and leaves vmemd running. Returns whether a vmemd is left.
     pub(crate) fn leave(&mut self) -> bool {
+        self.awaited = None;
         self.supervisor.take().is_some_and(Supervisor::leave)
     }
 }
@@ -344,3 +399,6 @@ impl Drop for PageServer {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

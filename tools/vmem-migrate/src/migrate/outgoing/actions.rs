@@ -63,7 +63,12 @@ impl OutgoingMigration {
             }
             Action::ResumeGuest => Some(self.resume_guest()),
             Action::Serve => {
-                self.supervise();
+                self.export = PageServer::again(
+                    &self.record.vmemd,
+                    self.record.served.clone(),
+                    &self.record.session,
+                    &self.state_dir,
+                );
                 None
             }
             Action::Release => {
@@ -239,19 +244,6 @@ impl OutgoingMigration {
             None => error,
         });
         Event::NotResumed
-    }
-
-    /// Has a supervised vmemd serve pages. A vmemd that an earlier vmemctl has left is taken over.
-    fn supervise(&mut self) {
-        match PageServer::again(
-            &self.record.vmemd,
-            self.record.served.clone(),
-            &self.record.session,
-            &self.state_dir,
-        ) {
-            Ok(export) => self.export = export,
-            Err(cause) => self.report.note(&chain(&cause)),
-        }
     }
 
     /// Ends QEMU, which is not needed any more. It may have been ended by hand. If its guest runs or is paused, the guest does not belong
