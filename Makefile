@@ -20,6 +20,10 @@ module:			## vmem.ko for this machine's kernel (KDIR=... for another), in build/
 	@tools/testing/module $(KDIR) $(BUILD)/host
 	@echo "vmem: built build/host/vmem.ko"
 
+.PHONY: sign
+sign: module		## signs it for Secure Boot (KEY=... CERT=..., otherwise with the key of dkms), and says how the firmware gets to know the key
+	@KEY="$(KEY)" CERT="$(CERT)" packaging/sign $(KDIR) $(BUILD)/host/vmem.ko
+
 .PHONY: demo
 demo: build		## what vmem is for, shown in a virtual machine
 	@$(VM) --name demo --timeout 600 -- tools/testing/demo/run
