@@ -35,20 +35,23 @@
 mod arguments;
 mod bar;
 mod completions;
+mod defaults;
 mod error;
 pub mod log;
 pub mod output;
 mod progress;
 mod signals;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Command, FromArgMatches, Parser};
 
 pub use arguments::{address, bandwidth, bandwidth_limit, owner, seconds, size, source, with_port};
 pub use bar::ProgressBar;
 pub use completions::Completions;
+pub use defaults::parse_with_defaults;
 pub use error::Error;
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
@@ -62,14 +65,22 @@ pub const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: mod
 ///
 /// The exit code, after the message has been printed: success for `--help` and `--version`, `usage` for an invalid command line.
 pub fn parse<C: Parser>(usage: u8) -> Result<C, ExitCode> {
-    C::try_parse().map_err(|error| {
-        // If it cannot be printed, there is still the exit code.
-        let _ = error.print();
-        match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-            _ => ExitCode::from(usage),
-        }
-    })
+    C::try_parse().map_err(|error| print(&error, usage))
+}
+
+fn parse_from<C: FromArgMatches>(mut command: Command, arguments: impl IntoIterator<Item = OsString>) -> Result<C, clap::Error> {
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    C::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Prints what clap has to say. Returns the exit code.
+fn print(error: &clap::Error, usage: u8) -> ExitCode {
+    // If it cannot be printed, there is still the exit code.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(usage),
+    }
 }
 
 /// The message of an error and of its sources, joined by ": ".

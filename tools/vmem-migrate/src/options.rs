@@ -29,7 +29,13 @@ pub struct Common {
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "insecure")]
     pub tls: Option<PathBuf>,
     /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
-    #[arg(long = "allow-name", global = true, value_name = "NAME", requires = "tls")]
+    #[arg(
+        long = "allow-name",
+        global = true,
+        value_name = "NAME",
+        requires = "tls",
+        conflicts_with = "insecure"
+    )]
     pub allow_names: Vec<String>,
     /// Without --tls, use any address instead of only loopback, in clear text and without authentication
     #[arg(long, global = true)]

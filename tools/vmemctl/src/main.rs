@@ -12,6 +12,7 @@ mod region;
 mod tls;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 use vmem_cli::{chain, log, output};
@@ -23,8 +24,12 @@ use cli::{Cli, Command};
 /// The exit code of a wrong command line, or if nothing was begun.
 const EXIT_LOCAL: u8 = 1;
 
+/// The file with the defaults of options, and the environment variable that names another one.
+const DEFAULTS: &str = "/etc/vmem/vmem.toml";
+const DEFAULTS_VARIABLE: &str = "VMEM_CONFIG";
+
 fn main() -> ExitCode {
-    let cli: Cli = match vmem_cli::parse(EXIT_LOCAL) {
+    let cli: Cli = match vmem_cli::parse_with_defaults(DEFAULTS_VARIABLE, Path::new(DEFAULTS), EXIT_LOCAL) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
