@@ -59,6 +59,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         mark::TESTS,
         stage::TESTS,
         backing::TESTS,
+        backing::refusal::TESTS,
         backing::slow::TESTS,
         ready::TESTS,
         daemon_death::TESTS,

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Backing: absent pages that the module itself reads from a file.
 
+pub(super) mod refusal;
 pub(super) mod slow;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Seek, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,7 +15,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::Signal;
 use vmem::{Backing, Control, Error, Fill, PAGE_SIZE, RegionBuilder, SnapshotOptions};
 use vmem_functional_sys::{AreaBuilder, ioctl};
-use vmem_sys::{VMEM_BACKING_NONE, VMEM_SET_BACKING, VMEM_TRACK_FILLS, calls, vmem_backing};
+use vmem_sys::{VMEM_SET_BACKING, VMEM_TRACK_FILLS, calls, vmem_backing};
 
 use super::files::{Mount, region};
 use crate::adopted::Adopted;
@@ -47,7 +48,6 @@ crate::tests![
     child_of_a_fork_reads_the_file,
     log_with_fills_has_what_is_read,
     conversion_lets_go_of_the_file,
-    other_files_and_wrong_arguments_are_refused,
 ];
 
 /// Contents that differ from those of the page's own.
@@ -542,90 +542,5 @@ fn conversion_lets_go_of_the_file() -> Outcome {
     let again = setting.region.set_backing(setting.region.pages(), all_of(&file, 16));
     ensure!(matches!(again, Err(Error::Plain)), "{again:?}");
     setting.checker(0..64)?.join()?;
-    Ok(())
-}
-
-fn other_files_and_wrong_arguments_are_refused() -> Outcome {
-    let mount = Mount::new("a")?;
-    let setting = Setting::create(region("one", 64))?;
-    let other = Setting::new(64)?;
-    let all = setting.region.pages();
-    let file = source(0, 64)?;
-    let set = |file: &dyn AsFd| {
-        let backing = Backing {
-            file: file.as_fd(),
-            offset: 0,
-            around: 0,
-        };
-        setting.region.set_backing(all, backing)
-    };
-    // What is not a regular file, or cannot be read.
-    for path in ["/dev/zero", "/dev/shm", "/dev/vmem/control", "/proc/version"] {
-        ensure!(matches!(set(&File::open(path)?), Err(Error::Invalid { .. })), "{path}");
-    }
-    ensure!(matches!(set(&setting.map), Err(Error::Invalid { .. })));
-    fs::write("/dev/shm/vmem-backing", [0; PAGE_SIZE])?;
-    let write_only = OpenOptions::new().write(true).open("/dev/shm/vmem-backing")?;
-    refused!(set(&write_only), ACCESS);
-    fs::remove_file("/dev/shm/vmem-backing")?;
-    // Memory of regions.
-    refused!(set(&mount.open("one")?), LOOP);
-    refused!(set(setting.region.staging()), LOOP);
-    refused!(set(other.region.staging()), LOOP);
-    // But a region that is plain memory is shared memory as any other.
-    other.fill_all()?;
-    other.region.make_vma_anonymous()?;
-    set(other.region.staging())?;
-    setting.checker(0..8)?.join()?;
-    // What a program may serve: the checkout is on virtiofs here, which is FUSE.
-    refused!(set(&File::open(std::env::current_exe()?)?), OPNOTSUPP);
-    let huge = memfd_create("huge", MemfdFlags::HUGETLB)?;
-    refused!(set(&huge), OPNOTSUPP);
-
-    let call = |change: &dyn Fn(&mut vmem_backing)| {
-        let mut backing = vmem_backing {
-            fd: file.as_raw_fd(),
-            nr_pages: 64,
-            ..Default::default()
-        };
-        change(&mut backing);
-        ioctl(setting.region.as_fd(), VMEM_SET_BACKING, &mut backing)
-    };
-    call(&|_| ())?;
-    refused!(call(&|backing| backing.fd = -1), BADF);
-    refused!(call(&|backing| backing.flags = 2), INVAL);
-    refused!(call(&|backing| backing.flags = VMEM_BACKING_NONE), INVAL);
-    refused!(call(&|backing| backing.offset = 100), INVAL);
-    refused!(call(&|backing| backing.offset = !0 << 12), INVAL);
-    refused!(call(&|backing| backing.offset = 1 << 63), INVAL);
-    refused!(call(&|backing| backing.around = 3), INVAL);
-    refused!(call(&|backing| backing.around = 1024), INVAL);
-    refused!(call(&|backing| backing.nr_pages = 0), INVAL);
-    refused!(call(&|backing| backing.pgoff = 1), INVAL);
-    refused!(call(&|backing| backing.pgoff = !0), INVAL);
-    refused!(call(&|backing| backing.reserved0 = 1), INVAL);
-    refused!(call(&|backing| backing.reserved[1] = 1), INVAL);
-    for field in [1usize, 2] {
-        let none = |backing: &mut vmem_backing| {
-            (backing.fd, backing.flags) = (-1, VMEM_BACKING_NONE);
-            match field {
-                1 => backing.offset = 4096,
-                _ => backing.around = 16,
-            }
-        };
-        refused!(call(&none), INVAL);
-    }
-    // Too many pieces.
-    let many = Setting::new(4000)?;
-    let mut result = Ok(());
-    for pgoff in (0..4000).step_by(2) {
-        result = many.region.set_backing(pages(pgoff, 1), all_of(&file, 1));
-        if result.is_err() {
-            equal!(pgoff, 2 * 1024);
-            break;
-        }
-    }
-    refused!(result, NOSPC);
-    many.region.withdraw_backing(many.region.pages())?;
     Ok(())
 }
