@@ -98,6 +98,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         sample::snapshot::TESTS,
         sample::region::TESTS,
         sample::region_command::TESTS,
+        sample::python::TESTS,
         qemu::TESTS,
         dirty_rate::TESTS,
         checkpoint::TESTS,

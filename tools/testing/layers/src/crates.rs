@@ -89,7 +89,12 @@ fn metadata(manifest: &Path) -> anyhow::Result<Metadata> {
 fn of(package: Package) -> anyhow::Result<Crate> {
     let own = package.dependencies.into_iter();
     let own = own.filter(|dependency| dependency.path.is_some() && dependency.kind.as_deref() != Some("dev"));
-    let is_program = |target: &Target| target.kind.iter().any(|kind| kind == "lib" || kind == "bin");
+    let is_program = |target: &Target| {
+        target
+            .kind
+            .iter()
+            .any(|kind| ["lib", "bin", "cdylib"].contains(&kind.as_str()))
+    };
     let programs = package.targets.into_iter().filter(is_program);
     Ok(Crate {
         name: package.name,

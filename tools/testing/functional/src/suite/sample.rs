@@ -18,6 +18,7 @@ use crate::program::Program;
 use crate::setting::{Setting, bytes_of, check_words, contents, page};
 use crate::world::wait_until;
 
+pub(super) mod python;
 pub(super) mod region;
 pub(super) mod region_command;
 pub(super) mod snapshot;
