@@ -3,6 +3,7 @@
 
 import ast
 import errno
+import faulthandler
 import inspect
 import mmap
 import os
@@ -402,4 +403,6 @@ while True:
 
 
 if __name__ == "__main__":
+    # A test that does not end says where it is.
+    faulthandler.dump_traceback_later(100, exit=True)
     unittest.main(verbosity=2)
