@@ -62,7 +62,7 @@ systemd: build		## the tests of vmemctl on a host that systemd runs (FILTER=... 
 	@tools/testing/test systemd
 
 .PHONY: deb test-packages
-deb: setup		## Debian packages (vmem-dkms, vmem-tools, vmem-doc), in build/deb; lintian looks at them
+deb: setup		## Debian packages (vmem-dkms, vmem-tools, python3-vmem, vmem-doc), in build/deb; lintian looks at them
 	@$(ROOT) packaging/programs $(BUILD)/deb-target
 	@tools/testing/root/packaging run packaging/deb $(BUILD)/deb-target/release $(BUILD)/deb
 test-packages: build	## installs, uses, upgrades and purges these packages, in a virtual machine
@@ -173,6 +173,11 @@ install: module		## module, programs, man pages and completions for this machine
 	@packaging/notices >$(BUILD)/host-target/release/NOTICES
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install module $(KDIR) $(BUILD)/host
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install files $(BUILD)/host-target/release
+.PHONY: install-python
+install-python:		## the Python module for this machine's Python (DESTDIR, PREFIX, PYTHONDIR)
+	@cargo build --release --locked --manifest-path tools/Cargo.toml --target-dir $(BUILD)/host-target -p vmem-python
+	@packaging/notices >$(BUILD)/host-target/release/NOTICES
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHONDIR="$(PYTHONDIR)" packaging/install python $(BUILD)/host-target/release
 uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install remove
 
