@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use rustix::io::Errno;
 use vmem::{Access, Control, FILES_DIRECTORY, Files, FilesOption, MapHandle, Mapping, RegionBuilder, Sharing};
 
-use crate::error::{closed, errno, os_error};
+use crate::error::{closed, os_error, refused};
 use crate::info::Info;
 use crate::ranges::{inside, pairs, whole_pages};
 use crate::serve::{self, Functions, State};
@@ -47,13 +48,13 @@ impl AsFd for Open {
 
 impl Open {
     fn daemon(&self) -> PyResult<&vmem::Region> {
-        let refused = || {
-            PyOSError::new_err((
-                errno::PERM,
+        let denied = || {
+            refused(
+                Errno::PERM,
                 "this process has opened the region to use it, and does not serve it",
-            ))
+            )
         };
-        self.daemon.as_ref().ok_or_else(refused)
+        self.daemon.as_ref().ok_or_else(denied)
     }
 
     fn mapping(&self) -> Result<&Mapping, vmem::Error> {
@@ -256,10 +257,10 @@ impl Region {
             py.detach(|| -> Result<usize, vmem::Error> { Ok(open.mapping()?.read_until_fault(offset as usize, &mut bytes)?) });
         match read.map_err(os_error)? {
             read if read == length => Ok(PyBytes::new(py, &bytes)),
-            read => Err(PyOSError::new_err((
-                errno::IO,
+            read => Err(refused(
+                Errno::IO,
                 format!("the page at {} cannot be read", offset + read as u64),
-            ))),
+            )),
         }
     }
 

@@ -8,13 +8,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyException, PyOSError, PyValueError};
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use rustix::io::Errno;
 use vmem::{Error, Fill, PageRange, Progress, Region};
 
-use crate::error::{errno, os_error};
+use crate::error::{os_error, refused};
 
 /// The most requests that are taken at once, and so the most pages that the function is asked for at once.
 const BATCH: usize = 64;
@@ -77,7 +78,7 @@ impl Drop for Run<'_> {
 /// Serves `region` until it is plain memory, or is to end, or a function raises.
 pub(crate) fn serve(py: Python<'_>, region: &Region, state: &State, functions: &Functions<'_>) -> PyResult<()> {
     if state.serving.swap(true, Ordering::AcqRel) {
-        return Err(PyOSError::new_err((errno::BUSY, "another thread serves the region already")));
+        return Err(refused(Errno::BUSY, "another thread serves the region already"));
     }
     let run = Run(state);
     let mut queue = std::mem::take(&mut *state.lock());

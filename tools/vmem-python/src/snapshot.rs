@@ -4,12 +4,12 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex};
 
-use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use rustix::io::Errno;
 use vmem::{Error, PageRange, SnapshotOptions, Tracking};
 
-use crate::error::{closed, errno, os_error};
+use crate::error::{closed, os_error, refused};
 use crate::ranges::{inside, pairs, whole_pages};
 
 /// The contents of tracked memory at one instant.
@@ -77,7 +77,7 @@ impl Snapshot {
         while done < bytes.len() {
             let at = offset + done as u64;
             match py.detach(|| taken.snapshot.read_at(&mut bytes[done..], at)) {
-                Ok(0) => return Err(PyOSError::new_err((errno::IO, "the snapshot ends before its memory"))),
+                Ok(0) => return Err(refused(Errno::IO, "the snapshot ends before its memory")),
                 Ok(read) => done += read,
                 Err(Error::Interrupted { .. }) => {}
                 Err(error) => return Err(os_error(error)),
