@@ -3,33 +3,31 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
-};
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConnection, Connection, ServerConnection};
 use socket2::Socket;
 
-use crate::allowed::{AllowedNames, Verifier};
+use crate::allowed::AllowedNames;
 use crate::error::Error;
 use crate::relay::relay;
+use crate::renewal::Renewal;
 
 /// The certificate and key of this host, and the authority whose certificates it accepts from peers.
+///
+/// The files can be replaced while the identity is in use. Before a connection is protected, the identity looks whether they have changed, at
+/// most once a second, and loads all three. If they cannot be loaded or do not fit, it goes on with what it has, and logs why, once.
+/// Connections that are protected already go on.
+///
+/// A process that has given up the right to read `key.pem` can still use a renewed `cert.pem` or `ca.pem`, if the certificate is for the same key.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+    renewal: Arc<Renewal>,
     warnings: Vec<String>,
 }
 
@@ -50,54 +48,16 @@ impl Identity {
     ///
     /// As for [`load`](Self::load); [`Error::Name`].
     pub fn load_allowing(directory: &Path, names: &[String]) -> Result<Self, Error> {
-        let identity = |error: rustls::Error| Error::Identity(error.into());
-        let built = |error: VerifierBuilderError| Error::Identity(error.into());
         let allowed = AllowedNames::new(names).map_err(Error::Name)?;
-        let mut authority = RootCertStore::empty();
-        for certificate in certificates(&directory.join("ca.pem"))? {
-            authority.add(certificate).map_err(identity)?;
-        }
-        let own = certificates(&directory.join("cert.pem"))?;
-        let path = directory.join("key.pem");
-        let key = private_key(&path)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let authority = Arc::new(authority);
-        let versions = &[&rustls::version::TLS13];
-        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authority), Arc::clone(&provider));
-        let clients = WebPkiClientVerifier::builder_with_provider(authority, Arc::clone(&provider));
-        let (servers, clients) = (servers.build().map_err(built)?, clients.build().map_err(built)?);
-        let warnings = [readable_by_others(&path), expiry(&*clients, &own, UnixTime::now())];
-        let servers: Arc<dyn ServerCertVerifier> = servers;
-        // Not dangerous: the verifier is webpki's, with one more condition.
-        let servers = Arc::new(Verifier {
-            allowed: allowed.clone(),
-            authority: servers,
-        });
-        let clients = Arc::new(Verifier {
-            allowed,
-            authority: clients,
-        });
-        let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(versions)
-            .map_err(identity)?
-            .dangerous()
-            .with_custom_certificate_verifier(servers)
-            .with_client_auth_cert(own.clone(), key.clone_key())
-            .map_err(identity)?;
-        let server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .map_err(identity)?
-            .with_client_cert_verifier(clients)
-            .with_single_cert(own, key)
-            .map_err(identity)?;
+        let renewal = Renewal::load(directory, allowed)?;
         Ok(Self {
-            client: Arc::new(client),
-            server: Arc::new(server),
-            warnings: warnings.into_iter().flatten().collect(),
+            warnings: renewal.current().warnings.clone(),
+            renewal: Arc::new(renewal),
         })
     }
 
-    /// Warnings about the files for the administrator: other users can read the key, or the certificate expires soon.
+    /// Warnings about the files that were loaded first, for the administrator: other users can read the key, or the certificate expires soon.
+    /// Those about renewed files are logged.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -112,7 +72,7 @@ impl Identity {
     pub fn connect(&self, socket: impl Into<Socket>, address: &str, limit: Duration) -> Result<(Socket, CloseReason), Error> {
         let host = host_of(address);
         let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::Name(host.to_owned()))?;
-        let connection = ClientConnection::new(Arc::clone(&self.client), name).map_err(Error::Handshake)?;
+        let connection = ClientConnection::new(Arc::clone(&self.renewal.renewed().client), name).map_err(Error::Handshake)?;
         protect(connection.into(), socket.into(), limit)
     }
 
@@ -122,15 +82,15 @@ impl Identity {
     ///
     /// As for [`connect`](Self::connect), but never [`Error::Name`].
     pub fn accept(&self, socket: impl Into<Socket>, limit: Duration) -> Result<(Socket, CloseReason), Error> {
-        let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(Error::Handshake)?;
+        let connection = ServerConnection::new(Arc::clone(&self.renewal.renewed().server)).map_err(Error::Handshake)?;
         protect(connection.into(), socket.into(), limit)
     }
 }
 
 #[cfg(test)]
 impl Identity {
-    pub(crate) fn client_config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.client)
+    pub(crate) fn renewal(&self) -> &Renewal {
+        &self.renewal
     }
 }
 
@@ -138,69 +98,6 @@ impl Identity {
 pub(crate) fn host_of(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let bad = |why: String| Error::File {
-        path: path.to_owned(),
-        why,
-    };
-    let list = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
-    let list: Vec<_> = list.collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?;
-    if list.is_empty() {
-        return Err(bad("it has no certificate".to_owned()));
-    }
-    Ok(list)
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| {
-        // "BEGIN ENCRYPTED PRIVATE KEY", or "Proc-Type: 4,ENCRYPTED": the parser finds no key, or bytes that are no base64.
-        let is_encrypted = std::fs::read_to_string(path).is_ok_and(|text| text.contains("ENCRYPTED"));
-        let why = if is_encrypted {
-            "the key is encrypted, and there is no way to enter the pass phrase; 'openssl pkey -in ENCRYPTED -out key.pem' makes one that is not".to_owned()
-        } else {
-            error.to_string()
-        };
-        Error::File {
-            path: path.to_owned(),
-            why,
-        }
-    })
-}
-
-/// A warning if users other than the owner can read or change the key; a group may read it.
-fn readable_by_others(path: &Path) -> Option<String> {
-    let mode = path.metadata().ok()?.permissions().mode();
-    (mode & 0o027 != 0).then(|| {
-        let (path, mode) = (path.display(), mode & 0o777);
-        format!("{path} has mode {mode:o}: other users can read or change it, and impersonate this host (chmod 600)")
-    })
-}
-
-/// How long before its expiry a certificate is warned about.
-const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-
-/// A warning if the certificate of this host, or an intermediate one, has expired or expires soon.
-fn expiry(verifier: &dyn ClientCertVerifier, own: &[CertificateDer<'_>], now: UnixTime) -> Option<String> {
-    let (certificate, others) = own.split_first()?;
-    // The verifier checks the time first: it does not matter that the certificate may be no client's.
-    let has_expired = |at: UnixTime| {
-        matches!(
-            verifier.verify_client_cert(certificate, others, at),
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::Expired | CertificateError::ExpiredContext { .. }
-            ))
-        )
-    };
-    let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + EXPIRES_SOON);
-    if has_expired(now) {
-        Some("cert.pem, or one between it and the authority, has expired: peers will refuse it".to_owned())
-    } else if has_expired(soon) {
-        Some("cert.pem, or one between it and the authority, expires within 14 days".to_owned())
-    } else {
-        None
-    }
 }
 
 fn protect(mut connection: Connection, socket: Socket, limit: Duration) -> Result<(Socket, CloseReason), Error> {

@@ -2,7 +2,8 @@
 //! Mutual TLS: connections by TLS 1.3 with certificates on both sides.
 //!
 //! An [`Identity`] is a directory with `ca.pem`, `cert.pem` and `key.pem`. A peer with a certificate of that authority is accepted; the side
-//! that connects also checks that the certificate is for the host that it connected to.
+//! that connects also checks that the certificate is for the host that it connected to. Files that are renewed on disk are used by the next
+//! connection.
 //!
 //! The user of a protected connection has an ordinary socket: a thread relays the bytes between that socket and the network. Code that
 //! reads and writes a connection, in both directions at once and with time limits, need not know whether it is protected.
@@ -29,9 +30,12 @@
 #![forbid(unsafe_code)]
 
 mod allowed;
+mod configs;
 mod error;
 mod identity;
 mod relay;
+mod renewal;
+mod stamps;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(test)]

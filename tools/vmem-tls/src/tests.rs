@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections between peers that accept each other, and that do not.
 
+mod renewal;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -185,7 +188,7 @@ fn unusable_file_is_named_in_the_error() {
 fn connect_with_early_data(directory: &TempDir, address: SocketAddr, words: &[u8]) -> (TcpStream, ClientConnection) {
     let mut socket = TcpStream::connect(address).expect("a connection");
     let name = ServerName::try_from("b.test").expect("a name");
-    let config = identity(directory).client_config();
+    let config = Arc::clone(&identity(directory).renewal().current().client);
     let mut client = ClientConnection::new(config, name).expect("a client");
     let mut out = Vec::new();
     while client.is_handshaking() {

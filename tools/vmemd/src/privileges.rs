@@ -86,6 +86,14 @@ impl Default for Files {
     }
 }
 
+impl Files {
+    /// Permits reading in the directory of `--tls`, too: its files can be renewed. The user that vmemd becomes must be permitted to, besides.
+    pub(crate) fn and_certificates(mut self, directory: Option<&PathBuf>) -> Self {
+        self.readable.extend(directory.cloned());
+        self
+    }
+}
+
 /// Gives up what is not needed: becomes `user`, if this is root, has no capabilities but for `needs`, gets no new
 /// privileges by execve(2), and opens no files but `files`. Returns what could not be given up and is not worth an end.
 pub(crate) fn drop_to(user: User, needs: Needs, files: &Files) -> Result<Option<&'static str>, PrivilegeError> {

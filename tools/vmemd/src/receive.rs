@@ -426,7 +426,7 @@ impl Source {
             connect: Arc::new(connect),
             endpoint: Some(endpoint),
             warnings,
-            confinement: (User::NOBODY, Files::default()),
+            confinement: (User::NOBODY, Files::default().and_certificates(args.tls.as_ref())),
             at_end: None,
             publish: None,
             files: Vec::new(),

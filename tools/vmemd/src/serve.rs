@@ -126,7 +126,9 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     } else {
         Needs::Descriptors
     };
-    warnings.extend(privileges::drop_to(args.user.map_or(User::NOBODY, User::new), needs, &Files::default())?.map(str::to_owned));
+    let user = args.user.map_or(User::NOBODY, User::new);
+    let files = Files::default().and_certificates(args.tls.as_ref());
+    warnings.extend(privileges::drop_to(user, needs, &files)?.map(str::to_owned));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = Arc::new(StopEvent::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;

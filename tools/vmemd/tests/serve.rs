@@ -114,6 +114,51 @@ fn strangers_without_a_certificate_fill_no_log() {
     bounds_its_log(&options, Security::Tls(identity));
 }
 
+#[test]
+fn renewed_certificates_are_used_if_its_user_may_read_the_key() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let (directory, old, new) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let names = ["ca.pem", "cert.pem", "key.pem"];
+    let install = |from: &Path| {
+        for name in names {
+            fs::copy(from.join(name), directory.path().join(name)).unwrap();
+        }
+    };
+    let identity = |directory: &Path| Security::Tls(vmem_tls::Identity::load(directory).unwrap());
+    for directory in [old.path(), new.path()] {
+        vmem_tls::testing::write(&["127.0.0.1"], directory);
+        mode(&directory.join("key.pem"), 0o600);
+    }
+    install(old.path());
+    mode(directory.path(), 0o755);
+    let mut command = serve(&[("ram", &file(directory.path(), "ram"))]);
+    let mut source = Source::new(command.args(["--tls", directory.path().to_str().unwrap()]));
+    let mut first = source.connect_as(identity(old.path()));
+    install(new.path());
+    if rustix::process::geteuid().is_root() {
+        // Nobody may not read it.
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(1100));
+            assert_eq!(first_byte(&mut *source.connect_as(identity(old.path()))), 7);
+        }
+    }
+    mode(&directory.path().join("key.pem"), 0o644);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(first_byte(&mut *source.connect_as(identity(new.path()))), 7);
+    assert_eq!(first_byte(&mut *first), 7, "the first connection goes on");
+    source.child.kill().unwrap();
+    let mut errors = String::new();
+    source.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    let said = |what| errors.matches(what).count();
+    let kept = usize::from(rustix::process::geteuid().is_root());
+    assert_eq!((said("may not read it"), said("were renewed")), (kept, 1), "{errors}");
+}
+
 fn bounds_its_log(options: &[&str], security: Security) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = serve(&[("ram", &file(directory.path(), "ram"))]);

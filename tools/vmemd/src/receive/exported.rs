@@ -25,7 +25,8 @@ pub(super) fn open(uri: &str, args: &Receive, timeout: Duration) -> Result<Sourc
     let uri: Uri = uri.parse().map_err(invalid)?;
     let certificates = uri.tls.as_ref().and_then(|tls| tls.certificates.as_ref());
     let mut warnings = Vec::new();
-    let security = match (&uri.tls, args.tls.as_ref().or(certificates)) {
+    let directory = args.tls.as_ref().or(certificates).cloned();
+    let security = match (&uri.tls, &directory) {
         (None, Some(_)) => return Err(Failure::NbdInClearText),
         (Some(_), None) => return Err(Failure::NoCertificates),
         (Some(_), Some(directory)) => {
@@ -52,6 +53,8 @@ pub(super) fn open(uri: &str, args: &Receive, timeout: Duration) -> Result<Sourc
         // It is reached as another vmemd is.
         Place::Tcp(_) => (User::NOBODY, Files::default()),
     };
+    let (user, files) = confinement;
+    let confinement = (user, files.and_certificates(directory.as_ref()));
     let endpoint = Endpoint::new(uri, security, timeout);
     let connect = move |lane| endpoint.connect(lane).map(|source| Box::new(source) as Box<dyn PageSource>);
     Ok(Source {
@@ -133,7 +136,9 @@ mod tests {
             opened(uri, &tls).expect("a source");
         }
         opened(&format!("nbds://localhost/ram?tls-certificates={}", tls[1]), &[]).expect("a source");
-        opened("nbds://localhost/ram?tls-certificates=/nowhere", &tls).expect("the option counts");
+        let source = opened("nbds://localhost/ram?tls-certificates=/nowhere", &tls).expect("the option counts");
+        // Renewed ones can be read there.
+        assert!(source.confinement.1.readable.contains(&directory.path().to_owned()));
         assert!(opened("nbds://localhost/ram", &["--tls", "/nowhere"]).is_err());
     }
 }
