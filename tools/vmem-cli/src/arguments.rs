@@ -30,21 +30,6 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses `UID` or `UID:GID`, numeric. The largest 32-bit number is refused: to the kernel it means "do not change".
-///
-/// # Errors
-///
-/// The message for any other text.
-pub fn owner(text: &str) -> Result<(u32, Option<u32>), String> {
-    let number = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
-    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
-    match (number(uid), gid.map(number)) {
-        (Some(uid), None) => Ok((uid, None)),
-        (Some(uid), Some(Some(gid))) => Ok((uid, Some(gid))),
-        _ => Err("not UID or UID:GID in numbers".to_owned()),
-    }
-}
-
 /// Checks a source: `file:NAME=PATH`, `checkpoint:STORE#GUEST[@N]`, or `HOST[:PORT]`. Returns it unchanged. The URIs of NBD are checked by
 /// `vmemd`, which has their parser.
 ///
@@ -247,10 +232,6 @@ mod tests {
         for bad in ["0", "-1", "nan", "inf", "1e9", ""] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
-        for bad in ["-1", "4294967295", "1:", ":1", "root", "1:2:3"] {
-            assert!(owner(bad).is_err(), "{bad}");
-        }
-        assert_eq!(owner("1:2"), Ok((1, Some(2))));
         assert!(address("8636").is_ok() && address("[::1]:1").is_ok() && address("localhost:1").is_err());
     }
 

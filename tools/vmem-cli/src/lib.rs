@@ -39,6 +39,7 @@ mod defaults;
 mod error;
 pub mod log;
 pub mod output;
+mod owner;
 mod progress;
 mod signals;
 
@@ -48,11 +49,12 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Command, FromArgMatches, Parser};
 
-pub use arguments::{address, bandwidth, bandwidth_limit, owner, seconds, size, source, with_port};
+pub use arguments::{address, bandwidth, bandwidth_limit, seconds, size, source, with_port};
 pub use bar::ProgressBar;
 pub use completions::Completions;
 pub use defaults::parse_with_defaults;
 pub use error::Error;
+pub use owner::{Owner, owner, user};
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
 

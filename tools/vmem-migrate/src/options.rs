@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmem::FilesOption;
-use vmem_cli::{address, bandwidth_limit, owner, seconds, size};
+use vmem_cli::{Owner, address, bandwidth_limit, owner, seconds, size};
 use vmem_source::Compression;
 use vmem_source::serve::LEAST_BANDWIDTH;
 
@@ -158,9 +158,9 @@ pub struct Receive {
     /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
     #[arg(long, value_name = "DIR|none")]
     pub files: Option<FilesOption>,
-    /// Owner of the regions' files and nodes, numeric: the user that QEMU runs as
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    pub owner: Option<(u32, Option<u32>)>,
+    /// Owner of the regions' files and nodes, by name or number: the user that QEMU runs as
+    #[arg(long, value_name = "[USER][:GROUP]", value_parser = owner)]
+    pub owner: Option<Owner>,
     /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
     #[arg(long)]
     pub huge: bool,

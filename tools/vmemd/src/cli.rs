@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmem::FilesOption;
 use vmem_cli::log::Verbosity;
-use vmem_cli::{Completions, address, bandwidth_limit, owner, seconds};
+use vmem_cli::{Completions, Owner, address, bandwidth_limit, owner, seconds, user};
 use vmem_nbd_source::Uri;
 use vmem_precopy::{Limits, Mode};
 use vmem_source::Compression;
@@ -71,8 +71,8 @@ pub(crate) struct Serve {
     /// Accept only peers whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// User as which vmemd runs once the memory is open, numeric; 65534 (nobody) unless given
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    /// User as which vmemd runs once the memory is open, by name or number; 65534 (nobody) unless given
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = user)]
     pub(crate) user: Option<(u32, Option<u32>)>,
     /// Connections at a time; each destination uses one for each of its streams, and one for urgent pages
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
@@ -139,8 +139,8 @@ pub(crate) struct Receive {
     /// Accept only a source whose certificate has this name, besides being issued by ca.pem; may be repeated
     #[arg(long = "allow-name", value_name = "NAME", requires = "tls")]
     pub(crate) allow_names: Vec<String>,
-    /// User as which vmemd runs once the control device is open, numeric; 65534 (nobody) unless given
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    /// User as which vmemd runs once the control device is open, by name or number; 65534 (nobody) unless given
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = user)]
     pub(crate) user: Option<(u32, Option<u32>)>,
     /// Where the regions are files: a directory at which the file system vmem is mounted if it is not yet, or none; /run/vmem unless given
     #[arg(long, value_name = "DIR|none")]
@@ -148,9 +148,9 @@ pub(crate) struct Receive {
     /// Permission bits of the regions' files and nodes; 600 unless given
     #[arg(long, value_name = "OCTAL", value_parser = mode)]
     pub(crate) mode: Option<u32>,
-    /// Owner of the regions' files and nodes, numeric
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    pub(crate) owner: Option<(u32, Option<u32>)>,
+    /// Owner of the regions' files and nodes, by name or number
+    #[arg(long, value_name = "[USER][:GROUP]", value_parser = owner)]
+    pub(crate) owner: Option<Owner>,
     /// Allocate the memory in transparent huge pages: the first page that arrives allocates the 2 MiB around it
     #[arg(long)]
     pub(crate) huge: bool,

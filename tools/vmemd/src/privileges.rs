@@ -44,7 +44,7 @@ impl User {
     /// Nobody: who has no files and is in no group.
     pub(crate) const NOBODY: Self = Self { uid: 65534, gid: 65534 };
 
-    /// The user and the group of `UID[:GID]`; without a group, the one with the user's number.
+    /// The user and the group of `USER[:GROUP]`; without a group, the one with the user's number.
     pub(crate) fn new((uid, gid): (u32, Option<u32>)) -> Self {
         Self {
             uid,

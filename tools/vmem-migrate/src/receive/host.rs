@@ -35,9 +35,9 @@ pub(super) fn make_regions(control: &Control, files: &Files, args: &Receive) -> 
 
 fn make_region(control: &Control, files: &Files, name: &str, bytes: u64, args: &Receive) -> Result<MapHandle, Error> {
     let mut builder = RegionBuilder::new(bytes).name(name);
-    if let Some((uid, gid)) = args.owner {
-        builder = builder.uid(uid);
-        builder = gid.into_iter().fold(builder, RegionBuilder::gid);
+    if let Some(owner) = args.owner {
+        builder = owner.uid.into_iter().fold(builder, RegionBuilder::uid);
+        builder = owner.gid.into_iter().fold(builder, RegionBuilder::gid);
     }
     if args.huge {
         builder = builder.huge();

@@ -3,7 +3,7 @@
 
 use clap::Args;
 use vmem::FilesOption;
-use vmem_cli::owner;
+use vmem_cli::{Owner, owner};
 
 /// Where programs find regions.
 #[derive(Debug, Args)]
@@ -25,9 +25,9 @@ impl FilesArgument {
 pub(crate) struct RegionOptions {
     #[command(flatten)]
     files: FilesArgument,
-    /// Owner of the regions' files and nodes, numeric
-    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
-    owner: Option<(u32, Option<u32>)>,
+    /// Owner of the regions' files and nodes, by name or number
+    #[arg(long, value_name = "[USER][:GROUP]", value_parser = owner)]
+    owner: Option<Owner>,
     /// Fetch only pages that are touched
     #[arg(long)]
     no_background: bool,
@@ -42,9 +42,8 @@ impl RegionOptions {
     /// The arguments of vmemd for it, but for `--files`.
     pub(crate) fn of_vmemd(&self) -> Vec<String> {
         let mut arguments = Vec::new();
-        if let Some((uid, gid)) = self.owner {
-            let group = gid.map_or(String::new(), |gid| format!(":{gid}"));
-            arguments.extend(["--owner".to_owned(), format!("{uid}{group}")]);
+        if let Some(owner) = self.owner {
+            arguments.extend(["--owner".to_owned(), owner.to_string()]);
         }
         if self.no_background {
             arguments.push("--no-background".to_owned());

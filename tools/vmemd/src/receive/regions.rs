@@ -111,9 +111,9 @@ fn is_mapped(region: &Region) -> bool {
 
 fn builder(name: &str, length: u64, args: &Receive) -> RegionBuilder {
     let mut builder = RegionBuilder::new(length).name(name).mode(args.mode.unwrap_or(MODE));
-    if let Some((uid, gid)) = args.owner {
-        builder = builder.uid(uid);
-        builder = gid.into_iter().fold(builder, RegionBuilder::gid);
+    if let Some(owner) = args.owner {
+        builder = owner.uid.into_iter().fold(builder, RegionBuilder::uid);
+        builder = owner.gid.into_iter().fold(builder, RegionBuilder::gid);
     }
     if args.huge {
         builder = builder.huge();
