@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use rustix::io::Errno;
-use vmem::{Error, Fill, PageRange, Progress, Region};
+use vmem::{Error, Fill, PageRange, Region};
 
 use crate::error::{os_error, refused};
 
@@ -160,8 +160,15 @@ fn answer(py: Python<'_>, region: &Region, functions: &Functions<'_>, pages: Pag
         .and_then(|returned| contents(&returned, least, asked));
     let error = match contents {
         Ok(contents) => {
-            fill(py, region, pages, &contents)?;
-            return Ok(Vec::new());
+            return match fill(py, region, pages, &contents) {
+                Ok(_) => Ok(Vec::new()),
+                // The machine, or the memory cgroup that is charged, has none now. The programs wait meanwhile.
+                Err(Error::NoMemory { .. }) => {
+                    py.detach(|| sleep(TICK));
+                    Ok(vec![pages])
+                }
+                Err(error) => Err(os_error(error)),
+            };
         }
         Err(error) => error,
     };
@@ -172,7 +179,7 @@ fn answer(py: Python<'_>, region: &Region, functions: &Functions<'_>, pages: Pag
     if pages.count() > 1 {
         return Ok(pages.iter().map(PageRange::from).collect());
     }
-    done(py.detach(|| region.mark_unreadable(&[pages])))?;
+    py.detach(|| region.mark_unreadable(&[pages]).complete()).map_err(os_error)?;
     match &functions.on_error {
         Some(on_error) => on_error.call1((bytes.start, asked, error.value(py))).map(drop)?,
         None => error.write_unraisable(py, Some(&functions.read)),
@@ -209,11 +216,10 @@ fn padded(mut bytes: Vec<u8>, asked: u64) -> Vec<u8> {
     bytes
 }
 
-/// Fills pages. Without memory the programs wait, until there is some or a signal ends this.
+/// Fills pages with bytes. Without memory the caller waits, until there is some or a signal ends this.
 pub(crate) fn fill_bytes(py: Python<'_>, region: &Region, pages: PageRange, bytes: &[u8]) -> PyResult<()> {
     loop {
-        let filled = py.detach(|| -> Result<u64, Error> { region.fill(&[Fill::new(pages.first(), bytes)?]).complete() });
-        match filled {
+        match py.detach(|| fill_once(region, pages, bytes)) {
             Err(Error::NoMemory { .. }) => py.detach(|| sleep(TICK)),
             filled => return filled.map(drop).map_err(os_error),
         }
@@ -221,14 +227,14 @@ pub(crate) fn fill_bytes(py: Python<'_>, region: &Region, pages: PageRange, byte
     }
 }
 
-fn fill(py: Python<'_>, region: &Region, pages: PageRange, contents: &Contents) -> PyResult<()> {
-    match contents {
-        Contents::Zeros => done(py.detach(|| region.mark_zero(&[pages]))),
-        Contents::Object(bytes) => fill_bytes(py, region, pages, bytes),
-        Contents::Copy(bytes) => fill_bytes(py, region, pages, bytes),
-    }
+fn fill_once(region: &Region, pages: PageRange, bytes: &[u8]) -> Result<u64, Error> {
+    region.fill(&[Fill::new(pages.first(), bytes)?]).complete()
 }
 
-fn done(progress: Progress) -> PyResult<()> {
-    progress.complete().map(drop).map_err(os_error)
+fn fill(py: Python<'_>, region: &Region, pages: PageRange, contents: &Contents) -> Result<u64, Error> {
+    py.detach(|| match contents {
+        Contents::Zeros => region.mark_zero(&[pages]).complete(),
+        Contents::Object(bytes) => fill_once(region, pages, bytes),
+        Contents::Copy(bytes) => fill_once(region, pages, bytes),
+    })
 }

@@ -41,7 +41,11 @@ def touch(region, *pages):
 
 
 def touched(process):
-    output, errors = process.communicate(timeout=60)
+    try:
+        output, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, (process.returncode, errors)
     return [int(word) for word in output.split()]
 

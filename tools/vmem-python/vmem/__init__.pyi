@@ -182,6 +182,8 @@ class Region:
         sys.unraisablehook, which prints the exception. What `on_error` raises ends serve(). Other exceptions, such as KeyboardInterrupt, end it, too; the
         pages that were asked for stay requested, and the next serve(), or the next daemon, is asked for them.
 
+        Without memory for the contents (ENOMEM), the programs wait, and `read` is called again.
+
         Other threads run while it waits. It ends within 0.1 s after stop() from another thread, after the event `stop` is set, and after a signal whose
         handler raises (in the main thread). Pages that are absent then stay so. With finish=False, it continues when all pages are present.
 
