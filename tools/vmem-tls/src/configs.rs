@@ -79,13 +79,13 @@ impl Configs {
             .dangerous()
             .with_custom_certificate_verifier(servers)
             .with_client_auth_cert(own.clone(), key.clone_key())
-            .map_err(&unfit)?;
+            .map_err(unfit)?;
         let server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(identity)?
             .with_client_cert_verifier(clients)
             .with_single_cert(own, key.clone_key())
-            .map_err(&unfit)?;
+            .map_err(unfit)?;
         Ok(Self {
             client: Arc::new(client),
             server: Arc::new(server),
