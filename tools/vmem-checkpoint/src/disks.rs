@@ -28,6 +28,7 @@ const TOO_MANY: u64 = 100;
 
 /// A disk at the instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Disk {
     /// Its name, which stays when it gets an overlay.
     pub name: String,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use vmem_cli::Progress;
 use vmem_store::CheckpointName;
 
@@ -47,10 +47,15 @@ pub enum Step<'a> {
 
 /// A checkpoint that was made.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Made {
-    /// Its name.
+    /// Its name: `GUEST@NUMBER`.
+    #[serde(serialize_with = "as_text")]
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub checkpoint: CheckpointName,
-    /// The checkpoint that it was compared with.
+    /// The checkpoint that it was compared with; null if with none.
+    #[serde(serialize_with = "as_text_or_null")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub parent: Option<CheckpointName>,
     /// Bytes of all memory.
     pub memory_bytes: u64,
@@ -98,4 +103,15 @@ pub struct Made {
     pub copied_pages: u64,
     /// Seconds from the beginning to the commit.
     pub seconds: f64,
+}
+
+fn as_text<S: Serializer>(name: &CheckpointName, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(name)
+}
+
+fn as_text_or_null<S: Serializer>(name: &Option<CheckpointName>, to: S) -> Result<S::Ok, S::Error> {
+    match name {
+        Some(name) => to.collect_str(name),
+        None => to.serialize_none(),
+    }
 }

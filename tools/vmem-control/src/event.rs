@@ -11,6 +11,7 @@ use crate::rounds::{Finished, Round, Rounds, Settled};
 
 /// What happens to a vmemd.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
     /// The regions exist, and `start` is waited for.
@@ -179,6 +180,7 @@ fn texts(region: &Region) -> usize {
 
 /// Requests of programs for pages of a region.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Touched {
     /// Name of the region.
     pub region: String,
@@ -192,6 +194,7 @@ pub struct Touched {
 
 /// What a comparison of regions with their source has found.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verified {
     /// Pages that were compared.
     pub pages: u64,
@@ -204,6 +207,7 @@ pub struct Verified {
 
 /// A page of a region.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RegionPage {
     /// Name of the region.
     pub region: String,
@@ -213,6 +217,7 @@ pub struct RegionPage {
 
 /// Where a run stands.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Figures {
     /// Since the start.
     pub seconds: f64,
@@ -262,6 +267,7 @@ pub struct Figures {
 
 /// Microseconds from taking a request to filling its page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Times {
     /// Half of the requests took no longer.
     pub p50: u64,
@@ -273,6 +279,7 @@ pub struct Times {
 
 /// Where a region stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Region {
     /// Its name.
     #[serde(default)]
@@ -299,6 +306,7 @@ pub struct Region {
 
 /// How far a region has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Pages are absent.
@@ -319,6 +327,7 @@ pub enum Phase {
 
 /// A connection to the source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// For pages that programs wait for.
@@ -332,6 +341,7 @@ pub enum Lane {
 
 /// Where a vmemd stands.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// How far it has come.
     pub state: State,
@@ -363,6 +373,7 @@ pub struct Status {
 
 /// How far a vmemd has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It reaches its source, or opens its memory.

@@ -29,6 +29,7 @@ pub fn agree(oldest: u32, latest: u32) -> Option<u32> {
 
 /// What a daemon does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Duty {
     /// It serves pages to other machines.
@@ -52,6 +53,7 @@ impl Duty {
 
 /// A request, with the number that its answer will have.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Call {
     /// The client's number for it.
     pub id: u64,
@@ -62,6 +64,7 @@ pub struct Call {
 
 /// What a client wants of a daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     /// First on each connection.
@@ -94,6 +97,7 @@ pub enum Request {
 
 /// An answer, with the number of its request; 0 if that has not been understood.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Reply {
     /// The client's number for the request.
     pub id: u64,
@@ -104,6 +108,7 @@ pub struct Reply {
 
 /// What a daemon answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     /// To HELLO.

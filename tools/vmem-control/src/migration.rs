@@ -8,6 +8,7 @@ use crate::rounds::Rounds;
 
 /// Where a migration stands.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Migration {
     /// The guest's name.
     pub guest: String,
@@ -63,6 +64,7 @@ impl Migration {
 
 /// How far a migration has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MigrationPhase {
     /// The guest runs at the source, and the destination prepares for it.

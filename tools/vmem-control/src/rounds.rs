@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A round of a source: how often and how fast pages were sent while their program ran.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Round {
     /// The number of the round, from 1.
     pub round: u32,
@@ -49,6 +50,7 @@ pub struct Round {
 
 /// Where the rounds of a source stand.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Rounds {
     /// The mode: `precopy`, `hybrid` or `auto`.
     pub mode: String,
@@ -88,6 +90,7 @@ pub struct Rounds {
 
 /// That the program should stop now.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Settled {
     /// Why, as a sentence.
     pub reason: String,
@@ -101,6 +104,7 @@ pub struct Settled {
 
 /// What the last take has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finished {
     /// Bytes of the pages that the destination does not have as they are now.
     pub remainder_bytes: u64,
@@ -114,6 +118,7 @@ pub struct Finished {
 
 /// What is to be changed while a source runs. What is `None` stays as it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Change {
     /// The limit of the bandwidth of rounds and stream, in bytes a second; 0 for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What was found, in one line.
 
-use serde_json::{Value, json};
+use std::fmt::{self, Display, Formatter};
+
+use serde::Serialize;
+use serde_json::Value;
 
 /// Whether vmem can be used with what was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum State {
     /// As it should be.
+    #[serde(rename = "ok")]
     Good,
     /// vmem can be used; something of it cannot, or will not for long.
     Note,
@@ -25,21 +31,75 @@ impl State {
     }
 }
 
+/// What was looked at. The words stay the same from version to version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Subject {
+    /// The running kernel.
+    Kernel,
+    /// What the module is built with.
+    Headers,
+    /// The module.
+    Module,
+    /// The signature of the module.
+    Signature,
+    /// `/dev/vmem/control`.
+    Device,
+    /// The file system of regions.
+    Files,
+    /// The directory of the records of moves.
+    Records,
+    /// The daemon that vmemctl starts.
+    Vmemd,
+    /// QEMU.
+    Qemu,
+    /// The files of `--tls`.
+    Certificates,
+}
+
+impl Subject {
+    /// The word for people and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Headers => "headers",
+            Self::Module => "module",
+            Self::Signature => "signature",
+            Self::Device => "device",
+            Self::Files => "files",
+            Self::Records => "records",
+            Self::Vmemd => "vmemd",
+            Self::Qemu => "qemu",
+            Self::Certificates => "certificates",
+        }
+    }
+}
+
+impl Display for Subject {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
 /// One thing that vmem needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename = "finding")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
-    /// What was looked at, in one word.
-    pub subject: &'static str,
+    /// What was looked at.
+    pub subject: Subject,
     /// Whether vmem can be used with it.
     pub state: State,
-    /// What was found.
+    /// What was found. For people.
     pub text: String,
-    /// What to type to mend it.
+    /// What to type to mend it: commands, as a shell takes them. Null if there is nothing to type.
     pub mend: Option<String>,
 }
 
 impl Finding {
-    pub(crate) fn good(subject: &'static str, text: impl Into<String>) -> Self {
+    pub(crate) fn good(subject: Subject, text: impl Into<String>) -> Self {
         Self {
             subject,
             state: State::Good,
@@ -48,14 +108,14 @@ impl Finding {
         }
     }
 
-    pub(crate) fn note(subject: &'static str, text: impl Into<String>) -> Self {
+    pub(crate) fn note(subject: Subject, text: impl Into<String>) -> Self {
         Self {
             state: State::Note,
             ..Self::good(subject, text)
         }
     }
 
-    pub(crate) fn missing(subject: &'static str, text: impl Into<String>) -> Self {
+    pub(crate) fn missing(subject: Subject, text: impl Into<String>) -> Self {
         Self {
             state: State::Missing,
             ..Self::good(subject, text)
@@ -84,13 +144,8 @@ impl Finding {
 
     /// The same for programs.
     pub fn json(&self) -> Value {
-        json!({
-            "event": "finding",
-            "subject": self.subject,
-            "state": self.state.word(),
-            "text": self.text,
-            "mend": self.mend,
-        })
+        // Texts: serializing them does not fail.
+        serde_json::to_value(self).unwrap_or_default()
     }
 }
 
@@ -143,10 +198,10 @@ mod tests {
 
     #[test]
     fn line_ends_with_what_to_type() {
-        let finding = Finding::missing("module", "not loaded").mend("modprobe vmem");
+        let finding = Finding::missing(Subject::Module, "not loaded").mend("modprobe vmem");
         assert_eq!(finding.line(), "missing  module        not loaded; type: modprobe vmem");
         assert_eq!(finding.json()["mend"], "modprobe vmem");
-        assert_eq!(Finding::good("kernel", "7.3").line(), "ok       kernel        7.3");
-        assert!(Finding::good("kernel", "7.3").json()["mend"].is_null());
+        assert_eq!(Finding::good(Subject::Kernel, "7.3").line(), "ok       kernel        7.3");
+        assert!(Finding::good(Subject::Kernel, "7.3").json()["mend"].is_null());
     }
 }

@@ -21,7 +21,7 @@ mod look;
 mod program;
 mod version;
 
-pub use finding::{Finding, State};
+pub use finding::{Finding, State, Subject};
 pub use host::{Host, ModuleFeatures};
 pub use look::findings;
-pub use version::Versions;
+pub use version::{VersionLine, Versions};

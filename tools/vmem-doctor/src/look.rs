@@ -45,7 +45,8 @@ mod tests {
     #[test]
     fn each_subject_has_one_line() {
         let fake = Fake::new();
-        let subjects: Vec<&str> = findings(&fake.host, None).iter().map(|finding| finding.subject).collect();
+        let findings = findings(&fake.host, None);
+        let subjects: Vec<&str> = findings.iter().map(|finding| finding.subject.word()).collect();
         assert_eq!(
             subjects,
             [

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Which versions of vmem a machine has, and whether they fit.
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::host::{FEATURES, Host, ModuleFeatures, RELOAD};
 
@@ -23,6 +24,27 @@ pub struct Versions {
     pub module: Option<String>,
     /// What the module answers.
     pub features: ModuleFeatures,
+}
+
+/// The versions of vmem on a machine, for programs.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename = "version")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VersionLine<'a> {
+    /// The version of this vmemctl.
+    vmemctl: &'a str,
+    /// The version of the vmemd that vmemctl starts; null if none is found.
+    vmemd: Option<&'a str>,
+    /// The version of the loaded module; null if it is not loaded.
+    module: Option<&'a str>,
+    /// The features of the header with which these tools are built.
+    header: &'a [&'a str],
+    /// The features of the header that the module does not have.
+    lacks: Vec<&'a str>,
+    /// Whether these tools work with the loaded module and with vmemd; null if that is not known.
+    fit: Option<bool>,
+    /// Why they fit or not, for people.
+    text: String,
 }
 
 impl Versions {
@@ -96,16 +118,17 @@ impl Versions {
 
     /// The same for programs.
     pub fn json(&self) -> Value {
-        json!({
-            "event": "version",
-            "vmemctl": TOOLS,
-            "vmemd": self.vmemd.as_ref().ok(),
-            "module": self.module,
-            "header": FEATURES,
-            "lacks": self.lacks(),
-            "fit": self.fit(),
-            "text": self.verdict(),
-        })
+        let line = VersionLine {
+            vmemctl: TOOLS,
+            vmemd: self.vmemd.as_deref().ok(),
+            module: self.module.as_deref(),
+            header: &FEATURES,
+            lacks: self.lacks(),
+            fit: self.fit(),
+            text: self.verdict(),
+        };
+        // Texts: serializing them does not fail.
+        serde_json::to_value(line).unwrap_or_default()
     }
 }
 
@@ -149,7 +172,7 @@ mod tests {
     fn module_without_a_feature_does_not_fit() {
         let fake = loaded().with(|host| host.features = ModuleFeatures::Known(vec![("fill", true), ("files", false)]));
         assert_eq!(fit(&fake), Some(false));
-        assert_eq!(Versions::of(&fake.host).json()["lacks"], json!(["files"]));
+        assert_eq!(Versions::of(&fake.host).json()["lacks"], serde_json::json!(["files"]));
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use vmem_cli::chain;
 use vmem_cli::output::out;
 use vmem_control::{Event, Migration, MigrationPhase};
@@ -11,7 +10,7 @@ use vmem_control::{Event, Migration, MigrationPhase};
 use crate::error::{Cause, Error};
 use crate::ongoing::{LIMIT, Ongoing};
 use crate::options::{Abort, Common};
-use crate::report::print;
+use crate::report::{MoveLine, print};
 
 /// How long the migration may take to end: the destination's QEMU may hold the guest's disks for a while.
 const END: Duration = Duration::from_secs(120);
@@ -74,7 +73,7 @@ pub fn run(cli: &Common, args: &Abort) -> Result<(), Error> {
         }
     }
     if cli.json {
-        print(&json!({"event": "aborted", "guest": guest}));
+        print(&MoveLine::Aborted { guest });
     } else {
         out(&format!(
             "the migration of guest {guest} is given up: the guest continues at this host"

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde::Serialize;
 use vmem_cli::{Signals, bytes, chain, output, with_port};
 use vmem_qemu::{BackendFile, COMMAND_LIMIT, GuestMemory, MemoryBackend, Qmp, guest, obstacles};
 
@@ -19,9 +19,12 @@ use crate::record::{Outgoing, StateDir};
 use crate::report::print;
 
 /// What a finding means for a move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 enum Severity {
     /// As it should be.
+    #[serde(rename = "ok")]
     Good,
     /// The guest can be moved, though not in every way.
     Note,
@@ -39,12 +42,68 @@ impl Severity {
     }
 }
 
+/// What was looked at. The words stay the same from version to version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+enum Subject {
+    /// The guest's QEMU, and its QMP socket.
+    Qemu,
+    /// The guest's state.
+    Status,
+    /// What QEMU says against a migration.
+    Migration,
+    /// The records of moves on this host.
+    Record,
+    /// The guest's memory backends.
+    Memory,
+    /// Whether the memory can be sent in rounds.
+    Rounds,
+    /// The files of `--tls`.
+    Certificate,
+    /// The vmemctl on the other host.
+    Destination,
+}
+
+impl Subject {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Status => "status",
+            Self::Migration => "migration",
+            Self::Record => "record",
+            Self::Memory => "memory",
+            Self::Rounds => "rounds",
+            Self::Certificate => "certificate",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// A line of `vmemctl check`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum CheckLine<'a> {
+    /// One thing that was looked at.
+    Finding(&'a Finding),
+    /// The last line.
+    Check {
+        /// Whether the guest can be moved, as far as this host can tell.
+        movable: bool,
+    },
+}
+
 /// One thing that was looked at.
-#[derive(Debug)]
-struct Finding {
-    /// What was looked at: a word that stays the same from version to version.
-    subject: &'static str,
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Finding {
+    /// What was looked at.
+    subject: Subject,
+    /// What it means for a move.
+    #[serde(rename = "state")]
     severity: Severity,
+    /// What was found, for people.
     text: String,
 }
 
@@ -53,21 +112,21 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, subject: &'static str, severity: Severity, text: impl Into<String>) {
+    fn add(&mut self, subject: Subject, severity: Severity, text: impl Into<String>) {
         let text = text.into();
         self.0.push(Finding { subject, severity, text });
     }
 
-    fn good(&mut self, subject: &'static str, text: impl Into<String>) {
+    fn good(&mut self, subject: Subject, text: impl Into<String>) {
         self.add(subject, Severity::Good, text);
     }
 
-    fn obstacle(&mut self, subject: &'static str, text: impl Into<String>) {
+    fn obstacle(&mut self, subject: Subject, text: impl Into<String>) {
         self.add(subject, Severity::Obstacle, text);
     }
 
     /// The value, or an obstacle.
-    fn unless_failed<T, E: Into<Cause>>(&mut self, subject: &'static str, result: Result<T, E>) -> Option<T> {
+    fn unless_failed<T, E: Into<Cause>>(&mut self, subject: Subject, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.obstacle(subject, chain(&error.into()))).ok()
     }
 
@@ -84,10 +143,10 @@ pub fn run(cli: &Common, args: &Check) -> Result<bool, Error> {
     // QEMU and the network may take long to answer.
     let work = move || {
         let mut findings = Findings::default();
-        if let Some(mut qmp) = findings.unless_failed("qemu", Qmp::connect(&args.qmp, COMMAND_LIMIT)) {
+        if let Some(mut qmp) = findings.unless_failed(Subject::Qemu, Qmp::connect(&args.qmp, COMMAND_LIMIT)) {
             check_guest(&mut findings, &mut qmp, &state);
         }
-        let security = findings.unless_failed("certificate", security);
+        let security = findings.unless_failed(Subject::Certificate, security);
         if let Some((security, to)) = security.zip(args.to.as_deref()) {
             check_destination(&mut findings, &security, &with_port(to, DEFAULT_PORT));
         }
@@ -99,73 +158,76 @@ pub fn run(cli: &Common, args: &Check) -> Result<bool, Error> {
 }
 
 fn show(findings: &Findings, in_json: bool) {
-    for Finding { subject, severity, text } in &findings.0 {
-        let word = severity.word();
+    for finding in &findings.0 {
         if in_json {
-            print(&json!({"event": "finding", "subject": subject, "state": word, "text": text}));
+            print(&CheckLine::Finding(finding));
         } else {
+            let Finding { subject, severity, text } = finding;
+            let (word, subject) = (severity.word(), subject.word());
             output::out(&format!("{word:<8} {subject:<11} {text}"));
         }
     }
     if in_json {
-        print(&json!({"event": "check", "movable": findings.can_be_moved()}));
+        print(&CheckLine::Check {
+            movable: findings.can_be_moved(),
+        });
     }
 }
 
 fn check_guest(findings: &mut Findings, qmp: &mut Qmp, state: &Path) {
-    let name = findings.unless_failed("qemu", guest::name(qmp));
-    if let Some(status) = findings.unless_failed("status", movable_status(qmp)) {
-        findings.good("status", status);
+    let name = findings.unless_failed(Subject::Qemu, guest::name(qmp));
+    if let Some(status) = findings.unless_failed(Subject::Status, movable_status(qmp)) {
+        findings.good(Subject::Status, status);
     }
-    if let Some(found) = findings.unless_failed("migration", obstacles::all(qmp)) {
-        found.into_iter().for_each(|text| findings.obstacle("migration", text));
+    if let Some(found) = findings.unless_failed(Subject::Migration, obstacles::all(qmp)) {
+        found.into_iter().for_each(|text| findings.obstacle(Subject::Migration, text));
     }
-    if let (Some(name), Some(key)) = (name, findings.unless_failed("qemu", Key::of_guest(qmp))) {
+    if let (Some(name), Some(key)) = (name, findings.unless_failed(Subject::Qemu, Key::of_guest(qmp))) {
         check_record(findings, state, &name, &key);
     }
-    if let Some(memory) = findings.unless_failed("memory", guest::memory_backends(qmp)) {
+    if let Some(memory) = findings.unless_failed(Subject::Memory, guest::memory_backends(qmp)) {
         check_memory(findings, qmp, &memory);
     }
 }
 
 /// A move that an earlier vmemctl has begun, or another one is at.
 fn check_record(findings: &mut Findings, state: &Path, name: &str, key: &Key) {
-    findings.unless_failed("record", StateDir::check_earlier(state, "out", name));
+    findings.unless_failed(Subject::Record, StateDir::check_earlier(state, "out", name));
     let directory = StateDir::path_of(state, "out", key);
     match StateDir::peek::<Outgoing>(&directory) {
         Ok(Some(record)) if record.phase != Phase::Prepared => findings.obstacle(
-            "record",
+            Subject::Record,
             format!(
                 "the guest is on its way to {} already; 'vmemctl recover' continues that move",
                 record.to
             ),
         ),
         Ok(Some(record)) if StateDir::is_held(&directory) => {
-            findings.obstacle("record", format!("a vmemctl is moving the guest to {}", record.to));
+            findings.obstacle(Subject::Record, format!("a vmemctl is moving the guest to {}", record.to));
         }
         Ok(_) => {}
-        Err(error) => findings.obstacle("record", chain(&error)),
+        Err(error) => findings.obstacle(Subject::Record, chain(&error)),
     }
 }
 
 fn check_memory(findings: &mut Findings, qmp: &mut Qmp, memory: &[MemoryBackend]) {
-    let Some(process) = findings.unless_failed("memory", guest::process(qmp)) else {
+    let Some(process) = findings.unless_failed(Subject::Memory, guest::process(qmp)) else {
         return;
     };
     for backend in memory {
         let found = BackendFile::find(&process, &backend.path);
-        if findings.unless_failed("memory", found).is_some() {
+        if findings.unless_failed(Subject::Memory, found).is_some() {
             let text = format!("{}: {} in {}", backend.id, bytes(backend.bytes), backend.path.display());
-            findings.good("memory", text);
+            findings.good(Subject::Memory, text);
         }
     }
     match GuestMemory::of(qmp)
         .map_err(Cause::from)
         .and_then(|guest| dirty_rate::adopt(&guest).map(drop))
     {
-        Ok(()) => findings.good("rounds", "the memory can be sent in rounds while the guest runs"),
+        Ok(()) => findings.good(Subject::Rounds, "the memory can be sent in rounds while the guest runs"),
         Err(cause) => findings.add(
-            "rounds",
+            Subject::Rounds,
             Severity::Note,
             format!("no rounds, so that all memory follows after the guest: {}", chain(&cause)),
         ),
@@ -175,8 +237,8 @@ fn check_memory(findings: &mut Findings, qmp: &mut Qmp, memory: &[MemoryBackend]
 /// Whether the vmemctl there would listen to an offer.
 fn check_destination(findings: &mut Findings, security: &Security, to: &str) {
     let reached = session().and_then(|session| security.connect(to, &session, Purpose::Migrate));
-    if findings.unless_failed("destination", reached).is_some() {
-        findings.good("destination", format!("{to} listens for a guest"));
+    if findings.unless_failed(Subject::Destination, reached).is_some() {
+        findings.good(Subject::Destination, format!("{to} listens for a guest"));
     }
 }
 
@@ -187,11 +249,11 @@ mod tests {
     #[test]
     fn one_obstacle_is_enough_and_a_note_is_none() {
         let mut findings = Findings::default();
-        findings.good("status", "running");
-        findings.add("rounds", Severity::Note, "no module");
+        findings.good(Subject::Status, "running");
+        findings.add(Subject::Rounds, Severity::Note, "no module");
         assert!(findings.can_be_moved());
         let failed: Result<(), Cause> = Err(Cause::other("no route"));
-        assert_eq!(findings.unless_failed("destination", failed), None);
+        assert_eq!(findings.unless_failed(Subject::Destination, failed), None);
         assert!(!findings.can_be_moved());
         assert_eq!(findings.0.last().map(|last| last.text.as_str()), Some("no route"));
     }

@@ -68,7 +68,7 @@ mod supervisor;
 mod unread;
 
 pub use abort::run as abort;
-pub use check::run as check;
+pub use check::{CheckLine, run as check};
 pub use error::{Cause, Error};
 pub use forget::run as forget;
 pub use listen::run as listen;
@@ -78,4 +78,4 @@ pub use phase::Phase;
 pub use receive::run as receive;
 pub use recover::run as recover;
 pub use set::run as set;
-pub use status::run as status;
+pub use status::{StatusLine, run as status};

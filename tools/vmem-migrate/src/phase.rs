@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a host has recorded of a move. What is recorded has happened, or is about to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// The source owns the guest.

@@ -3,6 +3,7 @@
 //! guest may stand still meanwhile, and because signals must be handled.
 
 mod arrival;
+mod line;
 mod rates;
 mod rounds;
 pub(crate) mod subject;
@@ -10,13 +11,14 @@ pub(crate) mod subject;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use vmem_cli::output;
 use vmem_cli::{Progress, ProgressBar, bytes};
 use vmem_control::{Event, Figures, Round, Rounds, Verified};
 
 pub(crate) use arrival::Arrival;
+pub use line::{CommonLine, Done, MoveLine, PageCounts, RoundSums};
 pub(crate) use rounds::rounds_text;
 
 use arrival::{Arrivals, Arrived, progress};
@@ -70,17 +72,19 @@ impl Report {
     pub fn note(&self, text: &str) {
         match &self.to {
             To::Bar(_) | To::Lines => tracing::info!("{text}"),
-            To::Json => print(&json!({"event": "note", "text": text})),
+            To::Json => print(&CommonLine::Note { text }),
         }
     }
 
     /// Reports that the guest runs at the destination.
     pub(crate) fn running(&mut self, downtime: Option<Duration>) {
         self.downtime = downtime;
-        let total = self.began.elapsed().as_secs_f64();
         let down = downtime.map(|downtime| downtime.as_secs_f64());
         if let To::Json = self.to {
-            print(&json!({"event": "running", "total_seconds": total, "downtime_seconds": down}));
+            print(&MoveLine::Running {
+                total_seconds: self.began.elapsed().as_secs_f64(),
+                downtime_seconds: down,
+            });
             return;
         }
         let down = down.map_or(String::new(), |down| format!(", after a stop of {:.0} ms", down * 1e3));
@@ -107,7 +111,7 @@ impl Report {
     pub(crate) fn rounds(&mut self, rounds: &Rounds) {
         self.has_rounds = true;
         if let To::Json = self.to {
-            print(&json!({"event": "rounds", "vmemd": rounds}));
+            print(&MoveLine::Rounds { vmemd: rounds });
             return;
         }
         let progress = Progress {
@@ -120,7 +124,10 @@ impl Report {
     /// Reports how much is done.
     pub fn progress(&mut self, progress: Progress, text: &str) {
         match &mut self.to {
-            To::Json => print(&json!({"event": "progress", "bytes": progress.size, "done_bytes": progress.done})),
+            To::Json => print(&CommonLine::Progress {
+                bytes: progress.size,
+                done_bytes: progress.done,
+            }),
             To::Bar(bar) => bar.show(progress, text),
             To::Lines => err(&format!("{progress}  {text}")),
         }
@@ -137,7 +144,10 @@ impl Report {
     pub(crate) fn round(&mut self, round: &Round) {
         let there = self.rounds.add(round, self.arrival.cpu);
         if let To::Json = self.to {
-            print(&json!({"event": "round", "vmemd": round, "destination_cpu_seconds": there}));
+            print(&MoveLine::Round {
+                vmemd: round,
+                destination_cpu_seconds: there,
+            });
             return;
         }
         let there = there.map_or(String::new(), |there| format!(" and {there:.2} s"));
@@ -163,7 +173,7 @@ impl Report {
         self.remainder = Some(remainder);
         self.has_rounds = false;
         if let To::Json = self.to {
-            print(&json!({"event": "remainder", "bytes": remainder}));
+            print(&MoveLine::Remainder { bytes: remainder });
         } else {
             self.note(&format!("the guest has stopped here; {} are left", bytes(remainder)));
         }
@@ -173,7 +183,7 @@ impl Report {
     pub(crate) fn pages(&mut self, line: &Value) -> Option<Pages> {
         let event = event(line);
         if let To::Json = self.to {
-            print(&json!({"event": "pages", "vmemd": line}));
+            print(&MoveLine::Pages { vmemd: line });
         } else if let (Some(Event::Progress(figures)), false) = (&event, self.has_rounds) {
             let text = self.rates.text(figures);
             self.progress(progress(figures), &text);
@@ -187,12 +197,11 @@ impl Report {
     /// Reports what the destination has found when it compared the memory.
     pub(crate) fn verified(&self, verified: &Verified) {
         if let To::Json = self.to {
-            print(&json!({
-                "event": "verified",
-                "pages": verified.pages,
-                "different": verified.different,
-                "first": verified.first,
-            }));
+            print(&MoveLine::Verified {
+                pages: verified.pages,
+                different: verified.different,
+                first: &verified.first,
+            });
             return;
         }
         self.note(&format!(
@@ -212,20 +221,23 @@ impl Report {
         let seconds = |time: u64| time as f64 / 1e6;
         let (p50, p99) = figures.fault_us.map(|times| (seconds(times.p50), seconds(times.p99))).unzip();
         if let To::Json = self.to {
-            print(&json!({
-                "event": "done",
-                "total_seconds": total,
-                "downtime_seconds": self.downtime.map(|downtime| downtime.as_secs_f64()),
-                "pages": {"data": data, "zero": zero, "faults": figures.faults},
-                "bytes": figures.data_bytes.saturating_add(figures.duplicate_bytes),
-                "staged_bytes": figures.staged_bytes,
-                "known_bytes": figures.known_bytes,
-                "same_bytes": figures.same_bytes,
-                "remainder_bytes": self.remainder,
-                "rounds": self.rounds.json(),
-                "fault_p50_seconds": p50,
-                "fault_p99_seconds": p99,
-            }));
+            print(&MoveLine::Done(Box::new(Done {
+                total_seconds: total,
+                downtime_seconds: self.downtime.map(|downtime| downtime.as_secs_f64()),
+                pages: PageCounts {
+                    data,
+                    zero,
+                    faults: figures.faults,
+                },
+                bytes: figures.data_bytes.saturating_add(figures.duplicate_bytes),
+                staged_bytes: figures.staged_bytes,
+                known_bytes: figures.known_bytes,
+                same_bytes: figures.same_bytes,
+                remainder_bytes: self.remainder,
+                rounds: self.rounds.sums(),
+                fault_p50_seconds: p50,
+                fault_p99_seconds: p99,
+            })));
             return;
         }
         self.end_progress();
@@ -274,8 +286,10 @@ fn event(line: &Value) -> Option<Event> {
 }
 
 /// Prints an object as one line on standard output.
-pub fn print(line: &Value) {
-    output::json(&subject::event(line).to_string());
+pub fn print(line: &impl Serialize) {
+    // Numbers and texts: serializing them does not fail.
+    let line = serde_json::to_value(line).unwrap_or_default();
+    output::json(&subject::event(&line).to_string());
 }
 
 fn out(line: &str) {
@@ -288,6 +302,7 @@ fn err(line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use vmem_cli::Rate;
 
     use super::*;

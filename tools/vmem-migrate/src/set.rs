@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::json;
 use vmem_cli::chain;
 use vmem_cli::output::out;
 use vmem_control::Change;
@@ -11,7 +10,7 @@ use vmem_control::Change;
 use crate::error::{Cause, Error};
 use crate::ongoing::Ongoing;
 use crate::options::{Common, Set};
-use crate::report::print;
+use crate::report::{MoveLine, print};
 
 /// How long the source's vmemctl may take: it waits 15 seconds at most for a vmemd that is being started, and asks vmemd, which has 10 seconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -34,7 +33,7 @@ pub fn run(cli: &Common, args: &Set) -> Result<(), Error> {
         })
     })?;
     if cli.json {
-        print(&json!({"event": "changed", "guest": guest}));
+        print(&MoveLine::Changed { guest });
     } else {
         out(&format!("the migration of guest {guest} is changed"));
     }

@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use vmem_cli::output::out;
 use vmem_cli::{bytes, chain};
 use vmem_control::{Client, Event, Figures, Migration, MigrationPhase, State};
 
+use crate::Phase;
 use crate::daemon::SOCKET as VMEMD;
 use crate::error::{Cause, Error};
 use crate::ongoing::{LIMIT, Ongoing, Record};
@@ -30,7 +31,7 @@ pub fn run(cli: &Common, args: &Status) -> Result<(), Error> {
     for migration in &found {
         let status = of(migration);
         if cli.json {
-            print(&status.json(migration));
+            print(&status.line(migration));
         } else {
             status.lines(migration).iter().for_each(|line| out(line));
         }
@@ -53,7 +54,7 @@ enum Known {
 
 /// A guest that comes.
 struct Coming {
-    phase: Value,
+    phase: Phase,
     /// How far vmemd is; `None` if none answers, for this reason.
     vmemd: Result<Pages, String>,
 }
@@ -79,7 +80,7 @@ fn of(migration: &Ongoing) -> Known {
             Err(cause) => Known::Silent(chain(&cause)),
         },
         Record::In(record) => Known::Coming(Coming {
-            phase: json!(record.phase),
+            phase: record.phase,
             vmemd: pages(migration),
         }),
     }
@@ -149,34 +150,126 @@ fn rate(first: &Figures, second: &Figures) -> Option<u64> {
     (seconds > 0.1).then(|| (arrived(second).saturating_sub(arrived(first)) as f64 / seconds) as u64)
 }
 
+/// A line of `vmemctl status`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum StatusLine<'a> {
+    /// A move.
+    Migration(MigrationLine<'a>),
+}
+
+/// A move, and what is known of it.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MigrationLine<'a> {
+    #[serde(flatten)]
+    known: KnownLine<'a>,
+    /// Whether the guest leaves this host (`out`) or comes to it (`in`).
+    direction: Direction,
+    /// The guest's name.
+    guest: &'a str,
+    /// What tells the guest from others of the same name.
+    key: &'a str,
+}
+
+/// Where a guest goes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+enum Direction {
+    /// It comes to this host.
+    In,
+    /// It leaves this host.
+    Out,
+}
+
+/// What is known of a move.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+enum KnownLine<'a> {
+    /// The guest leaves this host, and its vmemctl says this.
+    Leaving(&'a Migration),
+    /// The guest comes to this host, and its vmemd says this.
+    Coming {
+        /// The phase of the record.
+        phase: Phase,
+        /// The state of vmemd.
+        vmemd: State,
+        /// Bytes of all memory.
+        memory_bytes: u64,
+        /// Bytes that are not present yet.
+        left_bytes: u64,
+        /// Bytes that came in rounds.
+        staged_bytes: u64,
+        /// Bytes that arrived in a second; null if that is not known.
+        bytes_per_second: Option<u64>,
+    },
+    /// The guest comes to this host, and no vmemd answers.
+    NoVmemd {
+        /// The phase of the record.
+        phase: Phase,
+        /// No vmemd answers.
+        vmemd: (),
+        /// Why, for people.
+        error: &'a str,
+    },
+    /// The guest leaves this host, and no vmemctl answers.
+    Recorded {
+        /// It is not known where the move stands.
+        phase: (),
+        /// The phase of the record.
+        recorded: Phase,
+        /// Where the guest goes: the address in the record.
+        to: &'a str,
+        /// Why nothing more is known, for people.
+        error: &'a str,
+    },
+    /// Nothing is known.
+    Silent {
+        /// It is not known where the move stands.
+        phase: (),
+        /// Why, for people.
+        error: &'a str,
+    },
+}
+
 impl Known {
-    fn json(&self, migration: &Ongoing) -> Value {
-        let direction = if migration.is_coming { "in" } else { "out" };
-        let mut line = match self {
-            Self::Leaving(status) => to_json(status),
+    fn line<'a>(&'a self, migration: &'a Ongoing) -> StatusLine<'a> {
+        let known = match self {
+            Self::Leaving(status) => KnownLine::Leaving(status),
             Self::Coming(Coming { phase, vmemd }) => match vmemd {
-                Ok(pages) => json!({
-                    "phase": phase,
-                    "vmemd": to_json(&pages.state),
-                    "memory_bytes": pages.size,
-                    "left_bytes": pages.size.saturating_sub(pages.present),
-                    "staged_bytes": pages.staged,
-                    "bytes_per_second": pages.rate,
-                }),
-                Err(why) => json!({"phase": phase, "vmemd": null, "error": why}),
+                Ok(pages) => KnownLine::Coming {
+                    phase: *phase,
+                    vmemd: pages.state,
+                    memory_bytes: pages.size,
+                    left_bytes: pages.size.saturating_sub(pages.present),
+                    staged_bytes: pages.staged,
+                    bytes_per_second: pages.rate,
+                },
+                Err(error) => KnownLine::NoVmemd {
+                    phase: *phase,
+                    vmemd: (),
+                    error,
+                },
             },
-            Self::Silent(why) => match &migration.record {
-                Record::Out(Some(record)) => json!({"phase": null, "recorded": record.phase, "to": record.to, "error": why}),
-                _ => json!({"phase": null, "error": why}),
+            Self::Silent(error) => match &migration.record {
+                Record::Out(Some(record)) => KnownLine::Recorded {
+                    phase: (),
+                    recorded: record.phase,
+                    to: &record.to,
+                    error,
+                },
+                _ => KnownLine::Silent { phase: (), error },
             },
         };
-        if let Some(fields) = line.as_object_mut() {
-            fields.insert("event".to_owned(), "migration".into());
-            fields.insert("direction".to_owned(), direction.into());
-            fields.insert("guest".to_owned(), migration.guest.clone().into());
-            fields.insert("key".to_owned(), migration.key.clone().into());
-        }
-        line
+        StatusLine::Migration(MigrationLine {
+            known,
+            direction: if migration.is_coming { Direction::In } else { Direction::Out },
+            guest: &migration.guest,
+            key: &migration.key,
+        })
     }
 
     fn lines(&self, migration: &Ongoing) -> Vec<String> {
@@ -266,7 +359,7 @@ impl Coming {
     fn lines(&self, guest: &str) -> Vec<String> {
         let mut lines = vec![
             format!("{guest}: comes to this host"),
-            line("phase", self.phase.as_str().unwrap_or_default()),
+            line("phase", to_json(&self.phase).as_str().unwrap_or_default()),
         ];
         match &self.vmemd {
             Err(why) => lines.push(line("pages", why)),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 /// What tells a process from all others of this machine, for programs that come later. Its number alone does not: the kernel gives it to
 /// another process once its owner is gone.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Identity {
     /// Its number.
     pub pid: i32,

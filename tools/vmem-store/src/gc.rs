@@ -50,6 +50,7 @@ impl Default for GcOptions {
 
 /// What a garbage collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GcReport {
     /// Checkpoints, and leases' copies of them, that are referred from.
     pub checkpoints: u64,

@@ -55,6 +55,7 @@ pub struct Parent {
 
 /// What the writer of a checkpoint counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Statistics {
     /// Pages that were put with contents.

@@ -20,6 +20,7 @@ const LEFT: u64 = 64;
 
 /// What a rewrite did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Rewritten {
     /// Pages that were stored again.
     pub pages: u64,

@@ -28,6 +28,7 @@ pub struct SquashOptions {
 
 /// What a squash did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SquashReport {
     /// The checkpoints that were removed.
     pub removed: Vec<u64>,

@@ -13,6 +13,7 @@ use crate::store::Store;
 
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifyReport {
     /// Pages with contents that the checkpoint refers to.
     pub pages: u64,

@@ -12,6 +12,7 @@ mod in_store;
 mod inspect;
 mod keep;
 mod key;
+pub(crate) mod line;
 mod maintain;
 mod mount;
 mod nbd;

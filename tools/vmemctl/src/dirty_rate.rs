@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl dirty-rate`: prints how fast a guest writes to its memory, and what a move of it would come to.
 
+mod line;
+
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use vmem::{PAGE_SIZE, PageRange};
+use vmem::PAGE_SIZE;
 use vmem_cli::output::out;
 use vmem_cli::{Signals, bytes};
 use vmem_migrate::dirty_rate::{Backend, End, Measurement, Options, TraceFile, forecasts, measure};
@@ -12,7 +13,10 @@ use vmem_migrate::report::{self, Report};
 use vmem_migrate::{Cause, Error};
 use vmem_precopy::{Forecast, Mode, Rates, WrittenMemory};
 
+use self::line::{ForecastLine, MemoryRate};
 use crate::cli::DirtyRate;
+
+pub(crate) use self::line::DirtyRateLine;
 
 /// Measures and prints. After a signal there is no forecast: the signal asks for the end.
 pub(crate) fn run(args: &DirtyRate, json: bool) -> Result<(), Error> {
@@ -40,7 +44,7 @@ pub(crate) fn run(args: &DirtyRate, json: bool) -> Result<(), Error> {
         _ => forecasts(measurement.recording.trace.clone(), args.bandwidth, &signals)?,
     };
     if json {
-        report::print(&object(&measurement, args.bandwidth, &forecasts));
+        report::print(&line(&measurement, args.bandwidth, &forecasts));
     } else {
         forecast_lines(args.bandwidth, &forecasts).iter().for_each(|line| out(line));
     }
@@ -149,54 +153,26 @@ fn forecast_of(prefix: &str, forecast: &Forecast) -> [String; 2] {
     ]
 }
 
-fn object(measurement: &Measurement, bandwidth: u64, forecasts: &[(&str, Forecast)]) -> Value {
+fn line<'a>(measurement: &'a Measurement, bandwidth: u64, forecasts: &[(&'a str, Forecast)]) -> DirtyRateLine<'a> {
     let recording = &measurement.recording;
     let memories = measurement.backends.iter().zip(&recording.memories);
-    let forecasts = forecasts.iter().map(|(name, forecast)| forecast_object(name, forecast));
-    json!({
-        "event": "dirty_rate",
-        "guest": measurement.guest,
-        "status": measurement.status,
-        "seconds": recording.trace.elapsed().as_secs_f64(),
-        "memories": memories.map(|(backend, memory)| memory_object(backend, memory)).collect::<Vec<_>>(),
-        "pages_per_second": rates_object(&recording.rates),
-        "bandwidth": bandwidth,
-        "forecasts": forecasts.collect::<Vec<_>>(),
-    })
-}
-
-fn memory_object(backend: &Backend, memory: &WrittenMemory) -> Value {
-    let part =
-        |(pages, written): (PageRange, u64)| json!({"pgoff": pages.first().get(), "pages": pages.count(), "written": written});
-    json!({
-        "id": backend.id,
-        "path": backend.path,
-        "pages": memory.pages.count(),
-        "pages_per_second": rates_object(&memory.rates),
-        "written_pages": memory.written,
-        "histogram": memory.histogram.parts().map(part).collect::<Vec<_>>(),
-    })
-}
-
-fn rates_object(rates: &Rates) -> Value {
-    json!({"mean": rates.mean, "median": rates.median, "highest": rates.highest})
-}
-
-fn forecast_object(limits: &str, forecast: &Forecast) -> Value {
-    json!({
-        "limits": limits,
-        "mode": forecast.mode.to_string(),
-        "rounds": forecast.rounds,
-        "bytes": forecast.bytes,
-        "total_seconds": forecast.total.as_secs_f64(),
-        "left_pages": forecast.pages_left,
-        "left_seconds": forecast.downtime.as_secs_f64(),
-        "reason": forecast.decision.to_string(),
-    })
+    DirtyRateLine::DirtyRate {
+        guest: &measurement.guest,
+        status: &measurement.status,
+        seconds: recording.trace.elapsed().as_secs_f64(),
+        memories: memories.map(|(backend, memory)| MemoryRate::of(backend, memory)).collect(),
+        pages_per_second: (&recording.rates).into(),
+        bandwidth,
+        forecasts: forecasts
+            .iter()
+            .map(|(limits, forecast)| ForecastLine::of(limits, forecast))
+            .collect(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use vmem::PageRange;
     use vmem_precopy::{Limits, Trace, predict};
 
     use super::*;

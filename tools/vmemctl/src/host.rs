@@ -3,15 +3,28 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde::Serialize;
 use vmem_cli::output;
 use vmem_doctor::{Finding, Host, State, Versions, findings};
+use vmem_migrate::report;
 
 /// The exit code if the versions do not fit.
 const EXIT_VERSIONS: u8 = 8;
 
 /// The exit code if the machine lacks something without which vmem cannot be used, or something prevents a move.
 pub(crate) const EXIT_UNUSABLE: u8 = 9;
+
+/// The last line of `vmemctl doctor`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) enum DoctorLine {
+    /// The last line.
+    Doctor {
+        /// Whether vmem can be used on this machine.
+        usable: bool,
+    },
+}
 
 /// Prints the versions. Returns the exit code.
 pub(crate) fn version(json: bool) -> u8 {
@@ -32,7 +45,9 @@ pub(crate) fn doctor(json: bool, tls: Option<&Path>) -> u8 {
     let findings = findings(&Host::this(), tls);
     if json {
         findings.iter().for_each(|finding| output::json(&finding.json().to_string()));
-        output::json(&json!({"event": "doctor", "usable": is_usable(&findings)}).to_string());
+        report::print(&DoctorLine::Doctor {
+            usable: is_usable(&findings),
+        });
     } else {
         findings.iter().for_each(|finding| output::out(&finding.line()));
     }
@@ -50,7 +65,7 @@ mod tests {
     #[test]
     fn machine_is_usable_with_notes_and_without_what_is_missing() {
         let finding = |state| Finding {
-            subject: "kernel",
+            subject: vmem_doctor::Subject::Kernel,
             state,
             text: String::new(),
             mend: None,

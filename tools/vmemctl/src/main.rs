@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use vmem_cli::{chain, log, output};
 use vmem_migrate::options::Check;
-use vmem_migrate::report::{self, Report};
+use vmem_migrate::report::{self, CommonLine, Report};
 
 use cli::{Cli, Command};
 
@@ -97,7 +97,10 @@ fn report_error(cli: &Cli, error: &dyn Error, code: u8) -> u8 {
         _ => output::err(&format!("vmemctl: {text}")),
     }
     if cli.common.json {
-        report::print(&serde_json::json!({"event": "failed", "exit_code": code, "error": text}));
+        report::print(&CommonLine::Failed {
+            exit_code: code,
+            error: &text,
+        });
     }
     code
 }

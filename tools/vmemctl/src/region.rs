@@ -4,6 +4,7 @@
 mod copy;
 mod image;
 mod info;
+pub(crate) mod line;
 mod list;
 mod memory;
 mod snapshot;
@@ -12,6 +13,7 @@ mod watch;
 use std::io::{self, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use vmem::{Descriptor, DescriptorInfo, Info, TrackingInfo};
 use vmem_cli::Error;
 
@@ -34,23 +36,61 @@ fn out(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// The state of a region, in a word.
-fn state(info: &Info) -> &'static str {
+/// The state of a region or of adopted memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) enum State {
+    /// All pages are present, and the mappings are plain.
+    Plain,
+    /// A daemon serves it.
+    Served,
+    /// A daemon is attached, and does not serve yet.
+    Attached,
+    /// No daemon is attached.
+    Detached,
+    /// It is no region: its writes are logged.
+    Tracked,
+    /// It is no region: its writes can be logged.
+    Adopted,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Served => "served",
+            Self::Attached => "attached",
+            Self::Detached => "detached",
+            Self::Tracked => "tracked",
+            Self::Adopted => "adopted",
+        }
+    }
+}
+
+/// A line for programs.
+fn json(line: &impl Serialize) -> String {
+    // Numbers and texts: serializing them does not fail.
+    serde_json::to_value(line).unwrap_or_default().to_string()
+}
+
+/// The state of a region.
+fn state(info: &Info) -> State {
     match info {
-        Info { plain: true, .. } => "plain",
+        Info { plain: true, .. } => State::Plain,
         Info {
             ready: true,
             attached: true,
             ..
-        } => "served",
-        Info { attached: true, .. } => "attached",
-        _ => "detached",
+        } => State::Served,
+        Info { attached: true, .. } => State::Attached,
+        _ => State::Detached,
     }
 }
 
-/// In a word: whether memory is adopted, and whether it is tracked.
-fn adoption(figures: &TrackingInfo) -> &'static str {
-    if figures.tracked { "tracked" } else { "adopted" }
+/// Whether memory is adopted, and whether it is tracked.
+fn adoption(figures: &TrackingInfo) -> State {
+    if figures.tracked { State::Tracked } else { State::Adopted }
 }
 
 /// The figures of the log of the memory of these descriptors, if it is adopted.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl tls`: an authority in a directory, and the certificates of hosts.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
 use time::OffsetDateTime;
 use vmem_authority::{Authority, Certificate, Error, HostName};
 use vmem_cli::chain;
@@ -76,6 +77,46 @@ struct List {
     /// The authority's directory
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+}
+
+/// A line of `vmemctl tls --json`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) enum TlsLine<'a> {
+    /// An authority.
+    Authority {
+        /// Its directory.
+        directory: Cow<'a, str>,
+        /// From when on its certificate is valid: seconds since 1970.
+        not_before: i64,
+        /// Until when its certificate is valid: seconds since 1970.
+        not_after: i64,
+        /// Whether it is not valid any more.
+        expired: bool,
+    },
+    /// The certificate of a host.
+    Certificate {
+        /// The host.
+        host: &'a str,
+        /// The file.
+        path: Cow<'a, str>,
+        /// The names and addresses that it is for.
+        names: &'a [String],
+        /// From when on it is valid: seconds since 1970.
+        not_before: i64,
+        /// Until when it is valid: seconds since 1970.
+        not_after: i64,
+        /// Whether it is not valid any more.
+        expired: bool,
+    },
+    /// A certificate cannot be renewed or read.
+    HostFailed {
+        /// The host.
+        host: &'a str,
+        /// Why, for people.
+        error: &'a str,
+    },
 }
 
 /// Why a command has failed.
@@ -181,7 +222,7 @@ impl Failures {
         self.0 += 1;
         let text = chain(error);
         if json {
-            report::print(&json!({"event": "host_failed", "host": host, "error": text}));
+            report::print(&TlsLine::HostFailed { host, error: &text });
         } else {
             err(&format!("vmemctl: {host}: {text}"));
         }
@@ -196,27 +237,25 @@ impl Failures {
 }
 
 fn print_authority(directory: &Path, certificate: &Certificate) {
-    report::print(&json!({
-        "event": "authority",
-        "directory": directory,
-        "not_before": certificate.not_before().unix_timestamp(),
-        "not_after": certificate.not_after().unix_timestamp(),
-        "expired": certificate.has_expired(),
-    }));
+    report::print(&TlsLine::Authority {
+        directory: directory.to_string_lossy(),
+        not_before: certificate.not_before().unix_timestamp(),
+        not_after: certificate.not_after().unix_timestamp(),
+        expired: certificate.has_expired(),
+    });
 }
 
 fn print_host(host: &str, certificate: &Certificate, json: bool) {
     let names: Vec<String> = certificate.names().iter().map(ToString::to_string).collect();
     if json {
-        report::print(&json!({
-            "event": "certificate",
-            "host": host,
-            "path": certificate.path(),
-            "names": names,
-            "not_before": certificate.not_before().unix_timestamp(),
-            "not_after": certificate.not_after().unix_timestamp(),
-            "expired": certificate.has_expired(),
-        }));
+        report::print(&TlsLine::Certificate {
+            host,
+            path: certificate.path().to_string_lossy(),
+            names: &names,
+            not_before: certificate.not_before().unix_timestamp(),
+            not_after: certificate.not_after().unix_timestamp(),
+            expired: certificate.has_expired(),
+        });
         return;
     }
     out(&format!("{host}: {}, for {}", validity(certificate), names.join(", ")));

@@ -10,10 +10,10 @@ use vmem_authority::Certificate;
 use vmem_cli::chain;
 use vmem_tls::{Error, Identity};
 
-use crate::finding::{Finding, State};
+use crate::finding::{Finding, State, Subject};
 use crate::host::Host;
 
-const SUBJECT: &str = "certificates";
+const SUBJECT: Subject = Subject::Certificates;
 
 /// How long before its end a certificate is noted.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);

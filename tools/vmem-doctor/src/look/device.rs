@@ -4,10 +4,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::{Host, ModuleFeatures, RELOAD};
 
-const SUBJECT: &str = "device";
+const SUBJECT: Subject = Subject::Device;
 const CONTROL: &str = "/dev/vmem/control";
 
 pub(super) fn look(host: &Host) -> Finding {

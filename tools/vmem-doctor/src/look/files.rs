@@ -3,10 +3,10 @@
 
 use std::fs;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 
-const SUBJECT: &str = "files";
+const SUBJECT: Subject = Subject::Files;
 const PLACE: &str = "/run/vmem";
 
 pub(super) fn look(host: &Host) -> Finding {

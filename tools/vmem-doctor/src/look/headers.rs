@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 use crate::look::module;
 
-const SUBJECT: &str = "headers";
+const SUBJECT: Subject = Subject::Headers;
 
 pub(super) fn look(host: &Host) -> Finding {
     let build = host.of_kernel("build");

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The running kernel.
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 use crate::look::module;
 
-const SUBJECT: &str = "kernel";
+const SUBJECT: Subject = Subject::Kernel;
 
 /// The first series with what the module calls.
 const OLDEST: (u32, u32) = (7, 3);

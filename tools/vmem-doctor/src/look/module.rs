@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 
-const SUBJECT: &str = "module";
+const SUBJECT: Subject = Subject::Module;
 
 pub(super) fn look(host: &Host) -> Finding {
     if is_loaded(host) {

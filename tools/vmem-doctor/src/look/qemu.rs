@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! QEMU, which only guests need.
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 
-const SUBJECT: &str = "qemu";
+const SUBJECT: Subject = Subject::Qemu;
 
 /// What the moves are tested with.
 const OLDEST_TRIED: u32 = 10;

@@ -4,10 +4,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 
-const SUBJECT: &str = "records";
+const SUBJECT: Subject = Subject::Records;
 const PLACE: &str = "/run/vmemctl";
 
 pub(super) fn look(host: &Host) -> Finding {

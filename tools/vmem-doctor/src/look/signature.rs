@@ -4,12 +4,12 @@
 use std::fs;
 use std::io::ErrorKind;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 use crate::look::module;
 use crate::version::TOOLS;
 
-const SUBJECT: &str = "signature";
+const SUBJECT: Subject = Subject::Signature;
 
 /// The last bytes of a signed module.
 const MARK: &[u8] = b"~Module signature appended~\n";

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! vmemd, the one that vmemctl starts.
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Subject};
 use crate::host::Host;
 use crate::version::{TOOLS, vmemd};
 
-const SUBJECT: &str = "vmemd";
+const SUBJECT: Subject = Subject::Vmemd;
 
 pub(super) fn look(host: &Host) -> Finding {
     let path = host.vmemd.display();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The rounds that were sent before the switch.
 
-use serde_json::{Value, json};
 use vmem_cli::bytes;
 use vmem_control::{Round, Rounds};
+
+use super::line::RoundSums;
 
 /// All rounds together.
 #[derive(Default)]
@@ -37,18 +38,17 @@ impl RoundTotals {
         there
     }
 
-    pub(super) fn json(&self) -> Option<Value> {
-        (self.count > 0).then(|| {
-            json!({
-                "count": self.count,
-                "seconds": self.seconds,
-                "sent_pages": self.sent,
-                "zero_pages": self.zero,
-                "resent_pages": self.resent,
-                "skipped_pages": self.skipped,
-                "cpu_seconds": self.cpu,
-                "destination_cpu_seconds": self.destination_cpu,
-            })
+    /// What all rounds came to, if there were any.
+    pub(super) fn sums(&self) -> Option<RoundSums> {
+        (self.count > 0).then_some(RoundSums {
+            count: self.count,
+            seconds: self.seconds,
+            sent_pages: self.sent,
+            zero_pages: self.zero,
+            resent_pages: self.resent,
+            skipped_pages: self.skipped,
+            cpu_seconds: self.cpu,
+            destination_cpu_seconds: self.destination_cpu,
         })
     }
 
@@ -117,20 +117,14 @@ mod tests {
             ..Round::default()
         };
         let mut totals = RoundTotals::default();
-        assert!(totals.json().is_none() && totals.text().is_none());
+        assert!(totals.sums().is_none() && totals.text().is_none());
         assert_eq!(totals.add(&round(5, 0.5), None), None, "an earlier vmemd does not say it");
         assert_eq!(totals.add(&round(5, 0.5), Some(2.0)), Some(2.0));
         assert_eq!(totals.add(&round(5, 0.5), Some(2.5)), Some(0.5));
         // It was started again.
         assert_eq!(totals.add(&round(5, 0.5), Some(0.25)), Some(0.0));
-        let json = totals.json().expect("rounds");
-        assert_eq!(
-            (&json["count"], &json["sent_pages"], &json["skipped_pages"]),
-            (&json!(4), &json!(20), &json!(8))
-        );
-        assert_eq!(
-            (&json["cpu_seconds"], &json["destination_cpu_seconds"]),
-            (&json!(2.0), &json!(2.5))
-        );
+        let sums = totals.sums().expect("rounds");
+        assert_eq!((sums.count, sums.sent_pages, sums.skipped_pages), (4, 20, 8));
+        assert_eq!((sums.cpu_seconds, sums.destination_cpu_seconds), (2.0, Some(2.5)));
     }
 }

@@ -35,6 +35,7 @@ impl Touch {
 
 /// How scattered the pages of a checkpoint are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Fragmentation {
     /// Pages with contents in the store.
     pub pages: u64,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint base`: regions that stay, for clones.
 
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_checkpoint::base::{Options, Step, hold};
 use vmem_cli::Signals;
@@ -10,6 +9,7 @@ use vmem_migrate::report::{self, Report};
 use vmem_store_source::Address;
 
 use super::args::Base;
+use super::line::CheckpointLine;
 use super::restore::{found, print_pages};
 
 pub(super) fn run(args: &Base, signals: &Signals, common: &Common) -> Result<(), Error> {
@@ -39,9 +39,11 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
             files,
         } if json => {
             let regions: Vec<_> = regions.iter().map(|(memory, region)| found(memory, region, files)).collect();
-            report::print(
-                &json!({"event": "ready", "base": name.to_string(), "checkpoint": manifest.checkpoint.to_string(), "regions": regions}),
-            );
+            report::print(&CheckpointLine::Ready {
+                base: Some(name.to_string()),
+                checkpoint: manifest.checkpoint.to_string(),
+                regions,
+            });
         }
         Step::Ready { name, manifest, .. } => report.note(&format!(
             "base {name} is there, of checkpoint {}: vmemctl checkpoint clone --base {name} starts guests on it",
@@ -51,7 +53,7 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
         Step::Complete => {
             report.end_progress();
             if json {
-                report::print(&json!({"event": "complete"}));
+                report::print(&CheckpointLine::Complete);
             } else {
                 report.note("all memory is present; a signal ends this");
             }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint clone`: a guest on the regions of a base.
 
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_checkpoint::clone::{Options, Step, clone};
 use vmem_cli::Signals;
@@ -9,6 +8,7 @@ use vmem_migrate::options::Common;
 use vmem_migrate::report;
 
 use super::args::Clone;
+use super::line::CheckpointLine;
 use super::note;
 
 pub(super) fn run(args: &Clone, signals: &Signals, common: &Common) -> Result<(), Error> {
@@ -28,13 +28,12 @@ pub(super) fn run(args: &Clone, signals: &Signals, common: &Common) -> Result<()
 
 fn print(step: &Step<'_>, args: &Clone, json: bool) {
     match step {
-        Step::Started(started) if json => report::print(&json!({
-            "event": "cloned",
-            "base": args.base.to_string(),
-            "running": started.runs,
-            "process": started.process,
-            "seconds": started.after.as_secs_f64(),
-        })),
+        Step::Started(started) if json => report::print(&CheckpointLine::Cloned {
+            base: args.base.to_string(),
+            running: started.runs,
+            process: started.process,
+            seconds: started.after.as_secs_f64(),
+        }),
         Step::Started(started) => {
             let what = if started.runs { "runs" } else { "is paused" };
             let after = started.after.as_secs_f64() * 1e3;

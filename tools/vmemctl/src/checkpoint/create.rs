@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use vmem_checkpoint::{Checkpointer, Error, Made, Options, Step, Subject};
 use vmem_cli::{Signals, bytes, chain, output};
 use vmem_migrate::options::Common;
@@ -14,6 +13,7 @@ use vmem_store::{CheckpointName, GuestName, Rewritten, Store, WriteOptions};
 
 use super::agent::deputy;
 use super::args::Create;
+use super::line::{CheckpointLine, CreateLine};
 use super::paced::Paced;
 use super::patience::Patience;
 use super::{maintain, note};
@@ -84,7 +84,10 @@ fn rewrite(store: &Store, bytes: u64, made: &CheckpointName, signals: &Signals, 
     match store.rewrite_scattered(made, bytes, &options, &|| signals.check().is_ok()) {
         Ok(None) => {}
         Ok(Some(done)) if json => {
-            report::print(&json!({"event": "rewritten", "checkpoint": made.to_string(), "report": done}));
+            report::print(&CheckpointLine::Rewritten {
+                checkpoint: made.to_string(),
+                report: done,
+            });
         }
         Ok(Some(done)) => {
             let Rewritten { pages, packs, .. } = done;
@@ -127,13 +130,12 @@ fn checkpoint(checkpointer: &mut Checkpointer, signals: &Signals, paced: &Paced)
 /// Says that pages were absent at the instant, and what becomes of them.
 fn report_absent(guest: &GuestName, referred: u64, origin: Option<&CheckpointName>, awaited: u64, json: bool) {
     if json {
-        report::print(&json!({
-            "event": "absent",
-            "guest": guest.as_str(),
-            "referred_pages": referred,
-            "origin": origin.map(ToString::to_string),
-            "awaited_pages": awaited,
-        }));
+        report::print(&CheckpointLine::Absent {
+            guest: guest.as_str(),
+            referred_pages: referred,
+            origin: origin.map(ToString::to_string),
+            awaited_pages: awaited,
+        });
         return;
     }
     if let Some(origin) = origin.filter(|_| referred > 0) {
@@ -212,7 +214,10 @@ fn wait(next: Instant, checkpointer: &Checkpointer, signals: &Signals) -> bool {
 
 fn report_skipped(checkpointer: &Checkpointer, pending: u64, json: bool) {
     if json {
-        report::print(&json!({"event": "skipped", "guest": checkpointer.guest().as_str(), "pages": pending}));
+        report::print(&CheckpointLine::Skipped {
+            guest: checkpointer.guest().as_str(),
+            pages: pending,
+        });
     } else {
         note(
             json,
@@ -224,18 +229,17 @@ fn report_skipped(checkpointer: &Checkpointer, pending: u64, json: bool) {
 fn report_failed(checkpointer: &Checkpointer, error: &Error, json: bool) {
     let why = chain(error);
     if json {
-        report::print(&json!({"event": "checkpoint-failed", "guest": checkpointer.guest().as_str(), "error": why}));
+        report::print(&CheckpointLine::CheckpointFailed {
+            guest: checkpointer.guest().as_str(),
+            error: &why,
+        });
     }
     tracing::error!("no checkpoint of {}: {why}", checkpointer.guest());
 }
 
 fn print(made: &Made, json: bool) {
     if json {
-        let mut value = serde_json::to_value(made).unwrap_or_default();
-        value["event"] = "checkpoint".into();
-        value["checkpoint"] = made.checkpoint.to_string().into();
-        value["parent"] = made.parent.as_ref().map(ToString::to_string).into();
-        report::print(&value);
+        report::print(&CreateLine::Checkpoint(made));
     } else {
         output::out(&line(made));
     }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_checkpoint::export::{self, Options, Part};
 use vmem_cli::{Signals, size};
@@ -13,6 +12,7 @@ use vmem_migrate::report;
 use vmem_store_source::Selector;
 
 use super::in_store::InStore;
+use super::line::{self, CheckpointLine};
 use super::paced::Paced;
 
 #[derive(Debug, Args)]
@@ -82,7 +82,9 @@ pub(super) fn run(args: &Export, signals: &Signals, json: bool) -> Result<(), Er
     paced.end();
     result?;
     if json {
-        report::print(&json!({"event": "exported", "output": args.output}));
+        report::print(&CheckpointLine::Exported {
+            output: line::path(&args.output),
+        });
     }
     Ok(())
 }

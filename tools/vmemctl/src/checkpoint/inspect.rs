@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The commands on what a store has.
 
-use serde_json::{Value, json};
 use vmem_checkpoint::disks::{DISKS, Disk};
 use vmem_checkpoint::{Error, RUN_STATE};
 use vmem_cli::{bytes, chain, output};
@@ -9,6 +8,7 @@ use vmem_migrate::report;
 use vmem_store::{BackendKind, CheckpointName, InitOptions, Manifest, OpenOptions, Store};
 
 use super::args::{Init, List, Protect, Rm, Show};
+use super::line::{CheckpointLine, Details, Summary};
 use super::overlays::Before;
 
 pub(super) fn init(args: &Init, json: bool) -> Result<(), Error> {
@@ -26,12 +26,11 @@ pub(super) fn init(args: &Init, json: bool) -> Result<(), Error> {
     let store = Store::init(location.objects()?, &options, OpenOptions::default())?;
     let encrypted = store.config().encrypted;
     if json {
-        report::print(&json!({
-            "event": "store",
-            "store": location.to_string(),
-            "id": store.config().id.to_string(),
-            "encrypted": encrypted,
-        }));
+        report::print(&CheckpointLine::Store {
+            store: location.to_string(),
+            id: store.config().id.to_string(),
+            encrypted,
+        });
     } else {
         let kind = if encrypted { "an encrypted" } else { "a" };
         output::out(&format!("{location} is {kind} checkpoint store"));
@@ -53,7 +52,11 @@ pub(super) fn list(args: &List, json: bool) -> Result<(), Error> {
                 manifest => manifest?,
             };
             if json {
-                report::print(&summary(&manifest, listed.protected, encrypted));
+                report::print(&CheckpointLine::Checkpoint(Box::new(summary(
+                    &manifest,
+                    listed.protected,
+                    encrypted,
+                ))));
             } else {
                 output::out(&line(&manifest, listed.protected, encrypted));
             }
@@ -75,13 +78,14 @@ pub(super) fn show(args: &Show, json: bool) -> Result<(), Error> {
         .is_some_and(|all| all.iter().any(|one| one.checkpoint == checkpoint && one.protected));
     let disks = Disk::all_of(manifest)?;
     if json {
-        let mut value = summary(manifest, is_protected, encrypted);
-        value["disks"] = json!(disks);
-        value["encrypted"] = encrypted.into();
-        value["labels"] = json!(manifest.labels);
-        value["statistics"] = json!(manifest.statistics);
-        value["fragmentation"] = json!(fragmentation);
-        report::print(&value);
+        let mut summary = summary(manifest, is_protected, encrypted);
+        summary.details = Some(Details {
+            disks: &disks,
+            labels: &manifest.labels,
+            statistics: manifest.statistics,
+            fragmentation,
+        });
+        report::print(&CheckpointLine::Checkpoint(Box::new(summary)));
         return Ok(());
     }
     let parent = manifest
@@ -165,20 +169,20 @@ fn memory_bytes(manifest: &Manifest) -> u64 {
     memories.map(|backend| backend.bytes).sum()
 }
 
-fn summary(manifest: &Manifest, protected: bool, encrypted: bool) -> Value {
-    json!({
-        "event": "checkpoint",
-        "checkpoint": manifest.checkpoint.to_string(),
-        "created_ms": manifest.created,
-        "parent": manifest.parent.as_ref().map(|parent| parent.checkpoint.to_string()),
-        "memory_bytes": memory_bytes(manifest),
-        "stored_pages": manifest.statistics.stored,
-        "pack_bytes": manifest.statistics.pack_bytes,
-        "run_state": manifest.labels.get(RUN_STATE),
-        "tags": manifest.tags,
-        "protected": protected,
-        "encrypted": encrypted,
-    })
+fn summary(manifest: &Manifest, protected: bool, encrypted: bool) -> Summary<'_> {
+    Summary {
+        checkpoint: manifest.checkpoint.to_string(),
+        created_ms: manifest.created,
+        parent: manifest.parent.as_ref().map(|parent| parent.checkpoint.to_string()),
+        memory_bytes: memory_bytes(manifest),
+        stored_pages: manifest.statistics.stored,
+        pack_bytes: manifest.statistics.pack_bytes,
+        run_state: manifest.labels.get(RUN_STATE).map(String::as_str),
+        tags: &manifest.tags,
+        protected,
+        encrypted,
+        details: None,
+    }
 }
 
 fn line(manifest: &Manifest, protected: bool, encrypted: bool) -> String {

@@ -7,7 +7,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::output;
 use vmem_migrate::report;
@@ -15,6 +14,7 @@ use vmem_store::{Store, UserKey};
 use vmem_store_source::NewKeyOptions;
 
 use super::in_store::InStore;
+use super::line::CheckpointLine;
 
 #[derive(Debug, Args)]
 pub(crate) struct Key {
@@ -69,7 +69,7 @@ pub(super) fn run(args: &Key, json: bool) -> Result<(), Error> {
             let (store, key) = open(store)?;
             for (id, given) in store.keys(&key)? {
                 if json {
-                    report::print(&json!({"event": "key", "id": id, "given": given}));
+                    report::print(&CheckpointLine::Key { id: &id, given });
                 } else {
                     output::out(&format!("{id}{}", if given { "  the key that was given" } else { "" }));
                 }

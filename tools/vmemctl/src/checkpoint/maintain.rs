@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The commands that keep a store in order.
 
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::{bytes, output};
 use vmem_migrate::report;
 use vmem_store::{CheckpointName, GcOptions, GuestName, Policy, Store};
 
 use super::args::{Diff, Gc, Prune, Verify};
+use super::line::CheckpointLine;
 use super::overlays::Before;
 
 /// Removes what the policy does not keep, and counts it.
@@ -29,12 +29,11 @@ pub(super) fn prune(args: &Prune, json: bool) -> Result<(), Error> {
             sequence: decision.sequence,
         };
         if json {
-            report::print(&json!({
-                "event": "decision",
-                "checkpoint": checkpoint.to_string(),
-                "kept": decision.is_kept(),
-                "reasons": decision.reasons,
-            }));
+            report::print(&CheckpointLine::Decision {
+                checkpoint: checkpoint.to_string(),
+                kept: decision.is_kept(),
+                reasons: &decision.reasons,
+            });
         } else if decision.is_kept() {
             output::out(&format!("{checkpoint}  kept: {}", decision.reasons.join(", ")));
         } else {
@@ -56,7 +55,10 @@ pub(super) fn verify(args: &Verify, json: bool) -> Result<(), Error> {
         let found = store.verify(&checkpoint, args.read_data)?;
         bad += u64::from(!found.is_right());
         if json {
-            report::print(&json!({"event": "verified", "checkpoint": checkpoint.to_string(), "report": found}));
+            report::print(&CheckpointLine::Verified {
+                checkpoint: checkpoint.to_string(),
+                report: found,
+            });
             continue;
         }
         output::out(&format!(
@@ -84,14 +86,13 @@ pub(super) fn diff(args: &Diff, json: bool) -> Result<(), Error> {
     for backend in &differences {
         if json {
             let ranges = backend.changed.iter().map(|pages| [pages.first().get(), pages.count()]);
-            report::print(&json!({
-                "event": "difference",
-                "backend": backend.name,
-                "before_bytes": backend.before,
-                "after_bytes": backend.after,
-                "pages": backend.pages(),
-                "ranges": ranges.collect::<Vec<_>>(),
-            }));
+            report::print(&CheckpointLine::Difference {
+                backend: &backend.name,
+                before_bytes: backend.before,
+                after_bytes: backend.after,
+                pages: backend.pages(),
+                ranges: ranges.collect(),
+            });
         } else {
             let size = |bytes_of: Option<u64>| bytes_of.map_or("none".to_owned(), bytes);
             output::out(&format!(
@@ -116,7 +117,10 @@ pub(super) fn gc(args: &Gc, json: bool) -> Result<(), Error> {
     }
     let found = store.gc(&options)?;
     if json {
-        report::print(&json!({"event": "gc", "dry_run": args.dry_run, "report": found}));
+        report::print(&CheckpointLine::Gc {
+            dry_run: args.dry_run,
+            report: found,
+        });
         return Ok(());
     }
     let (deleted, trimmed) = if args.dry_run {

@@ -4,13 +4,13 @@
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::{Signals, chain, output};
 use vmem_fuse::{Mounted, Options};
 use vmem_migrate::report;
 
 use super::args::Mount;
+use super::line::CheckpointLine;
 
 /// How often the command looks for a signal, and whether it was unmounted.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -27,7 +27,10 @@ pub(super) fn run(args: &Mount, signals: &Signals, json: bool) -> Result<(), Err
     let mounted = Mounted::new(store, location.clone(), &args.directory, &options).map_err(failed)?;
     let place = mounted.directory().display().to_string();
     if json {
-        report::print(&json!({"event": "mounted", "store": location.to_string(), "at": place}));
+        report::print(&CheckpointLine::Mounted {
+            store: location.to_string(),
+            at: &place,
+        });
     } else {
         output::out(&format!("{location} is mounted at {place}"));
     }

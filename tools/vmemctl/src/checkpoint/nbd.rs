@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::{Signals, output};
 use vmem_migrate::options::Common;
@@ -18,6 +17,7 @@ use vmem_store_source::Location;
 use vmem_tls::Identity;
 
 use super::args::Nbd;
+use super::line::{CheckpointLine, ServedExport};
 
 /// Serves until a signal comes.
 pub(super) fn run(args: &Nbd, signals: &Signals, common: &Common) -> Result<(), Error> {
@@ -34,9 +34,16 @@ pub(super) fn run(args: &Nbd, signals: &Signals, common: &Common) -> Result<(), 
         let exports: Vec<_> = stored
             .exports
             .iter()
-            .map(|export| json!({"name": export.name, "bytes": export.size}))
+            .map(|export| ServedExport {
+                name: &export.name,
+                bytes: export.size,
+            })
             .collect();
-        report::print(&json!({"event": "serving", "checkpoint": checkpoint.to_string(), "at": place, "exports": exports}));
+        report::print(&CheckpointLine::Serving {
+            checkpoint: checkpoint.to_string(),
+            at: &place,
+            exports,
+        });
     } else {
         let names: Vec<_> = stored.exports.iter().map(|export| export.name.as_str()).collect();
         output::out(&format!("{checkpoint} is served at {place}: {}", names.join(", ")));

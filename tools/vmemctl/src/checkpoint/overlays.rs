@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_checkpoint::merge::{files_in_use, files_of, merge_overlays};
 use vmem_cli::{Signals, chain, output};
@@ -13,6 +12,7 @@ use vmem_migrate::report::{self, Report};
 use vmem_store::{CheckpointName, GuestName, Store};
 
 use super::in_store::InStore;
+use super::line::{self, CheckpointLine};
 use super::note;
 
 #[derive(Debug, Args)]
@@ -38,13 +38,12 @@ pub(super) fn merge(args: &MergeOverlays, signals: &Signals, json: bool) -> Resu
         &mut |done| progress.progress(done, ""),
         &mut |merged| {
             if json {
-                report::print(&json!({
-                    "event": "merged",
-                    "dry_run": args.dry_run,
-                    "disk": merged.disk,
-                    "into": merged.into,
-                    "files": merged.files,
-                }));
+                report::print(&CheckpointLine::Merged {
+                    dry_run: args.dry_run,
+                    disk: &merged.disk,
+                    into: line::path(&merged.into),
+                    files: merged.files.iter().map(|file| line::path(file)).collect(),
+                });
                 return;
             }
             let [what, rest] = match args.dry_run {
@@ -103,7 +102,7 @@ impl Before {
         };
         for file in self.0.difference(&used) {
             if json {
-                report::print(&json!({"event": "unreferenced", "file": file}));
+                report::print(&CheckpointLine::Unreferenced { file: line::path(file) });
             } else {
                 output::out(&format!(
                     "{}  no checkpoint of this store refers to this disk file any more",

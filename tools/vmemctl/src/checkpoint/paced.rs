@@ -4,9 +4,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use vmem_cli::Progress;
 use vmem_migrate::report::{self, Report};
+
+use super::line::CheckpointLine;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -42,9 +43,11 @@ impl Paced {
     /// Work is done as far as it can be, and so many pages have not come yet.
     pub(super) fn wait(&self, progress: Progress, pages: u64) {
         self.if_due(|report| match self.json {
-            true => report::print(
-                &json!({"event": "waiting", "bytes": progress.size, "done_bytes": progress.done, "awaited_pages": pages}),
-            ),
+            true => report::print(&CheckpointLine::Waiting {
+                bytes: progress.size,
+                done_bytes: progress.done,
+                awaited_pages: pages,
+            }),
             false => report.progress(progress, &format!("{pages} pages have not come yet")),
         });
     }

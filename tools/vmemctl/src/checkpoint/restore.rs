@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl checkpoint restore`.
 
-use serde_json::{Value, json};
 use vmem::{Files, node_path};
 use vmem_checkpoint::Error;
 use vmem_checkpoint::restore::{Options, Step, restore};
@@ -12,6 +11,7 @@ use vmem_migrate::report::{self, Report};
 use vmem_store_source::Address;
 
 use super::args::Restore;
+use super::line::{CheckpointLine, FoundRegion};
 
 pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<(), Error> {
     let options = Options {
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Restore, signals: &Signals, common: &Common) -> Result<
     report.end_progress();
     result?;
     if common.json {
-        report::print(&json!({"event": "complete"}));
+        report::print(&CheckpointLine::Complete);
     } else {
         report.note("all memory is present");
     }
@@ -51,7 +51,11 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
             files,
         } if json => {
             let regions: Vec<_> = regions.iter().map(|(memory, region)| found(memory, region, files)).collect();
-            report::print(&json!({"event": "ready", "checkpoint": manifest.checkpoint.to_string(), "regions": regions}));
+            report::print(&CheckpointLine::Ready {
+                base: None,
+                checkpoint: manifest.checkpoint.to_string(),
+                regions,
+            });
         }
         Step::Ready {
             manifest,
@@ -69,7 +73,10 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
             ));
         }
         Step::Restored { runs, after } if json => {
-            report::print(&json!({"event": "restored", "running": runs, "seconds": after.as_secs_f64()}));
+            report::print(&CheckpointLine::Restored {
+                running: *runs,
+                seconds: after.as_secs_f64(),
+            });
         }
         Step::Restored { runs, after } => {
             let what = if *runs { "runs" } else { "is paused" };
@@ -80,7 +87,10 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
         }
         Step::Pages(event) => print_pages(report, event, json),
         Step::Recorded { pages, runs } if json => {
-            report::print(&json!({"event": "recorded", "pages": pages, "runs": runs}));
+            report::print(&CheckpointLine::Recorded {
+                pages: *pages,
+                runs: *runs,
+            });
         }
         Step::Recorded { pages, .. } => report.note(&format!(
             "the order in which {pages} pages were touched is recorded: the next restore fetches them first"
@@ -90,15 +100,19 @@ fn print(report: &mut Report, step: &Step<'_>, json: bool) {
 }
 
 /// A memory, its region, and where programs find that.
-pub(super) fn found(memory: &str, region: &str, files: &Files) -> Value {
-    let node = node_path(region);
-    json!({"memory": memory, "region": region, "path": files.path(region), "node": node})
+pub(super) fn found<'a>(memory: &'a str, region: &'a str, files: &Files) -> FoundRegion<'a> {
+    FoundRegion {
+        memory,
+        region,
+        path: files.path(region).display().to_string(),
+        node: node_path(region).display().to_string(),
+    }
 }
 
 /// Says what an event of vmemd says of the pages.
 pub(super) fn print_pages(report: &mut Report, event: &Event, json: bool) {
     match event {
-        event if json => report::print(&json!({"event": "pages", "vmemd": event})),
+        event if json => report::print(&CheckpointLine::Pages { vmemd: event }),
         Event::Progress(figures) => {
             let size = figures.regions.iter().map(|region| region.bytes).sum();
             let done = figures.regions.iter().map(|region| region.present_bytes).sum();

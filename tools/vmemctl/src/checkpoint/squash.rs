@@ -4,7 +4,6 @@
 use std::str::FromStr;
 
 use clap::Args;
-use serde_json::json;
 use vmem_checkpoint::Error;
 use vmem_cli::{output, size};
 use vmem_migrate::report;
@@ -12,6 +11,7 @@ use vmem_store::{CheckpointName, GuestName, SquashOptions};
 use vmem_store_source::Selector;
 
 use super::in_store::InStore;
+use super::line::CheckpointLine;
 use super::note;
 
 #[derive(Debug, Args)]
@@ -83,11 +83,12 @@ pub(super) fn run(args: &Squash, json: bool) -> Result<(), Error> {
     let recorded_of = recorded.as_ref().map(ToString::to_string);
     let done = store.squash(guest, *first, last.sequence, &options)?;
     if json {
-        let mut squashed = json!({"event": "squashed", "checkpoint": last.to_string(), "dry_run": args.dry_run, "report": done});
-        if args.by_access {
-            squashed["order"] = recorded_of.into();
-        }
-        report::print(&squashed);
+        report::print(&CheckpointLine::Squashed {
+            checkpoint: last.to_string(),
+            dry_run: args.dry_run,
+            report: done,
+            order: args.by_access.then_some(recorded_of),
+        });
         return Ok(());
     }
     if args.by_access {

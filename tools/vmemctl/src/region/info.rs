@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region info`: shows one region, or shared memory of a process.
 
-use serde_json::json;
 use vmem::{Access, Control, Descriptor, Info, MapHandle, MemoryFile, PAGE_SIZE, ProcessMemory};
 use vmem_cli::{Error, chain};
 
+use super::line::{Counters, Holder, RegionLine};
 use super::{adoption, figures_of, holders, out, shown, state};
 use crate::cli::RegionInfo;
 use crate::memory_of::MemoryOf;
@@ -30,23 +30,19 @@ fn of_region(name: &str, json: bool) -> Result<(), Error> {
     let open: Vec<&Descriptor> = all.iter().filter(|descriptor| descriptor.memory.id() == info.id).collect();
     let figures = figures_of(open.iter().copied());
     if json {
-        let open: Vec<_> = open
-            .iter()
-            .map(|holder| json!({"pid": holder.pid, "command": holder.command, "fd": holder.fd}))
-            .collect();
-        let mut line = json_of(&info);
-        line["event"] = "region".into();
-        line["name"] = name.into();
-        line["tracked"] = figures.is_some_and(|figures| figures.tracked).into();
-        line["holders"] = open.into();
-        out(&line.to_string());
+        out(&super::json(&RegionLine::Region {
+            name,
+            tracked: figures.is_some_and(|figures| figures.tracked),
+            holders: open.into_iter().map(Holder::of).collect(),
+            counters: Counters::of(&info),
+        }));
         return Ok(());
     }
     print(&[("name", name.to_owned())]);
     print(&lines_of_region(&info));
     let log = figures.map_or("-".to_owned(), |figures| match figures.tracked {
         true => format!("tracked, {} pages are in the log", figures.dirty),
-        false => adoption(figures).to_owned(),
+        false => adoption(figures).word().to_owned(),
     });
     print(&[("log", log), ("open by", holders(open.into_iter()))]);
     Ok(())
@@ -57,7 +53,7 @@ fn lines_of_region(info: &Info) -> [Line; 11] {
     [
         ("number", info.id.to_string()),
         ("size", size(info.size)),
-        ("state", state(info).to_owned()),
+        ("state", state(info).word().to_owned()),
         ("present", format!("{} pages", info.present)),
         ("unreadable", format!("{} pages", info.unreadable)),
         (
@@ -79,25 +75,6 @@ fn lines_of_region(info: &Info) -> [Line; 11] {
     ]
 }
 
-/// State and counters, for programs.
-fn json_of(info: &Info) -> serde_json::Value {
-    json!({
-        "id": info.id,
-        "bytes": info.size,
-        "state": state(info),
-        "present": info.present,
-        "unreadable": info.unreadable,
-        "requested": info.requested,
-        "queued": info.queued,
-        "waiters": info.waiters,
-        "oldest_wait_seconds": info.oldest_wait.as_secs_f64(),
-        "faults": info.faults,
-        "requests": info.requests,
-        "sigbus": info.sigbus,
-        "mappings": info.mappings,
-    })
-}
-
 fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
     let memory = ProcessMemory::open(args.pid, &args.memory).map_err(Error::call("cannot find the memory"))?;
     let control = Control::open().map_err(Error::call(vmem_cli::NO_MODULE))?;
@@ -105,17 +82,15 @@ fn of_memory(args: &MemoryOf, json: bool) -> Result<(), Error> {
     let obstacle = control.adopt(&memory).err();
     let file = memory.file();
     if json {
-        out(&json!({
-            "event": "memory",
-            "pid": args.pid,
-            "fd": file.fd,
-            "path": file.path,
-            "bytes": file.size,
-            "allocated_bytes": file.allocated,
-            "region": file.region.as_ref().map(json_of),
-            "obstacle": obstacle.as_ref().map(|error| chain(error)),
-        })
-        .to_string());
+        out(&super::json(&RegionLine::Memory {
+            pid: args.pid,
+            fd: file.fd,
+            path: file.path.to_string_lossy(),
+            bytes: file.size,
+            allocated_bytes: file.allocated,
+            region: file.region.as_ref().map(Counters::of),
+            obstacle: obstacle.as_ref().map(|error| chain(error)),
+        }));
         return Ok(());
     }
     print(&lines_of_file(args.pid, file));

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `vmemctl region list`: lists the regions with nodes, and those of which processes have descriptors.
 
-use serde_json::{Value, json};
 use vmem::{Descriptor, DescriptorInfo, Info, Node, PAGE_SIZE};
 use vmem_cli::output::err;
 use vmem_cli::{Error, chain};
 
-use super::{adoption, figures_of, holders, out, state};
+use super::line::{Holder, ListLine};
+use super::{State, adoption, figures_of, holders, out, state};
 
 /// A row: a region, adopted memory, or both.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) fn run(json: bool) -> Result<(), Error> {
     }
     let rows = rows(&nodes, vmem::descriptors());
     if json {
-        rows.iter().for_each(|row| out(&row.json().to_string()));
+        rows.iter().for_each(|row| out(&super::json(&row.line())));
         return Ok(());
     }
     let table: Vec<[String; 7]> = [TITLES.map(str::to_owned)]
@@ -66,7 +66,7 @@ impl Row {
     fn state(&self) -> String {
         let words = self.region.as_ref().map(state).into_iter();
         let words = words.chain(figures_of(&self.holders).map(adoption));
-        words.collect::<Vec<_>>().join(", ")
+        words.map(State::word).collect::<Vec<_>>().join(", ")
     }
 
     /// The number of mappings that are not plain. The mappings of a plain region are not plain while it is tracked.
@@ -91,20 +91,18 @@ impl Row {
         ]
     }
 
-    fn json(&self) -> Value {
-        let holder = |descriptor: &Descriptor| json!({"pid": descriptor.pid, "command": descriptor.command, "fd": descriptor.fd});
+    fn line(&self) -> ListLine<'_> {
         let figures = figures_of(&self.holders);
-        json!({
-            "event": "region",
-            "name": self.name,
-            "id": self.id,
-            "bytes": self.size,
-            "state": self.region.as_ref().map(state).or(figures.map(adoption)),
-            "present": self.region.as_ref().map(|info| info.present),
-            "tracked": figures.is_some_and(|figures| figures.tracked),
-            "mappings": self.mappings(),
-            "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
-        })
+        ListLine::Region {
+            name: self.name.as_deref(),
+            id: self.id,
+            bytes: self.size,
+            state: self.region.as_ref().map(state).or(figures.map(adoption)),
+            present: self.region.as_ref().map(|info| info.present),
+            tracked: figures.is_some_and(|figures| figures.tracked),
+            mappings: self.mappings(),
+            holders: self.holders.iter().map(Holder::of).collect(),
+        }
     }
 }
 
@@ -168,6 +166,10 @@ mod tests {
     const REGION: &str = "vmem-id:\t7\nvmem-size:\t8192\nvmem-state:\t3\nvmem-present:\t1\nvmem-mappings:\t2\n";
     const ADOPTED: &str = "vmem-id:\t5\nvmem-size:\t1048576\nvmem-tracked:\t1\nvmem-mappings:\t1\nvmem-dirty:\t3\n";
 
+    fn json(row: &Row) -> serde_json::Value {
+        serde_json::to_value(row.line()).expect("JSON")
+    }
+
     #[test]
     fn descriptors_of_one_region_are_one_row() {
         let rows = rows(
@@ -182,7 +184,7 @@ mod tests {
         let found: Vec<(u64, usize)> = rows.iter().map(|row| (row.id, row.holders.len())).collect();
         assert_eq!(found, [(5, 1), (7, 3)]);
         assert_eq!(holders(rows[1].holders.iter()), "qemu (1), qemu (9)");
-        assert_eq!(rows[1].json()["holders"].as_array().map(Vec::len), Some(3));
+        assert_eq!(json(&rows[1])["holders"].as_array().map(Vec::len), Some(3));
     }
 
     #[test]
@@ -208,8 +210,8 @@ mod tests {
             served[0].columns(),
             ["-", "7", "8.00 KiB", "served, tracked", "50.0 %", "2", "qemu (1), qemu (2)"].map(str::to_owned)
         );
-        assert_eq!(served[0].json()["state"], "served");
-        assert_eq!(served[0].json()["tracked"], true);
+        assert_eq!(json(&served[0])["state"], "served");
+        assert_eq!(json(&served[0])["tracked"], true);
         assert_eq!(served.len(), 1);
         assert_eq!(
             row(of_plain)[0].columns()[3..6],

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use vmem::{Control, PAGE_SIZE, SnapshotInfo, SnapshotOptions};
 use vmem_cli::{Error, Signals, output};
 
 use super::copy::{Copied, Copy};
 use super::image::PartialImage;
+use super::line::RegionLine;
 use super::memory::Memory;
 use super::shown;
 use crate::cli::RegionSnapshot;
@@ -75,23 +75,22 @@ struct Summary<'a> {
 impl Summary<'_> {
     fn print(&self, json: bool) {
         if json {
-            output::json(&self.json().to_string());
+            output::json(&super::json(&self.line()));
         } else {
             self.lines().iter().for_each(|line| output::out(line));
         }
     }
 
-    fn json(&self) -> serde_json::Value {
-        json!({
-            "event": "snapshot",
-            "file": self.args.out,
-            "bytes": self.size,
-            "data_bytes": self.copied.data,
-            "left_out": self.copied.left_out,
-            "copied": self.figures.copied,
-            "closed_seconds": self.closed.as_secs_f64(),
-            "total_seconds": self.took.as_secs_f64(),
-        })
+    fn line(&self) -> RegionLine<'_> {
+        RegionLine::Snapshot {
+            file: self.args.out.to_string_lossy(),
+            bytes: self.size,
+            data_bytes: self.copied.data,
+            left_out: self.copied.left_out,
+            copied: self.figures.copied,
+            closed_seconds: self.closed.as_secs_f64(),
+            total_seconds: self.took.as_secs_f64(),
+        }
     }
 
     fn lines(&self) -> [String; 6] {

@@ -4,10 +4,10 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use vmem::{Control, DirtyRate, DirtySample, PageRange, Tracking, WriteHistogram};
+use vmem::{Control, DirtyRate, DirtySample, Tracking, WriteHistogram};
 use vmem_cli::output::{self, out};
 
+use super::line::{RegionLine, WrittenPart};
 use super::memory::Memory;
 use crate::cli::RegionWatch;
 use vmem_cli::{Error, Signals};
@@ -71,7 +71,12 @@ fn wait_until(next: Instant, is_over: impl Fn() -> bool) -> bool {
 fn begin(what: &str, tracking: &Tracking, json: bool) {
     let (bytes, mappings, held) = (tracking.pages().bytes().end, tracking.mappings(), tracking.held());
     if json {
-        report::print(&json!({"event": "watch", "memory": what, "bytes": bytes, "mappings": mappings, "held": held}));
+        report::print(&RegionLine::Watch {
+            memory: what,
+            bytes,
+            mappings,
+            held,
+        });
         return;
     }
     out(&format!(
@@ -104,9 +109,8 @@ impl Watch<'_> {
     /// Prints where the writes were.
     fn end(&self) {
         if self.json {
-            let part = |(pages, written): (PageRange, u64)| json!({"pgoff": pages.first().get(), "pages": pages.count(), "written": written});
-            let parts: Vec<_> = self.histogram.parts().map(part).collect();
-            report::print(&json!({"event": "histogram", "parts": parts}));
+            let parts = self.histogram.parts().map(WrittenPart::from).collect();
+            report::print(&RegionLine::Histogram { parts });
         } else {
             out("pages written, by where in the memory they are:");
             self.histogram.to_string().lines().for_each(out);
@@ -118,15 +122,13 @@ impl Watch<'_> {
 fn line(sample: &DirtySample, since: Duration, json: bool) -> String {
     let (seconds, pages, bytes) = (since.as_secs_f64(), sample.pages_per_second(), sample.bytes_per_second());
     if json {
-        return json!({
-            "event": "sample",
-            "seconds": seconds,
-            "pages": sample.dirty,
-            "held": sample.held,
-            "pages_per_second": pages,
-            "bytes_per_second": bytes,
-        })
-        .to_string();
+        return super::json(&RegionLine::Sample {
+            seconds,
+            pages: sample.dirty,
+            held: sample.held,
+            pages_per_second: pages,
+            bytes_per_second: bytes,
+        });
     }
     let mib = bytes / f64::from(1 << 20);
     format!("{seconds:>9.1}  {pages:>10.0}  {mib:>10.2}  {:>8}", sample.held)
