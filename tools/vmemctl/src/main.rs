@@ -9,6 +9,8 @@ mod dirty_rate;
 mod host;
 mod memory_of;
 mod region;
+#[cfg(test)]
+mod schema;
 mod tls;
 
 use std::error::Error;

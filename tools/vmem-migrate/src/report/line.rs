@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The lines of `--json`, as types. A JSON Schema can be made from them, with the comments as its descriptions.
+//! The lines of `--json`, as types. The schemas in `Documentation/schema` are made from them, and the comments are the descriptions there.
 
 use serde::Serialize;
 use serde_json::Value;

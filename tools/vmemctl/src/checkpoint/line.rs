@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The lines of `vmemctl checkpoint --json`, as types. The comments say what the fields are, with their units.
+//! The lines of `vmemctl checkpoint --json`, as types. The schema in `Documentation/schema` is made from them, and the comments are the
+//! descriptions there.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The lines of `vmemctl dirty-rate --json`, as types. The comments say what the fields are, with their units.
+//! The line of `vmemctl dirty-rate --json`, as a type. The schema in `Documentation/schema` is made from it, and the comments are the descriptions
+//! there.
 
 use std::borrow::Cow;
 

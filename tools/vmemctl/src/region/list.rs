@@ -167,7 +167,7 @@ mod tests {
     const ADOPTED: &str = "vmem-id:\t5\nvmem-size:\t1048576\nvmem-tracked:\t1\nvmem-mappings:\t1\nvmem-dirty:\t3\n";
 
     fn json(row: &Row) -> serde_json::Value {
-        serde_json::to_value(row.line()).expect("JSON")
+        crate::schema::valid("vmemctl-region", &row.line())
     }
 
     #[test]
