@@ -151,9 +151,11 @@ samples: setup tools	## the samples; those in C go to build/samples
 guest: tools		## the guest of the migration tests, in build/guest
 	@$(ROOT) tools/testing/guest/image $(BUILD)/guest
 
-.PHONY: bindings
+.PHONY: bindings schemas
 bindings: setup		## writes the generated bindings anew
 	@tools/testing/check/bindings --write
+schemas: setup		## writes the JSON Schemas of what the programs print anew
+	@$(ROOT) tools/testing/schemas
 
 .PHONY: fmt
 fmt: setup		## formats all Rust

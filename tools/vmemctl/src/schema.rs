@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The schemas of what `vmemctl --json` and `vmemd --json` print, in `Documentation/schema`. They are made from the types, and the files are
-//! compared with them. `tools/testing/check/schemas --write` renews the files.
+//! compared with them. `make schemas` renews the files.
 
 mod lines;
 
@@ -100,7 +100,7 @@ fn schema(name: &str, of: &str, types: &[Lines]) -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": format!("urn:vmem:schema:{name}"),
-        "$comment": "SPDX-License-Identifier: GPL-2.0. Made by tools/testing/check/schemas --write; do not edit.",
+        "$comment": "SPDX-License-Identifier: GPL-2.0. Made by make schemas; do not edit.",
         "title": format!("A line of {of}"),
         "description": PROMISE,
         "anyOf": any,
@@ -149,7 +149,7 @@ fn published_schemas_are_those_of_the_types() {
         assert!(
             made == published,
             "{} is not what the types say; first the types, then the file: {first:?}. If the change is meant, and only adds: \
-             tools/testing/check/schemas --write",
+             make schemas",
             path.display()
         );
         names.insert(path.file_name().expect("a name").to_owned());
