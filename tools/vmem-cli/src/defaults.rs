@@ -49,10 +49,10 @@ pub fn parse_with_defaults<C: CommandFactory + FromArgMatches>(variable: &str, p
         ExitCode::from(usage)
     };
     let arguments: Vec<_> = std::env::args_os().collect();
-    let defaults = if is_hidden(C::command(), &arguments) {
-        None
-    } else {
-        Defaults::find(std::env::var_os(variable), path).map_err(|error| failed(&error))?
+    let defaults = match Defaults::find(std::env::var_os(variable), path) {
+        Ok(None) => None,
+        _ if is_hidden(C::command(), &arguments) => None,
+        found => found.map_err(|error| failed(&error))?,
     };
     let Some(defaults) = defaults else {
         return crate::parse_from(C::command(), arguments).map_err(|error| print(&error, usage));
@@ -74,20 +74,30 @@ pub fn parse_with_defaults<C: CommandFactory + FromArgMatches>(variable: &str, p
     })
 }
 
+/// What is on the command line, whatever is wrong with it. `None` for help and the version.
+fn matches_of(command: &Command, arguments: &[OsString]) -> Option<ArgMatches> {
+    // The setting is inherited when the command is built.
+    command.clone().ignore_errors(true).try_get_matches_from(arguments).ok()
+}
+
+/// The commands on the command line with their names and what is given for each, the program's own first.
+fn given<'a>(command: &'a Command, matches: &'a ArgMatches) -> Vec<(&'a str, &'a Command, &'a ArgMatches)> {
+    let first = Some(("", command, matches));
+    let next = |(_, command, matches): &(&'a str, &'a Command, &'a ArgMatches)| {
+        let (name, inner) = matches.subcommand()?;
+        Some((name, command.find_subcommand(name)?, inner))
+    };
+    std::iter::successors(first, next).collect()
+}
+
 /// Whether the command line has a hidden command.
 fn is_hidden(command: Command, arguments: &[OsString]) -> bool {
-    let lenient = command.clone().ignore_errors(true);
-    let Ok(matches) = lenient.try_get_matches_from(arguments) else {
-        return false;
-    };
-    let (mut command, mut matches) = (&command, &matches);
-    while let Some((name, inner)) = matches.subcommand() {
-        let Some(subcommand) = command.find_subcommand(name) else {
-            break;
-        };
-        (command, matches) = (subcommand, inner);
-    }
-    command.is_hide_set()
+    let matches = matches_of(&command, arguments);
+    matches.is_some_and(|matches| {
+        given(&command, &matches)
+            .last()
+            .is_some_and(|(_, last, _)| last.is_hide_set())
+    })
 }
 
 /// A command line with what a file adds.
@@ -99,24 +109,20 @@ struct Line {
 
 impl Line {
     fn new(mut command: Command, mut arguments: Vec<OsString>, defaults: &Defaults) -> Result<Self, DefaultsError> {
-        // The setting is inherited when the command is built.
-        let lenient = command.clone().ignore_errors(true);
+        let matches = matches_of(&command, &arguments);
         command.build();
         check(&command, &defaults.table, "").map_err(|(at, why)| defaults.error(at, why))?;
         let mut added = Vec::new();
-        // What is wrong with the command line is found later. Help and the version are no matches.
-        if let Ok(matches) = lenient.try_get_matches_from(&arguments) {
-            let (mut command, mut matches, mut table) = (Some(&command), Some(&matches), Some(&defaults.table));
-            while let (Some(this), Some(given), Some(values)) = (command, matches, table) {
-                for (name, value) in values.iter().filter(|(_, value)| !value.is_table()) {
-                    if let Some(option) = option_of(this, name).filter(|option| !is_excluded(this, option, given)) {
-                        added.extend(as_arguments(option, name, value));
-                    }
+        let mut table = Some(&defaults.table);
+        // What is wrong with the command line is found later.
+        for (name, command, given) in matches.iter().flat_map(|matches| given(&command, matches)) {
+            if !name.is_empty() {
+                table = table.and_then(|outer| outer.get(name)?.as_table());
+            }
+            for (name, value) in table.into_iter().flatten().filter(|(_, value)| !value.is_table()) {
+                if let Some(option) = option_of(command, name).filter(|option| !is_excluded(command, option, given)) {
+                    added.extend(as_arguments(option, name, value));
                 }
-                let next = given.subcommand();
-                command = next.and_then(|(name, _)| this.find_subcommand(name));
-                table = next.and_then(|(name, _)| values.get(name)?.as_table());
-                matches = next.map(|(_, matches)| matches);
             }
         }
         let at = arguments

@@ -67,7 +67,7 @@ pub const NO_MODULE: &str = "vmem cannot be used (is the module loaded? try: mod
 ///
 /// The exit code, after the message has been printed: success for `--help` and `--version`, `usage` for an invalid command line.
 pub fn parse<C: Parser>(usage: u8) -> Result<C, ExitCode> {
-    C::try_parse().map_err(|error| print(&error, usage))
+    parse_from(C::command(), std::env::args_os()).map_err(|error| print(&error, usage))
 }
 
 fn parse_from<C: FromArgMatches>(mut command: Command, arguments: impl IntoIterator<Item = OsString>) -> Result<C, clap::Error> {
