@@ -17,7 +17,10 @@ use super::{
     },
     snapshot,
     tracked::Tracked,
-    tracking::Tracking, //
+    tracking::{
+        FirstPages,
+        Tracking, //
+    }, //
 };
 use crate::{
     model::range::{
@@ -50,6 +53,7 @@ use crate::{
             VMEM_IOCTL_UNTRACK,
             VMEM_MAX_SIZE,
             VMEM_STATE_PLAIN,
+            VMEM_TRACK_ALL,
             VMEM_TRACK_FILLS, //
         }, //
     }, //
@@ -173,9 +177,15 @@ impl AdoptedFile {
     /// TRACK.
     fn track(&self, arg: UserArg) -> Result {
         let mut call: vmem_track = arg.read()?;
-        if call.flags & !VMEM_TRACK_FILLS != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
+        let known = VMEM_TRACK_FILLS | VMEM_TRACK_ALL;
+        if call.flags & !known != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
             return Err(EINVAL);
         }
+        let begins_with = match call.flags & VMEM_TRACK_ALL {
+            0 => FirstPages::Held,
+            _ => FirstPages::All,
+        };
+        let fills = call.flags & VMEM_TRACK_FILLS != 0;
         {
             let mut state = self.state.lock();
             if !matches!(*state, State::Plain) {
@@ -183,8 +193,8 @@ impl AdoptedFile {
             }
             *state = State::Changing;
         }
-        let started = Tracked::start(&self.memory, call.flags & VMEM_TRACK_FILLS != 0).and_then(
-            |(tracked, held)| {
+        let started =
+            Tracked::start(&self.memory, begins_with, fills).and_then(|(tracked, held)| {
                 call.mappings = tracked.mappings(MAX_MAPPINGS);
                 call.held = held;
                 if let Err(e) = arg.write(&call) {
@@ -192,8 +202,7 @@ impl AdoptedFile {
                     return Err(e);
                 }
                 Ok(tracked)
-            },
-        );
+            });
         let (state, result) = match started {
             Ok(tracked) => (State::Tracked(tracked), Ok(())),
             Err(e) => (State::Plain, Err(e)),

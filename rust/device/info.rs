@@ -31,6 +31,7 @@ use crate::{
             VMEM_FEATURE_SNAPSHOT,
             VMEM_FEATURE_STAGE,
             VMEM_FEATURE_TRACK,
+            VMEM_FEATURE_TRACK_ALL,
             VMEM_MAX_BATCH,
             VMEM_MAX_SIZE,
             VMEM_STATE_ATTACHED,
@@ -53,7 +54,8 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
         | VMEM_FEATURE_SNAPSHOT
         | VMEM_FEATURE_STAGE
         | VMEM_FEATURE_FILES
-        | VMEM_FEATURE_BACKING;
+        | VMEM_FEATURE_BACKING
+        | VMEM_FEATURE_TRACK_ALL;
     arg.write(&vmem_features {
         features: features.into(),
         max_size: VMEM_MAX_SIZE,

@@ -12,6 +12,7 @@ use super::{
     tracked_region::TrackedRegion,
     tracking::{
         DirtyChunk,
+        FirstPages,
         Tracking, //
     }, //
 };
@@ -120,8 +121,13 @@ impl WorkItem for Tracked {
 
 impl Tracked {
     /// Starts logging writes, and with `fills` also the fills of a region's daemon. Also returns
-    /// how many pages are held. After an error the memory is as before, or soon will be.
-    pub(crate) fn start(memory: &Arc<AdoptedMemory>, fills: bool) -> Result<(Arc<Self>, u64)> {
+    /// how many pages are held, of those that were looked at. After an error the memory is as
+    /// before, or soon will be.
+    pub(crate) fn start(
+        memory: &Arc<AdoptedMemory>,
+        begins_with: FirstPages,
+        fills: bool,
+    ) -> Result<(Arc<Self>, u64)> {
         let tracking = Tracking::new(memory.shared())?;
         let ops_override = OpsOverride::new(memory.shared(), &tracking)?;
         let region = memory
@@ -140,7 +146,7 @@ impl Tracked {
             GFP_KERNEL,
         )?;
         memory.begin_tracking(tracking)?;
-        match tracked.begin() {
+        match tracked.begin(begins_with) {
             Ok(held) => Ok((tracked, held)),
             Err(e) => {
                 let _ = tracked.end();
@@ -158,14 +164,14 @@ impl Tracked {
             .transpose()
     }
 
-    fn begin(&self) -> Result<u64> {
+    fn begin(&self, begins_with: FirstPages) -> Result<u64> {
         let _mappings = self.lock_mappings()?;
         let memory = self.memory.shared();
         self.ops_override.install(memory)?;
         if let Some(region) = &self.region {
             region.begin();
         }
-        self.tracking.begin(memory, || {
+        self.tracking.begin(memory, begins_with, || {
             let region = self
                 .region
                 .as_ref()

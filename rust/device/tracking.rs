@@ -77,6 +77,15 @@ pub(crate) struct Tracking {
     pub(crate) held: Counter,
 }
 
+/// The pages that a log begins with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstPages {
+    /// Those that are held. All pages are protected.
+    Held,
+    /// All. Each is protected when it is cleaned for the first time.
+    All,
+}
+
 /// The exclusive right to read the log and to change it.
 pub(crate) struct LogReader<'a> {
     tracking: &'a Tracking,
@@ -153,10 +162,11 @@ impl Tracking {
 
     /// Starts the log: from the return of this function on, all writes to the memory are logged.
     /// `track_mappings` makes all of its mappings log writes. After an error, the caller undoes the
-    /// changes. Returns how many pages are held.
+    /// changes. Returns how many pages are held, of those that were looked at.
     pub(crate) fn begin(
         &self,
         memory: &SharedMemory,
+        begins_with: FirstPages,
         track_mappings: impl FnOnce() -> Result,
     ) -> Result<u64> {
         if pages_for(memory.size()) != Some(self.all.len()) {
@@ -170,8 +180,10 @@ impl Tracking {
         memory.await_mmaps()?;
         track_mappings()?;
         // From now on, a fault that makes a page writable logs it first, as the mappings have
-        // changed.
-        memory.unmap(self.all);
+        // changed. Pages that are writable from before are in the log, or are unmapped.
+        if begins_with == FirstPages::Held {
+            memory.unmap(self.all);
+        }
         // After the mappings: a mapping that was left of a closed file has dropped its reference by
         // now.
         if !memory.is_sole_writer() {
@@ -180,6 +192,10 @@ impl Tracking {
         let mut nr = 0;
         for chunk in self.all.pieces(CHUNK_PAGES) {
             cond_resched_or_killed()?;
+            if begins_with == FirstPages::All {
+                self.log.mark(chunk);
+                continue;
+            }
             let mut held = NO_PAGES;
             memory.add_held(chunk, &mut held);
             self.log.mark_bits(chunk, &held);

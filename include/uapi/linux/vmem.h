@@ -105,6 +105,8 @@
 #define VMEM_FEATURE_FILES	(1ULL << 5)
 /** VMEM_FEATURE_BACKING: %VMEM_SET_BACKING exists. */
 #define VMEM_FEATURE_BACKING	(1ULL << 6)
+/** VMEM_FEATURE_TRACK_ALL: %VMEM_TRACK has the flag VMEM_TRACK_ALL. */
+#define VMEM_FEATURE_TRACK_ALL	(1ULL << 7)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -267,13 +269,22 @@ struct vmem_adopt {
 #define VMEM_TRACK_FILLS	(1U << 0)
 
 /**
+ * VMEM_TRACK_ALL: the log begins with all pages of the memory. They stay mapped, and
+ * writes to them cause no faults, until they are cleaned for the first time: for a
+ * reader that has to take each page once in any case, and that takes it out of the log
+ * just before it reads it.
+ */
+#define VMEM_TRACK_ALL		(1U << 1)
+
+/**
  * struct vmem_track - begin to log writes (VMEM_TRACK)
- * @flags: VMEM_TRACK_FILLS
+ * @flags: set of VMEM_TRACK_FILLS, VMEM_TRACK_ALL
  * @reserved0: zero
  * @mappings: out: shared mappings of the memory, in all processes, that are
  *	tracked
  * @held: out: pages that are in the log from the beginning, since they have
- *	references through which they may be written to without being seen
+ *	references through which they may be written to without being seen; zero
+ *	with VMEM_TRACK_ALL, which does not look for them
  * @reserved: zero
  *
  * On an adopted descriptor. Every write to the memory that is begun after this

@@ -10,7 +10,16 @@ use vmem::{Control, Error, Features};
 use crate::program;
 
 /// The features of the header that these tools are built with.
-pub(crate) const FEATURES: [&str; 7] = ["fill", "poison", "track", "snapshot", "stage", "files", "backing"];
+pub(crate) const FEATURES: [&str; 8] = [
+    "fill",
+    "poison",
+    "track",
+    "track_all",
+    "snapshot",
+    "stage",
+    "files",
+    "backing",
+];
 
 /// What replaces the loaded module by the installed one, when no region is left. The mount of the files keeps a module in use.
 pub(crate) const RELOAD: &str = "umount /run/vmem; modprobe -r vmem; modprobe vmem";
@@ -37,13 +46,14 @@ impl ModuleFeatures {
                     fill,
                     poison,
                     track,
+                    track_all,
                     snapshot,
                     stage,
                     files,
                     backing,
                     ..
                 } = features;
-                let has = [fill, poison, track, snapshot, stage, files, backing];
+                let has = [fill, poison, track, track_all, snapshot, stage, files, backing];
                 Self::Known(FEATURES.into_iter().zip(has).collect())
             }
             Err(Error::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Self::NoDevice,

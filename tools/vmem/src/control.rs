@@ -9,7 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
     VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_BACKING, VMEM_FEATURE_FILES, VMEM_FEATURE_FILL,
-    VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_ID_KEEP, vmem_attach, vmem_create,
+    VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_FEATURE_TRACK_ALL, VMEM_ID_KEEP,
+    vmem_attach, vmem_create,
 };
 
 use crate::error::call;
@@ -36,6 +37,8 @@ pub struct Features {
     pub poison: bool,
     /// Whether [`Control::adopt`] works.
     pub track: bool,
+    /// Whether [`TrackOptions::all`](crate::TrackOptions::all) is known.
+    pub track_all: bool,
     /// Whether [`Tracking::snapshot`](crate::Tracking::snapshot) works.
     pub snapshot: bool,
     /// Whether [`Region::stage`] works.
@@ -89,6 +92,7 @@ impl Control {
             fill: features.features & u64::from(VMEM_FEATURE_FILL) != 0,
             poison: features.features & u64::from(VMEM_FEATURE_POISON) != 0,
             track: features.features & u64::from(VMEM_FEATURE_TRACK) != 0,
+            track_all: features.features & u64::from(VMEM_FEATURE_TRACK_ALL) != 0,
             snapshot: features.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0,
             stage: features.features & u64::from(VMEM_FEATURE_STAGE) != 0,
             backing: features.features & u64::from(VMEM_FEATURE_BACKING) != 0,

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use vmem_sys::{VMEM_TRACK_FILLS, calls, vmem_tracking};
+use vmem_sys::{VMEM_TRACK_ALL, VMEM_TRACK_FILLS, calls, vmem_tracking};
 
 use crate::dirty::{self, DirtyLog, DirtyMap};
 use crate::error::call;
@@ -15,6 +15,7 @@ use crate::{Error, PageRange};
 #[must_use]
 pub struct TrackOptions {
     fills: bool,
+    all: bool,
 }
 
 /// Adopted memory whose writes are logged, for as long as this value lives.
@@ -52,6 +53,7 @@ pub struct Tracking {
     pages: PageRange,
     mappings: u64,
     held: u64,
+    begins_with_all: bool,
     /// Whether there is a log to end.
     is_on: bool,
 }
@@ -85,8 +87,16 @@ impl TrackOptions {
         self
     }
 
+    /// The log begins with all pages. Writes to a page cause no faults until it is cleaned for the first time: for a program that has to take
+    /// each page once in any case, and cleans it just before it reads it. Needs [`Features::track_all`](crate::Features::track_all).
+    pub fn all(mut self, all: bool) -> Self {
+        self.all = all;
+        self
+    }
+
     fn flags(self) -> u32 {
-        if self.fills { VMEM_TRACK_FILLS } else { 0 }
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        flag(self.fills, VMEM_TRACK_FILLS) | flag(self.all, VMEM_TRACK_ALL)
     }
 }
 
@@ -131,6 +141,7 @@ impl Tracking {
             pages,
             mappings: track.mappings,
             held: track.held,
+            begins_with_all: options.all,
             is_on: true,
         })
     }
@@ -146,9 +157,14 @@ impl Tracking {
     }
 
     /// Pages that are in the log from the beginning: they are pinned (O_DIRECT, RDMA, VFIO) and may be written without being
-    /// seen, or the kernel has just allocated or moved them.
+    /// seen, or the kernel has just allocated or moved them. Zero with [`TrackOptions::all`]: nobody has looked.
     pub fn held(&self) -> u64 {
         self.held
+    }
+
+    /// Whether the log began with all pages ([`TrackOptions::all`]).
+    pub fn begins_with_all(&self) -> bool {
+        self.begins_with_all
     }
 
     /// How many pages are in the log.
@@ -244,6 +260,7 @@ mod tests {
     fn options_map_to_the_flags_of_the_header() {
         let options = TrackOptions::default();
         assert_eq!((options.flags(), options.fills(true).flags()), (0, 1));
+        assert_eq!((options.all(true).flags(), options.fills(true).all(true).flags()), (2, 3));
         assert_eq!(options.fills(true).fills(false).flags(), 0);
     }
 

@@ -83,6 +83,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         track::mapping::TESTS,
         track::memory::TESTS,
         track::region::TESTS,
+        track::all::TESTS,
         track::consistency::TESTS,
         snapshot::TESTS,
         snapshot::reading::TESTS,

@@ -45,7 +45,8 @@ pub(crate) fn track((board, actor): (&Board, usize), memory: &Memory<'_>, number
     while goes_on(until)? {
         board.count(actor, Note::Steps)?;
         let fills = numbers.once_in(2);
-        let tracking = match adopted.track_with(TrackOptions::default().fills(fills)) {
+        let options = TrackOptions::default().fills(fills).all(numbers.once_in(2));
+        let tracking = match adopted.track_with(options) {
             Ok(tracking) => tracking,
             // A mapping that was made during the conversion; an mmap() that takes long; the end of an earlier log.
             Err(Error::MappingsInUse | Error::NeverAtRest | Error::AlreadyTracked | Error::NoMemory { .. }) => {
