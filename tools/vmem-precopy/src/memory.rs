@@ -11,6 +11,11 @@ pub trait DirtyMemory: Send {
     /// All pages, from page 0 on.
     fn pages(&self) -> PageRange;
 
+    /// Whether the log begins with all pages. Which of them were written is known only after they are cleaned for the first time.
+    fn begins_with_all(&self) -> bool {
+        false
+    }
+
     /// Which of `pages` are in the log. The log stays as it is.
     fn peek(&self, pages: PageRange) -> Logged;
 
@@ -32,6 +37,10 @@ pub struct Logged {
 impl DirtyMemory for Tracking {
     fn pages(&self) -> PageRange {
         Self::pages(self)
+    }
+
+    fn begins_with_all(&self) -> bool {
+        Self::begins_with_all(self)
     }
 
     fn peek(&self, pages: PageRange) -> Logged {

@@ -79,6 +79,8 @@ pub(crate) struct Plan {
     /// The shortest time from the beginning of a round to that of the next one.
     interval: Duration,
     order: Permutation,
+    /// How many chunks of the order of the first round have been taken out of a log that began with all pages.
+    opened: u64,
     /// Where the round is; `None` between rounds.
     position: Option<Position>,
     began: Duration,
@@ -126,6 +128,8 @@ impl Plan {
     /// The shortest time from the beginning of a round to that of the next one. While a few hot pages are all that is left, rounds would
     /// follow each other too fast to tell anything about the program.
     const INTERVAL: Duration = Duration::from_millis(100);
+    /// This part of a memory's chunks is taken ahead of its turn out of a log that began with all pages.
+    const AHEAD: u64 = 4;
 
     pub(crate) fn new(logs: Vec<Box<dyn DirtyMemory>>, options: Options, defer: Defer) -> Result<Self, Error> {
         let limits = options.limits.check()?;
@@ -155,6 +159,7 @@ impl Plan {
             defer,
             interval: limits.downtime.min(Self::INTERVAL),
             order: Permutation::new(chunks, options.seed),
+            opened: 0,
             position: None,
             began: Duration::ZERO,
             now: RoundStatistics {
@@ -196,7 +201,8 @@ impl Plan {
         }
     }
 
-    /// Takes pages of a memory out of the log, and finds holes in them after that with `holes`. They are not chosen before they are written.
+    /// Takes pages of a memory out of the log, and finds holes in them after that with `holes` ([`Progress::map`]). They are not chosen before they
+    /// are written.
     pub(crate) fn map(
         &mut self,
         memory: usize,
@@ -335,6 +341,12 @@ impl Plan {
             if !chosen.ranges.is_empty() && memory != chosen.memory {
                 break;
             }
+            match self.open_ahead(position.index) {
+                Ok(()) => (),
+                // The pages that were chosen before the error are out of the log: they must not get lost with it.
+                Err(_) if !chosen.ranges.is_empty() => break,
+                Err(error) => return Err(error),
+            }
             chosen.memory = memory;
             let before = room;
             let (end, first) = (words.end, words.start - position.done);
@@ -382,6 +394,25 @@ impl Plan {
             };
             position = Position { pass, ..Position::BEGIN };
         }
+    }
+
+    /// In the first round, takes chunks some time before their turn out of logs that began with all pages: of these chunks they tell from then on
+    /// which pages are written. Not many at once, which would keep the chunk at `index` from being sent.
+    fn open_ahead(&mut self, index: u64) -> Result<(), Error> {
+        if self.now.round != 1 {
+            return Ok(());
+        }
+        let ahead = index.min(self.order.len() / Self::AHEAD);
+        let end = index.saturating_add(1 + ahead).min(self.order.len());
+        while self.opened < end {
+            let (memory, words) = self.chunk(self.order.at(self.opened));
+            let progress = &mut self.memories[memory];
+            progress
+                .open(words, &mut self.now)
+                .map_err(log_error(LogAction::Clean, memory))?;
+            self.opened += 1;
+        }
+        Ok(())
     }
 
     /// The memory and the words of a chunk.

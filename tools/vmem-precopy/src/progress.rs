@@ -13,7 +13,7 @@ use crate::statistics::RoundStatistics;
 /// Pages of a word of a set.
 pub(crate) const WORD: u64 = u64::BITS as u64;
 
-/// A memory and what is known of its pages: 192 KiB for 1 GiB of it.
+/// A memory and what is known of its pages: 196 KiB for 1 GiB of it.
 pub(crate) struct Progress {
     /// The dirty log; `None` after the last take.
     log: Option<Box<dyn DirtyMemory>>,
@@ -21,8 +21,11 @@ pub(crate) struct Progress {
     /// Pages whose contents at the destination are known to be out of date, or missing. A page that was written since it was last taken out
     /// of the log is in this set, or in the log.
     pending: PageSet,
-    /// Pages that were in the log when it was last read, and have not been taken out of it since.
+    /// Pages that were in the log when it was last read, and have not been taken out of it since. None of the words in `unseen`.
     peeked: PageSet,
+    /// Words of a log that began with all pages, before they are taken out of it: it does not tell which of their pages were written. All of
+    /// these are pending.
+    unseen: Vec<bool>,
     /// Pending pages whose turn is at the end of the round.
     deferred: PageSet,
     /// Pages that were sent at least once.
@@ -49,7 +52,8 @@ pub enum Defer {
     Nothing,
     /// Those that were written in several of the last rounds.
     Hot,
-    /// Those, and in the first round those that were written before their turn.
+    /// Those, and in the first round those that were written before their turn, if the log tells which these are: one that began with all
+    /// pages does not.
     #[default]
     HotAndEarly,
 }
@@ -58,12 +62,14 @@ impl Progress {
     pub(crate) fn new(log: Box<dyn DirtyMemory>) -> Self {
         let pages = log.pages();
         let none = PageSet::none_of(pages);
+        let begins_with_all = log.begins_with_all();
         Self {
             log: Some(log),
             pages,
             pending: PageSet::all_of(pages),
             peeked: none.clone(),
             deferred: none.clone(),
+            unseen: vec![begins_with_all; none.words().len()],
             heat: Heat::new(none.words().len()),
             seen: none,
             partial: None,
@@ -81,9 +87,12 @@ impl Progress {
     /// Reads the log.
     pub(crate) fn peek(&mut self, statistics: &mut RoundStatistics) -> Result<(), vmem::Error> {
         let Some(log) = &self.log else { return Ok(()) };
-        let Logged { dirty, error } = log.peek(self.pages);
+        let Logged { mut dirty, error } = log.peek(self.pages);
         if let Some(error) = error {
             return Err(error);
+        }
+        for (dirty, _) in dirty.words_mut().iter_mut().zip(&self.unseen).filter(|(_, unseen)| **unseen) {
+            *dirty = 0;
         }
         let new = dirty.words().iter().zip(self.peeked.words());
         statistics.dirtied += new
@@ -119,6 +128,14 @@ impl Progress {
             Pass::Main => (self.pending.words()[word] | self.peeked.words()[word]) & !self.deferred.words()[word],
             Pass::Deferred(Heat::MAX) => self.deferred.words()[word],
             Pass::Deferred(heat) => self.deferred.words()[word] & !self.heat.from(word, heat + 1),
+        }
+    }
+
+    /// Takes these words out of a log that began with all pages.
+    pub(crate) fn open(&mut self, words: Range<usize>, statistics: &mut RoundStatistics) -> Result<(), vmem::Error> {
+        match self.unseen[words.clone()].contains(&true) {
+            true => self.take(words, statistics).map(drop),
+            false => Ok(()),
         }
     }
 
@@ -193,7 +210,7 @@ impl Progress {
     }
 
     /// Takes `pages` out of the log, and finds holes in them after that with `holes`: what the destination is told of is not pending any more.
-    /// Returns the holes.
+    /// Returns the holes. Of a log that began with all pages, only whole words of holes are taken: pages with contents keep their turn.
     ///
     /// After an error the pages that were taken out of the log are pending.
     pub(crate) fn map(
@@ -203,8 +220,17 @@ impl Progress {
         statistics: &mut RoundStatistics,
     ) -> Result<Holes, vmem::Error> {
         let words = (pages.first().get() / WORD) as usize..pages.end().div_ceil(WORD) as usize;
-        self.take(words, statistics)?;
-        let holes = holes(pages);
+        let holes = if self.unseen[words.clone()].contains(&true) {
+            let found = holes(pages);
+            for hole in &found.ranges {
+                self.take(self.whole_words(*hole), statistics)?;
+            }
+            // A page may have been written between the two.
+            self.seen_holes(holes(found.pages))
+        } else {
+            self.take(words, statistics)?;
+            holes(pages)
+        };
         for hole in &holes.ranges {
             statistics.sent += hole.count();
             statistics.zero += hole.count();
@@ -214,6 +240,30 @@ impl Progress {
             self.deferred.remove(*hole);
         }
         Ok(holes)
+    }
+
+    /// The words that have no page outside of these.
+    fn whole_words(&self, pages: PageRange) -> Range<usize> {
+        let first = pages.first().get().div_ceil(WORD) as usize;
+        let end = match pages.end() == self.pages.end() {
+            true => self.words(),
+            false => (pages.end() / WORD) as usize,
+        };
+        first..end.max(first)
+    }
+
+    /// The holes without those of words that have not been taken out of the log.
+    fn seen_holes(&self, holes: Holes) -> Holes {
+        let mut ranges = Vec::new();
+        for hole in &holes.ranges {
+            let (first, end) = (hole.first().get(), hole.end());
+            for word in first / WORD..end.div_ceil(WORD) {
+                let (from, to) = (first.max(word * WORD), end.min((word + 1) * WORD));
+                let part = PageRange::from_pgoff(from, to - from).filter(|_| !self.unseen[word as usize]);
+                part.into_iter().for_each(|part| part.append_to(&mut ranges));
+            }
+        }
+        Holes { ranges, ..holes }
     }
 
     fn mark_chosen(&mut self, word: usize, bits: u64, statistics: &mut RoundStatistics) {
@@ -236,17 +286,21 @@ impl Progress {
         words.start..words.end.min(words.start + count)
     }
 
-    /// Takes the pages of these words out of the log: they are pending then. Returns those that were in it.
+    /// Takes the pages of these words out of the log: they are pending then. Returns those that were in it because they were written.
     fn take(&mut self, words: Range<usize>, statistics: &mut RoundStatistics) -> Result<Vec<u64>, vmem::Error> {
         let first = words.start as u64 * WORD;
         let end = (words.end as u64 * WORD).min(self.pages.count());
         let (Some(log), Some(pages)) = (&self.log, PageRange::from_pgoff(first, end.saturating_sub(first))) else {
             return Ok(Vec::new());
         };
-        let Logged { dirty, error } = log.clean(pages);
-        for (at, dirty) in words.clone().zip(dirty.words()) {
-            statistics.dirtied += u64::from((dirty & !self.peeked.words()[at]).count_ones());
-            self.pending.words_mut()[at] |= dirty;
+        let Logged { mut dirty, error } = log.clean(pages);
+        for (at, dirty) in words.clone().zip(dirty.words_mut()) {
+            self.pending.words_mut()[at] |= *dirty;
+            // After an error, words that were not reached are as before.
+            if *dirty != 0 && std::mem::take(&mut self.unseen[at]) {
+                *dirty = 0;
+            }
+            statistics.dirtied += u64::from((*dirty & !self.peeked.words()[at]).count_ones());
             // After an error this forgets what was read from the log, which is still in it.
             self.peeked.words_mut()[at] = 0;
         }

@@ -17,6 +17,7 @@ pub(crate) struct Replay(Arc<Mutex<State>>);
 struct State {
     trace: Arc<Trace>,
     log: PageSet,
+    begins_with_all: bool,
     /// The interval, and when it began.
     sample: usize,
     began: Duration,
@@ -28,9 +29,15 @@ struct State {
 }
 
 impl Replay {
-    pub(crate) fn new(trace: Arc<Trace>) -> Self {
+    /// `begins_with_all`: of a log that begins with all pages.
+    pub(crate) fn new(trace: Arc<Trace>, begins_with_all: bool) -> Self {
+        let log = match begins_with_all {
+            true => PageSet::all_of(trace.pages()),
+            false => PageSet::none_of(trace.pages()),
+        };
         Self(Arc::new(Mutex::new(State {
-            log: PageSet::none_of(trace.pages()),
+            log,
+            begins_with_all,
             trace,
             sample: 0,
             began: Duration::ZERO,
@@ -95,6 +102,10 @@ impl DirtyMemory for Replay {
         self.lock().log.pages()
     }
 
+    fn begins_with_all(&self) -> bool {
+        self.lock().begins_with_all
+    }
+
     fn peek(&self, pages: PageRange) -> Logged {
         Logged {
             dirty: self.lock().logged(pages),
@@ -121,7 +132,7 @@ mod tests {
         let range = |first, count| PageRange::from_pgoff(first, count).unwrap();
         trace.push(Duration::from_secs(1), vec![range(100, 5), range(0, 5)]).unwrap();
         trace.push(Duration::from_secs(1), vec![]).unwrap();
-        let replay = Replay::new(Arc::new(trace));
+        let replay = Replay::new(Arc::new(trace), false);
         let at = |millis| {
             replay.advance(Duration::from_millis(millis));
             let dirty = replay.clean(range(0, 200)).dirty;

@@ -122,8 +122,8 @@ impl PreCopy {
         }
     }
 
-    /// Takes `pages` of a memory out of the dirty log, and finds holes in them after that with `holes`. The destination is told of them: they
-    /// are not chosen before they are written.
+    /// Takes `pages` of a memory out of the dirty log, and finds holes in them after that with `holes`, which may be called twice. Of a log that
+    /// began with all pages, only holes are taken, and those of less than 64 pages are not found. The destination is told of the holes: they are not chosen before they are written.
     ///
     /// # Errors
     ///

@@ -27,6 +27,8 @@ pub enum Scheme {
         mode: Mode,
         /// Which pages wait.
         defer: Defer,
+        /// Whether the log begins with all pages.
+        begins_with_all: bool,
     },
     /// The log is cleaned when the round begins; pages that are in it again when it is their turn are skipped, if `skip` says so. The rounds
     /// end by the same policy.
@@ -51,6 +53,7 @@ impl Scheme {
         Self::TakeBeforeSend {
             mode,
             defer: Defer::default(),
+            begins_with_all: true,
         }
     }
 }
@@ -97,10 +100,17 @@ pub fn simulate(trace: &Trace, bandwidth: u64, limits: Limits, scheme: Scheme) -
         return Err(Error::Bandwidth(bandwidth));
     }
     let limits = limits.check()?;
-    let replay = Replay::new(Arc::new(trace.clone()));
+    let begins_with_all = matches!(
+        scheme,
+        Scheme::TakeBeforeSend {
+            begins_with_all: true,
+            ..
+        }
+    );
+    let replay = Replay::new(Arc::new(trace.clone()), begins_with_all);
     let link = Link { bandwidth };
     match scheme {
-        Scheme::TakeBeforeSend { mode, defer } => rounds(&replay, link, limits, mode, defer),
+        Scheme::TakeBeforeSend { mode, defer, .. } => rounds(&replay, link, limits, mode, defer),
         Scheme::CleanAtStart { mode, skip } => {
             let policy = Policy::new(mode, limits, trace.pages().count());
             Ok(clean_at_start(&replay, link, skip, Stop::Policy(Box::new(policy))))

@@ -25,8 +25,13 @@ const OPTIONS: Options = Options {
 };
 
 /// Runs the steps, and the last take after them. Panics if a page outside of the remainder is not what it is at the source.
+/// First with logs that begin empty, then with logs that begin with all pages.
 fn run(sizes: &[u64], seed: u64, steps: &[Step]) {
-    let memories: Vec<Model> = sizes.iter().map(|size| Model::new(*size)).collect();
+    run_on(sizes.iter().map(|size| Model::new(*size)).collect(), seed, steps);
+    run_on(sizes.iter().map(|size| Model::with_all(*size)).collect(), seed, steps);
+}
+
+fn run_on(memories: Vec<Model>, seed: u64, steps: &[Step]) {
     let logs = memories.iter().map(Model::boxed).collect();
     let options = Options { seed, ..OPTIONS };
     let mut plan = Plan::new(logs, options, Defer::HotAndEarly).expect("a plan");

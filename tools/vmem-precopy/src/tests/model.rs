@@ -35,6 +35,7 @@ pub(super) struct Model(Arc<Mutex<State>>);
 struct State {
     contents: Vec<u64>,
     log: PageSet,
+    begins_with_all: bool,
     held: PageSet,
     fail_after: Option<usize>,
     failed: bool,
@@ -47,10 +48,22 @@ impl Model {
             // Not the zero that a destination has without having been sent anything.
             contents: vec![HOLE; pages as usize],
             log: none.clone(),
+            begins_with_all: false,
             held: none,
             fail_after: None,
             failed: false,
         })))
+    }
+
+    /// The same, whose log begins with all pages.
+    pub(super) fn with_all(pages: u64) -> Self {
+        let memory = Self::new(pages);
+        {
+            let mut state = memory.lock();
+            state.log = PageSet::all_of(state.log.pages());
+            state.begins_with_all = true;
+        }
+        memory
     }
 
     pub(super) fn boxed(&self) -> Box<dyn DirtyMemory> {
@@ -107,6 +120,10 @@ fn one(page: u64) -> PageRange {
 impl DirtyMemory for Model {
     fn pages(&self) -> PageRange {
         self.lock().log.pages()
+    }
+
+    fn begins_with_all(&self) -> bool {
+        self.lock().begins_with_all
     }
 
     fn peek(&self, pages: PageRange) -> Logged {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmem::{Adopted, Control, MemoryHandle};
+use vmem::{Control, MemoryHandle, TrackOptions, Tracking};
 use vmem_cli::chain;
 use vmem_control::{Change, Event as ControlEvent, Finished, Publisher, Refusal, Round, Settled};
 use vmem_precopy::{Adjustment, DirtyMemory, Event, Mode, Options, PreCopy, RoundStatistics};
@@ -39,17 +39,14 @@ pub(super) fn track(args: &Serve, options: Options) -> Result<Arc<PreCopy>, Trac
     for spec in &args.exports {
         // `Memory::open` refuses what has no path.
         let path = spec.split_once('=').map_or("", |(_, path)| path);
-        let failed = |source| TrackError::Memory {
-            path: path.to_owned(),
-            source,
-        };
-        memories.push(Box::new(adopt(path, args.process)?.track().map_err(failed)?));
+        memories.push(Box::new(track_memory(path, args.process)?));
     }
     Ok(Arc::new(PreCopy::new(memories, options)?))
 }
 
-/// Adopts the memory at `path`, of which `process` has to be known only if nothing else says it.
-fn adopt(path: &str, process: Option<i32>) -> Result<Adopted, TrackError> {
+/// Adopts and tracks the memory at `path`, of which `process` has to be known only if nothing else says it. All of it is sent, so the log may
+/// begin with all pages.
+fn track_memory(path: &str, process: Option<i32>) -> Result<Tracking, TrackError> {
     let failed = |source| match source {
         vmem::Error::ProcessUnknown { .. } => TrackError::Process { path: path.to_owned() },
         source => TrackError::Memory {
@@ -59,7 +56,10 @@ fn adopt(path: &str, process: Option<i32>) -> Result<Adopted, TrackError> {
     };
     let control = Control::open().map_err(failed)?;
     let memory = MemoryHandle::open(path, process).map_err(failed)?;
-    control.adopt(&memory).map_err(failed)
+    let adopted = control.adopt(&memory).map_err(failed)?;
+    // A module of an earlier version has no such flag.
+    let all = control.features().is_ok_and(|features| features.track_all);
+    adopted.track_with(TrackOptions::default().all(all)).map_err(failed)
 }
 
 /// Reports what the rounds come to, until they are over, in a thread of its own.
