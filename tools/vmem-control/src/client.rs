@@ -4,6 +4,8 @@
 mod caller;
 mod greeting;
 mod incoming;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -161,110 +163,5 @@ impl Client {
                 Some(Message::Reply(_)) => {}
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
-    use std::process::{Command, Stdio};
-    use std::thread;
-
-    use super::caller::HELLO;
-    use super::*;
-    use crate::event::Region;
-    use crate::message::{Duty, LONGEST_REPLY};
-    use crate::socket;
-    use vmem_process::Identity;
-
-    const LONG: Duration = Duration::from_secs(20);
-
-    /// A client of a peer that accepts a connection and does this with it.
-    fn of_peer(peer: impl FnOnce(UnixStream) + Send + 'static) -> Result<Client, Error> {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("socket");
-        let listener = socket::bind(&path).expect("a socket");
-        thread::spawn(move || peer(listener.accept().expect("a client").0));
-        Client::connect(&path, LONG)
-    }
-
-    fn hello(mut socket: &UnixStream) {
-        let answer = Answer::Hello {
-            version: 1,
-            session: String::new(),
-            duty: Duty::Fetch,
-            process: Identity::own().expect("this process"),
-        };
-        let line = serde_json::to_string(&Reply { id: HELLO, answer }).expect("JSON");
-        socket.write_all(format!("{line}\n").as_bytes()).expect("room");
-    }
-
-    /// Writes until nobody reads.
-    fn flood(mut socket: &UnixStream, bytes: &[u8]) {
-        while socket.write_all(bytes).is_ok() {}
-    }
-
-    #[test]
-    fn peer_that_sends_an_endless_line_ends_the_conversation() {
-        let refused = of_peer(|socket| flood(&socket, &[b'x'; 4096]));
-        assert!(
-            matches!(&refused, Err(Error::TooLong { longest: LONGEST_REPLY, beginning }) if beginning.len() == 80),
-            "{refused:?}"
-        );
-        let mut client = of_peer(|socket| {
-            hello(&socket);
-            flood(&socket, &[b'x'; 4096]);
-        })
-        .expect("HELLO");
-        let error = client.event(Instant::now() + LONG).expect_err("no event");
-        assert!(error.to_string().contains("more than 1048576 bytes"), "{error}");
-    }
-
-    #[test]
-    fn events_that_wait_for_an_answer_are_bounded() {
-        let mut client = of_peer(|socket| {
-            hello(&socket);
-            let regions = vec![
-                Region {
-                    name: "x".repeat(31),
-                    bytes: 0,
-                    present_bytes: 0,
-                    unreadable_pages: 0,
-                    phase: crate::event::Phase::Filling,
-                    ..Region::default()
-                };
-                crate::MAX_REGIONS
-            ];
-            let source = "host".to_owned();
-            let line = serde_json::to_string(&Event::Ready { source, regions }).expect("JSON");
-            // 8 MiB, and then no answer.
-            let line = format!("{line}\n");
-            let mut socket = &socket;
-            (0..(8 << 20) / line.len()).for_each(|_| socket.write_all(line.as_bytes()).expect("a reader"));
-        })
-        .expect("HELLO");
-        let unanswered = client.status(LONG);
-        assert!(matches!(unanswered, Err(Error::Closed)), "{unanswered:?}");
-        let mut kept = 0;
-        while let Some(event) = client.events.pop() {
-            kept += event.size();
-        }
-        assert!((1 << 20..5 << 20).contains(&kept), "{kept}");
-    }
-
-    #[test]
-    fn other_process_to_which_the_daemon_has_given_the_connection_is_refused() {
-        let mut client = of_peer(|socket| {
-            hello(&socket);
-            let mut other = Command::new("sh");
-            other.args(["-c", "echo '{\"event\":\"end\",\"exit_code\":0,\"error\":null}'"]);
-            other.stdout(Stdio::from(OwnedFd::from(socket)));
-            other.status().expect("a process");
-        })
-        .expect("HELLO");
-        let refused = client.event(Instant::now() + LONG);
-        assert!(matches!(refused, Err(Error::Impostor { .. })), "{refused:?}");
     }
 }

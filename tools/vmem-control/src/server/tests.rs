@@ -17,7 +17,7 @@ use super::*;
 use crate::client::{Client, Greeting};
 use crate::error::ErrorKind;
 use crate::event::{Figures, Region, State};
-use crate::message::{Answer, LONGEST_REQUEST, Message, Reply, Request};
+use crate::message::{Answer, LONGEST_REQUEST, Message, Request};
 use crate::migration::Migration;
 use crate::socket;
 
@@ -486,110 +486,6 @@ fn end_of_a_connection_in_the_middle_of_a_line_is_only_the_end_of_that() {
     let mut other = scene.client();
     other.status(LONG).expect("it is there");
     assert!(scene.orders.try_recv().is_err());
-}
-
-#[test]
-fn daemon_that_does_not_answer_is_not_waited_for() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("socket");
-    let _listener = socket::bind(&path).expect("a socket");
-    let mut greeting = Greeting::send(&path).expect("it listens");
-    let began = Instant::now();
-    let answer = greeting.wait(began + Duration::from_millis(50)).expect("a connection");
-    assert_eq!(answer, None);
-    assert!(began.elapsed() < LONG);
-    let limit = Duration::from_millis(50);
-    assert!(matches!(Client::connect(&path, limit), Err(Error::TimedOut(_))));
-}
-
-/// A daemon that sends `lines` to its first client, whatever that one wants.
-fn speaker(lines: &[String]) -> (TempDir, PathBuf, thread::JoinHandle<UnixStream>) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("socket");
-    let listener = socket::bind(&path).expect("a socket");
-    let lines = lines.concat();
-    let speaker = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("a client");
-        stream.write_all(lines.as_bytes()).expect("room");
-        stream
-    });
-    (directory, path, speaker)
-}
-
-fn reply(id: u64, answer: Answer) -> String {
-    let reply = serde_json::to_string(&Reply { id, answer }).expect("JSON");
-    format!("{reply}\n")
-}
-
-fn hello() -> String {
-    let hello = Answer::Hello {
-        version: 1,
-        session: String::new(),
-        duty: Duty::Fetch,
-        process: Identity::own().expect("this process"),
-    };
-    reply(1, hello)
-}
-
-/// More events of a later version than are read at once.
-fn events() -> String {
-    "{\"event\":\"later\"}\n".repeat(1000)
-}
-
-#[test]
-fn events_before_hello_do_not_move_the_time_limit() {
-    let (_directory, path, speaker) = speaker(&[events(), hello()]);
-    let mut greeting = Greeting::send(&path).expect("it listens");
-    let _stream = speaker.join().expect("no panic");
-    assert_eq!(greeting.wait(Instant::now()).expect("a connection"), None, "it is late");
-    let hello = greeting.wait(Instant::now() + LONG).expect("a connection");
-    assert!(hello.is_some(), "nothing is lost");
-}
-
-#[test]
-fn events_before_an_answer_do_not_move_the_time_limit() {
-    let status = reply(2, Answer::Status(Box::default()));
-    let (_directory, path, speaker) = speaker(&[hello(), events(), status]);
-    let mut client = Client::connect(&path, LONG).expect("a client");
-    let _stream = speaker.join().expect("no panic");
-    let late = client.status(Duration::ZERO);
-    assert!(matches!(late, Err(Error::TimedOut(Duration::ZERO))), "{late:?}");
-}
-
-#[test]
-fn bytes_of_a_long_line_do_not_move_the_time_limit() {
-    let line = format!("{{\"event\":\"later\",\"text\":\"{}\"}}\n", "x".repeat(100_000));
-    let (_directory, path, speaker) = speaker(&[line]);
-    let greeting = Greeting::send(&path).expect("it listens");
-    let _stream = speaker.join().expect("no panic");
-    let (_, mut incoming) = greeting.into_parts();
-    assert_eq!(incoming.next(Instant::now()).expect("a connection"), None, "it is late");
-    let event = incoming.next(Instant::now() + LONG).expect("a connection");
-    assert_eq!(event, Some(Message::Event(Event::Unknown)), "nothing is lost");
-}
-
-#[test]
-fn socket_of_another_user_is_given_no_orders() {
-    if own_user() != 0 {
-        // Only root can be somebody else.
-        return;
-    }
-    let directory = tempfile::tempdir().expect("a directory");
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("a directory of this user");
-    let path = directory.path().join("socket");
-    let at = path.clone();
-    let other = thread::spawn(move || {
-        // Of this thread only.
-        let nobody = Uid::from_raw(65534);
-        set_thread_res_uid(nobody, nobody, nobody).expect("root may");
-        socket::bind(&at).expect("a socket")
-    });
-    let _listener = other.join().expect("no panic");
-    let refused = Greeting::send(&path);
-    assert!(
-        matches!(refused, Err(Error::Stranger { uid: 65534, owner: 0 })),
-        "{refused:?}"
-    );
 }
 
 #[test]
