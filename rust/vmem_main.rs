@@ -35,6 +35,12 @@ use sys::{
     task::ExitBarrier, //
 };
 
+// The model counts in pages of this size, and C in those of the kernel.
+const _: () = assert!(
+    kernel::page::PAGE_SIZE as u64 == model::range::PAGE_SIZE,
+    "vmem supports kernels with pages of 4 KiB only (CONFIG_PAGE_SIZE_4KB)"
+);
+
 module! {
     type: Vmem,
     name: "vmem",

@@ -50,7 +50,7 @@ machine_setup() {
 	for program in dpkg-query dkms rustc; do cp "$work/fakes/$program" /usr/local/bin; done
 	cp "$work/fakes/kdir" "$library/tools/testing/root"
 	[ ! -e "$VMEM_TOP/packaging/dkms/tree" ] || cp "$VMEM_TOP/packaging/dkms/tree" "$library"
-	printf 'CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT="rustc 1.85.0"\n' >"/usr/lib/modules/$kernel/build/.config"
+	printf 'CONFIG_RUST=y\nCONFIG_PAGE_SIZE_4KB=y\nCONFIG_RUSTC_VERSION_TEXT="rustc 1.85.0"\n' >"/usr/lib/modules/$kernel/build/.config"
 	echo 7.3-1 >"/usr/machine/version/linux-headers-$kernel"
 	echo 0.1.0 >/usr/machine/version/vmem-dkms
 }

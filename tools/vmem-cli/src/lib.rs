@@ -40,6 +40,7 @@ mod error;
 pub mod log;
 pub mod output;
 mod owner;
+mod page_size;
 mod progress;
 mod signals;
 
@@ -55,6 +56,7 @@ pub use completions::Completions;
 pub use defaults::parse_with_defaults;
 pub use error::Error;
 pub use owner::{Owner, owner, user};
+pub use page_size::check_page_size;
 pub use progress::{Progress, Rate, bytes};
 pub use signals::{Signals, Stopped};
 

@@ -216,7 +216,7 @@ impl Report {
             Some(Event::End { figures, .. }) => figures.unwrap_or_default(),
             _ => Figures::default(),
         };
-        let (data, zero) = (figures.data_bytes / 4096, figures.zero_bytes / 4096);
+        let [data, zero] = [figures.data_bytes, figures.zero_bytes].map(|bytes| bytes / vmem::PAGE_SIZE as u64);
         let total = self.began.elapsed().as_secs_f64();
         let seconds = |time: u64| time as f64 / 1e6;
         let (p50, p99) = figures.fault_us.map(|times| (seconds(times.p50), seconds(times.p99))).unzip();

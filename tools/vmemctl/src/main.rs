@@ -43,6 +43,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> u8 {
     let common = &cli.common;
+    // The others are for any machine; `doctor` is the one that says what is wrong with it.
+    if !matches!(cli.command, Command::Version | Command::Doctor | Command::Completions(_)) {
+        if let Err(error) = vmem_cli::check_page_size() {
+            return report_error(cli, &error, EXIT_LOCAL);
+        }
+    }
     // Of the others no process is left when this one ends.
     let needs_scope = match &cli.command {
         Command::Migrate(_) | Command::Receive(_) | Command::Recover(_) | Command::Forget(_) => true,

@@ -38,6 +38,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> u8 {
+    if let (Some(Command::Serve(_)) | None, Err(error)) = (&cli.command, vmem_cli::check_page_size()) {
+        tracing::error!("{error}");
+        return EXIT_LOCAL;
+    }
     let (error, code) = match (cli.command, cli.receive) {
         (Some(Command::Serve(args)), _) => match serve::run(&args) {
             Ok(()) => return 0,

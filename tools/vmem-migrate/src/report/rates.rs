@@ -29,7 +29,7 @@ impl Rates {
         format!(
             "{}/s  {} pages left  {faulted:.0} faults/s{p99}  {}",
             bytes(rate as u64),
-            progress.left() / 4096,
+            progress.left() / vmem::PAGE_SIZE as u64,
             progress.time_left(rate)
         )
     }
