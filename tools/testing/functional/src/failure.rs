@@ -6,22 +6,41 @@ use std::panic::Location;
 
 /// Why a test failed.
 #[derive(Debug)]
-pub(crate) struct Failure(String);
+pub(crate) struct Failure {
+    text: String,
+    is_lack: bool,
+}
 
 /// What a test, or a step of it, returns.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
+    /// This machine lacks what the test wants: the test is skipped, and has not failed.
+    pub(crate) fn lack(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            is_lack: true,
+        }
+    }
+
+    /// Whether it is such a lack.
+    pub(crate) fn is_lack(&self) -> bool {
+        self.is_lack
+    }
+
     /// What went wrong, with the place.
     pub(crate) fn text(&self) -> &str {
-        &self.0
+        &self.text
     }
 }
 
 impl<E: Display> From<E> for Failure {
     #[track_caller]
     fn from(error: E) -> Self {
-        Self(format!("{}: {error}", Location::caller()))
+        Self {
+            text: format!("{}: {error}", Location::caller()),
+            is_lack: false,
+        }
     }
 }
 

@@ -5,9 +5,9 @@
 //! or `build/module/vmem.ko`) and removes it at the end. After each test nothing of it may be left: no descriptor, no child, no region
 //! (`world`). A test that hangs ends the run, and says what hangs where (`watchdog`).
 //!
-//! The tests wait for states, never for times: the machine may be an emulated one. Those that want failures on demand, or the
-//! freezer of cgroup v1 or probes, are left out where the kernel has none (`injector`, `kernel`, `probes`), those that want two nodes on a machine of one
-//! (`suite::numa`), and those that hibernate on a machine that nobody starts again (`kernel`).
+//! The tests wait for states, never for times: the machine may be an emulated one. A test that wants what this machine lacks is skipped, and says
+//! why: failures on demand, the freezer of cgroup v1 or probes (`injector`, `kernel`, `probes`), two nodes (`suite::numa`), a processor that
+//! x86-64 guests run on (`suite::qemu`), or somebody who starts the machine again after it has hibernated (`kernel`).
 #![forbid(unsafe_code)]
 
 mod adopted;
@@ -29,7 +29,7 @@ mod world;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, ColorSetting, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Completion, Failed, Trial};
 
 use crate::failure::Outcome;
 use crate::watchdog::Watchdog;
@@ -45,18 +45,44 @@ macro_rules! tests {
 }
 use tests;
 
-/// Whether this machine has what the test wants.
-fn possible(name: &str) -> bool {
-    match group(name) {
-        "injection" => injector::available(),
-        "freeze" if suite::freeze::SUSPENDS.contains(&name) => kernel::can_suspend(),
-        "freeze" if suite::freeze::HIBERNATES.contains(&name) => kernel::can_hibernate(),
-        "freeze" => kernel::Freezer::available(),
-        "inside" => probes::available(),
-        "numa" => suite::numa::available(),
-        "track" if name == suite::track::BEGINS_BESIDE_MMAP => !injector::available(),
-        "track" => !suite::track::LET_GO.contains(&name) || kernel::lets_go_of_pages(),
-        _ => true,
+/// Why this machine cannot run the test; [`None`] if it can.
+fn impossible(name: &str) -> Option<&'static str> {
+    let (possible, why) = match group(name) {
+        "injection" => (injector::available(), "the kernel has no failures on demand"),
+        "freeze" if suite::freeze::SUSPENDS.contains(&name) => (kernel::can_suspend(), "the machine cannot suspend to idle"),
+        "freeze" if suite::freeze::HIBERNATES.contains(&name) => (
+            kernel::can_hibernate(),
+            "nobody starts the machine again after it has hibernated",
+        ),
+        "freeze" => (kernel::Freezer::available(), "the kernel has no freezer of cgroup v1"),
+        "inside" => (probes::available(), "the kernel has no probes"),
+        "numa" => (suite::numa::available(), "the machine has one node"),
+        "track" if name == suite::track::BEGINS_BESIDE_MMAP => {
+            (!injector::available(), "the kernel checks itself, and is too slow")
+        }
+        "track" => (
+            !suite::track::LET_GO.contains(&name) || kernel::lets_go_of_pages(),
+            "the kernel has no multi-generational LRU",
+        ),
+        _ => (true, ""),
+    };
+    (!possible).then_some(why)
+}
+
+/// Runs a test, unless this machine cannot.
+fn attempt(name: &str, test: fn() -> Outcome) -> Result<Completion, Failed> {
+    if let Some(why) = impossible(name) {
+        return Ok(Completion::ignored_with(why));
+    }
+    let _announced = (group(name) == "injection").then(injector::Announcement::new);
+    match world::run(test) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(failure) if failure.is_lack() => Ok(Completion::ignored_with(failure.text())),
+        Err(failure) => {
+            // Again at the end of the run, which a machine may not reach.
+            eprintln!("  {}", failure.text());
+            Err(failure.text().into())
+        }
     }
 }
 
@@ -80,16 +106,10 @@ fn main() -> ExitCode {
         .map(|(path, test)| {
             let name = path.trim_start_matches("vmem_functional::suite::");
             let watchdog = watchdog.clone();
-            Trial::test(name, move || {
+            Trial::ignorable_test(name, move || {
                 let _watched = watchdog.watch(name);
-                let _announced = (group(name) == "injection").then(injector::Announcement::new);
-                world::run(test).map_err(|failure| {
-                    // Again at the end of the run, which a machine may not reach.
-                    eprintln!("  {}", failure.text());
-                    failure.text().into()
-                })
+                attempt(name, test)
             })
-            .with_ignored_flag(!possible(name))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

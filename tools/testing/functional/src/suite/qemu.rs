@@ -15,7 +15,7 @@ use std::time::Duration;
 use vmem::{MAX_BATCH, PageRange, Region, RegionBuilder};
 
 use super::files::{Mount, region};
-use crate::failure::{Outcome, ensure, equal};
+use crate::failure::{Failure, Outcome, ensure, equal};
 use crate::setting::Setting;
 use crate::watchdog::still_moving;
 use crate::world::{run_command, wait_until};
@@ -57,6 +57,10 @@ impl Qemu {
     }
 
     fn run(mut command: Command, memory: &str, options: &[&str]) -> Outcome<Self> {
+        // The firmware, the disks and what the guests execute are for x86-64.
+        if !cfg!(target_arch = "x86_64") {
+            return Err(Failure::lack("its guest is for x86-64"));
+        }
         let child = command
             .args(["-nodefaults", "-display", "none"])
             .args(accelerators())
