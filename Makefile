@@ -72,6 +72,14 @@ test-packages: build	## installs, uses, upgrades and purges these packages, in a
 hibernation: build	## the functional tests whose virtual machine hibernates
 	@tools/testing/test hibernation
 
+.PHONY: arm64 test-arm64
+arm64: setup		## vmem.ko, the programs and the samples for arm64, in build/arm64 and build/target/aarch64-unknown-linux-gnu
+	@tools/testing/root/arm64
+	@echo "vmem: building for arm64"
+	@tools/testing/root/arm64 run tools/testing/cross
+test-arm64: arm64	## the functional tests in an emulated arm64 machine (FILTER=... for some)
+	@tools/testing/test arm64
+
 .PHONY: death
 death: build		## everybody dies a thousand times, with faults pending (VMEM_ROUNDS=..., VMEM_SEED=...)
 	@tools/testing/test death
@@ -185,7 +193,7 @@ uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
 
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
-	rm -rf $(BUILD)/host $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
+	rm -rf $(BUILD)/host $(BUILD)/arm64/module $(BUILD)/arm64/samples $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
 		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/deb-target $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)

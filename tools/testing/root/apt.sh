@@ -15,7 +15,7 @@ host_acquire() {
 	printf 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";\n'
 }
 
-# apt_sources MIRROR SUITE...: what the private apt reads from now on.
+# apt_sources MIRROR SUITE...: what the private apt reads from now on. VMEM_APT_ARCHITECTURE: another architecture than this machine's.
 apt_sources() {
 	local mirror=$1 suite key=/usr/share/keyrings/debian-archive-keyring.gpg
 	shift
@@ -43,6 +43,8 @@ apt_sources() {
 			Acquire::Languages "none";
 			APT::Sandbox::User "root";
 		CONF
+		[ -z "${VMEM_APT_ARCHITECTURE:-}" ] ||
+			printf 'APT::Architecture "%s";\nAPT::Architectures { "%s"; };\n' "$VMEM_APT_ARCHITECTURE" "$VMEM_APT_ARCHITECTURE"
 	} >"$VMEM_APT/apt.conf"
 }
 
