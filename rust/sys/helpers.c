@@ -24,6 +24,9 @@
 #include <linux/unistd.h>
 #include <uapi/linux/mman.h>
 #include <asm/syscall.h>
+#if defined(CONFIG_ARM64) && defined(CONFIG_COMPAT)
+#include <asm/unistd_compat_32.h>
+#endif
 
 #include "helpers.h"
 
@@ -306,6 +309,11 @@ int vmem_in_mlock_onfault(void)
 	if (in_ia32_syscall())
 		return (nr == __NR_ia32_mlock2 && (args[2] & MLOCK_ONFAULT)) ||
 		       (nr == __NR_ia32_mlockall && (args[0] & MCL_ONFAULT));
+#endif
+#if defined(CONFIG_ARM64) && defined(CONFIG_COMPAT)
+	if (is_compat_task())
+		return (nr == __NR_compat32_mlock2 && (args[2] & MLOCK_ONFAULT)) ||
+		       (nr == __NR_compat32_mlockall && (args[0] & MCL_ONFAULT));
 #endif
 	return (nr == __NR_mlock2 && (args[2] & MLOCK_ONFAULT)) ||
 	       (nr == __NR_mlockall && (args[0] & MCL_ONFAULT));
