@@ -319,24 +319,30 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
             let queued = requested & get(&self.queued, at);
             let claimed = absent & self.claimed_word(at);
 
-            self.counts.requested -= u64::from(requested.count_ones());
-            done.wake |= requested | claimed != 0;
-            self.unqueue(at, queued);
-            clear(&mut self.queued, at, claimed);
-            done.changed += u64::from(absent.count_ones());
+            if requested | claimed != 0 {
+                self.counts.requested -= u64::from(requested.count_ones());
+                done.wake = true;
+                self.unqueue(at, queued);
+                clear(&mut self.queued, at, claimed);
+            }
+            let changed = u64::from(absent.count_ones());
+            done.changed += changed;
 
             set(&mut self.settled, at, absent);
             match verdict {
                 Verdict::Present => {
                     clear(&mut self.wanted, at, absent | unreadable);
-                    let cured = u64::from(unreadable.count_ones());
-                    self.counts.unreadable -= cured;
-                    self.counts.present += u64::from(absent.count_ones()) + cured;
-                    done.changed += cured;
+                    self.counts.present += changed;
+                    if unreadable != 0 {
+                        let cured = u64::from(unreadable.count_ones());
+                        self.counts.unreadable -= cured;
+                        self.counts.present += cured;
+                        done.changed += cured;
+                    }
                 }
                 Verdict::Unreadable => {
                     set(&mut self.wanted, at, absent);
-                    self.counts.unreadable += u64::from(absent.count_ones());
+                    self.counts.unreadable += changed;
                 }
             }
         }
@@ -390,6 +396,9 @@ impl<W: DerefMut<Target = [u64]>> PageMap<W> {
 
     /// Removes the queued pages `mask` of word `at` from the queue. Returns how many.
     fn unqueue(&mut self, at: usize, mask: u64) -> u64 {
+        if mask == 0 {
+            return 0;
+        }
         clear(&mut self.queued, at, mask);
         if self.queued_word(at) == 0 {
             clear(&mut self.queued_words, at / WORD, 1 << (at % WORD));
