@@ -145,7 +145,7 @@ impl ReadWork {
             region.staging().fill_page(page.start(), from, charge)
         });
         match filled {
-            Ok(()) => {
+            Ok(_) => {
                 let settle = || pages.settle(page, Verdict::Present);
                 pages.backed.add(settle_filled(region, page, settle)?);
             }

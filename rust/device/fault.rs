@@ -8,7 +8,7 @@ use super::{
     primitives::WaitParams,
     region::Region,
     registry::Handle,
-    touch::touch,
+    touch::touch_to_map,
     tracking::Tracking, //
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
         },
         mm::Mappings,
         shared::InodeId,
+        staging::FilledPage,
         vm_fault_reason::VmFaultReason,
         vm_ops::{
             MapFileOps,
@@ -132,7 +133,7 @@ impl VmOps for Mapped {
     /// Waits until the page is present, and maps it.
     fn fault(&self, fault: &mut Fault<'_>) -> VmFaultReason {
         match await_present(self.region(), fault) {
-            Ok(()) => fault.map(self.region().staging(), self),
+            Ok(filled) => fault.map(self.region().staging(), self, filled),
             Err(answer) => answer,
         }
     }
@@ -158,10 +159,11 @@ impl VmOps for Mapped {
 
 /// Waits until the page is present and the fault may map it, or returns the result of the fault. An
 /// absent page is read from its backing, or requested, once. The fault waits without its lock if its caller can retry.
+/// A page that this touch has read is returned.
 pub(super) fn await_present(
     region: &Arc<Region>,
     fault: &mut Fault<'_>,
-) -> Result<(), VmFaultReason> {
+) -> Result<Option<FilledPage>, VmFaultReason> {
     let pgoff = fault.pgoff();
     if pgoff >= region.pages().nr() {
         // A mapping of the region's file may reach beyond the end.
@@ -180,8 +182,9 @@ pub(super) fn await_present(
             let _ = Mappings::<Mapped>::of(region.staging()).set_lockonfault(addr);
             return Err(VmFaultReason::RETRY_MAJOR);
         }
-        match touch(region, pgoff, || fault.foreign_charge()) {
-            Touch::Present => return Ok(()),
+        let (found, filled) = touch_to_map(region, pgoff, || fault.foreign_charge());
+        match found {
+            Touch::Present => return Ok(filled),
             Touch::Unreadable => return Err(unreadable(region)),
             Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_absent_touches() => {
                 return Err(sigbus(region))

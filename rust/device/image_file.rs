@@ -305,7 +305,7 @@ impl VmOps for Arc<OpenImage> {
             }
         }
         match self.image.ensure_copy(pgoff) {
-            Ok(copies) => fault.map(copies, self),
+            Ok(copies) => fault.map(copies, self, None),
             Err(_) => VmFaultReason::SIGBUS,
         }
     }

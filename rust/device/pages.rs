@@ -275,27 +275,30 @@ impl Pages {
     /// The absent pages around `pgoff` in `window`, which lies in one block, and that page itself.
     /// [`None`] if it is present or unreadable.
     pub(super) fn absent_around(&self, window: PageRange, pgoff: u64) -> Option<PageRange> {
-        if self.is_settled(pgoff) {
-            return None;
-        }
-        self.around(window, pgoff, |map, slots, at| map.absent_around(slots, at))
-            .ok()
+        self.around(window, pgoff, |map, slots, at| {
+            let first = at;
+            let own = Slots { first, ..slots };
+            (!map.is_settled(own)).then(|| map.absent_around(slots, at))
+        })
+        .ok()
     }
 
     /// Claims these pages. The page `pgoff` is claimed already.
     pub(super) fn claim_around(&self, window: PageRange, pgoff: u64) -> Result<PageRange> {
-        self.around(window, pgoff, |map, slots, at| map.claim_around(slots, at))
+        self.around(window, pgoff, |map, slots, at| {
+            Some(map.claim_around(slots, at))
+        })
     }
 
     fn around(
         &self,
         window: PageRange,
         pgoff: u64,
-        find: impl FnOnce(&mut PageMap<KVVec<u64>>, Slots, usize) -> Slots,
+        find: impl FnOnce(&mut PageMap<KVVec<u64>>, Slots, usize) -> Option<Slots>,
     ) -> Result<PageRange> {
         let (shard, slots) = self.locate(window)?;
         let at = self.page(pgoff)?.first;
-        let run = find(&mut shard.map.lock(), slots, at);
+        let run = find(&mut shard.map.lock(), slots, at).ok_or(EINVAL)?;
         self.range(
             self.layout.pgoff(run.shard, run.first),
             u64::try_from(run.nr).map_err(|_| EINVAL)?,

@@ -22,8 +22,12 @@ use crate::{
         range::PageRange, //
     },
     sys::{
+        cached_page::CachedPage,
         memcg::Memcg,
-        staging::PageSource, //
+        staging::{
+            FilledPage,
+            PageSource, //
+        }, //
     }, //
 };
 use kernel::{
@@ -49,33 +53,42 @@ pub(super) fn touch(
     pgoff: u64,
     charge: impl FnOnce() -> Option<Memcg>,
 ) -> Touch {
+    touch_to_map(region, pgoff, charge).0
+}
+
+/// The same for a fault. If the touch has just read the page, returns the page, too.
+pub(super) fn touch_to_map(
+    region: &Arc<Region>,
+    pgoff: u64,
+    charge: impl FnOnce() -> Option<Memcg>,
+) -> (Touch, Option<FilledPage>) {
     let pages = region.pages();
     let Ok(page) = pages.range(pgoff, 1) else {
-        return Touch::Unreadable;
+        return (Touch::Unreadable, None);
     };
     if !region.is_backed() {
         let found = pages.touch(pgoff);
         if found != Touch::NewlyRequested || !region.is_backed() {
-            return found;
+            return (found, None);
         }
         // The call that has just set backing may have taken requests back before this one came.
         let _ = pages.withdraw_requests(page);
     }
     if let Some(found) = pages.look(pgoff) {
-        return found;
+        return (found, None);
     }
     let Ok((shard, _)) = pages.locate(page) else {
-        return Touch::Unreadable;
+        return (Touch::Unreadable, None);
     };
     let charge = charge();
     if let Some(fill) = try_lock(shard) {
         let Some((backing, window)) = fill.as_deref().and_then(|fill| fill.find(pgoff)) else {
             // With the lock held: a call that sets backing takes the request back.
-            return pages.touch(pgoff);
+            return (pages.touch(pgoff), None);
         };
-        if copy_cached(region, backing, window, pgoff, charge.as_ref()).is_some() {
+        if let Some(filled) = copy_cached(region, backing, window, pgoff, charge.as_ref()) {
             pages.faults.count();
-            return Touch::Present;
+            return (Touch::Present, Some(filled));
         }
     }
     let found = pages.claim(pgoff);
@@ -83,7 +96,7 @@ pub(super) fn touch(
         // There is no memory. The page is touched again.
         let _ = pages.release(page, false);
     }
-    found
+    (found, None)
 }
 
 fn try_lock(shard: &Shard) -> Option<MutexGuard<'_, Option<Arc<super::backing::Extents>>>> {
@@ -97,37 +110,43 @@ fn try_lock(shard: &Shard) -> Option<MutexGuard<'_, Option<Arc<super::backing::E
 }
 
 /// Fills a page, and those beside it in `window`, as far as the page cache of the file has them.
-/// [`None`] if the page itself is not to be had. The shard's `fill` is held.
+/// Returns the page, with its folio locked. [`None`] if the page itself is not to be had. The
+/// shard's `fill` is held.
 fn copy_cached(
     region: &Region,
     backing: &Backing,
     window: PageRange,
     pgoff: u64,
     charge: Option<&Memcg>,
-) -> Option<()> {
+) -> Option<FilledPage> {
     let pages = region.pages();
     let absent = pages.absent_around(window, pgoff)?;
     // A page is copied only if its contents are there: what a daemon has staged stays.
-    let copy = |pgoff| {
+    let cached = |pgoff| {
         let len = contents_of(pgoff, region.length());
-        let cached = backing.file().cached(backing.position(pgoff)?, len)?;
-        let from = PageSource::Cache(&cached);
+        backing.file().cached(backing.position(pgoff)?, len)
+    };
+    let copy = |pgoff, cached: &CachedPage| {
+        let from = PageSource::Cache(cached);
         region.staging().fill_page(pgoff, from, charge).ok()
     };
-    copy(pgoff)?;
+    let copy_beside = |pgoff| copy(pgoff, &cached(pgoff)?).map(drop);
+    let own = cached(pgoff)?;
     let mut start = pgoff;
     let mut end = pgoff.saturating_add(1);
-    while end < absent.end() && copy(end).is_some() {
+    while end < absent.end() && copy_beside(end).is_some() {
         end = end.saturating_add(1);
     }
-    while start > absent.start() && copy(start.saturating_sub(1)).is_some() {
+    while start > absent.start() && copy_beside(start.saturating_sub(1)).is_some() {
         start = start.saturating_sub(1);
     }
+    // The last one: its folio stays locked, and no memory is allocated any more.
+    let page = copy(pgoff, &own)?;
     let filled = pages.range(start, end.saturating_sub(start)).ok()?;
     let settle = || pages.settle(filled, Verdict::Present);
     let changed = settle_filled(region, filled, settle).ok()?;
     pages.backed.add(changed);
-    Some(())
+    Some(page.among(filled))
 }
 
 /// Whether a page is present, for a system call; if not, it is read, or requested. `EIO` if it is

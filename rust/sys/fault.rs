@@ -9,6 +9,7 @@ use super::{
     fault_address::FaultAddress,
     memcg::Memcg,
     staging::{
+        FilledPage,
         LockedFolio,
         Staging, //
     },
@@ -266,12 +267,17 @@ impl Fault<'_> {
     }
 
     /// Answers with the page from the staging file. The page is present, and the fault is not
-    /// unlocked.
+    /// unlocked. `filled` is the page if this fault has just read it.
     ///
     /// The memory management maps a large folio as a whole. So if pages near the touched one are
     /// absent, or if each written page is to be logged, this function maps only the touched page
     /// itself.
-    pub(crate) fn map(&mut self, staging: &Staging, policy: &impl FaultPolicy) -> VmFaultReason {
+    pub(crate) fn map(
+        &mut self,
+        staging: &Staging,
+        policy: &impl FaultPolicy,
+        filled: Option<FilledPage>,
+    ) -> VmFaultReason {
         if !self.pinned.is_null() {
             return VmFaultReason::RETRY_MAJOR;
         }
@@ -287,14 +293,24 @@ impl Fault<'_> {
             unsafe { ((*vma).__bindgen_anon_2.vm_flags, first_write_faults(vma)) };
         let shared = vm_flags & kernel::mm::virt::flags::SHARED != 0;
         let write = self.has(c::fault_flag_FAULT_FLAG_WRITE);
+        let copied = write && !shared;
+        let around = match &filled {
+            // The pages around it are absent, or were brought by touches that have mapped them.
+            Some(filled) => filled.has_others() && !copied,
+            None => !write,
+        };
         // A fault that has waited for its page is alone, or follows other faults that have mapped
         // the pages around it.
-        if !write && !self.tried() {
+        if around && !self.tried() {
             self.fault_around(staging, policy, write_faults);
         }
 
-        // SAFETY: By the type invariants; the fault is not unlocked.
-        let folio = match unsafe { staging.lock_folio(pgoff, (*vma).vm_mm) } {
+        let folio = match filled.and_then(|filled| filled.into_folio(pgoff)) {
+            Some(folio) => Ok(folio),
+            // SAFETY: By the type invariants; the fault is not unlocked.
+            None => unsafe { staging.lock_folio(pgoff, (*vma).vm_mm) },
+        };
+        let folio = match folio {
             Ok(folio) => folio,
             Err(e) if e == ENOMEM => return VmFaultReason::OOM,
             Err(_) => return VmFaultReason::SIGBUS,
@@ -315,7 +331,6 @@ impl Fault<'_> {
             }
             MapDecision::Sigbus => return VmFaultReason::SIGBUS,
         }
-        let copied = write && !shared;
         let whole = || !alone && block_of(pgoff).is_some_and(|block| policy.present(block));
         if folio.is_large() && !copied && !whole() {
             // The folio's lock keeps other threads from mapping the folio as a whole. A thread that
@@ -367,7 +382,7 @@ impl Fault<'_> {
         unsafe { (*self.vmf).__bindgen_anon_1.vma }
     }
 
-    /// Maps the present pages around a read fault that are in the page cache, so that they will not
+    /// Maps the present pages around a fault that are in the page cache, so that they will not
     /// fault. The page cache's own function would map a large folio beyond the range that it is
     /// asked for.
     fn fault_around(&mut self, staging: &Staging, policy: &impl FaultPolicy, write_faults: bool) {

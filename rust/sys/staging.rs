@@ -184,7 +184,7 @@ impl Staging {
         pgoff: u64,
         from: PageSource<'_>,
         charge: Option<&Memcg>,
-    ) -> Result {
+    ) -> Result<FilledPage> {
         let index = usize::try_from(pgoff).map_err(|_| EFBIG)?;
         let charge = charge.map_or(core::ptr::null_mut(), Memcg::as_ptr);
         // SAFETY: By the type invariants the file is a shmem file; `charge` is null or referenced for
@@ -197,7 +197,12 @@ impl Staging {
         if let Some((pgoff, bytes)) = self.tail.filter(|(last, _)| *last == pgoff) {
             folio.zero(pgoff, bytes, PAGE_SIZE - bytes);
         }
-        copied
+        copied?;
+        Ok(FilledPage {
+            pgoff,
+            folio,
+            others: false,
+        })
     }
 
     fn tail_in(&self, pages: PageRange) -> Option<(u64, u64)> {
@@ -257,6 +262,34 @@ impl Filled {
 
     pub(super) fn folio(&self) -> &LockedFolio {
         &self.folio
+    }
+}
+
+/// A page that has been filled. Its folio is still locked, so that a fault can map it without
+/// another look-up.
+pub(crate) struct FilledPage {
+    pgoff: u64,
+    folio: LockedFolio,
+    others: bool,
+}
+
+impl FilledPage {
+    /// The same page, which was filled together with others of `pages`.
+    pub(crate) fn among(self, pages: PageRange) -> Self {
+        Self {
+            others: pages.len() > 1,
+            ..self
+        }
+    }
+
+    /// Whether pages beside it were filled together with it.
+    pub(super) fn has_others(&self) -> bool {
+        self.others
+    }
+
+    /// The folio, if the page is `pgoff`.
+    pub(super) fn into_folio(self, pgoff: u64) -> Option<LockedFolio> {
+        (self.pgoff == pgoff).then_some(self.folio)
     }
 }
 
