@@ -23,6 +23,7 @@ pub const VMEM_FEATURE_STAGE: u32 = 16;
 pub const VMEM_FEATURE_FILES: u32 = 32;
 pub const VMEM_FEATURE_BACKING: u32 = 64;
 pub const VMEM_FEATURE_TRACK_ALL: u32 = 128;
+pub const VMEM_FEATURE_RESUME: u32 = 256;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -228,6 +229,16 @@ pub struct vmem_present {
 pub struct vmem_map_fd {
     pub flags: __u32,
     pub fd: __s32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct vmem_resume {
+    pub flags: __u32,
+    pub shmem_fd: __s32,
+    pub size: __u64,
+    pub id: __u64,
+    pub name: [ffi::c_char; 32usize],
+    pub reserved: [__u64; 2usize],
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -886,6 +897,7 @@ pub const VMEM_IOCTL_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_IOCTL_GET_INFO: __u32 = 2155920152;
 pub const VMEM_IOCTL_GET_MAP_FD: __u32 = 3221797657;
 pub const VMEM_IOCTL_SET_BACKING: __u32 = 1077459738;
+pub const VMEM_IOCTL_RESUME: __u32 = 3225991963;
 pub const VMEM_IOCTL_TRACK: __u32 = 3223894816;
 pub const VMEM_IOCTL_UNTRACK: __u32 = 47905;
 pub const VMEM_IOCTL_DIRTY: __u32 = 3225467682;

@@ -28,6 +28,7 @@ use crate::{
             VMEM_FEATURE_FILES,
             VMEM_FEATURE_FILL,
             VMEM_FEATURE_POISON,
+            VMEM_FEATURE_RESUME,
             VMEM_FEATURE_SNAPSHOT,
             VMEM_FEATURE_STAGE,
             VMEM_FEATURE_TRACK,
@@ -55,7 +56,8 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
         | VMEM_FEATURE_STAGE
         | VMEM_FEATURE_FILES
         | VMEM_FEATURE_BACKING
-        | VMEM_FEATURE_TRACK_ALL;
+        | VMEM_FEATURE_TRACK_ALL
+        | VMEM_FEATURE_RESUME;
     arg.write(&vmem_features {
         features: features.into(),
         max_size: VMEM_MAX_SIZE,

@@ -457,6 +457,11 @@ impl Pages {
         self.rendezvous().requeue(slots);
     }
 
+    /// Queues all requests again that a daemon has taken and not answered.
+    pub(crate) fn requeue_taken(&self) {
+        self.rendezvous().requeue_taken();
+    }
+
     /// Ends the service of a daemon. Requests that it has taken and not answered are queued again.
     /// `detach` lets the next daemon attach. Then all waiting threads check whether their wait is
     /// cancelled.

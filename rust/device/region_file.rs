@@ -25,6 +25,7 @@ use crate::sys::{
     },
     uapi::{
         vmem_map_fd,
+        vmem_resume,
         UserArg,
         VMEM_IOCTL_FILL_PAGES,
         VMEM_IOCTL_GET_FEATURES,
@@ -36,8 +37,10 @@ use crate::sys::{
         VMEM_IOCTL_MAKE_VMA_ANONYMOUS,
         VMEM_IOCTL_MARK_PAGE_CACHED,
         VMEM_IOCTL_READY,
+        VMEM_IOCTL_RESUME,
         VMEM_IOCTL_SET_BACKING,
-        VMEM_IOCTL_WAIT_READY, //
+        VMEM_IOCTL_WAIT_READY,
+        VMEM_NAME_MAX, //
     },
     vm_ops::{
         MapFile,
@@ -145,6 +148,25 @@ impl RegionFile {
         fd.fd_install(file);
         Ok(())
     }
+
+    /// RESUME. The requests are queued again last: if the call fails, nothing has changed.
+    fn resume(&self, arg: UserArg) -> Result {
+        let mut call: vmem_resume = arg.read()?;
+        if call.flags != 0 || call.reserved != [0; 2] {
+            return Err(EINVAL);
+        }
+        let region = self.region();
+        let fd = file::reserve_fd()?;
+        call.shmem_fd = fd.reserved_fd() as i32;
+        call.size = region.size();
+        call.id = region.id();
+        call.name = registry::look_up_id(region.id())
+            .map_or([0; VMEM_NAME_MAX as usize], |named| named.name.to_field());
+        arg.write(&call)?;
+        fd.fd_install(region.staging().file().clone());
+        region.pages().requeue_taken();
+        Ok(())
+    }
 }
 
 #[vtable]
@@ -181,13 +203,15 @@ impl FileOps for RegionFile {
             VMEM_IOCTL_MAKE_PAGES_PRESENT if serves => serve::make_pages_present(region, arg),
             VMEM_IOCTL_SET_BACKING if serves => set_backing::set_backing(region, arg),
             VMEM_IOCTL_MAKE_VMA_ANONYMOUS if serves => serve::make_vma_anonymous(region),
+            VMEM_IOCTL_RESUME if serves => this.resume(arg),
             VMEM_IOCTL_READY
             | VMEM_IOCTL_GET_PAGE_REQUEST
             | VMEM_IOCTL_MARK_PAGE_CACHED
             | VMEM_IOCTL_FILL_PAGES
             | VMEM_IOCTL_MAKE_PAGES_PRESENT
             | VMEM_IOCTL_SET_BACKING
-            | VMEM_IOCTL_MAKE_VMA_ANONYMOUS => Err(EPERM),
+            | VMEM_IOCTL_MAKE_VMA_ANONYMOUS
+            | VMEM_IOCTL_RESUME => Err(EPERM),
             _ => Err(ENOTTY),
         }
     }

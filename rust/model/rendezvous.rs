@@ -194,16 +194,21 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
         self.request_waiters.wake_all();
     }
 
-    /// Ends the service of a daemon. First, requests that the daemon has taken and not answered are
-    /// queued again. Then `detach` lets the next daemon attach. Then all waiting threads are woken
-    /// and check whether their wait is cancelled.
-    pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
+    /// Queues all requests again that the daemon has taken and not answered.
+    pub(crate) fn requeue_taken(&self) {
         let nr = self.layout.slots_per_shard();
         self.requeue((0..self.shards.len()).map(|shard| Slots {
             shard,
             first: 0,
             nr,
         }));
+    }
+
+    /// Ends the service of a daemon. First, requests that the daemon has taken and not answered are
+    /// queued again. Then `detach` lets the next daemon attach. Then all waiting threads are woken
+    /// and check whether their wait is cancelled.
+    pub(crate) fn detach_daemon(&self, detach: impl FnOnce()) {
+        self.requeue_taken();
         detach();
         for shard in self.shards {
             shard.waiters().wake_all();

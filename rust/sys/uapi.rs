@@ -43,6 +43,7 @@ plain_data! {
     vmem_populate: 32,
     vmem_present: 32,
     vmem_map_fd: 8,
+    vmem_resume: 72,
     vmem_info: 128,
     vmem_adopt: 48,
     vmem_track: 40,
@@ -74,6 +75,7 @@ same_number! {
     VMEM_IOCTL_GET_INFO == kernel::ioctl::_IOR::<vmem_info>(VMEM_IOC_MAGIC, 0x18);
     VMEM_IOCTL_GET_MAP_FD == kernel::ioctl::_IOWR::<vmem_map_fd>(VMEM_IOC_MAGIC, 0x19);
     VMEM_IOCTL_SET_BACKING == kernel::ioctl::_IOW::<vmem_backing>(VMEM_IOC_MAGIC, 0x1a);
+    VMEM_IOCTL_RESUME == kernel::ioctl::_IOWR::<vmem_resume>(VMEM_IOC_MAGIC, 0x1b);
     VMEM_IOCTL_TRACK == kernel::ioctl::_IOWR::<vmem_track>(VMEM_IOC_MAGIC, 0x20);
     VMEM_IOCTL_UNTRACK == kernel::ioctl::_IO(VMEM_IOC_MAGIC, 0x21);
     VMEM_IOCTL_DIRTY == kernel::ioctl::_IOWR::<vmem_dirty>(VMEM_IOC_MAGIC, 0x22);

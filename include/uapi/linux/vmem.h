@@ -107,6 +107,8 @@
 #define VMEM_FEATURE_BACKING	(1ULL << 6)
 /** VMEM_FEATURE_TRACK_ALL: %VMEM_TRACK has the flag VMEM_TRACK_ALL. */
 #define VMEM_FEATURE_TRACK_ALL	(1ULL << 7)
+/** VMEM_FEATURE_RESUME: %VMEM_RESUME exists. */
+#define VMEM_FEATURE_RESUME	(1ULL << 8)
 
 /**
  * struct vmem_features - what this module can do (VMEM_GET_FEATURES)
@@ -721,6 +723,33 @@ struct vmem_map_fd {
 	__s32 fd;
 };
 
+/**
+ * struct vmem_resume - go on as a region's daemon (VMEM_RESUME)
+ * @flags: zero
+ * @shmem_fd: out: the staging file, close-on-exec
+ * @size: out: size of the region in bytes
+ * @id: out: number of the region
+ * @name: out: name of the region, padded with NUL bytes; empty if it has none
+ * @reserved: zero
+ *
+ * On the region descriptor, by a process that has got it from another one: by SCM_RIGHTS,
+ * or from a service manager that has kept it while the daemon died and was started again.
+ * The region has had a daemon all the time, so no touch has found it without one. Requests
+ * that were taken and not answered are queued again, as by %VMEM_ATTACH; one that another
+ * holder of the descriptor is about to answer is then answered twice, which does no harm.
+ * %VMEM_READY need not be said again. VMEM_GET_PRESENT returns which pages need no filling.
+ *
+ * Errors: EMFILE, ENFILE. Nothing has changed then.
+ */
+struct vmem_resume {
+	__u32 flags;
+	__s32 shmem_fd;
+	__u64 size;
+	__u64 id;
+	char name[VMEM_NAME_MAX];
+	__u64 reserved[2];
+};
+
 /* Bits of vmem_info.state. */
 /** VMEM_STATE_ATTACHED: a daemon is attached. */
 #define VMEM_STATE_ATTACHED	(1U << 0)
@@ -805,6 +834,7 @@ struct vmem_info {
 #define VMEM_GET_INFO		_IOR(VMEM_IOC_MAGIC, 0x18, struct vmem_info)
 #define VMEM_GET_MAP_FD		_IOWR(VMEM_IOC_MAGIC, 0x19, struct vmem_map_fd)
 #define VMEM_SET_BACKING	_IOW(VMEM_IOC_MAGIC, 0x1a, struct vmem_backing)
+#define VMEM_RESUME		_IOWR(VMEM_IOC_MAGIC, 0x1b, struct vmem_resume)
 #define VMEM_TRACK		_IOWR(VMEM_IOC_MAGIC, 0x20, struct vmem_track)
 /**
  * VMEM_UNTRACK: on an adopted descriptor, ends the log: the mappings are as they

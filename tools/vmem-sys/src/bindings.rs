@@ -14,6 +14,7 @@ pub const VMEM_FEATURE_STAGE: u32 = 16;
 pub const VMEM_FEATURE_FILES: u32 = 32;
 pub const VMEM_FEATURE_BACKING: u32 = 64;
 pub const VMEM_FEATURE_TRACK_ALL: u32 = 128;
+pub const VMEM_FEATURE_RESUME: u32 = 256;
 pub const VMEM_CREATE_HUGE: u32 = 1;
 pub const VMEM_CREATE_SIGBUS: u32 = 2;
 pub const VMEM_CREATE_POISON: u32 = 4;
@@ -645,6 +646,39 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct vmem_resume {
+    pub flags: __u32,
+    pub shmem_fd: __s32,
+    pub size: __u64,
+    pub id: __u64,
+    pub name: [::core::ffi::c_char; 32usize],
+    pub reserved: [__u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of vmem_resume"][::core::mem::size_of::<vmem_resume>() - 72usize];
+    ["Alignment of vmem_resume"][::core::mem::align_of::<vmem_resume>() - 8usize];
+    [
+        "Offset of field: vmem_resume::flags",
+    ][::core::mem::offset_of!(vmem_resume, flags) - 0usize];
+    [
+        "Offset of field: vmem_resume::shmem_fd",
+    ][::core::mem::offset_of!(vmem_resume, shmem_fd) - 4usize];
+    [
+        "Offset of field: vmem_resume::size",
+    ][::core::mem::offset_of!(vmem_resume, size) - 8usize];
+    [
+        "Offset of field: vmem_resume::id",
+    ][::core::mem::offset_of!(vmem_resume, id) - 16usize];
+    [
+        "Offset of field: vmem_resume::name",
+    ][::core::mem::offset_of!(vmem_resume, name) - 24usize];
+    [
+        "Offset of field: vmem_resume::reserved",
+    ][::core::mem::offset_of!(vmem_resume, reserved) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct vmem_info {
     pub id: __u64,
     pub size: __u64,
@@ -734,6 +768,7 @@ pub const VMEM_GET_PRESENT: __u32 = 3223370519;
 pub const VMEM_GET_INFO: __u32 = 2155920152;
 pub const VMEM_GET_MAP_FD: __u32 = 3221797657;
 pub const VMEM_SET_BACKING: __u32 = 1077459738;
+pub const VMEM_RESUME: __u32 = 3225991963;
 pub const VMEM_TRACK: __u32 = 3223894816;
 pub const VMEM_UNTRACK: __u32 = 47905;
 pub const VMEM_DIRTY: __u32 = 3225467682;

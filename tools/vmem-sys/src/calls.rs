@@ -3,6 +3,7 @@
 //!
 //! A descriptor of another driver gives `ENOTTY`: the ioctl numbers are unique, and each encodes the size of its argument.
 
+use std::ffi::c_char;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -122,6 +123,35 @@ pub fn attach(fd: BorrowedFd<'_>, mut attach: vmem_attach) -> Result<Served, Err
         shmem: take(attach.shmem_fd)?,
         size: attach.size,
         id: attach.id,
+    })
+}
+
+/// A region whose daemon the caller has become by a descriptor.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The staging file.
+    pub shmem: OwnedFd,
+    /// Size of the region in bytes.
+    pub size: u64,
+    /// Number of the region.
+    pub id: u64,
+    /// Name of the region, padded with NUL bytes.
+    pub name: [c_char; VMEM_NAME_MAX as usize],
+}
+
+/// `VMEM_RESUME`: the caller, who has got the region descriptor `fd` from another process, goes on as the daemon.
+pub fn resume(fd: BorrowedFd<'_>) -> Result<Resumed, Errno> {
+    let mut resume = vmem_resume {
+        shmem_fd: -1,
+        ..Default::default()
+    };
+    // SAFETY: this argument holds no address.
+    unsafe { call(fd, &mut resume) }?;
+    Ok(Resumed {
+        shmem: take(resume.shmem_fd)?,
+        size: resume.size,
+        id: resume.id,
+        name: resume.name,
     })
 }
 

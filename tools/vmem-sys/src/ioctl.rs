@@ -42,6 +42,7 @@ argument! {
     vmem_present => VMEM_GET_PRESENT,
     vmem_info => VMEM_GET_INFO,
     vmem_map_fd => VMEM_GET_MAP_FD,
+    vmem_resume => VMEM_RESUME,
     vmem_track => VMEM_TRACK,
     vmem_dirty => VMEM_DIRTY,
     vmem_tracking => VMEM_GET_TRACKING,

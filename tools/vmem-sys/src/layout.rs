@@ -48,6 +48,7 @@ layout!(vmem_backing is 56 bytes:
 layout!(vmem_populate is 32 bytes: ranges at 0, nr at 8, flags at 12, done at 16, pages at 24);
 layout!(vmem_present is 32 bytes: pgoff at 0, nr_pages at 8, bitmap at 16, present at 24);
 layout!(vmem_map_fd is 8 bytes: flags at 0, fd at 4);
+layout!(vmem_resume is 72 bytes: flags at 0, shmem_fd at 4, size at 8, id at 16, name at 24, reserved at 56);
 layout!(vmem_info is 128 bytes:
     id at 0, size at 8, flags at 16, state at 20, present at 24, unreadable at 32, requested at 40, queued at 48,
     waiters at 56, oldest_wait_ns at 64, faults at 72, requests at 80, sigbus at 88, mappings at 96, length at 104,
@@ -79,6 +80,7 @@ number!(VMEM_GET_PRESENT is 0xc020_bb17: opcode::read_write::<vmem_present>(VMEM
 number!(VMEM_GET_INFO is 0x8080_bb18: opcode::read::<vmem_info>(VMEM_IOC_MAGIC as u8, 0x18));
 number!(VMEM_GET_MAP_FD is 0xc008_bb19: opcode::read_write::<vmem_map_fd>(VMEM_IOC_MAGIC as u8, 0x19));
 number!(VMEM_SET_BACKING is 0x4038_bb1a: opcode::write::<vmem_backing>(VMEM_IOC_MAGIC as u8, 0x1a));
+number!(VMEM_RESUME is 0xc048_bb1b: opcode::read_write::<vmem_resume>(VMEM_IOC_MAGIC as u8, 0x1b));
 number!(VMEM_TRACK is 0xc028_bb20: opcode::read_write::<vmem_track>(VMEM_IOC_MAGIC as u8, 0x20));
 number!(VMEM_UNTRACK is 0x0000_bb21: opcode::none(VMEM_IOC_MAGIC as u8, 0x21));
 number!(VMEM_DIRTY is 0xc040_bb22: opcode::read_write::<vmem_dirty>(VMEM_IOC_MAGIC as u8, 0x22));

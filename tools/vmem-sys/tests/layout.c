@@ -136,6 +136,14 @@ SIZE(vmem_map_fd, 8);
 FIELD(vmem_map_fd, flags, 0);
 FIELD(vmem_map_fd, fd, 4);
 
+SIZE(vmem_resume, 72);
+FIELD(vmem_resume, flags, 0);
+FIELD(vmem_resume, shmem_fd, 4);
+FIELD(vmem_resume, size, 8);
+FIELD(vmem_resume, id, 16);
+FIELD(vmem_resume, name, 24);
+FIELD(vmem_resume, reserved, 56);
+
 SIZE(vmem_info, 128);
 FIELD(vmem_info, id, 0);
 FIELD(vmem_info, size, 8);
@@ -170,6 +178,7 @@ NUMBER(VMEM_GET_PRESENT, 0xc020bb17);
 NUMBER(VMEM_GET_INFO, 0x8080bb18);
 NUMBER(VMEM_GET_MAP_FD, 0xc008bb19);
 NUMBER(VMEM_SET_BACKING, 0x4038bb1a);
+NUMBER(VMEM_RESUME, 0xc048bb1b);
 NUMBER(VMEM_TRACK, 0xc028bb20);
 NUMBER(VMEM_UNTRACK, 0x0000bb21);
 NUMBER(VMEM_DIRTY, 0xc040bb22);

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use vmem_sys::calls::{self, Served};
 use vmem_sys::{
     VMEM_CREATE_HUGE, VMEM_CREATE_POISON, VMEM_CREATE_SIGBUS, VMEM_FEATURE_BACKING, VMEM_FEATURE_FILES, VMEM_FEATURE_FILL,
-    VMEM_FEATURE_POISON, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_FEATURE_TRACK_ALL, VMEM_ID_KEEP,
-    vmem_attach, vmem_create,
+    VMEM_FEATURE_POISON, VMEM_FEATURE_RESUME, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK,
+    VMEM_FEATURE_TRACK_ALL, VMEM_ID_KEEP, vmem_attach, vmem_create,
 };
 
 use crate::error::call;
@@ -45,6 +45,8 @@ pub struct Features {
     pub stage: bool,
     /// Whether [`Region::set_backing`] works.
     pub backing: bool,
+    /// Whether [`Region::resume`] works.
+    pub resume: bool,
     /// Whether regions with names are files of the file system type `vmem`.
     pub files: bool,
 }
@@ -96,6 +98,7 @@ impl Control {
             snapshot: features.features & u64::from(VMEM_FEATURE_SNAPSHOT) != 0,
             stage: features.features & u64::from(VMEM_FEATURE_STAGE) != 0,
             backing: features.features & u64::from(VMEM_FEATURE_BACKING) != 0,
+            resume: features.features & u64::from(VMEM_FEATURE_RESUME) != 0,
             files: features.features & u64::from(VMEM_FEATURE_FILES) != 0,
         })
     }

@@ -243,6 +243,7 @@ pub(crate) mod call {
     pub(crate) const GET_FEATURES: &str = "GET_FEATURES";
     pub(crate) const CREATE_VMEM: &str = "CREATE_VMEM";
     pub(crate) const ATTACH: &str = "ATTACH";
+    pub(crate) const RESUME: &str = "RESUME";
     pub(crate) const WAIT_READY: &str = "WAIT_READY";
     pub(crate) const READY: &str = "READY";
     pub(crate) const GET_PAGE_REQUEST: &str = "GET_PAGE_REQUEST";

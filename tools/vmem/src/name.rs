@@ -52,6 +52,12 @@ impl Name {
         node_path(&self.0)
     }
 
+    /// The name that a system call gives. `None` if it is empty.
+    pub(crate) fn from_sys(padded: &[c_char; VMEM_NAME_MAX as usize]) -> Option<Self> {
+        let text = padded.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
+        Self::new(&String::from_utf8(text).ok()?).ok()
+    }
+
     /// The name for a system call, padded with NUL bytes.
     pub(crate) fn to_sys(&self) -> [c_char; VMEM_NAME_MAX as usize] {
         let mut padded = [0; VMEM_NAME_MAX as usize];

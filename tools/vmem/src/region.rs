@@ -14,7 +14,7 @@ use vmem_sys::{Errno, VMEM_MARK_UNREADABLE, VMEM_MARK_ZERO};
 
 use crate::error::call;
 use crate::sys_range::{to_sys, to_sys_range};
-use crate::{Error, Info, MapHandle, PageIndex, PageRange, PresentMap, map, node};
+use crate::{Error, Info, MapHandle, Name, PageIndex, PageRange, PresentMap, map, node};
 
 /// The most pages that one [`Region::next_requests`] returns.
 pub const MAX_BATCH: usize = vmem_sys::VMEM_MAX_BATCH as usize;
@@ -104,6 +104,20 @@ impl Region {
             id: info.id,
             pages,
         })
+    }
+
+    /// Goes on as the daemon of a region, by the region descriptor of a daemon that has died: another process has kept it, for example a service
+    /// manager. The region has had a daemon all the time. Requests that the daemon before has taken and not answered come again. Returns the
+    /// region, and its name if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotVmem`] if it is no descriptor of a region, or the module cannot do it ([`Features::resume`](crate::Features::resume));
+    /// [`Error::MapOnly`] if the descriptor cannot serve a region.
+    pub fn resume(vmem: OwnedFd) -> Result<(Self, Option<Name>), Error> {
+        let resumed = calls::resume(vmem.as_fd()).map_err(|errno| Error::from_errno(call::RESUME, errno))?;
+        let name = Name::from_sys(&resumed.name);
+        Ok((Self::from_fds(vmem, resumed.shmem)?, name))
     }
 
     /// The region descriptor and the staging file, to pass to another process. When the last process closes them, the region has no daemon.

@@ -134,7 +134,7 @@ type Call = fn(BorrowedFd<'_>, u64) -> Result<(), Errno>;
 /// Each call, with what it is to return on the control descriptor, the region descriptor and a map descriptor: where the descriptor has the
 /// call, it comes as far as to say what is the matter with the region.
 #[rustfmt::skip]
-const CALLS: [(&str, Call, [Option<Errno>; 3]); 14] = [
+const CALLS: [(&str, Call, [Option<Errno>; 3]); 15] = [
     ("GET_FEATURES", |fd, _| calls::get_features(fd).map(drop), [None, None, None]),
     ("CREATE_VMEM", |fd, _| create(fd), [None, Some(Errno::NOTTY), Some(Errno::NOTTY)]),
     ("ATTACH", attach, [Some(Errno::BUSY), Some(Errno::NOTTY), Some(Errno::NOTTY)]),
@@ -149,6 +149,7 @@ const CALLS: [(&str, Call, [Option<Errno>; 3]); 14] = [
     ("FILL_PAGES", |fd, _| fill(fd), SERVES),
     ("MAKE_PAGES_PRESENT", |fd, _| done(calls::make_pages_present(fd, &[FIRST])), SERVES),
     ("MAKE_VMA_ANONYMOUS", |fd, _| calls::make_vma_anonymous(fd), [Some(Errno::NOTTY), Some(Errno::BUSY), Some(Errno::PERM)]),
+    ("RESUME", |fd, _| calls::resume(fd).map(drop), SERVES),
     ("mmap()", |fd, _| map(fd), [Some(Errno::NODEV), None, None]),
 ];
 const SERVES: [Option<Errno>; 3] = [Some(Errno::NOTTY), None, Some(Errno::PERM)];

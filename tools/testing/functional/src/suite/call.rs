@@ -9,8 +9,8 @@ use vmem_functional_sys::{Area, AreaBuilder, ioctl, ioctl_at};
 use vmem_sys::{
     VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FILL_PAGES, VMEM_FILL_STAGE, VMEM_GET_FEATURES, VMEM_GET_INFO, VMEM_GET_MAP_FD,
     VMEM_GET_PAGE_REQUEST, VMEM_GET_PRESENT, VMEM_MAKE_PAGES_PRESENT, VMEM_MAKE_VMA_ANONYMOUS, VMEM_MARK_PAGE_CACHED,
-    VMEM_MAX_BATCH, VMEM_READY, VMEM_SET_BACKING, VMEM_WAIT_READY, calls, vmem_fill, vmem_fill_range, vmem_map_fd, vmem_mark,
-    vmem_page_request, vmem_populate, vmem_present, vmem_range,
+    VMEM_MAX_BATCH, VMEM_READY, VMEM_RESUME, VMEM_SET_BACKING, VMEM_WAIT_READY, calls, vmem_fill, vmem_fill_range, vmem_map_fd,
+    vmem_mark, vmem_page_request, vmem_populate, vmem_present, vmem_range, vmem_resume,
 };
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -44,7 +44,7 @@ struct Wild {
 }
 
 const PAGES: u64 = 100;
-const SERVING: [u32; 7] = [
+const SERVING: [u32; 8] = [
     VMEM_READY,
     VMEM_GET_PAGE_REQUEST,
     VMEM_MARK_PAGE_CACHED,
@@ -52,6 +52,7 @@ const SERVING: [u32; 7] = [
     VMEM_MAKE_VMA_ANONYMOUS,
     VMEM_FILL_PAGES,
     VMEM_SET_BACKING,
+    VMEM_RESUME,
 ];
 
 impl Wild {
@@ -187,6 +188,7 @@ fn arguments_that_cannot_be_read_are_efault() -> Outcome {
             VMEM_GET_PRESENT,
             VMEM_GET_INFO,
             VMEM_GET_MAP_FD,
+            VMEM_RESUME,
         ] {
             refused!(ioctl_at(wild.fd(), call, address as usize), FAULT);
         }
@@ -196,6 +198,7 @@ fn arguments_that_cannot_be_read_are_efault() -> Outcome {
     answer.protect(0..1, 1)?;
     refused!(ioctl_at(wild.fd(), VMEM_GET_INFO, answer.address()), FAULT);
     refused!(ioctl_at(wild.fd(), VMEM_GET_MAP_FD, answer.address()), FAULT);
+    refused!(ioctl_at(wild.fd(), VMEM_RESUME, answer.address()), FAULT);
     Ok(())
 }
 
@@ -245,6 +248,11 @@ fn unknown_flags_are_einval() -> Outcome {
             ioctl(wild.fd(), VMEM_GET_MAP_FD, &mut vmem_map_fd { flags: flag, fd: 0 }),
             INVAL
         );
+        let mut resume = vmem_resume {
+            flags: flag,
+            ..Default::default()
+        };
+        refused!(ioctl(wild.fd(), VMEM_RESUME, &mut resume), INVAL);
     }
     Ok(())
 }

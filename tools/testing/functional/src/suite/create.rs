@@ -10,8 +10,8 @@ use vmem::{Control, PAGE_SIZE, RegionBuilder};
 use vmem_functional_sys::{AreaBuilder, ioctl_at};
 use vmem_sys::{
     VMEM_ATTACH, VMEM_CREATE_VMEM, VMEM_FEATURE_BACKING, VMEM_FEATURE_FILES, VMEM_FEATURE_FILL, VMEM_FEATURE_POISON,
-    VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_FEATURE_TRACK_ALL, VMEM_GET_FEATURES, VMEM_ID_KEEP,
-    VMEM_MAX_BATCH, VMEM_MAX_SIZE, calls, vmem_attach, vmem_create,
+    VMEM_FEATURE_RESUME, VMEM_FEATURE_SNAPSHOT, VMEM_FEATURE_STAGE, VMEM_FEATURE_TRACK, VMEM_FEATURE_TRACK_ALL,
+    VMEM_GET_FEATURES, VMEM_ID_KEEP, VMEM_MAX_BATCH, VMEM_MAX_SIZE, calls, vmem_attach, vmem_create,
 };
 
 use crate::failure::{Outcome, ensure, equal, refused};
@@ -83,6 +83,7 @@ fn features_are_those_of_the_header() -> Outcome {
                     | VMEM_FEATURE_FILES
                     | VMEM_FEATURE_BACKING
                     | VMEM_FEATURE_TRACK_ALL
+                    | VMEM_FEATURE_RESUME
             )
         );
         equal!(features.max_size, VMEM_MAX_SIZE);

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Death of the daemon is a state, not an accident; and how long a fault waits.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::pipe::pipe;
 use rustix::process::Signal;
-use vmem::{Access, Control, MapHandle, PAGE_SIZE, RegionBuilder};
+use vmem::{Access, Control, MapHandle, PAGE_SIZE, Region, RegionBuilder};
 use vmem_functional_sys::{Area, AreaBuilder, MemoryAt, catch_signal, caught, write_from};
+use vmem_sys::calls;
 
 use crate::failure::{Outcome, ensure, equal, refused};
 use crate::program::Program;
-use crate::setting::{Setting, check_words, page};
+use crate::setting::{Setting, bytes_of, check_words, contents, page};
 use crate::world::wait_until;
 
 crate::tests![
@@ -19,6 +23,8 @@ crate::tests![
     a_touch_without_a_daemon_waits_for_the_next_one,
     the_next_daemon_gets_what_was_taken_and_not_answered,
     the_next_daemon_learns_which_pages_are_present,
+    daemon_that_is_handed_the_descriptor_gets_what_was_taken_and_not_answered,
+    resume_gives_the_region_to_a_region_descriptor_alone,
     a_killed_daemon_is_a_dead_daemon,
     a_region_lives_as_long_as_it_is_mapped,
     a_region_attached_by_name_is_the_same,
@@ -134,6 +140,73 @@ fn the_next_daemon_learns_which_pages_are_present() -> Outcome {
     }
     let absent: u64 = map.absent().map(|run| run.count()).sum();
     equal!(absent, 1000 - present.len() as u64);
+    Ok(())
+}
+
+/// As a service manager does it, which keeps the descriptor of a daemon that dies. The region has a daemon all the time: nobody gets SIGBUS.
+fn daemon_that_is_handed_the_descriptor_gets_what_was_taken_and_not_answered() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(700 * PAGE_SIZE as u64).sigbus_without_daemon())?;
+    let daemon = Program::start_with(|| {
+        setting.region.ready()?;
+        setting.fill([3])?;
+        // It takes what comes, and answers nothing.
+        loop {
+            setting.region.next_requests(64)?;
+        }
+    })?;
+    setting.map.wait_ready()?;
+    let readers = [setting.reader(64)?, setting.reader(699)?];
+    wait_until("both are taken", || {
+        let info = setting.region.info()?;
+        Ok(info.requested == 2 && info.queued == 0)
+    })?;
+    daemon.signal(Signal::KILL)?;
+    daemon.join_killed(Signal::KILL)?;
+    let late = setting.reader(512)?;
+    setting.wait_waiters(3)?;
+    equal!(setting.region.info()?.queued, 1);
+    let Setting { region, map } = setting;
+    let kept = region.as_fd().try_clone_to_owned()?;
+    drop(region);
+    ensure!(map.info()?.attached && map.info()?.ready);
+    let (region, name) = Region::resume(kept)?;
+    equal!(name, None);
+    equal!(region.pages().count(), 700);
+    let next = Setting {
+        region: region.into(),
+        map,
+    };
+    equal!(next.region.present_map()?.present(), 1);
+    equal!(next.region.info()?.queued, 3);
+    let mut again: Vec<_> = next.region.next_requests(64)?.iter().map(|page| page.get()).collect();
+    again.sort_unstable();
+    equal!(again, [64, 512, 699]);
+    next.fill([64, 512, 699])?;
+    for (reader, pgoff) in readers.into_iter().chain([late]).zip([64, 699, 512]) {
+        check_words(&reader.join()?, pgoff)?;
+    }
+    Ok(())
+}
+
+fn resume_gives_the_region_to_a_region_descriptor_alone() -> Outcome {
+    let setting = Setting::create(RegionBuilder::new(8 * PAGE_SIZE as u64).name("kept"))?;
+    setting.fill([2])?;
+    let resumed = calls::resume(setting.region.as_fd())?;
+    equal!((resumed.id, resumed.size), (setting.region.id(), 8 * PAGE_SIZE as u64));
+    // The staging file is the region's own.
+    let mut bytes = vec![0; PAGE_SIZE];
+    File::from(resumed.shmem).read_exact_at(&mut bytes, 2 * PAGE_SIZE as u64)?;
+    equal!(bytes, bytes_of(&contents(2)));
+    let (_, name) = Region::resume(setting.region.as_fd().try_clone_to_owned()?)?;
+    equal!(name.map(|name| name.to_string()).as_deref(), Some("kept"));
+    let map = setting.map.as_fd().try_clone_to_owned()?;
+    ensure!(
+        matches!(Region::resume(map), Err(vmem::Error::MapOnly { .. })),
+        "a map descriptor"
+    );
+    let staging = setting.region.staging().try_clone()?;
+    let stranger = Region::resume(staging.into());
+    ensure!(matches!(stranger, Err(vmem::Error::NotVmem { .. })), "a staging file");
     Ok(())
 }
 
