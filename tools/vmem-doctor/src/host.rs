@@ -24,6 +24,31 @@ pub(crate) const FEATURES: [&str; 8] = [
 /// What replaces the loaded module by the installed one, when no region is left. The mount of the files keeps a module in use.
 pub(crate) const RELOAD: &str = "umount /run/vmem; modprobe -r vmem; modprobe vmem";
 
+/// What has another name on each architecture that vmem is for.
+pub(crate) struct Machine {
+    /// The architecture, as of `uname -m`.
+    name: &'static str,
+    /// Debian's name for it.
+    pub(crate) debian: &'static str,
+    /// The QEMU that runs guests of the same architecture, and the package that has it.
+    pub(crate) qemu: &'static str,
+    pub(crate) qemu_package: &'static str,
+}
+
+pub(crate) const X86_64: Machine = Machine {
+    name: "x86_64",
+    debian: "amd64",
+    qemu: "qemu-system-x86_64",
+    qemu_package: "qemu-system-x86",
+};
+
+const AARCH64: Machine = Machine {
+    name: "aarch64",
+    debian: "arm64",
+    qemu: "qemu-system-aarch64",
+    qemu_package: "qemu-system-arm",
+};
+
 /// What the module answers when it is asked for its features.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModuleFeatures {
@@ -72,6 +97,8 @@ pub struct Host {
     pub release: String,
     /// The processor's architecture, as of `uname -m`.
     pub machine: String,
+    /// The size of the kernel's pages, in bytes.
+    pub page_size: usize,
     /// What the module answers.
     pub features: ModuleFeatures,
     /// The time, which certificates are compared with.
@@ -92,12 +119,18 @@ impl Host {
             root: "/".into(),
             release: uname.release().to_string_lossy().into_owned(),
             machine: uname.machine().to_string_lossy().into_owned(),
+            page_size: rustix::param::page_size(),
             features: ModuleFeatures::ask(),
             now: SystemTime::now(),
             owner: 0,
             vmemd: vmem_process::vmemd(),
             version_of: program::version_of,
         }
+    }
+
+    /// Its architecture, if vmem is for that.
+    pub(crate) fn known_machine(&self) -> Option<&'static Machine> {
+        [&X86_64, &AARCH64].into_iter().find(|machine| machine.name == self.machine)
     }
 
     /// Where an absolute path of the machine is.
@@ -149,6 +182,7 @@ pub(crate) mod testing {
                 root: directory.path().into(),
                 release: RELEASE.to_owned(),
                 machine: "x86_64".to_owned(),
+                page_size: 4096,
                 features: ModuleFeatures::Known(FEATURES.map(|name| (name, true)).to_vec()),
                 now: SystemTime::now(),
                 owner: rustix::process::geteuid().as_raw(),

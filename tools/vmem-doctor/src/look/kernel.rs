@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The running kernel.
 
+use vmem::PAGE_SIZE;
+
 use crate::finding::{Finding, Subject};
 use crate::host::Host;
 use crate::look::module;
@@ -10,16 +12,25 @@ const SUBJECT: Subject = Subject::Kernel;
 /// The first series with what the module calls.
 const OLDEST: (u32, u32) = (7, 3);
 
-/// The next boot runs it.
-const NEWER: &str = "apt install -t trixie-backports linux-image-amd64";
-
 pub(super) fn look(host: &Host) -> Finding {
     let release = &host.release;
-    if host.machine != "x86_64" {
+    let Some(machine) = host.known_machine() else {
         return Finding::missing(
             SUBJECT,
-            format!("{release} runs on {}: vmem is for x86_64 only", host.machine),
+            format!("{release} runs on {}: vmem is for x86_64 and aarch64 only", host.machine),
         );
+    };
+    // The next boot runs it.
+    let newer = format!("apt install -t trixie-backports linux-image-{}", machine.debian);
+    if host.page_size != PAGE_SIZE {
+        return Finding::missing(
+            SUBJECT,
+            format!(
+                "{release} has pages of {} bytes: vmem supports {PAGE_SIZE} only (install a kernel with pages of 4 KiB, and boot it)",
+                host.page_size
+            ),
+        )
+        .mend(newer);
     }
     if series(release).is_some_and(|series| series < OLDEST) {
         return Finding::missing(
@@ -29,11 +40,11 @@ pub(super) fn look(host: &Host) -> Finding {
                 OLDEST.0, OLDEST.1
             ),
         )
-        .mend(NEWER);
+        .mend(newer);
     }
     match has_rust(host) {
         Some(true) => Finding::good(SUBJECT, format!("{release}, built with Rust (CONFIG_RUST)")),
-        Some(false) => Finding::missing(SUBJECT, format!("{release} is built without Rust (CONFIG_RUST is off)")).mend(NEWER),
+        Some(false) => Finding::missing(SUBJECT, format!("{release} is built without Rust (CONFIG_RUST is off)")).mend(newer),
         None if module::is_loaded(host) => Finding::good(SUBJECT, format!("{release}, which has loaded the module")),
         None => Finding::note(
             SUBJECT,
@@ -110,7 +121,27 @@ mod tests {
 
     #[test]
     fn other_processor_is_missing() {
-        let fake = Fake::new().with(|host| host.machine = "aarch64".to_owned());
+        let fake = Fake::new().with(|host| host.machine = "riscv64".to_owned());
         assert_eq!(look(&fake.host).state, State::Missing);
+    }
+
+    #[test]
+    fn arm64_gets_the_packages_of_arm64() {
+        let old = |host: &mut Host| {
+            host.machine = "aarch64".to_owned();
+            host.release = "7.2.12-arm64".to_owned();
+        };
+        let mend = look(&Fake::new().with(old).host).mend;
+        assert_eq!(mend.as_deref(), Some("apt install -t trixie-backports linux-image-arm64"));
+    }
+
+    #[test]
+    fn large_pages_are_missing() {
+        let fake = Fake::new()
+            .with(|host| host.page_size = 16384)
+            .file("/boot/config-RELEASE", "CONFIG_RUST=y\n");
+        let finding = look(&fake.host);
+        assert_eq!(finding.state, State::Missing);
+        assert!(finding.text.contains("has pages of 16384 bytes"), "{}", finding.text);
     }
 }

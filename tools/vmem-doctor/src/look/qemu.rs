@@ -2,7 +2,7 @@
 //! QEMU, which only guests need.
 
 use crate::finding::{Finding, Subject};
-use crate::host::Host;
+use crate::host::{self, Host};
 
 const SUBJECT: Subject = Subject::Qemu;
 
@@ -10,9 +10,11 @@ const SUBJECT: Subject = Subject::Qemu;
 const OLDEST_TRIED: u32 = 10;
 
 pub(super) fn look(host: &Host) -> Finding {
-    let install = "apt install qemu-system-x86";
-    let Some(path) = host.program("qemu-system-x86_64") else {
-        return Finding::note(SUBJECT, "there is no qemu-system-x86_64: no guest can move here").mend(install);
+    // Of a machine that vmem is not for, the kernel's line says so.
+    let machine = host.known_machine().unwrap_or(&host::X86_64);
+    let (install, emulator) = (format!("apt install {}", machine.qemu_package), machine.qemu);
+    let Some(path) = host.program(emulator) else {
+        return Finding::note(SUBJECT, format!("there is no {emulator}: no guest can move here")).mend(install);
     };
     let version = match (host.version_of)(&path) {
         Ok(version) => version,
@@ -43,6 +45,17 @@ mod tests {
     #[test]
     fn no_qemu_is_noted() {
         assert_eq!(look(&Fake::new().host).mend.as_deref(), Some("apt install qemu-system-x86"));
+    }
+
+    #[test]
+    fn arm64_has_an_emulator_of_its_own() {
+        let fake = Fake::new()
+            .file("/usr/bin/qemu-system-x86_64", "")
+            .with(|host| host.machine = "aarch64".to_owned());
+        let finding = look(&fake.host);
+        assert_eq!(finding.mend.as_deref(), Some("apt install qemu-system-arm"));
+        assert!(finding.text.contains("no qemu-system-aarch64"), "{}", finding.text);
+        assert_eq!(look(&fake.file("/usr/bin/qemu-system-aarch64", "").host).state, State::Good);
     }
 
     #[test]
