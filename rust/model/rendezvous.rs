@@ -14,6 +14,9 @@ use super::{
 };
 use core::ops::{Deref, DerefMut};
 
+/// How many slots are queued again with the lock of a shard held. Between these, others may have it.
+const REQUEUE: usize = 1 << 15;
+
 /// A queue of threads, each of which waits for a key.
 pub(crate) trait Queue {
     /// What else may end a wait.
@@ -197,11 +200,14 @@ impl<S: Deref<Target: Shard>, Q: Queue, W: AtomicWord> Rendezvous<'_, S, Q, W> {
     /// Queues all requests again that the daemon has taken and not answered.
     pub(crate) fn requeue_taken(&self) {
         let nr = self.layout.slots_per_shard();
-        self.requeue((0..self.shards.len()).map(|shard| Slots {
-            shard,
-            first: 0,
-            nr,
-        }));
+        let pieces = |shard| {
+            (0..nr).step_by(REQUEUE).map(move |first| Slots {
+                shard,
+                first,
+                nr: REQUEUE.min(nr - first),
+            })
+        };
+        self.requeue((0..self.shards.len()).flat_map(pieces));
     }
 
     /// Ends the service of a daemon. First, requests that the daemon has taken and not answered are
