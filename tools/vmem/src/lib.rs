@@ -91,7 +91,7 @@
 //! # vmem = { git = "https://example.org/vmem.git" }
 //! ```
 //!
-//! It needs Rust 1.85 and Linux on x86-64 to build, and neither the module nor its header. `MADV_REMOVE`, cgroups and all else that the
+//! It needs Rust 1.85 and Linux on x86-64 or arm64 to build, and neither the module nor its header. `MADV_REMOVE`, cgroups and all else that the
 //! module promises are described in `Documentation/semantics.rst`.
 //!
 //! # Memory of the daemon's own regions
