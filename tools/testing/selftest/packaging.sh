@@ -13,6 +13,7 @@ fake dpkg-query <<'END'
 for package; do :; done
 version=$(cat "/usr/machine/version/$package" 2>/dev/null) || case $package in
 	linux-headers-* | vmem-dkms) exit 1 ;;
+	gcc-16) [ ! -e /usr/machine/lacks-gcc ] || exit 1; version=1 ;;
 	linux-source-*) version=$(cat /usr/machine/version/linux-headers-7.3.0-test) ;;
 	*) version=1 ;;
 esac
@@ -115,6 +116,23 @@ kernel_of_other_rustc_is_passed_over() {
 	fails is_built_by_dkms
 	exits 1 kernel_rust
 }
+old_kernel_is_refused_before_anything_is_made() {
+	local said
+	kernel=7.2.12-test
+	mkdir -p "/usr/lib/modules/$kernel/build"
+	printf 'CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT="rustc 1.85.0"\n' >"/usr/lib/modules/$kernel/build/.config"
+	echo 7.2-1 >"/usr/machine/version/linux-headers-$kernel"
+	said=$(exits 1 kernel_rust 2>&1)
+	[ "$said" = "vmem-kernel-rust: kernel $kernel is too old: vmem needs 7.3 or later" ]
+	[ -z "$(ls /usr/src)" ]
+}
+compiler_of_the_kernel_is_asked_for() {
+	local said
+	echo 'CONFIG_CC_VERSION_TEXT="x86_64-linux-gnu-gcc-16 (Debian 16.2.0-4) 16.2.0"' >>"/usr/lib/modules/$kernel/build/.config"
+	touch /usr/machine/lacks-gcc
+	said=$(exits 1 kernel_rust 2>&1)
+	[ "$said" = "vmem-kernel-rust: packages are missing; type: apt install gcc-16" ]
+}
 only_vmem_is_built() {
 	kernel_rust
 	printf 'dkms %s vmem/0.1.0 -k %s --force\n' build "$kernel" install "$kernel" | diff - /usr/machine/dkms
@@ -171,7 +189,7 @@ machine() {
 if [ "${0##*/}" = run ]; then
 	export VMEM_TOP work kernel
 	for name in failed_run_is_made_anew killed_run_is_made_anew second_run_makes_nothing other_version_is_made_anew kernel_of_other_rustc_is_passed_over \
-		only_vmem_is_built failures_of_dkms_are_1 trees_of_removed_kernels_are_dropped purge_removes_every_tree build_says_why_it_cannot; do
+		old_kernel_is_refused_before_anything_is_made compiler_of_the_kernel_is_asked_for only_vmem_is_built failures_of_dkms_are_1 trees_of_removed_kernels_are_dropped purge_removes_every_tree build_says_why_it_cannot; do
 		it "kernel_rust_$name" machine "$name"
 	done
 	it uninstall_runs_depmod_for_each_release machine uninstall_runs_depmod_for_each_release
