@@ -68,6 +68,10 @@ deb: setup		## Debian packages (vmem-dkms, vmem-tools, python3-vmem, vmem-doc), 
 test-packages: build	## installs, uses, upgrades and purges these packages, in a virtual machine
 	@tools/testing/test packages
 
+.PHONY: test-kernels
+test-kernels: build	## vmem-kernel-rust and dkms build the module for the kernels of Debian's archive, each of which then runs tests (FILTER=... for some lines of the list)
+	@tools/testing/test kernels
+
 .PHONY: hibernation
 hibernation: build	## the functional tests whose virtual machine hibernates
 	@tools/testing/test hibernation
