@@ -31,7 +31,7 @@ installs() {
 	to /usr/local files "$work/programs" || return
 	local file
 	for file in /usr/local/sbin/vmemd /usr/local/sbin/vmemctl /usr/local/share/man/man8/vmemctl.8 /etc/logrotate.d/vmem \
-		/usr/local/share/doc/vmem-tools/NOTICES /usr/local/lib/systemd/system/run-vmem.mount /usr/local/share/bash-completion/completions/vmemd \
+		/usr/local/share/doc/vmem-tools/NOTICES /usr/local/lib/systemd/system/run-vmem.mount /usr/local/lib/systemd/system/vmemd@.service /usr/local/share/bash-completion/completions/vmemd \
 		/usr/local/share/zsh/site-functions/_vmemctl /usr/local/share/fish/vendor_completions.d/vmemctl.fish; do
 		has "$file" || return
 	done

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use vmem::PageRange;
 use vmem_source::digest::Key;
 use vmem_source::{Answer, Lane, PageSource, Readiness, Reply};
-use vmem_wait::BackOff;
+use vmem_wait::{BackOff, Pulse};
 
 use crate::error::Error;
 use crate::event::Event;
@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     connect: Connect,
     open: Open,
     outage: Option<Outage>,
+    /// Of the thread of the lane.
+    pulse: Pulse,
 }
 
 /// An open source, and its exports.
@@ -65,14 +67,22 @@ impl Outage {
 
 impl Connection {
     /// Takes over an open source.
-    pub(crate) fn open(shared: Arc<Shared>, lane: Lane, connect: Connect, source: Box<dyn PageSource>) -> Result<Self, Error> {
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        lane: Lane,
+        connect: Connect,
+        source: Box<dyn PageSource>,
+        pulse: Pulse,
+    ) -> Result<Self, Error> {
         let open = Open::new(&shared, source)?;
+        pulse.works();
         Ok(Self {
             shared,
             lane,
             connect,
             open,
             outage: None,
+            pulse,
         })
     }
 
@@ -83,27 +93,28 @@ impl Connection {
         lane: Lane,
         connect: Connect,
         is_over: &dyn Fn() -> bool,
+        pulse: Pulse,
     ) -> Result<Option<Self>, Error> {
         let source = match connect(lane) {
             Ok(source) => source,
-            Err(error) => match retry(&shared, lane, &connect, &mut Outage::new(), error, is_over)? {
+            Err(error) => match retry(&shared, lane, &connect, &mut Outage::new(), error, is_over, &pulse)? {
                 Some(source) => source,
                 None => return Ok(None),
             },
         };
-        Self::open(shared, lane, connect, source).map(Some)
+        Self::open(shared, lane, connect, source, pulse).map(Some)
     }
 
     /// Fetches pages of a region.
     pub(crate) fn fetch(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.begin(ranges);
-        self.open.source.fetch(self.open.exports.number(region), ranges)
+        self.in_source(|open| open.source.fetch(open.exports.number(region), ranges))
     }
 
     /// Fetches pages of a region that no program waits for.
     pub(crate) fn fetch_ahead(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
         self.open.begin(ranges);
-        self.open.source.fetch_ahead(self.open.exports.number(region), ranges)
+        self.in_source(|open| open.source.fetch_ahead(open.exports.number(region), ranges))
     }
 
     /// The pages that the source wants to be fetched first, with the numbers of their regions.
@@ -125,7 +136,7 @@ impl Connection {
 
     /// Asks for the holes of a region.
     pub(crate) fn map(&mut self, region: usize, pages: PageRange) -> Result<(), vmem_source::Error> {
-        self.open.source.map(self.open.exports.number(region), pages)
+        self.in_source(|open| open.source.map(open.exports.number(region), pages))
     }
 
     /// Whether the source takes digests.
@@ -135,12 +146,25 @@ impl Connection {
 
     /// Tells the source of contents that are here.
     pub(crate) fn announce(&mut self, key: &Key, prefixes: &[u64]) -> Result<(), vmem_source::Error> {
-        self.open.source.announce(key, prefixes)
+        self.in_source(|open| open.source.announce(key, prefixes))
     }
 
     /// Tells the source that pages of a region have arrived for good.
     pub(crate) fn release(&mut self, region: usize, ranges: &[PageRange]) -> Result<(), vmem_source::Error> {
-        self.open.source.release(self.open.exports.number(region), ranges)
+        self.in_source(|open| open.source.release(open.exports.number(region), ranges))
+    }
+
+    /// Makes a call of the source, which may keep the lane.
+    fn in_source<T>(&mut self, call: impl FnOnce(&mut Open) -> T) -> T {
+        self.pulse.waits(self.shared.options.patience);
+        let result = call(&mut self.open);
+        self.pulse.works();
+        result
+    }
+
+    /// How the lane shows that it is alive.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     pub(crate) fn readiness(&self) -> Readiness<'_> {
@@ -157,7 +181,9 @@ impl Connection {
 
     /// Waits for an answer. Returns it with the number of its region.
     pub(crate) fn next_reply(&mut self) -> Result<(usize, Reply<'_>), vmem_source::Error> {
+        self.pulse.waits(self.shared.options.patience);
         let reply = self.open.source.next_reply()?;
+        self.pulse.works();
         self.outage = None;
         let export = match &reply {
             Reply::Pages(answer) => {
@@ -178,10 +204,11 @@ impl Connection {
             self.outage = None;
         }
         let outage = self.outage.get_or_insert_with(Outage::new);
-        let Some(source) = retry(&self.shared, self.lane, &self.connect, outage, error, is_over)? else {
+        let Some(source) = retry(&self.shared, self.lane, &self.connect, outage, error, is_over, &self.pulse)? else {
             return Ok(false);
         };
         self.open = Open::new(&self.shared, source)?;
+        self.pulse.works();
         add(&self.shared.stats.reconnects, 1);
         Ok(true)
     }
@@ -200,6 +227,7 @@ fn retry(
     outage: &mut Outage,
     mut error: vmem_source::Error,
     is_over: &dyn Fn() -> bool,
+    pulse: &Pulse,
 ) -> Result<Option<Box<dyn PageSource>>, Error> {
     let mut reported = false;
     loop {
@@ -216,6 +244,7 @@ fn retry(
                 return Ok(None);
             }
             let left = until.saturating_duration_since(Instant::now());
+            pulse.waits(POLL_INTERVAL);
             if shared.stop.wait(left.min(POLL_INTERVAL)) {
                 return Err(Error::Halted);
             }
@@ -223,6 +252,7 @@ fn retry(
                 break;
             }
         }
+        pulse.waits(shared.options.patience);
         match connect(lane) {
             Ok(source) => {
                 shared.report(Event::Reconnected { lane });

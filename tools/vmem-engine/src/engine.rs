@@ -80,7 +80,8 @@ impl Engine {
             running: 0,
             halted: false,
         };
-        let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first)?;
+        let pulse = shared.watch("urgent");
+        let connection = Connection::open(Arc::clone(&shared), Lane::Urgent, connect, first, pulse)?;
         engine.spawn("urgent", &shared, move |shared| urgent::run(shared, connection))?;
         if background {
             engine.stream((0..shared.sinks.len()).collect(), staged, streams)?;

@@ -42,7 +42,7 @@
 //!     let sink = Arc::clone(&region) as Arc<dyn Sink>;
 //!     let mut completions = [Completion::new("guest0".into(), export.pages, Arc::clone(&sink))?];
 //!     let target = Target { export, name: "guest0".into(), sink };
-//!     let options = Options { background: true, streams: 1, yields: false, window: 1024, prefetch: 32, retry: Duration::from_secs(60), backed: false, seed: None, touches: None };
+//!     let options = Options { background: true, streams: 1, yields: false, window: 1024, prefetch: 32, retry: Duration::from_secs(60), liveness: None, patience: Duration::from_secs(80), backed: false, seed: None, touches: None };
 //!     let (since, stats) = (Instant::now(), Arc::new(Stats::new()?));
 //!     let release = Arc::new(Release::new(Permission::Never));
 //!     let (mut engine, _events) = Engine::start(vec![target], first, None, Arc::new(open), options, Arc::clone(&stats), release)?;

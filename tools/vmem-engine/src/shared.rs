@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmem::PageIndex;
 use vmem_source::Export;
-use vmem_wait::StopEvent;
+use vmem_wait::{Liveness, Pulse, StopEvent};
 
 use crate::error::Error;
 use crate::event::Event;
@@ -35,6 +35,11 @@ pub struct Options {
     pub prefetch: u64,
     /// How long the engine tries to reconnect to a lost source.
     pub retry: Duration,
+    /// Where the lanes show that they are alive.
+    pub liveness: Option<Liveness>,
+    /// How long a lane may be at one call of the source and show no sign of life: the source has a time limit of its own, and may try again by
+    /// itself.
+    pub patience: Duration,
     /// Pages become present without the engine, too: the stream looks which ones are absent before each fetch.
     pub backed: bool,
     /// Contents that the stream need not fetch.
@@ -65,6 +70,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// How the thread of a lane shows that it is alive.
+    pub(crate) fn watch(&self, lane: &str) -> Pulse {
+        self.options.liveness.clone().unwrap_or_default().watch(lane)
+    }
+
     /// Notifies the stream of faults. If the queue is full, the stream fetches those pages a second time.
     pub(crate) fn notify_stream(&self, region: usize, pages: &[PageIndex]) {
         const MAX_QUEUED: usize = 4096;

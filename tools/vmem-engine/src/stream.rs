@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::readiness::wait;
 use crate::release_notifier::ReleaseNotifier;
 use crate::seed::Announcer;
-use crate::shared::{Interruption, Shared};
+use crate::shared::{Interruption, POLL_TIMEOUT, Shared};
 use crate::survey::Survey;
 pub(crate) use group::Group;
 use outstanding::Outstanding;
@@ -52,11 +52,13 @@ pub(crate) fn run(shared: &Arc<Shared>, group: &Group, begin: Begin, connect: Co
     let of = Arc::clone(shared);
     // Staged pages have an order of their own.
     let is_first = matches!(begin, Begin::Connect);
+    let pulse = shared.watch("stream");
+    pulse.waits(shared.options.patience);
     let opened = match begin {
-        Begin::Open(source) => Connection::open(of, Lane::Stream, connect, source).map(Some),
-        Begin::Connect => Connection::connect(of, Lane::Stream, connect, &|| group.is_complete()),
+        Begin::Open(source) => Connection::open(of, Lane::Stream, connect, source, pulse).map(Some),
+        Begin::Connect => Connection::connect(of, Lane::Stream, connect, &|| group.is_complete(), pulse),
         Begin::Join => match connect(Lane::Stream) {
-            Ok(source) => Connection::open(of, Lane::Stream, connect, source).map(Some),
+            Ok(source) => Connection::open(of, Lane::Stream, connect, source, pulse).map(Some),
             Err(error) => Err(error.into()),
         },
     };
@@ -144,6 +146,7 @@ impl Stream<'_> {
         if self.outstanding.pages() == 0 && !self.survey.as_ref().is_some_and(Survey::is_outstanding) {
             return self.idle(notify);
         }
+        self.connection.pulse().waits(POLL_TIMEOUT);
         if !wait(&self.shared.stop, self.connection.readiness())? {
             let (region, reply) = self.connection.next_reply()?;
             match reply {
@@ -176,6 +179,7 @@ impl Stream<'_> {
             notifier.notify(self.shared, &mut self.connection)?;
             return Ok(true);
         }
+        self.connection.pulse().waits(POLL_TIMEOUT);
         if !self.group.wait_until_complete() {
             return Ok(true);
         }

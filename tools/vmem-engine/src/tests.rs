@@ -2,6 +2,7 @@
 //! The engine on memory of its own, a real server, and a network that misbehaves.
 
 mod absence;
+mod alive;
 mod arrival;
 mod holes;
 mod link;
@@ -43,6 +44,8 @@ const OPTIONS: Options = Options {
     backed: false,
     seed: None,
     yields: false,
+    liveness: None,
+    patience: Duration::from_secs(20),
     touches: None,
 };
 

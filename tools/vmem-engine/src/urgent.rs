@@ -198,8 +198,15 @@ impl Urgent<'_> {
         // If the source does not answer, this thread waits in the source, which has a time limit, even if requests keep coming.
         let left = (self.outstanding > 0).then(|| limit.saturating_sub(self.last_progress.elapsed()));
         let left = left.into_iter().chain(self.shortage.wait()).min();
+        match left {
+            Some(left) => self.connection.pulse().waits(left),
+            // The next one comes when a program touches a page.
+            None => self.connection.pulse().rests(),
+        }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut fds, timeout.as_ref()) {
+        let woken = poll(&mut fds, timeout.as_ref());
+        self.connection.pulse().works();
+        match woken {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::local("wait for requests")(error.into())),
         }

@@ -266,6 +266,11 @@ impl Memory {
         }
     }
 
+    /// Whether it is memory of a region, of which pages may be absent.
+    pub(crate) fn is_region(&self) -> bool {
+        matches!(self.contents, Contents::Region(_))
+    }
+
     fn read_contents(&self, range: PageRange, chunk: &mut Chunk) -> Option<PageRange> {
         match &self.contents {
             Contents::File(file) => file.read(range, chunk),

@@ -31,6 +31,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmem::PageRange;
 use vmem_tls::Identity;
+use vmem_wait::Liveness;
 
 use crate::error::Error;
 use crate::export::{Export, Lane, MAX_RELEASE_PAGES};
@@ -136,6 +137,8 @@ const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Server {
     listener: TcpListener,
     shared: Arc<Shared>,
+    /// Where its threads show that they are alive.
+    liveness: Liveness,
 }
 
 /// State that all threads share.
@@ -197,7 +200,19 @@ impl Server {
             slots: Slots::new(limits.connections),
             guard: released::Guard::default(),
         });
-        Ok(Self { listener, shared })
+        Ok(Self {
+            listener,
+            shared,
+            liveness: Liveness::default(),
+        })
+    }
+
+    /// Has the threads of the server show in `liveness` that they are alive: the one that accepts, and those of connections while they read memory
+    /// other than regions, and while they send.
+    #[must_use]
+    pub fn with_liveness(mut self, liveness: Liveness) -> Self {
+        self.liveness = liveness;
+        self
     }
 
     /// Defers the releases of destinations until [`allow_release`](Self::allow_release).
@@ -269,12 +284,16 @@ impl Server {
     /// The error of `poll(2)`.
     pub fn run(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
         let mut next = 0;
+        let pulse = self.liveness.watch("accept");
         loop {
             let mut fds = [
                 PollFd::from_borrowed_fd(stop, PollFlags::IN),
                 PollFd::new(&self.listener, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            pulse.rests();
+            let woken = poll(&mut fds, None);
+            pulse.works();
+            match woken {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => other?,
             };
@@ -313,10 +332,12 @@ impl Server {
             (self.shared.report)(Event::Evicted { peer });
         }
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name(format!("peer-{number}"));
+        let name = format!("peer-{number}");
+        let pulse = self.liveness.watch(&name);
+        let thread = thread::Builder::new().name(name);
         thread.spawn(move || {
             let mut served = Served::default();
-            let result = connection::run(socket, peer, &shared, &slot, &mut served);
+            let result = connection::run(socket, peer, &shared, &slot, &pulse, &mut served);
             let established = slot.is_established();
             drop(slot);
             (shared.report)(Event::Ended {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Waiting that can be ended: a stop event, and the pauses between attempts. And a limit in time for messages.
+//! Waiting that can be ended: a stop event, and the pauses between attempts. A limit in time for messages. And
+//! signs of life, for a watchdog.
 //!
 //! A thread that tries something again and again waits for a [`StopEvent`], with the pause of a [`BackOff`] as the timeout:
 //!
@@ -24,9 +25,11 @@
 #![forbid(unsafe_code)]
 
 mod back_off;
+mod liveness;
 mod message_limit;
 mod stop_event;
 
 pub use back_off::BackOff;
+pub use liveness::{Liveness, Pulse};
 pub use message_limit::MessageLimit;
 pub use stop_event::StopEvent;

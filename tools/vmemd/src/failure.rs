@@ -39,6 +39,17 @@ pub(crate) enum Failure {
     /// `--region` names an export that the source does not have.
     #[error("--region {0}=...: the source has no such export")]
     NoSuchExport(String),
+    /// systemd has passed a descriptor that is not what its name says.
+    #[error("systemd has kept a descriptor as {label:?}, with which vmemd cannot go on: {why}")]
+    Foreign {
+        /// The name under which it was kept.
+        label: String,
+        /// What is the matter with it.
+        why: String,
+    },
+    /// The descriptors that systemd has passed cannot be taken.
+    #[error(transparent)]
+    Kept(#[from] vmem_service::KeptError),
     /// `--metrics` does not work.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),
@@ -117,6 +128,8 @@ impl Failure {
         match self {
             Self::Local { .. }
             | Self::Sources
+            | Self::Foreign { .. }
+            | Self::Kept(_)
             | Self::NbdInClearText
             | Self::NoCertificates
             | Self::NoSuchExport(_)
@@ -143,6 +156,11 @@ impl Failure {
             Self::Engine(Error::MemoryChanged(_)) => 7,
             Self::Different { .. } => 8,
         }
+    }
+
+    /// Whether a vmemd that is started again goes on where this one has ended: after a signal, which may be for a restart, and when the source is away.
+    pub(crate) fn is_passing(&self) -> bool {
+        [2, 6].contains(&self.code())
     }
 
     /// Wraps what `what` failed with.

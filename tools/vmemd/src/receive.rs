@@ -3,6 +3,7 @@
 
 mod backing;
 mod exported;
+mod kept;
 mod lingering;
 mod orders;
 mod regions;
@@ -23,12 +24,14 @@ use vmem_engine::{
     Completion, CompletionOptions, Connect, Engine, Event, Options, Phase, RegionStatus, Sink, Staging, Stats, Status, Target,
     Touches,
 };
+use vmem_service::Service;
 use vmem_source::backing::BackingFile;
 use vmem_source::endpoint::{Endpoint, Security};
 use vmem_source::local::Local;
 use vmem_source::wire::DEFAULT_PORT;
 use vmem_source::{Compression, Lane, PageSource, StagingSource};
 use vmem_tls::Identity;
+use vmem_wait::Pulse;
 
 use crate::cli::{Receive, is_checkpoint, is_nbd};
 use crate::control::{Control as ControlServer, Socket};
@@ -37,10 +40,12 @@ use crate::metrics::{Destination, Listener, Unbound};
 use crate::privileges::{self, Files, Needs, User};
 use crate::report::Report;
 use backing::Backings;
+use kept::KeptRegions;
 use lingering::Lingering;
 use orders::Orders;
 use seed::SeedImages;
 use stopping::Stopping;
+use stored::Existing;
 use verifying::Verifying;
 
 /// How often regions are looked at.
@@ -60,6 +65,7 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// Fills regions until all are complete, or something says no.
 pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
+    let service = Service::of_this_process();
     let mut report = Report::new(args.json);
     let mut run = Run {
         since: Instant::now(),
@@ -70,13 +76,16 @@ pub(crate) fn run(args: &Receive) -> Result<(), Failure> {
         control: None,
         at_end: None,
         touches: args.report_touches.then(|| Arc::new(Touches::new())),
+        stopping: Stopping::default(),
+        kept: KeptRegions::take(service)?,
         _origin: None,
     };
-    let result = run.receive(args, &mut report);
+    let result = run.receive(args, &service, &mut report);
+    let goes_on = result.as_ref().is_err_and(Failure::is_passing) && !run.stopping.is_requested();
     run.report_touches(&mut report, true);
     let status = (!run.regions.is_empty()).then(|| run.status());
     report.end(status.as_ref(), result.as_ref().err());
-    run.finish();
+    run.finish(goes_on);
     result
 }
 
@@ -92,12 +101,15 @@ struct Run {
     at_end: Option<Box<dyn FnOnce()>>,
     /// Requests that are to be reported.
     touches: Option<Arc<Touches>>,
+    stopping: Stopping,
+    /// Regions that outlive this process.
+    kept: KeptRegions,
     /// Proves to others where the absent pages are, as long as it is open.
     _origin: Option<File>,
 }
 
 impl Run {
-    fn receive(&mut self, args: &Receive, report: &mut Report) -> Result<(), Failure> {
+    fn receive(&mut self, args: &Receive, service: &Service, report: &mut Report) -> Result<(), Failure> {
         let Source {
             connect,
             endpoint,
@@ -106,7 +118,7 @@ impl Run {
             at_end,
             publish,
             files: backing_files,
-        } = Source::open(args)?;
+        } = Source::open(args, self.kept.has_any())?;
         self.at_end = at_end;
         let images = seed::open(&args.seed_image)?;
         let socket = Socket::open(args.control.as_ref(), args.session.as_ref(), Duty::Fetch)?;
@@ -123,8 +135,15 @@ impl Run {
         warnings.extend(privileges::drop_to(user, Needs::Descriptors, &readable)?.map(str::to_owned));
         warnings.extend(args.without_effect());
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let stopping = Stopping::default();
+        let stopping = self.stopping.clone();
         stopping.handle_signals()?;
+        let (timeout, retry) = (args.timeout.unwrap_or(TIMEOUT), args.retry.unwrap_or(RETRY));
+        // A connection is opened and answers within the one; a source that tries again by itself does so for the other.
+        let patience = retry.saturating_add(timeout.saturating_mul(2));
+        let liveness = service.liveness();
+        let pulse = liveness.watch("main");
+        pulse.waits(patience);
+        service.watch(&liveness).map_err(Failure::local("cannot start a thread"))?;
         let mut images = SeedImages::start(images)?;
         let mut orders = Orders::new(args.hold, args.release);
         if let Some(socket) = socket {
@@ -135,7 +154,16 @@ impl Run {
         self.metrics = metrics.map(Destination::listen);
         let first = connect(Lane::Urgent).map_err(Failure::Source)?;
         let exports = regions::taken(first.exports(), args)?;
-        let regions = regions::open(&control, &files, &exports, args)?;
+        pulse.works();
+        let regions = regions::open(&control, &files, &exports, args, &mut self.kept)?;
+        let can_resume = control.features().map_err(Failure::kernel("GET_FEATURES"))?.resume;
+        // Nobody would give a vmemd that follows the order to start again.
+        if can_resume && !args.hold {
+            let names = regions::names(&exports, args);
+            let named = names.iter().zip(&exports).zip(&regions);
+            self.kept
+                .keep(named.map(|((name, export), region)| (name.as_str(), export, &**region)));
+        }
         report.show_paths(files);
         let backings = Backings::new(backing_files, args, &control)?;
         backings.withdraw(&regions)?;
@@ -181,16 +209,18 @@ impl Run {
         if args.hold {
             stopping.holds(orders.sender());
             report.holding(&args.source.join(" "), &self.status());
+            service.ready();
             while !orders.wait_for_start(TICK)? {
                 if let Some(failure) = staging.as_mut().and_then(Staging::failure) {
                     return Err(failure.into());
                 }
+                pulse.works();
                 images.report();
                 report.progress(&self.status());
             }
         }
         stopping.starts()?;
-        let timeout = args.timeout.unwrap_or(TIMEOUT);
+        pulse.waits(timeout);
         let staged = staging.map(|staging| staging.commit(timeout)).transpose()?;
         let backed = backings.set(&exports, &regions, &regions::names(&exports, args));
         let options = Options {
@@ -200,7 +230,9 @@ impl Run {
             yields: args.source.iter().all(|source| is_checkpoint(source)),
             window,
             prefetch: args.prefetch.map_or(if args.no_background { 0 } else { PREFETCH }, u64::from),
-            retry: args.retry.unwrap_or(RETRY),
+            retry,
+            liveness: Some(liveness.clone()),
+            patience,
             backed,
             seed: images.seed(),
             touches: self.touches.clone(),
@@ -218,12 +250,19 @@ impl Run {
             region.ready().map_err(Failure::kernel("READY"))?;
         }
         report.ready(&args.source.join(" "), &self.status());
+        service.ready();
         let choices = CompletionOptions {
             populate: !args.no_populate,
             detach_unmapped: args.detach_unmapped,
         };
         let lingering = Lingering::new(args.complete_after);
-        let result = self.watch(&mut engine, choices, verifying.as_mut(), lingering, &mut images, report);
+        let parts = Watched {
+            verifying: verifying.as_mut(),
+            lingering,
+            images: &mut images,
+            pulse: &pulse,
+        };
+        let result = self.watch(&mut engine, choices, parts, report);
         engine.stop();
         // For the summary. If the kernel has nothing to say, it stays at what it said before.
         self.regions.iter_mut().for_each(|region| drop(region.refresh()));
@@ -235,12 +274,17 @@ impl Run {
         &mut self,
         engine: &mut Engine,
         choices: CompletionOptions,
-        mut verifying: Option<&mut Verifying>,
-        mut lingering: Lingering,
-        images: &mut SeedImages,
+        parts: Watched<'_>,
         report: &mut Report,
     ) -> Result<(), Failure> {
+        let Watched {
+            mut verifying,
+            mut lingering,
+            images,
+            pulse,
+        } = parts;
         loop {
+            pulse.works();
             let holds_back = verifying.as_ref().is_some_and(|verifying| verifying.holds_back());
             let lingers = lingering.lingers(&self.regions);
             let mut more = false;
@@ -305,8 +349,12 @@ impl Run {
         }
     }
 
-    /// Lets go of everything, and answers who has asked for that.
-    fn finish(self) {
+    /// Lets go of everything, and answers who has asked for that. If another vmemd `goes_on`, systemd keeps what it keeps; it closes that by itself if
+    /// it starts none.
+    fn finish(mut self, goes_on: bool) {
+        if !goes_on {
+            self.kept.release();
+        }
         let Self {
             regions,
             open,
@@ -342,6 +390,15 @@ fn default_streams() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MAX_STREAMS))
 }
 
+/// What is looked at while regions are filled, besides these.
+struct Watched<'a> {
+    verifying: Option<&'a mut Verifying>,
+    lingering: Lingering,
+    images: &'a mut SeedImages,
+    /// Of the main thread.
+    pulse: &'a Pulse,
+}
+
 /// Proves to others where the absent pages of these regions are, as long as the file is open: by numbers, with the names of exports.
 type Publish = Box<dyn FnOnce(BTreeMap<u64, String>) -> Option<File>>;
 
@@ -364,7 +421,7 @@ struct Source {
 
 impl Source {
     /// Files are opened here, once for each lane and once for `--verify`, while this is root.
-    fn open(args: &Receive) -> Result<Self, Failure> {
+    fn open(args: &Receive, is_kept: bool) -> Result<Self, Failure> {
         let files: Vec<_> = args.source.iter().filter_map(|source| source.strip_prefix("file:")).collect();
         if files.len() == args.source.len() {
             let open = || Local::open(files.iter().copied()).map_err(Failure::Source);
@@ -400,7 +457,12 @@ impl Source {
                 let why = "--key-file - and orders cannot both come over standard input: give a file, or a path with --control";
                 return Err(Failure::Source(vmem_source::Error::Checkpoint(why.into())));
             }
-            return stored::open(address, &args.key(), args.resume || args.attach);
+            let existing = match (is_kept, args.resume || args.attach) {
+                (true, _) => Existing::Kept,
+                (false, true) => Existing::Attached,
+                (false, false) => Existing::No,
+            };
+            return stored::open(address, &args.key(), existing);
         }
         let timeout = args.timeout.unwrap_or(TIMEOUT);
         if is_nbd(host) {

@@ -18,6 +18,7 @@ use signal_hook::iterator::Signals;
 use vmem_cli::{bytes, chain};
 use vmem_control::{Duty, Event as ControlEvent};
 use vmem_precopy::{Mode, Options};
+use vmem_service::Service;
 use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::Memory;
 use vmem_source::serve::{Event, Limits, Rounds, Server};
@@ -130,6 +131,10 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     let files = Files::default().and_certificates(args.tls.as_ref());
     warnings.extend(privileges::drop_to(user, needs, &files)?.map(str::to_owned));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let service = Service::of_this_process();
+    let liveness = service.liveness();
+    service.watch(&liveness)?;
+    server = server.with_liveness(liveness);
     let stop = Arc::new(StopEvent::new()?);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let server = Arc::new(server);
@@ -151,6 +156,7 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     }
     let address = server.local_addr()?;
     out(&format!("listening on {address}"));
+    service.ready();
     let stopper = Arc::clone(&stop);
     thread::Builder::new()
         .name("signals".to_owned())

@@ -5,6 +5,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -230,4 +232,31 @@ fn as_many_files_are_open_as_may_be_and_a_limit_is_named() {
         refused.status.code() == Some(1) && errors.contains("the limit of 100"),
         "{errors}"
     );
+}
+
+#[test]
+fn systemd_is_told_that_it_is_ready_and_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let (memory, path) = (directory.path().join("ram"), directory.path().join("notify"));
+    fs::write(&memory, [7; 4096]).unwrap();
+    // As nobody, vmemd still reaches the socket.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = UnixDatagram::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmemd"));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    command.env_remove("SYSTEMD_EXEC_PID").env_remove("WATCHDOG_PID");
+    command
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .arg(format!("ram={}", memory.display()));
+    let _source = Source::new(&mut command);
+    let mut said = Vec::new();
+    while said.len() < 8 {
+        let mut bytes = [0; 64];
+        let length = socket.recv(&mut bytes).unwrap();
+        said.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+    }
+    assert_eq!(said.iter().filter(|said| *said == "READY=1\n").count(), 1, "{said:?}");
+    assert_eq!(said.iter().filter(|said| *said == "WATCHDOG=1\n").count(), 7, "{said:?}");
 }

@@ -82,6 +82,15 @@ impl Memory {
         self.lock().mapped = mapped;
     }
 
+    /// Touches a page, and keeps every call on the region until the result is dropped.
+    pub(super) fn stall_after(&self, pgoff: u64) -> impl Sized + use<'_> {
+        let mut inner = self.lock();
+        inner.queued.insert(pgoff);
+        inner.requested.insert(pgoff);
+        rustix::io::write(&self.wanted, &1_u64.to_ne_bytes()).expect("room");
+        inner
+    }
+
     /// How many pages there is memory for.
     pub(super) fn set_room(&self, pages: u64) {
         self.lock().room = pages;

@@ -4,6 +4,8 @@
 use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
 
+use vmem_wait::Pulse;
+
 use super::hashes::Hashes;
 use super::next::NextHandler;
 use super::sender::{Sender, Served, add};
@@ -25,9 +27,18 @@ use crate::wire::version::Version;
 use crate::wire::{ErrorCode, ProtocolError, digests, exports, ranges, refusal};
 
 /// Serves one connection until it ends.
-pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
+pub(super) fn run(
+    socket: TcpStream,
+    peer: SocketAddr,
+    shared: &Shared,
+    slot: &Slot,
+    pulse: &Pulse,
+    served: &mut Served,
+) -> Result<(), Error> {
+    // What else is done than to read and to send pages has limits of its own, or waits for others.
+    pulse.rests();
     let mut link = Link::new(socket, shared.limits.timeout, Side::Source, shared.identity.as_ref())?;
-    let result = handle(&mut link, peer, shared, slot, served);
+    let result = handle(&mut link, peer, shared, slot, pulse, served);
     let answer = match &result {
         // The peer speaks another protocol: an ERROR frame would mean nothing to it.
         Err(Error::Protocol(ProtocolError::Magic(_))) => None,
@@ -45,7 +56,14 @@ pub(super) fn run(socket: TcpStream, peer: SocketAddr, shared: &Shared, slot: &S
     result
 }
 
-fn handle(link: &mut Link, peer: SocketAddr, shared: &Shared, slot: &Slot, served: &mut Served) -> Result<(), Error> {
+fn handle(
+    link: &mut Link,
+    peer: SocketAddr,
+    shared: &Shared,
+    slot: &Slot,
+    pulse: &Pulse,
+    served: &mut Served,
+) -> Result<(), Error> {
     let mut theirs = [0; greeting::SIZE];
     link.read(&mut theirs, "send its greeting")?;
     let theirs = Greeting::decode(&theirs);
@@ -88,7 +106,7 @@ fn handle(link: &mut Link, peer: SocketAddr, shared: &Shared, slot: &Slot, serve
         0 => None,
         _ => Some(Hashes::new(&shared.budget, stages.then_some(&shared.exports)).map_err(Error::Io)?),
     };
-    let mut sender = Sender::new(link, shared, lane, hashes, served);
+    let mut sender = Sender::new(link, shared, lane, hashes, pulse, served);
     let mut nexts = NextHandler::new(staging);
     loop {
         // A daemon that needs nothing sends nothing. Keep-alive probes find out that a daemon is gone.

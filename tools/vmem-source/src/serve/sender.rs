@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vmem_wait::Pulse;
+
 use super::Shared;
 use super::hashes::Hashes;
 use super::limiter::{FrameLimit, Limiter, Purpose};
@@ -50,6 +52,8 @@ pub(super) struct Sender<'a> {
     compressor: Compressor,
     /// What the peer has, if it knows how to be told so.
     hashes: Option<Hashes<'a>>,
+    /// Of the thread of the connection.
+    pulse: &'a Pulse,
     /// Counters of the connection.
     served: &'a mut Served,
     /// Counters since [`take_sent`](Self::take_sent).
@@ -62,10 +66,12 @@ impl<'a> Sender<'a> {
         shared: &'a Shared,
         lane: Lane,
         hashes: Option<Hashes<'a>>,
+        pulse: &'a Pulse,
         served: &'a mut Served,
     ) -> Self {
         Self {
             hashes,
+            pulse,
             link,
             shared,
             limiter: (lane == Lane::Stream).then_some(&*shared.limiter),
@@ -105,11 +111,22 @@ impl<'a> Sender<'a> {
 
     /// Sends the contents of pages, in PAGES frames with `tag`. The caller has checked that the export exists and has the pages.
     pub(super) fn send_pages(&mut self, tag: u32, pages: &ExportRanges) -> Result<(), Error> {
+        let result = self.read_and_send(tag, pages);
+        self.pulse.rests();
+        result
+    }
+
+    fn read_and_send(&mut self, tag: u32, pages: &ExportRanges) -> Result<(), Error> {
         let memory = &self.shared.memories[pages.export];
         self.follow_limit();
         for range in &pages.ranges {
             let mut rest = Some(*range);
             while let Some(range) = rest {
+                match memory.is_region() {
+                    // An absent page takes as long as the daemon of the region does.
+                    true => self.pulse.rests(),
+                    false => self.pulse.works(),
+                }
                 rest = memory.read(range, &mut self.chunk);
                 if self.chunk.room() == 0 {
                     self.send_chunk(tag, pages.export)?;
@@ -163,8 +180,10 @@ impl<'a> Sender<'a> {
         let (coding, contents) = compressed.unwrap_or((Coding::Plain, self.chunk.data()));
         let bytes = (HEADER_SIZE + self.head.len() + contents.len()) as u64;
         if let Some((limiter, limit)) = self.limiter.zip(self.frame_limit) {
+            self.pulse.rests();
             limiter.wait(bytes, self.purpose, limit);
         }
+        self.pulse.waits(self.shared.limits.timeout.saturating_mul(2));
         self.link.write_coded(Type::Pages, coding, tag, &[&self.head, contents])?;
         self.sent.bytes += bytes;
         self.served.bytes += bytes;

@@ -10,6 +10,8 @@ use vmem_source::Export;
 use crate::cli::{OnDeath, OnUnreadable, Receive};
 use crate::failure::Failure;
 
+use super::kept::KeptRegions;
+
 /// Permission bits of nodes unless told otherwise.
 const MODE: u32 = 0o600;
 
@@ -58,18 +60,37 @@ pub(super) fn names(exports: &[Export], args: &Receive) -> Vec<String> {
     exports.iter().map(name).collect()
 }
 
-/// A region for each export: a new one, or one that has lost its daemon.
-pub(super) fn open(control: &Control, files: &Files, exports: &[Export], args: &Receive) -> Result<Vec<Arc<Region>>, Failure> {
+/// A region for each export: a new one, one that has lost its daemon, or one that systemd has kept.
+pub(super) fn open(
+    control: &Control,
+    files: &Files,
+    exports: &[Export],
+    args: &Receive,
+    kept: &mut KeptRegions,
+) -> Result<Vec<Arc<Region>>, Failure> {
     exports
         .iter()
         .zip(names(exports, args))
-        .map(|(export, name)| open_one(control, files, &name, export, args).map(Arc::new))
+        .map(|(export, name)| {
+            let kept = kept.region(&name, export)?;
+            open_one(control, files, &name, export, args, kept).map(Arc::new)
+        })
         .collect()
 }
 
-fn open_one(control: &Control, files: &Files, name: &str, export: &Export, args: &Receive) -> Result<Region, Failure> {
+fn open_one(
+    control: &Control,
+    files: &Files,
+    name: &str,
+    export: &Export,
+    args: &Receive,
+    kept: Option<Region>,
+) -> Result<Region, Failure> {
     let failed = || Failure::kernel(format!("cannot serve region {name}"));
-    let region = if args.resume {
+    let is_kept = kept.is_some();
+    let region = if let Some(region) = kept {
+        Ok(region)
+    } else if args.resume {
         control.attach(name)
     } else {
         match builder(name, export.length(), args).create(control) {
@@ -84,7 +105,7 @@ fn open_one(control: &Control, files: &Files, name: &str, export: &Export, args:
         }
     };
     let region = region.map_err(failed())?;
-    for option in args.of_new_regions().into_iter().filter(|_| !args.resume) {
+    for option in args.of_new_regions().into_iter().filter(|_| !args.resume && !is_kept) {
         tracing::warn!("{option} has no effect on region {name}, which exists");
     }
     if region.size() != export.size() {

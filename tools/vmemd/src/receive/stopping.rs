@@ -100,6 +100,11 @@ impl Stopping {
         Ok(())
     }
 
+    /// Whether a client wants the end.
+    pub(super) fn is_requested(&self) -> bool {
+        self.lock().is_requested
+    }
+
     /// A client wants the end. Waits for nothing.
     pub(super) fn request(&self) {
         let mut progress = self.lock();

@@ -28,15 +28,27 @@ const GIVE_BACK_LIMIT: Duration = Duration::from_secs(5);
 /// What else is read: how much memory is left.
 const READABLE: [&str; 2] = ["/proc", "/sys"];
 
+/// Whether the regions may have pages of a checkpoint already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Existing {
+    /// They are new.
+    No,
+    /// `--resume` or `--attach` was given. Nobody knows which checkpoint the pages are of.
+    Attached,
+    /// systemd has kept them, and knows.
+    Kept,
+}
+
 /// The source of this address. The store is opened when the first lane is connected: a lease is renewed by a thread, and threads begin when
-/// privileges have been given up. `existing` regions may have pages of a checkpoint already, and must not get those of another one.
-pub(super) fn open(address: &str, key: &KeyOptions, existing: bool) -> Result<Source, Failure> {
+/// privileges have been given up. `existing` regions must not get pages of another checkpoint than they have.
+pub(super) fn open(address: &str, key: &KeyOptions, existing: Existing) -> Result<Source, Failure> {
     let unusable = |error: Box<dyn std::error::Error + Send + Sync>| Failure::Source(vmem_source::Error::Checkpoint(error));
     let address: Address = address.parse().map_err(|error: String| unusable(error.into()))?;
-    if existing && address.checkpoint.sequence.is_none() {
+    if existing == Existing::Attached && address.checkpoint.sequence.is_none() {
         let why = "--resume and --attach need the number of the checkpoint (GUEST@N): the latest may be another one than before";
         return Err(unusable(why.into()));
     }
+    let existing = existing != Existing::No;
     // While this is root, and before its standard input is read for anything else.
     let key = key.read().map_err(|error| unusable(error.into()))?;
     let confinement = match &address.store {
@@ -176,13 +188,19 @@ mod tests {
 
     #[test]
     fn store_that_does_not_exist_is_no_lost_source() {
-        let failed = open("/nonexistent/store#guest0@1", &KeyOptions::default(), false)
+        let failed = open("/nonexistent/store#guest0@1", &KeyOptions::default(), Existing::No)
             .err()
             .expect("no store");
         assert_eq!(failed.code(), 3, "{failed}");
-        assert_eq!(open("/tmp", &KeyOptions::default(), false).err().expect("no guest").code(), 3);
+        assert_eq!(
+            open("/tmp", &KeyOptions::default(), Existing::No)
+                .err()
+                .expect("no guest")
+                .code(),
+            3
+        );
         // The same for regions that were filled from it: it is away.
-        let away = open("/nonexistent/store#guest0@1", &KeyOptions::default(), true)
+        let away = open("/nonexistent/store#guest0@1", &KeyOptions::default(), Existing::Attached)
             .err()
             .expect("no store");
         assert_eq!(away.code(), 2, "{away}");
@@ -192,13 +210,13 @@ mod tests {
     fn region_that_exists_needs_the_number_of_its_checkpoint() {
         let directory = tempfile::tempdir().expect("a directory");
         let address = |checkpoint| format!("{}#guest0{checkpoint}", directory.path().display());
-        let failed = open(&address("@latest"), &KeyOptions::default(), true)
+        let failed = open(&address("@latest"), &KeyOptions::default(), Existing::Attached)
             .err()
             .expect("not known which");
         assert!(format!("{failed:?}").contains("GUEST@N"), "{failed:?}");
         assert!(
-            open(&address("@3"), &KeyOptions::default(), true).is_ok()
-                && open(&address(""), &KeyOptions::default(), false).is_ok()
+            open(&address("@3"), &KeyOptions::default(), Existing::Attached).is_ok()
+                && open(&address(""), &KeyOptions::default(), Existing::No).is_ok()
         );
     }
 
@@ -222,7 +240,7 @@ mod tests {
                 key_command: command,
                 key_file: None,
             };
-            let opened = open(&format!("{}#guest0@1", store.display()), &options, false).expect("a source");
+            let opened = open(&format!("{}#guest0@1", store.display()), &options, Existing::No).expect("a source");
             let failed = (opened.connect)(Lane::Urgent).err().expect("no checkpoint");
             vmem_cli::chain(&failed)
         };
