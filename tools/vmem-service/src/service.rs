@@ -73,14 +73,13 @@ impl Service {
     /// A thread cannot be started.
     pub fn watch(&self, liveness: &Liveness) -> io::Result<()> {
         match self.watchdog {
-            Some(interval) => watchdog::start(*self, interval, liveness.clone()),
+            Some(interval) => {
+                let service = *self;
+                let say_alive = move || service.notify(&[NotifyState::Watchdog]);
+                watchdog::start(interval, liveness.clone(), say_alive)
+            }
             None => Ok(()),
         }
-    }
-
-    /// The process is alive.
-    pub(crate) fn alive(&self) {
-        self.notify(&[NotifyState::Watchdog]);
     }
 
     /// Has systemd keep a duplicate of the descriptor under this name: a process of this service that is started again gets it
@@ -131,6 +130,7 @@ fn barrier() -> io::Result<()> {
 mod tests {
     use std::fs::File;
     use std::io::Read;
+    use std::thread;
 
     use crate::socket::{as_service, in_service};
 
@@ -183,5 +183,34 @@ mod tests {
         // A systemd that is too old to say what it keeps.
         let said = as_service(name, &[(ROOM, "3")]);
         assert_eq!(said.len(), 1);
+    }
+
+    const INTERVAL: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn systemd_hears_nothing_while_a_thread_is_stuck() {
+        if in_service() {
+            let service = Service::of_this_process();
+            let liveness = service.liveness();
+            let (stuck, idle) = (liveness.watch("stuck"), liveness.watch("idle"));
+            idle.rests();
+            stuck.rests();
+            service.watch(&liveness).expect("a thread");
+            thread::sleep(INTERVAL * 5);
+            // From here on it shows no sign: it is overdue after another interval.
+            stuck.works();
+            thread::sleep(INTERVAL * 20);
+            stuck.works();
+            return thread::sleep(INTERVAL / 2);
+        }
+        let microseconds = INTERVAL.as_micros().to_string();
+        let name = "service::tests::systemd_hears_nothing_while_a_thread_is_stuck";
+        let said = as_service(name, &[("WATCHDOG_USEC", &microseconds)]);
+        // 10 before, 2 or 3 until it is overdue, 1 or 2 after it; 50 if it were not noticed. A busy machine sleeps longer.
+        assert!(said.iter().all(|(text, _)| text == "WATCHDOG=1\n"));
+        assert!((2..=20).contains(&said.len()), "{} signs", said.len());
+        // That of another process is none of this one's.
+        let others = as_service(name, &[("WATCHDOG_USEC", &microseconds), ("WATCHDOG_PID", "1")]);
+        assert_eq!(others.len(), 0);
     }
 }
