@@ -128,7 +128,7 @@ impl Plan {
     /// The shortest time from the beginning of a round to that of the next one. While a few hot pages are all that is left, rounds would
     /// follow each other too fast to tell anything about the program.
     const INTERVAL: Duration = Duration::from_millis(100);
-    /// This part of a memory's chunks is taken ahead of its turn out of a log that began with all pages.
+    /// Chunks are taken ahead of their turn out of a log that began with all pages: by one part in so many of all chunks.
     const AHEAD: u64 = 4;
 
     pub(crate) fn new(logs: Vec<Box<dyn DirtyMemory>>, options: Options, defer: Defer) -> Result<Self, Error> {

@@ -52,8 +52,8 @@ pub enum Defer {
     Nothing,
     /// Those that were written in several of the last rounds.
     Hot,
-    /// Those, and in the first round those that were written before their turn, if the log tells which these are: one that began with all
-    /// pages does not.
+    /// Those, and in the first round those that were written before their turn, as far as the log tells which these are: one that began
+    /// with all pages tells it of a chunk from when that is taken ahead of its turn.
     #[default]
     HotAndEarly,
 }

@@ -45,11 +45,7 @@ fn lanes_that_have_nothing_to_do_are_alive() {
 fn lane_that_waits_for_a_silent_source_is_alive_within_its_time_limit_alone() {
     let file = source_file(4000, 2);
     let source = Source::new(&[("ram", &file)]);
-    // Pieces of 64 KiB of the stream pass a gate, of which a few are let through, and then no more.
-    let link = Link::new(source.address, |_, lane| match lane {
-        STREAM => Weather::Gate(1 << 16),
-        _ => Weather::Fair,
-    });
+    let link = Link::gated_stream(source.address);
     link.gate.open(3);
     let memory = Arc::new(Memory::new(4000));
     let (liveness, options) = watched(Options {

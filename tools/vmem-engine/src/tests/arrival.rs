@@ -60,10 +60,7 @@ fn several_regions_fill_while_programs_touch_them() {
 fn pages_that_come_without_the_engine_are_not_fetched() {
     let file = source_file(4000, 6);
     let source = Source::new(&[("ram", &file)]);
-    let link = Link::new(source.address, |_, lane| match lane {
-        STREAM => Weather::Gate(1 << 16),
-        _ => Weather::Fair,
-    });
+    let link = Link::gated_stream(source.address);
     let memory = Arc::new(Memory::new(4000));
     let options = Options { backed: true, ..OPTIONS };
     let (mut engine, stats) = start(&[Arc::clone(&memory)], to(link.address), options);
@@ -88,11 +85,7 @@ fn pages_that_come_without_the_engine_are_not_fetched() {
 fn faults_are_served_while_the_stream_is_blocked() {
     let file = source_file(4000, 5);
     let source = Source::new(&[("ram", &file)]);
-    // Pieces of 64 KiB of the stream pass a gate, of which a few are let through, and then no more.
-    let link = Link::new(source.address, |_, lane| match lane {
-        STREAM => Weather::Gate(1 << 16),
-        _ => Weather::Fair,
-    });
+    let link = Link::gated_stream(source.address);
     link.gate.open(3);
     let memory = Arc::new(Memory::new(4000));
     let (mut engine, stats) = start(&[Arc::clone(&memory)], to(link.address), OPTIONS);
@@ -119,10 +112,7 @@ fn faults_are_served_while_the_stream_is_blocked() {
 fn stream_continues_behind_the_latest_fault() {
     let file = source_file(8192, 6);
     let source = Source::new(&[("ram", &file)]);
-    let link = Link::new(source.address, |_, lane| match lane {
-        STREAM => Weather::Gate(1 << 16),
-        _ => Weather::Fair,
-    });
+    let link = Link::gated_stream(source.address);
     let memory = Arc::new(Memory::new(8192));
     // One question at a time.
     let options = Options { window: 1, ..OPTIONS };

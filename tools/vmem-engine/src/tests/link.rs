@@ -54,6 +54,14 @@ impl Gate {
 }
 
 impl Link {
+    /// A network to `source` that lets the stream pass a gate in pieces of 64 KiB, and all else at once.
+    pub(super) fn gated_stream(source: SocketAddr) -> Self {
+        Self::new(source, |_, lane| match lane {
+            super::STREAM => Weather::Gate(1 << 16),
+            _ => Weather::Fair,
+        })
+    }
+
     /// A network to `source`. `weather` is asked for each connection: its number, from 0, and the lane byte of its greeting.
     pub(super) fn new(source: SocketAddr, weather: impl Fn(u64, u8) -> Weather + Send + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");

@@ -152,10 +152,7 @@ fn source_with_other_memory_after_reconnect_is_refused() {
 fn new_daemon_continues_after_a_stopped_one() {
     let file = source_file(3000, 14);
     let source = Source::new(&[("ram", &file)]);
-    let link = Link::new(source.address, |_, lane| match lane {
-        STREAM => Weather::Gate(1 << 16),
-        _ => Weather::Fair,
-    });
+    let link = Link::gated_stream(source.address);
     link.gate.open(30);
     let memory = Arc::new(Memory::new(3000));
     let (engine, _) = start(&[Arc::clone(&memory)], to(link.address), OPTIONS);
