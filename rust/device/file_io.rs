@@ -284,10 +284,9 @@ impl NamedFile {
     }
 
     fn next_data(&self, pgoff: u64) -> Option<u64> {
-        let next = [
-            self.memory.next_page(pgoff),
-            self.region().pages().next_absent(pgoff),
-        ];
+        // Absent pages first: one that comes meanwhile is in the memory by then.
+        let absent = self.region().pages().next_absent(pgoff);
+        let next = [absent, self.memory.next_page(pgoff)];
         next.into_iter().flatten().min()
     }
 
@@ -296,12 +295,14 @@ impl NamedFile {
         let mut at = pgoff;
         loop {
             cond_resched_or_killed()?;
-            let Some(hole) = self.memory.next_hole(at, pages.nr()) else {
+            // The memory has nothing of an absent page, which is no hole: the look at the memory
+            // counts only if the page was present before.
+            let Some(present) = pages.next_present(at) else {
                 return Ok(None);
             };
-            match pages.next_present(hole) {
-                Some(present) if present == hole => return Ok(Some(hole)),
-                Some(present) => at = present,
+            match self.memory.next_hole(present, pages.nr()) {
+                Some(hole) if hole == present => return Ok(Some(hole)),
+                Some(hole) => at = hole,
                 None => return Ok(None),
             }
         }

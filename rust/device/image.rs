@@ -387,8 +387,8 @@ impl Image {
             }
             at = at.saturating_add(1);
             if is_data {
-                // Up to the next page of the memory, of the copies, or that is absent, there is
-                // nothing.
+                // Up to the next page that is absent, of the memory, or of the copies, there is
+                // nothing. A page that comes, or is copied, meanwhile is found in the next place.
                 let absent = self
                     .region()
                     .and_then(|region| region.pages().next_absent(at));

@@ -50,6 +50,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         access::TESTS,
         files::TESTS,
         files::contents::TESTS,
+        files::holes::TESTS,
         files::ways::TESTS,
         files::programs::TESTS,
         files::passthrough::TESTS,

@@ -2,6 +2,7 @@
 //! Regions as files of the file system `vmem`: the directory, and what a file says of itself.
 
 pub(super) mod contents;
+pub(super) mod holes;
 pub(super) mod impostor;
 mod one_file;
 pub(super) mod passthrough;

@@ -36,7 +36,6 @@ crate::tests![
     write_from_a_page_that_does_not_come_holds_up_nobody_else,
     punch_discards_before_and_after_conversion,
     punch_zeroes_parts_of_pages,
-    holes_are_present_pages_without_memory,
     willneed_and_readahead_request_without_waiting,
     other_ways_to_change_a_file_are_refused,
 ];
@@ -470,41 +469,6 @@ fn punch_zeroes_parts_of_pages() -> Outcome {
 
 fn expected_page(pgoff: u64) -> Vec<u8> {
     bytes_of(&contents(pgoff))
-}
-
-fn holes_are_present_pages_without_memory() -> Outcome {
-    const PAGE: u64 = PAGE_SIZE as u64;
-    let named = Named::new()?;
-    let end = PAGES as u64 * PAGE;
-    let find = |from| seek(&named.file, from);
-    // An absent page is data.
-    equal!(find(SeekFrom::Hole(0))?, end);
-    equal!(find(SeekFrom::Data(77))?, 77);
-    named.setting.region.mark_zero(&[pages(8, 4), pages(20, 2)]).complete()?;
-    named.setting.fill([12])?;
-    equal!(find(SeekFrom::Hole(0))?, 8 * PAGE);
-    equal!(find(SeekFrom::Data(8 * PAGE))?, 12 * PAGE);
-    equal!(find(SeekFrom::Hole(9 * PAGE + 5))?, 9 * PAGE + 5);
-    equal!(find(SeekFrom::Hole(12 * PAGE))?, 20 * PAGE);
-    equal!(find(SeekFrom::Data(21 * PAGE))?, 22 * PAGE);
-    equal!(find(SeekFrom::Hole(22 * PAGE))?, end);
-    refused!(find(SeekFrom::Hole(end)), NXIO);
-    refused!(find(SeekFrom::Data(end)), NXIO);
-    named.setting.region.mark_unreadable(&[pages(31, 1)]).complete()?;
-    named.setting.region.mark_zero(&[pages(22, 9)]).complete()?;
-    // A copy fails at an unreadable page, and has no zeros for it.
-    equal!(find(SeekFrom::Data(22 * PAGE))?, 31 * PAGE);
-    named.setting.region.mark_zero(&[pages(31, 1)]).complete()?;
-    refused!(find(SeekFrom::Data(22 * PAGE)), NXIO);
-    equal!(find(SeekFrom::End(-5))?, end - 5);
-    let other = Setting::create(region("two", 4))?;
-    other.region.mark_zero(&[pages(0, 4)]).complete()?;
-    let two = named.mount.open("two")?;
-    equal!(seek(&two, SeekFrom::Hole(0))?, 0);
-    other.area()?.poke(2 * PAGE_SIZE, 1);
-    equal!(seek(&two, SeekFrom::Data(0))?, 2 * PAGE);
-    equal!(seek(&two, SeekFrom::Hole(2 * PAGE))?, 3 * PAGE);
-    Ok(())
 }
 
 fn willneed_and_readahead_request_without_waiting() -> Outcome {
