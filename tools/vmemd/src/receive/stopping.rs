@@ -32,12 +32,14 @@ enum Stage {
     Running(Sender<Event>),
 }
 
-/// The stage of a run, and whether a client wants its end.
+/// The stage of a run, and who wants its end.
 #[derive(Default)]
 struct Progress {
     stage: Stage,
-    /// Stays set: an order to stop can come after the order to start, when nothing reads orders any more, and before the engine runs.
+    /// A client does.
     is_requested: bool,
+    /// A client or a signal does. Stays set: this can come after the order to start, when nothing reads orders any more, and before the engine runs.
+    is_ending: bool,
 }
 
 /// What ends a run, whatever it is at.
@@ -67,35 +69,31 @@ impl Stopping {
     ///
     /// # Errors
     ///
-    /// A client has said `stop` meanwhile.
+    /// A client has said `stop` meanwhile, or a signal has come.
     pub(super) fn starts(&self) -> Result<(), Failure> {
-        match self.lock().is_requested {
+        match self.lock().is_ending {
             true => Err(Failure::Stopped),
             false => Ok(()),
         }
     }
 
-    /// The engine runs. Ends it if a client has said `stop` while it was being started.
+    /// The engine runs. Ends it if a client or a signal has asked for the end while it was being started.
     pub(super) fn runs(&self, events: Sender<Event>) {
         let mut progress = self.lock();
         progress.stage = Stage::Running(events);
-        if progress.is_requested {
+        if progress.is_ending {
             self.act(&progress.stage);
         }
     }
 
-    /// Has signals end the run. Before the engine runs they end the process.
+    /// Has signals end the run. Before the regions are open they end the process.
     pub(super) fn handle_signals(&self) -> Result<(), Failure> {
         let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::local("cannot handle signals"))?;
         let this = self.clone();
         thread::spawn(move || {
             // A second one has nothing to add.
             signals.forever().next();
-            let stage = this.lock().stage.clone();
-            if let Stage::Running(events) = stage {
-                end(&events);
-            }
-            (this.exit)();
+            this.signal();
         });
         Ok(())
     }
@@ -109,7 +107,19 @@ impl Stopping {
     pub(super) fn request(&self) {
         let mut progress = self.lock();
         progress.is_requested = true;
+        progress.is_ending = true;
         self.act(&progress.stage);
+    }
+
+    /// A signal has come. The process ends within [`GRACE`].
+    fn signal(&self) {
+        {
+            let mut progress = self.lock();
+            progress.is_ending = true;
+            self.act(&progress.stage);
+        }
+        thread::sleep(GRACE);
+        (self.exit)();
     }
 
     fn act(&self, stage: &Stage) {
@@ -184,6 +194,22 @@ mod tests {
         stopping.request();
         assert_eq!(orders.try_recv(), Ok(Order::Start));
         assert!(matches!(stopping.starts(), Err(Failure::Stopped)));
+    }
+
+    #[test]
+    fn signal_ends_a_run_that_holds_or_is_being_started() {
+        let (sender, orders) = channel();
+        let stopping = stopping();
+        stopping.holds(sender);
+        let signalled = stopping.clone();
+        thread::spawn(move || signalled.signal());
+        assert_eq!(orders.recv_timeout(LONG), Ok(Order::Stop));
+        assert!(!stopping.is_requested(), "another vmemd may go on");
+        // As if it had come after the order to start.
+        assert!(matches!(stopping.starts(), Err(Failure::Stopped)));
+        let (sender, events) = channel();
+        stopping.runs(sender);
+        assert!(matches!(events.recv_timeout(LONG), Ok(Event::Signal)));
     }
 
     #[test]
