@@ -22,7 +22,11 @@ const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 const WHERE: &str = "where the directory of the authority is, and copy the files here";
 const MAKE: &str = "vmemctl tls add-host authority $(hostname -f)";
 
-/// One finding for each file, and one if they cannot be used together. A relative directory is where the command runs.
+/// Modes that let all users look into the directory, and read a certificate.
+const SEARCHABLE: u32 = 0o005;
+const READABLE: u32 = 0o004;
+
+/// One finding for each file, one if they cannot be used together, and one for each mode that keeps renewed certificates from vmemd. A relative directory is where the command runs.
 pub(super) fn look(host: &Host, directory: &Path) -> Vec<Finding> {
     let directory = if directory.is_absolute() {
         host.at(directory)
@@ -41,7 +45,24 @@ pub(super) fn look(host: &Host, directory: &Path) -> Vec<Finding> {
             findings.push(Finding::missing(SUBJECT, format!("{}; make them {WHERE}", chain(&error))).mend(MAKE));
         }
     }
+    let certificates = ["ca.pem", "cert.pem"].map(|name| (directory.join(name), READABLE));
+    let kept = [(directory, SEARCHABLE)].into_iter().chain(certificates);
+    findings.extend(kept.filter_map(|(path, mode)| kept_from_others(&path, mode)));
     findings
+}
+
+/// vmemd is no longer root when it looks whether the files have changed.
+fn kept_from_others(path: &Path, mode: u32) -> Option<Finding> {
+    let mode_of_all = fs::metadata(path).ok()?.permissions().mode();
+    if mode_of_all & mode == mode {
+        return None;
+    }
+    let shown = path.display();
+    let text = format!(
+        "{shown} cannot be read by all users: a vmemd that runs as nobody uses no renewed certificate until it is started again"
+    );
+    let mend = if mode == SEARCHABLE { 755 } else { 644 };
+    Some(Finding::note(SUBJECT, text).mend(format!("chmod {mend} {shown}")))
 }
 
 /// Whether the line of the file says it already.
@@ -128,7 +149,9 @@ mod tests {
         ] {
             fs::write(directory.join(name), text).expect("a file");
         }
-        fs::set_permissions(directory.join("key.pem"), Permissions::from_mode(0o600)).expect("a mode");
+        for (name, mode) in [("", 0o755), ("ca.pem", 0o644), ("cert.pem", 0o644), ("key.pem", 0o600)] {
+            fs::set_permissions(directory.join(name), Permissions::from_mode(mode)).expect("a mode");
+        }
     }
 
     fn states(fake: &Fake) -> Vec<State> {
@@ -169,6 +192,24 @@ mod tests {
         let key = fake.host.at("/etc/vmem/key.pem");
         fs::set_permissions(key, Permissions::from_mode(0o644)).expect("a mode");
         assert_eq!(states(&fake)[2], State::Note);
+    }
+
+    #[test]
+    fn certificates_that_vmemd_cannot_read_again_are_noted() {
+        let fake = Fake::new();
+        with_days(&fake, -1, 300);
+        for (path, mode, other, mend) in [
+            ("/etc/vmem", 0o755, 0o750, "chmod 755 "),
+            ("/etc/vmem/cert.pem", 0o644, 0o600, "chmod 644 "),
+        ] {
+            let path = fake.host.at(path);
+            fs::set_permissions(&path, Permissions::from_mode(other)).expect("a mode");
+            let findings = look(&fake.host, Path::new("/etc/vmem"));
+            let last = findings.last().expect("findings");
+            assert_eq!((findings.len(), last.state), (4, State::Note), "{findings:?}");
+            assert_eq!(last.mend.as_deref(), Some(format!("{mend}{}", path.display()).as_str()));
+            fs::set_permissions(&path, Permissions::from_mode(mode)).expect("a mode");
+        }
     }
 
     #[test]
