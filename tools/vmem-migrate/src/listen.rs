@@ -6,8 +6,8 @@
 //! such a connection hands it over to the process that receives the guest.
 
 mod conversation;
+mod passed_on;
 mod place;
-mod service;
 mod template;
 
 use std::io::{self, Read};
@@ -24,6 +24,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmem_cli::Signals;
 use vmem_process::printable;
+use vmem_service::Service;
 use vmem_wait::MessageLimit;
 
 use crate::error::{Cause, Error};
@@ -68,7 +69,8 @@ pub fn run(cli: &Common, args: &Listen) -> Result<(), Error> {
         .local_addr()
         .map_err(Cause::call("cannot get the address of the listening socket"))?;
     report.note(&format!("listening on {address} for guests, {} at a time", args.most));
-    service::notify("READY=1");
+    let service = Service::of_this_process();
+    service.ready();
     let door = Door::new(args.most);
     while signals.check().is_ok() {
         if let Err(error) = door.accept(&listener) {
@@ -76,14 +78,14 @@ pub fn run(cli: &Common, args: &Listen) -> Result<(), Error> {
             thread::sleep(PAUSE);
         }
     }
-    service::notify("STOPPING=1");
+    service.stopping();
     report.note("no more guests are accepted; those on their way arrive nevertheless");
     Ok(())
 }
 
 /// The listening socket: the one that systemd has passed on, or a new one.
 fn open(security: &Security, args: &Listen) -> Result<TcpListener, Cause> {
-    let listener = match service::socket() {
+    let listener = match passed_on::listener() {
         None => security.listen(args.listen)?,
         Some(listener) => {
             let address = listener.local_addr();
@@ -198,7 +200,7 @@ fn start() -> io::Result<(Child, UnixStream)> {
         .arg0("vmemctl")
         .args(std::env::args_os().skip(1))
         .arg("--conversation");
-    service::hide_from(&mut command);
+    vmem_service::hide_from(&mut command);
     // A signal of the terminal is for this process only.
     command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
     Ok((command.spawn()?, ours))

@@ -13,4 +13,4 @@ mod socket;
 mod watchdog;
 
 pub use kept::{Kept, KeptError};
-pub use service::Service;
+pub use service::{Service, hide_from};

@@ -4,7 +4,7 @@
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process;
+use std::process::{self, Command};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +14,8 @@ use sd_notify::NotifyState;
 use crate::watchdog;
 use vmem_wait::Liveness;
 
+/// Where systemd waits for what the service says.
+pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 /// The process that systemd has started (systemd.exec(5), since version 248).
 const MAIN_PROCESS: &str = "SYSTEMD_EXEC_PID";
 /// How many descriptors systemd keeps for the service (since version 254).
@@ -58,6 +60,11 @@ impl Service {
     /// The service does what it is there for from now on.
     pub fn ready(&self) {
         self.notify(&[NotifyState::Ready]);
+    }
+
+    /// The service begins to end.
+    pub fn stopping(&self) {
+        self.notify(&[NotifyState::Stopping]);
     }
 
     /// What becomes of threads that show no sign of life: see [`watch`](Self::watch).
@@ -113,6 +120,11 @@ impl Service {
     }
 }
 
+/// Lets a child process know of no systemd: it is no service.
+pub fn hide_from(command: &mut Command) {
+    command.env_remove(SOCKET);
+}
+
 /// Waits until systemd has done what it was told: then it closes a descriptor.
 fn barrier() -> io::Result<()> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -145,7 +157,8 @@ mod tests {
             service
                 .keep("a@1", File::open("/dev/zero").expect("a device").as_fd())
                 .expect("a socket");
-            return service.forget(["a@1", "b@2"]);
+            service.forget(["a@1", "b@2"]);
+            return service.stopping();
         }
         let own = "own process";
         let said = as_service(
@@ -160,7 +173,8 @@ mod tests {
                 "FDSTORE=1\nFDNAME=a@1\nFDPOLL=0\n",
                 "FDSTOREREMOVE=1\nFDNAME=a@1\n",
                 "FDSTOREREMOVE=1\nFDNAME=b@2\n",
-                "BARRIER=1\n"
+                "BARRIER=1\n",
+                "STOPPING=1\n"
             ]
         );
         let fd = said[1].1.as_ref().expect("a descriptor").try_clone().expect("a duplicate");

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-const SOCKET: &str = "NOTIFY_SOCKET";
+use crate::service::SOCKET;
+
 /// In the variable of this name, the process that the test runs itself as.
 const TEST: &str = "VMEM_SERVICE_TEST";
 
