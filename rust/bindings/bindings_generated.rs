@@ -579,8 +579,10 @@ unsafe extern "C" {
     pub fn vmem_backing_copy(
         to: *mut folio,
         pgoff: ffi::c_ulong,
+        file: *mut file,
         from: *mut folio,
-        index: ffi::c_ulong,
+        pos: ffi::c_longlong,
+        len: ffi::c_ulong,
     ) -> ffi::c_int;
 }
 unsafe extern "C" {

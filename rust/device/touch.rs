@@ -126,7 +126,7 @@ fn copy_cached(
         let len = contents_of(pgoff, region.length());
         backing.file().cached(backing.position(pgoff)?, len)
     };
-    let copy = |pgoff, cached: &CachedPage| {
+    let copy = |pgoff, cached: &CachedPage<'_>| {
         let from = PageSource::Cache(cached);
         region.staging().fill_page(pgoff, from, charge).ok()
     };

@@ -121,17 +121,23 @@ static bool copy_survives_broken_memory(void)
 #endif
 }
 
-/* Copies page @index of the file's folio to page @pgoff of a folio that is locked. */
-int vmem_backing_copy(struct folio *to, unsigned long pgoff, struct folio *from,
-		      unsigned long index)
+/*
+ * Copies the page at @pos from the file's folio to page @pgoff of a folio that is locked.
+ * @len bytes of it count. An error if the file may have lost some of them meanwhile.
+ */
+int vmem_backing_copy(struct folio *to, unsigned long pgoff, struct file *file,
+		      struct folio *from, long long pos, unsigned long len)
 {
 	struct page *dst = folio_file_page(to, pgoff);
-	struct page *src = folio_file_page(from, index);
+	struct page *src = folio_file_page(from, pos >> PAGE_SHIFT);
 
-	if (copy_survives_broken_memory())
-		return copy_mc_highpage(dst, src) ? -EIO : 0;
-	copy_highpage(dst, src);
-	return 0;
+	if (!copy_survives_broken_memory())
+		copy_highpage(dst, src);
+	else if (copy_mc_highpage(dst, src))
+		return -EIO;
+	/* A truncation shortens the file, and then makes zeros of what the folio has behind. */
+	smp_rmb();
+	return pos + len > i_size_read(file->f_mapping->host) ? -ESTALE : 0;
 }
 
 void vmem_backing_put(struct folio *folio)
@@ -173,7 +179,11 @@ long vmem_backing_read(struct file *file, long long pos, void *to,
 	}
 	revert_creds(own);
 	set_active_memcg(old);
-	return done ?: nr;
+	if (!done)
+		return nr;
+	/* As in vmem_backing_copy(): what the file has lost may have been read as zeros. */
+	smp_rmb();
+	return clamp_t(loff_t, i_size_read(file->f_mapping->host) - pos, 0, done);
 }
 
 /*

@@ -12,7 +12,6 @@ use super::{
     memcg::Memcg,
     shared::InodeId, //
 };
-use crate::model::range::PAGE_SIZE;
 use kernel::{
     error::{
         from_err_ptr,
@@ -55,12 +54,13 @@ impl BackingFile {
     }
 
     /// The page at `pos`, of which `len` bytes count, if the page cache has it.
-    pub(crate) fn cached(&self, pos: u64, len: u64) -> Option<CachedPage> {
-        let (signed, len) = (i64::try_from(pos).ok()?, usize::try_from(len).ok()?);
+    pub(crate) fn cached(&self, pos: u64, len: u64) -> Option<CachedPage<'_>> {
+        let (pos, len) = (i64::try_from(pos).ok()?, usize::try_from(len).ok()?);
         // SAFETY: By the type invariants.
-        let folio = unsafe { bindings::vmem_backing_cached(self.0.as_ptr(), signed, len) };
-        // SAFETY: The function returns a reference, which is ours, to the folio that has the page.
-        unsafe { CachedPage::new(folio, pos / PAGE_SIZE) }
+        let folio = unsafe { bindings::vmem_backing_cached(self.0.as_ptr(), pos, len) };
+        // SAFETY: The function returns a reference, which is ours, to the file's folio that has the
+        // page.
+        unsafe { CachedPage::new(&self.0, folio, pos, len) }
     }
 
     /// Reads from `pos` on, as far as the file goes, up to the capacity of `to`, which is empty. It

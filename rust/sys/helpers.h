@@ -143,8 +143,8 @@ int vmem_setlease(struct file *file, int arg, struct file_lease **lease,
 struct file *vmem_backing_get(int fd);
 struct folio *vmem_backing_cached(struct file *file, long long pos,
 				  unsigned long len);
-int vmem_backing_copy(struct folio *to, unsigned long pgoff, struct folio *from,
-		      unsigned long index);
+int vmem_backing_copy(struct folio *to, unsigned long pgoff, struct file *file,
+		      struct folio *from, long long pos, unsigned long len);
 void vmem_backing_put(struct folio *folio);
 long vmem_backing_read(struct file *file, long long pos, void *to,
 		       unsigned long len, struct mem_cgroup *charge);

@@ -243,7 +243,7 @@ impl Staging {
 #[derive(Clone, Copy)]
 pub(crate) enum PageSource<'a> {
     /// The page cache of a file.
-    Cache(&'a CachedPage),
+    Cache(&'a CachedPage<'a>),
     /// Memory of the kernel, up to a page. The rest of the page is zeros.
     Memory(&'a [u8]),
 }

@@ -62,6 +62,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         backing::TESTS,
         backing::refusal::TESTS,
         backing::slow::TESTS,
+        backing::truncated::TESTS,
         ready::TESTS,
         daemon_death::TESTS,
         mapping::TESTS,

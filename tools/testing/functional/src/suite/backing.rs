@@ -3,6 +3,7 @@
 
 pub(super) mod refusal;
 pub(super) mod slow;
+pub(super) mod truncated;
 
 use std::fs::{self, File};
 use std::io::{Seek, Write};
