@@ -85,7 +85,11 @@ impl NamedFile {
             }
             if wait != IoWait::Forever {
                 self.refuse(pgoff);
-                return Err(EAGAIN);
+                // If the page came before that, nobody is woken.
+                if region.pages().is_awaited(pgoff) {
+                    return Err(EAGAIN);
+                }
+                continue;
             }
             match region.await_page(pgoff, None, WaitMode::Killable) {
                 WaitOutcome::Done | WaitOutcome::Mapped => {}

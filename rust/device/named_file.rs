@@ -32,6 +32,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            Full,
             Relaxed, //
         },
         Arc, //
@@ -66,8 +67,8 @@ impl NamedFile {
 
     /// A read or write does not wait for this page.
     pub(super) fn refuse(&self, pgoff: u64) {
-        // Before poll() looks at the page.
-        if self.awaited.xchg(pgoff, Relaxed) == NOTHING {
+        // Before the caller, and poll(), look at the page.
+        if self.awaited.xchg(pgoff, Full) == NOTHING {
             self.region().pages().count_refusal();
         }
     }

@@ -98,7 +98,8 @@ static int file_getattr(struct mnt_idmap *idmap, const struct path *path,
 	if (err)
 		stat->nlink = 0;
 	else
-		stat->blocks = attrs.pages << (PAGE_SHIFT - SECTOR_SHIFT);
+		/* Absent pages are no hole, which tar takes a file without blocks for. */
+		stat->blocks = max(attrs.pages, 1) << (PAGE_SHIFT - SECTOR_SHIFT);
 	return 0;
 }
 

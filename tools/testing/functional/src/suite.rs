@@ -54,6 +54,7 @@ pub(crate) fn all() -> impl Iterator<Item = crate::Test> {
         files::ways::TESTS,
         files::programs::TESTS,
         files::passthrough::TESTS,
+        files::polling::TESTS,
         files::impostor::TESTS,
         call::TESTS,
         request::TESTS,
