@@ -121,7 +121,7 @@ impl FaultPolicy for Mapped {
         self.with_log(|log| log.copy_before_write().await_open());
     }
 
-    fn allows_fault_around(&self, write_faults: bool) -> bool {
+    fn allows_fault_around(&self, _around: PageRange, write_faults: bool) -> bool {
         write_faults || !self.region().is_logged()
     }
 }
@@ -186,7 +186,7 @@ pub(super) fn await_present(
         match found {
             Touch::Present => return Ok(filled),
             Touch::Unreadable => return Err(unreadable(region)),
-            Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_absent_touches() => {
+            Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_request(pgoff) => {
                 return Err(sigbus(region))
             }
             Touch::NewlyRequested

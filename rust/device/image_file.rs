@@ -287,8 +287,9 @@ impl FaultPolicy for Arc<OpenImage> {
         }
     }
 
-    fn allows_fault_around(&self, _write_faults: bool) -> bool {
-        true
+    /// A copy may have been dropped before its folio was locked.
+    fn allows_fault_around(&self, around: PageRange, _write_faults: bool) -> bool {
+        self.image.has_copies(around)
     }
 }
 

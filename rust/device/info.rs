@@ -69,18 +69,24 @@ pub(crate) fn get_features(arg: UserArg) -> Result {
 
 /// The state and the counters.
 pub(crate) fn info(region: &Region) -> vmem_info {
-    let counts = region.pages().counts();
-    let (waiters, oldest_wait_ns) = region.pages().waiters();
+    // What others follow from comes first: a conversion lets mappings go, a daemon is ready while
+    // it is attached, and ends when its pages are present.
+    let mappings = Mappings::<Mapped>::of(region.staging()).count();
+    let is_attached = region.daemon().is_attached();
+    let is_ready = is_attached && region.daemon().is_ready();
     let mut state = 0;
     for (holds, bit) in [
-        (region.daemon().is_attached(), VMEM_STATE_ATTACHED),
-        (region.daemon().is_ready(), VMEM_STATE_READY),
+        (is_attached, VMEM_STATE_ATTACHED),
+        (is_ready, VMEM_STATE_READY),
         (region.is_plain(), VMEM_STATE_PLAIN),
     ] {
         if holds {
             state |= bit;
         }
     }
+    let backed = region.pages().backed.get();
+    let counts = region.pages().counts();
+    let (waiters, oldest_wait_ns) = region.pages().waiters();
     vmem_info {
         id: region.id(),
         size: region.size(),
@@ -95,9 +101,9 @@ pub(crate) fn info(region: &Region) -> vmem_info {
         faults: region.pages().faults.get(),
         requests: region.pages().requests.get(),
         sigbus: region.sigbus.get(),
-        mappings: Mappings::<Mapped>::of(region.staging()).count(),
+        mappings,
         length: region.length(),
-        backed: region.pages().backed.get(),
+        backed,
         reserved: 0,
     }
 }

@@ -229,6 +229,13 @@ impl Pages {
         Ok(requested)
     }
 
+    /// Whether a page is absent and requested.
+    pub(super) fn is_requested(&self, pgoff: u64) -> bool {
+        self.range(pgoff, 1)
+            .and_then(|page| self.any_requested(page))
+            .is_ok_and(|is_requested| is_requested)
+    }
+
     /// A touch of a page. Requests the page if it is absent. Returns the state that the touch has
     /// found.
     pub(super) fn touch(&self, pgoff: u64) -> Touch {

@@ -248,6 +248,12 @@ impl Region {
         self.config.flags & VMEM_CREATE_SIGBUS != 0 && !self.daemon.is_attached()
     }
 
+    /// Whether a touch that has requested this page fails at once. The page is looked at after the
+    /// daemon, which may have brought it before its end.
+    pub(crate) fn fails_request(&self, pgoff: u64) -> bool {
+        self.fails_absent_touches() && self.pages.is_requested(pgoff)
+    }
+
     /// Whether an unreadable page counts as broken memory.
     pub(crate) fn poisons(&self) -> bool {
         self.config.flags & VMEM_CREATE_POISON != 0

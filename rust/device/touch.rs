@@ -155,9 +155,7 @@ pub(super) fn touch_for_call(region: &Arc<Region>, pgoff: u64) -> Result<bool> {
     match touch(region, pgoff, || None) {
         Touch::Present => Ok(true),
         Touch::Unreadable => Err(EIO),
-        Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_absent_touches() => {
-            Err(EIO)
-        }
+        Touch::NewlyRequested | Touch::AlreadyRequested if region.fails_request(pgoff) => Err(EIO),
         Touch::NewlyRequested
         | Touch::AlreadyRequested
         | Touch::NewlyClaimed

@@ -60,8 +60,9 @@ pub(crate) trait FaultPolicy {
     /// Waits for a short time until a page may become writable.
     fn await_writable(&self) {}
 
-    /// Whether pages around the touched one may be mapped, too. Called with their folio locked.
-    fn allows_fault_around(&self, write_faults: bool) -> bool;
+    /// Whether these pages, which are around the touched one, may be mapped, too. Called with their
+    /// folio locked.
+    fn allows_fault_around(&self, around: PageRange, write_faults: bool) -> bool;
 }
 
 /// The decision about a page that a fault wants to map.
@@ -423,7 +424,10 @@ impl Fault<'_> {
             let Some(folio) = staging.trylock_cached(pgoff) else {
                 continue;
             };
-            if folio.is_large() || !policy.allows_fault_around(write_faults) {
+            let Some(page) = PageRange::within(pgoff, 1, u64::MAX) else {
+                continue;
+            };
+            if folio.is_large() || !policy.allows_fault_around(page, write_faults) {
                 continue;
             }
             let addr = first.saturating_add(at * PAGE_SIZE);

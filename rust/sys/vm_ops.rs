@@ -141,7 +141,8 @@ impl<M: VmOps> VmOpsTables<M> {
         match PageRange::within(start as u64, nr, u64::MAX) {
             // The caller is in an RCU read-side section, whose end the start of a log waits for.
             Some(range)
-                if memory.blocks_present(range) && memory.allows_fault_around(write_faults) =>
+                if memory.blocks_present(range)
+                    && memory.allows_fault_around(range, write_faults) =>
             {
                 // SAFETY: The caller's arguments, for the page cache of the VMA's file.
                 unsafe { kernel::bindings::filemap_map_pages(vmf, start, end) }
