@@ -69,7 +69,7 @@ test-packages: build	## installs, uses, upgrades and purges these packages, in a
 	@tools/testing/test packages
 
 .PHONY: test-kernels
-test-kernels: build	## vmem-kernel-rust and dkms build the module for the kernels of Debian's archive, each of which then runs tests (FILTER=... for some lines of the list)
+test-kernels: build	## vmem-kernel-rust and dkms build the module for the kernels of Debian's archive, some of which then run tests (FILTER=... for some lines of the list)
 	@tools/testing/test kernels
 
 .PHONY: hibernation
@@ -198,13 +198,13 @@ uninstall:		## removes what `make install` has put there (DESTDIR, PREFIX)
 .PHONY: clean distclean
 clean:			## what was built; the build root stays
 	rm -rf $(BUILD)/host $(BUILD)/arm64/module $(BUILD)/arm64/samples $(BUILD)/guest $(BUILD)/host-target $(BUILD)/module $(BUILD)/module-* $(BUILD)/mutants $(BUILD)/samples $(BUILD)/target \
-		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/deb-target $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/libvirt
+		$(BUILD)/vm $(BUILD)/results $(BUILD)/deb $(BUILD)/deb-target $(BUILD)/docs $(BUILD)/hibernation $(BUILD)/kernels $(BUILD)/libvirt
 distclean:		## everything
 	rm -rf --one-file-system $(BUILD)
 
 .PHONY: help
 help:			## this
-	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z][a-z0-9 -]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 # One thing after the other: the steps use all processors themselves.
 .NOTPARALLEL:
