@@ -110,7 +110,7 @@ a_service_whose_vmemd_is_killed_keeps_its_regions() {
 }
 
 a_service_that_is_stuck_is_started_again() {
-	local source reader service_options=WatchdogSec=4
+	local source reader service_options=WatchdogSec=8
 	start_source_of_services
 	kill "$source"
 	wait "$source"
@@ -118,7 +118,7 @@ a_service_that_is_stuck_is_started_again() {
 	start_destination
 	wait_for "systemd keeps the region" is_kept 1
 	# Those that have nothing to do are not stuck.
-	sleep 6
+	sleep 12
 	[ "$(show memory NRestarts)" = 0 ]
 	[ "$(show source NRestarts)" = 0 ]
 	kill -STOP "$(show memory MainPID)"

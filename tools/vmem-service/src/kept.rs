@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::process;
 
+use crate::service::Service;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// Whom the descriptors are for.
@@ -39,6 +40,20 @@ impl Kept {
         let take = |(number, name)| take(number).map(|fd| Self { name, fd });
         let passed = sd_notify::listen_fds_with_names()?;
         passed.map(take).collect::<io::Result<_>>().map_err(KeptError)
+    }
+
+    /// For a service that keeps nothing: closes what systemd has passed to this process, as to one with other arguments, and has systemd close it. To be
+    /// called once, and first of all. Returns the names.
+    ///
+    /// # Errors
+    ///
+    /// As of [`take`](Self::take).
+    pub fn let_go(service: &Service) -> Result<Vec<String>, KeptError> {
+        let names: Vec<String> = Self::take()?.into_iter().map(|kept| kept.name).collect();
+        if !names.is_empty() {
+            service.forget(names.iter().map(String::as_str));
+        }
+        Ok(names)
     }
 }
 
@@ -85,6 +100,20 @@ mod tests {
         let name = "kept::tests::what_is_passed_to_another_process_is_not_taken";
         as_service(name, &[]);
         as_service(name, &[(PROCESS, "1"), ("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a:b")]);
+    }
+
+    #[test]
+    fn what_is_passed_to_a_service_that_keeps_nothing_is_let_go_of() {
+        if in_service() {
+            assert_eq!(Kept::let_go(&Service::of_this_process()).expect("it is open"), ["a@1"]);
+            // Its number may be another one's by now.
+            return assert_ne!(fs::read_link("/proc/self/fd/3").ok(), Some("/dev/zero".into()));
+        }
+        let name = "kept::tests::what_is_passed_to_a_service_that_keeps_nothing_is_let_go_of";
+        let passed = [(PROCESS, "own process"), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "a@1")];
+        let said = as_service(name, &passed);
+        let texts: Vec<_> = said.iter().map(|(text, _)| text.as_str()).collect();
+        assert_eq!(texts, ["FDSTOREREMOVE=1\nFDNAME=a@1\n", "BARRIER=1\n"]);
     }
 
     #[test]

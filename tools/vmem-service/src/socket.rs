@@ -3,7 +3,7 @@
 //! again.
 
 use std::env;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -22,7 +22,8 @@ pub(crate) fn in_service() -> bool {
     env::var_os(TEST).is_some()
 }
 
-/// Runs the test of this name as a service with these variables, `own process` being its process ID. Returns what it says to systemd.
+/// Runs the test of this name as a service with these variables, `own process` being its process ID. Returns what it says to systemd. Its descriptor 3
+/// is open.
 pub(crate) fn as_service(test: &str, variables: &[(&str, &str)]) -> Vec<(String, Option<OwnedFd>)> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("notify");
@@ -32,7 +33,7 @@ pub(crate) fn as_service(test: &str, variables: &[(&str, &str)]) -> Vec<(String,
     let mut service = Command::new("/bin/sh");
     service.args([
         "-c",
-        "for own; do export \"$own=$$\"; done; exec \"$PROGRAM\" --exact \"$NAME\"",
+        "for own; do export \"$own=$$\"; done; exec \"$PROGRAM\" --exact \"$NAME\" 3</dev/zero",
         "sh",
     ]);
     service.args(
@@ -49,7 +50,7 @@ pub(crate) fn as_service(test: &str, variables: &[(&str, &str)]) -> Vec<(String,
     for variable in ["SYSTEMD_EXEC_PID", "FDSTORE", "WATCHDOG_USEC", "WATCHDOG_PID"] {
         service.env_remove(variable);
     }
-    service.envs(variables.iter().copied()).stdout(Stdio::null());
+    service.envs(variables.iter().copied()).stdout(Stdio::piped());
     let mut service = service.spawn().expect("a process");
     socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a socket");
     let mut said = Vec::new();
@@ -62,7 +63,12 @@ pub(crate) fn as_service(test: &str, variables: &[(&str, &str)]) -> Vec<(String,
             break status;
         }
     };
-    assert!(status.success(), "{test} as a service: {status}");
+    let printed = service.stdout.take().map(io::read_to_string);
+    let printed = printed.expect("a pipe").expect("text");
+    assert!(
+        status.success() && printed.contains("1 passed"),
+        "{test} as a service: {status}: {printed}"
+    );
     said
 }
 

@@ -60,7 +60,10 @@ impl Liveness {
     /// The name of a thread whose sign of life is overdue.
     #[must_use]
     pub fn overdue(&self) -> Option<String> {
-        let now = self.0.milliseconds();
+        self.overdue_at(self.0.milliseconds())
+    }
+
+    fn overdue_at(&self, now: u64) -> Option<String> {
         let threads = self.0.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut threads = threads.iter().filter_map(Weak::upgrade);
         let late = threads.find(|thread| thread.due.load(Ordering::Relaxed) < now);
@@ -116,44 +119,57 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
-    use std::thread::sleep;
-
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const PATIENCE: u64 = 20;
 
-    fn later() {
-        sleep(PATIENCE * 3);
+    fn watched() -> (Liveness, u64) {
+        let liveness = Liveness::new(Duration::from_millis(PATIENCE));
+        let now = liveness.0.milliseconds();
+        (liveness, now)
+    }
+
+    /// When a thread of which a sign is taken after this call is overdue for certain, if the sign comes within seconds.
+    fn late(liveness: &Liveness) -> u64 {
+        liveness.0.milliseconds() + 100_000
     }
 
     #[test]
     fn thread_that_works_and_shows_no_sign_is_overdue() {
-        let liveness = Liveness::new(PATIENCE);
+        let (liveness, _) = watched();
         let pulse = liveness.watch("stream");
         let other = liveness.clone().watch("urgent");
         other.rests();
-        later();
-        assert_eq!(liveness.overdue().as_deref(), Some("stream"));
+        assert_eq!(liveness.overdue_at(late(&liveness)).as_deref(), Some("stream"));
+        let now = liveness.0.milliseconds();
         pulse.works();
-        assert_eq!(liveness.overdue(), None);
-        later();
+        assert_eq!(liveness.overdue_at(now + PATIENCE), None);
         drop(pulse);
-        assert_eq!(liveness.overdue(), None, "a thread that has ended owes nothing");
+        assert_eq!(
+            liveness.overdue_at(late(&liveness)),
+            None,
+            "a thread that has ended owes nothing"
+        );
     }
 
     #[test]
     fn thread_that_rests_or_waits_within_its_limit_is_not_overdue() {
-        let liveness = Liveness::new(PATIENCE);
+        let (liveness, now) = watched();
         let pulses = [liveness.watch("a"), liveness.watch("b")];
         pulses[0].rests();
-        pulses[1].waits(PATIENCE * 10);
-        later();
-        assert_eq!(liveness.overdue(), None);
-        sleep(PATIENCE * 12);
-        assert_eq!(liveness.overdue().as_deref(), Some("b"));
+        pulses[1].waits(Duration::from_millis(PATIENCE * 10));
+        assert_eq!(liveness.overdue_at(now + PATIENCE * 11), None);
+        assert_eq!(liveness.overdue_at(late(&liveness)).as_deref(), Some("b"));
         let unwatched = Liveness::default();
         let _pulse = unwatched.watch("c");
-        later();
-        assert_eq!(unwatched.overdue(), None);
+        assert_eq!(unwatched.overdue_at(late(&unwatched)), None);
+    }
+
+    #[test]
+    fn time_passes() {
+        let (liveness, _) = watched();
+        let _pulse = liveness.watch("stream");
+        std::thread::sleep(Duration::from_millis(PATIENCE * 3));
+        assert_eq!(liveness.overdue().as_deref(), Some("stream"));
     }
 }

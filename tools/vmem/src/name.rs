@@ -52,7 +52,7 @@ impl Name {
         node_path(&self.0)
     }
 
-    /// The name that a system call gives. `None` if it is empty.
+    /// The name that a system call gives. `None` if it is empty, or no name.
     pub(crate) fn from_sys(padded: &[c_char; VMEM_NAME_MAX as usize]) -> Option<Self> {
         let text = padded.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
         Self::new(&String::from_utf8(text).ok()?).ok()

@@ -156,13 +156,15 @@ impl Run {
         let exports = regions::taken(first.exports(), args)?;
         pulse.works();
         let regions = regions::open(&control, &files, &exports, args, &mut self.kept)?;
-        let can_resume = control.features().map_err(Failure::kernel("GET_FEATURES"))?.resume;
-        // Nobody would give a vmemd that follows the order to start again.
-        if can_resume && !args.hold {
+        if args.hold {
+            // Nobody would give a vmemd that follows the order to start again.
+            self.kept.keep_none();
+        } else {
+            let can_resume = control.features().map_err(Failure::kernel("GET_FEATURES"))?.resume;
             let names = regions::names(&exports, args);
             let named = names.iter().zip(&exports).zip(&regions);
-            self.kept
-                .keep(named.map(|((name, export), region)| (name.as_str(), export, &**region)));
+            let named = named.map(|((name, export), region)| (name.as_str(), export, &**region));
+            self.kept.keep(named, can_resume);
         }
         report.show_paths(files);
         let backings = Backings::new(backing_files, args, &control)?;

@@ -18,7 +18,7 @@ use signal_hook::iterator::Signals;
 use vmem_cli::{bytes, chain};
 use vmem_control::{Duty, Event as ControlEvent};
 use vmem_precopy::{Mode, Options};
-use vmem_service::Service;
+use vmem_service::{Kept, KeptError, Service};
 use vmem_source::endpoint::is_loopback;
 use vmem_source::memory::Memory;
 use vmem_source::serve::{Event, Limits, Rounds, Server};
@@ -65,6 +65,8 @@ pub(crate) enum ServeFailure {
     Tls(#[from] vmem_tls::Error),
     #[error("no control socket")]
     Control(#[from] vmem_control::Error),
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     #[error("cannot go on")]
     Io(#[from] io::Error),
 }
@@ -83,6 +85,10 @@ impl ServeFailure {
 
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
+    let service = Service::of_this_process();
+    for name in Kept::let_go(&service)? {
+        tracing::warn!("systemd has kept the descriptor {name} for a vmemd that fills regions: it is let go of");
+    }
     let load = |directory: &PathBuf| Identity::load_allowing(directory, &args.allow_names);
     let identity = args.tls.as_ref().map(load).transpose()?;
     if identity.is_none() && !args.insecure && !is_loopback(&args.listen) {
@@ -131,7 +137,6 @@ pub(crate) fn run(args: &Serve) -> Result<(), ServeFailure> {
     let files = Files::default().and_certificates(args.tls.as_ref());
     warnings.extend(privileges::drop_to(user, needs, &files)?.map(str::to_owned));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let service = Service::of_this_process();
     let liveness = service.liveness();
     service.watch(&liveness)?;
     server = server.with_liveness(liveness);

@@ -91,11 +91,20 @@ impl KeptRegions {
     }
 
     /// Has systemd keep these regions from now on, too, and lets go of those that no export has taken.
-    pub(super) fn keep<'a>(&mut self, regions: impl ExactSizeIterator<Item = (&'a str, &'a Export, &'a Region)>) {
+    ///
+    /// It keeps none if the module cannot ask again for what this process has been asked for.
+    pub(super) fn keep<'a>(
+        &mut self,
+        regions: impl ExactSizeIterator<Item = (&'a str, &'a Export, &'a Region)>,
+        can_resume: bool,
+    ) {
         self.release_rest();
         let room = self.service.room();
         if room == 0 {
             return;
+        }
+        if !can_resume {
+            return tracing::warn!("systemd keeps no descriptor: the module that is loaded does not know VMEM_RESUME");
         }
         if room < regions.len() {
             let wanted = regions.len();
@@ -115,6 +124,12 @@ impl KeptRegions {
                 Err(error) => tracing::warn!("systemd cannot keep the descriptor {label}: {error}"),
             }
         }
+    }
+
+    /// Has systemd keep none of the regions, and lets go of those that no export has taken.
+    pub(super) fn keep_none(&mut self) {
+        self.release_rest();
+        self.release();
     }
 
     /// Lets go of the regions that no export has taken.
