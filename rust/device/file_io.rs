@@ -86,10 +86,10 @@ impl NamedFile {
             if wait != IoWait::Forever {
                 self.refuse(pgoff);
                 // If the page came before that, nobody is woken.
-                if region.pages().is_awaited(pgoff) {
+                if region.pages().is_awaited(pgoff) || !touch_for_call(region, pgoff)? {
                     return Err(EAGAIN);
                 }
-                continue;
+                return Ok(());
             }
             match region.await_page(pgoff, None, WaitMode::Killable) {
                 WaitOutcome::Done | WaitOutcome::Mapped => {}
