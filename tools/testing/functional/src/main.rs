@@ -20,6 +20,7 @@ mod link;
 mod patience;
 mod probes;
 mod program;
+mod schema;
 mod server;
 mod setting;
 mod suite;

@@ -20,6 +20,7 @@ use super::qemu::{MEMORY, Qemu, serve_zeros};
 use super::vmemd::beside;
 use crate::adopted::Adopted;
 use crate::failure::{Outcome, ensure, equal};
+use crate::schema;
 use crate::setting::Setting;
 use crate::world::{insert_module, module_users, remove_module, wait_until};
 
@@ -222,6 +223,7 @@ fn check_measured(guest: &mut Guest) -> Outcome {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+    schema::DIRTY_RATE.check(&said)?;
     check_trace(&fs::read_to_string(&trace)?)?;
     let number = |before: &str| -> Outcome<f64> {
         let (_, number) = said.split_once(before).ok_or(format!("no {before} in {said}"))?;

@@ -41,7 +41,7 @@ impl Drop for Tmpfs {
 /// What a large folio loses by a truncation is zeros in it, as long as somebody holds it.
 fn file_that_is_truncated_meanwhile_gives_no_zeros() -> Outcome {
     const PAGES: usize = 512;
-    const ROUNDS: usize = 200;
+    const ROUNDS: usize = 50;
     let (mount, tmpfs) = (Mount::new("a")?, Tmpfs::new()?);
     let all: Vec<u8> = (0..PAGES as u64).flat_map(|pgoff| bytes_of(&contents(pgoff))).collect();
     let (mut kept, mut lost) = (0, 0);
@@ -76,7 +76,7 @@ fn file_that_is_truncated_meanwhile_gives_no_zeros() -> Outcome {
                 }
                 Ok(read)
             });
-            (0..round * 500).for_each(|_| spin_loop());
+            (0..round * 2000).for_each(|_| spin_loop());
             source.set_len(PAGE_SIZE as u64)?;
             let read = reader.join().map_err(|_| "a thread has panicked")??;
             kept += read;

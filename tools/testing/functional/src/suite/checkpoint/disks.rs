@@ -28,6 +28,7 @@ fn merged(store: &Store, guest: &Guest, disks: &str) -> Outcome {
         ensure!(block.contains(&format!("\"backing_file_depth\": {depth}")), "{block}");
     }
     for checkpoint in ["guest0@1", "guest0@2", "guest0@5"] {
+        store.run("show", &["--json", checkpoint])?;
         let shown = store.run("show", &[checkpoint])?;
         ensure!(!shown.contains("written since"), "{shown}");
     }

@@ -390,6 +390,8 @@ pub(super) fn killed(store: &Store, guest: &mut Guest) -> Outcome {
     wait_until("the memory can be tracked again", || {
         Ok(store.end("create", &["--qmp", &qmp.to_string_lossy()])?.status.success())
     })?;
+    // The schema allows what that prints.
+    store.run("list", &["--json"])?;
     // Each one that is listed is whole.
     let listed = store.run("list", &[])?;
     let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();

@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use vmem::PAGE_SIZE;
 
 use crate::failure::{Outcome, ensure};
+use crate::schema;
 use crate::suite::vmemd::beside;
 use crate::world::wait_until;
 
@@ -82,7 +83,9 @@ impl Store {
             "{command} {arguments:?}: {:?} {stderr}",
             output.status
         );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        schema::CHECKPOINT.check(&said)?;
+        Ok(said)
     }
 
     pub(super) fn end(&self, command: &str, arguments: &[&str]) -> Outcome<Output> {
@@ -185,8 +188,8 @@ impl Restore {
         let wanted = format!("\"event\":\"{event}\"");
         let mut seen = String::new();
         loop {
-            let mut line = String::new();
-            ensure!(self.output.read_line(&mut line)? > 0, "it has ended without {event}: {seen}");
+            let line = self.line()?;
+            ensure!(!line.is_empty(), "it has ended without {event}: {seen}");
             ensure!(!line.contains("\"event\":\"checkpoint-failed\""), "{line}");
             // Nested events of vmemd have other names.
             if line.contains(&wanted) {
@@ -201,8 +204,8 @@ impl Restore {
         let wanted = format!("\"event\":\"{event}\"");
         let mut last = None;
         loop {
-            let mut line = String::new();
-            ensure!(self.output.read_line(&mut line)? > 0, "it has ended without {event}");
+            let line = self.line()?;
+            ensure!(!line.is_empty(), "it has ended without {event}");
             if line.starts_with(&format!("{{{wanted}")) {
                 return Ok(last.ok_or(format!("no line with {text}"))?);
             }
@@ -210,6 +213,14 @@ impl Restore {
                 last = Some(line);
             }
         }
+    }
+
+    /// The next line; empty at the end.
+    fn line(&mut self) -> Outcome<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        schema::CHECKPOINT.check(&line)?;
+        Ok(line)
     }
 
     /// Its process.

@@ -20,6 +20,7 @@ use super::snapshot::{directory, names, snapshot_figure};
 use super::{rust_sample, success};
 use crate::adopted::page_bytes;
 use crate::failure::{Outcome, ensure, equal};
+use crate::schema;
 use crate::setting::{Board, Setting, bytes_of, contents, pages};
 use crate::world::wait_until;
 
@@ -116,6 +117,7 @@ fn vmemctl_shows_the_region_of_a_process() -> Outcome {
 fn vmemctl_shows_a_region_that_is_tracked() -> Outcome {
     let setting = incomplete("shown")?;
     let line = || -> Outcome<Vec<String>> {
+        schema::REGION.check(&success(vmemctl(&["list", "--json"])?)?)?;
         let list = success(vmemctl(&["list"])?)?;
         let mut lines = list.lines().filter(|line| line.starts_with("shown "));
         let line = lines.next().ok_or(format!("no line in:\n{list}"))?;
@@ -233,6 +235,7 @@ fn vmemctl_leaves_absent_pages_of_a_snapshot_out_if_that_is_wanted() -> Outcome 
     let arguments = ["--skip-absent", "--force", "--json", "--out", &image.to_string_lossy()];
     let said = success(vmemctl(&[&["snapshot", "skips"], &arguments[..]].concat())?)?;
     ensure!(said.contains("\"left_out\":0"), "{said}");
+    schema::REGION.check(&said)?;
     check_file(&image, 0..PAGES)
 }
 
@@ -293,6 +296,7 @@ fn check_qemu(setting: &Setting, qemu: &Qemu, image: &Path, arguments: &[&str]) 
     let others = pages.filter(|(file, memory)| file != memory).count();
     ensure!(others < 16, "{others} pages are not what QEMU's memory holds");
     ensure!(file.iter().any(|byte| *byte != 0), "there is nothing in it");
+    schema::REGION.check(&said)?;
     let (_, number) = said.split_once("\"left_out\":").ok_or(format!("no number in {said}"))?;
     let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse()?)

@@ -16,6 +16,7 @@ use super::{WRITER_PAGES, c_sample, rust_sample, success, writer};
 use crate::adopted::page_bytes;
 use crate::failure::{Outcome, ensure, equal};
 use crate::program::Program;
+use crate::schema;
 use crate::setting::{bytes_of, contents, page};
 use crate::tracked::memfd;
 use crate::world::{field, wait_until};
@@ -264,6 +265,7 @@ fn vmemctl_replaces_a_file_only_by_force() -> Outcome {
     ensure!(said.contains("exists: --force replaces it"), "{said}");
     equal!(fs::read(&image)?, b"old");
     let json = success(snapshot(&["--force", "--json"])?)?;
+    schema::REGION.check(&json)?;
     check_instant(&fs::read(&image)?)?;
     equal!(names(&directory)?, ["image"]);
     let figure = format!("\"bytes\":{}", WRITER_PAGES * PAGE_SIZE);

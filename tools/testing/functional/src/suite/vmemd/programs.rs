@@ -9,6 +9,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::failure::{Outcome, ensure};
+use crate::schema;
 
 /// A program beside this one.
 pub(crate) fn beside(name: &str) -> Outcome<Command> {
@@ -172,6 +173,7 @@ impl Daemon {
         self.output.read_to_string(&mut self.heard)?;
         let errors = errors.join().map_err(|_| "a thread has panicked")??.unwrap_or_default();
         let code = self.process.0.wait()?.code();
+        schema::VMEMD.check(&self.heard)?;
         Ok(End {
             code,
             output: self.heard,
