@@ -14,7 +14,7 @@ pub(super) mod ways;
 use std::fs::{self, File, OpenOptions};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,7 +66,14 @@ impl Mount {
 
     /// Opens a region's file for reading and writing.
     pub(super) fn open(&self, name: &str) -> Outcome<File> {
-        Ok(OpenOptions::new().read(true).write(true).open(self.path(name))?)
+        self.open_with(name, OFlags::empty())
+    }
+
+    /// The same with these flags.
+    pub(super) fn open_with(&self, name: &str, flags: OFlags) -> Outcome<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags.bits() as i32);
+        Ok(options.open(self.path(name))?)
     }
 
     /// The names in it.

@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::hint::spin_loop;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 use rustix::fs::OFlags;
@@ -56,8 +56,7 @@ fn file_that_is_truncated_meanwhile_gives_no_zeros() -> Outcome {
         source.write_all(&all)?;
         setting.region.set_backing(setting.region.pages(), all_of(&source, 64))?;
         // Pages that the file has lost are requested, and nobody brings them.
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(mount.path("one"))?;
+        let file = mount.open_with("one", OFlags::NONBLOCK)?;
         thread::scope(|scope| -> Outcome {
             let reader = scope.spawn(|| -> Outcome<usize> {
                 let mut page = vec![0; PAGE_SIZE];

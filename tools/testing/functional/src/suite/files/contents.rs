@@ -58,9 +58,7 @@ impl Named {
 
     /// The file once more, with these flags.
     fn open(&self, flags: OFlags) -> Outcome<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(flags.bits() as i32);
-        Ok(options.open(self.mount.path("one"))?)
+        self.mount.open_with("one", flags)
     }
 
     /// What the file holds now.

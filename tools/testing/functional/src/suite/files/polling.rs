@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Programs that do not wait in a read, and are told when to read again.
 
-use std::fs::OpenOptions;
 use std::hint::spin_loop;
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -23,8 +22,7 @@ fn edge_triggered_epoll_hears_of_each_page() -> Outcome {
     const PAGES: usize = 20_000;
     const LONG: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
     let (mount, setting) = (Mount::new("a")?, Setting::create(region("one", PAGES))?);
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(mount.path("one"))?;
+    let file = mount.open_with("one", OFlags::NONBLOCK)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(
         &epoll,
